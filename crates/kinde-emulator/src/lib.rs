@@ -1,0 +1,1 @@
+//! A local Kinde: keys, tokens, users, signed webhooks on Kinde's retry schedule, and faults on demand.

@@ -1,0 +1,1 @@
+//! What a user's state is, and how observations from any source join into it. Pure: no I/O, no clock.

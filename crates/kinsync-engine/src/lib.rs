@@ -1,0 +1,1 @@
+//! Does it: queue, projector and stores on tokio.

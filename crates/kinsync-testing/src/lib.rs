@@ -1,0 +1,1 @@
+//! Proves it: real servers, a test application, seeded histories.

@@ -1,0 +1,1 @@
+//! Embeds kinsync in any tower or axum application.
