@@ -1,1 +1,55 @@
-//! What a user's state is, and how observations from any source join into it. Pure: no I/O, no clock.
+//! What a user's state is, and how observations from any source join into it.
+//!
+//! Pure: no I/O, no clock, no randomness. Every source (webhook, login, profile, reconcile) makes
+//! [`Observation`]s; [`UserState::join`] is the only way in which they meet. The join is
+//! associative, commutative and idempotent, so any order and any repetition of the same
+//! observations gives the same state.
+//!
+//! In reading order:
+//! - [`ids`]: who is observed
+//! - [`version`]: what orders observations
+//! - [`field`]: the fields of a user, and their values
+//! - [`observation`]: what one source says of one user
+//! - [`state`]: all that is known of one user
+//! - [`join`]: how two states become one
+//! - [`email`]: who owns an address
+//! - [`document`]: what an application reads
+//!
+//! ```
+//! use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
+//!
+//! let ada = UserId::parse("kp_ada").unwrap();
+//! let event = |at, what| Observation {
+//!     user: ada.clone(), version: Version::event(Micros(at), "event_1"), source: Source::Webhook, what,
+//! };
+//! let named = event(1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
+//! let deleted = event(2, What::Deleted);
+//!
+//! // A late delivery does not bring a deleted user back, whatever the order of arrival.
+//! let state = UserState::of(&deleted).join(UserState::of(&named));
+//! assert!(!state.is_live());
+//! assert_eq!(state, UserState::of(&named).join(UserState::of(&deleted)));
+//! ```
+#![warn(missing_docs)]
+
+pub mod ids;
+pub mod version;
+
+pub mod field;
+
+pub mod observation;
+
+pub mod state;
+
+pub mod join;
+
+pub mod email;
+
+pub mod document;
+
+pub use document::{Standing, UserDocument};
+pub use field::{Field, Group, Identity, Organization, Profile, Value};
+pub use ids::UserId;
+pub use observation::{Observation, Source, What};
+pub use state::{Register, UserState};
+pub use version::{Micros, Rank, Version};

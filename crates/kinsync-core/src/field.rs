@@ -1,0 +1,249 @@
+//! The fields of a user and their values.
+//!
+//! A new synced field is a variant of [`Field`] here, one line where an event or a snapshot is
+//! translated, and nothing else: join, stores and documents go through [`Field::ALL`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::version::Micros;
+
+/// A field of a user that kinsync keeps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Field {
+    Email,
+    FirstName,
+    LastName,
+    Phone,
+    Username,
+    IsSuspended,
+    IsPasswordResetRequested,
+    Organizations,
+    Picture,
+    EmailVerified,
+    CreatedOn,
+    ProvidedId,
+    Identities,
+    /// Codes of the user's organizations as a scan lists them: without roles and permissions.
+    OrganizationCodes,
+}
+
+/// Which source usually carries a field. Each group keeps one version for all its fields as long
+/// as they came together.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Group {
+    /// Fields that every `user.created` and `user.updated` carries.
+    Event,
+    /// Fields that no event carries.
+    Scan,
+}
+
+impl Field {
+    /// Every field, in a fixed order.
+    pub const ALL: [Self; 14] = [
+        Self::Email,
+        Self::FirstName,
+        Self::LastName,
+        Self::Phone,
+        Self::Username,
+        Self::IsSuspended,
+        Self::IsPasswordResetRequested,
+        Self::Organizations,
+        Self::Picture,
+        Self::EmailVerified,
+        Self::CreatedOn,
+        Self::ProvidedId,
+        Self::Identities,
+        Self::OrganizationCodes,
+    ];
+
+    /// The key in a user document, unless the operator maps it to another one.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::FirstName => "firstName",
+            Self::LastName => "lastName",
+            Self::Phone => "phone",
+            Self::Username => "username",
+            Self::IsSuspended => "isSuspended",
+            Self::IsPasswordResetRequested => "isPasswordResetRequested",
+            Self::Organizations => "organizations",
+            Self::Picture => "picture",
+            Self::EmailVerified => "emailVerified",
+            Self::CreatedOn => "createdOn",
+            Self::ProvidedId => "providedId",
+            Self::Identities => "identities",
+            Self::OrganizationCodes => "organizationCodes",
+        }
+    }
+
+    /// The field with this [`Field::key`].
+    pub fn from_key(key: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.key() == key)
+    }
+
+    /// Which source usually carries the field.
+    pub fn group(self) -> Group {
+        match self {
+            Self::Email
+            | Self::FirstName
+            | Self::LastName
+            | Self::Phone
+            | Self::Username
+            | Self::IsSuspended
+            | Self::IsPasswordResetRequested
+            | Self::Organizations => Group::Event,
+            _ => Group::Scan,
+        }
+    }
+
+    /// Whether an empty text means that there is none: Kinde sends `""` for the email of a user
+    /// who signs in by phone.
+    fn empty_is_null(self) -> bool {
+        matches!(self, Self::Email | Self::Phone)
+    }
+}
+
+/// A value of a field. Totally ordered, so that two values of equal version still join to one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Value {
+    /// Known to have no value.
+    Null,
+    /// A yes or no.
+    Flag(bool),
+    /// An instant.
+    Time(Micros),
+    /// A text, never evaluated.
+    Text(Arc<str>),
+    /// Memberships with roles and permissions, sorted by code.
+    Organizations(Vec<Organization>),
+    /// Organization codes, sorted.
+    Codes(Vec<String>),
+    /// Sign-in identities, sorted.
+    Identities(Vec<Identity>),
+}
+
+/// One membership.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Organization {
+    /// Kinde's code, such as `org_590d7f1a86a`.
+    pub code: String,
+    /// Keys of the roles in this organization.
+    pub roles: Vec<String>,
+    /// Keys of the permissions in this organization.
+    pub permissions: Vec<String>,
+}
+
+/// One way in which a user signs in.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Identity {
+    /// `email`, `phone`, `username` or the name of a connection.
+    pub kind: String,
+    /// The address, number or name.
+    pub identity: String,
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Self::Flag(flag)
+    }
+}
+
+impl From<Micros> for Value {
+    fn from(at: Micros) -> Self {
+        Self::Time(at)
+    }
+}
+
+/// Some fields of a user as one source told them: absent is not null.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Profile(BTreeMap<Field, Value>);
+
+impl Profile {
+    /// A profile that says nothing.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same profile with one more field, in canonical form: lists sorted and without
+    /// repetition, an empty email or phone as null.
+    #[must_use]
+    pub fn with(mut self, field: Field, value: impl Into<Value>) -> Self {
+        self.set(field, value.into());
+        self
+    }
+
+    /// Sets one field, in canonical form.
+    pub fn set(&mut self, field: Field, value: Value) {
+        self.0.insert(field, canonical(field, value));
+    }
+
+    /// The value told, if the field was told at all.
+    pub fn value(&self, field: Field) -> Option<&Value> {
+        self.0.get(&field)
+    }
+
+    /// Whether nothing was told.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What was told, in the order of [`Field::ALL`].
+    pub fn iter(&self) -> impl Iterator<Item = (Field, &Value)> {
+        self.0.iter().map(|(field, value)| (*field, value))
+    }
+}
+
+fn canonical(field: Field, value: Value) -> Value {
+    match value {
+        Value::Text(text) if text.is_empty() && field.empty_is_null() => Value::Null,
+        Value::Organizations(list) => Value::Organizations(sorted(list)),
+        Value::Codes(list) => Value::Codes(sorted(list)),
+        Value::Identities(list) => Value::Identities(sorted(list)),
+        other => other,
+    }
+}
+
+fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+    list.sort();
+    list.dedup();
+    list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_has_its_own_key_and_is_found_by_it() {
+        for field in Field::ALL {
+            assert_eq!(Field::from_key(field.key()), Some(field));
+        }
+        assert!(Field::ALL.is_sorted_by(|a, b| a < b), "ALL lists the variants in order, each once");
+    }
+
+    #[test]
+    fn an_empty_email_is_null_and_an_empty_last_name_is_not() {
+        let profile = Profile::new().with(Field::Email, "").with(Field::LastName, "");
+        assert_eq!(profile.value(Field::Email), Some(&Value::Null));
+        assert_eq!(profile.value(Field::LastName), Some(&Value::Text("".into())));
+        assert_eq!(profile.value(Field::Phone), None, "absent is not null");
+    }
+
+    #[test]
+    fn lists_are_kept_in_one_canonical_order() {
+        let codes = |list: &[&str]| Value::Codes(list.iter().map(ToString::to_string).collect());
+        let one = Profile::new().with(Field::OrganizationCodes, codes(&["b", "a", "b"]));
+        assert_eq!(one, Profile::new().with(Field::OrganizationCodes, codes(&["a", "b"])));
+    }
+}
