@@ -1,1 +1,17 @@
-//! Does it: queue, projector and stores on tokio.
+//! Does it: queue, projector and stores on tokio. No HTTP server, no command line.
+//!
+//! In reading order:
+//! - [`queue`]: where a delivery becomes durable, before anyone is told 200
+//! - [`observe`]: what a delivery says of a user
+//! - [`projector`]: claim, fold, apply, ack
+//! - [`apply`]: the one door to every write
+//! - [`settle`]: who shows an address that several users have
+//! - [`store`]: where users and the event log are kept
+//! - [`breaker`]: when a dependency is left alone
+//! - [`clock`]: what time it is
+
+pub mod queue;
+
+pub mod store;
+
+pub mod clock;

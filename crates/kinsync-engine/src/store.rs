@@ -1,0 +1,192 @@
+//! Where users and the event log are kept.
+//!
+//! A store is deliberately dumb: it loads rows, writes them when nobody else has meanwhile, and
+//! keeps events. What a write should say is decided in [`crate::apply`] and [`crate::settle`],
+//! once for every store.
+
+use std::{collections::BTreeSet, fmt};
+
+use async_trait::async_trait;
+use kinsync_core::{Micros, Standing, UserDocument, UserId, UserState};
+use serde::{Deserialize, Serialize};
+
+pub mod embedded;
+pub mod mongo;
+
+/// One user as stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Row {
+    /// Who.
+    pub id: UserId,
+    /// All that is known.
+    pub state: UserState,
+    /// What the document shows beyond the state.
+    pub standing: Standing,
+    /// Grows by one with each write of kinsync; 0 before the first.
+    pub revision: i64,
+    /// Addresses whose owner has to be found again because of a change of this row.
+    pub unsettled: BTreeSet<String>,
+}
+
+impl Row {
+    /// A user of whom nothing is known and who is not stored.
+    pub fn unknown(id: UserId) -> Self {
+        Self {
+            id,
+            state: UserState::default(),
+            standing: Standing::default(),
+            revision: 0,
+            unsettled: BTreeSet::new(),
+        }
+    }
+
+    /// The document that an application reads.
+    pub fn document(&self) -> UserDocument {
+        UserDocument::new(&self.id, &self.state, &self.standing)
+    }
+}
+
+/// What became of one guarded write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It is stored.
+    Written,
+    /// Somebody else wrote the row since it was loaded: load it and join again.
+    Stale,
+    /// Another row shows the address that this one wants to show. Nothing was written.
+    EmailTaken,
+    /// The store will never take this row. The reason is for a person.
+    Rejected(String),
+}
+
+/// A verified event as the log keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LoggedEvent {
+    /// The signed id. Unique in the log.
+    pub event_id: String,
+    /// Such as `user.updated`; empty when it could not be understood.
+    pub event_type: String,
+    /// Of whom it speaks, if of a user.
+    pub user: Option<String>,
+    /// When it happened, by Kinde's clock.
+    pub at: Option<Micros>,
+    /// When it was received, by our clock.
+    pub received_at: Micros,
+    /// The scheme under which it was verified.
+    pub scheme: String,
+    /// The event as JSON text, as it was sent. Never evaluated.
+    pub payload: String,
+}
+
+/// Which events to list: newest received first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EventFilter {
+    /// Only those of this user.
+    pub user: Option<String>,
+    /// Only those of this type.
+    pub event_type: Option<String>,
+    /// Continue after this event.
+    pub after: Option<String>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// Which users to list: in the order of their ids.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UserFilter {
+    /// Only the one who shows this address, or claims it and may not show it.
+    pub email: Option<String>,
+    /// Deleted users too.
+    pub with_deleted: bool,
+    /// Continue after this id.
+    pub after: Option<String>,
+    /// At most this many.
+    pub limit: usize,
+}
+
+/// How much is stored. Estimates, cheap to get.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Counts {
+    /// Users that are not deleted.
+    pub live_users: u64,
+    /// Tombstones.
+    pub deleted_users: u64,
+    /// Events in the log.
+    pub events: u64,
+}
+
+/// Why a store could not do it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// It may work later: unreachable, slow, not primary, out of space. The outcome is unknown;
+    /// every write is guarded, so doing it again is safe.
+    #[error("the store is unavailable while it should {doing}")]
+    Unavailable {
+        /// What we were doing.
+        doing: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It will not work until somebody changes something.
+    #[error("the store refused to {doing}: {hint}")]
+    Refused {
+        /// What we were doing.
+        doing: &'static str,
+        /// What to do about it.
+        hint: String,
+        /// Why.
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+}
+
+impl Error {
+    /// Whether the same call may succeed later without anybody's help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Where users and the event log are kept. Cancelling a future leaves the outcome unknown, never
+/// half done for one row.
+#[async_trait]
+pub trait Store: fmt::Debug + Send + Sync {
+    /// The rows of these users, in the same order; `None` for those not stored.
+    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error>;
+
+    /// Writes each row if the stored revision is still `row.revision` (0: not stored yet), as
+    /// revision `row.revision + 1`. One row is one atomic step; rows do not depend on each other.
+    /// Acknowledged durably (majority). Outcomes are in the order of the rows.
+    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error>;
+
+    /// The live rows whose newest email is one of these, whether they show it or not.
+    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
+
+    /// Whatever row shows this address, also one that kinsync did not make: its Kinde id, else
+    /// its `_id`.
+    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error>;
+
+    /// Rows with unsettled addresses, at most this many.
+    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error>;
+
+    /// Appends events to the log; those whose id is there already are left out. Answers how many
+    /// were new.
+    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error>;
+
+    /// Events of the log, without their order in time being promised beyond `received_at`.
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error>;
+
+    /// One event of the log.
+    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error>;
+
+    /// Users in the order of their ids.
+    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error>;
+
+    /// How much is stored.
+    async fn counts(&self) -> Result<Counts, Error>;
+
+    /// Whether the store answers, and can write.
+    async fn ping(&self) -> Result<(), Error>;
+}
