@@ -1,0 +1,219 @@
+use kinsync_core::{Field, Micros, Profile, Source, UserState, Value, Version, What};
+use proptest::{collection::vec, prelude::*};
+
+use crate::strategies::{
+    event, fold, hearsay, named, observation, observations, profile, shuffled_with_duplicates, snapshot,
+    version,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn join_is_associative_commutative_and_idempotent(
+        a in observations(), b in observations(), c in observations(),
+    ) {
+        let (a, b, c) = (fold(&a), fold(&b), fold(&c));
+        prop_assert_eq!(a.clone().join(b.clone()), b.clone().join(a.clone()));
+        prop_assert_eq!(
+            a.clone().join(b.clone()).join(c.clone()),
+            a.clone().join(b.join(c))
+        );
+        prop_assert_eq!(a.clone().join(a.clone()), a);
+    }
+
+    #[test]
+    fn equal_versions_with_different_values_join_to_one(
+        version in version(), one in profile(), other in profile(),
+    ) {
+        let told = |profile| kinsync_core::Observation {
+            version: version.clone(), ..event(0, "", What::Fields(profile))
+        };
+        let (one, other) = (told(one), told(other));
+        prop_assert_eq!(fold([&one, &other]), fold([&other, &one]));
+        prop_assert_eq!(fold([&one, &other, &one]), fold([&one, &other]));
+    }
+
+    #[test]
+    fn any_permutation_with_any_duplicates_gives_the_same_state(
+        (original, shuffled) in observations().prop_flat_map(shuffled_with_duplicates),
+    ) {
+        prop_assert_eq!(fold(&original), fold(&shuffled));
+    }
+
+    #[test]
+    fn folding_in_batches_is_folding_one_by_one(observations in observations(), cut in 0..12_usize) {
+        let (first, second) = observations.split_at(cut.min(observations.len()));
+        prop_assert_eq!(fold(first).join(fold(second)), fold(&observations));
+    }
+
+    #[test]
+    fn an_event_applied_twice_at_any_two_places_is_an_event_applied_once(
+        observations in observations(), again in observation(), at in 0..12_usize, and_at in 0..12_usize,
+    ) {
+        let mut once = observations.clone();
+        once.insert(at.min(once.len()), again.clone());
+        let mut twice = once.clone();
+        twice.insert(and_at.min(twice.len()), again);
+        prop_assert_eq!(fold(&once), fold(&twice));
+    }
+
+    #[test]
+    fn nothing_but_a_confirmation_restores_a_deleted_user(
+        before in vec((version(), hearsay()), 0..6),
+        deleted_at in 0..6_i64,
+        after in vec((version(), hearsay()), 0..6),
+    ) {
+        let heard = |(version, what): &(Version, What)| kinsync_core::Observation {
+            version: version.clone(), ..event(0, "", what.clone())
+        };
+        let mut state = fold(&before.iter().map(heard).collect::<Vec<_>>())
+            .observe(&event(deleted_at, "gone", What::Deleted));
+        prop_assert!(!state.is_live());
+        for later in after.iter().map(heard) {
+            state = state.observe(&later);
+            prop_assert!(!state.is_live(), "{later:?} brought the user back");
+            prop_assert_eq!(state.claimed_email(), None);
+        }
+    }
+
+    #[test]
+    fn registers_only_grow(observations in observations(), more in observation()) {
+        let before = fold(&observations);
+        let after = before.clone().observe(&more);
+        for (field, register) in &before.fields {
+            prop_assert!(after.fields[field] >= *register);
+        }
+        prop_assert!(after.deleted >= before.deleted);
+        prop_assert!(after.last_seen >= before.last_seen);
+        prop_assert!(after.last_signed_in >= before.last_signed_in);
+        if let Some(first) = before.first {
+            prop_assert!(after.first.is_some_and(|after| after <= first));
+        }
+    }
+
+    #[test]
+    fn anything_a_provider_says_outranks_a_token(
+        provisional in profile(), told in profile(), at in 0..6_i64, snapshot_said_it in any::<bool>(),
+    ) {
+        let token = kinsync_core::Observation {
+            version: Version::provisional(), source: Source::Login, ..event(0, "", What::Fields(provisional))
+        };
+        let said = if snapshot_said_it {
+            snapshot(at, What::Fields(told.clone()))
+        } else {
+            event(at, "e", What::Fields(told.clone()))
+        };
+        let state = fold([&said, &token]);
+        for (field, value) in told.iter() {
+            prop_assert_eq!(state.value(field), Some(value));
+        }
+    }
+
+    #[test]
+    fn a_state_survives_being_written_down(observations in observations()) {
+        let state = fold(&observations);
+        let text = serde_json::to_string(&state).unwrap();
+        prop_assert_eq!(serde_json::from_str::<UserState>(&text).unwrap(), state);
+    }
+}
+
+#[test]
+fn created_and_updated_only_differ_in_their_versions() {
+    let update = event(2, "e2", What::Fields(named("Grace")));
+    let late_create = event(1, "e1", What::Fields(named("Ada").with(Field::LastName, "Lovelace")));
+    let state = fold([&update, &late_create]);
+    assert_eq!(state.text(Field::FirstName), Some("Grace"), "the older name stays older");
+    assert_eq!(state.text(Field::LastName), Some("Lovelace"), "what the update left out is still news");
+}
+
+#[test]
+fn absent_leaves_a_field_alone_and_null_clears_it() {
+    let told = event(1, "e1", What::Fields(named("Ada").with(Field::Phone, "+44")));
+    let silent = event(2, "e2", What::Fields(named("Ada")));
+    assert_eq!(fold([&told, &silent]).text(Field::Phone), Some("+44"));
+    let cleared = event(3, "e3", What::Fields(Profile::new().with(Field::Phone, Value::Null)));
+    let state = fold([&told, &silent, &cleared]);
+    assert_eq!(state.text(Field::Phone), None);
+    assert_eq!(state.value(Field::Phone), Some(&Value::Null), "known to have none");
+}
+
+#[test]
+fn an_empty_email_is_no_email() {
+    let phone_only =
+        event(1, "e1", What::Fields(Profile::new().with(Field::Email, "").with(Field::Phone, "")));
+    let state = fold([&phone_only]);
+    assert_eq!(state.claimed_email(), None);
+    assert_eq!(state.value(Field::Phone), Some(&Value::Null));
+}
+
+#[test]
+fn a_delete_of_a_user_never_seen_leaves_a_tombstone_that_a_late_create_meets() {
+    let state = fold([&event(9, "e9", What::Deleted), &event(1, "e1", What::Fields(named("Ada")))]);
+    assert!(!state.is_live());
+    assert!(!state.needs_check(), "the create is older than the delete: nothing to ask");
+}
+
+#[test]
+fn at_equal_time_delete_wins_and_a_later_confirmation_restores() {
+    let deleted = event(5, "e5", What::Deleted);
+    let at = |at| snapshot(at, What::Exists(named("Ada")));
+    assert!(!fold([&deleted, &at(4)]).is_live());
+    assert!(!fold([&deleted, &at(5)]).is_live());
+    assert!(fold([&deleted, &at(6)]).is_live());
+    assert!(fold([&at(6), &deleted]).is_live(), "whatever comes first");
+    let again = event(7, "e7", What::Deleted);
+    assert!(!fold([&again, &at(6), &deleted]).is_live(), "and can be deleted again");
+}
+
+#[test]
+fn something_newer_than_the_tombstone_asks_for_a_check() {
+    let deleted = event(5, "e5", What::Deleted);
+    let state = fold([&deleted, &event(6, "e6", What::Fields(named("Ada")))]);
+    assert!(!state.is_live() && state.needs_check());
+    let state = fold([&deleted, &event(6, "e6", What::SignedIn(Micros(6)))]);
+    assert!(!state.is_live() && state.needs_check());
+    let seen = event(6, "e6", What::Seen(Micros(6)));
+    assert!(!fold([&deleted, &seen]).needs_check(), "a token verifies for a day after the delete");
+}
+
+#[test]
+fn an_event_that_lands_during_a_read_wins_over_the_read() {
+    let read = snapshot(5, What::Fields(named("before")));
+    let change = event(6, "e6", What::Fields(named("after")));
+    assert_eq!(fold([&change, &read]).text(Field::FirstName), Some("after"));
+    let older = event(5, "e5", What::Fields(named("older")));
+    assert_eq!(fold([&read, &older]).text(Field::FirstName), Some("before"), "the read contains it");
+}
+
+#[test]
+fn groups_do_not_age_each_other() {
+    let scan = snapshot(9, What::Fields(Profile::new().with(Field::Picture, "p.png")));
+    let late_event = event(5, "e5", What::Fields(named("Ada")));
+    let state = fold([&scan, &late_event]);
+    assert_eq!(state.text(Field::FirstName), Some("Ada"));
+    assert_eq!(state.text(Field::Picture), Some("p.png"));
+}
+
+#[test]
+fn first_version_counts_events_snapshots_and_created_on_but_no_sighting() {
+    let seen = event(1, "e1", What::Seen(Micros(1)));
+    let token = kinsync_core::Observation {
+        version: Version::provisional(),
+        source: Source::Login,
+        ..event(0, "", What::Fields(named("Ada")))
+    };
+    assert_eq!(fold([&seen, &token]).first, None);
+    let changed = event(7, "e7", What::Fields(named("Ada")));
+    assert_eq!(fold([&seen, &token, &changed]).first, Some(changed.version.clone()));
+    let scan = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(3))));
+    assert_eq!(fold([&changed, &scan]).first.map(|v| v.at), Some(Micros(3)));
+}
+
+#[test]
+fn sightings_and_sign_ins_keep_the_newest() {
+    let at = |at| event(at, "e", What::SignedIn(Micros(at)));
+    let seen = |at| event(at, "s", What::Seen(Micros(at)));
+    let state = fold([&at(3), &at(9), &at(5), &seen(8), &seen(2)]);
+    assert_eq!((state.last_signed_in, state.last_seen), (Some(Micros(9)), Some(Micros(8))));
+}

@@ -1,0 +1,61 @@
+use kinsync_core::{Field, Micros, Organization, Profile, Standing, UserDocument, Value, What};
+
+use crate::strategies::{event, fold, named, snapshot, user};
+
+fn organization(code: &str, role: &str) -> Organization {
+    Organization { code: code.to_owned(), roles: vec![role.to_owned()], permissions: Vec::new() }
+}
+
+fn holding() -> Standing {
+    Standing { holds_email: true, inserted_at: Micros(100), updated_at: Micros(200), ..Standing::default() }
+}
+
+#[test]
+fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_that_events_told() {
+    let told = vec![organization("org_a", "admin"), organization("org_b", "member")];
+    let event =
+        event(1, "e1", What::Fields(Profile::new().with(Field::Organizations, Value::Organizations(told))));
+    let codes = |at, codes: &[&str]| {
+        let codes = Value::Codes(codes.iter().map(ToString::to_string).collect());
+        snapshot(at, What::Fields(Profile::new().with(Field::OrganizationCodes, codes)))
+    };
+    let shown = |scan| fold([&event, &scan]).organizations();
+    let codes_of = |list: Vec<Organization>| list.into_iter().map(|o| (o.code, o.roles)).collect::<Vec<_>>();
+    let newer = codes_of(shown(codes(2, &["org_b", "org_c"])));
+    assert_eq!(newer, [("org_b".into(), vec!["member".to_string()]), ("org_c".into(), vec![])]);
+    assert_eq!(shown(codes(0, &["org_c"])).len(), 2, "an older scan decides nothing");
+}
+
+#[test]
+fn a_conflict_names_the_address_and_its_holder_and_hides_the_email() {
+    let state = fold([&event(1, "e1", What::Fields(Profile::new().with(Field::Email, "a@example.com")))]);
+    let shown = UserDocument::new(&user("kp_1"), &state, &holding());
+    assert_eq!(shown.email.as_deref(), Some("a@example.com"));
+    assert_eq!(shown.email_conflict, None);
+    let held = Standing { holds_email: false, email_held_by: Some("kp_2".into()), ..holding() };
+    let hidden = UserDocument::new(&user("kp_1"), &state, &held);
+    assert_eq!(hidden.email, None);
+    let conflict = hidden.email_conflict.unwrap();
+    assert_eq!((conflict.email.as_str(), conflict.held_by.as_deref()), ("a@example.com", Some("kp_2")));
+}
+
+#[test]
+fn a_tombstone_shows_when_and_no_email() {
+    let profile = named("Ada").with(Field::Email, "a@example.com");
+    let state = fold([&event(1, "e1", What::Fields(profile)), &event(5, "e5", What::Deleted)]);
+    let document = UserDocument::new(&user("kp_1"), &state, &holding());
+    assert!(document.is_deleted);
+    assert_eq!(document.deleted_at, Some(Micros(5)));
+    assert_eq!(document.email, None);
+    assert_eq!(document.email_conflict, None);
+}
+
+#[test]
+fn created_at_prefers_what_kinde_says() {
+    let first = event(7, "e7", What::Fields(named("Ada")));
+    let created = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(3))));
+    let at = |state: &kinsync_core::UserState| state.created_at(&holding());
+    assert_eq!(at(&fold([&first, &created])), Micros(3));
+    assert_eq!(at(&fold([&first])), Micros(7));
+    assert_eq!(at(&fold([])), Micros(100), "else when the row was made");
+}

@@ -1,0 +1,111 @@
+//! Observations from domains so small that equal times, equal versions and equal addresses are
+//! the rule.
+
+use kinsync_core::{
+    Field, Micros, Observation, Organization, Profile, Rank, Source, UserId, UserState, Value, Version, What,
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+pub(crate) fn user(name: &str) -> UserId {
+    UserId::parse(name).expect("a name without control characters")
+}
+
+pub(crate) fn event(at: i64, id: &str, what: What) -> Observation {
+    Observation { user: user("kp_1"), version: Version::event(Micros(at), id), source: Source::Webhook, what }
+}
+
+pub(crate) fn snapshot(at: i64, what: What) -> Observation {
+    let version = Version::snapshot(Micros(at), "hash");
+    Observation { version, source: Source::Reconcile, ..event(at, "", what) }
+}
+
+pub(crate) fn named(name: &str) -> Profile {
+    Profile::new().with(Field::FirstName, name)
+}
+
+pub(crate) fn fold<'a>(observations: impl IntoIterator<Item = &'a Observation>) -> UserState {
+    observations.into_iter().fold(UserState::default(), UserState::observe)
+}
+
+fn value(field: Field) -> BoxedStrategy<Value> {
+    let text = select(vec!["", "a", "b", "$$NOW"]).prop_map(Value::from);
+    match field {
+        Field::IsSuspended | Field::IsPasswordResetRequested | Field::EmailVerified => {
+            prop_oneof![any::<bool>().prop_map(Value::Flag), Just(Value::Null)].boxed()
+        }
+        Field::CreatedOn => (0..6_i64).prop_map(|at| Value::Time(Micros(at))).boxed(),
+        Field::Organizations => vec(select(vec!["org_a", "org_b"]), 0..3)
+            .prop_map(|codes| Value::Organizations(memberships(&codes)))
+            .boxed(),
+        Field::OrganizationCodes => vec(select(vec!["org_a", "org_b"]), 0..3)
+            .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
+            .boxed(),
+        Field::Identities => Just(Value::Identities(Vec::new())).boxed(),
+        _ => prop_oneof![text, Just(Value::Null)].boxed(),
+    }
+}
+
+fn memberships(codes: &[&str]) -> Vec<Organization> {
+    let one = |code: &&str| Organization {
+        code: (*code).to_owned(),
+        roles: vec!["admin".to_owned()],
+        permissions: Vec::new(),
+    };
+    codes.iter().map(one).collect()
+}
+
+pub(crate) fn profile() -> impl Strategy<Value = Profile> {
+    let told = select(Field::ALL.to_vec()).prop_flat_map(|field| (Just(field), value(field)));
+    vec(told, 0..5).prop_map(|told| {
+        let mut profile = Profile::new();
+        for (field, value) in told {
+            profile.set(field, value);
+        }
+        profile
+    })
+}
+
+pub(crate) fn version() -> impl Strategy<Value = Version> {
+    let rank = select(vec![Rank::Event, Rank::Event, Rank::Snapshot]);
+    let known = (0..6_i64, rank, select(vec!["a", "b"])).prop_map(|(at, rank, tie)| Version {
+        at: Micros(at),
+        rank,
+        tie: tie.into(),
+    });
+    prop_oneof![9 => known, 1 => Just(Version::provisional())]
+}
+
+/// What events, scans and tokens say: anything but a confirmation by two reads.
+pub(crate) fn hearsay() -> impl Strategy<Value = What> {
+    prop_oneof![
+        4 => profile().prop_map(What::Fields),
+        1 => Just(What::Deleted),
+        1 => (0..6_i64).prop_map(|at| What::Seen(Micros(at))),
+        1 => (0..6_i64).prop_map(|at| What::SignedIn(Micros(at))),
+    ]
+}
+
+pub(crate) fn observation() -> impl Strategy<Value = Observation> {
+    let what = prop_oneof![6 => hearsay(), 1 => profile().prop_map(What::Exists)];
+    (version(), what).prop_map(|(version, what)| Observation { version, ..event(0, "", what) })
+}
+
+pub(crate) fn observations() -> impl Strategy<Value = Vec<Observation>> {
+    vec(observation(), 0..12)
+}
+
+/// The same observations in another order, some of them several times.
+pub(crate) fn shuffled_with_duplicates(
+    observations: Vec<Observation>,
+) -> impl Strategy<Value = (Vec<Observation>, Vec<Observation>)> {
+    let again = if observations.is_empty() {
+        Just(Vec::new()).boxed()
+    } else {
+        vec(select(observations.clone()), 0..6).boxed()
+    };
+    let original = observations.clone();
+    again.prop_flat_map(move |again| {
+        let all: Vec<Observation> = observations.iter().cloned().chain(again).collect();
+        (Just(original.clone()), Just(all).prop_shuffle())
+    })
+}
