@@ -1,0 +1,101 @@
+//! Reads the address of a Kinde tenant, as an operator writes it in a setting.
+
+use std::net::IpAddr;
+
+use url::{Host, Url};
+
+/// Why a text is not the address of a Kinde tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not an absolute URL with a host.
+    #[error("not a URL: write it like `https://acme.kinde.com`")]
+    Url,
+    /// Neither `https` nor `http` to this machine.
+    #[error("must start with `https://` (`http://` is taken only for localhost, 127.0.0.0/8 and [::1])")]
+    Insecure,
+    /// A user name or password in it.
+    #[error("must not contain a user name or password")]
+    Credentials,
+    /// A path, query or fragment after the host.
+    #[error("must end after the host: no path, query or fragment")]
+    NotBare,
+}
+
+/// Parses the address of a tenant: `https://<host>[:port]`, with or without a slash at its end.
+///
+/// `http` is taken for loopback hosts only, so that a local emulator works and a typo cannot send keys in the clear.
+///
+/// ```
+/// let domain = kinde::parse_domain("https://acme.kinde.com/")?;
+/// assert_eq!(kinde::domain::issuer_of(&domain), "https://acme.kinde.com");
+/// assert!(kinde::parse_domain("http://acme.kinde.com").is_err());
+/// # Ok::<(), kinde::domain::Error>(())
+/// ```
+pub fn parse_domain(text: &str) -> Result<Url, Error> {
+    let url = Url::parse(text).map_err(|_| Error::Url)?;
+    match url.scheme() {
+        "https" => {}
+        "http" if is_loopback(&url) => {}
+        "http" => return Err(Error::Insecure),
+        _ => return Err(Error::Url),
+    }
+    if url.host().is_none() {
+        return Err(Error::Url);
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(Error::Credentials);
+    }
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return Err(Error::NotBare);
+    }
+    Ok(url)
+}
+
+/// The issuer that Kinde writes into the tokens of this domain: no slash at the end.
+pub fn issuer_of(domain: &Url) -> String {
+    domain.as_str().trim_end_matches('/').to_owned()
+}
+
+/// True for `localhost`, 127.0.0.0/8 and `[::1]`.
+pub fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => IpAddr::V4(address).is_loopback(),
+        Some(Host::Ipv6(address)) => IpAddr::V6(address).is_loopback(),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_or_refused_with_a_reason() {
+        for (text, expect) in [
+            ("https://acme.kinde.com", Ok("https://acme.kinde.com")),
+            ("https://acme.kinde.com/", Ok("https://acme.kinde.com")),
+            ("https://ACME.kinde.com:443/", Ok("https://acme.kinde.com")),
+            ("http://localhost:4000", Ok("http://localhost:4000")),
+            ("http://127.9.9.9:4000", Ok("http://127.9.9.9:4000")),
+            ("http://[::1]:4000", Ok("http://[::1]:4000")),
+            ("http://acme.kinde.com", Err(Error::Insecure)),
+            ("http://localhost.evil.example", Err(Error::Insecure)),
+            ("http://128.0.0.1", Err(Error::Insecure)),
+            ("acme.kinde.com", Err(Error::Url)),
+            ("", Err(Error::Url)),
+            ("ftp://acme.kinde.com", Err(Error::Url)),
+            ("file:///etc/passwd", Err(Error::Url)),
+            ("localhost:4000", Err(Error::Url)),
+            ("https://u:p@acme.kinde.com", Err(Error::Credentials)),
+            ("https://acme.kinde.com/api", Err(Error::NotBare)),
+            ("https://acme.kinde.com//", Err(Error::NotBare)),
+            ("https://acme.kinde.com/?a", Err(Error::NotBare)),
+            ("https://acme.kinde.com/#a", Err(Error::NotBare)),
+        ] {
+            let found = parse_domain(text).map(|url| issuer_of(&url));
+            assert_eq!(found, expect.map(str::to_owned), "{text}");
+        }
+    }
+}

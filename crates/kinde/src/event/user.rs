@@ -1,0 +1,126 @@
+//! The user of `user.created` and `user.updated`.
+
+use serde_json::{Map, Value};
+
+use super::Error;
+use super::reader::{Reader, wrong_type};
+use crate::json::is_id;
+use crate::patch::Patch;
+
+/// A user as an event tells it. Kinde puts no picture, no `email_verified` and no creation time into events.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct User {
+    /// `kp_…`; opaque, 1 to 256 bytes without control characters.
+    pub id: String,
+    /// The address; an empty string is [`Patch::Null`].
+    pub email: Patch<String>,
+    /// Given name.
+    pub first_name: Patch<String>,
+    /// Family name.
+    pub last_name: Patch<String>,
+    /// The phone number; an empty string is [`Patch::Null`].
+    pub phone: Patch<String>,
+    /// User name.
+    pub username: Patch<String>,
+    /// True when the user may not sign in.
+    pub is_suspended: Patch<bool>,
+    /// True when the user must choose a new password.
+    pub is_password_reset_requested: Patch<bool>,
+    /// The organizations that the user is a member of.
+    pub organizations: Patch<Vec<Organization>>,
+    /// Members that are not known here.
+    pub extra: Map<String, Value>,
+}
+
+/// A membership of a user.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Organization {
+    /// `org_…`; opaque.
+    pub code: String,
+    /// The user's roles in it; `None` when absent or null.
+    pub roles: Option<Vec<Named>>,
+    /// The user's permissions in it; `None` when absent or null.
+    pub permissions: Option<Vec<Named>>,
+    /// Members that are not known here.
+    pub extra: Map<String, Value>,
+}
+
+/// A role or permission by name.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Named {
+    /// A UUID; absent where Kinde gave only a name.
+    pub id: Option<String>,
+    /// The name that code refers to, for example `admin`.
+    pub key: Option<String>,
+    /// Members that are not known here.
+    pub extra: Map<String, Value>,
+}
+
+impl User {
+    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+        Ok(Self {
+            id: reader.required_id("id")?,
+            email: reader.address("email")?,
+            first_name: reader.text("first_name")?,
+            last_name: reader.text("last_name")?,
+            phone: reader.address("phone")?,
+            username: reader.text("username")?,
+            is_suspended: reader.flag("is_suspended")?,
+            is_password_reset_requested: reader.flag("is_password_reset_requested")?,
+            organizations: organizations(&mut reader)?,
+            extra: reader.into_rest(),
+        })
+    }
+}
+
+/// Entries without a code say nothing and are skipped: Kinde's own documentation shows `organizations: [{}]`.
+fn organizations(reader: &mut Reader) -> Result<Patch<Vec<Organization>>, Error> {
+    let path = reader.field("organizations");
+    let entries = match reader.list("organizations")? {
+        Patch::Value(entries) => entries,
+        Patch::Null => return Ok(Patch::Null),
+        Patch::Absent => return Ok(Patch::Absent),
+    };
+    let read = |(index, entry)| Organization::read(&format!("{path}[{index}]"), entry).transpose();
+    entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
+}
+
+impl Organization {
+    fn read(path: &str, entry: Value) -> Result<Option<Self>, Error> {
+        let mut reader = match entry {
+            Value::Object(map) => Reader::new(path.to_owned(), map),
+            Value::Null => return Ok(None),
+            other => return Err(wrong_type(path.to_owned(), "an object", &other)),
+        };
+        let Some(code) = reader.text("code")?.into_value().filter(|code| !code.is_empty()) else {
+            return Ok(None);
+        };
+        if !is_id(&code) {
+            return Err(Error::Identifier { field: reader.field("code") });
+        }
+        let roles = named(&mut reader, "roles")?;
+        let permissions = named(&mut reader, "permissions")?;
+        Ok(Some(Self { code, roles, permissions, extra: reader.into_rest() }))
+    }
+}
+
+fn named(reader: &mut Reader, key: &str) -> Result<Option<Vec<Named>>, Error> {
+    let path = reader.field(key);
+    let Some(entries) = reader.list(key)?.into_value() else { return Ok(None) };
+    let read = |(index, entry)| Named::read(format!("{path}[{index}]"), entry);
+    entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
+}
+
+impl Named {
+    /// An object, or a plain string as Kinde's types said before 2025-05.
+    fn read(path: String, entry: Value) -> Result<Self, Error> {
+        let mut reader = match entry {
+            Value::Object(map) => Reader::new(path, map),
+            Value::String(key) => return Ok(Self { key: Some(key), ..Self::default() }),
+            other => return Err(wrong_type(path, "an object or a string", &other)),
+        };
+        let id = reader.text("id")?.into_value();
+        let key = reader.text("key")?.into_value();
+        Ok(Self { id, key, extra: reader.into_rest() })
+    }
+}
