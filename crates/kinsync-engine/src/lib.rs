@@ -12,6 +12,16 @@
 
 pub mod queue;
 
+pub mod observe;
+
+pub mod projector;
+
+pub mod apply;
+
+pub mod settle;
+
 pub mod store;
+
+pub mod breaker;
 
 pub mod clock;

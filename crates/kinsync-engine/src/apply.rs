@@ -1,0 +1,170 @@
+//! The one door to every write: load, join, write what changed, if nobody wrote meanwhile.
+//!
+//! Safe to run twice, from any number of processes, and to cut at any point: each row is one
+//! guarded atomic write of a join, and a join that was lost to somebody else is made again.
+
+use std::{collections::HashMap, time::Duration};
+
+use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
+use rand::Rng;
+
+use crate::{
+    settle::settle,
+    store::{Error, Outcome, Row, Store},
+};
+
+/// Rounds after which the rows are said to change too fast. Each lost round means that somebody
+/// else's write went through.
+const MAX_ROUNDS: u32 = 64;
+
+/// What became of a batch of observations.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The users whose documents changed, as they are now or were a moment ago.
+    pub changed: Vec<Row>,
+    /// Users of whom the observations told nothing new.
+    pub unchanged: usize,
+    /// Users whose row the store will never take, and why.
+    pub rejected: Vec<(UserId, String)>,
+    /// Deleted users of whom something newer was told: Kinde should be asked.
+    pub to_check: Vec<UserId>,
+}
+
+/// All that a batch says of one user.
+struct Delta {
+    state: UserState,
+    newest: Version,
+    source: Source,
+}
+
+/// Joins the observations into the stored users. Several of one user cost one write.
+///
+/// On `Err` any subset of the users may have been written; do it again.
+pub async fn apply(
+    store: &dyn Store,
+    observations: impl IntoIterator<Item = Observation>,
+    now: Micros,
+) -> Result<Applied, Error> {
+    let mut deltas = fold(observations);
+    let mut applied = Applied::default();
+    let mut to_settle = Vec::new();
+    for round in 0..MAX_ROUNDS {
+        if deltas.is_empty() {
+            settle(store, to_settle, now).await?;
+            return Ok(applied);
+        }
+        pause(round).await;
+        let ids: Vec<UserId> = deltas.keys().cloned().collect();
+        let rows = store.load(&ids).await?;
+        let mut writes = Vec::with_capacity(ids.len());
+        for (id, row) in ids.into_iter().zip(rows) {
+            let row = row.unwrap_or_else(|| Row::unknown(id));
+            if let Some(next) = next(&row, &deltas[&row.id], now) {
+                writes.push(next);
+            } else {
+                deltas.remove(&row.id);
+                applied.unchanged += 1;
+                to_settle.extend(Some(row).filter(|row| !row.unsettled.is_empty()));
+            }
+        }
+        for (row, outcome) in write(store, writes).await? {
+            match outcome {
+                Outcome::Stale | Outcome::EmailTaken => continue,
+                Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
+                Outcome::Written => {
+                    applied.to_check.extend(row.state.needs_check().then(|| row.id.clone()));
+                    to_settle.extend(Some(&row).filter(|row| !row.unsettled.is_empty()).cloned());
+                    applied.changed.push(row.clone());
+                }
+            }
+            deltas.remove(&row.id);
+        }
+    }
+    Err(too_fast())
+}
+
+/// Writes the rows. One that wants to show an address which another row shows is written again
+/// without it, to be settled: so it is never in the way of the others.
+async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>, Error> {
+    let outcomes = store.write(&rows).await?;
+    let (taken, mut done): (Vec<_>, Vec<_>) =
+        rows.into_iter().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::EmailTaken);
+    if !taken.is_empty() {
+        let without: Vec<Row> = taken.into_iter().map(|(row, _)| contested(row)).collect();
+        let outcomes = store.write(&without).await?;
+        done.extend(without.into_iter().zip(outcomes));
+    }
+    for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
+        row.revision += 1;
+    }
+    Ok(done)
+}
+
+fn contested(mut row: Row) -> Row {
+    row.standing.holds_email = false;
+    row.unsettled.extend(row.state.claimed_email().map(ToOwned::to_owned));
+    row
+}
+
+fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, Delta> {
+    let mut deltas: HashMap<UserId, Delta> = HashMap::new();
+    for observation in observations {
+        let state = UserState::of(&observation);
+        match deltas.get_mut(&observation.user) {
+            None => {
+                let Observation { user, version: newest, source, .. } = observation;
+                deltas.insert(user, Delta { state, newest, source });
+            }
+            Some(delta) => {
+                delta.state = std::mem::take(&mut delta.state).join(state);
+                if observation.version >= delta.newest {
+                    delta.newest = observation.version;
+                    delta.source = observation.source;
+                }
+            }
+        }
+    }
+    deltas
+}
+
+/// The row as it should be written, or `None` when the delta tells nothing new.
+fn next(row: &Row, delta: &Delta, now: Micros) -> Option<Row> {
+    let state = row.state.clone().join(delta.state.clone());
+    if state == row.state && row.revision > 0 {
+        return None;
+    }
+    let mut next = Row { state, ..row.clone() };
+    if row.revision == 0 {
+        next.standing.inserted_at = now;
+    }
+    next.standing.updated_at = now;
+    next.standing.source = Some(delta.source);
+    let before = row.state.claimed_email();
+    let after = next.state.claimed_email();
+    if before != after {
+        // Somebody may be waiting for the address that is left.
+        next.unsettled.extend(before.filter(|_| row.standing.holds_email).map(ToOwned::to_owned));
+        next.standing.holds_email = after.is_some();
+        next.standing.email_held_by = None;
+    } else if !row.standing.holds_email && next.state.first != row.state.first {
+        // Older than was known: the address may be this user's after all.
+        next.unsettled.extend(after.map(ToOwned::to_owned));
+    }
+    Some(next)
+}
+
+/// Lost rounds are rare and short; after a few, wait a little so that somebody wins.
+pub(crate) async fn pause(round: u32) {
+    if round > 2 {
+        let longest = 1 << round.min(7);
+        let millis = rand::rng().random_range(1..=longest);
+        tokio::time::sleep(Duration::from_millis(millis)).await;
+    }
+}
+
+pub(crate) fn too_fast() -> Error {
+    Error::Unavailable {
+        doing: "write users",
+        source: "the same rows are being written by others all the time".into(),
+    }
+}

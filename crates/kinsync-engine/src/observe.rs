@@ -1,0 +1,137 @@
+//! What a delivery says of a user: from Kinde's words to observations.
+//!
+//! Pure. Whether an event is poison is decided here and nowhere else; an event that speaks of no
+//! user is logged and changes nothing.
+
+use kinde::{
+    Patch,
+    event::{self, Body, Event},
+};
+use kinsync_core::{
+    Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What, ids,
+};
+
+use crate::{queue::Entry, store::LoggedEvent};
+
+/// An entry, understood as far as possible.
+#[derive(Debug)]
+pub struct Observed {
+    /// For the log, whatever it says.
+    pub event: LoggedEvent,
+    /// What it says of users.
+    pub observations: Result<Vec<Observation>, Failure>,
+}
+
+/// Why an event can never be applied. Its display is the reason on the dead letter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// It is not an event as Kinde sends them.
+    #[error("the event cannot be understood: {0}")]
+    Undecodable(event::Error),
+    /// The user's id cannot be one.
+    #[error("the event names no usable user: {0}")]
+    BadUser(ids::Error),
+    /// It is from the future.
+    #[error(
+        "quarantined: the event says it happened {seconds} s from now; check this machine's clock, then `kinsync dead-letters retry`"
+    )]
+    FromTheFuture {
+        /// How far ahead of our clock it is.
+        seconds: i64,
+    },
+}
+
+/// Understands one entry. `latest` is the latest time that an event may have.
+pub fn observe(entry: &Entry, latest: Micros) -> Observed {
+    let decoded = event::decode(&entry.payload).map_err(Failure::Undecodable);
+    let at = decoded.as_ref().ok().and_then(|event| event_time(event, entry));
+    let mut logged = LoggedEvent {
+        event_id: entry.event_id.clone(),
+        event_type: String::new(),
+        user: None,
+        at,
+        received_at: entry.received_at,
+        scheme: entry.scheme.clone(),
+        payload: String::from_utf8_lossy(&entry.payload).into_owned(),
+    };
+    let observations = decoded.and_then(|event| {
+        logged.event_type.clone_from(&event.event_type);
+        let version = Version::event(at.unwrap_or_default(), entry.event_id.as_str());
+        let said = said(event.body, version.at);
+        logged.user = said.as_ref().map(|(user, _)| user.clone());
+        let Some((user, what)) = said else { return Ok(Vec::new()) };
+        let user = UserId::parse(&user).map_err(Failure::BadUser)?;
+        not_after(version.at, latest)?;
+        Ok(what
+            .map(|what| Observation { user, version, source: Source::Webhook, what })
+            .into_iter()
+            .collect())
+    });
+    Observed { event: logged, observations }
+}
+
+/// When it happened, by the sender's clock: the event's own time, else when it was signed. An
+/// event that tells neither gets the epoch, so that any event with a time outranks it; the time of
+/// receipt never orders anything.
+fn event_time(event: &Event, entry: &Entry) -> Option<Micros> {
+    event.time.map(|at| Micros(at.as_microsecond())).or(entry.signed_at)
+}
+
+fn not_after(at: Micros, latest: Micros) -> Result<(), Failure> {
+    if at <= latest {
+        return Ok(());
+    }
+    Err(Failure::FromTheFuture { seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
+}
+
+/// Of whom the event speaks, and what it says; `(user, None)` when it changes nothing.
+fn said(body: Body, at: Micros) -> Option<(String, Option<What>)> {
+    match body {
+        Body::UserCreated(user) | Body::UserUpdated(user) => {
+            let id = user.id.clone();
+            Some((id, Some(What::Fields(profile(user)))))
+        }
+        Body::UserDeleted { id, .. } => Some((id, Some(What::Deleted))),
+        Body::UserAuthenticated { id, .. } => Some((id, Some(What::SignedIn(at)))),
+        Body::UserAuthenticationFailed { id, .. } => Some((id, None)),
+        _ => None,
+    }
+}
+
+fn profile(user: event::User) -> Profile {
+    let mut profile = Profile::new();
+    let mut tell = |field, value: Patch<Value>| match value {
+        Patch::Absent => {}
+        Patch::Null => profile.set(field, Value::Null),
+        Patch::Value(value) => profile.set(field, value),
+    };
+    tell(Field::Email, user.email.map(text));
+    tell(Field::FirstName, user.first_name.map(text));
+    tell(Field::LastName, user.last_name.map(text));
+    tell(Field::Phone, user.phone.map(text));
+    tell(Field::Username, user.username.map(text));
+    tell(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    tell(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
+    tell(Field::Organizations, user.organizations.map(organizations));
+    profile
+}
+
+fn text(text: String) -> Value {
+    Value::Text(text.into())
+}
+
+fn organizations(list: Vec<event::Organization>) -> Value {
+    let keys = |named: Option<Vec<event::Named>>| {
+        let mut keys: Vec<String> =
+            named.into_iter().flatten().filter_map(|named| named.key.or(named.id)).collect();
+        keys.sort();
+        keys
+    };
+    let membership = |organization: event::Organization| Organization {
+        code: organization.code,
+        roles: keys(organization.roles),
+        permissions: keys(organization.permissions),
+    };
+    Value::Organizations(list.into_iter().map(membership).collect())
+}

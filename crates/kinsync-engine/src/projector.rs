@@ -1,0 +1,225 @@
+//! Turns queued events into documents: claim a batch, decode it, apply it, ack it.
+//!
+//! What cannot be understood is logged and dead-lettered with a reason, and the others go on. A
+//! store that does not answer pauses the projector and nothing else: the batch stays claimed, is
+//! applied when the store is back, and is never dead-lettered for it.
+
+use std::{sync::Arc, time::Duration};
+
+use kinsync_core::{Micros, Observation, UserId};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    apply::{Applied, apply},
+    breaker::Breaker,
+    clock::Clock,
+    observe::{self, Failure},
+    queue::{self, Claimed, Queue, Receipt},
+    settle::sweep,
+    store::{self, LoggedEvent, Store},
+};
+
+/// How the projector works.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Entries claimed at once, at most. What waits for one user costs one write.
+    pub batch: usize,
+    /// Batches in work at once: one is decoded while another is written.
+    pub workers: usize,
+    /// How far ahead of our clock an event may be before it is quarantined.
+    pub future_tolerance: Duration,
+    /// How often rows are looked for that a crash left unsettled.
+    pub sweep_every: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            batch: 4096,
+            workers: 2,
+            future_tolerance: Duration::from_mins(5),
+            sweep_every: Duration::from_mins(1),
+        }
+    }
+}
+
+/// Turns queued events into documents.
+#[derive(Debug)]
+pub struct Projector {
+    queue: Arc<dyn Queue>,
+    store: Arc<dyn Store>,
+    breaker: Breaker,
+    clock: Clock,
+    config: Config,
+}
+
+/// A claimed batch, decoded.
+#[derive(Default)]
+struct Batch {
+    events: Vec<LoggedEvent>,
+    observations: Vec<Observation>,
+    /// Of whom each understood entry speaks, to find the entries of a user again.
+    done: Vec<(Receipt, Option<UserId>)>,
+    poison: Vec<(Receipt, Failure)>,
+    times: Vec<(Micros, Option<Micros>)>,
+}
+
+impl Projector {
+    /// A projector that has not started.
+    pub fn new(
+        queue: Arc<dyn Queue>,
+        store: Arc<dyn Store>,
+        breaker: Breaker,
+        clock: Clock,
+        config: Config,
+    ) -> Self {
+        Self { queue, store, breaker, clock, config }
+    }
+
+    /// Works until told to stop, then finishes what it is writing. What it could not finish stays
+    /// in the queue.
+    pub async fn run(&self, stop: CancellationToken) {
+        let workers = (0..self.config.workers).map(|_| self.work(&stop));
+        tokio::join!(futures_util::future::join_all(workers), self.sweep_regularly(&stop));
+    }
+
+    async fn work(&self, stop: &CancellationToken) {
+        while let Some(claimed) = stop.run_until_cancelled(self.queue.claim(self.config.batch)).await {
+            match claimed {
+                Ok(claimed) => self.project(claimed, stop).await,
+                Err(queue::Error::Closed) => return,
+                Err(error) => {
+                    tracing::error!(error = crate::breaker::chain(&error), "claiming from the queue failed");
+                    stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+                }
+            }
+        }
+    }
+
+    /// Decodes, applies and acks one batch. Returns early, without an ack, only when stopped.
+    async fn project(&self, claimed: Vec<Claimed>, stop: &CancellationToken) {
+        let batch = self.decode(claimed).await;
+        let Some(applied) = self.persist(&batch, stop).await else { return };
+        self.measure(&batch);
+        if let Err(error) = self.finish(batch, applied).await {
+            // Not acked is not lost: the entries come again and change nothing then.
+            tracing::error!(error = crate::breaker::chain(&error), "acking a batch failed; it comes again");
+        }
+    }
+
+    async fn decode(&self, claimed: Vec<Claimed>) -> Batch {
+        let now = self.clock.now();
+        let limit = Micros(now.0.saturating_add(micros(self.config.future_tolerance)));
+        let mut batch = Batch::default();
+        for (n, Claimed { receipt, entry, .. }) in claimed.into_iter().enumerate() {
+            if n % 64 == 63 {
+                // Deliveries that wait for their 200 come first.
+                tokio::task::yield_now().await;
+            }
+            let observed = observe::observe(&entry, limit);
+            batch.times.push((entry.received_at, observed.event.at));
+            batch.events.push(observed.event);
+            match observed.observations {
+                Ok(observations) => {
+                    batch.done.push((receipt, observations.first().map(|o| o.user.clone())));
+                    batch.observations.extend(observations);
+                }
+                Err(failure) => batch.poison.push((receipt, failure)),
+            }
+        }
+        batch
+    }
+
+    /// Logs the events and applies the observations, for as long as it takes. `None`: stopped.
+    async fn persist(&self, batch: &Batch, stop: &CancellationToken) -> Option<Applied> {
+        let mut logged = false;
+        loop {
+            stop.run_until_cancelled(self.breaker.ready()).await?;
+            match self.try_persist(batch, &mut logged).await {
+                Ok(applied) => {
+                    self.breaker.succeeded();
+                    return Some(applied);
+                }
+                Err(error) => self.breaker.failed(&error),
+            }
+        }
+    }
+
+    async fn try_persist(&self, batch: &Batch, logged: &mut bool) -> Result<Applied, store::Error> {
+        if !*logged {
+            let new = self.store.log(&batch.events).await?;
+            count("duplicate", batch.events.len() - new.min(batch.events.len()));
+            *logged = true;
+        }
+        apply(&*self.store, batch.observations.iter().cloned(), self.clock.now()).await
+    }
+
+    async fn finish(&self, batch: Batch, applied: Applied) -> Result<(), queue::Error> {
+        let mut acks = Vec::with_capacity(batch.done.len());
+        let mut dead = batch.poison.into_iter().map(|(r, f)| (r, f.to_string())).collect::<Vec<_>>();
+        for (receipt, user) in batch.done {
+            match applied.rejected.iter().find(|(id, _)| user.as_ref() == Some(id)) {
+                None => acks.push(receipt),
+                Some((_, reason)) => dead.push((receipt, format!("the store refused the user: {reason}"))),
+            }
+        }
+        count("applied", acks.len());
+        count("dead_lettered", dead.len());
+        for (receipt, reason) in dead {
+            tracing::warn!(receipt = receipt.0, reason, "an event was set aside as a dead letter");
+            self.queue.dead_letter(receipt, &reason).await?;
+        }
+        for user in applied.to_check {
+            metrics::counter!("kinsync_resurrections_refused_total").increment(1);
+            tracing::warn!(
+                user = user.as_str(),
+                "a deleted user was told of again; events never restore one"
+            );
+        }
+        self.queue.ack(&acks).await
+    }
+
+    fn measure(&self, batch: &Batch) {
+        let now = self.clock.now();
+        for (received_at, at) in &batch.times {
+            metrics::histogram!("kinsync_lag_seconds", "from" => "receipt")
+                .record(seconds(*received_at, now));
+            if let Some(at) = at {
+                metrics::histogram!("kinsync_lag_seconds", "from" => "kinde").record(seconds(*at, now));
+            }
+        }
+    }
+
+    async fn sweep_regularly(&self, stop: &CancellationToken) {
+        loop {
+            let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
+            match sweep(&*self.store, self.clock.now()).await {
+                Ok(0) => self.breaker.succeeded(),
+                Ok(rows) => {
+                    self.breaker.succeeded();
+                    tracing::info!(rows, "settled addresses that an interrupted write left");
+                }
+                Err(error) => {
+                    self.breaker.failed(&error);
+                    continue;
+                }
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(self.config.sweep_every)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+fn count(outcome: &'static str, events: usize) {
+    metrics::counter!("kinsync_events_total", "outcome" => outcome).increment(events as u64);
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a metric")]
+fn seconds(from: Micros, to: Micros) -> f64 {
+    to.0.saturating_sub(from.0).max(0) as f64 / 1e6
+}

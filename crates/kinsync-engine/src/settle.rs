@@ -1,0 +1,170 @@
+//! Who shows an address that several users have.
+//!
+//! `users.email` is unique, so of the live users whose newest email is one address, the owner
+//! ([`kinsync_core::email::owner`]) shows it and the others carry a conflict that names the
+//! owner. A write that may change an owner marks its row as unsettled in the same atomic step, so
+//! a crash before the settling is found by [`sweep`].
+//!
+//! An address changes hands in three steps, each safe to cut and to repeat: those who show it and
+//! should not let go; the owner takes it; the marks are removed.
+
+use std::collections::{BTreeSet, HashMap};
+
+use kinsync_core::{Micros, UserId, email};
+
+use crate::{
+    apply::{pause, too_fast},
+    store::{Error, Outcome, Row, Store},
+};
+
+/// Rounds after which the rows are said to change too fast.
+const MAX_ROUNDS: u32 = 64;
+
+/// Rows taken by one sweep.
+const SWEEP: usize = 1000;
+
+/// Settles what a crash, or an outage in the middle of [`crate::apply::apply`], left behind.
+/// Answers how many rows it found.
+pub async fn sweep(store: &dyn Store, now: Micros) -> Result<usize, Error> {
+    let rows = store.unsettled(SWEEP).await?;
+    let found = rows.len();
+    settle(store, rows, now).await?;
+    Ok(found)
+}
+
+/// Settles the addresses that these rows mark. On `Err` the marks are still there.
+pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Result<(), Error> {
+    for round in 0..MAX_ROUNDS {
+        if marked.is_empty() {
+            return Ok(());
+        }
+        pause(round).await;
+        let addresses: BTreeSet<String> =
+            marked.iter().flat_map(|row| row.unsettled.iter().cloned()).collect();
+        let mut handover = Handover::of(store, &addresses, now).await?;
+        if handover.run(&addresses).await? {
+            marked = handover.unmark(marked, &addresses).await?;
+        } else {
+            marked = reload(store, &marked).await?;
+        }
+    }
+    Err(too_fast())
+}
+
+/// The marked rows as they are now, those that are still marked.
+async fn reload(store: &dyn Store, rows: &[Row]) -> Result<Vec<Row>, Error> {
+    let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
+    let rows = store.load(&ids).await?.into_iter().flatten();
+    Ok(rows.filter(|row| !row.unsettled.is_empty()).collect())
+}
+
+/// One try to bring some addresses to their owners.
+struct Handover<'a> {
+    store: &'a dyn Store,
+    now: Micros,
+    /// The live claimants of the addresses, as they were loaded or as we wrote them since.
+    rows: HashMap<UserId, Row>,
+}
+
+impl<'a> Handover<'a> {
+    async fn of(store: &'a dyn Store, addresses: &BTreeSet<String>, now: Micros) -> Result<Self, Error> {
+        let addresses: Vec<String> = addresses.iter().cloned().collect();
+        let claimants = store.claimants(&addresses).await?;
+        Ok(Self { store, now, rows: claimants.into_iter().map(|row| (row.id.clone(), row)).collect() })
+    }
+
+    /// Lets the owner of each address show it, and nobody else. `false`: somebody wrote meanwhile.
+    async fn run(&mut self, addresses: &BTreeSet<String>) -> Result<bool, Error> {
+        for address in addresses {
+            let claimants: Vec<UserId> = self.claimants(address).map(|row| row.id.clone()).collect();
+            let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
+            let Some(owner) = owner else { continue };
+            let others = claimants.iter().filter(|id| **id != owner);
+            let let_go = others.filter_map(|id| self.standing(id, Some(owner.as_str()))).collect();
+            if self.put(let_go).await? != Outcome::Written || !self.take(&owner, address).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn claimants(&self, address: &str) -> impl Iterator<Item = &Row> {
+        self.rows.values().filter(move |row| row.state.claimed_email() == Some(address))
+    }
+
+    /// The owner shows its address, unless a row that kinsync did not make shows it.
+    async fn take(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
+        let Some(shown) = self.standing(owner, None) else { return Ok(true) };
+        match self.put(vec![shown]).await? {
+            Outcome::Written => return Ok(true),
+            Outcome::EmailTaken => {}
+            Outcome::Stale | Outcome::Rejected(_) => return Ok(false),
+        }
+        let Some(holder) = self.store.email_holder(address).await? else { return Ok(false) };
+        if self.is_claimant(&holder, address).await? {
+            return Ok(false);
+        }
+        let conflict = self.standing(owner, Some(&holder)).into_iter().collect();
+        Ok(self.put(conflict).await? == Outcome::Written)
+    }
+
+    /// Whether the holder is a user who claims the address, and only was not loaded as such yet.
+    async fn is_claimant(&self, holder: &str, address: &str) -> Result<bool, Error> {
+        let Ok(id) = UserId::parse(holder) else { return Ok(false) };
+        let row = self.store.load(&[id]).await?.pop().flatten();
+        Ok(row.is_some_and(|row| row.state.claimed_email() == Some(address)))
+    }
+
+    /// The row with this standing towards its address: shown (`None`), or held by someone else.
+    /// `None` when it stands so already.
+    fn standing(&self, id: &UserId, held_by: Option<&str>) -> Option<Row> {
+        let mut row = self.rows.get(id)?.clone();
+        let holds = held_by.is_none();
+        if row.standing.holds_email == holds && row.standing.email_held_by.as_deref() == held_by {
+            return None;
+        }
+        row.standing.holds_email = holds;
+        row.standing.email_held_by = held_by.map(ToOwned::to_owned);
+        row.standing.updated_at = self.now;
+        Some(row)
+    }
+
+    /// Writes the rows. `Written` when all of them were, else the first other outcome.
+    async fn put(&mut self, rows: Vec<Row>) -> Result<Outcome, Error> {
+        if rows.is_empty() {
+            return Ok(Outcome::Written);
+        }
+        let mut worst = Outcome::Written;
+        let outcomes = self.store.write(&rows).await?;
+        for (mut row, outcome) in rows.into_iter().zip(outcomes) {
+            if outcome == Outcome::Written {
+                row.revision += 1;
+                self.rows.insert(row.id.clone(), row);
+            } else if worst == Outcome::Written {
+                worst = outcome;
+            }
+        }
+        Ok(worst)
+    }
+
+    /// Removes the marks of addresses that are settled. Answers the rows that somebody else wrote
+    /// meanwhile and that are still marked: a mark made since then is not ours to remove.
+    async fn unmark(&self, marked: Vec<Row>, settled: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+        let newest = marked.into_iter().map(|row| self.rows.get(&row.id).cloned().unwrap_or(row));
+        let cleared: Vec<Row> = newest.filter_map(|row| without_marks(row, settled)).collect();
+        if cleared.is_empty() {
+            return Ok(Vec::new());
+        }
+        let outcomes = self.store.write(&cleared).await?;
+        let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome != Outcome::Written);
+        let lost: Vec<Row> = lost.map(|(row, _)| row).collect();
+        if lost.is_empty() { Ok(lost) } else { reload(self.store, &lost).await }
+    }
+}
+
+/// The row without these marks, or `None` when it carries none of them.
+fn without_marks(mut row: Row, settled: &BTreeSet<String>) -> Option<Row> {
+    let before = row.unsettled.len();
+    row.unsettled.retain(|address| !settled.contains(address));
+    (row.unsettled.len() < before).then_some(row)
+}
