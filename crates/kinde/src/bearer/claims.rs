@@ -1,0 +1,133 @@
+//! The rules for the claims of an access token whose signature is right.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Map, Value};
+
+use super::{AccessToken, Config, Refusal};
+use crate::json::is_id;
+
+type Claims = Map<String, Value>;
+
+/// Claims that stand in ID tokens only.
+const ID_TOKEN_ONLY: [&str; 3] = ["at_hash", "c_hash", "nonce"];
+/// Claims of ID tokens that an application might add to an access token, which then has a scope.
+const ID_TOKEN_WITHOUT_SCOPE: [&str; 2] = ["auth_time", "org_codes"];
+
+pub(super) fn read(
+    config: &Config,
+    issuer: &str,
+    claims: Claims,
+    now: Timestamp,
+) -> Result<AccessToken, Refusal> {
+    refuse_machine(&claims)?;
+    refuse_id_token(&claims)?;
+    let subject = required_text(&claims, "sub")?;
+    if !is_id(subject) {
+        return Err(Refusal::MalformedClaim { claim: "sub" });
+    }
+    let expires_at = time(&claims, "exp")?.ok_or(Refusal::MissingClaim { claim: "exp" })?;
+    check_times(config, expires_at, time(&claims, "nbf")?, now)?;
+    if let Some(audience) = &config.audience {
+        check_audience(&claims, audience)?;
+    }
+    Ok(AccessToken {
+        subject: subject.to_owned(),
+        issuer: issuer.to_owned(),
+        expires_at,
+        issued_at: time(&claims, "iat")?,
+        client_id: optional_text(&claims, "azp")?,
+        org_code: optional_text(&claims, "org_code")?,
+        email: optional_text(&claims, "email")?,
+        claims,
+    })
+}
+
+/// A webhook has these three and no `iss`: said first, for "`iss` is missing" would not help anybody.
+pub(super) fn refuse_webhook(claims: &Claims) -> Result<(), Refusal> {
+    if ["event_id", "type", "data"].iter().all(|claim| claims.contains_key(*claim)) {
+        return Err(Refusal::Webhook);
+    }
+    Ok(())
+}
+
+pub(super) fn required_text<'a>(claims: &'a Claims, claim: &'static str) -> Result<&'a str, Refusal> {
+    match claims.get(claim) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(Refusal::MalformedClaim { claim }),
+        None => Err(Refusal::MissingClaim { claim }),
+    }
+}
+
+/// Null and empty count as absent.
+fn optional_text(claims: &Claims, claim: &'static str) -> Result<Option<String>, Refusal> {
+    match claims.get(claim) {
+        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
+        Some(Value::Null) | None => Ok(None),
+        Some(_) => Err(Refusal::MalformedClaim { claim }),
+    }
+}
+
+fn refuse_machine(claims: &Claims) -> Result<(), Refusal> {
+    let is_machine = match claims.get("gty") {
+        Some(Value::String(grant)) => grant == "client_credentials",
+        Some(Value::Array(grants)) => grants.iter().any(|grant| grant == "client_credentials"),
+        Some(Value::Null) | None => false,
+        Some(_) => return Err(Refusal::MalformedClaim { claim: "gty" }),
+    };
+    if is_machine { Err(Refusal::MachineToken) } else { Ok(()) }
+}
+
+fn refuse_id_token(claims: &Claims) -> Result<(), Refusal> {
+    let has = |claim: &&str| claims.contains_key(*claim);
+    let has_scope = ["scp", "scope"].iter().any(has);
+    let is_id_token = ID_TOKEN_ONLY.iter().any(has) || (!has_scope && ID_TOKEN_WITHOUT_SCOPE.iter().any(has));
+    if is_id_token { Err(Refusal::IdToken) } else { Ok(()) }
+}
+
+fn check_times(
+    config: &Config,
+    expires_at: Timestamp,
+    not_before: Option<Timestamp>,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let leeway = SignedDuration::try_from(config.leeway).unwrap_or(SignedDuration::MAX);
+    if now.duration_since(expires_at) >= leeway {
+        return Err(Refusal::Expired);
+    }
+    if not_before.is_some_and(|not_before| not_before.duration_since(now) > leeway) {
+        return Err(Refusal::NotYetValid);
+    }
+    Ok(())
+}
+
+/// A string or a list of strings (RFC 7519, 4.1.3).
+fn check_audience(claims: &Claims, audience: &str) -> Result<(), Refusal> {
+    let matches = match claims.get("aud") {
+        Some(Value::String(found)) => found == audience,
+        Some(Value::Array(found)) if found.iter().all(Value::is_string) => {
+            found.iter().any(|found| found == audience)
+        }
+        Some(Value::Null) | None => false,
+        Some(_) => return Err(Refusal::MalformedClaim { claim: "aud" }),
+    };
+    if matches { Ok(()) } else { Err(Refusal::WrongAudience) }
+}
+
+/// A `NumericDate` (RFC 7519, 2): seconds, whole or with a fraction, which is dropped.
+fn time(claims: &Claims, claim: &'static str) -> Result<Option<Timestamp>, Refusal> {
+    let malformed = Refusal::MalformedClaim { claim };
+    let seconds = match claims.get(claim) {
+        None => return Ok(None),
+        Some(Value::Number(number)) => number.as_i64().or_else(|| number.as_f64().and_then(whole)),
+        Some(_) => None,
+    };
+    seconds.and_then(|seconds| Timestamp::from_second(seconds).ok()).map(Some).ok_or(malformed)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "checked to be within the range of time stamps, far inside i64"
+)]
+fn whole(seconds: f64) -> Option<i64> {
+    (seconds.abs() < 1e12).then_some(seconds as i64)
+}

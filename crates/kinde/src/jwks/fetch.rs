@@ -1,0 +1,103 @@
+//! One fetch of a JWKS document over HTTP, bounded in time and size.
+
+use std::collections::HashMap;
+use std::error::Error as _;
+
+use reqwest::{Client, StatusCode, redirect};
+use url::Url;
+
+use super::Config;
+use super::document::{self, DocumentError};
+use crate::jws::Key;
+
+/// Where the document is: the address that Kinde's SDKs use, then the one in Kinde's documentation.
+const PATHS: [&str; 2] = ["/.well-known/jwks.json", "/.well-known/jwks"];
+/// Longest answer that is read, in bytes.
+const MAX_BODY_BYTES: usize = 1024 * 1024;
+
+/// Why a fetch failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No answer, or not all of it in time.
+    #[error("no answer")]
+    Unreachable(#[source] reqwest::Error),
+    /// An answer other than 200. Redirects are not followed.
+    #[error("answered with status {0}: check the domain of the issuer")]
+    Status(StatusCode),
+    /// The answer is too long.
+    #[error("the answer is longer than 1 MiB")]
+    TooLong,
+    /// The answer is no key set.
+    #[error("the answer cannot be used")]
+    Document(#[source] DocumentError),
+}
+
+impl FetchError {
+    /// A stable label for metrics.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Status(_) => "bad_status",
+            Self::TooLong | Self::Document(_) => "bad_answer",
+        }
+    }
+
+    /// The error with all its causes on one line.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+pub(super) struct Fetcher {
+    client: Client,
+    issuer: Url,
+}
+
+impl Fetcher {
+    pub(super) fn new(config: &Config, loopback: bool) -> Result<Self, reqwest::Error> {
+        let mut builder = Client::builder()
+            .connect_timeout(config.connect_timeout)
+            .timeout(config.timeout)
+            .redirect(redirect::Policy::none())
+            .https_only(config.issuer.scheme() == "https")
+            .user_agent(concat!("kinde-rust/", env!("CARGO_PKG_VERSION")));
+        if loopback {
+            builder = builder.no_proxy();
+        }
+        Ok(Self { client: builder.build()?, issuer: config.issuer.clone() })
+    }
+
+    /// Asks the first address and, when its answer is no key set, the second. No answer at all ends it.
+    pub(super) async fn fetch(&self) -> Result<HashMap<String, Key>, FetchError> {
+        match self.fetch_from(PATHS[0]).await {
+            Ok(keys) => Ok(keys),
+            Err(error @ FetchError::Unreachable(_)) => Err(error),
+            Err(first) => self.fetch_from(PATHS[1]).await.map_err(|_| first),
+        }
+    }
+
+    async fn fetch_from(&self, path: &str) -> Result<HashMap<String, Key>, FetchError> {
+        let mut url = self.issuer.clone();
+        url.set_path(path);
+        let mut response = self.client.get(url).send().await.map_err(FetchError::Unreachable)?;
+        if response.status() != StatusCode::OK {
+            return Err(FetchError::Status(response.status()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
+            if body.len() + chunk.len() > MAX_BODY_BYTES {
+                return Err(FetchError::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        document::parse(&body).map_err(FetchError::Document)
+    }
+}
