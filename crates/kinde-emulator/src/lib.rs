@@ -1,1 +1,44 @@
 //! A local Kinde: keys, tokens, users, signed webhooks on Kinde's retry schedule, and faults on demand.
+//!
+//! ```no_run
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use kinde_emulator::{Config, Emulator, NewUser, WebhookSpec};
+//!
+//! let kinde = Emulator::start(Config::default()).await?;
+//! kinde.add_webhook(WebhookSpec::new("http://127.0.0.1:3000/webhook".parse()?));
+//! kinde.sign_up(NewUser::named("ada@example.com", "Ada", "Lovelace"))?;
+//! kinde.quiesce(std::time::Duration::from_secs(10)).await?;
+//! kinde.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Not responsible for the hosted pages (sign-in, consent, logout), nor for billing, roles or feature flags.
+
+mod clock;
+pub mod config;
+pub mod delivery;
+mod emulator;
+mod event;
+mod faults;
+
+mod keys;
+mod routes;
+mod span;
+pub mod tenant;
+mod tokens;
+pub mod town;
+mod user;
+mod webhook;
+
+pub use config::Config;
+pub use delivery::{Delivery, DeliveryState, Stats, Webhook};
+pub use emulator::{Emulator, StartError};
+pub use event::{EVENT_TYPES, Event, Source};
+pub use faults::{Fault, FaultKind, FaultReport};
+pub use keys::{Error as KeyError, Overlap};
+pub use tenant::Profile;
+pub use tokens::{Alg, Claims, MintOptions, Signer, TokenSpec};
+pub use town::Town;
+pub use user::{Grant, Membership, NewUser, User, UserEdit};
+pub use webhook::{Scheme, WebhookSpec};

@@ -1,0 +1,502 @@
+//! The emulator's handle: everything that can be done to a local Kinde, and its life from start to shutdown.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::delivery::engine::Engine;
+use crate::delivery::{self, Delivery, Stats, Webhook};
+use crate::event::{Event, Source};
+use crate::faults::{Fault, FaultReport, Faults};
+use crate::keys::{self, Key, Keyring, Overlap};
+use crate::tenant::{self, Draft, Profile, Tenant};
+use crate::tokens::{self, Claims, Issue, MintOptions, Signer, TokenSpec};
+use crate::user::{NewUser, User, UserEdit};
+use crate::webhook::WebhookSpec;
+
+/// Why the emulator did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: choose another `port`, or 0 for any")]
+    Bind {
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No signing key.
+    #[error("cannot make the tenant's signing key")]
+    Key(#[from] keys::Error),
+    /// No HTTP client for deliveries.
+    #[error("cannot make the HTTP client that sends webhooks")]
+    Client(#[from] reqwest::Error),
+}
+
+/// A running local Kinde. Clones are handles of the same one.
+///
+/// It stops when [`Emulator::shutdown`] is called or its token is cancelled, not when handles are dropped.
+#[derive(Clone)]
+pub struct Emulator {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: Arc<Config>,
+    address: SocketAddr,
+    issuer: String,
+    keys: Arc<RwLock<Keyring>>,
+    foreign: OnceLock<Key>,
+    faults: Arc<Mutex<Faults>>,
+    tenant: Mutex<Tenant>,
+    engine: Engine,
+    requests: Mutex<BTreeMap<String, u64>>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+impl std::fmt::Debug for Emulator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emulator").field("issuer", &self.shared.issuer).finish_non_exhaustive()
+    }
+}
+
+/// Life.
+impl Emulator {
+    /// Starts an emulator; making its RSA key takes some 100 ms.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_until(config, CancellationToken::new()).await
+    }
+
+    /// Starts an emulator that stops when `cancel` is cancelled.
+    pub async fn start_until(config: Config, cancel: CancellationToken) -> Result<Self, StartError> {
+        let wanted = SocketAddr::new(config.bind, config.port);
+        let bind = |source| StartError::Bind { address: wanted, source };
+        let listener = tokio::net::TcpListener::bind(wanted).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let emulator = Self::new(config, address, cancel)?;
+        let server = axum::serve(listener, crate::routes::router(emulator.clone()));
+        let stop = emulator.shared.cancel.clone();
+        emulator.shared.tasks.spawn(async move {
+            if let Err(error) = server.with_graceful_shutdown(stop.cancelled_owned()).await {
+                tracing::error!(%error, "the emulator's server stopped");
+            }
+        });
+        for spec in &emulator.shared.config.webhooks {
+            emulator.add_webhook(spec.clone());
+        }
+        Ok(emulator)
+    }
+
+    fn new(config: Config, address: SocketAddr, cancel: CancellationToken) -> Result<Self, StartError> {
+        let config = Arc::new(config);
+        let keys = Arc::new(RwLock::new(Keyring::new(Key::generate()?)));
+        let faults = Arc::new(Mutex::new(Faults::new(config.seed, &config.faults)));
+        let tasks = TaskTracker::new();
+        let engine = Engine::new(
+            Arc::clone(&config),
+            Arc::clone(&keys),
+            Arc::clone(&faults),
+            tasks.clone(),
+            cancel.clone(),
+        )?;
+        let tenant = Mutex::new(Tenant::new(Arc::clone(&config)));
+        let shared = Shared {
+            issuer: format!("http://{address}"),
+            config,
+            address,
+            keys,
+            foreign: OnceLock::new(),
+            faults,
+            tenant,
+            engine,
+            requests: Mutex::default(),
+            tasks,
+            cancel,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Stops the server and the deliveries, and waits at most five seconds for both.
+    pub async fn shutdown(&self) {
+        self.shared.cancel.cancel();
+        self.shared.tasks.close();
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.tasks.wait()).await;
+    }
+
+    /// Ends when the emulator is told to stop.
+    pub async fn stopped(&self) {
+        self.shared.cancel.cancelled().await;
+    }
+
+    /// Forgets users, events, deliveries, counters and faults; webhooks and keys stay.
+    pub fn reset(&self) {
+        self.tenant().clear();
+        self.shared.engine.reset();
+        self.clear_faults();
+        lock(&self.shared.requests).clear();
+    }
+
+    /// The settings that it was started with.
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// The issuer of its tokens and the base of its endpoints: `http://127.0.0.1:PORT`.
+    pub fn issuer(&self) -> &str {
+        &self.shared.issuer
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// The audience that a Management API token must have: `{issuer}/api`.
+    pub fn api_audience(&self) -> String {
+        format!("{}/api", self.shared.issuer)
+    }
+
+    /// How many requests a route had: `jwks`, `openid`, `token`, `profile`, `users`, `user`, `webhooks`,
+    /// `event_types`, `events`.
+    pub fn requests(&self, route: &str) -> u64 {
+        lock(&self.shared.requests).get(route).copied().unwrap_or_default()
+    }
+
+    /// The requests of every route.
+    pub fn all_requests(&self) -> BTreeMap<String, u64> {
+        lock(&self.shared.requests).clone()
+    }
+
+    pub(crate) fn count_request(&self, route: &str) {
+        *lock(&self.shared.requests).entry(route.to_owned()).or_default() += 1;
+    }
+
+    pub(crate) fn tenant(&self) -> MutexGuard<'_, Tenant> {
+        lock(&self.shared.tenant)
+    }
+
+    pub(crate) fn faults_table(&self) -> MutexGuard<'_, Faults> {
+        lock(&self.shared.faults)
+    }
+}
+
+/// Users. Every change but an import emits the event that Kinde would send.
+impl Emulator {
+    /// Adds a user as an administrator would: `user.created`.
+    pub fn create_user(&self, new: NewUser) -> Result<User, tenant::Error> {
+        self.create_user_as(new, Source::Admin)
+    }
+
+    pub(crate) fn create_user_as(&self, new: NewUser, source: Source) -> Result<User, tenant::Error> {
+        let mut tenant = self.tenant();
+        let user = tenant.add(new)?;
+        let draft = tenant.created(&user, source);
+        self.emit_all(&mut tenant, vec![draft]);
+        Ok(user)
+    }
+
+    /// Adds a user who signs up: the events of `unknowns.sign_up_events`.
+    pub fn sign_up(&self, new: NewUser) -> Result<User, tenant::Error> {
+        let mut tenant = self.tenant();
+        let (user, drafts) = tenant.sign_up(new)?;
+        self.emit_all(&mut tenant, drafts);
+        Ok(user)
+    }
+
+    /// Adds a user as Kinde's bulk import does: without any event.
+    pub fn import_user(&self, new: NewUser) -> Result<User, tenant::Error> {
+        self.tenant().add(new)
+    }
+
+    /// Changes a user: `user.updated`.
+    pub fn update_user(&self, id: &str, edit: UserEdit) -> Result<User, tenant::Error> {
+        self.update_user_as(id, edit, Source::Admin)
+    }
+
+    pub(crate) fn update_user_as(
+        &self,
+        id: &str,
+        edit: UserEdit,
+        source: Source,
+    ) -> Result<User, tenant::Error> {
+        let mut tenant = self.tenant();
+        let (user, drafts) = tenant.edit(id, edit, source)?;
+        self.emit_all(&mut tenant, drafts);
+        Ok(user)
+    }
+
+    /// Suspends a user: `user.updated`.
+    pub fn suspend(&self, id: &str) -> Result<User, tenant::Error> {
+        self.update_user(id, UserEdit { is_suspended: Some(true), ..UserEdit::default() })
+    }
+
+    /// Ends a suspension: `user.updated`.
+    pub fn unsuspend(&self, id: &str) -> Result<User, tenant::Error> {
+        self.update_user(id, UserEdit { is_suspended: Some(false), ..UserEdit::default() })
+    }
+
+    /// Two users exchange their emails: two `user.updated`.
+    pub fn swap_emails(&self, a: &str, b: &str) -> Result<(), tenant::Error> {
+        let mut tenant = self.tenant();
+        let drafts = tenant.swap_emails(a, b)?;
+        self.emit_all(&mut tenant, drafts);
+        Ok(())
+    }
+
+    /// Adds a user to an organization, or replaces the roles and permissions there: `user.updated`.
+    pub fn add_to_organization(
+        &self,
+        id: &str,
+        code: &str,
+        roles: &[String],
+        permissions: &[String],
+    ) -> Result<User, tenant::Error> {
+        let mut tenant = self.tenant();
+        let (user, drafts) = tenant.join(id, code, roles, permissions)?;
+        self.emit_all(&mut tenant, drafts);
+        Ok(user)
+    }
+
+    /// Deletes a user: `user.deleted`.
+    pub fn delete_user(&self, id: &str, profile: Profile) -> Result<(), tenant::Error> {
+        self.delete_user_as(id, profile, Source::Admin)
+    }
+
+    pub(crate) fn delete_user_as(
+        &self,
+        id: &str,
+        profile: Profile,
+        source: Source,
+    ) -> Result<(), tenant::Error> {
+        let mut tenant = self.tenant();
+        let drafts = tenant.delete(id, profile, source)?;
+        self.emit_all(&mut tenant, drafts);
+        Ok(())
+    }
+
+    /// Signs a user in: `user.authenticated`, or `user.authentication_failed` when suspended.
+    pub fn sign_in(&self, id: &str) -> Result<User, tenant::Error> {
+        let mut tenant = self.tenant();
+        let (outcome, drafts) = tenant.sign_in(id);
+        self.emit_all(&mut tenant, drafts);
+        outcome
+    }
+
+    /// A user by id.
+    pub fn user(&self, id: &str) -> Option<User> {
+        self.tenant().user(id).cloned()
+    }
+
+    /// A user by email, whatever its case.
+    pub fn user_by_email(&self, email: &str) -> Option<User> {
+        self.tenant().user_by_email(email).cloned()
+    }
+
+    /// All users that the API shows, in the order of their creation.
+    pub fn users(&self) -> Vec<User> {
+        self.tenant().users_from(0).map(|(_, user)| user.clone()).collect()
+    }
+
+    /// How many users the API shows.
+    pub fn user_count(&self) -> usize {
+        self.tenant().users_from(0).count()
+    }
+
+    /// Emits any event, of a known type or not, with this `data`. `None` when a fault silenced it.
+    pub fn emit(&self, kind: &str, data: Value) -> Option<Arc<Event>> {
+        let mut tenant = self.tenant();
+        self.emit_all(&mut tenant, vec![Draft::new(kind, Source::Admin, data)]).pop()
+    }
+
+    /// An event by id, while it is kept.
+    pub fn event(&self, id: &str) -> Option<Arc<Event>> {
+        self.tenant().event(id)
+    }
+
+    /// Under the tenant's lock, so that deliveries are queued in the order of their events.
+    fn emit_all(&self, tenant: &mut Tenant, drafts: Vec<Draft>) -> Vec<Arc<Event>> {
+        let mut events = Vec::new();
+        for draft in drafts {
+            if self.faults_table().silences(&draft.kind) {
+                self.shared.engine.silenced();
+                continue;
+            }
+            let event = tenant.record(draft);
+            self.shared.engine.queue(&event);
+            events.push(event);
+        }
+        events
+    }
+}
+
+/// Webhooks, deliveries and faults.
+impl Emulator {
+    /// Adds an endpoint and returns its id.
+    pub fn add_webhook(&self, spec: WebhookSpec) -> String {
+        let (id, at) = {
+            let mut tenant = self.tenant();
+            (tenant.clock.webhook_id(), tenant.clock.tick())
+        };
+        self.shared.engine.add(&id, spec, at);
+        id
+    }
+
+    /// Changes an endpoint.
+    pub fn edit_webhook(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut WebhookSpec),
+    ) -> Result<(), delivery::Error> {
+        self.shared.engine.edit(id, change)
+    }
+
+    /// Removes an endpoint; what waits for it is abandoned.
+    pub fn remove_webhook(&self, id: &str) -> Result<(), delivery::Error> {
+        self.shared.engine.remove(id)
+    }
+
+    /// Disables an endpoint as Kinde does after 72 hours of failures; what waits for it is abandoned.
+    pub fn disable_webhook(&self, id: &str) -> Result<(), delivery::Error> {
+        self.shared.engine.disable(id)
+    }
+
+    /// Enables an endpoint again, as one does by hand in the dashboard.
+    pub fn enable_webhook(&self, id: &str) -> Result<(), delivery::Error> {
+        self.shared.engine.enable(id)
+    }
+
+    /// The endpoints.
+    pub fn webhooks(&self) -> Vec<Webhook> {
+        self.shared.engine.webhooks()
+    }
+
+    /// The latest deliveries, at most `delivery.log` of them, oldest first.
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        self.shared.engine.deliveries()
+    }
+
+    /// Counters of events and deliveries.
+    pub fn stats(&self) -> Stats {
+        self.shared.engine.stats()
+    }
+
+    /// Waits until no delivery is pending.
+    ///
+    /// # Errors
+    /// [`delivery::Error::StillPending`] when some are after `deadline`. Safe to cancel.
+    pub async fn quiesce(&self, deadline: Duration) -> Result<(), delivery::Error> {
+        self.shared.engine.quiesce(deadline).await
+    }
+
+    /// Turns a fault on.
+    pub fn set_fault(&self, fault: Fault) {
+        self.faults_table().set(fault);
+    }
+
+    /// Turns all faults off.
+    pub fn clear_faults(&self) {
+        self.faults_table().clear();
+    }
+
+    /// The faults that are on, and how often each struck.
+    pub fn faults(&self) -> Vec<FaultReport> {
+        self.faults_table().reports()
+    }
+}
+
+/// Keys and tokens.
+impl Emulator {
+    /// The published keys.
+    pub fn jwks(&self) -> Value {
+        self.keys().jwks()
+    }
+
+    /// The `kid` of the key that signs.
+    pub fn active_kid(&self) -> String {
+        self.keys().active().kid.clone()
+    }
+
+    /// Makes a new signing key and returns its `kid`. Blocks for some 100 ms.
+    pub fn rotate_keys(&self, overlap: Overlap) -> Result<String, keys::Error> {
+        let key = Key::generate()?;
+        let kid = key.kid.clone();
+        self.shared.keys.write().expect("no holder of the keys panics").rotate(key, overlap);
+        Ok(kid)
+    }
+
+    /// An access token as the user's application would get it.
+    pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
+        let user = self.known_user(user_id)?;
+        let tokens = &self.config().tokens;
+        let issue = self.issue(&self.config().app_client_id, spec, tokens.access_lifetime);
+        let claims = issue.access(&user, spec, &tokens.audience, tokens.email_in_access_token);
+        Ok(self.mint(&claims, &spec.sign))
+    }
+
+    /// An ID token of the user.
+    pub fn id_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
+        let user = self.known_user(user_id)?;
+        let issue = self.issue(&self.config().app_client_id, spec, self.config().tokens.id_lifetime);
+        Ok(self.mint(&issue.id(&user, spec), &spec.sign))
+    }
+
+    /// A machine-to-machine token, for the Management API unless `spec` names another audience.
+    pub fn m2m_token(&self, spec: &TokenSpec) -> String {
+        let config = self.config();
+        let scopes =
+            if config.scopes.is_empty() { crate::routes::all_scopes() } else { config.scopes.clone() };
+        let issue = self.issue(&config.client_id, spec, config.tokens.access_lifetime);
+        self.mint(&issue.m2m(spec, &[self.api_audience()], &scopes), &spec.sign)
+    }
+
+    /// Any claims, signed in any way: for forged tokens and webhooks.
+    pub fn mint(&self, claims: &Claims, options: &MintOptions) -> String {
+        let active = self.keys().active();
+        let signer = match options.signer {
+            Signer::Tenant => &active,
+            Signer::Foreign => self.foreign(),
+        };
+        tokens::forge(&Value::Object(claims.clone()), options, &active, signer)
+    }
+
+    /// The claims of a token of this emulator that has not expired.
+    pub(crate) fn verify(&self, token: &str) -> Option<Claims> {
+        tokens::verify(token, &self.keys(), jiff::Timestamp::now().as_second())
+    }
+
+    fn foreign(&self) -> &Key {
+        let make = || Key::generate().expect("the crypto library made a key before");
+        self.shared.foreign.get_or_init(make)
+    }
+
+    fn issue<'a>(&'a self, client_id: &'a str, spec: &TokenSpec, lifetime: Duration) -> Issue<'a> {
+        let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
+        Issue {
+            issuer: &self.shared.issuer,
+            client_id,
+            now: jiff::Timestamp::now().as_second(),
+            expires_in: spec.expires_in.unwrap_or(lifetime),
+            jti: self.tenant().clock.uuid(),
+        }
+    }
+
+    fn known_user(&self, id: &str) -> Result<User, tenant::Error> {
+        self.user(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()))
+    }
+
+    fn keys(&self) -> std::sync::RwLockReadGuard<'_, Keyring> {
+        self.shared.keys.read().expect("no holder of the keys panics")
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder of this lock panics")
+}

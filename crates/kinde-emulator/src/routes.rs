@@ -1,0 +1,56 @@
+//! Every route in one list, and what all of them share: counting, faults, and the answer to unknown ones.
+
+mod answer;
+mod control;
+mod layer;
+mod management;
+mod oauth;
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, patch, post};
+
+use crate::emulator::Emulator;
+
+pub(crate) use management::all_scopes;
+
+pub(crate) fn router(emulator: Emulator) -> Router {
+    let kinde = Router::new()
+        .route("/.well-known/jwks.json", get(oauth::jwks))
+        .route("/.well-known/jwks", get(oauth::jwks))
+        .route("/.well-known/openid-configuration", get(oauth::openid_configuration))
+        .route("/oauth2/token", post(oauth::token))
+        .route("/oauth2/v2/user_profile", get(oauth::user_profile))
+        .merge(management::router(&emulator))
+        .layer(from_fn_with_state(emulator.clone(), layer::count_and_fault));
+    let control = Router::new()
+        .route("/stats", get(control::stats))
+        .route("/reset", post(control::reset))
+        .route("/users", get(control::list_users).post(control::create_user))
+        .route("/users/{id}", patch(control::update_user).delete(control::delete_user))
+        .route("/users/{id}/sign-in", post(control::sign_in))
+        .route("/users/{id}/suspend", post(control::suspend))
+        .route("/users/{id}/unsuspend", post(control::unsuspend))
+        .route("/users/{id}/organizations", post(control::join_organization))
+        .route("/sign-up", post(control::sign_up))
+        .route("/import", post(control::import))
+        .route("/swap-emails", post(control::swap_emails))
+        .route("/events", post(control::emit))
+        .route("/faults", get(control::faults).post(control::set_fault).delete(control::clear_faults))
+        .route("/webhooks", get(control::webhooks).post(control::add_webhook))
+        .route("/webhooks/{id}", delete(control::remove_webhook))
+        .route("/webhooks/{id}/enable", post(control::enable_webhook))
+        .route("/webhooks/{id}/disable", post(control::disable_webhook))
+        .route("/keys/rotate", post(control::rotate_keys))
+        .route("/tokens/access", post(control::access_token))
+        .route("/tokens/id", post(control::id_token))
+        .route("/tokens/m2m", post(control::m2m_token))
+        .route("/tokens/mint", post(control::mint))
+        .route("/deliveries", get(control::deliveries));
+    kinde.nest("/_emulator", control).fallback(route_not_found).with_state(emulator)
+}
+
+async fn route_not_found() -> Response {
+    answer::RouteNotFound.into_response()
+}

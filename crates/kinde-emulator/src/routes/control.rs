@@ -1,0 +1,256 @@
+//! The control API under `/_emulator`: what one clicks in Kinde's dashboard, and what Kinde would never offer.
+//!
+//! Not part of Kinde. JSON in and out; an error is `{"error": "…"}`. It has no password.
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::delivery;
+use crate::emulator::Emulator;
+use crate::faults::Fault;
+use crate::keys::{self, Overlap};
+use crate::tenant::{self, Profile};
+use crate::tokens::{Claims, MintOptions, TokenSpec};
+use crate::user::{NewUser, UserEdit};
+use crate::webhook::WebhookSpec;
+
+/// A refused request.
+pub(super) struct Error(StatusCode, String);
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"error": self.1}))).into_response()
+    }
+}
+
+impl From<tenant::Error> for Error {
+    fn from(error: tenant::Error) -> Self {
+        let status = match error {
+            tenant::Error::UnknownUser(_) => StatusCode::NOT_FOUND,
+            tenant::Error::Taken(_) | tenant::Error::Suspended(_) => StatusCode::CONFLICT,
+        };
+        Self(status, error.to_string())
+    }
+}
+
+impl From<delivery::Error> for Error {
+    fn from(error: delivery::Error) -> Self {
+        Self(StatusCode::NOT_FOUND, error.to_string())
+    }
+}
+
+impl From<keys::Error> for Error {
+    fn from(error: keys::Error) -> Self {
+        Self(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
+type Answer = Result<Json<Value>, Error>;
+
+#[expect(clippy::unnecessary_wraps, reason = "so that every handler ends the same way")]
+fn done(value: Value) -> Answer {
+    Ok(Json(value))
+}
+
+pub(super) async fn stats(State(emulator): State<Emulator>) -> Answer {
+    done(json!({
+        "issuer": emulator.issuer(),
+        "users": emulator.user_count(),
+        "deliveries": emulator.stats(),
+        "requests": emulator.all_requests(),
+        "faults": emulator.faults(),
+    }))
+}
+
+pub(super) async fn reset(State(emulator): State<Emulator>) -> Answer {
+    emulator.reset();
+    done(json!({}))
+}
+
+pub(super) async fn list_users(State(emulator): State<Emulator>) -> Answer {
+    done(json!({"users": emulator.users()}))
+}
+
+pub(super) async fn create_user(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Answer {
+    done(json!(emulator.create_user(new)?))
+}
+
+pub(super) async fn sign_up(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Answer {
+    done(json!(emulator.sign_up(new)?))
+}
+
+/// One user or a list of them.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum Import {
+    Many(Vec<NewUser>),
+    One(Box<NewUser>),
+}
+
+pub(super) async fn import(State(emulator): State<Emulator>, Json(import): Json<Import>) -> Answer {
+    let new = match import {
+        Import::Many(list) => list,
+        Import::One(user) => vec![*user],
+    };
+    let users: Result<Vec<_>, _> = new.into_iter().map(|user| emulator.import_user(user)).collect();
+    done(json!({"users": users?}))
+}
+
+pub(super) async fn update_user(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+    Json(edit): Json<UserEdit>,
+) -> Answer {
+    done(json!(emulator.update_user(&id, edit)?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct DeleteQuery {
+    #[serde(default)]
+    profile: Profile,
+}
+
+pub(super) async fn delete_user(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+    Query(query): Query<DeleteQuery>,
+) -> Answer {
+    emulator.delete_user(&id, query.profile)?;
+    done(json!({"id": id}))
+}
+
+pub(super) async fn sign_in(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    done(json!(emulator.sign_in(&id)?))
+}
+
+pub(super) async fn suspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    done(json!(emulator.suspend(&id)?))
+}
+
+pub(super) async fn unsuspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    done(json!(emulator.unsuspend(&id)?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct JoinBody {
+    code: String,
+    #[serde(default)]
+    roles: Vec<String>,
+    #[serde(default)]
+    permissions: Vec<String>,
+}
+
+pub(super) async fn join_organization(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+    Json(body): Json<JoinBody>,
+) -> Answer {
+    done(json!(emulator.add_to_organization(&id, &body.code, &body.roles, &body.permissions)?))
+}
+
+#[derive(Deserialize)]
+pub(super) struct SwapBody {
+    a: String,
+    b: String,
+}
+
+pub(super) async fn swap_emails(State(emulator): State<Emulator>, Json(body): Json<SwapBody>) -> Answer {
+    emulator.swap_emails(&body.a, &body.b)?;
+    done(json!({"a": emulator.user(&body.a), "b": emulator.user(&body.b)}))
+}
+
+#[derive(Deserialize)]
+pub(super) struct EmitBody {
+    #[serde(rename = "type")]
+    kind: String,
+    data: Value,
+}
+
+pub(super) async fn emit(State(emulator): State<Emulator>, Json(body): Json<EmitBody>) -> Answer {
+    done(json!({"event": emulator.emit(&body.kind, body.data)}))
+}
+
+pub(super) async fn faults(State(emulator): State<Emulator>) -> Answer {
+    done(json!({"faults": emulator.faults()}))
+}
+
+pub(super) async fn set_fault(State(emulator): State<Emulator>, Json(fault): Json<Fault>) -> Answer {
+    emulator.set_fault(fault);
+    done(json!({"faults": emulator.faults()}))
+}
+
+pub(super) async fn clear_faults(State(emulator): State<Emulator>) -> Answer {
+    emulator.clear_faults();
+    done(json!({"faults": []}))
+}
+
+pub(super) async fn webhooks(State(emulator): State<Emulator>) -> Answer {
+    done(json!({"webhooks": emulator.webhooks()}))
+}
+
+pub(super) async fn add_webhook(State(emulator): State<Emulator>, Json(spec): Json<WebhookSpec>) -> Answer {
+    done(json!({"id": emulator.add_webhook(spec)}))
+}
+
+pub(super) async fn remove_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    emulator.remove_webhook(&id)?;
+    done(json!({"id": id}))
+}
+
+pub(super) async fn enable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    emulator.enable_webhook(&id)?;
+    done(json!({"id": id, "disabled": false}))
+}
+
+pub(super) async fn disable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+    emulator.disable_webhook(&id)?;
+    done(json!({"id": id, "disabled": true}))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RotateBody {
+    overlap: Overlap,
+}
+
+pub(super) async fn rotate_keys(State(emulator): State<Emulator>, Json(body): Json<RotateBody>) -> Answer {
+    let kid = emulator.rotate_keys(body.overlap)?;
+    done(json!({"kid": kid, "jwks": emulator.jwks()}))
+}
+
+#[derive(Deserialize)]
+pub(super) struct TokenBody {
+    user: String,
+    #[serde(default)]
+    token: TokenSpec,
+}
+
+pub(super) async fn access_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Answer {
+    done(json!({"token": emulator.access_token(&body.user, &body.token)?}))
+}
+
+pub(super) async fn id_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Answer {
+    done(json!({"token": emulator.id_token(&body.user, &body.token)?}))
+}
+
+pub(super) async fn m2m_token(State(emulator): State<Emulator>, Json(spec): Json<TokenSpec>) -> Answer {
+    done(json!({"token": emulator.m2m_token(&spec)}))
+}
+
+#[derive(Deserialize)]
+pub(super) struct MintBody {
+    claims: Claims,
+    #[serde(default)]
+    sign: MintOptions,
+}
+
+pub(super) async fn mint(State(emulator): State<Emulator>, Json(body): Json<MintBody>) -> Answer {
+    done(json!({"token": emulator.mint(&body.claims, &body.sign)}))
+}
+
+pub(super) async fn deliveries(State(emulator): State<Emulator>) -> Answer {
+    done(json!({"deliveries": emulator.deliveries()}))
+}

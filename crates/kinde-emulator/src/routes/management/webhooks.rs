@@ -1,0 +1,149 @@
+//! `/api/v1/webhooks`, `/api/v1/event_types` and `/api/v1/events/{id}`.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::clock::{api_time, webhook_time};
+use crate::delivery::{Error, Webhook};
+use crate::emulator::Emulator;
+use crate::event::EVENT_TYPES;
+use crate::routes::answer::{Refusal, success};
+use crate::webhook::WebhookSpec;
+
+pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
+    let webhooks: Vec<Value> = emulator.webhooks().iter().map(shown).collect();
+    success("OK", "Success", json!({"webhooks": webhooks}))
+}
+
+/// As Kinde shows it: whether it is disabled cannot be seen.
+fn shown(webhook: &Webhook) -> Value {
+    let all = || EVENT_TYPES.iter().map(|(code, _)| (*code).to_owned()).collect();
+    let wanted = &webhook.spec.event_types;
+    let event_types: Vec<String> = if wanted.is_empty() { all() } else { wanted.clone() };
+    json!({
+        "id": webhook.id,
+        "name": webhook.spec.name,
+        "endpoint": webhook.spec.endpoint,
+        "description": webhook.spec.description,
+        "event_types": event_types,
+        "created_on": api_time(webhook.created_on),
+    })
+}
+
+#[derive(Deserialize)]
+pub(super) struct CreateBody {
+    endpoint: String,
+    event_types: Vec<String>,
+    name: String,
+    description: Option<String>,
+}
+
+pub(super) async fn create(
+    State(emulator): State<Emulator>,
+    Json(body): Json<CreateBody>,
+) -> Result<Response, Refusal> {
+    let invalid = |_| Refusal::bad_request("ENDPOINT_INVALID", "endpoint must be a URL");
+    let endpoint: Url = body.endpoint.parse().map_err(invalid)?;
+    check_types(&body.event_types)?;
+    let spec = WebhookSpec {
+        name: body.name,
+        description: body.description,
+        event_types: body.event_types,
+        ..WebhookSpec::new(endpoint)
+    };
+    let id = emulator.add_webhook(spec);
+    let webhook = json!({"id": id, "endpoint": body.endpoint});
+    Ok(success("WEBHOOK_CREATED", "Webhook successfully created", json!({"webhook": webhook})))
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+pub(super) struct UpdateBody {
+    event_types: Option<Vec<String>>,
+    name: Option<String>,
+    description: Option<String>,
+}
+
+pub(super) async fn update(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+    Json(body): Json<UpdateBody>,
+) -> Result<Response, Refusal> {
+    check_types(body.event_types.as_deref().unwrap_or_default())?;
+    let edited = emulator.edit_webhook(&id, |spec| {
+        spec.event_types = body.event_types.unwrap_or_else(|| spec.event_types.clone());
+        spec.name = body.name.unwrap_or_else(|| spec.name.clone());
+        spec.description = body.description.or_else(|| spec.description.clone());
+    });
+    edited.map_err(|error| unknown(&error))?;
+    Ok(success("WEBHOOK_UPDATED", "Webhook successfully updated", json!({"webhook": {"id": id}})))
+}
+
+pub(super) async fn delete(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    emulator.remove_webhook(&id).map_err(|error| unknown(&error))?;
+    Ok(success("WEBHOOK_DELETED", "Webhook successfully deleted", json!({})))
+}
+
+fn check_types(types: &[String]) -> Result<(), Refusal> {
+    let known = |kind: &String| EVENT_TYPES.iter().any(|(code, _)| code == kind);
+    match types.iter().find(|kind| !known(kind)) {
+        Some(kind) => {
+            Err(Refusal::bad_request("EVENT_TYPE_INVALID", format!("There is no event type `{kind}`")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn unknown(error: &Error) -> Refusal {
+    Refusal::bad_request("WEBHOOK_INVALID", error.to_string())
+}
+
+pub(super) async fn event_types() -> Response {
+    let item = |(index, (code, name)): (usize, &(&str, &str))| {
+        json!({
+            "id": format!("et_018df239698d29177684be3f5ad1{index:04x}"),
+            "code": code,
+            "name": name,
+            "origin": "kinde",
+            "schema": {
+                "$id": format!("https://kinde.com/{code}.schema.json"),
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "type": "object",
+                "title": format!("{name} Webhook Event"),
+                "properties": {
+                    "data": {"type": "object"},
+                    "type": {"constant": code},
+                    "source": {"enum": ["api", "admin"]},
+                    "event_id": {"type": "string", "pattern": "event_[0-9a-f]{32}"},
+                    "timestamp": {"type": "string", "format": "date-time"},
+                },
+            },
+        })
+    };
+    let types: Vec<Value> = EVENT_TYPES.iter().enumerate().map(item).collect();
+    success("OK", "Success", json!({"event_types": types}))
+}
+
+pub(super) async fn event(
+    State(emulator): State<Emulator>,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let unknown = || Refusal::bad_request("EVENT_INVALID", "The event does not exist");
+    let event = emulator.event(&id).ok_or_else(unknown)?;
+    let unknowns = &emulator.config().unknowns;
+    let shown = json!({
+        "type": event.kind,
+        "source": event.source,
+        "event_id": event.id,
+        "timestamp": webhook_time(event.at, unknowns.offset, unknowns.precision),
+        "data": event.data,
+    });
+    Ok(success("OK", "Success", json!({"event": shown})))
+}

@@ -1,0 +1,210 @@
+//! Tokens: what Kinde would issue, and what an attacker would forge.
+//!
+//! Source of the claims: <https://docs.kinde.com/build/tokens/about-access-tokens/>.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::keys::{Key, Keyring, hmac_sha256};
+use crate::user::User;
+
+/// The claims of a token.
+pub type Claims = Map<String, Value>;
+
+/// What to change in a token; the default changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TokenSpec {
+    /// Seconds until it expires; negative for a token that has expired.
+    pub expires_in: Option<i64>,
+    /// `aud`.
+    pub audience: Option<Vec<String>>,
+    /// `scp`; of an M2M token also `scope`.
+    pub scopes: Option<Vec<String>>,
+    /// `permissions` of a user's access token.
+    pub permissions: Vec<String>,
+    /// Whether a user's access token has `email`; the configured default otherwise.
+    pub email: Option<bool>,
+    /// Put over the claims at the end: `null` removes a claim.
+    pub claims: Claims,
+    /// How it is signed.
+    pub sign: MintOptions,
+}
+
+/// How a token is signed: for attacks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MintOptions {
+    /// Algorithm.
+    pub alg: Alg,
+    /// Whose key signs.
+    pub signer: Signer,
+    /// `kid` of the header; the tenant's active key otherwise. An empty text leaves it out.
+    pub kid: Option<String>,
+}
+
+/// The algorithm of a token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Alg {
+    /// As Kinde signs.
+    #[default]
+    RS256,
+    /// HMAC with the public key's PEM as the secret: the algorithm confusion attack.
+    HS256,
+    /// No signature.
+    #[serde(rename = "none")]
+    None,
+}
+
+/// Whose key signs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signer {
+    /// The tenant's active key.
+    #[default]
+    Tenant,
+    /// A key that the tenant never published, under the tenant's `kid`.
+    Foreign,
+}
+
+/// A compact JWS over `payload` with the header that Kinde writes.
+pub(crate) fn sign_rs256(key: &Key, payload: &Value) -> String {
+    let message = message(&json!({"alg": "RS256", "kid": key.kid, "typ": "JWT"}), payload);
+    let signature = key.sign(message.as_bytes());
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// A compact JWS signed as `options` say; `signer` is the key that they chose.
+pub(crate) fn forge(payload: &Value, options: &MintOptions, active: &Key, signer: &Key) -> String {
+    let alg = serde_json::to_value(options.alg).expect("an enum without data is a JSON text");
+    let mut header = json!({"alg": alg, "typ": "JWT"});
+    match options.kid.as_deref() {
+        Some("") => {}
+        Some(kid) => header["kid"] = json!(kid),
+        None => header["kid"] = json!(active.kid),
+    }
+    let message = message(&header, payload);
+    let signature = match options.alg {
+        Alg::RS256 => signer.sign(message.as_bytes()),
+        Alg::HS256 => hmac_sha256(signer.public_pem().as_bytes(), message.as_bytes()),
+        Alg::None => Vec::new(),
+    };
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+fn message(header: &Value, payload: &Value) -> String {
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}", encode(header), encode(payload))
+}
+
+/// The claims of a token that one of the published keys signed and that has not expired.
+pub(crate) fn verify(token: &str, keys: &Keyring, now: i64) -> Option<Claims> {
+    let (message, signature) = token.rsplit_once('.')?;
+    let (header, payload) = message.split_once('.')?;
+    let header: Value = decode(header)?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+    let kid = header["kid"].as_str()?;
+    let genuine = header["alg"] == "RS256" && keys.verifies(kid, message.as_bytes(), &signature);
+    let claims: Claims = genuine.then(|| decode(payload))??;
+    (claims.get("exp")?.as_i64()? > now).then_some(claims)
+}
+
+fn decode<T: serde::de::DeserializeOwned>(part: &str) -> Option<T> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
+}
+
+/// What every token says of its issue.
+pub(crate) struct Issue<'a> {
+    pub(crate) issuer: &'a str,
+    pub(crate) client_id: &'a str,
+    pub(crate) now: i64,
+    pub(crate) expires_in: i64,
+    pub(crate) jti: String,
+}
+
+impl Issue<'_> {
+    fn claims(&self, rest: Value) -> Claims {
+        let mut claims = as_object(rest);
+        claims.append(&mut as_object(json!({
+            "iss": self.issuer,
+            "azp": self.client_id,
+            "iat": self.now,
+            "exp": self.now + self.expires_in,
+            "jti": self.jti,
+        })));
+        claims
+    }
+
+    pub(crate) fn access(&self, user: &User, spec: &TokenSpec, audience: &[String], email: bool) -> Claims {
+        let scopes = spec.scopes.clone().unwrap_or_else(default_scopes);
+        let org_code = user.organizations.first().map(|org| org.code.as_str());
+        let mut claims = self.claims(json!({
+            "aud": spec.audience.as_deref().unwrap_or(audience),
+            "sub": user.id,
+            "scp": scopes,
+            "org_code": org_code,
+            "permissions": spec.permissions,
+            "feature_flags": {},
+        }));
+        if spec.email.unwrap_or(email) {
+            claims.insert("email".to_owned(), json!(user.email));
+        }
+        overlay(claims, &spec.claims)
+    }
+
+    pub(crate) fn id(&self, user: &User, spec: &TokenSpec) -> Claims {
+        let audience = vec![self.issuer.to_owned(), self.client_id.to_owned()];
+        let orgs: Vec<&str> = user.organizations.iter().map(|org| org.code.as_str()).collect();
+        let claims = self.claims(json!({
+            "aud": spec.audience.as_ref().unwrap_or(&audience),
+            "sub": user.id,
+            "at_hash": "VZ6cU0Ay0RKB5EosbWuTCQ",
+            "auth_time": user.last_signed_in.map_or(self.now, jiff::Timestamp::as_second),
+            "email": user.email,
+            "given_name": user.first_name,
+            "family_name": user.last_name,
+            "name": user.full_name(),
+            "org_codes": orgs,
+            "picture": user.picture,
+            "provided_id": user.provided_id,
+            "updated_at": user.updated_on.as_second(),
+        }));
+        overlay(claims, &spec.claims)
+    }
+
+    pub(crate) fn m2m(&self, spec: &TokenSpec, audience: &[String], scopes: &[String]) -> Claims {
+        let scopes = spec.scopes.as_deref().unwrap_or(scopes);
+        let claims = self.claims(json!({
+            "aud": spec.audience.as_deref().unwrap_or(audience),
+            "gty": ["client_credentials"],
+            "scope": scopes.join(" "),
+            "scp": scopes,
+            "v": "2",
+        }));
+        overlay(claims, &spec.claims)
+    }
+}
+
+fn default_scopes() -> Vec<String> {
+    ["openid", "profile", "email", "offline"].map(str::to_owned).to_vec()
+}
+
+fn as_object(value: Value) -> Claims {
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("built by json! with braces"),
+    }
+}
+
+fn overlay(mut claims: Claims, changes: &Claims) -> Claims {
+    for (name, value) in changes {
+        if value.is_null() {
+            claims.remove(name);
+        } else {
+            claims.insert(name.clone(), value.clone());
+        }
+    }
+    claims
+}

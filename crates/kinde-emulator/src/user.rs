@@ -1,0 +1,315 @@
+//! A user as Kinde keeps it, and the shapes in which Kinde shows it: webhook payload, list item, single user.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::clock::api_time;
+use crate::config::Missing;
+
+/// A user in the emulator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct User {
+    /// `kp_` and 32 hex digits.
+    pub id: String,
+    /// The id that the user had in another system.
+    pub provided_id: Option<String>,
+    /// Preferred email.
+    pub email: Option<String>,
+    /// Whether the email is verified; shown by the profile endpoint alone.
+    pub email_verified: bool,
+    /// First name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// Phone number.
+    pub phone: Option<String>,
+    /// Username.
+    pub username: Option<String>,
+    /// Address of a picture.
+    pub picture: Option<String>,
+    /// Whether sign-in is refused.
+    pub is_suspended: bool,
+    /// Whether a new password is asked for at the next sign-in.
+    pub is_password_reset_requested: bool,
+    /// Organizations with roles and permissions.
+    pub organizations: Vec<Membership>,
+    /// When the user was made.
+    pub created_on: Timestamp,
+    /// When the profile changed last.
+    pub updated_on: Timestamp,
+    /// When the user signed in last.
+    pub last_signed_in: Option<Timestamp>,
+    /// Sign-ins ever.
+    pub total_sign_ins: u64,
+    /// Refused sign-ins since the last good one.
+    pub failed_sign_ins: u64,
+    /// When access was deleted while the profile was kept.
+    pub deleted_on: Option<Timestamp>,
+}
+
+/// A user's place in an organization.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// `org_` and 11 hex digits.
+    pub code: String,
+    /// Roles in it.
+    #[serde(default)]
+    pub roles: Vec<Grant>,
+    /// Permissions in it.
+    #[serde(default)]
+    pub permissions: Vec<Grant>,
+}
+
+/// A role or a permission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// UUID.
+    pub id: String,
+    /// Key, e.g. `admin`.
+    pub key: String,
+}
+
+/// What a new user is made of; everything is optional.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewUser {
+    /// Chosen id; a random `kp_…` otherwise.
+    pub id: Option<String>,
+    /// Preferred email.
+    pub email: Option<String>,
+    /// Whether the email is verified.
+    pub email_verified: bool,
+    /// First name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// Phone number.
+    pub phone: Option<String>,
+    /// Username.
+    pub username: Option<String>,
+    /// Address of a picture.
+    pub picture: Option<String>,
+    /// The id that the user has in another system.
+    pub provided_id: Option<String>,
+    /// Organization to join; the tenant's default one otherwise.
+    pub organization: Option<String>,
+}
+
+impl NewUser {
+    /// A user with an email and a name.
+    #[must_use]
+    pub fn named(email: &str, first_name: &str, last_name: &str) -> Self {
+        let some = |text: &str| Some(text.to_owned());
+        Self {
+            email: some(email),
+            first_name: some(first_name),
+            last_name: some(last_name),
+            email_verified: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// A change of a user: absent fields stay, and an empty text removes the value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UserEdit {
+    /// Preferred email.
+    pub email: Option<String>,
+    /// Whether the email is verified.
+    pub email_verified: Option<bool>,
+    /// First name.
+    pub first_name: Option<String>,
+    /// Last name.
+    pub last_name: Option<String>,
+    /// Phone number.
+    pub phone: Option<String>,
+    /// Username.
+    pub username: Option<String>,
+    /// Address of a picture.
+    pub picture: Option<String>,
+    /// The id that the user has in another system.
+    pub provided_id: Option<String>,
+    /// Whether sign-in is refused.
+    pub is_suspended: Option<bool>,
+    /// Whether a new password is asked for at the next sign-in.
+    pub is_password_reset_requested: Option<bool>,
+}
+
+impl User {
+    pub(crate) fn new(id: String, new: NewUser, org_code: &str, at: Timestamp) -> Self {
+        let code = new.organization.unwrap_or_else(|| org_code.to_owned());
+        Self {
+            id,
+            provided_id: new.provided_id,
+            email: new.email,
+            email_verified: new.email_verified,
+            first_name: new.first_name,
+            last_name: new.last_name,
+            phone: new.phone,
+            username: new.username,
+            picture: new.picture,
+            is_suspended: false,
+            is_password_reset_requested: false,
+            organizations: vec![Membership { code, roles: Vec::new(), permissions: Vec::new() }],
+            created_on: at,
+            updated_on: at,
+            last_signed_in: None,
+            total_sign_ins: 0,
+            failed_sign_ins: 0,
+            deleted_on: None,
+        }
+    }
+
+    pub(crate) fn apply(&mut self, edit: UserEdit, at: Timestamp) {
+        set(&mut self.email, edit.email);
+        set(&mut self.first_name, edit.first_name);
+        set(&mut self.last_name, edit.last_name);
+        set(&mut self.phone, edit.phone);
+        set(&mut self.username, edit.username);
+        set(&mut self.picture, edit.picture);
+        set(&mut self.provided_id, edit.provided_id);
+        self.email_verified = edit.email_verified.unwrap_or(self.email_verified);
+        self.is_suspended = edit.is_suspended.unwrap_or(self.is_suspended);
+        self.is_password_reset_requested =
+            edit.is_password_reset_requested.unwrap_or(self.is_password_reset_requested);
+        self.updated_on = at;
+    }
+
+    /// First and last name with a space between.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        let parts = [self.first_name.as_deref(), self.last_name.as_deref()];
+        parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    }
+
+    /// `data` of `user.created` and `user.updated`.
+    pub(crate) fn webhook_data(&self, missing_email: Missing) -> Value {
+        let mut user = json!({
+            "id": self.id,
+            "first_name": self.first_name,
+            "last_name": self.last_name,
+            "phone": self.phone,
+            "username": self.username,
+            "is_suspended": self.is_suspended,
+            "is_password_reset_requested": self.is_password_reset_requested,
+            "organizations": self.organizations.iter().map(Membership::webhook).collect::<Vec<_>>(),
+        });
+        match (&self.email, missing_email) {
+            (Some(email), _) => user["email"] = json!(email),
+            (None, Missing::Null) => user["email"] = Value::Null,
+            (None, Missing::Empty) => user["email"] = json!(""),
+            (None, Missing::Absent) => {}
+        }
+        json!({ "user": user })
+    }
+
+    /// An item of `GET /api/v1/users`.
+    pub(crate) fn list_item(&self, expand: &Expand) -> Value {
+        let mut item = self.common(expand);
+        item["email"] = json!(self.email);
+        item["last_organization_sign_ins"] = self.organization_sign_ins();
+        item
+    }
+
+    /// The bare answer of `GET /api/v1/user`, where the email is called `preferred_email`.
+    pub(crate) fn single(&self, expand: &Expand) -> Value {
+        let mut item = self.common(expand);
+        item["preferred_email"] = json!(self.email);
+        item
+    }
+
+    fn common(&self, expand: &Expand) -> Value {
+        let mut item = json!({
+            "id": self.id,
+            "provided_id": self.provided_id,
+            "phone": self.phone,
+            "username": self.username,
+            "last_name": self.last_name,
+            "first_name": self.first_name,
+            "is_suspended": self.is_suspended,
+            "picture": self.picture,
+            "total_sign_ins": self.total_sign_ins,
+            "failed_sign_ins": self.failed_sign_ins,
+            "last_signed_in": self.last_signed_in.map(api_time),
+            "created_on": api_time(self.created_on),
+        });
+        if expand.organizations {
+            item["organizations"] = self.organizations.iter().map(|org| org.code.as_str()).collect();
+        }
+        if expand.identities {
+            item["identities"] = Value::Array(self.identities());
+        }
+        if expand.billing {
+            item["billing"] =
+                json!({ "customer_id": format!("customer_{}", &self.id[self.id.len() - 12..]) });
+        }
+        item
+    }
+
+    fn identities(&self) -> Vec<Value> {
+        [("email", &self.email), ("phone", &self.phone), ("username", &self.username)]
+            .into_iter()
+            .filter_map(|(kind, value)| value.as_ref().map(|text| (kind, text)))
+            .map(|(kind, text)| json!({"type": kind, "identity": text, "connection_id": null}))
+            .collect()
+    }
+
+    fn organization_sign_ins(&self) -> Value {
+        let Some(at) = self.last_signed_in else { return Value::Null };
+        let item = |org: &Membership| json!({"org_code": org.code, "last_signed_in": api_time(at)});
+        self.organizations.iter().map(item).collect()
+    }
+
+    /// The answer of `GET /oauth2/v2/user_profile`.
+    pub(crate) fn profile(&self) -> Value {
+        json!({
+            "sub": self.id,
+            "id": self.id,
+            "provided_id": self.provided_id,
+            "name": self.full_name(),
+            "given_name": self.first_name,
+            "family_name": self.last_name,
+            "updated_at": self.updated_on.as_second(),
+            "email": self.email,
+            "email_verified": self.email_verified,
+            "picture": self.picture,
+            "preferred_username": self.username,
+        })
+    }
+}
+
+impl Membership {
+    /// Roles and permissions are `null`, not `[]`, when there are none.
+    fn webhook(&self) -> Value {
+        let list = |grants: &[Grant]| if grants.is_empty() { Value::Null } else { json!(grants) };
+        let mut item = Map::new();
+        item.insert("code".to_owned(), json!(self.code));
+        item.insert("permissions".to_owned(), list(&self.permissions));
+        item.insert("roles".to_owned(), list(&self.roles));
+        Value::Object(item)
+    }
+}
+
+/// What `expand` asks for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Expand {
+    organizations: bool,
+    identities: bool,
+    billing: bool,
+}
+
+impl Expand {
+    pub(crate) fn parse(text: Option<&str>) -> Self {
+        let has = |name| text.unwrap_or_default().split(',').any(|part| part.trim() == name);
+        Self { organizations: has("organizations"), identities: has("identities"), billing: has("billing") }
+    }
+}
+
+fn set(field: &mut Option<String>, value: Option<String>) {
+    if let Some(text) = value {
+        *field = (!text.is_empty()).then_some(text);
+    }
+}
