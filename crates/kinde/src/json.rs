@@ -179,8 +179,7 @@ mod tests {
             assert!(matches!(object(text.as_bytes()), Err(Error::Syntax(_))), "{text}");
             assert!(matches!(deeply_unique_object(text.as_bytes()), Err(Error::Syntax(_))), "{text}");
         }
-        assert!(object(&[b'['; 100_000]).is_err());
-        let deep = [b"{\"a\":".as_slice(), &[b'['; 100_000]].concat();
+        let deep = format!("{{\"a\":{}", "[".repeat(100_000)).into_bytes();
         assert!(object(&deep).is_err() && deeply_unique_object(&deep).is_err());
     }
 

@@ -171,7 +171,7 @@ mod tests {
             "2024-05-01T07:41:45.592145-00:00",
             "2024-05-01T02:11:45.592145-05:30",
         ] {
-            assert_eq!(parse(text).map(|at| at.as_microsecond()), Ok(1_714_549_305_592_145), "{text}");
+            assert_eq!(parse(text).map(Timestamp::as_microsecond), Ok(1_714_549_305_592_145), "{text}");
         }
     }
 

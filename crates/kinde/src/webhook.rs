@@ -161,5 +161,5 @@ fn is_jwt_content(headers: &HeaderMap) -> bool {
 
 /// `eyJ` is base64url for `{"`; no JSON text begins with it.
 fn looks_like_jwt(body: &[u8]) -> bool {
-    body.starts_with(b"eyJ") && body.iter().filter(|byte| **byte == b'.').count() == 2
+    body.starts_with(b"eyJ") && body.split(|byte| *byte == b'.').count() == 3
 }

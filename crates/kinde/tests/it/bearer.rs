@@ -1,0 +1,176 @@
+//! Access tokens: which are taken, and why the others are not.
+
+use kinde::bearer::{AccessToken, Config, Refusal, Verifier};
+use kinde::jws::MAX_TOKEN_BYTES;
+use serde_json::{Value, json};
+
+use crate::support::{
+    ISSUER, KID, access_claims, fixed_jwks, foreign_key, header, id_token_claims, machine_claims, now,
+    tenant_jwks, tenant_key, webhook_claims, with,
+};
+
+fn config() -> Config {
+    Config { issuers: vec![(ISSUER.to_owned(), tenant_jwks())], ..Config::default() }
+}
+
+async fn verify_with(config: Config, claims: &Value) -> Result<AccessToken, Refusal> {
+    Verifier::new(config).verify(&tenant_key().sign(&header(), claims), now()).await
+}
+
+async fn verify(claims: &Value) -> Result<AccessToken, Refusal> {
+    verify_with(config(), claims).await
+}
+
+async fn check(changes: Value, reason: &str) {
+    let found = verify(&with(access_claims(), &changes)).await;
+    assert_eq!(found.map_err(|refusal| refusal.reason()).unwrap_err(), reason, "{changes}");
+}
+
+#[tokio::test]
+async fn a_users_token_is_read() {
+    let token = verify(&with(access_claims(), &json!({"email": "a@example.com"}))).await.unwrap();
+    assert_eq!((token.subject.as_str(), token.issuer.as_str()), ("kp_1", ISSUER));
+    assert_eq!(token.expires_at.as_second(), now().as_second() + 86_400);
+    assert_eq!(token.issued_at, Some(now()));
+    assert_eq!(token.client_id.as_deref(), Some("dee7f3c57b3c47e8b96edde2c7ecab7d"));
+    assert_eq!(token.org_code.as_deref(), Some("org_1"));
+    assert_eq!(token.email.as_deref(), Some("a@example.com"));
+    assert_eq!(token.claims["permissions"], json!(["create:x"]));
+    assert!(!format!("{token:?}").contains("example.com"));
+}
+
+#[tokio::test]
+async fn no_claim_is_demanded_that_a_workflow_can_remove() {
+    let exp = now().as_second() + 60;
+    verify(&json!({"iss": ISSUER, "sub": "kp_1", "exp": exp})).await.unwrap();
+    for added in [
+        json!({"email": "a@example.com", "scp": null}),
+        json!({"name": "A", "given_name": "A", "picture": "x", "updated_at": 1, "scp": null}),
+        json!({"org_codes": ["org_1"]}),
+        json!({"auth_time": 1}),
+        json!({"type": "custom", "data": {}}),
+        json!({"exp": 1_714_636_800.5}),
+        json!({"org_code": "", "gty": ["authorization_code"]}),
+    ] {
+        let token = verify(&with(access_claims(), &added)).await;
+        assert!(token.is_ok(), "{added}: {token:?}");
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_other_kinds_are_refused_by_their_kind() {
+    for (claims, reason) in [
+        (id_token_claims(), "id_token"),
+        (with(id_token_claims(), &json!({"at_hash": null})), "id_token"),
+        (with(id_token_claims(), &json!({"at_hash": null, "auth_time": null})), "id_token"),
+        (with(access_claims(), &json!({"nonce": "x"})), "id_token"),
+        (machine_claims(), "machine_token"),
+        (with(machine_claims(), &json!({"gty": "client_credentials", "sub": "kp_1"})), "machine_token"),
+        (with(machine_claims(), &json!({"gty": null})), "missing_claim"),
+        (webhook_claims(), "webhook"),
+        (with(webhook_claims(), &access_claims()), "webhook"),
+    ] {
+        assert_eq!(verify(&claims).await.unwrap_err().reason(), reason, "{claims}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_of_the_wrong_type_is_malformed_and_not_absent() {
+    let at = now().as_second();
+    for (changes, reason) in [
+        (json!({"sub": null}), "missing_claim"),
+        (json!({"exp": null}), "missing_claim"),
+        (json!({"iss": null}), "missing_claim"),
+        (json!({"sub": 1}), "malformed_claim"),
+        (json!({"sub": ""}), "malformed_claim"),
+        (json!({"sub": "a\u{0}"}), "malformed_claim"),
+        (json!({"sub": {"$gt": ""}}), "malformed_claim"),
+        (json!({"sub": "x".repeat(257)}), "malformed_claim"),
+        (json!({"exp": "9999999999"}), "malformed_claim"),
+        (json!({"exp": [at + 60]}), "malformed_claim"),
+        (json!({"exp": true}), "malformed_claim"),
+        (json!({"exp": 1e300}), "malformed_claim"),
+        (json!({"exp": u64::MAX}), "malformed_claim"),
+        (json!({"nbf": "1"}), "malformed_claim"),
+        (json!({"iat": "1"}), "malformed_claim"),
+        (json!({"azp": 1}), "malformed_claim"),
+        (json!({"gty": 1}), "malformed_claim"),
+        (json!({"iss": [ISSUER]}), "malformed_claim"),
+        (json!({"exp": -1}), "expired"),
+    ] {
+        check(changes, reason).await;
+    }
+}
+
+#[tokio::test]
+async fn the_issuer_must_match_to_the_letter() {
+    for issuer in [
+        "https://acme.kinde.com/",
+        "https://acme.kinde.co",
+        "https://acme.kinde.com.evil.example",
+        "HTTPS://ACME.KINDE.COM",
+        "https://evil.example",
+        "",
+    ] {
+        check(json!({ "iss": issuer }), "unknown_issuer").await;
+    }
+}
+
+#[tokio::test]
+async fn an_issuer_vouches_only_for_its_own_tokens() {
+    let other = "https://login.acme.example";
+    let issuers = vec![
+        (ISSUER.to_owned(), tenant_jwks()),
+        (other.to_owned(), fixed_jwks(&[foreign_key().jwk(KID), foreign_key().jwk("other")])),
+    ];
+    let verifier = Verifier::new(Config { issuers, ..Config::default() });
+    let claims = with(access_claims(), &json!({ "iss": other }));
+    let own = foreign_key().sign(&header(), &claims);
+    assert_eq!(verifier.verify(&own, now()).await.unwrap().issuer, other);
+    let same_kid = tenant_key().sign(&header(), &claims);
+    assert_eq!(verifier.verify(&same_kid, now()).await.unwrap_err().reason(), "signature_mismatch");
+    let foreign_kid = foreign_key().sign(&with(header(), &json!({"kid": "other"})), &access_claims());
+    assert_eq!(verifier.verify(&foreign_kid, now()).await.unwrap_err().reason(), "unknown_key");
+}
+
+#[tokio::test]
+async fn times_count_with_their_leeway() {
+    let at = now().as_second();
+    for (changes, expect) in [
+        (json!({"exp": at + 1}), Ok(())),
+        (json!({"exp": at - 59}), Ok(())),
+        (json!({"exp": at - 60}), Err("expired")),
+        (json!({"exp": at - 61}), Err("expired")),
+        (json!({"exp": 0}), Err("expired")),
+        (json!({"nbf": at + 60}), Ok(())),
+        (json!({"nbf": at + 61}), Err("not_yet_valid")),
+    ] {
+        let found = verify(&with(access_claims(), &changes)).await;
+        assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{changes}");
+    }
+}
+
+#[tokio::test]
+async fn the_audience_counts_when_one_is_configured() {
+    for (audience, expect) in [
+        (json!("api"), Ok(())),
+        (json!(["other", "api"]), Ok(())),
+        (json!([]), Err("wrong_audience")),
+        (json!(null), Err("wrong_audience")),
+        (json!("api2"), Err("wrong_audience")),
+        (json!(["other"]), Err("wrong_audience")),
+        (json!(["api", 1]), Err("malformed_claim")),
+        (json!({"api": 1}), Err("malformed_claim")),
+        (json!(7), Err("malformed_claim")),
+    ] {
+        let config = Config { audience: Some("api".to_owned()), ..config() };
+        let found = verify_with(config, &with(access_claims(), &json!({ "aud": audience }))).await;
+        assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{audience}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_is_too_long_is_not_looked_at() {
+    let token = "a".repeat(MAX_TOKEN_BYTES + 1);
+    assert_eq!(Verifier::new(config()).verify(&token, now()).await.unwrap_err().reason(), "too_long");
+}

@@ -1,0 +1,9 @@
+//! Verification against real keys, real sockets and signatures made by other programs.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
+
+mod bearer;
+mod jwks;
+mod never_panics;
+mod support;
+mod tokens;
+mod webhook;

@@ -1,0 +1,376 @@
+//! The webhook door: three schemes, and every refusal by its reason.
+//!
+//! The signatures here were computed by openssl, not by this crate; the command stands beside each.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use jiff::{SignedDuration, Timestamp};
+use kinde::webhook::{Config, ConfigError, Delivery, Refusal, Scheme, Verifier};
+use kinde::{Jwks, jwks, sign};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+
+use crate::support::{
+    KID, Server, access_claims, header, id_token_claims, machine_claims, now, tenant_jwks, tenant_key,
+    webhook_claims, with,
+};
+
+const BODY: &str = r#"{"type":"user.created","event_id":"event_1","user":{"id":"test"}}"#;
+/// `printf '%s' "$BODY" | openssl dgst -sha256 -hmac secret`
+const HEX: &str = "2e13a995439928f4c1287c7fe1440d019e7e2ccaf025455a19ab9fca59d4df64";
+/// The same with `-binary | base64`.
+const BASE64: &str = "LhOplUOZKPTBKHx/4UQNAZ5+LMrwJUVaGaufylnU32Q=";
+/// `printf '%s' "$BODY" | openssl dgst -sha256 -hmac old`
+const HEX_OLD: &str = "172d1f83aaed90af8f1529e1ca08094b5b08c48c11e20d3f223e174fc723f35f";
+/// `printf '%s' "msg_1.1714550400.$BODY" | openssl dgst -sha256 -hmac secret -binary | base64`
+const STANDARD: &str = "v1,O51dDWx1UGQTmjoOmoYUBgd0HREDSaJYZb9QueYZSsc=";
+/// 2024-05-01T08:00:00Z, which is [`now`].
+const SECONDS: &str = "1714550400";
+
+/// The vector of the Standard Webhooks libraries.
+mod published {
+    pub(super) const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    pub(super) const ID: &str = "msg_p5jXN8AQM9LWM0D4loKWxJek";
+    pub(super) const SECONDS: &str = "1614265330";
+    pub(super) const BODY: &str = r#"{"test": 2432232314}"#;
+    pub(super) const SIGNATURE: &str = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+}
+
+fn verifier(secrets: &[&str], jwks: Option<Jwks>) -> Verifier {
+    let secrets = secrets.iter().map(|secret| SecretString::from(*secret)).collect();
+    Verifier::new(Config { jwks, secrets, ..Config::default() }).unwrap()
+}
+
+fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
+        headers.append(*name, value.parse().unwrap());
+    }
+    headers
+}
+
+/// To a door with all schemes on.
+async fn post_at(now: Timestamp, pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, Refusal> {
+    let verifier = verifier(&["secret", "old", published::SECRET], Some(tenant_jwks()));
+    verifier.verify(&headers(pairs), Bytes::copy_from_slice(body.as_bytes()), now).await
+}
+
+async fn post(pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, Refusal> {
+    post_at(now(), pairs, body).await
+}
+
+async fn check(pairs: &[(&'static str, &str)], body: &str, reason: &str) {
+    let refusal = post(pairs, body).await.expect_err(reason);
+    assert_eq!(refusal.reason(), reason, "{pairs:?}");
+    assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
+}
+
+#[tokio::test]
+async fn an_hmac_is_taken_in_every_common_spelling() {
+    let url = BASE64.replace('+', "-").replace('/', "_");
+    let upper = HEX.to_uppercase();
+    for value in [HEX, &upper, BASE64, BASE64.trim_end_matches('='), &url, url.trim_end_matches('='), HEX_OLD]
+    {
+        for value in [value.to_owned(), format!("sha256={value}")] {
+            let delivery = post(&[("x-kinde-signature", &value)], BODY).await.expect(&value);
+            assert_eq!((delivery.event_id(), delivery.event_type()), ("event_1", "user.created"));
+            assert_eq!(delivery.scheme(), Scheme::Hmac);
+            assert_eq!((delivery.payload().as_ref(), delivery.signed_at()), (BODY.as_bytes(), None));
+        }
+    }
+    assert_eq!(sign::hmac_hex("secret", BODY.as_bytes()), HEX);
+}
+
+#[tokio::test]
+async fn an_hmac_that_is_not_whole_is_malformed() {
+    let long = format!("{HEX}00");
+    let not_hex = HEX.replace('2', "g");
+    for value in [
+        "test",
+        "",
+        "sha256=",
+        "v1,",
+        &HEX[..62],
+        &HEX[..63],
+        &long,
+        &not_hex,
+        &BASE64[..42],
+        &format!("v1,{BASE64}"),
+        &format!("SHA256={HEX}"),
+        &format!("sha256=sha256={HEX}"),
+        &format!("sha256= {HEX}"),
+        &format!("{HEX},{HEX}"),
+        &format!("{HEX} {HEX}"),
+    ] {
+        check(&[("x-kinde-signature", value)], BODY, "malformed_signature").await;
+    }
+    let mut not_text = HeaderMap::new();
+    not_text.insert("x-kinde-signature", http::HeaderValue::from_bytes(b"\xff\xfe").unwrap());
+    let refusal = verifier(&["secret"], None).verify(&not_text, BODY.into(), now()).await.unwrap_err();
+    assert_eq!(refusal.reason(), "malformed_signature");
+}
+
+#[tokio::test]
+async fn an_hmac_of_something_else_does_not_match() {
+    let flipped = HEX.replacen('2', "3", 1);
+    check(&[("x-kinde-signature", &flipped)], BODY, "signature_mismatch").await;
+    check(&[("x-kinde-signature", HEX)], &format!("{BODY}\n"), "signature_mismatch").await;
+    check(&[("x-kinde-signature", HEX)], "", "signature_mismatch").await;
+    check(&[("x-kinde-signature", &sign::hmac_hex("", BODY.as_bytes()))], BODY, "signature_mismatch").await;
+    check(&[("x-kinde-signature", &sign::hmac_hex("secre", BODY.as_bytes()))], BODY, "signature_mismatch")
+        .await;
+    check(&[("x-kinde-signature", &"0".repeat(64))], BODY, "signature_mismatch").await;
+}
+
+#[tokio::test]
+async fn two_signatures_are_ambiguous_even_if_one_is_right() {
+    check(&[("x-kinde-signature", HEX), ("x-kinde-signature", HEX_OLD)], BODY, "malformed_signature").await;
+    for twice in ["webhook-id", "webhook-timestamp", "webhook-signature"] {
+        let right = standard();
+        let value = right.iter().find(|(name, _)| *name == twice).unwrap().1;
+        let pairs = [&right[..], &[(twice, value)]].concat();
+        check(&pairs, BODY, "malformed_signature").await;
+    }
+}
+
+#[tokio::test]
+async fn a_body_without_an_event_id_is_named_by_its_digest() {
+    // printf '%s' "$BODY" | openssl dgst -sha256 -hmac secret; … | openssl dgst -sha256
+    let body = r#"{"type":"user.created","user":{"id":"test","email":"test@example.com"}}"#;
+    let hmac = "f0873086e01bad58b927a38415df2ca046b7946c848a6e062c12f7099613461d";
+    let delivery = post(&[("x-kinde-signature", hmac)], body).await.unwrap();
+    let digest = "sha256:dc6cca0dbd6bfb0cc161334ecea39600d29e9df7ec64567ee21e29713fca07fb";
+    assert_eq!((delivery.event_id(), delivery.event_type()), (digest, "user.created"));
+}
+
+#[tokio::test]
+async fn a_verified_body_that_cannot_be_understood_is_still_a_delivery() {
+    // printf '%s' "not json" | openssl dgst -sha256 -hmac secret; … | openssl dgst -sha256
+    let hmac = "19e44cefdf4796e0dc616e940e49c2ecd3fc476343e40c7c95d39a75dc10e958";
+    let digest = "sha256:7ccfa1fbf3940e6f0c0375d87c0f9235a50514e14cb427bdfaf5077987b26ccf";
+    let delivery = post(&[("x-kinde-signature", hmac)], "not json").await.unwrap();
+    assert_eq!((delivery.event_id(), delivery.event_type()), (digest, ""));
+    assert!(delivery.decode().is_err());
+
+    for (body, event_type, has_id) in [
+        (r#"{"type":"x","event_id":7}"#, "x", false),
+        (r#"{"type":7,"event_id":"e"}"#, "", true),
+        (r#"{"type":"x","event_id":""}"#, "x", false),
+        (r#"{"type":"x","event_id":"a\u0000b"}"#, "x", false),
+        (r#"{"type":"x\n","event_id":"e"}"#, "", true),
+        (r#"{"type":"x","event_id":null}"#, "x", false),
+        (r#"{"event_id":"e","type":"\u0078"}"#, "x", true),
+        (r#"{"type":"x","type":"y","event_id":"e"}"#, "", false),
+        ("[]", "", false),
+        ("", "", false),
+    ] {
+        let hmac = sign::hmac_hex("secret", body.as_bytes());
+        let delivery = post(&[("x-kinde-signature", &hmac)], body).await.expect(body);
+        assert_eq!(delivery.event_type(), event_type, "{body}");
+        assert_eq!(delivery.event_id() == "e", has_id, "{body}");
+        assert_eq!(delivery.event_id().starts_with("sha256:"), !has_id, "{body}");
+    }
+}
+
+fn standard() -> [(&'static str, &'static str); 3] {
+    [("webhook-id", "msg_1"), ("webhook-timestamp", SECONDS), ("webhook-signature", STANDARD)]
+}
+
+async fn check_standard(changed: (&'static str, &str), reason: &str) {
+    let pairs = standard().map(|(name, value)| if name == changed.0 { changed } else { (name, value) });
+    check(&pairs, BODY, reason).await;
+}
+
+#[tokio::test]
+async fn standard_webhooks_are_taken() {
+    let delivery = post(&standard(), BODY).await.unwrap();
+    assert_eq!((delivery.scheme(), delivery.signed_at()), (Scheme::StandardWebhooks, Some(now())));
+    assert_eq!(delivery.event_id(), "event_1");
+    assert_eq!(sign::standard_webhooks("secret", "msg_1", now().as_second(), BODY.as_bytes()), STANDARD);
+
+    let several = format!("v1a,AAAA v1,{} {STANDARD} nonsense", "A".repeat(43) + "=");
+    let pairs =
+        standard().map(|(name, value)| (name, if name == "webhook-signature" { &*several } else { value }));
+    post(&pairs, BODY).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_published_vector_of_standard_webhooks_verifies() {
+    use published::{BODY, ID, SECONDS, SECRET, SIGNATURE};
+    let at = Timestamp::from_second(SECONDS.parse().unwrap()).unwrap();
+    let pairs = [("webhook-id", ID), ("webhook-timestamp", SECONDS), ("webhook-signature", SIGNATURE)];
+    let delivery = post_at(at, &pairs, BODY).await.unwrap();
+    assert_eq!((delivery.event_id(), delivery.event_type()), (ID, ""));
+    assert_eq!(sign::standard_webhooks(SECRET, ID, at.as_second(), BODY.as_bytes()), SIGNATURE);
+}
+
+#[tokio::test]
+async fn standard_webhooks_that_are_not_right_are_refused() {
+    let zero = format!("v1,{}=", "A".repeat(43));
+    for signature in
+        ["", "v1", "v1,", "v1,AAAA", &STANDARD[3..], &STANDARD[..46], &STANDARD.replace("v1,", "v2,")]
+    {
+        check_standard(("webhook-signature", signature), "malformed_signature").await;
+    }
+    check_standard(("webhook-signature", &zero), "signature_mismatch").await;
+    check_standard(("webhook-id", "msg_2"), "signature_mismatch").await;
+    check_standard(("webhook-id", ""), "malformed_signature").await;
+    check_standard(("webhook-id", &"x".repeat(257)), "malformed_signature").await;
+    check_standard(("webhook-timestamp", "1714550401"), "signature_mismatch").await;
+    for seconds in
+        ["", "+1714550400", "-1", "1714550400.0", "1714550400 ", "0x1", "1e9", "99999999999999999999"]
+    {
+        check_standard(("webhook-timestamp", seconds), "malformed_signature").await;
+    }
+    check(&standard()[1..], BODY, "malformed_signature").await;
+    check(&[standard()[0], standard()[2]], BODY, "malformed_signature").await;
+    check(&standard()[..2], BODY, "missing_signature").await;
+    check(&standard(), "{}", "signature_mismatch").await;
+}
+
+#[tokio::test]
+async fn the_tolerance_holds_both_ways() {
+    for (seconds, expect) in [(-301, false), (-300, true), (0, true), (300, true), (301, false)] {
+        let at = now() + SignedDuration::from_secs(seconds);
+        let found = post_at(at, &standard(), BODY).await.map_err(|refusal| refusal.reason());
+        assert_eq!(found.is_ok(), expect, "{seconds}");
+        assert!(expect || found == Err("stale_timestamp"));
+    }
+}
+
+#[tokio::test]
+async fn an_unsigned_request_is_told_how_to_sign() {
+    check(&[], BODY, "missing_signature").await;
+    check(&[("webhook-id", "msg_1")], BODY, "missing_signature").await;
+    check(&[("content-type", "application/json")], "", "missing_signature").await;
+    let refusal = post(&[], BODY).await.unwrap_err();
+    assert!(refusal.to_string().contains("x-kinde-signature: sha256="));
+}
+
+fn jwt(claims: &Value) -> String {
+    tenant_key().sign(&header(), claims)
+}
+
+#[tokio::test]
+async fn kindes_own_webhook_is_taken() {
+    let body = jwt(&webhook_claims());
+    for pairs in [
+        &[("content-type", "application/jwt")][..],
+        &[("content-type", "Application/JWT; charset=utf-8"), ("webhook-id", "msg_1")],
+        &[("content-type", "application/json")],
+        &[],
+    ] {
+        let delivery = post(pairs, &body).await.unwrap();
+        assert_eq!(delivery.scheme(), Scheme::KindeJwt);
+        assert_eq!(delivery.event_id(), "event_018f331a3178f7fef284b95fe6770384");
+        assert_eq!(delivery.event_type(), "user.updated");
+        assert_eq!(serde_json::from_slice::<Value>(delivery.payload()).unwrap(), webhook_claims());
+        assert_eq!(delivery.decode().unwrap().body.user_id(), Some("kp_1"));
+        assert!(!format!("{delivery:?}").contains("example.com"));
+    }
+}
+
+#[tokio::test]
+async fn an_odd_webhook_with_a_right_signature_is_a_delivery() {
+    for changes in
+        [json!({"data": {}}), json!({"type": "moon.landed"}), json!({"timestamp": "?"}), json!({"iss": "x"})]
+    {
+        post(&[], &jwt(&with(webhook_claims(), &changes))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn tokens_of_people_and_machines_are_no_webhooks() {
+    for claims in [access_claims(), id_token_claims(), machine_claims()] {
+        check(&[], &jwt(&claims), "token_not_webhook").await;
+        check(&[], &jwt(&with(claims, &webhook_claims())), "token_not_webhook").await;
+    }
+    for claim in ["sub", "azp", "scp", "gty", "exp"] {
+        check(&[], &jwt(&with(webhook_claims(), &json!({ claim: 1 }))), "token_not_webhook").await;
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_without_what_every_webhook_has_is_refused() {
+    for claim in ["type", "data", "event_id", "timestamp"] {
+        for value in [json!(null), json!(1), json!([])] {
+            let refusal =
+                post(&[], &jwt(&with(webhook_claims(), &json!({ claim: value })))).await.unwrap_err();
+            assert_eq!(refusal, Refusal::MissingClaim { claim });
+        }
+    }
+    check(&[], &jwt(&with(webhook_claims(), &json!({"event_id": ""}))), "missing_claim").await;
+    check(&[], &jwt(&with(webhook_claims(), &json!({"event_id": "a\u{0}"}))), "missing_claim").await;
+}
+
+#[tokio::test]
+async fn a_signature_of_another_scheme_never_rescues() {
+    let token = jwt(&access_claims());
+    let hmac = sign::hmac_hex("secret", token.as_bytes());
+    check(&[("x-kinde-signature", &hmac)], &token, "token_not_webhook").await;
+    check(&[("x-kinde-signature", HEX), ("content-type", "application/jwt")], BODY, "malformed_token").await;
+    let mut pairs = standard().to_vec();
+    pairs.push(("x-kinde-signature", "test"));
+    check(&pairs, BODY, "malformed_signature").await;
+    let mut pairs = vec![("x-kinde-signature", HEX)];
+    pairs.extend(standard());
+    assert_eq!(post(&pairs, BODY).await.unwrap().scheme(), Scheme::Hmac);
+}
+
+#[tokio::test]
+async fn a_scheme_that_is_not_configured_is_closed() {
+    let refusal = async |verifier: Verifier, pairs: &[(&'static str, &str)], body: &str| {
+        verifier.verify(&headers(pairs), Bytes::copy_from_slice(body.as_bytes()), now()).await.unwrap_err()
+    };
+    let token = jwt(&webhook_claims());
+    let hmac_only = verifier(&["secret"], None);
+    assert_eq!(
+        refusal(hmac_only.clone(), &[], &token).await,
+        Refusal::SchemeNotConfigured { scheme: Scheme::KindeJwt }
+    );
+    let signed = sign::hmac_hex("secret", token.as_bytes());
+    let with_hmac = refusal(hmac_only, &[("x-kinde-signature", &signed)], &token).await;
+    assert_eq!(with_hmac.reason(), "scheme_not_configured");
+    let jwt_only = verifier(&[], Some(tenant_jwks()));
+    let closed = refusal(jwt_only.clone(), &[("x-kinde-signature", HEX)], BODY).await;
+    assert_eq!(closed, Refusal::SchemeNotConfigured { scheme: Scheme::Hmac });
+    let closed = refusal(jwt_only.clone(), &standard(), BODY).await;
+    assert_eq!(closed, Refusal::SchemeNotConfigured { scheme: Scheme::StandardWebhooks });
+    let config = Config { secrets: vec!["secret".into()], standard_webhooks: false, ..Config::default() };
+    let closed = refusal(Verifier::new(config).unwrap(), &standard(), BODY).await;
+    assert_eq!(closed.reason(), "scheme_not_configured");
+    assert_eq!(Scheme::ALL.map(|scheme| jwt_only.is_on(scheme)), [true, false, false]);
+}
+
+#[test]
+fn a_secret_that_anyone_knows_is_refused() {
+    for (secrets, error) in [
+        (vec![""], ConfigError::EmptySecret { number: 1 }),
+        (vec!["a", "whsec_"], ConfigError::EmptySecret { number: 2 }),
+        (vec!["whsec_not base64"], ConfigError::BrokenSecret { number: 1 }),
+    ] {
+        let secrets = secrets.into_iter().map(SecretString::from).collect();
+        let found = Verifier::new(Config { secrets, ..Config::default() });
+        assert_eq!(found.unwrap_err(), error);
+    }
+    assert!(!format!("{:?}", verifier(&["hush"], None)).contains("hush"));
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_had_are_not_the_senders_fault() {
+    let server = Server::with_keys(vec![tenant_key().jwk(KID)]).await;
+    let jwks = Jwks::new(jwks::Config::new(server.domain.clone())).unwrap();
+    drop(server);
+    let body = Bytes::from(jwt(&webhook_claims()));
+    let refusal = verifier(&[], Some(jwks)).verify(&HeaderMap::new(), body, now()).await.unwrap_err();
+    assert!(refusal.is_unavailable());
+    assert_eq!(refusal.reason(), "keys_unavailable");
+}
+
+#[test]
+fn a_scheme_is_read_back_by_its_name() {
+    for scheme in Scheme::ALL {
+        assert_eq!(scheme.as_str().parse(), Ok(scheme));
+    }
+    assert!("HMAC".parse::<Scheme>().is_err());
+}
