@@ -1,4 +1,4 @@
-//! What Kinde says on the wire: webhook and token verification, JWKS, typed events.
+#![doc = include_str!("../README.md")]
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
