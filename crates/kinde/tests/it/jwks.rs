@@ -183,7 +183,8 @@ async fn garbage_never_wipes_the_keys() {
     let server = Server::with_keys(tenant_keys()).await;
     let jwks = jwks(&server);
     jwks.key(KID).await.unwrap();
-    let big = vec![b' '; 1024 * 1024 + 1];
+    let keys = json!({"keys": [tenant_key().jwk("unknown")]});
+    let big = format!("{}{keys}", " ".repeat(1024 * 1024));
     let answers: [Box<Answer>; 8] = [
         Box::new(html),
         Box::new(|_| key_set(&[])),
