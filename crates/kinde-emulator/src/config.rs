@@ -12,7 +12,7 @@ use crate::span;
 use crate::webhook::WebhookSpec;
 
 const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
 /// Everything that can be set. Durations are written as `"250ms"`, `"5s"`, `"2m"` or `"12h"`.
@@ -185,7 +185,7 @@ pub struct Unknowns {
     pub precision: Precision,
     /// What `email` is in the payload of a user without one.
     pub missing_email: Missing,
-    /// Status of the answer for a user that does not exist: 400, the only one in the OpenAPI document, or 404.
+    /// Status of the answer for a user that does not exist: 400, the only one in the `OpenAPI` document, or 404.
     pub unknown_user_status: u16,
     /// Whether users deleted with their profile kept are listed.
     pub list_includes_deleted: bool,

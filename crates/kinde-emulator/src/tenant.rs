@@ -128,7 +128,7 @@ impl Tenant {
         if let Some(email) = edit.email.as_deref() {
             self.claim_email(Some(email).filter(|text| !text.is_empty()), seq)?;
         }
-        self.change(seq, source, |user, at| user.apply(edit, at))
+        Ok(self.change(seq, source, |user, at| user.apply(edit, at)))
     }
 
     /// Gives each the other's email: two `user.updated`, the first of which takes the other's email.
@@ -141,9 +141,8 @@ impl Tenant {
             }
         }
         let mut drafts =
-            self.change(a, Source::Admin, |user, at| (user.email, user.updated_on) = (of_b, at))?.1;
-        drafts
-            .extend(self.change(b, Source::Admin, |user, at| (user.email, user.updated_on) = (of_a, at))?.1);
+            self.change(a, Source::Admin, |user, at| (user.email, user.updated_on) = (of_b, at)).1;
+        drafts.extend(self.change(b, Source::Admin, |user, at| (user.email, user.updated_on) = (of_a, at)).1);
         Ok(drafts)
     }
 
@@ -161,11 +160,11 @@ impl Tenant {
         };
         let member =
             Membership { code: code.to_owned(), roles: grants(roles), permissions: grants(permissions) };
-        self.change(seq, Source::Admin, |user, at| {
+        Ok(self.change(seq, Source::Admin, |user, at| {
             user.organizations.retain(|org| org.code != member.code);
             user.organizations.push(member);
             user.updated_on = at;
-        })
+        }))
     }
 
     pub(crate) fn delete(&mut self, id: &str, profile: Profile, source: Source) -> Result<Vec<Draft>, Error> {
@@ -275,13 +274,13 @@ impl Tenant {
         seq: u64,
         source: Source,
         change: impl FnOnce(&mut User, Timestamp),
-    ) -> Result<(User, Vec<Draft>), Error> {
+    ) -> (User, Vec<Draft>) {
         let at = self.clock.tick();
         let user = self.users.get_mut(&seq).expect("`seq` only finds users that are there");
         change(user, at);
         let user = user.clone();
         let draft = Draft::new("user.updated", source, self.data(&user));
-        Ok((user, vec![draft]))
+        (user, vec![draft])
     }
 
     fn data(&self, user: &User) -> Value {

@@ -207,7 +207,7 @@ impl User {
     }
 
     /// An item of `GET /api/v1/users`.
-    pub(crate) fn list_item(&self, expand: &Expand) -> Value {
+    pub(crate) fn list_item(&self, expand: Expand) -> Value {
         let mut item = self.common(expand);
         item["email"] = json!(self.email);
         item["last_organization_sign_ins"] = self.organization_sign_ins();
@@ -215,13 +215,13 @@ impl User {
     }
 
     /// The bare answer of `GET /api/v1/user`, where the email is called `preferred_email`.
-    pub(crate) fn single(&self, expand: &Expand) -> Value {
+    pub(crate) fn single(&self, expand: Expand) -> Value {
         let mut item = self.common(expand);
         item["preferred_email"] = json!(self.email);
         item
     }
 
-    fn common(&self, expand: &Expand) -> Value {
+    fn common(&self, expand: Expand) -> Value {
         let mut item = json!({
             "id": self.id,
             "provided_id": self.provided_id,

@@ -244,6 +244,19 @@ impl Engine {
             None => Outcome::NoAnswer("the webhook was removed".to_owned()),
         };
         job.attempts += 1;
+        match &outcome {
+            Outcome::Status(status) => {
+                tracing::debug!(event_id = job.event.id, attempt = job.attempts, status, "delivery answered");
+            }
+            Outcome::NoAnswer(why) => {
+                tracing::debug!(
+                    event_id = job.event.id,
+                    attempt = job.attempts,
+                    why,
+                    "delivery not answered"
+                );
+            }
+        }
         let mut state = self.state();
         self.settle(&mut state, id, job, &outcome);
         self.publish(&state);

@@ -1,4 +1,4 @@
-//! The Management API's users, webhooks and events, with the answers of its OpenAPI document.
+//! The Management API's users, webhooks and events, with the answers of its `OpenAPI` document.
 //!
 //! Source: <https://docs.kinde.com/kinde-apis/management/>.
 

@@ -1,7 +1,7 @@
 //! Keys, discovery, client credentials and the user's profile.
 //!
 //! Source: <https://docs.kinde.com/developer-tools/kinde-api/access-token-for-api/> and the Account API's
-//! OpenAPI document.
+//! `OpenAPI` document.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};

@@ -50,7 +50,7 @@ pub(super) async fn list(
     let mut last = from;
     let mut users = Vec::new();
     for (seq, user) in found.by_ref().take(size) {
-        users.push(user.list_item(&expand));
+        users.push(user.list_item(expand));
         last = seq;
     }
     let next = found.next().map(|_| drifted(&faults, from, last + 1));
@@ -158,7 +158,7 @@ pub(super) async fn read(
 ) -> Result<Response, Refusal> {
     let id = query.id()?;
     let user = emulator.user(id).ok_or_else(|| unknown(&emulator))?;
-    Ok(Json(user.single(&Expand::parse(query.expand.as_deref()))).into_response())
+    Ok(Json(user.single(Expand::parse(query.expand.as_deref()))).into_response())
 }
 
 #[derive(Default, Deserialize)]

@@ -1,0 +1,186 @@
+//! The commands that speak to the control API of a running emulator.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+use url::Url;
+
+use super::output::show;
+use super::{Command, Faults, Fields, Keys, Spec, Target, Token, Users, Webhooks};
+
+/// A request to the control API.
+struct Request {
+    target: Target,
+    method: Method,
+    path: Vec<String>,
+    query: Option<&'static str>,
+    body: Option<Value>,
+}
+
+impl Request {
+    fn new(target: Target, method: Method, path: &[&str]) -> Self {
+        let path = path.iter().map(|part| (*part).to_owned()).collect();
+        Self { target, method, path, query: None, body: None }
+    }
+
+    fn get(target: Target, path: &[&str]) -> Self {
+        Self::new(target, Method::GET, path)
+    }
+
+    fn post(target: Target, path: &[&str], body: Value) -> Self {
+        Self { body: Some(body), ..Self::new(target, Method::POST, path) }
+    }
+
+    fn url(&self) -> anyhow::Result<Url> {
+        let mut url = self.target.url.clone();
+        url.path_segments_mut()
+            .map_err(|()| anyhow::anyhow!("`--url` must be an http address"))?
+            .clear()
+            .push("_emulator")
+            .extend(&self.path);
+        url.set_query(self.query);
+        Ok(url)
+    }
+
+    async fn send(self) -> anyhow::Result<Value> {
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
+        let mut request = client.request(self.method.clone(), self.url()?);
+        if let Some(body) = &self.body {
+            request = request.json(body);
+        }
+        let hint = || {
+            let url = &self.target.url;
+            format!(
+                "no emulator answers at {url}: start one with `kinde-emulator serve`, or name it with --url"
+            )
+        };
+        let response = request.send().await.with_context(hint)?;
+        let status = response.status();
+        let text = response.text().await.context("the answer was cut off")?;
+        if !status.is_success() {
+            let answer: Value = serde_json::from_str(&text).unwrap_or_default();
+            bail!("{}", answer["error"].as_str().unwrap_or(&text));
+        }
+        serde_json::from_str(&text).context("the answer is not JSON: is this a kinde-emulator?")
+    }
+}
+
+pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
+    let request = match command {
+        Command::Serve(_) => bail!("`serve` does not speak to a running emulator"),
+        Command::Users(users) => of_users(users)?,
+        Command::Token(token) => of_token(token),
+        Command::Keys(Keys::Rotate { drop, target }) => {
+            let overlap = if drop { "drop" } else { "keep" };
+            Request::post(target, &["keys", "rotate"], json!({"overlap": overlap}))
+        }
+        Command::Faults(faults) => of_faults(faults)?,
+        Command::Webhooks(webhooks) => of_webhooks(webhooks),
+        Command::Deliveries(target) => Request::get(target, &["deliveries"]),
+        Command::Stats(target) => Request::get(target, &["stats"]),
+        Command::Reset(target) => Request::new(target, Method::POST, &["reset"]),
+    };
+    show(&request.send().await?, json);
+    Ok(())
+}
+
+fn of_users(users: Users) -> anyhow::Result<Request> {
+    Ok(match users {
+        Users::Create { fields, sign_up, target } => {
+            Request::post(target, &[if sign_up { "sign-up" } else { "users" }], of_fields(fields))
+        }
+        Users::Update { id, fields, target } => {
+            Request { body: Some(of_fields(fields)), ..Request::new(target, Method::PATCH, &["users", &id]) }
+        }
+        Users::Suspend { id, undo, target } => {
+            let verb = if undo { "unsuspend" } else { "suspend" };
+            Request::new(target, Method::POST, &["users", &id, verb])
+        }
+        Users::Delete { id, keep_profile, target } => Request {
+            query: keep_profile.then_some("profile=keep"),
+            ..Request::new(target, Method::DELETE, &["users", &id])
+        },
+        Users::Import { fields, file, target } => {
+            let body = match file {
+                Some(path) => {
+                    let text = std::fs::read_to_string(&path)
+                        .with_context(|| format!("cannot read `{}`", path.display()))?;
+                    serde_json::from_str(&text)
+                        .with_context(|| format!("`{}` is not JSON", path.display()))?
+                }
+                None => of_fields(fields),
+            };
+            Request::post(target, &["import"], body)
+        }
+        Users::List(target) => Request::get(target, &["users"]),
+        Users::SignIn { id, target } => Request::new(target, Method::POST, &["users", &id, "sign-in"]),
+    })
+}
+
+fn of_fields(fields: Fields) -> Value {
+    let Fields { email, first_name, last_name, phone, username, picture } = fields;
+    json!({
+        "email": email,
+        "first_name": first_name,
+        "last_name": last_name,
+        "phone": phone,
+        "username": username,
+        "picture": picture,
+    })
+}
+
+fn of_token(token: Token) -> Request {
+    let (kind, user) = match token {
+        Token::M2m { spec, target } => return Request::post(target, &["tokens", "m2m"], of_spec(spec)),
+        Token::Access(user) => ("access", user),
+        Token::Id(user) => ("id", user),
+    };
+    let body = json!({"user": user.user, "token": of_spec(user.spec)});
+    Request::post(user.target, &["tokens", kind], body)
+}
+
+fn of_spec(spec: Spec) -> Value {
+    let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
+    let claims: Map<String, Value> = spec.claim.into_iter().collect();
+    json!({
+        "expires_in": spec.expires_in,
+        "audience": some(spec.audience),
+        "scopes": some(spec.scope),
+        "claims": claims,
+        "sign": {"alg": spec.alg, "signer": if spec.foreign { "foreign" } else { "tenant" }},
+    })
+}
+
+fn of_faults(faults: Faults) -> anyhow::Result<Request> {
+    Ok(match faults {
+        Faults::Set { kind, chance, times, on, with, target } => {
+            let name = clap::ValueEnum::to_possible_value(&kind).context("every kind has a name")?;
+            let mut fault: Map<String, Value> = with.into_iter().collect();
+            fault.insert("kind".to_owned(), json!(name.get_name()));
+            fault.insert("chance".to_owned(), json!(chance));
+            fault.insert("times".to_owned(), json!(times));
+            fault.insert("on".to_owned(), json!(on));
+            Request::post(target, &["faults"], Value::Object(fault))
+        }
+        Faults::Clear(target) => Request::new(target, Method::DELETE, &["faults"]),
+        Faults::Show(target) => Request::get(target, &["faults"]),
+    })
+}
+
+fn of_webhooks(webhooks: Webhooks) -> Request {
+    match webhooks {
+        Webhooks::Add { endpoint, event, hmac, standard, target } => {
+            let scheme = match (hmac, standard) {
+                (Some(secret), _) => json!({"type": "hmac", "secret": secret}),
+                (None, Some(secret)) => json!({"type": "standard_webhooks", "secret": secret}),
+                (None, None) => json!({"type": "kinde_jwt"}),
+            };
+            let body = json!({"endpoint": endpoint, "event_types": event, "scheme": scheme});
+            Request::post(target, &["webhooks"], body)
+        }
+        Webhooks::List(target) => Request::get(target, &["webhooks"]),
+        Webhooks::Enable { id, target } => Request::new(target, Method::POST, &["webhooks", &id, "enable"]),
+    }
+}

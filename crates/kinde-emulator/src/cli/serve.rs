@@ -1,0 +1,98 @@
+//! Runs the emulator until it is interrupted.
+
+use anyhow::Context as _;
+use kinde_emulator::{Config, Emulator, Town, WebhookSpec};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::ServeArgs;
+use super::output::print;
+
+const DEFAULT_PORT: u16 = 4620;
+
+pub(super) async fn run(args: ServeArgs, json: bool) -> anyhow::Result<()> {
+    let rate = args.town;
+    let config = config(args)?;
+    let seed = config.seed;
+    let cancel = CancellationToken::new();
+    let emulator = Emulator::start_until(config, cancel.clone()).await?;
+    print(&if json { summary(&emulator) } else { greeting(&emulator) });
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut town = Town::new(seed);
+    let life = async {
+        match rate {
+            Some(rate) => town.run(&emulator, rate, &cancel).await,
+            None => emulator.stopped().await,
+        }
+    };
+    tokio::select! {
+        () = life => {}
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    emulator.shutdown().await;
+    Ok(())
+}
+
+/// The file, with the flags over it.
+fn config(args: ServeArgs) -> anyhow::Result<Config> {
+    let mut config = match &args.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read the settings in `{}`", path.display()))?;
+            toml::from_str(&text).with_context(|| format!("`{}` is not right", path.display()))?
+        }
+        None => Config::default(),
+    };
+    match (args.port, config.port) {
+        (Some(port), _) => config.port = port,
+        (None, 0) => config.port = DEFAULT_PORT,
+        (None, _) => {}
+    }
+    config.seed = args.seed.unwrap_or(config.seed);
+    config.time_scale = args.time_scale.unwrap_or(config.time_scale);
+    config.webhooks.extend(args.webhook.into_iter().map(WebhookSpec::new));
+    Ok(config)
+}
+
+fn summary(emulator: &Emulator) -> String {
+    json!({
+        "issuer": emulator.issuer(),
+        "jwks": format!("{}/.well-known/jwks.json", emulator.issuer()),
+        "client_id": emulator.config().client_id,
+        "client_secret": emulator.config().client_secret,
+        "audience": emulator.api_audience(),
+    })
+    .to_string()
+}
+
+fn greeting(emulator: &Emulator) -> String {
+    let (issuer, config) = (emulator.issuer(), emulator.config());
+    let endpoints: Vec<String> =
+        emulator.webhooks().iter().map(|webhook| webhook.spec.endpoint.to_string()).collect();
+    let endpoints = if endpoints.is_empty() { "none, see below".to_owned() } else { endpoints.join(", ") };
+    let (id, secret, audience) = (&config.client_id, &config.client_secret, emulator.api_audience());
+    format!(
+        "A local Kinde is running. Ctrl-C stops it.
+
+  issuer         {issuer}
+  JWKS           {issuer}/.well-known/jwks.json
+  client id      {id}
+  client secret  {secret}
+  audience       {audience}
+  webhooks       {endpoints}
+
+Try:
+  curl -X POST {issuer}/_emulator/webhooks -H 'Content-Type: application/json' \\
+    -d '{{\"endpoint\":\"http://localhost:3000/webhook\"}}'
+  curl -X POST {issuer}/_emulator/sign-up -H 'Content-Type: application/json' \\
+    -d '{{\"email\":\"ada@example.com\",\"first_name\":\"Ada\",\"last_name\":\"Lovelace\"}}'
+  TOKEN=$(curl -s {issuer}/oauth2/token -d grant_type=client_credentials -d client_id={id} \\
+    -d client_secret={secret} -d audience={audience} | sed 's/.*\"access_token\":\"\\([^\"]*\\).*/\\1/')
+  curl -H \"Authorization: Bearer $TOKEN\" '{issuer}/api/v1/users?page_size=5'
+  kinde-emulator stats --url {issuer}
+"
+    )
+}

@@ -1,0 +1,106 @@
+//! The binary, as a person uses it: one terminal runs it, another speaks to it.
+
+use std::process::{Output, Stdio};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+
+use crate::receiver::{DEADLINE, Receiver, claims};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_kinde-emulator");
+
+struct Running {
+    child: Child,
+    greeting: Value,
+}
+
+impl Running {
+    async fn start(args: &[&str]) -> Self {
+        let mut child = Command::new(BINARY)
+            .args(["serve", "--port", "0", "--json"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = tokio::time::timeout(DEADLINE, lines.next_line()).await.unwrap().unwrap().unwrap();
+        Self { child, greeting: serde_json::from_str(&line).unwrap() }
+    }
+
+    async fn run(&self, args: &[&str]) -> Output {
+        let url = self.greeting["issuer"].as_str().unwrap();
+        Command::new(BINARY).args(args).args(["--url", url]).output().await.unwrap()
+    }
+
+    async fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(&[args, &["--json"]].concat()).await;
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn the_commands_change_a_running_emulator() {
+    let receiver = Receiver::start().await;
+    let emulator = Running::start(&["--webhook", receiver.url.as_str()]).await;
+    let made = emulator.json(&["users", "create", "--email", "ada@example.com", "--first-name", "Ada"]).await;
+    let id = made["id"].as_str().unwrap();
+    assert_eq!(receiver.wait_for(1).await[0].kind(), "user.created");
+    assert_eq!(emulator.json(&["users", "update", id, "--last-name", "L"]).await["last_name"], "L");
+    assert_eq!(emulator.json(&["users", "suspend", id]).await["is_suspended"], true);
+    let refused = emulator.run(&["users", "sign-in", id]).await;
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("suspended"));
+    emulator.json(&["users", "suspend", id, "--undo"]).await;
+    emulator.json(&["users", "import", "--email", "b@example.com"]).await;
+    let text = String::from_utf8(emulator.run(&["users", "list"]).await.stdout).unwrap();
+    assert!(text.starts_with("ID") && text.contains("ada@example.com") && text.contains("b@example.com"));
+
+    let args = ["token", "access", id, "--claim", "org_code=null", "--expires-in", "-5"];
+    let token = String::from_utf8(emulator.run(&args).await.stdout).unwrap();
+    assert_eq!(claims(token.trim())["sub"], id);
+    assert!(claims(token.trim()).get("org_code").is_none());
+    emulator.json(&["token", "id", id]).await;
+    assert!(emulator.json(&["token", "m2m", "--scope", "read:users"]).await["token"].is_string());
+
+    emulator
+        .json(&["faults", "set", "delay", "--with", "min=1ms", "--with", "max=2ms", "--times", "1"])
+        .await;
+    assert_eq!(emulator.json(&["faults", "show"]).await["faults"][0]["kind"], "delay");
+    assert_eq!(emulator.json(&["faults", "clear"]).await["faults"], json!([]));
+    let refused = emulator.run(&["faults", "set", "status"]).await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("status"), "names the missing setting");
+
+    let added = emulator.json(&["webhooks", "add", receiver.url.as_str(), "--hmac", "secret"]).await;
+    emulator.json(&["webhooks", "enable", added["id"].as_str().unwrap()]).await;
+    assert_eq!(emulator.json(&["webhooks", "list"]).await["webhooks"].as_array().unwrap().len(), 2);
+    assert!(emulator.json(&["keys", "rotate", "--drop"]).await["kid"].is_string());
+    emulator.json(&["users", "delete", id, "--keep-profile"]).await;
+    assert!(!emulator.json(&["deliveries"]).await["deliveries"].as_array().unwrap().is_empty());
+    assert_eq!(emulator.json(&["stats"]).await["users"], 1);
+    emulator.json(&["reset"]).await;
+    assert_eq!(emulator.json(&["stats"]).await["deliveries"]["events"], 0);
+}
+
+#[tokio::test]
+async fn a_town_lives_until_an_interrupt_ends_it_cleanly() {
+    let receiver = Receiver::start().await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("emulator.toml");
+    std::fs::write(&file, format!("[[webhooks]]\nendpoint = \"{}\"\n", receiver.url)).unwrap();
+    let mut emulator = Running::start(&["--town", "200", "--config", file.to_str().unwrap()]).await;
+    receiver.wait_for(20).await;
+    let id = emulator.child.id().unwrap().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());
+    let status = tokio::time::timeout(DEADLINE, emulator.child.wait()).await.unwrap().unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn a_command_without_an_emulator_says_how_to_start_one() {
+    let args = ["stats", "--url", "http://127.0.0.1:9"];
+    let output = Command::new(BINARY).args(args).output().await.unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("kinde-emulator serve"), "{text}");
+}
