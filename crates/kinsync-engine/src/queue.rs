@@ -108,6 +108,14 @@ pub enum Error {
         /// What the system says.
         source: std::io::Error,
     },
+    /// The entry is larger than the queue takes, whatever its state.
+    #[error("an entry of {bytes} bytes is larger than the queue takes ({max} bytes)")]
+    TooLarge {
+        /// Size of the entry.
+        bytes: usize,
+        /// The largest that is taken.
+        max: usize,
+    },
     /// Another process has the queue open.
     #[error("the queue in `{path}` is in use by another process; give each process its own KINSYNC_DATA_DIR")]
     InUse {

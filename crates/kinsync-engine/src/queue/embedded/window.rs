@@ -1,0 +1,72 @@
+//! The event ids that were seen not long ago.
+
+use std::collections::{HashSet, VecDeque};
+
+use aws_lc_rs::digest;
+
+/// The first half of the SHA-256 of an event id: nobody can make two ids that share it, so a
+/// duplicate is a duplicate.
+pub(super) type Fingerprint = [u8; 16];
+
+pub(super) fn fingerprint(event_id: &str) -> Fingerprint {
+    let digest = digest::digest(&digest::SHA256, event_id.as_bytes());
+    *digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes")
+}
+
+/// The last `capacity` fingerprints.
+#[derive(Debug)]
+pub(super) struct Window {
+    capacity: usize,
+    known: HashSet<Fingerprint>,
+    order: VecDeque<Fingerprint>,
+}
+
+impl Window {
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { capacity, known: HashSet::new(), order: VecDeque::new() }
+    }
+
+    pub(super) fn contains(&self, fingerprint: &Fingerprint) -> bool {
+        self.known.contains(fingerprint)
+    }
+
+    /// Puts it in as the newest; the oldest may go.
+    pub(super) fn insert(&mut self, fingerprint: Fingerprint) {
+        if self.capacity == 0 || !self.known.insert(fingerprint) {
+            return;
+        }
+        self.order.push_back(fingerprint);
+        if self.order.len() > self.capacity
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    /// Takes out the newest ones again that are in `fingerprints`: they were not kept after all.
+    pub(super) fn forget(&mut self, fingerprints: &[Fingerprint]) {
+        for fingerprint in fingerprints.iter().rev() {
+            if self.order.back() == Some(fingerprint) {
+                self.order.pop_back();
+                self.known.remove(fingerprint);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_window_forgets_the_oldest_and_what_was_not_kept() {
+        let mut window = Window::new(2);
+        let [a, b, c] = ["a", "b", "c"].map(fingerprint);
+        window.insert(a);
+        window.insert(b);
+        window.insert(c);
+        assert!(!window.contains(&a) && window.contains(&b) && window.contains(&c));
+        window.forget(&[c]);
+        assert!(window.contains(&b) && !window.contains(&c));
+    }
+}
