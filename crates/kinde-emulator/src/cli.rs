@@ -23,16 +23,19 @@ pub(crate) struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Examples:
-  kinde-emulator --webhook http://localhost:3000/webhook          a Kinde that tells your application
-  kinde-emulator --town 5 --time-scale 1000                       five things happen per second
-  kinde-emulator users create --email ada@example.com             in another terminal
-  kinde-emulator token access kp_…                                a token for `Authorization: Bearer`
-  kinde-emulator faults set duplicate --chance 0.2                every fifth delivery comes twice
-  kinde-emulator faults set rate_limit --with reset=30 --on users --times 3
-  kinde-emulator keys rotate --drop                               what was signed no longer verifies
+Run a Kinde that tells your application what happens:
+  kinde-emulator --webhook http://localhost:3000/webhook
+  kinde-emulator --webhook http://localhost:3000/webhook --town 5 --time-scale 1000
 
-The other commands speak to a running emulator, at --url. Logs: RUST_LOG=kinde_emulator=debug.";
+Speak to it from another terminal (at --url):
+  kinde-emulator users create --email ada@example.com --first-name Ada
+  kinde-emulator token access kp_…
+  kinde-emulator faults set duplicate --chance 0.2
+  kinde-emulator faults set rate_limit --with reset=30 --on users --times 3
+  kinde-emulator keys rotate --drop
+  kinde-emulator stats
+
+Logs go to standard error: RUST_LOG=kinde_emulator=debug shows each delivery.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -309,6 +312,12 @@ enum Webhooks {
     List(Target),
     /// Enable an endpoint that was disabled.
     Enable {
+        id: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Disable an endpoint, as Kinde does after 72 hours of failures.
+    Disable {
         id: String,
         #[command(flatten)]
         target: Target,

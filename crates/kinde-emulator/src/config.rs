@@ -264,6 +264,18 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_shows_the_defaults() {
+        let readme = include_str!("../README.md");
+        let (_, rest) = readme.split_once("```toml\n").unwrap();
+        let (settings, _) = rest.split_once("```").unwrap();
+        assert_eq!(toml::from_str::<Config>(settings).unwrap(), Config::default());
+        let with_examples: String =
+            settings.lines().map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned() + "\n").collect();
+        let config = toml::from_str::<Config>(&with_examples).unwrap();
+        assert_eq!((config.webhooks.len(), config.faults.len()), (1, 1));
+    }
+
+    #[test]
     fn a_config_survives_toml_and_refuses_unknown_keys() {
         let text = toml::to_string(&Config::default()).unwrap();
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());

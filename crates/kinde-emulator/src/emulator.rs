@@ -1,5 +1,7 @@
 //! The emulator's handle: everything that can be done to a local Kinde, and its life from start to shutdown.
 
+mod tokens;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
@@ -14,9 +16,8 @@ use crate::delivery::engine::Engine;
 use crate::delivery::{self, Delivery, Stats, Webhook};
 use crate::event::{Event, Source};
 use crate::faults::{Fault, FaultReport, Faults};
-use crate::keys::{self, Key, Keyring, Overlap};
+use crate::keys::{self, Key, Keyring};
 use crate::tenant::{self, Draft, Profile, Tenant};
-use crate::tokens::{self, Claims, Issue, MintOptions, Signer, TokenSpec};
 use crate::user::{NewUser, User, UserEdit};
 use crate::webhook::WebhookSpec;
 
@@ -81,7 +82,8 @@ impl Emulator {
         let bind = |source| StartError::Bind { address: wanted, source };
         let listener = tokio::net::TcpListener::bind(wanted).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let emulator = Self::new(config, address, cancel)?;
+        let key = tokio::task::spawn_blocking(Key::generate).await.expect("making a key does not panic")?;
+        let emulator = Self::new(config, address, key, cancel)?;
         let server = axum::serve(listener, crate::routes::router(emulator.clone()));
         let stop = emulator.shared.cancel.clone();
         emulator.shared.tasks.spawn(async move {
@@ -95,9 +97,14 @@ impl Emulator {
         Ok(emulator)
     }
 
-    fn new(config: Config, address: SocketAddr, cancel: CancellationToken) -> Result<Self, StartError> {
+    fn new(
+        config: Config,
+        address: SocketAddr,
+        key: Key,
+        cancel: CancellationToken,
+    ) -> reqwest::Result<Self> {
         let config = Arc::new(config);
-        let keys = Arc::new(RwLock::new(Keyring::new(Key::generate()?)));
+        let keys = Arc::new(RwLock::new(Keyring::new(key)));
         let faults = Arc::new(Mutex::new(Faults::new(config.seed, &config.faults)));
         let tasks = TaskTracker::new();
         let engine = Engine::new(
@@ -409,91 +416,6 @@ impl Emulator {
     /// The faults that are on, and how often each struck.
     pub fn faults(&self) -> Vec<FaultReport> {
         self.faults_table().reports()
-    }
-}
-
-/// Keys and tokens.
-impl Emulator {
-    /// The published keys.
-    pub fn jwks(&self) -> Value {
-        self.keys().jwks()
-    }
-
-    /// The `kid` of the key that signs.
-    pub fn active_kid(&self) -> String {
-        self.keys().active().kid.clone()
-    }
-
-    /// Makes a new signing key and returns its `kid`. Blocks for some 100 ms.
-    pub fn rotate_keys(&self, overlap: Overlap) -> Result<String, keys::Error> {
-        let key = Key::generate()?;
-        let kid = key.kid.clone();
-        self.shared.keys.write().expect("no holder of the keys panics").rotate(key, overlap);
-        Ok(kid)
-    }
-
-    /// An access token as the user's application would get it.
-    pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
-        let user = self.known_user(user_id)?;
-        let tokens = &self.config().tokens;
-        let issue = self.issue(&self.config().app_client_id, spec, tokens.access_lifetime);
-        let claims = issue.access(&user, spec, &tokens.audience, tokens.email_in_access_token);
-        Ok(self.mint(&claims, &spec.sign))
-    }
-
-    /// An ID token of the user.
-    pub fn id_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
-        let user = self.known_user(user_id)?;
-        let issue = self.issue(&self.config().app_client_id, spec, self.config().tokens.id_lifetime);
-        Ok(self.mint(&issue.id(&user, spec), &spec.sign))
-    }
-
-    /// A machine-to-machine token, for the Management API unless `spec` names another audience.
-    pub fn m2m_token(&self, spec: &TokenSpec) -> String {
-        let config = self.config();
-        let scopes =
-            if config.scopes.is_empty() { crate::routes::all_scopes() } else { config.scopes.clone() };
-        let issue = self.issue(&config.client_id, spec, config.tokens.access_lifetime);
-        self.mint(&issue.m2m(spec, &[self.api_audience()], &scopes), &spec.sign)
-    }
-
-    /// Any claims, signed in any way: for forged tokens and webhooks.
-    pub fn mint(&self, claims: &Claims, options: &MintOptions) -> String {
-        let active = self.keys().active();
-        let signer = match options.signer {
-            Signer::Tenant => &active,
-            Signer::Foreign => self.foreign(),
-        };
-        tokens::forge(&Value::Object(claims.clone()), options, &active, signer)
-    }
-
-    /// The claims of a token of this emulator that has not expired.
-    pub(crate) fn verify(&self, token: &str) -> Option<Claims> {
-        tokens::verify(token, &self.keys(), jiff::Timestamp::now().as_second())
-    }
-
-    fn foreign(&self) -> &Key {
-        let make = || Key::generate().expect("the crypto library made a key before");
-        self.shared.foreign.get_or_init(make)
-    }
-
-    fn issue<'a>(&'a self, client_id: &'a str, spec: &TokenSpec, lifetime: Duration) -> Issue<'a> {
-        let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
-        Issue {
-            issuer: &self.shared.issuer,
-            client_id,
-            now: jiff::Timestamp::now().as_second(),
-            expires_in: spec.expires_in.unwrap_or(lifetime),
-            jti: self.tenant().clock.uuid(),
-        }
-    }
-
-    fn known_user(&self, id: &str) -> Result<User, tenant::Error> {
-        self.user(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()))
-    }
-
-    fn keys(&self) -> std::sync::RwLockReadGuard<'_, Keyring> {
-        self.shared.keys.read().expect("no holder of the keys panics")
     }
 }
 

@@ -7,6 +7,7 @@ mod management;
 mod oauth;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
@@ -14,6 +15,8 @@ use axum::routing::{delete, get, patch, post};
 use crate::emulator::Emulator;
 
 pub(crate) use management::all_scopes;
+
+const LARGEST_IMPORT: usize = 64 * 1024 * 1024;
 
 pub(crate) fn router(emulator: Emulator) -> Router {
     let kinde = Router::new()
@@ -47,8 +50,13 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/tokens/id", post(control::id_token))
         .route("/tokens/m2m", post(control::m2m_token))
         .route("/tokens/mint", post(control::mint))
-        .route("/deliveries", get(control::deliveries));
-    kinde.nest("/_emulator", control).fallback(route_not_found).with_state(emulator)
+        .route("/deliveries", get(control::deliveries))
+        .layer(DefaultBodyLimit::max(LARGEST_IMPORT));
+    kinde
+        .nest("/_emulator", control)
+        .fallback(route_not_found)
+        .method_not_allowed_fallback(route_not_found)
+        .with_state(emulator)
 }
 
 async fn route_not_found() -> Response {

@@ -244,7 +244,7 @@ impl User {
         }
         if expand.billing {
             item["billing"] =
-                json!({ "customer_id": format!("customer_{}", &self.id[self.id.len() - 12..]) });
+                json!({ "customer_id": format!("customer_{}", self.id.trim_start_matches("kp_")) });
         }
         item
     }

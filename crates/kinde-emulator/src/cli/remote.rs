@@ -181,6 +181,7 @@ fn of_webhooks(webhooks: Webhooks) -> Request {
             Request::post(target, &["webhooks"], body)
         }
         Webhooks::List(target) => Request::get(target, &["webhooks"]),
+        Webhooks::Disable { id, target } => Request::new(target, Method::POST, &["webhooks", &id, "disable"]),
         Webhooks::Enable { id, target } => Request::new(target, Method::POST, &["webhooks", &id, "enable"]),
     }
 }

@@ -1,8 +1,12 @@
 //! Kinde's answers that are not about one route: success, errors in a list, and the error that is not in a list.
 
 use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Query, Request};
 use axum::http::StatusCode;
+use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// `{"errors":[{"code","message"}]}` with a status.
@@ -41,6 +45,34 @@ impl IntoResponse for RouteNotFound {
     fn into_response(self) -> Response {
         let error = json!({"code": "ROUTE_NOT_FOUND", "message": "The requested API route does not exist"});
         (StatusCode::NOT_FOUND, Json(json!({"errors": error}))).into_response()
+    }
+}
+
+/// A JSON body, whatever its content type says; no body is `{}`. A bad one is refused as Kinde refuses.
+pub(super) struct Body<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refusal;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
+        let invalid = |why: String| Refusal::bad_request("REQUEST_BODY_INVALID", why);
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| invalid(error.body_text()))?;
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(text).map(Self).map_err(|error| invalid(error.to_string()))
+    }
+}
+
+/// Query parameters; bad ones are refused as Kinde refuses.
+pub(super) struct Params<T>(pub(super) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let query = Query::from_request_parts(parts, state).await;
+        let Query(params) =
+            query.map_err(|error| Refusal::bad_request("PARAMETER_INVALID", error.body_text()))?;
+        Ok(Self(params))
     }
 }
 

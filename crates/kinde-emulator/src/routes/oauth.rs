@@ -40,7 +40,7 @@ pub(super) async fn openid_configuration(State(emulator): State<Emulator>) -> Re
         "subject_types_supported": ["public"],
         "id_token_signing_alg_values_supported": ["RS256"],
         "code_challenge_methods_supported": ["S256"],
-        "token_endpoint_auth_methods_supported": ["client_secret_post", "client_secret_basic"],
+        "token_endpoint_auth_methods_supported": ["client_secret_post"],
     }))
     .into_response()
 }

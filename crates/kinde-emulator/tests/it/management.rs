@@ -202,6 +202,11 @@ async fn a_bad_or_weak_token_is_a_403_and_an_unknown_route_a_404() {
         assert!(refusal["errors"][0]["message"].is_string());
     }
     assert_eq!(get(&url, None).await.0, 403);
+    for path in ["/api/v1/user?id=x&is_delete_profile=maybe", "/api/v1/webhooks"] {
+        let method = if path.contains("user") { Method::DELETE } else { Method::POST };
+        let (status, refusal) = api.send(method, path, &json!({"name": 1})).await;
+        assert!(status == 400 && refusal["errors"][0]["code"].is_string(), "{path}");
+    }
     let (status, refusal) = api.get("/api/v1/nothing").await;
     assert_eq!((status, &refusal["errors"]["code"]), (404, &json!("ROUTE_NOT_FOUND")));
 }

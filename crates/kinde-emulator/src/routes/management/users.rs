@@ -1,7 +1,7 @@
 //! `/api/v1/users` and `/api/v1/user`.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
-use crate::routes::answer::{Refusal, success};
+use crate::routes::answer::{Body, Params, Refusal, success};
 use crate::tenant::{self, Profile};
 use crate::user::{Expand, NewUser, User, UserEdit};
 
@@ -34,7 +34,7 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(emulator): State<Emulator>,
-    Query(query): Query<ListQuery>,
+    Params(query): Params<ListQuery>,
 ) -> Result<Response, Refusal> {
     let cap = emulator.config().unknowns.page_size_cap;
     let size = page_size(query.page_size.as_deref(), cap)?;
@@ -69,8 +69,7 @@ fn drifted(faults: &[FaultKind], from: u64, next: u64) -> u64 {
 /// At the end of the list `next_token` is `null`.
 fn page(users: &[Value], next: Option<u64>) -> Response {
     let token = next.map(|seq| URL_SAFE_NO_PAD.encode(format!("user:{seq}")));
-    let (code, message) = if users.is_empty() { ("NO_USERS", "No users found") } else { ("OK", "Success") };
-    success(code, message, json!({"users": users, "next_token": token}))
+    success("OK", "Success", json!({"users": users, "next_token": token}))
 }
 
 fn page_size(text: Option<&str>, cap: usize) -> Result<usize, Refusal> {
@@ -154,7 +153,7 @@ impl UserQuery {
 
 pub(super) async fn read(
     State(emulator): State<Emulator>,
-    Query(query): Query<UserQuery>,
+    Params(query): Params<UserQuery>,
 ) -> Result<Response, Refusal> {
     let id = query.id()?;
     let user = emulator.user(id).ok_or_else(|| unknown(&emulator))?;
@@ -197,7 +196,7 @@ struct IdentityDetails {
 
 pub(super) async fn create(
     State(emulator): State<Emulator>,
-    Json(body): Json<CreateBody>,
+    Body(body): Body<CreateBody>,
 ) -> Result<Response, Refusal> {
     let mut new = NewUser {
         first_name: body.profile.given_name,
@@ -234,8 +233,8 @@ pub(super) struct UpdateBody {
 
 pub(super) async fn update(
     State(emulator): State<Emulator>,
-    Query(query): Query<UserQuery>,
-    Json(body): Json<UpdateBody>,
+    Params(query): Params<UserQuery>,
+    Body(body): Body<UpdateBody>,
 ) -> Result<Response, Refusal> {
     let edit = UserEdit {
         first_name: body.given_name,
@@ -262,7 +261,7 @@ pub(super) async fn update(
 
 pub(super) async fn delete(
     State(emulator): State<Emulator>,
-    Query(query): Query<UserQuery>,
+    Params(query): Params<UserQuery>,
 ) -> Result<Response, Refusal> {
     let remove = query.is_delete_profile.unwrap_or(false);
     let profile = if remove { Profile::Remove } else { Profile::Keep };

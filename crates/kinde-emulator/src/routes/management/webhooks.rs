@@ -1,6 +1,5 @@
 //! `/api/v1/webhooks`, `/api/v1/event_types` and `/api/v1/events/{id}`.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
@@ -11,7 +10,7 @@ use crate::clock::{api_time, webhook_time};
 use crate::delivery::{Error, Webhook};
 use crate::emulator::Emulator;
 use crate::event::EVENT_TYPES;
-use crate::routes::answer::{Refusal, success};
+use crate::routes::answer::{Body, Refusal, success};
 use crate::webhook::WebhookSpec;
 
 pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
@@ -44,7 +43,7 @@ pub(super) struct CreateBody {
 
 pub(super) async fn create(
     State(emulator): State<Emulator>,
-    Json(body): Json<CreateBody>,
+    Body(body): Body<CreateBody>,
 ) -> Result<Response, Refusal> {
     let invalid = |_| Refusal::bad_request("ENDPOINT_INVALID", "endpoint must be a URL");
     let endpoint: Url = body.endpoint.parse().map_err(invalid)?;
@@ -71,7 +70,7 @@ pub(super) struct UpdateBody {
 pub(super) async fn update(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
-    Json(body): Json<UpdateBody>,
+    Body(body): Body<UpdateBody>,
 ) -> Result<Response, Refusal> {
     check_types(body.event_types.as_deref().unwrap_or_default())?;
     let edited = emulator.edit_webhook(&id, |spec| {
