@@ -4,7 +4,7 @@
 //! keeps events. What a write should say is decided in [`crate::apply`] and [`crate::settle`],
 //! once for every store.
 
-use std::{collections::BTreeSet, fmt};
+use std::{collections::BTreeSet, fmt, time::Instant};
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, Standing, UserDocument, UserId, UserState};
@@ -189,4 +189,12 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Whether the store answers, and can write.
     async fn ping(&self) -> Result<(), Error>;
+}
+
+/// Measures one operation of a store.
+async fn timed<T>(store: &'static str, op: &'static str, work: impl Future<Output = T>) -> T {
+    let started = Instant::now();
+    let done = work.await;
+    metrics::histogram!("kinsync_store_seconds", "store" => store, "op" => op).record(started.elapsed());
+    done
 }

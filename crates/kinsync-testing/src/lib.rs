@@ -1,1 +1,3 @@
 //! Proves it: real servers, a test application, seeded histories.
+
+pub mod mongo;

@@ -1,1 +1,120 @@
-//! To be filled by the next commit.
+//! Users and events in one SQLite file, so that the binary works alone.
+//!
+//! One process writes; a lock file tells a second one so. Others may read meanwhile
+//! ([`EmbeddedStore::open_read_only`]). A write is answered after its transaction is on the disk.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use kinsync_core::UserId;
+
+use self::worker::Worker;
+use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter, timed};
+
+mod events;
+mod file;
+mod users;
+mod worker;
+
+/// The store in a file.
+#[derive(Debug)]
+pub struct EmbeddedStore {
+    reader: Worker,
+    /// None when the file is open for reading only.
+    writer: Option<Worker>,
+}
+
+impl EmbeddedStore {
+    /// Opens `kinsync.sqlite` in this folder, making both where they are missing. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when another process has it open for writing, or a newer kinsync made it.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let (lock, connection) = file::for_writing(folder)?;
+        let writer = Worker::start("store-writer", "BEGIN IMMEDIATE", connection, Some(lock))?;
+        let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
+        Ok(Self { reader, writer: Some(writer) })
+    }
+
+    /// Opens the file beside a process that writes it. Every write is refused. Blocks.
+    pub fn open_read_only(folder: &Path) -> Result<Self, Error> {
+        let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
+        Ok(Self { reader, writer: None })
+    }
+
+    fn writer(&self, doing: &'static str) -> Result<&Worker, Error> {
+        let hint = || "it is open for reading only; stop the process that writes it first".to_owned();
+        self.writer.as_ref().ok_or_else(|| Error::Refused { doing, hint: hint(), source: None })
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
+        let ids = ids.to_vec();
+        let work = self.reader.call("load users", move |sqlite| users::load(sqlite, &ids));
+        timed("embedded", "load", work).await
+    }
+
+    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        let rows = rows.to_vec();
+        let writer = self.writer("write users")?;
+        let work = writer.call("write users", move |sqlite| users::write(sqlite, &rows));
+        timed("embedded", "write", work).await
+    }
+
+    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        let emails = emails.to_vec();
+        let doing = "find who claims an address";
+        let work = self.reader.call(doing, move |sqlite| users::claimants(sqlite, &emails));
+        timed("embedded", "claimants", work).await
+    }
+
+    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+        let email = email.to_owned();
+        let doing = "find who shows an address";
+        let work = self.reader.call(doing, move |sqlite| users::email_holder(sqlite, &email));
+        timed("embedded", "email_holder", work).await
+    }
+
+    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        let doing = "find unsettled addresses";
+        let work = self.reader.call(doing, move |sqlite| users::unsettled(sqlite, limit));
+        timed("embedded", "unsettled", work).await
+    }
+
+    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+        let events = events.to_vec();
+        let writer = self.writer("log events")?;
+        let work = writer.call("log events", move |sqlite| events::append(sqlite, &events));
+        timed("embedded", "log", work).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+        let filter = filter.clone();
+        let work = self.reader.call("list events", move |sqlite| events::list(sqlite, &filter));
+        timed("embedded", "events", work).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+        let id = event_id.to_owned();
+        let work = self.reader.call("read an event", move |sqlite| events::one(sqlite, &id));
+        timed("embedded", "event", work).await
+    }
+
+    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+        let filter = filter.clone();
+        let work = self.reader.call("list users", move |sqlite| users::list(sqlite, &filter));
+        timed("embedded", "users", work).await
+    }
+
+    async fn counts(&self) -> Result<Counts, Error> {
+        let work = self.reader.call("count users and events", users::counts);
+        timed("embedded", "counts", work).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let writer = self.writer("answer a ping")?;
+        timed("embedded", "ping", writer.call("answer a ping", file::touch)).await
+    }
+}

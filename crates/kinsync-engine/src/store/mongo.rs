@@ -1,1 +1,212 @@
-//! To be filled by the next commit.
+//! Users and events in MongoDB, in the application's own database.
+//!
+//! A user is one document: what applications read at the top, and one sub-document `kinsync` with
+//! what the law of convergence needs. Only keys of kinsync's own are ever set or removed, by
+//! classic update operators with fixed keys, so that nothing a user sends is evaluated (a pipeline
+//! turns a user named `$$NOW` into a date).
+//!
+//! Each write is guarded by `kinsync.revision` and acknowledged by a majority with its journal.
+//! Rows are read with the read concern "majority" too: "this observation tells nothing new" leads
+//! to an ack, and must not rest on a write that a new primary may roll back.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bson::RawDocumentBuf;
+use kinsync_core::{Field, UserId};
+use mongodb::{
+    Client, Collection, Database,
+    error::ErrorKind,
+    options::{ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria},
+};
+use secrecy::{ExposeSecret, SecretString};
+
+use self::{call::Calls, keys::Keys};
+use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter, timed};
+
+mod call;
+mod decode;
+mod encode;
+mod indexes;
+mod keys;
+mod log;
+mod read;
+mod write;
+
+/// Where and how users are kept.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// A MongoDB connection string. A replica set or a sharded cluster.
+    pub uri: SecretString,
+    /// The database; without it the one in the URI, else `kinsync`.
+    pub database: Option<String>,
+    /// The collection of user documents.
+    pub users: String,
+    /// The collection of the event log.
+    pub events: String,
+    /// The collection of kinsync's own records.
+    pub state: String,
+    /// Fields whose key in a user document is not [`Field::key`].
+    pub fields: BTreeMap<Field, String>,
+    /// Whether two documents may not show the same address.
+    pub unique_email: bool,
+    /// How long one call may take.
+    pub op_timeout: Duration,
+    /// How long to look for a primary, unless the URI says it.
+    pub server_selection_timeout: Duration,
+    /// How long to wait for a connection, unless the URI says it.
+    pub connect_timeout: Duration,
+    /// Connections at most, unless the URI says it.
+    pub max_pool: u32,
+}
+
+impl Config {
+    /// The defaults for this connection string.
+    pub fn new(uri: impl Into<String>) -> Self {
+        Self {
+            uri: SecretString::from(uri.into()),
+            database: None,
+            users: "users".into(),
+            events: "user_events".into(),
+            state: "kinsync_state".into(),
+            fields: BTreeMap::new(),
+            unique_email: true,
+            op_timeout: Duration::from_secs(5),
+            server_selection_timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(2),
+            max_pool: 16,
+        }
+    }
+}
+
+/// The store in MongoDB. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct MongoStore(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    database: Database,
+    users: Collection<RawDocumentBuf>,
+    events: Collection<RawDocumentBuf>,
+    state: String,
+    keys: Arc<Keys>,
+    unique_email: bool,
+    op_timeout: Duration,
+    calls: Calls,
+}
+
+impl MongoStore {
+    /// Reads the configuration. Connects when the first call is made: the server need not be up,
+    /// except that a `mongodb+srv` URI is looked up in the DNS.
+    pub async fn connect(config: Config) -> Result<Self, Error> {
+        let keys = Keys::new(&config.fields)?;
+        let options = options(&config).await?;
+        let connections = options.max_pool_size.unwrap_or(config.max_pool).max(1);
+        let name = config.database.clone().or_else(|| options.default_database.clone());
+        let client = Client::with_options(options).map_err(|error| bad_uri(&error.kind))?;
+        let database = client.database(name.as_deref().unwrap_or("kinsync"));
+        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
+        let majority = CollectionOptions::builder()
+            .read_concern(ReadConcern::majority())
+            .selection_criteria(primary)
+            .build();
+        Ok(Self(Arc::new(Inner {
+            users: database.collection_with_options(&config.users, majority.clone()),
+            events: database.collection_with_options(&config.events, majority),
+            database,
+            state: config.state,
+            keys: Arc::new(keys),
+            unique_email: config.unique_email,
+            op_timeout: config.op_timeout,
+            calls: Calls::new(connections),
+        })))
+    }
+
+    /// Makes the indexes that are missing and checks those that are there. To be called before the
+    /// first write, and again while it answers [`Error::Unavailable`]. On a large collection that
+    /// has no indexes yet this takes minutes.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when rows or indexes of the application are in the way; the hint names
+    /// them, and the ways out.
+    pub async fn prepare(&self) -> Result<(), Error> {
+        timed("mongo", "prepare", self.0.make_indexes()).await
+    }
+
+    /// The database, for change streams and for kinsync's own records.
+    pub fn database(&self) -> &Database {
+        &self.0.database
+    }
+}
+
+async fn options(config: &Config) -> Result<ClientOptions, Error> {
+    let parsed = ClientOptions::parse(config.uri.expose_secret()).await;
+    let mut options = parsed.map_err(|error| bad_uri(&error.kind))?;
+    options.app_name.get_or_insert_with(|| "kinsync".into());
+    options.server_selection_timeout.get_or_insert(config.server_selection_timeout);
+    options.connect_timeout.get_or_insert(config.connect_timeout);
+    options.max_pool_size.get_or_insert(config.max_pool);
+    Ok(options)
+}
+
+/// The driver's words are left out, since they may quote the password.
+fn bad_uri(kind: &ErrorKind) -> Error {
+    let doing = "read MONGODB_URI";
+    match kind {
+        ErrorKind::DnsResolve { .. } => call::unavailable(doing, kind.clone()),
+        _ => Error::Refused {
+            doing,
+            hint: "it must look like `mongodb://user:password@host:27017/database?replicaSet=rs0`; \
+                   percent-encode `@ : / %` in the user and the password"
+                .into(),
+            source: None,
+        },
+    }
+}
+
+#[async_trait]
+impl Store for MongoStore {
+    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
+        timed("mongo", "load", self.0.load(ids)).await
+    }
+
+    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        timed("mongo", "write", self.0.write(rows)).await
+    }
+
+    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        timed("mongo", "claimants", self.0.claimants(emails)).await
+    }
+
+    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+        timed("mongo", "email_holder", self.0.email_holder(email)).await
+    }
+
+    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "unsettled", self.0.unsettled(limit)).await
+    }
+
+    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+        timed("mongo", "log", self.0.log(events)).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+        timed("mongo", "events", self.0.list_events(filter)).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+        timed("mongo", "event", self.0.event(event_id)).await
+    }
+
+    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+        timed("mongo", "users", self.0.list_users(filter)).await
+    }
+
+    async fn counts(&self) -> Result<Counts, Error> {
+        timed("mongo", "counts", self.0.counts()).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        timed("mongo", "ping", self.0.ping()).await
+    }
+}

@@ -1,1 +1,5 @@
 //! The engine on real files and real servers.
+
+mod store_conformance;
+mod store_mongo;
+mod store_rows;

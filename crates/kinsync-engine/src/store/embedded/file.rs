@@ -1,0 +1,159 @@
+//! The file: its lock, its schema, its settings.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::worker::failure;
+use crate::store::Error;
+
+/// Grows with each change of the schema that an older kinsync cannot read.
+const SCHEMA: i64 = 1;
+
+const TABLES: &str = r"
+CREATE TABLE users (
+    id          TEXT PRIMARY KEY,
+    revision    INTEGER NOT NULL,
+    live        INTEGER NOT NULL,
+    -- The address that is shown, and the one that a live user claims.
+    email       TEXT UNIQUE,
+    claim       TEXT,
+    state       TEXT NOT NULL,
+    holds_email INTEGER NOT NULL,
+    held_by     TEXT,
+    inserted_at INTEGER NOT NULL,
+    updated_at  INTEGER NOT NULL,
+    source      TEXT,
+    unsettled   TEXT
+) STRICT;
+CREATE INDEX users_claim ON users (claim) WHERE claim IS NOT NULL;
+CREATE INDEX users_deleted ON users (id) WHERE live = 0;
+CREATE INDEX users_unsettled ON users (id) WHERE unsettled IS NOT NULL;
+CREATE TABLE events (
+    event_id    TEXT PRIMARY KEY,
+    type        TEXT NOT NULL,
+    user        TEXT,
+    at          INTEGER,
+    received_at INTEGER NOT NULL,
+    scheme      TEXT NOT NULL,
+    payload     TEXT NOT NULL
+) STRICT;
+CREATE INDEX events_received ON events (received_at, event_id);
+CREATE INDEX events_user ON events (user, received_at, event_id);
+CREATE INDEX events_type ON events (type, received_at, event_id);
+CREATE TABLE pings (id INTEGER PRIMARY KEY, n INTEGER NOT NULL) STRICT;
+";
+
+const DOING: &str = "open the embedded store";
+
+/// Opens the file for the one process that writes it. The lock is held while the file is open.
+pub(super) fn for_writing(folder: &Path) -> Result<(File, Connection), Error> {
+    let lock = lock(folder)?;
+    let path = path(folder);
+    // Made here and not by SQLite, so that nobody else can read it for a moment; SQLite gives its
+    // -wal and -shm files the same permissions.
+    private().open(&path).map_err(|error| io_failure(&path, error))?;
+    let mut sqlite = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    migrate(&mut sqlite, &path)?;
+    Ok((lock, sqlite))
+}
+
+/// Opens the file for reading, beside whoever writes it.
+pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
+    let path = path(folder);
+    let sqlite = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    match version(&sqlite)? {
+        SCHEMA => Ok(sqlite),
+        0 => Err(refused(format!("`{}` is empty; start the server first", path.display()))),
+        _ => Err(newer(&path)),
+    }
+}
+
+/// Writes something: an answer alone does not say that the disk takes writes.
+pub(super) fn touch(sqlite: &Connection) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO pings VALUES (1, 1) ON CONFLICT DO UPDATE SET n = n + 1";
+    sqlite.prepare_cached(sql)?.execute([]).map(|_| ())
+}
+
+fn path(folder: &Path) -> PathBuf {
+    folder.join("kinsync.sqlite")
+}
+
+fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options
+}
+
+fn lock(folder: &Path) -> Result<File, Error> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| io_failure(folder, error))?;
+    let path = folder.join("kinsync.sqlite.lock");
+    let file = private().open(&path).map_err(|error| io_failure(&path, error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(io_failure(&path, error)),
+        Err(TryLockError::WouldBlock) => Err(refused(format!(
+            "another process writes to `{}`; stop it, or give each its own KINSYNC_DATA_DIR",
+            folder.display()
+        ))),
+    }
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
+    let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let sqlite = Connection::open_with_flags(path, flags).map_err(|error| failure(DOING, error))?;
+    let set = || {
+        sqlite.busy_timeout(Duration::from_secs(5))?;
+        if flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
+            sqlite.pragma_update(None, "journal_mode", "wal")?;
+            sqlite.pragma_update(None, "synchronous", "full")?;
+        }
+        sqlite.set_prepared_statement_cache_capacity(32);
+        Ok(())
+    };
+    set().map_err(|error| failure(DOING, error))?;
+    Ok(sqlite)
+}
+
+fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
+    match version(sqlite)? {
+        SCHEMA => Ok(()),
+        0 => make(sqlite).map_err(|error| failure(DOING, error)),
+        _ => Err(newer(path)),
+    }
+}
+
+fn make(sqlite: &mut Connection) -> rusqlite::Result<()> {
+    let transaction = sqlite.transaction()?;
+    transaction.execute_batch(TABLES)?;
+    transaction.pragma_update(None, "user_version", SCHEMA)?;
+    transaction.commit()
+}
+
+fn version(sqlite: &Connection) -> Result<i64, Error> {
+    let version = sqlite.pragma_query_value(None, "user_version", |row| row.get(0));
+    version.map_err(|error| failure(DOING, error))
+}
+
+fn newer(path: &Path) -> Error {
+    refused(format!(
+        "`{}` was made by a newer kinsync; run that version, or move the file away",
+        path.display()
+    ))
+}
+
+fn refused(hint: String) -> Error {
+    Error::Refused { doing: DOING, hint, source: None }
+}
+
+fn io_failure(path: &Path, source: io::Error) -> Error {
+    let hint = format!("check that this user may write `{}`", path.display());
+    Error::Refused { doing: DOING, hint, source: Some(source.into()) }
+}

@@ -1,0 +1,146 @@
+//! User rows in SQL.
+
+use kinsync_core::{Micros, Source, Standing, UserId, UserState};
+use rusqlite::{
+    Connection, ErrorCode, OptionalExtension, Params, named_params,
+    types::{FromSqlError, Type},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::store::{Counts, Outcome, Row, UserFilter};
+
+const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
+                       unsettled FROM users";
+
+const INSERT: &str = "INSERT INTO users (id, revision, live, email, claim, state, holds_email, held_by, \
+                      inserted_at, updated_at, source, unsettled) \
+                      SELECT :id, :revision + 1, :live, :email, :claim, :state, :holds_email, :held_by, \
+                      :inserted_at, :updated_at, :source, :unsettled WHERE :revision = 0 \
+                      ON CONFLICT (id) DO NOTHING";
+
+const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, email = :email, \
+                      claim = :claim, state = :state, holds_email = :holds_email, held_by = :held_by, \
+                      inserted_at = :inserted_at, updated_at = :updated_at, source = :source, \
+                      unsettled = :unsettled WHERE id = :id AND revision = :revision";
+
+pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
+    let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
+    ids.iter().map(|id| select.query_row([id.as_str()], row).optional()).collect()
+}
+
+pub(super) fn write(sqlite: &Connection, rows: &[Row]) -> rusqlite::Result<Vec<Outcome>> {
+    rows.iter().map(|row| write_one(sqlite, row)).collect()
+}
+
+fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
+    let (state, standing) = (&row.state, &row.standing);
+    let sql = if row.revision == 0 { INSERT } else { UPDATE };
+    let unsettled = (!row.unsettled.is_empty()).then(|| json(&row.unsettled)).transpose()?;
+    let written = sqlite.prepare_cached(sql)?.execute(named_params! {
+        ":id": row.id.as_str(),
+        ":revision": row.revision,
+        ":live": state.is_live(),
+        ":email": state.shown_email(standing),
+        ":claim": state.claimed_email(),
+        ":state": json(state)?,
+        ":holds_email": standing.holds_email,
+        ":held_by": standing.email_held_by,
+        ":inserted_at": standing.inserted_at.0,
+        ":updated_at": standing.updated_at.0,
+        ":source": standing.source.map(Source::as_str),
+        ":unsettled": unsettled,
+    });
+    match written {
+        Ok(0) => Ok(Outcome::Stale),
+        Ok(_) => Ok(Outcome::Written),
+        // The only constraint that is left: `email` is unique.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+            Ok(Outcome::EmailTaken)
+        }
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::TooBig) => {
+            Ok(Outcome::Rejected("SQLite takes texts up to 1 GB".into()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn claimants(sqlite: &Connection, emails: &[String]) -> rusqlite::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for email in emails {
+        rows.extend(select(sqlite, "WHERE claim = ?1", [email])?);
+    }
+    Ok(rows)
+}
+
+pub(super) fn email_holder(sqlite: &Connection, email: &str) -> rusqlite::Result<Option<String>> {
+    let mut select = sqlite.prepare_cached("SELECT id FROM users WHERE email = ?1")?;
+    select.query_row([email], |row| row.get(0)).optional()
+}
+
+pub(super) fn unsettled(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {
+    select(sqlite, "WHERE unsettled IS NOT NULL LIMIT ?1", [bound(limit)])
+}
+
+pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Vec<Row>> {
+    let after = filter.after.as_deref().unwrap_or_default();
+    match &filter.email {
+        Some(email) => select(
+            sqlite,
+            "WHERE claim = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+            (email, after, bound(filter.limit)),
+        ),
+        None => select(
+            sqlite,
+            "WHERE id > ?1 AND (?2 OR live = 1) ORDER BY id LIMIT ?3",
+            (after, filter.with_deleted, bound(filter.limit)),
+        ),
+    }
+}
+
+pub(super) fn counts(sqlite: &Connection) -> rusqlite::Result<Counts> {
+    let count = |sql: &str| {
+        sqlite.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+    };
+    let users = count("SELECT count(*) FROM users")?;
+    let deleted_users = count("SELECT count(*) FROM users WHERE live = 0")?;
+    let events = count("SELECT count(*) FROM events")?;
+    Ok(Counts { live_users: users - deleted_users, deleted_users, events })
+}
+
+fn bound(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+fn select(sqlite: &Connection, tail: &str, parameters: impl Params) -> rusqlite::Result<Vec<Row>> {
+    let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
+    select.query_map(parameters, row)?.collect()
+}
+
+fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+    let id: String = columns.get("id")?;
+    let id = UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?;
+    let source: Option<String> = columns.get("source")?;
+    let unsettled: Option<String> = columns.get("unsettled")?;
+    Ok(Row {
+        id,
+        revision: columns.get("revision")?,
+        state: parse::<UserState>(&columns.get::<_, String>("state")?)?,
+        standing: Standing {
+            holds_email: columns.get("holds_email")?,
+            email_held_by: columns.get("held_by")?,
+            inserted_at: Micros(columns.get("inserted_at")?),
+            updated_at: Micros(columns.get("updated_at")?),
+            source: source.as_deref().and_then(Source::from_name),
+        },
+        unsettled: unsettled.as_deref().map(parse).transpose()?.unwrap_or_default(),
+    })
+}
+
+fn json(value: &impl Serialize) -> rusqlite::Result<String> {
+    serde_json::to_string(value).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> rusqlite::Result<T> {
+    let parsed = serde_json::from_str(text);
+    parsed.map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))
+}

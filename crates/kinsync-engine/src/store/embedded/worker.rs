@@ -1,0 +1,185 @@
+//! One thread with one connection. Calls that wait at the same time share one transaction, and so
+//! one flush to the disk.
+
+use std::{fs::File, sync::Arc, thread, time::Duration};
+
+use rusqlite::{Connection, ErrorCode};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use crate::store::Error;
+
+/// Calls that may wait.
+const WAITING: usize = 256;
+
+/// Calls in one transaction.
+const GROUP: usize = 64;
+
+/// How long a call may take, with its wait for others.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A thread that makes calls to SQLite in order. Dropping it waits until the last one is done.
+#[derive(Debug)]
+pub(super) struct Worker {
+    calls: Option<mpsc::Sender<Box<dyn Call>>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Worker {
+    /// `begin` is the statement that begins a transaction. The lock is held as long as the thread.
+    pub(super) fn start(
+        name: &str,
+        begin: &'static str,
+        sqlite: Connection,
+        lock: Option<File>,
+    ) -> Result<Self, Error> {
+        let (calls, mut waiting) = mpsc::channel(WAITING);
+        let run = move || {
+            while let Some(first) = waiting.blocking_recv() {
+                make(begin, &sqlite, group(first, &mut waiting));
+            }
+            drop(sqlite);
+            drop(lock);
+        };
+        let thread = thread::Builder::new().name(name.into()).spawn(run);
+        let thread = thread.map_err(|error| unavailable("start the embedded store", error))?;
+        Ok(Self { calls: Some(calls), thread: Some(thread) })
+    }
+
+    /// Makes one call, in a transaction. Cancelling the wait does not undo the call.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + LIMIT;
+        let (reply, answer) = oneshot::channel();
+        let call = Box::new(Pending { work: Some(work), done: None, reply });
+        let calls = self.calls.as_ref().expect("taken only when dropped");
+        match timeout_at(deadline, calls.send(call)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(unavailable(doing, "the thread of the store has ended")),
+            Err(_) => return Err(unavailable(doing, "the disk does not keep up")),
+        }
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => answer.map_err(|error| shared_failure(doing, error)),
+            Ok(Err(_)) => Err(unavailable(doing, "the thread of the store has ended")),
+            Err(_) => Err(unavailable(doing, "the disk does not answer")),
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.calls.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread was already seen by the calls that waited for it.
+            let _ = thread.join();
+        }
+    }
+}
+
+type Shared = Arc<rusqlite::Error>;
+
+/// A call that waits for its turn.
+trait Call: Send {
+    fn work(&mut self, sqlite: &Connection);
+    fn answer(self: Box<Self>, transaction: Result<(), Shared>);
+}
+
+struct Pending<T, F> {
+    work: Option<F>,
+    done: Option<rusqlite::Result<T>>,
+    reply: oneshot::Sender<Result<T, Shared>>,
+}
+
+impl<T: Send, F: FnOnce(&Connection) -> rusqlite::Result<T> + Send> Call for Pending<T, F> {
+    fn work(&mut self, sqlite: &Connection) {
+        self.done = self.work.take().map(|work| apart(sqlite, work));
+    }
+
+    fn answer(self: Box<Self>, transaction: Result<(), Shared>) {
+        let done = match (transaction, self.done) {
+            (Ok(()), Some(done)) => done.map_err(Arc::new),
+            (Err(error), _) => Err(error),
+            (Ok(()), None) => return,
+        };
+        // Nobody waits any more: the caller gave up.
+        let _ = self.reply.send(done);
+    }
+}
+
+/// Does the work so that its failure does not undo that of the others in the transaction.
+fn apart<T>(
+    sqlite: &Connection,
+    work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    sqlite.execute_batch("SAVEPOINT one")?;
+    let done = work(sqlite);
+    if done.is_err() {
+        sqlite.execute_batch("ROLLBACK TO one")?;
+    }
+    sqlite.execute_batch("RELEASE one")?;
+    done
+}
+
+fn group(first: Box<dyn Call>, waiting: &mut mpsc::Receiver<Box<dyn Call>>) -> Vec<Box<dyn Call>> {
+    let mut calls = vec![first];
+    while calls.len() < GROUP
+        && let Ok(call) = waiting.try_recv()
+    {
+        calls.push(call);
+    }
+    calls
+}
+
+fn make(begin: &str, sqlite: &Connection, mut calls: Vec<Box<dyn Call>>) {
+    let mut transaction = || {
+        sqlite.execute_batch(begin)?;
+        for call in &mut calls {
+            call.work(sqlite);
+        }
+        sqlite.execute_batch("COMMIT")
+    };
+    let outcome = transaction().map_err(Arc::new);
+    if outcome.is_err() && !sqlite.is_autocommit() {
+        // What failed is told already; a connection that cannot roll back fails at the next begin.
+        let _ = sqlite.execute_batch("ROLLBACK");
+    }
+    for call in calls {
+        call.answer(outcome.clone());
+    }
+}
+
+fn shared_failure(doing: &'static str, error: Shared) -> Error {
+    let damaged = is_damaged(&error);
+    classified(doing, damaged, Box::new(error))
+}
+
+/// What a failure of SQLite means.
+pub(super) fn failure(doing: &'static str, error: rusqlite::Error) -> Error {
+    let damaged = is_damaged(&error);
+    classified(doing, damaged, Box::new(error))
+}
+
+fn is_damaged(error: &rusqlite::Error) -> bool {
+    let corrupt = matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::SchemaChanged)
+    );
+    corrupt || matches!(error, rusqlite::Error::FromSqlConversionFailure(..))
+}
+
+fn classified(doing: &'static str, damaged: bool, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    if !damaged {
+        return Error::Unavailable { doing, source };
+    }
+    let hint = "`kinsync.sqlite` is damaged; restore it, or move it away and run `kinsync backfill`";
+    Error::Refused { doing, hint: hint.into(), source: Some(source) }
+}
+
+fn unavailable(doing: &'static str, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Unavailable { doing, source: why.into() }
+}

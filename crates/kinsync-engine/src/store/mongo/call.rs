@@ -1,0 +1,176 @@
+//! One call to MongoDB: bounded in time and in number, and what its failure means.
+//!
+//! The driver's futures are not safe to drop half way, and a call that timed out may have been
+//! carried out. So each runs to its end on a task of its own; only the wait for it has a deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use bson::{Document, RawDocumentBuf};
+use mongodb::{
+    Database,
+    error::{Error as DriverError, ErrorKind, RETRYABLE_WRITE_ERROR},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::store::Error;
+
+/// Named codes of write errors that speak of the server, not of the document. `OutOfDiskSpace`
+/// (14031) and "not primary" are among those with large numbers.
+const PASSING: [i32; 8] = [9001, 10058, 10107, 11600, 11602, 13435, 13436, 14031];
+
+/// Codes below 1000 that speak of the document: bad values and types, too large, refused by a
+/// validator, a field that cannot change.
+const LASTING: [i32; 12] = [2, 9, 14, 15, 22, 28, 40, 52, 54, 57, 66, 121];
+
+/// Why a call did not answer, where the driver has no error for it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Cause {
+    #[error("no answer within {0:?}")]
+    Deadline(Duration),
+    #[error("every connection was busy for {0:?}")]
+    Busy(Duration),
+    #[error("the call was cut off")]
+    CutOff,
+    #[error("the write is not durable yet: code {code} ({name})")]
+    WriteConcern { code: i32, name: String },
+    #[error("the server refused a write for now: code {0}")]
+    Write(i32),
+    #[error("the server's reply is not understood")]
+    Reply,
+}
+
+/// Runs calls. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Calls {
+    tracker: TaskTracker,
+    /// One for each connection, held until the call has really ended: a server that hangs does
+    /// not make tasks pile up.
+    permits: Arc<Semaphore>,
+}
+
+impl Calls {
+    pub(super) fn new(connections: u32) -> Self {
+        Self { tracker: TaskTracker::new(), permits: Arc::new(Semaphore::new(connections as usize)) }
+    }
+
+    /// Waits for the call, at most this long. Cancelling the wait does not cancel the call.
+    pub(super) async fn run<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        limit: Duration,
+        call: impl Future<Output = Result<T, DriverError>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + limit;
+        let Ok(permit) = timeout_at(deadline, self.permits.clone().acquire_owned()).await else {
+            return Err(unavailable(doing, Cause::Busy(limit)));
+        };
+        let task = self.tracker.spawn(async move {
+            let answer = call.await;
+            drop(permit);
+            answer
+        });
+        match timeout_at(deadline, task).await {
+            Ok(Ok(answer)) => answer.map_err(|error| failure(doing, &error)),
+            Ok(Err(_)) => Err(unavailable(doing, Cause::CutOff)),
+            Err(_) => Err(unavailable(doing, Cause::Deadline(limit))),
+        }
+    }
+}
+
+/// Runs a command on the primary; once more if the connection or the primary was lost. So it must
+/// be one that may be carried out twice. The reply may hold `writeErrors`.
+pub(super) async fn command(database: Database, command: RawDocumentBuf) -> Result<Document, DriverError> {
+    match database.run_raw_command(command.clone()).await {
+        Err(error) if may_be_lost(&error) => database.run_raw_command(command).await,
+        answer => answer,
+    }
+}
+
+fn may_be_lost(error: &DriverError) -> bool {
+    let lost = matches!(*error.kind, ErrorKind::Io(_) | ErrorKind::ConnectionPoolCleared { .. });
+    lost || error.contains_label(RETRYABLE_WRITE_ERROR)
+        || code(error).is_some_and(|code| PASSING.contains(&code))
+}
+
+/// Whether a call may succeed later, decided by what kind of failure it is.
+pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
+    let hint = match (&*error.kind, code(error)) {
+        (ErrorKind::Authentication { .. }, _) | (_, Some(18 | 8000)) => {
+            "check the user, the password and the `authSource` in MONGODB_URI"
+        }
+        (_, Some(13)) => "give the database user of MONGODB_URI the role `readWrite` on this database",
+        (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
+        (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
+        (ErrorKind::InvalidArgument { .. }, _) => "this is a fault of kinsync: report it with this message",
+        // Everything else may pass, and nothing is lost by trying again.
+        _ => return unavailable(doing, error.kind.as_ref().clone()),
+    };
+    Error::Refused { doing, hint: hint.into(), source: Some(error.kind.clone()) }
+}
+
+/// The code of a command that failed as a whole.
+pub(super) fn code(error: &DriverError) -> Option<i32> {
+    match &*error.kind {
+        ErrorKind::Command(failed) => Some(failed.code),
+        _ => None,
+    }
+}
+
+pub(super) fn unavailable(
+    doing: &'static str,
+    cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Error {
+    Error::Unavailable { doing, source: cause.into() }
+}
+
+/// One entry of `writeErrors`. The server's message is left out: it quotes the document.
+#[derive(Debug)]
+pub(super) struct WriteError {
+    pub(super) index: usize,
+    pub(super) code: i32,
+    /// For a duplicate key: the keys of the index. The name of the index where the server is too
+    /// old to tell.
+    pub(super) duplicate: Vec<String>,
+}
+
+impl WriteError {
+    /// Whether the same write may succeed later. Large codes are failed assertions about what was
+    /// sent, unless they are known to be something else; small ones are mostly about the server.
+    pub(super) fn is_passing(&self) -> bool {
+        PASSING.contains(&self.code) || (self.code < 1000 && !LASTING.contains(&self.code))
+    }
+}
+
+/// How many rows a write command matched or inserted, and what it could not do. `Err` when the
+/// outcome is not known to be durable.
+pub(super) fn written(doing: &'static str, reply: &Document) -> Result<(usize, Vec<WriteError>), Error> {
+    if let Ok(concern) = reply.get_document("writeConcernError") {
+        let name = concern.get_str("codeName").unwrap_or_default().to_owned();
+        let code = concern.get_i32("code").unwrap_or_default();
+        return Err(unavailable(doing, Cause::WriteConcern { code, name }));
+    }
+    let n = reply.get_i32("n").ok().and_then(|n| usize::try_from(n).ok());
+    let n = n.ok_or_else(|| unavailable(doing, Cause::Reply))?;
+    let errors = reply.get_array("writeErrors").map(Vec::as_slice).unwrap_or_default();
+    let errors = errors.iter().map(|error| error.as_document().and_then(write_error));
+    let errors: Option<Vec<_>> = errors.collect();
+    Ok((n, errors.ok_or_else(|| unavailable(doing, Cause::Reply))?))
+}
+
+fn write_error(error: &Document) -> Option<WriteError> {
+    let duplicate = match error.get_document("keyPattern") {
+        Ok(pattern) => pattern.keys().cloned().collect(),
+        Err(_) => error.get_str("errmsg").ok().and_then(index_name).into_iter().collect(),
+    };
+    let index = usize::try_from(error.get_i32("index").ok()?).ok()?;
+    Some(WriteError { index, code: error.get_i32("code").ok()?, duplicate })
+}
+
+/// The name in "E11000 duplicate key error collection: a.b index: NAME dup key: …".
+fn index_name(message: &str) -> Option<String> {
+    message.split_once(" index: ")?.1.split(' ').next().map(ToOwned::to_owned)
+}

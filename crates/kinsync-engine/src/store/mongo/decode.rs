@@ -1,0 +1,235 @@
+//! The inverse of [`super::encode`].
+//!
+//! Total: a part that somebody changed by hand into what kinsync never writes counts as never
+//! told, so that the next event or scan repairs it and no document can hold up the others.
+
+use std::collections::BTreeMap;
+
+use bson::{
+    RawArray, RawDocument,
+    raw::{CStr, RawBsonRef},
+};
+use kinsync_core::{
+    Field, Group, Identity, Micros, Organization, Rank, Register, Source, Standing, UserId, UserState, Value,
+    Version,
+};
+
+use super::keys::Keys;
+use crate::store::Row;
+
+/// The row of a user document; `None` where kinsync has not written it yet.
+pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
+    let mut id = None;
+    let mut source = None;
+    let mut law = None;
+    let mut shown = Vec::with_capacity(Field::ALL.len());
+    for (key, value) in entries(doc) {
+        match key.as_str() {
+            "kindeId" => id = value.as_str().and_then(|id| UserId::parse(id).ok()),
+            "source" => source = value.as_str().and_then(Source::from_name),
+            "kinsync" => law = value.as_document().map(Law::of),
+            _ => shown.extend(keys.field(key).map(|field| (field, value))),
+        }
+    }
+    let law = law.filter(|law| law.revision > 0)?;
+    Some(Row {
+        id: id?,
+        standing: Standing { source, ..law.standing() },
+        revision: law.revision,
+        unsettled: law.unsettled.map(texts).unwrap_or_default(),
+        state: law.state(&shown),
+    })
+}
+
+/// The sub-document `kinsync`, taken apart.
+#[derive(Default)]
+struct Law<'a> {
+    revision: i64,
+    inserted_at: Micros,
+    updated_at: Micros,
+    holds_email: bool,
+    held_by: Option<&'a str>,
+    event: Option<&'a RawDocument>,
+    scan: Option<&'a RawDocument>,
+    deleted: Option<Version>,
+    confirmed: Option<Version>,
+    first: Option<Version>,
+    last_seen: Option<Micros>,
+    last_signed_in: Option<Micros>,
+    held: Option<&'a RawDocument>,
+    unsettled: Option<&'a RawArray>,
+}
+
+impl<'a> Law<'a> {
+    fn of(doc: &'a RawDocument) -> Self {
+        let mut law = Self::default();
+        for (key, value) in entries(doc) {
+            match key.as_str() {
+                "revision" => law.revision = integer(value).unwrap_or_default(),
+                "insertedAt" => law.inserted_at = micros(value).unwrap_or_default(),
+                "updatedAt" => law.updated_at = micros(value).unwrap_or_default(),
+                "holdsEmail" => law.holds_email = value.as_bool().unwrap_or_default(),
+                "heldBy" => law.held_by = value.as_str(),
+                "event" => law.event = value.as_document(),
+                "scan" => law.scan = value.as_document(),
+                "deleted" => law.deleted = value.as_document().and_then(version),
+                "confirmed" => law.confirmed = value.as_document().and_then(version),
+                "first" => law.first = value.as_document().and_then(version),
+                "lastSeen" => law.last_seen = micros(value),
+                "lastSignedIn" => law.last_signed_in = micros(value),
+                "held" => law.held = value.as_document(),
+                "unsettled" => law.unsettled = value.as_array(),
+                _ => {}
+            }
+        }
+        law
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            holds_email: self.holds_email,
+            email_held_by: self.held_by.map(ToOwned::to_owned),
+            inserted_at: self.inserted_at,
+            updated_at: self.updated_at,
+            source: None,
+        }
+    }
+
+    fn state(self, shown: &[(Field, RawBsonRef<'_>)]) -> UserState {
+        let mut fields = BTreeMap::new();
+        let held: Vec<_> = self.held.map(|held| entries(held).collect()).unwrap_or_default();
+        let value_of = |field: Field| {
+            let held = held.iter().find(|(key, _)| key.as_str() == field.key());
+            let shown = || shown.iter().find(|(known, _)| *known == field);
+            held.map_or_else(|| shown().and_then(|(_, v)| shown_value(field, *v)), |(_, v)| held_value(*v))
+        };
+        for (group, doc) in [(Group::Event, self.event), (Group::Scan, self.scan)] {
+            for (field, version) in doc.map(|doc| versions(doc, group)).unwrap_or_default() {
+                fields.extend(value_of(field).map(|value| (field, Register { version, value })));
+            }
+        }
+        UserState {
+            fields,
+            deleted: self.deleted,
+            confirmed: self.confirmed,
+            first: self.first,
+            last_seen: self.last_seen,
+            last_signed_in: self.last_signed_in,
+        }
+    }
+}
+
+/// The versions of the fields of one group that were ever told.
+fn versions(doc: &RawDocument, group: Group) -> Vec<(Field, Version)> {
+    let Some(base) = version(doc) else { return Vec::new() };
+    let except: Vec<_> = match doc.get_document("x") {
+        Ok(except) => entries(except).collect(),
+        Err(_) => Vec::new(),
+    };
+    let of = |field: Field| match except.iter().find(|(key, _)| key.as_str() == field.key()) {
+        Some((_, other)) => other.as_document().and_then(version),
+        None => Some(base.clone()),
+    };
+    let fields = Field::ALL.into_iter().filter(|field| field.group() == group);
+    fields.filter_map(|field| of(field).map(|version| (field, version))).collect()
+}
+
+fn version(doc: &RawDocument) -> Option<Version> {
+    let (mut at, mut rank, mut tie) = (None, None, None);
+    for (key, value) in entries(doc) {
+        match key.as_str() {
+            "t" => at = micros(value),
+            "r" => rank = integer(value).and_then(rank_of),
+            "i" => tie = value.as_str(),
+            _ => {}
+        }
+    }
+    Some(Version { at: at?, rank: rank?, tie: tie?.into() })
+}
+
+fn rank_of(code: i64) -> Option<Rank> {
+    match code {
+        0 => Some(Rank::Provisional),
+        1 => Some(Rank::Event),
+        2 => Some(Rank::Snapshot),
+        _ => None,
+    }
+}
+
+/// A value that stands under the key of its field.
+fn shown_value(field: Field, value: RawBsonRef<'_>) -> Option<Value> {
+    match value {
+        RawBsonRef::Null => Some(Value::Null),
+        RawBsonRef::Boolean(flag) => Some(Value::Flag(flag)),
+        RawBsonRef::String(text) => Some(Value::from(text)),
+        RawBsonRef::Array(list) if field == Field::Organizations => {
+            organizations(list).map(Value::Organizations)
+        }
+        RawBsonRef::Array(list) => identities(list).map(Value::Identities),
+        _ => None,
+    }
+}
+
+/// A value that stands in `kinsync.held`.
+fn held_value(value: RawBsonRef<'_>) -> Option<Value> {
+    let doc = match value {
+        RawBsonRef::Null => return Some(Value::Null),
+        RawBsonRef::Boolean(flag) => return Some(Value::Flag(flag)),
+        RawBsonRef::Int64(at) => return Some(Value::Time(Micros(at))),
+        RawBsonRef::String(text) => return Some(Value::from(text)),
+        other => other.as_document()?,
+    };
+    let (tag, list) = entries(doc).next()?;
+    let list = list.as_array()?;
+    match tag.as_str() {
+        "organizations" => organizations(list).map(Value::Organizations),
+        "codes" => Some(Value::Codes(texts(list))),
+        "identities" => identities(list).map(Value::Identities),
+        _ => None,
+    }
+}
+
+fn organizations(list: &RawArray) -> Option<Vec<Organization>> {
+    let one = |doc: &RawDocument| {
+        Some(Organization {
+            code: doc.get_str("code").ok()?.to_owned(),
+            roles: texts(doc.get_array("roles").ok()?),
+            permissions: texts(doc.get_array("permissions").ok()?),
+        })
+    };
+    items(list).map(|item| item.as_document().and_then(one)).collect()
+}
+
+fn identities(list: &RawArray) -> Option<Vec<Identity>> {
+    let one = |doc: &RawDocument| {
+        let text = |key: &str| doc.get_str(key).ok().map(ToOwned::to_owned);
+        Some(Identity { kind: text("kind")?, identity: text("identity")? })
+    };
+    items(list).map(|item| item.as_document().and_then(one)).collect()
+}
+
+/// The texts of a list, in order or as a set.
+fn texts<T: FromIterator<String>>(list: &RawArray) -> T {
+    items(list).filter_map(|item| item.as_str().map(ToOwned::to_owned)).collect()
+}
+
+fn entries(doc: &RawDocument) -> impl Iterator<Item = (&CStr, RawBsonRef<'_>)> {
+    doc.iter().map_while(Result::ok)
+}
+
+fn items(list: &RawArray) -> impl Iterator<Item = RawBsonRef<'_>> {
+    list.into_iter().map_while(Result::ok)
+}
+
+/// An integer, also one that a shell has rewritten as a shorter one.
+fn integer(value: RawBsonRef<'_>) -> Option<i64> {
+    match value {
+        RawBsonRef::Int64(number) => Some(number),
+        RawBsonRef::Int32(number) => Some(number.into()),
+        _ => None,
+    }
+}
+
+fn micros(value: RawBsonRef<'_>) -> Option<Micros> {
+    integer(value).map(Micros)
+}

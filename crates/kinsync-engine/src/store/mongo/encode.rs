@@ -1,0 +1,262 @@
+//! A row as a user document: what people read at the top, what the law needs in `kinsync`.
+//!
+//! The value of a field lives once. Where the document shows exactly what its register holds, it
+//! lives under the field's own key; where it shows something else (an address held by somebody
+//! else, memberships put together from two sources) or nothing, it lives in `kinsync.held`.
+//! [`super::decode`] is the inverse.
+
+use bson::{
+    DateTime, RawArrayBuf, RawDocumentBuf,
+    raw::{CStr, CString, RawBsonRef, cstr},
+};
+use kinsync_core::{Field, Group, Identity, Micros, Organization, Rank, UserState, Value, Version};
+
+use super::keys::Keys;
+use crate::store::Row;
+
+/// The greatest instant that the dates of JavaScript hold (ECMAScript 2024, 21.4.1.1), in
+/// milliseconds. A date is for people; the exact instant is in `kinsync`.
+const MAX_DATE: i64 = 8_640_000_000_000_000;
+
+/// What a write sets and what it removes. Everything else in the document is the application's.
+pub(super) struct Encoded {
+    /// Keys and values to set.
+    pub(super) set: RawDocumentBuf,
+    /// Keys to remove.
+    pub(super) unset: RawDocumentBuf,
+}
+
+/// Encodes the row as its next revision. `set` begins with what `start` holds.
+pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
+    let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
+    encoded.set.append(cstr!("kindeId"), row.id.as_str());
+    let held = encoded.fields(row, keys);
+    encoded.facts(row);
+    encoded.set.append(cstr!("kinsync"), law(row, writer, &held));
+    encoded
+}
+
+impl Encoded {
+    /// Writes the fields and answers those whose value the document does not show as it is.
+    fn fields(&mut self, row: &Row, keys: &Keys) -> RawDocumentBuf {
+        let mut held = RawDocumentBuf::new();
+        for field in Field::ALL {
+            let told = row.state.value(field);
+            let shows_it = match (field, keys.of(field)) {
+                (Field::Email, Some(key)) => self.email(row, key),
+                (Field::Organizations, Some(key)) => self.organizations(row, key),
+                (_, Some(key)) => self.plain(row, key, told),
+                (_, None) => false,
+            };
+            if let (Some(value), false) = (told, shows_it) {
+                append_held(&mut held, &key_of(field), value);
+            }
+        }
+        held
+    }
+
+    fn email(&mut self, row: &Row, key: &CStr) -> bool {
+        match row.state.value(Field::Email) {
+            Some(Value::Null) => self.set.append(key, RawBsonRef::Null),
+            Some(Value::Text(text)) if row.state.shown_email(&row.standing).is_some() => {
+                self.set.append(key, &**text);
+            }
+            // Never told: a live user's document may have one from before kinsync.
+            None if row.state.is_live() => return true,
+            _ => {
+                self.unset.append(key, true);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn organizations(&mut self, row: &Row, key: &CStr) -> bool {
+        let told = row.state.value(Field::Organizations);
+        if told.is_none() && row.state.value(Field::OrganizationCodes).is_none() {
+            return self.plain(row, key, None);
+        }
+        let shown = row.state.organizations();
+        self.set.append(key, organizations(&shown));
+        matches!(told, Some(Value::Organizations(list)) if *list == shown)
+    }
+
+    fn plain(&mut self, row: &Row, key: &CStr, told: Option<&Value>) -> bool {
+        match told {
+            Some(Value::Null) => self.set.append(key, RawBsonRef::Null),
+            Some(Value::Flag(flag)) => self.set.append(key, *flag),
+            Some(Value::Text(text)) => self.set.append(key, &**text),
+            Some(Value::Identities(list)) => self.set.append(key, identities(list)),
+            // Absent is not null: what was never told is left alone. A deleted user's document
+            // keeps nothing that the state does not have, so that erasing works.
+            None if row.state.is_live() => {}
+            _ => {
+                self.unset.append(key, true);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// What the document shows beside the fields, for people and their indexes.
+    fn facts(&mut self, row: &Row) {
+        let (state, standing) = (&row.state, &row.standing);
+        match state.email_conflict(standing) {
+            Some(conflict) => {
+                let mut doc = RawDocumentBuf::new();
+                doc.append(cstr!("email"), conflict.email.as_str());
+                doc.append(cstr!("heldBy"), text_or_null(conflict.held_by.as_deref()));
+                self.set.append(cstr!("emailConflict"), doc);
+            }
+            None => self.unset.append(cstr!("emailConflict"), true),
+        }
+        self.set.append(cstr!("createdAt"), date(state.created_at(standing)));
+        self.set.append(cstr!("updatedAt"), date(standing.updated_at));
+        self.date_if_any(cstr!("lastSeenAt"), state.last_seen);
+        self.date_if_any(cstr!("lastSignedInAt"), state.last_signed_in);
+        self.set.append(cstr!("isDeleted"), !state.is_live());
+        self.date_if_any(cstr!("deletedAt"), state.deleted_at());
+        self.set.append(cstr!("source"), text_or_null(standing.source.map(kinsync_core::Source::as_str)));
+    }
+
+    fn date_if_any(&mut self, key: &CStr, at: Option<Micros>) {
+        match at {
+            Some(at) => self.set.append(key, date(at)),
+            None => self.unset.append(key, true),
+        }
+    }
+}
+
+/// The sub-document `kinsync`.
+fn law(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
+    let (state, standing) = (&row.state, &row.standing);
+    let mut law = RawDocumentBuf::new();
+    law.append(cstr!("revision"), row.revision + 1);
+    law.append(cstr!("writer"), writer);
+    law.append(cstr!("insertedAt"), standing.inserted_at.0);
+    law.append(cstr!("updatedAt"), standing.updated_at.0);
+    law.append(cstr!("holdsEmail"), standing.holds_email);
+    if let Some(holder) = &standing.email_held_by {
+        law.append(cstr!("heldBy"), holder.as_str());
+    }
+    append_group(&mut law, cstr!("event"), state, Group::Event);
+    append_group(&mut law, cstr!("scan"), state, Group::Scan);
+    for (key, at) in [
+        (cstr!("deleted"), &state.deleted),
+        (cstr!("confirmed"), &state.confirmed),
+        (cstr!("first"), &state.first),
+    ] {
+        if let Some(at) = at {
+            law.append(key, version(at));
+        }
+    }
+    for (key, at) in [(cstr!("lastSeen"), state.last_seen), (cstr!("lastSignedIn"), state.last_signed_in)] {
+        if let Some(at) = at {
+            law.append(key, at.0);
+        }
+    }
+    if !held.is_empty() {
+        law.append(cstr!("held"), held);
+    }
+    if !row.unsettled.is_empty() {
+        law.append(cstr!("unsettled"), texts(row.unsettled.iter()));
+    }
+    law
+}
+
+/// One version for the whole group, and what differs from it: other versions, and null for a
+/// field that was never told.
+fn append_group(law: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
+    let told: Vec<(Field, &Version)> =
+        state.told_in(group).map(|(field, told)| (field, &told.version)).collect();
+    let count = |version: &Version| told.iter().filter(|(_, other)| *other == version).count();
+    let Some(base) = told.iter().map(|(_, version)| *version).max_by_key(|version| count(version)) else {
+        return;
+    };
+    let mut doc = version(base);
+    let mut except = RawDocumentBuf::new();
+    for field in Field::ALL.into_iter().filter(|field| field.group() == group) {
+        match told.iter().find(|(known, _)| *known == field) {
+            Some((_, at)) if *at == base => {}
+            Some((_, at)) => except.append(key_of(field), version(at)),
+            None => except.append(key_of(field), RawBsonRef::Null),
+        }
+    }
+    if !except.is_empty() {
+        doc.append(cstr!("x"), except);
+    }
+    law.append(key, doc);
+}
+
+fn version(version: &Version) -> RawDocumentBuf {
+    let rank = match version.rank {
+        Rank::Provisional => 0,
+        Rank::Event => 1,
+        Rank::Snapshot => 2,
+    };
+    let mut doc = RawDocumentBuf::new();
+    doc.append(cstr!("t"), version.at.0);
+    doc.append(cstr!("r"), rank);
+    doc.append(cstr!("i"), &*version.tie);
+    doc
+}
+
+/// A value where it is not shown. Lists say what they are, since the key does not.
+fn append_held(held: &mut RawDocumentBuf, key: &CStr, value: &Value) {
+    let tagged = |tag: &CStr, list: &RawArrayBuf| {
+        let mut doc = RawDocumentBuf::new();
+        doc.append(tag, list);
+        doc
+    };
+    match value {
+        Value::Null => held.append(key, RawBsonRef::Null),
+        Value::Flag(flag) => held.append(key, *flag),
+        Value::Time(at) => held.append(key, at.0),
+        Value::Text(text) => held.append(key, &**text),
+        Value::Organizations(list) => held.append(key, tagged(cstr!("organizations"), &organizations(list))),
+        Value::Codes(list) => held.append(key, tagged(cstr!("codes"), &texts(list.iter()))),
+        Value::Identities(list) => held.append(key, tagged(cstr!("identities"), &identities(list))),
+    }
+}
+
+fn organizations(list: &[Organization]) -> RawArrayBuf {
+    let mut array = RawArrayBuf::new();
+    for organization in list {
+        let mut doc = RawDocumentBuf::new();
+        doc.append(cstr!("code"), organization.code.as_str());
+        doc.append(cstr!("roles"), texts(organization.roles.iter()));
+        doc.append(cstr!("permissions"), texts(organization.permissions.iter()));
+        array.push(doc);
+    }
+    array
+}
+
+fn identities(list: &[Identity]) -> RawArrayBuf {
+    let mut array = RawArrayBuf::new();
+    for identity in list {
+        let mut doc = RawDocumentBuf::new();
+        doc.append(cstr!("kind"), identity.kind.as_str());
+        doc.append(cstr!("identity"), identity.identity.as_str());
+        array.push(doc);
+    }
+    array
+}
+
+fn texts<'a>(list: impl Iterator<Item = &'a String>) -> RawArrayBuf {
+    let mut array = RawArrayBuf::new();
+    list.for_each(|text| array.push(text.as_str()));
+    array
+}
+
+fn text_or_null(text: Option<&str>) -> RawBsonRef<'_> {
+    text.map_or(RawBsonRef::Null, RawBsonRef::String)
+}
+
+/// An instant for people.
+pub(super) fn date(at: Micros) -> DateTime {
+    DateTime::from_millis(at.as_millis().clamp(-MAX_DATE, MAX_DATE))
+}
+
+fn key_of(field: Field) -> CString {
+    CString::try_from(field.key()).expect("the keys of fields hold no NUL")
+}

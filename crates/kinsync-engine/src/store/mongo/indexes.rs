@@ -1,0 +1,241 @@
+//! The indexes: made at start where they are missing, checked where they are there.
+
+use std::time::Duration;
+
+use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
+use mongodb::{Collection, Database, error::Error as DriverError};
+
+use super::{Inner, call};
+use crate::store::Error;
+
+/// Nobody has a document for the same Kinde id twice.
+pub(super) const KINDE_ID: &str = "kinsync_kindeId";
+
+/// The address, unique unless told otherwise.
+pub(super) const EMAIL: &str = "kinsync_email";
+
+/// How long one index may take to build.
+const BUILD: Duration = Duration::from_hours(1);
+
+/// `NamespaceNotFound`: there is no such collection yet.
+const NO_COLLECTION: i32 = 26;
+
+const DOING: &str = "prepare the indexes";
+
+/// An index that we want.
+struct Index {
+    name: &'static str,
+    key: Document,
+    unique: bool,
+    partial: Option<Document>,
+    sparse: bool,
+}
+
+impl Index {
+    fn on(name: &'static str, key: Document) -> Self {
+        Self { name, key, unique: false, partial: None, sparse: false }
+    }
+
+    fn sparse(name: &'static str, key: Document) -> Self {
+        Self { sparse: true, ..Self::on(name, key) }
+    }
+
+    /// Over texts only: the application's rows may have none. `$gt: ""` and not `$type: "string"`,
+    /// since the planner sees that an equality implies it and so uses the index for any query.
+    fn texts(name: &'static str, key: &str, unique: bool) -> Self {
+        let partial = Some(doc! { key: { "$gt": "" } });
+        Self { unique, partial, ..Self::on(name, doc! { key: 1 }) }
+    }
+
+    fn document(&self) -> Document {
+        let mut doc = doc! { "name": self.name, "key": self.key.clone() };
+        if self.unique {
+            doc.insert("unique", true);
+        }
+        if self.sparse {
+            doc.insert("sparse", true);
+        }
+        if let Some(partial) = &self.partial {
+            doc.insert("partialFilterExpression", partial.clone());
+        }
+        doc
+    }
+
+    /// Whether an index that is there does the same, whatever its name.
+    fn is_served_by(&self, there: &Document) -> bool {
+        let flag = |key| there.get_bool(key).unwrap_or_default();
+        let partial = there.get_document("partialFilterExpression").ok();
+        same_key(there, &self.key)
+            && flag("unique") == self.unique
+            && flag("sparse") == self.sparse
+            && partial == self.partial.as_ref()
+            && !there.contains_key("collation")
+    }
+}
+
+impl Inner {
+    pub(super) async fn make_indexes(&self) -> Result<(), Error> {
+        let email = self.keys.email();
+        let users = [
+            Index::texts(KINDE_ID, "kindeId", true),
+            Index::texts(EMAIL, email, self.unique_email),
+            Index::sparse("kinsync_heldEmail", doc! { "kinsync.held.email": 1 }),
+            Index::sparse("kinsync_unsettled", doc! { "kinsync.unsettled": 1 }),
+            Index::on("kinsync_updatedAt", doc! { "updatedAt": 1 }),
+            Index::on("kinsync_lastSeenAt", doc! { "lastSeenAt": 1 }),
+            Index::on("kinsync_deletedAt", doc! { "deletedAt": 1 }),
+        ];
+        let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
+        let mut of_user = doc! { "user": 1 };
+        of_user.extend(received.clone());
+        let events = [Index::on("kinsync_receivedAt", received), Index::on("kinsync_user", of_user)];
+        let there = self.indexes(&self.users).await?;
+        refuse_greedy(&there, email)?;
+        self.make(&self.users, &there, &users).await?;
+        let there = self.indexes(&self.events).await?;
+        self.make(&self.events, &there, &events).await
+    }
+
+    async fn indexes(&self, collection: &Collection<RawDocumentBuf>) -> Result<Vec<Document>, Error> {
+        let command = rawdoc! { "listIndexes": collection.name() };
+        let list = list(self.database.clone(), command);
+        self.calls.run(DOING, self.op_timeout, list).await
+    }
+
+    async fn make(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+        there: &[Document],
+        wanted: &[Index],
+    ) -> Result<(), Error> {
+        for index in wanted {
+            if there.iter().any(|there| index.is_served_by(there)) {
+                continue;
+            }
+            if there.iter().any(|there| there.get_str("name").is_ok_and(|name| name == index.name)) {
+                return Err(changed(collection, index.name));
+            }
+            tracing::info!(collection = collection.name(), index = index.name, "making an index");
+            self.build(collection, index).await?;
+        }
+        Ok(())
+    }
+
+    async fn build(&self, collection: &Collection<RawDocumentBuf>, index: &Index) -> Result<(), Error> {
+        let command = doc! { "createIndexes": collection.name(), "indexes": [index.document()] };
+        let database = self.database.clone();
+        let build = async move {
+            match database.run_command(command).await {
+                Err(error) if matches!(call::code(&error), Some(85 | 86 | 11000)) => Ok(Err(error)),
+                answer => answer.map(Ok),
+            }
+        };
+        let Err(refused) = self.calls.run(DOING, BUILD, build).await? else { return Ok(()) };
+        if call::code(&refused) == Some(11000) {
+            return Err(self.collisions(index).await?);
+        }
+        Err(changed(collection, index.name))
+    }
+
+    /// Names the documents that share an address or a Kinde id.
+    async fn collisions(&self, index: &Index) -> Result<Error, Error> {
+        let key = index.key.keys().next().map(String::as_str).unwrap_or_default();
+        // The smallest and the greatest `_id` of each value: bounded, however many share it.
+        let pipeline = [
+            doc! { "$match": { key: { "$gt": "" } } },
+            doc! { "$group": {
+                "_id": format!("${key}"), "n": { "$sum": 1 }, "a": { "$min": "$_id" }, "b": { "$max": "$_id" },
+            } },
+            doc! { "$match": { "n": { "$gt": 1 } } },
+            doc! { "$limit": 5 },
+        ];
+        let users = self.users.clone();
+        let read = async move {
+            let mut cursor = users.aggregate(pipeline).allow_disk_use(true).await?;
+            let mut pairs = Vec::new();
+            while cursor.advance().await? {
+                let pair = Document::try_from(cursor.current())?;
+                let id = |key| pair.get(key).map(name).unwrap_or_default();
+                pairs.push(format!("{} and {}", id("a"), id("b")));
+            }
+            Ok(pairs.join(", "))
+        };
+        let pairs = self.calls.run(DOING, BUILD, read).await?;
+        let ways_out = if key == self.keys.email() {
+            "merge these documents or remove the address from one of each, or set `unique_email = false`"
+        } else {
+            "merge these documents"
+        };
+        let hint = format!(
+            "documents of `{}` have the same `{key}` (by `_id`): {pairs}; {ways_out}",
+            self.users.name()
+        );
+        Ok(Error::Refused { doing: DOING, hint, source: None })
+    }
+}
+
+/// A unique index of the application on the address that takes "none" for a value lets only one
+/// document be without: a deleted user and one in a conflict have none.
+fn refuse_greedy(there: &[Document], email: &str) -> Result<(), Error> {
+    let flag = |index: &Document, key: &str| index.get_bool(key).unwrap_or_default();
+    let greedy = there.iter().find(|index| {
+        same_key(index, &doc! { email: 1 })
+            && flag(index, "unique")
+            && !flag(index, "sparse")
+            && !index.contains_key("partialFilterExpression")
+    });
+    let Some(greedy) = greedy else { return Ok(()) };
+    let name = greedy.get_str("name").unwrap_or_default();
+    let hint = format!(
+        "the unique index `{name}` lets only one document be without `{email}`, but deleted users have none; \
+         drop it (kinsync makes its own unique index) or make it sparse"
+    );
+    Err(Error::Refused { doing: DOING, hint, source: None })
+}
+
+async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Document>, DriverError> {
+    let reply = match database.run_raw_command(command).await {
+        Err(error) if call::code(&error) == Some(NO_COLLECTION) => return Ok(Vec::new()),
+        answer => answer?,
+    };
+    // A collection has at most 64 indexes, and a first batch has 101 documents.
+    let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
+    let batch = batch.map(Vec::as_slice).unwrap_or_default();
+    Ok(batch.iter().filter_map(|index| index.as_document().cloned()).collect())
+}
+
+fn changed(collection: &Collection<RawDocumentBuf>, name: &str) -> Error {
+    let hint = format!(
+        "the index `{name}` is there with other options; drop it with \
+         `db.{}.dropIndex(\"{name}\")` and start again",
+        collection.name()
+    );
+    Error::Refused { doing: DOING, hint, source: None }
+}
+
+/// Compares directions as numbers: a shell writes them as doubles.
+fn same_key(there: &Document, wanted: &Document) -> bool {
+    let Ok(key) = there.get_document("key") else { return false };
+    let directions = |key: &Document| -> Vec<(String, Option<i64>)> {
+        key.iter().map(|(name, direction)| (name.clone(), number(direction))).collect()
+    };
+    directions(key) == directions(wanted)
+}
+
+fn number(value: &Bson) -> Option<i64> {
+    match value {
+        Bson::Int32(number) => Some(i64::from(*number)),
+        Bson::Int64(number) => Some(*number),
+        Bson::Double(number) if *number > 0.0 => Some(1),
+        Bson::Double(_) => Some(-1),
+        _ => None,
+    }
+}
+
+fn name(id: &Bson) -> String {
+    match id {
+        Bson::ObjectId(id) => id.to_hex(),
+        Bson::String(id) => id.clone(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,127 @@
+//! The event log: append-only, one document for each signed event id.
+
+use bson::{
+    Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
+    raw::{RawBsonRef, cstr},
+};
+use kinsync_core::Micros;
+
+use super::{
+    Inner,
+    call::{self, Cause},
+    encode::date,
+    read::Find,
+};
+use crate::store::{Error, EventFilter, LoggedEvent};
+
+/// Events in one command.
+const CHUNK: usize = 1000;
+
+/// Bytes in one command. The server takes 16 MiB of BSON.
+const CHUNK_BYTES: usize = 12 << 20;
+
+const DOING: &str = "log events";
+
+impl Inner {
+    pub(super) async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+        let mut new = 0;
+        let mut chunk = RawArrayBuf::new();
+        let mut count = 0;
+        for event in events {
+            let document = encode(event);
+            let full = chunk.as_bytes().len() + document.as_bytes().len() > CHUNK_BYTES || count == CHUNK;
+            if full && count > 0 {
+                new += self.append(&std::mem::take(&mut chunk)).await?;
+                count = 0;
+            }
+            chunk.push(document);
+            count += 1;
+        }
+        if count > 0 {
+            new += self.append(&chunk).await?;
+        }
+        Ok(new)
+    }
+
+    async fn append(&self, documents: &RawArrayBuf) -> Result<usize, Error> {
+        let command = self.write_command(cstr!("insert"), &self.events, cstr!("documents"), documents);
+        let command = call::command(self.database.clone(), command);
+        let reply = self.calls.run(DOING, self.op_timeout, command).await?;
+        let (inserted, errors) = call::written(DOING, &reply)?;
+        match errors.into_iter().find(|error| error.code != 11000) {
+            None => Ok(inserted),
+            Some(error) if error.is_passing() => Err(call::unavailable(DOING, Cause::Write(error.code))),
+            Some(error) => Err(Error::Refused {
+                doing: DOING,
+                hint: format!(
+                    "MongoDB answers code {}: look for a validator on `{}`",
+                    error.code,
+                    self.events.name()
+                ),
+                source: None,
+            }),
+        }
+    }
+
+    pub(super) async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+        let find = Find::new(doc! { "_id": event_id });
+        Ok(self.find("read an event", &self.events, find, decode).await?.pop())
+    }
+
+    pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+        let mut query = Document::new();
+        if let Some(user) = &filter.user {
+            query.insert("user", user);
+        }
+        if let Some(event_type) = &filter.event_type {
+            query.insert("type", event_type);
+        }
+        if let Some(after) = &filter.after {
+            let Some(last) = self.event(after).await? else { return Ok(Vec::new()) };
+            let at = last.received_at.0;
+            query.insert("kinsync.receivedAt", doc! { "$lte": at });
+            let before = doc! { "kinsync.receivedAt": { "$lt": at } };
+            query.insert("$or", vec![before, doc! { "_id": { "$lt": after } }]);
+        }
+        let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
+        let find = Find::new(query).sort(newest_first).limit(filter.limit);
+        self.find("list events", &self.events, find, decode).await
+    }
+}
+
+/// Dates for people, and for an index that lets old events expire; exact instants in `kinsync`.
+fn encode(event: &LoggedEvent) -> RawDocumentBuf {
+    let mut exact = RawDocumentBuf::new();
+    exact.append(cstr!("receivedAt"), event.received_at.0);
+    let mut doc = RawDocumentBuf::new();
+    doc.append(cstr!("_id"), event.event_id.as_str());
+    doc.append(cstr!("type"), event.event_type.as_str());
+    doc.append(cstr!("user"), event.user.as_deref().map_or(RawBsonRef::Null, RawBsonRef::String));
+    match event.at {
+        Some(at) => {
+            doc.append(cstr!("at"), date(at));
+            exact.append(cstr!("at"), at.0);
+        }
+        None => doc.append(cstr!("at"), RawBsonRef::Null),
+    }
+    doc.append(cstr!("receivedAt"), date(event.received_at));
+    doc.append(cstr!("scheme"), event.scheme.as_str());
+    doc.append(cstr!("payload"), event.payload.as_str());
+    doc.append(cstr!("kinsync"), exact);
+    doc
+}
+
+/// `None` for a document that is not one of ours.
+fn decode(doc: &RawDocument) -> Option<LoggedEvent> {
+    let text = |key: &str| doc.get_str(key).ok().map(ToOwned::to_owned);
+    let exact = doc.get_document("kinsync").ok()?;
+    Some(LoggedEvent {
+        event_id: text("_id")?,
+        event_type: text("type")?,
+        user: text("user"),
+        at: exact.get_i64("at").ok().map(Micros),
+        received_at: Micros(exact.get_i64("receivedAt").ok()?),
+        scheme: text("scheme")?,
+        payload: text("payload")?,
+    })
+}

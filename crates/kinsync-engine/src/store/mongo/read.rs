@@ -1,0 +1,183 @@
+//! Reads of user documents.
+
+use std::collections::HashMap;
+
+use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
+use kinsync_core::UserId;
+use mongodb::{Collection, options::FindOptions};
+
+use super::{Inner, call, decode};
+use crate::store::{Counts, Error, Row, UserFilter};
+
+/// Ids in one query.
+const CHUNK: usize = 1000;
+
+/// Documents in one reply.
+const BATCH: u32 = 1000;
+
+impl Inner {
+    pub(super) async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
+        let mut found: HashMap<UserId, Row> = HashMap::with_capacity(ids.len());
+        for ids in ids.chunks(CHUNK) {
+            let ids: Vec<&str> = ids.iter().map(UserId::as_str).collect();
+            let query = Find::new(doc! { "kindeId": { "$in": ids } });
+            let rows = self.rows("load users", query).await?;
+            found.extend(rows.into_iter().map(|row| (row.id.clone(), row)));
+        }
+        Ok(ids.iter().map(|id| found.get(id).cloned()).collect())
+    }
+
+    pub(super) async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        let mut claimants = Vec::new();
+        for emails in emails.chunks(CHUNK) {
+            let rows = self.rows("find who claims an address", Find::new(self.claims(emails))).await?;
+            let claims = |row: &Row| {
+                row.state.claimed_email().is_some_and(|claimed| emails.iter().any(|email| email == claimed))
+            };
+            claimants.extend(rows.into_iter().filter(claims));
+        }
+        Ok(claimants)
+    }
+
+    /// Documents that show one of the addresses, or hold one that they may not show.
+    fn claims(&self, emails: &[String]) -> Document {
+        let shown = doc! { self.keys.email(): { "$in": emails } };
+        doc! { "$or": [shown, { "kinsync.held.email": { "$in": emails } }] }
+    }
+
+    pub(super) async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+        let doing = "find who shows an address";
+        let find =
+            Find::new(doc! { self.keys.email(): email }).projection(doc! { "_id": 1, "kindeId": 1 }).limit(1);
+        Ok(self.find(doing, &self.users, find, |doc| Some(name_of(doc))).await?.pop())
+    }
+
+    pub(super) async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        let query = Find::new(doc! { "kinsync.unsettled": { "$exists": true } }).limit(limit);
+        self.rows("find unsettled addresses", query).await
+    }
+
+    pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+        let mut query = match &filter.email {
+            Some(email) => self.claims(std::slice::from_ref(email)),
+            None => doc! {},
+        };
+        query.insert("kindeId", doc! { "$gt": filter.after.as_deref().unwrap_or_default() });
+        query.insert("kinsync.revision", doc! { "$exists": true });
+        if !filter.with_deleted {
+            query.insert("isDeleted", false);
+        }
+        let mut find = Find::new(query).sort(doc! { "kindeId": 1 });
+        if filter.email.is_none() {
+            find = find.limit(filter.limit);
+        }
+        let mut rows = self.rows("list users", find).await?;
+        if let Some(email) = &filter.email {
+            rows.retain(|row| row.state.claimed_email() == Some(email));
+            rows.truncate(filter.limit);
+        }
+        Ok(rows)
+    }
+
+    /// The estimate counts the application's own documents without a Kinde id as live users.
+    pub(super) async fn counts(&self) -> Result<Counts, Error> {
+        let (users, events, limit) = (self.users.clone(), self.events.clone(), self.op_timeout);
+        let count = async move {
+            let documents = users.estimated_document_count().max_time(limit).await?;
+            let deleted = doc! { "deletedAt": { "$gte": DateTime::MIN } };
+            let deleted_users = users.count_documents(deleted).max_time(limit).await?;
+            let events = events.estimated_document_count().max_time(limit).await?;
+            Ok(Counts { live_users: documents.saturating_sub(deleted_users), deleted_users, events })
+        };
+        self.calls.run("count users and events", limit, count).await
+    }
+
+    /// Writes one document of kinsync's own, as durably as any other: an answer alone does not
+    /// say that the disk takes writes.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        let doing = "answer a ping";
+        let command = bson::rawdoc! {
+            "update": self.state.as_str(),
+            "updates": [{ "q": { "_id": "ping" }, "u": { "$currentDate": { "at": true } }, "upsert": true }],
+            "writeConcern": { "w": "majority", "j": true },
+            "maxTimeMS": i64::try_from(self.op_timeout.as_millis()).unwrap_or(i64::MAX),
+        };
+        let command = call::command(self.database.clone(), command);
+        let reply = self.calls.run(doing, self.op_timeout, command).await?;
+        let (_, errors) = call::written(doing, &reply)?;
+        // Of two first pings at once, one finds the document there.
+        match errors.into_iter().find(|error| error.code != 11000) {
+            Some(error) => Err(call::unavailable(doing, call::Cause::Write(error.code))),
+            None => Ok(()),
+        }
+    }
+
+    async fn rows(&self, doing: &'static str, find: Find) -> Result<Vec<Row>, Error> {
+        let keys = self.keys.clone();
+        let find = find.projection(keys.projection());
+        self.find(doing, &self.users, find, move |doc| decode::row(doc, &keys)).await
+    }
+
+    /// Reads documents, and of each what `read` makes of it. One round trip for up to 16 MiB.
+    pub(super) async fn find<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        collection: &Collection<RawDocumentBuf>,
+        find: Find,
+        read: impl Fn(&RawDocument) -> Option<T> + Send + 'static,
+    ) -> Result<Vec<T>, Error> {
+        let collection = collection.clone();
+        let Find { filter, mut options } = find;
+        if options.limit == Some(0) {
+            return Ok(Vec::new()); // the server takes 0 for "no limit"
+        }
+        options.max_time = Some(self.op_timeout);
+        options.batch_size = Some(BATCH);
+        let all = async move {
+            let mut cursor = collection.find(filter).with_options(options).await?;
+            let mut found = Vec::new();
+            while cursor.advance().await? {
+                found.extend(read(cursor.current()));
+            }
+            Ok(found)
+        };
+        self.calls.run(doing, self.op_timeout, all).await
+    }
+}
+
+/// Which documents to read, and how.
+pub(super) struct Find {
+    filter: Document,
+    options: FindOptions,
+}
+
+impl Find {
+    pub(super) fn new(filter: Document) -> Self {
+        Self { filter, options: FindOptions::default() }
+    }
+
+    pub(super) fn projection(mut self, projection: Document) -> Self {
+        self.options.projection = Some(projection);
+        self
+    }
+
+    pub(super) fn sort(mut self, sort: Document) -> Self {
+        self.options.sort = Some(sort);
+        self
+    }
+
+    pub(super) fn limit(mut self, limit: usize) -> Self {
+        self.options.limit = Some(i64::try_from(limit).unwrap_or(i64::MAX));
+        self
+    }
+}
+
+/// What a person calls this document: its Kinde id, else its `_id`.
+fn name_of(doc: &RawDocument) -> String {
+    match (doc.get_str("kindeId"), doc.get("_id")) {
+        (Ok(id), _) | (_, Ok(Some(RawBsonRef::String(id)))) => id.to_owned(),
+        (_, Ok(Some(RawBsonRef::ObjectId(id)))) => id.to_hex(),
+        (_, Ok(Some(id))) => Bson::try_from(id).map(|id| id.to_string()).unwrap_or_default(),
+        _ => String::new(),
+    }
+}

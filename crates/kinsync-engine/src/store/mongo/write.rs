@@ -1,0 +1,268 @@
+//! Guarded writes in bulk: one command for up to a thousand rows.
+//!
+//! The reply of an `update` command tells how many statements matched, not which. So each write
+//! leaves a mark of its own, `kinsync.writer`; where the number falls short, the marks say whose
+//! write is there. That also tells, after a lost connection, what the first try has done.
+
+use std::collections::HashMap;
+
+use bson::{
+    RawArrayBuf, RawDocument, RawDocumentBuf, doc,
+    oid::ObjectId,
+    raw::{BindRawBsonRef, CStr, cstr},
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use mongodb::Collection;
+use rand::Rng;
+
+use super::{
+    Inner,
+    call::{self, Cause, WriteError},
+    encode, indexes,
+    read::Find,
+};
+use crate::store::{Error, Outcome, Row};
+
+/// Statements in one command.
+const CHUNK: usize = 1000;
+
+/// Bytes in one command. The server takes 16 MiB of BSON.
+const CHUNK_BYTES: usize = 12 << 20;
+
+/// Bytes of one document with its command around it.
+const MAX_BYTES: usize = (16 << 20) - (16 << 10);
+
+/// Chunks of one call under way at the same time.
+const CONCURRENCY: usize = 2;
+
+const DOING: &str = "write users";
+
+/// E11000.
+const DUPLICATE_KEY: i32 = 11000;
+
+/// What to do with the statements of a chunk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Insert,
+    Update,
+}
+
+/// Statements of one command, and the rows they are for.
+struct Chunk {
+    kind: Kind,
+    places: Vec<usize>,
+    statements: RawArrayBuf,
+    bytes: usize,
+}
+
+impl Inner {
+    pub(super) async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        let batch = Batch { inner: self, rows, mark: rand::rng().random() };
+        let mut outcomes = vec![Outcome::Stale; rows.len()];
+        let mut chunks = Vec::new();
+        for (place, row) in rows.iter().enumerate() {
+            let kind = if row.revision == 0 { Kind::Insert } else { Kind::Update };
+            let statement = match kind {
+                Kind::Insert => batch.insertion(place),
+                Kind::Update => batch.update(place),
+            };
+            if statement.as_bytes().len() > MAX_BYTES {
+                outcomes[place] = Outcome::Rejected("MongoDB takes documents up to 16 MiB".into());
+            } else {
+                push(&mut chunks, kind, place, &statement);
+            }
+        }
+        let done = stream::iter(chunks).map(|chunk| batch.run(chunk)).buffer_unordered(CONCURRENCY);
+        let done: Vec<Vec<(usize, Outcome)>> = done.try_collect().await?;
+        for (place, outcome) in done.into_iter().flatten() {
+            outcomes[place] = outcome;
+        }
+        Ok(outcomes)
+    }
+}
+
+/// Adds the statement to the last chunk of its kind, or begins another one.
+fn push(chunks: &mut Vec<Chunk>, kind: Kind, place: usize, statement: &RawDocumentBuf) {
+    let size = statement.as_bytes().len();
+    let last = chunks.iter().rposition(|chunk| chunk.kind == kind);
+    let fits = |at: &usize| chunks[*at].places.len() < CHUNK && chunks[*at].bytes + size <= CHUNK_BYTES;
+    let at = last.filter(fits).unwrap_or_else(|| {
+        chunks.push(Chunk { kind, places: Vec::new(), statements: RawArrayBuf::new(), bytes: 0 });
+        chunks.len() - 1
+    });
+    let chunk = &mut chunks[at];
+    chunk.places.push(place);
+    chunk.statements.push(statement);
+    chunk.bytes += size;
+}
+
+/// The rows of one call.
+struct Batch<'a> {
+    inner: &'a Inner,
+    rows: &'a [Row],
+    /// The mark of the first row; those of the others follow it.
+    mark: i64,
+}
+
+impl Batch<'_> {
+    fn mark(&self, place: usize) -> i64 {
+        self.mark.wrapping_add_unsigned(place as u64)
+    }
+
+    fn insertion(&self, place: usize) -> RawDocumentBuf {
+        let mut start = RawDocumentBuf::new();
+        start.append(cstr!("_id"), ObjectId::new());
+        encode::row(&self.rows[place], &self.inner.keys, self.mark(place), start).set
+    }
+
+    /// For a row never written by kinsync: takes over a document that has the Kinde id already.
+    fn update(&self, place: usize) -> RawDocumentBuf {
+        let row = &self.rows[place];
+        let mut query = RawDocumentBuf::new();
+        query.append(cstr!("kindeId"), row.id.as_str());
+        match row.revision {
+            0 => query.append(cstr!("kinsync.revision"), document(cstr!("$exists"), false)),
+            revision => query.append(cstr!("kinsync.revision"), revision),
+        }
+        let encoded = encode::row(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
+        let mut update = document(cstr!("$set"), &encoded.set);
+        if !encoded.unset.is_empty() {
+            update.append(cstr!("$unset"), encoded.unset);
+        }
+        let mut statement = document(cstr!("q"), query);
+        statement.append(cstr!("u"), update);
+        statement
+    }
+
+    async fn run(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
+        match chunk.kind {
+            Kind::Insert => self.insert(chunk).await,
+            Kind::Update => self.replace(chunk).await,
+        }
+    }
+
+    async fn insert(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
+        let (_, failed) = self.inner.send(&chunk).await?;
+        let mut done = self.outcomes(&chunk.places, &failed)?;
+        let mut again = Vec::new();
+        for (place, outcome) in &done {
+            if *outcome == Outcome::Stale {
+                push(&mut again, Kind::Update, *place, &self.update(*place));
+            }
+        }
+        // The Kinde id is there: a document of the application's, or somebody else was first.
+        for chunk in again {
+            let adopted: HashMap<usize, Outcome> = self.replace(chunk).await?.into_iter().collect();
+            for (place, outcome) in &mut done {
+                if let Some(adopted) = adopted.get(place) {
+                    *outcome = adopted.clone();
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    async fn replace(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
+        let (matched, failed) = self.inner.send(&chunk).await?;
+        let mut done = self.outcomes(&chunk.places, &failed)?;
+        if matched + failed.len() == chunk.places.len() {
+            return Ok(done);
+        }
+        let marks = self.marks(&chunk.places).await?;
+        for (place, outcome) in &mut done {
+            let is_ours = || marks.get(self.rows[*place].id.as_str()) == Some(&self.mark(*place));
+            if *outcome == Outcome::Written && !is_ours() {
+                *outcome = Outcome::Stale;
+            }
+        }
+        Ok(done)
+    }
+
+    /// What the errors of the reply say; the other rows count as written.
+    fn outcomes(&self, places: &[usize], failed: &[WriteError]) -> Result<Vec<(usize, Outcome)>, Error> {
+        let mut done: Vec<_> = places.iter().map(|place| (*place, Outcome::Written)).collect();
+        for error in failed {
+            let slot = done.get_mut(error.index).ok_or_else(|| call::unavailable(DOING, Cause::Reply))?;
+            slot.1 = self.inner.outcome(error)?;
+        }
+        Ok(done)
+    }
+
+    /// Whose write each of these rows carries at present.
+    async fn marks(&self, places: &[usize]) -> Result<HashMap<String, i64>, Error> {
+        let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
+        let find = Find::new(doc! { "kindeId": { "$in": ids } })
+            .projection(doc! { "_id": 0, "kindeId": 1, "kinsync.writer": 1 });
+        let mark = |doc: &RawDocument| {
+            let mark = doc.get_document("kinsync").and_then(|law| law.get_i64("writer")).ok()?;
+            Some((doc.get_str("kindeId").ok()?.to_owned(), mark))
+        };
+        let marks = self.inner.find(DOING, &self.inner.users, find, mark).await?;
+        Ok(marks.into_iter().collect())
+    }
+}
+
+impl Inner {
+    async fn send(&self, chunk: &Chunk) -> Result<(usize, Vec<WriteError>), Error> {
+        let command = match chunk.kind {
+            Kind::Insert => {
+                self.write_command(cstr!("insert"), &self.users, cstr!("documents"), &chunk.statements)
+            }
+            Kind::Update => {
+                self.write_command(cstr!("update"), &self.users, cstr!("updates"), &chunk.statements)
+            }
+        };
+        let command = call::command(self.database.clone(), command);
+        let reply = self.calls.run(DOING, self.op_timeout, command).await?;
+        call::written(DOING, &reply)
+    }
+
+    /// An unordered write of these statements, acknowledged by a majority.
+    pub(super) fn write_command(
+        &self,
+        verb: &CStr,
+        collection: &Collection<RawDocumentBuf>,
+        list: &CStr,
+        statements: &RawArrayBuf,
+    ) -> RawDocumentBuf {
+        let limit = i64::try_from(self.op_timeout.as_millis()).unwrap_or(i64::MAX);
+        let mut concern = document(cstr!("w"), "majority");
+        concern.append(cstr!("j"), true);
+        concern.append(cstr!("wtimeout"), limit);
+        let mut command = document(verb, collection.name());
+        command.append(cstr!("ordered"), false);
+        command.append(cstr!("writeConcern"), concern);
+        command.append(cstr!("maxTimeMS"), limit);
+        command.append(list, statements);
+        command
+    }
+
+    fn outcome(&self, error: &WriteError) -> Result<Outcome, Error> {
+        match error.code {
+            DUPLICATE_KEY => Ok(self.duplicate(&error.duplicate)),
+            code if error.is_passing() => Err(call::unavailable(DOING, Cause::Write(code))),
+            121 => {
+                Ok(Outcome::Rejected("a validator of the collection refuses the document (code 121)".into()))
+            }
+            code => Ok(Outcome::Rejected(format!("MongoDB refuses the document (code {code})"))),
+        }
+    }
+
+    /// Which unique index it was decides what it means.
+    fn duplicate(&self, keys: &[String]) -> Outcome {
+        match keys {
+            [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => Outcome::Stale,
+            [key] if key == self.keys.email() || key == indexes::EMAIL => Outcome::EmailTaken,
+            keys => Outcome::Rejected(format!(
+                "a unique index of the application on `{}` refuses the document",
+                keys.join(", ")
+            )),
+        }
+    }
+}
+
+fn document(key: &CStr, value: impl BindRawBsonRef) -> RawDocumentBuf {
+    let mut doc = RawDocumentBuf::new();
+    doc.append(key, value);
+    doc
+}

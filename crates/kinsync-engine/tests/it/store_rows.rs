@@ -1,0 +1,201 @@
+//! Rows and events to store: plain ones by hand, hostile ones by proptest.
+
+use std::collections::BTreeMap;
+
+use kinsync_core::{
+    Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, Source, Standing, UserId,
+    UserState, Value, Version, What,
+};
+use kinsync_engine::store::{LoggedEvent, Outcome, Row, Store};
+use proptest::{collection::vec, option, prelude::*};
+
+pub(crate) fn id(text: &str) -> UserId {
+    UserId::parse(text).unwrap()
+}
+
+/// A user as one event tells it, not stored yet. `email: None` is null.
+pub(crate) fn row(user: &str, email: Option<&str>) -> Row {
+    let profile = Profile::new()
+        .with(Field::FirstName, "Ada")
+        .with(Field::Email, email.map_or(Value::Null, Value::from));
+    told(user, What::Fields(profile))
+}
+
+pub(crate) fn tombstone(user: &str) -> Row {
+    told(user, What::Deleted)
+}
+
+fn told(user: &str, what: What) -> Row {
+    let version = Version::event(Micros(1_700_000_000_123_456), format!("event_of_{user}"));
+    let state = UserState::of(&Observation { user: id(user), version, source: Source::Webhook, what });
+    let standing = Standing {
+        holds_email: state.claimed_email().is_some(),
+        inserted_at: Micros(5_000_001),
+        updated_at: Micros(6_000_002),
+        source: Some(Source::Webhook),
+        ..Standing::default()
+    };
+    Row { state, standing, ..Row::unknown(id(user)) }
+}
+
+pub(crate) fn with(mut row: Row, field: Field, value: impl Into<Value>) -> Row {
+    let version = Version::event(Micros(1_700_000_000_123_456), "event_of_with");
+    row.state.fields.insert(field, Register { version, value: value.into() });
+    row
+}
+
+/// As it is after it was written.
+pub(crate) fn stored(row: &Row) -> Row {
+    Row { revision: row.revision + 1, ..row.clone() }
+}
+
+pub(crate) async fn put(store: &dyn Store, row: &Row) -> Row {
+    let outcomes = store.write(std::slice::from_ref(row)).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Written], "{}", row.id);
+    stored(row)
+}
+
+pub(crate) async fn outcome(store: &dyn Store, row: &Row) -> Outcome {
+    store.write(std::slice::from_ref(row)).await.unwrap().remove(0)
+}
+
+pub(crate) async fn get(store: &dyn Store, user: &str) -> Option<Row> {
+    store.load(&[id(user)]).await.unwrap().remove(0)
+}
+
+pub(crate) fn event(event_id: &str, user: Option<&str>, received_at: i64) -> LoggedEvent {
+    LoggedEvent {
+        event_id: event_id.into(),
+        event_type: "user.updated".into(),
+        user: user.map(ToOwned::to_owned),
+        at: Some(Micros(received_at - 1)),
+        received_at: Micros(received_at),
+        scheme: "kinde_jwt".into(),
+        payload: r#"{"type":"user.updated","$where":"1"}"#.into(),
+    }
+}
+
+/// Texts that somebody once mistook for something else.
+pub(crate) const HOSTILE: [&str; 16] = [
+    "$$NOW",
+    "$$ROOT",
+    "$email",
+    r#"{"$gt":""}"#,
+    "a.b",
+    "$set",
+    "",
+    " ",
+    "null",
+    "NUL\0in the middle",
+    "\u{202e}right to left",
+    "😀👩‍👩‍👧‍👦𝒳",
+    "Ω≈ç√∫˜µ≤≥÷",
+    "'; DROP TABLE users; --",
+    "<script>alert(1)</script>",
+    "\u{feff}\u{ffff}\u{10ffff}",
+];
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::sample::select(HOSTILE.as_slice()).prop_map(ToOwned::to_owned),
+        vec(any::<char>(), 0..12).prop_map(|chars| chars.into_iter().collect()),
+    ]
+}
+
+fn micros() -> impl Strategy<Value = Micros> {
+    let edges = prop::sample::select(vec![i64::MIN, i64::MIN + 1, -1, 0, 999, i64::MAX - 1, i64::MAX]);
+    prop_oneof![edges, any::<i64>(), 0..2_000_000_000_000_000_i64].prop_map(Micros)
+}
+
+fn version() -> impl Strategy<Value = Version> {
+    let rank = prop::sample::select(vec![Rank::Provisional, Rank::Event, Rank::Snapshot]);
+    let usual = prop::sample::select(vec![1_i64, 2]).prop_map(|at| Version::event(Micros(at), "usual"));
+    let any = (micros(), rank, text()).prop_map(|(at, rank, tie)| Version { at, rank, tie: tie.into() });
+    prop_oneof![3 => usual, 1 => any]
+}
+
+fn organization() -> impl Strategy<Value = Organization> {
+    let codes = prop::sample::select(vec!["org_a", "org_b", "$c"]).prop_map(ToOwned::to_owned);
+    (codes, vec(text(), 0..3), vec(text(), 0..3)).prop_map(|(code, roles, permissions)| Organization {
+        code,
+        roles,
+        permissions,
+    })
+}
+
+/// Any value for any field, fitting or not.
+fn value() -> impl Strategy<Value = Value> {
+    let identity = (text(), text()).prop_map(|(kind, identity)| Identity { kind, identity });
+    let code = prop::sample::select(vec!["org_a", "org_b", "d"]).prop_map(ToOwned::to_owned);
+    prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::Flag),
+        micros().prop_map(Value::Time),
+        text().prop_map(|text| Value::Text(text.into())),
+        vec(organization(), 0..3).prop_map(Value::Organizations),
+        vec(code, 0..3).prop_map(Value::Codes),
+        vec(identity, 0..3).prop_map(Value::Identities),
+    ]
+}
+
+/// Values as the sources tell them, most of the time.
+fn fitting(field: Field) -> BoxedStrategy<Value> {
+    let usual = match field {
+        Field::Organizations => vec(organization(), 0..3).prop_map(Value::Organizations).boxed(),
+        Field::OrganizationCodes => vec(prop::sample::select(vec!["org_a", "org_b"]), 0..3)
+            .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
+            .boxed(),
+        Field::CreatedOn => micros().prop_map(Value::Time).boxed(),
+        _ => text().prop_map(|text| Value::Text(text.into())).boxed(),
+    };
+    prop_oneof![2 => usual, 1 => value()].boxed()
+}
+
+fn fields() -> impl Strategy<Value = BTreeMap<Field, Register>> {
+    let one = |field: Field| {
+        option::weighted(0.7, (version(), fitting(field)))
+            .prop_map(move |told| told.map(|(version, value)| (field, Register { version, value })))
+    };
+    let all: Vec<_> = Field::ALL.into_iter().map(one).collect();
+    all.prop_map(|all| all.into_iter().flatten().collect())
+}
+
+fn state() -> impl Strategy<Value = UserState> {
+    let versions = (option::of(version()), option::of(version()), option::of(version()));
+    (fields(), versions, option::of(micros()), option::of(micros())).prop_map(
+        |(fields, (deleted, confirmed, first), last_seen, last_signed_in)| UserState {
+            fields,
+            deleted,
+            confirmed,
+            first,
+            last_seen,
+            last_signed_in,
+        },
+    )
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    let source =
+        prop::sample::select(vec![Source::Webhook, Source::Login, Source::Profile, Source::Reconcile]);
+    (any::<bool>(), option::of(text()), micros(), micros(), option::of(source)).prop_map(
+        |(holds_email, email_held_by, inserted_at, updated_at, source)| Standing {
+            holds_email,
+            email_held_by,
+            inserted_at,
+            updated_at,
+            source,
+        },
+    )
+}
+
+/// Any row at all, of an unknown user.
+pub(crate) fn any_row() -> impl Strategy<Value = Row> {
+    (state(), standing(), prop::collection::btree_set(text(), 0..3)).prop_map(
+        |(state, standing, unsettled)| Row {
+            state,
+            standing,
+            unsettled,
+            ..Row::unknown(id("of_the_strategy"))
+        },
+    )
+}

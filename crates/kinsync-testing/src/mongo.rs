@@ -1,0 +1,264 @@
+//! Real MongoDB servers for tests: one for the whole test process, or one of a test's own that
+//! may be stopped, paused and started again.
+//!
+//! A shell supervises each server and kills it when its standard input ends, which the system
+//! sees to however the test process ends.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::Mutex,
+    time::Duration,
+};
+
+use bson::{Document, doc};
+use mongodb::Client;
+use rand::Rng;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep},
+};
+
+/// How long a server may take to start and to elect itself.
+const START: Duration = Duration::from_secs(60);
+
+/// Understands one word a line, and answers each with a line.
+const SUPERVISOR: &str = r#"
+trap '' INT TERM HUP
+mongod=$1 dir=$2 port=$3 pid=
+start() {
+  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 --replSet rs0 --quiet \
+    --setParameter enableTestCommands=1 --wiredTigerCacheSizeGB 0.25 --nounixsocket \
+    --logpath "$dir/mongod.log" --logappend </dev/null >/dev/null 2>&1 &
+  pid=$!
+}
+while read -r word; do
+  case $word in
+    start) start ;;
+    stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null ;;
+    pause) kill -STOP "$pid" ;;
+    resume) kill -CONT "$pid" ;;
+    alive) kill -0 "$pid" 2>/dev/null || { echo no; continue; } ;;
+  esac
+  echo yes
+done
+kill -KILL "$pid" 2>/dev/null
+wait "$pid" 2>/dev/null
+rm -rf "$dir"
+rmdir "${dir%/*}" 2>/dev/null
+"#;
+
+/// A running MongoDB: a replica set of one.
+#[derive(Debug)]
+pub struct TestMongo {
+    port: u16,
+    supervisor: Mutex<Supervisor>,
+}
+
+impl TestMongo {
+    /// The server that all tests of this process share. Each uses a [`TestMongo::database`] of its
+    /// own, and none stops it or sets fail points that others would meet.
+    pub async fn shared() -> &'static Self {
+        static SHARED: OnceCell<TestMongo> = OnceCell::const_new();
+        SHARED.get_or_init(Self::start_own).await
+    }
+
+    /// A server for one test alone.
+    pub async fn start_own() -> Self {
+        // Somebody else may take the port between the moment it is found and the start.
+        for _ in 0..5 {
+            let mongo = Self { port: free_port(), supervisor: Mutex::new(Supervisor::new()) };
+            mongo.launch();
+            if mongo.become_primary().await {
+                return mongo;
+            }
+        }
+        panic!("mongod does not start: see {}/mongod.log", dir_of_process().display());
+    }
+
+    /// What a client connects to.
+    pub fn uri(&self) -> String {
+        format!("mongodb://127.0.0.1:{}/?replicaSet=rs0", self.port)
+    }
+
+    /// A name that no other test uses.
+    #[expect(clippy::unused_self, reason = "reads as what it is for: a database of this server")]
+    pub fn database(&self) -> String {
+        format!("test_{:016x}", rand::rng().random::<u64>())
+    }
+
+    /// A new client. Not shared: a client lives on the runtime of the test that made it.
+    pub async fn client(&self) -> Client {
+        Client::with_uri_str(self.uri()).await.expect("the URI is well-formed")
+    }
+
+    /// Sets `failCommand`: `data` as in MongoDB's fail point documentation, `mode` such as
+    /// `{"times": 1}` or `"alwaysOn"`. Off again when the guard is dropped.
+    pub async fn fail_point(&self, mode: impl Into<bson::Bson>, data: Document) -> FailPoint {
+        let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };
+        let client = direct(self.port).await;
+        client.database("admin").run_command(command).await.expect("the fail point is well-formed");
+        FailPoint { port: self.port }
+    }
+
+    /// Kills the server as a power cut would.
+    pub fn stop(&self) {
+        self.tell("stop");
+    }
+
+    /// Starts the server again, on the same port and the same files, and waits until it is primary.
+    pub async fn restart(&self) {
+        self.launch();
+        assert!(self.become_primary().await, "mongod does not start again");
+    }
+
+    /// Holds the server: connections stay open and nothing answers.
+    pub fn pause(&self) {
+        self.tell("pause");
+    }
+
+    /// Lets the server go on.
+    pub fn resume(&self) {
+        self.tell("resume");
+    }
+
+    fn launch(&self) {
+        let mut supervisor = self.supervisor.lock().expect("no test panics while it holds this");
+        if supervisor.shell.is_none() {
+            supervisor.shell = Some(Shell::new(&supervisor.dir, self.port));
+        }
+        supervisor.tell("start");
+    }
+
+    fn tell(&self, word: &str) -> bool {
+        self.supervisor.lock().expect("no test panics while it holds this").tell(word)
+    }
+
+    /// `false` when the server has ended instead.
+    async fn become_primary(&self) -> bool {
+        let client = direct(self.port).await;
+        let admin = client.database("admin");
+        let host = format!("127.0.0.1:{}", self.port);
+        let config = doc! { "_id": "rs0", "members": [{ "_id": 0, "host": host }] };
+        let deadline = Instant::now() + START;
+        while Instant::now() < deadline && self.tell("alive") {
+            let hello = admin.run_command(doc! { "hello": 1 }).await;
+            match hello {
+                Ok(hello) if hello.get_bool("isWritablePrimary").unwrap_or_default() => return true,
+                Ok(hello) if !hello.contains_key("setName") => {
+                    // Fails harmlessly while it is being initiated.
+                    let _ = admin.run_command(doc! { "replSetInitiate": config.clone() }).await;
+                }
+                _ => {}
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        false
+    }
+}
+
+/// A fail point that is set. Dropping it sets it off.
+#[derive(Debug)]
+#[must_use = "the fail point is off as soon as this is dropped"]
+pub struct FailPoint {
+    port: u16,
+}
+
+impl Drop for FailPoint {
+    fn drop(&mut self) {
+        let port = self.port;
+        let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
+        // A thread and a runtime of its own: dropping cannot wait for the test's runtime.
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime starts").block_on(async {
+                let _ = direct(port).await.database("admin").run_command(off).await;
+            });
+        });
+        let _ = thread.join();
+    }
+}
+
+#[derive(Debug)]
+struct Supervisor {
+    dir: PathBuf,
+    shell: Option<Shell>,
+}
+
+impl Supervisor {
+    fn new() -> Self {
+        let dir = dir_of_process().join(format!("{:08x}", rand::rng().random::<u32>()));
+        std::fs::create_dir_all(&dir).expect("the folder for temporary files can be written");
+        Self { dir, shell: None }
+    }
+
+    fn tell(&mut self, word: &str) -> bool {
+        self.shell.as_mut().is_some_and(|shell| shell.tell(word))
+    }
+}
+
+#[derive(Debug)]
+struct Shell {
+    child: Child,
+    words: Option<ChildStdin>,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Shell {
+    fn new(dir: &Path, port: u16) -> Self {
+        let mut child = Command::new("sh")
+            .args(["-c", SUPERVISOR, "mongod"])
+            .args([mongod().as_os_str(), dir.as_os_str()])
+            .arg(port.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            // Out of reach of Ctrl-C, which would leave nobody to clean up.
+            .process_group(0)
+            .spawn()
+            .expect("there is a shell");
+        let words = child.stdin.take();
+        let answers = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, words, answers }
+    }
+
+    fn tell(&mut self, word: &str) -> bool {
+        let mut answer = String::new();
+        let words = self.words.as_mut().expect("taken only when dropped");
+        writeln!(words, "{word}").expect("the supervisor reads until we end");
+        self.answers.read_line(&mut answer).expect("the supervisor answers");
+        answer.trim() == "yes"
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        drop(self.words.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// A client that asks this server and not the set.
+async fn direct(port: u16) -> Client {
+    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS=500");
+    Client::with_uri_str(uri).await.expect("the URI is well-formed")
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn dir_of_process() -> PathBuf {
+    std::env::temp_dir().join(format!("kinsync-mongod-{}", std::process::id()))
+}
+
+/// `mongod` from the PATH, else the one that `.ci/install` has fetched.
+fn mongod() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin");
+    let mut places = std::env::split_paths(&path).chain([fetched]).map(|place| place.join("mongod"));
+    places.find(|place| place.is_file()).expect("no mongod on the PATH nor in .tools/bin: run .ci/install")
+}
