@@ -10,6 +10,7 @@
 //!
 //! <https://docs.kinde.com/build/tokens/about-access-tokens/>, <https://docs.kinde.com/build/tokens/about-id-tokens/>
 
+mod cached;
 mod claims;
 mod refusal;
 
@@ -20,9 +21,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
+pub use self::cached::{Cached, CachedConfig};
 pub use self::refusal::Refusal;
 use crate::jwks::Jwks;
-use crate::jws::{MAX_TOKEN_BYTES, Unverified};
+use crate::jws::{Key, MAX_TOKEN_BYTES, Unverified};
 
 /// What a verifier accepts.
 #[derive(Debug, Clone)]
@@ -93,6 +95,11 @@ impl Verifier {
     /// # Errors
     /// A [`Refusal`] says why, and whether to answer 401 or, for [`Refusal::is_unavailable`], 503.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<AccessToken, Refusal> {
+        self.vouch(token, now).await.map(|(token, _)| token)
+    }
+
+    /// Verifies a token and says which key vouches for it.
+    async fn vouch(&self, token: &str, now: Timestamp) -> Result<(AccessToken, Voucher), Refusal> {
         let token = Unverified::parse(token, MAX_TOKEN_BYTES)?;
         let claims = token.peek_claims()?;
         claims::refuse_webhook(&claims)?;
@@ -101,7 +108,23 @@ impl Verifier {
         let (issuer, jwks) =
             self.0.issuers.iter().find(|(known, _)| known == issuer).ok_or(Refusal::UnknownIssuer)?;
         let key = jwks.key(token.kid()).await?;
+        let voucher = Voucher { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone() };
         token.verify(&key)?;
-        claims::read(&self.0, issuer, claims, now)
+        Ok((claims::read(&self.0, issuer, claims, now)?, voucher))
+    }
+}
+
+/// The key that verified a token, and where it came from.
+#[derive(Debug)]
+struct Voucher {
+    jwks: Jwks,
+    kid: Box<str>,
+    key: Key,
+}
+
+impl Voucher {
+    /// True until the issuer withdraws the key or gives its name to another.
+    fn still_vouches(&self) -> bool {
+        self.jwks.holds(&self.kid, &self.key)
     }
 }

@@ -7,7 +7,7 @@
 //! Shapes: <https://docs.kinde.com/integrate/webhooks/about-webhooks/>, kinde-oss/webhook `lib/types.ts`.
 
 mod directory;
-mod reader;
+pub(crate) mod reader;
 mod user;
 
 use jiff::Timestamp;

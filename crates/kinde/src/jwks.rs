@@ -215,6 +215,15 @@ impl Jwks {
         Some(key)
     }
 
+    /// True while `kid` names this very key. Old keys are fetched again in the background, as by [`Self::key`].
+    pub(crate) fn holds(&self, kid: &str, key: &Key) -> bool {
+        let keys = self.0.keys.load();
+        if self.is_stale(&keys) {
+            drop(self.start_or_join());
+        }
+        keys.keys.get(kid).is_some_and(|held| held == key)
+    }
+
     fn is_stale(&self, keys: &KeySet) -> bool {
         let Some(remote) = &self.0.remote else { return false };
         keys.fetched_at.is_none_or(|at| at.elapsed() >= remote.config.refresh_after)

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{Context, SHA256};
 use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -79,9 +80,15 @@ pub enum Error {
     SignatureMismatch,
 }
 
-/// A public RSA key, parsed once. Cheap to clone.
+/// A public RSA key, parsed once. Cheap to clone; two are equal when modulus and exponent are.
 #[derive(Clone)]
-pub struct Key(Arc<ParsedPublicKey>);
+pub struct Key(Arc<KeyInner>);
+
+struct KeyInner {
+    public: ParsedPublicKey,
+    /// SHA-256 of the modulus' length, the modulus and the exponent.
+    fingerprint: [u8; 32],
+}
 
 /// Why key components are not an RSA key of a safe size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -111,12 +118,31 @@ impl Key {
         if !odd || exponent == [1] || exponent.len() > 8 {
             return Err(KeyError::Rejected);
         }
+        let fingerprint = fingerprint(&modulus, &exponent);
         RsaPublicKeyComponents { n: modulus, e: exponent }
             .to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256)
-            .map(|key| Self(Arc::new(key)))
+            .map(|public| Self(Arc::new(KeyInner { public, fingerprint })))
             .map_err(|_| KeyError::Rejected)
     }
 }
+
+fn fingerprint(modulus: &[u8], exponent: &[u8]) -> [u8; 32] {
+    let mut context = Context::new(&SHA256);
+    context.update(&modulus.len().to_be_bytes());
+    context.update(modulus);
+    context.update(exponent);
+    let mut fingerprint = [0; 32];
+    fingerprint.copy_from_slice(context.finish().as_ref());
+    fingerprint
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.fingerprint == other.0.fingerprint
+    }
+}
+
+impl Eq for Key {}
 
 impl fmt::Debug for Key {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,6 +189,7 @@ impl<'a> Unverified<'a> {
     /// Verifies the signature and hands out the payload.
     pub fn verify(self, key: &Key) -> Result<Verified, Error> {
         key.0
+            .public
             .verify_sig(self.signing_input.as_bytes(), &self.signature)
             .map_err(|_| Error::SignatureMismatch)?;
         Ok(Verified { payload: self.payload.into() })

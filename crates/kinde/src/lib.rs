@@ -2,18 +2,23 @@
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 
+pub mod account;
+pub mod answer;
 pub mod bearer;
 pub mod domain;
 pub mod event;
+mod exchange;
 mod json;
 pub mod jwks;
 pub mod jws;
+pub mod management;
 pub mod patch;
 mod secret;
 pub mod sign;
 pub mod timestamp;
 pub mod webhook;
 
+pub use answer::{Answer, Clock, Sent};
 pub use domain::parse_domain;
 pub use event::Event;
 pub use jwks::Jwks;

@@ -1,8 +1,13 @@
 //! Verification against real keys, real sockets and signatures made by other programs.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up has failed")]
 
+mod account;
+mod api;
 mod bearer;
+mod bearer_cached;
 mod jwks;
+mod management;
+mod management_tokens;
 mod never_panics;
 mod support;
 mod tokens;

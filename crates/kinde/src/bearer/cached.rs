@@ -1,0 +1,157 @@
+//! Remembers verified tokens, so that the usual request costs a hash and no RSA.
+//!
+//! What it never does: take a token that [`Verifier`] would refuse now. An entry counts until the token's `exp` (without
+//! leeway), until it is [`CachedConfig::max_age`] old, and as long as the key that verified it is still its issuer's:
+//! whichever ends first. Refusals are not remembered. The key of an entry is the SHA-256 of the whole token, so a
+//! forged signature under genuine claims finds nothing.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use jiff::{SignedDuration, Timestamp};
+use quick_cache::sync::Cache;
+
+use super::{AccessToken, Refusal, Verifier, Voucher};
+use crate::jws::MAX_TOKEN_BYTES;
+
+/// How much is remembered, and how long.
+#[derive(Debug, Clone)]
+pub struct CachedConfig {
+    /// Most tokens that are remembered; the least used ones make room. At least 1.
+    pub entries: usize,
+    /// Longest time that a token is remembered, if it does not expire before.
+    pub max_age: Duration,
+}
+
+impl Default for CachedConfig {
+    /// 100,000 tokens, one hour.
+    fn default() -> Self {
+        Self { entries: 100_000, max_age: Duration::from_hours(1) }
+    }
+}
+
+/// A [`Verifier`] that remembers what it verified. Clones share everything.
+#[derive(Clone)]
+pub struct Cached(Arc<Inner>);
+
+struct Inner {
+    verifier: Verifier,
+    max_age: SignedDuration,
+    entries: Cache<[u8; 32], Arc<Entry>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+struct Entry {
+    token: Arc<AccessToken>,
+    voucher: Voucher,
+    valid_until: Timestamp,
+}
+
+impl Entry {
+    fn counts(&self, now: Timestamp) -> bool {
+        now < self.valid_until && self.voucher.still_vouches()
+    }
+}
+
+impl Cached {
+    /// Remembers nothing yet.
+    pub fn new(verifier: Verifier, config: &CachedConfig) -> Self {
+        Self(Arc::new(Inner {
+            verifier,
+            max_age: SignedDuration::try_from(config.max_age).unwrap_or(SignedDuration::MAX),
+            entries: Cache::new(config.entries.max(1)),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }))
+    }
+
+    /// Verifies a token, given without `Bearer `: at once when it is remembered, else as [`Verifier::verify`].
+    ///
+    /// Cancel safe. A hit allocates nothing and awaits nothing.
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<AccessToken>, Refusal> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Refusal::TooLong);
+        }
+        let key = key_of(token);
+        if let Some(token) = self.recall(&key, now) {
+            return Ok(token);
+        }
+        self.0.misses.fetch_add(1, Ordering::Relaxed);
+        let (token, voucher) = self.0.verifier.vouch(token, now).await?;
+        Ok(self.remember(key, token, voucher, now))
+    }
+
+    /// The token if it is remembered and still good. Never waits.
+    pub fn get(&self, token: &str, now: Timestamp) -> Option<Arc<AccessToken>> {
+        if token.len() > MAX_TOKEN_BYTES { None } else { self.recall(&key_of(token), now) }
+    }
+
+    /// Tokens that were answered from memory.
+    pub fn hits(&self) -> u64 {
+        self.0.hits.load(Ordering::Relaxed)
+    }
+
+    /// Tokens that [`Self::verify`] had to verify, refused ones included.
+    pub fn misses(&self) -> u64 {
+        self.0.misses.load(Ordering::Relaxed)
+    }
+
+    /// Number of remembered tokens; never more than [`CachedConfig::entries`].
+    pub fn len(&self) -> usize {
+        self.0.entries.len()
+    }
+
+    /// True when nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.0.entries.is_empty()
+    }
+
+    fn recall(&self, key: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
+        let entry = self.0.entries.get(key)?;
+        if !entry.counts(now) {
+            self.0.entries.remove(key);
+            return None;
+        }
+        self.0.hits.fetch_add(1, Ordering::Relaxed);
+        Some(Arc::clone(&entry.token))
+    }
+
+    fn remember(
+        &self,
+        key: [u8; 32],
+        token: AccessToken,
+        voucher: Voucher,
+        now: Timestamp,
+    ) -> Arc<AccessToken> {
+        let token = Arc::new(token);
+        let max_age = now.saturating_add(self.0.max_age).unwrap_or(Timestamp::MAX);
+        let valid_until = token.expires_at.min(max_age);
+        // Within the leeway a token is taken although its `exp` has passed: remembering it would be of no use.
+        if now < valid_until {
+            self.0.entries.insert(key, Arc::new(Entry { token: Arc::clone(&token), voucher, valid_until }));
+        }
+        token
+    }
+}
+
+/// Counters only: tokens are credentials and their claims personal data.
+impl fmt::Debug for Cached {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Cached")
+            .field("entries", &self.len())
+            .field("hits", &self.hits())
+            .field("misses", &self.misses())
+            .finish_non_exhaustive()
+    }
+}
+
+fn key_of(token: &str) -> [u8; 32] {
+    let mut key = [0; 32];
+    key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    key
+}

@@ -1,0 +1,186 @@
+//! One request and its answer, bounded in time and size, and dated by both clocks.
+//!
+//! Not responsible for what an answer means, for credentials or for trying again.
+
+use std::time::Duration;
+
+use reqwest::header::{DATE, HeaderMap};
+use reqwest::{Client, RequestBuilder, StatusCode, redirect};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use url::Url;
+
+use crate::answer::{Clock, Sent, http_date};
+use crate::domain::is_loopback;
+use crate::json;
+
+/// Longest `RateLimit-Reset` that is believed.
+const LONGEST_RESET: Duration = Duration::from_hours(1);
+/// Longest code or message of an error that is kept, in characters.
+const LONGEST_TEXT: usize = 200;
+
+/// How long to wait, how much to read and by which clock.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) timeout: Duration,
+    pub(crate) max_body_bytes: usize,
+    pub(crate) clock_allowance: Duration,
+    pub(crate) clock: Clock,
+}
+
+/// An HTTP client for one domain.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchange {
+    client: Client,
+    limits: Limits,
+}
+
+/// An answer whose body has arrived in full.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) status: StatusCode,
+    /// `RateLimit-Reset`, at most an hour.
+    pub(crate) reset: Option<Duration>,
+    pub(crate) body: Vec<u8>,
+    pub(crate) sent: Sent,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Unreachable(reqwest::Error),
+    TooLong,
+}
+
+impl Exchange {
+    pub(crate) fn new(domain: &Url, limits: Limits) -> Result<Self, reqwest::Error> {
+        let mut builder = Client::builder()
+            .connect_timeout(limits.connect_timeout)
+            .timeout(limits.timeout)
+            .redirect(redirect::Policy::none())
+            .https_only(domain.scheme() == "https")
+            .user_agent(concat!("kinde-rust/", env!("CARGO_PKG_VERSION")));
+        if is_loopback(domain) {
+            builder = builder.no_proxy();
+        }
+        Ok(Self { client: builder.build()?, limits })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn max_body_bytes(&self) -> usize {
+        self.limits.max_body_bytes
+    }
+
+    /// As [`Self::send`], but for no longer than until the deadline.
+    pub(crate) async fn send_until(
+        &self,
+        request: RequestBuilder,
+        deadline: Instant,
+    ) -> Result<Received, Failure> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        self.send(request.timeout(self.limits.timeout.min(left))).await
+    }
+
+    /// Sends a request of [`Self::client`] and reads the whole answer. Redirects are not followed.
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Received, Failure> {
+        let (local, started) = (self.limits.clock.now(), Instant::now());
+        // Errors name the address, and addresses hold ids.
+        let unreachable = |error: reqwest::Error| Failure::Unreachable(error.without_url());
+        let mut response = request.send().await.map_err(unreachable)?;
+        let elapsed = started.elapsed();
+        let date = header(response.headers(), DATE.as_str()).and_then(http_date);
+        let reset = header(response.headers(), "ratelimit-reset").and_then(reset_after);
+        let status = response.status();
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > self.limits.max_body_bytes {
+                return Err(Failure::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let sent = Sent::new(local, date, elapsed, self.limits.clock_allowance);
+        Ok(Received { status, reset, body, sent })
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whole seconds, rounded up where there is a fraction.
+fn reset_after(text: &str) -> Option<Duration> {
+    let seconds: f64 = text.trim().parse().ok()?;
+    let reset = Duration::try_from_secs_f64(seconds.ceil()).ok()?;
+    Some(reset.min(LONGEST_RESET))
+}
+
+/// Code and message of an error, cut to what is fit for a log; empty where the answer has none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    pub(crate) code: String,
+    pub(crate) message: String,
+}
+
+impl Complaint {
+    /// Reads `{"errors":[{code,message}]}` and the same with an object for the list. `None`: not an answer of the API.
+    pub(crate) fn of_api(body: &[u8]) -> Option<Self> {
+        let found = match json::object(body).ok()?.remove("errors")? {
+            Value::Array(errors) => errors.into_iter().next()?,
+            other => other,
+        };
+        let Value::Object(found) = found else { return None };
+        Some(Self { code: text(&found, "code"), message: text(&found, "message") })
+    }
+
+    /// Reads `{"error","error_description"}` (RFC 6749, 5.2).
+    pub(crate) fn of_oauth(body: &[u8]) -> Option<Self> {
+        let found = json::object(body).ok()?;
+        let complaint = Self { code: text(&found, "error"), message: text(&found, "error_description") };
+        (!complaint.code.is_empty()).then_some(complaint)
+    }
+}
+
+fn text(map: &Map<String, Value>, key: &str) -> String {
+    let text = map.get(key).and_then(Value::as_str).unwrap_or_default();
+    text.chars().filter(|char| !char.is_control()).take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_shapes_of_errors_are_read_and_nothing_else() {
+        let expect = Some(Complaint { code: "A".to_owned(), message: "b".to_owned() });
+        assert_eq!(Complaint::of_api(br#"{"errors":[{"code":"A","message":"b"},{"code":"C"}]}"#), expect);
+        assert_eq!(Complaint::of_api(br#"{"errors":{"code":"A","message":"b"}}"#), expect);
+        assert_eq!(Complaint::of_oauth(br#"{"error":"A","error_description":"b"}"#), expect);
+        for body in
+            ["", "<html>", "[]", "{}", r#"{"errors":[]}"#, r#"{"errors":["A"]}"#, r#"{"errors":null}"#]
+        {
+            assert_eq!(Complaint::of_api(body.as_bytes()), None, "{body}");
+            assert_eq!(Complaint::of_oauth(body.as_bytes()), None, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_reset_is_a_number_of_seconds_that_is_believed_up_to_an_hour() {
+        for (text, expect) in [
+            ("0", Some(0)),
+            ("7", Some(7)),
+            (" 1.2 ", Some(2)),
+            ("99999999", Some(3600)),
+            ("-1", None),
+            ("inf", None),
+            ("NaN", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(reset_after(text), expect.map(Duration::from_secs), "{text}");
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! A client of Kinde's Management API: users, webhooks, event types, events.
+//!
+//! Responsible for: the machine-to-machine token, patience (throttling, failures, a budget for each call) and reading
+//! answers strictly. What it holds true: an answer that is cut off, no JSON or of another shape is an error and never
+//! an empty list or a missing user; nothing is sent twice that would take effect twice; no credential is printed.
+//! It compares nothing and stores nothing.
+//!
+//! <https://docs.kinde.com/kinde-apis/management/>, <https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>
+
+mod call;
+mod config;
+mod error;
+mod pages;
+mod retry;
+mod token;
+mod user;
+mod webhook;
+
+use std::fmt;
+use std::sync::Arc;
+
+use reqwest::{RequestBuilder, StatusCode};
+use secrecy::ExposeSecret as _;
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+use url::Url;
+
+use self::call::{Call, Effect};
+pub use self::config::{Config, ConfigError, Expand, MAX_PAGE_SIZE, Retry};
+pub use self::error::Error;
+pub use self::pages::{Pages, UsersPage};
+use self::retry::Gate;
+use self::token::{Credentials, Tokens};
+pub use self::user::{Identity, User};
+pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookEdit};
+use crate::answer::{Answer, Sent};
+use crate::domain;
+use crate::event::reader::Reader;
+use crate::event::{self, Event};
+use crate::exchange::{Exchange, Limits};
+use crate::json::is_id;
+
+/// The scope of all that reads users.
+const USERS: &str = "read:users";
+/// Kinde's code for a path that it does not serve: it says nothing of what was asked for.
+const NO_ROUTE: &str = "ROUTE_NOT_FOUND";
+
+/// A client for one tenant. Clones share token, limits and connections.
+///
+/// All calls are cancel safe, except that a call that creates something may have created it. All of them wait and try
+/// again within [`Config::retry`]. Needs a tokio runtime.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+pub(crate) struct Inner {
+    config: Config,
+    exchange: Exchange,
+    tokens: Tokens,
+    in_flight: Semaphore,
+    gate: Gate,
+}
+
+impl Client {
+    /// Checks the configuration; asks nothing yet.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let domain = domain::parse_domain(config.domain.as_str())?;
+        if !(1..=MAX_PAGE_SIZE).contains(&config.page_size) {
+            return Err(ConfigError::PageSize(config.page_size));
+        }
+        if config.client_id.is_empty() || config.client_secret.expose_secret().is_empty() {
+            return Err(ConfigError::NoCredentials);
+        }
+        let exchange = Exchange::new(&domain, limits(&config)).map_err(ConfigError::Client)?;
+        let tokens = Tokens::new(exchange.clone(), credentials(&config, &domain), config.retry.clone());
+        let in_flight = Semaphore::new(config.in_flight.clamp(1, Semaphore::MAX_PERMITS));
+        Ok(Self(Arc::new(Inner { config, exchange, tokens, in_flight, gate: Gate::default() })))
+    }
+
+    /// All users, from the first page on. Scope `read:users`.
+    pub fn users(&self) -> Pages {
+        Pages::new(self.clone(), None)
+    }
+
+    /// All users from the page on that a [`UsersPage::next_token`] names. Scope `read:users`.
+    pub fn users_from(&self, next_token: impl Into<String>) -> Pages {
+        Pages::new(self.clone(), Some(next_token.into()))
+    }
+
+    /// One user; `None` when Kinde says, in its own words, that there is none. Scope `read:users`.
+    ///
+    /// Kinde documents no answer for an unknown user. A 404 with any code but `ROUTE_NOT_FOUND` counts, and a 400 with
+    /// one of [`Config::unknown_user_codes`]; any other 400, and a 404 of a proxy, is an error.
+    pub async fn user(&self, id: &str) -> Result<Answer<Option<User>>, Error> {
+        check_id(id)?;
+        let url = self.url(&["user"]);
+        let expand = self.0.config.expand.query().map(|expand| ("expand", expand));
+        let call = Call {
+            endpoint: "user",
+            scope: USERS,
+            effect: Effect::Idempotent,
+            build: |http: &reqwest::Client| {
+                http.get(url.clone()).query(&[("id", id)]).query(expand.as_slice())
+            },
+            is_absent: |status, code: &str| {
+                is_missing(status, code, |code| {
+                    self.0.config.unknown_user_codes.iter().any(|known| known == code)
+                })
+            },
+        };
+        let answer = call.run(&self.0).await?;
+        let read = |object| User::read(Reader::new(String::new(), object)).map_err(shape);
+        let user = answer.value.map(read).transpose()?;
+        if user.as_ref().is_some_and(|user| user.id != id) {
+            return Err(Error::WrongUser);
+        }
+        Ok(Answer { value: user, sent: answer.sent })
+    }
+
+    /// The types of events that webhooks can deliver. Scope `read:event_types`.
+    pub async fn event_types(&self) -> Result<Answer<Vec<EventType>>, Error> {
+        let url = self.url(&["event_types"]);
+        let get = |http: &reqwest::Client| http.get(url.clone());
+        let (object, sent) = self.existing(reading("event_types", "read:event_types", get)).await?;
+        let value = list(object, "event_types", EventType::read)?;
+        Ok(Answer { value, sent })
+    }
+
+    /// One event; `None` when Kinde does not know it, or no longer. Scope `read:events`.
+    pub async fn event(&self, id: &str) -> Result<Answer<Option<Event>>, Error> {
+        check_id(id)?;
+        let url = self.url(&["events", id]);
+        let call = Call {
+            endpoint: "event",
+            scope: "read:events",
+            effect: Effect::Idempotent,
+            build: |http: &reqwest::Client| http.get(url.clone()),
+            is_absent: |status, code: &str| {
+                is_missing(status, code, |code| {
+                    matches!(code, "EVENT_NOT_FOUND" | "EVENT_INVALID" | "NOT_FOUND")
+                })
+            },
+        };
+        let answer = call.run(&self.0).await?;
+        let value = answer.value.map(read_event).transpose()?;
+        Ok(Answer { value, sent: answer.sent })
+    }
+
+    /// All webhooks. Scope `read:webhooks`.
+    pub async fn webhooks(&self) -> Result<Answer<Vec<Webhook>>, Error> {
+        let url = self.url(&["webhooks"]);
+        let get = |http: &reqwest::Client| http.get(url.clone());
+        let (object, sent) = self.existing(reading("webhooks", "read:webhooks", get)).await?;
+        let value = list(object, "webhooks", Webhook::read)?;
+        Ok(Answer { value, sent })
+    }
+
+    /// Makes a webhook and returns its id. Scope `create:webhooks`.
+    ///
+    /// Not tried again when nobody knows whether it took effect: look at [`Self::webhooks`] first.
+    pub async fn create_webhook(&self, webhook: &NewWebhook) -> Result<Answer<String>, Error> {
+        let url = self.url(&["webhooks"]);
+        let call = Call {
+            endpoint: "create_webhook",
+            scope: "create:webhooks",
+            effect: Effect::Creates,
+            build: |http: &reqwest::Client| http.post(url.clone()).json(webhook),
+            is_absent: never,
+        };
+        let (object, sent) = self.existing(call).await?;
+        let mut reader = Reader::new(String::new(), object).required_object("webhook").map_err(shape)?;
+        let value = reader.required_id("id").map_err(shape)?;
+        Ok(Answer { value, sent })
+    }
+
+    /// Changes a webhook. Scope `update:webhooks`.
+    pub async fn update_webhook(&self, id: &str, edit: &WebhookEdit) -> Result<Answer<()>, Error> {
+        check_id(id)?;
+        let url = self.url(&["webhooks", id]);
+        let call = Call {
+            endpoint: "update_webhook",
+            scope: "update:webhooks",
+            effect: Effect::Idempotent,
+            build: |http: &reqwest::Client| http.patch(url.clone()).json(edit),
+            is_absent: never,
+        };
+        let (_, sent) = self.existing(call).await?;
+        Ok(Answer { value: (), sent })
+    }
+
+    /// Number of tokens that Kinde has issued to this client, which is what it bills.
+    pub fn tokens_fetched(&self) -> u64 {
+        self.0.tokens.fetched()
+    }
+
+    /// Runs a call for something that cannot be absent.
+    async fn existing<Build, IsAbsent>(
+        &self,
+        call: Call<Build, IsAbsent>,
+    ) -> Result<(Map<String, Value>, Sent), Error>
+    where
+        Build: Fn(&reqwest::Client) -> RequestBuilder + Send + Sync,
+        IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
+    {
+        let answer = call.run(&self.0).await?;
+        Ok((answer.value.unwrap_or_default(), answer.sent))
+    }
+
+    /// `/api/v1/` and these segments, percent-encoded.
+    fn url(&self, segments: &[&str]) -> Url {
+        let mut url = self.0.config.domain.clone();
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.clear().extend(["api", "v1"]).extend(segments);
+        }
+        url
+    }
+}
+
+/// The tenant alone.
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Client").field(&self.0.config.domain.as_str()).finish()
+    }
+}
+
+fn limits(config: &Config) -> Limits {
+    Limits {
+        connect_timeout: config.connect_timeout,
+        timeout: config.timeout,
+        max_body_bytes: config.max_body_bytes,
+        clock_allowance: config.clock_allowance,
+        clock: config.clock.clone(),
+    }
+}
+
+fn credentials(config: &Config, domain: &Url) -> Credentials {
+    let mut url = domain.clone();
+    url.set_path("/oauth2/token");
+    let audience = config.audience.clone().unwrap_or_else(|| format!("{}/api", domain::issuer_of(domain)));
+    Credentials {
+        url,
+        client_id: config.client_id.clone(),
+        client_secret: config.client_secret.clone(),
+        audience,
+    }
+}
+
+/// A call that reads what is always there.
+fn reading<Build>(
+    endpoint: &'static str,
+    scope: &'static str,
+    build: Build,
+) -> Call<Build, fn(StatusCode, &str) -> bool> {
+    Call { endpoint, scope, effect: Effect::Idempotent, build, is_absent: never }
+}
+
+fn never(_: StatusCode, _: &str) -> bool {
+    false
+}
+
+fn is_missing(status: StatusCode, code: &str, is_known: impl Fn(&str) -> bool) -> bool {
+    match status {
+        StatusCode::NOT_FOUND => !code.is_empty() && code != NO_ROUTE,
+        StatusCode::BAD_REQUEST => is_known(code),
+        _ => false,
+    }
+}
+
+/// `.` and `..` would change the path that they are put into.
+fn check_id(id: &str) -> Result<(), Error> {
+    if is_id(id) && id != "." && id != ".." { Ok(()) } else { Err(Error::Identifier) }
+}
+
+fn shape(error: event::Error) -> Error {
+    Error::Shape(error)
+}
+
+fn list<T>(
+    object: Map<String, Value>,
+    key: &str,
+    read: impl Fn(Reader) -> Result<T, event::Error>,
+) -> Result<Vec<T>, Error> {
+    let entries = Reader::new(String::new(), object).required_objects(key).map_err(shape)?;
+    entries.into_iter().map(read).collect::<Result<_, _>>().map_err(shape)
+}
+
+/// An event of the API is what a webhook delivers, under `event`.
+fn read_event(mut object: Map<String, Value>) -> Result<Event, Error> {
+    let event = object.remove("event").unwrap_or_default();
+    event::decode(event.to_string().as_bytes()).map_err(shape)
+}

@@ -1,0 +1,203 @@
+//! One call of the Management API: token, attempts, pauses, and what an answer means.
+
+use std::sync::Arc;
+
+use reqwest::header::AUTHORIZATION;
+use reqwest::{Client, RequestBuilder, StatusCode};
+use serde_json::{Map, Value};
+
+use super::retry::{Again, Budget};
+use super::token::Token;
+use super::{Error, Inner};
+use crate::answer::Answer;
+use crate::event;
+use crate::exchange::{Complaint, Failure, Received};
+use crate::json;
+
+/// What is asked, and what for.
+pub(super) struct Call<Build, IsAbsent> {
+    /// For metrics.
+    pub(super) endpoint: &'static str,
+    /// The scope that Kinde documents for it.
+    pub(super) scope: &'static str,
+    pub(super) effect: Effect,
+    pub(super) build: Build,
+    /// True for the status and code that say that the thing does not exist.
+    pub(super) is_absent: IsAbsent,
+}
+
+/// Whether a request can be sent again when nobody knows what became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Twice is as good as once.
+    Idempotent,
+    /// Twice would make two.
+    Creates,
+}
+
+impl<Build, IsAbsent> Call<Build, IsAbsent>
+where
+    Build: Fn(&Client) -> RequestBuilder + Send + Sync,
+    IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
+{
+    /// The object that Kinde answers with, or `None` when the thing does not exist.
+    pub(super) async fn run(&self, client: &Inner) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+        let mut budget = Budget::new(&client.config.retry);
+        let mut token_replaced = false;
+        loop {
+            let token = client.tokens.current().await.map_err(Error::Token)?;
+            let outcome = self.attempt(client, &token, &budget).await;
+            self.count(outcome.as_ref().map(|answer| answer.value.is_some()));
+            let error = match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !token_replaced && replaces_token(client, &token, &error) {
+                token_replaced = true;
+                continue;
+            }
+            let again = again(&error);
+            if let Again::After(reset) = again {
+                client.gate.close_for(reset);
+            }
+            if !self.may_repeat(&error) || !budget.wait(again).await {
+                return Err(error);
+            }
+        }
+    }
+
+    fn may_repeat(&self, error: &Error) -> bool {
+        self.effect == Effect::Idempotent
+            || match error {
+                Error::Throttled { .. } => true,
+                Error::Unreachable(error) => error.is_connect(),
+                _ => false,
+            }
+    }
+
+    async fn attempt(
+        &self,
+        client: &Inner,
+        token: &Token,
+        budget: &Budget<'_>,
+    ) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+        let turn = tokio::time::timeout_at(budget.deadline(), client.in_flight.acquire());
+        let Ok(Ok(_turn)) = turn.await else { return Err(Error::Busy) };
+        let throttled = |left| Error::Throttled { reset: Some(left) };
+        client.gate.pass(budget.deadline()).await.map_err(throttled)?;
+        let request =
+            (self.build)(client.exchange.client()).header(AUTHORIZATION, token.authorization.clone());
+        match client.exchange.send_until(request, budget.deadline()).await {
+            Ok(received) => self.read(&received),
+            Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
+            Err(Failure::TooLong) => Err(Error::TooLong { limit: client.exchange.max_body_bytes() }),
+        }
+    }
+
+    fn read(&self, received: &Received) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+        let (status, sent) = (received.status, received.sent);
+        if status.is_success() {
+            return object(&received.body).map(|object| Answer { value: Some(object), sent });
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(Error::Throttled { reset: received.reset });
+        }
+        let complaint = Complaint::of_api(&received.body);
+        if complaint.as_ref().is_some_and(|complaint| (self.is_absent)(status, &complaint.code)) {
+            return Ok(Answer { value: None, sent });
+        }
+        let Complaint { code, message } = complaint.unwrap_or_default();
+        Err(match status {
+            StatusCode::FORBIDDEN if is_about_scope(&code, &message) => {
+                let scope = scope_in(&message).unwrap_or(self.scope).to_owned();
+                Error::MissingScope { scope }
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Error::Unauthorized { scope: self.scope, code, message }
+            }
+            status => Error::Status { status, code, message },
+        })
+    }
+
+    fn count(&self, outcome: Result<bool, &Error>) {
+        let outcome = match outcome {
+            Ok(false) => "absent",
+            outcome => outcome_label(outcome.err()),
+        };
+        metrics::counter!("kinde_api_requests_total", "endpoint" => self.endpoint, "outcome" => outcome)
+            .increment(1);
+    }
+}
+
+pub(super) fn outcome_label(error: Option<&Error>) -> &'static str {
+    error.map_or("ok", Error::outcome)
+}
+
+/// Whether the same request may succeed later, and when.
+pub(super) fn again(error: &Error) -> Again {
+    match error {
+        Error::Throttled { reset: Some(reset) } => Again::After(*reset),
+        Error::Throttled { .. } | Error::Unreachable(_) | Error::NotJson { .. } => Again::Soon,
+        Error::Status { .. } if error.is_transient() => Again::Soon,
+        _ => Again::Never,
+    }
+}
+
+fn replaces_token(client: &Inner, token: &Arc<Token>, error: &Error) -> bool {
+    match error {
+        Error::Unauthorized { .. } => client.tokens.replace_invalid(token),
+        Error::MissingScope { .. } => client.tokens.replace_old(token),
+        _ => false,
+    }
+}
+
+/// The object that a body holds; the error never quotes the body.
+pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Error> {
+    use serde_json::error::Category;
+
+    json::object(body).map_err(|error| match error {
+        json::Error::Duplicate(member) => Error::Shape(event::Error::DuplicateMember { member }),
+        json::Error::Syntax(error) => Error::NotJson {
+            problem: match error.classify() {
+                Category::Eof => "cut off",
+                Category::Data => "other JSON",
+                Category::Io | Category::Syntax => "not JSON",
+            },
+        },
+    })
+}
+
+fn is_about_scope(code: &str, message: &str) -> bool {
+    let says_scope = |text: &str| text.to_ascii_lowercase().contains("scope");
+    says_scope(code) || says_scope(message) || scope_in(message).is_some()
+}
+
+/// The first word that looks like `read:users`.
+fn scope_in(message: &str) -> Option<&str> {
+    let is_part = |char: char| char.is_ascii_lowercase() || char == '_' || char == ':';
+    message.split(|char| !is_part(char)).find(|word| {
+        let verb = word.split_once(':').filter(|(_, thing)| !thing.is_empty() && !thing.contains(':'));
+        verb.is_some_and(|(verb, _)| matches!(verb, "read" | "create" | "update" | "delete"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scope_is_found_where_one_is_named() {
+        for (message, expect) in [
+            ("The token lacks the scope `read:users`", Some("read:users")),
+            ("Missing required scope(s): update:user_refresh_claims.", Some("update:user_refresh_claims")),
+            ("see https://docs.kinde.com", None),
+            ("read: users", None),
+            ("Invalid credentials", None),
+            ("", None),
+        ] {
+            assert_eq!(scope_in(message), expect, "{message}");
+        }
+        assert!(is_about_scope("INSUFFICIENT_SCOPE", "") && is_about_scope("", "wrong Scope"));
+        assert!(!is_about_scope("TOKEN_INVALID", "The token has expired"));
+    }
+}

@@ -1,0 +1,135 @@
+//! The list of users, page by page.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use reqwest::StatusCode;
+
+use super::call::{Call, Effect};
+use super::{Client, Error, USERS, User, never, shape};
+use crate::answer::Sent;
+use crate::event::reader::Reader;
+
+/// Kinde's code for a page size that is too large for an endpoint.
+const PAGE_SIZE_REFUSED: &str = "PAGE_SIZE_LIMIT_EXCEEDED";
+/// Page sizes to fall back to: the smaller limit of Kinde's documents, and Kinde's default.
+const SMALLER_PAGES: [u32; 2] = [100, 10];
+
+/// Some users of the list, in Kinde's order.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct UsersPage {
+    /// The users; may be empty in the middle of the list.
+    pub users: Vec<User>,
+    /// Where the next page begins: keep it to resume with [`Client::users_from`]. `None`: this is the last page.
+    pub next_token: Option<String>,
+    /// When the page was asked for.
+    pub sent: Sent,
+}
+
+/// A scan over all users, made by [`Client::users`].
+///
+/// Kinde has no snapshots: a user who is added or removed meanwhile may shift the pages, so that another one is told
+/// twice or not at all. That a user was in no page is therefore no proof that there is none.
+pub struct Pages {
+    client: Client,
+    next: Next,
+    page_size: u32,
+    read: u32,
+    /// Hashes of the tokens of this scan: any of them again would be a circle.
+    seen: HashSet<[u8; 32]>,
+}
+
+enum Next {
+    First,
+    From(String),
+    Done,
+}
+
+impl Pages {
+    pub(super) fn new(client: Client, from: Option<String>) -> Self {
+        let page_size = client.0.config.page_size;
+        let from = from.filter(|token| !token.is_empty());
+        let seen = from.iter().map(|token| hash(token)).collect();
+        Self { client, next: from.map_or(Next::First, Next::From), page_size, read: 0, seen }
+    }
+
+    /// The next page; `None` after the last one.
+    ///
+    /// Cancel safe, and after an error the same page is asked for again: nothing is skipped.
+    pub async fn next(&mut self) -> Result<Option<UsersPage>, Error> {
+        if matches!(self.next, Next::Done) {
+            return Ok(None);
+        }
+        let limit = self.client.0.config.max_pages;
+        if self.read >= limit {
+            return Err(Error::TooManyPages { limit });
+        }
+        let page = self.fetch().await?;
+        match &page.next_token {
+            Some(token) if !self.seen.insert(hash(token)) => return Err(Error::RepeatedToken),
+            Some(token) => self.next = Next::From(token.clone()),
+            None => self.next = Next::Done,
+        }
+        self.read += 1;
+        Ok(Some(page))
+    }
+
+    /// Asks for smaller pages when Kinde refuses the size, which it documents for no endpoint alike.
+    async fn fetch(&mut self) -> Result<UsersPage, Error> {
+        loop {
+            let error = match self.fetch_sized().await {
+                Err(error) if is_too_large(&error) => error,
+                outcome => return outcome,
+            };
+            let smaller = SMALLER_PAGES.into_iter().find(|size| *size < self.page_size);
+            self.page_size = smaller.ok_or(error)?;
+            tracing::warn!(
+                page_size = self.page_size,
+                "Kinde refuses the page size: asking for smaller pages"
+            );
+        }
+    }
+
+    async fn fetch_sized(&self) -> Result<UsersPage, Error> {
+        let client = &self.client.0;
+        let mut query = vec![("page_size", self.page_size.to_string())];
+        if let Next::From(token) = &self.next {
+            query.push(("next_token", token.clone()));
+        }
+        if let Some(expand) = client.config.expand.query() {
+            query.push(("expand", expand.to_owned()));
+        }
+        let url = self.client.url(&["users"]);
+        let call = Call {
+            endpoint: "users",
+            scope: USERS,
+            effect: Effect::Idempotent,
+            build: |http: &reqwest::Client| http.get(url.clone()).query(&query),
+            is_absent: never,
+        };
+        let (object, sent) = self.client.existing(call).await?;
+        let mut reader = Reader::new(String::new(), object);
+        let users = reader.required_objects("users").map_err(shape)?;
+        let users = users.into_iter().map(User::read).collect::<Result<_, _>>().map_err(shape)?;
+        let next_token = reader.text("next_token").map_err(shape)?.into_value();
+        Ok(UsersPage { users, next_token: next_token.filter(|token| !token.is_empty()), sent })
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Pages").field("read", &self.read).finish_non_exhaustive()
+    }
+}
+
+fn is_too_large(error: &Error) -> bool {
+    matches!(error, Error::Status { status: StatusCode::BAD_REQUEST, code, .. } if code == PAGE_SIZE_REFUSED)
+}
+
+fn hash(token: &str) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    hash
+}

@@ -1,0 +1,232 @@
+//! The access token of the machine-to-machine application.
+//!
+//! Kinde bills every token. So one is fetched at a time, whoever asks; it is used until shortly before it expires; and
+//! one that the API refuses is replaced at most once a minute.
+//!
+//! <https://docs.kinde.com/developer-tools/kinde-api/access-token-for-api/>
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::HeaderValue;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use url::Url;
+
+use super::Error;
+use super::call::{again, object, outcome_label};
+use super::config::Retry;
+use super::retry::Budget;
+use crate::event;
+use crate::exchange::{Complaint, Exchange, Failure, Received};
+
+/// Shortest time between two replacements of refused tokens.
+const REPLACE_COOL_DOWN: Duration = Duration::from_mins(1);
+/// A token is replaced this long before it expires, or a tenth of its life if that is shorter.
+const LONGEST_MARGIN: Duration = Duration::from_mins(1);
+/// How long a token is used at least and at most, whatever `expires_in` says; a missing one counts as an hour.
+const SHORTEST_USE: Duration = Duration::from_secs(10);
+const LONGEST_USE: Duration = Duration::from_hours(24 * 7);
+const DEFAULT_LIFE: Duration = Duration::from_hours(1);
+
+/// What the token endpoint is asked with.
+pub(super) struct Credentials {
+    pub(super) url: Url,
+    pub(super) client_id: String,
+    pub(super) client_secret: SecretString,
+    pub(super) audience: String,
+}
+
+/// A token, ready to be sent. Not printable.
+pub(super) struct Token {
+    pub(super) authorization: HeaderValue,
+    fetched_at: Instant,
+    use_until: Instant,
+}
+
+type Outcome = Result<Arc<Token>, Arc<Error>>;
+
+/// A handle on the one token. Clones share it.
+#[derive(Clone)]
+pub(super) struct Tokens(Arc<Inner>);
+
+struct Inner {
+    exchange: Exchange,
+    credentials: Credentials,
+    retry: Retry,
+    state: Mutex<State>,
+    fetched: AtomicU64,
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Arc<Token>>,
+    running: Option<watch::Receiver<Option<Outcome>>>,
+    replaced_at: Option<Instant>,
+}
+
+impl Tokens {
+    pub(super) fn new(exchange: Exchange, credentials: Credentials, retry: Retry) -> Self {
+        let (state, fetched) = (Mutex::default(), AtomicU64::new(0));
+        Self(Arc::new(Inner { exchange, credentials, retry, state, fetched }))
+    }
+
+    /// The token; fetched if there is none. All who wait share one fetch and its outcome.
+    ///
+    /// Cancel safe: a fetch goes on for the others when its caller is dropped.
+    pub(super) async fn current(&self) -> Outcome {
+        let mut running = match self.held_or_running() {
+            Ok(token) => return Ok(token),
+            Err(running) => running,
+        };
+        match running.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            Ok(None) | Err(_) => Err(Arc::new(Error::Busy)),
+        }
+    }
+
+    /// Drops a token that the API calls invalid. `true`: another one is worth a try.
+    pub(super) fn replace_invalid(&self, refused: &Arc<Token>) -> bool {
+        let mut state = self.state();
+        if state.held.as_ref().is_none_or(|held| !Arc::ptr_eq(held, refused)) {
+            return true;
+        }
+        if state.replaced_at.is_some_and(|at| at.elapsed() < REPLACE_COOL_DOWN) {
+            return false;
+        }
+        state.replaced_at = Some(Instant::now());
+        state.held = None;
+        true
+    }
+
+    /// Drops a token that lacks a scope, if it is old enough that the scope may have been granted since.
+    pub(super) fn replace_old(&self, refused: &Arc<Token>) -> bool {
+        refused.fetched_at.elapsed() >= REPLACE_COOL_DOWN && self.replace_invalid(refused)
+    }
+
+    /// Number of tokens that Kinde has issued, which is what it bills.
+    pub(super) fn fetched(&self) -> u64 {
+        self.0.fetched.load(Ordering::Relaxed)
+    }
+
+    fn held_or_running(&self) -> Result<Arc<Token>, watch::Receiver<Option<Outcome>>> {
+        let mut state = self.state();
+        if let Some(held) = state.held.as_ref().filter(|held| Instant::now() < held.use_until) {
+            return Ok(Arc::clone(held));
+        }
+        if let Some(running) = &state.running {
+            return Err(running.clone());
+        }
+        let (done, running) = watch::channel(None);
+        state.running = Some(running.clone());
+        drop(state);
+        self.spawn_fetch(done);
+        Err(running)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a fetch is billed and must outlive the call that began it; it ends within its own budget and holds nothing that a shutdown must wait for"
+    )]
+    fn spawn_fetch(&self, done: watch::Sender<Option<Outcome>>) {
+        let running = Running(self.clone());
+        tokio::spawn(async move {
+            let outcome = running.0.0.fetch().await.map(Arc::new).map_err(Arc::new);
+            running.0.state().held = outcome.as_ref().ok().map(Arc::clone);
+            drop(running);
+            done.send_replace(Some(outcome));
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Lets the next fetch begin, also when the task of this one panics or the runtime drops it.
+struct Running(Tokens);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.state().running = None;
+    }
+}
+
+impl Inner {
+    async fn fetch(&self) -> Result<Token, Error> {
+        let mut budget = Budget::new(&self.retry);
+        loop {
+            let started = Instant::now();
+            let outcome = self.attempt(&budget, started).await;
+            let label = outcome_label(outcome.as_ref().err());
+            metrics::counter!("kinde_api_requests_total", "endpoint" => "token", "outcome" => label)
+                .increment(1);
+            let error = match outcome {
+                Ok(token) => return Ok(self.counted(token)),
+                Err(error) => error,
+            };
+            if !budget.wait(again(&error)).await {
+                return Err(error);
+            }
+        }
+    }
+
+    fn counted(&self, token: Token) -> Token {
+        self.fetched.fetch_add(1, Ordering::Relaxed);
+        metrics::counter!("kinde_api_tokens_total").increment(1);
+        let seconds = token.use_until.duration_since(token.fetched_at).as_secs();
+        tracing::debug!(seconds, "fetched a token for Kinde's Management API");
+        token
+    }
+
+    async fn attempt(&self, budget: &Budget<'_>, started: Instant) -> Result<Token, Error> {
+        let form = [
+            ("grant_type", "client_credentials"),
+            ("client_id", &self.credentials.client_id),
+            ("client_secret", self.credentials.client_secret.expose_secret()),
+            ("audience", &self.credentials.audience),
+        ];
+        let request = self.exchange.client().post(self.credentials.url.clone()).form(&form);
+        match self.exchange.send_until(request, budget.deadline()).await {
+            Ok(received) if received.status == StatusCode::OK => read(&received.body, started),
+            Ok(received) => Err(self.refused(&received)),
+            Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
+            Err(Failure::TooLong) => Err(Error::TooLong { limit: self.exchange.max_body_bytes() }),
+        }
+    }
+
+    fn refused(&self, received: &Received) -> Error {
+        let status = received.status;
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            return Error::Throttled { reset: received.reset };
+        }
+        let oauth = Complaint::of_oauth(&received.body);
+        let is_refusal = oauth.is_some() && status.is_client_error();
+        let Complaint { code, message } =
+            oauth.or_else(|| Complaint::of_api(&received.body)).unwrap_or_default();
+        // Kinde has no reason to repeat the secret. If it did, it would end up in a log.
+        let message = message.replace(self.credentials.client_secret.expose_secret(), "***");
+        if is_refusal {
+            Error::Credentials { code, message }
+        } else {
+            Error::Status { status, code, message }
+        }
+    }
+}
+
+fn read(body: &[u8], started: Instant) -> Result<Token, Error> {
+    let answer = object(body)?;
+    let missing = || Error::Shape(event::Error::Missing { field: "access_token".to_owned() });
+    let secret = answer.get("access_token").and_then(Value::as_str).filter(|token| !token.is_empty());
+    let mut authorization =
+        HeaderValue::try_from(format!("Bearer {}", secret.ok_or_else(missing)?)).map_err(|_| missing())?;
+    authorization.set_sensitive(true);
+    let life = answer.get("expires_in").and_then(Value::as_u64).map_or(DEFAULT_LIFE, Duration::from_secs);
+    let life = life.min(LONGEST_USE);
+    let usable = life.saturating_sub(LONGEST_MARGIN.min(life / 10)).max(SHORTEST_USE);
+    Ok(Token { authorization, fetched_at: started, use_until: started + usable })
+}

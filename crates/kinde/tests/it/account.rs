@@ -1,0 +1,75 @@
+//! The profile of the bearer of a token, from a server on a real socket.
+
+use std::time::Duration;
+
+use axum::response::{IntoResponse as _, Response};
+use kinde::Patch;
+use kinde::account::{Config, Error, ProfileClient};
+use serde_json::json;
+
+use crate::api::{Api, html, ok, raw, refusal, status};
+
+fn client(api: &Api) -> ProfileClient {
+    let mut config = Config::new(api.domain.clone());
+    config.timeout = Duration::from_millis(500);
+    ProfileClient::new(config).unwrap()
+}
+
+#[tokio::test]
+async fn a_profile_is_read_field_by_field() {
+    let api = Api::start(|_| {
+        ok(&json!({
+            "sub": "kp_1", "id": "kp_1", "provided_id": null, "name": "A B", "given_name": "A", "family_name": "B",
+            "updated_at": 1_612_345_678, "email": "a@example.com", "email_verified": true, "picture": null, "new": 1,
+        }))
+    })
+    .await;
+    let answer = client(&api).user_profile("secret-token").await.unwrap();
+    let profile = answer.value;
+    assert_eq!((profile.id.as_str(), profile.updated_at.unwrap().as_second()), ("kp_1", 1_612_345_678));
+    assert_eq!(profile.email, Patch::Value("a@example.com".to_owned()));
+    assert_eq!(profile.email_verified, Patch::Value(true));
+    assert!(profile.picture.is_null() && profile.preferred_username.is_absent());
+    assert_eq!(profile.extra["new"], 1);
+    assert!(!format!("{profile:?}").contains("example"));
+    assert!(answer.sent.date.is_some() && answer.sent.at < answer.sent.local);
+    let asked = &api.seen("/oauth2/v2/user_profile")[0];
+    assert_eq!((asked.method.as_str(), asked.authorization.as_str()), ("GET", "Bearer secret-token"));
+}
+
+#[tokio::test]
+async fn every_other_answer_has_its_own_error_and_is_not_tried_again() {
+    let throttled = || ([("RateLimit-Reset", "7")], status(429)).into_response();
+    for (answer, outcome, transient) in [
+        ((|| refusal(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "refused", false),
+        (|| status(401), "refused", false),
+        (throttled, "throttled", true),
+        (|| status(500), "bad_status", true),
+        (|| status(302), "bad_status", false),
+        (html, "bad_answer", true),
+        (|| raw("{\"sub\":\"kp_1\""), "bad_answer", true),
+        (|| ok(&json!({})), "bad_answer", false),
+        (|| ok(&json!({"sub": "kp_1", "id": "kp_2"})), "bad_answer", false),
+        (|| ok(&json!({"sub": "kp_1", "email": 1})), "bad_answer", false),
+        (|| raw(" ".repeat(300_000)), "too_long", false),
+    ] {
+        let api = Api::start(move |_| answer()).await;
+        let error = client(&api).user_profile("secret-token").await.unwrap_err();
+        assert_eq!((error.outcome(), error.is_transient()), (outcome, transient), "{error}");
+        assert!(!format!("{error:?} {error}").contains("secret-token"));
+        assert_eq!(api.seen("/oauth2/v2/user_profile").len(), 1);
+        if let Error::Throttled { reset } = error {
+            assert_eq!(reset, Some(Duration::from_secs(7)));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_ends_in_time_and_a_broken_token_is_not_sent() {
+    let api = Api::start(|_| status(200)).await;
+    api.answer_after(Duration::from_mins(1));
+    assert!(matches!(client(&api).user_profile("x").await, Err(Error::Unreachable(_))));
+    assert!(matches!(client(&api).user_profile("a\r\nb").await, Err(Error::Refused)));
+    assert!(matches!(client(&api).user_profile(&"a".repeat(20_000)).await, Err(Error::Refused)));
+    assert_eq!(api.seen("/oauth2/v2/user_profile").len(), 1);
+}

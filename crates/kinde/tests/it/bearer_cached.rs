@@ -1,0 +1,124 @@
+//! The memory of verified tokens: what it saves, and what it must never let through.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kinde::Jwks;
+use kinde::bearer::{Cached, CachedConfig, Config, Verifier};
+use serde_json::{Value, json};
+
+use crate::support::{
+    ISSUER, KID, Server, access_claims, eventually, foreign_key, header, now, status, tenant_jwks,
+    tenant_key, with,
+};
+
+fn cached_with(jwks: Jwks, config: &CachedConfig) -> Cached {
+    let issuers = vec![(ISSUER.to_owned(), jwks)];
+    Cached::new(Verifier::new(Config { issuers, ..Config::default() }), config)
+}
+
+fn cached() -> Cached {
+    cached_with(tenant_jwks(), &CachedConfig::default())
+}
+
+fn sign(changes: &Value) -> String {
+    tenant_key().sign(&header(), &with(access_claims(), changes))
+}
+
+fn later(seconds: i64) -> Timestamp {
+    Timestamp::from_second(now().as_second() + seconds).unwrap()
+}
+
+async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn a_token_is_verified_once() {
+    let (cached, token) = (cached(), sign(&json!({})));
+    assert!(cached.get(&token, now()).is_none());
+    let first = cached.verify(&token, now()).await.unwrap();
+    let second = cached.clone().verify(&token, later(60)).await.unwrap();
+    assert!(Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&first, &cached.get(&token, now()).unwrap()));
+    assert_eq!((cached.hits(), cached.misses(), cached.len()), (2, 1, 1));
+    assert!(!format!("{cached:?}").contains("kp_1"));
+}
+
+#[tokio::test]
+async fn a_forged_signature_under_known_claims_finds_nothing() {
+    let (cached, token) = (cached(), sign(&json!({})));
+    cached.verify(&token, now()).await.unwrap();
+    let forged = foreign_key().sign(&header(), &access_claims());
+    assert_eq!(cached.verify(&forged, now()).await.unwrap_err().reason(), "signature_mismatch");
+    let (body, _) = token.rsplit_once('.').unwrap();
+    assert_eq!(cached.verify(&format!("{body}."), now()).await.unwrap_err().reason(), "malformed_token");
+    assert_eq!(cached.verify(&"a".repeat(20_000), now()).await.unwrap_err().reason(), "too_long");
+    assert_eq!(cached.len(), 1);
+}
+
+#[tokio::test]
+async fn a_remembered_token_expires_when_the_verifier_says_so() {
+    let (cached, token) = (cached(), sign(&json!({"exp": now().as_second() + 100})));
+    cached.verify(&token, now()).await.unwrap();
+    assert!(cached.get(&token, later(99)).is_some());
+    assert!(cached.get(&token, later(100)).is_none());
+    cached.verify(&token, later(130)).await.expect("within the leeway");
+    assert_eq!((cached.len(), cached.misses()), (0, 2));
+    assert_eq!(cached.verify(&token, later(160)).await.unwrap_err().reason(), "expired");
+}
+
+#[tokio::test]
+async fn nothing_is_remembered_for_longer_than_allowed() {
+    let config = CachedConfig { max_age: Duration::from_secs(10), ..CachedConfig::default() };
+    let (cached, token) = (cached_with(tenant_jwks(), &config), sign(&json!({})));
+    cached.verify(&token, now()).await.unwrap();
+    assert!(cached.get(&token, later(9)).is_some() && cached.get(&token, later(10)).is_none());
+}
+
+#[tokio::test]
+async fn refusals_are_not_remembered() {
+    let (cached, token) = (cached(), sign(&json!({"nbf": now().as_second() + 600})));
+    assert_eq!(cached.verify(&token, now()).await.unwrap_err().reason(), "not_yet_valid");
+    assert!(cached.is_empty());
+    cached.verify(&token, later(600)).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_memory_is_bounded() {
+    let config = CachedConfig { entries: 8, ..CachedConfig::default() };
+    let cached = cached_with(tenant_jwks(), &config);
+    for number in 0..64 {
+        cached.verify(&sign(&json!({"jti": number.to_string()})), now()).await.unwrap();
+        assert!(cached.len() <= 8);
+    }
+    assert!(!cached.is_empty());
+}
+
+#[tokio::test]
+async fn a_withdrawn_key_takes_its_tokens_along() {
+    let server = Server::with_keys(vec![tenant_key().jwk(KID)]).await;
+    let jwks = Jwks::new(kinde::jwks::Config::new(server.domain.clone())).unwrap();
+    let cached = cached_with(jwks.clone(), &CachedConfig::default());
+    let token = sign(&json!({}));
+    cached.verify(&token, now()).await.unwrap();
+    server.answer(|_| status(axum::http::StatusCode::SERVICE_UNAVAILABLE));
+    pass(Duration::from_mins(11)).await;
+    assert!(cached.get(&token, now()).is_some());
+    eventually(|| jwks.status().failures == 1).await;
+    assert!(cached.get(&token, now()).is_some(), "old keys are served while Kinde is away");
+    server.answer_with_keys(vec![tenant_key().jwk(KID)]);
+    pass(Duration::from_mins(11)).await;
+    assert!(cached.get(&token, now()).is_some());
+    eventually(|| jwks.status().failures == 0).await;
+    assert!(cached.get(&token, now()).is_some(), "the same key fetched anew is the same key");
+    // The name stays and the key changes: the worst way to rotate.
+    server.answer_with_keys(vec![foreign_key().jwk(KID)]);
+    pass(Duration::from_mins(11)).await;
+    // A hit alone must notice that the keys are old.
+    eventually(|| cached.get(&token, now()).is_none()).await;
+    assert_eq!(cached.verify(&token, now()).await.unwrap_err().reason(), "signature_mismatch");
+    assert!(cached.is_empty());
+}
