@@ -45,6 +45,8 @@ mod ranges;
 mod reader;
 mod record;
 mod recovery;
+#[cfg(test)]
+mod simulation;
 mod state;
 mod tail;
 mod window;
@@ -240,7 +242,9 @@ impl Queue for EmbeddedQueue {
             if state.closed {
                 return Err(Error::Closed);
             }
-            receipts.iter().for_each(|receipt| state.finish(*receipt));
+            for receipt in receipts {
+                state.finish(*receipt);
+            }
         }
         self.nudge();
         Ok(())
@@ -251,7 +255,9 @@ impl Queue for EmbeddedQueue {
         let at = now.checked_add(after).unwrap_or(now);
         {
             let mut state = self.shared.state();
-            receipts.iter().for_each(|receipt| state.retry(*receipt, at));
+            for receipt in receipts {
+                state.retry(*receipt, at);
+            }
         }
         self.shared.wake.notify_waiters();
         Ok(())

@@ -3,3 +3,8 @@
 mod store_conformance;
 mod store_mongo;
 mod store_rows;
+
+mod queue_conformance;
+mod queue_crash;
+mod queue_embedded;
+mod queue_model;

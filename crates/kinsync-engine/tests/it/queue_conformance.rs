@@ -1,6 +1,14 @@
 //! What every queue must do, whatever it is made of. A new backend runs [`suite`].
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    collections::BTreeSet,
+    future::{Future as _, poll_fn},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -107,7 +115,7 @@ async fn every_id_is_seen_once(queue: Arc<dyn Queue>) {
         }
         done.close();
     };
-    let (_, seen) = timeout(DEADLINE, async {
+    let ((), seen) = timeout(DEADLINE, async {
         tokio::join!(
             async {
                 produce.await;
@@ -132,7 +140,8 @@ async fn a_dropped_claim_takes_nothing(queue: Arc<dyn Queue>) {
         // Dropped after some polls: what it answered counts, what it did not answer must stay.
         let mut claim = std::pin::pin!(queue.claim(3));
         for _ in 0..polls % 4 {
-            if let std::task::Poll::Ready(claimed) = futures_util::poll!(claim.as_mut()) {
+            let polled = poll_fn(|context| Poll::Ready(claim.as_mut().poll(context))).await;
+            if let Poll::Ready(claimed) = polled {
                 taken.extend(claimed.unwrap().into_iter().map(|claimed| claimed.entry.event_id));
                 break;
             }
@@ -167,7 +176,7 @@ async fn a_retry_waits_for_its_time(queue: &dyn Queue) {
     queue.enqueue(entry("later")).await.unwrap();
     queue.enqueue(entry("soon")).await.unwrap();
     let claimed = claim(queue, 2).await;
-    queue.retry(&[claimed[0].receipt], Duration::from_secs(3600)).await.unwrap();
+    queue.retry(&[claimed[0].receipt], Duration::from_hours(1)).await.unwrap();
     assert!(is_empty(queue).await, "an hour has not passed");
     queue.retry(&[claimed[1].receipt], Duration::from_millis(20)).await.unwrap();
     assert_eq!(claim(queue, 2).await[0].entry.event_id, "soon");

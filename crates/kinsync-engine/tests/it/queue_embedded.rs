@@ -1,5 +1,7 @@
 //! The embedded queue on real files: what stays over restarts, damage, bounds.
 
+#![expect(clippy::unwrap_used, reason = "tests")]
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -140,10 +142,9 @@ async fn two_processes_cannot_open_the_same_folder() {
 
 #[tokio::test]
 async fn a_full_queue_refuses_and_takes_more_when_it_has_room() {
-    for config in [
-        Config { max_entries: 10, ..Config::default() },
-        Config { max_bytes: 1_200, ..Config::default() },
-    ] {
+    for config in
+        [Config { max_entries: 10, ..Config::default() }, Config { max_bytes: 1_200, ..Config::default() }]
+    {
         let dir = tempfile::tempdir().unwrap();
         let queue = open(dir.path(), config).unwrap();
         for round in 0..5 {

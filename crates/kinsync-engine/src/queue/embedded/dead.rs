@@ -16,7 +16,7 @@ use super::{
     disk_error,
     frame::{self, Found, Place, Scanner},
     ranges::Ranges,
-    record::{self, Dead, HEADER, Header, Record},
+    record::{self, Dead, HEADER, HEADER_LEN, Header, Record},
     tail::{Fault, Tail},
 };
 use crate::queue::Error;
@@ -60,7 +60,7 @@ impl DeadLog {
         let failed = |source| disk_error(&self.path, source);
         let mut file = self.disk.open(&self.path).map_err(failed)?;
         let size = file.size().map_err(failed)?;
-        let mut head = [0; HEADER as usize];
+        let mut head = [0; HEADER_LEN];
         let read = file.read(0, &mut head).map_err(failed)?;
         let start = match record::read_header(&head[..read]) {
             Header::Newer => return Err(Error::Newer { path: self.path.display().to_string() }),
@@ -144,7 +144,9 @@ impl DeadLog {
             places.push((dead.id, start, buffer.len() as u64 - start));
         }
         let at = self.append(&buffer)?;
-        places.into_iter().for_each(|(id, start, len)| self.put(id, Place { offset: at + start, len }));
+        for (id, start, len) in places {
+            self.put(id, Place { offset: at + start, len });
+        }
         Ok(())
     }
 

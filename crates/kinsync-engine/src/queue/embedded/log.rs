@@ -4,7 +4,7 @@
 //! segment begins with all that is done, so that an earlier one can be deleted without a look at
 //! what it said of others.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use super::{
     Shared, disk_error,
@@ -35,7 +35,7 @@ impl Log {
         self.make_room(bytes.len() as u64, first)?;
         let (id, tail) = self.active.as_mut().expect("just made");
         let path = self.shared.segment_path(*id);
-        tail.append(bytes).map_err(|fault| self.give_up(path, fault))
+        tail.append(bytes).map_err(|fault| self.give_up(&path, fault))
     }
 
     /// Makes all that was appended durable. Answers which segment that is in and up to where.
@@ -44,7 +44,7 @@ impl Log {
         let (id, path) = (*id, self.shared.segment_path(*id));
         match tail.sync() {
             Ok(()) => Ok(Some((id, tail.len()))),
-            Err(fault) => Err(self.give_up(path, fault)),
+            Err(fault) => Err(self.give_up(&path, fault)),
         }
     }
 
@@ -113,10 +113,10 @@ impl Log {
         state.done.clone()
     }
 
-    fn give_up(&mut self, path: PathBuf, fault: Fault) -> Error {
+    fn give_up(&mut self, path: &Path, fault: Fault) -> Error {
         if let Fault::Broken(_) = fault {
             self.seal();
         }
-        disk_error(&path, fault.into_source())
+        disk_error(path, fault.into_source())
     }
 }

@@ -10,7 +10,9 @@ use super::{
 use crate::queue::Entry;
 
 /// Bytes of the header of a file.
-pub(super) const HEADER: u64 = 28;
+pub(super) const HEADER: u64 = HEADER_LEN as u64;
+/// The same, as a length in memory.
+pub(super) const HEADER_LEN: usize = 28;
 /// The version that this code writes, and the newest that it reads.
 pub(super) const VERSION: u32 = 1;
 const FILE_MAGIC: [u8; 8] = *b"kinsyncq";
@@ -46,10 +48,10 @@ pub(super) fn header(first: u64) -> Vec<u8> {
 }
 
 pub(super) fn read_header(bytes: &[u8]) -> Header {
-    if (bytes.len() as u64) < HEADER {
+    if bytes.len() < HEADER_LEN {
         return Header::Short;
     }
-    let (mut fields, mut crc) = bytes[..28].split_at(24);
+    let (mut fields, mut crc) = bytes[..HEADER_LEN].split_at(HEADER_LEN - 4);
     if !fields.starts_with(&FILE_MAGIC) || crc.get_u32_le() != crc32fast::hash(fields) {
         return Header::Damaged;
     }
@@ -62,7 +64,7 @@ pub(super) fn read_header(bytes: &[u8]) -> Header {
 pub(super) struct Dead {
     /// The sequence number that the entry had.
     pub(super) id: u64,
-    pub(super) dead_at: Micros,
+    pub(super) since: Micros,
     pub(super) reason: String,
     pub(super) entry: Entry,
 }
@@ -105,7 +107,7 @@ pub(super) fn push_dead(buffer: &mut Vec<u8>, dead: &Dead) {
     frame::push(buffer, |body| {
         body.put_u8(3);
         body.put_u64_le(dead.id);
-        body.put_i64_le(dead.dead_at.0);
+        body.put_i64_le(dead.since.0);
         put_text(body, reason);
         put_entry(body, &dead.entry);
     });
@@ -131,7 +133,7 @@ pub(super) fn decode(mut body: Bytes) -> Option<Record> {
         }
         3 => Record::Dead(Dead {
             id: body.try_get_u64_le().ok()?,
-            dead_at: Micros(body.try_get_i64_le().ok()?),
+            since: Micros(body.try_get_i64_le().ok()?),
             reason: take_text(&mut body)?,
             entry: take_entry(body)?,
         }),

@@ -9,7 +9,7 @@ use super::{
     disk_error,
     frame::{Found, Scanner},
     ranges::Ranges,
-    record::{self, HEADER, Header, Record},
+    record::{self, HEADER, HEADER_LEN, Header, Record},
     segment_path,
     state::{Segment, State},
     window::{self, Window},
@@ -96,7 +96,7 @@ impl Findings {
         let failed = |source| disk_error(&path, source);
         let mut file = disk.open(&path).map_err(failed)?;
         let size = file.size().map_err(failed)?;
-        let mut head = [0; HEADER as usize];
+        let mut head = [0; HEADER_LEN];
         let read = file.read(0, &mut head).map_err(failed)?;
         let start = match record::read_header(&head[..read]) {
             Header::Newer => return Err(Error::Newer { path: path.display().to_string() }),

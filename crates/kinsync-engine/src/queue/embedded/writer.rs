@@ -275,7 +275,7 @@ impl Writer {
             });
             match entry.transpose() {
                 Ok(Some(Some(entry))) => {
-                    letters.push(Dead { id: receipt.0, dead_at: self.clock.now(), reason, entry });
+                    letters.push(Dead { id: receipt.0, since: self.clock.now(), reason, entry });
                     replies.push((receipt, reply));
                 }
                 // Not claimed, or damaged since: nothing is left to keep.
@@ -397,7 +397,7 @@ impl Drop for Writer {
 
 impl From<Dead> for DeadLetter {
     fn from(dead: Dead) -> Self {
-        let Dead { id, dead_at, reason, entry } = dead;
+        let Dead { id, since: dead_at, reason, entry } = dead;
         let Entry { event_id, scheme, received_at, payload, .. } = entry;
         let payload = String::from_utf8_lossy(&payload).into_owned();
         Self { id, event_id, scheme, received_at, dead_at, reason, payload }

@@ -1,0 +1,161 @@
+//! The embedded queue in a process of its own: killed at any moment, and on a disk that is full.
+//!
+//! The test binary starts itself again for one of the ignored tests, which are what the child does.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    collections::BTreeSet,
+    ffi::OsString,
+    io::{BufRead as _, BufReader, Write as _},
+    path::PathBuf,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use futures_util::future::join_all;
+use kinsync_engine::queue::{Enqueued, Error, Queue, embedded::Config};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+
+use crate::{
+    queue_conformance::{claim, entry, receipts},
+    queue_embedded::{drain, open},
+};
+
+const DIR: &str = "KINSYNC_QUEUE_TEST_DIR";
+
+/// The folder that the parent names; `None` where nobody is the parent.
+fn child_dir() -> Option<PathBuf> {
+    std::env::var_os(DIR).map(PathBuf::from)
+}
+
+fn child_arguments(test: &str) -> Vec<OsString> {
+    ["--exact", test, "--ignored", "--nocapture", "--test-threads=1"].map(OsString::from).into()
+}
+
+#[tokio::test]
+async fn whatever_was_acknowledged_is_there_after_sigkill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut random = StdRng::seed_from_u64(9);
+    let mut acknowledged = BTreeSet::new();
+    for round in 0..30 {
+        let lines = random.random_range(0..300);
+        acknowledged.extend(run_and_kill(dir.path().into(), round, lines));
+        let queue = open(dir.path(), Config::default()).unwrap();
+        let found: Vec<String> = drain(&queue).await;
+        let distinct: BTreeSet<String> = found.iter().cloned().collect();
+        assert_eq!(found.len(), distinct.len(), "round {round}: an entry doubled");
+        let lost: Vec<_> = acknowledged.difference(&distinct).collect();
+        assert!(lost.is_empty(), "round {round}: lost {lost:?}");
+        assert!(!dir.path().join("queue/damaged").exists(), "round {round}: a kill is no damage");
+    }
+    assert!(acknowledged.len() > 1000, "{} acknowledged", acknowledged.len());
+}
+
+/// Starts a child that enqueues, kills it once it has acknowledged some, answers all it said.
+fn run_and_kill(dir: PathBuf, round: usize, lines: usize) -> Vec<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(child_arguments("queue_crash::child_that_enqueues"))
+        .env(DIR, dir)
+        .env("KINSYNC_QUEUE_TEST_ROUND", round.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let said = |line: String| line.split_once("acked ").map(|(_, id)| id.to_owned());
+    let mut ids: Vec<String> = output.by_ref().filter_map(said).take(lines).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // The last line may be cut off.
+    ids.extend(output.filter_map(said).filter_map(|id| id.strip_suffix('.').map(str::to_owned)));
+    ids.into_iter().map(|id| id.trim_end_matches('.').to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "the child of another test"]
+async fn child_that_enqueues() {
+    let Some(dir) = child_dir() else { return };
+    let round = std::env::var_os("KINSYNC_QUEUE_TEST_ROUND").unwrap().into_string().unwrap();
+    let queue = Arc::new(open(&dir, Config { segment_bytes: 20_000, ..Config::default() }).unwrap());
+    join_all((0..16).map(|task| {
+        let (queue, round) = (Arc::clone(&queue), round.clone());
+        async move {
+            for number in 0.. {
+                let id = format!("{round}-{task}-{number}");
+                queue.enqueue(entry(&id)).await.unwrap();
+                let line = format!("acked {id}.\n");
+                std::io::stdout().write_all(line.as_bytes()).unwrap();
+            }
+        }
+    }))
+    .await;
+}
+
+/// Needs a kernel that gives user namespaces, or root: it mounts a file system of 1 MiB.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_refuses_and_recovers_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = r#"mount -t tmpfs -o size=1m tmpfs "$KINSYNC_QUEUE_TEST_DIR" && exec "$0" "$@""#;
+    let output = Command::new("unshare")
+        .args(["--map-root-user", "--mount", "sh", "-c", mount])
+        .arg(std::env::current_exe().unwrap())
+        .args(child_arguments("queue_crash::child_on_a_tiny_disk"))
+        .env(DIR, dir.path())
+        .output()
+        .expect("`unshare` of util-linux is installed");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("it was full and recovered"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test]
+#[ignore = "the child of another test"]
+async fn child_on_a_tiny_disk() {
+    let Some(dir) = child_dir() else { return };
+    let queue = open(&dir, Config { segment_bytes: 100_000, ..Config::default() }).unwrap();
+    for round in 0..3 {
+        let mut taken = fill_the_disk(&queue, round).await;
+        assert_eq!(queue.stats().depth, taken.len() as u64);
+        while !taken.is_empty() {
+            let claimed = claim(&queue, 100).await;
+            queue.ack(&receipts(&claimed)).await.unwrap();
+            for claimed in claimed {
+                assert!(taken.remove(&claimed.entry.event_id), "only what was taken comes, once");
+            }
+        }
+    }
+    let left = fill_the_disk(&queue, 9).await;
+    drop(queue);
+    let queue = open(&dir, Config::default()).expect("a full disk does not keep it from starting");
+    assert_eq!(drain(&queue).await.into_iter().collect::<BTreeSet<_>>(), left);
+    println!("it was full and recovered");
+}
+
+async fn fill_the_disk(queue: &dyn Queue, round: usize) -> BTreeSet<String> {
+    let mut taken = BTreeSet::new();
+    for burst in 0.. {
+        let ids: Vec<String> =
+            (0..8).map(|number| format!("{round}-{burst}-{number}-{}", "x".repeat(400))).collect();
+        let outcomes = join_all(ids.iter().map(|id| queue.enqueue(entry(id)))).await;
+        let mut refused = None;
+        for (id, outcome) in ids.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(outcome) => {
+                    assert_eq!(outcome, Enqueued::New);
+                    taken.insert(id);
+                }
+                Err(error) => refused = Some(error),
+            }
+        }
+        if let Some(error) = refused {
+            assert!(matches!(error, Error::Disk { .. }), "{error}");
+            assert!(taken.len() > 200, "round {round} took {}", taken.len());
+            return taken;
+        }
+    }
+    unreachable!("1 MiB is finite")
+}
