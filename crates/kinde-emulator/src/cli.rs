@@ -76,6 +76,9 @@ struct ServeArgs {
     /// Let a scripted town of users live at this many steps per second.
     #[arg(long, value_name = "RATE")]
     town: Option<f64>,
+    /// Start with so many generated users, which cost no memory.
+    #[arg(long, value_name = "COUNT")]
+    generated: Option<u64>,
     /// Settings in TOML.
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
@@ -289,6 +292,14 @@ enum Kind {
     RepeatedNextToken,
     /// List of users: the next page starts too early or too late (by).
     PaginationDrift,
+    /// List of users: an empty page with a token that goes on.
+    EmptyPage,
+    /// List of users: the last page leads to the first.
+    EndlessTokens,
+    /// Reading users: the state of some time ago (lag).
+    StaleReplica,
+    /// Reading one user: no such user (status=404).
+    UserGone,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,9 +1,12 @@
 //! The emulator's time and ids: a strictly increasing microsecond clock and a seeded source of hex.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use jiff::tz::{Offset as Zone, TimeZone};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::{Serialize, Serializer};
 
 use crate::config::{Offset, Precision};
 
@@ -39,6 +42,11 @@ impl Clock {
         format!("webhook_{:032x}", self.rng.random::<u128>())
     }
 
+    /// What a code, a refresh token or a session is: not to be guessed, unless one knows the seed.
+    pub(crate) fn secret(&mut self) -> String {
+        format!("{:032x}{:032x}", self.rng.random::<u128>(), self.rng.random::<u128>())
+    }
+
     /// A UUID of version 4, as in `jti` and the ids of roles.
     pub(crate) fn uuid(&mut self) -> String {
         let bits = self.rng.random::<u128>() & !(0xf << 76) & !(0x3 << 62) | 4 << 76 | 2 << 62;
@@ -65,8 +73,24 @@ pub(crate) fn webhook_time(at: Timestamp, offset: Offset, precision: Precision) 
 }
 
 /// A date of the Management API: `2025-02-12T18:02:23.614638+00:00`.
-pub(crate) fn api_time(at: Timestamp) -> String {
-    format!("{}+00:00", at.strftime("%Y-%m-%dT%H:%M:%S.%6f"))
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ApiTime(pub(crate) Timestamp);
+
+impl fmt::Display for ApiTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By hand: `strftime` reads its format anew for each of the million users of a scan.
+        let at = Zone::UTC.to_datetime(self.0);
+        let (date, time) = (at.date(), at.time());
+        let micros = time.subsec_nanosecond() / 1000;
+        write!(f, "{:04}-{:02}-{:02}", date.year(), date.month(), date.day())?;
+        write!(f, "T{:02}:{:02}:{:02}.{micros:06}+00:00", time.hour(), time.minute(), time.second())
+    }
+}
+
+impl Serialize for ApiTime {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 #[cfg(test)]
@@ -80,7 +104,7 @@ mod tests {
         assert_eq!(text(Offset::Sydney, Precision::Micros), "2024-05-01T17:41:45.592145+10:00");
         assert_eq!(text(Offset::Short, Precision::Seconds), "2024-05-01T17:41:45+10");
         assert_eq!(text(Offset::Utc, Precision::Millis), "2024-05-01T07:41:45.592Z");
-        assert_eq!(api_time(at), "2024-05-01T07:41:45.592145+00:00");
+        assert_eq!(ApiTime(at).to_string(), "2024-05-01T07:41:45.592145+00:00");
     }
 
     #[test]

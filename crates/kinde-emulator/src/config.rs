@@ -45,6 +45,10 @@ pub struct Config {
     pub delivery: DeliverySettings,
     /// What is not known of Kinde.
     pub unknowns: Unknowns,
+    /// Users that are computed and not kept.
+    pub generated: Generated,
+    /// The limiters of the Management API.
+    pub limits: Limits,
     /// Webhook endpoints that exist from the start.
     pub webhooks: Vec<WebhookSpec>,
     /// Faults that are on from the start.
@@ -67,6 +71,8 @@ impl Default for Config {
             retry: Retry::default(),
             delivery: DeliverySettings::default(),
             unknowns: Unknowns::default(),
+            generated: Generated::default(),
+            limits: Limits::default(),
             webhooks: Vec::new(),
             faults: Vec::new(),
         }
@@ -170,6 +176,43 @@ impl Default for DeliverySettings {
     }
 }
 
+/// A large tenant at no cost: user `k` is computed from the seed and `k` whenever it is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Generated {
+    /// How many.
+    pub users: u64,
+    /// Another seed makes other ids, names and emails.
+    pub seed: u64,
+}
+
+impl Default for Generated {
+    fn default() -> Self {
+        Self { users: 0, seed: 1 }
+    }
+}
+
+/// The limiters of the Management API; Kinde has both and publishes no numbers. Zero is no limit.
+///
+/// Source: <https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Requests in one window.
+    pub requests: u32,
+    /// How long a window is. Not scaled.
+    #[serde(with = "span::one")]
+    pub window: Duration,
+    /// Requests at one time.
+    pub concurrency: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { requests: 0, window: MINUTE, concurrency: 0 }
+    }
+}
+
 /// What Kinde does not document: set both ways to see whether a consumer cares.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -191,6 +234,10 @@ pub struct Unknowns {
     pub list_includes_deleted: bool,
     /// Largest `page_size` of `GET /api/v1/users`.
     pub page_size_cap: usize,
+    /// How the pages of users follow each other.
+    pub pagination: Pagination,
+    /// What the Management API writes for a text that is not there, `next_token` at the end included.
+    pub missing_in_api: Missing,
     /// What a sign-up emits, in this order.
     pub sign_up_events: Vec<String>,
     /// Whether the tokens of a suspended user stop working at the profile endpoint at once.
@@ -208,10 +255,22 @@ impl Default for Unknowns {
             unknown_user_status: 400,
             list_includes_deleted: false,
             page_size_cap: 500,
+            pagination: Pagination::Cursor,
+            missing_in_api: Missing::Null,
             sign_up_events: vec!["user.created".to_owned(), "user.authenticated".to_owned()],
             suspension_revokes_tokens: false,
         }
     }
+}
+
+/// How the pages of a list follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pagination {
+    /// After the last user of the page before: nobody is missed or shown twice.
+    Cursor,
+    /// After so many users: one who is removed meanwhile hides another from the list.
+    Offset,
 }
 
 /// How the offset of a timestamp is written.

@@ -11,12 +11,13 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::delivery::engine::Engine;
 use crate::delivery::{self, Delivery, Stats, Webhook};
 use crate::event::{Event, Source};
 use crate::faults::{Fault, FaultReport, Faults};
 use crate::keys::{self, Key, Keyring};
+use crate::limits::Limiter;
 use crate::tenant::{self, Draft, Profile, Tenant};
 use crate::user::{NewUser, User, UserEdit};
 use crate::webhook::WebhookSpec;
@@ -59,6 +60,7 @@ struct Shared {
     tenant: Mutex<Tenant>,
     engine: Engine,
     requests: Mutex<BTreeMap<String, u64>>,
+    limiter: Mutex<Limiter>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -117,6 +119,7 @@ impl Emulator {
         let tenant = Mutex::new(Tenant::new(Arc::clone(&config)));
         let shared = Shared {
             issuer: format!("http://{address}"),
+            limiter: Mutex::new(Limiter::new(config.limits)),
             config,
             address,
             keys,
@@ -143,7 +146,8 @@ impl Emulator {
         self.shared.cancel.cancelled().await;
     }
 
-    /// Forgets users, events, deliveries, counters and faults; webhooks and keys stay.
+    /// Forgets users, events, deliveries, counters and faults; webhooks and keys stay, and it has the
+    /// generated users of its settings again.
     pub fn reset(&self) {
         self.tenant().clear();
         self.shared.engine.reset();
@@ -171,8 +175,8 @@ impl Emulator {
         format!("{}/api", self.shared.issuer)
     }
 
-    /// How many requests a route had: `jwks`, `openid`, `token`, `profile`, `users`, `user`, `webhooks`,
-    /// `event_types`, `events`.
+    /// How many requests a route had: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
+    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`. Refused ones count too.
     pub fn requests(&self, route: &str) -> u64 {
         lock(&self.shared.requests).get(route).copied().unwrap_or_default()
     }
@@ -188,6 +192,10 @@ impl Emulator {
 
     pub(crate) fn tenant(&self) -> MutexGuard<'_, Tenant> {
         lock(&self.shared.tenant)
+    }
+
+    pub(crate) fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        lock(&self.shared.limiter)
     }
 
     pub(crate) fn faults_table(&self) -> MutexGuard<'_, Faults> {
@@ -299,22 +307,31 @@ impl Emulator {
 
     /// A user by id.
     pub fn user(&self, id: &str) -> Option<User> {
-        self.tenant().user(id).cloned()
+        self.tenant().user(id)
     }
 
     /// A user by email, whatever its case.
     pub fn user_by_email(&self, email: &str) -> Option<User> {
-        self.tenant().user_by_email(email).cloned()
+        self.tenant().user_by_email(email)
     }
 
-    /// All users that the API shows, in the order of their creation.
+    /// All users that the API shows, generated ones first, then in the order of their creation.
+    ///
+    /// Every generated user is made for it: of a million, ask the API for pages.
     pub fn users(&self) -> Vec<User> {
-        self.tenant().users_from(0).map(|(_, user)| user.clone()).collect()
+        self.tenant().people.now().from(0).map(|(_, user)| user.into_owned()).collect()
     }
 
-    /// How many users the API shows.
+    /// How many users the API shows, generated ones included. Quick, however many there are.
     pub fn user_count(&self) -> usize {
-        self.tenant().users_from(0).count()
+        self.tenant().people.now().count()
+    }
+
+    /// Makes it `users` generated users, which cost no memory until they are changed. No events.
+    ///
+    /// User `k` is a function of `generated.seed` and `k`, and those that stay keep their changes.
+    pub fn set_generated(&self, users: u64) {
+        self.tenant().people.set_generated(users);
     }
 
     /// Emits any event, of a known type or not, with this `data`. `None` when a fault silenced it.
@@ -401,6 +418,11 @@ impl Emulator {
     /// [`delivery::Error::StillPending`] when some are after `deadline`. Safe to cancel.
     pub async fn quiesce(&self, deadline: Duration) -> Result<(), delivery::Error> {
         self.shared.engine.quiesce(deadline).await
+    }
+
+    /// Sets the limiters of the Management API, and begins a new window.
+    pub fn set_limits(&self, limits: Limits) {
+        self.limiter().set(limits);
     }
 
     /// Turns a fault on.

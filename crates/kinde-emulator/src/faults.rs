@@ -5,30 +5,65 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::span;
 
-/// A fault with its odds.
+/// A fault with its odds. An unknown setting is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Fault {
     /// What goes wrong.
     #[serde(flatten)]
     pub kind: FaultKind,
     /// Probability per occasion, 0 to 1.
-    #[serde(default = "always")]
     pub chance: f64,
     /// How many more times it strikes; without end when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
-    /// For HTTP faults, the route (`jwks`, `openid`, `token`, `profile`, `users`, `user`, `webhooks`,
-    /// `event_types`, `events`, or `management` for all under `/api/v1`); every one when absent.
-    /// For webhook faults, the event type; every one when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// For HTTP faults, the route (`jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
+    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`, or `management` for all under
+    /// `/api/v1`); every one when absent. For webhook faults, the event type; every one when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
 }
 
-fn always() -> f64 {
-    1.0
+/// The settings that every fault has.
+#[derive(Deserialize)]
+#[serde(default)]
+struct Odds {
+    chance: f64,
+    times: Option<u64>,
+    on: Option<String>,
+}
+
+impl Default for Odds {
+    fn default() -> Self {
+        Self { chance: 1.0, times: None, on: None }
+    }
+}
+
+/// By hand, because serde lets unknown keys pass beside a flattened or a unit variant.
+impl TryFrom<Map<String, Value>> for Fault {
+    type Error = String;
+
+    fn try_from(mut settings: Map<String, Value>) -> Result<Self, String> {
+        const ODDS: [&str; 3] = ["chance", "times", "on"];
+        let odds: Map<String, Value> = ODDS.iter().filter_map(|name| settings.remove_entry(*name)).collect();
+        let Odds { chance, times, on } = serde_json::from_value(odds.into()).map_err(|e| e.to_string())?;
+        let kind: FaultKind =
+            serde_json::from_value(settings.clone().into()).map_err(|error| error.to_string())?;
+        let known = serde_json::to_value(&kind).map_err(|error| error.to_string())?;
+        if let Some(unknown) = settings.keys().find(|name| known.get(name.as_str()).is_none()) {
+            let own = known.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
+            let names: Vec<String> = own.chain(ODDS).map(|name| format!("`{name}`")).collect();
+            return Err(format!(
+                "unknown setting `{unknown}`: a fault of this kind has {}",
+                names.join(", ")
+            ));
+        }
+        Ok(Self { kind, chance, times, on })
+    }
 }
 
 impl Fault {
@@ -117,13 +152,34 @@ pub enum FaultKind {
     Garbage,
     /// `GET /api/v1/users`: 200 with no users and no `next_token`.
     EmptyList,
+    /// `GET /api/v1/users`: 200 with no users and a `next_token` that goes on where this page should have begun.
+    EmptyPage,
     /// `GET /api/v1/users`: the `next_token` leads to the same page again.
     RepeatedNextToken,
+    /// `GET /api/v1/users`: the last page has a `next_token` too, never seen before, that leads to the first.
+    EndlessTokens,
     /// `GET /api/v1/users`: the next page starts one too early or one too late.
     PaginationDrift {
         /// Users left out (positive) or shown twice (negative) at the page boundary.
         by: i64,
     },
+    /// `GET /api/v1/users` and `GET /api/v1/user`: answered from the state of `lag` ago, as far back as
+    /// `delivery.log` changes.
+    StaleReplica {
+        /// How old the state is. Not scaled.
+        #[serde(with = "span::one")]
+        lag: Duration,
+    },
+    /// `GET /api/v1/user`: answered as if there were no such user.
+    UserGone {
+        /// 404 or 400.
+        #[serde(default = "not_found")]
+        status: u16,
+    },
+}
+
+fn not_found() -> u16 {
+    404
 }
 
 fn one_copy() -> u32 {
@@ -235,10 +291,27 @@ impl Faults {
     /// The faults of the user list that strike a page.
     pub(crate) fn on_page(&mut self) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
-            use FaultKind::{EmptyList, PaginationDrift, RepeatedNextToken};
-            matches!(kind, EmptyList | RepeatedNextToken | PaginationDrift { .. })
+            use FaultKind::{
+                EmptyList, EmptyPage, EndlessTokens, PaginationDrift, RepeatedNextToken, StaleReplica,
+            };
+            matches!(
+                kind,
+                EmptyList
+                    | EmptyPage
+                    | EndlessTokens
+                    | RepeatedNextToken
+                    | PaginationDrift { .. }
+                    | StaleReplica { .. }
+            )
         };
         self.strike(wanted, &["users", "management"])
+    }
+
+    /// The faults that strike the reading of one user.
+    pub(crate) fn on_read(&mut self) -> Vec<FaultKind> {
+        let wanted =
+            |kind: &FaultKind| matches!(kind, FaultKind::StaleReplica { .. } | FaultKind::UserGone { .. });
+        self.strike(wanted, &["user", "management"])
     }
 
     pub(crate) fn between(&mut self, min: Duration, max: Duration) -> Duration {
@@ -279,5 +352,33 @@ mod tests {
             serde_json::from_str(r#"{"kind":"delay","min":"1s","max":"2s","chance":0.5}"#).unwrap();
         assert_eq!(fault.chance.to_string(), "0.5");
         assert!(serde_json::from_str::<Fault>(r#"{"kind":"dealy"}"#).is_err());
+        let report = FaultReport { fault, struck: 3 };
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<FaultReport>(&text).unwrap(), report);
+    }
+
+    #[test]
+    fn an_unknown_setting_of_a_fault_is_refused_by_name() {
+        let refused = [
+            (r#"{"kind":"duplicate","copeis":2}"#, "`copeis`"),
+            (r#"{"kind":"drop","min":"1s"}"#, "`min`"),
+            (r#"{"kind":"drop","chnace":0.1}"#, "`chnace`"),
+            (r#"{"kind":"status"}"#, "`status`"),
+            (r#"{"kind":"drop","chance":"often"}"#, "often"),
+        ];
+        for (text, named) in refused {
+            let error = serde_json::from_str::<Fault>(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let known = serde_json::from_str::<Fault>(r#"{"kind":"duplicate","copeis":2}"#).unwrap_err();
+        assert!(known.to_string().contains("`copies`, `kind`, `chance`"), "{known}");
+        let from_toml: Fault = toml::from_str("kind = \"delay\"\nmin = \"1s\"\nmax = \"2s\"").unwrap();
+        assert!(
+            from_toml
+                == Fault::always(FaultKind::Delay {
+                    min: Duration::from_secs(1),
+                    max: Duration::from_secs(2)
+                })
+        );
     }
 }

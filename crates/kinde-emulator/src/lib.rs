@@ -21,8 +21,9 @@ pub mod delivery;
 mod emulator;
 mod event;
 mod faults;
-
 mod keys;
+mod limits;
+mod people;
 mod routes;
 mod span;
 pub mod tenant;

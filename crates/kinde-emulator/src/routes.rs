@@ -39,6 +39,8 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/sign-up", post(control::sign_up))
         .route("/import", post(control::import))
         .route("/swap-emails", post(control::swap_emails))
+        .route("/generated", post(control::set_generated))
+        .route("/limits", post(control::set_limits))
         .route("/events", post(control::emit))
         .route("/faults", get(control::faults).post(control::set_fault).delete(control::clear_faults))
         .route("/webhooks", get(control::webhooks).post(control::add_webhook))

@@ -2,16 +2,17 @@
 //!
 //! Pure of I/O: a change returns the events that it causes, and the emulator sends them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::{Event, Source};
+use crate::people::People;
 use crate::user::{Grant, Membership, NewUser, User, UserEdit};
 
 /// A change that the tenant refuses.
@@ -59,49 +60,34 @@ impl Draft {
     }
 }
 
-/// Users in the order of their creation, and the events so far.
+/// The users, and the events so far.
 pub(crate) struct Tenant {
     pub(crate) clock: Clock,
     config: Arc<Config>,
-    users: BTreeMap<u64, User>,
-    by_id: HashMap<String, u64>,
-    by_email: HashMap<String, u64>,
-    next: u64,
+    pub(crate) people: People,
     events: BTreeMap<String, Arc<Event>>,
 }
 
 impl Tenant {
     pub(crate) fn new(config: Arc<Config>) -> Self {
-        Self {
-            clock: Clock::new(config.seed),
-            config,
-            users: BTreeMap::new(),
-            by_id: HashMap::new(),
-            by_email: HashMap::new(),
-            next: 1,
-            events: BTreeMap::new(),
-        }
+        Self { clock: Clock::new(config.seed), people: People::new(&config), config, events: BTreeMap::new() }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.users.clear();
-        self.by_id.clear();
-        self.by_email.clear();
+        self.people = People::new(&self.config);
         self.events.clear();
     }
 
     /// Adds a user without any event.
     pub(crate) fn add(&mut self, new: NewUser) -> Result<User, Error> {
         let id = new.id.clone().unwrap_or_else(|| self.clock.user_id());
-        if self.by_id.contains_key(&id) {
+        if self.people.place(&id).is_some_and(|place| self.people.at(place).is_some()) {
             return Err(Error::Taken(id));
         }
-        self.claim_email(new.email.as_deref(), self.next)?;
+        self.free(new.email.as_deref(), None)?;
         let at = self.clock.tick();
-        let user = User::new(id.clone(), new, &self.config.org_code, at);
-        self.by_id.insert(id, self.next);
-        self.users.insert(self.next, user.clone());
-        self.next += 1;
+        let user = User::new(id, new, &self.config.org_code, at);
+        self.people.add(user.clone(), at);
         Ok(user)
     }
 
@@ -124,25 +110,20 @@ impl Tenant {
         edit: UserEdit,
         source: Source,
     ) -> Result<(User, Vec<Draft>), Error> {
-        let seq = self.seq(id)?;
-        if let Some(email) = edit.email.as_deref() {
-            self.claim_email(Some(email).filter(|text| !text.is_empty()), seq)?;
-        }
-        Ok(self.change(seq, source, |user, at| user.apply(edit, at)))
+        let (place, user) = self.living(id)?;
+        self.free(edit.email.as_deref().filter(|text| !text.is_empty()), Some(place))?;
+        Ok(self.change(place, user, source, |user| user.apply(edit)))
     }
 
     /// Gives each the other's email: two `user.updated`, the first of which takes the other's email.
     pub(crate) fn swap_emails(&mut self, a: &str, b: &str) -> Result<Vec<Draft>, Error> {
-        let (a, b) = (self.seq(a)?, self.seq(b)?);
-        let (of_a, of_b) = (self.users[&a].email.clone(), self.users[&b].email.clone());
-        for (email, owner) in [(&of_b, a), (&of_a, b)] {
-            if let Some(email) = email {
-                self.by_email.insert(email.to_lowercase(), owner);
-            }
+        let ((at_a, a), (at_b, b)) = (self.living(a)?, self.living(b)?);
+        if at_a == at_b {
+            return Ok(Vec::new());
         }
-        let mut drafts =
-            self.change(a, Source::Admin, |user, at| (user.email, user.updated_on) = (of_b, at)).1;
-        drafts.extend(self.change(b, Source::Admin, |user, at| (user.email, user.updated_on) = (of_a, at)).1);
+        let (of_a, of_b) = (a.email.clone(), b.email.clone());
+        let mut drafts = self.change(at_a, a, Source::Admin, |user| user.email = of_b).1;
+        drafts.extend(self.change(at_b, b, Source::Admin, |user| user.email = of_a).1);
         Ok(drafts)
     }
 
@@ -154,31 +135,23 @@ impl Tenant {
         roles: &[String],
         permissions: &[String],
     ) -> Result<(User, Vec<Draft>), Error> {
-        let seq = self.seq(id)?;
+        let (place, user) = self.living(id)?;
         let mut grants = |keys: &[String]| -> Vec<Grant> {
             keys.iter().map(|key| Grant { id: self.clock.uuid(), key: key.clone() }).collect()
         };
         let member =
             Membership { code: code.to_owned(), roles: grants(roles), permissions: grants(permissions) };
-        Ok(self.change(seq, Source::Admin, |user, at| {
+        Ok(self.change(place, user, Source::Admin, |user| {
             user.organizations.retain(|org| org.code != member.code);
             user.organizations.push(member);
-            user.updated_on = at;
         }))
     }
 
     pub(crate) fn delete(&mut self, id: &str, profile: Profile, source: Source) -> Result<Vec<Draft>, Error> {
-        let seq = self.seq(id)?;
+        let (place, user) = self.living(id)?;
         let at = self.clock.tick();
-        if let Some(email) = self.users[&seq].email.as_ref().map(|email| email.to_lowercase()) {
-            self.by_email.remove(&email);
-        }
-        if profile == Profile::Remove {
-            self.users.remove(&seq);
-            self.by_id.remove(id);
-        } else if let Some(user) = self.users.get_mut(&seq) {
-            user.deleted_on = Some(at);
-        }
+        let left = (profile == Profile::Keep).then(|| User { deleted_on: Some(at), ..user });
+        self.people.put(place, left, at);
         Ok(vec![Draft::new("user.deleted", source, json!({"user": {"id": id}}))])
     }
 
@@ -194,17 +167,19 @@ impl Tenant {
     }
 
     fn record_sign_in(&mut self, id: &str) -> Result<User, Error> {
-        let seq = self.seq(id)?;
+        let (place, mut user) = self.living(id)?;
         let at = self.clock.tick();
-        let user = self.users.get_mut(&seq).expect("`seq` only finds users that are there");
-        if user.is_suspended {
+        let outcome = if user.is_suspended {
             user.failed_sign_ins += 1;
-            return Err(Error::Suspended(id.to_owned()));
-        }
-        user.last_signed_in = Some(at);
-        user.total_sign_ins += 1;
-        user.failed_sign_ins = 0;
-        Ok(user.clone())
+            Err(Error::Suspended(id.to_owned()))
+        } else {
+            user.last_signed_in = Some(at);
+            user.total_sign_ins += 1;
+            user.failed_sign_ins = 0;
+            Ok(user.clone())
+        };
+        self.people.put(place, Some(user), at);
+        outcome
     }
 
     pub(crate) fn created(&self, user: &User, source: Source) -> Draft {
@@ -228,57 +203,43 @@ impl Tenant {
     }
 
     /// A user that is not deleted, or was deleted with the profile kept if those are shown.
-    pub(crate) fn user(&self, id: &str) -> Option<&User> {
-        self.users.get(self.by_id.get(id)?).filter(|user| self.shows(user))
+    pub(crate) fn user(&self, id: &str) -> Option<User> {
+        self.people.now().by_id(id).map(Cow::into_owned)
     }
 
-    pub(crate) fn user_by_email(&self, email: &str) -> Option<&User> {
-        self.users.get(self.by_email.get(&email.to_lowercase())?)
+    pub(crate) fn user_by_email(&self, email: &str) -> Option<User> {
+        self.people.at(self.people.owner(email)?).map(Cow::into_owned)
     }
 
-    /// The users that are shown, with their place in the order, from the place `from` on.
-    pub(crate) fn users_from(&self, from: u64) -> impl Iterator<Item = (u64, &User)> {
-        let shown = self.users.range(from..).filter(|(_, user)| self.shows(user));
-        shown.map(|(seq, user)| (*seq, user))
+    fn living(&self, id: &str) -> Result<(u64, User), Error> {
+        let found = || {
+            let place = self.people.place(id)?;
+            let user = self.people.at(place)?;
+            user.deleted_on.is_none().then(|| (place, user.into_owned()))
+        };
+        found().ok_or_else(|| Error::UnknownUser(id.to_owned()))
     }
 
-    fn shows(&self, user: &User) -> bool {
-        user.deleted_on.is_none() || self.config.unknowns.list_includes_deleted
-    }
-
-    fn seq(&self, id: &str) -> Result<u64, Error> {
-        let seq = self.by_id.get(id).copied();
-        let living = seq.filter(|seq| self.users[seq].deleted_on.is_none());
-        living.ok_or_else(|| Error::UnknownUser(id.to_owned()))
-    }
-
-    /// Makes `owner` the one with this email, and frees the email that it had.
-    fn claim_email(&mut self, email: Option<&str>, owner: u64) -> Result<(), Error> {
-        let new = email.map(str::to_lowercase);
-        if let Some(email) = &new
-            && self.by_email.get(email).is_some_and(|other| *other != owner)
-        {
-            return Err(Error::Taken(email.clone()));
+    /// Refuses an email that another user has.
+    fn free(&self, email: Option<&str>, place: Option<u64>) -> Result<(), Error> {
+        let owner = email.and_then(|email| self.people.owner(email));
+        match (email, owner) {
+            (Some(email), Some(owner)) if Some(owner) != place => Err(Error::Taken(email.to_lowercase())),
+            _ => Ok(()),
         }
-        if let Some(old) = self.users.get(&owner).and_then(|user| user.email.as_ref()) {
-            self.by_email.remove(&old.to_lowercase());
-        }
-        if let Some(email) = new {
-            self.by_email.insert(email, owner);
-        }
-        Ok(())
     }
 
     fn change(
         &mut self,
-        seq: u64,
+        place: u64,
+        mut user: User,
         source: Source,
-        change: impl FnOnce(&mut User, Timestamp),
+        change: impl FnOnce(&mut User),
     ) -> (User, Vec<Draft>) {
         let at = self.clock.tick();
-        let user = self.users.get_mut(&seq).expect("`seq` only finds users that are there");
-        change(user, at);
-        let user = user.clone();
+        change(&mut user);
+        user.updated_on = at;
+        self.people.put(place, Some(user.clone()), at);
         let draft = Draft::new("user.updated", source, self.data(&user));
         (user, vec![draft])
     }

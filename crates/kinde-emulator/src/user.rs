@@ -1,10 +1,11 @@
-//! A user as Kinde keeps it, and the shapes in which Kinde shows it: webhook payload, list item, single user.
+//! A user as Kinde keeps it, and the shapes in which webhooks and the profile show it.
+
+pub(crate) mod api;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::clock::api_time;
 use crate::config::Missing;
 
 /// A user in the emulator.
@@ -163,7 +164,7 @@ impl User {
         }
     }
 
-    pub(crate) fn apply(&mut self, edit: UserEdit, at: Timestamp) {
+    pub(crate) fn apply(&mut self, edit: UserEdit) {
         set(&mut self.email, edit.email);
         set(&mut self.first_name, edit.first_name);
         set(&mut self.last_name, edit.last_name);
@@ -175,7 +176,6 @@ impl User {
         self.is_suspended = edit.is_suspended.unwrap_or(self.is_suspended);
         self.is_password_reset_requested =
             edit.is_password_reset_requested.unwrap_or(self.is_password_reset_requested);
-        self.updated_on = at;
     }
 
     /// First and last name with a space between.
@@ -206,63 +206,6 @@ impl User {
         json!({ "user": user })
     }
 
-    /// An item of `GET /api/v1/users`.
-    pub(crate) fn list_item(&self, expand: Expand) -> Value {
-        let mut item = self.common(expand);
-        item["email"] = json!(self.email);
-        item["last_organization_sign_ins"] = self.organization_sign_ins();
-        item
-    }
-
-    /// The bare answer of `GET /api/v1/user`, where the email is called `preferred_email`.
-    pub(crate) fn single(&self, expand: Expand) -> Value {
-        let mut item = self.common(expand);
-        item["preferred_email"] = json!(self.email);
-        item
-    }
-
-    fn common(&self, expand: Expand) -> Value {
-        let mut item = json!({
-            "id": self.id,
-            "provided_id": self.provided_id,
-            "phone": self.phone,
-            "username": self.username,
-            "last_name": self.last_name,
-            "first_name": self.first_name,
-            "is_suspended": self.is_suspended,
-            "picture": self.picture,
-            "total_sign_ins": self.total_sign_ins,
-            "failed_sign_ins": self.failed_sign_ins,
-            "last_signed_in": self.last_signed_in.map(api_time),
-            "created_on": api_time(self.created_on),
-        });
-        if expand.organizations {
-            item["organizations"] = self.organizations.iter().map(|org| org.code.as_str()).collect();
-        }
-        if expand.identities {
-            item["identities"] = Value::Array(self.identities());
-        }
-        if expand.billing {
-            item["billing"] =
-                json!({ "customer_id": format!("customer_{}", self.id.trim_start_matches("kp_")) });
-        }
-        item
-    }
-
-    fn identities(&self) -> Vec<Value> {
-        [("email", &self.email), ("phone", &self.phone), ("username", &self.username)]
-            .into_iter()
-            .filter_map(|(kind, value)| value.as_ref().map(|text| (kind, text)))
-            .map(|(kind, text)| json!({"type": kind, "identity": text, "connection_id": null}))
-            .collect()
-    }
-
-    fn organization_sign_ins(&self) -> Value {
-        let Some(at) = self.last_signed_in else { return Value::Null };
-        let item = |org: &Membership| json!({"org_code": org.code, "last_signed_in": api_time(at)});
-        self.organizations.iter().map(item).collect()
-    }
-
     /// The answer of `GET /oauth2/v2/user_profile`.
     pub(crate) fn profile(&self) -> Value {
         json!({
@@ -290,21 +233,6 @@ impl Membership {
         item.insert("permissions".to_owned(), list(&self.permissions));
         item.insert("roles".to_owned(), list(&self.roles));
         Value::Object(item)
-    }
-}
-
-/// What `expand` asks for.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Expand {
-    organizations: bool,
-    identities: bool,
-    billing: bool,
-}
-
-impl Expand {
-    pub(crate) fn parse(text: Option<&str>) -> Self {
-        let has = |name| text.unwrap_or_default().split(',').any(|part| part.trim() == name);
-        Self { organizations: has("organizations"), identities: has("identities"), billing: has("billing") }
     }
 }
 

@@ -53,6 +53,7 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
     }
     config.seed = args.seed.unwrap_or(config.seed);
     config.time_scale = args.time_scale.unwrap_or(config.time_scale);
+    config.generated.users = args.generated.unwrap_or(config.generated.users);
     config.webhooks.extend(args.webhook.into_iter().map(WebhookSpec::new));
     Ok(config)
 }

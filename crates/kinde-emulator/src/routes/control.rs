@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::config::Limits;
 use crate::delivery;
 use crate::emulator::Emulator;
 use crate::faults::Fault;
@@ -161,6 +162,25 @@ pub(super) struct SwapBody {
 pub(super) async fn swap_emails(State(emulator): State<Emulator>, Json(body): Json<SwapBody>) -> Answer {
     emulator.swap_emails(&body.a, &body.b)?;
     done(json!({"a": emulator.user(&body.a), "b": emulator.user(&body.b)}))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GeneratedBody {
+    users: u64,
+}
+
+pub(super) async fn set_generated(
+    State(emulator): State<Emulator>,
+    Json(body): Json<GeneratedBody>,
+) -> Answer {
+    emulator.set_generated(body.users);
+    done(json!({"users": emulator.user_count()}))
+}
+
+pub(super) async fn set_limits(State(emulator): State<Emulator>, Json(limits): Json<Limits>) -> Answer {
+    emulator.set_limits(limits);
+    done(json!(limits))
 }
 
 #[derive(Deserialize)]

@@ -1,4 +1,4 @@
-//! Counts requests per route and lets the HTTP faults strike.
+//! Counts requests per route, refuses those beyond the limits, and lets the HTTP faults strike.
 
 use std::time::Duration;
 
@@ -8,10 +8,12 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use tokio::time::Instant;
 
 use super::answer::Refusal;
 use crate::emulator::Emulator;
 use crate::faults::FaultKind;
+use crate::limits;
 
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
 
@@ -24,6 +26,10 @@ pub(super) async fn count_and_fault(
     let Some(route) = route_name(path) else { return next.run(request).await };
     let is_management = path.starts_with("/api/v1/");
     emulator.count_request(route);
+    let _place = match is_management.then(|| Place::take(&emulator)).transpose() {
+        Ok(place) => place,
+        Err(wait) => return throttled(limits::seconds(wait)),
+    };
     let faults = emulator.faults_table().on_request(route, is_management);
     for fault in &faults {
         if let FaultKind::Slow { min, max } = fault {
@@ -45,7 +51,11 @@ fn route_name(path: &str) -> Option<&'static str> {
     Some(match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
         [".well-known", "jwks.json" | "jwks"] => "jwks",
         [".well-known", "openid-configuration"] => "openid",
+        ["oauth2", "auth"] => "auth",
         ["oauth2", "token"] => "token",
+        ["oauth2", "introspect"] => "introspect",
+        ["oauth2", "revoke"] => "revoke",
+        ["logout"] => "logout",
         ["oauth2", "v2", "user_profile"] => "profile",
         ["api", "v1", "users", ..] => "users",
         ["api", "v1", "user"] => "user",
@@ -56,6 +66,27 @@ fn route_name(path: &str) -> Option<&'static str> {
     })
 }
 
+/// A place among the requests at one time; freed when the answer is there or the caller has gone.
+struct Place(Emulator);
+
+impl Place {
+    fn take(emulator: &Emulator) -> Result<Self, Duration> {
+        emulator.limiter().enter(Instant::now())?;
+        Ok(Self(emulator.clone()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.limiter().leave();
+    }
+}
+
+fn throttled(reset: u64) -> Response {
+    let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "Request was throttled");
+    ([("RateLimit-Reset", reset.to_string())], refusal).into_response()
+}
+
 async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
     let wait = emulator.faults_table().between(min, max);
     tokio::time::sleep(wait).await;
@@ -64,11 +95,7 @@ async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
 /// The answer that stands in for the route's own.
 fn refusal(fault: &FaultKind) -> Option<Response> {
     match fault {
-        FaultKind::RateLimit { reset } => {
-            let refusal =
-                Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "Request was throttled");
-            Some(([("RateLimit-Reset", reset.to_string())], refusal).into_response())
-        }
+        FaultKind::RateLimit { reset } => Some(throttled(*reset)),
         FaultKind::Status { status } => {
             let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
             Some(Refusal::new(status, "EMULATED_FAULT", "This answer was asked for").into_response())

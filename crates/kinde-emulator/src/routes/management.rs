@@ -2,6 +2,7 @@
 //!
 //! Source: <https://docs.kinde.com/kinde-apis/management/>.
 
+mod cursor;
 mod users;
 mod webhooks;
 

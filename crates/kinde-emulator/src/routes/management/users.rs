@@ -1,21 +1,25 @@
 //! `/api/v1/users` and `/api/v1/user`.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::cursor::Cursor;
+use crate::config::Pagination;
 use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
+use crate::people::View;
 use crate::routes::answer::{Body, Params, Refusal, success};
-use crate::tenant::{self, Profile};
-use crate::user::{Expand, NewUser, User, UserEdit};
+use crate::tenant::{self, Profile, Tenant};
+use crate::user::api::{Expand, Page, Place, Shown, Updated};
+use crate::user::{NewUser, User, UserEdit};
 
 const DEFAULT_PAGE: usize = 10;
 
@@ -36,40 +40,69 @@ pub(super) async fn list(
     State(emulator): State<Emulator>,
     Params(query): Params<ListQuery>,
 ) -> Result<Response, Refusal> {
-    let cap = emulator.config().unknowns.page_size_cap;
-    let size = page_size(query.page_size.as_deref(), cap)?;
-    let from = query.next_token.as_deref().filter(|token| !token.is_empty()).map_or(Ok(0), cursor)?;
+    let unknowns = &emulator.config().unknowns;
+    let size = page_size(query.page_size.as_deref(), unknowns.page_size_cap)?;
+    let from = query.next_token.as_deref().filter(|token| !token.is_empty());
+    let from = from.map_or(Ok(Cursor::first(unknowns.pagination)), Cursor::parse)?;
     let filter = Filter::new(&query)?;
     let faults = emulator.faults_table().on_page();
-    if faults.contains(&FaultKind::EmptyList) {
-        return Ok(page(&[], None));
-    }
+    let (users, next_token) = if faults.contains(&FaultKind::EmptyList) {
+        (Vec::new(), None)
+    } else if faults.contains(&FaultKind::EmptyPage) {
+        (Vec::new(), Some(from.again()))
+    } else {
+        page(&emulator, from, size, &filter, &faults)
+    };
     let expand = Expand::parse(query.expand.as_deref());
+    let next_token = next_token.map(Cursor::token);
+    Ok(json(&Page { users: &users, next_token, expand, missing: unknowns.missing_in_api }))
+}
+
+/// The users of a page, and where the next one begins, after the faults that strike it.
+fn page(
+    emulator: &Emulator,
+    from: Cursor,
+    size: usize,
+    filter: &Filter,
+    faults: &[FaultKind],
+) -> (Vec<User>, Option<Cursor>) {
     let tenant = emulator.tenant();
-    let mut found = tenant.users_from(from).filter(|(_, user)| filter.takes(user));
+    let view = seen(&tenant, faults);
+    let mut found = filter.users(&view, from);
     let mut last = from;
     let mut users = Vec::new();
-    for (seq, user) in found.by_ref().take(size) {
-        users.push(user.list_item(expand));
-        last = seq;
+    for (place, user) in found.by_ref().take(size) {
+        users.push(user.into_owned());
+        last = last.after(place);
     }
-    let next = found.next().map(|_| drifted(&faults, from, last + 1));
-    Ok(page(&users, next))
+    let mut next = found.next().map(|_| last);
+    for fault in faults {
+        next = match fault {
+            FaultKind::EndlessTokens if next.is_none() => Some(Cursor { at: 0, ..from.again() }),
+            FaultKind::RepeatedNextToken => next.map(|_| from),
+            FaultKind::PaginationDrift { by } => next.map(|next| next.moved(*by)),
+            _ => next,
+        };
+    }
+    (users, next)
 }
 
-/// Where the next page starts, after the faults that strike it.
-fn drifted(faults: &[FaultKind], from: u64, next: u64) -> u64 {
-    faults.iter().fold(next, |next, fault| match fault {
-        FaultKind::RepeatedNextToken => from,
-        FaultKind::PaginationDrift { by } => next.saturating_add_signed(*by),
-        _ => next,
-    })
+/// The users as they are, or as a replica that lags has them.
+fn seen<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
+    let lag = faults.iter().find_map(|fault| match fault {
+        FaultKind::StaleReplica { lag } => Some(*lag),
+        _ => None,
+    });
+    match lag {
+        Some(lag) => tenant.people.then(Timestamp::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
+        None => tenant.people.now(),
+    }
 }
 
-/// At the end of the list `next_token` is `null`.
-fn page(users: &[Value], next: Option<u64>) -> Response {
-    let token = next.map(|seq| URL_SAFE_NO_PAD.encode(format!("user:{seq}")));
-    success("OK", "Success", json!({"users": users, "next_token": token}))
+/// JSON written straight from what is shown.
+fn json(shown: &impl Serialize) -> Response {
+    let text = serde_json::to_vec(shown).expect("texts, numbers and lists are JSON");
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 fn page_size(text: Option<&str>, cap: usize) -> Result<usize, Refusal> {
@@ -82,14 +115,6 @@ fn page_size(text: Option<&str>, cap: usize) -> Result<usize, Refusal> {
         Ok(size) if size > 0 => Ok(size),
         _ => Err(Refusal::bad_request("PAGE_SIZE_INVALID", "page_size must be a whole number above zero")),
     }
-}
-
-fn cursor(token: &str) -> Result<u64, Refusal> {
-    let parse = || {
-        let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-        text.strip_prefix("user:")?.parse().ok()
-    };
-    parse().ok_or_else(|| Refusal::bad_request("NEXT_TOKEN_INVALID", "next_token is invalid"))
 }
 
 /// The filters of the list; each is a comma list of which one must match, email in any case.
@@ -115,6 +140,40 @@ impl Filter {
             has_organization: query.has_organization,
             active_since: since.transpose().map_err(invalid)?,
         })
+    }
+
+    /// The users that pass, from a cursor on. Ids and emails are looked up and not searched for.
+    fn users<'a>(
+        &'a self,
+        view: &'a View<'a>,
+        from: Cursor,
+    ) -> Box<dyn Iterator<Item = (u64, Cow<'a, User>)> + 'a> {
+        let candidates = match (&self.ids, &self.emails) {
+            (Some(ids), _) => Some(view.places(ids)),
+            (None, Some(emails)) => Some(view.may_have(emails)),
+            (None, None) => None,
+        };
+        let filtered = candidates.is_some() || self.is_narrow();
+        let (start, skip) = match from.pagination {
+            Pagination::Cursor => (from.at, 0),
+            Pagination::Offset if filtered => (0, usize::try_from(from.at).unwrap_or(usize::MAX)),
+            Pagination::Offset => (view.nth(from.at), 0),
+        };
+        let all: Box<dyn Iterator<Item = (u64, Cow<'a, User>)> + 'a> = match candidates {
+            Some(places) => {
+                let places = places.into_iter().filter(move |place| *place >= start);
+                Box::new(places.filter_map(|place| Some((place, view.at(place)?))))
+            }
+            None => Box::new(view.from(start)),
+        };
+        Box::new(all.filter(|(_, user)| self.takes(user)).skip(skip))
+    }
+
+    fn is_narrow(&self) -> bool {
+        self.usernames.is_some()
+            || self.phones.is_some()
+            || self.has_organization.is_some()
+            || self.active_since.is_some()
     }
 
     fn takes(&self, user: &User) -> bool {
@@ -156,8 +215,17 @@ pub(super) async fn read(
     Params(query): Params<UserQuery>,
 ) -> Result<Response, Refusal> {
     let id = query.id()?;
-    let user = emulator.user(id).ok_or_else(|| unknown(&emulator))?;
-    Ok(Json(user.single(Expand::parse(query.expand.as_deref()))).into_response())
+    let faults = emulator.faults_table().on_read();
+    for fault in &faults {
+        if let FaultKind::UserGone { status } = fault {
+            return Err(unknown(*status));
+        }
+    }
+    let unknowns = &emulator.config().unknowns;
+    let user = seen(&emulator.tenant(), &faults).by_id(id).map(Cow::into_owned);
+    let user = user.ok_or_else(|| unknown(unknowns.unknown_user_status))?;
+    let expand = Expand::parse(query.expand.as_deref());
+    Ok(json(&Shown { user: &user, place: Place::Single, expand, missing: unknowns.missing_in_api }))
 }
 
 #[derive(Default, Deserialize)]
@@ -247,16 +315,7 @@ pub(super) async fn update(
     };
     let user = emulator.update_user_as(query.id()?, edit, Source::Api);
     let user = user.map_err(|error| refused(&emulator, &error))?;
-    Ok(Json(json!({
-        "id": user.id,
-        "given_name": user.first_name,
-        "family_name": user.last_name,
-        "email": user.email,
-        "is_suspended": user.is_suspended,
-        "is_password_reset_requested": user.is_password_reset_requested,
-        "picture": user.picture,
-    }))
-    .into_response())
+    Ok(json(&Updated { user: &user, missing: emulator.config().unknowns.missing_in_api }))
 }
 
 pub(super) async fn delete(
@@ -270,16 +329,15 @@ pub(super) async fn delete(
     Ok(success("USER_DELETED", "User successfully deleted", json!({})))
 }
 
-fn unknown(emulator: &Emulator) -> Refusal {
-    let status = StatusCode::from_u16(emulator.config().unknowns.unknown_user_status);
-    let status = status.unwrap_or(StatusCode::BAD_REQUEST);
+fn unknown(status: u16) -> Refusal {
+    let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let code = if status == StatusCode::NOT_FOUND { "USER_NOT_FOUND" } else { "USER_INVALID" };
     Refusal::new(status, code, "The user does not exist")
 }
 
 fn refused(emulator: &Emulator, error: &tenant::Error) -> Refusal {
     match error {
-        tenant::Error::UnknownUser(_) => unknown(emulator),
+        tenant::Error::UnknownUser(_) => unknown(emulator.config().unknowns.unknown_user_status),
         tenant::Error::Taken(_) => Refusal::bad_request("USER_ALREADY_EXISTS", error.to_string()),
         tenant::Error::Suspended(_) => Refusal::bad_request("USER_SUSPENDED", error.to_string()),
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::clock::{api_time, webhook_time};
+use crate::clock::{ApiTime, webhook_time};
 use crate::delivery::{Error, Webhook};
 use crate::emulator::Emulator;
 use crate::event::EVENT_TYPES;
@@ -29,7 +29,7 @@ fn shown(webhook: &Webhook) -> Value {
         "endpoint": webhook.spec.endpoint,
         "description": webhook.spec.description,
         "event_types": event_types,
-        "created_on": api_time(webhook.created_on),
+        "created_on": ApiTime(webhook.created_on),
     })
 }
 

@@ -1,0 +1,196 @@
+//! Users that are computed and not kept: user `k` is a pure function of the seed and `k`.
+
+use jiff::Timestamp;
+
+use crate::user::{Membership, User};
+
+const NAMES: &[(&str, &str)] = &[
+    ("Ada", "ada"),
+    ("Zoë", "zoe"),
+    ("李", "li"),
+    ("Søren", "soren"),
+    ("Nguyễn", "nguyen"),
+    ("محمد", "mohamed"),
+    ("Иван", "ivan"),
+    ("José", "jose"),
+    ("Grace", "grace"),
+    ("Linus", "linus"),
+    ("Mary", "mary"),
+    ("O'Brien", "obrien"),
+    ("Anna", "anna"),
+    ("Edsger", "edsger"),
+    ("Barbara", "barbara"),
+    ("👩‍🚀", "astronaut"),
+];
+const FAMILIES: &[&str] = &[
+    "Lovelace",
+    "Müller",
+    "Ōe",
+    "García",
+    "Ångström",
+    "Smith",
+    "van der Berg",
+    "العربي",
+    "Hopper",
+    "Liskov",
+];
+const DOMAIN: &str = "@generated.example";
+
+/// 2024-01-01T00:00:00Z; each user is made seven seconds after the one before.
+const FIRST_MADE: i64 = 1_704_067_200;
+const BETWEEN: i64 = 7;
+
+/// More than these would be made after the year 9999.
+const MOST: u64 = 1 << 34;
+
+/// So many computed users.
+#[derive(Clone, Debug)]
+pub(crate) struct Generated {
+    count: u64,
+    key: u64,
+    org_code: String,
+}
+
+impl Generated {
+    pub(crate) fn new(count: u64, seed: u64, org_code: &str) -> Self {
+        let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        Self { count: count.min(MOST), key, org_code: org_code.to_owned() }
+    }
+
+    pub(crate) fn set_count(&mut self, count: u64) {
+        self.count = count.min(MOST);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// User `k`, when there is one.
+    pub(crate) fn user(&self, k: u64) -> Option<User> {
+        if k >= self.count {
+            return None;
+        }
+        let (hi, lo) = self.words(k);
+        let one_in = |part: u32, n: u64| (lo >> part) & 0xff < 256_u64.div_ceil(n);
+        let dice = mix(lo);
+        let (first, _) = NAMES[index(dice, NAMES.len())];
+        let last = FAMILIES[index(dice >> 8, FAMILIES.len())];
+        let phone_only = one_in(0, 50);
+        let created = FIRST_MADE + BETWEEN * i64::try_from(k).ok()?;
+        let micros = i64::try_from(dice >> 44).ok()? % 1_000_000;
+        let at = |seconds: i64| Timestamp::from_microsecond((created + seconds) * 1_000_000 + micros).ok();
+        let since = i64::try_from(dice >> 40).ok()? % (180 * 86400);
+        let signed_in = !one_in(8, 4);
+        Some(User {
+            id: format!("kp_{hi:016x}{lo:016x}"),
+            provided_id: one_in(16, 8).then(|| format!("legacy-{k}")),
+            email: (!phone_only).then(|| self.email(k)),
+            email_verified: !phone_only && !one_in(24, 5),
+            first_name: Some(first.to_owned()),
+            last_name: Some(last.to_owned()),
+            phone: phone_only.then(|| format!("+614{:08}", k % 100_000_000)),
+            username: None,
+            picture: one_in(32, 3).then(|| format!("https://pictures.example/{lo:016x}.png")),
+            is_suspended: one_in(40, 200),
+            is_password_reset_requested: false,
+            organizations: vec![Membership {
+                code: self.org_code.clone(),
+                roles: Vec::new(),
+                permissions: Vec::new(),
+            }],
+            created_on: at(0)?,
+            updated_on: at(0)?,
+            last_signed_in: if signed_in { at(since) } else { None },
+            total_sign_ins: if signed_in { dice % 100 + 1 } else { 0 },
+            failed_sign_ins: 0,
+            deleted_on: None,
+        })
+    }
+
+    /// Which user has this id.
+    pub(crate) fn by_id(&self, id: &str) -> Option<u64> {
+        let hex = id.strip_prefix("kp_").filter(|hex| hex.len() == 32 && hex.is_ascii())?;
+        let word = |text| u64::from_str_radix(text, 16).ok();
+        let (hi, lo) = (word(&hex[..16])?, word(&hex[16..])?);
+        let k = unmix(hi) ^ self.key;
+        (k < self.count && self.words(k) == (hi, lo)).then_some(k)
+    }
+
+    /// Which user was given this email, written in lower case.
+    pub(crate) fn by_email(&self, email: &str) -> Option<u64> {
+        let (_, number) = email.strip_suffix(DOMAIN)?.rsplit_once('.')?;
+        let k = number.parse().ok()?;
+        (self.user(k)?.email.as_deref() == Some(email)).then_some(k)
+    }
+
+    fn email(&self, k: u64) -> String {
+        let (_, lo) = self.words(k);
+        let (_, slug) = NAMES[index(mix(lo), NAMES.len())];
+        format!("{slug}.{k}{DOMAIN}")
+    }
+
+    /// The 128 bits of an id; the first word gives `k` back, the second tells a real id from a guess.
+    fn words(&self, k: u64) -> (u64, u64) {
+        let hi = mix(k ^ self.key);
+        (hi, mix(hi ^ self.key.rotate_left(32)))
+    }
+}
+
+fn index(dice: u64, length: usize) -> usize {
+    usize::from(dice.to_le_bytes()[0]) % length
+}
+
+/// The finalizer of `SplitMix64`: a bijection, so that no two users share an id.
+///
+/// Source: <https://prng.di.unimi.it/splitmix64.c>.
+fn mix(mut x: u64) -> u64 {
+    x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
+}
+
+fn unmix(mut x: u64) -> u64 {
+    x = (x ^ x >> 31 ^ x >> 62).wrapping_mul(0x3196_42b2_d24d_8ec3);
+    x = (x ^ x >> 27 ^ x >> 54).wrapping_mul(0x96de_1b17_3f11_9089);
+    x ^ x >> 30 ^ x >> 60
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn ids_and_emails_lead_back_to_their_users() {
+        let town = Generated::new(1_000_000, 7, "org_1");
+        let mut seen = HashSet::new();
+        for k in (0..1_000_000).step_by(997) {
+            let user = town.user(k).unwrap();
+            assert_eq!((user.id.len(), town.by_id(&user.id)), (35, Some(k)));
+            if let Some(email) = &user.email {
+                assert_eq!(town.by_email(email), Some(k));
+            }
+            assert!(seen.insert(user.id));
+        }
+        let ada = town.user(3).unwrap();
+        assert_eq!(town.user(3).unwrap(), ada, "always the same");
+        assert_eq!(town.by_id(&ada.id.replace("kp_", "kp:")), None);
+        assert_eq!(Generated::new(3, 7, "org_1").by_id(&ada.id), None, "one too many");
+        assert_eq!(Generated::new(9, 8, "org_1").by_id(&ada.id), None, "another seed");
+        assert_eq!(town.by_email("ada.x@generated.example"), None);
+        assert_eq!(town.by_id("kp_ö123456789012345678901234567890"), None);
+    }
+
+    #[test]
+    fn the_crowd_is_mixed() {
+        let town = Generated::new(10_000, 1, "org_1");
+        let count =
+            |wanted: fn(&User) -> bool| (0..10_000).filter(|k| wanted(&town.user(*k).unwrap())).count();
+        assert!((100..500).contains(&count(|user| user.email.is_none())));
+        assert!((10..200).contains(&count(|user| user.is_suspended)));
+        assert!((2_000..5_000).contains(&count(|user| user.picture.is_some())));
+        assert!((1_500..3_500).contains(&count(|user| user.last_signed_in.is_none())));
+        assert!(town.user(1).unwrap().created_on > town.user(0).unwrap().created_on);
+    }
+}
