@@ -12,7 +12,7 @@ use super::{
     record::{self, HEADER, HEADER_LEN, Header, Record},
     segment_path,
     state::{Segment, State},
-    window::{self, Window},
+    window::{self, Fingerprint, Window},
 };
 use crate::queue::Error;
 
@@ -38,10 +38,14 @@ struct Findings {
 /// Reads the whole queue once, with a chunk of it in memory at a time.
 pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, window: Window) -> Result<Recovered, Error> {
     let ids = segment_ids(&**disk, dir)?;
+    let named = disk.sync_dir(dir).is_ok();
     let mut findings =
         Findings { segments: BTreeMap::new(), done: Ranges::default(), window, next_sequence: 1 };
     for id in &ids {
-        findings.read_segment(&**disk, dir, *id, ids.last() == Some(id))?;
+        let seen = findings.read_segment(&**disk, dir, *id, ids.last() == Some(id))?;
+        if named {
+            seen.into_iter().for_each(|fingerprint| findings.window.insert(fingerprint));
+        }
     }
     let mut dead = DeadLog::open(Arc::clone(disk), dir)?;
     let mut state = State::default();
@@ -91,7 +95,16 @@ fn settle(state: &mut State, findings: &mut Findings, dead: &mut DeadLog) {
 }
 
 impl Findings {
-    fn read_segment(&mut self, disk: &dyn Disk, dir: &Path, id: u64, is_last: bool) -> Result<(), Error> {
+    /// Answers the event ids by which duplicates may be known from now on. A killed process may have
+    /// written what it never synced, and told nobody that it is durable. A duplicate of it is told so
+    /// at once, so it is synced here; where that fails, a duplicate is taken for new.
+    fn read_segment(
+        &mut self,
+        disk: &dyn Disk,
+        dir: &Path,
+        id: u64,
+        is_last: bool,
+    ) -> Result<Vec<Fingerprint>, Error> {
         let path = segment_path(dir, id);
         let failed = |source| disk_error(&path, source);
         let mut file = disk.open(&path).map_err(failed)?;
@@ -106,11 +119,11 @@ impl Findings {
             }
             Header::Short | Header::Damaged => 0,
         };
-        let (mut end, mut sequences, mut torn) = (start, Ranges::default(), None);
+        let (mut end, mut sequences, mut torn, mut seen) = (start, Ranges::default(), None, Vec::new());
         let mut scanner = Scanner::new(start..size);
         while let Some(found) = scanner.next(&mut *file).map_err(failed)? {
             match found {
-                Found::Frame(_, body) => self.replay(record::decode(body), &mut sequences),
+                Found::Frame(_, body) => self.replay(record::decode(body), &mut sequences, &mut seen),
                 Found::Damaged(range) => {
                     damage::set_aside(disk, &path, &mut *file, &range);
                 }
@@ -128,14 +141,18 @@ impl Findings {
         let last = sequences.last().unwrap_or(0);
         let segment = Segment { start, end, first, last, live: 0, unread: 0, sealed: false };
         self.segments.insert(id, (segment, sequences));
-        Ok(())
+        if let Err(error) = file.sync() {
+            tracing::debug!(%error, path = %path.display(), "an earlier part of the queue cannot be synced");
+            seen.clear();
+        }
+        Ok(seen)
     }
 
-    fn replay(&mut self, record: Option<Record>, sequences: &mut Ranges) {
+    fn replay(&mut self, record: Option<Record>, sequences: &mut Ranges, seen: &mut Vec<Fingerprint>) {
         match record {
             Some(Record::Entry(sequence, entry)) => {
                 sequences.insert(sequence);
-                self.window.insert(window::fingerprint(&entry.event_id));
+                seen.push(window::fingerprint(&entry.event_id));
                 self.next_sequence = self.next_sequence.max(sequence + 1);
             }
             Some(Record::Done(ranges)) => {

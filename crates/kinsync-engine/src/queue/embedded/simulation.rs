@@ -87,6 +87,15 @@ impl Simulated {
         act(&mut self.0.lock().unwrap())
     }
 
+    /// Another disk as a process leaves it that was killed after it wrote and before it synced: all
+    /// is there to be read, and a power cut would take it.
+    fn written_but_never_synced(&self) -> Self {
+        let mut left = self.with(|contents| contents.clone());
+        left.durable_names.clear();
+        left.inodes.iter_mut().for_each(|inode| inode.durable.clear());
+        Self(Arc::new(Mutex::new(left)))
+    }
+
     /// Another disk with what a power cut at this moment leaves: all that was synced, and any
     /// beginning of what was not.
     fn after_power_cut(&self, random: &mut StdRng) -> Self {
@@ -406,4 +415,18 @@ async fn what_a_full_disk_refused_is_not_there_and_comes_in_when_sent_again() {
     disk.with(|contents| contents.fails = Fails::Never);
     assert_eq!(queue.enqueue(entry("refused")).await.unwrap(), Enqueued::New);
     assert_eq!(queue.claim(9).await.unwrap()[0].entry, entry("refused"));
+}
+
+#[tokio::test]
+async fn a_duplicate_of_what_a_killed_process_never_synced_is_durable_too() {
+    for seed in 0..20 {
+        let before = Simulated::new(Fails::Never);
+        open(&before).unwrap().enqueue(entry("a")).await.unwrap();
+        let disk = before.written_but_never_synced();
+        let queue = open(&disk).unwrap();
+        assert_eq!(queue.enqueue(entry("a")).await.unwrap(), Enqueued::Duplicate);
+        let after = disk.after_power_cut(&mut StdRng::seed_from_u64(seed));
+        let (live, _) = contents(&open(&after).unwrap()).await;
+        assert!(live.contains("a"), "seed {seed}: it was answered as durable");
+    }
 }
