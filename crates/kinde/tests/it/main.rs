@@ -5,6 +5,7 @@ mod account;
 mod api;
 mod bearer;
 mod bearer_cached;
+mod emulator;
 mod jwks;
 mod management;
 mod management_tokens;

@@ -1,0 +1,68 @@
+//! The clients against the emulator, whose answers are those of Kinde's `OpenAPI` documents.
+
+use kinde::account::ProfileClient;
+use kinde::management::{Client, Config, NewWebhook, WebhookEdit};
+use kinde::{Patch, account};
+use kinde_emulator::{Emulator, NewUser, TokenSpec};
+
+async fn tenant() -> (Emulator, Client) {
+    let emulator = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+    let settings = emulator.config();
+    let domain = emulator.issuer().parse().unwrap();
+    let mut config = Config::new(domain, settings.client_id.clone(), settings.client_secret.clone().into());
+    config.page_size = 100;
+    let client = Client::new(config).unwrap();
+    (emulator, client)
+}
+
+#[tokio::test]
+async fn every_user_is_listed_once_and_each_can_be_asked_for() {
+    let (emulator, client) = tenant().await;
+    for number in 0..250 {
+        emulator.import_user(NewUser::named(&format!("user{number}@example.com"), "User", "N")).unwrap();
+    }
+    let (mut pages, mut users, mut read) = (client.users(), Vec::new(), 0);
+    while let Some(page) = pages.next().await.unwrap() {
+        users.extend(page.users);
+        read += 1;
+    }
+    let unique: std::collections::BTreeSet<&str> = users.iter().map(|user| user.id.as_str()).collect();
+    assert_eq!((read, users.len(), unique.len(), client.tokens_fetched()), (3, 250, 250, 1));
+    assert_eq!(users[0].email, Patch::Value("user0@example.com".to_owned()));
+    let single = client.user(&users[0].id).await.unwrap().value.unwrap();
+    assert_eq!((&single.email, &single.identities), (&users[0].email, &users[0].identities));
+    assert!(single.identities.value().is_some_and(|identities| identities[0].kind == "email"));
+    assert_eq!(client.user("kp_nobody").await.unwrap().value, None);
+}
+
+#[tokio::test]
+async fn webhooks_and_event_types_survive_a_round_trip() {
+    let (_emulator, client) = tenant().await;
+    let types = client.event_types().await.unwrap().value;
+    assert!(types.iter().any(|kind| kind.code == "user.created"));
+    let new = NewWebhook {
+        endpoint: "http://127.0.0.1:9/hook".parse().unwrap(),
+        event_types: vec!["user.created".to_owned()],
+        name: "one".to_owned(),
+        description: None,
+    };
+    let id = client.create_webhook(&new).await.unwrap().value;
+    let edit = WebhookEdit { name: Some("two".to_owned()), ..WebhookEdit::default() };
+    client.update_webhook(&id, &edit).await.unwrap();
+    let webhooks = client.webhooks().await.unwrap().value;
+    let webhook = webhooks.iter().find(|webhook| webhook.id == id).unwrap();
+    assert_eq!(
+        (webhook.name.as_deref(), webhook.endpoint.as_deref()),
+        (Some("two"), Some(new.endpoint.as_str()))
+    );
+    assert!(webhook.created_on.is_some());
+    assert_eq!(client.event("event_nothing").await.unwrap().value, None);
+}
+
+#[tokio::test]
+async fn the_profile_of_a_machine_is_refused() {
+    let (emulator, _) = tenant().await;
+    let profiles = ProfileClient::new(account::Config::new(emulator.issuer().parse().unwrap())).unwrap();
+    let machine = emulator.m2m_token(&TokenSpec::default());
+    assert!(matches!(profiles.user_profile(&machine).await, Err(account::Error::Refused)));
+}
