@@ -108,6 +108,27 @@ async fn finished_files_are_deleted_and_stuck_entries_survive_that() {
 }
 
 #[tokio::test]
+async fn an_ack_outlives_the_file_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    // The entries fill a file exactly, so that the ack stands in one of its own, without entries.
+    let ids = ["a", "b", "c"];
+    let size = written(&ids).await.0.len() as u64;
+    let config = Config { segment_bytes: size, ..Config::default() };
+    let queue = open(dir.path(), config).unwrap();
+    for id in ids {
+        queue.enqueue(entry(id)).await.unwrap();
+    }
+    let claimed = claim(&queue, 1).await;
+    queue.ack(&receipts(&claimed)).await.unwrap();
+    drop(queue);
+    for restart in 0..4 {
+        let queue = open(dir.path(), config).unwrap();
+        assert_eq!(queue.stats().depth, 2, "restart {restart}");
+        queue.close().await;
+    }
+}
+
+#[tokio::test]
 async fn dead_letters_stay_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let queue = open(dir.path(), small()).unwrap();
@@ -129,6 +150,23 @@ async fn dead_letters_stay_over_restarts() {
         assert_eq!(drain(&queue).await, ["3", "1"]);
         assert_eq!(queue.stats().dead_letters, 1);
     }
+}
+
+#[tokio::test]
+async fn a_dead_letter_says_that_its_entry_is_done_when_a_power_cut_took_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path(), Config::default()).unwrap();
+    queue.enqueue(entry("a")).await.unwrap();
+    queue.enqueue(entry("b")).await.unwrap();
+    let log = segments(dir.path()).pop().unwrap();
+    let synced = fs::read(&log).unwrap();
+    let claimed = claim(&queue, 1).await;
+    queue.dead_letter(claimed[0].receipt, "why").await.unwrap();
+    drop(queue);
+    fs::write(&log, synced).unwrap();
+    let queue = open(dir.path(), Config::default()).unwrap();
+    assert_eq!((queue.stats().depth, queue.stats().dead_letters), (1, 1));
+    assert_eq!(drain(&queue).await, ["b"]);
 }
 
 #[tokio::test]

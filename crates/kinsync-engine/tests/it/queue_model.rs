@@ -155,7 +155,7 @@ fn with_fresh_ids(steps: Vec<Step>) -> Vec<Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_embedded_queue_does_what_the_model_does(steps in prop::collection::vec(step(), 1..80)) {

@@ -352,6 +352,13 @@ impl Writer {
         if spent.is_empty() {
             return;
         }
+        // They may say of entries in other files that those are done. The present segment says so
+        // too, if there is one; where none can be made, room matters more: the entries come again.
+        if !self.shared.state().done.is_empty()
+            && let Err(error) = self.log.make_room(0, self.next_sequence)
+        {
+            tracing::debug!(%error, "some of what is done may be done again after a restart");
+        }
         for id in spent {
             let path = self.shared.segment_path(id);
             if let Err(error) = self.shared.disk.remove(&path) {
