@@ -2,6 +2,8 @@
 //!
 //! Not responsible for reading files or the environment: the binary does that.
 
+mod application;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
@@ -10,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::faults::Fault;
 use crate::span;
 use crate::webhook::WebhookSpec;
+
+pub use application::Application;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -37,6 +41,9 @@ pub struct Config {
     pub scopes: Vec<String>,
     /// Organization that every user joins on sign-up.
     pub org_code: String,
+    /// Domains beside the emulator's own, told by the `Host` of a request: `localhost`, `auth.example.test:8443`
+    /// or `https://auth.example.com`. Their tokens carry that issuer; they have no Management API.
+    pub custom_domains: Vec<String>,
     /// Lifetimes and optional claims of tokens.
     pub tokens: Tokens,
     /// When a failed delivery is tried again.
@@ -49,6 +56,9 @@ pub struct Config {
     pub generated: Generated,
     /// The limiters of the Management API.
     pub limits: Limits,
+    /// Applications that users sign in to. One without a secret and with the id `app_client_id` is always
+    /// there, for `http://localhost:3000/callback`, unless it is listed here.
+    pub applications: Vec<Application>,
     /// Webhook endpoints that exist from the start.
     pub webhooks: Vec<WebhookSpec>,
     /// Faults that are on from the start.
@@ -67,15 +77,31 @@ impl Default for Config {
             app_client_id: "dee7f3c57b3c47e8b96edde2c7ecab7d".to_owned(),
             scopes: Vec::new(),
             org_code: "org_590d7f1a86a".to_owned(),
+            custom_domains: Vec::new(),
             tokens: Tokens::default(),
             retry: Retry::default(),
             delivery: DeliverySettings::default(),
             unknowns: Unknowns::default(),
             generated: Generated::default(),
             limits: Limits::default(),
+            applications: Vec::new(),
             webhooks: Vec::new(),
             faults: Vec::new(),
         }
+    }
+}
+
+impl Config {
+    /// The applications that are there at the start.
+    pub(crate) fn applications(&self) -> Vec<Application> {
+        let mut applications = self.applications.clone();
+        if !applications.iter().any(|application| application.client_id == self.app_client_id) {
+            applications.push(Application {
+                logout_redirect_uris: vec!["http://localhost:3000".to_owned()],
+                ..Application::public(&self.app_client_id, "http://localhost:3000/callback")
+            });
+        }
+        applications
     }
 }
 
@@ -91,6 +117,15 @@ pub struct Tokens {
     /// Lifetime of ID tokens.
     #[serde(with = "span::one")]
     pub id_lifetime: Duration,
+    /// Lifetime of refresh tokens.
+    #[serde(with = "span::one")]
+    pub refresh_lifetime: Duration,
+    /// How long a refresh token that was used can be used again. Kinde has "a small overlap". Not scaled.
+    #[serde(with = "span::one")]
+    pub refresh_overlap: Duration,
+    /// How long a code can be redeemed. Kinde's own value is not known. Not scaled.
+    #[serde(with = "span::one")]
+    pub code_lifetime: Duration,
     /// `aud` of user access tokens; empty unless a registered API is asked for.
     pub audience: Vec<String>,
     /// Whether access tokens carry `email`; Kinde leaves it out by default.
@@ -102,6 +137,9 @@ impl Default for Tokens {
         Self {
             access_lifetime: 24 * HOUR,
             id_lifetime: HOUR,
+            refresh_lifetime: 15 * 24 * HOUR,
+            refresh_overlap: 10 * SECOND,
+            code_lifetime: MINUTE,
             audience: Vec::new(),
             email_in_access_token: false,
         }
@@ -242,6 +280,9 @@ pub struct Unknowns {
     pub sign_up_events: Vec<String>,
     /// Whether the tokens of a suspended user stop working at the profile endpoint at once.
     pub suspension_revokes_tokens: bool,
+    /// Whether a refresh returns the access token that is still good, or one with the same claims, though the
+    /// user has changed.
+    pub refresh_returns_cached_claims: bool,
 }
 
 impl Default for Unknowns {
@@ -259,6 +300,7 @@ impl Default for Unknowns {
             missing_in_api: Missing::Null,
             sign_up_events: vec!["user.created".to_owned(), "user.authenticated".to_owned()],
             suspension_revokes_tokens: false,
+            refresh_returns_cached_claims: false,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The emulator's handle: everything that can be done to a local Kinde, and its life from start to shutdown.
 
+mod domains;
+mod login;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -11,16 +13,20 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Config, Limits};
+use crate::config::{Application, Config, Limits};
 use crate::delivery::engine::Engine;
 use crate::delivery::{self, Delivery, Stats, Webhook};
 use crate::event::{Event, Source};
 use crate::faults::{Fault, FaultReport, Faults};
 use crate::keys::{self, Key, Keyring};
 use crate::limits::Limiter;
+use crate::logins::Logins;
 use crate::tenant::{self, Draft, Profile, Tenant};
 use crate::user::{NewUser, User, UserEdit};
 use crate::webhook::WebhookSpec;
+use domains::Domains;
+
+pub(crate) use login::Denied;
 
 /// Why the emulator did not start.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +59,9 @@ pub struct Emulator {
 struct Shared {
     config: Arc<Config>,
     address: SocketAddr,
-    issuer: String,
+    domains: Domains,
+    applications: Mutex<Vec<Application>>,
+    logins: Mutex<Logins>,
     keys: Arc<RwLock<Keyring>>,
     foreign: OnceLock<Key>,
     faults: Arc<Mutex<Faults>>,
@@ -67,7 +75,7 @@ struct Shared {
 
 impl std::fmt::Debug for Emulator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Emulator").field("issuer", &self.shared.issuer).finish_non_exhaustive()
+        f.debug_struct("Emulator").field("issuer", &self.issuer()).finish_non_exhaustive()
     }
 }
 
@@ -118,7 +126,9 @@ impl Emulator {
         )?;
         let tenant = Mutex::new(Tenant::new(Arc::clone(&config)));
         let shared = Shared {
-            issuer: format!("http://{address}"),
+            domains: Domains::new(address, &config.custom_domains),
+            applications: Mutex::new(config.applications()),
+            logins: Mutex::default(),
             limiter: Mutex::new(Limiter::new(config.limits)),
             config,
             address,
@@ -152,6 +162,7 @@ impl Emulator {
         self.tenant().clear();
         self.shared.engine.reset();
         self.clear_faults();
+        *self.logins() = Logins::default();
         lock(&self.shared.requests).clear();
     }
 
@@ -162,7 +173,16 @@ impl Emulator {
 
     /// The issuer of its tokens and the base of its endpoints: `http://127.0.0.1:PORT`.
     pub fn issuer(&self) -> &str {
-        &self.shared.issuer
+        self.shared.domains.main()
+    }
+
+    /// The issuers of tokens that are obtained at a custom domain, in the order of `custom_domains`.
+    pub fn custom_issuers(&self) -> Vec<String> {
+        self.shared.domains.custom().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn issuer_of(&self, headers: &http::HeaderMap) -> &str {
+        self.shared.domains.of(headers)
     }
 
     /// Where it listens.
@@ -172,7 +192,7 @@ impl Emulator {
 
     /// The audience that a Management API token must have: `{issuer}/api`.
     pub fn api_audience(&self) -> String {
-        format!("{}/api", self.shared.issuer)
+        format!("{}/api", self.issuer())
     }
 
     /// How many requests a route had: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
@@ -192,6 +212,10 @@ impl Emulator {
 
     pub(crate) fn tenant(&self) -> MutexGuard<'_, Tenant> {
         lock(&self.shared.tenant)
+    }
+
+    fn logins(&self) -> MutexGuard<'_, Logins> {
+        lock(&self.shared.logins)
     }
 
     pub(crate) fn limiter(&self) -> MutexGuard<'_, Limiter> {

@@ -13,7 +13,7 @@
 //! # }
 //! ```
 //!
-//! Not responsible for the hosted pages (sign-in, consent, logout), nor for billing, roles or feature flags.
+//! The login page asks for no password. Not responsible for consent, billing, roles or feature flags.
 
 mod clock;
 pub mod config;
@@ -23,6 +23,7 @@ mod event;
 mod faults;
 mod keys;
 mod limits;
+mod logins;
 mod people;
 mod routes;
 mod span;

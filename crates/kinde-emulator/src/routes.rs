@@ -3,6 +3,7 @@
 mod answer;
 mod control;
 mod layer;
+mod login;
 mod management;
 mod oauth;
 
@@ -23,7 +24,11 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/.well-known/jwks.json", get(oauth::jwks))
         .route("/.well-known/jwks", get(oauth::jwks))
         .route("/.well-known/openid-configuration", get(oauth::openid_configuration))
-        .route("/oauth2/token", post(oauth::token))
+        .route("/oauth2/auth", get(login::show).post(login::submit))
+        .route("/oauth2/token", post(oauth::token::token))
+        .route("/oauth2/introspect", post(oauth::token::introspect))
+        .route("/oauth2/revoke", post(oauth::token::revoke))
+        .route("/logout", get(login::logout))
         .route("/oauth2/v2/user_profile", get(oauth::user_profile))
         .merge(management::router(&emulator))
         .layer(from_fn_with_state(emulator.clone(), layer::count_and_fault));
@@ -48,6 +53,7 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/webhooks/{id}/enable", post(control::enable_webhook))
         .route("/webhooks/{id}/disable", post(control::disable_webhook))
         .route("/keys/rotate", post(control::rotate_keys))
+        .route("/applications", get(control::applications).post(control::add_application))
         .route("/tokens/access", post(control::access_token))
         .route("/tokens/id", post(control::id_token))
         .route("/tokens/m2m", post(control::m2m_token))

@@ -28,6 +28,9 @@ pub enum Error {
     /// The user cannot sign in.
     #[error("user `{0}` is suspended: unsuspend it first")]
     Suspended(String),
+    /// The user is not in the organization that was asked for.
+    #[error("user `{0}` is not a member of the organization that the application asks for")]
+    NotAMember(String),
 }
 
 /// What a deletion leaves.

@@ -35,7 +35,7 @@ impl Emulator {
     pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
         let tokens = &self.config().tokens;
-        let issue = self.issue(&self.config().app_client_id, spec, tokens.access_lifetime);
+        let issue = self.issue(self.issuer(), &self.config().app_client_id, spec, tokens.access_lifetime);
         let claims = issue.access(&user, spec, &tokens.audience, tokens.email_in_access_token);
         Ok(self.mint(&claims, &spec.sign))
     }
@@ -43,7 +43,8 @@ impl Emulator {
     /// An ID token of the user.
     pub fn id_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
-        let issue = self.issue(&self.config().app_client_id, spec, self.config().tokens.id_lifetime);
+        let issue =
+            self.issue(self.issuer(), &self.config().app_client_id, spec, self.config().tokens.id_lifetime);
         Ok(self.mint(&issue.id(&user, spec), &spec.sign))
     }
 
@@ -52,7 +53,7 @@ impl Emulator {
         let config = self.config();
         let scopes =
             if config.scopes.is_empty() { crate::routes::all_scopes() } else { config.scopes.clone() };
-        let issue = self.issue(&config.client_id, spec, config.tokens.access_lifetime);
+        let issue = self.issue(self.issuer(), &config.client_id, spec, config.tokens.access_lifetime);
         self.mint(&issue.m2m(spec, &[self.api_audience()], &scopes), &spec.sign)
     }
 
@@ -76,10 +77,16 @@ impl Emulator {
         self.shared.foreign.get_or_init(make)
     }
 
-    fn issue<'a>(&'a self, client_id: &'a str, spec: &TokenSpec, lifetime: Duration) -> Issue<'a> {
+    pub(super) fn issue<'a>(
+        &self,
+        issuer: &'a str,
+        client_id: &'a str,
+        spec: &TokenSpec,
+        lifetime: Duration,
+    ) -> Issue<'a> {
         let lifetime = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX);
         Issue {
-            issuer: &self.shared.issuer,
+            issuer,
             client_id,
             now: jiff::Timestamp::now().as_second(),
             expires_in: spec.expires_in.unwrap_or(lifetime),

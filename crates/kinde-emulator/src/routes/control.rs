@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::config::Limits;
+use crate::config::{Application, Limits};
 use crate::delivery;
 use crate::emulator::Emulator;
 use crate::faults::Fault;
@@ -32,7 +32,9 @@ impl From<tenant::Error> for Error {
     fn from(error: tenant::Error) -> Self {
         let status = match error {
             tenant::Error::UnknownUser(_) => StatusCode::NOT_FOUND,
-            tenant::Error::Taken(_) | tenant::Error::Suspended(_) => StatusCode::CONFLICT,
+            tenant::Error::Taken(_) | tenant::Error::Suspended(_) | tenant::Error::NotAMember(_) => {
+                StatusCode::CONFLICT
+            }
         };
         Self(status, error.to_string())
     }
@@ -241,6 +243,18 @@ pub(super) async fn rotate_keys(State(emulator): State<Emulator>, Json(body): Js
     let rotated = tokio::task::spawn_blocking(move || rotating.rotate_keys(body.overlap)).await;
     let kid = rotated.expect("making a key does not panic")?;
     done(json!({"kid": kid, "jwks": emulator.jwks()}))
+}
+
+pub(super) async fn applications(State(emulator): State<Emulator>) -> Answer {
+    done(json!({"applications": emulator.applications()}))
+}
+
+pub(super) async fn add_application(
+    State(emulator): State<Emulator>,
+    Json(application): Json<Application>,
+) -> Answer {
+    emulator.add_application(application);
+    done(json!({"applications": emulator.applications()}))
 }
 
 #[derive(Deserialize)]

@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch};
 use serde_json::Value;
 
-use super::answer::Refusal;
+use super::answer::{Refusal, RouteNotFound};
 use super::oauth::bearer;
 use crate::emulator::Emulator;
 
@@ -55,6 +55,10 @@ pub(super) fn router(emulator: &Emulator) -> Router<Emulator> {
 
 /// Lets in machine-to-machine tokens of this tenant for its API with the scope that the route needs.
 async fn authorize(State(emulator): State<Emulator>, request: Request, next: Next) -> Response {
+    if emulator.issuer_of(request.headers()) != emulator.issuer() {
+        // A custom domain is for signing in alone.
+        return RouteNotFound.into_response();
+    }
     match check(&emulator, &request) {
         Ok(()) => next.run(request).await,
         Err(refusal) => refusal.into_response(),

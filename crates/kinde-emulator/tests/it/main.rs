@@ -4,8 +4,11 @@
 mod cli;
 mod deliveries;
 mod faults;
+mod generated;
+mod login;
 mod management;
 mod receiver;
 mod sdk;
+mod shapes;
 mod tokens;
 mod town;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use kinde_emulator::config::Unknowns;
+use kinde_emulator::config::{Missing, Unknowns};
 use kinde_emulator::{Config, Emulator, NewUser, Profile, TokenSpec};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::receiver::{client, get, start};
+use crate::shapes::check;
 
 struct Api {
     base: String,
@@ -20,14 +21,18 @@ impl Api {
     }
 
     async fn get(&self, path: &str) -> (u16, Value) {
-        get(&format!("{}{path}", self.base), Some(&self.token)).await
+        let (status, body) = get(&format!("{}{path}", self.base), Some(&self.token)).await;
+        check("GET", path, status, &body, Missing::Null);
+        (status, body)
     }
 
     async fn send(&self, method: Method, path: &str, body: &Value) -> (u16, Value) {
         let url = format!("{}{path}", self.base);
-        let request = client().request(method, url).bearer_auth(&self.token).json(body);
+        let request = client().request(method.clone(), url).bearer_auth(&self.token).json(body);
         let response = request.send().await.unwrap();
-        (response.status().as_u16(), response.json().await.unwrap())
+        let (status, body) = (response.status().as_u16(), response.json().await.unwrap());
+        check(method.as_str(), path, status, &body, Missing::Null);
+        (status, body)
     }
 }
 

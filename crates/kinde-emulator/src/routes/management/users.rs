@@ -339,6 +339,7 @@ fn refused(emulator: &Emulator, error: &tenant::Error) -> Refusal {
     match error {
         tenant::Error::UnknownUser(_) => unknown(emulator.config().unknowns.unknown_user_status),
         tenant::Error::Taken(_) => Refusal::bad_request("USER_ALREADY_EXISTS", error.to_string()),
+        tenant::Error::NotAMember(_) => Refusal::bad_request("USER_NOT_A_MEMBER", error.to_string()),
         tenant::Error::Suspended(_) => Refusal::bad_request("USER_SUSPENDED", error.to_string()),
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use crate::clock::{ApiTime, webhook_time};
+use crate::config::Missing;
 use crate::delivery::{Error, Webhook};
 use crate::emulator::Emulator;
 use crate::event::EVENT_TYPES;
@@ -14,23 +15,30 @@ use crate::routes::answer::{Body, Refusal, success};
 use crate::webhook::WebhookSpec;
 
 pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
-    let webhooks: Vec<Value> = emulator.webhooks().iter().map(shown).collect();
+    let missing = emulator.config().unknowns.missing_in_api;
+    let webhooks: Vec<Value> = emulator.webhooks().iter().map(|webhook| shown(webhook, missing)).collect();
     success("OK", "Success", json!({"webhooks": webhooks}))
 }
 
 /// As Kinde shows it: whether it is disabled cannot be seen.
-fn shown(webhook: &Webhook) -> Value {
+fn shown(webhook: &Webhook, missing: Missing) -> Value {
     let all = || EVENT_TYPES.iter().map(|(code, _)| (*code).to_owned()).collect();
     let wanted = &webhook.spec.event_types;
     let event_types: Vec<String> = if wanted.is_empty() { all() } else { wanted.clone() };
-    json!({
+    let mut item = json!({
         "id": webhook.id,
         "name": webhook.spec.name,
         "endpoint": webhook.spec.endpoint,
-        "description": webhook.spec.description,
         "event_types": event_types,
         "created_on": ApiTime(webhook.created_on),
-    })
+    });
+    match (&webhook.spec.description, missing) {
+        (Some(text), _) => item["description"] = json!(text),
+        (None, Missing::Null) => item["description"] = Value::Null,
+        (None, Missing::Empty) => item["description"] = json!(""),
+        (None, Missing::Absent) => {}
+    }
+    item
 }
 
 #[derive(Deserialize)]

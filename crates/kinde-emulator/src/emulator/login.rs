@@ -1,0 +1,273 @@
+//! Signing in to applications: codes, tokens for codes, refreshing, revoking.
+//!
+//! Source: <https://docs.kinde.com/developer-tools/about/using-kinde-without-an-sdk/>.
+
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Emulator, lock};
+use crate::config::Application;
+use crate::logins::{Code, Grant, Refresh};
+use crate::tenant;
+use crate::tokens::{Claims, MintOptions, TokenSpec};
+use crate::user::User;
+
+/// A refusal as OAuth writes it (RFC 6749, 5.2).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    pub(crate) error: &'static str,
+    pub(crate) description: String,
+}
+
+impl Denied {
+    pub(crate) fn new(error: &'static str, description: impl Into<String>) -> Self {
+        Self { error, description: description.into() }
+    }
+
+    fn grant(description: &str) -> Self {
+        Self::new("invalid_grant", description)
+    }
+}
+
+/// The answer of the token endpoint.
+#[derive(Debug, Serialize)]
+pub(crate) struct Issued {
+    access_token: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id_token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
+    expires_in: i64,
+    scope: String,
+    token_type: &'static str,
+}
+
+/// Applications and their users' tokens.
+impl Emulator {
+    /// Registers an application, in place of one with the same client id.
+    pub fn add_application(&self, application: Application) {
+        let mut applications = lock(&self.shared.applications);
+        applications.retain(|known| known.client_id != application.client_id);
+        applications.push(application);
+    }
+
+    /// The applications that users can sign in to.
+    pub fn applications(&self) -> Vec<Application> {
+        lock(&self.shared.applications).clone()
+    }
+
+    pub(crate) fn application(&self, client_id: &str) -> Option<Application> {
+        lock(&self.shared.applications).iter().find(|known| known.client_id == client_id).cloned()
+    }
+
+    /// A code for an application whose user has just signed in.
+    pub(crate) fn issue_code(&self, grant: Grant, redirect_uri: &str, challenge: Option<String>) -> String {
+        let code = self.tenant().clock.secret();
+        let expires = in_future(self.config().tokens.code_lifetime);
+        let what = Code { grant, redirect_uri: redirect_uri.to_owned(), challenge, expires };
+        self.logins().keep_code(code.clone(), what);
+        code
+    }
+
+    /// Tokens for a code, once.
+    pub(crate) fn redeem(
+        &self,
+        application: &Application,
+        issuer: &str,
+        code: &str,
+        redirect_uri: &str,
+        verifier: &str,
+    ) -> Result<Issued, Denied> {
+        let found = self.logins().spend_code(code, Timestamp::now());
+        let Code { grant, redirect_uri: sent_to, challenge, .. } =
+            found.ok_or_else(|| Denied::grant("The code is unknown, has expired or was used before"))?;
+        if grant.client_id != application.client_id || grant.issuer != issuer || sent_to != redirect_uri {
+            return Err(Denied::grant("The code was issued to another application, domain or redirect_uri"));
+        }
+        let proved = match &challenge {
+            Some(challenge) => *challenge == s256(verifier),
+            None => verifier.is_empty(),
+        };
+        if !proved {
+            return Err(Denied::grant("The code_verifier does not match the code_challenge"));
+        }
+        self.issue_tokens(application, grant, code, None)
+    }
+
+    /// Tokens for a refresh token, which is replaced and lives on for the overlap alone.
+    pub(crate) fn refresh(
+        &self,
+        application: &Application,
+        issuer: &str,
+        token: &str,
+    ) -> Result<Issued, Denied> {
+        let found = self.logins().refresh(token, Timestamp::now()).cloned();
+        let Refresh { grant, family, access, .. } = found
+            .ok_or_else(|| Denied::grant("The refresh token is unknown, has expired or was replaced"))?;
+        if grant.client_id != application.client_id || grant.issuer != issuer {
+            return Err(Denied::grant("The refresh token belongs to another application or domain"));
+        }
+        let cached = self.config().unknowns.refresh_returns_cached_claims.then_some(access);
+        let issued = self.issue_tokens(application, grant, &family, cached)?;
+        self.logins().retire_refresh(token, in_future(self.config().tokens.refresh_overlap));
+        Ok(issued)
+    }
+
+    fn issue_tokens(
+        &self,
+        application: &Application,
+        grant: Grant,
+        family: &str,
+        cached: Option<(String, Claims)>,
+    ) -> Result<Issued, Denied> {
+        let user = self.tenant().user(&grant.user_id).filter(|user| user.deleted_on.is_none());
+        let user = user.ok_or_else(|| Denied::grant("The user does not exist any more"))?;
+        if user.is_suspended {
+            return Err(Denied::grant("The user is suspended"));
+        }
+        let now = Timestamp::now().as_second();
+        let (token, claims) = self.issue_access(application, &grant, &user, cached);
+        let expires_in = claims.get("exp").and_then(Value::as_i64).unwrap_or(now) - now;
+        let id_token = grant.has("openid").then(|| self.issue_id(&grant, &user, &token));
+        let scope = grant.scopes.join(" ");
+        let refresh_token = grant.has("offline").then(|| {
+            let refresh_token = self.tenant().clock.secret();
+            let expires = in_future(self.config().tokens.refresh_lifetime);
+            let access = (token.clone(), claims);
+            let what = Refresh { grant, family: family.to_owned(), expires, access };
+            self.logins().keep_refresh(refresh_token.clone(), what);
+            refresh_token
+        });
+        Ok(Issued { access_token: token, id_token, refresh_token, expires_in, scope, token_type: "bearer" })
+    }
+
+    /// With cached claims, the token that is still good, or a new one that says the same.
+    fn issue_access(
+        &self,
+        application: &Application,
+        grant: &Grant,
+        user: &User,
+        cached: Option<(String, Claims)>,
+    ) -> (String, Claims) {
+        let tokens = &self.config().tokens;
+        let email = application.email_in_access_token.unwrap_or(tokens.email_in_access_token);
+        let mut spec = TokenSpec {
+            audience: Some(grant.audience.clone()),
+            scopes: Some(grant.scopes.clone()),
+            email: Some(email),
+            ..TokenSpec::default()
+        };
+        if let Some(org_code) = &grant.org_code {
+            spec.claims.insert("org_code".to_owned(), json!(org_code));
+        }
+        let issue = self.issue(&grant.issuer, &grant.client_id, &spec, tokens.access_lifetime);
+        let mut claims = issue.access(user, &spec, &[], email);
+        if let Some((token, mut old)) = cached {
+            if old.get("exp").and_then(Value::as_i64) > Some(issue.now) {
+                return (token, old);
+            }
+            for name in ["iat", "exp", "jti"] {
+                old.insert(name.to_owned(), claims[name].take());
+            }
+            claims = old;
+        }
+        (self.mint(&claims, &MintOptions::default()), claims)
+    }
+
+    fn issue_id(&self, grant: &Grant, user: &User, access_token: &str) -> String {
+        let mut spec = TokenSpec::default();
+        let mut set = |name: &str, value: Value| spec.claims.insert(name.to_owned(), value);
+        set("at_hash", json!(half_hash(access_token)));
+        if let Some(nonce) = &grant.nonce {
+            set("nonce", json!(nonce));
+        }
+        if !grant.has("email") {
+            set("email", Value::Null);
+        }
+        if !grant.has("profile") {
+            for name in ["given_name", "family_name", "name", "picture", "updated_at"] {
+                set(name, Value::Null);
+            }
+        }
+        let lifetime = self.config().tokens.id_lifetime;
+        let issue = self.issue(&grant.issuer, &grant.client_id, &spec, lifetime);
+        self.mint(&issue.id(user, &spec), &spec.sign)
+    }
+
+    /// Revokes a refresh token with all that it was exchanged for, or an access token of this application.
+    pub(crate) fn revoke(&self, application: &Application, token: &str) {
+        let claims = self.verify(token).unwrap_or_default();
+        let own = claims.get("azp").and_then(Value::as_str) == Some(&application.client_id);
+        let jti = claims.get("jti").and_then(Value::as_str).filter(|_| own);
+        let mut logins = self.logins();
+        let foreign = logins
+            .refresh(token, Timestamp::now())
+            .is_some_and(|refresh| refresh.grant.client_id != application.client_id);
+        if !foreign {
+            logins.revoke(token, jti);
+        }
+    }
+
+    pub(crate) fn is_revoked(&self, claims: &Claims) -> bool {
+        let jti = claims.get("jti").and_then(Value::as_str);
+        jti.is_some_and(|jti| self.logins().is_revoked(jti))
+    }
+
+    /// A browser's session, for the cookie.
+    pub(crate) fn open_session(&self, user_id: &str) -> String {
+        let session = self.tenant().clock.secret();
+        self.logins().open_session(session.clone(), user_id);
+        session
+    }
+
+    /// The user of a session who may still sign in.
+    pub(crate) fn session_user(&self, session: &str) -> Option<User> {
+        let id = self.logins().session(session)?.to_owned();
+        self.user(&id).filter(|user| user.deleted_on.is_none() && !user.is_suspended)
+    }
+
+    pub(crate) fn close_session(&self, session: &str) {
+        self.logins().close_session(session);
+    }
+
+    /// Signs a user in who may be asked for an organization.
+    pub(crate) fn sign_in_to(&self, id: &str, org_code: Option<&str>) -> Result<User, tenant::Error> {
+        let outside =
+            |user: &User| org_code.is_some_and(|code| !user.organizations.iter().any(|org| org.code == code));
+        if self.user(id).is_some_and(|user| outside(&user)) {
+            return Err(tenant::Error::NotAMember(id.to_owned()));
+        }
+        self.sign_in(id)
+    }
+}
+
+fn in_future(wait: Duration) -> Timestamp {
+    Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX)
+}
+
+/// The `S256` challenge of a verifier (RFC 7636, 4.2).
+fn s256(verifier: &str) -> String {
+    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, verifier.as_bytes()))
+}
+
+/// `at_hash` (OpenID Connect Core, 3.1.3.6).
+fn half_hash(token: &str) -> String {
+    URL_SAFE_NO_PAD.encode(&digest::digest(&digest::SHA256, token.as_bytes()).as_ref()[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_challenge_is_that_of_rfc_7636() {
+        let verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
+        assert_eq!(s256(verifier), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
+    }
+}

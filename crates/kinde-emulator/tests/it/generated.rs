@@ -1,0 +1,209 @@
+//! A tenant of a million computed users, and lists that drift, lag, never end or are throttled.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use kinde_emulator::config::{Generated, Limits, Pagination, Unknowns};
+use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, Profile, TokenSpec, UserEdit};
+use serde_json::{Value, json};
+
+use crate::receiver::{client, get};
+
+struct Api {
+    emulator: Emulator,
+    token: String,
+}
+
+impl Api {
+    async fn start(config: Config) -> Self {
+        let emulator = Emulator::start(config).await.unwrap();
+        let token = emulator.m2m_token(&TokenSpec::default());
+        Self { emulator, token }
+    }
+
+    async fn of(users: u64) -> Self {
+        Self::start(Config { generated: Generated { users, seed: 1 }, ..Config::default() }).await
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        get(&format!("{}/api/v1/{path}", self.emulator.issuer()), Some(&self.token)).await
+    }
+
+    async fn page(&self, size: usize, token: Option<&str>) -> (Vec<String>, Option<String>) {
+        let token = token.map(|token| format!("&next_token={token}")).unwrap_or_default();
+        let (status, page) = self.get(&format!("users?page_size={size}{token}")).await;
+        assert_eq!(status, 200, "{page}");
+        let id = |user: &Value| user["id"].as_str().unwrap().to_owned();
+        let ids = page["users"].as_array().unwrap().iter().map(id).collect();
+        (ids, page["next_token"].as_str().map(str::to_owned))
+    }
+
+    async fn all(&self, size: usize) -> Vec<String> {
+        let (mut ids, mut next) = self.page(size, None).await;
+        while let Some(token) = next {
+            let page = self.page(size, Some(&token)).await;
+            ids.extend(page.0);
+            next = page.1;
+        }
+        ids
+    }
+}
+
+#[tokio::test]
+async fn computed_users_live_beside_created_ones() {
+    let api = Api::of(1_200).await;
+    let created = api.emulator.import_user(NewUser::named("ada@example.com", "Ada", "L")).unwrap();
+    let users = api.emulator.users();
+    let edit = UserEdit { first_name: Some("Changed".to_owned()), ..UserEdit::default() };
+    api.emulator.update_user(&users[7].id, edit).unwrap();
+    api.emulator.delete_user(&users[8].id, Profile::Remove).unwrap();
+    api.emulator.delete_user(&users[9].id, Profile::Keep).unwrap();
+    api.emulator.sign_in(&users.iter().find(|user| !user.is_suspended).unwrap().id).unwrap();
+
+    let ids = api.all(500).await;
+    let unique: HashSet<&String> = ids.iter().collect();
+    assert_eq!((ids.len(), unique.len(), api.emulator.user_count()), (1_199, 1_199, 1_199));
+    assert_eq!((ids.last(), &ids[7]), (Some(&created.id), &users[7].id));
+    assert!(!unique.contains(&users[8].id) && !unique.contains(&users[9].id));
+    let single = api.get(&format!("user?id={}", users[7].id)).await.1;
+    assert_eq!(
+        (&single["first_name"], &single["preferred_email"]),
+        (&json!("Changed"), &json!(users[7].email))
+    );
+    assert_eq!(api.get(&format!("user?id={}", users[8].id)).await.0, 400);
+
+    let by_email = users.iter().find_map(|user| user.email.clone()).unwrap();
+    let found = api.get(&format!("users?email={by_email},ada@example.com")).await.1;
+    assert_eq!(found["users"].as_array().unwrap().len(), 2);
+    let found = api.get(&format!("users?user_id={},{}", users[3].id, created.id)).await.1;
+    assert_eq!(found["users"][1]["id"], created.id);
+    assert!(api.emulator.create_user(NewUser::named(&by_email, "A", "B")).is_err(), "the email is taken");
+
+    api.emulator.set_generated(5);
+    assert_eq!(api.all(2).await.len(), 6);
+    api.emulator.reset();
+    assert_eq!(api.emulator.user_count(), 1_200);
+}
+
+#[tokio::test]
+async fn a_million_users_are_there_at_once() {
+    let unknowns = Unknowns { pagination: Pagination::Offset, ..Unknowns::default() };
+    let generated = Generated { users: 1_000_000, seed: 1 };
+    let api = Api::start(Config { unknowns, generated, ..Config::default() }).await;
+    assert_eq!(api.emulator.user_count(), 1_000_000);
+    let (ids, next) = api.page(500, Some("c2tpcDo5OTk2MDA6MA")).await;
+    assert_eq!((ids.len(), next), (400, None), "the last 400, after skip:999600:0");
+    assert!(api.emulator.user(&ids[399]).is_some());
+}
+
+#[tokio::test]
+async fn pages_by_offset_drift_when_the_list_changes_and_cursors_do_not() {
+    for (pagination, hidden, repeated) in [(Pagination::Offset, 1, 1), (Pagination::Cursor, 0, 0)] {
+        let unknowns = Unknowns { pagination, ..Unknowns::default() };
+        let api = Api::start(Config { unknowns, ..Config::default() }).await;
+        for _ in 0..30 {
+            api.emulator.import_user(NewUser::default()).unwrap();
+        }
+        let before: Vec<String> = api.emulator.users().into_iter().map(|user| user.id).collect();
+        let (first, next) = api.page(10, None).await;
+        api.emulator.delete_user(&first[0], Profile::Remove).unwrap();
+        let (second, _) = api.page(10, next.as_deref()).await;
+        let seen: HashSet<&String> = first.iter().chain(&second).collect();
+        assert_eq!(before[..20].iter().filter(|id| !seen.contains(id)).count(), hidden, "{pagination:?}");
+
+        // A user who comes back in front pushes the last of the first page onto the second.
+        api.emulator.set_generated(0);
+        let (first, next) = api.page(10, None).await;
+        api.emulator.set_generated(1);
+        let (second, _) = api.page(10, next.as_deref()).await;
+        assert_eq!(second.iter().filter(|id| first.contains(id)).count(), repeated, "{pagination:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_lagging_replica_shows_what_was() {
+    let api = Api::of(3).await;
+    let created = api.emulator.create_user(NewUser::named("ada@example.com", "Ada", "L")).unwrap();
+    let users = api.emulator.users();
+    api.emulator.delete_user(&users[0].id, Profile::Remove).unwrap();
+    let lag = Duration::from_hours(1);
+    api.emulator.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
+    let then: Vec<&String> = users[..3].iter().map(|user| &user.id).collect();
+    assert_eq!(api.all(2).await.iter().collect::<Vec<_>>(), then);
+    assert_eq!(api.get(&format!("user?id={}", users[0].id)).await.0, 200);
+    assert_eq!(api.get(&format!("user?id={}", created.id)).await.0, 400);
+    api.emulator.clear_faults();
+    assert_eq!(api.all(2).await.len(), 3);
+}
+
+#[tokio::test]
+async fn tokens_without_end_and_empty_pages_are_as_set() {
+    let api = Api::of(25).await;
+    api.emulator.set_fault(Fault::always(FaultKind::EndlessTokens));
+    let (mut next, mut tokens, mut seen) = (None, HashSet::new(), Vec::new());
+    for _ in 0..10 {
+        let (ids, token) = api.page(10, next.as_deref()).await;
+        seen.extend(ids);
+        assert!(tokens.insert(token.clone().expect("a token")), "never the same");
+        next = token;
+    }
+    assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (3 * 25 + 10, 25));
+    api.emulator.clear_faults();
+    api.emulator.set_fault(Fault::times(FaultKind::EmptyPage, 1));
+    let (ids, next) = api.page(10, None).await;
+    assert!(ids.is_empty() && next.is_some());
+    assert_eq!(api.page(10, next.as_deref()).await.0.len(), 10, "nobody is lost");
+}
+
+#[tokio::test]
+async fn a_storm_of_404_says_that_everybody_is_gone() {
+    let api = Api::of(2).await;
+    let path = format!("user?id={}", api.emulator.users()[0].id);
+    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404 }));
+    let (status, refusal) = api.get(&path).await;
+    assert_eq!((status, &refusal["errors"][0]["code"]), (404, &json!("USER_NOT_FOUND")));
+    assert_eq!(api.all(10).await.len(), 2, "the list tells the truth");
+    api.emulator.clear_faults();
+    assert_eq!(api.get(&path).await.0, 200);
+}
+
+#[tokio::test]
+async fn the_limits_throttle_the_management_api_alone() {
+    let window = Duration::from_mins(5);
+    let limits = Limits { requests: 3, window, concurrency: 0 };
+    let api = Api::start(Config { limits, ..Config::default() }).await;
+    for wanted in [200, 200, 200, 429] {
+        assert_eq!(api.get("users").await.0, wanted);
+    }
+    let url = format!("{}/api/v1/users", api.emulator.issuer());
+    let response = client().get(&url).bearer_auth(&api.token).send().await.unwrap();
+    let reset: u64 = response.headers()["ratelimit-reset"].to_str().unwrap().parse().unwrap();
+    assert!((290..=300).contains(&reset), "{reset}");
+    assert!(get(&format!("{}/.well-known/jwks.json", api.emulator.issuer()), None).await.0 == 200);
+
+    api.emulator.set_limits(Limits { concurrency: 2, ..Limits::default() });
+    let slow = Duration::from_millis(300);
+    api.emulator.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }));
+    let statuses = futures_util::future::join_all((0..6).map(|_| api.get("users"))).await;
+    let throttled = statuses.iter().filter(|(status, _)| *status == 429).count();
+    assert_eq!(throttled, 4, "two at one time");
+    api.emulator.clear_faults();
+    assert_eq!(api.get("users").await.0, 200, "the places are free again");
+}
+
+#[tokio::test]
+#[ignore = "a measurement: cargo test --release -p kinde-emulator -- --ignored --nocapture scan"]
+async fn the_speed_of_a_scan() {
+    let api = Api::of(1_000_000).await;
+    let client = client();
+    let (start, mut next, mut bytes) = (tokio::time::Instant::now(), String::new(), 0);
+    loop {
+        let url = format!("{}/api/v1/users?page_size=500&next_token={next}", api.emulator.issuer());
+        let body = client.get(url).bearer_auth(&api.token).send().await.unwrap().bytes().await.unwrap();
+        bytes += body.len();
+        let Some(at) = body.windows(14).rposition(|part| part == b"\"next_token\":\"") else { break };
+        next = String::from_utf8(body[at + 14..body.len() - 2].to_vec()).unwrap();
+    }
+    let rate = 1_000_000.0 / start.elapsed().as_secs_f64();
+    println!("{rate:.0} users/s, {} MiB", bytes / (1 << 20));
+}

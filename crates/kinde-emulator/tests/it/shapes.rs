@@ -1,0 +1,304 @@
+//! Every answer of the Management API has the members and types that Kinde's `OpenAPI` document gives it.
+//!
+//! The table below says in own words what the document has for the routes of the emulator. A member may be
+//! left out, as the document requires none; one that it does not have is an error, and so is a wrong type.
+
+use std::time::Duration;
+
+use kinde_emulator::config::{Generated, Limits, Missing, Unknowns};
+use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, Profile, TokenSpec};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::receiver::client;
+
+/// The shape of a value.
+enum Shape {
+    Text,
+    /// A text in which Kinde writes `null` for a value that is not there, though the document does not say so.
+    MissingText,
+    Flag,
+    Count,
+    /// Anything between braces.
+    Open,
+    /// What the document types as a number and describes as a date in ISO 8601.
+    Time,
+    OrNull(&'static Shape),
+    List(&'static Shape),
+    Object(&'static [(&'static str, Shape)]),
+}
+
+use Shape::{Count, Flag, List, MissingText, Object, Open, OrNull, Text, Time};
+
+const ERROR: Shape = Object(&[("code", Text), ("message", Text)]);
+const ERRORS: Shape = Object(&[("errors", List(&ERROR))]);
+const NOT_FOUND: Shape = Object(&[("errors", ERROR)]);
+const SUCCESS: Shape = Object(&[("code", Text), ("message", Text)]);
+const BILLING: Shape = Object(&[("customer_id", Text)]);
+const SIGN_IN: Shape = Object(&[("org_code", Text), ("last_signed_in", Text)]);
+const LISTED_IDENTITY: Shape =
+    Object(&[("type", Text), ("identity", Text), ("connection_id", OrNull(&Text))]);
+const LISTED_USER: Shape = Object(&[
+    ("id", Text),
+    ("provided_id", MissingText),
+    ("email", MissingText),
+    ("phone", MissingText),
+    ("username", MissingText),
+    ("last_name", MissingText),
+    ("first_name", MissingText),
+    ("is_suspended", Flag),
+    ("picture", MissingText),
+    ("total_sign_ins", OrNull(&Count)),
+    ("failed_sign_ins", OrNull(&Count)),
+    ("last_signed_in", OrNull(&Text)),
+    ("created_on", OrNull(&Text)),
+    ("last_organization_sign_ins", OrNull(&List(&SIGN_IN))),
+    ("organizations", List(&Text)),
+    ("identities", List(&LISTED_IDENTITY)),
+    ("billing", BILLING),
+]);
+const USERS: Shape =
+    Object(&[("code", Text), ("message", Text), ("users", List(&LISTED_USER)), ("next_token", MissingText)]);
+const USER: Shape = Object(&[
+    ("id", Text),
+    ("provided_id", MissingText),
+    ("preferred_email", MissingText),
+    ("phone", MissingText),
+    ("username", MissingText),
+    ("last_name", MissingText),
+    ("first_name", MissingText),
+    ("is_suspended", Flag),
+    ("picture", MissingText),
+    ("total_sign_ins", OrNull(&Count)),
+    ("failed_sign_ins", OrNull(&Count)),
+    ("last_signed_in", OrNull(&Text)),
+    ("created_on", OrNull(&Text)),
+    ("organizations", List(&Text)),
+    ("identities", List(&Object(&[("type", Text), ("identity", Text)]))),
+    ("billing", BILLING),
+]);
+const MADE_IDENTITY: Shape = Object(&[("type", Text), ("result", Object(&[("created", Flag)]))]);
+const USER_CREATED: Shape = Object(&[("id", Text), ("created", Flag), ("identities", List(&MADE_IDENTITY))]);
+const USER_UPDATED: Shape = Object(&[
+    ("id", Text),
+    ("given_name", MissingText),
+    ("family_name", MissingText),
+    ("email", MissingText),
+    ("is_suspended", Flag),
+    ("is_password_reset_requested", Flag),
+    ("picture", OrNull(&Text)),
+]);
+const WEBHOOK: Shape = Object(&[
+    ("id", Text),
+    ("name", Text),
+    ("endpoint", Text),
+    ("description", MissingText),
+    ("event_types", List(&Text)),
+    ("created_on", Text),
+]);
+const WEBHOOKS: Shape = Object(&[("code", Text), ("message", Text), ("webhooks", List(&WEBHOOK))]);
+const WEBHOOK_CREATED: Shape =
+    Object(&[("code", Text), ("message", Text), ("webhook", Object(&[("id", Text), ("endpoint", Text)]))]);
+const WEBHOOK_UPDATED: Shape =
+    Object(&[("code", Text), ("message", Text), ("webhook", Object(&[("id", Text)]))]);
+const EVENT_TYPE: Shape =
+    Object(&[("id", Text), ("code", Text), ("name", Text), ("origin", Text), ("schema", Open)]);
+const EVENT_TYPES: Shape = Object(&[("code", Text), ("message", Text), ("event_types", List(&EVENT_TYPE))]);
+const EVENT: Shape = Object(&[
+    ("code", Text),
+    ("message", Text),
+    (
+        "event",
+        Object(&[("type", Text), ("source", Text), ("event_id", Text), ("timestamp", Time), ("data", Open)]),
+    ),
+]);
+
+/// The answers with status 200, by method and path.
+const ANSWERS: &[(&str, &str, Shape)] = &[
+    ("GET", "users", USERS),
+    ("GET", "user", USER),
+    ("POST", "user", USER_CREATED),
+    ("PATCH", "user", USER_UPDATED),
+    ("DELETE", "user", SUCCESS),
+    ("GET", "webhooks", WEBHOOKS),
+    ("POST", "webhooks", WEBHOOK_CREATED),
+    ("PATCH", "webhooks/{id}", WEBHOOK_UPDATED),
+    ("DELETE", "webhooks/{id}", SUCCESS),
+    ("GET", "event_types", EVENT_TYPES),
+    ("GET", "events/{id}", EVENT),
+];
+
+/// The first place where a value has another shape.
+fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<String> {
+    let fits = match shape {
+        Text => value.is_string(),
+        MissingText => value.is_string() || value.is_null() && missing == Missing::Null,
+        Flag => value.is_boolean(),
+        Count => value.is_i64() || value.is_u64(),
+        Open => value.is_object(),
+        Time => value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok()),
+        OrNull(shape) => return if value.is_null() { None } else { misfit(value, shape, missing, path) },
+        List(shape) => {
+            let Some(items) = value.as_array() else { return Some(format!("{path} is no list")) };
+            return items.iter().find_map(|item| misfit(item, shape, missing, &format!("{path}[]")));
+        }
+        Object(members) => {
+            let Some(object) = value.as_object() else { return Some(format!("{path} is no object")) };
+            return object.iter().find_map(|(name, value)| {
+                let path = format!("{path}.{name}");
+                match members.iter().find(|(known, _)| known == name) {
+                    Some((_, shape)) => misfit(value, shape, missing, &path),
+                    None => Some(format!("{path} is not in the document")),
+                }
+            });
+        }
+    };
+    (!fits).then(|| format!("{path} is {value}"))
+}
+
+/// Fails when an answer of the Management API has not the shape of the document.
+pub(crate) fn check(method: &str, path: &str, status: u16, body: &Value, missing: Missing) {
+    let path = path.split('?').next().unwrap_or_default().trim_start_matches("/api/v1/");
+    let pattern = match path.split_once('/') {
+        Some((first, _)) => format!("{first}/{{id}}"),
+        None => path.to_owned(),
+    };
+    let answer = ANSWERS.iter().find(|(verb, known, _)| *verb == method && *known == pattern);
+    let shape = match (status, answer) {
+        (200, Some((_, _, shape))) => shape,
+        (404, None) => &NOT_FOUND,
+        (400 | 403 | 404 | 429 | 500.., Some(_)) => &ERRORS,
+        _ => panic!("{method} {path}: no answer {status} is known"),
+    };
+    let misfit = misfit(body, shape, missing, "answer");
+    assert!(misfit.is_none(), "{method} {path} {status}: {}", misfit.unwrap_or_default());
+}
+
+/// A client that checks what it gets.
+struct Checked {
+    base: String,
+    token: String,
+    missing: Missing,
+}
+
+impl Checked {
+    async fn send(&self, method: Method, path: &str, body: &Value) -> (u16, Value) {
+        let url = format!("{}/api/v1/{path}", self.base);
+        let request = client().request(method.clone(), url).bearer_auth(&self.token).json(body);
+        let response = request.send().await.unwrap();
+        let status = response.status().as_u16();
+        let body = response.json().await.unwrap();
+        check(method.as_str(), path, status, &body, self.missing);
+        (status, body)
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        self.send(Method::GET, path, &json!({})).await
+    }
+}
+
+async fn tour(missing: Missing) {
+    let unknowns = Unknowns { missing_in_api: missing, ..Unknowns::default() };
+    let generated = Generated { users: 400, seed: 2 };
+    let emulator = Emulator::start(Config { unknowns, generated, ..Config::default() }).await.unwrap();
+    let token = emulator.m2m_token(&TokenSpec::default());
+    let api = Checked { base: emulator.issuer().to_owned(), token, missing };
+    let bare = emulator.create_user(NewUser::default()).unwrap();
+    let expand = "expand=organizations,identities,billing";
+    for path in ["users", &format!("users?page_size=500&{expand}"), "users?email=nobody@x.org"] {
+        assert_eq!(api.get(path).await.0, 200);
+    }
+    for user in [&emulator.users()[0], &bare] {
+        assert_eq!(api.get(&format!("user?id={}&{expand}", user.id)).await.0, 200);
+    }
+    let body = json!({
+        "profile": {"given_name": "Ada"},
+        "identities": [{"type": "email", "details": {"email": "ada@example.com"}}],
+    });
+    let made = api.send(Method::POST, "user", &body).await.1;
+    for id in [made["id"].as_str().unwrap(), &bare.id] {
+        let path = format!("user?id={id}");
+        assert_eq!(api.send(Method::PATCH, &path, &json!({"is_suspended": true})).await.0, 200);
+        assert_eq!(api.send(Method::DELETE, &path, &json!({})).await.0, 200);
+    }
+    webhooks(&api).await;
+    let event = emulator.emit("user.deleted", json!({"user": {"id": "kp_1"}})).unwrap();
+    assert_eq!(api.get(&format!("events/{}", event.id)).await.0, 200);
+    assert_eq!(api.get("event_types").await.0, 200);
+    refusals(&emulator, &api, &body).await;
+}
+
+async fn webhooks(api: &Checked) {
+    let body = json!({"endpoint": "http://127.0.0.1:9/x", "name": "mine", "event_types": ["user.created"]});
+    let made = api.send(Method::POST, "webhooks", &body).await.1;
+    assert_eq!(api.get("webhooks").await.0, 200);
+    let path = format!("webhooks/{}", made["webhook"]["id"].as_str().unwrap());
+    let described = json!({"description": "ours"});
+    assert_eq!(api.send(Method::PATCH, &path, &described).await.0, 200);
+    assert_eq!(api.get("webhooks").await.1["webhooks"][0]["description"], "ours");
+    assert_eq!(api.send(Method::DELETE, &path, &json!({})).await.0, 200);
+    assert_eq!(api.send(Method::DELETE, &path, &json!({})).await.0, 400);
+    assert_eq!(api.send(Method::POST, "webhooks", &json!({"name": 1})).await.0, 400);
+}
+
+async fn refusals(emulator: &Emulator, api: &Checked, taken: &Value) {
+    api.send(Method::POST, "user", taken).await;
+    for (method, path, body) in [
+        (Method::POST, "user", taken),
+        (Method::PATCH, "user", &json!({})),
+        (Method::GET, "user?id=kp_nobody", &json!({})),
+        (Method::GET, "users?page_size=501", &json!({})),
+        (Method::GET, "events/event_1", &json!({})),
+    ] {
+        assert_eq!(api.send(method, path, body).await.0, 400, "{path}");
+    }
+    assert_eq!(api.get("nothing").await.0, 404);
+    assert_eq!(api.send(Method::PUT, "unknown/route", &json!({})).await.0, 404);
+    let weak = TokenSpec { scopes: Some(Vec::new()), ..TokenSpec::default() };
+    let weak = Checked { base: api.base.clone(), token: emulator.m2m_token(&weak), missing: api.missing };
+    for path in ["users", "user?id=x", "webhooks", "event_types", "events/x"] {
+        assert_eq!(weak.get(path).await.0, 403, "{path}");
+    }
+    for (kind, status) in [
+        (FaultKind::UserGone { status: 404 }, 404),
+        (FaultKind::RateLimit { reset: 1 }, 429),
+        (FaultKind::Status { status: 503 }, 503),
+    ] {
+        emulator.clear_faults();
+        emulator.set_fault(Fault::always(kind));
+        assert_eq!(api.get("user?id=x").await.0, status);
+    }
+    emulator.clear_faults();
+    emulator.set_fault(Fault::times(FaultKind::EmptyList, 1));
+    api.get("users").await;
+    emulator.set_fault(Fault::times(FaultKind::EmptyPage, 1));
+    api.get("users").await;
+    emulator.set_limits(Limits { requests: 1, window: Duration::from_mins(1), concurrency: 0 });
+    assert_eq!([api.get("users").await.0, api.get("users").await.0], [200, 429]);
+    let removed = emulator.users().len();
+    emulator.delete_user(&emulator.users()[0].id, Profile::Keep).unwrap();
+    assert_eq!(emulator.user_count(), removed - 1);
+}
+
+#[tokio::test]
+async fn every_answer_has_the_shape_of_the_document() {
+    for missing in [Missing::Absent, Missing::Empty, Missing::Null] {
+        tour(missing).await;
+    }
+}
+
+#[test]
+fn a_wrong_shape_is_noticed() {
+    let misfits = [
+        (json!({"users": [{"id": 1}]}), "answer.users[].id"),
+        (json!({"users": [{"updated_on": "x"}]}), "answer.users[].updated_on"),
+        (json!({"users": [{"email": null}]}), "answer.users[].email"),
+        (json!({"users": {}}), "answer.users is no list"),
+    ];
+    for (value, place) in misfits {
+        let found = misfit(&value, &USERS, Missing::Absent, "answer").expect("a misfit");
+        assert!(found.starts_with(place), "{found}");
+    }
+    assert!(misfit(&json!({"users": [{"email": null}]}), &USERS, Missing::Null, "answer").is_none());
+    assert!(misfit(&json!({"errors": {"code": "A"}}), &ERRORS, Missing::Null, "answer").is_some());
+}
