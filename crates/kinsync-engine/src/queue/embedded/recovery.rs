@@ -44,7 +44,9 @@ pub(super) fn recover(disk: &Arc<dyn Disk>, dir: &Path, window: Window) -> Resul
     for id in &ids {
         let seen = findings.read_segment(&**disk, dir, *id, ids.last() == Some(id))?;
         if named {
-            seen.into_iter().for_each(|fingerprint| findings.window.insert(fingerprint));
+            for fingerprint in seen {
+                findings.window.insert(fingerprint);
+            }
         }
     }
     let mut dead = DeadLog::open(Arc::clone(disk), dir)?;
