@@ -1,0 +1,87 @@
+// The peer: what a good developer writes by hand with Express and Mongoose to mirror Kinde's users.
+// The signature is checked over the raw bytes in constant time, and the upsert is awaited (majority) before the 200.
+import { createHmac, timingSafeEqual } from 'node:crypto';
+import express from 'express';
+import mongoose from 'mongoose';
+
+const { KINDE_WEBHOOK_SECRET, MONGODB_URI, PORT } = process.env;
+if (!KINDE_WEBHOOK_SECRET || !MONGODB_URI || !PORT) {
+  console.error('set KINDE_WEBHOOK_SECRET, MONGODB_URI and PORT');
+  process.exit(78);
+}
+
+const userSchema = new mongoose.Schema(
+  {
+    kindeId: { type: String, required: true, unique: true },
+    email: String,
+    firstName: String,
+    lastName: String,
+    phone: String,
+    username: String,
+    isSuspended: Boolean,
+    organizations: [{ _id: false, code: String, roles: [String], permissions: [String] }],
+    lastSignedInAt: Date,
+    isDeleted: { type: Boolean, default: false },
+    deletedAt: Date,
+  },
+  { timestamps: true },
+);
+const User = mongoose.model('User', userSchema);
+
+const keys = (list) => (list ?? []).map(({ key }) => key);
+
+const profile = (user) => ({
+  email: user.email || null,
+  firstName: user.first_name,
+  lastName: user.last_name,
+  phone: user.phone || null,
+  username: user.username,
+  isSuspended: user.is_suspended,
+  organizations: (user.organizations ?? []).map(({ code, roles, permissions }) => ({
+    code,
+    roles: keys(roles),
+    permissions: keys(permissions),
+  })),
+});
+
+const changes = {
+  'user.created': ({ data }) => profile(data.user),
+  'user.updated': ({ data }) => profile(data.user),
+  'user.authenticated': ({ timestamp }) => ({ lastSignedInAt: new Date(timestamp) }),
+  'user.deleted': ({ timestamp }) => ({ isDeleted: true, deletedAt: new Date(timestamp) }),
+};
+
+const isSigned = (body, signature) => {
+  const given = Buffer.from(signature ?? '', 'hex');
+  const right = createHmac('sha256', KINDE_WEBHOOK_SECRET).update(body).digest();
+  return given.length === right.length && timingSafeEqual(given, right);
+};
+
+const app = express();
+app.disable('x-powered-by');
+app.disable('etag');
+
+app.post('/api/webhook', express.raw({ type: () => true, limit: '256kb' }), async (req, res) => {
+  if (!isSigned(req.body, req.get('x-kinde-signature'))) {
+    res.status(401).json({ error: 'wrong signature' });
+    return;
+  }
+  const event = JSON.parse(req.body);
+  const change = changes[event.type];
+  if (change) {
+    await User.updateOne({ kindeId: event.data.user.id }, { $set: change(event) }, { upsert: true });
+  }
+  res.sendStatus(200);
+});
+
+app.get('/health/ready', (_req, res) => {
+  res.sendStatus(200);
+});
+
+await mongoose.connect(MONGODB_URI, { writeConcern: { w: 'majority' } });
+await User.init(); // the unique index is there before the first delivery
+const server = app.listen(Number(PORT), '127.0.0.1');
+
+process.once('SIGTERM', () => {
+  server.close(() => mongoose.disconnect());
+});

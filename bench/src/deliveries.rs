@@ -1,0 +1,224 @@
+//! Deliveries per second at full speed: kinsync (a), the baseline (b) and the peer (c), turn by turn.
+//!
+//! Each turn of kinsync starts with an empty queue and an empty database, sends only events that it has not seen, and
+//! ends with a check that what was answered 200 is in MongoDB, each event once.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+
+use crate::cli::Options;
+use crate::events::{Event, Source};
+use crate::jwt::{Jwks, Tokens};
+use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
+use crate::load::{self, Outcome, Pace, Plan, off_thread};
+use crate::mongo::Mongod;
+use crate::peer::Peer;
+use crate::process::{Process, own_cpu};
+use crate::report::{Report, Row, Target, Unit};
+use crate::work::{Work, free_address};
+
+use self::series::{Series, Turn};
+
+mod series;
+
+const PART: &str = "deliveries";
+const WARMUP: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_mins(3);
+/// Users that the events speak of.
+const PEOPLE: u64 = 50_000;
+
+/// What the turns of one scheme gave.
+#[derive(Debug, Default)]
+struct Scheme {
+    kinsync: Series,
+    alone: Series,
+    baseline: Series,
+    peer: Series,
+    drained: Vec<f64>,
+}
+
+/// Measures both schemes.
+pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let mongod = Mongod::start(work, "mongod-deliveries").await?;
+    report.machine().version("mongod", mongod.version().await?);
+    let tokens = Tokens::prepare(&work.cache(), options.tokens).await?;
+    let jwks = Jwks::serve(&tokens).await?;
+    let jwt = Arc::new(crate::requests::Requests::jwt(tokens.iter()));
+    let bench = Bench { work, options, mongod: &mongod, jwks: &jwks };
+    let pool = bench.calibrate().await?;
+    let (mut hmac, mut tokens) = (Scheme::default(), Scheme::default());
+    let mut body = 0;
+    for round in 1..=options.rounds {
+        eprintln!("  round {round} of {}", options.rounds);
+        let load = Load::hmac(pool).await?;
+        body = load.requests.body_bytes();
+        bench.kinsync(&format!("hmac{round}"), &load, &mut hmac).await?;
+        hmac.baseline.push(bench.baseline(&load).await?);
+        hmac.peer.push(bench.peer(&format!("peer{round}"), &load).await?);
+        hmac.alone.push(bench.kinsync_alone(&format!("alone{round}"), &load).await?);
+        let load = Load { requests: Arc::clone(&jwt), events: Arc::default() };
+        bench.kinsync(&format!("jwt{round}"), &load, &mut tokens).await?;
+        tokens.baseline.push(bench.baseline(&load).await?);
+    }
+    tell_hmac(&hmac, body, options, report);
+    tell_jwt(&tokens, &jwt, options, report);
+    Ok(())
+}
+
+/// What is sent in a turn.
+#[derive(Debug)]
+struct Load {
+    requests: Arc<crate::requests::Requests>,
+    /// Of what they speak, where that is known.
+    events: Arc<Vec<Event>>,
+}
+
+impl Load {
+    async fn hmac(count: usize) -> anyhow::Result<Self> {
+        off_thread(move || {
+            let events = Source::now().traffic(PEOPLE, count);
+            Self {
+                requests: Arc::new(crate::requests::Requests::hmac(SECRET, &events)),
+                events: Arc::new(events),
+            }
+        })
+        .await
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bench<'a> {
+    work: &'a Work,
+    options: &'a Options,
+    mongod: &'a Mongod,
+    jwks: &'a Jwks,
+}
+
+impl Bench<'_> {
+    /// How many distinct requests a turn can use up: as many as the baseline answers.
+    async fn calibrate(&self) -> anyhow::Result<usize> {
+        let load = Load::hmac(10_000).await?;
+        let server = Peer::baseline(self.work).await?;
+        let plan = self.plan(server.address(), &load, true);
+        let rate = load::run(Plan { window: Duration::from_secs(2), ..plan }).await?.rate();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+        Ok((rate * (WARMUP + self.options.window()).as_secs_f64()) as usize)
+    }
+
+    fn plan(&self, to: std::net::SocketAddr, load: &Load, cycle: bool) -> Plan {
+        Plan {
+            to,
+            connections: self.options.connections,
+            requests: Arc::clone(&load.requests),
+            cycle,
+            warmup: WARMUP,
+            window: self.options.window(),
+            pace: Pace::Closed,
+        }
+    }
+
+    async fn kinsync(&self, name: &str, load: &Load, scheme: &mut Scheme) -> anyhow::Result<()> {
+        let settings = Settings { mongodb: Some(self.mongod.uri(name)), domain: Some(self.jwks.domain()) };
+        let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
+        let plan = self.plan(kinsync.address(), load, false);
+        let (outcome, mut turn) = self.turn(plan, kinsync.process()).await?;
+        let (stopped, left) = (Instant::now(), kinsync.metrics().await?.queue_depth()?);
+        let empty = kinsync.drained(PATIENCE).await?;
+        eprintln!("  {left} events were still queued, for {:.1?}", empty - stopped);
+        scheme.drained.push(1.0 - left as f64 / outcome.accepted.max(1) as f64);
+        turn.fail(self.missing(name, EVENTS, outcome.accepted).await?);
+        if !load.events.is_empty() {
+            turn.fail(self.missing(name, USERS, users_of(&outcome, load)).await?);
+        }
+        scheme.kinsync.push(turn);
+        self.forget(name).await
+    }
+
+    /// Kinsync while MongoDB is away: the durable queue alone.
+    async fn kinsync_alone(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
+        let nowhere = format!("mongodb://{}/{name}?replicaSet=rs0", free_address()?);
+        let settings = Settings { mongodb: Some(nowhere), domain: None };
+        let kinsync = Kinsync::start_without_store(self.work, name, &settings).await?;
+        Ok(self.turn(self.plan(kinsync.address(), load, false), kinsync.process()).await?.1)
+    }
+
+    async fn baseline(&self, load: &Load) -> anyhow::Result<Turn> {
+        let server = Peer::baseline(self.work).await?;
+        Ok(self.turn(self.plan(server.address(), load, true), server.process()).await?.1)
+    }
+
+    async fn peer(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
+        let server = Peer::express(self.work, &self.mongod.uri(name)).await?;
+        let plan = self.plan(server.address(), load, false);
+        let (outcome, mut turn) = self.turn(plan, server.process()).await?;
+        turn.fail(self.missing(name, "users", users_of(&outcome, load)).await?);
+        drop(server);
+        self.forget(name).await?;
+        Ok(turn)
+    }
+
+    /// Runs the plan and reads the processor time of everything that takes part.
+    async fn turn(&self, plan: Plan, server: &Process) -> anyhow::Result<(Outcome, Turn)> {
+        let cpu = || anyhow::Ok([server.cpu()?, self.mongod.cpu()?, own_cpu()?]);
+        let (before, start) = (cpu()?, Instant::now());
+        let outcome = load::run(plan).await?;
+        let (after, took) = (cpu()?, start.elapsed());
+        let share = |at: usize| after[at].saturating_sub(before[at]).as_secs_f64() / took.as_secs_f64();
+        let cores =
+            [(server.name().to_owned(), share(0)), ("mongod".into(), share(1)), ("load".into(), share(2))];
+        let turn = Turn::new(&outcome, cores);
+        Ok((outcome, turn))
+    }
+
+    /// What is wrong if the collection has not this many documents.
+    async fn missing(&self, database: &str, collection: &str, expect: u64) -> anyhow::Result<Option<String>> {
+        let documents = self.mongod.database(database).collection::<Document>(collection);
+        let found = documents.count_documents(doc! {}).await?;
+        Ok((found != expect).then(|| format!("{found} of {expect} documents are in `{collection}`")))
+    }
+
+    async fn forget(&self, database: &str) -> anyhow::Result<()> {
+        Ok(self.mongod.database(database).drop().await?)
+    }
+}
+
+/// How many users the accepted requests spoke of.
+fn users_of(outcome: &Outcome, load: &Load) -> u64 {
+    let users: HashSet<_> = outcome.answered.iter().map(|(at, _)| load.events[*at].user).collect();
+    users.len() as u64
+}
+
+fn tell_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Report) {
+    let Scheme { kinsync, alone, baseline, peer, .. } = scheme;
+    let load = format!("HMAC, {body} B, {} connections", options.connections);
+    report.add(baseline.row(&format!("(b) only reads and answers: {load}")));
+    report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)));
+    report.add(peer.row("(c) Express + Mongoose: upsert awaited, then 200"));
+    report.add(alone.row("(a') kinsync with MongoDB away: queue alone"));
+    let why = format!("CPU {}; queue alone (a')/(b) = {:.2}", kinsync.cpu(), alone.over(baseline).median);
+    report.add(kinsync.ratio("HMAC (a)/(b)", baseline).target(Target::AtLeast(0.6)).because(&why));
+    report.add(kinsync.ratio("HMAC (a)/(c)", peer).target(Target::AtLeast(40.0)).because(&why));
+    let (p99, p50) = (kinsync.p99(), peer.p50());
+    let row = Row::new(PART, "p99 of (a), below p50 of (c)", p99, Unit::Millis).target(Target::Below(p50));
+    report.add(row.unless(kinsync.problem().or_else(|| peer.problem())).because(&why));
+}
+
+fn tell_jwt(scheme: &Scheme, requests: &crate::requests::Requests, options: &Options, report: &mut Report) {
+    let Scheme { kinsync, baseline, .. } = scheme;
+    let load = format!("JWT, {} B, {} connections", requests.body_bytes(), options.connections);
+    report.add(
+        baseline.row(&format!("(b) only reads and answers: {load}")).note("the same tokens again and again"),
+    );
+    let tokens = format!("{} distinct tokens, each once", requests.len());
+    report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)).note(tokens));
+    let row = kinsync.ratio("JWT (a)/(b)", baseline).target(Target::AtLeast(0.4));
+    report.add(row.because(format!("CPU {}", kinsync.cpu())));
+}
+
+fn drained(scheme: &Scheme) -> String {
+    let share = series::Spread::of(&scheme.drained).median;
+    format!("drained into MongoDB meanwhile: {:.0} % of the events", share * 100.0)
+}

@@ -1,0 +1,226 @@
+//! From a full queue into MongoDB, beside the raw driver; and what a burst for one user costs.
+//!
+//! Kinsync takes the events while MongoDB is stopped; then MongoDB is started and the queue watched until it is empty.
+//! Afterwards each user in MongoDB must be as its newest event says, and each event must be in the log.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
+
+use crate::cli::Options;
+use crate::events::{Event, Kind, Source};
+use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
+use crate::load::{self, Pace, Plan, off_thread};
+use crate::mongo::Mongod;
+use crate::process::own_cpu;
+use crate::report::{Report, Row, Target, Unit};
+use crate::requests::Requests;
+use crate::work::Work;
+use crate::{oplog, raw};
+
+const PART: &str = "drain";
+const FILL: Duration = Duration::from_mins(10);
+const PATIENCE: Duration = Duration::from_mins(10);
+/// Events of one user in the burst.
+const BURST: usize = 10_000;
+
+/// How a queue was drained.
+#[derive(Debug)]
+pub struct Drained {
+    /// Events per second once the first were through.
+    pub rate: f64,
+    /// From "MongoDB takes writes" until the first events were through: mostly how long kinsync waits between probes.
+    resume: Duration,
+    /// From "MongoDB takes writes" until the queue was empty.
+    whole: Duration,
+    /// User documents written, by the oplog.
+    user_writes: u64,
+    /// Rows of the event log written, by the oplog.
+    log_writes: u64,
+    cores: String,
+    problem: Option<String>,
+}
+
+/// Measures both arrangements and the burst. Returns the sustained rate: that of the shuffled arrangement.
+pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<f64> {
+    let mut mongod = Mongod::start(work, "mongod-drain").await?;
+    report.machine().version("mongod", mongod.version().await?);
+    let mut sustained = f64::NAN;
+    for name in ["shuffled", "bursty"] {
+        let events = Arc::new(arrange(options, name));
+        let drained = drain(work, &mut mongod, name, &events).await?;
+        let layout = raw::Layout::of(&mongod, name).await?;
+        let bare = layout.without_indexes();
+        let same = raw::upsert(&mongod, &format!("raw-{name}"), &events, layout).await?;
+        let least = raw::upsert(&mongod, &format!("raw-bare-{name}"), &events, bare).await?;
+        tell(name, &events, &drained, (same, least), report);
+        if name == "shuffled" {
+            sustained = drained.rate;
+        }
+    }
+    burst(work, &mut mongod, report).await?;
+    Ok(sustained)
+}
+
+/// The rate at which a shuffled queue drains, without the rest.
+pub async fn sustained(work: &Work, options: &Options, mongod: &mut Mongod) -> anyhow::Result<f64> {
+    let drained = drain(work, mongod, "sustained", &Arc::new(arrange(options, "shuffled"))).await?;
+    anyhow::ensure!(drained.problem.is_none(), "the drain went wrong: {:?}", drained.problem);
+    Ok(drained.rate)
+}
+
+fn arrange(options: &Options, name: &str) -> Vec<Event> {
+    let mut events = Source::now().histories(options.events as u64 / 4);
+    if name == "shuffled" {
+        fastrand::Rng::with_seed(1).shuffle(&mut events);
+    }
+    events
+}
+
+async fn drain(
+    work: &Work,
+    mongod: &mut Mongod,
+    name: &str,
+    events: &Arc<Vec<Event>>,
+) -> anyhow::Result<Drained> {
+    let before = oplog::end(mongod).await?;
+    mongod.stop().await?;
+    let settings = Settings { mongodb: Some(mongod.uri(name)), domain: None };
+    let mut kinsync = Kinsync::start_without_store(work, name, &settings).await?;
+    fill(&kinsync, events).await?;
+    let full = kinsync.metrics().await?.queue_depth()?;
+    anyhow::ensure!(full == events.len() as u64, "{full} of {} events are queued", events.len());
+    let busy = [kinsync.process().cpu()?, Duration::ZERO, own_cpu()?];
+    let up = mongod.start_again().await?;
+    let (first, left) = kinsync.below(full, PATIENCE).await?;
+    let empty = if left == 0 { first } else { kinsync.drained(PATIENCE).await? };
+    let busy_then = [kinsync.process().cpu()?, mongod.cpu()?, own_cpu()?];
+    let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / (empty - up).as_secs_f64();
+    let whole = empty - up;
+    // Too few to see the first go through before the last: then from the start.
+    let rate = if left == 0 {
+        full as f64 / whole.as_secs_f64()
+    } else {
+        left as f64 / (empty - first).as_secs_f64()
+    };
+    Ok(Drained {
+        rate,
+        resume: first - up,
+        whole,
+        user_writes: oplog::writes_since(mongod, before, &format!("{name}.{USERS}")).await?,
+        log_writes: oplog::writes_since(mongod, before, &format!("{name}.{EVENTS}")).await?,
+        cores: format!("kinsync {:.2}, mongod {:.2}, bench {:.2}", share(0), share(1), share(2)),
+        problem: check(mongod, name, events).await?,
+    })
+}
+
+/// Delivers all events. Every one must be answered 200.
+async fn fill(kinsync: &Kinsync, events: &Arc<Vec<Event>>) -> anyhow::Result<()> {
+    let events = Arc::clone(events);
+    let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, events.iter()))).await?;
+    let plan = Plan {
+        to: kinsync.address(),
+        connections: 64,
+        requests,
+        cycle: false,
+        warmup: Duration::ZERO,
+        window: FILL,
+        pace: Pace::Closed,
+    };
+    let start = Instant::now();
+    let outcome = load::run(plan).await?;
+    eprintln!("  {} events were taken in {:.1?}", outcome.accepted, start.elapsed());
+    anyhow::ensure!(
+        outcome.problem().is_none(),
+        "filling the queue: {}",
+        outcome.problem().unwrap_or_default()
+    );
+    Ok(())
+}
+
+/// What is wrong if MongoDB does not say what the events say.
+async fn check(mongod: &Mongod, name: &str, events: &[Event]) -> anyhow::Result<Option<String>> {
+    let database = mongod.database(name);
+    let logged = database.collection::<Document>(EVENTS).count_documents(doc! {}).await?;
+    if logged != events.len() as u64 {
+        return Ok(Some(format!("{logged} of {} events are in the log", events.len())));
+    }
+    let mut newest = HashMap::new();
+    for event in events.iter().filter(|event| event.kind != Kind::Authenticated) {
+        let known = newest.entry(event.user_id()).or_insert(event);
+        if event.at > known.at {
+            *known = event;
+        }
+    }
+    let mut rows = database.collection::<Document>(USERS).find(doc! {}).await?;
+    let mut right = 0;
+    while let Some(row) = rows.try_next().await? {
+        let expect = newest.get(row.get_str("kindeId")?).map(|event| event.last_name.as_str());
+        right += usize::from(row.get_str("lastName").ok() == expect);
+    }
+    Ok((right != newest.len()).then(|| format!("{right} of {} users are as they should be", newest.len())))
+}
+
+fn tell(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report: &mut Report) {
+    let Drained { rate, resume, whole, user_writes, log_writes, cores, problem } = drained;
+    let (same, least) = raw;
+    let count = events.len() as f64;
+    let seconds = count / rate;
+    let writes = (user_writes + log_writes) as f64;
+    let documents = writes / seconds;
+    let row = Row::new(PART, format!("{name}: events drained"), *rate, Unit::PerSecond);
+    let spent = format!(
+        "{whole:.1?} from MongoDB's first write to an empty queue, {resume:.1?} of it before the first event"
+    );
+    report.add(row.note(spent).note(format!("cores: {cores}")).unless(problem.clone()));
+    let row = Row::new(PART, format!("{name}: documents written"), documents, Unit::PerSecond);
+    report.add(row.note(format!(
+        "{user_writes} user documents ({:.0}/s), {log_writes} log rows",
+        *user_writes as f64 / seconds
+    )));
+    let row = Row::new(PART, format!("{name}: raw driver, the same upserts"), same, Unit::PerSecond);
+    report.add(
+        row.note(format!("same indexes and document size; with the index on kindeId alone {least:.0}/s")),
+    );
+    let why = format!(
+        "each event is also a row of the log: kinsync writes {:.2} documents per event",
+        writes / count
+    );
+    let row = Row::new(PART, format!("{name}: events drained / raw upserts"), rate / same, Unit::Ratio);
+    let whole_ratio = format!("with the wait for the first event {:.2}x", count / whole.as_secs_f64() / same);
+    let row = row.target(Target::AtLeast(0.7)).note(whole_ratio);
+    report.add(
+        row.note(format!("documents written / raw upserts {:.2}x", documents / same))
+            .because(why)
+            .unless(problem.clone()),
+    );
+}
+
+/// Many events of one user: queued while MongoDB is away, and sent while it is there.
+async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow::Result<()> {
+    let events = |count: usize| {
+        let mut source = Source::now();
+        Arc::new((0..count).map(|_| source.event(1, Kind::Updated)).collect::<Vec<_>>())
+    };
+    let drained = drain(work, mongod, "burst-queued", &events(BURST)).await?;
+    let what = format!("{BURST} queued events of one user: writes of the user");
+    let row = Row::new(PART, what, drained.user_writes as f64, Unit::Count).target(Target::Below(10.0));
+    report.add(row.note("by the oplog; one for each claimed batch").unless(drained.problem));
+
+    let name = "burst-live";
+    let before = oplog::end(mongod).await?;
+    let settings = Settings { mongodb: Some(mongod.uri(name)), domain: None };
+    let mut kinsync = Kinsync::start(work, name, &settings).await?;
+    let events = events(BURST);
+    fill(&kinsync, &events).await?;
+    kinsync.drained(PATIENCE).await?;
+    let writes = oplog::writes_since(mongod, before, &format!("{name}.{USERS}")).await?;
+    let row = Row::new(PART, "the same, sent while MongoDB is up", writes as f64, Unit::Count);
+    report.add(
+        row.note("batches are as small as the load lets them be").unless(check(mongod, name, &events).await?),
+    );
+    Ok(())
+}

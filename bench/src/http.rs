@@ -1,0 +1,116 @@
+//! As much of HTTP/1.1 as the bench needs, on bare sockets: the load must cost less than what it loads.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// Longest wait for one answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+const BUFFER: usize = 64 * 1024;
+
+/// A connection that is kept alive, for one request at a time.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects.
+    pub async fn open(to: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(to).await?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, buffer: vec![0; BUFFER] })
+    }
+
+    /// Sends a request as it stands and reads the whole answer. Returns its status. No time limit.
+    pub async fn send(&mut self, request: &[u8]) -> io::Result<u16> {
+        self.stream.write_all(request).await?;
+        let mut filled = 0;
+        loop {
+            let count = self.stream.read(&mut self.buffer[filled..]).await?;
+            if count == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+            filled += count;
+            if let Some(answer) = parse(&self.buffer[..filled])? {
+                return if answer.length == filled {
+                    Ok(answer.status)
+                } else {
+                    Err(bad("more than one answer"))
+                };
+            }
+            if filled == BUFFER {
+                return Err(bad("the answer is longer than the buffer"));
+            }
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Answer {
+    status: u16,
+    length: usize,
+}
+
+/// `None` while the answer is not complete.
+fn parse(bytes: &[u8]) -> io::Result<Option<Answer>> {
+    let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+    let head = std::str::from_utf8(&bytes[..head_end]).map_err(|_| bad("the head is not text"))?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
+    let status = status.ok_or_else(|| bad("no status"))?;
+    let mut body = None;
+    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+        if name.eq_ignore_ascii_case("content-length") {
+            body = value.trim().parse::<usize>().ok();
+        }
+    }
+    let body = body.ok_or_else(|| bad("no content-length, and chunks are not understood"))?;
+    let length = head_end + 4 + body;
+    Ok((bytes.len() >= length).then_some(Answer { status, length }))
+}
+
+fn bad(problem: &'static str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, problem)
+}
+
+/// Gets a page on a connection of its own.
+pub async fn get(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    timeout(PATIENCE, get_without_limit(to, path)).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
+}
+
+async fn get_without_limit(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(to).await?;
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {to}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("the answer is not text"))?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| bad("no head"))?;
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad("no status"))?;
+    Ok((status, body.to_owned()))
+}
+
+/// Whether the server says that it is ready.
+pub async fn is_ready(to: SocketAddr) -> io::Result<bool> {
+    Ok(get(to, "/health/ready").await?.0 == 200)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_complete_with_the_last_byte_of_its_body() {
+        let text = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+        for end in 0..text.len() {
+            assert_eq!(parse(&text[..end]).unwrap(), None);
+        }
+        assert_eq!(parse(text).unwrap(), Some(Answer { status: 200, length: text.len() }));
+    }
+}

@@ -1,0 +1,133 @@
+//! A tenant's key, tokens signed with it in advance, and the endpoint that serves the public half.
+//!
+//! An RSA signature costs about half a millisecond, and a token that comes twice is a duplicate, which is cheaper than
+//! a new one. So distinct tokens are made before the measurement, on all cores, and kept for the next run together with
+//! their key; each run gives them to a kinsync that knows none of them.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread;
+
+use anyhow::{Context as _, anyhow};
+use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
+use axum::routing::get;
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::events::Source;
+use crate::load::off_thread;
+
+/// Colon-separated, as Kinde's are.
+const KID: &str = "4c:fa:9e:d6:47:23:b7:39:c7:8f:97:28:45:a1:84:35";
+/// Users that the tokens speak of.
+const USERS: u64 = 50_000;
+
+/// A key and tokens signed with it.
+#[derive(Debug)]
+pub struct Tokens {
+    key: Vec<u8>,
+    tokens: Vec<String>,
+}
+
+impl Tokens {
+    /// Takes `count` tokens from the cache, or makes them anew.
+    pub async fn prepare(cache: &Path, count: usize) -> anyhow::Result<Self> {
+        let (key_file, token_file) = (cache.join("tenant-key.der"), cache.join("tokens.txt"));
+        if let Ok((key, text)) =
+            fs::read(&key_file).and_then(|key| Ok((key, fs::read_to_string(&token_file)?)))
+        {
+            let tokens: Vec<_> = text.lines().take(count).map(str::to_owned).collect();
+            if tokens.len() == count {
+                return Ok(Self { key, tokens });
+            }
+        }
+        eprintln!("  signing {count} tokens, once; they are kept in {}", token_file.display());
+        let made = off_thread(move || sign_all(count)).await??;
+        // The key last: tokens without their key are never taken.
+        let _ = fs::remove_file(&key_file);
+        fs::write(&token_file, made.tokens.join("\n"))?;
+        fs::write(&key_file, &made.key)?;
+        Ok(made)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.tokens.iter().map(String::as_str)
+    }
+
+    fn jwks(&self) -> anyhow::Result<Value> {
+        let key =
+            KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the kept key is broken: {error}"))?;
+        let public = key.public_key();
+        let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let n = text(public.modulus().big_endian_without_leading_zero());
+        let e = text(public.exponent().big_endian_without_leading_zero());
+        Ok(json!({ "keys": [{ "kty": "RSA", "use": "sig", "alg": "RS256", "kid": KID, "n": n, "e": e }] }))
+    }
+}
+
+fn sign_all(count: usize) -> anyhow::Result<Tokens> {
+    let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("making an RSA key failed"))?;
+    let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| anyhow!("writing the RSA key failed"))?;
+    let events = Source::now().traffic(USERS, count);
+    let share = count.div_ceil(thread::available_parallelism()?.get()).max(1);
+    let tokens = thread::scope(|scope| {
+        let parts: Vec<_> = events
+            .chunks(share)
+            .map(|part| {
+                scope.spawn(|| {
+                    part.iter().map(|event| sign(&key, &event.payload())).collect::<Result<Vec<_>, _>>()
+                })
+            })
+            .collect();
+        let joined =
+            parts.into_iter().map(|part| part.join().map_err(|_| anyhow!("a signing thread panicked"))?);
+        joined.collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    Ok(Tokens { key: der.as_ref().to_vec(), tokens: tokens.concat() })
+}
+
+fn sign(key: &KeyPair, payload: &str) -> anyhow::Result<String> {
+    let header = format!(r#"{{"alg":"RS256","kid":"{KID}","typ":"JWT"}}"#);
+    let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+    let mut signature = vec![0; key.public_modulus_len()];
+    key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature)
+        .map_err(|_| anyhow!("signing failed"))?;
+    Ok(format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature)))
+}
+
+/// Serves the public key until dropped.
+#[derive(Debug)]
+pub struct Jwks {
+    address: SocketAddr,
+    _server: JoinSet<std::io::Result<()>>,
+}
+
+impl Jwks {
+    /// Listens on a port of its own.
+    pub async fn serve(tokens: &Tokens) -> anyhow::Result<Self> {
+        let document = tokens.jwks()?;
+        let answer = move || async move { Json(document) };
+        let router = Router::new()
+            .route("/.well-known/jwks.json", get(answer.clone()))
+            .route("/.well-known/jwks", get(answer));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.context("listening for the JWKS")?;
+        let address = listener.local_addr()?;
+        let mut server = JoinSet::new();
+        server.spawn(axum::serve(listener, router).into_future());
+        Ok(Self { address, _server: server })
+    }
+
+    /// The setting `KINDE_DOMAIN`.
+    pub fn domain(&self) -> String {
+        format!("http://{}", self.address)
+    }
+}

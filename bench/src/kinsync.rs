@@ -1,0 +1,113 @@
+//! The real kinsync, run as an operator runs it: settings in the environment, a data folder of its own.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::http;
+use crate::metrics::Samples;
+use crate::process::{Process, wait_until};
+use crate::work::{Work, free_address};
+
+/// The webhook secret that deliveries are signed with.
+pub const SECRET: &str = "bench-webhook-secret-0123456789abcdef";
+/// The collection of users, by kinsync's default.
+pub const USERS: &str = "users";
+/// The collection of the event log, by kinsync's default.
+pub const EVENTS: &str = "user_events";
+
+const START: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+
+/// What differs between runs.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// `MONGODB_URI`; without it the store is the embedded one.
+    pub mongodb: Option<String>,
+    /// `KINDE_DOMAIN`; without it webhooks that are JWTs are refused.
+    pub domain: Option<String>,
+}
+
+/// A running kinsync.
+#[derive(Debug)]
+pub struct Kinsync {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Kinsync {
+    /// Starts one with an empty data folder and waits until it is ready.
+    pub async fn start(work: &Work, name: &str, settings: &Settings) -> anyhow::Result<Self> {
+        Self::start_until(work, name, settings, "/health/ready").await
+    }
+
+    /// The same, but waits only until it lives: for one whose MongoDB is away.
+    pub async fn start_without_store(work: &Work, name: &str, settings: &Settings) -> anyhow::Result<Self> {
+        Self::start_until(work, name, settings, "/health/live").await
+    }
+
+    async fn start_until(work: &Work, name: &str, settings: &Settings, page: &str) -> anyhow::Result<Self> {
+        let (command, log, address) = prepare(work, name, settings)?;
+        let mut process = Process::start("kinsync", &command, &log)?;
+        let ready = || async move { Ok(http::get(address, page).await?.0 == 200) };
+        wait_until(&mut process, START, ready).await?;
+        Ok(Self { process, address })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its metrics now.
+    pub async fn metrics(&self) -> anyhow::Result<Samples> {
+        Samples::of(self.address).await
+    }
+
+    /// Waits until the queue is below `depth`. Returns when that was seen, and the depth.
+    pub async fn below(&mut self, depth: u64, patience: Duration) -> anyhow::Result<(Instant, u64)> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let now = self.metrics().await?.queue_depth()?;
+            if now < depth {
+                return Ok((Instant::now(), now));
+            }
+            self.process.check()?;
+            anyhow::ensure!(Instant::now() < deadline, "{now} entries are still queued after {patience:?}");
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until the queue is empty. Returns when that was seen.
+    pub async fn drained(&mut self, patience: Duration) -> anyhow::Result<Instant> {
+        Ok(self.below(1, patience).await?.0)
+    }
+}
+
+/// The command for a kinsync that was not there before, its log, and where it will listen.
+pub fn prepare(
+    work: &Work,
+    name: &str,
+    settings: &Settings,
+) -> anyhow::Result<(Command, PathBuf, SocketAddr)> {
+    let folder = work.folder(name)?;
+    let address = free_address()?;
+    let mut command = Command::new(work.kinsync()?);
+    command.arg("serve");
+    command.env("KINDE_WEBHOOK_SECRET", SECRET);
+    command.env("KINSYNC_ADMIN_TOKEN", "bench-admin-token-0123456789abcdef");
+    command.env("KINSYNC_DATA_DIR", folder.join("data"));
+    command.env("PORT", address.port().to_string());
+    for (name, value) in [("MONGODB_URI", &settings.mongodb), ("KINDE_DOMAIN", &settings.domain)] {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    Ok((command, folder.join("kinsync.log"), address))
+}

@@ -1,0 +1,193 @@
+//! From the 200 to visible in MongoDB, at half the speed at which a queue drains.
+//!
+//! Seen from outside: one event in twenty is a probe, an update of a user of its own, and a change stream on the users
+//! shows when its last name has changed. What kinsync says of itself stands beside it. The load is an open loop.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bson::{Document, doc};
+use futures_util::StreamExt as _;
+use mongodb::change_stream::ChangeStream;
+use tokio::time::{sleep_until, timeout_at};
+
+use crate::cli::Options;
+use crate::drain;
+use crate::events::{Event, Kind, Source};
+use crate::kinsync::{Kinsync, SECRET, Settings, USERS};
+use crate::load::{self, Pace, Plan, histogram, off_thread};
+use crate::mongo::Mongod;
+use crate::process::own_cpu;
+use crate::report::{Report, Row, Target, Unit};
+use crate::requests::Requests;
+use crate::work::Work;
+
+const PART: &str = "lag";
+const NAME: &str = "lag";
+const WARMUP: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_mins(2);
+/// How long after the load a probe may still appear.
+const LATEST: Duration = Duration::from_secs(30);
+/// One event in so many is a probe.
+const PROBE_EVERY: usize = 20;
+const PROBE: &str = "probe-";
+/// Users that are no probes. Theirs are the numbers below.
+const PEOPLE: u64 = 50_000;
+
+/// Measures; `drained` is the rate of the drain, if it was measured already.
+pub async fn measure(
+    work: &Work,
+    options: &Options,
+    drained: Option<f64>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut mongod = Mongod::start(work, "mongod-lag").await?;
+    report.machine().version("mongod", mongod.version().await?);
+    let sustained = match drained.filter(|rate| rate.is_finite()) {
+        Some(rate) => rate,
+        None => drain::sustained(work, options, &mut mongod).await?,
+    };
+    let rate = sustained / 2.0;
+    let seconds = (WARMUP + options.window()).as_secs_f64();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    let count = (rate * seconds) as usize;
+    let settings = Settings { mongodb: Some(mongod.uri(NAME)), domain: None };
+    let mut kinsync = Kinsync::start(work, NAME, &settings).await?;
+
+    let mut source = Source::now();
+    introduce(&mut kinsync, options, &mut source, count.div_ceil(PROBE_EVERY)).await?;
+    let events = mix(&mut source, count);
+    let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, &events))).await?;
+    let stream = watch(&mongod).await?;
+    let load_ends = Instant::now() + WARMUP + options.window();
+    let plan = plan(&kinsync, options, requests, Pace::Open(rate));
+    let before = kinsync.metrics().await?;
+    let cpu = || anyhow::Ok([kinsync.process().cpu()?, mongod.cpu()?, own_cpu()?]);
+    let busy = cpu()?;
+    let (outcome, seen) =
+        tokio::join!(load::run(plan), appearances(stream, count.div_ceil(PROBE_EVERY), load_ends + LATEST));
+    let (outcome, seen) = (outcome?, seen?);
+    let busy_then = cpu()?;
+    sleep_until((Instant::now() + Duration::from_millis(100)).into()).await;
+    let own = kinsync.metrics().await?.lag_p99_since(&before);
+    let memory = kinsync.process().memory()?;
+
+    let (mut lag, mut unseen) = (histogram(), 0_u64);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    let first_measured = (rate * WARMUP.as_secs_f64()) as usize;
+    for (at, answered) in outcome.answered.iter().filter(|(at, _)| at % PROBE_EVERY == 0) {
+        match seen.get(&(at / PROBE_EVERY)) {
+            None => unseen += 1,
+            Some(_) if *at < first_measured => {}
+            Some(seen) => {
+                let micros = seen.saturating_duration_since(*answered).as_micros();
+                lag.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
+            }
+        }
+    }
+    let invisible =
+        (unseen > 0).then(|| format!("{unseen} probes were answered 200 and not seen in {LATEST:?}"));
+    let starved = (lag.is_empty()).then(|| "no probe was seen".to_owned());
+    let problem = outcome.problem().or(invisible).or(starved);
+    let millis = |quantile: f64| lag.value_at_quantile(quantile) as f64 / 1000.0;
+    let took = seconds;
+    let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / took;
+    let cores = format!("cores: kinsync {:.2}, mongod {:.2}, bench {:.2}", share(0), share(1), share(2));
+    let http = |quantile: f64| outcome.latency.value_at_quantile(quantile) as f64 / 1000.0;
+
+    let offered = Row::new(PART, "offered: half of the drain", rate, Unit::PerSecond);
+    let answers = format!(
+        "answered {:.0}/s, p50 {:.2}, p99 {:.2} ms from when each was due",
+        outcome.rate(),
+        http(0.5),
+        http(0.99)
+    );
+    report.add(offered.note(answers).note(&cores).unless(outcome.problem()));
+    let spread =
+        format!("{} probes; p50 {:.1}, max {:.1} ms", lag.len(), millis(0.5), lag.max() as f64 / 1000.0);
+    let own = own.map_or_else(
+        || "kinsync's own histogram says nothing".to_owned(),
+        |own| format!("kinsync's own histogram: p99 ≤ {:.0} ms", own * 1000.0),
+    );
+    let row = Row::new(PART, "p99 from the 200 to visible", millis(0.99), Unit::Millis)
+        .target(Target::Below(100.0));
+    report.add(row.note(spread).note(own).because(cores).unless(problem));
+    report.add(crate::footprint::memory_row("peak memory, at half the speed of the drain", memory));
+    Ok(())
+}
+
+fn plan(kinsync: &Kinsync, options: &Options, requests: Arc<Requests>, pace: Pace) -> Plan {
+    Plan {
+        to: kinsync.address(),
+        connections: options.connections,
+        requests,
+        cycle: false,
+        warmup: WARMUP,
+        window: options.window(),
+        pace,
+    }
+}
+
+/// Makes the users that are to be probed, so that a probe is an update.
+async fn introduce(
+    kinsync: &mut Kinsync,
+    options: &Options,
+    source: &mut Source,
+    probes: usize,
+) -> anyhow::Result<()> {
+    let events: Vec<_> =
+        (0..probes).map(|probe| source.event(PEOPLE + probe as u64, Kind::Created)).collect();
+    let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, &events))).await?;
+    let plan =
+        Plan { warmup: Duration::ZERO, window: PATIENCE, ..plan(kinsync, options, requests, Pace::Closed) };
+    let problem = load::run(plan).await?.problem();
+    anyhow::ensure!(problem.is_none(), "making the users: {}", problem.unwrap_or_default());
+    kinsync.drained(PATIENCE).await?;
+    Ok(())
+}
+
+/// Ordinary traffic with a probe at each place that `PROBE_EVERY` divides.
+fn mix(source: &mut Source, count: usize) -> Vec<Event> {
+    let mut events = source.traffic(PEOPLE, count);
+    for (probe, event) in events.iter_mut().step_by(PROBE_EVERY).enumerate() {
+        event.user = PEOPLE + probe as u64;
+        event.kind = Kind::Updated;
+        event.last_name = format!("{PROBE}{probe}");
+    }
+    events
+}
+
+/// A change stream of nothing but probes, filtered by the server. By `updateDescription` or, should the document be
+/// written as a whole, by `fullDocument`.
+async fn watch(mongod: &Mongod) -> anyhow::Result<ChangeStream<Document>> {
+    let is_probe = doc! { "$regex": format!("^{PROBE}") };
+    let pipeline = [
+        doc! { "$match": { "$or": [
+            { "updateDescription.updatedFields.lastName": is_probe.clone() },
+            { "fullDocument.lastName": is_probe },
+        ] } },
+        doc! { "$project": { "name": { "$ifNull": ["$updateDescription.updatedFields.lastName", "$fullDocument.lastName"] } } },
+    ];
+    let users = mongod.database(NAME).collection::<Document>(USERS);
+    let stream = users.watch().pipeline(pipeline).await.context("watching the users")?;
+    Ok(stream.with_type())
+}
+
+/// When each probe was seen. Ends when all were, or at the deadline.
+async fn appearances(
+    mut stream: ChangeStream<Document>,
+    expect: usize,
+    deadline: Instant,
+) -> anyhow::Result<HashMap<usize, Instant>> {
+    let mut seen = HashMap::new();
+    while seen.len() < expect {
+        let Ok(Some(change)) = timeout_at(deadline.into(), stream.next()).await else { break };
+        let now = Instant::now();
+        if let Some(probe) = change?.get_str("name").ok().and_then(|name| name.strip_prefix(PROBE)) {
+            seen.entry(probe.parse()?).or_insert(now);
+        }
+    }
+    Ok(seen)
+}

@@ -1,0 +1,59 @@
+//! The servers that kinsync is compared with.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::http;
+use crate::kinsync::SECRET;
+use crate::process::{Process, wait_until};
+use crate::work::{Work, free_address, on_path};
+
+const START: Duration = Duration::from_secs(30);
+
+/// A server that takes deliveries at /api/webhook.
+#[derive(Debug)]
+pub struct Peer {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Peer {
+    /// The baseline: this same program, in a process of its own.
+    pub async fn baseline(work: &Work) -> anyhow::Result<Self> {
+        let address = free_address()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["baseline", "--port", &address.port().to_string()]);
+        Self::start(work, "baseline", &command, address).await
+    }
+
+    /// Express and Mongoose, on a database of the same mongod.
+    pub async fn express(work: &Work, mongodb: &str) -> anyhow::Result<Self> {
+        let folder = work.root().join("bench/peers/express-mongoose");
+        anyhow::ensure!(folder.join("node_modules/express").is_dir(), "run `npm ci` in {}", folder.display());
+        let address = free_address()?;
+        let mut command = Command::new(on_path("node").context("no node: run .ci/install")?);
+        command.arg(folder.join("server.js"));
+        command.env("NODE_ENV", "production").env("PORT", address.port().to_string());
+        command.env("KINDE_WEBHOOK_SECRET", SECRET).env("MONGODB_URI", mongodb);
+        Self::start(work, "express", &command, address).await
+    }
+
+    async fn start(work: &Work, name: &str, command: &Command, address: SocketAddr) -> anyhow::Result<Self> {
+        let mut process = Process::start(name, command, &work.path().join(format!("{name}.log")))?;
+        wait_until(&mut process, START, || http::is_ready(address)).await?;
+        Ok(Self { process, address })
+    }
+
+    /// Its process.
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}

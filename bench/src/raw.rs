@@ -1,0 +1,112 @@
+//! What the driver alone reaches: the same upserts, 1000 to a command, two commands in flight, majority.
+//!
+//! The commands are made before the clock starts, so this is the upper bound for any program on this mongod.
+
+use std::time::Instant;
+
+use anyhow::Context as _;
+use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use mongodb::{Database, IndexModel};
+
+use crate::events::Event;
+use crate::kinsync::USERS;
+use crate::mongo::Mongod;
+
+const STATEMENTS: usize = 1000;
+const IN_FLIGHT: usize = 2;
+const DUPLICATE_KEY: i32 = 11000;
+/// Names, types and lengths around the padding.
+const OVERHEAD: usize = 48;
+
+/// How kinsync keeps users: its indexes, and the size of its documents.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    indexes: Vec<IndexModel>,
+    bytes: usize,
+}
+
+impl Layout {
+    /// That of the users in this database.
+    pub async fn of(mongod: &Mongod, database: &str) -> anyhow::Result<Self> {
+        let users = mongod.database(database).collection::<Document>(USERS);
+        let indexes: Vec<_> = users.list_indexes().await?.try_collect().await?;
+        let indexes =
+            indexes.into_iter().filter(|index: &IndexModel| !index.keys.contains_key("_id")).collect();
+        let stats = [doc! { "$collStats": { "storageStats": {} } }];
+        let stats = users.aggregate(stats).await?.try_next().await?.context("there are no users")?;
+        let bytes = stats.get_document("storageStats")?.get_i32("avgObjSize")?;
+        Ok(Self { indexes, bytes: usize::try_from(bytes)? })
+    }
+
+    /// The same documents with the one index that an upsert by Kinde id needs.
+    pub fn without_indexes(&self) -> Self {
+        let needed = |index: &&IndexModel| index.keys.contains_key("kindeId");
+        Self { indexes: self.indexes.iter().filter(needed).cloned().collect(), bytes: self.bytes }
+    }
+}
+
+/// Upserts all events. Returns upserts per second.
+pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layout) -> anyhow::Result<f64> {
+    let database = mongod.database(name);
+    if !layout.indexes.is_empty() {
+        database.collection::<Document>(USERS).create_indexes(layout.indexes).await?;
+    }
+    let statements =
+        |part: &[Event]| part.iter().map(|event| statement(event, layout.bytes)).collect::<Vec<_>>();
+    let batches: Vec<_> = events.chunks(STATEMENTS).map(statements).collect();
+    let commands: Vec<_> = batches.iter().map(|batch| command(batch)).collect();
+    let start = Instant::now();
+    let work = commands.into_iter().zip(&batches).map(|(command, batch)| apply(&database, command, batch));
+    stream::iter(work).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
+    let took = start.elapsed();
+    let users = database.collection::<Document>(USERS).count_documents(doc! {}).await?;
+    anyhow::ensure!(users > 0, "the raw driver wrote nothing");
+    database.drop().await?;
+    Ok(events.len() as f64 / took.as_secs_f64())
+}
+
+fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {
+    let id = event.user_id();
+    let mut set = event.fields();
+    // Where kinsync keeps versions; a sign-in changes only little of them.
+    let padding = bytes.saturating_sub(set.as_bytes().len() + id.len() + OVERHEAD);
+    if event.kind != crate::events::Kind::Authenticated {
+        let text: String = event.id().chars().cycle().take(padding).collect();
+        set.append(bson::cstr!("kinsync"), text);
+    }
+    rawdoc! { "q": { "kindeId": id }, "u": { "$set": set }, "upsert": true }
+}
+
+fn command(statements: &[RawDocumentBuf]) -> RawDocumentBuf {
+    let mut updates = RawArrayBuf::new();
+    for statement in statements {
+        updates.push(statement.clone());
+    }
+    rawdoc! { "update": USERS, "updates": updates, "ordered": false, "writeConcern": { "w": "majority" } }
+}
+
+/// Sends a command; statements that lost the race to insert their user are sent again, as any program would.
+async fn apply(
+    database: &Database,
+    command_: RawDocumentBuf,
+    statements: &[RawDocumentBuf],
+) -> anyhow::Result<()> {
+    let mut lost = again(&database.run_raw_command(command_).await?, statements)?;
+    while !lost.is_empty() {
+        lost = again(&database.run_raw_command(command(&lost)).await?, &lost)?;
+    }
+    Ok(())
+}
+
+/// Which statements to send again.
+fn again(answer: &Document, statements: &[RawDocumentBuf]) -> anyhow::Result<Vec<RawDocumentBuf>> {
+    anyhow::ensure!(!answer.contains_key("writeConcernError"), "the raw driver: {answer}");
+    let Ok(errors) = answer.get_array("writeErrors") else { return Ok(Vec::new()) };
+    let one = |error: &bson::Bson| {
+        let error = error.as_document().context("an error is a document")?;
+        anyhow::ensure!(error.get_i32("code")? == DUPLICATE_KEY, "the raw driver: {error}");
+        Ok(statements[usize::try_from(error.get_i32("index")?)?].clone())
+    };
+    errors.iter().map(one).collect()
+}
