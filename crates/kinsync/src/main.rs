@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The binary `kinsync`. Everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kinsync::cli::run()
+}

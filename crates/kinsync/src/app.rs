@@ -1,0 +1,128 @@
+//! The composition: everything is made, started and stopped here, and nowhere else.
+//!
+//! Deliveries are accepted as soon as the queue is open. `MongoDB` may be down then: its indexes are made, and the
+//! projector begins, when it answers. Stopping goes the other way round: no new connections, answers for what is in
+//! flight, the projector's batch, the queue.
+
+mod parts;
+mod start;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use kinsync_engine::{
+    queue::{self, embedded::EmbeddedQueue},
+    store,
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::parts::{AdminToken, Parts};
+use crate::config::Config;
+
+/// Why the app did not start, or cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The queue cannot be used.
+    #[error("cannot open the queue")]
+    Queue(#[source] Arc<queue::Error>),
+    /// The store cannot be used, and waiting does not help.
+    #[error("cannot use the store")]
+    Store(#[source] Arc<store::Error>),
+    /// The secrets cannot be used.
+    #[error("cannot use KINDE_WEBHOOK_SECRET")]
+    Verifier(#[source] kinde::webhook::ConfigError),
+    /// The tenant's keys cannot be asked for.
+    #[error("cannot use KINDE_DOMAIN")]
+    Jwks(#[source] Arc<kinde::jwks::ConfigError>),
+    /// The address is taken or is not one of this machine.
+    #[error("cannot listen on {address}: choose another PORT or KINSYNC_BIND")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
+    /// A part ended that never should.
+    #[error("the {part} ended unexpectedly; the log says more, and nothing that was accepted is lost")]
+    Ended {
+        /// Which.
+        part: &'static str,
+    },
+}
+
+/// A running kinsync. Dropping it stops nothing: call [`App::stop`].
+#[derive(Debug)]
+pub struct App {
+    parts: Arc<Parts>,
+    queue: Arc<EmbeddedQueue>,
+    address: SocketAddr,
+    operation_address: Option<SocketAddr>,
+    servers: TaskTracker,
+    workers: TaskTracker,
+    stop_servers: CancellationToken,
+    stop_workers: CancellationToken,
+    failure: watch::Receiver<Option<Error>>,
+}
+
+/// How an app ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// Everything in flight was finished.
+    Clean,
+    /// The grace was over first. What was accepted is in the queue.
+    Cut,
+}
+
+impl App {
+    /// Opens everything and listens. Deliveries are accepted when this returns.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        start::start(config).await
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where health and metrics are, if not beside the rest.
+    pub fn operation_addr(&self) -> Option<SocketAddr> {
+        self.operation_address
+    }
+
+    /// What it is made of, for tests and for those who embed it.
+    pub fn parts(&self) -> &Arc<Parts> {
+        &self.parts
+    }
+
+    /// Waits until the app cannot go on. Cancel safe; pending for as long as all is well.
+    pub async fn failed(&self) -> Error {
+        let mut failure = self.failure.clone();
+        match failure.wait_for(Option::is_some).await {
+            Ok(found) => found.clone().expect("just waited for it"),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Stops accepting, finishes what is in flight, closes the queue; all within the grace.
+    pub async fn stop(self) -> Stopped {
+        let grace = self.parts.config.http.shutdown_grace;
+        if tokio::time::timeout(grace, self.finish()).await.is_ok() {
+            tracing::info!("stopped");
+            return Stopped::Clean;
+        }
+        tracing::warn!("the grace is over; what was accepted is in the queue and is done after a restart");
+        Stopped::Cut
+    }
+
+    async fn finish(self) {
+        tracing::info!("stopping: no new connections, finishing what is in flight");
+        self.stop_servers.cancel();
+        self.servers.close();
+        self.servers.wait().await;
+        self.stop_workers.cancel();
+        self.workers.close();
+        self.workers.wait().await;
+        self.queue.close().await;
+    }
+}

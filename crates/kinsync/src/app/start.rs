@@ -1,0 +1,318 @@
+//! How an app begins: queue, verifier, store, sockets; then what runs beside the requests.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kinde::{Jwks, jwks, webhook::Verifier};
+use kinsync_engine::{
+    breaker::Breaker,
+    clock::Clock,
+    projector::Projector,
+    queue::{
+        Queue,
+        embedded::{self as embedded_queue, EmbeddedQueue},
+    },
+    store::{
+        self, Store,
+        embedded::EmbeddedStore,
+        mongo::{self, MongoStore},
+    },
+};
+use kinsync_tower::{WebhookService, webhook};
+use secrecy::ExposeSecret;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{AdminToken, App, Error, Parts};
+use crate::{
+    config::{self, Config, rules::closed_doors},
+    http::{
+        router,
+        server::{Bounds, Server},
+    },
+    metrics,
+};
+
+/// The first pause before the store is prepared again; it doubles up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
+const KEYS_PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) async fn start(config: Config) -> Result<App, Error> {
+    let metrics = metrics::recorder();
+    let clock = Clock::system();
+    let queue = open_queue(&config, clock.clone()).await?;
+    let jwks = key_set(&config)?;
+    let verifier = verifier(&config, jwks.clone())?;
+    let opened = open_store(&config).await?;
+    let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
+    let shared: Arc<dyn Queue> = Arc::clone(&queue) as Arc<dyn Queue>;
+    let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
+    let first = matches!(opened, Opened::Mongo(_)).then(|| "not asked yet".to_owned());
+    let (prepared, unprepared) = watch::channel(first);
+    let parts = Arc::new(Parts {
+        admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
+        activity: service.activity(),
+        store: opened.store(),
+        store_kind: opened.kind(),
+        started: Instant::now(),
+        config,
+        queue: shared,
+        breaker,
+        clock,
+        verifier,
+        jwks,
+        metrics,
+        unprepared,
+    });
+    let (failed, failure) = watch::channel(None);
+    let running = Running::new(failed);
+    let (address, operation_address) = running.listen(&parts, service).await?;
+    running.work(&parts, opened, prepared);
+    announce(&parts.config, address);
+    Ok(App {
+        parts,
+        queue,
+        address,
+        operation_address,
+        servers: running.servers,
+        workers: running.workers,
+        stop_servers: running.stop_servers,
+        stop_workers: running.stop_workers,
+        failure,
+    })
+}
+
+async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<EmbeddedQueue>, Error> {
+    let config::QueueKind::Embedded = config.queue.kind;
+    let bounds = embedded_queue::Config {
+        max_entries: config.queue.max_entries,
+        max_bytes: config.queue.max_bytes,
+        ..embedded_queue::Config::default()
+    };
+    let folder = config.data_dir.clone();
+    let queue = blocking("queue", move || EmbeddedQueue::open(&folder, bounds, clock)).await?;
+    Ok(Arc::new(queue.map_err(|error| Error::Queue(Arc::new(error)))?))
+}
+
+/// Runs what waits for the disk.
+async fn blocking<T: Send + 'static>(
+    part: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ended { part })
+}
+
+fn key_set(config: &Config) -> Result<Option<Jwks>, Error> {
+    let Some(domain) = &config.kinde.domain else { return Ok(None) };
+    let made = Jwks::new(jwks::Config::new(domain.clone()));
+    made.map(Some).map_err(|error| Error::Jwks(Arc::new(error)))
+}
+
+fn verifier(config: &Config, jwks: Option<Jwks>) -> Result<Verifier, Error> {
+    let secrets = config.kinde.webhook_secrets.clone();
+    let config = kinde::webhook::Config { jwks, secrets, ..kinde::webhook::Config::default() };
+    Verifier::new(config).map_err(Error::Verifier)
+}
+
+fn limits(config: &Config) -> webhook::Config {
+    webhook::Config {
+        body_deadline: config.http.body_deadline,
+        deadline: config.http.request_deadline,
+        ..webhook::Config::default()
+    }
+}
+
+/// The store, opened but perhaps not prepared.
+enum Opened {
+    Mongo(MongoStore),
+    Embedded(Arc<EmbeddedStore>),
+}
+
+impl Opened {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Mongo(_) => "mongodb",
+            Self::Embedded(_) => "embedded",
+        }
+    }
+
+    fn store(&self) -> Arc<dyn Store> {
+        match self {
+            Self::Mongo(store) => Arc::new(store.clone()),
+            Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    /// Makes what the store needs before its first write.
+    async fn prepare(&self) -> Result<(), store::Error> {
+        match self {
+            Self::Mongo(store) => store.prepare().await,
+            Self::Embedded(_) => Ok(()),
+        }
+    }
+}
+
+async fn open_store(config: &Config) -> Result<Opened, Error> {
+    let folder = config.data_dir.clone();
+    let opened = if let Some(uri) = &config.store.mongodb_uri {
+        MongoStore::connect(mongo_config(&config.store, uri.expose_secret())).await.map(Opened::Mongo)
+    } else {
+        let store = blocking("store", move || EmbeddedStore::open(&folder)).await?;
+        store.map(Arc::new).map(Opened::Embedded)
+    };
+    opened.map_err(|error| Error::Store(Arc::new(error)))
+}
+
+fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
+    mongo::Config {
+        database: store.database.clone(),
+        users: store.users.clone(),
+        events: store.events.clone(),
+        fields: store.fields.clone(),
+        unique_email: store.unique_email,
+        ..mongo::Config::new(uri)
+    }
+}
+
+/// What runs, and what ends it.
+struct Running {
+    servers: TaskTracker,
+    workers: TaskTracker,
+    stop_servers: CancellationToken,
+    stop_workers: CancellationToken,
+    failed: watch::Sender<Option<Error>>,
+}
+
+impl Running {
+    fn new(failed: watch::Sender<Option<Error>>) -> Self {
+        Self {
+            servers: TaskTracker::new(),
+            workers: TaskTracker::new(),
+            stop_servers: CancellationToken::new(),
+            stop_workers: CancellationToken::new(),
+            failed,
+        }
+    }
+
+    /// Binds every address before any of them is served, so that a taken one starts nothing.
+    async fn listen(
+        &self,
+        parts: &Arc<Parts>,
+        service: WebhookService,
+    ) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
+        let http = &parts.config.http;
+        let main = bind(SocketAddr::new(http.bind, http.port), parts).await?;
+        let operation =
+            if let Some(address) = http.metrics_bind { Some(bind(address, parts).await?) } else { None };
+        let address = self.serve(main, router::public(parts, service));
+        let operation_address = operation.map(|server| self.serve(server, router::operation(parts)));
+        Ok((address, operation_address))
+    }
+
+    fn serve(&self, (server, address): (Server, SocketAddr), router: axum::Router) -> SocketAddr {
+        self.servers.spawn(server.serve(router, self.stop_servers.clone()));
+        address
+    }
+
+    fn work(&self, parts: &Arc<Parts>, opened: Opened, prepared: watch::Sender<Option<String>>) {
+        self.workers.spawn(upkeep(Arc::clone(parts), self.stop_workers.clone()));
+        if let Some(jwks) = parts.jwks.clone() {
+            let stop = self.stop_workers.clone();
+            self.workers.spawn(async move { _ = stop.run_until_cancelled(learn_keys(jwks)).await });
+        }
+        let (stop, failed) = (self.stop_workers.clone(), self.failed.clone());
+        let work = self.workers.spawn(project(Arc::clone(parts), opened, prepared, stop));
+        self.workers.spawn(async move {
+            match work.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => _ = failed.send(Some(Error::Store(Arc::new(error)))),
+                Err(_) => _ = failed.send(Some(Error::Ended { part: "projector" })),
+            }
+        });
+    }
+}
+
+async fn bind(address: SocketAddr, parts: &Parts) -> Result<(Server, SocketAddr), Error> {
+    let http = &parts.config.http;
+    let bounds = Bounds {
+        max_connections: http.max_connections,
+        head_deadline: http.head_deadline,
+        write_stall: http.head_deadline,
+        // The rest is for the projector and the queue.
+        grace: http.shutdown_grace.mul_f64(0.6),
+    };
+    let refused = |source| Error::Listen { address, source: Arc::new(source) };
+    let server = Server::bind(address, bounds).await.map_err(refused)?;
+    let bound = server.address().map_err(refused)?;
+    Ok((server, bound))
+}
+
+/// Prepares the store, however long that takes, then projects until told to stop.
+async fn project(
+    parts: Arc<Parts>,
+    opened: Opened,
+    prepared: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) -> Result<(), store::Error> {
+    match stop.run_until_cancelled(Box::pin(prepare(&opened, &prepared))).await {
+        None => return Ok(()),
+        Some(outcome) => outcome?,
+    }
+    let (queue, store) = (Arc::clone(&parts.queue), Arc::clone(&parts.store));
+    let config = kinsync_engine::projector::Config::default();
+    Projector::new(queue, store, parts.breaker.clone(), parts.clock.clone(), config).run(stop).await;
+    Ok(())
+}
+
+/// Ends when the store is prepared, or never will be.
+async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> Result<(), store::Error> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match opened.prepare().await {
+            Ok(()) => {
+                tracing::info!(store = opened.kind(), "the store is ready");
+                prepared.send_replace(None);
+                return Ok(());
+            }
+            Err(error) if error.is_transient() => {
+                let cause = kinsync_tower::problem::chain(&error);
+                tracing::warn!(
+                    store = opened.kind(),
+                    error = cause,
+                    "the store does not answer; deliveries wait"
+                );
+                prepared.send_replace(Some(error.to_string()));
+            }
+            Err(error) => return Err(error),
+        }
+        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Asks for the tenant's keys before the first delivery needs them.
+async fn learn_keys(jwks: Jwks) {
+    while jwks.refresh().await.is_err() {
+        tokio::time::sleep(KEYS_PAUSE).await;
+    }
+    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().keys, "the tenant's keys are known");
+}
+
+async fn upkeep(parts: Arc<Parts>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(metrics::UPKEEP);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        parts.metrics.run_upkeep();
+    }
+}
+
+fn announce(config: &Config, address: SocketAddr) {
+    for door in closed_doors(config) {
+        tracing::info!(opened_by = door.opened_by, "closed: {}; set {} to open", door.what, door.opened_by);
+    }
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+}

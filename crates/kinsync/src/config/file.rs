@@ -1,0 +1,109 @@
+//! The TOML file: the same settings under their keys, and the field mapping. Unknown keys are
+//! refused, so that a typo is not a setting that silently does nothing.
+
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use super::{problem::Problem, setting::SETTINGS};
+
+/// What a file says.
+#[derive(Clone, Debug, Default)]
+pub struct File {
+    /// Values by dotted key, as the text that a variable would hold.
+    pub values: BTreeMap<String, String>,
+    /// Names of fields in the user document, by kinsync's own name.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Reads the text of a file. What is wrong is added to the problems.
+pub fn parse(path: &str, text: &str, problems: &mut Vec<Problem>) -> File {
+    let mut file = File::default();
+    match text.parse::<Table>() {
+        Ok(table) => file.read("", table, problems),
+        Err(error) => problems.push(Problem::new(path, format!("is not TOML: {}", place(text, &error)))),
+    }
+    file
+}
+
+impl File {
+    fn read(&mut self, prefix: &str, table: Table, problems: &mut Vec<Problem>) {
+        for (name, value) in table {
+            let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
+            match value {
+                Value::Table(fields) if key == "fields" => self.read_fields(fields, problems),
+                Value::Table(table) if is_table(&key) => self.read(&key, table, problems),
+                value if is_key(&key) => match text_of(value) {
+                    Ok(text) if text.is_empty() => {}
+                    Ok(text) => _ = self.values.insert(key, text),
+                    Err(wrong) => problems.push(Problem::new(key, wrong)),
+                },
+                _ => problems.push(unknown(key)),
+            }
+        }
+    }
+
+    fn read_fields(&mut self, table: Table, problems: &mut Vec<Problem>) {
+        for (name, value) in table {
+            match value {
+                Value::String(text) => _ = self.fields.insert(name, text),
+                _ => problems.push(Problem::new(format!("fields.{name}"), "is not a text")),
+            }
+        }
+    }
+}
+
+fn unknown(key: String) -> Problem {
+    let keys = SETTINGS.iter().map(|setting| setting.key);
+    let message = match nearest(&key, keys.chain(["fields"])) {
+        Some(near) => format!("is not a setting; did you mean `{near}`?"),
+        None => "is not a setting; `kinsync config show` lists them all".to_owned(),
+    };
+    Problem::new(key, message)
+}
+
+fn is_table(key: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(table, _)| table == key))
+}
+
+fn is_key(key: &str) -> bool {
+    SETTINGS.iter().any(|s| {
+        s.key == key || (s.has_file() && key.strip_suffix("_file").is_some_and(|stem| stem == s.key))
+    })
+}
+
+/// The text that a variable would hold.
+fn text_of(value: Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Boolean(flag) => Ok(flag.to_string()),
+        Value::Array(items) => {
+            items.into_iter().map(item_of).collect::<Result<Vec<_>, _>>().map(|l| l.join(","))
+        }
+        _ => Err("is not a text, a number, `true`, `false` or a list of texts".into()),
+    }
+}
+
+fn item_of(value: Value) -> Result<String, String> {
+    match value {
+        Value::String(text) if !text.contains(',') => Ok(text),
+        Value::String(_) => Err("holds a text with a comma; commas separate values".into()),
+        _ => Err("is not a list of texts".into()),
+    }
+}
+
+/// Where TOML broke, without quoting the line: it may hold a secret.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    format!("line {line}: {}", error.message())
+}
+
+/// The known name that a typo was probably meant to be.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
+        .filter(|(distance, candidate)| *distance <= 3.min(candidate.len() / 3))
+        .min()
+        .map(|(_, candidate)| candidate)
+}

@@ -1,0 +1,147 @@
+//! What must hold between settings, what is odd, and which doors stay closed.
+
+use std::collections::BTreeMap;
+
+use kinsync_core::Field;
+use secrecy::ExposeSecret;
+
+use super::{Config, problem::Problem, setting::Setting};
+
+/// Shorter secrets can be found by trying; RFC 2104 section 3 advises the length of the hash.
+const SHORT_SECRET: usize = 16;
+
+/// Adds what is wrong between settings. A setting that could not be read at all is not reported
+/// again as missing.
+pub fn check(config: &Config, fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    let found: Vec<String> = problems.iter().map(|problem| problem.name.clone()).collect();
+    let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));
+    let (domain, secret) = ("KINDE_DOMAIN", "KINDE_WEBHOOK_SECRET");
+    if config.kinde.domain.is_none()
+        && config.kinde.webhook_secrets.is_empty()
+        && !unread(domain)
+        && !unread(secret)
+    {
+        let mut problem = Problem::of(
+            Setting::of(domain),
+            format!(
+                "no delivery could be verified, so every one would be refused: set {domain} for webhooks that \
+                 Kinde signs, or {secret} for deliveries signed by HMAC-SHA256, or both"
+            ),
+        );
+        let hmac = Setting::of(secret);
+        problem.example = problem.example.map(|line| format!("{line}   or   {}={}", hmac.env, hmac.example));
+        problems.push(problem);
+    }
+    check_m2m(config, &unread, problems);
+    check_fields(fields, problems);
+}
+
+fn check_m2m(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
+    let (id, secret) = ("KINDE_M2M_CLIENT_ID", "KINDE_M2M_CLIENT_SECRET");
+    let missing = match (&config.kinde.m2m_client_id, &config.kinde.m2m_client_secret) {
+        (Some(_), None) if !unread(secret) => (secret, id),
+        (None, Some(_)) if !unread(id) => (id, secret),
+        _ => return,
+    };
+    problems.push(Problem::of(Setting::of(missing.0), format!("is not set, and {} needs it", missing.1)));
+}
+
+fn check_fields(fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+    for (field, name) in fields {
+        let key = format!("fields.{field}");
+        let plain = !name.is_empty() && !name.contains(['.', '$', '\0']);
+        let taken_by = mappable()
+            .filter(|other| other.key() != field)
+            .find(|other| fields.get(other.key()).map_or(other.key(), String::as_str) == name);
+        if !mappable().any(|known| known.key() == field) {
+            problems.push(unknown_field(key, field));
+        } else if !plain {
+            problems.push(Problem::new(key, "must be a plain name: not empty, without `.` and `$`"));
+        } else if FIXED_KEYS.contains(&name.as_str()) {
+            problems
+                .push(Problem::new(key, format!("cannot be `{name}`: kinsync writes something else there")));
+        } else if let Some(other) = taken_by {
+            let other = other.key();
+            problems.push(Problem::new(key, format!("cannot be `{name}`: that is the name of `{other}`")));
+        }
+    }
+}
+
+fn unknown_field(key: String, field: &str) -> Problem {
+    let known: Vec<_> = mappable().map(Field::key).collect();
+    let hint = match super::file::nearest(field, mappable().map(Field::key)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("there are {}", known.join(", ")),
+    };
+    Problem::new(key, format!("is not a field that can be renamed; {hint}"))
+}
+
+/// Fields with a key of their own in the user document.
+fn mappable() -> impl Iterator<Item = Field> {
+    Field::ALL.into_iter().filter(|field| !matches!(field, Field::CreatedOn | Field::OrganizationCodes))
+}
+
+/// Keys of the user document that are not fields: they cannot be renamed, nor given to a field.
+const FIXED_KEYS: [&str; 11] = [
+    "_id",
+    "kindeId",
+    "emailConflict",
+    "createdAt",
+    "updatedAt",
+    "lastSeenAt",
+    "lastSignedInAt",
+    "isDeleted",
+    "deletedAt",
+    "source",
+    "kinsync",
+];
+
+/// What is odd but no problem.
+pub fn warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let short = |secret: &secrecy::SecretString| secret.expose_secret().len() < SHORT_SECRET;
+    if config.kinde.webhook_secrets.iter().any(short) {
+        warnings.push(format!(
+            "KINDE_WEBHOOK_SECRET holds a secret of less than {SHORT_SECRET} characters, which can be guessed; \
+             make one with `openssl rand -hex 32`"
+        ));
+    }
+    if config.http.admin_token.as_ref().is_some_and(short) {
+        warnings.push(format!(
+            "KINSYNC_ADMIN_TOKEN has less than {SHORT_SECRET} characters, which can be guessed; make one with \
+             `openssl rand -hex 32`"
+        ));
+    }
+    warnings
+}
+
+/// A part of kinsync that is off because of a setting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClosedDoor {
+    /// What does not work.
+    pub what: &'static str,
+    /// The variable that opens it.
+    pub opened_by: &'static str,
+}
+
+/// Which doors are closed, each with the variable that opens it.
+pub fn closed_doors(config: &Config) -> Vec<ClosedDoor> {
+    let doors = [
+        (config.kinde.domain.is_none(), "webhooks that Kinde signs itself (JWT)", "KINDE_DOMAIN"),
+        (
+            config.kinde.webhook_secrets.is_empty(),
+            "deliveries signed by HMAC-SHA256 or Standard Webhooks",
+            "KINDE_WEBHOOK_SECRET",
+        ),
+        (
+            config.http.admin_token.is_none(),
+            "admin routes, and the commands that use them",
+            "KINSYNC_ADMIN_TOKEN",
+        ),
+    ];
+    doors
+        .into_iter()
+        .filter(|(closed, ..)| *closed)
+        .map(|(_, what, opened_by)| ClosedDoor { what, opened_by })
+        .collect()
+}

@@ -1,0 +1,152 @@
+//! How everything is, for a person at night and for a load balancer.
+//!
+//! Two questions are kept apart. *Ready*: can a delivery be accepted? That needs the queue, and a secret or keys; it
+//! does not need `MongoDB`, because deliveries wait. *Healthy*: is there anything that an operator should look at?
+
+use std::time::Duration;
+
+use kinde::webhook::Scheme;
+use kinsync_core::Micros;
+use kinsync_engine::breaker::State;
+use serde_json::{Value, json};
+
+use crate::{app::Parts, json as shape, metrics::age};
+
+/// A delivery that could not be stored speaks against readiness for this long. Then senders are let in again, and the
+/// next one finds out.
+const UNAVAILABLE_FOR: Duration = Duration::from_secs(30);
+/// A delivery should not wait longer than this.
+const LATE: Duration = Duration::from_mins(1);
+/// A run of failed verifications that is no accident.
+const RUN: u64 = 10;
+
+/// What was found.
+#[derive(Debug)]
+pub struct Health {
+    /// Why deliveries cannot be accepted; empty: they can.
+    pub failing: Vec<String>,
+    /// What an operator should look at.
+    pub degraded: Vec<String>,
+    components: Value,
+    uptime: Duration,
+}
+
+impl Health {
+    /// Looks at everything that is known without asking anybody.
+    pub fn of(parts: &Parts) -> Self {
+        let mut health = Self {
+            failing: Vec::new(),
+            degraded: Vec::new(),
+            components: Value::Null,
+            uptime: parts.started.elapsed(),
+        };
+        let now = parts.clock.now();
+        health.components = json!({
+            "webhook": health.webhook(parts, now),
+            "queue": health.queue(parts, now),
+            "store": health.store(parts),
+            "jwks": health.jwks(parts),
+        });
+        health
+    }
+
+    /// Whether deliveries can be accepted.
+    pub fn is_ready(&self) -> bool {
+        self.failing.is_empty()
+    }
+
+    /// The document of /health.
+    pub fn document(&self) -> Value {
+        let problems: Vec<&String> = self.failing.iter().chain(&self.degraded).collect();
+        let status = match (self.is_ready(), problems.is_empty()) {
+            (false, _) => "failing",
+            (true, false) => "degraded",
+            (true, true) => "ok",
+        };
+        json!({
+            "status": status,
+            "accepting": self.is_ready(),
+            "problems": problems,
+            "version": env!("CARGO_PKG_VERSION"),
+            "uptimeSeconds": self.uptime.as_secs(),
+            "components": self.components,
+        })
+    }
+
+    fn webhook(&mut self, parts: &Parts, now: Micros) -> Value {
+        let (activity, in_row) = (&parts.activity, parts.activity.failed_in_row());
+        if in_row >= RUN {
+            self.degraded.push(format!(
+                "{in_row} deliveries in a row failed verification; Kinde disables a webhook after 72 h of failures: \
+                 compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
+            ));
+        }
+        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| parts.verifier.is_on(*scheme)).collect();
+        json!({
+            "schemes": on.into_iter().map(Scheme::as_str).collect::<Vec<_>>(),
+            "secondsSinceLastDelivery": activity.last_delivery().map(|at| age(at, now)),
+            "failedVerificationsInARow": in_row,
+        })
+    }
+
+    fn queue(&mut self, parts: &Parts, now: Micros) -> Value {
+        let stats = parts.queue.stats();
+        let oldest = stats.oldest_received_at.map(|at| age(at, now));
+        let failed = parts.activity.unavailable_since().map(|at| age(at, now));
+        if failed.is_some_and(|age| age < UNAVAILABLE_FOR.as_secs_f64()) {
+            self.failing.push("a delivery could not be stored a moment ago: the log says why".into());
+        }
+        if stats.depth >= parts.config.queue.max_entries || stats.bytes >= parts.config.queue.max_bytes {
+            self.failing
+                .push("the queue is full: look at the store, or raise KINSYNC_QUEUE_MAX_ENTRIES".into());
+        }
+        if oldest.is_some_and(|age| age > LATE.as_secs_f64()) {
+            self.degraded.push(format!("the oldest of {} waiting deliveries is late", stats.depth));
+        }
+        if stats.dead_letters > 0 {
+            let count = stats.dead_letters;
+            self.degraded
+                .push(format!("{count} dead letters wait for somebody: `kinsync dead-letters list`"));
+        }
+        let mut value = shape::queue(&stats);
+        value["oldestAgeSeconds"] = json!(oldest);
+        value
+    }
+
+    fn store(&mut self, parts: &Parts) -> Value {
+        let breaker = parts.breaker.state();
+        let error = parts.store_error().or_else(|| parts.breaker.last_error());
+        if breaker != State::Closed || parts.store_error().is_some() {
+            let kind = parts.store_kind;
+            self.degraded
+                .push(format!("the store ({kind}) cannot be used; deliveries are accepted and wait for it"));
+        }
+        json!({
+            "kind": parts.store_kind,
+            "prepared": parts.store_error().is_none(),
+            "breaker": breaker.as_str(),
+            "lastError": error,
+        })
+    }
+
+    fn jwks(&mut self, parts: &Parts) -> Value {
+        let Some(jwks) = &parts.jwks else { return Value::Null };
+        let status = jwks.status();
+        if status.keys == 0 {
+            let problem =
+                format!("the keys of {} are not known yet, so its webhooks are answered 503", status.issuer);
+            let others = Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && parts.verifier.is_on(s));
+            if others { self.degraded.push(problem) } else { self.failing.push(problem) }
+        } else if status.failures > 0 {
+            self.degraded
+                .push(format!("the keys of {} cannot be refreshed; the known ones are used", status.issuer));
+        }
+        json!({
+            "issuer": status.issuer,
+            "keys": status.keys,
+            "ageSeconds": status.last_success_age.map(|age| age.as_secs_f64()),
+            "fetches": status.fetches,
+            "failures": status.failures,
+        })
+    }
+}

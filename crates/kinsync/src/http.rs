@@ -1,0 +1,16 @@
+//! The HTTP surface: connections, routes and what is behind them.
+//!
+//! In reading order:
+//! - [`router`]: every route
+//! - [`server`]: connections and their bounds
+//! - [`stall`]: cuts off who does not read
+//! - [`admin`]: routes for who has the admin token
+//! - [`operation`]: health and metrics
+//! - [`answer`]: failures as problem documents
+
+pub mod admin;
+pub mod answer;
+pub mod operation;
+pub mod router;
+pub mod server;
+pub mod stall;

@@ -1,0 +1,210 @@
+//! Routes for who has the admin token. The check stands in every handler's signature, so that no path trick and no
+//! forgotten layer can go round it. Without a token set, they are closed.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, Query, State},
+};
+use http::{header, request};
+use kinsync_engine::{
+    queue::DeadLetter,
+    store::{EventFilter, LoggedEvent, Row, UserFilter},
+};
+use kinsync_tower::Problem;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use super::answer::{Failure, Result};
+use crate::{app::Parts, json as shape};
+
+/// The longest page of a list.
+const MAX_LIMIT: usize = 1000;
+/// The page when nobody says how long.
+const LIMIT: usize = 100;
+
+/// Proof that the request carries the admin token.
+#[derive(Debug)]
+pub struct Admin;
+
+impl FromRequestParts<Arc<Parts>> for Admin {
+    type Rejection = Failure;
+
+    async fn from_request_parts(head: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self> {
+        let Some(expected) = &parts.admin_token else {
+            return Err(Problem::Closed { what: "admin routes", opened_by: "KINSYNC_ADMIN_TOKEN" }.into());
+        };
+        let Some(token) = head.headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()))
+        else {
+            return Err(Problem::NoToken.into());
+        };
+        if expected.matches(token) { Ok(Self) } else { Err(Problem::WrongToken.into()) }
+    }
+}
+
+/// The token of `Bearer <token>`; the scheme is case-insensitive (RFC 9110 section 11.1).
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// Parameters of the query; what is wrong with them is said.
+#[derive(Debug)]
+pub struct Params<T>(T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<Parts>> for Params<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(head: &mut request::Parts, _: &Arc<Parts>) -> Result<Self> {
+        match Query::try_from_uri(&head.uri) {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(error) => Err(Problem::BadParameter { detail: error.body_text() }.into()),
+        }
+    }
+}
+
+/// Which users to list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UsersQuery {
+    email: Option<String>,
+    #[serde(default)]
+    deleted: bool,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Which events to list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    user: Option<String>,
+    #[serde(rename = "type")]
+    event_type: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Which dead letters to list.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadLettersQuery {
+    after: Option<u64>,
+    limit: Option<usize>,
+}
+
+fn limit(asked: Option<usize>) -> Result<usize> {
+    match asked.unwrap_or(LIMIT) {
+        0 => Err(Problem::BadParameter { detail: "`limit` must be more than 0".into() }.into()),
+        limit => Ok(limit.min(MAX_LIMIT)),
+    }
+}
+
+fn dead_letter_id(text: &str) -> Result<u64> {
+    text.parse()
+        .map_err(|_| Problem::BadParameter { detail: "the id of a dead letter is a number".into() }.into())
+}
+
+/// GET /api/admin/stats
+pub async fn stats(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
+    let counts = parts.store.counts().await?;
+    Ok(Json(json!({ "store": counts, "queue": shape::queue(&parts.queue.stats()) })))
+}
+
+/// GET /api/admin/users
+pub async fn users(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Params(query): Params<UsersQuery>,
+) -> Result<Json<Value>> {
+    let limit = limit(query.limit)?;
+    let filter = UserFilter { email: query.email, with_deleted: query.deleted, after: query.after, limit };
+    let rows = parts.store.users(&filter).await?;
+    let next = if rows.len() < limit { None } else { rows.last().map(|row| row.id.to_string()) };
+    let users: Vec<Value> = rows.iter().map(shape_of).collect();
+    Ok(Json(json!({ "users": users, "next": next })))
+}
+
+/// GET /api/admin/users/{id}
+pub async fn user(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
+    let no_user = || Failure(Problem::NotFound { what: "user" });
+    let id = kinsync_core::UserId::parse(&id).map_err(|_| no_user())?;
+    let found = parts.store.load(&[id]).await?.into_iter().next().flatten();
+    found.as_ref().map(|row| Json(shape_of(row))).ok_or_else(no_user)
+}
+
+fn shape_of(row: &Row) -> Value {
+    shape::user(&row.document())
+}
+
+/// GET /api/admin/events
+pub async fn events(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Params(query): Params<EventsQuery>,
+) -> Result<Json<Value>> {
+    let limit = limit(query.limit)?;
+    let filter = EventFilter { user: query.user, event_type: query.event_type, after: query.after, limit };
+    let found = parts.store.events(&filter).await?;
+    let next = if found.len() < limit { None } else { found.last().map(|event| event.event_id.clone()) };
+    let events: Vec<Value> = found.iter().map(shape::event).collect();
+    Ok(Json(json!({ "events": events, "next": next })))
+}
+
+/// GET /api/admin/events/{id}
+pub async fn event(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
+    let found: Option<LoggedEvent> = parts.store.event(&id).await?;
+    let event = found.ok_or(Failure(Problem::NotFound { what: "event" }))?;
+    Ok(Json(shape::event_with_payload(&event)))
+}
+
+/// GET /api/admin/dead-letters
+pub async fn dead_letters(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Params(query): Params<DeadLettersQuery>,
+) -> Result<Json<Value>> {
+    let limit = limit(query.limit)?;
+    let found = parts.queue.dead_letters(query.after, limit).await?;
+    let next = if found.len() < limit { None } else { found.last().map(|letter| letter.id) };
+    let letters: Vec<Value> = found.iter().map(shape::dead_letter).collect();
+    Ok(Json(json!({ "deadLetters": letters, "next": next })))
+}
+
+/// GET /api/admin/dead-letters/{id}
+pub async fn dead_letter(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let id = dead_letter_id(&id)?;
+    let found: Vec<DeadLetter> = parts.queue.dead_letters(id.checked_sub(1), 1).await?;
+    let letter = found.into_iter().find(|letter| letter.id == id);
+    let letter = letter.ok_or(Failure(Problem::NotFound { what: "dead letter" }))?;
+    Ok(Json(shape::dead_letter_with_payload(&letter)))
+}
+
+/// POST /api/admin/dead-letters/{id}/retry
+pub async fn retry_dead_letter(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let id = dead_letter_id(&id)?;
+    parts.queue.retry_dead_letter(id).await?;
+    tracing::info!(id, "an operator put a dead letter back into the queue");
+    Ok(Json(json!({ "id": id, "status": "queued" })))
+}
+
+/// DELETE /api/admin/dead-letters/{id}
+pub async fn drop_dead_letter(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let id = dead_letter_id(&id)?;
+    parts.queue.drop_dead_letter(id).await?;
+    tracing::info!(id, "an operator dropped a dead letter");
+    Ok(Json(json!({ "id": id, "status": "dropped" })))
+}

@@ -1,0 +1,42 @@
+//! Health and metrics.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State, response::IntoResponse};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::{app::Parts, health::Health, metrics as meters};
+
+const NO_STORE: (header::HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
+
+/// GET /health: 503 only when deliveries cannot be accepted.
+pub async fn health(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
+    let health = Health::of(&parts);
+    (status(&health), [NO_STORE], Json(health.document()))
+}
+
+/// GET /health/live: the process answers.
+pub async fn live() -> impl IntoResponse {
+    ([NO_STORE], Json(json!({ "status": "ok" })))
+}
+
+/// GET /health/ready: deliveries can be accepted.
+pub async fn ready(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
+    let health = Health::of(&parts);
+    let document: Value = if health.is_ready() {
+        json!({ "status": "ok" })
+    } else {
+        json!({ "status": "failing", "problems": health.failing })
+    };
+    (status(&health), [NO_STORE], Json(document))
+}
+
+/// GET /metrics
+pub async fn metrics(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], meters::render(&parts))
+}
+
+fn status(health: &Health) -> StatusCode {
+    if health.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}

@@ -1,0 +1,100 @@
+//! Every route.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use kinsync_tower::{Problem, WebhookService};
+
+use super::{admin, answer::Failure, operation};
+use crate::app::Parts;
+
+const INDEX: &str = "\
+kinsync keeps a true copy of Kinde's users in your database.
+
+POST /api/webhook              deliveries (signed)
+GET  /health                   how everything is
+GET  /health/live              200 while the process runs
+GET  /health/ready             200 while deliveries can be accepted
+GET  /metrics                  for Prometheus
+     /api/admin/...            with the admin token:
+GET  /api/admin/stats
+GET  /api/admin/users          ?email= &deleted=true &after= &limit=
+GET  /api/admin/users/{id}
+GET  /api/admin/events         ?user= &type= &after= &limit=
+GET  /api/admin/events/{id}
+GET  /api/admin/dead-letters   ?after= &limit=
+GET  /api/admin/dead-letters/{id}
+POST /api/admin/dead-letters/{id}/retry
+DELETE /api/admin/dead-letters/{id}
+";
+
+/// The routes for the world. Health and metrics are among them unless they have an address of their own.
+pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Router {
+    let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
+    if parts.config.http.metrics_bind.is_none() {
+        routes = routes.merge(operation_routes());
+    }
+    finish(routes, parts).route_service("/api/webhook", webhook)
+}
+
+/// Health and metrics alone, for an address of their own.
+pub fn operation(parts: &Arc<Parts>) -> Router {
+    finish(operation_routes(), parts)
+}
+
+fn admin_routes() -> Router<Arc<Parts>> {
+    Router::new()
+        .route("/api/admin/stats", get(admin::stats))
+        .route("/api/admin/users", get(admin::users))
+        .route("/api/admin/users/{id}", get(admin::user))
+        .route("/api/admin/events", get(admin::events))
+        .route("/api/admin/events/{id}", get(admin::event))
+        .route("/api/admin/dead-letters", get(admin::dead_letters))
+        .route("/api/admin/dead-letters/{id}", get(admin::dead_letter))
+        .route("/api/admin/dead-letters/{id}", delete(admin::drop_dead_letter))
+        .route("/api/admin/dead-letters/{id}/retry", post(admin::retry_dead_letter))
+}
+
+fn operation_routes() -> Router<Arc<Parts>> {
+    Router::new()
+        .route("/health", get(operation::health))
+        .route("/health/live", get(operation::live))
+        .route("/health/ready", get(operation::ready))
+        .route("/metrics", get(operation::metrics))
+}
+
+fn finish(routes: Router<Arc<Parts>>, parts: &Arc<Parts>) -> Router {
+    routes
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(no_route)
+        .layer(from_fn_with_state(parts.config.http.request_deadline, deadline))
+        .with_state(Arc::clone(parts))
+}
+
+async fn no_route() -> Failure {
+    Failure(Problem::NoRoute)
+}
+
+async fn method_not_allowed(request: Request) -> Failure {
+    let path = request.uri().path();
+    let allow = match path.strip_prefix("/api/admin/dead-letters/") {
+        Some(rest) if rest.ends_with("/retry") => "POST",
+        Some(_) => "GET, HEAD, DELETE",
+        None => "GET, HEAD",
+    };
+    Failure(Problem::MethodNotAllowed { allow })
+}
+
+/// Ends a request that takes too long. The webhook has its own deadline, and its own words for it.
+async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(passed) => Failure::unavailable(&passed).into_response(),
+    }
+}

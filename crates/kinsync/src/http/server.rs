@@ -1,0 +1,122 @@
+//! Accepts connections and gives each its bounds: how many there are, how long a head may take, how long a peer may
+//! not read, how long a shutdown lasts. What is answered is the router's affair.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::stall::Stall;
+
+/// Heads above this size are answered 431.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// Pauses after a failed accept: descriptors run out and come back.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The bounds of connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at a time. More wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// The longest time for the head of a request, from the end of the last one: also for an idle connection.
+    pub head_deadline: Duration,
+    /// The longest time for a peer not to read what is written.
+    pub write_stall: Duration,
+    /// The longest time for connections to finish after the stop.
+    pub grace: Duration,
+}
+
+/// A bound socket that does not accept yet.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    bounds: Bounds,
+}
+
+impl Server {
+    /// Takes the address.
+    pub async fn bind(address: SocketAddr, bounds: Bounds) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, bounds })
+    }
+
+    /// Where it listens: the real port, when 0 was asked for.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until told to stop, then lets requests in flight finish, within the grace.
+    pub async fn serve(self, router: Router, stop: CancellationToken) {
+        let Self { listener, bounds } = self;
+        let slots = Arc::new(Semaphore::new(bounds.max_connections));
+        let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
+        let cut = CancellationToken::new();
+        while let Some((stream, slot)) = stop.run_until_cancelled(accept(&listener, &slots)).await {
+            let connection = connection(stream, router.clone(), &bounds);
+            let (connection, cut) = (graceful.watch(connection), cut.clone());
+            connections.spawn(async move {
+                let ended = cut.run_until_cancelled(connection).await;
+                if let Some(Err(error)) = ended {
+                    tracing::debug!(error = %error, "connection ended early");
+                }
+                drop(slot);
+            });
+        }
+        drop(listener);
+        if timeout(bounds.grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!("connections did not finish within the grace and are cut");
+        }
+        cut.cancel();
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// The next connection, as soon as there is a slot for it. Cancel safe.
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
+    let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return (stream, slot),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(error = %error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Errors that say something of the peer, not of us.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
+fn connection(
+    stream: TcpStream,
+    router: Router,
+    bounds: &Bounds,
+) -> http1::Connection<TokioIo<Stall<TcpStream>>, TowerToHyperService<Router>> {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(error = %error, "TCP_NODELAY could not be set");
+    }
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(bounds.head_deadline)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(
+            TokioIo::new(Stall::new(stream, bounds.write_stall)),
+            TowerToHyperService::new(router),
+        )
+}

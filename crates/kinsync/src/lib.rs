@@ -1,0 +1,18 @@
+//! Runs it: the command line, the settings, the HTTP server.
+//!
+//! In reading order:
+//! - [`cli`]: one file per command
+//! - [`config`]: what the operator decided
+//! - [`app`]: the composition: everything is made, started and stopped here
+//! - [`http`]: connections and routes
+//! - [`health`], [`metrics`], [`log`]: what an operator sees
+//! - [`json`]: the shape of users and events over HTTP
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod health;
+pub mod http;
+pub mod json;
+pub mod log;
+pub mod metrics;

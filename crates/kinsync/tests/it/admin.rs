@@ -1,0 +1,160 @@
+//! The admin routes: who gets in, and who does not by any trick.
+
+use serde_json::Value;
+
+use crate::server::{Server, TOKEN};
+
+#[test]
+fn without_a_token_set_the_admin_routes_are_closed_and_say_what_opens_them() {
+    let server = Server::start(&[("KINSYNC_ADMIN_TOKEN", "")]);
+    for headers in [&[][..], &[("authorization", "Bearer ")][..], &[("authorization", "Bearer anything")][..]]
+    {
+        let (status, body) = server.request("GET", "/api/admin/users", headers, "");
+        assert_eq!(status, 403);
+        assert!(body.contains("KINSYNC_ADMIN_TOKEN"), "{body}");
+    }
+}
+
+#[test]
+fn only_the_right_token_opens_every_admin_route() {
+    let server = Server::start(&[]);
+    let routes = [
+        ("GET", "/api/admin/stats"),
+        ("GET", "/api/admin/users"),
+        ("GET", "/api/admin/users/x"),
+        ("GET", "/api/admin/events"),
+        ("GET", "/api/admin/events/x"),
+        ("GET", "/api/admin/dead-letters"),
+        ("GET", "/api/admin/dead-letters/1"),
+        ("DELETE", "/api/admin/dead-letters/1"),
+        ("POST", "/api/admin/dead-letters/1/retry"),
+    ];
+    let almost = format!("Bearer {}", &TOKEN[1..]);
+    let longer = format!("Bearer {TOKEN}x");
+    for (method, path) in routes {
+        assert_eq!(server.request(method, path, &[], "").0, 401, "{method} {path} without a token");
+        for wrong in [almost.as_str(), longer.as_str(), "Bearer ", "Basic eDp5", TOKEN, "Bearer \u{fc}"] {
+            let (status, _) = server.request(method, path, &[("authorization", wrong)], "");
+            assert_eq!(status, 401, "{method} {path} with {wrong}");
+        }
+        let right = format!("bearer {TOKEN}");
+        let (status, body) = server.request(method, path, &[("authorization", &right)], "");
+        assert!(
+            matches!(status, 200 | 404) && !body.contains("no-route"),
+            "{method} {path}: {status} {body}"
+        );
+    }
+}
+
+#[test]
+fn no_spelling_of_a_path_goes_round_the_token() {
+    let server = Server::start(&[]);
+    let tricks = [
+        "//api/admin/users",
+        "/api//admin/users",
+        "/api/admin/./users",
+        "/api/admin/.",
+        "/api/admin/../admin/users",
+        "/api/webhook/../admin/users",
+        "/api/%61dmin/users",
+        "/api/admin%2fusers",
+        "/api/%2e/admin/users",
+        "/API/ADMIN/USERS",
+        "/api/admin/users/",
+        "/api/admin/users;x=1",
+        "/health/../api/admin/users",
+        "/api/admin/users%00",
+    ];
+    let overrides = [
+        ("x-original-url", "/api/admin/users"),
+        ("x-rewrite-url", "/api/admin/users"),
+        ("x-http-method-override", "GET"),
+    ];
+    for path in tricks {
+        let (status, body) = server.request("GET", path, &overrides, "");
+        assert!(matches!(status, 400 | 401 | 404), "{path}: {status} {body}");
+    }
+    let (status, _) = server.request("GET", "http://localhost/api/admin/users", &[], "");
+    assert_eq!(status, 401, "the absolute form of a target is the same route");
+}
+
+#[test]
+fn bad_parameters_are_told_and_a_page_is_never_longer_than_the_cap() {
+    let server = Server::start(&[]);
+    for path in [
+        "/api/admin/users?limit=0",
+        "/api/admin/users?limit=-1",
+        "/api/admin/users?limit=many",
+        "/api/admin/users?emial=a",
+        "/api/admin/users?deleted=perhaps",
+        "/api/admin/events?limit=1&limit=2",
+        "/api/admin/dead-letters?after=x",
+        "/api/admin/dead-letters/x",
+    ] {
+        let (status, problem) = server.admin(path);
+        assert_eq!(status, 400, "{path}: {problem}");
+        assert!(problem["detail"].is_string(), "{path}: {problem}");
+    }
+    let (status, page) = server.admin("/api/admin/users?limit=1000000000");
+    assert_eq!((status, &page["next"]), (200, &Value::Null));
+    let (status, page) = server.admin("/api/admin/users?email[$gt]=");
+    assert_eq!(status, 400, "an operator is no parameter: {page}");
+}
+
+#[test]
+fn pages_follow_each_other_without_a_gap() {
+    let server = Server::start(&[]);
+    for n in 0..5 {
+        server.deliver(&format!(
+            r#"{{"type":"user.created","event_id":"e{n}","data":{{"user":{{"id":"u{n}"}}}}}}"#
+        ));
+    }
+    server.wait_for("/api/admin/stats", |_, stats| stats["store"]["liveUsers"] == 5);
+    let (mut seen, mut path) = (Vec::new(), "/api/admin/users?limit=2".to_owned());
+    loop {
+        let (_, page) = server.admin(&path);
+        seen.extend(
+            page["users"].as_array().unwrap().iter().map(|u| u["kindeId"].as_str().unwrap().to_owned()),
+        );
+        let Some(next) = page["next"].as_str() else { break };
+        path = format!("/api/admin/users?limit=2&after={next}");
+    }
+    assert_eq!(seen, ["u0", "u1", "u2", "u3", "u4"]);
+}
+
+#[test]
+fn unknown_routes_and_methods_are_problem_documents() {
+    let server = Server::start(&[]);
+    for (method, path, expect) in [
+        ("GET", "/nowhere", 404),
+        ("POST", "/health", 405),
+        ("BREW", "/health", 405),
+        ("GET", "/api/webhook", 405),
+    ] {
+        let (status, body) = server.request(method, path, &[], "");
+        let problem: Value = serde_json::from_str(&body).unwrap();
+        assert_eq!((status, &problem["status"]), (expect, &Value::from(expect)), "{method} {path}");
+    }
+    assert!(server.request("GET", "/", &[], "").1.contains("/api/webhook"));
+}
+
+#[test]
+fn health_and_metrics_move_to_their_own_address() {
+    // A free port for a moment: the server takes it next.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = Server::start(&[("KINSYNC_METRICS_BIND", &free.to_string())]);
+    assert_eq!(server.request("GET", "/metrics", &[], "").0, 404);
+    let mut stream = std::net::TcpStream::connect(free).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        .unwrap();
+    let (status, body) = crate::server::answer(&mut stream);
+    assert_eq!(status, 200);
+    assert!(body.contains("kinsync_queue_depth"));
+    let mut stream = std::net::TcpStream::connect(free).unwrap();
+    std::io::Write::write_all(
+        &mut stream,
+        b"GET /api/admin/users HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    )
+    .unwrap();
+    assert_eq!(crate::server::answer(&mut stream).0, 404, "the other address has nothing else");
+}

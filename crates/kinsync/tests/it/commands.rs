@@ -1,0 +1,176 @@
+//! The command line: what it prints and what it exits with.
+
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::server::{SECRET, Server, TOKEN, kinsync};
+
+fn run(args: &[&str], vars: &[(&str, &str)]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = kinsync(args, vars).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code().unwrap(), text(stdout), text(stderr))
+}
+
+#[test]
+fn wrong_settings_end_serve_with_78_and_every_problem_before_anything_is_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    let vars = [("PORT", "x"), ("KINDE_DOMAIN", "acme"), ("KINSYNC_DATA_DIR", data.to_str().unwrap())];
+    let (code, stdout, stderr) = run(&["serve"], &vars);
+    assert_eq!((code, stdout.as_str()), (78, ""));
+    let expected = "\
+kinsync: 2 settings are wrong; nothing was started
+
+  KINDE_DOMAIN: not a URL: write it like `https://acme.kinde.com` (from environment KINDE_DOMAIN)
+      for example: KINDE_DOMAIN=https://acme.kinde.com
+  PORT: is not a port from 0 to 65535 (from environment PORT)
+      for example: PORT=5000
+";
+    assert_eq!(stderr, expected);
+    assert!(!data.exists(), "nothing was started");
+}
+
+#[test]
+fn serve_without_a_way_to_verify_names_both_ways() {
+    let (code, _, stderr) = run(&["serve"], &[]);
+    assert_eq!(code, 78);
+    assert!(stderr.contains("KINDE_DOMAIN=") && stderr.contains("KINDE_WEBHOOK_SECRET="), "{stderr}");
+}
+
+#[test]
+fn config_check_says_yes_or_no() {
+    let (code, stdout, _) = run(&["config", "check"], &[("KINDE_WEBHOOK_SECRET", SECRET)]);
+    assert_eq!((code, stdout.as_str()), (0, "the settings are right\n"));
+    let (code, stdout, _) =
+        run(&["config", "check", "--json", "--port", "x"], &[("KINDE_WEBHOOK_SECRET", SECRET)]);
+    let answer: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &answer["ok"]), (78, &Value::Bool(false)));
+    assert_eq!(answer["problems"][0]["name"], "PORT");
+}
+
+#[test]
+fn config_show_tells_values_origins_and_closed_doors_and_no_secret() {
+    let vars = [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_BIND", "0.0.0.0")];
+    let (code, stdout, _) = run(&["config", "show", "--port", "6000"], &vars);
+    assert_eq!(code, 0);
+    let line = |key: &str| {
+        stdout.lines().find(|line| line.trim_start().starts_with(key)).unwrap_or_default().to_owned()
+    };
+    let words = |key: &str| line(key).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(words("http.port"), "http.port 6000 flag --port PORT");
+    assert_eq!(words("http.bind"), "http.bind 0.0.0.0 environment KINSYNC_BIND KINSYNC_BIND");
+    assert_eq!(words("queue.kind"), "queue.kind embedded default KINSYNC_QUEUE");
+    assert!(words("kinde.webhook_secret").contains("********"));
+    assert!(stdout.contains("set KINDE_DOMAIN to open"), "{stdout}");
+    assert!(!stdout.contains(SECRET));
+    let (_, json, _) = run(&["config", "show", "--json"], &vars);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert!(
+        json["settings"].as_array().unwrap().iter().any(|s| s["env"] == "PORT" && s["origin"] == "default")
+    );
+}
+
+#[test]
+fn a_server_that_is_not_there_is_69_with_the_way_out() {
+    let (code, _, stderr) = run(&["users", "list", "--server", "http://127.0.0.1:9"], &[]);
+    assert_eq!(code, 69);
+    assert!(stderr.contains("http://127.0.0.1:9") && stderr.contains("kinsync serve"), "{stderr}");
+}
+
+#[test]
+fn a_client_does_not_complain_of_the_settings_of_a_server() {
+    let vars = [("KINSYNC_QUEUE", "kafka"), ("KINSYNC_SERVER", "http://127.0.0.1:9")];
+    let (code, _, stderr) = run(&["events", "list"], &vars);
+    assert_eq!(code, 69, "{stderr}");
+    let (code, _, _) = run(&["events", "list"], &[("KINSYNC_SERVER", "nowhere")]);
+    assert_eq!(code, 78);
+}
+
+#[test]
+fn wrong_usage_is_2_and_help_tells_the_exit_codes() {
+    assert_eq!(run(&["users", "lost"], &[]).0, 2);
+    assert_eq!(run(&["dead-letters", "retry"], &[]).0, 2);
+    let (code, help, _) = run(&["--help"], &[]);
+    assert_eq!(code, 0);
+    for word in ["serve", "users", "events", "dead-letters", "config", "78", "kinsync config show"] {
+        assert!(help.contains(word), "{word} is missing in:\n{help}");
+    }
+    let (_, help, _) = run(&["serve", "--help"], &[]);
+    for setting in kinsync::config::SETTINGS.iter().filter(|s| s.env != "KINSYNC_SERVER") {
+        assert!(help.contains(&format!("--{}", setting.flag)), "--{} is missing", setting.flag);
+        assert!(help.contains(setting.env), "{} is missing", setting.env);
+    }
+}
+
+#[test]
+fn users_and_events_are_listed_and_shown() {
+    let server = Server::start(&[]);
+    server.deliver(r#"{"type":"user.created","event_id":"event_1","data":{"user":{"id":"kp_ada","email":"ada@example.com","first_name":"Ada\u001b[31m"}}}"#);
+    server
+        .wait_for("/api/admin/events?user=kp_ada", |_, page| !page["events"].as_array().unwrap().is_empty());
+    server.wait_for("/api/admin/users/kp_ada", |status, _| status == 200);
+    let url = server.url();
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    let (code, table, stderr) = run(&["users", "list", "--email", "ada@example.com"], &vars);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(table.contains("kp_ada") && table.contains("ada@example.com"), "{table}");
+    assert!(!table.contains('\u{1b}'), "what users send does not steer the terminal");
+    let (_, json, _) = run(&["users", "list", "--json"], &vars);
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["users"][0]["kindeId"], "kp_ada");
+    assert!(run(&["users", "show", "kp_ada"], &vars).1.contains("ada@example.com"));
+    assert!(run(&["events", "list", "--user", "kp_ada"], &vars).1.contains("user.created"));
+    assert!(run(&["events", "show", "event_1"], &vars).1.contains("ada@example.com"));
+    let (code, _, stderr) = run(&["users", "show", "kp_nobody"], &vars);
+    assert_eq!((code, stderr.as_str()), (1, "kinsync: it is not there: there is no such user\n"));
+    let (code, _, stderr) = run(&["users", "list"], &[("KINSYNC_SERVER", url.as_str())]);
+    assert_eq!(code, 77);
+    assert!(stderr.contains("KINSYNC_ADMIN_TOKEN"), "{stderr}");
+}
+
+#[test]
+fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
+    let server = Server::start(&[]);
+    server.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#);
+    let some = |_: u16, page: &Value| page["deadLetters"].as_array().is_some_and(|list| !list.is_empty());
+    server.wait_for("/api/admin/dead-letters", some);
+    let url = server.url();
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    assert!(run(&["dead-letters", "list"], &vars).1.contains("event_x"));
+    let (code, said, _) = run(&["dead-letters", "retry", "--all"], &vars);
+    assert_eq!(code, 0);
+    assert!(said.contains("in the queue again"), "{said}");
+    let page = server.wait_for("/api/admin/dead-letters", some);
+    let id = page["deadLetters"][0]["id"].to_string();
+    let (code, _, stderr) = run(&["dead-letters", "drop", &id], &vars);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("--yes"), "{stderr}");
+    assert_eq!(run(&["dead-letters", "drop", &id, "--yes"], &vars).0, 0);
+    assert_eq!(run(&["dead-letters", "list"], &vars).1, "there are none\n");
+}
+
+#[test]
+fn a_second_server_in_the_same_folder_does_not_start() {
+    let server = Server::start(&[]);
+    let folder = server.folder.path().to_str().unwrap();
+    let vars = [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_DATA_DIR", folder), ("PORT", "0")];
+    let (code, _, stderr) = run(&["serve"], &vars);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("KINSYNC_DATA_DIR"), "{stderr}");
+}
+
+#[test]
+fn a_taken_port_is_said_with_the_setting_to_change() {
+    let server = Server::start(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let port = server.address.port().to_string();
+    let vars = [
+        ("KINDE_WEBHOOK_SECRET", SECRET),
+        ("KINSYNC_DATA_DIR", folder.path().to_str().unwrap()),
+        ("PORT", &port),
+    ];
+    let (code, _, stderr) = run(&["serve"], &vars);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("choose another PORT"), "{stderr}");
+}

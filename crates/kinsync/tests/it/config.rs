@@ -1,0 +1,248 @@
+//! The settings: every problem at once, who weighs more than whom, and what is never shown.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use kinsync::config::{
+    Config, Flags, Problems, SETTINGS, Sources,
+    rules::closed_doors,
+    setting::{Secrecy, Setting},
+    show,
+};
+use secrecy::ExposeSecret;
+
+/// Enough to start with.
+const SECRET: (&str, &str) = ("KINDE_WEBHOOK_SECRET", "a-secret-of-more-than-16-characters");
+
+fn problems(vars: &[(&str, &str)]) -> BTreeMap<String, String> {
+    match Config::from_vars(vars.iter().copied()) {
+        Ok(_) => BTreeMap::new(),
+        Err(Problems(list)) => list.into_iter().map(|p| (p.name, p.message)).collect(),
+    }
+}
+
+fn with_file(text: &str) -> (tempfile::TempDir, Sources) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kinsync.toml");
+    fs::write(&path, text).unwrap();
+    let sources = Sources::from_vars([("KINSYNC_CONFIG", path.to_str().unwrap())]);
+    (folder, sources)
+}
+
+fn config_file(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../config").join(name);
+    fs::read_to_string(path).unwrap()
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_name_and_an_example() {
+    let wrong = [
+        ("PORT", "eighty"),
+        ("KINDE_DOMAIN", "acme.kinde.com"),
+        ("KINDE_ISSUERS", "https://acme.kinde.com,http://evil.example"),
+        ("KINSYNC_BIND", "localhost"),
+        ("KINSYNC_QUEUE", "kafka"),
+        ("KINSYNC_SHUTDOWN_GRACE", "soon"),
+        ("KINSYNC_UNIQUE_EMAIL", "maybe"),
+        ("MONGODB_URI", "postgres://h/app"),
+        ("KINDE_M2M_CLIENT_ID", "id-without-secret"),
+    ];
+    let Err(found) = Config::from_vars(wrong) else { panic!("nothing was found wrong") };
+    let text = found.to_string();
+    for (name, _) in wrong {
+        let name = if name == "KINDE_M2M_CLIENT_ID" { "KINDE_M2M_CLIENT_SECRET" } else { name };
+        assert!(text.contains(&format!("\n  {name}: ")), "{name} is missing in:\n{text}");
+        assert!(text.contains(&format!("for example: {name}=")), "no example for {name} in:\n{text}");
+    }
+    assert_eq!(found.0.len(), wrong.len(), "{text}");
+}
+
+#[test]
+fn a_problem_never_repeats_what_was_written() {
+    let text =
+        Config::from_vars([("MONGODB_URI", "hunter2"), ("KINDE_DOMAIN", "hunter2")]).unwrap_err().to_string();
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn without_any_way_to_verify_nothing_starts_and_both_ways_are_named() {
+    let found = problems(&[]);
+    let message = &found["KINDE_DOMAIN"];
+    assert!(message.contains("KINDE_WEBHOOK_SECRET"), "{message}");
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
+fn the_two_variables_of_the_first_try_are_enough_and_say_which_doors_are_closed() {
+    let config = Config::from_vars([SECRET, ("MONGODB_URI", "mongodb://127.0.0.1/app")]).unwrap();
+    let closed: Vec<_> = closed_doors(&config).into_iter().map(|door| door.opened_by).collect();
+    assert_eq!(closed, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN"]);
+    assert_eq!(config.http.port, 5000);
+    assert_eq!(config.http.bind.to_string(), "127.0.0.1");
+    assert_eq!(config.data_dir, PathBuf::from("./kinsync-data"));
+}
+
+#[test]
+fn flags_outweigh_the_environment_and_the_environment_the_file() {
+    let (_folder, mut sources) =
+        with_file("[http]\nport = 1\nbind = \"127.0.0.2\"\nbody_deadline = \"3s\"\n");
+    sources.vars.insert(SECRET.0.into(), SECRET.1.into());
+    sources.vars.insert("PORT".into(), "2".into());
+    sources.vars.insert("KINSYNC_BIND".into(), "127.0.0.3".into());
+    sources.flags = Flags::from([("port".to_owned(), "3".to_owned())]);
+    let loaded = Config::load(&sources).unwrap();
+    assert_eq!(loaded.config.http.port, 3);
+    assert_eq!(loaded.config.http.bind.to_string(), "127.0.0.3");
+    assert_eq!(loaded.config.http.body_deadline.as_secs(), 3);
+    let origin =
+        |env| loaded.merged.settings.iter().find(|r| r.setting.env == env).unwrap().origin.to_string();
+    assert_eq!(origin("PORT"), "flag --port");
+    assert_eq!(origin("KINSYNC_BIND"), "environment KINSYNC_BIND");
+    assert_eq!(origin("KINSYNC_BODY_DEADLINE"), "file http.body_deadline");
+    assert_eq!(origin("KINSYNC_HEAD_DEADLINE"), "default");
+}
+
+#[test]
+fn an_empty_variable_is_not_set() {
+    let config =
+        Config::from_vars([SECRET, ("PORT", ""), ("MONGODB_URI", ""), ("KINDE_DOMAIN", "")]).unwrap();
+    assert_eq!(config.http.port, 5000);
+    assert!(config.store.mongodb_uri.is_none() && config.kinde.domain.is_none());
+}
+
+#[test]
+fn a_secret_may_stand_in_a_file_with_the_line_end_of_an_editor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    fs::write(&path, "the-new-secret,the-old-secret\r\n").unwrap();
+    let config = Config::from_vars([("KINDE_WEBHOOK_SECRET_FILE", path.to_str().unwrap())]).unwrap();
+    let secrets: Vec<_> = config.kinde.webhook_secrets.iter().map(ExposeSecret::expose_secret).collect();
+    assert_eq!(secrets, ["the-new-secret", "the-old-secret"]);
+}
+
+#[test]
+fn a_secret_and_its_file_together_are_a_problem_and_so_is_a_missing_file() {
+    let found = problems(&[SECRET, ("KINDE_WEBHOOK_SECRET_FILE", "/nowhere")]);
+    assert!(found["KINDE_WEBHOOK_SECRET"].contains("both set"), "{found:?}");
+    let found = problems(&[("KINDE_WEBHOOK_SECRET_FILE", "/nowhere")]);
+    assert!(found["KINDE_WEBHOOK_SECRET_FILE"].contains("could not be read"), "{found:?}");
+    assert_eq!(found.len(), 1, "it is not reported as missing too: {found:?}");
+}
+
+#[test]
+fn a_flag_with_a_file_outweighs_a_variable_with_the_value() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    fs::write(&path, "from-the-file-of-the-flag").unwrap();
+    let mut sources = Sources::from_vars([SECRET]);
+    sources.flags.insert("kinde-webhook-secret-file".into(), path.to_str().unwrap().into());
+    let config = Config::load(&sources).unwrap().config;
+    assert_eq!(config.kinde.webhook_secrets[0].expose_secret(), "from-the-file-of-the-flag");
+}
+
+#[test]
+fn an_unknown_key_of_the_file_is_refused_with_what_was_probably_meant() {
+    let (_folder, sources) =
+        with_file("[kinde]\ndomian = \"https://acme.kinde.com\"\n[http]\nprot = 1\n[sotre]\n");
+    let Err(Problems(list)) = Config::load(&sources) else { panic!("typos were taken") };
+    let of = |name: &str| list.iter().find(|p| p.name == name).map(|p| p.message.clone()).unwrap_or_default();
+    assert!(of("kinde.domian").contains("did you mean `kinde.domain`?"), "{list:?}");
+    assert!(of("http.prot").contains("did you mean `http.port`?"), "{list:?}");
+    assert!(of("sotre").contains("is not a setting"), "{list:?}");
+}
+
+#[test]
+fn a_broken_file_is_named_with_the_line_and_without_its_content() {
+    let (_folder, sources) = with_file("[kinde]\nwebhook_secret = \"hunter2\n");
+    let text = Config::load(&sources).unwrap_err().to_string();
+    assert!(text.contains("line 2"), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn a_typo_in_a_variable_of_ours_is_a_warning() {
+    let loaded = Config::load(&Sources::from_vars([SECRET, ("KINSYNC_DATADIR", "/data")])).unwrap();
+    assert!(
+        loaded.warnings.iter().any(|w| w.contains("did you mean KINSYNC_DATA_DIR?")),
+        "{:?}",
+        loaded.warnings
+    );
+}
+
+#[test]
+fn a_short_secret_is_a_warning_and_not_a_problem() {
+    let loaded = Config::load(&Sources::from_vars([("KINDE_WEBHOOK_SECRET", "test")])).unwrap();
+    assert!(loaded.warnings.iter().any(|w| w.contains("KINDE_WEBHOOK_SECRET")), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn http_is_taken_for_this_machine_alone() {
+    assert!(problems(&[("KINDE_DOMAIN", "http://127.0.0.1:4000")]).is_empty());
+    assert!(problems(&[("KINDE_DOMAIN", "http://acme.kinde.com")]).contains_key("KINDE_DOMAIN"));
+}
+
+#[test]
+fn renamed_fields_are_checked_for_typos_and_clashes() {
+    let wrong = "[kinde]\ndomain = \"https://acme.kinde.com\"\n[fields]\nfristName = \"a\"\nphone = \"_id\"\n\
+                 email = \"username\"\npicture = \"a.b\"\nlastName = \"surname\"\n";
+    let (_folder, sources) = with_file(wrong);
+    let Err(Problems(list)) = Config::load(&sources) else { panic!("nothing was found wrong") };
+    let names: Vec<_> = list.iter().map(|p| p.name.as_str()).collect();
+    assert_eq!(names, ["fields.email", "fields.fristName", "fields.phone", "fields.picture"], "{list:?}");
+    assert!(list[1].message.contains("did you mean `firstName`?"), "{list:?}");
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let hidden = "hunter2-hunter2-hunter2";
+    let mut vars: Vec<(&str, String)> = SETTINGS
+        .iter()
+        .filter(|setting| setting.secrecy == Secrecy::Hidden)
+        .map(|setting| (setting.env, hidden.to_owned()))
+        .collect();
+    vars.push(("MONGODB_URI", format!("mongodb://app:{hidden}@db.example/app")));
+    vars.push(("KINDE_M2M_CLIENT_ID", "id".into()));
+    let loaded = Config::load(&Sources::from_vars(vars)).unwrap();
+    let shown = show::json(&loaded.merged, &loaded.warnings, &closed_doors(&loaded.config)).to_string();
+    assert!(!shown.contains(hidden), "{shown}");
+    assert!(shown.contains("mongodb://********@db.example/app"), "{shown}");
+    assert!(!format!("{:?}", loaded.config).contains(hidden));
+}
+
+#[test]
+fn the_minimal_file_is_right() {
+    let (_folder, sources) = with_file(&config_file("kinsync.minimal.toml"));
+    Config::load(&sources).unwrap();
+}
+
+#[test]
+fn the_full_file_is_right_and_mentions_every_key_and_variable() {
+    let text = config_file("kinsync.full.toml");
+    let (_folder, sources) = with_file(&text);
+    let loaded = Config::load(&sources).unwrap();
+    for resolved in &loaded.merged.settings {
+        let Setting { key, env, .. } = resolved.setting;
+        assert!(resolved.origin.to_string().starts_with("file "), "{key} is missing in the full file");
+        assert!(text.contains(env), "{env} is missing in the full file");
+        if resolved.setting.has_file() {
+            let key = key.rsplit('.').next().unwrap();
+            assert!(text.contains(&format!("# {key}_file = ")), "{key}_file is missing in the full file");
+        }
+    }
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+}
+
+#[test]
+fn every_example_and_default_of_the_table_is_right() {
+    for setting in SETTINGS {
+        for text in [Some(setting.example), setting.default].into_iter().flatten() {
+            let domain = ("KINDE_DOMAIN", "https://acme.kinde.com");
+            let mut vars =
+                vec![SECRET, domain, ("KINDE_M2M_CLIENT_ID", "id"), ("KINDE_M2M_CLIENT_SECRET", "secret")];
+            vars.retain(|(name, _)| *name != setting.env);
+            vars.push((setting.env, text));
+            let found = problems(&vars);
+            assert!(found.is_empty(), "{}={text}: {found:?}", setting.env);
+        }
+        assert!(std::ptr::eq(Setting::of(setting.env), setting), "{} is there twice", setting.env);
+    }
+}

@@ -1,0 +1,177 @@
+//! 200 means durable: the real binary, killed with SIGKILL under load, and with MongoDB away.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use kinsync_core::UserId;
+use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
+use kinsync_testing::{
+    app::{SECRET, TestApp, sign},
+    mongo::TestMongo,
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_kinsync");
+const KILLS: u32 = 200;
+const SENDERS: u64 = 16;
+const SEED: u64 = 4711;
+
+/// Users whose creation was answered with 200.
+type Acked = Arc<Mutex<BTreeSet<u64>>>;
+
+fn user_id(n: u64) -> String {
+    format!("kp_{n:08}")
+}
+
+fn created(n: u64) -> String {
+    let id = user_id(n);
+    format!(
+        r#"{{"type":"user.created","event_id":"event_{n:08}","timestamp":"2026-01-01T00:00:00.{:06}Z","data":{{"user":{{"id":"{id}","email":"{n}@example.com","first_name":"User"}}}}}}"#,
+        n % 1_000_000
+    )
+}
+
+/// Delivers new users, some of them twice, until told to stop; notes those answered 200. Answers
+/// how many were refused.
+async fn send(
+    client: reqwest::Client,
+    url: String,
+    next: Arc<AtomicU64>,
+    acked: Acked,
+    stop: Arc<AtomicBool>,
+) -> u64 {
+    let mut refused = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let n = next.fetch_add(1, Ordering::Relaxed);
+        let body = created(n);
+        for _ in 0..=u64::from(n % 5 == 0) {
+            let request = client.post(&url).header("x-kinde-signature", sign(SECRET, body.as_bytes()));
+            match request.body(body.clone()).send().await {
+                Ok(answer) if answer.status().as_u16() == 200 => {
+                    acked.lock().expect("nobody panicked").insert(n);
+                }
+                Ok(_) => refused += 1,
+                Err(_) => break,
+            }
+        }
+    }
+    refused
+}
+
+/// Sends from several tasks while `during` runs; answers how many deliveries were refused.
+async fn under_load(
+    app: &mut TestApp,
+    next: &Arc<AtomicU64>,
+    acked: &Acked,
+    during: impl AsyncFnOnce(&mut TestApp) -> Result<()>,
+) -> Result<u64> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let url = app.url("/api/webhook");
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..SENDERS {
+        senders.spawn(send(app.client().clone(), url.clone(), next.clone(), acked.clone(), stop.clone()));
+    }
+    let outcome = during(app).await;
+    stop.store(true, Ordering::Relaxed);
+    let refused = senders.join_all().await.into_iter().sum();
+    outcome.map(|()| refused)
+}
+
+/// Every acked user is stored, written once, and its event logged.
+async fn assert_all_there(store: &dyn Store, acked: &Acked) -> Result<()> {
+    let acked: Vec<u64> = acked.lock().expect("nobody panicked").iter().copied().collect();
+    for chunk in acked.chunks(1_000) {
+        let ids: Vec<UserId> = chunk.iter().map(|n| UserId::parse(&user_id(*n))).collect::<Result<_, _>>()?;
+        for (id, row) in ids.iter().zip(store.load(&ids).await?) {
+            let row = row.unwrap_or_else(|| panic!("{id} was answered 200 and is not stored"));
+            assert_eq!(row.revision, 1, "{id} was written more than once");
+            assert_eq!(row.document().first_name.as_deref(), Some("User"));
+        }
+    }
+    let counts = store.counts().await?;
+    assert_eq!(counts.events, counts.live_users, "one event of each user is in the log, once");
+    assert!(counts.live_users >= acked.len() as u64);
+    Ok(())
+}
+
+async fn killed_under_load(mut app: TestApp) -> Result<(TestApp, Acked)> {
+    let mut rng = StdRng::seed_from_u64(SEED);
+    let (next, acked) = (Arc::new(AtomicU64::new(0)), Acked::default());
+    for _ in 0..KILLS {
+        app.start().await?;
+        let alive = Duration::from_millis(rng.random_range(0..200));
+        under_load(&mut app, &next, &acked, async |app| {
+            tokio::time::sleep(alive).await;
+            app.kill()
+        })
+        .await?;
+    }
+    app.start().await?;
+    app.drained(Duration::from_mins(1)).await?;
+    let answered = acked.lock().expect("nobody panicked").len();
+    assert!(answered > 2 * KILLS as usize, "only {answered} deliveries were answered: that is no load");
+    assert!(!app.log().contains("panicked"), "no panic in the log");
+    let status = app.stop().await?;
+    assert!(status.success(), "SIGTERM ends it cleanly: {status}");
+    Ok((app, acked))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_answered_200_is_lost_by_200_kills_on_the_embedded_store() -> Result<()> {
+    let (app, acked) = killed_under_load(TestApp::new(BINARY)?).await?;
+    let store = EmbeddedStore::open(&app.data_dir())?;
+    assert_all_there(&store, &acked).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_answered_200_is_lost_by_200_kills_on_mongodb() -> Result<()> {
+    let mongo = TestMongo::shared().await;
+    let database = mongo.database();
+    let mut app = TestApp::new(BINARY)?;
+    app.with_mongodb(&mongo.uri(), &database);
+    let (_app, acked) = killed_under_load(app).await?;
+    assert_all_there(&mongo_store(&mongo.uri(), database).await?, &acked).await
+}
+
+async fn mongo_store(uri: &str, database: String) -> Result<mongo::MongoStore> {
+    let config = mongo::Config { database: Some(database), ..mongo::Config::new(uri) };
+    Ok(mongo::MongoStore::connect(config).await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mongodb_away_for_30_seconds_refuses_nobody_and_loses_nobody() -> Result<()> {
+    let mongo = TestMongo::start_own().await;
+    let mut app = TestApp::new(BINARY)?;
+    app.with_mongodb(&mongo.uri(), "outage");
+    app.start().await?;
+    let pid = app.pid();
+    let (next, acked) = (Arc::new(AtomicU64::new(0)), Acked::default());
+    let refused = under_load(&mut app, &next, &acked, async |app| {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        mongo.stop();
+        app.until("the breaker opens", Duration::from_secs(20), async |app| {
+            let health = app.health().await?;
+            Ok(health.pointer("/components/store/breaker").is_some_and(|state| state != "closed"))
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        mongo.restart().await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        Ok(())
+    })
+    .await?;
+    assert_eq!(refused, 0, "no delivery is refused while MongoDB is away");
+    app.drained(Duration::from_mins(2)).await?;
+    assert_eq!(app.pid(), pid, "kinsync was not restarted");
+    let dead = app.health().await?.pointer("/components/queue/deadLetters").cloned();
+    assert_eq!(dead, Some(0.into()), "an outage is never a reason for a dead letter");
+    app.stop().await?;
+    assert_all_there(&mongo_store(&mongo.uri(), "outage".into()).await?, &acked).await
+}

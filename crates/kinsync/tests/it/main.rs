@@ -1,0 +1,9 @@
+//! The binary and its server, as operators and senders meet them.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod admin;
+mod commands;
+mod config;
+mod connections;
+mod deliveries;
+mod server;

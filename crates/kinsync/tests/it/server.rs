@@ -1,0 +1,161 @@
+//! The real binary as a child process, and plain sockets to talk to it.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+pub(crate) const SECRET: &str = "a-secret-of-more-than-16-characters";
+pub(crate) const TOKEN: &str = "a-token-of-more-than-16-characters";
+/// The request of the first try, as the documentation has it.
+pub(crate) const BODY: &str = r#"{"type":"user.created","user":{"id":"test","email":"test@example.com"}}"#;
+
+/// Longer than anything here takes on a busy machine.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+/// `kinsync serve` on a free port and a folder of its own.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    lines: mpsc::Receiver<String>,
+    pub(crate) folder: tempfile::TempDir,
+}
+
+/// The binary, with these variables and no others.
+pub(crate) fn kinsync(args: &[&str], vars: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kinsync"));
+    command.env_clear().args(args).envs(vars.iter().copied());
+    command
+}
+
+impl Server {
+    /// With a secret and an admin token, and these variables beside them; an empty one is not set.
+    pub(crate) fn start(vars: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let usual = [
+            ("PORT", "0"),
+            ("KINDE_WEBHOOK_SECRET", SECRET),
+            ("KINSYNC_ADMIN_TOKEN", TOKEN),
+            ("KINSYNC_DATA_DIR", folder.path().to_str().unwrap()),
+        ];
+        let mut command = kinsync(&["serve"], &usual);
+        let mut child = command.envs(vars.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = lines_of(child.stderr.take().unwrap());
+        let address = loop {
+            let line = lines.recv_timeout(DEADLINE).expect("the server says where it listens");
+            let line: Value = serde_json::from_str(&line).unwrap_or_default();
+            if line["message"] == "listening" {
+                break line["address"].as_str().unwrap().parse().unwrap();
+            }
+        };
+        Self { child, address, lines, folder }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream
+    }
+
+    /// One request on its own connection: status and body.
+    pub(crate) fn request(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (u16, String) {
+        let mut stream = self.connect();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        for (name, value) in headers {
+            head.extend([name, ": ", value, "\r\n"]);
+        }
+        // A server that has read enough may close before everything is sent.
+        _ = write!(stream, "{head}content-length: {}\r\n\r\n{body}", body.len());
+        answer(&mut stream)
+    }
+
+    /// A GET with the admin token.
+    pub(crate) fn admin(&self, path: &str) -> (u16, Value) {
+        let (status, body) = self.request("GET", path, &[("authorization", &format!("Bearer {TOKEN}"))], "");
+        (status, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    /// A delivery with the right signature.
+    pub(crate) fn deliver(&self, body: &str) -> (u16, String) {
+        let signature = kinde::sign::hmac_hex(SECRET, body.as_bytes());
+        self.request("POST", "/api/webhook", &[("x-kinde-signature", &signature)], body)
+    }
+
+    /// Asks an admin route until the answer is as wanted.
+    pub(crate) fn wait_for(&self, path: &str, wanted: impl Fn(u16, &Value) -> bool) -> Value {
+        let began = Instant::now();
+        loop {
+            let (status, value) = self.admin(path);
+            if wanted(status, &value) {
+                return value;
+            }
+            assert!(began.elapsed() < DEADLINE, "{path} stays at {status} {value}");
+            thread::yield_now();
+        }
+    }
+
+    /// Resident memory, in KiB.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").trim().parse().unwrap()
+    }
+
+    /// Sends SIGTERM.
+    pub(crate) fn terminate(&self) {
+        let done = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+
+    /// Waits for the end: the status and what was logged since the start.
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
+        let lines: Vec<String> = self.lines.iter().collect();
+        (self.child.wait().unwrap(), lines)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        _ = self.child.kill();
+        _ = self.child.wait();
+    }
+}
+
+fn lines_of(stderr: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// What comes until the other side closes: status and body. Status 0: nothing came.
+pub(crate) fn answer(stream: &mut TcpStream) -> (u16, String) {
+    let mut bytes = Vec::new();
+    // A reset after the answer is the other side's way of not reading what we still send.
+    _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+    let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    (status, body)
+}
