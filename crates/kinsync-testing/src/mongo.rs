@@ -23,7 +23,7 @@ use tokio::{
 };
 
 /// How long a server may take to start and to elect itself.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 /// Understands one word a line, and answers each with a line.
 const SUPERVISOR: &str = r#"
@@ -85,7 +85,6 @@ impl TestMongo {
     }
 
     /// A name that no other test uses.
-    #[expect(clippy::unused_self, reason = "reads as what it is for: a database of this server")]
     pub fn database(&self) -> String {
         format!("test_{:016x}", rand::rng().random::<u64>())
     }

@@ -1,7 +1,9 @@
 //! The engine on real files and real servers.
 
 mod store_conformance;
+mod store_embedded;
 mod store_mongo;
+mod store_outages;
 mod store_rows;
 
 mod queue_conformance;

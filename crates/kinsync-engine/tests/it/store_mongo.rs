@@ -1,16 +1,283 @@
-//! What only the store in MongoDB promises.
+//! What only the store in MongoDB promises: the application's documents and indexes are safe.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use kinsync_engine::store::mongo::{Config, MongoStore};
+use std::collections::BTreeMap;
+
+use bson::{Bson, Document, doc};
+use kinsync_core::{Field, Micros, Value};
+use kinsync_engine::store::{
+    Error, Outcome, Store,
+    mongo::{Config, MongoStore},
+};
 use kinsync_testing::mongo::TestMongo;
+use mongodb::Collection;
+
+use crate::store_rows::{get, outcome, put, row, stored, tombstone, with};
 
 /// A store in a database of its own.
 pub(crate) async fn store() -> MongoStore {
+    prepared(fresh().await).await
+}
+
+async fn fresh() -> Config {
     let mongo = TestMongo::shared().await;
-    let store = MongoStore::connect(config(mongo)).await.unwrap();
+    Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }
+}
+
+async fn prepared(config: Config) -> MongoStore {
+    let store = MongoStore::connect(config).await.unwrap();
     store.prepare().await.unwrap();
     store
 }
 
-fn config(mongo: &TestMongo) -> Config {
-    Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }
+fn users(store: &MongoStore) -> Collection<Document> {
+    store.database().collection("users")
+}
+
+async fn document(store: &MongoStore, user: &str) -> Document {
+    users(store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap()
+}
+
+fn hint(refused: Result<(), Error>) -> String {
+    match refused {
+        Err(Error::Refused { hint, .. }) => hint,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_document_reads_well() {
+    let store = store().await;
+    let mut ada = with(row("kp_ada", Some("ada@x.org")), Field::CreatedOn, Micros(1_500_000_000_000_999));
+    ada.state.last_seen = Some(Micros(i64::MAX));
+    put(&store, &ada).await;
+    let found = document(&store, "kp_ada").await;
+    assert!(found.get_object_id("_id").is_ok());
+    assert_eq!(found.get_str("email").unwrap(), "ada@x.org");
+    assert_eq!(found.get_datetime("createdAt").unwrap().timestamp_millis(), 1_500_000_000_000);
+    assert_eq!(found.get_datetime("lastSeenAt").unwrap().timestamp_millis(), 8_640_000_000_000_000);
+    assert!(!found.get_bool("isDeleted").unwrap());
+    assert_eq!(found.get_str("source").unwrap(), "webhook");
+    for absent in ["deletedAt", "emailConflict", "lastSignedInAt", "lastName", "createdOn"] {
+        assert!(!found.contains_key(absent), "{absent} in {found}");
+    }
+    let law = found.get_document("kinsync").unwrap();
+    assert_eq!(law.get_i64("revision").unwrap(), 1);
+    assert_eq!(law.get_document("scan").unwrap().get_i64("t").unwrap(), 1_700_000_000_123_456);
+}
+
+#[tokio::test]
+async fn a_tombstone_and_a_conflict_show_no_address() {
+    let store = store().await;
+    let mut ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    ada.standing.holds_email = false;
+    ada.standing.email_held_by = Some("kp_older".into());
+    let mut ada = put(&store, &ada).await;
+    let found = document(&store, "kp_ada").await;
+    assert!(!found.contains_key("email"));
+    let conflict = doc! { "email": "a@x.org", "heldBy": "kp_older" };
+    assert_eq!(found.get_document("emailConflict").unwrap(), &conflict);
+    ada.state = ada.state.join(tombstone("kp_ada").state);
+    put(&store, &ada).await;
+    let found = document(&store, "kp_ada").await;
+    assert!(found.get_bool("isDeleted").unwrap() && found.get_datetime("deletedAt").is_ok());
+    assert!(!found.contains_key("email") && !found.contains_key("emailConflict"));
+}
+
+#[tokio::test]
+async fn what_is_erased_from_a_tombstone_leaves_its_document() {
+    let store = store().await;
+    let mut ada = put(&store, &with(row("kp_ada", None), Field::LastName, "Lovelace")).await;
+    ada.state = tombstone("kp_ada").state;
+    put(&store, &ada).await;
+    let found = document(&store, "kp_ada").await;
+    assert!(!found.to_string().contains("Lovelace") && !found.contains_key("firstName"), "{found}");
+}
+
+#[tokio::test]
+async fn the_applications_fields_survive() {
+    let store = store().await;
+    let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    let own = doc! { "plan": "pro", "lastName": "told by the application", "deep.er": [1, 2] };
+    users(&store).update_one(doc! {}, doc! { "$set": own }).await.unwrap();
+    let before = document(&store, "kp_ada").await;
+    put(&store, &with(ada, Field::FirstName, "Augusta")).await;
+    let after = document(&store, "kp_ada").await;
+    for key in ["_id", "plan", "lastName", "deep"] {
+        assert_eq!(before.get(key), after.get(key), "{key}");
+    }
+    assert_eq!(after.get_str("firstName").unwrap(), "Augusta");
+}
+
+#[tokio::test]
+async fn a_document_that_has_the_kinde_id_already_is_taken_over() {
+    let store = store().await;
+    let own = doc! { "_id": "mine", "kindeId": "kp_ada", "plan": "pro", "email": "old@x.org" };
+    users(&store).insert_one(own).await.unwrap();
+    assert_eq!(get(&store, "kp_ada").await, None, "kinsync has not written it");
+    let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    assert_eq!(get(&store, "kp_ada").await, Some(ada));
+    let found = document(&store, "kp_ada").await;
+    assert_eq!((found.get_str("_id").unwrap(), found.get_str("plan").unwrap()), ("mine", "pro"));
+    assert_eq!(users(&store).count_documents(doc! {}).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_document_of_the_application_may_hold_an_address() {
+    let store = store().await;
+    let own = users(&store).insert_one(doc! { "email": "a@x.org", "plan": "pro" }).await.unwrap();
+    users(&store).insert_many([doc! { "email": "" }, doc! { "email": "" }, doc! {}, doc! {}]).await.unwrap();
+    assert_eq!(outcome(&store, &row("kp_ada", Some("a@x.org"))).await, Outcome::EmailTaken);
+    let holder = store.email_holder("a@x.org").await.unwrap();
+    assert_eq!(holder, own.inserted_id.as_object_id().map(bson::oid::ObjectId::to_hex));
+    assert_eq!(store.claimants(&["a@x.org".into()]).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_was_changed_by_hand_counts_as_never_told() {
+    let store = store().await;
+    let ada = with(row("kp_ada", Some("a@x.org")), Field::Picture, "https://x.org/ada.png");
+    put(&store, &with(ada, Field::LastName, "Lovelace")).await;
+    let junk = doc! { "lastName": 5, "organizations": "none", "kinsync.scan": "junk", "kinsync.held": [1] };
+    users(&store).update_one(doc! {}, doc! { "$set": junk }).await.unwrap();
+    let found = get(&store, "kp_ada").await.unwrap();
+    assert_eq!(found.state.text(Field::FirstName), Some("Ada"));
+    assert_eq!((found.state.value(Field::LastName), found.state.value(Field::Picture)), (None, None));
+    let repaired = put(&store, &with(found, Field::LastName, "Lovelace")).await;
+    assert_eq!(get(&store, "kp_ada").await, Some(repaired));
+}
+
+#[tokio::test]
+async fn collections_and_keys_have_the_configured_names() {
+    let fields = BTreeMap::from([(Field::Email, "mail".to_owned()), (Field::FirstName, "given".into())]);
+    let config = Config { users: "people".into(), events: "log".into(), fields, ..fresh().await };
+    let store = prepared(config).await;
+    let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    assert_eq!(get(&store, "kp_ada").await, Some(ada.clone()));
+    let people = store.database().collection::<Document>("people");
+    let found = people.find_one(doc! { "mail": "a@x.org", "given": "Ada" }).await.unwrap().unwrap();
+    assert!(!found.contains_key("email") && !found.contains_key("firstName"));
+    assert_eq!(outcome(&store, &row("kp_eve", Some("a@x.org"))).await, Outcome::EmailTaken);
+    assert_eq!(store.claimants(&["a@x.org".into()]).await.unwrap(), [ada]);
+}
+
+#[tokio::test]
+async fn colliding_documents_are_named_with_the_ways_out() {
+    let config = fresh().await;
+    let store = MongoStore::connect(config.clone()).await.unwrap();
+    let twins = [doc! { "_id": "one", "email": "a@x.org" }, doc! { "_id": "two", "email": "a@x.org" }];
+    users(&store).insert_many(twins).await.unwrap();
+    let hint = hint(store.prepare().await);
+    assert!(hint.contains("one and two") && hint.contains("unique_email = false"), "{hint}");
+    assert!(!hint.contains("a@x.org"), "no address in an error: {hint}");
+    let store = prepared(Config { unique_email: false, ..config.clone() }).await;
+    put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    users(&store).delete_many(doc! { "_id": { "$in": ["one", "two"] } }).await.unwrap();
+    let unique = MongoStore::connect(config).await.unwrap();
+    let changed = self::hint(unique.prepare().await);
+    assert!(changed.contains(r#"dropIndex("kinsync_email")"#), "{changed}");
+}
+
+#[tokio::test]
+async fn indexes_of_the_application_are_used_or_complained_of() {
+    let config = fresh().await;
+    let store = MongoStore::connect(config).await.unwrap();
+    let make = |key: Document, unique: bool, name: &'static str| {
+        let index = doc! { "key": key, "unique": unique, "name": name };
+        let command = doc! { "createIndexes": "users", "indexes": [index] };
+        let database = store.database().clone();
+        async move { database.run_command(command).await.unwrap() }
+    };
+    make(doc! { "updatedAt": 1.0 }, false, "updatedAt_1").await;
+    make(doc! { "email": 1 }, true, "email_1").await;
+    make(doc! { "username": 1, "tenant": 1 }, true, "username_1").await;
+    let refused = hint(store.prepare().await);
+    assert!(refused.contains("`email_1`"), "{refused}");
+    users(&store).drop_index("email_1").await.unwrap();
+    store.prepare().await.unwrap();
+    store.prepare().await.expect("again is fine");
+    let names = users(&store).list_index_names().await.unwrap();
+    assert!(!names.contains(&"kinsync_updatedAt".to_owned()), "the application's serves: {names:?}");
+    put(&store, &with(row("kp_ada", None), Field::Username, "ada")).await;
+    let eve = outcome(&store, &with(row("kp_eve", None), Field::Username, "ada")).await;
+    assert!(matches!(&eve, Outcome::Rejected(why) if why.contains("username")), "{eve:?}");
+}
+
+#[tokio::test]
+async fn queries_by_id_and_by_address_use_their_indexes() {
+    let store = store().await;
+    let queries = [
+        (doc! { "kindeId": "kp_a" }, "kinsync_kindeId"),
+        (doc! { "kindeId": { "$in": ["kp_a", "kp_b"] } }, "kinsync_kindeId"),
+        (doc! { "kindeId": "kp_a", "kinsync.revision": 1_i64 }, "kinsync_kindeId"),
+        (doc! { "kindeId": { "$gt": "" }, "isDeleted": false }, "kinsync_kindeId"),
+        (doc! { "email": "a@x.org" }, "kinsync_email"),
+        (doc! { "email": { "$in": ["a@x.org", "$b"] } }, "kinsync_email"),
+        (doc! { "kinsync.held.email": { "$in": ["a@x.org"] } }, "kinsync_heldEmail"),
+        (doc! { "kinsync.unsettled": { "$exists": true } }, "kinsync_unsettled"),
+    ];
+    for (filter, index) in queries {
+        let explain = doc! { "explain": { "find": "users", "filter": filter.clone() } };
+        let plan = store.database().run_command(explain).await.unwrap();
+        let winner =
+            plan.get_document("queryPlanner").unwrap().get_document("winningPlan").unwrap().to_string();
+        assert!(winner.contains("IXSCAN") && winner.contains(index), "{filter}: {winner}");
+    }
+}
+
+#[tokio::test]
+async fn one_row_that_is_never_taken_does_not_hold_up_the_others() {
+    let store = store().await;
+    let validator = doc! { "collMod": "users", "validator": { "firstName": { "$ne": "bad" } } };
+    store.database().run_command(validator).await.unwrap();
+    let large = "x".repeat(17 << 20);
+    let batch = [
+        with(row("kp_1", None), Field::FirstName, "good"),
+        with(row("kp_2", None), Field::FirstName, "bad"),
+        with(row("kp_3", None), Field::FirstName, large.as_str()),
+        with(row("kp_4", None), Field::FirstName, &large[..9 << 20]),
+        with(row("kp_5", None), Field::FirstName, &large[..9 << 20]),
+    ];
+    let outcomes = store.write(&batch).await.unwrap();
+    assert!(matches!(&outcomes[1], Outcome::Rejected(why) if why.contains("validator")), "{outcomes:?}");
+    assert!(matches!(&outcomes[2], Outcome::Rejected(why) if why.contains("16 MiB")), "{outcomes:?}");
+    for n in [0, 3, 4] {
+        assert_eq!(outcomes[n], Outcome::Written, "{n}");
+    }
+    let update =
+        [with(stored(&batch[0]), Field::FirstName, "bad"), with(stored(&batch[3]), Field::LastName, "b")];
+    let outcomes = store.write(&update).await.unwrap();
+    assert!(matches!(outcomes[..], [Outcome::Rejected(_), Outcome::Written]), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn foreign_documents_are_no_users() {
+    let store = store().await;
+    let foreign = [doc! { "email": "a@x.org" }, doc! { "kindeId": 5 }, doc! { "kindeId": "kp_theirs" }];
+    users(&store).insert_many(foreign).await.unwrap();
+    put(&store, &row("kp_ada", None)).await;
+    let filter = kinsync_engine::store::UserFilter { limit: 9, with_deleted: true, ..Default::default() };
+    let listed = store.users(&filter).await.unwrap();
+    assert_eq!(listed.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["kp_ada"]);
+}
+
+#[tokio::test]
+async fn no_error_and_no_debug_text_shows_the_password() {
+    for uri in ["mongodb://me:hunter2@@:x/", "http://me:hunter2@h/", "mongodb://me:hunter2@h:1/?w=-9"] {
+        let config = Config::new(uri);
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let error = MongoStore::connect(config).await.expect_err(uri);
+        assert!(!format!("{error:?} {error}").contains("hunter2"), "{error:?}");
+        assert!(!error.is_transient());
+    }
+    let store = MongoStore::connect(Config::new("mongodb://me:hunter2@127.0.0.1:1/")).await.unwrap();
+    assert!(!format!("{store:?}").contains("hunter2"));
+}
+
+#[tokio::test]
+async fn a_null_is_stored_as_null() {
+    let store = store().await;
+    put(&store, &with(row("kp_ada", None), Field::Phone, Value::Null)).await;
+    let found = document(&store, "kp_ada").await;
+    assert_eq!((found.get("phone"), found.get("email")), (Some(&Bson::Null), Some(&Bson::Null)));
 }

@@ -1,4 +1,5 @@
 //! Rows and events to store: plain ones by hand, hostile ones by proptest.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
 

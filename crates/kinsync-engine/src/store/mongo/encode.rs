@@ -29,7 +29,6 @@ pub(super) struct Encoded {
 /// Encodes the row as its next revision. `set` begins with what `start` holds.
 pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
     let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
-    encoded.set.append(cstr!("kindeId"), row.id.as_str());
     let held = encoded.fields(row, keys);
     encoded.facts(row);
     encoded.set.append(cstr!("kinsync"), law(row, writer, &held));

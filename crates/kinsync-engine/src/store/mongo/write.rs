@@ -112,6 +112,7 @@ impl Batch<'_> {
     fn insertion(&self, place: usize) -> RawDocumentBuf {
         let mut start = RawDocumentBuf::new();
         start.append(cstr!("_id"), ObjectId::new());
+        start.append(cstr!("kindeId"), self.rows[place].id.as_str());
         encode::row(&self.rows[place], &self.inner.keys, self.mark(place), start).set
     }
 

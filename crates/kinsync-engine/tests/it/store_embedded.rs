@@ -1,0 +1,89 @@
+//! What only the embedded store promises: its file is private, locked and never misread.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{os::unix::fs::PermissionsExt, path::Path};
+
+use kinsync_engine::store::{Error, Store, embedded::EmbeddedStore};
+
+use crate::store_rows::{event, get, put, row};
+
+fn hint<T: std::fmt::Debug>(refused: Result<T, Error>) -> String {
+    match refused {
+        Err(Error::Refused { hint, .. }) => hint,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn open(folder: &Path) -> EmbeddedStore {
+    EmbeddedStore::open(folder).unwrap()
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let inner = folder.path().join("made/on/demand");
+    let ada = {
+        let store = open(&inner);
+        store.log(&[event("event_1", None, 1)]).await.unwrap();
+        put(&store, &row("kp_ada", Some("a@x.org"))).await
+    };
+    let store = open(&inner);
+    assert_eq!(get(&store, "kp_ada").await, Some(ada));
+    assert!(store.event("event_1").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_second_writer_is_refused_and_a_reader_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let empty =
+        hint(EmbeddedStore::open_read_only(&folder.path().join("none")).map_err(|error| match error {
+            Error::Unavailable { doing, .. } => {
+                Error::Refused { doing, hint: "nothing there".into(), source: None }
+            }
+            other => other,
+        }));
+    assert_eq!(empty, "nothing there");
+    let store = open(folder.path());
+    let second = hint(EmbeddedStore::open(folder.path()));
+    assert!(second.contains("KINSYNC_DATA_DIR"), "{second}");
+    let ada = put(&store, &row("kp_ada", None)).await;
+    let reader = EmbeddedStore::open_read_only(folder.path()).unwrap();
+    assert_eq!(get(&reader, "kp_ada").await, Some(ada.clone()));
+    assert!(hint(reader.write(&[ada]).await).contains("reading only"));
+    assert!(hint(reader.ping().await).contains("reading only"));
+}
+
+#[tokio::test]
+async fn the_files_are_for_their_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    put(&store, &row("kp_ada", None)).await;
+    let mut files = 0;
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+        files += 1;
+    }
+    assert_eq!(files, 4, "database, log, shared memory and lock");
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_kinsync_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let sqlite = rusqlite::Connection::open(folder.path().join("kinsync.sqlite")).unwrap();
+    sqlite.pragma_update(None, "user_version", 99).unwrap();
+    drop(sqlite);
+    for refused in [EmbeddedStore::open(folder.path()), EmbeddedStore::open_read_only(folder.path())] {
+        assert!(hint(refused).contains("newer kinsync"));
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused_and_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kinsync.sqlite");
+    std::fs::write(&path, "not a database, but somebody's only copy of something".repeat(100)).unwrap();
+    assert!(hint(EmbeddedStore::open(folder.path())).contains("damaged"));
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
+}
