@@ -153,7 +153,7 @@ impl Tenant {
     pub(crate) fn delete(&mut self, id: &str, profile: Profile, source: Source) -> Result<Vec<Draft>, Error> {
         let (place, user) = self.living(id)?;
         let at = self.clock.tick();
-        let left = (profile == Profile::Keep).then(|| User { deleted_on: Some(at), ..user });
+        let left = (profile == Profile::Keep).then_some(User { deleted_on: Some(at), ..user });
         self.people.put(place, left, at);
         Ok(vec![Draft::new("user.deleted", source, json!({"user": {"id": id}}))])
     }

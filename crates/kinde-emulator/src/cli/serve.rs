@@ -64,6 +64,7 @@ fn summary(emulator: &Emulator) -> String {
         "jwks": format!("{}/.well-known/jwks.json", emulator.issuer()),
         "client_id": emulator.config().client_id,
         "client_secret": emulator.config().client_secret,
+        "app_client_id": emulator.config().app_client_id,
         "audience": emulator.api_audience(),
     })
     .to_string()
@@ -74,6 +75,7 @@ fn greeting(emulator: &Emulator) -> String {
     let endpoints: Vec<String> =
         emulator.webhooks().iter().map(|webhook| webhook.spec.endpoint.to_string()).collect();
     let endpoints = if endpoints.is_empty() { "none, see below".to_owned() } else { endpoints.join(", ") };
+    let app = &config.app_client_id;
     let (id, secret, audience) = (&config.client_id, &config.client_secret, emulator.api_audience());
     format!(
         "A local Kinde is running. Ctrl-C stops it.
@@ -83,6 +85,7 @@ fn greeting(emulator: &Emulator) -> String {
   client id      {id}
   client secret  {secret}
   audience       {audience}
+  sign-in        {issuer}/oauth2/auth for the client id {app}
   webhooks       {endpoints}
 
 Try:

@@ -114,9 +114,9 @@ impl Emulator {
             return Err(Denied::grant("The refresh token belongs to another application or domain"));
         }
         let cached = self.config().unknowns.refresh_returns_cached_claims.then_some(access);
-        let issued = self.issue_tokens(application, grant, &family, cached)?;
+        let tokens = self.issue_tokens(application, grant, &family, cached)?;
         self.logins().retire_refresh(token, in_future(self.config().tokens.refresh_overlap));
-        Ok(issued)
+        Ok(tokens)
     }
 
     fn issue_tokens(
@@ -256,7 +256,7 @@ fn s256(verifier: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, verifier.as_bytes()))
 }
 
-/// `at_hash` (OpenID Connect Core, 3.1.3.6).
+/// `at_hash` (`OpenID` Connect Core, 3.1.3.6).
 fn half_hash(token: &str) -> String {
     URL_SAFE_NO_PAD.encode(&digest::digest(&digest::SHA256, token.as_bytes()).as_ref()[..16])
 }

@@ -118,7 +118,10 @@ async fn mangle(response: Response, fault: &FaultKind) -> Response {
             Response::from_parts(parts, cut_after(half))
         }
         FaultKind::TruncatedJson => Response::from_parts(parts, Body::from(half)),
-        FaultKind::Garbage => Response::from_parts(parts, Body::from("<html>not what you asked for</html>")),
+        FaultKind::Garbage => {
+            parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
+            Response::from_parts(parts, Body::from("<html>not what you asked for</html>"))
+        }
         _ => Response::from_parts(parts, Body::from(body)),
     }
 }

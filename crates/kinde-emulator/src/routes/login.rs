@@ -57,7 +57,7 @@ pub(super) async fn show(
 ) -> Response {
     let asked = match Asked::check(&emulator, query, &headers) {
         Ok(asked) => asked,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     let prompt = asked.query.prompt.as_deref().unwrap_or_default();
     let session = cookie(&headers).and_then(|session| emulator.session_user(session));
@@ -96,7 +96,7 @@ pub(super) async fn submit(
 ) -> Response {
     let asked = match Asked::check(&emulator, query, &headers) {
         Ok(asked) => asked,
-        Err(refusal) => return refusal,
+        Err(refusal) => return *refusal,
     };
     match enter(&emulator, form, asked.query.org_code.as_deref()) {
         Ok(user) => {
@@ -130,8 +130,8 @@ fn enter(emulator: &Emulator, form: LoginForm, org_code: Option<&str>) -> Result
 
 impl Asked {
     /// A wrong client or redirect URI is told to the user, and everything else to the application.
-    fn check(emulator: &Emulator, query: AuthQuery, headers: &HeaderMap) -> Result<Self, Response> {
-        let refuse = |why: &str| problem(StatusCode::BAD_REQUEST, why);
+    fn check(emulator: &Emulator, query: AuthQuery, headers: &HeaderMap) -> Result<Self, Box<Response>> {
+        let refuse = |why: &str| Box::new(problem(StatusCode::BAD_REQUEST, why));
         let application = emulator
             .application(&query.client_id)
             .ok_or_else(|| refuse("No application has this client_id."))?;
@@ -150,7 +150,7 @@ impl Asked {
         let issuer = emulator.issuer_of(headers).to_owned();
         let asked = Self { application, redirect, query, issuer, scopes, audience };
         match asked.fault(defaults) {
-            Some((error, why)) => Err(asked.send_error(error, why)),
+            Some((error, why)) => Err(Box::new(asked.send_error(error, why))),
             None => Ok(asked),
         }
     }

@@ -104,20 +104,17 @@ struct OrganizationSignIn<'a> {
     last_signed_in: ApiTime,
 }
 
-fn org_code(org: &Membership) -> &str {
-    &org.code
-}
-
 fn organization_sign_ins(organizations: &[Membership], at: Timestamp) -> Vec<OrganizationSignIn<'_>> {
-    let item = |org| OrganizationSignIn { org_code: org_code(org), last_signed_in: ApiTime(at) };
-    organizations.iter().map(item).collect()
+    let codes = organizations.iter().map(|org| org.code.as_str());
+    codes.map(|org_code| OrganizationSignIn { org_code, last_signed_in: ApiTime(at) }).collect()
 }
 
 #[derive(Serialize)]
 struct Identity<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
-    identity: &'a str,
+    #[serde(rename = "identity")]
+    value: &'a str,
     /// In the list alone; `null` for an identity without a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     connection_id: Option<()>,
@@ -127,7 +124,7 @@ fn identities(user: &User, place: Place) -> Vec<Identity<'_>> {
     let all = [("email", &user.email), ("phone", &user.phone), ("username", &user.username)];
     let there = all.into_iter().filter_map(|(kind, value)| Some((kind, value.as_deref()?)));
     let connection_id = (place == Place::List).then_some(());
-    there.map(|(kind, identity)| Identity { kind, identity, connection_id }).collect()
+    there.map(|(kind, value)| Identity { kind, value, connection_id }).collect()
 }
 
 #[derive(Serialize)]

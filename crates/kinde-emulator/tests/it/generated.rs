@@ -182,7 +182,7 @@ async fn the_limits_throttle_the_management_api_alone() {
     assert!(get(&format!("{}/.well-known/jwks.json", api.emulator.issuer()), None).await.0 == 200);
 
     api.emulator.set_limits(Limits { concurrency: 2, ..Limits::default() });
-    let slow = Duration::from_millis(300);
+    let slow = Duration::from_secs(1);
     api.emulator.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }));
     let statuses = futures_util::future::join_all((0..6).map(|_| api.get("users"))).await;
     let throttled = statuses.iter().filter(|(status, _)| *status == 429).count();

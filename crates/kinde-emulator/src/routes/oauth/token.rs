@@ -40,7 +40,7 @@ pub(crate) async fn token(
         (request.client_id, request.client_secret) = (id, secret);
     }
     let issuer = emulator.issuer_of(&headers);
-    let issued = match request.grant_type.as_str() {
+    let outcome = match request.grant_type.as_str() {
         "client_credentials" => client_credentials(&emulator, issuer, &request).map(answer),
         "authorization_code" => application(&emulator, &request.client_id, &request.client_secret)
             .and_then(|application| {
@@ -56,14 +56,14 @@ pub(crate) async fn token(
             "Ask for client_credentials, authorization_code or refresh_token",
         )),
     };
-    issued.unwrap_or_else(denied)
+    outcome.unwrap_or_else(|denied| refused(&denied))
 }
 
 fn answer(issued: impl Serialize) -> Response {
     ([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(issued)).into_response()
 }
 
-fn denied(denied: Denied) -> Response {
+fn refused(denied: &Denied) -> Response {
     let invalid_client = denied.error == "invalid_client";
     let status = if invalid_client { StatusCode::UNAUTHORIZED } else { StatusCode::BAD_REQUEST };
     let body = json!({"error": denied.error, "error_description": denied.description});
@@ -164,7 +164,7 @@ pub(crate) async fn revoke(
             emulator.revoke(&application, &form.token);
             StatusCode::OK.into_response()
         }
-        Err(error) => denied(error),
+        Err(error) => refused(&error),
     }
 }
 
