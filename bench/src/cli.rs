@@ -12,7 +12,7 @@ use crate::{baseline, deliveries, drain, footprint, lag, machine};
 
 /// Measures kinsync. `bench/run` builds what is needed and calls this.
 #[derive(Debug, Parser)]
-#[command(name = "bench", version)]
+#[command(name = "bench", version, args_override_self = true)]
 pub enum Command {
     /// Everything.
     All(Options),

@@ -18,6 +18,7 @@ use crate::mongo::Mongod;
 use crate::peer::Peer;
 use crate::process::{Process, own_cpu};
 use crate::report::{Report, Row, Target, Unit};
+use crate::requests::Requests;
 use crate::work::{Work, free_address};
 
 use self::series::{Series, Turn};
@@ -46,7 +47,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     report.machine().version("mongod", mongod.version().await?);
     let tokens = Tokens::prepare(&work.cache(), options.tokens).await?;
     let jwks = Jwks::serve(&tokens).await?;
-    let jwt = Arc::new(crate::requests::Requests::jwt(tokens.iter()));
+    let jwt = Arc::new(Requests::jwt(tokens.iter()));
     let bench = Bench { work, options, mongod: &mongod, jwks: &jwks };
     let pool = bench.calibrate().await?;
     let (mut hmac, mut tokens) = (Scheme::default(), Scheme::default());
@@ -71,7 +72,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
 /// What is sent in a turn.
 #[derive(Debug)]
 struct Load {
-    requests: Arc<crate::requests::Requests>,
+    requests: Arc<Requests>,
     /// Of what they speak, where that is known.
     events: Arc<Vec<Event>>,
 }
@@ -80,10 +81,7 @@ impl Load {
     async fn hmac(count: usize) -> anyhow::Result<Self> {
         off_thread(move || {
             let events = Source::now().traffic(PEOPLE, count);
-            Self {
-                requests: Arc::new(crate::requests::Requests::hmac(SECRET, &events)),
-                events: Arc::new(events),
-            }
+            Self { requests: Arc::new(Requests::hmac(SECRET, &events)), events: Arc::new(events) }
         })
         .await
     }
@@ -206,7 +204,7 @@ fn tell_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Repor
     report.add(row.unless(kinsync.problem().or_else(|| peer.problem())).because(&why));
 }
 
-fn tell_jwt(scheme: &Scheme, requests: &crate::requests::Requests, options: &Options, report: &mut Report) {
+fn tell_jwt(scheme: &Scheme, requests: &Requests, options: &Options, report: &mut Report) {
     let Scheme { kinsync, baseline, .. } = scheme;
     let load = format!("JWT, {} B, {} connections", requests.body_bytes(), options.connections);
     report.add(

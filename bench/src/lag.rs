@@ -10,14 +10,15 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bson::{Document, doc};
 use futures_util::StreamExt as _;
+use hdrhistogram::Histogram;
 use mongodb::change_stream::ChangeStream;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::timeout_at;
 
 use crate::cli::Options;
 use crate::drain;
 use crate::events::{Event, Kind, Source};
 use crate::kinsync::{Kinsync, SECRET, Settings, USERS};
-use crate::load::{self, Pace, Plan, histogram, off_thread};
+use crate::load::{self, Outcome, Pace, Plan, histogram, off_thread};
 use crate::mongo::Mongod;
 use crate::process::own_cpu;
 use crate::report::{Report, Row, Target, Unit};
@@ -61,61 +62,79 @@ pub async fn measure(
     let events = mix(&mut source, count);
     let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, &events))).await?;
     let stream = watch(&mongod).await?;
-    let load_ends = Instant::now() + WARMUP + options.window();
+    let deadline = Instant::now() + WARMUP + options.window() + LATEST;
     let plan = plan(&kinsync, options, requests, Pace::Open(rate));
     let before = kinsync.metrics().await?;
     let cpu = || anyhow::Ok([kinsync.process().cpu()?, mongod.cpu()?, own_cpu()?]);
     let busy = cpu()?;
-    let (outcome, seen) =
-        tokio::join!(load::run(plan), appearances(stream, count.div_ceil(PROBE_EVERY), load_ends + LATEST));
-    let (outcome, seen) = (outcome?, seen?);
-    let busy_then = cpu()?;
-    sleep_until((Instant::now() + Duration::from_millis(100)).into()).await;
+    let probes = appearances(stream, count.div_ceil(PROBE_EVERY), deadline);
+    let (outcome, seen) = tokio::join!(load::run(plan), probes);
+    let (outcome, seen, busy_then) = (outcome?, seen?, cpu()?);
     let own = kinsync.metrics().await?.lag_p99_since(&before);
-    let memory = kinsync.process().memory()?;
 
-    let (mut lag, mut unseen) = (histogram(), 0_u64);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-    let first_measured = (rate * WARMUP.as_secs_f64()) as usize;
-    for (at, answered) in outcome.answered.iter().filter(|(at, _)| at % PROBE_EVERY == 0) {
-        match seen.get(&(at / PROBE_EVERY)) {
-            None => unseen += 1,
-            Some(_) if *at < first_measured => {}
-            Some(seen) => {
-                let micros = seen.saturating_duration_since(*answered).as_micros();
-                lag.saturating_record(u64::try_from(micros).unwrap_or(u64::MAX));
-            }
-        }
-    }
-    let invisible =
-        (unseen > 0).then(|| format!("{unseen} probes were answered 200 and not seen in {LATEST:?}"));
-    let starved = (lag.is_empty()).then(|| "no probe was seen".to_owned());
-    let problem = outcome.problem().or(invisible).or(starved);
-    let millis = |quantile: f64| lag.value_at_quantile(quantile) as f64 / 1000.0;
-    let took = seconds;
-    let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / took;
+    let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / seconds;
     let cores = format!("cores: kinsync {:.2}, mongod {:.2}, bench {:.2}", share(0), share(1), share(2));
-    let http = |quantile: f64| outcome.latency.value_at_quantile(quantile) as f64 / 1000.0;
-
-    let offered = Row::new(PART, "offered: half of the drain", rate, Unit::PerSecond);
-    let answers = format!(
-        "answered {:.0}/s, p50 {:.2}, p99 {:.2} ms from when each was due",
-        outcome.rate(),
-        http(0.5),
-        http(0.99)
-    );
-    report.add(offered.note(answers).note(&cores).unless(outcome.problem()));
-    let spread =
-        format!("{} probes; p50 {:.1}, max {:.1} ms", lag.len(), millis(0.5), lag.max() as f64 / 1000.0);
-    let own = own.map_or_else(
-        || "kinsync's own histogram says nothing".to_owned(),
-        |own| format!("kinsync's own histogram: p99 ≤ {:.0} ms", own * 1000.0),
-    );
-    let row = Row::new(PART, "p99 from the 200 to visible", millis(0.99), Unit::Millis)
-        .target(Target::Below(100.0));
-    report.add(row.note(spread).note(own).because(cores).unless(problem));
+    tell_load(rate, &outcome, &cores, report);
+    tell_lag(&Lags::of(&outcome, &seen, rate), &outcome, own, &cores, report);
+    let memory = kinsync.process().memory()?;
     report.add(crate::footprint::memory_row("peak memory, at half the speed of the drain", memory));
     Ok(())
+}
+
+/// The lags of all probes after the warm-up.
+#[derive(Debug)]
+struct Lags {
+    micros: Histogram<u64>,
+    unseen: u64,
+}
+
+impl Lags {
+    fn of(outcome: &Outcome, seen: &HashMap<usize, Instant>, rate: f64) -> Self {
+        let (mut micros, mut unseen) = (histogram(), 0);
+        let warmup = rate * WARMUP.as_secs_f64();
+        for (at, answered) in outcome.answered.iter().filter(|(at, _)| at % PROBE_EVERY == 0) {
+            let Some(seen) = seen.get(&(at / PROBE_EVERY)) else {
+                unseen += 1;
+                continue;
+            };
+            if *at as f64 >= warmup {
+                let lag = seen.saturating_duration_since(*answered).as_micros();
+                micros.saturating_record(u64::try_from(lag).unwrap_or(u64::MAX));
+            }
+        }
+        Self { micros, unseen }
+    }
+
+    fn problem(&self) -> Option<String> {
+        let Self { micros, unseen } = self;
+        match unseen {
+            0 if micros.is_empty() => Some("no probe was seen".to_owned()),
+            0 => None,
+            _ => Some(format!("{unseen} probes were answered 200 and not seen in {LATEST:?}")),
+        }
+    }
+}
+
+fn millis(of: &Histogram<u64>, quantile: f64) -> f64 {
+    of.value_at_quantile(quantile) as f64 / 1000.0
+}
+
+fn tell_load(rate: f64, outcome: &Outcome, cores: &str, report: &mut Report) {
+    let (p50, p99) = (millis(&outcome.latency, 0.5), millis(&outcome.latency, 0.99));
+    let answers =
+        format!("answered {:.0}/s, p50 {p50:.2}, p99 {p99:.2} ms from when each was due", outcome.rate());
+    let row = Row::new(PART, "offered: half of the drain", rate, Unit::PerSecond);
+    report.add(row.note(answers).note(cores).unless(outcome.problem()));
+}
+
+fn tell_lag(lags: &Lags, outcome: &Outcome, own: Option<f64>, cores: &str, report: &mut Report) {
+    let micros = &lags.micros;
+    let spread =
+        format!("{} probes; p50 {:.1}, max {:.1} ms", micros.len(), millis(micros, 0.5), millis(micros, 1.0));
+    let own = own.map_or("says nothing".to_owned(), |own| format!("p99 ≤ {:.0} ms", own * 1000.0));
+    let row = Row::new(PART, "p99 from the 200 to visible", millis(micros, 0.99), Unit::Millis);
+    let row = row.target(Target::Below(100.0)).note(spread).note(format!("kinsync's own histogram: {own}"));
+    report.add(row.because(cores).unless(outcome.problem().or_else(|| lags.problem())));
 }
 
 fn plan(kinsync: &Kinsync, options: &Options, requests: Arc<Requests>, pace: Pace) -> Plan {

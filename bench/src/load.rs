@@ -81,7 +81,9 @@ impl Outcome {
     pub fn problem(&self) -> Option<String> {
         let refused = self.refused.iter().map(|(status, count)| format!("{count} x {status}"));
         let broken = self.broken.iter().map(|(count, why)| format!("{count} connections broke: {why}"));
-        let empty = (self.ok == 0).then(|| "nothing was answered 200".to_owned());
+        let empty = (self.ok == 0).then(|| {
+            "nothing was answered 200 in the window (were the requests used up before it?)".to_owned()
+        });
         let problems: Vec<_> = refused.chain(broken).chain(empty).collect();
         (!problems.is_empty()).then(|| problems.join(", "))
     }

@@ -137,7 +137,7 @@ impl fmt::Display for Fsync {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "append and fdatasync: p50 {} µs, p99 {} µs (quiet machine, after the run)",
+            "append and fdatasync: p50 {} µs, p99 {} µs (after the run, its servers stopped)",
             self.p50_us, self.p99_us
         )
     }

@@ -2,6 +2,7 @@
 //!
 //! The commands are made before the clock starts, so this is the upper bound for any program on this mongod.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use anyhow::Context as _;
@@ -9,7 +10,7 @@ use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::{Database, IndexModel};
 
-use crate::events::Event;
+use crate::events::{Event, Kind};
 use crate::kinsync::USERS;
 use crate::mongo::Mongod;
 
@@ -61,7 +62,8 @@ pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layou
     stream::iter(work).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
     let took = start.elapsed();
     let users = database.collection::<Document>(USERS).count_documents(doc! {}).await?;
-    anyhow::ensure!(users > 0, "the raw driver wrote nothing");
+    let expect = events.iter().map(|event| event.user).collect::<HashSet<_>>().len() as u64;
+    anyhow::ensure!(users == expect, "the raw driver wrote {users} of {expect} users");
     database.drop().await?;
     Ok(events.len() as f64 / took.as_secs_f64())
 }
@@ -71,7 +73,7 @@ fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {
     let mut set = event.fields();
     // Where kinsync keeps versions; a sign-in changes only little of them.
     let padding = bytes.saturating_sub(set.as_bytes().len() + id.len() + OVERHEAD);
-    if event.kind != crate::events::Kind::Authenticated {
+    if event.kind != Kind::Authenticated {
         let text: String = event.id().chars().cycle().take(padding).collect();
         set.append(bson::cstr!("kinsync"), text);
     }
@@ -89,10 +91,10 @@ fn command(statements: &[RawDocumentBuf]) -> RawDocumentBuf {
 /// Sends a command; statements that lost the race to insert their user are sent again, as any program would.
 async fn apply(
     database: &Database,
-    command_: RawDocumentBuf,
+    first: RawDocumentBuf,
     statements: &[RawDocumentBuf],
 ) -> anyhow::Result<()> {
-    let mut lost = again(&database.run_raw_command(command_).await?, statements)?;
+    let mut lost = again(&database.run_raw_command(first).await?, statements)?;
     while !lost.is_empty() {
         lost = again(&database.run_raw_command(command(&lost)).await?, &lost)?;
     }

@@ -113,7 +113,9 @@ impl Row {
 
     /// Says between what the rounds lay.
     pub fn spread(mut self, min: f64, max: f64) -> Self {
-        self.measured = format!("{} ({} – {})", self.measured, self.unit.text(min), self.unit.text(max));
+        if min < max {
+            self.measured = format!("{} ({} – {})", self.measured, self.unit.text(min), self.unit.text(max));
+        }
         self
     }
 
@@ -193,7 +195,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
         if table.width().is_none() {
-            table.set_width(150);
+            table.set_width(160);
         }
         table.set_header(["part", "what", "measured", "target", "", "remarks"]);
         for row in &self.rows {

@@ -11,6 +11,7 @@ pub(super) struct Turn {
     p50: f64,
     p99: f64,
     max: f64,
+    window: f64,
     cores: [(String, f64); 3],
     problem: Option<String>,
 }
@@ -23,6 +24,7 @@ impl Turn {
             p50: millis(outcome.latency.value_at_quantile(0.5)),
             p99: millis(outcome.latency.value_at_quantile(0.99)),
             max: millis(outcome.latency.max()),
+            window: outcome.window.as_secs_f64(),
             cores,
             problem: outcome.problem(),
         }
@@ -74,7 +76,9 @@ impl Series {
     pub(super) fn row(&self, what: &str) -> Row {
         let rate = self.spread(|turn| turn.rate);
         let max = self.spread(|turn| turn.max).max;
-        let latency = format!("p50 {:.2}, p99 {:.2}, max {max:.1} ms", self.p50(), self.p99());
+        let window = self.spread(|turn| turn.window).min;
+        let latency =
+            format!("p50 {:.2}, p99 {:.2}, max {max:.1} ms in {window:.1} s", self.p50(), self.p99());
         Row::new(PART, what, rate.median, Unit::PerSecond)
             .spread(rate.min, rate.max)
             .note(latency)
