@@ -116,12 +116,12 @@ impl UserState {
         Some(EmailConflict { email: email.to_owned(), held_by: standing.email_held_by.clone() })
     }
 
-    /// When the user came to be: Kinde's `created_on`, else the first event or snapshot, else when
-    /// the row was made.
+    /// When the user came to be: Kinde's `created_on`, else the first event or snapshot that told a
+    /// time, else when the row was made.
     pub fn created_at(&self, standing: &Standing) -> Micros {
         match (self.value(Field::CreatedOn), &self.first) {
             (Some(Value::Time(created_on)), _) => *created_on,
-            (_, Some(first)) => first.at,
+            (_, Some(first)) if first.at > Micros(0) => first.at,
             _ => standing.inserted_at,
         }
     }

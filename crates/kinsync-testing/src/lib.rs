@@ -1,3 +1,4 @@
 //! Proves it: real servers, a test application, seeded histories.
 
+pub mod app;
 pub mod mongo;

@@ -58,4 +58,6 @@ fn created_at_prefers_what_kinde_says() {
     assert_eq!(at(&fold([&first, &created])), Micros(3));
     assert_eq!(at(&fold([&first])), Micros(7));
     assert_eq!(at(&fold([])), Micros(100), "else when the row was made");
+    let timeless = event(0, "e0", What::Fields(named("Ada")));
+    assert_eq!(at(&fold([&timeless])), Micros(100), "and not 1970");
 }

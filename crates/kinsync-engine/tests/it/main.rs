@@ -1,12 +1,18 @@
 //! The engine on real files and real servers.
 
+mod histories;
+mod stores;
+
+mod faults;
+mod pipeline;
+
+mod queue_conformance;
+mod queue_embedded;
+mod queue_model;
+mod queue_crash;
+
 mod store_conformance;
 mod store_embedded;
 mod store_mongo;
 mod store_outages;
 mod store_rows;
-
-mod queue_conformance;
-mod queue_crash;
-mod queue_embedded;
-mod queue_model;

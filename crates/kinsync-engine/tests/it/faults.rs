@@ -1,0 +1,165 @@
+//! The door with a store that fails at the Nth call, before or after it did what it was asked.
+//! For each N, doing the batch again ends where an undisturbed run ends.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use kinsync_core::{Micros, Observation, UserId};
+use kinsync_engine::{
+    apply::apply,
+    settle::sweep,
+    store::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter},
+};
+use rand::{SeedableRng, rngs::StdRng};
+
+use crate::{
+    histories::{Expected, History, deliveries},
+    stores,
+};
+
+/// When the failure strikes.
+#[derive(Clone, Copy, Debug)]
+enum Strike {
+    /// Before the store hears of it.
+    Before,
+    /// After the store did it: the answer is lost.
+    After,
+}
+
+/// A real store whose Nth call fails.
+#[derive(Debug)]
+struct Failing {
+    store: Arc<dyn Store>,
+    calls_left: AtomicUsize,
+    strike: Strike,
+}
+
+impl Failing {
+    fn check(&self, now: bool) -> Result<(), Error> {
+        if now && self.calls_left.fetch_sub(1, Ordering::SeqCst) == 0 {
+            return Err(Error::Unavailable { doing: "fail on purpose", source: "injected".into() });
+        }
+        Ok(())
+    }
+
+    fn before(&self) -> Result<(), Error> {
+        self.check(matches!(self.strike, Strike::Before))
+    }
+
+    fn after<T>(&self, done: Result<T, Error>) -> Result<T, Error> {
+        self.check(matches!(self.strike, Strike::After)).and(done)
+    }
+}
+
+#[async_trait]
+impl Store for Failing {
+    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
+        self.before()?;
+        self.after(self.store.load(ids).await)
+    }
+
+    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        self.before()?;
+        self.after(self.store.write(rows).await)
+    }
+
+    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        self.before()?;
+        self.after(self.store.claimants(emails).await)
+    }
+
+    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+        self.before()?;
+        self.after(self.store.email_holder(email).await)
+    }
+
+    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        self.store.unsettled(limit).await
+    }
+
+    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+        self.store.log(events).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+        self.store.events(filter).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+        self.store.event(event_id).await
+    }
+
+    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+        self.store.users(filter).await
+    }
+
+    async fn counts(&self) -> Result<Counts, Error> {
+        self.store.counts().await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.store.ping().await
+    }
+}
+
+/// Applies the batches through a store that fails at call `n`. Answers whether it failed.
+async fn disturbed(store: &Arc<dyn Store>, batches: &[Vec<Observation>], n: usize, strike: Strike) -> bool {
+    let failing = Failing { store: store.clone(), calls_left: AtomicUsize::new(n), strike };
+    let mut failed = false;
+    for batch in batches {
+        failed |= apply(&failing, batch.iter().cloned(), Micros(1)).await.is_err();
+    }
+    failed
+}
+
+/// `recover` is what happens after the failure: a redelivery, or a sweep alone.
+async fn every_failure_is_survived(strike: Strike, by_sweep: bool) {
+    for fresh in stores::all().await {
+        for n in 0.. {
+            let mut rng = StdRng::seed_from_u64(7);
+            let mut batches: Vec<Vec<Observation>> = Vec::new();
+            for seed in 0..6_u64 {
+                let name = format!("{strike:?}{by_sweep}{n}s{seed}");
+                let told = deliveries(History::random(&name, seed), &mut rng);
+                batches.push(told.into_iter().map(|told| told.observation).collect());
+            }
+            let failed = disturbed(&fresh.store, &batches, n, strike).await;
+            let expected = Expected::of(batches.iter().flatten());
+            if by_sweep {
+                // The failed batch comes again; whatever an earlier one left is found by the sweep.
+                let all: Vec<Observation> = batches.iter().flatten().cloned().collect();
+                sweep(&*fresh.store, Micros(2)).await.expect("the store answers");
+                apply(&*fresh.store, all, Micros(2)).await.expect("the store answers");
+            } else {
+                for batch in &batches {
+                    apply(&*fresh.store, batch.iter().cloned(), Micros(2)).await.expect("the store answers");
+                }
+            }
+            expected
+                .assert_stored(&*fresh.store, &format!("{} failing at call {n} {strike:?}", fresh.name))
+                .await;
+            if !failed {
+                assert!(n > 10, "the loop reached every call");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_never_reached_the_store_is_made_again() {
+    every_failure_is_survived(Strike::Before, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_whose_answer_was_lost_is_made_again() {
+    every_failure_is_survived(Strike::After, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_settling_left_is_swept_up() {
+    every_failure_is_survived(Strike::After, true).await;
+}

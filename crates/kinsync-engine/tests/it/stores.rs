@@ -1,0 +1,31 @@
+//! Every store that the engine's tests run on, fresh.
+
+use std::sync::Arc;
+
+use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
+use kinsync_testing::mongo::TestMongo;
+
+/// A store of its own, and what must live as long as it is used.
+pub(crate) struct Fresh {
+    pub(crate) name: &'static str,
+    pub(crate) store: Arc<dyn Store>,
+    _dir: Option<tempfile::TempDir>,
+}
+
+pub(crate) async fn embedded() -> Fresh {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = EmbeddedStore::open(dir.path()).expect("an empty folder opens");
+    Fresh { name: "embedded", store: Arc::new(store), _dir: Some(dir) }
+}
+
+pub(crate) async fn mongo() -> Fresh {
+    let mongo = TestMongo::shared().await;
+    let config = mongo::Config { database: Some(mongo.database()), ..mongo::Config::new(mongo.uri()) };
+    let store = mongo::MongoStore::connect(config).await.expect("the test server is there");
+    store.prepare().await.expect("an empty database is prepared");
+    Fresh { name: "mongodb", store: Arc::new(store), _dir: None }
+}
+
+pub(crate) async fn all() -> Vec<Fresh> {
+    vec![embedded().await, mongo().await]
+}
