@@ -18,7 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// The HMAC secret of every test application.
-pub const SECRET: &str = "a secret that only tests know, 32 bytes and more";
+pub const SECRET: &str = "a secret that only the tests know and nobody else";
 
 /// The admin token of every test application.
 pub const ADMIN_TOKEN: &str = "an admin token that only tests know";
