@@ -173,7 +173,7 @@ fn app_config(
         }
     }
     let mut config = Config::from_vars(vars).map_err(|problems| anyhow::anyhow!("{problems}"))?;
-    config.http.shutdown_grace = Duration::from_secs(2);
+    config.http.shutdown_grace = Duration::from_secs(1);
     ensure!(config.http.bind.is_loopback(), "`kinsync dev` is for this machine alone");
     Ok(config)
 }

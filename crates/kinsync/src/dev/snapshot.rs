@@ -23,7 +23,7 @@ use crate::{app::Parts, metrics};
 /// Users read from the store at once.
 const PAGE: usize = 1000;
 /// The longest time for reading all of them.
-const READ_DEADLINE: Duration = Duration::from_secs(10);
+const READ_DEADLINE: Duration = Duration::from_secs(3);
 /// What was just delivered may need this long until it is seen in the store.
 const SETTLING: Duration = Duration::from_secs(2);
 /// Seconds of history, and events shown: as many as the widest and highest terminal may want.
@@ -55,7 +55,7 @@ pub(crate) struct Snapshot {
     pub(crate) recent: Vec<Recent>,
 }
 
-/// How many users there are.
+/// How many users there are, of this town.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Users {
@@ -196,13 +196,14 @@ impl Sampler {
         }
         let read = timeout(READ_DEADLINE, stored(&self.parts)).await;
         let stored = read.map_err(|_| "the store takes too long to list its users".to_owned())??;
-        let deleted = stored.iter().filter(|row| row.is_deleted).count();
+        self.drift = drift::compare(kinde, &stored, &self.ledger);
+        let (deleted, live): (Vec<_>, Vec<_>) = stored.iter().partition(|row| row.is_deleted);
+        let of_town = deleted.iter().filter(|row| self.ledger.knows(row.kinde_id.as_str()));
         self.users = Users {
             at_kinde: kinde.len() as u64,
-            in_store: (stored.len() - deleted) as u64,
-            deleted: deleted as u64,
+            in_store: (live.len() as u64).saturating_sub(self.drift.strangers),
+            deleted: of_town.count() as u64,
         };
-        self.drift = drift::compare(kinde, &stored, &self.ledger);
         self.give_time();
         Ok(())
     }
