@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 mod client;
 mod config;
 mod dead_letters;
+mod dev;
 mod events;
 mod exit;
 mod flags;
@@ -43,6 +44,8 @@ struct Cli {
 enum Command {
     /// Accept deliveries and keep the users true
     Serve(serve::Args),
+    /// All of it at once, with a town to watch: nothing to install, nothing to set
+    Dev(dev::Args),
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Command),
@@ -61,6 +64,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Dev(args) => dev::run(args),
         Command::Config(command) => config::run(command),
         Command::Users(command) => users::run(command),
         Command::Events(command) => events::run(command),

@@ -4,6 +4,7 @@
 //! - [`cli`]: one file per command
 //! - [`config`]: what the operator decided
 //! - [`app`]: the composition: everything is made, started and stopped here
+//! - [`dev`]: the app beside a local Kinde, with a town to watch
 //! - [`http`]: connections and routes
 //! - [`health`], [`metrics`], [`log`]: what an operator sees
 //! - [`json`]: the shape of users and events over HTTP
@@ -11,6 +12,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod health;
 pub mod http;
 pub mod json;

@@ -6,4 +6,6 @@ mod commands;
 mod config;
 mod connections;
 mod deliveries;
+mod dev;
+mod durability;
 mod server;
