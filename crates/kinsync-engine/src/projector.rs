@@ -4,7 +4,10 @@
 //! store that does not answer pauses the projector and nothing else: the batch stays claimed, is
 //! applied when the store is back, and is never dead-lettered for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kinsync_core::{Micros, Observation, UserId};
 use tokio_util::sync::CancellationToken;
@@ -30,15 +33,25 @@ pub struct Config {
     pub future_tolerance: Duration,
     /// How often rows are looked for that a crash left unsettled.
     pub sweep_every: Duration,
+    /// While more comes in than is projected and the queue holds fewer entries than this, the
+    /// projector rests between batches: whoever waits for a 200 comes first, and a burst is
+    /// taken in before it is worked off.
+    pub give_way_below: u64,
 }
+
+/// How much longer than its work a projector that gives way rests, and how often it looks whether
+/// it still should.
+const REST: u32 = 9;
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            batch: 4096,
+            batch: 1280,
             workers: 2,
             future_tolerance: Duration::from_mins(5),
             sweep_every: Duration::from_mins(1),
+            give_way_below: 250_000,
         }
     }
 }
@@ -86,12 +99,32 @@ impl Projector {
     async fn work(&self, stop: &CancellationToken) {
         while let Some(claimed) = stop.run_until_cancelled(self.queue.claim(self.config.batch)).await {
             match claimed {
-                Ok(claimed) => self.project(claimed, stop).await,
+                Ok(claimed) => {
+                    let (began, before) = (Instant::now(), self.queue.stats().depth);
+                    self.project(claimed, stop).await;
+                    // It falls behind: more than a batch waits, and it became no less.
+                    if self.queue.stats().depth >= before.max(self.config.batch as u64) {
+                        stop.run_until_cancelled(self.give_way(began.elapsed())).await;
+                    }
+                }
                 Err(queue::Error::Closed) => return,
                 Err(error) => {
                     tracing::error!(error = crate::breaker::chain(&error), "claiming from the queue failed");
                     stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
                 }
+            }
+        }
+    }
+
+    /// Rests after a batch that took this long, for as long as more is coming in and there is room.
+    async fn give_way(&self, took: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < took.saturating_mul(REST) {
+            let depth = self.queue.stats().depth;
+            tokio::time::sleep(LOOK).await;
+            let now = self.queue.stats().depth;
+            if now <= depth || now >= self.config.give_way_below {
+                return;
             }
         }
     }

@@ -70,7 +70,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_entries: 1_000_000, max_bytes: 1 << 30, segment_bytes: 64 << 20, dedupe_window: 262_144 }
+        Self { max_entries: 1_000_000, max_bytes: 1 << 30, segment_bytes: 64 << 20, dedupe_window: 131_072 }
     }
 }
 

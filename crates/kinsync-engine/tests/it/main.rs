@@ -7,9 +7,9 @@ mod faults;
 mod pipeline;
 
 mod queue_conformance;
+mod queue_crash;
 mod queue_embedded;
 mod queue_model;
-mod queue_crash;
 
 mod store_conformance;
 mod store_embedded;

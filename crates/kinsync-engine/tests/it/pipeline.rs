@@ -114,7 +114,7 @@ async fn ten_thousand_histories_converge_on_mongodb() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_histories_converge_on_the_embedded_store() {
-    ten_thousand_histories_end_as_the_join_predicts(stores::embedded().await).await;
+    ten_thousand_histories_end_as_the_join_predicts(stores::embedded()).await;
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ pub(crate) struct Fresh {
     _dir: Option<tempfile::TempDir>,
 }
 
-pub(crate) async fn embedded() -> Fresh {
+pub(crate) fn embedded() -> Fresh {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let store = EmbeddedStore::open(dir.path()).expect("an empty folder opens");
     Fresh { name: "embedded", store: Arc::new(store), _dir: Some(dir) }
@@ -27,5 +27,5 @@ pub(crate) async fn mongo() -> Fresh {
 }
 
 pub(crate) async fn all() -> Vec<Fresh> {
-    vec![embedded().await, mongo().await]
+    vec![embedded(), mongo().await]
 }

@@ -264,7 +264,10 @@ async fn project(
         Some(outcome) => outcome?,
     }
     let (queue, store) = (Arc::clone(&parts.queue), Arc::clone(&parts.store));
-    let config = kinsync_engine::projector::Config::default();
+    let config = kinsync_engine::projector::Config {
+        give_way_below: parts.config.queue.max_entries / 4,
+        ..kinsync_engine::projector::Config::default()
+    };
     Projector::new(queue, store, parts.breaker.clone(), parts.clock.clone(), config).run(stop).await;
     Ok(())
 }

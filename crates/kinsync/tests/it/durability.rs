@@ -51,7 +51,7 @@ async fn send(
     while !stop.load(Ordering::Relaxed) {
         let n = next.fetch_add(1, Ordering::Relaxed);
         let body = created(n);
-        for _ in 0..=u64::from(n % 5 == 0) {
+        for _ in 0..=u64::from(n.is_multiple_of(5)) {
             let request = client.post(&url).header("x-kinde-signature", sign(SECRET, body.as_bytes()));
             match request.body(body.clone()).send().await {
                 Ok(answer) if answer.status().as_u16() == 200 => {
