@@ -3,6 +3,7 @@
 //! In reading order:
 //! - [`queue`]: where a delivery becomes durable, before anyone is told 200
 //! - [`observe`]: what a delivery says of a user
+//! - [`sighting`]: what a token said of a user while the store was away
 //! - [`projector`]: claim, fold, apply, ack
 //! - [`apply`]: the one door to every write
 //! - [`settle`]: who shows an address that several users have
@@ -13,6 +14,8 @@
 pub mod queue;
 
 pub mod observe;
+
+pub mod sighting;
 
 pub mod projector;
 

@@ -11,7 +11,11 @@ use kinsync_core::{
     Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What, ids,
 };
 
-use crate::{queue::Entry, store::LoggedEvent};
+use crate::{
+    queue::Entry,
+    sighting::{self, Sighting},
+    store::LoggedEvent,
+};
 
 /// An entry, understood as far as possible.
 #[derive(Debug)]
@@ -29,6 +33,9 @@ pub enum Failure {
     /// It is not an event as Kinde sends them.
     #[error("the event cannot be understood: {0}")]
     Undecodable(event::Error),
+    /// It is under kinsync's own scheme and kinsync did not write it so.
+    #[error("the sighting cannot be understood: {0}")]
+    BadSighting(serde_json::Error),
     /// The user's id cannot be one.
     #[error("the event names no usable user: {0}")]
     BadUser(ids::Error),
@@ -44,6 +51,9 @@ pub enum Failure {
 
 /// Understands one entry. `latest` is the latest time that an event may have.
 pub fn observe(entry: &Entry, latest: Micros) -> Observed {
+    if entry.scheme == sighting::SCHEME {
+        return observe_sighting(entry);
+    }
     let decoded = event::decode(&entry.payload).map_err(Failure::Undecodable);
     let at = decoded.as_ref().ok().and_then(|event| event_time(event, entry));
     let mut logged = LoggedEvent {
@@ -69,6 +79,20 @@ pub fn observe(entry: &Entry, latest: Micros) -> Observed {
             .collect())
     });
     Observed { event: logged, observations }
+}
+
+fn observe_sighting(entry: &Entry) -> Observed {
+    let read = serde_json::from_slice::<Sighting>(&entry.payload).map_err(Failure::BadSighting);
+    let event = LoggedEvent {
+        event_id: entry.event_id.clone(),
+        event_type: sighting::EVENT_TYPE.to_owned(),
+        user: read.as_ref().ok().map(|sighting| sighting.user.as_str().to_owned()),
+        at: None,
+        received_at: entry.received_at,
+        scheme: entry.scheme.clone(),
+        payload: String::from_utf8_lossy(&entry.payload).into_owned(),
+    };
+    Observed { event, observations: read.map(|sighting| sighting.observations()) }
 }
 
 /// When it happened, by the sender's clock: the event's own time, else when it was signed. An

@@ -6,6 +6,8 @@ mod stores;
 mod faults;
 mod pipeline;
 
+mod sightings;
+
 mod queue_conformance;
 mod queue_crash;
 mod queue_embedded;

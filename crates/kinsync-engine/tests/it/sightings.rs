@@ -1,0 +1,98 @@
+//! Sightings in the queue: users made from tokens when the store is back.
+
+use kinsync_core::{Micros, UserDocument, UserId};
+use kinsync_engine::{
+    projector,
+    queue::Entry,
+    sighting::{self, Sighting},
+    store::EventFilter,
+};
+
+use crate::{
+    pipeline::{drain, queue},
+    stores::{self, Fresh},
+};
+
+const NOW: Micros = Micros(1_700_000_000_000_000);
+
+fn sighting(email: Option<&str>) -> Sighting {
+    let user = UserId::parse("kp_ada").expect("a plain id");
+    Sighting { user, email: email.map(str::to_owned), seen_at: NOW }
+}
+
+fn delivery(event_id: &str, payload: &str) -> Entry {
+    let payload = payload.as_bytes().to_vec().into();
+    let (event_id, scheme) = (event_id.to_owned(), "hmac_sha256".to_owned());
+    Entry { event_id, scheme, received_at: NOW, signed_at: None, payload }
+}
+
+fn event(kind: &str, id: &str, email: &str) -> Entry {
+    let body = format!(
+        r#"{{"type":"{kind}","event_id":"{id}","timestamp":"2020-01-01T00:00:00Z",
+            "data":{{"user":{{"id":"kp_ada","email":"{email}"}}}}}}"#
+    );
+    delivery(id, &body)
+}
+
+async fn after(fresh: &Fresh, entries: impl IntoIterator<Item = Entry>) -> Option<UserDocument> {
+    let (queue, _dir) = queue().await;
+    for entry in entries {
+        queue.enqueue(entry).await.expect("the queue takes it");
+    }
+    drain(&queue, &fresh.store, projector::Config::default()).await;
+    assert_eq!(queue.stats().dead_letters, 0);
+    let ada = [sighting(None).user];
+    let row = fresh.store.load(&ada).await.expect("the store answers").pop().flatten();
+    row.map(|row| row.document())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sighting_makes_the_user_and_says_when_it_was() {
+    for fresh in stores::all().await {
+        let ada = after(&fresh, [sighting(Some("ada@x.org")).entry()]).await.expect("made");
+        assert_eq!(ada.email.as_deref(), Some("ada@x.org"), "{}", fresh.name);
+        assert_eq!(ada.last_seen_at, Some(NOW));
+        let logged = fresh.store.events(&EventFilter { limit: 9, ..EventFilter::default() }).await;
+        assert_eq!(logged.expect("the store answers")[0].event_type, sighting::EVENT_TYPE);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_kinde_said_outranks_a_sighting_in_any_order() {
+    for fresh in stores::all().await {
+        let told = event("user.created", "event_1", "kinde@x.org");
+        let ada = after(&fresh, [told, sighting(Some("token@x.org")).entry()]).await.expect("made");
+        assert_eq!(ada.email.as_deref(), Some("kinde@x.org"), "{}", fresh.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sighting_never_restores_a_deleted_user() {
+    for fresh in stores::all().await {
+        let deleted = event("user.deleted", "event_1", "");
+        let ada = after(&fresh, [deleted, sighting(Some("a@x.org")).entry()]).await.expect("a tombstone");
+        assert!(ada.is_deleted, "{}", fresh.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delivery_that_looks_like_a_sighting_is_none() {
+    for fresh in stores::all().await {
+        let typed = r#"{"type":"kinsync.login","event_id":"e1","data":{"user":{"id":"kp_ada"}}}"#;
+        let bare = String::from_utf8(sighting(None).entry().payload.to_vec()).expect("it is JSON");
+        assert_eq!(after(&fresh, [delivery("e1", typed)]).await, None, "{}", fresh.name);
+        let (queue, _dir) = queue().await;
+        queue.enqueue(delivery("e2", &bare)).await.expect("the queue takes it");
+        drain(&queue, &fresh.store, projector::Config::default()).await;
+        let rows = fresh.store.load(&[sighting(None).user]).await.expect("the store answers");
+        assert_eq!((rows, queue.stats().dead_letters), (vec![None], 1), "{}", fresh.name);
+    }
+}
+
+#[test]
+fn repetitions_within_an_hour_are_one_entry() {
+    let at = |seen_at| Sighting { seen_at: Micros(seen_at), ..sighting(None) }.entry().event_id;
+    let hour = 3_600_000_000;
+    assert_eq!(at(5 * hour), at(6 * hour - 1));
+    assert_ne!(at(5 * hour), at(6 * hour));
+}
