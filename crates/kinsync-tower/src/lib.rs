@@ -1,18 +1,27 @@
 //! Embeds kinsync in any tower or axum application.
 //!
 //! - [`webhook`]: the service that takes deliveries: verify, enqueue, answer
+//! - [`layer`]: in front of a service: the user of every request, known and stored
+//! - [`login`]: what the layer asks: token, user, refusal
+//! - [`current_user`]: the proof, as a request extension and an axum extractor
 //! - [`activity`]: how deliveries are going, for a health page
 //! - [`problem`]: every error answer, as RFC 9457 problem documents
 //!
-//! There is no dependency on a web framework: a service is mounted with `axum::Router::route_service`, or called
+//! Without the feature `axum` there is no dependency on a web framework: a service is mounted with `axum::Router::route_service`, or called
 //! from hyper or tower directly.
 #![warn(missing_docs)]
 
 pub mod activity;
+pub mod current_user;
+pub mod layer;
+pub mod login;
 mod meters;
 pub mod problem;
 pub mod webhook;
 
 pub use activity::Activity;
+pub use current_user::CurrentUser;
+pub use layer::KinsyncLayer;
+pub use login::Login;
 pub use problem::Problem;
 pub use webhook::WebhookService;

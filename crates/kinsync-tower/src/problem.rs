@@ -25,6 +25,9 @@ pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/proble
 /// The body of every answer that kinsync makes.
 pub type Body = Full<Bytes>;
 
+/// The reason of [`Problem::Unauthenticated`] when there is no token at all.
+pub const NO_TOKEN: &str = "no_token";
+
 /// What went wrong with a request.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -58,6 +61,18 @@ pub enum Problem {
         detail: String,
         /// How a delivery is signed so that it is taken, one text per scheme that is on.
         how_to_sign: Vec<String>,
+    },
+    /// There is no access token of a user, or it is not good.
+    Unauthenticated {
+        /// A word for programs.
+        reason: &'static str,
+        /// A sentence for people.
+        detail: String,
+    },
+    /// The token is good and its user may not go on.
+    UserRefused {
+        /// `deleted` or `suspended`.
+        reason: &'static str,
     },
     /// It could not be done now. The caller should send it again.
     Unavailable {
@@ -99,8 +114,10 @@ impl Problem {
     pub fn status(&self) -> StatusCode {
         match self {
             Self::BadParameter { .. } | Self::BodyBroken => StatusCode::BAD_REQUEST,
-            Self::Unverified { .. } | Self::NoToken | Self::WrongToken => StatusCode::UNAUTHORIZED,
-            Self::Closed { .. } => StatusCode::FORBIDDEN,
+            Self::Unverified { .. } | Self::Unauthenticated { .. } | Self::NoToken | Self::WrongToken => {
+                StatusCode::UNAUTHORIZED
+            }
+            Self::UserRefused { .. } | Self::Closed { .. } => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -121,6 +138,8 @@ impl Problem {
             Self::BodyBroken => "body-broken",
             Self::EncodedBody => "encoded-body",
             Self::Unverified { .. } => "unverified-delivery",
+            Self::Unauthenticated { .. } => "unauthenticated",
+            Self::UserRefused { .. } => "user-refused",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal { .. } => "internal",
             Self::BadParameter { .. } => "bad-parameter",
@@ -140,6 +159,8 @@ impl Problem {
             Self::BodyBroken => "the body is broken",
             Self::EncodedBody => "a compressed body is not accepted",
             Self::Unverified { .. } => "the delivery could not be verified",
+            Self::Unauthenticated { .. } => "the access token is missing or not good",
+            Self::UserRefused { .. } => "the user may not go on",
             Self::Unavailable { .. } => "this cannot be done right now",
             Self::Internal { .. } => "something went wrong here",
             Self::BadParameter { .. } => "a parameter is wrong",
@@ -162,7 +183,12 @@ impl Problem {
             Self::EncodedBody => {
                 "the signature is over the bytes as sent: send without Content-Encoding".into()
             }
-            Self::Unverified { detail, .. } | Self::BadParameter { detail } => detail.clone(),
+            Self::Unverified { detail, .. }
+            | Self::Unauthenticated { detail, .. }
+            | Self::BadParameter { detail } => detail.clone(),
+            Self::UserRefused { reason } => {
+                format!("the user of this token is {reason}; no new token helps before that changes at Kinde")
+            }
             Self::Unavailable { retry_after, .. } => {
                 format!("send it again in {} s; a repetition does no harm", retry_after.as_secs())
             }
@@ -178,6 +204,7 @@ impl Problem {
     pub fn document(&self) -> Document {
         let (reason, how_to_sign) = match self {
             Self::Unverified { reason, how_to_sign, .. } => (Some(*reason), Some(how_to_sign.clone())),
+            Self::Unauthenticated { reason, .. } | Self::UserRefused { reason } => (Some(*reason), None),
             _ => (None, None),
         };
         let request_id = match self {
@@ -203,6 +230,14 @@ impl Problem {
             Self::Unverified { .. } => {
                 (header::WWW_AUTHENTICATE, HeaderValue::from_static("Signature realm=\"kinsync webhook\""))
             }
+            // RFC 6750 section 3.1: a request without credentials is told no error code.
+            Self::Unauthenticated { reason: NO_TOKEN, .. } => {
+                (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kinsync\""))
+            }
+            Self::Unauthenticated { .. } => (
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"kinsync\", error=\"invalid_token\""),
+            ),
             Self::NoToken => {
                 (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kinsync admin\""))
             }
@@ -247,7 +282,7 @@ pub struct Document {
     pub status: u16,
     /// What is wrong this time, and what to do.
     pub detail: String,
-    /// Why a delivery was refused, in one word.
+    /// Why a delivery, a token or a user was refused, in one word.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
     /// How it is signed so that it is taken.

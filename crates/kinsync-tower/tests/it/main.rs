@@ -1,4 +1,6 @@
-//! The webhook service on a real queue, without a socket.
+//! The webhook service and the layer on real parts, without a socket.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod login;
+mod refusals;
 mod webhook;

@@ -1,0 +1,295 @@
+//! The layer on real parts: tokens of a local Kinde, a queue on disk, stores that fail for real.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use kinde::{
+    Jwks,
+    bearer::{self, Cached, CachedConfig, Verifier},
+    jwks,
+};
+use kinde_emulator::{Emulator, NewUser, TokenSpec};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
+use kinsync_engine::{
+    apply::apply,
+    breaker::{self, Breaker},
+    clock::Clock,
+    projector::{self, Projector},
+    queue::{
+        Queue,
+        embedded::{Config as QueueConfig, EmbeddedQueue},
+    },
+    store::{
+        Store, UserFilter,
+        embedded::EmbeddedStore,
+        mongo::{self, MongoStore},
+    },
+};
+use kinsync_testing::mongo::TestMongo;
+use kinsync_tower::{CurrentUser, KinsyncLayer, Login, login::Config};
+use serde_json::Value;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Longer than anything here may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One process: a login on a store that others may share, a queue of its own.
+pub(crate) struct Process {
+    login: Login,
+    queue: Arc<dyn Queue>,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    _folder: tempfile::TempDir,
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+pub(crate) async fn kinde() -> Emulator {
+    Emulator::start(kinde_emulator::Config::default()).await.unwrap()
+}
+
+pub(crate) fn embedded() -> (Arc<dyn Store>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (Arc::new(EmbeddedStore::open(folder.path()).unwrap()), folder)
+}
+
+async fn on_mongo(server: &TestMongo) -> Arc<dyn Store> {
+    let config = mongo::Config { database: Some(server.database()), ..mongo::Config::new(server.uri()) };
+    let store = MongoStore::connect(config).await.unwrap();
+    store.prepare().await.unwrap();
+    Arc::new(store)
+}
+
+impl Process {
+    pub(crate) fn start(kinde: &Emulator, store: &Arc<dyn Store>, config: Config) -> Self {
+        Self::with_audience(kinde, store, config, None)
+    }
+
+    pub(crate) fn with_audience(
+        kinde: &Emulator,
+        store: &Arc<dyn Store>,
+        config: Config,
+        audience: Option<String>,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::system();
+        let queue = EmbeddedQueue::open(folder.path(), QueueConfig::default(), clock.clone()).unwrap();
+        let queue: Arc<dyn Queue> = Arc::new(queue);
+        let jwks = Jwks::new(jwks::Config::new(kinde.issuer().parse().unwrap())).unwrap();
+        let issuers = vec![(kinde.issuer().to_owned(), jwks)];
+        let verifier = Verifier::new(bearer::Config { issuers, audience, ..bearer::Config::default() });
+        let tokens = Cached::new(verifier, &CachedConfig::default());
+        let (login, work) = Login::new(tokens, Arc::clone(store), Arc::clone(&queue), clock, config);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(work.run(stop.clone()));
+        Self { login, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
+    }
+
+    /// Sends a request through the layer; the service behind tells what it sees.
+    pub(crate) async fn send(&self, request: Request<()>) -> Answer {
+        let service = service_fn(async |request: Request<()>| {
+            let user = request.extensions().get::<CurrentUser>().unwrap();
+            let own = request.headers().keys().filter(|name| name.as_str().starts_with("x-kinsync")).count();
+            let body = serde_json::json!({
+                "id": user.id(), "email": user.email(), "stored": user.document().is_some(), "own": own,
+            });
+            Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body.to_string())))
+        });
+        let response = KinsyncLayer::new(self.login.clone()).layer(service).oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        Answer { status: head.status, headers: head.headers, body: serde_json::from_slice(&body).unwrap() }
+    }
+
+    pub(crate) async fn get(&self, token: &str) -> Answer {
+        self.send(Request::get("/").header("authorization", format!("Bearer {token}")).body(()).unwrap())
+            .await
+    }
+
+    /// Runs the projector until the queue is empty.
+    async fn project(&self) {
+        let breaker = Breaker::new("store", breaker::Config::default());
+        let (queue, store) = (Arc::clone(&self.queue), Arc::clone(&self.store));
+        let projector = Projector::new(queue, store, breaker, Clock::system(), projector::Config::default());
+        let stop = CancellationToken::new();
+        let empty = async {
+            until(async || self.queue.stats().depth == 0).await;
+            stop.cancel();
+        };
+        tokio::join!(projector.run(stop.clone()), empty);
+    }
+
+    async fn finish(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "waited in vain");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+pub(crate) fn token(kinde: &Emulator, email: &str) -> (String, String) {
+    let user = kinde.import_user(NewUser::named(email, "Ada", "Lovelace")).unwrap();
+    let spec = TokenSpec { email: Some(true), ..TokenSpec::default() };
+    let token = kinde.access_token(&user.id, &spec).unwrap();
+    (user.id, token)
+}
+
+async fn stored(store: &Arc<dyn Store>, id: &str) -> Option<UserDocument> {
+    let rows = store.load(&[UserId::parse(id).unwrap()]).await.unwrap();
+    rows.into_iter().flatten().next().map(|row| row.document())
+}
+
+async fn tell(store: &Arc<dyn Store>, id: &str, what: What) {
+    let (user, now) = (UserId::parse(id).unwrap(), Clock::system().now());
+    let version = Version::event(now, "event_1");
+    apply(&**store, [Observation { user, version, source: Source::Webhook, what }], now).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_request_of_a_user_finds_the_user_stored() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let process = Process::start(&kinde, &store, Config::default());
+    let (id, token) = token(&kinde, "ada@example.com");
+    let answer = process.get(&token).await;
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.body);
+    assert_eq!(answer.body["stored"], true);
+    assert!(!answer.headers.contains_key("x-kinsync-degraded"));
+    let ada = stored(&store, &id).await.unwrap();
+    assert_eq!((ada.email.as_deref(), ada.source), (Some("ada@example.com"), Some(Source::Login)));
+    tell(&store, &id, What::Fields(Profile::new().with(Field::Email, "new@example.com"))).await;
+    assert_eq!(stored(&store, &id).await.unwrap().email.as_deref(), Some("new@example.com"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_first_requests_at_once_in_many_processes_make_each_user_once() {
+    let server = TestMongo::shared().await;
+    let (embedded, _folder) = embedded();
+    for store in [on_mongo(server).await, embedded] {
+        let kinde = kinde().await;
+        let config = Config { deadline: PATIENCE, ..Config::default() };
+        let processes: Vec<_> = (0..3).map(|_| Process::start(&kinde, &store, config)).collect();
+        let tokens: Vec<_> = (0..100).map(|n| token(&kinde, &format!("u{n}@example.com")).1).collect();
+        let requests = tokens.iter().flat_map(|token| processes.iter().map(|p| p.get(token)));
+        for answer in futures_util::future::join_all(requests).await {
+            assert_eq!((answer.status, &answer.body["stored"]), (StatusCode::OK, &Value::Bool(true)));
+        }
+        let all = UserFilter { limit: 1000, with_deleted: true, ..UserFilter::default() };
+        assert_eq!(store.users(&all).await.unwrap().len(), 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleted_and_suspended_users_are_refused_within_a_second_in_every_process() {
+    let changes = [
+        ("deleted", What::Deleted),
+        ("suspended", What::Fields(Profile::new().with(Field::IsSuspended, true))),
+    ];
+    for (reason, change) in changes {
+        let (kinde, (store, _folder)) = (kinde().await, embedded());
+        let processes: Vec<_> = (0..3).map(|_| Process::start(&kinde, &store, Config::default())).collect();
+        let (id, token) = token(&kinde, "ada@example.com");
+        for process in &processes {
+            assert_eq!(process.get(&token).await.status, StatusCode::OK);
+        }
+        tell(&store, &id, change).await;
+        let told = Instant::now();
+        for process in &processes {
+            until(async || process.get(&token).await.status == StatusCode::FORBIDDEN).await;
+        }
+        assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+        let answer = processes[0].get(&token).await;
+        assert_eq!((answer.status, &answer.body["reason"]), (StatusCode::FORBIDDEN, &Value::from(reason)));
+        if reason == "deleted" {
+            assert!(stored(&store, &id).await.unwrap().is_deleted, "a token does not bring anybody back");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_in_the_name_of_kinsync_do_not_get_through() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let process = Process::start(&kinde, &store, Config::default());
+    let (_, token) = token(&kinde, "ada@example.com");
+    let request = Request::get("/")
+        .header("authorization", format!("Bearer {token}"))
+        .header("X-Kinsync-User-Id", "kp_admin")
+        .header("x-kinsync-user-id", "kp_root")
+        .header("x-kinsync-email", "root@example.com");
+    let answer = process.send(request.body(()).unwrap()).await;
+    assert_eq!(answer.body["own"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_noted_as_last_seen_and_written_behind() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let config = Config { flush_every: Duration::from_millis(20), ..Config::default() };
+    let process = Process::start(&kinde, &store, config);
+    let (id, token) = token(&kinde, "ada@example.com");
+    let before = Clock::system().now();
+    process.get(&token).await;
+    until(async || stored(&store, &id).await.unwrap().last_seen_at.is_some_and(|at| at >= before)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pending_of_last_seen_is_written_at_the_end() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let process = Process::start(&kinde, &store, Config::default());
+    let (id, token) = token(&kinde, "ada@example.com");
+    process.get(&token).await;
+    process.finish().await;
+    assert!(stored(&store, &id).await.unwrap().last_seen_at > Some(Micros(0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_hangs_degrades_requests_within_the_deadline_and_loses_nobody() {
+    let (kinde, server) = (kinde().await, TestMongo::start_own().await);
+    let store = on_mongo(&server).await;
+    let config = Config::default();
+    let process = Process::start(&kinde, &store, config);
+    let (gone, gone_token) = token(&kinde, "gone@example.com");
+    let (known, known_token) = token(&kinde, "known@example.com");
+    assert_eq!(process.get(&gone_token).await.status, StatusCode::OK);
+    assert_eq!(process.get(&known_token).await.body["stored"], true);
+    tell(&store, &gone, What::Deleted).await;
+    until(async || process.get(&gone_token).await.status == StatusCode::FORBIDDEN).await;
+    server.pause();
+    tokio::time::sleep(config.stale_after).await;
+    let bound = config.deadline + config.sighting_deadline + Duration::from_millis(500);
+    let mut made = Vec::new();
+    for n in 0..8 {
+        let (id, token) = token(&kinde, &format!("u{n}@example.com"));
+        let began = Instant::now();
+        let answer = process.get(&token).await;
+        assert!(began.elapsed() < bound, "request {n}: {:?}", began.elapsed());
+        assert_eq!((answer.status, &answer.body["stored"]), (StatusCode::OK, &Value::Bool(false)));
+        assert_eq!(answer.headers["x-kinsync-degraded"], "true");
+        made.push(id);
+    }
+    let answer = process.get(&known_token).await;
+    assert_eq!((answer.body["id"].as_str(), &answer.body["stored"]), (Some(&*known), &Value::Bool(true)));
+    assert_eq!(answer.headers["x-kinsync-degraded"], "true");
+    assert_eq!(process.get(&gone_token).await.status, StatusCode::FORBIDDEN, "a refusal outlives the store");
+    assert_eq!(process.queue.stats().depth, 8, "who was seen is on disk");
+    server.resume();
+    process.project().await;
+    for id in made {
+        assert!(stored(&store, &id).await.is_some(), "{id} appears without another request");
+    }
+    until(async || !process.get(&known_token).await.headers.contains_key("x-kinsync-degraded")).await;
+}
