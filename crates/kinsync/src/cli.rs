@@ -19,6 +19,7 @@ use exit::Exit;
 
 const AFTER_HELP: &str = "\
 Start:
+  kinsync dev                                             a local Kinde and a town of users, to see it work
   KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
   KINDE_DOMAIN=https://acme.kinde.com kinsync serve       (users in a file, nothing else needed)
 

@@ -283,7 +283,12 @@ async fn a_burst_for_one_user_costs_one_write() {
         for entry in burst {
             queue.enqueue(entry).await.expect("the queue takes it");
         }
-        drain(&queue, &fresh.store, projector::Config { workers: 1, ..projector::Config::default() }).await;
+        drain(
+            &queue,
+            &fresh.store,
+            projector::Config { workers: 1, batch: 2_000, ..projector::Config::default() },
+        )
+        .await;
         let id = UserId::parse("kp_a").expect("a plain id");
         let row = fresh.store.load(&[id]).await.expect("the store answers").pop().flatten().expect("stored");
         assert_eq!(row.revision, 1, "{}", fresh.name);
