@@ -39,7 +39,10 @@ while read -r word; do
   case $word in
     start) start ;;
     stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null ;;
-    pause) kill -STOP "$pid" ;;
+    pause)
+      kill -STOP "$pid"
+      # Its threads stop one after another: until the last one has, it may still answer.
+      while grep -qs '^State:[[:space:]]*[RSD]' /proc/"$pid"/task/*/status; do :; done ;;
     resume) kill -CONT "$pid" ;;
     alive) kill -0 "$pid" 2>/dev/null || { echo no; continue; } ;;
   esac
