@@ -39,6 +39,8 @@ pub struct Config {
     pub app_client_id: String,
     /// Scopes granted to the machine-to-machine application; empty means every scope there is.
     pub scopes: Vec<String>,
+    /// Types of events that the tenant offers to webhooks; empty means all that Kinde documents.
+    pub event_types: Vec<String>,
     /// Organization that every user joins on sign-up.
     pub org_code: String,
     /// Domains beside the emulator's own, told by the `Host` of a request: `localhost`, `auth.example.test:8443`
@@ -76,6 +78,7 @@ impl Default for Config {
             client_secret: "emulator-secret".to_owned(),
             app_client_id: "dee7f3c57b3c47e8b96edde2c7ecab7d".to_owned(),
             scopes: Vec::new(),
+            event_types: Vec::new(),
             org_code: "org_590d7f1a86a".to_owned(),
             custom_domains: Vec::new(),
             tokens: Tokens::default(),

@@ -421,6 +421,14 @@ impl Emulator {
         self.shared.engine.enable(id)
     }
 
+    /// The types of events that webhooks can have.
+    pub fn event_types(&self) -> Vec<String> {
+        match self.config().event_types.as_slice() {
+            [] => crate::event::EVENT_TYPES.iter().map(|(code, _)| (*code).to_owned()).collect(),
+            some => some.to_vec(),
+        }
+    }
+
     /// The endpoints.
     pub fn webhooks(&self) -> Vec<Webhook> {
         self.shared.engine.webhooks()

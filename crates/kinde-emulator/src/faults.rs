@@ -144,6 +144,11 @@ pub enum FaultKind {
         #[serde(with = "span::one")]
         max: Duration,
     },
+    /// HTTP: `Date` is another time, as by a clock that is not ours.
+    WrongDate {
+        /// Seconds that the clock is ahead; negative: behind.
+        ahead: i64,
+    },
     /// HTTP: the connection is cut after half of the body.
     CutBody,
     /// HTTP: a whole answer that holds half of the JSON.
@@ -281,8 +286,17 @@ impl Faults {
     /// The HTTP faults that strike a request to this route.
     pub(crate) fn on_request(&mut self, route: &str, is_management: bool) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
-            use FaultKind::{CutBody, Garbage, RateLimit, Slow, Status, TruncatedJson};
-            matches!(kind, RateLimit { .. } | Status { .. } | Slow { .. } | CutBody | TruncatedJson | Garbage)
+            use FaultKind::{CutBody, Garbage, RateLimit, Slow, Status, TruncatedJson, WrongDate};
+            matches!(
+                kind,
+                RateLimit { .. }
+                    | Status { .. }
+                    | Slow { .. }
+                    | WrongDate { .. }
+                    | CutBody
+                    | TruncatedJson
+                    | Garbage
+            )
         };
         let places: &[&str] = if is_management { &[route, "management"] } else { &[route] };
         self.strike(wanted, places)

@@ -31,8 +31,8 @@ use crate::jws::{Key, MAX_TOKEN_BYTES, Unverified};
 pub struct Config {
     /// The issuers, exactly as tokens spell them, each with its keys. A custom domain is an issuer of its own.
     pub issuers: Vec<(String, Jwks)>,
-    /// The audience that a token must be for; `None` takes any. Kinde leaves `aud` empty unless the front end asks for it.
-    pub audience: Option<String>,
+    /// The audiences of which a token must name one; none of them takes any token. Kinde leaves `aud` empty unless the front end asks for it.
+    pub audiences: Vec<String>,
     /// How far the clocks of Kinde and this machine may be apart.
     pub leeway: Duration,
 }
@@ -40,7 +40,7 @@ pub struct Config {
 impl Default for Config {
     /// No issuer; any audience; one minute of leeway.
     fn default() -> Self {
-        Self { issuers: Vec::new(), audience: None, leeway: Duration::from_mins(1) }
+        Self { issuers: Vec::new(), audiences: Vec::new(), leeway: Duration::from_mins(1) }
     }
 }
 

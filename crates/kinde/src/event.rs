@@ -191,6 +191,17 @@ pub fn decode(payload: &[u8]) -> Result<Event, Error> {
     Ok(Event { id, time: event_time.or(time), event_type, source, body, extra })
 }
 
+/// Whether events of this type have a shape of their own here; those of others become [`Body::Unknown`].
+///
+/// ```
+/// assert!(kinde::event::is_known("user.created") && !kinde::event::is_known("user.abducted"));
+/// ```
+pub fn is_known(event_type: &str) -> bool {
+    // The list of types stands in `decode_body` alone. Of an empty envelope a known type misses something.
+    let mut empty = Reader::new(String::new(), Map::new());
+    !matches!(decode_body(event_type, &mut empty), Ok(Body::Unknown(_)))
+}
+
 fn decode_body(event_type: &str, envelope: &mut Reader) -> Result<Body, Error> {
     Ok(match event_type {
         "user.created" => Body::UserCreated(User::read(envelope.subject("user")?)?),

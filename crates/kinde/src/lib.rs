@@ -5,6 +5,7 @@
 pub mod account;
 pub mod answer;
 pub mod bearer;
+pub mod discovery;
 pub mod domain;
 pub mod event;
 mod exchange;

@@ -3,13 +3,31 @@
 //! The owner of an address is the live user with the smallest (first version, id) among those
 //! whose newest email it is. That depends on the set of observations alone, not on their order.
 
-use crate::{field::Field, ids::UserId, state::UserState, version::Version};
+use crate::{
+    field::{Field, Value},
+    ids::UserId,
+    state::UserState,
+    version::{Rank, Version},
+};
 
 impl UserState {
     /// The address that this user would show if nobody else had a better claim; `None` for a
     /// deleted user and for one without an email.
     pub fn claimed_email(&self) -> Option<&str> {
         if self.is_live() { self.text(Field::Email) } else { None }
+    }
+
+    /// Whether Kinde said that just this address is verified: one snapshot told of both. An address
+    /// that was told of later, even the same one, is not known to be.
+    pub fn has_verified_email(&self) -> bool {
+        let of = |field| self.fields.get(&field);
+        let (Some(email), Some(verified)) = (of(Field::Email), of(Field::EmailVerified)) else {
+            return false;
+        };
+        self.claimed_email().is_some()
+            && verified.value == Value::Flag(true)
+            && verified.version == email.version
+            && email.version.rank == Rank::Snapshot
     }
 }
 

@@ -166,7 +166,8 @@ impl From<Micros> for Value {
 }
 
 /// Some fields of a user as one source told them: absent is not null.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Profile(BTreeMap<Field, Value>);
 
 impl Profile {

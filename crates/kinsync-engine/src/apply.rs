@@ -9,6 +9,8 @@ use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
 use rand::Rng;
 
 use crate::{
+    checks::Checks,
+    floor::Scans,
     settle::settle,
     store::{Error, Outcome, Row, Store},
 };
@@ -26,7 +28,7 @@ pub struct Applied {
     pub unchanged: usize,
     /// Users whose row the store will never take, and why.
     pub rejected: Vec<(UserId, String)>,
-    /// Deleted users of whom something newer was told: Kinde should be asked.
+    /// Deleted users of whom something newer was told.
     pub to_check: Vec<UserId>,
 }
 
@@ -45,6 +47,16 @@ pub async fn apply(
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
 ) -> Result<Applied, Error> {
+    apply_over(store, observations, now, &Scans::default()).await
+}
+
+/// The same for observations that may be older than these scans.
+pub async fn apply_over(
+    store: &dyn Store,
+    observations: impl IntoIterator<Item = Observation>,
+    now: Micros,
+    scans: &Scans,
+) -> Result<Applied, Error> {
     let mut deltas = fold(observations);
     let mut applied = Applied::default();
     let mut to_settle = Vec::new();
@@ -57,9 +69,11 @@ pub async fn apply(
         let ids: Vec<UserId> = deltas.keys().cloned().collect();
         let rows = store.load(&ids).await?;
         let mut writes = Vec::with_capacity(ids.len());
+        let mut to_check = Vec::new();
         for (id, row) in ids.into_iter().zip(rows) {
             let row = row.unwrap_or_else(|| Row::unknown(id));
-            if let Some(next) = next(&row, &deltas[&row.id], now) {
+            if let Some((next, check)) = next(&row, &deltas[&row.id], now, scans) {
+                to_check.extend(check.then(|| next.id.clone()));
                 writes.push(next);
             } else {
                 deltas.remove(&row.id);
@@ -67,11 +81,14 @@ pub async fn apply(
                 to_settle.extend(Some(row).filter(|row| !row.unsettled.is_empty()));
             }
         }
+        // Before the write: one that is cut after it would tell nothing new, and nobody would ask.
+        Checks::ask(store, &to_check).await?;
         for (row, outcome) in write(store, writes).await? {
             match outcome {
                 Outcome::Stale | Outcome::EmailTaken => continue,
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {
+                    count(row.standing.source);
                     applied.to_check.extend(row.state.needs_check().then(|| row.id.clone()));
                     to_settle.extend(Some(&row).filter(|row| !row.unsettled.is_empty()).cloned());
                     applied.changed.push(row.clone());
@@ -98,6 +115,12 @@ async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>,
         row.revision += 1;
     }
     Ok(done)
+}
+
+/// Which way the changes of users come.
+fn count(source: Option<Source>) {
+    let source = source.map_or("unknown", Source::as_str);
+    metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
 }
 
 fn contested(mut row: Row) -> Row {
@@ -127,11 +150,16 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
     deltas
 }
 
-/// The row as it should be written, or `None` when the delta tells nothing new.
-fn next(row: &Row, delta: &Delta, now: Micros) -> Option<Row> {
-    let state = row.state.clone().join(delta.state.clone());
+/// The row as it should be written and whether Kinde should be asked, or `None` when the delta tells
+/// nothing new.
+fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans) -> Option<(Row, bool)> {
+    let mut state = row.state.clone().join(delta.state.clone());
     if state == row.state && row.revision > 0 {
         return None;
+    }
+    let late = scans.judge(row, &delta.state);
+    if let Some(proved) = late.proved {
+        state = state.join(proved);
     }
     let mut next = Row { state, ..row.clone() };
     if row.revision == 0 {
@@ -146,11 +174,16 @@ fn next(row: &Row, delta: &Delta, now: Micros) -> Option<Row> {
         next.unsettled.extend(before.filter(|_| row.standing.holds_email).map(ToOwned::to_owned));
         next.standing.holds_email = after.is_some();
         next.standing.email_held_by = None;
-    } else if !row.standing.holds_email && next.state.first != row.state.first {
-        // Older than was known: the address may be this user's after all.
+    } else if !row.standing.holds_email && is_stronger(&next.state, &row.state) {
         next.unsettled.extend(after.map(ToOwned::to_owned));
     }
-    Some(next)
+    let check = late.is_open || next.state.needs_check();
+    Some((next, check))
+}
+
+/// Older than was known, or verified at last: the address may be this user's after all.
+fn is_stronger(next: &UserState, before: &UserState) -> bool {
+    next.first != before.first || (next.has_verified_email() && !before.has_verified_email())
 }
 
 /// Lost rounds are rare and short; after a few, wait a little so that somebody wins.

@@ -4,9 +4,15 @@
 //! - [`queue`]: where a delivery becomes durable, before anyone is told 200
 //! - [`observe`]: what a delivery says of a user
 //! - [`sighting`]: what a token said of a user while the store was away
+//! - [`snapshot`]: what a read of Kinde says of a user
 //! - [`projector`]: claim, fold, apply, ack
 //! - [`apply`]: the one door to every write
 //! - [`settle`]: who shows an address that several users have
+//! - [`adopt`]: rows of an application that become users'
+//! - [`floor`]: what scans make of events that come late
+//! - [`checks`]: users of whom Kinde should be asked
+//! - [`reconcile`]: what no delivery told of, found and repaired
+//! - [`explain`]: why a stored user is as it is
 //! - [`store`]: where users and the event log are kept
 //! - [`breaker`]: when a dependency is left alone
 //! - [`clock`]: what time it is
@@ -17,14 +23,28 @@ pub mod observe;
 
 pub mod sighting;
 
+pub mod snapshot;
+
 pub mod projector;
 
 pub mod apply;
 
 pub mod settle;
 
+pub mod adopt;
+
+pub mod floor;
+
+pub mod checks;
+
+pub mod reconcile;
+
+pub mod explain;
+
 pub mod store;
 
 pub mod breaker;
 
 pub mod clock;
+
+mod kept;

@@ -13,9 +13,10 @@ use kinsync_core::{Micros, Observation, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    apply::{Applied, apply},
+    apply::{Applied, apply_over},
     breaker::Breaker,
     clock::Clock,
+    floor::Scans,
     observe::{self, Failure},
     queue::{self, Claimed, Queue, Receipt},
     settle::sweep,
@@ -184,7 +185,9 @@ impl Projector {
             count("duplicate", batch.events.len() - new.min(batch.events.len()));
             *logged = true;
         }
-        apply(&*self.store, batch.observations.iter().cloned(), self.clock.now()).await
+        // Read for each batch: what is older than a scan is no news after it.
+        let scans = Scans::load(&*self.store).await?;
+        apply_over(&*self.store, batch.observations.iter().cloned(), self.clock.now(), &scans).await
     }
 
     async fn finish(&self, batch: Batch, applied: Applied) -> Result<(), queue::Error> {
@@ -219,6 +222,8 @@ impl Projector {
                 .record(seconds(*received_at, now));
             if let Some(at) = at {
                 metrics::histogram!("kinsync_lag_seconds", "from" => "kinde").record(seconds(*at, now));
+                metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "webhook")
+                    .record(seconds(*at, now));
             }
         }
     }

@@ -92,7 +92,8 @@ impl<'a> Handover<'a> {
         self.rows.values().filter(move |row| row.state.claimed_email() == Some(address))
     }
 
-    /// The owner shows its address, unless a row that kinsync did not make shows it.
+    /// The owner shows its address, unless a row that kinsync did not make shows it and cannot be
+    /// adopted.
     async fn take(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
         let Some(shown) = self.standing(owner, None) else { return Ok(true) };
         match self.put(vec![shown]).await? {
@@ -104,8 +105,28 @@ impl<'a> Handover<'a> {
         if self.is_claimant(&holder, address).await? {
             return Ok(false);
         }
+        match self.adopt(owner).await? {
+            Outcome::Written => return Ok(true),
+            Outcome::Stale => return Ok(false),
+            Outcome::EmailTaken | Outcome::Rejected(_) => {}
+        }
         let conflict = self.standing(owner, Some(&holder)).into_iter().collect();
         Ok(self.put(conflict).await? == Outcome::Written)
+    }
+
+    /// Makes the row of the application that shows the owner's address the owner's, if Kinde says
+    /// that the address is verified.
+    async fn adopt(&mut self, owner: &UserId) -> Result<Outcome, Error> {
+        let verified = self.rows.get(owner).filter(|row| row.state.has_verified_email());
+        let shown = verified.and_then(|_| self.standing(owner, None));
+        let Some(mut row) = shown else { return Ok(Outcome::EmailTaken) };
+        let outcome = self.store.adopt(&row).await?;
+        if outcome == Outcome::Written {
+            row.revision += 1;
+            self.rows.insert(row.id.clone(), row);
+            metrics::counter!("kinsync_users_adopted_total").increment(1);
+        }
+        Ok(outcome)
     }
 
     /// Whether the holder is a user who claims the address, and only was not loaded as such yet.

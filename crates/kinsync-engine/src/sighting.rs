@@ -5,7 +5,7 @@
 //! outside, signed or not, is ever read as one.
 
 use bytes::Bytes;
-use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version, What};
+use kinsync_core::{Micros, Observation, Profile, Source, UserId, Version, What};
 use serde::{Deserialize, Serialize};
 
 use crate::queue::Entry;
@@ -24,14 +24,14 @@ const BUCKET: i64 = 3_600_000_000;
 pub struct Sighting {
     /// The token's subject.
     pub user: UserId,
-    /// The token's email, if it has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub email: Option<String>,
+    /// What the token's claims say of the user.
+    #[serde(default, skip_serializing_if = "Profile::is_empty")]
+    pub told: Profile,
     /// When the request was seen, by our clock. Orders nothing: tokens make provisional versions.
     pub seen_at: Micros,
 }
 
-/// The address is personal and stays out of it.
+/// What is told is personal and stays out of it.
 impl std::fmt::Debug for Sighting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sighting").field("user", &self.user).finish_non_exhaustive()
@@ -53,11 +53,7 @@ impl Sighting {
 
     /// That the user exists, with the lowest version of all: everything that Kinde says outranks it.
     pub fn existence(&self) -> Observation {
-        let mut profile = Profile::new();
-        if let Some(email) = &self.email {
-            profile.set(Field::Email, email.as_str().into());
-        }
-        self.observe(What::Fields(profile))
+        self.observe(What::Fields(self.told.clone()))
     }
 
     /// Existence, and the time at which the user was seen.

@@ -105,6 +105,15 @@ pub struct UserFilter {
     pub limit: usize,
 }
 
+/// One of kinsync's own records: a lease, a checkpoint, a list of runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Saved {
+    /// What was put there.
+    pub value: serde_json::Value,
+    /// Grows by one with each write; never 0.
+    pub revision: i64,
+}
+
 /// How much is stored. Estimates, cheap to get.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -168,6 +177,16 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// its `_id`.
     async fn email_holder(&self, email: &str) -> Result<Option<String>, Error>;
 
+    /// Gives this row, written before without its address, to the one row that shows the address
+    /// and that an application made without a Kinde id: the application's row becomes the user's,
+    /// with its own fields, and the row that kinsync made goes. One atomic step, and only if both
+    /// are as they were.
+    ///
+    /// The caller has made sure that Kinde says the address is verified. [`Outcome::EmailTaken`]
+    /// when there is no such row or more than one, when the application has written fields of its
+    /// own into the row that would go, or when adoption is off: then nothing was written.
+    async fn adopt(&self, row: &Row) -> Result<Outcome, Error>;
+
     /// Rows with unsettled addresses, at most this many.
     async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error>;
 
@@ -183,6 +202,17 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Users in the order of their ids.
     async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error>;
+
+    /// Ids of live users, in their order, after this one.
+    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
+
+    /// One of kinsync's own records, as a majority has it.
+    async fn state(&self, key: &str) -> Result<Option<Saved>, Error>;
+
+    /// Writes one of kinsync's own records if its revision is still `expected` (0: it is not there
+    /// yet), as revision `expected + 1`. Acknowledged durably (majority). `false`: somebody else
+    /// wrote it since, and nothing was written.
+    async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error>;
 
     /// How much is stored.
     async fn counts(&self) -> Result<Counts, Error>;

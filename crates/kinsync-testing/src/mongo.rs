@@ -25,12 +25,15 @@ use tokio::{
 /// How long a server may take to start and to elect itself.
 const START: Duration = Duration::from_mins(1);
 
+/// What makes a server a member of a replica set.
+const SET: &str = "--replSet rs0";
+
 /// Understands one word a line, and answers each with a line.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
-mongod=$1 dir=$2 port=$3 pid=
+mongod=$1 dir=$2 port=$3 set=$4 pid=
 start() {
-  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 --replSet rs0 --quiet \
+  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 $set --quiet \
     --setParameter enableTestCommands=1 --wiredTigerCacheSizeGB 0.25 --nounixsocket \
     --logpath "$dir/mongod.log" --logappend </dev/null >/dev/null 2>&1 &
   pid=$!
@@ -54,10 +57,11 @@ rm -rf "$dir"
 rmdir "${dir%/*}" 2>/dev/null
 "#;
 
-/// A running MongoDB: a replica set of one.
+/// A running MongoDB: a replica set of one, or none.
 #[derive(Debug)]
 pub struct TestMongo {
     port: u16,
+    set: &'static str,
     supervisor: Mutex<Supervisor>,
 }
 
@@ -71,9 +75,18 @@ impl TestMongo {
 
     /// A server for one test alone.
     pub async fn start_own() -> Self {
+        Self::start_as(SET).await
+    }
+
+    /// A server for one test alone that is no replica set.
+    pub async fn start_standalone() -> Self {
+        Self::start_as("").await
+    }
+
+    async fn start_as(set: &'static str) -> Self {
         // Somebody else may take the port between the moment it is found and the start.
         for _ in 0..5 {
-            let mongo = Self { port: free_port(), supervisor: Mutex::new(Supervisor::new()) };
+            let mongo = Self { port: free_port(), set, supervisor: Mutex::new(Supervisor::new()) };
             mongo.launch();
             if mongo.become_primary().await {
                 return mongo;
@@ -84,7 +97,8 @@ impl TestMongo {
 
     /// What a client connects to.
     pub fn uri(&self) -> String {
-        format!("mongodb://127.0.0.1:{}/?replicaSet=rs0", self.port)
+        let options = if self.set.is_empty() { "" } else { "?replicaSet=rs0" };
+        format!("mongodb://127.0.0.1:{}/{options}", self.port)
     }
 
     /// A name that no other test uses.
@@ -130,7 +144,7 @@ impl TestMongo {
     fn launch(&self) {
         let mut supervisor = self.supervisor.lock().expect("no test panics while it holds this");
         if supervisor.shell.is_none() {
-            supervisor.shell = Some(Shell::new(&supervisor.dir, self.port));
+            supervisor.shell = Some(Shell::new(&supervisor.dir, self.port, self.set));
         }
         supervisor.tell("start");
     }
@@ -210,11 +224,12 @@ struct Shell {
 }
 
 impl Shell {
-    fn new(dir: &Path, port: u16) -> Self {
+    fn new(dir: &Path, port: u16, set: &str) -> Self {
         let mut child = Command::new("sh")
             .args(["-c", SUPERVISOR, "mongod"])
             .args([mongod().as_os_str(), dir.as_os_str()])
             .arg(port.to_string())
+            .arg(set)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Out of reach of Ctrl-C, which would leave nobody to clean up.

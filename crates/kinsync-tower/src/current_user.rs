@@ -4,23 +4,26 @@ use std::{fmt, sync::Arc};
 
 use kinde::bearer::AccessToken;
 use kinsync_core::UserDocument;
+use serde_json::json;
+
+use crate::{document::Json, login::Known};
 
 /// Who makes this request. Cheap to clone. With the feature `axum`, an extractor: a handler that has it in its
 /// signature runs for verified, live users only.
 #[derive(Clone)]
 pub struct CurrentUser {
     token: Arc<AccessToken>,
-    document: Option<Arc<UserDocument>>,
+    known: Option<Arc<Known>>,
     degraded: bool,
 }
 
 impl CurrentUser {
-    pub(crate) fn stored(token: Arc<AccessToken>, document: Arc<UserDocument>) -> Self {
-        Self { token, document: Some(document), degraded: false }
+    pub(crate) fn stored(token: Arc<AccessToken>, known: Arc<Known>) -> Self {
+        Self { token, known: Some(known), degraded: false }
     }
 
-    pub(crate) fn degraded(token: Arc<AccessToken>, document: Option<Arc<UserDocument>>) -> Self {
-        Self { token, document, degraded: true }
+    pub(crate) fn degraded(token: Arc<AccessToken>, known: Option<Arc<Known>>) -> Self {
+        Self { token, known, degraded: true }
     }
 
     /// Kinde's id of the user.
@@ -31,12 +34,21 @@ impl CurrentUser {
     /// The user as stored, at most a second old. `None` only while degraded: the store did not answer, the user is
     /// known from the token alone, and appears in the store without another request.
     pub fn document(&self) -> Option<&Arc<UserDocument>> {
-        self.document.as_ref()
+        self.known.as_ref().map(|known| &known.document)
+    }
+
+    /// The document as JSON with its entity tag: what `/api/me` of the standalone kinsync answers. Made once for each
+    /// change of the user and kept with the user. Without a document: the id and the address, from the token.
+    pub fn json(&self) -> Json {
+        match &self.known {
+            Some(known) => known.json().clone(),
+            None => Json::of(&json!({ "kindeId": self.id(), "email": self.email() })),
+        }
     }
 
     /// The address that the document shows, else the token's. An attribute, never an identity.
     pub fn email(&self) -> Option<&str> {
-        match &self.document {
+        match self.document() {
             Some(document) => document.email.as_deref(),
             None => self.token.email.as_deref(),
         }

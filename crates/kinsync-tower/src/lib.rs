@@ -4,6 +4,7 @@
 //! - [`layer`]: in front of a service: the user of every request, known and stored
 //! - [`login`]: what the layer asks: token, user, refusal
 //! - [`current_user`]: the proof, as a request extension and an axum extractor
+//! - [`document`]: what is known of the user, as JSON
 //! - [`activity`]: how deliveries are going, for a health page
 //! - [`problem`]: every error answer, as RFC 9457 problem documents
 //!
@@ -13,6 +14,7 @@
 
 pub mod activity;
 pub mod current_user;
+pub mod document;
 pub mod layer;
 pub mod login;
 mod meters;

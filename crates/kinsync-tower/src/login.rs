@@ -11,8 +11,11 @@
 //! the store learns of a deletion without being told, whatever feeds are broken. Concurrent loads share one call.
 //! A refusal outlives the store: while it is away, who was known to be deleted stays refused.
 //!
-//! In reading order: [`users`] (cache and loads), [`seen`] (written behind), [`token`] (of the request).
+//! In reading order: [`token`] (of the request), [`claims`] (to fields), [`users`] (cache and loads), [`profiles`] (filled in from Kinde),
+//! [`seen`] (written behind).
 
+pub mod claims;
+mod profiles;
 mod seen;
 mod token;
 mod users;
@@ -20,15 +23,21 @@ mod users;
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderMap;
-use kinde::bearer::{AccessToken, Cached, Refusal};
+use kinde::{
+    account::ProfileClient,
+    bearer::{AccessToken, Cached, Refusal},
+};
 use kinsync_core::UserId;
 use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, sighting::Sighting, store::Store};
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::users::Known;
+pub use self::{claims::Claims, profiles::Refreshed};
 use self::{
+    profiles::{Bare, Profiles},
     seen::Seen,
-    users::{Found, Known, Users, Wanted},
+    users::{Found, Users, Wanted},
 };
 use crate::{
     current_user::CurrentUser,
@@ -56,6 +65,12 @@ pub struct Config {
     pub seen_resolution: Duration,
     /// How often `lastSeenAt` is written.
     pub flush_every: Duration,
+    /// A profile younger than this is not asked for again.
+    pub profile_max_age: Duration,
+    /// The same when somebody insists.
+    pub profile_min_age: Duration,
+    /// The shortest time between two questions to Kinde's profile endpoint, over all users of this process.
+    pub profile_spacing: Duration,
 }
 
 impl Default for Config {
@@ -70,6 +85,9 @@ impl Default for Config {
             stale_after: Duration::from_millis(750),
             seen_resolution: Duration::from_mins(1),
             flush_every: Duration::from_secs(5),
+            profile_max_age: Duration::from_mins(1),
+            profile_min_age: Duration::from_secs(2),
+            profile_spacing: Duration::from_millis(20),
         }
     }
 }
@@ -78,11 +96,30 @@ impl Default for Config {
 #[derive(Clone)]
 pub struct Login(Arc<Shared>);
 
+/// What a login is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Verifies tokens.
+    pub tokens: Cached,
+    /// Where users are kept.
+    pub store: Arc<dyn Store>,
+    /// Where sightings wait for the store.
+    pub queue: Arc<dyn Queue>,
+    /// What time it is.
+    pub clock: Clock,
+    /// Where each issuer tells a user's profile. Users of an issuer that is not here are filled in by webhooks alone.
+    pub profiles: Vec<(String, ProfileClient)>,
+    /// What a token's claims say of a user who is not stored yet: [`claims::Email`], or your own.
+    pub claims: Arc<dyn Claims>,
+}
+
 struct Shared {
     tokens: Cached,
-    users: Users,
+    users: Arc<Users>,
+    profiles: Profiles,
     seen: Seen,
     queue: Arc<dyn Queue>,
+    claims: Arc<dyn Claims>,
     clock: Clock,
     config: Config,
 }
@@ -91,22 +128,20 @@ struct Shared {
 #[derive(Debug)]
 pub struct Work {
     login: Login,
-    wanted: tokio::sync::mpsc::Receiver<Wanted>,
+    wanted: mpsc::Receiver<Wanted>,
+    bare: mpsc::Receiver<Bare>,
 }
 
 impl Login {
     /// A login, and the work that somebody has to run beside it.
-    pub fn new(
-        tokens: Cached,
-        store: Arc<dyn Store>,
-        queue: Arc<dyn Queue>,
-        clock: Clock,
-        config: Config,
-    ) -> (Self, Work) {
-        let (users, wanted) = Users::new(Arc::clone(&store), clock.clone(), &config);
+    pub fn new(parts: Parts, config: Config) -> (Self, Work) {
+        let Parts { tokens, store, queue, clock, profiles, claims } = parts;
+        let (users, wanted) = Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), &config);
+        let users = Arc::new(users);
+        let (profiles, bare) = Profiles::new(profiles, Arc::clone(&users), &config);
         let seen = Seen::new(store, clock.clone(), &config);
-        let login = Self(Arc::new(Shared { tokens, users, seen, queue, clock, config }));
-        (login.clone(), Work { login, wanted })
+        let login = Self(Arc::new(Shared { tokens, users, profiles, seen, queue, claims, clock, config }));
+        (login.clone(), Work { login, wanted, bare })
     }
 
     /// The user of a request with these headers. Cancel safe.
@@ -115,19 +150,23 @@ impl Login {
     /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], or [`Problem::Unavailable`] while the issuer's keys
     /// are not known. Each is counted in `kinsync_bearer_refusals_total{reason}`.
     pub async fn admit(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
-        let token = self.0.verify(token::of(headers)?).await?;
+        let sent = token::of(headers)?;
+        let token = self.0.verify(sent).await?;
         let found = self.0.users.find(&token, self.0.config.deadline).await;
         match found {
             Found::Fresh(known) => {
                 live(&known)?;
                 self.0.seen.note(&known.document, self.0.clock.now());
-                Ok(CurrentUser::stored(token, Arc::clone(&known.document)))
+                if known.is_unconfirmed {
+                    self.0.profiles.want(&token, sent);
+                }
+                Ok(CurrentUser::stored(token, known))
             }
             Found::Stale(known) => {
                 live(&known)?;
                 count_degraded();
                 self.0.seen.note(&known.document, self.0.clock.now());
-                Ok(CurrentUser::degraded(token, Some(Arc::clone(&known.document))))
+                Ok(CurrentUser::degraded(token, Some(known)))
             }
             Found::Unknown => {
                 count_degraded();
@@ -135,6 +174,27 @@ impl Login {
                 Ok(CurrentUser::degraded(token, None))
             }
         }
+    }
+
+    /// Refreshes the user of an admitted request from Kinde's profile endpoint, unless that was done a moment ago. The
+    /// user that is answered is the newest known; what became of the refresh is said beside.
+    ///
+    /// `insist`: a profile of up to a minute ago is not good enough; one of two seconds ago is. Those who ask for one
+    /// user at once share one question. Waits for Kinde and the store within their deadlines.
+    pub async fn refresh(
+        &self,
+        user: CurrentUser,
+        headers: &HeaderMap,
+        insist: bool,
+    ) -> Result<(CurrentUser, Refreshed), Problem> {
+        let sent = token::of(headers)?;
+        let Config { profile_max_age, profile_min_age, .. } = self.0.config;
+        let max_age = if insist { profile_min_age } else { profile_max_age };
+        let (refreshed, known) = self.0.profiles.refresh(user.token(), sent, max_age).await;
+        let Some(known) = known else { return Ok((user, refreshed)) };
+        live(&known)?;
+        let token = Arc::clone(user.token());
+        Ok((CurrentUser::stored(token, known), refreshed))
     }
 
     /// Guards the store as requests see it.
@@ -147,7 +207,11 @@ impl Work {
     /// Runs until told to stop, then writes what is left of `lastSeenAt`.
     pub async fn run(self, stop: CancellationToken) {
         let shared = &self.login.0;
-        tokio::join!(shared.users.run(self.wanted, &stop), shared.seen.run(&stop));
+        tokio::join!(
+            shared.users.run(self.wanted, &stop),
+            shared.profiles.run(self.bare, &stop),
+            shared.seen.run(&stop),
+        );
     }
 }
 
@@ -172,7 +236,7 @@ impl Shared {
     /// Makes the sighting durable. Failing that, the request still goes on: the next one sees the user again.
     async fn keep(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
-        let sighting = Sighting { user, email: token.email.clone(), seen_at: self.clock.now() };
+        let sighting = Sighting { user, told: self.claims.profile(token), seen_at: self.clock.now() };
         let kept = timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await;
         let error = match kept {
             Ok(Ok(_)) => return,

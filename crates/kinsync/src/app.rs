@@ -4,8 +4,10 @@
 //! projector begins, when it answers. Stopping goes the other way round: no new connections, answers for what is in
 //! flight, the projector's batch, the queue.
 
+mod login;
+pub(crate) mod management;
 mod parts;
-mod start;
+pub(crate) mod start;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -16,7 +18,7 @@ use kinsync_engine::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::parts::{AdminToken, Parts};
+pub use self::parts::{AdminToken, Parts, Reconciling};
 use crate::config::Config;
 
 /// Why the app did not start, or cannot go on.
@@ -35,6 +37,12 @@ pub enum Error {
     /// The tenant's keys cannot be asked for.
     #[error("cannot use KINDE_DOMAIN")]
     Jwks(#[source] Arc<kinde::jwks::ConfigError>),
+    /// A user's profile cannot be asked for.
+    #[error("cannot use KINDE_ISSUERS")]
+    Issuer(#[source] Arc<kinde::account::ConfigError>),
+    /// The Management API cannot be asked.
+    #[error("cannot use KINDE_DOMAIN with KINDE_M2M_CLIENT_ID")]
+    Management(#[source] Arc<kinde::management::ConfigError>),
     /// The address is taken or is not one of this machine.
     #[error("cannot listen on {address}: choose another PORT or KINSYNC_BIND")]
     Listen {

@@ -20,6 +20,7 @@ use std::{
 };
 
 use kinsync_core::Field;
+use kinsync_engine::store::mongo::Adopt;
 use secrecy::SecretString;
 use url::Url;
 
@@ -46,6 +47,8 @@ pub struct Config {
     pub store: Store,
     /// Where deliveries wait.
     pub queue: Queue,
+    /// When Kinde is compared with the store, and how much is repaired without asking.
+    pub reconcile: Reconcile,
     /// Who may connect, and for how long.
     pub http: Http,
     /// What is logged, and how.
@@ -84,6 +87,8 @@ pub struct Store {
     pub events: String,
     /// Whether two live users may not show one address.
     pub unique_email: bool,
+    /// Whether rows that the application made become users.
+    pub adopt_by_email: Adopt,
     /// Names of fields in the user document, where they differ from kinsync's.
     pub fields: BTreeMap<Field, String>,
 }
@@ -107,6 +112,19 @@ pub struct Queue {
     pub max_bytes: u64,
 }
 
+/// When Kinde is compared with the store, and how much is repaired without asking.
+#[derive(Clone, Debug, Default)]
+pub struct Reconcile {
+    /// From one scan to the next; `None`: only by hand.
+    pub every: Option<Duration>,
+    /// Users on a page of the Management API.
+    pub page_size: u32,
+    /// Deletions in one run that need no approval.
+    pub max_deletes: u64,
+    /// The share of the live users that needs no approval, 0 to 1.
+    pub max_delete_share: f64,
+}
+
 /// Who may connect, and for how long.
 #[derive(Clone, Debug)]
 pub struct Http {
@@ -116,6 +134,8 @@ pub struct Http {
     pub port: u16,
     /// Where /health and /metrics are, if not beside the rest.
     pub metrics_bind: Option<SocketAddr>,
+    /// What Kinde, outside, calls this server by.
+    pub public_url: Option<Url>,
     /// Opens the admin routes.
     pub admin_token: Option<SecretString>,
     /// The longest time for one request.
@@ -126,6 +146,8 @@ pub struct Http {
     pub head_deadline: Duration,
     /// Connections at a time; more wait to be accepted.
     pub max_connections: usize,
+    /// Users that are kept in memory for requests, and verified tokens.
+    pub cached_users: usize,
     /// The longest time for a shutdown.
     pub shutdown_grace: Duration,
 }
@@ -184,15 +206,18 @@ impl Config {
             kinde: Kinde::default(),
             store: Store::default(),
             queue: Queue::default(),
+            reconcile: Reconcile::default(),
             http: Http {
                 bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 port: 0,
                 metrics_bind: None,
+                public_url: None,
                 admin_token: None,
                 request_deadline: Duration::ZERO,
                 body_deadline: Duration::ZERO,
                 head_deadline: Duration::ZERO,
                 max_connections: 0,
+                cached_users: 0,
                 shutdown_grace: Duration::ZERO,
             },
             log: Log::default(),

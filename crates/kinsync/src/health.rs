@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use kinde::webhook::Scheme;
 use kinsync_core::Micros;
-use kinsync_engine::breaker::State;
+use kinsync_engine::{
+    breaker::State,
+    reconcile::{record::Kind, silence},
+};
 use serde_json::{Value, json};
 
 use crate::{app::Parts, json as shape, metrics::age};
@@ -46,6 +49,8 @@ impl Health {
             "queue": health.queue(parts, now),
             "store": health.store(parts),
             "jwks": health.jwks(parts),
+            "login": health.login(parts),
+            "reconcile": health.reconcile(parts, now),
         });
         health
     }
@@ -126,6 +131,42 @@ impl Health {
             "prepared": parts.store_error().is_none(),
             "breaker": breaker.as_str(),
             "lastError": error,
+        })
+    }
+
+    fn login(&mut self, parts: &Parts) -> Value {
+        let Some(login) = &parts.login else { return Value::Null };
+        let breaker = login.breaker();
+        if breaker.state() != State::Closed {
+            self.degraded.push("requests of users go on without the store, marked as degraded".into());
+        }
+        json!({ "breaker": breaker.state().as_str(), "lastError": breaker.last_error() })
+    }
+
+    fn reconcile(&mut self, parts: &Parts, now: Micros) -> Value {
+        let Some(reconcile) = &parts.reconcile else { return Value::Null };
+        let status = reconcile.status.borrow();
+        if let Some(silence) = &status.silence {
+            self.degraded.push(format!("{silence}; {}", silence::FIX));
+        }
+        if let Some(failure) = &status.failure {
+            self.degraded.push(format!("users at Kinde could not be compared with the store: {failure}"));
+        }
+        let held = status.latest.as_ref().filter(|run| run.tally.of(Kind::Held) > 0);
+        if let Some(run) = held {
+            self.degraded.push(format!(
+                "the deletion of {} users is held, because so many are not at Kinde any more: look at `kinsync \
+                 runs show {id}`, then `kinsync reconcile --approve {id}`",
+                run.tally.of(Kind::Held),
+                id = run.id,
+            ));
+        }
+        json!({
+            "lastRun": status.latest.as_ref().map(|run| &run.id),
+            "secondsSinceLastRun": status.latest.as_ref().map(|run| age(run.started_at, now)),
+            "missedByWebhooks": status.latest.as_ref().map(|run| run.tally.missed()),
+            "webhookSilent": status.silence,
+            "lastError": status.failure,
         })
     }
 

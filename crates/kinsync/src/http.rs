@@ -5,11 +5,13 @@
 //! - [`server`]: connections and their bounds
 //! - [`stall`]: cuts off who does not read
 //! - [`admin`]: routes for who has the admin token
+//! - [`login`]: routes for users with an access token
 //! - [`operation`]: health and metrics
 //! - [`answer`]: failures as problem documents
 
 pub mod admin;
 pub mod answer;
+pub mod login;
 pub mod operation;
 pub mod router;
 pub mod server;

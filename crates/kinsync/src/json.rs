@@ -1,35 +1,64 @@
-//! The one shape in which users, events and dead letters leave over HTTP: instants as RFC 3339 text in UTC with
-//! microseconds, everything else as the types say.
+//! The one shape in which events and dead letters leave over HTTP, beside that of users: instants as RFC 3339 text in UTC
+//! with microseconds, everything else as the types say.
 
-use jiff::Timestamp;
-use kinsync_core::{Micros, UserDocument};
+use kinsync_core::Micros;
 use kinsync_engine::{
+    explain::Told,
     queue::{DeadLetter, Stats},
+    reconcile::record::Run,
     store::LoggedEvent,
 };
+use kinsync_tower::document::time;
 use serde_json::{Value, json};
 
-/// The keys of a user document that are instants.
-const TIMES: [&str; 5] = ["createdAt", "updatedAt", "lastSeenAt", "lastSignedInAt", "deletedAt"];
-
-/// `2024-05-01T07:41:45.592145Z`; null for an instant that no calendar has.
-pub fn time(at: Micros) -> Value {
-    Timestamp::from_microsecond(at.0).map_or(Value::Null, |at| format!("{at:.6}").into())
-}
+pub use kinsync_tower::document::user;
 
 fn optional_time(at: Option<Micros>) -> Value {
     at.map_or(Value::Null, time)
 }
 
-/// A user document.
-pub fn user(document: &UserDocument) -> Value {
-    let mut user = serde_json::to_value(document).expect("a user document has only text keys");
-    for key in TIMES {
-        if let Some(at) = user.get(key).and_then(Value::as_i64) {
-            user[key] = time(Micros(at));
-        }
+/// A run of the reconciler, without examples: for lists.
+pub fn run(run: &Run) -> Value {
+    let mut value = run_with_examples(run);
+    value.as_object_mut().map(|run| run.remove("examples"));
+    value
+}
+
+/// A run of the reconciler, with some of the users who differed.
+pub fn run_with_examples(run: &Run) -> Value {
+    let mut value = serde_json::to_value(run).expect("a run has only text keys");
+    value["startedAt"] = time(run.started_at);
+    value["endedAt"] = optional_time(run.ended_at);
+    value["missedByWebhooks"] = run.tally.missed().into();
+    for (example, drift) in value["examples"].as_array_mut().into_iter().flatten().zip(&run.tally.examples) {
+        example["knownAt"] = optional_time(drift.known_at);
     }
-    user
+    value
+}
+
+/// Something that was told of a user.
+pub fn told(told: &Told) -> Value {
+    let mut value = serde_json::to_value(told).expect("what was told has only text keys");
+    value["at"] = optional_time(told.at);
+    value["receivedAt"] = optional_time(told.received_at);
+    for (word, told) in value["fields"].as_array_mut().into_iter().flatten().zip(&told.fields) {
+        word["value"] = plain(&told.value);
+    }
+    value
+}
+
+/// A value of a field, as a user document shows it.
+fn plain(value: &kinsync_core::Value) -> Value {
+    use kinsync_core::Value as Told;
+    match value {
+        Told::Null => Value::Null,
+        Told::Flag(flag) => (*flag).into(),
+        Told::Time(at) => time(*at),
+        Told::Text(text) => (**text).into(),
+        Told::Organizations(list) => json!(list),
+        Told::Codes(list) => json!(list),
+        Told::Identities(list) => json!(list),
+    }
 }
 
 /// An event of the log, without what it says: for lists.
@@ -83,17 +112,4 @@ pub fn queue(stats: &Stats) -> Value {
 /// The event as JSON where it is JSON, else as text.
 fn payload(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| text.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn instants_are_rfc_3339_with_microseconds() {
-        assert_eq!(time(Micros(1_714_549_305_592_145)), "2024-05-01T07:41:45.592145Z");
-        assert_eq!(time(Micros(0)), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(time(Micros(-1)), "1969-12-31T23:59:59.999999Z");
-        assert_eq!(time(Micros(i64::MAX)), Value::Null);
-    }
 }

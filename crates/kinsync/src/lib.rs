@@ -5,6 +5,8 @@
 //! - [`config`]: what the operator decided
 //! - [`app`]: the composition: everything is made, started and stopped here
 //! - [`dev`]: the app beside a local Kinde, with a town to watch
+//! - [`registration`]: the webhook at Kinde
+//! - [`doctor`]: whether all that kinsync needs is as it should be
 //! - [`http`]: connections and routes
 //! - [`health`], [`metrics`], [`log`]: what an operator sees
 //! - [`json`]: the shape of users and events over HTTP
@@ -13,8 +15,10 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod dev;
+pub mod doctor;
 pub mod health;
 pub mod http;
 pub mod json;
 pub mod log;
 pub mod metrics;
+pub mod registration;

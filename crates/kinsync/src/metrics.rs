@@ -36,6 +36,9 @@ fn install() -> PrometheusHandle {
         .and_then(|builder| {
             builder.set_buckets_for_metric(Matcher::Full("kinsync_queue_commit_entries".into()), ENTRIES)
         })
+        .and_then(|builder| {
+            builder.set_buckets_for_metric(Matcher::Full("kinsync_time_to_consistency_seconds".into()), LAGS)
+        })
         .expect("the buckets are constants and not empty")
         .build_recorder();
     let handle = recorder.handle();
@@ -52,6 +55,25 @@ fn describe() {
     describe_counter!("kinsync_events_total", "Events that the projector finished, by outcome");
     describe_counter!("kinsync_resurrections_refused_total", "Events newer than the deletion of their user");
     describe_counter!("kinde_jwks_fetches_total", "Fetches of Kinde's keys, by outcome");
+    describe_counter!("kinsync_bearer_refusals_total", "Requests of users that were refused, by reason");
+    describe_counter!("kinsync_degraded_requests_total", "Requests that went on without the store");
+    describe_counter!("kinsync_users_created_at_login_total", "Users whom their own request made");
+    describe_counter!("kinsync_sightings_lost_total", "Users seen while neither store nor queue took them");
+    describe_counter!("kinsync_user_changes_total", "Written changes of users, by the way they came");
+    describe_counter!("kinsync_reconcile_runs_total", "Scans of all users at Kinde, by outcome");
+    describe_gauge!("kinsync_users_in_drift", "Users whom the last scan found different, by kind");
+    describe_gauge!("kinsync_reconcile_last_seconds", Unit::Seconds, "How long the last scan here took");
+    describe_gauge!(
+        "kinsync_reconcile_last_timestamp_seconds",
+        Unit::Seconds,
+        "When the last complete scan began"
+    );
+    describe_gauge!("kinsync_webhook_silent", "1 while the webhook is probably disabled: /health says why");
+    describe_histogram!(
+        "kinsync_time_to_consistency_seconds",
+        Unit::Seconds,
+        "From a change at Kinde to the store, by the way it came; for reconcile the most that it can have been"
+    );
     describe_histogram!(
         "kinsync_delivery_seconds",
         Unit::Seconds,

@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::answer::Refusal;
@@ -117,6 +118,10 @@ async fn mangle(response: Response, fault: &FaultKind) -> Response {
             parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
             Response::from_parts(parts, cut_after(half))
         }
+        FaultKind::WrongDate { ahead } => {
+            parts.headers.extend(date(*ahead).map(|date| (header::DATE, date)));
+            Response::from_parts(parts, Body::from(body))
+        }
         FaultKind::TruncatedJson => Response::from_parts(parts, Body::from(half)),
         FaultKind::Garbage => {
             parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
@@ -124,6 +129,12 @@ async fn mangle(response: Response, fault: &FaultKind) -> Response {
         }
         _ => Response::from_parts(parts, Body::from(body)),
     }
+}
+
+/// A `Date` (RFC 9110, 5.6.7) so many seconds ahead.
+fn date(ahead: i64) -> Option<HeaderValue> {
+    let at = Timestamp::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
+    HeaderValue::from_str(&at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).ok()
 }
 
 /// Sends these bytes and then breaks the connection.

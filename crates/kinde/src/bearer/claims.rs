@@ -27,8 +27,8 @@ pub(super) fn read(
     }
     let expires_at = time(&claims, "exp")?.ok_or(Refusal::MissingClaim { claim: "exp" })?;
     check_times(config, expires_at, time(&claims, "nbf")?, now)?;
-    if let Some(audience) = &config.audience {
-        check_audience(&claims, audience)?;
+    if !config.audiences.is_empty() {
+        check_audience(&claims, &config.audiences)?;
     }
     Ok(AccessToken {
         subject: subject.to_owned(),
@@ -101,11 +101,11 @@ fn check_times(
 }
 
 /// A string or a list of strings (RFC 7519, 4.1.3).
-fn check_audience(claims: &Claims, audience: &str) -> Result<(), Refusal> {
+fn check_audience(claims: &Claims, audiences: &[String]) -> Result<(), Refusal> {
     let matches = match claims.get("aud") {
-        Some(Value::String(found)) => found == audience,
+        Some(Value::String(found)) => audiences.contains(found),
         Some(Value::Array(found)) if found.iter().all(Value::is_string) => {
-            found.iter().any(|found| found == audience)
+            found.iter().filter_map(Value::as_str).any(|found| audiences.iter().any(|known| known == found))
         }
         Some(Value::Null) | None => false,
         Some(_) => return Err(Refusal::MalformedClaim { claim: "aud" }),

@@ -62,7 +62,7 @@ pub enum Refusal {
     /// Before its `nbf`.
     #[error("the token is not valid yet: check the clock")]
     NotYetValid,
-    /// `aud` does not name the configured audience.
+    /// `aud` names none of the configured audiences.
     #[error("the token is for another audience: request the API's `audience` when signing in")]
     WrongAudience,
     /// A token of a machine (`gty: client_credentials`).

@@ -163,7 +163,7 @@ async fn the_audience_counts_when_one_is_configured() {
         (json!({"api": 1}), Err("malformed_claim")),
         (json!(7), Err("malformed_claim")),
     ] {
-        let config = Config { audience: Some("api".to_owned()), ..config() };
+        let config = Config { audiences: vec!["api".to_owned(), "api3".to_owned()], ..config() };
         let found = verify_with(config, &with(access_claims(), &json!({ "aud": audience }))).await;
         assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{audience}");
     }

@@ -2,8 +2,8 @@
 
 use kinde::account::ProfileClient;
 use kinde::management::{Client, Config, NewWebhook, WebhookEdit};
-use kinde::{Patch, account};
-use kinde_emulator::{Emulator, NewUser, TokenSpec};
+use kinde::{Patch, account, discovery, event};
+use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
 
 async fn tenant() -> (Emulator, Client) {
     let emulator = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
@@ -57,6 +57,42 @@ async fn webhooks_and_event_types_survive_a_round_trip() {
     );
     assert!(webhook.created_on.is_some());
     assert_eq!(client.event("event_nothing").await.unwrap().value, None);
+}
+
+#[tokio::test]
+async fn a_tenant_says_who_it_is_and_what_time_it_is() {
+    let custom_domains = vec!["localhost".to_owned()];
+    let settings = kinde_emulator::Config { custom_domains, ..kinde_emulator::Config::default() };
+    let emulator = Emulator::start(settings).await.unwrap();
+    for issuer in [emulator.issuer().to_owned(), emulator.custom_issuers().remove(0)] {
+        let asked = discovery::Config::new(issuer.parse().unwrap());
+        let answer = discovery::discover(asked).await.unwrap();
+        assert_eq!(answer.value.issuer, issuer);
+        assert!(answer.value.jwks_uri.is_some_and(|uri| uri.starts_with(&issuer)));
+        assert!(answer.sent.skew().is_some_and(|skew| skew.abs().as_secs() <= 2));
+    }
+    emulator.set_fault(Fault::always(FaultKind::WrongDate { ahead: 3600 }));
+    let asked = discovery::Config::new(emulator.issuer().parse().unwrap());
+    let skew = discovery::discover(asked.clone()).await.unwrap().sent.skew().unwrap();
+    assert!((-3602..=-3598).contains(&skew.as_secs()), "{skew}");
+    emulator.clear_faults();
+    emulator.set_fault(Fault::always(FaultKind::Garbage));
+    assert!(matches!(discovery::discover(asked.clone()).await, Err(discovery::Error::NotJson)));
+    emulator.shutdown().await;
+    assert!(matches!(discovery::discover(asked).await, Err(discovery::Error::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_tenant_may_have_event_types_that_nobody_knows() {
+    let event_types = vec!["user.created".to_owned(), "user.abducted".to_owned()];
+    let settings = kinde_emulator::Config { event_types, ..kinde_emulator::Config::default() };
+    let emulator = Emulator::start(settings.clone()).await.unwrap();
+    let domain = emulator.issuer().parse().unwrap();
+    let client = Client::new(Config::new(domain, settings.client_id, settings.client_secret.into())).unwrap();
+    let types = client.event_types().await.unwrap().value;
+    let known: Vec<_> = types.iter().map(|kind| (kind.code.as_str(), event::is_known(&kind.code))).collect();
+    assert_eq!(known, [("user.created", true), ("user.abducted", false)]);
+    assert!(kinde_emulator::EVENT_TYPES.iter().all(|(code, _)| event::is_known(code)));
 }
 
 #[tokio::test]

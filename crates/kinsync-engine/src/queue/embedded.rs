@@ -110,6 +110,15 @@ impl Shared {
     }
 }
 
+/// How many dead letters wait in the folder `queue` of `dir`. Changes nothing and takes no lock: a server may be at
+/// work there. Blocks on the disk.
+///
+/// # Errors
+/// [`Error::Newer`] where a newer kinsync wrote it, [`Error::Disk`].
+pub fn dead_letters_in(dir: &Path) -> Result<usize, Error> {
+    dead::count_in(&dir.join("queue").join("dead.log"))
+}
+
 impl EmbeddedQueue {
     /// Opens the queue in the folder `queue` of `dir`, which is made if need be, and reads what an
     /// earlier process left. Blocks on the disk: call it from a blocking thread.

@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use kinsync_core::UserId;
 
 use self::worker::Worker;
-use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter, timed};
+use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
 mod events;
 mod file;
+mod state;
 mod users;
 mod worker;
 
@@ -77,6 +78,11 @@ impl Store for EmbeddedStore {
         timed("embedded", "email_holder", work).await
     }
 
+    /// Nobody but kinsync makes rows in this file.
+    async fn adopt(&self, _: &Row) -> Result<Outcome, Error> {
+        Ok(Outcome::EmailTaken)
+    }
+
     async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
         let doing = "find unsettled addresses";
         let work = self.reader.call(doing, move |sqlite| users::unsettled(sqlite, limit));
@@ -106,6 +112,25 @@ impl Store for EmbeddedStore {
         let filter = filter.clone();
         let work = self.reader.call("list users", move |sqlite| users::list(sqlite, &filter));
         timed("embedded", "users", work).await
+    }
+
+    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        let after = after.cloned();
+        let work = self.reader.call("list ids", move |sqlite| users::live_ids(sqlite, after.as_ref(), limit));
+        timed("embedded", "live_ids", work).await
+    }
+
+    async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
+        let key = key.to_owned();
+        let work = self.reader.call("read a record", move |sqlite| state::get(sqlite, &key));
+        timed("embedded", "state", work).await
+    }
+
+    async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
+        let (key, value) = (key.to_owned(), value.to_string());
+        let writer = self.writer("write a record")?;
+        let work = writer.call("write a record", move |sqlite| state::put(sqlite, &key, &value, expected));
+        timed("embedded", "put_state", work).await
     }
 
     async fn counts(&self) -> Result<Counts, Error> {

@@ -21,16 +21,21 @@ use mongodb::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
+pub use self::adopt::{Adopt, Unclaimed};
+pub use self::inspect::{IndexFault, Server, Topology};
 use self::{call::Calls, keys::Keys};
-use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter, timed};
+use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
+mod adopt;
 mod call;
 mod decode;
 mod encode;
 mod indexes;
+mod inspect;
 mod keys;
 mod log;
 mod read;
+mod state;
 mod write;
 
 /// Where and how users are kept.
@@ -50,6 +55,8 @@ pub struct Config {
     pub fields: BTreeMap<Field, String>,
     /// Whether two documents may not show the same address.
     pub unique_email: bool,
+    /// Whether a row that an application made becomes the user's whose verified address it shows.
+    pub adopt: Adopt,
     /// How long one call may take.
     pub op_timeout: Duration,
     /// How long to look for a primary, unless the URI says it.
@@ -71,6 +78,7 @@ impl Config {
             state: "kinsync_state".into(),
             fields: BTreeMap::new(),
             unique_email: true,
+            adopt: Adopt::Verified,
             op_timeout: Duration::from_secs(5),
             server_selection_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
@@ -88,9 +96,10 @@ struct Inner {
     database: Database,
     users: Collection<RawDocumentBuf>,
     events: Collection<RawDocumentBuf>,
-    state: String,
+    state: Collection<RawDocumentBuf>,
     keys: Arc<Keys>,
     unique_email: bool,
+    adopt: Adopt,
     op_timeout: Duration,
     calls: Calls,
 }
@@ -112,11 +121,12 @@ impl MongoStore {
             .build();
         Ok(Self(Arc::new(Inner {
             users: database.collection_with_options(&config.users, majority.clone()),
-            events: database.collection_with_options(&config.events, majority),
+            events: database.collection_with_options(&config.events, majority.clone()),
+            state: database.collection_with_options(&config.state, majority),
             database,
-            state: config.state,
             keys: Arc::new(keys),
             unique_email: config.unique_email,
+            adopt: config.adopt,
             op_timeout: config.op_timeout,
             calls: Calls::new(connections),
         })))
@@ -182,6 +192,10 @@ impl Store for MongoStore {
         timed("mongo", "email_holder", self.0.email_holder(email)).await
     }
 
+    async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
+        timed("mongo", "adopt", Box::pin(self.0.adopt(row))).await
+    }
+
     async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
         timed("mongo", "unsettled", self.0.unsettled(limit)).await
     }
@@ -200,6 +214,18 @@ impl Store for MongoStore {
 
     async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
         timed("mongo", "users", self.0.list_users(filter)).await
+    }
+
+    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        timed("mongo", "live_ids", self.0.live_ids(after, limit)).await
+    }
+
+    async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
+        timed("mongo", "state", self.0.saved(key)).await
+    }
+
+    async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
+        timed("mongo", "put_state", self.0.save(key, value, expected)).await
     }
 
     async fn counts(&self) -> Result<Counts, Error> {

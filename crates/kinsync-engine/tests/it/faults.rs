@@ -11,7 +11,7 @@ use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
     apply::apply,
     settle::sweep,
-    store::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Store, UserFilter},
+    store::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
 };
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -76,6 +76,11 @@ impl Store for Failing {
         self.after(self.store.email_holder(email).await)
     }
 
+    async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
+        self.before()?;
+        self.after(self.store.adopt(row).await)
+    }
+
     async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
         self.store.unsettled(limit).await
     }
@@ -94,6 +99,18 @@ impl Store for Failing {
 
     async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
         self.store.users(filter).await
+    }
+
+    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        self.store.live_ids(after, limit).await
+    }
+
+    async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
+        self.store.state(key).await
+    }
+
+    async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
+        self.store.put_state(key, value, expected).await
     }
 
     async fn counts(&self) -> Result<Counts, Error> {

@@ -8,11 +8,14 @@ mod pipeline;
 
 mod sightings;
 
+mod reconcile;
+
 mod queue_conformance;
 mod queue_crash;
 mod queue_embedded;
 mod queue_model;
 
+mod adoption;
 mod store_conformance;
 mod store_embedded;
 mod store_mongo;

@@ -14,7 +14,7 @@ use kinsync_engine::{
     clock::Clock,
     queue::{
         Enqueued, Error, Queue,
-        embedded::{Config, EmbeddedQueue},
+        embedded::{Config, EmbeddedQueue, dead_letters_in},
     },
 };
 use tempfile::TempDir;
@@ -131,6 +131,7 @@ async fn an_ack_outlives_the_file_that_says_so() {
 #[tokio::test]
 async fn dead_letters_stay_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
+    assert_eq!(dead_letters_in(dir.path()).unwrap(), 0);
     let queue = open(dir.path(), small()).unwrap();
     for number in 0..4 {
         queue.enqueue(entry(&number.to_string())).await.unwrap();
@@ -139,11 +140,14 @@ async fn dead_letters_stay_over_restarts() {
         queue.dead_letter(claimed.receipt, "why").await.unwrap();
     }
     let ids: Vec<_> = queue.dead_letters(None, 9).await.unwrap().iter().map(|dead| dead.id).collect();
+    assert_eq!(dead_letters_in(dir.path()).unwrap(), 3, "counted while the queue is open");
     queue.drop_dead_letter(ids[0]).await.unwrap();
     queue.retry_dead_letter(ids[1]).await.unwrap();
     let before = queue.dead_letters(None, 9).await.unwrap();
+    assert_eq!(dead_letters_in(dir.path()).unwrap(), 1, "those that are gone do not count");
     drop(queue);
     for _ in 0..3 {
+        assert_eq!(dead_letters_in(dir.path()).unwrap(), 1);
         let queue = open(dir.path(), small()).unwrap();
         assert_eq!(queue.dead_letters(None, 9).await.unwrap(), before);
         assert_eq!(before.len(), 1);

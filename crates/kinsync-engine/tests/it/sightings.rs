@@ -1,6 +1,6 @@
 //! Sightings in the queue: users made from tokens when the store is back.
 
-use kinsync_core::{Micros, UserDocument, UserId};
+use kinsync_core::{Field, Micros, Profile, UserDocument, UserId};
 use kinsync_engine::{
     projector,
     queue::Entry,
@@ -17,7 +17,8 @@ const NOW: Micros = Micros(1_700_000_000_000_000);
 
 fn sighting(email: Option<&str>) -> Sighting {
     let user = UserId::parse("kp_ada").expect("a plain id");
-    Sighting { user, email: email.map(str::to_owned), seen_at: NOW }
+    let told = email.map_or_else(Profile::new, |email| Profile::new().with(Field::Email, email));
+    Sighting { user, told, seen_at: NOW }
 }
 
 fn delivery(event_id: &str, payload: &str) -> Entry {

@@ -4,8 +4,9 @@
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
 use kinsync_core::{Field, Micros, Value};
-use kinsync_engine::store::{Counts, EventFilter, Outcome, Row, Store, UserFilter};
+use kinsync_engine::store::{Counts, EventFilter, Outcome, Row, Saved, Store, UserFilter};
 use proptest::test_runner::{Config, TestRunner};
+use serde_json::json;
 
 use crate::store_rows::{HOSTILE, any_row, event, get, id, outcome, put, row, stored, tombstone, with};
 
@@ -49,6 +50,8 @@ conformance! {
     users_are_listed_by_page_and_filter
     users_and_events_are_counted
     a_large_batch_is_written_and_read
+    a_record_is_written_over_what_was_read_and_nothing_else
+    of_many_who_take_a_record_one_succeeds
 }
 
 async fn a_row_comes_back_as_it_was_written(store: Shared) {
@@ -354,4 +357,34 @@ async fn a_large_batch_is_written_and_read(store: Shared) {
     let loaded = store.load(&ids).await.unwrap();
     assert_eq!(loaded[0], Some(stored(&mixed[0])));
     assert!(loaded.iter().all(Option::is_some));
+}
+
+async fn a_record_is_written_over_what_was_read_and_nothing_else(store: Shared) {
+    assert_eq!(store.state("lease").await.unwrap(), None);
+    let first = json!({"holder": "a", "$where": "1", "a.b": ["\0", "$$NOW", null, 1.5, i64::MAX]});
+    assert!(!store.put_state("lease", &first, 3).await.unwrap(), "it is not there");
+    assert!(store.put_state("lease", &first, 0).await.unwrap());
+    assert!(!store.put_state("lease", &json!("late"), 0).await.unwrap(), "it is there");
+    let saved = store.state("lease").await.unwrap().unwrap();
+    assert_eq!(saved, Saved { value: first, revision: 1 });
+    assert!(store.put_state("lease", &json!(null), 1).await.unwrap());
+    assert!(!store.put_state("lease", &json!("late"), 1).await.unwrap());
+    let saved = store.state("lease").await.unwrap().unwrap();
+    assert_eq!(saved, Saved { value: json!(null), revision: 2 });
+    assert_eq!(store.state("other").await.unwrap(), None);
+    store.ping().await.unwrap();
+}
+
+async fn of_many_who_take_a_record_one_succeeds(store: Shared) {
+    for expected in [0, 1] {
+        let tries = (0..32).map(|n| {
+            let store = store.clone();
+            async move { store.put_state("lease", &json!({ "holder": n }), expected).await.unwrap() }
+        });
+        let taken = futures_util::future::join_all(tries).await;
+        let winners: Vec<_> = taken.iter().enumerate().filter(|(_, taken)| **taken).collect();
+        assert_eq!(winners.len(), 1, "{taken:?}");
+        let saved = store.state("lease").await.unwrap().unwrap();
+        assert_eq!(saved, Saved { value: json!({ "holder": winners[0].0 }), revision: expected + 1 });
+    }
 }

@@ -80,6 +80,20 @@ async fn a_file_of_a_newer_kinsync_is_refused() {
 }
 
 #[tokio::test]
+async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let ada = put(&open(folder.path()), &row("kp_ada", None)).await;
+    let sqlite = rusqlite::Connection::open(folder.path().join("kinsync.sqlite")).unwrap();
+    sqlite.execute_batch("DROP TABLE state").unwrap();
+    sqlite.pragma_update(None, "user_version", 1).unwrap();
+    drop(sqlite);
+    assert!(hint(EmbeddedStore::open_read_only(folder.path())).contains("start the server once"));
+    let store = open(folder.path());
+    assert_eq!(get(&store, "kp_ada").await, Some(ada));
+    assert!(store.put_state("lease", &serde_json::json!(1), 0).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_file_that_is_no_database_is_refused_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kinsync.sqlite");

@@ -7,7 +7,7 @@ use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Micros, Value};
 use kinsync_engine::store::{
     Error, Outcome, Store,
-    mongo::{Config, MongoStore},
+    mongo::{Config, IndexFault, MongoStore, Topology},
 };
 use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
@@ -19,18 +19,18 @@ pub(crate) async fn store() -> MongoStore {
     prepared(fresh().await).await
 }
 
-async fn fresh() -> Config {
+pub(crate) async fn fresh() -> Config {
     let mongo = TestMongo::shared().await;
     Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }
 }
 
-async fn prepared(config: Config) -> MongoStore {
+pub(crate) async fn prepared(config: Config) -> MongoStore {
     let store = MongoStore::connect(config).await.unwrap();
     store.prepare().await.unwrap();
     store
 }
 
-fn users(store: &MongoStore) -> Collection<Document> {
+pub(crate) fn users(store: &MongoStore) -> Collection<Document> {
     store.database().collection("users")
 }
 
@@ -176,6 +176,23 @@ async fn colliding_documents_are_named_with_the_ways_out() {
     let unique = MongoStore::connect(config).await.unwrap();
     let changed = self::hint(unique.prepare().await);
     assert!(changed.contains(r#"dropIndex("kinsync_email")"#), "{changed}");
+}
+
+#[tokio::test]
+async fn looking_at_the_indexes_tells_what_prepare_makes_and_makes_nothing() {
+    let store = MongoStore::connect(fresh().await).await.unwrap();
+    let missing = store.index_faults().await.unwrap();
+    assert!(missing.iter().all(|fault| fault.missing().is_some()));
+    assert_eq!(store.database().list_collection_names().await.unwrap(), Vec::<String>::new());
+    store.prepare().await.unwrap();
+    assert_eq!(store.index_faults().await.unwrap(), []);
+    let mut names = users(&store).list_index_names().await.unwrap();
+    names.extend(store.database().collection::<Document>("user_events").list_index_names().await.unwrap());
+    names.retain(|name| name != "_id_");
+    assert_eq!(missing.iter().filter_map(IndexFault::missing).collect::<Vec<_>>(), names);
+    let server = store.server().await.unwrap();
+    assert_eq!(server.topology, Topology::ReplicaSet { name: "rs0".into(), members: 1 });
+    assert!(server.majority_lag.is_some());
 }
 
 #[tokio::test]

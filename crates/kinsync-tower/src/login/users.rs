@@ -6,14 +6,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use kinde::bearer::AccessToken;
-use kinsync_core::{Micros, UserDocument, UserId};
+use kinsync_core::{Micros, Observation, UserDocument, UserId};
 use kinsync_engine::{
     apply::apply,
     breaker::{self, Breaker},
@@ -28,7 +28,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Config;
+use super::{Config, claims::Claims};
+use crate::document::{self, Json};
 
 /// Users in one call of the store.
 const BATCH: usize = 256;
@@ -38,10 +39,15 @@ const WAITING: usize = 16_384;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A user as stored a moment ago.
-pub(super) struct Known {
-    pub(super) document: Arc<UserDocument>,
+pub(crate) struct Known {
+    pub(crate) document: Arc<UserDocument>,
+    /// Made when first asked for.
+    json: OnceLock<Json>,
     /// Why the user may not go on.
     pub(super) refused: Option<&'static str>,
+    /// Whether Kinde's profile endpoint can tell more: nothing but tokens has told of the user, or
+    /// somebody else's row shows the address, which is given up if it is verified to be this user's.
+    pub(super) is_unconfirmed: bool,
 }
 
 impl Known {
@@ -52,7 +58,19 @@ impl Known {
             () if document.is_suspended => Some("suspended"),
             () => None,
         };
-        Arc::new(Self { document, refused })
+        let is_contested = document.email_conflict.is_some() && !row.state.has_verified_email();
+        let is_unconfirmed = row.state.is_provisional() || is_contested;
+        Arc::new(Self { document, json: OnceLock::new(), refused, is_unconfirmed })
+    }
+
+    pub(crate) fn json(&self) -> &Json {
+        self.json.get_or_init(|| Json::of(&document::user(&self.document)))
+    }
+
+    /// Whether a request would see no difference.
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        let parts = |known: &Self| (known.refused, known.is_unconfirmed);
+        parts(self) == parts(other) && self.document == other.document
     }
 }
 
@@ -77,7 +95,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Wanted {
     user: UserId,
-    email: Option<String>,
+    token: Arc<AccessToken>,
     /// Dropped unanswered when the store did not answer.
     answer: Option<oneshot::Sender<Arc<Known>>>,
 }
@@ -91,6 +109,7 @@ impl std::fmt::Debug for Known {
 pub(super) struct Users {
     store: Arc<dyn Store>,
     breaker: Breaker,
+    claims: Arc<dyn Claims>,
     clock: Clock,
     cache: Cache<Arc<str>, Arc<Entry>>,
     wanted: mpsc::Sender<Wanted>,
@@ -99,15 +118,15 @@ pub(super) struct Users {
 }
 
 /// All who wait for one user in a batch.
-#[derive(Default)]
 struct Waiting {
-    email: Option<String>,
+    token: Arc<AccessToken>,
     answers: Vec<oneshot::Sender<Arc<Known>>>,
 }
 
 impl Users {
     pub(super) fn new(
         store: Arc<dyn Store>,
+        claims: Arc<dyn Claims>,
         clock: Clock,
         config: &Config,
     ) -> (Self, mpsc::Receiver<Wanted>) {
@@ -121,6 +140,7 @@ impl Users {
         let users = Self {
             store,
             breaker: Breaker::new("store_login", probing),
+            claims,
             clock,
             cache: Cache::new(config.cached_users.max(1)),
             wanted,
@@ -135,7 +155,7 @@ impl Users {
     }
 
     /// The user of a token; made, if the store does not have it. Waits for the deadline at most. Cancel safe.
-    pub(super) async fn find(&self, token: &AccessToken, deadline: Duration) -> Found {
+    pub(super) async fn find(&self, token: &Arc<AccessToken>, deadline: Duration) -> Found {
         let entry = self.cache.get(token.subject.as_str());
         if let Some(entry) = &entry {
             let age = entry.asked_at.elapsed();
@@ -155,10 +175,43 @@ impl Users {
         }
     }
 
-    fn want(&self, token: &AccessToken, answer: Option<oneshot::Sender<Arc<Known>>>) {
+    /// What is in memory of this user, however old.
+    pub(super) fn peek(&self, user: &str) -> Option<Arc<Known>> {
+        self.cache.peek(user).map(|entry| Arc::clone(&entry.known))
+    }
+
+    /// Joins what was learned of one user into the store, and answers the user as stored then.
+    pub(super) async fn tell(&self, told: Observation) -> Option<Arc<Known>> {
+        if !self.breaker.try_ready() {
+            return None;
+        }
+        match timeout(PATIENCE, self.join(told)).await {
+            Ok(Ok(known)) => {
+                self.breaker.succeeded();
+                return known;
+            }
+            Ok(Err(error)) => self.breaker.failed(&error),
+            Err(passed) => self.breaker.failed(&passed),
+        }
+        None
+    }
+
+    async fn join(&self, told: Observation) -> Result<Option<Arc<Known>>, Error> {
+        let user = told.user.clone();
+        apply(&*self.store, [told], self.clock.now()).await?;
+        let asked_at = Instant::now();
+        let row = self.store.load(&[user]).await?.pop().flatten();
+        Ok(row.map(|row| self.remember(&row, asked_at)))
+    }
+
+    fn existence(&self, user: &UserId, token: &AccessToken, now: Micros) -> Observation {
+        Sighting { user: user.clone(), told: self.claims.profile(token), seen_at: now }.existence()
+    }
+
+    fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<Known>>>) {
         if let Ok(user) = UserId::parse(&token.subject) {
             // Nobody takes it, or too many wait: the answer is dropped, and the request is degraded.
-            _ = self.wanted.try_send(Wanted { user, email: token.email.clone(), answer });
+            _ = self.wanted.try_send(Wanted { user, token: Arc::clone(token), answer });
         }
     }
 
@@ -195,8 +248,8 @@ impl Users {
             return Ok(());
         }
         let (asked_at, now) = (Instant::now(), self.clock.now());
-        let applied =
-            apply(&*self.store, waiting.iter().map(|(user, w)| existence(user, w, now)), now).await?;
+        let made = waiting.iter().map(|(user, waiting)| self.existence(user, &waiting.token, now));
+        let applied = apply(&*self.store, made, now).await?;
         metrics::counter!("kinsync_users_created_at_login_total").increment(applied.changed.len() as u64);
         for row in &applied.changed {
             self.answer(row, asked_at, &mut waiting);
@@ -221,10 +274,18 @@ impl Users {
         Ok(())
     }
 
-    fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiting>) {
+    fn remember(&self, row: &Row, asked_at: Instant) -> Arc<Known> {
         let known = Known::of(row);
+        // What was made of the document before stays good as long as it is the same.
+        let before = self.peek(row.id.as_str()).filter(|before| before.says_the_same_as(&known));
+        let known = before.unwrap_or(known);
         let entry = Entry { known: Arc::clone(&known), asked_at, refreshing: AtomicBool::new(false) };
         self.cache.insert(row.id.as_str().into(), Arc::new(entry));
+        known
+    }
+
+    fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiting>) {
+        let known = self.remember(row, asked_at);
         for answer in waiting.remove(&row.id).into_iter().flat_map(|waiting| waiting.answers) {
             // Who is gone does not need it.
             _ = answer.send(Arc::clone(&known));
@@ -234,14 +295,9 @@ impl Users {
 
 fn by_user(batch: Vec<Wanted>) -> HashMap<UserId, Waiting> {
     let mut waiting: HashMap<UserId, Waiting> = HashMap::with_capacity(batch.len());
-    for Wanted { user, email, answer } in batch {
-        let of_user = waiting.entry(user).or_default();
-        of_user.email = of_user.email.take().or(email);
+    for Wanted { user, token, answer } in batch {
+        let of_user = waiting.entry(user).or_insert_with(|| Waiting { token, answers: Vec::new() });
         of_user.answers.extend(answer);
     }
     waiting
-}
-
-fn existence(user: &UserId, waiting: &Waiting, now: Micros) -> kinsync_core::Observation {
-    Sighting { user: user.clone(), email: waiting.email.clone(), seen_at: now }.existence()
 }

@@ -7,10 +7,11 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use kinde::{
     Jwks,
-    bearer::{self, Cached, CachedConfig, Verifier},
+    account::{self, ProfileClient},
+    bearer::{self, AccessToken, Cached, CachedConfig, Verifier},
     jwks,
 };
-use kinde_emulator::{Emulator, NewUser, TokenSpec};
+use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
 use kinsync_engine::{
     apply::apply,
@@ -28,7 +29,10 @@ use kinsync_engine::{
     },
 };
 use kinsync_testing::mongo::TestMongo;
-use kinsync_tower::{CurrentUser, KinsyncLayer, Login, login::Config};
+use kinsync_tower::{
+    CurrentUser, KinsyncLayer, Login,
+    login::{self, Claims, Config},
+};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -71,14 +75,28 @@ async fn on_mongo(server: &TestMongo) -> Arc<dyn Store> {
 
 impl Process {
     pub(crate) fn start(kinde: &Emulator, store: &Arc<dyn Store>, config: Config) -> Self {
-        Self::with_audience(kinde, store, config, None)
+        Self::with_audiences(kinde, store, config, Vec::new())
     }
 
-    pub(crate) fn with_audience(
+    fn with_claims(kinde: &Emulator, store: &Arc<dyn Store>, claims: impl Claims + 'static) -> Self {
+        Self::of(kinde, store, Config::default(), Vec::new(), Arc::new(claims))
+    }
+
+    pub(crate) fn with_audiences(
         kinde: &Emulator,
         store: &Arc<dyn Store>,
         config: Config,
-        audience: Option<String>,
+        audiences: Vec<String>,
+    ) -> Self {
+        Self::of(kinde, store, config, audiences, Arc::new(login::claims::Email))
+    }
+
+    fn of(
+        kinde: &Emulator,
+        store: &Arc<dyn Store>,
+        config: Config,
+        audiences: Vec<String>,
+        claims: Arc<dyn Claims>,
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::system();
@@ -86,9 +104,18 @@ impl Process {
         let queue: Arc<dyn Queue> = Arc::new(queue);
         let jwks = Jwks::new(jwks::Config::new(kinde.issuer().parse().unwrap())).unwrap();
         let issuers = vec![(kinde.issuer().to_owned(), jwks)];
-        let verifier = Verifier::new(bearer::Config { issuers, audience, ..bearer::Config::default() });
+        let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
         let tokens = Cached::new(verifier, &CachedConfig::default());
-        let (login, work) = Login::new(tokens, Arc::clone(store), Arc::clone(&queue), clock, config);
+        let profiles = ProfileClient::new(account::Config::new(kinde.issuer().parse().unwrap())).unwrap();
+        let parts = login::Parts {
+            tokens,
+            store: Arc::clone(store),
+            queue: Arc::clone(&queue),
+            clock,
+            profiles: vec![(kinde.issuer().to_owned(), profiles)],
+            claims,
+        };
+        let (login, work) = Login::new(parts, config);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(work.run(stop.clone()));
         Self { login, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
@@ -222,6 +249,28 @@ async fn deleted_and_suspended_users_are_refused_within_a_second_in_every_proces
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_json_of_a_user_is_made_once_for_each_change() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    // Each request loads the user.
+    let config = Config { stale_after: Duration::ZERO, flush_every: PATIENCE, ..Config::default() };
+    let process = Process::start(&kinde, &store, config);
+    let (id, token) = token(&kinde, "ada@example.com");
+    let named =
+        async |name| tell(&store, &id, What::Fields(Profile::new().with(Field::FirstName, name))).await;
+    let bearer = format!("Bearer {token}").parse().unwrap();
+    let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, bearer)]);
+    let json = async || process.login.admit(&headers).await.unwrap().json();
+    named("Ada").await;
+    let (first, again) = (json().await, json().await);
+    assert_eq!(first.body().as_ptr(), again.body().as_ptr(), "the user did not change");
+    named("Augusta").await;
+    let changed = json().await;
+    let body: Value = serde_json::from_slice(changed.body()).unwrap();
+    assert_eq!((&body["kindeId"], &body["firstName"]), (&id.as_str().into(), &"Augusta".into()));
+    assert_ne!(changed.etag(), first.etag());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_in_the_name_of_kinsync_do_not_get_through() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let process = Process::start(&kinde, &store, Config::default());
@@ -292,4 +341,35 @@ async fn a_store_that_hangs_degrades_requests_within_the_deadline_and_loses_nobo
         assert!(stored(&store, &id).await.is_some(), "{id} appears without another request");
     }
     until(async || !process.get(&known_token).await.headers.contains_key("x-kinsync-degraded")).await;
+}
+
+/// Tokens of an application that had Kinde add a name to them.
+#[derive(Debug)]
+struct Named;
+
+impl Claims for Named {
+    fn profile(&self, token: &AccessToken) -> Profile {
+        let name = token.claims.get("first_name").and_then(Value::as_str).unwrap_or_default();
+        login::claims::Email.profile(token).with(Field::FirstName, name)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_of_the_applications_own_fill_a_new_user_and_kinde_outranks_them() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("profile"));
+    let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
+    let claims = serde_json::json!({ "first_name": "Token", "email": "token@example.com" });
+    let claims = claims.as_object().unwrap().clone();
+    let token = kinde.access_token(&ada, &TokenSpec { claims, ..TokenSpec::default() }).unwrap();
+    let process = Process::with_claims(&kinde, &store, Named);
+    assert_eq!(process.get(&token).await.body["email"], "token@example.com");
+    let first_name = async || stored(&store, &ada).await.unwrap().first_name;
+    assert_eq!(first_name().await.as_deref(), Some("Token"));
+    kinde.clear_faults();
+    until(async || {
+        process.get(&token).await;
+        first_name().await.as_deref() == Some("Ada")
+    })
+    .await;
 }

@@ -4,11 +4,19 @@ use std::{fmt, sync::Arc, time::Instant};
 
 use aws_lc_rs::{constant_time, digest};
 use kinde::{Jwks, webhook::Verifier};
-use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, store::Store};
-use kinsync_tower::Activity;
+use kinsync_core::UserId;
+use kinsync_engine::{
+    breaker::Breaker,
+    checks::Checks,
+    clock::Clock,
+    queue::Queue,
+    reconcile::{Reconciler, schedule::Status},
+    store::{self, Store},
+};
+use kinsync_tower::{Activity, Login};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
 
@@ -31,6 +39,10 @@ pub struct Parts {
     pub verifier: Verifier,
     /// The tenant's keys, when there is a tenant.
     pub jwks: Option<Jwks>,
+    /// Knows the users of requests, when there is an issuer.
+    pub login: Option<Login>,
+    /// Compares Kinde with the store, when there is a machine-to-machine application.
+    pub reconcile: Option<Reconciling>,
     /// How deliveries are going.
     pub activity: Activity,
     /// Opens the admin routes.
@@ -43,7 +55,38 @@ pub struct Parts {
     pub(super) unprepared: watch::Receiver<Option<String>>,
 }
 
+/// The reconciler of this process.
+#[derive(Debug)]
+pub struct Reconciling {
+    /// Asks Kinde.
+    pub reconciler: Reconciler,
+    /// What its schedule knows.
+    pub status: watch::Receiver<Status>,
+    /// Makes the schedule look at once.
+    pub wake: Arc<Notify>,
+}
+
 impl Parts {
+    /// Asks for a scan, which some process that shares the store makes soon.
+    pub async fn ask_for_scan(&self) -> Result<(), store::Error> {
+        Checks::ask_everybody(&*self.store).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
+    /// Asks for a check of one user.
+    pub async fn ask_for_check(&self, user: UserId) -> Result<(), store::Error> {
+        Checks::ask(&*self.store, &[user]).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
+    fn wake_reconciler(&self) {
+        if let Some(reconcile) = &self.reconcile {
+            reconcile.wake.notify_one();
+        }
+    }
+
     /// Why the store is not prepared yet, if it is not.
     pub fn store_error(&self) -> Option<String> {
         self.unprepared.borrow().clone()

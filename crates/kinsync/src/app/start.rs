@@ -15,6 +15,7 @@ use kinsync_engine::{
         Queue,
         embedded::{self as embedded_queue, EmbeddedQueue},
     },
+    reconcile::schedule::{self, Schedule},
     store::{
         self, Store,
         embedded::EmbeddedStore,
@@ -23,10 +24,10 @@ use kinsync_engine::{
 };
 use kinsync_tower::{WebhookService, webhook};
 use secrecy::ExposeSecret;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{AdminToken, App, Error, Parts};
+use super::{AdminToken, App, Error, Parts, login, management, parts::Reconciling};
 use crate::{
     config::{self, Config, rules::closed_doors},
     http::{
@@ -51,7 +52,10 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let opened = open_store(&config).await?;
     let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
     let shared: Arc<dyn Queue> = Arc::clone(&queue) as Arc<dyn Queue>;
+    let (login, requests) =
+        login::open(&config, jwks.as_ref(), opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
     let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
+    let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
     let first = matches!(opened, Opened::Mongo(_)).then(|| "not asked yet".to_owned());
     let (prepared, unprepared) = watch::channel(first);
     let parts = Arc::new(Parts {
@@ -66,6 +70,8 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         clock,
         verifier,
         jwks,
+        login,
+        reconcile,
         metrics,
         unprepared,
     });
@@ -73,6 +79,19 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let running = Running::new(failed);
     let (address, operation_address) = running.listen(&parts, service).await?;
     running.work(&parts, opened, prepared);
+    if let Some(requests) = requests {
+        running.workers.spawn(requests.run(running.stop_workers.clone()));
+    }
+    if let Some(schedule) = schedule {
+        let (parts, stop) = (Arc::clone(&parts), running.stop_workers.clone());
+        running.workers.spawn(async move {
+            let mut unprepared = parts.unprepared.clone();
+            let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
+            if stop.run_until_cancelled(prepared).await == Some(true) {
+                schedule.run(&stop).await;
+            }
+        });
+    }
     announce(&parts.config, address);
     Ok(App {
         parts,
@@ -107,6 +126,18 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ended { part })
 }
 
+/// Compares Kinde with the store, if there is a machine-to-machine application.
+fn open_reconciler(
+    config: &Config,
+    store: Arc<dyn Store>,
+    clock: Clock,
+) -> Result<Option<(Reconciling, Schedule)>, Error> {
+    let Some(reconciler) = management::reconciler(config, store, clock)? else { return Ok(None) };
+    let (wake, when) = (Arc::new(Notify::new()), schedule::Config::every(config.reconcile.every));
+    let (schedule, status) = Schedule::new(reconciler.clone(), when, Arc::clone(&wake));
+    Ok(Some((Reconciling { reconciler, status, wake }, schedule)))
+}
+
 fn key_set(config: &Config) -> Result<Option<Jwks>, Error> {
     let Some(domain) = &config.kinde.domain else { return Ok(None) };
     let made = Jwks::new(jwks::Config::new(domain.clone()));
@@ -128,7 +159,7 @@ fn limits(config: &Config) -> webhook::Config {
 }
 
 /// The store, opened but perhaps not prepared.
-enum Opened {
+pub(crate) enum Opened {
     Mongo(MongoStore),
     Embedded(Arc<EmbeddedStore>),
 }
@@ -141,7 +172,7 @@ impl Opened {
         }
     }
 
-    fn store(&self) -> Arc<dyn Store> {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
         match self {
             Self::Mongo(store) => Arc::new(store.clone()),
             Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
@@ -149,7 +180,7 @@ impl Opened {
     }
 
     /// Makes what the store needs before its first write.
-    async fn prepare(&self) -> Result<(), store::Error> {
+    pub(crate) async fn prepare(&self) -> Result<(), store::Error> {
         match self {
             Self::Mongo(store) => store.prepare().await,
             Self::Embedded(_) => Ok(()),
@@ -157,7 +188,7 @@ impl Opened {
     }
 }
 
-async fn open_store(config: &Config) -> Result<Opened, Error> {
+pub(crate) async fn open_store(config: &Config) -> Result<Opened, Error> {
     let folder = config.data_dir.clone();
     let opened = if let Some(uri) = &config.store.mongodb_uri {
         MongoStore::connect(mongo_config(&config.store, uri.expose_secret())).await.map(Opened::Mongo)
@@ -168,13 +199,15 @@ async fn open_store(config: &Config) -> Result<Opened, Error> {
     opened.map_err(|error| Error::Store(Arc::new(error)))
 }
 
-fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
+/// The store in MongoDB as the settings say.
+pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
     mongo::Config {
         database: store.database.clone(),
         users: store.users.clone(),
         events: store.events.clone(),
         fields: store.fields.clone(),
         unique_email: store.unique_email,
+        adopt: store.adopt_by_email,
         ..mongo::Config::new(uri)
     }
 }

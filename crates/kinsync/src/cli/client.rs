@@ -9,7 +9,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{exit::Exit, flags::ClientFlags};
-use crate::config::{ClientConfig, Sources};
+use crate::config::{ClientConfig, Flags, Sources};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const TIMEOUT: Duration = Duration::from_secs(35);
@@ -27,7 +27,12 @@ pub(super) type Query<'a> = &'a [(&'a str, Option<String>)];
 impl Client {
     /// A client for the server that the flags and the environment name. Nothing is sent yet.
     pub(super) fn new(flags: ClientFlags) -> Result<Self, Exit> {
-        let ClientConfig { server, admin_token } = ClientConfig::load(&Sources::of_process(flags.0))?;
+        Self::of(flags.0)
+    }
+
+    /// The same for a command that takes the flags of a server too.
+    pub(super) fn of(flags: Flags) -> Result<Self, Exit> {
+        let ClientConfig { server, admin_token } = ClientConfig::load(&Sources::of_process(flags))?;
         let http =
             reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT).no_proxy().build();
         Ok(Self { base: server, token: admin_token, http: http.context("cannot make an HTTP client")? })
@@ -92,4 +97,9 @@ fn refused(status: u16, problem: &Value) -> Exit {
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context("cannot start the runtime")?.block_on(work)
+}
+
+/// Runs a command that works hard: on all cores.
+pub(super) fn block_on_all<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
+    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(work)
 }

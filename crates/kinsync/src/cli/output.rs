@@ -1,8 +1,12 @@
 //! What commands print: tables for people, JSON for programs. A reader who goes away (`| head`) is no failure.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
 /// A line on stdout.
@@ -71,5 +75,31 @@ fn cell(value: &Value) -> String {
         Value::String(text) => text.clone(),
         other => other.to_string(),
     };
+    plain(&text)
+}
+
+/// A text on one line that steers no terminal.
+pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Counts on a terminal while something takes long; silent elsewhere.
+pub(super) fn counter(what: &'static str) -> ProgressBar {
+    let bar = ProgressBar::no_length().with_message(what);
+    let style = ProgressStyle::with_template("{spinner} {human_pos} {msg}, {per_sec}, {elapsed}");
+    bar.with_style(style.expect("the template is a constant"))
+}
+
+/// Counts up to an end that is known, with what is left.
+pub(super) fn counter_to(what: &'static str, end: u64) -> ProgressBar {
+    let bar = ProgressBar::new(end).with_message(what);
+    let template = "{spinner} {human_pos} of about {human_len} {msg}, {per_sec}, {elapsed}, {eta} left";
+    bar.with_style(ProgressStyle::with_template(template).expect("the template is a constant"))
+}
+
+/// Turns on a terminal while something is waited for; silent elsewhere.
+pub(super) fn spinner(what: &str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }

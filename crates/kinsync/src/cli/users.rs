@@ -1,8 +1,9 @@
-//! `kinsync users list|show`
+//! `kinsync users list|show|explain`
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use serde_json::{Value, json};
 
 use super::{
     client::{Client, block_on},
@@ -19,6 +20,10 @@ pub(super) enum Command {
     List(List),
     /// Show one user as an application reads it
     Show(Show),
+    /// Show what was told of a user, in order: what each word set, what was ignored and why, and what the next scan
+    /// would do
+    #[command(after_help = "Example:\n  kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb")]
+    Explain(Show),
 }
 
 #[derive(Debug, clap::Args)]
@@ -57,6 +62,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::List(args) => block_on(list(args)),
         Command::Show(args) => block_on(show(args)),
+        Command::Explain(args) => block_on(explain(args)),
     }
 }
 
@@ -84,4 +90,61 @@ async fn show(args: Show) -> Result<ExitCode, Exit> {
     let user = Client::new(args.flags)?.get(&["users", &args.id], &[]).await?;
     output::one(&user, args.json);
     Ok(ExitCode::SUCCESS)
+}
+
+async fn explain(args: Show) -> Result<ExitCode, Exit> {
+    let answer = Client::new(args.flags)?.get(&["users", &args.id, "explain"], &[]).await?;
+    if args.json {
+        output::json(&answer);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let told = answer["told"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows: Vec<Value> = told.iter().flat_map(lines).collect();
+    let columns = [
+        ("KINDE'S TIME", "at"),
+        ("CAME", "receivedAt"),
+        ("WHAT", "kind"),
+        ("SAID", "said"),
+        ("WHAT BECAME OF IT", "fate"),
+    ];
+    output::table(&rows, &columns);
+    if answer["olderEventsLeftOut"] == true {
+        output::say("… and older events: kinsync events list --user");
+    }
+    output::say(&format!("\nThe next scan: {}", next_scan(&answer["nextScan"])));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for what was told, and one for each field.
+fn lines(told: &Value) -> Vec<Value> {
+    let mut lines = vec![json!({
+        "at": told["at"], "receivedAt": told["receivedAt"], "kind": told["kind"], "fate": told["fate"], "said": "",
+    })];
+    for word in told["fields"].as_array().into_iter().flatten() {
+        let fate = match (&word["overtakenBy"], &word["isSet"]) {
+            (Value::String(by), _) => format!("overtaken by {by}"),
+            (_, Value::Bool(true)) => "is in the store".to_owned(),
+            _ => "not in the store yet".to_owned(),
+        };
+        let said = format!("{} = {}", word["field"].as_str().unwrap_or_default(), word["value"]);
+        lines.push(json!({ "at": "", "receivedAt": "", "kind": "", "said": said, "fate": fate }));
+    }
+    lines
+}
+
+fn next_scan(next: &Value) -> String {
+    match (&next["unknown"], &next["drift"]) {
+        (Value::String(why), _) => format!("unknown: {why}"),
+        (_, Value::String(kind)) => {
+            let fields: Vec<&str> =
+                next["fields"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let would = super::scan::would(kind);
+            if fields.is_empty() {
+                format!("the user {would}")
+            } else {
+                format!("the user {would}: {}", fields.join(", "))
+            }
+        }
+        _ => "nothing to do, the user is as Kinde has it".to_owned(),
+    }
 }

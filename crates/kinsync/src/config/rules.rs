@@ -126,8 +126,13 @@ pub struct ClosedDoor {
 
 /// Which doors are closed, each with the variable that opens it.
 pub fn closed_doors(config: &Config) -> Vec<ClosedDoor> {
+    let of_domain = if config.kinde.issuers.is_empty() {
+        "webhooks that Kinde signs itself (JWT), and the routes for users with an access token"
+    } else {
+        "webhooks that Kinde signs itself (JWT)"
+    };
     let doors = [
-        (config.kinde.domain.is_none(), "webhooks that Kinde signs itself (JWT)", "KINDE_DOMAIN"),
+        (config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
         (
             config.kinde.webhook_secrets.is_empty(),
             "deliveries signed by HMAC-SHA256 or Standard Webhooks",
@@ -137,6 +142,11 @@ pub fn closed_doors(config: &Config) -> Vec<ClosedDoor> {
             config.http.admin_token.is_none(),
             "admin routes, and the commands that use them",
             "KINSYNC_ADMIN_TOKEN",
+        ),
+        (
+            config.kinde.domain.is_none() || config.kinde.m2m_client_id.is_none(),
+            "reconciliation: what no webhook tells of stays unknown",
+            "KINDE_M2M_CLIENT_ID",
         ),
     ];
     doors

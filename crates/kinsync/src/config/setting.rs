@@ -210,6 +210,17 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "store.adopt_by_email",
+        env: "KINSYNC_ADOPT_BY_EMAIL",
+        flag: "adopt-by-email",
+        default: Some("verified"),
+        example: "never",
+        help: "Whether a row of yours without a Kinde id becomes the user's who has its address: verified (when \
+               Kinde says that the address is) or never",
+        set: |config, text| put(&mut config.store.adopt_by_email, value::adopt(text)),
+        ..ROW
+    },
+    Setting {
         key: "queue.kind",
         env: "KINSYNC_QUEUE",
         flag: "queue",
@@ -240,6 +251,47 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "reconcile.every",
+        env: "KINSYNC_RECONCILE_EVERY",
+        flag: "reconcile-every",
+        default: Some("1h"),
+        example: "1h",
+        help: "How often all users at Kinde are compared with the store, when KINDE_M2M_CLIENT_ID is set; off: only \
+               by hand",
+        set: |config, text| put(&mut config.reconcile.every, value::interval(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.page_size",
+        env: "KINSYNC_RECONCILE_PAGE_SIZE",
+        flag: "reconcile-page-size",
+        default: Some("200"),
+        example: "200",
+        help: "Users asked for at once, up to 500",
+        set: |config, text| put(&mut config.reconcile.page_size, value::page_size(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.max_deletes",
+        env: "KINSYNC_RECONCILE_MAX_DELETES",
+        flag: "reconcile-max-deletes",
+        default: Some("20"),
+        example: "20",
+        help: "Users that one scan may find deleted at Kinde before their deletion is held for an operator",
+        set: |config, text| put(&mut config.reconcile.max_deletes, value::whole(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.max_delete_share",
+        env: "KINSYNC_RECONCILE_MAX_DELETE_SHARE",
+        flag: "reconcile-max-delete-share",
+        default: Some("5%"),
+        example: "5%",
+        help: "The same as a share of the live users; only what exceeds both is held",
+        set: |config, text| put(&mut config.reconcile.max_delete_share, value::share(text)),
+        ..ROW
+    },
+    Setting {
         key: "http.bind",
         env: "KINSYNC_BIND",
         flag: "bind",
@@ -267,6 +319,15 @@ pub static SETTINGS: &[Setting] = &[
         example: "127.0.0.1:9090",
         help: "Another address for /health and /metrics [default: beside the rest]",
         set: |config, text| put(&mut config.http.metrics_bind, value::socket(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.public_url",
+        env: "KINSYNC_PUBLIC_URL",
+        flag: "public-url",
+        example: "https://app.example.com",
+        help: "Where Kinde reaches this server, for `webhook setup` and `doctor`; the webhook is /api/webhook below it",
+        set: |config, text| put(&mut config.http.public_url, value::public_url(text).map(Some)),
         ..ROW
     },
     Setting {
@@ -320,6 +381,19 @@ pub static SETTINGS: &[Setting] = &[
         set: |config, text| {
             let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
             put(&mut config.http.max_connections, Ok(count.min(tokio::sync::Semaphore::MAX_PERMITS)))
+        },
+        ..ROW
+    },
+    Setting {
+        key: "http.cached_users",
+        env: "KINSYNC_CACHED_USERS",
+        flag: "cached-users",
+        default: Some("100000"),
+        example: "100000",
+        help: "Users, and as many verified tokens, that are kept in memory; the least used ones make room",
+        set: |config, text| {
+            let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
+            put(&mut config.http.cached_users, Ok(count))
         },
         ..ROW
     },

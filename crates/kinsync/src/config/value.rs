@@ -4,6 +4,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use jiff::SignedDuration;
+use kinde::management::MAX_PAGE_SIZE;
+use kinsync_engine::store::mongo::Adopt;
 use secrecy::SecretString;
 use url::Url;
 
@@ -41,6 +43,33 @@ pub fn duration(text: &str) -> Result<Duration> {
     if time.is_zero() { Err("must be more than 0".into()) } else { Ok(time) }
 }
 
+/// How often: a time, or `off`.
+pub fn interval(text: &str) -> Result<Option<Duration>> {
+    if text == "off" {
+        Ok(None)
+    } else {
+        duration(text).map(Some).map_err(|problem| format!("{problem}, or `off`"))
+    }
+}
+
+/// A whole number, also none at all.
+pub fn whole(text: &str) -> Result<u64> {
+    parsed(text, "a whole number")
+}
+
+/// A part of everything: `5%`, or `0.05`.
+pub fn share(text: &str) -> Result<f64> {
+    let (digits, whole) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 100.0));
+    let share = parsed::<f64>(digits.trim(), "a share such as `5%`")? / whole;
+    if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("must be 0% to 100%".into()) }
+}
+
+/// Users on a page of the Management API.
+pub fn page_size(text: &str) -> Result<u32> {
+    let size: u32 = parsed(text, "a whole number")?;
+    if (1..=MAX_PAGE_SIZE).contains(&size) { Ok(size) } else { Err(format!("must be 1 to {MAX_PAGE_SIZE}")) }
+}
+
 /// A size such as `1GiB`, `256MiB` or a number of bytes.
 pub fn bytes(text: &str) -> Result<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -71,6 +100,26 @@ pub fn server(text: &str) -> Result<Url> {
     match url.scheme() {
         "http" | "https" if url.host().is_some() => Ok(url),
         _ => Err("must start with `http://` or `https://`".into()),
+    }
+}
+
+/// An address that Kinde delivers to: `https`, or `http` to this machine, where an emulator may be.
+pub fn public_url(text: &str) -> Result<Url> {
+    let url: Url = parsed(text, "a URL such as `https://app.example.com`")?;
+    let is_bare = url.query().is_none() && url.fragment().is_none();
+    if !is_bare || !url.username().is_empty() || url.password().is_some() {
+        return Err("must be without a user, a query and a fragment".into());
+    }
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if kinde::domain::is_loopback(&url) => Ok(url),
+        "http" => {
+            Err("must start with `https://`: Kinde delivers to nothing else, and on the way anybody could \
+                       read what it says of your users (`http://` is taken for this machine alone, where an \
+                       emulator may be)"
+                .into())
+        }
+        _ => Err("must start with `https://`".into()),
     }
 }
 
@@ -105,6 +154,15 @@ pub fn queue_kind(text: &str) -> Result<QueueKind> {
     match text {
         "embedded" => Ok(QueueKind::Embedded),
         _ => Err("is not a queue of this version; there is `embedded`".into()),
+    }
+}
+
+/// `verified` or `never`. There is no "always": whoever could make up an address would take rows over.
+pub fn adopt(text: &str) -> Result<Adopt> {
+    match text {
+        "verified" => Ok(Adopt::Verified),
+        "never" => Ok(Adopt::Never),
+        _ => Err("is not `verified` or `never`".into()),
     }
 }
 
@@ -146,6 +204,45 @@ mod tests {
         for wrong in ["", "15", "-1s", "0s", "soon"] {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_share_is_a_percentage_or_a_fraction() {
+        assert_eq!(
+            (share("5%"), share("0.05"), share("0"), share("100%")),
+            (Ok(0.05), Ok(0.05), Ok(0.0), Ok(1.0))
+        );
+        for wrong in ["", "%", "5", "101%", "-1%", "NaN", "some"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn kinde_delivers_to_https_and_to_this_machine() {
+        for right in
+            ["https://app.example.com", "https://h:8443/sub", "http://127.0.0.1:5000", "http://[::1]"]
+        {
+            assert!(public_url(right).is_ok(), "{right}");
+        }
+        for wrong in [
+            "",
+            "app.example.com",
+            "http://app.example.com",
+            "ftp://h",
+            "https://u:p@h",
+            "https://h/?a",
+            "https://h/#a",
+        ] {
+            assert!(public_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn how_often_may_be_never_and_pages_have_bounds() {
+        assert_eq!((interval("off"), interval("1h")), (Ok(None), Ok(Some(Duration::from_hours(1)))));
+        assert!(interval("0s").is_err() && interval("often").is_err());
+        assert_eq!((page_size("1"), page_size("500")), (Ok(1), Ok(500)));
+        assert!(page_size("0").is_err() && page_size("501").is_err());
     }
 
     #[test]

@@ -9,7 +9,9 @@ use axum::{
 };
 use http::{header, request};
 use kinsync_engine::{
+    explain::explain,
     queue::DeadLetter,
+    reconcile::record,
     store::{EventFilter, LoggedEvent, Row, UserFilter},
 };
 use kinsync_tower::Problem;
@@ -17,7 +19,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::answer::{Failure, Result};
-use crate::{app::Parts, json as shape};
+use crate::{
+    app::{Parts, Reconciling},
+    json as shape,
+};
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
@@ -51,7 +56,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 
 /// Parameters of the query; what is wrong with them is said.
 #[derive(Debug)]
-pub struct Params<T>(T);
+pub struct Params<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequestParts<Arc<Parts>> for Params<T> {
     type Rejection = Failure;
@@ -207,4 +212,92 @@ pub async fn drop_dead_letter(
     parts.queue.drop_dead_letter(id).await?;
     tracing::info!(id, "an operator dropped a dead letter");
     Ok(Json(json!({ "id": id, "status": "dropped" })))
+}
+
+/// Events of one user that an explanation looks at.
+const EXPLAINED: usize = 1000;
+
+/// GET /api/admin/users/{id}/explain: what was told of the user, what became of it, and what a scan would do
+pub async fn explain_user(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let no_user = || Failure(Problem::NotFound { what: "user" });
+    let user = kinsync_core::UserId::parse(&id).map_err(|_| no_user())?;
+    let row = parts.store.load(std::slice::from_ref(&user)).await?.pop().flatten();
+    let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
+    let events = parts.store.events(&filter).await?;
+    if row.is_none() && events.is_empty() {
+        return Err(no_user());
+    }
+    let told = explain(row.as_ref(), &events, parts.clock.now());
+    Ok(Json(json!({
+        "user": row.as_ref().map(shape_of),
+        "told": told.iter().map(shape::told).collect::<Vec<_>>(),
+        "olderEventsLeftOut": events.len() == EXPLAINED,
+        "nextScan": next_scan(&parts, user).await,
+    })))
+}
+
+/// What a scan would do about this user, as Kinde is now.
+async fn next_scan(parts: &Parts, user: kinsync_core::UserId) -> Value {
+    let Some(reconcile) = &parts.reconcile else {
+        return json!({ "unknown": "set KINDE_M2M_CLIENT_ID, so that Kinde can be asked" });
+    };
+    match reconcile.reconciler.look(&[user]).await {
+        Ok(tally) => match tally.examples.first() {
+            None => json!({ "drift": null }),
+            Some(drift) => json!({ "drift": drift.kind, "fields": drift.fields }),
+        },
+        Err(error) => json!({ "unknown": kinsync_tower::problem::chain(&error) }),
+    }
+}
+
+/// GET /api/admin/runs
+pub async fn runs(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
+    let runs = record::runs(&*parts.store).await?;
+    Ok(Json(json!({ "runs": runs.iter().map(shape::run).collect::<Vec<_>>() })))
+}
+
+/// GET /api/admin/runs/{id}
+pub async fn run(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
+    let runs = record::runs(&*parts.store).await?;
+    let run = runs.iter().find(|run| run.id == id).ok_or(Failure(Problem::NotFound { what: "run" }))?;
+    Ok(Json(shape::run_with_examples(run)))
+}
+
+/// GET /api/admin/drift: what the newest complete scan found, and how the webhook seems to be
+pub async fn drift(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
+    let runs = record::runs(&*parts.store).await?;
+    let newest = runs.iter().find(|run| run.is_complete());
+    let silence = parts.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
+    Ok(Json(json!({ "run": newest.map(shape::run_with_examples), "webhookSilent": silence })))
+}
+
+/// POST /api/admin/reconcile: a scan soon, by some process that shares the store
+pub async fn reconcile(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
+    reconciler(&parts)?;
+    parts.ask_for_scan().await?;
+    tracing::info!("an operator asked for a scan");
+    Ok(Json(json!({ "status": "asked" })))
+}
+
+/// POST /api/admin/users/{id}/check: Kinde is asked about this user, soon
+pub async fn check_user(
+    _: Admin,
+    State(parts): State<Arc<Parts>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    reconciler(&parts)?;
+    let user = kinsync_core::UserId::parse(&id)
+        .map_err(|error| Problem::BadParameter { detail: format!("the id of the user: {error}") })?;
+    parts.ask_for_check(user).await?;
+    tracing::info!(user = id, "an operator asked for a check of a user");
+    Ok(Json(json!({ "user": id, "status": "asked" })))
+}
+
+fn reconciler(parts: &Parts) -> Result<&Reconciling> {
+    let closed = Problem::Closed { what: "scans", opened_by: "KINDE_M2M_CLIENT_ID" };
+    parts.reconcile.as_ref().ok_or(Failure(closed))
 }

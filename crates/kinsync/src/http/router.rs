@@ -7,17 +7,20 @@ use axum::{
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{any, delete, get, post},
 };
-use kinsync_tower::{Problem, WebhookService};
+use kinsync_tower::{KinsyncLayer, Login, Problem, WebhookService};
 
-use super::{admin, answer::Failure, operation};
+use super::{admin, answer::Failure, login, operation};
 use crate::app::Parts;
 
 const INDEX: &str = "\
 kinsync keeps a true copy of Kinde's users in your database.
 
 POST /api/webhook              deliveries (signed)
+GET  /api/me                   the user of the access token, as stored
+GET  /api/profile              the same, refreshed from Kinde; ?refresh=true insists
+ANY  /auth/verify              forward-auth: 200 with X-Kinsync-User-Id, -Email, -Org, or 401 or 403
 GET  /health                   how everything is
 GET  /health/live              200 while the process runs
 GET  /health/ready             200 while deliveries can be accepted
@@ -26,6 +29,12 @@ GET  /metrics                  for Prometheus
 GET  /api/admin/stats
 GET  /api/admin/users          ?email= &deleted=true &after= &limit=
 GET  /api/admin/users/{id}
+GET  /api/admin/users/{id}/explain   what was told of the user, and what became of it
+POST /api/admin/users/{id}/check     ask Kinde about this user, soon
+GET  /api/admin/drift          what the newest scan found
+GET  /api/admin/runs
+GET  /api/admin/runs/{id}
+POST /api/admin/reconcile      scan soon
 GET  /api/admin/events         ?user= &type= &after= &limit=
 GET  /api/admin/events/{id}
 GET  /api/admin/dead-letters   ?after= &limit=
@@ -37,6 +46,9 @@ DELETE /api/admin/dead-letters/{id}
 /// The routes for the world. Health and metrics are among them unless they have an address of their own.
 pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Router {
     let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
+    if let Some(login) = &parts.login {
+        routes = routes.merge(login_routes(login));
+    }
     if parts.config.http.metrics_bind.is_none() {
         routes = routes.merge(operation_routes());
     }
@@ -53,12 +65,30 @@ fn admin_routes() -> Router<Arc<Parts>> {
         .route("/api/admin/stats", get(admin::stats))
         .route("/api/admin/users", get(admin::users))
         .route("/api/admin/users/{id}", get(admin::user))
+        .route("/api/admin/users/{id}/explain", get(admin::explain_user))
+        .route("/api/admin/users/{id}/check", post(admin::check_user))
+        .route("/api/admin/runs", get(admin::runs))
+        .route("/api/admin/runs/{id}", get(admin::run))
+        .route("/api/admin/drift", get(admin::drift))
+        .route("/api/admin/reconcile", post(admin::reconcile))
         .route("/api/admin/events", get(admin::events))
         .route("/api/admin/events/{id}", get(admin::event))
         .route("/api/admin/dead-letters", get(admin::dead_letters))
         .route("/api/admin/dead-letters/{id}", get(admin::dead_letter))
         .route("/api/admin/dead-letters/{id}", delete(admin::drop_dead_letter))
         .route("/api/admin/dead-letters/{id}/retry", post(admin::retry_dead_letter))
+}
+
+/// Each is behind the layer: a handler among these runs for verified, live users only.
+fn login_routes(login: &Login) -> Router<Arc<Parts>> {
+    Router::new()
+        .route("/api/me", get(login::me))
+        .route("/api/profile", get(login::profile))
+        .route("/auth/verify", any(login::verify))
+        // Envoy puts the path of the request behind its prefix. A wildcard does not take an empty rest.
+        .route("/auth/verify/", any(login::verify))
+        .route("/auth/verify/{*path}", any(login::verify))
+        .route_layer(KinsyncLayer::new(login.clone()))
 }
 
 fn operation_routes() -> Router<Arc<Parts>> {
@@ -86,6 +116,7 @@ async fn method_not_allowed(request: Request) -> Failure {
     let allow = match path.strip_prefix("/api/admin/dead-letters/") {
         Some(rest) if rest.ends_with("/retry") => "POST",
         Some(_) => "GET, HEAD, DELETE",
+        None if path == "/api/admin/reconcile" || path.ends_with("/check") => "POST",
         None => "GET, HEAD",
     };
     Failure(Problem::MethodNotAllowed { allow })

@@ -75,7 +75,7 @@ fn without_any_way_to_verify_nothing_starts_and_both_ways_are_named() {
 fn the_two_variables_of_the_first_try_are_enough_and_say_which_doors_are_closed() {
     let config = Config::from_vars([SECRET, ("MONGODB_URI", "mongodb://127.0.0.1/app")]).unwrap();
     let closed: Vec<_> = closed_doors(&config).into_iter().map(|door| door.opened_by).collect();
-    assert_eq!(closed, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN"]);
+    assert_eq!(closed, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN", "KINDE_M2M_CLIENT_ID"]);
     assert_eq!(config.http.port, 5000);
     assert_eq!(config.http.bind.to_string(), "127.0.0.1");
     assert_eq!(config.data_dir, PathBuf::from("./kinsync-data"));

@@ -16,15 +16,16 @@ use crate::webhook::WebhookSpec;
 
 pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
     let missing = emulator.config().unknowns.missing_in_api;
-    let webhooks: Vec<Value> = emulator.webhooks().iter().map(|webhook| shown(webhook, missing)).collect();
+    let all = emulator.event_types();
+    let webhooks = emulator.webhooks();
+    let webhooks: Vec<Value> = webhooks.iter().map(|webhook| shown(webhook, &all, missing)).collect();
     success("OK", "Success", json!({"webhooks": webhooks}))
 }
 
 /// As Kinde shows it: whether it is disabled cannot be seen.
-fn shown(webhook: &Webhook, missing: Missing) -> Value {
-    let all = || EVENT_TYPES.iter().map(|(code, _)| (*code).to_owned()).collect();
-    let wanted = &webhook.spec.event_types;
-    let event_types: Vec<String> = if wanted.is_empty() { all() } else { wanted.clone() };
+fn shown(webhook: &Webhook, all: &[String], missing: Missing) -> Value {
+    let wanted = webhook.spec.event_types.as_slice();
+    let event_types = if wanted.is_empty() { all } else { wanted };
     let mut item = json!({
         "id": webhook.id,
         "name": webhook.spec.name,
@@ -55,7 +56,7 @@ pub(super) async fn create(
 ) -> Result<Response, Refusal> {
     let invalid = |_| Refusal::bad_request("ENDPOINT_INVALID", "endpoint must be a URL");
     let endpoint: Url = body.endpoint.parse().map_err(invalid)?;
-    check_types(&body.event_types)?;
+    check_types(&emulator, &body.event_types)?;
     let spec = WebhookSpec {
         name: body.name,
         description: body.description,
@@ -80,7 +81,7 @@ pub(super) async fn update(
     Path(id): Path<String>,
     Body(body): Body<UpdateBody>,
 ) -> Result<Response, Refusal> {
-    check_types(body.event_types.as_deref().unwrap_or_default())?;
+    check_types(&emulator, body.event_types.as_deref().unwrap_or_default())?;
     let edited = emulator.edit_webhook(&id, |spec| {
         spec.event_types = body.event_types.unwrap_or_else(|| spec.event_types.clone());
         spec.name = body.name.unwrap_or_else(|| spec.name.clone());
@@ -98,9 +99,9 @@ pub(super) async fn delete(
     Ok(success("WEBHOOK_DELETED", "Webhook successfully deleted", json!({})))
 }
 
-fn check_types(types: &[String]) -> Result<(), Refusal> {
-    let known = |kind: &String| EVENT_TYPES.iter().any(|(code, _)| code == kind);
-    match types.iter().find(|kind| !known(kind)) {
+fn check_types(emulator: &Emulator, types: &[String]) -> Result<(), Refusal> {
+    let offered = emulator.event_types();
+    match types.iter().find(|kind| !offered.contains(kind)) {
         Some(kind) => {
             Err(Refusal::bad_request("EVENT_TYPE_INVALID", format!("There is no event type `{kind}`")))
         }
@@ -112,8 +113,10 @@ fn unknown(error: &Error) -> Refusal {
     Refusal::bad_request("WEBHOOK_INVALID", error.to_string())
 }
 
-pub(super) async fn event_types() -> Response {
-    let item = |(index, (code, name)): (usize, &(&str, &str))| {
+pub(super) async fn event_types(State(emulator): State<Emulator>) -> Response {
+    let item = |(index, code): (usize, &String)| {
+        let name =
+            EVENT_TYPES.iter().find(|(known, _)| known == code).map_or(code.as_str(), |(_, name)| name);
         json!({
             "id": format!("et_018df239698d29177684be3f5ad1{index:04x}"),
             "code": code,
@@ -134,7 +137,7 @@ pub(super) async fn event_types() -> Response {
             },
         })
     };
-    let types: Vec<Value> = EVENT_TYPES.iter().enumerate().map(item).collect();
+    let types: Vec<Value> = emulator.event_types().iter().enumerate().map(item).collect();
     success("OK", "Success", json!({"event_types": types}))
 }
 

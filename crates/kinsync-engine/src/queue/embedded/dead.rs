@@ -3,7 +3,8 @@
 //! Belongs to the writer thread alone. Whatever is in the index is durable.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
     io,
     ops::Bound,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use std::{
 
 use super::{
     damage,
-    disk::Disk,
+    disk::{Disk, DiskFile},
     disk_error,
     frame::{self, Found, Place, Scanner},
     ranges::Ranges,
@@ -23,6 +24,34 @@ use crate::queue::Error;
 
 /// Less garbage than this is not worth a rewrite while running.
 const GARBAGE: u64 = 1 << 20;
+
+/// How many dead letters the file holds now. Only reads: the queue may be open, in another process too.
+pub(super) fn count_in(path: &Path) -> Result<usize, Error> {
+    let failed = |source| disk_error(path, source);
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        opened => opened.map_err(failed)?,
+    };
+    let size = file.size().map_err(failed)?;
+    let mut head = [0; HEADER_LEN];
+    let read = DiskFile::read(&mut file, 0, &mut head).map_err(failed)?;
+    let start = match record::read_header(&head[..read]) {
+        Header::Newer => return Err(Error::Newer { path: path.display().to_string() }),
+        Header::Good { .. } => HEADER,
+        Header::Short | Header::Damaged => 0,
+    };
+    let mut scanner = Scanner::new(start..size);
+    let mut ids = BTreeSet::new();
+    while let Some(found) = scanner.next(&mut file).map_err(failed)? {
+        let Found::Frame(_, body) = found else { continue };
+        match record::decode(body) {
+            Some(Record::Dead(dead)) => _ = ids.insert(dead.id),
+            Some(Record::Removed(id)) => _ = ids.remove(&id),
+            _ => {}
+        }
+    }
+    Ok(ids.len())
+}
 
 #[derive(Debug)]
 pub(super) struct DeadLog {

@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Grows with each change of the schema that an older kinsync cannot read.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -50,6 +50,15 @@ CREATE INDEX events_type ON events (type, received_at, event_id);
 CREATE TABLE pings (id INTEGER PRIMARY KEY, n INTEGER NOT NULL) STRICT;
 ";
 
+/// What schema 2 added: kinsync's own records.
+const STATE: &str = r"
+CREATE TABLE state (
+    key      TEXT PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    value    TEXT NOT NULL
+) STRICT;
+";
+
 const DOING: &str = "open the embedded store";
 
 /// Opens the file for the one process that writes it. The lock is held while the file is open.
@@ -71,6 +80,10 @@ pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
     match version(&sqlite)? {
         SCHEMA => Ok(sqlite),
         0 => Err(refused(format!("`{}` is empty; start the server first", path.display()))),
+        1 => Err(refused(format!(
+            "`{}` was made by an older kinsync; start the server once, which brings it up to date",
+            path.display()
+        ))),
         _ => Err(newer(&path)),
     }
 }
@@ -125,14 +138,15 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
-        0 => make(sqlite).map_err(|error| failure(DOING, error)),
+        0 => make(sqlite, &[TABLES, STATE]).map_err(|error| failure(DOING, error)),
+        1 => make(sqlite, &[STATE]).map_err(|error| failure(DOING, error)),
         _ => Err(newer(path)),
     }
 }
 
-fn make(sqlite: &mut Connection) -> rusqlite::Result<()> {
+fn make(sqlite: &mut Connection, tables: &[&str]) -> rusqlite::Result<()> {
     let transaction = sqlite.transaction()?;
-    transaction.execute_batch(TABLES)?;
+    transaction.execute_batch(&tables.concat())?;
     transaction.pragma_update(None, "user_version", SCHEMA)?;
     transaction.commit()
 }

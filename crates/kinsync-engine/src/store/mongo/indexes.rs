@@ -23,8 +23,8 @@ const NO_COLLECTION: i32 = 26;
 const DOING: &str = "prepare the indexes";
 
 /// An index that we want.
-struct Index {
-    name: &'static str,
+pub(super) struct Index {
+    pub(super) name: &'static str,
     key: Document,
     unique: bool,
     partial: Option<Document>,
@@ -62,7 +62,7 @@ impl Index {
     }
 
     /// Whether an index that is there does the same, whatever its name.
-    fn is_served_by(&self, there: &Document) -> bool {
+    pub(super) fn is_served_by(&self, there: &Document) -> bool {
         let flag = |key| there.get_bool(key).unwrap_or_default();
         let partial = there.get_document("partialFilterExpression").ok();
         same_key(there, &self.key)
@@ -71,12 +71,34 @@ impl Index {
             && partial == self.partial.as_ref()
             && !there.contains_key("collation")
     }
+
+    /// Whether an index that does something else has the name.
+    pub(super) fn has_its_name_taken(&self, there: &[Document]) -> bool {
+        there.iter().any(|there| there.get_str("name").is_ok_and(|name| name == self.name))
+    }
+}
+
+/// The indexes that the log needs.
+pub(super) fn of_events() -> [Index; 2] {
+    let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
+    let mut of_user = doc! { "user": 1 };
+    of_user.extend(received.clone());
+    [Index::on("kinsync_receivedAt", received), Index::on("kinsync_user", of_user)]
 }
 
 impl Inner {
     pub(super) async fn make_indexes(&self) -> Result<(), Error> {
+        let there = self.indexes(&self.users).await?;
+        refuse_greedy(&there, self.keys.email())?;
+        self.make(&self.users, &there, &self.of_users()).await?;
+        let there = self.indexes(&self.events).await?;
+        self.make(&self.events, &there, &of_events()).await
+    }
+
+    /// The indexes that the users need.
+    pub(super) fn of_users(&self) -> [Index; 7] {
         let email = self.keys.email();
-        let users = [
+        [
             Index::texts(KINDE_ID, "kindeId", true),
             Index::texts(EMAIL, email, self.unique_email),
             Index::sparse("kinsync_heldEmail", doc! { "kinsync.held.email": 1 }),
@@ -84,19 +106,13 @@ impl Inner {
             Index::on("kinsync_updatedAt", doc! { "updatedAt": 1 }),
             Index::on("kinsync_lastSeenAt", doc! { "lastSeenAt": 1 }),
             Index::on("kinsync_deletedAt", doc! { "deletedAt": 1 }),
-        ];
-        let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
-        let mut of_user = doc! { "user": 1 };
-        of_user.extend(received.clone());
-        let events = [Index::on("kinsync_receivedAt", received), Index::on("kinsync_user", of_user)];
-        let there = self.indexes(&self.users).await?;
-        refuse_greedy(&there, email)?;
-        self.make(&self.users, &there, &users).await?;
-        let there = self.indexes(&self.events).await?;
-        self.make(&self.events, &there, &events).await
+        ]
     }
 
-    async fn indexes(&self, collection: &Collection<RawDocumentBuf>) -> Result<Vec<Document>, Error> {
+    pub(super) async fn indexes(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+    ) -> Result<Vec<Document>, Error> {
         let command = rawdoc! { "listIndexes": collection.name() };
         let list = list(self.database.clone(), command);
         self.calls.run(DOING, self.op_timeout, list).await
@@ -112,7 +128,7 @@ impl Inner {
             if there.iter().any(|there| index.is_served_by(there)) {
                 continue;
             }
-            if there.iter().any(|there| there.get_str("name").is_ok_and(|name| name == index.name)) {
+            if index.has_its_name_taken(there) {
                 return Err(changed(collection, index.name));
             }
             tracing::info!(collection = collection.name(), index = index.name, "making an index");
@@ -140,6 +156,21 @@ impl Inner {
     /// Names the documents that share an address or a Kinde id.
     async fn collisions(&self, index: &Index) -> Result<Error, Error> {
         let key = index.key.keys().next().map(String::as_str).unwrap_or_default();
+        let pairs = self.shared(key, BUILD).await?.join(", ");
+        let ways_out = if key == self.keys.email() {
+            "merge these documents or remove the address from one of each, or set `unique_email = false`"
+        } else {
+            "merge these documents"
+        };
+        let hint = format!(
+            "documents of `{}` have the same `{key}` (by `_id`): {pairs}; {ways_out}",
+            self.users.name()
+        );
+        Ok(Error::Refused { doing: DOING, hint, source: None })
+    }
+
+    /// Some documents of users that show the same text under this key: two of each text, by `_id`.
+    pub(super) async fn shared(&self, key: &str, limit: Duration) -> Result<Vec<String>, Error> {
         // The smallest and the greatest `_id` of each value: bounded, however many share it.
         let pipeline = [
             doc! { "$match": { key: { "$gt": "" } } },
@@ -158,25 +189,25 @@ impl Inner {
                 let id = |key| pair.get(key).map(name).unwrap_or_default();
                 pairs.push(format!("{} and {}", id("a"), id("b")));
             }
-            Ok(pairs.join(", "))
+            Ok(pairs)
         };
-        let pairs = self.calls.run(DOING, BUILD, read).await?;
-        let ways_out = if key == self.keys.email() {
-            "merge these documents or remove the address from one of each, or set `unique_email = false`"
-        } else {
-            "merge these documents"
-        };
-        let hint = format!(
-            "documents of `{}` have the same `{key}` (by `_id`): {pairs}; {ways_out}",
-            self.users.name()
-        );
-        Ok(Error::Refused { doing: DOING, hint, source: None })
+        self.calls.run(DOING, limit, read).await
     }
 }
 
 /// A unique index of the application on the address that takes "none" for a value lets only one
 /// document be without: a deleted user and one in a conflict have none.
 fn refuse_greedy(there: &[Document], email: &str) -> Result<(), Error> {
+    let Some(name) = greedy(there, email) else { return Ok(()) };
+    let hint = format!(
+        "the unique index `{name}` lets only one document be without `{email}`, but deleted users have none; \
+         drop it (kinsync makes its own unique index) or make it sparse"
+    );
+    Err(Error::Refused { doing: DOING, hint, source: None })
+}
+
+/// The name of such an index.
+pub(super) fn greedy<'a>(there: &'a [Document], email: &str) -> Option<&'a str> {
     let flag = |index: &Document, key: &str| index.get_bool(key).unwrap_or_default();
     let greedy = there.iter().find(|index| {
         same_key(index, &doc! { email: 1 })
@@ -184,13 +215,7 @@ fn refuse_greedy(there: &[Document], email: &str) -> Result<(), Error> {
             && !flag(index, "sparse")
             && !index.contains_key("partialFilterExpression")
     });
-    let Some(greedy) = greedy else { return Ok(()) };
-    let name = greedy.get_str("name").unwrap_or_default();
-    let hint = format!(
-        "the unique index `{name}` lets only one document be without `{email}`, but deleted users have none; \
-         drop it (kinsync makes its own unique index) or make it sparse"
-    );
-    Err(Error::Refused { doing: DOING, hint, source: None })
+    greedy.map(|index| index.get_str("name").unwrap_or_default())
 }
 
 async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Document>, DriverError> {

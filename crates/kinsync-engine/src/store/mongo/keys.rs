@@ -52,6 +52,11 @@ impl Keys {
         self.0.iter().find(|(_, known)| **known == *key).map(|(field, _)| *field)
     }
 
+    /// Whether kinsync writes this key.
+    pub(super) fn is_ours(&self, key: &CStr) -> bool {
+        OWN.contains(&key.as_str()) || self.field(key).is_some()
+    }
+
     /// The key of the address.
     pub(super) fn email(&self) -> &str {
         self.of(Field::Email).expect("`is_shown` holds for the email").as_str()

@@ -79,6 +79,18 @@ impl Inner {
         Ok(rows)
     }
 
+    pub(super) async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        let query = doc! {
+            "kindeId": { "$gt": after.map_or("", UserId::as_str) },
+            "kinsync.revision": { "$exists": true },
+            "isDeleted": false,
+        };
+        let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
+        let find = find.projection(doc! { "_id": 0, "kindeId": 1 });
+        let id = |doc: &RawDocument| UserId::parse(doc.get_str("kindeId").ok()?).ok();
+        self.find("list ids", &self.users, find, id).await
+    }
+
     /// The estimate counts the application's own documents without a Kinde id as live users.
     pub(super) async fn counts(&self) -> Result<Counts, Error> {
         let (users, events, limit) = (self.users.clone(), self.events.clone(), self.op_timeout);
@@ -97,7 +109,7 @@ impl Inner {
     pub(super) async fn ping(&self) -> Result<(), Error> {
         let doing = "answer a ping";
         let command = bson::rawdoc! {
-            "update": self.state.as_str(),
+            "update": self.state.name(),
             "updates": [{ "q": { "_id": "ping" }, "u": { "$currentDate": { "at": true } }, "upsert": true }],
             "writeConcern": { "w": "majority", "j": true },
             "maxTimeMS": i64::try_from(self.op_timeout.as_millis()).unwrap_or(i64::MAX),
@@ -173,7 +185,7 @@ impl Find {
 }
 
 /// What a person calls this document: its Kinde id, else its `_id`.
-fn name_of(doc: &RawDocument) -> String {
+pub(super) fn name_of(doc: &RawDocument) -> String {
     match (doc.get_str("kindeId"), doc.get("_id")) {
         (Ok(id), _) | (_, Ok(Some(RawBsonRef::String(id)))) => id.to_owned(),
         (_, Ok(Some(RawBsonRef::ObjectId(id)))) => id.to_hex(),

@@ -1,0 +1,64 @@
+//! Users of whom Kinde should be asked, because what was told of them cannot be right or cannot be
+//! judged. Kept durably and as a set: asked for twice is asked for once.
+
+use std::collections::BTreeSet;
+
+use kinsync_core::UserId;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    kept,
+    store::{Error, Store},
+};
+
+/// Where they are kept.
+const KEY: &str = "reconcile.checks";
+
+/// Users who may wait. More than these are as good as all: a scan looks at everybody.
+const MOST: usize = 1000;
+
+/// Who waits for a check.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Checks {
+    /// Users to ask about.
+    pub users: BTreeSet<UserId>,
+    /// Whether a scan was asked for: by an operator, or because too many users waited.
+    pub everybody: bool,
+}
+
+impl Checks {
+    /// Who waits.
+    pub async fn load(store: &dyn Store) -> Result<Self, Error> {
+        kept::load(store, KEY).await
+    }
+
+    /// Asks for checks of these users. Cancel safe.
+    pub async fn ask(store: &dyn Store, users: &[UserId]) -> Result<(), Error> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        kept::change(store, KEY, |checks: &mut Self| {
+            checks.users.extend(users.iter().cloned());
+            if checks.users.len() > MOST {
+                checks.everybody = true;
+                checks.users.clear();
+            }
+        })
+        .await
+    }
+
+    /// Asks for a scan. Cancel safe.
+    pub async fn ask_everybody(store: &dyn Store) -> Result<(), Error> {
+        kept::change(store, KEY, |checks: &mut Self| checks.everybody = true).await
+    }
+
+    /// These users were checked, or everybody was.
+    pub async fn done(store: &dyn Store, done: &Self) -> Result<(), Error> {
+        kept::change(store, KEY, |checks: &mut Self| {
+            checks.users.retain(|user| !done.users.contains(user));
+            checks.everybody &= !done.everybody;
+        })
+        .await
+    }
+}

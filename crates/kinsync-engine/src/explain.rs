@@ -1,0 +1,206 @@
+//! Why a stored user is as it is: what was told of it, by whom, and what became of each word.
+//!
+//! Pure. Events and sightings are in the log. Reads of Kinde (a scan, a check, a profile) are not: of those the newest
+//! word on each field is known, from the versions that the row keeps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kinsync_core::{Field, Micros, Observation, Rank, UserState, Value, Version, What};
+use serde::Serialize;
+
+use crate::{
+    observe::observe,
+    queue::Entry,
+    store::{LoggedEvent, Row},
+};
+
+/// One thing that was told of a user.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// When it was so, by Kinde's clock; `None` for a token's word, which any other outranks, and for what cannot be
+    /// understood.
+    pub at: Option<Micros>,
+    /// When it came, by our clock, if that was kept.
+    pub received_at: Option<Micros>,
+    /// Such as `user.updated`, `kinsync.login` or `read`.
+    pub kind: String,
+    /// The event's id, if it was one.
+    pub event_id: Option<String>,
+    /// What became of it as a whole.
+    pub fate: String,
+    /// The fields that it spoke of.
+    pub fields: Vec<Word>,
+}
+
+/// What one observation said of one field.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Word {
+    /// The key in a user document.
+    pub field: &'static str,
+    /// What was said.
+    pub value: Value,
+    /// Whether it is what the row has now.
+    pub is_set: bool,
+    /// What outranks it, if something does.
+    pub overtaken_by: Option<String>,
+}
+
+/// Everything that is known to have been told of this user, oldest first. `events`: those of the log.
+pub fn explain(row: Option<&Row>, events: &[LoggedEvent], latest: Micros) -> Vec<Told> {
+    let nothing = UserState::default();
+    let state = row.map_or(&nothing, |row| &row.state);
+    let names: BTreeMap<&str, &str> =
+        events.iter().map(|event| (event.event_id.as_str(), event.event_type.as_str())).collect();
+    let judge = Judge { state, names: &names };
+    let mut told: Vec<(Option<Version>, Told)> =
+        events.iter().flat_map(|event| judge.event(event, latest)).collect();
+    told.extend(judge.reads());
+    told.sort_by(|a, b| (&a.0, a.1.received_at).cmp(&(&b.0, b.1.received_at)));
+    told.into_iter().map(|(_, told)| told).collect()
+}
+
+struct Judge<'a> {
+    state: &'a UserState,
+    /// Types of the events of the log, by id.
+    names: &'a BTreeMap<&'a str, &'a str>,
+}
+
+impl Judge<'_> {
+    fn event(&self, event: &LoggedEvent, latest: Micros) -> Vec<(Option<Version>, Told)> {
+        let entry = Entry {
+            event_id: event.event_id.clone(),
+            scheme: event.scheme.clone(),
+            received_at: event.received_at,
+            signed_at: event.at,
+            payload: event.payload.clone().into_bytes().into(),
+        };
+        let told = |at, fate: String, fields| Told {
+            at,
+            received_at: Some(event.received_at),
+            kind: event.event_type.clone(),
+            event_id: Some(event.event_id.clone()),
+            fate,
+            fields,
+        };
+        match observe(&entry, latest).observations {
+            Err(failure) => vec![(None, told(event.at, failure.to_string(), Vec::new()))],
+            Ok(said) if said.is_empty() => {
+                vec![(None, told(event.at, "it changes no user".into(), Vec::new()))]
+            }
+            Ok(said) => {
+                let judged = said.into_iter().map(|one| {
+                    let at = (!one.version.is_provisional()).then_some(one.version.at);
+                    let (fate, fields) = self.observation(&one);
+                    (Some(one.version), told(at, fate, fields))
+                });
+                judged.collect()
+            }
+        }
+    }
+
+    fn observation(&self, observation: &Observation) -> (String, Vec<Word>) {
+        let version = &observation.version;
+        let state = self.state;
+        match &observation.what {
+            What::Fields(profile) | What::Exists(profile) => {
+                let words: Vec<Word> = profile.iter().map(|(f, v)| self.word(f, v, version)).collect();
+                let set = words.iter().filter(|word| word.is_set).count();
+                let fate = match (set, &state.deleted) {
+                    (_, Some(deleted)) if !state.is_live() && deleted >= version => {
+                        "the user was deleted later".into()
+                    }
+                    (_, Some(_)) if !state.is_live() => "no event brings a deleted user back".into(),
+                    (0, _) if words.iter().all(|word| word.overtaken_by.is_some()) => {
+                        "everything in it was overtaken".into()
+                    }
+                    (0, _) => "not in the store yet".into(),
+                    (set, _) => format!("set {set} of {} fields", words.len()),
+                };
+                (fate, words)
+            }
+            What::Deleted => (self.deletion(version), Vec::new()),
+            What::SignedIn(at) => (newest("sign-in", *at, state.last_signed_in), Vec::new()),
+            What::Seen(at) => (newest("request", *at, state.last_seen), Vec::new()),
+        }
+    }
+
+    fn word(&self, field: Field, value: &Value, version: &Version) -> Word {
+        let known = self.state.fields.get(&field);
+        let newer = known.filter(|known| known.version > *version);
+        Word {
+            field: field.key(),
+            value: value.clone(),
+            is_set: known.is_some_and(|known| known.version == *version),
+            overtaken_by: newer.map(|known| self.name(&known.version)),
+        }
+    }
+
+    fn deletion(&self, version: &Version) -> String {
+        match (&self.state.deleted, self.state.is_live()) {
+            (None, _) => "not in the store yet".into(),
+            (Some(known), _) if known < version => "not in the store yet".into(),
+            (Some(_), true) => "outweighed: two reads of Kinde said later that the user exists".into(),
+            (Some(known), false) if known == version => "deleted the user".into(),
+            (Some(known), false) => format!("a later deletion counts: {}", self.name(known)),
+        }
+    }
+
+    /// What a person calls this version.
+    fn name(&self, version: &Version) -> String {
+        match version.rank {
+            Rank::Provisional => "a token".into(),
+            Rank::Event => {
+                let kind = self.names.get(&*version.tie).copied().unwrap_or("an event");
+                format!("{kind} {} of {}", version.tie, time(version.at))
+            }
+            Rank::Snapshot => format!("a read of Kinde at {}", time(version.at)),
+        }
+    }
+
+    /// The reads of Kinde whose word still counts.
+    fn reads(&self) -> Vec<(Option<Version>, Told)> {
+        let fields = self.state.fields.values().map(|register| &register.version);
+        let versions: BTreeSet<&Version> = fields
+            .chain(&self.state.deleted)
+            .chain(&self.state.confirmed)
+            .filter(|version| version.rank == Rank::Snapshot)
+            .collect();
+        versions.into_iter().map(|version| (Some(version.clone()), self.read(version))).collect()
+    }
+
+    fn read(&self, version: &Version) -> Told {
+        let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
+        let fields: Vec<Word> = set
+            .map(|(field, register)| Word {
+                field: field.key(),
+                value: register.value.clone(),
+                is_set: true,
+                overtaken_by: None,
+            })
+            .collect();
+        let fate = if self.state.deleted.as_ref() == Some(version) {
+            self.deletion(version)
+        } else if self.state.confirmed.as_ref() == Some(version) {
+            "confirmed that the user exists".into()
+        } else {
+            format!("set {} fields; what it said of others was overtaken or known", fields.len())
+        };
+        let at = Some(version.at);
+        Told { at, received_at: None, kind: "read".into(), event_id: None, fate, fields }
+    }
+}
+
+fn newest(what: &str, at: Micros, known: Option<Micros>) -> String {
+    match known {
+        Some(known) if known == at => format!("the newest {what}"),
+        Some(known) if known > at => format!("a later {what} is known"),
+        _ => "not in the store yet".into(),
+    }
+}
+
+fn time(at: Micros) -> String {
+    jiff::Timestamp::from_microsecond(at.0)
+        .map_or_else(|_| "an impossible time".into(), |at| format!("{at:.6}"))
+}

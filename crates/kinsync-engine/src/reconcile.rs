@@ -1,0 +1,360 @@
+//! Finds what every webhook missed, and repairs it.
+//!
+//! Kinde has no list of changes, says nothing of bulk imports, and disables a webhook that fails.
+//! So everybody is read, compared with the store, and what differs is told to the store as
+//! observations, through the same door as everything else: a repair that is cut, repeated or
+//! overtaken by an event does no harm, and what was not repaired is found by the next run.
+//!
+//! A run takes no input but Kinde and the store; a schedule, a signal or an operator only wakes it.
+//! One at a time among all processes ([`lease`]). In reading order: [`compare`] (one user), [`scan`]
+//! (everybody), [`gone`] (who is not listed), [`record`] (what is kept of a run), [`schedule`] (when),
+//! [`silence`] (whether the webhook still works).
+
+mod compare;
+mod gone;
+mod lease;
+pub mod record;
+mod scan;
+pub mod schedule;
+pub mod silence;
+
+use std::{sync::Arc, time::Duration};
+
+use kinde::management::{self, Client};
+use kinsync_core::{Micros, UserId};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::gone::Thresholds;
+use self::{
+    lease::Leases,
+    record::{Outcome, Run, Tally, Wish, keep},
+    scan::{Checkpoint, Scanned, scan},
+};
+use crate::{
+    checks::Checks,
+    clock::Clock,
+    floor::{Floor, Scans},
+    store::{self, Store},
+};
+
+/// How often a call of the store that did not answer is made again, and after how long at first.
+const TRIES: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// How a reconciler works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many deletions need an operator.
+    pub deletes: Thresholds,
+    /// Between two reads of one user who seems gone, or back.
+    pub between_reads: Duration,
+    /// After when another process goes on for one that was killed.
+    pub lease: Duration,
+    /// Who we are, for the others.
+    pub name: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            deletes: Thresholds::default(),
+            between_reads: gone::BETWEEN_READS,
+            lease: Duration::from_secs(30),
+            name: format!("process {}", std::process::id()),
+        }
+    }
+}
+
+/// Why a run ended early. What it repaired until then is repaired.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Kinde does not answer as it should.
+    #[error("Kinde could not be read")]
+    Kinde(#[source] management::Error),
+    /// The store does not answer.
+    #[error("the store could not be read or written")]
+    Store(#[from] store::Error),
+    /// Kinde answered that there are no users at all.
+    #[error(
+        "Kinde lists no users at all: nobody was deleted; if the tenant is empty indeed, delete the users yourself"
+    )]
+    Nobody,
+    /// Kinde does not know users whom it has just listed.
+    #[error(
+        "Kinde says of users whom it has just listed that they do not exist: nobody more was deleted; try again later"
+    )]
+    Distrusted,
+    /// Another process scans.
+    #[error("{holder} is scanning: wait until it is done, or for the end of its lease if it was killed")]
+    Busy {
+        /// Who.
+        holder: String,
+    },
+    /// Somebody else took the lease.
+    #[error("the lease was lost to another process, which goes on")]
+    LeaseLost,
+    /// There is nothing to approve.
+    #[error("run {run} holds no deletions, or a newer run does: see `kinsync runs list`")]
+    NothingHeld {
+        /// The run that was named.
+        run: String,
+    },
+    /// Told to stop.
+    #[error("stopped; nothing is half done")]
+    Stopped,
+    /// A task ended that never should.
+    #[error("a part of the scan ended unexpectedly; the log says more")]
+    Ended,
+}
+
+/// Told of what was found so far.
+pub type Progress<'a> = &'a (dyn Fn(&Tally) + Send + Sync);
+
+/// Compares Kinde with the store. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Reconciler(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    kinde: Client,
+    store: Arc<dyn Store>,
+    clock: Clock,
+    config: Config,
+    leases: Leases,
+}
+
+impl Reconciler {
+    /// A reconciler of this tenant and this store.
+    pub fn new(kinde: Client, store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
+        let leases = Leases::new(Arc::clone(&store), config.name.clone(), config.lease);
+        Self(Arc::new(Parts { kinde, store, clock, config, leases }))
+    }
+
+    /// Does what is wished, and keeps what came of it, unless the wish is dry. `Ok` also when deletions were held.
+    ///
+    /// Cancel safe: what was found to differ is repaired or not, user by user; what is being written is written to its
+    /// end.
+    pub async fn run(
+        &self,
+        wish: Wish,
+        progress: Progress<'_>,
+        stop: &CancellationToken,
+    ) -> Result<Run, Error> {
+        let parts = &self.0;
+        let mut run = Run::new(wish, parts.clock.now());
+        let tasks = TaskTracker::new();
+        if run.wish == Wish::Dry {
+            let outcome = stop.run_until_cancelled(self.work(&mut run, &tasks, progress)).await;
+            let outcome = outcome.unwrap_or(Err(Error::Stopped))?;
+            run.ended(outcome, parts.clock.now());
+            return Ok(run);
+        }
+        let taken = parts.patiently(|| parts.leases.take()).await?;
+        let lease = taken.map_err(|holder| Error::Busy { holder })?;
+        parts.patiently(|| keep(&*parts.store, &run)).await?;
+        let outcome = tokio::select! {
+            outcome = self.work(&mut run, &tasks, progress) => outcome,
+            () = lease.keep() => Err(Error::LeaseLost),
+            () = stop.cancelled() => Err(Error::Stopped),
+        };
+        // What was begun when it was stopped is finished.
+        tasks.close();
+        tasks.wait().await;
+        let ended = match &outcome {
+            Ok(outcome) => outcome.clone(),
+            Err(Error::Stopped) => Outcome::Cut,
+            Err(error) => Outcome::Failed { reason: crate::breaker::chain(error) },
+        };
+        run.ended(ended, parts.clock.now());
+        measure(&run, last_began(&parts.patiently(|| record::runs(&*parts.store)).await?));
+        if !matches!(outcome, Err(Error::LeaseLost)) {
+            parts.patiently(|| keep(&*parts.store, &run)).await?;
+            if outcome.is_ok() && run.wish == Wish::Backfill {
+                parts.patiently(|| async { Checkpoint::default().save(&*parts.store).await }).await?;
+            }
+            lease.release().await;
+        }
+        outcome.map(|_| run)
+    }
+
+    async fn work(
+        &self,
+        run: &mut Run,
+        tasks: &TaskTracker,
+        progress: Progress<'_>,
+    ) -> Result<Outcome, Error> {
+        let parts = &self.0;
+        let is_dry = run.wish == Wish::Dry;
+        let approved = match &run.wish {
+            Wish::Approve(held) => {
+                let found = parts.patiently(|| gone::approved(&*parts.store, held)).await?;
+                Some(found.ok_or_else(|| Error::NothingHeld { run: held.clone() })?)
+            }
+            _ => None,
+        };
+        if !is_dry {
+            parts.patiently(|| Scans::begin(&*parts.store, run.started_at)).await?;
+        }
+        let (mut scanned, was_resumed) = self.scan(run, tasks, progress).await?;
+        run.tally = scanned.tally.clone();
+        if scanned.tally.users == 0 {
+            return Err(Error::Nobody);
+        }
+        if !scanned.doubtful.is_empty() {
+            let doubtful = std::mem::take(&mut scanned.doubtful);
+            parts.check(&doubtful, is_dry, &mut scanned.tally).await?;
+        }
+        let mut is_proved = false;
+        if run.wish != Wish::Backfill {
+            is_proved = parts.sweep_gone(run, &mut scanned, approved).await?;
+        }
+        run.tally = scanned.tally;
+        progress(&run.tally);
+        if !is_dry
+            && is_proved
+            && let Some(at) = scanned.first_sent
+        {
+            let floor = Floor { at, began: run.started_at, fields: scanned.fields.unwrap_or_default() };
+            parts.patiently(|| Scans::prove(&*parts.store, &floor)).await?;
+        }
+        Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
+    }
+
+    /// Reads everybody; a backfill from where it was cut.
+    async fn scan(
+        &self,
+        run: &Run,
+        tasks: &TaskTracker,
+        progress: Progress<'_>,
+    ) -> Result<(Scanned, bool), Error> {
+        let parts = &self.0;
+        if run.wish != Wish::Backfill {
+            let scanned =
+                scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await?;
+            return Ok((scanned, false));
+        }
+        let cut = parts.patiently(|| Checkpoint::load(&*parts.store)).await?;
+        let mut was_resumed = cut.next_token.is_some();
+        let mut scanned = match &cut.next_token {
+            Some(token) => {
+                progress(&cut.tally);
+                scan(
+                    parts,
+                    tasks,
+                    &run.wish,
+                    parts.kinde.users_from(token.as_str()),
+                    cut.tally.clone(),
+                    progress,
+                )
+                .await
+            }
+            None => scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await,
+        };
+        // Kinde may forget where a list went on.
+        if let Err(Error::Kinde(error)) = &scanned
+            && was_resumed
+            && matches!(error, management::Error::Status { status, .. } if status.is_client_error())
+        {
+            tracing::warn!("Kinde does not know any more where the cut backfill went on: beginning anew");
+            was_resumed = false;
+            scanned = scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await;
+        }
+        Ok((scanned?, was_resumed))
+    }
+
+    /// Asks Kinde about these users, and repairs what differs. Safe beside a scan.
+    pub async fn check(&self, users: &[UserId]) -> Result<Tally, Error> {
+        let mut tally = Tally::default();
+        self.0.check(users, false, &mut tally).await?;
+        Ok(tally)
+    }
+
+    /// Asks Kinde about these users, and changes nothing.
+    pub async fn look(&self, users: &[UserId]) -> Result<Tally, Error> {
+        let mut tally = Tally::default();
+        self.0.check(users, true, &mut tally).await?;
+        Ok(tally)
+    }
+
+    /// Checks everybody for whom a check was asked. Answers whether a scan was asked for.
+    ///
+    /// Many deletions at once are not made here: then a scan is asked for, which holds them.
+    pub async fn answer_checks(&self) -> Result<bool, Error> {
+        let parts = &self.0;
+        let asked = parts.patiently(|| Checks::load(&*parts.store)).await?;
+        let users: Vec<UserId> = asked.users.iter().cloned().collect();
+        if users.is_empty() {
+            return Ok(asked.everybody);
+        }
+        let found = self.look(&users).await?;
+        let is_many = found.of(record::Kind::Gone) > parts.config.deletes.count as u64;
+        if is_many {
+            parts.patiently(|| Checks::ask_everybody(&*parts.store)).await?;
+        } else {
+            self.check(&users).await?;
+        }
+        let done = Checks { users: asked.users, everybody: false };
+        parts.patiently(|| Checks::done(&*parts.store, &done)).await?;
+        Ok(asked.everybody || is_many)
+    }
+}
+
+impl Parts {
+    /// Makes a call of the store again for as long as it may only be away for a moment.
+    async fn patiently<T, F: Future<Output = Result<T, store::Error>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<T, store::Error> {
+        let mut pause = PAUSE;
+        for _ in 1..TRIES {
+            match call().await {
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(
+                        error = crate::breaker::chain(&error),
+                        "the store does not answer; trying again"
+                    );
+                }
+                done => return done,
+            }
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            pause *= 2;
+        }
+        call().await
+    }
+}
+
+fn measure(run: &Run, before: Option<Micros>) {
+    let outcome = match &run.outcome {
+        Outcome::Running => "running",
+        Outcome::Complete => "complete",
+        Outcome::Resumed => "resumed",
+        Outcome::Cut => "cut",
+        Outcome::Failed { .. } => "failed",
+    };
+    metrics::counter!("kinsync_reconcile_runs_total", "outcome" => outcome).increment(1);
+    if !run.is_complete() {
+        return;
+    }
+    let took = run.ended_at.unwrap_or(run.started_at).0.saturating_sub(run.started_at.0);
+    let took = Duration::from_micros(took.try_into().unwrap_or_default());
+    metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
+    // When a user changed, Kinde does not tell: not before the last scan compared them.
+    if let Some(before) = before {
+        let most =
+            Duration::from_micros(run.started_at.0.saturating_sub(before.0).try_into().unwrap_or_default());
+        let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);
+        metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
+            .record_many(most.as_secs_f64(), missed);
+    }
+}
+
+/// Kept for readers of runs.
+pub(crate) fn latest(runs: &[Run]) -> Option<&Run> {
+    runs.iter().find(|run| run.is_complete())
+}
+
+/// By our clock, when the newest complete run began.
+pub(crate) fn last_began(runs: &[Run]) -> Option<Micros> {
+    latest(runs).map(|run| run.started_at)
+}

@@ -1,0 +1,225 @@
+//! What a run found and did, kept for whoever asks.
+
+use std::collections::BTreeMap;
+
+use kinsync_core::{Field, Micros, Source, UserId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    kept,
+    store::{self, Store},
+};
+
+/// Where runs are kept, newest first.
+const RUNS: &str = "reconcile.runs";
+/// Runs that are kept.
+const KEPT: usize = 50;
+/// Examples that a run keeps.
+const EXAMPLES: usize = 50;
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// Load everybody. Nobody is deleted, and a run that was cut is gone on with.
+    Backfill,
+    /// Find and repair, deletions included.
+    Reconcile,
+    /// Find and change nothing.
+    Dry,
+    /// [`Wish::Reconcile`], and carry out the deletions that this run held.
+    Approve(String),
+}
+
+/// How a stored user differed from Kinde's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// At Kinde, and not in the store, or known from a token alone.
+    Missing,
+    /// A field that events carry has another value.
+    Changed,
+    /// Only fields that no event carries were missing or old.
+    Filled,
+    /// Only the time of the last sign-in was old.
+    SignedIn,
+    /// Deleted at Kinde, and live in the store.
+    Gone,
+    /// Deleted at Kinde, and held until an operator approves.
+    Held,
+    /// Deleted in the store, and Kinde confirmed twice that there is such a user.
+    Restored,
+    /// Deleted by an event of Kinde's, and listed all the same: left as it is.
+    Listed,
+    /// The store does not take the user.
+    Rejected,
+}
+
+impl Kind {
+    /// A word for programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Changed => "changed",
+            Self::Filled => "filled",
+            Self::SignedIn => "signed_in",
+            Self::Gone => "gone",
+            Self::Held => "held",
+            Self::Restored => "restored",
+            Self::Listed => "listed",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// Whether an event should have announced it.
+    pub const fn is_missed(self) -> bool {
+        matches!(self, Self::Missing | Self::Changed | Self::Gone | Self::Held)
+    }
+}
+
+/// One user who differed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// Who.
+    pub user: UserId,
+    /// How.
+    pub kind: Kind,
+    /// In what.
+    pub fields: Vec<Field>,
+    /// The newest that was known, by Kinde's clock; `None` when nothing was.
+    pub known_at: Option<Micros>,
+    /// Which way that came.
+    pub known_from: Option<Source>,
+}
+
+/// Numbers of a run.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Tally {
+    /// Pages that were read.
+    pub pages: u64,
+    /// Users on them.
+    pub users: u64,
+    /// Users of whom everything was as Kinde has it.
+    pub unchanged: u64,
+    /// Users who differed, by kind.
+    pub drift: BTreeMap<Kind, u64>,
+    /// Fields that differed, of users who were [`Kind::Changed`] or [`Kind::Filled`].
+    pub fields: BTreeMap<Field, u64>,
+    /// Some of them.
+    pub examples: Vec<Drift>,
+}
+
+impl Tally {
+    /// Users of this kind.
+    pub fn of(&self, kind: Kind) -> u64 {
+        self.drift.get(&kind).copied().unwrap_or_default()
+    }
+
+    /// Users whose difference an event should have announced.
+    pub fn missed(&self) -> u64 {
+        self.drift.iter().filter(|(kind, _)| kind.is_missed()).map(|(_, count)| count).sum()
+    }
+
+    /// Counts one user who differed.
+    pub fn add(&mut self, drift: Drift) {
+        *self.drift.entry(drift.kind).or_default() += 1;
+        if matches!(drift.kind, Kind::Changed | Kind::Filled) {
+            for field in &drift.fields {
+                *self.fields.entry(*field).or_default() += 1;
+            }
+        }
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(drift);
+        }
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.users += other.users;
+        self.unchanged += other.unchanged;
+        for (field, count) in other.fields {
+            *self.fields.entry(field).or_default() += count;
+        }
+        for (kind, count) in other.drift {
+            *self.drift.entry(kind).or_default() += count;
+        }
+        let room = EXAMPLES.saturating_sub(self.examples.len());
+        self.examples.extend(other.examples.into_iter().take(room));
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It has not ended.
+    Running,
+    /// Everybody was compared.
+    Complete,
+    /// Everybody was compared, by this run and the one that it went on with: so it could not tell who is gone.
+    Resumed,
+    /// Its process ended first.
+    Cut,
+    /// It could not go on.
+    Failed {
+        /// Why, and what to do.
+        reason: String,
+    },
+}
+
+/// One run.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Run {
+    /// Its name.
+    pub id: String,
+    /// What was wished.
+    pub wish: Wish,
+    /// By our clock.
+    pub started_at: Micros,
+    /// By our clock.
+    pub ended_at: Option<Micros>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// What it found; what it repaired, unless it was dry.
+    #[serde(flatten)]
+    pub tally: Tally,
+}
+
+impl Run {
+    /// Whether it ended after everybody was compared.
+    pub fn is_complete(&self) -> bool {
+        matches!(self.outcome, Outcome::Complete | Outcome::Resumed)
+    }
+
+    pub(super) fn new(wish: Wish, now: Micros) -> Self {
+        let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
+        let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), rand::random::<u16>());
+        Self { id, wish, started_at: now, ended_at: None, outcome: Outcome::Running, tally: Tally::default() }
+    }
+
+    pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {
+        self.outcome = outcome;
+        self.ended_at = Some(now);
+    }
+}
+
+/// The newest runs, newest first.
+pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
+    kept::load(store, RUNS).await
+}
+
+/// Keeps this run as it is now. The caller holds the lease: another that still seems to run was cut.
+pub(super) async fn keep(store: &dyn Store, run: &Run) -> Result<(), store::Error> {
+    kept::change(store, RUNS, |runs: &mut Vec<Run>| {
+        runs.retain(|known| known.id != run.id);
+        for left in runs.iter_mut().filter(|known| known.outcome == Outcome::Running) {
+            left.outcome = Outcome::Cut;
+        }
+        runs.insert(0, run.clone());
+        runs.truncate(KEPT);
+    })
+    .await
+}

@@ -1,0 +1,210 @@
+//! When a process reconciles: regularly, soon when somebody asks, more often while the webhook is
+//! silent.
+//!
+//! Every process that shares a store runs this. Whoever comes first takes the lease; the others see
+//! in the kept runs that there is nothing to do.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kinsync_core::Micros;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Error, Reconciler, last_began, latest,
+    record::{self, Kind, Run, Wish},
+    silence::{self, Silence},
+};
+use crate::{
+    checks::Checks,
+    store::{self, Store},
+};
+
+/// The longest pause after failures.
+const LONGEST_PAUSE: Duration = Duration::from_mins(10);
+
+/// When to scan.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// From the beginning of a scan to that of the next, less up to a tenth; `None`: only when somebody asks.
+    pub every: Option<Duration>,
+    /// The same while the webhook is silent.
+    pub every_in_silence: Duration,
+    /// How often to look whether somebody asked for something.
+    pub look_every: Duration,
+    /// How often to look whether a scan is due and whether the webhook is silent.
+    pub review_every: Duration,
+    /// The shortest pause between events that may be called a silence.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// Scans so often; six times as often in a silence, but not more often than every five minutes, unless that is
+    /// the usual.
+    pub fn every(every: Option<Duration>) -> Self {
+        let usual = every.unwrap_or(Duration::MAX);
+        Self {
+            every,
+            every_in_silence: (usual / 6).max(Duration::from_mins(5)).min(usual),
+            look_every: Duration::from_secs(5).min(usual),
+            review_every: Duration::from_mins(1).min(usual),
+            patience: Duration::from_hours(1),
+        }
+    }
+}
+
+/// What is known of the reconciler without asking the store.
+#[derive(Clone, Debug, Default)]
+pub struct Status {
+    /// Why the webhook is thought to be silent.
+    pub silence: Option<Silence>,
+    /// The newest complete run, of any process.
+    pub latest: Option<Run>,
+    /// Why the last try of this process failed.
+    pub failure: Option<String>,
+}
+
+/// Reconciles in time. Wake it to make it look at once.
+#[derive(Debug)]
+pub struct Schedule {
+    reconciler: Reconciler,
+    store: Arc<dyn Store>,
+    config: Config,
+    wake: Arc<Notify>,
+    status: watch::Sender<Status>,
+    reviewed: Mutex<Option<Instant>>,
+}
+
+impl Schedule {
+    /// A schedule that has not started.
+    pub fn new(reconciler: Reconciler, config: Config, wake: Arc<Notify>) -> (Self, watch::Receiver<Status>) {
+        let (status, watched) = watch::channel(Status::default());
+        let store = Arc::clone(&reconciler.0.store);
+        (Self { reconciler, store, config, wake, status, reviewed: Mutex::default() }, watched)
+    }
+
+    /// Works until told to stop.
+    pub async fn run(&self, stop: &CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let pause = match self.step(stop).await {
+                Ok(()) => {
+                    failures = 0;
+                    self.config.look_every
+                }
+                Err(Error::Stopped) => return,
+                Err(Error::Busy { holder }) => {
+                    tracing::debug!(holder, "another process scans");
+                    self.config.look_every
+                }
+                Err(error) => {
+                    failures += 1;
+                    let reason = crate::breaker::chain(&error);
+                    tracing::warn!(error = reason, "reconciling failed; it is tried again");
+                    self.status.send_modify(|status| status.failure = Some(reason));
+                    let longest = self.config.every.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
+                    (self.config.look_every * (1 << failures.min(10))).min(longest)
+                }
+            };
+            let pause = tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..=1.0)));
+            tokio::select! {
+                () = pause => {}
+                () = self.wake.notified() => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Does what is due.
+    async fn step(&self, stop: &CancellationToken) -> Result<(), Error> {
+        let checks = stop.run_until_cancelled(self.reconciler.answer_checks());
+        let everybody = checks.await.unwrap_or(Err(Error::Stopped))?;
+        if !everybody && !self.is_due().await? {
+            return Ok(());
+        }
+        let run = self.scan(everybody, stop).await?;
+        tracing::info!(
+            run = run.id,
+            users = run.tally.users,
+            missed = run.tally.missed(),
+            held = run.tally.of(Kind::Held),
+            "reconciled"
+        );
+        self.status.send_modify(|status| status.failure = None);
+        self.review().await?;
+        Ok(())
+    }
+
+    /// A scan that was asked for is asked for again when it fails.
+    async fn scan(&self, asked: bool, stop: &CancellationToken) -> Result<Run, Error> {
+        let everybody = Checks { everybody: true, ..Checks::default() };
+        if asked {
+            Checks::done(&*self.store, &everybody).await?;
+        }
+        let outcome = self.reconciler.run(Wish::Reconcile, &|_| {}, stop).await;
+        if asked && outcome.is_err() {
+            Checks::ask_everybody(&*self.store).await?;
+        }
+        outcome
+    }
+
+    /// Looks at what is kept, and tells it.
+    async fn review(&self) -> Result<Vec<Run>, store::Error> {
+        let runs = record::runs(&*self.store).await?;
+        let now = self.now();
+        let silence = silence::listen(&*self.store, &runs, now, self.config.patience).await?;
+        metrics::gauge!("kinsync_webhook_silent").set(f64::from(u8::from(silence.is_some())));
+        let was_silent = self.status.borrow().silence.is_some();
+        if let Some(silence) = silence.as_ref().filter(|_| !was_silent) {
+            tracing::error!(fix = silence::FIX, "{silence}");
+        }
+        let latest = latest(&runs).cloned();
+        tell(latest.as_ref());
+        self.status.send_modify(|status| (status.silence, status.latest) = (silence, latest));
+        Ok(runs)
+    }
+
+    async fn is_due(&self) -> Result<bool, store::Error> {
+        let is_fresh = |at: Instant| at.elapsed() < self.config.review_every;
+        if self.reviewed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(is_fresh) {
+            return Ok(false);
+        }
+        let runs = self.review().await?;
+        *self.reviewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        let is_silent = self.status.borrow().silence.is_some();
+        let Some(every) = self.config.every else { return Ok(false) };
+        let every = if is_silent { self.config.every_in_silence } else { every };
+        // Spread, so that processes which started together do not always meet.
+        let every = every.mul_f64(rand::random_range(0.9..=1.0));
+        let due =
+            |began: Micros| began.0.saturating_add(i64::try_from(every.as_micros()).unwrap_or(i64::MAX));
+        Ok(last_began(&runs).is_none_or(|began| due(began) <= self.now().0))
+    }
+
+    fn now(&self) -> Micros {
+        self.reconciler.0.clock.now()
+    }
+}
+
+/// What the newest complete run found, in every process alike.
+#[expect(clippy::cast_precision_loss, reason = "a gauge")]
+fn tell(latest: Option<&Run>) {
+    let Some(run) = latest else { return };
+    for kind in [
+        Kind::Missing,
+        Kind::Changed,
+        Kind::Filled,
+        Kind::SignedIn,
+        Kind::Gone,
+        Kind::Held,
+        Kind::Restored,
+        Kind::Listed,
+        Kind::Rejected,
+    ] {
+        metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
+    }
+    metrics::gauge!("kinsync_reconcile_last_timestamp_seconds").set(run.started_at.0 as f64 / 1e6);
+}

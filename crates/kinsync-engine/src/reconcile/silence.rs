@@ -1,0 +1,165 @@
+//! Whether the webhook still works.
+//!
+//! Kinde disables a webhook after 72 hours of failures and its API does not show that. What shows
+//! it: scans find changes while no event comes, or no event comes for much longer than usual.
+
+use std::time::Duration;
+
+use kinsync_core::Micros;
+use serde::Serialize;
+
+use super::record::{Run, Wish};
+use crate::{
+    sighting,
+    store::{Error, EventFilter, Store},
+};
+
+/// Events that tell what is usual.
+const EVENTS: usize = 200;
+/// Fewer than these tell nothing.
+const TELLING: usize = 20;
+/// How much longer than the longest pause is "much longer".
+const MUCH: i64 = 3;
+
+/// What an operator does about it.
+pub const FIX: &str = "in Kinde, under Settings > Webhooks, open the webhook of this endpoint and enable it again: \
+                       Kinde disables one after 72 hours of failures; then look at why deliveries failed, with \
+                       `kinsync doctor`";
+
+/// Why the webhook is thought to be silent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase", tag = "because")]
+pub enum Silence {
+    /// A scan found changes, and no event came since the scan before it began.
+    #[serde(rename_all = "camelCase")]
+    Missed {
+        /// Users who differed.
+        users: u64,
+        /// The run that found them.
+        run: String,
+        /// When the last event came, by our clock.
+        last_event_at: Option<Micros>,
+    },
+    /// No event came for much longer than usual.
+    #[serde(rename_all = "camelCase")]
+    Quiet {
+        /// Since when, by our clock.
+        last_event_at: Micros,
+        /// The longest pause among the last events, in seconds.
+        usual_seconds: i64,
+    },
+}
+
+impl std::fmt::Display for Silence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Missed { users, run, .. } => {
+                write!(
+                    f,
+                    "run {run} found {users} changes and no event came: the webhook is probably disabled"
+                )
+            }
+            Self::Quiet { usual_seconds, .. } => {
+                write!(
+                    f,
+                    "no event came for more than {MUCH} times the longest usual pause of {usual_seconds} s: the \
+                     webhook may be disabled"
+                )
+            }
+        }
+    }
+}
+
+/// Looks at the log of events and at the newest runs. `patience`: the shortest pause that is one.
+pub async fn listen(
+    store: &dyn Store,
+    runs: &[Run],
+    now: Micros,
+    patience: Duration,
+) -> Result<Option<Silence>, Error> {
+    let filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
+    let events = store.events(&filter).await?;
+    let received: Vec<Micros> = events
+        .into_iter()
+        .filter(|event| event.scheme != sighting::SCHEME)
+        .map(|event| event.received_at)
+        .collect();
+    Ok(missed(&received, runs).or_else(|| quiet(&received, now, patience)))
+}
+
+fn missed(received: &[Micros], runs: &[Run]) -> Option<Silence> {
+    let mut complete = runs.iter().filter(|run| run.is_complete() && run.wish != Wish::Backfill);
+    let newest = complete.next().filter(|run| run.tally.missed() > 0)?;
+    // Whoever is missing at the first scan of all was there before kinsync.
+    let before = runs
+        .iter()
+        .filter(|run| run.is_complete() && run.started_at < newest.started_at)
+        .max_by_key(|run| run.started_at)?;
+    let last_event_at = received.first().copied();
+    (last_event_at < Some(before.started_at)).then(|| Silence::Missed {
+        users: newest.tally.missed(),
+        run: newest.id.clone(),
+        last_event_at,
+    })
+}
+
+fn quiet(received: &[Micros], now: Micros, patience: Duration) -> Option<Silence> {
+    let last_event_at = *received.first()?;
+    if received.len() < TELLING {
+        return None;
+    }
+    let longest = received.windows(2).map(|pair| pair[0].0.saturating_sub(pair[1].0)).max()?;
+    let usual = longest.max(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX) / MUCH);
+    let pause = now.0.saturating_sub(last_event_at.0);
+    (pause > usual.saturating_mul(MUCH))
+        .then_some(Silence::Quiet { last_event_at, usual_seconds: longest / 1_000_000 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reconcile::record::{Drift, Kind, Outcome};
+
+    const HOUR: i64 = 3_600_000_000;
+
+    fn run(began: i64, missed: u64) -> Run {
+        let mut run = Run::new(Wish::Reconcile, Micros(began));
+        run.ended(Outcome::Complete, Micros(began + 1));
+        for n in 0..missed {
+            let user = kinsync_core::UserId::parse(&format!("kp_{n}")).unwrap();
+            run.tally.add(Drift {
+                user,
+                kind: Kind::Changed,
+                fields: Vec::new(),
+                known_at: None,
+                known_from: None,
+            });
+        }
+        run
+    }
+
+    fn hourly(last: i64) -> Vec<Micros> {
+        (0..30).map(|n| Micros(last - n * HOUR)).collect()
+    }
+
+    #[test]
+    fn changes_without_any_event_between_two_scans_are_a_silence() {
+        let runs = [run(20 * HOUR, 3), run(10 * HOUR, 0)];
+        let silence = missed(&[Micros(9 * HOUR)], &runs);
+        assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
+        assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, others came");
+        assert_eq!(missed(&[], &runs[..1]), None, "everybody is missing at first");
+        assert_eq!(missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]), None, "it is over");
+    }
+
+    #[test]
+    fn a_pause_is_a_silence_when_it_is_much_longer_than_usual() {
+        let patience = Duration::from_mins(1);
+        let events = hourly(0);
+        assert_eq!(quiet(&events, Micros(2 * HOUR), patience), None);
+        assert!(quiet(&events, Micros(4 * HOUR), patience).is_some());
+        assert_eq!(quiet(&events, Micros(4 * HOUR), Duration::from_hours(5)), None, "patience");
+        assert_eq!(quiet(&events[..5], Micros(400 * HOUR), patience), None, "five events tell nothing");
+        assert_eq!(quiet(&[], Micros(400 * HOUR), patience), None);
+    }
+}

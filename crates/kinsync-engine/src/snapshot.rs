@@ -1,0 +1,88 @@
+//! What a read of Kinde says of a user: from the words of the Management API and of the profile
+//! endpoint to fields.
+//!
+//! Pure. A read's version is the time at which it was asked for, by Kinde's clock: an event that
+//! happened meanwhile wins.
+
+use aws_lc_rs::digest::{SHA256, digest};
+use kinde::{Patch, account::UserProfile, answer::Sent, management};
+use kinsync_core::{Field, Identity, Micros, Profile, Value, Version};
+
+/// The version of a read that was asked for then and told this.
+pub fn version(sent: &Sent, told: &Profile) -> Version {
+    Version::snapshot(sent_at(sent), hash(told))
+}
+
+/// When a read was asked for, by Kinde's clock.
+pub fn sent_at(sent: &Sent) -> Micros {
+    Micros(sent.at.as_microsecond())
+}
+
+/// Whether a read can settle what this field is. Of roles it tells nothing, but of who is a member.
+pub fn tells(field: Field) -> bool {
+    field != Field::IsPasswordResetRequested
+}
+
+/// What the Management API says of a user, as an entry of the list or alone. Its counters of
+/// sign-ins are no fields.
+pub fn of_user(user: management::User) -> Profile {
+    let mut told = Told::default();
+    told.text(Field::Email, user.email);
+    told.text(Field::FirstName, user.first_name);
+    told.text(Field::LastName, user.last_name);
+    told.text(Field::Phone, user.phone);
+    told.text(Field::Username, user.username);
+    told.text(Field::Picture, user.picture);
+    told.text(Field::ProvidedId, user.provided_id);
+    told.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    told.set(Field::OrganizationCodes, user.organizations.map(Value::Codes));
+    told.set(Field::Identities, user.identities.map(identities));
+    if let Some(created_on) = user.created_on {
+        told.set(Field::CreatedOn, Patch::Value(Value::Time(Micros(created_on.as_microsecond()))));
+    }
+    told.0
+}
+
+/// What the profile endpoint says of the bearer of a token.
+pub fn of_profile(profile: UserProfile) -> Profile {
+    let mut told = Told::default();
+    told.text(Field::Email, profile.email);
+    told.text(Field::FirstName, profile.given_name);
+    told.text(Field::LastName, profile.family_name);
+    told.text(Field::Username, profile.preferred_username);
+    told.text(Field::Picture, profile.picture);
+    told.text(Field::ProvidedId, profile.provided_id);
+    told.set(Field::EmailVerified, profile.email_verified.map(Value::Flag));
+    told.0
+}
+
+#[derive(Default)]
+struct Told(Profile);
+
+impl Told {
+    fn text(&mut self, field: Field, text: Patch<String>) {
+        self.set(field, text.map(|text| Value::Text(text.into())));
+    }
+
+    fn set(&mut self, field: Field, value: Patch<Value>) {
+        match value {
+            Patch::Absent => {}
+            Patch::Null => self.0.set(field, Value::Null),
+            Patch::Value(value) => self.0.set(field, value),
+        }
+    }
+}
+
+fn identities(list: Vec<management::Identity>) -> Value {
+    let entry =
+        |one: management::Identity| Identity { kind: one.kind, identity: one.identity.unwrap_or_default() };
+    Value::Identities(list.into_iter().map(entry).collect())
+}
+
+/// Half of a SHA-256: breaks ties between reads of one instant, the same way everywhere.
+fn hash(told: &Profile) -> String {
+    let content =
+        serde_json::to_vec(&told.iter().collect::<Vec<_>>()).expect("fields and their values are JSON");
+    let digest = digest(&SHA256, &content);
+    digest.as_ref()[..16].iter().fold(String::with_capacity(32), |text, byte| text + &format!("{byte:02x}"))
+}

@@ -1,0 +1,202 @@
+//! Rows that an application made before kinsync: without a Kinde id, with an address.
+//!
+//! Adopting one is the only write that touches two documents, and so the only transaction: the
+//! document that kinsync made for the user goes, and the application's becomes the user's, with all
+//! that the application keeps in it.
+
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::CStr, raw::cstr};
+use mongodb::{
+    ClientSession, Collection,
+    error::{
+        Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+    },
+    options::{ReadConcern, TransactionOptions, WriteConcern},
+};
+use rand::Rng;
+
+use super::{
+    Inner, MongoStore, call, encode,
+    read::{Find, name_of},
+};
+use crate::store::{Error, Outcome, Row, timed};
+
+const DOING: &str = "adopt a document of the application";
+
+/// Tries of a commit whose outcome is not known.
+const COMMITS: u32 = 3;
+
+/// Keys of a document that kinsync made, beside those of fields, that are nobody's loss: mongoose
+/// adds `__v` to what it saves.
+const NOBODYS: [&str; 2] = ["_id", "__v"];
+
+/// Whether a row that an application made becomes the user's whose address it shows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Adopt {
+    /// When Kinde says that the address is verified, and it is the only such row.
+    #[default]
+    Verified,
+    /// Never: the row keeps the address, and the user has an email conflict.
+    Never,
+}
+
+/// A row that an application made, without a Kinde id.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unclaimed {
+    /// Its `_id`, as a person writes it.
+    pub id: String,
+    /// The address that it shows.
+    pub email: String,
+}
+
+impl MongoStore {
+    /// Rows without a Kinde id that show an address greater than `after`, in the order of their
+    /// addresses.
+    pub async fn unclaimed(&self, after: &str, limit: usize) -> Result<Vec<Unclaimed>, Error> {
+        timed("mongo", "unclaimed", self.0.list_unclaimed(after, limit)).await
+    }
+
+    /// Whether the application keeps fields of its own in the document that kinsync made for a
+    /// user: such a document is not given up for another one.
+    pub async fn has_fields_of_the_application(&self, row: &Row) -> Result<bool, Error> {
+        timed("mongo", "foreign_fields", self.0.is_shared(row)).await
+    }
+}
+
+impl Inner {
+    async fn list_unclaimed(&self, after: &str, limit: usize) -> Result<Vec<Unclaimed>, Error> {
+        let key = self.keys.email().to_owned();
+        let mut filter = foreign();
+        filter.insert(&key, doc! { "$gt": after });
+        let find =
+            Find::new(filter).sort(doc! { &key: 1 }).projection(doc! { "_id": 1, &key: 1 }).limit(limit);
+        let read = move |doc: &RawDocument| {
+            Some(Unclaimed { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
+        };
+        self.find("list the application's rows", &self.users, find, read).await
+    }
+
+    async fn is_shared(&self, row: &Row) -> Result<bool, Error> {
+        let keys = self.keys.clone();
+        let find = Find::new(doc! { "kindeId": row.id.as_str() }).limit(1);
+        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, |key| keys.is_ours(key)));
+        let found = self.find("read a user's document", &self.users, find, shared).await?;
+        Ok(found.into_iter().any(|shared| shared))
+    }
+
+    pub(super) async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
+        let Some(address) = row.state.claimed_email().filter(|_| row.revision > 0) else {
+            return Ok(Outcome::Stale);
+        };
+        if self.adopt == Adopt::Never {
+            return Ok(Outcome::EmailTaken);
+        }
+        let mut theirs = foreign();
+        theirs.insert(self.keys.email(), address);
+        let mut start = RawDocumentBuf::new();
+        start.append(cstr!("kindeId"), row.id.as_str());
+        let encoded = encode::row(row, &self.keys, rand::rng().random(), start);
+        let mut update = doc! { "$set": Document::try_from(&*encoded.set).map_err(|_| fault())? };
+        update.insert("$unset", Document::try_from(&*encoded.unset).map_err(|_| fault())?);
+        let change = Change {
+            users: self.users.clone(),
+            theirs,
+            ours: doc! { "kindeId": row.id.as_str(), "kinsync.revision": row.revision },
+            keys: self.keys.clone(),
+            update,
+        };
+        let client = self.database.client().clone();
+        let work = async move { change.run(client.start_session().await?).await };
+        self.calls.run(DOING, self.op_timeout, work).await
+    }
+}
+
+/// What is to become of two documents.
+struct Change {
+    users: Collection<RawDocumentBuf>,
+    /// Finds the application's document.
+    theirs: Document,
+    /// Finds the document that kinsync made, as it was.
+    ours: Document,
+    keys: std::sync::Arc<super::Keys>,
+    update: Document,
+}
+
+impl Change {
+    async fn run(&self, mut session: ClientSession) -> Result<Outcome, DriverError> {
+        let options = TransactionOptions::builder()
+            .read_concern(ReadConcern::snapshot())
+            .write_concern(WriteConcern::majority())
+            .build();
+        session.start_transaction().with_options(options).await?;
+        match self.write(&mut session).await {
+            Ok(Outcome::Written) => commit(session).await,
+            Ok(outcome) => {
+                session.abort_transaction().await?;
+                Ok(outcome)
+            }
+            Err(error) => {
+                // The server ends what cannot be aborted.
+                _ = session.abort_transaction().await;
+                refused(error)
+            }
+        }
+    }
+
+    async fn write(&self, session: &mut ClientSession) -> Result<Outcome, DriverError> {
+        let Some(ours) = self.users.find_one(self.ours.clone()).session(&mut *session).await? else {
+            return Ok(Outcome::Stale);
+        };
+        if has_own_fields(&ours, |key| self.keys.is_ours(key)) {
+            return Ok(Outcome::EmailTaken);
+        }
+        let matching = self.users.count_documents(self.theirs.clone()).limit(2).session(&mut *session);
+        if matching.await? != 1 {
+            return Ok(Outcome::EmailTaken);
+        }
+        self.users.delete_one(self.ours.clone()).session(&mut *session).await?;
+        let update = self.users.update_one(self.theirs.clone(), self.update.clone());
+        let updated = update.session(&mut *session).await?;
+        Ok(if updated.matched_count == 1 { Outcome::Written } else { Outcome::Stale })
+    }
+}
+
+/// A commit whose outcome is unknown may be sent again: the server knows the transaction.
+async fn commit(mut session: ClientSession) -> Result<Outcome, DriverError> {
+    let mut left = COMMITS;
+    loop {
+        left -= 1;
+        match session.commit_transaction().await {
+            Ok(()) => return Ok(Outcome::Written),
+            Err(error) if left > 0 && error.contains_label(UNKNOWN_TRANSACTION_COMMIT_RESULT) => {}
+            Err(error) => return refused(error),
+        }
+    }
+}
+
+/// Somebody else wrote one of the two: join again. A server without transactions adopts nobody.
+fn refused(error: DriverError) -> Result<Outcome, DriverError> {
+    /// `IllegalOperation`: "Transaction numbers are only allowed on a replica set member or mongos".
+    const NO_TRANSACTIONS: i32 = 20;
+    if call::code(&error) == Some(NO_TRANSACTIONS) {
+        tracing::warn!(
+            "a document of the application was not adopted: MongoDB has to be a replica set for that"
+        );
+        return Ok(Outcome::EmailTaken);
+    }
+    let lost = error.contains_label(TRANSIENT_TRANSACTION_ERROR) && !matches!(*error.kind, ErrorKind::Io(_));
+    if lost { Ok(Outcome::Stale) } else { Err(error) }
+}
+
+/// Documents that kinsync has not written and that have no Kinde id.
+fn foreign() -> Document {
+    doc! { "kindeId": { "$in": [Bson::Null, ""] }, "kinsync": { "$exists": false } }
+}
+
+fn has_own_fields(doc: &RawDocument, is_ours: impl Fn(&CStr) -> bool) -> bool {
+    let mut keys = doc.iter_elements().flatten().map(|element| element.key().to_owned());
+    keys.any(|key| !NOBODYS.contains(&key.as_str()) && !is_ours(&key))
+}
+
+fn fault() -> Error {
+    Error::Refused { doing: DOING, hint: "report this: a row cannot be encoded".into(), source: None }
+}

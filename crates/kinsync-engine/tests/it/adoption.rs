@@ -1,0 +1,231 @@
+//! Rows that an application made before kinsync become users, and only of those to whom they belong.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use bson::{Document, doc};
+use futures_util::{TryStreamExt, future::join_all};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
+use kinsync_engine::{
+    adopt::{self, Run, Verdict},
+    apply::apply,
+    store::{
+        Outcome, Row, Store,
+        mongo::{Adopt, Config, MongoStore},
+    },
+};
+use kinsync_testing::mongo::TestMongo;
+
+use crate::{
+    store_mongo::{fresh, prepared, store, users},
+    store_rows::{get, id},
+};
+
+const NOW: Micros = Micros(9_000_000);
+
+/// What an event says of the address.
+fn event(user: &str, at: i64, email: &str) -> Observation {
+    let version = Version::event(Micros(at), format!("event_{at}"));
+    let what = What::Fields(Profile::new().with(Field::Email, email));
+    Observation { user: id(user), version, source: Source::Webhook, what }
+}
+
+/// What Kinde's profile endpoint says of it.
+fn profile(user: &str, at: i64, email: &str, verified: bool) -> Observation {
+    let told = Profile::new().with(Field::Email, email).with(Field::EmailVerified, Value::Flag(verified));
+    let version = Version::snapshot(Micros(at), format!("profile_{at}"));
+    Observation { user: id(user), version, source: Source::Profile, what: What::Fields(told) }
+}
+
+/// What a scan says of it: the list does not tell whether it is verified.
+fn listed(user: &str, at: i64, email: &str) -> Observation {
+    let what = What::Fields(Profile::new().with(Field::Email, email));
+    Observation { source: Source::Reconcile, what, ..profile(user, at, email, false) }
+}
+
+async fn told(store: &MongoStore, observations: Vec<Observation>) {
+    for observation in observations {
+        apply(store, [observation], NOW).await.unwrap();
+    }
+}
+
+async fn everything(store: &MongoStore) -> Vec<Document> {
+    let users = users(store);
+    users.find(doc! {}).sort(doc! { "_id": 1 }).await.unwrap().try_collect().await.unwrap()
+}
+
+fn text<'a>(doc: &'a Document, key: &str) -> Option<&'a str> {
+    doc.get_str(key).ok()
+}
+
+async fn with_own_row(store: &MongoStore) {
+    users(store).insert_one(doc! { "_id": "own", "email": "a@x.org", "plan": "pro" }).await.unwrap();
+}
+
+/// Whether the application's row is the user's now, with everything in it.
+async fn is_adopted(store: &MongoStore) -> bool {
+    let all = everything(store).await;
+    let own = all.iter().find(|doc| text(doc, "_id") == Some("own")).unwrap();
+    assert_eq!(text(own, "plan"), Some("pro"), "the application's fields stay");
+    assert_eq!(text(own, "email"), Some("a@x.org"));
+    if !own.contains_key("kindeId") {
+        assert!(!own.contains_key("kinsync"), "either all or nothing: {own}");
+        return false;
+    }
+    assert_eq!(text(own, "kindeId"), Some("kp_ada"));
+    assert_eq!(all.len(), 1, "the document that kinsync made is gone");
+    assert!(!own.contains_key("emailConflict"));
+    true
+}
+
+#[tokio::test]
+async fn a_row_with_the_verified_address_of_a_user_becomes_the_users() {
+    let store = store().await;
+    with_own_row(&store).await;
+    told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+    assert!(!is_adopted(&store).await, "an event does not say that an address is verified");
+    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    assert!(is_adopted(&store).await);
+    told(&store, vec![event("kp_ada", 3, "b@x.org")]).await;
+    let all = everything(&store).await;
+    assert_eq!((all.len(), text(&all[0], "email")), (1, Some("b@x.org")), "it is kept true from now on");
+    assert_eq!((text(&all[0], "_id"), text(&all[0], "plan")), (Some("own"), Some("pro")));
+}
+
+#[tokio::test]
+async fn a_new_user_with_a_verified_address_gets_the_row_at_once() {
+    let store = store().await;
+    with_own_row(&store).await;
+    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    assert!(is_adopted(&store).await);
+}
+
+#[tokio::test]
+async fn nobody_gets_a_row_by_an_address_that_is_not_verified() {
+    let histories = [
+        vec![event("kp_ada", 1, "a@x.org")],
+        vec![profile("kp_ada", 1, "a@x.org", false)],
+        // Verified was another address.
+        vec![profile("kp_ada", 1, "other@x.org", true), event("kp_ada", 2, "a@x.org")],
+        vec![event("kp_ada", 2, "a@x.org"), profile("kp_ada", 1, "other@x.org", true)],
+        vec![profile("kp_ada", 1, "other@x.org", true), listed("kp_ada", 2, "a@x.org")],
+        // Verified once, and told of again by something that does not say so.
+        vec![event("kp_ada", 2, "a@x.org"), profile("kp_ada", 1, "a@x.org", true)],
+    ];
+    for history in histories {
+        let store = store().await;
+        with_own_row(&store).await;
+        told(&store, history.clone()).await;
+        assert!(!is_adopted(&store).await, "{history:?}");
+        let user = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
+        let conflict = user.get_document("emailConflict").unwrap();
+        assert_eq!(conflict, &doc! { "email": "a@x.org", "heldBy": "own" });
+    }
+}
+
+#[tokio::test]
+async fn a_document_in_which_the_application_keeps_something_is_not_given_up() {
+    let store = store().await;
+    with_own_row(&store).await;
+    told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+    users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$set": { "cart": [1] } }).await.unwrap();
+    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    assert!(!is_adopted(&store).await);
+    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    assert_eq!(found.candidates[0].verdict, Verdict::FieldsInBoth);
+    users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$unset": { "cart": 1 } }).await.unwrap();
+    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    assert_eq!(found.candidates[0].verdict, Verdict::Adopted);
+    assert!(is_adopted(&store).await);
+}
+
+#[tokio::test]
+async fn adoption_can_be_off() {
+    let store = prepared(Config { adopt: Adopt::Never, ..fresh().await }).await;
+    with_own_row(&store).await;
+    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    assert!(!is_adopted(&store).await);
+    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    assert_eq!(found.candidates[0].verdict, Verdict::Refused);
+    assert!(!is_adopted(&store).await);
+}
+
+#[tokio::test]
+async fn a_dry_run_lists_what_would_be_adopted_and_what_conflicts_and_changes_nothing() {
+    let store = prepared(Config { unique_email: false, adopt: Adopt::Verified, ..fresh().await }).await;
+    let own = [("own", "a@x.org"), ("one", "twins@x.org"), ("two", "twins@x.org"), ("eve", "e@x.org")];
+    let rows = own.map(|(id, email)| doc! { "_id": id, "email": email, "plan": "pro" });
+    users(&store).insert_many(rows).await.unwrap();
+    let many = (0..1500).map(|n| doc! { "email": format!("nobody{n}@x.org") });
+    users(&store).insert_many(many).await.unwrap();
+    let said = [("kp_ada", "a@x.org", true), ("kp_twin", "twins@x.org", true), ("kp_eve", "e@x.org", false)];
+    told(&store, said.map(|(user, email, verified)| profile(user, 1, email, verified)).into()).await;
+    let before = everything(&store).await;
+    let pages = std::sync::Mutex::new(Vec::new());
+    let progress = |seen: &adopt::Adoption| pages.lock().unwrap().push(seen.rows);
+    let found = adopt::adopt(&store, NOW, Run::Dry, &progress).await.unwrap();
+    assert_eq!(everything(&store).await, before);
+    assert_eq!((found.rows, found.unclaimed), (1504, 1500));
+    assert_eq!(pages.into_inner().unwrap().last(), Some(&1504));
+    let verdicts: Vec<_> =
+        found.candidates.iter().map(|one| (one.row.as_str(), one.user.as_str(), one.verdict)).collect();
+    let expected = [
+        ("own", "kp_ada", Verdict::Adopted),
+        ("eve", "kp_eve", Verdict::NotVerified),
+        ("one", "kp_twin", Verdict::SeveralRows),
+    ];
+    assert_eq!(verdicts, expected);
+    let done = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    assert_eq!(done, found, "a dry run foretells what is done");
+    let own = users(&store).find_one(doc! { "_id": "own" }).await.unwrap().unwrap();
+    assert_eq!(text(&own, "kindeId"), Some("kp_ada"));
+    assert_eq!(users(&store).count_documents(doc! {}).await.unwrap(), before.len() as u64 - 1);
+}
+
+#[tokio::test]
+async fn of_several_rows_with_the_address_none_is_adopted() {
+    let store = prepared(Config { unique_email: false, ..fresh().await }).await;
+    users(&store).insert_many(["own", "too"].map(|id| doc! { "_id": id, "email": "a@x.org" })).await.unwrap();
+    told(&store, vec![profile("kp_ada", 1, "a@x.org", true)]).await;
+    let before = everything(&store).await;
+    let ada = get(&store, "kp_ada").await.unwrap();
+    assert_eq!(store.adopt(&ada).await.unwrap(), Outcome::EmailTaken);
+    assert_eq!(everything(&store).await, before);
+    users(&store).delete_one(doc! { "_id": "too" }).await.unwrap();
+    let stale = Row { revision: ada.revision + 1, ..ada.clone() };
+    assert_eq!(store.adopt(&stale).await.unwrap(), Outcome::Stale, "somebody wrote the user meanwhile");
+    assert_eq!(store.adopt(&ada).await.unwrap(), Outcome::Written);
+}
+
+#[tokio::test]
+async fn many_who_adopt_at_once_adopt_once() {
+    for _ in 0..10 {
+        let store = store().await;
+        with_own_row(&store).await;
+        let tell = |n| {
+            let told = if n % 2 == 0 {
+                profile("kp_ada", n, "a@x.org", true)
+            } else {
+                event("kp_ada", n, "a@x.org")
+            };
+            apply(&store, [told], NOW)
+        };
+        join_all((1..9).map(tell)).await.into_iter().for_each(|applied| _ = applied.unwrap());
+        assert!(is_adopted(&store).await, "the newest word was that the address is verified");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_inside_leaves_both_or_one() {
+    let mongo = TestMongo::start_own().await;
+    for command in ["find", "aggregate", "delete", "update", "commitTransaction"] {
+        let store = prepared(Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }).await;
+        with_own_row(&store).await;
+        told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+        let data = doc! { "failCommands": [command], "closeConnection": true };
+        let fail = mongo.fail_point(doc! { "times": 3 }, data).await;
+        _ = apply(&store, [profile("kp_ada", 2, "a@x.org", true)], NOW).await;
+        drop(fail);
+        is_adopted(&store).await; // checks that it is all or nothing
+        told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+        assert!(is_adopted(&store).await, "after `{command}` broke");
+    }
+}

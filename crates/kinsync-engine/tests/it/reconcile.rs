@@ -1,0 +1,719 @@
+//! Kinde and the store apart, and brought together by a scan: on both stores, against the emulator.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kinde::management::{self, Client};
+use kinde_emulator::{
+    Emulator, Fault, FaultKind, NewUser, User, UserEdit, WebhookSpec,
+    config::{Generated, Unknowns},
+};
+use kinsync_core::{UserDocument, UserId};
+use kinsync_engine::{
+    checks::Checks,
+    clock::Clock,
+    projector,
+    queue::{Entry, Queue},
+    reconcile::{
+        Config, Error, Reconciler, Thresholds,
+        record::{self, Kind, Outcome, Run, Tally, Wish},
+    },
+    store::{Row, UserFilter},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use secrecy::SecretString;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    pipeline::{drain, queue},
+    stores::{self, Fresh},
+};
+
+/// Longer than anything takes on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A local Kinde, a store, and what stands between them.
+struct World {
+    kinde: Emulator,
+    fresh: Fresh,
+    queue: Arc<dyn Queue>,
+    _dir: tempfile::TempDir,
+}
+
+fn quick() -> Config {
+    let between_reads = Duration::from_millis(5);
+    Config { between_reads, ..Config::default() }
+}
+
+impl World {
+    async fn new(fresh: Fresh) -> Self {
+        Self::with(fresh, kinde_emulator::Config::default()).await
+    }
+
+    async fn with(fresh: Fresh, config: kinde_emulator::Config) -> Self {
+        let kinde = Emulator::start(config).await.expect("a free port");
+        // An endpoint that is never told: its deliveries list every event.
+        kinde.set_fault(Fault::always(FaultKind::Drop));
+        kinde.add_webhook(WebhookSpec::new("http://127.0.0.1:9/".parse().expect("an address")));
+        let (queue, dir) = queue().await;
+        Self { kinde, fresh, queue, _dir: dir }
+    }
+
+    fn client(&self, page_size: u32) -> Client {
+        let config = self.kinde.config();
+        let domain = self.kinde.issuer().parse().expect("an address");
+        let secret = SecretString::from(config.client_secret.clone());
+        let mut settings = management::Config::new(domain, config.client_id.as_str(), secret);
+        settings.page_size = page_size;
+        settings.clock_allowance = Duration::ZERO;
+        settings.retry.attempts = 2;
+        settings.retry.first_pause = Duration::from_millis(1);
+        Client::new(settings).expect("the emulator's own settings")
+    }
+
+    fn reconciler(&self, page_size: u32, config: Config) -> Reconciler {
+        Reconciler::new(self.client(page_size), self.fresh.store.clone(), Clock::system(), config)
+    }
+
+    async fn run(&self, wish: Wish) -> Result<Run, Error> {
+        self.reconciler(10, quick()).run(wish, &|_| {}, &CancellationToken::new()).await
+    }
+
+    async fn reconcile(&self) -> Run {
+        self.run(Wish::Reconcile).await.expect("Kinde and the store answer")
+    }
+
+    fn import(&self, users: usize) -> Vec<String> {
+        let named = |n| NewUser::named(&format!("user{n}@example.com"), &format!("First {n}"), "Last");
+        (0..users).map(|n| self.kinde.import_user(named(n)).expect("a new address").id).collect()
+    }
+
+    /// Every event that there was, in order.
+    fn events(&self) -> Vec<Entry> {
+        let deliveries = self.kinde.deliveries();
+        let events = deliveries.iter().filter_map(|delivery| self.kinde.event(&delivery.event_id));
+        events
+            .map(|event| {
+                let payload = serde_json::json!({
+                    "type": event.kind, "event_id": event.id, "timestamp": event.at.to_string(), "data": event.data,
+                });
+                Entry {
+                    event_id: event.id.clone(),
+                    scheme: "kinde_jwt".into(),
+                    received_at: Clock::system().now(),
+                    signed_at: None,
+                    payload: Bytes::from(payload.to_string()),
+                }
+            })
+            .collect()
+    }
+
+    async fn deliver(&self, entries: Vec<Entry>) {
+        for entry in entries {
+            self.queue.enqueue(entry).await.expect("the queue takes it");
+        }
+        drain(&self.queue, &self.fresh.store, projector::Config::default()).await;
+        assert_eq!(self.queue.stats().dead_letters, 0);
+    }
+
+    async fn documents(&self) -> BTreeMap<String, UserDocument> {
+        let filter = UserFilter { with_deleted: true, limit: 10_000, ..UserFilter::default() };
+        let rows = self.fresh.store.users(&filter).await.expect("the store answers");
+        rows.iter().map(|row| (row.id.to_string(), row.document())).collect()
+    }
+
+    async fn row(&self, id: &str) -> Row {
+        let id = UserId::parse(id).expect("an id");
+        self.fresh.store.load(&[id]).await.expect("the store answers").pop().flatten().expect("stored")
+    }
+
+    /// Panics unless the live users of the store are Kinde's, field by field.
+    async fn assert_equal(&self, when: &str) {
+        let name = self.fresh.name;
+        let stored = self.documents().await;
+        let users = self.kinde.users();
+        for user in &users {
+            let found =
+                stored.get(&user.id).unwrap_or_else(|| panic!("{name}, {when}: {} is missing", user.id));
+            assert_eq!(difference(user, found), None, "{name}, {when}: {}", user.id);
+        }
+        let live = stored.values().filter(|document| !document.is_deleted).count();
+        assert_eq!(live, users.len(), "{name}, {when}: nobody else is live");
+    }
+
+    /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.
+    async fn later(&self) {
+        let now = jiff::Timestamp::now() + Duration::from_secs(1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let page = self.client(1).users().next().await.expect("Kinde answers").expect("a first page");
+            if page.sent.at > now {
+                return;
+            }
+            assert!(Instant::now() < deadline, "Kinde's clock stands");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// In what the stored user differs from Kinde's, addresses that somebody else holds apart.
+fn difference(user: &User, found: &UserDocument) -> Option<String> {
+    let email = found.email.clone().or_else(|| found.email_conflict.as_ref().map(|held| held.email.clone()));
+    let codes = |mut codes: Vec<String>| {
+        codes.sort();
+        codes
+    };
+    let kinde = (
+        (&user.email, &user.first_name, &user.last_name, &user.phone),
+        (&user.username, &user.picture, &user.provided_id, user.is_suspended),
+        codes(user.organizations.iter().map(|one| one.code.clone()).collect()),
+        user.created_on.as_microsecond(),
+        false,
+    );
+    let stored = (
+        (&email, &found.first_name, &found.last_name, &found.phone),
+        (&found.username, &found.picture, &found.provided_id, found.is_suspended),
+        codes(found.organizations.iter().map(|one| one.code.clone()).collect()),
+        found.created_at.0,
+        found.is_deleted,
+    );
+    // Kinde writes down the sign-in, and then its event.
+    let signed_in =
+        (user.last_signed_in.map(jiff::Timestamp::as_microsecond), found.last_signed_in_at.map(|at| at.0));
+    let is_same_sign_in = match signed_in {
+        (Some(kinde), Some(stored)) => (0..1_000_000).contains(&(stored - kinde)),
+        (kinde, stored) => kinde.is_none() && stored.is_none(),
+    };
+    (kinde != stored || !is_same_sign_in)
+        .then(|| format!("Kinde has {kinde:?}, stored is {stored:?}, signed in {signed_in:?}"))
+}
+
+/// Some life in the tenant.
+fn live(world: &World, rng: &mut StdRng, steps: usize) {
+    let kinde = &world.kinde;
+    for step in 0..steps {
+        let users = kinde.users();
+        let pick = |rng: &mut StdRng| users[rng.random_range(0..users.len())].id.clone();
+        let name = format!("{step}-{}", rng.random_range(0..1000));
+        let new = NewUser::named(&format!("u{name}@example.com"), "First", "Last");
+        let edit = UserEdit { first_name: Some(format!("Name {name}")), ..UserEdit::default() };
+        match rng.random_range(0..9) {
+            _ if users.len() < 12 => drop(kinde.create_user(new)),
+            0 => drop(kinde.create_user(new)),
+            1 => drop(kinde.import_user(new)),
+            2 | 3 => drop(kinde.update_user(&pick(rng), edit)),
+            4 => drop(kinde.sign_in(&pick(rng))),
+            5 => drop(kinde.suspend(&pick(rng))),
+            6 => drop(kinde.unsuspend(&pick(rng))),
+            7 => drop(kinde.swap_emails(&pick(rng), &pick(rng))),
+            _ => drop(kinde.delete_user(&pick(rng), kinde_emulator::Profile::Remove)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let mut rng = StdRng::seed_from_u64(7);
+        for round in 0..3 {
+            let known = world.events().len();
+            live(&world, &mut rng, 120);
+            let mut events = world.events().split_off(known);
+            events.shuffle(&mut rng);
+            // A third is lost, for now.
+            let late = events.split_off(events.len() * 2 / 3);
+            world.deliver(events).await;
+            world.later().await;
+            let run = world.reconcile().await;
+            assert_eq!(run.outcome, Outcome::Complete, "{run:?}");
+            world.assert_equal(&format!("round {round}, after the run")).await;
+            let deleted: Vec<String> = world
+                .documents()
+                .await
+                .into_iter()
+                .filter(|(_, user)| user.is_deleted)
+                .map(|(id, _)| id)
+                .collect();
+            for entry in late {
+                world.deliver(vec![entry]).await;
+                let documents = world.documents().await;
+                assert!(
+                    deleted.iter().all(|id| documents[id].is_deleted),
+                    "no deleted user is visible again"
+                );
+            }
+            // Users of whom the late events were the first word are asked about.
+            assert!(!world.reconciler(10, quick()).answer_checks().await.expect("Kinde answers"));
+            world.assert_equal(&format!("round {round}, after late deliveries")).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+        world.deliver(world.events()).await;
+        let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
+        world.kinde.update_user(&id, rename("Wrong")).expect("there");
+        world.kinde.update_user(&id, rename("Ada")).expect("there");
+        let late = world.events().split_off(1);
+        world.later().await;
+        let run = world.reconcile().await;
+        assert_eq!(run.tally.of(Kind::Changed), 0, "both renames were lost, and nobody can tell: {run:?}");
+        let before = world.row(&id).await;
+        world.deliver(vec![late[0].clone()]).await;
+        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
+        let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(checks, Checks::default(), "what is proved needs no question");
+        world.deliver(vec![late[1].clone()]).await;
+        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"));
+        assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof makes nobody older");
+        // What happens after the scan counts as ever.
+        world.kinde.update_user(&id, rename("Countess")).expect("there");
+        world.deliver(world.events().split_off(3)).await;
+        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_event_during_a_scan_makes_kinde_be_asked() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+        world.deliver(world.events()).await;
+        let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
+        world.kinde.update_user(&id, rename("Wrong")).expect("there");
+        world.kinde.update_user(&id, rename("Ada")).expect("there");
+        let late = world.events().remove(1);
+        world.later().await;
+        // A scan that was cut after it compared the user.
+        kinsync_engine::floor::Scans::begin(&*world.fresh.store, Clock::system().now()).await.expect("kept");
+        world.deliver(vec![late]).await;
+        assert_eq!(
+            world.documents().await[&id].first_name.as_deref(),
+            Some("Wrong"),
+            "nothing proves it wrong"
+        );
+        let reconciler = world.reconciler(10, quick());
+        assert!(!reconciler.answer_checks().await.expect("Kinde answers"), "nobody asked for a scan");
+        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
+        let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(checks, Checks::default(), "it is answered");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_without_drift_writes_no_user() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        world.import(45);
+        let first = world.reconcile().await;
+        assert_eq!((first.tally.of(Kind::Missing), first.tally.users, first.tally.pages), (45, 45, 5));
+        let rows = |world: &World| {
+            let (store, limit) = (world.fresh.store.clone(), 100);
+            async move { store.users(&UserFilter { limit, ..UserFilter::default() }).await.expect("it answers") }
+        };
+        let before = rows(&world).await;
+        let second = world.reconcile().await;
+        assert_eq!((second.tally.unchanged, second.tally.drift.len()), (45, 0), "{second:?}");
+        assert_eq!(rows(&world).await, before, "not even a revision");
+        let kept = record::runs(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(kept, [second, first], "both are kept, the newest first");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_tells_the_drift_and_changes_nothing() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(30);
+        world.reconcile().await;
+        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+        world.kinde.update_user(&ids[3], edit).expect("there");
+        world.kinde.delete_user(&ids[4], kinde_emulator::Profile::Remove).expect("there");
+        world.kinde.sign_in(&ids[5]).expect("there");
+        world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
+        world.later().await;
+        let before = world.documents().await;
+        let dry = world.run(Wish::Dry).await.expect("Kinde answers");
+        let drift = [(Kind::Missing, 1), (Kind::Changed, 1), (Kind::SignedIn, 1), (Kind::Gone, 1)];
+        assert_eq!(dry.tally.drift, BTreeMap::from(drift), "{dry:?}");
+        assert_eq!(dry.tally.missed(), 3);
+        let changed = dry.tally.examples.iter().find(|one| one.kind == Kind::Changed).expect("an example");
+        assert_eq!((changed.user.as_str(), changed.fields[0].key()), (ids[3].as_str(), "firstName"));
+        assert_eq!(world.documents().await, before);
+        assert_eq!(record::runs(&*world.fresh.store).await.expect("it answers").len(), 1, "it is not kept");
+        let run = world.reconcile().await;
+        assert_eq!(run.tally.drift, dry.tally.drift, "what it told is what is done");
+        world.assert_equal("after the run").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_that_breaks_deletes_nobody() {
+    let breaks = [
+        (FaultKind::Status { status: 503 }, "users", 2),
+        (FaultKind::TruncatedJson, "users", 2),
+        (FaultKind::CutBody, "users", 2),
+        (FaultKind::Garbage, "users", 2),
+        (FaultKind::EmptyList, "users", 1),
+        (FaultKind::EmptyPage, "users", 1),
+        (FaultKind::RepeatedNextToken, "users", 1),
+        (FaultKind::PaginationDrift { by: 3 }, "users", 1),
+        (FaultKind::PaginationDrift { by: -3 }, "users", 1),
+        (FaultKind::Status { status: 404 }, "users", 2),
+    ];
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        world.import(45);
+        world.reconcile().await;
+        for (fault, route, times) in &breaks {
+            // On each page in turn: pages before it are read well.
+            for page in 0..5 {
+                let pages_before = page;
+                let reconciler = world.reconciler(10, quick());
+                world.kinde.clear_faults();
+                world.kinde.set_fault(Fault::always(FaultKind::Drop));
+                // An empty list of the first page is the whole list.
+                let skip = world.kinde.requests("users");
+                let armed = async {
+                    while world.kinde.requests("users") < skip + pages_before {
+                        tokio::task::yield_now().await;
+                    }
+                    world.kinde.set_fault(Fault::times(fault.clone(), *times).on(route));
+                };
+                let stop = CancellationToken::new();
+                let ((), outcome) = tokio::join!(armed, reconciler.run(Wish::Reconcile, &|_| {}, &stop));
+                let stored = world.documents().await;
+                let live = stored.values().filter(|document| !document.is_deleted).count();
+                assert_eq!(live, 45, "{}: {fault:?} at page {page}: {outcome:?}", world.fresh.name);
+            }
+        }
+        world.kinde.clear_faults();
+        world.reconcile().await;
+        world.assert_equal("after all that").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_kinde_forgets_everybody_nobody_is_deleted() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(12);
+        world.reconcile().await;
+        // The list is empty: not even few users are deleted.
+        world.kinde.set_fault(Fault::always(FaultKind::EmptyList));
+        assert!(matches!(world.run(Wish::Reconcile).await, Err(Error::Nobody)));
+        // It lists all but one, and says of every single user that there is none.
+        world.kinde.clear_faults();
+        world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
+        world.later().await;
+        for status in [400, 404] {
+            world.kinde.set_fault(Fault::always(FaultKind::UserGone { status }));
+            let outcome = world.run(Wish::Reconcile).await;
+            assert!(matches!(outcome, Err(Error::Distrusted)), "{outcome:?}");
+            world.kinde.clear_faults();
+        }
+        let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
+        assert_eq!(live, 12, "{}", world.fresh.name);
+        let runs = record::runs(&*world.fresh.store).await.expect("it answers");
+        assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("do not exist")));
+        let run = world.reconcile().await;
+        assert_eq!(run.tally.of(Kind::Gone), 1);
+        world.assert_equal("after the storm").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_deletions_are_held_until_an_operator_approves_them() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(100);
+        world.reconcile().await;
+        for id in &ids[..30] {
+            world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+        }
+        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+        world.kinde.update_user(&ids[50], edit).expect("there");
+        world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
+        world.later().await;
+        let held = world.reconcile().await;
+        let drift = [(Kind::Missing, 1), (Kind::Changed, 1), (Kind::Held, 30)];
+        assert_eq!(held.tally.drift, BTreeMap::from(drift), "the others flow: {held:?}");
+        let live = |documents: BTreeMap<String, UserDocument>| {
+            documents.values().filter(|user| !user.is_deleted).count()
+        };
+        assert_eq!(live(world.documents().await), 101);
+        let wrong = world.run(Wish::Approve("20200101-000000-0000".into())).await;
+        assert!(matches!(wrong, Err(Error::NothingHeld { .. })), "{wrong:?}");
+        let approved = world.run(Wish::Approve(held.id.clone())).await.expect("Kinde answers");
+        assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 30)]), "{approved:?}");
+        world.assert_equal("after the approval").await;
+        assert_eq!(world.reconcile().await.tally.drift.len(), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_is_for_those_who_were_held_and_nobody_else() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(100);
+    world.reconcile().await;
+    for id in &ids[..30] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    world.later().await;
+    let held = world.reconcile().await;
+    for id in &ids[30..60] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    world.later().await;
+    let approved = world.run(Wish::Approve(held.id)).await.expect("Kinde answers");
+    assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 30), (Kind::Held, 30)]), "{approved:?}");
+    let documents = world.documents().await;
+    assert!(ids[..30].iter().all(|id| documents[id].is_deleted));
+    assert!(ids[30..].iter().all(|id| !documents[id].is_deleted));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_made_after_the_scan_began_is_no_candidate() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(5);
+        let imported = Instant::now();
+        world.reconcile().await;
+        // A replica of Kinde's that lags: neither its list nor its single reads know the new user.
+        let lag = Duration::from_secs(3);
+        tokio::time::sleep_until((imported + lag).into()).await;
+        world.kinde.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
+        let pause = Duration::from_millis(100);
+        world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
+        let reconciler = world.reconciler(2, quick());
+        let stop = CancellationToken::new();
+        let meanwhile = async {
+            let asked = world.kinde.requests("users");
+            while world.kinde.requests("users") == asked {
+                tokio::task::yield_now().await;
+            }
+            let new = world.kinde.create_user(NewUser::named("new@example.com", "N", "U")).expect("new").id;
+            world.deliver(world.events()).await;
+            new
+        };
+        let (run, new) = tokio::join!(reconciler.run(Wish::Reconcile, &|_| {}, &stop), meanwhile);
+        let run = run.expect("Kinde answers");
+        assert_eq!((run.tally.of(Kind::Gone), run.tally.users), (0, ids.len() as u64), "{run:?}");
+        assert!(!world.documents().await[&new].is_deleted, "{}", world.fresh.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(8);
+        world.reconcile().await;
+        // Kinde hides one user for a while, in the list and alone: the worst of answers.
+        world.kinde.set_fault(Fault::always(FaultKind::PaginationDrift { by: 1 }).on("users"));
+        let reconciler = world.reconciler(4, quick());
+        let stop = CancellationToken::new();
+        let hidden = ids[4].clone();
+        _ = reconciler.run(Wish::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
+        assert!(!world.documents().await[&hidden].is_deleted, "a single read shows the user");
+        world.kinde.clear_faults();
+        let gone = kinsync_core::Observation {
+            user: UserId::parse(&hidden).expect("an id"),
+            version: kinsync_core::Version::snapshot(Clock::system().now(), "gone"),
+            source: kinsync_core::Source::Reconcile,
+            what: kinsync_core::What::Deleted,
+        };
+        let now = Clock::system().now();
+        kinsync_engine::apply::apply(&*world.fresh.store, [gone], now).await.expect("it answers");
+        assert!(world.documents().await[&hidden].is_deleted);
+        world.later().await;
+        let run = world.reconcile().await;
+        assert_eq!(run.tally.drift, BTreeMap::from([(Kind::Restored, 1)]), "{run:?}");
+        world.assert_equal("after the run").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed() {
+    for fresh in stores::all().await {
+        let unknowns = Unknowns { list_includes_deleted: true, ..Default::default() };
+        let config = kinde_emulator::Config { unknowns, ..Default::default() };
+        let world = World::with(fresh, config).await;
+        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+        world.kinde.create_user(NewUser::named("eve@example.com", "Eve", "L")).expect("new");
+        world.kinde.delete_user(&id, kinde_emulator::Profile::Keep).expect("there");
+        world.deliver(world.events()).await;
+        world.later().await;
+        let run = world.reconcile().await;
+        assert_eq!(run.tally.of(Kind::Listed), 1, "{run:?}");
+        assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_newer_than_the_deletion_makes_kinde_be_asked() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        world.import(2);
+        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+        let mut events = world.events();
+        // A deletion that never was, told under a good signature; and something newer.
+        let deleted = format!(
+            r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
+            jiff::Timestamp::now()
+        );
+        events.push(Entry {
+            event_id: "event_false".into(),
+            payload: Bytes::from(deleted),
+            ..events[0].clone()
+        });
+        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+        world.kinde.update_user(&id, edit).expect("there");
+        world.deliver(events).await;
+        assert!(world.documents().await[&id].is_deleted);
+        world.deliver(world.events()).await;
+        assert!(world.documents().await[&id].is_deleted, "an event alone never restores");
+        world.later().await;
+        let reconciler = world.reconciler(10, quick());
+        assert!(!reconciler.answer_checks().await.expect("Kinde answers"));
+        assert!(!world.documents().await[&id].is_deleted, "{}: two reads do", world.fresh.name);
+        // The other way round: asked about a user who is gone.
+        world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
+        let ask = UserId::parse(&id).expect("an id");
+        Checks::ask(&*world.fresh.store, &[ask]).await.expect("kept");
+        world.later().await;
+        assert!(!reconciler.answer_checks().await.expect("Kinde answers"));
+        assert!(world.documents().await[&id].is_deleted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_that_was_cut_goes_on_where_it_was() {
+    for fresh in stores::all().await {
+        let generated = Generated { users: 6_300, seed: 3 };
+        let config = kinde_emulator::Config { generated, ..Default::default() };
+        let world = World::with(fresh, config).await;
+        let (mut cuts, written) = (0, AtomicU64::new(0));
+        let run = loop {
+            // Cut as soon as more was written than before.
+            let stop = CancellationToken::new();
+            let cut = |tally: &Tally| {
+                if tally.users < 6_300 && tally.pages > written.fetch_max(tally.pages, Ordering::SeqCst) {
+                    stop.cancel();
+                }
+            };
+            match world.reconciler(100, quick()).run(Wish::Backfill, &cut, &stop).await {
+                Ok(run) => break run,
+                Err(Error::Stopped) => cuts += 1,
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(cuts < 30, "it goes on");
+        };
+        assert!(cuts > 2, "{cuts}");
+        assert_eq!((run.outcome.clone(), run.tally.users), (Outcome::Resumed, 6_300), "{run:?}");
+        // 63 pages; what was fetched and not written is fetched again: some batches of ten pages at each cut.
+        let fetched = world.kinde.requests("users");
+        assert!(fetched <= 63 + cuts * 50, "{fetched} pages after {cuts} cuts");
+        world.assert_equal("after the backfill").await;
+        let again = world.run(Wish::Backfill).await.expect("Kinde answers");
+        assert_eq!(
+            (again.outcome, again.tally.unchanged),
+            (Outcome::Complete, 6_300),
+            "nothing is left of the cut"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
+    // Longer than a busy machine forgets a task.
+    let lease = Duration::from_secs(4);
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        world.import(3);
+        let named = |name: &str| Config { name: name.into(), lease, ..quick() };
+        let (first, second) = (world.reconciler(10, named("first")), world.reconciler(10, named("second")));
+        world.kinde.set_fault(Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users"));
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        let scan = {
+            let (first, stop) = (first.clone(), stop.clone());
+            tasks.spawn(async move { first.run(Wish::Reconcile, &|_| {}, &stop).await })
+        };
+        let held = |runs: &[Run]| runs.first().is_some_and(|run| run.outcome == Outcome::Running);
+        let deadline = Instant::now() + PATIENCE;
+        while !held(&record::runs(&*world.fresh.store).await.expect("it answers")) {
+            assert!(Instant::now() < deadline, "the first one does not begin");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Alive, it keeps the lease for as long as it scans.
+        let since = Instant::now();
+        while since.elapsed() < lease * 2 {
+            let refused = second.run(Wish::Reconcile, &|_| {}, &stop).await;
+            assert!(matches!(&refused, Err(Error::Busy { holder }) if holder == "first"), "{refused:?}");
+            tokio::time::sleep(lease / 8).await;
+        }
+        // Killed, it does not.
+        scan.abort();
+        _ = scan.await;
+        world.kinde.clear_faults();
+        let killed = Instant::now();
+        let run = loop {
+            match second.run(Wish::Reconcile, &|_| {}, &stop).await {
+                Ok(run) => break run,
+                Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
+                Err(error) => panic!("{error:?}"),
+            }
+            assert!(killed.elapsed() < PATIENCE, "{}: nobody takes over", world.fresh.name);
+        };
+        assert_eq!(run.outcome, Outcome::Complete);
+        let runs = record::runs(&*world.fresh.store).await.expect("it answers");
+        assert_eq!(runs[1].outcome, Outcome::Cut, "what the first one left is told");
+        // Given back, it is free at once.
+        first.run(Wish::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
+    }
+}
+
+#[tokio::test]
+async fn more_checks_than_can_be_kept_become_one_scan() {
+    let fresh = stores::embedded();
+    let users: Vec<UserId> = (0..1001).filter_map(|n| UserId::parse(&format!("kp_{n}")).ok()).collect();
+    Checks::ask(&*fresh.store, &users[..1000]).await.expect("kept");
+    Checks::ask(&*fresh.store, &users[..1000]).await.expect("kept");
+    let checks = Checks::load(&*fresh.store).await.expect("it answers");
+    assert_eq!((checks.users.len(), checks.everybody), (1000, false), "asked for twice is asked for once");
+    Checks::ask(&*fresh.store, &users).await.expect("kept");
+    let checks = Checks::load(&*fresh.store).await.expect("it answers");
+    assert_eq!((checks.users.len(), checks.everybody), (0, true));
+}
+
+#[tokio::test]
+async fn thresholds_hold_what_exceeds_both() {
+    let config = Config { deletes: Thresholds { count: 2, share: 0.5 }, ..quick() };
+    for (users, gone, held) in [(10, 2, 0), (10, 5, 0), (10, 6, 6), (3, 2, 0)] {
+        let world = World::new(stores::embedded()).await;
+        let ids = world.import(users);
+        world.reconcile().await;
+        for id in &ids[..gone] {
+            world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+        }
+        world.later().await;
+        let reconciler = world.reconciler(10, config.clone());
+        let run =
+            reconciler.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await.expect("it answers");
+        assert_eq!(run.tally.of(Kind::Held), held, "{gone} of {users}: {run:?}");
+        assert_eq!(run.tally.of(Kind::Gone), gone as u64 - held);
+    }
+}

@@ -1,0 +1,250 @@
+//! What tokens do not say, from Kinde's profile endpoint, with the user's own token.
+//!
+//! In the background for a user of whom nothing but a token is known, and for who asks. Never a storm: one question per
+//! user at a time, whoever waits shares the answer; a shortest time between questions over all users; a back-off per
+//! user, and a breaker for the endpoint. A profile is a snapshot: an event that lands meanwhile wins.
+
+use std::{sync::Arc, time::Duration};
+
+use kinde::{
+    Answer,
+    account::{self, ProfileClient, UserProfile},
+    bearer::AccessToken,
+};
+use kinsync_core::{Observation, Source, UserId, What};
+use kinsync_engine::{
+    breaker::{self, Breaker},
+    snapshot,
+};
+use quick_cache::sync::Cache;
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Config,
+    users::{Known, Users},
+};
+use crate::problem::chain;
+
+/// Users who may wait to be filled in; others are by their next request.
+const WAITING: usize = 4096;
+/// The longest wait for a turn to ask.
+const TURN: Duration = Duration::from_secs(1);
+/// The longest time in which a user is not asked for again after failures.
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+
+/// What became of a refresh.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Refreshed {
+    /// Kinde answered, and it is stored.
+    Now,
+    /// That was done a moment ago.
+    Recently,
+    /// Kinde does not take the token: the user is suspended or gone there, or the token was revoked.
+    Refused,
+    /// Kinde or the store did not answer: the document is as it was.
+    Unavailable,
+}
+
+impl Refreshed {
+    /// A word for programs.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Now => "refreshed",
+            Self::Recently => "recent",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A user of whom nothing but this token is known. The token is a credential: it is in memory only, and not shown.
+pub(super) struct Bare {
+    token: Arc<AccessToken>,
+    sent: String,
+}
+
+impl std::fmt::Debug for Bare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Bare").field(&self.token.subject).finish()
+    }
+}
+
+pub(super) struct Profiles {
+    clients: Vec<(String, ProfileClient)>,
+    users: Arc<Users>,
+    breaker: Breaker,
+    bare: mpsc::Sender<Bare>,
+    histories: Cache<String, Arc<Mutex<History>>>,
+    spacing: Duration,
+    next_turn: Mutex<Instant>,
+    max_age: Duration,
+}
+
+/// How it went with one user. Whoever asks holds it, so that others wait and share.
+#[derive(Default)]
+struct History {
+    refreshed_at: Option<Instant>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl History {
+    fn is_recent(&self, max_age: Duration) -> bool {
+        self.refreshed_at.is_some_and(|at| at.elapsed() < max_age)
+    }
+
+    fn must_wait(&self) -> bool {
+        self.not_before.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn succeeded(&mut self) {
+        *self = Self { refreshed_at: Some(Instant::now()), ..Self::default() };
+    }
+
+    fn failed(&mut self) {
+        let pause = Duration::from_secs(1 << self.failures.min(9)).min(LONGEST_PAUSE);
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = Some(Instant::now() + pause);
+    }
+}
+
+impl Profiles {
+    pub(super) fn new(
+        clients: Vec<(String, ProfileClient)>,
+        users: Arc<Users>,
+        config: &Config,
+    ) -> (Self, mpsc::Receiver<Bare>) {
+        let (bare, receiver) = mpsc::channel(WAITING);
+        let profiles = Self {
+            clients,
+            users,
+            breaker: Breaker::new("kinde_profile", breaker::Config::default()),
+            bare,
+            histories: Cache::new(config.cached_users.max(1)),
+            spacing: config.profile_spacing,
+            next_turn: Mutex::new(Instant::now()),
+            max_age: config.profile_max_age,
+        };
+        (profiles, receiver)
+    }
+
+    /// Fills in this user in the background, unless that is being done or was tried a moment ago.
+    pub(super) fn want(&self, token: &Arc<AccessToken>, sent: &str) {
+        let history = self.history(&token.subject);
+        // Held: somebody is asking.
+        let Ok(history) = history.try_lock() else { return };
+        if !history.must_wait() && !history.is_recent(self.max_age) {
+            _ = self.bare.try_send(Bare { token: Arc::clone(token), sent: sent.to_owned() });
+        }
+    }
+
+    /// Fills users in until told to stop.
+    pub(super) async fn run(&self, bare: mpsc::Receiver<Bare>, stop: &CancellationToken) {
+        let bare = Mutex::new(bare);
+        let lane = async || {
+            let next = async || bare.lock().await.recv().await;
+            while let Some(Some(Bare { token, sent })) = stop.run_until_cancelled(next()).await {
+                // A webhook may have come first.
+                if self.users.peek(&token.subject).is_none_or(|known| known.is_unconfirmed) {
+                    stop.run_until_cancelled(self.refresh(&token, &sent, self.max_age)).await;
+                }
+            }
+        };
+        tokio::join!(lane(), lane(), lane(), lane());
+    }
+
+    /// Asks Kinde, unless it answered less than `max_age` ago, and stores what it says. Cancel safe.
+    pub(super) async fn refresh(
+        &self,
+        token: &AccessToken,
+        sent: &str,
+        max_age: Duration,
+    ) -> (Refreshed, Option<Arc<Known>>) {
+        let history = self.history(&token.subject);
+        let mut history = history.lock().await;
+        if history.is_recent(max_age) {
+            return (Refreshed::Recently, self.users.peek(&token.subject));
+        }
+        if history.must_wait() {
+            return (Refreshed::Unavailable, None);
+        }
+        // That Kinde is not asked at all is no failure of this user.
+        if !self.may_ask().await {
+            return (Refreshed::Unavailable, None);
+        }
+        let answer = match self.ask(token, sent).await {
+            Ok(answer) => answer,
+            Err(refreshed) => {
+                history.failed();
+                return (refreshed, None);
+            }
+        };
+        let Some(told) = observation(answer) else { return (Refreshed::Unavailable, None) };
+        let known = self.users.tell(told).await;
+        if known.is_none() {
+            history.failed();
+            return (Refreshed::Unavailable, None);
+        }
+        history.succeeded();
+        (Refreshed::Now, known)
+    }
+
+    async fn ask(&self, token: &AccessToken, sent: &str) -> Result<Answer<UserProfile>, Refreshed> {
+        let client = self.clients.iter().find(|(issuer, _)| *issuer == token.issuer);
+        let (_, client) = client.ok_or(Refreshed::Unavailable)?;
+        match client.user_profile(sent).await {
+            Ok(answer) => {
+                self.breaker.succeeded();
+                let is_own = answer.value.id == token.subject;
+                if !is_own {
+                    tracing::error!(
+                        user = token.subject,
+                        "the profile of another user was answered; it is not used"
+                    );
+                }
+                is_own.then_some(answer).ok_or(Refreshed::Unavailable)
+            }
+            Err(account::Error::Refused) => {
+                self.breaker.succeeded();
+                Err(Refreshed::Refused)
+            }
+            Err(error) => {
+                tracing::debug!(user = token.subject, error = chain(&error), "a profile could not be read");
+                self.breaker.failed(&error);
+                Err(Refreshed::Unavailable)
+            }
+        }
+    }
+
+    /// Waits for the next turn, if it comes soon and Kinde is not known to be away.
+    async fn may_ask(&self) -> bool {
+        let turn = async {
+            let mut next = self.next_turn.lock().await;
+            sleep_until(*next).await;
+            *next = Instant::now() + self.spacing;
+        };
+        timeout(TURN, turn).await.is_ok() && self.breaker.try_ready()
+    }
+
+    fn history(&self, user: &str) -> Arc<Mutex<History>> {
+        let made =
+            self.histories.get_or_insert_with::<_, std::convert::Infallible>(user, || Ok(Arc::default()));
+        match made {
+            Ok(history) => history,
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// What a profile says. Its version is the time at which it was asked for.
+fn observation(answer: Answer<UserProfile>) -> Option<Observation> {
+    let user = UserId::parse(&answer.value.id).ok()?;
+    let told = snapshot::of_profile(answer.value);
+    let version = snapshot::version(&answer.sent, &told);
+    Some(Observation { user, version, source: Source::Profile, what: What::Fields(told) })
+}

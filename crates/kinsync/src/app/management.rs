@@ -1,0 +1,55 @@
+//! The Management API as the settings say, and what is done with it.
+
+use std::sync::Arc;
+
+use kinde::management::{self, Client};
+use kinsync_engine::{
+    clock::Clock,
+    reconcile::{self, Reconciler, Thresholds},
+    store::Store,
+};
+use secrecy::SecretString;
+
+use super::Error;
+use crate::config::{Config, Reconcile};
+
+/// The client of the tenant's Management API; `None` without a domain or a machine-to-machine application.
+pub(crate) fn client(config: &Config) -> Result<Option<Client>, Error> {
+    let Some(config) = settings(config) else { return Ok(None) };
+    Client::new(config).map(Some).map_err(|error| Error::Management(Arc::new(error)))
+}
+
+/// What that client is made of, for those who have less patience than it.
+pub(crate) fn settings(config: &Config) -> Option<management::Config> {
+    let kinde = &config.kinde;
+    let (Some(domain), Some(id), Some(secret)) =
+        (&kinde.domain, &kinde.m2m_client_id, &kinde.m2m_client_secret)
+    else {
+        return None;
+    };
+    let mut settings = management::Config::new(domain.clone(), id.as_str(), SecretString::clone(secret));
+    settings.page_size = config.reconcile.page_size;
+    Some(settings)
+}
+
+/// What compares the tenant with this store; `None` as for [`client`].
+pub(crate) fn reconciler(
+    config: &Config,
+    store: Arc<dyn Store>,
+    clock: Clock,
+) -> Result<Option<Reconciler>, Error> {
+    let Some(kinde) = client(config)? else { return Ok(None) };
+    let Reconcile { max_deletes, max_delete_share: share, .. } = config.reconcile;
+    let deletes = Thresholds { count: usize::try_from(max_deletes).unwrap_or(usize::MAX), share };
+    let settings = reconcile::Config { deletes, name: name(), ..reconcile::Config::default() };
+    Ok(Some(Reconciler::new(kinde, store, clock, settings)))
+}
+
+/// Who we are, for the others and for people.
+fn name() -> String {
+    let pid = std::process::id();
+    match std::fs::read_to_string("/proc/sys/kernel/hostname") {
+        Ok(host) => format!("process {pid} on {}", host.trim()),
+        Err(_) => format!("process {pid}"),
+    }
+}

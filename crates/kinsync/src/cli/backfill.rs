@@ -1,0 +1,50 @@
+//! `kinsync backfill`
+
+use std::process::ExitCode;
+
+use kinsync_engine::reconcile::record::Wish;
+
+use super::{
+    client::block_on_all,
+    exit::Exit,
+    flags::ServerFlags,
+    scan::{self, Scanner},
+};
+use crate::config::{Config, Sources};
+
+const AFTER_HELP: &str = "\
+Reads every user from Kinde's Management API, page by page, and creates or brings up to date the stored one; your own
+fields stay untouched, and nobody is deleted. Killed or stopped, it goes on at the first page that was not written.
+Servers may run meanwhile: a webhook that comes in between wins.
+
+Needs KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, with the scope `read:users`.
+
+Examples:
+  kinsync backfill
+  kinsync backfill --expect 250000         shows how much time is left (Kinde does not say how many users there are)
+  kinsync backfill --json | jq .drift
+
+Exit codes: 0 done; 1 failed, run it again to go on; 69 another process is scanning; 78 wrong settings";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// About how many users there are, to show how much time is left
+    #[arg(long, value_name = "USERS")]
+    expect: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: ServerFlags,
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
+    let config = Config::load(&Sources::of_process(args.flags.0))?.config;
+    block_on_all(async {
+        let scanner = Scanner::open(&config).await?;
+        let run = scanner.run(Wish::Backfill, args.expect).await?;
+        scan::show(&scan::value(&run), args.json);
+        Ok(ExitCode::SUCCESS)
+    })
+}

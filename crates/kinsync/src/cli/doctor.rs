@@ -1,0 +1,103 @@
+//! `kinsync doctor`
+
+use std::{cell::RefCell, process::ExitCode};
+
+use console::Style;
+use serde_json::json;
+
+use super::{client::block_on, exit::Exit, flags::ServerFlags, output};
+use crate::{
+    config::{Config, Sources},
+    doctor::{self, Finding, Status},
+};
+
+const AFTER_HELP: &str = "\
+Reads the settings as `kinsync serve` does, and looks at Kinde, MongoDB, the data folder and the running server, all at
+once. Nothing is changed: a file in the data folder is made, synced and removed. Kinde counts one token for each run.
+
+  ok       as it should be
+  warning  works, and somebody should look at it
+  failed   does not work
+  skipped  could not be looked at, or is not in use
+
+Examples:
+  kinsync doctor
+  kinsync doctor --json | jq -r '.findings[] | select(.status == \"failed\") | .id, .fix'
+  kinsync doctor --config /etc/kinsync/kinsync.toml --server http://127.0.0.1:5000
+
+Exit codes: 0 nothing failed, warnings or not; 1 something failed; 78 wrong settings";
+
+const SERVER: &str = "The running server to ask [default: where the settings put it] [env: KINSYNC_SERVER]";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[arg(long, value_name = "URL", help = SERVER)]
+    server: Option<String>,
+    #[command(flatten)]
+    flags: ServerFlags,
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
+    block_on(examine(args))
+}
+
+async fn examine(args: Args) -> Result<ExitCode, Exit> {
+    let mut flags = args.flags.0;
+    flags.extend(args.server.map(|server| ("server".to_owned(), server)));
+    let loaded = Config::load(&Sources::of_process(flags))?;
+    let left = RefCell::new(doctor::GROUPS.to_vec());
+    let spinner = output::spinner(&format!("looking at {}", doctor::GROUPS.join(", ")));
+    let findings = doctor::examine(&loaded, |group| {
+        left.borrow_mut().retain(|one| *one != group);
+        spinner.set_message(format!("waiting for {}", left.borrow().join(", ")));
+    });
+    let findings = Box::pin(findings).await;
+    spinner.finish_and_clear();
+    let failed = count(&findings, Status::Failed) > 0;
+    if args.json {
+        print_json(&findings, failed);
+    } else {
+        print(&findings);
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn count(findings: &[Finding], status: Status) -> usize {
+    findings.iter().filter(|finding| finding.status == status).count()
+}
+
+fn print_json(findings: &[Finding], failed: bool) {
+    output::json(&json!({
+        "ok": !failed,
+        "failed": count(findings, Status::Failed),
+        "warnings": count(findings, Status::Warning),
+        "findings": findings,
+    }));
+}
+
+fn print(findings: &[Finding]) {
+    let width = findings.iter().map(|finding| finding.id.len()).max().unwrap_or_default();
+    for finding in findings {
+        let status = style(finding.status).apply_to(format!("{:7}", finding.status.as_str()));
+        output::say(&format!("{status}  {:width$}  {}", finding.id, output::plain(&finding.found)));
+        if let Some(fix) = &finding.fix {
+            output::say(&format!("{:9}{:width$}  > {}", "", "", output::plain(fix)));
+        }
+    }
+    let (failed, warnings) = (count(findings, Status::Failed), count(findings, Status::Warning));
+    let ok = count(findings, Status::Ok);
+    output::say(&format!("\n{ok} ok, {warnings} to look at, {failed} failed"));
+}
+
+fn style(status: Status) -> Style {
+    match status {
+        Status::Ok => Style::new().green(),
+        Status::Warning => Style::new().yellow(),
+        Status::Failed => Style::new().red().bold(),
+        Status::Skipped => Style::new().dim(),
+    }
+}

@@ -1,0 +1,216 @@
+//! The data folder: whether it can be written, how much fits in, how long a sync takes; and dead letters in it.
+//!
+//! No lock is taken and no file of the queue is changed: a server may be at work there.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use kinsync_engine::queue::{self, embedded::dead_letters_in};
+use kinsync_tower::problem::chain;
+
+use super::Finding;
+use crate::config::Config;
+
+const ACCESS: &str = "data_dir.access";
+const SPACE: &str = "data_dir.space";
+const FSYNC: &str = "data_dir.fsync";
+const DEAD_LETTERS: &str = "queue.dead_letters";
+
+pub(super) const IDS: [&str; 4] = [ACCESS, SPACE, FSYNC, DEAD_LETTERS];
+
+/// Below this there is no room for one more file of the queue.
+const LEAST_FREE: u64 = 64 << 20;
+/// Every delivery waits for one sync.
+const SLOW_SYNC: Duration = Duration::from_millis(50);
+const SYNCS: usize = 15;
+/// No more syncs are tried after this long.
+const SYNC_BUDGET: Duration = Duration::from_secs(3);
+/// What a delivery takes, about.
+const BLOCK: [u8; 4096] = [0; 4096];
+
+pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+    let (dir, max_bytes) = (config.data_dir.clone(), config.queue.max_bytes);
+    let looked = tokio::task::spawn_blocking(move || look(&dir, max_bytes)).await;
+    looked
+        .unwrap_or_else(|_| IDS.iter().map(|id| Finding::failed(id, "the check broke off", REPORT)).collect())
+}
+
+const REPORT: &str = "this is a fault of kinsync: report it";
+
+fn look(dir: &Path, max_bytes: u64) -> Vec<Finding> {
+    let access = access(dir);
+    let fsync = match &access {
+        Ok((Some(file), _)) => fsync(file.as_file()),
+        Ok((None, _)) => {
+            Finding::skipped(FSYNC, "the folder is not there yet", "start `kinsync serve`, which makes it")
+        }
+        Err(_) => Finding::needs(FSYNC, ACCESS),
+    };
+    let access = access.map_or_else(|finding| finding, |(_, finding)| finding);
+    vec![access, space(dir, max_bytes), fsync, dead_letters(dir)]
+}
+
+/// A file of ours in the folder if it is there, and what was found.
+fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Finding> {
+    let name = dir.display();
+    let fix = format!(
+        "make it a folder that this user can write, or set KINSYNC_DATA_DIR: `install -d -m 700 {name}`"
+    );
+    let failed = |found: String| Finding::failed(ACCESS, found, fix.clone());
+    match fs::metadata(dir) {
+        Ok(found) if !found.is_dir() => return Err(failed(format!("{name} is not a folder"))),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let above = existing(dir);
+            let writable = above.as_deref().is_some_and(is_writable);
+            return if writable {
+                Ok((None, Finding::ok(ACCESS, format!("{name} is not there yet; `kinsync serve` makes it"))))
+            } else {
+                Err(failed(format!("{name} is not there, and cannot be made")))
+            };
+        }
+        Err(error) => return Err(failed(format!("{name} cannot be looked at: {error}"))),
+    }
+    let file = tempfile::Builder::new().prefix(".doctor-").tempfile_in(dir);
+    let file = file.map_err(|error| failed(format!("{name} cannot be written: {}", reason(&error))))?;
+    let finding = if is_open_to_others(dir) {
+        Finding::warning(
+            ACCESS,
+            format!(
+                "others on this machine may write in {name}, and it holds what Kinde tells of your users"
+            ),
+            format!("`chmod 700 {name}`"),
+        )
+    } else {
+        Finding::ok(ACCESS, name.to_string())
+    };
+    Ok((Some(file), finding))
+}
+
+/// Without the path, which is said already.
+fn reason(error: &io::Error) -> String {
+    error
+        .raw_os_error()
+        .map_or_else(|| error.to_string(), |code| io::Error::from_raw_os_error(code).to_string())
+}
+
+/// The folder itself, or the nearest one above it that is there.
+fn existing(dir: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(dir).ok()?;
+    absolute.ancestors().find(|path| path.is_dir()).map(Path::to_owned)
+}
+
+#[cfg(unix)]
+fn is_writable(dir: &Path) -> bool {
+    use rustix::fs::Access;
+    rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+#[cfg(not(unix))]
+fn is_writable(dir: &Path) -> bool {
+    fs::metadata(dir).is_ok_and(|found| !found.permissions().readonly())
+}
+
+#[cfg(unix)]
+fn is_open_to_others(dir: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & 0o022 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_open_to_others(_dir: &Path) -> bool {
+    false
+}
+
+fn space(dir: &Path, max_bytes: u64) -> Finding {
+    let Some(free) = existing(dir).as_deref().and_then(free_bytes) else {
+        return Finding::skipped(SPACE, "the system does not tell", "look with `df`");
+    };
+    let found = format!("{} free", size(free));
+    let more = "give the data folder more room, or set KINSYNC_DATA_DIR to where there is some";
+    if free < LEAST_FREE {
+        return Finding::failed(SPACE, format!("{found}: deliveries are answered 503 when it is full"), more);
+    }
+    let left = max_bytes.saturating_sub(used(&dir.join("queue")));
+    if free < left {
+        return Finding::warning(
+            SPACE,
+            format!("{found}, and the queue may still take {}", size(left)),
+            format!("{more}, or lower KINSYNC_QUEUE_MAX_BYTES"),
+        );
+    }
+    Finding::ok(SPACE, found)
+}
+
+#[cfg(unix)]
+fn free_bytes(dir: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(dir).ok()?;
+    Some(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
+#[cfg(not(unix))]
+fn free_bytes(_dir: &Path) -> Option<u64> {
+    None
+}
+
+fn used(queue: &Path) -> u64 {
+    let files = fs::read_dir(queue).into_iter().flatten().flatten();
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit);
+    unit.map_or_else(|| format!("{bytes} B"), |(unit, name)| format!("{} {name}", bytes / unit))
+}
+
+fn fsync(file: &File) -> Finding {
+    let mut times = match measure(file) {
+        Ok(times) => times,
+        Err(error) => {
+            let fix = "look at the disk of the data folder: no delivery can be made durable there";
+            return Finding::failed(FSYNC, format!("a file cannot be synced: {}", reason(&error)), fix);
+        }
+    };
+    times.sort_unstable();
+    let median = times[times.len() / 2];
+    let found = format!("{:.1} ms, the median of {}", median.as_secs_f64() * 1e3, times.len());
+    if median > SLOW_SYNC {
+        let fix =
+            "put KINSYNC_DATA_DIR on a local SSD: every delivery waits for one sync before it is answered";
+        return Finding::warning(FSYNC, found, fix);
+    }
+    Finding::ok(FSYNC, found)
+}
+
+/// At least one; as the queue does it.
+fn measure(mut file: &File) -> io::Result<Vec<Duration>> {
+    let began = Instant::now();
+    let mut times = Vec::with_capacity(SYNCS);
+    while times.is_empty() || (times.len() < SYNCS && began.elapsed() < SYNC_BUDGET) {
+        file.write_all(&BLOCK)?;
+        let started = Instant::now();
+        file.sync_data()?;
+        times.push(started.elapsed());
+    }
+    Ok(times)
+}
+
+fn dead_letters(dir: &Path) -> Finding {
+    match dead_letters_in(dir) {
+        Ok(0) => Finding::ok(DEAD_LETTERS, "none"),
+        Ok(count) => Finding::warning(
+            DEAD_LETTERS,
+            format!("{count} deliveries could not be understood, and wait for somebody"),
+            "`kinsync dead-letters list` says why; then `retry` or `drop` them",
+        ),
+        Err(error @ queue::Error::Newer { .. }) => {
+            Finding::failed(DEAD_LETTERS, chain(&error), "run the newer kinsync that wrote them")
+        }
+        Err(error) => Finding::skipped(DEAD_LETTERS, chain(&error), "run this as the user of the server"),
+    }
+}

@@ -1,0 +1,394 @@
+//! Kinde: its clock, keys and issuers; whether it lets us ask; the webhook and what it can deliver.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use kinde::{
+    Jwks, Sent, bearer,
+    discovery::{self, Discovery},
+    domain::issuer_of,
+    event, jwks,
+    management::{self, Client, Error, EventType, Webhook},
+};
+use kinsync_tower::problem::chain;
+use url::Url;
+
+use super::{Finding, some};
+use crate::{
+    app::management::settings,
+    config::Config,
+    registration::{REQUIRED, Registration, endpoint_of, may_be_ours},
+};
+
+const CLOCK: &str = "kinde.clock";
+const KEYS: &str = "kinde.keys";
+const ISSUERS: &str = "kinde.issuers";
+const AUDIENCE: &str = "kinde.audience";
+const CREDENTIALS: &str = "kinde.credentials";
+const SCOPES: &str = "kinde.scopes";
+const WEBHOOK: &str = "kinde.webhook";
+const EVENT_TYPES: &str = "kinde.event_types";
+
+pub(super) const IDS: [&str; 8] = [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, SCOPES, WEBHOOK, EVENT_TYPES];
+
+/// A clock that is off by more than this is worth a look: a measurement is right to about a second.
+const NOTABLE_SKEW: f64 = 5.0;
+/// Of an event that there is none of: what counts is whether one may ask.
+const NO_EVENT: &str = "event_00000000000000000000000000000000";
+
+pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+    let (keys, discovered, asked) = tokio::join!(keys(config), discover(config), ask(config));
+    vec![
+        clock(config, &discovered, &asked),
+        keys,
+        issuers(&discovered),
+        audience(config),
+        credentials(config, &asked),
+        scopes(&asked),
+        webhook(config, &asked),
+        event_types(&asked),
+    ]
+}
+
+/// Who may issue tokens, and the tenant itself.
+fn domains(config: &Config) -> BTreeSet<Url> {
+    config.kinde.issuers.iter().chain(&config.kinde.domain).cloned().collect()
+}
+
+fn setting_of(config: &Config, url: &Url) -> &'static str {
+    if config.kinde.domain.as_ref() == Some(url) { "KINDE_DOMAIN" } else { "KINDE_ISSUERS" }
+}
+
+async fn keys(config: &Config) -> Finding {
+    let (mut count, mut problems, mut names) = (0, Vec::new(), BTreeSet::new());
+    let domains = domains(config);
+    if domains.is_empty() {
+        return Finding::skipped(
+            KEYS,
+            "no tenant is set",
+            "set KINDE_DOMAIN where Kinde itself delivers or signs",
+        );
+    }
+    let fetches = domains.iter().map(async |url| (url, fetch_keys(url).await));
+    for (url, fetched) in futures_util::future::join_all(fetches).await {
+        match fetched {
+            Ok(keys) => count += keys,
+            Err(why) => {
+                problems.push(format!("{}: {why}", issuer_of(url)));
+                names.insert(setting_of(config, url));
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Finding::ok(KEYS, format!("{count} RS256 of {}", domains.len()));
+    }
+    let names: Vec<_> = names.into_iter().collect();
+    Finding::failed(
+        KEYS,
+        format!("cannot be fetched, so nothing of theirs is verified: {}", problems.join("; ")),
+        format!("check {}, and that this machine reaches /.well-known/jwks.json there", names.join(" and ")),
+    )
+}
+
+async fn fetch_keys(url: &Url) -> Result<usize, String> {
+    let keys = Jwks::new(jwks::Config::new(url.clone())).map_err(|error| chain(&error))?;
+    let fetched = keys.refresh().await;
+    let status = keys.status();
+    fetched.map_err(|error| status.last_error.unwrap_or_else(|| error.to_string()))?;
+    Ok(status.keys)
+}
+
+/// What each domain says of itself, with the setting that names it.
+type Discovered = Vec<(&'static str, Url, Result<(Discovery, Sent), discovery::Error>)>;
+
+async fn discover(config: &Config) -> Discovered {
+    let asked = domains(config).into_iter().map(async |url| {
+        let answer = discovery::discover(discovery::Config::new(url.clone())).await;
+        (setting_of(config, &url), url, answer.map(|answer| (answer.value, answer.sent)))
+    });
+    futures_util::future::join_all(asked).await
+}
+
+fn issuers(discovered: &Discovered) -> Finding {
+    let (mut wrong, mut unread, mut right) = (Vec::new(), Vec::new(), Vec::new());
+    for (setting, url, answer) in discovered {
+        let trusted = issuer_of(url);
+        match answer {
+            Ok((said, _)) if said.issuer == trusted => right.push(trusted),
+            Ok((said, _)) => wrong.push((setting, trusted, &said.issuer)),
+            Err(error) => unread.push(format!("{trusted}: {}", chain(error))),
+        }
+    }
+    if discovered.is_empty() {
+        return Finding::skipped(
+            ISSUERS,
+            "no tenant is set",
+            "set KINDE_DOMAIN to serve users with access tokens",
+        );
+    }
+    if let Some((setting, trusted, said)) = wrong.first() {
+        return Finding::failed(
+            ISSUERS,
+            format!("{trusted} says that its issuer is {said}, so its tokens are refused"),
+            format!("set {setting} to {said}, where that is your tenant"),
+        );
+    }
+    if unread.is_empty() {
+        return Finding::ok(ISSUERS, some(&right));
+    }
+    let fix = "see kinde.keys; where the keys can be fetched, tokens are verified all the same";
+    Finding::skipped(ISSUERS, format!("cannot be compared: {}", unread.join("; ")), fix)
+}
+
+/// Kinde's access tokens are for nobody in particular, unless the front end asks for a registered API.
+fn audience(config: &Config) -> Finding {
+    let audience = &config.kinde.audience;
+    if audience.is_empty() {
+        return Finding::ok(AUDIENCE, "tokens for anybody are taken");
+    }
+    let is_kindes_own = |one: &&String| {
+        let of = |url: &Url| **one == issuer_of(url) || **one == format!("{}/api", issuer_of(url));
+        domains(config).iter().any(of)
+    };
+    match audience.iter().find(is_kindes_own) {
+        Some(own) => Finding::warning(
+            AUDIENCE,
+            format!("`{own}` is Kinde's own, and no access token of a user is for it"),
+            "set KINDE_AUDIENCE to the audience of your API in Kinde (Settings > APIs), or take it away",
+        ),
+        None => Finding::ok(AUDIENCE, some(audience)),
+    }
+}
+
+/// What the Management API answered.
+enum Asked {
+    /// It cannot be asked: a setting is missing.
+    Unset,
+    /// It cannot be asked: a setting is wrong.
+    Unusable(management::ConfigError),
+    Answered(Box<Answers>),
+}
+
+struct Answers {
+    users: Result<Option<Sent>, Error>,
+    webhooks: Result<Vec<Webhook>, Error>,
+    event_types: Result<Vec<EventType>, Error>,
+    event: Result<(), Error>,
+}
+
+impl Answers {
+    /// What went wrong, each with the scope that was needed.
+    fn errors(&self) -> impl Iterator<Item = (&'static str, &Error)> {
+        let all = [
+            ("read:users", self.users.as_ref().err()),
+            ("read:webhooks", self.webhooks.as_ref().err()),
+            ("read:event_types", self.event_types.as_ref().err()),
+            ("read:events", self.event.as_ref().err()),
+        ];
+        all.into_iter().filter_map(|(scope, error)| Some((scope, error?)))
+    }
+
+    /// Why we are nobody to Kinde.
+    fn refusal(&self) -> Option<&Error> {
+        let mut errors = self.errors().map(|(_, error)| error);
+        errors.find(|error| matches!(error, Error::Token(_) | Error::Unauthorized { .. }))
+    }
+}
+
+impl Asked {
+    /// The answers, if we are somebody to Kinde.
+    fn answers(&self) -> Option<&Answers> {
+        match self {
+            Self::Answered(answers) if answers.refusal().is_none() => Some(answers),
+            _ => None,
+        }
+    }
+}
+
+/// One request for each scope, all with one token.
+async fn ask(config: &Config) -> Asked {
+    let Some(mut settings) = settings(config) else { return Asked::Unset };
+    settings.page_size = 1;
+    settings.timeout = Duration::from_secs(8);
+    settings.retry.attempts = 2;
+    settings.retry.total = Duration::from_secs(10);
+    let client = match Client::new(settings) {
+        Ok(client) => client,
+        Err(error) => return Asked::Unusable(error),
+    };
+    let mut pages = client.users();
+    let (users, webhooks, event_types, event) =
+        tokio::join!(pages.next(), client.webhooks(), client.event_types(), client.event(NO_EVENT));
+    Asked::Answered(Box::new(Answers {
+        users: users.map(|page| page.map(|page| page.sent)),
+        webhooks: webhooks.map(|answer| answer.value),
+        event_types: event_types.map(|answer| answer.value),
+        event: match event {
+            // Kinde does not document what it calls an event that is not there: any word for that will do.
+            Err(Error::Status { status, .. }) if matches!(status.as_u16(), 400 | 404) => Ok(()),
+            answer => answer.map(|_| ()),
+        },
+    }))
+}
+
+fn clock(config: &Config, discovered: &Discovered, asked: &Asked) -> Finding {
+    let of_api = || asked.answers()?.users.as_ref().ok()?.as_ref()?.skew();
+    let of_tenant = || {
+        let mut sent = discovered.iter().filter_map(|(.., answer)| Some(answer.as_ref().ok()?.1));
+        sent.find_map(|sent| sent.skew())
+    };
+    let Some(skew) = of_api().or_else(of_tenant).map(|skew| skew.as_secs_f64()) else {
+        let fix = if config.kinde.domain.is_some() { "see kinde.keys" } else { "set KINDE_DOMAIN" };
+        return Finding::skipped(CLOCK, "Kinde did not tell the time", fix);
+    };
+    let leeway = bearer::Config::default().leeway.as_secs_f64();
+    let (side, harm) = if skew > 0.0 {
+        ("ahead of", "good tokens are refused")
+    } else {
+        ("behind", "expired tokens are taken")
+    };
+    let found = format!("this machine's clock is {:.0} s {side} Kinde's", skew.abs());
+    let fix = "let NTP set the clock of this machine (`timedatectl set-ntp true`)";
+    if skew.abs() > leeway {
+        return Finding::failed(CLOCK, format!("{found}: {harm}"), fix);
+    }
+    if skew.abs() > NOTABLE_SKEW {
+        return Finding::warning(CLOCK, found, fix);
+    }
+    Finding::ok(CLOCK, format!("within {:.0} s of Kinde's", skew.abs().ceil().max(1.0)))
+}
+
+fn credentials(config: &Config, asked: &Asked) -> Finding {
+    let application = "of a machine-to-machine application that is authorised for the Kinde Management API";
+    match asked {
+        Asked::Unset if config.kinde.domain.is_none() => {
+            let fix =
+                "set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to compare with Kinde";
+            Finding::skipped(CREDENTIALS, "no tenant is set", fix)
+        }
+        Asked::Unset => Finding::warning(
+            CREDENTIALS,
+            "none are set: what a lost delivery would have told cannot be asked for",
+            format!("set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET {application}"),
+        ),
+        Asked::Unusable(error) => Finding::failed(
+            CREDENTIALS,
+            chain(error),
+            format!("set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET {application}"),
+        ),
+        Asked::Answered(answers) => match answers.refusal() {
+            Some(error) => Finding::failed(CREDENTIALS, chain(error), credentials_fix(error, application)),
+            None => Finding::ok(CREDENTIALS, "Kinde gave a token"),
+        },
+    }
+}
+
+fn credentials_fix(error: &Error, application: &str) -> String {
+    match error {
+        Error::Token(source) if matches!(**source, Error::Credentials { .. }) => {
+            format!(
+                "set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to those {application}, and KINDE_DOMAIN to the \
+                 kinde.com address of its environment"
+            )
+        }
+        Error::Token(_) => "check KINDE_DOMAIN, and that this machine reaches it".to_owned(),
+        _ => "set KINDE_DOMAIN to the kinde.com address: a custom domain does not serve the Management API, and \
+              goes to KINDE_ISSUERS"
+            .to_owned(),
+    }
+}
+
+fn scopes(asked: &Asked) -> Finding {
+    let Some(answers) = asked.answers() else { return Finding::needs(SCOPES, CREDENTIALS) };
+    let (lacking, others): (Vec<_>, Vec<_>) =
+        answers.errors().partition(|(_, error)| matches!(error, Error::MissingScope { .. }));
+    let lacking: Vec<&str> = lacking.into_iter().map(|(scope, _)| scope).collect();
+    if !lacking.is_empty() {
+        let found = format!("the machine-to-machine application lacks {}", lacking.join(", "));
+        let fix = format!(
+            "grant {} in Kinde under Settings > APIs > Kinde Management API > the application",
+            lacking.join(", ")
+        );
+        // Without the users nothing can be compared; the other scopes are for setting up and looking.
+        return if lacking.contains(&"read:users") {
+            Finding::failed(SCOPES, found, fix)
+        } else {
+            Finding::warning(SCOPES, found, fix)
+        };
+    }
+    match others.first() {
+        Some((scope, error)) => Finding::warning(
+            SCOPES,
+            format!("what {scope} is for could not be asked: {}", chain(*error)),
+            "try again in a moment; status.kinde.com says whether Kinde has a fault",
+        ),
+        None => Finding::ok(SCOPES, "read:users, read:webhooks, read:event_types, read:events"),
+    }
+}
+
+fn webhook(config: &Config, asked: &Asked) -> Finding {
+    let Some(answers) = asked.answers() else { return Finding::needs(WEBHOOK, CREDENTIALS) };
+    let Ok(webhooks) = &answers.webhooks else { return Finding::needs(WEBHOOK, SCOPES) };
+    let endpoints: Vec<&str> = webhooks.iter().filter_map(|webhook| webhook.endpoint.as_deref()).collect();
+    if webhooks.is_empty() {
+        let fix = "`kinsync webhook setup --public-url https://<your server>` makes one";
+        return Finding::failed(WEBHOOK, "Kinde has none, so it delivers nothing", fix);
+    }
+    let Some(endpoint) = config.http.public_url.as_ref().map(endpoint_of) else {
+        let likely =
+            webhooks.iter().find(|webhook| may_be_ours(webhook)).and_then(|one| one.endpoint.as_deref());
+        let likely = likely.unwrap_or("https://<your server>/api/webhook").trim_end_matches("/api/webhook");
+        let found = format!("which of these is this server's is not known: {}", some(&endpoints));
+        return Finding::skipped(WEBHOOK, found, format!("set KINSYNC_PUBLIC_URL, for example {likely}"));
+    };
+    let offered = answers.event_types.as_deref().unwrap_or_default();
+    let offered: Vec<String> = offered.iter().map(|kind| kind.code.clone()).collect();
+    let registration = Registration::of(endpoint, webhooks.clone(), &offered);
+    let endpoint = &registration.endpoint;
+    let Some(ours) = &registration.ours else {
+        return Finding::failed(
+            WEBHOOK,
+            format!("none of Kinde's delivers to {endpoint}, they deliver to {}", some(&endpoints)),
+            "`kinsync webhook setup` makes one; or correct KINSYNC_PUBLIC_URL",
+        );
+    };
+    let has = |kind: &&str| ours.event_types.iter().any(|one| one == kind);
+    let lacking: Vec<&str> = REQUIRED.into_iter().filter(|kind| !has(kind)).collect();
+    if !lacking.is_empty() {
+        let found = format!("the one of {endpoint} does not deliver {}", lacking.join(", "));
+        return Finding::failed(WEBHOOK, found, "`kinsync webhook setup` adds them");
+    }
+    if !registration.twins.is_empty() {
+        let found =
+            format!("{} deliver to {endpoint}: events come more than once", registration.twins.len() + 1);
+        return Finding::warning(WEBHOOK, found, "remove all but one in Kinde under Settings > Webhooks");
+    }
+    let found = format!(
+        "delivers {} event types to {endpoint}; Kinde does not show whether it disabled it, as it does after 72 h of \
+         failures",
+        ours.event_types.len()
+    );
+    Finding::ok(WEBHOOK, found)
+}
+
+fn event_types(asked: &Asked) -> Finding {
+    let Some(answers) = asked.answers() else { return Finding::needs(EVENT_TYPES, CREDENTIALS) };
+    let Ok(types) = &answers.event_types else { return Finding::needs(EVENT_TYPES, SCOPES) };
+    let offered: Vec<&str> = types.iter().map(|kind| kind.code.as_str()).collect();
+    let missing: Vec<&str> = REQUIRED.into_iter().filter(|kind| !offered.contains(kind)).collect();
+    if !missing.is_empty() {
+        return Finding::failed(
+            EVENT_TYPES,
+            format!("Kinde has no {}: kinsync would not hear of that", missing.join(", ")),
+            "check that KINDE_DOMAIN is the right environment, then ask Kinde's support",
+        );
+    }
+    let unknown: Vec<&str> = offered.iter().filter(|kind| !event::is_known(kind)).copied().collect();
+    if unknown.is_empty() {
+        return Finding::ok(EVENT_TYPES, format!("all {} are known", offered.len()));
+    }
+    Finding::warning(
+        EVENT_TYPES,
+        format!("Kinde has some that this version does not know: {}", some(&unknown)),
+        "look for a newer kinsync; until then they are left out of the webhook, and change no user",
+    )
+}

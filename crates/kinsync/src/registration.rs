@@ -1,0 +1,230 @@
+//! The webhook at Kinde: what stands there, what should, and the way from one to the other.
+//!
+//! What is to be done is decided by [`Registration::plan`], without asking anybody. Nothing is ever taken away, neither
+//! webhooks of other addresses nor event types that somebody added; and none is made while one may be there: where
+//! nobody knows whether a request took effect, the list is read again before anything else.
+
+use kinde::{
+    event,
+    management::{self, Client, NewWebhook, Webhook, WebhookEdit},
+};
+use url::Url;
+
+/// Where deliveries arrive, below the public address.
+const PATH: [&str; 2] = ["api", "webhook"];
+
+/// The event types without which users go stale.
+pub const REQUIRED: [&str; 4] = ["user.created", "user.updated", "user.deleted", "user.authenticated"];
+
+/// The scopes that `webhook setup` needs.
+pub const SCOPES: [&str; 4] = ["read:webhooks", "read:event_types", "create:webhooks", "update:webhooks"];
+
+/// The webhook of a server that Kinde reaches at this address.
+pub fn endpoint_of(public_url: &Url) -> Url {
+    let mut endpoint = public_url.clone();
+    if let Ok(mut path) = endpoint.path_segments_mut() {
+        path.pop_if_empty().extend(PATH);
+    }
+    endpoint
+}
+
+/// Whether this could be the webhook of a kinsync, by its path.
+pub fn may_be_ours(webhook: &Webhook) -> bool {
+    let url = webhook.endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
+    url.is_some_and(|url| url.path().ends_with("/api/webhook"))
+}
+
+/// Why it could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing was changed.
+    #[error(
+        "cannot read Kinde's webhooks and event types; the machine-to-machine application needs the scopes {}",
+        SCOPES.join(", ")
+    )]
+    Read(#[source] management::Error),
+    /// Nothing was changed.
+    #[error("this Kinde environment has no event type {}, and kinsync needs it: ask Kinde's support", .0.join(", "))]
+    NotOffered(Vec<&'static str>),
+    /// Kinde refused to make it.
+    #[error("kinde did not make the webhook{}", of_plan(*.others))]
+    Refused {
+        /// Webhooks that are there, where that may be why.
+        others: usize,
+        /// What it said.
+        source: management::Error,
+    },
+    /// The list was read since, and there was none.
+    #[error(
+        "it is not known whether Kinde made the webhook; a moment later it was not in the list: run the command \
+         again, it looks before it makes one"
+    )]
+    Unsure(#[source] management::Error),
+    /// Kinde refused to change it.
+    #[error(
+        "cannot add event types to the webhook `{id}`; run the command again, it changes what is missing"
+    )]
+    Update {
+        /// Which.
+        id: String,
+        /// Why.
+        source: management::Error,
+    },
+}
+
+/// What has to be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Plan {
+    /// It is there with all that it needs.
+    Nothing,
+    /// It is there and lacks these event types.
+    Add(Vec<String>),
+    /// It is not there.
+    Create,
+}
+
+/// The webhooks of a tenant, seen from one endpoint.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// Where Kinde shall deliver to.
+    pub endpoint: Url,
+    /// The webhook that delivers there; of several, the one with the most of the wanted types.
+    pub ours: Option<Webhook>,
+    /// More webhooks that deliver there.
+    pub twins: Vec<Webhook>,
+    /// Webhooks that deliver elsewhere.
+    pub others: Vec<Webhook>,
+    /// All event types that kinsync can read and the tenant has.
+    pub wanted: Vec<String>,
+    /// Required ones that the tenant does not have.
+    pub not_offered: Vec<&'static str>,
+}
+
+impl Registration {
+    /// Asks Kinde. Scopes `read:webhooks` and `read:event_types`.
+    pub async fn read(client: &Client, endpoint: Url) -> Result<Self, Error> {
+        let webhooks = client.webhooks().await.map_err(Error::Read)?.value;
+        let offered = client.event_types().await.map_err(Error::Read)?.value;
+        let offered: Vec<String> = offered.into_iter().map(|kind| kind.code).collect();
+        Ok(Self::of(endpoint, webhooks, &offered))
+    }
+
+    /// What these webhooks and event types mean for the endpoint.
+    pub fn of(endpoint: Url, webhooks: Vec<Webhook>, offered: &[String]) -> Self {
+        let wanted: Vec<String> = offered.iter().filter(|kind| event::is_known(kind)).cloned().collect();
+        let not_offered = REQUIRED.into_iter().filter(|kind| !wanted.iter().any(|one| one == kind)).collect();
+        let delivers_here = |webhook: &Webhook| {
+            webhook.endpoint.as_deref().and_then(|text| text.parse().ok()).as_ref() == Some(&endpoint)
+        };
+        let (mut here, others): (Vec<_>, Vec<_>) = webhooks.into_iter().partition(delivers_here);
+        // Of those with equally many the first stays the first: the sort is stable.
+        here.sort_by_key(|webhook| lacking(&wanted, webhook).count());
+        let mut here = here.into_iter();
+        Self { ours: here.next(), twins: here.collect(), others, wanted, not_offered, endpoint }
+    }
+
+    /// What has to be done.
+    pub fn plan(&self) -> Plan {
+        let Some(ours) = &self.ours else { return Plan::Create };
+        let missing: Vec<String> = lacking(&self.wanted, ours).cloned().collect();
+        if missing.is_empty() { Plan::Nothing } else { Plan::Add(missing) }
+    }
+
+    /// Event types that the webhook has, or will have once the plan is carried out.
+    pub fn event_types(&self) -> Vec<String> {
+        match &self.ours {
+            Some(ours) => ours.event_types.iter().chain(lacking(&self.wanted, ours)).cloned().collect(),
+            None => self.wanted.clone(),
+        }
+    }
+
+    /// Whether the tenant has what kinsync cannot do without.
+    pub fn check(&self) -> Result<(), Error> {
+        if self.not_offered.is_empty() { Ok(()) } else { Err(Error::NotOffered(self.not_offered.clone())) }
+    }
+
+    /// Does what the plan says, and answers the id of the webhook. Scopes `create:webhooks` or `update:webhooks`.
+    ///
+    /// # Errors
+    /// [`Error::Unsure`] where it is not known what became of it: calling again is safe after [`Self::read`].
+    pub async fn carry_out(&self, client: &Client) -> Result<String, Error> {
+        self.check()?;
+        match (&self.ours, self.plan()) {
+            (None, _) => self.create(client).await,
+            (Some(ours), Plan::Add(_)) => {
+                let edit = WebhookEdit { event_types: Some(self.event_types()), ..WebhookEdit::default() };
+                let failed = |source| Error::Update { id: ours.id.clone(), source };
+                client.update_webhook(&ours.id, &edit).await.map_err(failed)?;
+                Ok(ours.id.clone())
+            }
+            (Some(ours), _) => Ok(ours.id.clone()),
+        }
+    }
+
+    async fn create(&self, client: &Client) -> Result<String, Error> {
+        let new = NewWebhook {
+            endpoint: self.endpoint.clone(),
+            event_types: self.wanted.clone(),
+            name: "kinsync".to_owned(),
+            description: Some("Keeps the users of an application in step".to_owned()),
+        };
+        let error = match client.create_webhook(&new).await {
+            Ok(made) => return Ok(made.value),
+            Err(error) => error,
+        };
+        if was_refused(&error) {
+            let may_be_too_many = matches!(error, management::Error::Status { .. });
+            let others = if may_be_too_many { self.others.len() } else { 0 };
+            return Err(Error::Refused { others, source: error });
+        }
+        let now = client.webhooks().await.map_err(Error::Read)?.value;
+        match Self::of(self.endpoint.clone(), now, &self.wanted).ours {
+            Some(made) => Ok(made.id),
+            None => Err(Error::Unsure(error)),
+        }
+    }
+}
+
+fn lacking<'a>(wanted: &'a [String], webhook: &Webhook) -> impl Iterator<Item = &'a String> {
+    wanted.iter().filter(|kind| !webhook.event_types.contains(kind))
+}
+
+/// <https://docs.kinde.com/integrate/third-party-tools/kinde-and-convex/>
+fn of_plan(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        some => format!(" (it has {some} already, and its free plan allows one in each environment)"),
+    }
+}
+
+/// Whether the request certainly had no effect.
+fn was_refused(error: &management::Error) -> bool {
+    use management::Error as E;
+    match error {
+        E::Token(_)
+        | E::Credentials { .. }
+        | E::Unauthorized { .. }
+        | E::MissingScope { .. }
+        | E::Throttled { .. }
+        | E::Busy => true,
+        E::Status { status, .. } => status.is_client_error() && status.as_u16() != 408,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(base: &str) -> String {
+        endpoint_of(&base.parse().unwrap()).into()
+    }
+
+    #[test]
+    fn the_endpoint_is_below_the_public_address() {
+        assert_eq!(endpoint("https://app.example.com"), "https://app.example.com/api/webhook");
+        assert_eq!(endpoint("https://app.example.com/"), "https://app.example.com/api/webhook");
+        assert_eq!(endpoint("https://h:8443/kinsync/"), "https://h:8443/kinsync/api/webhook");
+    }
+}

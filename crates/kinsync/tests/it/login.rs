@@ -1,0 +1,228 @@
+//! The routes for users with an access token, on the real binary with a local Kinde.
+
+use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
+use kinsync_testing::tokens::{AUDIENCE, refused, spec};
+use serde_json::Value;
+
+use crate::server::{Server, TOKEN};
+
+struct Town {
+    kinde: Emulator,
+    server: Server,
+    user: String,
+    token: String,
+}
+
+struct Answer {
+    status: u16,
+    head: String,
+    body: Value,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        let line = self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        line.map(str::trim)
+    }
+}
+
+impl Town {
+    async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    async fn with(vars: &'static [(&str, &str)]) -> Self {
+        let kinde = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+        let issuer = kinde.issuer().to_owned();
+        let server = tokio::task::spawn_blocking(move || {
+            Server::start(&[vars, &[("KINDE_DOMAIN", &issuer)]].concat())
+        });
+        let user = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
+        let token = kinde.access_token(&user, &TokenSpec::default()).unwrap();
+        Self { kinde, server: server.await.unwrap(), user, token }
+    }
+
+    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let bearer = format!("Bearer {}", self.token);
+        let mut all: Vec<_> = [("authorization", &*bearer), ("host", "test"), ("connection", "close")].into();
+        all.extend(headers);
+        let head = all.iter().fold(String::new(), |head, (name, value)| head + name + ": " + value + "\r\n");
+        let request = format!("{method} {path} HTTP/1.1\r\n{head}\r\n");
+        let mut stream = self.server.connect();
+        let exchange = move || {
+            use std::io::{Read, Write};
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        };
+        let text = tokio::task::spawn_blocking(exchange).await.unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, head: head.to_owned(), body: serde_json::from_str(body).unwrap_or_default() }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_request_is_answered_and_the_rest_is_filled_in_from_kinde() {
+    let town = Town::start().await;
+    let first = town.ask("GET", "/api/me", &[]).await;
+    assert_eq!((first.status, first.body["kindeId"].as_str()), (200, Some(&*town.user)), "{}", first.body);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    loop {
+        let me = town.ask("GET", "/api/me", &[]).await.body;
+        if me["firstName"] == "Ada" {
+            assert_eq!((&me["email"], &me["source"]), (&"ada@example.com".into(), &"profile".into()));
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "the user is never filled in: {me}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(town.kinde.requests("profile"), 1, "one question for all of these requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_is_refreshed_once_a_minute_and_known_when_it_did_not_change() {
+    let town = Town::start().await;
+    let first = town.ask("GET", "/api/profile", &[]).await;
+    assert_eq!((first.status, &first.body["firstName"]), (200, &"Ada".into()));
+    let again = town.ask("GET", "/api/profile", &[]).await;
+    assert_eq!(again.header("x-kinsync-profile"), Some("recent"));
+    let tag = again.header("etag").unwrap();
+    let known = town.ask("GET", "/api/me", &[("if-none-match", tag)]).await;
+    assert_eq!((known.status, known.header("etag")), (304, Some(tag)));
+    assert_eq!(town.kinde.requests("profile"), 1);
+    let wrong = town.ask("GET", "/api/profile?refresh=perhaps", &[]).await;
+    assert_eq!(wrong.status, 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_users_are_kept_in_memory_than_the_setting_says() {
+    const REQUESTS: usize = 100;
+    let mut town = Town::with(&[("KINSYNC_CACHED_USERS", "1")]).await;
+    let other = town.kinde.import_user(NewUser::named("grace@example.com", "Grace", "Hopper")).unwrap().id;
+    let mut other = town.kinde.access_token(&other, &TokenSpec::default()).unwrap();
+    for _ in 0..REQUESTS {
+        assert_eq!(town.ask("GET", "/api/me", &[]).await.status, 200);
+        std::mem::swap(&mut town.token, &mut other);
+    }
+    let metrics = town.server.request("GET", "/metrics", &[], "").1;
+    let loads = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(r#"kinsync_store_seconds_count{store="embedded",op="load"} "#))
+        .unwrap_or_else(|| panic!("{metrics}"));
+    // There is room for one of the two, so that each request finds the other one there.
+    assert!(loads.parse::<usize>().unwrap() >= REQUESTS, "{loads} loads for {REQUESTS} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_is_answered_from_the_store_while_kinde_is_down_and_says_so() {
+    let town = Town::start().await;
+    town.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("profile"));
+    let answer = town.ask("GET", "/api/profile?refresh=true", &[]).await;
+    assert_eq!((answer.status, answer.header("x-kinsync-profile")), (200, Some("unavailable")));
+    assert_eq!(answer.body["kindeId"].as_str(), Some(&*town.user));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forward_auth_says_who_it_is_for_any_method() {
+    let town = Town::start().await;
+    for method in ["GET", "POST", "DELETE", "OPTIONS"] {
+        let answer = town.ask(method, "/auth/verify", &[("x-kinsync-user-id", "kp_admin")]).await;
+        assert_eq!((answer.status, answer.header("x-kinsync-user-id")), (200, Some(&*town.user)), "{method}");
+        assert!(answer.header("x-kinsync-email").is_some() && answer.header("x-kinsync-org").is_some());
+        assert_eq!(
+            answer.header("x-kinsync-degraded"),
+            Some(""),
+            "a proxy that copies it needs one: {method}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forward_auth_answers_the_same_whatever_path_envoy_puts_behind_it() {
+    let mut town = Town::start().await;
+    // From here on the address is known.
+    assert_eq!(town.ask("GET", "/api/profile", &[]).await.status, 200);
+    let what = |answer: &Answer| {
+        let own = ["x-kinsync-user-id", "x-kinsync-email", "x-kinsync-org", "x-kinsync-degraded"];
+        let names = own.into_iter().chain(["www-authenticate", "cache-control"]);
+        let headers = names.map(|name| answer.header(name).map(str::to_owned)).collect::<Vec<_>>();
+        (answer.status, headers, answer.body.clone())
+    };
+    let paths = ["/", "/notes", "/notes/1?text=a%2Fb", "/auth/verify", "/api/webhook", "//a/../b"];
+    for status in [200, 401] {
+        let plain = town.ask("GET", "/auth/verify", &[]).await;
+        assert_eq!(plain.status, status, "{}", plain.body);
+        for path in paths {
+            for method in ["GET", "POST"] {
+                let appended = town.ask(method, &format!("/auth/verify{path}"), &[]).await;
+                assert_eq!(what(&appended), what(&plain), "{method} {path}");
+            }
+        }
+        town.token.push('x');
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_guarded_route_refuses_a_missing_a_wrong_and_a_deleted_users_token() {
+    let mut town = Town::start().await;
+    let routes = ["/api/me", "/api/profile", "/auth/verify"];
+    let deleted = format!(
+        r#"{{"type":"user.deleted","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"{}"}}}}}}"#,
+        town.user
+    );
+    assert_eq!(town.server.deliver(&deleted).0, 200);
+    town.server.wait_for(&format!("/api/admin/users/{}", town.user), |status, _| status == 200);
+    for route in routes {
+        let answer = town.ask("GET", route, &[]).await;
+        assert_eq!((answer.status, &answer.body["reason"]), (403, &"deleted".into()), "{route}");
+    }
+    town.token.push('x');
+    for route in routes {
+        let answer = town.ask("GET", route, &[]).await;
+        assert_eq!(answer.status, 401, "{route}");
+        assert!(answer.body["reason"].is_string(), "{route}: {}", answer.body);
+        let (status, body) = town.server.request("GET", route, &[], "");
+        assert_eq!(status, 401, "{route}");
+        assert!(body.contains(r#""reason":"no_token""#), "{route}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_has_its_reason_on_every_guarded_route_and_in_the_metrics() {
+    let canary = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = format!("http://{}", canary.local_addr().unwrap());
+    let mut town = Town::with(&[("KINDE_AUDIENCE", AUDIENCE)]).await;
+    let table = refused(&town.kinde, &town.user, &address);
+    let mut reasons = std::collections::BTreeMap::new();
+    for (reason, token) in table {
+        town.token = token;
+        for route in ["/api/me", "/api/profile", "/auth/verify"] {
+            let answer = town.ask("GET", route, &[]).await;
+            assert_eq!((answer.status, &answer.body["reason"]), (401, &reason.into()), "{route}");
+            assert_eq!(answer.body["type"], "urn:problem-type:kinsync:unauthenticated");
+            *reasons.entry(reason).or_insert(0) += 1;
+        }
+    }
+    let (_, metrics) = town.server.request("GET", "/metrics", &[], "");
+    for (reason, count) in reasons {
+        let line = format!(r#"kinsync_bearer_refusals_total{{reason="{reason}"}} {count}"#);
+        assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
+    }
+    let (_, users) =
+        town.server.request("GET", "/api/admin/users", &[("authorization", &format!("Bearer {TOKEN}"))], "");
+    assert!(users.contains(r#""users":[]"#), "nobody was made: {users}");
+    town.token = town.kinde.access_token(&town.user, &spec(&serde_json::json!({}))).unwrap();
+    assert_eq!(town.ask("GET", "/api/me", &[]).await.status, 200, "only what is wrong is refused");
+    let called = tokio::time::timeout(std::time::Duration::ZERO, canary.accept()).await;
+    assert!(called.is_err(), "a token made the server call out");
+}
+
+#[test]
+fn without_an_issuer_the_routes_are_not_there() {
+    let server = Server::start(&[]);
+    for route in ["/api/me", "/api/profile", "/auth/verify"] {
+        assert_eq!(server.request("GET", route, &[], "").0, 404, "{route}");
+    }
+}

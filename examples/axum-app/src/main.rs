@@ -1,0 +1,109 @@
+//! A notebook: each user has notes. kinsync runs inside this process.
+
+mod demo;
+mod kinsync;
+
+use std::{
+    collections::HashMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result};
+use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
+use clap::Parser as _;
+use kinsync_engine::store::mongo;
+use kinsync_tower::CurrentUser;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tracing_subscriber::filter::LevelFilter;
+use url::Url;
+
+use crate::{demo::Demo, kinsync::Kinsync};
+
+/// A notebook with kinsync inside.
+#[derive(Debug, clap::Parser)]
+struct Settings {
+    /// Your tenant, such as <https://acme.kinde.com>; without one, a local Kinde with one user is started
+    #[arg(long, env, value_parser = kinde::parse_domain)]
+    kinde_domain: Option<Url>,
+    /// Keep users in this MongoDB; in the database `kinsync_example` if the Kinde is a local one
+    #[arg(long, env, hide_env_values = true)]
+    mongodb_uri: Option<String>,
+    /// Where deliveries wait, and users are kept without a MongoDB; with a local Kinde, a temporary folder
+    #[arg(long, env = "KINSYNC_DATA_DIR", default_value = "kinsync-data")]
+    data_dir: PathBuf,
+    /// Where it listens on 127.0.0.1; 0 is any free port
+    #[arg(long, env, default_value_t = 3000)]
+    port: u16,
+}
+
+/// Notes by user. Yours are in your database, under the same id.
+type Notes = Arc<Mutex<HashMap<String, Vec<String>>>>;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
+    let settings = Settings::parse();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, settings.port)).await;
+    let about = || format!("cannot listen on port {}: choose another with --port", settings.port);
+    let listener = listener.with_context(about)?;
+    let address = format!("http://{}", listener.local_addr()?);
+    let mongo = settings.mongodb_uri.map(mongo::Config::new);
+    let (kinsync, steps, _demo) = if let Some(tenant) = settings.kinde_domain {
+        (Kinsync::start(tenant, &settings.data_dir, mongo).await?, String::new(), None)
+    } else {
+        let demo = Demo::start(&address).await?;
+        let own = mongo.map(|mongo| mongo::Config { database: Some("kinsync_example".into()), ..mongo });
+        let kinsync = Kinsync::start(demo.kinde.issuer().parse()?, demo.folder.path(), own).await?;
+        (kinsync, demo.steps(&address), Some(demo))
+    };
+    say(&format!("listening on {address}\n{steps}"));
+    axum::serve(listener, routes(&kinsync)).with_graceful_shutdown(ctrl_c()).await?;
+    kinsync.stop().await;
+    Ok(())
+}
+
+fn routes(kinsync: &Kinsync) -> Router {
+    let for_users = Router::new()
+        .route("/me", get(me))
+        .route("/notes", get(notes).post(take_note))
+        .route_layer(kinsync.layer.clone());
+    Router::new()
+        .route("/", get("a notebook: try /me and /notes\n"))
+        .merge(for_users)
+        .with_state(Notes::default())
+        .route_service("/api/webhook", kinsync.webhook.clone())
+}
+
+/// Runs for verified, live users only: `CurrentUser` is the proof.
+async fn me(user: CurrentUser) -> Json<Value> {
+    // None only while the store is away: the user appears when it is back.
+    let document = user.document();
+    let first_name = document.and_then(|user| user.first_name.as_deref());
+    let last_name = document.and_then(|user| user.last_name.as_deref());
+    Json(
+        json!({ "kindeId": user.id(), "email": user.email(), "firstName": first_name, "lastName": last_name }),
+    )
+}
+
+async fn notes(user: CurrentUser, State(notes): State<Notes>) -> Json<Vec<String>> {
+    let notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+    Json(notes.get(user.id()).cloned().unwrap_or_default())
+}
+
+async fn take_note(user: CurrentUser, State(notes): State<Notes>, note: String) -> StatusCode {
+    let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+    notes.entry(user.id().to_owned()).or_default().push(note);
+    StatusCode::CREATED
+}
+
+async fn ctrl_c() {
+    _ = tokio::signal::ctrl_c().await;
+}
+
+#[expect(clippy::print_stdout, reason = "for the person who started it")]
+fn say(text: &str) {
+    println!("{text}");
+}
