@@ -8,7 +8,7 @@ use clap::{Args, Parser};
 
 use crate::report::Report;
 use crate::work::Work;
-use crate::{baseline, deliveries, drain, footprint, lag, machine};
+use crate::{baseline, deliveries, drain, footprint, lag, machine, me};
 
 /// Measures kinsync. `bench/run` builds what is needed and calls this.
 #[derive(Debug, Parser)]
@@ -22,6 +22,8 @@ pub enum Command {
     Drain(Options),
     /// From the 200 to visible in MongoDB, at half the speed of the drain.
     Lag(Options),
+    /// Requests of users per second, beside the baseline and the peer; what the layer costs alone; memory of users.
+    Requests(Options),
     /// Memory, cold start, size of the binary.
     Footprint(Options),
     /// The server that only reads the body and answers 200. Started by the others.
@@ -30,6 +32,9 @@ pub enum Command {
         /// Where to listen, on 127.0.0.1.
         #[arg(long)]
         port: u16,
+        /// What it answers on /api/me.
+        #[arg(long)]
+        me: Option<PathBuf>,
     },
 }
 
@@ -51,6 +56,12 @@ pub struct Options {
     /// Events to drain; a fourth as many users.
     #[arg(long, default_value_t = 200_000)]
     pub events: usize,
+    /// Distinct access tokens for the requests that verify; signed anew in each run, as `--tokens`.
+    #[arg(long, default_value_t = 20_000)]
+    pub cold_tokens: usize,
+    /// Users of whom the memory is measured.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub cached: usize,
     /// Processes started for the cold start.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,
@@ -79,13 +90,15 @@ impl Command {
     /// Runs to the end, or until dropped.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Baseline { port } => baseline::serve(port).await,
+            Self::Baseline { port, me } => baseline::serve(port, me).await,
             Self::All(options) => {
-                measure(options, &[Part::Deliveries, Part::Drain, Part::Lag, Part::Footprint]).await
+                let all = [Part::Deliveries, Part::Drain, Part::Lag, Part::Requests, Part::Footprint];
+                measure(options, &all).await
             }
             Self::Deliveries(options) => measure(options, &[Part::Deliveries]).await,
             Self::Drain(options) => measure(options, &[Part::Drain]).await,
             Self::Lag(options) => measure(options, &[Part::Lag]).await,
+            Self::Requests(options) => measure(options, &[Part::Requests]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
         }
     }
@@ -96,6 +109,7 @@ enum Part {
     Deliveries,
     Drain,
     Lag,
+    Requests,
     Footprint,
 }
 
@@ -111,6 +125,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
                 drain::measure(&work, &options, &mut report).await.map(|rate| drained = Some(rate))
             }
             Part::Lag => lag::measure(&work, &options, drained, &mut report).await,
+            Part::Requests => me::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
         // What was measured before is still worth its print.

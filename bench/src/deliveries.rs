@@ -16,14 +16,10 @@ use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
 use crate::load::{self, Outcome, Pace, Plan, off_thread};
 use crate::mongo::Mongod;
 use crate::peer::Peer;
-use crate::process::{Process, own_cpu};
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
+use crate::series::{Series, Spread, Turn};
 use crate::work::{Work, free_address};
-
-use self::series::{Series, Turn};
-
-mod series;
 
 const PART: &str = "deliveries";
 const WARMUP: Duration = Duration::from_secs(1);
@@ -32,13 +28,21 @@ const PATIENCE: Duration = Duration::from_mins(3);
 const PEOPLE: u64 = 50_000;
 
 /// What the turns of one scheme gave.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Scheme {
     kinsync: Series,
     alone: Series,
     baseline: Series,
     peer: Series,
     drained: Vec<f64>,
+}
+
+impl Scheme {
+    fn new() -> Self {
+        let series = || Series::new(PART);
+        let (kinsync, alone, baseline, peer) = (series(), series(), series(), series());
+        Self { kinsync, alone, baseline, peer, drained: Vec::new() }
+    }
 }
 
 /// Measures both schemes.
@@ -50,7 +54,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let jwt = Arc::new(Requests::jwt(tokens.iter()));
     let bench = Bench { work, options, mongod: &mongod, jwks: &jwks };
     let pool = bench.calibrate().await?;
-    let (mut hmac, mut tokens) = (Scheme::default(), Scheme::default());
+    let (mut hmac, mut tokens) = (Scheme::new(), Scheme::new());
     let mut body = 0;
     for round in 1..=options.rounds {
         eprintln!("  round {round} of {}", options.rounds);
@@ -99,7 +103,7 @@ impl Bench<'_> {
     /// How many distinct requests a turn can use up: as many as the baseline answers.
     async fn calibrate(&self) -> anyhow::Result<usize> {
         let load = Load::hmac(10_000).await?;
-        let server = Peer::baseline(self.work).await?;
+        let server = Peer::baseline(self.work, None).await?;
         let plan = self.plan(server.address(), &load, true);
         let rate = load::run(Plan { window: Duration::from_secs(2), ..plan }).await?.rate();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
@@ -122,7 +126,7 @@ impl Bench<'_> {
         let settings = Settings { mongodb: Some(self.mongod.uri(name)), domain: Some(self.jwks.domain()) };
         let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
         let plan = self.plan(kinsync.address(), load, false);
-        let (outcome, mut turn) = self.turn(plan, kinsync.process()).await?;
+        let (outcome, mut turn) = Turn::run(plan, kinsync.process(), self.mongod).await?;
         let (stopped, left) = (Instant::now(), kinsync.metrics().await?.queue_depth()?);
         let empty = kinsync.drained(PATIENCE).await?;
         eprintln!("  {left} events were still queued, for {:.1?}", empty - stopped);
@@ -140,35 +144,22 @@ impl Bench<'_> {
         let nowhere = format!("mongodb://{}/{name}?replicaSet=rs0", free_address()?);
         let settings = Settings { mongodb: Some(nowhere), domain: None };
         let kinsync = Kinsync::start_without_store(self.work, name, &settings).await?;
-        Ok(self.turn(self.plan(kinsync.address(), load, false), kinsync.process()).await?.1)
+        Ok(Turn::run(self.plan(kinsync.address(), load, false), kinsync.process(), self.mongod).await?.1)
     }
 
     async fn baseline(&self, load: &Load) -> anyhow::Result<Turn> {
-        let server = Peer::baseline(self.work).await?;
-        Ok(self.turn(self.plan(server.address(), load, true), server.process()).await?.1)
+        let server = Peer::baseline(self.work, None).await?;
+        Ok(Turn::run(self.plan(server.address(), load, true), server.process(), self.mongod).await?.1)
     }
 
     async fn peer(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
-        let server = Peer::express(self.work, &self.mongod.uri(name)).await?;
+        let server = Peer::express(self.work, &self.mongod.uri(name), &self.jwks.domain()).await?;
         let plan = self.plan(server.address(), load, false);
-        let (outcome, mut turn) = self.turn(plan, server.process()).await?;
+        let (outcome, mut turn) = Turn::run(plan, server.process(), self.mongod).await?;
         turn.fail(self.missing(name, "users", users_of(&outcome, load)).await?);
         drop(server);
         self.forget(name).await?;
         Ok(turn)
-    }
-
-    /// Runs the plan and reads the processor time of everything that takes part.
-    async fn turn(&self, plan: Plan, server: &Process) -> anyhow::Result<(Outcome, Turn)> {
-        let cpu = || anyhow::Ok([server.cpu()?, self.mongod.cpu()?, own_cpu()?]);
-        let (before, start) = (cpu()?, Instant::now());
-        let outcome = load::run(plan).await?;
-        let (after, took) = (cpu()?, start.elapsed());
-        let share = |at: usize| after[at].saturating_sub(before[at]).as_secs_f64() / took.as_secs_f64();
-        let cores =
-            [(server.name().to_owned(), share(0)), ("mongod".into(), share(1)), ("load".into(), share(2))];
-        let turn = Turn::new(&outcome, cores);
-        Ok((outcome, turn))
     }
 
     /// What is wrong if the collection has not this many documents.
@@ -217,6 +208,6 @@ fn tell_jwt(scheme: &Scheme, requests: &Requests, options: &Options, report: &mu
 }
 
 fn drained(scheme: &Scheme) -> String {
-    let share = series::Spread::of(&scheme.drained).median;
+    let share = Spread::of(&scheme.drained).median;
     format!("drained into MongoDB meanwhile: {:.0} % of the events", share * 100.0)
 }

@@ -27,8 +27,8 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; BUFFER] })
     }
 
-    /// Sends a request as it stands and reads the whole answer. Returns its status. No time limit.
-    pub async fn send(&mut self, request: &[u8]) -> io::Result<u16> {
+    /// Sends a request as it stands and reads the whole answer. Returns its status and body. No time limit.
+    pub async fn send(&mut self, request: &[u8]) -> io::Result<(u16, &[u8])> {
         self.stream.write_all(request).await?;
         let mut filled = 0;
         loop {
@@ -39,7 +39,7 @@ impl Connection {
             filled += count;
             if let Some(answer) = parse(&self.buffer[..filled])? {
                 return if answer.length == filled {
-                    Ok(answer.status)
+                    Ok((answer.status, &self.buffer[answer.head..filled]))
                 } else {
                     Err(bad("more than one answer"))
                 };
@@ -54,6 +54,7 @@ impl Connection {
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     status: u16,
+    head: usize,
     length: usize,
 }
 
@@ -71,8 +72,9 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Answer>> {
         }
     }
     let body = body.ok_or_else(|| bad("no content-length, and chunks are not understood"))?;
-    let length = head_end + 4 + body;
-    Ok((bytes.len() >= length).then_some(Answer { status, length }))
+    let head = head_end + 4;
+    let length = head + body;
+    Ok((bytes.len() >= length).then_some(Answer { status, head, length }))
 }
 
 fn bad(problem: &'static str) -> io::Error {
@@ -111,6 +113,9 @@ mod tests {
         for end in 0..text.len() {
             assert_eq!(parse(&text[..end]).unwrap(), None);
         }
-        assert_eq!(parse(text).unwrap(), Some(Answer { status: 200, length: text.len() }));
+        assert_eq!(
+            parse(text).unwrap(),
+            Some(Answer { status: 200, head: text.len() - 2, length: text.len() })
+        );
     }
 }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use crate::events::Source;
+use crate::events::{Event, Source, user_id};
 use crate::load::off_thread;
 
 /// Colon-separated, as Kinde's are.
@@ -50,7 +50,7 @@ impl Tokens {
             }
         }
         eprintln!("  signing {count} tokens, once; they are kept in {}", token_file.display());
-        let made = off_thread(move || sign_all(count)).await??;
+        let made = off_thread(move || Self::make(count)).await??;
         // The key last: tokens without their key are never taken.
         let _ = fs::remove_file(&key_file);
         fs::write(&token_file, made.tokens.join("\n"))?;
@@ -58,14 +58,34 @@ impl Tokens {
         Ok(made)
     }
 
+    fn make(count: usize) -> anyhow::Result<Self> {
+        let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("making an RSA key failed"))?;
+        let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| anyhow!("writing the RSA key failed"))?;
+        let payloads: Vec<_> = Source::now().traffic(USERS, count).iter().map(Event::payload).collect();
+        Ok(Self { key: der.as_ref().to_vec(), tokens: sign_all(&key, &payloads)? })
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.tokens.iter().map(String::as_str)
     }
 
+    /// Access tokens for these users, in this order, signed with the same key; two of one user differ. They hold for
+    /// a day: longer than a run, and not for the next one, whose issuer has another port.
+    pub async fn access(&self, issuer: &str, users: Vec<u64>) -> anyhow::Result<Vec<String>> {
+        let (key, issuer) = (self.key_pair()?, issuer.to_owned());
+        let now = jiff::Timestamp::now().as_second();
+        let claims = users.into_iter().enumerate().map(|(number, user)| claims(&issuer, user, number, now));
+        let payloads: Vec<_> = claims.collect();
+        off_thread(move || sign_all(&key, &payloads)).await?
+    }
+
+    fn key_pair(&self) -> anyhow::Result<KeyPair> {
+        KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the kept key is broken: {error}"))
+    }
+
     fn jwks(&self) -> anyhow::Result<Value> {
-        let key =
-            KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the kept key is broken: {error}"))?;
+        let key = self.key_pair()?;
         let public = key.public_key();
         let text = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let n = text(public.modulus().big_endian_without_leading_zero());
@@ -74,25 +94,29 @@ impl Tokens {
     }
 }
 
-fn sign_all(count: usize) -> anyhow::Result<Tokens> {
-    let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("making an RSA key failed"))?;
-    let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| anyhow!("writing the RSA key failed"))?;
-    let events = Source::now().traffic(USERS, count);
-    let share = count.div_ceil(thread::available_parallelism()?.get()).max(1);
+/// As Kinde's documentation shows them.
+fn claims(issuer: &str, user: u64, number: usize, now: i64) -> String {
+    json!({
+        "aud": [], "azp": "dee7f3c57b3c47e8b96edde2c7ecab7d", "exp": now + 86_400, "iat": now, "iss": issuer,
+        "jti": format!("fbb6bc62-c5c2-4eac-8a1b-{number:012}"), "org_code": "org_590d7f1a86a",
+        "permissions": ["create:todos", "read:todos"], "scp": ["openid", "profile", "email", "offline"],
+        "sub": user_id(user),
+    })
+    .to_string()
+}
+
+/// On all cores.
+fn sign_all(key: &KeyPair, payloads: &[String]) -> anyhow::Result<Vec<String>> {
+    let share = payloads.len().div_ceil(thread::available_parallelism()?.get()).max(1);
     let tokens = thread::scope(|scope| {
-        let parts: Vec<_> = events
-            .chunks(share)
-            .map(|part| {
-                scope.spawn(|| {
-                    part.iter().map(|event| sign(&key, &event.payload())).collect::<Result<Vec<_>, _>>()
-                })
-            })
-            .collect();
+        let signed =
+            |part: &[String]| part.iter().map(|payload| sign(key, payload)).collect::<Result<Vec<_>, _>>();
+        let parts: Vec<_> = payloads.chunks(share).map(|part| scope.spawn(move || signed(part))).collect();
         let joined =
             parts.into_iter().map(|part| part.join().map_err(|_| anyhow!("a signing thread panicked"))?);
         joined.collect::<anyhow::Result<Vec<_>>>()
     })?;
-    Ok(Tokens { key: der.as_ref().to_vec(), tokens: tokens.concat() })
+    Ok(tokens.concat())
 }
 
 fn sign(key: &KeyPair, payload: &str) -> anyhow::Result<String> {

@@ -61,6 +61,8 @@ pub struct Outcome {
     pub accepted: u64,
     /// Answers other than 200, by status.
     pub refused: BTreeMap<u16, u64>,
+    /// Answers 200 whose body was not the right one.
+    pub wrong: u64,
     /// Connections that broke, with the first reason.
     pub broken: Option<(u64, String)>,
     /// The window as it was: shorter when the requests ran out.
@@ -80,11 +82,12 @@ impl Outcome {
     /// Why this does not count, if it does not.
     pub fn problem(&self) -> Option<String> {
         let refused = self.refused.iter().map(|(status, count)| format!("{count} x {status}"));
+        let wrong = (self.wrong > 0).then(|| format!("{} answers were wrong", self.wrong));
         let broken = self.broken.iter().map(|(count, why)| format!("{count} connections broke: {why}"));
         let empty = (self.ok == 0).then(|| {
             "nothing was answered 200 in the window (were the requests used up before it?)".to_owned()
         });
-        let problems: Vec<_> = refused.chain(broken).chain(empty).collect();
+        let problems: Vec<_> = refused.chain(wrong).chain(broken).chain(empty).collect();
         (!problems.is_empty()).then(|| problems.join(", "))
     }
 }
@@ -143,6 +146,7 @@ struct Seen {
     latency: Histogram<u64>,
     ok_at: Vec<(usize, Instant)>,
     refused: BTreeMap<u16, u64>,
+    wrong: u64,
     broken: Option<String>,
 }
 
@@ -168,20 +172,24 @@ async fn drive(plan: Plan) -> anyhow::Result<Outcome> {
 
 async fn send_all(mut connection: Connection, plan: Rc<Plan>, course: Rc<Course>) -> Seen {
     let (latency, ok_at) = (histogram(), Vec::new());
-    let mut seen = Seen { latency, ok_at, refused: BTreeMap::new(), broken: None };
+    let mut seen = Seen { latency, ok_at, refused: BTreeMap::new(), wrong: 0, broken: None };
     while let Some((at, due)) = course.next(&plan) {
         if let Some(due) = due {
             sleep_until(due.into()).await;
         }
         let from = due.unwrap_or_else(Instant::now);
-        let status = match timeout(PATIENCE, connection.send(plan.requests.get(at))).await {
-            Ok(Ok(status)) => status,
+        let (status, body) = match timeout(PATIENCE, connection.send(plan.requests.get(at))).await {
+            Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Seen { broken: Some(error.to_string()), ..seen },
             Err(_) => return Seen { broken: Some(format!("no answer in {PATIENCE:?}")), ..seen },
         };
         let now = Instant::now();
         if status != 200 {
             *seen.refused.entry(status).or_default() += 1;
+            continue;
+        }
+        if !plan.requests.is_answered_by(at, body) {
+            seen.wrong += 1;
             continue;
         }
         seen.ok_at.push((at, now));
@@ -198,6 +206,7 @@ fn sum(course: &Course, all: Vec<Seen>) -> Outcome {
         ok: 0,
         accepted: 0,
         refused: BTreeMap::new(),
+        wrong: 0,
         broken: None,
         window: end.saturating_duration_since(course.measure_from).max(Duration::from_millis(1)),
         latency: histogram(),
@@ -209,6 +218,7 @@ fn sum(course: &Course, all: Vec<Seen>) -> Outcome {
         outcome.ok += in_window as u64;
         outcome.accepted += seen.ok_at.len() as u64;
         outcome.answered.extend(seen.ok_at);
+        outcome.wrong += seen.wrong;
         for (status, count) in seen.refused {
             *outcome.refused.entry(status).or_default() += count;
         }

@@ -95,6 +95,7 @@ fn versions(work: &Work) -> Vec<(String, String)> {
         ("node", program("node")),
         ("express", package("express")),
         ("mongoose", package("mongoose")),
+        ("jose", package("jose")),
     ];
     let bare = |name: &str, version: String| version.strip_prefix(name).unwrap_or(&version).trim().to_owned();
     all.into_iter().filter_map(|(name, version)| Some((name.to_owned(), bare(name, version?)))).collect()

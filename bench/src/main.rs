@@ -2,7 +2,7 @@
 //!
 //! One module each: what is sent ([`events`], [`requests`], [`jwt`]), how it is sent ([`load`], [`http`]), the servers
 //! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), what is measured ([`deliveries`], [`drain`], [`lag`],
-//! [`footprint`]) and how it is told ([`report`], [`machine`]).
+//! [`me`], [`inside`], [`footprint`]) and how it is told ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -11,11 +11,13 @@ mod drain;
 mod events;
 mod footprint;
 mod http;
+mod inside;
 mod jwt;
 mod kinsync;
 mod lag;
 mod load;
 mod machine;
+mod me;
 mod metrics;
 mod mongo;
 mod oplog;
@@ -24,6 +26,7 @@ mod process;
 mod raw;
 mod report;
 mod requests;
+mod series;
 mod work;
 
 use std::process::ExitCode;

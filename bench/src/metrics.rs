@@ -39,6 +39,11 @@ impl Samples {
         Ok(first.value as u64)
     }
 
+    /// The sum over all labels of one metric; 0 when there is none.
+    pub fn total(&self, name: &str) -> f64 {
+        self.0.iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum()
+    }
+
     /// The 99th percentile of the lag from receipt by kinsync's own histogram since `before`, in seconds: the upper
     /// bound of the bucket in which it lies. `None` when there is no such histogram or nothing was recorded.
     pub fn lag_p99_since(&self, before: &Self) -> Option<f64> {

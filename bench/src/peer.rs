@@ -1,6 +1,7 @@
 //! The servers that kinsync is compared with.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::work::{Work, free_address, on_path};
 
 const START: Duration = Duration::from_secs(30);
 
-/// A server that takes deliveries at /api/webhook.
+/// A server that takes deliveries at /api/webhook and tells users of themselves at /api/me.
 #[derive(Debug)]
 pub struct Peer {
     process: Process,
@@ -21,16 +22,19 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The baseline: this same program, in a process of its own.
-    pub async fn baseline(work: &Work) -> anyhow::Result<Self> {
+    /// The baseline: this same program, in a process of its own. `me`: the file with what it answers on /api/me.
+    pub async fn baseline(work: &Work, me: Option<&Path>) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["baseline", "--port", &address.port().to_string()]);
+        if let Some(me) = me {
+            command.arg("--me").arg(me);
+        }
         Self::start(work, "baseline", &command, address).await
     }
 
-    /// Express and Mongoose, on a database of the same mongod.
-    pub async fn express(work: &Work, mongodb: &str) -> anyhow::Result<Self> {
+    /// Express and Mongoose, on a database of the same mongod, for the tenant at `domain`.
+    pub async fn express(work: &Work, mongodb: &str, domain: &str) -> anyhow::Result<Self> {
         let folder = work.root().join("bench/peers/express-mongoose");
         anyhow::ensure!(folder.join("node_modules/express").is_dir(), "run `npm ci` in {}", folder.display());
         let address = free_address()?;
@@ -38,6 +42,7 @@ impl Peer {
         command.arg(folder.join("server.js"));
         command.env("NODE_ENV", "production").env("PORT", address.port().to_string());
         command.env("KINDE_WEBHOOK_SECRET", SECRET).env("MONGODB_URI", mongodb);
+        command.env("KINDE_DOMAIN", domain);
         Self::start(work, "express", &command, address).await
     }
 

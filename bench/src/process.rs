@@ -46,6 +46,21 @@ impl Process {
         Ok(())
     }
 
+    /// Waits until it ends by itself. Returns what it printed.
+    pub async fn finish(mut self, patience: Duration) -> anyhow::Result<String> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.child.try_wait()? {
+                Some(status) if status.success() => return Ok(fs::read_to_string(&self.log)?),
+                Some(status) => anyhow::bail!("{} ended with {status}: {}", self.name, self.log_tail()),
+                None => {
+                    anyhow::ensure!(Instant::now() < deadline, "{} did not end in {patience:?}", self.name)
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Asks it to stop, and kills it if it has not by then.
     pub async fn stop(mut self, patience: Duration) -> anyhow::Result<()> {
         kill_process(self.pid(), Signal::TERM)?;

@@ -37,10 +37,16 @@ pub enum Unit {
     PerSecond,
     /// Milliseconds.
     Millis,
+    /// Microseconds.
+    Micros,
+    /// Just bytes.
+    Bytes,
     /// 2^20 bytes.
     MiB,
     /// Just a number.
     Count,
+    /// A number with its decimals.
+    Exact,
 }
 
 /// What it should be.
@@ -51,6 +57,8 @@ pub enum Target {
     AtLeast(f64),
     /// Less than this.
     Below(f64),
+    /// This or less.
+    AtMost(f64),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -72,8 +80,11 @@ impl Unit {
             Self::Ratio => format!("{value:.2}x"),
             Self::PerSecond => format!("{}/s", grouped(value)),
             Self::Millis => format!("{value:.2} ms"),
+            Self::Micros => format!("{value:.2} µs"),
+            Self::Bytes => format!("{} B", grouped(value)),
             Self::MiB => format!("{value:.1} MiB"),
             Self::Count => grouped(value),
+            Self::Exact => format!("{value:.1}"),
         }
     }
 }
@@ -103,6 +114,7 @@ impl Row {
         let met = match target {
             Target::AtLeast(bound) => self.value >= bound,
             Target::Below(bound) => self.value < bound,
+            Target::AtMost(bound) => self.value <= bound,
         };
         self.target = Some(target);
         if self.verdict != Verdict::Invalid {
@@ -148,6 +160,7 @@ impl Row {
             None => String::new(),
             Some(Target::AtLeast(bound)) => format!("≥ {}", self.unit.text(bound)),
             Some(Target::Below(bound)) => format!("< {}", self.unit.text(bound)),
+            Some(Target::AtMost(bound)) => format!("≤ {}", self.unit.text(bound)),
         }
     }
 }

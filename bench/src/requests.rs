@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use aws_lc_rs::hmac;
+use memchr::memmem;
 
 use crate::events::Event;
 
@@ -14,6 +15,8 @@ pub struct Requests {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     body_bytes: usize,
+    /// What the body of each answer must contain; empty: anything will do.
+    wanted: Vec<String>,
 }
 
 impl Requests {
@@ -39,6 +42,20 @@ impl Requests {
         requests
     }
 
+    /// Requests of users for their own document: the token of each, and the id that the answer must have.
+    pub fn me<'a>(people: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        let mut requests = Self::default();
+        for (token, id) in people {
+            let head = format!(
+                "GET /api/me HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: bench\r\naccept: */*\r\nauthorization: Bearer {token}\r\n\r\n"
+            );
+            requests.bytes.extend_from_slice(head.as_bytes());
+            requests.ends.push(requests.bytes.len());
+            requests.wanted.push(format!(r#""kindeId":"{id}""#));
+        }
+        requests
+    }
+
     fn push(&mut self, headers: &str, body: &[u8]) {
         let head = format!(
             "POST /api/webhook HTTP/1.1\r\nhost: 127.0.0.1\r\nuser-agent: bench\r\naccept: */*\r\n{headers}content-length: {}\r\n\r\n",
@@ -59,6 +76,11 @@ impl Requests {
     pub fn get(&self, at: usize) -> &[u8] {
         let range: Range<usize> = at.checked_sub(1).map_or(0, |before| self.ends[before])..self.ends[at];
         &self.bytes[range]
+    }
+
+    /// Whether this is the body of a right answer.
+    pub fn is_answered_by(&self, at: usize, body: &[u8]) -> bool {
+        self.wanted.get(at).is_none_or(|wanted| memmem::find(body, wanted.as_bytes()).is_some())
     }
 
     /// The size of a body, on the average.
@@ -89,6 +111,15 @@ mod tests {
         assert_eq!(body, event.payload());
         assert!(head.contains(&format!("content-length: {}", body.len())));
         assert_eq!(requests.get(0), requests.get(1));
+    }
+
+    #[test]
+    fn an_answer_with_another_users_id_is_wrong() {
+        let requests = Requests::me([("token", "kp_1".to_owned())]);
+        assert!(requests.get(0).ends_with(b"authorization: Bearer token\r\n\r\n"));
+        assert!(requests.is_answered_by(0, br#"{"email":null,"kindeId":"kp_1"}"#));
+        assert!(!requests.is_answered_by(0, br#"{"email":null,"kindeId":"kp_11"}"#));
+        assert!(!requests.is_answered_by(0, b""));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 // The peer: what a good developer writes by hand with Express and Mongoose to mirror Kinde's users.
 // The signature is checked over the raw bytes in constant time, and the upsert is awaited (majority) before the 200.
+// A request of a user is verified with the tenant's keys, which jose fetches once and keeps.
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import express from 'express';
+import { createRemoteJWKSet, jwtVerify } from 'jose';
 import mongoose from 'mongoose';
 
-const { KINDE_WEBHOOK_SECRET, MONGODB_URI, PORT } = process.env;
-if (!KINDE_WEBHOOK_SECRET || !MONGODB_URI || !PORT) {
-  console.error('set KINDE_WEBHOOK_SECRET, MONGODB_URI and PORT');
+const { KINDE_DOMAIN, KINDE_WEBHOOK_SECRET, MONGODB_URI, PORT } = process.env;
+if (!KINDE_DOMAIN || !KINDE_WEBHOOK_SECRET || !MONGODB_URI || !PORT) {
+  console.error('set KINDE_DOMAIN, KINDE_WEBHOOK_SECRET, MONGODB_URI and PORT');
   process.exit(78);
 }
 
@@ -21,6 +23,7 @@ const userSchema = new mongoose.Schema(
     isSuspended: Boolean,
     organizations: [{ _id: false, code: String, roles: [String], permissions: [String] }],
     lastSignedInAt: Date,
+    lastSeenAt: Date,
     isDeleted: { type: Boolean, default: false },
     deletedAt: Date,
   },
@@ -72,6 +75,39 @@ app.post('/api/webhook', express.raw({ type: () => true, limit: '256kb' }), asyn
     await User.updateOne({ kindeId: event.data.user.id }, { $set: change(event) }, { upsert: true });
   }
   res.sendStatus(200);
+});
+
+const keysOfTenant = createRemoteJWKSet(new URL('/.well-known/jwks.json', KINDE_DOMAIN));
+
+const subjectOf = async (authorization) => {
+  const token = /^Bearer (.+)$/i.exec(authorization ?? '')?.[1];
+  if (!token) return null;
+  try {
+    const { payload } = await jwtVerify(token, keysOfTenant, { issuer: KINDE_DOMAIN, algorithms: ['RS256'] });
+    return payload.sub;
+  } catch {
+    return null;
+  }
+};
+
+const authenticated = async (req, res, next) => {
+  const subject = await subjectOf(req.get('authorization'));
+  if (!subject) {
+    res.status(401).json({ error: 'no access token of a user' });
+    return;
+  }
+  const user = await User.findOne({ kindeId: subject });
+  if (!user || user.isDeleted || user.isSuspended) {
+    res.status(403).json({ error: 'no such user' });
+    return;
+  }
+  await User.updateOne({ kindeId: subject }, { $set: { lastSeenAt: new Date() } });
+  req.user = user;
+  next();
+};
+
+app.get('/api/me', authenticated, (req, res) => {
+  res.json(req.user);
 });
 
 app.get('/health/ready', (_req, res) => {

@@ -1,0 +1,111 @@
+//! What the layer adds to one call of an axum handler, when the user and the token are known: time and allocations.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::get;
+use http::{HeaderMap, Request, StatusCode};
+use kinsync_tower::KinsyncLayer;
+use kinsync_tower::login::Config;
+use serde_json::{Value, json};
+use stats_alloc::Region;
+use tower::Service;
+use tower_layer::layer_fn;
+
+use crate::town::{Town, for_all};
+use crate::{ALLOCATOR, median};
+
+const PEOPLE: usize = 2_000;
+const CALLS: usize = 100_000;
+/// Longer than a measurement.
+const NEVER: Duration = Duration::from_hours(1);
+
+/// Microseconds of a call of the plain handler, of one behind a layer that does nothing, and of one behind kinsync's,
+/// round by round; and the allocations of a call.
+pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
+    let town = Town::with(folder, PEOPLE).await?;
+    let requests = (0..PEOPLE).map(|user| town.headers(user)).collect::<Result<Vec<_>, _>>()?;
+    let tokens = town.tokens(PEOPLE * 2);
+    // As it runs: every user is loaded again each 250 ms, beside the calls.
+    let running = town.open(&tokens, Config::default());
+    warm(&running.login, &requests).await?;
+    let (mut plain, mut empty, mut kinsync) = (handler(), behind_nothing(), behind(&running.login));
+    let mut times = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..rounds {
+        for (times, router) in times.iter_mut().zip([&mut plain, &mut empty, &mut kinsync]) {
+            times.push(median(call(router, &requests).await?) / 1000.0);
+        }
+    }
+    running.end().await?;
+    // Quiet, so that nothing else allocates meanwhile.
+    let quiet = Config { refresh_after: NEVER, stale_after: NEVER, flush_every: NEVER, ..Config::default() };
+    let running = town.open(&tokens, quiet);
+    warm(&running.login, &requests).await?;
+    let mut kinsync = behind(&running.login);
+    let base = allocations(&mut plain, &requests).await?;
+    let empty = allocations(&mut empty, &requests).await? - base;
+    let kinsync = allocations(&mut kinsync, &requests).await? - base;
+    let [plain_times, empty_times, kinsync_times] = times;
+    Ok(json!({
+        "plain": plain_times, "empty": empty_times, "kinsync": kinsync_times, "calls": CALLS,
+        "empty_allocations": empty, "kinsync_allocations": kinsync,
+    }))
+}
+
+fn handler() -> Router {
+    Router::new().route("/", get(async || "hello"))
+}
+
+fn behind_nothing() -> Router {
+    handler().route_layer(layer_fn(|inner: axum::routing::Route| inner))
+}
+
+fn behind(login: &kinsync_tower::Login) -> Router {
+    handler().route_layer(KinsyncLayer::new(login.clone()))
+}
+
+async fn warm(login: &kinsync_tower::Login, requests: &[HeaderMap]) -> anyhow::Result<()> {
+    let (login, requests) = (login.clone(), std::sync::Arc::new(requests.to_vec()));
+    for_all(PEOPLE, 64, move |user| {
+        let (login, requests) = (login.clone(), requests.clone());
+        async move {
+            let user = login.admit(&requests[user]).await;
+            anyhow::ensure!(user.is_ok_and(|user| !user.is_degraded()), "a user is not admitted");
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// Nanoseconds of each call. Making the request and dropping the response are not part of it.
+async fn call(router: &mut Router, requests: &[HeaderMap]) -> anyhow::Result<Vec<u64>> {
+    let mut times = Vec::with_capacity(CALLS);
+    for headers in requests.iter().cycle().take(CALLS) {
+        let request = request(headers);
+        let start = Instant::now();
+        let response = Service::<Request<Body>>::call(router, request).await?;
+        times.push(u64::try_from(start.elapsed().as_nanos())?);
+        anyhow::ensure!(response.status() == StatusCode::OK, "answered {}", response.status());
+    }
+    Ok(times)
+}
+
+/// Of one call, its request and its response.
+async fn allocations(router: &mut Router, requests: &[HeaderMap]) -> anyhow::Result<f64> {
+    call(router, &requests[..1]).await?;
+    let region = Region::new(ALLOCATOR);
+    for headers in requests {
+        let response = Service::<Request<Body>>::call(router, request(headers)).await?;
+        anyhow::ensure!(response.status() == StatusCode::OK, "answered {}", response.status());
+    }
+    let stats = region.change();
+    Ok((stats.allocations + stats.reallocations) as f64 / requests.len() as f64)
+}
+
+fn request(headers: &HeaderMap) -> Request<Body> {
+    let mut request = Request::new(Body::empty());
+    request.headers_mut().clone_from(headers);
+    request
+}
