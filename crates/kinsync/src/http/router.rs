@@ -46,13 +46,14 @@ DELETE /api/admin/dead-letters/{id}
 /// The routes for the world. Health and metrics are among them unless they have an address of their own.
 pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Router {
     let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
-    if let Some(login) = &parts.login {
-        routes = routes.merge(login_routes(login));
-    }
     if parts.config.http.metrics_bind.is_none() {
         routes = routes.merge(operation_routes());
     }
-    finish(routes, parts).route_service("/api/webhook", webhook)
+    let mut routes = finish(routes, parts).route_service("/api/webhook", webhook);
+    if let Some(login) = &parts.login {
+        routes = routes.merge(login_routes(login).with_state(Arc::clone(parts)));
+    }
+    routes
 }
 
 /// Health and metrics alone, for an address of their own.
@@ -79,7 +80,8 @@ fn admin_routes() -> Router<Arc<Parts>> {
         .route("/api/admin/dead-letters/{id}/retry", post(admin::retry_dead_letter))
 }
 
-/// Each is behind the layer: a handler among these runs for verified, live users only.
+/// Each is behind the layer: a handler among these runs for verified, live users only. All that they wait for has a
+/// deadline of its own.
 fn login_routes(login: &Login) -> Router<Arc<Parts>> {
     Router::new()
         .route("/api/me", get(login::me))
@@ -89,6 +91,7 @@ fn login_routes(login: &Login) -> Router<Arc<Parts>> {
         .route("/auth/verify/", any(login::verify))
         .route("/auth/verify/{*path}", any(login::verify))
         .route_layer(KinsyncLayer::new(login.clone()))
+        .method_not_allowed_fallback(method_not_allowed)
 }
 
 fn operation_routes() -> Router<Arc<Parts>> {
@@ -122,7 +125,8 @@ async fn method_not_allowed(request: Request) -> Failure {
     Failure(Problem::MethodNotAllowed { allow })
 }
 
-/// Ends a request that takes too long. The webhook has its own deadline, and its own words for it.
+/// Ends a request that takes too long. The webhook has its own deadline and its own words for it; so have the routes
+/// of users.
 async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
