@@ -8,7 +8,7 @@ use clap::{Args, Parser};
 
 use crate::report::Report;
 use crate::work::Work;
-use crate::{baseline, deliveries, drain, footprint, lag, machine, me};
+use crate::{baseline, deliveries, drain, footprint, lag, machine, me, reconcile};
 
 /// Measures kinsync. `bench/run` builds what is needed and calls this.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ pub enum Command {
     Lag(Options),
     /// Requests of users per second, beside the baseline and the peer; what the layer costs alone; memory of users.
     Requests(Options),
+    /// A tenant into an empty MongoDB, beside the raw driver; and the same tenant again when nothing has changed.
+    Reconcile(Options),
     /// Memory, cold start, size of the binary.
     Footprint(Options),
     /// The server that only reads the body and answers 200. Started by the others.
@@ -62,6 +64,9 @@ pub struct Options {
     /// Users of whom the memory is measured.
     #[arg(long, default_value_t = 1_000_000)]
     pub cached: usize,
+    /// Users of the tenant that is loaded and read again.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub users: u64,
     /// Processes started for the cold start.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,
@@ -92,13 +97,21 @@ impl Command {
         match self {
             Self::Baseline { port, me } => baseline::serve(port, me).await,
             Self::All(options) => {
-                let all = [Part::Deliveries, Part::Drain, Part::Lag, Part::Requests, Part::Footprint];
+                let all = [
+                    Part::Deliveries,
+                    Part::Drain,
+                    Part::Lag,
+                    Part::Requests,
+                    Part::Reconcile,
+                    Part::Footprint,
+                ];
                 measure(options, &all).await
             }
             Self::Deliveries(options) => measure(options, &[Part::Deliveries]).await,
             Self::Drain(options) => measure(options, &[Part::Drain]).await,
             Self::Lag(options) => measure(options, &[Part::Lag]).await,
             Self::Requests(options) => measure(options, &[Part::Requests]).await,
+            Self::Reconcile(options) => measure(options, &[Part::Reconcile]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
         }
     }
@@ -110,6 +123,7 @@ enum Part {
     Drain,
     Lag,
     Requests,
+    Reconcile,
     Footprint,
 }
 
@@ -126,6 +140,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             }
             Part::Lag => lag::measure(&work, &options, drained, &mut report).await,
             Part::Requests => me::measure(&work, &options, &mut report).await,
+            Part::Reconcile => reconcile::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
         // What was measured before is still worth its print.

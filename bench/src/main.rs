@@ -2,7 +2,7 @@
 //!
 //! One module each: what is sent ([`events`], [`requests`], [`jwt`]), how it is sent ([`load`], [`http`]), the servers
 //! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), what is measured ([`deliveries`], [`drain`], [`lag`],
-//! [`me`], [`inside`], [`footprint`]) and how it is told ([`series`], [`report`], [`machine`]).
+//! [`me`], [`inside`], [`reconcile`], [`footprint`]) and how it is told ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -24,6 +24,7 @@ mod oplog;
 mod peer;
 mod process;
 mod raw;
+mod reconcile;
 mod report;
 mod requests;
 mod series;

@@ -13,6 +13,8 @@ use crate::work::on_path;
 
 /// Kernel ticks per second in /proc; 100 on every Linux that this runs on (`getconf CLK_TCK`).
 const TICKS_PER_SECOND: f64 = 100.0;
+/// How often a process that is watched is looked at.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A running program. Dropping it kills it and waits until it is gone.
 #[derive(Debug)]
@@ -59,6 +61,26 @@ impl Process {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Waits until it ends by itself, and looks at it meanwhile. Returns what it printed and what it used.
+    pub async fn watch(mut self, patience: Duration) -> anyhow::Result<(String, Used)> {
+        let start = Instant::now();
+        let (mut cpu, mut peak) = (Duration::ZERO, 0);
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            // One that is just ending has no memory to tell of.
+            if let (Ok(memory), Ok(used)) = (self.memory(), self.cpu()) {
+                (cpu, peak) = (used, memory.peak);
+            }
+            anyhow::ensure!(start.elapsed() < patience, "{} did not end in {patience:?}", self.name);
+            tokio::time::sleep(LOOK).await;
+        };
+        let took = start.elapsed();
+        anyhow::ensure!(status.success(), "{} ended with {status}: {}", self.name, self.log_tail());
+        Ok((fs::read_to_string(&self.log)?, Used { took, cpu, peak }))
     }
 
     /// Asks it to stop, and kills it if it has not by then.
@@ -110,6 +132,17 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What a process used from when it was first looked at to its end; all but the time as of the last look before it.
+#[derive(Debug, Clone, Copy)]
+pub struct Used {
+    /// Until it was seen to have ended.
+    pub took: Duration,
+    /// Processor time.
+    pub cpu: Duration,
+    /// Most resident memory, in bytes.
+    pub peak: u64,
 }
 
 /// Resident memory, in bytes.

@@ -49,23 +49,50 @@ impl Layout {
 
 /// Upserts all events. Returns upserts per second.
 pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layout) -> anyhow::Result<f64> {
-    let database = mongod.database(name);
-    if !layout.indexes.is_empty() {
-        database.collection::<Document>(USERS).create_indexes(layout.indexes).await?;
-    }
     let statements =
         |part: &[Event]| part.iter().map(|event| statement(event, layout.bytes)).collect::<Vec<_>>();
     let batches: Vec<_> = events.chunks(STATEMENTS).map(statements).collect();
+    let users = events.iter().map(|event| event.user).collect::<HashSet<_>>().len() as u64;
+    send(mongod, name, layout.indexes, &batches, users).await
+}
+
+/// Upserts the users of the database `from`, as they are there. Returns upserts per second.
+pub async fn copy(mongod: &Mongod, from: &str, name: &str) -> anyhow::Result<f64> {
+    let layout = Layout::of(mongod, from).await?;
+    let users = mongod.database(from).collection::<RawDocumentBuf>(USERS);
+    let users = users.find(doc! {}).projection(doc! { "_id": 0 }).await?;
+    let statement = |user: RawDocumentBuf| {
+        let statement =
+            rawdoc! { "q": { "kindeId": user.get_str("kindeId")? }, "u": { "$set": user }, "upsert": true };
+        anyhow::Ok(statement)
+    };
+    let statements = users.map_err(anyhow::Error::from).and_then(async |user| statement(user));
+    let batches: Vec<_> = statements.try_chunks(STATEMENTS).map_err(|chunk| chunk.1).try_collect().await?;
+    let count = batches.iter().map(Vec::len).sum::<usize>() as u64;
+    send(mongod, name, layout.indexes, &batches, count).await
+}
+
+/// Runs the batches on an empty collection, which must have so many users then.
+async fn send(
+    mongod: &Mongod,
+    name: &str,
+    indexes: Vec<IndexModel>,
+    batches: &[Vec<RawDocumentBuf>],
+    expect: u64,
+) -> anyhow::Result<f64> {
+    let database = mongod.database(name);
+    if !indexes.is_empty() {
+        database.collection::<Document>(USERS).create_indexes(indexes).await?;
+    }
     let commands: Vec<_> = batches.iter().map(|batch| command(batch)).collect();
     let start = Instant::now();
-    let work = commands.into_iter().zip(&batches).map(|(command, batch)| apply(&database, command, batch));
+    let work = commands.into_iter().zip(batches).map(|(command, batch)| apply(&database, command, batch));
     stream::iter(work).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
     let took = start.elapsed();
     let users = database.collection::<Document>(USERS).count_documents(doc! {}).await?;
-    let expect = events.iter().map(|event| event.user).collect::<HashSet<_>>().len() as u64;
     anyhow::ensure!(users == expect, "the raw driver wrote {users} of {expect} users");
     database.drop().await?;
-    Ok(events.len() as f64 / took.as_secs_f64())
+    Ok(batches.iter().map(Vec::len).sum::<usize>() as f64 / took.as_secs_f64())
 }
 
 fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {

@@ -14,6 +14,7 @@ pub struct Work {
     root: PathBuf,
     folder: PathBuf,
     kinsync: PathBuf,
+    emulator: PathBuf,
     keep: bool,
     // Held for as long as the run lasts.
     _lock: File,
@@ -38,7 +39,8 @@ impl Work {
         }
         fs::create_dir_all(&folder)?;
         let kinsync = options.kinsync.clone().unwrap_or_else(|| root.join("target/release/kinsync"));
-        Ok(Self { root, folder, kinsync, keep: options.keep, _lock: lock })
+        let emulator = kinsync.with_file_name("kinde-emulator");
+        Ok(Self { root, folder, kinsync, emulator, keep: options.keep, _lock: lock })
     }
 
     /// The project.
@@ -65,9 +67,12 @@ impl Work {
 
     /// The kinsync to measure.
     pub fn kinsync(&self) -> anyhow::Result<&Path> {
-        let path = &self.kinsync;
-        anyhow::ensure!(path.is_file(), "no kinsync at `{}`: build it, or run bench/run", path.display());
-        Ok(path)
+        built(&self.kinsync)
+    }
+
+    /// The Kinde of its own that lies beside it.
+    pub fn emulator(&self) -> anyhow::Result<&Path> {
+        built(&self.emulator)
     }
 
     /// The mongod that the tests use too: the one on the PATH, else the one that `.ci/install` fetched.
@@ -86,6 +91,11 @@ impl Drop for Work {
             eprintln!("bench: `{}` could not be removed: {error}", self.folder.display());
         }
     }
+}
+
+fn built(path: &Path) -> anyhow::Result<&Path> {
+    anyhow::ensure!(path.is_file(), "no program at `{}`: build it, or run bench/run", path.display());
+    Ok(path)
 }
 
 /// A program on the PATH.

@@ -28,7 +28,7 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
     let town = Town::with(folder, PEOPLE).await?;
     let requests = (0..PEOPLE).map(|user| town.headers(user)).collect::<Result<Vec<_>, _>>()?;
     let tokens = town.tokens(PEOPLE * 2);
-    // As it runs: every user is loaded again each 250 ms, beside the calls.
+    // As it runs: every user is loaded again each 400 ms, beside the calls.
     let running = town.open(&tokens, Config::default());
     warm(&running.login, &requests).await?;
     let (mut plain, mut empty, mut kinsync) = (handler(), behind_nothing(), behind(&running.login));
