@@ -8,9 +8,9 @@ use aws_lc_rs::digest::{SHA256, digest};
 use kinde::{Patch, account::UserProfile, answer::Sent, management};
 use kinsync_core::{Field, Identity, Micros, Profile, Value, Version};
 
-/// The version of a read that was asked for then and told this.
-pub fn version(sent: &Sent, told: &Profile) -> Version {
-    Version::snapshot(sent_at(sent), hash(told))
+/// The version of a read that was asked for then, by Kinde's clock, and told this.
+pub fn version(sent_at: Micros, told: &Profile) -> Version {
+    Version::snapshot(sent_at, hash(told))
 }
 
 /// When a read was asked for, by Kinde's clock.

@@ -203,8 +203,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Users in the order of their ids.
     async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error>;
 
-    /// Ids of live users, in their order, after this one.
-    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
+    /// Ids of users, also deleted ones, in their order, after this one. Cheaper than the users.
+    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
 
     /// One of kinsync's own records, as a majority has it.
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error>;

@@ -3,6 +3,8 @@
 //! Only what differs is told: a field that is as Kinde has it keeps its version, and a user who is,
 //! costs no write. Counters of sign-ins are never compared.
 
+use std::sync::OnceLock;
+
 use kinde::{answer::Sent, management};
 use kinsync_core::{
     Field, Group, Micros, Observation, Profile, Source, UserId, UserState, Value, Version, What,
@@ -17,7 +19,10 @@ pub(super) struct Seen {
     pub(super) user: UserId,
     pub(super) told: Profile,
     pub(super) signed_in: Option<Micros>,
-    pub(super) version: Version,
+    /// When the read was asked for, by Kinde's clock.
+    pub(super) at: Micros,
+    /// Made when first asked for: it hashes what was told, and most users are as they were.
+    version: OnceLock<Version>,
 }
 
 /// What is to be done about a user.
@@ -39,12 +44,15 @@ impl Seen {
         let id = UserId::parse(&user.id).ok()?;
         let signed_in = user.last_signed_in.map(|at| Micros(at.as_microsecond()));
         let told = snapshot::of_user(user);
-        let version = snapshot::version(sent, &told);
-        Some(Self { user: id, told, signed_in, version })
+        Some(Self { user: id, told, signed_in, at: snapshot::sent_at(sent), version: OnceLock::new() })
+    }
+
+    fn version(&self) -> &Version {
+        self.version.get_or_init(|| snapshot::version(self.at, &self.told))
     }
 
     pub(super) fn observe(&self, what: What) -> Observation {
-        let (user, version) = (self.user.clone(), self.version.clone());
+        let (user, version) = (self.user.clone(), self.version().clone());
         Observation { user, version, source: Source::Reconcile, what }
     }
 
@@ -65,7 +73,7 @@ impl Seen {
             return Found::Differs(drift, self.all());
         };
         if let Some(deleted) = row.state.deleted.as_ref().filter(|_| !row.state.is_live()) {
-            if deleted.at >= self.version.at {
+            if deleted.at >= self.at {
                 return Found::Same;
             }
             // By kinsync's own finding, or something was told since.
@@ -79,7 +87,8 @@ impl Seen {
         }
         let differing: Vec<Field> =
             self.told.iter().filter(|(f, v)| self.differs(*f, v, &row.state)).map(|(f, _)| f).collect();
-        let signed_in = self.sign_in().filter(|_| self.signed_in > row.state.last_signed_in);
+        let is_newer_sign_in = self.signed_in > row.state.last_signed_in;
+        let signed_in = is_newer_sign_in.then(|| self.sign_in()).flatten();
         let kind =
             match (differing.iter().any(|field| is_announced(*field)), differing.is_empty(), &signed_in) {
                 (true, ..) => Kind::Changed,
@@ -103,15 +112,13 @@ impl Seen {
     /// Whether the document shows something else, and nothing newer is known.
     fn differs(&self, field: Field, value: &Value, state: &UserState) -> bool {
         let version = |field| state.fields.get(&field).map(|register| &register.version);
-        let (shown, newest) = match field {
+        let (is_shown, newest) = match field {
             Field::OrganizationCodes => {
-                (Some(codes(state)), version(field).max(version(Field::Organizations)))
+                (look_alike(Some(&codes(state)), value), version(field).max(version(Field::Organizations)))
             }
-            field => (state.value(field).cloned(), version(field)),
+            field => (look_alike(state.value(field), value), version(field)),
         };
-        let shown = shown.filter(|shown| !is_nothing(shown));
-        shown.as_ref() != Some(value).filter(|value| !is_nothing(value))
-            && newest.is_none_or(|known| *known < self.version)
+        !is_shown && newest.is_none_or(|known| known < self.version())
     }
 
     fn drift(&self, kind: Kind, fields: Vec<Field>, row: Option<&Row>) -> Drift {
@@ -126,6 +133,11 @@ pub(super) fn drift(user: UserId, kind: Kind, fields: Vec<Field>, row: Option<&R
         .flat_map(|state| state.fields.values().map(|register| &register.version).chain(&state.deleted));
     let known_at = told.filter(|version| !version.is_provisional()).map(|version| version.at).max();
     Drift { user, kind, fields, known_at, known_from: row.and_then(|row| row.standing.source) }
+}
+
+fn look_alike(shown: Option<&Value>, told: &Value) -> bool {
+    let something = |value: &&Value| !is_nothing(value);
+    shown.filter(something) == Some(told).filter(something)
 }
 
 /// What looks the same in a document as if it had never been told.

@@ -110,25 +110,32 @@ impl Parts {
     /// how many users are live.
     async fn candidates(&self, run: &Run, scanned: &Scanned) -> Result<(Vec<Row>, usize), Error> {
         let Some(first_sent) = scanned.first_sent else { return Ok((Vec::new(), 0)) };
-        let (mut candidates, mut live, mut after) = (Vec::new(), 0, None);
-        loop {
-            let ids = self.patiently(|| self.store.live_ids(after.as_ref(), IDS)).await?;
-            let Some(last) = ids.last() else { return Ok((candidates, live)) };
-            after = Some(last.clone());
-            live += ids.len();
-            let is_listed = |id: &UserId| scanned.listed.binary_search(&hash(id)).is_ok();
-            let missing: Vec<UserId> = ids.into_iter().filter(|id| !is_listed(id)).collect();
-            for ids in missing.chunks(1000) {
-                let rows = self.patiently(|| self.store.load(ids)).await?;
-                let is_candidate = |row: &Row| {
-                    let newest = row.state.fields.values().map(|register| register.version.at).max();
-                    row.state.is_live()
-                        && row.standing.inserted_at < run.started_at
-                        && newest < Some(first_sent)
-                };
-                candidates.extend(rows.into_iter().flatten().filter(is_candidate));
-            }
+        let next = async |after: Option<&UserId>| self.patiently(|| self.store.ids(after, IDS)).await;
+        let (mut candidates, mut live) = (Vec::new(), 0);
+        let mut ids = next(None).await?;
+        while let Some(last) = ids.last() {
+            let unlisted = self.unlisted(&ids, &scanned.listed);
+            let (following, (listed, rows)) = tokio::try_join!(next(Some(last)), unlisted)?;
+            live += listed + rows.len();
+            candidates.extend(rows.into_iter().filter(|row| {
+                let newest = row.state.fields.values().map(|register| register.version.at).max();
+                row.standing.inserted_at < run.started_at && newest < Some(first_sent)
+            }));
+            ids = following;
         }
+        Ok((candidates, live))
+    }
+
+    /// How many of these were listed, and the others that are live.
+    async fn unlisted(&self, ids: &[UserId], listed: &[u64]) -> Result<(usize, Vec<Row>), store::Error> {
+        let is_missing = |id: &&UserId| listed.binary_search(&hash(id)).is_err();
+        let missing: Vec<UserId> = ids.iter().filter(is_missing).cloned().collect();
+        let mut live = Vec::new();
+        for ids in missing.chunks(1000) {
+            let rows = self.patiently(|| self.store.load(ids)).await?;
+            live.extend(rows.into_iter().flatten().filter(|row| row.state.is_live()));
+        }
+        Ok((ids.len() - missing.len(), live))
     }
 
     async fn hold(&self, run: &Run, rows: &[Row], tally: &mut Tally) -> Result<(), Error> {
@@ -259,7 +266,7 @@ impl Parts {
             |id: &UserId| of(id).and_then(|row| row.state.deleted.as_ref()).map(|version| version.at);
         let there: Vec<UserId> = dead
             .into_iter()
-            .filter(|(id, word)| matches!(word, Word::There(seen) if Some(seen.version.at) > deleted_at(id)))
+            .filter(|(id, word)| matches!(word, Word::There(seen) if Some(seen.at) > deleted_at(id)))
             .map(|(id, _)| id)
             .collect();
         if there.is_empty() {

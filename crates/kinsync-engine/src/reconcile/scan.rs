@@ -71,13 +71,11 @@ pub(super) struct Scanned {
     pub(super) controls: Vec<String>,
 }
 
-/// Some pages.
+/// Some pages that follow each other.
+#[derive(Default)]
 struct Batch {
-    seen: Vec<Seen>,
-    unusable: usize,
-    pages: u64,
-    first_sent: Option<Micros>,
-    next_token: Option<String>,
+    pages: Vec<UsersPage>,
+    users: usize,
 }
 
 /// What was made of them.
@@ -156,39 +154,33 @@ fn batches(pages: Pages) -> impl Stream<Item = Result<Batch, Error>> {
 
 /// The next pages that make a batch; the last one may be smaller.
 async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
-    let mut batch = Batch { seen: Vec::new(), unusable: 0, pages: 0, first_sent: None, next_token: None };
-    loop {
-        let Some(page) = pages.next().await.map_err(Error::Kinde)? else {
-            return Ok((batch.pages > 0).then_some(batch));
-        };
-        batch.take(page);
-        if batch.seen.len() >= BATCH || batch.next_token.is_none() {
-            return Ok(Some(batch));
+    let mut batch = Batch::default();
+    while let Some(page) = pages.next().await.map_err(Error::Kinde)? {
+        batch.users += page.users.len();
+        let is_last = page.next_token.is_none();
+        batch.pages.push(page);
+        if batch.users >= BATCH || is_last {
+            break;
         }
     }
-}
-
-impl Batch {
-    fn take(&mut self, page: UsersPage) {
-        self.pages += 1;
-        self.first_sent.get_or_insert(crate::snapshot::sent_at(&page.sent));
-        self.next_token = page.next_token;
-        for user in page.users {
-            match Seen::new(user, &page.sent) {
-                Some(seen) => self.seen.push(seen),
-                None => self.unusable += 1,
-            }
-        }
-    }
+    Ok(Some(batch).filter(|batch| !batch.pages.is_empty()))
 }
 
 impl Parts {
     async fn compare(&self, batch: Batch, is_dry: bool, remembers: bool) -> Result<Compared, Error> {
-        let ids: Vec<UserId> = batch.seen.iter().map(|seen| seen.user.clone()).collect();
+        let pages = batch.pages.len() as u64;
+        let first_sent = batch.pages.first().map(|page| crate::snapshot::sent_at(&page.sent));
+        let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
+        let users = batch.pages.into_iter().flat_map(|UsersPage { users, sent, .. }| {
+            users.into_iter().map(move |user| Seen::new(user, &sent))
+        });
+        let seen: Vec<Seen> = users.flatten().collect();
+        let unusable = batch.users - seen.len();
+        let ids: Vec<UserId> = seen.iter().map(|seen| seen.user.clone()).collect();
         let rows = self.patiently(|| self.store.load(&ids)).await?;
-        let mut tally = Tally { pages: batch.pages, users: ids.len() as u64, ..Tally::default() };
+        let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
         let (mut observations, mut doubtful) = (Vec::new(), Vec::new());
-        for (seen, row) in batch.seen.iter().zip(&rows) {
+        for (seen, row) in seen.iter().zip(&rows) {
             match seen.compare(row.as_ref()) {
                 Found::Same => tally.unchanged += 1,
                 Found::Doubtful => doubtful.push(seen.user.clone()),
@@ -199,24 +191,22 @@ impl Parts {
                 }
             }
         }
-        if batch.unusable > 0 {
-            tracing::warn!(
-                users = batch.unusable,
-                "Kinde lists users whose ids cannot be ids; they are left out"
-            );
+        if unusable > 0 {
+            tracing::warn!(users = unusable, "Kinde lists users whose ids cannot be ids; they are left out");
         }
         if !is_dry && !observations.is_empty() {
             self.repair(&observations, &mut tally).await?;
         }
-        let told = batch.seen.iter().map(|seen| seen.told.iter().map(|(field, _)| field).collect::<Vec<_>>());
+        let told_of_first = seen.first().map(|seen| seen.told.iter().map(|(field, _)| field));
+        let told_of_all = |field: &Field| seen.iter().all(|seen| seen.told.value(*field).is_some());
         Ok(Compared {
             tally,
             listed: if remembers { ids.iter().map(hash).collect() } else { Vec::new() },
-            fields: told.reduce(|all, one| all.into_iter().filter(|field| one.contains(field)).collect()),
+            fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
             doubtful,
             control: ids.first().map(|id| id.as_str().to_owned()),
-            first_sent: batch.first_sent,
-            next_token: batch.next_token,
+            first_sent,
+            next_token,
         })
     }
 

@@ -114,10 +114,10 @@ impl Store for EmbeddedStore {
         timed("embedded", "users", work).await
     }
 
-    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
         let after = after.cloned();
-        let work = self.reader.call("list ids", move |sqlite| users::live_ids(sqlite, after.as_ref(), limit));
-        timed("embedded", "live_ids", work).await
+        let work = self.reader.call("list ids", move |sqlite| users::ids(sqlite, after.as_ref(), limit));
+        timed("embedded", "ids", work).await
     }
 
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {

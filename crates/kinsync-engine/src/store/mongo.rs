@@ -216,8 +216,8 @@ impl Store for MongoStore {
         timed("mongo", "users", self.0.list_users(filter)).await
     }
 
-    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
-        timed("mongo", "live_ids", self.0.live_ids(after, limit)).await
+    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        timed("mongo", "ids", self.0.ids(after, limit)).await
     }
 
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {

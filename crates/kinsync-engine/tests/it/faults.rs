@@ -101,8 +101,8 @@ impl Store for Failing {
         self.store.users(filter).await
     }
 
-    async fn live_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
-        self.store.live_ids(after, limit).await
+    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        self.store.ids(after, limit).await
     }
 
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {

@@ -245,6 +245,6 @@ impl Profiles {
 fn observation(answer: Answer<UserProfile>) -> Option<Observation> {
     let user = UserId::parse(&answer.value.id).ok()?;
     let told = snapshot::of_profile(answer.value);
-    let version = snapshot::version(&answer.sent, &told);
+    let version = snapshot::version(snapshot::sent_at(&answer.sent), &told);
     Some(Observation { user, version, source: Source::Profile, what: What::Fields(told) })
 }

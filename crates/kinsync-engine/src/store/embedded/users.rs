@@ -97,13 +97,12 @@ pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result
     }
 }
 
-pub(super) fn live_ids(
+pub(super) fn ids(
     sqlite: &Connection,
     after: Option<&UserId>,
     limit: usize,
 ) -> rusqlite::Result<Vec<UserId>> {
-    let mut select =
-        sqlite.prepare_cached("SELECT id FROM users WHERE id > ?1 AND live = 1 ORDER BY id LIMIT ?2")?;
+    let mut select = sqlite.prepare_cached("SELECT id FROM users WHERE id > ?1 ORDER BY id LIMIT ?2")?;
     let ids = select.query_map((after.map_or("", UserId::as_str), bound(limit)), |row| {
         let id: String = row.get(0)?;
         Ok(UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?)
