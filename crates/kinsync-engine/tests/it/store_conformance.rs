@@ -48,6 +48,7 @@ conformance! {
     an_event_is_logged_once
     events_are_listed_by_page_newest_first
     users_are_listed_by_page_and_filter
+    ids_are_listed_by_page_with_the_deleted_ones
     users_and_events_are_counted
     a_large_batch_is_written_and_read
     a_record_is_written_over_what_was_read_and_nothing_else
@@ -325,6 +326,14 @@ async fn users_are_listed_by_page_and_filter(store: Shared) {
     let claims = UserFilter { email: Some("kp_a@x.org".into()), ..live };
     assert_eq!(list(claims.clone()).await, ["kp_a", "kp_e"]);
     assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..claims }).await, ["kp_e"]);
+}
+
+async fn ids_are_listed_by_page_with_the_deleted_ones(store: Shared) {
+    assert_eq!(store.ids(None, 10).await.unwrap(), []);
+    store.write(&[row("kp_c", None), tombstone("kp_b"), row("kp_a", Some("a@x.org"))]).await.unwrap();
+    assert_eq!(store.ids(None, 2).await.unwrap(), [id("kp_a"), id("kp_b")]);
+    assert_eq!(store.ids(Some(&id("kp_b")), 2).await.unwrap(), [id("kp_c")]);
+    assert_eq!(store.ids(Some(&id("kp_c")), 2).await.unwrap(), []);
 }
 
 async fn users_and_events_are_counted(store: Shared) {
