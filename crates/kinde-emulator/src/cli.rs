@@ -298,7 +298,7 @@ enum Kind {
     EndlessTokens,
     /// Reading users: the state of some time ago (lag).
     StaleReplica,
-    /// Reading one user: no such user (status=404).
+    /// Reading one user: no such user (status=404, id of whom; everybody otherwise).
     UserGone,
 }
 

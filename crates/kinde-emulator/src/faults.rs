@@ -180,6 +180,9 @@ pub enum FaultKind {
         /// 404 or 400.
         #[serde(default = "not_found")]
         status: u16,
+        /// The id of the one user; everybody when absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
     },
 }
 
@@ -321,10 +324,13 @@ impl Faults {
         self.strike(wanted, &["users", "management"])
     }
 
-    /// The faults that strike the reading of one user.
-    pub(crate) fn on_read(&mut self) -> Vec<FaultKind> {
-        let wanted =
-            |kind: &FaultKind| matches!(kind, FaultKind::StaleReplica { .. } | FaultKind::UserGone { .. });
+    /// The faults that strike the reading of this user.
+    pub(crate) fn on_read(&mut self, user: &str) -> Vec<FaultKind> {
+        let wanted = |kind: &FaultKind| match kind {
+            FaultKind::StaleReplica { .. } => true,
+            FaultKind::UserGone { id, .. } => id.as_ref().is_none_or(|id| id == user),
+            _ => false,
+        };
         self.strike(wanted, &["user", "management"])
     }
 

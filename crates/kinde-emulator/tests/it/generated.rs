@@ -159,7 +159,7 @@ async fn tokens_without_end_and_empty_pages_are_as_set() {
 async fn a_storm_of_404_says_that_everybody_is_gone() {
     let api = Api::of(2).await;
     let path = format!("user?id={}", api.emulator.users()[0].id);
-    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404 }));
+    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: None }));
     let (status, refusal) = api.get(&path).await;
     assert_eq!((status, &refusal["errors"][0]["code"]), (404, &json!("USER_NOT_FOUND")));
     assert_eq!(api.all(10).await.len(), 2, "the list tells the truth");

@@ -260,7 +260,7 @@ async fn refusals(emulator: &Emulator, api: &Checked, taken: &Value) {
         assert_eq!(weak.get(path).await.0, 403, "{path}");
     }
     for (kind, status) in [
-        (FaultKind::UserGone { status: 404 }, 404),
+        (FaultKind::UserGone { status: 404, id: None }, 404),
         (FaultKind::RateLimit { reset: 1 }, 429),
         (FaultKind::Status { status: 503 }, 503),
     ] {

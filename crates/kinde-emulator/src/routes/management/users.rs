@@ -215,9 +215,9 @@ pub(super) async fn read(
     Params(query): Params<UserQuery>,
 ) -> Result<Response, Refusal> {
     let id = query.id()?;
-    let faults = emulator.faults_table().on_read();
+    let faults = emulator.faults_table().on_read(id);
     for fault in &faults {
-        if let FaultKind::UserGone { status } = fault {
+        if let FaultKind::UserGone { status, .. } = fault {
             return Err(unknown(*status));
         }
     }
