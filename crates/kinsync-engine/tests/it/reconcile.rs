@@ -406,6 +406,45 @@ async fn a_scan_that_breaks_deletes_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn only_a_scan_that_reached_the_end_deletes() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(25);
+        world.reconcile().await;
+        world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
+        world.later().await;
+        // The first page comes well, and again for ever.
+        world.kinde.set_fault(Fault::always(FaultKind::RepeatedNextToken));
+        let stop = CancellationToken::new();
+        let outcome = world.reconciler(10, quick()).run(Wish::Reconcile, &|_| {}, &stop).await;
+        assert!(outcome.is_err(), "{}: {outcome:?}", world.fresh.name);
+        assert!(!world.documents().await[&ids[0]].is_deleted, "{}", world.fresh.name);
+        world.kinde.clear_faults();
+        assert_eq!(world.reconcile().await.tally.of(Kind::Gone), 1);
+        world.assert_equal("after a complete one").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_read_that_says_gone_deletes_nobody() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(11);
+        world.reconcile().await;
+        world.later().await;
+        // The list leaves the eleventh out, and the first read of them says that there is none.
+        world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
+        let gone = FaultKind::UserGone { status: 404, id: Some(ids[10].clone()) };
+        world.kinde.set_fault(Fault::times(gone.clone(), 1));
+        let run = world.reconcile().await;
+        assert_eq!((run.tally.users, run.tally.of(Kind::Gone)), (10, 0), "{}: {run:?}", world.fresh.name);
+        let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
+        assert_eq!(struck.map(|report| report.struck), Some(1), "a read said so");
+        world.assert_equal("after one wrong word").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_kinde_forgets_everybody_nobody_is_deleted() {
     for fresh in stores::all().await {
         let world = World::new(fresh).await;
@@ -419,7 +458,7 @@ async fn when_kinde_forgets_everybody_nobody_is_deleted() {
         world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
         world.later().await;
         for status in [400, 404] {
-            world.kinde.set_fault(Fault::always(FaultKind::UserGone { status }));
+            world.kinde.set_fault(Fault::always(FaultKind::UserGone { status, id: None }));
             let outcome = world.run(Wish::Reconcile).await;
             assert!(matches!(outcome, Err(Error::Distrusted)), "{outcome:?}");
             world.kinde.clear_faults();
