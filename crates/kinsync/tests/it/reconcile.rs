@@ -318,7 +318,8 @@ async fn a_server_finds_who_was_imported_at_once_and_when_somebody_asks() {
 async fn a_webhook_that_was_disabled_is_noticed_and_its_end_too() {
     let town = town(1, "2s").await;
     let ada = town.kinde.sign_up(named(1)).unwrap().id;
-    until_stored(&town, &ada, doc! { "source": "webhook" }).await;
+    until_stored(&town, &ada, doc! {}).await;
+    town.kinde.quiesce(PATIENCE).await.unwrap();
     let silent = async |expected: bool| {
         let deadline = Instant::now() + PATIENCE;
         loop {
