@@ -37,7 +37,7 @@ pub use self::{claims::Claims, profiles::Refreshed};
 use self::{
     profiles::{Bare, Profiles},
     seen::Seen,
-    users::{Found, Users, Wanted},
+    users::{Found, Loads, Users},
 };
 use crate::{
     current_user::CurrentUser,
@@ -128,7 +128,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Work {
     login: Login,
-    wanted: mpsc::Receiver<Wanted>,
+    loads: Loads,
     bare: mpsc::Receiver<Bare>,
 }
 
@@ -136,12 +136,12 @@ impl Login {
     /// A login, and the work that somebody has to run beside it.
     pub fn new(parts: Parts, config: Config) -> (Self, Work) {
         let Parts { tokens, store, queue, clock, profiles, claims } = parts;
-        let (users, wanted) = Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), &config);
+        let (users, loads) = Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), &config);
         let users = Arc::new(users);
         let (profiles, bare) = Profiles::new(profiles, Arc::clone(&users), &config);
         let seen = Seen::new(store, clock.clone(), &config);
         let login = Self(Arc::new(Shared { tokens, users, profiles, seen, queue, claims, clock, config }));
-        (login.clone(), Work { login, wanted, bare })
+        (login.clone(), Work { login, loads, bare })
     }
 
     /// The user of a request with these headers. Cancel safe.
@@ -208,7 +208,7 @@ impl Work {
     pub async fn run(self, stop: CancellationToken) {
         let shared = &self.login.0;
         tokio::join!(
-            shared.users.run(self.wanted, &stop),
+            shared.users.run(self.loads, &stop),
             shared.profiles.run(self.bare, &stop),
             shared.seen.run(&stop),
         );

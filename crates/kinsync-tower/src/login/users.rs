@@ -24,17 +24,21 @@ use kinsync_engine::{
 use quick_cache::sync::Cache;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, claims::Claims};
 use crate::document::{self, Json};
 
-/// Users in one call of the store.
+/// Users for whom requests wait, in one load.
 const BATCH: usize = 256;
+/// Users for whom nobody waits, in one load.
+const GATHERED: usize = 4096;
 /// Users that may wait to be loaded; more are degraded at once.
 const WAITING: usize = 16_384;
+/// How long users for whom nobody waits gather: one load of many costs the store a fraction of many loads.
+const GATHER: Duration = Duration::from_millis(50);
 /// Calls of the store for more than this are failures. Longer than any request waits: what is being made is finished.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -93,7 +97,7 @@ struct Entry {
 
 /// Somebody wants to know this user.
 #[derive(Debug)]
-pub(super) struct Wanted {
+struct Wanted {
     user: UserId,
     token: Arc<AccessToken>,
     /// Dropped unanswered when the store did not answer.
@@ -113,8 +117,18 @@ pub(super) struct Users {
     clock: Clock,
     cache: Cache<Arc<str>, Arc<Entry>>,
     wanted: mpsc::Sender<Wanted>,
+    aged: mpsc::Sender<Wanted>,
     refresh_after: Duration,
     stale_after: Duration,
+}
+
+/// Who is to be loaded.
+#[derive(Debug)]
+pub(super) struct Loads {
+    /// For requests that wait.
+    wanted: mpsc::Receiver<Wanted>,
+    /// Still fresh enough to be served, but not for long.
+    aged: mpsc::Receiver<Wanted>,
 }
 
 /// All who wait for one user in a batch.
@@ -129,8 +143,9 @@ impl Users {
         claims: Arc<dyn Claims>,
         clock: Clock,
         config: &Config,
-    ) -> (Self, mpsc::Receiver<Wanted>) {
-        let (wanted, receiver) = mpsc::channel(WAITING);
+    ) -> (Self, Loads) {
+        let (wanted, waiting) = mpsc::channel(WAITING);
+        let (aged, aging) = mpsc::channel(WAITING);
         // Requests come back to a store sooner than the projector does: a probe costs one call.
         let probing = breaker::Config {
             max_pause: Duration::from_secs(1),
@@ -144,10 +159,11 @@ impl Users {
             clock,
             cache: Cache::new(config.cached_users.max(1)),
             wanted,
+            aged,
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
         };
-        (users, receiver)
+        (users, Loads { wanted: waiting, aged: aging })
     }
 
     pub(super) fn breaker(&self) -> &Breaker {
@@ -210,22 +226,32 @@ impl Users {
 
     fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<Known>>>) {
         if let Ok(user) = UserId::parse(&token.subject) {
+            let loads = if answer.is_some() { &self.wanted } else { &self.aged };
             // Nobody takes it, or too many wait: the answer is dropped, and the request is degraded.
-            _ = self.wanted.try_send(Wanted { user, token: Arc::clone(token), answer });
+            _ = loads.try_send(Wanted { user, token: Arc::clone(token), answer });
         }
     }
 
     /// Loads what is wanted until told to stop. A slow call holds up one lane of four.
-    pub(super) async fn run(&self, wanted: mpsc::Receiver<Wanted>, stop: &CancellationToken) {
-        let wanted = Mutex::new(wanted);
-        let lane = || self.lane(&wanted, stop);
-        tokio::join!(lane(), lane(), lane(), lane());
+    pub(super) async fn run(&self, loads: Loads, stop: &CancellationToken) {
+        let (wanted, aged) = (Mutex::new(loads.wanted), Mutex::new(loads.aged));
+        let lane = || self.lane(&wanted, Duration::ZERO, BATCH, stop);
+        tokio::join!(lane(), lane(), lane(), lane(), self.lane(&aged, GATHER, GATHERED, stop));
     }
 
-    async fn lane(&self, wanted: &Mutex<mpsc::Receiver<Wanted>>, stop: &CancellationToken) {
+    async fn lane(
+        &self,
+        loads: &Mutex<mpsc::Receiver<Wanted>>,
+        gather: Duration,
+        limit: usize,
+        stop: &CancellationToken,
+    ) {
         let next = async || {
             let mut batch = Vec::new();
-            wanted.lock().await.recv_many(&mut batch, BATCH).await;
+            if !gather.is_zero() {
+                sleep(gather).await;
+            }
+            loads.lock().await.recv_many(&mut batch, limit).await;
             batch
         };
         while let Some(batch) = stop.run_until_cancelled(next()).await {

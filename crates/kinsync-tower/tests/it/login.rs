@@ -2,6 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use bson::doc;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
@@ -246,6 +247,36 @@ async fn deleted_and_suspended_users_are_refused_within_a_second_in_every_proces
             assert!(stored(&store, &id).await.unwrap().is_deleted, "a token does not bring anybody back");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_whom_nobody_waits_for_are_loaded_together() {
+    let (kinde, server) = (kinde().await, TestMongo::start_own().await);
+    let store = on_mongo(&server).await;
+    let config = Config { refresh_after: Duration::from_secs(1), stale_after: PATIENCE, ..Config::default() };
+    let process = Process::start(&kinde, &store, config);
+    let tokens: Vec<_> = (0..200).map(|n| token(&kinde, &format!("u{n}@example.com"))).collect();
+    for (id, _) in &tokens {
+        tell(&store, id, What::Fields(Profile::new().with(Field::FirstName, "Ada"))).await;
+    }
+    let admin = server.client().await.database("admin");
+    let finds = async || {
+        let status = admin.run_command(doc! { "serverStatus": 1 }).await.unwrap();
+        status.get_document("opcounters").unwrap().get_i64("query").unwrap()
+    };
+    for (_, token) in &tokens {
+        assert_eq!(process.get(token).await.body["stored"], true);
+    }
+    tokio::time::sleep(config.refresh_after).await;
+    let (before, started) = (finds().await, Instant::now());
+    for (_, token) in &tokens {
+        process.get(token).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    until(async || finds().await > before).await;
+    let loads = finds().await - before;
+    let gathered = i64::try_from(started.elapsed().as_millis() / 50).unwrap();
+    assert!(loads <= gathered + 5, "{loads} loads for {} users", tokens.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
