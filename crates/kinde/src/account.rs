@@ -223,7 +223,7 @@ fn read(received: &Received) -> Result<Answer<UserProfile>, Error> {
     Ok(Answer { value, sent: received.sent })
 }
 
-fn read_profile(mut reader: Reader) -> Result<UserProfile, Error> {
+fn read_profile(mut reader: Reader<'_>) -> Result<UserProfile, Error> {
     let (sub, id) = (reader.optional_id("sub")?, reader.optional_id("id")?);
     if sub.is_some() && id.is_some() && sub != id {
         return Err(Error::TwoUsers);

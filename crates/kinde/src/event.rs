@@ -176,11 +176,14 @@ pub enum Error {
 /// # Ok::<(), event::Error>(())
 /// ```
 pub fn decode(payload: &[u8]) -> Result<Event, Error> {
-    let map = json::deeply_unique_object(payload).map_err(|error| match error {
+    let members = json::object(payload).map_err(|error| match error {
         json::Error::Duplicate(member) => Error::DuplicateMember { member },
         json::Error::Syntax(source) => Error::NotAnObject(source),
     })?;
-    let mut envelope = Reader::new(String::new(), map);
+    read(Reader::new(String::new(), members))
+}
+
+pub(crate) fn read(mut envelope: Reader<'_>) -> Result<Event, Error> {
     let event_type = envelope.required_id("type")?;
     let id = envelope.optional_id("event_id")?;
     let source = envelope.text("source")?.into_value();
@@ -198,11 +201,11 @@ pub fn decode(payload: &[u8]) -> Result<Event, Error> {
 /// ```
 pub fn is_known(event_type: &str) -> bool {
     // The list of types stands in `decode_body` alone. Of an empty envelope a known type misses something.
-    let mut empty = Reader::new(String::new(), Map::new());
+    let mut empty = Reader::new(String::new(), json::Object::default());
     !matches!(decode_body(event_type, &mut empty), Ok(Body::Unknown(_)))
 }
 
-fn decode_body(event_type: &str, envelope: &mut Reader) -> Result<Body, Error> {
+fn decode_body(event_type: &str, envelope: &mut Reader<'_>) -> Result<Body, Error> {
     Ok(match event_type {
         "user.created" => Body::UserCreated(User::read(envelope.subject("user")?)?),
         "user.updated" => Body::UserUpdated(User::read(envelope.subject("user")?)?),
@@ -236,19 +239,19 @@ fn decode_body(event_type: &str, envelope: &mut Reader) -> Result<Body, Error> {
     })
 }
 
-fn organization(envelope: &mut Reader) -> Result<OrganizationDetails, Error> {
+fn organization(envelope: &mut Reader<'_>) -> Result<OrganizationDetails, Error> {
     OrganizationDetails::read(envelope.subject("organization")?)
 }
 
 /// The id of an event that tells nothing else; what stands beside it stays in the envelope's rest.
-fn subject_id(envelope: &mut Reader, subject: &'static str, key: &'static str) -> Result<String, Error> {
+fn subject_id(envelope: &mut Reader<'_>, subject: &'static str, key: &'static str) -> Result<String, Error> {
     let mut reader = envelope.subject(subject)?;
     let id = reader.required_id(key)?;
     envelope.put_back(subject, reader);
     Ok(id)
 }
 
-fn ip_address(envelope: &mut Reader) -> Result<Option<String>, Error> {
+fn ip_address(envelope: &mut Reader<'_>) -> Result<Option<String>, Error> {
     Ok(envelope.text("ip_address")?.into_value())
 }
 

@@ -128,7 +128,7 @@ pub(crate) struct Complaint {
 impl Complaint {
     /// Reads `{"errors":[{code,message}]}` and the same with an object for the list. `None`: not an answer of the API.
     pub(crate) fn of_api(body: &[u8]) -> Option<Self> {
-        let found = match json::object(body).ok()?.remove("errors")? {
+        let found = match json::map(body).ok()?.remove("errors")? {
             Value::Array(errors) => errors.into_iter().next()?,
             other => other,
         };
@@ -138,7 +138,7 @@ impl Complaint {
 
     /// Reads `{"error","error_description"}` (RFC 6749, 5.2).
     pub(crate) fn of_oauth(body: &[u8]) -> Option<Self> {
-        let found = json::object(body).ok()?;
+        let found = json::map(body).ok()?;
         let complaint = Self { code: text(&found, "error"), message: text(&found, "error_description") };
         (!complaint.code.is_empty()).then_some(complaint)
     }

@@ -1,10 +1,10 @@
-//! JSON objects without duplicate members.
+//! JSON objects without duplicate members, read without copying what need not be.
 //!
 //! Two parsers that read one document may keep different ones of two equal members: what was checked is then not what
-//! is used. Here a duplicate is an error that names the member.
+//! is used. Here a duplicate, at any depth, is an error that names the member.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -13,6 +13,8 @@ use serde_json::{Map, Number, Value};
 const MAX_ID_BYTES: usize = 256;
 /// Starts the message of a duplicate: `serde` has no room for an error type of our own.
 const DUPLICATE: &str = "duplicate member";
+/// Up to so many members, comparing each with each is faster than sorting them.
+const FEW: usize = 24;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -22,23 +24,24 @@ pub(crate) enum Error {
     Syntax(#[source] serde_json::Error),
 }
 
-/// Parses an object whose own members are unique; deeper ones are not looked at.
-pub(crate) fn object(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
-    read::<Value>(bytes)
+/// A value whose texts borrow from what was read, unless they have escapes.
+#[derive(Debug)]
+pub(crate) enum Json<'a> {
+    Null,
+    Bool(bool),
+    Number(Number),
+    Text(Cow<'a, str>),
+    List(Vec<Self>),
+    Object(Object<'a>),
 }
 
-/// Parses an object whose members are unique at every depth.
-pub(crate) fn deeply_unique_object(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
-    read::<Unique>(bytes)
-}
+/// The members of an object; no name is there twice.
+#[derive(Debug, Default)]
+pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Json<'a>)>);
 
-/// True for an identifier that can be stored and logged: 1 to 256 bytes without control characters.
-pub(crate) fn is_id(text: &str) -> bool {
-    !text.is_empty() && text.len() <= MAX_ID_BYTES && !text.chars().any(char::is_control)
-}
-
-fn read<V: for<'de> Deserialize<'de> + Into<Value>>(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
-    serde_json::from_slice::<Object<V>>(bytes).map(|object| object.map).map_err(|error| {
+/// Parses an object. Depth is bounded by `serde_json` (128).
+pub(crate) fn object(bytes: &[u8]) -> Result<Object<'_>, Error> {
+    serde_json::from_slice(bytes).map_err(|error| {
         let message = error.to_string();
         match message.strip_prefix(DUPLICATE) {
             Some(rest) => Error::Duplicate(name_in(rest)),
@@ -47,145 +50,204 @@ fn read<V: for<'de> Deserialize<'de> + Into<Value>>(bytes: &[u8]) -> Result<Map<
     })
 }
 
+/// Parses an object that outlives its bytes.
+pub(crate) fn map(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
+    object(bytes).map(Into::into)
+}
+
+/// True for an identifier that can be stored and logged: 1 to 256 bytes without control characters.
+pub(crate) fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.len() <= MAX_ID_BYTES && !text.chars().any(char::is_control)
+}
+
 /// The name between the back-ticks, cut to a length that is fit for a log.
 fn name_in(message: &str) -> String {
     let name = message.trim_start_matches(" `");
     name[..name.rfind('`').unwrap_or(name.len())].chars().take(64).collect()
 }
 
-struct Object<V> {
-    map: Map<String, Value>,
-    values: PhantomData<V>,
-}
-
-impl<'de, V: Deserialize<'de> + Into<Value>> Deserialize<'de> for Object<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_map(ObjectVisitor(PhantomData))
-    }
-}
-
-struct ObjectVisitor<V>(PhantomData<V>);
-
-impl<'de, V: Deserialize<'de> + Into<Value>> Visitor<'de> for ObjectVisitor<V> {
-    type Value = Object<V>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
+impl<'a> Object<'a> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<Self::Value, A::Error> {
-        members::<V, A>(access).map(|map| Object { map, values: PhantomData })
+    pub(crate) fn get(&self, name: &str) -> Option<&Json<'a>> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
-}
 
-fn members<'de, V, A>(mut access: A) -> Result<Map<String, Value>, A::Error>
-where
-    V: Deserialize<'de> + Into<Value>,
-    A: MapAccess<'de>,
-{
-    let mut map = Map::new();
-    while let Some(name) = access.next_key::<String>()? {
-        if map.contains_key(&name) {
-            return Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`")));
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Json<'a>> {
+        self.0.iter_mut().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    pub(crate) fn take(&mut self, name: &str) -> Option<Json<'a>> {
+        let at = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.swap_remove(at).1)
+    }
+
+    /// Puts a member in, in the place of the one that has its name.
+    pub(crate) fn put(&mut self, name: &'static str, value: Json<'a>) {
+        self.take(name);
+        self.0.push((Cow::Borrowed(name), value));
+    }
+
+    fn duplicate(&self) -> Option<&str> {
+        let Self(members) = self;
+        if members.len() <= FEW {
+            let is_again = |at: usize| members[..at].iter().any(|(name, _)| *name == members[at].0);
+            return (0..members.len()).find(|at| is_again(*at)).map(|at| members[at].0.as_ref());
         }
-        let value = access.next_value::<V>()?;
-        map.insert(name, value.into());
-    }
-    Ok(map)
-}
-
-/// A value whose objects have unique members at every depth. Depth itself is bounded by `serde_json` (128).
-struct Unique(Value);
-
-impl From<Unique> for Value {
-    fn from(unique: Unique) -> Self {
-        unique.0
+        let mut names: Vec<&str> = members.iter().map(|(name, _)| name.as_ref()).collect();
+        names.sort_unstable();
+        names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
     }
 }
 
-impl<'de> Deserialize<'de> for Unique {
+impl From<Object<'_>> for Map<String, Value> {
+    fn from(object: Object<'_>) -> Self {
+        object.0.into_iter().map(|(name, value)| (name.into_owned(), value.into())).collect()
+    }
+}
+
+impl From<Json<'_>> for Value {
+    fn from(json: Json<'_>) -> Self {
+        match json {
+            Json::Null => Self::Null,
+            Json::Bool(value) => Self::Bool(value),
+            Json::Number(number) => Self::Number(number),
+            Json::Text(text) => Self::String(text.into_owned()),
+            Json::List(values) => Self::Array(values.into_iter().map(Into::into).collect()),
+            Json::Object(object) => Self::Object(object.into()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Object<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UniqueVisitor).map(Self)
+        match deserializer.deserialize_map(JsonVisitor)? {
+            Json::Object(object) => Ok(object),
+            _ => Err(de::Error::custom("not an object")),
+        }
     }
 }
 
-struct UniqueVisitor;
+impl<'de> Deserialize<'de> for Json<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
 
-impl<'de> Visitor<'de> for UniqueVisitor {
-    type Value = Value;
+/// The name of a member.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.deserialize_str(JsonVisitor)? {
+            Json::Text(name) => Ok(Self(name)),
+            _ => Err(de::Error::custom("not a name")),
+        }
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json<'de>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("a JSON value")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<Json<'de>, E> {
+        Ok(Json::Null)
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
+    fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
+        Ok(Json::Bool(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
+    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
+        Ok(Number::from_f64(value).map_or(Json::Null, Json::Number))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(Cow::Borrowed(value)))
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
+    fn visit_str<E>(self, value: &str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(Cow::Owned(value.to_owned())))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Json<'de>, A::Error> {
         let mut values = Vec::new();
-        while let Some(value) = access.next_element::<Unique>()? {
-            values.push(value.0);
+        while let Some(value) = access.next_element()? {
+            values.push(value);
         }
-        Ok(Value::Array(values))
+        Ok(Json::List(values))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, access: A) -> Result<Value, A::Error> {
-        members::<Unique, A>(access).map(Value::Object)
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json<'de>, A::Error> {
+        let mut object = Object::default();
+        while let Some(Name(name)) = access.next_key()? {
+            object.0.push((name, access.next_value()?));
+        }
+        match object.duplicate() {
+            Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
+            None => Ok(Json::Object(object)),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
-    fn a_duplicate_is_named_where_it_is_looked_for() {
+    fn a_duplicate_is_named_at_any_depth_and_in_any_crowd() {
         let top = br#"{"a":1,"b":2,"\u0061":3}"#;
-        let deep = br#"{"a":[{"b":{"c":1,"c":2}}]}"#;
         assert!(matches!(object(top), Err(Error::Duplicate(name)) if name == "a"));
-        assert!(matches!(deeply_unique_object(top), Err(Error::Duplicate(name)) if name == "a"));
-        assert!(object(deep).is_ok());
-        assert!(matches!(deeply_unique_object(deep), Err(Error::Duplicate(name)) if name == "c"));
+        let deep = br#"{"a":[{"b":{"c":1,"c":2}}]}"#;
+        assert!(matches!(object(deep), Err(Error::Duplicate(name)) if name == "c"));
+        for members in [2, FEW, FEW + 1, 1000] {
+            let unique: Vec<_> = (0..members).map(|n| format!("\"m{n}\":{n}")).collect();
+            assert_eq!(map(format!("{{{}}}", unique.join(",")).as_bytes()).unwrap().len(), members);
+            let again = format!("{{{},\"m1\":0}}", unique.join(","));
+            assert!(matches!(object(again.as_bytes()), Err(Error::Duplicate(name)) if name == "m1"));
+        }
     }
 
     #[test]
     fn only_whole_objects_are_taken() {
-        for text in ["", "[]", "1", "null", "{} x", "{", "\u{feff}{}", "{\"a\":NaN}"] {
+        for text in ["", "[]", "1", "null", "\"a\"", "{} x", "{", "\u{feff}{}", "{\"a\":NaN}", "{1:2}"] {
             assert!(matches!(object(text.as_bytes()), Err(Error::Syntax(_))), "{text}");
-            assert!(matches!(deeply_unique_object(text.as_bytes()), Err(Error::Syntax(_))), "{text}");
         }
         let deep = format!("{{\"a\":{}", "[".repeat(100_000)).into_bytes();
-        assert!(object(&deep).is_err() && deeply_unique_object(&deep).is_err());
+        assert!(object(&deep).is_err());
     }
 
     #[test]
-    fn values_read_deeply_are_the_values_that_were_written() {
-        let text = br#"{"a":[null,true,-1,18446744073709551615,1.5,"x\u0000",{"b":{}}]}"#;
-        assert_eq!(deeply_unique_object(text).unwrap(), object(text).unwrap());
+    fn what_is_read_is_what_was_written() {
+        let text = r#"{"a":[null,true,-1,18446744073709551615,1.5,"x\u0000",{"b":{}}],"\u00e9":"plain"}"#;
+        let expect = json!({"a": [null, true, -1, u64::MAX, 1.5, "x\0", {"b": {}}], "é": "plain"});
+        assert_eq!(Value::Object(map(text.as_bytes()).unwrap()), expect);
+    }
+
+    #[test]
+    fn members_are_taken_and_put() {
+        let mut object = object(br#"{"a":1,"b":"two","c":null}"#).unwrap();
+        assert!(matches!(object.take("b"), Some(Json::Text(Cow::Borrowed("two")))));
+        assert!(object.take("b").is_none() && object.get("b").is_none());
+        object.put("a", Json::Bool(true));
+        assert!(matches!(object.get_mut("a"), Some(Json::Bool(true))));
+        assert_eq!(Value::Object(object.into()), json!({"a": true, "c": null}));
     }
 }

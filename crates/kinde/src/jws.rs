@@ -230,7 +230,7 @@ fn read_header(bytes: &[u8]) -> Result<String, Error> {
 }
 
 fn read_object(bytes: &[u8], part: &'static str) -> Result<Map<String, Value>, Error> {
-    json::object(bytes).map_err(|error| match error {
+    json::map(bytes).map_err(|error| match error {
         json::Error::Duplicate(member) => Error::DuplicateMember { part, member },
         json::Error::Syntax(source) => Error::Json { part, source },
     })

@@ -21,7 +21,6 @@ use std::sync::Arc;
 
 use reqwest::{RequestBuilder, StatusCode};
 use secrecy::ExposeSecret as _;
-use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use url::Url;
 
@@ -33,7 +32,7 @@ use self::retry::Gate;
 use self::token::{Credentials, Tokens};
 pub use self::user::{Identity, User};
 pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookEdit};
-use crate::answer::{Answer, Sent};
+use crate::answer::Answer;
 use crate::domain;
 use crate::event::reader::Reader;
 use crate::event::{self, Event};
@@ -106,23 +105,21 @@ impl Client {
                     self.0.config.unknown_user_codes.iter().any(|known| known == code)
                 })
             },
+            read: User::read,
         };
         let answer = call.run(&self.0).await?;
-        let read = |object| User::read(Reader::new(String::new(), object)).map_err(shape);
-        let user = answer.value.map(read).transpose()?;
-        if user.as_ref().is_some_and(|user| user.id != id) {
+        if answer.value.as_ref().is_some_and(|user| user.id != id) {
             return Err(Error::WrongUser);
         }
-        Ok(Answer { value: user, sent: answer.sent })
+        Ok(answer)
     }
 
     /// The types of events that webhooks can deliver. Scope `read:event_types`.
     pub async fn event_types(&self) -> Result<Answer<Vec<EventType>>, Error> {
         let url = self.url(&["event_types"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
-        let (object, sent) = self.existing(reading("event_types", "read:event_types", get)).await?;
-        let value = list(object, "event_types", EventType::read)?;
-        Ok(Answer { value, sent })
+        let read = |answer: Reader<'_>| list(answer, "event_types", EventType::read);
+        self.existing(reading("event_types", "read:event_types", get, read)).await
     }
 
     /// One event; `None` when Kinde does not know it, or no longer. Scope `read:events`.
@@ -139,19 +136,18 @@ impl Client {
                     matches!(code, "EVENT_NOT_FOUND" | "EVENT_INVALID" | "NOT_FOUND")
                 })
             },
+            // An event of the API is what a webhook delivers, under `event`.
+            read: |mut answer| event::read(answer.required_object("event")?),
         };
-        let answer = call.run(&self.0).await?;
-        let value = answer.value.map(read_event).transpose()?;
-        Ok(Answer { value, sent: answer.sent })
+        call.run(&self.0).await
     }
 
     /// All webhooks. Scope `read:webhooks`.
     pub async fn webhooks(&self) -> Result<Answer<Vec<Webhook>>, Error> {
         let url = self.url(&["webhooks"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
-        let (object, sent) = self.existing(reading("webhooks", "read:webhooks", get)).await?;
-        let value = list(object, "webhooks", Webhook::read)?;
-        Ok(Answer { value, sent })
+        let read = |answer: Reader<'_>| list(answer, "webhooks", Webhook::read);
+        self.existing(reading("webhooks", "read:webhooks", get, read)).await
     }
 
     /// Makes a webhook and returns its id. Scope `create:webhooks`.
@@ -164,12 +160,10 @@ impl Client {
             scope: "create:webhooks",
             effect: Effect::Creates,
             build: |http: &reqwest::Client| http.post(url.clone()).json(webhook),
-            is_absent: never,
+            is_absent: NEVER,
+            read: |mut answer| answer.required_object("webhook")?.required_id("id"),
         };
-        let (object, sent) = self.existing(call).await?;
-        let mut reader = Reader::new(String::new(), object).required_object("webhook").map_err(shape)?;
-        let value = reader.required_id("id").map_err(shape)?;
-        Ok(Answer { value, sent })
+        self.existing(call).await
     }
 
     /// Changes a webhook. Scope `update:webhooks`.
@@ -181,10 +175,10 @@ impl Client {
             scope: "update:webhooks",
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.patch(url.clone()).json(edit),
-            is_absent: never,
+            is_absent: NEVER,
+            read: |_| Ok(()),
         };
-        let (_, sent) = self.existing(call).await?;
-        Ok(Answer { value: (), sent })
+        self.existing(call).await
     }
 
     /// Number of tokens that Kinde has issued to this client, which is what it bills.
@@ -193,16 +187,13 @@ impl Client {
     }
 
     /// Runs a call for something that cannot be absent.
-    async fn existing<Build, IsAbsent>(
-        &self,
-        call: Call<Build, IsAbsent>,
-    ) -> Result<(Map<String, Value>, Sent), Error>
+    async fn existing<Build, T>(&self, call: Call<Build, Never, T>) -> Result<Answer<T>, Error>
     where
         Build: Fn(&reqwest::Client) -> RequestBuilder + Send + Sync,
-        IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
     {
-        let answer = call.run(&self.0).await?;
-        Ok((answer.value.unwrap_or_default(), answer.sent))
+        let Answer { value, sent } = call.run(&self.0).await?;
+        let value = value.expect("a call for which nothing means that it is absent");
+        Ok(Answer { value, sent })
     }
 
     /// `/api/v1/` and these segments, percent-encoded.
@@ -245,17 +236,19 @@ fn credentials(config: &Config, domain: &Url) -> Credentials {
 }
 
 /// A call that reads what is always there.
-fn reading<Build>(
+fn reading<Build, T>(
     endpoint: &'static str,
     scope: &'static str,
     build: Build,
-) -> Call<Build, fn(StatusCode, &str) -> bool> {
-    Call { endpoint, scope, effect: Effect::Idempotent, build, is_absent: never }
+    read: fn(Reader<'_>) -> Result<T, event::Error>,
+) -> Call<Build, Never, T> {
+    Call { endpoint, scope, effect: Effect::Idempotent, build, is_absent: NEVER, read }
 }
 
-fn never(_: StatusCode, _: &str) -> bool {
-    false
-}
+type Never = fn(StatusCode, &str) -> bool;
+
+/// For what cannot be absent.
+const NEVER: Never = |_, _| false;
 
 fn is_missing(status: StatusCode, code: &str, is_known: impl Fn(&str) -> bool) -> bool {
     match status {
@@ -270,21 +263,10 @@ fn check_id(id: &str) -> Result<(), Error> {
     if is_id(id) && id != "." && id != ".." { Ok(()) } else { Err(Error::Identifier) }
 }
 
-fn shape(error: event::Error) -> Error {
-    Error::Shape(error)
-}
-
 fn list<T>(
-    object: Map<String, Value>,
+    mut answer: Reader<'_>,
     key: &str,
-    read: impl Fn(Reader) -> Result<T, event::Error>,
-) -> Result<Vec<T>, Error> {
-    let entries = Reader::new(String::new(), object).required_objects(key).map_err(shape)?;
-    entries.into_iter().map(read).collect::<Result<_, _>>().map_err(shape)
-}
-
-/// An event of the API is what a webhook delivers, under `event`.
-fn read_event(mut object: Map<String, Value>) -> Result<Event, Error> {
-    let event = object.remove("event").unwrap_or_default();
-    event::decode(event.to_string().as_bytes()).map_err(shape)
+    read: fn(Reader<'_>) -> Result<T, event::Error>,
+) -> Result<Vec<T>, event::Error> {
+    answer.required_objects(key)?.into_iter().map(read).collect()
 }

@@ -88,7 +88,7 @@ pub struct Permission {
 }
 
 impl AccessRequest {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             email: reader.address("email")?,
             first_name: reader.text("first_name")?,
@@ -100,7 +100,7 @@ impl AccessRequest {
 }
 
 impl Subscriber {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             email: reader.address("email")?,
@@ -113,7 +113,7 @@ impl Subscriber {
 }
 
 impl OrganizationDetails {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             code: reader.required_id("code")?,
             name: reader.text("name")?,
@@ -126,7 +126,7 @@ impl OrganizationDetails {
 }
 
 impl Role {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             key: reader.text("key")?,
@@ -139,7 +139,7 @@ impl Role {
 }
 
 impl Permission {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             key: reader.text("key")?,

@@ -4,59 +4,66 @@ use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use super::Error;
-use crate::json::is_id;
+use crate::json::{Json, Object, is_id};
 use crate::patch::Patch;
 use crate::timestamp;
 
 /// An object from which known members are taken; what is left is the `extra` of its struct.
-pub(crate) struct Reader {
+pub(crate) struct Reader<'a> {
     path: String,
-    map: Map<String, Value>,
+    members: Object<'a>,
 }
 
-impl Reader {
-    pub(crate) fn new(path: String, map: Map<String, Value>) -> Self {
-        Self { path, map }
+impl<'a> Reader<'a> {
+    pub(crate) fn new(path: String, members: Object<'a>) -> Self {
+        Self { path, members }
     }
 
     /// Takes the object `name` that the event is about, from `data` or, in the flat shape, from the top.
     pub(crate) fn subject(&mut self, name: &'static str) -> Result<Self, Error> {
-        let (path, value) = match self.map.get_mut("data") {
-            None | Some(Value::Null) => (name.to_owned(), self.map.remove(name)),
-            Some(Value::Object(data)) => (format!("data.{name}"), data.remove(name)),
+        let (path, value) = match self.members.get_mut("data") {
+            None | Some(Json::Null) => (name.to_owned(), self.members.take(name)),
+            Some(Json::Object(data)) => (format!("data.{name}"), data.take(name)),
             Some(other) => return Err(wrong_type("data".to_owned(), "an object", other)),
         };
-        if self.map.get("data").and_then(Value::as_object).is_some_and(Map::is_empty) {
-            self.map.remove("data");
+        if let Some(Json::Object(data)) = self.members.get("data")
+            && data.is_empty()
+        {
+            self.members.take("data");
         }
         match value {
-            Some(Value::Object(map)) => Ok(Self::new(path, map)),
-            None | Some(Value::Null) => Err(Error::Missing { field: path }),
+            Some(Json::Object(members)) => Ok(Self::new(path, members)),
+            None | Some(Json::Null) => Err(Error::Missing { field: path }),
             Some(other) => Err(wrong_type(path, "an object", &other)),
         }
     }
 
     /// Puts what is left of a subject back where it was.
     pub(crate) fn put_back(&mut self, name: &'static str, subject: Self) {
-        if subject.map.is_empty() {
+        if subject.members.is_empty() {
             return;
         }
-        let rest = Value::Object(subject.map);
+        let rest = Json::Object(subject.members);
         if subject.path == name {
-            self.map.insert(name.to_owned(), rest);
-        } else if let Value::Object(data) = self.map.entry("data").or_insert_with(|| Map::new().into()) {
-            data.insert(name.to_owned(), rest);
+            return self.members.put(name, rest);
         }
+        let mut data = match self.members.take("data") {
+            Some(Json::Object(data)) => data,
+            _ => Object::default(),
+        };
+        data.put(name, rest);
+        self.members.put("data", Json::Object(data));
     }
 
     /// Takes `data` as it is; where there is none, everything that is left.
     pub(crate) fn raw_data(&mut self) -> Value {
-        self.map.remove("data").unwrap_or_else(|| Value::Object(std::mem::take(&mut self.map)))
+        let all = |reader: &mut Self| Json::Object(std::mem::take(&mut reader.members));
+        self.members.take("data").unwrap_or_else(|| all(self)).into()
     }
 
     pub(crate) fn text(&mut self, key: &str) -> Result<Patch<String>, Error> {
         self.take(key, "a string", |value| match value {
-            Value::String(text) => Ok(text),
+            Json::Text(text) => Ok(text.into_owned()),
             other => Err(other),
         })
     }
@@ -70,12 +77,15 @@ impl Reader {
     }
 
     pub(crate) fn flag(&mut self, key: &str) -> Result<Patch<bool>, Error> {
-        self.take(key, "true or false", |value| value.as_bool().ok_or(value))
+        self.take(key, "true or false", |value| match value {
+            Json::Bool(flag) => Ok(flag),
+            other => Err(other),
+        })
     }
 
-    pub(crate) fn list(&mut self, key: &str) -> Result<Patch<Vec<Value>>, Error> {
+    pub(crate) fn list(&mut self, key: &str) -> Result<Patch<Vec<Json<'a>>>, Error> {
         self.take(key, "a list", |value| match value {
-            Value::Array(values) => Ok(values),
+            Json::List(values) => Ok(values),
             other => Err(other),
         })
     }
@@ -83,9 +93,9 @@ impl Reader {
     /// An object that must be there.
     pub(crate) fn required_object(&mut self, key: &str) -> Result<Self, Error> {
         let path = self.field(key);
-        match self.map.remove(key) {
-            Some(Value::Object(map)) => Ok(Self::new(path, map)),
-            None | Some(Value::Null) => Err(Error::Missing { field: path }),
+        match self.members.take(key) {
+            Some(Json::Object(members)) => Ok(Self::new(path, members)),
+            None | Some(Json::Null) => Err(Error::Missing { field: path }),
             Some(other) => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -99,7 +109,7 @@ impl Reader {
             Patch::Absent => return Ok(Patch::Absent),
         };
         let read = |(index, entry)| match entry {
-            Value::Object(map) => Ok(Self::new(format!("{path}[{index}]"), map)),
+            Json::Object(members) => Ok(Self::new(format!("{path}[{index}]"), members)),
             other => Err(wrong_type(format!("{path}[{index}]"), "an object", &other)),
         };
         entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Patch::Value)
@@ -119,8 +129,8 @@ impl Reader {
             Patch::Absent => return Ok(Patch::Absent),
         };
         let read = |(index, entry)| match entry {
-            Value::String(text) => Some(Ok(text)),
-            Value::Null => None,
+            Json::Text(text) => Some(Ok(text.into_owned())),
+            Json::Null => None,
             other => Some(Err(wrong_type(format!("{path}[{index}]"), "a string", &other))),
         };
         entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
@@ -128,7 +138,10 @@ impl Reader {
 
     /// A number of times; absent and null look alike.
     pub(crate) fn count(&mut self, key: &str) -> Result<Option<u64>, Error> {
-        let count = self.take(key, "a whole number from zero up", |value| value.as_u64().ok_or(value))?;
+        let count = self.take(key, "a whole number from zero up", |value| match &value {
+            Json::Number(number) => number.as_u64().ok_or(value),
+            _ => Err(value),
+        })?;
         Ok(count.into_value())
     }
 
@@ -144,16 +157,16 @@ impl Reader {
     }
 
     pub(crate) fn time(&mut self, key: &str) -> Result<Option<Timestamp>, Error> {
-        match self.map.remove(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => timestamp::from_json(&value)
-                .map(Some)
-                .map_err(|source| Error::Time { field: self.field(key), source }),
-        }
+        let time = match self.members.take(key) {
+            None | Some(Json::Null) => Ok(None),
+            Some(Json::Text(text)) => timestamp::parse(&text).map(Some),
+            Some(other) => timestamp::from_json(&other.into()).map(Some),
+        };
+        time.map_err(|source| Error::Time { field: self.field(key), source })
     }
 
     pub(crate) fn into_rest(self) -> Map<String, Value> {
-        self.map
+        self.members.into()
     }
 
     /// The path of a member, for errors.
@@ -165,11 +178,11 @@ impl Reader {
         &mut self,
         key: &str,
         expected: &'static str,
-        read: impl FnOnce(Value) -> Result<T, Value>,
+        read: impl FnOnce(Json<'a>) -> Result<T, Json<'a>>,
     ) -> Result<Patch<T>, Error> {
-        match self.map.remove(key) {
+        match self.members.take(key) {
             None => Ok(Patch::Absent),
-            Some(Value::Null) => Ok(Patch::Null),
+            Some(Json::Null) => Ok(Patch::Null),
             Some(value) => {
                 read(value).map(Patch::Value).map_err(|found| wrong_type(self.field(key), expected, &found))
             }
@@ -177,14 +190,14 @@ impl Reader {
     }
 }
 
-pub(crate) fn wrong_type(field: String, expected: &'static str, found: &Value) -> Error {
+pub(crate) fn wrong_type(field: String, expected: &'static str, found: &Json<'_>) -> Error {
     let found = match found {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::Text(_) => "a string",
+        Json::List(_) => "a list",
+        Json::Object(_) => "an object",
     };
     Error::WrongType { field, expected, found }
 }

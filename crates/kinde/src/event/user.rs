@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Error;
 use super::reader::{Reader, wrong_type};
-use crate::json::is_id;
+use crate::json::{Json, is_id};
 use crate::patch::Patch;
 
 /// A user as an event tells it. Kinde puts no picture, no `email_verified` and no creation time into events.
@@ -57,7 +57,7 @@ pub struct Named {
 }
 
 impl User {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             email: reader.address("email")?,
@@ -74,7 +74,7 @@ impl User {
 }
 
 /// Entries without a code say nothing and are skipped: Kinde's own documentation shows `organizations: [{}]`.
-fn organizations(reader: &mut Reader) -> Result<Patch<Vec<Organization>>, Error> {
+fn organizations(reader: &mut Reader<'_>) -> Result<Patch<Vec<Organization>>, Error> {
     let path = reader.field("organizations");
     let entries = match reader.list("organizations")? {
         Patch::Value(entries) => entries,
@@ -86,10 +86,10 @@ fn organizations(reader: &mut Reader) -> Result<Patch<Vec<Organization>>, Error>
 }
 
 impl Organization {
-    fn read(path: &str, entry: Value) -> Result<Option<Self>, Error> {
+    fn read(path: &str, entry: Json<'_>) -> Result<Option<Self>, Error> {
         let mut reader = match entry {
-            Value::Object(map) => Reader::new(path.to_owned(), map),
-            Value::Null => return Ok(None),
+            Json::Object(members) => Reader::new(path.to_owned(), members),
+            Json::Null => return Ok(None),
             other => return Err(wrong_type(path.to_owned(), "an object", &other)),
         };
         let Some(code) = reader.text("code")?.into_value().filter(|code| !code.is_empty()) else {
@@ -104,7 +104,7 @@ impl Organization {
     }
 }
 
-fn named(reader: &mut Reader, key: &str) -> Result<Option<Vec<Named>>, Error> {
+fn named(reader: &mut Reader<'_>, key: &str) -> Result<Option<Vec<Named>>, Error> {
     let path = reader.field(key);
     let Some(entries) = reader.list(key)?.into_value() else { return Ok(None) };
     let read = |(index, entry)| Named::read(format!("{path}[{index}]"), entry);
@@ -113,10 +113,10 @@ fn named(reader: &mut Reader, key: &str) -> Result<Option<Vec<Named>>, Error> {
 
 impl Named {
     /// An object, or a plain string as Kinde's types said before 2025-05.
-    fn read(path: String, entry: Value) -> Result<Self, Error> {
+    fn read(path: String, entry: Json<'_>) -> Result<Self, Error> {
         let mut reader = match entry {
-            Value::Object(map) => Reader::new(path, map),
-            Value::String(key) => return Ok(Self { key: Some(key), ..Self::default() }),
+            Json::Object(members) => Reader::new(path, members),
+            Json::Text(key) => return Ok(Self { key: Some(key.into_owned()), ..Self::default() }),
             other => return Err(wrong_type(path, "an object or a string", &other)),
         };
         let id = reader.text("id")?.into_value();

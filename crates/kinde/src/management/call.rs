@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, RequestBuilder, StatusCode};
-use serde_json::{Map, Value};
 
 use super::retry::{Again, Budget};
 use super::token::Token;
 use super::{Error, Inner};
 use crate::answer::Answer;
 use crate::event;
+use crate::event::reader::Reader;
 use crate::exchange::{Complaint, Failure, Received};
-use crate::json;
+use crate::json::{self, Object};
 
 /// What is asked, and what for.
-pub(super) struct Call<Build, IsAbsent> {
+pub(super) struct Call<Build, IsAbsent, T> {
     /// For metrics.
     pub(super) endpoint: &'static str,
     /// The scope that Kinde documents for it.
@@ -24,6 +24,8 @@ pub(super) struct Call<Build, IsAbsent> {
     pub(super) build: Build,
     /// True for the status and code that say that the thing does not exist.
     pub(super) is_absent: IsAbsent,
+    /// Takes what is wanted out of the answer.
+    pub(super) read: fn(Reader<'_>) -> Result<T, event::Error>,
 }
 
 /// Whether a request can be sent again when nobody knows what became of it.
@@ -35,13 +37,13 @@ pub(super) enum Effect {
     Creates,
 }
 
-impl<Build, IsAbsent> Call<Build, IsAbsent>
+impl<Build, IsAbsent, T> Call<Build, IsAbsent, T>
 where
     Build: Fn(&Client) -> RequestBuilder + Send + Sync,
     IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
 {
-    /// The object that Kinde answers with, or `None` when the thing does not exist.
-    pub(super) async fn run(&self, client: &Inner) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+    /// What Kinde answers, or `None` when the thing does not exist.
+    pub(super) async fn run(&self, client: &Inner) -> Result<Answer<Option<T>>, Error> {
         let mut budget = Budget::new(&client.config.retry);
         let mut token_replaced = false;
         loop {
@@ -80,7 +82,7 @@ where
         client: &Inner,
         token: &Token,
         budget: &Budget<'_>,
-    ) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+    ) -> Result<Answer<Option<T>>, Error> {
         let turn = tokio::time::timeout_at(budget.deadline(), client.in_flight.acquire());
         let Ok(Ok(_turn)) = turn.await else { return Err(Error::Busy) };
         let throttled = |left| Error::Throttled { reset: Some(left) };
@@ -94,10 +96,12 @@ where
         }
     }
 
-    fn read(&self, received: &Received) -> Result<Answer<Option<Map<String, Value>>>, Error> {
+    fn read(&self, received: &Received) -> Result<Answer<Option<T>>, Error> {
         let (status, sent) = (received.status, received.sent);
         if status.is_success() {
-            return object(&received.body).map(|object| Answer { value: Some(object), sent });
+            let value =
+                (self.read)(Reader::new(String::new(), object(&received.body)?)).map_err(Error::Shape)?;
+            return Ok(Answer { value: Some(value), sent });
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Err(Error::Throttled { reset: received.reset });
@@ -152,7 +156,7 @@ fn replaces_token(client: &Inner, token: &Arc<Token>, error: &Error) -> bool {
 }
 
 /// The object that a body holds; the error never quotes the body.
-pub(super) fn object(body: &[u8]) -> Result<Map<String, Value>, Error> {
+pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
     use serde_json::error::Category;
 
     json::object(body).map_err(|error| match error {

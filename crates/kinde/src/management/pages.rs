@@ -7,9 +7,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use reqwest::StatusCode;
 
 use super::call::{Call, Effect};
-use super::{Client, Error, USERS, User, never, shape};
-use crate::answer::Sent;
-use crate::event::reader::Reader;
+use super::{Client, Error, NEVER, USERS, User};
+use crate::answer::{Answer, Sent};
 
 /// Kinde's code for a page size that is too large for an endpoint.
 const PAGE_SIZE_REFUSED: &str = "PAGE_SIZE_LIMIT_EXCEEDED";
@@ -107,13 +106,13 @@ impl Pages {
             scope: USERS,
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.get(url.clone()).query(&query),
-            is_absent: never,
+            is_absent: NEVER,
+            read: |mut answer| {
+                let users = answer.required_objects("users")?.into_iter().map(User::read);
+                Ok((users.collect::<Result<Vec<_>, _>>()?, answer.text("next_token")?.into_value()))
+            },
         };
-        let (object, sent) = self.client.existing(call).await?;
-        let mut reader = Reader::new(String::new(), object);
-        let users = reader.required_objects("users").map_err(shape)?;
-        let users = users.into_iter().map(User::read).collect::<Result<_, _>>().map_err(shape)?;
-        let next_token = reader.text("next_token").map_err(shape)?.into_value();
+        let Answer { value: (users, next_token), sent } = self.client.existing(call).await?;
         Ok(UsersPage { users, next_token: next_token.filter(|token| !token.is_empty()), sent })
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use url::Url;
@@ -219,7 +219,7 @@ impl Inner {
 }
 
 fn read(body: &[u8], started: Instant) -> Result<Token, Error> {
-    let answer = object(body)?;
+    let answer: Map<String, Value> = object(body)?.into();
     let missing = || Error::Shape(event::Error::Missing { field: "access_token".to_owned() });
     let secret = answer.get("access_token").and_then(Value::as_str).filter(|token| !token.is_empty());
     let mut authorization =

@@ -62,7 +62,7 @@ pub struct Identity {
 }
 
 impl User {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         let email = reader.address("email")?;
         let preferred_email = reader.address("preferred_email")?;
         Ok(Self {
@@ -86,7 +86,7 @@ impl User {
     }
 }
 
-fn identities(reader: &mut Reader) -> Result<Patch<Vec<Identity>>, Error> {
+fn identities(reader: &mut Reader<'_>) -> Result<Patch<Vec<Identity>>, Error> {
     Ok(match reader.objects("identities")? {
         Patch::Value(entries) => {
             Patch::Value(entries.into_iter().map(Identity::read).collect::<Result<_, _>>()?)
@@ -97,7 +97,7 @@ fn identities(reader: &mut Reader) -> Result<Patch<Vec<Identity>>, Error> {
 }
 
 impl Identity {
-    fn read(mut reader: Reader) -> Result<Self, Error> {
+    fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             kind: reader.text("type")?.into_value().unwrap_or_default(),
             identity: reader.text("identity")?.into_value(),

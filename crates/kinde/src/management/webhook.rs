@@ -75,7 +75,7 @@ pub struct EventType {
 }
 
 impl Webhook {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             name: reader.text("name")?.into_value(),
@@ -89,7 +89,7 @@ impl Webhook {
 }
 
 impl EventType {
-    pub(super) fn read(mut reader: Reader) -> Result<Self, Error> {
+    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         let code = reader.required_id("code")?;
         let id = reader.text("id")?.into_value();
         let name = reader.text("name")?.into_value();
