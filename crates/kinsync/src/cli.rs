@@ -17,6 +17,7 @@ mod flags;
 mod output;
 mod reconcile;
 mod runs;
+mod runtime;
 mod scan;
 mod serve;
 mod users;

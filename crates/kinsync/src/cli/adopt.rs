@@ -12,7 +12,7 @@ use kinsync_engine::{
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
-use super::{client::block_on, exit::Exit, flags::ServerFlags, output};
+use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::start::mongo_config,
     config::{Config, Sources},

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use kinsync_engine::reconcile::record::Wish;
 
 use super::{
-    client::block_on_all,
     exit::Exit,
     flags::ServerFlags,
+    runtime::block_on_all,
     scan::{self, Scanner},
 };
 use crate::config::{Config, Sources};

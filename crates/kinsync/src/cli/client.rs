@@ -1,6 +1,6 @@
 //! Talks to the admin routes of a running server.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use http::Method;
@@ -91,15 +91,4 @@ fn refused(status: u16, problem: &Value) -> Exit {
         503 => Exit::Unavailable(message),
         _ => Exit::Failed(anyhow!(message)),
     }
-}
-
-/// Runs a command that talks to a server.
-pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(work)
-}
-
-/// Runs a command that works hard: on all cores.
-pub(super) fn block_on_all<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
-    tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(work)
 }

@@ -6,12 +6,7 @@ use anyhow::anyhow;
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::{
-    client::{Client, block_on},
-    exit::Exit,
-    flags::ClientFlags,
-    output,
-};
+use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

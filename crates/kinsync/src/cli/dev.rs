@@ -2,9 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::Context as _;
-
-use super::exit::Exit;
+use super::{exit::Exit, runtime::block_on_all};
 use crate::{
     config::value,
     dev::{self, Faults, Options, Style, Until, Verdict},
@@ -95,9 +93,10 @@ impl From<Args> for Options {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    match runtime.block_on(dev::run(args.into()))? {
-        Verdict::True => Ok(ExitCode::SUCCESS),
-        Verdict::Drifted => Ok(ExitCode::FAILURE),
-    }
+    block_on_all(async {
+        match dev::run(args.into()).await? {
+            Verdict::True => Ok(ExitCode::SUCCESS),
+            Verdict::Drifted => Ok(ExitCode::FAILURE),
+        }
+    })
 }

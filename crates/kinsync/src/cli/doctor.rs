@@ -5,7 +5,7 @@ use std::{cell::RefCell, process::ExitCode};
 use console::Style;
 use serde_json::json;
 
-use super::{client::block_on, exit::Exit, flags::ServerFlags, output};
+use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     config::{Config, Sources},
     doctor::{self, Finding, Status},

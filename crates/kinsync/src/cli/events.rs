@@ -4,12 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{
-    client::{Client, block_on},
-    exit::Exit,
-    flags::ClientFlags,
-    output,
-};
+use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use kinsync_engine::reconcile::record::{Kind, Wish};
 
 use super::{
-    client::{Client, block_on, block_on_all},
+    client::Client,
     exit::Exit,
     flags::ServerFlags,
     output,
+    runtime::{block_on, block_on_all},
     scan::{self, Scanner},
 };
 use crate::config::{Config, Sources};

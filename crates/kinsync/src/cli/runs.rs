@@ -5,12 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::Value;
 
-use super::{
-    client::{Client, block_on},
-    exit::Exit,
-    flags::ClientFlags,
-    output, scan,
-};
+use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on, scan};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

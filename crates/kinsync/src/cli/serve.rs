@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 
-use super::{exit::Exit, flags::ServerFlags};
+use super::{exit::Exit, flags::ServerFlags, runtime::block_on_all};
 use crate::{
     app::{App, Stopped},
     config::{Config, Sources},
@@ -37,8 +37,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-    runtime.block_on(serve(loaded.config))
+    block_on_all(serve(loaded.config))
 }
 
 async fn serve(config: Config) -> Result<ExitCode, Exit> {

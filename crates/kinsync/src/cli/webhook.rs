@@ -7,7 +7,7 @@ use kinde::management::{Client, Webhook};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{client::block_on, exit::Exit, flags::ServerFlags, output};
+use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::management,
     config::{Config, Problem, Problems, Setting, Sources, value},
