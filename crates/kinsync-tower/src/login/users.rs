@@ -227,12 +227,12 @@ impl Users {
     fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<Known>>>) {
         if let Ok(user) = UserId::parse(&token.subject) {
             let loads = if answer.is_some() { &self.wanted } else { &self.aged };
-            // Nobody takes it, or too many wait: the answer is dropped, and the request is degraded.
+            // Nobody takes it, or too many wait: who waits is degraded, who has aged is wanted again when stale.
             _ = loads.try_send(Wanted { user, token: Arc::clone(token), answer });
         }
     }
 
-    /// Loads what is wanted until told to stop. A slow call holds up one lane of four.
+    /// Loads what is wanted until told to stop. A slow call holds up one of the four lanes for requests that wait.
     pub(super) async fn run(&self, loads: Loads, stop: &CancellationToken) {
         let (wanted, aged) = (Mutex::new(loads.wanted), Mutex::new(loads.aged));
         let lane = || self.lane(&wanted, Duration::ZERO, BATCH, stop);

@@ -253,27 +253,38 @@ async fn deleted_and_suspended_users_are_refused_within_a_second_in_every_proces
 async fn users_whom_nobody_waits_for_are_loaded_together() {
     let (kinde, server) = (kinde().await, TestMongo::start_own().await);
     let store = on_mongo(&server).await;
-    let config = Config { refresh_after: Duration::from_secs(1), stale_after: PATIENCE, ..Config::default() };
+    // Nobody becomes so old that a request waits.
+    let config =
+        Config { refresh_after: Duration::from_secs(1), stale_after: PATIENCE * 2, ..Config::default() };
     let process = Process::start(&kinde, &store, config);
     let tokens: Vec<_> = (0..200).map(|n| token(&kinde, &format!("u{n}@example.com"))).collect();
-    for (id, _) in &tokens {
-        tell(&store, id, What::Fields(Profile::new().with(Field::FirstName, "Ada"))).await;
-    }
+    let named = async |name: &str| {
+        for (n, (id, _)) in tokens.iter().enumerate() {
+            let email = format!("{name}{n}@example.com");
+            tell(&store, id, What::Fields(Profile::new().with(Field::Email, email.as_str()))).await;
+        }
+    };
     let admin = server.client().await.database("admin");
     let finds = async || {
         let status = admin.run_command(doc! { "serverStatus": 1 }).await.unwrap();
         status.get_document("opcounters").unwrap().get_i64("query").unwrap()
     };
+    named("old").await;
     for (_, token) in &tokens {
         assert_eq!(process.get(token).await.body["stored"], true);
     }
+    named("new").await;
     tokio::time::sleep(config.refresh_after).await;
     let (before, started) = (finds().await, Instant::now());
-    for (_, token) in &tokens {
-        process.get(token).await;
+    for (n, (_, token)) in tokens.iter().enumerate() {
+        let email = process.get(token).await.body["email"].clone();
+        assert_eq!(email, format!("old{n}@example.com"), "nobody waits");
         tokio::time::sleep(Duration::from_millis(3)).await;
     }
-    until(async || finds().await > before).await;
+    for (n, (_, token)) in tokens.iter().enumerate() {
+        let email = format!("new{n}@example.com");
+        until(async || process.get(token).await.body["email"] == email.as_str()).await;
+    }
     let loads = finds().await - before;
     let gathered = i64::try_from(started.elapsed().as_millis() / 50).unwrap();
     assert!(loads <= gathered + 5, "{loads} loads for {} users", tokens.len());
