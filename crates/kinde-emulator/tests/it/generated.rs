@@ -156,15 +156,19 @@ async fn tokens_without_end_and_empty_pages_are_as_set() {
 }
 
 #[tokio::test]
-async fn a_storm_of_404_says_that_everybody_is_gone() {
+async fn a_storm_of_404_says_that_everybody_is_gone_or_one() {
     let api = Api::of(2).await;
-    let path = format!("user?id={}", api.emulator.users()[0].id);
+    let ids: Vec<_> = api.emulator.users().into_iter().map(|user| user.id).collect();
+    let (first, second) = (format!("user?id={}", ids[0]), format!("user?id={}", ids[1]));
     api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: None }));
-    let (status, refusal) = api.get(&path).await;
+    let (status, refusal) = api.get(&first).await;
     assert_eq!((status, &refusal["errors"][0]["code"]), (404, &json!("USER_NOT_FOUND")));
+    assert_eq!(api.get(&second).await.0, 404);
     assert_eq!(api.all(10).await.len(), 2, "the list tells the truth");
     api.emulator.clear_faults();
-    assert_eq!(api.get(&path).await.0, 200);
+    assert_eq!(api.get(&first).await.0, 200);
+    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: Some(ids[0].clone()) }));
+    assert_eq!((api.get(&first).await.0, api.get(&second).await.0), (404, 200));
 }
 
 #[tokio::test]
