@@ -9,7 +9,14 @@
 //! Rows are read with the read concern "majority" too: "this observation tells nothing new" leads
 //! to an ack, and must not rest on a write that a new primary may roll back.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bson::RawDocumentBuf;
@@ -102,6 +109,9 @@ struct Inner {
     adopt: Adopt,
     op_timeout: Duration,
     calls: Calls,
+    /// Whether the indexes are known to be there: without them nothing keeps two processes from
+    /// making the same user twice, so nothing is written before.
+    is_prepared: AtomicBool,
 }
 
 impl MongoStore {
@@ -129,18 +139,22 @@ impl MongoStore {
             adopt: config.adopt,
             op_timeout: config.op_timeout,
             calls: Calls::new(connections),
+            is_prepared: AtomicBool::new(false),
         })))
     }
 
-    /// Makes the indexes that are missing and checks those that are there. To be called before the
-    /// first write, and again while it answers [`Error::Unavailable`]. On a large collection that
-    /// has no indexes yet this takes minutes.
+    /// Makes the indexes that are missing and checks those that are there. Until it has succeeded
+    /// users are read but not written: [`Store::write`] answers [`Error::Unavailable`]. To be called
+    /// again while it answers that itself. On a large collection that has no indexes yet this takes
+    /// minutes.
     ///
     /// # Errors
     /// [`Error::Refused`] when rows or indexes of the application are in the way; the hint names
     /// them, and the ways out.
     pub async fn prepare(&self) -> Result<(), Error> {
-        timed("mongo", "prepare", self.0.make_indexes()).await
+        timed("mongo", "prepare", self.0.make_indexes()).await?;
+        self.0.is_prepared.store(true, Ordering::Release);
+        Ok(())
     }
 
     /// The database, for change streams and for kinsync's own records.

@@ -179,6 +179,17 @@ async fn colliding_documents_are_named_with_the_ways_out() {
 }
 
 #[tokio::test]
+async fn nobody_is_written_before_the_indexes_are_there() {
+    let store = MongoStore::connect(fresh().await).await.unwrap();
+    let ada = row("kp_ada", Some("a@x.org"));
+    let error = store.write(std::slice::from_ref(&ada)).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    assert_eq!(store.load(std::slice::from_ref(&ada.id)).await.unwrap(), [None], "reading works");
+    store.prepare().await.unwrap();
+    put(&store, &ada).await;
+}
+
+#[tokio::test]
 async fn looking_at_the_indexes_tells_what_prepare_makes_and_makes_nothing() {
     let store = MongoStore::connect(fresh().await).await.unwrap();
     let missing = store.index_faults().await.unwrap();

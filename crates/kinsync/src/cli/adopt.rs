@@ -82,6 +82,9 @@ async fn adopt(args: Args) -> Result<ExitCode, Exit> {
     let run = if args.dry_run { adopt::Run::Dry } else { adopt::Run::Adopt };
     let store = MongoStore::connect(mongo_config(&config.store, uri.expose_secret()));
     let store = store.await.map_err(anyhow::Error::from)?;
+    if !args.dry_run {
+        store.prepare().await.map_err(anyhow::Error::from)?;
+    }
     let bar = output::counter("rows seen");
     let progress = |found: &Adoption| bar.set_position(found.rows);
     let found = adopt::adopt(&store, Clock::system().now(), run, &progress).await;

@@ -41,6 +41,8 @@ pub(super) enum Cause {
     Write(i32),
     #[error("the server's reply is not understood")]
     Reply,
+    #[error("its indexes are not there yet")]
+    Unprepared,
 }
 
 /// Runs calls. Cheap to clone.

@@ -4,7 +4,7 @@
 //! leaves a mark of its own, `kinsync.writer`; where the number falls short, the marks say whose
 //! write is there. That also tells, after a lost connection, what the first try has done.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::atomic::Ordering};
 
 use bson::{
     RawArrayBuf, RawDocument, RawDocumentBuf, doc,
@@ -57,6 +57,9 @@ struct Chunk {
 
 impl Inner {
     pub(super) async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        if !self.is_prepared.load(Ordering::Acquire) {
+            return Err(call::unavailable(DOING, Cause::Unprepared));
+        }
         let batch = Batch { inner: self, rows, mark: rand::rng().random() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
