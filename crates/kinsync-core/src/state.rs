@@ -83,9 +83,22 @@ impl UserState {
         !self.is_live() && (told_after || signed_in_after)
     }
 
+    /// Whether this is the other state but for when the user was last seen.
+    pub fn differs_only_in_last_seen(&self, other: &Self) -> bool {
+        let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in } = self;
+        fields == &other.fields
+            && (deleted, confirmed, first) == (&other.deleted, &other.confirmed, &other.first)
+            && last_signed_in == &other.last_signed_in
+    }
+
     /// Whether nothing but tokens has told of this user.
     pub fn is_provisional(&self) -> bool {
         self.first.is_none()
+    }
+
+    /// Whether Kinde has told no field of this user: sign-ins tell none, and tokens are not Kinde's word.
+    pub fn is_bare(&self) -> bool {
+        self.fields.values().all(|register| register.version.is_provisional())
     }
 
     /// The newest value of a field, if it was ever told.

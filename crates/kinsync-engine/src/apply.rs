@@ -88,7 +88,10 @@ pub async fn apply_over(
                 Outcome::Stale | Outcome::EmailTaken => continue,
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {
-                    count(row.standing.source);
+                    // Not touched: nothing but `last_seen` is new.
+                    if row.standing.updated_at == now {
+                        count(row.standing.source);
+                    }
                     applied.to_check.extend(row.state.needs_check().then(|| row.id.clone()));
                     to_settle.extend(Some(&row).filter(|row| !row.unsettled.is_empty()).cloned());
                     applied.changed.push(row.clone());
@@ -165,8 +168,11 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans) -> Option<(Row, bo
     if row.revision == 0 {
         next.standing.inserted_at = now;
     }
-    next.standing.updated_at = now;
-    next.standing.source = Some(delta.source);
+    // When a user was last seen is no change of the user: who waits for changes need not be woken for it.
+    if row.revision == 0 || !next.state.differs_only_in_last_seen(&row.state) {
+        next.standing.updated_at = now;
+        next.standing.source = Some(delta.source);
+    }
     let before = row.state.claimed_email();
     let after = next.state.claimed_email();
     if before != after {

@@ -71,6 +71,10 @@ pub struct Config {
     pub profile_min_age: Duration,
     /// The shortest time between two questions to Kinde's profile endpoint, over all users of this process.
     pub profile_spacing: Duration,
+    /// The longest wait for a refresh, the store included. What was asked by then is stored without a wait.
+    pub profile_deadline: Duration,
+    /// Entries in the queue above which sightings are not kept: the rest of the room is for deliveries.
+    pub sightings_below: u64,
 }
 
 impl Default for Config {
@@ -88,6 +92,8 @@ impl Default for Config {
             profile_max_age: Duration::from_mins(1),
             profile_min_age: Duration::from_secs(2),
             profile_spacing: Duration::from_millis(20),
+            profile_deadline: Duration::from_secs(2),
+            sightings_below: 500_000,
         }
     }
 }
@@ -180,7 +186,7 @@ impl Login {
     /// user that is answered is the newest known; what became of the refresh is said beside.
     ///
     /// `insist`: a profile of up to a minute ago is not good enough; one of two seconds ago is. Those who ask for one
-    /// user at once share one question. Waits for Kinde and the store within their deadlines.
+    /// user at once share one question. Waits for [`Config::profile_deadline`] at most. Cancel safe.
     pub async fn refresh(
         &self,
         user: CurrentUser,
@@ -241,14 +247,20 @@ impl Shared {
     async fn keep(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
         let sighting = Sighting { user, told: self.claims.profile(token), seen_at: self.clock.now() };
-        let kept = timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await;
-        let error = match kept {
-            Ok(Ok(_)) => return,
-            Ok(Err(error)) => chain(&error),
-            Err(passed) => passed.to_string(),
+        let error = if self.queue.stats().depth >= self.config.sightings_below {
+            "the room that is left in the queue is for deliveries".to_owned()
+        } else {
+            match timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => chain(&error),
+                Err(passed) => passed.to_string(),
+            }
         };
         metrics::counter!("kinsync_sightings_lost_total").increment(1);
-        tracing::warn!(error, "a sighting could not be kept: the user appears with the next request instead");
+        tracing::debug!(
+            error,
+            "a sighting could not be kept: the user appears with the next request instead"
+        );
     }
 }
 

@@ -1,7 +1,8 @@
 //! Sightings in the queue: users made from tokens when the store is back.
 
-use kinsync_core::{Field, Micros, Profile, UserDocument, UserId};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
 use kinsync_engine::{
+    apply::apply,
     projector,
     queue::Entry,
     sighting::{self, Sighting},
@@ -96,4 +97,23 @@ fn repetitions_within_an_hour_are_one_entry() {
     let hour = 3_600_000_000;
     assert_eq!(at(5 * hour), at(6 * hour - 1));
     assert_ne!(at(5 * hour), at(6 * hour));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_user_was_seen_is_no_change_of_the_user() {
+    for fresh in stores::all().await {
+        let made = after(&fresh, [event("user.created", "event_1", "ada@x.org")]).await.expect("made");
+        let seen = Observation {
+            user: made.kinde_id.clone(),
+            version: Version::provisional(),
+            source: Source::Login,
+            what: What::Seen(NOW),
+        };
+        let later = Micros(made.updated_at.0 + 1_000_000);
+        apply(&*fresh.store, [seen], later).await.expect("the store answers");
+        let seen = fresh.store.load(&[made.kinde_id.clone()]).await.expect("the store answers").pop();
+        let seen = seen.flatten().expect("stored").document();
+        let expected = UserDocument { last_seen_at: Some(NOW), ..made };
+        assert_eq!(seen, expected, "{}: neither `updatedAt` nor `source`", fresh.name);
+    }
 }

@@ -145,6 +145,13 @@ async fn what_was_changed_by_hand_counts_as_never_told() {
     assert_eq!((found.state.value(Field::LastName), found.state.value(Field::Picture)), (None, None));
     let repaired = put(&store, &with(found, Field::LastName, "Lovelace")).await;
     assert_eq!(get(&store, "kp_ada").await, Some(repaired));
+    for junk in [Bson::from("many"), Bson::Null, Bson::from(-1), Bson::from(0.5), doc! { "n": 1 }.into()] {
+        let change = doc! { "$set": { "kinsync.revision": junk.clone() } };
+        users(&store).update_one(doc! {}, change).await.unwrap();
+        assert_eq!(get(&store, "kp_ada").await, None, "{junk}");
+        let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+        assert_eq!(get(&store, "kp_ada").await, Some(ada), "{junk}: written over");
+    }
 }
 
 #[tokio::test]

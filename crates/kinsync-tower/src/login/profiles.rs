@@ -3,9 +3,15 @@
 //! In the background for a user of whom nothing but a token is known, and for who asks. Never a storm: one question per
 //! user at a time, whoever waits shares the answer; a shortest time between questions over all users; a back-off per
 //! user, and a breaker for the endpoint. A profile is a snapshot: an event that lands meanwhile wins.
+//!
+//! Who waits has a deadline; a question that was begun goes on without them, so that its outcome counts whoever leaves.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex as Lock, PoisonError},
+    time::Duration,
+};
 
+use jiff::Timestamp;
 use kinde::{
     Answer,
     account::{self, ProfileClient, UserProfile},
@@ -18,10 +24,10 @@ use kinsync_engine::{
 };
 use quick_cache::sync::Cache;
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, OwnedMutexGuard, mpsc},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Config,
@@ -33,7 +39,7 @@ use crate::problem::chain;
 const WAITING: usize = 4096;
 /// The longest wait for a turn to ask.
 const TURN: Duration = Duration::from_secs(1);
-/// The longest time in which a user is not asked for again after failures.
+/// The longest time in which a user is not asked for again after failures, and nobody is after Kinde said "not before".
 const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 
 /// What became of a refresh.
@@ -46,7 +52,7 @@ pub enum Refreshed {
     Recently,
     /// Kinde does not take the token: the user is suspended or gone there, or the token was revoked.
     Refused,
-    /// Kinde or the store did not answer: the document is as it was.
+    /// Kinde or the store did not answer in time: the document is as it was.
     Unavailable,
 }
 
@@ -74,15 +80,19 @@ impl std::fmt::Debug for Bare {
     }
 }
 
-pub(super) struct Profiles {
+pub(super) struct Profiles(Arc<Shared>);
+
+struct Shared {
     clients: Vec<(String, ProfileClient)>,
     users: Arc<Users>,
     breaker: Breaker,
     bare: mpsc::Sender<Bare>,
     histories: Cache<String, Arc<Mutex<History>>>,
     spacing: Duration,
-    next_turn: Mutex<Instant>,
+    next_turn: Lock<Instant>,
     max_age: Duration,
+    deadline: Duration,
+    questions: TaskTracker,
 }
 
 /// How it went with one user. Whoever asks holds it, so that others wait and share.
@@ -91,6 +101,10 @@ struct History {
     refreshed_at: Option<Instant>,
     failures: u32,
     not_before: Option<Instant>,
+    /// The `exp` of the token that Kinde did not take: a newer one is tried at once.
+    refused: Option<Timestamp>,
+    /// Waits to be filled in.
+    is_wanted: bool,
 }
 
 impl History {
@@ -98,8 +112,9 @@ impl History {
         self.refreshed_at.is_some_and(|at| at.elapsed() < max_age)
     }
 
-    fn must_wait(&self) -> bool {
-        self.not_before.is_some_and(|until| Instant::now() < until)
+    fn must_wait(&self, token: &AccessToken) -> bool {
+        let is_newer = self.refused.is_some_and(|refused| token.expires_at > refused);
+        !is_newer && self.not_before.is_some_and(|until| Instant::now() < until)
     }
 
     fn succeeded(&mut self) {
@@ -110,6 +125,7 @@ impl History {
         let pause = Duration::from_secs(1 << self.failures.min(9)).min(LONGEST_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
+        self.refused = None;
     }
 }
 
@@ -120,26 +136,29 @@ impl Profiles {
         config: &Config,
     ) -> (Self, mpsc::Receiver<Bare>) {
         let (bare, receiver) = mpsc::channel(WAITING);
-        let profiles = Self {
+        let shared = Shared {
             clients,
             users,
             breaker: Breaker::new("kinde_profile", breaker::Config::default()),
             bare,
             histories: Cache::new(config.cached_users.max(1)),
             spacing: config.profile_spacing,
-            next_turn: Mutex::new(Instant::now()),
+            next_turn: Lock::new(Instant::now()),
             max_age: config.profile_max_age,
+            deadline: config.profile_deadline,
+            questions: TaskTracker::new(),
         };
-        (profiles, receiver)
+        (Self(Arc::new(shared)), receiver)
     }
 
     /// Fills in this user in the background, unless that is being done or was tried a moment ago.
     pub(super) fn want(&self, token: &Arc<AccessToken>, sent: &str) {
-        let history = self.history(&token.subject);
+        let history = self.0.history(&token.subject);
         // Held: somebody is asking.
-        let Ok(history) = history.try_lock() else { return };
-        if !history.must_wait() && !history.is_recent(self.max_age) {
-            _ = self.bare.try_send(Bare { token: Arc::clone(token), sent: sent.to_owned() });
+        let Ok(mut history) = history.try_lock() else { return };
+        if !history.is_wanted && !history.must_wait(token) && !history.is_recent(self.0.max_age) {
+            let bare = Bare { token: Arc::clone(token), sent: sent.to_owned() };
+            history.is_wanted = self.0.bare.try_send(bare).is_ok();
         }
     }
 
@@ -149,55 +168,75 @@ impl Profiles {
         let lane = async || {
             let next = async || bare.lock().await.recv().await;
             while let Some(Some(Bare { token, sent })) = stop.run_until_cancelled(next()).await {
+                self.0.history(&token.subject).lock().await.is_wanted = false;
                 // A webhook may have come first.
-                if self.users.peek(&token.subject).is_none_or(|known| known.is_unconfirmed) {
-                    stop.run_until_cancelled(self.refresh(&token, &sent, self.max_age)).await;
+                if self.0.users.peek(&token.subject).is_none_or(|known| known.is_unconfirmed) {
+                    stop.run_until_cancelled(self.refresh(&token, &sent, self.0.max_age)).await;
                 }
             }
         };
         tokio::join!(lane(), lane(), lane(), lane());
     }
 
-    /// Asks Kinde, unless it answered less than `max_age` ago, and stores what it says. Cancel safe.
+    /// Asks Kinde, unless it answered less than `max_age` ago, and stores what it says. Waits for the deadline at
+    /// most. Cancel safe: what was asked is stored all the same.
     pub(super) async fn refresh(
         &self,
-        token: &AccessToken,
+        token: &Arc<AccessToken>,
         sent: &str,
         max_age: Duration,
     ) -> (Refreshed, Option<Arc<Known>>) {
-        let history = self.history(&token.subject);
-        let mut history = history.lock().await;
+        let refresh = Arc::clone(&self.0).refresh(token, sent, max_age);
+        timeout(self.0.deadline, refresh).await.unwrap_or((Refreshed::Unavailable, None))
+    }
+}
+
+impl Shared {
+    async fn refresh(
+        self: Arc<Self>,
+        token: &Arc<AccessToken>,
+        sent: &str,
+        max_age: Duration,
+    ) -> (Refreshed, Option<Arc<Known>>) {
+        let history = self.history(&token.subject).lock_owned().await;
         if history.is_recent(max_age) {
             return (Refreshed::Recently, self.users.peek(&token.subject));
         }
-        if history.must_wait() {
+        // Not to ask is no failure of this user, and what cannot be stored is not asked for.
+        if history.must_wait(token) || !self.users.are_reachable() || !self.may_ask().await {
             return (Refreshed::Unavailable, None);
         }
-        // That Kinde is not asked at all is no failure of this user.
-        if !self.may_ask().await {
-            return (Refreshed::Unavailable, None);
-        }
-        let answer = match self.ask(token, sent).await {
-            Ok(answer) => answer,
+        let (token, sent) = (Arc::clone(token), sent.to_owned());
+        let question = Arc::clone(&self).question(history, token, sent);
+        self.questions.spawn(question).await.unwrap_or((Refreshed::Unavailable, None))
+    }
+
+    /// Runs to its end on a task of its own; bounded by the client's deadline and the store's.
+    async fn question(
+        self: Arc<Self>,
+        mut history: OwnedMutexGuard<History>,
+        token: Arc<AccessToken>,
+        sent: String,
+    ) -> (Refreshed, Option<Arc<Known>>) {
+        let told = match self.ask(&token, &sent).await {
+            Ok(answer) => observation(answer),
             Err(refreshed) => {
                 history.failed();
+                history.refused = (refreshed == Refreshed::Refused).then_some(token.expires_at);
                 return (refreshed, None);
             }
         };
-        let Some(told) = observation(answer) else { return (Refreshed::Unavailable, None) };
-        let known = self.users.tell(told).await;
-        if known.is_none() {
-            history.failed();
-            return (Refreshed::Unavailable, None);
-        }
+        let Some(told) = told else { return (Refreshed::Unavailable, None) };
+        // Kinde answered: that the store does not is seen by its own breaker.
+        let Some(known) = self.users.tell(told).await else { return (Refreshed::Unavailable, None) };
         history.succeeded();
-        (Refreshed::Now, known)
+        (Refreshed::Now, Some(known))
     }
 
     async fn ask(&self, token: &AccessToken, sent: &str) -> Result<Answer<UserProfile>, Refreshed> {
         let client = self.clients.iter().find(|(issuer, _)| *issuer == token.issuer);
         let (_, client) = client.ok_or(Refreshed::Unavailable)?;
-        match client.user_profile(sent).await {
+        let error = match client.user_profile(sent).await {
             Ok(answer) => {
                 self.breaker.succeeded();
                 let is_own = answer.value.id == token.subject;
@@ -207,28 +246,45 @@ impl Profiles {
                         "the profile of another user was answered; it is not used"
                     );
                 }
-                is_own.then_some(answer).ok_or(Refreshed::Unavailable)
+                return is_own.then_some(answer).ok_or(Refreshed::Unavailable);
             }
-            Err(account::Error::Refused) => {
-                self.breaker.succeeded();
-                Err(Refreshed::Refused)
-            }
-            Err(error) => {
-                tracing::debug!(user = token.subject, error = chain(&error), "a profile could not be read");
-                self.breaker.failed(&error);
-                Err(Refreshed::Unavailable)
-            }
+            Err(error) => error,
+        };
+        tracing::debug!(user = token.subject, error = chain(&error), "a profile could not be read");
+        if let account::Error::Throttled { reset: Some(reset) } = error {
+            self.pause(reset);
         }
+        // An answer that is odd for one user says nothing of the others.
+        if error.is_transient() {
+            self.breaker.failed(&error)
+        } else {
+            self.breaker.succeeded()
+        }
+        let is_refused = matches!(error, account::Error::Refused);
+        Err(if is_refused { Refreshed::Refused } else { Refreshed::Unavailable })
     }
 
     /// Waits for the next turn, if it comes soon and Kinde is not known to be away.
     async fn may_ask(&self) -> bool {
-        let turn = async {
-            let mut next = self.next_turn.lock().await;
-            sleep_until(*next).await;
-            *next = Instant::now() + self.spacing;
-        };
-        timeout(TURN, turn).await.is_ok() && self.breaker.try_ready()
+        let Some(turn) = self.take_turn() else { return false };
+        sleep_until(turn).await;
+        self.breaker.try_ready()
+    }
+
+    fn take_turn(&self) -> Option<Instant> {
+        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let turn = now.max(*next);
+        (turn <= now + TURN).then(|| {
+            *next = turn + self.spacing;
+            turn
+        })
+    }
+
+    /// Kinde said when it will answer again.
+    fn pause(&self, reset: Duration) {
+        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = (*next).max(Instant::now() + reset.min(LONGEST_PAUSE));
     }
 
     fn history(&self, user: &str) -> Arc<Mutex<History>> {

@@ -21,7 +21,7 @@ use kinsync_engine::{
     sighting::Sighting,
     store::{Error, Row, Store},
 };
-use quick_cache::sync::Cache;
+use quick_cache::sync::{Cache, EntryAction, EntryResult};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     time::{Instant, sleep, timeout},
@@ -49,7 +49,7 @@ pub(crate) struct Known {
     json: OnceLock<Json>,
     /// Why the user may not go on.
     pub(super) refused: Option<&'static str>,
-    /// Whether Kinde's profile endpoint can tell more: nothing but tokens has told of the user, or
+    /// Whether Kinde's profile endpoint can tell more: nothing but tokens and sign-ins has told of the user, or
     /// somebody else's row shows the address, which is given up if it is verified to be this user's.
     pub(super) is_unconfirmed: bool,
 }
@@ -63,7 +63,7 @@ impl Known {
             () => None,
         };
         let is_contested = document.email_conflict.is_some() && !row.state.has_verified_email();
-        let is_unconfirmed = row.state.is_provisional() || is_contested;
+        let is_unconfirmed = row.state.is_bare() || is_contested;
         Arc::new(Self { document, json: OnceLock::new(), refused, is_unconfirmed })
     }
 
@@ -196,6 +196,11 @@ impl Users {
         self.cache.peek(user).map(|entry| Arc::clone(&entry.known))
     }
 
+    /// Whether the store is not known to be away.
+    pub(super) fn are_reachable(&self) -> bool {
+        self.breaker.state() != breaker::State::Open
+    }
+
     /// Joins what was learned of one user into the store, and answers the user as stored then.
     pub(super) async fn tell(&self, told: Observation) -> Option<Arc<Known>> {
         if !self.breaker.try_ready() {
@@ -300,14 +305,28 @@ impl Users {
         Ok(())
     }
 
+    /// What is now known of this user: the row, unless a load that began later has answered before.
     fn remember(&self, row: &Row, asked_at: Instant) -> Arc<Known> {
         let known = Known::of(row);
-        // What was made of the document before stays good as long as it is the same.
-        let before = self.peek(row.id.as_str()).filter(|before| before.says_the_same_as(&known));
-        let known = before.unwrap_or(known);
-        let entry = Entry { known: Arc::clone(&known), asked_at, refreshing: AtomicBool::new(false) };
-        self.cache.insert(row.id.as_str().into(), Arc::new(entry));
-        known
+        let entry =
+            |known: Arc<Known>| Arc::new(Entry { known, asked_at, refreshing: AtomicBool::new(false) });
+        let update = |_: &Arc<str>, there: &mut Arc<Entry>| {
+            if there.asked_at <= asked_at {
+                // What was made of the document before stays good as long as it is the same.
+                let same = there.known.says_the_same_as(&known);
+                *there = entry(Arc::clone(if same { &there.known } else { &known }));
+            }
+            EntryAction::Retain(Arc::clone(&there.known))
+        };
+        match self.cache.entry(&Arc::<str>::from(row.id.as_str()), None, update) {
+            EntryResult::Retained(newest) => newest,
+            EntryResult::Vacant(place) => {
+                // Only a place that was taken from us refuses: then somebody else has answered.
+                _ = place.insert(entry(Arc::clone(&known)));
+                known
+            }
+            _ => known,
+        }
     }
 
     fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiting>) {
@@ -326,4 +345,33 @@ fn by_user(batch: Vec<Wanted>) -> HashMap<UserId, Waiting> {
         of_user.answers.extend(answer);
     }
     waiting
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::{Source, Version, What};
+    use kinsync_engine::store::embedded::EmbeddedStore;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_load_that_began_earlier_and_ends_later_does_not_bring_a_deleted_user_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
+        let claims = Arc::new(super::super::claims::Email);
+        let (users, _loads) = Users::new(store, claims, Clock::system(), &Config::default());
+        let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let live = Row::unknown(UserId::parse("kp_ada").unwrap());
+        let deletion = Observation {
+            user: live.id.clone(),
+            version: Version::event(Micros(1), "event_1"),
+            source: Source::Webhook,
+            what: What::Deleted,
+        };
+        let deleted = Row { state: live.state.clone().observe(&deletion), ..live.clone() };
+        assert_eq!(users.remember(&deleted, later).refused, Some("deleted"));
+        assert_eq!(users.remember(&live, earlier).refused, Some("deleted"), "who waits hears the newest");
+        assert_eq!(users.peek("kp_ada").unwrap().refused, Some("deleted"));
+        assert_eq!(users.remember(&live, later + Duration::from_secs(1)).refused, None);
+    }
 }

@@ -44,8 +44,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One process: a login on a store that others may share, a queue of its own.
 pub(crate) struct Process {
-    login: Login,
-    queue: Arc<dyn Queue>,
+    pub(crate) login: Login,
+    pub(crate) queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -67,7 +67,7 @@ pub(crate) fn embedded() -> (Arc<dyn Store>, tempfile::TempDir) {
     (Arc::new(EmbeddedStore::open(folder.path()).unwrap()), folder)
 }
 
-async fn on_mongo(server: &TestMongo) -> Arc<dyn Store> {
+pub(crate) async fn on_mongo(server: &TestMongo) -> Arc<dyn Store> {
     let config = mongo::Config { database: Some(server.database()), ..mongo::Config::new(server.uri()) };
     let store = MongoStore::connect(config).await.unwrap();
     store.prepare().await.unwrap();
@@ -163,7 +163,7 @@ impl Process {
     }
 }
 
-async fn until(mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so().await {
         assert!(Instant::now() < deadline, "waited in vain");
@@ -178,12 +178,12 @@ pub(crate) fn token(kinde: &Emulator, email: &str) -> (String, String) {
     (user.id, token)
 }
 
-async fn stored(store: &Arc<dyn Store>, id: &str) -> Option<UserDocument> {
+pub(crate) async fn stored(store: &Arc<dyn Store>, id: &str) -> Option<UserDocument> {
     let rows = store.load(&[UserId::parse(id).unwrap()]).await.unwrap();
     rows.into_iter().flatten().next().map(|row| row.document())
 }
 
-async fn tell(store: &Arc<dyn Store>, id: &str, what: What) {
+pub(crate) async fn tell(store: &Arc<dyn Store>, id: &str, what: What) {
     let (user, now) = (UserId::parse(id).unwrap(), Clock::system().now());
     let version = Version::event(now, "event_1");
     apply(&**store, [Observation { user, version, source: Source::Webhook, what }], now).await.unwrap();

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod login;
+mod profiles;
 mod refusals;
 mod webhook;

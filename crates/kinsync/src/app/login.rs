@@ -41,7 +41,8 @@ pub(super) fn open(
     let tokens = Cached::new(verifier, &CachedConfig { entries: cached_users, ..CachedConfig::default() });
     let claims = Arc::new(login::claims::Email);
     let parts = login::Parts { tokens, store, queue, clock, profiles, claims };
-    Ok(Some(Login::new(parts, login::Config { cached_users, ..login::Config::default() })))
+    let sightings_below = config.queue.max_entries / 2;
+    Ok(Some(Login::new(parts, login::Config { cached_users, sightings_below, ..login::Config::default() })))
 }
 
 fn urls(config: &Config) -> impl Iterator<Item = &Url> {

@@ -125,7 +125,12 @@ impl Batch<'_> {
         let mut query = RawDocumentBuf::new();
         query.append(cstr!("kindeId"), row.id.as_str());
         match row.revision {
-            0 => query.append(cstr!("kinsync.revision"), document(cstr!("$exists"), false)),
+            // As it is decoded: what somebody else put there counts as never written.
+            0 => {
+                let mut ours = document(cstr!("$gt"), 0);
+                ours.append(cstr!("$type"), RawArrayBuf::from_iter(["int", "long"]));
+                query.append(cstr!("kinsync.revision"), document(cstr!("$not"), ours));
+            }
             revision => query.append(cstr!("kinsync.revision"), revision),
         }
         let encoded = encode::row(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
