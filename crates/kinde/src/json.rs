@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, value::RawValue};
 
 /// Longest identifier that is taken, in bytes.
 const MAX_ID_BYTES: usize = 256;
@@ -39,8 +39,21 @@ pub(crate) enum Json<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Json<'a>)>);
 
+/// The members of an object as they are written: what is in them is not looked at.
+#[derive(Debug)]
+pub(crate) struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
 /// Parses an object. Depth is bounded by `serde_json` (128).
 pub(crate) fn object(bytes: &[u8]) -> Result<Object<'_>, Error> {
+    read(bytes)
+}
+
+/// Parses the outermost object alone; only there no name may be there twice.
+pub(crate) fn members(bytes: &[u8]) -> Result<Members<'_>, Error> {
+    read(bytes)
+}
+
+fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| {
         let message = error.to_string();
         match message.strip_prefix(DUPLICATE) {
@@ -89,17 +102,23 @@ impl<'a> Object<'a> {
         self.take(name);
         self.0.push((Cow::Borrowed(name), value));
     }
+}
 
-    fn duplicate(&self) -> Option<&str> {
-        let Self(members) = self;
-        if members.len() <= FEW {
-            let is_again = |at: usize| members[..at].iter().any(|(name, _)| *name == members[at].0);
-            return (0..members.len()).find(|at| is_again(*at)).map(|at| members[at].0.as_ref());
-        }
-        let mut names: Vec<&str> = members.iter().map(|(name, _)| name.as_ref()).collect();
-        names.sort_unstable();
-        names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+impl<'a> Members<'a> {
+    pub(crate) fn get(&self, name: &str) -> Option<&'a str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.get())
     }
+}
+
+/// A name that is there more than once.
+fn duplicate<'m, V>(members: &'m [(Cow<'_, str>, V)]) -> Option<&'m str> {
+    if members.len() <= FEW {
+        let is_again = |at: usize| members[..at].iter().any(|(name, _)| *name == members[at].0);
+        return (0..members.len()).find(|at| is_again(*at)).map(|at| members[at].0.as_ref());
+    }
+    let mut names: Vec<&str> = members.iter().map(|(name, _)| name.as_ref()).collect();
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 impl From<Object<'_>> for Map<String, Value> {
@@ -194,14 +213,41 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json<'de>, A::Error> {
-        let mut object = Object::default();
-        while let Some(Name(name)) = access.next_key()? {
-            object.0.push((name, access.next_value()?));
-        }
-        match object.duplicate() {
-            Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
-            None => Ok(Json::Object(object)),
-        }
+        Ok(Json::Object(Object(all(&mut access)?)))
+    }
+}
+
+/// All members of a map, each under a name of its own.
+fn all<'de, V: Deserialize<'de>, A: MapAccess<'de>>(
+    access: &mut A,
+) -> Result<Vec<(Cow<'de, str>, V)>, A::Error> {
+    let mut members = Vec::new();
+    while let Some(Name(name)) = access.next_key()? {
+        members.push((name, access.next_value()?));
+    }
+    match duplicate(&members) {
+        Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
+        None => Ok(members),
+    }
+}
+
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Members<'de>, A::Error> {
+        all(&mut access).map(Members)
+    }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
     }
 }
 
@@ -223,6 +269,18 @@ mod tests {
             let again = format!("{{{},\"m1\":0}}", unique.join(","));
             assert!(matches!(object(again.as_bytes()), Err(Error::Duplicate(name)) if name == "m1"));
         }
+    }
+
+    #[test]
+    fn members_are_not_looked_into() {
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        let text = format!(r#"{{"a":{{"b":1,"b":2}},"c":"x","d":{deep},"e":1e999}}"#);
+        let found = members(text.as_bytes()).unwrap();
+        assert_eq!((found.get("a"), found.get("c")), (Some(r#"{"b":1,"b":2}"#), Some(r#""x""#)));
+        assert_eq!((found.get("d"), found.get("b")), (Some(&*deep), None));
+        let again = members(br#"{"a":1,"\u0061":2}"#);
+        assert!(matches!(again, Err(Error::Duplicate(name)) if name == "a"));
+        assert!(matches!(members(b"[]"), Err(Error::Syntax(_))));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use self::fetch::Fetcher;
 use crate::domain::{self, is_loopback};
 use crate::jws::Key;
 
+/// The pause after the first failure while no key is known; it doubles up to the cool-down.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Failures in a row after which the pause between fetches grows no longer, as a power of two.
 const MAX_BACK_OFF_DOUBLINGS: u32 = 2;
 
@@ -296,9 +298,14 @@ impl Jwks {
         let reason = error.chain();
         tracing::warn!(issuer = self.0.issuer, kept, reason, "cannot fetch the keys of the issuer");
         let mut state = self.state();
-        let doublings = if kept == 0 { 0 } else { state.failures.min(MAX_BACK_OFF_DOUBLINGS) };
-        let jitter = 1.0 + rand::random_range(0.0..0.25);
-        let pause = (remote.config.cool_down * 2_u32.pow(doublings)).mul_f64(jitter);
+        let cool_down = remote.config.cool_down;
+        // Without a key nobody can be verified, so a blip at the start may not cost a whole cool-down.
+        let pause = if kept == 0 {
+            (FIRST_PAUSE * 2_u32.pow(state.failures.min(16))).min(cool_down)
+        } else {
+            cool_down * 2_u32.pow(state.failures.min(MAX_BACK_OFF_DOUBLINGS))
+        };
+        let pause = pause.mul_f64(1.0 + rand::random_range(0.0..0.25));
         state.not_before = Some(Instant::now() + pause);
         state.failures = state.failures.saturating_add(1);
         state.last_error = Some(reason);

@@ -208,6 +208,11 @@ impl Verified {
         self.payload
     }
 
+    /// The claims as they are written; two with the same name are an error.
+    pub(crate) fn members(&self) -> Result<json::Members<'_>, Error> {
+        json::members(&self.payload).map_err(|error| unreadable(error, "payload"))
+    }
+
     /// The claims; two with the same name are an error.
     pub fn claims(&self) -> Result<Map<String, Value>, Error> {
         read_object(&self.payload, "payload")
@@ -230,10 +235,14 @@ fn read_header(bytes: &[u8]) -> Result<String, Error> {
 }
 
 fn read_object(bytes: &[u8], part: &'static str) -> Result<Map<String, Value>, Error> {
-    json::map(bytes).map_err(|error| match error {
+    json::map(bytes).map_err(|error| unreadable(error, part))
+}
+
+fn unreadable(error: json::Error, part: &'static str) -> Error {
+    match error {
         json::Error::Duplicate(member) => Error::DuplicateMember { part, member },
         json::Error::Syntax(source) => Error::Json { part, source },
-    })
+    }
 }
 
 fn decode(text: &str, part: &'static str) -> Result<Vec<u8>, Error> {

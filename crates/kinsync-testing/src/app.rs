@@ -195,6 +195,15 @@ impl TestApp {
         Ok(self.client.get(self.url("/health")).send().await?.json().await?)
     }
 
+    /// Waits until the store has its indexes: until then requests of users are degraded.
+    pub async fn prepared(&mut self) -> Result<()> {
+        self.until("the store is prepared", PATIENCE, async |app| {
+            let health = app.health().await?;
+            Ok(health.pointer("/components/store/prepared") == Some(&Value::Bool(true)))
+        })
+        .await
+    }
+
     /// Waits until the queue is empty.
     pub async fn drained(&mut self, within: Duration) -> Result<()> {
         self.until("the queue is empty", within, async |app| {

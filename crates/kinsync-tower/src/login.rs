@@ -239,7 +239,8 @@ impl Shared {
     fn keys_unavailable(&self, cause: &dyn std::error::Error) -> Problem {
         count_refusal(Refusal::KeysUnavailable.reason());
         let request = RequestId::next();
-        tracing::warn!(%request, error = chain(cause), "a token could not be verified: its issuer's keys are not known");
+        // Anybody can bring a token: that keys cannot be fetched is warned of where it happens.
+        tracing::debug!(%request, error = chain(cause), "a token could not be verified: its issuer's keys are not known");
         Problem::Unavailable { retry_after: self.config.retry_after, request }
     }
 

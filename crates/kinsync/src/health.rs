@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use kinde::webhook::Scheme;
+use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
     breaker::State,
@@ -171,13 +171,18 @@ impl Health {
     }
 
     fn jwks(&mut self, parts: &Parts) -> Value {
-        let Some(jwks) = &parts.jwks else { return Value::Null };
-        let status = jwks.status();
+        parts.key_sets.iter().map(|keys| self.keys(parts, keys)).collect()
+    }
+
+    fn keys(&mut self, parts: &Parts, keys: &Jwks) -> Value {
+        let status = keys.status();
         if status.keys == 0 {
             let problem =
-                format!("the keys of {} are not known yet, so its webhooks are answered 503", status.issuer);
+                format!("the keys of {} are not known yet, so what they sign is answered 503", status.issuer);
+            let signs_webhooks =
+                parts.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
             let others = Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && parts.verifier.is_on(s));
-            if others { self.degraded.push(problem) } else { self.failing.push(problem) }
+            if signs_webhooks && !others { self.failing.push(problem) } else { self.degraded.push(problem) }
         } else if status.failures > 0 {
             self.degraded
                 .push(format!("the keys of {} cannot be refreshed; the known ones are used", status.issuer));

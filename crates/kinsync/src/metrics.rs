@@ -95,7 +95,7 @@ fn describe() {
     describe_gauge!("kinsync_breaker_state", "0 closed, 1 half-open, 2 open");
     describe_gauge!("kinsync_verification_failures_in_row", "Failed verifications since the last good one");
     describe_gauge!("kinsync_last_delivery_timestamp_seconds", Unit::Seconds, "When the last delivery came");
-    describe_gauge!("kinsync_jwks_keys", "Keys of the tenant that are known");
+    describe_gauge!("kinsync_jwks_keys", "Keys of an issuer that are known");
     describe_gauge!("kinsync_store_prepared", "1 once the store has its indexes");
     describe_gauge!("kinsync_build_info", "1, with the version");
 }
@@ -112,8 +112,9 @@ pub fn render(parts: &Parts) -> String {
     if let Some(at) = parts.activity.last_delivery() {
         gauge!("kinsync_last_delivery_timestamp_seconds").set(age(Micros(0), at));
     }
-    if let Some(jwks) = &parts.jwks {
-        gauge!("kinsync_jwks_keys").set(float(jwks.status().keys as u64));
+    for keys in &parts.key_sets {
+        let issuer = keys.issuer().to_owned();
+        gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().keys as u64));
     }
     gauge!("kinsync_store_prepared").set(f64::from(u8::from(parts.store_error().is_none())));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

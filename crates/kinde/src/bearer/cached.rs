@@ -12,15 +12,20 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jiff::{SignedDuration, Timestamp};
-use quick_cache::sync::Cache;
+use quick_cache::{Weighter, sync::Cache};
+use serde_json::Value;
 
 use super::{AccessToken, Refusal, Verifier, Voucher};
 use crate::jws::MAX_TOKEN_BYTES;
 
+/// What a token of usual size takes in memory, in bytes: one with more claims counts as several.
+const USUAL_BYTES: usize = 2048;
+
 /// How much is remembered, and how long.
 #[derive(Debug, Clone)]
 pub struct CachedConfig {
-    /// Most tokens that are remembered; the least used ones make room. At least 1.
+    /// Most tokens that are remembered; the least used ones make room. At least 1. Fewer, when their claims take more
+    /// than 2 KiB each: memory is bounded by this many times 2 KiB, whatever is in the tokens.
     pub entries: usize,
     /// Longest time that a token is remembered, if it does not expire before.
     pub max_age: Duration,
@@ -40,7 +45,7 @@ pub struct Cached(Arc<Inner>);
 struct Inner {
     verifier: Verifier,
     max_age: SignedDuration,
-    entries: Cache<[u8; 32], Arc<Entry>>,
+    entries: Cache<[u8; 32], Arc<Entry>, BySize>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -49,6 +54,32 @@ struct Entry {
     token: Arc<AccessToken>,
     voucher: Voucher,
     valid_until: Timestamp,
+}
+
+/// Weighs entries by what their claims take in memory.
+#[derive(Clone)]
+struct BySize;
+
+impl Weighter<[u8; 32], Arc<Entry>> for BySize {
+    fn weight(&self, _: &[u8; 32], entry: &Arc<Entry>) -> u64 {
+        entry.token.claims.values().map(bytes_of).sum::<usize>().max(USUAL_BYTES) as u64
+    }
+}
+
+/// About what a value takes: a leaf of a map has room for eleven members, whether they are there or not.
+fn bytes_of(value: &Value) -> usize {
+    const LEAF: usize = 640;
+    const MEMBERS: usize = 11;
+    size_of::<Value>()
+        + match value {
+            Value::String(text) => text.len(),
+            Value::Array(values) => values.iter().map(bytes_of).sum(),
+            Value::Object(members) => {
+                let values = members.iter().map(|(name, value)| name.len() + bytes_of(value)).sum::<usize>();
+                members.len().div_ceil(MEMBERS) * LEAF + values
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        }
 }
 
 impl Entry {
@@ -63,7 +94,11 @@ impl Cached {
         Self(Arc::new(Inner {
             verifier,
             max_age: SignedDuration::try_from(config.max_age).unwrap_or(SignedDuration::MAX),
-            entries: Cache::new(config.entries.max(1)),
+            entries: Cache::with_weighter(
+                config.entries.max(1),
+                (config.entries.max(1) * USUAL_BYTES) as u64,
+                BySize,
+            ),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }))

@@ -20,8 +20,11 @@ pub(super) fn read(
     now: Timestamp,
 ) -> Result<AccessToken, Refusal> {
     refuse_machine(&claims)?;
-    refuse_id_token(&claims)?;
+    refuse_id_token(&claims, issuer)?;
     let subject = required_text(&claims, "sub")?;
+    if subject.is_empty() {
+        return Err(Refusal::MissingClaim { claim: "sub" });
+    }
     if !is_id(subject) {
         return Err(Refusal::MalformedClaim { claim: "sub" });
     }
@@ -77,11 +80,23 @@ fn refuse_machine(claims: &Claims) -> Result<(), Refusal> {
     if is_machine { Err(Refusal::MachineToken) } else { Ok(()) }
 }
 
-fn refuse_id_token(claims: &Claims) -> Result<(), Refusal> {
+fn refuse_id_token(claims: &Claims, issuer: &str) -> Result<(), Refusal> {
     let has = |claim: &&str| claims.contains_key(*claim);
     let has_scope = ["scp", "scope"].iter().any(has);
-    let is_id_token = ID_TOKEN_ONLY.iter().any(has) || (!has_scope && ID_TOKEN_WITHOUT_SCOPE.iter().any(has));
+    let looks_like_one = || ID_TOKEN_WITHOUT_SCOPE.iter().any(has) || is_for_who_signs_in(claims, issuer);
+    let is_id_token = ID_TOKEN_ONLY.iter().any(has) || (!has_scope && looks_like_one());
     if is_id_token { Err(Refusal::IdToken) } else { Ok(()) }
+}
+
+/// The audience of an ID token is the client, and with Kinde the issuer too; that of an access token is an API.
+fn is_for_who_signs_in(claims: &Claims, issuer: &str) -> bool {
+    let client = claims.get("azp").and_then(Value::as_str);
+    let is_one = |found: &Value| found.as_str().is_some_and(|found| found == issuer || Some(found) == client);
+    match claims.get("aud") {
+        Some(Value::Array(found)) => found.iter().any(is_one),
+        Some(found) => is_one(found),
+        None => false,
+    }
 }
 
 fn check_times(

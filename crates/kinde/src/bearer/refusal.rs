@@ -81,17 +81,19 @@ pub enum Refusal {
 
 impl Refusal {
     /// A stable label, for metrics and problem documents.
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::TooLong => "too_long",
             Self::MalformedToken { .. } => "malformed_token",
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::MissingKeyId => "missing_key_id",
             Self::UnknownKey => "unknown_key",
+            Self::UnsupportedHeader { member } if *member == "crit" => "crit",
             Self::UnsupportedHeader { .. } => "unsupported_header",
             Self::DuplicateMember { .. } => "duplicate_member",
             Self::SignatureMismatch => "signature_mismatch",
             Self::UnknownIssuer => "unknown_issuer",
+            Self::MissingClaim { claim } if *claim == "sub" => "no_subject",
             Self::MissingClaim { .. } => "missing_claim",
             Self::MalformedClaim { .. } => "malformed_claim",
             Self::Expired => "expired",

@@ -83,7 +83,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// A stable label, for metrics and problem documents.
-    pub const fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> &'static str {
         match self {
             Self::MissingSignature => "missing_signature",
             Self::MalformedSignature { .. } => "malformed_signature",
@@ -94,6 +94,7 @@ impl Refusal {
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::MissingKeyId => "missing_key_id",
             Self::UnknownKey => "unknown_key",
+            Self::UnsupportedHeader { member } if *member == "crit" => "crit",
             Self::UnsupportedHeader { .. } => "unsupported_header",
             Self::TokenNotWebhook { .. } => "token_not_webhook",
             Self::MissingClaim { .. } => "missing_claim",

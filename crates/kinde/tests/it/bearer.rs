@@ -48,6 +48,8 @@ async fn no_claim_is_demanded_that_a_workflow_can_remove() {
         json!({"name": "A", "given_name": "A", "picture": "x", "updated_at": 1, "scp": null}),
         json!({"org_codes": ["org_1"]}),
         json!({"auth_time": 1}),
+        json!({"aud": [ISSUER], "azp": "client"}),
+        json!({"aud": ["https://api.example.com"], "scp": null}),
         json!({"type": "custom", "data": {}}),
         json!({"exp": 1_714_636_800.5}),
         json!({"org_code": "", "gty": ["authorization_code"]}),
@@ -66,7 +68,10 @@ async fn tokens_of_other_kinds_are_refused_by_their_kind() {
         (with(access_claims(), &json!({"nonce": "x"})), "id_token"),
         (machine_claims(), "machine_token"),
         (with(machine_claims(), &json!({"gty": "client_credentials", "sub": "kp_1"})), "machine_token"),
-        (with(machine_claims(), &json!({"gty": null})), "missing_claim"),
+        (with(machine_claims(), &json!({"gty": null})), "no_subject"),
+        (with(access_claims(), &json!({"scp": null, "aud": [ISSUER, "x"]})), "id_token"),
+        (with(access_claims(), &json!({"scp": null, "aud": ISSUER})), "id_token"),
+        (with(access_claims(), &json!({"scp": null, "azp": "client", "aud": ["client"]})), "id_token"),
         (webhook_claims(), "webhook"),
         (with(webhook_claims(), &access_claims()), "webhook"),
     ] {
@@ -78,11 +83,11 @@ async fn tokens_of_other_kinds_are_refused_by_their_kind() {
 async fn a_claim_of_the_wrong_type_is_malformed_and_not_absent() {
     let at = now().as_second();
     for (changes, reason) in [
-        (json!({"sub": null}), "missing_claim"),
+        (json!({"sub": null}), "no_subject"),
+        (json!({"sub": ""}), "no_subject"),
         (json!({"exp": null}), "missing_claim"),
         (json!({"iss": null}), "missing_claim"),
         (json!({"sub": 1}), "malformed_claim"),
-        (json!({"sub": ""}), "malformed_claim"),
         (json!({"sub": "a\u{0}"}), "malformed_claim"),
         (json!({"sub": {"$gt": ""}}), "malformed_claim"),
         (json!({"sub": "x".repeat(257)}), "malformed_claim"),

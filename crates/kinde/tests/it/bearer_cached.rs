@@ -98,6 +98,20 @@ async fn the_memory_is_bounded() {
 }
 
 #[tokio::test]
+async fn tokens_with_many_claims_count_for_several() {
+    let config = CachedConfig { entries: 64, ..CachedConfig::default() };
+    let cached = cached_with(tenant_jwks(), &config);
+    let flags: serde_json::Map<_, _> =
+        (0..40).map(|n| (format!("flag{n}"), json!({"t": "b", "v": true}))).collect();
+    for number in 0..64 {
+        let claims = json!({"jti": number.to_string(), "feature_flags": flags});
+        cached.verify(&sign(&claims), now()).await.unwrap();
+    }
+    // Some 28 KB each, of 64 times 2 KiB.
+    assert!((1..=5).contains(&cached.len()), "{}", cached.len());
+}
+
+#[tokio::test]
 async fn a_withdrawn_key_takes_its_tokens_along() {
     let server = Server::with_keys(vec![tenant_key().jwk(KID)]).await;
     let jwks = Jwks::new(kinde::jwks::Config::new(server.domain.clone())).unwrap();

@@ -273,3 +273,16 @@ fn keys_are_not_fetched_in_the_clear() {
     let domain = "http://acme.kinde.com".parse().unwrap();
     assert!(matches!(Jwks::new(Config::new(domain)), Err(ConfigError::Issuer(_))));
 }
+
+#[tokio::test]
+async fn a_blip_at_the_start_costs_a_second_and_not_a_cool_down() {
+    let server = Server::with_keys(tenant_keys()).await;
+    server.answer(|_| status(StatusCode::SERVICE_UNAVAILABLE));
+    let jwks = jwks(&server);
+    assert_eq!(jwks.key(KID).await.unwrap_err(), Error::Unavailable);
+    server.answer_with_keys(tenant_keys());
+    assert_eq!(jwks.key(KID).await.unwrap_err(), Error::Unavailable, "not at once");
+    pass(Duration::from_millis(1300)).await;
+    jwks.key(KID).await.unwrap();
+    assert_eq!(jwks.status().fetches, 2);
+}

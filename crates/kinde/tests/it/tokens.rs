@@ -185,11 +185,12 @@ async fn duplicate_members_are_refused() {
 async fn headers_that_change_the_meaning_are_refused() {
     for member in ["crit", "b64", "zip"] {
         for value in [json!(["exp"]), json!([]), json!(true), json!("DEF")] {
-            check(member, with_header(&json!({ member: value })), "unsupported_header").await;
+            let reason = if member == "crit" { "crit" } else { "unsupported_header" };
+            check(member, with_header(&json!({ member: value })), reason).await;
         }
     }
     let null = |claims: &Value| raw(br#"{"alg":"RS256","kid":"4c:fa:9e:d6","crit":null}"#, claims);
-    check("crit null", null, "unsupported_header").await;
+    check("crit null", null, "crit").await;
 }
 
 #[tokio::test]

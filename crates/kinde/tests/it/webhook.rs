@@ -293,7 +293,8 @@ async fn tokens_of_people_and_machines_are_no_webhooks() {
 #[tokio::test]
 async fn a_webhook_without_what_every_webhook_has_is_refused() {
     for claim in ["type", "data", "event_id", "timestamp"] {
-        for value in [json!(null), json!(1), json!([])] {
+        let number = if claim == "timestamp" { json!(true) } else { json!(1) };
+        for value in [json!(null), number, json!([])] {
             let refusal =
                 post(&[], &jwt(&with(webhook_claims(), &json!({ claim: value })))).await.unwrap_err();
             assert_eq!(refusal, Refusal::MissingClaim { claim });
@@ -301,6 +302,29 @@ async fn a_webhook_without_what_every_webhook_has_is_refused() {
     }
     check(&[], &jwt(&with(webhook_claims(), &json!({"event_id": ""}))), "missing_claim").await;
     check(&[], &jwt(&with(webhook_claims(), &json!({"event_id": "a\u{0}"}))), "missing_claim").await;
+}
+
+#[tokio::test]
+async fn a_webhook_of_kinde_that_cannot_be_understood_is_still_a_delivery() {
+    let signed = |data: &str, timestamp: &str| {
+        let text = format!(
+            r#"{{"type":"user.created","event_id":"event_1","timestamp":{timestamp},"data":{data}}}"#
+        );
+        tenant_key().sign_raw(header().to_string().as_bytes(), text.as_bytes())
+    };
+    let time = r#""2026-01-01T00:00:00Z""#;
+    let deep = format!(r#"{{"user":{}}}"#, "[".repeat(200) + &"]".repeat(200));
+    for (data, timestamp) in [
+        (r#"{"user":{"id":"kp_1","id":"kp_2"}}"#, time),
+        (&*deep, time),
+        (r#"{"user":{"id":"kp_1","n":1e999}}"#, time),
+        (r#"{"user":{"id":7}}"#, time),
+        (r#"{"user":{"id":"kp_1"}}"#, "1767225600"),
+    ] {
+        let delivery = post(&[], &signed(data, timestamp)).await.expect(data);
+        assert_eq!((delivery.event_id(), delivery.event_type()), ("event_1", "user.created"));
+        assert_eq!(delivery.decode().is_ok(), timestamp != time, "{data}");
+    }
 }
 
 #[tokio::test]

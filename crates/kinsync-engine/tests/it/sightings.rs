@@ -111,7 +111,8 @@ async fn when_a_user_was_seen_is_no_change_of_the_user() {
         };
         let later = Micros(made.updated_at.0 + 1_000_000);
         apply(&*fresh.store, [seen], later).await.expect("the store answers");
-        let seen = fresh.store.load(&[made.kinde_id.clone()]).await.expect("the store answers").pop();
+        let seen =
+            fresh.store.load(std::slice::from_ref(&made.kinde_id)).await.expect("the store answers").pop();
         let seen = seen.flatten().expect("stored").document();
         let expected = UserDocument { last_seen_at: Some(NOW), ..made };
         assert_eq!(seen, expected, "{}: neither `updatedAt` nor `source`", fresh.name);

@@ -90,6 +90,7 @@ struct Shared {
     histories: Cache<String, Arc<Mutex<History>>>,
     spacing: Duration,
     next_turn: Lock<Instant>,
+    min_age: Duration,
     max_age: Duration,
     deadline: Duration,
     questions: TaskTracker,
@@ -99,6 +100,9 @@ struct Shared {
 #[derive(Default)]
 struct History {
     refreshed_at: Option<Instant>,
+    /// Refreshes in a row after which Kinde could still tell more: a profile that is older than an event of the same
+    /// moment does not confirm it.
+    unconfirmed: u32,
     failures: u32,
     not_before: Option<Instant>,
     /// The `exp` of the token that Kinde did not take: a newer one is tried at once.
@@ -117,8 +121,18 @@ impl History {
         !is_newer && self.not_before.is_some_and(|until| Instant::now() < until)
     }
 
-    fn succeeded(&mut self) {
-        *self = Self { refreshed_at: Some(Instant::now()), ..Self::default() };
+    fn succeeded(&mut self, is_unconfirmed: bool) {
+        let unconfirmed = if is_unconfirmed { self.unconfirmed.saturating_add(1) } else { 0 };
+        *self = Self { refreshed_at: Some(Instant::now()), unconfirmed, ..Self::default() };
+    }
+
+    /// How old a profile of this user may be when nobody insists: soon asked for again while it does not confirm the
+    /// user, less and less often.
+    fn enough(&self, min_age: Duration, max_age: Duration) -> Duration {
+        match self.unconfirmed {
+            0 => max_age,
+            n => (min_age * 2_u32.pow(n.min(16))).min(max_age),
+        }
     }
 
     fn failed(&mut self) {
@@ -144,6 +158,7 @@ impl Profiles {
             histories: Cache::new(config.cached_users.max(1)),
             spacing: config.profile_spacing,
             next_turn: Lock::new(Instant::now()),
+            min_age: config.profile_min_age,
             max_age: config.profile_max_age,
             deadline: config.profile_deadline,
             questions: TaskTracker::new(),
@@ -156,7 +171,8 @@ impl Profiles {
         let history = self.0.history(&token.subject);
         // Held: somebody is asking.
         let Ok(mut history) = history.try_lock() else { return };
-        if !history.is_wanted && !history.must_wait(token) && !history.is_recent(self.0.max_age) {
+        let enough = history.enough(self.0.min_age, self.0.max_age);
+        if !history.is_wanted && !history.must_wait(token) && !history.is_recent(enough) {
             let bare = Bare { token: Arc::clone(token), sent: sent.to_owned() };
             history.is_wanted = self.0.bare.try_send(bare).is_ok();
         }
@@ -168,10 +184,14 @@ impl Profiles {
         let lane = async || {
             let next = async || bare.lock().await.recv().await;
             while let Some(Some(Bare { token, sent })) = stop.run_until_cancelled(next()).await {
-                self.0.history(&token.subject).lock().await.is_wanted = false;
+                let history = self.0.history(&token.subject);
+                let mut history = history.lock().await;
+                history.is_wanted = false;
+                let enough = history.enough(self.0.min_age, self.0.max_age);
+                drop(history);
                 // A webhook may have come first.
                 if self.0.users.peek(&token.subject).is_none_or(|known| known.is_unconfirmed) {
-                    stop.run_until_cancelled(self.refresh(&token, &sent, self.0.max_age)).await;
+                    stop.run_until_cancelled(self.refresh(&token, &sent, enough)).await;
                 }
             }
         };
@@ -229,7 +249,7 @@ impl Shared {
         let Some(told) = told else { return (Refreshed::Unavailable, None) };
         // Kinde answered: that the store does not is seen by its own breaker.
         let Some(known) = self.users.tell(told).await else { return (Refreshed::Unavailable, None) };
-        history.succeeded();
+        history.succeeded(known.is_unconfirmed);
         (Refreshed::Now, Some(known))
     }
 
@@ -256,9 +276,9 @@ impl Shared {
         }
         // An answer that is odd for one user says nothing of the others.
         if error.is_transient() {
-            self.breaker.failed(&error)
+            self.breaker.failed(&error);
         } else {
-            self.breaker.succeeded()
+            self.breaker.succeeded();
         }
         let is_refused = matches!(error, account::Error::Refused);
         Err(if is_refused { Refreshed::Refused } else { Refreshed::Unavailable })

