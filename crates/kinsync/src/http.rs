@@ -4,6 +4,7 @@
 //! - [`router`]: every route
 //! - [`server`]: connections and their bounds
 //! - [`stall`]: cuts off who does not read
+//! - [`timer`]: cuts off who does not end the head
 //! - [`admin`]: routes for who has the admin token
 //! - [`login`]: routes for users with an access token
 //! - [`operation`]: health and metrics
@@ -16,3 +17,4 @@ pub mod operation;
 pub mod router;
 pub mod server;
 pub mod stall;
+pub mod timer;

@@ -1,23 +1,20 @@
 //! Accepts connections and gives each its bounds: how many there are, how long a head may take, how long a peer may
 //! not read, how long a shutdown lasts. What is answered is the router's affair.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
-    service::TowerToHyperService,
-};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
     time::{sleep, timeout},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
-use super::stall::Stall;
+use super::{stall::Stall, timer::HeadTimer};
 
 /// Heads above this size are answered 431.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -59,27 +56,36 @@ impl Server {
     pub async fn serve(self, router: Router, stop: CancellationToken) {
         let Self { listener, bounds } = self;
         let slots = Arc::new(Semaphore::new(bounds.max_connections));
-        let (graceful, connections) = (GracefulShutdown::new(), TaskTracker::new());
-        let cut = CancellationToken::new();
+        let mut connections = JoinSet::new();
         while let Some((stream, slot)) = stop.run_until_cancelled(accept(&listener, &slots)).await {
-            let connection = connection(stream, router.clone(), &bounds);
-            let (connection, cut) = (graceful.watch(connection), cut.clone());
+            while connections.try_join_next().is_some() {}
+            // A token of its own: one that all connections wait on is a lock that all of them take.
+            let (connection, stop) = (connection(stream, router.clone(), &bounds), stop.child_token());
             connections.spawn(async move {
-                let ended = cut.run_until_cancelled(connection).await;
-                if let Some(Err(error)) = ended {
+                if let Err(error) = run(connection, stop).await {
                     tracing::debug!(error = %error, "connection ended early");
                 }
                 drop(slot);
             });
         }
         drop(listener);
-        if timeout(bounds.grace, graceful.shutdown()).await.is_err() {
+        let finished = async { while connections.join_next().await.is_some() {} };
+        if timeout(bounds.grace, finished).await.is_err() {
             tracing::warn!("connections did not finish within the grace and are cut");
         }
-        cut.cancel();
-        connections.close();
-        connections.wait().await;
+        connections.shutdown().await;
     }
+}
+
+/// Until the peer or the stop ends it; a request in flight is answered.
+async fn run(connection: Connection, stop: CancellationToken) -> hyper::Result<()> {
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return ended,
+        () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
 }
 
 /// The next connection, as soon as there is a slot for it. Cancel safe.
@@ -103,16 +109,14 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-fn connection(
-    stream: TcpStream,
-    router: Router,
-    bounds: &Bounds,
-) -> http1::Connection<TokioIo<Stall<TcpStream>>, TowerToHyperService<Router>> {
+type Connection = http1::Connection<TokioIo<Stall<TcpStream>>, TowerToHyperService<Router>>;
+
+fn connection(stream: TcpStream, router: Router, bounds: &Bounds) -> Connection {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(error = %error, "TCP_NODELAY could not be set");
     }
     http1::Builder::new()
-        .timer(TokioTimer::new())
+        .timer(HeadTimer::default())
         .header_read_timeout(bounds.head_deadline)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(
