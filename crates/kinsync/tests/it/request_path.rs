@@ -22,6 +22,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 /// and 250 ms for the queue), far below the 5 s for which parts are slow here.
 const ANSWERED: Duration = Duration::from_secs(3);
 
+/// From a webhook's 200 to the store, on a machine that is not too busy to tell.
+const LAG: Duration = Duration::from_millis(250);
+
 /// A local Kinde and some processes that share a MongoDB.
 pub(crate) struct Town {
     pub(crate) kinde: Emulator,
@@ -138,6 +141,7 @@ async fn a_user_deleted_at_kinde_is_refused_within_a_second_by_every_process() {
     for webhook in town.kinde.webhooks().iter().skip(1) {
         town.kinde.remove_webhook(&webhook.id).unwrap();
     }
+    let mut lags = Vec::new();
     for n in 0..5 {
         let user = town.kinde.sign_up(named(n)).unwrap();
         let token = town.token(&user.id);
@@ -146,28 +150,30 @@ async fn a_user_deleted_at_kinde_is_refused_within_a_second_by_every_process() {
         }
         town.kinde.delete_user(&user.id, kinde_emulator::Profile::Remove).unwrap();
         town.kinde.quiesce(PATIENCE).await.unwrap();
+        let told = Instant::now();
         let gone = doc! { "kindeId": &user.id, "isDeleted": true };
         let deadline = Instant::now() + PATIENCE;
         while town.users.find_one(gone.clone()).await.unwrap().is_none() {
             assert!(Instant::now() < deadline, "the deletion is not stored");
         }
-        let deleted = Instant::now();
+        let lag = told.elapsed();
+        lags.push(lag);
+        // A second from the webhook; from the store, where the machine was so busy that the projector came late.
+        let limit = if lag < LAG { Duration::from_secs(1) } else { lag + Duration::from_secs(1) };
         for process in [1, 2, 0] {
             loop {
-                let asked = deleted.elapsed();
+                let asked = told.elapsed();
                 let reply = town.ask(process, "/auth/verify", &token).await;
                 if reply.status == 403 {
                     assert_eq!(reply.body["reason"], "deleted");
                     break;
                 }
                 // A machine so busy that the store misses its deadline degrades requests, and says so.
-                assert!(
-                    reply.degraded || asked < Duration::from_secs(1),
-                    "process {process} after {asked:?}"
-                );
+                assert!(reply.degraded || asked < limit, "process {process} after {asked:?}, lag {lag:?}");
             }
         }
     }
+    assert!(lags.iter().any(|lag| *lag < LAG), "never within a second of the webhook: {lags:?}");
     town.apps.iter_mut().for_each(|app| _ = app.leaves_entries());
 }
 
@@ -245,7 +251,12 @@ async fn whatever_fails_requests_are_answered_in_time_nothing_is_lost_and_everyt
         for n in 1..=5 {
             // Imported: no webhook tells of them. One request each, and never again.
             let new = town.kinde.import_user(named(100 * (round + 1) + n)).unwrap();
-            for (path, user) in [("/api/me", &new.id), ("/auth/verify", &new.id), ("/api/me", &known.id)] {
+            for (path, user) in [
+                ("/api/me", &new.id),
+                ("/auth/verify", &new.id),
+                ("/api/me", &known.id),
+                ("/api/profile?refresh=true", &known.id),
+            ] {
                 let reply = town.ask(0, path, &town.token(user)).await;
                 assert_eq!(reply.status, 200, "{outage:?}: {path}: {}", reply.body);
                 assert!(reply.took < ANSWERED, "{outage:?}: {path} took {:?}", reply.took);
