@@ -262,13 +262,16 @@ impl Parts {
         tally: &mut Tally,
     ) -> Result<(), Error> {
         let of = |id: &UserId| rows.iter().find(|row| row.id == *id);
-        let deleted_at =
-            |id: &UserId| of(id).and_then(|row| row.state.deleted.as_ref()).map(|version| version.at);
-        let there: Vec<UserId> = dead
-            .into_iter()
-            .filter(|(id, word)| matches!(word, Word::There(seen) if Some(seen.at) > deleted_at(id)))
-            .map(|(id, _)| id)
-            .collect();
+        let mut there = Vec::new();
+        for (id, word) in dead {
+            let Word::There(seen) = word else { continue };
+            match seen.compare(of(&id)) {
+                Found::Doubtful => there.push(id),
+                // Kinde's own deletion, and nothing newer: Kinde may know a user whose profile was kept.
+                Found::Listed(drift) => tally.add(drift),
+                Found::Differs(..) | Found::Same => {}
+            }
+        }
         if there.is_empty() {
             return Ok(());
         }

@@ -603,6 +603,10 @@ async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed() {
         let run = world.reconcile().await;
         assert_eq!(run.tally.of(Kind::Listed), 1, "{run:?}");
         assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
+        let ask = UserId::parse(&id).expect("an id");
+        Checks::ask(&*world.fresh.store, &[ask]).await.expect("kept");
+        world.reconciler(10, quick()).answer_checks().await.expect("Kinde answers");
+        assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
     }
 }
 
