@@ -85,6 +85,11 @@ pub async fn apply_over(
         Checks::ask(store, &to_check).await?;
         for (row, outcome) in write(store, writes).await? {
             match outcome {
+                // An index that takes "no address" for an address lets one user be without, and no more.
+                Outcome::EmailTaken if !row.standing.holds_email => {
+                    let reason = "a unique index of the application refuses a second user without an address";
+                    applied.rejected.push((row.id.clone(), reason.into()));
+                }
                 Outcome::Stale | Outcome::EmailTaken => continue,
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {

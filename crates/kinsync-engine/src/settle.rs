@@ -14,7 +14,7 @@ use kinsync_core::{Micros, UserId, email};
 
 use crate::{
     apply::{pause, too_fast},
-    store::{Error, Outcome, Row, Store},
+    store::{Error, Holder, Outcome, Row, Store},
 };
 
 /// Rounds after which the rows are said to change too fast.
@@ -102,7 +102,9 @@ impl<'a> Handover<'a> {
             Outcome::Stale | Outcome::Rejected(_) => return Ok(false),
         }
         let Some(holder) = self.store.email_holder(address).await? else { return Ok(false) };
-        if self.is_claimant(&holder, address).await? {
+        if let Holder::User(id) = &holder
+            && self.is_claimant(id, address).await?
+        {
             return Ok(false);
         }
         match self.adopt(owner).await? {
@@ -110,7 +112,7 @@ impl<'a> Handover<'a> {
             Outcome::Stale => return Ok(false),
             Outcome::EmailTaken | Outcome::Rejected(_) => {}
         }
-        let conflict = self.standing(owner, Some(&holder)).into_iter().collect();
+        let conflict = self.standing(owner, Some(holder.name())).into_iter().collect();
         Ok(self.put(conflict).await? == Outcome::Written)
     }
 
@@ -130,9 +132,8 @@ impl<'a> Handover<'a> {
     }
 
     /// Whether the holder is a user who claims the address, and only was not loaded as such yet.
-    async fn is_claimant(&self, holder: &str, address: &str) -> Result<bool, Error> {
-        let Ok(id) = UserId::parse(holder) else { return Ok(false) };
-        let row = self.store.load(&[id]).await?.pop().flatten();
+    async fn is_claimant(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
+        let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
         Ok(row.is_some_and(|row| row.state.claimed_email() == Some(address)))
     }
 

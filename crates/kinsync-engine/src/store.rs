@@ -46,6 +46,25 @@ impl Row {
     }
 }
 
+/// Who shows an address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// A document with this Kinde id.
+    User(UserId),
+    /// A document of the application's without one, by its `_id` as a person writes it: which may look like a Kinde id.
+    Foreign(String),
+}
+
+impl Holder {
+    /// What an email conflict says.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::User(id) => id.as_str(),
+            Self::Foreign(id) => id,
+        }
+    }
+}
+
 /// What became of one guarded write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -173,9 +192,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The live rows whose newest email is one of these, whether they show it or not.
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
 
-    /// Whatever row shows this address, also one that kinsync did not make: its Kinde id, else
-    /// its `_id`.
-    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error>;
+    /// Whatever row shows this address, also one that kinsync did not make.
+    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error>;
 
     /// Gives this row, written before without its address, to the one row that shows the address
     /// and that an application made without a Kinde id: the application's row becomes the user's,

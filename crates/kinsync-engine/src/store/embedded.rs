@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use kinsync_core::UserId;
 
 use self::worker::Worker;
-use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
+use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
 mod events;
 mod file;
@@ -71,7 +71,7 @@ impl Store for EmbeddedStore {
         timed("embedded", "claimants", work).await
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
         let email = email.to_owned();
         let doing = "find who shows an address";
         let work = self.reader.call(doing, move |sqlite| users::email_holder(sqlite, &email));

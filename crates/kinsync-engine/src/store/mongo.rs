@@ -31,7 +31,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use self::adopt::{Adopt, Unclaimed};
 pub use self::inspect::{IndexFault, Server, Topology};
 use self::{call::Calls, keys::Keys};
-use super::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
+use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
 mod adopt;
 mod call;
@@ -202,7 +202,7 @@ impl Store for MongoStore {
         timed("mongo", "claimants", self.0.claimants(emails)).await
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
         timed("mongo", "email_holder", self.0.email_holder(email)).await
     }
 

@@ -91,6 +91,22 @@ async fn a_row_with_the_verified_address_of_a_user_becomes_the_users() {
 }
 
 #[tokio::test]
+async fn a_row_that_has_a_kinde_id_for_its_own_id_is_a_row_like_any_other() {
+    // Its own user's, and somebody else's who claims the address too.
+    for id in ["kp_ada", "kp_bob"] {
+        let store = store().await;
+        users(&store).insert_one(doc! { "_id": id, "email": "a@x.org", "plan": "pro" }).await.unwrap();
+        told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+        let ada = get(&store, "kp_ada").await.unwrap();
+        assert_eq!(ada.standing.email_held_by.as_deref(), Some(id));
+        told(&store, vec![profile("kp_ada", 3, "a@x.org", true)]).await;
+        let all = everything(&store).await;
+        let own = all.iter().find(|doc| text(doc, "_id") == Some(id)).unwrap();
+        assert_eq!((text(own, "kindeId"), text(own, "plan")), (Some("kp_ada"), Some("pro")));
+    }
+}
+
+#[tokio::test]
 async fn a_new_user_with_a_verified_address_gets_the_row_at_once() {
     let store = store().await;
     with_own_row(&store).await;

@@ -11,7 +11,7 @@ use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
     apply::apply,
     settle::sweep,
-    store::{Counts, Error, EventFilter, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
+    store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
 };
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -71,7 +71,7 @@ impl Store for Failing {
         self.after(self.store.claimants(emails).await)
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
         self.before()?;
         self.after(self.store.email_holder(email).await)
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Micros, Value};
 use kinsync_engine::store::{
-    Error, Outcome, Store,
+    Error, Holder, Outcome, Store,
     mongo::{Config, IndexFault, MongoStore, Topology},
 };
 use kinsync_testing::mongo::TestMongo;
@@ -129,7 +129,8 @@ async fn a_document_of_the_application_may_hold_an_address() {
     users(&store).insert_many([doc! { "email": "" }, doc! { "email": "" }, doc! {}, doc! {}]).await.unwrap();
     assert_eq!(outcome(&store, &row("kp_ada", Some("a@x.org"))).await, Outcome::EmailTaken);
     let holder = store.email_holder("a@x.org").await.unwrap();
-    assert_eq!(holder, own.inserted_id.as_object_id().map(bson::oid::ObjectId::to_hex));
+    let own = own.inserted_id.as_object_id().map(bson::oid::ObjectId::to_hex);
+    assert_eq!(holder, own.map(Holder::Foreign));
     assert_eq!(store.claimants(&["a@x.org".into()]).await.unwrap(), []);
 }
 
@@ -183,6 +184,33 @@ async fn colliding_documents_are_named_with_the_ways_out() {
     let unique = MongoStore::connect(config).await.unwrap();
     let changed = self::hint(unique.prepare().await);
     assert!(changed.contains(r#"dropIndex("kinsync_email")"#), "{changed}");
+}
+
+/// As an application does it that reads a document, changes a field of its own and replaces it: the driver of Node
+/// reads large integers as numbers, and writes those as doubles.
+#[tokio::test]
+async fn a_tombstone_that_an_application_replaced_stays_one() {
+    let store = store().await;
+    let eve = put(&store, &tombstone("kp_eve")).await;
+    let mut copy = document(&store, "kp_eve").await;
+    copy.insert("plan", "pro");
+    as_node_writes(&mut copy);
+    users(&store).replace_one(doc! { "kindeId": "kp_eve" }, copy).await.unwrap();
+    assert_eq!(get(&store, "kp_eve").await, Some(eve.clone()));
+    put(&store, &eve).await;
+}
+
+#[expect(clippy::cast_precision_loss, reason = "that is the point")]
+fn as_node_writes(doc: &mut Document) {
+    for (key, value) in doc.iter_mut() {
+        match value {
+            Bson::Document(inner) => as_node_writes(inner),
+            Bson::Int64(whole) if *key != "writer" => {
+                *value = i32::try_from(*whole).map_or(Bson::Double(*whole as f64), Bson::Int32);
+            }
+            _ => {}
+        }
+    }
 }
 
 #[tokio::test]
@@ -310,9 +338,25 @@ async fn no_error_and_no_debug_text_shows_the_password() {
 }
 
 #[tokio::test]
-async fn a_null_is_stored_as_null() {
+async fn a_null_of_what_applications_index_is_left_out_and_read_back() {
     let store = store().await;
-    put(&store, &with(row("kp_ada", None), Field::Phone, Value::Null)).await;
-    let found = document(&store, "kp_ada").await;
-    assert_eq!((found.get("phone"), found.get("email")), (Some(&Bson::Null), Some(&Bson::Null)));
+    let index = |key: &str| {
+        let index = doc! { "key": { key: 1 }, "unique": true, "sparse": true, "name": format!("own_{key}") };
+        store.database().run_command(doc! { "createIndexes": "users", "indexes": [index] })
+    };
+    for key in ["email", "phone", "username"] {
+        index(key).await.unwrap();
+    }
+    for user in ["kp_ada", "kp_eve"] {
+        let row = with(with(row(user, None), Field::Phone, Value::Null), Field::Username, Value::Null);
+        let written = put(&store, &with(row, Field::LastName, Value::Null)).await;
+        assert_eq!(get(&store, user).await, Some(written));
+        let found = document(&store, user).await;
+        assert_eq!(found.get("lastName"), Some(&Bson::Null), "a null is stored as null");
+        assert!(["email", "phone", "username"].iter().all(|key| !found.contains_key(key)), "{found}");
+    }
+    let ada = get(&store, "kp_ada").await.unwrap();
+    let ada = put(&store, &with(ada, Field::Phone, "+61 1")).await;
+    put(&store, &with(ada, Field::Phone, Value::Null)).await;
+    assert!(!document(&store, "kp_ada").await.contains_key("phone"), "and taken away");
 }

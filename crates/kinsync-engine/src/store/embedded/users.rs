@@ -7,7 +7,7 @@ use rusqlite::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::store::{Counts, Outcome, Row, UserFilter};
+use crate::store::{Counts, Holder, Outcome, Row, UserFilter};
 
 const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
                        unsettled FROM users";
@@ -72,9 +72,10 @@ pub(super) fn claimants(sqlite: &Connection, emails: &[String]) -> rusqlite::Res
     Ok(rows)
 }
 
-pub(super) fn email_holder(sqlite: &Connection, email: &str) -> rusqlite::Result<Option<String>> {
+pub(super) fn email_holder(sqlite: &Connection, email: &str) -> rusqlite::Result<Option<Holder>> {
     let mut select = sqlite.prepare_cached("SELECT id FROM users WHERE email = ?1")?;
-    select.query_row([email], |row| row.get(0)).optional()
+    let id: Option<String> = select.query_row([email], |row| row.get(0)).optional()?;
+    Ok(id.map(|id| UserId::parse(&id).map_or(Holder::Foreign(id), Holder::User)))
 }
 
 pub(super) fn unsettled(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {

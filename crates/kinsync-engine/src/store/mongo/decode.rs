@@ -175,7 +175,7 @@ fn held_value(value: RawBsonRef<'_>) -> Option<Value> {
     let doc = match value {
         RawBsonRef::Null => return Some(Value::Null),
         RawBsonRef::Boolean(flag) => return Some(Value::Flag(flag)),
-        RawBsonRef::Int64(at) => return Some(Value::Time(Micros(at))),
+        RawBsonRef::Int64(_) | RawBsonRef::Double(_) => return micros(value).map(Value::Time),
         RawBsonRef::String(text) => return Some(Value::from(text)),
         other => other.as_document()?,
     };
@@ -230,6 +230,13 @@ fn integer(value: RawBsonRef<'_>) -> Option<i64> {
     }
 }
 
+/// Also as a double: what the driver of Node makes of an instant when an application replaces a document.
+#[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "checked by the way back")]
 fn micros(value: RawBsonRef<'_>) -> Option<Micros> {
-    integer(value).map(Micros)
+    match value {
+        RawBsonRef::Double(number) => {
+            Some(number as i64).filter(|whole| (*whole as f64).total_cmp(&number).is_eq()).map(Micros)
+        }
+        value => integer(value).map(Micros),
+    }
 }

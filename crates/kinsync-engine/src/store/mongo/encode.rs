@@ -44,6 +44,11 @@ impl Encoded {
             let shows_it = match (field, keys.of(field)) {
                 (Field::Email, Some(key)) => self.email(row, key),
                 (Field::Organizations, Some(key)) => self.organizations(row, key),
+                // As an address that is null: left out.
+                (Field::Phone | Field::Username, Some(key)) if told == Some(&Value::Null) => {
+                    self.unset.append(key, true);
+                    false
+                }
                 (_, Some(key)) => self.plain(row, key, told),
                 (_, None) => false,
             };
@@ -56,11 +61,11 @@ impl Encoded {
 
     fn email(&mut self, row: &Row, key: &CStr) -> bool {
         match row.state.value(Field::Email) {
-            Some(Value::Null) => self.set.append(key, RawBsonRef::Null),
             Some(Value::Text(text)) if row.state.shown_email(&row.standing).is_some() => {
                 self.set.append(key, &**text);
             }
             // Never told: a live user's document may have one from before kinsync.
+            // A null is left out: a unique index of the application, sparse or not, would take it for an address.
             None if row.state.is_live() => return true,
             _ => {
                 self.unset.append(key, true);

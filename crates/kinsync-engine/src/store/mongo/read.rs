@@ -7,7 +7,7 @@ use kinsync_core::UserId;
 use mongodb::{Collection, options::FindOptions};
 
 use super::{Inner, call, decode};
-use crate::store::{Counts, Error, Row, UserFilter};
+use crate::store::{Counts, Error, Holder, Row, UserFilter};
 
 /// Ids in one query.
 const CHUNK: usize = 1000;
@@ -55,11 +55,11 @@ impl Inner {
         doc! { "$or": [shown, { "kinsync.held.email": { "$in": emails } }] }
     }
 
-    pub(super) async fn email_holder(&self, email: &str) -> Result<Option<String>, Error> {
+    pub(super) async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
         let doing = "find who shows an address";
         let find =
             Find::new(doc! { self.keys.email(): email }).projection(doc! { "_id": 1, "kindeId": 1 }).limit(1);
-        Ok(self.find(doing, &self.users, find, |doc| Some(name_of(doc))).await?.pop())
+        Ok(self.find(doing, &self.users, find, |doc| Some(holder_of(doc))).await?.pop())
     }
 
     pub(super) async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
@@ -191,12 +191,21 @@ impl Find {
     }
 }
 
+fn holder_of(doc: &RawDocument) -> Holder {
+    let id = doc.get_str("kindeId").ok().and_then(|id| UserId::parse(id).ok());
+    id.map_or_else(|| Holder::Foreign(own_id(doc)), Holder::User)
+}
+
 /// What a person calls this document: its Kinde id, else its `_id`.
 pub(super) fn name_of(doc: &RawDocument) -> String {
-    match (doc.get_str("kindeId"), doc.get("_id")) {
-        (Ok(id), _) | (_, Ok(Some(RawBsonRef::String(id)))) => id.to_owned(),
-        (_, Ok(Some(RawBsonRef::ObjectId(id)))) => id.to_hex(),
-        (_, Ok(Some(id))) => Bson::try_from(id).map(|id| id.to_string()).unwrap_or_default(),
+    doc.get_str("kindeId").map_or_else(|_| own_id(doc), ToOwned::to_owned)
+}
+
+fn own_id(doc: &RawDocument) -> String {
+    match doc.get("_id") {
+        Ok(Some(RawBsonRef::String(id))) => id.to_owned(),
+        Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
+        Ok(Some(id)) => Bson::try_from(id).map(|id| id.to_string()).unwrap_or_default(),
         _ => String::new(),
     }
 }
