@@ -22,27 +22,31 @@ pub(super) enum Again {
 pub(super) struct Budget<'a> {
     retry: &'a Retry,
     deadline: Instant,
+    /// That failed without a word of when to come back.
     attempts: u32,
+    waits: u32,
 }
 
 impl<'a> Budget<'a> {
     pub(super) fn new(retry: &'a Retry) -> Self {
-        Self { retry, deadline: Instant::now() + retry.total, attempts: 0 }
+        Self { retry, deadline: Instant::now() + retry.total, attempts: 0, waits: 0 }
     }
 
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Counts an attempt that failed and waits before the next one; `false` when there is none.
+    /// Counts an attempt that failed and waits before the next one; `false` when there is none. Who does as Kinde says
+    /// has as many attempts as there is time for: a limiter that many share says "in a second" again and again.
     pub(super) async fn wait(&mut self, again: Again) -> bool {
         let pause = match again {
             Again::Never => return false,
             Again::Soon => jittered(self.pause()),
             // Those who were throttled together must not come back together.
-            Again::After(reset) => reset + jittered(self.retry.first_pause),
+            Again::After(reset) => reset + jittered(self.pause()),
         };
-        self.attempts += 1;
+        self.waits += 1;
+        self.attempts += u32::from(again == Again::Soon);
         if self.attempts >= self.retry.attempts || Instant::now() + pause >= self.deadline {
             return false;
         }
@@ -51,7 +55,7 @@ impl<'a> Budget<'a> {
     }
 
     fn pause(&self) -> Duration {
-        let doubled = self.retry.first_pause.saturating_mul(2_u32.saturating_pow(self.attempts));
+        let doubled = self.retry.first_pause.saturating_mul(2_u32.saturating_pow(self.waits));
         doubled.min(self.retry.longest_pause)
     }
 }

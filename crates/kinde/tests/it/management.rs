@@ -249,6 +249,21 @@ async fn a_throttled_call_waits_as_long_as_kinde_says() {
 }
 
 #[tokio::test]
+async fn a_limiter_that_says_soon_again_and_again_does_not_use_up_the_attempts() {
+    let soon = || ([("RateLimit-Reset", "0")], status(429)).into_response();
+    let api = Api::start(in_turn(vec![soon, soon, soon, soon, soon, soon, soon, soon, last_page])).await;
+    assert!(
+        api.client().users().next().await.unwrap().is_some(),
+        "more often than the four attempts of a failure"
+    );
+    let api = Api::start(in_turn(vec![soon])).await;
+    let mut config = api.config();
+    config.retry.total = std::time::Duration::from_millis(200);
+    let throttled = Client::new(config).unwrap().users().next().await.unwrap_err();
+    assert!(matches!(throttled, Error::Throttled { .. }), "the budget ends it: {throttled:?}");
+}
+
+#[tokio::test]
 async fn a_pause_beyond_the_budget_is_an_error_at_once() {
     let api = Api::start(in_turn(vec![|| ([("RateLimit-Reset", "60")], status(429)).into_response()])).await;
     let client = api.client();

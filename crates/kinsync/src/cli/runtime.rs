@@ -8,9 +8,11 @@ use tokio::runtime::{Builder, Runtime};
 use super::exit::Exit;
 
 /// Runs a command that talks to a server.
+///
+/// The runtime lives until the process ends. Dropped, it would wait for what still waits for a disk that hangs.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
-    let runtime = Builder::new_current_thread().enable_all().build();
-    runtime.context("cannot start the runtime")?.block_on(work)
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
+    ManuallyDrop::new(runtime).block_on(work)
 }
 
 /// Runs a command that works hard: on all cores.

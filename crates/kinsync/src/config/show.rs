@@ -21,10 +21,12 @@ pub fn masked(resolved: &Resolved) -> Option<String> {
 /// A URL with stars for its user and password, and without the options that may hold more.
 fn without_credentials(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return "********".to_owned() };
-    let rest = rest.split('?').next().unwrap_or_default();
-    match rest.rsplit_once('@') {
-        Some((_, hosts)) => format!("{scheme}://********@{hosts}"),
-        None => format!("{scheme}://{rest}"),
+    // The last one of all: a password that nobody encoded may hold the others.
+    let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(user, hosts)| (Some(user), hosts));
+    let hosts = hosts.split('?').next().unwrap_or_default();
+    match user {
+        Some(_) => format!("{scheme}://********@{hosts}"),
+        None => format!("{scheme}://{hosts}"),
     }
 }
 
@@ -59,6 +61,7 @@ mod tests {
         check("mongodb://h:1/app", "mongodb://h:1/app");
         check("mongodb://u:p%40@h:1,i:2/app?authSource=admin", "mongodb://********@h:1,i:2/app");
         check("mongodb+srv://u:p@ss@h/app", "mongodb+srv://********@h/app");
+        check("mongodb://u:pa?ss@h/db?w=1", "mongodb://********@h/db");
         check("rubbish", "********");
     }
 }

@@ -214,6 +214,8 @@ pub async fn drop_dead_letter(
     Ok(Json(json!({ "id": id, "status": "dropped" })))
 }
 
+/// The longest wait for Kinde in an explanation: all else in it is known here.
+const KINDE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Events of one user that an explanation looks at.
 const EXPLAINED: usize = 1000;
 
@@ -245,7 +247,13 @@ async fn next_scan(parts: &Parts, user: kinsync_core::UserId) -> Value {
     let Some(reconcile) = &parts.reconcile else {
         return json!({ "unknown": "set KINDE_M2M_CLIENT_ID, so that Kinde can be asked" });
     };
-    match reconcile.reconciler.look(&[user]).await {
+    let users = [user];
+    let look = reconcile.reconciler.look(&users);
+    let Ok(looked) = tokio::time::timeout(KINDE_DEADLINE, look).await else {
+        let told = format!("Kinde did not answer within {} s", KINDE_DEADLINE.as_secs());
+        return json!({ "unknown": told });
+    };
+    match looked {
         Ok(tally) => match tally.examples.first() {
             None => json!({ "drift": null }),
             Some(drift) => json!({ "drift": drift.kind, "fields": drift.fields }),

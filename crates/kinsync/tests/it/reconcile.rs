@@ -460,6 +460,12 @@ async fn explain_tells_every_word_what_became_of_it_and_what_the_next_scan_would
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     assert_eq!(explained["nextScan"]["fields"][0], "lastName", "{explained}");
+    let hour = Duration::from_hours(1);
+    town.kinde.set_fault(Fault::always(FaultKind::Slow { min: hour, max: hour }).on("user"));
+    let meanwhile = admin(&town, reqwest::Method::GET, &format!("/api/admin/users/{ada}/explain")).await;
+    assert!(meanwhile["nextScan"]["unknown"].is_string(), "{meanwhile}");
+    assert_eq!(meanwhile["told"], explained["told"], "what is known here is told all the same");
+    town.kinde.clear_faults();
     let told = explained["told"].as_array().unwrap();
     let of = |event: &str| told.iter().find(|told| told["eventId"] == event).unwrap();
     let late = of("event_late");
