@@ -53,6 +53,8 @@ pub enum Kind {
     Listed,
     /// The store does not take the user.
     Rejected,
+    /// Kinde gives no clear answer about this user: left as it is.
+    Unknown,
 }
 
 impl Kind {
@@ -68,6 +70,7 @@ impl Kind {
             Self::Restored => "restored",
             Self::Listed => "listed",
             Self::Rejected => "rejected",
+            Self::Unknown => "unknown",
         }
     }
 

@@ -120,11 +120,21 @@ impl Schedule {
 
     /// Does what is due.
     async fn step(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let checks = stop.run_until_cancelled(self.reconciler.answer_checks());
-        let everybody = checks.await.unwrap_or(Err(Error::Stopped))?;
-        if !everybody && !self.is_due().await? {
-            return Ok(());
+        let checked = stop.run_until_cancelled(self.reconciler.answer_checks()).await;
+        let checked = checked.unwrap_or(Err(Error::Stopped));
+        // Users who cannot be asked about keep nobody from being compared.
+        let everybody = match &checked {
+            Ok(everybody) => *everybody,
+            Err(Error::Stopped) => return Err(Error::Stopped),
+            Err(_) => Checks::load(&*self.store).await?.everybody,
+        };
+        if everybody || self.is_due().await? {
+            self.scan_and_tell(everybody, stop).await?;
         }
+        checked.map(drop)
+    }
+
+    async fn scan_and_tell(&self, everybody: bool, stop: &CancellationToken) -> Result<(), Error> {
         let run = self.scan(everybody, stop).await?;
         tracing::info!(
             run = run.id,
@@ -203,6 +213,7 @@ fn tell(latest: Option<&Run>) {
         Kind::Restored,
         Kind::Listed,
         Kind::Rejected,
+        Kind::Unknown,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }

@@ -1,0 +1,104 @@
+//! When a process reconciles, and what it says of itself: schedules that run, against the emulator.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kinde::management::Client;
+use kinde_emulator::{Fault, FaultKind};
+use kinsync_core::UserId;
+use kinsync_engine::{
+    checks::Checks,
+    clock::Clock,
+    reconcile::{
+        Reconciler,
+        record::{self, Run},
+        schedule::{self, Schedule, Status},
+    },
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    reconcile::{PATIENCE, World, quick},
+    stores,
+};
+
+/// A schedule at work until it is dropped.
+struct Working {
+    status: watch::Receiver<Status>,
+    _stop: DropGuard,
+}
+
+impl Working {
+    async fn until(&mut self, what: &str, is_so: impl FnMut(&Status) -> bool) -> Status {
+        let found = tokio::time::timeout(PATIENCE, self.status.wait_for(is_so)).await;
+        found.unwrap_or_else(|_| panic!("{what}")).expect("the schedule works").clone()
+    }
+}
+
+fn often() -> schedule::Config {
+    schedule::Config {
+        every: Some(Duration::from_hours(1)),
+        every_in_silence: Duration::from_hours(1),
+        look_every: Duration::from_millis(20),
+        review_every: Duration::from_millis(20),
+        patience: Duration::from_hours(1),
+    }
+}
+
+fn start(reconciler: Reconciler, config: schedule::Config) -> Working {
+    let (schedule, status) = Schedule::new(reconciler, config, Arc::new(Notify::new()));
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    TaskTracker::new().spawn(async move { schedule.run(&stopped).await });
+    Working { status, _stop: stop.drop_guard() }
+}
+
+async fn runs(world: &World) -> Vec<Run> {
+    record::runs(&*world.fresh.store).await.expect("the store answers")
+}
+
+async fn checks(world: &World) -> Checks {
+    Checks::load(&*world.fresh.store).await.expect("the store answers")
+}
+
+/// Waits until the newest runs are as they should be.
+async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -> Vec<Run> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let runs = runs(world).await;
+        if is_so(&runs) {
+            return runs;
+        }
+        assert!(Instant::now() < deadline, "{what}: {runs:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(5);
+    let asked = UserId::parse(&ids[0]).expect("an id");
+    // Of this one user there is no answer.
+    let odd = FaultKind::UserGone { status: 422, id: Some(ids[0].clone()) };
+    world.kinde.set_fault(Fault::always(odd));
+    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    let _working = start(world.reconciler(10, quick()), often());
+    until_runs(&world, "a scan is due", |runs| runs.first().is_some_and(Run::is_complete)).await;
+    assert!(checks(&world).await.users.is_empty(), "the scan has looked at the user");
+    // No single user can be asked about.
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("user"));
+    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    Checks::ask_everybody(&*world.fresh.store).await.expect("kept");
+    until_runs(&world, "a scan was asked for", |runs| {
+        runs.len() == 2 && runs.first().is_some_and(Run::is_complete)
+    })
+    .await;
+    assert_eq!(checks(&world).await.users.into_iter().collect::<Vec<_>>(), [asked], "the user still waits");
+}
