@@ -7,15 +7,18 @@ use std::{
 
 use kinde::management::Client;
 use kinde_emulator::{Fault, FaultKind};
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
     checks::Checks,
     clock::Clock,
     reconcile::{
         Reconciler,
-        record::{self, Run},
+        record::{self, Outcome, Run, Tally, Wish},
         schedule::{self, Schedule, Status},
+        silence::{self, Silence},
     },
+    sighting,
+    store::LoggedEvent,
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::{
@@ -101,4 +104,42 @@ async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
     })
     .await;
     assert_eq!(checks(&world).await.users.into_iter().collect::<Vec<_>>(), [asked], "the user still waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() {
+    const MINUTE: i64 = 60_000_000;
+    let run = |began: i64, missed: u64| Run {
+        id: began.to_string(),
+        wish: Wish::Reconcile,
+        started_at: Micros(began * MINUTE),
+        ended_at: Some(Micros(began * MINUTE + 1)),
+        outcome: Outcome::Complete,
+        tally: Tally { drift: [(record::Kind::Changed, missed)].into(), ..Tally::default() },
+    };
+    let event = |id: String, scheme: &str, at: i64| LoggedEvent {
+        event_id: id,
+        event_type: "any".into(),
+        user: None,
+        at: None,
+        received_at: Micros(at * MINUTE),
+        scheme: scheme.into(),
+        payload: "{}".into(),
+    };
+    for fresh in stores::all().await {
+        let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
+        let told = event("event_1".into(), "kinde_jwt", 110);
+        let events: Vec<LoggedEvent> = seen.chain([told]).collect();
+        fresh.store.log(&events[..450]).await.expect("kept");
+        let runs = [run(130, 1), run(100, 0)];
+        let listen = async || {
+            let heard =
+                silence::listen(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1)).await;
+            heard.expect("the store answers")
+        };
+        let silence = listen().await;
+        assert!(matches!(silence, Some(Silence::Missed { users: 1, .. })), "no event at all: {silence:?}");
+        fresh.store.log(&events[450..]).await.expect("kept");
+        assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
+    }
 }
