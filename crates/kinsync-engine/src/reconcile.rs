@@ -351,12 +351,7 @@ fn measure(run: &Run, before: Option<Micros>) {
     }
 }
 
-/// Kept for readers of runs.
-pub(crate) fn latest(runs: &[Run]) -> Option<&Run> {
-    runs.iter().find(|run| run.is_complete())
-}
-
-/// By our clock, when the newest complete run began.
+/// By our clock, when everybody was last begun to be compared.
 pub(crate) fn last_began(runs: &[Run]) -> Option<Micros> {
-    latest(runs).map(|run| run.started_at)
+    runs.iter().find(|run| run.is_complete()).map(|run| run.started_at)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kinsync_core::Micros;
 use serde::Serialize;
 
-use super::record::{Run, Wish};
+use super::record::Run;
 use crate::{
     sighting,
     store::{Error, EventFilter, Store},
@@ -115,13 +115,8 @@ fn missed(received: &[Micros], runs: &[Run]) -> Option<Silence> {
             .max();
         before.is_some_and(|before| last_event_at < Some(before))
     };
-    let run = runs.iter().filter(|run| is_telling(run) && run.tally.missed() > 0).find(is_unannounced)?;
+    let run = runs.iter().filter(|run| run.is_telling() && run.tally.missed() > 0).find(is_unannounced)?;
     Some(Silence::Missed { users: run.tally.missed(), run: run.id.clone(), last_event_at })
-}
-
-/// What an approval carries out was missed long before; and a backfill does not look for who is gone.
-fn is_telling(run: &Run) -> bool {
-    run.is_complete() && matches!(run.wish, Wish::Reconcile)
 }
 
 fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<Silence> {
@@ -130,7 +125,7 @@ fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> 
         return None;
     }
     // Nothing was told because nothing happened, as every evening.
-    let mut since = runs.iter().filter(|run| is_telling(run) && run.started_at > last_event_at).peekable();
+    let mut since = runs.iter().filter(|run| run.is_telling() && run.started_at > last_event_at).peekable();
     if since.peek().is_some() && since.all(|run| run.tally.missed() == 0) {
         return None;
     }
@@ -144,7 +139,7 @@ fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::record::{Drift, Kind, Outcome};
+    use crate::reconcile::record::{Drift, Kind, Outcome, Wish};
 
     const HOUR: i64 = 3_600_000_000;
 
@@ -175,7 +170,11 @@ mod tests {
         assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
         assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, others came");
         assert_eq!(missed(&[], &runs[..1]), None, "everybody is missing at first");
-        assert_eq!(missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]), None, "at first, later too");
+        assert_eq!(
+            missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]),
+            None,
+            "at first, later too"
+        );
     }
 
     #[test]

@@ -143,3 +143,60 @@ async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() 
         assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
     }
 }
+
+/// A reconciler that fails each time, whatever others do.
+fn failing(world: &World) -> Reconciler {
+    let mut settings = world.settings(2);
+    settings.max_pages = 1;
+    let client = Client::new(settings).expect("the emulator's own settings");
+    Reconciler::new(client, world.fresh.store.clone(), Clock::system(), quick())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pauses_between_scans_that_fail_grow() {
+    let world = World::new(stores::embedded()).await;
+    world.import(5);
+    let config = schedule::Config { review_every: Duration::from_millis(100), ..often() };
+    let _working = start(failing(&world), config);
+    let runs = until_runs(&world, "it is tried again and again", |runs| {
+        runs.len() > 7 && runs.iter().all(|run| run.ended_at.is_some())
+    })
+    .await;
+    // Seven failures: at least 0.8 of 2^6 times 20 ms.
+    let pause = runs[0].started_at.0 - runs[1].started_at.0;
+    assert!(pause > 1_000_000, "{pause} µs after seven failures");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_told_until_some_process_has_compared_everybody() {
+    let world = World::new(stores::embedded()).await;
+    world.import(5);
+    let mut working = start(failing(&world), often());
+    working.until("it fails", |status| status.failure.is_some()).await;
+    let deadline = Instant::now() + PATIENCE;
+    let other = world.reconciler(10, quick());
+    while other.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
+        assert!(Instant::now() < deadline, "the lease is free now and then");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = working.until("it is over", |status| status.failure.is_none()).await;
+    assert!(status.latest.is_some_and(|run| run.tally.users == 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_hides_no_deletion_that_is_held() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(60);
+    world.reconcile().await;
+    for id in &ids[..30] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    world.later().await;
+    let held = world.reconcile().await;
+    assert_eq!(held.tally.of(record::Kind::Held), 30, "{held:?}");
+    world.run(Wish::Backfill).await.expect("Kinde answers");
+    let mut working = start(world.reconciler(10, quick()), often());
+    let status = working.until("it is looked at", |status| status.latest.is_some()).await;
+    assert_eq!(status.latest.map(|run| run.id), Some(held.id));
+    assert_eq!(runs(&world).await.len(), 3, "no scan was due");
+}
