@@ -9,8 +9,10 @@
 //! Where there is no proof, because the scan is still running or the row is younger than it, a
 //! late event is applied as any other, and Kinde is asked about the user.
 
+use std::collections::BTreeSet;
+
 use kinsync_core::{
-    Field, Micros, Observation, Profile, Rank, Register, Source, UserState, Value, Version, What,
+    Field, Micros, Observation, Profile, Rank, Register, Source, UserId, UserState, Value, Version, What,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,9 @@ pub struct Floor {
     pub began: Micros,
     /// The fields that it told of every user.
     pub fields: Vec<Field>,
+    /// Users of whom it proved nothing: Kinde gave no clear answer.
+    #[serde(default)]
+    pub open: BTreeSet<UserId>,
 }
 
 /// The newest complete scan, and the one that may be running.
@@ -102,7 +107,7 @@ impl Scans {
 
 impl Floor {
     fn covers(&self, row: &Row) -> bool {
-        row.revision > 0 && row.standing.inserted_at < self.began
+        row.revision > 0 && row.standing.inserted_at < self.began && !self.open.contains(&row.id)
     }
 
     /// What the scan told of this field of the row, and as which field.

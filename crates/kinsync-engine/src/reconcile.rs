@@ -205,17 +205,18 @@ impl Reconciler {
             let doubtful = std::mem::take(&mut scanned.doubtful);
             parts.check(&doubtful, is_dry, &mut scanned.tally).await?;
         }
-        let mut is_proved = false;
-        if run.wish != Wish::Backfill {
-            is_proved = parts.sweep_gone(run, &mut scanned, approved).await?;
-        }
+        let proved_but = match run.wish {
+            Wish::Backfill => None,
+            _ => parts.sweep_gone(run, &mut scanned, approved).await?,
+        };
         run.tally = scanned.tally;
         progress(&run.tally);
         if !is_dry
-            && is_proved
+            && let Some(open) = proved_but
             && let Some(at) = scanned.first_sent
         {
-            let floor = Floor { at, began: run.started_at, fields: scanned.fields.unwrap_or_default() };
+            let fields = scanned.fields.unwrap_or_default();
+            let floor = Floor { at, began: run.started_at, fields, open };
             parts.patiently(|| Scans::prove(&*parts.store, &floor)).await?;
         }
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
@@ -277,7 +278,8 @@ impl Reconciler {
         Ok(tally)
     }
 
-    /// Checks everybody for whom a check was asked. Answers whether a scan was asked for.
+    /// Checks everybody for whom a check was asked. Answers whether a scan was asked for. Of whom Kinde gives no clear
+    /// answer, the next scan looks at.
     ///
     /// Many deletions at once are not made here: then a scan is asked for, which holds them.
     pub async fn answer_checks(&self) -> Result<bool, Error> {
@@ -349,12 +351,7 @@ fn measure(run: &Run, before: Option<Micros>) {
     }
 }
 
-/// Kept for readers of runs.
-pub(crate) fn latest(runs: &[Run]) -> Option<&Run> {
-    runs.iter().find(|run| run.is_complete())
-}
-
-/// By our clock, when the newest complete run began.
+/// By our clock, when everybody was last begun to be compared.
 pub(crate) fn last_began(runs: &[Run]) -> Option<Micros> {
-    latest(runs).map(|run| run.started_at)
+    runs.iter().find(|run| run.is_complete()).map(|run| run.started_at)
 }

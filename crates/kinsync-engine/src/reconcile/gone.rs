@@ -3,12 +3,17 @@
 //! That a user is in no page proves nothing: pages shift while users are added and removed. So only
 //! a scan that read every page names candidates, and each of them is asked about twice, with a
 //! pause. Kinde's word that there is no such user counts only while it still knows users whom it
-//! has just listed. Many at once are held, because a broken answer looks just like that.
+//! has just listed. Many at once are held, because a broken answer looks just like that. Of whom it gives no answer
+//! that can be read, nothing is concluded: one odd user keeps nobody else from being looked at.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::{StreamExt, TryStreamExt, stream};
+use kinde::{answer::Answer, management};
 use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +32,8 @@ use crate::{
 const HELD: &str = "reconcile.held";
 /// Users whose deletion one approval can be for; the others are held again.
 const MOST_HELD: usize = 100_000;
+/// Users about whom a run may leave open what Kinde has, and prove the others all the same.
+const MOST_OPEN: usize = 1000;
 /// Ids that are read at once.
 const IDS: usize = 10_000;
 /// Users that are asked about between two looks at whether Kinde still knows anybody.
@@ -69,6 +76,26 @@ enum Word {
     /// There is no such user; the first read was asked for then.
     Gone(Micros),
     There(Seen),
+    /// Nothing that can be read, about this one user.
+    Unclear,
+}
+
+impl Word {
+    fn of(answer: Answer<Option<management::User>>) -> Self {
+        let sent = answer.sent;
+        let seen = answer.value.and_then(|user| Seen::new(user, &sent));
+        seen.map_or(Self::Gone(snapshot::sent_at(&sent)), Self::There)
+    }
+
+    fn is_unclear(&self) -> bool {
+        matches!(self, Self::Unclear)
+    }
+}
+
+/// Whether the failure may be about the one user who was asked for, and not about us or about Kinde.
+fn is_about_one(error: &management::Error) -> bool {
+    use management::Error::{Identifier, NotJson, Shape, Status, TooLong, WrongUser};
+    matches!(error, Status { .. } | Shape(_) | NotJson { .. } | WrongUser | TooLong { .. } | Identifier)
 }
 
 /// Stable, so that it can be kept: the first bytes of the SHA-256 of the id.
@@ -78,14 +105,14 @@ pub(super) fn hash(user: &UserId) -> u64 {
 }
 
 impl Parts {
-    /// Deletes, or holds, who was not listed. `true`: nothing is open, everybody who was stored when the run began is
-    /// as Kinde has it.
+    /// Deletes, or holds, who was not listed. `Some`: everybody who was stored when the run began is as Kinde has it,
+    /// but these.
     pub(super) async fn sweep_gone(
         &self,
         run: &Run,
         scanned: &mut Scanned,
         approved: Option<HashSet<u64>>,
-    ) -> Result<bool, Error> {
+    ) -> Result<Option<BTreeSet<UserId>>, Error> {
         scanned.listed.sort_unstable();
         let (candidates, live) = self.candidates(run, scanned).await?;
         let approved = approved.unwrap_or_default();
@@ -98,12 +125,14 @@ impl Parts {
             doomed.extend(others);
         }
         let is_dry = run.wish == Wish::Dry;
+        let mut open = BTreeSet::new();
         for rows in doomed.chunks(CHUNK) {
             let words =
                 self.ask_twice(rows.iter().map(|row| row.id.clone()).collect(), &scanned.controls).await?;
+            open.extend(words.iter().filter(|(_, word)| word.is_unclear()).map(|(id, _)| id.clone()));
             self.conclude(rows, words, is_dry, &mut scanned.tally).await?;
         }
-        Ok(!is_held)
+        Ok((!is_held && open.len() <= MOST_OPEN).then_some(open))
     }
 
     /// Live users that were stored when the run began, of whom nothing newer is known, and who were not listed. And
@@ -171,7 +200,7 @@ impl Parts {
         // Of two reads that say the same, the first one dates it.
         words.extend(gone.into_iter().zip(again).map(|(first, again)| match again.1 {
             Word::Gone(_) => first,
-            Word::There(_) => again,
+            Word::There(_) | Word::Unclear => again,
         }));
         Ok(words)
     }
@@ -180,10 +209,19 @@ impl Parts {
     async fn ask(&self, users: Vec<UserId>, controls: &[String]) -> Result<Vec<(UserId, Word)>, Error> {
         self.trust(controls).await?;
         let ask = |id: UserId| async move {
-            let answer = self.kinde.user(id.as_str()).await.map_err(Error::Kinde)?;
-            let sent = answer.sent;
-            let seen = answer.value.and_then(|user| Seen::new(user, &sent));
-            let word = seen.map_or(Word::Gone(snapshot::sent_at(&sent)), Word::There);
+            let word = match self.kinde.user(id.as_str()).await {
+                Ok(answer) => Word::of(answer),
+                Err(error) if is_about_one(&error) => {
+                    // When Kinde is away, everybody else would have to be waited for too.
+                    if error.is_transient() {
+                        self.trust(controls).await?;
+                    }
+                    let error = crate::breaker::chain(&error);
+                    tracing::warn!(user = id.as_str(), error, "Kinde's answer about a user cannot be read");
+                    Word::Unclear
+                }
+                Err(error) => return Err(Error::Kinde(error)),
+            };
             Ok::<_, Error>((id, word))
         };
         let words = stream::iter(users).map(ask).buffered(IN_FLIGHT).try_collect().await?;
@@ -193,12 +231,16 @@ impl Parts {
 
     /// Whether Kinde still knows somebody whom it listed.
     async fn trust(&self, controls: &[String]) -> Result<(), Error> {
+        let mut odd = None;
         for control in controls {
-            if self.kinde.user(control).await.map_err(Error::Kinde)?.value.is_some() {
-                return Ok(());
+            match self.kinde.user(control).await {
+                Ok(answer) if answer.value.is_some() => return Ok(()),
+                Ok(_) => {}
+                Err(error) if is_about_one(&error) && !error.is_transient() => odd = Some(error),
+                Err(error) => return Err(Error::Kinde(error)),
             }
         }
-        Err(Error::Distrusted)
+        Err(odd.map_or(Error::Distrusted, Error::Kinde))
     }
 
     /// Writes what two reads said.
@@ -224,6 +266,7 @@ impl Parts {
                     }
                     _ => tally.unchanged += 1,
                 },
+                Word::Unclear => tally.add(drift(id, Kind::Unknown, Vec::new(), row)),
             }
         }
         if is_dry || observations.is_empty() {
@@ -239,14 +282,15 @@ impl Parts {
         for ids in users.chunks(CHUNK) {
             let rows = self.patiently(|| self.store.load(ids)).await?;
             let words = self.ask_twice(ids.to_vec(), &controls).await?;
-            let (live, dead): (Vec<_>, Vec<_>) = words.into_iter().partition(|(id, _)| {
-                rows.iter().flatten().find(|row| row.id == *id).is_none_or(|row| row.state.is_live())
+            let (live, dead): (Vec<_>, Vec<_>) = words.into_iter().partition(|(id, word)| {
+                word.is_unclear()
+                    || rows.iter().flatten().find(|row| row.id == *id).is_none_or(|row| row.state.is_live())
             });
             let rows: Vec<Row> = rows.into_iter().flatten().collect();
             // Who is neither stored nor at Kinde is as it should be.
             let known = live
                 .into_iter()
-                .filter(|(id, word)| matches!(word, Word::There(_)) || rows.iter().any(|row| row.id == *id));
+                .filter(|(id, word)| !matches!(word, Word::Gone(_)) || rows.iter().any(|row| row.id == *id));
             self.conclude(&rows, known.collect(), is_dry, tally).await?;
             self.restore(&rows, dead, &controls, is_dry, tally).await?;
         }

@@ -14,6 +14,8 @@ use crate::{
 const RUNS: &str = "reconcile.runs";
 /// Runs that are kept.
 const KEPT: usize = 50;
+/// Of those that did not come to their end.
+const KEPT_FAILED: usize = 10;
 /// Examples that a run keeps.
 const EXAMPLES: usize = 50;
 
@@ -53,6 +55,8 @@ pub enum Kind {
     Listed,
     /// The store does not take the user.
     Rejected,
+    /// Kinde gives no clear answer about this user: left as it is.
+    Unknown,
 }
 
 impl Kind {
@@ -68,6 +72,7 @@ impl Kind {
             Self::Restored => "restored",
             Self::Listed => "listed",
             Self::Rejected => "rejected",
+            Self::Unknown => "unknown",
         }
     }
 
@@ -194,6 +199,16 @@ impl Run {
         matches!(self.outcome, Outcome::Complete | Outcome::Resumed)
     }
 
+    /// Whether it looked for who is gone too: a backfill does not.
+    pub fn is_whole(&self) -> bool {
+        self.is_complete() && self.wish != Wish::Backfill
+    }
+
+    /// Whether what it missed says how the webhook is: what an approval carries out was found long before.
+    pub(super) fn is_telling(&self) -> bool {
+        self.is_whole() && self.wish == Wish::Reconcile
+    }
+
     pub(super) fn new(wish: Wish, now: Micros) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), rand::random::<u16>());
@@ -219,7 +234,52 @@ pub(super) async fn keep(store: &dyn Store, run: &Run) -> Result<(), store::Erro
             left.outcome = Outcome::Cut;
         }
         runs.insert(0, run.clone());
-        runs.truncate(KEPT);
+        forget(runs);
     })
     .await
+}
+
+/// Forgets the oldest. Those that failed drive out none that found something; and the last one that found something
+/// missed, and the one before it, stay for as long as they are the last: a silence is judged by them.
+fn forget(runs: &mut Vec<Run>) {
+    let missed = runs.iter().position(|run| run.is_telling() && run.tally.missed() > 0);
+    let before = missed.and_then(|at| (at + 1..runs.len()).find(|before| runs[*before].is_complete()));
+    let (mut at, mut complete, mut others) = (0, 0, 0);
+    runs.retain(|run| {
+        let (count, most) =
+            if run.is_complete() { (&mut complete, KEPT) } else { (&mut others, KEPT_FAILED) };
+        *count += 1;
+        let is_kept = *count <= most || [missed, before].contains(&Some(at));
+        at += 1;
+        is_kept
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(began: i64, outcome: Outcome, missed: u64) -> Run {
+        let mut run = Run::new(Wish::Reconcile, Micros(began));
+        run.ended(outcome, Micros(began + 1));
+        run.tally.drift = [(Kind::Changed, missed)].into();
+        run
+    }
+
+    #[test]
+    fn failures_drive_out_no_findings_and_the_last_that_was_missed_stays() {
+        let failed = |began| run(began, Outcome::Failed { reason: String::new() }, 0);
+        let mut runs = Vec::new();
+        let mut add = |run: Run| {
+            runs.insert(0, run);
+            forget(&mut runs);
+        };
+        add(run(0, Outcome::Complete, 0));
+        add(run(1, Outcome::Complete, 3));
+        (2..200).for_each(|began| add(run(began, Outcome::Complete, 0)));
+        (200..400).for_each(|began| add(failed(began)));
+        let began: Vec<i64> = runs.iter().map(|run| run.started_at.0).collect();
+        let expected: Vec<i64> = (390..400).rev().chain((150..200).rev()).chain([1, 0]).collect();
+        assert_eq!(began, expected);
+    }
 }

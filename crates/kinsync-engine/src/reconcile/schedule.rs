@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Reconciler, last_began, latest,
+    Error, Reconciler, last_began,
     record::{self, Kind, Run, Wish},
     silence::{self, Silence},
 };
@@ -61,9 +61,9 @@ impl Config {
 pub struct Status {
     /// Why the webhook is thought to be silent.
     pub silence: Option<Silence>,
-    /// The newest complete run, of any process.
+    /// The newest complete run that looked for who is gone too, of any process.
     pub latest: Option<Run>,
-    /// Why the last try of this process failed.
+    /// Why the last try of this process failed, if no run of any process was complete since.
     pub failure: Option<String>,
 }
 
@@ -91,8 +91,9 @@ impl Schedule {
         let mut failures = 0;
         while !stop.is_cancelled() {
             let pause = match self.step(stop).await {
-                Ok(()) => {
-                    failures = 0;
+                Ok(was_scan) => {
+                    // That there is nothing to do does not say that it would not fail again.
+                    failures = if was_scan { 0 } else { failures };
                     self.config.look_every
                 }
                 Err(Error::Stopped) => return,
@@ -118,13 +119,24 @@ impl Schedule {
         }
     }
 
-    /// Does what is due.
-    async fn step(&self, stop: &CancellationToken) -> Result<(), Error> {
-        let checks = stop.run_until_cancelled(self.reconciler.answer_checks());
-        let everybody = checks.await.unwrap_or(Err(Error::Stopped))?;
-        if !everybody && !self.is_due().await? {
-            return Ok(());
+    /// Does what is due. Answers whether that was a scan.
+    async fn step(&self, stop: &CancellationToken) -> Result<bool, Error> {
+        let checked = stop.run_until_cancelled(self.reconciler.answer_checks()).await;
+        let checked = checked.unwrap_or(Err(Error::Stopped));
+        // Users who cannot be asked about keep nobody from being compared.
+        let everybody = match &checked {
+            Ok(everybody) => *everybody,
+            Err(Error::Stopped) => return Err(Error::Stopped),
+            Err(_) => Checks::load(&*self.store).await?.everybody,
+        };
+        let is_due = everybody || self.is_due().await?;
+        if is_due {
+            self.scan_and_tell(everybody, stop).await?;
         }
+        checked.map(|_| is_due)
+    }
+
+    async fn scan_and_tell(&self, everybody: bool, stop: &CancellationToken) -> Result<(), Error> {
         let run = self.scan(everybody, stop).await?;
         tracing::info!(
             run = run.id,
@@ -133,7 +145,6 @@ impl Schedule {
             held = run.tally.of(Kind::Held),
             "reconciled"
         );
-        self.status.send_modify(|status| status.failure = None);
         self.review().await?;
         Ok(())
     }
@@ -161,9 +172,13 @@ impl Schedule {
         if let Some(silence) = silence.as_ref().filter(|_| !was_silent) {
             tracing::error!(fix = silence::FIX, "{silence}");
         }
-        let latest = latest(&runs).cloned();
+        let latest = runs.iter().find(|run| run.is_whole()).cloned();
         tell(latest.as_ref());
-        self.status.send_modify(|status| (status.silence, status.latest) = (silence, latest));
+        let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
+        self.status.send_modify(|status| {
+            let failure = status.failure.take().filter(|_| !is_well);
+            *status = Status { silence, latest, failure };
+        });
         Ok(runs)
     }
 
@@ -189,7 +204,7 @@ impl Schedule {
     }
 }
 
-/// What the newest complete run found, in every process alike.
+/// What the newest whole run found, in every process alike.
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
 fn tell(latest: Option<&Run>) {
     let Some(run) = latest else { return };
@@ -203,6 +218,7 @@ fn tell(latest: Option<&Run>) {
         Kind::Restored,
         Kind::Listed,
         Kind::Rejected,
+        Kind::Unknown,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use kinsync_core::Micros;
 use serde::Serialize;
 
-use super::record::{Run, Wish};
+use super::record::Run;
 use crate::{
     sighting,
     store::{Error, EventFilter, Store},
@@ -16,6 +16,8 @@ use crate::{
 
 /// Events that tell what is usual.
 const EVENTS: usize = 200;
+/// Pages of so many that are looked through for them: users who were seen while the store was away are in the log too.
+const PAGES: usize = 50;
 /// Fewer than these tell nothing.
 const TELLING: usize = 20;
 /// How much longer than the longest pause is "much longer".
@@ -77,35 +79,54 @@ pub async fn listen(
     now: Micros,
     patience: Duration,
 ) -> Result<Option<Silence>, Error> {
-    let filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
-    let events = store.events(&filter).await?;
-    let received: Vec<Micros> = events
-        .into_iter()
-        .filter(|event| event.scheme != sighting::SCHEME)
-        .map(|event| event.received_at)
-        .collect();
-    Ok(missed(&received, runs).or_else(|| quiet(&received, now, patience)))
+    let received = received(store).await?;
+    Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, patience)))
 }
 
+/// When the newest events of Kinde's came.
+async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
+    let mut filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
+    let mut received = Vec::new();
+    for _ in 0..PAGES {
+        let page = store.events(&filter).await?;
+        let of_kinde = page.iter().filter(|event| event.scheme != sighting::SCHEME);
+        received.extend(of_kinde.map(|event| event.received_at));
+        let Some(last) = page.last().filter(|_| page.len() == EVENTS && received.len() < EVENTS) else {
+            received.truncate(EVENTS);
+            return Ok(received);
+        };
+        filter.after = Some(last.event_id.clone());
+    }
+    // Further back nobody looks: what stands there is taken for an event, so that a doubt raises no alarm.
+    let end = store.events(&EventFilter { limit: 1, ..filter }).await?;
+    received.extend(end.first().map(|event| event.received_at));
+    Ok(received)
+}
+
+/// Over only when an event comes: that later scans find nothing says that they repair, not that the webhook works.
 fn missed(received: &[Micros], runs: &[Run]) -> Option<Silence> {
-    let mut complete = runs.iter().filter(|run| run.is_complete() && run.wish != Wish::Backfill);
-    let newest = complete.next().filter(|run| run.tally.missed() > 0)?;
-    // Whoever is missing at the first scan of all was there before kinsync.
-    let before = runs
-        .iter()
-        .filter(|run| run.is_complete() && run.started_at < newest.started_at)
-        .max_by_key(|run| run.started_at)?;
     let last_event_at = received.first().copied();
-    (last_event_at < Some(before.started_at)).then(|| Silence::Missed {
-        users: newest.tally.missed(),
-        run: newest.id.clone(),
-        last_event_at,
-    })
+    let is_unannounced = |run: &&Run| {
+        // Whoever is missing at the first scan of all was there before kinsync.
+        let before = runs
+            .iter()
+            .filter(|before| before.is_complete() && before.started_at < run.started_at)
+            .map(|before| before.started_at)
+            .max();
+        before.is_some_and(|before| last_event_at < Some(before))
+    };
+    let run = runs.iter().filter(|run| run.is_telling() && run.tally.missed() > 0).find(is_unannounced)?;
+    Some(Silence::Missed { users: run.tally.missed(), run: run.id.clone(), last_event_at })
 }
 
-fn quiet(received: &[Micros], now: Micros, patience: Duration) -> Option<Silence> {
+fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<Silence> {
     let last_event_at = *received.first()?;
     if received.len() < TELLING {
+        return None;
+    }
+    // Nothing was told because nothing happened, as every evening.
+    let mut since = runs.iter().filter(|run| run.is_telling() && run.started_at > last_event_at).peekable();
+    if since.peek().is_some() && since.all(|run| run.tally.missed() == 0) {
         return None;
     }
     let longest = received.windows(2).map(|pair| pair[0].0.saturating_sub(pair[1].0)).max()?;
@@ -118,7 +139,7 @@ fn quiet(received: &[Micros], now: Micros, patience: Duration) -> Option<Silence
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::record::{Drift, Kind, Outcome};
+    use crate::reconcile::record::{Drift, Kind, Outcome, Wish};
 
     const HOUR: i64 = 3_600_000_000;
 
@@ -149,17 +170,38 @@ mod tests {
         assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
         assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, others came");
         assert_eq!(missed(&[], &runs[..1]), None, "everybody is missing at first");
-        assert_eq!(missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]), None, "it is over");
+        assert_eq!(
+            missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]),
+            None,
+            "at first, later too"
+        );
+    }
+
+    #[test]
+    fn a_silence_is_over_when_an_event_comes_and_not_when_a_scan_finds_nothing() {
+        let runs = [run(40 * HOUR, 0), run(30 * HOUR, 0), run(20 * HOUR, 3), run(10 * HOUR, 0)];
+        let silence = missed(&[Micros(9 * HOUR)], &runs);
+        assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
+        assert_eq!(missed(&[Micros(31 * HOUR)], &runs), None, "an event came");
     }
 
     #[test]
     fn a_pause_is_a_silence_when_it_is_much_longer_than_usual() {
         let patience = Duration::from_mins(1);
         let events = hourly(0);
-        assert_eq!(quiet(&events, Micros(2 * HOUR), patience), None);
-        assert!(quiet(&events, Micros(4 * HOUR), patience).is_some());
-        assert_eq!(quiet(&events, Micros(4 * HOUR), Duration::from_hours(5)), None, "patience");
-        assert_eq!(quiet(&events[..5], Micros(400 * HOUR), patience), None, "five events tell nothing");
-        assert_eq!(quiet(&[], Micros(400 * HOUR), patience), None);
+        assert_eq!(quiet(&events, &[], Micros(2 * HOUR), patience), None);
+        assert!(quiet(&events, &[], Micros(4 * HOUR), patience).is_some());
+        assert_eq!(quiet(&events, &[], Micros(4 * HOUR), Duration::from_hours(5)), None, "patience");
+        assert_eq!(quiet(&events[..5], &[], Micros(400 * HOUR), patience), None, "five events tell nothing");
+        assert_eq!(quiet(&[], &[], Micros(400 * HOUR), patience), None);
+    }
+
+    #[test]
+    fn a_pause_is_no_silence_while_scans_find_that_nothing_happened() {
+        let (events, patience) = (hourly(0), Duration::from_mins(1));
+        let after = |run: Run| quiet(&events, &[run, self::run(-1, 0)], Micros(12 * HOUR), patience);
+        assert_eq!(after(run(HOUR, 0)), None, "an evening");
+        assert!(after(run(HOUR, 1)).is_some(), "something happened");
+        assert!(after(run(-HOUR, 0)).is_some(), "nobody looked since");
     }
 }

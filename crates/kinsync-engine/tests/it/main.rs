@@ -9,6 +9,7 @@ mod pipeline;
 mod sightings;
 
 mod reconcile;
+mod reconcile_schedule;
 
 mod queue_conformance;
 mod queue_crash;

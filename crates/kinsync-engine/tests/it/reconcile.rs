@@ -37,27 +37,27 @@ use crate::{
 };
 
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A local Kinde, a store, and what stands between them.
-struct World {
-    kinde: Emulator,
-    fresh: Fresh,
+pub(crate) struct World {
+    pub(crate) kinde: Emulator,
+    pub(crate) fresh: Fresh,
     queue: Arc<dyn Queue>,
     _dir: tempfile::TempDir,
 }
 
-fn quick() -> Config {
+pub(crate) fn quick() -> Config {
     let between_reads = Duration::from_millis(5);
     Config { between_reads, ..Config::default() }
 }
 
 impl World {
-    async fn new(fresh: Fresh) -> Self {
+    pub(crate) async fn new(fresh: Fresh) -> Self {
         Self::with(fresh, kinde_emulator::Config::default()).await
     }
 
-    async fn with(fresh: Fresh, config: kinde_emulator::Config) -> Self {
+    pub(crate) async fn with(fresh: Fresh, config: kinde_emulator::Config) -> Self {
         let kinde = Emulator::start(config).await.expect("a free port");
         // An endpoint that is never told: its deliveries list every event.
         kinde.set_fault(Fault::always(FaultKind::Drop));
@@ -70,7 +70,7 @@ impl World {
         Client::new(self.settings(page_size)).expect("the emulator's own settings")
     }
 
-    fn settings(&self, page_size: u32) -> management::Config {
+    pub(crate) fn settings(&self, page_size: u32) -> management::Config {
         let config = self.kinde.config();
         let domain = self.kinde.issuer().parse().expect("an address");
         let secret = SecretString::from(config.client_secret.clone());
@@ -82,19 +82,19 @@ impl World {
         settings
     }
 
-    fn reconciler(&self, page_size: u32, config: Config) -> Reconciler {
+    pub(crate) fn reconciler(&self, page_size: u32, config: Config) -> Reconciler {
         Reconciler::new(self.client(page_size), self.fresh.store.clone(), Clock::system(), config)
     }
 
-    async fn run(&self, wish: Wish) -> Result<Run, Error> {
+    pub(crate) async fn run(&self, wish: Wish) -> Result<Run, Error> {
         self.reconciler(10, quick()).run(wish, &|_| {}, &CancellationToken::new()).await
     }
 
-    async fn reconcile(&self) -> Run {
+    pub(crate) async fn reconcile(&self) -> Run {
         self.run(Wish::Reconcile).await.expect("Kinde and the store answer")
     }
 
-    fn import(&self, users: usize) -> Vec<String> {
+    pub(crate) fn import(&self, users: usize) -> Vec<String> {
         let named = |n| NewUser::named(&format!("user{n}@example.com"), &format!("First {n}"), "Last");
         (0..users).map(|n| self.kinde.import_user(named(n)).expect("a new address").id).collect()
     }
@@ -127,7 +127,7 @@ impl World {
         assert_eq!(self.queue.stats().dead_letters, 0);
     }
 
-    async fn documents(&self) -> BTreeMap<String, UserDocument> {
+    pub(crate) async fn documents(&self) -> BTreeMap<String, UserDocument> {
         let filter = UserFilter { with_deleted: true, limit: 10_000, ..UserFilter::default() };
         let rows = self.fresh.store.users(&filter).await.expect("the store answers");
         rows.iter().map(|row| (row.id.to_string(), row.document())).collect()
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.
-    async fn later(&self) {
+    pub(crate) async fn later(&self) {
         let now = jiff::Timestamp::now() + Duration::from_secs(1);
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -446,6 +446,34 @@ async fn one_read_that_says_gone_deletes_nobody() {
         let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
         assert_eq!(struck.map(|report| report.struck), Some(1), "a read said so");
         world.assert_equal("after one wrong word").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(12);
+        world.reconcile().await;
+        world.kinde.delete_user(&ids[3], kinde_emulator::Profile::Remove).expect("there");
+        world.later().await;
+        for (round, status) in [422, 500].into_iter().enumerate() {
+            // The list leaves the last one out, and nothing that is said of them is an answer.
+            world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
+            let odd = FaultKind::UserGone { status, id: Some(ids[11].clone()) };
+            world.kinde.set_fault(Fault::always(odd));
+            let run = world.reconcile().await;
+            let drift = [(Kind::Gone, u64::from(round == 0)), (Kind::Unknown, 1)];
+            let drift: BTreeMap<_, _> = drift.into_iter().filter(|(_, count)| *count > 0).collect();
+            assert_eq!(run.tally.drift, drift, "{}, {status}: {run:?}", world.fresh.name);
+            assert!(!world.documents().await[&ids[11]].is_deleted);
+            let scans = kinsync_engine::floor::Scans::load(&*world.fresh.store).await.expect("it answers");
+            let open: Vec<String> =
+                scans.proved.expect("the others are proved").open.iter().map(ToString::to_string).collect();
+            assert_eq!(open, [ids[11].as_str()], "nothing is proved of them");
+            world.kinde.clear_faults();
+        }
+        world.assert_equal("after all that").await;
     }
 }
 

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What to say of each kind of difference: when it was repaired, and when it would be.
-const KINDS: [(Kind, &str, &str); 9] = [
+const KINDS: [(Kind, &str, &str); 10] = [
     (Kind::Missing, "created", "would be created"),
     (Kind::Changed, "changed", "would be changed"),
     (Kind::Filled, "filled in what no event tells", "would be filled in with what no event tells"),
@@ -36,6 +36,11 @@ const KINDS: [(Kind, &str, &str); 9] = [
     (Kind::Restored, "restored", "would be restored"),
     (Kind::Listed, "left deleted, though listed", "would be left deleted, though listed"),
     (Kind::Rejected, "refused by the store", "refused by the store"),
+    (
+        Kind::Unknown,
+        "left, without a clear answer of Kinde's",
+        "would be left, without a clear answer of Kinde's",
+    ),
 ];
 
 /// How long another process is waited for: longer than a lease lasts.

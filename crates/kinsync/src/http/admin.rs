@@ -278,7 +278,7 @@ pub async fn run(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<Strin
 /// GET /api/admin/drift: what the newest complete scan found, and how the webhook seems to be
 pub async fn drift(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
     let runs = record::runs(&*parts.store).await?;
-    let newest = runs.iter().find(|run| run.is_complete());
+    let newest = runs.iter().find(|run| run.is_whole());
     let silence = parts.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
     Ok(Json(json!({ "run": newest.map(shape::run_with_examples), "webhookSilent": silence })))
 }

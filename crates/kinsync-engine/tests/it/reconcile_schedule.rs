@@ -1,0 +1,202 @@
+//! When a process reconciles, and what it says of itself: schedules that run, against the emulator.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kinde::management::Client;
+use kinde_emulator::{Fault, FaultKind};
+use kinsync_core::{Micros, UserId};
+use kinsync_engine::{
+    checks::Checks,
+    clock::Clock,
+    reconcile::{
+        Reconciler,
+        record::{self, Outcome, Run, Tally, Wish},
+        schedule::{self, Schedule, Status},
+        silence::{self, Silence},
+    },
+    sighting,
+    store::LoggedEvent,
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+use crate::{
+    reconcile::{PATIENCE, World, quick},
+    stores,
+};
+
+/// A schedule at work until it is dropped.
+struct Working {
+    status: watch::Receiver<Status>,
+    _stop: DropGuard,
+}
+
+impl Working {
+    async fn until(&mut self, what: &str, is_so: impl FnMut(&Status) -> bool) -> Status {
+        let found = tokio::time::timeout(PATIENCE, self.status.wait_for(is_so)).await;
+        found.unwrap_or_else(|_| panic!("{what}")).expect("the schedule works").clone()
+    }
+}
+
+fn often() -> schedule::Config {
+    schedule::Config {
+        every: Some(Duration::from_hours(1)),
+        every_in_silence: Duration::from_hours(1),
+        look_every: Duration::from_millis(20),
+        review_every: Duration::from_millis(20),
+        patience: Duration::from_hours(1),
+    }
+}
+
+fn start(reconciler: Reconciler, config: schedule::Config) -> Working {
+    let (schedule, status) = Schedule::new(reconciler, config, Arc::new(Notify::new()));
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    TaskTracker::new().spawn(async move { schedule.run(&stopped).await });
+    Working { status, _stop: stop.drop_guard() }
+}
+
+async fn runs(world: &World) -> Vec<Run> {
+    record::runs(&*world.fresh.store).await.expect("the store answers")
+}
+
+async fn checks(world: &World) -> Checks {
+    Checks::load(&*world.fresh.store).await.expect("the store answers")
+}
+
+/// Waits until the newest runs are as they should be.
+async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -> Vec<Run> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let runs = runs(world).await;
+        if is_so(&runs) {
+            return runs;
+        }
+        assert!(Instant::now() < deadline, "{what}: {runs:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(5);
+    let asked = UserId::parse(&ids[0]).expect("an id");
+    // Of this one user there is no answer.
+    let odd = FaultKind::UserGone { status: 422, id: Some(ids[0].clone()) };
+    world.kinde.set_fault(Fault::always(odd));
+    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    let _working = start(world.reconciler(10, quick()), often());
+    until_runs(&world, "a scan is due", |runs| runs.first().is_some_and(Run::is_complete)).await;
+    assert!(checks(&world).await.users.is_empty(), "the scan has looked at the user");
+    // No single user can be asked about.
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("user"));
+    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    Checks::ask_everybody(&*world.fresh.store).await.expect("kept");
+    until_runs(&world, "a scan was asked for", |runs| {
+        runs.len() == 2 && runs.first().is_some_and(Run::is_complete)
+    })
+    .await;
+    assert_eq!(checks(&world).await.users.into_iter().collect::<Vec<_>>(), [asked], "the user still waits");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() {
+    const MINUTE: i64 = 60_000_000;
+    let run = |began: i64, missed: u64| Run {
+        id: began.to_string(),
+        wish: Wish::Reconcile,
+        started_at: Micros(began * MINUTE),
+        ended_at: Some(Micros(began * MINUTE + 1)),
+        outcome: Outcome::Complete,
+        tally: Tally { drift: [(record::Kind::Changed, missed)].into(), ..Tally::default() },
+    };
+    let event = |id: String, scheme: &str, at: i64| LoggedEvent {
+        event_id: id,
+        event_type: "any".into(),
+        user: None,
+        at: None,
+        received_at: Micros(at * MINUTE),
+        scheme: scheme.into(),
+        payload: "{}".into(),
+    };
+    for fresh in stores::all().await {
+        let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
+        let told = event("event_1".into(), "kinde_jwt", 110);
+        let events: Vec<LoggedEvent> = seen.chain([told]).collect();
+        fresh.store.log(&events[..450]).await.expect("kept");
+        let runs = [run(130, 1), run(100, 0)];
+        let listen = async || {
+            let heard =
+                silence::listen(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1)).await;
+            heard.expect("the store answers")
+        };
+        let silence = listen().await;
+        assert!(matches!(silence, Some(Silence::Missed { users: 1, .. })), "no event at all: {silence:?}");
+        fresh.store.log(&events[450..]).await.expect("kept");
+        assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
+    }
+}
+
+/// A reconciler that fails each time, whatever others do.
+fn failing(world: &World) -> Reconciler {
+    let mut settings = world.settings(2);
+    settings.max_pages = 1;
+    let client = Client::new(settings).expect("the emulator's own settings");
+    Reconciler::new(client, world.fresh.store.clone(), Clock::system(), quick())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pauses_between_scans_that_fail_grow() {
+    let world = World::new(stores::embedded()).await;
+    world.import(5);
+    let config = schedule::Config { review_every: Duration::from_millis(100), ..often() };
+    let _working = start(failing(&world), config);
+    let runs = until_runs(&world, "it is tried again and again", |runs| {
+        runs.len() > 7 && runs.iter().all(|run| run.ended_at.is_some())
+    })
+    .await;
+    // Seven failures: at least 0.8 of 2^6 times 20 ms.
+    let pause = runs[0].started_at.0 - runs[1].started_at.0;
+    assert!(pause > 1_000_000, "{pause} µs after seven failures");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failure_is_told_until_some_process_has_compared_everybody() {
+    let world = World::new(stores::embedded()).await;
+    world.import(5);
+    let mut working = start(failing(&world), often());
+    working.until("it fails", |status| status.failure.is_some()).await;
+    let deadline = Instant::now() + PATIENCE;
+    let other = world.reconciler(10, quick());
+    while other.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
+        assert!(Instant::now() < deadline, "the lease is free now and then");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let status = working.until("it is over", |status| status.failure.is_none()).await;
+    assert!(status.latest.is_some_and(|run| run.tally.users == 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_hides_no_deletion_that_is_held() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(60);
+    world.reconcile().await;
+    for id in &ids[..30] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    world.later().await;
+    let held = world.reconcile().await;
+    assert_eq!(held.tally.of(record::Kind::Held), 30, "{held:?}");
+    world.run(Wish::Backfill).await.expect("Kinde answers");
+    let mut working = start(world.reconciler(10, quick()), often());
+    let status = working.until("it is looked at", |status| status.latest.is_some()).await;
+    assert_eq!(status.latest.map(|run| run.id), Some(held.id));
+    assert_eq!(runs(&world).await.len(), 3, "no scan was due");
+}
