@@ -85,6 +85,12 @@ pub enum Error {
         "Kinde says of users whom it has just listed that they do not exist: nobody more was deleted; try again later"
     )]
     Distrusted,
+    /// Kinde knows users whom its list left out.
+    #[error(
+        "Kinde's list leaves out many users whom Kinde knows: nobody was deleted; try again later, and ask Kinde if it \
+         stays so"
+    )]
+    Unlisted,
     /// Another process scans.
     #[error("{holder} is scanning: wait until it is done, or for the end of its lease if it was killed")]
     Busy {
@@ -342,7 +348,7 @@ fn measure(run: &Run, before: Option<Micros>) {
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
     metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
     // When a user changed, Kinde does not tell: not before the last scan compared them.
-    if let Some(before) = before {
+    if let Some(before) = before.filter(|_| run.is_telling()) {
         let most =
             Duration::from_micros(run.started_at.0.saturating_sub(before.0).try_into().unwrap_or_default());
         let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);
