@@ -757,6 +757,42 @@ async fn a_backfill_that_was_cut_goes_on_where_it_was() {
     }
 }
 
+/// Cuts a backfill of this tenant in the middle.
+async fn cut_backfill(world: &World) {
+    let stop = CancellationToken::new();
+    let cut = |_: &Tally| stop.cancel();
+    let outcome = world.reconciler(100, quick()).run(Wish::Backfill, &cut, &stop).await;
+    assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_that_was_cut_long_ago_begins_anew() {
+    for fresh in stores::all().await {
+        let generated = Generated { users: 4_500, seed: 3 };
+        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+        cut_backfill(&world).await;
+        let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
+        let reconciler = Reconciler::new(world.client(100), world.fresh.store.clone(), later, quick());
+        let run = reconciler.run(Wish::Backfill, &|_| {}, &CancellationToken::new()).await;
+        let run = run.expect("Kinde answers");
+        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+        assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew() {
+    for fresh in stores::all().await {
+        let generated = Generated { users: 4_500, seed: 3 };
+        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+        cut_backfill(&world).await;
+        world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));
+        let run = world.run(Wish::Backfill).await.expect("Kinde answers");
+        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+        world.assert_equal("after the backfill").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
     // Longer than a busy machine forgets a task.
