@@ -85,6 +85,12 @@ pub enum Error {
         "Kinde says of users whom it has just listed that they do not exist: nobody more was deleted; try again later"
     )]
     Distrusted,
+    /// Kinde knows users whom its list left out.
+    #[error(
+        "Kinde's list leaves out many users whom Kinde knows: nobody was deleted; try again later, and ask Kinde if it \
+         stays so"
+    )]
+    Unlisted,
     /// Another process scans.
     #[error("{holder} is scanning: wait until it is done, or for the end of its lease if it was killed")]
     Busy {
@@ -145,7 +151,7 @@ impl Reconciler {
         let mut run = Run::new(wish, parts.clock.now());
         let tasks = TaskTracker::new();
         if run.wish == Wish::Dry {
-            let outcome = stop.run_until_cancelled(self.work(&mut run, &tasks, progress)).await;
+            let outcome = stop.run_until_cancelled(self.work(&mut run, None, &tasks, progress)).await;
             let outcome = outcome.unwrap_or(Err(Error::Stopped))?;
             run.ended(outcome, parts.clock.now());
             return Ok(run);
@@ -153,8 +159,10 @@ impl Reconciler {
         let taken = parts.patiently(|| parts.leases.take()).await?;
         let lease = taken.map_err(|holder| Error::Busy { holder })?;
         parts.patiently(|| keep(&*parts.store, &run)).await?;
+        let take = || Checkpoint::take(&*parts.store, lease.term(), run.started_at);
+        let from = if run.wish == Wish::Backfill { Some(parts.patiently(take).await?) } else { None };
         let outcome = tokio::select! {
-            outcome = self.work(&mut run, &tasks, progress) => outcome,
+            outcome = self.work(&mut run, from.as_ref(), &tasks, progress) => outcome,
             () = lease.keep() => Err(Error::LeaseLost),
             () = stop.cancelled() => Err(Error::Stopped),
         };
@@ -170,8 +178,9 @@ impl Reconciler {
         measure(&run, last_began(&parts.patiently(|| record::runs(&*parts.store)).await?));
         if !matches!(outcome, Err(Error::LeaseLost)) {
             parts.patiently(|| keep(&*parts.store, &run)).await?;
-            if outcome.is_ok() && run.wish == Wish::Backfill {
-                parts.patiently(|| async { Checkpoint::default().save(&*parts.store).await }).await?;
+            if let Some(from) = from.filter(|_| outcome.is_ok()) {
+                let done = from.anew_at(parts.clock.now());
+                parts.patiently(|| done.save(&*parts.store)).await?;
             }
             lease.release().await;
         }
@@ -181,6 +190,7 @@ impl Reconciler {
     async fn work(
         &self,
         run: &mut Run,
+        from: Option<&Checkpoint>,
         tasks: &TaskTracker,
         progress: Progress<'_>,
     ) -> Result<Outcome, Error> {
@@ -196,7 +206,7 @@ impl Reconciler {
         if !is_dry {
             parts.patiently(|| Scans::begin(&*parts.store, run.started_at)).await?;
         }
-        let (mut scanned, was_resumed) = self.scan(run, tasks, progress).await?;
+        let (mut scanned, was_resumed) = self.scan(run, from, tasks, progress).await?;
         run.tally = scanned.tally.clone();
         if scanned.tally.users == 0 {
             return Err(Error::Nobody);
@@ -222,46 +232,30 @@ impl Reconciler {
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
     }
 
-    /// Reads everybody; a backfill from where it was cut.
+    /// Reads everybody; a backfill from where it was cut. Kinde may forget where a list went on.
     async fn scan(
         &self,
         run: &Run,
+        from: Option<&Checkpoint>,
         tasks: &TaskTracker,
         progress: Progress<'_>,
     ) -> Result<(Scanned, bool), Error> {
         let parts = &self.0;
-        if run.wish != Wish::Backfill {
-            let scanned =
-                scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await?;
-            return Ok((scanned, false));
-        }
-        let cut = parts.patiently(|| Checkpoint::load(&*parts.store)).await?;
-        let mut was_resumed = cut.next_token.is_some();
-        let mut scanned = match &cut.next_token {
-            Some(token) => {
-                progress(&cut.tally);
-                scan(
-                    parts,
-                    tasks,
-                    &run.wish,
-                    parts.kinde.users_from(token.as_str()),
-                    cut.tally.clone(),
-                    progress,
-                )
-                .await
-            }
-            None => scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await,
+        let scan = async |from: &Checkpoint| scan(parts, tasks, &run.wish, from, progress).await;
+        let Some(cut) = from.filter(|from| from.next_token.is_some()) else {
+            return Ok((scan(&from.cloned().unwrap_or_default()).await?, false));
         };
-        // Kinde may forget where a list went on.
-        if let Err(Error::Kinde(error)) = &scanned
-            && was_resumed
-            && matches!(error, management::Error::Status { status, .. } if status.is_client_error())
-        {
-            tracing::warn!("Kinde does not know any more where the cut backfill went on: beginning anew");
-            was_resumed = false;
-            scanned = scan(parts, tasks, &run.wish, parts.kinde.users(), Tally::default(), progress).await;
-        }
-        Ok((scanned?, was_resumed))
+        progress(&cut.tally);
+        let why = match scan(cut).await {
+            Ok(scanned) if scanned.tally.users > cut.tally.users => return Ok((scanned, true)),
+            Ok(_) => "lists nobody",
+            Err(Error::Kinde(management::Error::Status { status, .. })) if status.is_client_error() => {
+                "does not know any more"
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::warn!("Kinde {why} where the cut backfill went on: beginning anew");
+        Ok((scan(&cut.anew_at(parts.clock.now())).await?, false))
     }
 
     /// Asks Kinde about these users, and repairs what differs. Safe beside a scan.
@@ -342,7 +336,7 @@ fn measure(run: &Run, before: Option<Micros>) {
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
     metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
     // When a user changed, Kinde does not tell: not before the last scan compared them.
-    if let Some(before) = before {
+    if let Some(before) = before.filter(|_| run.is_telling()) {
         let most =
             Duration::from_micros(run.started_at.0.saturating_sub(before.0).try_into().unwrap_or_default());
         let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);

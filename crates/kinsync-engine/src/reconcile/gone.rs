@@ -7,7 +7,7 @@
 //! that can be read, nothing is concluded: one odd user keeps nobody else from being looked at.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Parts,
     compare::{Found, Seen, drift},
-    record::{Kind, Run, Tally, Wish},
+    record::{EXAMPLES, Kind, Run, Tally, Wish},
     scan::Scanned,
 };
 use crate::{
@@ -28,25 +28,57 @@ use crate::{
     store::{self, Row, Store},
 };
 
-/// Where it is kept whose deletion the newest run held.
+/// Where it is kept whose deletion is held.
 const HELD: &str = "reconcile.held";
-/// Users whose deletion one approval can be for; the others are held again.
+/// Users whose deletion one run can make or hold; the others are found again.
 const MOST_HELD: usize = 100_000;
 /// Users about whom a run may leave open what Kinde has, and prove the others all the same.
 const MOST_OPEN: usize = 1000;
+/// Runs whose approval is taken while what they held stays the same.
+const MOST_RUNS: usize = 1000;
+/// Users who are asked about before so many are called gone.
+const SAMPLE: usize = 20;
 /// Ids that are read at once.
 const IDS: usize = 10_000;
+/// Rows that are loaded at once.
+const ROWS: usize = 1000;
 /// Users that are asked about between two looks at whether Kinde still knows anybody.
 const CHUNK: usize = 50;
 /// Questions in flight.
 const IN_FLIGHT: usize = 4;
 
-/// Whose deletion a run held.
+/// Whose deletion is held.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Held {
-    run: String,
+    /// The runs that held them and nobody else, or more of them: an approval may name any, as an old alert does.
+    runs: VecDeque<String>,
     users: HashSet<u64>,
+}
+
+/// Who was not listed, as ids: there may be as many as there are users, when a list is cut short.
+#[derive(Debug, Default)]
+struct Candidates {
+    /// Those whose deletion was approved.
+    approved: Vec<UserId>,
+    /// The first of the others.
+    others: Vec<UserId>,
+    /// How many others there are.
+    count: usize,
+    /// How many users are live.
+    live: usize,
+}
+
+impl Candidates {
+    fn add(&mut self, user: UserId, approved: &HashSet<u64>) {
+        if approved.contains(&hash(&user)) {
+            return self.approved.push(user);
+        }
+        self.count += 1;
+        if self.others.len() < MOST_HELD {
+            self.others.push(user);
+        }
+    }
 }
 
 /// Deletions that are carried out without asking an operator.
@@ -114,77 +146,114 @@ impl Parts {
         approved: Option<HashSet<u64>>,
     ) -> Result<Option<BTreeSet<UserId>>, Error> {
         scanned.listed.sort_unstable();
-        let (candidates, live) = self.candidates(run, scanned).await?;
         let approved = approved.unwrap_or_default();
-        let (mut doomed, others): (Vec<_>, Vec<_>) =
-            candidates.into_iter().partition(|row| approved.contains(&hash(&row.id)));
-        let is_held = self.config.deletes.exceeded(others.len(), live);
+        let Candidates { approved, others, count, live } = self.candidates(run, scanned, &approved).await?;
+        let is_held = self.config.deletes.exceeded(count, live);
         if is_held {
-            self.hold(run, &others, &mut scanned.tally).await?;
-        } else {
-            doomed.extend(others);
+            self.hold(run, &others, count, scanned).await?;
         }
-        let is_dry = run.wish == Wish::Dry;
+        let is_all = !is_held && count == others.len();
+        let doomed = if is_held { approved } else { [approved, others].concat() };
         let mut open = BTreeSet::new();
-        for rows in doomed.chunks(CHUNK) {
-            let words =
-                self.ask_twice(rows.iter().map(|row| row.id.clone()).collect(), &scanned.controls).await?;
-            open.extend(words.iter().filter(|(_, word)| word.is_unclear()).map(|(id, _)| id.clone()));
-            self.conclude(rows, words, is_dry, &mut scanned.tally).await?;
+        for users in doomed.chunks(CHUNK) {
+            open.extend(self.decide(run, users, scanned).await?);
         }
-        Ok((!is_held && open.len() <= MOST_OPEN).then_some(open))
+        Ok((is_all && open.len() <= MOST_OPEN).then_some(open))
     }
 
-    /// Live users that were stored when the run began, of whom nothing newer is known, and who were not listed. And
-    /// how many users are live.
-    async fn candidates(&self, run: &Run, scanned: &Scanned) -> Result<(Vec<Row>, usize), Error> {
-        let Some(first_sent) = scanned.first_sent else { return Ok((Vec::new(), 0)) };
+    /// Live users that were stored when the run began, of whom nothing newer is known, and who were not listed.
+    async fn candidates(
+        &self,
+        run: &Run,
+        scanned: &Scanned,
+        approved: &HashSet<u64>,
+    ) -> Result<Candidates, Error> {
+        let mut candidates = Candidates::default();
+        if scanned.first_sent.is_none() {
+            return Ok(candidates);
+        }
         let next = async |after: Option<&UserId>| self.patiently(|| self.store.ids(after, IDS)).await;
-        let (mut candidates, mut live) = (Vec::new(), 0);
         let mut ids = next(None).await?;
         while let Some(last) = ids.last() {
-            let unlisted = self.unlisted(&ids, &scanned.listed);
-            let (following, (listed, rows)) = tokio::try_join!(next(Some(last)), unlisted)?;
-            live += listed + rows.len();
-            candidates.extend(rows.into_iter().filter(|row| {
-                let newest = row.state.fields.values().map(|register| register.version.at).max();
-                row.standing.inserted_at < run.started_at && newest < Some(first_sent)
-            }));
+            let unlisted = self.unlisted(run, scanned, &ids);
+            let (following, (live, users)) = tokio::try_join!(next(Some(last)), unlisted)?;
+            candidates.live += live;
+            users.into_iter().for_each(|user| candidates.add(user, approved));
             ids = following;
         }
-        Ok((candidates, live))
+        Ok(candidates)
     }
 
-    /// How many of these were listed, and the others that are live.
-    async fn unlisted(&self, ids: &[UserId], listed: &[u64]) -> Result<(usize, Vec<Row>), store::Error> {
-        let is_missing = |id: &&UserId| listed.binary_search(&hash(id)).is_err();
+    /// How many of these are live, and who of them may be gone.
+    async fn unlisted(
+        &self,
+        run: &Run,
+        scanned: &Scanned,
+        ids: &[UserId],
+    ) -> Result<(usize, Vec<UserId>), store::Error> {
+        let is_missing = |id: &&UserId| scanned.listed.binary_search(&hash(id)).is_err();
         let missing: Vec<UserId> = ids.iter().filter(is_missing).cloned().collect();
-        let mut live = Vec::new();
-        for ids in missing.chunks(1000) {
+        let (mut live, mut users) = (ids.len() - missing.len(), Vec::new());
+        for ids in missing.chunks(ROWS) {
             let rows = self.patiently(|| self.store.load(ids)).await?;
-            live.extend(rows.into_iter().flatten().filter(|row| row.state.is_live()));
+            for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
+                live += 1;
+                users.extend(may_be_gone(&row, run, scanned).then_some(row.id));
+            }
         }
-        Ok((ids.len() - missing.len(), live))
+        Ok((live, users))
     }
 
-    async fn hold(&self, run: &Run, rows: &[Row], tally: &mut Tally) -> Result<(), Error> {
-        for row in rows {
-            tally.add(drift(row.id.clone(), Kind::Held, Vec::new(), Some(row)));
+    /// Deletes those of these users whom Kinde does not know. Answers about whom it gave no clear answer.
+    async fn decide(&self, run: &Run, users: &[UserId], scanned: &mut Scanned) -> Result<Vec<UserId>, Error> {
+        let rows = self.patiently(|| self.store.load(users)).await?;
+        let rows: Vec<Row> =
+            rows.into_iter().flatten().filter(|row| may_be_gone(row, run, scanned)).collect();
+        let users = rows.iter().map(|row| row.id.clone()).collect();
+        let words = self.ask_twice(users, &scanned.controls).await?;
+        let open = words.iter().filter(|(_, word)| word.is_unclear()).map(|(id, _)| id.clone()).collect();
+        self.conclude(&rows, words, run.wish == Wish::Dry, &mut scanned.tally).await?;
+        Ok(open)
+    }
+
+    /// Holds the deletion of so many users, of whom these are the first.
+    async fn hold(
+        &self,
+        run: &Run,
+        users: &[UserId],
+        count: usize,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        self.doubt(users, &scanned.controls).await?;
+        let examples = users.iter().take(EXAMPLES).cloned().collect::<Vec<_>>();
+        let rows = self.patiently(|| self.store.load(&examples)).await?;
+        let rows: Vec<Row> = rows.into_iter().flatten().collect();
+        for row in &rows {
+            scanned.tally.add(drift(row.id.clone(), Kind::Held, Vec::new(), Some(row)));
         }
+        scanned.tally.count(Kind::Held, count - rows.len());
         if run.wish == Wish::Dry {
             return Ok(());
         }
         tracing::error!(
             run = run.id,
-            users = rows.len(),
+            users = count,
             "so many users are not at Kinde any more that their deletion is held: look at the run, then \
              `kinsync reconcile --approve {}`",
             run.id
         );
-        let users = rows.iter().take(MOST_HELD).map(|row| hash(&row.id)).collect();
-        let held = Held { run: run.id.clone(), users };
-        let keep = || kept::change(&*self.store, HELD, |kept: &mut Held| kept.clone_from(&held));
-        Ok(self.patiently(keep).await?)
+        let users: HashSet<u64> = users.iter().map(hash).collect();
+        Ok(self.patiently(|| keep_held(&*self.store, run, &users)).await?)
+    }
+
+    /// Asks about some of many users who were not listed: when Kinde knows most of them, it is the list that is wrong.
+    async fn doubt(&self, users: &[UserId], controls: &[String]) -> Result<(), Error> {
+        let every = users.len().div_ceil(SAMPLE).max(1);
+        let sample = users.iter().step_by(every).cloned().collect();
+        let words = self.ask_twice(sample, controls).await?;
+        let there = words.iter().filter(|(_, word)| matches!(word, Word::There(_))).count();
+        let gone = words.iter().filter(|(_, word)| matches!(word, Word::Gone(_))).count();
+        if there > gone { Err(Error::Unlisted) } else { Ok(()) }
     }
 
     /// Asks about each of these users; about those who seem gone twice.
@@ -347,10 +416,29 @@ fn gone(user: UserId, at: Micros) -> Observation {
     Observation { user, version, source: Source::Reconcile, what: What::Deleted }
 }
 
+/// Whether nothing newer than the scan is known of a user who was stored when it began.
+fn may_be_gone(row: &Row, run: &Run, scanned: &Scanned) -> bool {
+    let newest = row.state.fields.values().map(|register| register.version.at).max();
+    row.state.is_live() && row.standing.inserted_at < run.started_at && newest < scanned.first_sent
+}
+
+/// Keeps whom this run holds. While they are the same or fewer, earlier runs can be approved too.
+async fn keep_held(store: &dyn Store, run: &Run, users: &HashSet<u64>) -> Result<(), store::Error> {
+    kept::change(store, HELD, |held: &mut Held| {
+        if !users.is_subset(&held.users) {
+            held.runs.clear();
+        }
+        held.users.clone_from(users);
+        held.runs.push_front(run.id.clone());
+        held.runs.truncate(MOST_RUNS);
+    })
+    .await
+}
+
 /// Whose deletion this run held.
 pub(super) async fn approved(store: &dyn Store, run: &str) -> Result<Option<HashSet<u64>>, store::Error> {
     let held: Held = kept::load(store, HELD).await?;
-    Ok((held.run == run).then_some(held.users))
+    Ok(held.runs.iter().any(|known| known == run).then_some(held.users))
 }
 
 /// The longest a check of one user takes beyond the answers of Kinde.

@@ -140,6 +140,11 @@ impl Lease {
         }
     }
 
+    /// Which lease this is.
+    pub(super) fn term(&self) -> u64 {
+        self.record.term
+    }
+
     fn revision(&self) -> i64 {
         *self.revision.lock().unwrap_or_else(PoisonError::into_inner)
     }

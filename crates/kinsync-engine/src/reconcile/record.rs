@@ -17,7 +17,7 @@ const KEPT: usize = 50;
 /// Of those that did not come to their end.
 const KEPT_FAILED: usize = 10;
 /// Examples that a run keeps.
-const EXAMPLES: usize = 50;
+pub(super) const EXAMPLES: usize = 50;
 
 /// What is to be done.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -76,9 +76,10 @@ impl Kind {
         }
     }
 
-    /// Whether an event should have announced it.
+    /// Whether an event should have announced it since the last scan. Who is held was missed before, and is found by
+    /// every scan.
     pub const fn is_missed(self) -> bool {
-        matches!(self, Self::Missing | Self::Changed | Self::Gone | Self::Held)
+        matches!(self, Self::Missing | Self::Changed | Self::Gone)
     }
 }
 
@@ -138,6 +139,11 @@ impl Tally {
         if self.examples.len() < EXAMPLES {
             self.examples.push(drift);
         }
+    }
+
+    /// Counts more users of a kind of which there are examples enough.
+    pub(super) fn count(&mut self, kind: Kind, users: usize) {
+        *self.drift.entry(kind).or_default() += users as u64;
     }
 
     pub(super) fn merge(&mut self, other: Self) {

@@ -4,7 +4,7 @@
 //! pages are fetched. What is written is kept in order, so that a scan that was cut goes on at the
 //! first page that is not.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
 use kinde::management::{Pages, UsersPage};
@@ -26,6 +26,8 @@ use crate::{
 
 /// Where the place is kept at which a backfill goes on.
 const KEY: &str = "reconcile.checkpoint";
+/// How long after it began a backfill that was cut is gone on with: what it compared at first is old by then.
+const GOES_ON: Duration = Duration::from_hours(12);
 /// Users that are compared and written together, unless a page has more.
 const BATCH: usize = 1000;
 /// Batches in work while the next page is fetched.
@@ -43,15 +45,53 @@ pub(super) struct Checkpoint {
     pub(super) next_token: Option<String>,
     /// What was found before it.
     pub(super) tally: Tally,
+    /// When its first page was asked for, by our clock.
+    began: Option<Micros>,
+    /// The lease under which it goes on. Who has lost it, keeps nothing more.
+    term: u64,
 }
 
 impl Checkpoint {
-    pub(super) async fn load(store: &dyn Store) -> Result<Self, store::Error> {
+    /// Where the holder of this lease goes on: at the beginning, unless something was cut that is not old.
+    pub(super) async fn take(store: &dyn Store, term: u64, now: Micros) -> Result<Self, store::Error> {
+        kept::change(store, KEY, |kept: &mut Self| {
+            if kept.is_old(now) {
+                *kept = Self::anew(term, now);
+            }
+            kept.term = term;
+        })
+        .await?;
         kept::load(store, KEY).await
     }
 
+    fn anew(term: u64, now: Micros) -> Self {
+        Self { term, began: Some(now), ..Self::default() }
+    }
+
+    /// Under the same lease, at the beginning.
+    pub(super) fn anew_at(&self, now: Micros) -> Self {
+        Self::anew(self.term, now)
+    }
+
+    /// The same backfill, further on.
+    fn at(&self, next_token: Option<String>, tally: Tally) -> Self {
+        Self { next_token, tally, ..*self }
+    }
+
+    /// Keeps it, unless another has taken over.
     pub(super) async fn save(&self, store: &dyn Store) -> Result<(), store::Error> {
-        kept::change(store, KEY, |kept: &mut Self| kept.clone_from(self)).await
+        kept::change(store, KEY, |kept: &mut Self| {
+            if kept.term == self.term {
+                kept.clone_from(self);
+            }
+        })
+        .await
+    }
+
+    fn is_old(&self, now: Micros) -> bool {
+        let longest = i64::try_from(GOES_ON.as_micros()).unwrap_or(i64::MAX);
+        let is_late = |began: Micros| now.0.saturating_sub(began.0) > longest;
+        self.next_token.is_none() || self.began.is_none_or(is_late)
     }
 }
 
@@ -89,16 +129,19 @@ struct Compared {
     next_token: Option<String>,
 }
 
-/// Compares everybody from these pages on; writes what differs unless the wish is dry.
+/// Compares everybody from here on; writes what differs unless the wish is dry.
 pub(super) async fn scan(
     parts: &Arc<Parts>,
     tasks: &TaskTracker,
     wish: &Wish,
-    pages: Pages,
-    before: Tally,
+    from: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<Scanned, Error> {
-    let mut scanned = Scanned { tally: before, ..Scanned::default() };
+    let mut scanned = Scanned { tally: from.tally.clone(), ..Scanned::default() };
+    let pages = match &from.next_token {
+        Some(token) => parts.kinde.users_from(token.as_str()),
+        None => parts.kinde.users(),
+    };
     let is_dry = *wish == Wish::Dry;
     // Who is gone is looked for among those who are not here; a backfill does not, and remembers nobody.
     let remembers = *wish != Wish::Backfill;
@@ -120,7 +163,7 @@ pub(super) async fn scan(
         }
         // After the last page there is nothing to go on with: what was kept stands until the run has ended.
         if *wish == Wish::Backfill && compared.next_token.is_some() {
-            let checkpoint = Checkpoint { next_token: compared.next_token, tally: scanned.tally.clone() };
+            let checkpoint = from.at(compared.next_token, scanned.tally.clone());
             parts.patiently(|| checkpoint.save(&*parts.store)).await?;
         }
         progress(&scanned.tally);
@@ -223,5 +266,34 @@ impl Parts {
             tally.add(super::compare::drift(user, Kind::Rejected, Vec::new(), None));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::EmbeddedStore;
+
+    fn found(users: u64) -> Tally {
+        Tally { users, ..Tally::default() }
+    }
+
+    #[tokio::test]
+    async fn who_lost_the_lease_keeps_no_checkpoint() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = EmbeddedStore::open(dir.path()).expect("an empty folder opens");
+        let now = Micros(1_000_000);
+        let first = Checkpoint::take(&store, 1, now).await.expect("the store answers");
+        first.at(Some("b".into()), found(10)).save(&store).await.expect("kept");
+        let second = Checkpoint::take(&store, 2, now).await.expect("the store answers");
+        assert_eq!((second.next_token.as_deref(), second.tally.users), (Some("b"), 10), "it goes on");
+        // The first one wakes while the second is at work, and after it is done.
+        first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
+        let kept: Checkpoint = kept::load(&store, KEY).await.expect("the store answers");
+        assert_eq!(kept, second);
+        Checkpoint::anew(2, now).save(&store).await.expect("kept");
+        first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
+        let third = Checkpoint::take(&store, 3, now).await.expect("the store answers");
+        assert_eq!(third, Checkpoint::anew(3, now), "nothing is left");
     }
 }

@@ -536,6 +536,55 @@ async fn many_deletions_are_held_until_an_operator_approves_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(100);
+    world.reconcile().await;
+    let delete = |ids: &[String]| {
+        ids.iter()
+            .for_each(|id| world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there"));
+    };
+    delete(&ids[..30]);
+    world.later().await;
+    let first = world.reconcile().await;
+    let second = world.reconcile().await;
+    for run in [&first, &second] {
+        assert_eq!((run.tally.of(Kind::Held), run.tally.missed()), (30, 0), "{run:?}");
+    }
+    // One more: that is another decision.
+    delete(&ids[30..31]);
+    world.later().await;
+    let third = world.reconcile().await;
+    assert_eq!(third.tally.of(Kind::Held), 31, "{third:?}");
+    let refused = world.run(Wish::Approve(second.id)).await;
+    assert!(matches!(refused, Err(Error::NothingHeld { .. })), "{refused:?}");
+    let fourth = world.reconcile().await;
+    assert_eq!(fourth.tally.of(Kind::Held), 31, "{fourth:?}");
+    let approved = world.run(Wish::Approve(third.id)).await.expect("Kinde answers");
+    assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 31)]), "{approved:?}");
+    world.assert_equal("after the approval").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(100);
+        world.reconcile().await;
+        // One is gone indeed.
+        world.kinde.delete_user(&ids[50], kinde_emulator::Profile::Remove).expect("there");
+        world.later().await;
+        world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 60 }, 1));
+        let outcome = world.run(Wish::Reconcile).await;
+        assert!(matches!(outcome, Err(Error::Unlisted)), "{}: {outcome:?}", world.fresh.name);
+        let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
+        assert_eq!(live, 100);
+        assert_eq!(world.reconcile().await.tally.of(Kind::Gone), 1);
+        world.assert_equal("after a whole list").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_approval_is_for_those_who_were_held_and_nobody_else() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(100);
@@ -709,6 +758,42 @@ async fn a_backfill_that_was_cut_goes_on_where_it_was() {
             (Outcome::Complete, 6_300),
             "nothing is left of the cut"
         );
+    }
+}
+
+/// Cuts a backfill of this tenant in the middle.
+async fn cut_backfill(world: &World) {
+    let stop = CancellationToken::new();
+    let cut = |_: &Tally| stop.cancel();
+    let outcome = world.reconciler(100, quick()).run(Wish::Backfill, &cut, &stop).await;
+    assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_that_was_cut_long_ago_begins_anew() {
+    for fresh in stores::all().await {
+        let generated = Generated { users: 4_500, seed: 3 };
+        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+        cut_backfill(&world).await;
+        let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
+        let reconciler = Reconciler::new(world.client(100), world.fresh.store.clone(), later, quick());
+        let run = reconciler.run(Wish::Backfill, &|_| {}, &CancellationToken::new()).await;
+        let run = run.expect("Kinde answers");
+        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+        assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew() {
+    for fresh in stores::all().await {
+        let generated = Generated { users: 4_500, seed: 3 };
+        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+        cut_backfill(&world).await;
+        world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));
+        let run = world.run(Wish::Backfill).await.expect("Kinde answers");
+        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+        world.assert_equal("after the backfill").await;
     }
 }
 
