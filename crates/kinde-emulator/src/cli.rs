@@ -146,8 +146,14 @@ enum Users {
         #[command(flatten)]
         target: Target,
     },
-    /// List users in the order of their creation.
-    List(Target),
+    /// List users in the order of their creation, at most 1000 of them.
+    List {
+        /// Those behind this user.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Sign a user in: `user.authenticated`.
     SignIn {
         id: String,
