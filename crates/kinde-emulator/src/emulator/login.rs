@@ -165,7 +165,7 @@ impl Emulator {
         cached: Option<(String, Claims)>,
     ) -> (String, Claims) {
         let tokens = &self.config().tokens;
-        let email = application.email_in_access_token.unwrap_or(tokens.email_in_access_token);
+        let email = self.has_email_in_access_token(Some(application));
         let mut spec = TokenSpec {
             audience: Some(grant.audience.clone()),
             scopes: Some(grant.scopes.clone()),
@@ -223,9 +223,20 @@ impl Emulator {
         }
     }
 
+    /// As the application says, else as the settings do.
+    pub(super) fn has_email_in_access_token(&self, application: Option<&Application>) -> bool {
+        let own = application.and_then(|application| application.email_in_access_token);
+        own.unwrap_or(self.config().tokens.email_in_access_token)
+    }
+
+    /// Whether it was revoked itself, or its user was suspended and that revokes tokens.
     pub(crate) fn is_revoked(&self, claims: &Claims) -> bool {
-        let jti = claims.get("jti").and_then(Value::as_str);
-        jti.is_some_and(|jti| self.logins().is_revoked(jti))
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        if text("jti").is_some_and(|jti| self.logins().is_revoked(jti)) {
+            return true;
+        }
+        let is_suspended = |id: &str| self.user(id).is_some_and(|user| user.is_suspended);
+        self.config().unknowns.suspension_revokes_tokens && text("sub").is_some_and(is_suspended)
     }
 
     /// A browser's session, for the cookie.
