@@ -146,8 +146,14 @@ enum Users {
         #[command(flatten)]
         target: Target,
     },
-    /// List users in the order of their creation.
-    List(Target),
+    /// List users in the order of their creation, at most 1000 of them.
+    List {
+        /// Those behind this user.
+        #[arg(long, value_name = "ID")]
+        after: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Sign a user in: `user.authenticated`.
     SignIn {
         id: String,
@@ -280,6 +286,8 @@ enum Kind {
     Status,
     /// HTTP: late (min, max).
     Slow,
+    /// HTTP: `Date` by another clock (ahead, in seconds; negative: behind).
+    WrongDate,
     /// HTTP: the connection is cut in the body.
     CutBody,
     /// HTTP: half of the JSON.
@@ -349,4 +357,32 @@ impl Cli {
 pub(crate) fn say_error(error: &anyhow::Error) {
     // Nobody is left to tell when standard error is closed.
     let _ = writeln!(std::io::stderr(), "kinde-emulator: {error:#}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What stands between backticks.
+    fn named(text: &str) -> BTreeSet<String> {
+        text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn the_commands_and_the_readme_name_every_kind_of_fault() {
+        let refusal = serde_json::from_str::<kinde_emulator::Fault>(r#"{"kind": "none"}"#).unwrap_err();
+        let refusal = refusal.to_string();
+        let known = named(refusal.split_once("expected one of").expect("a list of kinds").1);
+        assert!(known.contains("wrong_date"), "{refusal}");
+        let commands = Kind::value_variants().iter().filter_map(ValueEnum::to_possible_value);
+        assert_eq!(commands.map(|kind| kind.get_name().to_owned()).collect::<BTreeSet<_>>(), known);
+        let readme = include_str!("../README.md");
+        let table =
+            readme.split_once("## Faults").and_then(|(_, rest)| rest.split_once("\nRoutes:")).unwrap().0;
+        let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+        let kinds = rows.filter_map(|row| row.split('|').next()).map(|kinds| format!("`{kinds}"));
+        assert_eq!(kinds.flat_map(|kinds| named(&kinds)).collect::<BTreeSet<_>>(), known);
+    }
 }

@@ -346,6 +346,23 @@ impl Emulator {
         self.tenant().people.now().from(0).map(|(_, user)| user.into_owned()).collect()
     }
 
+    /// At most so many users in the order of their creation, those behind this one if it is named; and whether there are
+    /// more. Costs no memory beyond the answer, however many there are.
+    pub(crate) fn users_after(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<(Vec<User>, bool), tenant::Error> {
+        let tenant = self.tenant();
+        let place =
+            |id: &str| tenant.people.place(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()));
+        let from = after.map(place).transpose()?.map_or(0, |place| place + 1);
+        let view = tenant.people.now();
+        let mut users = view.from(from).map(|(_, user)| user);
+        let page = users.by_ref().take(limit).map(std::borrow::Cow::into_owned).collect();
+        Ok((page, users.next().is_some()))
+    }
+
     /// How many users the API shows, generated ones included. Quick, however many there are.
     pub fn user_count(&self) -> usize {
         self.tenant().people.now().count()

@@ -3,6 +3,7 @@
 //! Pure of time and chance: both are passed in. Not responsible for who may sign in.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -57,7 +58,8 @@ pub(crate) struct Logins {
 }
 
 impl Logins {
-    pub(crate) fn keep_code(&mut self, code: String, what: Code) {
+    pub(crate) fn keep_code(&mut self, code: String, what: Code, now: Timestamp) {
+        sweep(&mut self.codes, |code| code.expires > now);
         self.codes.insert(code, what);
     }
 
@@ -73,7 +75,8 @@ impl Logins {
         (found.expires > now).then_some(found)
     }
 
-    pub(crate) fn keep_refresh(&mut self, token: String, what: Refresh) {
+    pub(crate) fn keep_refresh(&mut self, token: String, what: Refresh, now: Timestamp) {
+        sweep(&mut self.refresh, |refresh| refresh.expires > now);
         self.refresh.insert(token, what);
     }
 
@@ -81,11 +84,17 @@ impl Logins {
         self.refresh.get(token).filter(|refresh| refresh.expires > now)
     }
 
-    /// A refresh token that was used lives on until `overlap_ends`, and not longer for being used again.
-    pub(crate) fn retire_refresh(&mut self, token: &str, overlap_ends: Timestamp) {
-        if let Some(refresh) = self.refresh.get_mut(token) {
-            refresh.expires = refresh.expires.min(overlap_ends);
-        }
+    /// What a refresh token is good for. It lives on for `overlap`, and not longer for being used again.
+    pub(crate) fn spend_refresh(
+        &mut self,
+        token: &str,
+        now: Timestamp,
+        overlap: Duration,
+    ) -> Option<Refresh> {
+        let refresh = self.refresh.get_mut(token).filter(|refresh| refresh.expires > now)?;
+        let overlap_ends = now.checked_add(overlap).unwrap_or(Timestamp::MAX);
+        refresh.expires = refresh.expires.min(overlap_ends);
+        Some(refresh.clone())
     }
 
     /// Revokes a refresh token with its family, or the access token with this `jti`.
@@ -110,5 +119,70 @@ impl Logins {
 
     pub(crate) fn close_session(&mut self, session: &str) {
         self.sessions.remove(session);
+    }
+}
+
+/// Forgets what has ended, when the table would have to grow. It has room for as many again then, so that an insert is
+/// quick however many there are.
+fn sweep<T>(table: &mut HashMap<String, T>, is_good: impl Fn(&T) -> bool) {
+    if table.len() == table.capacity() {
+        table.retain(|_, entry| is_good(entry));
+        table.reserve(table.len().max(64));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant() -> Grant {
+        Grant {
+            client_id: "app".to_owned(),
+            issuer: "https://acme.kinde.com".to_owned(),
+            user_id: "kp_1".to_owned(),
+            scopes: Vec::new(),
+            audience: Vec::new(),
+            org_code: None,
+            nonce: None,
+        }
+    }
+
+    fn time(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn refresh(expires: Timestamp) -> Refresh {
+        let access = (String::new(), Claims::new());
+        Refresh { grant: grant(), family: "code".to_owned(), expires, access }
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten() {
+        let mut logins = Logins::default();
+        logins.keep_refresh("good".to_owned(), refresh(time(1_000_000)), time(0));
+        for second in 0..10_000 {
+            let (name, now, expires) = (second.to_string(), time(second), time(second + 10));
+            let code = Code { grant: grant(), redirect_uri: String::new(), challenge: None, expires };
+            logins.keep_code(name.clone(), code, now);
+            logins.keep_refresh(name, refresh(expires), now);
+        }
+        assert!(logins.codes.len() < 300, "{} codes", logins.codes.len());
+        assert!(logins.refresh.len() < 300, "{} refresh tokens", logins.refresh.len());
+        assert!(logins.refresh("good", time(10_000)).is_some());
+        assert!(logins.spend_code("9999", time(10_000)).is_some());
+    }
+
+    #[test]
+    fn a_refresh_token_is_spent_once_when_there_is_no_overlap() {
+        let mut logins = Logins::default();
+        let (now, later) = (time(1), time(2));
+        for token in ["once", "twice"] {
+            logins.keep_refresh(token.to_owned(), refresh(time(9)), now);
+        }
+        assert!(logins.spend_refresh("once", now, Duration::ZERO).is_some());
+        assert!(logins.spend_refresh("once", now, Duration::ZERO).is_none());
+        assert!(logins.spend_refresh("twice", now, Duration::from_secs(2)).is_some());
+        assert!(logins.spend_refresh("twice", later, Duration::from_secs(2)).is_some());
+        assert!(logins.spend_refresh("twice", time(3), Duration::from_secs(2)).is_none(), "not longer");
     }
 }

@@ -1,6 +1,6 @@
 //! kinsync inside this process: what `kinsync serve` would run beside it. This is the file to copy.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use kinde::{
@@ -8,7 +8,7 @@ use kinde::{
     account::{self, ProfileClient},
     bearer::{self, Cached, CachedConfig},
     domain::issuer_of,
-    jwks, webhook,
+    jwks, management, webhook,
 };
 use kinsync_engine::{
     breaker::{self, Breaker},
@@ -17,6 +17,10 @@ use kinsync_engine::{
     queue::{
         Queue,
         embedded::{self, EmbeddedQueue},
+    },
+    reconcile::{
+        self, Reconciler,
+        schedule::{self, Schedule},
     },
     store::{
         Store,
@@ -28,9 +32,20 @@ use kinsync_tower::{
     KinsyncLayer, WebhookService,
     login::{self, Login, claims},
 };
-use tokio::task::block_in_place;
+use tokio::{sync::Notify, task::block_in_place};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use url::Url;
+
+/// From the beginning of a scan to that of the next.
+const SCAN_EVERY: Duration = Duration::from_hours(1);
+/// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
+const KEYS_PAUSE: Duration = Duration::from_secs(5);
+
+/// What users are read as: a machine-to-machine application at Kinde with the scope `read:users`.
+pub(crate) struct Machine {
+    pub(crate) client_id: String,
+    pub(crate) client_secret: String,
+}
 
 /// A running kinsync.
 pub(crate) struct Kinsync {
@@ -45,8 +60,13 @@ pub(crate) struct Kinsync {
 
 impl Kinsync {
     /// Users of this tenant, in this MongoDB, else in the folder. Deliveries wait in the folder either way: one that
-    /// stays, and one for each process.
-    pub(crate) async fn start(tenant: Url, folder: &Path, mongo: Option<mongo::Config>) -> Result<Self> {
+    /// stays, and one for each process. Without a machine nothing repairs what webhooks miss.
+    pub(crate) async fn start(
+        tenant: Url,
+        folder: &Path,
+        mongo: Option<mongo::Config>,
+        machine: Option<Machine>,
+    ) -> Result<Self> {
         let clock = Clock::system();
         let queue =
             block_in_place(|| EmbeddedQueue::open(folder, embedded::Config::default(), clock.clone()))?;
@@ -61,9 +81,15 @@ impl Kinsync {
         let bounds = kinsync_tower::webhook::Config::default();
         let webhook = WebhookService::new(verifier, entries.clone(), clock.clone(), bounds);
 
+        // What webhooks miss, and users of whom Kinde has to be asked.
+        let schedule = machine
+            .map(|machine| reconciliation(tenant.clone(), machine, store.clone(), clock.clone()))
+            .transpose()?;
+
         // Requests, with tokens of this issuer. Name your API in `audiences` if your front end asks Kinde for one.
         let issuer = issuer_of(&tenant);
-        let tokens = bearer::Config { issuers: vec![(issuer.clone(), jwks)], ..bearer::Config::default() };
+        let tokens =
+            bearer::Config { issuers: vec![(issuer.clone(), jwks.clone())], ..bearer::Config::default() };
         let parts = login::Parts {
             tokens: Cached::new(bearer::Verifier::new(tokens), &CachedConfig::default()),
             store: store.clone(),
@@ -82,6 +108,12 @@ impl Kinsync {
         tasks.spawn(beside_requests.run(stop.clone()));
         let told = stop.clone();
         tasks.spawn(async move { projector.run(told).await });
+        let told = stop.clone();
+        tasks.spawn(async move { _ = told.run_until_cancelled(learn_keys(jwks)).await });
+        if let Some(schedule) = schedule {
+            let told = stop.clone();
+            tasks.spawn(async move { schedule.run(&told).await });
+        }
         Ok(Self { webhook, layer: KinsyncLayer::new(login), queue, tasks, stop })
     }
 
@@ -91,6 +123,25 @@ impl Kinsync {
         self.tasks.close();
         self.tasks.wait().await;
         self.queue.close().await;
+    }
+}
+
+/// Compares all users with Kinde every hour and repairs what differs, and answers the checks that events ask for. Any
+/// number of processes may run it: one at a time scans.
+fn reconciliation(tenant: Url, machine: Machine, store: Arc<dyn Store>, clock: Clock) -> Result<Schedule> {
+    let api = management::Config::new(tenant, machine.client_id, machine.client_secret.into());
+    let api = management::Client::new(api)?;
+    let reconciler = Reconciler::new(api, store, clock, reconcile::Config::default());
+    // The other half tells what the newest run found, and the `Notify` wakes it early.
+    let (schedule, _status) =
+        Schedule::new(reconciler, schedule::Config::every(Some(SCAN_EVERY)), Arc::new(Notify::new()));
+    Ok(schedule)
+}
+
+/// Asks for the tenant's keys before the first delivery needs them.
+async fn learn_keys(jwks: Jwks) {
+    while jwks.refresh().await.is_err() {
+        tokio::time::sleep(KEYS_PAUSE).await;
     }
 }
 

@@ -20,7 +20,10 @@ use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
-use crate::{demo::Demo, kinsync::Kinsync};
+use crate::{
+    demo::Demo,
+    kinsync::{Kinsync, Machine},
+};
 
 /// A notebook with kinsync inside.
 #[derive(Debug, clap::Parser)]
@@ -28,6 +31,12 @@ struct Settings {
     /// Your tenant, such as <https://acme.kinde.com>; without one, a local Kinde with one user is started
     #[arg(long, env, value_parser = kinde::parse_domain)]
     kinde_domain: Option<Url>,
+    /// A machine-to-machine application with the scope `read:users`; without one, nothing repairs what webhooks miss
+    #[arg(long, env, requires = "kinde_m2m_client_secret")]
+    kinde_m2m_client_id: Option<String>,
+    /// Its secret
+    #[arg(long, env, hide_env_values = true, requires = "kinde_m2m_client_id")]
+    kinde_m2m_client_secret: Option<String>,
     /// Keep users in this MongoDB; in the database `kinsync_example` if the Kinde is a local one
     #[arg(long, env, hide_env_values = true)]
     mongodb_uri: Option<String>,
@@ -51,12 +60,16 @@ async fn main() -> Result<()> {
     let listener = listener.with_context(about)?;
     let address = format!("http://{}", listener.local_addr()?);
     let mongo = settings.mongodb_uri.map(mongo::Config::new);
+    let machine = settings
+        .kinde_m2m_client_id
+        .zip(settings.kinde_m2m_client_secret)
+        .map(|(client_id, client_secret)| Machine { client_id, client_secret });
     let (kinsync, steps, _demo) = if let Some(tenant) = settings.kinde_domain {
-        (Kinsync::start(tenant, &settings.data_dir, mongo).await?, String::new(), None)
+        (Kinsync::start(tenant, &settings.data_dir, mongo, machine).await?, String::new(), None)
     } else {
         let demo = Demo::start(&address).await?;
         let own = mongo.map(|mongo| mongo::Config { database: Some("kinsync_example".into()), ..mongo });
-        let kinsync = Kinsync::start(demo.kinde.issuer().parse()?, demo.folder.path(), own).await?;
+        let kinsync = Kinsync::start(demo.kinde.issuer().parse()?, demo.folder.path(), own, None).await?;
         (kinsync, demo.steps(&address), Some(demo))
     };
     say(&format!("listening on {address}\n{steps}"));

@@ -16,7 +16,12 @@ pub(super) fn show(answer: &Value, json: bool) {
     }
     match sole_list(answer) {
         Some(items) if items.is_empty() => print("none"),
-        Some(items) => print(&table(items)),
+        Some(items) => {
+            print(&table(items));
+            if let Some(next) = answer["next"].as_str() {
+                print(&format!("there are more: add `--after {next}`"));
+            }
+        }
         None => match answer["token"].as_str() {
             Some(token) => print(token),
             None => print(&lines("", answer)),
@@ -24,10 +29,11 @@ pub(super) fn show(answer: &Value, json: bool) {
     }
 }
 
-/// The list of an answer that is nothing else.
+/// The list of an answer that is nothing else, or a page of one.
 fn sole_list(answer: &Value) -> Option<&Vec<Value>> {
-    let object = answer.as_object().filter(|object| object.len() == 1)?;
-    object.values().next()?.as_array()
+    let mut values = answer.as_object()?.iter().filter(|(name, _)| *name != "next").map(|(_, value)| value);
+    let first = values.next()?.as_array();
+    first.filter(|_| values.next().is_none())
 }
 
 /// The columns that help a person; the rest is in `--json`.

@@ -15,7 +15,7 @@ struct Request {
     target: Target,
     method: Method,
     path: Vec<String>,
-    query: Option<&'static str>,
+    query: Option<(&'static str, String)>,
     body: Option<Value>,
 }
 
@@ -40,7 +40,10 @@ impl Request {
             .clear()
             .push("_emulator")
             .extend(&self.path);
-        url.set_query(self.query);
+        url.set_query(None);
+        if let Some((name, value)) = &self.query {
+            url.query_pairs_mut().append_pair(name, value);
+        }
         Ok(url)
     }
 
@@ -99,7 +102,7 @@ fn of_users(users: Users) -> anyhow::Result<Request> {
             Request::new(target, Method::POST, &["users", &id, verb])
         }
         Users::Delete { id, keep_profile, target } => Request {
-            query: keep_profile.then_some("profile=keep"),
+            query: keep_profile.then(|| ("profile", "keep".to_owned())),
             ..Request::new(target, Method::DELETE, &["users", &id])
         },
         Users::Import { fields, file, target } => {
@@ -114,7 +117,9 @@ fn of_users(users: Users) -> anyhow::Result<Request> {
             };
             Request::post(target, &["import"], body)
         }
-        Users::List(target) => Request::get(target, &["users"]),
+        Users::List { after, target } => {
+            Request { query: after.map(|id| ("after", id)), ..Request::get(target, &["users"]) }
+        }
         Users::SignIn { id, target } => Request::new(target, Method::POST, &["users", &id, "sign-in"]),
     })
 }

@@ -71,7 +71,7 @@ impl Emulator {
         let code = self.tenant().clock.secret();
         let expires = in_future(self.config().tokens.code_lifetime);
         let what = Code { grant, redirect_uri: redirect_uri.to_owned(), challenge, expires };
-        self.logins().keep_code(code.clone(), what);
+        self.logins().keep_code(code.clone(), what, Timestamp::now());
         code
     }
 
@@ -107,16 +107,29 @@ impl Emulator {
         issuer: &str,
         token: &str,
     ) -> Result<Issued, Denied> {
-        let found = self.logins().refresh(token, Timestamp::now()).cloned();
-        let Refresh { grant, family, access, .. } = found
-            .ok_or_else(|| Denied::grant("The refresh token is unknown, has expired or was replaced"))?;
+        let replaced = || Denied::grant("The refresh token is unknown, has expired or was replaced");
+        let found = self.logins().refresh(token, Timestamp::now()).map(|refresh| refresh.grant.clone());
+        let grant = found.ok_or_else(replaced)?;
         if grant.client_id != application.client_id || grant.issuer != issuer {
             return Err(Denied::grant("The refresh token belongs to another application or domain"));
         }
+        // Before the token is spent: a suspension may end.
+        self.living_user(&grant)?;
+        let overlap = self.config().tokens.refresh_overlap;
+        let spent = self.logins().spend_refresh(token, Timestamp::now(), overlap);
+        let Refresh { grant, family, access, .. } = spent.ok_or_else(replaced)?;
         let cached = self.config().unknowns.refresh_returns_cached_claims.then_some(access);
-        let tokens = self.issue_tokens(application, grant, &family, cached)?;
-        self.logins().retire_refresh(token, in_future(self.config().tokens.refresh_overlap));
-        Ok(tokens)
+        self.issue_tokens(application, grant, &family, cached)
+    }
+
+    /// The user of a grant, if they may have tokens.
+    fn living_user(&self, grant: &Grant) -> Result<User, Denied> {
+        let user = self.tenant().user(&grant.user_id).filter(|user| user.deleted_on.is_none());
+        let user = user.ok_or_else(|| Denied::grant("The user does not exist any more"))?;
+        if user.is_suspended {
+            return Err(Denied::grant("The user is suspended"));
+        }
+        Ok(user)
     }
 
     fn issue_tokens(
@@ -126,11 +139,7 @@ impl Emulator {
         family: &str,
         cached: Option<(String, Claims)>,
     ) -> Result<Issued, Denied> {
-        let user = self.tenant().user(&grant.user_id).filter(|user| user.deleted_on.is_none());
-        let user = user.ok_or_else(|| Denied::grant("The user does not exist any more"))?;
-        if user.is_suspended {
-            return Err(Denied::grant("The user is suspended"));
-        }
+        let user = self.living_user(&grant)?;
         let now = Timestamp::now().as_second();
         let (token, claims) = self.issue_access(application, &grant, &user, cached);
         let expires_in = claims.get("exp").and_then(Value::as_i64).unwrap_or(now) - now;
@@ -141,7 +150,7 @@ impl Emulator {
             let expires = in_future(self.config().tokens.refresh_lifetime);
             let access = (token.clone(), claims);
             let what = Refresh { grant, family: family.to_owned(), expires, access };
-            self.logins().keep_refresh(refresh_token.clone(), what);
+            self.logins().keep_refresh(refresh_token.clone(), what, Timestamp::now());
             refresh_token
         });
         Ok(Issued { access_token: token, id_token, refresh_token, expires_in, scope, token_type: "bearer" })
@@ -156,7 +165,7 @@ impl Emulator {
         cached: Option<(String, Claims)>,
     ) -> (String, Claims) {
         let tokens = &self.config().tokens;
-        let email = application.email_in_access_token.unwrap_or(tokens.email_in_access_token);
+        let email = self.has_email_in_access_token(Some(application));
         let mut spec = TokenSpec {
             audience: Some(grant.audience.clone()),
             scopes: Some(grant.scopes.clone()),
@@ -214,9 +223,20 @@ impl Emulator {
         }
     }
 
+    /// As the application says, else as the settings do.
+    pub(super) fn has_email_in_access_token(&self, application: Option<&Application>) -> bool {
+        let own = application.and_then(|application| application.email_in_access_token);
+        own.unwrap_or(self.config().tokens.email_in_access_token)
+    }
+
+    /// Whether it was revoked itself, or its user was suspended and that revokes tokens.
     pub(crate) fn is_revoked(&self, claims: &Claims) -> bool {
-        let jti = claims.get("jti").and_then(Value::as_str);
-        jti.is_some_and(|jti| self.logins().is_revoked(jti))
+        let text = |name: &str| claims.get(name).and_then(Value::as_str);
+        if text("jti").is_some_and(|jti| self.logins().is_revoked(jti)) {
+            return true;
+        }
+        let is_suspended = |id: &str| self.user(id).is_some_and(|user| user.is_suspended);
+        self.config().unknowns.suspension_revokes_tokens && text("sub").is_some_and(is_suspended)
     }
 
     /// A browser's session, for the cookie.

@@ -31,12 +31,14 @@ impl Emulator {
         Ok(kid)
     }
 
-    /// An access token as the user's application would get it.
+    /// An access token as the user's application (`app_client_id`) would get it.
     pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
         let tokens = &self.config().tokens;
         let issue = self.issue(self.issuer(), &self.config().app_client_id, spec, tokens.access_lifetime);
-        let claims = issue.access(&user, spec, &tokens.audience, tokens.email_in_access_token);
+        let application = self.application(&self.config().app_client_id);
+        let email = self.has_email_in_access_token(application.as_ref());
+        let claims = issue.access(&user, spec, &tokens.audience, email);
         Ok(self.mint(&claims, &spec.sign))
     }
 

@@ -19,6 +19,9 @@ use crate::tokens::{Claims, MintOptions, TokenSpec};
 use crate::user::{NewUser, UserEdit};
 use crate::webhook::WebhookSpec;
 
+/// Most users in one answer.
+const PAGE: usize = 1000;
+
 /// A refused request.
 pub(super) struct Error(StatusCode, String);
 
@@ -74,8 +77,30 @@ pub(super) async fn reset(State(emulator): State<Emulator>) -> Answer {
     done(json!({}))
 }
 
-pub(super) async fn list_users(State(emulator): State<Emulator>) -> Answer {
-    done(json!({"users": emulator.users()}))
+/// Which page of the users.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListQuery {
+    /// Those behind this user.
+    after: Option<String>,
+    limit: usize,
+}
+
+impl Default for ListQuery {
+    fn default() -> Self {
+        Self { after: None, limit: PAGE }
+    }
+}
+
+/// A page: there may be a million. `next` is what to ask for `after`, and is left out at the end.
+pub(super) async fn list_users(State(emulator): State<Emulator>, Query(query): Query<ListQuery>) -> Answer {
+    let (users, is_more) = emulator.users_after(query.after.as_deref(), query.limit.clamp(1, PAGE))?;
+    let next = users.last().filter(|_| is_more).map(|user| user.id.clone());
+    let mut page = json!({"users": users});
+    if let Some(next) = next {
+        page["next"] = json!(next);
+    }
+    done(page)
 }
 
 pub(super) async fn create_user(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Answer {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -17,6 +17,9 @@ use crate::faults::FaultKind;
 use crate::limits;
 
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
+const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+/// In place of a number that is no status.
+const INVALID_STATUS: StatusCode = StatusCode::INTERNAL_SERVER_ERROR;
 
 pub(super) async fn count_and_fault(
     State(emulator): State<Emulator>,
@@ -31,19 +34,36 @@ pub(super) async fn count_and_fault(
         Ok(place) => place,
         Err(wait) => return throttled(limits::seconds(wait)),
     };
-    let faults = emulator.faults_table().on_request(route, is_management);
+    let mut faults = emulator.faults_table().on_request(route, is_management);
     for fault in &faults {
         if let FaultKind::Slow { min, max } = fault {
             wait(&emulator, *min, *max).await;
         }
     }
-    if let Some(refusal) = faults.iter().find_map(refusal) {
-        return refusal;
+    faults.sort_by_key(turn);
+    faults.dedup_by_key(|fault| turn(fault));
+    let mut response = match refusal(&faults) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    };
+    for fault in &faults {
+        response = spoil(response, fault).await;
     }
-    let response = next.run(request).await;
-    match faults.into_iter().find(|fault| !matches!(fault, FaultKind::Slow { .. })) {
-        Some(fault) => mangle(response, &fault).await,
-        None => response,
+    response
+}
+
+/// The order in which faults that strike the same answer are applied, whichever was set first: each leaves something
+/// for the next. Two of one kind are one.
+fn turn(fault: &FaultKind) -> u8 {
+    match fault {
+        FaultKind::WrongDate { .. } => 1,
+        FaultKind::Garbage => 2,
+        FaultKind::TruncatedJson => 3,
+        // Nothing can be read of what was cut.
+        FaultKind::CutBody => 4,
+        FaultKind::RateLimit { .. } => 5,
+        FaultKind::Status { .. } => 6,
+        _ => 7,
     }
 }
 
@@ -85,7 +105,7 @@ impl Drop for Place {
 
 fn throttled(reset: u64) -> Response {
     let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "Request was throttled");
-    ([("RateLimit-Reset", reset.to_string())], refusal).into_response()
+    ([(RATE_LIMIT_RESET, reset.to_string())], refusal).into_response()
 }
 
 async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
@@ -93,20 +113,28 @@ async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
     tokio::time::sleep(wait).await;
 }
 
-/// The answer that stands in for the route's own.
-fn refusal(fault: &FaultKind) -> Option<Response> {
-    match fault {
-        FaultKind::RateLimit { reset } => Some(throttled(*reset)),
-        FaultKind::Status { status } => {
-            let status = StatusCode::from_u16(*status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            Some(Refusal::new(status, "EMULATED_FAULT", "This answer was asked for").into_response())
-        }
+/// The answer that stands in for the route's own. With both faults it has the status of one and the header of the other.
+fn refusal(faults: &[FaultKind]) -> Option<Response> {
+    let reset = faults.iter().find_map(|fault| match fault {
+        FaultKind::RateLimit { reset } => Some(*reset),
         _ => None,
-    }
+    });
+    let status = faults.iter().find_map(|fault| match fault {
+        FaultKind::Status { status } => StatusCode::from_u16(*status).ok().or(Some(INVALID_STATUS)),
+        _ => None,
+    });
+    let Some(status) = status else { return reset.map(throttled) };
+    let mut refusal = Refusal::new(status, "EMULATED_FAULT", "This answer was asked for").into_response();
+    refusal.headers_mut().extend(reset.map(|reset| (RATE_LIMIT_RESET, HeaderValue::from(reset))));
+    Some(refusal)
 }
 
-/// The route's own answer, spoilt.
-async fn mangle(response: Response, fault: &FaultKind) -> Response {
+/// The answer, spoilt; as it is by faults that are none of answers.
+async fn spoil(response: Response, fault: &FaultKind) -> Response {
+    use FaultKind::{CutBody, Garbage, TruncatedJson, WrongDate};
+    if !matches!(fault, WrongDate { .. } | Garbage | TruncatedJson | CutBody) {
+        return response;
+    }
     let (mut parts, body) = response.into_parts();
     let Ok(body) = to_bytes(body, LARGEST_BODY).await else {
         return Response::from_parts(parts, Body::empty());

@@ -54,8 +54,7 @@ pub(super) async fn user_profile(State(emulator): State<Emulator>, headers: Head
         }
         let is_access_token = claims.contains_key("scp") && !claims.contains_key("gty");
         let user = emulator.user(claims.get("sub").filter(|_| is_access_token)?.as_str()?)?;
-        let revoked = user.is_suspended && emulator.config().unknowns.suspension_revokes_tokens;
-        (!revoked && user.deleted_on.is_none()).then(|| user.profile())
+        user.deleted_on.is_none().then(|| user.profile())
     };
     match profile() {
         Some(profile) => Json(profile).into_response(),

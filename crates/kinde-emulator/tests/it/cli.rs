@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::receiver::{DEADLINE, Receiver, claims};
+use crate::receiver::{DEADLINE, Receiver, claims, get};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_kinde-emulator");
 
@@ -81,6 +81,40 @@ async fn the_commands_change_a_running_emulator() {
     assert_eq!(emulator.json(&["stats"]).await["users"], 1);
     emulator.json(&["reset"]).await;
     assert_eq!(emulator.json(&["stats"]).await["deliveries"]["events"], 0);
+}
+
+/// What a process had in memory at most, in MiB.
+#[cfg(target_os = "linux")]
+fn peak_mib(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    peak.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_million_users_cost_no_memory_whoever_lists_them() {
+    let emulator = Running::start(&["--generated", "1000000"]).await;
+    let process = emulator.child.id().unwrap();
+    let issuer = emulator.greeting["issuer"].as_str().unwrap().to_owned();
+    let token = emulator.json(&["token", "m2m"]).await["token"].as_str().unwrap().to_owned();
+    let mut next = String::new();
+    for _ in 0..300 {
+        let url = format!("{issuer}/api/v1/users?page_size=500&next_token={next}");
+        let (status, page) = get(&url, Some(&token)).await;
+        assert_eq!((status, page["users"].as_array().map(Vec::len)), (200, Some(500)));
+        next = page["next_token"].as_str().unwrap().to_owned();
+    }
+    let page = emulator.json(&["users", "list"]).await;
+    assert_eq!(page["users"].as_array().unwrap().len(), 1000);
+    let rest = emulator.json(&["users", "list", "--after", page["next"].as_str().unwrap()]).await;
+    assert_eq!(rest["users"].as_array().unwrap().len(), 1000);
+    assert!(rest["users"][0]["id"] != page["users"][0]["id"]);
+    let text = String::from_utf8(emulator.run(&["users", "list"]).await.stdout).unwrap();
+    assert!(text.contains(&format!("--after {}", page["next"].as_str().unwrap())));
+    // 64 bytes for each would be twice as much already.
+    let peak = peak_mib(process);
+    assert!(peak < 48, "{peak} MiB");
 }
 
 #[tokio::test]

@@ -133,6 +133,42 @@ async fn answers_are_refused_cut_truncated_or_garbled() {
 }
 
 #[tokio::test]
+async fn faults_that_strike_together_all_strike_whichever_was_set_first() {
+    use FaultKind::{CutBody, Garbage, RateLimit, Status, TruncatedJson, WrongDate};
+    let (emulator, url, token) = with_users(10).await;
+    let fetch = async |kinds: &[FaultKind]| {
+        emulator.clear_faults();
+        kinds.iter().for_each(|kind| emulator.set_fault(Fault::always(kind.clone()).on("users")));
+        let response = client().get(&url).bearer_auth(&token).send().await.unwrap();
+        assert!(emulator.faults().iter().all(|report| report.struck == 1));
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        (status, header("ratelimit-reset").to_owned(), header("date").to_owned(), response.text().await)
+    };
+    let now = fetch(&[]).await.2;
+    let date = WrongDate { ahead: 86_400 * 400 };
+    for turned in [false, true] {
+        let of = |mut kinds: Vec<FaultKind>| {
+            if turned {
+                kinds.reverse();
+            }
+            kinds
+        };
+        let (status, reset, _, body) = fetch(&of(vec![RateLimit { reset: 7 }, Status { status: 503 }])).await;
+        assert_eq!((status, reset.as_str()), (503, "7"));
+        assert!(body.unwrap().contains("EMULATED_FAULT"));
+        let (status, _, then, body) = fetch(&of(vec![date.clone(), TruncatedJson])).await;
+        assert!(status == 200 && then[12..16] != now[12..16], "{then}");
+        assert!(serde_json::from_str::<Value>(&body.unwrap()).is_err());
+        let (status, _, then, body) = fetch(&of(vec![Status { status: 502 }, Garbage, date.clone()])).await;
+        assert!(status == 502 && then[12..16] != now[12..16], "{then}");
+        assert!(body.unwrap().starts_with("<html>"));
+        let (status, _, _, body) = fetch(&of(vec![CutBody, Status { status: 500 }, TruncatedJson])).await;
+        assert!(status == 500 && body.is_err(), "the connection breaks");
+    }
+}
+
+#[tokio::test]
 async fn the_keys_go_down_and_come_back() {
     let emulator = Emulator::start(Config::default()).await.unwrap();
     let url = format!("{}/.well-known/jwks.json", emulator.issuer());

@@ -279,6 +279,19 @@ async fn a_suspended_or_deleted_user_neither_signs_in_nor_refreshes() {
     assert_eq!(get(&profile, Some(text(&answer, "access_token"))).await.0, 403);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_who_refresh_at_once_without_an_overlap_one_gets_tokens() {
+    let mut config = Config::default();
+    config.tokens.refresh_overlap = Duration::ZERO;
+    let emulator = Emulator::start(config).await.unwrap();
+    let user = emulator.create_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
+    let browser = Browser::new(&emulator);
+    let answer = browser.redeem(&browser.code(&user).await).await.1;
+    let token = text(&answer, "refresh_token");
+    let answers = futures_util::future::join_all((0..16).map(|_| browser.refresh(token))).await;
+    assert_eq!(answers.iter().filter(|(status, _)| *status == 200).count(), 1);
+}
+
 #[tokio::test]
 async fn a_refresh_token_is_replaced_with_a_small_overlap() {
     for (overlap, old_works) in [(Duration::from_mins(1), 200), (Duration::ZERO, 400)] {

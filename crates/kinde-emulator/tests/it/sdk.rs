@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
-use kinde_emulator::{Config, MintOptions, NewUser, Overlap, Signer, TokenSpec};
+use kinde_emulator::{Config, Emulator, MintOptions, NewUser, Overlap, Signer, TokenSpec};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -37,6 +37,18 @@ async fn check(request: &Value) -> Value {
     serde_json::from_slice(&output.stdout).expect("the script prints JSON")
 }
 
+/// Of a user with the same id: good at its own tenant, whose keys the other does not know.
+async fn another_tenants_token(spec: &TokenSpec) -> String {
+    let other = Emulator::start(Config::default()).await.unwrap();
+    let user = other.sign_up(NewUser::named("ada@example.com", "Ada 🦀", "Lovelace")).unwrap();
+    other.access_token(&user.id, spec).unwrap()
+}
+
+/// A token that names this issuer.
+fn as_if_from(issuer: &str) -> TokenSpec {
+    TokenSpec { claims: [("iss".to_owned(), json!(issuer))].into_iter().collect(), ..TokenSpec::default() }
+}
+
 /// One test, so that the packages are installed once.
 #[tokio::test]
 async fn kindes_own_packages_work_with_the_emulator() {
@@ -65,13 +77,18 @@ async fn kindes_own_packages_work_with_the_emulator() {
             "access": access,
             "id": emulator.id_token(&first.id, &spec).unwrap(),
             "m2m": emulator.m2m_token(&spec),
-            "forged": emulator.access_token(&first.id, &TokenSpec { sign: foreign, ..spec }).unwrap(),
+            "forged": emulator.access_token(&first.id, &TokenSpec { sign: foreign, ..spec.clone() }).unwrap(),
+            "of another tenant": another_tenants_token(&spec).await,
+            "of another tenant in this one's name": another_tenants_token(&as_if_from(emulator.issuer())).await,
         },
     });
 
     let answer = check(&request).await;
     assert_eq!(answer["decoded"], json!({"delivered": payload, "truncated": null, "forged": null}));
-    assert_eq!(answer["valid"], json!({"access": true, "id": true, "m2m": true, "forged": false}));
+    assert_eq!(
+        answer["valid"],
+        json!({"access": true, "id": true, "m2m": true, "forged": false, "of another tenant": false, "of another tenant in this one's name": false})
+    );
     let wanted: Vec<String> = emulator.users().into_iter().map(|user| user.id).collect();
     assert_eq!((&answer["ids"], &answer["pages"]), (&json!(wanted), &json!(7)));
     assert_eq!(answer["email"], "ada@example.com");

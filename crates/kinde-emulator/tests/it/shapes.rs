@@ -1,7 +1,8 @@
 //! Every answer of the Management API has the members and types that Kinde's `OpenAPI` document gives it.
 //!
-//! The table below says in own words what the document has for the routes of the emulator. A member may be
-//! left out, as the document requires none; one that it does not have is an error, and so is a wrong type.
+//! The table below says in own words what the document has for the routes of the emulator. A member that it does
+//! not have is an error, and so is a wrong type. The document requires no member; the emulator writes all but those
+//! that `expand` brings, and a text that is not there may be left out where the settings say so.
 
 use std::time::Duration;
 
@@ -24,11 +25,13 @@ enum Shape {
     /// What the document types as a number and describes as a date in ISO 8601.
     Time,
     OrNull(&'static Shape),
+    /// A member that is there when `expand` asks for it.
+    Expanded(&'static Shape),
     List(&'static Shape),
     Object(&'static [(&'static str, Shape)]),
 }
 
-use Shape::{Count, Flag, List, MissingText, Object, Open, OrNull, Text, Time};
+use Shape::{Count, Expanded, Flag, List, MissingText, Object, Open, OrNull, Text, Time};
 
 const ERROR: Shape = Object(&[("code", Text), ("message", Text)]);
 const ERRORS: Shape = Object(&[("errors", List(&ERROR))]);
@@ -53,9 +56,9 @@ const LISTED_USER: Shape = Object(&[
     ("last_signed_in", OrNull(&Text)),
     ("created_on", OrNull(&Text)),
     ("last_organization_sign_ins", OrNull(&List(&SIGN_IN))),
-    ("organizations", List(&Text)),
-    ("identities", List(&LISTED_IDENTITY)),
-    ("billing", BILLING),
+    ("organizations", Expanded(&List(&Text))),
+    ("identities", Expanded(&List(&LISTED_IDENTITY))),
+    ("billing", Expanded(&BILLING)),
 ]);
 const USERS: Shape =
     Object(&[("code", Text), ("message", Text), ("users", List(&LISTED_USER)), ("next_token", MissingText)]);
@@ -73,9 +76,9 @@ const USER: Shape = Object(&[
     ("failed_sign_ins", OrNull(&Count)),
     ("last_signed_in", OrNull(&Text)),
     ("created_on", OrNull(&Text)),
-    ("organizations", List(&Text)),
-    ("identities", List(&Object(&[("type", Text), ("identity", Text)]))),
-    ("billing", BILLING),
+    ("organizations", Expanded(&List(&Text))),
+    ("identities", Expanded(&List(&Object(&[("type", Text), ("identity", Text)])))),
+    ("billing", Expanded(&BILLING)),
 ]);
 const MADE_IDENTITY: Shape = Object(&[("type", Text), ("result", Object(&[("created", Flag)]))]);
 const USER_CREATED: Shape = Object(&[("id", Text), ("created", Flag), ("identities", List(&MADE_IDENTITY))]);
@@ -137,6 +140,7 @@ fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<
         Count => value.is_i64() || value.is_u64(),
         Open => value.is_object(),
         Time => value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok()),
+        Expanded(shape) => return misfit(value, shape, missing, path),
         OrNull(shape) => return if value.is_null() { None } else { misfit(value, shape, missing, path) },
         List(shape) => {
             let Some(items) = value.as_array() else { return Some(format!("{path} is no list")) };
@@ -144,6 +148,14 @@ fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<
         }
         Object(members) => {
             let Some(object) = value.as_object() else { return Some(format!("{path} is no object")) };
+            let absent = members.iter().find(|(name, shape)| {
+                let is_optional =
+                    matches!((shape, missing), (Expanded(_), _) | (MissingText, Missing::Absent));
+                !is_optional && !object.contains_key(*name)
+            });
+            if let Some((name, _)) = absent {
+                return Some(format!("{path}.{name} is missing"));
+            }
             return object.iter().find_map(|(name, value)| {
                 let path = format!("{path}.{name}");
                 match members.iter().find(|(known, _)| known == name) {
@@ -289,16 +301,36 @@ async fn every_answer_has_the_shape_of_the_document() {
 
 #[test]
 fn a_wrong_shape_is_noticed() {
+    let whole = json!({
+        "id": "kp_1",
+        "is_suspended": false,
+        "total_sign_ins": 0,
+        "failed_sign_ins": null,
+        "last_signed_in": null,
+        "created_on": "2026-01-01T00:00:00.000000+00:00",
+        "last_organization_sign_ins": null,
+    });
+    let answer = |users: Value| json!({"code": "OK", "message": "Success", "users": users});
+    let with = |name: &str, value: Value| {
+        let mut user = whole.clone();
+        user[name] = value;
+        answer(json!([user]))
+    };
+    let found = |value: &Value, missing| misfit(value, &USERS, missing, "answer").unwrap_or_default();
     let misfits = [
-        (json!({"users": [{"id": 1}]}), "answer.users[].id"),
-        (json!({"users": [{"updated_on": "x"}]}), "answer.users[].updated_on"),
-        (json!({"users": [{"email": null}]}), "answer.users[].email"),
-        (json!({"users": {}}), "answer.users is no list"),
+        (json!({}), "answer.code is missing"),
+        (answer(json!([{}])), "answer.users[].id is missing"),
+        (with("id", json!(1)), "answer.users[].id is 1"),
+        (with("updated_on", json!("x")), "answer.users[].updated_on is not in the document"),
+        (with("email", Value::Null), "answer.users[].email is null"),
+        (with("billing", json!({})), "answer.users[].billing.customer_id is missing"),
+        (answer(json!({})), "answer.users is no list"),
     ];
     for (value, place) in misfits {
-        let found = misfit(&value, &USERS, Missing::Absent, "answer").expect("a misfit");
-        assert!(found.starts_with(place), "{found}");
+        assert_eq!(found(&value, Missing::Absent), place);
     }
-    assert!(misfit(&json!({"users": [{"email": null}]}), &USERS, Missing::Null, "answer").is_none());
+    assert_eq!(found(&answer(json!([whole])), Missing::Absent), "", "texts may be left out here");
+    let left_out = found(&answer(json!([whole])), Missing::Null);
+    assert!(left_out.ends_with(" is missing"), "and not here: {left_out}");
     assert!(misfit(&json!({"errors": {"code": "A"}}), &ERRORS, Missing::Null, "answer").is_some());
 }

@@ -1,6 +1,6 @@
 //! Keys, OAuth, tokens for applications, and forged ones for their tests.
 
-use kinde_emulator::config::Unknowns;
+use kinde_emulator::config::{Application, Unknowns};
 use kinde_emulator::{Alg, Config, Emulator, MintOptions, NewUser, Signer, TokenSpec, User};
 use serde_json::{Value, json};
 
@@ -139,6 +139,35 @@ async fn the_profile_is_for_user_access_tokens_alone() {
         assert_eq!(get(&url, Some(token)).await.0, 403);
     }
     assert_eq!(get(&url, None).await.0, 403);
+    let caller = emulator.m2m_token(&spec);
+    let is_active = async || {
+        let url = format!("{}/oauth2/introspect", emulator.issuer());
+        let asked = client().post(url).bearer_auth(&caller).form(&[("token", access.as_str())]);
+        asked.send().await.unwrap().json::<Value>().await.unwrap()["active"].clone()
+    };
+    assert_eq!(is_active().await, true);
     emulator.suspend(&user.id).unwrap();
     assert_eq!(get(&url, Some(&access)).await.0, 403);
+    assert_eq!(is_active().await, false, "both say the same");
+    emulator.unsuspend(&user.id).unwrap();
+    assert_eq!((get(&url, Some(&access)).await.0, is_active().await), (200, json!(true)));
+}
+
+#[tokio::test]
+async fn a_token_for_a_test_has_the_email_that_the_application_asks_for() {
+    for (tenant, application, wanted) in
+        [(false, None, false), (true, None, true), (false, Some(true), true), (true, Some(false), false)]
+    {
+        let mut config = Config::default();
+        config.tokens.email_in_access_token = tenant;
+        let emulator = Emulator::start(config).await.unwrap();
+        let user = emulator.create_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
+        let own = Application::public(&emulator.config().app_client_id, "http://localhost:3000/callback");
+        emulator.add_application(Application { email_in_access_token: application, ..own });
+        let access = claims(&emulator.access_token(&user.id, &TokenSpec::default()).unwrap());
+        assert_eq!(access.get("email").is_some(), wanted, "{tenant}, {application:?}");
+        let spec = TokenSpec { email: Some(!wanted), ..TokenSpec::default() };
+        let access = claims(&emulator.access_token(&user.id, &spec).unwrap());
+        assert_eq!(access.get("email").is_some(), !wanted, "the spec has the last word");
+    }
 }

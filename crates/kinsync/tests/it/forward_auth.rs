@@ -18,8 +18,8 @@ use tokio::sync::OnceCell;
 
 use crate::request_path::{PATIENCE, Town, named};
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-const MISSING: &str = "this test needs Node.js with npm, nginx and caddy: run `.ci/install`";
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(crate) const MISSING: &str = "this test needs Node.js with npm, nginx and caddy: run `.ci/install`";
 
 /// A process that ends with the test.
 struct Running(Child);
@@ -38,7 +38,7 @@ impl Drop for Running {
 }
 
 /// Installs the packages of the example's lock file, once.
-async fn installed() -> PathBuf {
+pub(crate) async fn installed() -> PathBuf {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     let example = Path::new(ROOT).join("examples/express-mongoose");
     let folder = example.clone();

@@ -11,6 +11,7 @@ mod doctor;
 mod durability;
 mod forward_auth;
 mod login;
+mod one_command;
 mod reconcile;
 mod request_path;
 mod server;

@@ -160,6 +160,31 @@ async fn with_a_mongodb_the_users_are_in_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_a_machine_what_no_webhook_told_of_is_repaired_without_a_request() {
+    let mongo = TestMongo::shared().await;
+    let database = mongo.database();
+    let uri = mongo.uri().replace("/?", &format!("/{database}?"));
+    let kinde = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+    let ada = kinde.import_user(ada()).unwrap().id;
+    let machine = kinde.config();
+    let _app = App::start(&[
+        ("KINDE_DOMAIN", kinde.issuer()),
+        ("MONGODB_URI", &uri),
+        ("KINDE_M2M_CLIENT_ID", &machine.client_id),
+        ("KINDE_M2M_CLIENT_SECRET", &machine.client_secret),
+    ]);
+    let users = mongo.client().await.database(&database).collection::<Document>("users");
+    let deadline = Instant::now() + PATIENCE;
+    let found =
+        async || users.find_one(doc! { "kindeId": &ada, "firstName": "Ada" }).await.unwrap().is_some();
+    // The keys are asked for before the first delivery needs them.
+    while !found().await || kinde.requests("jwks") == 0 {
+        assert!(Instant::now() < deadline, "she was looked for: {}", found().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_it_says_to_try_works_in_this_order() {
     let mut app = App::start(&[]);
     let mut said = app.said.by_ref().map_while(Result::ok);
