@@ -249,6 +249,16 @@ async fn a_throttled_call_waits_as_long_as_kinde_says() {
 }
 
 #[tokio::test]
+async fn throttling_that_says_how_long_uses_up_no_attempts() {
+    let throttled: fn() -> Response = || ([("RateLimit-Reset", "0")], status(429)).into_response();
+    let api = Api::start(in_turn([vec![throttled; 5], vec![last_page]].concat())).await;
+    let mut config = api.config();
+    config.retry.attempts = 2;
+    all_pages(&Client::new(config).unwrap()).await.unwrap();
+    assert_eq!(api.seen("/api/v1/users").len(), 6);
+}
+
+#[tokio::test]
 async fn a_pause_beyond_the_budget_is_an_error_at_once() {
     let api = Api::start(in_turn(vec![|| ([("RateLimit-Reset", "60")], status(429)).into_response()])).await;
     let client = api.client();
