@@ -58,11 +58,7 @@ where
                 token_replaced = true;
                 continue;
             }
-            let again = again(&error);
-            if let Again::After(reset) = again {
-                client.gate.close_for(reset);
-            }
-            if !self.may_repeat(&error) || !budget.wait(again).await {
+            if !self.may_repeat(&error) || !budget.wait(again(&error)).await {
                 return Err(error);
             }
         }
@@ -90,7 +86,15 @@ where
         let request =
             (self.build)(client.exchange.client()).header(AUTHORIZATION, token.authorization.clone());
         match client.exchange.send_until(request, budget.deadline()).await {
-            Ok(received) => self.read(&received),
+            Ok(received) => {
+                let answer = self.read(&received);
+                match &answer {
+                    Err(Error::Throttled { reset }) => client.gate.close_for(reset.unwrap_or_default()),
+                    Ok(_) => client.gate.widen(),
+                    Err(_) => {}
+                }
+                answer
+            }
             Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
             Err(Failure::TooLong) => Err(Error::TooLong { limit: client.exchange.max_body_bytes() }),
         }

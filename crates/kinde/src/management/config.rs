@@ -111,13 +111,13 @@ impl Expand {
 /// The budget of one call, retries included. It ends with whichever limit is reached first.
 #[derive(Debug, Clone)]
 pub struct Retry {
-    /// Attempts in all; at least 1.
+    /// Attempts in all; at least 1. One that Kinde throttles and says for how long (`RateLimit-Reset`) does not count.
     pub attempts: u32,
     /// Longest time for all attempts and the pauses between them.
     pub total: Duration,
     /// The first pause; it doubles with every attempt, and a random part of up to half is taken off.
     pub first_pause: Duration,
-    /// The longest pause. One that Kinde demands (`RateLimit-Reset`) may be longer.
+    /// The longest pause. One that Kinde demands is added to it.
     pub longest_pause: Duration,
 }
 

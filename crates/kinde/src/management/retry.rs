@@ -1,6 +1,6 @@
 //! When to try again, and when to give up.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -17,45 +17,61 @@ pub(super) enum Again {
     After(Duration),
 }
 
+/// The first spacing of requests after a 429.
+const FIRST_SPACING: Duration = Duration::from_millis(50);
+/// The longest: Kinde's smallest limits are a few requests a second.
+const LONGEST_SPACING: Duration = Duration::from_secs(2);
+/// Spacings below this are none.
+const SHORTEST_SPACING: Duration = Duration::from_millis(5);
+
 /// What is left of the budget of one call.
 #[derive(Debug)]
 pub(super) struct Budget<'a> {
     retry: &'a Retry,
     deadline: Instant,
-    /// That failed without a word of when to come back.
     attempts: u32,
-    waits: u32,
+    throttled: u32,
 }
 
 impl<'a> Budget<'a> {
     pub(super) fn new(retry: &'a Retry) -> Self {
-        Self { retry, deadline: Instant::now() + retry.total, attempts: 0, waits: 0 }
+        Self { retry, deadline: Instant::now() + retry.total, attempts: 0, throttled: 0 }
     }
 
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Counts an attempt that failed and waits before the next one; `false` when there is none. Who does as Kinde says
-    /// has as many attempts as there is time for: a limiter that many share says "in a second" again and again.
+    /// Counts an attempt that failed and waits before the next one; `false` when there is none.
+    ///
+    /// Who waits as long as Kinde says has done nothing wrong: that is no attempt, only time ends it.
     pub(super) async fn wait(&mut self, again: Again) -> bool {
         let pause = match again {
             Again::Never => return false,
-            Again::Soon => jittered(self.pause()),
-            // Those who were throttled together must not come back together.
-            Again::After(reset) => reset + jittered(self.pause()),
+            Again::Soon => {
+                let pause = jittered(self.doubled(self.attempts));
+                self.attempts += 1;
+                if self.attempts >= self.retry.attempts {
+                    return false;
+                }
+                pause
+            }
+            // Those who were throttled together must not come back together, and ever less so.
+            Again::After(reset) => {
+                let pause = reset + jittered(self.doubled(self.throttled));
+                self.throttled += 1;
+                pause
+            }
         };
-        self.waits += 1;
-        self.attempts += u32::from(again == Again::Soon);
-        if self.attempts >= self.retry.attempts || Instant::now() + pause >= self.deadline {
+        if Instant::now() + pause >= self.deadline {
             return false;
         }
         tokio::time::sleep(pause).await;
         true
     }
 
-    fn pause(&self) -> Duration {
-        let doubled = self.retry.first_pause.saturating_mul(2_u32.saturating_pow(self.waits));
+    fn doubled(&self, times: u32) -> Duration {
+        let doubled = self.retry.first_pause.saturating_mul(2_u32.saturating_pow(times));
         doubled.min(self.retry.longest_pause)
     }
 }
@@ -65,27 +81,113 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::random_range(0.5..=1.0))
 }
 
-/// Holds back all requests of a client while Kinde throttles one of them.
+/// Holds back all requests of a client while Kinde throttles one of them, and spaces them out afterwards: doubled by each
+/// throttling, shortened by each answer, so that a scan comes to go as fast as Kinde lets it.
 #[derive(Debug, Default)]
-pub(super) struct Gate(Mutex<Option<Instant>>);
+pub(super) struct Gate(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    closed_until: Option<Instant>,
+    /// From one request to the next.
+    spacing: Duration,
+    /// When the next one may be sent, as far as the spacing goes.
+    next: Option<Instant>,
+}
 
 impl Gate {
+    /// Kinde throttles: nothing is sent for this long.
     pub(super) fn close_for(&self, reset: Duration) {
-        let until = Instant::now() + reset;
-        let mut closed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *closed = Some(closed.map_or(until, |closed| closed.max(until)));
+        let now = Instant::now();
+        let mut state = self.state();
+        // Of requests that were under way together only the first one tells something new.
+        if state.closed_until.is_none_or(|until| until < now) {
+            state.spacing = (state.spacing * 2).clamp(FIRST_SPACING, LONGEST_SPACING);
+        }
+        let until = now + reset;
+        state.closed_until = Some(state.closed_until.map_or(until, |closed| closed.max(until)));
+    }
+
+    /// Kinde answered.
+    pub(super) fn widen(&self) {
+        let mut state = self.state();
+        let shorter = state.spacing - state.spacing / 16;
+        state.spacing = if shorter < SHORTEST_SPACING { Duration::ZERO } else { shorter };
     }
 
     /// Waits until the gate is open. An error when that is not before the deadline: how long it stays closed.
     pub(super) async fn pass(&self, deadline: Instant) -> Result<(), Duration> {
         loop {
-            let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            match until {
-                Some(until) if until > deadline => return Err(until.saturating_duration_since(now)),
-                Some(until) if until > now => tokio::time::sleep_until(until).await,
-                _ => return Ok(()),
+            let later = self.state().turn(now);
+            match later {
+                None => return Ok(()),
+                Some(until) if until > deadline => return Err(until - now),
+                Some(until) => tokio::time::sleep_until(until).await,
             }
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// `None`: now, and the turn is taken. Else when to ask again.
+    fn turn(&mut self, now: Instant) -> Option<Instant> {
+        let later = self.closed_until.max(self.next).filter(|until| *until > now);
+        if later.is_none() {
+            self.next = (!self.spacing.is_zero()).then(|| now + self.spacing);
+        }
+        later
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_that_kinde_demands_grow_and_are_ended_by_time_alone() {
+        let retry = Retry { attempts: 2, ..Retry::default() };
+        let (mut budget, began) = (Budget::new(&retry), Instant::now());
+        let mut pauses = Vec::new();
+        loop {
+            let asked = Instant::now();
+            if !budget.wait(Again::After(SECOND)).await {
+                break;
+            }
+            pauses.push(asked.elapsed());
+        }
+        assert!(began.elapsed() > retry.total - SECOND - retry.longest_pause, "{pauses:?}");
+        // 1 s and 0.125 to 0.25 s; seven doublings later 1 s and 10 to 20 s.
+        assert!(pauses[0] < SECOND * 5 / 4 && pauses[7] > SECOND * 10, "{pauses:?}");
+        assert!(!budget.wait(Again::Soon).await || !budget.wait(Again::Soon).await, "attempts are counted");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_429_requests_are_spaced_out_and_with_each_answer_less() {
+        let (gate, deadline) = (Gate::default(), Instant::now() + SECOND * 100);
+        let gap = async || {
+            let asked = Instant::now();
+            gate.pass(deadline).await.unwrap();
+            asked.elapsed()
+        };
+        assert_eq!((gap().await, gap().await), (Duration::ZERO, Duration::ZERO), "not before one");
+        // Three of one moment are one.
+        [SECOND; 3].into_iter().for_each(|reset| gate.close_for(reset));
+        assert!(gap().await >= SECOND && gap().await >= FIRST_SPACING);
+        assert!(gap().await < FIRST_SPACING * 2);
+        gate.close_for(SECOND);
+        assert!(gap().await >= SECOND && gap().await >= FIRST_SPACING * 2, "twice as far after the next one");
+        (0..60).for_each(|_| gate.widen());
+        gate.pass(deadline).await.unwrap();
+        assert_eq!(gap().await, Duration::ZERO, "as fast as before");
+        assert_eq!(gate.pass(Instant::now()).await, Ok(()));
+        gate.close_for(SECOND * 200);
+        assert!(gate.pass(deadline).await.is_err());
     }
 }
