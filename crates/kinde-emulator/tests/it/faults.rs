@@ -138,7 +138,9 @@ async fn faults_that_strike_together_all_strike_whichever_was_set_first() {
     let (emulator, url, token) = with_users(10).await;
     let fetch = async |kinds: &[FaultKind]| {
         emulator.clear_faults();
-        kinds.iter().for_each(|kind| emulator.set_fault(Fault::always(kind.clone()).on("users")));
+        for kind in kinds {
+            emulator.set_fault(Fault::always(kind.clone()).on("users"));
+        }
         let response = client().get(&url).bearer_auth(&token).send().await.unwrap();
         assert!(emulator.faults().iter().all(|report| report.struck == 1));
         let (status, headers) = (response.status().as_u16(), response.headers().clone());

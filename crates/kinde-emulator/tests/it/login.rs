@@ -286,10 +286,12 @@ async fn of_many_who_refresh_at_once_without_an_overlap_one_gets_tokens() {
     let emulator = Emulator::start(config).await.unwrap();
     let user = emulator.create_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
     let browser = Browser::new(&emulator);
-    let answer = browser.redeem(&browser.code(&user).await).await.1;
-    let token = text(&answer, "refresh_token");
-    let answers = futures_util::future::join_all((0..16).map(|_| browser.refresh(token))).await;
-    assert_eq!(answers.iter().filter(|(status, _)| *status == 200).count(), 1);
+    for _ in 0..20 {
+        let answer = browser.redeem(&browser.code(&user).await).await.1;
+        let token = text(&answer, "refresh_token");
+        let answers = futures_util::future::join_all((0..16).map(|_| browser.refresh(token))).await;
+        assert_eq!(answers.iter().filter(|(status, _)| *status == 200).count(), 1);
+    }
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
     block_on_all(async {
-        let scanner = Scanner::open(&config).await?;
+        let scanner = Scanner::open(&config, &Wish::Backfill).await?;
         let run = scanner.run(Wish::Backfill, args.expect).await?;
         scan::show(&scan::value(&run), args.json);
         Ok(ExitCode::SUCCESS)

@@ -63,7 +63,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
         None => Wish::Reconcile,
     };
     block_on_all(async {
-        let run = Scanner::open(&config).await?.run(wish, None).await?;
+        let run = Scanner::open(&config, &wish).await?.run(wish, None).await?;
         scan::show(&scan::value(&run), args.json);
         Ok(if run.tally.of(Kind::Held) > 0 { ExitCode::from(HELD) } else { ExitCode::SUCCESS })
     })

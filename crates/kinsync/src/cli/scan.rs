@@ -53,7 +53,8 @@ pub(super) struct Scanner {
 }
 
 impl Scanner {
-    pub(super) async fn open(config: &Config) -> Result<Self, Exit> {
+    /// A dry wish makes nothing in the store, no index either.
+    pub(super) async fn open(config: &Config, wish: &Wish) -> Result<Self, Exit> {
         let opened = open_store(config).await.map_err(anyhow::Error::from).context(
             "while `kinsync serve` runs on the users file, only it can use that file: `kinsync reconcile --soon` asks it",
         )?;
@@ -67,7 +68,9 @@ impl Scanner {
         let reconciler =
             reconciler(config, Arc::clone(&store), Clock::system()).map_err(anyhow::Error::from)?;
         let reconciler = reconciler.ok_or_else(missing)?;
-        opened.prepare().await.map_err(anyhow::Error::from)?;
+        if *wish != Wish::Dry {
+            opened.prepare().await.map_err(anyhow::Error::from)?;
+        }
         Ok(Self { reconciler, store })
     }
 

@@ -200,6 +200,15 @@ async fn reconcile_tells_repairs_holds_and_carries_out_what_is_approved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_makes_nothing_in_a_new_database() {
+    let place = Place::new(generated(3)).await;
+    let (code, stdout, stderr) = place.run(&["reconcile", "--dry-run"]).await;
+    assert!(code == 0 && stdout.contains("3 would be created"), "{stdout}{stderr}");
+    let database = TestMongo::shared().await.client().await.database(&place.users.namespace().db);
+    assert_eq!(database.list_collection_names().await.unwrap(), [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commands_say_what_is_missing_to_ask_kinde() {
     let place = Place::new(kinde_emulator::Config::default()).await;
     let with = |name: &str, value: Option<&str>| {
@@ -375,7 +384,7 @@ async fn of_three_servers_one_scans_and_another_goes_on_when_it_is_killed() {
     until_stored(&town, &first, doc! {}).await;
     // A scan that does not end.
     let long = Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users");
-    town.kinde.set_fault(long);
+    town.kinde.set_fault(long.clone());
     let state = TestMongo::shared().await.client().await.database(&town.users.namespace().db);
     let lease = state.collection::<Document>("kinsync_state");
     let holder = async || {
@@ -385,14 +394,12 @@ async fn of_three_servers_one_scans_and_another_goes_on_when_it_is_killed() {
     };
     let deadline = Instant::now() + PATIENCE;
     let leader = loop {
-        let asked = town.kinde.requests("users");
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        if let Some(leader) = holder().await
-            && town.kinde.requests("users") == asked
-        {
+        let has_begun = town.kinde.faults().iter().any(|report| report.fault == long && report.struck > 0);
+        if let Some(leader) = holder().await.filter(|_| has_begun) {
             break leader;
         }
         assert!(Instant::now() < deadline, "nobody scans");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let asked = town.kinde.requests("users");
     tokio::time::sleep(Duration::from_secs(5)).await;
