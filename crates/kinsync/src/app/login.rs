@@ -26,7 +26,7 @@ pub(super) fn open(
 ) -> Result<Option<(Login, Work)>, Error> {
     let mut issuers = Vec::new();
     let mut profiles = Vec::new();
-    for url in urls(config) {
+    for url in config.kinde.trusted_issuers() {
         let issuer = issuer_of(url);
         issuers.push((issuer.clone(), keys(url, &issuer, tenant)?));
         profiles.push((issuer, profile_client(url)?));
@@ -42,11 +42,6 @@ pub(super) fn open(
     let claims = Arc::new(login::claims::Email);
     let parts = login::Parts { tokens, store, queue, clock, profiles, claims };
     Ok(Some(Login::new(parts, login::Config { cached_users, ..login::Config::default() })))
-}
-
-fn urls(config: &Config) -> impl Iterator<Item = &Url> {
-    let only_domain = config.kinde.issuers.is_empty();
-    config.kinde.issuers.iter().chain(config.kinde.domain.iter().filter(move |_| only_domain))
 }
 
 /// The tenant's own keys are fetched once, for webhooks and tokens alike.
