@@ -1,7 +1,7 @@
 //! Why a stored user is as it is: what was told of it, by whom, and what became of each word.
 //!
-//! Pure. Events and sightings are in the log. Reads of Kinde (a scan, a check, a profile) are not: of those the newest
-//! word on each field is known, from the versions that the row keeps.
+//! Pure. Events and sightings are in the log. Reads of Kinde (a scan, a check, a profile) and tokens are not: of those the
+//! newest word on each field is known, from the versions that the row keeps, and what was overtaken is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,8 +9,9 @@ use kinsync_core::{Field, Micros, Observation, Rank, UserState, Value, Version, 
 use serde::Serialize;
 
 use crate::{
-    observe::observe,
+    observe::{FUTURE_TOLERANCE, latest, observe},
     queue::Entry,
+    sighting,
     store::{LoggedEvent, Row},
 };
 
@@ -23,7 +24,7 @@ pub struct Told {
     pub at: Option<Micros>,
     /// When it came, by our clock, if that was kept.
     pub received_at: Option<Micros>,
-    /// Such as `user.updated`, `kinsync.login` or `read`.
+    /// Such as `user.updated`, `kinsync.login`, `read` or `token`.
     pub kind: String,
     /// The event's id, if it was one.
     pub event_id: Option<String>,
@@ -48,15 +49,20 @@ pub struct Word {
 }
 
 /// Everything that is known to have been told of this user, oldest first. `events`: those of the log.
-pub fn explain(row: Option<&Row>, events: &[LoggedEvent], latest: Micros) -> Vec<Told> {
+pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<Told> {
     let nothing = UserState::default();
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
         events.iter().map(|event| (event.event_id.as_str(), event.event_type.as_str())).collect();
     let judge = Judge { state, names: &names };
-    let mut told: Vec<(Option<Version>, Told)> =
-        events.iter().flat_map(|event| judge.event(event, latest)).collect();
+    let mut told: Vec<(Option<Version>, Told)> = events.iter().flat_map(|event| judge.event(event)).collect();
     told.extend(judge.reads());
+    // What is told already by a sighting, which is a token's word that is in the log.
+    let is_told =
+        |told: &Told| told.kind == sighting::EVENT_TYPE && told.fields.iter().any(|word| word.is_set);
+    if !told.iter().any(|(_, told)| is_told(told)) {
+        told.extend(judge.token());
+    }
     told.sort_by(|a, b| (&a.0, a.1.received_at).cmp(&(&b.0, b.1.received_at)));
     told.into_iter().map(|(_, told)| told).collect()
 }
@@ -68,7 +74,7 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn event(&self, event: &LoggedEvent, latest: Micros) -> Vec<(Option<Version>, Told)> {
+    fn event(&self, event: &LoggedEvent) -> Vec<(Option<Version>, Told)> {
         let entry = Entry {
             event_id: event.event_id.clone(),
             scheme: event.scheme.clone(),
@@ -84,7 +90,7 @@ impl Judge<'_> {
             fate,
             fields,
         };
-        match observe(&entry, latest).observations {
+        match observe(&entry, self.latest(event)).observations {
             Err(failure) => vec![(None, told(event.at, failure.to_string(), Vec::new()))],
             Ok(said) if said.is_empty() => {
                 vec![(None, told(event.at, "it changes no user".into(), Vec::new()))]
@@ -100,6 +106,13 @@ impl Judge<'_> {
         }
     }
 
+    /// As the projector judged when it came; or, if it was let in since (`kinsync dead-letters retry`), at any time.
+    fn latest(&self, event: &LoggedEvent) -> Micros {
+        let mut versions = self.state.fields.values().map(|register| &register.version);
+        let is_known = versions.any(|version| version.rank == Rank::Event && *version.tie == event.event_id);
+        if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
+    }
+
     fn observation(&self, observation: &Observation) -> (String, Vec<Word>) {
         let version = &observation.version;
         let state = self.state;
@@ -112,6 +125,7 @@ impl Judge<'_> {
                         "the user was deleted later".into()
                     }
                     (_, Some(_)) if !state.is_live() => "no event brings a deleted user back".into(),
+                    _ if words.is_empty() => "it says nothing of any field".into(),
                     (0, _) if words.iter().all(|word| word.overtaken_by.is_some()) => {
                         "everything in it was overtaken".into()
                     }
@@ -171,15 +185,7 @@ impl Judge<'_> {
     }
 
     fn read(&self, version: &Version) -> Told {
-        let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
-        let fields: Vec<Word> = set
-            .map(|(field, register)| Word {
-                field: field.key(),
-                value: register.value.clone(),
-                is_set: true,
-                overtaken_by: None,
-            })
-            .collect();
+        let fields = self.set_by(version);
         let fate = if self.state.deleted.as_ref() == Some(version) {
             self.deletion(version)
         } else if self.state.confirmed.as_ref() == Some(version) {
@@ -189,6 +195,27 @@ impl Judge<'_> {
         };
         let at = Some(version.at);
         Told { at, received_at: None, kind: "read".into(), event_id: None, fate, fields }
+    }
+
+    /// What a request's token said and nothing else did.
+    fn token(&self) -> Option<(Option<Version>, Told)> {
+        let version = Version::provisional();
+        let fields = self.set_by(&version);
+        let fate = format!("set {} fields, until an event or a read of Kinde tells them", fields.len());
+        let told =
+            |fields| Told { at: None, received_at: None, kind: "token".into(), event_id: None, fate, fields };
+        (!fields.is_empty()).then(|| (Some(version), told(fields)))
+    }
+
+    fn set_by(&self, version: &Version) -> Vec<Word> {
+        let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
+        set.map(|(field, register)| Word {
+            field: field.key(),
+            value: register.value.clone(),
+            is_set: true,
+            overtaken_by: None,
+        })
+        .collect()
     }
 }
 
@@ -203,4 +230,39 @@ fn newest(what: &str, at: Micros, known: Option<Micros>) -> String {
 fn time(at: Micros) -> String {
     jiff::Timestamp::from_microsecond(at.0)
         .map_or_else(|_| "an impossible time".into(), |at| format!("{at:.6}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::{Field, ids::UserId};
+
+    use super::*;
+
+    const MINUTE: i64 = 60_000_000;
+
+    /// Told ten minutes before it happens.
+    fn ahead() -> LoggedEvent {
+        let payload = r#"{"type":"user.updated","event_id":"event_1","timestamp":"1970-01-01T00:10:00Z","data":{"user":{"id":"kp_1","first_name":"Ada"}}}"#;
+        LoggedEvent {
+            event_id: "event_1".into(),
+            event_type: "user.updated".into(),
+            user: Some("kp_1".into()),
+            at: Some(Micros(10 * MINUTE)),
+            received_at: Micros(0),
+            scheme: "hmac".into(),
+            payload: payload.into(),
+        }
+    }
+
+    #[test]
+    fn an_event_from_the_future_is_quarantined_however_late_it_is_asked_for_unless_it_was_let_in() {
+        let fate = |row: Option<&Row>| explain(row, &[ahead()])[0].fate.clone();
+        assert!(fate(None).starts_with("quarantined"), "{}", fate(None));
+        let id = UserId::parse("kp_1").unwrap();
+        let mut row = Row::unknown(id);
+        let version = Version::event(Micros(10 * MINUTE), "event_1");
+        let register = kinsync_core::Register { value: Value::Text("Ada".into()), version };
+        row.state.fields.insert(Field::FirstName, register);
+        assert_eq!(fate(Some(&row)), "set 1 of 1 fields");
+    }
 }

@@ -3,6 +3,8 @@
 //! Pure. Whether an event is poison is decided here and nowhere else; an event that speaks of no
 //! user is logged and changes nothing.
 
+use std::time::Duration;
+
 use kinde::{
     Patch,
     event::{self, Body, Event},
@@ -16,6 +18,14 @@ use crate::{
     sighting::{self, Sighting},
     store::LoggedEvent,
 };
+
+/// How far ahead of our clock an event may be before it is quarantined.
+pub const FUTURE_TOLERANCE: Duration = Duration::from_mins(5);
+
+/// The latest time that an event may have which is looked at now.
+pub fn latest(now: Micros, tolerance: Duration) -> Micros {
+    Micros(now.0.saturating_add(i64::try_from(tolerance.as_micros()).unwrap_or(i64::MAX)))
+}
 
 /// An entry, understood as far as possible.
 #[derive(Debug)]

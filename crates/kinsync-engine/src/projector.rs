@@ -50,7 +50,7 @@ impl Default for Config {
         Self {
             batch: 1280,
             workers: 2,
-            future_tolerance: Duration::from_mins(5),
+            future_tolerance: observe::FUTURE_TOLERANCE,
             sweep_every: Duration::from_mins(1),
             give_way_below: 250_000,
         }
@@ -142,8 +142,7 @@ impl Projector {
     }
 
     async fn decode(&self, claimed: Vec<Claimed>) -> Batch {
-        let now = self.clock.now();
-        let limit = Micros(now.0.saturating_add(micros(self.config.future_tolerance)));
+        let limit = observe::latest(self.clock.now(), self.config.future_tolerance);
         let mut batch = Batch::default();
         for (n, Claimed { receipt, entry, .. }) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
@@ -251,10 +250,6 @@ impl Projector {
 
 fn count(outcome: &'static str, events: usize) {
     metrics::counter!("kinsync_events_total", "outcome" => outcome).increment(events as u64);
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a metric")]

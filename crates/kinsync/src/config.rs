@@ -74,6 +74,14 @@ pub struct Kinde {
     pub m2m_client_secret: Option<SecretString>,
 }
 
+impl Kinde {
+    /// Who may have issued a token.
+    pub fn trusted_issuers(&self) -> impl Iterator<Item = &Url> {
+        let only_domain = self.issuers.is_empty();
+        self.issuers.iter().chain(self.domain.iter().filter(move |_| only_domain))
+    }
+}
+
 /// Where users are kept.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
@@ -136,6 +144,8 @@ pub struct Http {
     pub metrics_bind: Option<SocketAddr>,
     /// What Kinde, outside, calls this server by.
     pub public_url: Option<Url>,
+    /// Where Kinde delivers to, if not `/api/webhook` below that.
+    pub webhook_url: Option<Url>,
     /// Opens the admin routes.
     pub admin_token: Option<SecretString>,
     /// The longest time for one request.
@@ -212,6 +222,7 @@ impl Config {
                 port: 0,
                 metrics_bind: None,
                 public_url: None,
+                webhook_url: None,
                 admin_token: None,
                 request_deadline: Duration::ZERO,
                 body_deadline: Duration::ZERO,

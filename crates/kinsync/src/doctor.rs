@@ -6,13 +6,15 @@
 //!
 //! In reading order:
 //! - [`kinde`]: clock, keys, issuers, credentials, scopes, the webhook, event types
-//! - [`mongodb`]: server, replica set, majority, indexes, addresses
+//! - [`schema`]: what Kinde's events declare of a user
+//! - [`mongodb`]: server, replica set, majority, privileges, indexes, addresses
 //! - [`data_dir`]: access, room, the time of a sync, dead letters
 //! - [`server`]: what a running server says of itself
 
 mod data_dir;
 mod kinde;
 mod mongodb;
+mod schema;
 mod server;
 
 use std::time::Duration;
@@ -96,7 +98,7 @@ pub async fn examine(loaded: &Loaded, done: impl Fn(&'static str)) -> Vec<Findin
     let kinde = group(kinde, &done, &kinde::IDS, kinde::examine(config));
     let store = group(store, &done, &mongodb::IDS, mongodb::examine(config));
     let folder = group(folder, &done, &data_dir::IDS, data_dir::examine(config));
-    let server = group(server, &done, &server::IDS, server::examine(config));
+    let server = group(server, &done, &server::IDS, server::examine(loaded));
     let (kinde, store, folder, server) = tokio::join!(kinde, store, folder, server);
     [vec![settings(&loaded.warnings)], kinde, store, folder, server].concat()
 }

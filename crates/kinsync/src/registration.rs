@@ -10,6 +10,8 @@ use kinde::{
 };
 use url::Url;
 
+use crate::config::Http;
+
 /// Where deliveries arrive, below the public address.
 const PATH: [&str; 2] = ["api", "webhook"];
 
@@ -18,6 +20,11 @@ pub const REQUIRED: [&str; 4] = ["user.created", "user.updated", "user.deleted",
 
 /// The scopes that `webhook setup` needs.
 pub const SCOPES: [&str; 4] = ["read:webhooks", "read:event_types", "create:webhooks", "update:webhooks"];
+
+/// Where Kinde delivers to this server, as the settings say; `None` where they do not.
+pub fn endpoint(http: &Http) -> Option<Url> {
+    http.webhook_url.clone().or_else(|| http.public_url.as_ref().map(endpoint_of))
+}
 
 /// The webhook of a server that Kinde reaches at this address.
 pub fn endpoint_of(public_url: &Url) -> Url {
@@ -55,10 +62,9 @@ pub enum Error {
         /// What it said.
         source: management::Error,
     },
-    /// The list was read since, and there was none.
+    /// The list was read since and there was none, or it could not be read.
     #[error(
-        "it is not known whether Kinde made the webhook; a moment later it was not in the list: run the command \
-         again, it looks before it makes one"
+        "it is not known whether Kinde made the webhook: run the command again, it looks before it makes one"
     )]
     Unsure(#[source] management::Error),
     /// Kinde refused to change it.
@@ -178,8 +184,8 @@ impl Registration {
             let others = if may_be_too_many { self.others.len() } else { 0 };
             return Err(Error::Refused { others, source: error });
         }
-        let now = client.webhooks().await.map_err(Error::Read)?.value;
-        match Self::of(self.endpoint.clone(), now, &self.wanted).ours {
+        let Ok(now) = client.webhooks().await else { return Err(Error::Unsure(error)) };
+        match Self::of(self.endpoint.clone(), now.value, &self.wanted).ours {
             Some(made) => Ok(made.id),
             None => Err(Error::Unsure(error)),
         }

@@ -190,3 +190,12 @@ fn what_cannot_be_understood_says_why() {
         assert!(matches!(decode(payload), Err(Error::NotAnObject(_))));
     }
 }
+
+#[test]
+fn every_member_that_is_said_to_be_read_is_and_no_other() {
+    let mut user: Value = User::MEMBERS.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
+    user["id"] = json!("kp_1");
+    user["other"] = json!(1);
+    let user = user_of(decode_value(&json!({ "type": "user.updated", "data": { "user": user } })).unwrap());
+    assert_eq!(user.extra.keys().collect::<Vec<_>>(), ["other"]);
+}

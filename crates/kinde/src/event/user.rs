@@ -57,6 +57,19 @@ pub struct Named {
 }
 
 impl User {
+    /// The members that are read; others are in `extra`.
+    pub const MEMBERS: [&'static str; 9] = [
+        "id",
+        "email",
+        "first_name",
+        "last_name",
+        "phone",
+        "username",
+        "is_suspended",
+        "is_password_reset_requested",
+        "organizations",
+    ];
+
     pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,

@@ -30,6 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 pub use self::adopt::{Adopt, Unclaimed};
 pub use self::inspect::{IndexFault, Server, Topology};
+pub use self::privileges::Forbidden;
 use self::{call::Calls, keys::Keys};
 use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
@@ -41,6 +42,7 @@ mod indexes;
 mod inspect;
 mod keys;
 mod log;
+mod privileges;
 mod read;
 mod state;
 mod write;

@@ -18,7 +18,7 @@ use crate::config::Config;
 
 /// The keys of each issuer of tokens. The tenant's own are fetched once, for webhooks and tokens alike.
 pub(super) fn key_sets(config: &Config, tenant: Option<&Jwks>) -> Result<Vec<Jwks>, Error> {
-    urls(config).map(|url| keys(url, tenant)).collect()
+    config.kinde.trusted_issuers().map(|url| keys(url, tenant)).collect()
 }
 
 /// `None` without an issuer: nobody could be verified.
@@ -33,7 +33,7 @@ pub(super) fn open(
         return Ok(None);
     }
     let issuers = key_sets.iter().map(|keys| (keys.issuer().to_owned(), keys.clone())).collect();
-    let profiles = urls(config).map(|url| Ok((issuer_of(url), profile_client(url)?)));
+    let profiles = config.kinde.trusted_issuers().map(|url| Ok((issuer_of(url), profile_client(url)?)));
     let profiles = profiles.collect::<Result<_, Error>>()?;
     let audiences = config.kinde.audience.clone();
     let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
@@ -44,11 +44,6 @@ pub(super) fn open(
     let parts = login::Parts { tokens, store, queue, clock, profiles, claims };
     let sightings_below = config.queue.max_entries / 2;
     Ok(Some(Login::new(parts, login::Config { cached_users, sightings_below, ..login::Config::default() })))
-}
-
-fn urls(config: &Config) -> impl Iterator<Item = &Url> {
-    let only_domain = config.kinde.issuers.is_empty();
-    config.kinde.issuers.iter().chain(config.kinde.domain.iter().filter(move |_| only_domain))
 }
 
 fn keys(url: &Url, tenant: Option<&Jwks>) -> Result<Jwks, Error> {

@@ -17,7 +17,11 @@ pub(super) enum Command {
     Show(Show),
     /// Show what was told of a user, in order: what each word set, what was ignored and why, and what the next scan
     /// would do
-    #[command(after_help = "Example:\n  kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb")]
+    #[command(
+        after_help = "Every event is told, from the log. Of reads of Kinde and of tokens what still counts is told: \
+                            what later words\novertook is not kept. The next scan is found out by asking Kinde, for a \
+                            few seconds.\n\nExample:\n  kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb"
+    )]
     Explain(Show),
 }
 
@@ -102,7 +106,14 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
         ("SAID", "said"),
         ("WHAT BECAME OF IT", "fate"),
     ];
-    output::table(&rows, &columns);
+    if rows.is_empty() {
+        output::say("nothing is kept but that somebody made a request with this id in the token");
+    } else {
+        output::table(&rows, &columns);
+    }
+    output::say(
+        "\nOf reads of Kinde and of tokens this is what still counts: what later words overtook is not kept.",
+    );
     if answer["olderEventsLeftOut"] == true {
         output::say("… and older events: kinsync events list --user");
     }

@@ -11,7 +11,7 @@ use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::management,
     config::{Config, Problem, Problems, Setting, Sources, value},
-    registration::{Plan, Registration, endpoint_of},
+    registration::{self, Plan, Registration},
 };
 
 const AFTER_HELP: &str = "\
@@ -25,7 +25,8 @@ create:webhooks and update:webhooks. Kinde counts one token for each run.
 
 Examples:
   kinsync webhook setup --public-url https://app.example.com      for https://app.example.com/api/webhook
-  kinsync webhook setup --url https://app.example.com/hooks/kinde where a proxy leads to /api/webhook
+  kinsync webhook setup --url https://app.example.com/hooks/kinde where a proxy leads to /api/webhook; KINSYNC_WEBHOOK_URL
+                                                                  says the same, also to `kinsync doctor`
   kinsync webhook setup --dry-run --json                          what it would do, for a program
 
 Exit codes: 0 done, or nothing to do; 1 failed; 78 wrong settings";
@@ -39,7 +40,7 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Setup {
-    /// The whole address of the webhook [default: /api/webhook below the public URL]
+    /// The whole address of the webhook [default: `KINSYNC_WEBHOOK_URL`, else /api/webhook below the public URL]
     #[arg(long)]
     url: Option<String>,
     /// Say what would change; change nothing
@@ -68,6 +69,12 @@ async fn setup(args: Setup) -> Result<ExitCode, Exit> {
         Some(found.carry_out(&client).await.map_err(anyhow::Error::from)?)
     };
     show(&found, id.as_deref(), args.dry_run, args.json);
+    if !args.json && registration::endpoint(&config.http).as_ref() != Some(&found.endpoint) {
+        output::say(&format!(
+            "\nFor `kinsync doctor`, and to run this without --url: set KINSYNC_WEBHOOK_URL={}",
+            found.endpoint
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -76,7 +83,7 @@ fn needs(config: &Config, url: Option<&str>) -> Result<(Client, Url), Exit> {
     let mut problems: Vec<Problem> = missing(config);
     let given = url.map(value::public_url).transpose();
     let endpoint = match given {
-        Ok(given) => given.or_else(|| config.http.public_url.as_ref().map(endpoint_of)),
+        Ok(given) => given.or_else(|| registration::endpoint(&config.http)),
         Err(wrong) => {
             problems.push(Problem::new("--url", wrong));
             None

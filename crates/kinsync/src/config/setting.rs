@@ -331,6 +331,16 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "http.webhook_url",
+        env: "KINSYNC_WEBHOOK_URL",
+        flag: "webhook-url",
+        example: "https://app.example.com/hooks/kinde",
+        help: "The whole address of the webhook, where a proxy leads from another path to /api/webhook, for `webhook \
+               setup` and `doctor` [default: /api/webhook below KINSYNC_PUBLIC_URL]",
+        set: |config, text| put(&mut config.http.webhook_url, value::public_url(text).map(Some)),
+        ..ROW
+    },
+    Setting {
         key: "http.admin_token",
         env: "KINSYNC_ADMIN_TOKEN",
         flag: "admin-token",
@@ -432,7 +442,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "server",
         example: "http://127.0.0.1:5000",
         reader: Reader::Client,
-        help: "The running server to talk to [default: http://127.0.0.1:PORT]",
+        help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and `doctor` talk to \
+               [default: http://127.0.0.1:PORT]",
         set: |config, text| put(&mut config.server, value::server(text).map(Some)),
         ..ROW
     },

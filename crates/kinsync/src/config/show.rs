@@ -12,21 +12,25 @@ use super::{
 pub fn masked(resolved: &Resolved) -> Option<String> {
     let text = resolved.text.as_ref()?;
     Some(match resolved.setting.secrecy {
+        // What should be no secret may hold one all the same, in a setting that is refused for it.
+        Secrecy::Open if text.contains("://") && text.contains('@') => without_credentials(text),
         Secrecy::Open => text.clone(),
         Secrecy::Hidden => "********".to_owned(),
         Secrecy::Credentials => without_credentials(text),
     })
 }
 
-/// A URL with stars for its user and password, and without the options that may hold more.
+/// A URL with stars for its user and password, and without the options that may hold more. Where a `?` may be part of
+/// a password that was not encoded, nothing is told apart, and nothing shown.
 fn without_credentials(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return "********".to_owned() };
-    // The last one of all: a password that nobody encoded may hold the others.
-    let (user, hosts) = rest.rsplit_once('@').map_or((None, rest), |(user, hosts)| (Some(user), hosts));
-    let hosts = hosts.split('?').next().unwrap_or_default();
-    match user {
-        Some(_) => format!("{scheme}://********@{hosts}"),
-        None => format!("{scheme}://{hosts}"),
+    let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
+    if options.contains('@') {
+        return format!("{scheme}://********");
+    }
+    match place.rsplit_once('@') {
+        Some((_, hosts)) => format!("{scheme}://********@{hosts}"),
+        None => format!("{scheme}://{place}"),
     }
 }
 
@@ -61,7 +65,9 @@ mod tests {
         check("mongodb://h:1/app", "mongodb://h:1/app");
         check("mongodb://u:p%40@h:1,i:2/app?authSource=admin", "mongodb://********@h:1,i:2/app");
         check("mongodb+srv://u:p@ss@h/app", "mongodb+srv://********@h/app");
-        check("mongodb://u:pa?ss@h/db?w=1", "mongodb://********@h/db");
         check("rubbish", "********");
+        // Where a password may not have been encoded, it is not guessed where it ends.
+        check("mongodb://u:pa?ss@h/db", "mongodb://********");
+        check("mongodb://h/db?authMechanismProperties=TOKEN:a@b", "mongodb://********");
     }
 }

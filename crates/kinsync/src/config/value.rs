@@ -94,9 +94,12 @@ pub fn domain(text: &str) -> Result<Url> {
     kinde::parse_domain(text).map_err(|error| error.to_string())
 }
 
-/// The base address of a kinsync server.
+/// The base address of a kinsync server. Errors name it, so it holds no password.
 pub fn server(text: &str) -> Result<Url> {
     let url: Url = parsed(text, "a URL")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must be without a user and a password: the admin token opens the server".into());
+    }
     match url.scheme() {
         "http" | "https" if url.host().is_some() => Ok(url),
         _ => Err("must start with `http://` or `https://`".into()),

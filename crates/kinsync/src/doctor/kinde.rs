@@ -12,11 +12,11 @@ use kinde::{
 use kinsync_tower::problem::chain;
 use url::Url;
 
-use super::{Finding, some};
+use super::{Finding, schema, some};
 use crate::{
     app::management::settings,
     config::Config,
-    registration::{REQUIRED, Registration, endpoint_of, may_be_ours},
+    registration::{self, REQUIRED, Registration, may_be_ours},
 };
 
 const CLOCK: &str = "kinde.clock";
@@ -32,6 +32,8 @@ pub(super) const IDS: [&str; 8] = [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, 
 
 /// A clock that is off by more than this is worth a look: a measurement is right to about a second.
 const NOTABLE_SKEW: f64 = 5.0;
+/// One request is made for each.
+const SCOPES_ASKED: [&str; 4] = ["read:users", "read:webhooks", "read:event_types", "read:events"];
 /// Of an event that there is none of: what counts is whether one may ask.
 const NO_EVENT: &str = "event_00000000000000000000000000000000";
 
@@ -40,7 +42,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     vec![
         clock(config, &discovered, &asked),
         keys,
-        issuers(&discovered),
+        issuers(config, &discovered),
         audience(config),
         credentials(config, &asked),
         scopes(&asked),
@@ -97,39 +99,50 @@ async fn fetch_keys(url: &Url) -> Result<usize, String> {
     Ok(status.keys)
 }
 
-/// What each domain says of itself, with the setting that names it.
-type Discovered = Vec<(&'static str, Url, Result<(Discovery, Sent), discovery::Error>)>;
+/// What each domain says of itself.
+type Discovered = Vec<(Url, Result<(Discovery, Sent), discovery::Error>)>;
 
 async fn discover(config: &Config) -> Discovered {
     let asked = domains(config).into_iter().map(async |url| {
         let answer = discovery::discover(discovery::Config::new(url.clone())).await;
-        (setting_of(config, &url), url, answer.map(|answer| (answer.value, answer.sent)))
+        (url, answer.map(|answer| (answer.value, answer.sent)))
     });
     futures_util::future::join_all(asked).await
 }
 
-fn issuers(discovered: &Discovered) -> Finding {
-    let (mut wrong, mut unread, mut right) = (Vec::new(), Vec::new(), Vec::new());
-    for (setting, url, answer) in discovered {
+/// Of those whose tokens are taken: `KINDE_DOMAIN` is one of them only where `KINDE_ISSUERS` is not set.
+fn issuers(config: &Config, discovered: &Discovered) -> Finding {
+    let (mut wrong, mut unread, mut right) = (None, Vec::new(), Vec::new());
+    for url in config.kinde.trusted_issuers() {
         let trusted = issuer_of(url);
-        match answer {
-            Ok((said, _)) if said.issuer == trusted => right.push(trusted),
-            Ok((said, _)) => wrong.push((setting, trusted, &said.issuer)),
-            Err(error) => unread.push(format!("{trusted}: {}", chain(error))),
+        let said = discovered.iter().find(|(known, _)| known == url).map(|(_, answer)| answer);
+        let issuer = match said {
+            Some(Ok((said, _))) => said.issuer.clone(),
+            Some(Err(error)) => {
+                unread.push(format!("{trusted}: {}", chain(error)));
+                trusted.clone()
+            }
+            None => trusted.clone(),
+        };
+        if issuer != trusted {
+            wrong.get_or_insert((trusted, issuer.clone()));
+        }
+        if !right.contains(&issuer) {
+            right.push(issuer);
         }
     }
-    if discovered.is_empty() {
+    if right.is_empty() {
         return Finding::skipped(
             ISSUERS,
             "no tenant is set",
             "set KINDE_DOMAIN to serve users with access tokens",
         );
     }
-    if let Some((setting, trusted, said)) = wrong.first() {
+    if let Some((trusted, said)) = wrong {
         return Finding::failed(
             ISSUERS,
             format!("{trusted} says that its issuer is {said}, so its tokens are refused"),
-            format!("set {setting} to {said}, where that is your tenant"),
+            format!("set KINDE_ISSUERS to {}, where that is your tenant", right.join(",")),
         );
     }
     if unread.is_empty() {
@@ -178,19 +191,24 @@ struct Answers {
 impl Answers {
     /// What went wrong, each with the scope that was needed.
     fn errors(&self) -> impl Iterator<Item = (&'static str, &Error)> {
-        let all = [
-            ("read:users", self.users.as_ref().err()),
-            ("read:webhooks", self.webhooks.as_ref().err()),
-            ("read:event_types", self.event_types.as_ref().err()),
-            ("read:events", self.event.as_ref().err()),
+        let errors = [
+            self.users.as_ref().err(),
+            self.webhooks.as_ref().err(),
+            self.event_types.as_ref().err(),
+            self.event.as_ref().err(),
         ];
-        all.into_iter().filter_map(|(scope, error)| Some((scope, error?)))
+        SCOPES_ASKED.into_iter().zip(errors).filter_map(|(scope, error)| Some((scope, error?)))
     }
 
-    /// Why we are nobody to Kinde.
+    /// Why we are nobody to Kinde: without a token, or where it takes the token for nothing.
     fn refusal(&self) -> Option<&Error> {
         let mut errors = self.errors().map(|(_, error)| error);
-        errors.find(|error| matches!(error, Error::Token(_) | Error::Unauthorized { .. }))
+        let all_failed = self.errors().count() == SCOPES_ASKED.len();
+        errors.find(|error| match error {
+            Error::Token(_) => true,
+            Error::Unauthorized { .. } => all_failed,
+            _ => false,
+        })
     }
 }
 
@@ -299,8 +317,10 @@ fn credentials_fix(error: &Error, application: &str) -> String {
 
 fn scopes(asked: &Asked) -> Finding {
     let Some(answers) = asked.answers() else { return Finding::needs(SCOPES, CREDENTIALS) };
-    let (lacking, others): (Vec<_>, Vec<_>) =
-        answers.errors().partition(|(_, error)| matches!(error, Error::MissingScope { .. }));
+    // Refused without a reason while others are not, it is the scope too.
+    let (lacking, others): (Vec<_>, Vec<_>) = answers
+        .errors()
+        .partition(|(_, error)| matches!(error, Error::MissingScope { .. } | Error::Unauthorized { .. }));
     let lacking: Vec<&str> = lacking.into_iter().map(|(scope, _)| scope).collect();
     if !lacking.is_empty() {
         let found = format!("the machine-to-machine application lacks {}", lacking.join(", "));
@@ -315,13 +335,18 @@ fn scopes(asked: &Asked) -> Finding {
             Finding::warning(SCOPES, found, fix)
         };
     }
+    // The users come first: what fails for them and does not pass keeps every scan from working.
     match others.first() {
-        Some((scope, error)) => Finding::warning(
-            SCOPES,
-            format!("what {scope} is for could not be asked: {}", chain(*error)),
-            "try again in a moment; status.kinde.com says whether Kinde has a fault",
-        ),
-        None => Finding::ok(SCOPES, "read:users, read:webhooks, read:event_types, read:events"),
+        Some((scope, error)) => {
+            let found = format!("what {scope} is for could not be asked: {}", chain(*error));
+            let fix = "try again in a moment; status.kinde.com says whether Kinde has a fault";
+            if *scope == "read:users" && !error.is_transient() {
+                Finding::failed(SCOPES, found, fix)
+            } else {
+                Finding::warning(SCOPES, found, fix)
+            }
+        }
+        None => Finding::ok(SCOPES, SCOPES_ASKED.join(", ")),
     }
 }
 
@@ -333,7 +358,7 @@ fn webhook(config: &Config, asked: &Asked) -> Finding {
         let fix = "`kinsync webhook setup --public-url https://<your server>` makes one";
         return Finding::failed(WEBHOOK, "Kinde has none, so it delivers nothing", fix);
     }
-    let Some(endpoint) = config.http.public_url.as_ref().map(endpoint_of) else {
+    let Some(endpoint) = registration::endpoint(&config.http) else {
         let likely =
             webhooks.iter().find(|webhook| may_be_ours(webhook)).and_then(|one| one.endpoint.as_deref());
         let likely = likely.unwrap_or("https://<your server>/api/webhook").trim_end_matches("/api/webhook");
@@ -345,11 +370,7 @@ fn webhook(config: &Config, asked: &Asked) -> Finding {
     let registration = Registration::of(endpoint, webhooks.clone(), &offered);
     let endpoint = &registration.endpoint;
     let Some(ours) = &registration.ours else {
-        return Finding::failed(
-            WEBHOOK,
-            format!("none of Kinde's delivers to {endpoint}, they deliver to {}", some(&endpoints)),
-            "`kinsync webhook setup` makes one; or correct KINSYNC_PUBLIC_URL",
-        );
+        return elsewhere(config, endpoint, &endpoints);
     };
     let has = |kind: &&str| ours.event_types.iter().any(|one| one == kind);
     let lacking: Vec<&str> = REQUIRED.into_iter().filter(|kind| !has(kind)).collect();
@@ -370,6 +391,28 @@ fn webhook(config: &Config, asked: &Asked) -> Finding {
     Finding::ok(WEBHOOK, found)
 }
 
+/// None delivers to where the settings say. One that comes here by another way must not be made a second time.
+fn elsewhere(config: &Config, endpoint: &Url, endpoints: &[&str]) -> Finding {
+    let found = format!("none of Kinde's delivers to {endpoint}, they deliver to {}", some(endpoints));
+    let is_near = |text: &&&str| Url::parse(text).is_ok_and(|url| url.origin() == endpoint.origin());
+    match endpoints.iter().find(is_near).filter(|_| config.http.webhook_url.is_none()) {
+        Some(near) => Finding::warning(
+            WEBHOOK,
+            found,
+            format!(
+                "where a proxy leads from {near} to /api/webhook, set KINSYNC_WEBHOOK_URL to it; where none does, \
+                 `kinsync webhook setup` makes one"
+            ),
+        ),
+        None => Finding::failed(
+            WEBHOOK,
+            found,
+            "where one of them leads to this server, set KINSYNC_WEBHOOK_URL to it, or correct KINSYNC_PUBLIC_URL; \
+             where none does, `kinsync webhook setup` makes one",
+        ),
+    }
+}
+
 fn event_types(asked: &Asked) -> Finding {
     let Some(answers) = asked.answers() else { return Finding::needs(EVENT_TYPES, CREDENTIALS) };
     let Ok(types) = &answers.event_types else { return Finding::needs(EVENT_TYPES, SCOPES) };
@@ -383,6 +426,14 @@ fn event_types(asked: &Asked) -> Finding {
         );
     }
     let unknown: Vec<&str> = offered.iter().filter(|kind| !event::is_known(kind)).copied().collect();
+    let differences = schema::differences(types);
+    if !differences.is_empty() {
+        return Finding::warning(
+            EVENT_TYPES,
+            format!("Kinde declares other fields than this version reads: {}", some(&differences)),
+            "look for a newer kinsync; until then scans tell what events do not (`kinsync reconcile --dry-run`)",
+        );
+    }
     if unknown.is_empty() {
         return Finding::ok(EVENT_TYPES, format!("all {} are known", offered.len()));
     }

@@ -1,10 +1,10 @@
-//! `MongoDB`: the server and its set, the indexes, and addresses that several users have.
+//! `MongoDB`: the server and its set, what may be done there, the indexes, and addresses that several users have.
 
 use std::time::Duration;
 
 use kinsync_engine::store::{
     Error,
-    mongo::{IndexFault, MongoStore, Server, Topology},
+    mongo::{Forbidden, IndexFault, MongoStore, Server, Topology},
 };
 use kinsync_tower::problem::chain;
 use secrecy::ExposeSecret;
@@ -16,11 +16,13 @@ const REACHABLE: &str = "mongodb.reachable";
 const VERSION: &str = "mongodb.version";
 const REPLICA_SET: &str = "mongodb.replica_set";
 const MAJORITY: &str = "mongodb.majority";
+const PRIVILEGES: &str = "mongodb.privileges";
 const INDEXES: &str = "mongodb.indexes";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
 
-pub(super) const IDS: [&str; 7] = [REACHABLE, VERSION, REPLICA_SET, MAJORITY, INDEXES, EMAILS, CONFLICTS];
+pub(super) const IDS: [&str; 8] =
+    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS];
 
 /// The oldest that the driver talks to.
 const OLDEST: (u32, u32) = (4, 4);
@@ -53,6 +55,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         version(&server),
         replica_set(&server),
         majority(&server),
+        privileges(database, store.forbidden().await),
     ];
     let faults = store.index_faults().await;
     findings.push(indexes(&faults));
@@ -122,6 +125,24 @@ fn majority(server: &Server) -> Finding {
         ),
         _ => Finding::ok(MAJORITY, "keeps up"),
     }
+}
+
+fn privileges(database: &str, forbidden: Result<Vec<Forbidden>, Error>) -> Finding {
+    let forbidden = match forbidden {
+        Ok(forbidden) if forbidden.is_empty() => return Finding::ok(PRIVILEGES, "may read and write"),
+        Ok(forbidden) => forbidden,
+        Err(error) => return Finding::skipped(PRIVILEGES, chain(&error), fix_of(&error)),
+    };
+    let each: Vec<String> =
+        forbidden.iter().map(|one| format!("{} in {}", one.action, one.collection)).collect();
+    Finding::failed(
+        PRIVILEGES,
+        format!("the user of MONGODB_URI may not {}", some(&each)),
+        format!(
+            "grant it the role readWrite on {database}: `db.grantRolesToUser(\"<user>\", [{{ role: \"readWrite\", db: \
+             \"{database}\" }}])` in the database that it is defined in"
+        ),
+    )
 }
 
 fn indexes(faults: &Result<Vec<IndexFault>, Error>) -> Finding {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::Finding;
-use crate::config::{Config, Http};
+use crate::config::{Http, Loaded, Origin, Setting};
 
 const HEALTH: &str = "server.health";
 
@@ -14,13 +14,13 @@ pub(super) const IDS: [&str; 1] = [HEALTH];
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    vec![health(config).await]
+pub(super) async fn examine(loaded: &Loaded) -> Vec<Finding> {
+    vec![health(loaded).await]
 }
 
-async fn health(config: &Config) -> Finding {
+async fn health(loaded: &Loaded) -> Finding {
     let start = "start it with `kinsync serve`, or pass --server";
-    let Some(base) = address(config) else {
+    let Some(base) = address(loaded) else {
         return Finding::skipped(HEALTH, "with PORT=0 nobody knows where a server is", "pass --server");
     };
     let at = base.as_str().trim_end_matches('/');
@@ -36,9 +36,13 @@ async fn health(config: &Config) -> Finding {
     }
 }
 
-/// Where /health is: as the operator says, else where these settings put it on this machine.
-fn address(config: &Config) -> Option<Url> {
-    if let Some(server) = &config.server {
+/// Where /health is: as the operator says with the command, else where these settings put it. `KINSYNC_SERVER` is where
+/// the admin routes are, and with `KINSYNC_METRICS_BIND` that is not the place.
+fn address(loaded: &Loaded) -> Option<Url> {
+    let config = &loaded.config;
+    if let Some(server) = &config.server
+        && (config.http.metrics_bind.is_none() || is_flag(loaded, Setting::of("KINSYNC_SERVER")))
+    {
         return Some(server.clone());
     }
     let Http { bind, port, metrics_bind, .. } = config.http;
@@ -51,6 +55,11 @@ fn address(config: &Config) -> Option<Url> {
     };
     (port != 0)
         .then(|| Url::parse(&format!("http://{ip}:{port}")).expect("an address and a port are an authority"))
+}
+
+fn is_flag(loaded: &Loaded, setting: &Setting) -> bool {
+    let mut settings = loaded.merged.settings.iter();
+    settings.any(|one| one.setting.env == setting.env && matches!(one.origin, Origin::Flag(_)))
 }
 
 async fn ask(base: &Url) -> reqwest::Result<Value> {

@@ -1,7 +1,7 @@
 //! Routes for who has the admin token. The check stands in every handler's signature, so that no path trick and no
 //! forgotten layer can go round it. Without a token set, they are closed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -214,8 +214,6 @@ pub async fn drop_dead_letter(
     Ok(Json(json!({ "id": id, "status": "dropped" })))
 }
 
-/// The longest wait for Kinde in an explanation: all else in it is known here.
-const KINDE_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Events of one user that an explanation looks at.
 const EXPLAINED: usize = 1000;
 
@@ -233,7 +231,7 @@ pub async fn explain_user(
     if row.is_none() && events.is_empty() {
         return Err(no_user());
     }
-    let told = explain(row.as_ref(), &events, parts.clock.now());
+    let told = explain(row.as_ref(), &events);
     Ok(Json(json!({
         "user": row.as_ref().map(shape_of),
         "told": told.iter().map(shape::told).collect::<Vec<_>>(),
@@ -242,23 +240,24 @@ pub async fn explain_user(
     })))
 }
 
+/// How long Kinde is waited for: what the store and the log know is told without it, well before the deadline of the
+/// request.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// What a scan would do about this user, as Kinde is now.
 async fn next_scan(parts: &Parts, user: kinsync_core::UserId) -> Value {
     let Some(reconcile) = &parts.reconcile else {
         return json!({ "unknown": "set KINDE_M2M_CLIENT_ID, so that Kinde can be asked" });
     };
-    let users = [user];
-    let look = reconcile.reconciler.look(&users);
-    let Ok(looked) = tokio::time::timeout(KINDE_DEADLINE, look).await else {
-        let told = format!("Kinde did not answer within {} s", KINDE_DEADLINE.as_secs());
-        return json!({ "unknown": told });
-    };
-    match looked {
-        Ok(tally) => match tally.examples.first() {
+    match tokio::time::timeout(LOOK, reconcile.reconciler.look(&[user])).await {
+        Ok(Ok(tally)) => match tally.examples.first() {
             None => json!({ "drift": null }),
             Some(drift) => json!({ "drift": drift.kind, "fields": drift.fields }),
         },
-        Err(error) => json!({ "unknown": kinsync_tower::problem::chain(&error) }),
+        Ok(Err(error)) => json!({ "unknown": kinsync_tower::problem::chain(&error) }),
+        Err(_) => {
+            json!({ "unknown": format!("kinde did not answer within {LOOK:?}; ask again in a moment") })
+        }
     }
 }
 

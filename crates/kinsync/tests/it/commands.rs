@@ -151,6 +151,19 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
 }
 
 #[test]
+fn a_scan_that_cannot_open_mongodb_does_not_speak_of_the_users_file() {
+    let vars = [
+        ("KINDE_DOMAIN", "https://acme.kinde.com"),
+        ("KINDE_M2M_CLIENT_ID", "id"),
+        ("KINDE_M2M_CLIENT_SECRET", "secret"),
+        ("MONGODB_URI", "mongodb://h:port/app"),
+    ];
+    let (code, _, stderr) = run(&["reconcile", "--dry-run"], &vars);
+    assert_eq!(code, 1, "{stderr}");
+    assert!(!stderr.contains("users file") && stderr.contains("MONGODB_URI"), "{stderr}");
+}
+
+#[test]
 fn a_second_server_in_the_same_folder_does_not_start() {
     let server = Server::start(&[]);
     let folder = server.folder.path().to_str().unwrap();

@@ -208,6 +208,20 @@ fn no_secret_is_ever_shown() {
     assert!(!format!("{:?}", loaded.config).contains(hidden));
 }
 
+/// Wrong settings are shown too: that is when they are looked at.
+#[test]
+fn a_password_in_the_address_of_something_else_is_refused_and_not_shown() {
+    let hidden = "hunter2-hunter2-hunter2";
+    for name in ["KINSYNC_SERVER", "KINSYNC_PUBLIC_URL", "KINDE_DOMAIN"] {
+        let sources = Sources::from_vars([SECRET, (name, &format!("https://me:{hidden}@example.com"))]);
+        let told = Config::load(&sources).unwrap_err().to_string();
+        assert!(told.contains(name) && !told.contains(hidden), "{told}");
+        let shown = show::json(&sources.merge(&mut Vec::new()), &[], &[]).to_string();
+        assert!(!shown.contains(hidden), "{shown}");
+        assert!(shown.contains("https://********@example.com"), "{shown}");
+    }
+}
+
 #[test]
 fn the_minimal_file_is_right() {
     let (_folder, sources) = with_file(&config_file("kinsync.minimal.toml"));

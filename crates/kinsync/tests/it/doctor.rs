@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 21] = [
+const IDS: [&str; 22] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -27,6 +27,7 @@ const IDS: [&str; 21] = [
     "mongodb.version",
     "mongodb.replica_set",
     "mongodb.majority",
+    "mongodb.privileges",
     "mongodb.indexes",
     "mongodb.emails",
     "mongodb.conflicts",
@@ -102,7 +103,7 @@ async fn serve(tenant: &mut Tenant, mongo: &TestMongo) -> (TestApp, String) {
     (app, database)
 }
 
-async fn prepared(app: &mut TestApp) {
+pub(crate) async fn prepared(app: &mut TestApp) {
     let is_prepared = async |app: &mut TestApp| {
         Ok(app.health().await?.pointer("/components/store/prepared") == Some(&Value::Bool(true)))
     };
@@ -287,6 +288,39 @@ async fn an_issuer_that_calls_itself_otherwise_is_failed() {
     examine(&tenant, &[]).is("kinde.keys", "failed", &["KINDE_DOMAIN"]);
 }
 
+/// `KINDE_DOMAIN` says nothing of tokens where `KINDE_ISSUERS` does.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_those_who_are_trusted_to_issue_tokens_are_compared() {
+    let mut tenant = Tenant::start().await;
+    let other = format!("http://localhost:{}", tenant.kinde.address().port());
+    let said = tenant.kinde.issuer().to_owned();
+    tenant.set("KINDE_DOMAIN", other.as_str());
+    examine(&tenant, &[]).is(
+        "kinde.issuers",
+        "failed",
+        &[&other, &format!("> set KINDE_ISSUERS to {said},")],
+    );
+    tenant.set("KINDE_ISSUERS", said.as_str());
+    examine(&tenant, &[]).is("kinde.issuers", "ok", &[&said]);
+    tenant.set("KINDE_ISSUERS", format!("{said},{other}"));
+    examine(&tenant, &[]).is("kinde.issuers", "failed", &[&format!("> set KINDE_ISSUERS to {said},")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lasting_refusal_of_the_users_fails_and_one_of_something_else_is_of_that_alone() {
+    let tenant = Tenant::start().await;
+    tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("webhooks"));
+    let examined = examine(&tenant, &[]);
+    examined.is("kinde.credentials", "ok", &[]).is("kinde.event_types", "ok", &[]);
+    examined.is("kinde.scopes", "warning", &["lacks read:webhooks >", "grant read:webhooks"]);
+    tenant.kinde.clear_faults();
+    tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 418 }).on("users"));
+    examine(&tenant, &[]).is("kinde.scopes", "failed", &["read:users", "418"]);
+    tenant.kinde.clear_faults();
+    tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("management"));
+    examine(&tenant, &[]).is("kinde.credentials", "failed", &["refuses the token"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kinde_that_throttles_is_a_warning_and_keeps_nobody_waiting() {
     let tenant = Tenant::start().await;
@@ -309,6 +343,30 @@ async fn a_mongod_that_stands_alone_or_is_away_is_failed() {
     tenant.unset("MONGODB_URI");
     let examined = examine(&tenant, &[]);
     examined.is("mongodb.reachable", "skipped", &["not in use"]).is("mongodb.emails", "skipped", &[]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_of_mongodb_who_may_only_read_is_failed_with_the_role_to_grant() {
+    let mut tenant = Tenant::start().await;
+    let mongo = TestMongo::shared().await;
+    let name = mongo.database();
+    let admin = mongo.client().await.database("admin");
+    tenant.set("KINSYNC_DATABASE", name.as_str());
+    // Who gives no name is refused by nobody: this server has no access control.
+    tenant.set("MONGODB_URI", mongo.uri());
+    examine(&tenant, &[]).is("mongodb.privileges", "ok", &[]);
+    for (role, status, words) in [
+        ("read", "failed", &["may not insert", "readWrite", "grantRolesToUser"][..]),
+        ("readWrite", "ok", &[]),
+    ] {
+        let user = format!("{name}_{role}");
+        let roles = [doc! { "role": role, "db": &name }];
+        admin.run_command(doc! { "createUser": &user, "pwd": "secret", "roles": roles }).await.unwrap();
+        let uri = mongo.uri().replace("mongodb://", &format!("mongodb://{user}:secret@"));
+        let separator = if uri.contains('?') { '&' } else { '?' };
+        tenant.set("MONGODB_URI", format!("{uri}{separator}authSource=admin"));
+        examine(&tenant, &[]).is("mongodb.privileges", status, words);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -415,6 +473,31 @@ async fn something_else_at_the_address_of_the_server_is_not_taken_for_it() {
     examined.is("server.health", "warning", &["is not kinsync", "--server"]);
     tenant.set("PORT", "0");
     examine(&tenant, &[]).is("server.health", "skipped", &["--server"]);
+}
+
+/// Both may be set: one is for the commands that use the admin routes, the other is where /health is.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_is_asked_for_where_it_is_and_not_where_the_admin_routes_are() {
+    let mut tenant = Tenant::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
+    app.set("KINSYNC_METRICS_BIND", metrics.as_str());
+    // It is ready when /health is; here that is elsewhere than where the test looks.
+    let client = app.client().clone();
+    tenant.set("KINSYNC_METRICS_BIND", metrics.as_str()).set("KINSYNC_SERVER", app.url(""));
+    let started = app.start();
+    let is_healthy = async {
+        while client.get(format!("http://{metrics}/health")).send().await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! { done = started => done.unwrap(), () = is_healthy => {} }
+    let examined = examine(&tenant, &[]);
+    examined.is("server.health", "ok", &[&metrics]);
+    let kinde = tenant.kinde.issuer().to_owned();
+    examine(&tenant, &["--server", &kinde]).is("server.health", "warning", &["is not kinsync"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,7 +69,7 @@ impl Script {
     }
 
     /// What a shell makes of these steps.
-    fn follow(&self, steps: &[&str]) -> String {
+    fn follow(steps: &[&str]) -> String {
         let output = Command::new("bash").arg("-euc").arg(steps.join("\n")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -79,7 +79,7 @@ impl Script {
     fn ask_until(&self, is_right: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let said = self.follow(&[self.step("TOKEN="), self.step("curl ")]);
+            let said = Self::follow(&[self.step("TOKEN="), self.step("curl ")]);
             let answer = serde_json::from_str(&said).unwrap_or_else(|_| panic!("no JSON: {said}"));
             if is_right(&answer) {
                 return answer;
@@ -125,7 +125,7 @@ async fn check(args: &'static [&'static str]) {
         let known = script.ask_until(|answer| answer["firstName"] == "Ada");
         assert_eq!((&known["kindeId"], &known["email"]), (&first["kindeId"], &"ada@example.com".into()));
         assert!(script.step("users delete").contains(first["kindeId"].as_str().unwrap()));
-        script.follow(&[script.step("users delete")]);
+        Script::follow(&[script.step("users delete")]);
         script.ask_until(|answer| answer["reason"] == "deleted");
         // 0 where who started the tests ignores the signal, which a shell cannot undo: then the others end, and it with them.
         assert!(matches!(script.interrupt().code(), Some(130 | 0)), "ended by Ctrl-C");

@@ -16,6 +16,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::Value;
 
 use crate::{
+    doctor::prepared,
     request_path::{PATIENCE, Town, named},
     server::{TOKEN, kinsync},
 };
@@ -447,6 +448,75 @@ async fn what_was_lost_repeated_or_late_ends_as_kinde_has_it() {
         assert!(Instant::now() < deadline, "some deletions are not found");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+async fn explained(town: &Town, id: &str) -> Value {
+    admin(town, reqwest::Method::GET, &format!("/api/admin/users/{id}/explain")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_answers_while_kinde_is_slow_and_says_that_the_next_scan_is_unknown() {
+    let town = town(1, "off").await;
+    let ada = town.kinde.sign_up(named(1)).unwrap().id;
+    until_stored(&town, &ada, doc! {}).await;
+    let slow = FaultKind::Slow { min: Duration::from_mins(1), max: Duration::from_mins(1) };
+    town.kinde.set_fault(Fault::always(slow).on("user"));
+    let explained = explained(&town, &ada).await;
+    assert_eq!(explained["told"][0]["kind"], "user.created", "{explained}");
+    let unknown = explained["nextScan"]["unknown"].as_str().unwrap();
+    assert!(unknown.contains("did not answer within"), "{unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_tells_of_tokens_of_clocks_that_are_ahead_and_of_events_that_say_nothing() {
+    let mut town = town(1, "off").await;
+    // Made by a request, with the address of the token.
+    let ada = town.kinde.import_user(named(1)).unwrap().id;
+    let slow = FaultKind::Slow { min: Duration::from_mins(1), max: Duration::from_mins(1) };
+    town.kinde.set_fault(Fault::always(slow).on("profile"));
+    let spec = kinde_emulator::TokenSpec {
+        claims: serde_json::json!({ "email": "user1@example.com" }).as_object().unwrap().clone(),
+        ..kinde_emulator::TokenSpec::default()
+    };
+    let token = town.kinde.access_token(&ada, &spec).unwrap();
+    prepared(&mut town.apps[0]).await;
+    let app = &town.apps[0];
+    let answer = app.client().get(app.url("/api/me")).bearer_auth(token).send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    until_stored(&town, &ada, doc! {}).await;
+    let told = explained(&town, &ada).await["told"].clone();
+    assert_eq!((&told[0]["kind"], &told[0]["at"]), (&"token".into(), &Value::Null), "{told}");
+    assert_eq!(told[0]["fields"][0]["value"], "user1@example.com", "{told}");
+
+    let event = |id: &str, at: jiff::Timestamp, data: &str| {
+        format!(
+            r#"{{"type":"user.updated","event_id":"{id}","timestamp":"{at}","data":{{"user":{{"id":"{ada}"{data}}}}}}}"#
+        )
+    };
+    // Within the tolerance it is applied, and beyond it is not.
+    let now = jiff::Timestamp::now();
+    let ahead = event("event_ahead", now + Duration::from_mins(3), r#","first_name":"Ahead""#);
+    let far = event("event_far", now + Duration::from_mins(10), r#","first_name":"Far""#);
+    let empty = event("event_empty", now, "");
+    for body in [ahead, far, empty] {
+        assert_eq!(town.apps[0].deliver(body).await.unwrap(), 200);
+    }
+    town.apps[0].leaves_entries();
+    town.apps[0].drained(PATIENCE).await.unwrap();
+    let told = explained(&town, &ada).await["told"].clone();
+    let fate = |event: &str| {
+        let told = told.as_array().unwrap().iter().find(|told| told["eventId"] == event).unwrap();
+        told["fate"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(fate("event_ahead"), "set 1 of 1 fields");
+    assert!(fate("event_far").starts_with("quarantined"), "{told}");
+    assert_eq!(fate("event_empty"), "it says nothing of any field");
+
+    let url = town.apps[0].url("");
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    let output = kinsync(&["users", "explain", &ada], &vars).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("what later words overtook is not kept"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -89,8 +89,43 @@ async fn of_two_webhooks_of_this_address_the_full_one_counts_and_the_other_is_na
     assert_eq!(tenant.webhooks(), before);
 }
 
+/// Behind a proxy the path may be another one: then one setting says it to `setup` and to `doctor`.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_at_another_path_is_known_by_one_setting_and_never_made_twice() {
+    const HOOK: &str = "https://app.example.com/hooks/kinde";
+    let mut tenant = Tenant::start().await;
+    tenant.set("KINSYNC_PUBLIC_URL", "https://app.example.com");
+    let doctor = |tenant: &Tenant| -> (String, String) {
+        let said = tenant.run(&["doctor", "--json"]).json();
+        let findings = said["findings"].as_array().unwrap();
+        let webhook = findings.iter().find(|one| one["id"] == "kinde.webhook").unwrap();
+        (webhook["status"].as_str().unwrap().to_owned(), webhook.to_string())
+    };
+    let made = tenant.run(&["webhook", "setup", "--url", HOOK]);
+    assert!(made.code == 0 && made.stdout.contains("set KINSYNC_WEBHOOK_URL"), "{}", made.stdout);
+    let (status, said) = doctor(&tenant);
+    assert_eq!(status, "warning", "{said}");
+    assert!(said.contains(HOOK) && said.contains("KINSYNC_WEBHOOK_URL"), "{said}");
+    tenant.set("KINSYNC_WEBHOOK_URL", HOOK);
+    assert_eq!(doctor(&tenant).0, "ok");
+    let again = tenant.run(&["webhook", "setup"]);
+    assert!(
+        again.stdout.starts_with("nothing to do") && !again.stdout.contains("KINSYNC"),
+        "{}",
+        again.stdout
+    );
+    assert_eq!(tenant.webhooks().len(), 1);
+}
+
 /// Runs `setup` with a fault that strikes the request that makes the webhook.
 fn setup_struck_by(tenant: &Tenant, fault: FaultKind) -> Ran {
+    let ran = setup_struck_times(tenant, fault, 1);
+    assert_eq!(tenant.kinde.faults()[1].struck, 1);
+    ran
+}
+
+/// The same, with one that strikes what comes after it too.
+fn setup_struck_times(tenant: &Tenant, fault: FaultKind, times: u64) -> Ran {
     let second = Duration::from_secs(1);
     tenant.kinde.clear_faults();
     tenant.kinde.set_fault(Fault::times(FaultKind::Slow { min: second, max: second }, 1).on("event_types"));
@@ -103,10 +138,8 @@ fn setup_struck_by(tenant: &Tenant, fault: FaultKind) -> Ran {
             assert!(began.elapsed() < PATIENCE, "it never asks");
             std::thread::yield_now();
         }
-        tenant.kinde.set_fault(Fault::times(fault, 1).on("webhooks"));
-        let ran = command.join().unwrap();
-        assert_eq!(tenant.kinde.faults()[1].struck, 1);
-        ran
+        tenant.kinde.set_fault(Fault::times(fault, times).on("webhooks"));
+        command.join().unwrap()
     })
 }
 
@@ -135,6 +168,16 @@ async fn a_webhook_that_was_not_made_is_said_and_not_made_again_by_itself() {
     );
     assert_eq!(tenant.run(&SETUP).code, 0);
     assert_eq!(tenant.kinde.webhooks().len(), 1);
+}
+
+/// The answer is cut off, and then the list cannot be read either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_cannot_be_looked_for_is_said_to_be_unsure() {
+    let tenant = Tenant::start().await;
+    let ran = setup_struck_times(&tenant, FaultKind::Status { status: 503 }, 100);
+    assert_eq!(ran.code, 1);
+    assert!(ran.stderr.contains("not known whether Kinde made the webhook"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("run the command again") && !ran.stderr.contains("scopes"), "{}", ran.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,62 @@
+//! What the user of the connection string may do, for `kinsync doctor`. Nothing is tried out: the server is asked.
+
+use bson::{Bson, Document, doc};
+
+use super::{Inner, MongoStore};
+use crate::store::{Error, timed};
+
+/// What is done with every collection; the role `readWrite` has all of it.
+const ACTIONS: [&str; 5] = ["find", "insert", "update", "remove", "createIndex"];
+
+/// Something that must be done and may not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Forbidden {
+    /// Such as `insert`.
+    pub action: &'static str,
+    /// Where.
+    pub collection: String,
+}
+
+impl MongoStore {
+    /// What the user of this connection would need and may not. Nothing, where the server has no access control.
+    pub async fn forbidden(&self) -> Result<Vec<Forbidden>, Error> {
+        timed("mongo", "forbidden", self.0.forbidden()).await
+    }
+}
+
+impl Inner {
+    async fn forbidden(&self) -> Result<Vec<Forbidden>, Error> {
+        let database = self.database.clone();
+        let ask =
+            async move { database.run_command(doc! { "connectionStatus": 1, "showPrivileges": true }).await };
+        let status = self.calls.run("look at what it may do", self.op_timeout, ask).await?;
+        let Ok(info) = status.get_document("authInfo") else { return Ok(Vec::new()) };
+        if list(info, "authenticatedUsers").is_empty() {
+            return Ok(Vec::new());
+        }
+        let granted = list(info, "authenticatedUserPrivileges");
+        let collections = [self.users.name(), self.events.name(), self.state.name()];
+        let wanted = collections.into_iter().flat_map(|name| ACTIONS.map(|action| (name, action)));
+        let is_granted = |name: &str, action: &str| {
+            granted.iter().filter_map(Bson::as_document).any(|privilege| {
+                covers(privilege, self.database.name(), name)
+                    && list(privilege, "actions").iter().any(|one| one.as_str() == Some(action))
+            })
+        };
+        let forbidden = wanted.filter(|(name, action)| !is_granted(name, action));
+        Ok(forbidden.map(|(name, action)| Forbidden { action, collection: name.to_owned() }).collect())
+    }
+}
+
+fn list<'a>(document: &'a Document, key: &str) -> &'a [Bson] {
+    document.get_array(key).map_or(&[], Vec::as_slice)
+}
+
+/// An empty name stands for all.
+/// <https://www.mongodb.com/docs/manual/reference/resource-document/>
+fn covers(privilege: &Document, database: &str, collection: &str) -> bool {
+    let Ok(resource) = privilege.get_document("resource") else { return false };
+    let fits = |key, name: &str| resource.get_str(key).is_ok_and(|one| one.is_empty() || one == name);
+    resource.get_bool("anyResource").unwrap_or(false)
+        || (fits("db", database) && fits("collection", collection))
+}
