@@ -56,7 +56,8 @@ impl Scanner {
     /// A dry wish makes nothing in the store, no index either.
     pub(super) async fn open(config: &Config, wish: &Wish) -> Result<Self, Exit> {
         let opened = open_store(config).await.map_err(anyhow::Error::from).context(
-            "while `kinsync serve` runs on the users file, only it can use that file: `kinsync reconcile --soon` asks it",
+            "while `kinsync serve` runs on the users file, only it can use that file: `kinsync reconcile --soon` asks it, \
+             also with `--approve RUN`",
         )?;
         let store = opened.store();
         let missing = || {
