@@ -178,7 +178,9 @@ impl Parts {
             let unlisted = self.unlisted(run, scanned, &ids);
             let (following, (live, users)) = tokio::try_join!(next(Some(last)), unlisted)?;
             candidates.live += live;
-            users.into_iter().for_each(|user| candidates.add(user, approved));
+            for user in users {
+                candidates.add(user, approved);
+            }
             ids = following;
         }
         Ok(candidates)

@@ -541,8 +541,9 @@ async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
     let ids = world.import(100);
     world.reconcile().await;
     let delete = |ids: &[String]| {
-        ids.iter()
-            .for_each(|id| world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there"));
+        for id in ids {
+            world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+        }
     };
     delete(&ids[..30]);
     world.later().await;
