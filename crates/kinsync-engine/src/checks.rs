@@ -25,6 +25,9 @@ pub struct Checks {
     pub users: BTreeSet<UserId>,
     /// Whether a scan was asked for: by an operator, or because too many users waited.
     pub everybody: bool,
+    /// The run whose held deletions an operator approved.
+    #[serde(default)]
+    pub approved: Option<String>,
 }
 
 impl Checks {
@@ -53,11 +56,31 @@ impl Checks {
         kept::change(store, KEY, |checks: &mut Self| checks.everybody = true).await
     }
 
+    /// Asks for a scan that carries out what this run held. Cancel safe.
+    pub async fn approve(store: &dyn Store, run: &str) -> Result<(), Error> {
+        kept::change(store, KEY, |checks: &mut Self| checks.approved = Some(run.to_owned())).await
+    }
+
+    /// Asks again for the scan that did not come to its end.
+    pub async fn again(store: &dyn Store, asked: &Self) -> Result<(), Error> {
+        kept::change(store, KEY, |checks: &mut Self| {
+            checks.everybody |= asked.everybody;
+            checks.approved = checks.approved.take().or_else(|| asked.approved.clone());
+        })
+        .await
+    }
+
+    /// Whether a scan was asked for.
+    pub fn ask_for_scan(&self) -> bool {
+        self.everybody || self.approved.is_some()
+    }
+
     /// These users were checked, or everybody was.
     pub async fn done(store: &dyn Store, done: &Self) -> Result<(), Error> {
         kept::change(store, KEY, |checks: &mut Self| {
             checks.users.retain(|user| !done.users.contains(user));
             checks.everybody &= !done.everybody;
+            checks.approved = checks.approved.take().filter(|run| done.approved.as_ref() != Some(run));
         })
         .await
     }

@@ -281,7 +281,7 @@ impl Reconciler {
         let asked = parts.patiently(|| Checks::load(&*parts.store)).await?;
         let users: Vec<UserId> = asked.users.iter().cloned().collect();
         if users.is_empty() {
-            return Ok(asked.everybody);
+            return Ok(asked.ask_for_scan());
         }
         let found = self.look(&users).await?;
         let is_many = found.of(record::Kind::Gone) > parts.config.deletes.count as u64;
@@ -290,9 +290,10 @@ impl Reconciler {
         } else {
             self.check(&users).await?;
         }
-        let done = Checks { users: asked.users, everybody: false };
+        let is_scan = asked.ask_for_scan() || is_many;
+        let done = Checks { users: asked.users, ..Checks::default() };
         parts.patiently(|| Checks::done(&*parts.store, &done)).await?;
-        Ok(asked.everybody || is_many)
+        Ok(is_scan)
     }
 }
 
@@ -343,6 +344,11 @@ fn measure(run: &Run, before: Option<Micros>) {
         metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
             .record_many(most.as_secs_f64(), missed);
     }
+}
+
+/// Whether deletions that this run held wait for an approval.
+pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
+    Ok(gone::approved(store, run).await?.is_some())
 }
 
 /// By our clock, when everybody was last begun to be compared.

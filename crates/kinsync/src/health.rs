@@ -156,7 +156,7 @@ impl Health {
         if let Some(run) = held {
             self.degraded.push(format!(
                 "the deletion of {} users is held, because so many are not at Kinde any more: look at `kinsync \
-                 runs show {id}`, then `kinsync reconcile --approve {id}`",
+                 runs show {id}`, then `kinsync reconcile --soon --approve {id}`",
                 run.tally.of(Kind::Held),
                 id = run.id,
             ));

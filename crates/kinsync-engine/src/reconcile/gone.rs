@@ -241,7 +241,7 @@ impl Parts {
             run = run.id,
             users = count,
             "so many users are not at Kinde any more that their deletion is held: look at the run, then \
-             `kinsync reconcile --approve {}`",
+             `kinsync reconcile --approve {}` (with `--soon` while `kinsync serve` runs)",
             run.id
         );
         let users: HashSet<u64> = users.iter().map(hash).collect();

@@ -5,6 +5,7 @@
 //! in the kept runs that there is nothing to do.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -124,20 +125,20 @@ impl Schedule {
         let checked = stop.run_until_cancelled(self.reconciler.answer_checks()).await;
         let checked = checked.unwrap_or(Err(Error::Stopped));
         // Users who cannot be asked about keep nobody from being compared.
-        let everybody = match &checked {
-            Ok(everybody) => *everybody,
+        let is_asked = match &checked {
+            Ok(is_asked) => *is_asked,
             Err(Error::Stopped) => return Err(Error::Stopped),
-            Err(_) => Checks::load(&*self.store).await?.everybody,
+            Err(_) => Checks::load(&*self.store).await?.ask_for_scan(),
         };
-        let is_due = everybody || self.is_due().await?;
+        let is_due = is_asked || self.is_due().await?;
         if is_due {
-            self.scan_and_tell(everybody, stop).await?;
+            self.scan_and_tell(is_asked, stop).await?;
         }
         checked.map(|_| is_due)
     }
 
-    async fn scan_and_tell(&self, everybody: bool, stop: &CancellationToken) -> Result<(), Error> {
-        let run = self.scan(everybody, stop).await?;
+    async fn scan_and_tell(&self, is_asked: bool, stop: &CancellationToken) -> Result<(), Error> {
+        let run = self.scan(is_asked, stop).await?;
         tracing::info!(
             run = run.id,
             users = run.tally.users,
@@ -150,14 +151,19 @@ impl Schedule {
     }
 
     /// A scan that was asked for is asked for again when it fails.
-    async fn scan(&self, asked: bool, stop: &CancellationToken) -> Result<Run, Error> {
-        let everybody = Checks { everybody: true, ..Checks::default() };
-        if asked {
-            Checks::done(&*self.store, &everybody).await?;
+    async fn scan(&self, is_asked: bool, stop: &CancellationToken) -> Result<Run, Error> {
+        if !is_asked {
+            return self.reconciler.run(Wish::Reconcile, &|_| {}, stop).await;
         }
-        let outcome = self.reconciler.run(Wish::Reconcile, &|_| {}, stop).await;
-        if asked && outcome.is_err() {
-            Checks::ask_everybody(&*self.store).await?;
+        let mut asked = Checks { users: BTreeSet::new(), ..Checks::load(&*self.store).await? };
+        Checks::done(&*self.store, &asked).await?;
+        let wish = asked.approved.clone().map_or(Wish::Reconcile, Wish::Approve);
+        let outcome = self.reconciler.run(wish, &|_| {}, stop).await;
+        if let Err(error) = &outcome {
+            if matches!(error, Error::NothingHeld { .. }) {
+                asked.approved = None;
+            }
+            Checks::again(&*self.store, &asked).await?;
         }
         outcome
     }

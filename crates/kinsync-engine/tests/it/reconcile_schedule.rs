@@ -200,3 +200,24 @@ async fn a_backfill_hides_no_deletion_that_is_held() {
     assert_eq!(status.latest.map(|run| run.id), Some(held.id));
     assert_eq!(runs(&world).await.len(), 3, "no scan was due");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_approval_that_was_asked_for_is_carried_out_or_asked_for_again() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(60);
+    world.reconcile().await;
+    for id in &ids[..30] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    world.later().await;
+    let held = world.reconcile().await.id;
+    Checks::approve(&*world.fresh.store, &held).await.expect("kept");
+    let rarely = schedule::Config { look_every: PATIENCE, ..often() };
+    let mut failing = start(failing(&world), rarely);
+    failing.until("it fails", |status| status.failure.is_some()).await;
+    assert_eq!(checks(&world).await.approved, Some(held), "it still waits");
+    drop(failing);
+    let _working = start(world.reconciler(10, quick()), often());
+    until_runs(&world, "it is carried out", |runs| runs[0].tally.of(record::Kind::Gone) == 30).await;
+    assert_eq!(checks(&world).await, Checks::default());
+}

@@ -74,6 +74,13 @@ impl Parts {
         Ok(())
     }
 
+    /// Asks for a scan that carries out the deletions that this run held.
+    pub async fn approve(&self, run: &str) -> Result<(), store::Error> {
+        Checks::approve(&*self.store, run).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
     /// Asks for a check of one user.
     pub async fn ask_for_check(&self, user: UserId) -> Result<(), store::Error> {
         Checks::ask(&*self.store, &[user]).await?;

@@ -39,18 +39,28 @@ impl Client {
     }
 
     pub(super) async fn get(&self, path: &[&str], query: Query<'_>) -> Result<Value, Exit> {
-        self.call(Method::GET, path, query).await
+        self.call(Method::GET, path, query, None).await
     }
 
     pub(super) async fn post(&self, path: &[&str]) -> Result<Value, Exit> {
-        self.call(Method::POST, path, &[]).await
+        self.call(Method::POST, path, &[], None).await
+    }
+
+    pub(super) async fn post_json(&self, path: &[&str], body: &Value) -> Result<Value, Exit> {
+        self.call(Method::POST, path, &[], Some(body)).await
     }
 
     pub(super) async fn delete(&self, path: &[&str]) -> Result<Value, Exit> {
-        self.call(Method::DELETE, path, &[]).await
+        self.call(Method::DELETE, path, &[], None).await
     }
 
-    async fn call(&self, method: Method, path: &[&str], query: Query<'_>) -> Result<Value, Exit> {
+    async fn call(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: Query<'_>,
+        body: Option<&Value>,
+    ) -> Result<Value, Exit> {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .map_err(|()| anyhow!("the server is not a base URL"))?
@@ -58,6 +68,9 @@ impl Client {
             .extend(["api", "admin"].iter().chain(path));
         let query: Vec<_> = query.iter().filter_map(|(key, value)| Some((*key, value.as_ref()?))).collect();
         let mut request = self.http.request(method, url).query(&query);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose_secret());
         }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use kinsync_engine::reconcile::record::{Kind, Wish};
+use serde_json::json;
 
 use super::{
     client::Client,
@@ -25,6 +26,7 @@ Examples:
   kinsync reconcile
   kinsync reconcile --approve 20261123-101500-3fa2
   kinsync reconcile --soon                 asks the running server (KINSYNC_SERVER), also for users in a file
+  kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        what runs found
 
 Exit codes: 0 done, nothing is open; 1 failed; 2 wrong usage; 3 deletions are held; 69 another process is scanning, or the
@@ -40,7 +42,7 @@ pub(super) struct Args {
     #[arg(long, conflicts_with_all = ["approve", "soon"])]
     dry_run: bool,
     /// Carry out the deletions that this run held, if they are still right
-    #[arg(long, value_name = "RUN", conflicts_with = "soon")]
+    #[arg(long, value_name = "RUN")]
     approve: Option<String>,
     /// Ask the running server for a scan, and do not wait for it
     #[arg(long)]
@@ -70,7 +72,11 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
 }
 
 async fn ask(args: Args) -> Result<ExitCode, Exit> {
-    let answer = Client::of(args.flags.0)?.post(&["reconcile"]).await?;
+    let client = Client::of(args.flags.0)?;
+    let answer = match args.approve {
+        Some(run) => client.post_json(&["reconcile"], &json!({ "approve": run })).await?,
+        None => client.post(&["reconcile"]).await?,
+    };
     if args.json {
         output::json(&answer);
     } else {

@@ -60,7 +60,7 @@ impl Scanner {
             Some(_) => opened,
             None => opened.context(
                 "cannot open the users file; while `kinsync serve` runs on it only it can: `kinsync reconcile --soon` \
-                 asks it",
+                 asks it, also with `--approve RUN`",
             ),
         }?;
         let store = opened.store();

@@ -5,13 +5,14 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json,
+    body::Bytes,
     extract::{FromRequestParts, Path, Query, State},
 };
 use http::{header, request};
 use kinsync_engine::{
     explain::explain,
     queue::DeadLetter,
-    reconcile::record,
+    reconcile::{self, record},
     store::{EventFilter, LoggedEvent, Row, UserFilter},
 };
 use kinsync_tower::Problem;
@@ -282,12 +283,38 @@ pub async fn drift(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Val
     Ok(Json(json!({ "run": newest.map(shape::run_with_examples), "webhookSilent": silence })))
 }
 
+/// What kind of scan is asked for; an empty body asks for a usual one.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScanBody {
+    /// The run whose held deletions it carries out.
+    approve: Option<String>,
+}
+
 /// POST /api/admin/reconcile: a scan soon, by some process that shares the store
-pub async fn reconcile(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
+pub async fn reconcile(_: Admin, State(parts): State<Arc<Parts>>, body: Bytes) -> Result<Json<Value>> {
     reconciler(&parts)?;
-    parts.ask_for_scan().await?;
-    tracing::info!("an operator asked for a scan");
-    Ok(Json(json!({ "status": "asked" })))
+    let Some(run) = scan_body(&body)?.approve else {
+        parts.ask_for_scan().await?;
+        tracing::info!("an operator asked for a scan");
+        return Ok(Json(json!({ "status": "asked" })));
+    };
+    if !reconcile::is_held(&*parts.store, &run).await? {
+        let detail = reconcile::Error::NothingHeld { run }.to_string();
+        return Err(Problem::BadParameter { detail }.into());
+    }
+    parts.approve(&run).await?;
+    tracing::info!(run, "an operator approved the deletions that a run held");
+    Ok(Json(json!({ "status": "asked", "approve": run })))
+}
+
+fn scan_body(body: &[u8]) -> Result<ScanBody> {
+    if body.trim_ascii().is_empty() {
+        return Ok(ScanBody::default());
+    }
+    let wrong =
+        |error| Problem::BadParameter { detail: format!("the body is `{{\"approve\": \"RUN\"}}`: {error}") };
+    Ok(serde_json::from_slice(body).map_err(wrong)?)
 }
 
 /// POST /api/admin/users/{id}/check: Kinde is asked about this user, soon

@@ -34,7 +34,7 @@ POST /api/admin/users/{id}/check     ask Kinde about this user, soon
 GET  /api/admin/drift          what the newest scan found
 GET  /api/admin/runs
 GET  /api/admin/runs/{id}
-POST /api/admin/reconcile      scan soon
+POST /api/admin/reconcile      scan soon; {\"approve\": \"RUN\"} carries out what that run held
 GET  /api/admin/events         ?user= &type= &after= &limit=
 GET  /api/admin/events/{id}
 GET  /api/admin/dead-letters   ?after= &limit=

@@ -325,6 +325,41 @@ async fn a_server_finds_who_was_imported_at_once_and_when_somebody_asks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_running_server_carries_out_the_deletions_that_are_approved() {
+    let town = town(1, "1h").await;
+    let users: Vec<String> = (0..40).map(|n| town.kinde.import_user(named(n)).unwrap().id).collect();
+    for user in &users {
+        until_stored(&town, user, doc! {}).await;
+    }
+    town.kinde.set_fault(Fault::always(FaultKind::Silent));
+    for user in &users[..25] {
+        town.kinde.delete_user(user, Profile::Remove).unwrap();
+    }
+    // A read is surely newer than the last one only when Kinde's clock has gone on.
+    let deadline = Instant::now() + PATIENCE;
+    let held = loop {
+        admin(&town, reqwest::Method::POST, "/api/admin/reconcile").await;
+        let runs = admin(&town, reqwest::Method::GET, "/api/admin/runs").await;
+        if let Some(run) = runs["runs"].as_array().unwrap().iter().find(|run| run["drift"]["held"] == 25) {
+            break run["id"].as_str().unwrap().to_owned();
+        }
+        assert!(Instant::now() < deadline, "{runs}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    let url = town.apps[0].url("");
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    let approve = |run: &str| kinsync(&["reconcile", "--soon", "--approve", run], &vars).output().unwrap();
+    let refused = approve("20200101-000000-0000");
+    let stderr = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && stderr.contains("holds no deletions"), "{stderr}");
+    assert!(approve(&held).status.success());
+    for user in &users[..25] {
+        until_stored(&town, user, doc! { "isDeleted": true }).await;
+    }
+    assert_eq!(town.users.count_documents(doc! { "isDeleted": false }).await.unwrap(), 15);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_was_disabled_is_noticed_and_its_end_too() {
     let town = town(1, "2s").await;
     let ada = town.kinde.sign_up(named(1)).unwrap().id;
