@@ -107,6 +107,28 @@ async fn a_row_that_has_a_kinde_id_for_its_own_id_is_a_row_like_any_other() {
 }
 
 #[tokio::test]
+async fn a_row_that_the_applications_own_index_refuses_is_not_adopted_and_blocks_nobody() {
+    let store = store().await;
+    with_own_row(&store).await;
+    // One first name for each plan, and somebody on this plan has it.
+    let index = doc! { "key": { "plan": 1, "firstName": 1 }, "unique": true, "name": "own",
+    "partialFilterExpression": { "plan": "pro" } };
+    store.database().run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
+    users(&store).insert_one(doc! { "_id": "other", "plan": "pro", "firstName": "Ada" }).await.unwrap();
+    let named = What::Fields(Profile::new().with(Field::FirstName, "Ada"));
+    let named = Observation { what: named, ..event("kp_ada", 1, "a@x.org") };
+    told(&store, vec![named, profile("kp_ada", 2, "a@x.org", true)]).await;
+    let ada = get(&store, "kp_ada").await.unwrap();
+    assert_eq!(ada.standing.email_held_by.as_deref(), Some("own"), "a conflict, and no outage");
+    assert!(
+        !everything(&store)
+            .await
+            .iter()
+            .any(|doc| text(doc, "_id") == Some("own") && doc.contains_key("kindeId"))
+    );
+}
+
+#[tokio::test]
 async fn a_new_user_with_a_verified_address_gets_the_row_at_once() {
     let store = store().await;
     with_own_row(&store).await;

@@ -9,6 +9,7 @@ use mongodb::{
     ClientSession, Collection,
     error::{
         Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
+        WriteFailure,
     },
     options::{ReadConcern, TransactionOptions, WriteConcern},
 };
@@ -184,7 +185,20 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
         return Ok(Outcome::EmailTaken);
     }
     let lost = error.contains_label(TRANSIENT_TRANSACTION_ERROR) && !matches!(*error.kind, ErrorKind::Io(_));
-    if lost { Ok(Outcome::Stale) } else { Err(error) }
+    if lost {
+        return Ok(Outcome::Stale);
+    }
+    if let ErrorKind::Write(WriteFailure::WriteError(write)) = &*error.kind
+        && !call::is_passing(write.code)
+    {
+        tracing::warn!(
+            code = write.code,
+            "a document of the application was not adopted: an index or a validator of the collection refuses it as \
+             the user's"
+        );
+        return Ok(Outcome::EmailTaken);
+    }
+    Err(error)
 }
 
 /// Documents that kinsync has not written and that have no Kinde id.

@@ -143,8 +143,12 @@ impl WriteError {
     /// Whether the same write may succeed later. Large codes are failed assertions about what was
     /// sent, unless they are known to be something else; small ones are mostly about the server.
     pub(super) fn is_passing(&self) -> bool {
-        PASSING.contains(&self.code) || (self.code < 1000 && !LASTING.contains(&self.code))
+        is_passing(self.code)
     }
+}
+
+pub(super) fn is_passing(code: i32) -> bool {
+    PASSING.contains(&code) || (code < 1000 && !LASTING.contains(&code))
 }
 
 /// How many rows a write command matched or inserted, and what it could not do. `Err` when the
