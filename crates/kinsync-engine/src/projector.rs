@@ -19,7 +19,7 @@ use crate::{
     floor::Scans,
     observe::{self, Failure},
     queue::{self, Claimed, Queue, Receipt},
-    settle::sweep,
+    settle::Sweep,
     store::{self, LoggedEvent, Store},
 };
 
@@ -32,7 +32,7 @@ pub struct Config {
     pub workers: usize,
     /// How far ahead of our clock an event may be before it is quarantined.
     pub future_tolerance: Duration,
-    /// How often rows are looked for that a crash left unsettled.
+    /// How often rows are looked for that a crash left unsettled, or whose address became free.
     pub sweep_every: Duration,
     /// While more comes in than is projected and the queue holds fewer entries than this, the
     /// projector rests between batches: whoever waits for a 200 comes first, and a burst is
@@ -228,13 +228,17 @@ impl Projector {
     }
 
     async fn sweep_regularly(&self, stop: &CancellationToken) {
+        let mut sweep = Sweep::default();
         loop {
             let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
-            match sweep(&*self.store, self.clock.now()).await {
+            match sweep.run(&*self.store, self.clock.now()).await {
                 Ok(0) => self.breaker.succeeded(),
                 Ok(rows) => {
                     self.breaker.succeeded();
-                    tracing::info!(rows, "settled addresses that an interrupted write left");
+                    tracing::info!(
+                        rows,
+                        "settled addresses that an interrupted write left, or that a row of the application let go"
+                    );
                 }
                 Err(error) => {
                     self.breaker.failed(&error);

@@ -3,14 +3,14 @@
 //! `users.email` is unique, so of the live users whose newest email is one address, the owner
 //! ([`kinsync_core::email::owner`]) shows it and the others carry a conflict that names the
 //! owner. A write that may change an owner marks its row as unsettled in the same atomic step, so
-//! a crash before the settling is found by [`sweep`].
+//! a crash before the settling is found by a [`Sweep`].
 //!
 //! An address changes hands in three steps, each safe to cut and to repeat: those who show it and
 //! should not let go; the owner takes it; the marks are removed.
 
 use std::collections::{BTreeSet, HashMap};
 
-use kinsync_core::{Micros, UserId, email};
+use kinsync_core::{Field, Micros, UserId, email};
 
 use crate::{
     apply::{pause, too_fast},
@@ -23,13 +23,37 @@ const MAX_ROUNDS: u32 = 64;
 /// Rows taken by one sweep.
 const SWEEP: usize = 1000;
 
-/// Settles what a crash, or an outage in the middle of [`crate::apply::apply`], left behind.
-/// Answers how many rows it found.
-pub async fn sweep(store: &dyn Store, now: Micros) -> Result<usize, Error> {
-    let rows = store.unsettled(SWEEP).await?;
-    let found = rows.len();
-    settle(store, rows, now).await?;
-    Ok(found)
+/// Finds addresses that are not where they belong, again and again.
+#[derive(Clone, Debug, Default)]
+pub struct Sweep {
+    /// Where it goes on among those whose address another row holds.
+    after: Option<UserId>,
+}
+
+impl Sweep {
+    /// Settles what a crash, or an outage in the middle of [`crate::apply::apply`], left behind, and
+    /// conflicts of which the holder is another one now: a row that kinsync did not make marks
+    /// nothing when it lets go. Looks at some of them at a time. Answers how many rows it found.
+    pub async fn run(&mut self, store: &dyn Store, now: Micros) -> Result<usize, Error> {
+        let mut rows = store.unsettled(SWEEP).await?;
+        let held = store.held(self.after.as_ref(), SWEEP).await?;
+        self.after = held.last().filter(|_| held.len() == SWEEP).map(|row| row.id.clone());
+        let addresses: BTreeSet<String> =
+            held.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
+        let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
+        for mut row in held {
+            let Some(address) = row.state.claimed_email().map(ToOwned::to_owned) else { continue };
+            let holder = holders.get(&address).map(Holder::name);
+            if row.standing.email_held_by.as_deref() != holder {
+                // Not written down: who is interrupted here finds it again.
+                row.unsettled.insert(address);
+                rows.push(row);
+            }
+        }
+        let found = rows.len();
+        settle(store, rows, now).await?;
+        Ok(found)
+    }
 }
 
 /// Settles the addresses that these rows mark. On `Err` the marks are still there.
@@ -101,9 +125,10 @@ impl<'a> Handover<'a> {
             Outcome::EmailTaken => {}
             Outcome::Stale | Outcome::Rejected(_) => return Ok(false),
         }
-        let Some(holder) = self.store.email_holder(address).await? else { return Ok(false) };
+        let holder = self.store.email_holders(&[address.to_owned()]).await?.remove(address);
+        let Some(holder) = holder else { return Ok(false) };
         if let Holder::User(id) = &holder
-            && self.is_claimant(id, address).await?
+            && !self.is_the_applications(id, address).await?
         {
             return Ok(false);
         }
@@ -131,10 +156,22 @@ impl<'a> Handover<'a> {
         Ok(outcome)
     }
 
-    /// Whether the holder is a user who claims the address, and only was not loaded as such yet.
-    async fn is_claimant(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
-        let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
-        Ok(row.is_some_and(|row| row.state.claimed_email() == Some(address)))
+    /// Whether a document with a Kinde id that shows the address is left as it is: the application
+    /// wrote it there for a user of whose address kinsync was told nothing. Not one of a user who
+    /// only was not loaded as a claimant yet; and not one that kinsync wrote without the address:
+    /// that is written again.
+    async fn is_the_applications(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
+        let Some(row) = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten() else {
+            return Ok(false);
+        };
+        let is_told = row.state.value(Field::Email).is_some() || !row.state.is_live();
+        if row.revision == 0 || !is_told {
+            return Ok(true);
+        }
+        if row.state.shown_email(&row.standing) != Some(address) {
+            self.store.write(&[row]).await?;
+        }
+        Ok(false)
     }
 
     /// The row with this standing towards its address: shown (`None`), or held by someone else.

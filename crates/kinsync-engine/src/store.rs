@@ -4,7 +4,11 @@
 //! keeps events. What a write should say is decided in [`crate::apply`] and [`crate::settle`],
 //! once for every store.
 
-use std::{collections::BTreeSet, fmt, time::Instant};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, Standing, UserDocument, UserId, UserState};
@@ -192,8 +196,12 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The live rows whose newest email is one of these, whether they show it or not.
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
 
-    /// Whatever row shows this address, also one that kinsync did not make.
-    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error>;
+    /// Whatever rows show these addresses, also such that kinsync did not make.
+    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error>;
+
+    /// Rows that were told who holds their address, after this id and in the order of their ids.
+    /// Where no row comes from anybody else, there need be none: the holder marks it when it lets go.
+    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
     /// Gives this row, written before without its address, to the one row that shows the address
     /// and that an application made without a Kinde id: the application's row becomes the user's,

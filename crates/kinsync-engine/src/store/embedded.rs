@@ -3,7 +3,7 @@
 //! One process writes; a lock file tells a second one so. Others may read meanwhile
 //! ([`EmbeddedStore::open_read_only`]). A write is answered after its transaction is on the disk.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use async_trait::async_trait;
 use kinsync_core::UserId;
@@ -71,11 +71,16 @@ impl Store for EmbeddedStore {
         timed("embedded", "claimants", work).await
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
-        let email = email.to_owned();
+    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
+        let emails = emails.to_vec();
         let doing = "find who shows an address";
-        let work = self.reader.call(doing, move |sqlite| users::email_holder(sqlite, &email));
-        timed("embedded", "email_holder", work).await
+        let work = self.reader.call(doing, move |sqlite| users::email_holders(sqlite, emails));
+        timed("embedded", "email_holders", work).await
+    }
+
+    /// Nobody but kinsync makes rows in this file.
+    async fn held(&self, _: Option<&UserId>, _: usize) -> Result<Vec<Row>, Error> {
+        Ok(Vec::new())
     }
 
     /// Nobody but kinsync makes rows in this file.

@@ -10,7 +10,7 @@
 //! to an ack, and must not rest on a write that a new primary may roll back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -204,8 +204,12 @@ impl Store for MongoStore {
         timed("mongo", "claimants", self.0.claimants(emails)).await
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
-        timed("mongo", "email_holder", self.0.email_holder(email)).await
+    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
+        timed("mongo", "email_holders", self.0.email_holders(emails)).await
+    }
+
+    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "held", self.0.held(after, limit)).await
     }
 
     async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {

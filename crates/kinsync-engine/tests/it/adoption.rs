@@ -7,6 +7,7 @@ use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, 
 use kinsync_engine::{
     adopt::{self, Run, Verdict},
     apply::apply,
+    settle::Sweep,
     store::{
         Outcome, Row, Store,
         mongo::{Adopt, Config, MongoStore},
@@ -157,6 +158,68 @@ async fn nobody_gets_a_row_by_an_address_that_is_not_verified() {
         let conflict = user.get_document("emailConflict").unwrap();
         assert_eq!(conflict, &doc! { "email": "a@x.org", "heldBy": "own" });
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_an_address_gets_it_when_the_row_of_the_application_leaves() {
+    let store = store().await;
+    with_own_row(&store).await;
+    told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+    let held_by = async |user: &str| get(&store, user).await.unwrap().standing.email_held_by;
+    assert_eq!(
+        (held_by("kp_ada").await, held_by("kp_bob").await),
+        (Some("own".into()), Some("kp_ada".into()))
+    );
+    let mut sweep = Sweep::default();
+    let before = everything(&store).await;
+    sweep.run(&store, NOW).await.unwrap();
+    assert_eq!(everything(&store).await, before, "nothing has changed");
+    users(&store).insert_one(doc! { "_id": "late", "email": "b@x.org" }).await.unwrap();
+    users(&store).update_one(doc! { "_id": "own" }, doc! { "$set": { "email": "c@x.org" } }).await.unwrap();
+    sweep.run(&store, NOW).await.unwrap();
+    let ada = get(&store, "kp_ada").await.unwrap();
+    assert_eq!((ada.document().email.as_deref(), ada.standing.email_held_by), (Some("a@x.org"), None));
+    assert_eq!(held_by("kp_bob").await.as_deref(), Some("kp_ada"));
+    assert_eq!(sweep.run(&store, NOW).await.unwrap(), 0, "all is where it belongs");
+}
+
+#[tokio::test]
+async fn an_address_that_the_application_writes_back_is_taken_away_again() {
+    let store = store().await;
+    told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+    // The owner lets go, and the application writes the address to who waited or is gone.
+    let gone = Observation { what: What::Deleted, ..event("kp_eve", 1, "a@x.org") };
+    told(&store, vec![event("kp_ada", 3, "b@x.org"), event("kp_bob", 4, "c@x.org"), gone]).await;
+    told(&store, vec![event("kp_ada", 5, "a@x.org"), event("kp_bob", 6, "a@x.org")]).await;
+    for user in ["kp_bob", "kp_eve"] {
+        let set = async |user: &str, change: Document| {
+            users(&store).update_one(doc! { "kindeId": user }, change).await.unwrap();
+        };
+        set("kp_ada", doc! { "$unset": { "email": 1 } }).await;
+        set(user, doc! { "$set": { "email": "a@x.org" } }).await;
+        let at = NOW.0 + get(&store, "kp_ada").await.unwrap().revision;
+        told(&store, vec![event("kp_ada", at, "d@x.org"), event("kp_ada", at + 1, "a@x.org")]).await;
+        let ada = get(&store, "kp_ada").await.unwrap();
+        assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "of {user}");
+        let other = users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
+        assert!(!other.contains_key("email"), "{other}");
+    }
+}
+
+#[tokio::test]
+async fn an_address_of_a_user_of_whom_nothing_was_told_is_the_applications() {
+    let store = store().await;
+    let seen = Observation { what: What::Fields(Profile::new()), ..event("kp_bob", 1, "") };
+    told(&store, vec![seen]).await;
+    let bob = doc! { "kindeId": "kp_bob" };
+    users(&store).update_one(bob.clone(), doc! { "$set": { "email": "a@x.org" } }).await.unwrap();
+    told(&store, vec![event("kp_ada", 2, "a@x.org")]).await;
+    assert_eq!(get(&store, "kp_ada").await.unwrap().standing.email_held_by.as_deref(), Some("kp_bob"));
+    assert_eq!(text(&users(&store).find_one(bob).await.unwrap().unwrap(), "email"), Some("a@x.org"));
+    told(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
+    Sweep::default().run(&store, NOW).await.unwrap();
+    let ada = get(&store, "kp_ada").await.unwrap();
+    assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "he was told another one");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The door with a store that fails at the Nth call, before or after it did what it was asked.
 //! For each N, doing the batch again ends where an undisturbed run ends.
 
+use std::collections::HashMap;
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use async_trait::async_trait;
 use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
     apply::apply,
-    settle::sweep,
+    settle::Sweep,
     store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -71,9 +72,14 @@ impl Store for Failing {
         self.after(self.store.claimants(emails).await)
     }
 
-    async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
+    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
         self.before()?;
-        self.after(self.store.email_holder(email).await)
+        self.after(self.store.email_holders(emails).await)
+    }
+
+    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        self.before()?;
+        self.after(self.store.held(after, limit).await)
     }
 
     async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
@@ -148,7 +154,7 @@ async fn every_failure_is_survived(strike: Strike, by_sweep: bool) {
             if by_sweep {
                 // The failed batch comes again; whatever an earlier one left is found by the sweep.
                 let all: Vec<Observation> = batches.iter().flatten().cloned().collect();
-                sweep(&*fresh.store, Micros(2)).await.expect("the store answers");
+                Sweep::default().run(&*fresh.store, Micros(2)).await.expect("the store answers");
                 apply(&*fresh.store, all, Micros(2)).await.expect("the store answers");
             } else {
                 for batch in &batches {

@@ -12,7 +12,7 @@ use kinsync_engine::store::{
 use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
 
-use crate::store_rows::{get, outcome, put, row, stored, tombstone, with};
+use crate::store_rows::{get, holder, outcome, put, row, stored, tombstone, with};
 
 /// A store in a database of its own.
 pub(crate) async fn store() -> MongoStore {
@@ -128,7 +128,7 @@ async fn a_document_of_the_application_may_hold_an_address() {
     let own = users(&store).insert_one(doc! { "email": "a@x.org", "plan": "pro" }).await.unwrap();
     users(&store).insert_many([doc! { "email": "" }, doc! { "email": "" }, doc! {}, doc! {}]).await.unwrap();
     assert_eq!(outcome(&store, &row("kp_ada", Some("a@x.org"))).await, Outcome::EmailTaken);
-    let holder = store.email_holder("a@x.org").await.unwrap();
+    let holder = holder(&store, "a@x.org").await;
     let own = own.inserted_id.as_object_id().map(bson::oid::ObjectId::to_hex);
     assert_eq!(holder, own.map(Holder::Foreign));
     assert_eq!(store.claimants(&["a@x.org".into()]).await.unwrap(), []);
@@ -286,6 +286,65 @@ async fn queries_by_id_and_by_address_use_their_indexes() {
             plan.get_document("queryPlanner").unwrap().get_document("winningPlan").unwrap().to_string();
         assert!(winner.contains("IXSCAN") && winner.contains(index), "{filter}: {winner}");
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_an_address_is_found_without_reading_everybody() {
+    let store = store().await;
+    let many: Vec<_> = (0..300).map(|n| row(&format!("kp_{n:03}"), None)).collect();
+    store.write(&many).await.unwrap();
+    let mut held = Vec::new();
+    for n in [7, 8, 250] {
+        let mut waits = with(stored(&many[n]), Field::Email, "a@x.org");
+        waits.standing.holds_email = false;
+        waits.standing.email_held_by = Some("own".into());
+        held.push(put(&store, &waits).await);
+    }
+    assert_eq!(store.held(None, 2).await.unwrap(), held[..2]);
+    assert_eq!(store.held(Some(&held[1].id), 2).await.unwrap(), held[2..]);
+    let filter = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": { "$gt": "" } };
+    let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 2 };
+    let plan = doc! { "explain": find, "verbosity": "executionStats" };
+    let plan = store.database().run_command(plan).await.unwrap();
+    let stats = plan.get_document("executionStats").unwrap();
+    assert_eq!(stats.get_i32("totalDocsExamined").unwrap(), 2, "{plan}");
+}
+
+#[tokio::test]
+async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_id() {
+    let store = store().await;
+    let database = store.database();
+    let index = doc! { "key": { "username": 1 }, "unique": true, "sparse": true, "name": "own" };
+    // The server asks the indexes in the order in which they were made: this one before ours.
+    users(&store).drop_indexes().await.unwrap();
+    database.run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
+    store.prepare().await.unwrap();
+    let own = [("kp_ada", "ada"), ("kp_sam", "sam")].map(
+        |(id, name)| doc! { "kindeId": id, "username": name, "email": format!("{name}@x.org"), "plan": "pro" },
+    );
+    users(&store).insert_many(own).await.unwrap();
+    put(&store, &with(row("kp_eve", None), Field::Username, "eve")).await;
+    let told = |user, name: &str| with(row(user, None), Field::Username, name);
+    let batch = [
+        told("kp_ada", "ada"),
+        row("kp_sam", Some("sam@x.org")),
+        told("kp_eve", "eve"),
+        told("kp_new", "eve"),
+        told("kp_other", "ada"),
+        row("kp_one", Some("sam@x.org")),
+    ];
+    let outcomes = store.write(&batch).await.unwrap();
+    assert_eq!(outcomes[..3], [Outcome::Written, Outcome::Written, Outcome::Stale], "{outcomes:?}");
+    assert!(outcomes[3..5].iter().all(|refused| matches!(refused, Outcome::Rejected(_))), "{outcomes:?}");
+    assert_eq!(outcomes[5], Outcome::EmailTaken);
+    assert_eq!(document(&store, "kp_ada").await.get_str("plan").unwrap(), "pro");
+    assert_eq!(users(&store).count_documents(doc! {}).await.unwrap(), 3);
+    // A validator looks before any index does.
+    let validator = doc! { "collMod": "users", "validator": { "plan": { "$exists": true } } };
+    users(&store).insert_one(doc! { "kindeId": "kp_pat", "plan": "free" }).await.unwrap();
+    database.run_command(validator).await.unwrap();
+    let outcomes = store.write(&[row("kp_pat", None), row("kp_ned", None)]).await.unwrap();
+    assert!(matches!(outcomes[..], [Outcome::Written, Outcome::Rejected(_)]), "{outcomes:?}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use kinsync_core::{
     Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, Source, Standing, UserId,
     UserState, Value, Version, What,
 };
-use kinsync_engine::store::{LoggedEvent, Outcome, Row, Store};
+use kinsync_engine::store::{Holder, LoggedEvent, Outcome, Row, Store};
 use proptest::{collection::vec, option, prelude::*};
 
 pub(crate) fn id(text: &str) -> UserId {
@@ -62,6 +62,10 @@ pub(crate) async fn outcome(store: &dyn Store, row: &Row) -> Outcome {
 
 pub(crate) async fn get(store: &dyn Store, user: &str) -> Option<Row> {
     store.load(&[id(user)]).await.unwrap().remove(0)
+}
+
+pub(crate) async fn holder(store: &dyn Store, email: &str) -> Option<Holder> {
+    store.email_holders(&[email.to_owned()]).await.unwrap().remove(email)
 }
 
 pub(crate) fn event(event_id: &str, user: Option<&str>, received_at: i64) -> LoggedEvent {

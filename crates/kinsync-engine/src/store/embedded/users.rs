@@ -1,5 +1,7 @@
 //! User rows in SQL.
 
+use std::collections::HashMap;
+
 use kinsync_core::{Micros, Source, Standing, UserId, UserState};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Params, named_params,
@@ -72,10 +74,18 @@ pub(super) fn claimants(sqlite: &Connection, emails: &[String]) -> rusqlite::Res
     Ok(rows)
 }
 
-pub(super) fn email_holder(sqlite: &Connection, email: &str) -> rusqlite::Result<Option<Holder>> {
+pub(super) fn email_holders(
+    sqlite: &Connection,
+    emails: Vec<String>,
+) -> rusqlite::Result<HashMap<String, Holder>> {
     let mut select = sqlite.prepare_cached("SELECT id FROM users WHERE email = ?1")?;
-    let id: Option<String> = select.query_row([email], |row| row.get(0)).optional()?;
-    Ok(id.map(|id| UserId::parse(&id).map_or(Holder::Foreign(id), Holder::User)))
+    let mut holders = HashMap::new();
+    for email in emails {
+        let id: Option<String> = select.query_row([&email], |row| row.get(0)).optional()?;
+        let holder = id.map(|id| UserId::parse(&id).map_or(Holder::Foreign(id), Holder::User));
+        holders.extend(holder.map(|holder| (email, holder)));
+    }
+    Ok(holders)
 }
 
 pub(super) fn unsettled(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {

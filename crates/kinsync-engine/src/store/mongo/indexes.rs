@@ -78,6 +78,12 @@ impl Index {
     }
 }
 
+/// Rows that were told who holds their address, in the order of their ids.
+fn held_by() -> Index {
+    let partial = Some(doc! { "kinsync.heldBy": { "$exists": true } });
+    Index { partial, ..Index::on("kinsync_heldBy", doc! { "kindeId": 1, "kinsync.heldBy": 1 }) }
+}
+
 /// The indexes that the log needs.
 pub(super) fn of_events() -> [Index; 2] {
     let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
@@ -96,12 +102,13 @@ impl Inner {
     }
 
     /// The indexes that the users need.
-    pub(super) fn of_users(&self) -> [Index; 7] {
+    pub(super) fn of_users(&self) -> [Index; 8] {
         let email = self.keys.email();
         [
             Index::texts(KINDE_ID, "kindeId", true),
             Index::texts(EMAIL, email, self.unique_email),
             Index::sparse("kinsync_heldEmail", doc! { "kinsync.held.email": 1 }),
+            held_by(),
             Index::sparse("kinsync_unsettled", doc! { "kinsync.unsettled": 1 }),
             Index::on("kinsync_updatedAt", doc! { "updatedAt": 1 }),
             Index::on("kinsync_lastSeenAt", doc! { "lastSeenAt": 1 }),

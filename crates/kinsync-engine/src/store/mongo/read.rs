@@ -55,11 +55,23 @@ impl Inner {
         doc! { "$or": [shown, { "kinsync.held.email": { "$in": emails } }] }
     }
 
-    pub(super) async fn email_holder(&self, email: &str) -> Result<Option<Holder>, Error> {
-        let doing = "find who shows an address";
-        let find =
-            Find::new(doc! { self.keys.email(): email }).projection(doc! { "_id": 1, "kindeId": 1 }).limit(1);
-        Ok(self.find(doing, &self.users, find, |doc| Some(holder_of(doc))).await?.pop())
+    pub(super) async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
+        let mut holders = HashMap::new();
+        for emails in emails.chunks(CHUNK) {
+            let key = self.keys.email().to_owned();
+            let find = Find::new(doc! { &key: { "$in": emails } })
+                .projection(doc! { "_id": 1, "kindeId": 1, &key: 1 });
+            let holder = move |doc: &RawDocument| Some((doc.get_str(&key).ok()?.to_owned(), holder_of(doc)));
+            holders.extend(self.find("find who shows an address", &self.users, find, holder).await?);
+        }
+        Ok(holders)
+    }
+
+    pub(super) async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        let after = doc! { "$gt": after.map_or("", UserId::as_str) };
+        let query = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": after };
+        let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
+        self.rows("find whose address is held", find).await
     }
 
     pub(super) async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {

@@ -152,23 +152,30 @@ impl Batch<'_> {
 
     async fn insert(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
         let (_, failed) = self.inner.send(&chunk).await?;
-        let mut done = self.outcomes(&chunk.places, &failed)?;
+        let mut outcomes: HashMap<usize, Outcome> =
+            self.outcomes(&chunk.places, &failed)?.into_iter().collect();
         let mut again = Vec::new();
-        for (place, outcome) in &done {
-            if *outcome == Outcome::Stale {
-                push(&mut again, Kind::Update, *place, &self.update(*place));
-            }
+        for place in chunk.places.iter().filter(|place| outcomes[*place] != Outcome::Written) {
+            push(&mut again, Kind::Update, *place, &self.update(*place));
         }
-        // The Kinde id is there: a document of the application's, or somebody else was first.
+        // The Kinde id may be there: in a document of the application's, or somebody else was first. Which of several
+        // reasons the server names is chance.
+        let mut unmatched = Vec::new();
         for chunk in again {
-            let adopted: HashMap<usize, Outcome> = self.replace(chunk).await?.into_iter().collect();
-            for (place, outcome) in &mut done {
-                if let Some(adopted) = adopted.get(place) {
-                    *outcome = adopted.clone();
+            for (place, outcome) in self.replace(chunk).await? {
+                if outcome != Outcome::Stale {
+                    outcomes.insert(place, outcome);
+                } else if outcomes[&place] != Outcome::Stale {
+                    unmatched.push(place);
                 }
             }
         }
-        Ok(done)
+        if !unmatched.is_empty() {
+            let there = self.marks(&unmatched).await?;
+            unmatched.retain(|place| there.contains_key(self.rows[*place].id.as_str()));
+            outcomes.extend(unmatched.into_iter().map(|place| (place, Outcome::Stale)));
+        }
+        Ok(outcomes.into_iter().collect())
     }
 
     async fn replace(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
@@ -179,7 +186,7 @@ impl Batch<'_> {
         }
         let marks = self.marks(&chunk.places).await?;
         for (place, outcome) in &mut done {
-            let is_ours = || marks.get(self.rows[*place].id.as_str()) == Some(&self.mark(*place));
+            let is_ours = || marks.get(self.rows[*place].id.as_str()) == Some(&Some(self.mark(*place)));
             if *outcome == Outcome::Written && !is_ours() {
                 *outcome = Outcome::Stale;
             }
@@ -197,13 +204,13 @@ impl Batch<'_> {
         Ok(done)
     }
 
-    /// Whose write each of these rows carries at present.
-    async fn marks(&self, places: &[usize]) -> Result<HashMap<String, i64>, Error> {
+    /// Of those of these rows that are there, whose write they carry at present.
+    async fn marks(&self, places: &[usize]) -> Result<HashMap<String, Option<i64>>, Error> {
         let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
         let find = Find::new(doc! { "kindeId": { "$in": ids } })
             .projection(doc! { "_id": 0, "kindeId": 1, "kinsync.writer": 1 });
         let mark = |doc: &RawDocument| {
-            let mark = doc.get_document("kinsync").and_then(|law| law.get_i64("writer")).ok()?;
+            let mark = doc.get_document("kinsync").and_then(|law| law.get_i64("writer")).ok();
             Some((doc.get_str("kindeId").ok()?.to_owned(), mark))
         };
         let marks = self.inner.find(DOING, &self.inner.users, find, mark).await?;
