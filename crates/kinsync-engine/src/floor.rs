@@ -6,8 +6,9 @@
 //! is: a snapshot of the time of the scan, of the field that the late event speaks of. The state
 //! of a user remains the join of observations, in any order.
 //!
-//! Where there is no proof, because the scan is still running or the row is younger than it, a
-//! late event is applied as any other, and Kinde is asked about the user.
+//! Where there is no proof, because the scan is still running, or the row is younger than it, or the
+//! event is from between its first page and its last, a late event is applied as any other, and
+//! Kinde is asked about the user.
 
 use std::collections::BTreeSet;
 
@@ -30,6 +31,9 @@ const KEY: &str = "reconcile.scans";
 pub struct Floor {
     /// When its first page was asked for, by Kinde's clock.
     pub at: Micros,
+    /// When its last page was asked for, by Kinde's clock.
+    #[serde(default)]
+    pub until: Micros,
     /// When it began, by our clock: rows that were made later were perhaps not compared.
     pub began: Micros,
     /// The fields that it told of every user.
@@ -82,7 +86,7 @@ impl Scans {
 
     /// Judges the events in `delta` that are older than a scan and newer than the row.
     pub fn judge(&self, row: &Row, delta: &UserState) -> Late {
-        let newest = self.begun.max(self.proved.as_ref().map(|floor| floor.at));
+        let newest = self.begun.max(self.proved.as_ref().map(|floor| floor.at.max(floor.until)));
         let is_late = |version: &Version| version.rank == Rank::Event && Some(version.at) <= newest;
         let is_news = |field, told: &Register| {
             let known = row.state.fields.get(&field);

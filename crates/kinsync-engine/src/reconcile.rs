@@ -223,10 +223,10 @@ impl Reconciler {
         progress(&run.tally);
         if !is_dry
             && let Some(open) = proved_but
-            && let Some(at) = scanned.first_sent
+            && let Some((at, until)) = scanned.sent
         {
             let fields = scanned.fields.unwrap_or_default();
-            let floor = Floor { at, began: run.started_at, fields, open };
+            let floor = Floor { at, until, began: run.started_at, fields, open };
             parts.patiently(|| Scans::prove(&*parts.store, &floor)).await?;
         }
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })

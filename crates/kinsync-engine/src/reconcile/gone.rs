@@ -169,7 +169,7 @@ impl Parts {
         approved: &HashSet<u64>,
     ) -> Result<Candidates, Error> {
         let mut candidates = Candidates::default();
-        if scanned.first_sent.is_none() {
+        if scanned.sent.is_none() {
             return Ok(candidates);
         }
         let next = async |after: Option<&UserId>| self.patiently(|| self.store.ids(after, IDS)).await;
@@ -421,7 +421,7 @@ fn gone(user: UserId, at: Micros) -> Observation {
 /// Whether nothing newer than the scan is known of a user who was stored when it began.
 fn may_be_gone(row: &Row, run: &Run, scanned: &Scanned) -> bool {
     let newest = row.state.fields.values().map(|register| register.version.at).max();
-    row.state.is_live() && row.standing.inserted_at < run.started_at && newest < scanned.first_sent
+    row.state.is_live() && row.standing.inserted_at < run.started_at && newest < scanned.sent.map(|(first, _)| first)
 }
 
 /// Keeps whom this run holds. While they are the same or fewer, earlier runs can be approved too.

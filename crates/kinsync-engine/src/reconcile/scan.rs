@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     apply::apply,
-    kept,
+    kept, snapshot,
     store::{self, Store},
 };
 
@@ -101,8 +101,8 @@ pub(super) struct Scanned {
     pub(super) tally: Tally,
     /// Hashes of the users that were listed.
     pub(super) listed: Vec<u64>,
-    /// When the first page was asked for, by Kinde's clock.
-    pub(super) first_sent: Option<Micros>,
+    /// When the first page was asked for, and the last, by Kinde's clock.
+    pub(super) sent: Option<(Micros, Micros)>,
     /// What was told of every user.
     pub(super) fields: Option<Vec<Field>>,
     /// Deleted in the store; Kinde should be asked a second time.
@@ -125,7 +125,7 @@ struct Compared {
     fields: Option<Vec<Field>>,
     doubtful: Vec<UserId>,
     control: Option<String>,
-    first_sent: Option<Micros>,
+    sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
 }
 
@@ -157,7 +157,10 @@ pub(super) async fn scan(
         scanned.listed.extend(compared.listed);
         scanned.doubtful.extend(compared.doubtful);
         scanned.doubtful.truncate(DOUBTFUL);
-        scanned.first_sent = scanned.first_sent.min(compared.first_sent).or(compared.first_sent);
+        scanned.sent = match (scanned.sent, compared.sent) {
+            (Some((first, last)), Some((from, until))) => Some((first.min(from), last.max(until))),
+            (known, sent) => known.or(sent),
+        };
         if scanned.controls.len() < CONTROLS {
             scanned.controls.extend(compared.control);
         }
@@ -212,7 +215,8 @@ async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
 impl Parts {
     async fn compare(&self, batch: Batch, is_dry: bool, remembers: bool) -> Result<Compared, Error> {
         let pages = batch.pages.len() as u64;
-        let first_sent = batch.pages.first().map(|page| crate::snapshot::sent_at(&page.sent));
+        let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.sent));
+        let sent = times().min().zip(times().max());
         let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
         let users = batch.pages.into_iter().flat_map(|UsersPage { users, sent, .. }| {
             users.into_iter().map(move |user| Seen::new(user, &sent))
@@ -248,7 +252,7 @@ impl Parts {
             fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
             doubtful,
             control: ids.first().map(|id| id.as_str().to_owned()),
-            first_sent,
+            sent,
             next_token,
         })
     }

@@ -317,6 +317,34 @@ async fn a_late_event_during_a_scan_makes_kinde_be_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_asked() {
+    let world = World::new(stores::embedded()).await;
+    let id = world.import(3).pop().expect("the one on the last page");
+    world.reconcile().await;
+    world.later().await;
+    let slow = Duration::from_millis(1200);
+    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
+    let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
+    let reconciler = world.reconciler(1, quick());
+    let stop = CancellationToken::new();
+    let changes = async {
+        // The first page was asked for, and the last one was not.
+        tokio::time::sleep(slow / 4).await;
+        world.kinde.update_user(&id, rename("Wrong")).expect("there");
+        world.kinde.update_user(&id, rename("First 2")).expect("there");
+    };
+    let (run, ()) = tokio::join!(reconciler.run(Wish::Reconcile, &|_| {}, &stop), changes);
+    let run = run.expect("Kinde answers");
+    assert_eq!(run.tally.unchanged, 3, "both renames were lost, and nobody can tell: {run:?}");
+    let late = world.events().remove(0);
+    world.deliver(vec![late]).await;
+    let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
+    assert_eq!(checks.users.iter().map(UserId::as_str).collect::<Vec<_>>(), [&*id]);
+    reconciler.answer_checks().await.expect("Kinde answers");
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("First 2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_run_without_drift_writes_no_user() {
     for fresh in stores::all().await {
         let world = World::new(fresh).await;

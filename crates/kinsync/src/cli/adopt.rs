@@ -7,7 +7,10 @@ use clap::ValueEnum;
 use kinsync_engine::{
     adopt::{self, Adoption, Verdict},
     clock::Clock,
-    store::mongo::{Adopt, MongoStore},
+    store::{
+        Store as _, UserFilter,
+        mongo::{Adopt, MongoStore},
+    },
 };
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
@@ -22,7 +25,7 @@ const AFTER_HELP: &str = "\
 A row without `kindeId` becomes the user's who has its address at Kinde, with all that you keep in it. Kinde must say
 that the address is verified, and the row must be the only one with it; nobody gets a row by an address that
 anybody could type. `kinsync serve` does the same by itself, as soon as Kinde says so (when the user signs in).
-Addresses are compared as they are written.
+Addresses are compared as they are written. `kinsync backfill` comes first: it loads the users.
 
 Examples:
   kinsync adopt --dry-run                            list, change nothing
@@ -84,6 +87,12 @@ async fn adopt(args: Args) -> Result<ExitCode, Exit> {
     let store = store.await.map_err(anyhow::Error::from)?;
     if !args.dry_run {
         store.prepare().await.map_err(anyhow::Error::from)?;
+    }
+    let anybody = UserFilter { with_deleted: true, limit: 1, ..UserFilter::default() };
+    if store.users(&anybody).await.map_err(anyhow::Error::from)?.is_empty() {
+        let text = "no users are loaded yet, so nobody can say whose your rows are: run `kinsync backfill` first, then \
+                    this again";
+        return Err(anyhow::anyhow!(text).into());
     }
     let bar = output::counter("rows seen");
     let progress = |found: &Adoption| bar.set_position(found.rows);

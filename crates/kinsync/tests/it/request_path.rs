@@ -372,6 +372,8 @@ async fn adopt_lists_what_would_be_adopted_and_what_conflicts_and_then_does_it()
     assert_eq!((code, &json["adopted"], &json["conflicts"]), (0, &1.into(), &1.into()), "{json}");
     let mine = doc! { "_id": "own", "kindeId": &ada, "plan": "pro", "emailConflict": { "$exists": false } };
     assert_eq!(town.users.count_documents(mine).await.unwrap(), 1);
+    let (code, _, stderr) = adopt(&["--dry-run"], &[("KINSYNC_DATABASE", "nobody_is_loaded_here")]);
+    assert!(code == 1 && stderr.contains("run `kinsync backfill` first"), "{stderr}");
     let (code, _, stderr) = adopt(&["--mongodb-uri", ""], &[("MONGODB_URI", "")]);
     assert!(code != 0 && stderr.contains("MONGODB_URI"), "{stderr}");
 }

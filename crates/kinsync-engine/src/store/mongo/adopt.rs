@@ -4,6 +4,8 @@
 //! document that kinsync made for the user goes, and the application's becomes the user's, with all
 //! that the application keeps in it.
 
+use std::time::Duration;
+
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::CStr, raw::cstr};
 use mongodb::{
     ClientSession, Collection,
@@ -22,6 +24,9 @@ use super::{
 use crate::store::{Error, Outcome, Row, timed};
 
 const DOING: &str = "adopt a document of the application";
+
+/// How long the next rows may be looked for: millions that are no candidates may lie between.
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// Tries of a commit whose outcome is not known.
 const COMMITS: u32 = 3;
@@ -68,8 +73,8 @@ impl Inner {
         let key = self.keys.email().to_owned();
         let mut filter = foreign();
         filter.insert(&key, doc! { "$gt": after });
-        let find =
-            Find::new(filter).sort(doc! { &key: 1 }).projection(doc! { "_id": 1, &key: 1 }).limit(limit);
+        let find = Find::new(filter).sort(doc! { &key: 1 }).projection(doc! { "_id": 1, &key: 1 });
+        let find = find.limit(limit).within(LONGEST);
         let read = move |doc: &RawDocument| {
             Some(Unclaimed { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
         };

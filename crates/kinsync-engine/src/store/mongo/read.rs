@@ -1,6 +1,6 @@
 //! Reads of user documents.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
 use kinsync_core::UserId;
@@ -158,11 +158,12 @@ impl Inner {
         read: impl Fn(&RawDocument) -> Option<T> + Send + 'static,
     ) -> Result<Vec<T>, Error> {
         let collection = collection.clone();
-        let Find { filter, mut options } = find;
+        let Find { filter, mut options, limit } = find;
+        let limit = limit.unwrap_or(self.op_timeout);
         if options.limit == Some(0) {
             return Ok(Vec::new()); // the server takes 0 for "no limit"
         }
-        options.max_time = Some(self.op_timeout);
+        options.max_time = Some(limit);
         options.batch_size = Some(BATCH);
         let all = async move {
             let mut cursor = collection.find(filter).with_options(options).await?;
@@ -172,7 +173,7 @@ impl Inner {
             }
             Ok(found)
         };
-        self.calls.run(doing, self.op_timeout, all).await
+        self.calls.run(doing, limit, all).await
     }
 }
 
@@ -180,11 +181,19 @@ impl Inner {
 pub(super) struct Find {
     filter: Document,
     options: FindOptions,
+    /// How long it may take, if not as long as any call.
+    limit: Option<Duration>,
 }
 
 impl Find {
     pub(super) fn new(filter: Document) -> Self {
-        Self { filter, options: FindOptions::default() }
+        Self { filter, options: FindOptions::default(), limit: None }
+    }
+
+    /// May take this long: for whoever looks at all documents.
+    pub(super) fn within(mut self, limit: Duration) -> Self {
+        self.limit = Some(limit);
+        self
     }
 
     pub(super) fn projection(mut self, projection: Document) -> Self {
