@@ -1,7 +1,7 @@
 //! Users of whom Kinde should be asked, because what was told of them cannot be right or cannot be
 //! judged. Kept durably and as a set: asked for twice is asked for once.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use kinsync_core::UserId;
 use serde::{Deserialize, Serialize};
@@ -21,8 +21,9 @@ const MOST: usize = 1000;
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Checks {
-    /// Users to ask about.
-    pub users: BTreeSet<UserId>,
+    /// Users to ask about, and a mark of the newest time that somebody asked: who asks while Kinde is being asked
+    /// wants to know what is so after that.
+    pub users: BTreeMap<UserId, u32>,
     /// Whether a scan was asked for: by an operator, or because too many users waited.
     pub everybody: bool,
     /// The run whose held deletions an operator approved.
@@ -42,7 +43,7 @@ impl Checks {
             return Ok(());
         }
         kept::change(store, KEY, |checks: &mut Self| {
-            checks.users.extend(users.iter().cloned());
+            checks.users.extend(users.iter().map(|user| (user.clone(), rand::random())));
             if checks.users.len() > MOST {
                 checks.everybody = true;
                 checks.users.clear();
@@ -75,10 +76,10 @@ impl Checks {
         self.everybody || self.approved.is_some()
     }
 
-    /// These users were checked, or everybody was.
+    /// These users were checked, or everybody was. Who was asked about again meanwhile stays.
     pub async fn done(store: &dyn Store, done: &Self) -> Result<(), Error> {
         kept::change(store, KEY, |checks: &mut Self| {
-            checks.users.retain(|user| !done.users.contains(user));
+            checks.users.retain(|user, asked| done.users.get(user) != Some(asked));
             checks.everybody &= !done.everybody;
             checks.approved = checks.approved.take().filter(|run| done.approved.as_ref() != Some(run));
         })

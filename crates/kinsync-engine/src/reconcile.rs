@@ -279,7 +279,7 @@ impl Reconciler {
     pub async fn answer_checks(&self) -> Result<bool, Error> {
         let parts = &self.0;
         let asked = parts.patiently(|| Checks::load(&*parts.store)).await?;
-        let users: Vec<UserId> = asked.users.iter().cloned().collect();
+        let users: Vec<UserId> = asked.users.keys().cloned().collect();
         if users.is_empty() {
             return Ok(asked.ask_for_scan());
         }

@@ -124,7 +124,7 @@ struct Compared {
     listed: Vec<u64>,
     fields: Option<Vec<Field>>,
     doubtful: Vec<UserId>,
-    control: Option<String>,
+    controls: Vec<String>,
     sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
 }
@@ -161,9 +161,8 @@ pub(super) async fn scan(
             (Some((first, last)), Some((from, until))) => Some((first.min(from), last.max(until))),
             (known, sent) => known.or(sent),
         };
-        if scanned.controls.len() < CONTROLS {
-            scanned.controls.extend(compared.control);
-        }
+        scanned.controls.extend(compared.controls);
+        scanned.controls.truncate(CONTROLS);
         // After the last page there is nothing to go on with: what was kept stands until the run has ended.
         if *wish == Wish::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
@@ -251,7 +250,7 @@ impl Parts {
             listed: if remembers { ids.iter().map(hash).collect() } else { Vec::new() },
             fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
             doubtful,
-            control: ids.first().map(|id| id.as_str().to_owned()),
+            controls: ids.iter().take(CONTROLS).map(UserId::to_string).collect(),
             sent,
             next_token,
         })

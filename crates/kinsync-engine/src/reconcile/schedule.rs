@@ -5,7 +5,7 @@
 //! in the kept runs that there is nothing to do.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -155,7 +155,7 @@ impl Schedule {
         if !is_asked {
             return self.reconciler.run(Wish::Reconcile, &|_| {}, stop).await;
         }
-        let mut asked = Checks { users: BTreeSet::new(), ..Checks::load(&*self.store).await? };
+        let mut asked = Checks { users: BTreeMap::new(), ..Checks::load(&*self.store).await? };
         Checks::done(&*self.store, &asked).await?;
         let wish = asked.approved.clone().map_or(Wish::Reconcile, Wish::Approve);
         let outcome = self.reconciler.run(wish, &|_| {}, stop).await;

@@ -339,7 +339,7 @@ async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_a
     let late = world.events().remove(0);
     world.deliver(vec![late]).await;
     let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
-    assert_eq!(checks.users.iter().map(UserId::as_str).collect::<Vec<_>>(), [&*id]);
+    assert_eq!(checks.users.keys().map(UserId::as_str).collect::<Vec<_>>(), [&*id]);
     reconciler.answer_checks().await.expect("Kinde answers");
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("First 2"));
 }
@@ -474,6 +474,21 @@ async fn one_read_that_says_gone_deletes_nobody() {
         let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
         assert_eq!(struck.map(|report| report.struck), Some(1), "a read said so");
         world.assert_equal("after one wrong word").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_kinde() {
+    let world = World::new(stores::embedded()).await;
+    let ids = world.import(3);
+    world.reconcile().await;
+    world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
+    world.later().await;
+    for leaves in [&ids[0], &ids[2]] {
+        world.kinde.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: Some(leaves.clone()) }));
+        let run = world.run(Wish::Dry).await.expect("Kinde answers");
+        assert_eq!(run.tally.of(Kind::Gone), 1, "{run:?}");
+        world.kinde.clear_faults();
     }
 }
 
@@ -874,6 +889,27 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
         // Given back, it is free at once.
         first.run(Wish::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
     }
+}
+
+#[tokio::test]
+async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
+    let world = World::new(stores::embedded()).await;
+    let id = UserId::parse(&world.import(1)[0]).expect("an id");
+    let store = &*world.fresh.store;
+    Checks::ask(store, std::slice::from_ref(&id)).await.expect("kept");
+    let slow = Duration::from_millis(500);
+    world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("user"));
+    let reconciler = world.reconciler(10, quick());
+    let again = async {
+        tokio::time::sleep(slow / 2).await;
+        Checks::ask(store, std::slice::from_ref(&id)).await.expect("kept");
+    };
+    let (answered, ()) = tokio::join!(reconciler.answer_checks(), again);
+    assert!(!answered.expect("Kinde answers"));
+    let waits = async || Checks::load(store).await.expect("it answers").users.len();
+    assert_eq!(waits().await, 1);
+    reconciler.answer_checks().await.expect("Kinde answers");
+    assert_eq!(waits().await, 0);
 }
 
 #[tokio::test]

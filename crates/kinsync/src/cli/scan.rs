@@ -113,7 +113,7 @@ impl Scanner {
                     bar.set_message(format!("users; waiting, {holder} is scanning"));
                     bar.tick();
                     let pause = tokio::time::sleep(Duration::from_secs(1));
-                    _ = stop.run_until_cancelled(pause).await;
+                    stop.run_until_cancelled(pause).await.ok_or(Error::Stopped)?;
                 }
                 done => return done,
             }

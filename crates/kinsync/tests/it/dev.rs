@@ -79,7 +79,7 @@ fn ctrl_c_ends_it_cleanly_and_soon() {
 }
 
 #[cfg(unix)]
-fn interrupt(child: &Child) {
+pub(crate) fn interrupt(child: &Child) {
     let sent = Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
     assert!(sent.is_ok_and(|sent| sent.success()));
 }

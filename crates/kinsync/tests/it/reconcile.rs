@@ -128,6 +128,31 @@ async fn a_backfill_killed_at_twenty_instants_ends_like_one_that_was_not() {
     assert!(killed > 3, "it was killed {killed} times, in the middle of the work");
 }
 
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
+    let place = Place::new(generated(100)).await;
+    let pause = Duration::from_secs(30);
+    place.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
+    let mut scans = place.command(&["backfill"]).spawn().unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while place.kinde.requests("users") == 0 {
+        assert!(Instant::now() < deadline && scans.try_wait().unwrap().is_none(), "it does not scan");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut waits = place.command(&["backfill"]).spawn().unwrap();
+    // Long enough for it to begin to wait; were it shorter, Ctrl-C would end it all the more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(waits.try_wait().unwrap().is_none(), "it waits");
+    crate::dev::interrupt(&waits);
+    let ended = tokio::task::spawn_blocking(move || waits.wait_with_output().unwrap());
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await.expect("it ends").unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(ended.status.code() == Some(1) && said.contains("stopped; nothing is half done"), "{said}");
+    scans.kill().unwrap();
+    scans.wait().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backfill_fills_a_collection_that_an_application_uses_already() {
     let place = Place::new(kinde_emulator::Config::default()).await;
