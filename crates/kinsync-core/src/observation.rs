@@ -54,6 +54,9 @@ pub enum Source {
 }
 
 impl Source {
+    /// Every way.
+    pub const ALL: [Self; 4] = [Self::Webhook, Self::Login, Self::Profile, Self::Reconcile];
+
     /// The name used in documents and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,9 +69,7 @@ impl Source {
 
     /// The source of this name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Webhook, Self::Login, Self::Profile, Self::Reconcile]
-            .into_iter()
-            .find(|source| source.as_str() == name)
+        Self::ALL.into_iter().find(|source| source.as_str() == name)
     }
 }
 

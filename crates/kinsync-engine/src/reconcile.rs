@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::gone::Thresholds;
 use self::{
     lease::Leases,
-    record::{Outcome, Run, Tally, Wish, keep},
+    record::{Before, Outcome, Run, Tally, Wish, keep},
     scan::{Checkpoint, Scanned, scan},
 };
 use crate::{
@@ -148,7 +148,8 @@ impl Reconciler {
         stop: &CancellationToken,
     ) -> Result<Run, Error> {
         let parts = &self.0;
-        let mut run = Run::new(wish, parts.clock.now());
+        let before = Before::of(&parts.patiently(|| record::runs(&*parts.store)).await?);
+        let mut run = Run::new(wish, parts.clock.now(), before);
         let tasks = TaskTracker::new();
         if run.wish == Wish::Dry {
             let outcome = stop.run_until_cancelled(self.work(&mut run, None, &tasks, progress)).await;
@@ -175,7 +176,7 @@ impl Reconciler {
             Err(error) => Outcome::Failed { reason: crate::breaker::chain(error) },
         };
         run.ended(ended, parts.clock.now());
-        measure(&run, last_began(&parts.patiently(|| record::runs(&*parts.store)).await?));
+        measure(&run);
         if !matches!(outcome, Err(Error::LeaseLost)) {
             parts.patiently(|| keep(&*parts.store, &run)).await?;
             if let Some(from) = from.filter(|_| outcome.is_ok()) {
@@ -241,7 +242,7 @@ impl Reconciler {
         progress: Progress<'_>,
     ) -> Result<(Scanned, bool), Error> {
         let parts = &self.0;
-        let scan = async |from: &Checkpoint| scan(parts, tasks, &run.wish, from, progress).await;
+        let scan = async |from: &Checkpoint| scan(parts, tasks, run, from, progress).await;
         let Some(cut) = from.filter(|from| from.next_token.is_some()) else {
             return Ok((scan(&from.cloned().unwrap_or_default()).await?, false));
         };
@@ -321,7 +322,7 @@ impl Parts {
     }
 }
 
-fn measure(run: &Run, before: Option<Micros>) {
+fn measure(run: &Run) {
     let outcome = match &run.outcome {
         Outcome::Running => "running",
         Outcome::Complete => "complete",
@@ -337,9 +338,9 @@ fn measure(run: &Run, before: Option<Micros>) {
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
     metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
     // When a user changed, Kinde does not tell: not before the last scan compared them.
-    if let Some(before) = before.filter(|_| run.is_telling()) {
-        let most =
-            Duration::from_micros(run.started_at.0.saturating_sub(before.0).try_into().unwrap_or_default());
+    if let Some(before) = run.before.filter(|_| run.is_telling()) {
+        let most = run.started_at.0.saturating_sub(before.began.0);
+        let most = Duration::from_micros(most.try_into().unwrap_or_default());
         let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);
         metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
             .record_many(most.as_secs_f64(), missed);

@@ -29,6 +29,8 @@ pub fn run_with_examples(run: &Run) -> Value {
     let mut value = serde_json::to_value(run).expect("a run has only text keys");
     value["startedAt"] = time(run.started_at);
     value["endedAt"] = optional_time(run.ended_at);
+    value.as_object_mut().map(|run| run.remove("before"));
+    value["since"] = optional_time(run.before.map(|before| before.began));
     value["missedByWebhooks"] = run.tally.missed().into();
     for (example, drift) in value["examples"].as_array_mut().into_iter().flatten().zip(&run.tally.examples) {
         example["knownAt"] = optional_time(drift.known_at);

@@ -61,6 +61,10 @@ fn describe() {
     describe_counter!("kinsync_sightings_lost_total", "Users seen while neither store nor queue took them");
     describe_counter!("kinsync_user_changes_total", "Written changes of users, by the way they came");
     describe_counter!("kinsync_reconcile_runs_total", "Scans of all users at Kinde, by outcome");
+    describe_gauge!(
+        "kinsync_users_changed_between_scans",
+        "Users who changed between the last two scans, by the way their newest change came"
+    );
     describe_gauge!("kinsync_users_in_drift", "Users whom the last scan found different, by kind");
     describe_gauge!("kinsync_reconcile_last_seconds", Unit::Seconds, "How long the last scan here took");
     describe_gauge!(

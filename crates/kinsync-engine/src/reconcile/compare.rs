@@ -38,6 +38,13 @@ pub(super) enum Found {
     Listed(Drift),
 }
 
+impl Found {
+    /// Whether an event should have announced the difference.
+    pub(super) fn is_missed(&self) -> bool {
+        matches!(self, Self::Differs(drift, _) if drift.kind.is_missed())
+    }
+}
+
 impl Seen {
     /// `None` for a user whose id cannot be one.
     pub(super) fn new(user: management::User, sent: &Sent) -> Option<Self> {

@@ -67,6 +67,8 @@ struct Candidates {
     count: usize,
     /// How many users are live.
     live: usize,
+    /// What is counted of those who are deleted in the store.
+    seen: Tally,
 }
 
 impl Candidates {
@@ -79,6 +81,17 @@ impl Candidates {
             self.others.push(user);
         }
     }
+}
+
+/// Who was not listed, of some users.
+#[derive(Default)]
+struct Unlisted {
+    /// How many are deleted, or not there any more.
+    dead: usize,
+    /// The others of whom nothing newer than the scan is known.
+    may_be_gone: Vec<UserId>,
+    /// What is counted of those who are deleted.
+    seen: Tally,
 }
 
 /// Deletions that are carried out without asking an operator.
@@ -147,7 +160,9 @@ impl Parts {
     ) -> Result<Option<BTreeSet<UserId>>, Error> {
         scanned.listed.sort_unstable();
         let approved = approved.unwrap_or_default();
-        let Candidates { approved, others, count, live } = self.candidates(run, scanned, &approved).await?;
+        let Candidates { approved, others, count, live, seen } =
+            self.candidates(run, scanned, &approved).await?;
+        scanned.tally.merge(seen);
         let is_held = self.config.deletes.exceeded(count, live);
         if is_held {
             self.hold(run, &others, count, scanned).await?;
@@ -176,9 +191,10 @@ impl Parts {
         let mut ids = next(None).await?;
         while let Some(last) = ids.last() {
             let unlisted = self.unlisted(run, scanned, &ids);
-            let (following, (live, users)) = tokio::try_join!(next(Some(last)), unlisted)?;
-            candidates.live += live;
-            for user in users {
+            let (following, unlisted) = tokio::try_join!(next(Some(last)), unlisted)?;
+            candidates.live += ids.len() - unlisted.dead;
+            candidates.seen.merge(unlisted.seen);
+            for user in unlisted.may_be_gone {
                 candidates.add(user, approved);
             }
             ids = following;
@@ -186,24 +202,23 @@ impl Parts {
         Ok(candidates)
     }
 
-    /// How many of these are live, and who of them may be gone.
-    async fn unlisted(
-        &self,
-        run: &Run,
-        scanned: &Scanned,
-        ids: &[UserId],
-    ) -> Result<(usize, Vec<UserId>), store::Error> {
+    /// Those of these users who were not listed.
+    async fn unlisted(&self, run: &Run, scanned: &Scanned, ids: &[UserId]) -> Result<Unlisted, store::Error> {
         let is_missing = |id: &&UserId| scanned.listed.binary_search(&hash(id)).is_err();
         let missing: Vec<UserId> = ids.iter().filter(is_missing).cloned().collect();
-        let (mut live, mut users) = (ids.len() - missing.len(), Vec::new());
+        let mut unlisted = Unlisted { dead: missing.len(), ..Unlisted::default() };
         for ids in missing.chunks(ROWS) {
             let rows = self.patiently(|| self.store.load(ids)).await?;
-            for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
-                live += 1;
-                users.extend(may_be_gone(&row, run, scanned).then_some(row.id));
+            for row in rows.into_iter().flatten() {
+                if row.state.is_live() {
+                    unlisted.dead -= 1;
+                    unlisted.may_be_gone.extend(may_be_gone(&row, run, scanned).then_some(row.id));
+                } else {
+                    unlisted.seen.saw(&row, run.before);
+                }
             }
         }
-        Ok((live, users))
+        Ok(unlisted)
     }
 
     /// Deletes those of these users whom Kinde does not know. Answers about whom it gave no clear answer.
@@ -421,7 +436,9 @@ fn gone(user: UserId, at: Micros) -> Observation {
 /// Whether nothing newer than the scan is known of a user who was stored when it began.
 fn may_be_gone(row: &Row, run: &Run, scanned: &Scanned) -> bool {
     let newest = row.state.fields.values().map(|register| register.version.at).max();
-    row.state.is_live() && row.standing.inserted_at < run.started_at && newest < scanned.sent.map(|(first, _)| first)
+    row.state.is_live()
+        && row.standing.inserted_at < run.started_at
+        && newest < scanned.sent.map(|(first, _)| first)
 }
 
 /// Keeps whom this run holds. While they are the same or fewer, earlier runs can be approved too.

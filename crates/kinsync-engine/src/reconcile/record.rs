@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     kept,
-    store::{self, Store},
+    store::{self, Row, Store},
 };
 
 /// Where runs are kept, newest first.
@@ -113,7 +113,12 @@ pub struct Tally {
     pub drift: BTreeMap<Kind, u64>,
     /// Fields that differed, of users who were [`Kind::Changed`] or [`Kind::Filled`].
     pub fields: BTreeMap<Field, u64>,
-    /// Some of them.
+    /// Users whose difference an event should have announced, by the way the newest came that was known of them;
+    /// `nothing` of whom nothing was known.
+    pub known_from: BTreeMap<String, u64>,
+    /// Users who changed since the scan before, by the way their newest change came.
+    pub arrived: BTreeMap<Source, u64>,
+    /// Some of those who differed.
     pub examples: Vec<Drift>,
 }
 
@@ -131,6 +136,11 @@ impl Tally {
     /// Counts one user who differed.
     pub fn add(&mut self, drift: Drift) {
         *self.drift.entry(drift.kind).or_default() += 1;
+        if drift.kind.is_missed() {
+            let known_from = drift.known_from.map_or("nothing", Source::as_str);
+            *self.known_from.entry(known_from.to_owned()).or_default() += 1;
+            *self.arrived.entry(Source::Reconcile).or_default() += 1;
+        }
         if matches!(drift.kind, Kind::Changed | Kind::Filled) {
             for field in &drift.fields {
                 *self.fields.entry(*field).or_default() += 1;
@@ -138,6 +148,16 @@ impl Tally {
         }
         if self.examples.len() < EXAMPLES {
             self.examples.push(drift);
+        }
+    }
+
+    /// Counts a stored user of whom no event was missed, if it changed since the scan before.
+    pub(super) fn saw(&mut self, row: &Row, before: Option<Before>) {
+        let Some(source) = row.standing.source.filter(|_| row.revision > 0) else { return };
+        let since =
+            before.map(|before| if source == Source::Reconcile { before.ended } else { before.began });
+        if since < Some(row.standing.updated_at) {
+            *self.arrived.entry(source).or_default() += 1;
         }
     }
 
@@ -150,14 +170,35 @@ impl Tally {
         self.pages += other.pages;
         self.users += other.users;
         self.unchanged += other.unchanged;
-        for (field, count) in other.fields {
-            *self.fields.entry(field).or_default() += count;
-        }
-        for (kind, count) in other.drift {
-            *self.drift.entry(kind).or_default() += count;
-        }
+        add_up(&mut self.fields, other.fields);
+        add_up(&mut self.drift, other.drift);
+        add_up(&mut self.known_from, other.known_from);
+        add_up(&mut self.arrived, other.arrived);
         let room = EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
+    }
+}
+
+fn add_up<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+    for (key, count) in more {
+        *sums.entry(key).or_default() += count;
+    }
+}
+
+/// When the scan before began and ended, by our clock. What it repaired it has counted itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Before {
+    /// When it began.
+    pub began: Micros,
+    /// When it ended.
+    pub ended: Micros,
+}
+
+impl Before {
+    pub(super) fn of(runs: &[Run]) -> Option<Self> {
+        let run = runs.iter().find(|run| run.is_complete())?;
+        Some(Self { began: run.started_at, ended: run.ended_at.unwrap_or(run.started_at) })
     }
 }
 
@@ -194,6 +235,9 @@ pub struct Run {
     pub ended_at: Option<Micros>,
     /// How it ended.
     pub outcome: Outcome,
+    /// The complete scan before it.
+    #[serde(default)]
+    pub before: Option<Before>,
     /// What it found; what it repaired, unless it was dry.
     #[serde(flatten)]
     pub tally: Tally,
@@ -215,10 +259,11 @@ impl Run {
         self.is_whole() && self.wish == Wish::Reconcile
     }
 
-    pub(super) fn new(wish: Wish, now: Micros) -> Self {
+    pub(super) fn new(wish: Wish, now: Micros, before: Option<Before>) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), rand::random::<u16>());
-        Self { id, wish, started_at: now, ended_at: None, outcome: Outcome::Running, tally: Tally::default() }
+        let (ended_at, outcome, tally) = (None, Outcome::Running, Tally::default());
+        Self { id, wish, started_at: now, ended_at, outcome, before, tally }
     }
 
     pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {
@@ -266,7 +311,7 @@ mod tests {
     use super::*;
 
     fn run(began: i64, outcome: Outcome, missed: u64) -> Run {
-        let mut run = Run::new(Wish::Reconcile, Micros(began));
+        let mut run = Run::new(Wish::Reconcile, Micros(began), None);
         run.ended(outcome, Micros(began + 1));
         run.tally.drift = [(Kind::Changed, missed)].into();
         run

@@ -16,7 +16,7 @@ use super::{
     Error, Parts, Progress,
     compare::{Found, Seen},
     gone::hash,
-    record::{Kind, Tally, Wish},
+    record::{Before, Kind, Run, Tally, Wish},
 };
 use crate::{
     apply::apply,
@@ -118,6 +118,17 @@ struct Batch {
     users: usize,
 }
 
+/// What is to be made of them.
+#[derive(Clone, Copy)]
+struct How {
+    /// Nothing is written.
+    is_dry: bool,
+    /// Who is gone is looked for among those who are not here; a backfill does not, and remembers nobody.
+    remembers: bool,
+    /// What changed since then is counted.
+    before: Option<Before>,
+}
+
 /// What was made of them.
 struct Compared {
     tally: Tally,
@@ -133,7 +144,7 @@ struct Compared {
 pub(super) async fn scan(
     parts: &Arc<Parts>,
     tasks: &TaskTracker,
-    wish: &Wish,
+    run: &Run,
     from: &Checkpoint,
     progress: Progress<'_>,
 ) -> Result<Scanned, Error> {
@@ -142,12 +153,11 @@ pub(super) async fn scan(
         Some(token) => parts.kinde.users_from(token.as_str()),
         None => parts.kinde.users(),
     };
-    let is_dry = *wish == Wish::Dry;
-    // Who is gone is looked for among those who are not here; a backfill does not, and remembers nobody.
-    let remembers = *wish != Wish::Backfill;
+    let how =
+        How { is_dry: run.wish == Wish::Dry, remembers: run.wish != Wish::Backfill, before: run.before };
     let work = |batch: Result<Batch, Error>| {
         let parts = Arc::clone(parts);
-        let task = tasks.spawn(async move { parts.compare(batch?, is_dry, remembers).await });
+        let task = tasks.spawn(async move { parts.compare(batch?, how).await });
         async { task.await.unwrap_or(Err(Error::Ended)) }
     };
     let mut compared = std::pin::pin!(batches(pages).map(work).buffered(IN_WORK));
@@ -164,7 +174,7 @@ pub(super) async fn scan(
         scanned.controls.extend(compared.controls);
         scanned.controls.truncate(CONTROLS);
         // After the last page there is nothing to go on with: what was kept stands until the run has ended.
-        if *wish == Wish::Backfill && compared.next_token.is_some() {
+        if run.wish == Wish::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
             parts.patiently(|| checkpoint.save(&*parts.store)).await?;
         }
@@ -212,7 +222,7 @@ async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
 }
 
 impl Parts {
-    async fn compare(&self, batch: Batch, is_dry: bool, remembers: bool) -> Result<Compared, Error> {
+    async fn compare(&self, batch: Batch, how: How) -> Result<Compared, Error> {
         let pages = batch.pages.len() as u64;
         let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.sent));
         let sent = times().min().zip(times().max());
@@ -227,7 +237,11 @@ impl Parts {
         let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
         let (mut observations, mut doubtful) = (Vec::new(), Vec::new());
         for (seen, row) in seen.iter().zip(&rows) {
-            match seen.compare(row.as_ref()) {
+            let found = seen.compare(row.as_ref());
+            if let Some(row) = row.as_ref().filter(|_| !found.is_missed()) {
+                tally.saw(row, how.before);
+            }
+            match found {
                 Found::Same => tally.unchanged += 1,
                 Found::Doubtful => doubtful.push(seen.user.clone()),
                 Found::Listed(drift) => tally.add(drift),
@@ -240,14 +254,14 @@ impl Parts {
         if unusable > 0 {
             tracing::warn!(users = unusable, "Kinde lists users whose ids cannot be ids; they are left out");
         }
-        if !is_dry && !observations.is_empty() {
+        if !how.is_dry && !observations.is_empty() {
             self.repair(&observations, &mut tally).await?;
         }
         let told_of_first = seen.first().map(|seen| seen.told.iter().map(|(field, _)| field));
         let told_of_all = |field: &Field| seen.iter().all(|seen| seen.told.value(*field).is_some());
         Ok(Compared {
             tally,
-            listed: if remembers { ids.iter().map(hash).collect() } else { Vec::new() },
+            listed: if how.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
             fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
             doubtful,
             controls: ids.iter().take(CONTROLS).map(UserId::to_string).collect(),

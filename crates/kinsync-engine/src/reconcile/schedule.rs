@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kinsync_core::Micros;
+use kinsync_core::{Micros, Source};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -227,6 +227,10 @@ fn tell(latest: Option<&Run>) {
         Kind::Unknown,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
+    }
+    for source in Source::ALL {
+        let users = run.tally.arrived.get(&source).copied().unwrap_or_default();
+        metrics::gauge!("kinsync_users_changed_between_scans", "source" => source.as_str()).set(users as f64);
     }
     metrics::gauge!("kinsync_reconcile_last_timestamp_seconds").set(run.started_at.0 as f64 / 1e6);
 }

@@ -15,7 +15,7 @@ use kinde_emulator::{
     Emulator, Fault, FaultKind, NewUser, User, UserEdit, WebhookSpec,
     config::{Generated, Unknowns},
 };
-use kinsync_core::{UserDocument, UserId};
+use kinsync_core::{Source, UserDocument, UserId};
 use kinsync_engine::{
     checks::Checks,
     clock::Clock,
@@ -361,6 +361,32 @@ async fn a_run_without_drift_writes_no_user() {
         assert_eq!(rows(&world).await, before, "not even a revision");
         let kept = record::runs(&*world.fresh.store).await.expect("the store answers");
         assert_eq!(kept, [second, first], "both are kept, the newest first");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() {
+    for fresh in stores::all().await {
+        let world = World::new(fresh).await;
+        let ids = world.import(4);
+        let first = world.reconcile().await;
+        assert_eq!((first.before, &first.tally.arrived), (None, &BTreeMap::from([(Source::Reconcile, 4)])));
+        let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+        world.kinde.create_user(NewUser::named("told@example.com", "T", "O")).expect("new");
+        world.kinde.update_user(&ids[0], edit()).expect("there");
+        world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
+        world.deliver(world.events()).await;
+        world.kinde.update_user(&ids[0], UserEdit { last_name: Some("Lost".into()), ..edit() }).expect("there");
+        world.kinde.update_user(&ids[2], edit()).expect("there");
+        world.kinde.import_user(NewUser::named("lost@example.com", "L", "O")).expect("new");
+        world.later().await;
+        let second = world.reconcile().await.tally;
+        let arrived = [(Source::Webhook, 2), (Source::Reconcile, 3)];
+        assert_eq!(second.arrived, BTreeMap::from(arrived), "{}: {second:?}", world.fresh.name);
+        let known_from = [("nothing", 1), ("reconcile", 1), ("webhook", 1)];
+        assert_eq!(second.known_from, known_from.map(|(way, users)| (way.to_owned(), users)).into());
+        let third = world.reconcile().await.tally;
+        assert_eq!((third.arrived.len(), third.known_from.len()), (0, 0), "{third:?}");
     }
 }
 

@@ -115,6 +115,7 @@ async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() 
         started_at: Micros(began * MINUTE),
         ended_at: Some(Micros(began * MINUTE + 1)),
         outcome: Outcome::Complete,
+        before: None,
         tally: Tally { drift: [(record::Kind::Changed, missed)].into(), ..Tally::default() },
     };
     let event = |id: String, scheme: &str, at: i64| LoggedEvent {

@@ -181,12 +181,27 @@ pub(super) fn show(run: &Value, as_json: bool) {
         }
     }
     output::say(&parts.join(", "));
+    for (key, begins) in [
+        ("arrived", "Users changed since the scan before, by the way of their newest change"),
+        ("knownFrom", "Of whom a webhook should have told, the newest that was known came by"),
+    ] {
+        let ways = counts(&run[key]);
+        if !ways.is_empty() && !run["since"].is_null() {
+            output::say(&format!("{begins}: {ways}"));
+        }
+    }
     let id = run["id"].as_str().unwrap_or_default();
     if number(&run["drift"]["held"]) > 0 && !is_dry {
         output::say(&format!(
             "So many deletions at once need your word. If they are right: kinsync reconcile --approve {id}"
         ));
     }
+}
+
+/// `120 webhook, 3 login`
+fn counts(map: &Value) -> String {
+    let ways = map.as_object().into_iter().flatten().map(|(way, count)| format!("{count} {way}"));
+    ways.collect::<Vec<_>>().join(", ")
 }
 
 fn row(example: &Value, is_dry: bool) -> Value {

@@ -13,7 +13,7 @@ use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, Profile, UserEdit, con
 use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     doctor::prepared,
@@ -321,6 +321,9 @@ async fn a_server_finds_who_was_imported_at_once_and_when_somebody_asks() {
     let newest = &runs["runs"][0];
     assert_eq!((&newest["users"], &newest["missedByWebhooks"]), (&3.into(), &1.into()), "{newest}");
     assert!(newest["examples"].is_null(), "lists are short");
+    let ways = (&newest["arrived"], &newest["knownFrom"], &newest["since"]);
+    let expected = (&json!({ "reconcile": 1 }), &json!({ "nothing": 1 }), &runs["runs"][1]["startedAt"]);
+    assert_eq!(ways, expected, "{newest}");
     let path = format!("/api/admin/runs/{}", newest["id"].as_str().unwrap());
     let run = admin(&town, reqwest::Method::GET, &path).await;
     assert_eq!(
@@ -332,6 +335,8 @@ async fn a_server_finds_who_was_imported_at_once_and_when_somebody_asks() {
     assert_eq!(drift["run"], run);
     let told = [
         "kinsync_users_in_drift{kind=\"missing\"} 1",
+        "kinsync_users_changed_between_scans{source=\"reconcile\"} 1",
+        "kinsync_users_changed_between_scans{source=\"webhook\"} 0",
         "kinsync_user_changes_total{source=\"reconcile\"} 4",
         "kinsync_reconcile_runs_total{outcome=\"complete\"}",
         "kinsync_time_to_consistency_seconds_count{source=\"reconcile\"}",
