@@ -271,6 +271,8 @@ pub struct Unknowns {
     pub missing_email: Missing,
     /// Status of the answer for a user that does not exist: 400, the only one in the `OpenAPI` document, or 404.
     pub unknown_user_status: u16,
+    /// The code of that answer.
+    pub unknown_user_code: String,
     /// Whether users deleted with their profile kept are listed.
     pub list_includes_deleted: bool,
     /// Largest `page_size` of `GET /api/v1/users`.
@@ -297,6 +299,7 @@ impl Default for Unknowns {
             precision: Precision::Micros,
             missing_email: Missing::Null,
             unknown_user_status: 400,
+            unknown_user_code: "USER_INVALID".to_owned(),
             list_includes_deleted: false,
             page_size_cap: 500,
             pagination: Pagination::Cursor,

@@ -131,6 +131,8 @@ pub struct Reconcile {
     pub max_deletes: u64,
     /// The share of the live users that needs no approval, 0 to 1.
     pub max_delete_share: f64,
+    /// Codes that say that there is no such user, beside the usual.
+    pub unknown_user_codes: Vec<String>,
 }
 
 /// Who may connect, and for how long.

@@ -376,7 +376,10 @@ async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() 
         world.kinde.update_user(&ids[0], edit()).expect("there");
         world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
         world.deliver(world.events()).await;
-        world.kinde.update_user(&ids[0], UserEdit { last_name: Some("Lost".into()), ..edit() }).expect("there");
+        world
+            .kinde
+            .update_user(&ids[0], UserEdit { last_name: Some("Lost".into()), ..edit() })
+            .expect("there");
         world.kinde.update_user(&ids[2], edit()).expect("there");
         world.kinde.import_user(NewUser::named("lost@example.com", "L", "O")).expect("new");
         world.later().await;

@@ -29,6 +29,7 @@ pub(crate) fn settings(config: &Config) -> Option<management::Config> {
     };
     let mut settings = management::Config::new(domain.clone(), id.as_str(), SecretString::clone(secret));
     settings.page_size = config.reconcile.page_size;
+    settings.unknown_user_codes.extend_from_slice(&config.reconcile.unknown_user_codes);
     Some(settings)
 }
 
@@ -39,8 +40,8 @@ pub(crate) fn reconciler(
     clock: Clock,
 ) -> Result<Option<Reconciler>, Error> {
     let Some(kinde) = client(config)? else { return Ok(None) };
-    let Reconcile { max_deletes, max_delete_share: share, .. } = config.reconcile;
-    let deletes = Thresholds { count: usize::try_from(max_deletes).unwrap_or(usize::MAX), share };
+    let Reconcile { max_deletes, max_delete_share: share, .. } = &config.reconcile;
+    let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
     let settings = reconcile::Config { deletes, name: name(), ..reconcile::Config::default() };
     Ok(Some(Reconciler::new(kinde, store, clock, settings)))
 }

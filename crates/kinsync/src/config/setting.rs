@@ -292,6 +292,19 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "reconcile.unknown_user_codes",
+        env: "KINSYNC_UNKNOWN_USER_CODES",
+        flag: "unknown-user-codes",
+        example: "NO_SUCH_USER",
+        help: "More codes by which Kinde says, with status 400, that there is no such user, comma separated; without \
+               them such a user is left as it is, and the log names the code",
+        set: |config, text| {
+            let codes = value::list(text).into_iter().map(str::to_owned).collect();
+            put(&mut config.reconcile.unknown_user_codes, Ok(codes))
+        },
+        ..ROW
+    },
+    Setting {
         key: "http.bind",
         env: "KINSYNC_BIND",
         flag: "bind",

@@ -9,7 +9,10 @@ use std::{
 
 use bson::{Document, doc};
 use futures_util::TryStreamExt;
-use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, Profile, UserEdit, config::Generated};
+use kinde_emulator::{
+    Emulator, Fault, FaultKind, NewUser, Profile, UserEdit,
+    config::{Generated, Unknowns},
+};
 use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -223,6 +226,22 @@ async fn reconcile_tells_repairs_holds_and_carries_out_what_is_approved() {
     assert!(code == 0 && stdout.contains("30 deleted"), "{stdout}{stderr}");
     assert_eq!(place.users.count_documents(live).await.unwrap(), 71);
     assert_eq!(place.run(&["reconcile"]).await.1, "71 users at Kinde: 71 unchanged\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_code_for_an_unknown_user_that_nobody_knows_deletes_nobody_until_it_is_set() {
+    let unknown_user_code = "NO_SUCH_USER".to_owned();
+    let unknowns = Unknowns { unknown_user_code, ..Unknowns::default() };
+    let mut place = Place::new(kinde_emulator::Config { unknowns, ..Default::default() }).await;
+    let [ada, _] = [1, 2].map(|n| place.kinde.import_user(named(n)).unwrap().id);
+    assert_eq!(place.run(&["backfill"]).await.0, 0);
+    place.kinde.delete_user(&ada, Profile::Remove).unwrap();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let (code, run) = place.json(&["reconcile", "--json"]).await;
+    assert_eq!((code, &run["drift"]), (0, &json!({ "unknown": 1 })), "{run}");
+    place.vars.push(("KINSYNC_UNKNOWN_USER_CODES", "OTHER, NO_SUCH_USER".to_owned()));
+    let (code, run) = place.json(&["reconcile", "--json"]).await;
+    assert_eq!((code, &run["drift"]), (0, &json!({ "gone": 1 })), "{run}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

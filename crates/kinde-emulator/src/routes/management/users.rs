@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::cursor::Cursor;
-use crate::config::Pagination;
+use crate::config::{Pagination, Unknowns};
 use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
@@ -218,12 +218,12 @@ pub(super) async fn read(
     let faults = emulator.faults_table().on_read(id);
     for fault in &faults {
         if let FaultKind::UserGone { status, .. } = fault {
-            return Err(unknown(*status));
+            return Err(unknown(*status, "USER_NOT_FOUND"));
         }
     }
     let unknowns = &emulator.config().unknowns;
     let user = seen(&emulator.tenant(), &faults).by_id(id).map(Cow::into_owned);
-    let user = user.ok_or_else(|| unknown(unknowns.unknown_user_status))?;
+    let user = user.ok_or_else(|| no_user(unknowns))?;
     let expand = Expand::parse(query.expand.as_deref());
     Ok(json(&Shown { user: &user, place: Place::Single, expand, missing: unknowns.missing_in_api }))
 }
@@ -329,15 +329,18 @@ pub(super) async fn delete(
     Ok(success("USER_DELETED", "User successfully deleted", json!({})))
 }
 
-fn unknown(status: u16) -> Refusal {
+fn no_user(unknowns: &Unknowns) -> Refusal {
+    unknown(unknowns.unknown_user_status, &unknowns.unknown_user_code)
+}
+
+fn unknown(status: u16, code: &str) -> Refusal {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    let code = if status == StatusCode::NOT_FOUND { "USER_NOT_FOUND" } else { "USER_INVALID" };
-    Refusal::new(status, code, "The user does not exist")
+    Refusal::new(status, code.to_owned(), "The user does not exist")
 }
 
 fn refused(emulator: &Emulator, error: &tenant::Error) -> Refusal {
     match error {
-        tenant::Error::UnknownUser(_) => unknown(emulator.config().unknowns.unknown_user_status),
+        tenant::Error::UnknownUser(_) => no_user(&emulator.config().unknowns),
         tenant::Error::Taken(_) => Refusal::bad_request("USER_ALREADY_EXISTS", error.to_string()),
         tenant::Error::NotAMember(_) => Refusal::bad_request("USER_NOT_A_MEMBER", error.to_string()),
         tenant::Error::Suspended(_) => Refusal::bad_request("USER_SUSPENDED", error.to_string()),
