@@ -98,6 +98,15 @@ impl WebhookService {
         Self(Arc::new(Shared { verifier, queue, clock, config, activity, meters, how_to_sign }))
     }
 
+    /// What this delivery is answered. Cancel safe: at worst it is durable and its sender, not knowing, repeats it.
+    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.0.answer(request).await
+    }
+
     /// How deliveries are going.
     pub fn activity(&self) -> Activity {
         self.0.activity.clone()

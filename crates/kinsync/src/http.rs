@@ -1,7 +1,8 @@
 //! The HTTP surface: connections, routes and what is behind them.
 //!
 //! In reading order:
-//! - [`router`]: every route
+//! - [`front`]: where requests come in
+//! - [`router`]: every route but two
 //! - [`server`]: connections and their bounds
 //! - [`stall`]: cuts off who does not read
 //! - [`timer`]: cuts off who does not end the head
@@ -12,6 +13,7 @@
 
 pub mod admin;
 pub mod answer;
+pub mod front;
 pub mod login;
 pub mod operation;
 pub mod router;

@@ -31,6 +31,7 @@ use super::{AdminToken, App, Error, Parts, login, management, parts::Reconciling
 use crate::{
     config::{self, Config, rules::closed_doors},
     http::{
+        front::Answer,
         router,
         server::{Bounds, Server},
     },
@@ -250,8 +251,8 @@ impl Running {
         Ok((address, operation_address))
     }
 
-    fn serve(&self, (server, address): (Server, SocketAddr), router: axum::Router) -> SocketAddr {
-        self.servers.spawn(server.serve(router, self.stop_servers.clone()));
+    fn serve(&self, (server, address): (Server, SocketAddr), front: impl Answer) -> SocketAddr {
+        self.servers.spawn(server.serve(front, self.stop_servers.clone()));
         address
     }
 

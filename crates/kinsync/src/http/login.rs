@@ -1,13 +1,15 @@
-//! Routes for users with an access token. `CurrentUser` stands in every handler's signature: it is the proof.
+//! Routes for users with an access token. A `CurrentUser` is the proof that they may: it stands in the signature of every
+//! handler behind the layer, and `me` asks for it itself.
 
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    body::Body,
+    extract::State,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{CurrentUser, layer::DEGRADED};
+use kinsync_tower::{CurrentUser, Login, layer::DEGRADED, problem};
 use serde::Deserialize;
 
 use super::{
@@ -33,8 +35,16 @@ pub struct ProfileQuery {
 }
 
 /// GET /api/me: the user document as stored.
-pub async fn me(user: CurrentUser, request: Request) -> Response {
-    document(&user, request.headers())
+pub async fn me(login: &Login, headers: &HeaderMap) -> http::Response<problem::Body> {
+    let user = match login.admit(headers).await {
+        Ok(user) => user,
+        Err(problem) => return problem.into_response(),
+    };
+    let mut response = document(&user, headers);
+    if user.is_degraded() {
+        response.headers_mut().insert(DEGRADED, HeaderValue::from_static("true"));
+    }
+    response
 }
 
 /// GET /api/profile: the same, after a refresh from Kinde; from the store when Kinde does not answer.
@@ -46,7 +56,7 @@ pub async fn profile(
 ) -> Result<Response> {
     let Some(login) = &parts.login else { return Err(Failure(kinsync_tower::Problem::NoRoute)) };
     let (user, refreshed) = login.refresh(user, &headers, query.refresh).await?;
-    let mut response = document(&user, &headers);
+    let mut response = document(&user, &headers).map(Body::new);
     response.headers_mut().insert(PROFILE, HeaderValue::from_static(refreshed.as_str()));
     Ok(response)
 }
@@ -70,15 +80,21 @@ pub async fn verify(user: CurrentUser) -> impl IntoResponse {
 }
 
 /// What the store has; while it is away, what the token says.
-fn document(user: &CurrentUser, headers: &HeaderMap) -> Response {
+fn document(user: &CurrentUser, headers: &HeaderMap) -> http::Response<problem::Body> {
     let json = user.json();
-    let etag = json.etag().clone();
-    let common = [(header::CACHE_CONTROL, CACHE), (header::VARY, HeaderValue::from_static("authorization"))];
-    if is_known(headers, &etag) {
-        return (StatusCode::NOT_MODIFIED, [(header::ETAG, etag)], common).into_response();
+    let mut response = http::Response::new(problem::Body::default());
+    if is_known(headers, json.etag()) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    } else {
+        *response.body_mut() = json.body().clone().into();
+        let media = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, media);
     }
-    let media = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, media), (header::ETAG, etag)], common, json.body().clone()).into_response()
+    let sent = response.headers_mut();
+    sent.insert(header::ETAG, json.etag().clone());
+    sent.insert(header::CACHE_CONTROL, CACHE);
+    sent.insert(header::VARY, HeaderValue::from_static("authorization"));
+    response
 }
 
 /// RFC 9110 section 13.1.2, by weak comparison.

@@ -1,4 +1,4 @@
-//! Every route.
+//! Every route, but for the two that the front answers itself.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use axum::{
 };
 use kinsync_tower::{KinsyncLayer, Login, Problem, WebhookService};
 
-use super::{admin, answer::Failure, login, operation};
+use super::{admin, answer::Failure, front::Front, login, operation};
 use crate::app::Parts;
 
 const INDEX: &str = "\
@@ -44,16 +44,16 @@ DELETE /api/admin/dead-letters/{id}
 ";
 
 /// The routes for the world. Health and metrics are among them unless they have an address of their own.
-pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Router {
+pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Front {
     let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
     if parts.config.http.metrics_bind.is_none() {
         routes = routes.merge(operation_routes());
     }
-    let mut routes = finish(routes, parts).route_service("/api/webhook", webhook);
+    let mut others = finish(routes, parts);
     if let Some(login) = &parts.login {
-        routes = routes.merge(login_routes(login).with_state(Arc::clone(parts)));
+        others = others.merge(login_routes(login).with_state(Arc::clone(parts)));
     }
-    routes
+    Front { webhook, login: parts.login.clone(), others }
 }
 
 /// Health and metrics alone, for an address of their own.
@@ -81,16 +81,16 @@ fn admin_routes() -> Router<Arc<Parts>> {
 }
 
 /// Each is behind the layer: a handler among these runs for verified, live users only. All that they wait for has a
-/// deadline of its own.
+/// deadline of its own. Of `/api/me` there is here what the front leaves.
 fn login_routes(login: &Login) -> Router<Arc<Parts>> {
     Router::new()
-        .route("/api/me", get(login::me))
         .route("/api/profile", get(login::profile))
         .route("/auth/verify", any(login::verify))
         // Envoy puts the path of the request behind its prefix. A wildcard does not take an empty rest.
         .route("/auth/verify/", any(login::verify))
         .route("/auth/verify/{*path}", any(login::verify))
         .route_layer(KinsyncLayer::new(login.clone()))
+        .route("/api/me", any(method_not_allowed))
         .method_not_allowed_fallback(method_not_allowed)
 }
 

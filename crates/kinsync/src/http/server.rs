@@ -1,11 +1,10 @@
 //! Accepts connections and gives each its bounds: how many there are, how long a head may take, how long a peer may
-//! not read, how long a shutdown lasts. What is answered is the router's affair.
+//! not read, how long a shutdown lasts. What is answered is the front's affair.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -14,7 +13,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{stall::Stall, timer::HeadTimer};
+use super::{front::Answer, stall::Stall, timer::HeadTimer};
 
 /// Heads above this size are answered 431.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -53,16 +52,16 @@ impl Server {
     }
 
     /// Serves until told to stop, then lets requests in flight finish, within the grace.
-    pub async fn serve(self, router: Router, stop: CancellationToken) {
+    pub async fn serve(self, front: impl Answer, stop: CancellationToken) {
         let Self { listener, bounds } = self;
         let slots = Arc::new(Semaphore::new(bounds.max_connections));
         let mut connections = JoinSet::new();
         while let Some((stream, slot)) = stop.run_until_cancelled(accept(&listener, &slots)).await {
             while connections.try_join_next().is_some() {}
             // A token of its own: one that all connections wait on is a lock that all of them take.
-            let (connection, stop) = (connection(stream, router.clone(), &bounds), stop.child_token());
+            let (front, stop) = (front.clone(), stop.child_token());
             connections.spawn(async move {
-                if let Err(error) = run(connection, stop).await {
+                if let Err(error) = run(stream, &front, &bounds, stop).await {
                     tracing::debug!(error = %error, "connection ended early");
                 }
                 drop(slot);
@@ -78,8 +77,23 @@ impl Server {
 }
 
 /// Until the peer or the stop ends it; a request in flight is answered.
-async fn run(connection: Connection, stop: CancellationToken) -> hyper::Result<()> {
-    let mut connection = pin!(connection);
+async fn run(
+    stream: TcpStream,
+    front: &impl Answer,
+    bounds: &Bounds,
+    stop: CancellationToken,
+) -> hyper::Result<()> {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(error = %error, "TCP_NODELAY could not be set");
+    }
+    let service = service_fn(async |request| Ok::<_, Infallible>(front.answer(request).await));
+    let mut connection = pin!(
+        http1::Builder::new()
+            .timer(HeadTimer::default())
+            .header_read_timeout(bounds.head_deadline)
+            .max_buf_size(MAX_HEAD_BYTES)
+            .serve_connection(TokioIo::new(Stall::new(stream, bounds.write_stall)), service)
+    );
     tokio::select! {
         biased;
         ended = connection.as_mut() => return ended,
@@ -107,20 +121,4 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, O
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
-}
-
-type Connection = http1::Connection<TokioIo<Stall<TcpStream>>, TowerToHyperService<Router>>;
-
-fn connection(stream: TcpStream, router: Router, bounds: &Bounds) -> Connection {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(error = %error, "TCP_NODELAY could not be set");
-    }
-    http1::Builder::new()
-        .timer(HeadTimer::default())
-        .header_read_timeout(bounds.head_deadline)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(
-            TokioIo::new(Stall::new(stream, bounds.write_stall)),
-            TowerToHyperService::new(router),
-        )
 }

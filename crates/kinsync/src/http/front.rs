@@ -1,0 +1,47 @@
+//! Where every request comes in. The two routes that are asked most are answered here: a router, with its boxes and
+//! extensions, costs about as much as all that they do.
+
+use axum::Router;
+use http::{Method, Request, Response};
+use http_body_util::Either;
+use hyper::body::Incoming;
+use kinsync_tower::{Login, WebhookService, problem};
+use tower_service::Service as _;
+
+use super::login;
+
+/// What an answer is made of.
+pub type Body = Either<problem::Body, axum::body::Body>;
+
+/// What answers the requests of connections. Each connection has a clone.
+pub trait Answer: Clone + Send + Sync + 'static {
+    /// What this request is answered. Cancel safe.
+    fn answer(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// Every route for the world.
+#[derive(Clone, Debug)]
+pub struct Front {
+    pub(super) webhook: WebhookService,
+    pub(super) login: Option<Login>,
+    pub(super) others: Router,
+}
+
+impl Answer for Front {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match (request.uri().path(), &self.login) {
+            ("/api/webhook", _) => self.webhook.answer(request).await.map(Either::Left),
+            ("/api/me", Some(login)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                login::me(login, request.headers()).await.map(Either::Left)
+            }
+            _ => self.others.answer(request).await,
+        }
+    }
+}
+
+impl Answer for Router {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let Ok(response) = self.clone().call(request).await;
+        response.map(Either::Right)
+    }
+}
