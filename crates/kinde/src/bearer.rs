@@ -107,8 +107,10 @@ impl Verifier {
         // The issuer chooses the keys: a key of one tenant never vouches for another.
         let (issuer, jwks) =
             self.0.issuers.iter().find(|(known, _)| known == issuer).ok_or(Refusal::UnknownIssuer)?;
+        // Before the key: so a voucher never counts for keys that came later.
+        let generation = jwks.generation();
         let key = jwks.key(token.kid()).await?;
-        let voucher = Voucher { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone() };
+        let voucher = Voucher { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone(), generation };
         token.verify(&key)?;
         Ok((claims::read(&self.0, issuer, claims, now)?, voucher))
     }
@@ -120,11 +122,13 @@ struct Voucher {
     jwks: Jwks,
     kid: Box<str>,
     key: Key,
+    /// Of the keys, when this one was asked for.
+    generation: u64,
 }
 
 impl Voucher {
     /// True until the issuer withdraws the key or gives its name to another.
     fn still_vouches(&self) -> bool {
-        self.jwks.holds(&self.kid, &self.key)
+        self.jwks.holds(&self.kid, &self.key, self.generation)
     }
 }

@@ -128,6 +128,8 @@ struct Remote {
 #[derive(Default)]
 struct KeySet {
     keys: HashMap<String, Key>,
+    /// Another one when the keys are others.
+    generation: u64,
     fetched_at: Option<Instant>,
 }
 
@@ -150,7 +152,7 @@ impl Jwks {
 
     /// Makes a fixed key set of a JWKS document. It is never fetched, so an unknown `kid` stays unknown.
     pub fn from_document(issuer: &Url, document: &[u8]) -> Result<Self, DocumentError> {
-        let keys = KeySet { keys: document::parse(document)?, fetched_at: None };
+        let keys = KeySet { keys: document::parse(document)?, ..KeySet::default() };
         Ok(Self::from_parts(domain::issuer_of(issuer), None, keys))
     }
 
@@ -217,13 +219,19 @@ impl Jwks {
         Some(key)
     }
 
-    /// True while `kid` names this very key. Old keys are fetched again in the background, as by [`Self::key`].
-    pub(crate) fn holds(&self, kid: &str, key: &Key) -> bool {
+    /// Which keys are held. The same as long as no key comes or goes.
+    pub(crate) fn generation(&self) -> u64 {
+        self.0.keys.load().generation
+    }
+
+    /// True while `kid` names this very key, which was asked for after this generation was. Old keys are fetched again in
+    /// the background, as by [`Self::key`].
+    pub(crate) fn holds(&self, kid: &str, key: &Key, generation: u64) -> bool {
         let keys = self.0.keys.load();
         if self.is_stale(&keys) {
             drop(self.start_or_join());
         }
-        keys.keys.get(kid).is_some_and(|held| held == key)
+        keys.generation == generation || keys.keys.get(kid).is_some_and(|held| held == key)
     }
 
     fn is_stale(&self, keys: &KeySet) -> bool {
@@ -285,7 +293,9 @@ impl Jwks {
     fn accept(&self, remote: &Remote, keys: HashMap<String, Key>) {
         let now = Instant::now();
         tracing::debug!(issuer = self.0.issuer, keys = keys.len(), "fetched the keys of the issuer");
-        self.0.keys.store(Arc::new(KeySet { keys, fetched_at: Some(now) }));
+        let known = self.0.keys.load_full();
+        let generation = known.generation + u64::from(keys != known.keys);
+        self.0.keys.store(Arc::new(KeySet { keys, generation, fetched_at: Some(now) }));
         let mut state = self.state();
         state.not_before = Some(now + remote.config.cool_down);
         state.failures = 0;

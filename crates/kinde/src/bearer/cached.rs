@@ -6,13 +6,17 @@
 //! forged signature under genuine claims finds nothing.
 
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jiff::{SignedDuration, Timestamp};
-use quick_cache::{Weighter, sync::Cache};
+use quick_cache::{
+    Weighter,
+    sync::{Cache, DefaultLifecycle},
+};
 use serde_json::Value;
 
 use super::{AccessToken, Refusal, Verifier, Voucher};
@@ -45,7 +49,7 @@ pub struct Cached(Arc<Inner>);
 struct Inner {
     verifier: Verifier,
     max_age: SignedDuration,
-    entries: Cache<[u8; 32], Arc<Entry>, BySize>,
+    entries: Cache<Digest, Arc<Entry>, BySize, BuildHasherDefault<Spread>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -56,12 +60,33 @@ struct Entry {
     valid_until: Timestamp,
 }
 
+/// The SHA-256 of a token.
+type Digest = [u8; 32];
+
+/// A digest is spread already: its first bytes are its hash.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        let first = bytes.first_chunk().copied().unwrap_or_default();
+        self.0 = u64::from_ne_bytes(first);
+    }
+
+    /// The length that a slice writes first says nothing.
+    fn write_usize(&mut self, _: usize) {}
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Weighs entries by what their claims take in memory.
 #[derive(Clone)]
 struct BySize;
 
-impl Weighter<[u8; 32], Arc<Entry>> for BySize {
-    fn weight(&self, _: &[u8; 32], entry: &Arc<Entry>) -> u64 {
+impl Weighter<Digest, Arc<Entry>> for BySize {
+    fn weight(&self, _: &Digest, entry: &Arc<Entry>) -> u64 {
         entry.token.claims.values().map(bytes_of).sum::<usize>().max(USUAL_BYTES) as u64
     }
 }
@@ -94,10 +119,12 @@ impl Cached {
         Self(Arc::new(Inner {
             verifier,
             max_age: SignedDuration::try_from(config.max_age).unwrap_or(SignedDuration::MAX),
-            entries: Cache::with_weighter(
+            entries: Cache::with(
                 config.entries.max(1),
                 (config.entries.max(1) * USUAL_BYTES) as u64,
                 BySize,
+                BuildHasherDefault::default(),
+                DefaultLifecycle::default(),
             ),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -145,7 +172,7 @@ impl Cached {
         self.0.entries.is_empty()
     }
 
-    fn recall(&self, key: &[u8; 32], now: Timestamp) -> Option<Arc<AccessToken>> {
+    fn recall(&self, key: &Digest, now: Timestamp) -> Option<Arc<AccessToken>> {
         let entry = self.0.entries.get(key)?;
         if !entry.counts(now) {
             self.0.entries.remove(key);
@@ -157,7 +184,7 @@ impl Cached {
 
     fn remember(
         &self,
-        key: [u8; 32],
+        key: Digest,
         token: AccessToken,
         voucher: Voucher,
         now: Timestamp,
@@ -185,7 +212,7 @@ impl fmt::Debug for Cached {
     }
 }
 
-fn key_of(token: &str) -> [u8; 32] {
+fn key_of(token: &str) -> Digest {
     let mut key = [0; 32];
     key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
     key

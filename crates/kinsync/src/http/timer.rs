@@ -46,12 +46,14 @@ impl Future for Wait {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
-        while Instant::now() < self.deadline {
+        loop {
             // Set for the deadline of an earlier request, or for ours.
             ready!(alarm.as_mut().poll(cx));
+            if Instant::now() >= self.deadline {
+                return Poll::Ready(());
+            }
             alarm.as_mut().reset(self.deadline.into());
         }
-        Poll::Ready(())
     }
 }
 
