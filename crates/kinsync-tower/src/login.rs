@@ -162,7 +162,7 @@ impl Login {
         match found {
             Found::Fresh(known) => {
                 live(&known)?;
-                self.0.seen.note(&known.document, self.0.clock.now());
+                self.0.seen.note(&known, self.0.clock.now());
                 if known.is_unconfirmed {
                     self.0.profiles.want(&token, sent);
                 }
@@ -171,7 +171,7 @@ impl Login {
             Found::Stale(known) => {
                 live(&known)?;
                 count_degraded();
-                self.0.seen.note(&known.document, self.0.clock.now());
+                self.0.seen.note(&known, self.0.clock.now());
                 Ok(CurrentUser::degraded(token, Some(known)))
             }
             Found::Unknown => {

@@ -8,12 +8,12 @@ use std::{
     time::Duration,
 };
 
-use kinsync_core::{Micros, Observation, Source, UserDocument, UserId, Version, What};
+use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
 use kinsync_engine::{apply::apply, clock::Clock, store::Store};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::Config;
+use super::{Config, Known};
 use crate::problem::chain;
 
 /// Users in one batch.
@@ -38,10 +38,10 @@ impl Seen {
     }
 
     /// Notes that the user was seen, if that is news.
-    pub(super) fn note(&self, user: &UserDocument, at: Micros) {
+    pub(super) fn note(&self, user: &Known, at: Micros) {
         let is_news = user.last_seen_at.is_none_or(|last| at.0.saturating_sub(last.0) >= self.resolution);
         if is_news {
-            self.keep(user.kinde_id.clone(), at);
+            self.keep(user.document.kinde_id.clone(), at);
         }
     }
 

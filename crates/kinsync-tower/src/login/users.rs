@@ -47,6 +47,8 @@ pub(crate) struct Known {
     pub(crate) document: Arc<UserDocument>,
     /// Made when first asked for.
     json: OnceLock<Json>,
+    /// Here too, so that a usual request need not touch the document.
+    pub(super) last_seen_at: Option<Micros>,
     /// Why the user may not go on.
     pub(super) refused: Option<&'static str>,
     /// Whether Kinde's profile endpoint can tell more: nothing but tokens and sign-ins has told of the user, or
@@ -64,7 +66,8 @@ impl Known {
         };
         let is_contested = document.email_conflict.is_some() && !row.state.has_verified_email();
         let is_unconfirmed = row.state.is_bare() || is_contested;
-        Arc::new(Self { document, json: OnceLock::new(), refused, is_unconfirmed })
+        let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
+        Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed })
     }
 
     pub(crate) fn json(&self) -> &Json {
