@@ -148,10 +148,10 @@ impl Reconciler {
         stop: &CancellationToken,
     ) -> Result<Run, Error> {
         let parts = &self.0;
-        let before = Before::of(&parts.patiently(|| record::runs(&*parts.store)).await?);
-        let mut run = Run::new(wish, parts.clock.now(), before);
+        let mut run = Run::new(wish, parts.clock.now());
         let tasks = TaskTracker::new();
         if run.wish == Wish::Dry {
+            run.before = parts.before().await?;
             let outcome = stop.run_until_cancelled(self.work(&mut run, None, &tasks, progress)).await;
             let outcome = outcome.unwrap_or(Err(Error::Stopped))?;
             run.ended(outcome, parts.clock.now());
@@ -159,6 +159,7 @@ impl Reconciler {
         }
         let taken = parts.patiently(|| parts.leases.take()).await?;
         let lease = taken.map_err(|holder| Error::Busy { holder })?;
+        run.before = parts.before().await?;
         parts.patiently(|| keep(&*parts.store, &run)).await?;
         let take = || Checkpoint::take(&*parts.store, lease.term(), run.started_at);
         let from = if run.wish == Wish::Backfill { Some(parts.patiently(take).await?) } else { None };
@@ -299,6 +300,11 @@ impl Reconciler {
 }
 
 impl Parts {
+    /// The complete scan before this one.
+    async fn before(&self) -> Result<Option<Before>, store::Error> {
+        Ok(Before::of(&self.patiently(|| record::runs(&*self.store)).await?))
+    }
+
     /// Makes a call of the store again for as long as it may only be away for a moment.
     async fn patiently<T, F: Future<Output = Result<T, store::Error>>>(
         &self,

@@ -259,11 +259,11 @@ impl Run {
         self.is_whole() && self.wish == Wish::Reconcile
     }
 
-    pub(super) fn new(wish: Wish, now: Micros, before: Option<Before>) -> Self {
+    pub(super) fn new(wish: Wish, now: Micros) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), rand::random::<u16>());
-        let (ended_at, outcome, tally) = (None, Outcome::Running, Tally::default());
-        Self { id, wish, started_at: now, ended_at, outcome, before, tally }
+        let (outcome, tally) = (Outcome::Running, Tally::default());
+        Self { id, wish, started_at: now, ended_at: None, outcome, before: None, tally }
     }
 
     pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {
@@ -311,7 +311,7 @@ mod tests {
     use super::*;
 
     fn run(began: i64, outcome: Outcome, missed: u64) -> Run {
-        let mut run = Run::new(Wish::Reconcile, Micros(began), None);
+        let mut run = Run::new(Wish::Reconcile, Micros(began));
         run.ended(outcome, Micros(began + 1));
         run.tally.drift = [(Kind::Changed, missed)].into();
         run

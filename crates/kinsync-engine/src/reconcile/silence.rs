@@ -144,7 +144,7 @@ mod tests {
     const HOUR: i64 = 3_600_000_000;
 
     fn run(began: i64, missed: u64) -> Run {
-        let mut run = Run::new(Wish::Reconcile, Micros(began), None);
+        let mut run = Run::new(Wish::Reconcile, Micros(began));
         run.ended(Outcome::Complete, Micros(began + 1));
         for n in 0..missed {
             let user = kinsync_core::UserId::parse(&format!("kp_{n}")).unwrap();

@@ -98,6 +98,11 @@ async fn a_profile_is_refreshed_once_a_minute_and_known_when_it_did_not_change()
     assert_eq!(town.kinde.requests("profile"), 1);
     let wrong = town.ask("GET", "/api/profile?refresh=perhaps", &[]).await;
     assert_eq!(wrong.status, 400);
+    let head = town.ask("HEAD", "/api/me", &[]).await;
+    assert_eq!((head.status, head.header("etag"), &head.body), (200, Some(tag), &Value::Null));
+    assert!(head.header("content-length").is_some_and(|length| length != "0"), "{}", head.head);
+    let posted = town.ask("POST", "/api/me", &[]).await;
+    assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
