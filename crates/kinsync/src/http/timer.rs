@@ -65,14 +65,14 @@ mod tests {
 
     #[tokio::test]
     async fn every_deadline_is_kept_and_none_is_early() {
-        let (timer, began) = (HeadTimer::default(), Instant::now());
+        let timer = HeadTimer::default();
         let limit = Duration::from_millis(60);
         drop(timer.sleep(limit));
         let abandoned = tokio::time::timeout(limit / 3, timer.sleep(limit)).await;
         assert!(abandoned.is_err());
         let last = Instant::now() + limit;
-        timer.sleep_until(last).await;
+        let rang = tokio::time::timeout(20 * limit, timer.sleep_until(last)).await;
+        assert!(rang.is_ok(), "it rings");
         assert!(Instant::now() >= last, "the alarm of the one before is not ours");
-        assert!(began.elapsed() < 20 * limit, "it rings");
     }
 }
