@@ -20,6 +20,10 @@ use crate::{
 /// Rounds after which the rows are said to change too fast.
 const MAX_ROUNDS: u32 = 64;
 
+/// Times that an address is found taken, and nobody shows it, until that is no chance: an index of the application takes
+/// another address for the same.
+const MAX_HIDDEN: u32 = 8;
+
 /// Rows taken by one sweep.
 const SWEEP: usize = 1000;
 
@@ -56,18 +60,36 @@ impl Sweep {
     }
 }
 
-/// Settles the addresses that these rows mark. On `Err` the marks are still there.
+/// Settles the addresses that these rows mark. On `Err` the marks are still there. They also stay for an address that
+/// an index or a validator of the application keeps from its owner: that blocks nobody, and a sweep tries it again.
 pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Result<(), Error> {
+    let (mut refused, mut hidden) = (BTreeSet::new(), HashMap::<String, u32>::new());
     for round in 0..MAX_ROUNDS {
-        if marked.is_empty() {
+        let addresses: BTreeSet<String> =
+            marked.iter().flat_map(|row| row.unsettled.difference(&refused).cloned()).collect();
+        if addresses.is_empty() {
             return Ok(());
         }
         pause(round).await;
-        let addresses: BTreeSet<String> =
-            marked.iter().flat_map(|row| row.unsettled.iter().cloned()).collect();
         let mut handover = Handover::of(store, &addresses, now).await?;
-        if handover.run(&addresses).await? {
-            marked = handover.unmark(marked, &addresses).await?;
+        let is_done = handover.run(&addresses).await?;
+        if let Some(address) = handover.hidden.take() {
+            let times = hidden.entry(address.clone()).or_default();
+            *times += 1;
+            if *times >= MAX_HIDDEN {
+                handover.refused.insert(address);
+            }
+        }
+        if !handover.refused.is_empty() {
+            tracing::warn!(
+                addresses = handover.refused.len(),
+                "an index or a validator of the application keeps addresses from their owners; they are tried again"
+            );
+            refused.append(&mut handover.refused);
+        }
+        if is_done {
+            let settled = addresses.difference(&refused).cloned().collect();
+            marked = handover.unmark(marked, &settled).await?;
         } else {
             marked = reload(store, &marked).await?;
         }
@@ -88,13 +110,18 @@ struct Handover<'a> {
     now: Micros,
     /// The live claimants of the addresses, as they were loaded or as we wrote them since.
     rows: HashMap<UserId, Row>,
+    /// Addresses of which the store will never take what should be written.
+    refused: BTreeSet<String>,
+    /// An address that is taken, and nobody shows it.
+    hidden: Option<String>,
 }
 
 impl<'a> Handover<'a> {
     async fn of(store: &'a dyn Store, addresses: &BTreeSet<String>, now: Micros) -> Result<Self, Error> {
         let addresses: Vec<String> = addresses.iter().cloned().collect();
         let claimants = store.claimants(&addresses).await?;
-        Ok(Self { store, now, rows: claimants.into_iter().map(|row| (row.id.clone(), row)).collect() })
+        let rows = claimants.into_iter().map(|row| (row.id.clone(), row)).collect();
+        Ok(Self { store, now, rows, refused: BTreeSet::new(), hidden: None })
     }
 
     /// Lets the owner of each address show it, and nobody else. `false`: somebody wrote meanwhile.
@@ -105,7 +132,12 @@ impl<'a> Handover<'a> {
             let Some(owner) = owner else { continue };
             let others = claimants.iter().filter(|id| **id != owner);
             let let_go = others.filter_map(|id| self.standing(id, Some(owner.as_str()))).collect();
-            if self.put(let_go).await? != Outcome::Written || !self.take(&owner, address).await? {
+            let is_free = match self.put(let_go).await? {
+                Outcome::Written => self.take(&owner, address).await?,
+                Outcome::Stale => false,
+                Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
+            };
+            if !is_free {
                 return Ok(false);
             }
         }
@@ -123,10 +155,14 @@ impl<'a> Handover<'a> {
         match self.put(vec![shown]).await? {
             Outcome::Written => return Ok(true),
             Outcome::EmailTaken => {}
-            Outcome::Stale | Outcome::Rejected(_) => return Ok(false),
+            Outcome::Stale => return Ok(false),
+            Outcome::Rejected(_) => return Ok(self.refuse(address)),
         }
         let holder = self.store.email_holders(&[address.to_owned()]).await?.remove(address);
-        let Some(holder) = holder else { return Ok(false) };
+        let Some(holder) = holder else {
+            self.hidden = Some(address.to_owned());
+            return Ok(false);
+        };
         if let Holder::User(id) = &holder
             && !self.is_the_applications(id, address).await?
         {
@@ -138,7 +174,17 @@ impl<'a> Handover<'a> {
             Outcome::EmailTaken | Outcome::Rejected(_) => {}
         }
         let conflict = self.standing(owner, Some(holder.name())).into_iter().collect();
-        Ok(self.put(conflict).await? == Outcome::Written)
+        Ok(match self.put(conflict).await? {
+            Outcome::Written => true,
+            Outcome::Stale => false,
+            Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
+        })
+    }
+
+    /// To do it again would be refused again: the others go on.
+    fn refuse(&mut self, address: &str) -> bool {
+        self.refused.insert(address.to_owned());
+        true
     }
 
     /// Makes the row of the application that shows the owner's address the owner's, if Kinde says
@@ -168,10 +214,11 @@ impl<'a> Handover<'a> {
         if row.revision == 0 || !is_told {
             return Ok(true);
         }
-        if row.state.shown_email(&row.standing) != Some(address) {
-            self.store.write(&[row]).await?;
+        if row.state.shown_email(&row.standing) == Some(address) {
+            return Ok(false);
         }
-        Ok(false)
+        let outcomes = self.store.write(&[row]).await?;
+        Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Rejected(_))))
     }
 
     /// The row with this standing towards its address: shown (`None`), or held by someone else.
@@ -188,7 +235,8 @@ impl<'a> Handover<'a> {
         Some(row)
     }
 
-    /// Writes the rows. `Written` when all of them were, else the first other outcome.
+    /// Writes the rows. `Written` when all of them were, else what kept one from it: that somebody else wrote before all
+    /// else, since that will pass.
     async fn put(&mut self, rows: Vec<Row>) -> Result<Outcome, Error> {
         if rows.is_empty() {
             return Ok(Outcome::Written);
@@ -199,7 +247,7 @@ impl<'a> Handover<'a> {
             if outcome == Outcome::Written {
                 row.revision += 1;
                 self.rows.insert(row.id.clone(), row);
-            } else if worst == Outcome::Written {
+            } else if worst == Outcome::Written || outcome == Outcome::Stale {
                 worst = outcome;
             }
         }
@@ -215,7 +263,8 @@ impl<'a> Handover<'a> {
             return Ok(Vec::new());
         }
         let outcomes = self.store.write(&cleared).await?;
-        let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome != Outcome::Written);
+        // A mark that the store never lets be removed is found by each sweep, and keeps nobody from anything.
+        let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Stale);
         let lost: Vec<Row> = lost.map(|(row, _)| row).collect();
         if lost.is_empty() { Ok(lost) } else { reload(self.store, &lost).await }
     }

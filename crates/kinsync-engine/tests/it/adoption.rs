@@ -207,6 +207,50 @@ async fn an_address_that_the_application_writes_back_is_taken_away_again() {
 }
 
 #[tokio::test]
+async fn an_index_or_a_validator_that_keeps_an_address_from_its_owner_blocks_nobody() {
+    let store = store().await;
+    let database = store.database();
+    let collation = doc! { "locale": "en", "strength": 2 };
+    let index = doc! { "key": { "email": 1 }, "unique": true, "name": "any_case", "collation": collation,
+    "partialFilterExpression": { "email": { "$gt": "" } } };
+    database.run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
+    let lower = [event("kp_low", 2, "a@x.org"), event("kp_other", 2, "b@x.org")];
+    told(&store, vec![event("kp_up", 1, "A@x.org")]).await;
+    apply(&store, lower, NOW).await.expect("nobody waits for ever");
+    let email = async |user: &str| get(&store, user).await.unwrap().document().email;
+    assert_eq!((email("kp_low").await, email("kp_other").await), (None, Some("b@x.org".into())));
+    Sweep::default().run(&store, NOW).await.expect("nor does a sweep");
+    told(&store, vec![event("kp_up", 3, "c@x.org")]).await;
+    Sweep::default().run(&store, NOW).await.unwrap();
+    assert_eq!(email("kp_low").await.as_deref(), Some("a@x.org"), "as soon as the index lets it");
+    // A validator that does not take the owner with the address, or who should let go without it, or nothing at all.
+    let forbid = async |users: Document| {
+        let command = doc! { "collMod": "users", "validator": { "$nor": [users] } };
+        database.run_command(command).await.unwrap();
+    };
+    told(&store, vec![event("kp_eve", 5, "d@x.org"), event("kp_dan", 6, "d@x.org")]).await;
+    forbid(doc! { "kindeId": "kp_dan", "email": "d@x.org" }).await;
+    apply(&store, [event("kp_eve", 7, "e@x.org")], NOW).await.expect("nobody waits for ever");
+    assert_eq!((email("kp_eve").await.as_deref(), email("kp_dan").await), (Some("e@x.org"), None));
+    told(&store, vec![event("kp_one", 8, "f@x.org"), event("kp_two", 9, "f@x.org")]).await;
+    forbid(doc! { "kindeId": "kp_one", "email": { "$exists": false } }).await;
+    apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("nobody waits for ever");
+    assert_eq!((email("kp_one").await.as_deref(), email("kp_two").await), (Some("f@x.org"), None));
+    let mut marked = get(&store, "kp_eve").await.unwrap();
+    marked.unsettled.insert("g@x.org".into());
+    store.write(&[marked]).await.unwrap();
+    forbid(doc! { "kindeId": { "$in": ["kp_two", "kp_eve"] } }).await;
+    Sweep::default().run(&store, NOW).await.expect("a mark that cannot be removed is no reason");
+    forbid(doc! { "kindeId": "nobody" }).await;
+    Sweep::default().run(&store, NOW).await.unwrap();
+    assert_eq!(
+        (email("kp_dan").await.as_deref(), email("kp_two").await.as_deref()),
+        (Some("d@x.org"), Some("f@x.org"))
+    );
+    assert_eq!(Sweep::default().run(&store, NOW).await.unwrap(), 0, "all is where it belongs");
+}
+
+#[tokio::test]
 async fn an_address_of_a_user_of_whom_nothing_was_told_is_the_applications() {
     let store = store().await;
     let seen = Observation { what: What::Fields(Profile::new()), ..event("kp_bob", 1, "") };
