@@ -242,7 +242,6 @@ impl Projector {
                 }
                 Err(error) => {
                     self.breaker.failed(&error);
-                    continue;
                 }
             }
             if stop.run_until_cancelled(tokio::time::sleep(self.config.sweep_every)).await.is_none() {

@@ -41,14 +41,21 @@ impl Sweep {
     pub async fn run(&mut self, store: &dyn Store, now: Micros) -> Result<usize, Error> {
         let mut rows = store.unsettled(SWEEP).await?;
         let held = store.held(self.after.as_ref(), SWEEP).await?;
-        self.after = held.last().filter(|_| held.len() == SWEEP).map(|row| row.id.clone());
+        // Few: the end. Rows that cannot be read are left out, so a full batch may have some less.
+        self.after = held.last().filter(|_| held.len() > SWEEP / 2).map(|row| row.id.clone());
         let addresses: BTreeSet<String> =
             held.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
+        let waits_for: HashMap<String, Option<String>> =
+            held.iter().map(|row| (row.id.to_string(), row.standing.email_held_by.clone())).collect();
         for mut row in held {
             let Some(address) = row.state.claimed_email().map(ToOwned::to_owned) else { continue };
             let holder = holders.get(&address).map(Holder::name);
-            if row.standing.email_held_by.as_deref() != holder {
+            let named = row.standing.email_held_by.as_deref();
+            // Named is who should show the address, and who does is named there.
+            let is_next_in_line =
+                named.and_then(|named| waits_for.get(named)).is_some_and(|of| of.as_deref() == holder);
+            if named != holder && !is_next_in_line {
                 // Not written down: who is interrupted here finds it again.
                 row.unsettled.insert(address);
                 rows.push(row);
@@ -73,7 +80,7 @@ pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Res
         pause(round).await;
         let mut handover = Handover::of(store, &addresses, now).await?;
         let is_done = handover.run(&addresses).await?;
-        if let Some(address) = handover.hidden.take() {
+        for address in std::mem::take(&mut handover.hidden) {
             let times = hidden.entry(address.clone()).or_default();
             *times += 1;
             if *times >= MAX_HIDDEN {
@@ -91,17 +98,23 @@ pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Res
             let settled = addresses.difference(&refused).cloned().collect();
             marked = handover.unmark(marked, &settled).await?;
         } else {
-            marked = reload(store, &marked).await?;
+            marked = reload(store, marked).await?;
         }
     }
     Err(too_fast())
 }
 
-/// The marked rows as they are now, those that are still marked.
-async fn reload(store: &dyn Store, rows: &[Row]) -> Result<Vec<Row>, Error> {
+/// The marked rows as they are now. Marks that are not written down are kept: of somebody who waits for an address.
+async fn reload(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<Row>, Error> {
     let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
-    let rows = store.load(&ids).await?.into_iter().flatten();
-    Ok(rows.filter(|row| !row.unsettled.is_empty()).collect())
+    let newest = store.load(&ids).await?;
+    let both = rows.into_iter().zip(newest).filter_map(|(before, row)| Some((before, row?)));
+    let marked = both.map(|(before, mut row)| {
+        let waits = row.state.claimed_email().filter(|_| !row.standing.holds_email).map(ToOwned::to_owned);
+        row.unsettled.extend(waits.filter(|address| before.unsettled.contains(address)));
+        row
+    });
+    Ok(marked.filter(|row| !row.unsettled.is_empty()).collect())
 }
 
 /// One try to bring some addresses to their owners.
@@ -112,8 +125,8 @@ struct Handover<'a> {
     rows: HashMap<UserId, Row>,
     /// Addresses of which the store will never take what should be written.
     refused: BTreeSet<String>,
-    /// An address that is taken, and nobody shows it.
-    hidden: Option<String>,
+    /// Addresses that are taken, and nobody shows them.
+    hidden: BTreeSet<String>,
 }
 
 impl<'a> Handover<'a> {
@@ -121,11 +134,12 @@ impl<'a> Handover<'a> {
         let addresses: Vec<String> = addresses.iter().cloned().collect();
         let claimants = store.claimants(&addresses).await?;
         let rows = claimants.into_iter().map(|row| (row.id.clone(), row)).collect();
-        Ok(Self { store, now, rows, refused: BTreeSet::new(), hidden: None })
+        Ok(Self { store, now, rows, refused: BTreeSet::new(), hidden: BTreeSet::new() })
     }
 
     /// Lets the owner of each address show it, and nobody else. `false`: somebody wrote meanwhile.
     async fn run(&mut self, addresses: &BTreeSet<String>) -> Result<bool, Error> {
+        let mut is_done = true;
         for address in addresses {
             let claimants: Vec<UserId> = self.claimants(address).map(|row| row.id.clone()).collect();
             let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
@@ -137,11 +151,13 @@ impl<'a> Handover<'a> {
                 Outcome::Stale => false,
                 Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
             };
-            if !is_free {
-                return Ok(false);
+            match is_free {
+                true => {}
+                false if self.hidden.contains(address) => is_done = false,
+                false => return Ok(false),
             }
         }
-        Ok(true)
+        Ok(is_done)
     }
 
     fn claimants(&self, address: &str) -> impl Iterator<Item = &Row> {
@@ -160,7 +176,7 @@ impl<'a> Handover<'a> {
         }
         let holder = self.store.email_holders(&[address.to_owned()]).await?.remove(address);
         let Some(holder) = holder else {
-            self.hidden = Some(address.to_owned());
+            self.hidden.insert(address.to_owned());
             return Ok(false);
         };
         if let Holder::User(id) = &holder
@@ -207,13 +223,10 @@ impl<'a> Handover<'a> {
     /// only was not loaded as a claimant yet; and not one that kinsync wrote without the address:
     /// that is written again.
     async fn is_the_applications(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
-        let Some(row) = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten() else {
-            return Ok(false);
-        };
-        let is_told = row.state.value(Field::Email).is_some() || !row.state.is_live();
-        if row.revision == 0 || !is_told {
-            return Ok(true);
-        }
+        // Not loaded: kinsync never wrote it.
+        let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
+        let is_told = |row: &Row| row.state.value(Field::Email).is_some() || !row.state.is_live();
+        let Some(row) = row.filter(is_told) else { return Ok(true) };
         if row.state.shown_email(&row.standing) == Some(address) {
             return Ok(false);
         }
@@ -266,7 +279,7 @@ impl<'a> Handover<'a> {
         // A mark that the store never lets be removed is found by each sweep, and keeps nobody from anything.
         let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Stale);
         let lost: Vec<Row> = lost.map(|(row, _)| row).collect();
-        if lost.is_empty() { Ok(lost) } else { reload(self.store, &lost).await }
+        if lost.is_empty() { Ok(lost) } else { reload(self.store, lost).await }
     }
 }
 

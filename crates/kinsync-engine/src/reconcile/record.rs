@@ -153,10 +153,10 @@ impl Tally {
 
     /// Counts a stored user of whom no event was missed, if it changed since the scan before.
     pub(super) fn saw(&mut self, row: &Row, before: Option<Before>) {
-        let Some(source) = row.standing.source.filter(|_| row.revision > 0) else { return };
-        let since =
-            before.map(|before| if source == Source::Reconcile { before.ended } else { before.began });
-        if since < Some(row.standing.updated_at) {
+        let source = row.standing.source.filter(|_| row.revision > 0);
+        let (Some(source), Some(before)) = (source, before) else { return };
+        let since = if source == Source::Reconcile { before.ended } else { before.began };
+        if since < row.standing.updated_at {
             *self.arrived.entry(source).or_default() += 1;
         }
     }

@@ -61,8 +61,21 @@ impl Inner {
             let key = self.keys.email().to_owned();
             let find = Find::new(doc! { &key: { "$in": emails } })
                 .projection(doc! { "_id": 1, "kindeId": 1, &key: 1 });
-            let holder = move |doc: &RawDocument| Some((doc.get_str(&key).ok()?.to_owned(), holder_of(doc)));
-            holders.extend(self.find("find who shows an address", &self.users, find, holder).await?);
+            // The index takes each element of a list for an address.
+            let shown = move |doc: &RawDocument| match doc.get(&key) {
+                Ok(Some(RawBsonRef::Array(list))) => {
+                    let texts =
+                        list.into_iter().flatten().filter_map(|item| item.as_str().map(ToOwned::to_owned));
+                    Some((texts.collect(), holder_of(doc)))
+                }
+                Ok(Some(one)) => Some((vec![one.as_str()?.to_owned()], holder_of(doc))),
+                _ => None,
+            };
+            let found: Vec<(Vec<String>, Holder)> =
+                self.find("find who shows an address", &self.users, find, shown).await?;
+            for (shown, holder) in found {
+                holders.extend(shown.into_iter().map(|email| (email, holder.clone())));
+            }
         }
         Ok(holders)
     }
