@@ -56,7 +56,7 @@ impl Process {
                 Some(status) if status.success() => return Ok(fs::read_to_string(&self.log)?),
                 Some(status) => anyhow::bail!("{} ended with {status}: {}", self.name, self.log_tail()),
                 None => {
-                    anyhow::ensure!(Instant::now() < deadline, "{} did not end in {patience:?}", self.name)
+                    anyhow::ensure!(Instant::now() < deadline, "{} did not end in {patience:?}", self.name);
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -67,7 +67,7 @@ impl FreeKey {
 }
 
 fn is_prime(number: u64) -> bool {
-    (2..).take_while(|n| n * n <= number).all(|n| !number.is_multiple_of(n))
+    (2..number).take_while(|n| n * n <= number).all(|n| !number.is_multiple_of(n))
 }
 
 /// Multiplies a big-endian number.

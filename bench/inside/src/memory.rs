@@ -94,11 +94,11 @@ struct Held {
 
 impl Held {
     fn now() -> anyhow::Result<Self> {
-        let stats = ALLOCATOR.stats();
+        let counted = ALLOCATOR.stats();
         let status = fs::read_to_string("/proc/self/status")?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no `VmRSS:`")?;
         let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
-        let live = stats.bytes_allocated as f64 - stats.bytes_deallocated as f64;
-        Ok(Self { live, rss: kib * 1024.0 })
+        let allocated = counted.bytes_allocated as f64 - counted.bytes_deallocated as f64;
+        Ok(Self { live: allocated, rss: kib * 1024.0 })
     }
 }
