@@ -182,8 +182,8 @@ pub(super) fn show(run: &Value, as_json: bool) {
     }
     output::say(&parts.join(", "));
     for (key, begins) in [
-        ("arrived", "Users changed since the scan before, by the way of their newest change"),
-        ("knownFrom", "Of whom a webhook should have told, the newest that was known came by"),
+        ("arrived", "Changed since the scan before, by the way it came"),
+        ("knownFrom", "Missed by webhooks, by what had told of the user before"),
     ] {
         let ways = counts(&run[key]);
         if !ways.is_empty() && !run["since"].is_null() {
