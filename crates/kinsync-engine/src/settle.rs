@@ -151,11 +151,10 @@ impl<'a> Handover<'a> {
                 Outcome::Stale => false,
                 Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
             };
-            match is_free {
-                true => {}
-                false if self.hidden.contains(address) => is_done = false,
-                false => return Ok(false),
+            if !is_free && !self.hidden.contains(address) {
+                return Ok(false);
             }
+            is_done &= is_free;
         }
         Ok(is_done)
     }

@@ -167,6 +167,15 @@ impl World {
     }
 }
 
+/// Waits until Kinde was asked once more.
+async fn until_asked(world: &World, route: &str, before: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while world.kinde.requests(route) <= before {
+        assert!(Instant::now() < deadline, "Kinde is not asked");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// In what the stored user differs from Kinde's, addresses that somebody else holds apart.
 fn difference(user: &User, found: &UserDocument) -> Option<String> {
     let email = found.email.clone().or_else(|| found.email_conflict.as_ref().map(|held| held.email.clone()));
@@ -326,10 +335,10 @@ async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_a
     world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
     let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
     let reconciler = world.reconciler(1, quick());
-    let stop = CancellationToken::new();
+    let (stop, asked) = (CancellationToken::new(), world.kinde.requests("users"));
     let changes = async {
         // The first page was asked for, and the last one was not.
-        tokio::time::sleep(slow / 4).await;
+        until_asked(&world, "users", asked).await;
         world.kinde.update_user(&id, rename("Wrong")).expect("there");
         world.kinde.update_user(&id, rename("First 2")).expect("there");
     };
@@ -369,6 +378,8 @@ async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() 
     for fresh in stores::all().await {
         let world = World::new(fresh).await;
         let ids = world.import(4);
+        world.kinde.create_user(NewUser::named("early@example.com", "E", "R")).expect("new");
+        world.deliver(world.events()).await;
         let first = world.reconcile().await;
         assert_eq!((first.before, &first.tally.arrived), (None, &BTreeMap::from([(Source::Reconcile, 4)])));
         let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
@@ -930,7 +941,7 @@ async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
     world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("user"));
     let reconciler = world.reconciler(10, quick());
     let again = async {
-        tokio::time::sleep(slow / 2).await;
+        until_asked(&world, "user", 0).await;
         Checks::ask(store, std::slice::from_ref(&id)).await.expect("kept");
     };
     let (answered, ()) = tokio::join!(reconciler.answer_checks(), again);
