@@ -98,23 +98,18 @@ pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Res
             let settled = addresses.difference(&refused).cloned().collect();
             marked = handover.unmark(marked, &settled).await?;
         } else {
-            marked = reload(store, marked).await?;
+            marked = reload(store, &marked).await?;
         }
     }
     Err(too_fast())
 }
 
-/// The marked rows as they are now. Marks that are not written down are kept: of somebody who waits for an address.
-async fn reload(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<Row>, Error> {
+/// The marked rows as they are now, those that are still marked. A mark that a sweep has not written down is gone: the
+/// sweep finds it again when it comes round.
+async fn reload(store: &dyn Store, rows: &[Row]) -> Result<Vec<Row>, Error> {
     let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
-    let newest = store.load(&ids).await?;
-    let both = rows.into_iter().zip(newest).filter_map(|(before, row)| Some((before, row?)));
-    let marked = both.map(|(before, mut row)| {
-        let waits = row.state.claimed_email().filter(|_| !row.standing.holds_email).map(ToOwned::to_owned);
-        row.unsettled.extend(waits.filter(|address| before.unsettled.contains(address)));
-        row
-    });
-    Ok(marked.filter(|row| !row.unsettled.is_empty()).collect())
+    let rows = store.load(&ids).await?.into_iter().flatten();
+    Ok(rows.filter(|row| !row.unsettled.is_empty()).collect())
 }
 
 /// One try to bring some addresses to their owners.
@@ -278,7 +273,7 @@ impl<'a> Handover<'a> {
         // A mark that the store never lets be removed is found by each sweep, and keeps nobody from anything.
         let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Stale);
         let lost: Vec<Row> = lost.map(|(row, _)| row).collect();
-        if lost.is_empty() { Ok(lost) } else { reload(self.store, lost).await }
+        if lost.is_empty() { Ok(lost) } else { reload(self.store, &lost).await }
     }
 }
 

@@ -204,6 +204,35 @@ async fn an_address_that_the_application_writes_back_is_taken_away_again() {
         let other = users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
         assert!(!other.contains_key("email"), "{other}");
     }
+    // Where a validator does not let it be taken away, it stays, and nobody waits for ever.
+    let validator = doc! { "$nor": [{ "kindeId": "kp_bob", "email": { "$exists": false } }] };
+    told(&store, vec![event("kp_ada", NOW.0 + 100, "e@x.org")]).await;
+    let written = doc! { "$set": { "email": "a@x.org" } };
+    told(
+        &store,
+        vec![
+            event("kp_bob", NOW.0 + 101, "f@x.org"),
+            Observation { what: What::Deleted, ..event("kp_bob", NOW.0 + 102, "") },
+        ],
+    )
+    .await;
+    users(&store).update_one(doc! { "kindeId": "kp_bob" }, written).await.unwrap();
+    store.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
+    told(&store, vec![event("kp_ada", NOW.0 + 103, "a@x.org")]).await;
+    assert_eq!(get(&store, "kp_ada").await.unwrap().standing.email_held_by.as_deref(), Some("kp_bob"));
+}
+
+#[tokio::test]
+async fn more_who_wait_than_one_sweep_looks_at_get_their_turn() {
+    let store = store().await;
+    let address = |n| format!("u{n}@x.org");
+    users(&store).insert_many((0..1050).map(|n| doc! { "email": address(n) })).await.unwrap();
+    apply(&store, (0..1050).map(|n| event(&format!("kp_{n:04}"), 1, &address(n))), NOW).await.unwrap();
+    users(&store).delete_one(doc! { "email": address(1049) }).await.unwrap();
+    let mut sweep = Sweep::default();
+    let found = [sweep.run(&store, NOW).await.unwrap(), sweep.run(&store, NOW).await.unwrap()];
+    assert_eq!(found, [0, 1], "the last one is in the second sweep");
+    assert_eq!(get(&store, "kp_1049").await.unwrap().document().email, Some(address(1049)));
 }
 
 #[tokio::test]
