@@ -6,8 +6,8 @@
 //! overtaken by an event does no harm, and what was not repaired is found by the next run.
 //!
 //! A run takes no input but Kinde and the store; a schedule, a signal or an operator only wakes it.
-//! One at a time among all processes ([`lease`]). In reading order: [`compare`] (one user), [`scan`]
-//! (everybody), [`gone`] (who is not listed), [`record`] (what is kept of a run), [`schedule`] (when),
+//! One at a time among all processes (`lease`). In reading order: `compare` (one user), `scan`
+//! (everybody), `gone` (who is not listed), [`record`] (what is kept of a run), [`schedule`] (when),
 //! [`silence`] (whether the webhook still works).
 
 mod compare;

@@ -11,8 +11,8 @@
 //! the store learns of a deletion without being told, whatever feeds are broken. Concurrent loads share one call.
 //! A refusal outlives the store: while it is away, who was known to be deleted stays refused.
 //!
-//! In reading order: [`token`] (of the request), [`claims`] (to fields), [`users`] (cache and loads), [`profiles`] (filled in from Kinde),
-//! [`seen`] (written behind).
+//! In reading order: `token` (of the request), [`claims`] (to fields), `users` (cache and loads), `profiles` (filled in from Kinde),
+//! `seen` (written behind).
 
 pub mod claims;
 mod profiles;

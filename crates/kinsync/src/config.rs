@@ -6,7 +6,7 @@
 //! In reading order:
 //! - [`setting`]: the table
 //! - [`source`]: where a value comes from; flags > environment > file > default
-//! - [`file`]: the TOML file
+//! - [`mod@file`]: the TOML file
 //! - [`value`]: texts read into types
 //! - [`rules`]: what must hold between settings, and which doors are closed
 //! - [`problem`]: what is wrong, said at once

@@ -4,11 +4,11 @@
 //! reordered, delayed and dropped on purpose on their way over HTTP. Nothing here is on the path of `serve`.
 //!
 //! In reading order:
-//! - [`parts`]: the local Kinde and the app, started for each other
-//! - [`town`]: what happens at Kinde, and what goes wrong on purpose
-//! - [`snapshot`]: what is so at one moment; with [`ledger`], [`drift`] and [`meters`]
-//! - [`view`], [`hints`]: the same as text
-//! - [`output`], [`screen`]: who looks on
+//! - `parts`: the local Kinde and the app, started for each other
+//! - `town`: what happens at Kinde, and what goes wrong on purpose
+//! - `snapshot`: what is so at one moment; with `ledger`, `drift` and `meters`
+//! - `view`, `hints`: the same as text
+//! - `output`, `screen`: who looks on
 
 mod drift;
 mod hints;

@@ -5,11 +5,11 @@
 //! folder a file is made, synced and removed. A server that runs on the same folder is not disturbed.
 //!
 //! In reading order:
-//! - [`kinde`]: clock, keys, issuers, credentials, scopes, the webhook, event types
-//! - [`schema`]: what Kinde's events declare of a user
-//! - [`mongodb`]: server, replica set, majority, privileges, indexes, addresses
-//! - [`data_dir`]: access, room, the time of a sync, dead letters
-//! - [`server`]: what a running server says of itself
+//! - `kinde`: clock, keys, issuers, credentials, scopes, the webhook, event types
+//! - `schema`: what Kinde's events declare of a user
+//! - `mongodb`: server, replica set, majority, privileges, indexes, addresses
+//! - `data_dir`: access, room, the time of a sync, dead letters
+//! - `server`: what a running server says of itself
 
 mod data_dir;
 mod kinde;

@@ -1,11 +1,11 @@
 //! The queue that needs nothing but a folder: an append-only log of our own.
 //!
 //! Responsible for what [`Queue`] promises, on one machine and in one process. In reading order:
-//! - [`writer`]: the one thread that writes; many callers share one sync
-//! - [`log`]: the segments; [`frame`] and [`record`]: what stands in them
-//! - [`reader`] and [`state`]: what is claimed and what comes next
-//! - [`recovery`]: what the last process left; [`damage`]: what the disk spoiled
-//! - [`dead`]: what was set aside
+//! - `writer`: the one thread that writes; many callers share one sync
+//! - `log`: the segments; `frame` and `record`: what stands in them
+//! - `reader` and `state`: what is claimed and what comes next
+//! - `recovery`: what the last process left; `damage`: what the disk spoiled
+//! - `dead`: what was set aside
 //!
 //! An acknowledgement is written but not synced: where a power cut takes it, the entry comes again.
 
