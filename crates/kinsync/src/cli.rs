@@ -9,6 +9,7 @@ mod backfill;
 mod client;
 mod config;
 mod dead_letters;
+#[cfg(feature = "dev")]
 mod dev;
 mod doctor;
 mod events;
@@ -60,6 +61,7 @@ enum Command {
     /// Accept deliveries and keep the users true
     Serve(serve::Args),
     /// All of it at once, with a town to watch: nothing to install, nothing to set
+    #[cfg(feature = "dev")]
     Dev(dev::Args),
     /// Load all users of a Kinde tenant, the first time
     Backfill(backfill::Args),
@@ -93,6 +95,7 @@ enum Command {
 pub fn run() -> ExitCode {
     let exit = match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args),
         Command::Backfill(args) => backfill::run(args),
         Command::Reconcile(args) => reconcile::run(args),

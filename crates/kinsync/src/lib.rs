@@ -4,7 +4,7 @@
 //! - [`cli`]: one file per command
 //! - [`config`]: what the operator decided
 //! - [`app`]: the composition: everything is made, started and stopped here
-//! - [`dev`]: the app beside a local Kinde, with a town to watch
+//! - `dev` (feature `dev`): the app beside a local Kinde with a demo tenant
 //! - [`registration`]: the webhook at Kinde
 //! - [`doctor`]: whether all that kinsync needs is as it should be
 //! - [`http`]: connections and routes
@@ -14,6 +14,7 @@
 pub mod app;
 pub mod cli;
 pub mod config;
+#[cfg(feature = "dev")]
 pub mod dev;
 pub mod doctor;
 pub mod health;

@@ -28,13 +28,23 @@ pub(super) fn json(value: &Value) {
 
 /// Rows for people. Keys are those of the JSON objects.
 pub(super) fn table(rows: &[Value], columns: &[(&str, &str)]) {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = columns_only();
     table.set_header(columns.iter().map(|(title, _)| *title));
     for row in rows {
         table.add_row(columns.iter().map(|(_, key)| cell(&row[*key])));
     }
     say(&table.trim_fmt());
+}
+
+/// A table without lines; its cells wrap at the width of the terminal, and not at all in a pipe.
+fn columns_only() -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let terminal = console::Term::stdout();
+    if let Some((_, columns)) = terminal.size_checked().filter(|_| terminal.is_term()) {
+        table.set_width(columns);
+    }
+    table
 }
 
 /// A page of a list, as the admin routes answer it.
@@ -60,8 +70,7 @@ pub(super) fn one(value: &Value, as_json: bool) {
 
 /// One object for people: a line for each key, nested values as JSON.
 pub(super) fn object(value: &Value) {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let mut table = columns_only();
     for (key, value) in value.as_object().into_iter().flatten() {
         table.add_row([key.clone(), cell(value)]);
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -69,19 +69,13 @@ fn ctrl_c_ends_it_cleanly_and_soon() {
     assert!(std::path::Path::new(&folder).is_dir());
     stdout.next().unwrap().unwrap();
     let interrupted = Instant::now();
-    interrupt(&child);
+    crate::reconcile::interrupt(&child);
     let last = stdout.map_while(Result::ok).last().unwrap();
     let status = child.wait().unwrap();
     assert!(interrupted.elapsed() < Duration::from_secs(3), "it took {:?}", interrupted.elapsed());
     assert!(status.success(), "{status}");
     assert_eq!(serde_json::from_str::<Value>(&last).unwrap()["type"], "summary");
     assert!(!std::path::Path::new(&folder).exists(), "its folder is left behind");
-}
-
-#[cfg(unix)]
-pub(crate) fn interrupt(child: &Child) {
-    let sent = Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
-    assert!(sent.is_ok_and(|sent| sent.success()));
 }
 
 #[test]

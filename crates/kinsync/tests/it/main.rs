@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod connections;
 mod deliveries;
+#[cfg(feature = "dev")]
 mod dev;
 mod doctor;
 mod durability;

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -147,7 +147,7 @@ async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
     // Long enough for it to begin to wait; were it shorter, Ctrl-C would end it all the more.
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(waits.try_wait().unwrap().is_none(), "it waits");
-    crate::dev::interrupt(&waits);
+    interrupt(&waits);
     let ended = tokio::task::spawn_blocking(move || waits.wait_with_output().unwrap());
     let ended = tokio::time::timeout(Duration::from_secs(10), ended).await.expect("it ends").unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();
@@ -685,4 +685,11 @@ async fn explain_tells_every_word_what_became_of_it_and_what_the_next_scan_would
         assert!(output.status.success() && Instant::now() < deadline, "{text}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Sends SIGINT, as Ctrl-C does.
+#[cfg(unix)]
+pub(crate) fn interrupt(child: &Child) {
+    let sent = Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
+    assert!(sent.is_ok_and(|sent| sent.success()));
 }
