@@ -136,7 +136,7 @@ impl Run {
             life.await;
             drop(grown);
         });
-        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.parts()));
+        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.state()));
         let (sender, latest) = watch::channel(None);
         let sampling = tasks.spawn(look(sampler, sender, stop_looking.clone()));
         let inputs = match options.style {

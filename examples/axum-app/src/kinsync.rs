@@ -30,7 +30,7 @@ use kinsync_engine::{
 };
 use kinsync_tower::{
     KinsyncLayer, WebhookService,
-    login::{self, Login, claims},
+    authenticator::{self, Authenticator, claims},
 };
 use tokio::{sync::Notify, task::block_in_place};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -90,7 +90,7 @@ impl Kinsync {
         let issuer = issuer_of(&tenant);
         let tokens =
             bearer::Config { issuers: vec![(issuer.clone(), jwks.clone())], ..bearer::Config::default() };
-        let parts = login::Parts {
+        let parts = authenticator::Dependencies {
             tokens: Cached::new(bearer::Verifier::new(tokens), &CachedConfig::default()),
             store: store.clone(),
             queue: entries.clone(),
@@ -98,7 +98,7 @@ impl Kinsync {
             profiles: vec![(issuer, ProfileClient::new(account::Config::new(tenant))?)],
             claims: Arc::new(claims::Email),
         };
-        let (login, beside_requests) = Login::new(parts, login::Config::default());
+        let (authenticator, beside_requests) = Authenticator::new(parts, authenticator::Config::default());
 
         // Out of the queue, into the store.
         let breaker = Breaker::new("store", breaker::Config::default());
@@ -114,7 +114,7 @@ impl Kinsync {
             let told = stop.clone();
             tasks.spawn(async move { schedule.run(&told).await });
         }
-        Ok(Self { webhook, layer: KinsyncLayer::new(login), queue, tasks, stop })
+        Ok(Self { webhook, layer: KinsyncLayer::new(authenticator), queue, tasks, stop })
     }
 
     /// Finishes what is in work. What is not projected yet waits in the queue for the next start.

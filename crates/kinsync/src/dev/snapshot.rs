@@ -18,7 +18,7 @@ use super::{
     ledger::Ledger,
     meters::{Page, Quantiles, Window},
 };
-use crate::{app::Parts, metrics};
+use crate::{app::AppState, metrics};
 
 /// Users read from the store at once.
 const PAGE: usize = 1000;
@@ -134,7 +134,7 @@ fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Er
 /// Collects snapshots of one run.
 pub(super) struct Sampler {
     emulator: Emulator,
-    parts: Arc<Parts>,
+    state: Arc<AppState>,
     started: Instant,
     ledger: Ledger,
     /// Users who are behind, since when.
@@ -148,11 +148,11 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(emulator: Emulator, parts: Arc<Parts>) -> Self {
+    pub(super) fn new(emulator: Emulator, state: Arc<AppState>) -> Self {
         let started = Instant::now();
         Self {
             emulator,
-            parts,
+            state,
             started,
             ledger: Ledger::default(),
             suspects: HashMap::new(),
@@ -190,11 +190,11 @@ impl Sampler {
 
     /// Compares both sides. `Err`: why the store could not be read; the last comparison stands.
     async fn compare(&mut self, kinde: &[User]) -> Result<(), String> {
-        if self.parts.breaker.state() != State::Closed {
-            let error = self.parts.breaker.last_error();
+        if self.state.breaker.state() != State::Closed {
+            let error = self.state.breaker.last_error();
             return Err(error.unwrap_or_else(|| "the store does not answer".to_owned()));
         }
-        let read = timeout(READ_DEADLINE, stored(&self.parts)).await;
+        let read = timeout(READ_DEADLINE, stored(&self.state)).await;
         let stored = read.map_err(|_| "the store takes too long to list its users".to_owned())??;
         self.drift = drift::compare(kinde, &stored, &self.ledger);
         let (deleted, live): (Vec<_>, Vec<_>) = stored.iter().partition(|row| row.is_deleted);
@@ -214,7 +214,7 @@ impl Sampler {
         self.suspects.retain(|id, _| behind.iter().any(|(user, _)| user == id));
         for (user, fields) in behind {
             let since = *self.suspects.entry(user.clone()).or_insert(now);
-            if now.duration_since(since) < SETTLING || self.parts.queue.stats().depth > 0 {
+            if now.duration_since(since) < SETTLING || self.state.queue.stats().depth > 0 {
                 self.drift.unexplained -= 1;
                 self.drift.on_the_way += 1;
             } else {
@@ -224,8 +224,8 @@ impl Sampler {
     }
 
     fn snapshot(&mut self, deliveries: &[Delivery], store_error: Option<String>) -> Snapshot {
-        let (stats, queue) = (self.emulator.stats(), self.parts.queue.stats());
-        let text = metrics::render(&self.parts);
+        let (stats, queue) = (self.emulator.stats(), self.state.queue.stats());
+        let text = metrics::render(&self.state);
         let page = Page::new(&text);
         let outcome = |name| page.sum("kinsync_deliveries_total", &[&format!("outcome=\"{name}\"")]);
         let lag = "kinsync_lag_seconds";
@@ -255,10 +255,10 @@ impl Sampler {
             },
             queue: Queue {
                 depth: queue.depth,
-                oldest_seconds: queue.oldest_received_at.map(|at| metrics::age(at, self.parts.clock.now())),
+                oldest_seconds: queue.oldest_received_at.map(|at| metrics::age(at, self.state.clock.now())),
                 dead_letters: queue.dead_letters,
             },
-            breaker: self.parts.breaker.state().as_str(),
+            breaker: self.state.breaker.state().as_str(),
             store_error,
             events: stats.events,
             events_per_second: self.history.rate(),
@@ -315,11 +315,11 @@ fn called(user: &User) -> String {
 }
 
 /// All rows of the store, tombstones too.
-async fn stored(parts: &Parts) -> Result<Vec<UserDocument>, String> {
+async fn stored(state: &AppState) -> Result<Vec<UserDocument>, String> {
     let mut documents = Vec::new();
     let mut filter = UserFilter { with_deleted: true, limit: PAGE, ..UserFilter::default() };
     loop {
-        let rows = parts.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
+        let rows = state.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
         documents.extend(rows.iter().map(kinsync_engine::store::Row::document));
         match rows.last() {
             Some(row) if rows.len() == PAGE => filter.after = Some(row.id.to_string()),
