@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kinde::bearer::Cached;
+use kinde::bearer::CachingVerifier;
 use kinsync_tower::Authenticator;
 use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ fn config(cached_users: usize) -> Config {
     Config { cached_users, deadline, refresh_after, stale_after, flush_every, ..Config::default() }
 }
 
-async fn verify(town: &Arc<Town>, tokens: &Cached, users: usize) -> anyhow::Result<()> {
+async fn verify(town: &Arc<Town>, tokens: &CachingVerifier, users: usize) -> anyhow::Result<()> {
     let (town, tokens) = (Arc::clone(town), tokens.clone());
     for_all(users, 2, move |user| {
         let (town, tokens) = (Arc::clone(&town), tokens.clone());

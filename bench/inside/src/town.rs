@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{self, Cached, CachedConfig, Verifier};
+use kinde::bearer::{self, CachingConfig, CachingVerifier, Verifier};
 use kinsync_core::{Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What};
 use kinsync_engine::apply::apply;
 use kinsync_engine::clock::Clock;
@@ -78,14 +78,14 @@ impl Town {
     }
 
     /// Remembers this many tokens.
-    pub fn tokens(&self, entries: usize) -> Cached {
+    pub fn tokens(&self, entries: usize) -> CachingVerifier {
         let issuers = vec![(ISSUER.to_owned(), self.jwks.clone())];
         let verifier = Verifier::new(bearer::Config { issuers, ..bearer::Config::default() });
-        Cached::new(verifier, &CachedConfig { entries, ..CachedConfig::default() })
+        CachingVerifier::new(verifier, &CachingConfig { entries, ..CachingConfig::default() })
     }
 
     /// An authenticator, with the work beside it.
-    pub fn open(&self, tokens: &Cached, config: authenticator::Config) -> Running {
+    pub fn open(&self, tokens: &CachingVerifier, config: authenticator::Config) -> Running {
         let (store, queue) = (Arc::clone(&self.store), Arc::clone(&self.queue));
         let claims = Arc::new(authenticator::claims::Email);
         let (tokens, clock) = (tokens.clone(), Clock::system());

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{Cached, CachedConfig, Config, Verifier};
+use kinde::bearer::{CachingConfig, CachingVerifier, Config, Verifier};
 use serde_json::{Value, json};
 
 const ISSUER: &str = "https://acme.kinde.com";
@@ -23,7 +23,7 @@ async fn main() {
     let document = serde_json::to_vec(&json!({"keys": [jwk(&pair)]})).unwrap();
     let jwks = Jwks::from_document(&kinde::parse_domain(ISSUER).unwrap(), &document).unwrap();
     let verifier = Verifier::new(Config { issuers: vec![(ISSUER.to_owned(), jwks)], ..Config::default() });
-    let cached = Cached::new(verifier.clone(), &CachedConfig::default());
+    let cached = CachingVerifier::new(verifier.clone(), &CachingConfig::default());
     let now = Timestamp::now();
     let tokens: Vec<String> = (0..TOKENS).map(|number| sign(&pair, &claims(number, now))).collect();
     println!("{TOKENS} tokens of {} bytes", tokens[0].len());

@@ -96,15 +96,15 @@ pub struct Status {
     /// The issuer, without a slash at its end.
     pub issuer: String,
     /// Number of usable keys.
-    pub keys: usize,
+    pub key_count: usize,
     /// Fetches that were started.
-    pub fetches: u64,
+    pub fetch_count: u64,
     /// Time since the last good answer.
     pub last_success_age: Option<Duration>,
     /// Why the last fetch failed; `None` when it succeeded or there was none.
     pub last_error: Option<String>,
     /// Failed fetches in a row.
-    pub failures: u32,
+    pub consecutive_failures: u32,
 }
 
 /// A handle on the key set of one tenant. Clones share it.
@@ -192,7 +192,7 @@ impl Jwks {
     }
 
     /// Number of fetches that were started.
-    pub fn fetches(&self) -> u64 {
+    pub fn fetch_count(&self) -> u64 {
         self.0.fetches.load(Ordering::Relaxed)
     }
 
@@ -202,11 +202,11 @@ impl Jwks {
         let state = self.state();
         Status {
             issuer: self.0.issuer.clone(),
-            keys: keys.keys.len(),
-            fetches: self.fetches(),
+            key_count: keys.keys.len(),
+            fetch_count: self.fetch_count(),
             last_success_age: keys.fetched_at.map(|at| at.elapsed()),
             last_error: state.last_error.clone(),
-            failures: state.failures,
+            consecutive_failures: state.failures,
         }
     }
 

@@ -251,7 +251,9 @@ impl Reconciler {
         let why = match scan(cut).await {
             Ok(scanned) if scanned.tally.users > cut.tally.users => return Ok((scanned, true)),
             Ok(_) => "lists nobody",
-            Err(Error::Kinde(management::Error::Status { status, .. })) if status.is_client_error() => {
+            Err(Error::Kinde(management::Error::UnexpectedStatus { status, .. }))
+                if status.is_client_error() =>
+            {
                 "does not know any more"
             }
             Err(error) => return Err(error),

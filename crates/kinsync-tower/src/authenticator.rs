@@ -25,7 +25,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::HeaderMap;
 use kinde::{
     account::ProfileClient,
-    bearer::{AccessToken, Cached, Refusal},
+    bearer::{AccessToken, CachingVerifier, VerificationError},
 };
 use kinsync_core::UserId;
 use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, sighting::Sighting, store::Store};
@@ -106,7 +106,7 @@ pub struct Authenticator(Arc<Shared>);
 #[derive(Debug)]
 pub struct Dependencies {
     /// Verifies tokens.
-    pub tokens: Cached,
+    pub tokens: CachingVerifier,
     /// Where users are kept.
     pub store: Arc<dyn Store>,
     /// Where sightings wait for the store.
@@ -120,7 +120,7 @@ pub struct Dependencies {
 }
 
 struct Shared {
-    tokens: Cached,
+    tokens: CachingVerifier,
     users: Arc<Users>,
     profiles: Profiles,
     seen: LastSeenWriter,
@@ -238,7 +238,7 @@ impl Shared {
     }
 
     fn keys_unavailable(&self, cause: &dyn std::error::Error) -> Problem {
-        count_refusal(Refusal::KeysUnavailable.reason());
+        count_refusal(VerificationError::KeysUnavailable.reason());
         let request = RequestId::next();
         // Anybody can bring a token: that keys cannot be fetched is warned of where it happens.
         tracing::debug!(%request, error = chain(cause), "a token could not be verified: its issuer's keys are not known");
@@ -272,7 +272,7 @@ fn live(known: &CachedUser) -> Result<(), Problem> {
     Err(Problem::UserRefused { reason })
 }
 
-fn refused(refusal: &Refusal) -> Problem {
+fn refused(refusal: &VerificationError) -> Problem {
     count_refusal(refusal.reason());
     tracing::debug!(reason = refusal.reason(), "an access token was refused");
     Problem::Unauthenticated { reason: refusal.reason(), detail: refusal.to_string() }

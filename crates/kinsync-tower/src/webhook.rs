@@ -18,7 +18,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::Full;
-use kinde::webhook::{Delivery, Refusal, Scheme, Verifier};
+use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
     clock::Clock,
@@ -84,7 +84,7 @@ struct Accepted {
 /// Why a delivery ended without a 200.
 enum Stop {
     Request(Unverified, Problem),
-    Refusal(Refusal),
+    Rejected(VerificationError),
     Queue(Scheme, queue::Error),
     Deadline,
 }
@@ -92,7 +92,7 @@ enum Stop {
 impl WebhookService {
     /// A service that verifies with this verifier and stores in this queue.
     pub fn new(verifier: Verifier, queue: Arc<dyn Queue>, clock: Clock, config: Config) -> Self {
-        let on = Scheme::ALL.into_iter().filter(|scheme| verifier.is_on(*scheme));
+        let on = Scheme::ALL.into_iter().filter(|scheme| verifier.is_enabled(*scheme));
         let how_to_sign = on.map(how_to_sign).map(str::to_owned).collect();
         let (activity, metrics) = (Activity::default(), Metrics::new());
         Self(Arc::new(Shared { verifier, queue, clock, config, activity, metrics, how_to_sign }))
@@ -161,7 +161,7 @@ impl Shared {
         let body = body::read(&head.headers, body, &self.config).await?;
         let now = self.clock.now();
         let delivery =
-            self.verifier.verify(&head.headers, body, timestamp(now)).await.map_err(Stop::Refusal)?;
+            self.verifier.verify(&head.headers, body, timestamp(now)).await.map_err(Stop::Rejected)?;
         let scheme = delivery.scheme();
         let entry = entry(&delivery, now);
         let event_id = entry.event_id.clone();
@@ -188,11 +188,11 @@ impl Shared {
                 self.metrics.unverified(outcome);
                 problem.into_response()
             }
-            Stop::Refusal(refusal) if refusal.is_unavailable() => {
+            Stop::Rejected(refusal) if refusal.is_unavailable() => {
                 self.metrics.unverified(Unverified::Unavailable);
                 self.unavailable(&refusal)
             }
-            Stop::Refusal(refusal) => self.refused(&refusal),
+            Stop::Rejected(refusal) => self.refused(&refusal),
             Stop::Queue(scheme, error) => {
                 self.metrics.verified(scheme, Verified::Unavailable);
                 self.unavailable(&error)
@@ -204,7 +204,7 @@ impl Shared {
         }
     }
 
-    fn refused(&self, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, refusal: &VerificationError) -> Response<Body> {
         let reason = refusal.reason();
         self.metrics.unverified(Unverified::Refused);
         Metrics::failed(reason);

@@ -86,7 +86,8 @@ impl Health {
                  compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
             ));
         }
-        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_on(*scheme)).collect();
+        let on: Vec<_> =
+            Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme)).collect();
         json!({
             "schemes": on.into_iter().map(Scheme::as_str).collect::<Vec<_>>(),
             "secondsSinceLastDelivery": activity.last_delivery().map(|at| age(at, now)),
@@ -176,23 +177,24 @@ impl Health {
 
     fn keys(&mut self, state: &AppState, keys: &Jwks) -> Value {
         let status = keys.status();
-        if status.keys == 0 {
+        if status.key_count == 0 {
             let problem =
                 format!("the keys of {} are not known yet, so what they sign is answered 503", status.issuer);
             let signs_webhooks =
                 state.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
-            let others = Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && state.verifier.is_on(s));
+            let others =
+                Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && state.verifier.is_enabled(s));
             if signs_webhooks && !others { self.failing.push(problem) } else { self.degraded.push(problem) }
-        } else if status.failures > 0 {
+        } else if status.consecutive_failures > 0 {
             self.degraded
                 .push(format!("the keys of {} cannot be refreshed; the known ones are used", status.issuer));
         }
         json!({
             "issuer": status.issuer,
-            "keys": status.keys,
+            "keys": status.key_count,
             "ageSeconds": status.last_success_age.map(|age| age.as_secs_f64()),
-            "fetches": status.fetches,
-            "failures": status.failures,
+            "fetches": status.fetch_count,
+            "failures": status.consecutive_failures,
         })
     }
 }

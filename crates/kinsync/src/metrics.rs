@@ -118,7 +118,7 @@ pub fn render(state: &AppState) -> String {
     }
     for keys in &state.key_sets {
         let issuer = keys.issuer().to_owned();
-        gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().keys as u64));
+        gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
     gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.store_error().is_none())));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);

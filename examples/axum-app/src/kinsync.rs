@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, Cached, CachedConfig},
+    bearer::{self, CachingConfig, CachingVerifier},
     domain::issuer_of,
     jwks, management, webhook,
 };
@@ -91,7 +91,7 @@ impl Kinsync {
         let tokens =
             bearer::Config { issuers: vec![(issuer.clone(), jwks.clone())], ..bearer::Config::default() };
         let parts = authenticator::Dependencies {
-            tokens: Cached::new(bearer::Verifier::new(tokens), &CachedConfig::default()),
+            tokens: CachingVerifier::new(bearer::Verifier::new(tokens), &CachingConfig::default()),
             store: store.clone(),
             queue: entries.clone(),
             clock: clock.clone(),

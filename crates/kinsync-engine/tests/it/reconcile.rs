@@ -77,8 +77,8 @@ impl World {
         let mut settings = management::Config::new(domain, config.client_id.as_str(), secret);
         settings.page_size = page_size;
         settings.clock_allowance = Duration::ZERO;
-        settings.retry.attempts = 2;
-        settings.retry.first_pause = Duration::from_millis(1);
+        settings.retry.max_attempts = 2;
+        settings.retry.initial_backoff = Duration::from_millis(1);
         settings
     }
 
@@ -158,7 +158,7 @@ impl World {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let page = self.client(1).users().next().await.expect("Kinde answers").expect("a first page");
-            if page.sent.at > now {
+            if page.timing.as_of > now {
                 return;
             }
             assert!(Instant::now() < deadline, "Kinde's clock stands");

@@ -13,7 +13,6 @@ use std::{
 
 use jiff::Timestamp;
 use kinde::{
-    Answer,
     account::{self, ProfileClient, UserProfile},
     bearer::AccessToken,
 };
@@ -253,7 +252,11 @@ impl Shared {
         (RefreshOutcome::Now, Some(known))
     }
 
-    async fn ask(&self, token: &AccessToken, sent: &str) -> Result<Answer<UserProfile>, RefreshOutcome> {
+    async fn ask(
+        &self,
+        token: &AccessToken,
+        sent: &str,
+    ) -> Result<kinde::Response<UserProfile>, RefreshOutcome> {
         let client = self.clients.iter().find(|(issuer, _)| *issuer == token.issuer);
         let (_, client) = client.ok_or(RefreshOutcome::Unavailable)?;
         let error = match client.user_profile(sent).await {
@@ -271,7 +274,7 @@ impl Shared {
             Err(error) => error,
         };
         tracing::debug!(user = token.subject, error = chain(&error), "a profile could not be read");
-        if let account::Error::Throttled { reset: Some(reset) } = error {
+        if let account::Error::RateLimited { retry_after: Some(reset) } = error {
             self.pause(reset);
         }
         // An answer that is odd for one user says nothing of the others.
@@ -280,7 +283,7 @@ impl Shared {
         } else {
             self.breaker.succeeded();
         }
-        let is_refused = matches!(error, account::Error::Refused);
+        let is_refused = matches!(error, account::Error::TokenRejected);
         Err(if is_refused { RefreshOutcome::Refused } else { RefreshOutcome::Unavailable })
     }
 
@@ -318,9 +321,9 @@ impl Shared {
 }
 
 /// What a profile says. Its version is the time at which it was asked for.
-fn observation(answer: Answer<UserProfile>) -> Option<Observation> {
+fn observation(answer: kinde::Response<UserProfile>) -> Option<Observation> {
     let user = UserId::parse(&answer.value.id).ok()?;
     let told = snapshot::of_profile(answer.value);
-    let version = snapshot::version(snapshot::sent_at(&answer.sent), &told);
+    let version = snapshot::version(snapshot::sent_at(&answer.timing), &told);
     Some(Observation { user, version, source: Source::Profile, what: What::Fields(told) })
 }

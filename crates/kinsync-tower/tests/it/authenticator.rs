@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, AccessToken, Cached, CachedConfig, Verifier},
+    bearer::{self, AccessToken, CachingConfig, CachingVerifier, Verifier},
     jwks,
 };
 use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
@@ -106,7 +106,7 @@ impl Process {
         let jwks = Jwks::new(jwks::Config::new(kinde.issuer().parse().unwrap())).unwrap();
         let issuers = vec![(kinde.issuer().to_owned(), jwks)];
         let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
-        let tokens = Cached::new(verifier, &CachedConfig::default());
+        let tokens = CachingVerifier::new(verifier, &CachingConfig::default());
         let profiles = ProfileClient::new(account::Config::new(kinde.issuer().parse().unwrap())).unwrap();
         let parts = authenticator::Dependencies {
             tokens,

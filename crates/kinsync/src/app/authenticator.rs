@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, Cached, CachedConfig, Verifier},
+    bearer::{self, CachingConfig, CachingVerifier, Verifier},
     domain::issuer_of,
     jwks,
 };
@@ -39,7 +39,8 @@ pub(super) fn open(
     let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
     // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.
     let cached_users = config.http.cached_users;
-    let tokens = Cached::new(verifier, &CachedConfig { entries: cached_users, ..CachedConfig::default() });
+    let tokens =
+        CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
     let claims = Arc::new(authenticator::claims::Email);
     let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
     let sightings_below = config.queue.max_entries / 2;

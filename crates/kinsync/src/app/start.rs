@@ -340,7 +340,7 @@ async fn learn_keys(jwks: Jwks) {
     while jwks.refresh().await.is_err() {
         tokio::time::sleep(KEYS_PAUSE).await;
     }
-    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().keys, "the issuer's keys are known");
+    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().key_count, "the issuer's keys are known");
 }
 
 async fn upkeep(state: Arc<AppState>, stop: CancellationToken) {
