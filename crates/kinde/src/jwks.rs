@@ -25,7 +25,7 @@ pub use self::document::DocumentError;
 pub use self::fetch::FetchError;
 use self::fetch::Fetcher;
 use crate::domain::{self, is_loopback};
-use crate::jws::Key;
+use crate::{jws::Key, random};
 
 /// The pause after the first failure while no key is known; it doubles up to the cool-down.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -315,7 +315,7 @@ impl Jwks {
         } else {
             cool_down * 2_u32.pow(state.failures.min(MAX_BACK_OFF_DOUBLINGS))
         };
-        let pause = pause.mul_f64(1.0 + rand::random_range(0.0..0.25));
+        let pause = random::jitter(pause, 1.0..=1.25);
         state.not_before = Some(Instant::now() + pause);
         state.failures = state.failures.saturating_add(1);
         state.last_error = Some(reason);

@@ -13,6 +13,7 @@ pub mod jwks;
 pub mod jws;
 pub mod management;
 pub mod patch;
+mod random;
 pub mod response;
 mod secret;
 pub mod sign;

@@ -90,6 +90,10 @@ impl Clock {
 /// The machine's clock.
 impl Default for Clock {
     fn default() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place of this crate that reads the wall clock"
+        )]
         Self::new(Timestamp::now)
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     checks::Checks,
     clock::Clock,
     floor::{Floor, Scans},
+    random,
     store::{self, Store},
 };
 
@@ -323,7 +324,7 @@ impl Parts {
                 }
                 done => return done,
             }
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
             pause *= 2;
         }
         call().await

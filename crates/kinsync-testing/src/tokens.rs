@@ -33,7 +33,7 @@ fn made_up(header: &str, claims: &str) -> String {
 /// A reason, and a token that is refused for it. `canary` is an address that nobody may call, whatever a token says.
 pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str, String)> {
     let token = |spec: TokenSpec| kinde.access_token(user, &spec).expect("the user is there");
-    let now = jiff::Timestamp::now().as_second();
+    let now = crate::wall_clock().as_second();
     let foreign = MintOptions { signer: Signer::Foreign, ..MintOptions::default() };
     let webhook = json!({ "type": "user.created", "event_id": "e", "data": {}, "timestamp": "x" });
     let (kid, issuer) = (kinde.active_kid(), kinde.issuer());

@@ -7,6 +7,8 @@ use tokio::time::Instant;
 
 use super::config::RetryPolicy;
 
+use crate::random;
+
 /// When to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
@@ -78,7 +80,7 @@ impl<'a> Budget<'a> {
 
 /// Half to all of it.
 fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..=1.0))
+    random::jitter(pause, 0.5..=1.0)
 }
 
 /// Holds back all requests of a client while Kinde throttles one of them, and spaces them out afterwards: doubled by each

@@ -1,13 +1,14 @@
 //! The client against a server on a real socket: what it reads, what it refuses, when it tries again.
 
 use std::error::Error as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use kinde::management::{Client, ConfigError, Error, NewWebhook, UsersPage, WebhookUpdate};
 use kinde::{Clock, Patch};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::{
     Api, SECRET, Seen, html, ok, page, pass, raw, refusal, refusal_in_object, status, token, user,

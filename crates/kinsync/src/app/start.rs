@@ -1,10 +1,6 @@
 //! How an app begins: queue, verifier, store, sockets; then what runs beside the requests.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
@@ -25,6 +21,7 @@ use kinsync_engine::{
 use kinsync_tower::{WebhookService, webhook};
 use secrecy::ExposeSecret;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{AdminToken, App, AppState, Error, authenticator, management, state::ReconcilerHandle};
@@ -35,7 +32,7 @@ use crate::{
         router,
         server::{Bounds, Server},
     },
-    metrics,
+    metrics, random,
 };
 
 /// The first pause before the store is prepared again; it doubles up to the longest.
@@ -330,7 +327,7 @@ async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> R
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }

@@ -1,6 +1,6 @@
 //! What the app is made of, as the routes see it.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{constant_time, digest};
 use kinde::{Jwks, webhook::Verifier};
@@ -17,6 +17,7 @@ use kinsync_tower::{Activity, Authenticator};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::config::Config;
 

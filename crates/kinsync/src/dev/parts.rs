@@ -10,12 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kinde_emulator::{Emulator, WebhookSpec};
-use rand::Rng as _;
 use tempfile::TempDir;
 use url::Url;
 
 use super::{Options, hints::Addresses, output::Style, view::Title};
-use crate::{app::App, config::Config, log};
+use crate::{app::App, config::Config, log, random};
 
 /// Kinde's retries after 5 s, 30 s and so on come so many times sooner.
 const TIME_SCALE: f64 = 10.0;
@@ -50,7 +49,7 @@ pub(super) async fn start(options: &Options) -> Result<Started> {
     start_log(options, &folder.path)?;
     // Ids and addresses of an earlier town with the same seed would be taken for its own.
     let is_new = folder.is_new && options.mongodb_uri.is_none();
-    let seed = if is_new { options.seed } else { rand::rng().random() };
+    let seed = if is_new { options.seed } else { random::number() };
     let mut notes = Vec::new();
     let emulator_port = free_port(options.emulator_port, &mut notes)?;
     let emulator = Emulator::start(emulator_config(options, emulator_port, seed)).await?;
@@ -148,7 +147,7 @@ struct Secrets {
 
 /// New in each run: with `--mongodb-uri` the users behind the door may be somebody's.
 fn secret() -> String {
-    format!("{:016x}", rand::rng().random::<u64>())
+    format!("{:016x}", random::number::<u64>())
 }
 
 /// The settings as `serve` would read them from an environment that holds nothing else.
