@@ -90,7 +90,7 @@ where
                 let response = self.read(&received);
                 match &response {
                     Err(Error::RateLimited { retry_after }) => {
-                        client.gate.close_for(retry_after.unwrap_or_default())
+                        client.gate.close_for(retry_after.unwrap_or_default());
                     }
                     Ok(_) => client.gate.widen(),
                     Err(_) => {}

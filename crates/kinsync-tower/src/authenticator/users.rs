@@ -240,7 +240,7 @@ impl Users {
         }
     }
 
-    /// LoadQueues what is wanted until told to stop. A slow call holds up one of the four lanes for requests that wait.
+    /// Loads what is wanted until told to stop. A slow call holds up one of the four lanes for requests that wait.
     pub(super) async fn run(&self, loads: LoadQueues, stop: &CancellationToken) {
         let (wanted, aged) = (Mutex::new(loads.wanted), Mutex::new(loads.aged));
         let lane = || self.lane(&wanted, Duration::ZERO, BATCH, stop);
@@ -274,7 +274,7 @@ impl Users {
         }
     }
 
-    /// LoadQueues the users of a batch and answers; then makes those who are missing.
+    /// Loads the users of a batch and answers; then makes those who are missing.
     async fn load(&self, batch: Vec<LoadRequest>) -> Result<(), Error> {
         let mut waiting = by_user(batch);
         self.answer_stored(&mut waiting).await?;
