@@ -25,7 +25,7 @@ pub(crate) struct Cli {
 const AFTER_HELP: &str = "\
 Run a Kinde that tells your application what happens:
   kinde-emulator --webhook http://localhost:3000/webhook
-  kinde-emulator --webhook http://localhost:3000/webhook --town 5 --time-scale 1000
+  kinde-emulator --webhook http://localhost:3000/webhook --activity 5 --time-scale 1000
 
 Speak to it from another terminal (at --url):
   kinde-emulator users create --email ada@example.com --first-name Ada
@@ -73,9 +73,9 @@ struct ServeArgs {
     /// An endpoint that receives every webhook; may be given again.
     #[arg(long, value_name = "URL")]
     webhook: Vec<Url>,
-    /// Let a scripted town of users live at this many steps per second.
+    /// Generate this many user actions per second.
     #[arg(long, value_name = "RATE")]
-    town: Option<f64>,
+    activity: Option<f64>,
     /// Start with so many generated users, which cost no memory.
     #[arg(long, value_name = "COUNT")]
     generated: Option<u64>,
@@ -85,7 +85,7 @@ struct ServeArgs {
     /// How many times faster than real retries and auto-disable run.
     #[arg(long, value_name = "FACTOR")]
     time_scale: Option<f64>,
-    /// Seed of ids, jitter, chances and the town.
+    /// Seed of ids, jitter, faults and generated actions.
     #[arg(long)]
     seed: Option<u64>,
 }

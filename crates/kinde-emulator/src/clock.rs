@@ -10,12 +10,6 @@ use serde::{Serialize, Serializer};
 
 use crate::config::{Offset, Precision};
 
-/// Returns the time of the machine's clock.
-pub(crate) fn now() -> Timestamp {
-    #[expect(clippy::disallowed_methods, reason = "the one place of this crate that reads the wall clock")]
-    Timestamp::now()
-}
-
 /// Gives each event its own instant, and ids that depend on the seed (and, where Kinde's do, on the clock).
 pub(crate) struct Clock {
     last: Timestamp,
@@ -29,7 +23,7 @@ impl Clock {
 
     /// The time now in whole microseconds, later than every time given before.
     pub(crate) fn tick(&mut self) -> Timestamp {
-        let now = now().as_microsecond().max(self.last.as_microsecond() + 1);
+        let now = Timestamp::now().as_microsecond().max(self.last.as_microsecond() + 1);
         self.last = Timestamp::from_microsecond(now).expect("the present is in range");
         self.last
     }

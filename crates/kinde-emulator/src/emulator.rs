@@ -343,7 +343,7 @@ impl Emulator {
     ///
     /// Every generated user is made for it: of a million, ask the API for pages.
     pub fn users(&self) -> Vec<User> {
-        self.tenant().people.now().from(0).map(|(_, user)| user.into_owned()).collect()
+        self.tenant().users.now().from(0).map(|(_, user)| user.into_owned()).collect()
     }
 
     /// At most so many users in the order of their creation, those behind this one if it is named; and whether there are
@@ -355,9 +355,9 @@ impl Emulator {
     ) -> Result<(Vec<User>, bool), tenant::Error> {
         let tenant = self.tenant();
         let place =
-            |id: &str| tenant.people.place(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()));
+            |id: &str| tenant.users.place(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()));
         let from = after.map(place).transpose()?.map_or(0, |place| place + 1);
-        let view = tenant.people.now();
+        let view = tenant.users.now();
         let mut users = view.from(from).map(|(_, user)| user);
         let page = users.by_ref().take(limit).map(std::borrow::Cow::into_owned).collect();
         Ok((page, users.next().is_some()))
@@ -365,14 +365,14 @@ impl Emulator {
 
     /// How many users the API shows, generated ones included. Quick, however many there are.
     pub fn user_count(&self) -> usize {
-        self.tenant().people.now().count()
+        self.tenant().users.now().count()
     }
 
     /// Makes it `users` generated users, which cost no memory until they are changed. No events.
     ///
     /// User `k` is a function of `generated.seed` and `k`, and those that stay keep their changes.
     pub fn set_generated(&self, users: u64) {
-        self.tenant().people.set_generated(users);
+        self.tenant().users.set_generated(users);
     }
 
     /// Emits any event, of a known type or not, with this `data`. `None` when a fault silenced it.

@@ -15,6 +15,7 @@
 //!
 //! The login page asks for no password. Not responsible for consent, billing, roles or feature flags.
 
+pub mod activity;
 mod clock;
 pub mod config;
 pub mod delivery;
@@ -24,15 +25,15 @@ mod faults;
 mod keys;
 mod limits;
 mod logins;
-mod people;
 mod routes;
 mod span;
 pub mod tenant;
 mod tokens;
-pub mod town;
 mod user;
+mod users;
 mod webhook;
 
+pub use activity::Activity;
 pub use config::Config;
 pub use delivery::{Delivery, DeliveryState, Stats, Webhook};
 pub use emulator::{Emulator, StartError};
@@ -41,6 +42,5 @@ pub use faults::{Fault, FaultKind, FaultReport};
 pub use keys::{Error as KeyError, Overlap};
 pub use tenant::Profile;
 pub use tokens::{Alg, Claims, MintOptions, Signer, TokenSpec};
-pub use town::Town;
 pub use user::{Grant, Membership, NewUser, User, UserEdit};
 pub use webhook::{Scheme, WebhookSpec};

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::event::{Event, Source};
-use crate::people::People;
 use crate::user::{Grant, Membership, NewUser, User, UserEdit};
+use crate::users::Users;
 
 /// A change that the tenant refuses.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -67,30 +67,30 @@ impl Draft {
 pub(crate) struct Tenant {
     pub(crate) clock: Clock,
     config: Arc<Config>,
-    pub(crate) people: People,
+    pub(crate) users: Users,
     events: BTreeMap<String, Arc<Event>>,
 }
 
 impl Tenant {
     pub(crate) fn new(config: Arc<Config>) -> Self {
-        Self { clock: Clock::new(config.seed), people: People::new(&config), config, events: BTreeMap::new() }
+        Self { clock: Clock::new(config.seed), users: Users::new(&config), config, events: BTreeMap::new() }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.people = People::new(&self.config);
+        self.users = Users::new(&self.config);
         self.events.clear();
     }
 
     /// Adds a user without any event.
     pub(crate) fn add(&mut self, new: NewUser) -> Result<User, Error> {
         let id = new.id.clone().unwrap_or_else(|| self.clock.user_id());
-        if self.people.place(&id).is_some_and(|place| self.people.at(place).is_some()) {
+        if self.users.place(&id).is_some_and(|place| self.users.at(place).is_some()) {
             return Err(Error::Taken(id));
         }
         self.free(new.email.as_deref(), None)?;
         let at = self.clock.tick();
         let user = User::new(id, new, &self.config.org_code, at);
-        self.people.add(user.clone(), at);
+        self.users.add(user.clone(), at);
         Ok(user)
     }
 
@@ -154,7 +154,7 @@ impl Tenant {
         let (place, user) = self.living(id)?;
         let at = self.clock.tick();
         let left = (profile == Profile::Keep).then_some(User { deleted_on: Some(at), ..user });
-        self.people.put(place, left, at);
+        self.users.put(place, left, at);
         Ok(vec![Draft::new("user.deleted", source, json!({"user": {"id": id}}))])
     }
 
@@ -181,7 +181,7 @@ impl Tenant {
             user.failed_sign_ins = 0;
             Ok(user.clone())
         };
-        self.people.put(place, Some(user), at);
+        self.users.put(place, Some(user), at);
         outcome
     }
 
@@ -207,17 +207,17 @@ impl Tenant {
 
     /// A user that is not deleted, or was deleted with the profile kept if those are shown.
     pub(crate) fn user(&self, id: &str) -> Option<User> {
-        self.people.now().by_id(id).map(Cow::into_owned)
+        self.users.now().by_id(id).map(Cow::into_owned)
     }
 
     pub(crate) fn user_by_email(&self, email: &str) -> Option<User> {
-        self.people.at(self.people.owner(email)?).map(Cow::into_owned)
+        self.users.at(self.users.owner(email)?).map(Cow::into_owned)
     }
 
     fn living(&self, id: &str) -> Result<(u64, User), Error> {
         let found = || {
-            let place = self.people.place(id)?;
-            let user = self.people.at(place)?;
+            let place = self.users.place(id)?;
+            let user = self.users.at(place)?;
             user.deleted_on.is_none().then(|| (place, user.into_owned()))
         };
         found().ok_or_else(|| Error::UnknownUser(id.to_owned()))
@@ -225,7 +225,7 @@ impl Tenant {
 
     /// Refuses an email that another user has.
     fn free(&self, email: Option<&str>, place: Option<u64>) -> Result<(), Error> {
-        let owner = email.and_then(|email| self.people.owner(email));
+        let owner = email.and_then(|email| self.users.owner(email));
         match (email, owner) {
             (Some(email), Some(owner)) if Some(owner) != place => Err(Error::Taken(email.to_lowercase())),
             _ => Ok(()),
@@ -242,7 +242,7 @@ impl Tenant {
         let at = self.clock.tick();
         change(&mut user);
         user.updated_on = at;
-        self.people.put(place, Some(user.clone()), at);
+        self.users.put(place, Some(user.clone()), at);
         let draft = Draft::new("user.updated", source, self.data(&user));
         (user, vec![draft])
     }

@@ -1,7 +1,7 @@
 //! Runs the emulator until it is interrupted.
 
 use anyhow::Context as _;
-use kinde_emulator::{Config, Emulator, Town, WebhookSpec};
+use kinde_emulator::{Activity, Config, Emulator, WebhookSpec};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -12,22 +12,22 @@ use super::output::print;
 const DEFAULT_PORT: u16 = 4620;
 
 pub(super) async fn run(args: ServeArgs, json: bool) -> anyhow::Result<()> {
-    let rate = args.town;
+    let rate = args.activity;
     let config = config(args)?;
     let seed = config.seed;
     let cancel = CancellationToken::new();
     let emulator = Emulator::start_until(config, cancel.clone()).await?;
     print(&if json { summary(&emulator) } else { greeting(&emulator) });
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut town = Town::new(seed);
-    let life = async {
+    let mut activity = Activity::new(seed);
+    let running = async {
         match rate {
-            Some(rate) => town.run(&emulator, rate, &cancel).await,
+            Some(rate) => activity.run(&emulator, rate, &cancel).await,
             None => emulator.stopped().await,
         }
     };
     tokio::select! {
-        () = life => {}
+        () = running => {}
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }

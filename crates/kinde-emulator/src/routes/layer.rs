@@ -8,13 +8,13 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::answer::Refusal;
+use crate::emulator::Emulator;
 use crate::faults::FaultKind;
 use crate::limits;
-use crate::{clock, emulator::Emulator};
 
 const LARGEST_BODY: usize = 64 * 1024 * 1024;
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
@@ -161,7 +161,7 @@ async fn spoil(response: Response, fault: &FaultKind) -> Response {
 
 /// A `Date` (RFC 9110, 5.6.7) so many seconds ahead.
 fn date(ahead: i64) -> Option<HeaderValue> {
-    let at = clock::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
+    let at = Timestamp::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
     HeaderValue::from_str(&at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).ok()
 }
 

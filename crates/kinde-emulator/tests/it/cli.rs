@@ -123,7 +123,7 @@ async fn a_town_lives_until_an_interrupt_ends_it_cleanly() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("emulator.toml");
     std::fs::write(&file, format!("[[webhooks]]\nendpoint = \"{}\"\n", receiver.url)).unwrap();
-    let mut emulator = Running::start(&["--town", "200", "--config", file.to_str().unwrap()]).await;
+    let mut emulator = Running::start(&["--activity", "200", "--config", file.to_str().unwrap()]).await;
     receiver.wait_for(20).await;
     let id = emulator.child.id().unwrap().to_string();
     assert!(Command::new("kill").args(["-INT", &id]).status().await.unwrap().success());

@@ -118,7 +118,7 @@ fn text<'a>(answer: &'a Value, name: &str) -> &'a str {
     answer[name].as_str().unwrap_or_else(|| panic!("no {name} in {answer}"))
 }
 
-async fn town(config: Config) -> (Emulator, User, Browser) {
+async fn tenant_with_user(config: Config) -> (Emulator, User, Browser) {
     let emulator = Emulator::start(config).await.unwrap();
     let ada = emulator.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
     let browser = Browser::new(&emulator);
@@ -127,7 +127,7 @@ async fn town(config: Config) -> (Emulator, User, Browser) {
 
 #[tokio::test]
 async fn the_page_lists_users_and_escapes_what_they_wrote() {
-    let (emulator, ada, browser) = town(Config::default()).await;
+    let (emulator, ada, browser) = tenant_with_user(Config::default()).await;
     emulator.import_user(NewUser::named("x@example.com", "<script>alert(1)</script>", "\"'")).unwrap();
     let response = browser.open(&[("login_hint", "\"><b>ada")]).await;
     assert_eq!(response.status(), 200);
@@ -176,7 +176,7 @@ async fn a_sign_in_ends_with_tokens_for_one_code_once() {
 
 #[tokio::test]
 async fn a_code_is_for_its_application_redirect_and_verifier_alone() {
-    let (emulator, ada, browser) = town(Config::default()).await;
+    let (emulator, ada, browser) = tenant_with_user(Config::default()).await;
     emulator.add_application(Application::confidential("back", "secret", CALLBACK));
     let other = Application::public("other", CALLBACK);
     emulator.add_application(other);
@@ -209,13 +209,13 @@ async fn a_code_is_for_its_application_redirect_and_verifier_alone() {
 
     let mut config = Config::default();
     config.tokens.code_lifetime = Duration::ZERO;
-    let (_emulator, ada, browser) = town(config).await;
+    let (_emulator, ada, browser) = tenant_with_user(config).await;
     assert_eq!(browser.redeem(&browser.code(&ada).await).await.1["error"], "invalid_grant", "too late");
 }
 
 #[tokio::test]
 async fn a_bad_request_is_told_to_the_user_or_to_the_application() {
-    let (_emulator, _, browser) = town(Config::default()).await;
+    let (_emulator, _, browser) = tenant_with_user(Config::default()).await;
     for change in [("client_id", "nobody"), ("redirect_uri", "http://localhost:3000/callback?x=1")] {
         let response = browser.open(&[change]).await;
         assert!(response.status() == 400 && location(&response).is_none(), "{change:?}");
@@ -299,7 +299,7 @@ async fn a_refresh_token_is_replaced_with_a_small_overlap() {
     for (overlap, old_works) in [(Duration::from_mins(1), 200), (Duration::ZERO, 400)] {
         let mut config = Config::default();
         config.tokens.refresh_overlap = overlap;
-        let (_emulator, ada, browser) = town(config).await;
+        let (_emulator, ada, browser) = tenant_with_user(config).await;
         let first = browser.redeem(&browser.code(&ada).await).await.1;
         let (status, second) = browser.refresh(text(&first, "refresh_token")).await;
         assert_eq!(status, 200);
@@ -308,7 +308,7 @@ async fn a_refresh_token_is_replaced_with_a_small_overlap() {
         assert_eq!(browser.refresh(text(&first, "refresh_token")).await.0, old_works, "{overlap:?}");
         assert_eq!(browser.refresh(text(&second, "refresh_token")).await.0, 200);
     }
-    let (_emulator, ada, browser) = town(Config::default()).await;
+    let (_emulator, ada, browser) = tenant_with_user(Config::default()).await;
     let response = browser.submit(&[("scope", "openid offline_access")], &[("user", &ada.id)]).await;
     let answer = browser.redeem(&parameter(&response, "code").unwrap()).await.1;
     assert!(answer.get("refresh_token").is_none() && answer["id_token"].is_string());
@@ -321,7 +321,7 @@ async fn cached_claims_outlive_a_change_of_the_user() {
         let unknowns = Unknowns { refresh_returns_cached_claims: cached, ..Unknowns::default() };
         let mut config = Config { unknowns, ..Config::default() };
         config.tokens.email_in_access_token = true;
-        let (emulator, ada, browser) = town(config).await;
+        let (emulator, ada, browser) = tenant_with_user(config).await;
         let first = browser.redeem(&browser.code(&ada).await).await.1;
         let edit = UserEdit { email: Some("countess@example.com".to_owned()), ..UserEdit::default() };
         emulator.update_user(&ada.id, edit).unwrap();
@@ -334,7 +334,7 @@ async fn cached_claims_outlive_a_change_of_the_user() {
 
 #[tokio::test]
 async fn an_application_chooses_its_audience_organization_and_email() {
-    let (emulator, ada, _) = town(Config::default()).await;
+    let (emulator, ada, _) = tenant_with_user(Config::default()).await;
     emulator.add_to_organization(&ada.id, "org_2", &[], &[]).unwrap();
     emulator.add_application(Application {
         audience: vec!["https://api.example.com".to_owned()],
@@ -354,7 +354,7 @@ async fn an_application_chooses_its_audience_organization_and_email() {
 #[tokio::test]
 async fn a_custom_domain_has_its_own_issuer_and_no_management() {
     let custom_domains = vec!["https://auth.example.com".to_owned(), "localhost".to_owned()];
-    let (emulator, ada, main) = town(Config { custom_domains, ..Config::default() }).await;
+    let (emulator, ada, main) = tenant_with_user(Config { custom_domains, ..Config::default() }).await;
     let port = emulator.address().port();
     assert_eq!(
         emulator.custom_issuers(),
@@ -395,7 +395,7 @@ async fn a_custom_domain_has_its_own_issuer_and_no_management() {
 
 #[tokio::test]
 async fn a_session_signs_in_silently_until_logout() {
-    let (emulator, ada, mut browser) = town(Config::default()).await;
+    let (emulator, ada, mut browser) = tenant_with_user(Config::default()).await;
     let response = browser.submit(&[], &[("user", &ada.id)]).await;
     let cookie = response.headers()["set-cookie"].to_str().unwrap().to_owned();
     assert!(cookie.contains("HttpOnly; SameSite=Lax"));
@@ -418,7 +418,7 @@ async fn a_session_signs_in_silently_until_logout() {
 
 #[tokio::test]
 async fn tokens_are_introspected_and_revoked() {
-    let (emulator, ada, browser) = town(Config::default()).await;
+    let (emulator, ada, browser) = tenant_with_user(Config::default()).await;
     let answer = browser.redeem(&browser.code(&ada).await).await.1;
     let token = text(&answer, "access_token");
     let post = async |path: &str, form: &[(&str, &str)]| {
@@ -445,7 +445,7 @@ async fn tokens_are_introspected_and_revoked() {
 
 #[tokio::test]
 async fn the_profile_can_be_slow_and_down() {
-    let (emulator, ada, _) = town(Config::default()).await;
+    let (emulator, ada, _) = tenant_with_user(Config::default()).await;
     let token = emulator.access_token(&ada.id, &TokenSpec::default()).unwrap();
     let profile = format!("{}/oauth2/v2/user_profile", emulator.issuer());
     emulator.set_fault(Fault::times(FaultKind::Status { status: 503 }, 1).on("profile"));

@@ -1,6 +1,7 @@
-//! Tests against a running emulator, over HTTP, as an application would meet it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
+//! Tests against a running emulator over HTTP.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod activity;
 mod cli;
 mod deliveries;
 mod faults;
@@ -11,4 +12,3 @@ mod receiver;
 mod sdk;
 mod shapes;
 mod tokens;
-mod town;

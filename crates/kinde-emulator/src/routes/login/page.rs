@@ -30,7 +30,7 @@ pub(super) struct Page<'a> {
 impl Page<'_> {
     pub(super) fn answer(&self, emulator: &Emulator) -> Response {
         let users: Vec<User> =
-            emulator.tenant().people.now().from(0).take(LISTED).map(|(_, user)| user.into_owned()).collect();
+            emulator.tenant().users.now().from(0).take(LISTED).map(|(_, user)| user.into_owned()).collect();
         let users: String = users.iter().filter(|user| user.deleted_on.is_none()).map(choice).collect();
         let action = format!("/oauth2/auth?{}", escape(self.raw_query));
         let error = self.error.map(|text| format!("<p class=error role=alert>{}</p>", escape(text)));

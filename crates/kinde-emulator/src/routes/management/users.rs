@@ -12,14 +12,14 @@ use serde_json::json;
 
 use super::cursor::Cursor;
 use crate::config::{Pagination, Unknowns};
+use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
-use crate::people::View;
 use crate::routes::answer::{Body, Params, Refusal, success};
 use crate::tenant::{self, Profile, Tenant};
 use crate::user::api::{Expand, Page, Place, Shown, Updated};
 use crate::user::{NewUser, User, UserEdit};
-use crate::{clock, emulator::Emulator};
+use crate::users::View;
 
 const DEFAULT_PAGE: usize = 10;
 
@@ -94,8 +94,8 @@ fn seen<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
         _ => None,
     });
     match lag {
-        Some(lag) => tenant.people.then(clock::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
-        None => tenant.people.now(),
+        Some(lag) => tenant.users.then(Timestamp::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
+        None => tenant.users.now(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Where users are: computed ones, created ones, and how both have changed since.
 //!
 //! A user has a place in the order of creation, which never changes. Computed users have the places from 0 on
-//! and cost nothing until they are changed. [`People::put`] is the only door to every change: it keeps the
+//! and cost nothing until they are changed. [`Users::put`] is the only door to every change: it keeps the
 //! indexes, and the past for as many changes as are asked for.
 
 mod generated;
@@ -25,7 +25,7 @@ struct Before {
     user: Option<User>,
 }
 
-pub(crate) struct People {
+pub(crate) struct Users {
     generated: Generated,
     /// Created users and changed ones; `None` where one was removed.
     kept: BTreeMap<u64, Option<User>>,
@@ -39,7 +39,7 @@ pub(crate) struct People {
     shows_deleted: bool,
 }
 
-impl People {
+impl Users {
     pub(crate) fn new(config: &Config) -> Self {
         let wanted = &config.generated;
         Self {
@@ -115,19 +115,19 @@ impl People {
 
     /// The users that the API shows now.
     pub(crate) fn now(&self) -> View<'_> {
-        View { people: self, then: BTreeMap::new() }
+        View { users: self, then: BTreeMap::new() }
     }
 
     /// The users that the API showed then, or as long ago as is remembered.
     pub(crate) fn then(&self, then: Timestamp) -> View<'_> {
         let later = self.past.iter().rev().take_while(|before| before.at > then);
-        View { people: self, then: later.map(|before| (before.place, before.user.as_ref())).collect() }
+        View { users: self, then: later.map(|before| (before.place, before.user.as_ref())).collect() }
     }
 }
 
 /// The users that the API shows at one instant.
 pub(crate) struct View<'a> {
-    people: &'a People,
+    users: &'a Users,
     /// What was where it has changed since; its places are among the kept ones.
     then: BTreeMap<u64, Option<&'a User>>,
 }
@@ -136,26 +136,26 @@ impl<'a> View<'a> {
     pub(crate) fn at(&self, place: u64) -> Option<Cow<'a, User>> {
         let user = match self.then.get(&place) {
             Some(then) => then.map(Cow::Borrowed),
-            None => self.people.at(place),
+            None => self.users.at(place),
         };
-        user.filter(|user| user.deleted_on.is_none() || self.people.shows_deleted)
+        user.filter(|user| user.deleted_on.is_none() || self.users.shows_deleted)
     }
 
     pub(crate) fn by_id(&self, id: &str) -> Option<Cow<'a, User>> {
-        self.at(self.people.place(id)?)
+        self.at(self.users.place(id)?)
     }
 
     /// The users from a place on, with their places.
     pub(crate) fn from(&self, place: u64) -> impl Iterator<Item = (u64, Cow<'a, User>)> {
-        let created = self.people.kept.range(place.max(FIRST_CREATED)..).map(|(place, _)| *place);
-        let places = (place..self.people.generated.count()).chain(created);
+        let created = self.users.kept.range(place.max(FIRST_CREATED)..).map(|(place, _)| *place);
+        let places = (place..self.users.generated.count()).chain(created);
         places.filter_map(|place| Some((place, self.at(place)?)))
     }
 
     /// The places where users with these emails (in lower case) may be.
     pub(crate) fn may_have(&self, emails: &[String]) -> Vec<u64> {
-        let computed = emails.iter().filter_map(|email| self.people.generated.by_email(email));
-        let mut places: Vec<u64> = self.people.kept.keys().copied().chain(computed).collect();
+        let computed = emails.iter().filter_map(|email| self.users.generated.by_email(email));
+        let mut places: Vec<u64> = self.users.kept.keys().copied().chain(computed).collect();
         places.sort_unstable();
         places.dedup();
         places
@@ -163,7 +163,7 @@ impl<'a> View<'a> {
 
     /// The places of these ids, in order.
     pub(crate) fn places(&self, ids: &[String]) -> Vec<u64> {
-        let mut places: Vec<u64> = ids.iter().filter_map(|id| self.people.place(id)).collect();
+        let mut places: Vec<u64> = ids.iter().filter_map(|id| self.users.place(id)).collect();
         places.sort_unstable();
         places.dedup();
         places
@@ -172,9 +172,9 @@ impl<'a> View<'a> {
     /// How many there are, in time that grows with the changes alone.
     pub(crate) fn count(&self) -> usize {
         let hidden = self.hidden().count();
-        let created = self.people.kept.range(FIRST_CREATED..);
+        let created = self.users.kept.range(FIRST_CREATED..);
         let shown = created.filter(|(place, _)| self.at(**place).is_some()).count();
-        usize::try_from(self.people.generated.count()).unwrap_or(usize::MAX) - hidden + shown
+        usize::try_from(self.users.generated.count()).unwrap_or(usize::MAX) - hidden + shown
     }
 
     /// The place of the user that has so many before it; behind every place when there are not so many.
@@ -186,14 +186,14 @@ impl<'a> View<'a> {
             }
             place = place.saturating_add(1);
         }
-        let Some(left) = place.checked_sub(self.people.generated.count()) else { return place };
+        let Some(left) = place.checked_sub(self.users.generated.count()) else { return place };
         let left = usize::try_from(left).unwrap_or(usize::MAX);
         self.from(FIRST_CREATED).nth(left).map_or(u64::MAX, |(place, _)| place)
     }
 
     /// The places of computed users that are not shown any more, in order.
     fn hidden(&self) -> impl Iterator<Item = u64> {
-        let changed = self.people.kept.range(..FIRST_CREATED).map(|(place, _)| *place);
+        let changed = self.users.kept.range(..FIRST_CREATED).map(|(place, _)| *place);
         changed.filter(|place| self.at(*place).is_none())
     }
 }
@@ -204,9 +204,9 @@ mod tests {
     use crate::config;
     use crate::user::NewUser;
 
-    fn people(users: u64) -> People {
+    fn people(users: u64) -> Users {
         let generated = config::Generated { users, seed: 3 };
-        People::new(&Config { generated, ..Config::default() })
+        Users::new(&Config { generated, ..Config::default() })
     }
 
     fn time(second: i64) -> Timestamp {
