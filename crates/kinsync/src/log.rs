@@ -1,5 +1,5 @@
-//! Logs: text for a person at a terminal, JSON lines elsewhere, on stderr. What is logged holds ids, never what
-//! people are called or reached by.
+//! Logging to stderr: text on a terminal, JSON lines elsewhere. Log lines contain ids, never names, emails or phone
+//! numbers.
 
 use std::io::{self, IsTerminal};
 
@@ -13,7 +13,9 @@ pub fn start(config: &config::Log) {
     let terminal = io::stderr().is_terminal();
     let started = match config.format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json }) {
         LogFormat::Text => {
-            fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(terminal).try_init()
+            // Respects NO_COLOR, CLICOLOR and a terminal without colors.
+            let colors = console::colors_enabled_stderr();
+            fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors).try_init()
         }
         LogFormat::Json => {
             fmt().json().flatten_event(true).with_env_filter(filter).with_writer(io::stderr).try_init()
