@@ -9,7 +9,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -21,7 +21,6 @@ use kinsync_engine::{
         embedded::{Config, EmbeddedQueue},
     },
 };
-use tokio::time::Instant;
 
 const CALLERS: usize = 64;
 const PAYLOAD: usize = 450;

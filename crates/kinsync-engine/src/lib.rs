@@ -47,6 +47,4 @@ pub mod breaker;
 
 pub mod clock;
 
-mod random;
-
 mod kept;

@@ -15,40 +15,40 @@ use http_body_util::Either;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{authenticator::Authenticator, problem::Body};
+use crate::{login::Login, problem::Body};
 
 /// Says that the store did not answer and the request went on with the token's data.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-kinsync-degraded");
 /// What the headers begin with that only kinsync writes.
 const OWN: &str = "x-kinsync-";
 
-/// Puts a [`Authenticator`] in front of services. Cheap to clone.
+/// Puts a [`Login`] in front of services. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct KinsyncLayer(Authenticator);
+pub struct KinsyncLayer(Login);
 
 impl KinsyncLayer {
-    /// A layer that asks this authenticator.
-    pub fn new(authenticator: Authenticator) -> Self {
-        Self(authenticator)
+    /// A layer that asks this login.
+    pub fn new(login: Login) -> Self {
+        Self(login)
     }
 }
 
 impl<S> Layer<S> for KinsyncLayer {
-    type Service = AuthenticatedService<S>;
+    type Service = Guarded<S>;
 
-    fn layer(&self, inner: S) -> AuthenticatedService<S> {
-        AuthenticatedService { inner, authenticator: self.0.clone() }
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { inner, login: self.0.clone() }
     }
 }
 
 /// A service that only verified, live users reach.
 #[derive(Clone, Debug)]
-pub struct AuthenticatedService<S> {
+pub struct Guarded<S> {
     inner: S,
-    authenticator: Authenticator,
+    login: Login,
 }
 
-impl<S, B, R> Service<Request<B>> for AuthenticatedService<S>
+impl<S, B, R> Service<Request<B>> for Guarded<S>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
@@ -66,10 +66,10 @@ where
         // The service that was polled ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let authenticator = self.authenticator.clone();
+        let login = self.login.clone();
         Box::pin(async move {
             strip(request.headers_mut());
-            let user = match authenticator.authenticate(request.headers()).await {
+            let user = match login.admit(request.headers()).await {
                 Ok(user) => user,
                 Err(problem) => return Ok(problem.into_response().map(Either::Right)),
             };

@@ -28,7 +28,7 @@ use exit::Exit;
 
 const AFTER_HELP: &str = "\
 Start:
-  kinsync dev                                             a local Kinde and a town of users, to see it work
+  kinsync dev                                             try it with a local Kinde and generated users
   KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
   KINDE_DOMAIN=https://acme.kinde.com kinsync serve       (users in a file, nothing else needed)
   kinsync backfill                                        everybody who is at Kinde already
@@ -60,7 +60,7 @@ struct Cli {
 enum Command {
     /// Accept deliveries and keep the users true
     Serve(serve::Args),
-    /// All of it at once, with a town to watch: nothing to install, nothing to set
+    /// Try kinsync with a local Kinde and generated users; needs no settings
     #[cfg(feature = "dev")]
     Dev(dev::Args),
     /// Load all users of a Kinde tenant, the first time

@@ -1,112 +1,111 @@
-//! `kinsync dev`: the whole of it in one process, with a town to live in it.
+//! `kinsync dev`: a local Kinde, kinsync and a demo tenant with generated activity in one process.
 //!
-//! A local Kinde on a real port, kinsync as `serve` runs it, and a seeded town whose deliveries are doubled,
-//! reordered, delayed and dropped on purpose on their way over HTTP. Nothing here is on the path of `serve`.
+//! The emulator listens on a real port, the app runs as `serve` runs it, and deliveries are duplicated, reordered,
+//! delayed and lost on purpose. `serve` uses nothing of this.
 //!
 //! In reading order:
-//! - `parts`: the local Kinde and the app, started for each other
-//! - `town`: what happens at Kinde, and what goes wrong on purpose
-//! - `snapshot`: what is so at one moment; with `ledger`, `drift` and `meters`
-//! - `view`, `hints`: the same as text
-//! - `output`, `screen`: who looks on
+//! - [`start`]: starts the local Kinde and the app
+//! - [`activity`]: generates users and events, and injects faults
+//! - [`sampler`]: takes each [`snapshot`], with [`history`], [`drift`] and [`meters`]
+//! - [`view`], [`hints`]: a snapshot and commands to try, as text
+//! - [`output`], [`screen`]: the terminal, a pipe or JSON
 
+mod activity;
 mod drift;
 mod hints;
-mod ledger;
+mod history;
 mod meters;
 mod output;
-mod parts;
+mod sampler;
 mod screen;
 mod snapshot;
-mod town;
+mod start;
 mod view;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use kinde_emulator::{Emulator, Town};
+use kinde_emulator::{Activity, Emulator};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    output::Output,
-    parts::Started,
-    screen::Input,
-    snapshot::{Sampler, Snapshot},
-};
-pub use self::{output::Style, town::Faults};
+pub use self::{activity::Faults, output::Style};
+use self::{output::Output, sampler::Sampler, screen::Input, snapshot::Snapshot, start::Started};
 
-/// The pause between two looks: so much longer than the look itself, within bounds.
-const LOOK: Duration = Duration::from_millis(500);
-const LOOK_SHARE: u32 = 9;
-const LONGEST_PAUSE: Duration = Duration::from_secs(3);
-/// How long to wait at the end for what is on its way: with a person waiting, and without.
-const SHORT_PATIENCE: Duration = Duration::from_millis(1_800);
-const LONG_PATIENCE: Duration = Duration::from_secs(30);
+/// Bounds of the pause between two samples, and the pause as a multiple of the time that a sample takes.
+const MIN_PAUSE: Duration = Duration::from_millis(500);
+const MAX_PAUSE: Duration = Duration::from_secs(3);
+const PAUSE_FACTOR: u32 = 9;
+/// Time to wait for pending deliveries at the end: after an interrupt, and otherwise.
+const INTERRUPTED_GRACE: Duration = Duration::from_millis(1_800);
+const GRACE: Duration = Duration::from_secs(30);
 
-/// What was asked for.
+/// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Users to begin with.
+    /// Number of users at the start.
     pub users: usize,
     /// Events per second.
     pub rate: f64,
-    /// What goes wrong on purpose.
+    /// Faults to inject into deliveries.
     pub faults: Faults,
-    /// The dice of the town.
+    /// Seed of the generated users and events.
     pub seed: u64,
-    /// kinsync's port; another one when it is taken.
+    /// Port of kinsync; any free port if it is in use.
     pub port: u16,
-    /// The local Kinde's port; another one when it is taken.
+    /// Port of the local Kinde; any free port if it is in use.
     pub emulator_port: u16,
-    /// Where files are kept; `None`: in a folder that is removed at the end.
+    /// Data folder; `None` is a temporary folder.
     pub data_dir: Option<PathBuf>,
-    /// Keeps users in this MongoDB instead of a file.
+    /// MongoDB to store users in; `None` is the embedded store.
     pub mongodb_uri: Option<String>,
     /// When to end.
     pub until: Until,
-    /// Who looks on.
+    /// How to show the run.
     pub style: Style,
-    /// What is logged; `None`: what suits the style.
+    /// Log filter; `None` is the default of the style.
     pub log: Option<String>,
 }
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// When it is told to.
-    Told,
+    /// At a signal or a key press.
+    Interrupted,
     /// After this time.
-    Over(Duration),
-    /// When the town has its users and all of them have arrived.
-    Settled,
+    Elapsed(Duration),
+    /// When the initial users are in the store.
+    Delivered,
 }
 
-/// How a run came out.
+/// Result of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Everything that was delivered is in the store.
-    True,
-    /// Something that was delivered is not in the store; or nobody can tell, at the end that was asked for.
-    Drifted,
+    /// Every delivered event is in the store.
+    Consistent,
+    /// A delivered event is missing in the store, or a run that was not interrupted could not finish the comparison.
+    Inconsistent,
 }
 
-/// Runs until the options, a key or a signal say that it is enough.
+/// Runs until the options, a key press or a signal end it.
+///
+/// # Errors
+/// If the local Kinde or the app cannot start or go on, or the terminal fails.
 pub async fn run(options: Options) -> Result<Verdict> {
     let signals = Signals::listen().context("cannot listen for signals")?;
-    let started = parts::start(&options).await?;
-    let output = Output::begin(options.style, started.title.clone(), started.addresses.clone());
-    let mut run = Run::begin(&options, &started, output.context("cannot use the terminal")?, signals);
+    let started = start::start(&options).await?;
+    let output = Output::start(options.style, started.title.clone(), started.addresses.clone());
+    let mut run = Run::start(&options, &started, output.context("cannot use the terminal")?, signals);
     let outcome = run.watch(&started, options.until).await;
-    let verdict = run.end(&started, options.until).await;
+    let verdict = run.finish(&started, options.until).await;
     started.stop().await;
     outcome.and(verdict)
 }
 
-/// A run that is on.
+/// The tasks of a run.
 struct Run {
     output: Option<Output>,
     latest: watch::Receiver<Option<Arc<Snapshot>>>,
@@ -114,31 +113,32 @@ struct Run {
     inputs: mpsc::UnboundedReceiver<Input>,
     signals: Signals,
     tasks: TaskTracker,
-    stop_town: CancellationToken,
-    stop_looking: CancellationToken,
+    stop_activity: CancellationToken,
+    stop_sampling: CancellationToken,
     stop_keys: CancellationToken,
-    town_is_grown: CancellationToken,
+    activity_ended: CancellationToken,
 }
 
 impl Run {
-    fn begin(options: &Options, started: &Started, output: Output, signals: Signals) -> Self {
+    fn start(options: &Options, started: &Started, output: Output, signals: Signals) -> Self {
         let tasks = TaskTracker::new();
-        let (stop_looking, stop_keys) = (CancellationToken::new(), CancellationToken::new());
-        let (stop_town, town_is_grown) = (CancellationToken::new(), CancellationToken::new());
-        let plan = town::Plan {
+        let (stop_sampling, stop_keys) = (CancellationToken::new(), CancellationToken::new());
+        let (stop_activity, activity_ended) = (CancellationToken::new(), CancellationToken::new());
+        let plan = activity::Plan {
             users: options.users,
             rate: options.rate,
-            then_rest: options.until == Until::Settled,
+            initial_only: options.until == Until::Delivered,
         };
-        let life = town::live(Town::new(started.seed), started.emulator.clone(), plan, stop_town.clone());
-        let grown = town_is_grown.clone().drop_guard();
+        let (activity, emulator) = (Activity::new(started.seed), started.emulator.clone());
+        let generate = activity::generate(activity, emulator, plan, stop_activity.clone());
+        let ended = activity_ended.clone().drop_guard();
         tasks.spawn(async move {
-            life.await;
-            drop(grown);
+            generate.await;
+            drop(ended);
         });
-        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.state()));
+        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.parts()));
         let (sender, latest) = watch::channel(None);
-        let sampling = tasks.spawn(look(sampler, sender, stop_looking.clone()));
+        let sampling = tasks.spawn(sample(sampler, sender, stop_sampling.clone()));
         let inputs = match options.style {
             Style::Live => screen::listen(&tasks, stop_keys.clone()),
             _ => mpsc::unbounded_channel().1,
@@ -150,28 +150,31 @@ impl Run {
             inputs,
             signals,
             tasks,
-            stop_town,
-            stop_looking,
+            stop_activity,
+            stop_sampling,
             stop_keys,
-            town_is_grown,
+            activity_ended,
         }
     }
 
-    /// Shows what happens until it is enough. `Err`: kinsync cannot go on, or the terminal is gone.
+    /// Shows snapshots until the run should end.
+    ///
+    /// # Errors
+    /// If the app cannot go on or the terminal fails.
     async fn watch(&mut self, started: &Started, until: Until) -> Result<()> {
-        let output = self.output.as_mut().expect("it is taken at the end alone");
-        let over = enough(until, &started.emulator, &self.town_is_grown);
-        tokio::pin!(over);
+        let output = self.output.as_mut().expect("only `finish` takes it, after this");
+        let end = end_of(until, &started.emulator, &self.activity_ended);
+        tokio::pin!(end);
         loop {
             tokio::select! {
                 Ok(()) = self.latest.changed() => {}
                 Some(input) = self.inputs.recv() => {
-                    if output.react(input)? {
+                    if output.handle(input)? {
                         return Ok(());
                     }
                 }
                 () = self.signals.next() => return Ok(()),
-                () = &mut over => return Ok(()),
+                () = &mut end => return Ok(()),
                 error = started.app.failed() => return Err(error.into()),
             }
             let latest = self.latest.borrow_and_update().clone();
@@ -181,41 +184,41 @@ impl Run {
         }
     }
 
-    /// Quiets the town, waits for what is on its way, compares once more and says how it came out.
-    async fn end(&mut self, started: &Started, until: Until) -> Result<Verdict> {
-        let mut output = self.output.take().expect("it ends once");
-        self.stop_town.cancel();
+    /// Stops the activity, waits for pending deliveries, compares a last time and prints the summary.
+    async fn finish(&mut self, started: &Started, until: Until) -> Result<Verdict> {
+        let mut output = self.output.take().expect("a run finishes once");
+        self.stop_activity.cancel();
         output.ending();
         if let Some(latest) = self.latest.borrow().clone() {
             _ = output.show(&latest);
         }
-        self.stop_looking.cancel();
-        let mut sampler = (&mut self.sampling).await.context("looking on ended unexpectedly")?;
-        let patience = if until == Until::Told { SHORT_PATIENCE } else { LONG_PATIENCE };
+        self.stop_sampling.cancel();
+        let mut sampler = (&mut self.sampling).await.context("the sampler ended unexpectedly")?;
+        let grace = if until == Until::Interrupted { INTERRUPTED_GRACE } else { GRACE };
         let last = tokio::select! {
-            last = settle(&mut sampler, &started.emulator, patience) => last,
-            () = again(&mut self.inputs, &mut self.signals) => sampler.sample_without_store(),
+            last = wait_for_deliveries(&mut sampler, &started.emulator, grace) => last,
+            () = second_interrupt(&mut self.inputs, &mut self.signals) => sampler.sample_without_store(),
         };
         self.stop_keys.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        output.end(&last);
+        output.finish(&last);
         Ok(verdict(&last, until))
     }
 }
 
-/// Who is interrupted need not have finished.
+/// An interrupted run may end with pending deliveries.
 fn verdict(last: &Snapshot, until: Until) -> Verdict {
-    let is_done = last.drift.on_the_way == 0 && last.store_error.is_none();
-    if last.drift.unexplained == 0 && (is_done || until == Until::Told) {
-        Verdict::True
+    let is_finished = last.drift.in_flight == 0 && last.store_error.is_none();
+    if last.drift.unexplained == 0 && (is_finished || until == Until::Interrupted) {
+        Verdict::Consistent
     } else {
-        Verdict::Drifted
+        Verdict::Inconsistent
     }
 }
 
-/// Looks again and again until told to stop.
-async fn look(
+/// Takes snapshots until `stop` is cancelled.
+async fn sample(
     mut sampler: Sampler,
     latest: watch::Sender<Option<Arc<Snapshot>>>,
     stop: CancellationToken,
@@ -224,43 +227,43 @@ async fn look(
         let began = Instant::now();
         let Some(now) = stop.run_until_cancelled(sampler.sample()).await else { return sampler };
         latest.send_replace(Some(Arc::new(now)));
-        let pause = (began.elapsed() * LOOK_SHARE).clamp(LOOK, LONGEST_PAUSE);
+        let pause = (began.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
         if stop.run_until_cancelled(sleep(pause)).await.is_none() {
             return sampler;
         }
     }
 }
 
-/// Ends when a run that ends by itself should.
-async fn enough(until: Until, emulator: &Emulator, town_is_grown: &CancellationToken) {
+/// Completes when a run that ends by itself should end.
+async fn end_of(until: Until, emulator: &Emulator, activity_ended: &CancellationToken) {
     match until {
-        Until::Told => std::future::pending().await,
-        Until::Over(time) => sleep(time).await,
-        Until::Settled => {
-            town_is_grown.cancelled().await;
-            // Who is not there by then is counted at the end.
-            _ = emulator.quiesce(LONG_PATIENCE).await;
+        Until::Interrupted => std::future::pending().await,
+        Until::Elapsed(time) => sleep(time).await,
+        Until::Delivered => {
+            activity_ended.cancelled().await;
+            // The last comparison counts what is still pending after this time.
+            _ = emulator.quiesce(GRACE).await;
         }
     }
 }
 
-/// Waits until all deliveries are settled and stored, or the patience is over; answers the last look.
-async fn settle(sampler: &mut Sampler, emulator: &Emulator, patience: Duration) -> Snapshot {
-    let deadline = Instant::now() + patience;
-    _ = emulator.quiesce(patience).await;
+/// Waits until all deliveries are stored, at most for `grace`, and returns the last snapshot.
+async fn wait_for_deliveries(sampler: &mut Sampler, emulator: &Emulator, grace: Duration) -> Snapshot {
+    let deadline = Instant::now() + grace;
+    _ = emulator.quiesce(grace).await;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(300));
         let Ok(now) = timeout(left, sampler.sample()).await else { return sampler.sample_without_store() };
-        let at_rest = now.drift.on_the_way == 0 && now.queue.depth == 0 && now.store_error.is_none();
-        if at_rest || Instant::now() >= deadline {
+        let is_finished = now.drift.in_flight == 0 && now.queue.depth == 0 && now.store_error.is_none();
+        if is_finished || Instant::now() >= deadline {
             return now;
         }
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Ends when the person is out of patience.
-async fn again(inputs: &mut mpsc::UnboundedReceiver<Input>, signals: &mut Signals) {
+/// Completes at the next quit key or signal.
+async fn second_interrupt(inputs: &mut mpsc::UnboundedReceiver<Input>, signals: &mut Signals) {
     loop {
         tokio::select! {
             Some(input) = inputs.recv() => {
@@ -273,7 +276,7 @@ async fn again(inputs: &mut mpsc::UnboundedReceiver<Input>, signals: &mut Signal
     }
 }
 
-/// What tells a process to stop.
+/// The signals that end a run.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,

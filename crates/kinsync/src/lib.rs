@@ -22,5 +22,4 @@ pub mod http;
 pub mod json;
 pub mod log;
 pub mod metrics;
-mod random;
 pub mod registration;

@@ -40,7 +40,7 @@ pub struct Subscriber {
 
 /// An organization, of `organization.created` and `organization.updated`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Organization {
+pub struct OrganizationDetails {
     /// `org_…`; opaque.
     pub code: String,
     /// The name that people read.
@@ -112,7 +112,7 @@ impl Subscriber {
     }
 }
 
-impl Organization {
+impl OrganizationDetails {
     pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             code: reader.required_id("code")?,

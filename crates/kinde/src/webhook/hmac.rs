@@ -14,7 +14,7 @@ use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 
 use super::delivery::digest_id;
-use super::{Delivery, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme, VerificationError};
+use super::{Delivery, Refusal, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme};
 use crate::json::is_id;
 
 /// Length of an HMAC-SHA256, in bytes.
@@ -34,21 +34,17 @@ pub(super) fn key(secret: &[u8]) -> Key {
 }
 
 /// HMAC-SHA256 of the raw body in `x-kinde-signature`: hex or base64, with or without `sha256=`.
-pub(super) fn verify_plain(
-    keys: &[Key],
-    headers: &HeaderMap,
-    body: Bytes,
-) -> Result<Delivery, VerificationError> {
+pub(super) fn verify_plain(keys: &[Key], headers: &HeaderMap, body: Bytes) -> Result<Delivery, Refusal> {
     let scheme = Scheme::Hmac;
     if keys.is_empty() {
-        return Err(VerificationError::SchemeNotConfigured { scheme });
+        return Err(Refusal::SchemeNotConfigured { scheme });
     }
     let value = single(headers, SIGNATURE_HEADER)?;
-    let tag = read_tag(value).ok_or(VerificationError::MalformedSignature {
+    let tag = read_tag(value).ok_or(Refusal::MalformedSignature {
         problem: "`x-kinde-signature` must be HMAC-SHA256 of the raw body, as 64 hex digits or base64, with or without `sha256=` before it",
     })?;
     if !keys.iter().any(|key| hmac::verify(key, &body, &tag).is_ok()) {
-        return Err(VerificationError::SignatureMismatch { scheme });
+        return Err(Refusal::SignatureMismatch { scheme });
     }
     Ok(Delivery::from_body(scheme, body, digest_id, None))
 }
@@ -60,10 +56,10 @@ pub(super) fn verify_standard(
     body: Bytes,
     now: Timestamp,
     tolerance: Duration,
-) -> Result<Delivery, VerificationError> {
+) -> Result<Delivery, Refusal> {
     let scheme = Scheme::StandardWebhooks;
     if keys.is_empty() {
-        return Err(VerificationError::SchemeNotConfigured { scheme });
+        return Err(Refusal::SchemeNotConfigured { scheme });
     }
     let id = single(headers, "webhook-id")?;
     let timestamp = single(headers, "webhook-timestamp")?;
@@ -75,18 +71,18 @@ pub(super) fn verify_standard(
     let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", &body].concat();
     let matches = |tag: &Tag| keys.iter().any(|key| hmac::verify(key, &signed, tag).is_ok());
     if !tags.iter().any(matches) {
-        return Err(VerificationError::SignatureMismatch { scheme });
+        return Err(Refusal::SignatureMismatch { scheme });
     }
     if now.duration_since(signed_at).abs()
         > SignedDuration::try_from(tolerance).unwrap_or(SignedDuration::MAX)
     {
-        return Err(VerificationError::StaleTimestamp);
+        return Err(Refusal::StaleTimestamp);
     }
     Ok(Delivery::from_body(scheme, body, |_| id.to_owned(), Some(signed_at)))
 }
 
 /// The value of a header that must be there once: of two, nobody knows which one the sender signed.
-fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, VerificationError> {
+fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Refusal> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().map_err(|_| malformed("a signature header is not plain text")),
@@ -116,7 +112,7 @@ fn unhex(text: &str) -> Option<Tag> {
 }
 
 /// The `v1` entries; other versions are passed over, as the specification says.
-fn read_tags(value: &str) -> Result<Vec<Tag>, VerificationError> {
+fn read_tags(value: &str) -> Result<Vec<Tag>, Refusal> {
     let tags: Vec<Tag> = value.split(' ').take(MAX_SIGNATURES).filter_map(read_entry).collect();
     if tags.is_empty() {
         return Err(malformed("`webhook-signature` must hold `v1,<base64 of HMAC-SHA256>`"));
@@ -128,7 +124,7 @@ fn read_entry(entry: &str) -> Option<Tag> {
     STANDARD.decode(entry.strip_prefix("v1,")?).ok()?.try_into().ok()
 }
 
-fn read_seconds(text: &str) -> Result<Timestamp, VerificationError> {
+fn read_seconds(text: &str) -> Result<Timestamp, Refusal> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = if digits { text.parse().ok() } else { None };
     seconds
@@ -136,6 +132,6 @@ fn read_seconds(text: &str) -> Result<Timestamp, VerificationError> {
         .ok_or_else(|| malformed("`webhook-timestamp` must be Unix seconds, digits only"))
 }
 
-fn malformed(problem: &'static str) -> VerificationError {
-    VerificationError::MalformedSignature { problem }
+fn malformed(problem: &'static str) -> Refusal {
+    Refusal::MalformedSignature { problem }
 }

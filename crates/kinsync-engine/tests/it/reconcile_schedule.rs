@@ -1,6 +1,9 @@
 //! When a process reconciles, and what it says of itself: schedules that run, against the emulator.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use kinde::management::Client;
 use kinde_emulator::{Fault, FaultKind};
@@ -18,7 +21,6 @@ use kinsync_engine::{
     store::LoggedEvent,
 };
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,

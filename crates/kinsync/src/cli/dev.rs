@@ -1,4 +1,4 @@
-//! `kinsync dev`
+//! `kinsync dev`.
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,53 +10,55 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Examples:
-  kinsync dev                                  look at it; c shows lines to try, q ends it
-  kinsync dev --faults many --rate 50          on a bad day
-  kinsync dev --for 10s --json | tail -1       for programs: the last line is the summary
+  kinsync dev
+  kinsync dev --faults many --rate 50
+  kinsync dev --for 10s --json | tail -1   (the last line is the summary)
 
-Nothing leaves this machine, nothing has to be installed, and the settings of the environment are not read.
-Exit code 1 says that something that was delivered is not in the store.";
+Runs on this machine only, needs nothing installed, and does not read the settings of the environment.
+
+Exit codes: 0 done, 1 a delivered event is missing in the store, or the run failed.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// Users to begin with
+    /// Number of users at the start
     #[arg(long, value_name = "N", default_value_t = 25, value_parser = clap::value_parser!(u32).range(0..=100_000))]
     users: u32,
     /// Events per second at Kinde
     #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = rate)]
     rate: f64,
-    /// What goes wrong with deliveries, on purpose
+    /// Faults to inject into deliveries
     #[arg(long, value_enum, default_value_t)]
     faults: Faults,
-    /// The same seed makes the same town
+    /// Seed of the generated users and events
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
-    /// kinsync's port; if it is taken, any free one
+    /// Port of kinsync; any free port if this one is in use
     #[arg(long, value_name = "PORT", default_value_t = 5000)]
     port: u16,
-    /// The local Kinde's port; if it is taken, any free one
+    /// Port of the local Kinde; any free port if this one is in use
     #[arg(long, value_name = "PORT", default_value_t = 5001)]
     emulator_port: u16,
-    /// Keep the files here [default: a folder that is removed at the end]
+    /// Folder for the queue and the store [default: a temporary folder]
     #[arg(long, value_name = "FOLDER")]
     data_dir: Option<PathBuf>,
-    /// Keep users in this MongoDB instead; in the database `kinsync_dev`, unless the URI names one
+    /// Store users in MongoDB; in the database `kinsync_dev` unless the URI names one
     #[arg(long, value_name = "URI")]
     mongodb_uri: Option<String>,
-    /// End after this time
+    /// Stop after this time
     #[arg(long = "for", value_name = "TIME", value_parser = value::duration)]
     time: Option<Duration>,
-    /// End when the users to begin with have arrived
+    /// Stop as soon as the initial users are in the store
     #[arg(long, conflicts_with = "time")]
     once: bool,
-    /// One line a second [default when stdout is no terminal]
+    /// Print one line per second [default when stdout is not a terminal]
     #[arg(long)]
     plain: bool,
-    /// One JSON object a line
+    /// Print JSON lines
     #[arg(long, conflicts_with = "plain")]
     json: bool,
-    /// What is logged: to kinsync.log in the folder beside the live view, else to stderr [default: info, error]
+    /// Log filter; the live view logs to `kinsync.log` in the data folder, the others to stderr [default: info in the
+    /// live view, else error]
     #[arg(long, value_name = "FILTER", value_parser = value::log_filter)]
     log: Option<String>,
 }
@@ -78,9 +80,9 @@ impl From<Args> for Options {
             data_dir: args.data_dir,
             mongodb_uri: args.mongodb_uri,
             until: match (args.once, args.time) {
-                (true, _) => Until::Settled,
-                (false, Some(time)) => Until::Over(time),
-                (false, None) => Until::Told,
+                (true, _) => Until::Delivered,
+                (false, Some(time)) => Until::Elapsed(time),
+                (false, None) => Until::Interrupted,
             },
             style: match (args.json, args.plain) {
                 (true, _) => Style::Json,
@@ -95,8 +97,8 @@ impl From<Args> for Options {
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     block_on_all(async {
         match dev::run(args.into()).await? {
-            Verdict::True => Ok(ExitCode::SUCCESS),
-            Verdict::Drifted => Ok(ExitCode::FAILURE),
+            Verdict::Consistent => Ok(ExitCode::SUCCESS),
+            Verdict::Inconsistent => Ok(ExitCode::FAILURE),
         }
     })
 }

@@ -1,29 +1,28 @@
-//! Reads kinsync's own metrics, as Prometheus would: totals, and quantiles of the last minute from histograms.
+//! Reads kinsync's metrics in the text format of Prometheus: totals, and quantiles of the last minute.
 
 use std::{collections::VecDeque, time::Duration};
 
 use serde::Serialize;
 use tokio::time::Instant;
 
-/// How far back a quantile looks.
+/// Time over which quantiles are computed.
 const WINDOW: Duration = Duration::from_mins(1);
 
-/// One page of metrics.
+/// The text of one scrape.
 #[derive(Debug, Default)]
 pub(super) struct Page<'a>(&'a str);
 
 impl<'a> Page<'a> {
-    /// A page in Prometheus' text format.
     pub(super) fn new(text: &'a str) -> Self {
         Self(text)
     }
 
-    /// The sum over the series of this name that carry all of these labels, written as `name="value"`.
+    /// Sums the series with this name and all of these labels, written as `name="value"`.
     pub(super) fn sum(&self, name: &str, labels: &[&str]) -> u64 {
         self.series(name, labels).map(|(_, value)| whole(value)).sum()
     }
 
-    /// The cumulative counts of a histogram, by upper bound.
+    /// Returns the upper bounds and cumulative counts of a histogram.
     fn buckets(&self, name: &str, label: &str) -> Vec<(f64, u64)> {
         let name = format!("{name}_bucket");
         let bound = |labels: &str| labels.split("le=\"").nth(1)?.split('"').next()?.parse().ok();
@@ -44,32 +43,32 @@ impl<'a> Page<'a> {
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "counts are whole and not negative"
+    reason = "counts are non-negative whole numbers"
 )]
 fn whole(value: f64) -> u64 {
     value as u64
 }
 
-/// Quantiles as upper bounds in seconds: a histogram knows no more.
+/// Quantiles in seconds, as upper bounds of histogram buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Quantiles {
-    /// Half are at or below this.
+    /// Upper bound of the median.
     pub(crate) p50: f64,
-    /// 99 of 100 are at or below this.
+    /// Upper bound of the 99th percentile.
     pub(crate) p99: f64,
 }
 
-/// What a histogram counted in the last minute.
+/// The counts of a histogram in the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     pages: VecDeque<(Instant, Vec<(f64, u64)>)>,
 }
 
 impl Window {
-    /// Takes what a page says of a histogram, and answers the quantiles of the window; `None` when it is empty.
+    /// Adds the counts of a page and returns the quantiles of the window; `None` if nothing was counted.
     pub(super) fn advance(&mut self, page: &Page<'_>, name: &str, label: &str) -> Option<Quantiles> {
         let (now, latest) = (Instant::now(), page.buckets(name, label));
-        // The newest page that is older than the window stays, to count from.
+        // The newest page before the window is kept: its counts are subtracted.
         while self.pages.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
             self.pages.pop_front();
         }
@@ -109,14 +108,14 @@ kinsync_lag_seconds_bucket{from="kinde",le="0.005"} 0
 "#;
 
     #[test]
-    fn totals_are_summed_over_the_labels_that_are_not_named() {
+    fn totals_are_summed_over_the_other_labels() {
         let page = Page::new(PAGE);
         assert_eq!(page.sum("kinsync_deliveries_total", &["outcome=\"accepted\""]), 92);
         assert_eq!(page.sum("kinsync_deliveries_total", &["outcome=\"refused\""]), 0);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn quantiles_are_of_the_last_minute_alone() {
+    async fn quantiles_cover_the_last_minute_only() {
         let mut window = Window::default();
         let mut read =
             |text: &str| window.advance(&Page::new(text), "kinsync_lag_seconds", "from=\"receipt\"");

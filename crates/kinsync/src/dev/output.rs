@@ -1,4 +1,4 @@
-//! Who looks on: a person at a terminal, a person with a pipe, a program.
+//! Shows a run: as a live page, as lines of text, or as JSON lines.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -16,41 +16,41 @@ use super::{
     view::{self, Canvas, Title},
 };
 
-/// How often a line is printed where lines are.
+/// Interval between printed lines.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// How to show what happens.
+/// How to show a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// A page that changes.
+    /// A live page in the terminal.
     Live,
-    /// One line a second.
+    /// One line of text per second.
     Plain,
-    /// One JSON object a line.
+    /// One JSON object per second.
     Json,
 }
 
 impl Style {
-    /// What suits this process's stdout.
+    /// The live page on a terminal, else lines of text.
     pub fn of_stdout() -> Self {
-        let dumb = !console::Term::stdout().features().is_attended() || !io::stdout().is_terminal();
-        if dumb { Self::Plain } else { Self::Live }
+        let is_attended = console::Term::stdout().features().is_attended() && io::stdout().is_terminal();
+        if is_attended { Self::Live } else { Self::Plain }
     }
 }
 
-/// Where a run is shown.
+/// The output of a run.
 pub(super) struct Output {
     screen: Option<Screen>,
     style: Style,
     title: Title,
     addresses: Addresses,
     steps: Vec<Step>,
-    /// The page of lines to try that is open, if one is.
+    /// The page of commands that is shown, if any.
     page: Option<usize>,
     printed: Option<Instant>,
 }
 
-/// A line for programs.
+/// A JSON line.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Line<'a> {
@@ -59,32 +59,32 @@ enum Line<'a> {
 }
 
 impl Output {
-    /// Begins to show a run.
-    pub(super) fn begin(style: Style, title: Title, addresses: Addresses) -> io::Result<Self> {
+    /// Prints the addresses and commands, or opens the live page.
+    pub(super) fn start(style: Style, title: Title, addresses: Addresses) -> io::Result<Self> {
         let steps = hints::steps(&addresses);
-        let screen = if style == Style::Live { Some(Screen::take()?) } else { None };
+        let screen = if style == Style::Live { Some(Screen::open()?) } else { None };
         match style {
             Style::Live => {}
             Style::Plain => {
                 let note = title.note.iter().cloned();
                 let about = std::iter::once(format!("kinsync dev   {}", title.text)).chain(note);
                 let lines = about.chain([String::new()]).chain(view::preamble(&addresses, &steps, canvas()));
-                lines.for_each(|line| say(&line));
+                lines.for_each(|line| print(&line));
             }
-            Style::Json => say(&json!({
-                "type": "started", "about": title.text, "note": title.note, "addresses": addresses, "try": steps,
+            Style::Json => print(&json!({
+                "type": "started", "about": title.text, "note": title.note, "addresses": addresses, "steps": steps,
             })
             .to_string()),
         }
         Ok(Self { screen, style, title, addresses, steps, page: None, printed: None })
     }
 
-    /// Shows a moment.
+    /// Shows a snapshot.
     pub(super) fn show(&mut self, now: &Snapshot) -> io::Result<()> {
         if let Some(screen) = &mut self.screen {
             let canvas = screen.canvas();
             let lines = match self.page {
-                Some(page) => view::hints(&self.addresses, &self.steps, page, canvas),
+                Some(page) => view::page(&self.addresses, &self.steps, page, canvas),
                 None => view::live(now, &self.title, &self.addresses, canvas),
             };
             return screen.draw(lines);
@@ -92,15 +92,15 @@ impl Output {
         if self.printed.is_none_or(|at| at.elapsed() >= EVERY) {
             self.printed = Some(Instant::now());
             match self.style {
-                Style::Json => say(&line(&Line::Snapshot(now))),
-                _ => say(&view::line(now)),
+                Style::Json => print(&line(&Line::Snapshot(now))),
+                _ => print(&view::line(now)),
             }
         }
         Ok(())
     }
 
-    /// Does what the person wants of the view; `true`: they want to quit.
-    pub(super) fn react(&mut self, input: Input) -> io::Result<bool> {
+    /// Handles an input. Returns whether to end the run.
+    pub(super) fn handle(&mut self, input: Input) -> io::Result<bool> {
         match input {
             Input::Quit => return Ok(true),
             Input::Next => self.page = Some(self.page.map_or(0, |page| page + 1)),
@@ -113,23 +113,23 @@ impl Output {
         Ok(false)
     }
 
-    /// Says what is waited for while it ends.
+    /// Shows that the run is ending.
     pub(super) fn ending(&mut self) {
         self.page = None;
-        let note = "ending: the town is quiet; waiting for what is on its way (again: at once)";
+        let note = "stopping: waiting for pending deliveries (press again to stop now)";
         self.title.note = Some(note.to_owned());
         if self.style == Style::Plain {
-            say(note);
+            print(note);
         }
     }
 
-    /// Gives the terminal back and says how it came out.
-    pub(super) fn end(self, last: &Snapshot) {
+    /// Restores the terminal and prints the summary.
+    pub(super) fn finish(self, last: &Snapshot) {
         let Self { screen, style, .. } = self;
         drop(screen);
         match style {
-            Style::Json => say(&line(&Line::Summary(last))),
-            _ => view::summary(last, canvas()).iter().for_each(|line| say(line)),
+            Style::Json => print(&line(&Line::Summary(last))),
+            _ => view::summary(last, canvas()).iter().for_each(|line| print(line)),
         }
     }
 }
@@ -138,13 +138,13 @@ fn line(line: &Line<'_>) -> String {
     serde_json::to_string(line).expect("a snapshot has only text keys and finite numbers")
 }
 
-/// For what is printed: as wide as it likes.
+/// The canvas for printed lines: not limited.
 fn canvas() -> Canvas {
     Canvas { columns: usize::MAX, rows: usize::MAX, colors: console::colors_enabled() }
 }
 
-/// A line on stdout. A reader who goes away is no failure.
-fn say(text: &str) {
+/// Prints a line to stdout. A closed pipe is not an error.
+fn print(text: &str) {
     let mut stdout = io::stdout().lock();
     _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }

@@ -1,5 +1,5 @@
-//! The terminal while the live view is on: its own screen, no cursor, keys without Enter. Given back as it was, also
-//! after a panic. What is drawn is the view's affair.
+//! The terminal during the live view: alternate screen, hidden cursor, keys without Enter. It is restored at the end,
+//! also after a panic. `view` produces the lines.
 
 use std::{
     io::{self, Stdout, Write},
@@ -22,10 +22,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::view::Canvas;
 
-/// How often the keyboard's thread looks whether it should end.
+/// Interval in which the keyboard thread checks for cancellation.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The terminal, taken.
+/// The terminal in the live view.
 #[derive(Debug)]
 pub(super) struct Screen {
     out: Stdout,
@@ -34,23 +34,23 @@ pub(super) struct Screen {
     panic: Arc<Mutex<Option<String>>>,
 }
 
-/// What the person wants.
+/// A key press or a resize.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Input {
-    /// End it.
+    /// End the run.
     Quit,
-    /// The next page of lines to try.
+    /// Show the next page of commands.
     Next,
-    /// The live page.
+    /// Show the live page.
     Back,
-    /// The terminal has another size now.
+    /// The size of the terminal changed.
     Resized,
 }
 
 impl Screen {
-    /// Takes the terminal until this is dropped.
-    pub(super) fn take() -> io::Result<Self> {
-        let panic = remember_panics();
+    /// Switches the terminal to the live view until this is dropped.
+    pub(super) fn open() -> io::Result<Self> {
+        let panic = record_panics();
         enable_raw_mode()?;
         let (columns, rows) = size().unwrap_or((80, 24));
         let canvas = Canvas { columns: columns.into(), rows: rows.into(), colors: console::colors_enabled() };
@@ -59,12 +59,12 @@ impl Screen {
         Ok(screen)
     }
 
-    /// How much room there is.
+    /// The size of the terminal.
     pub(super) fn canvas(&self) -> Canvas {
         self.canvas
     }
 
-    /// Looks at the size again; everything is drawn anew then.
+    /// Reads the size again and redraws everything.
     pub(super) fn resize(&mut self) -> io::Result<()> {
         let (columns, rows) = size()?;
         (self.canvas.columns, self.canvas.rows) = (columns.into(), rows.into());
@@ -72,7 +72,7 @@ impl Screen {
         queue!(self.out, Clear(ClearType::All))
     }
 
-    /// Shows these lines: writes those that differ from what is there, all at once.
+    /// Shows these lines. Only lines that changed are written, in one update.
     pub(super) fn draw(&mut self, lines: Vec<String>) -> io::Result<()> {
         queue!(self.out, BeginSynchronizedUpdate)?;
         let rows = lines.len().max(self.shown.len()).min(self.canvas.rows);
@@ -91,7 +91,7 @@ impl Screen {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that is gone.
+        // Errors are ignored: the terminal may be closed.
         _ = execute!(self.out, EnableLineWrap, Show, LeaveAlternateScreen);
         _ = disable_raw_mode();
         if let Some(message) = self.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -100,19 +100,19 @@ impl Drop for Screen {
     }
 }
 
-/// A panic's words would be lost on the screen that is taken down: they are kept, and logged.
-fn remember_panics() -> Arc<Mutex<Option<String>>> {
-    let kept = Arc::new(Mutex::new(None));
-    let keep = Arc::clone(&kept);
+/// Logs panics and records the last message: printed at once, it would vanish with the alternate screen.
+fn record_panics() -> Arc<Mutex<Option<String>>> {
+    let recorded = Arc::new(Mutex::new(None));
+    let slot = Arc::clone(&recorded);
     std::panic::set_hook(Box::new(move |panic| {
         let message = panic.to_string();
         tracing::error!(message, "a bug: a task panicked");
-        *keep.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(message);
     }));
-    kept
+    recorded
 }
 
-/// Reads keys on a thread of their own until told to stop.
+/// Reads keys on a separate thread until `stop` is cancelled.
 pub(super) fn listen(tasks: &TaskTracker, stop: CancellationToken) -> mpsc::UnboundedReceiver<Input> {
     let (sender, receiver) = mpsc::unbounded_channel();
     tasks.spawn_blocking(move || {
@@ -120,7 +120,7 @@ pub(super) fn listen(tasks: &TaskTracker, stop: CancellationToken) -> mpsc::Unbo
             match event::poll(POLL) {
                 Ok(false) => {}
                 Ok(true) => _ = event::read().ok().and_then(meaning).map(|input| sender.send(input)),
-                // No keyboard: signals end it.
+                // Without a keyboard a signal ends the run.
                 Err(_) => return,
             }
         }

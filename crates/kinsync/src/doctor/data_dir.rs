@@ -6,12 +6,11 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use kinsync_engine::queue::{self, embedded::dead_letters_in};
 use kinsync_tower::problem::chain;
-use tokio::time::Instant;
 
 use super::Finding;
 use crate::config::Config;

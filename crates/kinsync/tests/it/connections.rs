@@ -2,9 +2,8 @@
 
 use std::{
     io::{Read, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
-use tokio::time::Instant;
 
 use crate::server::{BODY, SECRET, Server, answer};
 

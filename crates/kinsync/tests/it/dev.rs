@@ -1,15 +1,14 @@
-//! `kinsync dev`, as a program and a person's Ctrl-C meet it.
+//! `kinsync dev`: its JSON output, its end and its ports.
 
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use tokio::time::Instant;
 
-/// `kinsync dev --json` on ports that the system chooses, with nothing in its environment.
+/// `kinsync dev --json` on free ports, with an empty environment.
 fn dev(arguments: &[&str]) -> Command {
     dev_on("0", arguments)
 }
@@ -21,7 +20,7 @@ fn dev_on(port: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Every line is one JSON object; the first one says where everything is, the last one how it came out.
+/// Parses the output. The first line has the addresses, the last one is the summary.
 fn lines(output: &[u8]) -> Vec<Value> {
     let text = std::str::from_utf8(output).expect("it prints UTF-8");
     text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
@@ -32,16 +31,17 @@ fn number(value: &Value, pointer: &str) -> u64 {
 }
 
 #[test]
-fn what_is_delivered_in_the_town_is_in_the_store_at_the_end() {
+fn every_delivered_event_is_in_the_store_at_the_end() {
     let output = dev(&["--for", "5s", "--rate", "50", "--seed", "1"]).output().unwrap();
     let lines = lines(&output.stdout);
     let summary = lines.last().unwrap();
     assert_eq!(summary["type"], "summary");
-    assert_eq!(number(summary, "/drift/unexplained") + number(summary, "/drift/onTheWay"), 0, "{summary}");
+    assert_eq!(number(summary, "/drift/unexplained") + number(summary, "/drift/inFlight"), 0, "{summary}");
     let drift =
-        ["/drift/missing", "/drift/stale", "/drift/shouldBeDeleted"].map(|kind| number(summary, kind));
+        ["/drift/missing", "/drift/outdated", "/drift/shouldBeDeleted"].map(|kind| number(summary, kind));
     assert_eq!(drift.iter().sum::<u64>(), number(summary, "/drift/lost"));
-    for counted in ["/deliveries/accepted", "/deliveries/duplicates", "/onPurpose/dropped", "/users/inStore"]
+    for counted in
+        ["/deliveries/accepted", "/deliveries/duplicates", "/injectedFaults/dropped", "/users/inStore"]
     {
         assert!(number(summary, counted) > 0, "no {counted} in {summary}");
     }
@@ -50,19 +50,77 @@ fn what_is_delivered_in_the_town_is_in_the_store_at_the_end() {
 }
 
 #[test]
-fn without_faults_nothing_but_silent_imports_is_missing() {
+fn without_faults_only_imported_users_are_missing() {
     let output = dev(&["--once", "--users", "100", "--faults", "none"]).output().unwrap();
     let lines = lines(&output.stdout);
     let summary = lines.last().unwrap();
     assert!(number(summary, "/users/atKinde") >= 100, "{summary}");
-    assert_eq!(number(summary, "/drift/stale") + number(summary, "/drift/shouldBeDeleted"), 0, "{summary}");
+    assert_eq!(
+        number(summary, "/drift/outdated") + number(summary, "/drift/shouldBeDeleted"),
+        0,
+        "{summary}"
+    );
     assert_eq!(number(summary, "/drift/missing"), number(summary, "/drift/lost"), "{summary}");
     assert!(output.status.success(), "{}", output.status);
 }
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_it_cleanly_and_soon() {
+fn a_scan_repairs_what_lost_deliveries_left_behind() {
+    let mut child = dev(&["--rate", "0", "--users", "200", "--faults", "many"]).spawn().unwrap();
+    let stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut snapshots =
+        stdout.map_while(Result::ok).map(|line| serde_json::from_str::<Value>(&line).unwrap());
+    let deadline = Instant::now() + Duration::from_mins(1);
+    let mut wait_for = |condition: &dyn Fn(&Value) -> bool| {
+        let found = snapshots.by_ref().skip(1).take_while(|_| Instant::now() < deadline).find(condition);
+        found.expect("a snapshot before the deadline")
+    };
+    wait_for(&|now| now["users"]["atKinde"].as_u64() >= Some(200) && number(now, "/drift/lost") > 0);
+    let healed = wait_for(&|now| number(now, "/reconciler/repaired") > 0 && number(now, "/drift/lost") == 0);
+    assert_eq!(number(&healed, "/drift/unexplained"), 0, "{healed}");
+    crate::reconcile::interrupt(&child);
+    assert!(child.wait().unwrap().success());
+}
+
+/// Runs commands of the hints in a shell.
+fn run(steps: &[&Value]) -> String {
+    let commands: Vec<_> = steps.iter().map(|step| step["command"].as_str().unwrap()).collect();
+    let output = Command::new("bash").arg("-euc").arg(commands.join("\n")).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+fn the_commands_to_try_sign_a_user_in_and_show_a_403_after_the_deletion() {
+    let mut child = dev(&["--rate", "0", "--faults", "none"]).spawn().unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
+    let started: Value = serde_json::from_str(&stdout.next().unwrap().unwrap()).unwrap();
+    let steps = started["steps"].as_array().unwrap();
+    let step = |title: &str| steps.iter().find(|step| step["title"].as_str().unwrap().starts_with(title));
+    let titles = ["Sign up", "Sign in", "Send a request", "Delete", "Send the same request"];
+    let [sign_up, sign_in, request, delete, again] = titles.map(|title| step(title).unwrap());
+    let id = run(&[sign_up]);
+    let variable = |name, value: &str| serde_json::json!({ "command": format!("{name}={value}") });
+    let id = variable("ID", id.trim());
+    let token = variable("TOKEN", run(&[&id, sign_in]).trim());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let wait_for = |steps: &[&Value], status: &str| {
+        while !run(steps).contains(status) {
+            assert!(Instant::now() < deadline, "{steps:?}: no {status}");
+        }
+    };
+    wait_for(&[&token, request], "HTTP/1.1 200 OK");
+    run(&[&id, delete]);
+    wait_for(&[&token, again], "HTTP/1.1 403 Forbidden");
+    crate::reconcile::interrupt(&child);
+    assert!(child.wait().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_within_three_seconds() {
     let mut child = dev(&["--rate", "20"]).spawn().unwrap();
     let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
     let started: Value = serde_json::from_str(&stdout.next().unwrap().unwrap()).unwrap();
@@ -76,11 +134,11 @@ fn ctrl_c_ends_it_cleanly_and_soon() {
     assert!(interrupted.elapsed() < Duration::from_secs(3), "it took {:?}", interrupted.elapsed());
     assert!(status.success(), "{status}");
     assert_eq!(serde_json::from_str::<Value>(&last).unwrap()["type"], "summary");
-    assert!(!std::path::Path::new(&folder).exists(), "its folder is left behind");
+    assert!(!std::path::Path::new(&folder).exists(), "its folder is removed");
 }
 
 #[test]
-fn a_port_that_is_taken_is_no_obstacle() {
+fn a_port_in_use_is_replaced_by_a_free_one() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = dev_on(&port, &["--once", "--users", "1"]).output().unwrap();

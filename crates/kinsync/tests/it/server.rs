@@ -6,11 +6,10 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use tokio::time::Instant;
 
 pub(crate) const SECRET: &str = "a-secret-of-more-than-16-characters";
 pub(crate) const TOKEN: &str = "a-token-of-more-than-16-characters";

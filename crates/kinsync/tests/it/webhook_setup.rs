@@ -1,10 +1,9 @@
 //! `kinsync webhook setup`, against a local Kinde.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kinde_emulator::{Config, Fault, FaultKind};
 use kinsync_testing::app::TestApp;
-use tokio::time::Instant;
 
 use crate::{
     request_path::{PATIENCE, named},

@@ -4,6 +4,7 @@
 //! So each leaves a mark of its own, by which it is known as done.
 
 use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
+use rand::Rng;
 
 use super::{
     Inner,
@@ -11,8 +12,6 @@ use super::{
     read::Find,
 };
 use crate::store::{Error, Saved};
-
-use crate::random;
 
 const READ: &str = "read a record";
 
@@ -38,7 +37,7 @@ impl Inner {
         value: &serde_json::Value,
         expected: i64,
     ) -> Result<bool, Error> {
-        let mark: i64 = random::number();
+        let mark: i64 = rand::rng().random();
         let text = value.to_string();
         let record = rawdoc! { "revision": expected + 1, "value": text, "writer": mark };
         let mut statements = RawArrayBuf::new();

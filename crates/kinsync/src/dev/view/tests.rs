@@ -1,10 +1,12 @@
-//! A small terminal, a busy one, and words at the end.
+//! The live page in a small terminal, the pages of commands, and the summary.
+
+use std::time::Duration;
 
 use super::*;
 use crate::dev::{
     drift::Drift,
     hints,
-    snapshot::{Deliveries, Lag, OnPurpose, Queue, Users},
+    snapshot::{Deliveries, InjectedFaults, Lag, Queue, Reconciler, Users},
 };
 
 fn canvas(columns: usize, rows: usize) -> Canvas {
@@ -20,24 +22,27 @@ fn addresses() -> Addresses {
         webhook_secret: "fedcba9876543210".into(),
         store: "/tmp/kinsync-dev-1/store".into(),
         data_dir: "/tmp/kinsync-dev-1".into(),
+        has_repair: true,
     }
 }
 
 fn title() -> Title {
-    Title { text: "embedded store · faults some · 5 events/s · seed 1".into(), note: None }
+    Title { text: "embedded store · faults: some · 5 events/s · seed 1".into(), note: None }
 }
 
-fn moment() -> Snapshot {
-    let recent = |kind: &str, fate, name: &str| Recent {
+fn snapshot() -> Snapshot {
+    let recent = |kind: &str, outcome, name: &str| Recent {
         at: "2026-01-02T03:04:05.678Z".parse().unwrap(),
         kind: kind.to_owned(),
-        fate,
+        outcome,
         name: name.to_owned(),
     };
+    let last_scan_seconds_ago = Some(4.7);
     Snapshot {
         uptime: Duration::from_secs(133),
         users: Users { at_kinde: 1214, in_store: 1211, deleted: 12 },
-        drift: Drift { missing: 2, stale: 1, lost: 3, strangers: 1, ..Drift::default() },
+        drift: Drift { missing: 2, outdated: 1, lost: 3, unknown: 1, ..Drift::default() },
+        reconciler: Some(Reconciler { scans: 9, repaired: 1, last_scan_seconds_ago, failure: None }),
         deliveries: Deliveries {
             attempts: 12_345,
             accepted: 11_180,
@@ -45,99 +50,94 @@ fn moment() -> Snapshot {
             refused: 4,
             ..Deliveries::default()
         },
-        on_purpose: OnPurpose { dropped: 24, duplicated: 1_161, reordered: 41, delayed: 60, silent: 0 },
+        injected_faults: InjectedFaults {
+            dropped: 24,
+            duplicated: 1_161,
+            reordered: 41,
+            delayed: 60,
+            silent: 0,
+        },
         lag: Lag { from_receipt: Some(Quantiles { p50: 0.005, p99: 0.025 }), from_kinde: None },
-        queue: Queue::default(),
+        queue: Queue { depth: 1, ..Queue::default() },
         breaker: "closed",
         store_error: None,
         events: 11_400,
         events_per_second: 5.24,
         history: vec![0, 1, 4, 8],
         recent: vec![
-            recent("user.updated", Fate::Delivered(2), "Ada Lovelace"),
-            recent("user.authentication_failed", Fate::Lost, "\u{202e}reversed\u{7}"),
-            recent("user.created", Fate::Refused(503), "Zoë García"),
-            recent("user.deleted", Fate::OnTheWay, "李 Ōe"),
+            recent("user.updated", Outcome::Delivered(2), "Ada Lovelace"),
+            recent("user.authentication_failed", Outcome::Lost, "\u{202e}reversed\u{7}"),
+            recent("user.created", Outcome::Failed(503), "Zoë García"),
+            recent("user.deleted", Outcome::Pending, "李 Ōe"),
         ],
     }
 }
 
 #[test]
-fn a_moment_fits_a_small_terminal() {
-    let lines = live(&moment(), &title(), &addresses(), canvas(80, 24));
-    let expected = " kinsync dev   embedded store · faults some · 5 events/s · seed 1       up 2:13
+fn the_live_page_fits_a_small_terminal() {
+    let lines = live(&snapshot(), &title(), &addresses(), canvas(80, 24));
+    let expected = " kinsync dev   embedded store · faults: some · 5 events/s · seed 1      up 2:13
 
- users         1,214 at Kinde  1,211 in the store · 12 deleted · 1 other
- drift             3 differ    2 missing · 1 stale · 0 to delete
-                   3 lost      on purpose · 0 on the way · 0 unexplained
-            Lost ones stay until that user changes again: no reconciler yet.
+ at Kinde      1,214 users     1,211 in the store · 12 deleted · 1 unknown
+ drift             3 users     2 missing · 1 outdated · 0 to delete
+ cause             3 lost      on purpose · 0 in flight · 0 unexplained
+ repair            1 user      repaired by 9 scans · last scan 4 s ago
 
  deliveries   12,345 attempts  11,180 accepted · 1,161 duplicates · 4 refused
- on purpose       24 dropped   1,161 doubled · 41 reordered · 60 delayed
- lag          ≤ 5 ms p50       p99 ≤ 25 ms from receipt to the store
-                   – p50       from Kinde's time, delays included: none of late
- queue             0 waiting   0 dead letters · breaker closed
- events          5.2 a second  ▁▂▅█
+ faults           24 lost      1,161 duplicated · 41 reordered · 60 delayed
+ lag          ≤ 5 ms p50       p99 ≤ 25 ms from receipt to store
+                   – p50       from event to store: none in the last minute
+ queue             1 entry     0 dead letters · circuit breaker closed
+ events          5.2 per s     ▁▂▅█
 
  03:04:05Z  user.updated               delivered ×2  Ada Lovelace
  03:04:05Z  user.authentication_failed lost          ·reversed·
  03:04:05Z  user.created               answered 503  Zoë García
- 03:04:05Z  user.deleted               on the way    李 Ōe
+ 03:04:05Z  user.deleted               pending       李 Ōe
 
 
 
 
- kinsync http://127.0.0.1:5000   Kinde http://127.0.0.1:5001
- c  addresses, secrets and curl lines to try    q  quit";
+ kinsync http://127.0.0.1:5000   local Kinde http://127.0.0.1:5001
+ c  addresses and commands to try · q  quit";
     assert_eq!(lines.join("\n"), expected);
 }
 
 #[test]
 fn no_line_is_wider_and_no_page_higher_than_the_terminal() {
-    let mut busy = moment();
+    let mut busy = snapshot();
     busy.recent = (0..200).map(|_| busy.recent[0].clone()).collect();
     busy.history = vec![7; 500];
     busy.drift.unexplained = 123_456_789;
-    busy.store_error = Some("the store does not answer, and says so at length".repeat(3));
+    busy.store_error = Some("the store is unavailable, with a long reason ".repeat(3));
     for (columns, rows) in [(1, 1), (20, 5), (80, 24), (81, 17), (200, 60)] {
         let canvas = canvas(columns, rows);
         let steps = hints::steps(&addresses());
-        let page = live(&busy, &title(), &addresses(), canvas);
-        assert!(page.len() <= rows, "{} lines in {rows} rows", page.len());
-        assert!(page.iter().all(|line| console::measure_text_width(line) <= columns));
-        assert!(super::hints(&addresses(), &steps, 1, canvas).len() <= rows.max(12), "{columns}x{rows}");
+        let lines = live(&busy, &title(), &addresses(), canvas);
+        assert!(lines.len() <= rows, "{} lines in {rows} rows", lines.len());
+        assert!(lines.iter().all(|line| console::measure_text_width(line) <= columns));
+        assert!(page(&addresses(), &steps, 1, canvas).len() <= rows.max(12), "{columns}x{rows}");
     }
 }
 
 #[test]
-fn the_pages_to_try_hold_every_line_once_and_whole() {
+fn the_pages_contain_every_command_whole() {
     let (at, canvas) = (addresses(), canvas(80, 24));
     let steps = hints::steps(&at);
-    let count = pages(&at, &steps, canvas).len();
-    let all: Vec<String> = (0..count).flat_map(|page| super::hints(&at, &steps, page, canvas)).collect();
+    let count = pages::pages(&at, &steps, canvas).len();
+    let all: Vec<String> = (0..count).flat_map(|n| page(&at, &steps, n, canvas)).collect();
     for line in steps.iter().flat_map(|step| step.command.lines()) {
         assert!(all.iter().any(|shown| shown == line), "{line}");
     }
-    assert_eq!(super::hints(&at, &steps, count, canvas), super::hints(&at, &steps, 0, canvas));
+    assert_eq!(page(&at, &steps, count, canvas), page(&at, &steps, 0, canvas));
 }
 
 #[test]
-fn numbers_and_times_read_well() {
-    let numbers = [0, 999, 1000, 1_234_567].map(grouped);
-    assert_eq!(numbers.join(" "), "0 999 1,000 1,234,567");
-    let spans = [0.005, 0.25, 1.0, 2.5, 60.0, 300.0, f64::INFINITY].map(span);
-    assert_eq!(spans.join(", "), "5 ms, 250 ms, 1 s, 2.5 s, 60 s, 5 min, ∞");
-    assert_eq!([7, 133, 3723].map(|s| clock(Duration::from_secs(s))).join(", "), "0:07, 2:13, 1:02:03");
-}
-
-#[test]
-fn the_summary_says_when_something_is_missing() {
-    let mut last = moment();
-    assert!(
-        summary(&last, canvas(80, 24))
-            .join("\n")
-            .contains("0: everything that was delivered is in the store")
-    );
+fn the_summary_reports_missing_events() {
+    let mut last = snapshot();
+    let text = |last: &Snapshot| summary(last, canvas(80, 24)).join("\n");
+    assert!(text(&last).contains("none: every delivered event is in the store"));
+    assert!(text(&last).contains("1 user by 9 scans; the next scan would repair 3 users"));
     last.drift.unexplained = 2;
-    assert!(summary(&last, canvas(80, 24)).join("\n").contains("2: 2 were told and are not in the store"));
+    assert!(text(&last).contains("2 users: a delivered event is not in the store"));
 }

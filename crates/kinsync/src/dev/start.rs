@@ -1,5 +1,5 @@
-//! The local Kinde and the app, started for each other: Kinde first, because the app asks it for keys; then the app;
-//! then the webhook, because only now its address is known.
+//! Starts the local Kinde and the app: first Kinde, because the app loads its keys; then the app; then the webhook,
+//! because its address is known only then.
 
 use std::{
     fs,
@@ -10,46 +10,50 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kinde_emulator::{Emulator, WebhookSpec};
+use rand::Rng as _;
 use tempfile::TempDir;
 use url::Url;
 
 use super::{Options, hints::Addresses, output::Style, view::Title};
-use crate::{app::App, config::Config, log, random};
+use crate::{app::App, config::Config, log};
 
-/// Kinde's retries after 5 s, 30 s and so on come so many times sooner.
+/// Kinde's retry schedule (5 s, 30 s and so on) runs this many times faster.
 const TIME_SCALE: f64 = 10.0;
-/// Deliveries that the local Kinde remembers, at least, and for how many seconds' worth of events.
-const REMEMBERED: usize = 4096;
-const REMEMBERED_SECONDS: f64 = 30.0;
-/// In a MongoDB that has no database in its URI, so that nobody's own is touched.
+/// Smallest number of deliveries in the local Kinde's log, and the time that the log covers.
+const MIN_LOG: usize = 4096;
+const LOG_SECONDS: f64 = 30.0;
+/// Shortest interval between scans, and users per additional second.
+const SCAN_EVERY: usize = 10;
+const USERS_PER_SECOND: usize = 1000;
+/// Database in MongoDB if the URI names none.
 const DATABASE: &str = "kinsync_dev";
 
-/// Both, running.
+/// The running local Kinde and app.
 pub(super) struct Started {
     pub(super) emulator: Emulator,
     pub(super) app: App,
     pub(super) addresses: Addresses,
     pub(super) title: Title,
-    /// The dice that are used: others than asked for in a store that is not new.
+    /// Seed of the activity: random if the store is not new.
     pub(super) seed: u64,
-    /// Removed with all that is in it when this goes.
+    /// Removes the temporary folder when dropped.
     _folder: Option<TempDir>,
 }
 
-/// Where files are kept.
+/// The data folder.
 struct Folder {
     path: PathBuf,
     temporary: Option<TempDir>,
     is_new: bool,
 }
 
-/// Starts both.
+/// Starts the local Kinde and the app.
 pub(super) async fn start(options: &Options) -> Result<Started> {
     let folder = folder(options)?;
     start_log(options, &folder.path)?;
-    // Ids and addresses of an earlier town with the same seed would be taken for its own.
+    // The same seed would generate the ids and emails of an earlier run again.
     let is_new = folder.is_new && options.mongodb_uri.is_none();
-    let seed = if is_new { options.seed } else { random::number() };
+    let seed = if is_new { options.seed } else { rand::rng().random() };
     let mut notes = Vec::new();
     let emulator_port = free_port(options.emulator_port, &mut notes)?;
     let emulator = Emulator::start(emulator_config(options, emulator_port, seed)).await?;
@@ -68,13 +72,14 @@ pub(super) async fn start(options: &Options) -> Result<Started> {
         webhook_secret: secrets.webhook,
         store: store_name(options, &folder.path),
         data_dir: folder.path.display().to_string(),
+        has_repair: has_repair(options),
     };
     let title = title(options, seed, &notes);
     Ok(Started { emulator, app, addresses, title, seed, _folder: folder.temporary })
 }
 
 impl Started {
-    /// Stops both: first who delivers, then who accepts.
+    /// Stops the local Kinde, which sends deliveries, then the app, which accepts them.
     pub(super) async fn stop(self) {
         self.emulator.shutdown().await;
         self.app.stop().await;
@@ -89,11 +94,11 @@ fn folder(options: &Options) -> Result<Folder> {
         return Ok(Folder { path: path.clone(), temporary: None, is_new });
     }
     let folder = tempfile::Builder::new().prefix("kinsync-dev-").tempdir();
-    let folder = folder.context("cannot make a temporary folder; name one with --data-dir")?;
+    let folder = folder.context("cannot create a temporary folder; set one with --data-dir")?;
     Ok(Folder { path: folder.path().to_owned(), temporary: Some(folder), is_new: true })
 }
 
-/// Beside a live view the log goes to a file, else to stderr.
+/// Logs to a file while the live view uses the terminal, else to stderr.
 fn start_log(options: &Options, folder: &Path) -> Result<()> {
     let filter = |default: &str| options.log.clone().unwrap_or_else(|| default.to_owned());
     if options.style != Style::Live {
@@ -104,17 +109,17 @@ fn start_log(options: &Options, folder: &Path) -> Result<()> {
     let path = folder.join("kinsync.log");
     let file = fs::File::create(&path).with_context(|| format!("cannot write `{}`", path.display()))?;
     let writer = std::sync::Mutex::new(file);
-    // A second run in one process keeps the first log.
+    // A second run in one process keeps the log of the first.
     _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(writer).try_init();
     Ok(())
 }
 
-/// The port, if it is free; else 0, for any.
+/// Returns the port if it is free, else 0, which means any port.
 fn free_port(wanted: u16, notes: &mut Vec<String>) -> Result<u16> {
     match TcpListener::bind((Ipv4Addr::LOCALHOST, wanted)) {
         Ok(_) => Ok(wanted),
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            notes.push(format!("port {wanted} is taken, so another one is used"));
+            notes.push(format!("port {wanted} is in use; using another one"));
             Ok(0)
         }
         Err(error) => Err(error).with_context(|| format!("cannot listen on port {wanted}")),
@@ -127,8 +132,8 @@ fn free_port(wanted: u16, notes: &mut Vec<String>) -> Result<u16> {
     reason = "rates are small and not negative"
 )]
 fn emulator_config(options: &Options, port: u16, seed: u64) -> kinde_emulator::Config {
-    let of_rate = (options.rate * REMEMBERED_SECONDS) as usize;
-    let of_users = options.users.saturating_mul(16);
+    let for_rate = (options.rate * LOG_SECONDS) as usize;
+    let for_users = options.users.saturating_mul(16);
     let mut config = kinde_emulator::Config {
         port,
         seed,
@@ -136,7 +141,7 @@ fn emulator_config(options: &Options, port: u16, seed: u64) -> kinde_emulator::C
         faults: options.faults.list(),
         ..kinde_emulator::Config::default()
     };
-    config.delivery.log = REMEMBERED.max(of_rate).max(of_users);
+    config.delivery.log = MIN_LOG.max(for_rate).max(for_users);
     config
 }
 
@@ -145,12 +150,15 @@ struct Secrets {
     admin: String,
 }
 
-/// New in each run: with `--mongodb-uri` the users behind the door may be somebody's.
+/// A random secret. It is new in each run because `--mongodb-uri` may name a database with real users.
 fn secret() -> String {
-    format!("{:016x}", random::number::<u64>())
+    format!("{:016x}", rand::rng().random::<u64>())
 }
 
-/// The settings as `serve` would read them from an environment that holds nothing else.
+/// The settings of the app, as `serve` would read them from the environment.
+///
+/// There is no reconciler in a database that `--mongodb-uri` names: it would delete every user whom the local Kinde does
+/// not have.
 fn app_config(
     options: &Options,
     folder: &Path,
@@ -165,6 +173,17 @@ fn app_config(
         ("KINSYNC_ADMIN_TOKEN", secrets.admin.clone()),
         ("PORT", port.to_string()),
     ];
+    if has_repair(options) {
+        let kinde = emulator.config();
+        let every = SCAN_EVERY + options.users / USERS_PER_SECOND;
+        vars.extend([
+            ("KINDE_M2M_CLIENT_ID", kinde.client_id.clone()),
+            ("KINDE_M2M_CLIENT_SECRET", kinde.client_secret.clone()),
+            ("KINSYNC_RECONCILE_EVERY", format!("{every}s")),
+            // Users of an earlier run in the same store are deleted without approval.
+            ("KINSYNC_RECONCILE_MAX_DELETES", u32::MAX.to_string()),
+        ]);
+    }
     if let Some(uri) = &options.mongodb_uri {
         vars.push(("MONGODB_URI", uri.clone()));
         if !names_a_database(uri) {
@@ -173,11 +192,16 @@ fn app_config(
     }
     let mut config = Config::from_vars(vars).map_err(|problems| anyhow::anyhow!("{problems}"))?;
     config.http.shutdown_grace = Duration::from_secs(1);
-    ensure!(config.http.bind.is_loopback(), "`kinsync dev` is for this machine alone");
+    ensure!(config.http.bind.is_loopback(), "`kinsync dev` listens on loopback only");
     Ok(config)
 }
 
-/// Whether a URI goes on after its hosts: `mongodb://host,host/name?options`.
+/// Whether scans repair the store: not if the database may hold other users.
+fn has_repair(options: &Options) -> bool {
+    !options.mongodb_uri.as_deref().is_some_and(names_a_database)
+}
+
+/// Whether a URI names a database after its hosts: `mongodb://host,host/name?options`.
 fn names_a_database(uri: &str) -> bool {
     let after_scheme = uri.split_once("://").map_or(uri, |(_, rest)| rest);
     let path = after_scheme.split_once('/').map_or("", |(_, path)| path);
@@ -187,15 +211,19 @@ fn names_a_database(uri: &str) -> bool {
 fn store_name(options: &Options, folder: &Path) -> String {
     match &options.mongodb_uri {
         None => folder.join("store").display().to_string(),
-        Some(uri) if names_a_database(uri) => "MongoDB, the database of --mongodb-uri".to_owned(),
+        Some(uri) if names_a_database(uri) => "MongoDB, database of --mongodb-uri".to_owned(),
         Some(_) => format!("MongoDB, database {DATABASE}"),
     }
 }
 
 fn title(options: &Options, seed: u64, notes: &[String]) -> Title {
     let store = if options.mongodb_uri.is_some() { "MongoDB" } else { "embedded store" };
-    let dice = if seed == options.seed { format!(" · seed {seed}") } else { String::new() };
-    let text = format!("{store} · faults {} · {} events/s{dice}", options.faults.as_str(), options.rate);
+    let seed = if seed == options.seed { format!(" · seed {seed}") } else { String::new() };
+    let rate = match options.rate {
+        1.0 => "1 event/s".to_owned(),
+        rate => format!("{rate} events/s"),
+    };
+    let text = format!("{store} · faults: {} · {rate}{seed}", options.faults.as_str());
     Title { text, note: (!notes.is_empty()).then(|| notes.join("; ")) }
 }
 
@@ -204,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_uri_names_a_database_or_does_not() {
+    fn a_uri_may_name_a_database() {
         assert!(names_a_database("mongodb://a:1,b:2/app?replicaSet=rs0"));
         assert!(names_a_database("mongodb+srv://u:p@host/app"));
         assert!(!names_a_database("mongodb://127.0.0.1:27017"));

@@ -8,11 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 
 /// What Kinde answered, and when it was asked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Response<T> {
+pub struct Answer<T> {
     /// What it answered.
     pub value: T,
     /// When it was asked.
-    pub timing: RequestTiming,
+    pub sent: Sent,
 }
 
 /// When a request was sent, by both clocks.
@@ -20,7 +20,7 @@ pub struct Response<T> {
 /// For the successful attempt, when there were several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct RequestTiming {
+pub struct Sent {
     /// A moment of Kinde's clock at which the request had not yet been sent, for use as the version of what it
     /// answered: whatever happened at Kinde up to then is in the answer, whatever happens later outranks it.
     ///
@@ -28,16 +28,16 @@ pub struct RequestTiming {
     /// the request, so `date - elapsed` is never later than the sending. The local clock bounds it, and stands alone
     /// where the header is missing. The allowance covers what neither knows: replicas that lag, and clocks that
     /// differ among Kinde's own servers. Too early is safe (an event wins that need not have), too late is not.
-    pub as_of: Timestamp,
+    pub at: Timestamp,
     /// This machine's clock when the request was sent.
-    pub sent_at: Timestamp,
+    pub local: Timestamp,
     /// The `Date` header of the answer: Kinde's clock, in whole seconds.
-    pub server_date: Option<Timestamp>,
+    pub date: Option<Timestamp>,
     /// From the sending to the head of the answer.
     pub elapsed: Duration,
 }
 
-impl RequestTiming {
+impl Sent {
     pub(crate) fn new(
         local: Timestamp,
         date: Option<Timestamp>,
@@ -45,17 +45,16 @@ impl RequestTiming {
         allowance: Duration,
     ) -> Self {
         let by_kinde = date.map_or(local, |date| earlier(date, elapsed));
-        Self { as_of: earlier(local.min(by_kinde), allowance), sent_at: local, server_date: date, elapsed }
+        Self { at: earlier(local.min(by_kinde), allowance), local, date, elapsed }
     }
 
     /// How far this machine's clock is ahead of Kinde's (negative: behind); `None` without a `Date`.
     ///
     /// Right to about a second and half of [`Self::elapsed`].
-    pub fn clock_skew(&self) -> Option<SignedDuration> {
+    pub fn skew(&self) -> Option<SignedDuration> {
         let half = SignedDuration::try_from(self.elapsed / 2).unwrap_or(SignedDuration::ZERO);
         // On average half a second was cut off the header.
-        self.server_date
-            .map(|date| self.sent_at.duration_since(date) + half - SignedDuration::from_millis(500))
+        self.date.map(|date| self.local.duration_since(date) + half - SignedDuration::from_millis(500))
     }
 }
 
@@ -90,10 +89,6 @@ impl Clock {
 /// The machine's clock.
 impl Default for Clock {
     fn default() -> Self {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the one place of this crate that reads the wall clock"
-        )]
         Self::new(Timestamp::now)
     }
 }
@@ -115,8 +110,8 @@ mod tests {
     #[track_caller]
     fn check(local: &str, date: Option<&str>, elapsed: u64, expect: &str) {
         let (elapsed, allowance) = (Duration::from_secs(elapsed), Duration::from_secs(2));
-        let timing = RequestTiming::new(at(local), date.map(at), elapsed, allowance);
-        assert_eq!(timing.as_of, at(expect));
+        let sent = Sent::new(at(local), date.map(at), elapsed, allowance);
+        assert_eq!(sent.at, at(expect));
     }
 
     #[test]
@@ -134,13 +129,13 @@ mod tests {
 
     #[test]
     fn skew_is_positive_when_this_machine_is_ahead() {
-        let timing = RequestTiming::new(
+        let sent = Sent::new(
             at("2026-01-01T12:01:00Z"),
             Some(at("2026-01-01T12:00:00Z")),
             Duration::ZERO,
             Duration::ZERO,
         );
-        assert_eq!(timing.clock_skew(), Some(SignedDuration::from_millis(59_500)));
+        assert_eq!(sent.skew(), Some(SignedDuration::from_millis(59_500)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the app is made of, as the routes see it.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use aws_lc_rs::{constant_time, digest};
 use kinde::{Jwks, webhook::Verifier};
@@ -13,17 +13,16 @@ use kinsync_engine::{
     reconcile::{Reconciler, schedule::Status},
     store::{self, Store},
 };
-use kinsync_tower::{Activity, Authenticator};
+use kinsync_tower::{Activity, Login};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 
 use crate::config::Config;
 
 /// What the app is made of.
 #[derive(Debug)]
-pub struct AppState {
+pub struct Parts {
     /// What the operator decided.
     pub config: Config,
     /// Where deliveries wait.
@@ -41,9 +40,9 @@ pub struct AppState {
     /// The keys of each issuer of tokens, and the tenant's, which sign webhooks.
     pub key_sets: Vec<Jwks>,
     /// Knows the users of requests, when there is an issuer.
-    pub authenticator: Option<Authenticator>,
+    pub login: Option<Login>,
     /// Compares Kinde with the store, when there is a machine-to-machine application.
-    pub reconcile: Option<ReconcilerHandle>,
+    pub reconcile: Option<Reconciling>,
     /// How deliveries are going.
     pub activity: Activity,
     /// Opens the admin routes.
@@ -58,7 +57,7 @@ pub struct AppState {
 
 /// The reconciler of this process.
 #[derive(Debug)]
-pub struct ReconcilerHandle {
+pub struct Reconciling {
     /// Asks Kinde.
     pub reconciler: Reconciler,
     /// What its schedule knows.
@@ -67,7 +66,7 @@ pub struct ReconcilerHandle {
     pub wake: Arc<Notify>,
 }
 
-impl AppState {
+impl Parts {
     /// Asks for a scan, which some process that shares the store makes soon.
     pub async fn ask_for_scan(&self) -> Result<(), store::Error> {
         Checks::ask_everybody(&*self.store).await?;
