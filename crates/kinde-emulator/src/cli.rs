@@ -1,4 +1,4 @@
-//! The command line: what can be said. What it does is in `cli/serve.rs` and `cli/remote.rs`.
+//! The command line. `cli/serve.rs` and `cli/remote.rs` run the commands.
 
 mod output;
 mod remote;
@@ -9,48 +9,49 @@ use std::io::Write as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use url::Url;
 
-/// A local Kinde: keys, tokens, users, signed webhooks on Kinde's retry schedule, and faults on demand.
+/// Run a local Kinde for development and tests: keys, tokens, users, signed webhooks with Kinde's retry schedule, and
+/// injected faults.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+#[command(version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     serve: ServeArgs,
     #[command(subcommand)]
     command: Option<Command>,
-    /// Print JSON for programs.
+    /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
 }
 
 const AFTER_HELP: &str = "\
-Run a Kinde that tells your application what happens:
+Run it and send webhooks to an application:
   kinde-emulator --webhook http://localhost:3000/webhook
-  kinde-emulator --webhook http://localhost:3000/webhook --activity 5 --time-scale 1000
+  kinde-emulator --webhook http://localhost:3000/webhook --activity 5
 
-Speak to it from another terminal (at --url):
+Control it from another terminal:
   kinde-emulator users create --email ada@example.com --first-name Ada
   kinde-emulator token access kp_…
   kinde-emulator faults set duplicate --chance 0.2
-  kinde-emulator faults set rate_limit --with reset=30 --on users --times 3
+  kinde-emulator faults set rate_limit --with reset=30 --times 3
   kinde-emulator keys rotate --drop
   kinde-emulator stats
 
-Logs go to standard error: RUST_LOG=kinde_emulator=debug shows each delivery.";
+Logs go to stderr. RUST_LOG=kinde_emulator=debug logs each delivery.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the emulator (the default).
+    /// Run the emulator (default).
     Serve(ServeArgs),
     /// Create, change and delete users.
     #[command(subcommand)]
     Users(Users),
-    /// Mint tokens.
+    /// Create tokens.
     #[command(subcommand)]
     Token(Token),
     /// Rotate the signing key.
     #[command(subcommand)]
     Keys(Keys),
-    /// Make things go wrong.
+    /// Inject faults.
     #[command(subcommand)]
     Faults(Faults),
     /// Add, list and enable webhook endpoints.
@@ -60,75 +61,78 @@ enum Command {
     Deliveries(Target),
     /// Show counters of users, deliveries, requests and faults.
     Stats(Target),
-    /// Forget users, deliveries, counters and faults.
+    /// Remove users, deliveries, counters and faults.
     Reset(Target),
 }
 
-/// How to run the emulator.
+/// Options of `serve`.
 #[derive(Debug, Args)]
 struct ServeArgs {
-    /// Port to listen on; 0 for any. [default: 4620]
-    #[arg(long)]
+    /// Port to listen on; 0 is any free port [default: 4620]
+    #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// An endpoint that receives every webhook; may be given again.
+    /// Endpoint that receives all webhooks; repeatable.
     #[arg(long, value_name = "URL")]
     webhook: Vec<Url>,
     /// Generate this many user actions per second.
     #[arg(long, value_name = "RATE")]
     activity: Option<f64>,
-    /// Start with so many generated users, which cost no memory.
+    /// Number of generated users at the start; they use no memory.
     #[arg(long, value_name = "COUNT")]
     generated: Option<u64>,
-    /// Settings in TOML.
+    /// Settings file in TOML.
     #[arg(long, value_name = "FILE")]
     config: Option<std::path::PathBuf>,
-    /// How many times faster than real retries and auto-disable run.
+    /// Factor by which retries and the disabling of endpoints run faster.
     #[arg(long, value_name = "FACTOR")]
     time_scale: Option<f64>,
     /// Seed of ids, jitter, faults and generated actions.
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
 
-/// Which emulator to speak to.
+/// The emulator to control.
 #[derive(Debug, Args)]
 struct Target {
-    /// The running emulator.
-    #[arg(long, env = "KINDE_EMULATOR_URL", default_value = "http://127.0.0.1:4620")]
+    /// URL of the running emulator.
+    #[arg(long, env = "KINDE_EMULATOR_URL", hide_env_values = true, default_value = "http://127.0.0.1:4620")]
     url: Url,
 }
 
 #[derive(Debug, Subcommand)]
 enum Users {
-    /// Create a user as an administrator: `user.created`.
+    /// Create a user as an administrator; sends `user.created`.
     Create {
         #[command(flatten)]
         fields: Fields,
-        /// Let the user sign up instead: the events of a sign-up.
+        /// Create the user as a sign-up; sends the events of a sign-up.
         #[arg(long)]
         sign_up: bool,
         #[command(flatten)]
         target: Target,
     },
-    /// Change a user: `user.updated`. An empty text removes a value.
+    /// Change a user; sends `user.updated`. An empty text removes a value.
     Update {
+        /// Id of the user.
         id: String,
         #[command(flatten)]
         fields: Fields,
         #[command(flatten)]
         target: Target,
     },
-    /// Suspend a user, or end it: `user.updated`.
+    /// Suspend a user; sends `user.updated`.
     Suspend {
+        /// Id of the user.
         id: String,
-        /// End the suspension.
+        /// End the suspension instead.
         #[arg(long)]
         undo: bool,
         #[command(flatten)]
         target: Target,
     },
-    /// Delete a user: `user.deleted`.
+    /// Delete a user; sends `user.deleted`.
     Delete {
+        /// Id of the user.
         id: String,
         /// Keep the profile as a subscriber's record.
         #[arg(long)]
@@ -136,56 +140,63 @@ enum Users {
         #[command(flatten)]
         target: Target,
     },
-    /// Import users as Kinde's bulk import does, without any event: one from flags, or many from JSON.
+    /// Import users without events, as Kinde's bulk import does: one user from options, or a file.
     Import {
         #[command(flatten)]
         fields: Fields,
-        /// A JSON file with a list of users.
-        #[arg(long)]
+        /// JSON file with a list of users.
+        #[arg(long, value_name = "FILE")]
         file: Option<std::path::PathBuf>,
         #[command(flatten)]
         target: Target,
     },
-    /// List users in the order of their creation, at most 1000 of them.
+    /// List users in the order of creation, up to 1000 per page.
     List {
-        /// Those behind this user.
+        /// Id of the last user of the page before.
         #[arg(long, value_name = "ID")]
         after: Option<String>,
         #[command(flatten)]
         target: Target,
     },
-    /// Sign a user in: `user.authenticated`.
+    /// Sign a user in; sends `user.authenticated`.
     SignIn {
+        /// Id of the user.
         id: String,
         #[command(flatten)]
         target: Target,
     },
 }
 
-/// What a user is made of.
+/// Fields of a user.
 #[derive(Debug, Args)]
 struct Fields {
+    /// Email.
     #[arg(long)]
     email: Option<String>,
-    #[arg(long)]
+    /// First name.
+    #[arg(long, value_name = "NAME")]
     first_name: Option<String>,
-    #[arg(long)]
+    /// Last name.
+    #[arg(long, value_name = "NAME")]
     last_name: Option<String>,
-    #[arg(long)]
+    /// Phone number.
+    #[arg(long, value_name = "NUMBER")]
     phone: Option<String>,
-    #[arg(long)]
+    /// Username.
+    #[arg(long, value_name = "NAME")]
     username: Option<String>,
-    #[arg(long)]
+    /// URL of a picture.
+    #[arg(long, value_name = "URL")]
     picture: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Token {
-    /// An access token, as a user's application would send it.
+    /// Create an access token of a user.
     Access(UserToken),
-    /// An ID token, which no API should accept.
+    /// Create an ID token of a user, which no API should accept.
     Id(UserToken),
-    /// A machine-to-machine token for the Management API.
+    /// Create a machine-to-machine token for the Management API.
     M2m {
         #[command(flatten)]
         spec: Spec,
@@ -196,7 +207,7 @@ enum Token {
 
 #[derive(Debug, Args)]
 struct UserToken {
-    /// The user's id.
+    /// Id of the user.
     user: String,
     #[command(flatten)]
     spec: Spec,
@@ -204,22 +215,22 @@ struct UserToken {
     target: Target,
 }
 
-/// How a token differs from an ordinary one.
+/// Changes to a token.
 #[derive(Debug, Args)]
 struct Spec {
-    /// Seconds until it expires; negative for one that has expired.
-    #[arg(long, allow_negative_numbers = true)]
+    /// Seconds until it expires; negative for an expired token.
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     expires_in: Option<i64>,
-    /// `aud`; may be given again.
+    /// Audience, in `aud`; repeatable.
     #[arg(long)]
     audience: Vec<String>,
-    /// `scp`; may be given again.
+    /// Scope, in `scp`; repeatable.
     #[arg(long)]
     scope: Vec<String>,
-    /// A claim as KEY=VALUE, where VALUE is JSON or text and `null` removes it; may be given again.
+    /// Claim; VALUE is JSON or text, `null` removes the claim; repeatable.
     #[arg(long, value_name = "KEY=VALUE", value_parser = output::key_value)]
     claim: Vec<(String, serde_json::Value)>,
-    /// Sign with a key that the tenant never published.
+    /// Sign with a key that is not published.
     #[arg(long)]
     foreign: bool,
     /// Algorithm: RS256, HS256 (with the public key as secret) or none.
@@ -229,9 +240,9 @@ struct Spec {
 
 #[derive(Debug, Subcommand)]
 enum Keys {
-    /// Sign with a new key; the old one stays published.
+    /// Sign with a new key; the old keys stay published.
     Rotate {
-        /// Withdraw the old keys at once.
+        /// Remove the old keys from the JWKS immediately.
         #[arg(long)]
         drop: bool,
         #[command(flatten)]
@@ -241,102 +252,105 @@ enum Keys {
 
 #[derive(Debug, Subcommand)]
 enum Faults {
-    /// Turn a fault on.
+    /// Add a fault.
     Set {
-        /// What goes wrong.
+        /// Kind of the fault.
         kind: Kind,
-        /// Probability per occasion.
-        #[arg(long, default_value_t = 1.0)]
+        /// Probability per delivery or request, from 0 to 1.
+        #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
         chance: f64,
-        /// Strike so many times and then no more.
-        #[arg(long)]
+        /// Number of occurrences [default: unlimited]
+        #[arg(long, value_name = "N")]
         times: Option<u64>,
-        /// The route (jwks, token, profile, users, user, management, …) or event type; all otherwise.
-        #[arg(long)]
+        /// Route (jwks, token, profile, users, user, management, …) or event type [default: all]
+        #[arg(long, value_name = "NAME")]
         on: Option<String>,
-        /// A setting of the fault, e.g. copies=2, min=100ms, max=2s, reset=30, status=503, by=-1.
+        /// Setting of the fault, such as copies=2, min=100ms, reset=30 or status=503; repeatable.
         #[arg(long, value_name = "KEY=VALUE", value_parser = output::key_value)]
         with: Vec<(String, serde_json::Value)>,
         #[command(flatten)]
         target: Target,
     },
-    /// Turn all faults off.
+    /// Remove all faults.
     Clear(Target),
-    /// Show the faults that are on and how often each struck.
+    /// Show the active faults and how often each occurred.
     Show(Target),
 }
 
-/// The kinds of faults.
+/// Kinds of faults.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 #[value(rename_all = "snake_case")]
 enum Kind {
-    /// Webhooks: extra copies (copies=1).
+    /// Webhooks: send extra copies (copies=1).
     Duplicate,
-    /// Webhooks: held back until others overtook it (behind=1, hold=1s).
+    /// Webhooks: hold back until later ones were sent (behind=1, hold=1s).
     Reorder,
-    /// Webhooks: late (min, max).
+    /// Webhooks: delay (min, max).
     Delay,
-    /// Webhooks: never sent.
+    /// Webhooks: do not send.
     Drop,
-    /// Changes without any event.
+    /// Changes: create no event.
     Silent,
-    /// HTTP: 429 with `RateLimit-Reset` (reset).
+    /// HTTP: respond with 429 and `RateLimit-Reset` (reset).
     RateLimit,
-    /// HTTP: this status (status).
+    /// HTTP: respond with a status (status).
     Status,
-    /// HTTP: late (min, max).
+    /// HTTP: delay the response (min, max).
     Slow,
-    /// HTTP: `Date` by another clock (ahead, in seconds; negative: behind).
+    /// HTTP: wrong `Date` (ahead, in seconds; negative is behind).
     WrongDate,
-    /// HTTP: the connection is cut in the body.
+    /// HTTP: close the connection in the middle of the body.
     CutBody,
-    /// HTTP: half of the JSON.
+    /// HTTP: send half of the JSON.
     TruncatedJson,
-    /// HTTP: not JSON at all.
+    /// HTTP: send text that is not JSON.
     Garbage,
-    /// List of users: empty.
+    /// User list: no users.
     EmptyList,
-    /// List of users: the next page is this page.
+    /// User list: repeat the page.
     RepeatedNextToken,
-    /// List of users: the next page starts too early or too late (by).
+    /// User list: start the next page too early or too late (by).
     PaginationDrift,
-    /// List of users: an empty page with a token that goes on.
+    /// User list: an empty page with a token for the next page.
     EmptyPage,
-    /// List of users: the last page leads to the first.
+    /// User list: continue with the first page after the last one.
     EndlessTokens,
-    /// Reading users: the state of some time ago (lag).
+    /// Reading users: respond with an earlier state (lag).
     StaleReplica,
-    /// Reading one user: no such user (status=404, id of whom; everybody otherwise).
-    UserGone,
+    /// Reading one user: respond as if it did not exist (status=404, id).
+    UserNotFound,
 }
 
 #[derive(Debug, Subcommand)]
 enum Webhooks {
     /// Add an endpoint.
     Add {
+        /// URL of the endpoint.
         endpoint: Url,
-        /// Send this event type alone; may be given again.
-        #[arg(long)]
+        /// Event type to send; repeatable [default: all]
+        #[arg(long, value_name = "TYPE")]
         event: Vec<String>,
-        /// Sign as a relay with HMAC-SHA256 in `x-kinde-signature`, with this secret.
+        /// Sign by HMAC-SHA256 in `x-kinde-signature` with this secret.
         #[arg(long, value_name = "SECRET", conflicts_with = "standard")]
         hmac: Option<String>,
-        /// Sign as Standard Webhooks, with this secret.
+        /// Sign by Standard Webhooks with this secret.
         #[arg(long, value_name = "SECRET")]
         standard: Option<String>,
         #[command(flatten)]
         target: Target,
     },
-    /// List endpoints, and which of them are disabled.
+    /// List endpoints and whether they are disabled.
     List(Target),
     /// Enable an endpoint that was disabled.
     Enable {
+        /// Id of the endpoint.
         id: String,
         #[command(flatten)]
         target: Target,
     },
     /// Disable an endpoint, as Kinde does after 72 hours of failures.
     Disable {
+        /// Id of the endpoint.
         id: String,
         #[command(flatten)]
         target: Target,
@@ -353,9 +367,9 @@ impl Cli {
     }
 }
 
-/// One line on standard error, with every cause.
-pub(crate) fn say_error(error: &anyhow::Error) {
-    // Nobody is left to tell when standard error is closed.
+/// Prints an error with its causes to stderr.
+pub(crate) fn print_error(error: &anyhow::Error) {
+    // A closed stderr is ignored.
     let _ = writeln!(std::io::stderr(), "kinde-emulator: {error:#}");
 }
 
@@ -365,17 +379,17 @@ mod tests {
 
     use super::*;
 
-    /// What stands between backticks.
-    fn named(text: &str) -> BTreeSet<String> {
+    /// The texts between backticks.
+    fn quoted(text: &str) -> BTreeSet<String> {
         text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
     }
 
     #[test]
     fn the_commands_and_the_readme_name_every_kind_of_fault() {
-        let refusal = serde_json::from_str::<kinde_emulator::Fault>(r#"{"kind": "none"}"#).unwrap_err();
-        let refusal = refusal.to_string();
-        let known = named(refusal.split_once("expected one of").expect("a list of kinds").1);
-        assert!(known.contains("wrong_date"), "{refusal}");
+        let error = serde_json::from_str::<kinde_emulator::Fault>(r#"{"kind": "none"}"#).unwrap_err();
+        let error = error.to_string();
+        let known = quoted(error.split_once("expected one of").expect("a list of kinds").1);
+        assert!(known.contains("wrong_date"), "{error}");
         let commands = Kind::value_variants().iter().filter_map(ValueEnum::to_possible_value);
         assert_eq!(commands.map(|kind| kind.get_name().to_owned()).collect::<BTreeSet<_>>(), known);
         let readme = include_str!("../README.md");
@@ -383,6 +397,6 @@ mod tests {
             readme.split_once("## Faults").and_then(|(_, rest)| rest.split_once("\nRoutes:")).unwrap().0;
         let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
         let kinds = rows.filter_map(|row| row.split('|').next()).map(|kinds| format!("`{kinds}"));
-        assert_eq!(kinds.flat_map(|kinds| named(&kinds)).collect::<BTreeSet<_>>(), known);
+        assert_eq!(kinds.flat_map(|kinds| quoted(&kinds)).collect::<BTreeSet<_>>(), known);
     }
 }

@@ -1,4 +1,4 @@
-//! The emulator's time and ids: a strictly increasing microsecond clock and a seeded source of hex.
+//! Time and ids: a strictly increasing microsecond clock and a seeded source of ids.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::config::{Offset, Precision};
 
-/// Gives each event its own instant, and ids that depend on the seed (and, where Kinde's do, on the clock).
+/// Assigns a distinct time to each event, and ids that depend on the seed (event ids also on the time, as Kinde's do).
 pub(crate) struct Clock {
     last: Timestamp,
     rng: StdRng,
@@ -21,7 +21,7 @@ impl Clock {
         Self { last: Timestamp::UNIX_EPOCH, rng: StdRng::seed_from_u64(seed) }
     }
 
-    /// The time now in whole microseconds, later than every time given before.
+    /// Returns the current time in whole microseconds, later than every time returned before.
     pub(crate) fn tick(&mut self) -> Timestamp {
         let now = Timestamp::now().as_microsecond().max(self.last.as_microsecond() + 1);
         self.last = Timestamp::from_microsecond(now).expect("the present is in range");
@@ -32,7 +32,7 @@ impl Clock {
         format!("kp_{:032x}", self.rng.random::<u128>())
     }
 
-    /// `event_` + 32 hex digits, the first twelve of which are the millisecond clock, as in Kinde's ids.
+    /// `event_` and 32 hex digits. The first twelve digits are the time in milliseconds, as in Kinde's ids.
     pub(crate) fn event_id(&mut self, at: Timestamp) -> String {
         let random = self.rng.random::<u128>() & ((1 << 80) - 1);
         format!("event_{:012x}{random:020x}", at.as_millisecond())
@@ -42,7 +42,7 @@ impl Clock {
         format!("webhook_{:032x}", self.rng.random::<u128>())
     }
 
-    /// What a code, a refresh token or a session is: not to be guessed, unless one knows the seed.
+    /// A code, refresh token or session id. Not predictable without the seed.
     pub(crate) fn secret(&mut self) -> String {
         format!("{:032x}{:032x}", self.rng.random::<u128>(), self.rng.random::<u128>())
     }
@@ -55,7 +55,7 @@ impl Clock {
     }
 }
 
-/// A webhook's timestamp, with the offset and the digits that are configured.
+/// Formats the timestamp of a webhook with the configured offset and precision.
 pub(crate) fn webhook_time(at: Timestamp, offset: Offset, precision: Precision) -> String {
     let hours = if offset == Offset::Utc { 0 } else { 10 };
     let local = at.to_zoned(TimeZone::fixed(Zone::constant(hours)));
@@ -78,7 +78,7 @@ pub(crate) struct ApiTime(pub(crate) Timestamp);
 
 impl fmt::Display for ApiTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // By hand: `strftime` reads its format anew for each of the million users of a scan.
+        // Not `strftime`, which parses its format for each of the million users of a scan.
         let at = Zone::UTC.to_datetime(self.0);
         let (date, time) = (at.date(), at.time());
         let micros = time.subsec_nanosecond() / 1000;

@@ -1,6 +1,6 @@
-//! Settings of the emulator: every field has a default, and what is not known of Kinde is a switch here.
+//! Settings of the emulator. Every field has a default. Behaviour that Kinde does not document is a setting.
 //!
-//! Not responsible for reading files or the environment: the binary does that.
+//! Reading files and the environment is the responsibility of the binary.
 
 mod application;
 
@@ -19,7 +19,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_mins(1);
 const HOUR: Duration = Duration::from_hours(1);
 
-/// Everything that can be set. Durations are written as `"250ms"`, `"5s"`, `"2m"` or `"12h"`.
+/// All settings. Durations are written as `"250ms"`, `"5s"`, `"2m"` or `"12h"`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -27,9 +27,9 @@ pub struct Config {
     pub bind: IpAddr,
     /// Port to listen on; 0 lets the system choose.
     pub port: u16,
-    /// Seed of ids, jitter and faults with a chance.
+    /// Seed of ids, jitter and faults with a probability.
     pub seed: u64,
-    /// How many times faster than real the retry schedule and the auto-disable run.
+    /// Factor by which the retry schedule and the automatic disabling run faster.
     pub time_scale: f64,
     /// Client id of the machine-to-machine application.
     pub client_id: String,
@@ -37,33 +37,33 @@ pub struct Config {
     pub client_secret: String,
     /// Client id of the front-end application: `azp` of user tokens.
     pub app_client_id: String,
-    /// Scopes granted to the machine-to-machine application; empty means every scope there is.
+    /// Scopes granted to the machine-to-machine application; empty means all scopes.
     pub scopes: Vec<String>,
-    /// Types of events that the tenant offers to webhooks; empty means all that Kinde documents.
+    /// Event types that webhooks can subscribe to; empty means all documented types.
     pub event_types: Vec<String>,
     /// Organization that every user joins on sign-up.
     pub org_code: String,
-    /// Domains beside the emulator's own, told by the `Host` of a request: `localhost`, `auth.example.test:8443`
-    /// or `https://auth.example.com`. Their tokens carry that issuer; they have no Management API.
+    /// Custom domains, recognized by the `Host` of a request: `localhost`, `auth.example.test:8443` or
+    /// `https://auth.example.com`. Their tokens have this issuer; they have no Management API.
     pub custom_domains: Vec<String>,
     /// Lifetimes and optional claims of tokens.
     pub tokens: Tokens,
-    /// When a failed delivery is tried again.
+    /// When failed deliveries are retried.
     pub retry: Retry,
     /// How deliveries are sent.
     pub delivery: DeliverySettings,
-    /// What is not known of Kinde.
+    /// Behaviour that Kinde does not document.
     pub unknowns: Unknowns,
-    /// Users that are computed and not kept.
+    /// Generated users, which are not stored.
     pub generated: Generated,
-    /// The limiters of the Management API.
+    /// Rate limits of the Management API.
     pub limits: Limits,
-    /// Applications that users sign in to. One without a secret and with the id `app_client_id` is always
-    /// there, for `http://localhost:3000/callback`, unless it is listed here.
+    /// Applications that users sign in to. Unless it is listed here, an application `app_client_id` without a
+    /// secret exists with the redirect URI `http://localhost:3000/callback`.
     pub applications: Vec<Application>,
     /// Webhook endpoints that exist from the start.
     pub webhooks: Vec<WebhookSpec>,
-    /// Faults that are on from the start.
+    /// Faults that are active from the start.
     pub faults: Vec<Fault>,
 }
 
@@ -95,7 +95,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// The applications that are there at the start.
+    /// Returns the applications at the start.
     pub(crate) fn applications(&self) -> Vec<Application> {
         let mut applications = self.applications.clone();
         if !applications.iter().any(|application| application.client_id == self.app_client_id) {
@@ -108,7 +108,7 @@ impl Config {
     }
 }
 
-/// Lifetimes as Kinde's defaults, and claims that an application must opt into.
+/// Lifetimes, by default those of Kinde, and claims that an application must opt into.
 ///
 /// Source: <https://docs.kinde.com/build/tokens/configure-tokens/>.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,15 +123,15 @@ pub struct Tokens {
     /// Lifetime of refresh tokens.
     #[serde(with = "span::one")]
     pub refresh_lifetime: Duration,
-    /// How long a refresh token that was used can be used again. Kinde has "a small overlap". Not scaled.
+    /// Time during which a used refresh token can be used again. Kinde has "a small overlap". Not scaled.
     #[serde(with = "span::one")]
     pub refresh_overlap: Duration,
-    /// How long a code can be redeemed. Kinde's own value is not known. Not scaled.
+    /// Lifetime of an authorization code. Kinde's value is not documented. Not scaled.
     #[serde(with = "span::one")]
     pub code_lifetime: Duration,
-    /// `aud` of user access tokens; empty unless a registered API is asked for.
+    /// `aud` of user access tokens that request no API; empty by default, as at Kinde.
     pub audience: Vec<String>,
-    /// Whether access tokens carry `email`; Kinde leaves it out by default.
+    /// Whether access tokens carry `email`. They do not by default, as at Kinde.
     pub email_in_access_token: bool,
 }
 
@@ -149,25 +149,25 @@ impl Default for Tokens {
     }
 }
 
-/// The retry schedule; the default is Kinde's: at once, 5 s, 30 s, 2 min, 10 min, 1 h, 4 h, then every
+/// The retry schedule. The default is that of Kinde: at once, 5 s, 30 s, 2 min, 10 min, 1 h, 4 h, then every
 /// 12 h until 36 h.
 ///
 /// Source: <https://docs.kinde.com/integrate/webhooks/about-webhooks/>.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
-    /// Waits before the second, third, … attempt.
+    /// Delays before the second, third, … attempt.
     #[serde(with = "span::many")]
     pub delays: Vec<Duration>,
-    /// Wait before every attempt after those; zero means no more attempts.
+    /// Delay before every later attempt; zero means no more attempts.
     #[serde(with = "span::one")]
     pub then_every: Duration,
-    /// No attempt is made later than this after the first.
+    /// Time after the first attempt at which attempts end.
     #[serde(with = "span::one")]
     pub until: Duration,
-    /// Each wait is lengthened by up to this fraction.
+    /// Fraction by which each delay is extended at most, at random.
     pub jitter: f64,
-    /// An endpoint that fails for this long without one success is disabled.
+    /// Time after which an endpoint without a success is disabled.
     #[serde(with = "span::one")]
     pub disable_after: Duration,
 }
@@ -185,16 +185,16 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// The wait before each attempt after the first, unscaled and without jitter.
+    /// The delay before each attempt after the first, unscaled and without jitter.
     #[must_use]
-    pub fn waits(&self) -> Vec<Duration> {
-        let mut waits = self.delays.clone();
-        let mut total: Duration = waits.iter().sum();
+    pub fn schedule(&self) -> Vec<Duration> {
+        let mut delays = self.delays.clone();
+        let mut total: Duration = delays.iter().sum();
         while !self.then_every.is_zero() && total + self.then_every <= self.until {
-            waits.push(self.then_every);
+            delays.push(self.then_every);
             total += self.then_every;
         }
-        waits
+        delays
     }
 }
 
@@ -202,12 +202,12 @@ impl Retry {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeliverySettings {
-    /// An attempt without an answer after this long has failed. Kinde's own value is not known. Not scaled.
+    /// Timeout of an attempt. Kinde's value is not documented. Not scaled.
     #[serde(with = "span::one")]
     pub timeout: Duration,
-    /// Attempts at one time per endpoint; 1 sends in order.
+    /// Concurrent attempts per endpoint; 1 sends in order.
     pub max_in_flight: usize,
-    /// How many delivery records and events are kept for inspection.
+    /// Number of delivery records and events that are kept.
     pub log: usize,
 }
 
@@ -217,13 +217,13 @@ impl Default for DeliverySettings {
     }
 }
 
-/// A large tenant at no cost: user `k` is computed from the seed and `k` whenever it is asked for.
+/// A large tenant without memory: user `k` is generated from the seed and `k` at each access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Generated {
-    /// How many.
+    /// Number of users.
     pub users: u64,
-    /// Another seed makes other ids, names and emails.
+    /// Seed of ids, names and emails.
     pub seed: u64,
 }
 
@@ -233,18 +233,18 @@ impl Default for Generated {
     }
 }
 
-/// The limiters of the Management API; Kinde has both and publishes no numbers. Zero is no limit.
+/// Rate limits of the Management API. Kinde has both and publishes no numbers. Zero means no limit.
 ///
 /// Source: <https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Requests in one window.
+    /// Requests per window.
     pub requests: u32,
-    /// How long a window is. Not scaled.
+    /// Length of a window. Not scaled.
     #[serde(with = "span::one")]
     pub window: Duration,
-    /// Requests at one time.
+    /// Concurrent requests.
     pub concurrency: u32,
 }
 
@@ -254,39 +254,38 @@ impl Default for Limits {
     }
 }
 
-/// What Kinde does not document: set both ways to see whether a consumer cares.
+/// Behaviour that Kinde does not document. Tests can use each value to check that a consumer accepts it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(clippy::struct_excessive_bools, reason = "independent switches, each read in one place")]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings, each read in one place")]
 pub struct Unknowns {
-    /// Whether each attempt is signed anew with the time of the attempt.
+    /// Whether each attempt has its own signature and the time of the attempt as `timestamp`.
     pub timestamp_changes_between_attempts: bool,
     /// Whether the payload has `event_timestamp` beside `timestamp` (seen since 2026).
     pub event_timestamp: bool,
-    /// How offsets are written in webhook payloads.
+    /// Format of offsets in webhook payloads.
     pub offset: Offset,
-    /// How fine webhook timestamps are; coarse ones collide.
+    /// Precision of webhook timestamps. Coarse timestamps of different events may be equal.
     pub precision: Precision,
-    /// What `email` is in the payload of a user without one.
+    /// Value of `email` in the payload of a user without an email.
     pub missing_email: Missing,
-    /// Status of the answer for a user that does not exist: 400, the only one in the `OpenAPI` document, or 404.
+    /// Status of the response for an unknown user: 400, the only one in the `OpenAPI` document, or 404.
     pub unknown_user_status: u16,
-    /// The code of that answer.
+    /// Error code of this response.
     pub unknown_user_code: String,
-    /// Whether users deleted with their profile kept are listed.
+    /// Whether deleted users whose profile was kept are listed.
     pub list_includes_deleted: bool,
     /// Largest `page_size` of `GET /api/v1/users`.
     pub page_size_cap: usize,
-    /// How the pages of users follow each other.
+    /// Pagination of the user list.
     pub pagination: Pagination,
-    /// What the Management API writes for a text that is not there, `next_token` at the end included.
+    /// Value of absent text fields in the Management API, including `next_token` on the last page.
     pub missing_in_api: Missing,
-    /// What a sign-up emits, in this order.
+    /// Event types of a sign-up, in this order.
     pub sign_up_events: Vec<String>,
-    /// Whether the tokens of a suspended user stop working at the profile endpoint at once.
+    /// Whether the profile endpoint rejects the tokens of a suspended user immediately.
     pub suspension_revokes_tokens: bool,
-    /// Whether a refresh returns the access token that is still good, or one with the same claims, though the
-    /// user has changed.
+    /// Whether a refresh returns the valid access token, or a new one with its claims, although the user has changed.
     pub refresh_returns_cached_claims: bool,
 }
 
@@ -311,43 +310,43 @@ impl Default for Unknowns {
     }
 }
 
-/// How the pages of a list follow each other.
+/// The pagination of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pagination {
-    /// After the last user of the page before: nobody is missed or shown twice.
+    /// A page starts after the last user of the page before. No user is skipped or repeated.
     Cursor,
-    /// After so many users: one who is removed meanwhile hides another from the list.
+    /// A page starts after a number of users. When a user is removed between two pages, another one is skipped.
     Offset,
 }
 
-/// How the offset of a timestamp is written.
+/// The format of a timestamp's offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Offset {
-    /// `Z`, as in the documentation's example of 2026.
+    /// `Z`, as in the example of the documentation in 2026.
     #[serde(rename = "Z")]
     Utc,
     /// `+10:00`, as in every captured delivery.
     #[serde(rename = "+10:00")]
     Sydney,
-    /// `+10`, which some endpoints emit and RFC 3339 forbids.
+    /// `+10`, which some endpoints send and RFC 3339 does not allow.
     #[serde(rename = "+10")]
     Short,
 }
 
-/// How fine a timestamp is.
+/// The precision of a timestamp.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// Whole seconds.
     Seconds,
-    /// Three digits.
+    /// Milliseconds.
     Millis,
-    /// Six digits, as captured.
+    /// Microseconds, as in captured deliveries.
     Micros,
 }
 
-/// How a value that is not there is written.
+/// The representation of an absent value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Missing {
@@ -355,7 +354,7 @@ pub enum Missing {
     Null,
     /// `""`.
     Empty,
-    /// The key is left out.
+    /// The key is omitted.
     Absent,
 }
 
@@ -364,8 +363,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_default_schedule_is_kindes() {
-        let hours: Vec<f64> = Retry::default().waits().iter().map(|w| w.as_secs_f64() / 3600.0).collect();
+    fn the_default_schedule_is_that_of_kinde() {
+        let hours: Vec<f64> = Retry::default().schedule().iter().map(|w| w.as_secs_f64() / 3600.0).collect();
         assert_eq!(hours.len(), 8, "{hours:?}");
         assert_eq!(hours[5..], [4.0, 12.0, 12.0]);
     }
@@ -383,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_config_survives_toml_and_refuses_unknown_keys() {
+    fn settings_round_trip_through_toml_and_reject_unknown_keys() {
         let text = toml::to_string(&Config::default()).unwrap();
         assert_eq!(toml::from_str::<Config>(&text).unwrap(), Config::default());
         assert!(toml::from_str::<Config>("prot = 1").is_err());

@@ -1,6 +1,6 @@
-//! What is known of deliveries: records, counters, and the errors of webhook endpoints.
+//! Records and counters of deliveries, and errors of webhook endpoints.
 //!
-//! The engine that sends them is in `delivery/engine.rs`, its queue per endpoint in `delivery/queue.rs`.
+//! `delivery/engine.rs` sends deliveries; `delivery/queue.rs` is the queue of one endpoint.
 
 pub(crate) mod engine;
 mod queue;
@@ -10,35 +10,35 @@ use serde::{Deserialize, Serialize};
 
 use crate::webhook::WebhookSpec;
 
-/// What can go wrong with webhook endpoints.
+/// Errors of webhook endpoints.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No such endpoint.
+    /// The endpoint does not exist.
     #[error("there is no webhook `{0}`")]
     UnknownWebhook(String),
-    /// Deliveries are still waiting or being tried.
-    #[error("{pending} deliveries are still pending: look at their last error, or wait longer")]
+    /// Deliveries are still pending.
+    #[error("{pending} deliveries are still pending: check their last error or wait longer")]
     StillPending {
-        /// How many.
+        /// Number of pending deliveries.
         pending: u64,
     },
 }
 
-/// A webhook endpoint and how it fares.
+/// A webhook endpoint and its state.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Webhook {
     /// `webhook_` and 32 hex digits.
     pub id: String,
-    /// What was asked for.
+    /// Its settings.
     #[serde(flatten)]
     pub spec: WebhookSpec,
-    /// When it was made.
+    /// When it was created.
     pub created_on: Timestamp,
-    /// Whether it was disabled, by hand or after failing for too long. Kinde's API does not show this.
+    /// Whether it was disabled, manually or after failing for too long. Kinde's API does not show this.
     pub disabled: bool,
-    /// Deliveries that wait for an attempt.
+    /// Deliveries that are queued for an attempt.
     pub waiting: usize,
 }
 
@@ -46,41 +46,41 @@ pub struct Webhook {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Events that happened, silenced ones not counted.
+    /// Events, without suppressed ones.
     pub events: u64,
-    /// Changes that made no event because of a fault.
+    /// Events that the fault `silent` suppressed.
     pub silenced: u64,
-    /// Deliveries queued: events times endpoints, and extra copies.
+    /// Deliveries, including extra copies.
     pub queued: u64,
-    /// Attempts made.
+    /// Attempts.
     pub attempts: u64,
-    /// Attempts that were not answered with exactly 200.
+    /// Attempts without a response with status 200.
     pub failures: u64,
-    /// Deliveries answered with 200.
+    /// Deliveries with a response with status 200.
     pub delivered: u64,
-    /// Deliveries that wait or are being tried.
+    /// Deliveries that are queued or being sent.
     pub pending: u64,
-    /// Deliveries given up at the end of the schedule.
+    /// Deliveries that failed until the end of the schedule.
     pub given_up: u64,
-    /// Deliveries not sent because their endpoint was disabled or removed.
+    /// Deliveries that were not sent because their endpoint was disabled or removed.
     pub abandoned: u64,
-    /// Deliveries never sent because of a fault.
+    /// Deliveries that were not sent because of the fault `drop`.
     pub dropped: u64,
-    /// Extra copies queued because of a fault.
+    /// Extra copies because of the fault `duplicate`.
     pub duplicated: u64,
-    /// Deliveries held back because of a fault.
+    /// Deliveries that were held back because of the fault `reorder`.
     pub reordered: u64,
-    /// Deliveries delayed because of a fault.
+    /// Deliveries that were delayed because of the fault `delay`.
     pub delayed: u64,
     /// Endpoints disabled after failing for too long.
     pub disabled: u64,
 }
 
-/// What became of one delivery.
+/// The record of one delivery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Delivery {
-    /// Counts up from 1 in the order of queueing.
+    /// Sequence number from 1, in the order of queueing.
     pub number: u64,
     /// The `webhook-id` header.
     pub delivery_id: String,
@@ -90,31 +90,31 @@ pub struct Delivery {
     pub event_id: String,
     /// The event's type.
     pub event_type: String,
-    /// The user that it is about.
+    /// The id of the user in the event.
     pub user_id: Option<String>,
     /// Whether it is an extra copy.
     pub copy: bool,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
     /// Attempts so far.
     pub attempts: u32,
-    /// Status of the last answer.
+    /// Status of the last response.
     pub last_status: Option<u16>,
-    /// Why the last attempt had no answer.
+    /// Why the last attempt had no response.
     pub last_error: Option<String>,
 }
 
-/// Where a delivery stands.
+/// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DeliveryState {
-    /// Waits or is being tried.
+    /// Queued or being sent.
     Pending,
-    /// Answered with 200.
+    /// The response had status 200.
     Delivered,
-    /// Not answered with 200 until the end of the schedule.
+    /// No response with status 200 until the end of the schedule.
     GivenUp,
-    /// Never sent: a fault.
+    /// Not sent because of the fault `drop`.
     Dropped,
     /// Its endpoint was disabled or removed.
     Abandoned,

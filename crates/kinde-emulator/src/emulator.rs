@@ -1,4 +1,4 @@
-//! The emulator's handle: everything that can be done to a local Kinde, and its life from start to shutdown.
+//! The handle of a running emulator: start, shutdown, and every operation on the tenant.
 
 mod domains;
 mod login;
@@ -32,25 +32,25 @@ pub(crate) use login::Denied;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The address is taken or not ours.
+    /// The address is in use or does not belong to this machine.
     #[error("cannot listen on {address}: choose another `port`, or 0 for any")]
     Bind {
-        /// The address that was asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// No signing key.
-    #[error("cannot make the tenant's signing key")]
+    /// The signing key could not be generated.
+    #[error("cannot generate the signing key of the tenant")]
     Key(#[from] keys::Error),
-    /// No HTTP client for deliveries.
-    #[error("cannot make the HTTP client that sends webhooks")]
+    /// The HTTP client for deliveries could not be created.
+    #[error("cannot create the HTTP client that sends webhooks")]
     Client(#[from] reqwest::Error),
 }
 
-/// A running local Kinde. Clones are handles of the same one.
+/// A running local Kinde. Clones are handles of the same emulator.
 ///
-/// It stops when [`Emulator::shutdown`] is called or its token is cancelled, not when handles are dropped.
+/// It stops at [`Emulator::shutdown`] or when its token is cancelled, not when handles are dropped.
 #[derive(Clone)]
 pub struct Emulator {
     shared: Arc<Shared>,
@@ -79,9 +79,9 @@ impl std::fmt::Debug for Emulator {
     }
 }
 
-/// Life.
+/// Start, shutdown and settings.
 impl Emulator {
-    /// Starts an emulator; making its RSA key takes some 100 ms.
+    /// Starts an emulator. Generating its RSA key takes about 100 ms.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         Self::start_until(config, CancellationToken::new()).await
     }
@@ -92,7 +92,7 @@ impl Emulator {
         let bind = |source| StartError::Bind { address: wanted, source };
         let listener = tokio::net::TcpListener::bind(wanted).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let key = tokio::task::spawn_blocking(Key::generate).await.expect("making a key does not panic")?;
+        let key = tokio::task::spawn_blocking(Key::generate).await.expect("key generation does not panic")?;
         let emulator = Self::new(config, address, key, cancel)?;
         let server = axum::serve(listener, crate::routes::router(emulator.clone()));
         let stop = emulator.shared.cancel.clone();
@@ -151,13 +151,13 @@ impl Emulator {
         let _ = tokio::time::timeout(Duration::from_secs(5), self.shared.tasks.wait()).await;
     }
 
-    /// Ends when the emulator is told to stop.
+    /// Completes when the emulator is stopped. Cancel safe.
     pub async fn stopped(&self) {
         self.shared.cancel.cancelled().await;
     }
 
-    /// Forgets users, events, deliveries, counters and faults; webhooks and keys stay, and it has the
-    /// generated users of its settings again.
+    /// Removes users, events, deliveries, counters and faults, and restores the generated users of the settings.
+    /// Webhooks and keys are kept.
     pub fn reset(&self) {
         self.tenant().clear();
         self.shared.engine.reset();
@@ -166,17 +166,17 @@ impl Emulator {
         lock(&self.shared.requests).clear();
     }
 
-    /// The settings that it was started with.
+    /// The settings at the start.
     pub fn config(&self) -> &Config {
         &self.shared.config
     }
 
-    /// The issuer of its tokens and the base of its endpoints: `http://127.0.0.1:PORT`.
+    /// The issuer of tokens and the base URL of all endpoints: `http://127.0.0.1:PORT`.
     pub fn issuer(&self) -> &str {
         self.shared.domains.main()
     }
 
-    /// The issuers of tokens that are obtained at a custom domain, in the order of `custom_domains`.
+    /// The issuers of tokens from custom domains, in the order of `custom_domains`.
     pub fn custom_issuers(&self) -> Vec<String> {
         self.shared.domains.custom().map(str::to_owned).collect()
     }
@@ -185,7 +185,7 @@ impl Emulator {
         self.shared.domains.of(headers)
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.shared.address
     }
@@ -195,13 +195,13 @@ impl Emulator {
         format!("{}/api", self.issuer())
     }
 
-    /// How many requests a route had: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
-    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`. Refused ones count too.
+    /// The number of requests to a route: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
+    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`. Includes rejected requests.
     pub fn requests(&self, route: &str) -> u64 {
         lock(&self.shared.requests).get(route).copied().unwrap_or_default()
     }
 
-    /// The requests of every route.
+    /// The number of requests to each route.
     pub fn all_requests(&self) -> BTreeMap<String, u64> {
         lock(&self.shared.requests).clone()
     }
@@ -227,9 +227,9 @@ impl Emulator {
     }
 }
 
-/// Users. Every change but an import emits the event that Kinde would send.
+/// Users. Every change except an import emits the event that Kinde sends.
 impl Emulator {
-    /// Adds a user as an administrator would: `user.created`.
+    /// Adds a user as an administrator does: `user.created`.
     pub fn create_user(&self, new: NewUser) -> Result<User, tenant::Error> {
         self.create_user_as(new, Source::Admin)
     }
@@ -242,7 +242,7 @@ impl Emulator {
         Ok(user)
     }
 
-    /// Adds a user who signs up: the events of `unknowns.sign_up_events`.
+    /// Adds a user who signs up: emits the events of `unknowns.sign_up_events`.
     pub fn sign_up(&self, new: NewUser) -> Result<User, tenant::Error> {
         let mut tenant = self.tenant();
         let (user, drafts) = tenant.sign_up(new)?;
@@ -250,7 +250,7 @@ impl Emulator {
         Ok(user)
     }
 
-    /// Adds a user as Kinde's bulk import does: without any event.
+    /// Adds a user as Kinde's bulk import does: without an event.
     pub fn import_user(&self, new: NewUser) -> Result<User, tenant::Error> {
         self.tenant().add(new)
     }
@@ -282,7 +282,7 @@ impl Emulator {
         self.update_user(id, UserEdit { is_suspended: Some(false), ..UserEdit::default() })
     }
 
-    /// Two users exchange their emails: two `user.updated`.
+    /// Exchanges the emails of two users: two `user.updated`.
     pub fn swap_emails(&self, a: &str, b: &str) -> Result<(), tenant::Error> {
         let mut tenant = self.tenant();
         let drafts = tenant.swap_emails(a, b)?;
@@ -290,7 +290,7 @@ impl Emulator {
         Ok(())
     }
 
-    /// Adds a user to an organization, or replaces the roles and permissions there: `user.updated`.
+    /// Adds a user to an organization or replaces its roles and permissions there: `user.updated`.
     pub fn add_to_organization(
         &self,
         id: &str,
@@ -329,69 +329,69 @@ impl Emulator {
         outcome
     }
 
-    /// A user by id.
+    /// Returns a user by id.
     pub fn user(&self, id: &str) -> Option<User> {
         self.tenant().user(id)
     }
 
-    /// A user by email, whatever its case.
+    /// Returns a user by email, ignoring case.
     pub fn user_by_email(&self, email: &str) -> Option<User> {
         self.tenant().user_by_email(email)
     }
 
-    /// All users that the API shows, generated ones first, then in the order of their creation.
+    /// Returns all users that the API lists, generated users first, then in the order of creation.
     ///
-    /// Every generated user is made for it: of a million, ask the API for pages.
+    /// Allocates every generated user: use the pages of the API for large tenants.
     pub fn users(&self) -> Vec<User> {
         self.tenant().users.now().from(0).map(|(_, user)| user.into_owned()).collect()
     }
 
-    /// At most so many users in the order of their creation, those behind this one if it is named; and whether there are
-    /// more. Costs no memory beyond the answer, however many there are.
+    /// Returns up to `limit` users after the user `after` in the order of creation, and whether there are more. Allocates
+    /// only these users.
     pub(crate) fn users_after(
         &self,
         after: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<User>, bool), tenant::Error> {
         let tenant = self.tenant();
-        let place =
-            |id: &str| tenant.users.place(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()));
-        let from = after.map(place).transpose()?.map_or(0, |place| place + 1);
+        let position =
+            |id: &str| tenant.users.position(id).ok_or_else(|| tenant::Error::UnknownUser(id.to_owned()));
+        let from = after.map(position).transpose()?.map_or(0, |position| position + 1);
         let view = tenant.users.now();
         let mut users = view.from(from).map(|(_, user)| user);
         let page = users.by_ref().take(limit).map(std::borrow::Cow::into_owned).collect();
         Ok((page, users.next().is_some()))
     }
 
-    /// How many users the API shows, generated ones included. Quick, however many there are.
+    /// The number of users that the API lists. Takes time proportional to the number of changes.
     pub fn user_count(&self) -> usize {
         self.tenant().users.now().count()
     }
 
-    /// Makes it `users` generated users, which cost no memory until they are changed. No events.
+    /// Sets the number of generated users, which use no memory until they are changed. Emits no events.
     ///
-    /// User `k` is a function of `generated.seed` and `k`, and those that stay keep their changes.
+    /// User `k` is a function of `generated.seed` and `k`. Users below the new number keep their changes.
     pub fn set_generated(&self, users: u64) {
         self.tenant().users.set_generated(users);
     }
 
-    /// Emits any event, of a known type or not, with this `data`. `None` when a fault silenced it.
+    /// Emits an event of any type with this `data`. Returns `None` if the fault `silent` suppressed it.
     pub fn emit(&self, kind: &str, data: Value) -> Option<Arc<Event>> {
         let mut tenant = self.tenant();
         self.emit_all(&mut tenant, vec![Draft::new(kind, Source::Admin, data)]).pop()
     }
 
-    /// An event by id, while it is kept.
+    /// Returns an event by id, if it is among the latest `delivery.log` events.
     pub fn event(&self, id: &str) -> Option<Arc<Event>> {
         self.tenant().event(id)
     }
 
-    /// Under the tenant's lock, so that deliveries are queued in the order of their events.
+    /// The caller holds the tenant's lock, so that deliveries are queued in the order of their events.
     fn emit_all(&self, tenant: &mut Tenant, drafts: Vec<Draft>) -> Vec<Arc<Event>> {
         let mut events = Vec::new();
         for draft in drafts {
-            if self.faults_table().silences(&draft.kind) {
-                self.shared.engine.silenced();
+            if self.faults_table().suppresses(&draft.kind) {
+                self.shared.engine.count_silenced();
                 continue;
             }
             let event = tenant.record(draft);
@@ -423,22 +423,22 @@ impl Emulator {
         self.shared.engine.edit(id, change)
     }
 
-    /// Removes an endpoint; what waits for it is abandoned.
+    /// Removes an endpoint and abandons its pending deliveries.
     pub fn remove_webhook(&self, id: &str) -> Result<(), delivery::Error> {
         self.shared.engine.remove(id)
     }
 
-    /// Disables an endpoint as Kinde does after 72 hours of failures; what waits for it is abandoned.
+    /// Disables an endpoint as Kinde does after 72 hours of failures, and abandons its pending deliveries.
     pub fn disable_webhook(&self, id: &str) -> Result<(), delivery::Error> {
         self.shared.engine.disable(id)
     }
 
-    /// Enables an endpoint again, as one does by hand in the dashboard.
+    /// Enables an endpoint again, as the dashboard does.
     pub fn enable_webhook(&self, id: &str) -> Result<(), delivery::Error> {
         self.shared.engine.enable(id)
     }
 
-    /// The types of events that webhooks can have.
+    /// The event types that webhooks can subscribe to.
     pub fn event_types(&self) -> Vec<String> {
         match self.config().event_types.as_slice() {
             [] => crate::event::EVENT_TYPES.iter().map(|(code, _)| (*code).to_owned()).collect(),
@@ -446,12 +446,12 @@ impl Emulator {
         }
     }
 
-    /// The endpoints.
+    /// The webhook endpoints.
     pub fn webhooks(&self) -> Vec<Webhook> {
         self.shared.engine.webhooks()
     }
 
-    /// The latest deliveries, at most `delivery.log` of them, oldest first.
+    /// The latest `delivery.log` deliveries, oldest first.
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.shared.engine.deliveries()
     }
@@ -461,35 +461,35 @@ impl Emulator {
         self.shared.engine.stats()
     }
 
-    /// Waits until no delivery is pending.
+    /// Waits until no delivery is pending. Cancel safe.
     ///
     /// # Errors
-    /// [`delivery::Error::StillPending`] when some are after `deadline`. Safe to cancel.
+    /// [`delivery::Error::StillPending`] if deliveries are pending after `deadline`.
     pub async fn quiesce(&self, deadline: Duration) -> Result<(), delivery::Error> {
         self.shared.engine.quiesce(deadline).await
     }
 
-    /// Sets the limiters of the Management API, and begins a new window.
+    /// Sets the rate limits of the Management API and starts a new window.
     pub fn set_limits(&self, limits: Limits) {
         self.limiter().set(limits);
     }
 
-    /// Turns a fault on.
+    /// Adds a fault.
     pub fn set_fault(&self, fault: Fault) {
         self.faults_table().set(fault);
     }
 
-    /// Turns all faults off.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.faults_table().clear();
     }
 
-    /// The faults that are on, and how often each struck.
+    /// The active faults, with the number of times that each occurred.
     pub fn faults(&self) -> Vec<FaultReport> {
         self.faults_table().reports()
     }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no holder of this lock panics")
+    mutex.lock().expect("no code that holds this lock panics")
 }

@@ -1,4 +1,4 @@
-//! Events: what happened to the tenant, in the exact shape of Kinde's webhook payloads.
+//! Events of the tenant, in the exact shape of Kinde's webhook payloads.
 //!
 //! Source: <https://docs.kinde.com/integrate/webhooks/about-webhooks/> and the types of `@kinde/webhooks`.
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::clock::webhook_time;
 use crate::config::Unknowns;
 
-/// Codes and names of every event type in Kinde's documentation.
+/// Codes and names of the event types in Kinde's documentation.
 pub const EVENT_TYPES: &[(&str, &str)] = &[
     ("user.created", "User created"),
     ("user.updated", "User updated"),
@@ -40,11 +40,11 @@ pub const EVENT_TYPES: &[(&str, &str)] = &[
     ("customer.meter_usage_updated", "Customer meter usage updated"),
 ];
 
-/// Who caused an event.
+/// The source of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
-    /// Someone in Kinde's dashboard.
+    /// An administrator in Kinde's dashboard.
     Admin,
     /// A call of the Management API.
     Api,
@@ -52,7 +52,7 @@ pub enum Source {
     User,
 }
 
-/// Something that happened.
+/// An event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Event {
@@ -60,18 +60,18 @@ pub struct Event {
     pub id: String,
     /// E.g. `user.created`.
     pub kind: String,
-    /// Who caused it.
+    /// Its source.
     pub source: Source,
-    /// When; no two events of one emulator have the same instant (unless `precision` makes them look so).
+    /// Its time. It is distinct for each event of an emulator; a coarse `precision` may hide that.
     pub at: Timestamp,
-    /// The payload's `data`.
+    /// `data` of the payload.
     pub data: Value,
-    /// Address of a sign-in.
+    /// IP address of a sign-in.
     pub ip_address: Option<String>,
 }
 
 impl Event {
-    /// The payload of the webhook, with `timestamp` at `at`.
+    /// Returns the payload of the webhook with `timestamp` set to `at`.
     pub(crate) fn payload(&self, at: Timestamp, unknowns: &Unknowns) -> Value {
         let time = |at| webhook_time(at, unknowns.offset, unknowns.precision);
         let mut payload = json!({
@@ -90,7 +90,7 @@ impl Event {
         payload
     }
 
-    /// The id of the user that the event is about, when there is one.
+    /// The id of the user in the payload, if it has one.
     #[must_use]
     pub fn user_id(&self) -> Option<&str> {
         self.data["user"]["id"].as_str()

@@ -1,6 +1,6 @@
-//! The tenant's RSA keys: made at start, published as a JWKS, rotated on demand.
+//! The RSA keys of the tenant: generated at the start, published as a JWKS, rotated on request.
 //!
-//! Signs and checks RS256 with its own few lines, so that a verifier under test is never tested with itself.
+//! Signs and verifies RS256 with its own code, so that a verifier under test is not tested with itself.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// A 2048-bit key was refused by the crypto library.
+/// The crypto library could not generate a key.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make an RSA-2048 key: the crypto library refused without a reason")]
+#[error("cannot generate an RSA-2048 key: the crypto library gives no reason")]
 #[non_exhaustive]
 pub struct Error;
 
-/// What happens to the old key when a new one takes over.
+/// Whether a rotation keeps the old keys published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Overlap {
-    /// The old key stays in the JWKS, and what it signed keeps verifying.
+    /// The old keys stay in the JWKS; their signatures remain valid.
     Keep,
-    /// The old keys leave the JWKS at once.
+    /// The old keys are removed from the JWKS immediately.
     Drop,
 }
 
@@ -66,7 +66,7 @@ impl Key {
             .is_ok()
     }
 
-    /// The public key as PEM: the "secret" of the classic HS256 confusion attack.
+    /// The public key as PEM: the secret of the HS256 algorithm confusion attack.
     pub(crate) fn public_pem(&self) -> String {
         let der = self.pair.public_key().as_der().expect("a generated key has an X.509 form");
         let text = STANDARD.encode(der.as_ref());
@@ -79,7 +79,7 @@ impl Key {
     }
 }
 
-/// The published keys; the last one signs.
+/// The published keys. The last one signs.
 pub(crate) struct Keyring {
     keys: Vec<Arc<Key>>,
 }
@@ -90,7 +90,7 @@ impl Keyring {
     }
 
     pub(crate) fn active(&self) -> Arc<Key> {
-        Arc::clone(self.keys.last().expect("a keyring is made with a key and never emptied"))
+        Arc::clone(self.keys.last().expect("a keyring always contains a key"))
     }
 
     pub(crate) fn rotate(&mut self, new: Key, overlap: Overlap) {
@@ -115,7 +115,7 @@ pub(crate) fn hmac_sha256(secret: &[u8], message: &[u8]) -> Vec<u8> {
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes any text");
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
         text
     })
 }
@@ -134,7 +134,7 @@ fn integers(der: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((n.strip_prefix(&[0]).unwrap_or(n), e))
 }
 
-/// The content of the first DER element and what follows it.
+/// Returns the content of the first DER element and the bytes after it.
 fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (&[found, first], rest) = der.split_first_chunk()?;
     let size_bytes = if first < 0x80 { 0 } else { usize::from(first & 0x7f) };
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_has_the_shape_of_kindes() {
+    fn a_key_has_the_shape_of_a_kinde_key() {
         let key = Key::generate().unwrap();
         let jwk = key.jwk();
         assert_eq!(jwk["e"], "AQAB");
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_without_overlap_forgets_what_was_signed() {
+    fn a_rotation_without_overlap_invalidates_old_signatures() {
         let mut ring = Keyring::new(Key::generate().unwrap());
         let (old, signature) = (ring.active(), ring.active().sign(b"text"));
         ring.rotate(Key::generate().unwrap(), Overlap::Keep);

@@ -1,4 +1,5 @@
-//! A local Kinde: keys, tokens, users, signed webhooks on Kinde's retry schedule, and faults on demand.
+//! A local Kinde for development and tests: keys, tokens, users, signed webhooks with Kinde's retry schedule, and
+//! injected faults.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -13,7 +14,7 @@
 //! # }
 //! ```
 //!
-//! The login page asks for no password. Not responsible for consent, billing, roles or feature flags.
+//! The login page requires no password. Consent, billing, roles and feature flags are not emulated.
 
 pub mod activity;
 mod clock;

@@ -1,4 +1,4 @@
-//! The limiters of the Management API: so many requests in a window, and so many at one time.
+//! Rate limits of the Management API: requests per window, and concurrent requests.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::config::Limits;
 
-/// How far the limits are used up.
+/// The current use of the limits.
 pub(crate) struct Limiter {
     limits: Limits,
     window_began: Option<Instant>,
@@ -19,12 +19,12 @@ impl Limiter {
         Self { limits, window_began: None, in_window: 0, in_flight: 0 }
     }
 
-    /// Sets other limits, and begins a window with the next request.
+    /// Sets the limits; the next request starts a new window.
     pub(crate) fn set(&mut self, limits: Limits) {
         (self.limits, self.window_began) = (limits, None);
     }
 
-    /// Lets a request in, which [`Limiter::leave`] ends; or says how long it is until one may come again.
+    /// Admits a request until [`Limiter::leave`], or returns the time until the next request may be admitted.
     pub(crate) fn enter(&mut self, now: Instant) -> Result<(), Duration> {
         let Limits { requests, window, concurrency } = self.limits;
         let began = self.window_began.filter(|began| now < *began + window);
@@ -57,17 +57,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_ends_and_a_place_is_freed() {
+    fn requests_are_admitted_after_a_window_and_after_another_request() {
         let limits = Limits { requests: 3, window: Duration::from_secs(10), concurrency: 2 };
         let (mut limiter, start) = (Limiter::new(limits), Instant::now());
         let at = |millis| start + Duration::from_millis(millis);
         assert!(limiter.enter(at(0)).is_ok() && limiter.enter(at(1)).is_ok());
-        assert_eq!(limiter.enter(at(2)), Err(Duration::from_secs(1)), "two at one time");
+        assert_eq!(limiter.enter(at(2)), Err(Duration::from_secs(1)), "two concurrent requests");
         limiter.leave();
         assert!(limiter.enter(at(3)).is_ok());
         limiter.leave();
         let wait = limiter.enter(at(2500)).unwrap_err();
-        assert_eq!((wait, seconds(wait)), (Duration::from_millis(7500), 8), "three in the window");
+        assert_eq!((wait, seconds(wait)), (Duration::from_millis(7500), 8), "three requests in the window");
         assert!(limiter.enter(at(10_000)).is_ok());
         limiter.set(Limits::default());
         assert!((0..100).all(|_| limiter.enter(at(10_001)).is_ok()));

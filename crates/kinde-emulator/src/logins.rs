@@ -1,6 +1,6 @@
-//! What sign-ins leave behind: codes, refresh tokens, browser sessions and revoked tokens, each with its end.
+//! The state of sign-ins: codes, refresh tokens, browser sessions and revoked tokens.
 //!
-//! Pure of time and chance: both are passed in. Not responsible for who may sign in.
+//! Time and random values are passed in. Which users may sign in is decided elsewhere.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::tokens::Claims;
 
-/// What a user granted to an application, at one domain.
+/// What a user granted to an application at one domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     pub(crate) client_id: String,
@@ -27,12 +27,12 @@ impl Grant {
     }
 }
 
-/// A code that waits to be redeemed.
+/// An authorization code that was not exchanged yet.
 #[derive(Clone, Debug)]
 pub(crate) struct Code {
     pub(crate) grant: Grant,
     pub(crate) redirect_uri: String,
-    /// `S256` of the verifier, when the application uses PKCE.
+    /// `S256` challenge, if the application uses PKCE.
     pub(crate) challenge: Option<String>,
     pub(crate) expires: Timestamp,
 }
@@ -41,42 +41,42 @@ pub(crate) struct Code {
 #[derive(Clone, Debug)]
 pub(crate) struct Refresh {
     pub(crate) grant: Grant,
-    /// The code that it began with: a code that is redeemed twice ends all that came of it.
+    /// The code that it stems from. When a code is used twice, all tokens of its family are revoked.
     pub(crate) family: String,
     pub(crate) expires: Timestamp,
-    /// The access token that was issued with it, and its claims.
+    /// The access token that was issued with it, with its claims.
     pub(crate) access: (String, Claims),
 }
 
 #[derive(Default)]
 pub(crate) struct Logins {
     codes: HashMap<String, Code>,
-    spent: HashSet<String>,
+    used_codes: HashSet<String>,
     refresh: HashMap<String, Refresh>,
     sessions: HashMap<String, String>,
     revoked: HashSet<String>,
 }
 
 impl Logins {
-    pub(crate) fn keep_code(&mut self, code: String, what: Code, now: Timestamp) {
-        sweep(&mut self.codes, |code| code.expires > now);
+    pub(crate) fn add_code(&mut self, code: String, what: Code, now: Timestamp) {
+        remove_expired(&mut self.codes, |code| code.expires > now);
         self.codes.insert(code, what);
     }
 
-    /// Takes a code out. The second time it fails, and ends the refresh tokens of the first (RFC 6749, 4.1.2).
-    pub(crate) fn spend_code(&mut self, code: &str, now: Timestamp) -> Option<Code> {
+    /// Removes a code. A second use fails and revokes the refresh tokens of the first one (RFC 6749, 4.1.2).
+    pub(crate) fn use_code(&mut self, code: &str, now: Timestamp) -> Option<Code> {
         let Some(found) = self.codes.remove(code) else {
-            if self.spent.contains(code) {
+            if self.used_codes.contains(code) {
                 self.refresh.retain(|_, refresh| refresh.family != code);
             }
             return None;
         };
-        self.spent.insert(code.to_owned());
+        self.used_codes.insert(code.to_owned());
         (found.expires > now).then_some(found)
     }
 
-    pub(crate) fn keep_refresh(&mut self, token: String, what: Refresh, now: Timestamp) {
-        sweep(&mut self.refresh, |refresh| refresh.expires > now);
+    pub(crate) fn add_refresh(&mut self, token: String, what: Refresh, now: Timestamp) {
+        remove_expired(&mut self.refresh, |refresh| refresh.expires > now);
         self.refresh.insert(token, what);
     }
 
@@ -84,20 +84,15 @@ impl Logins {
         self.refresh.get(token).filter(|refresh| refresh.expires > now)
     }
 
-    /// What a refresh token is good for. It lives on for `overlap`, and not longer for being used again.
-    pub(crate) fn spend_refresh(
-        &mut self,
-        token: &str,
-        now: Timestamp,
-        overlap: Duration,
-    ) -> Option<Refresh> {
+    /// Returns a refresh token and limits its lifetime to `overlap`. Another use does not extend it.
+    pub(crate) fn use_refresh(&mut self, token: &str, now: Timestamp, overlap: Duration) -> Option<Refresh> {
         let refresh = self.refresh.get_mut(token).filter(|refresh| refresh.expires > now)?;
         let overlap_ends = now.checked_add(overlap).unwrap_or(Timestamp::MAX);
         refresh.expires = refresh.expires.min(overlap_ends);
         Some(refresh.clone())
     }
 
-    /// Revokes a refresh token with its family, or the access token with this `jti`.
+    /// Revokes a refresh token with its family, and the access token with this `jti`.
     pub(crate) fn revoke(&mut self, token: &str, jti: Option<&str>) {
         if let Some(family) = self.refresh.get(token).map(|refresh| refresh.family.clone()) {
             self.refresh.retain(|_, refresh| refresh.family != family);
@@ -122,11 +117,11 @@ impl Logins {
     }
 }
 
-/// Forgets what has ended, when the table would have to grow. It has room for as many again then, so that an insert is
-/// quick however many there are.
-fn sweep<T>(table: &mut HashMap<String, T>, is_good: impl Fn(&T) -> bool) {
+/// Removes expired entries when the table is full, then reserves as much room again. So an insert takes constant time
+/// on average.
+fn remove_expired<T>(table: &mut HashMap<String, T>, is_valid: impl Fn(&T) -> bool) {
     if table.len() == table.capacity() {
-        table.retain(|_, entry| is_good(entry));
+        table.retain(|_, entry| is_valid(entry));
         table.reserve(table.len().max(64));
     }
 }
@@ -157,32 +152,35 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_is_forgotten() {
+    fn expired_codes_and_tokens_are_removed() {
         let mut logins = Logins::default();
-        logins.keep_refresh("good".to_owned(), refresh(time(1_000_000)), time(0));
+        logins.add_refresh("valid".to_owned(), refresh(time(1_000_000)), time(0));
         for second in 0..10_000 {
             let (name, now, expires) = (second.to_string(), time(second), time(second + 10));
             let code = Code { grant: grant(), redirect_uri: String::new(), challenge: None, expires };
-            logins.keep_code(name.clone(), code, now);
-            logins.keep_refresh(name, refresh(expires), now);
+            logins.add_code(name.clone(), code, now);
+            logins.add_refresh(name, refresh(expires), now);
         }
         assert!(logins.codes.len() < 300, "{} codes", logins.codes.len());
         assert!(logins.refresh.len() < 300, "{} refresh tokens", logins.refresh.len());
-        assert!(logins.refresh("good", time(10_000)).is_some());
-        assert!(logins.spend_code("9999", time(10_000)).is_some());
+        assert!(logins.refresh("valid", time(10_000)).is_some());
+        assert!(logins.use_code("9999", time(10_000)).is_some());
     }
 
     #[test]
-    fn a_refresh_token_is_spent_once_when_there_is_no_overlap() {
+    fn a_refresh_token_is_used_once_without_overlap() {
         let mut logins = Logins::default();
         let (now, later) = (time(1), time(2));
         for token in ["once", "twice"] {
-            logins.keep_refresh(token.to_owned(), refresh(time(9)), now);
+            logins.add_refresh(token.to_owned(), refresh(time(9)), now);
         }
-        assert!(logins.spend_refresh("once", now, Duration::ZERO).is_some());
-        assert!(logins.spend_refresh("once", now, Duration::ZERO).is_none());
-        assert!(logins.spend_refresh("twice", now, Duration::from_secs(2)).is_some());
-        assert!(logins.spend_refresh("twice", later, Duration::from_secs(2)).is_some());
-        assert!(logins.spend_refresh("twice", time(3), Duration::from_secs(2)).is_none(), "not longer");
+        assert!(logins.use_refresh("once", now, Duration::ZERO).is_some());
+        assert!(logins.use_refresh("once", now, Duration::ZERO).is_none());
+        assert!(logins.use_refresh("twice", now, Duration::from_secs(2)).is_some());
+        assert!(logins.use_refresh("twice", later, Duration::from_secs(2)).is_some());
+        assert!(
+            logins.use_refresh("twice", time(3), Duration::from_secs(2)).is_none(),
+            "the overlap is not extended"
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! `kinde-emulator`: runs a local Kinde, and speaks to a running one.
+//! `kinde-emulator`: runs a local Kinde, or controls a running one.
 
 mod cli;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
@@ -11,11 +11,17 @@ use tracing_subscriber::EnvFilter;
 async fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // On a terminal the default applies, which respects NO_COLOR.
+    if std::io::stderr().is_terminal() {
+        logs.init();
+    } else {
+        logs.with_ansi(false).init();
+    }
     match cli.run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cli::say_error(&error);
+            cli::print_error(&error);
             ExitCode::FAILURE
         }
     }

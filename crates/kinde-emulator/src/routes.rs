@@ -1,11 +1,11 @@
-//! Every route in one list, and what all of them share: counting, faults, and the answer to unknown ones.
+//! The list of all routes, and their common behaviour: request counters, faults, and the response to unknown routes.
 
-mod answer;
 mod control;
 mod layer;
 mod login;
 mod management;
 mod oauth;
+mod response;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -17,7 +17,7 @@ use crate::emulator::Emulator;
 
 pub(crate) use management::all_scopes;
 
-const LARGEST_IMPORT: usize = 64 * 1024 * 1024;
+const MAX_IMPORT_BYTES: usize = 64 * 1024 * 1024;
 
 pub(crate) fn router(emulator: Emulator) -> Router {
     let kinde = Router::new()
@@ -59,7 +59,7 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/tokens/m2m", post(control::m2m_token))
         .route("/tokens/mint", post(control::mint))
         .route("/deliveries", get(control::deliveries))
-        .layer(DefaultBodyLimit::max(LARGEST_IMPORT));
+        .layer(DefaultBodyLimit::max(MAX_IMPORT_BYTES));
     kinde
         .nest("/_emulator", control)
         .fallback(route_not_found)
@@ -68,5 +68,5 @@ pub(crate) fn router(emulator: Emulator) -> Router {
 }
 
 async fn route_not_found() -> Response {
-    answer::RouteNotFound.into_response()
+    response::RouteNotFound.into_response()
 }

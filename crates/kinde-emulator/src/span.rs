@@ -1,4 +1,4 @@
-//! Durations in settings and JSON, written as people write them: `"250ms"`, `"5s"`, `"12h"`.
+//! The text form of durations in settings and JSON: `"250ms"`, `"5s"`, `"12h"`.
 
 /// For a field of type `Duration`.
 pub(crate) use jiff::fmt::serde::unsigned_duration::friendly::compact::required as one;

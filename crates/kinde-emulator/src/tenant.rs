@@ -1,6 +1,6 @@
-//! The tenant's users and events in memory, and the rules of changing them.
+//! The tenant's users and events in memory, and the rules for changes.
 //!
-//! Pure of I/O: a change returns the events that it causes, and the emulator sends them.
+//! No I/O: a change returns the events that it causes, and the emulator sends them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,36 +15,36 @@ use crate::event::{Event, Source};
 use crate::user::{Grant, Membership, NewUser, User, UserEdit};
 use crate::users::Users;
 
-/// A change that the tenant refuses.
+/// Why a change is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No such user.
+    /// The user does not exist.
     #[error("there is no user `{0}`")]
     UnknownUser(String),
     /// The id or the email belongs to another user.
     #[error("`{0}` belongs to another user")]
     Taken(String),
-    /// The user cannot sign in.
+    /// The user is suspended and cannot sign in.
     #[error("user `{0}` is suspended: unsuspend it first")]
     Suspended(String),
-    /// The user is not in the organization that was asked for.
-    #[error("user `{0}` is not a member of the organization that the application asks for")]
+    /// The user is not a member of the requested organization.
+    #[error("user `{0}` is not a member of the requested organization")]
     NotAMember(String),
 }
 
-/// What a deletion leaves.
+/// Whether a deletion keeps the profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Profile {
-    /// Nothing.
+    /// Removes the profile.
     #[default]
     Remove,
-    /// The profile, as a subscriber's record.
+    /// Keeps the profile as a subscriber's record.
     Keep,
 }
 
-/// An event that has no id and no time yet.
+/// An event without id and time.
 pub(crate) struct Draft {
     pub(crate) kind: String,
     pub(crate) data: Value,
@@ -63,7 +63,7 @@ impl Draft {
     }
 }
 
-/// The users, and the events so far.
+/// The users and the latest events.
 pub(crate) struct Tenant {
     pub(crate) clock: Clock,
     config: Arc<Config>,
@@ -81,20 +81,20 @@ impl Tenant {
         self.events.clear();
     }
 
-    /// Adds a user without any event.
+    /// Adds a user without an event.
     pub(crate) fn add(&mut self, new: NewUser) -> Result<User, Error> {
         let id = new.id.clone().unwrap_or_else(|| self.clock.user_id());
-        if self.users.place(&id).is_some_and(|place| self.users.at(place).is_some()) {
+        if self.users.position(&id).is_some_and(|position| self.users.at(position).is_some()) {
             return Err(Error::Taken(id));
         }
-        self.free(new.email.as_deref(), None)?;
+        self.check_email(new.email.as_deref(), None)?;
         let at = self.clock.tick();
         let user = User::new(id, new, &self.config.org_code, at);
         self.users.add(user.clone(), at);
         Ok(user)
     }
 
-    /// Adds a user who signs up, with the events that are configured for it.
+    /// Adds a user who signs up, and returns the events of `unknowns.sign_up_events`.
     pub(crate) fn sign_up(&mut self, new: NewUser) -> Result<(User, Vec<Draft>), Error> {
         let user = self.add(new)?;
         let signed_in = self.config.unknowns.sign_up_events.iter().any(|kind| kind == "user.authenticated");
@@ -113,14 +113,14 @@ impl Tenant {
         edit: UserEdit,
         source: Source,
     ) -> Result<(User, Vec<Draft>), Error> {
-        let (place, user) = self.living(id)?;
-        self.free(edit.email.as_deref().filter(|text| !text.is_empty()), Some(place))?;
-        Ok(self.change(place, user, source, |user| user.apply(edit)))
+        let (position, user) = self.existing(id)?;
+        self.check_email(edit.email.as_deref().filter(|text| !text.is_empty()), Some(position))?;
+        Ok(self.change(position, user, source, |user| user.apply(edit)))
     }
 
-    /// Gives each the other's email: two `user.updated`, the first of which takes the other's email.
+    /// Exchanges two emails: two `user.updated` events. After the first one both users have the same email.
     pub(crate) fn swap_emails(&mut self, a: &str, b: &str) -> Result<Vec<Draft>, Error> {
-        let ((at_a, a), (at_b, b)) = (self.living(a)?, self.living(b)?);
+        let ((at_a, a), (at_b, b)) = (self.existing(a)?, self.existing(b)?);
         if at_a == at_b {
             return Ok(Vec::new());
         }
@@ -130,7 +130,7 @@ impl Tenant {
         Ok(drafts)
     }
 
-    /// Adds the user to an organization, or replaces the roles and permissions in it.
+    /// Adds the user to an organization or replaces the roles and permissions in it.
     pub(crate) fn join(
         &mut self,
         id: &str,
@@ -138,39 +138,39 @@ impl Tenant {
         roles: &[String],
         permissions: &[String],
     ) -> Result<(User, Vec<Draft>), Error> {
-        let (place, user) = self.living(id)?;
+        let (position, user) = self.existing(id)?;
         let mut grants = |keys: &[String]| -> Vec<Grant> {
             keys.iter().map(|key| Grant { id: self.clock.uuid(), key: key.clone() }).collect()
         };
         let member =
             Membership { code: code.to_owned(), roles: grants(roles), permissions: grants(permissions) };
-        Ok(self.change(place, user, Source::Admin, |user| {
+        Ok(self.change(position, user, Source::Admin, |user| {
             user.organizations.retain(|org| org.code != member.code);
             user.organizations.push(member);
         }))
     }
 
     pub(crate) fn delete(&mut self, id: &str, profile: Profile, source: Source) -> Result<Vec<Draft>, Error> {
-        let (place, user) = self.living(id)?;
+        let (position, user) = self.existing(id)?;
         let at = self.clock.tick();
-        let left = (profile == Profile::Keep).then_some(User { deleted_on: Some(at), ..user });
-        self.users.put(place, left, at);
+        let remaining = (profile == Profile::Keep).then_some(User { deleted_on: Some(at), ..user });
+        self.users.put(position, remaining, at);
         Ok(vec![Draft::new("user.deleted", source, json!({"user": {"id": id}}))])
     }
 
-    /// The outcome, and the event that tells of it: a suspended user's sign-in fails with an event too.
+    /// Signs a user in. A sign-in that is refused because of a suspension has an event too.
     pub(crate) fn sign_in(&mut self, id: &str) -> (Result<User, Error>, Vec<Draft>) {
         match self.record_sign_in(id) {
             Ok(user) => (Ok(user), vec![Draft::sign_in("user.authenticated", id)]),
-            Err(Error::Suspended(who)) => {
-                (Err(Error::Suspended(who)), vec![Draft::sign_in("user.authentication_failed", id)])
+            Err(error @ Error::Suspended(_)) => {
+                (Err(error), vec![Draft::sign_in("user.authentication_failed", id)])
             }
             Err(error) => (Err(error), Vec::new()),
         }
     }
 
     fn record_sign_in(&mut self, id: &str) -> Result<User, Error> {
-        let (place, mut user) = self.living(id)?;
+        let (position, mut user) = self.existing(id)?;
         let at = self.clock.tick();
         let outcome = if user.is_suspended {
             user.failed_sign_ins += 1;
@@ -181,7 +181,7 @@ impl Tenant {
             user.failed_sign_ins = 0;
             Ok(user.clone())
         };
-        self.users.put(place, Some(user), at);
+        self.users.put(position, Some(user), at);
         outcome
     }
 
@@ -189,7 +189,7 @@ impl Tenant {
         Draft::new("user.created", source, self.data(user))
     }
 
-    /// Gives a draft its id and time and keeps the event.
+    /// Assigns an id and a time to a draft and stores the event.
     pub(crate) fn record(&mut self, draft: Draft) -> Arc<Event> {
         let at = self.clock.tick();
         let Draft { kind, data, source, ip_address } = draft;
@@ -205,7 +205,7 @@ impl Tenant {
         self.events.get(id).cloned()
     }
 
-    /// A user that is not deleted, or was deleted with the profile kept if those are shown.
+    /// Returns a user that is not deleted, or whose profile was kept if `list_includes_deleted` is set.
     pub(crate) fn user(&self, id: &str) -> Option<User> {
         self.users.now().by_id(id).map(Cow::into_owned)
     }
@@ -214,27 +214,27 @@ impl Tenant {
         self.users.at(self.users.owner(email)?).map(Cow::into_owned)
     }
 
-    fn living(&self, id: &str) -> Result<(u64, User), Error> {
+    fn existing(&self, id: &str) -> Result<(u64, User), Error> {
         let found = || {
-            let place = self.users.place(id)?;
-            let user = self.users.at(place)?;
-            user.deleted_on.is_none().then(|| (place, user.into_owned()))
+            let position = self.users.position(id)?;
+            let user = self.users.at(position)?;
+            user.deleted_on.is_none().then(|| (position, user.into_owned()))
         };
         found().ok_or_else(|| Error::UnknownUser(id.to_owned()))
     }
 
-    /// Refuses an email that another user has.
-    fn free(&self, email: Option<&str>, place: Option<u64>) -> Result<(), Error> {
+    /// Checks that no other user has this email.
+    fn check_email(&self, email: Option<&str>, position: Option<u64>) -> Result<(), Error> {
         let owner = email.and_then(|email| self.users.owner(email));
         match (email, owner) {
-            (Some(email), Some(owner)) if Some(owner) != place => Err(Error::Taken(email.to_lowercase())),
+            (Some(email), Some(owner)) if Some(owner) != position => Err(Error::Taken(email.to_lowercase())),
             _ => Ok(()),
         }
     }
 
     fn change(
         &mut self,
-        place: u64,
+        position: u64,
         mut user: User,
         source: Source,
         change: impl FnOnce(&mut User),
@@ -242,7 +242,7 @@ impl Tenant {
         let at = self.clock.tick();
         change(&mut user);
         user.updated_on = at;
-        self.users.put(place, Some(user.clone()), at);
+        self.users.put(position, Some(user.clone()), at);
         let draft = Draft::new("user.updated", source, self.data(&user));
         (user, vec![draft])
     }

@@ -1,4 +1,4 @@
-//! Tokens: what Kinde would issue, and what an attacker would forge.
+//! Tokens as Kinde issues them, and forged ones.
 //!
 //! Source of the claims: <https://docs.kinde.com/build/tokens/about-access-tokens/>.
 
@@ -13,72 +13,72 @@ use crate::user::User;
 /// The claims of a token.
 pub type Claims = Map<String, Value>;
 
-/// What to change in a token; the default changes nothing.
+/// Changes to a token; the default changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenSpec {
-    /// Seconds until it expires; negative for a token that has expired.
+    /// Seconds until it expires; negative for an expired token.
     pub expires_in: Option<i64>,
     /// `aud`.
     pub audience: Option<Vec<String>>,
-    /// `scp`; of an M2M token also `scope`.
+    /// `scp`, and `scope` of an M2M token.
     pub scopes: Option<Vec<String>>,
     /// `permissions` of a user's access token.
     pub permissions: Vec<String>,
-    /// Whether a user's access token has `email`; the configured default otherwise.
+    /// Whether a user's access token has `email`; `None` is the configured default.
     pub email: Option<bool>,
-    /// Put over the claims at the end: `null` removes a claim.
+    /// Claims that replace others at the end; `null` removes a claim.
     pub claims: Claims,
-    /// How it is signed.
+    /// Its signature.
     pub sign: MintOptions,
 }
 
-/// How a token is signed: for attacks.
+/// The signature of a token, for forged tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MintOptions {
     /// Algorithm.
     pub alg: Alg,
-    /// Whose key signs.
+    /// The signing key.
     pub signer: Signer,
-    /// `kid` of the header; the tenant's active key otherwise. An empty text leaves it out.
+    /// `kid` of the header; `None` is that of the active key, an empty text omits it.
     pub kid: Option<String>,
 }
 
 /// The algorithm of a token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Alg {
-    /// As Kinde signs.
+    /// The algorithm of Kinde.
     #[default]
     RS256,
-    /// HMAC with the public key's PEM as the secret: the algorithm confusion attack.
+    /// HMAC with the PEM of the public key as the secret: the algorithm confusion attack.
     HS256,
     /// No signature.
     #[serde(rename = "none")]
     None,
 }
 
-/// Whose key signs.
+/// The signing key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Signer {
     /// The tenant's active key.
     #[default]
     Tenant,
-    /// A key that the tenant never published, under the tenant's `kid`.
+    /// A key that is not published, with the `kid` of the active key.
     Foreign,
 }
 
-/// A compact JWS over `payload` with the header that Kinde writes.
+/// A compact JWS of `payload` with Kinde's header.
 pub(crate) fn sign_rs256(key: &Key, payload: &Value) -> String {
     let message = message(&json!({"alg": "RS256", "kid": key.kid, "typ": "JWT"}), payload);
     let signature = key.sign(message.as_bytes());
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// A compact JWS signed as `options` say; `signer` is the key that they chose.
+/// A compact JWS signed according to `options` with the key `signer`.
 pub(crate) fn forge(payload: &Value, options: &MintOptions, active: &Key, signer: &Key) -> String {
-    let alg = serde_json::to_value(options.alg).expect("an enum without data is a JSON text");
+    let alg = serde_json::to_value(options.alg).expect("an enum without data serializes to text");
     let mut header = json!({"alg": alg, "typ": "JWT"});
     match options.kid.as_deref() {
         Some("") => {}
@@ -99,15 +99,15 @@ fn message(header: &Value, payload: &Value) -> String {
     format!("{}.{}", encode(header), encode(payload))
 }
 
-/// The claims of a token that one of the published keys signed and that has not expired.
+/// Returns the claims of an unexpired token that a published key signed.
 pub(crate) fn verify(token: &str, keys: &Keyring, now: i64) -> Option<Claims> {
     let (message, signature) = token.rsplit_once('.')?;
     let (header, payload) = message.split_once('.')?;
     let header: Value = decode(header)?;
     let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
     let kid = header["kid"].as_str()?;
-    let genuine = header["alg"] == "RS256" && keys.verifies(kid, message.as_bytes(), &signature);
-    let claims: Claims = genuine.then(|| decode(payload))??;
+    let is_valid = header["alg"] == "RS256" && keys.verifies(kid, message.as_bytes(), &signature);
+    let claims: Claims = is_valid.then(|| decode(payload))??;
     (claims.get("exp")?.as_i64()? > now).then_some(claims)
 }
 
@@ -115,7 +115,7 @@ fn decode<T: serde::de::DeserializeOwned>(part: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
 
-/// What every token says of its issue.
+/// The claims that all tokens have.
 pub(crate) struct Issue<'a> {
     pub(crate) issuer: &'a str,
     pub(crate) client_id: &'a str,

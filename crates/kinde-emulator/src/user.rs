@@ -1,4 +1,4 @@
-//! A user as Kinde keeps it, and the shapes in which webhooks and the profile show it.
+//! A user, and its representation in webhooks and in the profile.
 
 pub(crate) mod api;
 
@@ -14,11 +14,11 @@ use crate::config::Missing;
 pub struct User {
     /// `kp_` and 32 hex digits.
     pub id: String,
-    /// The id that the user had in another system.
+    /// Id of the user in another system.
     pub provided_id: Option<String>,
     /// Preferred email.
     pub email: Option<String>,
-    /// Whether the email is verified; shown by the profile endpoint alone.
+    /// Whether the email is verified. Only the profile endpoint shows it.
     pub email_verified: bool,
     /// First name.
     pub first_name: Option<String>,
@@ -28,37 +28,37 @@ pub struct User {
     pub phone: Option<String>,
     /// Username.
     pub username: Option<String>,
-    /// Address of a picture.
+    /// URL of a picture.
     pub picture: Option<String>,
-    /// Whether sign-in is refused.
+    /// Whether the user is suspended and cannot sign in.
     pub is_suspended: bool,
-    /// Whether a new password is asked for at the next sign-in.
+    /// Whether a new password is required at the next sign-in.
     pub is_password_reset_requested: bool,
     /// Organizations with roles and permissions.
     pub organizations: Vec<Membership>,
-    /// When the user was made.
+    /// When the user was created.
     pub created_on: Timestamp,
-    /// When the profile changed last.
+    /// Time of the last change of the profile.
     pub updated_on: Timestamp,
-    /// When the user signed in last.
+    /// Time of the last sign-in.
     pub last_signed_in: Option<Timestamp>,
-    /// Sign-ins ever.
+    /// Number of sign-ins.
     pub total_sign_ins: u64,
-    /// Refused sign-ins since the last good one.
+    /// Number of failed sign-ins since the last successful one.
     pub failed_sign_ins: u64,
-    /// When access was deleted while the profile was kept.
+    /// When the user was deleted with the profile kept.
     pub deleted_on: Option<Timestamp>,
 }
 
-/// A user's place in an organization.
+/// Membership in an organization.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
     /// `org_` and 11 hex digits.
     pub code: String,
-    /// Roles in it.
+    /// Roles in this organization.
     #[serde(default)]
     pub roles: Vec<Grant>,
-    /// Permissions in it.
+    /// Permissions in this organization.
     #[serde(default)]
     pub permissions: Vec<Grant>,
 }
@@ -72,11 +72,11 @@ pub struct Grant {
     pub key: String,
 }
 
-/// What a new user is made of; everything is optional.
+/// The fields of a new user; all are optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct NewUser {
-    /// Chosen id; a random `kp_…` otherwise.
+    /// Id; by default a random `kp_…`.
     pub id: Option<String>,
     /// Preferred email.
     pub email: Option<String>,
@@ -90,16 +90,16 @@ pub struct NewUser {
     pub phone: Option<String>,
     /// Username.
     pub username: Option<String>,
-    /// Address of a picture.
+    /// URL of a picture.
     pub picture: Option<String>,
     /// The id that the user has in another system.
     pub provided_id: Option<String>,
-    /// Organization to join; the tenant's default one otherwise.
+    /// Organization to join; by default that of the tenant.
     pub organization: Option<String>,
 }
 
 impl NewUser {
-    /// A user with an email and a name.
+    /// Creates a user with an email and a name.
     #[must_use]
     pub fn named(email: &str, first_name: &str, last_name: &str) -> Self {
         let some = |text: &str| Some(text.to_owned());
@@ -113,7 +113,7 @@ impl NewUser {
     }
 }
 
-/// A change of a user: absent fields stay, and an empty text removes the value.
+/// A change of a user. Absent fields are kept; an empty text removes a value.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct UserEdit {
@@ -129,13 +129,13 @@ pub struct UserEdit {
     pub phone: Option<String>,
     /// Username.
     pub username: Option<String>,
-    /// Address of a picture.
+    /// URL of a picture.
     pub picture: Option<String>,
     /// The id that the user has in another system.
     pub provided_id: Option<String>,
-    /// Whether sign-in is refused.
+    /// Whether the user is suspended and cannot sign in.
     pub is_suspended: Option<bool>,
-    /// Whether a new password is asked for at the next sign-in.
+    /// Whether a new password is required at the next sign-in.
     pub is_password_reset_requested: Option<bool>,
 }
 
@@ -178,7 +178,7 @@ impl User {
             edit.is_password_reset_requested.unwrap_or(self.is_password_reset_requested);
     }
 
-    /// First and last name with a space between.
+    /// Returns the first and last name, separated by a space.
     #[must_use]
     pub fn full_name(&self) -> String {
         let parts = [self.first_name.as_deref(), self.last_name.as_deref()];
@@ -206,7 +206,7 @@ impl User {
         json!({ "user": user })
     }
 
-    /// The answer of `GET /oauth2/v2/user_profile`.
+    /// The response of `GET /oauth2/v2/user_profile`.
     pub(crate) fn profile(&self) -> Value {
         json!({
             "sub": self.id,
@@ -225,7 +225,7 @@ impl User {
 }
 
 impl Membership {
-    /// Roles and permissions are `null`, not `[]`, when there are none.
+    /// Empty roles and permissions are `null`, not `[]`.
     fn webhook(&self) -> Value {
         let list = |grants: &[Grant]| if grants.is_empty() { Value::Null } else { json!(grants) };
         let mut item = Map::new();

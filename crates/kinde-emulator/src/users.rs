@@ -1,8 +1,8 @@
-//! Where users are: computed ones, created ones, and how both have changed since.
+//! All users of the tenant: generated ones, created ones, and their changes.
 //!
-//! A user has a place in the order of creation, which never changes. Computed users have the places from 0 on
-//! and cost nothing until they are changed. [`Users::put`] is the only door to every change: it keeps the
-//! indexes, and the past for as many changes as are asked for.
+//! Each user has a fixed position in the order of creation. Generated users have the positions from 0 and use no memory
+//! until they are changed. Every change goes through [`Users::put`], which updates the indexes and records the state
+//! before the change, for the latest `delivery.log` changes.
 
 mod generated;
 
@@ -15,28 +15,28 @@ use crate::config::Config;
 use crate::user::User;
 use generated::Generated;
 
-/// The place of the first user that was created, far behind every computed one.
+/// The position of the first created user, above every generated one.
 const FIRST_CREATED: u64 = 1 << 40;
 
-/// A user as it was before a change.
-struct Before {
+/// The state of a user before a change.
+struct Previous {
     at: Timestamp,
-    place: u64,
+    position: u64,
     user: Option<User>,
 }
 
 pub(crate) struct Users {
     generated: Generated,
-    /// Created users and changed ones; `None` where one was removed.
-    kept: BTreeMap<u64, Option<User>>,
-    /// Of created users, removed ones included.
+    /// Created and changed users by position; `None` is a removed user.
+    stored: BTreeMap<u64, Option<User>>,
+    /// Positions of created users, including removed ones.
     by_id: HashMap<String, u64>,
-    /// Of kept users that are not deleted, in lower case.
+    /// Positions of stored users that are not deleted, by lower-case email.
     by_email: HashMap<String, u64>,
-    past: VecDeque<Before>,
+    changes: VecDeque<Previous>,
     next: u64,
-    remembers: usize,
-    shows_deleted: bool,
+    max_changes: usize,
+    lists_deleted: bool,
 }
 
 impl Users {
@@ -44,157 +44,158 @@ impl Users {
         let wanted = &config.generated;
         Self {
             generated: Generated::new(wanted.users, wanted.seed, &config.org_code),
-            kept: BTreeMap::new(),
+            stored: BTreeMap::new(),
             by_id: HashMap::new(),
             by_email: HashMap::new(),
-            past: VecDeque::new(),
+            changes: VecDeque::new(),
             next: FIRST_CREATED,
-            remembers: config.delivery.log,
-            shows_deleted: config.unknowns.list_includes_deleted,
+            max_changes: config.delivery.log,
+            lists_deleted: config.unknowns.list_includes_deleted,
         }
     }
 
-    /// Makes it so many computed users; changes of those that are no more are forgotten.
+    /// Sets the number of generated users and discards the changes of those above it.
     pub(crate) fn set_generated(&mut self, count: u64) {
         self.generated.set_count(count);
         let count = self.generated.count();
-        let there = |place: u64| place < count || place >= FIRST_CREATED;
-        self.kept.retain(|place, _| there(*place));
-        self.by_email.retain(|_, place| there(*place));
-        self.past.retain(|before| there(before.place));
+        let exists = |position: u64| position < count || position >= FIRST_CREATED;
+        self.stored.retain(|position, _| exists(*position));
+        self.by_email.retain(|_, position| exists(*position));
+        self.changes.retain(|change| exists(change.position));
     }
 
-    /// The user at a place, deleted with the profile kept or not.
-    pub(crate) fn at(&self, place: u64) -> Option<Cow<'_, User>> {
-        match self.kept.get(&place) {
-            Some(kept) => kept.as_ref().map(Cow::Borrowed),
-            None => self.generated.user(place).map(Cow::Owned),
+    /// Returns the user at a position, also one deleted with its profile kept.
+    pub(crate) fn at(&self, position: u64) -> Option<Cow<'_, User>> {
+        match self.stored.get(&position) {
+            Some(stored) => stored.as_ref().map(Cow::Borrowed),
+            None => self.generated.user(position).map(Cow::Owned),
         }
     }
 
-    /// The place of the user with this id, removed or not.
-    pub(crate) fn place(&self, id: &str) -> Option<u64> {
+    /// Returns the position of the user with this id, also of a removed user.
+    pub(crate) fn position(&self, id: &str) -> Option<u64> {
         self.by_id.get(id).copied().or_else(|| self.generated.by_id(id))
     }
 
-    /// The place of the living user with this email, whatever its case.
+    /// Returns the position of the user with this email in any case; deleted users have none.
     pub(crate) fn owner(&self, email: &str) -> Option<u64> {
         let email = email.to_lowercase();
-        let computed = || self.generated.by_email(&email).filter(|place| !self.kept.contains_key(place));
-        self.by_email.get(&email).copied().or_else(computed)
+        let generated =
+            || self.generated.by_email(&email).filter(|position| !self.stored.contains_key(position));
+        self.by_email.get(&email).copied().or_else(generated)
     }
 
     pub(crate) fn add(&mut self, user: User, at: Timestamp) {
-        let place = self.next;
+        let position = self.next;
         self.next += 1;
-        self.by_id.insert(user.id.clone(), place);
-        self.put(place, Some(user), at);
+        self.by_id.insert(user.id.clone(), position);
+        self.put(position, Some(user), at);
     }
 
-    /// Replaces the user at a place, or removes it.
-    pub(crate) fn put(&mut self, place: u64, user: Option<User>, at: Timestamp) {
-        let before = self.at(place).map(Cow::into_owned);
-        let living_email = |user: &Option<User>| {
+    /// Replaces or removes the user at a position.
+    pub(crate) fn put(&mut self, position: u64, user: Option<User>, at: Timestamp) {
+        let before = self.at(position).map(Cow::into_owned);
+        let current_email = |user: &Option<User>| {
             let user = user.as_ref().filter(|user| user.deleted_on.is_none())?;
             user.email.as_ref().map(|email| email.to_lowercase())
         };
-        if let Some(old) = living_email(&before)
-            && self.by_email.get(&old) == Some(&place)
+        if let Some(old) = current_email(&before)
+            && self.by_email.get(&old) == Some(&position)
         {
             self.by_email.remove(&old);
         }
-        if let Some(new) = living_email(&user) {
-            self.by_email.insert(new, place);
+        if let Some(new) = current_email(&user) {
+            self.by_email.insert(new, position);
         }
-        self.kept.insert(place, user);
-        self.past.push_back(Before { at, place, user: before });
-        if self.past.len() > self.remembers {
-            self.past.pop_front();
+        self.stored.insert(position, user);
+        self.changes.push_back(Previous { at, position, user: before });
+        if self.changes.len() > self.max_changes {
+            self.changes.pop_front();
         }
     }
 
-    /// The users that the API shows now.
+    /// The users that the API lists now.
     pub(crate) fn now(&self) -> View<'_> {
-        View { users: self, then: BTreeMap::new() }
+        View { users: self, previous: BTreeMap::new() }
     }
 
-    /// The users that the API showed then, or as long ago as is remembered.
-    pub(crate) fn then(&self, then: Timestamp) -> View<'_> {
-        let later = self.past.iter().rev().take_while(|before| before.at > then);
-        View { users: self, then: later.map(|before| (before.place, before.user.as_ref())).collect() }
+    /// The users that the API listed at `at`, or at the oldest recorded change.
+    pub(crate) fn at_time(&self, at: Timestamp) -> View<'_> {
+        let later = self.changes.iter().rev().take_while(|change| change.at > at);
+        View { users: self, previous: later.map(|change| (change.position, change.user.as_ref())).collect() }
     }
 }
 
-/// The users that the API shows at one instant.
+/// The users that the API lists at one instant.
 pub(crate) struct View<'a> {
     users: &'a Users,
-    /// What was where it has changed since; its places are among the kept ones.
-    then: BTreeMap<u64, Option<&'a User>>,
+    /// Users that changed since then, as they were. Their positions are among the stored ones.
+    previous: BTreeMap<u64, Option<&'a User>>,
 }
 
 impl<'a> View<'a> {
-    pub(crate) fn at(&self, place: u64) -> Option<Cow<'a, User>> {
-        let user = match self.then.get(&place) {
-            Some(then) => then.map(Cow::Borrowed),
-            None => self.users.at(place),
+    pub(crate) fn at(&self, position: u64) -> Option<Cow<'a, User>> {
+        let user = match self.previous.get(&position) {
+            Some(previous) => previous.map(Cow::Borrowed),
+            None => self.users.at(position),
         };
-        user.filter(|user| user.deleted_on.is_none() || self.users.shows_deleted)
+        user.filter(|user| user.deleted_on.is_none() || self.users.lists_deleted)
     }
 
     pub(crate) fn by_id(&self, id: &str) -> Option<Cow<'a, User>> {
-        self.at(self.users.place(id)?)
+        self.at(self.users.position(id)?)
     }
 
-    /// The users from a place on, with their places.
-    pub(crate) fn from(&self, place: u64) -> impl Iterator<Item = (u64, Cow<'a, User>)> {
-        let created = self.users.kept.range(place.max(FIRST_CREATED)..).map(|(place, _)| *place);
-        let places = (place..self.users.generated.count()).chain(created);
-        places.filter_map(|place| Some((place, self.at(place)?)))
+    /// The users from a position on, with their positions.
+    pub(crate) fn from(&self, position: u64) -> impl Iterator<Item = (u64, Cow<'a, User>)> {
+        let created = self.users.stored.range(position.max(FIRST_CREATED)..).map(|(position, _)| *position);
+        let positions = (position..self.users.generated.count()).chain(created);
+        positions.filter_map(|position| Some((position, self.at(position)?)))
     }
 
-    /// The places where users with these emails (in lower case) may be.
-    pub(crate) fn may_have(&self, emails: &[String]) -> Vec<u64> {
-        let computed = emails.iter().filter_map(|email| self.users.generated.by_email(email));
-        let mut places: Vec<u64> = self.users.kept.keys().copied().chain(computed).collect();
-        places.sort_unstable();
-        places.dedup();
-        places
+    /// The positions that may have users with these lower-case emails, in order.
+    pub(crate) fn candidates(&self, emails: &[String]) -> Vec<u64> {
+        let generated = emails.iter().filter_map(|email| self.users.generated.by_email(email));
+        let mut positions: Vec<u64> = self.users.stored.keys().copied().chain(generated).collect();
+        positions.sort_unstable();
+        positions.dedup();
+        positions
     }
 
-    /// The places of these ids, in order.
-    pub(crate) fn places(&self, ids: &[String]) -> Vec<u64> {
-        let mut places: Vec<u64> = ids.iter().filter_map(|id| self.users.place(id)).collect();
-        places.sort_unstable();
-        places.dedup();
-        places
+    /// The positions of these ids, in order.
+    pub(crate) fn positions(&self, ids: &[String]) -> Vec<u64> {
+        let mut positions: Vec<u64> = ids.iter().filter_map(|id| self.users.position(id)).collect();
+        positions.sort_unstable();
+        positions.dedup();
+        positions
     }
 
-    /// How many there are, in time that grows with the changes alone.
+    /// The number of users. Takes time proportional to the number of changes.
     pub(crate) fn count(&self) -> usize {
         let hidden = self.hidden().count();
-        let created = self.users.kept.range(FIRST_CREATED..);
-        let shown = created.filter(|(place, _)| self.at(**place).is_some()).count();
-        usize::try_from(self.users.generated.count()).unwrap_or(usize::MAX) - hidden + shown
+        let created = self.users.stored.range(FIRST_CREATED..);
+        let listed = created.filter(|(position, _)| self.at(**position).is_some()).count();
+        usize::try_from(self.users.generated.count()).unwrap_or(usize::MAX) - hidden + listed
     }
 
-    /// The place of the user that has so many before it; behind every place when there are not so many.
+    /// The position of the user with `rank` users before it; `u64::MAX` if there are not as many.
     pub(crate) fn nth(&self, rank: u64) -> u64 {
-        let mut place = rank;
+        let mut position = rank;
         for hidden in self.hidden() {
-            if hidden > place {
+            if hidden > position {
                 break;
             }
-            place = place.saturating_add(1);
+            position = position.saturating_add(1);
         }
-        let Some(left) = place.checked_sub(self.users.generated.count()) else { return place };
+        let Some(left) = position.checked_sub(self.users.generated.count()) else { return position };
         let left = usize::try_from(left).unwrap_or(usize::MAX);
-        self.from(FIRST_CREATED).nth(left).map_or(u64::MAX, |(place, _)| place)
+        self.from(FIRST_CREATED).nth(left).map_or(u64::MAX, |(position, _)| position)
     }
 
-    /// The places of computed users that are not shown any more, in order.
+    /// The positions of generated users that are no longer listed, in order.
     fn hidden(&self) -> impl Iterator<Item = u64> {
-        let changed = self.users.kept.range(..FIRST_CREATED).map(|(place, _)| *place);
-        changed.filter(|place| self.at(*place).is_none())
+        let changed = self.users.stored.range(..FIRST_CREATED).map(|(position, _)| *position);
+        changed.filter(|position| self.at(*position).is_none())
     }
 }
 
@@ -204,8 +205,8 @@ mod tests {
     use crate::config;
     use crate::user::NewUser;
 
-    fn people(users: u64) -> Users {
-        let generated = config::Generated { users, seed: 3 };
+    fn users(generated: u64) -> Users {
+        let generated = config::Generated { users: generated, seed: 3 };
         Users::new(&Config { generated, ..Config::default() })
     }
 
@@ -222,58 +223,58 @@ mod tests {
     }
 
     #[test]
-    fn every_rank_is_where_the_walk_finds_it() {
-        let mut people = people(20);
+    fn a_rank_has_the_position_found_by_iteration() {
+        let mut users = users(20);
         for name in ["a", "b", "c"] {
-            people.add(created(name), time(2));
+            users.add(created(name), time(2));
         }
-        for place in [0, 1, 7, 19, FIRST_CREATED + 1] {
-            people.put(place, None, time(3));
+        for position in [0, 1, 7, 19, FIRST_CREATED + 1] {
+            users.put(position, None, time(3));
         }
-        let mut changed = people.at(5).unwrap().into_owned();
+        let mut changed = users.at(5).unwrap().into_owned();
         changed.deleted_on = Some(time(4));
-        people.put(5, Some(changed), time(4));
-        let view = people.now();
-        let walk: Vec<u64> = view.from(0).map(|(place, _)| place).collect();
-        assert_eq!((walk.len(), view.count()), (17, 17));
-        for (rank, place) in (0..).zip(&walk) {
-            assert_eq!(view.nth(rank), *place);
+        users.put(5, Some(changed), time(4));
+        let view = users.now();
+        let positions: Vec<u64> = view.from(0).map(|(position, _)| position).collect();
+        assert_eq!((positions.len(), view.count()), (17, 17));
+        for (rank, position) in (0..).zip(&positions) {
+            assert_eq!(view.nth(rank), *position);
         }
         assert_eq!((view.nth(17), view.from(u64::MAX).count()), (u64::MAX, 0));
     }
 
     #[test]
-    fn the_past_is_shown_as_it_was() {
-        let mut people = people(3);
-        people.add(created("a"), time(10));
-        let before = ids(&people.now());
-        people.add(created("b"), time(20));
-        let first = people.at(0).unwrap().into_owned();
+    fn an_earlier_state_is_listed_as_it_was() {
+        let mut users = users(3);
+        users.add(created("a"), time(10));
+        let before = ids(&users.now());
+        users.add(created("b"), time(20));
+        let first = users.at(0).unwrap().into_owned();
         let renamed = User { first_name: Some("New".to_owned()), ..first.clone() };
-        people.put(0, Some(renamed), time(21));
-        people.put(0, None, time(22));
-        people.put(people.place("kp_a").unwrap(), None, time(23));
-        assert_eq!(ids(&people.then(time(15))), before);
-        assert_eq!(people.then(time(15)).by_id(&first.id).as_deref(), Some(&first));
-        assert_eq!(people.then(time(21)).by_id(&first.id).unwrap().first_name.as_deref(), Some("New"));
+        users.put(0, Some(renamed), time(21));
+        users.put(0, None, time(22));
+        users.put(users.position("kp_a").unwrap(), None, time(23));
+        assert_eq!(ids(&users.at_time(time(15))), before);
+        assert_eq!(users.at_time(time(15)).by_id(&first.id).as_deref(), Some(&first));
+        assert_eq!(users.at_time(time(21)).by_id(&first.id).unwrap().first_name.as_deref(), Some("New"));
         assert_eq!(
-            (people.then(time(5)).count(), people.then(time(15)).count(), people.now().count()),
+            (users.at_time(time(5)).count(), users.at_time(time(15)).count(), users.now().count()),
             (3, 4, 3)
         );
     }
 
     #[test]
-    fn an_email_belongs_to_one_user_computed_or_not() {
-        let mut people = people(100);
-        let place = (0..100).find(|place| people.at(*place).unwrap().email.is_some()).unwrap();
-        let user = people.at(place).unwrap().into_owned();
+    fn an_email_belongs_to_one_user() {
+        let mut users = users(100);
+        let position = (0..100).find(|position| users.at(*position).unwrap().email.is_some()).unwrap();
+        let user = users.at(position).unwrap().into_owned();
         let email = user.email.clone().unwrap();
-        assert_eq!(people.owner(&email.to_uppercase()), Some(place));
-        people.put(place, Some(User { email: Some("new@x.org".to_owned()), ..user }), time(1));
-        assert_eq!((people.owner(&email), people.owner("New@x.org")), (None, Some(place)));
-        people.put(place, None, time(2));
-        assert_eq!(people.owner("new@x.org"), None);
-        people.set_generated(place);
-        assert_eq!((people.at(place), people.now().count()), (None, usize::try_from(place).unwrap()));
+        assert_eq!(users.owner(&email.to_uppercase()), Some(position));
+        users.put(position, Some(User { email: Some("new@x.org".to_owned()), ..user }), time(1));
+        assert_eq!((users.owner(&email), users.owner("New@x.org")), (None, Some(position)));
+        users.put(position, None, time(2));
+        assert_eq!(users.owner("new@x.org"), None);
+        users.set_generated(position);
+        assert_eq!((users.at(position), users.now().count()), (None, usize::try_from(position).unwrap()));
     }
 }

@@ -1,4 +1,4 @@
-//! Webhook endpoints, and how a delivery to one is dressed: Kinde's signed JWT, or HMAC for relays.
+//! Webhook endpoints, and the body and signature of deliveries: Kinde's signed JWT, or HMAC for relays.
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
@@ -17,7 +17,7 @@ use crate::tokens::sign_rs256;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebhookSpec {
-    /// Where deliveries go. Kinde demands https; the emulator does not.
+    /// URL of the endpoint. Kinde requires https; the emulator does not.
     pub endpoint: Url,
     /// Name in the dashboard.
     #[serde(default = "default_name")]
@@ -25,10 +25,10 @@ pub struct WebhookSpec {
     /// Description in the dashboard.
     #[serde(default)]
     pub description: Option<String>,
-    /// Event types to send; empty means all.
+    /// Event types to send; empty means all types.
     #[serde(default)]
     pub event_types: Vec<String>,
-    /// How deliveries are signed.
+    /// Signature of deliveries.
     #[serde(default)]
     pub scheme: Scheme,
 }
@@ -38,7 +38,7 @@ fn default_name() -> String {
 }
 
 impl WebhookSpec {
-    /// An endpoint that receives every event as Kinde sends it.
+    /// Creates an endpoint that receives all events, signed as by Kinde.
     #[must_use]
     pub fn new(endpoint: Url) -> Self {
         Self {
@@ -50,44 +50,44 @@ impl WebhookSpec {
         }
     }
 
-    /// The same endpoint with another scheme.
+    /// Sets the signature scheme.
     #[must_use]
     pub fn with_scheme(self, scheme: Scheme) -> Self {
         Self { scheme, ..self }
     }
 
-    pub(crate) fn wants(&self, kind: &str) -> bool {
-        self.event_types.is_empty() || self.event_types.iter().any(|wanted| wanted == kind)
+    pub(crate) fn is_subscribed_to(&self, kind: &str) -> bool {
+        self.event_types.is_empty() || self.event_types.iter().any(|known| known == kind)
     }
 }
 
-/// How a delivery is signed.
+/// The signature scheme of deliveries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Scheme {
-    /// As Kinde does: the body is an RS256 JWT without registered claims, `Content-Type: application/jwt`.
+    /// The scheme of Kinde: the body is an RS256 JWT without registered claims, `Content-Type: application/jwt`.
     #[default]
     KindeJwt,
-    /// As many relays do: JSON with a hex HMAC-SHA256 of the body in `x-kinde-signature`.
+    /// JSON with a hexadecimal HMAC-SHA256 of the body in `x-kinde-signature`, as many relays send it.
     Hmac {
         /// The shared secret.
         secret: String,
     },
-    /// As <https://www.standardwebhooks.com> says: JSON with `webhook-timestamp` and `webhook-signature`.
+    /// The scheme of <https://www.standardwebhooks.com>: JSON with `webhook-timestamp` and `webhook-signature`.
     StandardWebhooks {
-        /// `whsec_` and base64, or any other text, which is then used as it is.
+        /// `whsec_` and base64, or any other text, which is used unchanged.
         secret: String,
     },
 }
 
 /// Body and headers of an attempt.
-pub(crate) struct Dressed {
+pub(crate) struct SignedRequest {
     pub(crate) body: Bytes,
     pub(crate) headers: HeaderMap,
 }
 
 impl Scheme {
-    /// The body, which is the same on each attempt.
+    /// Creates the body, which is the same on each attempt.
     pub(crate) fn body(&self, payload: &Value, key: &Key) -> Bytes {
         match self {
             Self::KindeJwt => sign_rs256(key, payload).into(),
@@ -95,11 +95,11 @@ impl Scheme {
         }
     }
 
-    /// Adds the headers to a body; `id` is the `webhook-id`, `now` the time of this attempt.
-    pub(crate) fn dress(&self, body: Bytes, id: &str, now: Timestamp) -> Dressed {
+    /// Adds the headers to a body. `id` is the `webhook-id`, `now` the time of the attempt.
+    pub(crate) fn sign(&self, body: Bytes, id: &str, now: Timestamp) -> SignedRequest {
         let mut headers = HeaderMap::new();
         let mut add = |name: &'static str, text: &str| {
-            let value = HeaderValue::from_str(text).expect("ids and signatures are plain ASCII");
+            let value = HeaderValue::from_str(text).expect("ids and signatures are ASCII");
             headers.insert(HeaderName::from_static(name), value);
         };
         add("webhook-id", id);
@@ -118,11 +118,11 @@ impl Scheme {
                 add("webhook-signature", &format!("v1,{signature}"));
             }
         }
-        Dressed { body, headers }
+        SignedRequest { body, headers }
     }
 }
 
-/// The `webhook-id` of an event at an endpoint: the same on every attempt and for every extra copy.
+/// The `webhook-id` of an event at an endpoint. It is the same for each attempt and each extra copy.
 pub(crate) fn delivery_id(endpoint_id: &str, event_id: &str) -> String {
     let hash = digest::digest(&digest::SHA256, format!("{endpoint_id}/{event_id}").as_bytes());
     hex(&hash.as_ref()[..16])

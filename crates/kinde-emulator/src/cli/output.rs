@@ -1,49 +1,49 @@
-//! What the commands print: JSON for programs, or columns for people.
+//! Output of the commands: JSON, or tables and lines of text.
 
 use std::io::Write as _;
 
 use serde_json::Value;
 
-/// Prints text; a closed pipe is no error.
+/// Prints text. A closed pipe is not an error.
 pub(super) fn print(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
-/// Prints an answer of the control API.
-pub(super) fn show(answer: &Value, json: bool) {
+/// Prints a response of the control API.
+pub(super) fn show(response: &Value, json: bool) {
     if json {
-        return print(&format!("{answer:#}"));
+        return print(&format!("{response:#}"));
     }
-    match sole_list(answer) {
+    match sole_list(response) {
         Some(items) if items.is_empty() => print("none"),
         Some(items) => {
             print(&table(items));
-            if let Some(next) = answer["next"].as_str() {
-                print(&format!("there are more: add `--after {next}`"));
+            if let Some(next) = response["next"].as_str() {
+                print(&format!("more: --after {next}"));
             }
         }
-        None => match answer["token"].as_str() {
+        None => match response["token"].as_str() {
             Some(token) => print(token),
-            None => print(&lines("", answer)),
+            None => print(&lines("", response)),
         },
     }
 }
 
-/// The list of an answer that is nothing else, or a page of one.
-fn sole_list(answer: &Value) -> Option<&Vec<Value>> {
-    let mut values = answer.as_object()?.iter().filter(|(name, _)| *name != "next").map(|(_, value)| value);
+/// Returns the list of a response that contains only a list or a page of it.
+fn sole_list(response: &Value) -> Option<&Vec<Value>> {
+    let mut values = response.as_object()?.iter().filter(|(name, _)| *name != "next").map(|(_, value)| value);
     let first = values.next()?.as_array();
     first.filter(|_| values.next().is_none())
 }
 
-/// The columns that help a person; the rest is in `--json`.
+/// Keys that are shown as columns; `--json` shows all.
 const COLUMNS: &[&str] = &[
     "number",
     "kind",
     "chance",
     "times",
     "on",
-    "struck",
+    "occurrences",
     "id",
     "endpoint",
     "disabled",
@@ -84,7 +84,7 @@ fn lines(prefix: &str, value: &Value) -> String {
     object.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A value on one line, without control characters that would move the cursor.
+/// A value on one line, without control characters.
 fn plain(value: &Value) -> String {
     let text = match value {
         Value::Null => String::new(),
@@ -96,7 +96,7 @@ fn plain(value: &Value) -> String {
 
 /// Parses KEY=VALUE, where VALUE is JSON or plain text.
 pub(super) fn key_value(text: &str) -> Result<(String, Value), String> {
-    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
+    let (key, value) = text.split_once('=').ok_or("must have the form KEY=VALUE")?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
     Ok((key.to_owned(), value))
 }

@@ -1,4 +1,4 @@
-//! The commands that speak to the control API of a running emulator.
+//! The commands that call the control API of a running emulator.
 
 use std::time::Duration;
 
@@ -55,32 +55,30 @@ impl Request {
         }
         let hint = || {
             let url = &self.target.url;
-            format!(
-                "no emulator answers at {url}: start one with `kinde-emulator serve`, or name it with --url"
-            )
+            format!("no emulator responds at {url}: start one with `kinde-emulator serve`, or set --url")
         };
         let response = request.send().await.with_context(hint)?;
         let status = response.status();
-        let text = response.text().await.context("the answer was cut off")?;
+        let text = response.text().await.context("the response is incomplete")?;
         if !status.is_success() {
-            let answer: Value = serde_json::from_str(&text).unwrap_or_default();
-            bail!("{}", answer["error"].as_str().unwrap_or(&text));
+            let error: Value = serde_json::from_str(&text).unwrap_or_default();
+            bail!("{}", error["error"].as_str().unwrap_or(&text));
         }
-        serde_json::from_str(&text).context("the answer is not JSON: is this a kinde-emulator?")
+        serde_json::from_str(&text).context("the response is not JSON: this is not a kinde-emulator")
     }
 }
 
 pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
     let request = match command {
-        Command::Serve(_) => bail!("`serve` does not speak to a running emulator"),
-        Command::Users(users) => of_users(users)?,
-        Command::Token(token) => of_token(token),
+        Command::Serve(_) => bail!("`serve` does not use the control API"),
+        Command::Users(users) => users_request(users)?,
+        Command::Token(token) => token_request(token),
         Command::Keys(Keys::Rotate { drop, target }) => {
             let overlap = if drop { "drop" } else { "keep" };
             Request::post(target, &["keys", "rotate"], json!({"overlap": overlap}))
         }
-        Command::Faults(faults) => of_faults(faults)?,
-        Command::Webhooks(webhooks) => of_webhooks(webhooks),
+        Command::Faults(faults) => faults_request(faults)?,
+        Command::Webhooks(webhooks) => webhooks_request(webhooks),
         Command::Deliveries(target) => Request::get(target, &["deliveries"]),
         Command::Stats(target) => Request::get(target, &["stats"]),
         Command::Reset(target) => Request::new(target, Method::POST, &["reset"]),
@@ -89,14 +87,15 @@ pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_users(users: Users) -> anyhow::Result<Request> {
+fn users_request(users: Users) -> anyhow::Result<Request> {
     Ok(match users {
         Users::Create { fields, sign_up, target } => {
-            Request::post(target, &[if sign_up { "sign-up" } else { "users" }], of_fields(fields))
+            Request::post(target, &[if sign_up { "sign-up" } else { "users" }], fields_body(fields))
         }
-        Users::Update { id, fields, target } => {
-            Request { body: Some(of_fields(fields)), ..Request::new(target, Method::PATCH, &["users", &id]) }
-        }
+        Users::Update { id, fields, target } => Request {
+            body: Some(fields_body(fields)),
+            ..Request::new(target, Method::PATCH, &["users", &id])
+        },
         Users::Suspend { id, undo, target } => {
             let verb = if undo { "unsuspend" } else { "suspend" };
             Request::new(target, Method::POST, &["users", &id, verb])
@@ -113,7 +112,7 @@ fn of_users(users: Users) -> anyhow::Result<Request> {
                     serde_json::from_str(&text)
                         .with_context(|| format!("`{}` is not JSON", path.display()))?
                 }
-                None => of_fields(fields),
+                None => fields_body(fields),
             };
             Request::post(target, &["import"], body)
         }
@@ -124,7 +123,7 @@ fn of_users(users: Users) -> anyhow::Result<Request> {
     })
 }
 
-fn of_fields(fields: Fields) -> Value {
+fn fields_body(fields: Fields) -> Value {
     let Fields { email, first_name, last_name, phone, username, picture } = fields;
     json!({
         "email": email,
@@ -136,17 +135,17 @@ fn of_fields(fields: Fields) -> Value {
     })
 }
 
-fn of_token(token: Token) -> Request {
+fn token_request(token: Token) -> Request {
     let (kind, user) = match token {
-        Token::M2m { spec, target } => return Request::post(target, &["tokens", "m2m"], of_spec(spec)),
+        Token::M2m { spec, target } => return Request::post(target, &["tokens", "m2m"], spec_body(spec)),
         Token::Access(user) => ("access", user),
         Token::Id(user) => ("id", user),
     };
-    let body = json!({"user": user.user, "token": of_spec(user.spec)});
+    let body = json!({"user": user.user, "token": spec_body(user.spec)});
     Request::post(user.target, &["tokens", kind], body)
 }
 
-fn of_spec(spec: Spec) -> Value {
+fn spec_body(spec: Spec) -> Value {
     let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
     let claims: Map<String, Value> = spec.claim.into_iter().collect();
     json!({
@@ -158,10 +157,10 @@ fn of_spec(spec: Spec) -> Value {
     })
 }
 
-fn of_faults(faults: Faults) -> anyhow::Result<Request> {
+fn faults_request(faults: Faults) -> anyhow::Result<Request> {
     Ok(match faults {
         Faults::Set { kind, chance, times, on, with, target } => {
-            let name = clap::ValueEnum::to_possible_value(&kind).context("every kind has a name")?;
+            let name = clap::ValueEnum::to_possible_value(&kind).context("the kind of fault has no name")?;
             let mut fault: Map<String, Value> = with.into_iter().collect();
             fault.insert("kind".to_owned(), json!(name.get_name()));
             fault.insert("chance".to_owned(), json!(chance));
@@ -174,7 +173,7 @@ fn of_faults(faults: Faults) -> anyhow::Result<Request> {
     })
 }
 
-fn of_webhooks(webhooks: Webhooks) -> Request {
+fn webhooks_request(webhooks: Webhooks) -> Request {
     match webhooks {
         Webhooks::Add { endpoint, event, hmac, standard, target } => {
             let scheme = match (hmac, standard) {

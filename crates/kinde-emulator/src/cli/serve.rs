@@ -1,4 +1,4 @@
-//! Runs the emulator until it is interrupted.
+//! Runs the emulator until SIGINT or SIGTERM.
 
 use anyhow::Context as _;
 use kinde_emulator::{Activity, Config, Emulator, WebhookSpec};
@@ -17,7 +17,7 @@ pub(super) async fn run(args: ServeArgs, json: bool) -> anyhow::Result<()> {
     let seed = config.seed;
     let cancel = CancellationToken::new();
     let emulator = Emulator::start_until(config, cancel.clone()).await?;
-    print(&if json { summary(&emulator) } else { greeting(&emulator) });
+    print(&if json { summary(&emulator) } else { introduction(&emulator) });
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut activity = Activity::new(seed);
     let running = async {
@@ -36,13 +36,13 @@ pub(super) async fn run(args: ServeArgs, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The file, with the flags over it.
+/// Reads the settings file and applies the options.
 fn config(args: ServeArgs) -> anyhow::Result<Config> {
     let mut config = match &args.config {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the settings in `{}`", path.display()))?;
-            toml::from_str(&text).with_context(|| format!("`{}` is not right", path.display()))?
+            toml::from_str(&text).with_context(|| format!("cannot parse `{}`", path.display()))?
         }
         None => Config::default(),
     };
@@ -70,15 +70,15 @@ fn summary(emulator: &Emulator) -> String {
     .to_string()
 }
 
-fn greeting(emulator: &Emulator) -> String {
+fn introduction(emulator: &Emulator) -> String {
     let (issuer, config) = (emulator.issuer(), emulator.config());
     let endpoints: Vec<String> =
         emulator.webhooks().iter().map(|webhook| webhook.spec.endpoint.to_string()).collect();
-    let endpoints = if endpoints.is_empty() { "none, see below".to_owned() } else { endpoints.join(", ") };
+    let endpoints = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
     let app = &config.app_client_id;
     let (id, secret, audience) = (&config.client_id, &config.client_secret, emulator.api_audience());
     format!(
-        "A local Kinde is running. Ctrl-C stops it.
+        "A local Kinde is running. Press Ctrl-C to stop it.
 
   issuer         {issuer}
   JWKS           {issuer}/.well-known/jwks.json

@@ -8,26 +8,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Application {
-    /// `azp` of its users' tokens.
+    /// Client id; `azp` of its tokens.
     pub client_id: String,
-    /// Of a back end; an application without one must use PKCE.
+    /// Client secret of a back end. An application without a secret must use PKCE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_secret: Option<String>,
-    /// Shown on the login page.
+    /// Name on the login page.
     pub name: String,
-    /// Where a code may be sent, compared letter by letter.
+    /// Allowed redirect URIs, compared exactly.
     pub redirect_uris: Vec<String>,
-    /// Where `/logout` may send a user, compared letter by letter.
+    /// Allowed redirect URIs of `/logout`, compared exactly.
     pub logout_redirect_uris: Vec<String>,
-    /// The APIs that it may ask for with `audience`.
+    /// APIs that it may request with `audience`.
     pub audience: Vec<String>,
-    /// Token customization: whether access tokens carry `email`; as `tokens.email_in_access_token` otherwise.
+    /// Whether access tokens carry `email`; by default `tokens.email_in_access_token`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email_in_access_token: Option<bool>,
 }
 
 impl Application {
-    /// A front end without a secret.
+    /// Creates a front-end application without a secret.
     #[must_use]
     pub fn public(client_id: &str, redirect_uri: &str) -> Self {
         Self {
@@ -38,7 +38,7 @@ impl Application {
         }
     }
 
-    /// A back end with a secret.
+    /// Creates a back-end application with a secret.
     #[must_use]
     pub fn confidential(client_id: &str, client_secret: &str, redirect_uri: &str) -> Self {
         Self { client_secret: Some(client_secret.to_owned()), ..Self::public(client_id, redirect_uri) }

@@ -1,7 +1,7 @@
-//! Sends deliveries: one dispatcher per endpoint, bounded attempts in flight, Kinde's retry schedule,
-//! success on exactly 200, and the endpoint disabled after it failed for too long.
+//! Sends deliveries: one dispatcher per endpoint, bounded concurrency, Kinde's retry schedule. Only status 200 is a
+//! success. An endpoint that fails for too long is disabled.
 //!
-//! Invariant: every queued delivery is counted in `pending` until it is settled, exactly once.
+//! Invariant: every queued delivery is counted once in `pending` until it ends.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -30,7 +30,7 @@ pub(crate) struct Engine {
 
 struct Shared {
     config: Arc<Config>,
-    waits: Vec<Duration>,
+    schedule: Vec<Duration>,
     keys: Arc<RwLock<Keyring>>,
     faults: Arc<Mutex<Faults>>,
     client: reqwest::Client,
@@ -46,7 +46,7 @@ struct State {
     endpoints: BTreeMap<String, Endpoint>,
     records: BTreeMap<u64, Delivery>,
     next_number: u64,
-    /// Deliveries that are not settled. A number that is not in here changes nothing any more.
+    /// Numbers of the pending deliveries. The result of an attempt with another number is ignored.
     open: HashSet<u64>,
     stats: Stats,
 }
@@ -61,10 +61,10 @@ struct Endpoint {
     stop: CancellationToken,
 }
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 enum Outcome {
     Status(u16),
-    NoAnswer(String),
+    NoResponse(String),
 }
 
 impl Engine {
@@ -81,7 +81,7 @@ impl Engine {
             .no_proxy()
             .build()?;
         let shared = Shared {
-            waits: config.retry.waits(),
+            schedule: config.retry.schedule(),
             config,
             keys,
             faults,
@@ -133,8 +133,8 @@ impl Engine {
         let mut state = self.state();
         let endpoint = state.endpoint(id)?;
         endpoint.disabled = true;
-        let left = endpoint.queue.drain();
-        state.abandon(left);
+        let dropped = endpoint.queue.drain();
+        state.abandon(dropped);
         self.publish(&state);
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Engine {
         self.state().records.values().cloned().collect()
     }
 
-    /// Forgets records and counters; what is pending is abandoned.
+    /// Removes records and counters, and abandons pending deliveries.
     pub(crate) fn reset(&self) {
         let mut state = self.state();
         for endpoint in state.endpoints.values_mut() {
@@ -178,31 +178,31 @@ impl Engine {
         self.publish(&state);
     }
 
-    pub(crate) fn silenced(&self) {
+    pub(crate) fn count_silenced(&self) {
         self.state().stats.silenced += 1;
     }
 
-    /// Queues an event for every endpoint that wants it.
+    /// Queues an event for every endpoint that is subscribed to its type.
     pub(crate) fn queue(&self, event: &Arc<Event>) {
         let mut state = self.state();
         state.stats.events += 1;
-        let wanting: Vec<String> = state
+        let subscribed: Vec<String> = state
             .endpoints
             .iter()
-            .filter(|(_, endpoint)| endpoint.spec.wants(&event.kind))
+            .filter(|(_, endpoint)| endpoint.spec.is_subscribed_to(&event.kind))
             .map(|(id, _)| id.clone())
             .collect();
-        for id in wanting {
+        for id in subscribed {
             let plan = lock(&self.shared.faults).plan(&event.kind);
             state.queue(&id, event, plan, self.shared.config.delivery.log);
         }
         self.publish(&state);
     }
 
-    /// Waits until nothing is pending.
+    /// Waits until no delivery is pending. Cancel safe.
     ///
     /// # Errors
-    /// [`Error::StillPending`] when something is after `deadline`. Safe to cancel.
+    /// [`Error::StillPending`] if deliveries are pending after `deadline`.
     pub(crate) async fn quiesce(&self, deadline: Duration) -> Result<(), Error> {
         let mut pending = self.shared.pending.subscribe();
         let idle = pending.wait_for(|pending| *pending == 0);
@@ -210,7 +210,7 @@ impl Engine {
         waited.map_err(|_| Error::StillPending { pending: self.stats().pending })
     }
 
-    /// Starts attempts as they fall due, as many at one time as are allowed. Runs until it is dropped.
+    /// Starts due attempts, up to `max_in_flight` at a time, until the endpoint is removed.
     async fn dispatch(&self, id: &str, wake: &Notify) {
         let permits = Arc::new(Semaphore::new(self.shared.config.delivery.max_in_flight.max(1)));
         while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
@@ -223,7 +223,7 @@ impl Engine {
         }
     }
 
-    /// The next delivery, when it is due; `None` when the endpoint is gone.
+    /// Waits for the next due delivery. Returns `None` if the endpoint was removed.
     async fn next_due(&self, id: &str, wake: &Notify) -> Option<Job> {
         loop {
             let due = match self.state().endpoints.get_mut(id)?.queue.pop(Instant::now()) {
@@ -241,54 +241,59 @@ impl Engine {
         let spec = self.state().endpoints.get(id).map(|endpoint| endpoint.spec.clone());
         let outcome = match spec {
             Some(spec) => self.send(&spec, &mut job).await,
-            None => Outcome::NoAnswer("the webhook was removed".to_owned()),
+            None => Outcome::NoResponse("the webhook was removed".to_owned()),
         };
         job.attempts += 1;
         match &outcome {
             Outcome::Status(status) => {
-                tracing::debug!(event_id = job.event.id, attempt = job.attempts, status, "delivery answered");
+                tracing::debug!(
+                    event_id = job.event.id,
+                    attempt = job.attempts,
+                    status,
+                    "delivery attempt answered"
+                );
             }
-            Outcome::NoAnswer(why) => {
+            Outcome::NoResponse(why) => {
                 tracing::debug!(
                     event_id = job.event.id,
                     attempt = job.attempts,
                     why,
-                    "delivery not answered"
+                    "delivery attempt failed"
                 );
             }
         }
         let mut state = self.state();
-        self.settle(&mut state, id, job, &outcome);
+        self.complete(&mut state, id, job, &outcome);
         self.publish(&state);
     }
 
     async fn send(&self, spec: &WebhookSpec, job: &mut Job) -> Outcome {
         let now = Timestamp::now();
         let body = self.body(spec, job, now);
-        let dressed = spec.scheme.dress(body, &job.delivery_id, now);
+        let signed = spec.scheme.sign(body, &job.delivery_id, now);
         let request =
-            self.shared.client.post(spec.endpoint.clone()).headers(dressed.headers).body(dressed.body);
+            self.shared.client.post(spec.endpoint.clone()).headers(signed.headers).body(signed.body);
         match request.send().await {
             Ok(response) => Outcome::Status(response.status().as_u16()),
-            Err(error) => Outcome::NoAnswer(chain(&error.without_url())),
+            Err(error) => Outcome::NoResponse(chain(&error.without_url())),
         }
     }
 
     fn body(&self, spec: &WebhookSpec, job: &mut Job, now: Timestamp) -> Bytes {
         let unknowns = &self.shared.config.unknowns;
-        let anew = unknowns.timestamp_changes_between_attempts;
-        if let Some(body) = job.body.as_ref().filter(|_| !anew) {
+        let signs_each_attempt = unknowns.timestamp_changes_between_attempts;
+        if let Some(body) = job.body.as_ref().filter(|_| !signs_each_attempt) {
             return body.clone();
         }
-        let key = self.shared.keys.read().expect("no holder of the keys panics").active();
-        let at = if anew && job.attempts > 0 { now } else { job.event.at };
+        let key = self.shared.keys.read().expect("no code that holds this lock panics").active();
+        let at = if signs_each_attempt && job.attempts > 0 { now } else { job.event.at };
         let body = spec.scheme.body(&job.event.payload(at, unknowns), &key);
         job.body = Some(body.clone());
         body
     }
 
-    /// Records an attempt, and queues the next one or ends the delivery.
-    fn settle(&self, state: &mut State, id: &str, job: Job, outcome: &Outcome) {
+    /// Records an attempt, then queues the next attempt or ends the delivery.
+    fn complete(&self, state: &mut State, id: &str, job: Job, outcome: &Outcome) {
         let delivered = matches!(outcome, Outcome::Status(200));
         if !state.open.contains(&job.number) {
             return;
@@ -307,13 +312,13 @@ impl Engine {
         let since = *endpoint.failing_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= self.scaled(self.shared.config.retry.disable_after) {
             endpoint.disabled = true;
-            tracing::warn!(webhook = id, "webhook disabled: it failed for too long without one success");
-            let left = endpoint.queue.drain();
+            tracing::warn!(webhook = id, "webhook disabled: it failed for too long without a success");
+            let dropped = endpoint.queue.drain();
             state.stats.disabled += 1;
-            state.abandon(left);
+            state.abandon(dropped);
             return state.end(job.number, DeliveryState::Abandoned);
         }
-        let wait = self.shared.waits.get(job.attempts.saturating_sub(1) as usize);
+        let wait = self.shared.schedule.get(job.attempts.saturating_sub(1) as usize);
         let Some(wait) = wait else { return state.end(job.number, DeliveryState::GivenUp) };
         let wait = lock(&self.shared.faults).jitter(self.scaled(*wait), self.shared.config.retry.jitter);
         endpoint.queue.insert(Instant::now() + wait, job);
@@ -396,7 +401,7 @@ impl State {
         record.attempts = job.attempts;
         (record.last_status, record.last_error) = match outcome {
             Outcome::Status(status) => (Some(*status), None),
-            Outcome::NoAnswer(why) => (None, Some(why.clone())),
+            Outcome::NoResponse(why) => (None, Some(why.clone())),
         };
     }
 
@@ -425,7 +430,7 @@ impl State {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("no holder of this lock panics")
+    mutex.lock().expect("no code that holds this lock panics")
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -1,4 +1,4 @@
-//! The deliveries of one endpoint that wait for an attempt, by due time; some are held back to be overtaken.
+//! The queued deliveries of one endpoint by due time. The fault `reorder` holds deliveries back.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,13 +9,13 @@ use tokio::time::Instant;
 
 use crate::event::Event;
 
-/// A delivery on its way.
+/// A pending delivery.
 pub(super) struct Job {
     pub(super) number: u64,
     pub(super) delivery_id: String,
     pub(super) event: Arc<Event>,
     pub(super) attempts: u32,
-    /// The signed body, made at the first attempt.
+    /// The signed body; `None` before the first attempt.
     pub(super) body: Option<Bytes>,
 }
 
@@ -23,58 +23,58 @@ type Key = (Instant, u64);
 
 #[derive(Default)]
 pub(super) struct Queue {
-    waiting: BTreeMap<Key, Job>,
-    held: Vec<(Key, u32)>,
+    queued: BTreeMap<Key, Job>,
+    held_back: Vec<(Key, u32)>,
     next: u64,
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.waiting.len()
+        self.queued.len()
     }
 
-    /// Queues a delivery due at `due`, and counts it as overtaking those that are held back.
+    /// Queues a delivery, and releases held deliveries that this makes due.
     pub(super) fn push(&mut self, due: Instant, job: Job) {
         self.insert(due, job);
-        self.overtake(due);
+        self.release(due);
     }
 
-    /// Queues a delivery that waits until `behind` later ones were queued, at most for `hold`.
+    /// Queues a delivery until `behind` later deliveries were queued, at most for `hold`.
     pub(super) fn hold(&mut self, now: Instant, behind: u32, hold: Duration, job: Job) {
         let key = self.insert(now + hold, job);
-        self.held.push((key, behind));
+        self.held_back.push((key, behind));
     }
 
-    /// Queues a delivery again for its next attempt.
+    /// Queues a delivery for its next attempt.
     pub(super) fn insert(&mut self, due: Instant, job: Job) -> Key {
         self.next += 1;
-        self.waiting.insert((due, self.next), job);
+        self.queued.insert((due, self.next), job);
         (due, self.next)
     }
 
-    fn overtake(&mut self, due: Instant) {
-        let mut free = Vec::new();
-        self.held.retain_mut(|(key, behind)| {
+    fn release(&mut self, due: Instant) {
+        let mut released = Vec::new();
+        self.held_back.retain_mut(|(key, behind)| {
             *behind = behind.saturating_sub(1);
             let done = *behind == 0;
             if done {
-                free.push(*key);
+                released.push(*key);
             }
             !done
         });
-        for key in free {
-            if let Some(job) = self.waiting.remove(&key) {
+        for key in released {
+            if let Some(job) = self.queued.remove(&key) {
                 self.insert(due, job);
             }
         }
     }
 
-    /// The first delivery that is due, or when the next one will be.
+    /// Removes the first due delivery, or returns the time when the next one is due.
     pub(super) fn pop(&mut self, now: Instant) -> Result<Job, Option<Instant>> {
-        match self.waiting.first_entry() {
+        match self.queued.first_entry() {
             Some(first) if first.key().0 <= now => {
                 let (key, job) = first.remove_entry();
-                self.held.retain(|(held, _)| *held != key);
+                self.held_back.retain(|(held, _)| *held != key);
                 Ok(job)
             }
             Some(first) => Err(Some(first.key().0)),
@@ -83,7 +83,7 @@ impl Queue {
     }
 
     pub(super) fn drain(&mut self) -> impl Iterator<Item = Job> + use<> {
-        self.held.clear();
-        std::mem::take(&mut self.waiting).into_values()
+        self.held_back.clear();
+        std::mem::take(&mut self.queued).into_values()
     }
 }

@@ -1,4 +1,4 @@
-//! The domains of the tenant: its own, and custom ones whose tokens carry another issuer.
+//! The domains of the tenant: its own domain, and custom domains with their own issuer.
 //!
 //! Source: <https://docs.kinde.com/build/domains/pointing-your-domain/>.
 
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use axum::http::{HeaderMap, header};
 
-/// The tenant's own domain, and the custom ones by the host that a request names.
+/// The issuers of the tenant by the `Host` of a request.
 pub(super) struct Domains {
     main: String,
     custom: Vec<(String, String)>,
@@ -36,7 +36,7 @@ impl Domains {
         self.custom.iter().map(|(_, issuer)| issuer.as_str())
     }
 
-    /// The issuer of the domain that a request came to; the tenant's own for a host of which it does not know.
+    /// Returns the issuer for the `Host` of a request; the tenant's own issuer for an unknown host.
     pub(super) fn of(&self, headers: &HeaderMap) -> &str {
         let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
         let custom = self.custom.iter().find(|(known, _)| known.eq_ignore_ascii_case(host));
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_custom_domain_is_told_by_its_host() {
+    fn a_custom_domain_is_recognized_by_its_host() {
         let address = "127.0.0.1:4620".parse().unwrap();
         let custom = ["localhost", "auth.x.org:81", "https://login.x.org/"].map(str::to_owned);
         let domains = Domains::new(address, &custom);

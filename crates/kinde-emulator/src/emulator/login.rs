@@ -1,4 +1,4 @@
-//! Signing in to applications: codes, tokens for codes, refreshing, revoking.
+//! Sign-in to applications: authorization codes, token exchange, refresh and revocation.
 //!
 //! Source: <https://docs.kinde.com/developer-tools/about/using-kinde-without-an-sdk/>.
 
@@ -18,7 +18,7 @@ use crate::tenant;
 use crate::tokens::{Claims, MintOptions, TokenSpec};
 use crate::user::User;
 
-/// A refusal as OAuth writes it (RFC 6749, 5.2).
+/// An OAuth error response (RFC 6749, 5.2).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Denied {
     pub(crate) error: &'static str,
@@ -35,7 +35,7 @@ impl Denied {
     }
 }
 
-/// The answer of the token endpoint.
+/// The response of the token endpoint.
 #[derive(Debug, Serialize)]
 pub(crate) struct Issued {
     access_token: String,
@@ -48,9 +48,9 @@ pub(crate) struct Issued {
     token_type: &'static str,
 }
 
-/// Applications and their users' tokens.
+/// Applications and tokens of their users.
 impl Emulator {
-    /// Registers an application, in place of one with the same client id.
+    /// Adds an application or replaces the one with the same client id.
     pub fn add_application(&self, application: Application) {
         let mut applications = lock(&self.shared.applications);
         applications.retain(|known| known.client_id != application.client_id);
@@ -66,16 +66,16 @@ impl Emulator {
         lock(&self.shared.applications).iter().find(|known| known.client_id == client_id).cloned()
     }
 
-    /// A code for an application whose user has just signed in.
+    /// Issues an authorization code after a sign-in.
     pub(crate) fn issue_code(&self, grant: Grant, redirect_uri: &str, challenge: Option<String>) -> String {
         let code = self.tenant().clock.secret();
         let expires = in_future(self.config().tokens.code_lifetime);
         let what = Code { grant, redirect_uri: redirect_uri.to_owned(), challenge, expires };
-        self.logins().keep_code(code.clone(), what, Timestamp::now());
+        self.logins().add_code(code.clone(), what, Timestamp::now());
         code
     }
 
-    /// Tokens for a code, once.
+    /// Exchanges a code for tokens, once.
     pub(crate) fn redeem(
         &self,
         application: &Application,
@@ -84,7 +84,7 @@ impl Emulator {
         redirect_uri: &str,
         verifier: &str,
     ) -> Result<Issued, Denied> {
-        let found = self.logins().spend_code(code, Timestamp::now());
+        let found = self.logins().use_code(code, Timestamp::now());
         let Code { grant, redirect_uri: sent_to, challenge, .. } =
             found.ok_or_else(|| Denied::grant("The code is unknown, has expired or was used before"))?;
         if grant.client_id != application.client_id || grant.issuer != issuer || sent_to != redirect_uri {
@@ -100,7 +100,7 @@ impl Emulator {
         self.issue_tokens(application, grant, code, None)
     }
 
-    /// Tokens for a refresh token, which is replaced and lives on for the overlap alone.
+    /// Exchanges a refresh token for tokens. The old token stays valid for `tokens.refresh_overlap`.
     pub(crate) fn refresh(
         &self,
         application: &Application,
@@ -113,19 +113,19 @@ impl Emulator {
         if grant.client_id != application.client_id || grant.issuer != issuer {
             return Err(Denied::grant("The refresh token belongs to another application or domain"));
         }
-        // Before the token is spent: a suspension may end.
-        self.living_user(&grant)?;
+        // Checked before the token is used up: the suspension may end.
+        self.active_user(&grant)?;
         let overlap = self.config().tokens.refresh_overlap;
-        let spent = self.logins().spend_refresh(token, Timestamp::now(), overlap);
-        let Refresh { grant, family, access, .. } = spent.ok_or_else(replaced)?;
+        let used = self.logins().use_refresh(token, Timestamp::now(), overlap);
+        let Refresh { grant, family, access, .. } = used.ok_or_else(replaced)?;
         let cached = self.config().unknowns.refresh_returns_cached_claims.then_some(access);
         self.issue_tokens(application, grant, &family, cached)
     }
 
-    /// The user of a grant, if they may have tokens.
-    fn living_user(&self, grant: &Grant) -> Result<User, Denied> {
+    /// Returns the user of a grant if it is neither deleted nor suspended.
+    fn active_user(&self, grant: &Grant) -> Result<User, Denied> {
         let user = self.tenant().user(&grant.user_id).filter(|user| user.deleted_on.is_none());
-        let user = user.ok_or_else(|| Denied::grant("The user does not exist any more"))?;
+        let user = user.ok_or_else(|| Denied::grant("The user no longer exists"))?;
         if user.is_suspended {
             return Err(Denied::grant("The user is suspended"));
         }
@@ -139,7 +139,7 @@ impl Emulator {
         family: &str,
         cached: Option<(String, Claims)>,
     ) -> Result<Issued, Denied> {
-        let user = self.living_user(&grant)?;
+        let user = self.active_user(&grant)?;
         let now = Timestamp::now().as_second();
         let (token, claims) = self.issue_access(application, &grant, &user, cached);
         let expires_in = claims.get("exp").and_then(Value::as_i64).unwrap_or(now) - now;
@@ -150,13 +150,13 @@ impl Emulator {
             let expires = in_future(self.config().tokens.refresh_lifetime);
             let access = (token.clone(), claims);
             let what = Refresh { grant, family: family.to_owned(), expires, access };
-            self.logins().keep_refresh(refresh_token.clone(), what, Timestamp::now());
+            self.logins().add_refresh(refresh_token.clone(), what, Timestamp::now());
             refresh_token
         });
         Ok(Issued { access_token: token, id_token, refresh_token, expires_in, scope, token_type: "bearer" })
     }
 
-    /// With cached claims, the token that is still good, or a new one that says the same.
+    /// Issues an access token. With `cached`, returns the cached token while it is valid, else a new token with its claims.
     fn issue_access(
         &self,
         application: &Application,
@@ -209,27 +209,27 @@ impl Emulator {
         self.mint(&issue.id(user, &spec), &spec.sign)
     }
 
-    /// Revokes a refresh token with all that it was exchanged for, or an access token of this application.
+    /// Revokes a refresh token with its family, or an access token of this application.
     pub(crate) fn revoke(&self, application: &Application, token: &str) {
         let claims = self.verify(token).unwrap_or_default();
         let own = claims.get("azp").and_then(Value::as_str) == Some(&application.client_id);
         let jti = claims.get("jti").and_then(Value::as_str).filter(|_| own);
         let mut logins = self.logins();
-        let foreign = logins
+        let is_foreign = logins
             .refresh(token, Timestamp::now())
             .is_some_and(|refresh| refresh.grant.client_id != application.client_id);
-        if !foreign {
+        if !is_foreign {
             logins.revoke(token, jti);
         }
     }
 
-    /// As the application says, else as the settings do.
+    /// Whether access tokens carry `email`, by the application, else by the settings.
     pub(super) fn has_email_in_access_token(&self, application: Option<&Application>) -> bool {
         let own = application.and_then(|application| application.email_in_access_token);
         own.unwrap_or(self.config().tokens.email_in_access_token)
     }
 
-    /// Whether it was revoked itself, or its user was suspended and that revokes tokens.
+    /// Whether the token was revoked, or its user is suspended and `suspension_revokes_tokens` is set.
     pub(crate) fn is_revoked(&self, claims: &Claims) -> bool {
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         if text("jti").is_some_and(|jti| self.logins().is_revoked(jti)) {
@@ -239,14 +239,14 @@ impl Emulator {
         self.config().unknowns.suspension_revokes_tokens && text("sub").is_some_and(is_suspended)
     }
 
-    /// A browser's session, for the cookie.
+    /// Creates a browser session and returns the value of its cookie.
     pub(crate) fn open_session(&self, user_id: &str) -> String {
         let session = self.tenant().clock.secret();
         self.logins().open_session(session.clone(), user_id);
         session
     }
 
-    /// The user of a session who may still sign in.
+    /// Returns the user of a session if it may still sign in.
     pub(crate) fn session_user(&self, session: &str) -> Option<User> {
         let id = self.logins().session(session)?.to_owned();
         self.user(&id).filter(|user| user.deleted_on.is_none() && !user.is_suspended)
@@ -256,11 +256,11 @@ impl Emulator {
         self.logins().close_session(session);
     }
 
-    /// Signs a user in who may be asked for an organization.
+    /// Signs a user in, to an organization if one is requested.
     pub(crate) fn sign_in_to(&self, id: &str, org_code: Option<&str>) -> Result<User, tenant::Error> {
-        let outside =
+        let is_outside =
             |user: &User| org_code.is_some_and(|code| !user.organizations.iter().any(|org| org.code == code));
-        if self.user(id).is_some_and(|user| outside(&user)) {
+        if self.user(id).is_some_and(|user| is_outside(&user)) {
             return Err(tenant::Error::NotAMember(id.to_owned()));
         }
         self.sign_in(id)
@@ -286,7 +286,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_challenge_is_that_of_rfc_7636() {
+    fn the_challenge_equals_the_example_of_rfc_7636() {
         let verifier = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
         assert_eq!(s256(verifier), "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
     }

@@ -1,4 +1,4 @@
-//! The emulator's keys, and the tokens that they sign.
+//! Signing keys and tokens of the emulator.
 
 use std::sync::RwLockReadGuard;
 use std::time::Duration;
@@ -13,25 +13,25 @@ use crate::user::User;
 
 /// Keys and tokens.
 impl Emulator {
-    /// The published keys.
+    /// The published keys as a JWKS.
     pub fn jwks(&self) -> Value {
         self.keys().jwks()
     }
 
-    /// The `kid` of the key that signs.
+    /// The `kid` of the signing key.
     pub fn active_kid(&self) -> String {
         self.keys().active().kid.clone()
     }
 
-    /// Makes a new signing key and returns its `kid`. Blocks for some 100 ms.
+    /// Generates a new signing key and returns its `kid`. Blocks for about 100 ms.
     pub fn rotate_keys(&self, overlap: Overlap) -> Result<String, keys::Error> {
         let key = Key::generate()?;
         let kid = key.kid.clone();
-        self.shared.keys.write().expect("no holder of the keys panics").rotate(key, overlap);
+        self.shared.keys.write().expect("no code that holds this lock panics").rotate(key, overlap);
         Ok(kid)
     }
 
-    /// An access token as the user's application (`app_client_id`) would get it.
+    /// Returns an access token as the application `app_client_id` gets it.
     pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
         let tokens = &self.config().tokens;
@@ -42,7 +42,7 @@ impl Emulator {
         Ok(self.mint(&claims, &spec.sign))
     }
 
-    /// An ID token of the user.
+    /// Returns an ID token of the user.
     pub fn id_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
         let issue =
@@ -50,7 +50,7 @@ impl Emulator {
         Ok(self.mint(&issue.id(&user, spec), &spec.sign))
     }
 
-    /// A machine-to-machine token, for the Management API unless `spec` names another audience.
+    /// Returns a machine-to-machine token, for the Management API unless `spec` sets another audience.
     pub fn m2m_token(&self, spec: &TokenSpec) -> String {
         let config = self.config();
         let scopes =
@@ -59,7 +59,7 @@ impl Emulator {
         self.mint(&issue.m2m(spec, &[self.api_audience()], &scopes), &spec.sign)
     }
 
-    /// Any claims, signed in any way: for forged tokens and webhooks.
+    /// Signs any claims in any way, for forged tokens and webhooks.
     pub fn mint(&self, claims: &Claims, options: &MintOptions) -> String {
         let active = self.keys().active();
         let signer = match options.signer {
@@ -69,13 +69,13 @@ impl Emulator {
         tokens::forge(&Value::Object(claims.clone()), options, &active, signer)
     }
 
-    /// The claims of a token of this emulator that has not expired.
+    /// Returns the claims of a valid token of this emulator.
     pub(crate) fn verify(&self, token: &str) -> Option<Claims> {
         tokens::verify(token, &self.keys(), jiff::Timestamp::now().as_second())
     }
 
     fn foreign(&self) -> &Key {
-        let make = || Key::generate().expect("the crypto library made a key before");
+        let make = || Key::generate().expect("key generation succeeded at the start");
         self.shared.foreign.get_or_init(make)
     }
 
@@ -101,6 +101,6 @@ impl Emulator {
     }
 
     fn keys(&self) -> RwLockReadGuard<'_, Keyring> {
-        self.shared.keys.read().expect("no holder of the keys panics")
+        self.shared.keys.read().expect("no code that holds this lock panics")
     }
 }

@@ -1,6 +1,6 @@
-//! The control API under `/_emulator`: what one clicks in Kinde's dashboard, and what Kinde would never offer.
+//! The control API under `/_emulator`: operations of Kinde's dashboard, and faults.
 //!
-//! Not part of Kinde. JSON in and out; an error is `{"error": "…"}`. It has no password.
+//! Not part of Kinde. Requests and responses are JSON; an error is `{"error": "…"}`. There is no authentication.
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -19,10 +19,10 @@ use crate::tokens::{Claims, MintOptions, TokenSpec};
 use crate::user::{NewUser, UserEdit};
 use crate::webhook::WebhookSpec;
 
-/// Most users in one answer.
-const PAGE: usize = 1000;
+/// Largest number of users in one response.
+const MAX_PAGE: usize = 1000;
 
-/// A refused request.
+/// An error response.
 pub(super) struct Error(StatusCode, String);
 
 impl IntoResponse for Error {
@@ -55,15 +55,15 @@ impl From<keys::Error> for Error {
     }
 }
 
-type Answer = Result<Json<Value>, Error>;
+type Reply = Result<Json<Value>, Error>;
 
-#[expect(clippy::unnecessary_wraps, reason = "so that every handler ends the same way")]
-fn done(value: Value) -> Answer {
+#[expect(clippy::unnecessary_wraps, reason = "all handlers have the same return type")]
+fn reply(value: Value) -> Reply {
     Ok(Json(value))
 }
 
-pub(super) async fn stats(State(emulator): State<Emulator>) -> Answer {
-    done(json!({
+pub(super) async fn stats(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({
         "issuer": emulator.issuer(),
         "users": emulator.user_count(),
         "deliveries": emulator.stats(),
@@ -72,43 +72,43 @@ pub(super) async fn stats(State(emulator): State<Emulator>) -> Answer {
     }))
 }
 
-pub(super) async fn reset(State(emulator): State<Emulator>) -> Answer {
+pub(super) async fn reset(State(emulator): State<Emulator>) -> Reply {
     emulator.reset();
-    done(json!({}))
+    reply(json!({}))
 }
 
-/// Which page of the users.
+/// A page of the users.
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct ListQuery {
-    /// Those behind this user.
+    /// Id of the last user of the page before.
     after: Option<String>,
     limit: usize,
 }
 
 impl Default for ListQuery {
     fn default() -> Self {
-        Self { after: None, limit: PAGE }
+        Self { after: None, limit: MAX_PAGE }
     }
 }
 
-/// A page: there may be a million. `next` is what to ask for `after`, and is left out at the end.
-pub(super) async fn list_users(State(emulator): State<Emulator>, Query(query): Query<ListQuery>) -> Answer {
-    let (users, is_more) = emulator.users_after(query.after.as_deref(), query.limit.clamp(1, PAGE))?;
+/// Lists a page of users. `next` is the `after` of the next page and is absent on the last page.
+pub(super) async fn list_users(State(emulator): State<Emulator>, Query(query): Query<ListQuery>) -> Reply {
+    let (users, is_more) = emulator.users_after(query.after.as_deref(), query.limit.clamp(1, MAX_PAGE))?;
     let next = users.last().filter(|_| is_more).map(|user| user.id.clone());
     let mut page = json!({"users": users});
     if let Some(next) = next {
         page["next"] = json!(next);
     }
-    done(page)
+    reply(page)
 }
 
-pub(super) async fn create_user(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Answer {
-    done(json!(emulator.create_user(new)?))
+pub(super) async fn create_user(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Reply {
+    reply(json!(emulator.create_user(new)?))
 }
 
-pub(super) async fn sign_up(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Answer {
-    done(json!(emulator.sign_up(new)?))
+pub(super) async fn sign_up(State(emulator): State<Emulator>, Json(new): Json<NewUser>) -> Reply {
+    reply(json!(emulator.sign_up(new)?))
 }
 
 /// One user or a list of them.
@@ -119,21 +119,21 @@ pub(super) enum Import {
     One(Box<NewUser>),
 }
 
-pub(super) async fn import(State(emulator): State<Emulator>, Json(import): Json<Import>) -> Answer {
+pub(super) async fn import(State(emulator): State<Emulator>, Json(import): Json<Import>) -> Reply {
     let new = match import {
         Import::Many(list) => list,
         Import::One(user) => vec![*user],
     };
     let users: Result<Vec<_>, _> = new.into_iter().map(|user| emulator.import_user(user)).collect();
-    done(json!({"users": users?}))
+    reply(json!({"users": users?}))
 }
 
 pub(super) async fn update_user(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
     Json(edit): Json<UserEdit>,
-) -> Answer {
-    done(json!(emulator.update_user(&id, edit)?))
+) -> Reply {
+    reply(json!(emulator.update_user(&id, edit)?))
 }
 
 #[derive(Deserialize)]
@@ -146,21 +146,21 @@ pub(super) async fn delete_user(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
     Query(query): Query<DeleteQuery>,
-) -> Answer {
+) -> Reply {
     emulator.delete_user(&id, query.profile)?;
-    done(json!({"id": id}))
+    reply(json!({"id": id}))
 }
 
-pub(super) async fn sign_in(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
-    done(json!(emulator.sign_in(&id)?))
+pub(super) async fn sign_in(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
+    reply(json!(emulator.sign_in(&id)?))
 }
 
-pub(super) async fn suspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
-    done(json!(emulator.suspend(&id)?))
+pub(super) async fn suspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
+    reply(json!(emulator.suspend(&id)?))
 }
 
-pub(super) async fn unsuspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
-    done(json!(emulator.unsuspend(&id)?))
+pub(super) async fn unsuspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
+    reply(json!(emulator.unsuspend(&id)?))
 }
 
 #[derive(Deserialize)]
@@ -176,8 +176,8 @@ pub(super) async fn join_organization(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
     Json(body): Json<JoinBody>,
-) -> Answer {
-    done(json!(emulator.add_to_organization(&id, &body.code, &body.roles, &body.permissions)?))
+) -> Reply {
+    reply(json!(emulator.add_to_organization(&id, &body.code, &body.roles, &body.permissions)?))
 }
 
 #[derive(Deserialize)]
@@ -186,9 +186,9 @@ pub(super) struct SwapBody {
     b: String,
 }
 
-pub(super) async fn swap_emails(State(emulator): State<Emulator>, Json(body): Json<SwapBody>) -> Answer {
+pub(super) async fn swap_emails(State(emulator): State<Emulator>, Json(body): Json<SwapBody>) -> Reply {
     emulator.swap_emails(&body.a, &body.b)?;
-    done(json!({"a": emulator.user(&body.a), "b": emulator.user(&body.b)}))
+    reply(json!({"a": emulator.user(&body.a), "b": emulator.user(&body.b)}))
 }
 
 #[derive(Deserialize)]
@@ -200,14 +200,14 @@ pub(super) struct GeneratedBody {
 pub(super) async fn set_generated(
     State(emulator): State<Emulator>,
     Json(body): Json<GeneratedBody>,
-) -> Answer {
+) -> Reply {
     emulator.set_generated(body.users);
-    done(json!({"users": emulator.user_count()}))
+    reply(json!({"users": emulator.user_count()}))
 }
 
-pub(super) async fn set_limits(State(emulator): State<Emulator>, Json(limits): Json<Limits>) -> Answer {
+pub(super) async fn set_limits(State(emulator): State<Emulator>, Json(limits): Json<Limits>) -> Reply {
     emulator.set_limits(limits);
-    done(json!(limits))
+    reply(json!(limits))
 }
 
 #[derive(Deserialize)]
@@ -217,45 +217,45 @@ pub(super) struct EmitBody {
     data: Value,
 }
 
-pub(super) async fn emit(State(emulator): State<Emulator>, Json(body): Json<EmitBody>) -> Answer {
-    done(json!({"event": emulator.emit(&body.kind, body.data)}))
+pub(super) async fn emit(State(emulator): State<Emulator>, Json(body): Json<EmitBody>) -> Reply {
+    reply(json!({"event": emulator.emit(&body.kind, body.data)}))
 }
 
-pub(super) async fn faults(State(emulator): State<Emulator>) -> Answer {
-    done(json!({"faults": emulator.faults()}))
+pub(super) async fn faults(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({"faults": emulator.faults()}))
 }
 
-pub(super) async fn set_fault(State(emulator): State<Emulator>, Json(fault): Json<Fault>) -> Answer {
+pub(super) async fn set_fault(State(emulator): State<Emulator>, Json(fault): Json<Fault>) -> Reply {
     emulator.set_fault(fault);
-    done(json!({"faults": emulator.faults()}))
+    reply(json!({"faults": emulator.faults()}))
 }
 
-pub(super) async fn clear_faults(State(emulator): State<Emulator>) -> Answer {
+pub(super) async fn clear_faults(State(emulator): State<Emulator>) -> Reply {
     emulator.clear_faults();
-    done(json!({"faults": []}))
+    reply(json!({"faults": []}))
 }
 
-pub(super) async fn webhooks(State(emulator): State<Emulator>) -> Answer {
-    done(json!({"webhooks": emulator.webhooks()}))
+pub(super) async fn webhooks(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({"webhooks": emulator.webhooks()}))
 }
 
-pub(super) async fn add_webhook(State(emulator): State<Emulator>, Json(spec): Json<WebhookSpec>) -> Answer {
-    done(json!({"id": emulator.add_webhook(spec)}))
+pub(super) async fn add_webhook(State(emulator): State<Emulator>, Json(spec): Json<WebhookSpec>) -> Reply {
+    reply(json!({"id": emulator.add_webhook(spec)}))
 }
 
-pub(super) async fn remove_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+pub(super) async fn remove_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
     emulator.remove_webhook(&id)?;
-    done(json!({"id": id}))
+    reply(json!({"id": id}))
 }
 
-pub(super) async fn enable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+pub(super) async fn enable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
     emulator.enable_webhook(&id)?;
-    done(json!({"id": id, "disabled": false}))
+    reply(json!({"id": id, "disabled": false}))
 }
 
-pub(super) async fn disable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Answer {
+pub(super) async fn disable_webhook(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
     emulator.disable_webhook(&id)?;
-    done(json!({"id": id, "disabled": true}))
+    reply(json!({"id": id, "disabled": true}))
 }
 
 #[derive(Deserialize)]
@@ -263,23 +263,23 @@ pub(super) struct RotateBody {
     overlap: Overlap,
 }
 
-pub(super) async fn rotate_keys(State(emulator): State<Emulator>, Json(body): Json<RotateBody>) -> Answer {
+pub(super) async fn rotate_keys(State(emulator): State<Emulator>, Json(body): Json<RotateBody>) -> Reply {
     let rotating = emulator.clone();
     let rotated = tokio::task::spawn_blocking(move || rotating.rotate_keys(body.overlap)).await;
-    let kid = rotated.expect("making a key does not panic")?;
-    done(json!({"kid": kid, "jwks": emulator.jwks()}))
+    let kid = rotated.expect("key generation does not panic")?;
+    reply(json!({"kid": kid, "jwks": emulator.jwks()}))
 }
 
-pub(super) async fn applications(State(emulator): State<Emulator>) -> Answer {
-    done(json!({"applications": emulator.applications()}))
+pub(super) async fn applications(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({"applications": emulator.applications()}))
 }
 
 pub(super) async fn add_application(
     State(emulator): State<Emulator>,
     Json(application): Json<Application>,
-) -> Answer {
+) -> Reply {
     emulator.add_application(application);
-    done(json!({"applications": emulator.applications()}))
+    reply(json!({"applications": emulator.applications()}))
 }
 
 #[derive(Deserialize)]
@@ -289,16 +289,16 @@ pub(super) struct TokenBody {
     token: TokenSpec,
 }
 
-pub(super) async fn access_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Answer {
-    done(json!({"token": emulator.access_token(&body.user, &body.token)?}))
+pub(super) async fn access_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Reply {
+    reply(json!({"token": emulator.access_token(&body.user, &body.token)?}))
 }
 
-pub(super) async fn id_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Answer {
-    done(json!({"token": emulator.id_token(&body.user, &body.token)?}))
+pub(super) async fn id_token(State(emulator): State<Emulator>, Json(body): Json<TokenBody>) -> Reply {
+    reply(json!({"token": emulator.id_token(&body.user, &body.token)?}))
 }
 
-pub(super) async fn m2m_token(State(emulator): State<Emulator>, Json(spec): Json<TokenSpec>) -> Answer {
-    done(json!({"token": emulator.m2m_token(&spec)}))
+pub(super) async fn m2m_token(State(emulator): State<Emulator>, Json(spec): Json<TokenSpec>) -> Reply {
+    reply(json!({"token": emulator.m2m_token(&spec)}))
 }
 
 #[derive(Deserialize)]
@@ -308,10 +308,10 @@ pub(super) struct MintBody {
     sign: MintOptions,
 }
 
-pub(super) async fn mint(State(emulator): State<Emulator>, Json(body): Json<MintBody>) -> Answer {
-    done(json!({"token": emulator.mint(&body.claims, &body.sign)}))
+pub(super) async fn mint(State(emulator): State<Emulator>, Json(body): Json<MintBody>) -> Reply {
+    reply(json!({"token": emulator.mint(&body.claims, &body.sign)}))
 }
 
-pub(super) async fn deliveries(State(emulator): State<Emulator>) -> Answer {
-    done(json!({"deliveries": emulator.deliveries()}))
+pub(super) async fn deliveries(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({"deliveries": emulator.deliveries()}))
 }

@@ -1,4 +1,4 @@
-//! Counts requests per route, refuses those beyond the limits, and lets the HTTP faults strike.
+//! Counts requests per route, applies the rate limits and injects the HTTP faults.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use futures_util::stream;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::answer::Refusal;
+use super::response::ErrorResponse;
 use crate::emulator::Emulator;
 use crate::faults::FaultKind;
 use crate::limits;
 
-const LARGEST_BODY: usize = 64 * 1024 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
-/// In place of a number that is no status.
+/// Used for a number that is not a valid status.
 const INVALID_STATUS: StatusCode = StatusCode::INTERNAL_SERVER_ERROR;
 
 pub(super) async fn count_and_fault(
@@ -30,8 +30,8 @@ pub(super) async fn count_and_fault(
     let Some(route) = route_name(path) else { return next.run(request).await };
     let is_management = path.starts_with("/api/v1/");
     emulator.count_request(route);
-    let _place = match is_management.then(|| Place::take(&emulator)).transpose() {
-        Ok(place) => place,
+    let _slot = match is_management.then(|| Slot::take(&emulator)).transpose() {
+        Ok(slot) => slot,
         Err(wait) => return throttled(limits::seconds(wait)),
     };
     let mut faults = emulator.faults_table().on_request(route, is_management);
@@ -40,26 +40,26 @@ pub(super) async fn count_and_fault(
             wait(&emulator, *min, *max).await;
         }
     }
-    faults.sort_by_key(turn);
-    faults.dedup_by_key(|fault| turn(fault));
-    let mut response = match refusal(&faults) {
-        Some(refusal) => refusal,
+    faults.sort_by_key(order);
+    faults.dedup_by_key(|fault| order(fault));
+    let mut response = match replacement(&faults) {
+        Some(response) => response,
         None => next.run(request).await,
     };
     for fault in &faults {
-        response = spoil(response, fault).await;
+        response = modify(response, fault).await;
     }
     response
 }
 
-/// The order in which faults that strike the same answer are applied, whichever was set first: each leaves something
-/// for the next. Two of one kind are one.
-fn turn(fault: &FaultKind) -> u8 {
+/// The order in which faults are applied to one response, independent of the order in which they were set. Of several
+/// faults of one kind one is applied.
+fn order(fault: &FaultKind) -> u8 {
     match fault {
         FaultKind::WrongDate { .. } => 1,
         FaultKind::Garbage => 2,
         FaultKind::TruncatedJson => 3,
-        // Nothing can be read of what was cut.
+        // The body cannot be read after this.
         FaultKind::CutBody => 4,
         FaultKind::RateLimit { .. } => 5,
         FaultKind::Status { .. } => 6,
@@ -67,7 +67,7 @@ fn turn(fault: &FaultKind) -> u8 {
     }
 }
 
-/// The name of a route in counters and faults; the control API has none.
+/// The name of a route in counters and faults; `None` for the control API.
 fn route_name(path: &str) -> Option<&'static str> {
     Some(match path.trim_start_matches('/').split('/').collect::<Vec<_>>()[..] {
         [".well-known", "jwks.json" | "jwks"] => "jwks",
@@ -87,25 +87,26 @@ fn route_name(path: &str) -> Option<&'static str> {
     })
 }
 
-/// A place among the requests at one time; freed when the answer is there or the caller has gone.
-struct Place(Emulator);
+/// One of the concurrent requests that the limits allow. Released at the response or when the client disconnects.
+struct Slot(Emulator);
 
-impl Place {
+impl Slot {
     fn take(emulator: &Emulator) -> Result<Self, Duration> {
         emulator.limiter().enter(Instant::now())?;
         Ok(Self(emulator.clone()))
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.limiter().leave();
     }
 }
 
 fn throttled(reset: u64) -> Response {
-    let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "Request was throttled");
-    ([(RATE_LIMIT_RESET, reset.to_string())], refusal).into_response()
+    let error =
+        ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", "Request was throttled");
+    ([(RATE_LIMIT_RESET, reset.to_string())], error).into_response()
 }
 
 async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
@@ -113,8 +114,8 @@ async fn wait(emulator: &Emulator, min: Duration, max: Duration) {
     tokio::time::sleep(wait).await;
 }
 
-/// The answer that stands in for the route's own. With both faults it has the status of one and the header of the other.
-fn refusal(faults: &[FaultKind]) -> Option<Response> {
+/// The response that replaces that of the route. With both faults it has the status of one and the header of the other.
+fn replacement(faults: &[FaultKind]) -> Option<Response> {
     let reset = faults.iter().find_map(|fault| match fault {
         FaultKind::RateLimit { reset } => Some(*reset),
         _ => None,
@@ -124,19 +125,20 @@ fn refusal(faults: &[FaultKind]) -> Option<Response> {
         _ => None,
     });
     let Some(status) = status else { return reset.map(throttled) };
-    let mut refusal = Refusal::new(status, "EMULATED_FAULT", "This answer was asked for").into_response();
-    refusal.headers_mut().extend(reset.map(|reset| (RATE_LIMIT_RESET, HeaderValue::from(reset))));
-    Some(refusal)
+    let mut response =
+        ErrorResponse::new(status, "EMULATED_FAULT", "This response is an injected fault").into_response();
+    response.headers_mut().extend(reset.map(|reset| (RATE_LIMIT_RESET, HeaderValue::from(reset))));
+    Some(response)
 }
 
-/// The answer, spoilt; as it is by faults that are none of answers.
-async fn spoil(response: Response, fault: &FaultKind) -> Response {
+/// Applies a fault to a response. Other kinds of faults do not change it.
+async fn modify(response: Response, fault: &FaultKind) -> Response {
     use FaultKind::{CutBody, Garbage, TruncatedJson, WrongDate};
     if !matches!(fault, WrongDate { .. } | Garbage | TruncatedJson | CutBody) {
         return response;
     }
     let (mut parts, body) = response.into_parts();
-    let Ok(body) = to_bytes(body, LARGEST_BODY).await else {
+    let Ok(body) = to_bytes(body, MAX_BODY_BYTES).await else {
         return Response::from_parts(parts, Body::empty());
     };
     let half = body.slice(..body.len() / 2);
@@ -153,26 +155,26 @@ async fn spoil(response: Response, fault: &FaultKind) -> Response {
         FaultKind::TruncatedJson => Response::from_parts(parts, Body::from(half)),
         FaultKind::Garbage => {
             parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html"));
-            Response::from_parts(parts, Body::from("<html>not what you asked for</html>"))
+            Response::from_parts(parts, Body::from("<html>not JSON</html>"))
         }
         _ => Response::from_parts(parts, Body::from(body)),
     }
 }
 
-/// A `Date` (RFC 9110, 5.6.7) so many seconds ahead.
+/// A `Date` header (RFC 9110, 5.6.7) that is `ahead` seconds ahead.
 fn date(ahead: i64) -> Option<HeaderValue> {
     let at = Timestamp::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
     HeaderValue::from_str(&at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).ok()
 }
 
-/// Sends these bytes and then breaks the connection.
+/// Sends these bytes and then closes the connection.
 fn cut_after(bytes: Bytes) -> Body {
-    let cut = std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "cut on purpose");
-    Body::from_stream(stream::unfold(Some((Some(bytes), cut)), |left| async move {
-        match left? {
+    let cut = std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "injected fault");
+    Body::from_stream(stream::unfold(Some((Some(bytes), cut)), |state| async move {
+        match state? {
             (Some(bytes), cut) => Some((Ok(bytes), Some((None, cut)))),
             (None, cut) => {
-                // Let the first half leave before the error closes the connection.
+                // The first half must be sent before the error closes the connection.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Some((Err(cut), None))
             }

@@ -1,4 +1,4 @@
-//! `/oauth2/auth` and `/logout`: the hosted pages, plain and without scripts.
+//! `/oauth2/auth` and `/logout`: the hosted pages, without scripts.
 //!
 //! Source: <https://docs.kinde.com/developer-tools/about/using-kinde-without-an-sdk/>.
 
@@ -20,7 +20,7 @@ use page::{Page, problem, signed_out};
 
 const COOKIE: &str = "kinde_emulator_session";
 
-/// What an application asks for.
+/// The query of an authorization request.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct AuthQuery {
@@ -38,8 +38,8 @@ pub(super) struct AuthQuery {
     org_code: Option<String>,
 }
 
-/// A request that may be granted.
-struct Asked {
+/// A valid authorization request.
+struct AuthRequest {
     application: Application,
     redirect: Url,
     query: AuthQuery,
@@ -48,45 +48,45 @@ struct Asked {
     audience: Vec<String>,
 }
 
-/// The login page; a browser that is signed in already is sent on at once, as Kinde does.
+/// Shows the login page. A browser with a session is redirected immediately, as at Kinde.
 pub(super) async fn show(
     State(emulator): State<Emulator>,
     Query(query): Query<AuthQuery>,
     RawQuery(raw): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let asked = match Asked::check(&emulator, query, &headers) {
-        Ok(asked) => asked,
-        Err(refusal) => return *refusal,
+    let request = match AuthRequest::check(&emulator, query, &headers) {
+        Ok(request) => request,
+        Err(response) => return *response,
     };
-    let prompt = asked.query.prompt.as_deref().unwrap_or_default();
+    let prompt = request.query.prompt.as_deref().unwrap_or_default();
     let session = cookie(&headers).and_then(|session| emulator.session_user(session));
     let may_join = |user: &User| {
-        let wanted = asked.query.org_code.as_deref();
+        let wanted = request.query.org_code.as_deref();
         wanted.is_none_or(|code| user.organizations.iter().any(|org| org.code == code))
     };
     match session.filter(|user| !matches!(prompt, "login" | "create") && may_join(user)) {
-        Some(user) => asked.send_code(&emulator, &user.id, StatusCode::FOUND),
-        None if prompt == "none" => asked.send_error("login_required", "The user is not signed in"),
-        None => asked.page(&emulator, &raw.unwrap_or_default(), None),
+        Some(user) => request.send_code(&emulator, &user.id, StatusCode::FOUND),
+        None if prompt == "none" => request.send_error("login_required", "The user is not signed in"),
+        None => request.page(&emulator, &raw.unwrap_or_default(), None),
     }
 }
 
-/// What the login page sends.
+/// The form of the login page.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LoginForm {
-    /// The id of a user who signs in.
+    /// Id of a user who signs in.
     user: String,
-    /// Or that user's email; or the email of one who signs up.
+    /// Alternatively the email of a user who signs in or up.
     email: String,
-    /// Not empty when someone signs up.
+    /// Not empty for a sign-up.
     sign_up: String,
     first_name: String,
     last_name: String,
 }
 
-/// Signs in or up, and sends the browser back with a code; shows the page again when it is refused.
+/// Signs a user in or up and redirects the browser with a code. Shows the page again on an error.
 pub(super) async fn submit(
     State(emulator): State<Emulator>,
     Query(query): Query<AuthQuery>,
@@ -94,22 +94,22 @@ pub(super) async fn submit(
     headers: HeaderMap,
     Form(form): Form<LoginForm>,
 ) -> Response {
-    let asked = match Asked::check(&emulator, query, &headers) {
-        Ok(asked) => asked,
-        Err(refusal) => return *refusal,
+    let request = match AuthRequest::check(&emulator, query, &headers) {
+        Ok(request) => request,
+        Err(response) => return *response,
     };
-    match enter(&emulator, form, asked.query.org_code.as_deref()) {
+    match authenticate(&emulator, form, request.query.org_code.as_deref()) {
         Ok(user) => {
             let session = emulator.open_session(&user.id);
-            let mut response = asked.send_code(&emulator, &user.id, StatusCode::SEE_OTHER);
+            let mut response = request.send_code(&emulator, &user.id, StatusCode::SEE_OTHER);
             set_cookie(&mut response, &session);
             response
         }
-        Err(error) => asked.page(&emulator, &raw.unwrap_or_default(), Some(&error.to_string())),
+        Err(error) => request.page(&emulator, &raw.unwrap_or_default(), Some(&error.to_string())),
     }
 }
 
-fn enter(emulator: &Emulator, form: LoginForm, org_code: Option<&str>) -> Result<User, tenant::Error> {
+fn authenticate(emulator: &Emulator, form: LoginForm, org_code: Option<&str>) -> Result<User, tenant::Error> {
     let some = |text: String| Some(text.trim().to_owned()).filter(|text| !text.is_empty());
     if !form.sign_up.is_empty() {
         let email = some(form.email);
@@ -128,19 +128,19 @@ fn enter(emulator: &Emulator, form: LoginForm, org_code: Option<&str>) -> Result
     emulator.sign_in_to(&id, org_code)
 }
 
-impl Asked {
-    /// A wrong client or redirect URI is told to the user, and everything else to the application.
+impl AuthRequest {
+    /// Validates a request. A wrong client or redirect URI is shown to the user, other errors go to the application.
     fn check(emulator: &Emulator, query: AuthQuery, headers: &HeaderMap) -> Result<Self, Box<Response>> {
-        let refuse = |why: &str| Box::new(problem(StatusCode::BAD_REQUEST, why));
+        let invalid = |detail: &str| Box::new(problem(StatusCode::BAD_REQUEST, detail));
         let application = emulator
             .application(&query.client_id)
-            .ok_or_else(|| refuse("No application has this client_id."))?;
+            .ok_or_else(|| invalid("No application has this client_id."))?;
         if !application.redirect_uris.contains(&query.redirect_uri) {
-            return Err(refuse(
-                "The redirect_uri is not one of the application's: add it, exactly as it is sent.",
+            return Err(invalid(
+                "The redirect_uri is not one of the application: add exactly this URI to it.",
             ));
         }
-        let redirect = query.redirect_uri.parse().map_err(|_| refuse("The redirect_uri is not a URL."))?;
+        let redirect = query.redirect_uri.parse().map_err(|_| invalid("The redirect_uri is not a URL."))?;
         let wanted = query.audience.as_deref().unwrap_or_default();
         let wanted: Vec<String> = wanted.split_whitespace().map(str::to_owned).collect();
         let defaults = &emulator.config().tokens.audience;
@@ -148,21 +148,21 @@ impl Asked {
         let scope = if query.scope.is_empty() { "openid" } else { &query.scope };
         let scopes = scope.split_whitespace().map(str::to_owned).collect();
         let issuer = emulator.issuer_of(headers).to_owned();
-        let asked = Self { application, redirect, query, issuer, scopes, audience };
-        match asked.fault(defaults) {
-            Some((error, why)) => Err(Box::new(asked.send_error(error, why))),
-            None => Ok(asked),
+        let request = Self { application, redirect, query, issuer, scopes, audience };
+        match request.error(defaults) {
+            Some((error, detail)) => Err(Box::new(request.send_error(error, detail))),
+            None => Ok(request),
         }
     }
 
-    fn fault(&self, defaults: &[String]) -> Option<(&'static str, &'static str)> {
+    fn error(&self, defaults: &[String]) -> Option<(&'static str, &'static str)> {
         let query = &self.query;
         let method = query.code_challenge_method.as_deref().unwrap_or("plain");
         let known = |api: &String| self.application.audience.contains(api) || defaults.contains(api);
         if query.response_type != "code" {
-            Some(("unsupported_response_type", "Ask for response_type=code"))
+            Some(("unsupported_response_type", "response_type must be `code`"))
         } else if query.code_challenge.is_some() && method != "S256" {
-            Some(("invalid_request", "Ask for code_challenge_method=S256"))
+            Some(("invalid_request", "code_challenge_method must be `S256`"))
         } else if self.application.client_secret.is_none() && query.code_challenge.is_none() {
             Some(("invalid_request", "An application without a secret must send a code_challenge"))
         } else if !self.audience.iter().all(known) {
@@ -180,7 +180,7 @@ impl Asked {
             login_hint: self.query.login_hint.as_deref().unwrap_or_default(),
             error,
         };
-        page.answer(emulator)
+        page.render(emulator)
     }
 
     fn send_code(&self, emulator: &Emulator, user_id: &str, status: StatusCode) -> Response {
@@ -219,7 +219,7 @@ pub(super) struct LogoutQuery {
     post_logout_redirect_uri: Option<String>,
 }
 
-/// Ends the browser's session; issued tokens live on.
+/// Ends the browser session. Issued tokens stay valid.
 pub(super) async fn logout(
     State(emulator): State<Emulator>,
     Query(query): Query<LogoutQuery>,
@@ -232,8 +232,8 @@ pub(super) async fn logout(
     let mut response = match wanted {
         Some(uri) if allowed(&uri) => redirect(StatusCode::FOUND, &uri),
         Some(_) => {
-            let why = "The redirect is not a logout redirect URI of any application.";
-            return problem(StatusCode::BAD_REQUEST, why);
+            let detail = "The redirect is not a logout redirect URI of an application.";
+            return problem(StatusCode::BAD_REQUEST, detail);
         }
         None => signed_out(),
     };
@@ -262,6 +262,6 @@ fn cookie(headers: &HeaderMap) -> Option<&str> {
 fn set_cookie(response: &mut Response, session: &str) {
     let age = if session.is_empty() { "; Max-Age=0" } else { "" };
     let cookie = format!("{COOKIE}={session}; Path=/; HttpOnly; SameSite=Lax{age}");
-    let cookie = HeaderValue::try_from(cookie).expect("a session is hex digits");
+    let cookie = HeaderValue::try_from(cookie).expect("a session id is hexadecimal");
     response.headers_mut().append(header::SET_COOKIE, cookie);
 }

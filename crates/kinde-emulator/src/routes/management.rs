@@ -1,4 +1,4 @@
-//! The Management API's users, webhooks and events, with the answers of its `OpenAPI` document.
+//! Users, webhooks and events of the Management API, with the responses of its `OpenAPI` document.
 //!
 //! Source: <https://docs.kinde.com/kinde-apis/management/>.
 
@@ -13,11 +13,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch};
 use serde_json::Value;
 
-use super::answer::{Refusal, RouteNotFound};
 use super::oauth::bearer;
+use super::response::{ErrorResponse, RouteNotFound};
 use crate::emulator::Emulator;
 
-/// What a token must be allowed to do, by method and first part of the path.
+/// The scope that a token needs, by method and first part of the path.
 const SCOPES: &[(&str, &str, &str)] = &[
     ("GET", "users", "read:users"),
     ("GET", "user", "read:users"),
@@ -32,7 +32,7 @@ const SCOPES: &[(&str, &str, &str)] = &[
     ("GET", "events", "read:events"),
 ];
 
-/// Every scope that a route of the emulator asks for.
+/// The scopes of all routes.
 pub(crate) fn all_scopes() -> Vec<String> {
     let mut scopes: Vec<String> = SCOPES.iter().map(|(_, _, scope)| (*scope).to_owned()).collect();
     scopes.dedup();
@@ -53,20 +53,20 @@ pub(super) fn router(emulator: &Emulator) -> Router<Emulator> {
         .route_layer(from_fn_with_state(emulator.clone(), authorize))
 }
 
-/// Lets in machine-to-machine tokens of this tenant for its API with the scope that the route needs.
+/// Requires a machine-to-machine token of this tenant for its API with the scope of the route.
 async fn authorize(State(emulator): State<Emulator>, request: Request, next: Next) -> Response {
     if emulator.issuer_of(request.headers()) != emulator.issuer() {
-        // A custom domain is for signing in alone.
+        // Custom domains serve sign-in only.
         return RouteNotFound.into_response();
     }
     match check(&emulator, &request) {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
-fn check(emulator: &Emulator, request: &Request) -> Result<(), Refusal> {
-    let invalid = |message: &str| Refusal::forbidden("TOKEN_INVALID", message);
+fn check(emulator: &Emulator, request: &Request) -> Result<(), ErrorResponse> {
+    let invalid = |message: &str| ErrorResponse::forbidden("TOKEN_INVALID", message);
     let token = bearer(request.headers()).ok_or_else(|| invalid("A bearer token is required"))?;
     let claims = emulator.verify(token).ok_or_else(|| invalid("The token is invalid or has expired"))?;
     let audience = Value::from(emulator.api_audience());
@@ -80,9 +80,10 @@ fn check(emulator: &Emulator, request: &Request) -> Result<(), Refusal> {
     let method = request.method().as_str();
     let scope = SCOPES.iter().find(|(verb, path, _)| *verb == method && *path == part);
     match scope {
-        Some((_, _, scope)) if !has("scp", &Value::from(*scope)) => {
-            Err(Refusal::forbidden("TOKEN_MISSING_SCOPE", format!("The token lacks the scope `{scope}`")))
-        }
+        Some((_, _, scope)) if !has("scp", &Value::from(*scope)) => Err(ErrorResponse::forbidden(
+            "TOKEN_MISSING_SCOPE",
+            format!("The token lacks the scope `{scope}`"),
+        )),
         _ => Ok(()),
     }
 }

@@ -1,4 +1,4 @@
-//! Keys, discovery and the user's profile; tokens are in `oauth/token.rs`.
+//! Keys, discovery and the user profile. Tokens are in `oauth/token.rs`.
 //!
 //! Source: the Account API's `OpenAPI` document, <https://docs.kinde.com/kinde-apis/frontend/>.
 
@@ -10,13 +10,13 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::answer::Refusal;
+use super::response::ErrorResponse;
 use crate::emulator::Emulator;
 
-/// The keys; like Kinde, refuses a request that carries credentials.
+/// The keys. Rejects a request with credentials, as Kinde does.
 pub(super) async fn jwks(State(emulator): State<Emulator>, headers: HeaderMap) -> Response {
     if headers.contains_key(header::AUTHORIZATION) {
-        return Refusal::forbidden("FORBIDDEN", "Send no Authorization header to this endpoint")
+        return ErrorResponse::forbidden("FORBIDDEN", "Send no Authorization header to this endpoint")
             .into_response();
     }
     Json(emulator.jwks()).into_response()
@@ -44,12 +44,12 @@ pub(super) async fn openid_configuration(State(emulator): State<Emulator>, heade
     .into_response()
 }
 
-/// The profile of the user whose access token of this domain it is; an ID or M2M token is no good.
+/// The profile of the user of an access token of this domain. ID and M2M tokens are rejected.
 pub(super) async fn user_profile(State(emulator): State<Emulator>, headers: HeaderMap) -> Response {
     let profile = || {
         let claims = emulator.verify(bearer(&headers)?)?;
-        let here = claims.get("iss").and_then(Value::as_str) == Some(emulator.issuer_of(&headers));
-        if !here || emulator.is_revoked(&claims) {
+        let is_own = claims.get("iss").and_then(Value::as_str) == Some(emulator.issuer_of(&headers));
+        if !is_own || emulator.is_revoked(&claims) {
             return None;
         }
         let is_access_token = claims.contains_key("scp") && !claims.contains_key("gty");
@@ -58,7 +58,7 @@ pub(super) async fn user_profile(State(emulator): State<Emulator>, headers: Head
     };
     match profile() {
         Some(profile) => Json(profile).into_response(),
-        None => Refusal::forbidden("INVALID_CREDENTIALS", "Invalid credentials").into_response(),
+        None => ErrorResponse::forbidden("INVALID_CREDENTIALS", "Invalid credentials").into_response(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A user as the Management API shows it, written straight to JSON: a page of five hundred is no tree of values.
+//! Serializes users for the Management API, without intermediate values because pages are large.
 //!
 //! Source: <https://docs.kinde.com/kinde-apis/management/>.
 
@@ -10,16 +10,16 @@ use super::{Membership, User};
 use crate::clock::ApiTime;
 use crate::config::Missing;
 
-/// Which answer shows the user.
+/// The response in which a user is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Shape {
     /// An item of `GET /api/v1/users`.
     List,
-    /// The bare answer of `GET /api/v1/user`, where the email is called `preferred_email`.
+    /// The response of `GET /api/v1/user`, where the email is called `preferred_email`.
     Single,
 }
 
-/// What `expand` asks for.
+/// The parts that `expand` requests.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Expand {
     organizations: bool,
@@ -34,20 +34,20 @@ impl Expand {
     }
 }
 
-/// A user in an answer.
+/// A user in a response.
 pub(crate) struct Shown<'a> {
     pub(crate) user: &'a User,
-    pub(crate) place: Place,
+    pub(crate) shape: Shape,
     pub(crate) expand: Expand,
     pub(crate) missing: Missing,
 }
 
 impl Serialize for Shown<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { user, place, expand, missing } = *self;
+        let Self { user, shape, expand, missing } = *self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", &user.id)?;
-        let email = if place == Place::List { "email" } else { "preferred_email" };
+        let email = if shape == Shape::List { "email" } else { "preferred_email" };
         let texts = [
             ("provided_id", &user.provided_id),
             (email, &user.email),
@@ -65,7 +65,7 @@ impl Serialize for Shown<'_> {
         map.serialize_entry("failed_sign_ins", &user.failed_sign_ins)?;
         map.serialize_entry("last_signed_in", &user.last_signed_in.map(ApiTime))?;
         map.serialize_entry("created_on", &ApiTime(user.created_on))?;
-        if place == Place::List {
+        if shape == Shape::List {
             let sign_ins = user.last_signed_in.map(|at| organization_sign_ins(&user.organizations, at));
             map.serialize_entry("last_organization_sign_ins", &sign_ins)?;
         }
@@ -74,7 +74,7 @@ impl Serialize for Shown<'_> {
             map.serialize_entry("organizations", &codes)?;
         }
         if expand.identities {
-            map.serialize_entry("identities", &identities(user, place))?;
+            map.serialize_entry("identities", &identities(user, shape))?;
         }
         if expand.billing {
             map.serialize_entry("billing", &Billing::of(user))?;
@@ -83,7 +83,7 @@ impl Serialize for Shown<'_> {
     }
 }
 
-/// Writes a text, or what stands for none.
+/// Serializes a text or the representation of an absent one.
 pub(crate) fn optional<M: SerializeMap>(
     map: &mut M,
     name: &'static str,
@@ -115,16 +115,16 @@ struct Identity<'a> {
     kind: &'static str,
     #[serde(rename = "identity")]
     value: &'a str,
-    /// In the list alone; `null` for an identity without a connection.
+    /// Only in the list; `null` for an identity without a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     connection_id: Option<()>,
 }
 
-fn identities(user: &User, place: Place) -> Vec<Identity<'_>> {
+fn identities(user: &User, shape: Shape) -> Vec<Identity<'_>> {
     let all = [("email", &user.email), ("phone", &user.phone), ("username", &user.username)];
-    let there = all.into_iter().filter_map(|(kind, value)| Some((kind, value.as_deref()?)));
-    let connection_id = (place == Place::List).then_some(());
-    there.map(|(kind, value)| Identity { kind, value, connection_id }).collect()
+    let present = all.into_iter().filter_map(|(kind, value)| Some((kind, value.as_deref()?)));
+    let connection_id = (shape == Shape::List).then_some(());
+    present.map(|(kind, value)| Identity { kind, value, connection_id }).collect()
 }
 
 #[derive(Serialize)]
@@ -138,7 +138,7 @@ impl Billing {
     }
 }
 
-/// The answer of `PATCH /api/v1/user`.
+/// The response of `PATCH /api/v1/user`.
 pub(crate) struct Updated<'a> {
     pub(crate) user: &'a User,
     pub(crate) missing: Missing,
@@ -184,6 +184,6 @@ impl Serialize for Users<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Page { users, expand, missing, .. } = self.0;
         let (expand, missing) = (*expand, *missing);
-        serializer.collect_seq(users.iter().map(|user| Shown { user, place: Place::List, expand, missing }))
+        serializer.collect_seq(users.iter().map(|user| Shown { user, shape: Shape::List, expand, missing }))
     }
 }

@@ -1,4 +1,4 @@
-//! Users that are computed and not kept: user `k` is a pure function of the seed and `k`.
+//! Generated users: user `k` is a pure function of the seed and `k`, and is not stored.
 
 use jiff::Timestamp;
 
@@ -36,14 +36,14 @@ const FAMILIES: &[&str] = &[
 ];
 const DOMAIN: &str = "@generated.example";
 
-/// 2024-01-01T00:00:00Z; each user is made seven seconds after the one before.
-const FIRST_MADE: i64 = 1_704_067_200;
-const BETWEEN: i64 = 7;
+/// Creation time of the first user, 2024-01-01T00:00:00Z, and seconds until the next user is created.
+const FIRST_CREATED_ON: i64 = 1_704_067_200;
+const INTERVAL: i64 = 7;
 
-/// More than these would be made after the year 9999.
-const MOST: u64 = 1 << 34;
+/// The largest count. More users would be created after the year 9999.
+const MAX: u64 = 1 << 34;
 
-/// So many computed users.
+/// A number of generated users.
 #[derive(Clone, Debug)]
 pub(crate) struct Generated {
     count: u64,
@@ -54,32 +54,32 @@ pub(crate) struct Generated {
 impl Generated {
     pub(crate) fn new(count: u64, seed: u64, org_code: &str) -> Self {
         let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        Self { count: count.min(MOST), key, org_code: org_code.to_owned() }
+        Self { count: count.min(MAX), key, org_code: org_code.to_owned() }
     }
 
     pub(crate) fn set_count(&mut self, count: u64) {
-        self.count = count.min(MOST);
+        self.count = count.min(MAX);
     }
 
     pub(crate) fn count(&self) -> u64 {
         self.count
     }
 
-    /// User `k`, when there is one.
+    /// Returns user `k` if it is below the count.
     pub(crate) fn user(&self, k: u64) -> Option<User> {
         if k >= self.count {
             return None;
         }
         let (hi, lo) = self.words(k);
         let one_in = |part: u32, n: u64| (lo >> part) & 0xff < 256_u64.div_ceil(n);
-        let dice = mix(lo);
-        let (first, _) = NAMES[index(dice, NAMES.len())];
-        let last = FAMILIES[index(dice >> 8, FAMILIES.len())];
+        let random = mix(lo);
+        let (first, _) = NAMES[index(random, NAMES.len())];
+        let last = FAMILIES[index(random >> 8, FAMILIES.len())];
         let phone_only = one_in(0, 50);
-        let created = FIRST_MADE + BETWEEN * i64::try_from(k).ok()?;
-        let micros = i64::try_from(dice >> 44).ok()? % 1_000_000;
+        let created = FIRST_CREATED_ON + INTERVAL * i64::try_from(k).ok()?;
+        let micros = i64::try_from(random >> 44).ok()? % 1_000_000;
         let at = |seconds: i64| Timestamp::from_microsecond((created + seconds) * 1_000_000 + micros).ok();
-        let since = i64::try_from(dice >> 40).ok()? % (180 * 86400);
+        let since = i64::try_from(random >> 40).ok()? % (180 * 86400);
         let signed_in = !one_in(8, 4);
         Some(User {
             id: format!("kp_{hi:016x}{lo:016x}"),
@@ -101,13 +101,13 @@ impl Generated {
             created_on: at(0)?,
             updated_on: at(0)?,
             last_signed_in: if signed_in { at(since) } else { None },
-            total_sign_ins: if signed_in { dice % 100 + 1 } else { 0 },
+            total_sign_ins: if signed_in { random % 100 + 1 } else { 0 },
             failed_sign_ins: 0,
             deleted_on: None,
         })
     }
 
-    /// Which user has this id.
+    /// Returns the number of the user with this id.
     pub(crate) fn by_id(&self, id: &str) -> Option<u64> {
         let hex = id.strip_prefix("kp_").filter(|hex| hex.len() == 32 && hex.is_ascii())?;
         let word = |text| u64::from_str_radix(text, 16).ok();
@@ -116,7 +116,7 @@ impl Generated {
         (k < self.count && self.words(k) == (hi, lo)).then_some(k)
     }
 
-    /// Which user was given this email, written in lower case.
+    /// Returns the number of the user with this lower-case email.
     pub(crate) fn by_email(&self, email: &str) -> Option<u64> {
         let (_, number) = email.strip_suffix(DOMAIN)?.rsplit_once('.')?;
         let k = number.parse().ok()?;
@@ -129,18 +129,18 @@ impl Generated {
         format!("{slug}.{k}{DOMAIN}")
     }
 
-    /// The 128 bits of an id; the first word gives `k` back, the second tells a real id from a guess.
+    /// The 128 bits of an id. `k` follows from the first word; the second word is a check.
     fn words(&self, k: u64) -> (u64, u64) {
         let hi = mix(k ^ self.key);
         (hi, mix(hi ^ self.key.rotate_left(32)))
     }
 }
 
-fn index(dice: u64, length: usize) -> usize {
-    usize::from(dice.to_le_bytes()[0]) % length
+fn index(random: u64, length: usize) -> usize {
+    usize::from(random.to_le_bytes()[0]) % length
 }
 
-/// The finalizer of `SplitMix64`: a bijection, so that no two users share an id.
+/// The finalizer of `SplitMix64`: a bijection, so that ids are unique.
 ///
 /// Source: <https://prng.di.unimi.it/splitmix64.c>.
 fn mix(mut x: u64) -> u64 {
@@ -162,35 +162,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_and_emails_lead_back_to_their_users() {
-        let town = Generated::new(1_000_000, 7, "org_1");
+    fn users_are_found_by_id_and_email() {
+        let users = Generated::new(1_000_000, 7, "org_1");
         let mut seen = HashSet::new();
         for k in (0..1_000_000).step_by(997) {
-            let user = town.user(k).unwrap();
-            assert_eq!((user.id.len(), town.by_id(&user.id)), (35, Some(k)));
+            let user = users.user(k).unwrap();
+            assert_eq!((user.id.len(), users.by_id(&user.id)), (35, Some(k)));
             if let Some(email) = &user.email {
-                assert_eq!(town.by_email(email), Some(k));
+                assert_eq!(users.by_email(email), Some(k));
             }
             assert!(seen.insert(user.id));
         }
-        let ada = town.user(3).unwrap();
-        assert_eq!(town.user(3).unwrap(), ada, "always the same");
-        assert_eq!(town.by_id(&ada.id.replace("kp_", "kp:")), None);
-        assert_eq!(Generated::new(3, 7, "org_1").by_id(&ada.id), None, "one too many");
+        let ada = users.user(3).unwrap();
+        assert_eq!(users.user(3).unwrap(), ada, "the same user each time");
+        assert_eq!(users.by_id(&ada.id.replace("kp_", "kp:")), None);
+        assert_eq!(Generated::new(3, 7, "org_1").by_id(&ada.id), None, "above the count");
         assert_eq!(Generated::new(9, 8, "org_1").by_id(&ada.id), None, "another seed");
-        assert_eq!(town.by_email("ada.x@generated.example"), None);
-        assert_eq!(town.by_id("kp_ö123456789012345678901234567890"), None);
+        assert_eq!(users.by_email("ada.x@generated.example"), None);
+        assert_eq!(users.by_id("kp_ö123456789012345678901234567890"), None);
     }
 
     #[test]
-    fn the_crowd_is_mixed() {
-        let town = Generated::new(10_000, 1, "org_1");
+    fn generated_users_differ() {
+        let users = Generated::new(10_000, 1, "org_1");
         let count =
-            |wanted: fn(&User) -> bool| (0..10_000).filter(|k| wanted(&town.user(*k).unwrap())).count();
+            |wanted: fn(&User) -> bool| (0..10_000).filter(|k| wanted(&users.user(*k).unwrap())).count();
         assert!((100..500).contains(&count(|user| user.email.is_none())));
         assert!((10..200).contains(&count(|user| user.is_suspended)));
         assert!((2_000..5_000).contains(&count(|user| user.picture.is_some())));
         assert!((1_500..3_500).contains(&count(|user| user.last_signed_in.is_none())));
-        assert!(town.user(1).unwrap().created_on > town.user(0).unwrap().created_on);
+        assert!(users.user(1).unwrap().created_on > users.user(0).unwrap().created_on);
     }
 }

@@ -1,4 +1,4 @@
-//! The binary, as a person uses it: one terminal runs it, another speaks to it.
+//! The commands of the binary against a running emulator.
 
 use std::process::{Output, Stdio};
 
@@ -83,7 +83,7 @@ async fn the_commands_change_a_running_emulator() {
     assert_eq!(emulator.json(&["stats"]).await["deliveries"]["events"], 0);
 }
 
-/// What a process had in memory at most, in MiB.
+/// Peak memory of a process in MiB.
 #[cfg(target_os = "linux")]
 fn peak_mib(process: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -93,7 +93,7 @@ fn peak_mib(process: u32) -> u64 {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_million_users_cost_no_memory_whoever_lists_them() {
+async fn a_million_generated_users_are_listed_without_memory() {
     let emulator = Running::start(&["--generated", "1000000"]).await;
     let process = emulator.child.id().unwrap();
     let issuer = emulator.greeting["issuer"].as_str().unwrap().to_owned();
@@ -118,7 +118,7 @@ async fn a_million_users_cost_no_memory_whoever_lists_them() {
 }
 
 #[tokio::test]
-async fn a_town_lives_until_an_interrupt_ends_it_cleanly() {
+async fn activity_is_generated_until_an_interrupt() {
     let receiver = Receiver::start().await;
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("emulator.toml");
@@ -132,7 +132,7 @@ async fn a_town_lives_until_an_interrupt_ends_it_cleanly() {
 }
 
 #[tokio::test]
-async fn a_command_without_an_emulator_says_how_to_start_one() {
+async fn a_command_without_an_emulator_explains_how_to_start_one() {
     let args = ["stats", "--url", "http://127.0.0.1:9"];
     let output = Command::new(BINARY).args(args).output().await.unwrap();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! What Kinde sends, when it tries again, and when it gives up.
+//! Bodies and signatures of deliveries, and the retry schedule.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -113,7 +113,7 @@ async fn an_attempt_follows_the_schedule_with_the_same_id_and_body() {
 }
 
 #[tokio::test]
-async fn an_event_is_given_up_at_the_end_of_the_schedule() {
+async fn a_delivery_ends_at_the_end_of_the_schedule() {
     let config = Config { time_scale: 1e5, ..Config::default() };
     let (emulator, receiver) = start(config).await;
     receiver.answer(500);
@@ -152,7 +152,7 @@ async fn an_endpoint_that_fails_for_72_hours_is_disabled_until_it_is_enabled() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_does_not_answer_in_time_is_tried_again() {
+async fn an_attempt_that_times_out_is_retried() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut config = Config { time_scale: 1e5, ..Config::default() };
     config.delivery.timeout = Duration::from_millis(20);
@@ -168,7 +168,7 @@ async fn an_endpoint_that_does_not_answer_in_time_is_tried_again() {
 }
 
 #[tokio::test]
-async fn the_unknowns_change_the_payload_as_set() {
+async fn the_unknowns_change_the_payload() {
     let unknowns = Unknowns {
         timestamp_changes_between_attempts: true,
         event_timestamp: false,
@@ -197,7 +197,7 @@ async fn the_unknowns_change_the_payload_as_set() {
 }
 
 #[tokio::test]
-async fn a_relay_gets_json_with_an_hmac() {
+async fn a_relay_receives_json_with_an_hmac() {
     use aws_lc_rs::hmac;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
@@ -246,7 +246,7 @@ async fn a_rotation_changes_the_kid_of_new_deliveries_and_may_keep_the_old_key()
 }
 
 #[tokio::test]
-async fn two_users_swap_their_emails_and_nobody_takes_one_that_is_owned() {
+async fn two_users_swap_emails_and_an_email_in_use_is_rejected() {
     let (emulator, receiver) = start(Config::default()).await;
     let a = emulator.create_user(NewUser::named("a@example.com", "A", "A")).unwrap();
     let b = emulator.create_user(NewUser::named("b@example.com", "B", "B")).unwrap();

@@ -1,4 +1,4 @@
-//! Faults strike as they are set, and are counted.
+//! Faults occur as configured and are counted.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,7 +16,7 @@ fn in_order() -> Config {
 }
 
 #[tokio::test]
-async fn a_duplicate_is_the_same_delivery_again() {
+async fn a_duplicate_repeats_the_delivery() {
     let (emulator, receiver) = start(in_order()).await;
     emulator.set_fault(Fault::times(FaultKind::Duplicate { copies: 2 }, 1));
     emulator.create_user(NewUser::default()).unwrap();
@@ -53,7 +53,7 @@ async fn a_held_delivery_is_sent_when_nothing_overtakes_it() {
 }
 
 #[tokio::test]
-async fn dropped_delayed_and_silent_changes_are_counted_apart() {
+async fn dropped_delayed_and_silent_changes_are_counted_separately() {
     let (emulator, receiver) = start(in_order()).await;
     emulator.set_fault(Fault::times(FaultKind::Drop, 1));
     emulator.create_user(NewUser::default()).unwrap();
@@ -71,12 +71,12 @@ async fn dropped_delayed_and_silent_changes_are_counted_apart() {
     assert_eq!((receiver.arrivals().len(), emulator.user_count()), (1, 3));
     let stats = emulator.stats();
     assert_eq!((stats.dropped, stats.silenced, stats.delayed, stats.delivered), (1, 1, 1, 1));
-    let struck: u64 = emulator.faults().iter().map(|report| report.struck).sum();
-    assert_eq!(struck, 3);
+    let occurrences: u64 = emulator.faults().iter().map(|report| report.occurrences).sum();
+    assert_eq!(occurrences, 3);
 }
 
 #[tokio::test]
-async fn a_chance_strikes_about_so_often() {
+async fn a_fault_occurs_with_its_probability() {
     let (emulator, receiver) = start(Config::default()).await;
     emulator.set_fault(Fault::chance(FaultKind::Drop, 0.5));
     for _ in 0..200 {
@@ -99,7 +99,7 @@ async fn with_users(count: usize) -> (Emulator, String, String) {
 }
 
 #[tokio::test]
-async fn a_throttled_request_says_when_to_come_back() {
+async fn a_throttled_request_has_the_time_of_the_reset() {
     let (emulator, url, token) = with_users(1).await;
     emulator.set_fault(Fault::times(FaultKind::RateLimit { reset: 7 }, 1).on("management"));
     let response = client().get(&url).bearer_auth(&token).send().await.unwrap();
@@ -110,7 +110,7 @@ async fn a_throttled_request_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn answers_are_refused_cut_truncated_or_garbled() {
+async fn responses_are_replaced_cut_truncated_or_garbled() {
     let (emulator, url, token) = with_users(10).await;
     let fetch = async |kind| {
         emulator.clear_faults();
@@ -133,7 +133,7 @@ async fn answers_are_refused_cut_truncated_or_garbled() {
 }
 
 #[tokio::test]
-async fn faults_that_strike_together_all_strike_whichever_was_set_first() {
+async fn simultaneous_faults_are_all_applied_in_a_fixed_order() {
     use FaultKind::{CutBody, Garbage, RateLimit, Status, TruncatedJson, WrongDate};
     let (emulator, url, token) = with_users(10).await;
     let fetch = async |kinds: &[FaultKind]| {
@@ -142,7 +142,7 @@ async fn faults_that_strike_together_all_strike_whichever_was_set_first() {
             emulator.set_fault(Fault::always(kind.clone()).on("users"));
         }
         let response = client().get(&url).bearer_auth(&token).send().await.unwrap();
-        assert!(emulator.faults().iter().all(|report| report.struck == 1));
+        assert!(emulator.faults().iter().all(|report| report.occurrences == 1));
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         (status, header("ratelimit-reset").to_owned(), header("date").to_owned(), response.text().await)
@@ -171,7 +171,7 @@ async fn faults_that_strike_together_all_strike_whichever_was_set_first() {
 }
 
 #[tokio::test]
-async fn the_keys_go_down_and_come_back() {
+async fn the_keys_can_fail_and_recover() {
     let emulator = Emulator::start(Config::default()).await.unwrap();
     let url = format!("{}/.well-known/jwks.json", emulator.issuer());
     emulator.set_fault(Fault::times(FaultKind::Status { status: 500 }, 1).on("jwks"));
@@ -180,7 +180,7 @@ async fn the_keys_go_down_and_come_back() {
 }
 
 #[tokio::test]
-async fn pages_lie_as_set() {
+async fn pages_have_the_configured_faults() {
     let (emulator, url, token) = with_users(30).await;
     let next = async |fault| {
         emulator.clear_faults();
@@ -201,7 +201,7 @@ async fn pages_lie_as_set() {
 }
 
 #[tokio::test]
-async fn a_silenced_edit_changes_the_user_all_the_same() {
+async fn an_edit_without_an_event_changes_the_user() {
     let (emulator, _) = start(Config::default()).await;
     let user = emulator.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
     emulator.set_fault(Fault::always(FaultKind::Silent));

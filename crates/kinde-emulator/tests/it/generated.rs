@@ -1,4 +1,4 @@
-//! A tenant of a million computed users, and lists that drift, lag, never end or are throttled.
+//! A tenant with a million generated users, and faults of the user list.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -50,7 +50,7 @@ impl Api {
 }
 
 #[tokio::test]
-async fn computed_users_live_beside_created_ones() {
+async fn generated_users_are_listed_with_created_ones() {
     let api = Api::of(1_200).await;
     let created = api.emulator.import_user(NewUser::named("ada@example.com", "Ada", "L")).unwrap();
     let users = api.emulator.users();
@@ -86,7 +86,7 @@ async fn computed_users_live_beside_created_ones() {
 }
 
 #[tokio::test]
-async fn a_million_users_are_there_at_once() {
+async fn a_million_users_are_available_at_the_start() {
     let unknowns = Unknowns { pagination: Pagination::Offset, ..Unknowns::default() };
     let generated = Generated { users: 1_000_000, seed: 1 };
     let api = Api::start(Config { unknowns, generated, ..Config::default() }).await;
@@ -97,7 +97,7 @@ async fn a_million_users_are_there_at_once() {
 }
 
 #[tokio::test]
-async fn pages_by_offset_drift_when_the_list_changes_and_cursors_do_not() {
+async fn pages_by_offset_skip_users_when_the_list_changes_and_cursors_do_not() {
     for (pagination, hidden, repeated) in [(Pagination::Offset, 1, 1), (Pagination::Cursor, 0, 0)] {
         let unknowns = Unknowns { pagination, ..Unknowns::default() };
         let api = Api::start(Config { unknowns, ..Config::default() }).await;
@@ -121,7 +121,7 @@ async fn pages_by_offset_drift_when_the_list_changes_and_cursors_do_not() {
 }
 
 #[tokio::test]
-async fn a_lagging_replica_shows_what_was() {
+async fn a_stale_replica_shows_the_earlier_state() {
     let api = Api::of(3).await;
     let created = api.emulator.create_user(NewUser::named("ada@example.com", "Ada", "L")).unwrap();
     let users = api.emulator.users();
@@ -137,7 +137,7 @@ async fn a_lagging_replica_shows_what_was() {
 }
 
 #[tokio::test]
-async fn tokens_without_end_and_empty_pages_are_as_set() {
+async fn endless_tokens_and_empty_pages_occur_as_configured() {
     let api = Api::of(25).await;
     api.emulator.set_fault(Fault::always(FaultKind::EndlessTokens));
     let (mut next, mut tokens, mut seen) = (None, HashSet::new(), Vec::new());
@@ -156,23 +156,23 @@ async fn tokens_without_end_and_empty_pages_are_as_set() {
 }
 
 #[tokio::test]
-async fn a_storm_of_404_says_that_everybody_is_gone_or_one() {
+async fn one_or_all_users_are_reported_as_not_found() {
     let api = Api::of(2).await;
     let ids: Vec<_> = api.emulator.users().into_iter().map(|user| user.id).collect();
     let (first, second) = (format!("user?id={}", ids[0]), format!("user?id={}", ids[1]));
-    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: None }));
+    api.emulator.set_fault(Fault::always(FaultKind::UserNotFound { status: 404, id: None }));
     let (status, refusal) = api.get(&first).await;
     assert_eq!((status, &refusal["errors"][0]["code"]), (404, &json!("USER_NOT_FOUND")));
     assert_eq!(api.get(&second).await.0, 404);
     assert_eq!(api.all(10).await.len(), 2, "the list tells the truth");
     api.emulator.clear_faults();
     assert_eq!(api.get(&first).await.0, 200);
-    api.emulator.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: Some(ids[0].clone()) }));
+    api.emulator.set_fault(Fault::always(FaultKind::UserNotFound { status: 404, id: Some(ids[0].clone()) }));
     assert_eq!((api.get(&first).await.0, api.get(&second).await.0), (404, 200));
 }
 
 #[tokio::test]
-async fn the_limits_throttle_the_management_api_alone() {
+async fn the_limits_apply_to_the_management_api_only() {
     let window = Duration::from_mins(5);
     let limits = Limits { requests: 3, window, concurrency: 0 };
     let api = Api::start(Config { limits, ..Config::default() }).await;

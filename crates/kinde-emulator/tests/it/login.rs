@@ -1,4 +1,4 @@
-//! Signing in to an application: the page, codes with PKCE, refresh tokens, custom domains, logout.
+//! Sign-in to an application: login page, codes with PKCE, refresh tokens, custom domains, logout.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const CALLBACK: &str = "http://localhost:3000/callback";
 const VERIFIER: &str = "a-verifier-of-at-least-forty-three-letters-00";
 const SCOPE: &str = "openid profile email offline";
 
-/// A browser and an application's back end at one domain.
+/// A browser and the back end of an application at one domain.
 struct Browser {
     client: reqwest::Client,
     base: String,
@@ -126,7 +126,7 @@ async fn tenant_with_user(config: Config) -> (Emulator, User, Browser) {
 }
 
 #[tokio::test]
-async fn the_page_lists_users_and_escapes_what_they_wrote() {
+async fn the_page_lists_users_and_escapes_their_text() {
     let (emulator, ada, browser) = tenant_with_user(Config::default()).await;
     emulator.import_user(NewUser::named("x@example.com", "<script>alert(1)</script>", "\"'")).unwrap();
     let response = browser.open(&[("login_hint", "\"><b>ada")]).await;
@@ -140,7 +140,7 @@ async fn the_page_lists_users_and_escapes_what_they_wrote() {
 }
 
 #[tokio::test]
-async fn a_sign_in_ends_with_tokens_for_one_code_once() {
+async fn a_code_is_exchanged_for_tokens_once() {
     let (emulator, receiver) = start(Config::default()).await;
     let ada = emulator.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
     let browser = Browser::new(&emulator);
@@ -175,7 +175,7 @@ async fn a_sign_in_ends_with_tokens_for_one_code_once() {
 }
 
 #[tokio::test]
-async fn a_code_is_for_its_application_redirect_and_verifier_alone() {
+async fn a_code_is_bound_to_its_application_redirect_and_verifier() {
     let (emulator, ada, browser) = tenant_with_user(Config::default()).await;
     emulator.add_application(Application::confidential("back", "secret", CALLBACK));
     let other = Application::public("other", CALLBACK);
@@ -214,7 +214,7 @@ async fn a_code_is_for_its_application_redirect_and_verifier_alone() {
 }
 
 #[tokio::test]
-async fn a_bad_request_is_told_to_the_user_or_to_the_application() {
+async fn an_invalid_request_is_reported_to_the_user_or_to_the_application() {
     let (_emulator, _, browser) = tenant_with_user(Config::default()).await;
     for change in [("client_id", "nobody"), ("redirect_uri", "http://localhost:3000/callback?x=1")] {
         let response = browser.open(&[change]).await;
@@ -235,7 +235,7 @@ async fn a_bad_request_is_told_to_the_user_or_to_the_application() {
 }
 
 #[tokio::test]
-async fn a_sign_up_makes_a_user_with_its_events() {
+async fn a_sign_up_creates_a_user_with_its_events() {
     let (emulator, receiver) = start(Config::default()).await;
     let browser = Browser::new(&emulator);
     let form = [("sign_up", "yes"), ("email", "new@example.com"), ("first_name", "New"), ("last_name", "")];
@@ -255,7 +255,7 @@ async fn a_sign_up_makes_a_user_with_its_events() {
 }
 
 #[tokio::test]
-async fn a_suspended_or_deleted_user_neither_signs_in_nor_refreshes() {
+async fn a_suspended_or_deleted_user_cannot_sign_in_or_refresh() {
     let (emulator, receiver) = start(Config::default()).await;
     let ada = emulator.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
     let browser = Browser::new(&emulator);
@@ -280,7 +280,7 @@ async fn a_suspended_or_deleted_user_neither_signs_in_nor_refreshes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_many_who_refresh_at_once_without_an_overlap_one_gets_tokens() {
+async fn without_an_overlap_one_of_many_concurrent_refreshes_succeeds() {
     let mut config = Config::default();
     config.tokens.refresh_overlap = Duration::ZERO;
     let emulator = Emulator::start(config).await.unwrap();
@@ -333,7 +333,7 @@ async fn cached_claims_outlive_a_change_of_the_user() {
 }
 
 #[tokio::test]
-async fn an_application_chooses_its_audience_organization_and_email() {
+async fn an_application_requests_audience_organization_and_email() {
     let (emulator, ada, _) = tenant_with_user(Config::default()).await;
     emulator.add_to_organization(&ada.id, "org_2", &[], &[]).unwrap();
     emulator.add_application(Application {
@@ -444,7 +444,7 @@ async fn tokens_are_introspected_and_revoked() {
 }
 
 #[tokio::test]
-async fn the_profile_can_be_slow_and_down() {
+async fn the_profile_can_be_slow_and_unavailable() {
     let (emulator, ada, _) = tenant_with_user(Config::default()).await;
     let token = emulator.access_token(&ada.id, &TokenSpec::default()).unwrap();
     let profile = format!("{}/oauth2/v2/user_profile", emulator.issuer());

@@ -1,4 +1,4 @@
-//! The Management API: shapes, pages, refusals.
+//! The Management API: shapes, pages and errors.
 
 use std::collections::BTreeSet;
 
@@ -36,7 +36,7 @@ impl Api {
     }
 }
 
-async fn town_of(count: usize, config: Config) -> (Emulator, Api) {
+async fn tenant_of(count: usize, config: Config) -> (Emulator, Api) {
     let emulator = Emulator::start(config).await.unwrap();
     for number in 0..count {
         emulator.import_user(NewUser::named(&format!("user{number}@example.com"), "User", "N")).unwrap();
@@ -46,8 +46,8 @@ async fn town_of(count: usize, config: Config) -> (Emulator, Api) {
 }
 
 #[tokio::test]
-async fn the_pages_hold_every_user_once() {
-    let (emulator, api) = town_of(250, Config::default()).await;
+async fn the_pages_contain_every_user_once() {
+    let (emulator, api) = tenant_of(250, Config::default()).await;
     let (mut seen, mut path, mut pages) = (Vec::new(), "/api/v1/users?page_size=100".to_owned(), 0);
     loop {
         let (status, page) = api.get(&path).await;
@@ -66,8 +66,8 @@ async fn the_pages_hold_every_user_once() {
 }
 
 #[tokio::test]
-async fn a_user_deleted_while_pages_are_read_hides_no_other() {
-    let (emulator, api) = town_of(30, Config::default()).await;
+async fn a_deletion_between_pages_skips_no_other_user() {
+    let (emulator, api) = tenant_of(30, Config::default()).await;
     let first = api.get("/api/v1/users?page_size=10").await.1;
     emulator.delete_user(first["users"][0]["id"].as_str().unwrap(), Profile::Remove).unwrap();
     let next = first["next_token"].as_str().unwrap();
@@ -77,7 +77,7 @@ async fn a_user_deleted_while_pages_are_read_hides_no_other() {
 
 #[tokio::test]
 async fn a_listed_user_has_the_fields_of_the_openapi_document() {
-    let (emulator, api) = town_of(1, Config::default()).await;
+    let (emulator, api) = tenant_of(1, Config::default()).await;
     let id = emulator.users()[0].id.clone();
     let names = |user: &Value| user.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     let common = ["created_on", "email", "failed_sign_ins", "first_name", "id", "is_suspended", "last_name"];
@@ -104,7 +104,7 @@ async fn a_listed_user_has_the_fields_of_the_openapi_document() {
 
 #[tokio::test]
 async fn the_filters_find_users() {
-    let (emulator, api) = town_of(20, Config::default()).await;
+    let (emulator, api) = tenant_of(20, Config::default()).await;
     let users = emulator.users();
     let count = async |query: String| {
         api.get(&format!("/api/v1/users?{query}")).await.1["users"].as_array().unwrap().len()
@@ -118,7 +118,7 @@ async fn the_filters_find_users() {
 }
 
 #[tokio::test]
-async fn users_are_made_changed_and_deleted_with_events_from_the_api() {
+async fn users_are_created_changed_and_deleted_with_events_from_the_api() {
     let (emulator, receiver) = start(Config::default()).await;
     let api = Api::new(&emulator);
     let body = json!({
@@ -149,10 +149,10 @@ async fn users_are_made_changed_and_deleted_with_events_from_the_api() {
 }
 
 #[tokio::test]
-async fn an_unknown_or_deleted_user_is_answered_as_set() {
+async fn an_unknown_or_deleted_user_has_the_configured_response() {
     for status in [400, 404] {
         let unknowns = Unknowns { unknown_user_status: status, ..Unknowns::default() };
-        let (emulator, api) = town_of(1, Config { unknowns, ..Config::default() }).await;
+        let (emulator, api) = tenant_of(1, Config { unknowns, ..Config::default() }).await;
         let id = emulator.users()[0].id.clone();
         emulator.delete_user(&id, Profile::Keep).unwrap();
         let (found, refusal) = api.get(&format!("/api/v1/user?id={id}")).await;
@@ -161,7 +161,7 @@ async fn an_unknown_or_deleted_user_is_answered_as_set() {
         assert_eq!(api.get("/api/v1/users").await.1["users"], json!([]));
     }
     let unknowns = Unknowns { list_includes_deleted: true, ..Unknowns::default() };
-    let (emulator, api) = town_of(2, Config { unknowns, ..Config::default() }).await;
+    let (emulator, api) = tenant_of(2, Config { unknowns, ..Config::default() }).await;
     let users = emulator.users();
     emulator.delete_user(&users[0].id, Profile::Keep).unwrap();
     emulator.delete_user(&users[1].id, Profile::Remove).unwrap();
@@ -169,8 +169,8 @@ async fn an_unknown_or_deleted_user_is_answered_as_set() {
 }
 
 #[tokio::test]
-async fn webhooks_are_managed_over_the_api_and_hide_that_they_are_disabled() {
-    let (emulator, api) = town_of(0, Config::default()).await;
+async fn webhooks_are_managed_without_showing_whether_they_are_disabled() {
+    let (emulator, api) = tenant_of(0, Config::default()).await;
     let body = json!({"endpoint": "http://127.0.0.1:9/x", "name": "mine", "event_types": ["user.created"]});
     let (status, made) = api.send(Method::POST, "/api/v1/webhooks", &body).await;
     assert_eq!((status, &made["webhook"]["endpoint"]), (200, &json!("http://127.0.0.1:9/x")));
@@ -189,8 +189,8 @@ async fn webhooks_are_managed_over_the_api_and_hide_that_they_are_disabled() {
 }
 
 #[tokio::test]
-async fn a_bad_or_weak_token_is_a_403_and_an_unknown_route_a_404() {
-    let (emulator, api) = town_of(1, Config::default()).await;
+async fn an_invalid_token_is_a_403_and_an_unknown_route_a_404() {
+    let (emulator, api) = tenant_of(1, Config::default()).await;
     let user = emulator.users()[0].id.clone();
     let url = format!("{}/api/v1/users", emulator.issuer());
     let scopes = TokenSpec { scopes: Some(vec!["read:webhooks".to_owned()]), ..TokenSpec::default() };

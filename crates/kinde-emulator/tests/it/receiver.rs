@@ -1,4 +1,4 @@
-//! An application's webhook endpoint, and a verifier that shares no code with the emulator.
+//! The webhook endpoint of an application, and a verifier that shares no code with the emulator.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Clone)]
 pub(crate) struct Arrival {
     pub(crate) at: Instant,
@@ -41,7 +41,7 @@ impl Arrival {
     }
 }
 
-/// Listens on a port of its own, answers with `status`, and keeps what arrives.
+/// An endpoint on its own port that answers with `status` and records requests.
 #[derive(Clone)]
 pub(crate) struct Receiver {
     pub(crate) url: url::Url,
@@ -51,15 +51,18 @@ pub(crate) struct Receiver {
 struct Shared {
     status: AtomicU16,
     arrivals: Mutex<Vec<Arrival>>,
-    news: Notify,
+    arrived: Notify,
 }
 
 impl Receiver {
     pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/webhook", listener.local_addr().unwrap()).parse().unwrap();
-        let shared =
-            Arc::new(Shared { status: AtomicU16::new(200), arrivals: Mutex::default(), news: Notify::new() });
+        let shared = Arc::new(Shared {
+            status: AtomicU16::new(200),
+            arrivals: Mutex::default(),
+            arrived: Notify::new(),
+        });
         let receiver = Self { url, shared };
         let this = receiver.clone();
         let app = Router::new()
@@ -70,7 +73,7 @@ impl Receiver {
 
     fn receive(&self, headers: HeaderMap, body: Bytes) -> StatusCode {
         self.shared.arrivals.lock().unwrap().push(Arrival { at: Instant::now(), headers, body });
-        self.shared.news.notify_waiters();
+        self.shared.arrived.notify_waiters();
         StatusCode::from_u16(self.shared.status.load(Ordering::SeqCst)).unwrap()
     }
 
@@ -86,7 +89,7 @@ impl Receiver {
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Arrival> {
         let arrived = async {
             loop {
-                let news = self.shared.news.notified();
+                let news = self.shared.arrived.notified();
                 tokio::pin!(news);
                 news.as_mut().enable();
                 if self.arrivals().len() >= count {
@@ -101,7 +104,7 @@ impl Receiver {
     }
 }
 
-/// An emulator with one endpoint, and that endpoint.
+/// Starts an emulator with one endpoint.
 pub(crate) async fn start(config: Config) -> (Emulator, Receiver) {
     let receiver = Receiver::start().await;
     let emulator = Emulator::start(config).await.unwrap();
@@ -118,7 +121,7 @@ pub(crate) async fn until(what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-/// The header and claims of a token, not verified.
+/// The header and claims of a token without verification.
 pub(crate) fn part(token: &str, index: usize) -> Value {
     let text = token.split('.').nth(index).expect("a token has three parts");
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).unwrap()).unwrap()
@@ -128,7 +131,7 @@ pub(crate) fn claims(token: &str) -> Value {
     part(token, 1)
 }
 
-/// Whether a key of the JWKS with the token's `kid` signed it with RS256.
+/// Whether the key of the JWKS with the token's `kid` signed it with RS256.
 pub(crate) fn is_signed_by(jwks: &Value, token: &str) -> bool {
     let header = part(token, 0);
     let bytes = |value: &Value| URL_SAFE_NO_PAD.decode(value.as_str().unwrap()).unwrap();
@@ -142,7 +145,7 @@ pub(crate) fn is_signed_by(jwks: &Value, token: &str) -> bool {
         && key.verify(&RSA_PKCS1_2048_8192_SHA256, message.as_bytes(), &signature).is_ok()
 }
 
-/// An HTTP client with a deadline.
+/// An HTTP client with a timeout.
 pub(crate) fn client() -> reqwest::Client {
     reqwest::Client::builder().timeout(DEADLINE).no_proxy().build().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Kinde's own npm packages as clients: what they accept is what an application will get.
+//! Kinde's npm packages as clients of the emulator.
 
 use std::path::Path;
 use std::process::{Output, Stdio};
@@ -37,21 +37,21 @@ async fn check(request: &Value) -> Value {
     serde_json::from_slice(&output.stdout).expect("the script prints JSON")
 }
 
-/// Of a user with the same id: good at its own tenant, whose keys the other does not know.
+/// A token of a user with the same id from another tenant, with other keys.
 async fn another_tenants_token(spec: &TokenSpec) -> String {
     let other = Emulator::start(Config::default()).await.unwrap();
     let user = other.sign_up(NewUser::named("ada@example.com", "Ada 🦀", "Lovelace")).unwrap();
     other.access_token(&user.id, spec).unwrap()
 }
 
-/// A token that names this issuer.
+/// A token with this issuer.
 fn as_if_from(issuer: &str) -> TokenSpec {
     TokenSpec { claims: [("iss".to_owned(), json!(issuer))].into_iter().collect(), ..TokenSpec::default() }
 }
 
 /// One test, so that the packages are installed once.
 #[tokio::test]
-async fn kindes_own_packages_work_with_the_emulator() {
+async fn kindes_packages_work_with_the_emulator() {
     let (emulator, receiver) = start(Config::default()).await;
     let first = emulator.sign_up(NewUser::named("ada@example.com", "Ada 🦀", "Lovelace")).unwrap();
     for number in 1..250 {

@@ -1,8 +1,8 @@
-//! Every answer of the Management API has the members and types that Kinde's `OpenAPI` document gives it.
+//! Every response of the Management API has the members and types of Kinde's `OpenAPI` document.
 //!
-//! The table below says in own words what the document has for the routes of the emulator. A member that it does
-//! not have is an error, and so is a wrong type. The document requires no member; the emulator writes all but those
-//! that `expand` brings, and a text that is not there may be left out where the settings say so.
+//! The table below describes the responses of the document for the routes of the emulator. An unknown member or a
+//! wrong type is an error. The document requires no member; the emulator sends all members except those of `expand`
+//! and, depending on the settings, absent texts.
 
 use std::time::Duration;
 
@@ -116,7 +116,7 @@ const EVENT: Shape = Object(&[
     ),
 ]);
 
-/// The answers with status 200, by method and path.
+/// The responses with status 200 by method and path.
 const ANSWERS: &[(&str, &str, Shape)] = &[
     ("GET", "users", USERS),
     ("GET", "user", USER),
@@ -131,7 +131,7 @@ const ANSWERS: &[(&str, &str, Shape)] = &[
     ("GET", "events/{id}", EVENT),
 ];
 
-/// The first place where a value has another shape.
+/// The path of the first member with a different shape.
 fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<String> {
     let fits = match shape {
         Text => value.is_string(),
@@ -168,7 +168,7 @@ fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<
     (!fits).then(|| format!("{path} is {value}"))
 }
 
-/// Fails when an answer of the Management API has not the shape of the document.
+/// Fails if a response of the Management API does not have the shape of the document.
 pub(crate) fn check(method: &str, path: &str, status: u16, body: &Value, missing: Missing) {
     let path = path.split('?').next().unwrap_or_default().trim_start_matches("/api/v1/");
     let pattern = match path.split_once('/') {
@@ -186,7 +186,7 @@ pub(crate) fn check(method: &str, path: &str, status: u16, body: &Value, missing
     assert!(misfit.is_none(), "{method} {path} {status}: {}", misfit.unwrap_or_default());
 }
 
-/// A client that checks what it gets.
+/// A client that checks the shape of each response.
 struct Checked {
     base: String,
     token: String,
@@ -237,7 +237,7 @@ async fn tour(missing: Missing) {
     let event = emulator.emit("user.deleted", json!({"user": {"id": "kp_1"}})).unwrap();
     assert_eq!(api.get(&format!("events/{}", event.id)).await.0, 200);
     assert_eq!(api.get("event_types").await.0, 200);
-    refusals(&emulator, &api, &body).await;
+    errors(&emulator, &api, &body).await;
 }
 
 async fn webhooks(api: &Checked) {
@@ -253,7 +253,7 @@ async fn webhooks(api: &Checked) {
     assert_eq!(api.send(Method::POST, "webhooks", &json!({"name": 1})).await.0, 400);
 }
 
-async fn refusals(emulator: &Emulator, api: &Checked, taken: &Value) {
+async fn errors(emulator: &Emulator, api: &Checked, taken: &Value) {
     api.send(Method::POST, "user", taken).await;
     for (method, path, body) in [
         (Method::POST, "user", taken),
@@ -272,7 +272,7 @@ async fn refusals(emulator: &Emulator, api: &Checked, taken: &Value) {
         assert_eq!(weak.get(path).await.0, 403, "{path}");
     }
     for (kind, status) in [
-        (FaultKind::UserGone { status: 404, id: None }, 404),
+        (FaultKind::UserNotFound { status: 404, id: None }, 404),
         (FaultKind::RateLimit { reset: 1 }, 429),
         (FaultKind::Status { status: 503 }, 503),
     ] {
@@ -293,14 +293,14 @@ async fn refusals(emulator: &Emulator, api: &Checked, taken: &Value) {
 }
 
 #[tokio::test]
-async fn every_answer_has_the_shape_of_the_document() {
+async fn every_response_has_the_shape_of_the_document() {
     for missing in [Missing::Absent, Missing::Empty, Missing::Null] {
         tour(missing).await;
     }
 }
 
 #[test]
-fn a_wrong_shape_is_noticed() {
+fn a_wrong_shape_is_detected() {
     let whole = json!({
         "id": "kp_1",
         "is_suspended": false,

@@ -1,4 +1,4 @@
-//! Keys, OAuth, tokens for applications, and forged ones for their tests.
+//! Keys, OAuth, tokens for applications, and forged tokens.
 
 use kinde_emulator::config::{Application, Unknowns};
 use kinde_emulator::{Alg, Config, Emulator, MintOptions, NewUser, Signer, TokenSpec, User};
@@ -19,7 +19,7 @@ async fn token(emulator: &Emulator, form: &[(&str, &str)]) -> (u16, Value) {
 }
 
 #[tokio::test]
-async fn the_keys_are_at_both_addresses_and_refuse_credentials() {
+async fn the_keys_have_two_urls_and_reject_credentials() {
     let (emulator, _) = emulator().await;
     let discovery = get(&format!("{}/.well-known/openid-configuration", emulator.issuer()), None).await.1;
     assert_eq!(discovery["issuer"], emulator.issuer());
@@ -33,7 +33,7 @@ async fn the_keys_are_at_both_addresses_and_refuse_credentials() {
 }
 
 #[tokio::test]
-async fn client_credentials_give_an_m2m_token_for_the_right_audience_alone() {
+async fn client_credentials_return_an_m2m_token_for_the_api_audience_only() {
     let (emulator, _) = emulator().await;
     let audience = emulator.api_audience();
     let config = emulator.config().clone();
@@ -65,7 +65,7 @@ async fn client_credentials_give_an_m2m_token_for_the_right_audience_alone() {
 }
 
 #[tokio::test]
-async fn tokens_have_the_claims_of_kindes() {
+async fn tokens_have_the_claims_of_kinde() {
     let (emulator, user) = emulator().await;
     let access = claims(&emulator.access_token(&user.id, &TokenSpec::default()).unwrap());
     let names: Vec<&String> = access.as_object().unwrap().keys().collect();
@@ -92,7 +92,7 @@ async fn tokens_have_the_claims_of_kindes() {
 }
 
 #[tokio::test]
-async fn forged_tokens_are_what_they_say() {
+async fn forged_tokens_have_the_requested_signature() {
     let (emulator, _) = emulator().await;
     let claims = json!({"sub": "kp_1"});
     let mint = |options| emulator.mint(claims.as_object().unwrap(), &options);
@@ -113,7 +113,7 @@ async fn forged_tokens_are_what_they_say() {
 }
 
 #[tokio::test]
-async fn the_profile_is_for_user_access_tokens_alone() {
+async fn the_profile_accepts_user_access_tokens_only() {
     let unknowns = Unknowns { suspension_revokes_tokens: true, ..Unknowns::default() };
     let emulator = Emulator::start(Config { unknowns, ..Config::default() }).await.unwrap();
     let user = emulator.create_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap();
@@ -154,7 +154,7 @@ async fn the_profile_is_for_user_access_tokens_alone() {
 }
 
 #[tokio::test]
-async fn a_token_for_a_test_has_the_email_that_the_application_asks_for() {
+async fn a_test_token_has_the_email_if_the_application_requests_it() {
     for (tenant, application, wanted) in
         [(false, None, false), (true, None, true), (false, Some(true), true), (true, Some(false), false)]
     {

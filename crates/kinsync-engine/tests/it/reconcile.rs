@@ -507,12 +507,12 @@ async fn one_read_that_says_gone_deletes_nobody() {
         world.later().await;
         // The list leaves the eleventh out, and the first read of them says that there is none.
         world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-        let gone = FaultKind::UserGone { status: 404, id: Some(ids[10].clone()) };
+        let gone = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
         world.kinde.set_fault(Fault::times(gone.clone(), 1));
         let run = world.reconcile().await;
         assert_eq!((run.tally.users, run.tally.of(Kind::Gone)), (10, 0), "{}: {run:?}", world.fresh.name);
         let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
-        assert_eq!(struck.map(|report| report.struck), Some(1), "a read said so");
+        assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
         world.assert_equal("after one wrong word").await;
     }
 }
@@ -525,7 +525,9 @@ async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_ki
     world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
     world.later().await;
     for leaves in [&ids[0], &ids[2]] {
-        world.kinde.set_fault(Fault::always(FaultKind::UserGone { status: 404, id: Some(leaves.clone()) }));
+        world
+            .kinde
+            .set_fault(Fault::always(FaultKind::UserNotFound { status: 404, id: Some(leaves.clone()) }));
         let run = world.run(Wish::Dry).await.expect("Kinde answers");
         assert_eq!(run.tally.of(Kind::Gone), 1, "{run:?}");
         world.kinde.clear_faults();
@@ -543,7 +545,7 @@ async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone() 
         for (round, status) in [422, 500].into_iter().enumerate() {
             // The list leaves the last one out, and nothing that is said of them is an answer.
             world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-            let odd = FaultKind::UserGone { status, id: Some(ids[11].clone()) };
+            let odd = FaultKind::UserNotFound { status, id: Some(ids[11].clone()) };
             world.kinde.set_fault(Fault::always(odd));
             let run = world.reconcile().await;
             let drift = [(Kind::Gone, u64::from(round == 0)), (Kind::Unknown, 1)];
@@ -574,7 +576,7 @@ async fn when_kinde_forgets_everybody_nobody_is_deleted() {
         world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
         world.later().await;
         for status in [400, 404] {
-            world.kinde.set_fault(Fault::always(FaultKind::UserGone { status, id: None }));
+            world.kinde.set_fault(Fault::always(FaultKind::UserNotFound { status, id: None }));
             let outcome = world.run(Wish::Reconcile).await;
             assert!(matches!(outcome, Err(Error::Distrusted)), "{outcome:?}");
             world.kinde.clear_faults();

@@ -89,7 +89,7 @@ async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
     let ids = world.import(5);
     let asked = UserId::parse(&ids[0]).expect("an id");
     // Of this one user there is no answer.
-    let odd = FaultKind::UserGone { status: 422, id: Some(ids[0].clone()) };
+    let odd = FaultKind::UserNotFound { status: 422, id: Some(ids[0].clone()) };
     world.kinde.set_fault(Fault::always(odd));
     Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
     let _working = start(world.reconciler(10, quick()), often());

@@ -479,7 +479,8 @@ async fn of_three_servers_one_scans_and_another_goes_on_when_it_is_killed() {
     };
     let deadline = Instant::now() + PATIENCE;
     let leader = loop {
-        let has_begun = town.kinde.faults().iter().any(|report| report.fault == long && report.struck > 0);
+        let has_begun =
+            town.kinde.faults().iter().any(|report| report.fault == long && report.occurrences > 0);
         if let Some(leader) = holder().await.filter(|_| has_begun) {
             break leader;
         }

@@ -120,7 +120,7 @@ async fn a_webhook_at_another_path_is_known_by_one_setting_and_never_made_twice(
 /// Runs `setup` with a fault that strikes the request that makes the webhook.
 fn setup_struck_by(tenant: &Tenant, fault: FaultKind) -> Ran {
     let ran = setup_struck_times(tenant, fault, 1);
-    assert_eq!(tenant.kinde.faults()[1].struck, 1);
+    assert_eq!(tenant.kinde.faults()[1].occurrences, 1);
     ran
 }
 

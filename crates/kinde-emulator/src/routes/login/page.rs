@@ -1,4 +1,4 @@
-//! The HTML of the login page: everything that someone else wrote is escaped, and nothing runs.
+//! The HTML of the login page. User-provided text is escaped, and scripts are forbidden.
 
 use aws_lc_rs::digest;
 use axum::http::{HeaderName, StatusCode, header};
@@ -11,7 +11,7 @@ use crate::config::Application;
 use crate::emulator::Emulator;
 use crate::user::User;
 
-/// More are found by their email.
+/// Number of users on the page; others sign in by email.
 const LISTED: usize = 50;
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:28rem;margin:3rem auto;padding:0 1rem}\
@@ -21,21 +21,21 @@ padding:.5rem}button{text-align:left;cursor:pointer}small{color:#666;display:blo
 pub(super) struct Page<'a> {
     pub(super) application: &'a Application,
     pub(super) redirect: &'a Url,
-    /// Sent again by the forms, so that nothing is kept between the page and its answer.
+    /// The query is sent again by the forms, so that the server needs no state between the two requests.
     pub(super) raw_query: &'a str,
     pub(super) login_hint: &'a str,
     pub(super) error: Option<&'a str>,
 }
 
 impl Page<'_> {
-    pub(super) fn answer(&self, emulator: &Emulator) -> Response {
+    pub(super) fn render(&self, emulator: &Emulator) -> Response {
         let users: Vec<User> =
             emulator.tenant().users.now().from(0).take(LISTED).map(|(_, user)| user.into_owned()).collect();
         let users: String = users.iter().filter(|user| user.deleted_on.is_none()).map(choice).collect();
         let action = format!("/oauth2/auth?{}", escape(self.raw_query));
         let error = self.error.map(|text| format!("<p class=error role=alert>{}</p>", escape(text)));
         let body = format!(
-            "<h1>Sign in</h1><p>to {name}, at a local Kinde. No password is asked for.</p>{error}\
+            "<h1>Sign in</h1><p>to {name} with a local Kinde. No password is required.</p>{error}\
              <form method=post action=\"{action}\"><label>Email<input name=email type=email value=\"{hint}\" \
              autocomplete=off required></label><button>Sign in</button></form>\
              <form method=post action=\"{action}\">{users}</form>\
@@ -52,7 +52,7 @@ impl Page<'_> {
     }
 }
 
-/// A button that signs a user in.
+/// The button that signs a user in.
 fn choice(user: &User) -> String {
     let name = user.full_name();
     let name = if name.trim().is_empty() { "(no name)" } else { &name };
@@ -66,9 +66,9 @@ fn choice(user: &User) -> String {
     )
 }
 
-/// Says what is wrong without sending anyone anywhere.
-pub(super) fn problem(status: StatusCode, why: &str) -> Response {
-    document(status, "Cannot sign in", &format!("<h1>Cannot sign in</h1><p>{}</p>", escape(why)), "")
+/// An error page without a redirect.
+pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
+    document(status, "Cannot sign in", &format!("<h1>Cannot sign in</h1><p>{}</p>", escape(detail)), "")
 }
 
 pub(super) fn signed_out() -> Response {
@@ -95,7 +95,7 @@ fn document(status: StatusCode, title: &str, body: &str, form_target: &str) -> R
     (status, headers, Html(html)).into_response()
 }
 
-/// Browsers hold the redirect after a form to `form-action` too.
+/// The origin of the redirect: browsers apply `form-action` also to a redirect after a form.
 fn form_target(redirect: &Url) -> String {
     let origin = redirect.origin();
     if origin.is_tuple() {
@@ -125,12 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_someone_wrote_is_markup() {
+    fn user_provided_text_is_escaped() {
         assert_eq!(escape("<a b=\"c\" d='e'>&"), "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp;");
     }
 
     #[test]
-    fn the_policy_lets_the_browser_go_back_to_the_application() {
+    fn the_policy_allows_the_redirect_to_the_application() {
         let target = |text: &str| form_target(&text.parse().unwrap());
         assert_eq!(target("http://localhost:3000/callback"), " http://localhost:3000");
         assert_eq!(target("myapp://callback"), " myapp:");

@@ -1,18 +1,18 @@
-//! What a `next_token` says: where the next page begins.
+//! The content of a `next_token`: the start of the next page.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::config::Pagination;
-use crate::routes::answer::Refusal;
+use crate::routes::response::ErrorResponse;
 
-/// Where a page begins.
+/// The start of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) pagination: Pagination,
-    /// A place, or how many users come before.
+    /// A position, or the number of users before the page.
     pub(super) at: u64,
-    /// Makes the token another one when it leads to a page that was there before.
+    /// Changes the token when it repeats a page.
     pub(super) lap: u64,
 }
 
@@ -21,7 +21,7 @@ impl Cursor {
         Self { pagination, at: 0, lap: 0 }
     }
 
-    pub(super) fn parse(token: &str) -> Result<Self, Refusal> {
+    pub(super) fn parse(token: &str) -> Result<Self, ErrorResponse> {
         let parse = || {
             let text = String::from_utf8(URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
             let mut parts = text.split(':');
@@ -33,7 +33,7 @@ impl Cursor {
             let (at, lap) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
             parts.next().is_none().then_some(Self { pagination, at, lap })
         };
-        parse().ok_or_else(|| Refusal::bad_request("NEXT_TOKEN_INVALID", "next_token is invalid"))
+        parse().ok_or_else(|| ErrorResponse::bad_request("NEXT_TOKEN_INVALID", "next_token is invalid"))
     }
 
     pub(super) fn token(self) -> String {
@@ -42,18 +42,18 @@ impl Cursor {
         URL_SAFE_NO_PAD.encode(format!("{kind}:{at}:{lap}"))
     }
 
-    /// The same page under a new token.
+    /// The same page with a new token.
     pub(super) fn again(self) -> Self {
         Self { lap: self.lap.wrapping_add(1), ..self }
     }
 
-    /// Behind one more user, who is at this place.
-    pub(super) fn after(self, place: u64) -> Self {
-        let at = if self.pagination == Pagination::Cursor { place } else { self.at };
+    /// The cursor after one more user, at this position.
+    pub(super) fn after(self, position: u64) -> Self {
+        let at = if self.pagination == Pagination::Cursor { position } else { self.at };
         Self { at: at.saturating_add(1), ..self }
     }
 
-    /// So many users later, or earlier.
+    /// The cursor this many users later, or earlier if negative.
     pub(super) fn moved(self, by: i64) -> Self {
         Self { at: self.at.saturating_add_signed(by), ..self }
     }

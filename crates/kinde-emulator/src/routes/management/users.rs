@@ -15,9 +15,9 @@ use crate::config::{Pagination, Unknowns};
 use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
-use crate::routes::answer::{Body, Params, Refusal, success};
+use crate::routes::response::{Body, ErrorResponse, Params, success};
 use crate::tenant::{self, Profile, Tenant};
-use crate::user::api::{Expand, Page, Place, Shown, Updated};
+use crate::user::api::{Expand, Page, Shape, Shown, Updated};
 use crate::user::{NewUser, User, UserEdit};
 use crate::users::View;
 
@@ -39,7 +39,7 @@ pub(super) struct ListQuery {
 pub(super) async fn list(
     State(emulator): State<Emulator>,
     Params(query): Params<ListQuery>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let unknowns = &emulator.config().unknowns;
     let size = page_size(query.page_size.as_deref(), unknowns.page_size_cap)?;
     let from = query.next_token.as_deref().filter(|token| !token.is_empty());
@@ -58,7 +58,7 @@ pub(super) async fn list(
     Ok(json(&Page { users: &users, next_token, expand, missing: unknowns.missing_in_api }))
 }
 
-/// The users of a page, and where the next one begins, after the faults that strike it.
+/// Returns the users of a page and the start of the next page, with the faults applied.
 fn page(
     emulator: &Emulator,
     from: Cursor,
@@ -67,13 +67,13 @@ fn page(
     faults: &[FaultKind],
 ) -> (Vec<User>, Option<Cursor>) {
     let tenant = emulator.tenant();
-    let view = seen(&tenant, faults);
+    let view = view(&tenant, faults);
     let mut found = filter.users(&view, from);
     let mut last = from;
     let mut users = Vec::new();
-    for (place, user) in found.by_ref().take(size) {
+    for (position, user) in found.by_ref().take(size) {
         users.push(user.into_owned());
-        last = last.after(place);
+        last = last.after(position);
     }
     let mut next = found.next().map(|_| last);
     for fault in faults {
@@ -87,37 +87,40 @@ fn page(
     (users, next)
 }
 
-/// The users as they are, or as a replica that lags has them.
-fn seen<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
+/// The current users, or those of an earlier time with the fault `stale_replica`.
+fn view<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
     let lag = faults.iter().find_map(|fault| match fault {
         FaultKind::StaleReplica { lag } => Some(*lag),
         _ => None,
     });
     match lag {
-        Some(lag) => tenant.users.then(Timestamp::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
+        Some(lag) => tenant.users.at_time(Timestamp::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
         None => tenant.users.now(),
     }
 }
 
-/// JSON written straight from what is shown.
+/// Serializes without an intermediate value.
 fn json(shown: &impl Serialize) -> Response {
-    let text = serde_json::to_vec(shown).expect("texts, numbers and lists are JSON");
+    let text = serde_json::to_vec(shown).expect("the value has only text keys");
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
-fn page_size(text: Option<&str>, cap: usize) -> Result<usize, Refusal> {
+fn page_size(text: Option<&str>, cap: usize) -> Result<usize, ErrorResponse> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(DEFAULT_PAGE) };
     match text.parse() {
-        Ok(size) if size > cap => Err(Refusal::bad_request(
+        Ok(size) if size > cap => Err(ErrorResponse::bad_request(
             "PAGE_SIZE_LIMIT_EXCEEDED",
             format!("page_size cannot be greater than {cap}"),
         )),
         Ok(size) if size > 0 => Ok(size),
-        _ => Err(Refusal::bad_request("PAGE_SIZE_INVALID", "page_size must be a whole number above zero")),
+        _ => Err(ErrorResponse::bad_request(
+            "PAGE_SIZE_INVALID",
+            "page_size must be a whole number above zero",
+        )),
     }
 }
 
-/// The filters of the list; each is a comma list of which one must match, email in any case.
+/// The filters of the list. Each is a comma-separated list of alternatives; emails match in any case.
 struct Filter {
     ids: Option<Vec<String>>,
     emails: Option<Vec<String>>,
@@ -128,55 +131,55 @@ struct Filter {
 }
 
 impl Filter {
-    fn new(query: &ListQuery) -> Result<Self, Refusal> {
+    fn new(query: &ListQuery) -> Result<Self, ErrorResponse> {
         let since = query.active_since.as_deref().filter(|text| !text.is_empty()).map(str::parse);
-        let invalid = |_| Refusal::bad_request("ACTIVE_SINCE_INVALID", "active_since must be ISO 8601");
+        let invalid = |_| ErrorResponse::bad_request("ACTIVE_SINCE_INVALID", "active_since must be ISO 8601");
         Ok(Self {
-            ids: words(query.user_id.as_deref()),
-            emails: words(query.email.as_deref())
+            ids: alternatives(query.user_id.as_deref()),
+            emails: alternatives(query.email.as_deref())
                 .map(|list| list.iter().map(|email| email.to_lowercase()).collect()),
-            usernames: words(query.username.as_deref()),
-            phones: words(query.phone.as_deref()),
+            usernames: alternatives(query.username.as_deref()),
+            phones: alternatives(query.phone.as_deref()),
             has_organization: query.has_organization,
             active_since: since.transpose().map_err(invalid)?,
         })
     }
 
-    /// The users that pass, from a cursor on. Ids and emails are looked up and not searched for.
+    /// Returns the matching users from a cursor on. Ids and emails use the indexes.
     fn users<'a>(
         &'a self,
         view: &'a View<'a>,
         from: Cursor,
     ) -> Box<dyn Iterator<Item = (u64, Cow<'a, User>)> + 'a> {
         let candidates = match (&self.ids, &self.emails) {
-            (Some(ids), _) => Some(view.places(ids)),
-            (None, Some(emails)) => Some(view.may_have(emails)),
+            (Some(ids), _) => Some(view.positions(ids)),
+            (None, Some(emails)) => Some(view.candidates(emails)),
             (None, None) => None,
         };
-        let filtered = candidates.is_some() || self.is_narrow();
+        let filtered = candidates.is_some() || self.has_other_filters();
         let (start, skip) = match from.pagination {
             Pagination::Cursor => (from.at, 0),
             Pagination::Offset if filtered => (0, usize::try_from(from.at).unwrap_or(usize::MAX)),
             Pagination::Offset => (view.nth(from.at), 0),
         };
         let all: Box<dyn Iterator<Item = (u64, Cow<'a, User>)> + 'a> = match candidates {
-            Some(places) => {
-                let places = places.into_iter().filter(move |place| *place >= start);
-                Box::new(places.filter_map(|place| Some((place, view.at(place)?))))
+            Some(positions) => {
+                let positions = positions.into_iter().filter(move |position| *position >= start);
+                Box::new(positions.filter_map(|position| Some((position, view.at(position)?))))
             }
             None => Box::new(view.from(start)),
         };
-        Box::new(all.filter(|(_, user)| self.takes(user)).skip(skip))
+        Box::new(all.filter(|(_, user)| self.matches(user)).skip(skip))
     }
 
-    fn is_narrow(&self) -> bool {
+    fn has_other_filters(&self) -> bool {
         self.usernames.is_some()
             || self.phones.is_some()
             || self.has_organization.is_some()
             || self.active_since.is_some()
     }
 
-    fn takes(&self, user: &User) -> bool {
+    fn matches(&self, user: &User) -> bool {
         let among = |list: &Option<Vec<String>>, value: Option<&str>| match list {
             Some(list) => value.is_some_and(|value| list.iter().any(|item| item == value)),
             None => true,
@@ -191,7 +194,7 @@ impl Filter {
     }
 }
 
-fn words(text: Option<&str>) -> Option<Vec<String>> {
+fn alternatives(text: Option<&str>) -> Option<Vec<String>> {
     let text = text.filter(|text| !text.is_empty())?;
     Some(text.split(',').map(|word| word.trim().to_owned()).collect())
 }
@@ -204,28 +207,28 @@ pub(super) struct UserQuery {
 }
 
 impl UserQuery {
-    fn id(&self) -> Result<&str, Refusal> {
+    fn id(&self) -> Result<&str, ErrorResponse> {
         let id = self.id.as_deref().filter(|id| !id.is_empty());
-        id.ok_or_else(|| Refusal::bad_request("USER_ID_REQUIRED", "The user's id is required"))
+        id.ok_or_else(|| ErrorResponse::bad_request("USER_ID_REQUIRED", "The user's id is required"))
     }
 }
 
 pub(super) async fn read(
     State(emulator): State<Emulator>,
     Params(query): Params<UserQuery>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let id = query.id()?;
     let faults = emulator.faults_table().on_read(id);
     for fault in &faults {
-        if let FaultKind::UserGone { status, .. } = fault {
+        if let FaultKind::UserNotFound { status, .. } = fault {
             return Err(unknown(*status, "USER_NOT_FOUND"));
         }
     }
     let unknowns = &emulator.config().unknowns;
-    let user = seen(&emulator.tenant(), &faults).by_id(id).map(Cow::into_owned);
+    let user = view(&emulator.tenant(), &faults).by_id(id).map(Cow::into_owned);
     let user = user.ok_or_else(|| no_user(unknowns))?;
     let expand = Expand::parse(query.expand.as_deref());
-    Ok(json(&Shown { user: &user, place: Place::Single, expand, missing: unknowns.missing_in_api }))
+    Ok(json(&Shown { user: &user, shape: Shape::Single, expand, missing: unknowns.missing_in_api }))
 }
 
 #[derive(Default, Deserialize)]
@@ -265,7 +268,7 @@ struct IdentityDetails {
 pub(super) async fn create(
     State(emulator): State<Emulator>,
     Body(body): Body<CreateBody>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let mut new = NewUser {
         first_name: body.profile.given_name,
         last_name: body.profile.family_name,
@@ -274,18 +277,18 @@ pub(super) async fn create(
         organization: body.organization_code,
         ..NewUser::default()
     };
-    let mut made = Vec::new();
+    let mut identities = Vec::new();
     for identity in body.identities {
         match identity.kind.as_str() {
             "email" => (new.email, new.email_verified) = (identity.details.email, identity.is_verified),
             "phone" => new.phone = identity.details.phone,
             "username" => new.username = identity.details.username,
-            _ => return Err(Refusal::bad_request("IDENTITY_TYPE_INVALID", "Unknown type of identity")),
+            _ => return Err(ErrorResponse::bad_request("IDENTITY_TYPE_INVALID", "Unknown identity type")),
         }
-        made.push(json!({"type": identity.kind, "result": {"created": true}}));
+        identities.push(json!({"type": identity.kind, "result": {"created": true}}));
     }
-    let user = emulator.create_user_as(new, Source::Api).map_err(|error| refused(&emulator, &error))?;
-    Ok(Json(json!({"id": user.id, "created": true, "identities": made})).into_response())
+    let user = emulator.create_user_as(new, Source::Api).map_err(|error| error_of(&emulator, &error))?;
+    Ok(Json(json!({"id": user.id, "created": true, "identities": identities})).into_response())
 }
 
 #[derive(Default, Deserialize)]
@@ -303,7 +306,7 @@ pub(super) async fn update(
     State(emulator): State<Emulator>,
     Params(query): Params<UserQuery>,
     Body(body): Body<UpdateBody>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let edit = UserEdit {
         first_name: body.given_name,
         last_name: body.family_name,
@@ -314,35 +317,35 @@ pub(super) async fn update(
         ..UserEdit::default()
     };
     let user = emulator.update_user_as(query.id()?, edit, Source::Api);
-    let user = user.map_err(|error| refused(&emulator, &error))?;
+    let user = user.map_err(|error| error_of(&emulator, &error))?;
     Ok(json(&Updated { user: &user, missing: emulator.config().unknowns.missing_in_api }))
 }
 
 pub(super) async fn delete(
     State(emulator): State<Emulator>,
     Params(query): Params<UserQuery>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let remove = query.is_delete_profile.unwrap_or(false);
     let profile = if remove { Profile::Remove } else { Profile::Keep };
     let deleted = emulator.delete_user_as(query.id()?, profile, Source::Api);
-    deleted.map_err(|error| refused(&emulator, &error))?;
+    deleted.map_err(|error| error_of(&emulator, &error))?;
     Ok(success("USER_DELETED", "User successfully deleted", json!({})))
 }
 
-fn no_user(unknowns: &Unknowns) -> Refusal {
+fn no_user(unknowns: &Unknowns) -> ErrorResponse {
     unknown(unknowns.unknown_user_status, &unknowns.unknown_user_code)
 }
 
-fn unknown(status: u16, code: &str) -> Refusal {
+fn unknown(status: u16, code: &str) -> ErrorResponse {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    Refusal::new(status, code.to_owned(), "The user does not exist")
+    ErrorResponse::new(status, code.to_owned(), "The user does not exist")
 }
 
-fn refused(emulator: &Emulator, error: &tenant::Error) -> Refusal {
+fn error_of(emulator: &Emulator, error: &tenant::Error) -> ErrorResponse {
     match error {
         tenant::Error::UnknownUser(_) => no_user(&emulator.config().unknowns),
-        tenant::Error::Taken(_) => Refusal::bad_request("USER_ALREADY_EXISTS", error.to_string()),
-        tenant::Error::NotAMember(_) => Refusal::bad_request("USER_NOT_A_MEMBER", error.to_string()),
-        tenant::Error::Suspended(_) => Refusal::bad_request("USER_SUSPENDED", error.to_string()),
+        tenant::Error::Taken(_) => ErrorResponse::bad_request("USER_ALREADY_EXISTS", error.to_string()),
+        tenant::Error::NotAMember(_) => ErrorResponse::bad_request("USER_NOT_A_MEMBER", error.to_string()),
+        tenant::Error::Suspended(_) => ErrorResponse::bad_request("USER_SUSPENDED", error.to_string()),
     }
 }

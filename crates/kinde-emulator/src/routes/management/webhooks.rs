@@ -11,7 +11,7 @@ use crate::config::Missing;
 use crate::delivery::{Error, Webhook};
 use crate::emulator::Emulator;
 use crate::event::EVENT_TYPES;
-use crate::routes::answer::{Body, Refusal, success};
+use crate::routes::response::{Body, ErrorResponse, success};
 use crate::webhook::WebhookSpec;
 
 pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
@@ -22,7 +22,7 @@ pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
     success("OK", "Success", json!({"webhooks": webhooks}))
 }
 
-/// As Kinde shows it: whether it is disabled cannot be seen.
+/// A webhook as Kinde shows it, without whether it is disabled.
 fn shown(webhook: &Webhook, all: &[String], missing: Missing) -> Value {
     let wanted = webhook.spec.event_types.as_slice();
     let event_types = if wanted.is_empty() { all } else { wanted };
@@ -53,8 +53,8 @@ pub(super) struct CreateBody {
 pub(super) async fn create(
     State(emulator): State<Emulator>,
     Body(body): Body<CreateBody>,
-) -> Result<Response, Refusal> {
-    let invalid = |_| Refusal::bad_request("ENDPOINT_INVALID", "endpoint must be a URL");
+) -> Result<Response, ErrorResponse> {
+    let invalid = |_| ErrorResponse::bad_request("ENDPOINT_INVALID", "endpoint must be a URL");
     let endpoint: Url = body.endpoint.parse().map_err(invalid)?;
     check_types(&emulator, &body.event_types)?;
     let spec = WebhookSpec {
@@ -80,7 +80,7 @@ pub(super) async fn update(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     check_types(&emulator, body.event_types.as_deref().unwrap_or_default())?;
     let edited = emulator.edit_webhook(&id, |spec| {
         spec.event_types = body.event_types.unwrap_or_else(|| spec.event_types.clone());
@@ -94,23 +94,23 @@ pub(super) async fn update(
 pub(super) async fn delete(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     emulator.remove_webhook(&id).map_err(|error| unknown(&error))?;
     Ok(success("WEBHOOK_DELETED", "Webhook successfully deleted", json!({})))
 }
 
-fn check_types(emulator: &Emulator, types: &[String]) -> Result<(), Refusal> {
+fn check_types(emulator: &Emulator, types: &[String]) -> Result<(), ErrorResponse> {
     let offered = emulator.event_types();
     match types.iter().find(|kind| !offered.contains(kind)) {
         Some(kind) => {
-            Err(Refusal::bad_request("EVENT_TYPE_INVALID", format!("There is no event type `{kind}`")))
+            Err(ErrorResponse::bad_request("EVENT_TYPE_INVALID", format!("There is no event type `{kind}`")))
         }
         None => Ok(()),
     }
 }
 
-fn unknown(error: &Error) -> Refusal {
-    Refusal::bad_request("WEBHOOK_INVALID", error.to_string())
+fn unknown(error: &Error) -> ErrorResponse {
+    ErrorResponse::bad_request("WEBHOOK_INVALID", error.to_string())
 }
 
 pub(super) async fn event_types(State(emulator): State<Emulator>) -> Response {
@@ -144,8 +144,8 @@ pub(super) async fn event_types(State(emulator): State<Emulator>) -> Response {
 pub(super) async fn event(
     State(emulator): State<Emulator>,
     Path(id): Path<String>,
-) -> Result<Response, Refusal> {
-    let unknown = || Refusal::bad_request("EVENT_INVALID", "The event does not exist");
+) -> Result<Response, ErrorResponse> {
+    let unknown = || ErrorResponse::bad_request("EVENT_INVALID", "The event does not exist");
     let event = emulator.event(&id).ok_or_else(unknown)?;
     let unknowns = &emulator.config().unknowns;
     let shown = json!({

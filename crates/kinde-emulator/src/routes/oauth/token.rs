@@ -1,6 +1,6 @@
 //! `/oauth2/token`, `/oauth2/introspect` and `/oauth2/revoke`.
 //!
-//! Source: RFC 6749, RFC 7636, RFC 7662 and RFC 7009, as far as Kinde has them.
+//! Source: RFC 6749, RFC 7636, RFC 7662 and RFC 7009, as far as Kinde implements them.
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::bearer;
 use crate::config::Application;
 use crate::emulator::{Denied, Emulator};
-use crate::routes::answer::Refusal;
+use crate::routes::response::ErrorResponse;
 use crate::tokens::TokenSpec;
 
 #[derive(Default, Deserialize)]
@@ -41,36 +41,36 @@ pub(crate) async fn token(
     }
     let issuer = emulator.issuer_of(&headers);
     let outcome = match request.grant_type.as_str() {
-        "client_credentials" => client_credentials(&emulator, issuer, &request).map(answer),
+        "client_credentials" => client_credentials(&emulator, issuer, &request).map(json_response),
         "authorization_code" => application(&emulator, &request.client_id, &request.client_secret)
             .and_then(|application| {
                 let TokenRequest { code, redirect_uri, code_verifier, .. } = &request;
                 emulator.redeem(&application, issuer, code, redirect_uri, code_verifier)
             })
-            .map(answer),
+            .map(json_response),
         "refresh_token" => application(&emulator, &request.client_id, &request.client_secret)
             .and_then(|application| emulator.refresh(&application, issuer, &request.refresh_token))
-            .map(answer),
+            .map(json_response),
         _ => Err(Denied::new(
             "unsupported_grant_type",
-            "Ask for client_credentials, authorization_code or refresh_token",
+            "grant_type must be client_credentials, authorization_code or refresh_token",
         )),
     };
-    outcome.unwrap_or_else(|denied| refused(&denied))
+    outcome.unwrap_or_else(|denied| error_response(&denied))
 }
 
-fn answer(issued: impl Serialize) -> Response {
+fn json_response(issued: impl Serialize) -> Response {
     ([(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(issued)).into_response()
 }
 
-fn refused(denied: &Denied) -> Response {
+fn error_response(denied: &Denied) -> Response {
     let invalid_client = denied.error == "invalid_client";
     let status = if invalid_client { StatusCode::UNAUTHORIZED } else { StatusCode::BAD_REQUEST };
     let body = json!({"error": denied.error, "error_description": denied.description});
     (status, Json(body)).into_response()
 }
 
-/// The application that these credentials are of.
+/// Returns the application with these credentials.
 fn application(emulator: &Emulator, client_id: &str, secret: &str) -> Result<Application, Denied> {
     let application = emulator.application(client_id);
     let known = |application: &Application| match &application.client_secret {
@@ -80,7 +80,7 @@ fn application(emulator: &Emulator, client_id: &str, secret: &str) -> Result<App
     application.filter(known).ok_or_else(|| Denied::new("invalid_client", "Client authentication failed"))
 }
 
-/// At the tenant's own domain alone. Every call is one billed M2M token at Kinde, so callers should cache.
+/// Issues an M2M token, at the tenant's own domain only. At Kinde each call is billed, so clients should cache the token.
 fn client_credentials(
     emulator: &Emulator,
     issuer: &str,
@@ -91,22 +91,22 @@ fn client_credentials(
         return Err(Denied::new("invalid_client", "Client authentication failed"));
     }
     if issuer != emulator.issuer() {
-        let hint = format!("Ask at `{}`: a custom domain has no M2M tokens", emulator.issuer());
+        let hint = format!("Use `{}`: a custom domain issues no M2M tokens", emulator.issuer());
         return Err(Denied::new("invalid_request", hint));
     }
     if request.audience != emulator.api_audience() {
-        let hint = format!("Requested audience is not allowed: ask for `{}`", emulator.api_audience());
+        let hint = format!("The requested audience is not allowed: use `{}`", emulator.api_audience());
         return Err(Denied::new("invalid_request", hint));
     }
     let granted = if config.scopes.is_empty() { crate::routes::all_scopes() } else { config.scopes.clone() };
-    let asked: Vec<String> = request.scope.split_whitespace().map(str::to_owned).collect();
-    if let Some(scope) = asked.iter().find(|scope| !granted.contains(scope)) {
+    let requested: Vec<String> = request.scope.split_whitespace().map(str::to_owned).collect();
+    if let Some(scope) = requested.iter().find(|scope| !granted.contains(scope)) {
         return Err(Denied::new(
             "invalid_scope",
-            format!("The application may not ask for the scope `{scope}`"),
+            format!("The application may not request the scope `{scope}`"),
         ));
     }
-    let scopes = if asked.is_empty() { granted } else { asked };
+    let scopes = if requested.is_empty() { granted } else { requested };
     let token = emulator.m2m_token(&TokenSpec { scopes: Some(scopes.clone()), ..TokenSpec::default() });
     Ok(json!({
         "access_token": token,
@@ -124,7 +124,7 @@ pub(crate) struct TokenForm {
     client_secret: String,
 }
 
-/// What is known of a token, for a caller that has one of this tenant itself.
+/// Describes a token to a caller with a valid token of this tenant.
 pub(crate) async fn introspect(
     State(emulator): State<Emulator>,
     headers: HeaderMap,
@@ -132,7 +132,7 @@ pub(crate) async fn introspect(
 ) -> Response {
     let caller = bearer(&headers).and_then(|token| emulator.verify(token));
     if caller.is_none_or(|claims| emulator.is_revoked(&claims)) {
-        return Refusal::forbidden("INVALID_CREDENTIALS", "Invalid credentials").into_response();
+        return ErrorResponse::forbidden("INVALID_CREDENTIALS", "Invalid credentials").into_response();
     }
     let issuer = Value::from(emulator.issuer_of(&headers));
     let claims = emulator.verify(&form.token);
@@ -140,7 +140,7 @@ pub(crate) async fn introspect(
     match active {
         Some(claims) => {
             let of = |name: &str| claims.get(name).cloned().unwrap_or_default();
-            answer(json!({
+            json_response(json!({
                 "active": true,
                 "aud": of("aud"),
                 "client_id": of("azp"),
@@ -148,11 +148,11 @@ pub(crate) async fn introspect(
                 "iat": of("iat"),
             }))
         }
-        None => answer(json!({"active": false})),
+        None => json_response(json!({"active": false})),
     }
 }
 
-/// 200 whether or not there was such a token.
+/// Responds with 200 whether or not the token existed.
 pub(crate) async fn revoke(
     State(emulator): State<Emulator>,
     headers: HeaderMap,
@@ -164,7 +164,7 @@ pub(crate) async fn revoke(
             emulator.revoke(&application, &form.token);
             StatusCode::OK.into_response()
         }
-        Err(error) => refused(&error),
+        Err(error) => error_response(&error),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kinde's answers that are not about one route: success, errors in a list, and the error that is not in a list.
+//! Response shapes of Kinde that several routes share: success and the two forms of errors.
 
 use std::borrow::Cow;
 
@@ -11,15 +11,15 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// `{"errors":[{"code","message"}]}` with a status.
+/// An error response: `{"errors":[{"code","message"}]}` with a status.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct ErrorResponse {
     pub(super) status: StatusCode,
     pub(super) code: Cow<'static, str>,
     pub(super) message: String,
 }
 
-impl Refusal {
+impl ErrorResponse {
     pub(super) fn new(
         status: StatusCode,
         code: impl Into<Cow<'static, str>>,
@@ -37,14 +37,14 @@ impl Refusal {
     }
 }
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         let error = json!({"code": self.code, "message": self.message});
         (self.status, Json(json!({"errors": [error]}))).into_response()
     }
 }
 
-/// The one error of Kinde's whose `errors` is an object.
+/// The error of an unknown route. It is the only one whose `errors` is an object.
 pub(super) struct RouteNotFound;
 
 impl IntoResponse for RouteNotFound {
@@ -54,35 +54,35 @@ impl IntoResponse for RouteNotFound {
     }
 }
 
-/// A JSON body, whatever its content type says; no body is `{}`. A bad one is refused as Kinde refuses.
+/// A JSON body of any content type; an empty body is `{}`. An invalid body is answered with an error of Kinde's shape.
 pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = Refusal;
+    type Rejection = ErrorResponse;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Refusal> {
-        let invalid = |why: String| Refusal::bad_request("REQUEST_BODY_INVALID", why);
+    async fn from_request(request: Request, state: &S) -> Result<Self, ErrorResponse> {
+        let invalid = |detail: String| ErrorResponse::bad_request("REQUEST_BODY_INVALID", detail);
         let bytes = Bytes::from_request(request, state).await.map_err(|error| invalid(error.body_text()))?;
         let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text).map(Self).map_err(|error| invalid(error.to_string()))
     }
 }
 
-/// Query parameters; bad ones are refused as Kinde refuses.
+/// Query parameters. Invalid ones are answered with an error of Kinde's shape.
 pub(super) struct Params<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
-    type Rejection = Refusal;
+    type Rejection = ErrorResponse;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ErrorResponse> {
         let query = Query::from_request_parts(parts, state).await;
         let Query(params) =
-            query.map_err(|error| Refusal::bad_request("PARAMETER_INVALID", error.body_text()))?;
+            query.map_err(|error| ErrorResponse::bad_request("PARAMETER_INVALID", error.body_text()))?;
         Ok(Self(params))
     }
 }
 
-/// 200 with `code` and `message` beside what `rest` has.
+/// A response with status 200 that adds `code` and `message` to `rest`.
 pub(super) fn success(code: &str, message: &str, mut rest: Value) -> Response {
     rest["code"] = json!(code);
     rest["message"] = json!(message);
