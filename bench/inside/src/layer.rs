@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::routing::get;
 use http::{HeaderMap, Request, StatusCode};
 use kinsync_tower::KinsyncLayer;
-use kinsync_tower::login::Config;
+use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 use stats_alloc::Region;
 use tower::Service;
@@ -30,8 +30,8 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
     let tokens = town.tokens(PEOPLE * 2);
     // As it runs: every user is loaded again each 400 ms, beside the calls.
     let running = town.open(&tokens, Config::default());
-    warm(&running.login, &requests).await?;
-    let (mut plain, mut empty, mut kinsync) = (handler(), behind_nothing(), behind(&running.login));
+    warm(&running.authenticator, &requests).await?;
+    let (mut plain, mut empty, mut kinsync) = (handler(), behind_nothing(), behind(&running.authenticator));
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..rounds {
         for (times, router) in times.iter_mut().zip([&mut plain, &mut empty, &mut kinsync]) {
@@ -42,8 +42,8 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
     // Quiet, so that nothing else allocates meanwhile.
     let quiet = Config { refresh_after: NEVER, stale_after: NEVER, flush_every: NEVER, ..Config::default() };
     let running = town.open(&tokens, quiet);
-    warm(&running.login, &requests).await?;
-    let mut kinsync = behind(&running.login);
+    warm(&running.authenticator, &requests).await?;
+    let mut kinsync = behind(&running.authenticator);
     let base = allocations(&mut plain, &requests).await?;
     let empty = allocations(&mut empty, &requests).await? - base;
     let kinsync = allocations(&mut kinsync, &requests).await? - base;
@@ -62,16 +62,16 @@ fn behind_nothing() -> Router {
     handler().route_layer(layer_fn(|inner: axum::routing::Route| inner))
 }
 
-fn behind(login: &kinsync_tower::Login) -> Router {
-    handler().route_layer(KinsyncLayer::new(login.clone()))
+fn behind(authenticator: &kinsync_tower::Authenticator) -> Router {
+    handler().route_layer(KinsyncLayer::new(authenticator.clone()))
 }
 
-async fn warm(login: &kinsync_tower::Login, requests: &[HeaderMap]) -> anyhow::Result<()> {
-    let (login, requests) = (login.clone(), std::sync::Arc::new(requests.to_vec()));
+async fn warm(authenticator: &kinsync_tower::Authenticator, requests: &[HeaderMap]) -> anyhow::Result<()> {
+    let (authenticator, requests) = (authenticator.clone(), std::sync::Arc::new(requests.to_vec()));
     for_all(PEOPLE, 64, move |user| {
-        let (login, requests) = (login.clone(), requests.clone());
+        let (authenticator, requests) = (authenticator.clone(), requests.clone());
         async move {
-            let user = login.admit(&requests[user]).await;
+            let user = authenticator.authenticate(&requests[user]).await;
             anyhow::ensure!(user.is_ok_and(|user| !user.is_degraded()), "a user is not admitted");
             Ok(())
         }

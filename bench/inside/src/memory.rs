@@ -1,4 +1,4 @@
-//! The memory of users and of tokens in the caches of a login, and that the setting bounds both.
+//! The memory of users and of tokens in the caches of an authenticator, and that the setting bounds both.
 
 use std::fs;
 use std::path::Path;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use kinde::bearer::Cached;
-use kinsync_tower::Login;
-use kinsync_tower::login::Config;
+use kinde::bearer::CachingVerifier;
+use kinsync_tower::Authenticator;
+use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 
 use crate::ALLOCATOR;
@@ -28,12 +28,12 @@ pub async fn measure(folder: &Path, users: usize) -> anyhow::Result<Value> {
     verify(&town, &tokens, users).await?;
     let with_tokens = Held::now()?;
     let running = town.open(&tokens, config(users));
-    admit(&town, &running.login, users).await?;
+    authenticate(&town, &running.authenticator, users).await?;
     let with_users = Held::now()?;
     running.end().await?;
     let before = Held::now()?;
     let running = town.open(&tokens, config(bound));
-    admit(&town, &running.login, users).await?;
+    authenticate(&town, &running.authenticator, users).await?;
     let bounded_users = Held::now()?.live - before.live;
     running.end().await?;
     drop(tokens);
@@ -56,7 +56,7 @@ fn config(cached_users: usize) -> Config {
     Config { cached_users, deadline, refresh_after, stale_after, flush_every, ..Config::default() }
 }
 
-async fn verify(town: &Arc<Town>, tokens: &Cached, users: usize) -> anyhow::Result<()> {
+async fn verify(town: &Arc<Town>, tokens: &CachingVerifier, users: usize) -> anyhow::Result<()> {
     let (town, tokens) = (Arc::clone(town), tokens.clone());
     for_all(users, 2, move |user| {
         let (town, tokens) = (Arc::clone(&town), tokens.clone());
@@ -68,13 +68,15 @@ async fn verify(town: &Arc<Town>, tokens: &Cached, users: usize) -> anyhow::Resu
     .await
 }
 
-async fn admit(town: &Arc<Town>, login: &Login, users: usize) -> anyhow::Result<()> {
-    let (town, login) = (Arc::clone(town), login.clone());
+async fn authenticate(town: &Arc<Town>, authenticator: &Authenticator, users: usize) -> anyhow::Result<()> {
+    let (town, authenticator) = (Arc::clone(town), authenticator.clone());
     for_all(users, LANES, move |user| {
-        let (town, login) = (Arc::clone(&town), login.clone());
+        let (town, authenticator) = (Arc::clone(&town), authenticator.clone());
         async move {
-            let admitted =
-                login.admit(&town.headers(user)?).await.map_err(|problem| anyhow!("{problem:?}"))?;
+            let admitted = authenticator
+                .authenticate(&town.headers(user)?)
+                .await
+                .map_err(|problem| anyhow!("{problem:?}"))?;
             anyhow::ensure!(!admitted.is_degraded(), "the store did not answer");
             // As `/api/me` does: the text is kept with the user.
             anyhow::ensure!(!admitted.json().body().is_empty(), "a document is empty");

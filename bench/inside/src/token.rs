@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{Cached, CachedConfig, Config, Verifier};
+use kinde::bearer::{CachingVerifier, CachingConfig, Config, Verifier};
 use serde_json::{Value, json};
 
 use crate::median;
@@ -30,7 +30,7 @@ pub async fn measure(rounds: usize) -> anyhow::Result<Value> {
     let verifier = Verifier::new(Config { issuers: vec![(issuer, jwks)], ..Config::default() });
     let (mut new, mut known) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let cached = Cached::new(verifier.clone(), &CachedConfig::default());
+        let cached = CachingVerifier::new(verifier.clone(), &CachingConfig::default());
         new.push(pass(&cached, &tokens, now).await?);
         known.push(pass(&cached, &tokens, now).await?);
         anyhow::ensure!(cached.hits() == TOKENS as u64, "the second pass was not answered from memory");
@@ -38,7 +38,7 @@ pub async fn measure(rounds: usize) -> anyhow::Result<Value> {
     Ok(json!({ "new": new, "known": known }))
 }
 
-async fn pass(cached: &Cached, tokens: &[String], now: Timestamp) -> anyhow::Result<f64> {
+async fn pass(cached: &CachingVerifier, tokens: &[String], now: Timestamp) -> anyhow::Result<f64> {
     let mut times = Vec::with_capacity(tokens.len());
     for token in tokens {
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! A login on a store in a folder, its users, and their tokens.
+//! An authenticator on a store in a folder, its users, and their tokens.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use http::{HeaderMap, HeaderValue, header};
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{self, Cached, CachedConfig, Verifier};
+use kinde::bearer::{self, CachingConfig, CachingVerifier, Verifier};
 use kinsync_core::{Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What};
 use kinsync_engine::apply::apply;
 use kinsync_engine::clock::Clock;
@@ -16,7 +16,7 @@ use kinsync_engine::queue::Queue;
 use kinsync_engine::queue::embedded::{self, EmbeddedQueue};
 use kinsync_engine::store::Store;
 use kinsync_engine::store::embedded::EmbeddedStore;
-use kinsync_tower::login::{self, Login};
+use kinsync_tower::authenticator::{self, Authenticator};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -78,22 +78,22 @@ impl Town {
     }
 
     /// Remembers this many tokens.
-    pub fn tokens(&self, entries: usize) -> Cached {
+    pub fn tokens(&self, entries: usize) -> CachingVerifier {
         let issuers = vec![(ISSUER.to_owned(), self.jwks.clone())];
         let verifier = Verifier::new(bearer::Config { issuers, ..bearer::Config::default() });
-        Cached::new(verifier, &CachedConfig { entries, ..CachedConfig::default() })
+        CachingVerifier::new(verifier, &CachingConfig { entries, ..CachingConfig::default() })
     }
 
-    /// A login, with the work beside it.
-    pub fn open(&self, tokens: &Cached, config: login::Config) -> Running {
+    /// An authenticator, with the work beside it.
+    pub fn open(&self, tokens: &CachingVerifier, config: authenticator::Config) -> Running {
         let (store, queue) = (Arc::clone(&self.store), Arc::clone(&self.queue));
-        let claims = Arc::new(login::claims::Email);
+        let claims = Arc::new(authenticator::claims::Email);
         let (tokens, clock) = (tokens.clone(), Clock::system());
-        let parts = login::Parts { tokens, store, queue, clock, profiles: Vec::new(), claims };
-        let (login, work) = Login::new(parts, config);
+        let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles: Vec::new(), claims };
+        let (authenticator, work) = Authenticator::new(parts, config);
         let stop = CancellationToken::new();
         let work = tokio::spawn(work.run(stop.clone()));
-        Running { login, stop, work }
+        Running { authenticator, stop, work }
     }
 
     /// The token of this user.
@@ -113,11 +113,11 @@ impl Town {
     }
 }
 
-/// A login whose work runs.
+/// An authenticator whose work runs.
 #[derive(Debug)]
 pub struct Running {
     /// To be asked.
-    pub login: Login,
+    pub authenticator: Authenticator,
     stop: CancellationToken,
     work: JoinHandle<()>,
 }

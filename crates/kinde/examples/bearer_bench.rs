@@ -1,8 +1,6 @@
 //! Prints what one verification costs, remembered and cold: `cargo run --release -p kinde --example bearer_bench`.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "an example that prints what it measured")]
 
-use std::time::Instant;
-
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256};
@@ -10,8 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{Cached, CachedConfig, Config, Verifier};
+use kinde::bearer::{CachingConfig, CachingVerifier, Config, Verifier};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 const ISSUER: &str = "https://acme.kinde.com";
 const TOKENS: usize = 2_000;
@@ -23,7 +22,8 @@ async fn main() {
     let document = serde_json::to_vec(&json!({"keys": [jwk(&pair)]})).unwrap();
     let jwks = Jwks::from_document(&kinde::parse_domain(ISSUER).unwrap(), &document).unwrap();
     let verifier = Verifier::new(Config { issuers: vec![(ISSUER.to_owned(), jwks)], ..Config::default() });
-    let cached = Cached::new(verifier.clone(), &CachedConfig::default());
+    let cached = CachingVerifier::new(verifier.clone(), &CachingConfig::default());
+    #[expect(clippy::disallowed_methods, reason = "the tokens are valid at the present time")]
     let now = Timestamp::now();
     let tokens: Vec<String> = (0..TOKENS).map(|number| sign(&pair, &claims(number, now))).collect();
     println!("{TOKENS} tokens of {} bytes", tokens[0].len());

@@ -14,14 +14,14 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde_json::{Map, Value};
 use url::Url;
 
-use crate::answer::{Answer, Clock};
 use crate::domain;
 use crate::event;
 use crate::event::reader::Reader;
-use crate::exchange::{Exchange, Failure, Limits, Received};
+use crate::http_client::{Failure, HttpClient, Limits, RawResponse};
 use crate::json;
 use crate::jws::MAX_TOKEN_BYTES;
 use crate::patch::Patch;
+use crate::response::{Clock, Response};
 
 /// Longest answer that is read, in bytes.
 const MAX_BODY_BYTES: usize = 256 * 1024;
@@ -36,7 +36,7 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Longest wait for the whole answer.
     pub timeout: Duration,
-    /// What is taken off the time of a request: see [`crate::answer::Sent::at`].
+    /// What is taken off the time of a request: see [`crate::response::RequestTiming::at`].
     pub clock_allowance: Duration,
     /// This machine's clock.
     pub clock: Clock,
@@ -73,39 +73,41 @@ pub enum ConfigError {
 pub enum Error {
     /// Kinde does not take the token: it expired, or its user is suspended or gone.
     #[error("kinde refuses the access token: sign in again")]
-    Refused,
+    TokenRejected,
     /// Too many requests.
     #[error("kinde throttles the requests: ask less often")]
-    Throttled {
-        /// When Kinde will answer again, if it said so.
-        reset: Option<Duration>,
+    RateLimited {
+        /// How long to wait, if the response had `RateLimit-Reset`.
+        retry_after: Option<Duration>,
     },
     /// No answer, or not all of it in time.
-    #[error("no complete answer from kinde")]
+    #[error("no complete response from kinde")]
     Unreachable(#[source] reqwest::Error),
     /// Another status.
     #[error("kinde answered with status {0}: check the issuer")]
-    Status(StatusCode),
+    UnexpectedStatus(StatusCode),
     /// The answer is too long.
-    #[error("the answer is longer than {MAX_BODY_BYTES} bytes")]
-    TooLong,
+    #[error("the response is longer than {MAX_BODY_BYTES} bytes")]
+    ResponseTooLarge,
     /// A success that is no JSON object.
-    #[error("the answer is not a JSON object: check that no proxy stands before the issuer")]
+    #[error("the response is not a JSON object: check that no proxy stands before the issuer")]
     NotJson,
     /// A success of another shape than the API documents.
-    #[error("the answer has an unexpected shape")]
-    Shape(#[from] event::Error),
+    #[error("the response has an unexpected shape")]
+    InvalidResponse(#[from] event::Error),
     /// `sub` and `id` of the answer differ.
-    #[error("the answer names two users")]
-    TwoUsers,
+    #[error("the response names two users")]
+    ConflictingIds,
 }
 
 impl Error {
     /// True when the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Throttled { .. } | Self::Unreachable(_) | Self::NotJson => true,
-            Self::Status(status) => status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT,
+            Self::RateLimited { .. } | Self::Unreachable(_) | Self::NotJson => true,
+            Self::UnexpectedStatus(status) => {
+                status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT
+            }
             _ => false,
         }
     }
@@ -113,12 +115,12 @@ impl Error {
     /// A stable label, for metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
-            Self::Refused => "refused",
-            Self::Throttled { .. } => "throttled",
+            Self::TokenRejected => "token_rejected",
+            Self::RateLimited { .. } => "rate_limited",
             Self::Unreachable(_) => "unreachable",
-            Self::Status(_) => "bad_status",
-            Self::TooLong => "too_long",
-            Self::NotJson | Self::Shape(_) | Self::TwoUsers => "bad_answer",
+            Self::UnexpectedStatus(_) => "unexpected_status",
+            Self::ResponseTooLarge => "response_too_large",
+            Self::NotJson | Self::InvalidResponse(_) | Self::ConflictingIds => "invalid_response",
         }
     }
 }
@@ -161,7 +163,7 @@ impl fmt::Debug for UserProfile {
 /// Asks one issuer for profiles. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct ProfileClient {
-    exchange: Exchange,
+    exchange: HttpClient,
     url: Url,
 }
 
@@ -176,7 +178,7 @@ impl ProfileClient {
             clock_allowance: config.clock_allowance,
             clock: config.clock,
         };
-        let exchange = Exchange::new(&url, limits).map_err(ConfigError::Client)?;
+        let exchange = HttpClient::new(&url, limits).map_err(ConfigError::Client)?;
         url.set_path("/oauth2/v2/user_profile");
         Ok(Self { exchange, url })
     }
@@ -184,7 +186,7 @@ impl ProfileClient {
     /// The profile of the user whose access token this is, given without `Bearer `. One attempt. Cancel safe.
     ///
     /// Send verified tokens only, and compare [`UserProfile::id`] with their subject.
-    pub async fn user_profile(&self, access_token: &str) -> Result<Answer<UserProfile>, Error> {
+    pub async fn user_profile(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
         let outcome = self.ask(access_token).await;
         let label = outcome.as_ref().map_or_else(Error::outcome, |_| "ok");
         metrics::counter!("kinde_api_requests_total", "endpoint" => "user_profile", "outcome" => label)
@@ -192,44 +194,44 @@ impl ProfileClient {
         outcome
     }
 
-    async fn ask(&self, access_token: &str) -> Result<Answer<UserProfile>, Error> {
+    async fn ask(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
         if access_token.len() > MAX_TOKEN_BYTES {
-            return Err(Error::Refused);
+            return Err(Error::TokenRejected);
         }
         let mut authorization =
-            HeaderValue::try_from(format!("Bearer {access_token}")).map_err(|_| Error::Refused)?;
+            HeaderValue::try_from(format!("Bearer {access_token}")).map_err(|_| Error::TokenRejected)?;
         authorization.set_sensitive(true);
         let request = self.exchange.client().get(self.url.clone()).header(AUTHORIZATION, authorization);
         let received = self.exchange.send(request).await.map_err(|failure| match failure {
             Failure::Unreachable(error) => Error::Unreachable(error),
-            Failure::TooLong => Error::TooLong,
+            Failure::TooLong => Error::ResponseTooLarge,
         })?;
         read(&received)
     }
 }
 
-fn read(received: &Received) -> Result<Answer<UserProfile>, Error> {
+fn read(received: &RawResponse) -> Result<Response<UserProfile>, Error> {
     match received.status {
         StatusCode::OK => {}
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Error::Refused),
-        StatusCode::TOO_MANY_REQUESTS => return Err(Error::Throttled { reset: received.reset }),
-        status => return Err(Error::Status(status)),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Error::TokenRejected),
+        StatusCode::TOO_MANY_REQUESTS => return Err(Error::RateLimited { retry_after: received.reset }),
+        status => return Err(Error::UnexpectedStatus(status)),
     }
     let object = json::object(&received.body).map_err(|error| match error {
-        json::Error::Duplicate(member) => Error::Shape(event::Error::DuplicateMember { member }),
+        json::Error::Duplicate(member) => Error::InvalidResponse(event::Error::DuplicateMember { member }),
         json::Error::Syntax(_) => Error::NotJson,
     })?;
     let value = read_profile(Reader::new(String::new(), object))?;
-    Ok(Answer { value, sent: received.sent })
+    Ok(Response { value, timing: received.timing })
 }
 
 fn read_profile(mut reader: Reader<'_>) -> Result<UserProfile, Error> {
     let (sub, id) = (reader.optional_id("sub")?, reader.optional_id("id")?);
     if sub.is_some() && id.is_some() && sub != id {
-        return Err(Error::TwoUsers);
+        return Err(Error::ConflictingIds);
     }
     Ok(UserProfile {
-        id: sub.or(id).ok_or_else(|| event::Error::Missing { field: "sub".to_owned() })?,
+        id: sub.or(id).ok_or_else(|| event::Error::MissingField { field: "sub".to_owned() })?,
         provided_id: reader.text("provided_id")?,
         name: reader.text("name")?,
         given_name: reader.text("given_name")?,

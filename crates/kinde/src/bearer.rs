@@ -10,9 +10,9 @@
 //!
 //! <https://docs.kinde.com/build/tokens/about-access-tokens/>, <https://docs.kinde.com/build/tokens/about-id-tokens/>
 
-mod cached;
+mod caching;
 mod claims;
-mod refusal;
+mod error;
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-pub use self::cached::{Cached, CachedConfig};
-pub use self::refusal::Refusal;
+pub use self::caching::{CachingConfig, CachingVerifier};
+pub use self::error::VerificationError;
 use crate::jwks::Jwks;
 use crate::jws::{Key, MAX_TOKEN_BYTES, Unverified};
 
@@ -93,32 +93,41 @@ impl Verifier {
     /// Cancel safe. Waits only for keys that are not there yet ([`Jwks::key`]).
     ///
     /// # Errors
-    /// A [`Refusal`] says why, and whether to answer 401 or, for [`Refusal::is_unavailable`], 503.
-    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<AccessToken, Refusal> {
-        self.vouch(token, now).await.map(|(token, _)| token)
+    /// A [`VerificationError`] says why, and whether to answer 401 or, for [`VerificationError::is_unavailable`], 503.
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<AccessToken, VerificationError> {
+        self.verify_with_key(token, now).await.map(|(token, _)| token)
     }
 
     /// Verifies a token and says which key vouches for it.
-    async fn vouch(&self, token: &str, now: Timestamp) -> Result<(AccessToken, Voucher), Refusal> {
+    async fn verify_with_key(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<(AccessToken, SigningKey), VerificationError> {
         let token = Unverified::parse(token, MAX_TOKEN_BYTES)?;
-        let claims = token.peek_claims()?;
+        let claims = token.unverified_claims()?;
         claims::refuse_webhook(&claims)?;
         let issuer = claims::required_text(&claims, "iss")?;
         // The issuer chooses the keys: a key of one tenant never vouches for another.
-        let (issuer, jwks) =
-            self.0.issuers.iter().find(|(known, _)| known == issuer).ok_or(Refusal::UnknownIssuer)?;
-        // Before the key: so a voucher never counts for keys that came later.
+        let (issuer, jwks) = self
+            .0
+            .issuers
+            .iter()
+            .find(|(known, _)| known == issuer)
+            .ok_or(VerificationError::UnknownIssuer)?;
+        // Before the key: so a signing_key never counts for keys that came later.
         let generation = jwks.generation();
         let key = jwks.key(token.kid()).await?;
-        let voucher = Voucher { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone(), generation };
+        let signing_key =
+            SigningKey { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone(), generation };
         token.verify(&key)?;
-        Ok((claims::read(&self.0, issuer, claims, now)?, voucher))
+        Ok((claims::read(&self.0, issuer, claims, now)?, signing_key))
     }
 }
 
 /// The key that verified a token, and where it came from.
 #[derive(Debug)]
-struct Voucher {
+struct SigningKey {
     jwks: Jwks,
     kid: Box<str>,
     key: Key,
@@ -126,9 +135,9 @@ struct Voucher {
     generation: u64,
 }
 
-impl Voucher {
+impl SigningKey {
     /// True until the issuer withdraws the key or gives its name to another.
-    fn still_vouches(&self) -> bool {
+    fn is_current(&self) -> bool {
         self.jwks.holds(&self.kid, &self.key, self.generation)
     }
 }

@@ -7,12 +7,12 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use url::Url;
 
-use crate::answer::{Answer, Clock};
 use crate::domain;
 use crate::event;
 use crate::event::reader::Reader;
-use crate::exchange::{Exchange, Failure, Limits};
+use crate::http_client::{Failure, HttpClient, Limits};
 use crate::json;
+use crate::response::{Clock, Response};
 
 /// Longest answer that is read, in bytes.
 const MAX_BODY_BYTES: usize = 256 * 1024;
@@ -64,24 +64,24 @@ pub enum Error {
     #[error("the HTTP client cannot be built")]
     Client(#[source] reqwest::Error),
     /// No answer, or not all of it in time.
-    #[error("no complete answer")]
+    #[error("no complete response")]
     Unreachable(#[source] reqwest::Error),
     /// An answer other than 200. Redirects are not followed.
     #[error("answered with status {0}: check the domain")]
-    Status(StatusCode),
+    UnexpectedStatus(StatusCode),
     /// The answer is too long.
-    #[error("the answer is longer than {MAX_BODY_BYTES} bytes")]
-    TooLong,
+    #[error("the response is longer than {MAX_BODY_BYTES} bytes")]
+    ResponseTooLarge,
     /// A success that is no JSON object.
-    #[error("the answer is not a JSON object: check the domain, and that no proxy stands before it")]
+    #[error("the response is not a JSON object: check the domain, and that no proxy stands before it")]
     NotJson,
     /// A JSON object that is no such document.
-    #[error("the answer has an unexpected shape")]
-    Shape(#[from] event::Error),
+    #[error("the response has an unexpected shape")]
+    InvalidResponse(#[from] event::Error),
 }
 
 /// Asks for the document at `/.well-known/openid-configuration`. One attempt. Cancel safe.
-pub async fn discover(config: Config) -> Result<Answer<Discovery>, Error> {
+pub async fn discover(config: Config) -> Result<Response<Discovery>, Error> {
     let mut url = domain::parse_domain(config.domain.as_str())?;
     let limits = Limits {
         connect_timeout: config.connect_timeout,
@@ -90,19 +90,19 @@ pub async fn discover(config: Config) -> Result<Answer<Discovery>, Error> {
         clock_allowance: Duration::ZERO,
         clock: config.clock,
     };
-    let exchange = Exchange::new(&url, limits).map_err(Error::Client)?;
+    let exchange = HttpClient::new(&url, limits).map_err(Error::Client)?;
     url.set_path("/.well-known/openid-configuration");
     let request = exchange.client().get(url);
     let received = exchange.send(request).await.map_err(|failure| match failure {
         Failure::Unreachable(error) => Error::Unreachable(error),
-        Failure::TooLong => Error::TooLong,
+        Failure::TooLong => Error::ResponseTooLarge,
     })?;
     if received.status != StatusCode::OK {
-        return Err(Error::Status(received.status));
+        return Err(Error::UnexpectedStatus(received.status));
     }
     let object = json::object(&received.body).map_err(|_| Error::NotJson)?;
     let mut reader = Reader::new(String::new(), object);
     let issuer = reader.required_id("issuer")?;
     let jwks_uri = reader.text("jwks_uri")?.into_value();
-    Ok(Answer { value: Discovery { issuer, jwks_uri }, sent: received.sent })
+    Ok(Response { value: Discovery { issuer, jwks_uri }, timing: received.timing })
 }

@@ -19,7 +19,7 @@ pub enum Error {
     Credentials,
     /// A path, query or fragment after the host.
     #[error("must end after the host: no path, query or fragment")]
-    NotBare,
+    NotAnOrigin,
 }
 
 /// Parses the address of a tenant: `https://<host>[:port]`, with or without a slash at its end.
@@ -47,7 +47,7 @@ pub fn parse_domain(text: &str) -> Result<Url, Error> {
         return Err(Error::Credentials);
     }
     if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(Error::NotBare);
+        return Err(Error::NotAnOrigin);
     }
     Ok(url)
 }
@@ -89,10 +89,10 @@ mod tests {
             ("file:///etc/passwd", Err(Error::Url)),
             ("localhost:4000", Err(Error::Url)),
             ("https://u:p@acme.kinde.com", Err(Error::Credentials)),
-            ("https://acme.kinde.com/api", Err(Error::NotBare)),
-            ("https://acme.kinde.com//", Err(Error::NotBare)),
-            ("https://acme.kinde.com/?a", Err(Error::NotBare)),
-            ("https://acme.kinde.com/#a", Err(Error::NotBare)),
+            ("https://acme.kinde.com/api", Err(Error::NotAnOrigin)),
+            ("https://acme.kinde.com//", Err(Error::NotAnOrigin)),
+            ("https://acme.kinde.com/?a", Err(Error::NotAnOrigin)),
+            ("https://acme.kinde.com/#a", Err(Error::NotAnOrigin)),
         ] {
             let found = parse_domain(text).map(|url| issuer_of(&url));
             assert_eq!(found, expect.map(str::to_owned), "{text}");

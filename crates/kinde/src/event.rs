@@ -13,9 +13,9 @@ mod user;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-pub use self::directory::{AccessRequest, OrganizationDetails, Permission, Role, Subscriber};
+pub use self::directory::{AccessRequest, Organization, Permission, Role, Subscriber};
 use self::reader::Reader;
-pub use self::user::{Named, Organization, User};
+pub use self::user::{Assignment, Membership, User};
 use crate::{json, timestamp};
 
 /// One event as Kinde tells it.
@@ -67,9 +67,9 @@ pub enum Body {
     /// `subscriber.created`.
     SubscriberCreated(Subscriber),
     /// `organization.created`.
-    OrganizationCreated(OrganizationDetails),
+    OrganizationCreated(Organization),
     /// `organization.updated`.
-    OrganizationUpdated(OrganizationDetails),
+    OrganizationUpdated(Organization),
     /// `organization.deleted`.
     OrganizationDeleted {
         /// The organization's code.
@@ -135,7 +135,7 @@ pub enum Error {
     },
     /// Something that the event cannot do without is absent or null.
     #[error("`{field}` is missing")]
-    Missing {
+    MissingField {
         /// Its path.
         field: String,
     },
@@ -151,13 +151,13 @@ pub enum Error {
     },
     /// An identifier that cannot be one.
     #[error("`{field}` is not an identifier: 1 to 256 bytes without control characters")]
-    Identifier {
+    InvalidIdentifier {
         /// Its path.
         field: String,
     },
     /// A time that cannot be read.
     #[error("`{field}` cannot be read as a time")]
-    Time {
+    InvalidTime {
         /// Its path.
         field: String,
         /// Why.
@@ -239,8 +239,8 @@ fn decode_body(event_type: &str, envelope: &mut Reader<'_>) -> Result<Body, Erro
     })
 }
 
-fn organization(envelope: &mut Reader<'_>) -> Result<OrganizationDetails, Error> {
-    OrganizationDetails::read(envelope.subject("organization")?)
+fn organization(envelope: &mut Reader<'_>) -> Result<Organization, Error> {
+    Organization::read(envelope.subject("organization")?)
 }
 
 /// The id of an event that tells nothing else; what stands beside it stays in the envelope's rest.

@@ -2,7 +2,7 @@
 //!
 //! Own code on purpose: what is accepted is decided here and not by the token. The algorithm is fixed, keys come from
 //! the caller and never from the header, two equal members are an error, and payload is out of reach before the
-//! signature is verified (but for [`Unverified::peek_claims`], which says so).
+//! signature is verified (but for [`Unverified::unverified_claims`], which says so).
 
 use std::fmt;
 use std::sync::Arc;
@@ -182,7 +182,7 @@ impl<'a> Unverified<'a> {
     }
 
     /// What the token claims, unverified: only to choose the key set by the issuer that it names.
-    pub fn peek_claims(&self) -> Result<Map<String, Value>, Error> {
+    pub fn unverified_claims(&self) -> Result<Map<String, Value>, Error> {
         read_object(&self.payload, "payload")
     }
 

@@ -3,24 +3,25 @@
 #![forbid(unsafe_code)]
 
 pub mod account;
-pub mod answer;
 pub mod bearer;
 pub mod discovery;
 pub mod domain;
 pub mod event;
-mod exchange;
+mod http_client;
 mod json;
 pub mod jwks;
 pub mod jws;
 pub mod management;
 pub mod patch;
+mod random;
+pub mod response;
 mod secret;
 pub mod sign;
 pub mod timestamp;
 pub mod webhook;
 
-pub use answer::{Answer, Clock, Sent};
 pub use domain::parse_domain;
 pub use event::Event;
 pub use jwks::Jwks;
 pub use patch::Patch;
+pub use response::{Clock, RequestTiming, Response};

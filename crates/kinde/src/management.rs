@@ -25,19 +25,19 @@ use tokio::sync::Semaphore;
 use url::Url;
 
 use self::call::{Call, Effect};
-pub use self::config::{Config, ConfigError, Expand, MAX_PAGE_SIZE, Retry};
+pub use self::config::{Config, ConfigError, Expand, MAX_PAGE_SIZE, RetryPolicy};
 pub use self::error::Error;
 pub use self::pages::{Pages, UsersPage};
 use self::retry::Gate;
 use self::token::{Credentials, Tokens};
 pub use self::user::{Identity, User};
-pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookEdit};
-use crate::answer::Answer;
+pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookUpdate};
 use crate::domain;
 use crate::event::reader::Reader;
 use crate::event::{self, Event};
-use crate::exchange::{Exchange, Limits};
+use crate::http_client::{HttpClient, Limits};
 use crate::json::is_id;
+use crate::response::Response;
 
 /// The scope of all that reads users.
 const USERS: &str = "read:users";
@@ -53,9 +53,9 @@ pub struct Client(Arc<Inner>);
 
 pub(crate) struct Inner {
     config: Config,
-    exchange: Exchange,
+    exchange: HttpClient,
     tokens: Tokens,
-    in_flight: Semaphore,
+    max_concurrent_requests: Semaphore,
     gate: Gate,
 }
 
@@ -69,10 +69,11 @@ impl Client {
         if config.client_id.is_empty() || config.client_secret.expose_secret().is_empty() {
             return Err(ConfigError::NoCredentials);
         }
-        let exchange = Exchange::new(&domain, limits(&config)).map_err(ConfigError::Client)?;
+        let exchange = HttpClient::new(&domain, limits(&config)).map_err(ConfigError::Client)?;
         let tokens = Tokens::new(exchange.clone(), credentials(&config, &domain), config.retry.clone());
-        let in_flight = Semaphore::new(config.in_flight.clamp(1, Semaphore::MAX_PERMITS));
-        Ok(Self(Arc::new(Inner { config, exchange, tokens, in_flight, gate: Gate::default() })))
+        let max_concurrent_requests =
+            Semaphore::new(config.max_concurrent_requests.clamp(1, Semaphore::MAX_PERMITS));
+        Ok(Self(Arc::new(Inner { config, exchange, tokens, max_concurrent_requests, gate: Gate::default() })))
     }
 
     /// All users, from the first page on. Scope `read:users`.
@@ -89,7 +90,7 @@ impl Client {
     ///
     /// Kinde documents no answer for an unknown user. A 404 with any code but `ROUTE_NOT_FOUND` counts, and a 400 with
     /// one of [`Config::unknown_user_codes`]; any other 400, and a 404 of a proxy, is an error.
-    pub async fn user(&self, id: &str) -> Result<Answer<Option<User>>, Error> {
+    pub async fn user(&self, id: &str) -> Result<Response<Option<User>>, Error> {
         check_id(id)?;
         let url = self.url(&["user"]);
         let expand = self.0.config.expand.query().map(|expand| ("expand", expand));
@@ -107,23 +108,23 @@ impl Client {
             },
             read: User::read,
         };
-        let answer = call.run(&self.0).await?;
-        if answer.value.as_ref().is_some_and(|user| user.id != id) {
+        let response = call.run(&self.0).await?;
+        if response.value.as_ref().is_some_and(|user| user.id != id) {
             return Err(Error::WrongUser);
         }
-        Ok(answer)
+        Ok(response)
     }
 
     /// The types of events that webhooks can deliver. Scope `read:event_types`.
-    pub async fn event_types(&self) -> Result<Answer<Vec<EventType>>, Error> {
+    pub async fn event_types(&self) -> Result<Response<Vec<EventType>>, Error> {
         let url = self.url(&["event_types"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
-        let read = |answer: Reader<'_>| list(answer, "event_types", EventType::read);
+        let read = |response: Reader<'_>| list(response, "event_types", EventType::read);
         self.existing(reading("event_types", "read:event_types", get, read)).await
     }
 
     /// One event; `None` when Kinde does not know it, or no longer. Scope `read:events`.
-    pub async fn event(&self, id: &str) -> Result<Answer<Option<Event>>, Error> {
+    pub async fn event(&self, id: &str) -> Result<Response<Option<Event>>, Error> {
         check_id(id)?;
         let url = self.url(&["events", id]);
         let call = Call {
@@ -137,23 +138,23 @@ impl Client {
                 })
             },
             // An event of the API is what a webhook delivers, under `event`.
-            read: |mut answer| event::read(answer.required_object("event")?),
+            read: |mut response| event::read(response.required_object("event")?),
         };
         call.run(&self.0).await
     }
 
     /// All webhooks. Scope `read:webhooks`.
-    pub async fn webhooks(&self) -> Result<Answer<Vec<Webhook>>, Error> {
+    pub async fn webhooks(&self) -> Result<Response<Vec<Webhook>>, Error> {
         let url = self.url(&["webhooks"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
-        let read = |answer: Reader<'_>| list(answer, "webhooks", Webhook::read);
+        let read = |response: Reader<'_>| list(response, "webhooks", Webhook::read);
         self.existing(reading("webhooks", "read:webhooks", get, read)).await
     }
 
     /// Makes a webhook and returns its id. Scope `create:webhooks`.
     ///
     /// Not tried again when nobody knows whether it took effect: look at [`Self::webhooks`] first.
-    pub async fn create_webhook(&self, webhook: &NewWebhook) -> Result<Answer<String>, Error> {
+    pub async fn create_webhook(&self, webhook: &NewWebhook) -> Result<Response<String>, Error> {
         let url = self.url(&["webhooks"]);
         let call = Call {
             endpoint: "create_webhook",
@@ -161,13 +162,13 @@ impl Client {
             effect: Effect::Creates,
             build: |http: &reqwest::Client| http.post(url.clone()).json(webhook),
             is_absent: NEVER,
-            read: |mut answer| answer.required_object("webhook")?.required_id("id"),
+            read: |mut response| response.required_object("webhook")?.required_id("id"),
         };
         self.existing(call).await
     }
 
     /// Changes a webhook. Scope `update:webhooks`.
-    pub async fn update_webhook(&self, id: &str, edit: &WebhookEdit) -> Result<Answer<()>, Error> {
+    pub async fn update_webhook(&self, id: &str, edit: &WebhookUpdate) -> Result<Response<()>, Error> {
         check_id(id)?;
         let url = self.url(&["webhooks", id]);
         let call = Call {
@@ -187,13 +188,13 @@ impl Client {
     }
 
     /// Runs a call for something that cannot be absent.
-    async fn existing<Build, T>(&self, call: Call<Build, Never, T>) -> Result<Answer<T>, Error>
+    async fn existing<Build, T>(&self, call: Call<Build, Never, T>) -> Result<Response<T>, Error>
     where
         Build: Fn(&reqwest::Client) -> RequestBuilder + Send + Sync,
     {
-        let Answer { value, sent } = call.run(&self.0).await?;
+        let Response { value, timing } = call.run(&self.0).await?;
         let value = value.expect("a call for which nothing means that it is absent");
-        Ok(Answer { value, sent })
+        Ok(Response { value, timing })
     }
 
     /// `/api/v1/` and these segments, percent-encoded.
@@ -260,13 +261,13 @@ fn is_missing(status: StatusCode, code: &str, is_known: impl Fn(&str) -> bool) -
 
 /// `.` and `..` would change the path that they are put into.
 fn check_id(id: &str) -> Result<(), Error> {
-    if is_id(id) && id != "." && id != ".." { Ok(()) } else { Err(Error::Identifier) }
+    if is_id(id) && id != "." && id != ".." { Ok(()) } else { Err(Error::InvalidIdentifier) }
 }
 
 fn list<T>(
-    mut answer: Reader<'_>,
+    mut response: Reader<'_>,
     key: &str,
     read: fn(Reader<'_>) -> Result<T, event::Error>,
 ) -> Result<Vec<T>, event::Error> {
-    answer.required_objects(key)?.into_iter().map(read).collect()
+    response.required_objects(key)?.into_iter().map(read).collect()
 }

@@ -5,9 +5,9 @@
 //! [`Delivery`]. A request belongs to one scheme; a signature of another scheme never rescues it.
 
 mod delivery;
+mod error;
 mod hmac;
 mod jwt;
-mod refusal;
 
 use std::fmt;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::delivery::{Delivery, Scheme};
-pub use self::refusal::Refusal;
+pub use self::error::VerificationError;
 use crate::jwks::Jwks;
 use crate::secret;
 
@@ -103,25 +103,25 @@ impl Verifier {
     /// Cancel safe. Waits only for keys that are not there yet ([`Jwks::key`]).
     ///
     /// # Errors
-    /// A [`Refusal`] says why, and whether to answer 401 or, for [`Refusal::is_unavailable`], 503.
+    /// A [`VerificationError`] says why, and whether to answer 401 or, for [`VerificationError::is_unavailable`], 503.
     pub async fn verify(
         &self,
         headers: &HeaderMap,
         body: Bytes,
         now: Timestamp,
-    ) -> Result<Delivery, Refusal> {
+    ) -> Result<Delivery, VerificationError> {
         match scheme_of(headers, &body) {
             Some(Scheme::KindeJwt) => jwt::verify(self.0.jwks.as_ref(), &body).await,
             Some(Scheme::Hmac) => hmac::verify_plain(&self.0.hmac, headers, body),
             Some(Scheme::StandardWebhooks) => {
                 hmac::verify_standard(&self.0.standard, headers, body, now, self.0.tolerance)
             }
-            None => Err(Refusal::MissingSignature),
+            None => Err(VerificationError::MissingSignature),
         }
     }
 
     /// True when a request of this scheme can be accepted.
-    pub fn is_on(&self, scheme: Scheme) -> bool {
+    pub fn is_enabled(&self, scheme: Scheme) -> bool {
         match scheme {
             Scheme::KindeJwt => self.0.jwks.is_some(),
             Scheme::Hmac => !self.0.hmac.is_empty(),
@@ -133,7 +133,7 @@ impl Verifier {
 /// Secrets and keys stay out of it.
 impl fmt::Debug for Verifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| self.is_on(*scheme)).collect();
+        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| self.is_enabled(*scheme)).collect();
         formatter.debug_struct("Verifier").field("on", &on).finish_non_exhaustive()
     }
 }

@@ -9,7 +9,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use kinsync_engine::{
         embedded::{Config, EmbeddedQueue},
     },
 };
+use tokio::time::Instant;
 
 const CALLERS: usize = 64;
 const PAYLOAD: usize = 450;

@@ -6,11 +6,11 @@
 use std::{collections::HashMap, time::Duration};
 
 use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
-use rand::Rng;
 
 use crate::{
     checks::Checks,
     floor::Scans,
+    random,
     settle::settle,
     store::{Error, Outcome, Row, Store},
 };
@@ -200,9 +200,8 @@ fn is_stronger(next: &UserState, before: &UserState) -> bool {
 /// Lost rounds are rare and short; after a few, wait a little so that somebody wins.
 pub(crate) async fn pause(round: u32) {
     if round > 2 {
-        let longest = 1 << round.min(7);
-        let millis = rand::rng().random_range(1..=longest);
-        tokio::time::sleep(Duration::from_millis(millis)).await;
+        let longest = Duration::from_millis(1 << round.min(7));
+        tokio::time::sleep(random::jitter(longest, 0.0..=1.0)).await;
     }
 }
 

@@ -10,8 +10,9 @@ use std::{
     time::Duration,
 };
 
-use rand::Rng;
 use tokio::{sync::Notify, time::Instant};
+
+use crate::random;
 
 /// How a breaker reacts.
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +179,7 @@ impl Breaker {
         let Config { failures: limit, pause, max_pause, .. } = self.0.config;
         let doublings = failures.saturating_sub(limit).min(16);
         let longest = pause.saturating_mul(1 << doublings).min(max_pause);
-        longest.mul_f64(rand::rng().random_range(0.5..=1.0))
+        random::jitter(longest, 0.5..=1.0)
     }
 
     fn show(&self, state: State) {

@@ -7,7 +7,7 @@ use kinsync_core::UserId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kept,
+    kept, random,
     store::{Error, Store},
 };
 
@@ -43,7 +43,7 @@ impl Checks {
             return Ok(());
         }
         kept::change(store, KEY, |checks: &mut Self| {
-            checks.users.extend(users.iter().map(|user| (user.clone(), rand::random())));
+            checks.users.extend(users.iter().map(|user| (user.clone(), random::number())));
             if checks.users.len() > MOST {
                 checks.everybody = true;
                 checks.users.clear();

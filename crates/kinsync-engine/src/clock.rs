@@ -11,6 +11,10 @@ pub struct Clock(Arc<dyn Fn() -> Micros + Send + Sync>);
 impl Clock {
     /// The machine's clock.
     pub fn system() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place of this crate that reads the wall clock"
+        )]
         Self::from_fn(|| Micros(jiff::Timestamp::now().as_microsecond()))
     }
 

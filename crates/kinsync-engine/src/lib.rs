@@ -47,4 +47,6 @@ pub mod breaker;
 
 pub mod clock;
 
+mod random;
+
 mod kept;

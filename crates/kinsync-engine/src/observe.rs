@@ -155,14 +155,14 @@ fn text(text: String) -> Value {
     Value::Text(text.into())
 }
 
-fn organizations(list: Vec<event::Organization>) -> Value {
-    let keys = |named: Option<Vec<event::Named>>| {
+fn organizations(list: Vec<event::Membership>) -> Value {
+    let keys = |named: Option<Vec<event::Assignment>>| {
         let mut keys: Vec<String> =
             named.into_iter().flatten().filter_map(|named| named.key.or(named.id)).collect();
         keys.sort();
         keys
     };
-    let membership = |organization: event::Organization| Organization {
+    let membership = |organization: event::Membership| Organization {
         code: organization.code,
         roles: keys(organization.roles),
         permissions: keys(organization.permissions),

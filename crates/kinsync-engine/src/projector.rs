@@ -4,12 +4,10 @@
 //! store that does not answer pauses the projector and nothing else: the batch stays claimed, is
 //! applied when the store is back, and is never dead-lettered for it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use kinsync_core::{Micros, Observation, UserId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{

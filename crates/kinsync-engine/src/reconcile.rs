@@ -34,6 +34,7 @@ use crate::{
     checks::Checks,
     clock::Clock,
     floor::{Floor, Scans},
+    random,
     store::{self, Store},
 };
 
@@ -251,7 +252,9 @@ impl Reconciler {
         let why = match scan(cut).await {
             Ok(scanned) if scanned.tally.users > cut.tally.users => return Ok((scanned, true)),
             Ok(_) => "lists nobody",
-            Err(Error::Kinde(management::Error::Status { status, .. })) if status.is_client_error() => {
+            Err(Error::Kinde(management::Error::UnexpectedStatus { status, .. }))
+                if status.is_client_error() =>
+            {
                 "does not know any more"
             }
             Err(error) => return Err(error),
@@ -321,7 +324,7 @@ impl Parts {
                 }
                 done => return done,
             }
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+            tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
             pause *= 2;
         }
         call().await

@@ -5,7 +5,7 @@
 //! happened meanwhile wins.
 
 use aws_lc_rs::digest::{SHA256, digest};
-use kinde::{Patch, account::UserProfile, answer::Sent, management};
+use kinde::{Patch, account::UserProfile, management, response::RequestTiming};
 use kinsync_core::{Field, Identity, Micros, Profile, Value, Version};
 
 /// The version of a read that was asked for then, by Kinde's clock, and told this.
@@ -14,8 +14,8 @@ pub fn version(sent_at: Micros, told: &Profile) -> Version {
 }
 
 /// When a read was asked for, by Kinde's clock.
-pub fn sent_at(sent: &Sent) -> Micros {
-    Micros(sent.at.as_microsecond())
+pub fn sent_at(timing: &RequestTiming) -> Micros {
+    Micros(timing.as_of.as_microsecond())
 }
 
 /// Whether a read can settle what this field is. Of roles it tells nothing, but of who is a member.
@@ -74,8 +74,10 @@ impl Told {
 }
 
 fn identities(list: Vec<management::Identity>) -> Value {
-    let entry =
-        |one: management::Identity| Identity { kind: one.kind, identity: one.identity.unwrap_or_default() };
+    let entry = |one: management::Identity| Identity {
+        kind: one.identity_type,
+        identity: one.identity.unwrap_or_default(),
+    };
     Value::Identities(list.into_iter().map(entry).collect())
 }
 

@@ -7,12 +7,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
-    time::Instant,
 };
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, Standing, UserDocument, UserId, UserState};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 pub mod embedded;
 pub mod mongo;

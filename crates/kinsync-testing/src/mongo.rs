@@ -16,7 +16,6 @@ use std::{
 
 use bson::{Document, doc};
 use mongodb::Client;
-use rand::Rng;
 use tokio::{
     sync::OnceCell,
     time::{Instant, sleep},
@@ -103,7 +102,7 @@ impl TestMongo {
 
     /// A name that no other test uses.
     pub fn database(&self) -> String {
-        format!("test_{:016x}", rand::rng().random::<u64>())
+        format!("test_{:016x}", crate::random::<u64>())
     }
 
     /// A new client. Not shared: a client lives on the runtime of the test that made it.
@@ -206,7 +205,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn new() -> Self {
-        let dir = dir_of_process().join(format!("{:08x}", rand::rng().random::<u32>()));
+        let dir = dir_of_process().join(format!("{:08x}", crate::random::<u32>()));
         std::fs::create_dir_all(&dir).expect("the folder for temporary files can be written");
         Self { dir, shell: None }
     }

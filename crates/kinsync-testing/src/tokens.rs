@@ -33,7 +33,7 @@ fn made_up(header: &str, claims: &str) -> String {
 /// A reason, and a token that is refused for it. `canary` is an address that nobody may call, whatever a token says.
 pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str, String)> {
     let token = |spec: TokenSpec| kinde.access_token(user, &spec).expect("the user is there");
-    let now = jiff::Timestamp::now().as_second();
+    let now = crate::wall_clock().as_second();
     let foreign = MintOptions { signer: Signer::Foreign, ..MintOptions::default() };
     let webhook = json!({ "type": "user.created", "event_id": "e", "data": {}, "timestamp": "x" });
     let (kid, issuer) = (kinde.active_kid(), kinde.issuer());
@@ -45,22 +45,22 @@ pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str,
     vec![
         ("malformed_token", "abc".to_owned()),
         ("malformed_token", "a.b.c".to_owned()),
-        ("too_long", "a".repeat(16 * 1024 + 1)),
+        ("token_too_long", "a".repeat(16 * 1024 + 1)),
         ("wrong_algorithm", token(with_alg(Alg::None))),
         ("wrong_algorithm", token(with_alg(Alg::HS256))),
         ("missing_key_id", token(with_kid(""))),
         ("unknown_key", token(with_kid("another"))),
         ("signature_mismatch", token(signed(foreign))),
         ("signature_mismatch", made_up(&header, &claims)),
-        ("crit", made_up(&critical, &claims)),
+        ("critical_header", made_up(&critical, &claims)),
         ("duplicate_member", made_up(&header, &twice)),
         ("unknown_issuer", token(spec(&json!({ "iss": canary })))),
         ("unknown_issuer", token(spec(&json!({ "iss": format!("{issuer}/") })))),
         ("missing_claim", token(spec(&json!({ "iss": null })))),
-        ("no_subject", token(spec(&json!({ "sub": null })))),
+        ("missing_subject", token(spec(&json!({ "sub": null })))),
         ("missing_claim", token(spec(&json!({ "exp": null })))),
         ("malformed_claim", token(spec(&json!({ "sub": 7 })))),
-        ("no_subject", token(spec(&json!({ "sub": "" })))),
+        ("missing_subject", token(spec(&json!({ "sub": "" })))),
         ("malformed_claim", token(spec(&json!({ "exp": "tomorrow" })))),
         ("expired", token(TokenSpec { expires_in: Some(-120), ..spec(&json!({})) })),
         ("not_yet_valid", token(spec(&json!({ "nbf": now + 3600 })))),
@@ -70,7 +70,7 @@ pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str,
         ("machine_token", token(spec(&json!({ "gty": "client_credentials" })))),
         ("machine_token", kinde.m2m_token(&spec(&json!({})))),
         ("id_token", kinde.id_token(user, &spec(&json!({}))).expect("the user is there")),
-        ("webhook", kinde.mint(webhook.as_object().expect("an object"), &MintOptions::default())),
+        ("webhook_token", kinde.mint(webhook.as_object().expect("an object"), &MintOptions::default())),
         // Wherever a token says its keys are, they are the issuer's.
         ("signature_mismatch", made_up(&pointing, &claims)),
     ]

@@ -6,23 +6,23 @@ use kinde::bearer::AccessToken;
 use kinsync_core::UserDocument;
 use serde_json::json;
 
-use crate::{document::Json, login::Known};
+use crate::{authenticator::CachedUser, document::Json};
 
 /// Who makes this request. Cheap to clone. With the feature `axum`, an extractor: a handler that has it in its
 /// signature runs for verified, live users only.
 #[derive(Clone)]
 pub struct CurrentUser {
     token: Arc<AccessToken>,
-    known: Option<Arc<Known>>,
+    known: Option<Arc<CachedUser>>,
     degraded: bool,
 }
 
 impl CurrentUser {
-    pub(crate) fn stored(token: Arc<AccessToken>, known: Arc<Known>) -> Self {
+    pub(crate) fn stored(token: Arc<AccessToken>, known: Arc<CachedUser>) -> Self {
         Self { token, known: Some(known), degraded: false }
     }
 
-    pub(crate) fn degraded(token: Arc<AccessToken>, known: Option<Arc<Known>>) -> Self {
+    pub(crate) fn degraded(token: Arc<AccessToken>, known: Option<Arc<CachedUser>>) -> Self {
         Self { token, known, degraded: true }
     }
 

@@ -15,40 +15,40 @@ use http_body_util::Either;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{login::Login, problem::Body};
+use crate::{authenticator::Authenticator, problem::Body};
 
 /// Says that the store did not answer and the request went on with the token's data.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-kinsync-degraded");
 /// What the headers begin with that only kinsync writes.
 const OWN: &str = "x-kinsync-";
 
-/// Puts a [`Login`] in front of services. Cheap to clone.
+/// Puts a [`Authenticator`] in front of services. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct KinsyncLayer(Login);
+pub struct KinsyncLayer(Authenticator);
 
 impl KinsyncLayer {
-    /// A layer that asks this login.
-    pub fn new(login: Login) -> Self {
-        Self(login)
+    /// A layer that asks this authenticator.
+    pub fn new(authenticator: Authenticator) -> Self {
+        Self(authenticator)
     }
 }
 
 impl<S> Layer<S> for KinsyncLayer {
-    type Service = Guarded<S>;
+    type Service = AuthenticatedService<S>;
 
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { inner, login: self.0.clone() }
+    fn layer(&self, inner: S) -> AuthenticatedService<S> {
+        AuthenticatedService { inner, authenticator: self.0.clone() }
     }
 }
 
 /// A service that only verified, live users reach.
 #[derive(Clone, Debug)]
-pub struct Guarded<S> {
+pub struct AuthenticatedService<S> {
     inner: S,
-    login: Login,
+    authenticator: Authenticator,
 }
 
-impl<S, B, R> Service<Request<B>> for Guarded<S>
+impl<S, B, R> Service<Request<B>> for AuthenticatedService<S>
 where
     S: Service<Request<B>, Response = Response<R>> + Clone + Send + 'static,
     S::Future: Send,
@@ -66,10 +66,10 @@ where
         // The service that was polled ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let login = self.login.clone();
+        let authenticator = self.authenticator.clone();
         Box::pin(async move {
             strip(request.headers_mut());
-            let user = match login.admit(request.headers()).await {
+            let user = match authenticator.authenticate(request.headers()).await {
                 Ok(user) => user,
                 Err(problem) => return Ok(problem.into_response().map(Either::Right)),
             };

@@ -2,7 +2,7 @@
 //!
 //! - [`webhook`]: the service that takes deliveries: verify, enqueue, answer
 //! - [`layer`]: in front of a service: the user of every request, known and stored
-//! - [`login`]: what the layer asks: token, user, refusal
+//! - [`authenticator`]: what the layer asks: token, user, refusal
 //! - [`current_user`]: the proof, as a request extension and an axum extractor
 //! - [`document`]: what is known of the user, as JSON
 //! - [`activity`]: how deliveries are going, for a health page
@@ -13,17 +13,17 @@
 #![warn(missing_docs)]
 
 pub mod activity;
+pub mod authenticator;
 pub mod current_user;
 pub mod document;
 pub mod layer;
-pub mod login;
-mod meters;
+mod metrics;
 pub mod problem;
 pub mod webhook;
 
 pub use activity::Activity;
+pub use authenticator::Authenticator;
 pub use current_user::CurrentUser;
 pub use layer::KinsyncLayer;
-pub use login::Login;
 pub use problem::Problem;
 pub use webhook::WebhookService;

@@ -18,7 +18,7 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, header, request::Parts};
 use http_body_util::Full;
-use kinde::webhook::{Delivery, Refusal, Scheme, Verifier};
+use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
     clock::Clock,
@@ -29,7 +29,7 @@ use tower_service::Service;
 
 use crate::{
     activity::Activity,
-    meters::{Meters, Unverified, Verified},
+    metrics::{Metrics, Unverified, Verified},
     problem::{Body, Problem, RequestId, chain},
 };
 
@@ -69,7 +69,7 @@ struct Shared {
     clock: Clock,
     config: Config,
     activity: Activity,
-    meters: Meters,
+    metrics: Metrics,
     how_to_sign: Vec<String>,
 }
 
@@ -84,7 +84,7 @@ struct Accepted {
 /// Why a delivery ended without a 200.
 enum Stop {
     Request(Unverified, Problem),
-    Refusal(Refusal),
+    Rejected(VerificationError),
     Queue(Scheme, queue::Error),
     Deadline,
 }
@@ -92,10 +92,10 @@ enum Stop {
 impl WebhookService {
     /// A service that verifies with this verifier and stores in this queue.
     pub fn new(verifier: Verifier, queue: Arc<dyn Queue>, clock: Clock, config: Config) -> Self {
-        let on = Scheme::ALL.into_iter().filter(|scheme| verifier.is_on(*scheme));
+        let on = Scheme::ALL.into_iter().filter(|scheme| verifier.is_enabled(*scheme));
         let how_to_sign = on.map(how_to_sign).map(str::to_owned).collect();
-        let (activity, meters) = (Activity::default(), Meters::new());
-        Self(Arc::new(Shared { verifier, queue, clock, config, activity, meters, how_to_sign }))
+        let (activity, metrics) = (Activity::default(), Metrics::new());
+        Self(Arc::new(Shared { verifier, queue, clock, config, activity, metrics, how_to_sign }))
     }
 
     /// What this delivery is answered. Cancel safe: at worst it is durable and its sender, not knowing, repeats it.
@@ -142,7 +142,7 @@ impl Shared {
         let began = Instant::now();
         match timeout(self.config.deadline, self.accept(request)).await {
             Ok(Ok(accepted)) => {
-                self.meters.took(began.elapsed().as_secs_f64());
+                self.metrics.took(began.elapsed().as_secs_f64());
                 self.say_accepted(&accepted)
             }
             Ok(Err(stop)) => self.say_stopped(stop),
@@ -161,7 +161,7 @@ impl Shared {
         let body = body::read(&head.headers, body, &self.config).await?;
         let now = self.clock.now();
         let delivery =
-            self.verifier.verify(&head.headers, body, timestamp(now)).await.map_err(Stop::Refusal)?;
+            self.verifier.verify(&head.headers, body, timestamp(now)).await.map_err(Stop::Rejected)?;
         let scheme = delivery.scheme();
         let entry = entry(&delivery, now);
         let event_id = entry.event_id.clone();
@@ -172,7 +172,7 @@ impl Shared {
     fn say_accepted(&self, accepted: &Accepted) -> Response<Body> {
         let duplicate = accepted.enqueued == Enqueued::Duplicate;
         let outcome = if duplicate { Verified::Duplicate } else { Verified::Accepted };
-        self.meters.verified(accepted.scheme, outcome);
+        self.metrics.verified(accepted.scheme, outcome);
         self.activity.delivered(accepted.received_at);
         tracing::debug!(event_id = accepted.event_id, duplicate, "delivery accepted");
         let id = serde_json::Value::from(accepted.event_id.as_str());
@@ -185,29 +185,29 @@ impl Shared {
     fn say_stopped(&self, stop: Stop) -> Response<Body> {
         match stop {
             Stop::Request(outcome, problem) => {
-                self.meters.unverified(outcome);
+                self.metrics.unverified(outcome);
                 problem.into_response()
             }
-            Stop::Refusal(refusal) if refusal.is_unavailable() => {
-                self.meters.unverified(Unverified::Unavailable);
+            Stop::Rejected(refusal) if refusal.is_unavailable() => {
+                self.metrics.unverified(Unverified::Unavailable);
                 self.unavailable(&refusal)
             }
-            Stop::Refusal(refusal) => self.refused(&refusal),
+            Stop::Rejected(refusal) => self.refused(&refusal),
             Stop::Queue(scheme, error) => {
-                self.meters.verified(scheme, Verified::Unavailable);
+                self.metrics.verified(scheme, Verified::Unavailable);
                 self.unavailable(&error)
             }
             Stop::Deadline => {
-                self.meters.unverified(Unverified::Unavailable);
+                self.metrics.unverified(Unverified::Unavailable);
                 self.unavailable(&DeadlinePassed)
             }
         }
     }
 
-    fn refused(&self, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, refusal: &VerificationError) -> Response<Body> {
         let reason = refusal.reason();
-        self.meters.unverified(Unverified::Refused);
-        Meters::failed(reason);
+        self.metrics.unverified(Unverified::Refused);
+        Metrics::failed(reason);
         self.activity.refused(reason);
         tracing::debug!(reason, "delivery refused");
         let how_to_sign = self.how_to_sign.clone();

@@ -4,10 +4,10 @@
 //! projector begins, when it answers. Stopping goes the other way round: no new connections, answers for what is in
 //! flight, the projector's batch, the queue.
 
-mod login;
+mod authenticator;
 pub(crate) mod management;
-mod parts;
 pub(crate) mod start;
+mod state;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -18,7 +18,7 @@ use kinsync_engine::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::parts::{AdminToken, Parts, Reconciling};
+pub use self::state::{AdminToken, AppState, ReconcilerHandle};
 use crate::config::Config;
 
 /// Why the app did not start, or cannot go on.
@@ -62,7 +62,7 @@ pub enum Error {
 /// A running kinsync. Dropping it stops nothing: call [`App::stop`].
 #[derive(Debug)]
 pub struct App {
-    parts: Arc<Parts>,
+    state: Arc<AppState>,
     queue: Arc<EmbeddedQueue>,
     address: SocketAddr,
     operation_address: Option<SocketAddr>,
@@ -99,8 +99,8 @@ impl App {
     }
 
     /// What it is made of, for tests and for those who embed it.
-    pub fn parts(&self) -> &Arc<Parts> {
-        &self.parts
+    pub fn state(&self) -> &Arc<AppState> {
+        &self.state
     }
 
     /// Waits until the app cannot go on. Cancel safe; pending for as long as all is well.
@@ -114,7 +114,7 @@ impl App {
 
     /// Stops accepting, finishes what is in flight, closes the queue; all within the grace.
     pub async fn stop(self) -> Stopped {
-        let grace = self.parts.config.http.shutdown_grace;
+        let grace = self.state.config.http.shutdown_grace;
         if tokio::time::timeout(grace, self.finish()).await.is_ok() {
             tracing::info!("stopped");
             return Stopped::Clean;

@@ -136,7 +136,7 @@ impl Run {
             generate.await;
             drop(ended);
         });
-        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.parts()));
+        let sampler = Sampler::new(started.emulator.clone(), Arc::clone(started.app.state()));
         let (sender, latest) = watch::channel(None);
         let sampling = tasks.spawn(sample(sampler, sender, stop_sampling.clone()));
         let inputs = match options.style {

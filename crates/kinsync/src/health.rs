@@ -13,7 +13,7 @@ use kinsync_engine::{
 };
 use serde_json::{Value, json};
 
-use crate::{app::Parts, json as shape, metrics::age};
+use crate::{app::AppState, json as shape, metrics::age};
 
 /// A delivery that could not be stored speaks against readiness for this long. Then senders are let in again, and the
 /// next one finds out.
@@ -36,21 +36,21 @@ pub struct Health {
 
 impl Health {
     /// Looks at everything that is known without asking anybody.
-    pub fn of(parts: &Parts) -> Self {
+    pub fn of(state: &AppState) -> Self {
         let mut health = Self {
             failing: Vec::new(),
             degraded: Vec::new(),
             components: Value::Null,
-            uptime: parts.started.elapsed(),
+            uptime: state.started.elapsed(),
         };
-        let now = parts.clock.now();
+        let now = state.clock.now();
         health.components = json!({
-            "webhook": health.webhook(parts, now),
-            "queue": health.queue(parts, now),
-            "store": health.store(parts),
-            "jwks": health.jwks(parts),
-            "login": health.login(parts),
-            "reconcile": health.reconcile(parts, now),
+            "webhook": health.webhook(state, now),
+            "queue": health.queue(state, now),
+            "store": health.store(state),
+            "jwks": health.jwks(state),
+            "authenticator": health.authenticator(state),
+            "reconcile": health.reconcile(state, now),
         });
         health
     }
@@ -78,15 +78,16 @@ impl Health {
         })
     }
 
-    fn webhook(&mut self, parts: &Parts, now: Micros) -> Value {
-        let (activity, in_row) = (&parts.activity, parts.activity.failed_in_row());
+    fn webhook(&mut self, state: &AppState, now: Micros) -> Value {
+        let (activity, in_row) = (&state.activity, state.activity.failed_in_row());
         if in_row >= RUN {
             self.degraded.push(format!(
                 "{in_row} deliveries in a row failed verification; Kinde disables a webhook after 72 h of failures: \
                  compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
             ));
         }
-        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| parts.verifier.is_on(*scheme)).collect();
+        let on: Vec<_> =
+            Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme)).collect();
         json!({
             "schemes": on.into_iter().map(Scheme::as_str).collect::<Vec<_>>(),
             "secondsSinceLastDelivery": activity.last_delivery().map(|at| age(at, now)),
@@ -94,14 +95,14 @@ impl Health {
         })
     }
 
-    fn queue(&mut self, parts: &Parts, now: Micros) -> Value {
-        let stats = parts.queue.stats();
+    fn queue(&mut self, state: &AppState, now: Micros) -> Value {
+        let stats = state.queue.stats();
         let oldest = stats.oldest_received_at.map(|at| age(at, now));
-        let failed = parts.activity.unavailable_since().map(|at| age(at, now));
+        let failed = state.activity.unavailable_since().map(|at| age(at, now));
         if failed.is_some_and(|age| age < UNAVAILABLE_FOR.as_secs_f64()) {
             self.failing.push("a delivery could not be stored a moment ago: the log says why".into());
         }
-        if stats.depth >= parts.config.queue.max_entries || stats.bytes >= parts.config.queue.max_bytes {
+        if stats.depth >= state.config.queue.max_entries || stats.bytes >= state.config.queue.max_bytes {
             self.failing
                 .push("the queue is full: look at the store, or raise KINSYNC_QUEUE_MAX_ENTRIES".into());
         }
@@ -118,33 +119,33 @@ impl Health {
         value
     }
 
-    fn store(&mut self, parts: &Parts) -> Value {
-        let breaker = parts.breaker.state();
-        let error = parts.store_error().or_else(|| parts.breaker.last_error());
-        if breaker != State::Closed || parts.store_error().is_some() {
-            let kind = parts.store_kind;
+    fn store(&mut self, state: &AppState) -> Value {
+        let breaker = state.breaker.state();
+        let error = state.store_error().or_else(|| state.breaker.last_error());
+        if breaker != State::Closed || state.store_error().is_some() {
+            let kind = state.store_kind;
             self.degraded
                 .push(format!("the store ({kind}) cannot be used; deliveries are accepted and wait for it"));
         }
         json!({
-            "kind": parts.store_kind,
-            "prepared": parts.store_error().is_none(),
+            "kind": state.store_kind,
+            "prepared": state.store_error().is_none(),
             "breaker": breaker.as_str(),
             "lastError": error,
         })
     }
 
-    fn login(&mut self, parts: &Parts) -> Value {
-        let Some(login) = &parts.login else { return Value::Null };
-        let breaker = login.breaker();
+    fn authenticator(&mut self, state: &AppState) -> Value {
+        let Some(authenticator) = &state.authenticator else { return Value::Null };
+        let breaker = authenticator.breaker();
         if breaker.state() != State::Closed {
             self.degraded.push("requests of users go on without the store, marked as degraded".into());
         }
         json!({ "breaker": breaker.state().as_str(), "lastError": breaker.last_error() })
     }
 
-    fn reconcile(&mut self, parts: &Parts, now: Micros) -> Value {
-        let Some(reconcile) = &parts.reconcile else { return Value::Null };
+    fn reconcile(&mut self, state: &AppState, now: Micros) -> Value {
+        let Some(reconcile) = &state.reconcile else { return Value::Null };
         let status = reconcile.status.borrow();
         if let Some(silence) = &status.silence {
             self.degraded.push(format!("{silence}; {}", silence::FIX));
@@ -170,29 +171,30 @@ impl Health {
         })
     }
 
-    fn jwks(&mut self, parts: &Parts) -> Value {
-        parts.key_sets.iter().map(|keys| self.keys(parts, keys)).collect()
+    fn jwks(&mut self, state: &AppState) -> Value {
+        state.key_sets.iter().map(|keys| self.keys(state, keys)).collect()
     }
 
-    fn keys(&mut self, parts: &Parts, keys: &Jwks) -> Value {
+    fn keys(&mut self, state: &AppState, keys: &Jwks) -> Value {
         let status = keys.status();
-        if status.keys == 0 {
+        if status.key_count == 0 {
             let problem =
                 format!("the keys of {} are not known yet, so what they sign is answered 503", status.issuer);
             let signs_webhooks =
-                parts.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
-            let others = Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && parts.verifier.is_on(s));
+                state.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
+            let others =
+                Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && state.verifier.is_enabled(s));
             if signs_webhooks && !others { self.failing.push(problem) } else { self.degraded.push(problem) }
-        } else if status.failures > 0 {
+        } else if status.consecutive_failures > 0 {
             self.degraded
                 .push(format!("the keys of {} cannot be refreshed; the known ones are used", status.issuer));
         }
         json!({
             "issuer": status.issuer,
-            "keys": status.keys,
+            "keys": status.key_count,
             "ageSeconds": status.last_success_age.map(|age| age.as_secs_f64()),
-            "fetches": status.fetches,
-            "failures": status.failures,
+            "fetches": status.fetch_count,
+            "failures": status.consecutive_failures,
         })
     }
 }

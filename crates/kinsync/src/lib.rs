@@ -22,4 +22,5 @@ pub mod http;
 pub mod json;
 pub mod log;
 pub mod metrics;
+mod random;
 pub mod registration;

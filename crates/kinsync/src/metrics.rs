@@ -7,7 +7,7 @@ use kinsync_core::Micros;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::app::Parts;
+use crate::app::AppState;
 
 /// How often samples are folded into the histograms, so that they do not grow between scrapes.
 pub const UPKEEP: Duration = Duration::from_secs(5);
@@ -105,24 +105,24 @@ fn describe() {
 }
 
 /// The page that Prometheus reads.
-pub fn render(parts: &Parts) -> String {
-    let queue = parts.queue.stats();
-    let now = parts.clock.now();
+pub fn render(state: &AppState) -> String {
+    let queue = state.queue.stats();
+    let now = state.clock.now();
     gauge!("kinsync_queue_depth").set(float(queue.depth));
     gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
     gauge!("kinsync_queue_bytes").set(float(queue.bytes));
     gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
-    gauge!("kinsync_verification_failures_in_row").set(float(parts.activity.failed_in_row()));
-    if let Some(at) = parts.activity.last_delivery() {
+    gauge!("kinsync_verification_failures_in_row").set(float(state.activity.failed_in_row()));
+    if let Some(at) = state.activity.last_delivery() {
         gauge!("kinsync_last_delivery_timestamp_seconds").set(age(Micros(0), at));
     }
-    for keys in &parts.key_sets {
+    for keys in &state.key_sets {
         let issuer = keys.issuer().to_owned();
-        gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().keys as u64));
+        gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
-    gauge!("kinsync_store_prepared").set(f64::from(u8::from(parts.store_error().is_none())));
+    gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.store_error().is_none())));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
-    parts.metrics.render()
+    state.metrics.render()
 }
 
 /// Seconds from one instant to a later one.

@@ -6,7 +6,7 @@
 
 use kinde::{
     event,
-    management::{self, Client, NewWebhook, Webhook, WebhookEdit},
+    management::{self, Client, NewWebhook, Webhook, WebhookUpdate},
 };
 use url::Url;
 
@@ -159,7 +159,8 @@ impl Registration {
         match (&self.ours, self.plan()) {
             (None, _) => self.create(client).await,
             (Some(ours), Plan::Add(_)) => {
-                let edit = WebhookEdit { event_types: Some(self.event_types()), ..WebhookEdit::default() };
+                let edit =
+                    WebhookUpdate { event_types: Some(self.event_types()), ..WebhookUpdate::default() };
                 let failed = |source| Error::Update { id: ours.id.clone(), source };
                 client.update_webhook(&ours.id, &edit).await.map_err(failed)?;
                 Ok(ours.id.clone())
@@ -180,7 +181,7 @@ impl Registration {
             Err(error) => error,
         };
         if was_refused(&error) {
-            let may_be_too_many = matches!(error, management::Error::Status { .. });
+            let may_be_too_many = matches!(error, management::Error::UnexpectedStatus { .. });
             let others = if may_be_too_many { self.others.len() } else { 0 };
             return Err(Error::Refused { others, source: error });
         }
@@ -208,13 +209,13 @@ fn of_plan(others: usize) -> String {
 fn was_refused(error: &management::Error) -> bool {
     use management::Error as E;
     match error {
-        E::Token(_)
-        | E::Credentials { .. }
+        E::TokenUnavailable(_)
+        | E::InvalidCredentials { .. }
         | E::Unauthorized { .. }
         | E::MissingScope { .. }
-        | E::Throttled { .. }
-        | E::Busy => true,
-        E::Status { status, .. } => status.is_client_error() && status.as_u16() != 408,
+        | E::RateLimited { .. }
+        | E::ConcurrencyTimeout => true,
+        E::UnexpectedStatus { status, .. } => status.is_client_error() && status.as_u16() != 408,
         _ => false,
     }
 }

@@ -17,6 +17,7 @@ impl Demo {
     /// Its webhook leads to the application at this address.
     pub(crate) async fn start(application: &str) -> Result<Self> {
         // Other ids and addresses in each run: a database may know those of the last one.
+        #[expect(clippy::disallowed_methods, reason = "the demonstration differs in each run")]
         let seed: u32 = rand::random();
         let kinde = Emulator::start(Config { seed: seed.into(), ..Config::default() }).await?;
         kinde.add_webhook(WebhookSpec::new(format!("{application}/api/webhook").parse()?));

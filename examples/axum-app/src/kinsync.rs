@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, Cached, CachedConfig},
+    bearer::{self, CachingConfig, CachingVerifier},
     domain::issuer_of,
     jwks, management, webhook,
 };
@@ -30,7 +30,7 @@ use kinsync_engine::{
 };
 use kinsync_tower::{
     KinsyncLayer, WebhookService,
-    login::{self, Login, claims},
+    authenticator::{self, Authenticator, claims},
 };
 use tokio::{sync::Notify, task::block_in_place};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -90,15 +90,15 @@ impl Kinsync {
         let issuer = issuer_of(&tenant);
         let tokens =
             bearer::Config { issuers: vec![(issuer.clone(), jwks.clone())], ..bearer::Config::default() };
-        let parts = login::Parts {
-            tokens: Cached::new(bearer::Verifier::new(tokens), &CachedConfig::default()),
+        let parts = authenticator::Dependencies {
+            tokens: CachingVerifier::new(bearer::Verifier::new(tokens), &CachingConfig::default()),
             store: store.clone(),
             queue: entries.clone(),
             clock: clock.clone(),
             profiles: vec![(issuer, ProfileClient::new(account::Config::new(tenant))?)],
             claims: Arc::new(claims::Email),
         };
-        let (login, beside_requests) = Login::new(parts, login::Config::default());
+        let (authenticator, beside_requests) = Authenticator::new(parts, authenticator::Config::default());
 
         // Out of the queue, into the store.
         let breaker = Breaker::new("store", breaker::Config::default());
@@ -114,7 +114,7 @@ impl Kinsync {
             let told = stop.clone();
             tasks.spawn(async move { schedule.run(&told).await });
         }
-        Ok(Self { webhook, layer: KinsyncLayer::new(login), queue, tasks, stop })
+        Ok(Self { webhook, layer: KinsyncLayer::new(authenticator), queue, tasks, stop })
     }
 
     /// Finishes what is in work. What is not projected yet waits in the queue for the next start.

@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Map, Value};
 
-use super::{AccessToken, Config, Refusal};
+use super::{AccessToken, Config, VerificationError};
 use crate::json::is_id;
 
 type Claims = Map<String, Value>;
@@ -18,17 +18,17 @@ pub(super) fn read(
     issuer: &str,
     claims: Claims,
     now: Timestamp,
-) -> Result<AccessToken, Refusal> {
+) -> Result<AccessToken, VerificationError> {
     refuse_machine(&claims)?;
     refuse_id_token(&claims, issuer)?;
     let subject = required_text(&claims, "sub")?;
     if subject.is_empty() {
-        return Err(Refusal::MissingClaim { claim: "sub" });
+        return Err(VerificationError::MissingClaim { claim: "sub" });
     }
     if !is_id(subject) {
-        return Err(Refusal::MalformedClaim { claim: "sub" });
+        return Err(VerificationError::MalformedClaim { claim: "sub" });
     }
-    let expires_at = time(&claims, "exp")?.ok_or(Refusal::MissingClaim { claim: "exp" })?;
+    let expires_at = time(&claims, "exp")?.ok_or(VerificationError::MissingClaim { claim: "exp" })?;
     check_times(config, expires_at, time(&claims, "nbf")?, now)?;
     if !config.audiences.is_empty() {
         check_audience(&claims, &config.audiences)?;
@@ -46,46 +46,49 @@ pub(super) fn read(
 }
 
 /// A webhook has these three and no `iss`: said first, for "`iss` is missing" would not help anybody.
-pub(super) fn refuse_webhook(claims: &Claims) -> Result<(), Refusal> {
+pub(super) fn refuse_webhook(claims: &Claims) -> Result<(), VerificationError> {
     if ["event_id", "type", "data"].iter().all(|claim| claims.contains_key(*claim)) {
-        return Err(Refusal::Webhook);
+        return Err(VerificationError::Webhook);
     }
     Ok(())
 }
 
-pub(super) fn required_text<'a>(claims: &'a Claims, claim: &'static str) -> Result<&'a str, Refusal> {
+pub(super) fn required_text<'a>(
+    claims: &'a Claims,
+    claim: &'static str,
+) -> Result<&'a str, VerificationError> {
     match claims.get(claim) {
         Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Refusal::MalformedClaim { claim }),
-        None => Err(Refusal::MissingClaim { claim }),
+        Some(_) => Err(VerificationError::MalformedClaim { claim }),
+        None => Err(VerificationError::MissingClaim { claim }),
     }
 }
 
 /// Null and empty count as absent.
-fn optional_text(claims: &Claims, claim: &'static str) -> Result<Option<String>, Refusal> {
+fn optional_text(claims: &Claims, claim: &'static str) -> Result<Option<String>, VerificationError> {
     match claims.get(claim) {
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
         Some(Value::Null) | None => Ok(None),
-        Some(_) => Err(Refusal::MalformedClaim { claim }),
+        Some(_) => Err(VerificationError::MalformedClaim { claim }),
     }
 }
 
-fn refuse_machine(claims: &Claims) -> Result<(), Refusal> {
+fn refuse_machine(claims: &Claims) -> Result<(), VerificationError> {
     let is_machine = match claims.get("gty") {
         Some(Value::String(grant)) => grant == "client_credentials",
         Some(Value::Array(grants)) => grants.iter().any(|grant| grant == "client_credentials"),
         Some(Value::Null) | None => false,
-        Some(_) => return Err(Refusal::MalformedClaim { claim: "gty" }),
+        Some(_) => return Err(VerificationError::MalformedClaim { claim: "gty" }),
     };
-    if is_machine { Err(Refusal::MachineToken) } else { Ok(()) }
+    if is_machine { Err(VerificationError::MachineToken) } else { Ok(()) }
 }
 
-fn refuse_id_token(claims: &Claims, issuer: &str) -> Result<(), Refusal> {
+fn refuse_id_token(claims: &Claims, issuer: &str) -> Result<(), VerificationError> {
     let has = |claim: &&str| claims.contains_key(*claim);
     let has_scope = ["scp", "scope"].iter().any(has);
     let looks_like_one = || ID_TOKEN_WITHOUT_SCOPE.iter().any(has) || is_for_who_signs_in(claims, issuer);
     let is_id_token = ID_TOKEN_ONLY.iter().any(has) || (!has_scope && looks_like_one());
-    if is_id_token { Err(Refusal::IdToken) } else { Ok(()) }
+    if is_id_token { Err(VerificationError::IdToken) } else { Ok(()) }
 }
 
 /// The audience of an ID token is the client, and with Kinde the issuer too; that of an access token is an API.
@@ -104,33 +107,33 @@ fn check_times(
     expires_at: Timestamp,
     not_before: Option<Timestamp>,
     now: Timestamp,
-) -> Result<(), Refusal> {
+) -> Result<(), VerificationError> {
     let leeway = SignedDuration::try_from(config.leeway).unwrap_or(SignedDuration::MAX);
     if now.duration_since(expires_at) >= leeway {
-        return Err(Refusal::Expired);
+        return Err(VerificationError::Expired);
     }
     if not_before.is_some_and(|not_before| not_before.duration_since(now) > leeway) {
-        return Err(Refusal::NotYetValid);
+        return Err(VerificationError::NotYetValid);
     }
     Ok(())
 }
 
 /// A string or a list of strings (RFC 7519, 4.1.3).
-fn check_audience(claims: &Claims, audiences: &[String]) -> Result<(), Refusal> {
+fn check_audience(claims: &Claims, audiences: &[String]) -> Result<(), VerificationError> {
     let matches = match claims.get("aud") {
         Some(Value::String(found)) => audiences.contains(found),
         Some(Value::Array(found)) if found.iter().all(Value::is_string) => {
             found.iter().filter_map(Value::as_str).any(|found| audiences.iter().any(|known| known == found))
         }
         Some(Value::Null) | None => false,
-        Some(_) => return Err(Refusal::MalformedClaim { claim: "aud" }),
+        Some(_) => return Err(VerificationError::MalformedClaim { claim: "aud" }),
     };
-    if matches { Ok(()) } else { Err(Refusal::WrongAudience) }
+    if matches { Ok(()) } else { Err(VerificationError::WrongAudience) }
 }
 
 /// A `NumericDate` (RFC 7519, 2): seconds, whole or with a fraction, which is dropped.
-fn time(claims: &Claims, claim: &'static str) -> Result<Option<Timestamp>, Refusal> {
-    let malformed = Refusal::MalformedClaim { claim };
+fn time(claims: &Claims, claim: &'static str) -> Result<Option<Timestamp>, VerificationError> {
+    let malformed = VerificationError::MalformedClaim { claim };
     let seconds = match claims.get(claim) {
         None => return Ok(None),
         Some(Value::Number(number)) => number.as_i64().or_else(|| number.as_f64().and_then(whole)),

@@ -40,7 +40,7 @@ pub struct Subscriber {
 
 /// An organization, of `organization.created` and `organization.updated`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct OrganizationDetails {
+pub struct Organization {
     /// `org_…`; opaque.
     pub code: String,
     /// The name that people read.
@@ -112,7 +112,7 @@ impl Subscriber {
     }
 }
 
-impl OrganizationDetails {
+impl Organization {
     pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             code: reader.required_id("code")?,

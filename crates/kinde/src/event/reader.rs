@@ -33,7 +33,7 @@ impl<'a> Reader<'a> {
         }
         match value {
             Some(Json::Object(members)) => Ok(Self::new(path, members)),
-            None | Some(Json::Null) => Err(Error::Missing { field: path }),
+            None | Some(Json::Null) => Err(Error::MissingField { field: path }),
             Some(other) => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
         let path = self.field(key);
         match self.members.take(key) {
             Some(Json::Object(members)) => Ok(Self::new(path, members)),
-            None | Some(Json::Null) => Err(Error::Missing { field: path }),
+            None | Some(Json::Null) => Err(Error::MissingField { field: path }),
             Some(other) => Err(wrong_type(path, "an object", &other)),
         }
     }
@@ -117,7 +117,7 @@ impl<'a> Reader<'a> {
 
     /// A list of objects that must be there: its absence is no empty list.
     pub(crate) fn required_objects(&mut self, key: &str) -> Result<Vec<Self>, Error> {
-        self.objects(key)?.into_value().ok_or_else(|| Error::Missing { field: self.field(key) })
+        self.objects(key)?.into_value().ok_or_else(|| Error::MissingField { field: self.field(key) })
     }
 
     /// A list of strings; null entries are skipped.
@@ -146,12 +146,12 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn required_id(&mut self, key: &str) -> Result<String, Error> {
-        self.optional_id(key)?.ok_or_else(|| Error::Missing { field: self.field(key) })
+        self.optional_id(key)?.ok_or_else(|| Error::MissingField { field: self.field(key) })
     }
 
     pub(crate) fn optional_id(&mut self, key: &str) -> Result<Option<String>, Error> {
         match self.text(key)?.into_value() {
-            Some(id) if !is_id(&id) => Err(Error::Identifier { field: self.field(key) }),
+            Some(id) if !is_id(&id) => Err(Error::InvalidIdentifier { field: self.field(key) }),
             id => Ok(id),
         }
     }
@@ -162,7 +162,7 @@ impl<'a> Reader<'a> {
             Some(Json::Text(text)) => timestamp::parse(&text).map(Some),
             Some(other) => timestamp::from_json(&other.into()).map(Some),
         };
-        time.map_err(|source| Error::Time { field: self.field(key), source })
+        time.map_err(|source| Error::InvalidTime { field: self.field(key), source })
     }
 
     pub(crate) fn into_rest(self) -> Map<String, Value> {

@@ -128,7 +128,7 @@ fn every_published_type_is_read() {
         assert!(!matches!(event.body, Body::Unknown(_)), "{event_type}");
         assert!(event.extra.is_empty(), "{event_type}");
         let without = decode_value(&json!({"type": event_type, "data": {}}));
-        assert!(matches!(without, Err(Error::Missing { .. })), "{event_type}");
+        assert!(matches!(without, Err(Error::MissingField { .. })), "{event_type}");
     }
 }
 

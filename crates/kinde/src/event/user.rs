@@ -27,27 +27,27 @@ pub struct User {
     /// True when the user must choose a new password.
     pub is_password_reset_requested: Patch<bool>,
     /// The organizations that the user is a member of.
-    pub organizations: Patch<Vec<Organization>>,
+    pub organizations: Patch<Vec<Membership>>,
     /// Members that are not known here.
     pub extra: Map<String, Value>,
 }
 
 /// A membership of a user.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Organization {
+pub struct Membership {
     /// `org_…`; opaque.
     pub code: String,
     /// The user's roles in it; `None` when absent or null.
-    pub roles: Option<Vec<Named>>,
+    pub roles: Option<Vec<Assignment>>,
     /// The user's permissions in it; `None` when absent or null.
-    pub permissions: Option<Vec<Named>>,
+    pub permissions: Option<Vec<Assignment>>,
     /// Members that are not known here.
     pub extra: Map<String, Value>,
 }
 
 /// A role or permission by name.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Named {
+pub struct Assignment {
     /// A UUID; absent where Kinde gave only a name.
     pub id: Option<String>,
     /// The name that code refers to, for example `admin`.
@@ -87,18 +87,18 @@ impl User {
 }
 
 /// Entries without a code say nothing and are skipped: Kinde's own documentation shows `organizations: [{}]`.
-fn organizations(reader: &mut Reader<'_>) -> Result<Patch<Vec<Organization>>, Error> {
+fn organizations(reader: &mut Reader<'_>) -> Result<Patch<Vec<Membership>>, Error> {
     let path = reader.field("organizations");
     let entries = match reader.list("organizations")? {
         Patch::Value(entries) => entries,
         Patch::Null => return Ok(Patch::Null),
         Patch::Absent => return Ok(Patch::Absent),
     };
-    let read = |(index, entry)| Organization::read(&format!("{path}[{index}]"), entry).transpose();
+    let read = |(index, entry)| Membership::read(&format!("{path}[{index}]"), entry).transpose();
     entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
 }
 
-impl Organization {
+impl Membership {
     fn read(path: &str, entry: Json<'_>) -> Result<Option<Self>, Error> {
         let mut reader = match entry {
             Json::Object(members) => Reader::new(path.to_owned(), members),
@@ -109,7 +109,7 @@ impl Organization {
             return Ok(None);
         };
         if !is_id(&code) {
-            return Err(Error::Identifier { field: reader.field("code") });
+            return Err(Error::InvalidIdentifier { field: reader.field("code") });
         }
         let roles = named(&mut reader, "roles")?;
         let permissions = named(&mut reader, "permissions")?;
@@ -117,14 +117,14 @@ impl Organization {
     }
 }
 
-fn named(reader: &mut Reader<'_>, key: &str) -> Result<Option<Vec<Named>>, Error> {
+fn named(reader: &mut Reader<'_>, key: &str) -> Result<Option<Vec<Assignment>>, Error> {
     let path = reader.field(key);
     let Some(entries) = reader.list(key)?.into_value() else { return Ok(None) };
-    let read = |(index, entry)| Named::read(format!("{path}[{index}]"), entry);
+    let read = |(index, entry)| Assignment::read(format!("{path}[{index}]"), entry);
     entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
 }
 
-impl Named {
+impl Assignment {
     /// An object, or a plain string as Kinde's types said before 2025-05.
     fn read(path: String, entry: Json<'_>) -> Result<Self, Error> {
         let mut reader = match entry {

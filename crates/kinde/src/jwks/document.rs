@@ -12,7 +12,7 @@ use crate::jws::Key;
 #[non_exhaustive]
 pub enum DocumentError {
     /// Not JSON of the form `{"keys": […]}`.
-    #[error("the answer is not a JWKS document")]
+    #[error("the response is not a JWKS document")]
     Form(#[source] serde_json::Error),
     /// No key that signs with RS256 and has a `kid` and at least 2048 bits.
     #[error("the JWKS document has no usable key")]

@@ -20,16 +20,16 @@ const MAX_BODY_BYTES: usize = 1024 * 1024;
 #[non_exhaustive]
 pub enum FetchError {
     /// No answer, or not all of it in time.
-    #[error("no answer")]
+    #[error("no response")]
     Unreachable(#[source] reqwest::Error),
     /// An answer other than 200. Redirects are not followed.
     #[error("answered with status {0}: check the domain of the issuer")]
-    Status(StatusCode),
+    UnexpectedStatus(StatusCode),
     /// The answer is too long.
-    #[error("the answer is longer than 1 MiB")]
-    TooLong,
+    #[error("the response is longer than 1 MiB")]
+    ResponseTooLarge,
     /// The answer is no key set.
-    #[error("the answer cannot be used")]
+    #[error("the response cannot be used")]
     Document(#[source] DocumentError),
 }
 
@@ -38,8 +38,8 @@ impl FetchError {
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
-            Self::Status(_) => "bad_status",
-            Self::TooLong | Self::Document(_) => "bad_answer",
+            Self::UnexpectedStatus(_) => "unexpected_status",
+            Self::ResponseTooLarge | Self::Document(_) => "invalid_response",
         }
     }
 
@@ -89,12 +89,12 @@ impl Fetcher {
         url.set_path(path);
         let mut response = self.client.get(url).send().await.map_err(FetchError::Unreachable)?;
         if response.status() != StatusCode::OK {
-            return Err(FetchError::Status(response.status()));
+            return Err(FetchError::UnexpectedStatus(response.status()));
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(FetchError::Unreachable)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {
-                return Err(FetchError::TooLong);
+                return Err(FetchError::ResponseTooLarge);
             }
             body.extend_from_slice(&chunk);
         }

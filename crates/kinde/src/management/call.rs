@@ -8,11 +8,11 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use super::retry::{Again, Budget};
 use super::token::Token;
 use super::{Error, Inner};
-use crate::answer::Answer;
 use crate::event;
 use crate::event::reader::Reader;
-use crate::exchange::{Complaint, Failure, Received};
+use crate::http_client::{ApiError, Failure, RawResponse};
 use crate::json::{self, Object};
+use crate::response::Response;
 
 /// What is asked, and what for.
 pub(super) struct Call<Build, IsAbsent, T> {
@@ -43,15 +43,15 @@ where
     IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
 {
     /// What Kinde answers, or `None` when the thing does not exist.
-    pub(super) async fn run(&self, client: &Inner) -> Result<Answer<Option<T>>, Error> {
+    pub(super) async fn run(&self, client: &Inner) -> Result<Response<Option<T>>, Error> {
         let mut budget = Budget::new(&client.config.retry);
         let mut token_replaced = false;
         loop {
-            let token = client.tokens.current().await.map_err(Error::Token)?;
+            let token = client.tokens.current().await.map_err(Error::TokenUnavailable)?;
             let outcome = self.attempt(client, &token, &budget).await;
-            self.count(outcome.as_ref().map(|answer| answer.value.is_some()));
+            self.count(outcome.as_ref().map(|response| response.value.is_some()));
             let error = match outcome {
-                Ok(answer) => return Ok(answer),
+                Ok(response) => return Ok(response),
                 Err(error) => error,
             };
             if !token_replaced && replaces_token(client, &token, &error) {
@@ -67,7 +67,7 @@ where
     fn may_repeat(&self, error: &Error) -> bool {
         self.effect == Effect::Idempotent
             || match error {
-                Error::Throttled { .. } => true,
+                Error::RateLimited { .. } => true,
                 Error::Unreachable(error) => error.is_connect(),
                 _ => false,
             }
@@ -78,43 +78,45 @@ where
         client: &Inner,
         token: &Token,
         budget: &Budget<'_>,
-    ) -> Result<Answer<Option<T>>, Error> {
-        let turn = tokio::time::timeout_at(budget.deadline(), client.in_flight.acquire());
-        let Ok(Ok(_turn)) = turn.await else { return Err(Error::Busy) };
-        let throttled = |left| Error::Throttled { reset: Some(left) };
+    ) -> Result<Response<Option<T>>, Error> {
+        let turn = tokio::time::timeout_at(budget.deadline(), client.max_concurrent_requests.acquire());
+        let Ok(Ok(_turn)) = turn.await else { return Err(Error::ConcurrencyTimeout) };
+        let throttled = |left| Error::RateLimited { retry_after: Some(left) };
         client.gate.pass(budget.deadline()).await.map_err(throttled)?;
         let request =
             (self.build)(client.exchange.client()).header(AUTHORIZATION, token.authorization.clone());
         match client.exchange.send_until(request, budget.deadline()).await {
             Ok(received) => {
-                let answer = self.read(&received);
-                match &answer {
-                    Err(Error::Throttled { reset }) => client.gate.close_for(reset.unwrap_or_default()),
+                let response = self.read(&received);
+                match &response {
+                    Err(Error::RateLimited { retry_after }) => {
+                        client.gate.close_for(retry_after.unwrap_or_default());
+                    }
                     Ok(_) => client.gate.widen(),
                     Err(_) => {}
                 }
-                answer
+                response
             }
             Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
-            Err(Failure::TooLong) => Err(Error::TooLong { limit: client.exchange.max_body_bytes() }),
+            Err(Failure::TooLong) => Err(Error::ResponseTooLarge { limit: client.exchange.max_body_bytes() }),
         }
     }
 
-    fn read(&self, received: &Received) -> Result<Answer<Option<T>>, Error> {
-        let (status, sent) = (received.status, received.sent);
+    fn read(&self, received: &RawResponse) -> Result<Response<Option<T>>, Error> {
+        let (status, timing) = (received.status, received.timing);
         if status.is_success() {
-            let value =
-                (self.read)(Reader::new(String::new(), object(&received.body)?)).map_err(Error::Shape)?;
-            return Ok(Answer { value: Some(value), sent });
+            let value = (self.read)(Reader::new(String::new(), object(&received.body)?))
+                .map_err(Error::InvalidResponse)?;
+            return Ok(Response { value: Some(value), timing });
         }
         if status == StatusCode::TOO_MANY_REQUESTS {
-            return Err(Error::Throttled { reset: received.reset });
+            return Err(Error::RateLimited { retry_after: received.reset });
         }
-        let complaint = Complaint::of_api(&received.body);
+        let complaint = ApiError::of_api(&received.body);
         if complaint.as_ref().is_some_and(|complaint| (self.is_absent)(status, &complaint.code)) {
-            return Ok(Answer { value: None, sent });
+            return Ok(Response { value: None, timing });
         }
-        let Complaint { code, message } = complaint.unwrap_or_default();
+        let ApiError { code, message } = complaint.unwrap_or_default();
         Err(match status {
             StatusCode::FORBIDDEN if is_about_scope(&code, &message) => {
                 let scope = scope_in(&message).unwrap_or(self.scope).to_owned();
@@ -123,7 +125,7 @@ where
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 Error::Unauthorized { scope: self.scope, code, message }
             }
-            status => Error::Status { status, code, message },
+            status => Error::UnexpectedStatus { status, code, message },
         })
     }
 
@@ -144,9 +146,9 @@ pub(super) fn outcome_label(error: Option<&Error>) -> &'static str {
 /// Whether the same request may succeed later, and when.
 pub(super) fn again(error: &Error) -> Again {
     match error {
-        Error::Throttled { reset: Some(reset) } => Again::After(*reset),
-        Error::Throttled { .. } | Error::Unreachable(_) | Error::NotJson { .. } => Again::Soon,
-        Error::Status { .. } if error.is_transient() => Again::Soon,
+        Error::RateLimited { retry_after: Some(retry_after) } => Again::After(*retry_after),
+        Error::RateLimited { .. } | Error::Unreachable(_) | Error::NotJson { .. } => Again::Soon,
+        Error::UnexpectedStatus { .. } if error.is_transient() => Again::Soon,
         _ => Again::Never,
     }
 }
@@ -164,7 +166,7 @@ pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
     use serde_json::error::Category;
 
     json::object(body).map_err(|error| match error {
-        json::Error::Duplicate(member) => Error::Shape(event::Error::DuplicateMember { member }),
+        json::Error::Duplicate(member) => Error::InvalidResponse(event::Error::DuplicateMember { member }),
         json::Error::Syntax(error) => Error::NotJson {
             problem: match error.classify() {
                 Category::Eof => "cut off",

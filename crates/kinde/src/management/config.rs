@@ -5,8 +5,8 @@ use std::time::Duration;
 use secrecy::SecretString;
 use url::Url;
 
-use crate::answer::Clock;
 use crate::domain;
+use crate::response::Clock;
 
 /// Largest page that Kinde's documentation names (<https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>).
 pub const MAX_PAGE_SIZE: u32 = 500;
@@ -39,7 +39,7 @@ pub struct Config {
     /// Most pages of one scan; a scan that goes on is an error, for a list that never ends is no list.
     pub max_pages: u32,
     /// Requests in flight at once, over all clones; at least 1.
-    pub in_flight: usize,
+    pub max_concurrent_requests: usize,
     /// Longest wait for a connection.
     pub connect_timeout: Duration,
     /// Longest wait for one whole answer.
@@ -47,10 +47,10 @@ pub struct Config {
     /// Longest answer that is read, in bytes.
     pub max_body_bytes: usize,
     /// How often and how long a call is tried.
-    pub retry: Retry,
+    pub retry: RetryPolicy,
     /// Codes of a 400 that say that there is no such user. Kinde documents none: an unknown one is an error that names it.
     pub unknown_user_codes: Vec<String>,
-    /// What is taken off the time of a request: see [`crate::answer::Sent::at`].
+    /// What is taken off the time of a request: see [`crate::response::RequestTiming::at`].
     pub clock_allowance: Duration,
     /// This machine's clock.
     pub clock: Clock,
@@ -68,11 +68,11 @@ impl Config {
             expand: Expand::default(),
             page_size: 200,
             max_pages: 1_000_000,
-            in_flight: 4,
+            max_concurrent_requests: 4,
             connect_timeout: Duration::from_secs(3),
             timeout: Duration::from_secs(30),
             max_body_bytes: 32 * 1024 * 1024,
-            retry: Retry::default(),
+            retry: RetryPolicy::default(),
             unknown_user_codes: UNKNOWN_USER_CODES.map(str::to_owned).into(),
             clock_allowance: Duration::from_secs(2),
             clock: Clock::default(),
@@ -110,25 +110,25 @@ impl Expand {
 
 /// The budget of one call, retries included. It ends with whichever limit is reached first.
 #[derive(Debug, Clone)]
-pub struct Retry {
+pub struct RetryPolicy {
     /// Attempts in all; at least 1. One that Kinde throttles and says for how long (`RateLimit-Reset`) does not count.
-    pub attempts: u32,
+    pub max_attempts: u32,
     /// Longest time for all attempts and the pauses between them.
-    pub total: Duration,
+    pub max_elapsed: Duration,
     /// The first pause; it doubles with every attempt, and a random part of up to half is taken off.
-    pub first_pause: Duration,
+    pub initial_backoff: Duration,
     /// The longest pause. One that Kinde demands is added to it.
-    pub longest_pause: Duration,
+    pub max_backoff: Duration,
 }
 
-impl Default for Retry {
+impl Default for RetryPolicy {
     /// 8 attempts within 3 minutes, pauses of 0.25 s to 20 s.
     fn default() -> Self {
         Self {
-            attempts: 8,
-            total: Duration::from_mins(3),
-            first_pause: Duration::from_millis(250),
-            longest_pause: Duration::from_secs(20),
+            max_attempts: 8,
+            max_elapsed: Duration::from_mins(3),
+            initial_backoff: Duration::from_millis(250),
+            max_backoff: Duration::from_secs(20),
         }
     }
 }

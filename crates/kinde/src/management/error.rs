@@ -13,12 +13,12 @@ use crate::event;
 pub enum Error {
     /// No token could be got, so nothing was asked. Shared by all calls that waited for it.
     #[error("cannot get a token for Kinde's Management API")]
-    Token(#[source] Arc<Error>),
+    TokenUnavailable(#[source] Arc<Error>),
     /// The token endpoint refuses client id, secret, audience or scope.
     #[error(
         "kinde refuses the client credentials (`{code}`: {message}): check the client id and secret, and that the application is a machine-to-machine application that is authorised for the Kinde Management API"
     )]
-    Credentials {
+    InvalidCredentials {
         /// `error` of the answer, for example `invalid_client`.
         code: String,
         /// `error_description`.
@@ -46,19 +46,19 @@ pub enum Error {
     },
     /// Too many requests, also after waiting.
     #[error("kinde throttles the requests: ask less often, or allow more time")]
-    Throttled {
-        /// When Kinde will answer again, if it said so.
-        reset: Option<Duration>,
+    RateLimited {
+        /// How long to wait, if the response had `RateLimit-Reset`.
+        retry_after: Option<Duration>,
     },
     /// The call waited for its turn until its time was over, or the runtime ended.
     #[error("the call did not get its turn in time: allow more requests in flight, or more time")]
-    Busy,
+    ConcurrencyTimeout,
     /// No answer, or not all of it in time. Whether a request that changes something took effect is not known.
-    #[error("no complete answer from kinde")]
+    #[error("no complete response from kinde")]
     Unreachable(#[source] reqwest::Error),
     /// Another status that is no success.
     #[error("kinde answered with status {status} (`{code}`: {message})")]
-    Status {
+    UnexpectedStatus {
         /// The status.
         status: StatusCode,
         /// Kinde's code; empty when the answer is not one of the API, as from a proxy.
@@ -67,26 +67,28 @@ pub enum Error {
         message: String,
     },
     /// The answer is too long.
-    #[error("the answer is longer than {limit} bytes: ask for smaller pages")]
-    TooLong {
+    #[error("the response is longer than {limit} bytes: ask for smaller pages")]
+    ResponseTooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
     /// A success that is no JSON object: a web page, or JSON that was cut off.
-    #[error("the answer is {problem} instead of a JSON object: check that no proxy stands before the domain")]
+    #[error(
+        "the response is {problem} instead of a JSON object: check that no proxy stands before the domain"
+    )]
     NotJson {
         /// `cut off`, `not JSON` or `other JSON`.
         problem: &'static str,
     },
     /// A success of another shape than the API documents.
-    #[error("the answer has an unexpected shape")]
-    Shape(#[source] event::Error),
+    #[error("the response has an unexpected shape")]
+    InvalidResponse(#[source] event::Error),
     /// The answer is about another user than the one asked for.
-    #[error("the answer is about another user than the one asked for")]
+    #[error("the response is about another user than the one asked for")]
     WrongUser,
     /// Not an identifier: it is not sent.
     #[error("not an identifier: 1 to 256 bytes without control characters")]
-    Identifier,
+    InvalidIdentifier,
     /// The list leads back to a page of this scan: it would never end. Begin the scan anew.
     #[error("the list of users leads back to a page that was already read: begin the scan anew")]
     RepeatedToken,
@@ -102,13 +104,15 @@ impl Error {
     /// True when the same call may succeed later without anybody's doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Token(source) => source.is_transient(),
-            Self::Throttled { .. }
+            Self::TokenUnavailable(source) => source.is_transient(),
+            Self::RateLimited { .. }
             | Self::Unreachable(_)
             | Self::NotJson { .. }
             | Self::RepeatedToken
-            | Self::Busy => true,
-            Self::Status { status, .. } => status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT,
+            | Self::ConcurrencyTimeout => true,
+            Self::UnexpectedStatus { status, .. } => {
+                status.is_server_error() || *status == StatusCode::REQUEST_TIMEOUT
+            }
             _ => false,
         }
     }
@@ -116,18 +120,18 @@ impl Error {
     /// A stable label, for metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
-            Self::Token(_) => "no_token",
-            Self::Credentials { .. } => "bad_credentials",
+            Self::TokenUnavailable(_) => "token_unavailable",
+            Self::InvalidCredentials { .. } => "invalid_credentials",
             Self::Unauthorized { .. } => "unauthorized",
             Self::MissingScope { .. } => "missing_scope",
-            Self::Throttled { .. } => "throttled",
-            Self::Busy => "busy",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::ConcurrencyTimeout => "concurrency_timeout",
             Self::Unreachable(_) => "unreachable",
-            Self::Status { .. } => "bad_status",
-            Self::TooLong { .. } => "too_long",
-            Self::NotJson { .. } | Self::Shape(_) | Self::WrongUser => "bad_answer",
-            Self::Identifier => "bad_request",
-            Self::RepeatedToken | Self::TooManyPages { .. } => "endless_list",
+            Self::UnexpectedStatus { .. } => "unexpected_status",
+            Self::ResponseTooLarge { .. } => "response_too_large",
+            Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser => "invalid_response",
+            Self::InvalidIdentifier => "invalid_identifier",
+            Self::RepeatedToken | Self::TooManyPages { .. } => "endless_pagination",
         }
     }
 }

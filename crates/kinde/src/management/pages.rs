@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 
 use super::call::{Call, Effect};
 use super::{Client, Error, NEVER, USERS, User};
-use crate::answer::{Answer, Sent};
+use crate::response::{RequestTiming, Response};
 
 /// Kinde's code for a page size that is too large for an endpoint.
 const PAGE_SIZE_REFUSED: &str = "PAGE_SIZE_LIMIT_EXCEEDED";
@@ -24,7 +24,7 @@ pub struct UsersPage {
     /// Where the next page begins: keep it to resume with [`Client::users_from`]. `None`: this is the last page.
     pub next_token: Option<String>,
     /// When the page was asked for.
-    pub sent: Sent,
+    pub timing: RequestTiming,
 }
 
 /// A scan over all users, made by [`Client::users`].
@@ -107,13 +107,13 @@ impl Pages {
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.get(url.clone()).query(&query),
             is_absent: NEVER,
-            read: |mut answer| {
-                let users = answer.required_objects("users")?.into_iter().map(User::read);
-                Ok((users.collect::<Result<Vec<_>, _>>()?, answer.text("next_token")?.into_value()))
+            read: |mut response| {
+                let users = response.required_objects("users")?.into_iter().map(User::read);
+                Ok((users.collect::<Result<Vec<_>, _>>()?, response.text("next_token")?.into_value()))
             },
         };
-        let Answer { value: (users, next_token), sent } = self.client.existing(call).await?;
-        Ok(UsersPage { users, next_token: next_token.filter(|token| !token.is_empty()), sent })
+        let Response { value: (users, next_token), timing } = self.client.existing(call).await?;
+        Ok(UsersPage { users, next_token: next_token.filter(|token| !token.is_empty()), timing })
     }
 }
 
@@ -124,7 +124,7 @@ impl fmt::Debug for Pages {
 }
 
 fn is_too_large(error: &Error) -> bool {
-    matches!(error, Error::Status { status: StatusCode::BAD_REQUEST, code, .. } if code == PAGE_SIZE_REFUSED)
+    matches!(error, Error::UnexpectedStatus { status: StatusCode::BAD_REQUEST, code, .. } if code == PAGE_SIZE_REFUSED)
 }
 
 fn hash(token: &str) -> [u8; 32] {

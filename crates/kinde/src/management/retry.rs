@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::config::Retry;
+use super::config::RetryPolicy;
+
+use crate::random;
 
 /// When to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +29,15 @@ const SHORTEST_SPACING: Duration = Duration::from_millis(5);
 /// What is left of the budget of one call.
 #[derive(Debug)]
 pub(super) struct Budget<'a> {
-    retry: &'a Retry,
+    retry: &'a RetryPolicy,
     deadline: Instant,
     attempts: u32,
     throttled: u32,
 }
 
 impl<'a> Budget<'a> {
-    pub(super) fn new(retry: &'a Retry) -> Self {
-        Self { retry, deadline: Instant::now() + retry.total, attempts: 0, throttled: 0 }
+    pub(super) fn new(retry: &'a RetryPolicy) -> Self {
+        Self { retry, deadline: Instant::now() + retry.max_elapsed, attempts: 0, throttled: 0 }
     }
 
     pub(super) fn deadline(&self) -> Instant {
@@ -51,7 +53,7 @@ impl<'a> Budget<'a> {
             Again::Soon => {
                 let pause = jittered(self.doubled(self.attempts));
                 self.attempts += 1;
-                if self.attempts >= self.retry.attempts {
+                if self.attempts >= self.retry.max_attempts {
                     return false;
                 }
                 pause
@@ -71,14 +73,14 @@ impl<'a> Budget<'a> {
     }
 
     fn doubled(&self, times: u32) -> Duration {
-        let doubled = self.retry.first_pause.saturating_mul(2_u32.saturating_pow(times));
-        doubled.min(self.retry.longest_pause)
+        let doubled = self.retry.initial_backoff.saturating_mul(2_u32.saturating_pow(times));
+        doubled.min(self.retry.max_backoff)
     }
 }
 
 /// Half to all of it.
 fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(rand::random_range(0.5..=1.0))
+    random::jitter(pause, 0.5..=1.0)
 }
 
 /// Holds back all requests of a client while Kinde throttles one of them, and spaces them out afterwards: doubled by each
@@ -152,7 +154,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_that_kinde_demands_grow_and_are_ended_by_time_alone() {
-        let retry = Retry { attempts: 2, ..Retry::default() };
+        let retry = RetryPolicy { max_attempts: 2, ..RetryPolicy::default() };
         let (mut budget, began) = (Budget::new(&retry), Instant::now());
         let mut pauses = Vec::new();
         loop {
@@ -162,7 +164,7 @@ mod tests {
             }
             pauses.push(asked.elapsed());
         }
-        assert!(began.elapsed() + SECOND + retry.longest_pause > retry.total, "{pauses:?}");
+        assert!(began.elapsed() + SECOND + retry.max_backoff > retry.max_elapsed, "{pauses:?}");
         // 1 s and 0.125 to 0.25 s; seven doublings later 1 s and 10 to 20 s.
         assert!(pauses[0] < SECOND * 5 / 4 && pauses[7] > SECOND * 10, "{pauses:?}");
         assert!(!budget.wait(Again::Soon).await || !budget.wait(Again::Soon).await, "attempts are counted");

@@ -19,10 +19,10 @@ use url::Url;
 
 use super::Error;
 use super::call::{again, object, outcome_label};
-use super::config::Retry;
+use super::config::RetryPolicy;
 use super::retry::Budget;
 use crate::event;
-use crate::exchange::{Complaint, Exchange, Failure, Received};
+use crate::http_client::{ApiError, Failure, HttpClient, RawResponse};
 
 /// Shortest time between two replacements of refused tokens.
 const REPLACE_COOL_DOWN: Duration = Duration::from_mins(1);
@@ -55,9 +55,9 @@ type Outcome = Result<Arc<Token>, Arc<Error>>;
 pub(super) struct Tokens(Arc<Inner>);
 
 struct Inner {
-    exchange: Exchange,
+    exchange: HttpClient,
     credentials: Credentials,
-    retry: Retry,
+    retry: RetryPolicy,
     state: Mutex<State>,
     fetched: AtomicU64,
 }
@@ -70,7 +70,7 @@ struct State {
 }
 
 impl Tokens {
-    pub(super) fn new(exchange: Exchange, credentials: Credentials, retry: Retry) -> Self {
+    pub(super) fn new(exchange: HttpClient, credentials: Credentials, retry: RetryPolicy) -> Self {
         let (state, fetched) = (Mutex::default(), AtomicU64::new(0));
         Self(Arc::new(Inner { exchange, credentials, retry, state, fetched }))
     }
@@ -85,7 +85,7 @@ impl Tokens {
         };
         match running.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
-            Ok(None) | Err(_) => Err(Arc::new(Error::Busy)),
+            Ok(None) | Err(_) => Err(Arc::new(Error::ConcurrencyTimeout)),
         }
     }
 
@@ -195,37 +195,37 @@ impl Inner {
             Ok(received) if received.status == StatusCode::OK => read(&received.body, started),
             Ok(received) => Err(self.refused(&received)),
             Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
-            Err(Failure::TooLong) => Err(Error::TooLong { limit: self.exchange.max_body_bytes() }),
+            Err(Failure::TooLong) => Err(Error::ResponseTooLarge { limit: self.exchange.max_body_bytes() }),
         }
     }
 
-    fn refused(&self, received: &Received) -> Error {
+    fn refused(&self, received: &RawResponse) -> Error {
         let status = received.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
-            return Error::Throttled { reset: received.reset };
+            return Error::RateLimited { retry_after: received.reset };
         }
-        let oauth = Complaint::of_oauth(&received.body);
+        let oauth = ApiError::of_oauth(&received.body);
         let is_refusal = oauth.is_some() && status.is_client_error();
-        let Complaint { code, message } =
-            oauth.or_else(|| Complaint::of_api(&received.body)).unwrap_or_default();
+        let ApiError { code, message } =
+            oauth.or_else(|| ApiError::of_api(&received.body)).unwrap_or_default();
         // Kinde has no reason to repeat the secret. If it did, it would end up in a log.
         let message = message.replace(self.credentials.client_secret.expose_secret(), "***");
         if is_refusal {
-            Error::Credentials { code, message }
+            Error::InvalidCredentials { code, message }
         } else {
-            Error::Status { status, code, message }
+            Error::UnexpectedStatus { status, code, message }
         }
     }
 }
 
 fn read(body: &[u8], started: Instant) -> Result<Token, Error> {
-    let answer: Map<String, Value> = object(body)?.into();
-    let missing = || Error::Shape(event::Error::Missing { field: "access_token".to_owned() });
-    let secret = answer.get("access_token").and_then(Value::as_str).filter(|token| !token.is_empty());
+    let response: Map<String, Value> = object(body)?.into();
+    let missing = || Error::InvalidResponse(event::Error::MissingField { field: "access_token".to_owned() });
+    let secret = response.get("access_token").and_then(Value::as_str).filter(|token| !token.is_empty());
     let mut authorization =
         HeaderValue::try_from(format!("Bearer {}", secret.ok_or_else(missing)?)).map_err(|_| missing())?;
     authorization.set_sensitive(true);
-    let life = answer.get("expires_in").and_then(Value::as_u64).map_or(DEFAULT_LIFE, Duration::from_secs);
+    let life = response.get("expires_in").and_then(Value::as_u64).map_or(DEFAULT_LIFE, Duration::from_secs);
     let life = life.min(LONGEST_USE);
     let usable = life.saturating_sub(LONGEST_MARGIN.min(life / 10)).max(SHORTEST_USE);
     Ok(Token { authorization, fetched_at: started, use_until: started + usable })

@@ -52,7 +52,7 @@ pub struct User {
 #[non_exhaustive]
 pub struct Identity {
     /// `email`, `phone`, `username`, `oauth2:google` or something newer.
-    pub kind: String,
+    pub identity_type: String,
     /// The address, number, name or id.
     pub identity: Option<String>,
     /// The connection of a social or enterprise identity.
@@ -99,7 +99,7 @@ fn identities(reader: &mut Reader<'_>) -> Result<Patch<Vec<Identity>>, Error> {
 impl Identity {
     fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
-            kind: reader.text("type")?.into_value().unwrap_or_default(),
+            identity_type: reader.text("type")?.into_value().unwrap_or_default(),
             identity: reader.text("identity")?.into_value(),
             connection_id: reader.text("connection_id")?.into_value(),
             extra: reader.into_rest(),
@@ -117,6 +117,6 @@ impl fmt::Debug for User {
 /// The kind alone: the rest is personal data.
 impl fmt::Debug for Identity {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Identity").field("kind", &self.kind).finish_non_exhaustive()
+        formatter.debug_struct("Identity").field("identity_type", &self.identity_type).finish_non_exhaustive()
     }
 }

@@ -44,7 +44,7 @@ pub struct NewWebhook {
 
 /// What to change of a webhook; `None` is left as it is. The endpoint cannot be changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct WebhookEdit {
+pub struct WebhookUpdate {
     /// Codes of the events that it shall deliver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_types: Option<Vec<String>>,

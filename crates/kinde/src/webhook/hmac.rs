@@ -14,7 +14,7 @@ use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 
 use super::delivery::digest_id;
-use super::{Delivery, Refusal, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme};
+use super::{Delivery, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme, VerificationError};
 use crate::json::is_id;
 
 /// Length of an HMAC-SHA256, in bytes.
@@ -34,17 +34,21 @@ pub(super) fn key(secret: &[u8]) -> Key {
 }
 
 /// HMAC-SHA256 of the raw body in `x-kinde-signature`: hex or base64, with or without `sha256=`.
-pub(super) fn verify_plain(keys: &[Key], headers: &HeaderMap, body: Bytes) -> Result<Delivery, Refusal> {
+pub(super) fn verify_plain(
+    keys: &[Key],
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Delivery, VerificationError> {
     let scheme = Scheme::Hmac;
     if keys.is_empty() {
-        return Err(Refusal::SchemeNotConfigured { scheme });
+        return Err(VerificationError::SchemeNotConfigured { scheme });
     }
     let value = single(headers, SIGNATURE_HEADER)?;
-    let tag = read_tag(value).ok_or(Refusal::MalformedSignature {
+    let tag = read_tag(value).ok_or(VerificationError::MalformedSignature {
         problem: "`x-kinde-signature` must be HMAC-SHA256 of the raw body, as 64 hex digits or base64, with or without `sha256=` before it",
     })?;
     if !keys.iter().any(|key| hmac::verify(key, &body, &tag).is_ok()) {
-        return Err(Refusal::SignatureMismatch { scheme });
+        return Err(VerificationError::SignatureMismatch { scheme });
     }
     Ok(Delivery::from_body(scheme, body, digest_id, None))
 }
@@ -56,10 +60,10 @@ pub(super) fn verify_standard(
     body: Bytes,
     now: Timestamp,
     tolerance: Duration,
-) -> Result<Delivery, Refusal> {
+) -> Result<Delivery, VerificationError> {
     let scheme = Scheme::StandardWebhooks;
     if keys.is_empty() {
-        return Err(Refusal::SchemeNotConfigured { scheme });
+        return Err(VerificationError::SchemeNotConfigured { scheme });
     }
     let id = single(headers, "webhook-id")?;
     let timestamp = single(headers, "webhook-timestamp")?;
@@ -71,18 +75,18 @@ pub(super) fn verify_standard(
     let signed = [id.as_bytes(), b".", timestamp.as_bytes(), b".", &body].concat();
     let matches = |tag: &Tag| keys.iter().any(|key| hmac::verify(key, &signed, tag).is_ok());
     if !tags.iter().any(matches) {
-        return Err(Refusal::SignatureMismatch { scheme });
+        return Err(VerificationError::SignatureMismatch { scheme });
     }
     if now.duration_since(signed_at).abs()
         > SignedDuration::try_from(tolerance).unwrap_or(SignedDuration::MAX)
     {
-        return Err(Refusal::StaleTimestamp);
+        return Err(VerificationError::StaleTimestamp);
     }
     Ok(Delivery::from_body(scheme, body, |_| id.to_owned(), Some(signed_at)))
 }
 
 /// The value of a header that must be there once: of two, nobody knows which one the sender signed.
-fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Refusal> {
+fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, VerificationError> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().map_err(|_| malformed("a signature header is not plain text")),
@@ -112,7 +116,7 @@ fn unhex(text: &str) -> Option<Tag> {
 }
 
 /// The `v1` entries; other versions are passed over, as the specification says.
-fn read_tags(value: &str) -> Result<Vec<Tag>, Refusal> {
+fn read_tags(value: &str) -> Result<Vec<Tag>, VerificationError> {
     let tags: Vec<Tag> = value.split(' ').take(MAX_SIGNATURES).filter_map(read_entry).collect();
     if tags.is_empty() {
         return Err(malformed("`webhook-signature` must hold `v1,<base64 of HMAC-SHA256>`"));
@@ -124,7 +128,7 @@ fn read_entry(entry: &str) -> Option<Tag> {
     STANDARD.decode(entry.strip_prefix("v1,")?).ok()?.try_into().ok()
 }
 
-fn read_seconds(text: &str) -> Result<Timestamp, Refusal> {
+fn read_seconds(text: &str) -> Result<Timestamp, VerificationError> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let seconds = if digits { text.parse().ok() } else { None };
     seconds
@@ -132,6 +136,6 @@ fn read_seconds(text: &str) -> Result<Timestamp, Refusal> {
         .ok_or_else(|| malformed("`webhook-timestamp` must be Unix seconds, digits only"))
 }
 
-fn malformed(problem: &'static str) -> Refusal {
-    Refusal::MalformedSignature { problem }
+fn malformed(problem: &'static str) -> VerificationError {
+    VerificationError::MalformedSignature { problem }
 }

@@ -32,7 +32,7 @@ async fn a_profile_is_read_field_by_field() {
     assert!(profile.picture.is_null() && profile.preferred_username.is_absent());
     assert_eq!(profile.extra["new"], 1);
     assert!(!format!("{profile:?}").contains("example"));
-    assert!(answer.sent.date.is_some() && answer.sent.at < answer.sent.local);
+    assert!(answer.timing.server_date.is_some() && answer.timing.as_of < answer.timing.sent_at);
     let asked = &api.seen("/oauth2/v2/user_profile")[0];
     assert_eq!((asked.method.as_str(), asked.authorization.as_str()), ("GET", "Bearer secret-token"));
 }
@@ -41,25 +41,25 @@ async fn a_profile_is_read_field_by_field() {
 async fn every_other_answer_has_its_own_error_and_is_not_tried_again() {
     let throttled = || ([("RateLimit-Reset", "7")], status(429)).into_response();
     for (answer, outcome, transient) in [
-        ((|| refusal(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "refused", false),
-        (|| status(401), "refused", false),
-        (throttled, "throttled", true),
-        (|| status(500), "bad_status", true),
-        (|| status(302), "bad_status", false),
-        (html, "bad_answer", true),
-        (|| raw("{\"sub\":\"kp_1\""), "bad_answer", true),
-        (|| ok(&json!({})), "bad_answer", false),
-        (|| ok(&json!({"sub": "kp_1", "id": "kp_2"})), "bad_answer", false),
-        (|| ok(&json!({"sub": "kp_1", "email": 1})), "bad_answer", false),
-        (|| raw(" ".repeat(300_000)), "too_long", false),
+        ((|| refusal(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "token_rejected", false),
+        (|| status(401), "token_rejected", false),
+        (throttled, "rate_limited", true),
+        (|| status(500), "unexpected_status", true),
+        (|| status(302), "unexpected_status", false),
+        (html, "invalid_response", true),
+        (|| raw("{\"sub\":\"kp_1\""), "invalid_response", true),
+        (|| ok(&json!({})), "invalid_response", false),
+        (|| ok(&json!({"sub": "kp_1", "id": "kp_2"})), "invalid_response", false),
+        (|| ok(&json!({"sub": "kp_1", "email": 1})), "invalid_response", false),
+        (|| raw(" ".repeat(300_000)), "response_too_large", false),
     ] {
         let api = Api::start(move |_| answer()).await;
         let error = client(&api).user_profile("secret-token").await.unwrap_err();
         assert_eq!((error.outcome(), error.is_transient()), (outcome, transient), "{error}");
         assert!(!format!("{error:?} {error}").contains("secret-token"));
         assert_eq!(api.seen("/oauth2/v2/user_profile").len(), 1);
-        if let Error::Throttled { reset } = error {
-            assert_eq!(reset, Some(Duration::from_secs(7)));
+        if let Error::RateLimited { retry_after } = error {
+            assert_eq!(retry_after, Some(Duration::from_secs(7)));
         }
     }
 }
@@ -69,7 +69,7 @@ async fn a_slow_answer_ends_in_time_and_a_broken_token_is_not_sent() {
     let api = Api::start(|_| status(200)).await;
     api.answer_after(Duration::from_mins(1));
     assert!(matches!(client(&api).user_profile("x").await, Err(Error::Unreachable(_))));
-    assert!(matches!(client(&api).user_profile("a\r\nb").await, Err(Error::Refused)));
-    assert!(matches!(client(&api).user_profile(&"a".repeat(20_000)).await, Err(Error::Refused)));
+    assert!(matches!(client(&api).user_profile("a\r\nb").await, Err(Error::TokenRejected)));
+    assert!(matches!(client(&api).user_profile(&"a".repeat(20_000)).await, Err(Error::TokenRejected)));
     assert_eq!(api.seen("/oauth2/v2/user_profile").len(), 1);
 }

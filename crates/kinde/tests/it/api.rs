@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use kinde::management::{Client, Config, Retry};
+use kinde::management::{Client, Config, RetryPolicy};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -26,7 +26,7 @@ pub(crate) struct Seen {
     pub(crate) earlier: usize,
 }
 
-type Answer = dyn Fn(&Seen) -> Response + Send + Sync;
+type Handler = dyn Fn(&Seen) -> Response + Send + Sync;
 
 /// A tenant on a real socket. `/oauth2/token` issues `token-1`, `token-2`, … unless a test answers it itself.
 pub(crate) struct Api {
@@ -36,7 +36,7 @@ pub(crate) struct Api {
 }
 
 struct Shared {
-    answer: Mutex<Arc<Answer>>,
+    answer: Mutex<Arc<Handler>>,
     seen: Mutex<Vec<Seen>>,
     delay: Mutex<Duration>,
 }
@@ -75,11 +75,11 @@ impl Api {
     /// Pauses of a millisecond, four attempts.
     pub(crate) fn config(&self) -> Config {
         let mut config = Config::new(self.domain.clone(), "client-1", SECRET.into());
-        config.retry = Retry {
-            attempts: 4,
-            total: Duration::from_secs(20),
-            first_pause: Duration::from_millis(1),
-            longest_pause: Duration::from_millis(5),
+        config.retry = RetryPolicy {
+            max_attempts: 4,
+            max_elapsed: Duration::from_secs(20),
+            initial_backoff: Duration::from_millis(1),
+            max_backoff: Duration::from_millis(5),
         };
         config
     }

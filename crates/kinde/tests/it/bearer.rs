@@ -1,6 +1,6 @@
 //! Access tokens: which are taken, and why the others are not.
 
-use kinde::bearer::{AccessToken, Config, Refusal, Verifier};
+use kinde::bearer::{AccessToken, Config, VerificationError, Verifier};
 use kinde::jws::MAX_TOKEN_BYTES;
 use serde_json::{Value, json};
 
@@ -13,11 +13,11 @@ fn config() -> Config {
     Config { issuers: vec![(ISSUER.to_owned(), tenant_jwks())], ..Config::default() }
 }
 
-async fn verify_with(config: Config, claims: &Value) -> Result<AccessToken, Refusal> {
+async fn verify_with(config: Config, claims: &Value) -> Result<AccessToken, VerificationError> {
     Verifier::new(config).verify(&tenant_key().sign(&header(), claims), now()).await
 }
 
-async fn verify(claims: &Value) -> Result<AccessToken, Refusal> {
+async fn verify(claims: &Value) -> Result<AccessToken, VerificationError> {
     verify_with(config(), claims).await
 }
 
@@ -68,12 +68,12 @@ async fn tokens_of_other_kinds_are_refused_by_their_kind() {
         (with(access_claims(), &json!({"nonce": "x"})), "id_token"),
         (machine_claims(), "machine_token"),
         (with(machine_claims(), &json!({"gty": "client_credentials", "sub": "kp_1"})), "machine_token"),
-        (with(machine_claims(), &json!({"gty": null})), "no_subject"),
+        (with(machine_claims(), &json!({"gty": null})), "missing_subject"),
         (with(access_claims(), &json!({"scp": null, "aud": [ISSUER, "x"]})), "id_token"),
         (with(access_claims(), &json!({"scp": null, "aud": ISSUER})), "id_token"),
         (with(access_claims(), &json!({"scp": null, "azp": "client", "aud": ["client"]})), "id_token"),
-        (webhook_claims(), "webhook"),
-        (with(webhook_claims(), &access_claims()), "webhook"),
+        (webhook_claims(), "webhook_token"),
+        (with(webhook_claims(), &access_claims()), "webhook_token"),
     ] {
         assert_eq!(verify(&claims).await.unwrap_err().reason(), reason, "{claims}");
     }
@@ -83,8 +83,8 @@ async fn tokens_of_other_kinds_are_refused_by_their_kind() {
 async fn a_claim_of_the_wrong_type_is_malformed_and_not_absent() {
     let at = now().as_second();
     for (changes, reason) in [
-        (json!({"sub": null}), "no_subject"),
-        (json!({"sub": ""}), "no_subject"),
+        (json!({"sub": null}), "missing_subject"),
+        (json!({"sub": ""}), "missing_subject"),
         (json!({"exp": null}), "missing_claim"),
         (json!({"iss": null}), "missing_claim"),
         (json!({"sub": 1}), "malformed_claim"),
@@ -177,5 +177,5 @@ async fn the_audience_counts_when_one_is_configured() {
 #[tokio::test]
 async fn a_token_that_is_too_long_is_not_looked_at() {
     let token = "a".repeat(MAX_TOKEN_BYTES + 1);
-    assert_eq!(Verifier::new(config()).verify(&token, now()).await.unwrap_err().reason(), "too_long");
+    assert_eq!(Verifier::new(config()).verify(&token, now()).await.unwrap_err().reason(), "token_too_long");
 }

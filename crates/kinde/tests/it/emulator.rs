@@ -1,7 +1,7 @@
 //! The clients against the emulator, whose answers are those of Kinde's `OpenAPI` documents.
 
 use kinde::account::ProfileClient;
-use kinde::management::{Client, Config, NewWebhook, WebhookEdit};
+use kinde::management::{Client, Config, NewWebhook, WebhookUpdate};
 use kinde::{Patch, account, discovery, event};
 use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
 
@@ -31,7 +31,7 @@ async fn every_user_is_listed_once_and_each_can_be_asked_for() {
     assert_eq!(users[0].email, Patch::Value("user0@example.com".to_owned()));
     let single = client.user(&users[0].id).await.unwrap().value.unwrap();
     assert_eq!((&single.email, &single.identities), (&users[0].email, &users[0].identities));
-    assert!(single.identities.value().is_some_and(|identities| identities[0].kind == "email"));
+    assert!(single.identities.value().is_some_and(|identities| identities[0].identity_type == "email"));
     assert_eq!(client.user("kp_nobody").await.unwrap().value, None);
 }
 
@@ -47,7 +47,7 @@ async fn webhooks_and_event_types_survive_a_round_trip() {
         description: None,
     };
     let id = client.create_webhook(&new).await.unwrap().value;
-    let edit = WebhookEdit { name: Some("two".to_owned()), ..WebhookEdit::default() };
+    let edit = WebhookUpdate { name: Some("two".to_owned()), ..WebhookUpdate::default() };
     client.update_webhook(&id, &edit).await.unwrap();
     let webhooks = client.webhooks().await.unwrap().value;
     let webhook = webhooks.iter().find(|webhook| webhook.id == id).unwrap();
@@ -69,11 +69,11 @@ async fn a_tenant_says_who_it_is_and_what_time_it_is() {
         let answer = discovery::discover(asked).await.unwrap();
         assert_eq!(answer.value.issuer, issuer);
         assert!(answer.value.jwks_uri.is_some_and(|uri| uri.starts_with(&issuer)));
-        assert!(answer.sent.skew().is_some_and(|skew| skew.abs().as_secs() <= 2));
+        assert!(answer.timing.clock_skew().is_some_and(|skew| skew.abs().as_secs() <= 2));
     }
     emulator.set_fault(Fault::always(FaultKind::WrongDate { ahead: 3600 }));
     let asked = discovery::Config::new(emulator.issuer().parse().unwrap());
-    let skew = discovery::discover(asked.clone()).await.unwrap().sent.skew().unwrap();
+    let skew = discovery::discover(asked.clone()).await.unwrap().timing.clock_skew().unwrap();
     assert!((-3602..=-3598).contains(&skew.as_secs()), "{skew}");
     emulator.clear_faults();
     emulator.set_fault(Fault::always(FaultKind::Garbage));
@@ -100,5 +100,5 @@ async fn the_profile_of_a_machine_is_refused() {
     let (emulator, _) = tenant().await;
     let profiles = ProfileClient::new(account::Config::new(emulator.issuer().parse().unwrap())).unwrap();
     let machine = emulator.m2m_token(&TokenSpec::default());
-    assert!(matches!(profiles.user_profile(&machine).await, Err(account::Error::Refused)));
+    assert!(matches!(profiles.user_profile(&machine).await, Err(account::Error::TokenRejected)));
 }

@@ -9,7 +9,7 @@ use kinde::jwks::{Config, ConfigError, Error};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, ISSUER, KID, Server, eventually, fixed_jwks, foreign_key, header, key_set, status, tenant_key,
+    Handler, ISSUER, KID, Server, eventually, fixed_jwks, foreign_key, header, key_set, status, tenant_key,
     webhook_claims,
 };
 
@@ -40,12 +40,15 @@ fn html(_: &str) -> axum::response::Response {
 async fn the_first_use_fetches_and_the_next_ones_do_not() {
     let server = Server::with_keys(tenant_keys()).await;
     let jwks = jwks(&server);
-    assert_eq!((jwks.fetches(), jwks.status().keys), (0, 0));
+    assert_eq!((jwks.fetch_count(), jwks.status().key_count), (0, 0));
     for _ in 0..3 {
         jwks.key(KID).await.unwrap();
     }
     let status = jwks.status();
-    assert_eq!((status.fetches, status.keys, status.failures, server.requests()), (1, 1, 0, 1));
+    assert_eq!(
+        (status.fetch_count, status.key_count, status.consecutive_failures, server.requests()),
+        (1, 1, 0, 1)
+    );
     assert!(status.last_success_age.is_some() && status.last_error.is_none());
 }
 
@@ -92,14 +95,14 @@ async fn old_keys_are_served_while_the_server_is_away() {
     for round in 1..=4 {
         pass(PAST_EVERY_PAUSE).await;
         assert_eq!(jwks.key("new").await.unwrap_err(), Error::Unavailable);
-        assert_eq!(jwks.status().failures, round);
+        assert_eq!(jwks.status().consecutive_failures, round);
         jwks.key(KID).await.unwrap();
     }
     assert!(jwks.status().last_error.unwrap().contains("503"));
     server.answer(|_| key_set(&[tenant_key().jwk(KID), foreign_key().jwk("new")]));
     pass(PAST_EVERY_PAUSE).await;
     jwks.key("new").await.unwrap();
-    assert_eq!((jwks.status().failures, jwks.status().last_error), (0, None));
+    assert_eq!((jwks.status().consecutive_failures, jwks.status().last_error), (0, None));
 }
 
 #[tokio::test]
@@ -111,10 +114,10 @@ async fn nothing_known_and_nobody_there_is_unavailable_and_cools_down() {
         assert_eq!(jwks.key(KID).await.unwrap_err(), Error::Unavailable);
         assert_eq!(jwks.refresh().await, Err(Error::Unavailable));
     }
-    assert_eq!(jwks.fetches(), 1);
+    assert_eq!(jwks.fetch_count(), 1);
     pass(COOL_DOWN * 5 / 4 + Duration::from_secs(1)).await;
     assert_eq!(jwks.key(KID).await.unwrap_err(), Error::Unavailable);
-    assert_eq!(jwks.fetches(), 2);
+    assert_eq!(jwks.fetch_count(), 2);
 }
 
 #[tokio::test]
@@ -129,7 +132,7 @@ async fn a_valid_token_does_not_wait_for_the_fetch_of_another() {
     waiting.spawn(async move { slow.key("unknown").await.map(|_| ()) });
     eventually(|| server.requests() == 2).await;
     tokio::time::timeout(Duration::from_millis(50), jwks.key(KID)).await.expect("it waited").unwrap();
-    assert_eq!(jwks.fetches(), 2);
+    assert_eq!(jwks.fetch_count(), 2);
 }
 
 #[tokio::test]
@@ -149,8 +152,8 @@ async fn a_caller_that_goes_away_does_not_end_the_fetch() {
     server.answer_after(Duration::from_millis(50));
     let jwks = jwks(&server);
     assert!(tokio::time::timeout(Duration::from_millis(5), jwks.key(KID)).await.is_err());
-    eventually(|| jwks.status().keys == 1).await;
-    assert_eq!((jwks.fetches(), server.requests()), (1, 1));
+    eventually(|| jwks.status().key_count == 1).await;
+    assert_eq!((jwks.fetch_count(), server.requests()), (1, 1));
 }
 
 #[tokio::test]
@@ -162,7 +165,7 @@ async fn old_keys_are_refreshed_in_the_background() {
     jwks.key(KID).await.unwrap();
     eventually(|| server.requests() == 2).await;
     jwks.key(KID).await.unwrap();
-    assert_eq!(jwks.fetches(), 2);
+    assert_eq!(jwks.fetch_count(), 2);
 }
 
 #[tokio::test]
@@ -185,7 +188,7 @@ async fn garbage_never_wipes_the_keys() {
     jwks.key(KID).await.unwrap();
     let keys = json!({"keys": [tenant_key().jwk("unknown")]});
     let big = format!("{}{keys}", " ".repeat(1024 * 1024));
-    let answers: [Box<Answer>; 8] = [
+    let answers: [Box<Handler>; 8] = [
         Box::new(html),
         Box::new(|_| key_set(&[])),
         Box::new(|_| axum::Json(json!({"keys": {}})).into_response()),
@@ -200,7 +203,7 @@ async fn garbage_never_wipes_the_keys() {
         pass(PAST_EVERY_PAUSE).await;
         assert_eq!(jwks.key("unknown").await.unwrap_err(), Error::Unavailable);
         let status = jwks.status();
-        assert_eq!((status.keys, status.failures), (1, failures));
+        assert_eq!((status.key_count, status.consecutive_failures), (1, failures));
     }
     jwks.key(KID).await.unwrap();
 }
@@ -216,7 +219,7 @@ async fn the_documented_address_is_asked_when_the_usual_one_has_no_keys() {
         .await;
         let jwks = jwks(&server);
         jwks.key(KID).await.unwrap();
-        assert_eq!((server.requests(), jwks.fetches()), (2, 1));
+        assert_eq!((server.requests(), jwks.fetch_count()), (2, 1));
     }
 }
 
@@ -258,14 +261,14 @@ async fn only_keys_that_may_sign_are_taken() {
         bare,
         good,
     ]);
-    assert_eq!(jwks.status().keys, 3);
+    assert_eq!(jwks.status().key_count, 3);
     jwks.key("good").await.unwrap();
     jwks.key("bare").await.unwrap();
     let first = jwks.key("first").await.unwrap();
     let token = foreign_key().sign(&header(), &webhook_claims());
     kinde::jws::Unverified::parse(&token, 16_384).unwrap().verify(&first).unwrap();
     assert_eq!(jwks.key("short").await.unwrap_err(), Error::UnknownKey);
-    assert_eq!((jwks.fetches(), jwks.issuer()), (0, ISSUER));
+    assert_eq!((jwks.fetch_count(), jwks.issuer()), (0, ISSUER));
 }
 
 #[test]
@@ -284,5 +287,5 @@ async fn a_blip_at_the_start_costs_a_second_and_not_a_cool_down() {
     assert_eq!(jwks.key(KID).await.unwrap_err(), Error::Unavailable, "not at once");
     pass(Duration::from_millis(1300)).await;
     jwks.key(KID).await.unwrap();
-    assert_eq!(jwks.status().fetches, 2);
+    assert_eq!(jwks.status().fetch_count, 2);
 }

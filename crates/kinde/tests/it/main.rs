@@ -4,7 +4,7 @@
 mod account;
 mod api;
 mod bearer;
-mod bearer_cached;
+mod bearer_caching;
 mod emulator;
 mod jwks;
 mod management;

@@ -1,13 +1,14 @@
 //! The client against a server on a real socket: what it reads, what it refuses, when it tries again.
 
 use std::error::Error as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
-use kinde::management::{Client, ConfigError, Error, NewWebhook, UsersPage, WebhookEdit};
+use kinde::management::{Client, ConfigError, Error, NewWebhook, UsersPage, WebhookUpdate};
 use kinde::{Clock, Patch};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::api::{
     Api, SECRET, Seen, html, ok, page, pass, raw, refusal, refusal_in_object, status, token, user,
@@ -63,7 +64,10 @@ async fn a_user_of_the_list_is_read_field_by_field() {
     assert_eq!(user.created_on.unwrap().to_string(), "2025-04-01T02:04:20Z");
     assert_eq!(user.organizations, Patch::Value(vec!["org_1".to_owned()]));
     let identity = &user.identities.value().unwrap()[0];
-    assert_eq!((identity.kind.as_str(), identity.identity.as_deref()), ("email", Some("a@example.com")));
+    assert_eq!(
+        (identity.identity_type.as_str(), identity.identity.as_deref()),
+        ("email", Some("a@example.com"))
+    );
     assert_eq!(identity.extra["new"], 1);
     assert_eq!(user.extra["billing"]["customer_id"], "customer_1");
     assert!(!format!("{user:?} {identity:?}").contains("example.com"));
@@ -168,7 +172,7 @@ async fn an_answer_of_another_shape_is_an_error_and_never_an_empty_list() {
         let api = Api::start(move |seen| if seen.path == "/oauth2/token" { pass() } else { ok(&body) }).await;
         let error = all_pages(&api.client()).await.unwrap_err();
         let text = all_text(&error);
-        assert!(matches!(error, Error::Shape(_)) && text.contains(expect), "{text}");
+        assert!(matches!(error, Error::InvalidResponse(_)) && text.contains(expect), "{text}");
         assert!(!text.contains("example.com") && !error.is_transient());
         assert_eq!(api.seen("/api/v1/users").len(), 1, "{expect}");
     }
@@ -210,11 +214,11 @@ async fn what_passes_is_tried_again() {
 #[tokio::test]
 async fn what_does_not_pass_is_an_error_after_the_last_attempt() {
     for (failure, outcome) in [
-        (html as fn() -> Response, "bad_answer"),
-        (truncated_json, "bad_answer"),
+        (html as fn() -> Response, "invalid_response"),
+        (truncated_json, "invalid_response"),
         (cut_connection, "unreachable"),
-        (|| status(502), "bad_status"),
-        (|| status(429), "throttled"),
+        (|| status(502), "unexpected_status"),
+        (|| status(429), "rate_limited"),
     ] {
         let api = Api::start(in_turn(vec![failure])).await;
         let error = all_pages(&api.client()).await.unwrap_err();
@@ -253,7 +257,7 @@ async fn throttling_that_says_how_long_uses_up_no_attempts() {
     let throttled: fn() -> Response = || ([("RateLimit-Reset", "0")], status(429)).into_response();
     let api = Api::start(in_turn([vec![throttled; 5], vec![last_page]].concat())).await;
     let mut config = api.config();
-    config.retry.attempts = 2;
+    config.retry.max_attempts = 2;
     all_pages(&Client::new(config).unwrap()).await.unwrap();
     assert_eq!(api.seen("/api/v1/users").len(), 6);
 }
@@ -264,9 +268,11 @@ async fn a_pause_beyond_the_budget_is_an_error_at_once() {
     let client = api.client();
     let started = Instant::now();
     let error = all_pages(&client).await.unwrap_err();
-    assert!(matches!(error, Error::Throttled { reset: Some(reset) } if reset == Duration::from_mins(1)));
+    assert!(
+        matches!(error, Error::RateLimited { retry_after: Some(reset) } if reset == Duration::from_mins(1))
+    );
     // The others know it too, without asking.
-    assert!(matches!(client.user("kp_1").await, Err(Error::Throttled { .. })));
+    assert!(matches!(client.user("kp_1").await, Err(Error::RateLimited { .. })));
     assert_eq!((api.seen("/api/v1/users").len(), api.seen("/api/v1/user").len()), (1, 0));
     assert!(started.elapsed() < Duration::from_secs(10));
 }
@@ -275,7 +281,7 @@ async fn a_pause_beyond_the_budget_is_an_error_at_once() {
 async fn a_slow_answer_ends_in_time_and_a_long_one_in_size() {
     let api = Api::start(in_turn(vec![last_page])).await;
     let mut config = api.config();
-    config.retry.attempts = 2;
+    config.retry.max_attempts = 2;
     config.timeout = Duration::from_millis(50);
     let client = Client::new(config.clone()).unwrap();
     all_pages(&client).await.unwrap();
@@ -284,7 +290,10 @@ async fn a_slow_answer_ends_in_time_and_a_long_one_in_size() {
     assert_eq!(api.seen("/api/v1/users").len(), 3);
     api.answer_after(Duration::ZERO);
     config.max_body_bytes = 400;
-    assert!(matches!(all_pages(&Client::new(config).unwrap()).await, Err(Error::TooLong { limit: 400 })));
+    assert!(matches!(
+        all_pages(&Client::new(config).unwrap()).await,
+        Err(Error::ResponseTooLarge { limit: 400 })
+    ));
 }
 
 #[tokio::test]
@@ -304,7 +313,7 @@ async fn a_single_user_is_read_with_its_preferred_email() {
     assert_eq!(api.seen("/api/v1/user")[0].query, "id=kp_1&expand=organizations%2Cidentities");
     assert!(matches!(client.user("kp_2").await, Err(Error::WrongUser)));
     for id in ["", "a\nb", ".."] {
-        assert!(matches!(client.user(id).await, Err(Error::Identifier)));
+        assert!(matches!(client.user(id).await, Err(Error::InvalidIdentifier)));
     }
 }
 
@@ -382,7 +391,7 @@ async fn webhooks_event_types_and_events_are_read_and_written() {
     assert_eq!(client.create_webhook(&new).await.unwrap().value, "webhook_2");
     let sent = &api.seen("/api/v1/webhooks")[1].body;
     assert_eq!(sent, r#"{"endpoint":"https://e.example/","event_types":["user.created"],"name":"kinsync"}"#);
-    let edit = WebhookEdit { name: Some("n".to_owned()), ..WebhookEdit::default() };
+    let edit = WebhookUpdate { name: Some("n".to_owned()), ..WebhookUpdate::default() };
     client.update_webhook("a/b", &edit).await.unwrap();
     assert_eq!(api.seen("/api/v1/webhooks/a%2Fb")[0].body, r#"{"name":"n"}"#);
     let types = client.event_types().await.unwrap().value;
@@ -417,20 +426,20 @@ async fn an_answer_is_dated_by_the_earlier_of_two_clocks() {
     let mut config = api.config();
     config.clock = Clock::new(|| "2026-02-12T19:00:00Z".parse().unwrap());
     let client = Client::new(config).unwrap();
-    let sent = all_pages(&client).await.unwrap()[0].sent;
-    assert_eq!(sent.date.unwrap().to_string(), "2026-02-12T18:02:23Z");
-    assert_eq!(sent.local.to_string(), "2026-02-12T19:00:00Z");
-    assert!(sent.at <= "2026-02-12T18:02:21Z".parse().unwrap(), "{sent:?}");
-    assert!(sent.at > "2026-02-12T18:02:10Z".parse().unwrap(), "{sent:?}");
-    let undated = all_pages(&client).await.unwrap()[0].sent;
-    assert_eq!((undated.date, undated.at.to_string()), (None, "2026-02-12T18:59:58Z".to_owned()));
+    let sent = all_pages(&client).await.unwrap()[0].timing;
+    assert_eq!(sent.server_date.unwrap().to_string(), "2026-02-12T18:02:23Z");
+    assert_eq!(sent.sent_at.to_string(), "2026-02-12T19:00:00Z");
+    assert!(sent.as_of <= "2026-02-12T18:02:21Z".parse().unwrap(), "{sent:?}");
+    assert!(sent.as_of > "2026-02-12T18:02:10Z".parse().unwrap(), "{sent:?}");
+    let undated = all_pages(&client).await.unwrap()[0].timing;
+    assert_eq!((undated.server_date, undated.as_of.to_string()), (None, "2026-02-12T18:59:58Z".to_owned()));
 }
 
 #[tokio::test]
 async fn no_more_requests_are_in_flight_than_are_allowed() {
     let api = Api::start(in_turn(vec![|| ok(&json!({"event_types": []}))])).await;
     let mut config = api.config();
-    config.in_flight = 2;
+    config.max_concurrent_requests = 2;
     let client = Client::new(config).unwrap();
     client.event_types().await.unwrap();
     api.answer_after(Duration::from_millis(60));
@@ -473,7 +482,9 @@ async fn the_secret_and_the_token_are_in_no_error() {
     };
     let api = Api::start(echo).await;
     let error = api.client().user("kp_1").await.unwrap_err();
-    assert!(matches!(&error, Error::Token(cause) if matches!(**cause, Error::Credentials { .. })));
+    assert!(
+        matches!(&error, Error::TokenUnavailable(cause) if matches!(**cause, Error::InvalidCredentials { .. }))
+    );
     assert!(!all_text(&error).contains(SECRET), "{}", all_text(&error));
     for failure in [html as fn() -> Response, cut_connection, || status(403), || status(400)] {
         let api = Api::start(

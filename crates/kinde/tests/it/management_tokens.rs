@@ -41,7 +41,7 @@ async fn a_thousand_first_calls_at_once_share_one_token() {
     let api = Api::start(empty_list).await;
     api.answer_after(Duration::from_millis(30));
     let mut config = api.config();
-    config.in_flight = 1000;
+    config.max_concurrent_requests = 1000;
     let client = Client::new(config).unwrap();
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..1000 {
@@ -176,7 +176,9 @@ async fn a_token_endpoint_that_fails_is_asked_again_and_one_that_refuses_is_not(
         let answer = (StatusCode::from_u16(code).unwrap(), axum::Json(body));
         let api = Api::start(move |_| answer.clone().into_response()).await;
         let error = api.client().event_types().await.unwrap_err();
-        assert!(matches!(&error, Error::Token(cause) if cause.to_string().contains("check the client id")));
+        assert!(
+            matches!(&error, Error::TokenUnavailable(cause) if cause.to_string().contains("check the client id"))
+        );
         assert!(!error.is_transient());
         assert_eq!((api.tokens(), api.seen("/api/v1/event_types").len()), (1, 0));
     }
@@ -189,8 +191,11 @@ async fn an_answer_without_a_usable_token_is_an_error() {
     {
         let api = Api::start(move |_| ok(&answer)).await;
         let error = api.client().event_types().await.unwrap_err();
-        assert!(matches!(&error, Error::Token(cause) if matches!(**cause, Error::Shape(_))), "{error:?}");
+        assert!(
+            matches!(&error, Error::TokenUnavailable(cause) if matches!(**cause, Error::InvalidResponse(_))),
+            "{error:?}"
+        );
     }
     let api = Api::start(|_| token("t", 60)).await;
-    assert!(matches!(api.client().event_types().await, Err(Error::Shape(_))));
+    assert!(matches!(api.client().event_types().await, Err(Error::InvalidResponse(_))));
 }

@@ -138,7 +138,7 @@ pub(crate) fn with(mut value: Value, changes: &Value) -> Value {
 }
 
 /// What the server answers to each path.
-pub(crate) type Answer = dyn Fn(&str) -> Response + Send + Sync;
+pub(crate) type Handler = dyn Fn(&str) -> Response + Send + Sync;
 
 /// A tenant on a real socket.
 pub(crate) struct Server {
@@ -148,7 +148,7 @@ pub(crate) struct Server {
 }
 
 struct Shared {
-    answer: Mutex<Arc<Answer>>,
+    answer: Mutex<Arc<Handler>>,
     delay_ms: AtomicU64,
     requests: AtomicUsize,
 }

@@ -10,7 +10,7 @@ use crate::support::{
     with,
 };
 
-async fn at_webhook(token: &str) -> Result<webhook::Delivery, webhook::Refusal> {
+async fn at_webhook(token: &str) -> Result<webhook::Delivery, webhook::VerificationError> {
     let config = webhook::Config { jwks: Some(tenant_jwks()), ..webhook::Config::default() };
     let verifier = webhook::Verifier::new(config).unwrap();
     let mut headers = http::HeaderMap::new();
@@ -18,7 +18,7 @@ async fn at_webhook(token: &str) -> Result<webhook::Delivery, webhook::Refusal> 
     verifier.verify(&headers, token.to_owned().into(), now()).await
 }
 
-async fn at_bearer(token: &str) -> Result<bearer::AccessToken, bearer::Refusal> {
+async fn at_bearer(token: &str) -> Result<bearer::AccessToken, bearer::VerificationError> {
     let issuers = vec![(ISSUER.to_owned(), tenant_jwks())];
     bearer::Verifier::new(bearer::Config { issuers, ..bearer::Config::default() }).verify(token, now()).await
 }
@@ -185,12 +185,12 @@ async fn duplicate_members_are_refused() {
 async fn headers_that_change_the_meaning_are_refused() {
     for member in ["crit", "b64", "zip"] {
         for value in [json!(["exp"]), json!([]), json!(true), json!("DEF")] {
-            let reason = if member == "crit" { "crit" } else { "unsupported_header" };
+            let reason = if member == "crit" { "critical_header" } else { "unsupported_header" };
             check(member, with_header(&json!({ member: value })), reason).await;
         }
     }
     let null = |claims: &Value| raw(br#"{"alg":"RS256","kid":"4c:fa:9e:d6","crit":null}"#, claims);
-    check("crit null", null, "crit").await;
+    check("crit null", null, "critical_header").await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
-use kinde::webhook::{Config, ConfigError, Delivery, Refusal, Scheme, Verifier};
+use kinde::webhook::{Config, ConfigError, Delivery, Scheme, VerificationError, Verifier};
 use kinde::{Jwks, jwks, sign};
 use secrecy::SecretString;
 use serde_json::{Value, json};
@@ -50,12 +50,16 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 }
 
 /// To a door with all schemes on.
-async fn post_at(now: Timestamp, pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, Refusal> {
+async fn post_at(
+    now: Timestamp,
+    pairs: &[(&'static str, &str)],
+    body: &str,
+) -> Result<Delivery, VerificationError> {
     let verifier = verifier(&["secret", "old", published::SECRET], Some(tenant_jwks()));
     verifier.verify(&headers(pairs), Bytes::copy_from_slice(body.as_bytes()), now).await
 }
 
-async fn post(pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, Refusal> {
+async fn post(pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, VerificationError> {
     post_at(now(), pairs, body).await
 }
 
@@ -297,7 +301,7 @@ async fn a_webhook_without_what_every_webhook_has_is_refused() {
         for value in [json!(null), number, json!([])] {
             let refusal =
                 post(&[], &jwt(&with(webhook_claims(), &json!({ claim: value })))).await.unwrap_err();
-            assert_eq!(refusal, Refusal::MissingClaim { claim });
+            assert_eq!(refusal, VerificationError::MissingClaim { claim });
         }
     }
     check(&[], &jwt(&with(webhook_claims(), &json!({"event_id": ""}))), "missing_claim").await;
@@ -350,20 +354,20 @@ async fn a_scheme_that_is_not_configured_is_closed() {
     let hmac_only = verifier(&["secret"], None);
     assert_eq!(
         refusal(hmac_only.clone(), &[], &token).await,
-        Refusal::SchemeNotConfigured { scheme: Scheme::KindeJwt }
+        VerificationError::SchemeNotConfigured { scheme: Scheme::KindeJwt }
     );
     let signed = sign::hmac_hex("secret", token.as_bytes());
     let with_hmac = refusal(hmac_only, &[("x-kinde-signature", &signed)], &token).await;
     assert_eq!(with_hmac.reason(), "scheme_not_configured");
     let jwt_only = verifier(&[], Some(tenant_jwks()));
     let closed = refusal(jwt_only.clone(), &[("x-kinde-signature", HEX)], BODY).await;
-    assert_eq!(closed, Refusal::SchemeNotConfigured { scheme: Scheme::Hmac });
+    assert_eq!(closed, VerificationError::SchemeNotConfigured { scheme: Scheme::Hmac });
     let closed = refusal(jwt_only.clone(), &standard(), BODY).await;
-    assert_eq!(closed, Refusal::SchemeNotConfigured { scheme: Scheme::StandardWebhooks });
+    assert_eq!(closed, VerificationError::SchemeNotConfigured { scheme: Scheme::StandardWebhooks });
     let config = Config { secrets: vec!["secret".into()], standard_webhooks: false, ..Config::default() };
     let closed = refusal(Verifier::new(config).unwrap(), &standard(), BODY).await;
     assert_eq!(closed.reason(), "scheme_not_configured");
-    assert_eq!(Scheme::ALL.map(|scheme| jwt_only.is_on(scheme)), [true, false, false]);
+    assert_eq!(Scheme::ALL.map(|scheme| jwt_only.is_enabled(scheme)), [true, false, false]);
 }
 
 #[test]

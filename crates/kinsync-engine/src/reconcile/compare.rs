@@ -5,7 +5,7 @@
 
 use std::sync::OnceLock;
 
-use kinde::{answer::Sent, management};
+use kinde::{management, response::RequestTiming};
 use kinsync_core::{
     Field, Group, Micros, Observation, Profile, Source, UserId, UserState, Value, Version, What,
 };
@@ -47,7 +47,7 @@ impl Found {
 
 impl Seen {
     /// `None` for a user whose id cannot be one.
-    pub(super) fn new(user: management::User, sent: &Sent) -> Option<Self> {
+    pub(super) fn new(user: management::User, sent: &RequestTiming) -> Option<Self> {
         let id = UserId::parse(&user.id).ok()?;
         let signed_in = user.last_signed_in.map(|at| Micros(at.as_microsecond()));
         let told = snapshot::of_user(user);

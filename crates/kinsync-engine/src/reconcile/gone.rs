@@ -13,7 +13,7 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use kinde::{answer::Answer, management};
+use kinde::{management, response::Response};
 use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
 use serde::{Deserialize, Serialize};
 
@@ -126,8 +126,8 @@ enum Word {
 }
 
 impl Word {
-    fn of(answer: Answer<Option<management::User>>) -> Self {
-        let sent = answer.sent;
+    fn of(answer: Response<Option<management::User>>) -> Self {
+        let sent = answer.timing;
         let seen = answer.value.and_then(|user| Seen::new(user, &sent));
         seen.map_or(Self::Gone(snapshot::sent_at(&sent)), Self::There)
     }
@@ -139,8 +139,18 @@ impl Word {
 
 /// Whether the failure may be about the one user who was asked for, and not about us or about Kinde.
 fn is_about_one(error: &management::Error) -> bool {
-    use management::Error::{Identifier, NotJson, Shape, Status, TooLong, WrongUser};
-    matches!(error, Status { .. } | Shape(_) | NotJson { .. } | WrongUser | TooLong { .. } | Identifier)
+    use management::Error::{
+        InvalidIdentifier, InvalidResponse, NotJson, ResponseTooLarge, UnexpectedStatus, WrongUser,
+    };
+    matches!(
+        error,
+        UnexpectedStatus { .. }
+            | InvalidResponse(_)
+            | NotJson { .. }
+            | WrongUser
+            | ResponseTooLarge { .. }
+            | InvalidIdentifier
+    )
 }
 
 /// Stable, so that it can be kept: the first bytes of the SHA-256 of the id.

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::{
     kept::read,
+    random,
     store::{Error, Store},
 };
 
@@ -88,7 +89,8 @@ impl Leases {
         if let Some(holder) = record.holder.filter(|_| !is_gone && !self.is_over(revision)) {
             return Ok(Err(holder));
         }
-        let record = Record { holder: Some(self.holder.clone()), term: rand::random(), place: Place::here() };
+        let record =
+            Record { holder: Some(self.holder.clone()), term: random::number(), place: Place::here() };
         if !put(&*self.store, &record, revision).await? {
             return Ok(Err("another process".into()));
         }

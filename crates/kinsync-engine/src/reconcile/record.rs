@@ -6,7 +6,7 @@ use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kept,
+    kept, random,
     store::{self, Row, Store},
 };
 
@@ -261,7 +261,7 @@ impl Run {
 
     pub(super) fn new(wish: Wish, now: Micros) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
-        let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), rand::random::<u16>());
+        let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), random::number::<u16>());
         let (outcome, tally) = (Outcome::Running, Tally::default());
         Self { id, wish, started_at: now, ended_at: None, outcome, before: None, tally }
     }

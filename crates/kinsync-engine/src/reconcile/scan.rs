@@ -224,11 +224,11 @@ async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
 impl Parts {
     async fn compare(&self, batch: Batch, how: How) -> Result<Compared, Error> {
         let pages = batch.pages.len() as u64;
-        let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.sent));
+        let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.timing));
         let sent = times().min().zip(times().max());
         let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
-        let users = batch.pages.into_iter().flat_map(|UsersPage { users, sent, .. }| {
-            users.into_iter().map(move |user| Seen::new(user, &sent))
+        let users = batch.pages.into_iter().flat_map(|UsersPage { users, timing, .. }| {
+            users.into_iter().map(move |user| Seen::new(user, &timing))
         });
         let seen: Vec<Seen> = users.flatten().collect();
         let unusable = batch.users - seen.len();

@@ -7,11 +7,12 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kinsync_core::{Micros, Source};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -21,6 +22,7 @@ use super::{
 };
 use crate::{
     checks::Checks,
+    random,
     store::{self, Store},
 };
 
@@ -111,7 +113,7 @@ impl Schedule {
                     (self.config.look_every * (1 << failures.min(10))).min(longest)
                 }
             };
-            let pause = tokio::time::sleep(pause.mul_f64(rand::random_range(0.8..=1.0)));
+            let pause = tokio::time::sleep(random::jitter(pause, 0.8..=1.0));
             tokio::select! {
                 () = pause => {}
                 () = self.wake.notified() => {}
@@ -199,7 +201,7 @@ impl Schedule {
         let Some(every) = self.config.every else { return Ok(false) };
         let every = if is_silent { self.config.every_in_silence } else { every };
         // Spread, so that processes which started together do not always meet.
-        let every = every.mul_f64(rand::random_range(0.9..=1.0));
+        let every = random::jitter(every, 0.9..=1.0);
         let due =
             |began: Micros| began.0.saturating_add(i64::try_from(every.as_micros()).unwrap_or(i64::MAX));
         Ok(last_began(&runs).is_none_or(|began| due(began) <= self.now().0))

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,6 +29,7 @@ use kinsync_engine::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use secrecy::SecretString;
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -77,8 +78,8 @@ impl World {
         let mut settings = management::Config::new(domain, config.client_id.as_str(), secret);
         settings.page_size = page_size;
         settings.clock_allowance = Duration::ZERO;
-        settings.retry.attempts = 2;
-        settings.retry.first_pause = Duration::from_millis(1);
+        settings.retry.max_attempts = 2;
+        settings.retry.initial_backoff = Duration::from_millis(1);
         settings
     }
 
@@ -154,11 +155,11 @@ impl World {
 
     /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.
     pub(crate) async fn later(&self) {
-        let now = jiff::Timestamp::now() + Duration::from_secs(1);
+        let now = kinsync_testing::wall_clock() + Duration::from_secs(1);
         let deadline = Instant::now() + PATIENCE;
         loop {
             let page = self.client(1).users().next().await.expect("Kinde answers").expect("a first page");
-            if page.sent.at > now {
+            if page.timing.as_of > now {
                 return;
             }
             assert!(Instant::now() < deadline, "Kinde's clock stands");
@@ -700,7 +701,7 @@ async fn a_user_made_after_the_scan_began_is_no_candidate() {
         world.reconcile().await;
         // A replica of Kinde's that lags: neither its list nor its single reads know the new user.
         let lag = Duration::from_secs(3);
-        tokio::time::sleep_until((imported + lag).into()).await;
+        tokio::time::sleep_until(imported + lag).await;
         world.kinde.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
         let pause = Duration::from_millis(100);
         world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
@@ -783,7 +784,7 @@ async fn an_event_newer_than_the_deletion_makes_kinde_be_asked() {
         // A deletion that never was, told under a good signature; and something newer.
         let deleted = format!(
             r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
-            jiff::Timestamp::now()
+            kinsync_testing::wall_clock()
         );
         events.push(Entry {
             event_id: "event_false".into(),

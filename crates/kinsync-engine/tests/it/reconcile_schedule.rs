@@ -1,9 +1,6 @@
 //! When a process reconciles, and what it says of itself: schedules that run, against the emulator.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use kinde::management::Client;
 use kinde_emulator::{Fault, FaultKind};
@@ -21,6 +18,7 @@ use kinsync_engine::{
     store::LoggedEvent,
 };
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,

@@ -6,7 +6,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
 
 use super::{Config, Stop};
-use crate::{meters::Unverified, problem::Problem};
+use crate::{metrics::Unverified, problem::Problem};
 
 /// The whole body, without a copy when it came in one piece.
 pub(super) async fn read<B>(headers: &HeaderMap, body: B, config: &Config) -> Result<Bytes, Stop>

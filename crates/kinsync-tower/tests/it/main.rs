@@ -1,7 +1,7 @@
 //! The webhook service and the layer on real parts, without a socket.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod login;
+mod authenticator;
 mod profiles;
 mod refusals;
 mod webhook;

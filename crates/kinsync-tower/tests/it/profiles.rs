@@ -9,11 +9,11 @@ use kinsync_engine::store::Store;
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser,
-    login::{Config, Refreshed},
+    authenticator::{Config, RefreshOutcome},
 };
 use tokio::time::{Instant, timeout};
 
-use crate::login::{Process, embedded, kinde, on_mongo, stored, tell, token, until};
+use crate::authenticator::{Process, embedded, kinde, on_mongo, stored, tell, token, until};
 
 /// How slow the endpoint is: longer than anybody here waits for it.
 const SLOW: Duration = Duration::from_secs(2);
@@ -22,13 +22,13 @@ fn bearer(token: &str) -> HeaderMap {
     HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())])
 }
 
-async fn admit(process: &Process, token: &str) -> CurrentUser {
-    process.login.admit(&bearer(token)).await.unwrap()
+async fn authenticate(process: &Process, token: &str) -> CurrentUser {
+    process.authenticator.authenticate(&bearer(token)).await.unwrap()
 }
 
-async fn refresh(process: &Process, token: &str) -> Refreshed {
-    let user = admit(process, token).await;
-    process.login.refresh(user, &bearer(token), true).await.unwrap().1
+async fn refresh(process: &Process, token: &str) -> RefreshOutcome {
+    let user = authenticate(process, token).await;
+    process.authenticator.refresh(user, &bearer(token), true).await.unwrap().1
 }
 
 fn slow(kinde: &Emulator) {
@@ -56,7 +56,7 @@ async fn a_slow_kinde_costs_a_refresh_its_deadline_and_what_it_says_is_stored_al
     let began = Instant::now();
     let refreshes = (0..8).map(|_| refresh(&process, &token));
     let became = futures_util::future::join_all(refreshes).await;
-    assert!(became.iter().all(|became| *became == Refreshed::Unavailable), "{became:?}");
+    assert!(became.iter().all(|became| *became == RefreshOutcome::Unavailable), "{became:?}");
     assert!(began.elapsed() < SLOW, "{:?}", began.elapsed());
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
     assert_eq!(kinde.requests("profile"), 1, "who waits for one user shares one question");
@@ -82,20 +82,20 @@ async fn kinde_is_not_asked_for_what_cannot_be_stored_and_nobody_pays_for_that_l
     let config = Config { profile_min_age: Duration::ZERO, ..Config::default() };
     let process = Process::start(&kinde, &store, config);
     let (_, token) = known(&kinde, &store).await;
-    assert_eq!(refresh(&process, &token).await, Refreshed::Now);
+    assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now);
     server.pause();
-    let is_degraded = async || admit(&process, &token).await.is_degraded();
+    let is_degraded = async || authenticate(&process, &token).await.is_degraded();
     until(is_degraded).await;
-    until(async || !process.login.breaker().try_ready()).await;
+    until(async || !process.authenticator.breaker().try_ready()).await;
     let asked = kinde.requests("profile");
     for _ in 0..5 {
-        assert_eq!(refresh(&process, &token).await, Refreshed::Unavailable);
+        assert_eq!(refresh(&process, &token).await, RefreshOutcome::Unavailable);
     }
     // A probe of the store may let one through.
     assert!(kinde.requests("profile") <= asked + 1, "Kinde is spared");
     server.resume();
     until(async || !is_degraded().await).await;
-    assert_eq!(refresh(&process, &token).await, Refreshed::Now, "at once");
+    assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now, "at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,11 +4,11 @@ use http::{StatusCode, header};
 use kinde_emulator::{NewUser, TokenSpec};
 use kinsync_engine::store::UserFilter;
 use kinsync_testing::tokens::{AUDIENCE, refused, spec};
-use kinsync_tower::login::Config;
+use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::login::{Process, embedded, kinde};
+use crate::authenticator::{Process, embedded, kinde};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_refusal_is_a_problem_document_with_its_reason_and_nobody_is_called() {

@@ -1,10 +1,6 @@
 //! How an app begins: queue, verifier, store, sockets; then what runs beside the requests.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
@@ -25,9 +21,10 @@ use kinsync_engine::{
 use kinsync_tower::{WebhookService, webhook};
 use secrecy::ExposeSecret;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{AdminToken, App, Error, Parts, login, management, parts::Reconciling};
+use super::{AdminToken, App, AppState, Error, authenticator, management, state::ReconcilerHandle};
 use crate::{
     config::{self, Config, rules::closed_doors},
     http::{
@@ -35,7 +32,7 @@ use crate::{
         router,
         server::{Bounds, Server},
     },
-    metrics,
+    metrics, random,
 };
 
 /// The first pause before the store is prepared again; it doubles up to the longest.
@@ -50,19 +47,19 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let queue = open_queue(&config, clock.clone()).await?;
     let tenant = key_set(&config)?;
     let verifier = verifier(&config, tenant.clone())?;
-    let mut key_sets = login::key_sets(&config, tenant.as_ref())?;
+    let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
     let opened = open_store(&config).await?;
     let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
     let shared: Arc<dyn Queue> = Arc::clone(&queue) as Arc<dyn Queue>;
-    let (login, requests) =
-        login::open(&config, &key_sets, opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
+    let (authenticator, requests) =
+        authenticator::open(&config, &key_sets, opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
     let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
     let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
     let first = matches!(opened, Opened::Mongo(_)).then(|| "not asked yet".to_owned());
     let (prepared, unprepared) = watch::channel(first);
-    let parts = Arc::new(Parts {
+    let state = Arc::new(AppState {
         admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
         activity: service.activity(),
         store: opened.store(),
@@ -74,31 +71,31 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         clock,
         verifier,
         key_sets,
-        login,
+        authenticator,
         reconcile,
         metrics,
         unprepared,
     });
     let (failed, failure) = watch::channel(None);
     let running = Running::new(failed);
-    let (address, operation_address) = running.listen(&parts, service).await?;
-    running.work(&parts, opened, prepared);
+    let (address, operation_address) = running.listen(&state, service).await?;
+    running.work(&state, opened, prepared);
     if let Some(requests) = requests {
         running.workers.spawn(requests.run(running.stop_workers.clone()));
     }
     if let Some(schedule) = schedule {
-        let (parts, stop) = (Arc::clone(&parts), running.stop_workers.clone());
+        let (state, stop) = (Arc::clone(&state), running.stop_workers.clone());
         running.workers.spawn(async move {
-            let mut unprepared = parts.unprepared.clone();
+            let mut unprepared = state.unprepared.clone();
             let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
             if stop.run_until_cancelled(prepared).await == Some(true) {
                 schedule.run(&stop).await;
             }
         });
     }
-    announce(&parts.config, address);
+    announce(&state.config, address);
     Ok(App {
-        parts,
+        state,
         queue,
         address,
         operation_address,
@@ -135,11 +132,11 @@ fn open_reconciler(
     config: &Config,
     store: Arc<dyn Store>,
     clock: Clock,
-) -> Result<Option<(Reconciling, Schedule)>, Error> {
+) -> Result<Option<(ReconcilerHandle, Schedule)>, Error> {
     let Some(reconciler) = management::reconciler(config, store, clock)? else { return Ok(None) };
     let (wake, when) = (Arc::new(Notify::new()), schedule::Config::every(config.reconcile.every));
     let (schedule, status) = Schedule::new(reconciler.clone(), when, Arc::clone(&wake));
-    Ok(Some((Reconciling { reconciler, status, wake }, schedule)))
+    Ok(Some((ReconcilerHandle { reconciler, status, wake }, schedule)))
 }
 
 fn key_set(config: &Config) -> Result<Option<Jwks>, Error> {
@@ -239,15 +236,15 @@ impl Running {
     /// Binds every address before any of them is served, so that a taken one starts nothing.
     async fn listen(
         &self,
-        parts: &Arc<Parts>,
+        state: &Arc<AppState>,
         service: WebhookService,
     ) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
-        let http = &parts.config.http;
-        let main = bind(SocketAddr::new(http.bind, http.port), parts).await?;
+        let http = &state.config.http;
+        let main = bind(SocketAddr::new(http.bind, http.port), state).await?;
         let operation =
-            if let Some(address) = http.metrics_bind { Some(bind(address, parts).await?) } else { None };
-        let address = self.serve(main, router::public(parts, service));
-        let operation_address = operation.map(|server| self.serve(server, router::operation(parts)));
+            if let Some(address) = http.metrics_bind { Some(bind(address, state).await?) } else { None };
+        let address = self.serve(main, router::public(state, service));
+        let operation_address = operation.map(|server| self.serve(server, router::operation(state)));
         Ok((address, operation_address))
     }
 
@@ -256,14 +253,14 @@ impl Running {
         address
     }
 
-    fn work(&self, parts: &Arc<Parts>, opened: Opened, prepared: watch::Sender<Option<String>>) {
-        self.workers.spawn(upkeep(Arc::clone(parts), self.stop_workers.clone()));
-        for keys in parts.key_sets.clone() {
+    fn work(&self, state: &Arc<AppState>, opened: Opened, prepared: watch::Sender<Option<String>>) {
+        self.workers.spawn(upkeep(Arc::clone(state), self.stop_workers.clone()));
+        for keys in state.key_sets.clone() {
             let stop = self.stop_workers.clone();
             self.workers.spawn(async move { _ = stop.run_until_cancelled(learn_keys(keys)).await });
         }
         let (stop, failed) = (self.stop_workers.clone(), self.failed.clone());
-        let work = self.workers.spawn(project(Arc::clone(parts), opened, prepared, stop));
+        let work = self.workers.spawn(project(Arc::clone(state), opened, prepared, stop));
         self.workers.spawn(async move {
             match work.await {
                 Ok(Ok(())) => {}
@@ -274,8 +271,8 @@ impl Running {
     }
 }
 
-async fn bind(address: SocketAddr, parts: &Parts) -> Result<(Server, SocketAddr), Error> {
-    let http = &parts.config.http;
+async fn bind(address: SocketAddr, state: &AppState) -> Result<(Server, SocketAddr), Error> {
+    let http = &state.config.http;
     let bounds = Bounds {
         max_connections: http.max_connections,
         head_deadline: http.head_deadline,
@@ -291,7 +288,7 @@ async fn bind(address: SocketAddr, parts: &Parts) -> Result<(Server, SocketAddr)
 
 /// Prepares the store, however long that takes, then projects until told to stop.
 async fn project(
-    parts: Arc<Parts>,
+    state: Arc<AppState>,
     opened: Opened,
     prepared: watch::Sender<Option<String>>,
     stop: CancellationToken,
@@ -300,12 +297,12 @@ async fn project(
         None => return Ok(()),
         Some(outcome) => outcome?,
     }
-    let (queue, store) = (Arc::clone(&parts.queue), Arc::clone(&parts.store));
+    let (queue, store) = (Arc::clone(&state.queue), Arc::clone(&state.store));
     let config = kinsync_engine::projector::Config {
-        give_way_below: parts.config.queue.max_entries / 4,
+        give_way_below: state.config.queue.max_entries / 4,
         ..kinsync_engine::projector::Config::default()
     };
-    Projector::new(queue, store, parts.breaker.clone(), parts.clock.clone(), config).run(stop).await;
+    Projector::new(queue, store, state.breaker.clone(), state.clock.clone(), config).run(stop).await;
     Ok(())
 }
 
@@ -330,7 +327,7 @@ async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> R
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+        tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
@@ -340,13 +337,13 @@ async fn learn_keys(jwks: Jwks) {
     while jwks.refresh().await.is_err() {
         tokio::time::sleep(KEYS_PAUSE).await;
     }
-    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().keys, "the issuer's keys are known");
+    tracing::info!(issuer = jwks.issuer(), keys = jwks.status().key_count, "the issuer's keys are known");
 }
 
-async fn upkeep(parts: Arc<Parts>, stop: CancellationToken) {
+async fn upkeep(state: Arc<AppState>, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(metrics::UPKEEP);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        parts.metrics.run_upkeep();
+        state.metrics.run_upkeep();
     }
 }
 

@@ -1,9 +1,6 @@
 //! What `kinsync backfill` and `kinsync reconcile` share: a scan in this process, and how it is told.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use indicatif::ProgressBar;
@@ -16,6 +13,7 @@ use kinsync_engine::{
     store::Store,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{exit::Exit, output};

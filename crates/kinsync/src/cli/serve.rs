@@ -66,10 +66,10 @@ async fn serve(config: Config) -> Result<ExitCode, Exit> {
 
 /// SIGUSR1: compare everybody soon.
 async fn scan(app: &App) {
-    if app.parts().reconcile.is_none() {
+    if app.state().reconcile.is_none() {
         return tracing::warn!("SIGUSR1 asks for a scan, which needs KINDE_M2M_CLIENT_ID");
     }
-    match app.parts().ask_for_scan().await {
+    match app.state().ask_for_scan().await {
         Ok(()) => tracing::info!("SIGUSR1: a scan was asked for"),
         Err(error) => {
             tracing::warn!(error = kinsync_tower::problem::chain(&error), "a scan could not be asked for");

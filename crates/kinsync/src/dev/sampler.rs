@@ -22,7 +22,7 @@ use super::{
     meters::{Page, Window},
     snapshot::{Deliveries, Lag, Queue, Reconciler, Snapshot, Users, display_name, recent},
 };
-use crate::{app::Parts, metrics};
+use crate::{app::AppState, metrics};
 
 /// Users per read of the store.
 const PAGE: usize = 1000;
@@ -36,7 +36,7 @@ const RATE_SECONDS: usize = 240;
 /// Takes snapshots, each of which builds on the ones before.
 pub(super) struct Sampler {
     emulator: Emulator,
-    parts: Arc<Parts>,
+    state: Arc<AppState>,
     started: Instant,
     history: History,
     /// Users who were unexplained in the last snapshot, and since when.
@@ -51,11 +51,11 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    pub(super) fn new(emulator: Emulator, parts: Arc<Parts>) -> Self {
+    pub(super) fn new(emulator: Emulator, state: Arc<AppState>) -> Self {
         let started = Instant::now();
         Self {
             emulator,
-            parts,
+            state,
             started,
             history: History::default(),
             suspects: HashMap::new(),
@@ -94,11 +94,11 @@ impl Sampler {
     /// # Errors
     /// Why the store could not be read; the last comparison is kept.
     async fn compare(&mut self, kinde: &[User]) -> Result<(), String> {
-        if self.parts.breaker.state() != State::Closed {
-            let error = self.parts.breaker.last_error();
+        if self.state.breaker.state() != State::Closed {
+            let error = self.state.breaker.last_error();
             return Err(error.unwrap_or_else(|| "the store is unavailable".to_owned()));
         }
-        let read = timeout(READ_DEADLINE, stored(&self.parts)).await;
+        let read = timeout(READ_DEADLINE, stored(&self.state)).await;
         let stored = read.map_err(|_| "listing the users of the store timed out".to_owned())??;
         self.drift = drift::compare(kinde, &stored, &self.history);
         let (deleted, live): (Vec<_>, Vec<_>) = stored.iter().partition(|user| user.is_deleted);
@@ -118,7 +118,7 @@ impl Sampler {
         self.suspects.retain(|id, _| details.iter().any(|(user, _)| user == id));
         for (user, fields) in details {
             let since = *self.suspects.entry(user.clone()).or_insert(now);
-            if now.duration_since(since) < GRACE || self.parts.queue.stats().depth > 0 {
+            if now.duration_since(since) < GRACE || self.state.queue.stats().depth > 0 {
                 self.drift.unexplained -= 1;
                 self.drift.in_flight += 1;
             } else {
@@ -129,8 +129,8 @@ impl Sampler {
     }
 
     fn snapshot(&mut self, deliveries: &[Delivery], store_error: Option<String>) -> Snapshot {
-        let (stats, queue) = (self.emulator.stats(), self.parts.queue.stats());
-        let text = metrics::render(&self.parts);
+        let (stats, queue) = (self.emulator.stats(), self.state.queue.stats());
+        let text = metrics::render(&self.state);
         let page = Page::new(&text);
         let lag = "kinsync_lag_seconds";
         self.rate.advance(stats.events);
@@ -147,10 +147,10 @@ impl Sampler {
             },
             queue: Queue {
                 depth: queue.depth,
-                oldest_seconds: queue.oldest_received_at.map(|at| metrics::age(at, self.parts.clock.now())),
+                oldest_seconds: queue.oldest_received_at.map(|at| metrics::age(at, self.state.clock.now())),
                 dead_letters: queue.dead_letters,
             },
-            breaker: self.parts.breaker.state().as_str(),
+            breaker: self.state.breaker.state().as_str(),
             store_error,
             events: stats.events,
             events_per_second: self.rate.average(),
@@ -160,7 +160,7 @@ impl Sampler {
     }
 
     fn reconciler(&mut self) -> Option<Reconciler> {
-        let status = self.parts.reconcile.as_ref()?.status.borrow().clone();
+        let status = self.state.reconcile.as_ref()?.status.borrow().clone();
         if let Some(run) = &status.latest {
             self.scans.add(run);
         }
@@ -168,7 +168,7 @@ impl Sampler {
         Some(Reconciler {
             scans: self.scans.count,
             repaired: self.scans.repaired,
-            last_scan_seconds_ago: ended_at.map(|at| metrics::age(at, self.parts.clock.now())),
+            last_scan_seconds_ago: ended_at.map(|at| metrics::age(at, self.state.clock.now())),
             failure: status.failure,
         })
     }
@@ -196,11 +196,11 @@ impl Scans {
 }
 
 /// All documents of the store, also of deleted users.
-async fn stored(parts: &Parts) -> Result<Vec<UserDocument>, String> {
+async fn stored(state: &AppState) -> Result<Vec<UserDocument>, String> {
     let mut documents = Vec::new();
     let mut filter = UserFilter { with_deleted: true, limit: PAGE, ..UserFilter::default() };
     loop {
-        let rows = parts.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
+        let rows = state.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
         documents.extend(rows.iter().map(kinsync_engine::store::Row::document));
         match rows.last() {
             Some(row) if rows.len() == PAGE => filter.after = Some(row.id.to_string()),

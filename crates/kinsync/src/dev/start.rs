@@ -10,12 +10,11 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kinde_emulator::{Emulator, WebhookSpec};
-use rand::Rng as _;
 use tempfile::TempDir;
 use url::Url;
 
 use super::{Options, hints::Addresses, output::Style, view::Title};
-use crate::{app::App, config::Config, log};
+use crate::{app::App, config::Config, log, random};
 
 /// Kinde's retry schedule (5 s, 30 s and so on) runs this many times faster.
 const TIME_SCALE: f64 = 10.0;
@@ -53,7 +52,7 @@ pub(super) async fn start(options: &Options) -> Result<Started> {
     start_log(options, &folder.path)?;
     // The same seed would generate the ids and emails of an earlier run again.
     let is_new = folder.is_new && options.mongodb_uri.is_none();
-    let seed = if is_new { options.seed } else { rand::rng().random() };
+    let seed = if is_new { options.seed } else { random::number() };
     let mut notes = Vec::new();
     let emulator_port = free_port(options.emulator_port, &mut notes)?;
     let emulator = Emulator::start(emulator_config(options, emulator_port, seed)).await?;
@@ -152,7 +151,7 @@ struct Secrets {
 
 /// A random secret. It is new in each run because `--mongodb-uri` may name a database with real users.
 fn secret() -> String {
-    format!("{:016x}", rand::rng().random::<u64>())
+    format!("{:016x}", random::number::<u64>())
 }
 
 /// The settings of the app, as `serve` would read them from the environment.

@@ -6,11 +6,12 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use kinsync_engine::queue::{self, embedded::dead_letters_in};
 use kinsync_tower::problem::chain;
+use tokio::time::Instant;
 
 use super::Finding;
 use crate::config::Config;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use kinde::{
-    Jwks, Sent, bearer,
+    Jwks, RequestTiming, bearer,
     discovery::{self, Discovery},
     domain::issuer_of,
     event, jwks,
@@ -96,16 +96,16 @@ async fn fetch_keys(url: &Url) -> Result<usize, String> {
     let fetched = keys.refresh().await;
     let status = keys.status();
     fetched.map_err(|error| status.last_error.unwrap_or_else(|| error.to_string()))?;
-    Ok(status.keys)
+    Ok(status.key_count)
 }
 
 /// What each domain says of itself.
-type Discovered = Vec<(Url, Result<(Discovery, Sent), discovery::Error>)>;
+type Discovered = Vec<(Url, Result<(Discovery, RequestTiming), discovery::Error>)>;
 
 async fn discover(config: &Config) -> Discovered {
     let asked = domains(config).into_iter().map(async |url| {
         let answer = discovery::discover(discovery::Config::new(url.clone())).await;
-        (url, answer.map(|answer| (answer.value, answer.sent)))
+        (url, answer.map(|answer| (answer.value, answer.timing)))
     });
     futures_util::future::join_all(asked).await
 }
@@ -182,7 +182,7 @@ enum Asked {
 }
 
 struct Answers {
-    users: Result<Option<Sent>, Error>,
+    users: Result<Option<RequestTiming>, Error>,
     webhooks: Result<Vec<Webhook>, Error>,
     event_types: Result<Vec<EventType>, Error>,
     event: Result<(), Error>,
@@ -205,7 +205,7 @@ impl Answers {
         let mut errors = self.errors().map(|(_, error)| error);
         let all_failed = self.errors().count() == SCOPES_ASKED.len();
         errors.find(|error| match error {
-            Error::Token(_) => true,
+            Error::TokenUnavailable(_) => true,
             Error::Unauthorized { .. } => all_failed,
             _ => false,
         })
@@ -227,8 +227,8 @@ async fn ask(config: &Config) -> Asked {
     let Some(mut settings) = settings(config) else { return Asked::Unset };
     settings.page_size = 1;
     settings.timeout = Duration::from_secs(8);
-    settings.retry.attempts = 2;
-    settings.retry.total = Duration::from_secs(10);
+    settings.retry.max_attempts = 2;
+    settings.retry.max_elapsed = Duration::from_secs(10);
     let client = match Client::new(settings) {
         Ok(client) => client,
         Err(error) => return Asked::Unusable(error),
@@ -237,22 +237,22 @@ async fn ask(config: &Config) -> Asked {
     let (users, webhooks, event_types, event) =
         tokio::join!(pages.next(), client.webhooks(), client.event_types(), client.event(NO_EVENT));
     Asked::Answered(Box::new(Answers {
-        users: users.map(|page| page.map(|page| page.sent)),
+        users: users.map(|page| page.map(|page| page.timing)),
         webhooks: webhooks.map(|answer| answer.value),
         event_types: event_types.map(|answer| answer.value),
         event: match event {
             // Kinde does not document what it calls an event that is not there: any word for that will do.
-            Err(Error::Status { status, .. }) if matches!(status.as_u16(), 400 | 404) => Ok(()),
+            Err(Error::UnexpectedStatus { status, .. }) if matches!(status.as_u16(), 400 | 404) => Ok(()),
             answer => answer.map(|_| ()),
         },
     }))
 }
 
 fn clock(config: &Config, discovered: &Discovered, asked: &Asked) -> Finding {
-    let of_api = || asked.answers()?.users.as_ref().ok()?.as_ref()?.skew();
+    let of_api = || asked.answers()?.users.as_ref().ok()?.as_ref()?.clock_skew();
     let of_tenant = || {
         let mut sent = discovered.iter().filter_map(|(.., answer)| Some(answer.as_ref().ok()?.1));
-        sent.find_map(|sent| sent.skew())
+        sent.find_map(|sent| sent.clock_skew())
     };
     let Some(skew) = of_api().or_else(of_tenant).map(|skew| skew.as_secs_f64()) else {
         let fix = if config.kinde.domain.is_some() { "see kinde.keys" } else { "set KINDE_DOMAIN" };
@@ -302,13 +302,13 @@ fn credentials(config: &Config, asked: &Asked) -> Finding {
 
 fn credentials_fix(error: &Error, application: &str) -> String {
     match error {
-        Error::Token(source) if matches!(**source, Error::Credentials { .. }) => {
+        Error::TokenUnavailable(source) if matches!(**source, Error::InvalidCredentials { .. }) => {
             format!(
                 "set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to those {application}, and KINDE_DOMAIN to the \
                  kinde.com address of its environment"
             )
         }
-        Error::Token(_) => "check KINDE_DOMAIN, and that this machine reaches it".to_owned(),
+        Error::TokenUnavailable(_) => "check KINDE_DOMAIN, and that this machine reaches it".to_owned(),
         _ => "set KINDE_DOMAIN to the kinde.com address: a custom domain does not serve the Management API, and \
               goes to KINDE_ISSUERS"
             .to_owned(),

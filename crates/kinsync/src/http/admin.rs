@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::answer::{Failure, Result};
 use crate::{
-    app::{Parts, Reconciling},
+    app::{AppState, ReconcilerHandle},
     json as shape,
 };
 
@@ -34,11 +34,11 @@ const LIMIT: usize = 100;
 #[derive(Debug)]
 pub struct Admin;
 
-impl FromRequestParts<Arc<Parts>> for Admin {
+impl FromRequestParts<Arc<AppState>> for Admin {
     type Rejection = Failure;
 
-    async fn from_request_parts(head: &mut request::Parts, parts: &Arc<Parts>) -> Result<Self> {
-        let Some(expected) = &parts.admin_token else {
+    async fn from_request_parts(head: &mut request::Parts, state: &Arc<AppState>) -> Result<Self> {
+        let Some(expected) = &state.admin_token else {
             return Err(Problem::Closed { what: "admin routes", opened_by: "KINSYNC_ADMIN_TOKEN" }.into());
         };
         let Some(token) = head.headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes()))
@@ -59,10 +59,10 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 #[derive(Debug)]
 pub struct Params<T>(pub T);
 
-impl<T: DeserializeOwned> FromRequestParts<Arc<Parts>> for Params<T> {
+impl<T: DeserializeOwned> FromRequestParts<Arc<AppState>> for Params<T> {
     type Rejection = Failure;
 
-    async fn from_request_parts(head: &mut request::Parts, _: &Arc<Parts>) -> Result<Self> {
+    async fn from_request_parts(head: &mut request::Parts, _: &Arc<AppState>) -> Result<Self> {
         match Query::try_from_uri(&head.uri) {
             Ok(Query(params)) => Ok(Self(params)),
             Err(error) => Err(Problem::BadParameter { detail: error.body_text() }.into()),
@@ -113,30 +113,34 @@ fn dead_letter_id(text: &str) -> Result<u64> {
 }
 
 /// GET /api/admin/stats
-pub async fn stats(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
-    let counts = parts.store.counts().await?;
-    Ok(Json(json!({ "store": counts, "queue": shape::queue(&parts.queue.stats()) })))
+pub async fn stats(_: Admin, State(state): State<Arc<AppState>>) -> Result<Json<Value>> {
+    let counts = state.store.counts().await?;
+    Ok(Json(json!({ "store": counts, "queue": shape::queue(&state.queue.stats()) })))
 }
 
 /// GET /api/admin/users
 pub async fn users(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Params(query): Params<UsersQuery>,
 ) -> Result<Json<Value>> {
     let limit = limit(query.limit)?;
     let filter = UserFilter { email: query.email, with_deleted: query.deleted, after: query.after, limit };
-    let rows = parts.store.users(&filter).await?;
+    let rows = state.store.users(&filter).await?;
     let next = if rows.len() < limit { None } else { rows.last().map(|row| row.id.to_string()) };
     let users: Vec<Value> = rows.iter().map(shape_of).collect();
     Ok(Json(json!({ "users": users, "next": next })))
 }
 
 /// GET /api/admin/users/{id}
-pub async fn user(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
+pub async fn user(
+    _: Admin,
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
     let no_user = || Failure(Problem::NotFound { what: "user" });
     let id = kinsync_core::UserId::parse(&id).map_err(|_| no_user())?;
-    let found = parts.store.load(&[id]).await?.into_iter().next().flatten();
+    let found = state.store.load(&[id]).await?.into_iter().next().flatten();
     found.as_ref().map(|row| Json(shape_of(row))).ok_or_else(no_user)
 }
 
@@ -147,20 +151,24 @@ fn shape_of(row: &Row) -> Value {
 /// GET /api/admin/events
 pub async fn events(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Params(query): Params<EventsQuery>,
 ) -> Result<Json<Value>> {
     let limit = limit(query.limit)?;
     let filter = EventFilter { user: query.user, event_type: query.event_type, after: query.after, limit };
-    let found = parts.store.events(&filter).await?;
+    let found = state.store.events(&filter).await?;
     let next = if found.len() < limit { None } else { found.last().map(|event| event.event_id.clone()) };
     let events: Vec<Value> = found.iter().map(shape::event).collect();
     Ok(Json(json!({ "events": events, "next": next })))
 }
 
 /// GET /api/admin/events/{id}
-pub async fn event(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
-    let found: Option<LoggedEvent> = parts.store.event(&id).await?;
+pub async fn event(
+    _: Admin,
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let found: Option<LoggedEvent> = state.store.event(&id).await?;
     let event = found.ok_or(Failure(Problem::NotFound { what: "event" }))?;
     Ok(Json(shape::event_with_payload(&event)))
 }
@@ -168,11 +176,11 @@ pub async fn event(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<Str
 /// GET /api/admin/dead-letters
 pub async fn dead_letters(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Params(query): Params<DeadLettersQuery>,
 ) -> Result<Json<Value>> {
     let limit = limit(query.limit)?;
-    let found = parts.queue.dead_letters(query.after, limit).await?;
+    let found = state.queue.dead_letters(query.after, limit).await?;
     let next = if found.len() < limit { None } else { found.last().map(|letter| letter.id) };
     let letters: Vec<Value> = found.iter().map(shape::dead_letter).collect();
     Ok(Json(json!({ "deadLetters": letters, "next": next })))
@@ -181,11 +189,11 @@ pub async fn dead_letters(
 /// GET /api/admin/dead-letters/{id}
 pub async fn dead_letter(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let id = dead_letter_id(&id)?;
-    let found: Vec<DeadLetter> = parts.queue.dead_letters(id.checked_sub(1), 1).await?;
+    let found: Vec<DeadLetter> = state.queue.dead_letters(id.checked_sub(1), 1).await?;
     let letter = found.into_iter().find(|letter| letter.id == id);
     let letter = letter.ok_or(Failure(Problem::NotFound { what: "dead letter" }))?;
     Ok(Json(shape::dead_letter_with_payload(&letter)))
@@ -194,11 +202,11 @@ pub async fn dead_letter(
 /// POST /api/admin/dead-letters/{id}/retry
 pub async fn retry_dead_letter(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let id = dead_letter_id(&id)?;
-    parts.queue.retry_dead_letter(id).await?;
+    state.queue.retry_dead_letter(id).await?;
     tracing::info!(id, "an operator put a dead letter back into the queue");
     Ok(Json(json!({ "id": id, "status": "queued" })))
 }
@@ -206,11 +214,11 @@ pub async fn retry_dead_letter(
 /// DELETE /api/admin/dead-letters/{id}
 pub async fn drop_dead_letter(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let id = dead_letter_id(&id)?;
-    parts.queue.drop_dead_letter(id).await?;
+    state.queue.drop_dead_letter(id).await?;
     tracing::info!(id, "an operator dropped a dead letter");
     Ok(Json(json!({ "id": id, "status": "dropped" })))
 }
@@ -221,14 +229,14 @@ const EXPLAINED: usize = 1000;
 /// GET /api/admin/users/{id}/explain: what was told of the user, what became of it, and what a scan would do
 pub async fn explain_user(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
     let no_user = || Failure(Problem::NotFound { what: "user" });
     let user = kinsync_core::UserId::parse(&id).map_err(|_| no_user())?;
-    let row = parts.store.load(std::slice::from_ref(&user)).await?.pop().flatten();
+    let row = state.store.load(std::slice::from_ref(&user)).await?.pop().flatten();
     let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
-    let events = parts.store.events(&filter).await?;
+    let events = state.store.events(&filter).await?;
     if row.is_none() && events.is_empty() {
         return Err(no_user());
     }
@@ -237,7 +245,7 @@ pub async fn explain_user(
         "user": row.as_ref().map(shape_of),
         "told": told.iter().map(shape::told).collect::<Vec<_>>(),
         "olderEventsLeftOut": events.len() == EXPLAINED,
-        "nextScan": next_scan(&parts, user).await,
+        "nextScan": next_scan(&state, user).await,
     })))
 }
 
@@ -246,8 +254,8 @@ pub async fn explain_user(
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What a scan would do about this user, as Kinde is now.
-async fn next_scan(parts: &Parts, user: kinsync_core::UserId) -> Value {
-    let Some(reconcile) = &parts.reconcile else {
+async fn next_scan(state: &AppState, user: kinsync_core::UserId) -> Value {
+    let Some(reconcile) = &state.reconcile else {
         return json!({ "unknown": "set KINDE_M2M_CLIENT_ID, so that Kinde can be asked" });
     };
     match tokio::time::timeout(LOOK, reconcile.reconciler.look(&[user])).await {
@@ -263,23 +271,27 @@ async fn next_scan(parts: &Parts, user: kinsync_core::UserId) -> Value {
 }
 
 /// GET /api/admin/runs
-pub async fn runs(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
-    let runs = record::runs(&*parts.store).await?;
+pub async fn runs(_: Admin, State(state): State<Arc<AppState>>) -> Result<Json<Value>> {
+    let runs = record::runs(&*state.store).await?;
     Ok(Json(json!({ "runs": runs.iter().map(shape::run).collect::<Vec<_>>() })))
 }
 
 /// GET /api/admin/runs/{id}
-pub async fn run(_: Admin, State(parts): State<Arc<Parts>>, Path(id): Path<String>) -> Result<Json<Value>> {
-    let runs = record::runs(&*parts.store).await?;
+pub async fn run(
+    _: Admin,
+    State(state): State<Arc<AppState>>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>> {
+    let runs = record::runs(&*state.store).await?;
     let run = runs.iter().find(|run| run.id == id).ok_or(Failure(Problem::NotFound { what: "run" }))?;
     Ok(Json(shape::run_with_examples(run)))
 }
 
 /// GET /api/admin/drift: what the newest complete scan found, and how the webhook seems to be
-pub async fn drift(_: Admin, State(parts): State<Arc<Parts>>) -> Result<Json<Value>> {
-    let runs = record::runs(&*parts.store).await?;
+pub async fn drift(_: Admin, State(state): State<Arc<AppState>>) -> Result<Json<Value>> {
+    let runs = record::runs(&*state.store).await?;
     let newest = runs.iter().find(|run| run.is_whole());
-    let silence = parts.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
+    let silence = state.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
     Ok(Json(json!({ "run": newest.map(shape::run_with_examples), "webhookSilent": silence })))
 }
 
@@ -292,18 +304,18 @@ struct ScanBody {
 }
 
 /// POST /api/admin/reconcile: a scan soon, by some process that shares the store
-pub async fn reconcile(_: Admin, State(parts): State<Arc<Parts>>, body: Bytes) -> Result<Json<Value>> {
-    reconciler(&parts)?;
+pub async fn reconcile(_: Admin, State(state): State<Arc<AppState>>, body: Bytes) -> Result<Json<Value>> {
+    reconciler(&state)?;
     let Some(run) = scan_body(&body)?.approve else {
-        parts.ask_for_scan().await?;
+        state.ask_for_scan().await?;
         tracing::info!("an operator asked for a scan");
         return Ok(Json(json!({ "status": "asked" })));
     };
-    if !reconcile::is_held(&*parts.store, &run).await? {
+    if !reconcile::is_held(&*state.store, &run).await? {
         let detail = reconcile::Error::NothingHeld { run }.to_string();
         return Err(Problem::BadParameter { detail }.into());
     }
-    parts.approve(&run).await?;
+    state.approve(&run).await?;
     tracing::info!(run, "an operator approved the deletions that a run held");
     Ok(Json(json!({ "status": "asked", "approve": run })))
 }
@@ -320,18 +332,18 @@ fn scan_body(body: &[u8]) -> Result<ScanBody> {
 /// POST /api/admin/users/{id}/check: Kinde is asked about this user, soon
 pub async fn check_user(
     _: Admin,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>> {
-    reconciler(&parts)?;
+    reconciler(&state)?;
     let user = kinsync_core::UserId::parse(&id)
         .map_err(|error| Problem::BadParameter { detail: format!("the id of the user: {error}") })?;
-    parts.ask_for_check(user).await?;
+    state.ask_for_check(user).await?;
     tracing::info!(user = id, "an operator asked for a check of a user");
     Ok(Json(json!({ "user": id, "status": "asked" })))
 }
 
-fn reconciler(parts: &Parts) -> Result<&Reconciling> {
+fn reconciler(state: &AppState) -> Result<&ReconcilerHandle> {
     let closed = Problem::Closed { what: "scans", opened_by: "KINDE_M2M_CLIENT_ID" };
-    parts.reconcile.as_ref().ok_or(Failure(closed))
+    state.reconcile.as_ref().ok_or(Failure(closed))
 }

@@ -5,10 +5,10 @@ use axum::Router;
 use http::{Method, Request, Response};
 use http_body_util::Either;
 use hyper::body::Incoming;
-use kinsync_tower::{Login, WebhookService, problem};
+use kinsync_tower::{Authenticator, WebhookService, problem};
 use tower_service::Service as _;
 
-use super::login;
+use super::user_routes;
 
 /// What an answer is made of.
 pub type Body = Either<problem::Body, axum::body::Body>;
@@ -23,16 +23,16 @@ pub trait Answer: Clone + Send + Sync + 'static {
 #[derive(Clone, Debug)]
 pub struct Front {
     pub(super) webhook: WebhookService,
-    pub(super) login: Option<Login>,
+    pub(super) authenticator: Option<Authenticator>,
     pub(super) others: Router,
 }
 
 impl Answer for Front {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        match (request.uri().path(), &self.login) {
+        match (request.uri().path(), &self.authenticator) {
             ("/api/webhook", _) => self.webhook.answer(request).await.map(Either::Left),
-            ("/api/me", Some(login)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
-                login::me(login, request.headers()).await.map(Either::Left)
+            ("/api/me", Some(authenticator)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                user_routes::me(authenticator, request.headers()).await.map(Either::Left)
             }
             _ => self.others.answer(request).await,
         }

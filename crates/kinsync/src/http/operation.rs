@@ -6,13 +6,13 @@ use axum::{Json, extract::State, response::IntoResponse};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{app::Parts, health::Health, metrics as meters};
+use crate::{app::AppState, health::Health, metrics as meters};
 
 const NO_STORE: (header::HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
 
 /// GET /health: 503 only when deliveries cannot be accepted.
-pub async fn health(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
-    let health = Health::of(&parts);
+pub async fn health(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    let health = Health::of(&state);
     (status(&health), [NO_STORE], Json(health.document()))
 }
 
@@ -22,8 +22,8 @@ pub async fn live() -> impl IntoResponse {
 }
 
 /// GET /health/ready: deliveries can be accepted.
-pub async fn ready(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
-    let health = Health::of(&parts);
+pub async fn ready(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    let health = Health::of(&state);
     let document: Value = if health.is_ready() {
         json!({ "status": "ok" })
     } else {
@@ -33,8 +33,8 @@ pub async fn ready(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
 }
 
 /// GET /metrics
-pub async fn metrics(State(parts): State<Arc<Parts>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], meters::render(&parts))
+pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], meters::render(&state))
 }
 
 fn status(health: &Health) -> StatusCode {

@@ -9,10 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, delete, get, post},
 };
-use kinsync_tower::{KinsyncLayer, Login, Problem, WebhookService};
+use kinsync_tower::{Authenticator, KinsyncLayer, Problem, WebhookService};
 
-use super::{admin, answer::Failure, front::Front, login, operation};
-use crate::app::Parts;
+use super::{admin, answer::Failure, front::Front, operation, user_routes};
+use crate::app::AppState;
 
 const INDEX: &str = "\
 kinsync keeps a true copy of Kinde's users in your database.
@@ -44,24 +44,24 @@ DELETE /api/admin/dead-letters/{id}
 ";
 
 /// The routes for the world. Health and metrics are among them unless they have an address of their own.
-pub fn public(parts: &Arc<Parts>, webhook: WebhookService) -> Front {
+pub fn public(state: &Arc<AppState>, webhook: WebhookService) -> Front {
     let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
-    if parts.config.http.metrics_bind.is_none() {
+    if state.config.http.metrics_bind.is_none() {
         routes = routes.merge(operation_routes());
     }
-    let mut others = finish(routes, parts);
-    if let Some(login) = &parts.login {
-        others = others.merge(login_routes(login).with_state(Arc::clone(parts)));
+    let mut others = finish(routes, state);
+    if let Some(authenticator) = &state.authenticator {
+        others = others.merge(authenticated_routes(authenticator).with_state(Arc::clone(state)));
     }
-    Front { webhook, login: parts.login.clone(), others }
+    Front { webhook, authenticator: state.authenticator.clone(), others }
 }
 
 /// Health and metrics alone, for an address of their own.
-pub fn operation(parts: &Arc<Parts>) -> Router {
-    finish(operation_routes(), parts)
+pub fn operation(state: &Arc<AppState>) -> Router {
+    finish(operation_routes(), state)
 }
 
-fn admin_routes() -> Router<Arc<Parts>> {
+fn admin_routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/api/admin/stats", get(admin::stats))
         .route("/api/admin/users", get(admin::users))
@@ -82,19 +82,19 @@ fn admin_routes() -> Router<Arc<Parts>> {
 
 /// Each is behind the layer: a handler among these runs for verified, live users only. All that they wait for has a
 /// deadline of its own. Of `/api/me` there is here what the front leaves.
-fn login_routes(login: &Login) -> Router<Arc<Parts>> {
+fn authenticated_routes(authenticator: &Authenticator) -> Router<Arc<AppState>> {
     Router::new()
-        .route("/api/profile", get(login::profile))
-        .route("/auth/verify", any(login::verify))
+        .route("/api/profile", get(user_routes::profile))
+        .route("/auth/verify", any(user_routes::verify))
         // Envoy puts the path of the request behind its prefix. A wildcard does not take an empty rest.
-        .route("/auth/verify/", any(login::verify))
-        .route("/auth/verify/{*path}", any(login::verify))
-        .route_layer(KinsyncLayer::new(login.clone()))
+        .route("/auth/verify/", any(user_routes::verify))
+        .route("/auth/verify/{*path}", any(user_routes::verify))
+        .route_layer(KinsyncLayer::new(authenticator.clone()))
         .route("/api/me", any(method_not_allowed))
         .method_not_allowed_fallback(method_not_allowed)
 }
 
-fn operation_routes() -> Router<Arc<Parts>> {
+fn operation_routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/health", get(operation::health))
         .route("/health/live", get(operation::live))
@@ -102,12 +102,12 @@ fn operation_routes() -> Router<Arc<Parts>> {
         .route("/metrics", get(operation::metrics))
 }
 
-fn finish(routes: Router<Arc<Parts>>, parts: &Arc<Parts>) -> Router {
+fn finish(routes: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router {
     routes
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_route)
-        .layer(from_fn_with_state(parts.config.http.request_deadline, deadline))
-        .with_state(Arc::clone(parts))
+        .layer(from_fn_with_state(state.config.http.request_deadline, deadline))
+        .with_state(Arc::clone(state))
 }
 
 async fn no_route() -> Failure {

@@ -26,7 +26,7 @@ impl Default for HeadTimer {
 
 impl hyper::rt::Timer for HeadTimer {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        self.sleep_until(Instant::now() + duration)
+        self.sleep_until(tokio::time::Instant::now().into_std() + duration)
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
@@ -49,7 +49,7 @@ impl Future for Wait {
         loop {
             // Set for the deadline of an earlier request, or for ours.
             ready!(alarm.as_mut().poll(cx));
-            if Instant::now() >= self.deadline {
+            if tokio::time::Instant::now().into_std() >= self.deadline {
                 return Poll::Ready(());
             }
             alarm.as_mut().reset(self.deadline.into());
@@ -70,9 +70,9 @@ mod tests {
         drop(timer.sleep(limit));
         let abandoned = tokio::time::timeout(limit / 3, timer.sleep(limit)).await;
         assert!(abandoned.is_err());
-        let last = Instant::now() + limit;
+        let last = tokio::time::Instant::now().into_std() + limit;
         let rang = tokio::time::timeout(20 * limit, timer.sleep_until(last)).await;
         assert!(rang.is_ok(), "it rings");
-        assert!(Instant::now() >= last, "the alarm of the one before is not ours");
+        assert!(tokio::time::Instant::now().into_std() >= last, "the alarm of the one before is not ours");
     }
 }

@@ -2,8 +2,9 @@
 
 use std::{
     io::{Read, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
+use tokio::time::Instant;
 
 use crate::server::{BODY, SECRET, Server, answer};
 

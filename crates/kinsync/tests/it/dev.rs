@@ -3,10 +3,11 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 /// `kinsync dev --json` on free ports, with an empty environment.
 fn dev(arguments: &[&str]) -> Command {

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod authenticated_routes;
 mod commands;
 mod config;
 mod connections;
@@ -11,7 +12,6 @@ mod dev;
 mod doctor;
 mod durability;
 mod forward_auth;
-mod login;
 mod one_command;
 mod reconcile;
 mod request_path;

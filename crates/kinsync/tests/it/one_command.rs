@@ -8,12 +8,13 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use crate::{
     forward_auth::{MISSING, ROOT, installed},

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bson::{Document, doc};
@@ -17,6 +17,7 @@ use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     doctor::prepared,
@@ -579,7 +580,7 @@ async fn explain_tells_of_tokens_of_clocks_that_are_ahead_and_of_events_that_say
         )
     };
     // Within the tolerance it is applied, and beyond it is not.
-    let now = jiff::Timestamp::now();
+    let now = kinsync_testing::wall_clock();
     let ahead = event("event_ahead", now + Duration::from_mins(3), r#","first_name":"Ahead""#);
     let far = event("event_far", now + Duration::from_mins(10), r#","first_name":"Far""#);
     let empty = event("event_empty", now, "");

@@ -2,7 +2,7 @@
 //! webhooks of the same users arriving meanwhile, and with everything failing that can fail.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bson::{Document, doc};
 use futures_util::{StreamExt, stream};
@@ -10,6 +10,7 @@ use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec, User, Webho
 use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use mongodb::Collection;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::server::{SECRET, kinsync};
 

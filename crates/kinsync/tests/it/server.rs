@@ -6,10 +6,11 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 pub(crate) const SECRET: &str = "a-secret-of-more-than-16-characters";
 pub(crate) const TOKEN: &str = "a-token-of-more-than-16-characters";

@@ -1,9 +1,10 @@
 //! `kinsync webhook setup`, against a local Kinde.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kinde_emulator::{Config, Fault, FaultKind};
 use kinsync_testing::app::TestApp;
+use tokio::time::Instant;
 
 use crate::{
     request_path::{PATIENCE, named},

@@ -1,10 +1,11 @@
 //! The one thread that writes. It takes everything that is waiting, writes it at once, syncs once,
 //! and answers every caller: nobody waits for a timer, and the busier it is, the more share a sync.
 
-use std::{fs::File, sync::Arc, time::Instant};
+use std::{fs::File, sync::Arc};
 
 use kinsync_core::Micros;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::{
     Shared, copy_error,

@@ -15,13 +15,14 @@ use mongodb::{
     },
     options::{ReadConcern, TransactionOptions, WriteConcern},
 };
-use rand::Rng;
 
 use super::{
     Inner, MongoStore, call, encode,
     read::{Find, name_of},
 };
 use crate::store::{Error, Outcome, Row, timed};
+
+use crate::random;
 
 const DOING: &str = "adopt a document of the application";
 
@@ -100,7 +101,7 @@ impl Inner {
         theirs.insert(self.keys.email(), address);
         let mut start = RawDocumentBuf::new();
         start.append(cstr!("kindeId"), row.id.as_str());
-        let encoded = encode::row(row, &self.keys, rand::rng().random(), start);
+        let encoded = encode::row(row, &self.keys, random::number(), start);
         let mut update = doc! { "$set": Document::try_from(&*encoded.set).map_err(|_| fault())? };
         update.insert("$unset", Document::try_from(&*encoded.unset).map_err(|_| fault())?);
         let change = Change {

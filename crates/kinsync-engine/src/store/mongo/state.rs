@@ -4,7 +4,6 @@
 //! So each leaves a mark of its own, by which it is known as done.
 
 use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
-use rand::Rng;
 
 use super::{
     Inner,
@@ -12,6 +11,8 @@ use super::{
     read::Find,
 };
 use crate::store::{Error, Saved};
+
+use crate::random;
 
 const READ: &str = "read a record";
 
@@ -37,7 +38,7 @@ impl Inner {
         value: &serde_json::Value,
         expected: i64,
     ) -> Result<bool, Error> {
-        let mark: i64 = rand::rng().random();
+        let mark: i64 = random::number();
         let text = value.to_string();
         let record = rawdoc! { "revision": expected + 1, "value": text, "writer": mark };
         let mut statements = RawArrayBuf::new();

@@ -13,7 +13,6 @@ use bson::{
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use mongodb::Collection;
-use rand::Rng;
 
 use super::{
     Inner,
@@ -22,6 +21,8 @@ use super::{
     read::Find,
 };
 use crate::store::{Error, Outcome, Row};
+
+use crate::random;
 
 /// Statements in one command.
 const CHUNK: usize = 1000;
@@ -60,7 +61,7 @@ impl Inner {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
-        let batch = Batch { inner: self, rows, mark: rand::rng().random() };
+        let batch = Batch { inner: self, rows, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
         for (place, row) in rows.iter().enumerate() {

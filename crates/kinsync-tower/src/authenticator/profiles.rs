@@ -13,7 +13,6 @@ use std::{
 
 use jiff::Timestamp;
 use kinde::{
-    Answer,
     account::{self, ProfileClient, UserProfile},
     bearer::AccessToken,
 };
@@ -31,7 +30,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     Config,
-    users::{Known, Users},
+    users::{CachedUser, Users},
 };
 use crate::problem::chain;
 
@@ -45,7 +44,7 @@ const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// What became of a refresh.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Refreshed {
+pub enum RefreshOutcome {
     /// Kinde answered, and it is stored.
     Now,
     /// That was done a moment ago.
@@ -56,7 +55,7 @@ pub enum Refreshed {
     Unavailable,
 }
 
-impl Refreshed {
+impl RefreshOutcome {
     /// A word for programs.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -69,14 +68,14 @@ impl Refreshed {
 }
 
 /// A user of whom nothing but this token is known. The token is a credential: it is in memory only, and not shown.
-pub(super) struct Bare {
+pub(super) struct ProfileRequest {
     token: Arc<AccessToken>,
     sent: String,
 }
 
-impl std::fmt::Debug for Bare {
+impl std::fmt::Debug for ProfileRequest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Bare").field(&self.token.subject).finish()
+        f.debug_tuple("ProfileRequest").field(&self.token.subject).finish()
     }
 }
 
@@ -86,8 +85,8 @@ struct Shared {
     clients: Vec<(String, ProfileClient)>,
     users: Arc<Users>,
     breaker: Breaker,
-    bare: mpsc::Sender<Bare>,
-    histories: Cache<String, Arc<Mutex<History>>>,
+    bare: mpsc::Sender<ProfileRequest>,
+    histories: Cache<String, Arc<Mutex<RefreshState>>>,
     spacing: Duration,
     next_turn: Lock<Instant>,
     min_age: Duration,
@@ -98,7 +97,7 @@ struct Shared {
 
 /// How it went with one user. Whoever asks holds it, so that others wait and share.
 #[derive(Default)]
-struct History {
+struct RefreshState {
     refreshed_at: Option<Instant>,
     /// Refreshes in a row after which Kinde could still tell more: a profile that is older than an event of the same
     /// moment does not confirm it.
@@ -111,7 +110,7 @@ struct History {
     is_wanted: bool,
 }
 
-impl History {
+impl RefreshState {
     fn is_recent(&self, max_age: Duration) -> bool {
         self.refreshed_at.is_some_and(|at| at.elapsed() < max_age)
     }
@@ -148,7 +147,7 @@ impl Profiles {
         clients: Vec<(String, ProfileClient)>,
         users: Arc<Users>,
         config: &Config,
-    ) -> (Self, mpsc::Receiver<Bare>) {
+    ) -> (Self, mpsc::Receiver<ProfileRequest>) {
         let (bare, receiver) = mpsc::channel(WAITING);
         let shared = Shared {
             clients,
@@ -173,17 +172,17 @@ impl Profiles {
         let Ok(mut history) = history.try_lock() else { return };
         let enough = history.enough(self.0.min_age, self.0.max_age);
         if !history.is_wanted && !history.must_wait(token) && !history.is_recent(enough) {
-            let bare = Bare { token: Arc::clone(token), sent: sent.to_owned() };
+            let bare = ProfileRequest { token: Arc::clone(token), sent: sent.to_owned() };
             history.is_wanted = self.0.bare.try_send(bare).is_ok();
         }
     }
 
     /// Fills users in until told to stop.
-    pub(super) async fn run(&self, bare: mpsc::Receiver<Bare>, stop: &CancellationToken) {
+    pub(super) async fn run(&self, bare: mpsc::Receiver<ProfileRequest>, stop: &CancellationToken) {
         let bare = Mutex::new(bare);
         let lane = async || {
             let next = async || bare.lock().await.recv().await;
-            while let Some(Some(Bare { token, sent })) = stop.run_until_cancelled(next()).await {
+            while let Some(Some(ProfileRequest { token, sent })) = stop.run_until_cancelled(next()).await {
                 let history = self.0.history(&token.subject);
                 let mut history = history.lock().await;
                 history.is_wanted = false;
@@ -205,9 +204,9 @@ impl Profiles {
         token: &Arc<AccessToken>,
         sent: &str,
         max_age: Duration,
-    ) -> (Refreshed, Option<Arc<Known>>) {
+    ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
         let refresh = Arc::clone(&self.0).refresh(token, sent, max_age);
-        timeout(self.0.deadline, refresh).await.unwrap_or((Refreshed::Unavailable, None))
+        timeout(self.0.deadline, refresh).await.unwrap_or((RefreshOutcome::Unavailable, None))
     }
 }
 
@@ -217,45 +216,49 @@ impl Shared {
         token: &Arc<AccessToken>,
         sent: &str,
         max_age: Duration,
-    ) -> (Refreshed, Option<Arc<Known>>) {
+    ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
         let history = self.history(&token.subject).lock_owned().await;
         if history.is_recent(max_age) {
-            return (Refreshed::Recently, self.users.peek(&token.subject));
+            return (RefreshOutcome::Recently, self.users.peek(&token.subject));
         }
         // Not to ask is no failure of this user, and what cannot be stored is not asked for.
         if history.must_wait(token) || !self.users.are_reachable() || !self.may_ask().await {
-            return (Refreshed::Unavailable, None);
+            return (RefreshOutcome::Unavailable, None);
         }
         let (token, sent) = (Arc::clone(token), sent.to_owned());
         let question = Arc::clone(&self).question(history, token, sent);
-        self.questions.spawn(question).await.unwrap_or((Refreshed::Unavailable, None))
+        self.questions.spawn(question).await.unwrap_or((RefreshOutcome::Unavailable, None))
     }
 
     /// Runs to its end on a task of its own; bounded by the client's deadline and the store's.
     async fn question(
         self: Arc<Self>,
-        mut history: OwnedMutexGuard<History>,
+        mut history: OwnedMutexGuard<RefreshState>,
         token: Arc<AccessToken>,
         sent: String,
-    ) -> (Refreshed, Option<Arc<Known>>) {
+    ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
         let told = match self.ask(&token, &sent).await {
             Ok(answer) => observation(answer),
             Err(refreshed) => {
                 history.failed();
-                history.refused = (refreshed == Refreshed::Refused).then_some(token.expires_at);
+                history.refused = (refreshed == RefreshOutcome::Refused).then_some(token.expires_at);
                 return (refreshed, None);
             }
         };
-        let Some(told) = told else { return (Refreshed::Unavailable, None) };
+        let Some(told) = told else { return (RefreshOutcome::Unavailable, None) };
         // Kinde answered: that the store does not is seen by its own breaker.
-        let Some(known) = self.users.tell(told).await else { return (Refreshed::Unavailable, None) };
+        let Some(known) = self.users.tell(told).await else { return (RefreshOutcome::Unavailable, None) };
         history.succeeded(known.is_unconfirmed);
-        (Refreshed::Now, Some(known))
+        (RefreshOutcome::Now, Some(known))
     }
 
-    async fn ask(&self, token: &AccessToken, sent: &str) -> Result<Answer<UserProfile>, Refreshed> {
+    async fn ask(
+        &self,
+        token: &AccessToken,
+        sent: &str,
+    ) -> Result<kinde::Response<UserProfile>, RefreshOutcome> {
         let client = self.clients.iter().find(|(issuer, _)| *issuer == token.issuer);
-        let (_, client) = client.ok_or(Refreshed::Unavailable)?;
+        let (_, client) = client.ok_or(RefreshOutcome::Unavailable)?;
         let error = match client.user_profile(sent).await {
             Ok(answer) => {
                 self.breaker.succeeded();
@@ -266,12 +269,12 @@ impl Shared {
                         "the profile of another user was answered; it is not used"
                     );
                 }
-                return is_own.then_some(answer).ok_or(Refreshed::Unavailable);
+                return is_own.then_some(answer).ok_or(RefreshOutcome::Unavailable);
             }
             Err(error) => error,
         };
         tracing::debug!(user = token.subject, error = chain(&error), "a profile could not be read");
-        if let account::Error::Throttled { reset: Some(reset) } = error {
+        if let account::Error::RateLimited { retry_after: Some(reset) } = error {
             self.pause(reset);
         }
         // An answer that is odd for one user says nothing of the others.
@@ -280,8 +283,8 @@ impl Shared {
         } else {
             self.breaker.succeeded();
         }
-        let is_refused = matches!(error, account::Error::Refused);
-        Err(if is_refused { Refreshed::Refused } else { Refreshed::Unavailable })
+        let is_refused = matches!(error, account::Error::TokenRejected);
+        Err(if is_refused { RefreshOutcome::Refused } else { RefreshOutcome::Unavailable })
     }
 
     /// Waits for the next turn, if it comes soon and Kinde is not known to be away.
@@ -307,7 +310,7 @@ impl Shared {
         *next = (*next).max(Instant::now() + reset.min(LONGEST_PAUSE));
     }
 
-    fn history(&self, user: &str) -> Arc<Mutex<History>> {
+    fn history(&self, user: &str) -> Arc<Mutex<RefreshState>> {
         let made =
             self.histories.get_or_insert_with::<_, std::convert::Infallible>(user, || Ok(Arc::default()));
         match made {
@@ -318,9 +321,9 @@ impl Shared {
 }
 
 /// What a profile says. Its version is the time at which it was asked for.
-fn observation(answer: Answer<UserProfile>) -> Option<Observation> {
+fn observation(answer: kinde::Response<UserProfile>) -> Option<Observation> {
     let user = UserId::parse(&answer.value.id).ok()?;
     let told = snapshot::of_profile(answer.value);
-    let version = snapshot::version(snapshot::sent_at(&answer.sent), &told);
+    let version = snapshot::version(snapshot::sent_at(&answer.timing), &told);
     Some(Observation { user, version, source: Source::Profile, what: What::Fields(told) })
 }

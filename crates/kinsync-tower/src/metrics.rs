@@ -29,15 +29,15 @@ pub(crate) enum Unverified {
     Malformed,
 }
 
-/// The meters of one webhook. `kinsync_deliveries_total{scheme,outcome}`: the scheme is `none` for deliveries that
+/// The metrics of one webhook. `kinsync_deliveries_total{scheme,outcome}`: the scheme is `none` for deliveries that
 /// were not verified.
-pub(crate) struct Meters {
+pub(crate) struct Metrics {
     verified: [[Counter; 3]; Scheme::ALL.len()],
     unverified: [Counter; 5],
     seconds: Histogram,
 }
 
-impl Meters {
+impl Metrics {
     /// Uses the recorder that is installed at this time.
     pub(crate) fn new() -> Self {
         let unverified = ["refused", "unavailable", "too_large", "too_slow", "malformed"];

@@ -13,7 +13,7 @@ use kinsync_engine::{apply::apply, clock::Clock, store::Store};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Known};
+use super::{CachedUser, Config};
 use crate::problem::chain;
 
 /// Users in one batch.
@@ -21,7 +21,7 @@ const BATCH: usize = 512;
 /// The longest wait for one batch to be written.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(super) struct Seen {
+pub(super) struct LastSeenWriter {
     store: Arc<dyn Store>,
     clock: Clock,
     resolution: i64,
@@ -30,7 +30,7 @@ pub(super) struct Seen {
     pending: Mutex<HashMap<UserId, Micros>>,
 }
 
-impl Seen {
+impl LastSeenWriter {
     pub(super) fn new(store: Arc<dyn Store>, clock: Clock, config: &Config) -> Self {
         let resolution = i64::try_from(config.seen_resolution.as_micros()).unwrap_or(i64::MAX);
         let (every, bound) = (config.flush_every, config.cached_users);
@@ -38,7 +38,7 @@ impl Seen {
     }
 
     /// Notes that the user was seen, if that is news.
-    pub(super) fn note(&self, user: &Known, at: Micros) {
+    pub(super) fn note(&self, user: &CachedUser, at: Micros) {
         let is_news = user.last_seen_at.is_none_or(|last| at.0.saturating_sub(last.0) >= self.resolution);
         if is_news {
             self.keep(user.document.kinde_id.clone(), at);

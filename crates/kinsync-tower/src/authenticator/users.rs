@@ -43,7 +43,7 @@ const GATHER: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A user as stored a moment ago.
-pub(crate) struct Known {
+pub(crate) struct CachedUser {
     pub(crate) document: Arc<UserDocument>,
     /// Made when first asked for.
     json: OnceLock<Json>,
@@ -56,7 +56,7 @@ pub(crate) struct Known {
     pub(super) is_unconfirmed: bool,
 }
 
-impl Known {
+impl CachedUser {
     fn of(row: &Row) -> Arc<Self> {
         let document = Arc::new(row.document());
         let refused = match () {
@@ -82,17 +82,17 @@ impl Known {
 }
 
 /// What is known of a user at the time of a request.
-pub(super) enum Found {
+pub(super) enum CacheLookup {
     /// As the store has it, or had it less than `stale_after` ago.
-    Fresh(Arc<Known>),
+    Fresh(Arc<CachedUser>),
     /// The store does not answer; this is what it said before.
-    Stale(Arc<Known>),
+    Stale(Arc<CachedUser>),
     /// The store does not answer, and nothing is known.
-    Unknown,
+    Miss,
 }
 
 struct Entry {
-    known: Arc<Known>,
+    known: Arc<CachedUser>,
     /// Before the load began: what it missed cannot be older.
     asked_at: Instant,
     refreshing: AtomicBool,
@@ -100,16 +100,16 @@ struct Entry {
 
 /// Somebody wants to know this user.
 #[derive(Debug)]
-struct Wanted {
+struct LoadRequest {
     user: UserId,
     token: Arc<AccessToken>,
     /// Dropped unanswered when the store did not answer.
-    answer: Option<oneshot::Sender<Arc<Known>>>,
+    answer: Option<oneshot::Sender<Arc<CachedUser>>>,
 }
 
-impl std::fmt::Debug for Known {
+impl std::fmt::Debug for CachedUser {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Known").field("refused", &self.refused).finish_non_exhaustive()
+        f.debug_struct("CachedUser").field("refused", &self.refused).finish_non_exhaustive()
     }
 }
 
@@ -119,25 +119,25 @@ pub(super) struct Users {
     claims: Arc<dyn Claims>,
     clock: Clock,
     cache: Cache<Arc<str>, Arc<Entry>>,
-    wanted: mpsc::Sender<Wanted>,
-    aged: mpsc::Sender<Wanted>,
+    wanted: mpsc::Sender<LoadRequest>,
+    aged: mpsc::Sender<LoadRequest>,
     refresh_after: Duration,
     stale_after: Duration,
 }
 
 /// Who is to be loaded.
 #[derive(Debug)]
-pub(super) struct Loads {
+pub(super) struct LoadQueues {
     /// For requests that wait.
-    wanted: mpsc::Receiver<Wanted>,
+    wanted: mpsc::Receiver<LoadRequest>,
     /// Still fresh enough to be served, but not for long.
-    aged: mpsc::Receiver<Wanted>,
+    aged: mpsc::Receiver<LoadRequest>,
 }
 
 /// All who wait for one user in a batch.
-struct Waiting {
+struct Waiters {
     token: Arc<AccessToken>,
-    answers: Vec<oneshot::Sender<Arc<Known>>>,
+    answers: Vec<oneshot::Sender<Arc<CachedUser>>>,
 }
 
 impl Users {
@@ -146,7 +146,7 @@ impl Users {
         claims: Arc<dyn Claims>,
         clock: Clock,
         config: &Config,
-    ) -> (Self, Loads) {
+    ) -> (Self, LoadQueues) {
         let (wanted, waiting) = mpsc::channel(WAITING);
         let (aged, aging) = mpsc::channel(WAITING);
         // Requests come back to a store sooner than the projector does: a probe costs one call.
@@ -166,7 +166,7 @@ impl Users {
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
         };
-        (users, Loads { wanted: waiting, aged: aging })
+        (users, LoadQueues { wanted: waiting, aged: aging })
     }
 
     pub(super) fn breaker(&self) -> &Breaker {
@@ -174,7 +174,7 @@ impl Users {
     }
 
     /// The user of a token; made, if the store does not have it. Waits for the deadline at most. Cancel safe.
-    pub(super) async fn find(&self, token: &Arc<AccessToken>, deadline: Duration) -> Found {
+    pub(super) async fn find(&self, token: &Arc<AccessToken>, deadline: Duration) -> CacheLookup {
         let entry = self.cache.get(token.subject.as_str());
         if let Some(entry) = &entry {
             let age = entry.asked_at.elapsed();
@@ -182,20 +182,20 @@ impl Users {
                 if age >= self.refresh_after && !entry.refreshing.swap(true, Relaxed) {
                     self.want(token, None);
                 }
-                return Found::Fresh(Arc::clone(&entry.known));
+                return CacheLookup::Fresh(Arc::clone(&entry.known));
             }
         }
         let (answer, answered) = oneshot::channel();
         self.want(token, Some(answer));
         match (timeout(deadline, answered).await, entry) {
-            (Ok(Ok(known)), _) => Found::Fresh(known),
-            (_, Some(entry)) => Found::Stale(Arc::clone(&entry.known)),
-            (_, None) => Found::Unknown,
+            (Ok(Ok(known)), _) => CacheLookup::Fresh(known),
+            (_, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.known)),
+            (_, None) => CacheLookup::Miss,
         }
     }
 
     /// What is in memory of this user, however old.
-    pub(super) fn peek(&self, user: &str) -> Option<Arc<Known>> {
+    pub(super) fn peek(&self, user: &str) -> Option<Arc<CachedUser>> {
         self.cache.peek(user).map(|entry| Arc::clone(&entry.known))
     }
 
@@ -205,7 +205,7 @@ impl Users {
     }
 
     /// Joins what was learned of one user into the store, and answers the user as stored then.
-    pub(super) async fn tell(&self, told: Observation) -> Option<Arc<Known>> {
+    pub(super) async fn tell(&self, told: Observation) -> Option<Arc<CachedUser>> {
         if !self.breaker.try_ready() {
             return None;
         }
@@ -220,7 +220,7 @@ impl Users {
         None
     }
 
-    async fn join(&self, told: Observation) -> Result<Option<Arc<Known>>, Error> {
+    async fn join(&self, told: Observation) -> Result<Option<Arc<CachedUser>>, Error> {
         let user = told.user.clone();
         apply(&*self.store, [told], self.clock.now()).await?;
         let asked_at = Instant::now();
@@ -232,16 +232,16 @@ impl Users {
         Sighting { user: user.clone(), told: self.claims.profile(token), seen_at: now }.existence()
     }
 
-    fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<Known>>>) {
+    fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<CachedUser>>>) {
         if let Ok(user) = UserId::parse(&token.subject) {
             let loads = if answer.is_some() { &self.wanted } else { &self.aged };
             // Nobody takes it, or too many wait: who waits is degraded, who has aged is wanted again when stale.
-            _ = loads.try_send(Wanted { user, token: Arc::clone(token), answer });
+            _ = loads.try_send(LoadRequest { user, token: Arc::clone(token), answer });
         }
     }
 
     /// Loads what is wanted until told to stop. A slow call holds up one of the four lanes for requests that wait.
-    pub(super) async fn run(&self, loads: Loads, stop: &CancellationToken) {
+    pub(super) async fn run(&self, loads: LoadQueues, stop: &CancellationToken) {
         let (wanted, aged) = (Mutex::new(loads.wanted), Mutex::new(loads.aged));
         let lane = || self.lane(&wanted, Duration::ZERO, BATCH, stop);
         tokio::join!(lane(), lane(), lane(), lane(), self.lane(&aged, GATHER, GATHERED, stop));
@@ -249,7 +249,7 @@ impl Users {
 
     async fn lane(
         &self,
-        loads: &Mutex<mpsc::Receiver<Wanted>>,
+        loads: &Mutex<mpsc::Receiver<LoadRequest>>,
         gather: Duration,
         limit: usize,
         stop: &CancellationToken,
@@ -275,7 +275,7 @@ impl Users {
     }
 
     /// Loads the users of a batch and answers; then makes those who are missing.
-    async fn load(&self, batch: Vec<Wanted>) -> Result<(), Error> {
+    async fn load(&self, batch: Vec<LoadRequest>) -> Result<(), Error> {
         let mut waiting = by_user(batch);
         self.answer_stored(&mut waiting).await?;
         if waiting.is_empty() {
@@ -296,7 +296,7 @@ impl Users {
         self.answer_stored(&mut waiting).await
     }
 
-    async fn answer_stored(&self, waiting: &mut HashMap<UserId, Waiting>) -> Result<(), Error> {
+    async fn answer_stored(&self, waiting: &mut HashMap<UserId, Waiters>) -> Result<(), Error> {
         if waiting.is_empty() {
             return Ok(());
         }
@@ -309,10 +309,10 @@ impl Users {
     }
 
     /// What is now known of this user: the row, unless a load that began later has answered before.
-    fn remember(&self, row: &Row, asked_at: Instant) -> Arc<Known> {
-        let known = Known::of(row);
+    fn remember(&self, row: &Row, asked_at: Instant) -> Arc<CachedUser> {
+        let known = CachedUser::of(row);
         let entry =
-            |known: Arc<Known>| Arc::new(Entry { known, asked_at, refreshing: AtomicBool::new(false) });
+            |known: Arc<CachedUser>| Arc::new(Entry { known, asked_at, refreshing: AtomicBool::new(false) });
         let update = |_: &Arc<str>, there: &mut Arc<Entry>| {
             if there.asked_at <= asked_at {
                 // What was made of the document before stays good as long as it is the same.
@@ -332,7 +332,7 @@ impl Users {
         }
     }
 
-    fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiting>) {
+    fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiters>) {
         let known = self.remember(row, asked_at);
         for answer in waiting.remove(&row.id).into_iter().flat_map(|waiting| waiting.answers) {
             // Who is gone does not need it.
@@ -341,10 +341,10 @@ impl Users {
     }
 }
 
-fn by_user(batch: Vec<Wanted>) -> HashMap<UserId, Waiting> {
-    let mut waiting: HashMap<UserId, Waiting> = HashMap::with_capacity(batch.len());
-    for Wanted { user, token, answer } in batch {
-        let of_user = waiting.entry(user).or_insert_with(|| Waiting { token, answers: Vec::new() });
+fn by_user(batch: Vec<LoadRequest>) -> HashMap<UserId, Waiters> {
+    let mut waiting: HashMap<UserId, Waiters> = HashMap::with_capacity(batch.len());
+    for LoadRequest { user, token, answer } in batch {
+        let of_user = waiting.entry(user).or_insert_with(|| Waiters { token, answers: Vec::new() });
         of_user.answers.extend(answer);
     }
     waiting

@@ -5,7 +5,7 @@ use crate::{jwks, jws};
 /// Why a token is not an access token of a user. Nothing of the token is in it but names of claims.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum VerificationError {
     /// Longer than [`jws::MAX_TOKEN_BYTES`].
     #[error("the token is too long")]
     TooLong,
@@ -79,21 +79,21 @@ pub enum Refusal {
     KeysUnavailable,
 }
 
-impl Refusal {
+impl VerificationError {
     /// A stable label, for metrics and problem documents.
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::TooLong => "too_long",
+            Self::TooLong => "token_too_long",
             Self::MalformedToken { .. } => "malformed_token",
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::MissingKeyId => "missing_key_id",
             Self::UnknownKey => "unknown_key",
-            Self::UnsupportedHeader { member } if *member == "crit" => "crit",
+            Self::UnsupportedHeader { member } if *member == "crit" => "critical_header",
             Self::UnsupportedHeader { .. } => "unsupported_header",
             Self::DuplicateMember { .. } => "duplicate_member",
             Self::SignatureMismatch => "signature_mismatch",
             Self::UnknownIssuer => "unknown_issuer",
-            Self::MissingClaim { claim } if *claim == "sub" => "no_subject",
+            Self::MissingClaim { claim } if *claim == "sub" => "missing_subject",
             Self::MissingClaim { .. } => "missing_claim",
             Self::MalformedClaim { .. } => "malformed_claim",
             Self::Expired => "expired",
@@ -101,7 +101,7 @@ impl Refusal {
             Self::WrongAudience => "wrong_audience",
             Self::MachineToken => "machine_token",
             Self::IdToken => "id_token",
-            Self::Webhook => "webhook",
+            Self::Webhook => "webhook_token",
             Self::KeysUnavailable => "keys_unavailable",
         }
     }
@@ -112,7 +112,7 @@ impl Refusal {
     }
 }
 
-impl From<jws::Error> for Refusal {
+impl From<jws::Error> for VerificationError {
     fn from(error: jws::Error) -> Self {
         match error {
             jws::Error::TooLong { .. } => Self::TooLong,
@@ -128,7 +128,7 @@ impl From<jws::Error> for Refusal {
     }
 }
 
-impl From<jwks::Error> for Refusal {
+impl From<jwks::Error> for VerificationError {
     fn from(error: jwks::Error) -> Self {
         match error {
             jwks::Error::UnknownKey => Self::UnknownKey,

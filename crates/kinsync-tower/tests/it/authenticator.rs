@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, AccessToken, Cached, CachedConfig, Verifier},
+    bearer::{self, AccessToken, CachingConfig, CachingVerifier, Verifier},
     jwks,
 };
 use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
@@ -31,8 +31,8 @@ use kinsync_engine::{
 };
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
-    CurrentUser, KinsyncLayer, Login,
-    login::{self, Claims, Config},
+    Authenticator, CurrentUser, KinsyncLayer,
+    authenticator::{self, Claims, Config},
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -42,9 +42,9 @@ use tower::{Layer, ServiceExt, service_fn};
 /// Longer than anything here may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// One process: a login on a store that others may share, a queue of its own.
+/// One process: an authenticator on a store that others may share, a queue of its own.
 pub(crate) struct Process {
-    pub(crate) login: Login,
+    pub(crate) authenticator: Authenticator,
     pub(crate) queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
     stop: CancellationToken,
@@ -89,7 +89,7 @@ impl Process {
         config: Config,
         audiences: Vec<String>,
     ) -> Self {
-        Self::of(kinde, store, config, audiences, Arc::new(login::claims::Email))
+        Self::of(kinde, store, config, audiences, Arc::new(authenticator::claims::Email))
     }
 
     fn of(
@@ -106,9 +106,9 @@ impl Process {
         let jwks = Jwks::new(jwks::Config::new(kinde.issuer().parse().unwrap())).unwrap();
         let issuers = vec![(kinde.issuer().to_owned(), jwks)];
         let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
-        let tokens = Cached::new(verifier, &CachedConfig::default());
+        let tokens = CachingVerifier::new(verifier, &CachingConfig::default());
         let profiles = ProfileClient::new(account::Config::new(kinde.issuer().parse().unwrap())).unwrap();
-        let parts = login::Parts {
+        let parts = authenticator::Dependencies {
             tokens,
             store: Arc::clone(store),
             queue: Arc::clone(&queue),
@@ -116,10 +116,10 @@ impl Process {
             profiles: vec![(kinde.issuer().to_owned(), profiles)],
             claims,
         };
-        let (login, work) = Login::new(parts, config);
+        let (authenticator, work) = Authenticator::new(parts, config);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(work.run(stop.clone()));
-        Self { login, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
+        Self { authenticator, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
     }
 
     /// Sends a request through the layer; the service behind tells what it sees.
@@ -132,7 +132,8 @@ impl Process {
             });
             Ok::<_, Infallible>(Response::new(Full::<Bytes>::from(body.to_string())))
         });
-        let response = KinsyncLayer::new(self.login.clone()).layer(service).oneshot(request).await.unwrap();
+        let response =
+            KinsyncLayer::new(self.authenticator.clone()).layer(service).oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         Answer { status: head.status, headers: head.headers, body: serde_json::from_slice(&body).unwrap() }
@@ -301,7 +302,7 @@ async fn the_json_of_a_user_is_made_once_for_each_change() {
         async |name| tell(&store, &id, What::Fields(Profile::new().with(Field::FirstName, name))).await;
     let bearer = format!("Bearer {token}").parse().unwrap();
     let headers = HeaderMap::from_iter([(http::header::AUTHORIZATION, bearer)]);
-    let json = async || process.login.admit(&headers).await.unwrap().json();
+    let json = async || process.authenticator.authenticate(&headers).await.unwrap().json();
     named("Ada").await;
     let (first, again) = (json().await, json().await);
     assert_eq!(first.body().as_ptr(), again.body().as_ptr(), "the user did not change");
@@ -392,7 +393,7 @@ struct Named;
 impl Claims for Named {
     fn profile(&self, token: &AccessToken) -> Profile {
         let name = token.claims.get("first_name").and_then(Value::as_str).unwrap_or_default();
-        login::claims::Email.profile(token).with(Field::FirstName, name)
+        authenticator::claims::Email.profile(token).with(Field::FirstName, name)
     }
 }
 

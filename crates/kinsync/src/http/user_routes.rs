@@ -9,14 +9,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{CurrentUser, Login, layer::DEGRADED, problem};
+use kinsync_tower::{Authenticator, CurrentUser, layer::DEGRADED, problem};
 use serde::Deserialize;
 
 use super::{
     admin::Params,
     answer::{Failure, Result},
 };
-use crate::app::Parts;
+use crate::app::AppState;
 
 const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
 const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
@@ -35,8 +35,8 @@ pub struct ProfileQuery {
 }
 
 /// GET /api/me: the user document as stored.
-pub async fn me(login: &Login, headers: &HeaderMap) -> http::Response<problem::Body> {
-    let user = match login.admit(headers).await {
+pub async fn me(authenticator: &Authenticator, headers: &HeaderMap) -> http::Response<problem::Body> {
+    let user = match authenticator.authenticate(headers).await {
         Ok(user) => user,
         Err(problem) => return problem.into_response(),
     };
@@ -50,12 +50,14 @@ pub async fn me(login: &Login, headers: &HeaderMap) -> http::Response<problem::B
 /// GET /api/profile: the same, after a refresh from Kinde; from the store when Kinde does not answer.
 pub async fn profile(
     user: CurrentUser,
-    State(parts): State<Arc<Parts>>,
+    State(state): State<Arc<AppState>>,
     Params(query): Params<ProfileQuery>,
     headers: HeaderMap,
 ) -> Result<Response> {
-    let Some(login) = &parts.login else { return Err(Failure(kinsync_tower::Problem::NoRoute)) };
-    let (user, refreshed) = login.refresh(user, &headers, query.refresh).await?;
+    let Some(authenticator) = &state.authenticator else {
+        return Err(Failure(kinsync_tower::Problem::NoRoute));
+    };
+    let (user, refreshed) = authenticator.refresh(user, &headers, query.refresh).await?;
     let mut response = document(&user, &headers).map(Body::new);
     response.headers_mut().insert(PROFILE, HeaderValue::from_static(refreshed.as_str()));
     Ok(response)

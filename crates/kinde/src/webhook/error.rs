@@ -6,7 +6,7 @@ use crate::{jwks, jws};
 /// Why a request is not a delivery. Nothing of the request is in it but names of members.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum VerificationError {
     /// No scheme's signature is there.
     #[error(
         "the request is not signed: send Kinde's JWT as the body, or `x-kinde-signature: sha256=<hex of HMAC-SHA256 of the raw body>`, or the headers of Standard Webhooks"
@@ -81,7 +81,7 @@ pub enum Refusal {
     KeysUnavailable,
 }
 
-impl Refusal {
+impl VerificationError {
     /// A stable label, for metrics and problem documents.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -94,7 +94,7 @@ impl Refusal {
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::MissingKeyId => "missing_key_id",
             Self::UnknownKey => "unknown_key",
-            Self::UnsupportedHeader { member } if *member == "crit" => "crit",
+            Self::UnsupportedHeader { member } if *member == "crit" => "critical_header",
             Self::UnsupportedHeader { .. } => "unsupported_header",
             Self::TokenNotWebhook { .. } => "token_not_webhook",
             Self::MissingClaim { .. } => "missing_claim",
@@ -117,7 +117,7 @@ fn needs(scheme: Scheme) -> &'static str {
     }
 }
 
-impl From<jws::Error> for Refusal {
+impl From<jws::Error> for VerificationError {
     fn from(error: jws::Error) -> Self {
         match error {
             jws::Error::WrongAlgorithm => Self::WrongAlgorithm,
@@ -133,7 +133,7 @@ impl From<jws::Error> for Refusal {
     }
 }
 
-impl From<jwks::Error> for Refusal {
+impl From<jwks::Error> for VerificationError {
     fn from(error: jwks::Error) -> Self {
         match error {
             jwks::Error::UnknownKey => Self::UnknownKey,

@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 use url::Url;
 
-use crate::answer::{Clock, Sent, http_date};
 use crate::domain::is_loopback;
 use crate::json;
+use crate::response::{Clock, RequestTiming, http_date};
 
 /// Longest `RateLimit-Reset` that is believed.
 const LONGEST_RESET: Duration = Duration::from_hours(1);
@@ -31,19 +31,19 @@ pub(crate) struct Limits {
 
 /// An HTTP client for one domain.
 #[derive(Debug, Clone)]
-pub(crate) struct Exchange {
+pub(crate) struct HttpClient {
     client: Client,
     limits: Limits,
 }
 
 /// An answer whose body has arrived in full.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct RawResponse {
     pub(crate) status: StatusCode,
     /// `RateLimit-Reset`, at most an hour.
     pub(crate) reset: Option<Duration>,
     pub(crate) body: Vec<u8>,
-    pub(crate) sent: Sent,
+    pub(crate) timing: RequestTiming,
 }
 
 /// Why there is no answer.
@@ -53,7 +53,7 @@ pub(crate) enum Failure {
     TooLong,
 }
 
-impl Exchange {
+impl HttpClient {
     pub(crate) fn new(domain: &Url, limits: Limits) -> Result<Self, reqwest::Error> {
         let mut builder = Client::builder()
             .connect_timeout(limits.connect_timeout)
@@ -80,13 +80,13 @@ impl Exchange {
         &self,
         request: RequestBuilder,
         deadline: Instant,
-    ) -> Result<Received, Failure> {
+    ) -> Result<RawResponse, Failure> {
         let left = deadline.saturating_duration_since(Instant::now());
         self.send(request.timeout(self.limits.timeout.min(left))).await
     }
 
     /// Sends a request of [`Self::client`] and reads the whole answer. Redirects are not followed.
-    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<Received, Failure> {
+    pub(crate) async fn send(&self, request: RequestBuilder) -> Result<RawResponse, Failure> {
         let (local, started) = (self.limits.clock.now(), Instant::now());
         // Errors name the address, and addresses hold ids.
         let unreachable = |error: reqwest::Error| Failure::Unreachable(error.without_url());
@@ -102,8 +102,8 @@ impl Exchange {
             }
             body.extend_from_slice(&chunk);
         }
-        let sent = Sent::new(local, date, elapsed, self.limits.clock_allowance);
-        Ok(Received { status, reset, body, sent })
+        let timing = RequestTiming::new(local, date, elapsed, self.limits.clock_allowance);
+        Ok(RawResponse { status, reset, body, timing })
     }
 }
 
@@ -120,12 +120,12 @@ fn reset_after(text: &str) -> Option<Duration> {
 
 /// Code and message of an error, cut to what is fit for a log; empty where the answer has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Complaint {
+pub(crate) struct ApiError {
     pub(crate) code: String,
     pub(crate) message: String,
 }
 
-impl Complaint {
+impl ApiError {
     /// Reads `{"errors":[{code,message}]}` and the same with an object for the list. `None`: not an answer of the API.
     pub(crate) fn of_api(body: &[u8]) -> Option<Self> {
         let found = match json::map(body).ok()?.remove("errors")? {
@@ -155,15 +155,15 @@ mod tests {
 
     #[test]
     fn both_shapes_of_errors_are_read_and_nothing_else() {
-        let expect = Some(Complaint { code: "A".to_owned(), message: "b".to_owned() });
-        assert_eq!(Complaint::of_api(br#"{"errors":[{"code":"A","message":"b"},{"code":"C"}]}"#), expect);
-        assert_eq!(Complaint::of_api(br#"{"errors":{"code":"A","message":"b"}}"#), expect);
-        assert_eq!(Complaint::of_oauth(br#"{"error":"A","error_description":"b"}"#), expect);
+        let expect = Some(ApiError { code: "A".to_owned(), message: "b".to_owned() });
+        assert_eq!(ApiError::of_api(br#"{"errors":[{"code":"A","message":"b"},{"code":"C"}]}"#), expect);
+        assert_eq!(ApiError::of_api(br#"{"errors":{"code":"A","message":"b"}}"#), expect);
+        assert_eq!(ApiError::of_oauth(br#"{"error":"A","error_description":"b"}"#), expect);
         for body in
             ["", "<html>", "[]", "{}", r#"{"errors":[]}"#, r#"{"errors":["A"]}"#, r#"{"errors":null}"#]
         {
-            assert_eq!(Complaint::of_api(body.as_bytes()), None, "{body}");
-            assert_eq!(Complaint::of_oauth(body.as_bytes()), None, "{body}");
+            assert_eq!(ApiError::of_api(body.as_bytes()), None, "{body}");
+            assert_eq!(ApiError::of_oauth(body.as_bytes()), None, "{body}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the app is made of, as the routes see it.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, sync::Arc};
 
 use aws_lc_rs::{constant_time, digest};
 use kinde::{Jwks, webhook::Verifier};
@@ -13,16 +13,17 @@ use kinsync_engine::{
     reconcile::{Reconciler, schedule::Status},
     store::{self, Store},
 };
-use kinsync_tower::{Activity, Login};
+use kinsync_tower::{Activity, Authenticator};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use crate::config::Config;
 
 /// What the app is made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct AppState {
     /// What the operator decided.
     pub config: Config,
     /// Where deliveries wait.
@@ -40,9 +41,9 @@ pub struct Parts {
     /// The keys of each issuer of tokens, and the tenant's, which sign webhooks.
     pub key_sets: Vec<Jwks>,
     /// Knows the users of requests, when there is an issuer.
-    pub login: Option<Login>,
+    pub authenticator: Option<Authenticator>,
     /// Compares Kinde with the store, when there is a machine-to-machine application.
-    pub reconcile: Option<Reconciling>,
+    pub reconcile: Option<ReconcilerHandle>,
     /// How deliveries are going.
     pub activity: Activity,
     /// Opens the admin routes.
@@ -57,7 +58,7 @@ pub struct Parts {
 
 /// The reconciler of this process.
 #[derive(Debug)]
-pub struct Reconciling {
+pub struct ReconcilerHandle {
     /// Asks Kinde.
     pub reconciler: Reconciler,
     /// What its schedule knows.
@@ -66,7 +67,7 @@ pub struct Reconciling {
     pub wake: Arc<Notify>,
 }
 
-impl Parts {
+impl AppState {
     /// Asks for a scan, which some process that shares the store makes soon.
     pub async fn ask_for_scan(&self) -> Result<(), store::Error> {
         Checks::ask_everybody(&*self.store).await?;

@@ -1,7 +1,7 @@
 //! Remembers verified tokens, so that the usual request costs a hash and no RSA.
 //!
 //! What it never does: take a token that [`Verifier`] would refuse now. An entry counts until the token's `exp` (without
-//! leeway), until it is [`CachedConfig::max_age`] old, and as long as the key that verified it is still its issuer's:
+//! leeway), until it is [`CachingConfig::max_age`] old, and as long as the key that verified it is still its issuer's:
 //! whichever ends first. Refusals are not remembered. The key of an entry is the SHA-256 of the whole token, so a
 //! forged signature under genuine claims finds nothing.
 
@@ -19,7 +19,7 @@ use quick_cache::{
 };
 use serde_json::Value;
 
-use super::{AccessToken, Refusal, Verifier, Voucher};
+use super::{AccessToken, SigningKey, VerificationError, Verifier};
 use crate::jws::MAX_TOKEN_BYTES;
 
 /// What a token of usual size takes in memory, in bytes: one with more claims counts as several.
@@ -27,7 +27,7 @@ const USUAL_BYTES: usize = 2048;
 
 /// How much is remembered, and how long.
 #[derive(Debug, Clone)]
-pub struct CachedConfig {
+pub struct CachingConfig {
     /// Most tokens that are remembered; the least used ones make room. At least 1. Fewer, when their claims take more
     /// than 2 KiB each: memory is bounded by this many times 2 KiB, whatever is in the tokens.
     pub entries: usize,
@@ -35,7 +35,7 @@ pub struct CachedConfig {
     pub max_age: Duration,
 }
 
-impl Default for CachedConfig {
+impl Default for CachingConfig {
     /// 100,000 tokens, one hour.
     fn default() -> Self {
         Self { entries: 100_000, max_age: Duration::from_hours(1) }
@@ -44,7 +44,7 @@ impl Default for CachedConfig {
 
 /// A [`Verifier`] that remembers what it verified. Clones share everything.
 #[derive(Clone)]
-pub struct Cached(Arc<Inner>);
+pub struct CachingVerifier(Arc<Inner>);
 
 struct Inner {
     verifier: Verifier,
@@ -56,7 +56,7 @@ struct Inner {
 
 struct Entry {
     token: Arc<AccessToken>,
-    voucher: Voucher,
+    signing_key: SigningKey,
     valid_until: Timestamp,
 }
 
@@ -109,13 +109,13 @@ fn bytes_of(value: &Value) -> usize {
 
 impl Entry {
     fn counts(&self, now: Timestamp) -> bool {
-        now < self.valid_until && self.voucher.still_vouches()
+        now < self.valid_until && self.signing_key.is_current()
     }
 }
 
-impl Cached {
+impl CachingVerifier {
     /// Remembers nothing yet.
-    pub fn new(verifier: Verifier, config: &CachedConfig) -> Self {
+    pub fn new(verifier: Verifier, config: &CachingConfig) -> Self {
         Self(Arc::new(Inner {
             verifier,
             max_age: SignedDuration::try_from(config.max_age).unwrap_or(SignedDuration::MAX),
@@ -134,17 +134,17 @@ impl Cached {
     /// Verifies a token, given without `Bearer `: at once when it is remembered, else as [`Verifier::verify`].
     ///
     /// Cancel safe. A hit allocates nothing and awaits nothing.
-    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<AccessToken>, Refusal> {
+    pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<AccessToken>, VerificationError> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(Refusal::TooLong);
+            return Err(VerificationError::TooLong);
         }
         let key = key_of(token);
         if let Some(token) = self.recall(&key, now) {
             return Ok(token);
         }
         self.0.misses.fetch_add(1, Ordering::Relaxed);
-        let (token, voucher) = self.0.verifier.vouch(token, now).await?;
-        Ok(self.remember(key, token, voucher, now))
+        let (token, signing_key) = self.0.verifier.verify_with_key(token, now).await?;
+        Ok(self.remember(key, token, signing_key, now))
     }
 
     /// The token if it is remembered and still good. Never waits.
@@ -162,7 +162,7 @@ impl Cached {
         self.0.misses.load(Ordering::Relaxed)
     }
 
-    /// Number of remembered tokens; never more than [`CachedConfig::entries`].
+    /// Number of remembered tokens; never more than [`CachingConfig::entries`].
     pub fn len(&self) -> usize {
         self.0.entries.len()
     }
@@ -186,7 +186,7 @@ impl Cached {
         &self,
         key: Digest,
         token: AccessToken,
-        voucher: Voucher,
+        signing_key: SigningKey,
         now: Timestamp,
     ) -> Arc<AccessToken> {
         let token = Arc::new(token);
@@ -194,17 +194,19 @@ impl Cached {
         let valid_until = token.expires_at.min(max_age);
         // Within the leeway a token is taken although its `exp` has passed: remembering it would be of no use.
         if now < valid_until {
-            self.0.entries.insert(key, Arc::new(Entry { token: Arc::clone(&token), voucher, valid_until }));
+            self.0
+                .entries
+                .insert(key, Arc::new(Entry { token: Arc::clone(&token), signing_key, valid_until }));
         }
         token
     }
 }
 
 /// Counters only: tokens are credentials and their claims personal data.
-impl fmt::Debug for Cached {
+impl fmt::Debug for CachingVerifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("Cached")
+            .debug_struct("CachingVerifier")
             .field("entries", &self.len())
             .field("hits", &self.hits())
             .field("misses", &self.misses())

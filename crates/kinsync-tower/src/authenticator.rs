@@ -12,11 +12,11 @@
 //! A refusal outlives the store: while it is away, who was known to be deleted stays refused.
 //!
 //! In reading order: `token` (of the request), [`claims`] (to fields), `users` (cache and loads), `profiles` (filled in from Kinde),
-//! `seen` (written behind).
+//! `last_seen` (written behind).
 
 pub mod claims;
+mod last_seen;
 mod profiles;
-mod seen;
 mod token;
 mod users;
 
@@ -25,26 +25,26 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::HeaderMap;
 use kinde::{
     account::ProfileClient,
-    bearer::{AccessToken, Cached, Refusal},
+    bearer::{AccessToken, CachingVerifier, VerificationError},
 };
 use kinsync_core::UserId;
 use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, sighting::Sighting, store::Store};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::users::Known;
-pub use self::{claims::Claims, profiles::Refreshed};
+pub(crate) use self::users::CachedUser;
+pub use self::{claims::Claims, profiles::RefreshOutcome};
 use self::{
-    profiles::{Bare, Profiles},
-    seen::Seen,
-    users::{Found, Loads, Users},
+    last_seen::LastSeenWriter,
+    profiles::{ProfileRequest, Profiles},
+    users::{CacheLookup, LoadQueues, Users},
 };
 use crate::{
     current_user::CurrentUser,
     problem::{Problem, RequestId, chain},
 };
 
-/// Bounds of a login.
+/// Bounds of an authenticator.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     /// The longest wait for the store, on the path of a request.
@@ -100,13 +100,13 @@ impl Default for Config {
 
 /// Finds out whose request it is. Clones are cheap and share everything.
 #[derive(Clone)]
-pub struct Login(Arc<Shared>);
+pub struct Authenticator(Arc<Shared>);
 
-/// What a login is made of.
+/// What an authenticator is made of.
 #[derive(Debug)]
-pub struct Parts {
+pub struct Dependencies {
     /// Verifies tokens.
-    pub tokens: Cached,
+    pub tokens: CachingVerifier,
     /// Where users are kept.
     pub store: Arc<dyn Store>,
     /// Where sightings wait for the store.
@@ -120,34 +120,35 @@ pub struct Parts {
 }
 
 struct Shared {
-    tokens: Cached,
+    tokens: CachingVerifier,
     users: Arc<Users>,
     profiles: Profiles,
-    seen: Seen,
+    seen: LastSeenWriter,
     queue: Arc<dyn Queue>,
     claims: Arc<dyn Claims>,
     clock: Clock,
     config: Config,
 }
 
-/// What a login does beside the requests: loads users and writes `lastSeenAt`. Requests are degraded until it runs.
+/// What an authenticator does beside the requests: loads users and writes `lastSeenAt`. Requests are degraded until it runs.
 #[derive(Debug)]
-pub struct Work {
-    login: Login,
-    loads: Loads,
-    bare: mpsc::Receiver<Bare>,
+pub struct BackgroundTasks {
+    authenticator: Authenticator,
+    loads: LoadQueues,
+    bare: mpsc::Receiver<ProfileRequest>,
 }
 
-impl Login {
-    /// A login, and the work that somebody has to run beside it.
-    pub fn new(parts: Parts, config: Config) -> (Self, Work) {
-        let Parts { tokens, store, queue, clock, profiles, claims } = parts;
+impl Authenticator {
+    /// An authenticator, and the work that somebody has to run beside it.
+    pub fn new(parts: Dependencies, config: Config) -> (Self, BackgroundTasks) {
+        let Dependencies { tokens, store, queue, clock, profiles, claims } = parts;
         let (users, loads) = Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), &config);
         let users = Arc::new(users);
         let (profiles, bare) = Profiles::new(profiles, Arc::clone(&users), &config);
-        let seen = Seen::new(store, clock.clone(), &config);
-        let login = Self(Arc::new(Shared { tokens, users, profiles, seen, queue, claims, clock, config }));
-        (login.clone(), Work { login, loads, bare })
+        let seen = LastSeenWriter::new(store, clock.clone(), &config);
+        let authenticator =
+            Self(Arc::new(Shared { tokens, users, profiles, seen, queue, claims, clock, config }));
+        (authenticator.clone(), BackgroundTasks { authenticator, loads, bare })
     }
 
     /// The user of a request with these headers. Cancel safe.
@@ -155,12 +156,12 @@ impl Login {
     /// # Errors
     /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], or [`Problem::Unavailable`] while the issuer's keys
     /// are not known. Each is counted in `kinsync_bearer_refusals_total{reason}`.
-    pub async fn admit(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
         let sent = token::of(headers)?;
         let token = self.0.verify(sent).await?;
         let found = self.0.users.find(&token, self.0.config.deadline).await;
         match found {
-            Found::Fresh(known) => {
+            CacheLookup::Fresh(known) => {
                 live(&known)?;
                 self.0.seen.note(&known, self.0.clock.now());
                 if known.is_unconfirmed {
@@ -168,13 +169,13 @@ impl Login {
                 }
                 Ok(CurrentUser::stored(token, known))
             }
-            Found::Stale(known) => {
+            CacheLookup::Stale(known) => {
                 live(&known)?;
                 count_degraded();
                 self.0.seen.note(&known, self.0.clock.now());
                 Ok(CurrentUser::degraded(token, Some(known)))
             }
-            Found::Unknown => {
+            CacheLookup::Miss => {
                 count_degraded();
                 self.0.keep(&token).await;
                 Ok(CurrentUser::degraded(token, None))
@@ -192,7 +193,7 @@ impl Login {
         user: CurrentUser,
         headers: &HeaderMap,
         insist: bool,
-    ) -> Result<(CurrentUser, Refreshed), Problem> {
+    ) -> Result<(CurrentUser, RefreshOutcome), Problem> {
         let sent = token::of(headers)?;
         let Config { profile_max_age, profile_min_age, .. } = self.0.config;
         let max_age = if insist { profile_min_age } else { profile_max_age };
@@ -209,10 +210,10 @@ impl Login {
     }
 }
 
-impl Work {
+impl BackgroundTasks {
     /// Runs until told to stop, then writes what is left of `lastSeenAt`.
     pub async fn run(self, stop: CancellationToken) {
-        let shared = &self.login.0;
+        let shared = &self.authenticator.0;
         tokio::join!(
             shared.users.run(self.loads, &stop),
             shared.profiles.run(self.bare, &stop),
@@ -237,7 +238,7 @@ impl Shared {
     }
 
     fn keys_unavailable(&self, cause: &dyn std::error::Error) -> Problem {
-        count_refusal(Refusal::KeysUnavailable.reason());
+        count_refusal(VerificationError::KeysUnavailable.reason());
         let request = RequestId::next();
         // Anybody can bring a token: that keys cannot be fetched is warned of where it happens.
         tracing::debug!(%request, error = chain(cause), "a token could not be verified: its issuer's keys are not known");
@@ -265,13 +266,13 @@ impl Shared {
     }
 }
 
-fn live(known: &Known) -> Result<(), Problem> {
+fn live(known: &CachedUser) -> Result<(), Problem> {
     let Some(reason) = known.refused else { return Ok(()) };
     count_refusal(reason);
     Err(Problem::UserRefused { reason })
 }
 
-fn refused(refusal: &Refusal) -> Problem {
+fn refused(refusal: &VerificationError) -> Problem {
     count_refusal(refusal.reason());
     tracing::debug!(reason = refusal.reason(), "an access token was refused");
     Problem::Unauthenticated { reason: refusal.reason(), detail: refusal.to_string() }
@@ -285,8 +286,8 @@ fn count_degraded() {
     metrics::counter!("kinsync_degraded_requests_total").increment(1);
 }
 
-impl fmt::Debug for Login {
+impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("Authenticator").field("config", &self.0.config).finish_non_exhaustive()
     }
 }

@@ -72,14 +72,14 @@ async fn the_first_request_is_answered_and_the_rest_is_filled_in_from_kinde() {
     let town = Town::start().await;
     let first = town.ask("GET", "/api/me", &[]).await;
     assert_eq!((first.status, first.body["kindeId"].as_str()), (200, Some(&*town.user)), "{}", first.body);
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
         let me = town.ask("GET", "/api/me", &[]).await.body;
         if me["firstName"] == "Ada" {
             assert_eq!((&me["email"], &me["source"]), (&"ada@example.com".into(), &"profile".into()));
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "the user is never filled in: {me}");
+        assert!(tokio::time::Instant::now() < deadline, "the user is never filled in: {me}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(town.kinde.requests("profile"), 1, "one question for all of these requests");

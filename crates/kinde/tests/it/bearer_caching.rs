@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{Cached, CachedConfig, Config, Verifier};
+use kinde::bearer::{CachingConfig, CachingVerifier, Config, Verifier};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -13,13 +13,13 @@ use crate::support::{
     tenant_key, with,
 };
 
-fn cached_with(jwks: Jwks, config: &CachedConfig) -> Cached {
+fn cached_with(jwks: Jwks, config: &CachingConfig) -> CachingVerifier {
     let issuers = vec![(ISSUER.to_owned(), jwks)];
-    Cached::new(Verifier::new(Config { issuers, ..Config::default() }), config)
+    CachingVerifier::new(Verifier::new(Config { issuers, ..Config::default() }), config)
 }
 
-fn cached() -> Cached {
-    cached_with(tenant_jwks(), &CachedConfig::default())
+fn cached() -> CachingVerifier {
+    cached_with(tenant_jwks(), &CachingConfig::default())
 }
 
 fn sign(changes: &Value) -> String {
@@ -55,7 +55,7 @@ async fn a_forged_signature_under_known_claims_finds_nothing() {
     assert_eq!(cached.verify(&forged, now()).await.unwrap_err().reason(), "signature_mismatch");
     let (body, _) = token.rsplit_once('.').unwrap();
     assert_eq!(cached.verify(&format!("{body}."), now()).await.unwrap_err().reason(), "malformed_token");
-    assert_eq!(cached.verify(&"a".repeat(20_000), now()).await.unwrap_err().reason(), "too_long");
+    assert_eq!(cached.verify(&"a".repeat(20_000), now()).await.unwrap_err().reason(), "token_too_long");
     assert_eq!(cached.len(), 1);
 }
 
@@ -72,7 +72,7 @@ async fn a_remembered_token_expires_when_the_verifier_says_so() {
 
 #[tokio::test]
 async fn nothing_is_remembered_for_longer_than_allowed() {
-    let config = CachedConfig { max_age: Duration::from_secs(10), ..CachedConfig::default() };
+    let config = CachingConfig { max_age: Duration::from_secs(10), ..CachingConfig::default() };
     let (cached, token) = (cached_with(tenant_jwks(), &config), sign(&json!({})));
     cached.verify(&token, now()).await.unwrap();
     assert!(cached.get(&token, later(9)).is_some() && cached.get(&token, later(10)).is_none());
@@ -88,7 +88,7 @@ async fn refusals_are_not_remembered() {
 
 #[tokio::test]
 async fn the_memory_is_bounded() {
-    let config = CachedConfig { entries: 8, ..CachedConfig::default() };
+    let config = CachingConfig { entries: 8, ..CachingConfig::default() };
     let cached = cached_with(tenant_jwks(), &config);
     for number in 0..64 {
         cached.verify(&sign(&json!({"jti": number.to_string()})), now()).await.unwrap();
@@ -99,7 +99,7 @@ async fn the_memory_is_bounded() {
 
 #[tokio::test]
 async fn tokens_with_many_claims_count_for_several() {
-    let config = CachedConfig { entries: 64, ..CachedConfig::default() };
+    let config = CachingConfig { entries: 64, ..CachingConfig::default() };
     let cached = cached_with(tenant_jwks(), &config);
     let flags: serde_json::Map<_, _> =
         (0..40).map(|n| (format!("flag{n}"), json!({"t": "b", "v": true}))).collect();
@@ -115,18 +115,18 @@ async fn tokens_with_many_claims_count_for_several() {
 async fn a_withdrawn_key_takes_its_tokens_along() {
     let server = Server::with_keys(vec![tenant_key().jwk(KID)]).await;
     let jwks = Jwks::new(kinde::jwks::Config::new(server.domain.clone())).unwrap();
-    let cached = cached_with(jwks.clone(), &CachedConfig::default());
+    let cached = cached_with(jwks.clone(), &CachingConfig::default());
     let token = sign(&json!({}));
     cached.verify(&token, now()).await.unwrap();
     server.answer(|_| status(axum::http::StatusCode::SERVICE_UNAVAILABLE));
     pass(Duration::from_mins(11)).await;
     assert!(cached.get(&token, now()).is_some());
-    eventually(|| jwks.status().failures == 1).await;
+    eventually(|| jwks.status().consecutive_failures == 1).await;
     assert!(cached.get(&token, now()).is_some(), "old keys are served while Kinde is away");
     server.answer_with_keys(vec![tenant_key().jwk(KID)]);
     pass(Duration::from_mins(11)).await;
     assert!(cached.get(&token, now()).is_some());
-    eventually(|| jwks.status().failures == 0).await;
+    eventually(|| jwks.status().consecutive_failures == 0).await;
     assert!(cached.get(&token, now()).is_some(), "the same key fetched anew is the same key");
     // The name stays and the key changes: the worst way to rotate.
     server.answer_with_keys(vec![foreign_key().jwk(KID)]);

@@ -8,11 +8,11 @@ use jiff::{SignedDuration, Timestamp};
 
 /// What Kinde answered, and when it was asked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Answer<T> {
+pub struct Response<T> {
     /// What it answered.
     pub value: T,
     /// When it was asked.
-    pub sent: Sent,
+    pub timing: RequestTiming,
 }
 
 /// When a request was sent, by both clocks.
@@ -20,7 +20,7 @@ pub struct Answer<T> {
 /// For the successful attempt, when there were several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Sent {
+pub struct RequestTiming {
     /// A moment of Kinde's clock at which the request had not yet been sent, for use as the version of what it
     /// answered: whatever happened at Kinde up to then is in the answer, whatever happens later outranks it.
     ///
@@ -28,16 +28,16 @@ pub struct Sent {
     /// the request, so `date - elapsed` is never later than the sending. The local clock bounds it, and stands alone
     /// where the header is missing. The allowance covers what neither knows: replicas that lag, and clocks that
     /// differ among Kinde's own servers. Too early is safe (an event wins that need not have), too late is not.
-    pub at: Timestamp,
+    pub as_of: Timestamp,
     /// This machine's clock when the request was sent.
-    pub local: Timestamp,
+    pub sent_at: Timestamp,
     /// The `Date` header of the answer: Kinde's clock, in whole seconds.
-    pub date: Option<Timestamp>,
+    pub server_date: Option<Timestamp>,
     /// From the sending to the head of the answer.
     pub elapsed: Duration,
 }
 
-impl Sent {
+impl RequestTiming {
     pub(crate) fn new(
         local: Timestamp,
         date: Option<Timestamp>,
@@ -45,16 +45,17 @@ impl Sent {
         allowance: Duration,
     ) -> Self {
         let by_kinde = date.map_or(local, |date| earlier(date, elapsed));
-        Self { at: earlier(local.min(by_kinde), allowance), local, date, elapsed }
+        Self { as_of: earlier(local.min(by_kinde), allowance), sent_at: local, server_date: date, elapsed }
     }
 
     /// How far this machine's clock is ahead of Kinde's (negative: behind); `None` without a `Date`.
     ///
     /// Right to about a second and half of [`Self::elapsed`].
-    pub fn skew(&self) -> Option<SignedDuration> {
+    pub fn clock_skew(&self) -> Option<SignedDuration> {
         let half = SignedDuration::try_from(self.elapsed / 2).unwrap_or(SignedDuration::ZERO);
         // On average half a second was cut off the header.
-        self.date.map(|date| self.local.duration_since(date) + half - SignedDuration::from_millis(500))
+        self.server_date
+            .map(|date| self.sent_at.duration_since(date) + half - SignedDuration::from_millis(500))
     }
 }
 
@@ -89,6 +90,10 @@ impl Clock {
 /// The machine's clock.
 impl Default for Clock {
     fn default() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the one place of this crate that reads the wall clock"
+        )]
         Self::new(Timestamp::now)
     }
 }
@@ -110,8 +115,8 @@ mod tests {
     #[track_caller]
     fn check(local: &str, date: Option<&str>, elapsed: u64, expect: &str) {
         let (elapsed, allowance) = (Duration::from_secs(elapsed), Duration::from_secs(2));
-        let sent = Sent::new(at(local), date.map(at), elapsed, allowance);
-        assert_eq!(sent.at, at(expect));
+        let timing = RequestTiming::new(at(local), date.map(at), elapsed, allowance);
+        assert_eq!(timing.as_of, at(expect));
     }
 
     #[test]
@@ -129,13 +134,13 @@ mod tests {
 
     #[test]
     fn skew_is_positive_when_this_machine_is_ahead() {
-        let sent = Sent::new(
+        let timing = RequestTiming::new(
             at("2026-01-01T12:01:00Z"),
             Some(at("2026-01-01T12:00:00Z")),
             Duration::ZERO,
             Duration::ZERO,
         );
-        assert_eq!(sent.skew(), Some(SignedDuration::from_millis(59_500)));
+        assert_eq!(timing.clock_skew(), Some(SignedDuration::from_millis(59_500)));
     }
 
     #[test]

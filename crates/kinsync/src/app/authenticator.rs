@@ -1,16 +1,16 @@
-//! The login of this app: keys and profiles of each issuer.
+//! The authenticator of this app: keys and profiles of each issuer.
 
 use std::sync::Arc;
 
 use kinde::{
     Jwks,
     account::{self, ProfileClient},
-    bearer::{self, Cached, CachedConfig, Verifier},
+    bearer::{self, CachingConfig, CachingVerifier, Verifier},
     domain::issuer_of,
     jwks,
 };
 use kinsync_engine::{clock::Clock, queue::Queue, store::Store};
-use kinsync_tower::login::{self, Login, Work};
+use kinsync_tower::authenticator::{self, Authenticator, BackgroundTasks};
 use url::Url;
 
 use super::Error;
@@ -28,7 +28,7 @@ pub(super) fn open(
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     clock: Clock,
-) -> Result<Option<(Login, Work)>, Error> {
+) -> Result<Option<(Authenticator, BackgroundTasks)>, Error> {
     if key_sets.is_empty() {
         return Ok(None);
     }
@@ -39,11 +39,15 @@ pub(super) fn open(
     let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
     // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.
     let cached_users = config.http.cached_users;
-    let tokens = Cached::new(verifier, &CachedConfig { entries: cached_users, ..CachedConfig::default() });
-    let claims = Arc::new(login::claims::Email);
-    let parts = login::Parts { tokens, store, queue, clock, profiles, claims };
+    let tokens =
+        CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
+    let claims = Arc::new(authenticator::claims::Email);
+    let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
     let sightings_below = config.queue.max_entries / 2;
-    Ok(Some(Login::new(parts, login::Config { cached_users, sightings_below, ..login::Config::default() })))
+    Ok(Some(Authenticator::new(
+        parts,
+        authenticator::Config { cached_users, sightings_below, ..authenticator::Config::default() },
+    )))
 }
 
 fn keys(url: &Url, tenant: Option<&Jwks>) -> Result<Jwks, Error> {
