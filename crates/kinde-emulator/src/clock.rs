@@ -10,6 +10,12 @@ use serde::{Serialize, Serializer};
 
 use crate::config::{Offset, Precision};
 
+/// Returns the time of the machine's clock.
+pub(crate) fn now() -> Timestamp {
+    #[expect(clippy::disallowed_methods, reason = "the one place of this crate that reads the wall clock")]
+    Timestamp::now()
+}
+
 /// Assigns a distinct time to each event, and ids that depend on the seed (event ids also on the time, as Kinde's do).
 pub(crate) struct Clock {
     last: Timestamp,
@@ -23,7 +29,7 @@ impl Clock {
 
     /// Returns the current time in whole microseconds, later than every time returned before.
     pub(crate) fn tick(&mut self) -> Timestamp {
-        let now = Timestamp::now().as_microsecond().max(self.last.as_microsecond() + 1);
+        let now = now().as_microsecond().max(self.last.as_microsecond() + 1);
         self.last = Timestamp::from_microsecond(now).expect("the present is in range");
         self.last
     }

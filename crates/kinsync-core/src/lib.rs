@@ -14,7 +14,6 @@
 //! - [`join`]: how two states become one
 //! - [`email`]: who owns an address
 //! - [`document`]: what an application reads
-//! - [`rfc3339`]: instants as text
 //!
 //! ```
 //! use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
@@ -35,8 +34,6 @@
 
 pub mod ids;
 pub mod version;
-
-pub mod rfc3339;
 
 pub mod field;
 

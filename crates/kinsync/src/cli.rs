@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod adopt;
 mod backfill;
 mod client;
 mod config;
@@ -12,9 +13,8 @@ mod dead_letters;
 mod dev;
 mod doctor;
 mod events;
-pub mod exit;
+mod exit;
 mod flags;
-mod link;
 mod output;
 mod reconcile;
 mod runs;
@@ -26,35 +26,31 @@ mod webhook;
 
 use exit::Exit;
 
-const EXAMPLES: &str = "\
+const AFTER_HELP: &str = "\
 Start:
-  kinsync dev                               try kinsync with a local Kinde and generated users
-  kinsync serve                             run the server; needs KINDE_DOMAIN or KINDE_WEBHOOK_SECRET
-  kinsync webhook setup --public-url URL    make Kinde deliver to it
-  kinsync backfill                          load the users that exist at Kinde
+  kinsync dev                                             try it with a local Kinde and generated users
+  KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
+  KINDE_DOMAIN=https://acme.kinde.com kinsync serve       (users in a file, nothing else needed)
+  kinsync backfill                                        everybody who is at Kinde already
 
-Inspect:
-  kinsync doctor                            check the configuration and print a fix for each problem
-  kinsync config show                       list every setting, its value and its origin
+  kinsync webhook setup --public-url https://…            let Kinde deliver to it
+
+Look:
+  kinsync doctor                                          is everything right, and what to do where not
+  kinsync config show                                     every setting, its value and where it came from
   kinsync users list --email ada@example.com
-  kinsync reconcile --dry-run               list differences between Kinde and the store
-  kinsync dead-letters list                 list deliveries that could not be processed
-  kinsync link --dry-run                    list existing documents that can be linked to Kinde users
+  kinsync dead-letters list
+  kinsync reconcile --dry-run                             what no webhook told of
+  kinsync adopt --dry-run                                 your rows from before kinsync, and what becomes of them
 
-A setting is a flag, an environment variable or a line of a TOML file (--config). Flags take precedence over the
-environment, and the environment over the file.
+Settings are flags, environment variables or lines of a TOML file (--config), in this order of weight.
 
-Exit codes:
-";
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something waits for your word, 69 the server cannot be
+reached, 77 no permission, 78 wrong settings";
 
-fn after_help() -> String {
-    let lines = exit::CODES.iter().map(|(code, meaning)| format!("  {code:<3}{meaning}"));
-    EXAMPLES.to_owned() + &lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Mirrors Kinde users into your database.
+/// Keeps a true copy of Kinde's users in your database.
 #[derive(Debug, Parser)]
-#[command(name = "kinsync", version, about, after_help = after_help(), max_term_width = 100)]
+#[command(name = "kinsync", version, about, after_help = AFTER_HELP, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,35 +58,35 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the server: accept deliveries and keep the stored users equal to Kinde's
+    /// Accept deliveries and keep the users true
     Serve(serve::Args),
     /// Try kinsync with a local Kinde and generated users; needs no settings
     #[cfg(feature = "dev")]
     Dev(dev::Args),
-    /// Load every user of a Kinde tenant into the store
+    /// Load all users of a Kinde tenant, the first time
     Backfill(backfill::Args),
-    /// Compare every user at Kinde with the store and repair the differences
+    /// Find what no webhook told of, and repair it
     Reconcile(reconcile::Args),
-    /// List scans of a running server and what they found
+    /// What the scans found, on a running server
     #[command(subcommand)]
     Runs(runs::Command),
-    /// Link existing MongoDB documents to Kinde users by verified email address
-    Link(link::Args),
-    /// Check the Kinde, MongoDB, disk and server configuration and print a fix for each problem
+    /// Rows of yours from before kinsync: which become users, and which cannot; in MongoDB
+    Adopt(adopt::Args),
+    /// Whether Kinde, MongoDB, the disk and the server are as they should be, and what to do where not
     Doctor(doctor::Args),
-    /// Create or update the webhook at Kinde
+    /// The webhook at Kinde
     #[command(subcommand)]
     Webhook(webhook::Command),
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// List, show and explain the users of a running server
+    /// Look at users, on a running server
     #[command(subcommand)]
     Users(users::Command),
-    /// List and show the events that a running server received
+    /// Look at the event log, on a running server
     #[command(subcommand)]
     Events(events::Command),
-    /// List, show, retry or remove deliveries that a running server could not process
+    /// Deliveries that could not be understood: look, try again, drop; on a running server
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
 }
@@ -104,7 +100,7 @@ pub fn run() -> ExitCode {
         Command::Backfill(args) => backfill::run(args),
         Command::Reconcile(args) => reconcile::run(args),
         Command::Runs(command) => runs::run(command),
-        Command::Link(args) => link::run(args),
+        Command::Adopt(args) => adopt::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Webhook(command) => webhook::run(command),
         Command::Config(command) => config::run(command),

@@ -1,15 +1,15 @@
-//! The settings: one typed value, made from flags, environment, file and defaults.
+//! What the operator decided: one typed value, made from flags, environment, file and defaults.
 //!
-//! [`setting::SETTINGS`] lists every setting; nothing else defines a key, a variable or a flag. Every problem is found before
-//! anything starts, and all are reported together.
+//! Settings are rows of a table ([`setting::SETTINGS`]); nothing else names a key, a variable or a
+//! flag. All problems are found before anything is started, and are reported together.
 //!
 //! In reading order:
-//! - [`setting`]: the list
-//! - [`source`]: the sources of a value: flags > environment > file > default
+//! - [`setting`]: the table
+//! - [`source`]: where a value comes from; flags > environment > file > default
 //! - [`mod@file`]: the TOML file
-//! - [`value`]: texts parsed into types
-//! - [`rules`]: rules between settings, and what a setting disables
-//! - [`problem`]: every problem, reported together
+//! - [`value`]: texts read into types
+//! - [`rules`]: what must hold between settings, and which doors are closed
+//! - [`problem`]: what is wrong, said at once
 //! - [`show`]: the merge, secrets masked
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
 };
 
 use kinsync_core::Field;
-use kinsync_engine::store::mongo::Adopt as LinkByEmail;
+use kinsync_engine::store::mongo::Adopt;
 use secrecy::SecretString;
 use url::Url;
 
@@ -36,53 +36,53 @@ pub use problem::{Problem, Problems};
 pub use setting::{Reader, SETTINGS, Setting};
 pub use source::{Flags, Origin, Sources};
 
-/// Every setting of `kinsync serve`.
+/// Everything `serve` needs to know.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The folder of the embedded queue and store.
+    /// Where the embedded queue and store keep their files.
     pub data_dir: PathBuf,
-    /// The Kinde tenant and its credentials.
+    /// The tenant, and how its deliveries are verified.
     pub kinde: Kinde,
-    /// The store of users.
+    /// Where users are kept.
     pub store: Store,
-    /// The queue of deliveries.
+    /// Where deliveries wait.
     pub queue: Queue,
-    /// Scans of Kinde.
+    /// When Kinde is compared with the store, and how much is repaired without asking.
     pub reconcile: Reconcile,
-    /// The HTTP server.
+    /// Who may connect, and for how long.
     pub http: Http,
-    /// Logging.
+    /// What is logged, and how.
     pub log: Log,
-    /// The running server that other commands use; `None`: the one on this machine at `http.port`.
+    /// The running server that the other commands talk to; `None`: this machine's, on `http.port`.
     pub server: Option<Url>,
 }
 
-/// The Kinde tenant and its credentials.
+/// The tenant, and how its deliveries are verified.
 #[derive(Clone, Debug, Default)]
 pub struct Kinde {
-    /// The kinde.com address of the tenant: its keys and its API.
+    /// The tenant's own address: keys and API.
     pub domain: Option<Url>,
-    /// Trusted issuers of access tokens. Empty: the domain.
+    /// Who may have issued a token. Empty: the domain.
     pub issuers: Vec<Url>,
-    /// Accepted audiences of access tokens. Empty: any.
+    /// For whom a token must have been issued. Empty: anybody.
     pub audience: Vec<String>,
-    /// Secrets of the HMAC and Standard Webhooks schemes, the newest first.
+    /// Secrets of the HMAC and Standard Webhooks schemes; the first one is the newest.
     pub webhook_secrets: Vec<SecretString>,
-    /// Client id of the machine-to-machine application that reads the Management API.
+    /// The machine-to-machine application that reads the Management API.
     pub m2m_client_id: Option<String>,
-    /// Its client secret.
+    /// Its secret.
     pub m2m_client_secret: Option<SecretString>,
 }
 
 impl Kinde {
-    /// The trusted issuers of access tokens.
+    /// Who may have issued a token.
     pub fn trusted_issuers(&self) -> impl Iterator<Item = &Url> {
         let only_domain = self.issuers.is_empty();
         self.issuers.iter().chain(self.domain.iter().filter(move |_| only_domain))
     }
 }
 
-/// The store of users.
+/// Where users are kept.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
     /// The connection string of `MongoDB`; `None`: a file in the data folder.
@@ -93,15 +93,15 @@ pub struct Store {
     pub users: String,
     /// The collection of the event log.
     pub events: String,
-    /// Whether a unique index prevents two live users from showing the same email address.
+    /// Whether two live users may not show one address.
     pub unique_email: bool,
-    /// When documents that the application created are linked to users.
-    pub link_by_email: LinkByEmail,
-    /// Renamed fields of the user document.
+    /// Whether rows that the application made become users.
+    pub adopt_by_email: Adopt,
+    /// Names of fields in the user document, where they differ from kinsync's.
     pub fields: BTreeMap<Field, String>,
 }
 
-/// A kind of queue.
+/// Which queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QueueKind {
     /// Files in the data folder.
@@ -109,81 +109,81 @@ pub enum QueueKind {
     Embedded,
 }
 
-/// The queue of deliveries and its limits.
+/// Where deliveries wait, and how many may.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
-    /// The kind of queue.
+    /// Which queue.
     pub kind: QueueKind,
-    /// The largest number of queued deliveries; further ones are answered 503.
+    /// Deliveries that may wait; more are answered 503.
     pub max_entries: u64,
-    /// The largest size on disk in bytes; further deliveries are answered 503.
+    /// Bytes that they may take on disk; more are answered 503.
     pub max_bytes: u64,
 }
 
-/// Scans of Kinde, and what they may delete without approval.
+/// When Kinde is compared with the store, and how much is repaired without asking.
 #[derive(Clone, Debug, Default)]
 pub struct Reconcile {
-    /// The interval between two scans; `None`: only on request.
+    /// From one scan to the next; `None`: only by hand.
     pub every: Option<Duration>,
-    /// Users in one page of the Management API.
+    /// Users on a page of the Management API.
     pub page_size: u32,
     /// Deletions in one run that need no approval.
     pub max_deletes: u64,
-    /// The share of live users whose deletion needs no approval, 0 to 1.
+    /// The share of the live users that needs no approval, 0 to 1.
     pub max_delete_share: f64,
-    /// Further error codes that mean that a user does not exist.
+    /// Codes that say that there is no such user, beside the usual.
     pub unknown_user_codes: Vec<String>,
 }
 
-/// The HTTP server: addresses, deadlines and limits.
+/// Who may connect, and for how long.
 #[derive(Clone, Debug)]
 pub struct Http {
     /// The address to listen on.
     pub bind: IpAddr,
-    /// The port; 0 for any free port.
+    /// The port; 0: any free one.
     pub port: u16,
-    /// A separate address for /health and /metrics.
+    /// Where /health and /metrics are, if not beside the rest.
     pub metrics_bind: Option<SocketAddr>,
-    /// The address at which Kinde reaches this server.
+    /// What Kinde, outside, calls this server by.
     pub public_url: Option<Url>,
-    /// The address that Kinde delivers to, if it is not `/api/webhook` below that.
+    /// Where Kinde delivers to, if not `/api/webhook` below that.
     pub webhook_url: Option<Url>,
-    /// The token for the admin routes.
+    /// Opens the admin routes.
     pub admin_token: Option<SecretString>,
-    /// The longest time to answer a request.
+    /// The longest time for one request.
     pub request_deadline: Duration,
     /// The longest time for the body of a delivery to arrive.
     pub body_deadline: Duration,
-    /// The longest time for the head of a request to arrive, and for a connection to be idle.
+    /// The longest time for the head of a request, and for a connection to be idle.
     pub head_deadline: Duration,
-    /// The largest number of open connections; further ones wait.
+    /// Connections at a time; more wait to be accepted.
     pub max_connections: usize,
-    /// Users, and verified tokens, in memory.
+    /// Users that are kept in memory for requests, and verified tokens.
     pub cached_users: usize,
-    /// The longest time to finish after SIGTERM.
+    /// The longest time for a shutdown.
     pub shutdown_grace: Duration,
 }
 
-/// Logging.
+/// What is logged, and how.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// In the syntax of `tracing_subscriber::EnvFilter`.
+    /// As `tracing_subscriber::EnvFilter` reads it.
     pub filter: String,
-    /// `None`: text on a terminal, else JSON.
+    /// `None`: text on a terminal, JSON elsewhere.
     pub format: Option<LogFormat>,
 }
 
-/// The format of a log line.
+/// How a log line looks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
-    /// One JSON object per line.
+    /// One JSON object a line.
     Json,
-    /// Text for people.
+    /// For people.
     Text,
 }
 
 impl Config {
-    /// Reads the settings of `serve`. The error holds every problem.
+    /// Reads the settings of `serve`. `Err` holds every problem, not the first one.
     pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);
@@ -193,27 +193,25 @@ impl Config {
                 problems.push(problem);
             }
         }
-        rules::check(&config, &merged, &mut problems);
+        rules::check(&config, &merged.fields, &mut problems);
         let named = |(key, name): (&String, &String)| Some((Field::from_key(key)?, name.clone()));
         config.store.fields = merged.fields.iter().filter_map(named).collect();
         if problems.is_empty() {
-            let misspelled = merged.misspelled.iter().map(|one| format!("{} {}", one.name, one.message));
-            let warnings = rules::warnings(&config).into_iter().chain(misspelled).collect();
+            let warnings =
+                rules::warnings(&config).into_iter().chain(merged.warnings.iter().cloned()).collect();
             return Ok(Loaded { config, merged, warnings });
         }
-        // A misspelled variable may be the reason why another one is not set.
-        problems.extend(merged.misspelled);
         Err(Problems(problems))
     }
 
-    /// Reads the settings from these variables alone.
+    /// The settings of these variables, as if they were the environment and there were no file.
     pub fn from_vars<K: Into<String>, V: Into<String>>(
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, Problems> {
         Self::load(&Sources::from_vars(vars)).map(|loaded| loaded.config)
     }
 
-    /// No setting applied yet. The defaults of the list are applied over this.
+    /// Nothing set. Defaults are in the table and are applied over this.
     fn blank() -> Self {
         Self {
             data_dir: PathBuf::new(),
@@ -241,17 +239,17 @@ impl Config {
     }
 }
 
-/// The settings of commands that use a running server. Other settings may be wrong.
+/// What the commands need that talk to a running server. Other settings may be wrong.
 #[derive(Debug)]
 pub struct ClientConfig {
     /// The server.
     pub server: Url,
-    /// The token for its admin routes.
+    /// What opens its admin routes.
     pub admin_token: Option<SecretString>,
 }
 
 impl ClientConfig {
-    /// Reads the settings of a client and ignores problems of other settings.
+    /// Reads the settings of a client, and complains of no others.
     pub fn load(sources: &Sources) -> Result<Self, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);
@@ -276,13 +274,13 @@ impl ClientConfig {
     }
 }
 
-/// Valid settings.
+/// Settings that hold together.
 #[derive(Debug)]
 pub struct Loaded {
-    /// The settings.
+    /// What was decided.
     pub config: Config,
-    /// The source of each value.
+    /// Where each value came from.
     pub merged: source::Merged,
-    /// Notable combinations that are not errors, each a sentence for the operator.
+    /// What is odd but no problem, each a sentence for the operator.
     pub warnings: Vec<String>,
 }

@@ -1,15 +1,15 @@
-//! Checks everything that kinsync depends on, and names a fix for each problem.
+//! Looks whether all that kinsync needs is as it should be, and says what to do where it is not.
 //!
-//! Each check ends in one [`Finding`]. Every finding is always present, in the same order. The checks run at the same time,
-//! each group with a deadline. Nothing is written to Kinde or to `MongoDB`; in the data folder one file is created, synced
-//! and removed. A server that uses the same folder is not disturbed.
+//! Each check ends in one [`Finding`]; all of them are always there, in the same order, so that a program finds what it
+//! looks for. They run side by side, and none waits for ever. Nothing is written to Kinde or to `MongoDB`; in the data
+//! folder a file is made, synced and removed. A server that runs on the same folder is not disturbed.
 //!
 //! In reading order:
-//! - `kinde`: clock, signing keys, issuers, credentials, scopes, the webhook, event types
-//! - `schema`: the fields of a user that Kinde's event schemas declare
-//! - `mongodb`: server, replica set, majority, privileges, indexes, email addresses
-//! - `data_dir`: access, free space, the duration of a sync, dead letters
-//! - `server`: what a running server reports about itself
+//! - `kinde`: clock, keys, issuers, credentials, scopes, the webhook, event types
+//! - `schema`: what Kinde's events declare of a user
+//! - `mongodb`: server, replica set, majority, privileges, indexes, addresses
+//! - `data_dir`: access, room, the time of a sync, dead letters
+//! - `server`: what a running server says of itself
 
 mod data_dir;
 mod kinde;
@@ -23,25 +23,25 @@ use serde::Serialize;
 
 use crate::config::Loaded;
 
-/// Deadline of one group of checks.
+/// How long one group of checks may take.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a check ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It works.
+    /// It is as it should be.
     Ok,
-    /// It works, and needs attention.
+    /// It works, and somebody should look at it.
     Warning,
     /// It does not work.
     Failed,
-    /// It is not in use, or could not be checked.
+    /// It could not be looked at, or is not in use.
     Skipped,
 }
 
 impl Status {
-    /// The name in JSON and on the terminal.
+    /// For people and programs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -52,17 +52,16 @@ impl Status {
     }
 }
 
-/// The result of a check.
+/// What a check found.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Finding {
-    /// Identifies the check. Stable.
+    /// Names the check. Stable.
     pub id: &'static str,
     /// How it ended.
     pub status: Status,
-    /// What was found.
+    /// What is so.
     pub found: String,
-    /// What to do about it; `None` when there is nothing to do, or another check has to pass first.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// What to do about it; `None` where there is nothing to do, or another check comes first.
     pub fix: Option<String>,
 }
 
@@ -83,16 +82,16 @@ impl Finding {
         Self { id, status: Status::Skipped, found: found.into(), fix: Some(fix.into()) }
     }
 
-    /// For a check that needs another one to pass first.
+    /// For a check that rests on another one.
     fn needs(id: &'static str, other: &str) -> Self {
         Self { id, status: Status::Skipped, found: format!("needs {other}"), fix: None }
     }
 }
 
-/// Groups of checks, in the order of [`examine`].
+/// Groups of checks, as [`examine`] tells that they are done.
 pub const GROUPS: [&str; 4] = ["Kinde", "the store", "the data folder", "the server"];
 
-/// Runs every check. Calls `done` with the name of each group when it ends.
+/// Runs every check. `done` is called with each of [`GROUPS`] as it ends.
 pub async fn examine(loaded: &Loaded, done: impl Fn(&'static str)) -> Vec<Finding> {
     let config = &loaded.config;
     let [kinde, store, folder, server] = GROUPS;
@@ -113,9 +112,8 @@ async fn group(
     let found = tokio::time::timeout(DEADLINE, Box::pin(checks)).await;
     done(name);
     found.unwrap_or_else(|_| {
-        let late = format!("no result within {} s", DEADLINE.as_secs());
-        let fix =
-            format!("check whether {name} is overloaded or unreachable from this machine, then try again");
+        let late = format!("nothing was found out within {DEADLINE:?}");
+        let fix = format!("look whether {name} is overloaded or cut off from this machine, then try again");
         ids.iter().map(|id| Finding::failed(id, late.as_str(), fix.as_str())).collect()
     })
 }
@@ -123,16 +121,16 @@ async fn group(
 fn settings(warnings: &[String]) -> Finding {
     const ID: &str = "settings";
     if warnings.is_empty() {
-        return Finding::ok(ID, "no conflicts");
+        return Finding::ok(ID, "they hold together");
     }
     Finding::warning(
         ID,
         warnings.join("; "),
-        "change the named setting; `kinsync config show` prints its origin",
+        "change what is named; `kinsync config show` says where it was set",
     )
 }
 
-/// The first items of a list, for one line.
+/// A few of many, for one line.
 fn some(items: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<&str> = items.iter().take(SHOWN).map(AsRef::as_ref).collect();

@@ -1,17 +1,16 @@
-//! The binary `kinsync`: command line, settings, HTTP server.
+//! Runs it: the command line, the settings, the HTTP server.
 //!
 //! In reading order:
 //! - [`cli`]: one file per command
-//! - [`config`]: the settings
+//! - [`config`]: what the operator decided
 //! - [`app`]: the composition: everything is made, started and stopped here
 //! - `dev` (feature `dev`): the app beside a local Kinde with a demo tenant
 //! - [`registration`]: the webhook at Kinde
-//! - [`doctor`]: checks of the configuration and of every dependency
+//! - [`doctor`]: whether all that kinsync needs is as it should be
 //! - [`http`]: connections and routes
 //! - [`health`], [`metrics`], [`log`]: what an operator sees
-//! - [`api`]: the JSON documents of the HTTP API
+//! - [`json`]: the shape of users and events over HTTP
 
-pub mod api;
 pub mod app;
 pub mod cli;
 pub mod config;
@@ -20,6 +19,7 @@ pub mod dev;
 pub mod doctor;
 pub mod health;
 pub mod http;
+pub mod json;
 pub mod log;
 pub mod metrics;
 mod random;

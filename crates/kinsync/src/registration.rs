@@ -1,8 +1,8 @@
-//! The webhook at Kinde: its present state, its wanted state, and the change from one to the other.
+//! The webhook at Kinde: what stands there, what should, and the way from one to the other.
 //!
-//! [`Registration::plan`] decides what to do, without a request. Nothing is ever removed, neither webhooks with another
-//! address nor event types that were added by hand. None is created while one may exist: when the effect of a request is not
-//! known, the list is read again first.
+//! What is to be done is decided by [`Registration::plan`], without asking anybody. Nothing is ever taken away, neither
+//! webhooks of other addresses nor event types that somebody added; and none is made while one may be there: where
+//! nobody knows whether a request took effect, the list is read again before anything else.
 
 use kinde::{
     event,
@@ -12,21 +12,21 @@ use url::Url;
 
 use crate::config::Http;
 
-/// The path of deliveries, below the public address.
+/// Where deliveries arrive, below the public address.
 const PATH: [&str; 2] = ["api", "webhook"];
 
-/// The event types without which stored users become outdated.
+/// The event types without which users go stale.
 pub const REQUIRED: [&str; 4] = ["user.created", "user.updated", "user.deleted", "user.authenticated"];
 
 /// The scopes that `webhook setup` needs.
 pub const SCOPES: [&str; 4] = ["read:webhooks", "read:event_types", "create:webhooks", "update:webhooks"];
 
-/// The address at which Kinde delivers to this server; `None` when it is not configured.
+/// Where Kinde delivers to this server, as the settings say; `None` where they do not.
 pub fn endpoint(http: &Http) -> Option<Url> {
     http.webhook_url.clone().or_else(|| http.public_url.as_ref().map(endpoint_of))
 }
 
-/// The address of the webhook of a server with this public address.
+/// The webhook of a server that Kinde reaches at this address.
 pub fn endpoint_of(public_url: &Url) -> Url {
     let mut endpoint = public_url.clone();
     if let Ok(mut path) = endpoint.path_segments_mut() {
@@ -35,42 +35,44 @@ pub fn endpoint_of(public_url: &Url) -> Url {
     endpoint
 }
 
-/// Whether the path is that of a webhook of kinsync.
+/// Whether this could be the webhook of a kinsync, by its path.
 pub fn may_be_ours(webhook: &Webhook) -> bool {
     let url = webhook.endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
     url.is_some_and(|url| url.path().ends_with("/api/webhook"))
 }
 
-/// Why the webhook could not be read or changed.
+/// Why it could not be done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The list could not be read. Nothing was changed.
+    /// Nothing was changed.
     #[error(
         "cannot read Kinde's webhooks and event types; the machine-to-machine application needs the scopes {}",
         SCOPES.join(", ")
     )]
     Read(#[source] management::Error),
-    /// A required event type does not exist. Nothing was changed.
-    #[error("this Kinde environment has no event type {}, which kinsync needs: contact Kinde's support", .0.join(", "))]
+    /// Nothing was changed.
+    #[error("this Kinde environment has no event type {}, and kinsync needs it: ask Kinde's support", .0.join(", "))]
     NotOffered(Vec<&'static str>),
-    /// Kinde refused to create it.
-    #[error("Kinde did not create the webhook{}", of_plan(*.others))]
+    /// Kinde refused to make it.
+    #[error("kinde did not make the webhook{}", of_plan(*.others))]
     Refused {
-        /// Webhooks that exist, when their number may be the reason.
+        /// Webhooks that are there, where that may be why.
         others: usize,
-        /// What it answered.
+        /// What it said.
         source: management::Error,
     },
-    /// The request may have had an effect: the list was read again without finding the webhook, or could not be read.
-    #[error("it is not known whether Kinde created the webhook: run the command again, which checks first")]
+    /// The list was read since and there was none, or it could not be read.
+    #[error(
+        "it is not known whether Kinde made the webhook: run the command again, it looks before it makes one"
+    )]
     Unsure(#[source] management::Error),
     /// Kinde refused to change it.
     #[error(
-        "cannot add event types to the webhook `{id}`; run the command again, which adds the missing ones"
+        "cannot add event types to the webhook `{id}`; run the command again, it changes what is missing"
     )]
     Update {
-        /// The webhook.
+        /// Which.
         id: String,
         /// Why.
         source: management::Error,
@@ -80,33 +82,33 @@ pub enum Error {
 /// What has to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Plan {
-    /// It exists with every wanted event type.
+    /// It is there with all that it needs.
     Nothing,
-    /// It exists and lacks these event types.
+    /// It is there and lacks these event types.
     Add(Vec<String>),
-    /// It does not exist.
+    /// It is not there.
     Create,
 }
 
-/// The webhooks of a tenant, in relation to one address.
+/// The webhooks of a tenant, seen from one endpoint.
 #[derive(Clone, Debug)]
 pub struct Registration {
-    /// The wanted address.
+    /// Where Kinde shall deliver to.
     pub endpoint: Url,
-    /// The webhook with this address; of several, the one with the most wanted event types.
+    /// The webhook that delivers there; of several, the one with the most of the wanted types.
     pub ours: Option<Webhook>,
-    /// Further webhooks with this address.
+    /// More webhooks that deliver there.
     pub twins: Vec<Webhook>,
-    /// Webhooks with another address.
+    /// Webhooks that deliver elsewhere.
     pub others: Vec<Webhook>,
-    /// Event types that kinsync reads and the tenant has.
+    /// All event types that kinsync can read and the tenant has.
     pub wanted: Vec<String>,
-    /// Required event types that the tenant does not have.
+    /// Required ones that the tenant does not have.
     pub not_offered: Vec<&'static str>,
 }
 
 impl Registration {
-    /// Reads the webhooks and event types from Kinde. Scopes `read:webhooks` and `read:event_types`.
+    /// Asks Kinde. Scopes `read:webhooks` and `read:event_types`.
     pub async fn read(client: &Client, endpoint: Url) -> Result<Self, Error> {
         let webhooks = client.webhooks().await.map_err(Error::Read)?.value;
         let offered = client.event_types().await.map_err(Error::Read)?.value;
@@ -114,7 +116,7 @@ impl Registration {
         Ok(Self::of(endpoint, webhooks, &offered))
     }
 
-    /// Sorts these webhooks and event types for the address.
+    /// What these webhooks and event types mean for the endpoint.
     pub fn of(endpoint: Url, webhooks: Vec<Webhook>, offered: &[String]) -> Self {
         let wanted: Vec<String> = offered.iter().filter(|kind| event::is_known(kind)).cloned().collect();
         let not_offered = REQUIRED.into_iter().filter(|kind| !wanted.iter().any(|one| one == kind)).collect();
@@ -122,7 +124,7 @@ impl Registration {
             webhook.endpoint.as_deref().and_then(|text| text.parse().ok()).as_ref() == Some(&endpoint)
         };
         let (mut here, others): (Vec<_>, Vec<_>) = webhooks.into_iter().partition(delivers_here);
-        // The sort is stable: of webhooks with equally many the first stays first.
+        // Of those with equally many the first stays the first: the sort is stable.
         here.sort_by_key(|webhook| lacking(&wanted, webhook).count());
         let mut here = here.into_iter();
         Self { ours: here.next(), twins: here.collect(), others, wanted, not_offered, endpoint }
@@ -135,7 +137,7 @@ impl Registration {
         if missing.is_empty() { Plan::Nothing } else { Plan::Add(missing) }
     }
 
-    /// The event types of the webhook after the plan is carried out.
+    /// Event types that the webhook has, or will have once the plan is carried out.
     pub fn event_types(&self) -> Vec<String> {
         match &self.ours {
             Some(ours) => ours.event_types.iter().chain(lacking(&self.wanted, ours)).cloned().collect(),
@@ -143,15 +145,15 @@ impl Registration {
         }
     }
 
-    /// Checks that the tenant has every required event type.
+    /// Whether the tenant has what kinsync cannot do without.
     pub fn check(&self) -> Result<(), Error> {
         if self.not_offered.is_empty() { Ok(()) } else { Err(Error::NotOffered(self.not_offered.clone())) }
     }
 
-    /// Carries out the plan and returns the id of the webhook. Scopes `create:webhooks` or `update:webhooks`.
+    /// Does what the plan says, and answers the id of the webhook. Scopes `create:webhooks` or `update:webhooks`.
     ///
     /// # Errors
-    /// [`Error::Unsure`] when the effect is not known: calling again is safe after [`Self::read`].
+    /// [`Error::Unsure`] where it is not known what became of it: calling again is safe after [`Self::read`].
     pub async fn carry_out(&self, client: &Client) -> Result<String, Error> {
         self.check()?;
         match (&self.ours, self.plan()) {
@@ -172,7 +174,7 @@ impl Registration {
             endpoint: self.endpoint.clone(),
             event_types: self.wanted.clone(),
             name: "kinsync".to_owned(),
-            description: Some("Mirrors users into the database of an application".to_owned()),
+            description: Some("Keeps the users of an application in step".to_owned()),
         };
         let error = match client.create_webhook(&new).await {
             Ok(made) => return Ok(made.value),
@@ -199,7 +201,7 @@ fn lacking<'a>(wanted: &'a [String], webhook: &Webhook) -> impl Iterator<Item = 
 fn of_plan(others: usize) -> String {
     match others {
         0 => String::new(),
-        some => format!(" ({some} exist already, and its free plan allows one in each environment)"),
+        some => format!(" (it has {some} already, and its free plan allows one in each environment)"),
     }
 }
 

@@ -17,11 +17,11 @@ use tokio_util::task::TaskTracker;
 
 use super::queue::{Job, Queue};
 use super::{Delivery, DeliveryState, Error, Stats, Webhook};
-use crate::config::Config;
 use crate::event::Event;
 use crate::faults::{DeliveryPlan, Faults};
 use crate::keys::Keyring;
 use crate::webhook::{WebhookSpec, delivery_id};
+use crate::{clock, config::Config};
 
 #[derive(Clone)]
 pub(crate) struct Engine {
@@ -268,7 +268,7 @@ impl Engine {
     }
 
     async fn send(&self, spec: &WebhookSpec, job: &mut Job) -> Outcome {
-        let now = Timestamp::now();
+        let now = clock::now();
         let body = self.body(spec, job, now);
         let signed = spec.scheme.sign(body, &job.delivery_id, now);
         let request =

@@ -12,11 +12,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Emulator, lock};
-use crate::config::Application;
 use crate::logins::{Code, Grant, Refresh};
 use crate::tenant;
 use crate::tokens::{Claims, MintOptions, TokenSpec};
 use crate::user::User;
+use crate::{clock, config::Application};
 
 /// An OAuth error response (RFC 6749, 5.2).
 #[derive(Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl Emulator {
         let code = self.tenant().clock.secret();
         let expires = in_future(self.config().tokens.code_lifetime);
         let what = Code { grant, redirect_uri: redirect_uri.to_owned(), challenge, expires };
-        self.logins().add_code(code.clone(), what, Timestamp::now());
+        self.logins().add_code(code.clone(), what, clock::now());
         code
     }
 
@@ -84,7 +84,7 @@ impl Emulator {
         redirect_uri: &str,
         verifier: &str,
     ) -> Result<Issued, Denied> {
-        let found = self.logins().use_code(code, Timestamp::now());
+        let found = self.logins().use_code(code, clock::now());
         let Code { grant, redirect_uri: sent_to, challenge, .. } =
             found.ok_or_else(|| Denied::grant("The code is unknown, has expired or was used before"))?;
         if grant.client_id != application.client_id || grant.issuer != issuer || sent_to != redirect_uri {
@@ -108,7 +108,7 @@ impl Emulator {
         token: &str,
     ) -> Result<Issued, Denied> {
         let replaced = || Denied::grant("The refresh token is unknown, has expired or was replaced");
-        let found = self.logins().refresh(token, Timestamp::now()).map(|refresh| refresh.grant.clone());
+        let found = self.logins().refresh(token, clock::now()).map(|refresh| refresh.grant.clone());
         let grant = found.ok_or_else(replaced)?;
         if grant.client_id != application.client_id || grant.issuer != issuer {
             return Err(Denied::grant("The refresh token belongs to another application or domain"));
@@ -116,7 +116,7 @@ impl Emulator {
         // Checked before the token is used up: the suspension may end.
         self.active_user(&grant)?;
         let overlap = self.config().tokens.refresh_overlap;
-        let used = self.logins().use_refresh(token, Timestamp::now(), overlap);
+        let used = self.logins().use_refresh(token, clock::now(), overlap);
         let Refresh { grant, family, access, .. } = used.ok_or_else(replaced)?;
         let cached = self.config().unknowns.refresh_returns_cached_claims.then_some(access);
         self.issue_tokens(application, grant, &family, cached)
@@ -140,7 +140,7 @@ impl Emulator {
         cached: Option<(String, Claims)>,
     ) -> Result<Issued, Denied> {
         let user = self.active_user(&grant)?;
-        let now = Timestamp::now().as_second();
+        let now = clock::now().as_second();
         let (token, claims) = self.issue_access(application, &grant, &user, cached);
         let expires_in = claims.get("exp").and_then(Value::as_i64).unwrap_or(now) - now;
         let id_token = grant.has("openid").then(|| self.issue_id(&grant, &user, &token));
@@ -150,7 +150,7 @@ impl Emulator {
             let expires = in_future(self.config().tokens.refresh_lifetime);
             let access = (token.clone(), claims);
             let what = Refresh { grant, family: family.to_owned(), expires, access };
-            self.logins().add_refresh(refresh_token.clone(), what, Timestamp::now());
+            self.logins().add_refresh(refresh_token.clone(), what, clock::now());
             refresh_token
         });
         Ok(Issued { access_token: token, id_token, refresh_token, expires_in, scope, token_type: "bearer" })
@@ -216,7 +216,7 @@ impl Emulator {
         let jti = claims.get("jti").and_then(Value::as_str).filter(|_| own);
         let mut logins = self.logins();
         let is_foreign = logins
-            .refresh(token, Timestamp::now())
+            .refresh(token, clock::now())
             .is_some_and(|refresh| refresh.grant.client_id != application.client_id);
         if !is_foreign {
             logins.revoke(token, jti);
@@ -268,7 +268,7 @@ impl Emulator {
 }
 
 fn in_future(wait: Duration) -> Timestamp {
-    Timestamp::now().checked_add(wait).unwrap_or(Timestamp::MAX)
+    clock::now().checked_add(wait).unwrap_or(Timestamp::MAX)
 }
 
 /// The `S256` challenge of a verifier (RFC 7636, 4.2).

@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use super::Emulator;
 use crate::keys::{self, Key, Keyring, Overlap};
-use crate::tenant;
 use crate::tokens::{self, Claims, Issue, MintOptions, Signer, TokenSpec};
 use crate::user::User;
+use crate::{clock, tenant};
 
 /// Keys and tokens.
 impl Emulator {
@@ -71,7 +71,7 @@ impl Emulator {
 
     /// Returns the claims of a valid token of this emulator.
     pub(crate) fn verify(&self, token: &str) -> Option<Claims> {
-        tokens::verify(token, &self.keys(), jiff::Timestamp::now().as_second())
+        tokens::verify(token, &self.keys(), clock::now().as_second())
     }
 
     fn foreign(&self) -> &Key {
@@ -90,7 +90,7 @@ impl Emulator {
         Issue {
             issuer,
             client_id,
-            now: jiff::Timestamp::now().as_second(),
+            now: clock::now().as_second(),
             expires_in: spec.expires_in.unwrap_or(lifetime),
             jti: self.tenant().clock.uuid(),
         }

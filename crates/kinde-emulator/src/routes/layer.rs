@@ -8,13 +8,13 @@ use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
 use tokio::time::Instant;
 
 use super::response::ErrorResponse;
-use crate::emulator::Emulator;
 use crate::faults::FaultKind;
 use crate::limits;
+use crate::{clock, emulator::Emulator};
 
 const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
@@ -163,7 +163,7 @@ async fn modify(response: Response, fault: &FaultKind) -> Response {
 
 /// A `Date` header (RFC 9110, 5.6.7) that is `ahead` seconds ahead.
 fn date(ahead: i64) -> Option<HeaderValue> {
-    let at = Timestamp::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
+    let at = clock::now().checked_add(SignedDuration::from_secs(ahead)).ok()?;
     HeaderValue::from_str(&at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()).ok()
 }
 

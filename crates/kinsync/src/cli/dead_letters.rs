@@ -4,31 +4,30 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
-use crate::api::dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLettersQuery};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List dead letters and their reasons, oldest first
+    /// List dead letters, oldest first, with the reason
     List(List),
-    /// Show one dead letter with its payload
+    /// Show one dead letter with what it says
     Show(Show),
     /// Put dead letters back into the queue
     #[command(after_help = "Examples:\n  kinsync dead-letters retry 17\n  kinsync dead-letters retry --all")]
     Retry(Retry),
-    /// Remove one dead letter
+    /// Remove a dead letter for good
     #[command(after_help = "Example:\n  kinsync dead-letters drop 17 --yes")]
     Drop(Drop),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Continue after this id
+    /// Continue after this one
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
-    /// List at most this many, up to 1000
+    /// At most this many, up to 1000
     #[arg(long, default_value_t = 50)]
     limit: usize,
     /// Print JSON
@@ -40,7 +39,7 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
-    /// The id in the list
+    /// The number in the list
     id: u64,
     /// Print JSON
     #[arg(long)]
@@ -51,10 +50,10 @@ pub(super) struct Show {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Retry {
-    /// The ids in the list
+    /// The numbers in the list
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<u64>,
-    /// Retry every dead letter that exists now
+    /// All that are there now
     #[arg(long)]
     all: bool,
     /// Print JSON
@@ -66,9 +65,9 @@ pub(super) struct Retry {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Drop {
-    /// The id in the list
+    /// The number in the list
     id: u64,
-    /// Confirm that the delivery is lost with it
+    /// Yes, for good
     #[arg(long)]
     yes: bool,
     /// Print JSON
@@ -76,13 +75,6 @@ pub(super) struct Drop {
     json: bool,
     #[command(flatten)]
     flags: ClientFlags,
-}
-
-/// The result of `retry`, for programs.
-#[derive(Serialize)]
-struct Retried {
-    /// The ids that are in the queue again.
-    queued: Vec<u64>,
 }
 
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
@@ -95,22 +87,15 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(args: List) -> Result<ExitCode, Exit> {
-    let query = DeadLettersQuery { after: args.after, limit: Some(args.limit) };
-    let page: DeadLetterPage = Client::new(args.flags)?.list(&["dead-letters"], &query).await?;
-    if args.json {
-        output::json(&page);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows = page.dead_letters.iter().map(|letter| {
-        let (id, dead_at) = (letter.id.to_string(), letter.dead_at.to_string());
-        [id, letter.event_id.clone(), dead_at, letter.reason.clone()]
-    });
-    output::page(["ID", "EVENT", "SET ASIDE", "REASON"], rows.collect(), page.next.as_ref());
+    let query = [("after", args.after.map(|id| id.to_string())), ("limit", Some(args.limit.to_string()))];
+    let page = Client::new(args.flags)?.get(&["dead-letters"], &query).await?;
+    let columns = [("ID", "id"), ("EVENT", "eventId"), ("SET ASIDE", "deadAt"), ("REASON", "reason")];
+    output::page(&page, "deadLetters", &columns, args.json);
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let letter: DeadLetter = Client::new(args.flags)?.get(&["dead-letters", &args.id.to_string()]).await?;
+    let letter = Client::new(args.flags)?.get(&["dead-letters", &args.id.to_string()], &[]).await?;
     output::one(&letter, args.json);
     Ok(ExitCode::SUCCESS)
 }
@@ -119,29 +104,31 @@ async fn retry(args: Retry) -> Result<ExitCode, Exit> {
     let client = Client::new(args.flags)?;
     let ids = if args.all { all(&client).await? } else { args.ids };
     for id in &ids {
-        let _: DeadLetterChanged = client.post(&["dead-letters", &id.to_string(), "retry"]).await?;
+        client.post(&["dead-letters", &id.to_string(), "retry"]).await?;
         if !args.json {
             output::say(&format!("{id} is in the queue again"));
         }
     }
     if args.json {
-        output::json(&Retried { queued: ids });
+        output::json(&json!({ "queued": ids }));
     } else if ids.is_empty() {
         output::say("there are no dead letters");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The dead letters that exist now. They are listed before the first retry: one that fails again becomes a new dead letter,
-/// and would be retried without end.
+/// The dead letters that are there now. Listed before any is tried again: one that fails again comes back, and must
+/// not be tried for ever.
 async fn all(client: &Client) -> Result<Vec<u64>, Exit> {
     let mut ids = Vec::new();
-    let mut query = DeadLettersQuery { after: None, limit: Some(1000) };
+    let mut after = None;
     loop {
-        let page: DeadLetterPage = client.list(&["dead-letters"], &query).await?;
-        ids.extend(page.dead_letters.iter().map(|letter| letter.id));
-        query.after = page.next;
-        if query.after.is_none() {
+        let query = [("after", after), ("limit", Some("1000".to_owned()))];
+        let page = client.get(&["dead-letters"], &query).await?;
+        let letters = page["deadLetters"].as_array().into_iter().flatten();
+        ids.extend(letters.filter_map(|letter| letter["id"].as_u64()));
+        after = page["next"].as_u64().map(|id| id.to_string());
+        if after.is_none() {
             return Ok(ids);
         }
     }
@@ -150,17 +137,15 @@ async fn all(client: &Client) -> Result<Vec<u64>, Exit> {
 async fn drop_one(args: Drop) -> Result<ExitCode, Exit> {
     if !args.yes {
         return Err(Exit::Failed(anyhow!(
-            "dead letter {id} cannot be restored once it is removed: read it with `kinsync dead-letters show {id}`, then \
-             pass --yes",
+            "dead letter {id} would be gone for good: look at it with `kinsync dead-letters show {id}`, then pass --yes",
             id = args.id
         )));
     }
-    let changed: DeadLetterChanged =
-        Client::new(args.flags)?.delete(&["dead-letters", &args.id.to_string()]).await?;
+    let answer: Value = Client::new(args.flags)?.delete(&["dead-letters", &args.id.to_string()]).await?;
     if args.json {
-        output::json(&changed);
+        output::json(&answer);
     } else {
-        output::say(&format!("{} is removed", changed.id));
+        output::say(&format!("{} is dropped", args.id));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,25 +1,22 @@
-//! Wrong settings: all of them at once, each with the name to change and an example.
+//! What is wrong with the settings: all of it at once, each with the name to change and an example.
 
 use std::fmt;
 
-use serde::Serialize;
-
 use super::setting::Setting;
 
-/// One wrong setting.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
     /// The variable, key or flag that the operator has to change.
     pub name: String,
     /// What is wrong with it. Never holds a secret.
     pub message: String,
-    /// A line that would be valid.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// A line that would be right.
     pub example: Option<String>,
 }
 
 impl Problem {
-    /// A problem with a name that is not in the table of settings.
+    /// A problem with a name that is not in the table.
     pub fn new(name: impl Into<String>, message: impl Into<String>) -> Self {
         Self { name: name.into(), message: message.into(), example: None }
     }
@@ -34,7 +31,7 @@ impl Problem {
     }
 }
 
-/// Every wrong setting.
+/// Everything that is wrong.
 #[derive(Debug, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 

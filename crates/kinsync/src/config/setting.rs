@@ -1,6 +1,6 @@
-//! The list of settings: each row is one setting with its key, its variable and its flag.
+//! The table of settings: each row is one setting under its three names.
 //!
-//! A new setting is a row here, a field of [`Config`] and a line in `config/kinsync.full.toml`; tests find what is missing.
+//! A new setting is a row here, a field of [`Config`] and a line in `config/kinsync.full.toml`.
 
 use super::{Config, value};
 
@@ -13,13 +13,13 @@ pub struct Setting {
     pub env: &'static str,
     /// The flag, without dashes.
     pub flag: &'static str,
-    /// The value when no source sets one.
+    /// What holds when nothing is set.
     pub default: Option<&'static str>,
-    /// A valid value.
+    /// A value that would be right.
     pub example: &'static str,
-    /// How the value is masked when it is shown.
+    /// Whether, and how, it is hidden.
     pub secrecy: Secrecy,
-    /// The commands that read it.
+    /// Which commands read it.
     pub reader: Reader,
     /// What it does, for `--help` and the reference.
     pub help: &'static str,
@@ -27,7 +27,7 @@ pub struct Setting {
     pub set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-/// How a value is masked when it is shown. A masked value may also be given as a file.
+/// Whether a value is hidden when settings are shown. Hidden ones may also be given as a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Secrecy {
     /// Shown.
@@ -38,12 +38,12 @@ pub enum Secrecy {
     Credentials,
 }
 
-/// The commands that read a setting.
+/// Which commands read a setting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reader {
-    /// The commands that take the settings of a server.
+    /// `serve` alone.
     Server,
-    /// The commands that use a running server.
+    /// The commands that talk to a running server, alone.
     Client,
     /// Both.
     Both,
@@ -69,7 +69,7 @@ impl Setting {
     }
 }
 
-/// Defaults for the members of a row.
+/// The usual row; the others are written out from it.
 const ROW: Setting = Setting {
     key: "",
     env: "",
@@ -95,7 +95,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "data-dir",
         default: Some("./kinsync-data"),
         example: "/var/lib/kinsync",
-        help: "The folder for the files of the embedded queue and store; each process needs its own",
+        help: "Where the embedded queue and store keep their files; one process per folder",
         set: |config, text| put(&mut config.data_dir, Ok(text.into())),
         ..ROW
     },
@@ -104,7 +104,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_DOMAIN",
         flag: "kinde-domain",
         example: "https://acme.kinde.com",
-        help: "The Kinde tenant; its signing keys verify the webhooks that Kinde signs itself",
+        help: "The tenant: its keys verify Kinde's own webhooks",
         set: |config, text| put(&mut config.kinde.domain, value::domain(text).map(Some)),
         ..ROW
     },
@@ -113,8 +113,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_ISSUERS",
         flag: "kinde-issuers",
         example: "https://acme.kinde.com,https://auth.acme.com",
-        help: "The trusted issuers of access tokens, comma separated, for tenants with custom domains \
-               [default: KINDE_DOMAIN]",
+        help: "Who may have issued a token, comma separated [default: KINDE_DOMAIN]",
         set: |config, text| {
             put(&mut config.kinde.issuers, value::list(text).into_iter().map(value::domain).collect())
         },
@@ -125,7 +124,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_AUDIENCE",
         flag: "kinde-audience",
         example: "https://api.acme.com",
-        help: "The accepted audiences of access tokens, comma separated [default: any]",
+        help: "For whom a token must have been issued, comma separated [default: anybody]",
         set: |config, text| {
             put(&mut config.kinde.audience, Ok(value::list(text).into_iter().map(str::to_owned).collect()))
         },
@@ -137,8 +136,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "kinde-webhook-secret",
         example: "new-secret,old-secret",
         secrecy: Secrecy::Hidden,
-        help: "The secrets that verify deliveries signed by HMAC-SHA256 or Standard Webhooks, comma separated; \
-               several during a rotation",
+        help: "Verifies deliveries signed by HMAC-SHA256 or Standard Webhooks; several for rotation, comma \
+               separated",
         set: |config, text| put(&mut config.kinde.webhook_secrets, value::secrets(text)),
         ..ROW
     },
@@ -147,7 +146,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_M2M_CLIENT_ID",
         flag: "kinde-m2m-client-id",
         example: "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
-        help: "The client id of the machine-to-machine application that reads Kinde's Management API",
+        help: "The machine-to-machine application that reads Kinde's Management API",
         set: |config, text| put(&mut config.kinde.m2m_client_id, Ok(Some(text.into()))),
         ..ROW
     },
@@ -157,7 +156,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "kinde-m2m-client-secret",
         example: "the-secret-that-kinde-shows-once",
         secrecy: Secrecy::Hidden,
-        help: "The client secret of that application",
+        help: "The secret of that application",
         set: |config, text| put(&mut config.kinde.m2m_client_secret, value::secret(text).map(Some)),
         ..ROW
     },
@@ -167,7 +166,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "mongodb-uri",
         example: "mongodb://127.0.0.1:27017/app?replicaSet=rs0",
         secrecy: Secrecy::Credentials,
-        help: "The MongoDB deployment that stores the users [default: a file in the data folder]",
+        help: "The MongoDB that users are kept in [default: a file in the data folder]",
         set: |config, text| put(&mut config.store.mongodb_uri, value::mongodb_uri(text).map(Some)),
         ..ROW
     },
@@ -176,7 +175,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_DATABASE",
         flag: "database",
         example: "app",
-        help: "The database [default: the one in MONGODB_URI, else kinsync]",
+        help: "The database [default: the one of MONGODB_URI, else kinsync]",
         set: |config, text| put(&mut config.store.database, value::name(text).map(Some)),
         ..ROW
     },
@@ -186,7 +185,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "users-collection",
         default: Some("users"),
         example: "users",
-        help: "The collection of users; fields of your own in it are not changed",
+        help: "The collection of users; your own fields in it stay untouched",
         set: |config, text| put(&mut config.store.users, value::name(text)),
         ..ROW
     },
@@ -206,19 +205,19 @@ pub static SETTINGS: &[Setting] = &[
         flag: "unique-email",
         default: Some("true"),
         example: "false",
-        help: "Whether a unique index prevents two live users from showing the same email address",
+        help: "Whether a unique index keeps two live users from showing one address",
         set: |config, text| put(&mut config.store.unique_email, value::flag(text)),
         ..ROW
     },
     Setting {
-        key: "store.link_by_email",
-        env: "KINSYNC_LINK_BY_EMAIL",
-        flag: "link-by-email",
+        key: "store.adopt_by_email",
+        env: "KINSYNC_ADOPT_BY_EMAIL",
+        flag: "adopt-by-email",
         default: Some("verified"),
         example: "never",
-        help: "When to link a document without a Kinde id to the user with its email address: `verified` (once Kinde \
-               has verified the address) or `never`",
-        set: |config, text| put(&mut config.store.link_by_email, value::link_by_email(text)),
+        help: "Whether a row of yours without a Kinde id becomes the user's who has its address: verified (when \
+               Kinde says that the address is) or never",
+        set: |config, text| put(&mut config.store.adopt_by_email, value::adopt(text)),
         ..ROW
     },
     Setting {
@@ -227,7 +226,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue",
         default: Some("embedded"),
         example: "embedded",
-        help: "The queue for accepted deliveries",
+        help: "Where deliveries wait",
         set: |config, text| put(&mut config.queue.kind, value::queue_kind(text)),
         ..ROW
     },
@@ -237,8 +236,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue-max-entries",
         default: Some("1000000"),
         example: "1000000",
-        help: "The largest number of queued deliveries; further ones are answered 503, and Kinde sends them \
-               again",
+        help: "Deliveries that may wait; more are answered 503, and Kinde sends them again",
         set: |config, text| put(&mut config.queue.max_entries, value::count(text)),
         ..ROW
     },
@@ -248,7 +246,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue-max-bytes",
         default: Some("1GiB"),
         example: "1GiB",
-        help: "The largest size of the queue on disk; further deliveries are answered 503",
+        help: "Bytes that they may take on disk; more are answered 503",
         set: |config, text| put(&mut config.queue.max_bytes, value::bytes(text)),
         ..ROW
     },
@@ -258,8 +256,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-every",
         default: Some("1h"),
         example: "1h",
-        help: "The interval between two scans of all users at Kinde, when KINDE_M2M_CLIENT_ID is set; `off`: \
-               only on request",
+        help: "How often all users at Kinde are compared with the store, when KINDE_M2M_CLIENT_ID is set; off: only \
+               by hand",
         set: |config, text| put(&mut config.reconcile.every, value::interval(text)),
         ..ROW
     },
@@ -269,7 +267,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-page-size",
         default: Some("200"),
         example: "200",
-        help: "The number of users in one request to the Management API, up to 500",
+        help: "Users asked for at once, up to 500",
         set: |config, text| put(&mut config.reconcile.page_size, value::page_size(text)),
         ..ROW
     },
@@ -279,7 +277,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-max-deletes",
         default: Some("20"),
         example: "20",
-        help: "The number of deletions that one scan may carry out without an operator's approval",
+        help: "Users that one scan may find deleted at Kinde before their deletion is held for an operator",
         set: |config, text| put(&mut config.reconcile.max_deletes, value::whole(text)),
         ..ROW
     },
@@ -289,8 +287,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-max-delete-share",
         default: Some("5%"),
         example: "5%",
-        help: "The share of live users that one scan may delete without approval; deletions are held when both \
-               limits are exceeded",
+        help: "The same as a share of the live users; only what exceeds both is held",
         set: |config, text| put(&mut config.reconcile.max_delete_share, value::share(text)),
         ..ROW
     },
@@ -299,8 +296,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_UNKNOWN_USER_CODES",
         flag: "unknown-user-codes",
         example: "NO_SUCH_USER",
-        help: "Further error codes with which Kinde reports, with status 400, that a user does not exist, \
-               comma separated; a user with another code is left as it is, and the log names the code",
+        help: "More codes by which Kinde says, with status 400, that there is no such user, comma separated; without \
+               them such a user is left as it is, and the log names the code",
         set: |config, text| {
             let codes = value::list(text).into_iter().map(str::to_owned).collect();
             put(&mut config.reconcile.unknown_user_codes, Ok(codes))
@@ -313,7 +310,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "bind",
         default: Some("127.0.0.1"),
         example: "0.0.0.0",
-        help: "The address to listen on; 0.0.0.0 to accept connections from other machines",
+        help: "The address to listen on",
         set: |config, text| put(&mut config.http.bind, value::parsed(text, "an IP address")),
         ..ROW
     },
@@ -324,7 +321,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Some("5000"),
         example: "5000",
         reader: Reader::Both,
-        help: "The port to listen on; 0 for any free port",
+        help: "The port to listen on; 0: any free one",
         set: |config, text| put(&mut config.http.port, value::parsed(text, "a port from 0 to 65535")),
         ..ROW
     },
@@ -333,7 +330,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_METRICS_BIND",
         flag: "metrics-bind",
         example: "127.0.0.1:9090",
-        help: "A separate address and port for /health and /metrics [default: the main address]",
+        help: "Another address for /health and /metrics [default: beside the rest]",
         set: |config, text| put(&mut config.http.metrics_bind, value::socket(text).map(Some)),
         ..ROW
     },
@@ -342,8 +339,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_PUBLIC_URL",
         flag: "public-url",
         example: "https://app.example.com",
-        help: "The address at which Kinde reaches this server, for `webhook setup` and `doctor`; the webhook \
-               is /api/webhook below it",
+        help: "Where Kinde reaches this server, for `webhook setup` and `doctor`; the webhook is /api/webhook below it",
         set: |config, text| put(&mut config.http.public_url, value::public_url(text).map(Some)),
         ..ROW
     },
@@ -352,8 +348,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_WEBHOOK_URL",
         flag: "webhook-url",
         example: "https://app.example.com/hooks/kinde",
-        help: "The complete address of the webhook, when a proxy forwards another path to /api/webhook \
-               [default: /api/webhook below KINSYNC_PUBLIC_URL]",
+        help: "The whole address of the webhook, where a proxy leads from another path to /api/webhook, for `webhook \
+               setup` and `doctor` [default: /api/webhook below KINSYNC_PUBLIC_URL]",
         set: |config, text| put(&mut config.http.webhook_url, value::public_url(text).map(Some)),
         ..ROW
     },
@@ -364,7 +360,7 @@ pub static SETTINGS: &[Setting] = &[
         example: "$(openssl rand -hex 32)",
         secrecy: Secrecy::Hidden,
         reader: Reader::Both,
-        help: "The token for the admin routes; without it they are disabled",
+        help: "Opens the admin routes; without it they are closed",
         set: |config, text| put(&mut config.http.admin_token, value::secret(text).map(Some)),
         ..ROW
     },
@@ -374,7 +370,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "request-deadline",
         default: Some("30s"),
         example: "30s",
-        help: "The longest time to answer a request",
+        help: "The longest time for one request",
         set: |config, text| put(&mut config.http.request_deadline, value::duration(text)),
         ..ROW
     },
@@ -394,8 +390,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "head-deadline",
         default: Some("10s"),
         example: "10s",
-        help: "The longest time for the head of a request to arrive, for a connection to be idle, and for a \
-               write to make progress",
+        help: "The longest time for the head of a request, and for a connection to be idle or not to read",
         set: |config, text| put(&mut config.http.head_deadline, value::duration(text)),
         ..ROW
     },
@@ -405,7 +400,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "max-connections",
         default: Some("4096"),
         example: "4096",
-        help: "The largest number of open connections; further ones wait until one closes",
+        help: "Connections at a time; more wait to be accepted",
         set: |config, text| {
             let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
             put(&mut config.http.max_connections, Ok(count.min(tokio::sync::Semaphore::MAX_PERMITS)))
@@ -418,8 +413,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "cached-users",
         default: Some("100000"),
         example: "100000",
-        help: "The number of users, and of verified tokens, in memory; the least recently used ones are \
-               removed first",
+        help: "Users, and as many verified tokens, that are kept in memory; the least used ones make room",
         set: |config, text| {
             let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
             put(&mut config.http.cached_users, Ok(count))
@@ -432,7 +426,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "shutdown-grace",
         default: Some("20s"),
         example: "20s",
-        help: "The longest time to finish requests and batches after SIGTERM",
+        help: "The longest time to finish what is in flight after SIGTERM",
         set: |config, text| put(&mut config.http.shutdown_grace, value::duration(text)),
         ..ROW
     },
@@ -442,7 +436,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "log",
         default: Some("info"),
         example: "info,kinsync_engine=debug",
-        help: "The log filter, such as `info` or `info,kinsync_engine=debug`",
+        help: "What is logged",
         set: |config, text| put(&mut config.log.filter, value::log_filter(text)),
         ..ROW
     },
@@ -451,7 +445,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_LOG_FORMAT",
         flag: "log-format",
         example: "json",
-        help: "`json` or `text` [default: text on a terminal, else json]",
+        help: "json or text [default: text on a terminal, json elsewhere]",
         set: |config, text| put(&mut config.log.format, value::log_format(text).map(Some)),
         ..ROW
     },
@@ -461,8 +455,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "server",
         example: "http://127.0.0.1:5000",
         reader: Reader::Client,
-        help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and \
-               `doctor` use [default: http://127.0.0.1:PORT]",
+        help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and `doctor` talk to \
+               [default: http://127.0.0.1:PORT]",
         set: |config, text| put(&mut config.server, value::server(text).map(Some)),
         ..ROW
     },

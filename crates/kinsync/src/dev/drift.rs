@@ -154,8 +154,9 @@ mod tests {
     async fn drift(kinde: &Emulator, history: &mut History, stored: &[UserDocument]) -> Drift {
         kinde.quiesce(Duration::from_secs(10)).await.unwrap();
         let users = kinde.users();
+        let at = Timestamp::from_microsecond(kinsync_engine::clock::Clock::system().now().0).unwrap();
         for user in &users {
-            history.sample(Timestamp::now(), user);
+            history.sample(at, user);
         }
         history.read(&kinde.deliveries(), |id| kinde.event(id));
         compare(&users, stored, history)

@@ -71,7 +71,7 @@ impl Sampler {
 
     /// Takes a snapshot. Not cancel safe for the comparison, which then stays that of the snapshot before.
     pub(super) async fn sample(&mut self) -> Snapshot {
-        let at = Timestamp::now();
+        let at = Timestamp::from_microsecond(self.state.clock.now().0).unwrap_or(Timestamp::MAX);
         let kinde = self.emulator.users();
         let deliveries = self.emulator.deliveries();
         self.history.read(&deliveries, |id| self.emulator.event(id));

@@ -1,5 +1,4 @@
-//! Failures of the store and the queue as problem documents: what every caller may know, and what only operators and the
-//! log may.
+//! Failures of the store and the queue as problem documents: what a caller may know, and what only the log says.
 
 use std::time::Duration;
 
@@ -10,42 +9,32 @@ use kinsync_tower::problem::{Problem, RequestId, chain};
 /// The outcome of a handler.
 pub type Result<T> = std::result::Result<T, Failure>;
 
-/// Why a handler failed.
+/// Why a handler did not do it.
 #[derive(Debug)]
-pub struct Failure {
-    /// What every caller may know.
-    pub problem: Problem,
-    /// What operators may know too.
-    pub cause: Option<String>,
-}
+pub struct Failure(pub Problem);
 
-/// The pause before the next attempt, in a 503.
+/// When to ask again after a 503.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl Failure {
     /// A 503 whose cause is logged.
     pub fn unavailable(cause: &dyn std::error::Error) -> Self {
-        let (request, cause) = (RequestId::next(), chain(cause));
-        tracing::warn!(%request, error = cause, "a request was answered 503");
-        Self { problem: Problem::Unavailable { retry_after: RETRY_AFTER, request }, cause: Some(cause) }
+        let request = RequestId::next();
+        tracing::warn!(%request, error = %chain(cause), "a request was answered 503");
+        Self(Problem::Unavailable { retry_after: RETRY_AFTER, request })
     }
 
     /// A 500 whose cause is logged.
     pub fn internal(cause: &dyn std::error::Error) -> Self {
-        let (request, cause) = (RequestId::next(), chain(cause));
-        tracing::error!(%request, error = cause, "a request was answered 500");
-        Self { problem: Problem::Internal { request }, cause: Some(cause) }
-    }
-
-    /// The answer to a caller who proved to be an operator: with the cause.
-    pub fn into_operator_response(self) -> Response {
-        self.problem.into_response_with_cause(self.cause).map(axum::body::Body::new)
+        let request = RequestId::next();
+        tracing::error!(%request, error = %chain(cause), "a request was answered 500");
+        Self(Problem::Internal { request })
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self { problem, cause: None }
+        Self(problem)
     }
 }
 
@@ -58,7 +47,7 @@ impl From<store::Error> for Failure {
 impl From<queue::Error> for Failure {
     fn from(error: queue::Error) -> Self {
         match error {
-            queue::Error::NoSuchDeadLetter { .. } => Problem::NotFound { what: "dead letter" }.into(),
+            queue::Error::NoSuchDeadLetter { .. } => Self(Problem::NotFound { what: "dead letter" }),
             error => Self::unavailable(&error),
         }
     }
@@ -66,6 +55,6 @@ impl From<queue::Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        self.problem.into_response().map(axum::body::Body::new)
+        self.0.into_response().map(axum::body::Body::new)
     }
 }

@@ -1,38 +1,40 @@
 //! Health and metrics.
 
-use http::StatusCode;
+use std::sync::Arc;
 
-use crate::{
-    api::health::{HealthReport, HealthStatus, Liveness, Readiness},
-    app::AppState,
-    health::Health,
-    metrics as meters,
-};
+use axum::{Json, extract::State, response::IntoResponse};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
 
-/// The Prometheus text format.
-pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+use crate::{app::AppState, health::Health, metrics as meters};
 
-/// GET /health: 503 only while deliveries cannot be accepted.
-pub fn health(state: &AppState) -> (StatusCode, HealthReport) {
-    let health = Health::of(state);
-    (status(&health), health.report())
+const NO_STORE: (header::HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
+
+/// GET /health: 503 only when deliveries cannot be accepted.
+pub async fn health(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    let health = Health::of(&state);
+    (status(&health), [NO_STORE], Json(health.document()))
 }
 
-/// GET /health/live
-pub fn live(_: &AppState) -> (StatusCode, Liveness) {
-    (StatusCode::OK, Liveness { status: HealthStatus::Ok })
+/// GET /health/live: the process answers.
+pub async fn live() -> impl IntoResponse {
+    ([NO_STORE], Json(json!({ "status": "ok" })))
 }
 
-/// GET /health/ready
-pub fn ready(state: &AppState) -> (StatusCode, Readiness) {
-    let health = Health::of(state);
-    let word = if health.is_ready() { HealthStatus::Ok } else { HealthStatus::Failing };
-    (status(&health), Readiness { status: word, problems: health.failing })
+/// GET /health/ready: deliveries can be accepted.
+pub async fn ready(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    let health = Health::of(&state);
+    let document: Value = if health.is_ready() {
+        json!({ "status": "ok" })
+    } else {
+        json!({ "status": "failing", "problems": health.failing })
+    };
+    (status(&health), [NO_STORE], Json(document))
 }
 
 /// GET /metrics
-pub fn metrics(state: &AppState) -> String {
-    meters::render(state)
+pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], meters::render(&state))
 }
 
 fn status(health: &Health) -> StatusCode {

@@ -12,7 +12,6 @@ use serde_json::json;
 
 use super::cursor::Cursor;
 use crate::config::{Pagination, Unknowns};
-use crate::emulator::Emulator;
 use crate::event::Source;
 use crate::faults::FaultKind;
 use crate::routes::response::{Body, ErrorResponse, Params, success};
@@ -20,6 +19,7 @@ use crate::tenant::{self, Profile, Tenant};
 use crate::user::api::{Expand, Page, Shape, Shown, Updated};
 use crate::user::{NewUser, User, UserEdit};
 use crate::users::View;
+use crate::{clock, emulator::Emulator};
 
 const DEFAULT_PAGE: usize = 10;
 
@@ -94,7 +94,7 @@ fn view<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
         _ => None,
     });
     match lag {
-        Some(lag) => tenant.users.at_time(Timestamp::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
+        Some(lag) => tenant.users.at_time(clock::now().checked_sub(lag).unwrap_or(Timestamp::UNIX_EPOCH)),
         None => tenant.users.now(),
     }
 }
