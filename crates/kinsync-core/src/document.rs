@@ -1,11 +1,12 @@
 //! What an application reads of a user: the state, made visible.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     field::{Field, Group, Identity, Organization, Value},
     ids::UserId,
     observation::Source,
+    rfc3339,
     state::UserState,
     version::Micros,
 };
@@ -25,45 +26,87 @@ pub struct Standing {
     pub source: Option<Source>,
 }
 
-/// A user as an application reads it. Instants are microseconds since 1970 here; each store and
-/// each route writes them in its own way.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A user as an application reads it. In JSON instants are RFC 3339 text, and what is not known is absent.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = User))]
 #[serde(rename_all = "camelCase")]
-#[expect(missing_docs, reason = "the names are those of the user document")]
 pub struct UserDocument {
+    /// The id at Kinde.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub kinde_id: UserId,
+    /// The email address, if this user may show it.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
-    /// Who holds the address that this user has at Kinde, when it is not this user.
+    /// The email address that this user has at Kinde and another document shows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email_conflict: Option<EmailConflict>,
+    /// Whether Kinde verified the email address.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub email_verified: Option<bool>,
+    /// The first name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub first_name: Option<String>,
+    /// The last name.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_name: Option<String>,
+    /// The phone number.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub phone: Option<String>,
+    /// The username.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
+    /// The address of the picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub picture: Option<String>,
+    /// The id that the application gave the user at Kinde.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub provided_id: Option<String>,
+    /// Memberships.
     pub organizations: Vec<Organization>,
+    /// Sign-in identities.
     pub identities: Vec<Identity>,
+    /// Whether Kinde refuses sign-ins.
     pub is_suspended: bool,
+    /// Whether the next sign-in requires a new password.
     pub is_password_reset_requested: bool,
+    /// When the user was created.
+    #[serde(with = "rfc3339")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub created_at: Micros,
+    /// When kinsync last changed the document.
+    #[serde(with = "rfc3339")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub updated_at: Micros,
+    /// When the user last made an authenticated request.
+    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
     pub last_seen_at: Option<Micros>,
+    /// When the user last signed in at Kinde.
+    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
     pub last_signed_in_at: Option<Micros>,
+    /// Whether the user is deleted.
     pub is_deleted: bool,
+    /// When the user was deleted.
+    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
     pub deleted_at: Option<Micros>,
+    /// The source of the newest change: `webhook`, `login`, `profile` or `reconcile`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub source: Option<Source>,
 }
 
-/// An address that another row holds.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// An email address that another document shows.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct EmailConflict {
-    /// The address.
+    /// The email address.
     pub email: String,
-    /// The Kinde id of the holder, or the `_id` of a row that kinsync did not make. `None` while
-    /// it is being settled.
+    /// The Kinde id of the document that shows it, or the `_id` of one that the application created. Absent while the
+    /// ownership is not decided.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub held_by: Option<String>,
 }
 

@@ -129,6 +129,7 @@ pub enum Value {
 
 /// One membership.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Organization {
     /// Kinde's code, such as `org_590d7f1a86a`.
     pub code: String,
@@ -140,6 +141,7 @@ pub struct Organization {
 
 /// One way in which a user signs in.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Identity {
     /// `email`, `phone`, `username` or the name of a connection.
     pub kind: String,

@@ -14,6 +14,7 @@
 //! - [`join`]: how two states become one
 //! - [`email`]: who owns an address
 //! - [`document`]: what an application reads
+//! - [`rfc3339`]: instants as text
 //!
 //! ```
 //! use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
@@ -34,6 +35,8 @@
 
 pub mod ids;
 pub mod version;
+
+pub mod rfc3339;
 
 pub mod field;
 

@@ -4,9 +4,11 @@ use std::{fmt, sync::Arc};
 
 use kinde::bearer::AccessToken;
 use kinsync_core::UserDocument;
-use serde_json::json;
 
-use crate::{authenticator::CachedUser, document::Json};
+use crate::{
+    authenticator::CachedUser,
+    document::{Json, TokenUser},
+};
 
 /// Who makes this request. Cheap to clone. With the feature `axum`, an extractor: a handler that has it in its
 /// signature runs for verified, live users only.
@@ -42,7 +44,7 @@ impl CurrentUser {
     pub fn json(&self) -> Json {
         match &self.known {
             Some(known) => known.json().clone(),
-            None => Json::of(&json!({ "kindeId": self.id(), "email": self.email() })),
+            None => Json::of(&TokenUser { kinde_id: self.id(), email: self.email() }),
         }
     }
 

@@ -1,17 +1,11 @@
-//! The user document as it leaves over HTTP: instants as RFC 3339 text in UTC with microseconds, everything else as the
-//! types say.
+//! The user document as `/api/me` answers it: text with an entity tag.
 
 use std::fmt::Write as _;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use http::HeaderValue;
-use jiff::Timestamp;
-use kinsync_core::{Micros, UserDocument};
-use serde_json::Value;
-
-/// The keys of a user document that are instants.
-const TIMES: [&str; 5] = ["createdAt", "updatedAt", "lastSeenAt", "lastSignedInAt", "deletedAt"];
+use serde::Serialize;
 
 /// A document as text, with its entity tag. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -21,8 +15,8 @@ pub struct Json {
 }
 
 impl Json {
-    pub(crate) fn of(document: &Value) -> Self {
-        let body = Bytes::from(document.to_string());
+    pub(crate) fn of(document: &impl Serialize) -> Self {
+        let body = Bytes::from(serde_json::to_vec(document).expect("a document has only text keys"));
         let etag = tag(&body);
         Self { body, etag }
     }
@@ -38,6 +32,15 @@ impl Json {
     }
 }
 
+/// The document of a user that the store could not be asked for: what the token says.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TokenUser<'a> {
+    pub(crate) kinde_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) email: Option<&'a str>,
+}
+
 fn tag(body: &[u8]) -> HeaderValue {
     let digest = digest::digest(&digest::SHA256, body);
     let mut text = String::from("\"");
@@ -48,33 +51,9 @@ fn tag(body: &[u8]) -> HeaderValue {
     HeaderValue::try_from(text).expect("quotes and hexadecimal digits")
 }
 
-/// A user document.
-pub fn user(document: &UserDocument) -> Value {
-    let mut user = serde_json::to_value(document).expect("a user document has only text keys");
-    for key in TIMES {
-        if let Some(at) = user.get(key).and_then(Value::as_i64) {
-            user[key] = time(Micros(at));
-        }
-    }
-    user
-}
-
-/// `2024-05-01T07:41:45.592145Z`; null for an instant that no calendar has.
-pub fn time(at: Micros) -> Value {
-    Timestamp::from_microsecond(at.0).map_or(Value::Null, |at| format!("{at:.6}").into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn instants_are_rfc_3339_with_microseconds() {
-        assert_eq!(time(Micros(1_714_549_305_592_145)), "2024-05-01T07:41:45.592145Z");
-        assert_eq!(time(Micros(0)), "1970-01-01T00:00:00.000000Z");
-        assert_eq!(time(Micros(-1)), "1969-12-31T23:59:59.999999Z");
-        assert_eq!(time(Micros(i64::MAX)), Value::Null);
-    }
 
     #[test]
     fn the_tag_is_half_the_sha_256_of_the_text_in_quotes() {

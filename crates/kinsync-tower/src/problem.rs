@@ -4,6 +4,7 @@
 //! the answer.
 
 use std::{
+    borrow::Cow,
     collections::hash_map::RandomState,
     fmt,
     hash::BuildHasher,
@@ -17,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The media type of RFC 9457 section 3.
 pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -37,7 +38,7 @@ pub enum Problem {
     /// The route exists, for these methods.
     MethodNotAllowed {
         /// The value of `Allow`.
-        allow: &'static str,
+        allow: Cow<'static, str>,
     },
     /// The body is larger than the limit, or says so.
     BodyTooLarge {
@@ -203,8 +204,12 @@ impl Problem {
     /// The document.
     pub fn document(&self) -> Document {
         let (reason, how_to_sign) = match self {
-            Self::Unverified { reason, how_to_sign, .. } => (Some(*reason), Some(how_to_sign.clone())),
-            Self::Unauthenticated { reason, .. } | Self::UserRefused { reason } => (Some(*reason), None),
+            Self::Unverified { reason, how_to_sign, .. } => {
+                (Some((*reason).into()), Some(how_to_sign.clone()))
+            }
+            Self::Unauthenticated { reason, .. } | Self::UserRefused { reason } => {
+                (Some((*reason).into()), None)
+            }
             _ => (None, None),
         };
         let request_id = match self {
@@ -213,19 +218,20 @@ impl Problem {
         };
         Document {
             kind: format!("urn:problem-type:kinsync:{}", self.code()),
-            title: self.title(),
+            title: self.title().into(),
             status: self.status().as_u16(),
             detail: self.detail(),
             reason,
             how_to_sign,
             request_id,
+            cause: None,
         }
     }
 
     /// The header that the status asks for, if any.
     fn header(&self) -> Option<(header::HeaderName, HeaderValue)> {
         Some(match self {
-            Self::MethodNotAllowed { allow } => (header::ALLOW, HeaderValue::from_static(allow)),
+            Self::MethodNotAllowed { allow } => (header::ALLOW, HeaderValue::from_str(allow).ok()?),
             Self::EncodedBody => (header::ACCEPT_ENCODING, HeaderValue::from_static("identity")),
             Self::Unverified { .. } => {
                 (header::WWW_AUTHENTICATE, HeaderValue::from_static("Signature realm=\"kinsync webhook\""))
@@ -258,7 +264,13 @@ impl Problem {
 
     /// The answer.
     pub fn into_response(self) -> Response<Body> {
-        let document = serde_json::to_vec(&self.document()).expect("a struct of texts and a number is JSON");
+        self.into_response_with_cause(None)
+    }
+
+    /// The answer to an operator, who may know the cause. [`chain`] writes one.
+    pub fn into_response_with_cause(self, cause: Option<String>) -> Response<Body> {
+        let document = Document { cause, ..self.document() };
+        let document = serde_json::to_vec(&document).expect("a struct of texts and a number is JSON");
         let mut response = Response::new(Full::from(document));
         *response.status_mut() = self.status();
         response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);
@@ -269,28 +281,34 @@ impl Problem {
     }
 }
 
-/// A problem document: the members of RFC 9457, and three of our own.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+/// A problem document: the members of RFC 9457, and four of kinsync's own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = Problem))]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
     /// What kind of problem, for programs.
     #[serde(rename = "type")]
     pub kind: String,
     /// What kind of problem, for people.
-    pub title: &'static str,
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub title: Cow<'static, str>,
     /// The status of the answer.
     pub status: u16,
     /// What is wrong this time, and what to do.
     pub detail: String,
     /// Why a delivery, a token or a user was refused, in one word.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub reason: Option<Cow<'static, str>>,
     /// How it is signed so that it is taken.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub how_to_sign: Option<Vec<String>>,
     /// Under which the cause is logged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// What failed, with all causes. Only on routes for operators.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
 }
 
 /// Names a request in the log and in the answer. Made only for answers that need one.

@@ -7,6 +7,7 @@
 mod body;
 
 use std::{
+    borrow::Cow,
     convert::Infallible,
     fmt,
     future::Future,
@@ -24,6 +25,7 @@ use kinsync_engine::{
     clock::Clock,
     queue::{self, Enqueued, Entry, Queue},
 };
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use tower_service::Service;
 
@@ -79,6 +81,18 @@ struct Accepted {
     scheme: Scheme,
     received_at: Micros,
     enqueued: Enqueued,
+}
+
+/// What an accepted delivery is answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct AcceptedDelivery<'a> {
+    /// The id of the event.
+    #[cfg_attr(feature = "openapi", schema(value_type = String))]
+    pub event_id: Cow<'a, str>,
+    /// Whether the event was accepted before.
+    pub duplicate: bool,
 }
 
 /// Why a delivery ended without a 200.
@@ -175,8 +189,8 @@ impl Shared {
         self.metrics.verified(accepted.scheme, outcome);
         self.activity.delivered(accepted.received_at);
         tracing::debug!(event_id = accepted.event_id, duplicate, "delivery accepted");
-        let id = serde_json::Value::from(accepted.event_id.as_str());
-        let body = format!(r#"{{"status":"accepted","eventId":{id},"duplicate":{duplicate}}}"#);
+        let document = AcceptedDelivery { event_id: accepted.event_id.as_str().into(), duplicate };
+        let body = serde_json::to_vec(&document).expect("a struct of a text and a flag is JSON");
         let mut response = Response::new(Full::from(body));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
@@ -228,7 +242,7 @@ impl Shared {
 
 fn check(head: &Parts) -> Result<(), Stop> {
     if head.method != Method::POST {
-        return Err(Stop::Request(Unverified::Malformed, Problem::MethodNotAllowed { allow: "POST" }));
+        return Err(Stop::Request(Unverified::Malformed, Problem::MethodNotAllowed { allow: "POST".into() }));
     }
     match head.headers.get(header::CONTENT_ENCODING) {
         Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => {

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-mod adopt;
 mod backfill;
 mod client;
 mod config;
@@ -13,8 +12,9 @@ mod dead_letters;
 mod dev;
 mod doctor;
 mod events;
-mod exit;
+pub mod exit;
 mod flags;
+mod link;
 mod output;
 mod reconcile;
 mod runs;
@@ -26,31 +26,35 @@ mod webhook;
 
 use exit::Exit;
 
-const AFTER_HELP: &str = "\
+const EXAMPLES: &str = "\
 Start:
-  kinsync dev                                             try it with a local Kinde and generated users
-  KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
-  KINDE_DOMAIN=https://acme.kinde.com kinsync serve       (users in a file, nothing else needed)
-  kinsync backfill                                        everybody who is at Kinde already
+  kinsync dev                               try kinsync with a local Kinde and generated users
+  kinsync serve                             run the server; needs KINDE_DOMAIN or KINDE_WEBHOOK_SECRET
+  kinsync webhook setup --public-url URL    make Kinde deliver to it
+  kinsync backfill                          load the users that exist at Kinde
 
-  kinsync webhook setup --public-url https://…            let Kinde deliver to it
-
-Look:
-  kinsync doctor                                          is everything right, and what to do where not
-  kinsync config show                                     every setting, its value and where it came from
+Inspect:
+  kinsync doctor                            check the configuration and print a fix for each problem
+  kinsync config show                       list every setting, its value and its origin
   kinsync users list --email ada@example.com
-  kinsync dead-letters list
-  kinsync reconcile --dry-run                             what no webhook told of
-  kinsync adopt --dry-run                                 your rows from before kinsync, and what becomes of them
+  kinsync reconcile --dry-run               list differences between Kinde and the store
+  kinsync dead-letters list                 list deliveries that could not be processed
+  kinsync link --dry-run                    list existing documents that can be linked to Kinde users
 
-Settings are flags, environment variables or lines of a TOML file (--config), in this order of weight.
+A setting is a flag, an environment variable or a line of a TOML file (--config). Flags take precedence over the
+environment, and the environment over the file.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something waits for your word, 69 the server cannot be
-reached, 77 no permission, 78 wrong settings";
+Exit codes:
+";
 
-/// Keeps a true copy of Kinde's users in your database.
+fn after_help() -> String {
+    let lines = exit::CODES.iter().map(|(code, meaning)| format!("  {code:<3}{meaning}"));
+    EXAMPLES.to_owned() + &lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Mirrors Kinde users into your database.
 #[derive(Debug, Parser)]
-#[command(name = "kinsync", version, about, after_help = AFTER_HELP, max_term_width = 100)]
+#[command(name = "kinsync", version, about, after_help = after_help(), max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -58,35 +62,35 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Accept deliveries and keep the users true
+    /// Run the server: accept deliveries and keep the stored users equal to Kinde's
     Serve(serve::Args),
     /// Try kinsync with a local Kinde and generated users; needs no settings
     #[cfg(feature = "dev")]
     Dev(dev::Args),
-    /// Load all users of a Kinde tenant, the first time
+    /// Load every user of a Kinde tenant into the store
     Backfill(backfill::Args),
-    /// Find what no webhook told of, and repair it
+    /// Compare every user at Kinde with the store and repair the differences
     Reconcile(reconcile::Args),
-    /// What the scans found, on a running server
+    /// List scans of a running server and what they found
     #[command(subcommand)]
     Runs(runs::Command),
-    /// Rows of yours from before kinsync: which become users, and which cannot; in MongoDB
-    Adopt(adopt::Args),
-    /// Whether Kinde, MongoDB, the disk and the server are as they should be, and what to do where not
+    /// Link existing MongoDB documents to Kinde users by verified email address
+    Link(link::Args),
+    /// Check the Kinde, MongoDB, disk and server configuration and print a fix for each problem
     Doctor(doctor::Args),
-    /// The webhook at Kinde
+    /// Create or update the webhook at Kinde
     #[command(subcommand)]
     Webhook(webhook::Command),
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// Look at users, on a running server
+    /// List, show and explain the users of a running server
     #[command(subcommand)]
     Users(users::Command),
-    /// Look at the event log, on a running server
+    /// List and show the events that a running server received
     #[command(subcommand)]
     Events(events::Command),
-    /// Deliveries that could not be understood: look, try again, drop; on a running server
+    /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
 }
@@ -100,7 +104,7 @@ pub fn run() -> ExitCode {
         Command::Backfill(args) => backfill::run(args),
         Command::Reconcile(args) => reconcile::run(args),
         Command::Runs(command) => runs::run(command),
-        Command::Adopt(args) => adopt::run(args),
+        Command::Link(args) => link::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Webhook(command) => webhook::run(command),
         Command::Config(command) => config::run(command),

@@ -1,15 +1,15 @@
-//! What the operator decided: one typed value, made from flags, environment, file and defaults.
+//! The settings: one typed value, made from flags, environment, file and defaults.
 //!
-//! Settings are rows of a table ([`setting::SETTINGS`]); nothing else names a key, a variable or a
-//! flag. All problems are found before anything is started, and are reported together.
+//! [`setting::SETTINGS`] lists every setting; nothing else defines a key, a variable or a flag. Every problem is found before
+//! anything starts, and all are reported together.
 //!
 //! In reading order:
-//! - [`setting`]: the table
-//! - [`source`]: where a value comes from; flags > environment > file > default
+//! - [`setting`]: the list
+//! - [`source`]: the sources of a value: flags > environment > file > default
 //! - [`mod@file`]: the TOML file
-//! - [`value`]: texts read into types
-//! - [`rules`]: what must hold between settings, and which doors are closed
-//! - [`problem`]: what is wrong, said at once
+//! - [`value`]: texts parsed into types
+//! - [`rules`]: rules between settings, and what a setting disables
+//! - [`problem`]: every problem, reported together
 //! - [`show`]: the merge, secrets masked
 
 use std::{
@@ -20,7 +20,7 @@ use std::{
 };
 
 use kinsync_core::Field;
-use kinsync_engine::store::mongo::Adopt;
+use kinsync_engine::store::mongo::Adopt as LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 
@@ -36,53 +36,53 @@ pub use problem::{Problem, Problems};
 pub use setting::{Reader, SETTINGS, Setting};
 pub use source::{Flags, Origin, Sources};
 
-/// Everything `serve` needs to know.
+/// Every setting of `kinsync serve`.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where the embedded queue and store keep their files.
+    /// The folder of the embedded queue and store.
     pub data_dir: PathBuf,
-    /// The tenant, and how its deliveries are verified.
+    /// The Kinde tenant and its credentials.
     pub kinde: Kinde,
-    /// Where users are kept.
+    /// The store of users.
     pub store: Store,
-    /// Where deliveries wait.
+    /// The queue of deliveries.
     pub queue: Queue,
-    /// When Kinde is compared with the store, and how much is repaired without asking.
+    /// Scans of Kinde.
     pub reconcile: Reconcile,
-    /// Who may connect, and for how long.
+    /// The HTTP server.
     pub http: Http,
-    /// What is logged, and how.
+    /// Logging.
     pub log: Log,
-    /// The running server that the other commands talk to; `None`: this machine's, on `http.port`.
+    /// The running server that other commands use; `None`: the one on this machine at `http.port`.
     pub server: Option<Url>,
 }
 
-/// The tenant, and how its deliveries are verified.
+/// The Kinde tenant and its credentials.
 #[derive(Clone, Debug, Default)]
 pub struct Kinde {
-    /// The tenant's own address: keys and API.
+    /// The kinde.com address of the tenant: its keys and its API.
     pub domain: Option<Url>,
-    /// Who may have issued a token. Empty: the domain.
+    /// Trusted issuers of access tokens. Empty: the domain.
     pub issuers: Vec<Url>,
-    /// For whom a token must have been issued. Empty: anybody.
+    /// Accepted audiences of access tokens. Empty: any.
     pub audience: Vec<String>,
-    /// Secrets of the HMAC and Standard Webhooks schemes; the first one is the newest.
+    /// Secrets of the HMAC and Standard Webhooks schemes, the newest first.
     pub webhook_secrets: Vec<SecretString>,
-    /// The machine-to-machine application that reads the Management API.
+    /// Client id of the machine-to-machine application that reads the Management API.
     pub m2m_client_id: Option<String>,
-    /// Its secret.
+    /// Its client secret.
     pub m2m_client_secret: Option<SecretString>,
 }
 
 impl Kinde {
-    /// Who may have issued a token.
+    /// The trusted issuers of access tokens.
     pub fn trusted_issuers(&self) -> impl Iterator<Item = &Url> {
         let only_domain = self.issuers.is_empty();
         self.issuers.iter().chain(self.domain.iter().filter(move |_| only_domain))
     }
 }
 
-/// Where users are kept.
+/// The store of users.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
     /// The connection string of `MongoDB`; `None`: a file in the data folder.
@@ -93,15 +93,15 @@ pub struct Store {
     pub users: String,
     /// The collection of the event log.
     pub events: String,
-    /// Whether two live users may not show one address.
+    /// Whether a unique index prevents two live users from showing the same email address.
     pub unique_email: bool,
-    /// Whether rows that the application made become users.
-    pub adopt_by_email: Adopt,
-    /// Names of fields in the user document, where they differ from kinsync's.
+    /// When documents that the application created are linked to users.
+    pub link_by_email: LinkByEmail,
+    /// Renamed fields of the user document.
     pub fields: BTreeMap<Field, String>,
 }
 
-/// Which queue.
+/// A kind of queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum QueueKind {
     /// Files in the data folder.
@@ -109,81 +109,81 @@ pub enum QueueKind {
     Embedded,
 }
 
-/// Where deliveries wait, and how many may.
+/// The queue of deliveries and its limits.
 #[derive(Clone, Debug, Default)]
 pub struct Queue {
-    /// Which queue.
+    /// The kind of queue.
     pub kind: QueueKind,
-    /// Deliveries that may wait; more are answered 503.
+    /// The largest number of queued deliveries; further ones are answered 503.
     pub max_entries: u64,
-    /// Bytes that they may take on disk; more are answered 503.
+    /// The largest size on disk in bytes; further deliveries are answered 503.
     pub max_bytes: u64,
 }
 
-/// When Kinde is compared with the store, and how much is repaired without asking.
+/// Scans of Kinde, and what they may delete without approval.
 #[derive(Clone, Debug, Default)]
 pub struct Reconcile {
-    /// From one scan to the next; `None`: only by hand.
+    /// The interval between two scans; `None`: only on request.
     pub every: Option<Duration>,
-    /// Users on a page of the Management API.
+    /// Users in one page of the Management API.
     pub page_size: u32,
     /// Deletions in one run that need no approval.
     pub max_deletes: u64,
-    /// The share of the live users that needs no approval, 0 to 1.
+    /// The share of live users whose deletion needs no approval, 0 to 1.
     pub max_delete_share: f64,
-    /// Codes that say that there is no such user, beside the usual.
+    /// Further error codes that mean that a user does not exist.
     pub unknown_user_codes: Vec<String>,
 }
 
-/// Who may connect, and for how long.
+/// The HTTP server: addresses, deadlines and limits.
 #[derive(Clone, Debug)]
 pub struct Http {
     /// The address to listen on.
     pub bind: IpAddr,
-    /// The port; 0: any free one.
+    /// The port; 0 for any free port.
     pub port: u16,
-    /// Where /health and /metrics are, if not beside the rest.
+    /// A separate address for /health and /metrics.
     pub metrics_bind: Option<SocketAddr>,
-    /// What Kinde, outside, calls this server by.
+    /// The address at which Kinde reaches this server.
     pub public_url: Option<Url>,
-    /// Where Kinde delivers to, if not `/api/webhook` below that.
+    /// The address that Kinde delivers to, if it is not `/api/webhook` below that.
     pub webhook_url: Option<Url>,
-    /// Opens the admin routes.
+    /// The token for the admin routes.
     pub admin_token: Option<SecretString>,
-    /// The longest time for one request.
+    /// The longest time to answer a request.
     pub request_deadline: Duration,
     /// The longest time for the body of a delivery to arrive.
     pub body_deadline: Duration,
-    /// The longest time for the head of a request, and for a connection to be idle.
+    /// The longest time for the head of a request to arrive, and for a connection to be idle.
     pub head_deadline: Duration,
-    /// Connections at a time; more wait to be accepted.
+    /// The largest number of open connections; further ones wait.
     pub max_connections: usize,
-    /// Users that are kept in memory for requests, and verified tokens.
+    /// Users, and verified tokens, in memory.
     pub cached_users: usize,
-    /// The longest time for a shutdown.
+    /// The longest time to finish after SIGTERM.
     pub shutdown_grace: Duration,
 }
 
-/// What is logged, and how.
+/// Logging.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// As `tracing_subscriber::EnvFilter` reads it.
+    /// In the syntax of `tracing_subscriber::EnvFilter`.
     pub filter: String,
-    /// `None`: text on a terminal, JSON elsewhere.
+    /// `None`: text on a terminal, else JSON.
     pub format: Option<LogFormat>,
 }
 
-/// How a log line looks.
+/// The format of a log line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
 impl Config {
-    /// Reads the settings of `serve`. `Err` holds every problem, not the first one.
+    /// Reads the settings of `serve`. The error holds every problem.
     pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);
@@ -193,25 +193,27 @@ impl Config {
                 problems.push(problem);
             }
         }
-        rules::check(&config, &merged.fields, &mut problems);
+        rules::check(&config, &merged, &mut problems);
         let named = |(key, name): (&String, &String)| Some((Field::from_key(key)?, name.clone()));
         config.store.fields = merged.fields.iter().filter_map(named).collect();
         if problems.is_empty() {
-            let warnings =
-                rules::warnings(&config).into_iter().chain(merged.warnings.iter().cloned()).collect();
+            let misspelled = merged.misspelled.iter().map(|one| format!("{} {}", one.name, one.message));
+            let warnings = rules::warnings(&config).into_iter().chain(misspelled).collect();
             return Ok(Loaded { config, merged, warnings });
         }
+        // A misspelled variable may be the reason why another one is not set.
+        problems.extend(merged.misspelled);
         Err(Problems(problems))
     }
 
-    /// The settings of these variables, as if they were the environment and there were no file.
+    /// Reads the settings from these variables alone.
     pub fn from_vars<K: Into<String>, V: Into<String>>(
         vars: impl IntoIterator<Item = (K, V)>,
     ) -> Result<Self, Problems> {
         Self::load(&Sources::from_vars(vars)).map(|loaded| loaded.config)
     }
 
-    /// Nothing set. Defaults are in the table and are applied over this.
+    /// No setting applied yet. The defaults of the list are applied over this.
     fn blank() -> Self {
         Self {
             data_dir: PathBuf::new(),
@@ -239,17 +241,17 @@ impl Config {
     }
 }
 
-/// What the commands need that talk to a running server. Other settings may be wrong.
+/// The settings of commands that use a running server. Other settings may be wrong.
 #[derive(Debug)]
 pub struct ClientConfig {
     /// The server.
     pub server: Url,
-    /// What opens its admin routes.
+    /// The token for its admin routes.
     pub admin_token: Option<SecretString>,
 }
 
 impl ClientConfig {
-    /// Reads the settings of a client, and complains of no others.
+    /// Reads the settings of a client and ignores problems of other settings.
     pub fn load(sources: &Sources) -> Result<Self, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);
@@ -274,13 +276,13 @@ impl ClientConfig {
     }
 }
 
-/// Settings that hold together.
+/// Valid settings.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What was decided.
+    /// The settings.
     pub config: Config,
-    /// Where each value came from.
+    /// The source of each value.
     pub merged: source::Merged,
-    /// What is odd but no problem, each a sentence for the operator.
+    /// Notable combinations that are not errors, each a sentence for the operator.
     pub warnings: Vec<String>,
 }

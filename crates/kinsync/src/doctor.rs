@@ -1,15 +1,15 @@
-//! Looks whether all that kinsync needs is as it should be, and says what to do where it is not.
+//! Checks everything that kinsync depends on, and names a fix for each problem.
 //!
-//! Each check ends in one [`Finding`]; all of them are always there, in the same order, so that a program finds what it
-//! looks for. They run side by side, and none waits for ever. Nothing is written to Kinde or to `MongoDB`; in the data
-//! folder a file is made, synced and removed. A server that runs on the same folder is not disturbed.
+//! Each check ends in one [`Finding`]. Every finding is always present, in the same order. The checks run at the same time,
+//! each group with a deadline. Nothing is written to Kinde or to `MongoDB`; in the data folder one file is created, synced
+//! and removed. A server that uses the same folder is not disturbed.
 //!
 //! In reading order:
-//! - `kinde`: clock, keys, issuers, credentials, scopes, the webhook, event types
-//! - `schema`: what Kinde's events declare of a user
-//! - `mongodb`: server, replica set, majority, privileges, indexes, addresses
-//! - `data_dir`: access, room, the time of a sync, dead letters
-//! - `server`: what a running server says of itself
+//! - `kinde`: clock, signing keys, issuers, credentials, scopes, the webhook, event types
+//! - `schema`: the fields of a user that Kinde's event schemas declare
+//! - `mongodb`: server, replica set, majority, privileges, indexes, email addresses
+//! - `data_dir`: access, free space, the duration of a sync, dead letters
+//! - `server`: what a running server reports about itself
 
 mod data_dir;
 mod kinde;
@@ -23,25 +23,25 @@ use serde::Serialize;
 
 use crate::config::Loaded;
 
-/// How long one group of checks may take.
+/// Deadline of one group of checks.
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// How a check ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It is as it should be.
+    /// It works.
     Ok,
-    /// It works, and somebody should look at it.
+    /// It works, and needs attention.
     Warning,
     /// It does not work.
     Failed,
-    /// It could not be looked at, or is not in use.
+    /// It is not in use, or could not be checked.
     Skipped,
 }
 
 impl Status {
-    /// For people and programs.
+    /// The name in JSON and on the terminal.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -52,16 +52,17 @@ impl Status {
     }
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Finding {
-    /// Names the check. Stable.
+    /// Identifies the check. Stable.
     pub id: &'static str,
     /// How it ended.
     pub status: Status,
-    /// What is so.
+    /// What was found.
     pub found: String,
-    /// What to do about it; `None` where there is nothing to do, or another check comes first.
+    /// What to do about it; `None` when there is nothing to do, or another check has to pass first.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub fix: Option<String>,
 }
 
@@ -82,16 +83,16 @@ impl Finding {
         Self { id, status: Status::Skipped, found: found.into(), fix: Some(fix.into()) }
     }
 
-    /// For a check that rests on another one.
+    /// For a check that needs another one to pass first.
     fn needs(id: &'static str, other: &str) -> Self {
         Self { id, status: Status::Skipped, found: format!("needs {other}"), fix: None }
     }
 }
 
-/// Groups of checks, as [`examine`] tells that they are done.
+/// Groups of checks, in the order of [`examine`].
 pub const GROUPS: [&str; 4] = ["Kinde", "the store", "the data folder", "the server"];
 
-/// Runs every check. `done` is called with each of [`GROUPS`] as it ends.
+/// Runs every check. Calls `done` with the name of each group when it ends.
 pub async fn examine(loaded: &Loaded, done: impl Fn(&'static str)) -> Vec<Finding> {
     let config = &loaded.config;
     let [kinde, store, folder, server] = GROUPS;
@@ -112,8 +113,9 @@ async fn group(
     let found = tokio::time::timeout(DEADLINE, Box::pin(checks)).await;
     done(name);
     found.unwrap_or_else(|_| {
-        let late = format!("nothing was found out within {DEADLINE:?}");
-        let fix = format!("look whether {name} is overloaded or cut off from this machine, then try again");
+        let late = format!("no result within {} s", DEADLINE.as_secs());
+        let fix =
+            format!("check whether {name} is overloaded or unreachable from this machine, then try again");
         ids.iter().map(|id| Finding::failed(id, late.as_str(), fix.as_str())).collect()
     })
 }
@@ -121,16 +123,16 @@ async fn group(
 fn settings(warnings: &[String]) -> Finding {
     const ID: &str = "settings";
     if warnings.is_empty() {
-        return Finding::ok(ID, "they hold together");
+        return Finding::ok(ID, "no conflicts");
     }
     Finding::warning(
         ID,
         warnings.join("; "),
-        "change what is named; `kinsync config show` says where it was set",
+        "change the named setting; `kinsync config show` prints its origin",
     )
 }
 
-/// A few of many, for one line.
+/// The first items of a list, for one line.
 fn some(items: &[impl AsRef<str>]) -> String {
     const SHOWN: usize = 5;
     let shown: Vec<&str> = items.iter().take(SHOWN).map(AsRef::as_ref).collect();

@@ -1,58 +1,60 @@
-//! How everything is, for a person at night and for a load balancer.
+//! The state of the server and of everything that it depends on, for operators and load balancers.
 //!
-//! Two questions are kept apart. *Ready*: can a delivery be accepted? That needs the queue, and a secret or keys; it
-//! does not need `MongoDB`, because deliveries wait. *Healthy*: is there anything that an operator should look at?
+//! Two questions are kept apart. *Ready*: can a delivery be accepted? That needs the queue, and a secret or signing keys;
+//! it does not need MongoDB, because deliveries are queued. *Healthy*: is there anything that an operator should look at?
 
 use std::time::Duration;
 
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    breaker::State,
+    breaker::{Breaker, State},
     reconcile::{record::Kind, silence},
 };
-use serde_json::{Value, json};
 
-use crate::{app::AppState, json as shape, metrics::age};
+use crate::{
+    api::health::{
+        AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, QueueHealth,
+        ReconcileHealth, StoreHealth, WebhookHealth,
+    },
+    app::AppState,
+    metrics::age,
+};
 
-/// A delivery that could not be stored speaks against readiness for this long. Then senders are let in again, and the
-/// next one finds out.
-const UNAVAILABLE_FOR: Duration = Duration::from_secs(30);
-/// A delivery should not wait longer than this.
+/// A delivery that could not be stored makes the server unready for this long. Then senders are let in again, and the
+/// next delivery shows whether it works.
+const UNREADY_FOR: Duration = Duration::from_secs(30);
+/// A delivery that is queued for longer is a problem.
 const LATE: Duration = Duration::from_mins(1);
-/// A run of failed verifications that is no accident.
-const RUN: u64 = 10;
+/// Failed verifications in a row that are a problem.
+const MANY_FAILURES: u64 = 10;
 
-/// What was found.
+/// The state of the server.
 #[derive(Debug)]
 pub struct Health {
-    /// Why deliveries cannot be accepted; empty: they can.
+    /// Why deliveries cannot be accepted; empty when they can.
     pub failing: Vec<String>,
     /// What an operator should look at.
     pub degraded: Vec<String>,
-    components: Value,
+    components: Components,
     uptime: Duration,
 }
 
 impl Health {
-    /// Looks at everything that is known without asking anybody.
+    /// Collects what is known without a request to a dependency.
     pub fn of(state: &AppState) -> Self {
-        let mut health = Self {
-            failing: Vec::new(),
-            degraded: Vec::new(),
-            components: Value::Null,
-            uptime: state.started.elapsed(),
-        };
         let now = state.clock.now();
-        health.components = json!({
-            "webhook": health.webhook(state, now),
-            "queue": health.queue(state, now),
-            "store": health.store(state),
-            "jwks": health.jwks(state),
-            "authenticator": health.authenticator(state),
-            "reconcile": health.reconcile(state, now),
-        });
-        health
+        let mut problems = Problems::default();
+        let components = Components {
+            webhook: problems.webhook(state, now),
+            queue: problems.queue(state, now),
+            store: problems.store(state),
+            key_sets: state.key_sets.iter().map(|keys| problems.keys(state, keys)).collect(),
+            authentication: problems.authentication(state),
+            reconcile: problems.reconcile(state, now),
+        };
+        let Problems { failing, degraded } = problems;
+        Self { failing, degraded, components, uptime: state.started.elapsed() }
     }
 
     /// Whether deliveries can be accepted.
@@ -60,141 +62,165 @@ impl Health {
         self.failing.is_empty()
     }
 
-    /// The document of /health.
-    pub fn document(&self) -> Value {
-        let problems: Vec<&String> = self.failing.iter().chain(&self.degraded).collect();
-        let status = match (self.is_ready(), problems.is_empty()) {
-            (false, _) => "failing",
-            (true, false) => "degraded",
-            (true, true) => "ok",
+    /// What `GET /health` answers.
+    pub fn report(self) -> HealthReport {
+        let accepting = self.is_ready();
+        let status = match (accepting, self.degraded.is_empty()) {
+            (false, _) => HealthStatus::Failing,
+            (true, false) => HealthStatus::Degraded,
+            (true, true) => HealthStatus::Ok,
         };
-        json!({
-            "status": status,
-            "accepting": self.is_ready(),
-            "problems": problems,
-            "version": env!("CARGO_PKG_VERSION"),
-            "uptimeSeconds": self.uptime.as_secs(),
-            "components": self.components,
-        })
+        HealthReport {
+            status,
+            accepting,
+            problems: self.failing.into_iter().chain(self.degraded).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.uptime.as_secs(),
+            components: self.components,
+        }
     }
+}
 
-    fn webhook(&mut self, state: &AppState, now: Micros) -> Value {
-        let (activity, in_row) = (&state.activity, state.activity.failed_in_row());
-        if in_row >= RUN {
+#[derive(Debug, Default)]
+struct Problems {
+    failing: Vec<String>,
+    degraded: Vec<String>,
+}
+
+impl Problems {
+    fn webhook(&mut self, state: &AppState, now: Micros) -> WebhookHealth {
+        let (activity, failures) = (&state.activity, state.activity.failed_in_row());
+        if failures >= MANY_FAILURES {
             self.degraded.push(format!(
-                "{in_row} deliveries in a row failed verification; Kinde disables a webhook after 72 h of failures: \
-                 compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
+                "{failures} deliveries in a row failed verification, and Kinde disables a webhook after 72 h of \
+                 failures: compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
             ));
         }
-        let on: Vec<_> =
-            Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme)).collect();
-        json!({
-            "schemes": on.into_iter().map(Scheme::as_str).collect::<Vec<_>>(),
-            "secondsSinceLastDelivery": activity.last_delivery().map(|at| age(at, now)),
-            "failedVerificationsInARow": in_row,
-        })
+        let schemes = Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme));
+        WebhookHealth {
+            schemes: schemes.map(|scheme| scheme.as_str().to_owned()).collect(),
+            seconds_since_last_delivery: activity.last_delivery().map(|at| age(at, now)),
+            consecutive_failed_verifications: failures,
+        }
     }
 
-    fn queue(&mut self, state: &AppState, now: Micros) -> Value {
+    fn queue(&mut self, state: &AppState, now: Micros) -> QueueHealth {
         let queued = state.queue.stats();
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
         let failed = state.activity.unavailable_since().map(|at| age(at, now));
-        if failed.is_some_and(|age| age < UNAVAILABLE_FOR.as_secs_f64()) {
-            self.failing.push("a delivery could not be stored a moment ago: the log says why".into());
+        if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
+            self.failing
+                .push("a delivery could not be stored a moment ago: see the log for the cause".into());
         }
         if queued.depth >= state.config.queue.max_entries || queued.bytes >= state.config.queue.max_bytes {
-            self.failing
-                .push("the queue is full: look at the store, or raise KINSYNC_QUEUE_MAX_ENTRIES".into());
+            self.failing.push(
+                "the queue is full: repair the store, or raise KINSYNC_QUEUE_MAX_ENTRIES and \
+                 KINSYNC_QUEUE_MAX_BYTES"
+                    .into(),
+            );
         }
         if oldest.is_some_and(|age| age > LATE.as_secs_f64()) {
-            self.degraded.push(format!("the oldest of {} waiting deliveries is late", queued.depth));
+            let depth = queued.depth;
+            self.degraded.push(format!(
+                "the oldest of {depth} queued deliveries is older than {} s: see the log for what delays the store",
+                LATE.as_secs()
+            ));
         }
         if queued.dead_letters > 0 {
             let count = queued.dead_letters;
-            self.degraded
-                .push(format!("{count} dead letters wait for somebody: `kinsync dead-letters list`"));
+            self.degraded.push(format!(
+                "{count} deliveries could not be processed and were set aside: `kinsync dead-letters list` shows the \
+                 reasons"
+            ));
         }
-        let mut value = shape::queue(&queued);
-        value["oldestAgeSeconds"] = json!(oldest);
-        value
+        QueueHealth { stats: (&queued).into(), oldest_age_seconds: oldest }
     }
 
-    fn store(&mut self, state: &AppState) -> Value {
-        let breaker = state.breaker.state();
-        let error = state.store_error().or_else(|| state.breaker.last_error());
-        if breaker != State::Closed || state.store_error().is_some() {
-            let kind = state.store_kind;
-            self.degraded
-                .push(format!("the store ({kind}) cannot be used; deliveries are accepted and wait for it"));
+    fn store(&mut self, state: &AppState) -> StoreHealth {
+        let (unprepared, kind) = (state.store_error(), state.store_kind);
+        let last_error = unprepared.clone().or_else(|| state.breaker.last_error());
+        if state.breaker.state() != State::Closed || unprepared.is_some() {
+            self.degraded.push(format!(
+                "the store ({kind}) is unavailable; deliveries are accepted and queued: {}",
+                cause(last_error.as_deref())
+            ));
         }
-        json!({
-            "kind": state.store_kind,
-            "prepared": state.store_error().is_none(),
-            "breaker": breaker.as_str(),
-            "lastError": error,
-        })
+        StoreHealth {
+            kind: kind.to_owned(),
+            prepared: unprepared.is_none(),
+            breaker: state.breaker.state().into(),
+            last_error,
+        }
     }
 
-    fn authenticator(&mut self, state: &AppState) -> Value {
-        let Some(authenticator) = &state.authenticator else { return Value::Null };
-        let breaker = authenticator.breaker();
+    fn authentication(&mut self, state: &AppState) -> Option<AuthenticationHealth> {
+        let breaker: &Breaker = state.authenticator.as_ref()?.breaker();
+        let last_error = breaker.last_error();
         if breaker.state() != State::Closed {
-            self.degraded.push("requests of users go on without the store, marked as degraded".into());
+            self.degraded.push(format!(
+                "authenticated requests are answered without the store and marked as degraded: {}",
+                cause(last_error.as_deref())
+            ));
         }
-        json!({ "breaker": breaker.state().as_str(), "lastError": breaker.last_error() })
+        Some(AuthenticationHealth { breaker: breaker.state().into(), last_error })
     }
 
-    fn reconcile(&mut self, state: &AppState, now: Micros) -> Value {
-        let Some(reconcile) = &state.reconcile else { return Value::Null };
-        let status = reconcile.status.borrow();
+    fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
+        let status = state.reconcile.as_ref()?.status.borrow();
         if let Some(silence) = &status.silence {
             self.degraded.push(format!("{silence}; {}", silence::FIX));
         }
         if let Some(failure) = &status.failure {
-            self.degraded.push(format!("users at Kinde could not be compared with the store: {failure}"));
+            self.degraded.push(format!("the last scan of Kinde failed: {failure}"));
         }
-        let held = status.latest.as_ref().filter(|run| run.tally.of(Kind::Held) > 0);
-        if let Some(run) = held {
+        let latest = status.latest.as_ref();
+        if let Some(run) = latest.filter(|run| run.tally.of(Kind::Held) > 0) {
             self.degraded.push(format!(
-                "the deletion of {} users is held, because so many are not at Kinde any more: look at `kinsync \
-                 runs show {id}`, then `kinsync reconcile --soon --approve {id}`",
-                run.tally.of(Kind::Held),
+                "{users} deletions are held, because unusually many users are missing at Kinde: check them with \
+                 `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon --approve {id}`",
+                users = run.tally.of(Kind::Held),
                 id = run.id,
             ));
         }
-        json!({
-            "lastRun": status.latest.as_ref().map(|run| &run.id),
-            "secondsSinceLastRun": status.latest.as_ref().map(|run| age(run.started_at, now)),
-            "missedByWebhooks": status.latest.as_ref().map(|run| run.tally.missed()),
-            "webhookSilent": status.silence,
-            "lastError": status.failure,
+        Some(ReconcileHealth {
+            last_run: latest.map(|run| run.id.clone()),
+            seconds_since_last_run: latest.map(|run| age(run.started_at, now)),
+            missed_by_webhook: latest.map(|run| run.tally.missed()),
+            webhook_silence: status.silence.as_ref().map(Into::into),
+            last_error: status.failure.clone(),
         })
     }
 
-    fn jwks(&mut self, state: &AppState) -> Value {
-        state.key_sets.iter().map(|keys| self.keys(state, keys)).collect()
-    }
-
-    fn keys(&mut self, state: &AppState, keys: &Jwks) -> Value {
+    fn keys(&mut self, state: &AppState, keys: &Jwks) -> KeySetHealth {
         let status = keys.status();
+        let why = cause(status.last_error.as_deref());
         if status.key_count == 0 {
-            let problem =
-                format!("the keys of {} are not known yet, so what they sign is answered 503", status.issuer);
+            let problem = format!(
+                "the signing keys of {} are not known yet, so what they sign is answered 503: {why}",
+                status.issuer
+            );
             let signs_webhooks =
                 state.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
             let others =
                 Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && state.verifier.is_enabled(s));
             if signs_webhooks && !others { self.failing.push(problem) } else { self.degraded.push(problem) }
         } else if status.consecutive_failures > 0 {
-            self.degraded
-                .push(format!("the keys of {} cannot be refreshed; the known ones are used", status.issuer));
+            self.degraded.push(format!(
+                "the signing keys of {} cannot be refreshed, and the known ones are used: {why}",
+                status.issuer
+            ));
         }
-        json!({
-            "issuer": status.issuer,
-            "keys": status.key_count,
-            "ageSeconds": status.last_success_age.map(|age| age.as_secs_f64()),
-            "fetches": status.fetch_count,
-            "failures": status.consecutive_failures,
-        })
+        KeySetHealth {
+            issuer: status.issuer,
+            keys: status.key_count,
+            age_seconds: status.last_success_age.map(|age| age.as_secs_f64()),
+            fetches: status.fetch_count,
+            failures: u64::from(status.consecutive_failures),
+            last_error: status.last_error,
+        }
     }
+}
+
+fn cause(last_error: Option<&str>) -> &str {
+    last_error.unwrap_or("no error is recorded yet")
 }

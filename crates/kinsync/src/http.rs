@@ -1,21 +1,28 @@
-//! The HTTP surface: connections, routes and what is behind them.
+//! The HTTP server: connections, routes and handlers.
 //!
 //! In reading order:
-//! - [`front`]: where requests come in
-//! - [`router`]: every route but two
-//! - [`server`]: connections and their bounds
-//! - [`stall`]: cuts off who does not read
-//! - [`timer`]: cuts off who does not end the head
-//! - [`admin`]: routes for who has the admin token
-//! - [`user_routes`]: routes for users with an access token
+//! - [`front`]: where requests arrive
+//! - [`routes`]: every route, once
+//! - [`route`]: what a route consists of
+//! - [`router`]: the router made from the list
+//! - [`openapi`], [`description`]: the description made from the list
+//! - [`server`], [`stall`], [`timer`]: connections and their limits
+//! - [`admin`]: handlers for operators
+//! - [`user_routes`]: handlers for users with an access token
+//! - [`deliveries`]: the description of the webhook
 //! - [`operation`]: health and metrics
 //! - [`answer`]: failures as problem documents
 
 pub mod admin;
 pub mod answer;
+pub mod deliveries;
+pub mod description;
 pub mod front;
+pub mod openapi;
 pub mod operation;
+pub mod route;
 pub mod router;
+pub mod routes;
 pub mod server;
 pub mod stall;
 pub mod timer;

@@ -1,10 +1,15 @@
 //! Metrics for Prometheus. The recorder is one per process, as the facade wants it; the gauges of an app are set when
 //! it is scraped.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
+use http::StatusCode;
 use kinsync_core::Micros;
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::app::AppState;
@@ -50,6 +55,7 @@ fn install() -> PrometheusHandle {
 }
 
 fn describe() {
+    describe_counter!("kinsync_http_requests_total", "Answered requests, by route and status class");
     describe_counter!("kinsync_deliveries_total", "Deliveries by scheme (`none`: not verified) and outcome");
     describe_counter!("kinsync_verification_failures_total", "Deliveries that were refused, by reason");
     describe_counter!("kinsync_events_total", "Events that the projector finished, by outcome");
@@ -123,6 +129,31 @@ pub fn render(state: &AppState) -> String {
     gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.store_error().is_none())));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
+}
+
+/// Counts the answers of one route by status class: `kinsync_http_requests_total{route,status}`. Every series exists from
+/// the start, and a request touches no registry.
+#[derive(Clone)]
+pub struct RouteMeter(Arc<[Counter; 5]>);
+
+impl RouteMeter {
+    /// The meter of this route. Uses the recorder that is installed at this time.
+    pub fn new(route: &'static str) -> Self {
+        let of = |status| counter!("kinsync_http_requests_total", "route" => route, "status" => status);
+        Self(Arc::new(["1xx", "2xx", "3xx", "4xx", "5xx"].map(of)))
+    }
+
+    /// Counts an answer with this status.
+    pub fn count(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, 5);
+        self.0[class - 1].increment(1);
+    }
+}
+
+impl fmt::Debug for RouteMeter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RouteMeter")
+    }
 }
 
 /// Seconds from one instant to a later one.

@@ -1,8 +1,8 @@
-//! The webhook at Kinde: what stands there, what should, and the way from one to the other.
+//! The webhook at Kinde: its present state, its wanted state, and the change from one to the other.
 //!
-//! What is to be done is decided by [`Registration::plan`], without asking anybody. Nothing is ever taken away, neither
-//! webhooks of other addresses nor event types that somebody added; and none is made while one may be there: where
-//! nobody knows whether a request took effect, the list is read again before anything else.
+//! [`Registration::plan`] decides what to do, without a request. Nothing is ever removed, neither webhooks with another
+//! address nor event types that were added by hand. None is created while one may exist: when the effect of a request is not
+//! known, the list is read again first.
 
 use kinde::{
     event,
@@ -12,21 +12,21 @@ use url::Url;
 
 use crate::config::Http;
 
-/// Where deliveries arrive, below the public address.
+/// The path of deliveries, below the public address.
 const PATH: [&str; 2] = ["api", "webhook"];
 
-/// The event types without which users go stale.
+/// The event types without which stored users become outdated.
 pub const REQUIRED: [&str; 4] = ["user.created", "user.updated", "user.deleted", "user.authenticated"];
 
 /// The scopes that `webhook setup` needs.
 pub const SCOPES: [&str; 4] = ["read:webhooks", "read:event_types", "create:webhooks", "update:webhooks"];
 
-/// Where Kinde delivers to this server, as the settings say; `None` where they do not.
+/// The address at which Kinde delivers to this server; `None` when it is not configured.
 pub fn endpoint(http: &Http) -> Option<Url> {
     http.webhook_url.clone().or_else(|| http.public_url.as_ref().map(endpoint_of))
 }
 
-/// The webhook of a server that Kinde reaches at this address.
+/// The address of the webhook of a server with this public address.
 pub fn endpoint_of(public_url: &Url) -> Url {
     let mut endpoint = public_url.clone();
     if let Ok(mut path) = endpoint.path_segments_mut() {
@@ -35,44 +35,42 @@ pub fn endpoint_of(public_url: &Url) -> Url {
     endpoint
 }
 
-/// Whether this could be the webhook of a kinsync, by its path.
+/// Whether the path is that of a webhook of kinsync.
 pub fn may_be_ours(webhook: &Webhook) -> bool {
     let url = webhook.endpoint.as_deref().and_then(|endpoint| Url::parse(endpoint).ok());
     url.is_some_and(|url| url.path().ends_with("/api/webhook"))
 }
 
-/// Why it could not be done.
+/// Why the webhook could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing was changed.
+    /// The list could not be read. Nothing was changed.
     #[error(
         "cannot read Kinde's webhooks and event types; the machine-to-machine application needs the scopes {}",
         SCOPES.join(", ")
     )]
     Read(#[source] management::Error),
-    /// Nothing was changed.
-    #[error("this Kinde environment has no event type {}, and kinsync needs it: ask Kinde's support", .0.join(", "))]
+    /// A required event type does not exist. Nothing was changed.
+    #[error("this Kinde environment has no event type {}, which kinsync needs: contact Kinde's support", .0.join(", "))]
     NotOffered(Vec<&'static str>),
-    /// Kinde refused to make it.
-    #[error("kinde did not make the webhook{}", of_plan(*.others))]
+    /// Kinde refused to create it.
+    #[error("Kinde did not create the webhook{}", of_plan(*.others))]
     Refused {
-        /// Webhooks that are there, where that may be why.
+        /// Webhooks that exist, when their number may be the reason.
         others: usize,
-        /// What it said.
+        /// What it answered.
         source: management::Error,
     },
-    /// The list was read since and there was none, or it could not be read.
-    #[error(
-        "it is not known whether Kinde made the webhook: run the command again, it looks before it makes one"
-    )]
+    /// The request may have had an effect: the list was read again without finding the webhook, or could not be read.
+    #[error("it is not known whether Kinde created the webhook: run the command again, which checks first")]
     Unsure(#[source] management::Error),
     /// Kinde refused to change it.
     #[error(
-        "cannot add event types to the webhook `{id}`; run the command again, it changes what is missing"
+        "cannot add event types to the webhook `{id}`; run the command again, which adds the missing ones"
     )]
     Update {
-        /// Which.
+        /// The webhook.
         id: String,
         /// Why.
         source: management::Error,
@@ -82,33 +80,33 @@ pub enum Error {
 /// What has to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Plan {
-    /// It is there with all that it needs.
+    /// It exists with every wanted event type.
     Nothing,
-    /// It is there and lacks these event types.
+    /// It exists and lacks these event types.
     Add(Vec<String>),
-    /// It is not there.
+    /// It does not exist.
     Create,
 }
 
-/// The webhooks of a tenant, seen from one endpoint.
+/// The webhooks of a tenant, in relation to one address.
 #[derive(Clone, Debug)]
 pub struct Registration {
-    /// Where Kinde shall deliver to.
+    /// The wanted address.
     pub endpoint: Url,
-    /// The webhook that delivers there; of several, the one with the most of the wanted types.
+    /// The webhook with this address; of several, the one with the most wanted event types.
     pub ours: Option<Webhook>,
-    /// More webhooks that deliver there.
+    /// Further webhooks with this address.
     pub twins: Vec<Webhook>,
-    /// Webhooks that deliver elsewhere.
+    /// Webhooks with another address.
     pub others: Vec<Webhook>,
-    /// All event types that kinsync can read and the tenant has.
+    /// Event types that kinsync reads and the tenant has.
     pub wanted: Vec<String>,
-    /// Required ones that the tenant does not have.
+    /// Required event types that the tenant does not have.
     pub not_offered: Vec<&'static str>,
 }
 
 impl Registration {
-    /// Asks Kinde. Scopes `read:webhooks` and `read:event_types`.
+    /// Reads the webhooks and event types from Kinde. Scopes `read:webhooks` and `read:event_types`.
     pub async fn read(client: &Client, endpoint: Url) -> Result<Self, Error> {
         let webhooks = client.webhooks().await.map_err(Error::Read)?.value;
         let offered = client.event_types().await.map_err(Error::Read)?.value;
@@ -116,7 +114,7 @@ impl Registration {
         Ok(Self::of(endpoint, webhooks, &offered))
     }
 
-    /// What these webhooks and event types mean for the endpoint.
+    /// Sorts these webhooks and event types for the address.
     pub fn of(endpoint: Url, webhooks: Vec<Webhook>, offered: &[String]) -> Self {
         let wanted: Vec<String> = offered.iter().filter(|kind| event::is_known(kind)).cloned().collect();
         let not_offered = REQUIRED.into_iter().filter(|kind| !wanted.iter().any(|one| one == kind)).collect();
@@ -124,7 +122,7 @@ impl Registration {
             webhook.endpoint.as_deref().and_then(|text| text.parse().ok()).as_ref() == Some(&endpoint)
         };
         let (mut here, others): (Vec<_>, Vec<_>) = webhooks.into_iter().partition(delivers_here);
-        // Of those with equally many the first stays the first: the sort is stable.
+        // The sort is stable: of webhooks with equally many the first stays first.
         here.sort_by_key(|webhook| lacking(&wanted, webhook).count());
         let mut here = here.into_iter();
         Self { ours: here.next(), twins: here.collect(), others, wanted, not_offered, endpoint }
@@ -137,7 +135,7 @@ impl Registration {
         if missing.is_empty() { Plan::Nothing } else { Plan::Add(missing) }
     }
 
-    /// Event types that the webhook has, or will have once the plan is carried out.
+    /// The event types of the webhook after the plan is carried out.
     pub fn event_types(&self) -> Vec<String> {
         match &self.ours {
             Some(ours) => ours.event_types.iter().chain(lacking(&self.wanted, ours)).cloned().collect(),
@@ -145,15 +143,15 @@ impl Registration {
         }
     }
 
-    /// Whether the tenant has what kinsync cannot do without.
+    /// Checks that the tenant has every required event type.
     pub fn check(&self) -> Result<(), Error> {
         if self.not_offered.is_empty() { Ok(()) } else { Err(Error::NotOffered(self.not_offered.clone())) }
     }
 
-    /// Does what the plan says, and answers the id of the webhook. Scopes `create:webhooks` or `update:webhooks`.
+    /// Carries out the plan and returns the id of the webhook. Scopes `create:webhooks` or `update:webhooks`.
     ///
     /// # Errors
-    /// [`Error::Unsure`] where it is not known what became of it: calling again is safe after [`Self::read`].
+    /// [`Error::Unsure`] when the effect is not known: calling again is safe after [`Self::read`].
     pub async fn carry_out(&self, client: &Client) -> Result<String, Error> {
         self.check()?;
         match (&self.ours, self.plan()) {
@@ -174,7 +172,7 @@ impl Registration {
             endpoint: self.endpoint.clone(),
             event_types: self.wanted.clone(),
             name: "kinsync".to_owned(),
-            description: Some("Keeps the users of an application in step".to_owned()),
+            description: Some("Mirrors users into the database of an application".to_owned()),
         };
         let error = match client.create_webhook(&new).await {
             Ok(made) => return Ok(made.value),
@@ -201,7 +199,7 @@ fn lacking<'a>(wanted: &'a [String], webhook: &Webhook) -> impl Iterator<Item = 
 fn of_plan(others: usize) -> String {
     match others {
         0 => String::new(),
-        some => format!(" (it has {some} already, and its free plan allows one in each environment)"),
+        some => format!(" ({some} exist already, and its free plan allows one in each environment)"),
     }
 }
 

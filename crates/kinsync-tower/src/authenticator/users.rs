@@ -29,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, claims::Claims};
-use crate::document::{self, Json};
+use crate::document::Json;
 
 /// Users for whom requests wait, in one load.
 const BATCH: usize = 256;
@@ -71,7 +71,7 @@ impl CachedUser {
     }
 
     pub(crate) fn json(&self) -> &Json {
-        self.json.get_or_init(|| Json::of(&document::user(&self.document)))
+        self.json.get_or_init(|| Json::of(&*self.document))
     }
 
     /// Whether a request would see no difference.

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{AdminToken, App, AppState, Error, authenticator, management, state::ReconcilerHandle};
 use crate::{
-    config::{self, Config, rules::closed_doors},
+    config::{self, Config, rules::disabled},
     http::{
         front::Answer,
         router,
@@ -208,7 +208,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         events: store.events.clone(),
         fields: store.fields.clone(),
         unique_email: store.unique_email,
-        adopt: store.adopt_by_email,
+        adopt: store.link_by_email,
         ..mongo::Config::new(uri)
     }
 }
@@ -244,7 +244,7 @@ impl Running {
         let operation =
             if let Some(address) = http.metrics_bind { Some(bind(address, state).await?) } else { None };
         let address = self.serve(main, router::public(state, service));
-        let operation_address = operation.map(|server| self.serve(server, router::operation(state)));
+        let operation_address = operation.map(|server| self.serve(server, router::monitoring(state)));
         Ok((address, operation_address))
     }
 
@@ -348,8 +348,13 @@ async fn upkeep(state: Arc<AppState>, stop: CancellationToken) {
 }
 
 fn announce(config: &Config, address: SocketAddr) {
-    for door in closed_doors(config) {
-        tracing::info!(opened_by = door.opened_by, "closed: {}; set {} to open", door.what, door.opened_by);
+    for part in disabled(config) {
+        tracing::info!(
+            enabled_by = part.enabled_by,
+            "disabled: {}; set {} to enable it",
+            part.what,
+            part.enabled_by
+        );
     }
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
 }

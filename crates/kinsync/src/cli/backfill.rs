@@ -10,26 +10,29 @@ use super::{
     runtime::block_on_all,
     scan::{self, Scanner},
 };
-use crate::config::{Config, Sources};
+use crate::{
+    api::runs::Run,
+    config::{Config, Sources},
+};
 
 const AFTER_HELP: &str = "\
-Reads every user from Kinde's Management API, page by page, and creates or brings up to date the stored one; your own
-fields stay untouched, and nobody is deleted. Killed or stopped, it goes on at the first page that was not written.
-Servers may run meanwhile: a webhook that comes in between wins.
+Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your own are
+not changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may
+run at the same time: a webhook event that arrives meanwhile wins.
 
 Needs KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, with the scope `read:users`.
 
 Examples:
   kinsync backfill
-  kinsync backfill --expect 250000         shows how much time is left (Kinde does not say how many users there are)
+  kinsync backfill --expect 250000         show the time left (Kinde does not say how many users there are)
   kinsync backfill --json | jq .drift
 
-Exit codes: 0 done; 1 failed, run it again to go on; 69 another process is scanning; 78 wrong settings";
+Exit codes: 0 done; 1 failed, run it again to continue; 69 another process is scanning; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// About how many users there are, to show how much time is left
+    /// The approximate number of users, to show the time left
     #[arg(long, value_name = "USERS")]
     expect: Option<u64>,
     /// Print JSON
@@ -44,7 +47,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     block_on_all(async {
         let scanner = Scanner::open(&config, &Wish::Backfill).await?;
         let run = scanner.run(Wish::Backfill, args.expect).await?;
-        scan::show(&scan::value(&run), args.json);
+        scan::show(&Run::from(&run), args.json);
         Ok(ExitCode::SUCCESS)
     })
 }

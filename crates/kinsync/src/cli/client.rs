@@ -1,17 +1,19 @@
-//! Talks to the admin routes of a running server.
+//! A client of the admin routes of a running server.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use http::Method;
+use kinsync_tower::problem::{Document, chain};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
 use url::Url;
 
 use super::{exit::Exit, flags::ClientFlags};
 use crate::config::{ClientConfig, Flags, Sources};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longer than the server takes for a request.
 const TIMEOUT: Duration = Duration::from_secs(35);
 
 /// A running server and the token for it.
@@ -21,11 +23,8 @@ pub(super) struct Client {
     http: reqwest::Client,
 }
 
-/// Parameters of a query; those without a value are left out.
-pub(super) type Query<'a> = &'a [(&'a str, Option<String>)];
-
 impl Client {
-    /// A client for the server that the flags and the environment name. Nothing is sent yet.
+    /// A client of the server that the flags and the environment name. Sends nothing yet.
     pub(super) fn new(flags: ClientFlags) -> Result<Self, Exit> {
         Self::of(flags.0)
     }
@@ -38,65 +37,87 @@ impl Client {
         Ok(Self { base: server, token: admin_token, http: http.context("cannot make an HTTP client")? })
     }
 
-    pub(super) async fn get(&self, path: &[&str], query: Query<'_>) -> Result<Value, Exit> {
-        self.call(Method::GET, path, query, None).await
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Exit> {
+        self.send(self.request(Method::GET, path)?).await
     }
 
-    pub(super) async fn post(&self, path: &[&str]) -> Result<Value, Exit> {
-        self.call(Method::POST, path, &[], None).await
-    }
-
-    pub(super) async fn post_json(&self, path: &[&str], body: &Value) -> Result<Value, Exit> {
-        self.call(Method::POST, path, &[], Some(body)).await
-    }
-
-    pub(super) async fn delete(&self, path: &[&str]) -> Result<Value, Exit> {
-        self.call(Method::DELETE, path, &[], None).await
-    }
-
-    async fn call(
+    pub(super) async fn list<T: DeserializeOwned>(
         &self,
-        method: Method,
         path: &[&str],
-        query: Query<'_>,
-        body: Option<&Value>,
-    ) -> Result<Value, Exit> {
+        query: &impl Serialize,
+    ) -> Result<T, Exit> {
+        self.send(self.request(Method::GET, path)?.query(query)).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Exit> {
+        self.send(self.request(Method::POST, path)?).await
+    }
+
+    pub(super) async fn post_json<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Exit> {
+        self.send(self.request(Method::POST, path)?.json(body)).await
+    }
+
+    pub(super) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Exit> {
+        self.send(self.request(Method::DELETE, path)?).await
+    }
+
+    fn request(&self, method: Method, path: &[&str]) -> Result<reqwest::RequestBuilder, Exit> {
         let mut url = self.base.clone();
         url.path_segments_mut()
             .map_err(|()| anyhow!("the server is not a base URL"))?
             .pop_if_empty()
             .extend(["api", "admin"].iter().chain(path));
-        let query: Vec<_> = query.iter().filter_map(|(key, value)| Some((*key, value.as_ref()?))).collect();
-        let mut request = self.http.request(method, url).query(&query);
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token.expose_secret());
-        }
+        let request = self.http.request(method, url);
+        Ok(match &self.token {
+            Some(token) => request.bearer_auth(token.expose_secret()),
+            None => request,
+        })
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, Exit> {
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        let body: Value = response.json().await.map_err(|_| self.not_kinsync())?;
-        if status.is_success() { Ok(body) } else { Err(refused(status.as_u16(), &body)) }
+        let status = response.status().as_u16();
+        let is_success = response.status().is_success();
+        let body = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        if is_success {
+            return serde_json::from_slice(&body).map_err(|error| self.not_kinsync(&error));
+        }
+        match serde_json::from_slice(&body) {
+            Ok(problem) => Err(refused(status, problem)),
+            Err(error) => Err(self.not_kinsync(&error)),
+        }
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Exit {
         let base = self.base.as_str().trim_end_matches('/');
-        let why = if error.is_timeout() { "it does not answer" } else { "nothing listens there" };
+        let cause = if error.is_timeout() { "it does not answer in time".to_owned() } else { root(error) };
         Exit::Unavailable(format!(
-            "cannot reach kinsync at {base} ({why}): start it with `kinsync serve` or pass --server"
+            "cannot reach kinsync at {base} ({cause}): start it with `kinsync serve` or pass --server"
         ))
     }
 
-    fn not_kinsync(&self) -> Exit {
-        Exit::Failed(anyhow!("what answers at {} is not kinsync: pass --server", self.base))
+    fn not_kinsync(&self, error: &serde_json::Error) -> Exit {
+        Exit::Failed(anyhow!(
+            "the server at {} is not this version of kinsync ({error}): pass --server, or use the same version",
+            self.base
+        ))
     }
 }
 
-fn refused(status: u16, problem: &Value) -> Exit {
-    let text = |key: &str| problem[key].as_str().unwrap_or("no reason given").to_owned();
-    let mut message = format!("{}: {}", text("title"), text("detail"));
-    if let Some(id) = problem["requestId"].as_str() {
+/// The innermost cause: the layers around it only say that a request failed.
+fn root(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.last().map_or_else(|| chain(error), ToString::to_string)
+}
+
+fn refused(status: u16, problem: Document) -> Exit {
+    let reason = problem.cause.unwrap_or(problem.detail);
+    let mut message = format!("{}: {reason}", problem.title);
+    if let Some(id) = problem.request_id {
         message = format!("{message} (request {id})");
     }
     match status {

@@ -3,16 +3,16 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{exit::Exit, flags::ServerFlags, output};
-use crate::config::{Config, Sources, rules::closed_doors, show};
+use crate::config::{Config, Problem, Sources, rules::disabled, show::Document};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Show every setting, its value and where it came from; secrets are masked
+    /// Show every setting, its value and its origin; secrets are masked
     Show(Args),
-    /// Check the settings; exits with 0 or 78
+    /// Check the settings and exit with 0 or 78
     Check(Args),
 }
 
@@ -32,16 +32,16 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     }
 }
 
-/// Shows the merge also when it is wrong: that is when it is looked at.
+/// Shows the merge of wrong settings too: that is when it is needed.
 fn show(args: Args) -> Result<ExitCode, Exit> {
     let sources = Sources::of_process(args.flags.0);
     let outcome = Config::load(&sources);
     let merged = sources.merge(&mut Vec::new());
-    let (warnings, closed) = match &outcome {
-        Ok(loaded) => (loaded.warnings.clone(), closed_doors(&loaded.config)),
+    let (warnings, disabled) = match &outcome {
+        Ok(loaded) => (loaded.warnings.clone(), disabled(&loaded.config)),
         Err(_) => (Vec::new(), Vec::new()),
     };
-    let document = show::json(&merged, &warnings, &closed);
+    let document = Document::new(&merged, warnings, disabled);
     if args.json {
         output::json(&document);
     } else {
@@ -51,34 +51,39 @@ fn show(args: Args) -> Result<ExitCode, Exit> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(document: &Value) {
-    let rows = document["settings"].as_array().cloned().unwrap_or_default();
-    output::table(&rows, &[("KEY", "key"), ("VALUE", "value"), ("FROM", "origin"), ("VARIABLE", "env")]);
-    if document["fields"].as_object().is_some_and(|fields| !fields.is_empty()) {
+fn print(document: &Document) {
+    let rows = document.settings.iter().map(|setting| {
+        let value = output::cell(setting.value.as_ref());
+        [setting.key.to_owned(), value, setting.origin.clone(), setting.env.to_owned()]
+    });
+    output::table(["KEY", "VALUE", "FROM", "VARIABLE"], rows);
+    if !document.fields.is_empty() {
         output::say("\nRenamed fields");
-        output::object(&document["fields"]);
+        output::one(&document.fields, false);
     }
-    for door in document["closed"].as_array().into_iter().flatten() {
-        let text = |key: &str| door[key].as_str().unwrap_or_default().to_owned();
-        output::say(&format!("closed: {}; set {} to open", text("what"), text("openedBy")));
+    for part in &document.disabled {
+        output::say(&format!("disabled: {}; set {} to enable it", part.what, part.enabled_by));
     }
-    for warning in document["warnings"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+    for warning in &document.warnings {
         output::say(&format!("warning: {warning}"));
     }
+}
+
+/// The result of `check`, for programs.
+#[derive(Serialize)]
+struct Checked<'a> {
+    ok: bool,
+    problems: &'a [Problem],
+    warnings: &'a [String],
 }
 
 fn check(args: Args) -> Result<ExitCode, Exit> {
     let outcome = Config::load(&Sources::of_process(args.flags.0));
     if args.json {
-        let (warnings, problems) = match &outcome {
-            Ok(loaded) => (loaded.warnings.clone(), Vec::new()),
-            Err(problems) => (Vec::new(), problems.0.clone()),
-        };
-        let problems: Vec<Value> = problems
-            .into_iter()
-            .map(|p| json!({ "name": p.name, "message": p.message, "example": p.example }))
-            .collect();
-        output::json(&json!({ "ok": problems.is_empty(), "problems": problems, "warnings": warnings }));
+        output::json(&match &outcome {
+            Ok(loaded) => Checked { ok: true, problems: &[], warnings: &loaded.warnings },
+            Err(problems) => Checked { ok: false, problems: &problems.0, warnings: &[] },
+        });
     }
     let loaded = outcome?;
     if !args.json {

@@ -4,30 +4,31 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Subcommand;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
+use crate::api::dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLettersQuery};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List dead letters, oldest first, with the reason
+    /// List dead letters and their reasons, oldest first
     List(List),
-    /// Show one dead letter with what it says
+    /// Show one dead letter with its payload
     Show(Show),
     /// Put dead letters back into the queue
     #[command(after_help = "Examples:\n  kinsync dead-letters retry 17\n  kinsync dead-letters retry --all")]
     Retry(Retry),
-    /// Remove a dead letter for good
+    /// Remove one dead letter
     #[command(after_help = "Example:\n  kinsync dead-letters drop 17 --yes")]
     Drop(Drop),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Continue after this one
+    /// Continue after this id
     #[arg(long, value_name = "ID")]
     after: Option<u64>,
-    /// At most this many, up to 1000
+    /// List at most this many, up to 1000
     #[arg(long, default_value_t = 50)]
     limit: usize,
     /// Print JSON
@@ -39,7 +40,7 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
-    /// The number in the list
+    /// The id in the list
     id: u64,
     /// Print JSON
     #[arg(long)]
@@ -50,10 +51,10 @@ pub(super) struct Show {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Retry {
-    /// The numbers in the list
+    /// The ids in the list
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<u64>,
-    /// All that are there now
+    /// Retry every dead letter that exists now
     #[arg(long)]
     all: bool,
     /// Print JSON
@@ -65,9 +66,9 @@ pub(super) struct Retry {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Drop {
-    /// The number in the list
+    /// The id in the list
     id: u64,
-    /// Yes, for good
+    /// Confirm that the delivery is lost with it
     #[arg(long)]
     yes: bool,
     /// Print JSON
@@ -75,6 +76,13 @@ pub(super) struct Drop {
     json: bool,
     #[command(flatten)]
     flags: ClientFlags,
+}
+
+/// The result of `retry`, for programs.
+#[derive(Serialize)]
+struct Retried {
+    /// The ids that are in the queue again.
+    queued: Vec<u64>,
 }
 
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
@@ -87,15 +95,22 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(args: List) -> Result<ExitCode, Exit> {
-    let query = [("after", args.after.map(|id| id.to_string())), ("limit", Some(args.limit.to_string()))];
-    let page = Client::new(args.flags)?.get(&["dead-letters"], &query).await?;
-    let columns = [("ID", "id"), ("EVENT", "eventId"), ("SET ASIDE", "deadAt"), ("REASON", "reason")];
-    output::page(&page, "deadLetters", &columns, args.json);
+    let query = DeadLettersQuery { after: args.after, limit: Some(args.limit) };
+    let page: DeadLetterPage = Client::new(args.flags)?.list(&["dead-letters"], &query).await?;
+    if args.json {
+        output::json(&page);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = page.dead_letters.iter().map(|letter| {
+        let (id, dead_at) = (letter.id.to_string(), letter.dead_at.to_string());
+        [id, letter.event_id.clone(), dead_at, letter.reason.clone()]
+    });
+    output::page(["ID", "EVENT", "SET ASIDE", "REASON"], rows.collect(), page.next.as_ref());
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let letter = Client::new(args.flags)?.get(&["dead-letters", &args.id.to_string()], &[]).await?;
+    let letter: DeadLetter = Client::new(args.flags)?.get(&["dead-letters", &args.id.to_string()]).await?;
     output::one(&letter, args.json);
     Ok(ExitCode::SUCCESS)
 }
@@ -104,31 +119,29 @@ async fn retry(args: Retry) -> Result<ExitCode, Exit> {
     let client = Client::new(args.flags)?;
     let ids = if args.all { all(&client).await? } else { args.ids };
     for id in &ids {
-        client.post(&["dead-letters", &id.to_string(), "retry"]).await?;
+        let _: DeadLetterChanged = client.post(&["dead-letters", &id.to_string(), "retry"]).await?;
         if !args.json {
             output::say(&format!("{id} is in the queue again"));
         }
     }
     if args.json {
-        output::json(&json!({ "queued": ids }));
+        output::json(&Retried { queued: ids });
     } else if ids.is_empty() {
         output::say("there are no dead letters");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The dead letters that are there now. Listed before any is tried again: one that fails again comes back, and must
-/// not be tried for ever.
+/// The dead letters that exist now. They are listed before the first retry: one that fails again becomes a new dead letter,
+/// and would be retried without end.
 async fn all(client: &Client) -> Result<Vec<u64>, Exit> {
     let mut ids = Vec::new();
-    let mut after = None;
+    let mut query = DeadLettersQuery { after: None, limit: Some(1000) };
     loop {
-        let query = [("after", after), ("limit", Some("1000".to_owned()))];
-        let page = client.get(&["dead-letters"], &query).await?;
-        let letters = page["deadLetters"].as_array().into_iter().flatten();
-        ids.extend(letters.filter_map(|letter| letter["id"].as_u64()));
-        after = page["next"].as_u64().map(|id| id.to_string());
-        if after.is_none() {
+        let page: DeadLetterPage = client.list(&["dead-letters"], &query).await?;
+        ids.extend(page.dead_letters.iter().map(|letter| letter.id));
+        query.after = page.next;
+        if query.after.is_none() {
             return Ok(ids);
         }
     }
@@ -137,15 +150,17 @@ async fn all(client: &Client) -> Result<Vec<u64>, Exit> {
 async fn drop_one(args: Drop) -> Result<ExitCode, Exit> {
     if !args.yes {
         return Err(Exit::Failed(anyhow!(
-            "dead letter {id} would be gone for good: look at it with `kinsync dead-letters show {id}`, then pass --yes",
+            "dead letter {id} cannot be restored once it is removed: read it with `kinsync dead-letters show {id}`, then \
+             pass --yes",
             id = args.id
         )));
     }
-    let answer: Value = Client::new(args.flags)?.delete(&["dead-letters", &args.id.to_string()]).await?;
+    let changed: DeadLetterChanged =
+        Client::new(args.flags)?.delete(&["dead-letters", &args.id.to_string()]).await?;
     if args.json {
-        output::json(&answer);
+        output::json(&changed);
     } else {
-        output::say(&format!("{} is dropped", args.id));
+        output::say(&format!("{} is removed", changed.id));
     }
     Ok(ExitCode::SUCCESS)
 }

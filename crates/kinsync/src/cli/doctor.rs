@@ -3,7 +3,7 @@
 use std::{cell::RefCell, process::ExitCode};
 
 use console::Style;
-use serde_json::json;
+use serde::Serialize;
 
 use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
@@ -12,22 +12,23 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads the settings as `kinsync serve` does, and looks at Kinde, MongoDB, the data folder and the running server, all at
-once. Nothing is changed: a file in the data folder is made, synced and removed. Kinde counts one token for each run.
+Reads the settings as `kinsync serve` does and checks Kinde, MongoDB, the data folder and the running server at the same
+time. It changes nothing: in the data folder it creates, syncs and removes one file. Kinde counts one token for each run.
 
-  ok       as it should be
-  warning  works, and somebody should look at it
+  ok       works
+  warning  works, and needs attention
   failed   does not work
-  skipped  could not be looked at, or is not in use
+  skipped  not in use, or could not be checked
 
 Examples:
   kinsync doctor
   kinsync doctor --json | jq -r '.findings[] | select(.status == \"failed\") | .id, .fix'
   kinsync doctor --config /etc/kinsync/kinsync.toml --server http://127.0.0.1:5000
 
-Exit codes: 0 nothing failed, warnings or not; 1 something failed; 78 wrong settings";
+Exit codes: 0 no check failed; 1 a check failed; 78 wrong settings";
 
-const SERVER: &str = "The running server to ask [default: where the settings put it] [env: KINSYNC_SERVER]";
+const SERVER: &str =
+    "The running server to check [default: the address in the settings] [env: KINSYNC_SERVER]";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -50,7 +51,7 @@ async fn examine(args: Args) -> Result<ExitCode, Exit> {
     flags.extend(args.server.map(|server| ("server".to_owned(), server)));
     let loaded = Config::load(&Sources::of_process(flags))?;
     let left = RefCell::new(doctor::GROUPS.to_vec());
-    let spinner = output::spinner(&format!("looking at {}", doctor::GROUPS.join(", ")));
+    let spinner = output::spinner(&format!("checking {}", doctor::GROUPS.join(", ")));
     let findings = doctor::examine(&loaded, |group| {
         left.borrow_mut().retain(|one| *one != group);
         spinner.set_message(format!("waiting for {}", left.borrow().join(", ")));
@@ -70,13 +71,22 @@ fn count(findings: &[Finding], status: Status) -> usize {
     findings.iter().filter(|finding| finding.status == status).count()
 }
 
+/// The result, for programs.
+#[derive(Serialize)]
+struct Report<'a> {
+    ok: bool,
+    failed: usize,
+    warnings: usize,
+    findings: &'a [Finding],
+}
+
 fn print_json(findings: &[Finding], failed: bool) {
-    output::json(&json!({
-        "ok": !failed,
-        "failed": count(findings, Status::Failed),
-        "warnings": count(findings, Status::Warning),
-        "findings": findings,
-    }));
+    output::json(&Report {
+        ok: !failed,
+        failed: count(findings, Status::Failed),
+        warnings: count(findings, Status::Warning),
+        findings,
+    });
 }
 
 fn print(findings: &[Finding]) {
@@ -90,7 +100,10 @@ fn print(findings: &[Finding]) {
     }
     let (failed, warnings) = (count(findings, Status::Failed), count(findings, Status::Warning));
     let ok = count(findings, Status::Ok);
-    output::say(&format!("\n{ok} ok, {warnings} to look at, {failed} failed"));
+    output::say(&format!(
+        "\n{ok} ok, {warnings} {}, {failed} failed",
+        if warnings == 1 { "warning" } else { "warnings" }
+    ));
 }
 
 fn style(status: Status) -> Style {

@@ -1,33 +1,74 @@
-//! How a command ends: a sentence for the person, a code for the program (sysexits.h where there is one).
+//! How a command ends: a message for people, a code for programs (of sysexits.h where it has one).
 
 use std::process::ExitCode;
 
 use crate::config::Problems;
 
-/// A command that did not do it.
+/// The codes, for `--help` and docs/reference/exit-codes.md.
+pub const CODES: [(u8, &str); 7] = [
+    (SUCCESS, "done"),
+    (FAILED, "failed"),
+    (USAGE, "wrong usage"),
+    (APPROVAL, "operator approval required"),
+    (UNAVAILABLE, "the server cannot be reached, or another process is scanning"),
+    (NO_PERMISSION, "no permission: the admin token is missing or wrong"),
+    (CONFIG, "wrong settings"),
+];
+
+const SUCCESS: u8 = 0;
+const FAILED: u8 = 1;
+/// Of clap.
+const USAGE: u8 = 2;
+const APPROVAL: u8 = 3;
+/// `EX_UNAVAILABLE`.
+const UNAVAILABLE: u8 = 69;
+/// `EX_NOPERM`.
+const NO_PERMISSION: u8 = 77;
+/// `EX_CONFIG`.
+const CONFIG: u8 = 78;
+
+/// The code of a scan that held deletions.
+pub(super) fn approval_required() -> ExitCode {
+    ExitCode::from(APPROVAL)
+}
+
+/// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Exit {
-    /// 1.
+    /// Any reason without a code of its own.
     Failed(anyhow::Error),
-    /// 69, `EX_UNAVAILABLE`: the server cannot be reached or cannot do it now.
+    /// The server cannot be reached, or cannot do it now.
     Unavailable(String),
-    /// 77, `EX_NOPERM`: the admin token is missing or wrong.
+    /// The admin token is missing or wrong.
     Denied(String),
-    /// 78, `EX_CONFIG`.
+    /// The settings are wrong.
     Config(Problems),
 }
 
 impl Exit {
-    /// Says what happened on stderr, and answers the code.
+    /// Prints the reason on stderr and returns the code.
     pub(super) fn report(self) -> ExitCode {
         let (code, text) = match &self {
-            Self::Failed(error) => (1, format!("{error:#}")),
-            Self::Unavailable(text) => (69, text.clone()),
-            Self::Denied(text) => (77, text.clone()),
-            Self::Config(problems) => (78, problems.to_string()),
+            Self::Failed(error) => (FAILED, format!("{error:#}")),
+            Self::Unavailable(text) => (UNAVAILABLE, text.clone()),
+            Self::Denied(text) => (NO_PERMISSION, text.clone()),
+            Self::Config(problems) => (CONFIG, problems.to_string()),
         };
         super::output::complain(&text);
         ExitCode::from(code)
+    }
+}
+
+impl Exit {
+    /// Logs the reason instead of printing it, so that the last line of a server has the format of the others.
+    pub(super) fn log(self) -> ExitCode {
+        match self {
+            Self::Failed(error) => {
+                tracing::error!(error = format!("{error:#}"), "kinsync stops");
+                ExitCode::from(FAILED)
+            }
+            other => other.report(),
+        }
     }
 }
 

@@ -1,37 +1,39 @@
-//! What commands print: tables for people, JSON for programs. A reader who goes away (`| head`) is no failure.
+//! What commands print: tables for people, JSON for programs. A closed pipe (`| head`) is no failure.
 
 use std::{
+    fmt::Display,
     io::{self, Write},
     time::Duration,
 };
 
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use serde_json::Value;
 
-/// A line on stdout.
+/// Prints a line on stdout.
 pub(super) fn say(text: &str) {
     let mut stdout = io::stdout().lock();
-    // Nobody listens any more: there is nobody to tell either.
+    // A reader that closed the pipe reads no error message either.
     _ = writeln!(stdout, "{text}").and_then(|()| stdout.flush());
 }
 
-/// A line on stderr.
+/// Prints a line on stderr.
 pub(super) fn complain(text: &str) {
     _ = writeln!(io::stderr().lock(), "kinsync: {text}");
 }
 
-/// A value for programs.
-pub(super) fn json(value: &Value) {
-    say(&serde_json::to_string_pretty(value).expect("a JSON value has only text keys"));
+/// Prints a document for programs.
+pub(super) fn json(document: &impl Serialize) {
+    say(&serde_json::to_string_pretty(document).expect("a document has only text keys"));
 }
 
-/// Rows for people. Keys are those of the JSON objects.
-pub(super) fn table(rows: &[Value], columns: &[(&str, &str)]) {
+/// Prints rows for people.
+pub(super) fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
     let mut table = columns_only();
-    table.set_header(columns.iter().map(|(title, _)| *title));
+    table.set_header(titles);
     for row in rows {
-        table.add_row(columns.iter().map(|(_, key)| cell(&row[*key])));
+        table.add_row(row.map(|cell| plain(&cell)));
     }
     say(&table.trim_fmt());
 }
@@ -47,66 +49,60 @@ fn columns_only() -> Table {
     table
 }
 
-/// A page of a list, as the admin routes answer it.
-pub(super) fn page(page: &Value, key: &str, columns: &[(&str, &str)], as_json: bool) {
-    if as_json {
-        return json(page);
-    }
-    let rows = page[key].as_array().map(Vec::as_slice).unwrap_or_default();
+/// Prints a page of a list for people, with the way to the next page.
+pub(super) fn page<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>, next: Option<&impl Display>) {
     if rows.is_empty() {
-        return say("there are none");
+        say("none found");
+    } else {
+        table(titles, rows);
     }
-    table(rows, columns);
-    match &page["next"] {
-        Value::Null => {}
-        next => say(&format!("\nthere may be more: --after {}", cell(next))),
+    if let Some(next) = next {
+        say(&format!("\nmore: --after {}", plain(&next.to_string())));
     }
 }
 
-/// One object, as the admin routes answer it.
-pub(super) fn one(value: &Value, as_json: bool) {
-    if as_json { json(value) } else { object(value) }
+/// The text of a cell; `-` for no value.
+pub(super) fn cell(value: Option<&impl Display>) -> String {
+    value.map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
-/// One object for people: a line for each key, nested values as JSON.
-pub(super) fn object(value: &Value) {
+/// Prints one document: JSON for programs, or a line for each key, with nested values as JSON.
+pub(super) fn one(document: &impl Serialize, as_json: bool) {
+    if as_json {
+        return json(document);
+    }
+    let document = serde_json::to_value(document).expect("a document has only text keys");
     let mut table = columns_only();
-    for (key, value) in value.as_object().into_iter().flatten() {
-        table.add_row([key.clone(), cell(value)]);
+    for (key, value) in document.as_object().into_iter().flatten() {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        table.add_row([key.clone(), plain(&text)]);
     }
     say(&table.trim_fmt());
 }
 
-/// Text as it is, without control characters: what users send must not steer a terminal.
-fn cell(value: &Value) -> String {
-    let text = match value {
-        Value::Null => "-".to_owned(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    plain(&text)
-}
-
-/// A text on one line that steers no terminal.
+/// The text on one line, without control characters: a name of a user must not control the terminal.
 pub(super) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
-/// Counts on a terminal while something takes long; silent elsewhere.
+/// A counter on a terminal for long work; silent elsewhere.
 pub(super) fn counter(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::no_length().with_message(what);
     let style = ProgressStyle::with_template("{spinner} {human_pos} {msg}, {per_sec}, {elapsed}");
     bar.with_style(style.expect("the template is a constant"))
 }
 
-/// Counts up to an end that is known, with what is left.
+/// A counter up to a known end, with the time left.
 pub(super) fn counter_to(what: &'static str, end: u64) -> ProgressBar {
     let bar = ProgressBar::new(end).with_message(what);
     let template = "{spinner} {human_pos} of about {human_len} {msg}, {per_sec}, {elapsed}, {eta} left";
     bar.with_style(ProgressStyle::with_template(template).expect("the template is a constant"))
 }
 
-/// Turns on a terminal while something is waited for; silent elsewhere.
+/// A spinner on a terminal while something is awaited; silent elsewhere.
 pub(super) fn spinner(what: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(100));

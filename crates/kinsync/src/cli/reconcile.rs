@@ -3,48 +3,47 @@
 use std::process::ExitCode;
 
 use kinsync_engine::reconcile::record::{Kind, Wish};
-use serde_json::json;
 
 use super::{
     client::Client,
-    exit::Exit,
+    exit::{self, Exit},
     flags::ServerFlags,
     output,
     runtime::{block_on, block_on_all},
     scan::{self, Scanner},
 };
-use crate::config::{Config, Sources};
+use crate::{
+    api::runs::{Run, ScanRequest, ScanRequested},
+    config::{Config, Sources},
+};
 
 const AFTER_HELP: &str = "\
-Compares every user at Kinde with the stored one and repairs what differs: users that no webhook told of, changes and
-deletions that were lost. `kinsync serve` does the same every hour by itself. Who is not listed any more is asked about
-twice; more deletions than KINSYNC_RECONCILE_MAX_DELETES and KINSYNC_RECONCILE_MAX_DELETE_SHARE are held until you
-approve them. Creations and changes are never held.
+Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and
+deletions whose event was lost. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again,
+twice, before they are deleted. Deletions that exceed both KINSYNC_RECONCILE_MAX_DELETES and
+KINSYNC_RECONCILE_MAX_DELETE_SHARE are held until an operator approves them. Creations and changes are never held.
 
 Examples:
-  kinsync reconcile --dry-run              what differs; changes nothing
+  kinsync reconcile --dry-run              print the differences, change nothing
   kinsync reconcile
   kinsync reconcile --approve 20261123-101500-3fa2
-  kinsync reconcile --soon                 asks the running server (KINSYNC_SERVER), also for users in a file
+  kinsync reconcile --soon                 request it from the running server (KINSYNC_SERVER)
   kinsync reconcile --soon --approve 20261123-101500-3fa2
-  kinsync runs list                        what runs found
+  kinsync runs list                        list the last scans
 
-Exit codes: 0 done, nothing is open; 1 failed; 2 wrong usage; 3 deletions are held; 69 another process is scanning, or the
-server cannot be reached; 77 no permission; 78 wrong settings";
-
-/// Deletions wait for an operator.
-const HELD: u8 = 3;
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server
+cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Args {
-    /// Print what differs; change nothing
+    /// Print the differences and change nothing
     #[arg(long, conflicts_with_all = ["approve", "soon"])]
     dry_run: bool,
-    /// Carry out the deletions that this run held, if they are still right
+    /// Carry out the deletions that this run held, if the users are still missing at Kinde
     #[arg(long, value_name = "RUN")]
     approve: Option<String>,
-    /// Ask the running server for a scan, and do not wait for it
+    /// Request the scan from the running server and do not wait for it
     #[arg(long)]
     soon: bool,
     /// Print JSON
@@ -56,7 +55,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     if args.soon {
-        return block_on(ask(args));
+        return block_on(request(args));
     }
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
     let wish = match args.approve {
@@ -66,21 +65,18 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     };
     block_on_all(async {
         let run = Scanner::open(&config, &wish).await?.run(wish, None).await?;
-        scan::show(&scan::value(&run), args.json);
-        Ok(if run.tally.of(Kind::Held) > 0 { ExitCode::from(HELD) } else { ExitCode::SUCCESS })
+        scan::show(&Run::from(&run), args.json);
+        Ok(if run.tally.of(Kind::Held) > 0 { exit::approval_required() } else { ExitCode::SUCCESS })
     })
 }
 
-async fn ask(args: Args) -> Result<ExitCode, Exit> {
-    let client = Client::of(args.flags.0)?;
-    let answer = match args.approve {
-        Some(run) => client.post_json(&["reconcile"], &json!({ "approve": run })).await?,
-        None => client.post(&["reconcile"]).await?,
-    };
+async fn request(args: Args) -> Result<ExitCode, Exit> {
+    let request = ScanRequest { approve: args.approve };
+    let requested: ScanRequested = Client::of(args.flags.0)?.post_json(&["reconcile"], &request).await?;
     if args.json {
-        output::json(&answer);
+        output::json(&requested);
     } else {
-        output::say("asked; `kinsync runs list` shows the run when it has begun");
+        output::say("requested; `kinsync runs list` shows the scan once it has started");
     }
     Ok(ExitCode::SUCCESS)
 }

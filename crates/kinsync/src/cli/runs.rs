@@ -3,9 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::Value;
 
 use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on, scan};
+use crate::api::runs::{DriftKind, Run, RunList, RunSummary};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -26,7 +26,7 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
-    /// The name in the list
+    /// The id in the list
     id: String,
     /// Print JSON
     #[arg(long)]
@@ -40,7 +40,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
         match command {
             Command::List(args) => list(args).await?,
             Command::Show(args) => {
-                let run = Client::new(args.flags)?.get(&["runs", &args.id], &[]).await?;
+                let run: Run = Client::new(args.flags)?.get(&["runs", &args.id]).await?;
                 scan::show(&run, args.json);
             }
         }
@@ -49,32 +49,25 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(args: List) -> Result<(), Exit> {
-    let mut answer = Client::new(args.flags)?.get(&["runs"], &[]).await?;
-    if !args.json {
-        for run in answer["runs"].as_array_mut().into_iter().flatten() {
-            for key in ["outcome", "wish"] {
-                run[key] = word(&run[key]);
-            }
-            run["held"] = run["drift"]["held"].clone();
-        }
+    let list: RunList = Client::new(args.flags)?.get(&["runs"]).await?;
+    if args.json {
+        output::json(&list);
+        return Ok(());
     }
-    let columns = [
-        ("RUN", "id"),
-        ("", "wish"),
-        ("", "outcome"),
-        ("USERS", "users"),
-        ("MISSED BY WEBHOOKS", "missedByWebhooks"),
-        ("HELD", "held"),
-        ("ENDED", "endedAt"),
-    ];
-    output::page(&answer, "runs", &columns, args.json);
+    let titles = ["RUN", "MODE", "OUTCOME", "USERS", "MISSED BY WEBHOOK", "HELD", "ENDED"];
+    output::page(titles, list.runs.iter().map(row).collect(), None::<&String>);
     Ok(())
 }
 
-/// `failed` of `{"failed": {"reason": …}}`.
-fn word(value: &Value) -> Value {
-    match value.as_object().and_then(|object| object.keys().next()) {
-        Some(key) => key.as_str().into(),
-        None => value.clone(),
-    }
+fn row(run: &RunSummary) -> [String; 7] {
+    let held = run.drift.get(&DriftKind::DeletionHeld).copied().unwrap_or_default();
+    [
+        run.id.clone(),
+        run.mode.as_str().to_owned(),
+        run.outcome.as_str().to_owned(),
+        run.users.to_string(),
+        run.missed_by_webhook.to_string(),
+        held.to_string(),
+        output::cell(run.ended_at.as_ref()),
+    ]
 }

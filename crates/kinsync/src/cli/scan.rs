@@ -1,4 +1,4 @@
-//! What `kinsync backfill` and `kinsync reconcile` share: a scan in this process, and how it is told.
+//! A scan in this process, and how it is printed: shared by `kinsync backfill` and `kinsync reconcile`.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,63 +8,44 @@ use kinsync_engine::{
     clock::Clock,
     reconcile::{
         Error, Reconciler,
-        record::{self, Kind, Run, Tally, Wish},
+        record::{self, Kind, Tally, Wish},
     },
     store::Store,
 };
-use serde_json::{Value, json};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{exit::Exit, output};
 use crate::{
+    api::runs::{DriftKind, Run, RunMode, RunSummary},
     app::{management::reconciler, start::open_store},
     config::Config,
-    json as shape,
 };
 
-/// What to say of each kind of difference: when it was repaired, and when it would be.
-const KINDS: [(Kind, &str, &str); 10] = [
-    (Kind::Missing, "created", "would be created"),
-    (Kind::Changed, "changed", "would be changed"),
-    (Kind::Filled, "filled in what no event tells", "would be filled in with what no event tells"),
-    (Kind::SignedIn, "newer sign-in", "have a newer sign-in"),
-    (Kind::Gone, "deleted", "would be deleted"),
-    (Kind::Held, "deletion held", "deletion would be held"),
-    (Kind::Restored, "restored", "would be restored"),
-    (Kind::Listed, "left deleted, though listed", "would be left deleted, though listed"),
-    (Kind::Rejected, "refused by the store", "refused by the store"),
-    (
-        Kind::Unknown,
-        "left, without a clear answer of Kinde's",
-        "would be left, without a clear answer of Kinde's",
-    ),
-];
-
-/// How long another process is waited for: longer than a lease lasts.
+/// How long to wait for the scan of another process: longer than a lease lasts.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// A store and Kinde, open.
+/// An open store and a client of Kinde.
 pub(super) struct Scanner {
     reconciler: Reconciler,
     store: Arc<dyn Store>,
 }
 
 impl Scanner {
-    /// A dry wish makes nothing in the store, no index either.
+    /// Opens the store and prepares its indexes, unless the run is dry.
     pub(super) async fn open(config: &Config, wish: &Wish) -> Result<Self, Exit> {
         let opened = open_store(config).await.map_err(anyhow::Error::from);
         let opened = match config.store.mongodb_uri {
             Some(_) => opened,
             None => opened.context(
-                "cannot open the users file; while `kinsync serve` runs on it only it can: `kinsync reconcile --soon` \
-                 asks it, also with `--approve RUN`",
+                "cannot open the users file. Only one process can open it: while `kinsync serve` runs, use `kinsync \
+                 reconcile --soon`, also with `--approve RUN`",
             ),
         }?;
         let store = opened.store();
         let missing = || {
             anyhow!(
-                "the Management API is needed: set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET (a \
+                "this needs Kinde's Management API: set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET (a \
                  machine-to-machine application in Kinde with the scope `read:users`)"
             )
         };
@@ -77,12 +58,12 @@ impl Scanner {
         Ok(Self { reconciler, store })
     }
 
-    /// Does what is wished, with a bar on a terminal; Ctrl-C stops it well.
-    pub(super) async fn run(&self, wish: Wish, expect: Option<u64>) -> Result<Run, Exit> {
+    /// Runs the scan, with a progress bar on a terminal; Ctrl-C stops it after the current page.
+    pub(super) async fn run(&self, wish: Wish, expect: Option<u64>) -> Result<record::Run, Exit> {
         let bar = self.bar(expect).await?;
         let progress = |tally: &Tally| {
             bar.set_position(tally.users);
-            bar.set_message(told(tally));
+            bar.set_message(progress_text(tally));
         };
         let stop = CancellationToken::new();
         let run = self.when_free(wish, &bar, &progress, &stop);
@@ -96,14 +77,14 @@ impl Scanner {
         run.map_err(failed)
     }
 
-    /// Waits for the end of a scan of another process, or of the lease of one that was killed.
+    /// Waits until the scan of another process ends, or the lease of a killed one.
     async fn when_free(
         &self,
         wish: Wish,
         bar: &ProgressBar,
         progress: &(dyn Fn(&Tally) + Send + Sync),
         stop: &CancellationToken,
-    ) -> Result<Run, Error> {
+    ) -> Result<record::Run, Error> {
         let asked = Instant::now();
         loop {
             match self.reconciler.run(wish.clone(), progress, stop).await {
@@ -118,7 +99,7 @@ impl Scanner {
         }
     }
 
-    /// Kinde does not say how many users there are: what the last scan saw is a good guess.
+    /// Kinde does not say how many users there are: the last scan gives an estimate.
     async fn bar(&self, expect: Option<u64>) -> Result<ProgressBar, Exit> {
         let runs = record::runs(&*self.store).await.map_err(anyhow::Error::from)?;
         let last = runs.iter().find(|run| run.is_complete()).map(|run| run.tally.users);
@@ -136,8 +117,8 @@ fn failed(error: Error) -> Exit {
     }
 }
 
-/// A few words for the bar.
-fn told(tally: &Tally) -> String {
+/// The message beside the bar.
+fn progress_text(tally: &Tally) -> String {
     let of = |kind| tally.of(kind);
     format!(
         "users: {} created, {} changed, {} unchanged",
@@ -147,80 +128,103 @@ fn told(tally: &Tally) -> String {
     )
 }
 
-/// A run, for people or for programs.
-pub(super) fn show(run: &Value, as_json: bool) {
+/// Prints a run.
+pub(super) fn show(run: &Run, as_json: bool) {
     if as_json {
         return output::json(run);
     }
-    let is_dry = run["wish"] == "dry";
-    let examples = run["examples"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if !examples.is_empty() {
-        let columns = [
-            ("USER", "user"),
-            ("", "kind"),
-            ("FIELDS", "fields"),
-            ("KNOWN", "knownAt"),
-            ("FROM", "knownFrom"),
-        ];
-        let rows: Vec<Value> = examples.iter().map(|one| row(one, is_dry)).collect();
-        output::table(&rows, &columns);
-        let all: u64 =
-            run["drift"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
-        let more = all.saturating_sub(rows.len() as u64);
-        output::say(&if more > 0 { format!("… and {more} more\n") } else { String::new() });
+    let summary = &run.summary;
+    let is_dry = summary.mode == RunMode::DryRun;
+    show_examples(run, is_dry);
+    output::say(&counts(summary, is_dry));
+    if summary.since.is_some() {
+        show_sources(summary);
     }
-    let number = |value: &Value| value.as_u64().unwrap_or_default();
-    let mut parts =
-        vec![format!("{} users at Kinde: {} unchanged", number(&run["users"]), number(&run["unchanged"]))];
-    for (kind, done, would) in KINDS {
-        let count = number(&run["drift"][kind.as_str()]);
-        if count > 0 {
-            parts.push(format!("{count} {}", if is_dry { would } else { done }));
-        }
-    }
-    output::say(&parts.join(", "));
-    for (key, begins) in [
-        ("arrived", "Changed since the scan before, by the way it came"),
-        ("knownFrom", "Missed by webhooks, by what had told of the user before"),
-    ] {
-        let ways = counts(&run[key]);
-        if !ways.is_empty() && !run["since"].is_null() {
-            output::say(&format!("{begins}: {ways}"));
-        }
-    }
-    let id = run["id"].as_str().unwrap_or_default();
-    if number(&run["drift"]["held"]) > 0 && !is_dry {
+    let is_held = summary.drift.get(&DriftKind::DeletionHeld).is_some_and(|held| *held > 0);
+    if is_held && !is_dry {
         output::say(&format!(
-            "So many deletions at once need your word. If they are right: kinsync reconcile --approve {id}"
+            "Unusually many users are missing at Kinde, so their deletion needs approval. If it is right, run: kinsync \
+             reconcile --approve {}",
+            summary.id
         ));
     }
 }
 
-/// `120 webhook, 3 login`
-fn counts(map: &Value) -> String {
-    let ways = map.as_object().into_iter().flatten().map(|(way, count)| format!("{count} {way}"));
-    ways.collect::<Vec<_>>().join(", ")
+fn show_examples(run: &Run, is_dry: bool) {
+    if run.examples.is_empty() {
+        return;
+    }
+    let rows = run.examples.iter().map(|drift| {
+        let fields: Vec<&str> = drift.fields.iter().map(|field| field.key()).collect();
+        [
+            drift.user.clone(),
+            phrase(drift.kind, is_dry).to_owned(),
+            fields.join(", "),
+            output::cell(drift.known_at.as_ref()),
+            output::cell(drift.previous_source.as_ref()),
+        ]
+    });
+    output::table(["USER", "", "FIELDS", "LAST KNOWN", "SOURCE"], rows);
+    let all: u64 = run.summary.drift.values().sum();
+    let more = all.saturating_sub(run.examples.len() as u64);
+    output::say(&if more > 0 { format!("and {more} more\n") } else { String::new() });
 }
 
-fn row(example: &Value, is_dry: bool) -> Value {
-    let word = KINDS.iter().find(|(kind, ..)| example["kind"] == kind.as_str());
-    let fields: Vec<&str> =
-        example["fields"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    json!({
-        "user": example["user"],
-        "kind": word.map(|(_, done, would)| if is_dry { would } else { done }),
-        "fields": fields.join(", "),
-        "knownAt": example["knownAt"],
-        "knownFrom": example["knownFrom"],
-    })
+/// `71 users at Kinde: 70 unchanged, 1 created`
+fn counts(run: &RunSummary, is_dry: bool) -> String {
+    let mut parts = vec![format!("{} users at Kinde: {} unchanged", run.users, run.unchanged)];
+    for (kind, count) in &run.drift {
+        if *count > 0 {
+            parts.push(format!("{count} {}", phrase(*kind, is_dry)));
+        }
+    }
+    parts.join(", ")
 }
 
-/// What a run would do about a user of this kind.
-pub(super) fn would(kind: &str) -> &'static str {
-    KINDS.iter().find(|(one, ..)| one.as_str() == kind).map_or("differs", |(_, _, would)| would)
+fn show_sources(run: &RunSummary) {
+    let list = |counts: Vec<String>, title: &str| {
+        if !counts.is_empty() {
+            output::say(&format!("{title}: {}", counts.join(", ")));
+        }
+    };
+    let changes = run.changes_by_source.iter().map(|(source, count)| format!("{count} {source}"));
+    list(changes.collect(), "Changed since the previous scan, by source");
+    let missed = run.previous_source.iter().map(|(source, count)| format!("{count} {source}"));
+    list(missed.collect(), "Missed by webhook, by the source of the previous change");
 }
 
-/// A run of this process as JSON.
-pub(super) fn value(run: &Run) -> Value {
-    shape::run_with_examples(run)
+/// What was done about a difference, or what would be.
+fn phrase(kind: DriftKind, is_dry: bool) -> &'static str {
+    if is_dry { would(kind) } else { done(kind) }
+}
+
+fn done(kind: DriftKind) -> &'static str {
+    match kind {
+        DriftKind::Missing => "created",
+        DriftKind::Changed => "changed",
+        DriftKind::FilledIn => "completed with fields that no event carries",
+        DriftKind::SignedIn => "with a newer sign-in",
+        DriftKind::Deleted => "deleted",
+        DriftKind::DeletionHeld => "deletion held",
+        DriftKind::Restored => "restored",
+        DriftKind::ListedAfterDeletion => "left deleted, although listed",
+        DriftKind::Rejected => "rejected by the store",
+        DriftKind::Undetermined => "left, because Kinde gave no clear answer",
+    }
+}
+
+/// What a scan would do about a user of this kind.
+pub(super) fn would(kind: DriftKind) -> &'static str {
+    match kind {
+        DriftKind::Missing => "would be created",
+        DriftKind::Changed => "would be changed",
+        DriftKind::FilledIn => "would be completed with fields that no event carries",
+        DriftKind::SignedIn => "would get a newer sign-in",
+        DriftKind::Deleted => "would be deleted",
+        DriftKind::DeletionHeld => "would be deleted after approval",
+        DriftKind::Restored => "would be restored",
+        DriftKind::ListedAfterDeletion => "would be left deleted, although listed",
+        DriftKind::Rejected => "would be rejected by the store",
+        DriftKind::Undetermined => "would be left, because Kinde gave no clear answer",
+    }
 }

@@ -13,16 +13,16 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Examples:
-  Deliveries through a relay that signs by HMAC, users in MongoDB:
+  Accept deliveries that a relay signs by HMAC, store users in MongoDB:
     KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
 
-  Kinde's own webhooks, users in a file, reachable from outside:
+  Accept Kinde's own webhooks from other machines, store users in a file:
     kinsync serve --kinde-domain https://acme.kinde.com --bind 0.0.0.0 --data-dir /var/lib/kinsync
 
-With KINDE_M2M_CLIENT_ID set, all users at Kinde are compared with the store every hour; SIGUSR1 asks for that now.
+With KINDE_M2M_CLIENT_ID set, all users at Kinde are compared with the store every hour; SIGUSR1 starts a scan now.
 
-Stops on SIGTERM and SIGINT: answers what is in flight, finishes the batch, exits with 0. A second signal
-ends it at once; what was accepted is in the queue either way.";
+SIGTERM or SIGINT stops the server: it answers the requests in flight, finishes the batch and exits with 0. A second signal
+ends it at once. Accepted deliveries stay in the queue in both cases.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -37,20 +37,20 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    block_on_all(serve(loaded.config))
+    Ok(block_on_all(serve(loaded.config)).unwrap_or_else(Exit::log))
 }
 
 async fn serve(config: Config) -> Result<ExitCode, Exit> {
     let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let mut asked = Asked::listen().context("cannot listen for signals")?;
+    let mut scan_signal = ScanSignal::listen().context("cannot listen for signals")?;
     let app = App::start(config).await.map_err(anyhow::Error::from)?;
     let failure = loop {
         tokio::select! {
             signal = signals.next() => {
-                tracing::info!(signal, "told to stop");
+                tracing::info!(signal, "signal received, stopping");
                 break None;
             }
-            () = asked.next() => scan(&app).await,
+            () = scan_signal.next() => scan(&app).await,
             error = app.failed() => break Some(error),
         }
     };
@@ -64,26 +64,26 @@ async fn serve(config: Config) -> Result<ExitCode, Exit> {
     }
 }
 
-/// SIGUSR1: compare everybody soon.
+/// Requests a scan on SIGUSR1.
 async fn scan(app: &App) {
     if app.state().reconcile.is_none() {
-        return tracing::warn!("SIGUSR1 asks for a scan, which needs KINDE_M2M_CLIENT_ID");
+        return tracing::warn!("SIGUSR1 requests a scan, which needs KINDE_M2M_CLIENT_ID");
     }
     match app.state().ask_for_scan().await {
-        Ok(()) => tracing::info!("SIGUSR1: a scan was asked for"),
+        Ok(()) => tracing::info!("scan requested by SIGUSR1"),
         Err(error) => {
-            tracing::warn!(error = kinsync_tower::problem::chain(&error), "a scan could not be asked for");
+            tracing::warn!(error = kinsync_tower::problem::chain(&error), "the scan could not be requested");
         }
     }
 }
 
-/// What asks a process for a scan.
-struct Asked {
+/// The signal that requests a scan.
+struct ScanSignal {
     #[cfg(unix)]
     signal: tokio::signal::unix::Signal,
 }
 
-impl Asked {
+impl ScanSignal {
     fn listen() -> std::io::Result<Self> {
         Ok(Self {
             #[cfg(unix)]
@@ -100,7 +100,7 @@ impl Asked {
     }
 }
 
-/// What tells a process to stop.
+/// The signals that stop a process.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,

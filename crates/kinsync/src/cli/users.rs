@@ -3,40 +3,50 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::{Value, json};
 
 use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
+use crate::api::{
+    Time,
+    explain::{Explanation, NextScan, Observation},
+    users::{User, UserPage, UsersQuery},
+};
+
+const LIST_HELP: &str = "\
+Examples:
+  kinsync users list --email ada@example.com
+  kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
+
+const EXPLAIN_HELP: &str = "\
+Events are complete, from the event log. Of reads of Kinde and of tokens only values that still hold are known. The next
+scan is determined by reading this user from Kinde, for at most a few seconds.
+
+Example:
+  kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List users in the order of their ids
-    #[command(after_help = "Examples:\n  kinsync users list --email ada@example.com\n  kinsync users list \
-                            --deleted --limit 1000 --json | jq '.users[].kindeId'")]
+    #[command(after_help = LIST_HELP)]
     List(List),
     /// Show one user as an application reads it
     Show(Show),
-    /// Show what was told of a user, in order: what each word set, what was ignored and why, and what the next scan
-    /// would do
-    #[command(
-        after_help = "Every event is told, from the log. Of reads of Kinde and of tokens what still counts is told: \
-                            what later words\novertook is not kept. The next scan is found out by asking Kinde, for a \
-                            few seconds.\n\nExample:\n  kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb"
-    )]
+    /// Show every observation of a user, what came of it, and what the next scan would do
+    #[command(after_help = EXPLAIN_HELP)]
     Explain(Show),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct List {
-    /// Only the user who has this address, or claims it
+    /// List only the user with this email address, shown or in conflict
     #[arg(long)]
     email: Option<String>,
-    /// Deleted users too
+    /// Include deleted users
     #[arg(long)]
     deleted: bool,
     /// Continue after this id
     #[arg(long, value_name = "ID")]
     after: Option<String>,
-    /// At most this many, up to 1000
+    /// List at most this many, up to 1000
     #[arg(long, default_value_t = 50)]
     limit: usize,
     /// Print JSON
@@ -66,91 +76,86 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(args: List) -> Result<ExitCode, Exit> {
-    let query = [
-        ("email", args.email),
-        ("deleted", args.deleted.then(|| "true".to_owned())),
-        ("after", args.after),
-        ("limit", Some(args.limit.to_string())),
-    ];
-    let page = Client::new(args.flags)?.get(&["users"], &query).await?;
-    let columns = [
-        ("ID", "kindeId"),
-        ("EMAIL", "email"),
-        ("FIRST NAME", "firstName"),
-        ("LAST NAME", "lastName"),
-        ("UPDATED", "updatedAt"),
-        ("DELETED", "deletedAt"),
-    ];
-    output::page(&page, "users", &columns, args.json);
+    let List { email, deleted, after, limit, json, flags } = args;
+    let query = UsersQuery { email, deleted, after, limit: Some(limit) };
+    let page: UserPage = Client::new(flags)?.list(&["users"], &query).await?;
+    if json {
+        output::json(&page);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = page.users.iter().map(|user| {
+        [
+            user.kinde_id.to_string(),
+            output::cell(user.email.as_ref()),
+            output::cell(user.first_name.as_ref()),
+            output::cell(user.last_name.as_ref()),
+            Time::from(user.updated_at).to_string(),
+            output::cell(user.deleted_at.map(Time::from).as_ref()),
+        ]
+    });
+    let titles = ["ID", "EMAIL", "FIRST NAME", "LAST NAME", "UPDATED", "DELETED"];
+    output::page(titles, rows.collect(), page.next.as_ref());
     Ok(ExitCode::SUCCESS)
 }
 
 async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let user = Client::new(args.flags)?.get(&["users", &args.id], &[]).await?;
+    let user: User = Client::new(args.flags)?.get(&["users", &args.id]).await?;
     output::one(&user, args.json);
     Ok(ExitCode::SUCCESS)
 }
 
 async fn explain(args: Show) -> Result<ExitCode, Exit> {
-    let answer = Client::new(args.flags)?.get(&["users", &args.id, "explain"], &[]).await?;
+    let explanation: Explanation = Client::new(args.flags)?.get(&["users", &args.id, "explain"]).await?;
     if args.json {
-        output::json(&answer);
+        output::json(&explanation);
         return Ok(ExitCode::SUCCESS);
     }
-    let told = answer["told"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let rows: Vec<Value> = told.iter().flat_map(lines).collect();
-    let columns = [
-        ("KINDE'S TIME", "at"),
-        ("CAME", "receivedAt"),
-        ("WHAT", "kind"),
-        ("SAID", "said"),
-        ("WHAT BECAME OF IT", "fate"),
-    ];
+    let rows: Vec<_> = explanation.observations.iter().flat_map(lines).collect();
     if rows.is_empty() {
-        output::say("nothing is kept but that somebody made a request with this id in the token");
+        output::say("only an authenticated request of this user is known");
     } else {
-        output::table(&rows, &columns);
+        output::table(["KINDE'S TIME", "RECEIVED", "KIND", "VALUE", "OUTCOME"], rows);
     }
-    output::say(
-        "\nOf reads of Kinde and of tokens this is what still counts: what later words overtook is not kept.",
-    );
-    if answer["olderEventsLeftOut"] == true {
-        output::say("… and older events: kinsync events list --user");
+    output::say("\nOf reads of Kinde and of tokens only values that still hold are known.");
+    if explanation.older_events_omitted {
+        output::say("Older events are omitted: kinsync events list --user");
     }
-    output::say(&format!("\nThe next scan: {}", next_scan(&answer["nextScan"])));
+    output::say(&format!("\nThe next scan: {}", next_scan(&explanation.next_scan)));
     Ok(ExitCode::SUCCESS)
 }
 
-/// One line for what was told, and one for each field.
-fn lines(told: &Value) -> Vec<Value> {
-    let mut lines = vec![json!({
-        "at": told["at"], "receivedAt": told["receivedAt"], "kind": told["kind"], "fate": told["fate"], "said": "",
-    })];
-    for word in told["fields"].as_array().into_iter().flatten() {
-        let fate = match (&word["overtakenBy"], &word["isSet"]) {
-            (Value::String(by), _) => format!("overtaken by {by}"),
-            (_, Value::Bool(true)) => "is in the store".to_owned(),
-            _ => "not in the store yet".to_owned(),
+/// One line for the observation, and one for each of its fields.
+fn lines(observation: &Observation) -> Vec<[String; 5]> {
+    let (at, received) = (observation.at.as_ref(), observation.received_at.as_ref());
+    let mut lines = vec![[
+        output::cell(at),
+        output::cell(received),
+        observation.kind.clone(),
+        String::new(),
+        observation.outcome.clone(),
+    ]];
+    for field in &observation.fields {
+        let outcome = match (&field.superseded_by, field.is_current) {
+            (Some(by), _) => format!("superseded by {by}"),
+            (None, true) => "is in the store".to_owned(),
+            (None, false) => "not in the store yet".to_owned(),
         };
-        let said = format!("{} = {}", word["field"].as_str().unwrap_or_default(), word["value"]);
-        lines.push(json!({ "at": "", "receivedAt": "", "kind": "", "said": said, "fate": fate }));
+        let value = serde_json::to_string(&field.value).expect("a value has only text keys");
+        let value = format!("{} = {value}", field.field);
+        lines.push([String::new(), String::new(), String::new(), value, outcome]);
     }
     lines
 }
 
-fn next_scan(next: &Value) -> String {
-    match (&next["unknown"], &next["drift"]) {
-        (Value::String(why), _) => format!("unknown: {why}"),
-        (_, Value::String(kind)) => {
-            let fields: Vec<&str> =
-                next["fields"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let would = super::scan::would(kind);
-            if fields.is_empty() {
-                format!("the user {would}")
-            } else {
-                format!("the user {would}: {}", fields.join(", "))
-            }
+fn next_scan(next: &NextScan) -> String {
+    match next {
+        NextScan::Unknown { reason } => format!("unknown: {reason}"),
+        NextScan::Unchanged => "nothing to do, the stored user equals Kinde's".to_owned(),
+        NextScan::Drift { kind, fields } if fields.is_empty() => {
+            format!("the user {}", super::scan::would(*kind))
         }
-        _ => "nothing to do, the user is as Kinde has it".to_owned(),
+        NextScan::Drift { kind, fields } => {
+            format!("the user {}: {}", super::scan::would(*kind), fields.join(", "))
+        }
     }
 }

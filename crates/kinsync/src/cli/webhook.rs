@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use kinde::management::{Client, Webhook};
-use serde_json::{Value, json};
+use serde::Serialize;
 use url::Url;
 
 use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
@@ -15,35 +15,37 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Makes the webhook that is missing, or adds the event types that it lacks: all that kinsync can read and your Kinde
-environment has. Run it as often as you like: the second time there is nothing to do. Webhooks of other addresses are
-left alone and named, and event types that somebody added stay.
+Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde
+environment has. Running it again changes nothing. Webhooks with another address are listed and left alone, and event types
+that were added by hand stay.
 
-Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine
-application that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types,
-create:webhooks and update:webhooks. Kinde counts one token for each run.
+Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application
+that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and
+update:webhooks. Kinde counts one token for each run.
 
 Examples:
-  kinsync webhook setup --public-url https://app.example.com      for https://app.example.com/api/webhook
-  kinsync webhook setup --url https://app.example.com/hooks/kinde where a proxy leads to /api/webhook; KINSYNC_WEBHOOK_URL
-                                                                  says the same, also to `kinsync doctor`
-  kinsync webhook setup --dry-run --json                          what it would do, for a program
+  kinsync webhook setup --public-url https://app.example.com
+      use https://app.example.com/api/webhook
+  kinsync webhook setup --url https://app.example.com/hooks/kinde
+      use another path that a proxy forwards to /api/webhook; KINSYNC_WEBHOOK_URL sets the same, also for `kinsync doctor`
+  kinsync webhook setup --dry-run --json
+      print what would change
 
 Exit codes: 0 done, or nothing to do; 1 failed; 78 wrong settings";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Let Kinde deliver to this server, with every event type that it needs
+    /// Make Kinde deliver to this server, with every event type that it reads
     Setup(Setup),
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct Setup {
-    /// The whole address of the webhook [default: `KINSYNC_WEBHOOK_URL`, else /api/webhook below the public URL]
+    /// The complete address of the webhook [default: `KINSYNC_WEBHOOK_URL`, else /api/webhook below the public URL]
     #[arg(long)]
     url: Option<String>,
-    /// Say what would change; change nothing
+    /// Print what would change and change nothing
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -71,14 +73,14 @@ async fn setup(args: Setup) -> Result<ExitCode, Exit> {
     show(&found, id.as_deref(), args.dry_run, args.json);
     if !args.json && registration::endpoint(&config.http).as_ref() != Some(&found.endpoint) {
         output::say(&format!(
-            "\nFor `kinsync doctor`, and to run this without --url: set KINSYNC_WEBHOOK_URL={}",
+            "\nTo run this without --url, and for `kinsync doctor`: set KINSYNC_WEBHOOK_URL={}",
             found.endpoint
         ));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What the command cannot do without; all that is missing is said at once.
+/// Collects what the command needs; the error names everything that is missing.
 fn needs(config: &Config, url: Option<&str>) -> Result<(Client, Url), Exit> {
     let mut problems: Vec<Problem> = missing(config);
     let given = url.map(value::public_url).transpose();
@@ -90,7 +92,7 @@ fn needs(config: &Config, url: Option<&str>) -> Result<(Client, Url), Exit> {
         }
     };
     if endpoint.is_none() && url.is_none() {
-        let text = "is not set: say where Kinde reaches this server, here or with --url";
+        let text = "is not set: set the address at which Kinde reaches this server, here or with --url";
         problems.push(Problem::of(Setting::of("KINSYNC_PUBLIC_URL"), text));
     }
     let client = management::client(config).map_err(anyhow::Error::from)?;
@@ -112,45 +114,98 @@ fn missing(config: &Config) -> Vec<Problem> {
     missing.map(|(_, name)| Problem::of(Setting::of(name), text)).collect()
 }
 
+/// What was done, or would be.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    Nothing,
+    Update,
+    Create,
+}
+
+/// The result, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report<'a> {
+    action: Action,
+    dry_run: bool,
+    endpoint: &'a str,
+    /// The id of the webhook; absent when it would only be created.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    webhook: Option<&'a str>,
+    event_types: Vec<String>,
+    added: Vec<String>,
+    not_offered: &'a [&'static str],
+    same_endpoint: Vec<NamedWebhook<'a>>,
+    others: Vec<NamedWebhook<'a>>,
+}
+
+#[derive(Serialize)]
+struct NamedWebhook<'a> {
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<&'a str>,
+}
+
+impl<'a> From<&'a Webhook> for NamedWebhook<'a> {
+    fn from(webhook: &'a Webhook) -> Self {
+        Self { id: &webhook.id, name: webhook.name.as_deref(), endpoint: webhook.endpoint.as_deref() }
+    }
+}
+
 fn show(found: &Registration, id: Option<&str>, dry_run: bool, as_json: bool) {
     let (action, added) = match found.plan() {
-        Plan::Nothing => ("nothing", Vec::new()),
-        Plan::Add(added) => ("update", added),
-        Plan::Create => ("create", found.wanted.clone()),
+        Plan::Nothing => (Action::Nothing, Vec::new()),
+        Plan::Add(added) => (Action::Update, added),
+        Plan::Create => (Action::Create, found.wanted.clone()),
     };
-    let named = |webhooks: &[Webhook]| -> Vec<Value> {
-        let each = webhooks.iter();
-        each.map(|one| json!({ "id": one.id, "name": one.name, "endpoint": one.endpoint })).collect()
+    let report = Report {
+        action,
+        dry_run,
+        endpoint: found.endpoint.as_str(),
+        webhook: id,
+        event_types: found.event_types(),
+        added,
+        not_offered: &found.not_offered,
+        same_endpoint: found.twins.iter().map(Into::into).collect(),
+        others: found.others.iter().map(Into::into).collect(),
     };
-    let (twins, others) = (named(&found.twins), named(&found.others));
-    if as_json {
-        return output::json(&json!({
-            "action": action, "dryRun": dry_run, "endpoint": found.endpoint.as_str(), "webhook": id,
-            "eventTypes": found.event_types(), "added": added, "notOffered": found.not_offered,
-            "sameEndpoint": twins, "others": others,
-        }));
-    }
-    let endpoint = &found.endpoint;
-    output::say(&match (action, dry_run) {
-        ("create", false) => format!("made a webhook: Kinde delivers to {endpoint}"),
-        ("create", true) => format!("would make a webhook: Kinde does not deliver to {endpoint}"),
-        ("update", false) => format!("added event types to the webhook of {endpoint}"),
-        ("update", true) => format!("would add event types to the webhook of {endpoint}"),
-        _ => format!("nothing to do: Kinde delivers to {endpoint}, with every event type that kinsync reads"),
+    if as_json { output::json(&report) } else { print(&report) }
+}
+
+fn print(report: &Report<'_>) {
+    let endpoint = report.endpoint;
+    output::say(&match (report.action, report.dry_run) {
+        (Action::Create, false) => format!("created the webhook: Kinde delivers to {endpoint}"),
+        (Action::Create, true) => format!("would create the webhook: Kinde does not deliver to {endpoint}"),
+        (Action::Update, false) => format!("added event types to the webhook for {endpoint}"),
+        (Action::Update, true) => format!("would add event types to the webhook for {endpoint}"),
+        (Action::Nothing, _) => {
+            format!("nothing to do: Kinde delivers every event type that kinsync reads to {endpoint}")
+        }
     });
-    if !added.is_empty() {
-        output::say(&format!("  {}", added.join("\n  ")));
+    if !report.added.is_empty() {
+        output::say(&format!("  {}", report.added.join("\n  ")));
     }
-    let columns = [("WEBHOOK", "id"), ("NAME", "name"), ("DELIVERS TO", "endpoint")];
-    if !twins.is_empty() {
+    if !report.same_endpoint.is_empty() {
         output::say(
-            "\nMore webhooks with this address: every event comes more than once, which changes nothing.",
+            "\nMore webhooks have this address, so each event is delivered more than once. This changes nothing. Remove \
+             them in Kinde under Settings > Webhooks:",
         );
-        output::say("Remove them in Kinde under Settings > Webhooks:");
-        output::table(&twins, &columns);
+        print_webhooks(&report.same_endpoint);
     }
-    if !others.is_empty() {
-        output::say("\nLeft alone:");
-        output::table(&others, &columns);
+    if !report.others.is_empty() {
+        output::say("\nWebhooks with another address, left alone:");
+        print_webhooks(&report.others);
     }
+}
+
+fn print_webhooks(webhooks: &[NamedWebhook<'_>]) {
+    let rows = webhooks.iter().map(|webhook| {
+        let (name, endpoint) = (webhook.name.as_ref(), webhook.endpoint.as_ref());
+        [webhook.id.to_owned(), output::cell(name), output::cell(endpoint)]
+    });
+    output::table(["WEBHOOK", "NAME", "ADDRESS"], rows);
 }

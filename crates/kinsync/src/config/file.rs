@@ -1,5 +1,5 @@
-//! The TOML file: the same settings under their keys, and the field mapping. Unknown keys are
-//! refused, so that a typo is not a setting that silently does nothing.
+//! The TOML file: the settings under their keys, and renamed fields. Unknown keys are errors, so that a typo does not
+//! silently have no effect.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use toml::{Table, Value};
 
 use super::{problem::Problem, setting::SETTINGS};
 
-/// What a file says.
+/// The content of a file.
 #[derive(Clone, Debug, Default)]
 pub struct File {
-    /// Values by dotted key, as the text that a variable would hold.
+    /// Values by dotted key, as the text of a variable.
     pub values: BTreeMap<String, String>,
-    /// Names of fields in the user document, by kinsync's own name.
+    /// Renamed fields of the user document, by kinsync's name.
     pub fields: BTreeMap<String, String>,
 }
 
-/// Reads the text of a file. What is wrong is added to the problems.
+/// Parses the text of a file. Adds what is wrong to the problems.
 pub fn parse(path: &str, text: &str, problems: &mut Vec<Problem>) -> File {
     let mut file = File::default();
     match text.parse::<Table>() {
@@ -72,7 +72,7 @@ fn is_key(key: &str) -> bool {
     })
 }
 
-/// The text that a variable would hold.
+/// The value as the text of a variable.
 fn text_of(value: Value) -> Result<String, String> {
     match value {
         Value::String(text) => Ok(text),
@@ -93,13 +93,13 @@ fn item_of(value: Value) -> Result<String, String> {
     }
 }
 
-/// Where TOML broke, without quoting the line: it may hold a secret.
+/// The line and the message of a syntax error, without the content of the line, which may be a secret.
 fn place(text: &str, error: &toml::de::Error) -> String {
     let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     format!("line {line}: {}", error.message())
 }
 
-/// The known name that a typo was probably meant to be.
+/// The known name that is close enough to be meant.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))

@@ -1,22 +1,25 @@
-//! What is wrong with the settings: all of it at once, each with the name to change and an example.
+//! Wrong settings: all of them at once, each with the name to change and an example.
 
 use std::fmt;
 
+use serde::Serialize;
+
 use super::setting::Setting;
 
-/// One thing that is wrong.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// One wrong setting.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Problem {
     /// The variable, key or flag that the operator has to change.
     pub name: String,
     /// What is wrong with it. Never holds a secret.
     pub message: String,
-    /// A line that would be right.
+    /// A line that would be valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub example: Option<String>,
 }
 
 impl Problem {
-    /// A problem with a name that is not in the table.
+    /// A problem with a name that is not in the table of settings.
     pub fn new(name: impl Into<String>, message: impl Into<String>) -> Self {
         Self { name: name.into(), message: message.into(), example: None }
     }
@@ -31,7 +34,7 @@ impl Problem {
     }
 }
 
-/// Everything that is wrong.
+/// Every wrong setting.
 #[derive(Debug, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -1,39 +1,54 @@
-//! What must hold between settings, what is odd, and which doors stay closed.
+//! Rules between settings, warnings, and the parts that a setting disables.
 
 use std::collections::BTreeMap;
 
 use kinsync_core::Field;
 use secrecy::ExposeSecret;
+use serde::Serialize;
 
-use super::{Config, problem::Problem, setting::Setting};
+use super::{Config, problem::Problem, setting::Setting, source::Merged};
 
-/// Shorter secrets can be found by trying; RFC 2104 section 3 advises the length of the hash.
+/// Shorter secrets can be guessed; RFC 2104 section 3 advises the length of the hash.
 const SHORT_SECRET: usize = 16;
 
-/// Adds what is wrong between settings. A setting that could not be read at all is not reported
-/// again as missing.
-pub fn check(config: &Config, fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
+/// Adds the violated rules to the problems. A setting whose value is already a problem is not reported again as missing.
+pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     let found: Vec<String> = problems.iter().map(|problem| problem.name.clone()).collect();
     let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));
-    let (domain, secret) = ("KINDE_DOMAIN", "KINDE_WEBHOOK_SECRET");
-    if config.kinde.domain.is_none()
-        && config.kinde.webhook_secrets.is_empty()
-        && !unread(domain)
-        && !unread(secret)
-    {
-        let mut problem = Problem::of(
-            Setting::of(domain),
-            format!(
-                "no delivery could be verified, so every one would be refused: set {domain} for webhooks that \
-                 Kinde signs, or {secret} for deliveries signed by HMAC-SHA256, or both"
-            ),
-        );
-        let hmac = Setting::of(secret);
-        problem.example = problem.example.map(|line| format!("{line}   or   {}={}", hmac.env, hmac.example));
-        problems.push(problem);
-    }
+    check_verification(config, merged, &unread, problems);
     check_m2m(config, &unread, problems);
-    check_fields(fields, problems);
+    check_fields(&merged.fields, problems);
+}
+
+/// Without a domain and without a secret the server could accept no delivery.
+fn check_verification(
+    config: &Config,
+    merged: &Merged,
+    unread: &dyn Fn(&str) -> bool,
+    problems: &mut Vec<Problem>,
+) {
+    let (domain, secret) = ("KINDE_DOMAIN", "KINDE_WEBHOOK_SECRET");
+    let is_set = config.kinde.domain.is_some() || !config.kinde.webhook_secrets.is_empty();
+    if is_set || unread(domain) || unread(secret) {
+        return;
+    }
+    // The one that the operator tried to set comes first.
+    let (name, other) = if merged.empty.contains(&secret) && !merged.empty.contains(&domain) {
+        (secret, domain)
+    } else {
+        (domain, secret)
+    };
+    let state = if merged.empty.contains(&name) { "is empty" } else { "is not set" };
+    let mut problem = Problem::of(
+        Setting::of(name),
+        format!(
+            "{state}, and {other} is not set, so no delivery could be verified: set {domain} for webhooks that Kinde \
+             signs, {secret} for deliveries signed by HMAC-SHA256, or both"
+        ),
+    );
+    let other = Setting::of(other);
+    problem.example = problem.example.map(|line| format!("{line}   or   {}={}", other.env, other.example));
+    problems.push(problem);
 }
 
 fn check_m2m(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
@@ -58,8 +73,10 @@ fn check_fields(fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) 
         } else if !plain {
             problems.push(Problem::new(key, "must be a plain name: not empty, without `.` and `$`"));
         } else if FIXED_KEYS.contains(&name.as_str()) {
-            problems
-                .push(Problem::new(key, format!("cannot be `{name}`: kinsync writes something else there")));
+            problems.push(Problem::new(
+                key,
+                format!("cannot be `{name}`: kinsync uses that key for something else"),
+            ));
         } else if let Some(other) = taken_by {
             let other = other.key();
             problems.push(Problem::new(key, format!("cannot be `{name}`: that is the name of `{other}`")));
@@ -76,7 +93,7 @@ fn unknown_field(key: String, field: &str) -> Problem {
     Problem::new(key, format!("is not a field that can be renamed; {hint}"))
 }
 
-/// Fields with a key of their own in the user document.
+/// Fields that have a key of their own in the user document.
 fn mappable() -> impl Iterator<Item = Field> {
     Field::ALL.into_iter().filter(|field| !matches!(field, Field::CreatedOn | Field::OrganizationCodes))
 }
@@ -96,7 +113,7 @@ const FIXED_KEYS: [&str; 11] = [
     "kinsync",
 ];
 
-/// What is odd but no problem.
+/// Notable combinations that are not errors.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let short = |secret: &secrecy::SecretString| secret.expose_secret().len() < SHORT_SECRET;
@@ -116,22 +133,23 @@ pub fn warnings(config: &Config) -> Vec<String> {
 }
 
 /// A part of kinsync that is off because of a setting.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ClosedDoor {
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Disabled {
     /// What does not work.
     pub what: &'static str,
-    /// The variable that opens it.
-    pub opened_by: &'static str,
+    /// The variable that enables it.
+    pub enabled_by: &'static str,
 }
 
-/// Which doors are closed, each with the variable that opens it.
-pub fn closed_doors(config: &Config) -> Vec<ClosedDoor> {
+/// The parts that are off because of a setting.
+pub fn disabled(config: &Config) -> Vec<Disabled> {
     let of_domain = if config.kinde.issuers.is_empty() {
-        "webhooks that Kinde signs itself (JWT), and the routes for users with an access token"
+        "webhooks that Kinde signs itself (JWT), and routes for users with an access token"
     } else {
         "webhooks that Kinde signs itself (JWT)"
     };
-    let doors = [
+    let parts = [
         (config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
         (
             config.kinde.webhook_secrets.is_empty(),
@@ -145,13 +163,10 @@ pub fn closed_doors(config: &Config) -> Vec<ClosedDoor> {
         ),
         (
             config.kinde.domain.is_none() || config.kinde.m2m_client_id.is_none(),
-            "reconciliation: what no webhook tells of stays unknown",
+            "reconciliation, so lost deliveries are not repaired",
             "KINDE_M2M_CLIENT_ID",
         ),
     ];
-    doors
-        .into_iter()
-        .filter(|(closed, ..)| *closed)
-        .map(|(_, what, opened_by)| ClosedDoor { what, opened_by })
-        .collect()
+    let off = parts.into_iter().filter(|(is_off, ..)| *is_off);
+    off.map(|(_, what, enabled_by)| Disabled { what, enabled_by }).collect()
 }

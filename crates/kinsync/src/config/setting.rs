@@ -1,6 +1,6 @@
-//! The table of settings: each row is one setting under its three names.
+//! The list of settings: each row is one setting with its key, its variable and its flag.
 //!
-//! A new setting is a row here, a field of [`Config`] and a line in `config/kinsync.full.toml`.
+//! A new setting is a row here, a field of [`Config`] and a line in `config/kinsync.full.toml`; tests find what is missing.
 
 use super::{Config, value};
 
@@ -13,13 +13,13 @@ pub struct Setting {
     pub env: &'static str,
     /// The flag, without dashes.
     pub flag: &'static str,
-    /// What holds when nothing is set.
+    /// The value when no source sets one.
     pub default: Option<&'static str>,
-    /// A value that would be right.
+    /// A valid value.
     pub example: &'static str,
-    /// Whether, and how, it is hidden.
+    /// How the value is masked when it is shown.
     pub secrecy: Secrecy,
-    /// Which commands read it.
+    /// The commands that read it.
     pub reader: Reader,
     /// What it does, for `--help` and the reference.
     pub help: &'static str,
@@ -27,7 +27,7 @@ pub struct Setting {
     pub set: fn(&mut Config, &str) -> Result<(), String>,
 }
 
-/// Whether a value is hidden when settings are shown. Hidden ones may also be given as a file.
+/// How a value is masked when it is shown. A masked value may also be given as a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Secrecy {
     /// Shown.
@@ -38,12 +38,12 @@ pub enum Secrecy {
     Credentials,
 }
 
-/// Which commands read a setting.
+/// The commands that read a setting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reader {
-    /// `serve` alone.
+    /// The commands that take the settings of a server.
     Server,
-    /// The commands that talk to a running server, alone.
+    /// The commands that use a running server.
     Client,
     /// Both.
     Both,
@@ -69,7 +69,7 @@ impl Setting {
     }
 }
 
-/// The usual row; the others are written out from it.
+/// Defaults for the members of a row.
 const ROW: Setting = Setting {
     key: "",
     env: "",
@@ -95,7 +95,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "data-dir",
         default: Some("./kinsync-data"),
         example: "/var/lib/kinsync",
-        help: "Where the embedded queue and store keep their files; one process per folder",
+        help: "The folder for the files of the embedded queue and store; each process needs its own",
         set: |config, text| put(&mut config.data_dir, Ok(text.into())),
         ..ROW
     },
@@ -104,7 +104,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_DOMAIN",
         flag: "kinde-domain",
         example: "https://acme.kinde.com",
-        help: "The tenant: its keys verify Kinde's own webhooks",
+        help: "The Kinde tenant; its signing keys verify the webhooks that Kinde signs itself",
         set: |config, text| put(&mut config.kinde.domain, value::domain(text).map(Some)),
         ..ROW
     },
@@ -113,7 +113,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_ISSUERS",
         flag: "kinde-issuers",
         example: "https://acme.kinde.com,https://auth.acme.com",
-        help: "Who may have issued a token, comma separated [default: KINDE_DOMAIN]",
+        help: "The trusted issuers of access tokens, comma separated, for tenants with custom domains \
+               [default: KINDE_DOMAIN]",
         set: |config, text| {
             put(&mut config.kinde.issuers, value::list(text).into_iter().map(value::domain).collect())
         },
@@ -124,7 +125,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_AUDIENCE",
         flag: "kinde-audience",
         example: "https://api.acme.com",
-        help: "For whom a token must have been issued, comma separated [default: anybody]",
+        help: "The accepted audiences of access tokens, comma separated [default: any]",
         set: |config, text| {
             put(&mut config.kinde.audience, Ok(value::list(text).into_iter().map(str::to_owned).collect()))
         },
@@ -136,8 +137,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "kinde-webhook-secret",
         example: "new-secret,old-secret",
         secrecy: Secrecy::Hidden,
-        help: "Verifies deliveries signed by HMAC-SHA256 or Standard Webhooks; several for rotation, comma \
-               separated",
+        help: "The secrets that verify deliveries signed by HMAC-SHA256 or Standard Webhooks, comma separated; \
+               several during a rotation",
         set: |config, text| put(&mut config.kinde.webhook_secrets, value::secrets(text)),
         ..ROW
     },
@@ -146,7 +147,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINDE_M2M_CLIENT_ID",
         flag: "kinde-m2m-client-id",
         example: "0f1e2d3c4b5a69788796a5b4c3d2e1f0",
-        help: "The machine-to-machine application that reads Kinde's Management API",
+        help: "The client id of the machine-to-machine application that reads Kinde's Management API",
         set: |config, text| put(&mut config.kinde.m2m_client_id, Ok(Some(text.into()))),
         ..ROW
     },
@@ -156,7 +157,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "kinde-m2m-client-secret",
         example: "the-secret-that-kinde-shows-once",
         secrecy: Secrecy::Hidden,
-        help: "The secret of that application",
+        help: "The client secret of that application",
         set: |config, text| put(&mut config.kinde.m2m_client_secret, value::secret(text).map(Some)),
         ..ROW
     },
@@ -166,7 +167,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "mongodb-uri",
         example: "mongodb://127.0.0.1:27017/app?replicaSet=rs0",
         secrecy: Secrecy::Credentials,
-        help: "The MongoDB that users are kept in [default: a file in the data folder]",
+        help: "The MongoDB deployment that stores the users [default: a file in the data folder]",
         set: |config, text| put(&mut config.store.mongodb_uri, value::mongodb_uri(text).map(Some)),
         ..ROW
     },
@@ -175,7 +176,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_DATABASE",
         flag: "database",
         example: "app",
-        help: "The database [default: the one of MONGODB_URI, else kinsync]",
+        help: "The database [default: the one in MONGODB_URI, else kinsync]",
         set: |config, text| put(&mut config.store.database, value::name(text).map(Some)),
         ..ROW
     },
@@ -185,7 +186,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "users-collection",
         default: Some("users"),
         example: "users",
-        help: "The collection of users; your own fields in it stay untouched",
+        help: "The collection of users; fields of your own in it are not changed",
         set: |config, text| put(&mut config.store.users, value::name(text)),
         ..ROW
     },
@@ -205,19 +206,19 @@ pub static SETTINGS: &[Setting] = &[
         flag: "unique-email",
         default: Some("true"),
         example: "false",
-        help: "Whether a unique index keeps two live users from showing one address",
+        help: "Whether a unique index prevents two live users from showing the same email address",
         set: |config, text| put(&mut config.store.unique_email, value::flag(text)),
         ..ROW
     },
     Setting {
-        key: "store.adopt_by_email",
-        env: "KINSYNC_ADOPT_BY_EMAIL",
-        flag: "adopt-by-email",
+        key: "store.link_by_email",
+        env: "KINSYNC_LINK_BY_EMAIL",
+        flag: "link-by-email",
         default: Some("verified"),
         example: "never",
-        help: "Whether a row of yours without a Kinde id becomes the user's who has its address: verified (when \
-               Kinde says that the address is) or never",
-        set: |config, text| put(&mut config.store.adopt_by_email, value::adopt(text)),
+        help: "When to link a document without a Kinde id to the user with its email address: `verified` (once Kinde \
+               has verified the address) or `never`",
+        set: |config, text| put(&mut config.store.link_by_email, value::link_by_email(text)),
         ..ROW
     },
     Setting {
@@ -226,7 +227,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue",
         default: Some("embedded"),
         example: "embedded",
-        help: "Where deliveries wait",
+        help: "The queue for accepted deliveries",
         set: |config, text| put(&mut config.queue.kind, value::queue_kind(text)),
         ..ROW
     },
@@ -236,7 +237,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue-max-entries",
         default: Some("1000000"),
         example: "1000000",
-        help: "Deliveries that may wait; more are answered 503, and Kinde sends them again",
+        help: "The largest number of queued deliveries; further ones are answered 503, and Kinde sends them \
+               again",
         set: |config, text| put(&mut config.queue.max_entries, value::count(text)),
         ..ROW
     },
@@ -246,7 +248,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "queue-max-bytes",
         default: Some("1GiB"),
         example: "1GiB",
-        help: "Bytes that they may take on disk; more are answered 503",
+        help: "The largest size of the queue on disk; further deliveries are answered 503",
         set: |config, text| put(&mut config.queue.max_bytes, value::bytes(text)),
         ..ROW
     },
@@ -256,8 +258,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-every",
         default: Some("1h"),
         example: "1h",
-        help: "How often all users at Kinde are compared with the store, when KINDE_M2M_CLIENT_ID is set; off: only \
-               by hand",
+        help: "The interval between two scans of all users at Kinde, when KINDE_M2M_CLIENT_ID is set; `off`: \
+               only on request",
         set: |config, text| put(&mut config.reconcile.every, value::interval(text)),
         ..ROW
     },
@@ -267,7 +269,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-page-size",
         default: Some("200"),
         example: "200",
-        help: "Users asked for at once, up to 500",
+        help: "The number of users in one request to the Management API, up to 500",
         set: |config, text| put(&mut config.reconcile.page_size, value::page_size(text)),
         ..ROW
     },
@@ -277,7 +279,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-max-deletes",
         default: Some("20"),
         example: "20",
-        help: "Users that one scan may find deleted at Kinde before their deletion is held for an operator",
+        help: "The number of deletions that one scan may carry out without an operator's approval",
         set: |config, text| put(&mut config.reconcile.max_deletes, value::whole(text)),
         ..ROW
     },
@@ -287,7 +289,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "reconcile-max-delete-share",
         default: Some("5%"),
         example: "5%",
-        help: "The same as a share of the live users; only what exceeds both is held",
+        help: "The share of live users that one scan may delete without approval; deletions are held when both \
+               limits are exceeded",
         set: |config, text| put(&mut config.reconcile.max_delete_share, value::share(text)),
         ..ROW
     },
@@ -296,8 +299,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_UNKNOWN_USER_CODES",
         flag: "unknown-user-codes",
         example: "NO_SUCH_USER",
-        help: "More codes by which Kinde says, with status 400, that there is no such user, comma separated; without \
-               them such a user is left as it is, and the log names the code",
+        help: "Further error codes with which Kinde reports, with status 400, that a user does not exist, \
+               comma separated; a user with another code is left as it is, and the log names the code",
         set: |config, text| {
             let codes = value::list(text).into_iter().map(str::to_owned).collect();
             put(&mut config.reconcile.unknown_user_codes, Ok(codes))
@@ -310,7 +313,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "bind",
         default: Some("127.0.0.1"),
         example: "0.0.0.0",
-        help: "The address to listen on",
+        help: "The address to listen on; 0.0.0.0 to accept connections from other machines",
         set: |config, text| put(&mut config.http.bind, value::parsed(text, "an IP address")),
         ..ROW
     },
@@ -321,7 +324,7 @@ pub static SETTINGS: &[Setting] = &[
         default: Some("5000"),
         example: "5000",
         reader: Reader::Both,
-        help: "The port to listen on; 0: any free one",
+        help: "The port to listen on; 0 for any free port",
         set: |config, text| put(&mut config.http.port, value::parsed(text, "a port from 0 to 65535")),
         ..ROW
     },
@@ -330,7 +333,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_METRICS_BIND",
         flag: "metrics-bind",
         example: "127.0.0.1:9090",
-        help: "Another address for /health and /metrics [default: beside the rest]",
+        help: "A separate address and port for /health and /metrics [default: the main address]",
         set: |config, text| put(&mut config.http.metrics_bind, value::socket(text).map(Some)),
         ..ROW
     },
@@ -339,7 +342,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_PUBLIC_URL",
         flag: "public-url",
         example: "https://app.example.com",
-        help: "Where Kinde reaches this server, for `webhook setup` and `doctor`; the webhook is /api/webhook below it",
+        help: "The address at which Kinde reaches this server, for `webhook setup` and `doctor`; the webhook \
+               is /api/webhook below it",
         set: |config, text| put(&mut config.http.public_url, value::public_url(text).map(Some)),
         ..ROW
     },
@@ -348,8 +352,8 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_WEBHOOK_URL",
         flag: "webhook-url",
         example: "https://app.example.com/hooks/kinde",
-        help: "The whole address of the webhook, where a proxy leads from another path to /api/webhook, for `webhook \
-               setup` and `doctor` [default: /api/webhook below KINSYNC_PUBLIC_URL]",
+        help: "The complete address of the webhook, when a proxy forwards another path to /api/webhook \
+               [default: /api/webhook below KINSYNC_PUBLIC_URL]",
         set: |config, text| put(&mut config.http.webhook_url, value::public_url(text).map(Some)),
         ..ROW
     },
@@ -360,7 +364,7 @@ pub static SETTINGS: &[Setting] = &[
         example: "$(openssl rand -hex 32)",
         secrecy: Secrecy::Hidden,
         reader: Reader::Both,
-        help: "Opens the admin routes; without it they are closed",
+        help: "The token for the admin routes; without it they are disabled",
         set: |config, text| put(&mut config.http.admin_token, value::secret(text).map(Some)),
         ..ROW
     },
@@ -370,7 +374,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "request-deadline",
         default: Some("30s"),
         example: "30s",
-        help: "The longest time for one request",
+        help: "The longest time to answer a request",
         set: |config, text| put(&mut config.http.request_deadline, value::duration(text)),
         ..ROW
     },
@@ -390,7 +394,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "head-deadline",
         default: Some("10s"),
         example: "10s",
-        help: "The longest time for the head of a request, and for a connection to be idle or not to read",
+        help: "The longest time for the head of a request to arrive, for a connection to be idle, and for a \
+               write to make progress",
         set: |config, text| put(&mut config.http.head_deadline, value::duration(text)),
         ..ROW
     },
@@ -400,7 +405,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "max-connections",
         default: Some("4096"),
         example: "4096",
-        help: "Connections at a time; more wait to be accepted",
+        help: "The largest number of open connections; further ones wait until one closes",
         set: |config, text| {
             let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
             put(&mut config.http.max_connections, Ok(count.min(tokio::sync::Semaphore::MAX_PERMITS)))
@@ -413,7 +418,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "cached-users",
         default: Some("100000"),
         example: "100000",
-        help: "Users, and as many verified tokens, that are kept in memory; the least used ones make room",
+        help: "The number of users, and of verified tokens, in memory; the least recently used ones are \
+               removed first",
         set: |config, text| {
             let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
             put(&mut config.http.cached_users, Ok(count))
@@ -426,7 +432,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "shutdown-grace",
         default: Some("20s"),
         example: "20s",
-        help: "The longest time to finish what is in flight after SIGTERM",
+        help: "The longest time to finish requests and batches after SIGTERM",
         set: |config, text| put(&mut config.http.shutdown_grace, value::duration(text)),
         ..ROW
     },
@@ -436,7 +442,7 @@ pub static SETTINGS: &[Setting] = &[
         flag: "log",
         default: Some("info"),
         example: "info,kinsync_engine=debug",
-        help: "What is logged",
+        help: "The log filter, such as `info` or `info,kinsync_engine=debug`",
         set: |config, text| put(&mut config.log.filter, value::log_filter(text)),
         ..ROW
     },
@@ -445,7 +451,7 @@ pub static SETTINGS: &[Setting] = &[
         env: "KINSYNC_LOG_FORMAT",
         flag: "log-format",
         example: "json",
-        help: "json or text [default: text on a terminal, json elsewhere]",
+        help: "`json` or `text` [default: text on a terminal, else json]",
         set: |config, text| put(&mut config.log.format, value::log_format(text).map(Some)),
         ..ROW
     },
@@ -455,8 +461,8 @@ pub static SETTINGS: &[Setting] = &[
         flag: "server",
         example: "http://127.0.0.1:5000",
         reader: Reader::Client,
-        help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and `doctor` talk to \
-               [default: http://127.0.0.1:PORT]",
+        help: "The running server that `users`, `events`, `dead-letters`, `runs`, `reconcile --soon` and \
+               `doctor` use [default: http://127.0.0.1:PORT]",
         set: |config, text| put(&mut config.server, value::server(text).map(Some)),
         ..ROW
     },

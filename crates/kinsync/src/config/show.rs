@@ -1,18 +1,20 @@
-//! The merge of all settings for a person or a program, secrets masked.
+//! The merge of all settings, secrets masked.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use serde::Serialize;
 
 use super::{
-    rules::ClosedDoor,
+    rules::Disabled,
     setting::Secrecy,
     source::{Merged, Resolved},
 };
 
-/// The value as it may be shown.
+/// The value, masked where it may be secret.
 pub fn masked(resolved: &Resolved) -> Option<String> {
     let text = resolved.text.as_ref()?;
     Some(match resolved.setting.secrecy {
-        // What should be no secret may hold one all the same, in a setting that is refused for it.
+        // A setting that should hold no secret may hold one all the same; it is refused then, and shown.
         Secrecy::Open if text.contains("://") && text.contains('@') => without_credentials(text),
         Secrecy::Open => text.clone(),
         Secrecy::Hidden => "********".to_owned(),
@@ -20,8 +22,8 @@ pub fn masked(resolved: &Resolved) -> Option<String> {
     })
 }
 
-/// A URL with stars for its user and password, and without the options that may hold more. Where a `?` may be part of
-/// a password that was not encoded, nothing is told apart, and nothing shown.
+/// A URL with stars for its user and password, and without its options, which may hold secrets too. When a `?` may be part
+/// of a password that was not encoded, only the scheme is shown.
 fn without_credentials(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return "********".to_owned() };
     let (place, options) = rest.split_once('?').unwrap_or((rest, ""));
@@ -34,25 +36,50 @@ fn without_credentials(text: &str) -> String {
     }
 }
 
-/// For a program. The shape is stable.
-pub fn json(merged: &Merged, warnings: &[String], closed: &[ClosedDoor]) -> Value {
-    let settings: Vec<Value> = merged
-        .settings
-        .iter()
-        .map(|resolved| {
-            json!({
-                "key": resolved.setting.key,
-                "env": resolved.setting.env,
-                "flag": format!("--{}", resolved.setting.flag),
-                "value": masked(resolved),
-                "secret": resolved.setting.has_file(),
-                "origin": resolved.origin.to_string(),
-            })
-        })
-        .collect();
-    let closed: Vec<Value> =
-        closed.iter().map(|door| json!({ "what": door.what, "openedBy": door.opened_by })).collect();
-    json!({ "settings": settings, "fields": merged.fields, "warnings": warnings, "closed": closed })
+/// The merge of all settings, for programs. The shape is stable.
+#[derive(Debug, Serialize)]
+pub struct Document {
+    /// Every setting, in the order of the table.
+    pub settings: Vec<ShownSetting>,
+    /// Renamed fields of the user document.
+    pub fields: BTreeMap<String, String>,
+    /// Notable combinations of settings that are not errors.
+    pub warnings: Vec<String>,
+    /// Parts of kinsync that are off because of a setting.
+    pub disabled: Vec<Disabled>,
+}
+
+/// One setting.
+#[derive(Debug, Serialize)]
+pub struct ShownSetting {
+    /// The key in the TOML file.
+    pub key: &'static str,
+    /// The environment variable.
+    pub env: &'static str,
+    /// The flag, with its dashes.
+    pub flag: String,
+    /// The value, secrets masked; absent when there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Whether the value is masked.
+    pub secret: bool,
+    /// Where the value comes from.
+    pub origin: String,
+}
+
+impl Document {
+    /// The document of this merge.
+    pub fn new(merged: &Merged, warnings: Vec<String>, disabled: Vec<Disabled>) -> Self {
+        let settings = merged.settings.iter().map(|resolved| ShownSetting {
+            key: resolved.setting.key,
+            env: resolved.setting.env,
+            flag: format!("--{}", resolved.setting.flag),
+            value: masked(resolved),
+            secret: resolved.setting.has_file(),
+            origin: resolved.origin.to_string(),
+        });
+        Self { settings: settings.collect(), fields: merged.fields.clone(), warnings, disabled }
+    }
 }
 
 #[cfg(test)]
@@ -66,7 +93,7 @@ mod tests {
         check("mongodb://u:p%40@h:1,i:2/app?authSource=admin", "mongodb://********@h:1,i:2/app");
         check("mongodb+srv://u:p@ss@h/app", "mongodb+srv://********@h/app");
         check("rubbish", "********");
-        // Where a password may not have been encoded, it is not guessed where it ends.
+        // The end of a password that was not encoded is unknown.
         check("mongodb://u:pa?ss@h/db", "mongodb://********");
         check("mongodb://h/db?authMechanismProperties=TOKEN:a@b", "mongodb://********");
     }

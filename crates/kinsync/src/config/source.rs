@@ -1,4 +1,4 @@
-//! Where a value comes from: flags > environment > file > default. An empty variable is not set.
+//! The sources of a value: flags > environment > file > default. An empty variable counts as not set.
 
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
@@ -12,10 +12,13 @@ use super::{
 /// The variable that names the TOML file.
 pub const CONFIG_VAR: &str = "KINSYNC_CONFIG";
 
+/// Prefixes of settings that other programs have variables with too.
+const SHARED_PREFIXES: [&str; 2] = ["KINDE_", "MONGO"];
+
 /// Values given as flags, by the name of the flag; a secret's file is under `<flag>-file`.
 pub type Flags = BTreeMap<String, String>;
 
-/// Everything that settings are read from.
+/// The sources of settings.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// Flags of the command line, `config` included.
@@ -26,7 +29,7 @@ pub struct Sources {
     pub unreadable: Vec<String>,
 }
 
-/// Which source decided a value.
+/// The source of a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// A flag of the command line.
@@ -35,9 +38,9 @@ pub enum Origin {
     Env(String),
     /// The TOML file.
     File(String),
-    /// Nobody: it is the default.
+    /// The default of the list.
     Default,
-    /// Nobody, and there is no default.
+    /// None, and there is no default.
     Unset,
 }
 
@@ -53,19 +56,19 @@ impl fmt::Display for Origin {
     }
 }
 
-/// One setting and the text that holds for it.
+/// One setting and its text.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    /// Which setting.
+    /// The setting.
     pub setting: &'static Setting,
-    /// The text; `None` when nothing holds.
+    /// The text; `None` when no source sets one.
     pub text: Option<String>,
-    /// Who decided.
+    /// Its source.
     pub origin: Origin,
 }
 
 impl Resolved {
-    /// Puts the value where it belongs.
+    /// Parses the text into its place in the config.
     pub fn apply(&self, config: &mut Config) -> Result<(), Problem> {
         let Some(text) = &self.text else { return Ok(()) };
         (self.setting.set)(config, text)
@@ -76,16 +79,18 @@ impl Resolved {
 /// The merge of all sources.
 #[derive(Clone, Debug)]
 pub struct Merged {
-    /// Every setting of the table, in its order.
+    /// Every setting, in the order of the list.
     pub settings: Vec<Resolved>,
     /// The field mapping of the file.
     pub fields: BTreeMap<String, String>,
-    /// What was ignored, and why.
-    pub warnings: Vec<String>,
+    /// Variables that are probably misspelled settings.
+    pub misspelled: Vec<Problem>,
+    /// Settings whose variable is there and empty, which counts as not set.
+    pub empty: Vec<&'static str>,
 }
 
 impl Sources {
-    /// What this process was started with.
+    /// The flags and the environment of this process.
     pub fn of_process(flags: Flags) -> Self {
         let mut sources = Self { flags, ..Self::default() };
         for (name, value) in std::env::vars_os() {
@@ -104,12 +109,13 @@ impl Sources {
         Self { vars, ..Self::default() }
     }
 
-    /// One value for every setting. What is wrong is added to the problems.
+    /// Finds one text for every setting. Adds what is wrong to the problems.
     pub fn merge(&self, problems: &mut Vec<Problem>) -> Merged {
         let file = self.file(problems);
         self.check_unreadable(problems);
-        let settings = SETTINGS.iter().map(|setting| self.resolve(setting, &file, problems)).collect();
-        Merged { settings, fields: file.fields, warnings: self.unknown_vars() }
+        let settings: Vec<Resolved> =
+            SETTINGS.iter().map(|setting| self.resolve(setting, &file, problems)).collect();
+        Merged { misspelled: self.misspelled(&settings), empty: self.empty(), settings, fields: file.fields }
     }
 
     fn file(&self, problems: &mut Vec<Problem>) -> File {
@@ -150,7 +156,7 @@ impl Sources {
         Resolved { setting, text, origin }
     }
 
-    /// What one source says of a setting: the value itself, or a file with the value.
+    /// Finds the text of a setting in one source: the value itself, or a file with the value.
     fn layer<'a>(
         setting: &'static Setting,
         find: &dyn Fn(&str) -> Option<&'a String>,
@@ -185,6 +191,12 @@ impl Sources {
         self.vars.get(name).filter(|value| !value.is_empty())
     }
 
+    fn empty(&self) -> Vec<&'static str> {
+        let is_empty = |name: &str| self.vars.get(name).is_some_and(String::is_empty);
+        let empty = SETTINGS.iter().filter(|s| is_empty(s.env) || (s.has_file() && is_empty(&s.env_file())));
+        empty.map(|setting| setting.env).collect()
+    }
+
     fn check_unreadable(&self, problems: &mut Vec<Problem>) {
         for name in &self.unreadable {
             if let Some(setting) = SETTINGS.iter().find(|s| s.env == name || s.env_file() == *name) {
@@ -193,21 +205,31 @@ impl Sources {
         }
     }
 
-    /// Variables that look like ours and are not: a typo there would be silent.
-    fn unknown_vars(&self) -> Vec<String> {
+    /// Variables that are probably misspelled settings: a typo would have no effect otherwise. Every
+    /// `KINSYNC_…` is one. Of the others, which belong to more programs than this one, only a name close to a setting that is
+    /// not set.
+    fn misspelled(&self, settings: &[Resolved]) -> Vec<Problem> {
         let known: Vec<String> = SETTINGS
             .iter()
             .flat_map(|s| [s.env.to_owned(), s.env_file()])
             .chain([CONFIG_VAR.to_owned()])
             .collect();
-        self.vars
-            .keys()
-            .filter(|name| name.starts_with("KINSYNC_") && !known.contains(name))
-            .map(|name| match file::nearest(name, known.iter().map(String::as_str)) {
-                Some(near) => format!("{name} is not a setting and is ignored; did you mean {near}?"),
-                None => format!("{name} is not a setting and is ignored"),
-            })
-            .collect()
+        let is_unset = |name: &str| {
+            let of = |one: &&Resolved| one.setting.env == name || one.setting.env_file() == name;
+            settings.iter().find(of).is_some_and(|one| one.text.is_none())
+        };
+        let unknown = self.vars.keys().filter(|name| !known.contains(name));
+        let problem = |name: &String| {
+            let near = file::nearest(name, known.iter().map(String::as_str));
+            match near {
+                _ if name.starts_with("KINSYNC_") => {}
+                Some(near) if SHARED_PREFIXES.iter().any(|p| name.starts_with(p)) && is_unset(near) => {}
+                _ => return None,
+            }
+            let hint = near.map_or_else(String::new, |near| format!("; did you mean {near}?"));
+            Some(Problem::new(name, format!("is not a setting of kinsync and is ignored{hint}")))
+        };
+        unknown.filter_map(problem).collect()
     }
 }
 

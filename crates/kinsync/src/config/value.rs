@@ -1,25 +1,25 @@
-//! Texts read into types. Each answers what is wrong in words that follow the name of the setting.
-//! A message never repeats what was written: it may be a secret in the wrong place.
+//! Texts parsed into types. An error message continues the name of the setting and never repeats the text, which may be a
+//! secret in the wrong place.
 
 use std::{net::SocketAddr, time::Duration};
 
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::store::mongo::Adopt;
+use kinsync_engine::store::mongo::Adopt as LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 
 use super::{LogFormat, QueueKind};
 
-/// What is wrong, for a person.
+/// The value, or what is wrong with the text.
 pub type Result<T> = std::result::Result<T, String>;
 
-/// The parts of a comma list, trimmed; empty ones are left out.
+/// The parts of a comma-separated list, trimmed, without empty ones.
 pub fn list(text: &str) -> Vec<&str> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
-/// Anything that the type's own parser takes.
+/// A text in the syntax of the type's own parser.
 pub fn parsed<T: std::str::FromStr>(text: &str, what: &str) -> Result<T> {
     text.parse().map_err(|_| format!("is not {what}"))
 }
@@ -43,7 +43,7 @@ pub fn duration(text: &str) -> Result<Duration> {
     if time.is_zero() { Err("must be more than 0".into()) } else { Ok(time) }
 }
 
-/// How often: a time, or `off`.
+/// An interval such as `1h`, or `off`.
 pub fn interval(text: &str) -> Result<Option<Duration>> {
     if text == "off" {
         Ok(None)
@@ -52,19 +52,19 @@ pub fn interval(text: &str) -> Result<Option<Duration>> {
     }
 }
 
-/// A whole number, also none at all.
+/// A whole number, zero included.
 pub fn whole(text: &str) -> Result<u64> {
     parsed(text, "a whole number")
 }
 
-/// A part of everything: `5%`, or `0.05`.
+/// A share such as `5%` or `0.05`.
 pub fn share(text: &str) -> Result<f64> {
     let (digits, whole) = text.strip_suffix('%').map_or((text, 1.0), |digits| (digits, 100.0));
     let share = parsed::<f64>(digits.trim(), "a share such as `5%`")? / whole;
     if (0.0..=1.0).contains(&share) { Ok(share) } else { Err("must be 0% to 100%".into()) }
 }
 
-/// Users on a page of the Management API.
+/// Users in one page of the Management API.
 pub fn page_size(text: &str) -> Result<u32> {
     let size: u32 = parsed(text, "a whole number")?;
     if (1..=MAX_PAGE_SIZE).contains(&size) { Ok(size) } else { Err(format!("must be 1 to {MAX_PAGE_SIZE}")) }
@@ -89,7 +89,7 @@ pub fn socket(text: &str) -> Result<SocketAddr> {
     parsed(text, "an address and a port")
 }
 
-/// A tenant's address: `https`, or `http` to this machine.
+/// The address of a tenant: `https`, or `http` to this machine.
 pub fn domain(text: &str) -> Result<Url> {
     kinde::parse_domain(text).map_err(|error| error.to_string())
 }
@@ -98,7 +98,7 @@ pub fn domain(text: &str) -> Result<Url> {
 pub fn server(text: &str) -> Result<Url> {
     let url: Url = parsed(text, "a URL")?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("must be without a user and a password: the admin token opens the server".into());
+        return Err("must be without a user and a password: the server authenticates the admin token".into());
     }
     match url.scheme() {
         "http" | "https" if url.host().is_some() => Ok(url),
@@ -106,7 +106,7 @@ pub fn server(text: &str) -> Result<Url> {
     }
 }
 
-/// An address that Kinde delivers to: `https`, or `http` to this machine, where an emulator may be.
+/// An address that Kinde delivers to: `https`, or `http` to this machine for an emulator.
 pub fn public_url(text: &str) -> Result<Url> {
     let url: Url = parsed(text, "a URL such as `https://app.example.com`")?;
     let is_bare = url.query().is_none() && url.fragment().is_none();
@@ -117,9 +117,8 @@ pub fn public_url(text: &str) -> Result<Url> {
         "https" => Ok(url),
         "http" if kinde::domain::is_loopback(&url) => Ok(url),
         "http" => {
-            Err("must start with `https://`: Kinde delivers to nothing else, and on the way anybody could \
-                       read what it says of your users (`http://` is taken for this machine alone, where an \
-                       emulator may be)"
+            Err("must start with `https://`: Kinde delivers to no other address, and without TLS the data of your \
+                       users could be read on the way (`http://` is accepted for this machine only)"
                 .into())
         }
         _ => Err("must start with `https://`".into()),
@@ -134,7 +133,7 @@ pub fn secret(text: &str) -> Result<SecretString> {
 /// A comma list of secrets.
 pub fn secrets(text: &str) -> Result<Vec<SecretString>> {
     let secrets: Vec<_> = list(text).into_iter().map(SecretString::from).collect();
-    if secrets.is_empty() { Err("holds only commas".into()) } else { Ok(secrets) }
+    if secrets.is_empty() { Err("holds no secret".into()) } else { Ok(secrets) }
 }
 
 /// A connection string of `MongoDB`. Its options are read by the driver, later.
@@ -143,28 +142,28 @@ pub fn mongodb_uri(text: &str) -> Result<SecretString> {
     if known { secret(text) } else { Err("must start with `mongodb://` or `mongodb+srv://`".into()) }
 }
 
-/// A name of a database or collection that `MongoDB` takes.
+/// A valid name of a MongoDB database or collection.
 pub fn name(text: &str) -> Result<String> {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "$\"\\/".contains(c);
     if text.contains(odd) || text.starts_with("system.") {
-        return Err("is not a name that MongoDB takes: no spaces, `$`, `\"`, `/` or `\\`".into());
+        return Err("is not a valid MongoDB name: use no spaces, `$`, `\"`, `/` or `\\`".into());
     }
     Ok(text.into())
 }
 
-/// Which queue.
+/// A kind of queue.
 pub fn queue_kind(text: &str) -> Result<QueueKind> {
     match text {
         "embedded" => Ok(QueueKind::Embedded),
-        _ => Err("is not a queue of this version; there is `embedded`".into()),
+        _ => Err("is not `embedded`, the only queue of this version".into()),
     }
 }
 
-/// `verified` or `never`. There is no "always": whoever could make up an address would take rows over.
-pub fn adopt(text: &str) -> Result<Adopt> {
+/// `verified` or `never`. There is no `always`: a user could enter the address of someone else and get their document.
+pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
     match text {
-        "verified" => Ok(Adopt::Verified),
-        "never" => Ok(Adopt::Never),
+        "verified" => Ok(LinkByEmail::Verified),
+        "never" => Ok(LinkByEmail::Never),
         _ => Err("is not `verified` or `never`".into()),
     }
 }

@@ -1,6 +1,6 @@
-//! The data folder: whether it can be written, how much fits in, how long a sync takes; and dead letters in it.
+//! The data folder: access, free space, the duration of a sync, and dead letters.
 //!
-//! No lock is taken and no file of the queue is changed: a server may be at work there.
+//! No lock is taken and no file of the queue is changed, because a server may use the folder.
 
 use std::{
     fs::{self, File},
@@ -23,43 +23,46 @@ const DEAD_LETTERS: &str = "queue.dead_letters";
 
 pub(super) const IDS: [&str; 4] = [ACCESS, SPACE, FSYNC, DEAD_LETTERS];
 
-/// Below this there is no room for one more file of the queue.
+/// Below this a further file of the queue does not fit.
 const LEAST_FREE: u64 = 64 << 20;
 /// Every delivery waits for one sync.
 const SLOW_SYNC: Duration = Duration::from_millis(50);
 const SYNCS: usize = 15;
-/// No more syncs are tried after this long.
+/// No further sync starts after this time.
 const SYNC_BUDGET: Duration = Duration::from_secs(3);
-/// What a delivery takes, about.
+/// About the size of a delivery.
 const BLOCK: [u8; 4096] = [0; 4096];
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let (dir, max_bytes) = (config.data_dir.clone(), config.queue.max_bytes);
     let looked = tokio::task::spawn_blocking(move || look(&dir, max_bytes)).await;
-    looked
-        .unwrap_or_else(|_| IDS.iter().map(|id| Finding::failed(id, "the check broke off", REPORT)).collect())
+    looked.unwrap_or_else(|_| {
+        IDS.iter().map(|id| Finding::failed(id, "the check ended early", REPORT)).collect()
+    })
 }
 
-const REPORT: &str = "this is a fault of kinsync: report it";
+const REPORT: &str = "this is a bug in kinsync: report it";
 
 fn look(dir: &Path, max_bytes: u64) -> Vec<Finding> {
     let access = access(dir);
     let fsync = match &access {
         Ok((Some(file), _)) => fsync(file.as_file()),
-        Ok((None, _)) => {
-            Finding::skipped(FSYNC, "the folder is not there yet", "start `kinsync serve`, which makes it")
-        }
+        Ok((None, _)) => Finding::skipped(
+            FSYNC,
+            "the folder does not exist yet",
+            "start `kinsync serve`, which creates it",
+        ),
         Err(_) => Finding::needs(FSYNC, ACCESS),
     };
     let access = access.map_or_else(|finding| finding, |(_, finding)| finding);
     vec![access, space(dir, max_bytes), fsync, dead_letters(dir)]
 }
 
-/// A file of ours in the folder if it is there, and what was found.
+/// Creates a file in the folder if it exists. Returns the file and the finding.
 fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Finding> {
     let name = dir.display();
     let fix = format!(
-        "make it a folder that this user can write, or set KINSYNC_DATA_DIR: `install -d -m 700 {name}`"
+        "make it a folder that this user can write (`install -d -m 700 {name}`), or set KINSYNC_DATA_DIR"
     );
     let failed = |found: String| Finding::failed(ACCESS, found, fix.clone());
     match fs::metadata(dir) {
@@ -69,12 +72,15 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
             let above = existing(dir);
             let writable = above.as_deref().is_some_and(is_writable);
             return if writable {
-                Ok((None, Finding::ok(ACCESS, format!("{name} is not there yet; `kinsync serve` makes it"))))
+                Ok((
+                    None,
+                    Finding::ok(ACCESS, format!("{name} does not exist yet; `kinsync serve` creates it")),
+                ))
             } else {
-                Err(failed(format!("{name} is not there, and cannot be made")))
+                Err(failed(format!("{name} does not exist and cannot be created")))
             };
         }
-        Err(error) => return Err(failed(format!("{name} cannot be looked at: {error}"))),
+        Err(error) => return Err(failed(format!("{name} cannot be read: {error}"))),
     }
     let file = tempfile::Builder::new().prefix(".doctor-").tempfile_in(dir);
     let file = file.map_err(|error| failed(format!("{name} cannot be written: {}", reason(&error))))?;
@@ -82,9 +88,9 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
         Finding::warning(
             ACCESS,
             format!(
-                "others on this machine may write in {name}, and it holds what Kinde tells of your users"
+                "other users of this machine can write to {name}, which holds personal data of your users"
             ),
-            format!("`chmod 700 {name}`"),
+            format!("run `chmod 700 {name}`"),
         )
     } else {
         Finding::ok(ACCESS, name.to_string())
@@ -92,14 +98,14 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
     Ok((Some(file), finding))
 }
 
-/// Without the path, which is said already.
+/// The reason without the path, which the message has already.
 fn reason(error: &io::Error) -> String {
     error
         .raw_os_error()
         .map_or_else(|| error.to_string(), |code| io::Error::from_raw_os_error(code).to_string())
 }
 
-/// The folder itself, or the nearest one above it that is there.
+/// The folder itself, or its nearest existing parent.
 fn existing(dir: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(dir).ok()?;
     absolute.ancestors().find(|path| path.is_dir()).map(Path::to_owned)
@@ -129,18 +135,22 @@ fn is_open_to_others(_dir: &Path) -> bool {
 
 fn space(dir: &Path, max_bytes: u64) -> Finding {
     let Some(free) = existing(dir).as_deref().and_then(free_bytes) else {
-        return Finding::skipped(SPACE, "the system does not tell", "look with `df`");
+        return Finding::skipped(SPACE, "the system does not report it", "check it with `df`");
     };
     let found = format!("{} free", size(free));
-    let more = "give the data folder more room, or set KINSYNC_DATA_DIR to where there is some";
+    let more = "give the data folder more space, or set KINSYNC_DATA_DIR to a larger disk";
     if free < LEAST_FREE {
-        return Finding::failed(SPACE, format!("{found}: deliveries are answered 503 when it is full"), more);
+        return Finding::failed(
+            SPACE,
+            format!("{found}: deliveries are answered 503 when the disk is full"),
+            more,
+        );
     }
     let left = max_bytes.saturating_sub(used(&dir.join("queue")));
     if free < left {
         return Finding::warning(
             SPACE,
-            format!("{found}, and the queue may still take {}", size(left)),
+            format!("{found}, less than the {} that the queue may still use", size(left)),
             format!("{more}, or lower KINSYNC_QUEUE_MAX_BYTES"),
         );
     }
@@ -173,7 +183,7 @@ fn fsync(file: &File) -> Finding {
     let mut times = match measure(file) {
         Ok(times) => times,
         Err(error) => {
-            let fix = "look at the disk of the data folder: no delivery can be made durable there";
+            let fix = "check the disk of the data folder: no delivery can be stored durably on it";
             return Finding::failed(FSYNC, format!("a file cannot be synced: {}", reason(&error)), fix);
         }
     };
@@ -181,14 +191,13 @@ fn fsync(file: &File) -> Finding {
     let median = times[times.len() / 2];
     let found = format!("{:.1} ms, the median of {}", median.as_secs_f64() * 1e3, times.len());
     if median > SLOW_SYNC {
-        let fix =
-            "put KINSYNC_DATA_DIR on a local SSD: every delivery waits for one sync before it is answered";
+        let fix = "set KINSYNC_DATA_DIR to a folder on a local SSD: each delivery is answered after one sync";
         return Finding::warning(FSYNC, found, fix);
     }
     Finding::ok(FSYNC, found)
 }
 
-/// At least one; as the queue does it.
+/// Measures at least one sync, done as the queue does it.
 fn measure(mut file: &File) -> io::Result<Vec<Duration>> {
     let began = Instant::now();
     let mut times = Vec::with_capacity(SYNCS);
@@ -206,12 +215,14 @@ fn dead_letters(dir: &Path) -> Finding {
         Ok(0) => Finding::ok(DEAD_LETTERS, "none"),
         Ok(count) => Finding::warning(
             DEAD_LETTERS,
-            format!("{count} deliveries could not be understood, and wait for somebody"),
-            "`kinsync dead-letters list` says why; then `retry` or `drop` them",
+            format!("{count} deliveries could not be processed and were set aside"),
+            "read the reasons with `kinsync dead-letters list`, then `retry` or `drop` them",
         ),
         Err(error @ queue::Error::Newer { .. }) => {
-            Finding::failed(DEAD_LETTERS, chain(&error), "run the newer kinsync that wrote them")
+            Finding::failed(DEAD_LETTERS, chain(&error), "run the newer version of kinsync that wrote them")
         }
-        Err(error) => Finding::skipped(DEAD_LETTERS, chain(&error), "run this as the user of the server"),
+        Err(error) => {
+            Finding::skipped(DEAD_LETTERS, chain(&error), "run this as the user that runs the server")
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Kinde: its clock, keys and issuers; whether it lets us ask; the webhook and what it can deliver.
+//! Kinde: clock, signing keys, issuers, credentials, scopes, the webhook and the event types.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -30,11 +30,11 @@ const EVENT_TYPES: &str = "kinde.event_types";
 
 pub(super) const IDS: [&str; 8] = [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, SCOPES, WEBHOOK, EVENT_TYPES];
 
-/// A clock that is off by more than this is worth a look: a measurement is right to about a second.
+/// A larger difference of the clocks is a warning, in seconds. A measurement is accurate to about a second.
 const NOTABLE_SKEW: f64 = 5.0;
-/// One request is made for each.
-const SCOPES_ASKED: [&str; 4] = ["read:users", "read:webhooks", "read:event_types", "read:events"];
-/// Of an event that there is none of: what counts is whether one may ask.
+/// The scopes that are checked, with one request each.
+const CHECKED_SCOPES: [&str; 4] = ["read:users", "read:webhooks", "read:event_types", "read:events"];
+/// The id of no event: only the permission to read events matters.
 const NO_EVENT: &str = "event_00000000000000000000000000000000";
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
@@ -51,7 +51,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     ]
 }
 
-/// Who may issue tokens, and the tenant itself.
+/// The trusted issuers and the tenant.
 fn domains(config: &Config) -> BTreeSet<Url> {
     config.kinde.issuers.iter().chain(&config.kinde.domain).cloned().collect()
 }
@@ -66,8 +66,8 @@ async fn keys(config: &Config) -> Finding {
     if domains.is_empty() {
         return Finding::skipped(
             KEYS,
-            "no tenant is set",
-            "set KINDE_DOMAIN where Kinde itself delivers or signs",
+            "no tenant is configured",
+            "set KINDE_DOMAIN if Kinde delivers webhooks or issues tokens",
         );
     }
     let fetches = domains.iter().map(async |url| (url, fetch_keys(url).await));
@@ -81,13 +81,19 @@ async fn keys(config: &Config) -> Finding {
         }
     }
     if problems.is_empty() {
-        return Finding::ok(KEYS, format!("{count} RS256 of {}", domains.len()));
+        return Finding::ok(KEYS, format!("{count} RS256 keys of {} issuers", domains.len()));
     }
     let names: Vec<_> = names.into_iter().collect();
     Finding::failed(
         KEYS,
-        format!("cannot be fetched, so nothing of theirs is verified: {}", problems.join("; ")),
-        format!("check {}, and that this machine reaches /.well-known/jwks.json there", names.join(" and ")),
+        format!(
+            "cannot be fetched, so nothing that these issuers sign can be verified: {}",
+            problems.join("; ")
+        ),
+        format!(
+            "check {}, and that this machine can reach /.well-known/jwks.json there",
+            names.join(" and ")
+        ),
     )
 }
 
@@ -99,7 +105,7 @@ async fn fetch_keys(url: &Url) -> Result<usize, String> {
     Ok(status.key_count)
 }
 
-/// What each domain says of itself.
+/// The discovery document of each domain.
 type Discovered = Vec<(Url, Result<(Discovery, RequestTiming), discovery::Error>)>;
 
 async fn discover(config: &Config) -> Discovered {
@@ -110,7 +116,7 @@ async fn discover(config: &Config) -> Discovered {
     futures_util::future::join_all(asked).await
 }
 
-/// Of those whose tokens are taken: `KINDE_DOMAIN` is one of them only where `KINDE_ISSUERS` is not set.
+/// Compares each trusted issuer with its discovery document. `KINDE_DOMAIN` is one only when `KINDE_ISSUERS` is not set.
 fn issuers(config: &Config, discovered: &Discovered) -> Finding {
     let (mut wrong, mut unread, mut right) = (None, Vec::new(), Vec::new());
     for url in config.kinde.trusted_issuers() {
@@ -134,29 +140,31 @@ fn issuers(config: &Config, discovered: &Discovered) -> Finding {
     if right.is_empty() {
         return Finding::skipped(
             ISSUERS,
-            "no tenant is set",
-            "set KINDE_DOMAIN to serve users with access tokens",
+            "no tenant is configured",
+            "set KINDE_DOMAIN to accept access tokens",
         );
     }
     if let Some((trusted, said)) = wrong {
         return Finding::failed(
             ISSUERS,
-            format!("{trusted} says that its issuer is {said}, so its tokens are refused"),
-            format!("set KINDE_ISSUERS to {}, where that is your tenant", right.join(",")),
+            format!(
+                "the discovery document of {trusted} names the issuer {said}, so its tokens are rejected"
+            ),
+            format!("set KINDE_ISSUERS to {}, if that is your tenant", right.join(",")),
         );
     }
     if unread.is_empty() {
         return Finding::ok(ISSUERS, some(&right));
     }
-    let fix = "see kinde.keys; where the keys can be fetched, tokens are verified all the same";
+    let fix = "see kinde.keys; tokens are verified as long as the keys can be fetched";
     Finding::skipped(ISSUERS, format!("cannot be compared: {}", unread.join("; ")), fix)
 }
 
-/// Kinde's access tokens are for nobody in particular, unless the front end asks for a registered API.
+/// Kinde's access tokens have no audience unless the front end requests a registered API.
 fn audience(config: &Config) -> Finding {
     let audience = &config.kinde.audience;
     if audience.is_empty() {
-        return Finding::ok(AUDIENCE, "tokens for anybody are taken");
+        return Finding::ok(AUDIENCE, "any audience is accepted");
     }
     let is_kindes_own = |one: &&String| {
         let of = |url: &Url| **one == issuer_of(url) || **one == format!("{}/api", issuer_of(url));
@@ -165,18 +173,18 @@ fn audience(config: &Config) -> Finding {
     match audience.iter().find(is_kindes_own) {
         Some(own) => Finding::warning(
             AUDIENCE,
-            format!("`{own}` is Kinde's own, and no access token of a user is for it"),
-            "set KINDE_AUDIENCE to the audience of your API in Kinde (Settings > APIs), or take it away",
+            format!("`{own}` is the audience of Kinde's own API, which no access token of a user has"),
+            "set KINDE_AUDIENCE to the audience of your API in Kinde (Settings > APIs), or remove it",
         ),
         None => Finding::ok(AUDIENCE, some(audience)),
     }
 }
 
-/// What the Management API answered.
+/// The answers of the Management API.
 enum Asked {
-    /// It cannot be asked: a setting is missing.
+    /// Not requested: a setting is missing.
     Unset,
-    /// It cannot be asked: a setting is wrong.
+    /// Not requested: a setting is wrong.
     Unusable(management::ConfigError),
     Answered(Box<Answers>),
 }
@@ -189,7 +197,7 @@ struct Answers {
 }
 
 impl Answers {
-    /// What went wrong, each with the scope that was needed.
+    /// The errors, each with the scope that the request needs.
     fn errors(&self) -> impl Iterator<Item = (&'static str, &Error)> {
         let errors = [
             self.users.as_ref().err(),
@@ -197,13 +205,13 @@ impl Answers {
             self.event_types.as_ref().err(),
             self.event.as_ref().err(),
         ];
-        SCOPES_ASKED.into_iter().zip(errors).filter_map(|(scope, error)| Some((scope, error?)))
+        CHECKED_SCOPES.into_iter().zip(errors).filter_map(|(scope, error)| Some((scope, error?)))
     }
 
-    /// Why we are nobody to Kinde: without a token, or where it takes the token for nothing.
+    /// Why Kinde does not accept the credentials: no token, or a token that it rejects for every request.
     fn refusal(&self) -> Option<&Error> {
         let mut errors = self.errors().map(|(_, error)| error);
-        let all_failed = self.errors().count() == SCOPES_ASKED.len();
+        let all_failed = self.errors().count() == CHECKED_SCOPES.len();
         errors.find(|error| match error {
             Error::TokenUnavailable(_) => true,
             Error::Unauthorized { .. } => all_failed,
@@ -213,7 +221,7 @@ impl Answers {
 }
 
 impl Asked {
-    /// The answers, if we are somebody to Kinde.
+    /// The answers, if Kinde accepts the credentials.
     fn answers(&self) -> Option<&Answers> {
         match self {
             Self::Answered(answers) if answers.refusal().is_none() => Some(answers),
@@ -222,7 +230,7 @@ impl Asked {
     }
 }
 
-/// One request for each scope, all with one token.
+/// Makes one request for each scope, all with one token.
 async fn ask(config: &Config) -> Asked {
     let Some(mut settings) = settings(config) else { return Asked::Unset };
     settings.page_size = 1;
@@ -241,7 +249,7 @@ async fn ask(config: &Config) -> Asked {
         webhooks: webhooks.map(|answer| answer.value),
         event_types: event_types.map(|answer| answer.value),
         event: match event {
-            // Kinde does not document what it calls an event that is not there: any word for that will do.
+            // Kinde does not document its answer for an unknown event: either of these means that reading is permitted.
             Err(Error::UnexpectedStatus { status, .. }) if matches!(status.as_u16(), 400 | 404) => Ok(()),
             answer => answer.map(|_| ()),
         },
@@ -256,16 +264,16 @@ fn clock(config: &Config, discovered: &Discovered, asked: &Asked) -> Finding {
     };
     let Some(skew) = of_api().or_else(of_tenant).map(|skew| skew.as_secs_f64()) else {
         let fix = if config.kinde.domain.is_some() { "see kinde.keys" } else { "set KINDE_DOMAIN" };
-        return Finding::skipped(CLOCK, "Kinde did not tell the time", fix);
+        return Finding::skipped(CLOCK, "Kinde's time is not known", fix);
     };
     let leeway = bearer::Config::default().leeway.as_secs_f64();
     let (side, harm) = if skew > 0.0 {
-        ("ahead of", "good tokens are refused")
+        ("ahead of", "valid tokens are rejected")
     } else {
-        ("behind", "expired tokens are taken")
+        ("behind", "expired tokens are accepted")
     };
     let found = format!("this machine's clock is {:.0} s {side} Kinde's", skew.abs());
-    let fix = "let NTP set the clock of this machine (`timedatectl set-ntp true`)";
+    let fix = "synchronize the clock of this machine with NTP (`timedatectl set-ntp true`)";
     if skew.abs() > leeway {
         return Finding::failed(CLOCK, format!("{found}: {harm}"), fix);
     }
@@ -279,13 +287,12 @@ fn credentials(config: &Config, asked: &Asked) -> Finding {
     let application = "of a machine-to-machine application that is authorised for the Kinde Management API";
     match asked {
         Asked::Unset if config.kinde.domain.is_none() => {
-            let fix =
-                "set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to compare with Kinde";
-            Finding::skipped(CREDENTIALS, "no tenant is set", fix)
+            let fix = "set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to compare users with Kinde";
+            Finding::skipped(CREDENTIALS, "no tenant is configured", fix)
         }
         Asked::Unset => Finding::warning(
             CREDENTIALS,
-            "none are set: what a lost delivery would have told cannot be asked for",
+            "none are configured, so lost deliveries cannot be repaired",
             format!("set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET {application}"),
         ),
         Asked::Unusable(error) => Finding::failed(
@@ -295,7 +302,7 @@ fn credentials(config: &Config, asked: &Asked) -> Finding {
         ),
         Asked::Answered(answers) => match answers.refusal() {
             Some(error) => Finding::failed(CREDENTIALS, chain(error), credentials_fix(error, application)),
-            None => Finding::ok(CREDENTIALS, "Kinde gave a token"),
+            None => Finding::ok(CREDENTIALS, "Kinde issues a token"),
         },
     }
 }
@@ -308,16 +315,16 @@ fn credentials_fix(error: &Error, application: &str) -> String {
                  kinde.com address of its environment"
             )
         }
-        Error::TokenUnavailable(_) => "check KINDE_DOMAIN, and that this machine reaches it".to_owned(),
-        _ => "set KINDE_DOMAIN to the kinde.com address: a custom domain does not serve the Management API, and \
-              goes to KINDE_ISSUERS"
+        Error::TokenUnavailable(_) => "check KINDE_DOMAIN, and that this machine can reach it".to_owned(),
+        _ => "set KINDE_DOMAIN to the kinde.com address: a custom domain does not serve the Management API and belongs into \
+              KINDE_ISSUERS"
             .to_owned(),
     }
 }
 
 fn scopes(asked: &Asked) -> Finding {
     let Some(answers) = asked.answers() else { return Finding::needs(SCOPES, CREDENTIALS) };
-    // Refused without a reason while others are not, it is the scope too.
+    // A request that is rejected without a reason, while others succeed, lacks its scope too.
     let (lacking, others): (Vec<_>, Vec<_>) = answers
         .errors()
         .partition(|(_, error)| matches!(error, Error::MissingScope { .. } | Error::Unauthorized { .. }));
@@ -328,25 +335,25 @@ fn scopes(asked: &Asked) -> Finding {
             "grant {} in Kinde under Settings > APIs > Kinde Management API > the application",
             lacking.join(", ")
         );
-        // Without the users nothing can be compared; the other scopes are for setting up and looking.
+        // A scan needs the users; the other scopes are for setup and diagnosis.
         return if lacking.contains(&"read:users") {
             Finding::failed(SCOPES, found, fix)
         } else {
             Finding::warning(SCOPES, found, fix)
         };
     }
-    // The users come first: what fails for them and does not pass keeps every scan from working.
+    // A lasting error for the users comes first: it makes every scan fail.
     match others.first() {
         Some((scope, error)) => {
-            let found = format!("what {scope} is for could not be asked: {}", chain(*error));
-            let fix = "try again in a moment; status.kinde.com says whether Kinde has a fault";
+            let found = format!("the request that needs {scope} failed: {}", chain(*error));
+            let fix = "try again in a moment; status.kinde.com shows outages of Kinde";
             if *scope == "read:users" && !error.is_transient() {
                 Finding::failed(SCOPES, found, fix)
             } else {
                 Finding::warning(SCOPES, found, fix)
             }
         }
-        None => Finding::ok(SCOPES, SCOPES_ASKED.join(", ")),
+        None => Finding::ok(SCOPES, CHECKED_SCOPES.join(", ")),
     }
 }
 
@@ -355,14 +362,15 @@ fn webhook(config: &Config, asked: &Asked) -> Finding {
     let Ok(webhooks) = &answers.webhooks else { return Finding::needs(WEBHOOK, SCOPES) };
     let endpoints: Vec<&str> = webhooks.iter().filter_map(|webhook| webhook.endpoint.as_deref()).collect();
     if webhooks.is_empty() {
-        let fix = "`kinsync webhook setup --public-url https://<your server>` makes one";
-        return Finding::failed(WEBHOOK, "Kinde has none, so it delivers nothing", fix);
+        let fix = "run `kinsync webhook setup --public-url https://<your server>`, which creates one";
+        return Finding::failed(WEBHOOK, "none exists at Kinde, so Kinde delivers nothing", fix);
     }
     let Some(endpoint) = registration::endpoint(&config.http) else {
         let likely =
             webhooks.iter().find(|webhook| may_be_ours(webhook)).and_then(|one| one.endpoint.as_deref());
         let likely = likely.unwrap_or("https://<your server>/api/webhook").trim_end_matches("/api/webhook");
-        let found = format!("which of these is this server's is not known: {}", some(&endpoints));
+        let found =
+            format!("the address of this server is not configured, and these exist: {}", some(&endpoints));
         return Finding::skipped(WEBHOOK, found, format!("set KINSYNC_PUBLIC_URL, for example {likely}"));
     };
     let offered = answers.event_types.as_deref().unwrap_or_default();
@@ -375,40 +383,42 @@ fn webhook(config: &Config, asked: &Asked) -> Finding {
     let has = |kind: &&str| ours.event_types.iter().any(|one| one == kind);
     let lacking: Vec<&str> = REQUIRED.into_iter().filter(|kind| !has(kind)).collect();
     if !lacking.is_empty() {
-        let found = format!("the one of {endpoint} does not deliver {}", lacking.join(", "));
-        return Finding::failed(WEBHOOK, found, "`kinsync webhook setup` adds them");
+        let found = format!("the webhook for {endpoint} does not deliver {}", lacking.join(", "));
+        return Finding::failed(WEBHOOK, found, "run `kinsync webhook setup`, which adds them");
     }
     if !registration.twins.is_empty() {
-        let found =
-            format!("{} deliver to {endpoint}: events come more than once", registration.twins.len() + 1);
+        let found = format!(
+            "{} deliver to {endpoint}, so each event arrives more than once",
+            registration.twins.len() + 1
+        );
         return Finding::warning(WEBHOOK, found, "remove all but one in Kinde under Settings > Webhooks");
     }
     let found = format!(
-        "delivers {} event types to {endpoint}; Kinde does not show whether it disabled it, as it does after 72 h of \
+        "delivers {} event types to {endpoint}; Kinde does not show whether it disabled the webhook, as it does after 72 h of \
          failures",
         ours.event_types.len()
     );
     Finding::ok(WEBHOOK, found)
 }
 
-/// None delivers to where the settings say. One that comes here by another way must not be made a second time.
+/// No webhook has the configured address. One that reaches this server through a proxy must not be created twice.
 fn elsewhere(config: &Config, endpoint: &Url, endpoints: &[&str]) -> Finding {
-    let found = format!("none of Kinde's delivers to {endpoint}, they deliver to {}", some(endpoints));
+    let found = format!("none delivers to {endpoint}; these exist: {}", some(endpoints));
     let is_near = |text: &&&str| Url::parse(text).is_ok_and(|url| url.origin() == endpoint.origin());
     match endpoints.iter().find(is_near).filter(|_| config.http.webhook_url.is_none()) {
         Some(near) => Finding::warning(
             WEBHOOK,
             found,
             format!(
-                "where a proxy leads from {near} to /api/webhook, set KINSYNC_WEBHOOK_URL to it; where none does, \
-                 `kinsync webhook setup` makes one"
+                "if a proxy forwards {near} to /api/webhook, set KINSYNC_WEBHOOK_URL to it; else run `kinsync webhook setup`, \
+                 which creates one"
             ),
         ),
         None => Finding::failed(
             WEBHOOK,
             found,
-            "where one of them leads to this server, set KINSYNC_WEBHOOK_URL to it, or correct KINSYNC_PUBLIC_URL; \
-             where none does, `kinsync webhook setup` makes one",
+            "if one of them reaches this server, set KINSYNC_WEBHOOK_URL to it, or correct KINSYNC_PUBLIC_URL; else run `kinsync \
+             webhook setup`, which creates one",
         ),
     }
 }
@@ -421,8 +431,8 @@ fn event_types(asked: &Asked) -> Finding {
     if !missing.is_empty() {
         return Finding::failed(
             EVENT_TYPES,
-            format!("Kinde has no {}: kinsync would not hear of that", missing.join(", ")),
-            "check that KINDE_DOMAIN is the right environment, then ask Kinde's support",
+            format!("Kinde has no {}, so these changes would not be delivered", missing.join(", ")),
+            "check that KINDE_DOMAIN is the right environment, then contact Kinde's support",
         );
     }
     let unknown: Vec<&str> = offered.iter().filter(|kind| !event::is_known(kind)).copied().collect();
@@ -430,8 +440,11 @@ fn event_types(asked: &Asked) -> Finding {
     if !differences.is_empty() {
         return Finding::warning(
             EVENT_TYPES,
-            format!("Kinde declares other fields than this version reads: {}", some(&differences)),
-            "look for a newer kinsync; until then scans tell what events do not (`kinsync reconcile --dry-run`)",
+            format!(
+                "Kinde's event schemas differ from the fields that this version reads: {}",
+                some(&differences)
+            ),
+            "check for a newer version of kinsync; until then scans find what events do not carry (`kinsync reconcile --dry-run`)",
         );
     }
     if unknown.is_empty() {
@@ -439,7 +452,7 @@ fn event_types(asked: &Asked) -> Finding {
     }
     Finding::warning(
         EVENT_TYPES,
-        format!("Kinde has some that this version does not know: {}", some(&unknown)),
-        "look for a newer kinsync; until then they are left out of the webhook, and change no user",
+        format!("Kinde has event types that this version does not know: {}", some(&unknown)),
+        "check for a newer version of kinsync; until then these events are not subscribed to and change no user",
     )
 }

@@ -1,4 +1,4 @@
-//! `MongoDB`: the server and its set, what may be done there, the indexes, and addresses that several users have.
+//! `MongoDB`: the server and its replica set, privileges, indexes, and email addresses that several documents show.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ const CONFLICTS: &str = "mongodb.conflicts";
 pub(super) const IDS: [&str; 8] =
     [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS];
 
-/// The oldest that the driver talks to.
+/// The oldest version that the driver supports.
 const OLDEST: (u32, u32) = (4, 4);
-/// A majority that is further behind keeps every write waiting.
+/// Every write waits for a majority that is further behind.
 const LARGEST_LAG: Duration = Duration::from_secs(10);
-/// All addresses are read for it.
+/// This check reads every email address.
 const EMAILS_DEADLINE: Duration = Duration::from_secs(20);
 const MOST_CONFLICTS: usize = 1000;
 
@@ -36,8 +36,8 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let Some(uri) = &config.store.mongodb_uri else {
         let first = Finding::skipped(
             REACHABLE,
-            "not in use: users are in a file of the data folder",
-            "set MONGODB_URI to keep them in MongoDB",
+            "not in use: the users are stored in a file in the data folder",
+            "set MONGODB_URI to store them in MongoDB",
         );
         return vec_with(first);
     };
@@ -60,7 +60,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let faults = store.index_faults().await;
     findings.push(indexes(&faults));
     if server.topology == Topology::Standalone {
-        // What a majority has is read, and here is none.
+        // These checks read with majority concern, which a standalone server does not have.
         findings.extend([Finding::needs(EMAILS, REPLICA_SET), Finding::needs(CONFLICTS, REPLICA_SET)]);
         return findings;
     }
@@ -69,7 +69,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// The first finding, and the others that rest on it.
+/// The first finding, and the others, which need it.
 fn vec_with(first: Finding) -> Vec<Finding> {
     let rest = IDS[1..].iter().map(|id| Finding::needs(id, REACHABLE));
     std::iter::once(first).chain(rest).collect()
@@ -78,7 +78,7 @@ fn vec_with(first: Finding) -> Vec<Finding> {
 fn fix_of(error: &Error) -> String {
     match error {
         Error::Refused { hint, .. } => hint.clone(),
-        _ => "check MONGODB_URI, that the server runs and has a primary, and that this machine may reach it"
+        _ => "check MONGODB_URI, that the server runs and has a primary, and that this machine can reach it"
             .into(),
     }
 }
@@ -104,7 +104,7 @@ fn replica_set(server: &Server) -> Finding {
         Topology::Sharded => Finding::ok(REPLICA_SET, "a sharded cluster"),
         Topology::Standalone => Finding::failed(
             REPLICA_SET,
-            "the server stands alone: what it acknowledges can be lost, and nothing can follow its changes",
+            "the server is not a member of a replica set: acknowledged writes can be lost",
             "start mongod with --replSet rs0, run rs.initiate() once, and add ?replicaSet=rs0 to MONGODB_URI",
         ),
     }
@@ -115,21 +115,21 @@ fn majority(server: &Server) -> Finding {
         (_, Topology::Standalone) => Finding::needs(MAJORITY, REPLICA_SET),
         (None, _) => Finding::skipped(
             MAJORITY,
-            "the server does not say how far a majority of its members is",
-            "look at rs.status() on each shard",
+            "the server does not report the lag of a majority of its members",
+            "check rs.status() on each shard",
         ),
         (Some(lag), _) if lag > LARGEST_LAG => Finding::failed(
             MAJORITY,
-            format!("most members are {} s behind, and every write of a user waits for them", lag.as_secs()),
-            "look at rs.status(): a member with data is down or too slow; an arbiter does not stand in for it",
+            format!("a majority of the members is {} s behind, and every write waits for it", lag.as_secs()),
+            "check rs.status(): a data-bearing member is down or too slow; an arbiter does not replace it",
         ),
-        _ => Finding::ok(MAJORITY, "keeps up"),
+        _ => Finding::ok(MAJORITY, "up to date"),
     }
 }
 
 fn privileges(database: &str, forbidden: Result<Vec<Forbidden>, Error>) -> Finding {
     let forbidden = match forbidden {
-        Ok(forbidden) if forbidden.is_empty() => return Finding::ok(PRIVILEGES, "may read and write"),
+        Ok(forbidden) if forbidden.is_empty() => return Finding::ok(PRIVILEGES, "read and write"),
         Ok(forbidden) => forbidden,
         Err(error) => return Finding::skipped(PRIVILEGES, chain(&error), fix_of(&error)),
     };
@@ -156,19 +156,21 @@ fn indexes(faults: &Result<Vec<IndexFault>, Error>) -> Finding {
                 return Finding::failed(
                     INDEXES,
                     format!(
-                        "the unique index `{name}` lets only one document be without an address, but deleted users \
-                         have none: `kinsync serve` does not start"
+                        "the unique index `{name}` allows only one document without an email address, but deleted users have none: \
+                         `kinsync serve` does not start"
                     ),
                     format!(
-                        "`db.{collection}.dropIndex(\"{name}\")`: kinsync makes its own, or make it sparse"
+                        "run `db.{collection}.dropIndex(\"{name}\")`, because kinsync creates its own, or make it sparse"
                     ),
                 );
             }
             IndexFault::Changed { collection, name } => {
                 return Finding::failed(
                     INDEXES,
-                    format!("`{name}` is there with other options: `kinsync serve` does not start"),
-                    format!("`db.{collection}.dropIndex(\"{name}\")`, then start it: it makes its own"),
+                    format!("`{name}` exists with other options: `kinsync serve` does not start"),
+                    format!(
+                        "run `db.{collection}.dropIndex(\"{name}\")`, then start the server, which creates it"
+                    ),
                 );
             }
             IndexFault::Missing { .. } => {}
@@ -176,12 +178,12 @@ fn indexes(faults: &Result<Vec<IndexFault>, Error>) -> Finding {
     }
     let missing: Vec<&str> = faults.iter().filter_map(IndexFault::missing).collect();
     if missing.is_empty() {
-        return Finding::ok(INDEXES, "as they should be");
+        return Finding::ok(INDEXES, "all exist");
     }
     Finding::warning(
         INDEXES,
-        format!("not there yet: {}", some(&missing)),
-        "start `kinsync serve`, which makes them; on a large collection that takes minutes",
+        format!("missing: {}", some(&missing)),
+        "start `kinsync serve`, which creates them; on a large collection this takes minutes",
     )
 }
 
@@ -189,20 +191,20 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
     let unique = config.store.unique_email;
     let has_index = faults.as_ref().is_ok_and(|faults| !faults.iter().any(IndexFault::is_of_email));
     if unique && has_index {
-        return Finding::ok(EMAILS, "a unique index keeps them apart");
+        return Finding::ok(EMAILS, "a unique index prevents duplicates");
     }
     let shared = match store.shared_emails(EMAILS_DEADLINE).await {
         Ok(shared) => shared,
         Err(error) => {
-            let fix = "try again at a quieter hour: without an index every document is read";
+            let fix = "try again when the server has less load: without an index every document is read";
             return Finding::warning(EMAILS, format!("could not be compared: {}", chain(&error)), fix);
         }
     };
     if shared.is_empty() {
-        return Finding::ok(EMAILS, "no two documents show the same");
+        return Finding::ok(EMAILS, "no duplicates");
     }
-    let found = format!("documents show the same one, by `_id`: {}", shared.join("; "));
-    let merge = "merge these documents, or remove the address from one of each";
+    let found = format!("documents show the same email address, by `_id`: {}", shared.join("; "));
+    let merge = "merge these documents, or remove the address from all but one";
     if unique {
         let fix = format!("{merge}, or set KINSYNC_UNIQUE_EMAIL=false");
         return Finding::failed(EMAILS, format!("{found}: `kinsync serve` does not start"), fix);
@@ -220,12 +222,12 @@ async fn conflicts(store: &MongoStore) -> Finding {
         count => Finding::warning(
             CONFLICTS,
             format!(
-                "{}{count} users do not show their address, because another document does: {}",
+                "{}{count} users do not show their email address, because another document shows it: {}",
                 if count == MOST_CONFLICTS { "at least " } else { "" },
                 some(&users)
             ),
-            "`emailConflict` in each document says whose it is; `kinsync adopt --dry-run` shows what can be done \
-             about rows of yours",
+            "`emailConflict` in each document names the other one; `kinsync link --dry-run` lists documents of your application \
+             that can be linked",
         ),
     }
 }

@@ -1,13 +1,13 @@
-//! Whether Kinde's own schemas of its events still name what is read of a user.
+//! Compares Kinde's schemas of its events with the fields that kinsync reads.
 
 use std::collections::BTreeSet;
 
 use kinde::{event::User, management::EventType};
 
-/// Events that tell fields of a user.
-const TELLING: [&str; 2] = ["user.created", "user.updated"];
-/// What Kinde's schema of `user.updated` has (seen in its documentation in 2026-04). It leaves out `email` and `username`,
-/// which events have all the same, so that these are not missed here.
+/// Events that carry the fields of a user.
+const WITH_FIELDS: [&str; 2] = ["user.created", "user.updated"];
+/// The fields in Kinde's schema of `user.updated` (in its documentation in 2026-04). The schema lacks `email` and `username`,
+/// which events carry nevertheless.
 const DECLARED: [&str; 7] = [
     "id",
     "first_name",
@@ -18,13 +18,13 @@ const DECLARED: [&str; 7] = [
     "organizations",
 ];
 
-/// What of a user Kinde no longer declares, and what it declares that is not read; each with its event.
+/// The fields that Kinde no longer declares, and those that it declares and kinsync does not read, each with its event.
 pub(super) fn differences(types: &[EventType]) -> Vec<String> {
-    let telling = types.iter().filter(|kind| TELLING.contains(&kind.code.as_str()));
-    telling.flat_map(of_type).collect()
+    let types = types.iter().filter(|kind| WITH_FIELDS.contains(&kind.code.as_str()));
+    types.flat_map(of_type).collect()
 }
 
-/// Nothing, where the schema does not say what a user has.
+/// Empty when the schema does not list the fields of a user.
 fn of_type(kind: &EventType) -> Vec<String> {
     let user = kind
         .schema
@@ -32,10 +32,10 @@ fn of_type(kind: &EventType) -> Vec<String> {
         .and_then(|schema| schema.pointer("/properties/data/properties/user/properties")?.as_object());
     let Some(user) = user else { return Vec::new() };
     let declared: BTreeSet<&str> = user.keys().map(String::as_str).collect();
-    let gone = DECLARED.into_iter().filter(|name| !declared.contains(name));
+    let removed = DECLARED.into_iter().filter(|name| !declared.contains(name));
     let new = declared.iter().filter(|name| !User::MEMBERS.contains(name));
-    let gone = gone.map(|name| format!("{} has no {name} any more", kind.code));
-    gone.chain(new.map(|name| format!("{} has {name}, which is not read", kind.code))).collect()
+    let removed = removed.map(|name| format!("{} no longer has {name}", kind.code));
+    removed.chain(new.map(|name| format!("{} has {name}, which kinsync does not read", kind.code))).collect()
 }
 
 #[cfg(test)]
@@ -61,13 +61,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_schema_no_longer_names_or_newly_names_is_told() {
+    fn a_field_that_a_schema_lacks_or_adds_is_reported() {
         check("user.updated", &DECLARED, &[]);
         check("user.created", &User::MEMBERS, &[]);
         let without = &DECLARED[..6];
-        check("user.updated", without, &["user.updated has no organizations any more"]);
+        check("user.updated", without, &["user.updated no longer has organizations"]);
         let with = [&User::MEMBERS[..], &["nickname"]].concat();
-        check("user.created", &with, &["user.created has nickname, which is not read"]);
+        check("user.created", &with, &["user.created has nickname, which kinsync does not read"]);
         check("user.deleted", &["id"], &[]);
         let says_nothing = kind("user.updated", json!({ "properties": { "data": { "type": "object" } } }));
         assert_eq!(differences(&[says_nothing]), Vec::<String>::new());

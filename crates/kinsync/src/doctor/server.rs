@@ -1,12 +1,14 @@
-//! What a running server says of itself.
+//! What a running server reports about itself.
 
 use std::{net::IpAddr, time::Duration};
 
-use serde_json::Value;
 use url::Url;
 
 use super::Finding;
-use crate::config::{Http, Loaded, Origin, Setting};
+use crate::{
+    api::health::{HealthReport, HealthStatus},
+    config::{Http, Loaded, Origin, Setting},
+};
 
 const HEALTH: &str = "server.health";
 
@@ -21,23 +23,25 @@ pub(super) async fn examine(loaded: &Loaded) -> Vec<Finding> {
 async fn health(loaded: &Loaded) -> Finding {
     let start = "start it with `kinsync serve`, or pass --server";
     let Some(base) = address(loaded) else {
-        return Finding::skipped(HEALTH, "with PORT=0 nobody knows where a server is", "pass --server");
+        return Finding::skipped(HEALTH, "the port of the server is not known (PORT=0)", "pass --server");
     };
     let at = base.as_str().trim_end_matches('/');
     match ask(&base).await {
-        Err(error) if error.is_connect() => Finding::skipped(HEALTH, format!("none listens at {at}"), start),
+        Err(error) if error.is_connect() => {
+            Finding::skipped(HEALTH, format!("no server listens at {at}"), start)
+        }
         Err(error) if error.is_timeout() => Finding::failed(
             HEALTH,
-            format!("the one at {at} does not answer within {TIMEOUT:?}"),
-            "look at its log and its load; restart it: what it accepted is in the queue",
+            format!("the server at {at} does not answer within {} s", TIMEOUT.as_secs()),
+            "check its log and its load, then restart it: accepted deliveries stay in the queue",
         ),
         Err(_) => not_kinsync(at),
-        Ok(health) => told(at, &health),
+        Ok(health) => finding(at, &health),
     }
 }
 
-/// Where /health is: as the operator says with the command, else where these settings put it. `KINSYNC_SERVER` is where
-/// the admin routes are, and with `KINSYNC_METRICS_BIND` that is not the place.
+/// The address of /health: from `--server`, else from the settings. With `KINSYNC_METRICS_BIND` it differs from the address
+/// of the admin routes, which `KINSYNC_SERVER` names.
 fn address(loaded: &Loaded) -> Option<Url> {
     let config = &loaded.config;
     if let Some(server) = &config.server
@@ -62,7 +66,8 @@ fn is_flag(loaded: &Loaded, setting: &Setting) -> bool {
     settings.any(|one| one.setting.env == setting.env && matches!(one.origin, Origin::Flag(_)))
 }
 
-async fn ask(base: &Url) -> reqwest::Result<Value> {
+/// The answer to `GET /health`. The error is of the connection, or of a body that is not a health report.
+async fn ask(base: &Url) -> reqwest::Result<HealthReport> {
     let http = reqwest::Client::builder().connect_timeout(TIMEOUT).timeout(TIMEOUT).no_proxy().build()?;
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {
@@ -71,26 +76,24 @@ async fn ask(base: &Url) -> reqwest::Result<Value> {
     http.get(url).send().await?.json().await
 }
 
-fn told(at: &str, health: &Value) -> Finding {
-    let problems: Vec<&str> =
-        health["problems"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let fix = "do what is said; the log of the server says more";
-    match health["status"].as_str() {
-        Some("ok") => Finding::ok(HEALTH, format!("{at} accepts deliveries{}", last_delivery(health))),
-        Some("degraded") => Finding::warning(HEALTH, format!("{at}: {}", problems.join("; ")), fix),
-        Some("failing") => {
-            Finding::failed(HEALTH, format!("{at} accepts no deliveries: {}", problems.join("; ")), fix)
+fn finding(at: &str, health: &HealthReport) -> Finding {
+    let problems = health.problems.join("; ");
+    let fix = "each problem names its fix; the log of the server has more details";
+    match health.status {
+        HealthStatus::Ok => Finding::ok(HEALTH, format!("{at} accepts deliveries{}", last_delivery(health))),
+        HealthStatus::Degraded => Finding::warning(HEALTH, format!("{at}: {problems}"), fix),
+        HealthStatus::Failing => {
+            Finding::failed(HEALTH, format!("{at} does not accept deliveries: {problems}"), fix)
         }
-        _ => not_kinsync(at),
     }
 }
 
-fn last_delivery(health: &Value) -> String {
-    let seconds = health.pointer("/components/webhook/secondsSinceLastDelivery").and_then(Value::as_f64);
-    seconds.map_or_else(String::new, |seconds| format!(", the last one came {seconds:.0} s ago"))
+fn last_delivery(health: &HealthReport) -> String {
+    let seconds = health.components.webhook.seconds_since_last_delivery;
+    seconds.map_or_else(String::new, |seconds| format!(", the last one {seconds:.0} s ago"))
 }
 
 fn not_kinsync(at: &str) -> Finding {
     let fix = "pass --server, or correct PORT, KINSYNC_BIND or KINSYNC_METRICS_BIND";
-    Finding::warning(HEALTH, format!("what answers at {at} is not kinsync"), fix)
+    Finding::warning(HEALTH, format!("the server at {at} is not this version of kinsync"), fix)
 }

@@ -1,4 +1,5 @@
-//! Failures of the store and the queue as problem documents: what a caller may know, and what only the log says.
+//! Failures of the store and the queue as problem documents: what every caller may know, and what only operators and the
+//! log may.
 
 use std::time::Duration;
 
@@ -9,32 +10,42 @@ use kinsync_tower::problem::{Problem, RequestId, chain};
 /// The outcome of a handler.
 pub type Result<T> = std::result::Result<T, Failure>;
 
-/// Why a handler did not do it.
+/// Why a handler failed.
 #[derive(Debug)]
-pub struct Failure(pub Problem);
+pub struct Failure {
+    /// What every caller may know.
+    pub problem: Problem,
+    /// What operators may know too.
+    pub cause: Option<String>,
+}
 
-/// When to ask again after a 503.
+/// The pause before the next attempt, in a 503.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl Failure {
     /// A 503 whose cause is logged.
     pub fn unavailable(cause: &dyn std::error::Error) -> Self {
-        let request = RequestId::next();
-        tracing::warn!(%request, error = %chain(cause), "a request was answered 503");
-        Self(Problem::Unavailable { retry_after: RETRY_AFTER, request })
+        let (request, cause) = (RequestId::next(), chain(cause));
+        tracing::warn!(%request, error = cause, "a request was answered 503");
+        Self { problem: Problem::Unavailable { retry_after: RETRY_AFTER, request }, cause: Some(cause) }
     }
 
     /// A 500 whose cause is logged.
     pub fn internal(cause: &dyn std::error::Error) -> Self {
-        let request = RequestId::next();
-        tracing::error!(%request, error = %chain(cause), "a request was answered 500");
-        Self(Problem::Internal { request })
+        let (request, cause) = (RequestId::next(), chain(cause));
+        tracing::error!(%request, error = cause, "a request was answered 500");
+        Self { problem: Problem::Internal { request }, cause: Some(cause) }
+    }
+
+    /// The answer to a caller who proved to be an operator: with the cause.
+    pub fn into_operator_response(self) -> Response {
+        self.problem.into_response_with_cause(self.cause).map(axum::body::Body::new)
     }
 }
 
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
-        Self(problem)
+        Self { problem, cause: None }
     }
 }
 
@@ -47,7 +58,7 @@ impl From<store::Error> for Failure {
 impl From<queue::Error> for Failure {
     fn from(error: queue::Error) -> Self {
         match error {
-            queue::Error::NoSuchDeadLetter { .. } => Self(Problem::NotFound { what: "dead letter" }),
+            queue::Error::NoSuchDeadLetter { .. } => Problem::NotFound { what: "dead letter" }.into(),
             error => Self::unavailable(&error),
         }
     }
@@ -55,6 +66,6 @@ impl From<queue::Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        self.0.into_response().map(axum::body::Body::new)
+        self.problem.into_response().map(axum::body::Body::new)
     }
 }

@@ -8,7 +8,11 @@ use hyper::body::Incoming;
 use kinsync_tower::{Authenticator, WebhookService, problem};
 use tower_service::Service as _;
 
-use super::user_routes;
+use super::{
+    routes::{ME, WEBHOOK},
+    user_routes,
+};
+use crate::metrics::RouteMeter;
 
 /// What an answer is made of.
 pub type Body = Either<problem::Body, axum::body::Body>;
@@ -24,15 +28,23 @@ pub trait Answer: Clone + Send + Sync + 'static {
 pub struct Front {
     pub(super) webhook: WebhookService,
     pub(super) authenticator: Option<Authenticator>,
+    pub(super) webhook_meter: RouteMeter,
+    pub(super) me_meter: RouteMeter,
     pub(super) others: Router,
 }
 
 impl Answer for Front {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         match (request.uri().path(), &self.authenticator) {
-            ("/api/webhook", _) => self.webhook.answer(request).await.map(Either::Left),
-            ("/api/me", Some(authenticator)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
-                user_routes::me(authenticator, request.headers()).await.map(Either::Left)
+            (WEBHOOK, _) => {
+                let response = self.webhook.answer(request).await;
+                self.webhook_meter.count(response.status());
+                response.map(Either::Left)
+            }
+            (ME, Some(authenticator)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
+                let response = user_routes::me(authenticator, request.headers()).await;
+                self.me_meter.count(response.status());
+                response.map(Either::Left)
             }
             _ => self.others.answer(request).await,
         }

@@ -1,40 +1,38 @@
 //! Health and metrics.
 
-use std::sync::Arc;
+use http::StatusCode;
 
-use axum::{Json, extract::State, response::IntoResponse};
-use http::{StatusCode, header};
-use serde_json::{Value, json};
+use crate::{
+    api::health::{HealthReport, HealthStatus, Liveness, Readiness},
+    app::AppState,
+    health::Health,
+    metrics as meters,
+};
 
-use crate::{app::AppState, health::Health, metrics as meters};
+/// The Prometheus text format.
+pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-const NO_STORE: (header::HeaderName, &str) = (header::CACHE_CONTROL, "no-store");
-
-/// GET /health: 503 only when deliveries cannot be accepted.
-pub async fn health(State(state): State<Arc<AppState>>) -> impl IntoResponse {
-    let health = Health::of(&state);
-    (status(&health), [NO_STORE], Json(health.document()))
+/// GET /health: 503 only while deliveries cannot be accepted.
+pub fn health(state: &AppState) -> (StatusCode, HealthReport) {
+    let health = Health::of(state);
+    (status(&health), health.report())
 }
 
-/// GET /health/live: the process answers.
-pub async fn live() -> impl IntoResponse {
-    ([NO_STORE], Json(json!({ "status": "ok" })))
+/// GET /health/live
+pub fn live(_: &AppState) -> (StatusCode, Liveness) {
+    (StatusCode::OK, Liveness { status: HealthStatus::Ok })
 }
 
-/// GET /health/ready: deliveries can be accepted.
-pub async fn ready(State(state): State<Arc<AppState>>) -> impl IntoResponse {
-    let health = Health::of(&state);
-    let document: Value = if health.is_ready() {
-        json!({ "status": "ok" })
-    } else {
-        json!({ "status": "failing", "problems": health.failing })
-    };
-    (status(&health), [NO_STORE], Json(document))
+/// GET /health/ready
+pub fn ready(state: &AppState) -> (StatusCode, Readiness) {
+    let health = Health::of(state);
+    let word = if health.is_ready() { HealthStatus::Ok } else { HealthStatus::Failing };
+    (status(&health), Readiness { status: word, problems: health.failing })
 }
 
 /// GET /metrics
-pub async fn metrics(State(state): State<Arc<AppState>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], meters::render(&state))
+pub fn metrics(state: &AppState) -> String {
+    meters::render(state)
 }
 
 fn status(health: &Health) -> StatusCode {

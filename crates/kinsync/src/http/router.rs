@@ -1,132 +1,125 @@
-//! Every route, but for the two that the front answers itself.
+//! Makes the router from the list of routes.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::{Request, State},
-    middleware::{Next, from_fn_with_state},
+    middleware::{Next, from_fn_with_state, map_response},
     response::{IntoResponse, Response},
-    routing::{any, delete, get, post},
+    routing::{MethodRouter, any},
 };
-use kinsync_tower::{Authenticator, KinsyncLayer, Problem, WebhookService};
+use kinsync_tower::{KinsyncLayer, Problem, WebhookService};
 
-use super::{admin, answer::Failure, front::Front, operation, user_routes};
-use crate::app::AppState;
+use super::{
+    answer::Failure,
+    front::Front,
+    route::{Audience, Route, Verb},
+    routes::{ME, WEBHOOK, routes},
+};
+use crate::{app::AppState, metrics::RouteMeter};
 
-const INDEX: &str = "\
-kinsync keeps a true copy of Kinde's users in your database.
-
-POST /api/webhook              deliveries (signed)
-GET  /api/me                   the user of the access token, as stored
-GET  /api/profile              the same, refreshed from Kinde; ?refresh=true insists
-ANY  /auth/verify              forward-auth: 200 with X-Kinsync-User-Id, -Email, -Org, or 401 or 403
-GET  /health                   how everything is
-GET  /health/live              200 while the process runs
-GET  /health/ready             200 while deliveries can be accepted
-GET  /metrics                  for Prometheus
-     /api/admin/...            with the admin token:
-GET  /api/admin/stats
-GET  /api/admin/users          ?email= &deleted=true &after= &limit=
-GET  /api/admin/users/{id}
-GET  /api/admin/users/{id}/explain   what was told of the user, and what became of it
-POST /api/admin/users/{id}/check     ask Kinde about this user, soon
-GET  /api/admin/drift          what the newest scan found
-GET  /api/admin/runs
-GET  /api/admin/runs/{id}
-POST /api/admin/reconcile      scan soon; {\"approve\": \"RUN\"} carries out what that run held
-GET  /api/admin/events         ?user= &type= &after= &limit=
-GET  /api/admin/events/{id}
-GET  /api/admin/dead-letters   ?after= &limit=
-GET  /api/admin/dead-letters/{id}
-POST /api/admin/dead-letters/{id}/retry
-DELETE /api/admin/dead-letters/{id}
-";
-
-/// The routes for the world. Health and metrics are among them unless they have an address of their own.
+/// The routes of the main address. Monitoring is among them unless it has an address of its own.
 pub fn public(state: &Arc<AppState>, webhook: WebhookService) -> Front {
-    let mut routes = Router::new().route("/", get(INDEX)).merge(admin_routes());
-    if state.config.http.metrics_bind.is_none() {
-        routes = routes.merge(operation_routes());
+    let has_monitoring = state.config.http.metrics_bind.is_none();
+    let is_here = |route: &Route| has_monitoring || route.audience != Audience::Monitoring;
+    Front {
+        webhook,
+        authenticator: state.authenticator.clone(),
+        webhook_meter: RouteMeter::new(WEBHOOK),
+        me_meter: RouteMeter::new(ME),
+        others: router(routes().into_iter().filter(is_here), state),
     }
-    let mut others = finish(routes, state);
-    if let Some(authenticator) = &state.authenticator {
-        others = others.merge(authenticated_routes(authenticator).with_state(Arc::clone(state)));
+}
+
+/// The routes of the address for monitoring.
+pub fn monitoring(state: &Arc<AppState>) -> Router {
+    router(routes().into_iter().filter(|route| route.audience == Audience::Monitoring), state)
+}
+
+fn router(routes: impl Iterator<Item = Route>, state: &Arc<AppState>) -> Router {
+    let mut paths: Vec<PathRoutes> = Vec::new();
+    for route in routes {
+        match paths.iter_mut().find(|one| one.path == route.path) {
+            Some(known) => known.add(route),
+            None => paths.push(PathRoutes::new(route)),
+        }
     }
-    Front { webhook, authenticator: state.authenticator.clone(), others }
-}
-
-/// Health and metrics alone, for an address of their own.
-pub fn operation(state: &Arc<AppState>) -> Router {
-    finish(operation_routes(), state)
-}
-
-fn admin_routes() -> Router<Arc<AppState>> {
-    Router::new()
-        .route("/api/admin/stats", get(admin::stats))
-        .route("/api/admin/users", get(admin::users))
-        .route("/api/admin/users/{id}", get(admin::user))
-        .route("/api/admin/users/{id}/explain", get(admin::explain_user))
-        .route("/api/admin/users/{id}/check", post(admin::check_user))
-        .route("/api/admin/runs", get(admin::runs))
-        .route("/api/admin/runs/{id}", get(admin::run))
-        .route("/api/admin/drift", get(admin::drift))
-        .route("/api/admin/reconcile", post(admin::reconcile))
-        .route("/api/admin/events", get(admin::events))
-        .route("/api/admin/events/{id}", get(admin::event))
-        .route("/api/admin/dead-letters", get(admin::dead_letters))
-        .route("/api/admin/dead-letters/{id}", get(admin::dead_letter))
-        .route("/api/admin/dead-letters/{id}", delete(admin::drop_dead_letter))
-        .route("/api/admin/dead-letters/{id}/retry", post(admin::retry_dead_letter))
-}
-
-/// Each is behind the layer: a handler among these runs for verified, live users only. All that they wait for has a
-/// deadline of its own. Of `/api/me` there is here what the front leaves.
-fn authenticated_routes(authenticator: &Authenticator) -> Router<Arc<AppState>> {
-    Router::new()
-        .route("/api/profile", get(user_routes::profile))
-        .route("/auth/verify", any(user_routes::verify))
-        // Envoy puts the path of the request behind its prefix. A wildcard does not take an empty rest.
-        .route("/auth/verify/", any(user_routes::verify))
-        .route("/auth/verify/{*path}", any(user_routes::verify))
-        .route_layer(KinsyncLayer::new(authenticator.clone()))
-        .route("/api/me", any(method_not_allowed))
-        .method_not_allowed_fallback(method_not_allowed)
-}
-
-fn operation_routes() -> Router<Arc<AppState>> {
-    Router::new()
-        .route("/health", get(operation::health))
-        .route("/health/live", get(operation::live))
-        .route("/health/ready", get(operation::ready))
-        .route("/metrics", get(operation::metrics))
-}
-
-fn finish(routes: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router {
-    routes
-        .method_not_allowed_fallback(method_not_allowed)
-        .fallback(no_route)
-        .layer(from_fn_with_state(state.config.http.request_deadline, deadline))
+    let unmatched = RouteMeter::new("unmatched");
+    paths
+        .into_iter()
+        .fold(Router::new(), |router, path| path.mount(router, state))
+        .fallback(move || {
+            let response = Failure::from(Problem::NoRoute).into_response();
+            unmatched.count(response.status());
+            async { response }
+        })
         .with_state(Arc::clone(state))
 }
 
-async fn no_route() -> Failure {
-    Failure(Problem::NoRoute)
+/// The routes of one path, by method.
+struct PathRoutes {
+    path: &'static str,
+    aliases: &'static [&'static str],
+    audience: Audience,
+    /// The value of `Allow`; `None`: it answers every method.
+    allow: Option<String>,
+    /// `None`: every handler of the path is in [`super::front`].
+    methods: Option<MethodRouter<Arc<AppState>>>,
 }
 
-async fn method_not_allowed(request: Request) -> Failure {
-    let path = request.uri().path();
-    let allow = match path.strip_prefix("/api/admin/dead-letters/") {
-        Some(rest) if rest.ends_with("/retry") => "POST",
-        Some(_) => "GET, HEAD, DELETE",
-        None if path == "/api/admin/reconcile" || path.ends_with("/check") => "POST",
-        None => "GET, HEAD",
-    };
-    Failure(Problem::MethodNotAllowed { allow })
+impl PathRoutes {
+    fn new(route: Route) -> Self {
+        Self {
+            path: route.path,
+            aliases: route.aliases,
+            audience: route.audience,
+            allow: (route.verb != Verb::Any).then(|| route.verb.allow().to_owned()),
+            methods: route.handler,
+        }
+    }
+
+    fn add(&mut self, route: Route) {
+        self.allow = self.allow.take().map(|allow| format!("{allow}, {}", route.verb.allow()));
+        self.methods = match (self.methods.take(), route.handler) {
+            (Some(known), Some(handler)) => Some(known.merge(handler)),
+            (known, handler) => known.or(handler),
+        };
+    }
+
+    /// Adds the path with its checks, its deadline and its meter.
+    fn mount(self, router: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router<Arc<AppState>> {
+        let Self { path, aliases, audience, allow, methods } = self;
+        let methods = methods.unwrap_or_default();
+        let (methods, allow) = match (audience, &state.authenticator) {
+            // Everything that these routes wait for has a deadline of its own.
+            (Audience::User, Some(authenticator)) => {
+                (methods.layer(KinsyncLayer::new(authenticator.clone())), allow)
+            }
+            (Audience::User, None) => (any(async || Failure::from(CLOSED)), None),
+            _ => (methods.layer(from_fn_with_state(state.config.http.request_deadline, deadline)), allow),
+        };
+        // The handler of every method is the fallback of the method router, and so is this one.
+        let methods = match allow {
+            Some(allow) => methods.fallback(move || async move {
+                Failure::from(Problem::MethodNotAllowed { allow: allow.into() })
+            }),
+            None => methods,
+        };
+        let meter = RouteMeter::new(path);
+        let methods = methods.layer(map_response(move |response: Response| {
+            meter.count(response.status());
+            async { response }
+        }));
+        let paths = std::iter::once(&path).chain(aliases);
+        paths.fold(router, |router, path| router.route(path, methods.clone()))
+    }
 }
 
-/// Ends a request that takes too long. The webhook has its own deadline and its own words for it; so have the routes
-/// of users.
+/// What the routes of users answer without a trusted issuer.
+const CLOSED: Problem = Problem::Closed { what: "routes for users", opened_by: "KINDE_DOMAIN" };
+
+/// Ends a request that takes too long. The webhook and the routes of users have deadlines of their own.
 async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,

@@ -1,5 +1,5 @@
-//! Routes for users with an access token. A `CurrentUser` is the proof that they may: it stands in the signature of every
-//! handler behind the layer, and `me` asks for it itself.
+//! Routes for users with an access token. The signature of every handler behind the layer takes a `CurrentUser`, which
+//! only a verified token yields; [`me`] authenticates by itself.
 
 use std::sync::Arc;
 
@@ -11,27 +11,53 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use kinsync_tower::{Authenticator, CurrentUser, layer::DEGRADED, problem};
 use serde::Deserialize;
+use utoipa::{IntoParams, openapi::path::OperationBuilder};
 
 use super::{
-    admin::Params,
     answer::{Failure, Result},
+    openapi::{self, Schemas},
+    route::Params,
 };
-use crate::app::AppState;
+use crate::{api::users::User, app::AppState};
 
 const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
 const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
 const ORG: HeaderName = HeaderName::from_static("x-kinsync-org");
-/// What became of the refresh: `refreshed`, `recent`, `refused` or `unavailable`.
+/// The outcome of the refresh: `refreshed`, `recent`, `refused` or `unavailable`.
 const PROFILE: HeaderName = HeaderName::from_static("x-kinsync-profile");
-/// A copy may be kept by the user's own browser, and must be asked about each time.
+/// The user's own browser may keep a copy and has to revalidate it each time.
 const CACHE: HeaderValue = HeaderValue::from_static("private, no-cache");
 
-/// Whether a profile of a moment ago is good enough.
-#[derive(Debug, Deserialize)]
+/// How to refresh the profile.
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub struct ProfileQuery {
+    /// Read the profile from Kinde even if it was read a moment ago. Default: false.
     #[serde(default)]
+    #[param(required = false)]
     refresh: bool,
+}
+
+/// Describes `GET /api/me`.
+pub fn describe_me(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder {
+    openapi::answers::<User>(operation, StatusCode::OK, schemas)
+}
+
+/// Describes `GET /api/profile`.
+pub fn describe_profile(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder {
+    describe_me(openapi::query::<ProfileQuery>(operation), schemas)
+}
+
+/// Describes `/auth/verify`.
+pub fn describe_verify(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+    let headers = [
+        (USER_ID, "The Kinde id of the user."),
+        (EMAIL, "The email address of the user; empty when there is none."),
+        (ORG, "The code of the organization in the token; empty when there is none."),
+        (DEGRADED, "`true` while the store is unavailable and only the token is known; else empty."),
+    ];
+    openapi::answers_headers(operation, &headers)
 }
 
 /// GET /api/me: the user document as stored.
@@ -47,7 +73,7 @@ pub async fn me(authenticator: &Authenticator, headers: &HeaderMap) -> http::Res
     response
 }
 
-/// GET /api/profile: the same, after a refresh from Kinde; from the store when Kinde does not answer.
+/// GET /api/profile: the same, refreshed from Kinde; the stored document when Kinde does not answer.
 pub async fn profile(
     user: CurrentUser,
     State(state): State<Arc<AppState>>,
@@ -55,7 +81,7 @@ pub async fn profile(
     headers: HeaderMap,
 ) -> Result<Response> {
     let Some(authenticator) = &state.authenticator else {
-        return Err(Failure(kinsync_tower::Problem::NoRoute));
+        return Err(Failure::from(kinsync_tower::Problem::NoRoute));
     };
     let (user, refreshed) = authenticator.refresh(user, &headers, query.refresh).await?;
     let mut response = document(&user, &headers).map(Body::new);
@@ -63,8 +89,8 @@ pub async fn profile(
     Ok(response)
 }
 
-/// ANY /auth/verify: 200 with who it is, for a proxy. A value that is not known is an empty header, and so is
-/// `x-kinsync-degraded` (until the layer writes it), so that a proxy that copies it overwrites what the caller sent.
+/// ANY /auth/verify: 200 with the identity of the user in headers, for a proxy. An unknown value is an empty header, and so
+/// is `x-kinsync-degraded` (until the layer writes it): a proxy that copies the headers overwrites those of the caller.
 pub async fn verify(user: CurrentUser) -> impl IntoResponse {
     let text = |text: Option<&str>| {
         HeaderValue::from_bytes(text.unwrap_or_default().as_bytes())
@@ -81,7 +107,7 @@ pub async fn verify(user: CurrentUser) -> impl IntoResponse {
     (headers, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))])
 }
 
-/// What the store has; while it is away, what the token says.
+/// The stored document; while the store is unavailable, what the token says.
 fn document(user: &CurrentUser, headers: &HeaderMap) -> http::Response<problem::Body> {
     let json = user.json();
     let mut response = http::Response::new(problem::Body::default());

@@ -1,5 +1,9 @@
 //! The admin routes: who gets in, and who does not by any trick.
 
+use kinsync::http::{
+    route::{Audience, Route},
+    routes::routes,
+};
 use serde_json::Value;
 
 use crate::server::{Server, TOKEN};
@@ -18,26 +22,13 @@ fn without_a_token_set_the_admin_routes_are_closed_and_say_what_opens_them() {
 #[test]
 fn only_the_right_token_opens_every_admin_route() {
     let server = Server::start(&[]);
-    let routes = [
-        ("GET", "/api/admin/stats"),
-        ("GET", "/api/admin/users"),
-        ("GET", "/api/admin/users/x"),
-        ("POST", "/api/admin/users/x/check"),
-        ("GET", "/api/admin/users/x/explain"),
-        ("GET", "/api/admin/drift"),
-        ("GET", "/api/admin/runs"),
-        ("GET", "/api/admin/runs/x"),
-        ("POST", "/api/admin/reconcile"),
-        ("GET", "/api/admin/events"),
-        ("GET", "/api/admin/events/x"),
-        ("GET", "/api/admin/dead-letters"),
-        ("GET", "/api/admin/dead-letters/1"),
-        ("DELETE", "/api/admin/dead-letters/1"),
-        ("POST", "/api/admin/dead-letters/1/retry"),
-    ];
+    let operator = |route: &Route| route.audience == Audience::Operator;
+    let routes = routes().into_iter().filter(operator);
+    let routes = routes.map(|route| (route.verb.as_str(), route.path.replace("{id}", "1")));
     let almost = format!("Bearer {}", &TOKEN[1..]);
     let longer = format!("Bearer {TOKEN}x");
     for (method, path) in routes {
+        let path = path.as_str();
         assert_eq!(server.request(method, path, &[], "").0, 401, "{method} {path} without a token");
         for wrong in [almost.as_str(), longer.as_str(), "Bearer ", "Basic eDp5", TOKEN, "Bearer \u{fc}"] {
             let (status, _) = server.request(method, path, &[("authorization", wrong)], "");
@@ -142,6 +133,70 @@ fn unknown_routes_and_methods_are_problem_documents() {
         assert_eq!((status, &problem["status"]), (expect, &Value::from(expect)), "{method} {path}");
     }
     assert!(server.request("GET", "/", &[], "").1.contains("/api/webhook"));
+}
+
+#[test]
+fn a_405_names_every_method_of_its_path() {
+    let server = Server::start(&[("KINDE_DOMAIN", "https://acme.kinde.com")]);
+    for (path, allow) in [
+        ("/health", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+        ("/api/me", "GET, HEAD"),
+        ("/api/profile", "GET, HEAD"),
+        ("/api/webhook", "POST"),
+        ("/api/admin/users/x/check", "POST"),
+        ("/api/admin/dead-letters/1", "GET, HEAD, DELETE"),
+        ("/api/admin/dead-letters/1/retry", "POST"),
+    ] {
+        let (status, head, body) = server.exchange("PATCH", path);
+        assert_eq!(status, 405, "{path}: {body}");
+        assert!(head.contains(&format!("\r\nallow: {allow}\r\n")), "{path}: {head}");
+        assert!(body.contains(allow), "{path}: {body}");
+    }
+}
+
+#[test]
+fn without_an_issuer_the_routes_of_users_say_which_setting_enables_them() {
+    let server = Server::start(&[]);
+    for path in ["/api/me", "/api/profile", "/auth/verify", "/auth/verify/x"] {
+        let (status, body) = server.request("GET", path, &[], "");
+        assert_eq!(status, 403, "{path}: {body}");
+        assert!(body.contains("KINDE_DOMAIN"), "{path}: {body}");
+    }
+}
+
+#[test]
+fn every_route_is_counted_from_the_start_and_after_each_answer() {
+    let server = Server::start(&[]);
+    let (_, before) = server.request("GET", "/metrics", &[], "");
+    for route in routes() {
+        for class in ["2xx", "4xx", "5xx"] {
+            let series =
+                format!("kinsync_http_requests_total{{route=\"{}\",status=\"{class}\"}} 0", route.path);
+            assert!(before.contains(&series) || route.path == "/metrics", "{series} is not in\n{before}");
+        }
+    }
+    server.admin("/api/admin/users/kp_1");
+    server.request("GET", "/nowhere", &[], "");
+    server.request("POST", "/api/webhook", &[], "{}");
+    let (_, after) = server.request("GET", "/metrics", &[], "");
+    for route in ["/api/admin/users/{id}", "unmatched", "/api/webhook"] {
+        let series = format!("kinsync_http_requests_total{{route=\"{route}\",status=\"4xx\"}} 1");
+        assert!(after.contains(&series), "{series} is not in\n{after}");
+    }
+}
+
+#[test]
+fn the_description_of_the_server_is_public() {
+    let server = Server::start(&[]);
+    let (status, body) = server.request("GET", "/openapi.json", &[], "");
+    let document: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &document["openapi"]), (200, &Value::from("3.1.0")));
+    let (_, index) = server.request("GET", "/", &[], "");
+    for route in routes() {
+        assert!(!document["paths"][route.path].is_null(), "{} is not in /openapi.json", route.path);
+        assert!(index.contains(route.path), "{} is not in the index:\n{index}", route.path);
+    }
 }
 
 #[test]

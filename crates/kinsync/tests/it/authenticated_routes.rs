@@ -226,11 +226,3 @@ async fn every_refusal_has_its_reason_on_every_guarded_route_and_in_the_metrics(
     let called = tokio::time::timeout(std::time::Duration::from_millis(100), canary.accept()).await;
     assert!(called.is_err(), "a token made the server call out");
 }
-
-#[test]
-fn without_an_issuer_the_routes_are_not_there() {
-    let server = Server::start(&[]);
-    for route in GUARDED {
-        assert_eq!(server.request("GET", route, &[], "").0, 404, "{route}");
-    }
-}

@@ -50,7 +50,7 @@ fn config_check_says_yes_or_no() {
 }
 
 #[test]
-fn config_show_tells_values_origins_and_closed_doors_and_no_secret() {
+fn config_show_prints_values_origins_and_what_is_disabled_and_no_secret() {
     let vars = [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_BIND", "0.0.0.0")];
     let (code, stdout, _) = run(&["config", "show", "--port", "6000"], &vars);
     assert_eq!(code, 0);
@@ -62,7 +62,7 @@ fn config_show_tells_values_origins_and_closed_doors_and_no_secret() {
     assert_eq!(words("http.bind"), "http.bind 0.0.0.0 environment KINSYNC_BIND KINSYNC_BIND");
     assert_eq!(words("queue.kind"), "queue.kind embedded default KINSYNC_QUEUE");
     assert!(words("kinde.webhook_secret").contains("********"));
-    assert!(stdout.contains("set KINDE_DOMAIN to open"), "{stdout}");
+    assert!(stdout.contains("set KINDE_DOMAIN to enable"), "{stdout}");
     assert!(!stdout.contains(SECRET));
     let (_, json, _) = run(&["config", "show", "--json"], &vars);
     let json: Value = serde_json::from_str(&json).unwrap();
@@ -147,7 +147,7 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
     assert_eq!(code, 1);
     assert!(stderr.contains("--yes"), "{stderr}");
     assert_eq!(run(&["dead-letters", "drop", &id, "--yes"], &vars).0, 0);
-    assert_eq!(run(&["dead-letters", "list"], &vars).1, "there are none\n");
+    assert_eq!(run(&["dead-letters", "list"], &vars).1, "none found\n");
 }
 
 #[test]

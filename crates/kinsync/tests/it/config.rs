@@ -1,12 +1,13 @@
-//! The settings: every problem at once, who weighs more than whom, and what is never shown.
+//! The settings: every problem at once, the order of sources, and what is never shown.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use kinsync::config::{
     Config, Flags, Problems, SETTINGS, Sources,
-    rules::closed_doors,
+    rules::disabled,
     setting::{Secrecy, Setting},
     show,
+    source::Merged,
 };
 use secrecy::ExposeSecret;
 
@@ -72,10 +73,10 @@ fn without_any_way_to_verify_nothing_starts_and_both_ways_are_named() {
 }
 
 #[test]
-fn the_two_variables_of_the_first_try_are_enough_and_say_which_doors_are_closed() {
+fn the_two_variables_of_the_first_try_are_enough_and_say_what_is_disabled() {
     let config = Config::from_vars([SECRET, ("MONGODB_URI", "mongodb://127.0.0.1/app")]).unwrap();
-    let closed: Vec<_> = closed_doors(&config).into_iter().map(|door| door.opened_by).collect();
-    assert_eq!(closed, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN", "KINDE_M2M_CLIENT_ID"]);
+    let parts: Vec<_> = disabled(&config).into_iter().map(|part| part.enabled_by).collect();
+    assert_eq!(parts, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN", "KINDE_M2M_CLIENT_ID"]);
     assert_eq!(config.http.port, 5000);
     assert_eq!(config.http.bind.to_string(), "127.0.0.1");
     assert_eq!(config.data_dir, PathBuf::from("./kinsync-data"));
@@ -169,6 +170,34 @@ fn a_typo_in_a_variable_of_ours_is_a_warning() {
 }
 
 #[test]
+fn a_typo_in_a_variable_that_other_programs_have_too_is_a_warning_unless_the_setting_is_set() {
+    let check = |vars: &[(&str, &str)], expected: &str| {
+        let loaded = Config::load(&Sources::from_vars(vars.iter().copied())).unwrap();
+        let has = |warning: &String| warning.contains(expected);
+        assert!(loaded.warnings.iter().any(has), "{expected}: {:?}", loaded.warnings);
+    };
+    check(&[SECRET, ("MONGODB_URL", "mongodb://h/app")], "did you mean MONGODB_URI?");
+    check(&[SECRET, ("MONGO_URI", "mongodb://h/app")], "did you mean MONGODB_URI?");
+    check(&[SECRET, ("KINDE_M2M_CLIENTID", "id")], "did you mean KINDE_M2M_CLIENT_ID?");
+    let domain = ("KINDE_DOMAIN", "https://acme.kinde.com");
+    check(&[domain, ("KINDE_WEBHOOK_SECERT", "x")], "did you mean KINDE_WEBHOOK_SECRET?");
+    // Those of an application with Kinde's own libraries, in the same environment.
+    let others =
+        [("MONGODB_URI", "mongodb://h/app"), ("MONGO_URI", "x"), ("KINDE_CLIENT_ID", "x"), ("HOME", "/")];
+    let loaded = Config::load(&Sources::from_vars([SECRET].into_iter().chain(others))).unwrap();
+    assert_eq!(loaded.warnings, [""; 0]);
+}
+
+#[test]
+fn a_misspelled_or_empty_secret_is_named_where_it_is_why_nothing_starts() {
+    let found = problems(&[("KINDE_WEBHOOK_SECERT", "a-secret-of-more-than-16-characters")]);
+    assert!(found["KINDE_WEBHOOK_SECERT"].contains("did you mean KINDE_WEBHOOK_SECRET?"), "{found:?}");
+    let found = problems(&[("KINDE_WEBHOOK_SECRET", "")]);
+    assert!(found["KINDE_WEBHOOK_SECRET"].starts_with("is empty"), "{found:?}");
+    assert_eq!(found.len(), 1, "{found:?}");
+}
+
+#[test]
 fn a_short_secret_is_a_warning_and_not_a_problem() {
     let loaded = Config::load(&Sources::from_vars([("KINDE_WEBHOOK_SECRET", "test")])).unwrap();
     assert!(loaded.warnings.iter().any(|w| w.contains("KINDE_WEBHOOK_SECRET")), "{:?}", loaded.warnings);
@@ -202,7 +231,7 @@ fn no_secret_is_ever_shown() {
     vars.push(("MONGODB_URI", format!("mongodb://app:{hidden}@db.example/app")));
     vars.push(("KINDE_M2M_CLIENT_ID", "id".into()));
     let loaded = Config::load(&Sources::from_vars(vars)).unwrap();
-    let shown = show::json(&loaded.merged, &loaded.warnings, &closed_doors(&loaded.config)).to_string();
+    let shown = shown(&loaded.merged);
     assert!(!shown.contains(hidden), "{shown}");
     assert!(shown.contains("mongodb://********@db.example/app"), "{shown}");
     assert!(!format!("{:?}", loaded.config).contains(hidden));
@@ -216,7 +245,7 @@ fn a_password_in_the_address_of_something_else_is_refused_and_not_shown() {
         let sources = Sources::from_vars([SECRET, (name, &format!("https://me:{hidden}@example.com"))]);
         let told = Config::load(&sources).unwrap_err().to_string();
         assert!(told.contains(name) && !told.contains(hidden), "{told}");
-        let shown = show::json(&sources.merge(&mut Vec::new()), &[], &[]).to_string();
+        let shown = shown(&sources.merge(&mut Vec::new()));
         assert!(!shown.contains(hidden), "{shown}");
         assert!(shown.contains("https://********@example.com"), "{shown}");
     }
@@ -259,4 +288,8 @@ fn every_example_and_default_of_the_table_is_right() {
         }
         assert!(std::ptr::eq(Setting::of(setting.env), setting), "{} is there twice", setting.env);
     }
+}
+
+fn shown(merged: &Merged) -> String {
+    serde_json::to_string(&show::Document::new(merged, Vec::new(), Vec::new())).unwrap()
 }

@@ -49,7 +49,7 @@ struct Examined {
 impl Examined {
     #[track_caller]
     fn of(&self, id: &str) -> (&str, String) {
-        let finding = self.findings.iter().find(|finding| finding["id"] == id).expect("every check is told");
+        let finding = self.findings.iter().find(|finding| finding["id"] == id).expect("every check is there");
         let text = |key: &str| finding[key].as_str().unwrap_or_default();
         (text("status"), format!("{} > {}", text("found"), text("fix")))
     }
@@ -135,8 +135,8 @@ async fn where_all_is_well_everything_is_ok() {
             examined.is(id, "ok", &[]);
         }
     }
-    examined.is("server.health", "ok", &["the last one came"]);
-    examined.is("kinde.webhook", "ok", &["Kinde does not show whether it disabled it"]);
+    examined.is("server.health", "ok", &["the last one "]);
+    examined.is("kinde.webhook", "ok", &["Kinde does not show whether it disabled the webhook"]);
     assert_eq!((tenant.webhooks(), files(&app.data_dir())), (webhooks, folder), "nothing is changed");
     let ran = tenant.run(&["doctor"]);
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
@@ -154,7 +154,7 @@ async fn nothing_is_written_where_nothing_is() {
     tenant.set("KINSYNC_DATA_DIR", folder.display().to_string());
     let examined = examine(&tenant, &[]);
     examined.is("mongodb.indexes", "warning", &["kinsync_kindeId", "start `kinsync serve`"]);
-    examined.is("data_dir.access", "ok", &["not there yet"]).is(
+    examined.is("data_dir.access", "ok", &["does not exist yet"]).is(
         "data_dir.fsync",
         "skipped",
         &["kinsync serve"],
@@ -183,7 +183,7 @@ async fn a_wrong_secret_is_told_apart_from_a_kinde_that_is_away() {
     tenant.set("KINDE_M2M_CLIENT_SECRET", right).set("KINDE_DOMAIN", "http://127.0.0.1:9");
     let examined = examine(&tenant, &[]);
     examined.is("kinde.keys", "failed", &["http://127.0.0.1:9", "check KINDE_DOMAIN"]);
-    examined.is("kinde.credentials", "failed", &["no complete answer", "check KINDE_DOMAIN"]);
+    examined.is("kinde.credentials", "failed", &["no complete response", "check KINDE_DOMAIN"]);
     examined.is("kinde.issuers", "skipped", &["kinde.keys"]).is("kinde.clock", "skipped", &[]);
     tenant.unset("KINDE_M2M_CLIENT_ID").unset("KINDE_M2M_CLIENT_SECRET");
     examine(&tenant, &[]).is("kinde.credentials", "warning", &["KINDE_M2M_CLIENT_ID"]);
@@ -252,7 +252,7 @@ async fn a_webhook_that_does_not_deliver_here_is_failed() {
 async fn event_types_that_nobody_knows_are_a_warning_and_missing_ones_a_failure() {
     let types = event_types(&[], &["user.abducted"]);
     let tenant = Tenant::with(Config { event_types: types, ..Config::default() }).await;
-    examine(&tenant, &[]).is("kinde.event_types", "warning", &["user.abducted", "newer kinsync"]);
+    examine(&tenant, &[]).is("kinde.event_types", "warning", &["user.abducted", "newer version"]);
     let types = event_types(&["user.deleted"], &[]);
     let tenant = Tenant::with(Config { event_types: types, ..Config::default() }).await;
     examine(&tenant, &[]).is("kinde.event_types", "failed", &["Kinde has no user.deleted", "KINDE_DOMAIN"]);
@@ -455,7 +455,7 @@ async fn a_data_folder_that_cannot_be_used_is_failed() {
     // Nobody, not even root, makes a file there, and it has no room.
     check(&mut tenant, "/proc", "data_dir.access", "failed", &["cannot be written", "KINSYNC_DATA_DIR"]);
     check(&mut tenant, "/proc", "data_dir.fsync", "skipped", &["data_dir.access"]);
-    check(&mut tenant, "/proc", "data_dir.space", "failed", &["0 B free", "more room"]);
+    check(&mut tenant, "/proc", "data_dir.space", "failed", &["0 B free", "more space"]);
     let open = tenant.folder.path().join("open");
     std::fs::create_dir(&open).unwrap();
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
@@ -470,7 +470,7 @@ async fn something_else_at_the_address_of_the_server_is_not_taken_for_it() {
     let mut tenant = Tenant::start().await;
     let kinde = tenant.kinde.issuer().to_owned();
     let examined = examine(&tenant, &["--server", &kinde]);
-    examined.is("server.health", "warning", &["is not kinsync", "--server"]);
+    examined.is("server.health", "warning", &["not this version of kinsync", "--server"]);
     tenant.set("PORT", "0");
     examine(&tenant, &[]).is("server.health", "skipped", &["--server"]);
 }
@@ -497,7 +497,7 @@ async fn health_is_asked_for_where_it_is_and_not_where_the_admin_routes_are() {
     let examined = examine(&tenant, &[]);
     examined.is("server.health", "ok", &[&metrics]);
     let kinde = tenant.kinde.issuer().to_owned();
-    examine(&tenant, &["--server", &kinde]).is("server.health", "warning", &["is not kinsync"]);
+    examine(&tenant, &["--server", &kinde]).is("server.health", "warning", &["not this version of kinsync"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

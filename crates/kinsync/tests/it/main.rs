@@ -14,6 +14,7 @@ mod durability;
 mod forward_auth;
 mod one_command;
 mod reconcile;
+mod reference;
 mod request_path;
 mod server;
 mod tenant;

@@ -333,9 +333,9 @@ async fn a_row_from_before_kinsync_becomes_the_users_who_signs_in_with_its_verif
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn adopt_lists_what_would_be_adopted_and_what_conflicts_and_then_does_it() {
+async fn link_lists_what_would_be_linked_and_what_conflicts_and_then_does_it() {
     let mongo = TestMongo::shared().await;
-    let town = Town::with(mongo, 1, &[("KINSYNC_ADOPT_BY_EMAIL", "never")]).await;
+    let town = Town::with(mongo, 1, &[("KINSYNC_LINK_BY_EMAIL", "never")]).await;
     for (id, email) in
         [("own", "ada@example.com"), ("other", "eve@example.com"), ("lone", "nobody@example.com")]
     {
@@ -347,34 +347,34 @@ async fn adopt_lists_what_would_be_adopted_and_what_conflicts_and_then_does_it()
         assert_eq!(town.ask(0, "/api/profile", &town.token(&user)).await.status, 200);
     }
     let ada = town.kinde.user_by_email("ada@example.com").unwrap().id;
-    let adopt = |args: &[&str], vars: &[(&str, &str)]| {
+    let link = |args: &[&str], vars: &[(&str, &str)]| {
         let (uri, database) = (mongo.uri(), town.users.namespace().db);
         let usual =
             [("MONGODB_URI", &*uri), ("KINSYNC_DATABASE", &*database), ("KINDE_WEBHOOK_SECRET", SECRET)];
         let output =
-            kinsync(&[&["adopt"], args].concat(), &usual).envs(vars.iter().copied()).output().unwrap();
+            kinsync(&[&["link"], args].concat(), &usual).envs(vars.iter().copied()).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
     };
-    let (code, said, _) = adopt(&["--dry-run"], &[]);
+    let (code, said, _) = link(&["--dry-run"], &[]);
     assert_eq!(code, 0);
     let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(words.contains(&format!("own {ada} would be adopted nothing to do")), "{said}");
+    assert!(words.contains(&format!("own {ada} would be linked nothing to do")), "{said}");
     assert!(words.contains("not verified the user signs in"), "{said}");
     assert!(said.ends_with(
-        "3 rows of yours have an address: 1 would be adopted, 1 cannot be, 1 belong to nobody at Kinde\n"
+        "3 documents of your application have an email address: 1 would be linked, 1 cannot be linked, 1 match no user\n"
     ));
     assert_eq!(town.users.count_documents(doc! { "_id": "own", "kindeId": &ada }).await.unwrap(), 0);
-    let (code, _, stderr) = adopt(&[], &[("KINSYNC_ADOPT_BY_EMAIL", "never")]);
+    let (code, _, stderr) = link(&[], &[("KINSYNC_LINK_BY_EMAIL", "never")]);
     assert_eq!(code, 1);
-    assert!(stderr.contains("KINSYNC_ADOPT_BY_EMAIL=verified"), "{stderr}");
-    let (code, json, _) = adopt(&["--json"], &[]);
+    assert!(stderr.contains("KINSYNC_LINK_BY_EMAIL=verified"), "{stderr}");
+    let (code, json, _) = link(&["--json"], &[]);
     let json: Value = serde_json::from_str(&json).unwrap();
-    assert_eq!((code, &json["adopted"], &json["conflicts"]), (0, &1.into(), &1.into()), "{json}");
+    assert_eq!((code, &json["linked"], &json["conflicts"]), (0, &1.into(), &1.into()), "{json}");
     let mine = doc! { "_id": "own", "kindeId": &ada, "plan": "pro", "emailConflict": { "$exists": false } };
     assert_eq!(town.users.count_documents(mine).await.unwrap(), 1);
-    let (code, _, stderr) = adopt(&["--dry-run"], &[("KINSYNC_DATABASE", "nobody_is_loaded_here")]);
+    let (code, _, stderr) = link(&["--dry-run"], &[("KINSYNC_DATABASE", "nobody_is_loaded_here")]);
     assert!(code == 1 && stderr.contains("run `kinsync backfill` first"), "{stderr}");
-    let (code, _, stderr) = adopt(&["--mongodb-uri", ""], &[("MONGODB_URI", "")]);
+    let (code, _, stderr) = link(&["--mongodb-uri", ""], &[("MONGODB_URI", "")]);
     assert!(code != 0 && stderr.contains("MONGODB_URI"), "{stderr}");
 }

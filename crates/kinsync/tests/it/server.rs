@@ -86,6 +86,17 @@ impl Server {
         answer(&mut stream)
     }
 
+    /// One request without a body on its own connection: status, head and body.
+    pub(crate) fn exchange(&self, method: &str, path: &str) -> (u16, String, String) {
+        let mut stream = self.connect();
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        (status, format!("{head}\r\n"), body.to_owned())
+    }
+
     /// A GET with the admin token.
     pub(crate) fn admin(&self, path: &str) -> (u16, Value) {
         let (status, body) = self.request("GET", path, &[("authorization", &format!("Bearer {TOKEN}"))], "");

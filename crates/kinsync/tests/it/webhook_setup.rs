@@ -29,11 +29,11 @@ async fn setup_makes_one_webhook_however_often_it_runs_and_deliveries_arrive() {
     tenant.set("KINSYNC_PUBLIC_URL", app.url(""));
     let dry = tenant.run(&["webhook", "setup", "--dry-run"]);
     assert_eq!((dry.code, tenant.webhooks()), (0, vec![]), "{}", dry.stderr);
-    assert!(dry.stdout.starts_with("would make a webhook"), "{}", dry.stdout);
+    assert!(dry.stdout.starts_with("would create the webhook"), "{}", dry.stdout);
     let first = tenant.run(&["webhook", "setup"]);
     assert_eq!(first.code, 0, "{}", first.stderr);
     assert!(
-        first.stdout.starts_with("made a webhook") && first.stdout.contains("user.deleted"),
+        first.stdout.starts_with("created the webhook") && first.stdout.contains("user.deleted"),
         "{}",
         first.stdout
     );
@@ -177,7 +177,7 @@ async fn a_webhook_that_cannot_be_looked_for_is_said_to_be_unsure() {
     let tenant = Tenant::start().await;
     let ran = setup_struck_times(&tenant, FaultKind::Status { status: 503 }, 100);
     assert_eq!(ran.code, 1);
-    assert!(ran.stderr.contains("not known whether Kinde made the webhook"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("not known whether Kinde created the webhook"), "{}", ran.stderr);
     assert!(ran.stderr.contains("run the command again") && !ran.stderr.contains("scopes"), "{}", ran.stderr);
 }
 
@@ -189,7 +189,7 @@ async fn where_kinde_refuses_one_more_webhook_its_plan_is_named() {
     tenant.add_webhook(OTHER, &[]);
     let ran = setup_struck_by(&tenant, FaultKind::Status { status: 400 });
     assert!(
-        ran.code == 1 && ran.stderr.contains("it has 1 already, and its free plan allows one"),
+        ran.code == 1 && ran.stderr.contains("1 exist already, and its free plan allows one"),
         "{}",
         ran.stderr
     );
@@ -205,7 +205,7 @@ async fn http_to_another_machine_is_refused_with_the_reason() {
         let ran = tenant.run(&[&["webhook", "setup"], &args[..]].concat());
         assert_eq!((ran.code, tenant.webhooks()), (78, vec![]));
         assert!(
-            ran.stderr.contains("must start with `https://`: Kinde delivers to nothing else"),
+            ran.stderr.contains("must start with `https://`: Kinde delivers to no other address"),
             "{}",
             ran.stderr
         );

@@ -1,0 +1,97 @@
+//! Deliveries set aside because they could not be processed.
+
+use kinsync_engine::queue;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Time, payload};
+
+/// Which dead letters to list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DeadLettersQuery {
+    /// Continue after this dead letter: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
+    /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// A page of dead letters, oldest first.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterPage {
+    /// The dead letters, without their payload.
+    pub dead_letters: Vec<DeadLetterSummary>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+}
+
+/// A dead letter, without its payload.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeadLetterSummary {
+    /// Identifies the dead letter.
+    pub id: u64,
+    /// The id of the event.
+    pub event_id: String,
+    /// The verification scheme that accepted the delivery.
+    pub scheme: String,
+    /// When kinsync received the delivery.
+    pub received_at: Time,
+    /// When it was set aside.
+    pub dead_at: Time,
+    /// Why it was set aside.
+    pub reason: String,
+}
+
+/// A dead letter.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeadLetter {
+    #[serde(flatten)]
+    #[expect(missing_docs, reason = "its fields are those of the document")]
+    pub summary: DeadLetterSummary,
+    /// The event as it was sent; a text where it is not valid JSON.
+    pub payload: serde_json::Value,
+}
+
+/// What was done with a dead letter.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeadLetterChanged {
+    /// Identifies the dead letter.
+    pub id: u64,
+    /// What was done with it.
+    pub status: DeadLetterStatus,
+}
+
+/// What was done with a dead letter.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadLetterStatus {
+    /// It is in the queue again.
+    Queued,
+    /// It was removed.
+    Dropped,
+}
+
+impl From<&queue::DeadLetter> for DeadLetterSummary {
+    fn from(letter: &queue::DeadLetter) -> Self {
+        Self {
+            id: letter.id,
+            event_id: letter.event_id.clone(),
+            scheme: letter.scheme.clone(),
+            received_at: letter.received_at.into(),
+            dead_at: letter.dead_at.into(),
+            reason: letter.reason.clone(),
+        }
+    }
+}
+
+impl From<&queue::DeadLetter> for DeadLetter {
+    fn from(letter: &queue::DeadLetter) -> Self {
+        Self { summary: letter.into(), payload: payload(&letter.payload) }
+    }
+}

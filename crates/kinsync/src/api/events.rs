@@ -1,0 +1,87 @@
+//! The event log.
+
+use kinsync_engine::store::LoggedEvent;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{Time, payload};
+
+/// Which events to list.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct EventsQuery {
+    /// Only events of this user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Only events of this type, such as `user.updated`.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[param(rename = "type")]
+    pub event_type: Option<String>,
+    /// Continue after this event: `next` of the page before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// A page of the event log, newest received first.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct EventPage {
+    /// The events, without their payload.
+    pub events: Vec<EventSummary>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A verified event, without its payload.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EventSummary {
+    /// The id that Kinde signed. Unique in the log.
+    pub event_id: String,
+    /// The type, such as `user.updated`; empty when the event could not be decoded.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// The user that the event is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// When it happened, by Kinde's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// When kinsync received it.
+    pub received_at: Time,
+    /// The verification scheme that accepted it.
+    pub scheme: String,
+}
+
+/// A verified event.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Event {
+    #[serde(flatten)]
+    #[expect(missing_docs, reason = "its fields are those of the document")]
+    pub summary: EventSummary,
+    /// The event as Kinde sent it; a text where it is not valid JSON.
+    pub payload: serde_json::Value,
+}
+
+impl From<&LoggedEvent> for EventSummary {
+    fn from(event: &LoggedEvent) -> Self {
+        Self {
+            event_id: event.event_id.clone(),
+            event_type: event.event_type.clone(),
+            user: event.user.clone(),
+            at: event.at.map(Time::from),
+            received_at: event.received_at.into(),
+            scheme: event.scheme.clone(),
+        }
+    }
+}
+
+impl From<&LoggedEvent> for Event {
+    fn from(event: &LoggedEvent) -> Self {
+        Self { summary: event.into(), payload: payload(&event.payload) }
+    }
+}

@@ -1,0 +1,146 @@
+//! Why a user is as it is.
+
+use kinsync_core::{Identity, Organization, Value};
+use kinsync_engine::{explain as engine, reconcile::record};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Time, runs::DriftKind, users::User};
+
+/// Every observation of a user that is known, what came of each, and what the next scan would do.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// The stored user; absent when only events are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<User>,
+    /// The observations, oldest first. Events are complete; of reads of Kinde and of tokens only values that still hold
+    /// are known.
+    pub observations: Vec<Observation>,
+    /// Whether older events exist that are not among the observations.
+    pub older_events_omitted: bool,
+    /// What the next scan would do with the user.
+    pub next_scan: NextScan,
+}
+
+/// One observation of a user.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Observation {
+    /// When it was true, by Kinde's clock; absent for a token, which every other source supersedes, and for an event
+    /// that could not be decoded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Time>,
+    /// When kinsync received it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub received_at: Option<Time>,
+    /// An event type, `read` or `token`.
+    pub kind: String,
+    /// The id of the event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    /// What came of it.
+    pub outcome: String,
+    /// The values that it carried.
+    pub fields: Vec<ObservedField>,
+}
+
+/// The value of one field in an observation.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObservedField {
+    /// The key in the user document.
+    pub field: String,
+    /// The value, as the user document shows it.
+    pub value: FieldValue,
+    /// Whether the stored user has this value from this observation.
+    pub is_current: bool,
+    /// The observation that replaced the value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superseded_by: Option<String>,
+}
+
+/// The value of a field, as the user document shows it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum FieldValue {
+    /// No value.
+    Null,
+    /// Yes or no.
+    Flag(bool),
+    /// An instant.
+    Time(Time),
+    /// A text.
+    Text(String),
+    /// Organization codes.
+    Codes(Vec<String>),
+    /// Memberships.
+    Organizations(Vec<Organization>),
+    /// Sign-in identities.
+    Identities(Vec<Identity>),
+}
+
+/// What the next scan would do with a user.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", tag = "result")]
+pub enum NextScan {
+    /// Nothing: the stored user equals Kinde's.
+    Unchanged,
+    /// It would find a difference.
+    Drift {
+        /// How the user differs.
+        kind: DriftKind,
+        /// The fields that differ.
+        fields: Vec<String>,
+    },
+    /// Kinde could not be read.
+    Unknown {
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl From<&Value> for FieldValue {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Flag(flag) => Self::Flag(*flag),
+            Value::Time(at) => Self::Time((*at).into()),
+            Value::Text(text) => Self::Text(text.to_string()),
+            Value::Organizations(list) => Self::Organizations(list.clone()),
+            Value::Codes(list) => Self::Codes(list.clone()),
+            Value::Identities(list) => Self::Identities(list.clone()),
+        }
+    }
+}
+
+impl From<&engine::Told> for Observation {
+    fn from(told: &engine::Told) -> Self {
+        Self {
+            at: told.at.map(Time::from),
+            received_at: told.received_at.map(Time::from),
+            kind: told.kind.clone(),
+            event_id: told.event_id.clone(),
+            outcome: told.fate.clone(),
+            fields: told.fields.iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl From<&engine::Word> for ObservedField {
+    fn from(word: &engine::Word) -> Self {
+        Self {
+            field: word.field.to_owned(),
+            value: (&word.value).into(),
+            is_current: word.is_set,
+            superseded_by: word.overtaken_by.clone(),
+        }
+    }
+}
+
+impl From<&record::Drift> for NextScan {
+    fn from(drift: &record::Drift) -> Self {
+        let fields = drift.fields.iter().map(|field| field.key().to_owned()).collect();
+        Self::Drift { kind: drift.kind.into(), fields }
+    }
+}

@@ -1,0 +1,277 @@
+//! Scans of all users at Kinde, and what they found.
+
+use std::collections::BTreeMap;
+
+use kinsync_core::{Field, Source};
+use kinsync_engine::reconcile::record;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Time, health::WebhookSilence};
+
+/// The scans that are kept, newest first.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct RunList {
+    /// The scans, without examples.
+    pub runs: Vec<RunSummary>,
+}
+
+/// A scan, without examples.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// Identifies the scan.
+    pub id: String,
+    /// What it was to do.
+    pub mode: RunMode,
+    /// The run whose held deletions it carried out, in mode `approve`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approves: Option<String>,
+    /// When it started.
+    pub started_at: Time,
+    /// When it ended; absent while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
+    /// How it ended.
+    pub outcome: RunOutcome,
+    /// Why it failed, in outcome `failed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the previous complete scan started; absent when there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Pages that were read from Kinde.
+    pub pages: u64,
+    /// Users on these pages.
+    pub users: u64,
+    /// Users whose stored state equals Kinde's.
+    pub unchanged: u64,
+    /// Users that differed, by kind of difference.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub drift: BTreeMap<DriftKind, u64>,
+    /// Users with a different value, by field.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub fields: BTreeMap<Field, u64>,
+    /// Users whose change no webhook delivered although an event exists for it.
+    pub missed_by_webhook: u64,
+    /// These users, by the source of what was known before; `nothing` for users that were not known.
+    pub previous_source: BTreeMap<String, u64>,
+    /// Users that changed since the previous scan, by the source of their newest change.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    pub changes_by_source: BTreeMap<Source, u64>,
+}
+
+/// A scan.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Run {
+    #[serde(flatten)]
+    #[expect(missing_docs, reason = "its fields are those of the document")]
+    pub summary: RunSummary,
+    /// Some of the users that differed, at most 50.
+    pub examples: Vec<Drift>,
+}
+
+/// What a scan is to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunMode {
+    /// Load all users and delete none.
+    Backfill,
+    /// Find and repair every difference.
+    Reconcile,
+    /// Find every difference and change nothing.
+    DryRun,
+    /// Reconcile, and carry out deletions that an earlier run held.
+    Approve,
+}
+
+/// How a scan ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RunOutcome {
+    /// It has not ended.
+    Running,
+    /// Every user was compared.
+    Complete,
+    /// Every user was compared, by this run and an interrupted one that it continued; deletions were not looked for.
+    Resumed,
+    /// The process ended before the scan did.
+    Interrupted,
+    /// It could not continue.
+    Failed,
+}
+
+/// How a stored user differed from Kinde's.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DriftKind {
+    /// Exists at Kinde and not in the store, or is known there from a token alone.
+    Missing,
+    /// A field that events carry has another value.
+    Changed,
+    /// Only fields that no event carries differ.
+    FilledIn,
+    /// Only the time of the last sign-in differs.
+    SignedIn,
+    /// Deleted at Kinde and not in the store.
+    Deleted,
+    /// Deleted at Kinde; the deletion is held until an operator approves it.
+    DeletionHeld,
+    /// Deleted in the store; two reads of Kinde confirm that the user exists.
+    Restored,
+    /// Deleted by an event and listed by Kinde; left deleted.
+    ListedAfterDeletion,
+    /// The store rejects the document.
+    Rejected,
+    /// Kinde gave no clear answer; left as it is.
+    Undetermined,
+}
+
+/// A user that differed.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// The Kinde id.
+    pub user: String,
+    /// How the user differed.
+    pub kind: DriftKind,
+    /// The fields that differed.
+    #[schema(value_type = Vec<String>)]
+    pub fields: Vec<Field>,
+    /// The newest change that was known, by Kinde's clock; absent for users that were not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_at: Option<Time>,
+    /// The source of that change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub previous_source: Option<Source>,
+}
+
+/// What the newest complete scan found.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DriftReport {
+    /// The newest complete scan; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<Run>,
+    /// Why the webhook is probably disabled; absent while it works.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook_silence: Option<WebhookSilence>,
+}
+
+/// A request for a scan. An empty body requests a scan that approves nothing.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScanRequest {
+    /// Carry out the deletions that this run held, if they are still right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approve: Option<String>,
+}
+
+/// The scan was requested; a process that shares the store starts it within seconds.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScanRequested {
+    /// When the request was recorded.
+    pub requested_at: Time,
+    /// The run whose held deletions are approved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approve: Option<String>,
+}
+
+impl From<&record::Run> for RunSummary {
+    fn from(run: &record::Run) -> Self {
+        let (mode, approves) = match &run.wish {
+            record::Wish::Backfill => (RunMode::Backfill, None),
+            record::Wish::Reconcile => (RunMode::Reconcile, None),
+            record::Wish::Dry => (RunMode::DryRun, None),
+            record::Wish::Approve(run) => (RunMode::Approve, Some(run.clone())),
+        };
+        let (outcome, reason) = match &run.outcome {
+            record::Outcome::Running => (RunOutcome::Running, None),
+            record::Outcome::Complete => (RunOutcome::Complete, None),
+            record::Outcome::Resumed => (RunOutcome::Resumed, None),
+            record::Outcome::Cut => (RunOutcome::Interrupted, None),
+            record::Outcome::Failed { reason } => (RunOutcome::Failed, Some(reason.clone())),
+        };
+        let tally = &run.tally;
+        Self {
+            id: run.id.clone(),
+            mode,
+            approves,
+            started_at: run.started_at.into(),
+            ended_at: run.ended_at.map(Time::from),
+            outcome,
+            reason,
+            since: run.before.map(|before| before.began.into()),
+            pages: tally.pages,
+            users: tally.users,
+            unchanged: tally.unchanged,
+            drift: tally.drift.iter().map(|(kind, count)| ((*kind).into(), *count)).collect(),
+            fields: tally.fields.clone(),
+            missed_by_webhook: tally.missed(),
+            previous_source: tally.known_from.clone(),
+            changes_by_source: tally.arrived.clone(),
+        }
+    }
+}
+
+impl From<&record::Run> for Run {
+    fn from(run: &record::Run) -> Self {
+        Self { summary: run.into(), examples: run.tally.examples.iter().map(Into::into).collect() }
+    }
+}
+
+impl From<record::Kind> for DriftKind {
+    fn from(kind: record::Kind) -> Self {
+        match kind {
+            record::Kind::Missing => Self::Missing,
+            record::Kind::Changed => Self::Changed,
+            record::Kind::Filled => Self::FilledIn,
+            record::Kind::SignedIn => Self::SignedIn,
+            record::Kind::Gone => Self::Deleted,
+            record::Kind::Held => Self::DeletionHeld,
+            record::Kind::Restored => Self::Restored,
+            record::Kind::Listed => Self::ListedAfterDeletion,
+            record::Kind::Rejected => Self::Rejected,
+            record::Kind::Unknown => Self::Undetermined,
+        }
+    }
+}
+
+impl From<&record::Drift> for Drift {
+    fn from(drift: &record::Drift) -> Self {
+        Self {
+            user: drift.user.to_string(),
+            kind: drift.kind.into(),
+            fields: drift.fields.clone(),
+            known_at: drift.known_at.map(Time::from),
+            previous_source: drift.known_from,
+        }
+    }
+}
+
+impl RunMode {
+    /// The name in JSON and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Backfill => "backfill",
+            Self::Reconcile => "reconcile",
+            Self::DryRun => "dry_run",
+            Self::Approve => "approve",
+        }
+    }
+}
+
+impl RunOutcome {
+    /// The name in JSON and in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Complete => "complete",
+            Self::Resumed => "resumed",
+            Self::Interrupted => "interrupted",
+            Self::Failed => "failed",
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! How much is stored and queued.
+
+use kinsync_engine::{queue, store};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Time;
+
+/// How much is stored and queued.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Stats {
+    /// The store.
+    pub store: StoreStats,
+    /// The queue.
+    pub queue: QueueStats,
+}
+
+/// How much is stored. Estimates.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreStats {
+    /// Users that are not deleted.
+    pub live_users: u64,
+    /// Deleted users, kept as tombstones.
+    pub deleted_users: u64,
+    /// Events in the log.
+    pub events: u64,
+}
+
+/// How much is queued.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct QueueStats {
+    /// Deliveries that are accepted and not yet processed.
+    pub depth: u64,
+    /// When the oldest of them was received; absent when there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_received_at: Option<Time>,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Deliveries set aside.
+    pub dead_letters: u64,
+}
+
+impl From<store::Counts> for StoreStats {
+    fn from(counts: store::Counts) -> Self {
+        let store::Counts { live_users, deleted_users, events } = counts;
+        Self { live_users, deleted_users, events }
+    }
+}
+
+impl From<&queue::Stats> for QueueStats {
+    fn from(stats: &queue::Stats) -> Self {
+        Self {
+            depth: stats.depth,
+            oldest_received_at: stats.oldest_received_at.map(Time::from),
+            bytes: stats.bytes,
+            dead_letters: stats.dead_letters,
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Instants as RFC 3339 text in UTC with microseconds, such as `2024-05-01T07:41:45.592145Z`.
+
+use std::fmt;
+
+use kinsync_core::{Micros, rfc3339};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An instant, as RFC 3339 text in UTC with microseconds.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
+#[schema(value_type = String, format = DateTime, example = "2024-05-01T07:41:45.592145Z")]
+pub struct Time(#[serde(with = "rfc3339")] Micros);
+
+impl From<Micros> for Time {
+    fn from(at: Micros) -> Self {
+        Self(at)
+    }
+}
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&rfc3339::format(self.0))
+    }
+}

@@ -1,0 +1,324 @@
+//! One route: method, path, audience, handler and description. The constructors tie a handler to the check that its
+//! audience has to pass, and to the types that `/openapi.json` describes, so that neither can be forgotten.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{FromRequest, FromRequestParts, Path, Query, Request, State},
+    handler::Handler,
+    response::IntoResponse,
+    routing::{MethodFilter, MethodRouter, any, on},
+};
+use http::{StatusCode, header, request};
+use kinsync_tower::Problem;
+use serde::{Serialize, de::DeserializeOwned};
+use utoipa::{IntoParams, ToSchema, openapi::path::OperationBuilder};
+
+use super::{
+    admin,
+    answer::{Failure, Result},
+    openapi::{self, Schemas},
+};
+use crate::app::AppState;
+
+/// The methods of a route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verb {
+    /// GET, and HEAD with it.
+    Get,
+    /// POST.
+    Post,
+    /// DELETE.
+    Delete,
+    /// Every method.
+    Any,
+}
+
+impl Verb {
+    /// The name in the index.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+            Self::Any => "ANY",
+        }
+    }
+
+    /// What an `Allow` header says.
+    pub fn allow(self) -> &'static str {
+        match self {
+            Self::Get => "GET, HEAD",
+            Self::Post | Self::Delete | Self::Any => self.as_str(),
+        }
+    }
+
+    fn router<H, T>(self, handler: H) -> MethodRouter<Arc<AppState>>
+    where
+        H: Handler<T, Arc<AppState>>,
+        T: 'static,
+    {
+        match self {
+            Self::Get => on(MethodFilter::GET, handler),
+            Self::Post => on(MethodFilter::POST, handler),
+            Self::Delete => on(MethodFilter::DELETE, handler),
+            Self::Any => any(handler),
+        }
+    }
+}
+
+/// What may use a route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Audience {
+    /// Senders of signed deliveries.
+    Sender,
+    /// Users with an access token.
+    User,
+    /// Operators with the admin token.
+    Operator,
+    /// Load balancers and Prometheus; on an address of their own where one is configured.
+    Monitoring,
+    /// Everyone.
+    Public,
+}
+
+impl Audience {
+    /// In the order of the index.
+    pub const ALL: [Self; 5] = [Self::Sender, Self::User, Self::Operator, Self::Monitoring, Self::Public];
+
+    /// The heading in the index and the reference.
+    pub fn heading(self) -> &'static str {
+        match self {
+            Self::Sender => "Deliveries, with a signature",
+            Self::User => "Users, with an access token",
+            Self::Operator => "Operators, with the admin token",
+            Self::Monitoring => "Monitoring",
+            Self::Public => "Description",
+        }
+    }
+}
+
+/// Adds parameters, body and responses to the description of a route.
+pub type Describe = fn(OperationBuilder, &mut Schemas) -> OperationBuilder;
+
+/// One route.
+#[derive(Debug)]
+pub struct Route {
+    /// The methods.
+    pub verb: Verb,
+    /// The path, with `{id}` for a variable segment. Also the `route` label of the request metrics.
+    pub path: &'static str,
+    /// More paths of the same route.
+    pub aliases: &'static [&'static str],
+    /// One sentence.
+    pub summary: &'static str,
+    /// What may use it.
+    pub audience: Audience,
+    /// `None`: [`super::front`] answers it.
+    pub handler: Option<MethodRouter<Arc<AppState>>>,
+    /// The rest of its description.
+    pub describe: Describe,
+}
+
+impl Route {
+    /// The same route under more paths.
+    #[must_use]
+    pub fn also_at(self, aliases: &'static [&'static str]) -> Self {
+        Self { aliases, ..self }
+    }
+}
+
+/// A route for operators. The handler runs after the admin token was verified; its input and output are described by
+/// their types.
+pub fn operator<I, O, F>(
+    verb: Verb,
+    path: &'static str,
+    summary: &'static str,
+    handler: fn(Arc<AppState>, I) -> F,
+) -> Route
+where
+    I: Input + 'static,
+    O: Serialize + ToSchema + 'static,
+    F: Future<Output = Result<O>> + Send + 'static,
+{
+    let run = move |State(state): State<Arc<AppState>>, request: Request| async move {
+        admin::authorize(&state, request.headers())?;
+        let outcome = match I::read(request, &state).await {
+            Ok(input) => handler(state, input).await,
+            Err(failure) => Err(failure),
+        };
+        Ok::<_, Failure>(match outcome {
+            Ok(document) => Json(document).into_response(),
+            Err(failure) => failure.into_operator_response(),
+        })
+    };
+    Route {
+        verb,
+        path,
+        aliases: &[],
+        summary,
+        audience: Audience::Operator,
+        handler: Some(verb.router(run)),
+        describe: |operation, schemas| {
+            openapi::answers::<O>(I::describe(operation, schemas), StatusCode::OK, schemas)
+        },
+    }
+}
+
+/// A route for users. Its handler runs behind the layer that verifies the access token and loads the user.
+pub fn user<H, T>(
+    verb: Verb,
+    path: &'static str,
+    summary: &'static str,
+    handler: H,
+    describe: Describe,
+) -> Route
+where
+    H: Handler<T, Arc<AppState>>,
+    T: 'static,
+{
+    let handler = Some(verb.router(handler));
+    Route { verb, path, aliases: &[], summary, audience: Audience::User, handler, describe }
+}
+
+/// A route that [`super::front`] answers without a router.
+pub fn direct(
+    verb: Verb,
+    path: &'static str,
+    audience: Audience,
+    summary: &'static str,
+    describe: Describe,
+) -> Route {
+    Route { verb, path, aliases: &[], summary, audience, handler: None, describe }
+}
+
+/// A route for monitoring that answers 200 or 503 with one document.
+pub fn probe<O>(path: &'static str, summary: &'static str, look: fn(&AppState) -> (StatusCode, O)) -> Route
+where
+    O: Serialize + ToSchema + 'static,
+{
+    let run = move |State(state): State<Arc<AppState>>| async move {
+        let (status, document) = look(&state);
+        (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
+    };
+    Route {
+        verb: Verb::Get,
+        path,
+        aliases: &[],
+        summary,
+        audience: Audience::Monitoring,
+        handler: Some(Verb::Get.router(run)),
+        describe: |operation, schemas| {
+            let operation = openapi::answers::<O>(operation, StatusCode::OK, schemas);
+            openapi::answers::<O>(operation, StatusCode::SERVICE_UNAVAILABLE, schemas)
+        },
+    }
+}
+
+/// A route that answers a text.
+pub fn text(
+    path: &'static str,
+    audience: Audience,
+    summary: &'static str,
+    media_type: &'static str,
+    write: fn(&AppState) -> String,
+) -> Route {
+    let run = move |State(state): State<Arc<AppState>>| async move {
+        ([(header::CONTENT_TYPE, media_type)], write(&state)).into_response()
+    };
+    Route {
+        verb: Verb::Get,
+        path,
+        aliases: &[],
+        summary,
+        audience,
+        handler: Some(Verb::Get.router(run)),
+        describe: |operation, _| openapi::answers_text(operation),
+    }
+}
+
+/// What a handler for operators reads from a request.
+pub trait Input: Sized + Send {
+    /// Reads it. The failure names what is wrong.
+    fn read(request: Request, state: &Arc<AppState>) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Describes it.
+    fn describe(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder;
+}
+
+/// Nothing.
+impl Input for () {
+    async fn read(_: Request, _: &Arc<AppState>) -> Result<Self> {
+        Ok(())
+    }
+
+    fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+        operation
+    }
+}
+
+/// The `{id}` in the path, decoded.
+#[derive(Debug)]
+pub struct Id(pub String);
+
+impl Input for Id {
+    async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
+        let wrong = |_| {
+            Failure::from(Problem::BadParameter { detail: "the id in the path is not valid UTF-8".into() })
+        };
+        let (mut head, _) = request.into_parts();
+        Path::from_request_parts(&mut head, state).await.map(|Path(id)| Self(id)).map_err(wrong)
+    }
+
+    fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+        operation.parameter(openapi::id())
+    }
+}
+
+/// The parameters of the query.
+#[derive(Debug)]
+pub struct Params<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<AppState>> for Params<T> {
+    type Rejection = Failure;
+
+    async fn from_request_parts(head: &mut request::Parts, _: &Arc<AppState>) -> Result<Self> {
+        match Query::try_from_uri(&head.uri) {
+            Ok(Query(params)) => Ok(Self(params)),
+            Err(error) => Err(Problem::BadParameter { detail: error.body_text() }.into()),
+        }
+    }
+}
+
+impl<T: DeserializeOwned + IntoParams + Send> Input for Params<T> {
+    async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
+        let (mut head, _) = request.into_parts();
+        Self::from_request_parts(&mut head, state).await
+    }
+
+    fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+        openapi::query::<T>(operation)
+    }
+}
+
+/// A JSON body. An empty one is the default.
+#[derive(Debug)]
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned + Default + ToSchema + Send> Input for Body<T> {
+    async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
+        let wrong = |detail| Failure::from(Problem::BadParameter { detail });
+        let body =
+            Bytes::from_request(request, state).await.map_err(|rejected| wrong(rejected.body_text()))?;
+        if body.trim_ascii().is_empty() {
+            return Ok(Self(T::default()));
+        }
+        serde_json::from_slice(&body).map(Self).map_err(|error| wrong(format!("the body: {error}")))
+    }
+
+    fn describe(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder {
+        openapi::body::<T>(operation, schemas)
+    }
+}

@@ -1,0 +1,99 @@
+//! Every route of the server, once. The router, the index at `/`, `Allow` headers, the `route` label of the request
+//! metrics, `/openapi.json` and docs/reference/http-api.md are made from this list.
+
+use super::{
+    admin, deliveries, description, operation,
+    route::{
+        Audience::{Monitoring, Public, Sender, User},
+        Route,
+        Verb::{Any, Delete, Get, Post},
+        direct, operator, probe, text, user,
+    },
+    user_routes,
+};
+
+/// Where Kinde delivers events.
+pub const WEBHOOK: &str = "/api/webhook";
+/// The user of an access token.
+pub const ME: &str = "/api/me";
+
+/// Every route.
+pub fn routes() -> Vec<Route> {
+    vec![
+        direct(
+            Post,
+            WEBHOOK,
+            Sender,
+            "Accept a signed delivery; 200 after it is on disk",
+            deliveries::describe,
+        ),
+        direct(Get, ME, User, "Return the stored user of the access token", user_routes::describe_me),
+        user(
+            Get,
+            "/api/profile",
+            "Return the user of the access token, refreshed from Kinde",
+            user_routes::profile,
+            user_routes::describe_profile,
+        ),
+        // Envoy appends the path of the request to its prefix. A wildcard does not match an empty rest.
+        user(
+            Any,
+            "/auth/verify",
+            "Authenticate a request for a reverse proxy (forward-auth)",
+            user_routes::verify,
+            user_routes::describe_verify,
+        )
+        .also_at(&["/auth/verify/", "/auth/verify/{*path}"]),
+        operator(Get, "/api/admin/stats", "Count stored users, events and queued deliveries", admin::stats),
+        operator(Get, "/api/admin/users", "List users in the order of their ids", admin::users),
+        operator(Get, "/api/admin/users/{id}", "Return one user", admin::user),
+        operator(
+            Get,
+            "/api/admin/users/{id}/explain",
+            "List the observations of a user and what came of each",
+            admin::explain_user,
+        ),
+        operator(
+            Post,
+            "/api/admin/users/{id}/check",
+            "Read this user from Kinde again, soon",
+            admin::check_user,
+        ),
+        operator(Get, "/api/admin/drift", "Return what the newest complete scan found", admin::drift),
+        operator(Get, "/api/admin/runs", "List the last scans, newest first", admin::runs),
+        operator(Get, "/api/admin/runs/{id}", "Return one scan with examples", admin::run),
+        operator(Post, "/api/admin/reconcile", "Request a scan, or approve held deletions", admin::reconcile),
+        operator(Get, "/api/admin/events", "List events, newest received first", admin::events),
+        operator(Get, "/api/admin/events/{id}", "Return one event with its payload", admin::event),
+        operator(Get, "/api/admin/dead-letters", "List dead letters, oldest first", admin::dead_letters),
+        operator(
+            Get,
+            "/api/admin/dead-letters/{id}",
+            "Return one dead letter with its payload",
+            admin::dead_letter,
+        ),
+        operator(Delete, "/api/admin/dead-letters/{id}", "Remove a dead letter", admin::drop_dead_letter),
+        operator(
+            Post,
+            "/api/admin/dead-letters/{id}/retry",
+            "Put a dead letter back into the queue",
+            admin::retry_dead_letter,
+        ),
+        probe(
+            "/health",
+            "Report the state of every part; 503 while deliveries cannot be accepted",
+            operation::health,
+        ),
+        probe("/health/live", "Answer 200 while the process runs", operation::live),
+        probe("/health/ready", "Answer 200 while deliveries can be accepted, else 503", operation::ready),
+        text("/metrics", Monitoring, "Return metrics for Prometheus", operation::METRICS, operation::metrics),
+        text(
+            "/openapi.json",
+            Public,
+            "Return this description as OpenAPI 3.1",
+            "application/json",
+            description::openapi,
+        ),
+        text("/", Public, "List the routes", "text/plain; charset=utf-8", description::index),
+    ]
+}

@@ -1,0 +1,153 @@
+//! docs/reference is generated from the lists in the code. `UPDATE_REFERENCE=1 cargo test -p kinsync --test it reference`
+//! writes it; without the variable a stale file fails.
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use kinsync::http::{openapi, route::Audience, routes::routes};
+use serde_json::{Map, Value};
+
+fn check(file: &str, generated: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(file);
+    if std::env::vars_os().any(|(name, _)| name == "UPDATE_REFERENCE") {
+        std::fs::write(&path, generated).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(stored == generated, "docs/reference/{file} is stale: run with UPDATE_REFERENCE=1");
+}
+
+#[test]
+fn the_openapi_description_is_as_reviewed() {
+    check("openapi.json", &(openapi::document().to_pretty_json().unwrap() + "\n"));
+}
+
+#[test]
+fn the_reference_of_the_http_api_describes_every_route() {
+    let document = serde_json::to_value(openapi::document()).unwrap();
+    check("http-api.md", &http_api(&document));
+}
+
+/// Markdown for people, from the same description.
+fn http_api(document: &Value) -> String {
+    let mut text = String::from(
+        "# HTTP API\n\nGenerated from the list of routes in `crates/kinsync/src/http/routes.rs` and the types in \
+         `crates/kinsync/src/api`. A running server describes itself at `/openapi.json`.\n\nA value that is not known is \
+         absent; a list or map that is known to be empty is there and empty. Instants are RFC 3339 texts in UTC with \
+         microseconds. Every failure is a [Problem](#problem) document (RFC 9457).\n",
+    );
+    for audience in Audience::ALL {
+        _ = write!(text, "\n## {}\n", audience.heading());
+        for route in routes().iter().filter(|route| route.audience == audience) {
+            _ = write!(text, "\n### {} {}\n\n{}.\n", route.verb.as_str(), route.path, route.summary);
+            let methods = document["paths"][route.path].as_object().unwrap();
+            let method = route.verb.as_str().to_lowercase();
+            operation(&mut text, methods.get(&method).or_else(|| methods.get("get")).unwrap());
+        }
+    }
+    text.push_str("\n## Documents\n");
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        _ = write!(text, "\n### {name}\n\n{}\n", paragraph(schema));
+        members(&mut text, schema);
+    }
+    text
+}
+
+fn operation(text: &mut String, operation: &Value) {
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    let parameters: Vec<_> = parameters.filter(|parameter| parameter["in"] == "query").collect();
+    if !parameters.is_empty() {
+        text.push_str("\n| parameter | type | meaning |\n|---|---|---|\n");
+    }
+    for parameter in parameters {
+        let (name, kind) = (parameter["name"].as_str().unwrap(), type_of(&parameter["schema"]));
+        _ = writeln!(text, "| `{name}` | {kind} | {} |", paragraph(parameter));
+    }
+    let body = &operation["requestBody"]["content"]["application/json"]["schema"];
+    if !body.is_null() {
+        _ = write!(text, "\nBody: {}.\n", type_of(body));
+    }
+    for (status, response) in operation["responses"].as_object().unwrap() {
+        let content = response["content"].as_object().and_then(|content| content.iter().next());
+        match content.filter(|_| status != "default") {
+            Some((_, media)) => _ = write!(text, "\n{status}: {}.\n", type_of(&media["schema"])),
+            None => headers(text, status, response),
+        }
+    }
+}
+
+fn headers(text: &mut String, status: &str, response: &Value) {
+    let headers = response["headers"].as_object().into_iter().flatten();
+    let rows: Vec<_> =
+        headers.map(|(name, header)| format!("| `{name}` | {} |\n", paragraph(header))).collect();
+    if !rows.is_empty() {
+        _ = write!(text, "\n{status}, without a body:\n\n| header | value |\n|---|---|\n{}", rows.concat());
+    }
+}
+
+fn members(text: &mut String, schema: &Value) {
+    if let Some(values) = schema["enum"].as_array() {
+        let values: Vec<_> = values.iter().map(|value| format!("`{}`", value.as_str().unwrap())).collect();
+        _ = write!(text, "\nOne of {}.\n", values.join(", "));
+    }
+    for variant in schema["oneOf"].as_array().into_iter().flatten() {
+        _ = write!(text, "\n- {} ({})\n", paragraph(variant), type_of(variant));
+        members(text, variant);
+    }
+    let mut rows = Map::new();
+    let mut required = Vec::new();
+    collect(schema, &mut rows, &mut required, text);
+    if !rows.is_empty() {
+        text.push_str("\n| member | type | meaning |\n|---|---|---|\n");
+    }
+    for (name, member) in rows {
+        let absent = if required.contains(&name) { "" } else { ", optional" };
+        _ = writeln!(text, "| `{name}` | {}{absent} | {} |", type_of(&member), paragraph(&member));
+    }
+}
+
+/// The members of an object, and of each part of a flattened one.
+fn collect(schema: &Value, rows: &mut Map<String, Value>, required: &mut Vec<String>, text: &mut String) {
+    for part in schema["allOf"].as_array().into_iter().flatten() {
+        match part["$ref"].as_str() {
+            Some(_) => _ = write!(text, "\nEvery member of {}, and:\n", type_of(part)),
+            None => collect(part, rows, required, text),
+        }
+    }
+    let of = |key: &str| schema[key].as_object().cloned().unwrap_or_default();
+    rows.extend(of("properties"));
+    let names = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    required.extend(names.map(ToOwned::to_owned));
+}
+
+fn paragraph(described: &Value) -> String {
+    described["description"].as_str().unwrap_or_default().replace('\n', " ").replace('|', "\\|")
+}
+
+/// The type of a value, in words.
+fn type_of(schema: &Value) -> String {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.rsplit('/').next().unwrap();
+        return format!("[{name}](#{})", name.to_lowercase());
+    }
+    if let Some(any) = schema["oneOf"].as_array() {
+        let types: Vec<_> = any.iter().filter(|one| one["type"] != "null").map(type_of).collect();
+        return types.join(" or ");
+    }
+    let kind = match &schema["type"] {
+        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null"),
+        kind => kind.as_str(),
+    };
+    match (kind, schema["format"].as_str()) {
+        (Some("string"), Some("date-time")) => "instant".into(),
+        (Some("string"), _) => "text".into(),
+        (Some("integer"), _) => "whole number".into(),
+        (Some("number"), _) => "number".into(),
+        (Some("boolean"), _) => "true or false".into(),
+        (Some("array"), _) => format!("list of {}", type_of(&schema["items"])),
+        (Some("object"), _) if schema["additionalProperties"].is_object() => {
+            format!("map of text to {}", type_of(&schema["additionalProperties"]))
+        }
+        (Some("object"), _) => "object".into(),
+        (Some(kind), _) => kind.into(),
+        (None, _) => "any JSON".into(),
+    }
+}
