@@ -1,7 +1,7 @@
-//! What Kinde tells a user about themselves: the profile of the bearer of an access token.
+//! Reads the profile of the user of an access token.
 //!
-//! One request, one answer: there is no retry and no cache here, for this stands in the path of requests and its
-//! caller knows what a stale answer is worth. No machine-to-machine token is needed.
+//! There is no retry and no cache: the call is part of a user's request, and only the caller knows whether an old profile
+//! is acceptable. No machine-to-machine token is needed.
 //!
 //! <https://docs.kinde.com/kinde-apis/account/>
 
@@ -19,31 +19,33 @@ use crate::event;
 use crate::event::reader::Reader;
 use crate::http_client::{Failure, HttpClient, Limits, RawResponse};
 use crate::json;
-use crate::jws::MAX_TOKEN_BYTES;
+
 use crate::patch::Patch;
 use crate::response::{Clock, Response};
 
-/// Longest answer that is read, in bytes.
+/// Maximum length of an access token, in bytes.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// Maximum size of a response, in bytes.
 const MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// Where profiles are asked for, and how patiently.
+/// The issuer and the time limits of a [`ProfileClient`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The issuer of the users' tokens, which may be a custom domain.
+    /// The issuer of the access tokens, which may be a custom domain.
     pub issuer: Url,
-    /// Longest wait for a connection.
+    /// Time limit for a connection.
     pub connect_timeout: Duration,
-    /// Longest wait for the whole answer.
+    /// Time limit for the complete response.
     pub timeout: Duration,
-    /// What is taken off the time of a request: see [`crate::response::RequestTiming::at`].
+    /// Subtracted from the time of a request: see [`crate::response::RequestTiming::as_of`].
     pub clock_allowance: Duration,
-    /// This machine's clock.
+    /// The clock of this machine.
     pub clock: Clock,
 }
 
 impl Config {
-    /// The defaults: connect 2 s, answer 5 s, allowance 2 s.
+    /// Returns the defaults: connect 2 s, response 5 s, allowance 2 s.
     pub fn new(issuer: Url) -> Self {
         Self {
             issuer,
@@ -55,11 +57,11 @@ impl Config {
     }
 }
 
-/// Why a client cannot be made.
+/// The reason why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The issuer is not the bare `https` address of a tenant.
+    /// The issuer is not the `https` origin of a tenant.
     #[error("the issuer cannot be used")]
     Issuer(#[from] domain::Error),
     /// The HTTP client cannot be built, for example because there are no root certificates.
@@ -67,41 +69,41 @@ pub enum ConfigError {
     Client(#[source] reqwest::Error),
 }
 
-/// Why there is no profile. No token and nothing of a user is in it.
+/// The reason why there is no profile. Contains no token and no personal data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Kinde does not take the token: it expired, or its user is suspended or gone.
-    #[error("kinde refuses the access token: sign in again")]
+    /// Kinde rejects the token: it has expired, or its user is suspended or deleted.
+    #[error("kinde rejects the access token: sign in again")]
     TokenRejected,
-    /// Too many requests.
-    #[error("kinde throttles the requests: ask less often")]
+    /// Kinde limits the rate of requests.
+    #[error("kinde limits the rate of requests: send fewer requests")]
     RateLimited {
         /// How long to wait, if the response had `RateLimit-Reset`.
         retry_after: Option<Duration>,
     },
-    /// No answer, or not all of it in time.
+    /// No complete response within the time limit.
     #[error("no complete response from kinde")]
     Unreachable(#[source] reqwest::Error),
-    /// Another status.
-    #[error("kinde answered with status {0}: check the issuer")]
+    /// Another status. Redirects are not followed.
+    #[error("unexpected status {0}: check the issuer")]
     UnexpectedStatus(StatusCode),
-    /// The answer is too long.
-    #[error("the response is longer than {MAX_BODY_BYTES} bytes")]
+    /// The response exceeds the size limit.
+    #[error("the response exceeds {MAX_BODY_BYTES} bytes")]
     ResponseTooLarge,
-    /// A success that is no JSON object.
-    #[error("the response is not a JSON object: check that no proxy stands before the issuer")]
+    /// A successful response is not a JSON object.
+    #[error("the response is not a JSON object: check that no proxy answers in place of the issuer")]
     NotJson,
-    /// A success of another shape than the API documents.
-    #[error("the response has an unexpected shape")]
+    /// A successful response differs from the documentation of the API.
+    #[error("the response differs from the documentation of the API")]
     InvalidResponse(#[from] event::Error),
-    /// `sub` and `id` of the answer differ.
-    #[error("the response names two users")]
+    /// `sub` and `id` of the response differ.
+    #[error("the response contains two different user ids")]
     ConflictingIds,
 }
 
 impl Error {
-    /// True when the same request may succeed later.
+    /// Returns true if the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::RateLimited { .. } | Self::Unreachable(_) | Self::NotJson => true,
@@ -112,7 +114,7 @@ impl Error {
         }
     }
 
-    /// A stable label, for metrics.
+    /// Returns a stable label for metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
             Self::TokenRejected => "token_rejected",
@@ -125,42 +127,42 @@ impl Error {
     }
 }
 
-/// A user as Kinde's profile endpoint tells it. What a scope does not allow is absent.
+/// The profile of a user. Fields that the scopes of the token do not cover are absent.
 #[derive(Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct UserProfile {
     /// `sub`, else `id`: opaque, 1 to 256 bytes without control characters.
     pub id: String,
-    /// The id that an import gave.
+    /// Id that an import assigned.
     pub provided_id: Patch<String>,
-    /// Both names.
+    /// Full name.
     pub name: Patch<String>,
     /// Given name.
     pub given_name: Patch<String>,
     /// Family name.
     pub family_name: Patch<String>,
-    /// When the user last changed.
+    /// Time of the last change.
     pub updated_at: Option<Timestamp>,
-    /// The address; an empty string is [`Patch::Null`].
+    /// Email address; an empty string is [`Patch::Null`].
     pub email: Patch<String>,
-    /// True when the address is known to be the user's.
+    /// True if the email address is verified.
     pub email_verified: Patch<bool>,
-    /// Address of the picture.
+    /// URL of the picture.
     pub picture: Patch<String>,
     /// User name.
     pub preferred_username: Patch<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
-/// The id alone: the rest is personal data.
+/// Prints the id only: the other fields are personal data.
 impl fmt::Debug for UserProfile {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("UserProfile").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// Asks one issuer for profiles. Clones share the connections.
+/// Reads profiles from one issuer. Clones share the connections.
 #[derive(Debug, Clone)]
 pub struct ProfileClient {
     exchange: HttpClient,
@@ -168,7 +170,7 @@ pub struct ProfileClient {
 }
 
 impl ProfileClient {
-    /// Checks the configuration; asks nothing yet.
+    /// Checks the configuration. Sends no request.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let mut url = domain::parse_domain(config.issuer.as_str())?;
         let limits = Limits {
@@ -183,18 +185,18 @@ impl ProfileClient {
         Ok(Self { exchange, url })
     }
 
-    /// The profile of the user whose access token this is, given without `Bearer `. One attempt. Cancel safe.
+    /// Reads the profile of the user of an access token, given without `Bearer `. One attempt. Cancel safe.
     ///
-    /// Send verified tokens only, and compare [`UserProfile::id`] with their subject.
+    /// Pass verified tokens only, and compare [`UserProfile::id`] with their subject.
     pub async fn user_profile(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
-        let outcome = self.ask(access_token).await;
+        let outcome = self.request_profile(access_token).await;
         let label = outcome.as_ref().map_or_else(Error::outcome, |_| "ok");
         metrics::counter!("kinde_api_requests_total", "endpoint" => "user_profile", "outcome" => label)
             .increment(1);
         outcome
     }
 
-    async fn ask(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
+    async fn request_profile(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
         if access_token.len() > MAX_TOKEN_BYTES {
             return Err(Error::TokenRejected);
         }

@@ -1,6 +1,6 @@
-//! What a tenant says of itself: the document of `OpenID` Connect Discovery 1.0, section 4.
+//! Reads the document of `OpenID` Connect Discovery 1.0, section 4, to check settings.
 //!
-//! For those who check settings. Nothing that verifies a token reads it: which issuer to trust is the operator's word.
+//! No verification uses it: the operator configures the trusted issuers.
 
 use std::time::Duration;
 
@@ -14,25 +14,25 @@ use crate::http_client::{Failure, HttpClient, Limits};
 use crate::json;
 use crate::response::{Clock, Response};
 
-/// Longest answer that is read, in bytes.
+/// Maximum size of a response, in bytes.
 const MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// Who is asked, and how patiently.
+/// The domain and the time limits of [`discover`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The tenant or its custom domain, as [`crate::parse_domain`] reads it.
+    /// The tenant or its custom domain, as [`crate::parse_domain`] returns it.
     pub domain: Url,
-    /// Longest wait for a connection.
+    /// Time limit for a connection.
     pub connect_timeout: Duration,
-    /// Longest wait for the whole answer.
+    /// Time limit for the complete response.
     pub timeout: Duration,
-    /// This machine's clock.
+    /// The clock of this machine.
     pub clock: Clock,
 }
 
 impl Config {
-    /// The defaults: connect 3 s, answer 5 s.
+    /// Returns the defaults: connect 3 s, response 5 s.
     pub fn new(domain: Url) -> Self {
         Self {
             domain,
@@ -43,44 +43,44 @@ impl Config {
     }
 }
 
-/// What the tenant says of itself.
+/// The document of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Discovery {
-    /// What stands in tokens as `iss`.
+    /// The value of `iss` in tokens.
     pub issuer: String,
-    /// Where it says that its keys are.
+    /// The URL of the keys.
     pub jwks_uri: Option<String>,
 }
 
-/// Why there is no document.
+/// The reason why there is no document.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The domain is not the bare `https` address of a tenant.
+    /// The domain is not the `https` origin of a tenant.
     #[error("the domain cannot be used")]
     Domain(#[from] domain::Error),
     /// The HTTP client cannot be built, for example because there are no root certificates.
     #[error("the HTTP client cannot be built")]
     Client(#[source] reqwest::Error),
-    /// No answer, or not all of it in time.
+    /// No complete response within the time limit.
     #[error("no complete response")]
     Unreachable(#[source] reqwest::Error),
-    /// An answer other than 200. Redirects are not followed.
-    #[error("answered with status {0}: check the domain")]
+    /// A status other than 200. Redirects are not followed.
+    #[error("unexpected status {0}: check the domain")]
     UnexpectedStatus(StatusCode),
-    /// The answer is too long.
-    #[error("the response is longer than {MAX_BODY_BYTES} bytes")]
+    /// The response exceeds the size limit.
+    #[error("the response exceeds {MAX_BODY_BYTES} bytes")]
     ResponseTooLarge,
-    /// A success that is no JSON object.
-    #[error("the response is not a JSON object: check the domain, and that no proxy stands before it")]
+    /// A successful response is not a JSON object.
+    #[error("the response is not a JSON object: check the domain, and that no proxy answers in its place")]
     NotJson,
-    /// A JSON object that is no such document.
-    #[error("the response has an unexpected shape")]
+    /// The JSON object is not a discovery document.
+    #[error("the response is not a discovery document")]
     InvalidResponse(#[from] event::Error),
 }
 
-/// Asks for the document at `/.well-known/openid-configuration`. One attempt. Cancel safe.
+/// Requests `/.well-known/openid-configuration`. One attempt. Cancel safe.
 pub async fn discover(config: Config) -> Result<Response<Discovery>, Error> {
     let mut url = domain::parse_domain(config.domain.as_str())?;
     let limits = Limits {

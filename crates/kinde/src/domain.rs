@@ -1,30 +1,30 @@
-//! Reads the address of a Kinde tenant, as an operator writes it in a setting.
+//! Parses the address of a Kinde tenant from a setting.
 
 use std::net::IpAddr;
 
 use url::{Host, Url};
 
-/// Why a text is not the address of a Kinde tenant.
+/// The reason why a text is not the address of a Kinde tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Not an absolute URL with a host.
+    /// The text is not an absolute URL with a host.
     #[error("not a URL: write it like `https://acme.kinde.com`")]
     Url,
-    /// Neither `https` nor `http` to this machine.
-    #[error("must start with `https://` (`http://` is taken only for localhost, 127.0.0.0/8 and [::1])")]
+    /// The scheme is `http` and the host is not this machine.
+    #[error("must start with `https://` (`http://` is accepted only for localhost, 127.0.0.0/8 and [::1])")]
     Insecure,
-    /// A user name or password in it.
+    /// The URL contains a user name or password.
     #[error("must not contain a user name or password")]
     Credentials,
-    /// A path, query or fragment after the host.
+    /// The URL contains a path, query or fragment.
     #[error("must end after the host: no path, query or fragment")]
     NotAnOrigin,
 }
 
-/// Parses the address of a tenant: `https://<host>[:port]`, with or without a slash at its end.
+/// Parses the address of a tenant: `https://<host>[:port]`, with or without a trailing slash.
 ///
-/// `http` is taken for loopback hosts only, so that a local emulator works and a typo cannot send keys in the clear.
+/// `http` is accepted for loopback hosts only: a local emulator works, and no key is sent unencrypted by mistake.
 ///
 /// ```
 /// let domain = kinde::parse_domain("https://acme.kinde.com/")?;
@@ -52,12 +52,12 @@ pub fn parse_domain(text: &str) -> Result<Url, Error> {
     Ok(url)
 }
 
-/// The issuer that Kinde writes into the tokens of this domain: no slash at the end.
+/// Returns the issuer in the tokens of this domain: the origin without a trailing slash.
 pub fn issuer_of(domain: &Url) -> String {
     domain.as_str().trim_end_matches('/').to_owned()
 }
 
-/// True for `localhost`, 127.0.0.0/8 and `[::1]`.
+/// Returns true for `localhost`, 127.0.0.0/8 and `[::1]`.
 pub fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost",
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_taken_or_refused_with_a_reason() {
+    fn addresses_are_accepted_or_rejected_with_a_reason() {
         for (text, expect) in [
             ("https://acme.kinde.com", Ok("https://acme.kinde.com")),
             ("https://acme.kinde.com/", Ok("https://acme.kinde.com")),

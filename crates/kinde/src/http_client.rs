@@ -1,6 +1,6 @@
-//! One request and its answer, bounded in time and size, and dated by both clocks.
+//! Sends one request and reads the response, with limits on time and size, and records the time of the request.
 //!
-//! Not responsible for what an answer means, for credentials or for trying again.
+//! Credentials, retries and the meaning of a response belong to the callers.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ use crate::domain::is_loopback;
 use crate::json;
 use crate::response::{Clock, RequestTiming, http_date};
 
-/// Longest `RateLimit-Reset` that is believed.
+/// Maximum accepted value of `RateLimit-Reset`.
 const LONGEST_RESET: Duration = Duration::from_hours(1);
-/// Longest code or message of an error that is kept, in characters.
+/// Maximum length of the code and the message of an API error, in characters.
 const LONGEST_TEXT: usize = 200;
 
-/// How long to wait, how much to read and by which clock.
+/// The limits of a request and the clock.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) connect_timeout: Duration,
@@ -36,7 +36,7 @@ pub(crate) struct HttpClient {
     limits: Limits,
 }
 
-/// An answer whose body has arrived in full.
+/// A response with its complete body.
 #[derive(Debug)]
 pub(crate) struct RawResponse {
     pub(crate) status: StatusCode,
@@ -46,7 +46,7 @@ pub(crate) struct RawResponse {
     pub(crate) timing: RequestTiming,
 }
 
-/// Why there is no answer.
+/// The reason why there is no response.
 #[derive(Debug)]
 pub(crate) enum Failure {
     Unreachable(reqwest::Error),
@@ -75,7 +75,7 @@ impl HttpClient {
         self.limits.max_body_bytes
     }
 
-    /// As [`Self::send`], but for no longer than until the deadline.
+    /// As [`Self::send`], with a deadline in addition to the time limit.
     pub(crate) async fn send_until(
         &self,
         request: RequestBuilder,
@@ -85,10 +85,10 @@ impl HttpClient {
         self.send(request.timeout(self.limits.timeout.min(left))).await
     }
 
-    /// Sends a request of [`Self::client`] and reads the whole answer. Redirects are not followed.
+    /// Sends a request of [`Self::client`] and reads the complete response. Redirects are not followed.
     pub(crate) async fn send(&self, request: RequestBuilder) -> Result<RawResponse, Failure> {
         let (local, started) = (self.limits.clock.now(), Instant::now());
-        // Errors name the address, and addresses hold ids.
+        // Errors contain the URL, and URLs contain ids of users.
         let unreachable = |error: reqwest::Error| Failure::Unreachable(error.without_url());
         let mut response = request.send().await.map_err(unreachable)?;
         let elapsed = started.elapsed();
@@ -111,14 +111,14 @@ fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Whole seconds, rounded up where there is a fraction.
+/// Seconds, rounded up.
 fn reset_after(text: &str) -> Option<Duration> {
     let seconds: f64 = text.trim().parse().ok()?;
     let reset = Duration::try_from_secs_f64(seconds.ceil()).ok()?;
     Some(reset.min(LONGEST_RESET))
 }
 
-/// Code and message of an error, cut to what is fit for a log; empty where the answer has none.
+/// Code and message of an API error, shortened for logs; empty if the response has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ApiError {
     pub(crate) code: String,
@@ -126,7 +126,8 @@ pub(crate) struct ApiError {
 }
 
 impl ApiError {
-    /// Reads `{"errors":[{code,message}]}` and the same with an object for the list. `None`: not an answer of the API.
+    /// Reads `{"errors":[{code,message}]}`, or the same with an object in place of the list. `None` if the body is not an
+    /// error of the API.
     pub(crate) fn of_api(body: &[u8]) -> Option<Self> {
         let found = match json::map(body).ok()?.remove("errors")? {
             Value::Array(errors) => errors.into_iter().next()?,
@@ -154,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_shapes_of_errors_are_read_and_nothing_else() {
+    fn both_shapes_of_errors_are_read() {
         let expect = Some(ApiError { code: "A".to_owned(), message: "b".to_owned() });
         assert_eq!(ApiError::of_api(br#"{"errors":[{"code":"A","message":"b"},{"code":"C"}]}"#), expect);
         assert_eq!(ApiError::of_api(br#"{"errors":{"code":"A","message":"b"}}"#), expect);
@@ -168,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_a_number_of_seconds_that_is_believed_up_to_an_hour() {
+    fn a_reset_is_a_number_of_seconds_up_to_an_hour() {
         for (text, expect) in [
             ("0", Some(0)),
             ("7", Some(7)),

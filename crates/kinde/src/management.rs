@@ -1,9 +1,8 @@
-//! A client of Kinde's Management API: users, webhooks, event types, events.
+//! A client for Kinde's Management API: users, webhooks, event types, events.
 //!
-//! Responsible for: the machine-to-machine token, patience (throttling, failures, a budget for each call) and reading
-//! answers strictly. What it holds true: an answer that is cut off, no JSON or of another shape is an error and never
-//! an empty list or a missing user; nothing is sent twice that would take effect twice; no credential is printed.
-//! It compares nothing and stores nothing.
+//! It manages the machine-to-machine token, limits rates, retries within a budget per call, and reads responses strictly.
+//! It guarantees: a response that is incomplete, not JSON or of another shape is an error, never an empty list or an
+//! absent user; a request that creates something is not repeated if it may have taken effect; no credential is printed.
 //!
 //! <https://docs.kinde.com/kinde-apis/management/>, <https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>
 
@@ -39,15 +38,15 @@ use crate::http_client::{HttpClient, Limits};
 use crate::json::is_id;
 use crate::response::Response;
 
-/// The scope of all that reads users.
+/// The scope of requests that read users.
 const USERS: &str = "read:users";
-/// Kinde's code for a path that it does not serve: it says nothing of what was asked for.
+/// Kinde's code for an unknown path. It does not mean that the requested object is absent.
 const NO_ROUTE: &str = "ROUTE_NOT_FOUND";
 
-/// A client for one tenant. Clones share token, limits and connections.
+/// A client for one tenant. Clones share the token, the limits and the connections.
 ///
-/// All calls are cancel safe, except that a call that creates something may have created it. All of them wait and try
-/// again within [`Config::retry`]. Needs a tokio runtime.
+/// All calls are cancel safe; a canceled call that creates something may have created it. All calls retry within
+/// [`Config::retry`]. Requires a tokio runtime.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -60,7 +59,7 @@ pub(crate) struct Inner {
 }
 
 impl Client {
-    /// Checks the configuration; asks nothing yet.
+    /// Checks the configuration. Sends no request.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let domain = domain::parse_domain(config.domain.as_str())?;
         if !(1..=MAX_PAGE_SIZE).contains(&config.page_size) {
@@ -76,20 +75,20 @@ impl Client {
         Ok(Self(Arc::new(Inner { config, exchange, tokens, max_concurrent_requests, gate: Gate::default() })))
     }
 
-    /// All users, from the first page on. Scope `read:users`.
+    /// Lists all users from the first page. Scope `read:users`.
     pub fn users(&self) -> Pages {
         Pages::new(self.clone(), None)
     }
 
-    /// All users from the page on that a [`UsersPage::next_token`] names. Scope `read:users`.
+    /// Lists all users from the page of a [`UsersPage::next_token`]. Scope `read:users`.
     pub fn users_from(&self, next_token: impl Into<String>) -> Pages {
         Pages::new(self.clone(), Some(next_token.into()))
     }
 
-    /// One user; `None` when Kinde says, in its own words, that there is none. Scope `read:users`.
+    /// Reads one user; `None` if Kinde reports that the user does not exist. Scope `read:users`.
     ///
-    /// Kinde documents no answer for an unknown user. A 404 with any code but `ROUTE_NOT_FOUND` counts, and a 400 with
-    /// one of [`Config::unknown_user_codes`]; any other 400, and a 404 of a proxy, is an error.
+    /// Kinde documents no response for an unknown user. `None` is a 404 with any code of the API except `ROUTE_NOT_FOUND`,
+    /// and a 400 with one of [`Config::unknown_user_codes`]. Any other 400, and a 404 of a proxy, is an error.
     pub async fn user(&self, id: &str) -> Result<Response<Option<User>>, Error> {
         check_id(id)?;
         let url = self.url(&["user"]);
@@ -115,7 +114,7 @@ impl Client {
         Ok(response)
     }
 
-    /// The types of events that webhooks can deliver. Scope `read:event_types`.
+    /// Lists the event types that webhooks can deliver. Scope `read:event_types`.
     pub async fn event_types(&self) -> Result<Response<Vec<EventType>>, Error> {
         let url = self.url(&["event_types"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
@@ -123,7 +122,7 @@ impl Client {
         self.existing(reading("event_types", "read:event_types", get, read)).await
     }
 
-    /// One event; `None` when Kinde does not know it, or no longer. Scope `read:events`.
+    /// Reads one event; `None` if Kinde does not have it. Scope `read:events`.
     pub async fn event(&self, id: &str) -> Result<Response<Option<Event>>, Error> {
         check_id(id)?;
         let url = self.url(&["events", id]);
@@ -137,13 +136,13 @@ impl Client {
                     matches!(code, "EVENT_NOT_FOUND" | "EVENT_INVALID" | "NOT_FOUND")
                 })
             },
-            // An event of the API is what a webhook delivers, under `event`.
+            // The API returns the payload of a webhook under `event`.
             read: |mut response| event::read(response.required_object("event")?),
         };
         call.run(&self.0).await
     }
 
-    /// All webhooks. Scope `read:webhooks`.
+    /// Lists all webhooks. Scope `read:webhooks`.
     pub async fn webhooks(&self) -> Result<Response<Vec<Webhook>>, Error> {
         let url = self.url(&["webhooks"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
@@ -151,9 +150,9 @@ impl Client {
         self.existing(reading("webhooks", "read:webhooks", get, read)).await
     }
 
-    /// Makes a webhook and returns its id. Scope `create:webhooks`.
+    /// Creates a webhook and returns its id. Scope `create:webhooks`.
     ///
-    /// Not tried again when nobody knows whether it took effect: look at [`Self::webhooks`] first.
+    /// Not retried if the request may have taken effect: check [`Self::webhooks`] first.
     pub async fn create_webhook(&self, webhook: &NewWebhook) -> Result<Response<String>, Error> {
         let url = self.url(&["webhooks"]);
         let call = Call {
@@ -167,7 +166,7 @@ impl Client {
         self.existing(call).await
     }
 
-    /// Changes a webhook. Scope `update:webhooks`.
+    /// Updates a webhook. Scope `update:webhooks`.
     pub async fn update_webhook(&self, id: &str, edit: &WebhookUpdate) -> Result<Response<()>, Error> {
         check_id(id)?;
         let url = self.url(&["webhooks", id]);
@@ -182,22 +181,22 @@ impl Client {
         self.existing(call).await
     }
 
-    /// Number of tokens that Kinde has issued to this client, which is what it bills.
+    /// Returns the number of tokens that Kinde has issued to this client. Kinde bills each of them.
     pub fn tokens_fetched(&self) -> u64 {
         self.0.tokens.fetched()
     }
 
-    /// Runs a call for something that cannot be absent.
+    /// Runs a call for an object that cannot be absent.
     async fn existing<Build, T>(&self, call: Call<Build, Never, T>) -> Result<Response<T>, Error>
     where
         Build: Fn(&reqwest::Client) -> RequestBuilder + Send + Sync,
     {
         let Response { value, timing } = call.run(&self.0).await?;
-        let value = value.expect("a call for which nothing means that it is absent");
+        let value = value.expect("`NEVER` maps no response to an absent object");
         Ok(Response { value, timing })
     }
 
-    /// `/api/v1/` and these segments, percent-encoded.
+    /// The URL of `/api/v1/` and these segments, percent-encoded.
     fn url(&self, segments: &[&str]) -> Url {
         let mut url = self.0.config.domain.clone();
         if let Ok(mut path) = url.path_segments_mut() {
@@ -207,7 +206,7 @@ impl Client {
     }
 }
 
-/// The tenant alone.
+/// Prints the tenant only.
 impl fmt::Debug for Client {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_tuple("Client").field(&self.0.config.domain.as_str()).finish()
@@ -236,7 +235,7 @@ fn credentials(config: &Config, domain: &Url) -> Credentials {
     }
 }
 
-/// A call that reads what is always there.
+/// A call that reads an object that always exists.
 fn reading<Build, T>(
     endpoint: &'static str,
     scope: &'static str,
@@ -248,7 +247,7 @@ fn reading<Build, T>(
 
 type Never = fn(StatusCode, &str) -> bool;
 
-/// For what cannot be absent.
+/// For objects that cannot be absent.
 const NEVER: Never = |_, _| false;
 
 fn is_missing(status: StatusCode, code: &str, is_known: impl Fn(&str) -> bool) -> bool {
@@ -259,7 +258,7 @@ fn is_missing(status: StatusCode, code: &str, is_known: impl Fn(&str) -> bool) -
     }
 }
 
-/// `.` and `..` would change the path that they are put into.
+/// Rejects `.` and `..` too, because they would change the path of the URL.
 fn check_id(id: &str) -> Result<(), Error> {
     if is_id(id) && id != "." && id != ".." { Ok(()) } else { Err(Error::InvalidIdentifier) }
 }

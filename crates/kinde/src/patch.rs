@@ -1,36 +1,36 @@
-//! A field of a partial update: left out, cleared, or set.
+//! A field of a partial update: absent, null, or a value.
 //!
-//! `Option` cannot tell a key that is absent ("leave it alone") from an explicit `null` ("clear it").
+//! `Option` does not distinguish an absent key ("do not change") from an explicit `null` ("clear").
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What an update says of one field.
+/// The change of one field in a partial update.
 ///
-/// In a struct, put `#[serde(default, skip_serializing_if = "Patch::is_absent")]` on the field: without `default`
-/// an absent key is an error, and without the other an absent field is written as `null`.
+/// Annotate struct fields with `#[serde(default, skip_serializing_if = "Patch::is_absent")]`: without `default` an absent
+/// key is an error, and without `skip_serializing_if` an absent field is serialized as `null`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Patch<T> {
-    /// The key is not there: nothing is known, leave the field alone.
+    /// The key is absent: do not change the field.
     #[default]
     Absent,
-    /// The key is there and `null`: clear the field.
+    /// The key is present and `null`: clear the field.
     Null,
-    /// The key is there with a value.
+    /// The key is present with a value.
     Value(T),
 }
 
 impl<T> Patch<T> {
-    /// True when the key is not there.
+    /// Returns true if the key is absent.
     pub const fn is_absent(&self) -> bool {
         matches!(self, Self::Absent)
     }
 
-    /// True when the key is there and `null`.
+    /// Returns true if the key is present and `null`.
     pub const fn is_null(&self) -> bool {
         matches!(self, Self::Null)
     }
 
-    /// The value, if there is one. Absent and `null` look alike here.
+    /// Returns the value; `None` if absent or null.
     pub const fn value(&self) -> Option<&T> {
         match self {
             Self::Value(value) => Some(value),
@@ -38,7 +38,7 @@ impl<T> Patch<T> {
         }
     }
 
-    /// The value, if there is one. Absent and `null` look alike here.
+    /// Returns the value; `None` if absent or null.
     pub fn into_value(self) -> Option<T> {
         match self {
             Self::Value(value) => Some(value),
@@ -46,7 +46,7 @@ impl<T> Patch<T> {
         }
     }
 
-    /// Borrows what is inside.
+    /// Borrows the value.
     pub const fn as_ref(&self) -> Patch<&T> {
         match self {
             Self::Absent => Patch::Absent,
@@ -55,7 +55,7 @@ impl<T> Patch<T> {
         }
     }
 
-    /// Changes the value and keeps absent and `null` as they are.
+    /// Applies a function to the value.
     pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Patch<U> {
         match self {
             Self::Absent => Patch::Absent,
@@ -64,7 +64,7 @@ impl<T> Patch<T> {
         }
     }
 
-    /// `None` when absent, `Some(None)` when `null`, `Some(Some(value))` otherwise.
+    /// Returns `None` if absent, `Some(None)` if null, and `Some(Some(value))` otherwise.
     pub fn into_nested(self) -> Option<Option<T>> {
         match self {
             Self::Absent => None,
@@ -74,7 +74,7 @@ impl<T> Patch<T> {
     }
 }
 
-/// A key that is there: `None` is `null`.
+/// Converts to a present key: `None` becomes `null`.
 impl<T> From<Option<T>> for Patch<T> {
     fn from(value: Option<T>) -> Self {
         value.map_or(Self::Null, Self::Value)

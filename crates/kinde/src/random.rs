@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use rand::{Rng, rngs::ThreadRng};
 
-/// Returns a random share of `pause`, for example `0.5..=1.0` of it, so that callers do not all return at the same time.
+/// Returns a random share of `pause`, for example `0.5..=1.0` of it, so that concurrent callers do not retry at the same time.
 pub(crate) fn jitter(pause: Duration, share: RangeInclusive<f64>) -> Duration {
     pause.mul_f64(rng().random_range(share))
 }

@@ -1,4 +1,4 @@
-//! What events tell of everything that is not a user: organizations, roles, permissions, subscribers.
+//! Organizations, roles, permissions, subscribers and access requests in events.
 
 use serde_json::{Map, Value};
 
@@ -6,35 +6,35 @@ use super::Error;
 use super::reader::Reader;
 use crate::patch::Patch;
 
-/// Someone asked for access, of `access_request.created`.
+/// A request for access, of `access_request.created`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct AccessRequest {
-    /// The address; an empty string is [`Patch::Null`].
+    /// Email address; an empty string is [`Patch::Null`].
     pub email: Patch<String>,
     /// Given name.
     pub first_name: Patch<String>,
     /// Family name.
     pub last_name: Patch<String>,
-    /// The user that asks, where there is one.
+    /// The requesting user, if known.
     pub user_id: Option<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
 /// A subscriber, of `subscriber.created`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Subscriber {
-    /// The subscriber's id.
+    /// Id of the subscriber.
     pub id: String,
-    /// The address; an empty string is [`Patch::Null`].
+    /// Email address; an empty string is [`Patch::Null`].
     pub email: Patch<String>,
     /// Given name.
     pub first_name: Patch<String>,
     /// Family name.
     pub last_name: Patch<String>,
-    /// The user that subscribed, where there is one.
+    /// The subscribed user, if known.
     pub user_id: Option<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
@@ -43,15 +43,15 @@ pub struct Subscriber {
 pub struct Organization {
     /// `org_…`; opaque.
     pub code: String,
-    /// The name that people read.
+    /// Display name.
     pub name: Patch<String>,
-    /// The name in addresses.
+    /// Name in URLs.
     pub handle: Patch<String>,
-    /// The application's own id of it.
+    /// Id that the application assigned.
     pub external_id: Patch<String>,
-    /// True when anyone may register.
+    /// True if registration is open.
     pub is_allow_registrations: Patch<bool>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
@@ -60,15 +60,15 @@ pub struct Organization {
 pub struct Role {
     /// A UUID; opaque.
     pub id: String,
-    /// The name that code refers to.
+    /// Key that applications refer to.
     pub key: Patch<String>,
-    /// The name that people read.
+    /// Display name.
     pub name: Patch<String>,
-    /// What it is for.
+    /// Description.
     pub description: Patch<String>,
-    /// True when new members get it.
+    /// True if new members get the role.
     pub is_default_role: Patch<bool>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
@@ -77,13 +77,13 @@ pub struct Role {
 pub struct Permission {
     /// A UUID; opaque.
     pub id: String,
-    /// The name that code refers to.
+    /// Key that applications refer to.
     pub key: Patch<String>,
-    /// The name that people read.
+    /// Display name.
     pub name: Patch<String>,
-    /// What it is for.
+    /// Description.
     pub description: Patch<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 

@@ -7,57 +7,57 @@ use super::reader::{Reader, wrong_type};
 use crate::json::{Json, is_id};
 use crate::patch::Patch;
 
-/// A user as an event tells it. Kinde puts no picture, no `email_verified` and no creation time into events.
+/// A user in an event. Events contain no picture, no `email_verified` and no creation time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct User {
     /// `kp_…`; opaque, 1 to 256 bytes without control characters.
     pub id: String,
-    /// The address; an empty string is [`Patch::Null`].
+    /// Email address; an empty string is [`Patch::Null`].
     pub email: Patch<String>,
     /// Given name.
     pub first_name: Patch<String>,
     /// Family name.
     pub last_name: Patch<String>,
-    /// The phone number; an empty string is [`Patch::Null`].
+    /// Phone number; an empty string is [`Patch::Null`].
     pub phone: Patch<String>,
     /// User name.
     pub username: Patch<String>,
-    /// True when the user may not sign in.
+    /// True if the user cannot sign in.
     pub is_suspended: Patch<bool>,
-    /// True when the user must choose a new password.
+    /// True if the user must set a new password.
     pub is_password_reset_requested: Patch<bool>,
-    /// The organizations that the user is a member of.
+    /// The memberships in organizations.
     pub organizations: Patch<Vec<Membership>>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
-/// A membership of a user.
+/// The membership of a user in an organization.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Membership {
     /// `org_…`; opaque.
     pub code: String,
-    /// The user's roles in it; `None` when absent or null.
+    /// The roles of the user in the organization; `None` if absent or null.
     pub roles: Option<Vec<Assignment>>,
-    /// The user's permissions in it; `None` when absent or null.
+    /// The permissions of the user in the organization; `None` if absent or null.
     pub permissions: Option<Vec<Assignment>>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
-/// A role or permission by name.
+/// A role or a permission that is assigned to a user.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Assignment {
-    /// A UUID; absent where Kinde gave only a name.
+    /// A UUID; absent if the event contains only a key.
     pub id: Option<String>,
-    /// The name that code refers to, for example `admin`.
+    /// The key that applications refer to, for example `admin`.
     pub key: Option<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
 impl User {
-    /// The members that are read; others are in `extra`.
+    /// The members that are decoded. Others are in `extra`.
     pub const MEMBERS: [&'static str; 9] = [
         "id",
         "email",
@@ -86,7 +86,7 @@ impl User {
     }
 }
 
-/// Entries without a code say nothing and are skipped: Kinde's own documentation shows `organizations: [{}]`.
+/// Entries without a code are skipped: Kinde's documentation shows `organizations: [{}]`.
 fn organizations(reader: &mut Reader<'_>) -> Result<Patch<Vec<Membership>>, Error> {
     let path = reader.field("organizations");
     let entries = match reader.list("organizations")? {
@@ -125,7 +125,7 @@ fn named(reader: &mut Reader<'_>, key: &str) -> Result<Option<Vec<Assignment>>, 
 }
 
 impl Assignment {
-    /// An object, or a plain string as Kinde's types said before 2025-05.
+    /// Reads an object, or a plain string as in Kinde's published types before 2025-05.
     fn read(path: String, entry: Json<'_>) -> Result<Self, Error> {
         let mut reader = match entry {
             Json::Object(members) => Reader::new(path, members),

@@ -1,4 +1,4 @@
-//! One call of the Management API: token, attempts, pauses, and what an answer means.
+//! One call of the Management API: token, attempts, pauses, and the meaning of the response.
 
 use std::sync::Arc;
 
@@ -14,26 +14,26 @@ use crate::http_client::{ApiError, Failure, RawResponse};
 use crate::json::{self, Object};
 use crate::response::Response;
 
-/// What is asked, and what for.
+/// A request and the reader of its response.
 pub(super) struct Call<Build, IsAbsent, T> {
-    /// For metrics.
+    /// The label in metrics.
     pub(super) endpoint: &'static str,
-    /// The scope that Kinde documents for it.
+    /// The scope that Kinde documents for the endpoint.
     pub(super) scope: &'static str,
     pub(super) effect: Effect,
     pub(super) build: Build,
-    /// True for the status and code that say that the thing does not exist.
+    /// Returns true for a status and code that mean that the object does not exist.
     pub(super) is_absent: IsAbsent,
-    /// Takes what is wanted out of the answer.
+    /// Reads the value from the response.
     pub(super) read: fn(Reader<'_>) -> Result<T, event::Error>,
 }
 
-/// Whether a request can be sent again when nobody knows what became of it.
+/// Whether a request can be repeated if its outcome is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Twice is as good as once.
+    /// Two requests have the same effect as one.
     Idempotent,
-    /// Twice would make two.
+    /// Two requests would create two objects.
     Creates,
 }
 
@@ -42,7 +42,7 @@ where
     Build: Fn(&Client) -> RequestBuilder + Send + Sync,
     IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
 {
-    /// What Kinde answers, or `None` when the thing does not exist.
+    /// Returns the value of the response, or `None` if the object does not exist.
     pub(super) async fn run(&self, client: &Inner) -> Result<Response<Option<T>>, Error> {
         let mut budget = Budget::new(&client.config.retry);
         let mut token_replaced = false;
@@ -58,13 +58,13 @@ where
                 token_replaced = true;
                 continue;
             }
-            if !self.may_repeat(&error) || !budget.wait(again(&error)).await {
+            if !self.can_repeat(&error) || !budget.wait(again(&error)).await {
                 return Err(error);
             }
         }
     }
 
-    fn may_repeat(&self, error: &Error) -> bool {
+    fn can_repeat(&self, error: &Error) -> bool {
         self.effect == Effect::Idempotent
             || match error {
                 Error::RateLimited { .. } => true,
@@ -79,10 +79,10 @@ where
         token: &Token,
         budget: &Budget<'_>,
     ) -> Result<Response<Option<T>>, Error> {
-        let turn = tokio::time::timeout_at(budget.deadline(), client.max_concurrent_requests.acquire());
-        let Ok(Ok(_turn)) = turn.await else { return Err(Error::ConcurrencyTimeout) };
-        let throttled = |left| Error::RateLimited { retry_after: Some(left) };
-        client.gate.pass(budget.deadline()).await.map_err(throttled)?;
+        let permit = tokio::time::timeout_at(budget.deadline(), client.max_concurrent_requests.acquire());
+        let Ok(Ok(_permit)) = permit.await else { return Err(Error::ConcurrencyTimeout) };
+        let rate_limited = |left| Error::RateLimited { retry_after: Some(left) };
+        client.gate.pass(budget.deadline()).await.map_err(rate_limited)?;
         let request =
             (self.build)(client.exchange.client()).header(AUTHORIZATION, token.authorization.clone());
         match client.exchange.send_until(request, budget.deadline()).await {
@@ -143,7 +143,7 @@ pub(super) fn outcome_label(error: Option<&Error>) -> &'static str {
     error.map_or("ok", Error::outcome)
 }
 
-/// Whether the same request may succeed later, and when.
+/// Whether and when the same request may succeed.
 pub(super) fn again(error: &Error) -> Again {
     match error {
         Error::RateLimited { retry_after: Some(retry_after) } => Again::After(*retry_after),
@@ -161,7 +161,7 @@ fn replaces_token(client: &Inner, token: &Arc<Token>, error: &Error) -> bool {
     }
 }
 
-/// The object that a body holds; the error never quotes the body.
+/// The object in a body. The error contains nothing of the body.
 pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
     use serde_json::error::Category;
 
@@ -169,7 +169,7 @@ pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
         json::Error::Duplicate(member) => Error::InvalidResponse(event::Error::DuplicateMember { member }),
         json::Error::Syntax(error) => Error::NotJson {
             problem: match error.classify() {
-                Category::Eof => "cut off",
+                Category::Eof => "incomplete JSON",
                 Category::Data => "other JSON",
                 Category::Io | Category::Syntax => "not JSON",
             },
@@ -178,11 +178,11 @@ pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
 }
 
 fn is_about_scope(code: &str, message: &str) -> bool {
-    let says_scope = |text: &str| text.to_ascii_lowercase().contains("scope");
-    says_scope(code) || says_scope(message) || scope_in(message).is_some()
+    let contains_scope = |text: &str| text.to_ascii_lowercase().contains("scope");
+    contains_scope(code) || contains_scope(message) || scope_in(message).is_some()
 }
 
-/// The first word that looks like `read:users`.
+/// The first part of the message of the form `read:users`.
 fn scope_in(message: &str) -> Option<&str> {
     let is_part = |char: char| char.is_ascii_lowercase() || char == '_' || char == ':';
     message.split(|char| !is_part(char)).find(|word| {
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scope_is_found_where_one_is_named() {
+    fn a_scope_in_a_message_is_found() {
         for (message, expect) in [
             ("The token lacks the scope `read:users`", Some("read:users")),
             ("Missing required scope(s): update:user_refresh_claims.", Some("update:user_refresh_claims")),

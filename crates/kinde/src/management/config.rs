@@ -1,4 +1,4 @@
-//! What a client of the Management API needs to know.
+//! The configuration of the Management API client.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use url::Url;
 use crate::domain;
 use crate::response::Clock;
 
-/// Largest page that Kinde's documentation names (<https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>).
+/// Maximum page size in Kinde's documentation (<https://docs.kinde.com/developer-tools/kinde-api/api-rate-limits/>).
 pub const MAX_PAGE_SIZE: u32 = 500;
-/// What a 400 may call a user that does not exist.
+/// Codes of a 400 that mean that the user does not exist.
 const UNKNOWN_USER_CODES: [&str; 6] = [
     "USER_NOT_FOUND",
     "USER_INVALID",
@@ -20,45 +20,46 @@ const UNKNOWN_USER_CODES: [&str; 6] = [
     "RESOURCE_NOT_FOUND",
 ];
 
-/// What a client asks, as whom, and how patiently.
+/// The tenant, the credentials and the limits of a client.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Config {
-    /// The kinde.com address of the tenant, as [`crate::parse_domain`] reads it. A custom domain does not serve the API.
+    /// The kinde.com domain of the tenant, as [`crate::parse_domain`] returns it. Custom domains do not serve the API.
     pub domain: Url,
-    /// The machine-to-machine application.
+    /// Client id of the machine-to-machine application.
     pub client_id: String,
-    /// Its secret.
+    /// Client secret of the application.
     pub client_secret: SecretString,
-    /// What the token is for; `{domain}/api` unless set.
+    /// Audience of the token; `{domain}/api` if not set.
     pub audience: Option<String>,
-    /// What users are listed with. Kinde counts an expansion against the rate limit.
+    /// Additional data of users. Kinde counts expansions against the rate limit.
     pub expand: Expand,
-    /// Users per page, 1 to [`MAX_PAGE_SIZE`]. Where Kinde allows fewer, the client asks for fewer.
+    /// Users per page, 1 to [`MAX_PAGE_SIZE`]. If Kinde rejects the size, the client requests smaller pages.
     pub page_size: u32,
-    /// Most pages of one scan; a scan that goes on is an error, for a list that never ends is no list.
+    /// Maximum number of pages of one list. More pages are an error, so that an endless list ends.
     pub max_pages: u32,
-    /// Requests in flight at once, over all clones; at least 1.
+    /// Maximum number of concurrent requests of all clones, at least 1.
     pub max_concurrent_requests: usize,
-    /// Longest wait for a connection.
+    /// Time limit for a connection.
     pub connect_timeout: Duration,
-    /// Longest wait for one whole answer.
+    /// Time limit for one complete response.
     pub timeout: Duration,
-    /// Longest answer that is read, in bytes.
+    /// Maximum size of a response, in bytes.
     pub max_body_bytes: usize,
-    /// How often and how long a call is tried.
+    /// The retries of a call.
     pub retry: RetryPolicy,
-    /// Codes of a 400 that say that there is no such user. Kinde documents none: an unknown one is an error that names it.
+    /// Codes of a 400 that mean that the user does not exist. Kinde documents none; another code is an error that
+    /// contains it.
     pub unknown_user_codes: Vec<String>,
-    /// What is taken off the time of a request: see [`crate::response::RequestTiming::at`].
+    /// Subtracted from the time of a request: see [`crate::response::RequestTiming::as_of`].
     pub clock_allowance: Duration,
-    /// This machine's clock.
+    /// The clock of this machine.
     pub clock: Clock,
 }
 
 impl Config {
-    /// The defaults: all expansions, 200 users a page, 4 requests in flight, connect 3 s, answer 30 s and 32 MiB,
-    /// allowance 2 s.
+    /// Returns the defaults: all expansions, 200 users per page, 4 concurrent requests, connect 3 s, response 30 s and
+    /// 32 MiB, allowance 2 s.
     pub fn new(domain: Url, client_id: impl Into<String>, client_secret: SecretString) -> Self {
         Self {
             domain,
@@ -80,7 +81,7 @@ impl Config {
     }
 }
 
-/// What stands in a user beyond its own fields; what is not asked for is [`crate::Patch::Absent`].
+/// Additional data in users. Data that is not requested is [`crate::Patch::Absent`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expand {
     /// Codes of the organizations.
@@ -108,16 +109,16 @@ impl Expand {
     }
 }
 
-/// The budget of one call, retries included. It ends with whichever limit is reached first.
+/// The budget of one call with all retries. The first limit that is reached ends the call.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// Attempts in all; at least 1. One that Kinde throttles and says for how long (`RateLimit-Reset`) does not count.
+    /// Maximum number of attempts, at least 1. An attempt with a response 429 and `RateLimit-Reset` does not count.
     pub max_attempts: u32,
-    /// Longest time for all attempts and the pauses between them.
+    /// Maximum time for all attempts and pauses.
     pub max_elapsed: Duration,
-    /// The first pause; it doubles with every attempt, and a random part of up to half is taken off.
+    /// The first pause. It doubles with every attempt and is shortened by up to half at random.
     pub initial_backoff: Duration,
-    /// The longest pause. One that Kinde demands is added to it.
+    /// The longest pause. A pause that Kinde requires is added to it.
     pub max_backoff: Duration,
 }
 
@@ -133,17 +134,17 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Why a client cannot be made.
+/// The reason why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The domain is not the bare `https` address of a tenant.
+    /// The domain is not the `https` origin of a tenant.
     #[error("the domain cannot be used")]
     Domain(#[from] domain::Error),
-    /// A page size that Kinde refuses.
+    /// The page size is out of range.
     #[error("the page size must be 1 to {MAX_PAGE_SIZE}, not {0}")]
     PageSize(u32),
-    /// No client id or no secret.
+    /// The client id or the client secret is empty.
     #[error(
         "the client id and the client secret must not be empty: copy both from the machine-to-machine application in Kinde"
     )]

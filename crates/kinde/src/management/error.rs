@@ -1,4 +1,4 @@
-//! Why a call of the Management API failed, with the next step for an operator.
+//! The reasons why a call of the Management API fails, with the next step for an operator.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +7,26 @@ use reqwest::StatusCode;
 
 use crate::event;
 
-/// Why a call failed. No credential and nothing of a user is in it.
+/// The reason why a call failed. Contains no credential and no personal data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No token could be got, so nothing was asked. Shared by all calls that waited for it.
+    /// No token is available, so no request was sent. All calls that waited for the token share the error.
     #[error("cannot get a token for Kinde's Management API")]
     TokenUnavailable(#[source] Arc<Error>),
-    /// The token endpoint refuses client id, secret, audience or scope.
+    /// The token endpoint rejects the client id, secret, audience or scope.
     #[error(
-        "kinde refuses the client credentials (`{code}`: {message}): check the client id and secret, and that the application is a machine-to-machine application that is authorised for the Kinde Management API"
+        "kinde rejects the client credentials (`{code}`: {message}): check the client id and secret, and that the application is a machine-to-machine application that is authorised for the Kinde Management API"
     )]
     InvalidCredentials {
-        /// `error` of the answer, for example `invalid_client`.
+        /// `error` of the response, for example `invalid_client`.
         code: String,
         /// `error_description`.
         message: String,
     },
-    /// The API refuses the token, a new one too.
+    /// The API rejects the token, a new one too.
     #[error(
-        "kinde's Management API refuses the token (`{code}`: {message}): check that the domain is the kinde.com one (a custom domain does not serve the API) and that the audience is `https://<tenant>.kinde.com/api`, and grant the scope `{scope}`"
+        "kinde's Management API rejects the token (`{code}`: {message}): check that the domain is the kinde.com one (a custom domain does not serve the API) and that the audience is `https://<tenant>.kinde.com/api`, and grant the scope `{scope}`"
     )]
     Unauthorized {
         /// The scope that Kinde documents for the endpoint.
@@ -36,64 +36,64 @@ pub enum Error {
         /// Kinde's message; may be empty.
         message: String,
     },
-    /// The application was not given a scope.
+    /// The application lacks a scope.
     #[error(
         "the machine-to-machine application lacks the scope `{scope}`: grant it in Kinde under Settings > APIs > Kinde Management API, then try again (a token is used for at least a minute)"
     )]
     MissingScope {
-        /// The scope that Kinde names, else the one that Kinde documents for the endpoint.
+        /// The scope in Kinde's message, else the one that Kinde documents for the endpoint.
         scope: String,
     },
-    /// Too many requests, also after waiting.
-    #[error("kinde throttles the requests: ask less often, or allow more time")]
+    /// Kinde limits the rate of requests, also after pauses.
+    #[error("kinde limits the rate of requests: send fewer requests, or allow more time")]
     RateLimited {
         /// How long to wait, if the response had `RateLimit-Reset`.
         retry_after: Option<Duration>,
     },
-    /// The call waited for its turn until its time was over, or the runtime ended.
-    #[error("the call did not get its turn in time: allow more requests in flight, or more time")]
+    /// The limit of concurrent requests delayed the call until its time was over, or the runtime ended.
+    #[error("too many concurrent requests: allow more of them, or more time")]
     ConcurrencyTimeout,
-    /// No answer, or not all of it in time. Whether a request that changes something took effect is not known.
+    /// No complete response within the time limit. A request that changes something may have taken effect.
     #[error("no complete response from kinde")]
     Unreachable(#[source] reqwest::Error),
-    /// Another status that is no success.
-    #[error("kinde answered with status {status} (`{code}`: {message})")]
+    /// Another status.
+    #[error("unexpected status {status} (`{code}`: {message})")]
     UnexpectedStatus {
         /// The status.
         status: StatusCode,
-        /// Kinde's code; empty when the answer is not one of the API, as from a proxy.
+        /// Kinde's code; empty if the response does not come from the API but, for example, from a proxy.
         code: String,
         /// Kinde's message; may be empty.
         message: String,
     },
-    /// The answer is too long.
-    #[error("the response is longer than {limit} bytes: ask for smaller pages")]
+    /// The response exceeds the size limit.
+    #[error("the response exceeds {limit} bytes: use smaller pages")]
     ResponseTooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
-    /// A success that is no JSON object: a web page, or JSON that was cut off.
+    /// A successful response is not a JSON object, for example a web page or incomplete JSON.
     #[error(
-        "the response is {problem} instead of a JSON object: check that no proxy stands before the domain"
+        "the response is not a JSON object ({problem}): check that no proxy answers in place of the domain"
     )]
     NotJson {
-        /// `cut off`, `not JSON` or `other JSON`.
+        /// `incomplete JSON`, `not JSON` or `other JSON`.
         problem: &'static str,
     },
-    /// A success of another shape than the API documents.
-    #[error("the response has an unexpected shape")]
+    /// A successful response differs from the documentation of the API.
+    #[error("the response differs from the documentation of the API")]
     InvalidResponse(#[source] event::Error),
-    /// The answer is about another user than the one asked for.
-    #[error("the response is about another user than the one asked for")]
+    /// The response contains another user than the requested one.
+    #[error("the response contains another user than the requested one")]
     WrongUser,
-    /// Not an identifier: it is not sent.
-    #[error("not an identifier: 1 to 256 bytes without control characters")]
+    /// The id is not valid, so no request was sent.
+    #[error("not a valid id: 1 to 256 bytes without control characters")]
     InvalidIdentifier,
-    /// The list leads back to a page of this scan: it would never end. Begin the scan anew.
-    #[error("the list of users leads back to a page that was already read: begin the scan anew")]
+    /// The list refers to a page that was already read, so it would never end. Start again.
+    #[error("the list of users refers to a page that was already read: start again")]
     RepeatedToken,
-    /// The list has more pages than are allowed.
-    #[error("the list of users has more than {limit} pages: raise the limit if the tenant is that large")]
+    /// The list has too many pages.
+    #[error("the list of users has more than {limit} pages: increase the limit if the tenant is that large")]
     TooManyPages {
         /// The limit.
         limit: u32,
@@ -101,7 +101,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// True when the same call may succeed later without anybody's doing anything.
+    /// Returns true if the same call may succeed later without a change of configuration.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::TokenUnavailable(source) => source.is_transient(),
@@ -117,7 +117,7 @@ impl Error {
         }
     }
 
-    /// A stable label, for metrics.
+    /// Returns a stable label for metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
             Self::TokenUnavailable(_) => "token_unavailable",

@@ -1,4 +1,4 @@
-//! The list of users, page by page.
+//! Lists users page by page.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,33 +10,33 @@ use super::call::{Call, Effect};
 use super::{Client, Error, NEVER, USERS, User};
 use crate::response::{RequestTiming, Response};
 
-/// Kinde's code for a page size that is too large for an endpoint.
+/// Kinde's code for a page size above the limit of an endpoint.
 const PAGE_SIZE_REFUSED: &str = "PAGE_SIZE_LIMIT_EXCEEDED";
-/// Page sizes to fall back to: the smaller limit of Kinde's documents, and Kinde's default.
+/// Smaller page sizes: the lower limit in Kinde's documentation, and Kinde's default.
 const SMALLER_PAGES: [u32; 2] = [100, 10];
 
-/// Some users of the list, in Kinde's order.
+/// One page of the list, in Kinde's order.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct UsersPage {
-    /// The users; may be empty in the middle of the list.
+    /// The users. A page before the last one may be empty.
     pub users: Vec<User>,
-    /// Where the next page begins: keep it to resume with [`Client::users_from`]. `None`: this is the last page.
+    /// The start of the next page, to resume with [`Client::users_from`]. `None` on the last page.
     pub next_token: Option<String>,
-    /// When the page was asked for.
+    /// The time of the request.
     pub timing: RequestTiming,
 }
 
-/// A scan over all users, made by [`Client::users`].
+/// The list of all users, created by [`Client::users`].
 ///
-/// Kinde has no snapshots: a user who is added or removed meanwhile may shift the pages, so that another one is told
-/// twice or not at all. That a user was in no page is therefore no proof that there is none.
+/// The list is not a snapshot: when a user is added or removed while it is read, the pages shift, so another user may be
+/// listed twice or not at all. A user that is in no page may still exist.
 pub struct Pages {
     client: Client,
     next: Next,
     page_size: u32,
     read: u32,
-    /// Hashes of the tokens of this scan: any of them again would be a circle.
+    /// Hashes of the tokens that were read: a repeated one means an endless list.
     seen: HashSet<[u8; 32]>,
 }
 
@@ -54,9 +54,9 @@ impl Pages {
         Self { client, next: from.map_or(Next::First, Next::From), page_size, read: 0, seen }
     }
 
-    /// The next page; `None` after the last one.
+    /// Reads the next page; `None` after the last one.
     ///
-    /// Cancel safe, and after an error the same page is asked for again: nothing is skipped.
+    /// Cancel safe. After an error the same page is requested again, so no page is skipped.
     pub async fn next(&mut self) -> Result<Option<UsersPage>, Error> {
         if matches!(self.next, Next::Done) {
             return Ok(None);
@@ -75,7 +75,7 @@ impl Pages {
         Ok(Some(page))
     }
 
-    /// Asks for smaller pages when Kinde refuses the size, which it documents for no endpoint alike.
+    /// Requests smaller pages if Kinde rejects the size: the documented limits differ between endpoints.
     async fn fetch(&mut self) -> Result<UsersPage, Error> {
         loop {
             let error = match self.fetch_sized().await {
@@ -86,7 +86,7 @@ impl Pages {
             self.page_size = smaller.ok_or(error)?;
             tracing::warn!(
                 page_size = self.page_size,
-                "Kinde refuses the page size: asking for smaller pages"
+                "Kinde rejects the page size: requesting smaller pages"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! When to try again, and when to give up.
+//! The pauses between attempts and between requests.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,47 +6,46 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::config::RetryPolicy;
-
 use crate::random;
 
-/// When to try again.
+/// Whether and when to retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
     Never,
-    /// After a pause of our own choice.
+    /// After a pause of the retry policy.
     Soon,
-    /// After the time that Kinde demands.
+    /// After the time that Kinde requires.
     After(Duration),
 }
 
-/// The first spacing of requests after a 429.
+/// The first interval between requests after a 429.
 const FIRST_SPACING: Duration = Duration::from_millis(50);
-/// The longest: Kinde's smallest limits are a few requests a second.
+/// The longest interval: Kinde's lowest limits are a few requests per second.
 const LONGEST_SPACING: Duration = Duration::from_secs(2);
-/// Spacings below this are none.
+/// Shorter intervals become zero.
 const SHORTEST_SPACING: Duration = Duration::from_millis(5);
 
-/// What is left of the budget of one call.
+/// The remaining budget of one call.
 #[derive(Debug)]
 pub(super) struct Budget<'a> {
     retry: &'a RetryPolicy,
     deadline: Instant,
     attempts: u32,
-    throttled: u32,
+    rate_limited: u32,
 }
 
 impl<'a> Budget<'a> {
     pub(super) fn new(retry: &'a RetryPolicy) -> Self {
-        Self { retry, deadline: Instant::now() + retry.max_elapsed, attempts: 0, throttled: 0 }
+        Self { retry, deadline: Instant::now() + retry.max_elapsed, attempts: 0, rate_limited: 0 }
     }
 
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Counts an attempt that failed and waits before the next one; `false` when there is none.
+    /// Counts a failed attempt and waits before the next one. `false` if the budget is used up.
     ///
-    /// Who waits as long as Kinde says has done nothing wrong: that is no attempt, only time ends it.
+    /// A pause that Kinde requires does not count as an attempt: only the time limit ends it.
     pub(super) async fn wait(&mut self, again: Again) -> bool {
         let pause = match again {
             Again::Never => return false,
@@ -58,10 +57,10 @@ impl<'a> Budget<'a> {
                 }
                 pause
             }
-            // Those who were throttled together must not come back together, and ever less so.
+            // Requests that were limited together must not be repeated together, so the random part grows.
             Again::After(reset) => {
-                let pause = reset + jittered(self.doubled(self.throttled));
-                self.throttled += 1;
+                let pause = reset + jittered(self.doubled(self.rate_limited));
+                self.rate_limited += 1;
                 pause
             }
         };
@@ -78,31 +77,31 @@ impl<'a> Budget<'a> {
     }
 }
 
-/// Half to all of it.
+/// Half of the pause to all of it, at random.
 fn jittered(pause: Duration) -> Duration {
     random::jitter(pause, 0.5..=1.0)
 }
 
-/// Holds back all requests of a client while Kinde throttles one of them, and spaces them out afterwards: doubled by each
-/// throttling, shortened by each answer, so that a scan comes to go as fast as Kinde lets it.
+/// Delays all requests of a client while Kinde limits their rate, and keeps an interval between them afterwards. Each 429
+/// doubles the interval and each response shortens it, so the rate of a long list approaches Kinde's limit.
 #[derive(Debug, Default)]
 pub(super) struct Gate(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     closed_until: Option<Instant>,
-    /// From one request to the next.
+    /// The time between two requests.
     spacing: Duration,
-    /// When the next one may be sent, as far as the spacing goes.
+    /// The earliest time of the next request by the interval.
     next: Option<Instant>,
 }
 
 impl Gate {
-    /// Kinde throttles: nothing is sent for this long.
+    /// Delays all requests by the time that Kinde requires.
     pub(super) fn close_for(&self, reset: Duration) {
         let now = Instant::now();
         let mut state = self.state();
-        // Of requests that were under way together only the first one tells something new.
+        // Several 429 of concurrent requests count once.
         if state.closed_until.is_none_or(|until| until < now) {
             state.spacing = (state.spacing * 2).clamp(FIRST_SPACING, LONGEST_SPACING);
         }
@@ -110,18 +109,18 @@ impl Gate {
         state.closed_until = Some(state.closed_until.map_or(until, |closed| closed.max(until)));
     }
 
-    /// Kinde answered.
+    /// Shortens the interval after a response.
     pub(super) fn widen(&self) {
         let mut state = self.state();
         let shorter = state.spacing.saturating_sub(state.spacing / 16);
         state.spacing = if shorter < SHORTEST_SPACING { Duration::ZERO } else { shorter };
     }
 
-    /// Waits until the gate is open. An error when that is not before the deadline: how long it stays closed.
+    /// Waits until a request is allowed. If that is after the deadline, returns the remaining time as the error.
     pub(super) async fn pass(&self, deadline: Instant) -> Result<(), Duration> {
         loop {
             let now = Instant::now();
-            let later = self.state().turn(now);
+            let later = self.state().delay_until(now);
             match later {
                 None => return Ok(()),
                 Some(until) if until > deadline => return Err(until - now),
@@ -136,8 +135,8 @@ impl Gate {
 }
 
 impl State {
-    /// `None`: now, and the turn is taken. Else when to ask again.
-    fn turn(&mut self, now: Instant) -> Option<Instant> {
+    /// `None` if a request is allowed now; else the time of the next check.
+    fn delay_until(&mut self, now: Instant) -> Option<Instant> {
         let later = self.closed_until.max(self.next).filter(|until| *until > now);
         if later.is_none() {
             self.next = (!self.spacing.is_zero()).then(|| now + self.spacing);
@@ -153,7 +152,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_that_kinde_demands_grow_and_are_ended_by_time_alone() {
+    async fn pauses_that_kinde_requires_grow_until_the_time_limit() {
         let retry = RetryPolicy { max_attempts: 2, ..RetryPolicy::default() };
         let (mut budget, began) = (Budget::new(&retry), Instant::now());
         let mut pauses = Vec::new();
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_429_requests_are_spaced_out_and_with_each_answer_less() {
+    async fn after_a_429_requests_have_an_interval_that_each_response_shortens() {
         let (gate, deadline) = (Gate::default(), Instant::now() + SECOND * 100);
         let gap = async || {
             let asked = Instant::now();
@@ -179,7 +178,7 @@ mod tests {
             asked.elapsed()
         };
         assert_eq!((gap().await, gap().await), (Duration::ZERO, Duration::ZERO), "not before one");
-        // Three of one moment are one.
+        // Three at one time count once.
         [SECOND; 3].into_iter().for_each(|reset| gate.close_for(reset));
         assert!(gap().await >= SECOND && gap().await >= FIRST_SPACING);
         assert!(gap().await < FIRST_SPACING * 2);

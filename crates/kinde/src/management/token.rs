@@ -1,7 +1,7 @@
 //! The access token of the machine-to-machine application.
 //!
-//! Kinde bills every token. So one is fetched at a time, whoever asks; it is used until shortly before it expires; and
-//! one that the API refuses is replaced at most once a minute.
+//! Kinde bills every token. Therefore one fetch runs at a time, a token is used until shortly before it expires, and a
+//! token that the API rejects is replaced at most once per minute.
 //!
 //! <https://docs.kinde.com/developer-tools/kinde-api/access-token-for-api/>
 
@@ -24,16 +24,16 @@ use super::retry::Budget;
 use crate::event;
 use crate::http_client::{ApiError, Failure, HttpClient, RawResponse};
 
-/// Shortest time between two replacements of refused tokens.
+/// Shortest time between two replacements of rejected tokens.
 const REPLACE_COOL_DOWN: Duration = Duration::from_mins(1);
-/// A token is replaced this long before it expires, or a tenth of its life if that is shorter.
+/// A token is replaced this long before it expires, or a tenth of its lifetime before if that is shorter.
 const LONGEST_MARGIN: Duration = Duration::from_mins(1);
-/// How long a token is used at least and at most, whatever `expires_in` says; a missing one counts as an hour.
+/// Bounds on the use of a token, whatever `expires_in` is. A missing `expires_in` means one hour.
 const SHORTEST_USE: Duration = Duration::from_secs(10);
 const LONGEST_USE: Duration = Duration::from_hours(24 * 7);
 const DEFAULT_LIFE: Duration = Duration::from_hours(1);
 
-/// What the token endpoint is asked with.
+/// The parameters of a token request.
 pub(super) struct Credentials {
     pub(super) url: Url,
     pub(super) client_id: String,
@@ -41,7 +41,7 @@ pub(super) struct Credentials {
     pub(super) audience: String,
 }
 
-/// A token, ready to be sent. Not printable.
+/// A token as a header value. It cannot be printed.
 pub(super) struct Token {
     pub(super) authorization: HeaderValue,
     fetched_at: Instant,
@@ -50,7 +50,7 @@ pub(super) struct Token {
 
 type Outcome = Result<Arc<Token>, Arc<Error>>;
 
-/// A handle on the one token. Clones share it.
+/// The current token. Clones share it.
 #[derive(Clone)]
 pub(super) struct Tokens(Arc<Inner>);
 
@@ -75,9 +75,9 @@ impl Tokens {
         Self(Arc::new(Inner { exchange, credentials, retry, state, fetched }))
     }
 
-    /// The token; fetched if there is none. All who wait share one fetch and its outcome.
+    /// Returns the token and fetches it if there is none. Concurrent callers share one fetch and its outcome.
     ///
-    /// Cancel safe: a fetch goes on for the others when its caller is dropped.
+    /// Cancel safe: the fetch continues for other callers if its caller is dropped.
     pub(super) async fn current(&self) -> Outcome {
         let mut running = match self.held_or_running() {
             Ok(token) => return Ok(token),
@@ -89,10 +89,10 @@ impl Tokens {
         }
     }
 
-    /// Drops a token that the API calls invalid. `true`: another one is worth a try.
-    pub(super) fn replace_invalid(&self, refused: &Arc<Token>) -> bool {
+    /// Discards a token that the API rejects. `true` if a retry with another token makes sense.
+    pub(super) fn replace_invalid(&self, rejected: &Arc<Token>) -> bool {
         let mut state = self.state();
-        if state.held.as_ref().is_none_or(|held| !Arc::ptr_eq(held, refused)) {
+        if state.held.as_ref().is_none_or(|held| !Arc::ptr_eq(held, rejected)) {
             return true;
         }
         if state.replaced_at.is_some_and(|at| at.elapsed() < REPLACE_COOL_DOWN) {
@@ -103,12 +103,12 @@ impl Tokens {
         true
     }
 
-    /// Drops a token that lacks a scope, if it is old enough that the scope may have been granted since.
-    pub(super) fn replace_old(&self, refused: &Arc<Token>) -> bool {
-        refused.fetched_at.elapsed() >= REPLACE_COOL_DOWN && self.replace_invalid(refused)
+    /// Discards a token that lacks a scope if it is so old that the scope may have been granted since.
+    pub(super) fn replace_old(&self, rejected: &Arc<Token>) -> bool {
+        rejected.fetched_at.elapsed() >= REPLACE_COOL_DOWN && self.replace_invalid(rejected)
     }
 
-    /// Number of tokens that Kinde has issued, which is what it bills.
+    /// Returns the number of tokens that Kinde has issued. Kinde bills each of them.
     pub(super) fn fetched(&self) -> u64 {
         self.0.fetched.load(Ordering::Relaxed)
     }
@@ -130,7 +130,7 @@ impl Tokens {
 
     #[expect(
         clippy::disallowed_methods,
-        reason = "a fetch is billed and must outlive the call that began it; it ends within its own budget and holds nothing that a shutdown must wait for"
+        reason = "a fetch is billed and must outlive the call that started it; it ends within its own budget and holds nothing that a shutdown must wait for"
     )]
     fn spawn_fetch(&self, done: watch::Sender<Option<Outcome>>) {
         let running = Running(self.clone());
@@ -147,7 +147,7 @@ impl Tokens {
     }
 }
 
-/// Lets the next fetch begin, also when the task of this one panics or the runtime drops it.
+/// Allows the next fetch, also if the task of this one panics or the runtime drops it.
 struct Running(Tokens);
 
 impl Drop for Running {
@@ -193,24 +193,24 @@ impl Inner {
         let request = self.exchange.client().post(self.credentials.url.clone()).form(&form);
         match self.exchange.send_until(request, budget.deadline()).await {
             Ok(received) if received.status == StatusCode::OK => read(&received.body, started),
-            Ok(received) => Err(self.refused(&received)),
+            Ok(received) => Err(self.rejection(&received)),
             Err(Failure::Unreachable(error)) => Err(Error::Unreachable(error)),
             Err(Failure::TooLong) => Err(Error::ResponseTooLarge { limit: self.exchange.max_body_bytes() }),
         }
     }
 
-    fn refused(&self, received: &RawResponse) -> Error {
+    fn rejection(&self, received: &RawResponse) -> Error {
         let status = received.status;
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Error::RateLimited { retry_after: received.reset };
         }
         let oauth = ApiError::of_oauth(&received.body);
-        let is_refusal = oauth.is_some() && status.is_client_error();
+        let is_rejection = oauth.is_some() && status.is_client_error();
         let ApiError { code, message } =
             oauth.or_else(|| ApiError::of_api(&received.body)).unwrap_or_default();
-        // Kinde has no reason to repeat the secret. If it did, it would end up in a log.
+        // Kinde should not repeat the secret; if it does, the message must not carry it into a log.
         let message = message.replace(self.credentials.client_secret.expose_secret(), "***");
-        if is_refusal {
+        if is_rejection {
             Error::InvalidCredentials { code, message }
         } else {
             Error::UnexpectedStatus { status, code, message }

@@ -1,4 +1,4 @@
-//! The user of the Management API.
+//! Users in responses of the Management API.
 
 use std::fmt;
 
@@ -9,17 +9,17 @@ use crate::event::Error;
 use crate::event::reader::Reader;
 use crate::patch::Patch;
 
-/// A user as the Management API tells it. The API tells neither when a user changed nor whether an email is verified.
+/// A user. The API returns neither the time of the last change nor whether the email is verified.
 #[derive(Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct User {
     /// `kp_…`; opaque, 1 to 256 bytes without control characters.
     pub id: String,
-    /// The id that an import gave.
+    /// Id that an import assigned.
     pub provided_id: Patch<String>,
     /// `email` of the list, `preferred_email` of the single user; an empty string is [`Patch::Null`].
     pub email: Patch<String>,
-    /// The phone number; an empty string is [`Patch::Null`].
+    /// Phone number; an empty string is [`Patch::Null`].
     pub phone: Patch<String>,
     /// User name.
     pub username: Patch<String>,
@@ -27,37 +27,37 @@ pub struct User {
     pub first_name: Patch<String>,
     /// Family name.
     pub last_name: Patch<String>,
-    /// True when the user may not sign in.
+    /// True if the user cannot sign in.
     pub is_suspended: Patch<bool>,
-    /// Address of the picture.
+    /// URL of the picture.
     pub picture: Patch<String>,
-    /// Sign-ins, all of them.
+    /// Number of sign-ins.
     pub total_sign_ins: Option<u64>,
-    /// Failed sign-ins in a row.
+    /// Number of failed sign-ins since the last successful one.
     pub failed_sign_ins: Option<u64>,
-    /// When the user last signed in.
+    /// Time of the last sign-in.
     pub last_signed_in: Option<Timestamp>,
-    /// When the user was made.
+    /// Time of creation.
     pub created_on: Option<Timestamp>,
-    /// Codes of the user's organizations; absent unless expanded.
+    /// Codes of the organizations of the user; absent unless expanded.
     pub organizations: Patch<Vec<String>>,
-    /// What the user can sign in with; absent unless expanded.
+    /// The identities of the user; absent unless expanded.
     pub identities: Patch<Vec<Identity>>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
-/// Something that a user can sign in with.
+/// An identity that a user signs in with.
 #[derive(Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Identity {
-    /// `email`, `phone`, `username`, `oauth2:google` or something newer.
+    /// `email`, `phone`, `username`, `oauth2:google` or a newer value.
     pub identity_type: String,
-    /// The address, number, name or id.
+    /// Email address, phone number, user name or id.
     pub identity: Option<String>,
-    /// The connection of a social or enterprise identity.
+    /// Connection of a social or enterprise identity.
     pub connection_id: Option<String>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
@@ -107,14 +107,14 @@ impl Identity {
     }
 }
 
-/// The id alone: the rest is personal data.
+/// Prints the id only: the other fields are personal data.
 impl fmt::Debug for User {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("User").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-/// The kind alone: the rest is personal data.
+/// Prints the type only: the other fields are personal data.
 impl fmt::Debug for Identity {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Identity").field("identity_type", &self.identity_type).finish_non_exhaustive()

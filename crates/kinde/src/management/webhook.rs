@@ -1,4 +1,4 @@
-//! Webhooks and the types of their events, as the Management API tells them.
+//! Webhooks and event types in the Management API.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -8,7 +8,7 @@ use url::Url;
 use crate::event::Error;
 use crate::event::reader::Reader;
 
-/// A webhook. Whether Kinde has disabled it is not to be seen.
+/// A webhook. The API does not return whether Kinde has disabled it.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Webhook {
@@ -16,24 +16,24 @@ pub struct Webhook {
     pub id: String,
     /// Name in the dashboard.
     pub name: Option<String>,
-    /// Where Kinde delivers to.
+    /// URL of the deliveries.
     pub endpoint: Option<String>,
     /// Description in the dashboard.
     pub description: Option<String>,
-    /// Codes of the events that it delivers, for example `user.created`.
+    /// Codes of the delivered events, for example `user.created`.
     pub event_types: Vec<String>,
-    /// When it was made.
+    /// Time of creation.
     pub created_on: Option<Timestamp>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 
-/// A webhook to be made.
+/// The parameters of a new webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NewWebhook {
-    /// Where Kinde shall deliver to: `https`.
+    /// URL of the deliveries, with `https`.
     pub endpoint: Url,
-    /// Codes of the events that it shall deliver.
+    /// Codes of the events to deliver.
     pub event_types: Vec<String>,
     /// Name in the dashboard.
     pub name: String,
@@ -42,10 +42,10 @@ pub struct NewWebhook {
     pub description: Option<String>,
 }
 
-/// What to change of a webhook; `None` is left as it is. The endpoint cannot be changed.
+/// Changes of a webhook. `None` does not change the field. The endpoint cannot be changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct WebhookUpdate {
-    /// Codes of the events that it shall deliver.
+    /// Codes of the events to deliver.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_types: Option<Vec<String>>,
     /// Name in the dashboard.
@@ -56,21 +56,21 @@ pub struct WebhookUpdate {
     pub description: Option<String>,
 }
 
-/// A type of event that the tenant can deliver.
+/// An event type that the tenant can deliver.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct EventType {
-    /// Opaque.
+    /// Id; opaque.
     pub id: Option<String>,
-    /// What an event has as its `type`, for example `user.created`.
+    /// The `type` of the events, for example `user.created`.
     pub code: String,
     /// Name in the dashboard.
     pub name: Option<String>,
-    /// Who raises it.
+    /// Origin of the events.
     pub origin: Option<String>,
-    /// JSON Schema of the event.
+    /// JSON Schema of the events.
     pub schema: Option<Value>,
-    /// Members that are not known here.
+    /// Unknown members.
     pub extra: Map<String, Value>,
 }
 

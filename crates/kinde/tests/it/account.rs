@@ -1,4 +1,4 @@
-//! The profile of the bearer of a token, from a server on a real socket.
+//! The profile of the user of a token, from a server on a real socket.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn client(api: &Api) -> ProfileClient {
 }
 
 #[tokio::test]
-async fn a_profile_is_read_field_by_field() {
+async fn every_field_of_a_profile_is_read() {
     let api = Api::start(|_| {
         ok(&json!({
             "sub": "kp_1", "id": "kp_1", "provided_id": null, "name": "A B", "given_name": "A", "family_name": "B",
@@ -38,7 +38,7 @@ async fn a_profile_is_read_field_by_field() {
 }
 
 #[tokio::test]
-async fn every_other_answer_has_its_own_error_and_is_not_tried_again() {
+async fn every_other_response_has_its_error_and_is_not_retried() {
     let throttled = || ([("RateLimit-Reset", "7")], status(429)).into_response();
     for (answer, outcome, transient) in [
         ((|| refusal(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "token_rejected", false),
@@ -65,7 +65,7 @@ async fn every_other_answer_has_its_own_error_and_is_not_tried_again() {
 }
 
 #[tokio::test]
-async fn a_slow_answer_ends_in_time_and_a_broken_token_is_not_sent() {
+async fn a_slow_response_ends_at_the_time_limit_and_an_invalid_token_is_not_sent() {
     let api = Api::start(|_| status(200)).await;
     api.answer_after(Duration::from_mins(1));
     assert!(matches!(client(&api).user_profile("x").await, Err(Error::Unreachable(_))));

@@ -1,4 +1,4 @@
-//! A Management API to test against: a server that keeps what it was asked and answers as a test tells it.
+//! A Management API for tests: a server that records requests and returns the responses of a test.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 pub(crate) const SECRET: &str = "s3cr3t-of-the-application";
 
-/// One request as it came.
+/// One received request.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) method: Method,
@@ -22,13 +22,13 @@ pub(crate) struct Seen {
     pub(crate) query: String,
     pub(crate) authorization: String,
     pub(crate) body: String,
-    /// How many requests of this path came before.
+    /// Number of earlier requests of this path.
     pub(crate) earlier: usize,
 }
 
 type Handler = dyn Fn(&Seen) -> Response + Send + Sync;
 
-/// A tenant on a real socket. `/oauth2/token` issues `token-1`, `token-2`, … unless a test answers it itself.
+/// A tenant on a real socket. `/oauth2/token` issues `token-1`, `token-2`, … unless a test handles it.
 pub(crate) struct Api {
     pub(crate) domain: url::Url,
     shared: Arc<Shared>,
@@ -130,7 +130,7 @@ async fn respond(
     response
 }
 
-/// Lets the server issue a token itself; elsewhere it is an error that nobody tries again.
+/// Makes the server issue a token. For other paths it is an error that is not retried.
 pub(crate) fn pass() -> Response {
     StatusCode::NOT_IMPLEMENTED.into_response()
 }
@@ -169,7 +169,7 @@ pub(crate) fn refusal_in_object(status: u16, code: &str) -> Response {
     (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response()
 }
 
-/// A user as the API's document describes it.
+/// A user as in the API's documentation.
 pub(crate) fn user(id: &str) -> Value {
     json!({
         "id": id, "provided_id": null, "email": "a@example.com", "phone": "", "username": null,

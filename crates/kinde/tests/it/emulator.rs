@@ -1,4 +1,4 @@
-//! The clients against the emulator, whose answers are those of Kinde's `OpenAPI` documents.
+//! The clients against the emulator, whose responses follow Kinde's `OpenAPI` documents.
 
 use kinde::account::ProfileClient;
 use kinde::management::{Client, Config, NewWebhook, WebhookUpdate};
@@ -16,7 +16,7 @@ async fn tenant() -> (Emulator, Client) {
 }
 
 #[tokio::test]
-async fn every_user_is_listed_once_and_each_can_be_asked_for() {
+async fn every_user_is_listed_once_and_can_be_read() {
     let (emulator, client) = tenant().await;
     for number in 0..250 {
         emulator.import_user(NewUser::named(&format!("user{number}@example.com"), "User", "N")).unwrap();
@@ -36,7 +36,7 @@ async fn every_user_is_listed_once_and_each_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn webhooks_and_event_types_survive_a_round_trip() {
+async fn webhooks_and_event_types_are_written_and_read() {
     let (_emulator, client) = tenant().await;
     let types = client.event_types().await.unwrap().value;
     assert!(types.iter().any(|kind| kind.code == "user.created"));
@@ -60,7 +60,7 @@ async fn webhooks_and_event_types_survive_a_round_trip() {
 }
 
 #[tokio::test]
-async fn a_tenant_says_who_it_is_and_what_time_it_is() {
+async fn the_discovery_document_contains_the_issuer_and_the_time() {
     let custom_domains = vec!["localhost".to_owned()];
     let settings = kinde_emulator::Config { custom_domains, ..kinde_emulator::Config::default() };
     let emulator = Emulator::start(settings).await.unwrap();
@@ -83,7 +83,7 @@ async fn a_tenant_says_who_it_is_and_what_time_it_is() {
 }
 
 #[tokio::test]
-async fn a_tenant_may_have_event_types_that_nobody_knows() {
+async fn unknown_event_types_of_a_tenant_are_reported() {
     let event_types = vec!["user.created".to_owned(), "user.abducted".to_owned()];
     let settings = kinde_emulator::Config { event_types, ..kinde_emulator::Config::default() };
     let emulator = Emulator::start(settings.clone()).await.unwrap();
@@ -96,7 +96,7 @@ async fn a_tenant_may_have_event_types_that_nobody_knows() {
 }
 
 #[tokio::test]
-async fn the_profile_of_a_machine_is_refused() {
+async fn the_profile_of_a_machine_is_rejected() {
     let (emulator, _) = tenant().await;
     let profiles = ProfileClient::new(account::Config::new(emulator.issuer().parse().unwrap())).unwrap();
     let machine = emulator.m2m_token(&TokenSpec::default());

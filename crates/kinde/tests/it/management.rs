@@ -1,4 +1,4 @@
-//! The client against a server on a real socket: what it reads, what it refuses, when it tries again.
+//! The client against a server on a real socket: what it reads, what it rejects, and when it retries.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::api::{
     Api, SECRET, Seen, html, ok, page, pass, raw, refusal, refusal_in_object, status, token, user,
 };
 
-/// Everything that an error says, also to a developer.
+/// The `Display` and `Debug` texts of an error and its causes.
 fn all_text(error: &Error) -> String {
     let mut text = format!("{error:?} {error}");
     let mut cause = error.source();
@@ -37,7 +37,7 @@ fn ids(pages: &[UsersPage]) -> Vec<&str> {
     pages.iter().flat_map(|page| &page.users).map(|user| user.id.as_str()).collect()
 }
 
-/// Answers the API with the first of these, then the second, and at the end with the last one.
+/// Returns these responses in order, and the last one for all further requests.
 fn in_turn(answers: Vec<fn() -> Response>) -> impl Fn(&Seen) -> Response + Send + Sync {
     move |seen| {
         if seen.path == "/oauth2/token" {
@@ -52,7 +52,7 @@ fn last_page() -> Response {
 }
 
 #[tokio::test]
-async fn a_user_of_the_list_is_read_field_by_field() {
+async fn every_field_of_a_listed_user_is_read() {
     let api = Api::start(in_turn(vec![last_page])).await;
     let pages = all_pages(&api.client()).await.unwrap();
     let user = &pages[0].users[0];
@@ -77,7 +77,7 @@ async fn a_user_of_the_list_is_read_field_by_field() {
 }
 
 #[tokio::test]
-async fn what_a_user_does_not_have_is_absent_and_not_null() {
+async fn a_missing_field_is_absent_and_not_null() {
     let api = Api::start(in_turn(vec![|| ok(&json!({"users": [{"id": "kp_1"}]}))])).await;
     let pages = all_pages(&api.client()).await.unwrap();
     let user = &pages[0].users[0];
@@ -86,12 +86,12 @@ async fn what_a_user_does_not_have_is_absent_and_not_null() {
 }
 
 #[tokio::test]
-async fn the_pages_are_followed_to_their_end_and_resumed_where_they_were_left() {
+async fn all_pages_are_read_and_a_list_can_be_resumed() {
     for end in [json!(null), json!("")] {
         let api = Api::start(move |seen| match seen.query.split("next_token=").nth(1) {
             _ if seen.path == "/oauth2/token" => pass(),
             None => page(&["kp_1", "kp_2"], &json!("a b&c")),
-            // A user that moved is told twice; an empty page in the middle is no end.
+            // A user that moved between pages is listed twice. An empty page is not the end.
             Some("a+b%26c&expand=organizations%2Cidentities") => page(&[], &json!("d")),
             Some(_) => page(&["kp_2", "kp_3"], &end),
         })
@@ -108,7 +108,7 @@ async fn the_pages_are_followed_to_their_end_and_resumed_where_they_were_left() 
 }
 
 #[tokio::test]
-async fn a_list_that_leads_back_is_an_error_and_no_end() {
+async fn a_list_that_refers_to_an_earlier_page_is_an_error() {
     let api = Api::start(|seen| match seen.query.split("next_token=").nth(1) {
         _ if seen.path == "/oauth2/token" => pass(),
         None => page(&["kp_1"], &json!("a")),
@@ -125,7 +125,7 @@ async fn a_list_that_leads_back_is_an_error_and_no_end() {
 }
 
 #[tokio::test]
-async fn a_list_without_end_is_an_error() {
+async fn an_endless_list_is_an_error() {
     let api = Api::start(|seen| match seen.path.as_str() {
         "/oauth2/token" => pass(),
         _ => page(&[], &json!(format!("token {}", seen.earlier))),
@@ -139,7 +139,7 @@ async fn a_list_without_end_is_an_error() {
 }
 
 #[tokio::test]
-async fn pages_that_are_too_large_for_kinde_get_smaller() {
+async fn a_rejected_page_size_is_reduced() {
     let api = Api::start(|seen| match seen.path.as_str() {
         "/oauth2/token" => pass(),
         _ if seen.query.contains("page_size=200") => refusal(400, "PAGE_SIZE_LIMIT_EXCEEDED", "too many"),
@@ -151,7 +151,7 @@ async fn pages_that_are_too_large_for_kinde_get_smaller() {
 }
 
 #[tokio::test]
-async fn an_answer_of_another_shape_is_an_error_and_never_an_empty_list() {
+async fn a_response_of_another_shape_is_an_error_and_never_an_empty_list() {
     for (body, expect) in [
         (json!({}), "`users` is missing"),
         (json!({"users": null}), "`users` is missing"),
@@ -164,7 +164,7 @@ async fn an_answer_of_another_shape_is_an_error_and_never_an_empty_list() {
             "`users[0].is_suspended` is a string",
         ),
         (json!({"users": [{"id": "k", "total_sign_ins": -1}]}), "`users[0].total_sign_ins` is a number"),
-        (json!({"users": [{"id": "k", "created_on": "today"}]}), "`users[0].created_on` cannot be read"),
+        (json!({"users": [{"id": "k", "created_on": "today"}]}), "`users[0].created_on` is not a time"),
         (json!({"users": [{"id": "k", "organizations": [{}]}]}), "`users[0].organizations[0]` is an object"),
         (json!({"users": [{"id": "k", "identities": ["x"]}]}), "`users[0].identities[0]` is a string"),
         (json!({"users": [], "next_token": 1}), "`next_token` is a number"),
@@ -193,7 +193,7 @@ fn empty() -> Response {
 }
 
 #[tokio::test]
-async fn what_passes_is_tried_again() {
+async fn a_transient_failure_is_retried() {
     for failure in [
         html,
         truncated_json,
@@ -212,7 +212,7 @@ async fn what_passes_is_tried_again() {
 }
 
 #[tokio::test]
-async fn what_does_not_pass_is_an_error_after_the_last_attempt() {
+async fn a_persistent_failure_is_an_error_after_the_last_attempt() {
     for (failure, outcome) in [
         (html as fn() -> Response, "invalid_response"),
         (truncated_json, "invalid_response"),
@@ -228,7 +228,7 @@ async fn what_does_not_pass_is_an_error_after_the_last_attempt() {
 }
 
 #[tokio::test]
-async fn a_page_that_failed_is_asked_for_again_and_none_is_skipped() {
+async fn a_failed_page_is_requested_again_and_none_is_skipped() {
     let broken = || status(500);
     let api =
         Api::start(in_turn(vec![|| page(&["kp_1"], &json!("a")), broken, broken, broken, broken, last_page]))
@@ -243,7 +243,7 @@ async fn a_page_that_failed_is_asked_for_again_and_none_is_skipped() {
 }
 
 #[tokio::test]
-async fn a_throttled_call_waits_as_long_as_kinde_says() {
+async fn a_rate_limited_call_waits_as_long_as_kinde_requires() {
     let api =
         Api::start(in_turn(vec![|| ([("RateLimit-Reset", "1")], status(429)).into_response(), last_page]))
             .await;
@@ -253,7 +253,7 @@ async fn a_throttled_call_waits_as_long_as_kinde_says() {
 }
 
 #[tokio::test]
-async fn throttling_that_says_how_long_uses_up_no_attempts() {
+async fn a_429_with_a_reset_time_does_not_count_as_an_attempt() {
     let throttled: fn() -> Response = || ([("RateLimit-Reset", "0")], status(429)).into_response();
     let api = Api::start(in_turn([vec![throttled; 5], vec![last_page]].concat())).await;
     let mut config = api.config();
@@ -271,14 +271,14 @@ async fn a_pause_beyond_the_budget_is_an_error_at_once() {
     assert!(
         matches!(error, Error::RateLimited { retry_after: Some(reset) } if reset == Duration::from_mins(1))
     );
-    // The others know it too, without asking.
+    // Other calls know it without a request.
     assert!(matches!(client.user("kp_1").await, Err(Error::RateLimited { .. })));
     assert_eq!((api.seen("/api/v1/users").len(), api.seen("/api/v1/user").len()), (1, 0));
     assert!(started.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]
-async fn a_slow_answer_ends_in_time_and_a_long_one_in_size() {
+async fn the_time_and_the_size_of_a_response_are_limited() {
     let api = Api::start(in_turn(vec![last_page])).await;
     let mut config = api.config();
     config.retry.max_attempts = 2;
@@ -318,8 +318,8 @@ async fn a_single_user_is_read_with_its_preferred_email() {
 }
 
 #[tokio::test]
-async fn a_missing_user_is_told_from_every_other_failure() {
-    let bad = "kinde answered with status";
+async fn an_absent_user_is_distinguished_from_every_failure() {
+    let bad = "unexpected status";
     for (answer, expect) in [
         ((|| refusal(404, "USER_NOT_FOUND", "x")) as fn() -> Response, "None"),
         (|| refusal_in_object(404, "USER_NOT_FOUND"), "None"),
@@ -327,7 +327,7 @@ async fn a_missing_user_is_told_from_every_other_failure() {
         (|| refusal(400, "USER_INVALID", "x"), "None"),
         (
             || refusal(400, "USER_ID_REQUIRED", "x"),
-            "kinde answered with status 400 Bad Request (`USER_ID_REQUIRED`: x)",
+            "unexpected status 400 Bad Request (`USER_ID_REQUIRED`: x)",
         ),
         (|| refusal_in_object(404, "ROUTE_NOT_FOUND"), bad),
         (|| refusal(410, "USER_NOT_FOUND", "x"), bad),
@@ -335,7 +335,7 @@ async fn a_missing_user_is_told_from_every_other_failure() {
         (|| status(404), bad),
         (|| (axum::http::StatusCode::NOT_FOUND, html()).into_response(), bad),
         (|| status(302), bad),
-        (|| ok(&json!({})), "the answer has an unexpected shape"),
+        (|| ok(&json!({})), "the response differs from the documentation of the API"),
     ] {
         let api = Api::start(move |seen| if seen.path == "/oauth2/token" { pass() } else { answer() }).await;
         let found = match api.client().user("kp_1").await {
@@ -402,7 +402,7 @@ async fn webhooks_event_types_and_events_are_read_and_written() {
 }
 
 #[tokio::test]
-async fn what_creates_is_not_sent_twice_unless_kinde_did_nothing() {
+async fn a_creating_request_is_repeated_only_if_it_had_no_effect() {
     let new = NewWebhook {
         endpoint: "https://e.example/".parse().unwrap(),
         event_types: Vec::new(),
@@ -420,7 +420,7 @@ async fn what_creates_is_not_sent_twice_unless_kinde_did_nothing() {
 }
 
 #[tokio::test]
-async fn an_answer_is_dated_by_the_earlier_of_two_clocks() {
+async fn a_response_has_the_earlier_time_of_two_clocks() {
     let dated = || ([("date", "Thu, 12 Feb 2026 18:02:23 GMT")], last_page()).into_response();
     let api = Api::start(in_turn(vec![dated, || ([("date", "soon")], last_page()).into_response()])).await;
     let mut config = api.config();
@@ -436,7 +436,7 @@ async fn an_answer_is_dated_by_the_earlier_of_two_clocks() {
 }
 
 #[tokio::test]
-async fn no_more_requests_are_in_flight_than_are_allowed() {
+async fn concurrent_requests_are_limited() {
     let api = Api::start(in_turn(vec![|| ok(&json!({"event_types": []}))])).await;
     let mut config = api.config();
     config.max_concurrent_requests = 2;
@@ -454,7 +454,7 @@ async fn no_more_requests_are_in_flight_than_are_allowed() {
 }
 
 #[tokio::test]
-async fn a_setting_that_cannot_work_is_refused() {
+async fn an_invalid_setting_is_rejected() {
     let domain: url::Url = "https://acme.kinde.com".parse().unwrap();
     let config = |domain: &url::Url| kinde::management::Config::new(domain.clone(), "id", SECRET.into());
     assert!(Client::new(config(&domain)).is_ok());
@@ -472,7 +472,7 @@ async fn a_setting_that_cannot_work_is_refused() {
 }
 
 #[tokio::test]
-async fn the_secret_and_the_token_are_in_no_error() {
+async fn no_error_contains_the_secret_or_the_token() {
     let echo = |seen: &Seen| match seen.path.as_str() {
         "/oauth2/token" => {
             let body = json!({"error": "invalid_client", "error_description": format!("no: {}", seen.body)});

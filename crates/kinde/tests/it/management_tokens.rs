@@ -1,4 +1,4 @@
-//! The machine-to-machine token: Kinde bills each, so each fetch is counted.
+//! The machine-to-machine token. Kinde bills every token, so the tests count fetches.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn empty_list(seen: &Seen) -> Response {
     if seen.path == "/oauth2/token" { pass() } else { ok(&json!({"event_types": []})) }
 }
 
-/// Moves the clock; sockets see real time only.
+/// Advances tokio's clock. Sockets use real time.
 async fn wait(time: Duration) {
     tokio::time::pause();
     tokio::time::advance(time).await;
@@ -21,7 +21,7 @@ async fn wait(time: Duration) {
 }
 
 #[tokio::test]
-async fn one_token_serves_many_calls() {
+async fn many_calls_use_one_token() {
     let api = Api::start(empty_list).await;
     let client = api.client();
     for _ in 0..20 {
@@ -54,7 +54,7 @@ async fn a_thousand_first_calls_at_once_share_one_token() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_does_not_waste_the_token() {
+async fn a_dropped_caller_does_not_discard_the_token() {
     let api = Api::start(empty_list).await;
     api.answer_after(Duration::from_millis(50));
     let client = api.client();
@@ -78,7 +78,7 @@ async fn a_token_is_replaced_shortly_before_it_expires() {
 }
 
 #[tokio::test]
-async fn a_token_without_a_life_is_not_a_bill_for_every_call() {
+async fn a_token_without_a_lifetime_is_used_for_several_calls() {
     for life in [json!(0), json!(null), json!("soon")] {
         let answer = json!({"access_token": "t", "expires_in": life});
         let api = Api::start(move |seen| {
@@ -94,7 +94,7 @@ async fn a_token_without_a_life_is_not_a_bill_for_every_call() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_replaced_once_and_then_served() {
+async fn a_rejected_token_is_replaced_once() {
     for refuse in [
         (|| refusal(403, "TOKEN_INVALID", "The token is invalid")) as fn() -> Response,
         || refusal(401, "INVALID_TOKEN", "expired"),
@@ -115,7 +115,7 @@ async fn a_refused_token_is_replaced_once_and_then_served() {
 }
 
 #[tokio::test]
-async fn an_api_that_refuses_every_token_is_no_loop() {
+async fn an_api_that_rejects_every_token_causes_no_loop() {
     let api = Api::start(|seen| {
         if seen.path == "/oauth2/token" { pass() } else { refusal(403, "TOKEN_INVALID", "not for this API") }
     })
@@ -133,7 +133,7 @@ async fn an_api_that_refuses_every_token_is_no_loop() {
 }
 
 #[tokio::test]
-async fn a_missing_scope_is_named_and_found_once_it_is_granted() {
+async fn a_missing_scope_is_named_and_used_after_it_is_granted() {
     let lacks = |message: &'static str| {
         move |seen: &Seen| match seen.path.as_str() {
             "/oauth2/token" => pass(),
@@ -159,7 +159,7 @@ async fn a_missing_scope_is_named_and_found_once_it_is_granted() {
 }
 
 #[tokio::test]
-async fn a_token_endpoint_that_fails_is_asked_again_and_one_that_refuses_is_not() {
+async fn a_failure_of_the_token_endpoint_is_retried_and_a_rejection_is_not() {
     for failure in [html as fn() -> Response, || status(500), || status(429), || raw("{\"access_tok")] {
         let api = Api::start(move |seen| match seen.path.as_str() {
             "/oauth2/token" if seen.earlier < 2 => failure(),
@@ -185,7 +185,7 @@ async fn a_token_endpoint_that_fails_is_asked_again_and_one_that_refuses_is_not(
 }
 
 #[tokio::test]
-async fn an_answer_without_a_usable_token_is_an_error() {
+async fn a_response_without_a_usable_token_is_an_error() {
     for answer in
         [json!({}), json!({"access_token": ""}), json!({"access_token": "a\nb"}), json!({"access_token": 1})]
     {

@@ -174,7 +174,7 @@ async fn a_wrong_secret_is_told_apart_from_a_kinde_that_is_away() {
     examined.is(
         "kinde.credentials",
         "failed",
-        &["refuses the client credentials", "KINDE_M2M_CLIENT_SECRET"],
+        &["rejects the client credentials", "KINDE_M2M_CLIENT_SECRET"],
     );
     examined.is("kinde.keys", "ok", &[]).is("kinde.clock", "ok", &[]);
     for id in ["kinde.scopes", "kinde.webhook", "kinde.event_types"] {
@@ -318,14 +318,14 @@ async fn a_lasting_refusal_of_the_users_fails_and_one_of_something_else_is_of_th
     examine(&tenant, &[]).is("kinde.scopes", "failed", &["read:users", "418"]);
     tenant.kinde.clear_faults();
     tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("management"));
-    examine(&tenant, &[]).is("kinde.credentials", "failed", &["refuses the token"]);
+    examine(&tenant, &[]).is("kinde.credentials", "failed", &["rejects the token"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kinde_that_throttles_is_a_warning_and_keeps_nobody_waiting() {
     let tenant = Tenant::start().await;
     tenant.kinde.set_fault(Fault::always(FaultKind::RateLimit { reset: 600 }).on("users"));
-    examine(&tenant, &[]).is("kinde.scopes", "warning", &["throttles", "try again"]);
+    examine(&tenant, &[]).is("kinde.scopes", "warning", &["limits the rate", "try again"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
