@@ -1,4 +1,4 @@
-//! An answer of Kinde's together with the time that it speaks of.
+//! Responses of Kinde with the time of their request.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,34 +6,34 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-/// What Kinde answered, and when it was asked.
+/// The value of a response and the time of its request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response<T> {
-    /// What it answered.
+    /// The value of the response.
     pub value: T,
-    /// When it was asked.
+    /// The time of the request.
     pub timing: RequestTiming,
 }
 
-/// When a request was sent, by both clocks.
+/// The time of a request by the clocks of Kinde and of this machine.
 ///
-/// For the successful attempt, when there were several.
+/// After retries, the times are those of the successful attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RequestTiming {
-    /// A moment of Kinde's clock at which the request had not yet been sent, for use as the version of what it
-    /// answered: whatever happened at Kinde up to then is in the answer, whatever happens later outranks it.
+    /// An instant of Kinde's clock before the request was sent. Use it as the version of the response: the response
+    /// contains every change up to this instant, and a later event is newer.
     ///
-    /// `min(local, date - elapsed) - allowance`. The header is cut to whole seconds and written after Kinde received
-    /// the request, so `date - elapsed` is never later than the sending. The local clock bounds it, and stands alone
-    /// where the header is missing. The allowance covers what neither knows: replicas that lag, and clocks that
-    /// differ among Kinde's own servers. Too early is safe (an event wins that need not have), too late is not.
+    /// `min(sent_at, server_date - elapsed) - allowance`. The `Date` header is truncated to seconds and written after
+    /// Kinde received the request, so `server_date - elapsed` is never later than the sending. The local clock is an
+    /// upper bound, and the only source if the header is missing. The allowance covers replicas that lag and clocks that
+    /// differ between Kinde's servers. An instant that is too early is safe; one that is too late is not.
     pub as_of: Timestamp,
-    /// This machine's clock when the request was sent.
+    /// The clock of this machine when the request was sent.
     pub sent_at: Timestamp,
-    /// The `Date` header of the answer: Kinde's clock, in whole seconds.
+    /// The `Date` header of the response: Kinde's clock, truncated to seconds.
     pub server_date: Option<Timestamp>,
-    /// From the sending to the head of the answer.
+    /// The time from sending the request to receiving the head of the response.
     pub elapsed: Duration,
 }
 
@@ -48,12 +48,12 @@ impl RequestTiming {
         Self { as_of: earlier(local.min(by_kinde), allowance), sent_at: local, server_date: date, elapsed }
     }
 
-    /// How far this machine's clock is ahead of Kinde's (negative: behind); `None` without a `Date`.
+    /// Returns how far the clock of this machine is ahead of Kinde's (negative: behind); `None` without a `Date` header.
     ///
-    /// Right to about a second and half of [`Self::elapsed`].
+    /// Accurate to about one second plus half of [`Self::elapsed`].
     pub fn clock_skew(&self) -> Option<SignedDuration> {
         let half = SignedDuration::try_from(self.elapsed / 2).unwrap_or(SignedDuration::ZERO);
-        // On average half a second was cut off the header.
+        // The truncation of the header removes half a second on average.
         self.server_date
             .map(|date| self.sent_at.duration_since(date) + half - SignedDuration::from_millis(500))
     }
@@ -63,21 +63,17 @@ fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
 }
 
-/// Reads an HTTP date, such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7).
+/// Parses an HTTP date, such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7).
 pub(crate) fn http_date(text: &str) -> Option<Timestamp> {
-    let gmt = text.strip_suffix(" GMT")?;
-    jiff::fmt::strtime::parse("%a, %d %b %Y %H:%M:%S", gmt)
-        .and_then(|parts| parts.to_datetime())
-        .and_then(|at| jiff::tz::Offset::UTC.to_timestamp(at))
-        .ok()
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
-/// Tells the time; the machine's clock unless a test or a simulation brings its own.
+/// A source of the current time: the clock of the machine, or another one for tests and simulations.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
 impl Clock {
-    /// A clock that asks `now`.
+    /// Creates a clock from a function that returns the current time.
     pub fn new(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
@@ -87,7 +83,7 @@ impl Clock {
     }
 }
 
-/// The machine's clock.
+/// The clock of the machine.
 impl Default for Clock {
     fn default() -> Self {
         #[expect(
@@ -120,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_clock_counts_less_the_allowance() {
+    fn the_earlier_clock_is_used_minus_the_allowance() {
         check("2026-01-01T12:00:10.5Z", None, 0, "2026-01-01T12:00:08.5Z");
         check("2026-01-01T12:00:10.5Z", Some("2026-01-01T12:00:10Z"), 0, "2026-01-01T12:00:08Z");
         check("2026-01-01T11:00:00Z", Some("2026-01-01T12:00:10Z"), 0, "2026-01-01T10:59:58Z");
@@ -128,12 +124,12 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_answer_is_dated_by_its_request() {
+    fn a_slow_response_has_the_time_of_its_request() {
         check("2026-01-01T13:00:00Z", Some("2026-01-01T12:00:30Z"), 20, "2026-01-01T12:00:08Z");
     }
 
     #[test]
-    fn skew_is_positive_when_this_machine_is_ahead() {
+    fn skew_is_positive_if_this_machine_is_ahead() {
         let timing = RequestTiming::new(
             at("2026-01-01T12:01:00Z"),
             Some(at("2026-01-01T12:00:00Z")),
@@ -144,10 +140,9 @@ mod tests {
     }
 
     #[test]
-    fn http_dates_are_read_in_their_one_current_form() {
+    fn http_dates_are_parsed() {
         assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(at("1994-11-06T08:49:37Z")));
-        for text in ["", "GMT", "Sun, 06 Nov 1994 08:49:37 +0000", "Sunday, 06-Nov-94 08:49:37 GMT", "x GMT"]
-        {
+        for text in ["", "GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "x GMT"] {
             assert_eq!(http_date(text), None, "{text}");
         }
     }
