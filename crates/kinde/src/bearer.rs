@@ -1,46 +1,59 @@
 //! Verifies the access tokens that Kinde issues to users.
 //!
-//! The same keys sign access tokens, ID tokens, machine tokens and webhooks; this door takes the first kind only. Of
-//! Kinde's claims only `iss`, `sub`, `azp`, `exp`, `iat` and `jti` are always there (workflows can remove others), so
-//! nothing else is demanded.
+//! The same keys sign access tokens, ID tokens, machine tokens and webhooks. [`Verifier`] accepts access tokens of users
+//! only. Of Kinde's claims only `iss`, `sub`, `azp`, `exp`, `iat` and `jti` are always present, because workflows can
+//! remove others; no other claim is required.
 //!
-//! **ID tokens** are told by what Kinde puts into them and never into access tokens: `at_hash`, `c_hash` or `nonce`
-//! always; `auth_time` or `org_codes` (plural) when there is no `scp` or `scope` beside them. An access token to which
-//! an application added `email` or names is still an access token.
+//! **ID tokens** are recognized by claims that Kinde never adds to access tokens: `at_hash`, `c_hash` or `nonce` in any
+//! case; `auth_time` or `org_codes` (plural) if there is neither `scp` nor `scope`. An access token to which an
+//! application added `email` or names is still an access token.
 //!
 //! <https://docs.kinde.com/build/tokens/about-access-tokens/>, <https://docs.kinde.com/build/tokens/about-id-tokens/>
 
+mod access_token;
 mod caching;
 mod claims;
 mod error;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Map, Value};
 
+pub use self::access_token::{AccessToken, FlagValue};
 pub use self::caching::{CachingConfig, CachingVerifier};
 pub use self::error::VerificationError;
 use crate::jwks::Jwks;
 use crate::jws::{Key, MAX_TOKEN_BYTES, Unverified};
 
-/// What a verifier accepts.
+/// Prefix of the API keys that Kinde issues to users and organizations.
+///
+/// <https://docs.kinde.com/manage-your-apis/add-manage-api-keys/create-an-api-key/>
+const API_KEY_PREFIX: &str = "k_live_";
+
+/// The tokens that a verifier accepts.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The issuers, exactly as tokens spell them, each with its keys. A custom domain is an issuer of its own.
     pub issuers: Vec<(String, Jwks)>,
-    /// The audiences of which a token must name one; none of them takes any token. Kinde leaves `aud` empty unless the front end asks for it.
+    /// Accepted audiences: `aud` must contain one of them. Empty accepts every token. Kinde leaves `aud` empty unless
+    /// the front end requests an audience.
     pub audiences: Vec<String>,
-    /// How far the clocks of Kinde and this machine may be apart.
+    /// Client ids of the accepted applications: `azp` must be one of them. Empty accepts every application of the tenant.
+    pub client_ids: Vec<String>,
+    /// Tolerated difference between the clocks of Kinde and this machine.
     pub leeway: Duration,
 }
 
 impl Default for Config {
-    /// No issuer; any audience; one minute of leeway.
+    /// No issuer, every audience, every application, one minute of leeway.
     fn default() -> Self {
-        Self { issuers: Vec::new(), audiences: Vec::new(), leeway: Duration::from_mins(1) }
+        Self {
+            issuers: Vec::new(),
+            audiences: Vec::new(),
+            client_ids: Vec::new(),
+            leeway: Duration::from_mins(1),
+        }
     }
 }
 
@@ -48,95 +61,59 @@ impl Default for Config {
 #[derive(Debug, Clone)]
 pub struct Verifier(Arc<Config>);
 
-/// A verified access token of a user. It says nothing about the user's being suspended or deleted since.
-#[derive(Clone, PartialEq)]
-#[non_exhaustive]
-pub struct AccessToken {
-    /// `sub`: the user's id; 1 to 256 bytes without control characters.
-    pub subject: String,
-    /// `iss`: one of the configured issuers.
-    pub issuer: String,
-    /// `exp`.
-    pub expires_at: Timestamp,
-    /// `iat`: when the token was issued, which is not when the user signed in.
-    pub issued_at: Option<Timestamp>,
-    /// `azp`: the application.
-    pub client_id: Option<String>,
-    /// `org_code`: the organization that the user signed in to.
-    pub org_code: Option<String>,
-    /// `email`: only where the application is set to have it in access tokens. Not known to be verified.
-    pub email: Option<String>,
-    /// All claims.
-    pub claims: Map<String, Value>,
-}
-
-/// Claims are personal data and stay out of it.
-impl fmt::Debug for AccessToken {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("AccessToken")
-            .field("subject", &self.subject)
-            .field("issuer", &self.issuer)
-            .field("expires_at", &self.expires_at)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Verifier {
-    /// Without issuers every token is refused.
+    /// Creates a verifier. Without issuers it rejects every token.
     pub fn new(config: Config) -> Self {
         Self(Arc::new(config))
     }
 
     /// Verifies a token, given without `Bearer `.
     ///
-    /// Cancel safe. Waits only for keys that are not there yet ([`Jwks::key`]).
+    /// Cancel safe. Waits only for a fetch of keys ([`Jwks::key`]).
     ///
     /// # Errors
-    /// A [`VerificationError`] says why, and whether to answer 401 or, for [`VerificationError::is_unavailable`], 503.
+    /// [`VerificationError::is_unavailable`] selects between the statuses 401 and 503.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<AccessToken, VerificationError> {
         self.verify_with_key(token, now).await.map(|(token, _)| token)
     }
 
-    /// Verifies a token and says which key vouches for it.
+    /// Verifies a token and returns the key that verified it.
     async fn verify_with_key(
         &self,
         token: &str,
         now: Timestamp,
     ) -> Result<(AccessToken, SigningKey), VerificationError> {
+        if token.starts_with(API_KEY_PREFIX) {
+            return Err(VerificationError::ApiKey);
+        }
         let token = Unverified::parse(token, MAX_TOKEN_BYTES)?;
-        let claims = token.unverified_claims()?;
-        claims::refuse_webhook(&claims)?;
-        let issuer = claims::required_text(&claims, "iss")?;
-        // The issuer chooses the keys: a key of one tenant never vouches for another.
-        let (issuer, jwks) = self
-            .0
-            .issuers
-            .iter()
-            .find(|(known, _)| known == issuer)
-            .ok_or(VerificationError::UnknownIssuer)?;
-        // Before the key: so a signing_key never counts for keys that came later.
+        let unverified = token.unverified_members()?;
+        claims::reject_webhook(&unverified)?;
+        let issuer = claims::unverified_issuer(&unverified)?;
+        // The issuer selects the keys: a key of one tenant never verifies a token of another.
+        let known = self.0.issuers.iter().find(|(known, _)| *known == issuer);
+        let (issuer, jwks) = known.ok_or(VerificationError::UnknownIssuer)?;
+        // Read before the key, so that the generation never belongs to keys that came later.
         let generation = jwks.generation();
-        let key = jwks.key(token.kid()).await?;
-        let signing_key =
-            SigningKey { jwks: jwks.clone(), kid: token.kid().into(), key: key.clone(), generation };
-        token.verify(&key)?;
-        Ok((claims::read(&self.0, issuer, claims, now)?, signing_key))
+        let kid = token.kid().into();
+        let (verified, key) = jwks.verify::<VerificationError>(token).await?;
+        let signing_key = SigningKey { jwks: jwks.clone(), kid, key, generation };
+        Ok((claims::read(&self.0, issuer, verified.claims()?, now)?, signing_key))
     }
 }
 
-/// The key that verified a token, and where it came from.
+/// The key that verified a token, and its origin.
 #[derive(Debug)]
 struct SigningKey {
     jwks: Jwks,
     kid: Box<str>,
     key: Key,
-    /// Of the keys, when this one was asked for.
+    /// The generation of the key set before this key was read.
     generation: u64,
 }
 
 impl SigningKey {
-    /// True until the issuer withdraws the key or gives its name to another.
+    /// True until the issuer withdraws the key or reuses its name for another key.
     fn is_current(&self) -> bool {
         self.jwks.holds(&self.kid, &self.key, self.generation)
     }

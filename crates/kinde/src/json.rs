@@ -1,30 +1,32 @@
-//! JSON objects without duplicate members, read without copying what need not be.
+//! JSON objects without duplicate members.
 //!
-//! Two parsers that read one document may keep different ones of two equal members: what was checked is then not what
-//! is used. Here a duplicate, at any depth, is an error that names the member.
+//! Of two members with the same name, one parser keeps the first and another keeps the last, so the value that one
+//! component checked may not be the value that another one uses. Here a duplicate at any depth is an error that names
+//! the member. Strings borrow from the input unless they contain escapes.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value, value::RawValue};
 
-/// Longest identifier that is taken, in bytes.
+/// Maximum length of an identifier, in bytes.
 const MAX_ID_BYTES: usize = 256;
-/// Starts the message of a duplicate: `serde` has no room for an error type of our own.
+/// Prefix of the message of a duplicate: `serde` errors carry no type of our own.
 const DUPLICATE: &str = "duplicate member";
-/// Up to so many members, comparing each with each is faster than sorting them.
+/// Up to this number of members, comparing all pairs is faster than sorting.
 const FEW: usize = 24;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("the member {0:?} is there more than once")]
+    #[error("duplicate member {0:?}")]
     Duplicate(String),
     #[error("not a JSON object")]
     Syntax(#[source] serde_json::Error),
 }
 
-/// A value whose texts borrow from what was read, unless they have escapes.
+/// A JSON value. Strings borrow from the input unless they contain escapes.
 #[derive(Debug)]
 pub(crate) enum Json<'a> {
     Null,
@@ -35,48 +37,63 @@ pub(crate) enum Json<'a> {
     Object(Object<'a>),
 }
 
-/// The members of an object; no name is there twice.
+/// The members of an object. Names are unique.
 #[derive(Debug, Default)]
 pub(crate) struct Object<'a>(Vec<(Cow<'a, str>, Json<'a>)>);
 
-/// The members of an object as they are written: what is in them is not looked at.
-#[derive(Debug)]
+/// The outermost members of an object with their values as raw, unread JSON text. Names may repeat.
+#[derive(Debug, Default)]
 pub(crate) struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-/// Parses an object. Depth is bounded by `serde_json` (128).
+/// Parses an object. `serde_json` limits the depth to 128.
 pub(crate) fn object(bytes: &[u8]) -> Result<Object<'_>, Error> {
     read(bytes)
 }
 
-/// Parses the outermost object alone; only there no name may be there twice.
+/// Parses the outermost object. Duplicates are detected among its members and not inside their values.
 pub(crate) fn members(bytes: &[u8]) -> Result<Members<'_>, Error> {
-    read(bytes)
+    let members: Members<'_> = read(bytes)?;
+    match duplicate(&members.0) {
+        Some(name) => Err(Error::Duplicate(loggable(name))),
+        None => Ok(members),
+    }
+}
+
+/// Parses the outermost object and accepts duplicate members; empty if `text` is not an object.
+#[cfg(feature = "webhook")]
+pub(crate) fn members_with_duplicates(text: &str) -> Members<'_> {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 fn read<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> Result<T, Error> {
     serde_json::from_slice(bytes).map_err(|error| {
         let message = error.to_string();
         match message.strip_prefix(DUPLICATE) {
-            Some(rest) => Error::Duplicate(name_in(rest)),
+            Some(rest) => Error::Duplicate(quoted_name(rest)),
             None => Error::Syntax(error),
         }
     })
 }
 
-/// Parses an object that outlives its bytes.
+/// Parses an object into an owned map.
 pub(crate) fn map(bytes: &[u8]) -> Result<Map<String, Value>, Error> {
     object(bytes).map(Into::into)
 }
 
-/// True for an identifier that can be stored and logged: 1 to 256 bytes without control characters.
+/// Returns true for an identifier that can be stored and logged: 1 to 256 bytes without control characters.
 pub(crate) fn is_id(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_ID_BYTES && !text.chars().any(char::is_control)
 }
 
-/// The name between the back-ticks, cut to a length that is fit for a log.
-fn name_in(message: &str) -> String {
+/// The name between the back-ticks of a message.
+fn quoted_name(message: &str) -> String {
     let name = message.trim_start_matches(" `");
-    name[..name.rfind('`').unwrap_or(name.len())].chars().take(64).collect()
+    loggable(&name[..name.rfind('`').unwrap_or(name.len())])
+}
+
+/// A name, shortened to at most 64 characters because it comes from the input.
+fn loggable(name: &str) -> String {
+    name.chars().take(64).collect()
 }
 
 impl<'a> Object<'a> {
@@ -97,7 +114,7 @@ impl<'a> Object<'a> {
         Some(self.0.swap_remove(at).1)
     }
 
-    /// Puts a member in, in the place of the one that has its name.
+    /// Inserts a member and replaces an existing one with the same name.
     pub(crate) fn put(&mut self, name: &'static str, value: Json<'a>) {
         self.take(name);
         self.0.push((Cow::Borrowed(name), value));
@@ -105,12 +122,32 @@ impl<'a> Object<'a> {
 }
 
 impl<'a> Members<'a> {
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// The raw JSON text of the first member with this name.
     pub(crate) fn get(&self, name: &str) -> Option<&'a str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.get())
     }
+
+    /// The value of the first member with this name if it is a string.
+    pub(crate) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
+        let Text(text) = serde_json::from_str(self.get(name)?).ok()?;
+        Some(text)
+    }
+
+    #[cfg(feature = "webhook")]
+    pub(crate) fn has_duplicates(&self) -> bool {
+        duplicate(&self.0).is_some()
+    }
 }
 
-/// A name that is there more than once.
+/// A string; borrows unless it contains escapes.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// A name that occurs more than once.
 fn duplicate<'m, V>(members: &'m [(Cow<'_, str>, V)]) -> Option<&'m str> {
     if members.len() <= FEW {
         let is_again = |at: usize| members[..at].iter().any(|(name, _)| *name == members[at].0);
@@ -213,11 +250,15 @@ impl<'de> Visitor<'de> for JsonVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Json<'de>, A::Error> {
-        Ok(Json::Object(Object(all(&mut access)?)))
+        let members = all(&mut access)?;
+        match duplicate(&members) {
+            Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
+            None => Ok(Json::Object(Object(members))),
+        }
     }
 }
 
-/// All members of a map, each under a name of its own.
+/// Reads all members of a map.
 fn all<'de, V: Deserialize<'de>, A: MapAccess<'de>>(
     access: &mut A,
 ) -> Result<Vec<(Cow<'de, str>, V)>, A::Error> {
@@ -225,10 +266,7 @@ fn all<'de, V: Deserialize<'de>, A: MapAccess<'de>>(
     while let Some(Name(name)) = access.next_key()? {
         members.push((name, access.next_value()?));
     }
-    match duplicate(&members) {
-        Some(name) => Err(de::Error::custom(format_args!("{DUPLICATE} `{name}`"))),
-        None => Ok(members),
-    }
+    Ok(members)
 }
 
 struct MembersVisitor;
@@ -258,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duplicate_is_named_at_any_depth_and_in_any_crowd() {
+    fn a_duplicate_member_is_named_at_any_depth_and_in_objects_of_any_size() {
         let top = br#"{"a":1,"b":2,"\u0061":3}"#;
         assert!(matches!(object(top), Err(Error::Duplicate(name)) if name == "a"));
         let deep = br#"{"a":[{"b":{"c":1,"c":2}}]}"#;
@@ -272,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn members_are_not_looked_into() {
+    fn the_values_of_members_are_not_parsed() {
         let deep = "[".repeat(500) + &"]".repeat(500);
         let text = format!(r#"{{"a":{{"b":1,"b":2}},"c":"x","d":{deep},"e":1e999}}"#);
         let found = members(text.as_bytes()).unwrap();
@@ -284,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_objects_are_taken() {
+    fn only_complete_objects_are_accepted() {
         for text in ["", "[]", "1", "null", "\"a\"", "{} x", "{", "\u{feff}{}", "{\"a\":NaN}", "{1:2}"] {
             assert!(matches!(object(text.as_bytes()), Err(Error::Syntax(_))), "{text}");
         }
@@ -293,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_is_what_was_written() {
+    fn values_keep_their_type_and_content() {
         let text = r#"{"a":[null,true,-1,18446744073709551615,1.5,"x\u0000",{"b":{}}],"\u00e9":"plain"}"#;
         let expect = json!({"a": [null, true, -1, u64::MAX, 1.5, "x\0", {"b": {}}], "é": "plain"});
         assert_eq!(Value::Object(map(text.as_bytes()).unwrap()), expect);

@@ -1,8 +1,8 @@
-//! Compact JWS (RFC 7515) with RS256, and nothing else of JOSE.
+//! Verifies compact JWS (RFC 7515) with RS256. Nothing else of JOSE is supported.
 //!
-//! Own code on purpose: what is accepted is decided here and not by the token. The algorithm is fixed, keys come from
-//! the caller and never from the header, two equal members are an error, and payload is out of reach before the
-//! signature is verified (but for [`Unverified::unverified_claims`], which says so).
+//! This is not a general library on purpose, so that no part of a token selects how it is verified: the algorithm is
+//! fixed, keys come from the caller and never from the header, duplicate members are errors, and the payload is not
+//! accessible before the signature is verified.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,30 +16,35 @@ use serde_json::{Map, Value};
 
 use crate::json;
 
-/// Longest bearer token that is looked at, in bytes.
+/// Maximum length of a bearer token, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
-/// The one algorithm: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518, 3.3).
+/// Maximum length of the encoded header, in bytes. Parsing a header costs time before the signature is verified.
+pub const MAX_HEADER_BYTES: usize = 4 * 1024;
+/// The only algorithm: RSASSA-PKCS1-v1_5 with SHA-256 (RFC 7518, 3.3).
 const ALGORITHM: &str = "RS256";
-/// Headers that change what the signature means; none is understood here (RFC 7515 4.1.11, RFC 7797, RFC 7516 4.1.3).
-const REFUSED_HEADERS: [&str; 3] = ["crit", "b64", "zip"];
-/// Smallest modulus, in bits.
+/// Headers that change the meaning of the signature. None is supported (RFC 7515 4.1.11, RFC 7797, RFC 7516 4.1.3).
+const REJECTED_HEADERS: [&str; 3] = ["crit", "b64", "zip"];
+/// Minimum size of the modulus, in bits.
 const MIN_KEY_BITS: usize = 2048;
-/// Largest modulus, in bits.
+/// Maximum size of the modulus, in bits.
 const MAX_KEY_BITS: usize = 8192;
 
-/// Why a text is not a token that we verify, or does not verify.
+/// The reason why a text is not a supported token or its verification failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Longer than allowed.
-    #[error("the token is longer than {limit} bytes")]
+    /// The token exceeds the limit of the caller.
+    #[error("the token exceeds {limit} bytes")]
     TooLong {
-        /// The longest that is taken, in bytes.
+        /// The limit, in bytes.
         limit: usize,
     },
-    /// Not three parts between two dots.
-    #[error("the token is not three parts with two dots between them")]
-    Parts,
+    /// The header exceeds [`MAX_HEADER_BYTES`].
+    #[error("the header of the token exceeds {MAX_HEADER_BYTES} bytes")]
+    HeaderTooLong,
+    /// The token does not consist of three parts separated by dots.
+    #[error("the token does not consist of three parts separated by dots")]
+    PartCount,
     /// A part is empty or not base64url without padding.
     #[error("the {part} of the token is not base64url without padding")]
     Encoding {
@@ -51,16 +56,16 @@ pub enum Error {
     Json {
         /// `header` or `payload`.
         part: &'static str,
-        /// Why.
+        /// The parse error.
         #[source]
         source: serde_json::Error,
     },
-    /// Two members of the header or of the payload have the same name.
-    #[error("the {part} of the token has the member {member:?} more than once")]
+    /// A member of the header or of the payload is duplicated.
+    #[error("the {part} of the token has the duplicate member {member:?}")]
     DuplicateMember {
         /// `header` or `payload`.
         part: &'static str,
-        /// Its name.
+        /// The name of the member.
         member: String,
     },
     /// `alg` is not exactly `RS256`.
@@ -69,44 +74,44 @@ pub enum Error {
     /// `kid` is absent, empty or not a string.
     #[error("the token does not name its key (`kid`)")]
     MissingKeyId,
-    /// A header that changes what the signature means.
+    /// The token has a header that changes the meaning of the signature.
     #[error("the header `{member}` is not supported")]
     UnsupportedHeader {
         /// `crit`, `b64` or `zip`.
         member: &'static str,
     },
-    /// The signature does not belong to this header and payload under this key.
+    /// The signature does not match the header and the payload under this key.
     #[error("the signature of the token does not match")]
     SignatureMismatch,
 }
 
-/// A public RSA key, parsed once. Cheap to clone; two are equal when modulus and exponent are.
+/// A parsed public RSA key. Cheap to clone. Two keys are equal if their modulus and exponent are.
 #[derive(Clone)]
 pub struct Key(Arc<KeyInner>);
 
 struct KeyInner {
     public: ParsedPublicKey,
-    /// SHA-256 of the modulus' length, the modulus and the exponent.
+    /// SHA-256 of the length of the modulus, the modulus and the exponent.
     fingerprint: [u8; 32],
 }
 
-/// Why key components are not an RSA key of a safe size.
+/// The reason why key components are not an RSA key of an accepted size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyError {
-    /// Not base64url without padding.
+    /// A component is not base64url without padding.
     #[error("the modulus or exponent is not base64url without padding")]
     Encoding,
     /// The modulus is too short or too long.
-    #[error("the modulus is not 2048 to 8192 bits long")]
+    #[error("the modulus does not have 2048 to 8192 bits")]
     Size,
-    /// The exponent is even, below 3 or longer than 64 bits, or the two do not make a key.
-    #[error("the modulus and exponent do not make an RSA key")]
+    /// The exponent is even, below 3 or longer than 64 bits, or the components are not a valid key.
+    #[error("the modulus and exponent are not a valid RSA key")]
     Rejected,
 }
 
 impl Key {
-    /// Makes a key of a JWK's `n` and `e` (RFC 7518, 6.3.1).
+    /// Creates a key from the members `n` and `e` of a JWK (RFC 7518, 6.3.1).
     pub fn from_components(modulus: &str, exponent: &str) -> Result<Self, KeyError> {
         let modulus = unsigned(modulus)?;
         let exponent = unsigned(exponent)?;
@@ -150,7 +155,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A token whose form is right and whose signature has not been looked at.
+/// A well-formed token whose signature is not verified.
 #[derive(Debug)]
 pub struct Unverified<'a> {
     signing_input: &'a str,
@@ -160,15 +165,18 @@ pub struct Unverified<'a> {
 }
 
 impl<'a> Unverified<'a> {
-    /// Parses a compact token of at most `limit` bytes. White space anywhere is an error.
+    /// Parses a compact token of at most `limit` bytes. White space at any position is an error.
     pub fn parse(token: &'a str, limit: usize) -> Result<Self, Error> {
         if token.len() > limit {
             return Err(Error::TooLong { limit });
         }
-        let (signing_input, signature) = token.rsplit_once('.').ok_or(Error::Parts)?;
-        let (header, payload) = signing_input.split_once('.').ok_or(Error::Parts)?;
+        let (signing_input, signature) = token.rsplit_once('.').ok_or(Error::PartCount)?;
+        let (header, payload) = signing_input.split_once('.').ok_or(Error::PartCount)?;
         if payload.contains('.') {
-            return Err(Error::Parts);
+            return Err(Error::PartCount);
+        }
+        if header.len() > MAX_HEADER_BYTES {
+            return Err(Error::HeaderTooLong);
         }
         let kid = read_header(&decode(header, "header")?)?;
         let payload = decode(payload, "payload")?;
@@ -176,66 +184,63 @@ impl<'a> Unverified<'a> {
         Ok(Self { signing_input, kid, payload, signature })
     }
 
-    /// The name of the key that the token claims to be signed with.
+    /// Returns the id of the key that the token claims to be signed with.
     pub fn kid(&self) -> &str {
         &self.kid
     }
 
-    /// What the token claims, unverified: only to choose the key set by the issuer that it names.
-    pub fn unverified_claims(&self) -> Result<Map<String, Value>, Error> {
-        read_object(&self.payload, "payload")
+    /// The claims before verification: only to select the key set by the issuer that the token names.
+    #[cfg(feature = "bearer")]
+    pub(crate) fn unverified_members(&self) -> Result<json::Members<'_>, Error> {
+        json::members(&self.payload).map_err(|error| unreadable(error, "payload"))
     }
 
-    /// Verifies the signature and hands out the payload.
+    /// Verifies the signature and returns the payload.
     pub fn verify(self, key: &Key) -> Result<Verified, Error> {
-        key.0
-            .public
-            .verify_sig(self.signing_input.as_bytes(), &self.signature)
-            .map_err(|_| Error::SignatureMismatch)?;
-        Ok(Verified { payload: self.payload.into() })
+        self.try_verify(key).map_err(|_| Error::SignatureMismatch)
+    }
+
+    /// As [`Self::verify`], but returns the token if the signature does not match, to try another key.
+    pub(crate) fn try_verify(self, key: &Key) -> Result<Verified, Self> {
+        match key.0.public.verify_sig(self.signing_input.as_bytes(), &self.signature) {
+            Ok(()) => Ok(Verified { payload: self.payload.into() }),
+            Err(_) => Err(self),
+        }
     }
 }
 
-/// The payload of a token whose signature is right. What it means is still to be checked.
+/// The payload of a token with a valid signature. The caller checks the claims.
 #[derive(Debug, Clone)]
 pub struct Verified {
     payload: Bytes,
 }
 
 impl Verified {
-    /// The payload as it was signed.
+    /// Returns the signed bytes of the payload.
     pub fn into_payload(self) -> Bytes {
         self.payload
     }
 
-    /// The claims as they are written; two with the same name are an error.
-    pub(crate) fn members(&self) -> Result<json::Members<'_>, Error> {
-        json::members(&self.payload).map_err(|error| unreadable(error, "payload"))
-    }
-
-    /// The claims; two with the same name are an error.
+    /// Parses the claims. A duplicate member at any depth is an error.
     pub fn claims(&self) -> Result<Map<String, Value>, Error> {
-        read_object(&self.payload, "payload")
+        json::map(&self.payload).map_err(|error| unreadable(error, "payload"))
     }
 }
 
-/// Checks the header and returns the key id. `jku`, `jwk`, `x5u` and `x5c` are not read: no token brings its own key.
+/// Checks the header and returns the key id. Other members are not parsed: a key in `jku`, `jwk`, `x5u` or `x5c` is never
+/// used.
 fn read_header(bytes: &[u8]) -> Result<String, Error> {
-    let mut header = read_object(bytes, "header")?;
-    if header.get("alg").and_then(Value::as_str) != Some(ALGORITHM) {
+    let header = json::members(bytes).map_err(|error| unreadable(error, "header"))?;
+    if header.text("alg").as_deref() != Some(ALGORITHM) {
         return Err(Error::WrongAlgorithm);
     }
-    if let Some(member) = REFUSED_HEADERS.into_iter().find(|member| header.contains_key(*member)) {
+    if let Some(member) = REJECTED_HEADERS.into_iter().find(|member| header.contains(member)) {
         return Err(Error::UnsupportedHeader { member });
     }
-    match header.remove("kid") {
-        Some(Value::String(kid)) if !kid.is_empty() => Ok(kid),
+    match header.text("kid") {
+        Some(kid) if !kid.is_empty() => Ok(kid.into_owned()),
         _ => Err(Error::MissingKeyId),
     }
-}
-
-fn read_object(bytes: &[u8], part: &'static str) -> Result<Map<String, Value>, Error> {
-    json::map(bytes).map_err(|error| unreadable(error, part))
 }
 
 fn unreadable(error: json::Error, part: &'static str) -> Error {

@@ -1,8 +1,9 @@
-//! Verifies one webhook request and makes a [`Delivery`] of it.
+//! Verifies webhook requests.
 //!
-//! Responsible for: who sent it. Not for what it means ([`crate::event`]), nor for limits of size and time, which the
-//! server sets before it reads the body. The invariant: [`Verifier::verify`] is the only way from a request to a
-//! [`Delivery`]. A request belongs to one scheme; a signature of another scheme never rescues it.
+//! [`Verifier::verify`] checks the signature of a request. It is the only function that makes a [`Delivery`] from a request. The meaning of the payload is decoded by [`crate::event`]. Limits on the size and duration of a request
+//! belong to the server that reads the body.
+//!
+//! The request selects one scheme, whatever is configured. A valid signature of another scheme does not count.
 
 mod delivery;
 mod error;
@@ -19,7 +20,7 @@ use http::header::CONTENT_TYPE;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::delivery::{Delivery, Scheme};
+pub use self::delivery::{Delivery, Scheme, UnknownScheme};
 pub use self::error::VerificationError;
 use crate::jwks::Jwks;
 use crate::secret;
@@ -29,40 +30,55 @@ pub const SIGNATURE_HEADER: &str = "x-kinde-signature";
 /// Signature header of the scheme [`Scheme::StandardWebhooks`].
 pub const STANDARD_SIGNATURE_HEADER: &str = "webhook-signature";
 
-/// What a verifier accepts. A scheme that is not configured is off.
+/// The accepted schemes. A scheme without keys or secrets is off.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Keys for Kinde's own JWTs; `None` turns that scheme off.
+    /// Keys for JWTs that Kinde signs.
     pub jwks: Option<Jwks>,
-    /// Shared secrets; any of them may have signed, so that they can be rotated. None turns both HMAC schemes off.
-    pub secrets: Vec<SecretString>,
-    /// Largest difference between `webhook-timestamp` and now, in either direction (Standard Webhooks only).
+    /// Secrets of the HMAC scheme. A signature by any of them is accepted, for rotation.
+    pub hmac_secrets: Vec<SecretString>,
+    /// Secrets of Standard Webhooks: base64, with or without the prefix `whsec_`. A signature by any of them is accepted.
+    pub standard_webhooks_secrets: Vec<SecretString>,
+    /// Maximum difference between `webhook-timestamp` and now, in both directions (Standard Webhooks only).
     pub tolerance: Duration,
-    /// Whether the secrets also serve Standard Webhooks.
-    pub standard_webhooks: bool,
 }
 
 impl Default for Config {
-    /// Everything off; five minutes of tolerance; Standard Webhooks on as soon as there is a secret.
+    /// All schemes off; a tolerance of five minutes.
     fn default() -> Self {
-        Self { jwks: None, secrets: Vec::new(), tolerance: Duration::from_mins(5), standard_webhooks: true }
+        Self {
+            jwks: None,
+            hmac_secrets: Vec::new(),
+            standard_webhooks_secrets: Vec::new(),
+            tolerance: Duration::from_mins(5),
+        }
     }
 }
 
-/// Why a verifier cannot be made. Secrets are counted from 1.
+/// The reason why a verifier cannot be created. Secrets are counted from 1.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// An empty secret would let anyone sign.
-    #[error("webhook secret number {number} is empty")]
+    /// With an empty secret every sender can sign.
+    #[error("secret number {number} of the scheme `{scheme}` is empty")]
     EmptySecret {
-        /// Which one.
+        /// The scheme of the secret.
+        scheme: Scheme,
+        /// The position of the secret.
         number: usize,
     },
-    /// Begins with `whsec_`, but the rest is not base64.
-    #[error("webhook secret number {number} begins with `whsec_` but does not go on in base64")]
-    BrokenSecret {
-        /// Which one.
+    /// A secret of Standard Webhooks is not base64 after the optional `whsec_`.
+    #[error("secret number {number} of Standard Webhooks is not base64: copy it with its prefix `whsec_`")]
+    InvalidBase64 {
+        /// The position of the secret.
+        number: usize,
+    },
+    /// Both HMAC schemes have the same secret, so a captured request of one could be replayed as the other.
+    #[error(
+        "secret number {number} of Standard Webhooks is also a secret of `hmac_sha256`: use different secrets"
+    )]
+    SharedSecret {
+        /// The position of the secret among those of Standard Webhooks.
         number: usize,
     },
 }
@@ -81,29 +97,28 @@ struct Inner {
 impl Verifier {
     /// Checks the secrets and prepares the keys.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let mut hmac = Vec::new();
-        let mut standard = Vec::new();
-        for (index, secret) in config.secrets.iter().enumerate() {
-            let (secret, number) = (secret.expose_secret(), index + 1);
-            let bytes =
-                secret::standard_webhooks_bytes(secret).ok_or(ConfigError::BrokenSecret { number })?;
-            if bytes.is_empty() {
-                return Err(ConfigError::EmptySecret { number });
-            }
-            hmac.push(hmac::key(secret.as_bytes()));
-            if config.standard_webhooks {
-                standard.push(hmac::key(&bytes));
-            }
+        let hmac = hmac_secrets(&config.hmac_secrets)?;
+        let standard = standard_webhooks_secrets(&config.standard_webhooks_secrets)?;
+        let shared = standard.iter().zip(&config.standard_webhooks_secrets).position(|(bytes, secret)| {
+            hmac.iter().any(|known| *known == bytes.as_slice() || *known == secret.expose_secret().as_bytes())
+        });
+        if let Some(index) = shared {
+            return Err(ConfigError::SharedSecret { number: index + 1 });
         }
-        Ok(Self(Arc::new(Inner { jwks: config.jwks, hmac, standard, tolerance: config.tolerance })))
+        Ok(Self(Arc::new(Inner {
+            jwks: config.jwks,
+            hmac: hmac.into_iter().map(hmac::key).collect(),
+            standard: standard.iter().map(|bytes| hmac::key(bytes)).collect(),
+            tolerance: config.tolerance,
+        })))
     }
 
-    /// Verifies one request: its headers and its whole, raw body.
+    /// Verifies one request, given its headers and its complete raw body.
     ///
-    /// Cancel safe. Waits only for keys that are not there yet ([`Jwks::key`]).
+    /// Cancel safe. Waits only for a fetch of keys ([`Jwks::key`]).
     ///
     /// # Errors
-    /// A [`VerificationError`] says why, and whether to answer 401 or, for [`VerificationError::is_unavailable`], 503.
+    /// [`VerificationError::is_unavailable`] selects between the statuses 401 and 503.
     pub async fn verify(
         &self,
         headers: &HeaderMap,
@@ -120,7 +135,7 @@ impl Verifier {
         }
     }
 
-    /// True when a request of this scheme can be accepted.
+    /// Returns true if requests of this scheme can be accepted.
     pub fn is_enabled(&self, scheme: Scheme) -> bool {
         match scheme {
             Scheme::KindeJwt => self.0.jwks.is_some(),
@@ -130,17 +145,38 @@ impl Verifier {
     }
 }
 
-/// Secrets and keys stay out of it.
+/// Prints the enabled schemes and no secret.
 impl fmt::Debug for Verifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| self.is_enabled(*scheme)).collect();
-        formatter.debug_struct("Verifier").field("on", &on).finish_non_exhaustive()
+        let enabled: Vec<_> = Scheme::ALL.into_iter().filter(|scheme| self.is_enabled(*scheme)).collect();
+        formatter.debug_struct("Verifier").field("enabled", &enabled).finish_non_exhaustive()
     }
 }
 
-/// The one scheme that the request is held to, whatever is configured.
+fn hmac_secrets(secrets: &[SecretString]) -> Result<Vec<&[u8]>, ConfigError> {
+    let bytes = secrets.iter().map(|secret| secret.expose_secret().as_bytes());
+    bytes.enumerate().map(|(index, bytes)| non_empty(bytes, Scheme::Hmac, index)).collect()
+}
+
+fn standard_webhooks_secrets(secrets: &[SecretString]) -> Result<Vec<Vec<u8>>, ConfigError> {
+    let read = |(index, secret): (usize, &SecretString)| {
+        let bytes = secret::standard_webhooks_bytes(secret.expose_secret())
+            .ok_or(ConfigError::InvalidBase64 { number: index + 1 })?;
+        non_empty(bytes, Scheme::StandardWebhooks, index)
+    };
+    secrets.iter().enumerate().map(read).collect()
+}
+
+fn non_empty<T: AsRef<[u8]>>(secret: T, scheme: Scheme, index: usize) -> Result<T, ConfigError> {
+    if secret.as_ref().is_empty() {
+        return Err(ConfigError::EmptySecret { scheme, number: index + 1 });
+    }
+    Ok(secret)
+}
+
+/// The scheme that the request selects, whatever is configured.
 fn scheme_of(headers: &HeaderMap, body: &[u8]) -> Option<Scheme> {
-    if is_jwt_content(headers) || looks_like_jwt(body) {
+    if is_jwt_content(headers) || jwt::is_compact_jws(body) {
         Some(Scheme::KindeJwt)
     } else if headers.contains_key(SIGNATURE_HEADER) {
         Some(Scheme::Hmac)
@@ -157,9 +193,4 @@ fn is_jwt_content(headers: &HeaderMap) -> bool {
         let essence = value.split_once(';').map_or(value, |(essence, _)| essence);
         essence.trim().eq_ignore_ascii_case("application/jwt")
     })
-}
-
-/// `eyJ` is base64url for `{"`; no JSON text begins with it.
-fn looks_like_jwt(body: &[u8]) -> bool {
-    body.starts_with(b"eyJ") && body.split(|byte| *byte == b'.').count() == 3
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use kinde::{
     Patch,
     event::{self, Body, Event},
+    webhook::Scheme,
 };
 use kinsync_core::{
     Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What, ids,
@@ -64,7 +65,8 @@ pub fn observe(entry: &Entry, latest: Micros) -> Observed {
     if entry.scheme == sighting::SCHEME {
         return observe_sighting(entry);
     }
-    let decoded = event::decode(&entry.payload).map_err(Failure::Undecodable);
+    let decode = if entry.scheme == Scheme::KindeJwt.as_str() { event::decode_jwt } else { event::decode };
+    let decoded = decode(&entry.payload).map_err(Failure::Undecodable);
     let at = decoded.as_ref().ok().and_then(|event| event_time(event, entry));
     let mut logged = LoggedEvent {
         event_id: entry.event_id.clone(),
@@ -129,7 +131,20 @@ fn said(body: Body, at: Micros) -> Option<(String, Option<What>)> {
         Body::UserDeleted { id, .. } => Some((id, Some(What::Deleted))),
         Body::UserAuthenticated { id, .. } => Some((id, Some(What::SignedIn(at)))),
         Body::UserAuthenticationFailed { id, .. } => Some((id, None)),
-        _ => None,
+        Body::AccessRequestCreated(_)
+        | Body::SubscriberCreated(_)
+        | Body::OrganizationCreated(_)
+        | Body::OrganizationUpdated(_)
+        | Body::OrganizationDeleted { .. }
+        | Body::RoleCreated(_)
+        | Body::RoleUpdated(_)
+        | Body::RoleDeleted { .. }
+        | Body::PermissionCreated(_)
+        | Body::PermissionUpdated(_)
+        | Body::PermissionDeleted { .. }
+        | Body::Passkey { .. }
+        | Body::Customer { .. }
+        | Body::Unknown(_) => None,
     }
 }
 

@@ -21,7 +21,8 @@ fn with_alg(alg: Alg) -> TokenSpec {
     signed(MintOptions { alg, ..MintOptions::default() })
 }
 
-fn with_kid(kid: &str) -> TokenSpec {
+/// A token whose header has this key id.
+pub fn with_kid(kid: &str) -> TokenSpec {
     signed(MintOptions { kid: Some(kid.to_owned()), ..MintOptions::default() })
 }
 
@@ -49,7 +50,7 @@ pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str,
         ("wrong_algorithm", token(with_alg(Alg::None))),
         ("wrong_algorithm", token(with_alg(Alg::HS256))),
         ("missing_key_id", token(with_kid(""))),
-        ("unknown_key", token(with_kid("another"))),
+        ("api_key", "k_live_0123456789abcdef".to_owned()),
         ("signature_mismatch", token(signed(foreign))),
         ("signature_mismatch", made_up(&header, &claims)),
         ("critical_header", made_up(&critical, &claims)),
@@ -64,6 +65,7 @@ pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str,
         ("malformed_claim", token(spec(&json!({ "exp": "tomorrow" })))),
         ("expired", token(TokenSpec { expires_in: Some(-120), ..spec(&json!({})) })),
         ("not_yet_valid", token(spec(&json!({ "nbf": now + 3600 })))),
+        ("issued_in_future", token(spec(&json!({ "iat": now + 3600 })))),
         ("wrong_audience", token(spec(&json!({ "aud": "https://other.example.com" })))),
         ("wrong_audience", token(spec(&json!({ "aud": [] })))),
         ("wrong_audience", token(spec(&json!({ "aud": null })))),

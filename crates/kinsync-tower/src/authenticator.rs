@@ -231,18 +231,12 @@ impl Shared {
         }
         match timeout(self.config.keys_deadline, self.tokens.verify(token, now)).await {
             Ok(Ok(token)) => Ok(token),
-            Ok(Err(refusal)) if refusal.is_unavailable() => Err(self.keys_unavailable(&refusal)),
-            Ok(Err(refusal)) => Err(refused(&refusal)),
-            Err(passed) => Err(self.keys_unavailable(&passed)),
+            Ok(Err(error)) => match error.retry_after() {
+                Some(retry_after) => Err(keys_unavailable(&error, retry_after)),
+                None => Err(refused(&error)),
+            },
+            Err(passed) => Err(keys_unavailable(&passed, self.config.retry_after)),
         }
-    }
-
-    fn keys_unavailable(&self, cause: &dyn std::error::Error) -> Problem {
-        count_refusal(VerificationError::KeysUnavailable.reason());
-        let request = RequestId::next();
-        // Anybody can bring a token: that keys cannot be fetched is warned of where it happens.
-        tracing::debug!(%request, error = chain(cause), "a token could not be verified: its issuer's keys are not known");
-        Problem::Unavailable { retry_after: self.config.retry_after, request }
     }
 
     /// Makes the sighting durable. Failing that, the request still goes on: the next one sees the user again.
@@ -264,6 +258,14 @@ impl Shared {
             "a sighting could not be kept: the user appears with the next request instead"
         );
     }
+}
+
+fn keys_unavailable(cause: &dyn std::error::Error, retry_after: Duration) -> Problem {
+    count_refusal("keys_unavailable");
+    let request = RequestId::next();
+    // Every client can send a token, so this is not a warning: a failed fetch of keys is one.
+    tracing::debug!(%request, error = chain(cause), "a token could not be verified: the keys of its issuer are not known");
+    Problem::Unavailable { retry_after, request }
 }
 
 fn live(known: &CachedUser) -> Result<(), Problem> {

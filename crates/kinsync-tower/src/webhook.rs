@@ -279,7 +279,7 @@ fn how_to_sign(scheme: Scheme) -> &'static str {
         }
         Scheme::StandardWebhooks => {
             "or send `webhook-id`, `webhook-timestamp` and `webhook-signature` as https://www.standardwebhooks.com \
-             describes, with the same secret"
+             describes, with KINSYNC_STANDARD_WEBHOOKS_SECRET"
         }
         _ => "see the reference of the scheme",
     }

@@ -32,7 +32,7 @@ pub enum Error {
     #[error("cannot use the store")]
     Store(#[source] Arc<store::Error>),
     /// The secrets cannot be used.
-    #[error("cannot use KINDE_WEBHOOK_SECRET")]
+    #[error("cannot use KINDE_WEBHOOK_SECRET or KINSYNC_STANDARD_WEBHOOKS_SECRET")]
     Verifier(#[source] kinde::webhook::ConfigError),
     /// The tenant's keys cannot be asked for.
     #[error("cannot use KINDE_DOMAIN")]

@@ -66,8 +66,12 @@ pub struct Kinde {
     pub issuers: Vec<Url>,
     /// Accepted audiences of access tokens. Empty: any.
     pub audience: Vec<String>,
-    /// Secrets of the HMAC and Standard Webhooks schemes, the newest first.
+    /// Client ids of the applications whose tokens are accepted. Empty: every application of the tenant.
+    pub client_ids: Vec<String>,
+    /// Secrets of the HMAC scheme, the newest first.
     pub webhook_secrets: Vec<SecretString>,
+    /// Secrets of the Standard Webhooks scheme, the newest first. Empty: the scheme is off.
+    pub standard_webhooks_secrets: Vec<SecretString>,
     /// Client id of the machine-to-machine application that reads the Management API.
     pub m2m_client_id: Option<String>,
     /// Its client secret.

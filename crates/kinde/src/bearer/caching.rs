@@ -1,9 +1,9 @@
-//! Remembers verified tokens, so that the usual request costs a hash and no RSA.
+//! Caches verified tokens, so that a repeated token costs a hash instead of an RSA verification.
 //!
-//! What it never does: take a token that [`Verifier`] would refuse now. An entry counts until the token's `exp` (without
-//! leeway), until it is [`CachingConfig::max_age`] old, and as long as the key that verified it is still its issuer's:
-//! whichever ends first. Refusals are not remembered. The key of an entry is the SHA-256 of the whole token, so a
-//! forged signature under genuine claims finds nothing.
+//! A cached token is never accepted when [`Verifier`] would reject it. An entry is valid until the `exp` of its token
+//! (without leeway), until its age reaches [`CachingConfig::max_age`], and while its issuer has the key that verified it.
+//! Rejected tokens are not cached. Entries are found by the SHA-256 of the whole token, so a forged signature after
+//! genuine claims finds no entry.
 
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -22,16 +22,16 @@ use serde_json::Value;
 use super::{AccessToken, SigningKey, VerificationError, Verifier};
 use crate::jws::MAX_TOKEN_BYTES;
 
-/// What a token of usual size takes in memory, in bytes: one with more claims counts as several.
+/// Memory of a token of typical size, in bytes. A token with more claims counts as several entries.
 const USUAL_BYTES: usize = 2048;
 
-/// How much is remembered, and how long.
+/// The limits of the cache.
 #[derive(Debug, Clone)]
 pub struct CachingConfig {
-    /// Most tokens that are remembered; the least used ones make room. At least 1. Fewer, when their claims take more
-    /// than 2 KiB each: memory is bounded by this many times 2 KiB, whatever is in the tokens.
+    /// Maximum number of cached tokens, at least 1; the least used ones are evicted. The cache uses at most this number
+    /// times 2 KiB of memory, so it holds fewer tokens if their claims exceed 2 KiB each.
     pub entries: usize,
-    /// Longest time that a token is remembered, if it does not expire before.
+    /// Maximum age of a cached token that has not expired.
     pub max_age: Duration,
 }
 
@@ -42,14 +42,14 @@ impl Default for CachingConfig {
     }
 }
 
-/// A [`Verifier`] that remembers what it verified. Clones share everything.
+/// A [`Verifier`] with a cache of verified tokens. Clones share everything.
 #[derive(Clone)]
 pub struct CachingVerifier(Arc<Inner>);
 
 struct Inner {
     verifier: Verifier,
     max_age: SignedDuration,
-    entries: Cache<Digest, Arc<Entry>, BySize, BuildHasherDefault<Spread>>,
+    entries: Cache<Digest, Arc<Entry>, BySize, BuildHasherDefault<DigestHasher>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -63,17 +63,17 @@ struct Entry {
 /// The SHA-256 of a token.
 type Digest = [u8; 32];
 
-/// A digest is spread already: its first bytes are its hash.
+/// Uses the first bytes of a digest as its hash: digests are uniformly distributed.
 #[derive(Default)]
-struct Spread(u64);
+struct DigestHasher(u64);
 
-impl Hasher for Spread {
+impl Hasher for DigestHasher {
     fn write(&mut self, bytes: &[u8]) {
         let first = bytes.first_chunk().copied().unwrap_or_default();
         self.0 = u64::from_ne_bytes(first);
     }
 
-    /// The length that a slice writes first says nothing.
+    /// Ignores the length that a slice writes first: it is always the same.
     fn write_usize(&mut self, _: usize) {}
 
     fn finish(&self) -> u64 {
@@ -81,7 +81,7 @@ impl Hasher for Spread {
     }
 }
 
-/// Weighs entries by what their claims take in memory.
+/// Weighs entries by the memory of their claims.
 #[derive(Clone)]
 struct BySize;
 
@@ -91,7 +91,7 @@ impl Weighter<Digest, Arc<Entry>> for BySize {
     }
 }
 
-/// About what a value takes: a leaf of a map has room for eleven members, whether they are there or not.
+/// An estimate of the memory of a value: a leaf of a map allocates room for eleven members.
 fn bytes_of(value: &Value) -> usize {
     const LEAF: usize = 640;
     const MEMBERS: usize = 11;
@@ -108,13 +108,13 @@ fn bytes_of(value: &Value) -> usize {
 }
 
 impl Entry {
-    fn counts(&self, now: Timestamp) -> bool {
+    fn is_valid(&self, now: Timestamp) -> bool {
         now < self.valid_until && self.signing_key.is_current()
     }
 }
 
 impl CachingVerifier {
-    /// Remembers nothing yet.
+    /// Creates an empty cache.
     pub fn new(verifier: Verifier, config: &CachingConfig) -> Self {
         Self(Arc::new(Inner {
             verifier,
@@ -131,7 +131,7 @@ impl CachingVerifier {
         }))
     }
 
-    /// Verifies a token, given without `Bearer `: at once when it is remembered, else as [`Verifier::verify`].
+    /// Verifies a token, given without `Bearer `: at once if it is cached, else with [`Verifier::verify`].
     ///
     /// Cancel safe. A hit allocates nothing and awaits nothing.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<AccessToken>, VerificationError> {
@@ -139,42 +139,42 @@ impl CachingVerifier {
             return Err(VerificationError::TooLong);
         }
         let key = key_of(token);
-        if let Some(token) = self.recall(&key, now) {
+        if let Some(token) = self.lookup(&key, now) {
             return Ok(token);
         }
         self.0.misses.fetch_add(1, Ordering::Relaxed);
         let (token, signing_key) = self.0.verifier.verify_with_key(token, now).await?;
-        Ok(self.remember(key, token, signing_key, now))
+        Ok(self.insert(key, token, signing_key, now))
     }
 
-    /// The token if it is remembered and still good. Never waits.
+    /// Returns the token if it is cached and valid. Never waits.
     pub fn get(&self, token: &str, now: Timestamp) -> Option<Arc<AccessToken>> {
-        if token.len() > MAX_TOKEN_BYTES { None } else { self.recall(&key_of(token), now) }
+        if token.len() > MAX_TOKEN_BYTES { None } else { self.lookup(&key_of(token), now) }
     }
 
-    /// Tokens that were answered from memory.
+    /// Returns the number of tokens that were found in the cache.
     pub fn hits(&self) -> u64 {
         self.0.hits.load(Ordering::Relaxed)
     }
 
-    /// Tokens that [`Self::verify`] had to verify, refused ones included.
+    /// Returns the number of tokens that [`Self::verify`] verified, rejected ones included.
     pub fn misses(&self) -> u64 {
         self.0.misses.load(Ordering::Relaxed)
     }
 
-    /// Number of remembered tokens; never more than [`CachingConfig::entries`].
+    /// Returns the number of cached tokens, at most [`CachingConfig::entries`].
     pub fn len(&self) -> usize {
         self.0.entries.len()
     }
 
-    /// True when nothing is remembered.
+    /// Returns true if the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.0.entries.is_empty()
     }
 
-    fn recall(&self, key: &Digest, now: Timestamp) -> Option<Arc<AccessToken>> {
+    fn lookup(&self, key: &Digest, now: Timestamp) -> Option<Arc<AccessToken>> {
         let entry = self.0.entries.get(key)?;
-        if !entry.counts(now) {
+        if !entry.is_valid(now) {
             self.0.entries.remove(key);
             return None;
         }
@@ -182,7 +182,7 @@ impl CachingVerifier {
         Some(Arc::clone(&entry.token))
     }
 
-    fn remember(
+    fn insert(
         &self,
         key: Digest,
         token: AccessToken,
@@ -192,7 +192,7 @@ impl CachingVerifier {
         let token = Arc::new(token);
         let max_age = now.saturating_add(self.0.max_age).unwrap_or(Timestamp::MAX);
         let valid_until = token.expires_at.min(max_age);
-        // Within the leeway a token is taken although its `exp` has passed: remembering it would be of no use.
+        // Within the leeway the verifier accepts a token after its `exp`, but the cache would never return it.
         if now < valid_until {
             self.0
                 .entries
@@ -202,7 +202,7 @@ impl CachingVerifier {
     }
 }
 
-/// Counters only: tokens are credentials and their claims personal data.
+/// Prints counters only: tokens are credentials and their claims are personal data.
 impl fmt::Debug for CachingVerifier {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter

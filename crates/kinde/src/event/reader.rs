@@ -1,4 +1,4 @@
-//! Takes typed fields out of a JSON object, with errors that name the path.
+//! Takes typed fields out of a JSON object. Errors contain the path of the field and never its value.
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use crate::json::{Json, Object, is_id};
 use crate::patch::Patch;
 use crate::timestamp;
 
-/// An object from which known members are taken; what is left is the `extra` of its struct.
+/// An object from which known members are taken. The remaining members are the `extra` of the struct.
 pub(crate) struct Reader<'a> {
     path: String,
     members: Object<'a>,
@@ -19,7 +19,7 @@ impl<'a> Reader<'a> {
         Self { path, members }
     }
 
-    /// Takes the object `name` that the event is about, from `data` or, in the flat shape, from the top.
+    /// Takes the object `name` from `data` or, in the flat shape, from the envelope.
     pub(crate) fn subject(&mut self, name: &'static str) -> Result<Self, Error> {
         let (path, value) = match self.members.get_mut("data") {
             None | Some(Json::Null) => (name.to_owned(), self.members.take(name)),
@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Puts what is left of a subject back where it was.
+    /// Puts the remaining members of a subject back to their place.
     pub(crate) fn put_back(&mut self, name: &'static str, subject: Self) {
         if subject.members.is_empty() {
             return;
@@ -55,7 +55,16 @@ impl<'a> Reader<'a> {
         self.members.put("data", Json::Object(data));
     }
 
-    /// Takes `data` as it is; where there is none, everything that is left.
+    /// Returns an error unless the member `key` is an object.
+    pub(crate) fn require_object(&self, key: &str) -> Result<(), Error> {
+        match self.members.get(key) {
+            Some(Json::Object(_)) => Ok(()),
+            None | Some(Json::Null) => Err(Error::MissingField { field: self.field(key) }),
+            Some(other) => Err(wrong_type(self.field(key), "an object", other)),
+        }
+    }
+
+    /// Takes `data` unread or, if there is none, all remaining members.
     pub(crate) fn raw_data(&mut self) -> Value {
         let all = |reader: &mut Self| Json::Object(std::mem::take(&mut reader.members));
         self.members.take("data").unwrap_or_else(|| all(self)).into()
@@ -68,7 +77,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// Text of which an empty string says that there is none, as Kinde writes email and phone.
+    /// A string that is null if it is empty: Kinde writes a missing email or phone as `""`.
     pub(crate) fn address(&mut self, key: &str) -> Result<Patch<String>, Error> {
         Ok(match self.text(key)? {
             Patch::Value(text) if text.is_empty() => Patch::Null,
@@ -90,7 +99,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// An object that must be there.
+    /// A required object.
     pub(crate) fn required_object(&mut self, key: &str) -> Result<Self, Error> {
         let path = self.field(key);
         match self.members.take(key) {
@@ -100,7 +109,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A list of objects, each with a reader whose errors name its place.
+    /// A list of objects, each with a reader for its path.
     pub(crate) fn objects(&mut self, key: &str) -> Result<Patch<Vec<Self>>, Error> {
         let path = self.field(key);
         let entries = match self.list(key)? {
@@ -115,12 +124,12 @@ impl<'a> Reader<'a> {
         entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Patch::Value)
     }
 
-    /// A list of objects that must be there: its absence is no empty list.
+    /// A required list of objects. An absent list is an error, not an empty list.
     pub(crate) fn required_objects(&mut self, key: &str) -> Result<Vec<Self>, Error> {
         self.objects(key)?.into_value().ok_or_else(|| Error::MissingField { field: self.field(key) })
     }
 
-    /// A list of strings; null entries are skipped.
+    /// A list of strings. Null entries are skipped.
     pub(crate) fn texts(&mut self, key: &str) -> Result<Patch<Vec<String>>, Error> {
         let path = self.field(key);
         let entries = match self.list(key)? {
@@ -136,9 +145,9 @@ impl<'a> Reader<'a> {
         entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
     }
 
-    /// A number of times; absent and null look alike.
+    /// A non-negative integer; `None` if absent or null.
     pub(crate) fn count(&mut self, key: &str) -> Result<Option<u64>, Error> {
-        let count = self.take(key, "a whole number from zero up", |value| match &value {
+        let count = self.take(key, "a non-negative integer", |value| match &value {
             Json::Number(number) => number.as_u64().ok_or(value),
             _ => Err(value),
         })?;
@@ -169,7 +178,7 @@ impl<'a> Reader<'a> {
         self.members.into()
     }
 
-    /// The path of a member, for errors.
+    /// The path of a member.
     pub(crate) fn field(&self, key: &str) -> String {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }

@@ -21,7 +21,7 @@ fn user_of(event: Event) -> User {
 }
 
 #[test]
-fn a_user_created_event_as_kinde_sends_it_is_read_in_full() {
+fn a_user_created_event_of_kinde_is_decoded_completely() {
     let event = decode(OBSERVED.as_bytes()).unwrap();
     assert_eq!(event.id.as_deref(), Some("event_0190932d7592c68bda50d62b2ffa8cbb"));
     assert_eq!(event.time.unwrap().to_string(), "2024-07-08T16:29:08.242969Z");
@@ -42,14 +42,14 @@ fn a_user_created_event_as_kinde_sends_it_is_read_in_full() {
 }
 
 #[test]
-fn both_shapes_mean_the_same() {
+fn both_shapes_are_decoded_to_the_same_event() {
     let nested = json!({"type": "user.updated", "data": {"user": {"id": "kp_1", "email": "a@example.com"}}});
     let flat = json!({"type": "user.updated", "user": {"id": "kp_1", "email": "a@example.com"}});
     assert_eq!(decode_value(&nested).unwrap(), decode_value(&flat).unwrap());
 }
 
 #[test]
-fn absent_null_and_empty_are_told_apart() {
+fn absent_null_and_empty_are_distinguished() {
     for (email, expect) in [
         (json!({}), Patch::Absent),
         (json!({"email": null}), Patch::Null),
@@ -64,7 +64,7 @@ fn absent_null_and_empty_are_told_apart() {
 }
 
 #[test]
-fn the_event_time_goes_before_the_time_of_sending() {
+fn event_timestamp_takes_precedence_over_timestamp() {
     let mut event =
         json!({"type": "x", "timestamp": "2024-05-01T00:00:01Z", "event_timestamp": "2024-05-01T00:00:00Z"});
     assert_eq!(decode_value(&event).unwrap().time.unwrap().to_string(), "2024-05-01T00:00:00Z");
@@ -73,7 +73,7 @@ fn the_event_time_goes_before_the_time_of_sending() {
 }
 
 #[test]
-fn organizations_without_a_code_do_not_poison_the_event() {
+fn organizations_without_a_code_are_skipped() {
     let organizations = json!([{}, {"code": null}, {"code": ""}, null,
         {"code": "org_1", "roles": ["admin", {"key": "owner"}], "kept": true}]);
     let event = json!({"type": "user.created", "user": {"id": "kp_1", "organizations": organizations}});
@@ -93,10 +93,10 @@ fn unknown_fields_and_types_are_kept() {
     assert_eq!(event.body, Body::UserDeleted { id: "kp_1".to_owned() });
     assert_eq!(Value::Object(event.extra), json!({"v": 2, "data": {"user": {"why": "x"}, "by": "y"}}));
 
-    let event = decode_value(&json!({"type": "moon.landed", "data": [1]})).unwrap();
+    let event = decode_value(&json!({"type": "invoice.created", "data": [1]})).unwrap();
     assert_eq!(event.body, Body::Unknown(json!([1])));
-    let event = decode_value(&json!({"type": "moon.landed", "crater": 7})).unwrap();
-    assert_eq!(event.body, Body::Unknown(json!({"crater": 7})));
+    let event = decode_value(&json!({"type": "invoice.created", "number": 7})).unwrap();
+    assert_eq!(event.body, Body::Unknown(json!({"number": 7})));
     let event =
         decode_value(&json!({"type": "customer.plan_changed", "data": {"org_code": "org_1"}})).unwrap();
     assert_eq!(event.body, Body::Customer { data: json!({"org_code": "org_1"}) });
@@ -105,7 +105,7 @@ fn unknown_fields_and_types_are_kept() {
 }
 
 #[test]
-fn every_published_type_is_read() {
+fn every_published_type_is_decoded() {
     for (event_type, subject, id) in [
         ("user.created", "user", "id"),
         ("user.updated", "user", "id"),
@@ -133,7 +133,7 @@ fn every_published_type_is_read() {
 }
 
 #[test]
-fn a_sign_in_tells_the_address() {
+fn a_sign_in_contains_the_address_of_the_client() {
     let event =
         json!({"type": "user.authenticated", "data": {"user": {"id": "kp_1"}}, "ip_address": "192.0.2.1"});
     let body = decode_value(&event).unwrap().body;
@@ -142,7 +142,7 @@ fn a_sign_in_tells_the_address() {
 }
 
 #[test]
-fn what_cannot_be_understood_says_why() {
+fn errors_name_the_field_and_the_problem() {
     let long = "x".repeat(257);
     for (event, message) in [
         (json!({}), "`type` is missing"),
@@ -176,7 +176,7 @@ fn what_cannot_be_understood_says_why() {
             json!({"type": "user.created", "user": {"id": "a", "organizations": [{"code": "o", "roles": [1]}]}}),
             "`user.organizations[0].roles[0]` is a number, not an object or a string",
         ),
-        (json!({"type": "x", "timestamp": "yesterday"}), "`timestamp` cannot be read as a time"),
+        (json!({"type": "x", "timestamp": "yesterday"}), "`timestamp` is not a time"),
         (
             json!({"type": "x", "event_id": "\n"}),
             "`event_id` is not an identifier: 1 to 256 bytes without control characters",
@@ -192,7 +192,7 @@ fn what_cannot_be_understood_says_why() {
 }
 
 #[test]
-fn every_member_that_is_said_to_be_read_is_and_no_other() {
+fn the_list_of_decoded_members_is_complete() {
     let mut user: Value = User::MEMBERS.iter().map(|name| ((*name).to_owned(), Value::Null)).collect();
     user["id"] = json!("kp_1");
     user["other"] = json!(1);

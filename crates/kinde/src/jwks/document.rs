@@ -1,4 +1,4 @@
-//! The JWKS document (RFC 7517): which of its keys are usable.
+//! The JWKS document (RFC 7517): selects its usable keys.
 
 use std::collections::HashMap;
 
@@ -7,51 +7,68 @@ use serde_json::Value;
 
 use crate::jws::Key;
 
-/// Why a document is not a key set.
+/// Members that hold private or symmetric key material (RFC 7518, 6.3.2 and 6.4.1).
+const PRIVATE_MEMBERS: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "oth", "k"];
+
+/// The reason why a document is not a usable key set.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DocumentError {
-    /// Not JSON of the form `{"keys": […]}`.
-    #[error("the response is not a JWKS document")]
+    /// The document is not JSON of the form `{"keys": […]}`.
+    #[error("not a JWKS document")]
     Form(#[source] serde_json::Error),
-    /// No key that signs with RS256 and has a `kid` and at least 2048 bits.
+    /// The document has no RSA key with a `kid` and at least 2048 bits that may verify RS256 signatures.
     #[error("the JWKS document has no usable key")]
     NoUsableKey,
 }
 
+/// The usable keys of a document.
+pub(super) struct Document {
+    pub(super) keys: HashMap<String, Key>,
+    pub(super) exposes_private_key: bool,
+}
+
 #[derive(Deserialize)]
-struct Document {
+struct KeyList {
     keys: Vec<Value>,
 }
 
+/// The members of a JWK that decide whether and how it is used (RFC 7517, 4; RFC 7518, 6.3.1).
 #[derive(Deserialize)]
 struct Jwk {
     kid: String,
     kty: String,
     #[serde(rename = "use")]
     usage: Option<String>,
+    key_ops: Option<Vec<String>>,
     alg: Option<String>,
     n: String,
     e: String,
 }
 
-/// The usable keys by `kid`. Others are skipped, so that a new kind of key does not take the old ones away; of two
-/// with the same `kid` the first counts.
-pub(super) fn parse(document: &[u8]) -> Result<HashMap<String, Key>, DocumentError> {
-    let document: Document = serde_json::from_slice(document).map_err(DocumentError::Form)?;
+/// Skips unusable keys, so that a new type of key does not remove the usable ones. Of several keys with the same `kid`
+/// the first counts.
+pub(super) fn parse(document: &[u8]) -> Result<Document, DocumentError> {
+    let list: KeyList = serde_json::from_slice(document).map_err(DocumentError::Form)?;
+    let exposes_private_key =
+        list.keys.iter().any(|jwk| PRIVATE_MEMBERS.iter().any(|member| jwk.get(member).is_some()));
     let mut keys = HashMap::new();
-    for (kid, key) in document.keys.into_iter().filter_map(usable) {
+    for (kid, key) in list.keys.into_iter().filter_map(usable) {
         keys.entry(kid).or_insert(key);
     }
-    if keys.is_empty() { Err(DocumentError::NoUsableKey) } else { Ok(keys) }
+    if keys.is_empty() {
+        return Err(DocumentError::NoUsableKey);
+    }
+    Ok(Document { keys, exposes_private_key })
 }
 
 fn usable(jwk: Value) -> Option<(String, Key)> {
     let jwk: Jwk = serde_json::from_value(jwk).ok()?;
-    let signs = jwk.kty == "RSA"
-        && jwk.usage.as_deref().is_none_or(|usage| usage == "sig")
-        && jwk.alg.as_deref().is_none_or(|alg| alg == "RS256");
-    if !signs || jwk.kid.is_empty() {
+    let may_verify = jwk.kty == "RSA"
+        && jwk.usage.is_none_or(|usage| usage == "sig")
+        && jwk.key_ops.is_none_or(|operations| operations.iter().any(|operation| operation == "verify"))
+        && jwk.alg.is_none_or(|alg| alg == "RS256");
+    if !may_verify || jwk.kid.is_empty() {
         return None;
     }
     let key = Key::from_components(&jwk.n, &jwk.e).ok()?;

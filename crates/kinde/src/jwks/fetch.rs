@@ -1,40 +1,38 @@
-//! One fetch of a JWKS document over HTTP, bounded in time and size.
+//! Fetches a JWKS document over HTTP, with limits on time and size.
 
-use std::collections::HashMap;
 use std::error::Error as _;
 
 use reqwest::{Client, StatusCode, redirect};
 use url::Url;
 
 use super::Config;
-use super::document::{self, DocumentError};
-use crate::jws::Key;
+use super::document::{self, Document, DocumentError};
 
-/// Where the document is: the address that Kinde's SDKs use, then the one in Kinde's documentation.
+/// Paths of the document: the one that Kinde's SDKs use, then the one in Kinde's documentation.
 const PATHS: [&str; 2] = ["/.well-known/jwks.json", "/.well-known/jwks"];
-/// Longest answer that is read, in bytes.
+/// Maximum size of a response, in bytes.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
 
-/// Why a fetch failed.
+/// The reason why a fetch failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// No answer, or not all of it in time.
-    #[error("no response")]
+    /// No complete response within the time limit.
+    #[error("no complete response")]
     Unreachable(#[source] reqwest::Error),
-    /// An answer other than 200. Redirects are not followed.
-    #[error("answered with status {0}: check the domain of the issuer")]
+    /// A status other than 200. Redirects are not followed.
+    #[error("unexpected status {0}: check the domain of the issuer")]
     UnexpectedStatus(StatusCode),
-    /// The answer is too long.
-    #[error("the response is longer than 1 MiB")]
+    /// The response exceeds the size limit.
+    #[error("the response exceeds 1 MiB")]
     ResponseTooLarge,
-    /// The answer is no key set.
+    /// The response is not a usable key set.
     #[error("the response cannot be used")]
     Document(#[source] DocumentError),
 }
 
 impl FetchError {
-    /// A stable label for metrics.
+    /// Returns a stable label for metrics.
     pub fn outcome(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
@@ -43,8 +41,8 @@ impl FetchError {
         }
     }
 
-    /// The error with all its causes on one line.
-    pub(super) fn chain(&self) -> String {
+    /// Returns the message with those of all causes on one line.
+    pub(super) fn with_causes(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.source();
         while let Some(error) = cause {
@@ -75,16 +73,16 @@ impl Fetcher {
         Ok(Self { client: builder.build()?, issuer: config.issuer.clone() })
     }
 
-    /// Asks the first address and, when its answer is no key set, the second. No answer at all ends it.
-    pub(super) async fn fetch(&self) -> Result<HashMap<String, Key>, FetchError> {
+    /// Requests the first path and, if its response is not a key set, the second. Stops if there is no response.
+    pub(super) async fn fetch(&self) -> Result<Document, FetchError> {
         match self.fetch_from(PATHS[0]).await {
-            Ok(keys) => Ok(keys),
+            Ok(document) => Ok(document),
             Err(error @ FetchError::Unreachable(_)) => Err(error),
             Err(first) => self.fetch_from(PATHS[1]).await.map_err(|_| first),
         }
     }
 
-    async fn fetch_from(&self, path: &str) -> Result<HashMap<String, Key>, FetchError> {
+    async fn fetch_from(&self, path: &str) -> Result<Document, FetchError> {
         let mut url = self.issuer.clone();
         url.set_path(path);
         let mut response = self.client.get(url).send().await.map_err(FetchError::Unreachable)?;

@@ -7,30 +7,28 @@ use std::str::FromStr;
 use aws_lc_rs::digest;
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::event::{self, Event};
-use crate::json::is_id;
+use crate::json::{self, is_id};
 use crate::sign::hex;
 
-/// How a delivery was signed.
+/// The scheme that signed a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Scheme {
-    /// Kinde's own: the body is a JWT, signed with the tenant's RSA key.
+    /// The scheme of Kinde: the body is a JWT, signed with the RSA key of the tenant.
     KindeJwt,
     /// HMAC-SHA256 of the raw body in `x-kinde-signature`.
     Hmac,
-    /// <https://www.standardwebhooks.com>.
+    /// Standard Webhooks, <https://www.standardwebhooks.com>.
     StandardWebhooks,
 }
 
 impl Scheme {
-    /// All of them.
+    /// All schemes.
     pub const ALL: [Self; 3] = [Self::KindeJwt, Self::Hmac, Self::StandardWebhooks];
 
-    /// The stable name for metrics, logs and storage.
+    /// Returns the stable name for metrics, logs and storage.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::KindeJwt => "kinde_jwt",
@@ -46,9 +44,9 @@ impl fmt::Display for Scheme {
     }
 }
 
-/// A name that is none of [`Scheme::ALL`].
+/// The error of a name that is not in [`Scheme::ALL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a webhook scheme: `kinde_jwt`, `hmac_sha256` or `standard_webhooks`")]
+#[error("not a webhook scheme: use `kinde_jwt`, `hmac_sha256` or `standard_webhooks`")]
 pub struct UnknownScheme;
 
 impl FromStr for Scheme {
@@ -59,8 +57,10 @@ impl FromStr for Scheme {
     }
 }
 
-/// A request whose signature is right, with the JSON that was signed. What the JSON means is still open: it may be of
-/// an unknown type or not JSON at all, for a verified delivery is not to be lost.
+/// A request with a valid signature, and its signed payload.
+///
+/// The payload may be an event of an unknown type, or not JSON at all: store a verified delivery in any case and answer
+/// 200, because Kinde disables a webhook that fails for 72 hours.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
     event_id: String,
@@ -71,9 +71,9 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Puts together a delivery that was verified before: for a durable queue that reads back what it stored.
+    /// Restores a delivery that was verified before, for a durable queue that reads its entries.
     ///
-    /// Nothing is checked. Never call it with what a request says.
+    /// Nothing is verified. Never call it with the content of a request.
     pub fn from_verified_parts(
         event_id: String,
         event_type: String,
@@ -84,54 +84,57 @@ impl Delivery {
         Self { event_id, event_type, scheme, payload, signed_at }
     }
 
-    /// Reads id and type from a JSON body whose HMAC is right. `or_id` names the delivery when the body does not.
-    pub(super) fn from_body(
+    /// Reads id and type from a verified payload. Without a usable `event_id` the delivery gets the signed `message_id`,
+    /// else the digest of the payload.
+    pub(super) fn from_payload(
         scheme: Scheme,
         payload: Bytes,
-        or_id: impl FnOnce(&[u8]) -> String,
+        message_id: Option<String>,
         signed_at: Option<Timestamp>,
     ) -> Self {
-        let envelope: Envelope<'_> = serde_json::from_slice(&payload).unwrap_or_default();
-        let event_type = envelope.event_type.and_then(text).unwrap_or_default();
-        let event_id = envelope.event_id.and_then(text).unwrap_or_else(|| or_id(&payload));
-        Self { event_id, event_type, scheme, payload, signed_at }
+        let (event_id, event_type) = read_envelope(&payload);
+        let event_id = event_id.or(message_id).unwrap_or_else(|| digest_id(&payload));
+        Self { event_id, event_type: event_type.unwrap_or_default(), scheme, payload, signed_at }
     }
 
-    /// What tells this event from others: the signed `event_id`.
+    /// Returns the id that identifies the event: the signed `event_id`.
     ///
-    /// Where the body has none: the signed `webhook-id` (Standard Webhooks), else `sha256:` and the hex digest of the
-    /// body. 1 to 256 bytes without control characters.
+    /// If the payload has no usable `event_id`: the signed `webhook-id` (Standard Webhooks), else `sha256:` and the hex
+    /// digest of the payload. 1 to 256 bytes without control characters.
     pub fn event_id(&self) -> &str {
         &self.event_id
     }
 
-    /// The signed `type`, for example `user.created`; empty when the body has none that can be read.
+    /// Returns the signed `type`, for example `user.created`; empty if the payload has no usable one.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// How it was signed.
+    /// Returns the scheme that signed it.
     pub const fn scheme(&self) -> Scheme {
         self.scheme
     }
 
-    /// The signed bytes: the payload of the JWT, or the raw body.
+    /// Returns the signed bytes: the payload of the JWT, or the raw body.
     pub const fn payload(&self) -> &Bytes {
         &self.payload
     }
 
-    /// The signed time of sending; only Standard Webhooks has one.
+    /// Returns the signed time of sending. Only Standard Webhooks has one.
     pub const fn signed_at(&self) -> Option<Timestamp> {
         self.signed_at
     }
 
-    /// Decodes the payload; see [`event::decode`].
+    /// Decodes the payload with [`event::decode_jwt`] if Kinde signed it, else with [`event::decode`].
     pub fn decode(&self) -> Result<Event, event::Error> {
-        event::decode(&self.payload)
+        match self.scheme {
+            Scheme::KindeJwt => event::decode_jwt(&self.payload),
+            Scheme::Hmac | Scheme::StandardWebhooks => event::decode(&self.payload),
+        }
     }
 }
 
-/// The payload is personal data and stays out of it.
+/// Omits the payload, which is personal data.
 impl fmt::Debug for Delivery {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -145,31 +148,19 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// The digest of a body, as an id.
-pub(super) fn digest_id(body: &[u8]) -> String {
-    format!("sha256:{}", hex(digest::digest(&digest::SHA256, body).as_ref()))
+fn digest_id(payload: &[u8]) -> String {
+    format!("sha256:{}", hex(digest::digest(&digest::SHA256, payload).as_ref()))
 }
 
-#[derive(Default, Deserialize)]
-#[serde(expecting = "an object")]
-struct Envelope<'a> {
-    #[serde(borrow, default, rename = "type")]
-    event_type: Option<Member<'a>>,
-    #[serde(borrow, default)]
-    event_id: Option<Member<'a>>,
-}
-
-/// A string, or anything else: a number in the one member does not take the other away.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Member<'a> {
-    Text(#[serde(borrow)] Cow<'a, str>),
-    Other(#[expect(dead_code, reason = "only its being no text counts")] Value),
-}
-
-fn text(member: Member<'_>) -> Option<String> {
-    match member {
-        Member::Text(text) if is_id(&text) => Some(text.into_owned()),
-        Member::Text(_) | Member::Other(_) => None,
+/// The id and the type of an event, each if it is a usable identifier. A payload with duplicate members has neither: a
+/// sender that is not Kinde could otherwise take the id of a genuine event.
+fn read_envelope(payload: &[u8]) -> (Option<String>, Option<String>) {
+    let text = String::from_utf8_lossy(payload);
+    let members = json::members_with_duplicates(&text);
+    if members.has_duplicates() {
+        return (None, None);
     }
+    let id =
+        |name| members.text(name).map(Cow::into_owned).filter(|id| is_id(id) && !id.contains('\u{fffd}'));
+    (id("event_id"), id("type"))
 }

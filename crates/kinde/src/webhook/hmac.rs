@@ -1,4 +1,4 @@
-//! The two schemes with a shared secret: `x-kinde-signature`, and Standard Webhooks.
+//! The two schemes with a shared secret: HMAC in `x-kinde-signature`, and Standard Webhooks.
 //!
 //! Standard Webhooks: <https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md>
 
@@ -6,26 +6,21 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac::{self, HMAC_SHA256, Key};
 use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
+use base64::engine::general_purpose::{GeneralPurpose, STANDARD};
 use bytes::Bytes;
 use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 
-use super::delivery::digest_id;
 use super::{Delivery, SIGNATURE_HEADER, STANDARD_SIGNATURE_HEADER, Scheme, VerificationError};
 use crate::json::is_id;
+use crate::secret;
 
 /// Length of an HMAC-SHA256, in bytes.
 const TAG_BYTES: usize = 32;
-/// Most signatures in one `webhook-signature` header that are looked at.
+/// Maximum number of signatures in one `webhook-signature` header that are checked.
 const MAX_SIGNATURES: usize = 16;
 
-const ANY_PADDING: GeneralPurposeConfig =
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-const BASE64: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
-const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
+const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&base64::alphabet::URL_SAFE, secret::ANY_PADDING);
 
 type Tag = [u8; TAG_BYTES];
 
@@ -33,7 +28,7 @@ pub(super) fn key(secret: &[u8]) -> Key {
     Key::new(HMAC_SHA256, secret)
 }
 
-/// HMAC-SHA256 of the raw body in `x-kinde-signature`: hex or base64, with or without `sha256=`.
+/// Verifies HMAC-SHA256 of the raw body in `x-kinde-signature`: hex or base64, with or without `sha256=`.
 pub(super) fn verify_plain(
     keys: &[Key],
     headers: &HeaderMap,
@@ -45,15 +40,15 @@ pub(super) fn verify_plain(
     }
     let value = single(headers, SIGNATURE_HEADER)?;
     let tag = read_tag(value).ok_or(VerificationError::MalformedSignature {
-        problem: "`x-kinde-signature` must be HMAC-SHA256 of the raw body, as 64 hex digits or base64, with or without `sha256=` before it",
+        problem: "`x-kinde-signature` must be HMAC-SHA256 of the raw body, as 64 hex digits or base64, with or without the prefix `sha256=`",
     })?;
     if !keys.iter().any(|key| hmac::verify(key, &body, &tag).is_ok()) {
         return Err(VerificationError::SignatureMismatch { scheme });
     }
-    Ok(Delivery::from_body(scheme, body, digest_id, None))
+    Ok(Delivery::from_payload(scheme, body, None, None))
 }
 
-/// Standard Webhooks: HMAC-SHA256 over `id.timestamp.body`.
+/// Verifies HMAC-SHA256 over `id.timestamp.body`, as Standard Webhooks defines it.
 pub(super) fn verify_standard(
     keys: &[Key],
     headers: &HeaderMap,
@@ -82,17 +77,17 @@ pub(super) fn verify_standard(
     {
         return Err(VerificationError::StaleTimestamp);
     }
-    Ok(Delivery::from_body(scheme, body, |_| id.to_owned(), Some(signed_at)))
+    Ok(Delivery::from_payload(scheme, body, Some(id.to_owned()), Some(signed_at)))
 }
 
-/// The value of a header that must be there once: of two, nobody knows which one the sender signed.
+/// The value of a header that must occur once: of two values it is open which one was signed.
 fn single<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, VerificationError> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
         (Some(value), None) => value.to_str().map_err(|_| malformed("a signature header is not plain text")),
-        (Some(_), Some(_)) => Err(malformed("a signature header is there more than once")),
+        (Some(_), Some(_)) => Err(malformed("a signature header occurs more than once")),
         (None, _) => Err(malformed(
-            "Standard Webhooks needs all of `webhook-id`, `webhook-timestamp` and `webhook-signature`",
+            "Standard Webhooks requires `webhook-id`, `webhook-timestamp` and `webhook-signature`",
         )),
     }
 }
@@ -102,7 +97,7 @@ fn read_tag(value: &str) -> Option<Tag> {
     if value.len() == 2 * TAG_BYTES {
         return unhex(value);
     }
-    let bytes = BASE64.decode(value).or_else(|_| BASE64_URL.decode(value)).ok()?;
+    let bytes = secret::BASE64.decode(value).or_else(|_| BASE64_URL.decode(value)).ok()?;
     bytes.try_into().ok()
 }
 
@@ -115,11 +110,11 @@ fn unhex(text: &str) -> Option<Tag> {
     Some(tag)
 }
 
-/// The `v1` entries; other versions are passed over, as the specification says.
+/// The `v1` entries. Other versions are ignored, as the specification requires.
 fn read_tags(value: &str) -> Result<Vec<Tag>, VerificationError> {
     let tags: Vec<Tag> = value.split(' ').take(MAX_SIGNATURES).filter_map(read_entry).collect();
     if tags.is_empty() {
-        return Err(malformed("`webhook-signature` must hold `v1,<base64 of HMAC-SHA256>`"));
+        return Err(malformed("`webhook-signature` must contain `v1,<base64 of HMAC-SHA256>`"));
     }
     Ok(tags)
 }

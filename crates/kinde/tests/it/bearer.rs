@@ -1,6 +1,6 @@
-//! Access tokens: which are taken, and why the others are not.
+//! Access tokens: which are accepted, and why others are rejected.
 
-use kinde::bearer::{AccessToken, Config, VerificationError, Verifier};
+use kinde::bearer::{AccessToken, Config, FlagValue, VerificationError, Verifier};
 use kinde::jws::MAX_TOKEN_BYTES;
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ async fn check(changes: Value, reason: &str) {
 }
 
 #[tokio::test]
-async fn a_users_token_is_read() {
+async fn the_claims_of_an_access_token_are_read() {
     let token = verify(&with(access_claims(), &json!({"email": "a@example.com"}))).await.unwrap();
     assert_eq!((token.subject.as_str(), token.issuer.as_str()), ("kp_1", ISSUER));
     assert_eq!(token.expires_at.as_second(), now().as_second() + 86_400);
@@ -40,7 +40,7 @@ async fn a_users_token_is_read() {
 }
 
 #[tokio::test]
-async fn no_claim_is_demanded_that_a_workflow_can_remove() {
+async fn no_claim_is_required_that_a_workflow_can_remove() {
     let exp = now().as_second() + 60;
     verify(&json!({"iss": ISSUER, "sub": "kp_1", "exp": exp})).await.unwrap();
     for added in [
@@ -60,7 +60,7 @@ async fn no_claim_is_demanded_that_a_workflow_can_remove() {
 }
 
 #[tokio::test]
-async fn tokens_of_other_kinds_are_refused_by_their_kind() {
+async fn tokens_of_other_types_are_rejected_with_their_type() {
     for (claims, reason) in [
         (id_token_claims(), "id_token"),
         (with(id_token_claims(), &json!({"at_hash": null})), "id_token"),
@@ -90,6 +90,9 @@ async fn a_claim_of_the_wrong_type_is_malformed_and_not_absent() {
         (json!({"sub": 1}), "malformed_claim"),
         (json!({"sub": "a\u{0}"}), "malformed_claim"),
         (json!({"sub": {"$gt": ""}}), "malformed_claim"),
+        (json!({"sub": " kp_1"}), "malformed_claim"),
+        (json!({"sub": "kp_1\u{a0}"}), "malformed_claim"),
+        (json!({"sub": "\u{2003}kp_1"}), "malformed_claim"),
         (json!({"sub": "x".repeat(257)}), "malformed_claim"),
         (json!({"exp": "9999999999"}), "malformed_claim"),
         (json!({"exp": [at + 60]}), "malformed_claim"),
@@ -108,7 +111,7 @@ async fn a_claim_of_the_wrong_type_is_malformed_and_not_absent() {
 }
 
 #[tokio::test]
-async fn the_issuer_must_match_to_the_letter() {
+async fn the_issuer_must_be_equal_to_a_configured_one() {
     for issuer in [
         "https://acme.kinde.com/",
         "https://acme.kinde.co",
@@ -122,7 +125,7 @@ async fn the_issuer_must_match_to_the_letter() {
 }
 
 #[tokio::test]
-async fn an_issuer_vouches_only_for_its_own_tokens() {
+async fn keys_of_an_issuer_verify_only_its_own_tokens() {
     let other = "https://login.acme.example";
     let issuers = vec![
         (ISSUER.to_owned(), tenant_jwks()),
@@ -139,7 +142,7 @@ async fn an_issuer_vouches_only_for_its_own_tokens() {
 }
 
 #[tokio::test]
-async fn times_count_with_their_leeway() {
+async fn times_are_compared_with_the_leeway() {
     let at = now().as_second();
     for (changes, expect) in [
         (json!({"exp": at + 1}), Ok(())),
@@ -149,6 +152,8 @@ async fn times_count_with_their_leeway() {
         (json!({"exp": 0}), Err("expired")),
         (json!({"nbf": at + 60}), Ok(())),
         (json!({"nbf": at + 61}), Err("not_yet_valid")),
+        (json!({"iat": at + 60}), Ok(())),
+        (json!({"iat": at + 61}), Err("issued_in_future")),
     ] {
         let found = verify(&with(access_claims(), &changes)).await;
         assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{changes}");
@@ -156,7 +161,7 @@ async fn times_count_with_their_leeway() {
 }
 
 #[tokio::test]
-async fn the_audience_counts_when_one_is_configured() {
+async fn the_audience_is_checked_if_one_is_configured() {
     for (audience, expect) in [
         (json!("api"), Ok(())),
         (json!(["other", "api"]), Ok(())),
@@ -175,7 +180,47 @@ async fn the_audience_counts_when_one_is_configured() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_too_long_is_not_looked_at() {
+async fn a_token_that_is_too_long_is_rejected() {
     let token = "a".repeat(MAX_TOKEN_BYTES + 1);
     assert_eq!(Verifier::new(config()).verify(&token, now()).await.unwrap_err().reason(), "token_too_long");
+}
+
+#[tokio::test]
+async fn the_application_is_checked_if_client_ids_are_configured() {
+    for (azp, expect) in [
+        (json!("app1"), Ok(())),
+        (json!("app3"), Err("unauthorized_client")),
+        (json!(null), Err("missing_claim")),
+        (json!(""), Err("missing_claim")),
+        (json!(["app1"]), Err("malformed_claim")),
+    ] {
+        let config = Config { client_ids: vec!["app1".to_owned(), "app2".to_owned()], ..config() };
+        let found = verify_with(config, &with(access_claims(), &json!({ "azp": azp }))).await;
+        assert_eq!(found.map(|_| ()).map_err(|error| error.reason()), expect, "{azp}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_key_of_kinde_has_a_reason_of_its_own() {
+    let verifier = Verifier::new(config());
+    let error = verifier.verify("k_live_12345678abcdefghijkl", now()).await.unwrap_err();
+    assert_eq!(error.reason(), "api_key");
+    assert_eq!(verifier.verify("k_test.x.y", now()).await.unwrap_err().reason(), "malformed_token");
+}
+
+#[tokio::test]
+async fn feature_flags_and_custom_claims_are_read_by_type() {
+    let flags = json!({"theme": {"t": "s", "v": "pink"}, "beta": {"t": "b", "v": true}, "seats": {"t": "i", "v": 5},
+        "wrong": {"t": "b", "v": "yes"}, "newer": {"t": "j", "v": {}}, "empty": {}});
+    let token =
+        verify(&with(access_claims(), &json!({"feature_flags": flags, "tier": ["gold"]}))).await.unwrap();
+    assert_eq!(token.feature_flag("theme"), Some(FlagValue::Text("pink".to_owned())));
+    assert_eq!(token.feature_flag("beta"), Some(FlagValue::Bool(true)));
+    assert_eq!(token.feature_flag("seats"), Some(FlagValue::Integer(5)));
+    for absent in ["wrong", "newer", "empty", "none"] {
+        assert_eq!(token.feature_flag(absent), None, "{absent}");
+    }
+    assert_eq!(token.claim::<Vec<String>>("tier").unwrap(), Some(vec!["gold".to_owned()]));
+    assert_eq!(token.claim::<String>("absent").unwrap(), None);
+    assert!(token.claim::<String>("tier").is_err());
 }

@@ -1,4 +1,4 @@
-//! The memory of verified tokens: what it saves, and what it must never let through.
+//! The cache of verified tokens: what it saves, and what it must never accept.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,7 @@ async fn a_token_is_verified_once() {
 }
 
 #[tokio::test]
-async fn a_forged_signature_under_known_claims_finds_nothing() {
+async fn a_forged_signature_after_cached_claims_is_rejected() {
     let (cached, token) = (cached(), sign(&json!({})));
     cached.verify(&token, now()).await.unwrap();
     let forged = foreign_key().sign(&header(), &access_claims());
@@ -60,7 +60,7 @@ async fn a_forged_signature_under_known_claims_finds_nothing() {
 }
 
 #[tokio::test]
-async fn a_remembered_token_expires_when_the_verifier_says_so() {
+async fn a_cached_token_expires_with_its_exp() {
     let (cached, token) = (cached(), sign(&json!({"exp": now().as_second() + 100})));
     cached.verify(&token, now()).await.unwrap();
     assert!(cached.get(&token, later(99)).is_some());
@@ -71,7 +71,7 @@ async fn a_remembered_token_expires_when_the_verifier_says_so() {
 }
 
 #[tokio::test]
-async fn nothing_is_remembered_for_longer_than_allowed() {
+async fn no_token_is_cached_longer_than_the_maximum_age() {
     let config = CachingConfig { max_age: Duration::from_secs(10), ..CachingConfig::default() };
     let (cached, token) = (cached_with(tenant_jwks(), &config), sign(&json!({})));
     cached.verify(&token, now()).await.unwrap();
@@ -79,7 +79,7 @@ async fn nothing_is_remembered_for_longer_than_allowed() {
 }
 
 #[tokio::test]
-async fn refusals_are_not_remembered() {
+async fn rejected_tokens_are_not_cached() {
     let (cached, token) = (cached(), sign(&json!({"nbf": now().as_second() + 600})));
     assert_eq!(cached.verify(&token, now()).await.unwrap_err().reason(), "not_yet_valid");
     assert!(cached.is_empty());
@@ -87,7 +87,7 @@ async fn refusals_are_not_remembered() {
 }
 
 #[tokio::test]
-async fn the_memory_is_bounded() {
+async fn the_cache_is_bounded() {
     let config = CachingConfig { entries: 8, ..CachingConfig::default() };
     let cached = cached_with(tenant_jwks(), &config);
     for number in 0..64 {
@@ -98,7 +98,7 @@ async fn the_memory_is_bounded() {
 }
 
 #[tokio::test]
-async fn tokens_with_many_claims_count_for_several() {
+async fn a_token_with_many_claims_counts_as_several() {
     let config = CachingConfig { entries: 64, ..CachingConfig::default() };
     let cached = cached_with(tenant_jwks(), &config);
     let flags: serde_json::Map<_, _> =
@@ -107,12 +107,12 @@ async fn tokens_with_many_claims_count_for_several() {
         let claims = json!({"jti": number.to_string(), "feature_flags": flags});
         cached.verify(&sign(&claims), now()).await.unwrap();
     }
-    // Some 28 KB each, of 64 times 2 KiB.
+    // About 28 KB each, of 64 times 2 KiB.
     assert!((1..=5).contains(&cached.len()), "{}", cached.len());
 }
 
 #[tokio::test]
-async fn a_withdrawn_key_takes_its_tokens_along() {
+async fn the_tokens_of_a_withdrawn_key_are_rejected() {
     let server = Server::with_keys(vec![tenant_key().jwk(KID)]).await;
     let jwks = Jwks::new(kinde::jwks::Config::new(server.domain.clone())).unwrap();
     let cached = cached_with(jwks.clone(), &CachingConfig::default());
@@ -122,16 +122,16 @@ async fn a_withdrawn_key_takes_its_tokens_along() {
     pass(Duration::from_mins(11)).await;
     assert!(cached.get(&token, now()).is_some());
     eventually(|| jwks.status().consecutive_failures == 1).await;
-    assert!(cached.get(&token, now()).is_some(), "old keys are served while Kinde is away");
+    assert!(cached.get(&token, now()).is_some(), "old keys are used while Kinde is unreachable");
     server.answer_with_keys(vec![tenant_key().jwk(KID)]);
     pass(Duration::from_mins(11)).await;
     assert!(cached.get(&token, now()).is_some());
     eventually(|| jwks.status().consecutive_failures == 0).await;
     assert!(cached.get(&token, now()).is_some(), "the same key fetched anew is the same key");
-    // The name stays and the key changes: the worst way to rotate.
+    // A rotation that reuses the `kid`.
     server.answer_with_keys(vec![foreign_key().jwk(KID)]);
     pass(Duration::from_mins(11)).await;
-    // A hit alone must notice that the keys are old.
+    // A cache hit alone must start the refresh.
     eventually(|| cached.get(&token, now()).is_none()).await;
     assert_eq!(cached.verify(&token, now()).await.unwrap_err().reason(), "signature_mismatch");
     assert!(cached.is_empty());

@@ -1,4 +1,4 @@
-//! A tenant to test against: keys, tokens, and a server that counts what it is asked.
+//! A tenant for tests: keys, tokens, and a server that counts requests.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 pub(crate) const ISSUER: &str = "https://acme.kinde.com";
-/// Colons, as real ones have.
+/// Contains colons like the key ids of Kinde.
 pub(crate) const KID: &str = "4c:fa:9e:d6";
 
 pub(crate) struct TestKey {
@@ -32,7 +32,7 @@ impl TestKey {
     }
 
     pub(crate) fn jwk(&self, kid: &str) -> Value {
-        // PKCS#1: the modulus stands before the exponent 65537, whose DER is `02 03 01 00 01`.
+        // PKCS#1: the modulus precedes the exponent 65537, whose DER is `02 03 01 00 01`.
         let der = self.pair.public_key().as_ref();
         let end = der.len() - 5;
         assert_eq!(der[end..], [2, 3, 1, 0, 1]);
@@ -44,7 +44,7 @@ impl TestKey {
         self.pair.public_key().as_ref().to_vec()
     }
 
-    /// Signs whatever is given: both parts are raw text, right or wrong.
+    /// Signs raw header and payload bytes, valid or not.
     pub(crate) fn sign_raw(&self, header: &[u8], payload: &[u8]) -> String {
         let input = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
         let mut signature = vec![0; self.pair.public_modulus_len()];
@@ -57,7 +57,7 @@ impl TestKey {
     }
 }
 
-/// The tenant's key; made once, for it takes a while.
+/// The tenant's key. Generated once because generation is slow.
 pub(crate) fn tenant_key() -> &'static TestKey {
     static KEY: OnceLock<TestKey> = OnceLock::new();
     KEY.get_or_init(|| TestKey::generate(KeySize::Rsa2048))
@@ -86,7 +86,7 @@ pub(crate) fn now() -> Timestamp {
     kinde::timestamp::parse("2024-05-01T08:00:00Z").unwrap()
 }
 
-/// A webhook as Kinde signs it.
+/// The claims of a webhook of Kinde.
 pub(crate) fn webhook_claims() -> Value {
     json!({
         "data": {"user": {"id": "kp_1", "email": "a@example.com", "first_name": "A", "last_name": null,
@@ -98,7 +98,7 @@ pub(crate) fn webhook_claims() -> Value {
     })
 }
 
-/// A user's access token, as Kinde's documentation shows it.
+/// The claims of an access token as in Kinde's documentation.
 pub(crate) fn access_claims() -> Value {
     let now = now().as_second();
     json!({
@@ -125,7 +125,7 @@ pub(crate) fn machine_claims() -> Value {
     })
 }
 
-/// The JSON with members put in or, for null, taken out.
+/// The JSON with members set or, for null, removed.
 pub(crate) fn with(mut value: Value, changes: &Value) -> Value {
     for (name, change) in changes.as_object().unwrap() {
         if change.is_null() {
@@ -137,7 +137,7 @@ pub(crate) fn with(mut value: Value, changes: &Value) -> Value {
     value
 }
 
-/// What the server answers to each path.
+/// Returns the response for a path.
 pub(crate) type Handler = dyn Fn(&str) -> Response + Send + Sync;
 
 /// A tenant on a real socket.
@@ -168,7 +168,7 @@ impl Server {
         Self { domain, shared, task }
     }
 
-    /// A server that answers every path with these keys.
+    /// Starts a server that returns these keys for every path.
     pub(crate) async fn with_keys(keys: Vec<Value>) -> Self {
         Self::start(move |_| key_set(&keys)).await
     }
@@ -214,12 +214,12 @@ async fn respond(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     answer(uri.path())
 }
 
-/// Waits until `holds`, for at most ten seconds.
+/// Waits until the predicate is true, for at most ten seconds.
 pub(crate) async fn eventually(holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("it never came true");
+    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the predicate stayed false");
 }

@@ -1,4 +1,4 @@
-//! Attacks on tokens: refused at both doors, for the same reason.
+//! Attacks on tokens: both verifiers reject them for the same reason.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
@@ -10,7 +10,7 @@ use crate::support::{
     with,
 };
 
-async fn at_webhook(token: &str) -> Result<webhook::Delivery, webhook::VerificationError> {
+async fn verify_webhook(token: &str) -> Result<webhook::Delivery, webhook::VerificationError> {
     let config = webhook::Config { jwks: Some(tenant_jwks()), ..webhook::Config::default() };
     let verifier = webhook::Verifier::new(config).unwrap();
     let mut headers = http::HeaderMap::new();
@@ -18,18 +18,18 @@ async fn at_webhook(token: &str) -> Result<webhook::Delivery, webhook::Verificat
     verifier.verify(&headers, token.to_owned().into(), now()).await
 }
 
-async fn at_bearer(token: &str) -> Result<bearer::AccessToken, bearer::VerificationError> {
+async fn verify_bearer(token: &str) -> Result<bearer::AccessToken, bearer::VerificationError> {
     let issuers = vec![(ISSUER.to_owned(), tenant_jwks())];
     bearer::Verifier::new(bearer::Config { issuers, ..bearer::Config::default() }).verify(token, now()).await
 }
 
-/// Makes the attack on a webhook and on an access token and expects both to be refused for `reason`.
+/// Applies the attack to a webhook and to an access token and expects `reason` for both.
 async fn check(name: &str, attack: impl Fn(&Value) -> String, reason: &str) {
-    let refusal = at_webhook(&attack(&webhook_claims())).await.expect_err(name);
-    assert_eq!(refusal.reason(), reason, "{name} at the webhook door");
+    let refusal = verify_webhook(&attack(&webhook_claims())).await.expect_err(name);
+    assert_eq!(refusal.reason(), reason, "{name} as a webhook");
     assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
-    let refusal = at_bearer(&attack(&access_claims())).await.expect_err(name);
-    assert_eq!(refusal.reason(), reason, "{name} at the bearer door");
+    let refusal = verify_bearer(&attack(&access_claims())).await.expect_err(name);
+    assert_eq!(refusal.reason(), reason, "{name} as a bearer token");
     assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
 }
 
@@ -47,15 +47,15 @@ fn parts(token: &str) -> [String; 3] {
 }
 
 #[tokio::test]
-async fn a_right_token_passes_its_door() {
-    let delivery = at_webhook(&signed(&webhook_claims())).await.unwrap();
+async fn a_valid_token_is_accepted_by_its_verifier() {
+    let delivery = verify_webhook(&signed(&webhook_claims())).await.unwrap();
     assert_eq!(delivery.event_id(), "event_018f331a3178f7fef284b95fe6770384");
-    let token = at_bearer(&signed(&access_claims())).await.unwrap();
+    let token = verify_bearer(&signed(&access_claims())).await.unwrap();
     assert_eq!(token.subject, "kp_1");
 }
 
 #[tokio::test]
-async fn other_algorithms_are_refused_whatever_signed_them() {
+async fn other_algorithms_are_rejected() {
     for alg in
         ["none", "None", "nOnE", "", "HS256", "PS256", "ES256", "RS512", "RS384", "rs256", "RS256 ", "EdDSA"]
     {
@@ -72,7 +72,7 @@ async fn other_algorithms_are_refused_whatever_signed_them() {
 }
 
 #[tokio::test]
-async fn the_public_key_is_no_hmac_secret() {
+async fn the_public_key_is_not_an_hmac_secret() {
     use aws_lc_rs::hmac;
     let forge = |claims: &Value| {
         let [_, payload, _] = parts(&signed(claims));
@@ -84,7 +84,7 @@ async fn the_public_key_is_no_hmac_secret() {
 }
 
 #[tokio::test]
-async fn a_signature_must_be_whole_and_of_this_token() {
+async fn a_signature_must_be_complete_and_of_this_token() {
     let change = |change: fn(&mut Vec<u8>)| {
         move |claims: &Value| {
             let [header, payload, signature] = parts(&signed(claims));
@@ -118,8 +118,6 @@ async fn the_form_is_strict() {
         ("a fourth part", "", ".e30"),
         ("a fourth part that is empty", "", "."),
         ("a part before", "e30.", ""),
-        ("a newline after", "", "\n"),
-        ("a space before", " ", ""),
         ("padding", "", "="),
         ("Bearer before", "Bearer ", ""),
         ("a NUL after", "", "\0"),
@@ -148,12 +146,12 @@ async fn the_form_is_strict() {
     check("a header that is no object", |claims| raw(b"[]", claims), "malformed_token").await;
     check("a header that is no JSON", |claims| raw(b"{", claims), "malformed_token").await;
     check("a header that is no UTF-8", |claims| raw(b"{\"alg\":\"\xff\"}", claims), "malformed_token").await;
-    check(
-        "a payload that is no object",
-        |_| tenant_key().sign_raw(&bytes(&header()), b"[]"),
-        "malformed_token",
-    )
-    .await;
+    let no_object = tenant_key().sign_raw(&bytes(&header()), b"[]");
+    assert_eq!(verify_bearer(&no_object).await.unwrap_err().reason(), "malformed_token");
+    let token = signed(&access_claims());
+    for spaced in [format!("{token}\n"), format!(" {token}"), format!("\"{token}\"")] {
+        assert_eq!(verify_bearer(&spaced).await.unwrap_err().reason(), "malformed_token", "{spaced}");
+    }
 }
 
 fn raw(header: &[u8], claims: &Value) -> String {
@@ -165,7 +163,7 @@ fn bytes(value: &Value) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn duplicate_members_are_refused() {
+async fn duplicate_members_are_rejected() {
     for header in [
         br#"{"alg":"RS256","alg":"RS256","kid":"4c:fa:9e:d6"}"#.as_slice(),
         br#"{"alg":"none","kid":"4c:fa:9e:d6","\u0061lg":"RS256"}"#,
@@ -173,16 +171,15 @@ async fn duplicate_members_are_refused() {
     ] {
         check("in the header", |claims| raw(header, claims), "duplicate_member").await;
     }
-    let twice = |claims: &Value| {
-        let text = claims.to_string();
-        let payload = format!(r#"{{"type":"a","event_id":"b","sub":"kp_2","sub":"kp_2",{}"#, &text[1..]);
-        tenant_key().sign_raw(&bytes(&header()), payload.as_bytes())
-    };
-    check("in the payload", twice, "duplicate_member").await;
+    for twice in [r#""sub":"kp_2","sub":"kp_2","#, r#""x":{"a":1,"a":2},"#] {
+        let payload = format!("{{{twice}{}", &access_claims().to_string()[1..]);
+        let token = tenant_key().sign_raw(&bytes(&header()), payload.as_bytes());
+        assert_eq!(verify_bearer(&token).await.unwrap_err().reason(), "duplicate_member", "{payload}");
+    }
 }
 
 #[tokio::test]
-async fn headers_that_change_the_meaning_are_refused() {
+async fn headers_that_change_the_meaning_of_the_signature_are_rejected() {
     for member in ["crit", "b64", "zip"] {
         for value in [json!(["exp"]), json!([]), json!(true), json!("DEF")] {
             let reason = if member == "crit" { "critical_header" } else { "unsupported_header" };
@@ -205,7 +202,7 @@ async fn the_key_must_be_named_and_known() {
 }
 
 #[tokio::test]
-async fn a_key_that_the_token_brings_along_is_not_used_and_not_fetched() {
+async fn a_key_in_the_header_is_neither_used_nor_fetched() {
     let canary = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}/jwks.json", canary.local_addr().unwrap());
     let own = TestKey::generate(aws_lc_rs::rsa::KeySize::Rsa2048);
@@ -217,9 +214,9 @@ async fn a_key_that_the_token_brings_along_is_not_used_and_not_fetched() {
         check("a key of its own", |claims| own.sign(&header, claims), "signature_mismatch").await;
         let unknown = with(header.clone(), &json!({"kid": "own"}));
         check("a key of its own, by name", |claims| own.sign(&unknown, claims), "unknown_key").await;
-        // The header is passed over, so a token that is right otherwise is right.
-        at_webhook(&tenant_key().sign(&header, &webhook_claims())).await.unwrap();
+        // The header is ignored, so an otherwise valid token is accepted.
+        verify_webhook(&tenant_key().sign(&header, &webhook_claims())).await.unwrap();
     }
     let connection = tokio::time::timeout(std::time::Duration::from_millis(50), canary.accept()).await;
-    assert!(connection.is_err(), "somebody followed the address in the token");
+    assert!(connection.is_err(), "the address in the token was requested");
 }

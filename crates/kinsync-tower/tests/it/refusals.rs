@@ -3,7 +3,7 @@
 use http::{StatusCode, header};
 use kinde_emulator::{NewUser, TokenSpec};
 use kinsync_engine::store::UserFilter;
-use kinsync_testing::tokens::{AUDIENCE, refused, spec};
+use kinsync_testing::tokens::{AUDIENCE, refused, spec, with_kid};
 use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -46,4 +46,17 @@ async fn unknown_keys_of_an_issuer_that_is_away_are_a_503_and_known_ones_stay_go
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key(header::RETRY_AFTER));
     assert!(answer.body["requestId"].as_str().unwrap().starts_with("req_"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_key_within_the_cool_down_is_a_503_with_retry_after() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
+    let process = Process::start(&kinde, &store, Config::default());
+    let token = kinde.access_token(&ada, &TokenSpec::default()).unwrap();
+    assert_eq!(process.get(&token).await.status, StatusCode::OK);
+    let response = process.get(&kinde.access_token(&ada, &with_kid("another")).unwrap()).await;
+    assert_eq!(response.status, StatusCode::SERVICE_UNAVAILABLE);
+    let seconds: u64 = response.headers[header::RETRY_AFTER].to_str().unwrap().parse().unwrap();
+    assert!((1..=31).contains(&seconds), "{seconds}");
 }

@@ -48,7 +48,7 @@ impl Bench {
         let clock = Clock::from_fn(|| Micros(1_700_000_000_000_000));
         let queue = Arc::new(EmbeddedQueue::open(folder.path(), queue, clock.clone()).unwrap());
         let verifier = Verifier::new(kinde::webhook::Config {
-            secrets: vec![SECRET.into()],
+            hmac_secrets: vec![SECRET.into()],
             ..kinde::webhook::Config::default()
         });
         let service =

@@ -146,8 +146,12 @@ fn key_set(config: &Config) -> Result<Option<Jwks>, Error> {
 }
 
 fn verifier(config: &Config, jwks: Option<Jwks>) -> Result<Verifier, Error> {
-    let secrets = config.kinde.webhook_secrets.clone();
-    let config = kinde::webhook::Config { jwks, secrets, ..kinde::webhook::Config::default() };
+    let config = kinde::webhook::Config {
+        jwks,
+        hmac_secrets: config.kinde.webhook_secrets.clone(),
+        standard_webhooks_secrets: config.kinde.standard_webhooks_secrets.clone(),
+        ..kinde::webhook::Config::default()
+    };
     Verifier::new(config).map_err(Error::Verifier)
 }
 

@@ -28,7 +28,9 @@ fn check_verification(
     problems: &mut Vec<Problem>,
 ) {
     let (domain, secret) = ("KINDE_DOMAIN", "KINDE_WEBHOOK_SECRET");
-    let is_set = config.kinde.domain.is_some() || !config.kinde.webhook_secrets.is_empty();
+    let is_set = config.kinde.domain.is_some()
+        || !config.kinde.webhook_secrets.is_empty()
+        || !config.kinde.standard_webhooks_secrets.is_empty();
     if is_set || unread(domain) || unread(secret) {
         return;
     }
@@ -151,11 +153,7 @@ pub fn disabled(config: &Config) -> Vec<Disabled> {
     };
     let parts = [
         (config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
-        (
-            config.kinde.webhook_secrets.is_empty(),
-            "deliveries signed by HMAC-SHA256 or Standard Webhooks",
-            "KINDE_WEBHOOK_SECRET",
-        ),
+        (config.kinde.webhook_secrets.is_empty(), "deliveries signed by HMAC-SHA256", "KINDE_WEBHOOK_SECRET"),
         (
             config.http.admin_token.is_none(),
             "admin routes, and the commands that use them",

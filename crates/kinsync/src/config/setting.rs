@@ -132,14 +132,35 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "kinde.client_ids",
+        env: "KINDE_CLIENT_IDS",
+        flag: "kinde-client-ids",
+        example: "dee7f3c57b3c47e8b96edde2c7ecab7d",
+        help: "The client ids of the applications whose access tokens are accepted, comma separated [default: all]",
+        set: |config, text| {
+            put(&mut config.kinde.client_ids, Ok(value::list(text).into_iter().map(str::to_owned).collect()))
+        },
+        ..ROW
+    },
+    Setting {
         key: "kinde.webhook_secret",
         env: "KINDE_WEBHOOK_SECRET",
         flag: "kinde-webhook-secret",
         example: "new-secret,old-secret",
         secrecy: Secrecy::Hidden,
-        help: "The secrets that verify deliveries signed by HMAC-SHA256 or Standard Webhooks, comma separated; \
-               several during a rotation",
+        help: "The secrets that verify deliveries signed by HMAC-SHA256, comma separated; several during a rotation",
         set: |config, text| put(&mut config.kinde.webhook_secrets, value::secrets(text)),
+        ..ROW
+    },
+    Setting {
+        key: "kinde.standard_webhooks_secret",
+        env: "KINSYNC_STANDARD_WEBHOOKS_SECRET",
+        flag: "standard-webhooks-secret",
+        example: "whsec_bmV3LXNlY3JldC1vZi0zMi1ieXRlcy0wMDAwMDAwMDA=",
+        secrecy: Secrecy::Hidden,
+        help: "The secrets that verify deliveries signed by Standard Webhooks, in base64, comma separated; several \
+               during a rotation",
+        set: |config, text| put(&mut config.kinde.standard_webhooks_secrets, value::secrets(text)),
         ..ROW
     },
     Setting {
