@@ -94,7 +94,7 @@ impl Breaker {
         self.lock().state
     }
 
-    /// The last failure, while the breaker is not closed.
+    /// The last failure with all its causes, while the breaker is not closed.
     pub fn last_error(&self) -> Option<String> {
         self.lock().last_error.clone()
     }
@@ -135,9 +135,11 @@ impl Breaker {
 
     /// The call did not work, in a way that says something of the dependency.
     pub fn failed(&self, error: &dyn std::error::Error) {
+        let error = chain(error);
         let mut inner = self.lock();
         inner.failures = inner.failures.saturating_add(1);
-        inner.last_error = Some(error.to_string());
+        let is_new_cause = inner.last_error.as_ref() != Some(&error);
+        inner.last_error = Some(error.clone());
         if inner.state == State::Closed && inner.failures < self.0.config.failures {
             return;
         }
@@ -149,9 +151,12 @@ impl Breaker {
         if was == State::Closed {
             tracing::warn!(
                 dependency = self.0.dependency,
-                error = chain(error),
+                error,
                 "breaker opened: calls are paused and probed until the dependency answers"
             );
+        } else if is_new_cause {
+            // An outage may turn into another one, and what the log said first no longer helps.
+            tracing::warn!(dependency = self.0.dependency, error, "breaker stays open for another reason");
         }
         self.show(State::Open);
         self.0.changed.notify_waiters();
@@ -271,6 +276,15 @@ mod tests {
         breaker.ready().await;
         let waited = start.elapsed();
         assert!(waited >= Duration::from_millis(2500) && waited <= Duration::from_secs(6), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_error_has_all_its_causes() {
+        let breaker = breaker();
+        let error = crate::queue::Error::Disk { path: "/data".into(), source: std::io::Error::other("down") };
+        breaker.failed(&error);
+        let known = breaker.last_error().unwrap();
+        assert!(known.contains("/data") && known.ends_with(": down"), "{known}");
     }
 
     #[tokio::test(start_paused = true)]

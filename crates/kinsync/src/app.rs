@@ -28,6 +28,16 @@ pub enum Error {
     /// The queue cannot be used.
     #[error("cannot open the queue")]
     Queue(#[source] Arc<queue::Error>),
+    /// The data folder cannot be used.
+    #[error(
+        "cannot use `{path}`: make the data folder one that this user can write, or set KINSYNC_DATA_DIR to another"
+    )]
+    DataDir {
+        /// The file or folder.
+        path: String,
+        /// The error of the system.
+        source: Arc<io::Error>,
+    },
     /// The store cannot be used, and waiting does not help.
     #[error("cannot use the store")]
     Store(#[source] Arc<store::Error>),

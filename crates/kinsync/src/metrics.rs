@@ -1,5 +1,5 @@
-//! Metrics for Prometheus. The recorder is one per process, as the facade wants it; the gauges of an app are set when
-//! it is scraped.
+//! Metrics for Prometheus: the list of all metrics, the recorder (one per process, as the facade requires), and the gauges
+//! that are set at each scrape.
 
 use std::{
     fmt,
@@ -9,26 +9,26 @@ use std::{
 
 use http::StatusCode;
 use kinsync_core::Micros;
-use metrics::{Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Counter, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::app::AppState;
 
-/// How often samples are folded into the histograms, so that they do not grow between scrapes.
+/// Interval at which samples are added to the histograms, so that they do not accumulate between scrapes.
 pub const UPKEEP: Duration = Duration::from_secs(5);
 
-/// From a fast disk to a call that is given up.
+/// Buckets from a fast disk to an abandoned call.
 const CALLS: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// From a projector that keeps up to the end of Kinde's retries after 36 h.
+/// Buckets from an idle projector to the end of Kinde's retries after 36 h.
 const LAGS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0, 1_800.0, 7_200.0, 43_200.0,
     129_600.0,
 ];
-/// Deliveries that share one sync.
+/// Buckets of deliveries that share one sync.
 const ENTRIES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
-/// Installs the recorder of this process, once.
+/// Returns the recorder of this process and installs it at the first call.
 pub fn recorder() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE.get_or_init(install).clone()
@@ -48,69 +48,220 @@ fn install() -> PrometheusHandle {
         .build_recorder();
     let handle = recorder.handle();
     if metrics::set_global_recorder(recorder).is_err() {
-        tracing::warn!("another recorder of metrics is installed already: /metrics stays empty");
+        tracing::warn!("another metrics recorder is installed already: /metrics stays empty");
     }
     describe();
     handle
 }
 
-fn describe() {
-    describe_counter!("kinsync_http_requests_total", "Answered requests, by route and status class");
-    describe_counter!("kinsync_deliveries_total", "Deliveries by scheme (`none`: not verified) and outcome");
-    describe_counter!("kinsync_verification_failures_total", "Deliveries that were refused, by reason");
-    describe_counter!("kinsync_events_total", "Events that the projector finished, by outcome");
-    describe_counter!("kinsync_resurrections_refused_total", "Events newer than the deletion of their user");
-    describe_counter!("kinde_jwks_fetches_total", "Fetches of Kinde's keys, by outcome");
-    describe_counter!("kinsync_bearer_refusals_total", "Requests of users that were refused, by reason");
-    describe_counter!("kinsync_degraded_requests_total", "Requests that went on without the store");
-    describe_counter!("kinsync_users_created_at_login_total", "Users whom their own request made");
-    describe_counter!("kinsync_sightings_lost_total", "Users seen while neither store nor queue took them");
-    describe_counter!("kinsync_user_changes_total", "Written changes of users, by the way they came");
-    describe_counter!("kinsync_reconcile_runs_total", "Scans of all users at Kinde, by outcome");
-    describe_gauge!(
-        "kinsync_users_changed_between_scans",
-        "Users who changed between the last two scans, by the way their newest change came"
-    );
-    describe_gauge!("kinsync_users_in_drift", "Users whom the last scan found different, by kind");
-    describe_gauge!("kinsync_reconcile_last_seconds", Unit::Seconds, "How long the last scan here took");
-    describe_gauge!(
-        "kinsync_reconcile_last_timestamp_seconds",
-        Unit::Seconds,
-        "When the last complete scan began"
-    );
-    describe_gauge!("kinsync_webhook_silent", "1 while the webhook is probably disabled: /health says why");
-    describe_histogram!(
-        "kinsync_time_to_consistency_seconds",
-        Unit::Seconds,
-        "From a change at Kinde to the store, by the way it came; for reconcile the most that it can have been"
-    );
-    describe_histogram!(
-        "kinsync_delivery_seconds",
-        Unit::Seconds,
-        "From the head of a delivery to its durable 200"
-    );
-    describe_histogram!(
-        "kinsync_lag_seconds",
-        Unit::Seconds,
-        "From Kinde's time of an event, or from its receipt, to the store"
-    );
-    describe_histogram!("kinsync_store_seconds", Unit::Seconds, "Calls of the store, by operation");
-    describe_histogram!("kinsync_queue_commit_seconds", Unit::Seconds, "One sync of the queue to disk");
-    describe_histogram!("kinsync_queue_commit_entries", "Deliveries that shared one sync");
-    describe_counter!("kinsync_queue_damaged_records_total", "Records that the disk spoiled");
-    describe_gauge!("kinsync_queue_depth", "Deliveries that wait for the projector");
-    describe_gauge!("kinsync_queue_oldest_seconds", Unit::Seconds, "How long the oldest of them waits");
-    describe_gauge!("kinsync_queue_bytes", Unit::Bytes, "What the queue takes on disk");
-    describe_gauge!("kinsync_queue_dead_letters", "Deliveries set aside for an operator");
-    describe_gauge!("kinsync_breaker_state", "0 closed, 1 half-open, 2 open");
-    describe_gauge!("kinsync_verification_failures_in_row", "Failed verifications since the last good one");
-    describe_gauge!("kinsync_last_delivery_timestamp_seconds", Unit::Seconds, "When the last delivery came");
-    describe_gauge!("kinsync_jwks_keys", "Keys of an issuer that are known");
-    describe_gauge!("kinsync_store_prepared", "1 once the store has its indexes");
-    describe_gauge!("kinsync_build_info", "1, with the version");
+/// One metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// The name; its unit is in the suffix.
+    pub name: &'static str,
+    /// The kind.
+    pub kind: Kind,
+    /// One sentence, for `/metrics` and docs/reference/metrics.md.
+    pub help: &'static str,
 }
 
-/// The page that Prometheus reads.
+/// The kind of a metric.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// The present value.
+    Gauge,
+    /// Counts of values in buckets.
+    Histogram,
+}
+
+impl Kind {
+    /// The name in the Prometheus text format.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Every metric, by subject.
+pub const METRICS: &[Metric] = &[
+    Metric {
+        name: "kinsync_http_requests_total",
+        kind: Kind::Counter,
+        help: "Answered requests, by route and status class",
+    },
+    Metric {
+        name: "kinsync_deliveries_total",
+        kind: Kind::Counter,
+        help: "Deliveries, by verification scheme (`none`: not verified) and outcome",
+    },
+    Metric {
+        name: "kinsync_verification_failures_total",
+        kind: Kind::Counter,
+        help: "Rejected deliveries, by reason",
+    },
+    Metric {
+        name: "kinsync_delivery_seconds",
+        kind: Kind::Histogram,
+        help: "Duration from the head of a delivery to its answer",
+    },
+    Metric {
+        name: "kinsync_verification_failures_in_row",
+        kind: Kind::Gauge,
+        help: "Failed verifications since the last successful one",
+    },
+    Metric {
+        name: "kinsync_last_delivery_timestamp_seconds",
+        kind: Kind::Gauge,
+        help: "Time of the last accepted delivery, in seconds since 1970",
+    },
+    Metric {
+        name: "kinsync_queue_depth",
+        kind: Kind::Gauge,
+        help: "Accepted deliveries that are not processed yet",
+    },
+    Metric { name: "kinsync_queue_oldest_seconds", kind: Kind::Gauge, help: "Age of the oldest of them" },
+    Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the queue on disk" },
+    Metric {
+        name: "kinsync_queue_dead_letters",
+        kind: Kind::Gauge,
+        help: "Deliveries set aside because they could not be processed",
+    },
+    Metric {
+        name: "kinsync_queue_commit_seconds",
+        kind: Kind::Histogram,
+        help: "Duration of one sync of the queue to disk",
+    },
+    Metric {
+        name: "kinsync_queue_commit_entries",
+        kind: Kind::Histogram,
+        help: "Deliveries that share one sync",
+    },
+    Metric {
+        name: "kinsync_queue_damaged_records_total",
+        kind: Kind::Counter,
+        help: "Records of the queue that could not be read back",
+    },
+    Metric { name: "kinsync_events_total", kind: Kind::Counter, help: "Processed events, by outcome" },
+    Metric {
+        name: "kinsync_lag_seconds",
+        kind: Kind::Histogram,
+        help: "Duration from the time of an event (`kinde`) or its receipt (`receipt`) to the store",
+    },
+    Metric {
+        name: "kinsync_time_to_consistency_seconds",
+        kind: Kind::Histogram,
+        help: "Duration from a change at Kinde to the store, by source; for `reconcile` an upper bound",
+    },
+    Metric {
+        name: "kinsync_user_changes_total",
+        kind: Kind::Counter,
+        help: "Changes written to users, by source",
+    },
+    Metric {
+        name: "kinsync_resurrections_refused_total",
+        kind: Kind::Counter,
+        help: "Events that are newer than the deletion of their user and change nothing",
+    },
+    Metric {
+        name: "kinsync_store_seconds",
+        kind: Kind::Histogram,
+        help: "Duration of calls to the store, by operation",
+    },
+    Metric {
+        name: "kinsync_store_prepared",
+        kind: Kind::Gauge,
+        help: "1 once the store has its indexes, else 0",
+    },
+    Metric {
+        name: "kinsync_breaker_state",
+        kind: Kind::Gauge,
+        help: "State of a circuit breaker, by dependency: 0 closed, 1 half-open, 2 open",
+    },
+    Metric {
+        name: "kinsync_bearer_refusals_total",
+        kind: Kind::Counter,
+        help: "Rejected requests of users, by reason",
+    },
+    Metric {
+        name: "kinsync_degraded_requests_total",
+        kind: Kind::Counter,
+        help: "Requests of users that were answered without the store",
+    },
+    Metric {
+        name: "kinsync_users_created_at_login_total",
+        kind: Kind::Counter,
+        help: "Users created by their first request",
+    },
+    Metric {
+        name: "kinsync_sightings_lost_total",
+        kind: Kind::Counter,
+        help: "Requests that could be recorded neither in the store nor in the queue",
+    },
+    Metric {
+        name: "kinsync_reconcile_runs_total",
+        kind: Kind::Counter,
+        help: "Scans of all users at Kinde, by outcome",
+    },
+    Metric {
+        name: "kinsync_reconcile_last_seconds",
+        kind: Kind::Gauge,
+        help: "Duration of the last scan of this process",
+    },
+    Metric {
+        name: "kinsync_reconcile_last_timestamp_seconds",
+        kind: Kind::Gauge,
+        help: "Start of the last complete scan, in seconds since 1970",
+    },
+    Metric {
+        name: "kinsync_users_in_drift",
+        kind: Kind::Gauge,
+        help: "Users that differed in the last scan, by kind of difference",
+    },
+    Metric {
+        name: "kinsync_users_changed_between_scans",
+        kind: Kind::Gauge,
+        help: "Users that changed between the last two scans, by source of the newest change",
+    },
+    Metric {
+        name: "kinsync_webhook_silent",
+        kind: Kind::Gauge,
+        help: "1 while the webhook is probably disabled (see /health), else 0",
+    },
+    Metric {
+        name: "kinde_jwks_fetches_total",
+        kind: Kind::Counter,
+        help: "Fetches of signing keys from Kinde, by outcome",
+    },
+    Metric {
+        name: "kinde_api_requests_total",
+        kind: Kind::Counter,
+        help: "Requests to Kinde's APIs, by endpoint and outcome",
+    },
+    Metric {
+        name: "kinde_api_tokens_total",
+        kind: Kind::Counter,
+        help: "Access tokens requested for the Management API",
+    },
+    Metric { name: "kinsync_jwks_keys", kind: Kind::Gauge, help: "Known signing keys, by issuer" },
+    Metric { name: "kinsync_build_info", kind: Kind::Gauge, help: "Always 1, with the version as a label" },
+];
+
+fn describe() {
+    for Metric { name, kind, help } in METRICS.iter().copied() {
+        match kind {
+            Kind::Counter => describe_counter!(name, help),
+            Kind::Gauge => describe_gauge!(name, help),
+            Kind::Histogram => describe_histogram!(name, help),
+        }
+    }
+}
+
+/// Writes every metric in the Prometheus text format.
 pub fn render(state: &AppState) -> String {
     let queue = state.queue.stats();
     let now = state.clock.now();

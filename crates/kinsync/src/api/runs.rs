@@ -27,6 +27,9 @@ pub struct RunSummary {
     /// The run whose held deletions it carried out, in mode `approve`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approves: Option<String>,
+    /// The run that carried out the deletions that this one held; absent before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
     /// When it started.
     pub started_at: Time,
     /// When it ended; absent while it runs.
@@ -179,6 +182,22 @@ pub struct ScanRequested {
     pub approve: Option<String>,
 }
 
+impl RunSummary {
+    /// The summary of a run, with what the other runs say about it.
+    pub fn new(run: &record::Run, runs: &[record::Run]) -> Self {
+        let approval = record::Wish::Approve(run.id.clone());
+        let by = runs.iter().find(|other| other.is_complete() && other.wish == approval);
+        Self { approved_by: by.map(|by| by.id.clone()), ..run.into() }
+    }
+}
+
+impl Run {
+    /// The run, with what the other runs say about it.
+    pub fn new(run: &record::Run, runs: &[record::Run]) -> Self {
+        Self { summary: RunSummary::new(run, runs), ..run.into() }
+    }
+}
+
 impl From<&record::Run> for RunSummary {
     fn from(run: &record::Run) -> Self {
         let (mode, approves) = match &run.wish {
@@ -199,6 +218,7 @@ impl From<&record::Run> for RunSummary {
             id: run.id.clone(),
             mode,
             approves,
+            approved_by: None,
             started_at: run.started_at.into(),
             ended_at: run.ended_at.map(Time::from),
             outcome,

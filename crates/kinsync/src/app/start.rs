@@ -8,7 +8,7 @@ use kinsync_engine::{
     clock::Clock,
     projector::Projector,
     queue::{
-        Queue,
+        self, Queue,
         embedded::{self as embedded_queue, EmbeddedQueue},
     },
     reconcile::schedule::{self, Schedule},
@@ -57,7 +57,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
     let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
     let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
-    let first = matches!(opened, Opened::Mongo(_)).then(|| "not asked yet".to_owned());
+    let first = matches!(opened, Opened::Mongo(_)).then(|| "not connected yet".to_owned());
     let (prepared, unprepared) = watch::channel(first);
     let state = Arc::new(AppState {
         admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
@@ -116,7 +116,15 @@ async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<EmbeddedQueue>,
     };
     let folder = config.data_dir.clone();
     let queue = blocking("queue", move || EmbeddedQueue::open(&folder, bounds, clock)).await?;
-    Ok(Arc::new(queue.map_err(|error| Error::Queue(Arc::new(error)))?))
+    Ok(Arc::new(queue.map_err(unusable)?))
+}
+
+/// At the start a fault of the disk ends the process: the advice differs from that of a running queue, which recovers.
+fn unusable(error: queue::Error) -> Error {
+    match error {
+        queue::Error::Disk { path, source } => Error::DataDir { path, source: Arc::new(source) },
+        error => Error::Queue(Arc::new(error)),
+    }
 }
 
 /// Runs what waits for the disk.
@@ -327,7 +335,7 @@ async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> R
                     error = cause,
                     "the store does not answer; deliveries wait"
                 );
-                prepared.send_replace(Some(error.to_string()));
+                prepared.send_replace(Some(kinsync_tower::problem::chain(&error)));
             }
             Err(error) => return Err(error),
         }

@@ -141,7 +141,7 @@ pub(super) fn show(run: &Run, as_json: bool) {
         show_sources(summary);
     }
     let is_held = summary.drift.get(&DriftKind::DeletionHeld).is_some_and(|held| *held > 0);
-    if is_held && !is_dry {
+    if is_held && !is_dry && summary.approved_by.is_none() {
         output::say(&format!(
             "Unusually many users are missing at Kinde, so their deletion needs approval. If it is right, run: kinsync \
              reconcile --approve {}",

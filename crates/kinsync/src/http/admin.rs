@@ -21,7 +21,7 @@ use crate::{
         dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLetterStatus, DeadLettersQuery},
         events::{Event, EventPage, EventsQuery},
         explain::{Explanation, NextScan},
-        runs::{DriftReport, Run, RunList, ScanRequest, ScanRequested},
+        runs::{DriftReport, Run, RunList, RunSummary, ScanRequest, ScanRequested},
         stats::Stats,
         users::{CheckRequested, User, UserPage, UsersQuery},
     },
@@ -182,13 +182,14 @@ async fn next_scan(state: &AppState, user: UserId) -> NextScan {
 /// GET /api/admin/runs
 pub async fn runs(state: Arc<AppState>, (): ()) -> Result<RunList> {
     let runs = record::runs(&*state.store).await?;
-    Ok(RunList { runs: runs.iter().map(Into::into).collect() })
+    Ok(RunList { runs: runs.iter().map(|run| RunSummary::new(run, &runs)).collect() })
 }
 
 /// GET /api/admin/runs/{id}
 pub async fn run(state: Arc<AppState>, Id(id): Id) -> Result<Run> {
     let runs = record::runs(&*state.store).await?;
-    runs.iter().find(|run| run.id == id).map(Run::from).ok_or_else(|| not_found("run"))
+    let run = runs.iter().find(|run| run.id == id).ok_or_else(|| not_found("run"))?;
+    Ok(Run::new(run, &runs))
 }
 
 /// GET /api/admin/drift
@@ -196,7 +197,7 @@ pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
     let runs = record::runs(&*state.store).await?;
     let silence = state.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
     Ok(DriftReport {
-        run: runs.iter().find(|run| run.is_whole()).map(Run::from),
+        run: runs.iter().find(|run| run.is_whole()).map(|run| Run::new(run, &runs)),
         webhook_silence: silence.as_ref().map(Into::into),
     })
 }

@@ -41,7 +41,9 @@ pub struct ProfileQuery {
 
 /// Describes `GET /api/me`.
 pub fn describe_me(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder {
-    openapi::answers::<User>(operation, StatusCode::OK, schemas)
+    let degraded = "While the store is unavailable, the answer has `x-kinsync-degraded: true` and only the members `kindeId` \
+                    and `email`, from the token.";
+    openapi::answers::<User>(operation.description(Some(degraded)), StatusCode::OK, schemas)
 }
 
 /// Describes `GET /api/profile`.

@@ -187,3 +187,36 @@ fn a_taken_port_is_said_with_the_setting_to_change() {
     assert_eq!(code, 1);
     assert!(stderr.contains("choose another PORT"), "{stderr}");
 }
+
+#[test]
+fn the_last_line_of_a_server_that_cannot_start_has_the_format_of_its_log_and_the_right_advice() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("data");
+    let vars =
+        [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_DATA_DIR", below.to_str().unwrap()), ("PORT", "0")];
+    let (code, _, stderr) = run(&["serve"], &vars);
+    assert_eq!(code, 1);
+    let last: Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["level"], &last["message"]), (&"ERROR".into(), &"kinsync stops".into()));
+    let error = last["error"].as_str().unwrap();
+    assert!(error.contains("KINSYNC_DATA_DIR") && error.contains("Not a directory"), "{error}");
+    assert!(!error.contains("by itself"), "nothing goes on by itself before exit 1: {error}");
+}
+
+#[test]
+fn a_command_says_why_the_server_cannot_do_it() {
+    // Port 9 (discard) has no server.
+    let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
+    let url = server.url();
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    let (code, _, stderr) = run(&["users", "list"], &vars);
+    assert_eq!(code, 69);
+    assert!(stderr.contains("127.0.0.1:9") && stderr.contains("Connection refused"), "{stderr}");
+    assert!(!stderr.contains("send it again"), "{stderr}");
+    let (_, health) = server.admin("/health");
+    for cause in [&health["problems"][0], &health["components"]["store"]["lastError"]] {
+        assert!(cause.as_str().unwrap().contains("Connection refused"), "the whole chain: {health}");
+    }
+}

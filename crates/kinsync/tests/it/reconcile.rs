@@ -401,6 +401,9 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
     let url = town.apps[0].url("");
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     let approve = |run: &str| kinsync(&["reconcile", "--soon", "--approve", run], &vars).output().unwrap();
+    let show =
+        || String::from_utf8(kinsync(&["runs", "show", &held], &vars).output().unwrap().stdout).unwrap();
+    assert!(show().contains(&format!("kinsync reconcile --approve {held}")), "{}", show());
     let refused = approve("20200101-000000-0000");
     let stderr = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(1) && stderr.contains("holds no deletions"), "{stderr}");
@@ -409,6 +412,13 @@ async fn a_running_server_carries_out_the_deletions_that_are_approved() {
         until_stored(&town, user, doc! { "isDeleted": true }).await;
     }
     assert_eq!(town.users.count_documents(doc! { "isDeleted": false }).await.unwrap(), 15);
+    // The run that carries it out is recorded after its last deletion.
+    let deadline = Instant::now() + PATIENCE;
+    while show().contains("needs approval") {
+        assert!(Instant::now() < deadline, "an approved run asks for approval: {}", show());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(show().contains("25 deletion held"), "{}", show());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,20 @@
-//! docs/reference is generated from the lists in the code. `UPDATE_REFERENCE=1 cargo test -p kinsync --test it reference`
+//! Most of docs/reference is generated from the lists in the code. `UPDATE_REFERENCE=1 cargo test -p kinsync --test it reference`
 //! writes it; without the variable a stale file fails.
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use kinsync::http::{openapi, route::Audience, routes::routes};
+use kinsync::{
+    cli::exit::CODES,
+    config::{
+        SETTINGS,
+        setting::{Secrecy, Setting},
+    },
+    http::{openapi, route::Audience, routes::routes},
+    metrics::{METRICS, Metric},
+};
 use serde_json::{Map, Value};
+
+use crate::server::{BODY, Server};
 
 fn check(file: &str, generated: &str) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference").join(file);
@@ -26,6 +36,59 @@ fn the_reference_of_the_http_api_describes_every_route() {
     check("http-api.md", &http_api(&document));
 }
 
+#[test]
+fn the_reference_of_the_settings_describes_every_setting() {
+    let mut text = String::from(
+        "# Settings\n\nGenerated from the list in `crates/kinsync/src/config/setting.rs`. Flags take precedence over the \
+         environment, the environment over the file (`--config` or `KINSYNC_CONFIG`), and the file over the defaults. An \
+         empty variable counts as not set. A secret can be read from a file: append `_FILE` to its variable, `_file` to its \
+         key or `-file` to its flag.\n\n| variable | key, flag | default | meaning |\n|---|---|---|---|\n",
+    );
+    for Setting { key, env, flag, default, help, secrecy, .. } in SETTINGS {
+        let secret = if *secrecy == Secrecy::Open { "" } else { " Secret." };
+        let default = default.map_or_else(String::new, |default| format!("`{default}`"));
+        let help = help.replace('|', "\\|");
+        _ = writeln!(text, "| `{env}` | `{key}`, `--{flag}` | {default} | {help}.{secret} |");
+    }
+    check("settings.md", &text);
+}
+
+#[test]
+fn the_reference_of_the_metrics_describes_every_metric() {
+    let mut text = String::from(
+        "# Metrics\n\nGenerated from the list in `crates/kinsync/src/metrics.rs`, as `/metrics` exports them.\n\n| metric | \
+         kind | meaning |\n|---|---|---|\n",
+    );
+    for Metric { name, kind, help } in METRICS {
+        _ = writeln!(text, "| `{name}` | {} | {help}. |", kind.as_str());
+    }
+    check("metrics.md", &text);
+}
+
+#[test]
+fn every_exported_metric_is_in_the_list() {
+    let server = Server::start(&[("KINDE_DOMAIN", "https://acme.kinde.com")]);
+    server.deliver(BODY);
+    server.wait_for("/api/admin/users/test", |status, _| status == 200);
+    let (_, page) = server.request("GET", "/metrics", &[], "");
+    let exported = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    for name in exported {
+        assert!(METRICS.iter().any(|metric| metric.name == name), "{name} is not in the list of metrics");
+    }
+    assert!(page.contains("# HELP kinsync_queue_depth "), "{page}");
+}
+
+#[test]
+fn the_reference_of_the_exit_codes_describes_every_code() {
+    let mut text = String::from(
+        "# Exit codes\n\nGenerated from the list in `crates/kinsync/src/cli/exit.rs`.\n\n| code | meaning |\n|---|---|\n",
+    );
+    for (code, meaning) in CODES {
+        _ = writeln!(text, "| {code} | {meaning} |");
+    }
+    check("exit-codes.md", &text);
+}
+
 /// Markdown for people, from the same description.
 fn http_api(document: &Value) -> String {
     let mut text = String::from(
@@ -37,10 +100,14 @@ fn http_api(document: &Value) -> String {
     for audience in Audience::ALL {
         _ = write!(text, "\n## {}\n", audience.heading());
         for route in routes().iter().filter(|route| route.audience == audience) {
-            _ = write!(text, "\n### {} {}\n\n{}.\n", route.verb.as_str(), route.path, route.summary);
             let methods = document["paths"][route.path].as_object().unwrap();
             let method = route.verb.as_str().to_lowercase();
-            operation(&mut text, methods.get(&method).or_else(|| methods.get("get")).unwrap());
+            let described = methods.get(&method).or_else(|| methods.get("get")).unwrap();
+            let (verb, path, summary) = (route.verb.as_str(), route.path, route.summary);
+            _ = write!(text, "\n### {verb} {path}\n\n{summary}. {}", paragraph(described));
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+            operation(&mut text, described);
         }
     }
     text.push_str("\n## Documents\n");
@@ -138,6 +205,9 @@ fn type_of(schema: &Value) -> String {
     };
     match (kind, schema["format"].as_str()) {
         (Some("string"), Some("date-time")) => "instant".into(),
+        (Some("string"), _) if schema["enum"][0].is_string() => {
+            format!("`{}`", schema["enum"][0].as_str().unwrap())
+        }
         (Some("string"), _) => "text".into(),
         (Some("integer"), _) => "whole number".into(),
         (Some("number"), _) => "number".into(),

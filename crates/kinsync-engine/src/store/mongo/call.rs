@@ -104,6 +104,10 @@ pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
         (ErrorKind::Authentication { .. }, _) | (_, Some(18 | 8000)) => {
             "check the user, the password and the `authSource` in MONGODB_URI"
         }
+        // Without a user every call is refused for that reason, whatever the roles are.
+        (ErrorKind::Command(failed), Some(13)) if failed.message.contains("requires authentication") => {
+            "the server requires authentication: add a user and a password to MONGODB_URI"
+        }
         (_, Some(13)) => "give the database user of MONGODB_URI the role `readWrite` on this database",
         (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
         (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
