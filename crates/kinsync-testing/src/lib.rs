@@ -18,3 +18,14 @@ where
     #[expect(clippy::disallowed_methods, reason = "the one place where tests draw unseeded random numbers")]
     rand::random()
 }
+
+/// Returns how often a test repeats its disturbance: the environment variable `variable`, which `.ci/nightly` sets, or `default`.
+///
+/// # Panics
+/// When the variable holds no number.
+pub fn repetitions(variable: &str, default: u32) -> u32 {
+    std::env::var_os(variable).map_or(default, |text| {
+        let number = text.to_str().and_then(|text| text.parse().ok());
+        number.unwrap_or_else(|| panic!("{variable} must be a number"))
+    })
+}

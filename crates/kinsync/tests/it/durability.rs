@@ -15,11 +15,12 @@ use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
 use kinsync_testing::{
     app::{SECRET, TestApp, sign},
     mongo::TestMongo,
+    repetitions,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_kinsync");
-const KILLS: u32 = 200;
 const SENDERS: u64 = 16;
 const SEED: u64 = 4711;
 
@@ -104,7 +105,8 @@ async fn assert_all_there(store: &dyn Store, acked: &Acked) -> Result<()> {
 async fn killed_under_load(mut app: TestApp) -> Result<(TestApp, Acked)> {
     let mut rng = StdRng::seed_from_u64(SEED);
     let (next, acked) = (Arc::new(AtomicU64::new(0)), Acked::default());
-    for _ in 0..KILLS {
+    let kills = repetitions("KINSYNC_TEST_KILLS", 200);
+    for _ in 0..kills {
         app.start().await?;
         let alive = Duration::from_millis(rng.random_range(0..200));
         under_load(&mut app, &next, &acked, async |app| {
@@ -116,7 +118,7 @@ async fn killed_under_load(mut app: TestApp) -> Result<(TestApp, Acked)> {
     app.start().await?;
     app.drained(Duration::from_mins(1)).await?;
     let answered = acked.lock().expect("nobody panicked").len();
-    assert!(answered > 2 * KILLS as usize, "only {answered} deliveries were answered: that is no load");
+    assert!(answered > 2 * kills as usize, "only {answered} deliveries were answered: that is no load");
     assert!(!app.log().contains("panicked"), "no panic in the log");
     let status = app.stop().await?;
     assert!(status.success(), "SIGTERM ends it cleanly: {status}");
@@ -124,14 +126,14 @@ async fn killed_under_load(mut app: TestApp) -> Result<(TestApp, Acked)> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_answered_200_is_lost_by_200_kills_on_the_embedded_store() -> Result<()> {
+async fn nothing_answered_200_is_lost_by_kills_on_the_embedded_store() -> Result<()> {
     let (app, acked) = killed_under_load(TestApp::new(BINARY)?).await?;
     let store = EmbeddedStore::open(&app.data_dir())?;
     assert_all_there(&store, &acked).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_answered_200_is_lost_by_200_kills_on_mongodb() -> Result<()> {
+async fn nothing_answered_200_is_lost_by_kills_on_mongodb() -> Result<()> {
     let mongo = TestMongo::shared().await;
     let database = mongo.database();
     let mut app = TestApp::new(BINARY)?;
@@ -145,6 +147,26 @@ async fn mongo_store(uri: &str, database: String) -> Result<mongo::MongoStore> {
     Ok(mongo::MongoStore::connect(config).await?)
 }
 
+/// Stops MongoDB for 30 seconds under load; returns when deliveries are projected again.
+async fn outage(app: &mut TestApp, mongo: &TestMongo, acked: &Acked) -> Result<()> {
+    let answered = || acked.lock().expect("nobody panicked").len();
+    let before = answered();
+    app.until("deliveries are answered", Duration::from_mins(1), async |_| Ok(answered() > before)).await?;
+    mongo.stop();
+    breaker(app, |state| state != "closed").await?;
+    // The length of the outage is what is tested.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    mongo.restart().await;
+    breaker(app, |state| state == "closed").await
+}
+
+async fn breaker(app: &mut TestApp, is_right: impl Fn(&Value) -> bool) -> Result<()> {
+    app.until("the breaker changes", Duration::from_mins(1), async |app| {
+        Ok(app.health().await?.pointer("/components/store/breaker").is_some_and(&is_right))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mongodb_away_for_30_seconds_refuses_nobody_and_loses_nobody() -> Result<()> {
     let mongo = TestMongo::start_own().await;
@@ -154,16 +176,9 @@ async fn mongodb_away_for_30_seconds_refuses_nobody_and_loses_nobody() -> Result
     let pid = app.pid();
     let (next, acked) = (Arc::new(AtomicU64::new(0)), Acked::default());
     let refused = under_load(&mut app, &next, &acked, async |app| {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        mongo.stop();
-        app.until("the breaker opens", Duration::from_secs(20), async |app| {
-            let health = app.health().await?;
-            Ok(health.pointer("/components/store/breaker").is_some_and(|state| state != "closed"))
-        })
-        .await?;
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        mongo.restart().await;
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        for _ in 0..repetitions("KINSYNC_TEST_OUTAGES", 1) {
+            outage(app, &mongo, &acked).await?;
+        }
         Ok(())
     })
     .await?;
