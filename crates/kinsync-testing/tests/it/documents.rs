@@ -79,8 +79,8 @@ fn find<'a>(tree: &'a [String], name: &str) -> Option<&'a String> {
 /// What is wrong with the names in one document.
 fn unknown_names(tree: &[String], document: &str) -> Vec<String> {
     let (mut unknown, mut last) = (Vec::new(), None);
-    let text = prose(&read(document));
-    for name in quoted(&text) {
+    let prose = prose(&read(document));
+    for name in quoted(&prose) {
         let (path, test) = name.split_once("::").map_or((name, None), |(path, test)| (path, Some(test)));
         if path != "…" && !is_path(path) {
             continue;
@@ -122,7 +122,10 @@ fn every_file_and_test_that_the_documents_name_exists() {
 #[test]
 fn every_local_link_of_every_document_leads_to_a_file() {
     let tree = tree();
-    let documents: Vec<&String> = tree.iter().filter(|path| path.ends_with(".md")).collect();
+    let documents: Vec<&String> = tree
+        .iter()
+        .filter(|path| Path::new(path).extension().is_some_and(|extension| extension == "md"))
+        .collect();
     assert!(documents.len() > 10, "{documents:?}");
     let broken: Vec<String> = documents.iter().flat_map(|document| broken_links(document)).collect();
     assert!(broken.is_empty(), "{broken:#?}");
