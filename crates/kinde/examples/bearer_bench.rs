@@ -1,4 +1,4 @@
-//! Prints what one verification costs, remembered and cold: `cargo run --release -p kinde --example bearer_bench`.
+//! Prints the cost of one verification, cached and uncached: `cargo run --release -p kinde --example bearer_bench`.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "an example that prints what it measured")]
 
 use aws_lc_rs::rand::SystemRandom;
@@ -32,7 +32,7 @@ async fn main() {
     for token in &tokens {
         verifier.verify(token, now).await.unwrap();
     }
-    report("cold", started, TOKENS);
+    report("uncached", started, TOKENS);
 
     for token in &tokens {
         cached.verify(token, now).await.unwrap();
@@ -41,7 +41,7 @@ async fn main() {
     for token in std::iter::repeat_n(&tokens, ROUNDS).flatten() {
         cached.verify(token, now).await.unwrap();
     }
-    report("remembered", started, TOKENS * ROUNDS);
+    report("cached", started, TOKENS * ROUNDS);
     assert_eq!(cached.misses(), TOKENS as u64);
 }
 
@@ -50,7 +50,7 @@ fn report(what: &str, started: Instant, count: usize) {
     println!("{what:>12}: {nanos} ns per token");
 }
 
-/// As Kinde's documentation shows them.
+/// The claims in Kinde's documentation.
 fn claims(number: usize, now: Timestamp) -> Value {
     json!({
         "aud": [], "azp": "dee7f3c57b3c47e8b96edde2c7ecab7d", "exp": now.as_second() + 86_400,
@@ -61,7 +61,7 @@ fn claims(number: usize, now: Timestamp) -> Value {
 }
 
 fn jwk(pair: &KeyPair) -> Value {
-    // PKCS#1: the modulus stands before the exponent 65537, whose DER is `02 03 01 00 01`.
+    // PKCS#1: the modulus precedes the exponent 65537, whose DER is `02 03 01 00 01`.
     let der = pair.public_key().as_ref();
     let end = der.len() - 5;
     let modulus = &der[end - pair.public_modulus_len()..end];

@@ -157,11 +157,11 @@ mod tests {
         let (mut budget, began) = (Budget::new(&retry), Instant::now());
         let mut pauses = Vec::new();
         loop {
-            let asked = Instant::now();
+            let started = Instant::now();
             if !budget.wait(Again::After(SECOND)).await {
                 break;
             }
-            pauses.push(asked.elapsed());
+            pauses.push(started.elapsed());
         }
         assert!(began.elapsed() + SECOND + retry.max_backoff > retry.max_elapsed, "{pauses:?}");
         // 1 s and 0.125 to 0.25 s; seven doublings later 1 s and 10 to 20 s.
@@ -173,9 +173,9 @@ mod tests {
     async fn after_a_429_requests_have_an_interval_that_each_response_shortens() {
         let (gate, deadline) = (Gate::default(), Instant::now() + SECOND * 100);
         let gap = async || {
-            let asked = Instant::now();
+            let started = Instant::now();
             gate.pass(deadline).await.unwrap();
-            asked.elapsed()
+            started.elapsed()
         };
         assert_eq!((gap().await, gap().await), (Duration::ZERO, Duration::ZERO), "not before one");
         // Three at one time count once.

@@ -7,7 +7,7 @@ use kinde::Patch;
 use kinde::account::{Config, Error, ProfileClient};
 use serde_json::json;
 
-use crate::api::{Api, html, ok, raw, refusal, status};
+use crate::api::{Api, api_error, html, ok, raw, status};
 
 fn client(api: &Api) -> ProfileClient {
     let mut config = Config::new(api.domain.clone());
@@ -33,15 +33,15 @@ async fn every_field_of_a_profile_is_read() {
     assert_eq!(profile.extra["new"], 1);
     assert!(!format!("{profile:?}").contains("example"));
     assert!(answer.timing.server_date.is_some() && answer.timing.as_of < answer.timing.sent_at);
-    let asked = &api.seen("/oauth2/v2/user_profile")[0];
-    assert_eq!((asked.method.as_str(), asked.authorization.as_str()), ("GET", "Bearer secret-token"));
+    let request = &api.seen("/oauth2/v2/user_profile")[0];
+    assert_eq!((request.method.as_str(), request.authorization.as_str()), ("GET", "Bearer secret-token"));
 }
 
 #[tokio::test]
 async fn every_other_response_has_its_error_and_is_not_retried() {
     let throttled = || ([("RateLimit-Reset", "7")], status(429)).into_response();
     for (answer, outcome, transient) in [
-        ((|| refusal(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "token_rejected", false),
+        ((|| api_error(403, "INVALID_CREDENTIALS", "x")) as fn() -> Response, "token_rejected", false),
         (|| status(401), "token_rejected", false),
         (throttled, "rate_limited", true),
         (|| status(500), "unexpected_status", true),

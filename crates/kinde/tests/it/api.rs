@@ -146,7 +146,7 @@ pub(crate) fn ok(body: &Value) -> Response {
 }
 
 /// `{"errors":[{code,message}]}`, the usual shape.
-pub(crate) fn refusal(status: u16, code: &str, message: &str) -> Response {
+pub(crate) fn api_error(status: u16, code: &str, message: &str) -> Response {
     let body = json!({"errors": [{"code": code, "message": message}]});
     (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response()
 }
@@ -164,7 +164,7 @@ pub(crate) fn html() -> Response {
 }
 
 /// `{"errors":{code,message}}`, the other shape.
-pub(crate) fn refusal_in_object(status: u16, code: &str) -> Response {
+pub(crate) fn api_error_in_object(status: u16, code: &str) -> Response {
     let body = json!({"errors": {"code": code, "message": "x"}});
     (StatusCode::from_u16(status).unwrap(), axum::Json(body)).into_response()
 }

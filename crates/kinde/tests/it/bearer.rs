@@ -23,7 +23,7 @@ async fn verify(claims: &Value) -> Result<AccessToken, VerificationError> {
 
 async fn check(changes: Value, reason: &str) {
     let found = verify(&with(access_claims(), &changes)).await;
-    assert_eq!(found.map_err(|refusal| refusal.reason()).unwrap_err(), reason, "{changes}");
+    assert_eq!(found.map_err(|error| error.reason()).unwrap_err(), reason, "{changes}");
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn times_are_compared_with_the_leeway() {
         (json!({"iat": at + 61}), Err("issued_in_future")),
     ] {
         let found = verify(&with(access_claims(), &changes)).await;
-        assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{changes}");
+        assert_eq!(found.map(|_| ()).map_err(|error| error.reason()), expect, "{changes}");
     }
 }
 
@@ -175,7 +175,7 @@ async fn the_audience_is_checked_if_one_is_configured() {
     ] {
         let config = Config { audiences: vec!["api".to_owned(), "api3".to_owned()], ..config() };
         let found = verify_with(config, &with(access_claims(), &json!({ "aud": audience }))).await;
-        assert_eq!(found.map(|_| ()).map_err(|refusal| refusal.reason()), expect, "{audience}");
+        assert_eq!(found.map(|_| ()).map_err(|error| error.reason()), expect, "{audience}");
     }
 }
 

@@ -65,21 +65,21 @@ async fn the_discovery_document_contains_the_issuer_and_the_time() {
     let settings = kinde_emulator::Config { custom_domains, ..kinde_emulator::Config::default() };
     let emulator = Emulator::start(settings).await.unwrap();
     for issuer in [emulator.issuer().to_owned(), emulator.custom_issuers().remove(0)] {
-        let asked = discovery::Config::new(issuer.parse().unwrap());
-        let answer = discovery::discover(asked).await.unwrap();
+        let config = discovery::Config::new(issuer.parse().unwrap());
+        let answer = discovery::discover(config).await.unwrap();
         assert_eq!(answer.value.issuer, issuer);
         assert!(answer.value.jwks_uri.is_some_and(|uri| uri.starts_with(&issuer)));
         assert!(answer.timing.clock_skew().is_some_and(|skew| skew.abs().as_secs() <= 2));
     }
     emulator.set_fault(Fault::always(FaultKind::WrongDate { ahead: 3600 }));
-    let asked = discovery::Config::new(emulator.issuer().parse().unwrap());
-    let skew = discovery::discover(asked.clone()).await.unwrap().timing.clock_skew().unwrap();
+    let config = discovery::Config::new(emulator.issuer().parse().unwrap());
+    let skew = discovery::discover(config.clone()).await.unwrap().timing.clock_skew().unwrap();
     assert!((-3602..=-3598).contains(&skew.as_secs()), "{skew}");
     emulator.clear_faults();
     emulator.set_fault(Fault::always(FaultKind::Garbage));
-    assert!(matches!(discovery::discover(asked.clone()).await, Err(discovery::Error::NotJson)));
+    assert!(matches!(discovery::discover(config.clone()).await, Err(discovery::Error::NotJson)));
     emulator.shutdown().await;
-    assert!(matches!(discovery::discover(asked).await, Err(discovery::Error::Unreachable(_))));
+    assert!(matches!(discovery::discover(config).await, Err(discovery::Error::Unreachable(_))));
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::api::{
-    Api, SECRET, Seen, html, ok, page, pass, raw, refusal, refusal_in_object, status, token, user,
+    Api, SECRET, Seen, api_error, api_error_in_object, html, ok, page, pass, raw, status, token, user,
 };
 
 /// The `Display` and `Debug` texts of an error and its causes.
@@ -71,9 +71,9 @@ async fn every_field_of_a_listed_user_is_read() {
     assert_eq!(identity.extra["new"], 1);
     assert_eq!(user.extra["billing"]["customer_id"], "customer_1");
     assert!(!format!("{user:?} {identity:?}").contains("example.com"));
-    let asked = &api.seen("/api/v1/users")[0];
-    assert_eq!(asked.query, "page_size=200&expand=organizations%2Cidentities");
-    assert_eq!(asked.authorization, "Bearer token-1");
+    let request = &api.seen("/api/v1/users")[0];
+    assert_eq!(request.query, "page_size=200&expand=organizations%2Cidentities");
+    assert_eq!(request.authorization, "Bearer token-1");
 }
 
 #[tokio::test]
@@ -142,7 +142,7 @@ async fn an_endless_list_is_an_error() {
 async fn a_rejected_page_size_is_reduced() {
     let api = Api::start(|seen| match seen.path.as_str() {
         "/oauth2/token" => pass(),
-        _ if seen.query.contains("page_size=200") => refusal(400, "PAGE_SIZE_LIMIT_EXCEEDED", "too many"),
+        _ if seen.query.contains("page_size=200") => api_error(400, "PAGE_SIZE_LIMIT_EXCEEDED", "too many"),
         _ if seen.query.contains("page_size=100&") => page(&["kp_1"], &Value::Null),
         _ => status(500),
     })
@@ -200,10 +200,10 @@ async fn a_transient_failure_is_retried() {
         cut_connection,
         empty,
         || status(500),
-        || refusal(503, "UNAVAILABLE", "x"),
+        || api_error(503, "UNAVAILABLE", "x"),
         || status(408),
         || status(429),
-        || refusal(429, "TOO_MANY_REQUESTS", "x"),
+        || api_error(429, "TOO_MANY_REQUESTS", "x"),
     ] {
         let api = Api::start(in_turn(vec![failure, failure, failure, last_page])).await;
         assert_eq!(ids(&all_pages(&api.client()).await.unwrap()), ["kp_1"]);
@@ -238,8 +238,8 @@ async fn a_failed_page_is_requested_again_and_none_is_skipped() {
     assert!(pages.next().await.is_ok());
     assert!(pages.next().await.is_err());
     assert!(pages.next().await.unwrap().unwrap().next_token.is_none());
-    let asked = api.seen("/api/v1/users");
-    assert!(asked[1..].iter().all(|seen| seen.query.contains("next_token=a")), "{asked:?}");
+    let request = api.seen("/api/v1/users");
+    assert!(request[1..].iter().all(|seen| seen.query.contains("next_token=a")), "{request:?}");
 }
 
 #[tokio::test]
@@ -321,16 +321,16 @@ async fn a_single_user_is_read_with_its_preferred_email() {
 async fn an_absent_user_is_distinguished_from_every_failure() {
     let bad = "unexpected status";
     for (answer, expect) in [
-        ((|| refusal(404, "USER_NOT_FOUND", "x")) as fn() -> Response, "None"),
-        (|| refusal_in_object(404, "USER_NOT_FOUND"), "None"),
-        (|| refusal(400, "USER_NOT_FOUND", "x"), "None"),
-        (|| refusal(400, "USER_INVALID", "x"), "None"),
+        ((|| api_error(404, "USER_NOT_FOUND", "x")) as fn() -> Response, "None"),
+        (|| api_error_in_object(404, "USER_NOT_FOUND"), "None"),
+        (|| api_error(400, "USER_NOT_FOUND", "x"), "None"),
+        (|| api_error(400, "USER_INVALID", "x"), "None"),
         (
-            || refusal(400, "USER_ID_REQUIRED", "x"),
+            || api_error(400, "USER_ID_REQUIRED", "x"),
             "unexpected status 400 Bad Request (`USER_ID_REQUIRED`: x)",
         ),
-        (|| refusal_in_object(404, "ROUTE_NOT_FOUND"), bad),
-        (|| refusal(410, "USER_NOT_FOUND", "x"), bad),
+        (|| api_error_in_object(404, "ROUTE_NOT_FOUND"), bad),
+        (|| api_error(410, "USER_NOT_FOUND", "x"), bad),
         (|| status(400), bad),
         (|| status(404), bad),
         (|| (axum::http::StatusCode::NOT_FOUND, html()).into_response(), bad),
@@ -348,7 +348,7 @@ async fn an_absent_user_is_distinguished_from_every_failure() {
 
 #[tokio::test]
 async fn a_code_for_unknown_users_can_be_configured() {
-    let api = Api::start(in_turn(vec![|| refusal(400, "NO_SUCH_PERSON", "x")])).await;
+    let api = Api::start(in_turn(vec![|| api_error(400, "NO_SUCH_PERSON", "x")])).await;
     assert!(api.client().user("kp_1").await.unwrap_err().to_string().contains("NO_SUCH_PERSON"));
     let mut config = api.config();
     config.unknown_user_codes = vec!["NO_SUCH_PERSON".to_owned()];
@@ -371,7 +371,7 @@ async fn webhooks_event_types_and_events_are_read_and_written() {
         ("GET", "/api/v1/events/event_1") => ok(&json!({"event": {
             "type": "user.deleted", "source": "api", "event_id": "event_1", "timestamp": 1_700_000_000,
             "data": {"user": {"id": "kp_1"}}}})),
-        _ => refusal(400, "EVENT_INVALID", "x"),
+        _ => api_error(400, "EVENT_INVALID", "x"),
     })
     .await;
     let client = api.client();

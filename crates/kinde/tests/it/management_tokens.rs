@@ -7,7 +7,7 @@ use axum::response::{IntoResponse as _, Response};
 use kinde::management::{Client, Error};
 use serde_json::json;
 
-use crate::api::{Api, SECRET, Seen, html, ok, page, pass, raw, refusal, status, token};
+use crate::api::{Api, SECRET, Seen, api_error, html, ok, page, pass, raw, status, token};
 
 fn empty_list(seen: &Seen) -> Response {
     if seen.path == "/oauth2/token" { pass() } else { ok(&json!({"event_types": []})) }
@@ -28,12 +28,12 @@ async fn many_calls_use_one_token() {
         client.clone().event_types().await.unwrap();
     }
     assert_eq!((api.tokens(), client.tokens_fetched()), (1, 1));
-    let asked = &api.seen("/oauth2/token")[0];
+    let request = &api.seen("/oauth2/token")[0];
     let audience = format!("http%3A%2F%2F127.0.0.1%3A{}%2Fapi", api.domain.port().unwrap());
     let expect = format!(
         "grant_type=client_credentials&client_id=client-1&client_secret={SECRET}&audience={audience}"
     );
-    assert_eq!((asked.method.as_str(), asked.body.as_str()), ("POST", expect.as_str()));
+    assert_eq!((request.method.as_str(), request.body.as_str()), ("POST", expect.as_str()));
 }
 
 #[tokio::test]
@@ -95,14 +95,14 @@ async fn a_token_without_a_lifetime_is_used_for_several_calls() {
 
 #[tokio::test]
 async fn a_rejected_token_is_replaced_once() {
-    for refuse in [
-        (|| refusal(403, "TOKEN_INVALID", "The token is invalid")) as fn() -> Response,
-        || refusal(401, "INVALID_TOKEN", "expired"),
+    for reject in [
+        (|| api_error(403, "TOKEN_INVALID", "The token is invalid")) as fn() -> Response,
+        || api_error(401, "INVALID_TOKEN", "expired"),
         || status(401),
     ] {
         let api = Api::start(move |seen| match seen.authorization.as_str() {
             _ if seen.path == "/oauth2/token" => pass(),
-            "Bearer token-1" => refuse(),
+            "Bearer token-1" => reject(),
             _ => ok(&json!({"event_types": []})),
         })
         .await;
@@ -117,7 +117,11 @@ async fn a_rejected_token_is_replaced_once() {
 #[tokio::test]
 async fn an_api_that_rejects_every_token_causes_no_loop() {
     let api = Api::start(|seen| {
-        if seen.path == "/oauth2/token" { pass() } else { refusal(403, "TOKEN_INVALID", "not for this API") }
+        if seen.path == "/oauth2/token" {
+            pass()
+        } else {
+            api_error(403, "TOKEN_INVALID", "not for this API")
+        }
     })
     .await;
     let client = api.client();
@@ -137,7 +141,7 @@ async fn a_missing_scope_is_named_and_used_after_it_is_granted() {
     let lacks = |message: &'static str| {
         move |seen: &Seen| match seen.path.as_str() {
             "/oauth2/token" => pass(),
-            _ => refusal(403, "TOKEN_MISSING_SCOPE", message),
+            _ => api_error(403, "TOKEN_MISSING_SCOPE", message),
         }
     };
     let api = Api::start(lacks("The token lacks the scope `read:user_things`")).await;
@@ -150,7 +154,7 @@ async fn a_missing_scope_is_named_and_used_after_it_is_granted() {
     assert_eq!(api.tokens(), 1);
     api.answer(|seen| match seen.authorization.as_str() {
         _ if seen.path == "/oauth2/token" => pass(),
-        "Bearer token-1" => refusal(403, "TOKEN_MISSING_SCOPE", "`read:users`"),
+        "Bearer token-1" => api_error(403, "TOKEN_MISSING_SCOPE", "`read:users`"),
         _ => page(&[], &json!(null)),
     });
     wait(Duration::from_secs(61)).await;

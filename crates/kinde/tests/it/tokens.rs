@@ -25,12 +25,12 @@ async fn verify_bearer(token: &str) -> Result<bearer::AccessToken, bearer::Verif
 
 /// Applies the attack to a webhook and to an access token and expects `reason` for both.
 async fn check(name: &str, attack: impl Fn(&Value) -> String, reason: &str) {
-    let refusal = verify_webhook(&attack(&webhook_claims())).await.expect_err(name);
-    assert_eq!(refusal.reason(), reason, "{name} as a webhook");
-    assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
-    let refusal = verify_bearer(&attack(&access_claims())).await.expect_err(name);
-    assert_eq!(refusal.reason(), reason, "{name} as a bearer token");
-    assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
+    let error = verify_webhook(&attack(&webhook_claims())).await.expect_err(name);
+    assert_eq!(error.reason(), reason, "{name} as a webhook");
+    assert!(!error.to_string().is_empty() && !error.is_unavailable());
+    let error = verify_bearer(&attack(&access_claims())).await.expect_err(name);
+    assert_eq!(error.reason(), reason, "{name} as a bearer token");
+    assert!(!error.to_string().is_empty() && !error.is_unavailable());
 }
 
 fn signed(claims: &Value) -> String {

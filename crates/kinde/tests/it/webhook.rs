@@ -69,9 +69,9 @@ async fn post(pairs: &[(&'static str, &str)], body: &str) -> Result<Delivery, Ve
 }
 
 async fn check(pairs: &[(&'static str, &str)], body: &str, reason: &str) {
-    let refusal = post(pairs, body).await.expect_err(reason);
-    assert_eq!(refusal.reason(), reason, "{pairs:?}");
-    assert!(!refusal.to_string().is_empty() && !refusal.is_unavailable());
+    let error = post(pairs, body).await.expect_err(reason);
+    assert_eq!(error.reason(), reason, "{pairs:?}");
+    assert!(!error.to_string().is_empty() && !error.is_unavailable());
 }
 
 #[tokio::test]
@@ -115,8 +115,8 @@ async fn an_incomplete_hmac_is_malformed() {
     }
     let mut not_text = HeaderMap::new();
     not_text.insert("x-kinde-signature", http::HeaderValue::from_bytes(b"\xff\xfe").unwrap());
-    let refusal = verifier(&["secret"], &[], None).verify(&not_text, BODY.into(), now()).await.unwrap_err();
-    assert_eq!(refusal.reason(), "malformed_signature");
+    let error = verifier(&["secret"], &[], None).verify(&not_text, BODY.into(), now()).await.unwrap_err();
+    assert_eq!(error.reason(), "malformed_signature");
 }
 
 #[tokio::test]
@@ -247,7 +247,7 @@ async fn invalid_standard_webhooks_are_rejected() {
 async fn the_tolerance_applies_in_both_directions() {
     for (seconds, expect) in [(-301, false), (-300, true), (0, true), (300, true), (301, false)] {
         let at = now() + SignedDuration::from_secs(seconds);
-        let found = post_at(at, &standard(), BODY).await.map_err(|refusal| refusal.reason());
+        let found = post_at(at, &standard(), BODY).await.map_err(|error| error.reason());
         assert_eq!(found.is_ok(), expect, "{seconds}");
         assert!(expect || found == Err("stale_timestamp"));
     }
@@ -258,8 +258,8 @@ async fn the_error_for_an_unsigned_request_explains_how_to_sign() {
     check(&[], BODY, "missing_signature").await;
     check(&[("webhook-id", "msg_1")], BODY, "missing_signature").await;
     check(&[("content-type", "application/json")], "", "missing_signature").await;
-    let refusal = post(&[], BODY).await.unwrap_err();
-    assert!(refusal.to_string().contains("x-kinde-signature: sha256="));
+    let error = post(&[], BODY).await.unwrap_err();
+    assert!(error.to_string().contains("x-kinde-signature: sha256="));
 }
 
 fn jwt(claims: &Value) -> String {
@@ -458,26 +458,27 @@ async fn a_signature_of_another_scheme_does_not_count() {
 
 #[tokio::test]
 async fn a_scheme_that_is_not_configured_is_rejected() {
-    let refusal = async |verifier: Verifier, pairs: &[(&'static str, &str)], body: &str| {
+    let rejection = async |verifier: Verifier, pairs: &[(&'static str, &str)], body: &str| {
         verifier.verify(&headers(pairs), Bytes::copy_from_slice(body.as_bytes()), now()).await.unwrap_err()
     };
     let token = jwt(&webhook_claims());
     let hmac_only = verifier(&["secret"], &[], None);
     assert_eq!(
-        refusal(hmac_only.clone(), &[], &token).await,
+        rejection(hmac_only.clone(), &[], &token).await,
         VerificationError::SchemeNotConfigured { scheme: Scheme::KindeJwt }
     );
     let signed = sign::hmac_hex("secret", token.as_bytes());
-    let with_hmac = refusal(hmac_only, &[("x-kinde-signature", &signed)], &token).await;
+    let with_hmac = rejection(hmac_only, &[("x-kinde-signature", &signed)], &token).await;
     assert_eq!(with_hmac.reason(), "scheme_not_configured");
     let jwt_only = verifier(&[], &[], Some(tenant_jwks()));
-    let closed = refusal(jwt_only.clone(), &[("x-kinde-signature", HEX)], BODY).await;
+    let closed = rejection(jwt_only.clone(), &[("x-kinde-signature", HEX)], BODY).await;
     assert_eq!(closed, VerificationError::SchemeNotConfigured { scheme: Scheme::Hmac });
-    let closed = refusal(jwt_only.clone(), &standard(), BODY).await;
+    let closed = rejection(jwt_only.clone(), &standard(), BODY).await;
     assert_eq!(closed, VerificationError::SchemeNotConfigured { scheme: Scheme::StandardWebhooks });
-    let closed = refusal(verifier(&["secret"], &[], None), &standard(), BODY).await;
+    let closed = rejection(verifier(&["secret"], &[], None), &standard(), BODY).await;
     assert_eq!(closed.reason(), "scheme_not_configured", "HMAC alone");
-    let closed = refusal(verifier(&[], &[STANDARD_SECRET], None), &[("x-kinde-signature", HEX)], BODY).await;
+    let closed =
+        rejection(verifier(&[], &[STANDARD_SECRET], None), &[("x-kinde-signature", HEX)], BODY).await;
     assert_eq!(closed.reason(), "scheme_not_configured", "Standard Webhooks alone");
     assert_eq!(Scheme::ALL.map(|scheme| jwt_only.is_enabled(scheme)), [true, false, false]);
 }
@@ -531,9 +532,9 @@ async fn unavailable_keys_are_an_outage_and_not_a_rejection() {
     let jwks = Jwks::new(jwks::Config::new(server.domain.clone())).unwrap();
     drop(server);
     let body = Bytes::from(jwt(&webhook_claims()));
-    let refusal = verifier(&[], &[], Some(jwks)).verify(&HeaderMap::new(), body, now()).await.unwrap_err();
-    assert!(refusal.is_unavailable());
-    assert_eq!(refusal.reason(), "keys_unavailable");
+    let error = verifier(&[], &[], Some(jwks)).verify(&HeaderMap::new(), body, now()).await.unwrap_err();
+    assert!(error.is_unavailable());
+    assert_eq!(error.reason(), "keys_unavailable");
 }
 
 #[test]

@@ -119,10 +119,14 @@ const FIXED_KEYS: [&str; 11] = [
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
     let short = |secret: &secrecy::SecretString| secret.expose_secret().len() < SHORT_SECRET;
-    if config.kinde.webhook_secrets.iter().any(short) {
+    let webhook_secrets = [
+        ("KINDE_WEBHOOK_SECRET", &config.kinde.webhook_secrets),
+        ("KINSYNC_STANDARD_WEBHOOKS_SECRET", &config.kinde.standard_webhooks_secrets),
+    ];
+    for (name, _) in webhook_secrets.iter().filter(|(_, secrets)| secrets.iter().any(short)) {
         warnings.push(format!(
-            "KINDE_WEBHOOK_SECRET holds a secret of less than {SHORT_SECRET} characters, which can be guessed; \
-             make one with `openssl rand -hex 32`"
+            "{name} holds a secret of less than {SHORT_SECRET} characters, which can be guessed; make one with \
+             `openssl rand -base64 32`"
         ));
     }
     if config.http.admin_token.as_ref().is_some_and(short) {
