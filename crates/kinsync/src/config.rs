@@ -67,7 +67,7 @@ pub struct Kinde {
     /// Accepted audiences of access tokens. Empty: any.
     pub audience: Vec<String>,
     /// Client ids of the applications whose tokens are accepted. Empty: every application of the tenant.
-    pub client_ids: Vec<String>,
+    pub allowed_client_ids: Vec<String>,
     /// Secrets of the HMAC scheme, the newest first.
     pub webhook_secrets: Vec<SecretString>,
     /// Secrets of the Standard Webhooks scheme, the newest first. Empty: the scheme is off.

@@ -36,7 +36,7 @@ pub(super) fn open(
     let profiles = config.kinde.trusted_issuers().map(|url| Ok((issuer_of(url), profile_client(url)?)));
     let profiles = profiles.collect::<Result<_, Error>>()?;
     let audiences = config.kinde.audience.clone();
-    let client_ids = config.kinde.client_ids.clone();
+    let client_ids = config.kinde.allowed_client_ids.clone();
     let verifier =
         Verifier::new(bearer::Config { issuers, audiences, client_ids, ..bearer::Config::default() });
     // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.

@@ -132,13 +132,16 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
-        key: "kinde.client_ids",
-        env: "KINDE_CLIENT_IDS",
-        flag: "kinde-client-ids",
+        key: "kinde.allowed_client_ids",
+        env: "KINDE_ALLOWED_CLIENT_IDS",
+        flag: "kinde-allowed-client-ids",
         example: "dee7f3c57b3c47e8b96edde2c7ecab7d",
         help: "The client ids of the applications whose access tokens are accepted, comma separated [default: all]",
         set: |config, text| {
-            put(&mut config.kinde.client_ids, Ok(value::list(text).into_iter().map(str::to_owned).collect()))
+            put(
+                &mut config.kinde.allowed_client_ids,
+                Ok(value::list(text).into_iter().map(str::to_owned).collect()),
+            )
         },
         ..ROW
     },

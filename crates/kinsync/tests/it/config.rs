@@ -293,3 +293,14 @@ fn every_example_and_default_of_the_table_is_right() {
 fn shown(merged: &Merged) -> String {
     serde_json::to_string(&show::Document::new(merged, Vec::new(), Vec::new())).unwrap()
 }
+
+#[test]
+fn the_two_hmac_schemes_have_settings_of_their_own() {
+    let config = Config::from_vars([SECRET]).unwrap();
+    assert_eq!((config.kinde.webhook_secrets.len(), config.kinde.standard_webhooks_secrets.len()), (1, 0));
+    let standard = ("KINSYNC_STANDARD_WEBHOOKS_SECRET", "whsec_bmV3LXNlY3JldC1vZi0zMi1ieXRlcy0wMDAwMDAwMDA=");
+    let config = Config::from_vars([standard]).unwrap();
+    assert_eq!((config.kinde.webhook_secrets.len(), config.kinde.standard_webhooks_secrets.len()), (0, 1));
+    let config = Config::from_vars([SECRET, ("KINDE_ALLOWED_CLIENT_IDS", "web, mobile")]).unwrap();
+    assert_eq!(config.kinde.allowed_client_ids, ["web", "mobile"]);
+}
