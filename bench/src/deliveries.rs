@@ -187,6 +187,7 @@ fn tell_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Repor
     report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)));
     report.add(peer.row("(c) Express + Mongoose: upsert awaited, then 200"));
     report.add(alone.row("(a') kinsync with MongoDB away: queue alone"));
+    report.add(alone.cpu_row("CPU per acknowledged delivery, MongoDB unavailable"));
     let why = format!("CPU {}; queue alone (a')/(b) = {:.2}", kinsync.cpu(), alone.over(baseline).median);
     report.add(kinsync.ratio("HMAC (a)/(b)", baseline).target(Target::AtLeast(0.6)).because(&why));
     report.add(kinsync.ratio("HMAC (a)/(c)", peer).target(Target::AtLeast(40.0)).because(&why));

@@ -108,6 +108,12 @@ impl Series {
         Spread::of(&pairs.map(|(one, other)| one.cpu - other.cpu).collect::<Vec<_>>())
     }
 
+    /// Processor time of the server for each accepted answer, by the kernel's accounting of its process.
+    pub fn cpu_row(&self, what: &str) -> Row {
+        let Spread { median, min, max } = self.spread(|turn| turn.cpu);
+        Row::new(self.part, what, median, Unit::Micros).spread(min, max).unless(self.problem())
+    }
+
     /// The line of this server.
     pub fn row(&self, what: &str) -> Row {
         let rate = self.spread(|turn| turn.rate);

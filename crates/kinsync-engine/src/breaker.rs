@@ -281,7 +281,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_last_error_has_all_its_causes() {
         let breaker = breaker();
-        let error = crate::queue::Error::Disk { path: "/data".into(), source: std::io::Error::other("down") };
+        let error = crate::queue::Error::Unavailable { hint: "/data".into(), source: "down".into() };
         breaker.failed(&error);
         let known = breaker.last_error().unwrap();
         assert!(known.contains("/data") && known.ends_with(": down"), "{known}");

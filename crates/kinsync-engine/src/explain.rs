@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     observe::{FUTURE_TOLERANCE, latest, observe},
-    queue::Entry,
+    queue::{Entry, Payload},
     sighting,
     store::{LoggedEvent, Row},
 };
@@ -75,13 +75,6 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn event(&self, event: &LoggedEvent) -> Vec<(Option<Version>, Told)> {
-        let entry = Entry {
-            event_id: event.event_id.clone(),
-            scheme: event.scheme.clone(),
-            received_at: event.received_at,
-            signed_at: event.at,
-            payload: event.payload.clone().into_bytes().into(),
-        };
         let told = |at, fate: String, fields| Told {
             at,
             received_at: Some(event.received_at),
@@ -90,6 +83,12 @@ impl Judge<'_> {
             fate,
             fields,
         };
+        let body = event.payload.clone().into_bytes().into();
+        let Some(payload) = Payload::from_parts(&event.scheme, event.at, body) else {
+            let outcome = format!("this version does not know the scheme `{}`", event.scheme);
+            return vec![(None, told(event.at, outcome, Vec::new()))];
+        };
+        let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
         match observe(&entry, self.latest(event)).observations {
             Err(failure) => vec![(None, told(event.at, failure.to_string(), Vec::new()))],
             Ok(said) if said.is_empty() => {

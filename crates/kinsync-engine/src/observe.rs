@@ -15,7 +15,7 @@ use kinsync_core::{
 };
 
 use crate::{
-    queue::Entry,
+    queue::{Entry, Payload},
     sighting::{self, Sighting},
     store::LoggedEvent,
 };
@@ -62,11 +62,12 @@ pub enum Failure {
 
 /// Understands one entry. `latest` is the latest time that an event may have.
 pub fn observe(entry: &Entry, latest: Micros) -> Observed {
-    if entry.scheme == sighting::SCHEME {
-        return observe_sighting(entry);
-    }
-    let decode = if entry.scheme == Scheme::KindeJwt.as_str() { event::decode_jwt } else { event::decode };
-    let decoded = decode(&entry.payload).map_err(Failure::Undecodable);
+    let (scheme, body) = match &entry.payload {
+        Payload::Sighting(body) => return observe_sighting(entry, body),
+        Payload::Delivery { scheme, body, .. } => (*scheme, body),
+    };
+    let decode = if scheme == Scheme::KindeJwt { event::decode_jwt } else { event::decode };
+    let decoded = decode(body).map_err(Failure::Undecodable);
     let at = decoded.as_ref().ok().and_then(|event| event_time(event, entry));
     let mut logged = LoggedEvent {
         event_id: entry.event_id.clone(),
@@ -74,8 +75,8 @@ pub fn observe(entry: &Entry, latest: Micros) -> Observed {
         user: None,
         at,
         received_at: entry.received_at,
-        scheme: entry.scheme.clone(),
-        payload: String::from_utf8_lossy(&entry.payload).into_owned(),
+        scheme: entry.payload.scheme().to_owned(),
+        payload: String::from_utf8_lossy(body).into_owned(),
     };
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
@@ -93,16 +94,16 @@ pub fn observe(entry: &Entry, latest: Micros) -> Observed {
     Observed { event: logged, observations }
 }
 
-fn observe_sighting(entry: &Entry) -> Observed {
-    let read = serde_json::from_slice::<Sighting>(&entry.payload).map_err(Failure::BadSighting);
+fn observe_sighting(entry: &Entry, body: &[u8]) -> Observed {
+    let read = serde_json::from_slice::<Sighting>(body).map_err(Failure::BadSighting);
     let event = LoggedEvent {
         event_id: entry.event_id.clone(),
         event_type: sighting::EVENT_TYPE.to_owned(),
         user: read.as_ref().ok().map(|sighting| sighting.user.as_str().to_owned()),
         at: None,
         received_at: entry.received_at,
-        scheme: entry.scheme.clone(),
-        payload: String::from_utf8_lossy(&entry.payload).into_owned(),
+        scheme: entry.payload.scheme().to_owned(),
+        payload: String::from_utf8_lossy(body).into_owned(),
     };
     Observed { event, observations: read.map(|sighting| sighting.observations()) }
 }
@@ -111,7 +112,7 @@ fn observe_sighting(entry: &Entry) -> Observed {
 /// event that tells neither gets the epoch, so that any event with a time outranks it; the time of
 /// receipt never orders anything.
 fn event_time(event: &Event, entry: &Entry) -> Option<Micros> {
-    event.time.map(|at| Micros(at.as_microsecond())).or(entry.signed_at)
+    event.time.map(|at| Micros(at.as_microsecond())).or(entry.payload.signed_at())
 }
 
 fn not_after(at: Micros, latest: Micros) -> Result<(), Failure> {

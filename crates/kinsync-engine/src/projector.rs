@@ -7,7 +7,6 @@
 use std::{sync::Arc, time::Duration};
 
 use kinsync_core::{Micros, Observation, UserId};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
     clock::Clock,
     floor::Scans,
     observe::{self, Failure},
-    queue::{self, Claimed, Queue, Receipt},
+    queue::{self, Claimed, EntryId, Queue},
     settle::Sweep,
     store::{self, LoggedEvent, Store},
 };
@@ -32,16 +31,14 @@ pub struct Config {
     pub future_tolerance: Duration,
     /// How often rows are looked for that a crash left unsettled, or whose address became free.
     pub sweep_every: Duration,
-    /// While more comes in than is projected and the queue holds fewer entries than this, the
-    /// projector rests between batches: whoever waits for a 200 comes first, and a burst is
-    /// taken in before it is worked off.
-    pub give_way_below: u64,
+    /// How long claimed entries are reserved for this projector. Afterwards another may claim them
+    /// too, which changes nothing but costs work.
+    pub lease: Duration,
 }
 
-/// How much longer than its work a projector that gives way rests, and how often it looks whether
-/// it still should.
-const REST: u32 = 9;
-const LOOK: Duration = Duration::from_millis(50);
+/// Pause after the queue failed, and before entries are claimed again whose dead letter could not be
+/// written.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Default for Config {
     fn default() -> Self {
@@ -50,7 +47,7 @@ impl Default for Config {
             workers: 2,
             future_tolerance: observe::FUTURE_TOLERANCE,
             sweep_every: Duration::from_mins(1),
-            give_way_below: 250_000,
+            lease: Duration::from_mins(5),
         }
     }
 }
@@ -71,8 +68,8 @@ struct Batch {
     events: Vec<LoggedEvent>,
     observations: Vec<Observation>,
     /// Of whom each understood entry speaks, to find the entries of a user again.
-    done: Vec<(Receipt, Option<UserId>)>,
-    poison: Vec<(Receipt, Failure)>,
+    done: Vec<(EntryId, Option<UserId>)>,
+    poison: Vec<(EntryId, Failure)>,
     times: Vec<(Micros, Option<Micros>)>,
 }
 
@@ -96,36 +93,20 @@ impl Projector {
     }
 
     async fn work(&self, stop: &CancellationToken) {
-        while let Some(claimed) = stop.run_until_cancelled(self.queue.claim(self.config.batch)).await {
+        while let Some(claimed) = stop.run_until_cancelled(self.claim()).await {
             match claimed {
-                Ok(claimed) => {
-                    let (began, before) = (Instant::now(), self.queue.stats().depth);
-                    self.project(claimed, stop).await;
-                    // It falls behind: more than a batch waits, and it became no less.
-                    if self.queue.stats().depth >= before.max(self.config.batch as u64) {
-                        stop.run_until_cancelled(self.give_way(began.elapsed())).await;
-                    }
-                }
+                Ok(claimed) => self.project(claimed, stop).await,
                 Err(queue::Error::Closed) => return,
                 Err(error) => {
                     tracing::error!(error = crate::breaker::chain(&error), "claiming from the queue failed");
-                    stop.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+                    stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 }
             }
         }
     }
 
-    /// Rests after a batch that took this long, for as long as more is coming in and there is room.
-    async fn give_way(&self, took: Duration) {
-        let began = Instant::now();
-        while began.elapsed() < took.saturating_mul(REST) {
-            let depth = self.queue.stats().depth;
-            tokio::time::sleep(LOOK).await;
-            let now = self.queue.stats().depth;
-            if now <= depth || now >= self.config.give_way_below {
-                return;
-            }
-        }
+    async fn claim(&self) -> Result<Vec<Claimed>, queue::Error> {
+        self.queue.claim(self.config.batch, self.config.lease).await
     }
 
     /// Decodes, applies and acks one batch. Returns early, without an ack, only when stopped.
@@ -142,7 +123,7 @@ impl Projector {
     async fn decode(&self, claimed: Vec<Claimed>) -> Batch {
         let limit = observe::latest(self.clock.now(), self.config.future_tolerance);
         let mut batch = Batch::default();
-        for (n, Claimed { receipt, entry, .. }) in claimed.into_iter().enumerate() {
+        for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
                 // Deliveries that wait for their 200 come first.
                 tokio::task::yield_now().await;
@@ -152,10 +133,10 @@ impl Projector {
             batch.events.push(observed.event);
             match observed.observations {
                 Ok(observations) => {
-                    batch.done.push((receipt, observations.first().map(|o| o.user.clone())));
+                    batch.done.push((id, observations.first().map(|o| o.user.clone())));
                     batch.observations.extend(observations);
                 }
-                Err(failure) => batch.poison.push((receipt, failure)),
+                Err(failure) => batch.poison.push((id, failure)),
             }
         }
         batch
@@ -187,20 +168,15 @@ impl Projector {
         apply_over(&*self.store, batch.observations.iter().cloned(), self.clock.now(), &scans).await
     }
 
+    /// Acks what was applied first: a dead letter that cannot be written holds nothing else up.
     async fn finish(&self, batch: Batch, applied: Applied) -> Result<(), queue::Error> {
         let mut acks = Vec::with_capacity(batch.done.len());
-        let mut dead = batch.poison.into_iter().map(|(r, f)| (r, f.to_string())).collect::<Vec<_>>();
-        for (receipt, user) in batch.done {
+        let mut dead = batch.poison.into_iter().map(|(id, f)| (id, f.to_string())).collect::<Vec<_>>();
+        for (id, user) in batch.done {
             match applied.rejected.iter().find(|(id, _)| user.as_ref() == Some(id)) {
-                None => acks.push(receipt),
-                Some((_, reason)) => dead.push((receipt, format!("the store refused the user: {reason}"))),
+                None => acks.push(id),
+                Some((_, reason)) => dead.push((id, format!("the store refused the user: {reason}"))),
             }
-        }
-        count("applied", acks.len());
-        count("dead_lettered", dead.len());
-        for (receipt, reason) in dead {
-            tracing::warn!(receipt = receipt.0, reason, "an event was set aside as a dead letter");
-            self.queue.dead_letter(receipt, &reason).await?;
         }
         for user in applied.to_check {
             metrics::counter!("kinsync_resurrections_refused_total").increment(1);
@@ -209,7 +185,26 @@ impl Projector {
                 "a deleted user was told of again; events never restore one"
             );
         }
-        self.queue.ack(&acks).await
+        self.queue.ack(&acks).await?;
+        count("applied", acks.len());
+        self.set_aside(&dead).await
+    }
+
+    /// Dead-letters entries. When that fails they are released, and claimed again after a pause.
+    async fn set_aside(&self, dead: &[(EntryId, String)]) -> Result<(), queue::Error> {
+        if dead.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.queue.dead_letter(dead).await {
+            let ids: Vec<_> = dead.iter().map(|(id, _)| id.clone()).collect();
+            self.queue.retry(&ids, PAUSE).await?;
+            return Err(error);
+        }
+        for (id, reason) in dead {
+            tracing::warn!(%id, reason, "an event was set aside as a dead letter");
+        }
+        count("dead_lettered", dead.len());
+        Ok(())
     }
 
     fn measure(&self, batch: &Batch) {

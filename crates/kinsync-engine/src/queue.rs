@@ -1,173 +1,263 @@
-//! Where a delivery becomes durable, before anyone is told 200.
+//! Stores deliveries durably until the projector has applied them.
 //!
-//! Five verbs: enqueue, claim, ack, retry, dead-letter. At least once: an entry that was claimed
-//! and not acked comes again, after a crash too, so everything behind the queue is idempotent.
-//! Order is not promised; the versions of the observations decide.
+//! Delivery is at least once: an entry that was claimed and not acked is claimed again when its
+//! lease ends or the process restarts, so everything behind the queue is idempotent. Entries may
+//! arrive in any order; the versions of the observations decide.
 
 use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
 
+use crate::sighting;
+
 pub mod embedded;
 
-/// A verified delivery as the queue keeps it.
+/// What the queue stores.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// The signed id of the event: what duplicates are known by.
+    /// The signed id of the event, or the id of the sighting. Duplicates are detected by it.
     pub event_id: String,
-    /// The scheme under which it was verified, such as `kinde_jwt`.
-    pub scheme: String,
-    /// When it was received, by our clock. Never orders anything.
+    /// When it was received, by the local clock. Never orders anything.
     pub received_at: Micros,
-    /// When the sender signed it, where the scheme says so.
-    pub signed_at: Option<Micros>,
-    /// The event, as JSON in the sender's own bytes.
-    pub payload: Bytes,
+    /// Content of the entry.
+    pub payload: Payload,
 }
 
-/// What became of an enqueued entry. Either way it is durable.
+/// Content of an entry, as received.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// A verified webhook delivery.
+    Delivery {
+        /// Scheme under which the delivery was verified.
+        scheme: Scheme,
+        /// When the sender signed it, if the scheme carries that time.
+        signed_at: Option<Micros>,
+        /// The event: JSON in the bytes of the sender.
+        body: Bytes,
+    },
+    /// A [`Sighting`](sighting::Sighting) as JSON.
+    Sighting(Bytes),
+}
+
+impl Payload {
+    /// Stable name of the verification scheme or, for a sighting, of its source.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Delivery { scheme, .. } => scheme.as_str(),
+            Self::Sighting(_) => sighting::SCHEME,
+        }
+    }
+
+    /// The stored bytes.
+    pub fn bytes(&self) -> &Bytes {
+        match self {
+            Self::Delivery { body, .. } | Self::Sighting(body) => body,
+        }
+    }
+
+    /// When the sender signed it, if known.
+    pub fn signed_at(&self) -> Option<Micros> {
+        match self {
+            Self::Delivery { signed_at, .. } => *signed_at,
+            Self::Sighting(_) => None,
+        }
+    }
+
+    /// Rebuilds a payload from its stored parts; `None` for a scheme that this version does not know.
+    pub fn from_parts(scheme: &str, signed_at: Option<Micros>, body: Bytes) -> Option<Self> {
+        if scheme == sighting::SCHEME {
+            return Some(Self::Sighting(body));
+        }
+        let scheme = Scheme::ALL.into_iter().find(|known| known.as_str() == scheme)?;
+        Some(Self::Delivery { scheme, signed_at, body })
+    }
+}
+
+/// Outcome of an enqueue. The entry is durable either way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Enqueued {
-    /// It is new.
+    /// The entry is new.
     New,
-    /// An entry of the same event id is already there, or was not long ago.
+    /// An entry with this event id is queued, or was queued recently.
     Duplicate,
 }
 
-/// Names one claimed entry to ack, retry or dead-letter it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Receipt(pub u64);
+/// Identifies an entry or a dead letter within its queue. Opaque: each backend has its own format.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EntryId(Box<str>);
 
-/// An entry in the hands of a projector.
+impl EntryId {
+    /// Wraps the id of a backend, or an id that a client sent back.
+    pub fn new(id: impl Into<Box<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An entry leased to one consumer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Claimed {
-    /// Names the entry.
-    pub receipt: Receipt,
-    /// How many times it was claimed in this process before: 0 at first.
+    /// Identifies the entry.
+    pub id: EntryId,
+    /// Earlier claims that did not end in an ack: 0 for the first. Embedded queues count from the
+    /// start of the process.
     pub attempts: u32,
     /// The entry.
     pub entry: Entry,
 }
 
-/// An entry set aside, with the reason.
+/// An entry that was set aside, with the reason.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
-    /// Names the dead letter.
-    pub id: u64,
-    /// The event's id.
+    /// Identifies the dead letter.
+    pub id: EntryId,
+    /// Id of the event.
     pub event_id: String,
-    /// The scheme under which it was verified.
+    /// Name of the scheme under which it was verified.
     pub scheme: String,
     /// When it was received.
     pub received_at: Micros,
     /// When it was set aside.
     pub dead_at: Micros,
-    /// Why, for a person.
+    /// Why it was set aside, for an operator.
     pub reason: String,
-    /// The event, as text; bytes that are not UTF-8 are shown as U+FFFD.
-    pub payload: String,
+    /// The event as text; bytes that are not UTF-8 become U+FFFD. `None` after the queue removed it
+    /// to keep its bound: such a dead letter cannot be retried.
+    pub payload: Option<String>,
 }
 
-/// How the queue is doing.
+/// State of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
-    /// Entries not yet acked or dead-lettered, claimed ones included.
+    /// Entries not yet acked or dead-lettered, including claimed ones.
     pub depth: u64,
     /// When the oldest of them was received.
     pub oldest_received_at: Option<Micros>,
-    /// Bytes on disk.
+    /// Bytes used by entries.
     pub bytes: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// Bytes used by dead letters.
+    pub dead_letter_bytes: u64,
 }
 
-/// Why the queue could not do it. The caller of `enqueue` answers 503 to all of these.
+/// Cause of a failure, as the backend reports it.
+pub type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Reasons why a queue operation failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The bound of the queue is reached; it takes more once the projector has caught up.
+    /// The backend is unreachable, or its disk failed. The entry was not accepted; a later attempt
+    /// may succeed without an operator.
+    #[error("the queue is unavailable: {hint}")]
+    Unavailable {
+        /// What failed and what an operator can do.
+        hint: String,
+        /// Cause.
+        #[source]
+        source: Source,
+    },
+    /// The bound of the queue is reached. It accepts entries again after others were acked.
     #[error(
-        "the queue is full: {depth} entries, {bytes} bytes; look at /health for what holds the projector up"
+        "the queue is full ({depth} entries, {bytes} bytes); see /health for the reason why entries are not processed"
     )]
     Full {
         /// Entries in the queue.
         depth: u64,
-        /// Bytes on disk.
+        /// Bytes in use.
         bytes: u64,
     },
-    /// The disk did not take it. Nothing was kept.
-    #[error("the queue could not write to `{path}`; free space or repair the disk, it goes on by itself")]
-    Disk {
-        /// The file or folder.
-        path: String,
-        /// What the system says.
-        source: std::io::Error,
-    },
-    /// The entry is larger than the queue takes, whatever its state.
-    #[error("an entry of {bytes} bytes is larger than the queue takes ({max} bytes)")]
+    /// The entry is larger than the queue ever accepts.
+    #[error("the entry has {bytes} bytes, more than the queue accepts ({max} bytes)")]
     TooLarge {
         /// Size of the entry.
         bytes: usize,
-        /// The largest that is taken.
+        /// Largest accepted size.
         max: usize,
     },
-    /// Another process has the queue open.
-    #[error("the queue in `{path}` is in use by another process; give each process its own KINSYNC_DATA_DIR")]
-    InUse {
-        /// The folder.
-        path: String,
+    /// The backend rejects the operation until an operator acts: permissions, another process, an
+    /// unknown format.
+    #[error("{hint}")]
+    Refused {
+        /// What was refused and what to do.
+        hint: String,
+        /// Cause, if there is one.
+        #[source]
+        source: Option<Source>,
     },
-    /// What is on disk was written by a newer kinsync.
-    #[error("`{path}` was written by a newer kinsync; run that version or move the file away")]
-    Newer {
-        /// The file.
-        path: String,
-    },
-    /// There is no such dead letter.
+    /// The dead letter does not exist.
     #[error("there is no dead letter {id}")]
     NoSuchDeadLetter {
-        /// The id that was asked for.
-        id: u64,
+        /// The requested id.
+        id: EntryId,
     },
-    /// The queue is being shut down.
+    /// The queue removed the payload of the dead letter to keep its bound.
+    #[error(
+        "the payload of dead letter {id} was removed to limit the size of the queue; replay the event from the event log"
+    )]
+    PayloadRemoved {
+        /// The requested id.
+        id: EntryId,
+    },
+    /// The queue was closed.
     #[error("the queue is closed")]
     Closed,
 }
 
-/// A durable queue. Cancelling any of these futures is safe: at worst the work is done and nobody
-/// hears of it.
+/// A durable queue. All futures are cancel safe: a cancelled call may still have taken effect.
 #[async_trait]
 pub trait Queue: fmt::Debug + Send + Sync {
-    /// Makes the entry durable. When this returns `Ok` the entry survives SIGKILL and power loss.
+    /// Stores the entry durably. After `Ok` the entry survives SIGKILL and power loss.
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error>;
 
-    /// Takes up to `max` entries, oldest first, waiting until there is at least one. Entries stay
-    /// claimed until they are acked, retried or dead-lettered, or the process ends.
-    async fn claim(&self, max: usize) -> Result<Vec<Claimed>, Error>;
+    /// Claims up to `max` entries, oldest first; waits until there is at least one. A claim ends
+    /// with an ack, a retry or a dead letter. An entry that is still claimed after `lease` can be
+    /// claimed again.
+    async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error>;
 
-    /// The entries are done.
-    async fn ack(&self, receipts: &[Receipt]) -> Result<(), Error>;
+    /// Removes entries that were processed. Unknown ids are ignored.
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), Error>;
 
-    /// The entries come again after the delay.
-    async fn retry(&self, receipts: &[Receipt], after: Duration) -> Result<(), Error>;
+    /// Releases claimed entries; they can be claimed again after the delay. Unknown ids are ignored.
+    async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error>;
 
-    /// The entry is set aside, durably, with a reason for a person.
-    async fn dead_letter(&self, receipt: Receipt, reason: &str) -> Result<(), Error>;
+    /// Moves claimed entries to the dead letters, each with a reason for an operator. All of them
+    /// or, after an error, none; then they stay claimed. Unknown ids are ignored.
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error>;
 
-    /// How the queue is doing. Cheap.
-    fn stats(&self) -> Stats;
+    /// Reads the state of the queue.
+    async fn stats(&self) -> Result<Stats, Error>;
 
-    /// Dead letters, oldest first, from the one after `after`.
-    async fn dead_letters(&self, after: Option<u64>, limit: usize) -> Result<Vec<DeadLetter>, Error>;
+    /// Lists dead letters, oldest first, starting after `after`.
+    async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error>;
 
-    /// Puts a dead letter back into the queue.
-    async fn retry_dead_letter(&self, id: u64) -> Result<(), Error>;
+    /// Reads one dead letter.
+    async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error>;
 
-    /// Removes a dead letter for good.
-    async fn drop_dead_letter(&self, id: u64) -> Result<(), Error>;
+    /// Moves a dead letter back into the queue.
+    async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error>;
+
+    /// Deletes a dead letter.
+    async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error>;
+
+    /// Completes pending writes and releases the backend. Later calls return [`Error::Closed`].
+    async fn close(&self);
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use kinsync_core::{Micros, Observation, Profile, Source, UserId, Version, What};
 use serde::{Deserialize, Serialize};
 
-use crate::queue::Entry;
+use crate::queue::{Entry, Payload};
 
 /// The scheme of these entries.
 pub const SCHEME: &str = "login";
@@ -44,10 +44,10 @@ impl Sighting {
         let hour = self.seen_at.0.div_euclid(BUCKET);
         Entry {
             event_id: format!("kinsync:login:{hour}:{}", self.user),
-            scheme: SCHEME.to_owned(),
             received_at: self.seen_at,
-            signed_at: None,
-            payload: Bytes::from(serde_json::to_vec(self).expect("texts and a number are JSON")),
+            payload: Payload::Sighting(Bytes::from(
+                serde_json::to_vec(self).expect("texts and a number are JSON"),
+            )),
         }
     }
 

@@ -73,8 +73,6 @@ pub struct Config {
     pub profile_spacing: Duration,
     /// The longest wait for a refresh, the store included. What was asked by then is stored without a wait.
     pub profile_deadline: Duration,
-    /// Entries in the queue above which sightings are not kept: the rest of the room is for deliveries.
-    pub sightings_below: u64,
 }
 
 impl Default for Config {
@@ -93,7 +91,6 @@ impl Default for Config {
             profile_min_age: Duration::from_secs(2),
             profile_spacing: Duration::from_millis(20),
             profile_deadline: Duration::from_secs(2),
-            sightings_below: 500_000,
         }
     }
 }
@@ -243,14 +240,10 @@ impl Shared {
     async fn keep(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
         let sighting = Sighting { user, told: self.claims.profile(token), seen_at: self.clock.now() };
-        let error = if self.queue.stats().depth >= self.config.sightings_below {
-            "the room that is left in the queue is for deliveries".to_owned()
-        } else {
-            match timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await {
-                Ok(Ok(_)) => return,
-                Ok(Err(error)) => chain(&error),
-                Err(passed) => passed.to_string(),
-            }
+        let error = match timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(passed) => passed.to_string(),
         };
         metrics::counter!("kinsync_sightings_lost_total").increment(1);
         tracing::debug!(

@@ -23,7 +23,7 @@ use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
     clock::Clock,
-    queue::{self, Enqueued, Entry, Queue},
+    queue::{self, Enqueued, Entry, Payload, Queue},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
@@ -254,11 +254,13 @@ fn check(head: &Parts) -> Result<(), Stop> {
 
 fn entry(delivery: &Delivery, received_at: Micros) -> Entry {
     Entry {
-        scheme: delivery.scheme().as_str().to_owned(),
-        signed_at: delivery.signed_at().map(|at| Micros(at.as_microsecond())),
         event_id: delivery.event_id().to_owned(),
-        payload: delivery.payload().clone(),
         received_at,
+        payload: Payload::Delivery {
+            scheme: delivery.scheme(),
+            signed_at: delivery.signed_at().map(|at| Micros(at.as_microsecond())),
+            body: delivery.payload().clone(),
+        },
     }
 }
 

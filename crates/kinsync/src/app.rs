@@ -11,10 +11,7 @@ mod state;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use kinsync_engine::{
-    queue::{self, embedded::EmbeddedQueue},
-    store,
-};
+use kinsync_engine::{queue, store};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -35,8 +32,8 @@ pub enum Error {
     DataDir {
         /// The file or folder.
         path: String,
-        /// The error of the system.
-        source: Arc<io::Error>,
+        /// The error of the system or of `SQLite`.
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The store cannot be used, and waiting does not help.
     #[error("cannot use the store")]
@@ -73,7 +70,6 @@ pub enum Error {
 #[derive(Debug)]
 pub struct App {
     state: Arc<AppState>,
-    queue: Arc<EmbeddedQueue>,
     address: SocketAddr,
     operation_address: Option<SocketAddr>,
     servers: TaskTracker,
@@ -141,6 +137,6 @@ impl App {
         self.stop_workers.cancel();
         self.workers.close();
         self.workers.wait().await;
-        self.queue.close().await;
+        self.state.queue.close().await;
     }
 }

@@ -197,7 +197,7 @@ impl Run {
         let grace = if until == Until::Interrupted { INTERRUPTED_GRACE } else { GRACE };
         let last = tokio::select! {
             last = wait_for_deliveries(&mut sampler, &started.emulator, grace) => last,
-            () = second_interrupt(&mut self.inputs, &mut self.signals) => sampler.sample_without_store(),
+            () = second_interrupt(&mut self.inputs, &mut self.signals) => sampler.sample_without_store().await,
         };
         self.stop_keys.cancel();
         self.tasks.close();
@@ -253,7 +253,9 @@ async fn wait_for_deliveries(sampler: &mut Sampler, emulator: &Emulator, grace: 
     _ = emulator.quiesce(grace).await;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(300));
-        let Ok(now) = timeout(left, sampler.sample()).await else { return sampler.sample_without_store() };
+        let Ok(now) = timeout(left, sampler.sample()).await else {
+            return sampler.sample_without_store().await;
+        };
         let is_finished = now.drift.in_flight == 0 && now.queue.depth == 0 && now.store_error.is_none();
         if is_finished || Instant::now() >= deadline {
             return now;

@@ -9,8 +9,10 @@ use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
     breaker::{Breaker, State},
+    queue::{self, Stats},
     reconcile::{record::Kind, silence},
 };
+use kinsync_tower::problem::chain;
 
 use crate::{
     api::health::{
@@ -42,12 +44,13 @@ pub struct Health {
 
 impl Health {
     /// Collects what is known without a request to a dependency.
-    pub fn of(state: &AppState) -> Self {
+    pub async fn of(state: &AppState) -> Self {
+        let queued = state.queue.stats().await;
         let now = state.clock.now();
         let mut problems = Problems::default();
         let components = Components {
             webhook: problems.webhook(state, now),
-            queue: problems.queue(state, now),
+            queue: problems.queue(state, now, queued),
             store: problems.store(state),
             key_sets: state.key_sets.iter().map(|keys| problems.keys(state, keys)).collect(),
             authentication: problems.authentication(state),
@@ -104,8 +107,11 @@ impl Problems {
         }
     }
 
-    fn queue(&mut self, state: &AppState, now: Micros) -> QueueHealth {
-        let queued = state.queue.stats();
+    fn queue(&mut self, state: &AppState, now: Micros, queued: Result<Stats, queue::Error>) -> QueueHealth {
+        let queued = queued.unwrap_or_else(|error| {
+            self.failing.push(format!("the queue does not answer: {}", chain(&error)));
+            Stats::default()
+        });
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
         let failed = state.activity.unavailable_since().map(|at| age(at, now));
         if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {

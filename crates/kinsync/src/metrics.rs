@@ -125,11 +125,26 @@ pub const METRICS: &[Metric] = &[
         help: "Accepted deliveries that are not processed yet",
     },
     Metric { name: "kinsync_queue_oldest_seconds", kind: Kind::Gauge, help: "Age of the oldest of them" },
-    Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the queue on disk" },
+    Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the deliveries in the queue" },
     Metric {
         name: "kinsync_queue_dead_letters",
         kind: Kind::Gauge,
         help: "Deliveries set aside because they could not be processed",
+    },
+    Metric {
+        name: "kinsync_queue_dead_letter_bytes",
+        kind: Kind::Gauge,
+        help: "Size of the payloads of the deliveries set aside",
+    },
+    Metric {
+        name: "kinsync_queue_dead_letters_reduced_total",
+        kind: Kind::Counter,
+        help: "Deliveries set aside that lost their payload, to limit the size",
+    },
+    Metric {
+        name: "kinsync_queue_dead_letters_removed_total",
+        kind: Kind::Counter,
+        help: "Deliveries set aside that were deleted, by age or number",
     },
     Metric {
         name: "kinsync_queue_commit_seconds",
@@ -262,13 +277,16 @@ fn describe() {
 }
 
 /// Writes every metric in the Prometheus text format.
-pub fn render(state: &AppState) -> String {
-    let queue = state.queue.stats();
+pub async fn render(state: &AppState) -> String {
     let now = state.clock.now();
-    gauge!("kinsync_queue_depth").set(float(queue.depth));
-    gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
-    gauge!("kinsync_queue_bytes").set(float(queue.bytes));
-    gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
+    // A queue that does not answer leaves its gauges as they were.
+    if let Ok(queue) = state.queue.stats().await {
+        gauge!("kinsync_queue_depth").set(float(queue.depth));
+        gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
+        gauge!("kinsync_queue_bytes").set(float(queue.bytes));
+        gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
+        gauge!("kinsync_queue_dead_letter_bytes").set(float(queue.dead_letter_bytes));
+    }
     gauge!("kinsync_verification_failures_in_row").set(float(state.activity.failed_in_row()));
     if let Some(at) = state.activity.last_delivery() {
         gauge!("kinsync_last_delivery_timestamp_seconds").set(age(Micros(0), at));

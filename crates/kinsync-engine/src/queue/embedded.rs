@@ -1,17 +1,20 @@
-//! The queue that needs nothing but a folder: an append-only log of our own.
+//! The queue in one `SQLite` file of a local folder.
 //!
 //! Responsible for what [`Queue`] promises, on one machine and in one process. In reading order:
-//! - `writer`: the one thread that writes; many callers share one sync
-//! - `log`: the segments; `frame` and `record`: what stands in them
-//! - `reader` and `state`: what is claimed and what comes next
-//! - `recovery`: what the last process left; `damage`: what the disk spoiled
-//! - `dead`: what was set aside
+//! - `writer`: the one thread that writes; waiting calls share a transaction and its fsync
+//! - `state`: claims, leases and counts, in memory
+//! - `reader`: reads entries for claims
+//! - `rows`: an entry as a row, with its checksum
+//! - `dead_letters`: entries that were set aside, and their bounds
+//! - `file`: lock, schema, version and settings of the file
+//! - `repair`: replaces a damaged file by what can be read of it; `wal`: finds damage in the log of
+//!   `SQLite`, which `SQLite` itself ignores
+//! - `reserve`: disk space that lets acks succeed on a full disk
+//! - `inspect`: reads the file beside the process that owns it
 //!
-//! An acknowledgement is written but not synced: where a power cut takes it, the entry comes again.
+//! An ack is committed without an fsync of its own: after a power cut the entry may come again.
 
 use std::{
-    fs::{File, TryLockError},
-    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -19,64 +22,82 @@ use std::{
 };
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
     time::Instant,
 };
 
+pub use self::inspect::{Listed, inspect, list};
 use self::{
-    disk::{Disk, Machine},
-    log::Log,
-    reader::Reader,
-    record::MAX_ENTRY,
+    file::{Failure, QueueFile},
     state::State,
-    window::Window,
-    writer::{Command, Parts, ROUND, Reply, Writer},
+    writer::{Command, ROUND, Reply, Writer},
 };
-use super::{Claimed, DeadLetter, Enqueued, Entry, Error, Queue, Receipt, Stats};
+use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Queue, Stats};
 use crate::clock::Clock;
 
-mod damage;
-mod dead;
-mod disk;
-mod frame;
-mod log;
-mod ranges;
+mod dead_letters;
+mod file;
+mod inspect;
 mod reader;
-mod record;
-mod recovery;
-#[cfg(test)]
-mod simulation;
+mod repair;
+mod reserve;
+mod rows;
 mod state;
-mod tail;
+mod wal;
 mod window;
 mod writer;
 
-/// Dead letters listed at once, at most.
+/// Most dead letters in one list.
 const MAX_LISTED: usize = 1000;
+/// Largest event id and payload together.
+const MAX_ENTRY: usize = 16 << 20;
 
-/// The bounds of the queue.
+/// Bounds of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
-    /// Entries it takes; more are refused with [`Error::Full`].
+    /// Entries at which more are refused with [`Error::Full`]; sightings are refused at half of it.
     pub max_entries: u64,
-    /// Bytes on disk, dead letters included, at which more entries are refused.
+    /// Bytes of entries at which more are refused, sightings at half of it. Dead letters do not count.
     pub max_bytes: u64,
-    /// Size of one file. Room is given back file by file.
-    pub segment_bytes: u64,
-    /// How many event ids are remembered to know duplicates by; about 60 bytes of memory each.
+    /// Event ids that are remembered to detect duplicates; each takes about 60 bytes of memory.
     pub dedupe_window: usize,
+    /// Bounds of the dead letters.
+    pub dead_letters: DeadLetterBounds,
+}
+
+/// Bounds of the dead letters. They never make the queue refuse an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeadLetterBounds {
+    /// Bytes of payloads above which the oldest dead letters lose their payload.
+    pub max_bytes: u64,
+    /// Dead letters above which the oldest are deleted.
+    pub max_count: u64,
+    /// Age at which a dead letter is deleted.
+    pub max_age: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { max_entries: 1_000_000, max_bytes: 1 << 30, segment_bytes: 64 << 20, dedupe_window: 131_072 }
+        Self {
+            max_entries: 1_000_000,
+            max_bytes: 1 << 30,
+            dedupe_window: 131_072,
+            dead_letters: DeadLetterBounds::default(),
+        }
+    }
+}
+
+impl Default for DeadLetterBounds {
+    fn default() -> Self {
+        Self { max_bytes: 64 << 20, max_count: 10_000, max_age: Duration::from_hours(90 * 24) }
     }
 }
 
 /// A durable queue in a folder of this machine.
 ///
-/// Dropping it writes down what is done and waits for that; better [`close`](Self::close) it.
+/// Dropping it waits for pending writes and blocks meanwhile; prefer [`close`](Queue::close).
 #[derive(Debug)]
 pub struct EmbeddedQueue {
     shared: Arc<Shared>,
@@ -84,14 +105,13 @@ pub struct EmbeddedQueue {
     writer: Option<JoinHandle<()>>,
 }
 
-/// What the writer and those who claim have in common.
+/// State that the writer shares with the callers.
 #[derive(Debug)]
 struct Shared {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    path: PathBuf,
     state: Mutex<State>,
-    reader: Mutex<Reader>,
-    /// There may be something to claim.
+    reader: Mutex<Connection>,
+    /// Notified when there may be something to claim.
     wake: Notify,
 }
 
@@ -100,86 +120,39 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let state = self.state();
+        if state.closed { Err(Error::Closed) } else { Ok(state) }
+    }
+
     /// Taken before the state where both are needed.
-    fn reader(&self) -> MutexGuard<'_, Reader> {
+    fn reader(&self) -> MutexGuard<'_, Connection> {
         self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn segment_path(&self, id: u64) -> PathBuf {
-        segment_path(&self.dir, id)
-    }
-}
-
-/// How many dead letters wait in the folder `queue` of `dir`. Changes nothing and takes no lock: a server may be at
-/// work there. Blocks on the disk.
-///
-/// # Errors
-/// [`Error::Newer`] where a newer kinsync wrote it, [`Error::Disk`].
-pub fn dead_letters_in(dir: &Path) -> Result<usize, Error> {
-    dead::count_in(&dir.join("queue").join("dead.log"))
 }
 
 impl EmbeddedQueue {
-    /// Opens the queue in the folder `queue` of `dir`, which is made if need be, and reads what an
-    /// earlier process left. Blocks on the disk: call it from a blocking thread.
+    /// Opens the queue in the folder `queue` of `dir`, creates it if needed, and loads what an earlier
+    /// process left. Blocks on the disk: call it from a blocking thread.
     ///
     /// # Errors
-    /// [`Error::InUse`] where another process has it open, [`Error::Newer`] where a newer kinsync
-    /// wrote it, [`Error::Disk`]. A full disk is no error here: what is there can be claimed.
+    /// [`Error::Refused`] if another process has it open or its format is unknown,
+    /// [`Error::Unavailable`] if the disk fails. A damaged file is replaced by what can be read of it.
     pub fn open(dir: &Path, config: Config, clock: Clock) -> Result<Self, Error> {
-        let dir = dir.join("queue");
-        Machine.make_dir(&dir).map_err(|source| disk_error(&dir, source))?;
-        let lock = lock(&dir)?;
-        Self::open_on(Arc::new(Machine), dir, config, clock, Some(lock))
-    }
-
-    fn open_on(
-        disk: Arc<dyn Disk>,
-        dir: PathBuf,
-        config: Config,
-        clock: Clock,
-        lock: Option<File>,
-    ) -> Result<Self, Error> {
-        let window = Window::new(config.dedupe_window);
-        let recovery::Recovered { state, window, dead, next_segment, next_sequence } =
-            recovery::recover(&disk, &dir, window)?;
+        let file = QueueFile::open(&dir.join("queue"), &clock)?;
+        let failed = |failure: Failure| failure.at(file.path());
+        let window = file.window(config.dedupe_window).map_err(failed)?;
         let shared = Arc::new(Shared {
-            disk,
-            dir,
-            state: Mutex::new(state),
-            reader: Mutex::default(),
+            path: file.path().to_owned(),
+            state: Mutex::new(State::new(file.totals(0).map_err(failed)?)),
+            reader: Mutex::new(file.reader()?),
             wake: Notify::new(),
         });
-        // Tells how old the oldest entry is.
-        reader::fill(&shared, 1)?;
-        let segment_bytes = config.segment_bytes.min(config.max_bytes / 8);
-        let log = Log::new(Arc::clone(&shared), next_segment, segment_bytes);
-        let writer = Writer::new(Parts {
-            shared: Arc::clone(&shared),
-            log,
-            dead,
-            window,
-            next_sequence,
-            clock,
-            max_entries: config.max_entries,
-            max_bytes: config.max_bytes,
-            lock,
-        });
+        let writer = Writer::new(Arc::clone(&shared), file, window, clock, config);
         let (commands, inbox) = mpsc::channel(ROUND);
-        // What recovery found done is written down, and spent files are deleted.
-        let _ = commands.try_send(Command::Done);
         let thread = thread::Builder::new().name("kinsync-queue".into()).spawn(move || writer.run(inbox));
-        let thread = thread.map_err(|source| disk_error(&shared.dir, source))?;
+        let thread = thread.map_err(|source| file::unavailable(&shared.path, source))?;
         Ok(Self { shared, commands: Some(commands), writer: Some(thread) })
-    }
-
-    /// Finishes what was asked, writes down what is done, and lets another process open the queue.
-    /// Every later call answers [`Error::Closed`].
-    pub async fn close(&self) {
-        let (reply, done) = oneshot::channel();
-        if self.send(Command::Close { reply }).await.is_ok() {
-            let _ = done.await;
-        }
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {
@@ -193,24 +166,48 @@ impl EmbeddedQueue {
         answer.await.map_err(|_| Error::Closed)?
     }
 
-    /// Lets the writer look at what is done; where its inbox is full it is about to do so anyway.
+    /// Lets the writer delete what was acked. A writer with a full inbox does so anyway.
     fn nudge(&self) {
         if let Some(commands) = &self.commands {
-            let _ = commands.try_send(Command::Done);
+            let _ = commands.try_send(Command::Acked);
         }
     }
 
+    /// Runs a read on a blocking thread: a backlog larger than memory waits for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl Fn(&Shared) -> Result<T, Failure> + Send + Sync + Clone + 'static,
+    ) -> Result<T, Error> {
+        let mut repaired = false;
+        loop {
+            drop(self.shared.open_state()?);
+            let (shared, read) = (Arc::clone(&self.shared), read.clone());
+            let done = tokio::task::spawn_blocking(move || read(&shared)).await;
+            match done.map_err(|_| Error::Closed)? {
+                Err(failure) if failure.is_damage() && !repaired => {
+                    self.ask(|reply| Command::Repair { reply }).await?;
+                    repaired = true;
+                }
+                done => return done.map_err(|failure| failure.at(&self.shared.path)),
+            }
+        }
+    }
+
+    /// Makes entries ready to claim. Entries with a wrong checksum become dead letters.
     async fn fill(&self, max: usize) -> Result<(), Error> {
-        let shared = Arc::clone(&self.shared);
-        let filled = tokio::task::spawn_blocking(move || reader::fill(&shared, max)).await;
-        filled.map_err(|_| Error::Closed)?
+        let damaged = self.read(move |shared| reader::fill(shared, max)).await?;
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        let letters = damaged.into_iter().map(|id| (id, reader::DAMAGED.to_owned())).collect();
+        self.ask(|reply| Command::DeadLetter { letters, reply }).await
     }
 }
 
 #[async_trait]
 impl Queue for EmbeddedQueue {
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
-        let bytes = entry.payload.len() + entry.event_id.len() + entry.scheme.len();
+        let bytes = entry.payload.bytes().len() + entry.event_id.len();
         if bytes > MAX_ENTRY {
             return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
         }
@@ -218,18 +215,15 @@ impl Queue for EmbeddedQueue {
         self.ask(|reply| Command::Enqueue { entry, fingerprint, reply }).await
     }
 
-    async fn claim(&self, max: usize) -> Result<Vec<Claimed>, Error> {
+    async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
         let max = max.max(1);
         loop {
             let mut woken = std::pin::pin!(self.shared.wake.notified());
             woken.as_mut().enable();
             let (has_more, next_due) = {
-                let mut state = self.shared.state();
-                if state.closed {
-                    return Err(Error::Closed);
-                }
-                // Nothing is awaited between taking entries and handing them over.
-                let claimed = state.claim(max);
+                let mut state = self.shared.open_state()?;
+                // Nothing is awaited between taking entries and returning them.
+                let claimed = state.claim(max, later(lease));
                 if !claimed.is_empty() {
                     return Ok(claimed);
                 }
@@ -245,53 +239,70 @@ impl Queue for EmbeddedQueue {
         }
     }
 
-    async fn ack(&self, receipts: &[Receipt]) -> Result<(), Error> {
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
         {
-            let mut state = self.shared.state();
-            if state.closed {
-                return Err(Error::Closed);
-            }
-            for receipt in receipts {
-                state.finish(*receipt);
-            }
+            let mut state = self.shared.open_state()?;
+            ids.iter().filter_map(state::number).for_each(|id| state.ack(id));
         }
         self.nudge();
         Ok(())
     }
 
-    async fn retry(&self, receipts: &[Receipt], after: Duration) -> Result<(), Error> {
-        let now = Instant::now();
-        let at = now.checked_add(after).unwrap_or(now);
+    async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error> {
         {
-            let mut state = self.shared.state();
-            for receipt in receipts {
-                state.retry(*receipt, at);
-            }
+            let mut state = self.shared.open_state()?;
+            let at = later(after);
+            ids.iter().filter_map(state::number).for_each(|id| state.retry(id, at));
         }
         self.shared.wake.notify_waiters();
         Ok(())
     }
 
-    async fn dead_letter(&self, receipt: Receipt, reason: &str) -> Result<(), Error> {
-        let reason = reason.to_owned();
-        self.ask(|reply| Command::SetAside { receipt, reason, reply }).await
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        let letters = {
+            let state = self.shared.open_state()?;
+            let held = |(id, reason): &(EntryId, String)| {
+                let id = state::number(id).filter(|id| state.is_held(*id))?;
+                Some((id, reason.clone()))
+            };
+            entries.iter().filter_map(held).collect()
+        };
+        self.ask(|reply| Command::DeadLetter { letters, reply }).await
     }
 
-    fn stats(&self) -> Stats {
-        self.shared.state().stats()
+    async fn stats(&self) -> Result<Stats, Error> {
+        Ok(self.shared.open_state()?.stats())
     }
 
-    async fn dead_letters(&self, after: Option<u64>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+    async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        let after = after.and_then(state::number).unwrap_or(0);
         let limit = limit.min(MAX_LISTED);
-        self.ask(|reply| Command::ListDead { after, limit, reply }).await
+        self.read(move |shared| Ok(dead_letters::list(&shared.reader(), after, limit)?)).await
     }
 
-    async fn retry_dead_letter(&self, id: u64) -> Result<(), Error> {
-        self.ask(|reply| Command::RetryDead { id, reply }).await
+    async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error> {
+        let number = dead_letter(id)?;
+        let before = number.saturating_sub(1);
+        let found = self.read(move |shared| Ok(dead_letters::list(&shared.reader(), before, 1)?)).await?;
+        let found = found.into_iter().find(|letter| letter.id == state::entry_id(number));
+        found.ok_or_else(|| Error::NoSuchDeadLetter { id: id.clone() })
     }
 
-    async fn drop_dead_letter(&self, id: u64) -> Result<(), Error> {
-        self.ask(|reply| Command::DropDead { id, reply }).await
+    async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        let id = dead_letter(id)?;
+        self.ask(|reply| Command::RetryDeadLetter { id, reply }).await
+    }
+
+    async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        let id = dead_letter(id)?;
+        self.ask(|reply| Command::DropDeadLetter { id, reply }).await
+    }
+
+    async fn close(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.send(Command::Close { reply }).await.is_ok() {
+            let _ = done.await;
+        }
     }
 }
 
@@ -301,41 +312,17 @@ impl Drop for EmbeddedQueue {
         if let Some(writer) = self.writer.take()
             && writer.join().is_err()
         {
-            tracing::error!("the writer of the queue panicked; what it acknowledged is on disk");
+            tracing::error!("the writer of the queue panicked; entries that it acknowledged are on disk");
         }
     }
 }
 
-/// Keeps other processes out for as long as the file is open; a killed process keeps nothing.
-fn lock(dir: &Path) -> Result<File, Error> {
-    let path = dir.join("lock");
-    let file = disk::private_file().write(true).create(true).truncate(false).open(&path);
-    let file = file.map_err(|source| disk_error(&path, source))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { path: dir.display().to_string() }),
-        Err(TryLockError::Error(source)) => Err(disk_error(&path, source)),
-    }
+/// The end of a duration that begins now; in a year where that overflows.
+fn later(after: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(after).unwrap_or_else(|| now + Duration::from_hours(365 * 24))
 }
 
-fn segment_path(dir: &Path, id: u64) -> PathBuf {
-    dir.join(format!("{id:020}.log"))
-}
-
-fn disk_error(path: &Path, source: io::Error) -> Error {
-    Error::Disk { path: path.display().to_string(), source }
-}
-
-/// The same error for one more caller who shared the write.
-fn copy_error(error: &Error) -> Error {
-    match error {
-        Error::Disk { path, source } => {
-            let source = source.raw_os_error().map_or_else(
-                || io::Error::new(source.kind(), source.to_string()),
-                io::Error::from_raw_os_error,
-            );
-            Error::Disk { path: path.clone(), source }
-        }
-        _ => Error::Closed,
-    }
+fn dead_letter(id: &EntryId) -> Result<i64, Error> {
+    state::number(id).ok_or_else(|| Error::NoSuchDeadLetter { id: id.clone() })
 }

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use kinde::webhook::Scheme;
 use kinsync_core::{
     Field, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value, Version, What, email,
 };
-use kinsync_engine::queue::Entry;
+use kinsync_engine::queue::{Entry, Payload};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Map, json};
 
@@ -110,10 +111,12 @@ impl History {
         let body = json!({"type": kind, "event_id": event_id, "timestamp": timestamp, "source": "api", "data": {"user": fields}});
         let entry = Entry {
             event_id: event_id.clone(),
-            scheme: "kinde_jwt".into(),
             received_at: Micros(START + 60_000_000),
-            signed_at: None,
-            payload: Bytes::from(body.to_string()),
+            payload: Payload::Delivery {
+                scheme: Scheme::KindeJwt,
+                signed_at: None,
+                body: Bytes::from(body.to_string()),
+            },
         };
         let version = Version::event(Micros(self.now), event_id);
         let user = UserId::parse(user).expect("a plain id");

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kinsync_engine::queue::{Enqueued, Queue as _, Receipt, embedded::Config};
+use kinsync_engine::queue::{Enqueued, EntryId, Queue as _, embedded::Config};
 use proptest::prelude::*;
 
 use crate::{
@@ -48,8 +48,8 @@ struct Model {
     seen: BTreeSet<String>,
     /// Not claimed: how often each id is there.
     waiting: BTreeMap<String, usize>,
-    claimed: Vec<(Receipt, String)>,
-    dead: Vec<(u64, String)>,
+    claimed: Vec<(EntryId, String)>,
+    dead: Vec<(EntryId, String)>,
 }
 
 impl Model {
@@ -67,7 +67,7 @@ fn pick<T>(from: &mut Vec<T>, at: usize) -> Option<T> {
 }
 
 async fn run(steps: Vec<Step>) {
-    let config = Config { segment_bytes: 600, ..Config::default() };
+    let config = Config::default();
     let dir = tempfile::tempdir().unwrap();
     let mut queue = open(dir.path(), config).unwrap();
     let mut model = Model::default();
@@ -89,36 +89,36 @@ async fn run(steps: Vec<Step>) {
                     let count = model.waiting.get_mut(&id).expect("nothing comes that is not there");
                     *count -= 1;
                     model.waiting.retain(|_, count| *count > 0);
-                    model.claimed.push((claimed.receipt, id));
+                    model.claimed.push((claimed.id, id));
                 }
             }
             Step::Claim(_) => {}
             Step::Ack(at) => {
-                if let Some((receipt, _)) = pick(&mut model.claimed, at) {
-                    queue.ack(&[receipt]).await.unwrap();
+                if let Some((entry_id, _)) = pick(&mut model.claimed, at) {
+                    queue.ack(&[entry_id]).await.unwrap();
                 }
             }
             Step::Retry(at) => {
-                if let Some((receipt, id)) = pick(&mut model.claimed, at) {
-                    queue.retry(&[receipt], Duration::ZERO).await.unwrap();
+                if let Some((entry_id, id)) = pick(&mut model.claimed, at) {
+                    queue.retry(&[entry_id], Duration::ZERO).await.unwrap();
                     model.wait(id);
                 }
             }
             Step::SetAside(at) => {
-                if let Some((receipt, id)) = pick(&mut model.claimed, at) {
-                    queue.dead_letter(receipt, "why").await.unwrap();
-                    model.dead.push((receipt.0, id));
+                if let Some((entry_id, id)) = pick(&mut model.claimed, at) {
+                    queue.dead_letter(&[(entry_id.clone(), "why".into())]).await.unwrap();
+                    model.dead.push((entry_id, id));
                 }
             }
             Step::RetryDead(at) => {
                 if let Some((letter, id)) = pick(&mut model.dead, at) {
-                    queue.retry_dead_letter(letter).await.unwrap();
+                    queue.retry_dead_letter(&letter).await.unwrap();
                     model.wait(id);
                 }
             }
             Step::DropDead(at) => {
                 if let Some((letter, _)) = pick(&mut model.dead, at) {
-                    queue.drop_dead_letter(letter).await.unwrap();
+                    queue.drop_dead_letter(&letter).await.unwrap();
                 }
             }
             Step::Reopen => {
@@ -129,9 +129,9 @@ async fn run(steps: Vec<Step>) {
                 }
             }
         }
-        assert_eq!(queue.stats().depth, model.depth() as u64);
+        assert_eq!(queue.stats().await.unwrap().depth, model.depth() as u64);
         let mut dead: Vec<_> = model.dead.clone();
-        dead.sort_unstable();
+        dead.sort_by_key(|(id, _)| id.as_str().parse::<u64>().unwrap());
         let letters = queue.dead_letters(None, 100).await.unwrap();
         assert_eq!(letters.into_iter().map(|dead| (dead.id, dead.event_id)).collect::<Vec<_>>(), dead);
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use kinde::management::{self, Client};
+use kinde::{
+    management::{self, Client},
+    webhook::Scheme,
+};
 use kinde_emulator::{
     Emulator, Fault, FaultKind, NewUser, User, UserEdit, WebhookSpec,
     config::{Generated, Unknowns},
@@ -20,7 +23,7 @@ use kinsync_engine::{
     checks::Checks,
     clock::Clock,
     projector,
-    queue::{Entry, Queue},
+    queue::{Entry, Payload, Queue},
     reconcile::{
         Config, Error, Reconciler, Thresholds,
         record::{self, Kind, Outcome, Run, Tally, Wish},
@@ -33,7 +36,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    pipeline::{drain, queue},
+    pipeline::{dead_letters, drain, queue},
     stores::{self, Fresh},
 };
 
@@ -111,10 +114,12 @@ impl World {
                 });
                 Entry {
                     event_id: event.id.clone(),
-                    scheme: "kinde_jwt".into(),
                     received_at: Clock::system().now(),
-                    signed_at: None,
-                    payload: Bytes::from(payload.to_string()),
+                    payload: Payload::Delivery {
+                        scheme: Scheme::KindeJwt,
+                        signed_at: None,
+                        body: Bytes::from(payload.to_string()),
+                    },
                 }
             })
             .collect()
@@ -125,7 +130,7 @@ impl World {
             self.queue.enqueue(entry).await.expect("the queue takes it");
         }
         drain(&self.queue, &self.fresh.store, projector::Config::default()).await;
-        assert_eq!(self.queue.stats().dead_letters, 0);
+        assert_eq!(dead_letters(&self.queue).await, 0);
     }
 
     pub(crate) async fn documents(&self) -> BTreeMap<String, UserDocument> {
@@ -786,11 +791,9 @@ async fn an_event_newer_than_the_deletion_makes_kinde_be_asked() {
             r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
             kinsync_testing::wall_clock()
         );
-        events.push(Entry {
-            event_id: "event_false".into(),
-            payload: Bytes::from(deleted),
-            ..events[0].clone()
-        });
+        let body = Bytes::from(deleted);
+        let payload = Payload::Delivery { scheme: Scheme::KindeJwt, signed_at: None, body };
+        events.push(Entry { event_id: "event_false".into(), payload, ..events[0].clone() });
         let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
         world.kinde.update_user(&id, edit).expect("there");
         world.deliver(events).await;

@@ -151,7 +151,7 @@ impl Process {
         let projector = Projector::new(queue, store, breaker, Clock::system(), projector::Config::default());
         let stop = CancellationToken::new();
         let empty = async {
-            until(async || self.queue.stats().depth == 0).await;
+            until(async || self.queue.stats().await.unwrap().depth == 0).await;
             stop.cancel();
         };
         tokio::join!(projector.run(stop.clone()), empty);
@@ -377,7 +377,7 @@ async fn a_store_that_hangs_degrades_requests_within_the_deadline_and_loses_nobo
     assert_eq!((answer.body["id"].as_str(), &answer.body["stored"]), (Some(&*known), &Value::Bool(true)));
     assert_eq!(answer.headers["x-kinsync-degraded"], "true");
     assert_eq!(process.get(&gone_token).await.status, StatusCode::FORBIDDEN, "a refusal outlives the store");
-    assert_eq!(process.queue.stats().depth, 8, "who was seen is on disk");
+    assert_eq!(process.queue.stats().await.unwrap().depth, 8, "who was seen is on disk");
     server.resume();
     process.project().await;
     for id in made {

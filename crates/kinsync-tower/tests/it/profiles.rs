@@ -108,17 +108,3 @@ async fn a_user_of_whom_only_a_sign_in_is_known_is_filled_in() {
     assert_eq!(process.get(&token).await.status, StatusCode::OK);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sightings_leave_room_in_the_queue_for_deliveries() {
-    let (kinde, server) = (kinde().await, TestMongo::start_own().await);
-    let store = on_mongo(&server).await;
-    let process = Process::start(&kinde, &store, Config { sightings_below: 2, ..Config::default() });
-    server.pause();
-    for n in 0..5 {
-        let (_, token) = token(&kinde, &format!("u{n}@example.com"));
-        assert_eq!(process.get(&token).await.status, StatusCode::OK, "the request goes on all the same");
-    }
-    assert_eq!(process.queue.stats().depth, 2);
-    server.resume();
-}

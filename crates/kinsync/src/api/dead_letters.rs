@@ -13,7 +13,7 @@ use super::{Time, payload};
 pub struct DeadLettersQuery {
     /// Continue after this dead letter: `next` of the page before.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub after: Option<u64>,
+    pub after: Option<String>,
     /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -27,7 +27,7 @@ pub struct DeadLetterPage {
     pub dead_letters: Vec<DeadLetterSummary>,
     /// Where the next page starts; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub next: Option<u64>,
+    pub next: Option<String>,
 }
 
 /// A dead letter, without its payload.
@@ -35,7 +35,7 @@ pub struct DeadLetterPage {
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetterSummary {
     /// Identifies the dead letter.
-    pub id: u64,
+    pub id: String,
     /// The id of the event.
     pub event_id: String,
     /// The verification scheme that accepted the delivery.
@@ -54,15 +54,17 @@ pub struct DeadLetter {
     #[serde(flatten)]
     #[expect(missing_docs, reason = "its fields are those of the document")]
     pub summary: DeadLetterSummary,
-    /// The event as it was sent; a text where it is not valid JSON.
-    pub payload: serde_json::Value,
+    /// The event as it was sent; a text where it is not valid JSON. Absent after it was removed to limit the size of the
+    /// dead letters: then `retry` is refused, and the event log may still have the event.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub payload: Option<serde_json::Value>,
 }
 
 /// What was done with a dead letter.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct DeadLetterChanged {
     /// Identifies the dead letter.
-    pub id: u64,
+    pub id: String,
     /// What was done with it.
     pub status: DeadLetterStatus,
 }
@@ -80,7 +82,7 @@ pub enum DeadLetterStatus {
 impl From<&queue::DeadLetter> for DeadLetterSummary {
     fn from(letter: &queue::DeadLetter) -> Self {
         Self {
-            id: letter.id,
+            id: letter.id.to_string(),
             event_id: letter.event_id.clone(),
             scheme: letter.scheme.clone(),
             received_at: letter.received_at.into(),
@@ -92,6 +94,6 @@ impl From<&queue::DeadLetter> for DeadLetterSummary {
 
 impl From<&queue::DeadLetter> for DeadLetter {
     fn from(letter: &queue::DeadLetter) -> Self {
-        Self { summary: letter.into(), payload: payload(&letter.payload) }
+        Self { summary: letter.into(), payload: letter.payload.as_deref().map(payload) }
     }
 }

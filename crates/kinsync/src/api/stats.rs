@@ -36,10 +36,12 @@ pub struct QueueStats {
     /// When the oldest of them was received; absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_received_at: Option<Time>,
-    /// Bytes on disk.
+    /// Bytes of these deliveries.
     pub bytes: u64,
     /// Deliveries set aside.
     pub dead_letters: u64,
+    /// Bytes of their payloads.
+    pub dead_letter_bytes: u64,
 }
 
 impl From<store::Counts> for StoreStats {
@@ -56,6 +58,7 @@ impl From<&queue::Stats> for QueueStats {
             oldest_received_at: stats.oldest_received_at.map(Time::from),
             bytes: stats.bytes,
             dead_letters: stats.dead_letters,
+            dead_letter_bytes: stats.dead_letter_bytes,
         }
     }
 }

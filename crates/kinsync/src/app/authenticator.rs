@@ -45,10 +45,9 @@ pub(super) fn open(
         CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
     let claims = Arc::new(authenticator::claims::Email);
     let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
-    let sightings_below = config.queue.max_entries / 2;
     Ok(Some(Authenticator::new(
         parts,
-        authenticator::Config { cached_users, sightings_below, ..authenticator::Config::default() },
+        authenticator::Config { cached_users, ..authenticator::Config::default() },
     )))
 }
 

@@ -1,6 +1,6 @@
 //! How an app begins: queue, verifier, store, sockets; then what runs beside the requests.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
@@ -50,12 +50,11 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
     let opened = open_store(&config).await?;
     let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
-    let shared: Arc<dyn Queue> = Arc::clone(&queue) as Arc<dyn Queue>;
     let (authenticator, requests) =
-        authenticator::open(&config, &key_sets, opened.store(), Arc::clone(&shared), clock.clone())?.unzip();
+        authenticator::open(&config, &key_sets, opened.store(), Arc::clone(&queue), clock.clone())?.unzip();
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
-    let service = WebhookService::new(verifier.clone(), Arc::clone(&shared), clock.clone(), limits(&config));
+    let service = WebhookService::new(verifier.clone(), Arc::clone(&queue), clock.clone(), limits(&config));
     let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
     let first = matches!(opened, Opened::Mongo(_)).then(|| "not connected yet".to_owned());
     let (prepared, unprepared) = watch::channel(first);
@@ -66,7 +65,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         store_kind: opened.kind(),
         started: Instant::now(),
         config,
-        queue: shared,
+        queue,
         breaker,
         clock,
         verifier,
@@ -96,7 +95,6 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     announce(&state.config, address);
     Ok(App {
         state,
-        queue,
         address,
         operation_address,
         servers: running.servers,
@@ -107,7 +105,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     })
 }
 
-async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<EmbeddedQueue>, Error> {
+async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<dyn Queue>, Error> {
     let config::QueueKind::Embedded = config.queue.kind;
     let bounds = embedded_queue::Config {
         max_entries: config.queue.max_entries,
@@ -116,13 +114,15 @@ async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<EmbeddedQueue>,
     };
     let folder = config.data_dir.clone();
     let queue = blocking("queue", move || EmbeddedQueue::open(&folder, bounds, clock)).await?;
-    Ok(Arc::new(queue.map_err(unusable)?))
+    Ok(Arc::new(queue.map_err(|error| unusable(&config.data_dir, error))?))
 }
 
 /// At the start a fault of the disk ends the process: the advice differs from that of a running queue, which recovers.
-fn unusable(error: queue::Error) -> Error {
+fn unusable(data_dir: &Path, error: queue::Error) -> Error {
     match error {
-        queue::Error::Disk { path, source } => Error::DataDir { path, source: Arc::new(source) },
+        queue::Error::Unavailable { source, .. } => {
+            Error::DataDir { path: data_dir.display().to_string(), source: source.into() }
+        }
         error => Error::Queue(Arc::new(error)),
     }
 }
@@ -310,10 +310,7 @@ async fn project(
         Some(outcome) => outcome?,
     }
     let (queue, store) = (Arc::clone(&state.queue), Arc::clone(&state.store));
-    let config = kinsync_engine::projector::Config {
-        give_way_below: state.config.queue.max_entries / 4,
-        ..kinsync_engine::projector::Config::default()
-    };
+    let config = kinsync_engine::projector::Config::default();
     Projector::new(queue, store, state.breaker.clone(), state.clock.clone(), config).run(stop).await;
     Ok(())
 }

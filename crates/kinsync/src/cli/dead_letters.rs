@@ -27,7 +27,7 @@ pub(super) enum Command {
 pub(super) struct List {
     /// Continue after this id
     #[arg(long, value_name = "ID")]
-    after: Option<u64>,
+    after: Option<String>,
     /// List at most this many, up to 1000
     #[arg(long, default_value_t = 50)]
     limit: usize,
@@ -41,7 +41,7 @@ pub(super) struct List {
 #[derive(Debug, clap::Args)]
 pub(super) struct Show {
     /// The id in the list
-    id: u64,
+    id: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -53,7 +53,7 @@ pub(super) struct Show {
 pub(super) struct Retry {
     /// The ids in the list
     #[arg(required_unless_present = "all", conflicts_with = "all")]
-    ids: Vec<u64>,
+    ids: Vec<String>,
     /// Retry every dead letter that exists now
     #[arg(long)]
     all: bool,
@@ -67,7 +67,7 @@ pub(super) struct Retry {
 #[derive(Debug, clap::Args)]
 pub(super) struct Drop {
     /// The id in the list
-    id: u64,
+    id: String,
     /// Confirm that the delivery is lost with it
     #[arg(long)]
     yes: bool,
@@ -82,7 +82,7 @@ pub(super) struct Drop {
 #[derive(Serialize)]
 struct Retried {
     /// The ids that are in the queue again.
-    queued: Vec<u64>,
+    queued: Vec<String>,
 }
 
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
@@ -102,7 +102,7 @@ async fn list(args: List) -> Result<ExitCode, Exit> {
         return Ok(ExitCode::SUCCESS);
     }
     let rows = page.dead_letters.iter().map(|letter| {
-        let (id, dead_at) = (letter.id.to_string(), letter.dead_at.to_string());
+        let (id, dead_at) = (letter.id.clone(), letter.dead_at.to_string());
         [id, letter.event_id.clone(), dead_at, letter.reason.clone()]
     });
     output::page(["ID", "EVENT", "SET ASIDE", "REASON"], rows.collect(), page.next.as_ref());
@@ -110,7 +110,7 @@ async fn list(args: List) -> Result<ExitCode, Exit> {
 }
 
 async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let letter: DeadLetter = Client::new(args.flags)?.get(&["dead-letters", &args.id.to_string()]).await?;
+    let letter: DeadLetter = Client::new(args.flags)?.get(&["dead-letters", &args.id]).await?;
     output::one(&letter, args.json);
     Ok(ExitCode::SUCCESS)
 }
@@ -119,7 +119,7 @@ async fn retry(args: Retry) -> Result<ExitCode, Exit> {
     let client = Client::new(args.flags)?;
     let ids = if args.all { all(&client).await? } else { args.ids };
     for id in &ids {
-        let _: DeadLetterChanged = client.post(&["dead-letters", &id.to_string(), "retry"]).await?;
+        let _: DeadLetterChanged = client.post(&["dead-letters", id, "retry"]).await?;
         if !args.json {
             output::say(&format!("{id} is in the queue again"));
         }
@@ -134,12 +134,12 @@ async fn retry(args: Retry) -> Result<ExitCode, Exit> {
 
 /// The dead letters that exist now. They are listed before the first retry: one that fails again becomes a new dead letter,
 /// and would be retried without end.
-async fn all(client: &Client) -> Result<Vec<u64>, Exit> {
+async fn all(client: &Client) -> Result<Vec<String>, Exit> {
     let mut ids = Vec::new();
     let mut query = DeadLettersQuery { after: None, limit: Some(1000) };
     loop {
         let page: DeadLetterPage = client.list(&["dead-letters"], &query).await?;
-        ids.extend(page.dead_letters.iter().map(|letter| letter.id));
+        ids.extend(page.dead_letters.iter().map(|letter| letter.id.clone()));
         query.after = page.next;
         if query.after.is_none() {
             return Ok(ids);
@@ -155,8 +155,7 @@ async fn drop_one(args: Drop) -> Result<ExitCode, Exit> {
             id = args.id
         )));
     }
-    let changed: DeadLetterChanged =
-        Client::new(args.flags)?.delete(&["dead-letters", &args.id.to_string()]).await?;
+    let changed: DeadLetterChanged = Client::new(args.flags)?.delete(&["dead-letters", &args.id]).await?;
     if args.json {
         output::json(&changed);
     } else {

@@ -80,13 +80,13 @@ impl Sampler {
             self.names.insert(user.id.clone(), display_name(user));
         }
         let store_error = self.compare(&kinde).await.err();
-        self.snapshot(&deliveries, store_error)
+        self.snapshot(&deliveries, store_error).await
     }
 
     /// Takes a snapshot with the users of the store as they were in the one before.
-    pub(super) fn sample_without_store(&mut self) -> Snapshot {
+    pub(super) async fn sample_without_store(&mut self) -> Snapshot {
         let deliveries = self.emulator.deliveries();
-        self.snapshot(&deliveries, Some("the store was not read again".to_owned()))
+        self.snapshot(&deliveries, Some("the store was not read again".to_owned())).await
     }
 
     /// Compares both sides.
@@ -108,17 +108,18 @@ impl Sampler {
             in_store: (live.len() as u64).saturating_sub(self.drift.unknown),
             deleted: known.count() as u64,
         };
-        self.apply_grace();
+        let is_draining = self.state.queue.stats().await.is_ok_and(|stats| stats.depth > 0);
+        self.apply_grace(is_draining);
         Ok(())
     }
 
     /// Counts users who became unexplained a moment ago as in flight: a batch may be on its way to the store.
-    fn apply_grace(&mut self) {
+    fn apply_grace(&mut self, is_draining: bool) {
         let (now, details) = (Instant::now(), std::mem::take(&mut self.drift.details));
         self.suspects.retain(|id, _| details.iter().any(|(user, _)| user == id));
         for (user, fields) in details {
             let since = *self.suspects.entry(user.clone()).or_insert(now);
-            if now.duration_since(since) < GRACE || self.state.queue.stats().depth > 0 {
+            if now.duration_since(since) < GRACE || is_draining {
                 self.drift.unexplained -= 1;
                 self.drift.in_flight += 1;
             } else {
@@ -128,9 +129,9 @@ impl Sampler {
         }
     }
 
-    fn snapshot(&mut self, deliveries: &[Delivery], store_error: Option<String>) -> Snapshot {
-        let (stats, queue) = (self.emulator.stats(), self.state.queue.stats());
-        let text = metrics::render(&self.state);
+    async fn snapshot(&mut self, deliveries: &[Delivery], store_error: Option<String>) -> Snapshot {
+        let (stats, queue) = (self.emulator.stats(), self.state.queue.stats().await.unwrap_or_default());
+        let text = metrics::render(&self.state).await;
         let page = Page::new(&text);
         let lag = "kinsync_lag_seconds";
         self.rate.advance(stats.events);

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kinsync_engine::queue::{self, embedded::dead_letters_in};
+use kinsync_engine::queue::{self, embedded};
 use kinsync_tower::problem::chain;
 use tokio::time::Instant;
 
@@ -211,15 +211,15 @@ fn measure(mut file: &File) -> io::Result<Vec<Duration>> {
 }
 
 fn dead_letters(dir: &Path) -> Finding {
-    match dead_letters_in(dir) {
+    match embedded::inspect(dir).map(|stats| stats.dead_letters) {
         Ok(0) => Finding::ok(DEAD_LETTERS, "none"),
         Ok(count) => Finding::warning(
             DEAD_LETTERS,
             format!("{count} deliveries could not be processed and were set aside"),
             "read the reasons with `kinsync dead-letters list`, then `retry` or `drop` them",
         ),
-        Err(error @ queue::Error::Newer { .. }) => {
-            Finding::failed(DEAD_LETTERS, chain(&error), "run the newer version of kinsync that wrote them")
+        Err(error @ queue::Error::Refused { .. }) => {
+            Finding::failed(DEAD_LETTERS, chain(&error), "run the version of kinsync that wrote the queue")
         }
         Err(error) => {
             Finding::skipped(DEAD_LETTERS, chain(&error), "run this as the user that runs the server")

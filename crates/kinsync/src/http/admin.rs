@@ -6,6 +6,7 @@ use http::{HeaderMap, header};
 use kinsync_core::UserId;
 use kinsync_engine::{
     explain::explain,
+    queue::EntryId,
     reconcile::{self, record},
     store::{EventFilter, Row, UserFilter},
 };
@@ -73,7 +74,7 @@ fn not_found(what: &'static str) -> Failure {
 /// GET /api/admin/stats
 pub async fn stats(state: Arc<AppState>, (): ()) -> Result<Stats> {
     let store = state.store.counts().await?.into();
-    Ok(Stats { store, queue: (&state.queue.stats()).into() })
+    Ok(Stats { store, queue: (&state.queue.stats().await?).into() })
 }
 
 /// GET /api/admin/users
@@ -113,37 +114,28 @@ pub async fn dead_letters(
     Params(query): Params<DeadLettersQuery>,
 ) -> Result<DeadLetterPage> {
     let limit = limit(query.limit)?;
-    let found = state.queue.dead_letters(query.after, limit).await?;
-    let next = if found.len() < limit { None } else { found.last().map(|letter| letter.id) };
+    let found = state.queue.dead_letters(query.after.map(EntryId::new).as_ref(), limit).await?;
+    let next = if found.len() < limit { None } else { found.last().map(|letter| letter.id.to_string()) };
     Ok(DeadLetterPage { dead_letters: found.iter().map(Into::into).collect(), next })
 }
 
 /// GET /api/admin/dead-letters/{id}
 pub async fn dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetter> {
-    let id = dead_letter_id(&id)?;
-    let found = state.queue.dead_letters(id.checked_sub(1), 1).await?;
-    let letter = found.iter().find(|letter| letter.id == id);
-    letter.map(DeadLetter::from).ok_or_else(|| not_found("dead letter"))
+    Ok((&state.queue.find_dead_letter(&EntryId::new(id)).await?).into())
 }
 
 /// POST /api/admin/dead-letters/{id}/retry
 pub async fn retry_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetterChanged> {
-    let id = dead_letter_id(&id)?;
-    state.queue.retry_dead_letter(id).await?;
+    state.queue.retry_dead_letter(&EntryId::new(id.as_str())).await?;
     tracing::info!(id, "dead letter put back into the queue by an operator");
     Ok(DeadLetterChanged { id, status: DeadLetterStatus::Queued })
 }
 
 /// DELETE /api/admin/dead-letters/{id}
 pub async fn drop_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetterChanged> {
-    let id = dead_letter_id(&id)?;
-    state.queue.drop_dead_letter(id).await?;
+    state.queue.drop_dead_letter(&EntryId::new(id.as_str())).await?;
     tracing::info!(id, "dead letter removed by an operator");
     Ok(DeadLetterChanged { id, status: DeadLetterStatus::Dropped })
-}
-
-fn dead_letter_id(text: &str) -> Result<u64> {
-    text.parse().map_err(|_| bad_parameter("the id of a dead letter is a number"))
 }
 
 /// GET /api/admin/users/{id}/explain

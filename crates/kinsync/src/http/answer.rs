@@ -59,6 +59,9 @@ impl From<queue::Error> for Failure {
     fn from(error: queue::Error) -> Self {
         match error {
             queue::Error::NoSuchDeadLetter { .. } => Problem::NotFound { what: "dead letter" }.into(),
+            queue::Error::PayloadRemoved { .. } => {
+                Problem::NotFound { what: "payload of this dead letter" }.into()
+            }
             error => Self::unavailable(&error),
         }
     }

@@ -1,19 +1,22 @@
 //! The server's description of itself: the index for people, OpenAPI for programs. Both are made from the list of routes.
 
-use std::{fmt::Write as _, sync::LazyLock};
+use std::{
+    fmt::Write as _,
+    sync::{Arc, LazyLock},
+};
 
 use super::{openapi, route::Audience, routes::routes};
 use crate::app::AppState;
 
 /// GET /openapi.json
-pub fn openapi(_: &AppState) -> String {
+pub async fn openapi(_: Arc<AppState>) -> String {
     static DOCUMENT: LazyLock<String> =
         LazyLock::new(|| openapi::document().to_pretty_json().expect("the description has only text keys"));
     DOCUMENT.clone()
 }
 
 /// GET /
-pub fn index(_: &AppState) -> String {
+pub async fn index(_: Arc<AppState>) -> String {
     let mut text = String::from("kinsync mirrors Kinde users into your database.\n");
     let routes = routes();
     let width = routes.iter().map(|route| route.path.len()).max().unwrap_or_default();

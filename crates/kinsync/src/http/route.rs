@@ -195,12 +195,13 @@ pub fn direct(
 }
 
 /// A route for monitoring that answers 200 or 503 with one document.
-pub fn probe<O>(path: &'static str, summary: &'static str, look: fn(&AppState) -> (StatusCode, O)) -> Route
+pub fn probe<O, F>(path: &'static str, summary: &'static str, look: fn(Arc<AppState>) -> F) -> Route
 where
     O: Serialize + ToSchema + 'static,
+    F: Future<Output = (StatusCode, O)> + Send + 'static,
 {
     let run = move |State(state): State<Arc<AppState>>| async move {
-        let (status, document) = look(&state);
+        let (status, document) = look(state).await;
         (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
     };
     Route {
@@ -218,15 +219,18 @@ where
 }
 
 /// A route that answers a text.
-pub fn text(
+pub fn text<F>(
     path: &'static str,
     audience: Audience,
     summary: &'static str,
     media_type: &'static str,
-    write: fn(&AppState) -> String,
-) -> Route {
+    write: fn(Arc<AppState>) -> F,
+) -> Route
+where
+    F: Future<Output = String> + Send + 'static,
+{
     let run = move |State(state): State<Arc<AppState>>| async move {
-        ([(header::CONTENT_TYPE, media_type)], write(&state)).into_response()
+        ([(header::CONTENT_TYPE, media_type)], write(state).await).into_response()
     };
     Route {
         verb: Verb::Get,

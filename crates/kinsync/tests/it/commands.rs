@@ -142,7 +142,7 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
     assert_eq!(code, 0);
     assert!(said.contains("in the queue again"), "{said}");
     let page = server.wait_for("/api/admin/dead-letters", some);
-    let id = page["deadLetters"][0]["id"].to_string();
+    let id = page["deadLetters"][0]["id"].as_str().unwrap().to_owned();
     let (code, _, stderr) = run(&["dead-letters", "drop", &id], &vars);
     assert_eq!(code, 1);
     assert!(stderr.contains("--yes"), "{stderr}");

@@ -46,7 +46,7 @@ fn a_delivery_that_cannot_be_understood_is_a_dead_letter_that_can_be_retried_and
     assert_eq!(letter["eventId"], "event_x");
     assert!(letter.get("payload").is_none(), "a list says nothing of people");
 
-    let id = letter["id"].as_u64().unwrap();
+    let id = letter["id"].as_str().unwrap();
     let (_, whole) = server.admin(&format!("/api/admin/dead-letters/{id}"));
     assert_eq!(whole["payload"]["data"], "moon");
     let health = server.wait_for("/health", |_, health| health["status"] == "degraded");
@@ -57,7 +57,7 @@ fn a_delivery_that_cannot_be_understood_is_a_dead_letter_that_can_be_retried_and
     let (status, _) = server.request("POST", &format!("/api/admin/dead-letters/{id}/retry"), &token, "");
     assert_eq!(status, 200);
     let again = server.wait_for("/api/admin/dead-letters", some);
-    let id = again["deadLetters"][0]["id"].as_u64().unwrap();
+    let id = again["deadLetters"][0]["id"].as_str().unwrap();
     let (status, _) = server.request("DELETE", &format!("/api/admin/dead-letters/{id}"), &token, "");
     assert_eq!(status, 200);
     let (status, _) = server.request("DELETE", &format!("/api/admin/dead-letters/{id}"), &token, "");

@@ -1,260 +1,267 @@
-//! What is in the queue: counts, what is claimed, what is done. No payload of an entry that nobody
-//! asked for, and nothing at all for one that waits its first turn.
+//! Claims, leases and counts, in memory. No payload of an entry that is not about to be claimed, and
+//! nothing at all of one that was never read.
 //!
-//! Guarded by one lock, held for moments; no file is touched here.
+//! Guarded by one lock that is held for moments; no file is used here.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BinaryHeap, VecDeque},
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use kinsync_core::Micros;
 use tokio::time::Instant;
 
-use super::{frame::Place, ranges::Ranges};
-use crate::queue::{Claimed, Entry, Receipt, Stats};
+use crate::queue::{Claimed, Entry, EntryId, Stats};
 
-/// One file of the log.
-#[derive(Clone, Debug)]
-pub(super) struct Segment {
-    /// Where its first frame may stand.
-    pub(super) start: u64,
-    /// Up to where it is good and durable. Always the end of a frame.
-    pub(super) end: u64,
-    /// Sequence numbers of its entries lie between these.
-    pub(super) first: u64,
-    pub(super) last: u64,
-    /// Entries that are not done.
-    pub(super) live: u64,
-    /// Those of them that the reader has not passed.
-    pub(super) unread: u64,
-    /// Nothing is appended any more.
-    pub(super) sealed: bool,
+/// What a file holds, of the entries that were not read yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+    pub(super) last_id: i64,
+    pub(super) oldest_received_at: Option<Micros>,
+    pub(super) dead_letters: DeadLetters,
 }
 
-/// An entry the reader has passed and that is not done.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DeadLetters {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+}
+
+/// An entry that was read and is neither acked nor dead-lettered.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) segment: u64,
-    pub(super) place: Place,
+struct Held {
     received_at: Micros,
+    bytes: u64,
     attempts: u32,
     phase: Phase,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Read and offered to whoever claims next.
+    /// Read, or being read, for the next claim.
     Ready,
-    Claimed,
-    /// Comes again later.
-    Waiting,
+    /// Claimed until the lease ends.
+    Claimed(Instant),
+    /// Can be claimed again from this time on.
+    Waiting(Instant),
 }
 
-/// An entry as read from the log.
+/// An entry as read from the file.
 #[derive(Debug)]
 pub(super) struct Item {
-    pub(super) sequence: u64,
-    pub(super) place: Place,
-    pub(super) entry: Entry,
-}
-
-/// What the writer made durable.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Appended {
-    pub(super) segment: u64,
-    pub(super) end: u64,
-    pub(super) entries: u64,
-    pub(super) last: u64,
-    pub(super) received_at: Micros,
+    pub(super) id: i64,
+    pub(super) bytes: u64,
+    /// `None` if its checksum is wrong.
+    pub(super) entry: Option<Entry>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    pub(super) segments: BTreeMap<u64, Segment>,
-    /// Done, of the entries whose segment is still there.
-    pub(super) done: Ranges,
-    /// Done, and the log does not say so yet.
-    pub(super) unsaved: Ranges,
-    /// Segments in which everything is done: their files can go.
-    pub(super) spent: Vec<u64>,
     pub(super) closed: bool,
-    pub(super) dead_letters: u64,
-    pub(super) dead_bytes: u64,
-    held: BTreeMap<u64, Held>,
-    waiting: BinaryHeap<Reverse<(Instant, u64)>>,
-    ready: VecDeque<(u64, Entry)>,
-    /// About when the oldest unread entry was received.
+    /// Entries that were never read: those after `cursor` up to `last_id`.
+    unread: u64,
+    cursor: i64,
+    last_id: i64,
+    bytes: u64,
+    dead_letters: DeadLetters,
+    held: BTreeMap<i64, Held>,
+    /// Ends of leases and of waits, of the held entries.
+    due: BTreeSet<(Instant, i64)>,
+    ready: VecDeque<(i64, Entry)>,
+    /// Acked entries that are still in the file.
+    acked: Vec<i64>,
+    /// About when the oldest unread entry was received; never later than that.
     unread_since: Option<Micros>,
 }
 
 impl State {
+    pub(super) fn new(totals: Totals) -> Self {
+        let mut state = Self::default();
+        state.reset(totals);
+        state
+    }
+
+    /// Takes over the counts of the entries after the cursor. Held entries stay held: a consumer may be processing them.
+    pub(super) fn reset(&mut self, totals: Totals) {
+        self.unread = totals.entries;
+        self.last_id = totals.last_id;
+        self.bytes = totals.bytes + self.held.values().map(|held| held.bytes).sum::<u64>();
+        self.dead_letters = totals.dead_letters;
+        self.unread_since = totals.oldest_received_at;
+    }
+
     pub(super) fn depth(&self) -> u64 {
-        self.segments.values().map(|segment| segment.live).sum()
+        self.unread + self.held.len() as u64
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        self.segments.values().map(|segment| segment.end).sum::<u64>() + self.dead_bytes
+        self.bytes
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let ready = self.ready.front().map(|(_, entry)| entry.received_at);
         let held = self.held.first_key_value().map(|(_, held)| held.received_at);
         Stats {
             depth: self.depth(),
-            oldest_received_at: [ready, held, self.unread_since].into_iter().flatten().min(),
-            bytes: self.bytes(),
-            dead_letters: self.dead_letters,
+            oldest_received_at: [held, self.unread_since].into_iter().flatten().min(),
+            bytes: self.bytes,
+            dead_letters: self.dead_letters.count,
+            dead_letter_bytes: self.dead_letters.bytes,
         }
     }
 
-    /// The batch is durable: whoever claims may see it.
-    pub(super) fn publish(&mut self, appended: Appended) {
-        let segment = self.segments.get_mut(&appended.segment).expect("the writer's own segment");
-        segment.end = appended.end;
-        segment.last = segment.last.max(appended.last);
-        segment.live += appended.entries;
-        segment.unread += appended.entries;
-        self.unread_since.get_or_insert(appended.received_at);
+    /// Makes committed entries visible to claims.
+    pub(super) fn publish(&mut self, entries: u64, bytes: u64, last_id: i64, received_at: Option<Micros>) {
+        self.unread += entries;
+        self.bytes += bytes;
+        self.last_id = self.last_id.max(last_id);
+        self.unread_since = self.unread_since.or(received_at);
     }
 
-    /// Nothing is appended to the segment any more.
-    pub(super) fn seal(&mut self, id: u64) {
-        if let Some(segment) = self.segments.get_mut(&id) {
-            segment.sealed = true;
-        }
-        self.retire_if_spent(id);
+    pub(super) fn set_dead_letters(&mut self, dead_letters: DeadLetters) {
+        self.dead_letters = dead_letters;
     }
 
-    /// Takes what was read of a segment over, but for what is done.
-    pub(super) fn offer(&mut self, id: u64, items: Vec<Item>) {
-        let Some(last) = items.last().map(|item| item.entry.received_at) else { return };
-        let Some(segment) = self.segments.get_mut(&id) else { return };
-        for Item { sequence, place, entry } in items {
-            if self.done.contains(sequence) || self.held.contains_key(&sequence) {
+    /// The range of ids that may hold unread entries, without its start.
+    pub(super) fn unread_range(&self) -> (i64, i64) {
+        (self.cursor, self.last_id)
+    }
+
+    /// Takes over entries that were read in order, up to and including `end`.
+    pub(super) fn offer(&mut self, items: Vec<Item>, end: i64) {
+        for Item { id, bytes, entry } in items {
+            self.unread = self.unread.saturating_sub(1);
+            let Some(entry) = entry else {
+                self.bytes = self.bytes.saturating_sub(bytes);
                 continue;
-            }
-            segment.unread = segment.unread.saturating_sub(1);
+            };
             let received_at = entry.received_at;
-            self.held
-                .insert(sequence, Held { segment: id, place, received_at, attempts: 0, phase: Phase::Ready });
-            self.ready.push_back((sequence, entry));
+            self.unread_since = Some(received_at);
+            self.held.insert(id, Held { received_at, bytes, attempts: 0, phase: Phase::Ready });
+            self.ready.push_back((id, entry));
         }
-        let is_unread = self.segments.values().any(|segment| segment.unread > 0);
-        self.unread_since = is_unread.then_some(last);
-    }
-
-    /// The reader came to the end of what is visible of the segment: entries that it did not come
-    /// upon are lost to damage.
-    pub(super) fn passed(&mut self, id: u64) {
-        let Some(segment) = self.segments.get_mut(&id) else { return };
-        segment.live -= segment.unread;
-        segment.unread = 0;
-        self.retire_if_spent(id);
-        if self.segments.values().all(|segment| segment.unread == 0) {
+        self.cursor = self.cursor.max(end);
+        if self.cursor >= self.last_id {
+            // Entries that were not found were lost to damage.
+            self.unread = 0;
+        }
+        if self.unread == 0 {
             self.unread_since = None;
         }
     }
 
-    /// Entries whose time has come, to be read again. Whoever takes them must end with
-    /// [`State::offer_again`], [`State::postpone`] or [`State::lost`].
-    pub(super) fn take_due(&mut self, now: Instant, max: usize) -> Vec<(u64, Held)> {
+    /// Entries whose lease or wait has ended, to be read again. The caller must end with
+    /// [`State::offer_again`], [`State::postpone`] or [`State::remove`] for each.
+    pub(super) fn take_due(&mut self, now: Instant, max: usize) -> Vec<i64> {
         let mut due = Vec::new();
         while due.len() < max && self.next_due().is_some_and(|at| at <= now) {
-            let Some(Reverse((_, sequence))) = self.waiting.pop() else { break };
-            due.extend(self.held.get(&sequence).map(|held| (sequence, *held)));
+            let Some((_, id)) = self.due.pop_first() else { break };
+            if let Some(held) = self.held.get_mut(&id) {
+                held.phase = Phase::Ready;
+                due.push(id);
+            }
         }
         due
     }
 
     /// A due entry was read again.
-    pub(super) fn offer_again(&mut self, sequence: u64, entry: Entry) {
-        if let Some(held) = self.held.get_mut(&sequence) {
-            held.phase = Phase::Ready;
-            self.ready.push_back((sequence, entry));
+    pub(super) fn offer_again(&mut self, id: i64, entry: Entry) {
+        if self.held.contains_key(&id) {
+            self.ready.push_back((id, entry));
         }
     }
 
     /// A due entry could not be read now.
-    pub(super) fn postpone(&mut self, sequence: u64, until: Instant) {
-        self.waiting.push(Reverse((until, sequence)));
-    }
-
-    /// An entry has become unreadable.
-    pub(super) fn lost(&mut self, sequence: u64) {
-        self.end(sequence);
+    pub(super) fn postpone(&mut self, id: i64, until: Instant) {
+        self.set_phase(id, Phase::Waiting(until));
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.waiting.peek().map(|Reverse((at, _))| *at)
+        self.due.first().map(|(at, _)| *at)
     }
 
-    /// Whether reading would find something now.
+    /// Whether a read would find something now.
     pub(super) fn has_more(&self, now: Instant) -> bool {
-        self.segments.values().any(|segment| segment.unread > 0)
-            || self.next_due().is_some_and(|at| at <= now)
+        self.unread > 0 || self.next_due().is_some_and(|at| at <= now)
     }
 
     pub(super) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
 
-    /// Claims up to `max` entries of those that were read.
-    pub(super) fn claim(&mut self, max: usize) -> Vec<Claimed> {
-        let count = max.min(self.ready.len());
-        let held = &mut self.held;
-        let claimed = self.ready.drain(..count).filter_map(|(sequence, entry)| {
-            let held = held.get_mut(&sequence)?;
-            held.phase = Phase::Claimed;
+    /// Claims up to `max` entries of those that were read, until `lease_end`.
+    pub(super) fn claim(&mut self, max: usize, lease_end: Instant) -> Vec<Claimed> {
+        let mut claimed = Vec::with_capacity(max.min(self.ready.len()));
+        while claimed.len() < max
+            && let Some((id, entry)) = self.ready.pop_front()
+        {
+            // An entry that was acked after its lease ended is not held any more.
+            let Some(held) = self.held.get_mut(&id) else { continue };
             let attempts = held.attempts;
             held.attempts += 1;
-            Some(Claimed { receipt: Receipt(sequence), attempts, entry })
-        });
-        claimed.collect()
+            self.set_phase(id, Phase::Claimed(lease_end));
+            claimed.push(Claimed { id: entry_id(id), attempts, entry });
+        }
+        claimed
     }
 
-    /// The claimed entry is done. Nothing happens where it is not claimed.
-    pub(super) fn finish(&mut self, receipt: Receipt) {
-        if self.claimed(receipt).is_some() {
-            self.end(receipt.0);
+    pub(super) fn is_held(&self, id: i64) -> bool {
+        self.held.contains_key(&id)
+    }
+
+    /// Removes a held entry; the writer deletes it from the file later.
+    pub(super) fn ack(&mut self, id: i64) {
+        if self.remove(id) {
+            self.acked.push(id);
         }
     }
 
-    /// The claimed entry comes again at `at`. Nothing happens where it is not claimed.
-    pub(super) fn retry(&mut self, receipt: Receipt, at: Instant) {
-        let Some(held) = self.held.get_mut(&receipt.0) else { return };
-        if held.phase == Phase::Claimed {
-            held.phase = Phase::Waiting;
-            self.waiting.push(Reverse((at, receipt.0)));
+    /// Removes a held entry that is not in the file any more. False if it was not held.
+    pub(super) fn remove(&mut self, id: i64) -> bool {
+        let Some(held) = self.held.remove(&id) else { return false };
+        self.forget_due(id, held.phase);
+        self.bytes = self.bytes.saturating_sub(held.bytes);
+        true
+    }
+
+    /// The claimed entry can be claimed again from `at` on. Nothing happens if it is not claimed.
+    pub(super) fn retry(&mut self, id: i64, at: Instant) {
+        if self.held.get(&id).is_some_and(|held| matches!(held.phase, Phase::Claimed(_))) {
+            self.set_phase(id, Phase::Waiting(at));
         }
     }
 
-    /// Where the entry stands, if it is claimed.
-    pub(super) fn claimed(&self, receipt: Receipt) -> Option<Held> {
-        self.held.get(&receipt.0).filter(|held| held.phase == Phase::Claimed).copied()
+    /// Acked entries to delete from the file, in ascending order.
+    pub(super) fn take_acked(&mut self) -> Vec<i64> {
+        let mut acked = std::mem::take(&mut self.acked);
+        acked.sort_unstable();
+        acked
     }
 
-    fn end(&mut self, sequence: u64) {
-        let Some(held) = self.held.remove(&sequence) else { return };
-        self.done.insert(sequence);
-        self.unsaved.insert(sequence);
-        if let Some(segment) = self.segments.get_mut(&held.segment) {
-            segment.live -= 1;
-        }
-        self.retire_if_spent(held.segment);
+    /// They could not be deleted now.
+    pub(super) fn restore_acked(&mut self, acked: Vec<i64>) {
+        self.acked.extend(acked);
     }
 
-    fn retire_if_spent(&mut self, id: u64) {
-        let Some(segment) = self.segments.get(&id).filter(|segment| segment.sealed && segment.live == 0)
-        else {
-            return;
-        };
-        for done in [&mut self.done, &mut self.unsaved] {
-            if segment.first <= segment.last {
-                done.remove_range(segment.first, segment.last);
-            }
+    fn set_phase(&mut self, id: i64, phase: Phase) {
+        let Some(held) = self.held.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut held.phase, phase);
+        self.forget_due(id, before);
+        if let Phase::Claimed(at) | Phase::Waiting(at) = phase {
+            self.due.insert((at, id));
         }
-        self.segments.remove(&id);
-        self.spent.push(id);
     }
+
+    fn forget_due(&mut self, id: i64, phase: Phase) {
+        if let Phase::Claimed(at) | Phase::Waiting(at) = phase {
+            self.due.remove(&(at, id));
+        }
+    }
+}
+
+pub(super) fn entry_id(id: i64) -> EntryId {
+    EntryId::new(id.to_string())
+}
+
+/// The number in an id; `None` for an id that this queue never gave out.
+pub(super) fn number(id: &EntryId) -> Option<i64> {
+    id.as_str().parse().ok()
 }

@@ -1,11 +1,11 @@
-//! The event ids that were seen not long ago.
+//! Recent event ids, to detect duplicates.
 
 use std::collections::{HashSet, VecDeque};
 
 use aws_lc_rs::digest;
 
-/// The first half of the SHA-256 of an event id: nobody can make two ids that share it, so a
-/// duplicate is a duplicate.
+/// The first half of the SHA-256 of an event id. Two ids with the same one cannot be made, so a
+/// sender cannot hide an event behind another.
 pub(super) type Fingerprint = [u8; 16];
 
 pub(super) fn fingerprint(event_id: &str) -> Fingerprint {
@@ -30,7 +30,7 @@ impl Window {
         self.known.contains(fingerprint)
     }
 
-    /// Puts it in as the newest; the oldest may go.
+    /// Adds the newest one; the oldest is removed at the capacity.
     pub(super) fn insert(&mut self, fingerprint: Fingerprint) {
         if self.capacity == 0 || !self.known.insert(fingerprint) {
             return;
@@ -43,7 +43,7 @@ impl Window {
         }
     }
 
-    /// Takes out the newest ones again that are in `fingerprints`: they were not kept after all.
+    /// Removes the newest ones again that are in `fingerprints`: their transaction failed.
     pub(super) fn forget(&mut self, fingerprints: &[Fingerprint]) {
         for fingerprint in fingerprints.iter().rev() {
             if self.order.back() == Some(fingerprint) {

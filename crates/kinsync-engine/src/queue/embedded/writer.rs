@@ -1,31 +1,36 @@
-//! The one thread that writes. It takes everything that is waiting, writes it at once, syncs once,
-//! and answers every caller: nobody waits for a timer, and the busier it is, the more share a sync.
+//! The one thread that writes. It takes all waiting commands, applies them in one transaction, syncs
+//! once and answers every caller: no timer, and under load more callers share a sync.
 
-use std::{fs::File, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use kinsync_core::Micros;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use rusqlite::Connection;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
-    Shared, copy_error,
-    dead::DeadLog,
-    disk_error,
-    log::Log,
-    reader,
-    record::{self, Dead},
-    state::Appended,
-    window::{Fingerprint, Window},
+    Config, Shared, dead_letters,
+    file::{self, Failure, PAGE, QueueFile},
+    reserve::Reserve,
+    rows,
+    state::entry_id,
+    window::{self, Fingerprint, Window},
 };
 use crate::{
     clock::Clock,
-    queue::{DeadLetter, Enqueued, Entry, Error, Receipt},
+    queue::{Enqueued, Entry, Error, Payload},
 };
 
-/// Commands taken at once.
+/// Most commands in one transaction.
 pub(super) const ROUND: usize = 1024;
-/// A batch is written when it has this many bytes, however many are waiting.
-const BATCH_BYTES: usize = 4 << 20;
+/// Size above which the file of an empty queue is made small again: 64 MiB.
+const LARGE: u64 = 64 << 20;
+/// How often the age of dead letters is looked at.
+const CLEAN_EVERY: Duration = Duration::from_hours(1);
+/// The window is trimmed when it has this many ids more than needed.
+const TRIM_AT: i64 = 4096;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -36,24 +41,22 @@ pub(super) enum Command {
         fingerprint: Fingerprint,
         reply: Reply<Enqueued>,
     },
-    /// Something is done: see the state.
-    Done,
-    SetAside {
-        receipt: Receipt,
-        reason: String,
+    /// The state lists acked entries.
+    Acked,
+    DeadLetter {
+        letters: Vec<(i64, String)>,
         reply: Reply<()>,
     },
-    ListDead {
-        after: Option<u64>,
-        limit: usize,
-        reply: Reply<Vec<DeadLetter>>,
-    },
-    RetryDead {
-        id: u64,
+    RetryDeadLetter {
+        id: i64,
         reply: Reply<()>,
     },
-    DropDead {
-        id: u64,
+    DropDeadLetter {
+        id: i64,
+        reply: Reply<()>,
+    },
+    /// A read failed.
+    Repair {
         reply: Reply<()>,
     },
     Close {
@@ -61,84 +64,74 @@ pub(super) enum Command {
     },
 }
 
-/// Who hears of a batch.
-#[derive(Debug)]
-enum Waiting {
-    Sender(Reply<Enqueued>, Enqueued),
-    /// A dead letter goes once its entry is durable.
-    DeadLetter(Reply<()>, u64),
+impl Command {
+    /// Whether it may be lost in a power cut after it was answered.
+    fn is_durable(&self) -> bool {
+        !matches!(self, Self::Acked | Self::Close { .. } | Self::Repair { .. })
+    }
 }
 
+/// Result of a command, given to its caller after the commit.
+#[derive(Debug)]
+enum Outcome {
+    Enqueued(Enqueued),
+    Done,
+    Refused(Error),
+}
+
+/// What a transaction does to the state once it is committed.
 #[derive(Debug, Default)]
-struct Batch {
-    buffer: Vec<u8>,
-    waiting: Vec<Waiting>,
+struct Effects {
+    outcomes: Vec<Outcome>,
     fingerprints: Vec<Fingerprint>,
+    hashes: Vec<u8>,
     entries: u64,
-    /// Of its first entry.
-    first: u64,
-    received_at: Micros,
+    bytes: u64,
+    received_at: Option<Micros>,
+    set_aside: Vec<i64>,
+    touches_dead_letters: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    log: Log,
-    dead: DeadLog,
+    file: QueueFile,
+    reserve: Reserve,
     window: Window,
-    /// Grows and is never used twice, also after a failed write: what failed may still be found
-    /// on the disk later.
-    next_sequence: u64,
+    /// Grows and is never used twice, also after a failed transaction.
+    next_id: i64,
+    trimmed: i64,
     clock: Clock,
-    max_entries: u64,
-    max_bytes: u64,
-    /// Other processes are kept out as long as this is open.
-    _lock: Option<File>,
-    batch: Batch,
+    config: Config,
+    cleaned: Option<Instant>,
     is_failing: bool,
 }
 
-/// What a writer is made of.
-pub(super) struct Parts {
-    pub(super) shared: Arc<Shared>,
-    pub(super) log: Log,
-    pub(super) dead: DeadLog,
-    pub(super) window: Window,
-    pub(super) next_sequence: u64,
-    pub(super) clock: Clock,
-    pub(super) max_entries: u64,
-    pub(super) max_bytes: u64,
-    pub(super) lock: Option<File>,
-}
-
 impl Writer {
-    pub(super) fn new(parts: Parts) -> Self {
-        let Parts { shared, log, dead, window, next_sequence, clock, max_entries, max_bytes, lock } = parts;
-        let (batch, is_failing) = (Batch::default(), false);
-        Self {
-            shared,
-            log,
-            dead,
-            window,
-            next_sequence,
-            clock,
-            max_entries,
-            max_bytes,
-            _lock: lock,
-            batch,
-            is_failing,
-        }
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        file: QueueFile,
+        (window, next_id): (Window, i64),
+        clock: Clock,
+        config: Config,
+    ) -> Self {
+        let reserve = Reserve::new(file.dir());
+        let (trimmed, cleaned, is_failing) = (0, None, false);
+        Self { shared, file, reserve, window, next_id, trimmed, clock, config, cleaned, is_failing }
     }
 
-    /// Works until it is closed or nobody can ask any more.
+    /// Works until the queue is closed or dropped.
     pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        let mut round = Vec::with_capacity(ROUND);
+        let mut commands = Vec::with_capacity(ROUND);
         let mut closing = None;
-        while closing.is_none() && inbox.blocking_recv_many(&mut round, ROUND) > 0 {
-            closing = self.round(&mut round);
+        while closing.is_none() && inbox.blocking_recv_many(&mut commands, ROUND) > 0 {
+            closing = self.round(&mut commands);
+            if inbox.is_empty() {
+                self.shrink();
+            }
         }
         inbox.close();
-        self.finish();
+        self.round(&mut vec![Command::Acked]);
         drop(self);
         if let Some(reply) = closing {
             let _ = reply.send(());
@@ -146,256 +139,299 @@ impl Writer {
     }
 
     fn round(&mut self, commands: &mut Vec<Command>) -> Option<oneshot::Sender<()>> {
-        self.reclaim_if_full();
-        let mut letters = Vec::new();
-        let mut closing = None;
-        for command in commands.drain(..) {
-            match command {
-                Command::Enqueue { entry, fingerprint, reply } => self.enqueue(&entry, fingerprint, reply),
-                Command::Done => {}
-                Command::SetAside { receipt, reason, reply } => letters.push((receipt, reason, reply)),
-                Command::ListDead { after, limit, reply } => {
-                    let _ = reply.send(self.list_dead(after, limit));
+        let acked = self.shared.state().take_acked();
+        let mut committed = self.transact(commands, &acked);
+        if committed.as_ref().is_err_and(Failure::is_damage) && self.repair().is_ok() {
+            committed = self.transact(commands, &acked);
+        }
+        match committed {
+            Ok(effects) => {
+                self.note(None);
+                let outcomes = self.publish(effects);
+                self.answer(commands, outcomes)
+            }
+            Err(failure) => {
+                self.shared.state().restore_acked(acked);
+                if failure.is_full() {
+                    self.make_room();
                 }
-                Command::RetryDead { id, reply } => self.retry_dead(id, reply),
-                Command::DropDead { id, reply } => {
-                    let _ = reply.send(self.drop_dead(id));
-                }
-                Command::Close { reply } => closing = Some(reply),
+                let error = failure.at(self.file.path());
+                self.note(Some(&error));
+                let outcomes = commands.iter().map(|_| Outcome::Refused(copy(&error))).collect();
+                self.answer(commands, outcomes)
             }
         }
-        self.commit();
-        self.set_aside(letters);
-        self.save_done();
-        self.delete_spent();
-        closing
     }
 
-    fn enqueue(&mut self, entry: &Entry, fingerprint: Fingerprint, reply: Reply<Enqueued>) {
+    /// Applies the commands in one transaction: all or none.
+    fn transact(&mut self, commands: &[Command], acked: &[i64]) -> Result<Effects, Failure> {
+        let is_durable = commands.iter().any(Command::is_durable);
+        if !is_durable && acked.is_empty() {
+            return Ok(Effects {
+                outcomes: commands.iter().map(|_| Outcome::Done).collect(),
+                ..Effects::default()
+            });
+        }
+        let has_reserve = self.reserve.restore();
+        self.file.set_durable(is_durable)?;
+        let started = Instant::now();
+        let mut effects = Effects::default();
+        let applied = self.apply(commands, acked, has_reserve, &mut effects);
+        if applied.is_err() {
+            self.window.forget(&effects.fingerprints);
+            // A connection that cannot roll back fails at the next begin.
+            if !self.file.sqlite().is_autocommit() {
+                let _ = self.file.sqlite().execute_batch("ROLLBACK");
+            }
+        }
+        applied?;
+        if effects.entries > 0 {
+            metrics::histogram!("kinsync_queue_commit_seconds").record(started.elapsed());
+            #[expect(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^52")]
+            metrics::histogram!("kinsync_queue_commit_entries").record(effects.entries as f64);
+        }
+        Ok(effects)
+    }
+
+    fn apply(
+        &mut self,
+        commands: &[Command],
+        acked: &[i64],
+        has_reserve: bool,
+        effects: &mut Effects,
+    ) -> Result<(), Failure> {
+        self.file.sqlite().execute_batch("BEGIN IMMEDIATE")?;
+        delete(self.file.sqlite(), acked)?;
+        let first = self.next_id;
+        for command in commands {
+            let outcome = match command {
+                Command::Enqueue { .. } | Command::RetryDeadLetter { .. } if !has_reserve => {
+                    Outcome::Refused(self.no_room())
+                }
+                Command::Enqueue { entry, fingerprint, .. } => self.enqueue(entry, *fingerprint, effects)?,
+                Command::DeadLetter { letters, .. } => self.set_aside(letters, effects)?,
+                Command::RetryDeadLetter { id, .. } => self.retry_dead_letter(*id, effects)?,
+                Command::DropDeadLetter { id, .. } => self.drop_dead_letter(*id, effects)?,
+                Command::Repair { .. } | Command::Acked | Command::Close { .. } => Outcome::Done,
+            };
+            effects.outcomes.push(outcome);
+        }
+        self.save_window(first, &effects.hashes)?;
+        self.bound_dead_letters(effects)?;
+        Ok(self.file.sqlite().execute_batch("COMMIT")?)
+    }
+
+    fn enqueue(
+        &mut self,
+        entry: &Entry,
+        fingerprint: Fingerprint,
+        effects: &mut Effects,
+    ) -> Result<Outcome, Failure> {
         if self.window.contains(&fingerprint) {
-            // Its first one may be in this very batch: it is answered when that is durable.
-            self.batch.waiting.push(Waiting::Sender(reply, Enqueued::Duplicate));
-        } else if let Some(full) = self.full() {
-            let _ = reply.send(Err(full));
-        } else {
-            self.stage(entry, fingerprint);
-            self.batch.waiting.push(Waiting::Sender(reply, Enqueued::New));
-            if self.batch.buffer.len() > BATCH_BYTES {
-                self.commit();
-            }
+            // The first one may be in this very transaction: both are answered after the commit.
+            return Ok(Outcome::Enqueued(Enqueued::Duplicate));
         }
+        let (depth, bytes) = {
+            let state = self.shared.state();
+            (state.depth() + effects.entries, state.bytes() + effects.bytes)
+        };
+        // The second half is for deliveries: a sighting that is lost comes again with the next request.
+        let share = if matches!(entry.payload, Payload::Sighting(_)) { 2 } else { 1 };
+        if depth >= self.config.max_entries / share || bytes >= self.config.max_bytes / share {
+            return Ok(Outcome::Refused(Error::Full { depth, bytes }));
+        }
+        self.insert(entry, fingerprint, effects)?;
+        Ok(Outcome::Enqueued(Enqueued::New))
     }
 
-    fn full(&self) -> Option<Error> {
-        let state = self.shared.state();
-        let depth = state.depth() + self.batch.entries;
-        let bytes = state.bytes() + self.batch.buffer.len() as u64;
-        (depth >= self.max_entries || bytes >= self.max_bytes).then_some(Error::Full { depth, bytes })
-    }
-
-    fn stage(&mut self, entry: &Entry, fingerprint: Fingerprint) {
+    fn insert(
+        &mut self,
+        entry: &Entry,
+        fingerprint: Fingerprint,
+        effects: &mut Effects,
+    ) -> Result<(), Failure> {
+        let id = self.next_id;
+        self.next_id += 1;
         if !self.window.contains(&fingerprint) {
             self.window.insert(fingerprint);
-            self.batch.fingerprints.push(fingerprint);
+            effects.fingerprints.push(fingerprint);
         }
-        if self.batch.entries == 0 {
-            self.batch.first = self.next_sequence;
-            self.batch.received_at = entry.received_at;
-        }
-        record::push_entry(&mut self.batch.buffer, self.next_sequence, entry);
-        self.batch.entries += 1;
-        self.next_sequence += 1;
+        effects.hashes.extend(fingerprint);
+        effects.entries += 1;
+        effects.bytes += rows::size(entry);
+        effects.received_at = effects.received_at.or(Some(entry.received_at));
+        Ok(rows::insert(self.file.sqlite(), id, entry)?)
     }
 
-    /// Makes the batch durable and answers all that wait for it.
-    fn commit(&mut self) {
-        let mut batch = std::mem::take(&mut self.batch);
-        let outcome = if batch.entries == 0 { Ok(()) } else { self.write(&mut batch) };
-        if outcome.is_err() {
-            self.window.forget(&batch.fingerprints);
+    fn set_aside(&mut self, letters: &[(i64, String)], effects: &mut Effects) -> Result<Outcome, Failure> {
+        let now = self.clock.now();
+        for (id, reason) in letters {
+            dead_letters::set_aside(self.file.sqlite(), *id, reason, now)?;
+            effects.set_aside.push(*id);
         }
-        if batch.entries > 0 {
-            self.note(outcome.as_ref().err());
-        }
-        for waiting in batch.waiting {
-            let outcome = outcome.as_ref().map_err(copy_error).copied();
-            match waiting {
-                Waiting::Sender(reply, enqueued) => drop(reply.send(outcome.map(|()| enqueued))),
-                Waiting::DeadLetter(reply, id) => drop(reply.send(outcome.and_then(|()| self.drop_dead(id)))),
+        effects.touches_dead_letters = true;
+        Ok(Outcome::Done)
+    }
+
+    fn retry_dead_letter(&mut self, id: i64, effects: &mut Effects) -> Result<Outcome, Failure> {
+        match dead_letters::take(self.file.sqlite(), id)? {
+            Ok(entry) => {
+                effects.touches_dead_letters = true;
+                self.insert(&entry, window::fingerprint(&entry.event_id), effects)?;
+                Ok(Outcome::Done)
             }
-        }
-        if batch.buffer.capacity() <= 2 * BATCH_BYTES {
-            batch.buffer.clear();
-            self.batch.buffer = batch.buffer;
+            Err(error) => Ok(Outcome::Refused(error)),
         }
     }
 
-    fn write(&mut self, batch: &mut Batch) -> Result<(), Error> {
-        let started = Instant::now();
-        self.log.append(&batch.buffer, batch.first)?;
-        let Some((segment, end)) = self.log.sync()? else { return Ok(()) };
-        let (entries, last, received_at) = (batch.entries, self.next_sequence - 1, batch.received_at);
-        self.shared.state().publish(Appended { segment, end, entries, last, received_at });
-        self.shared.wake.notify_waiters();
-        metrics::histogram!("kinsync_queue_commit_seconds").record(started.elapsed());
-        #[expect(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^52")]
-        metrics::histogram!("kinsync_queue_commit_entries").record(entries as f64);
+    fn drop_dead_letter(&mut self, id: i64, effects: &mut Effects) -> Result<Outcome, Failure> {
+        effects.touches_dead_letters = true;
+        let found = dead_letters::remove(self.file.sqlite(), id)?;
+        Ok(if found { Outcome::Done } else { Outcome::Refused(Error::NoSuchDeadLetter { id: entry_id(id) }) })
+    }
+
+    /// Remembers the event ids of the entries `first`, `first + 1` and so on.
+    fn save_window(&mut self, first: i64, hashes: &[u8]) -> Result<(), Failure> {
+        let sqlite = self.file.sqlite();
+        if !hashes.is_empty() {
+            sqlite.prepare_cached("INSERT INTO seen VALUES (?1, ?2)")?.execute((first, hashes))?;
+        }
+        // The last row stays: it keeps ids from being used again.
+        let window = i64::try_from(self.config.dedupe_window.max(1)).unwrap_or(i64::MAX);
+        let oldest = self.next_id.saturating_sub(window);
+        if oldest > self.trimmed + TRIM_AT {
+            sqlite.prepare_cached("DELETE FROM seen WHERE first < ?1")?.execute([oldest - 1])?;
+            self.trimmed = oldest;
+        }
         Ok(())
     }
 
-    /// Says once that the disk does not take it, and once that it does again.
+    fn bound_dead_letters(&mut self, effects: &mut Effects) -> Result<(), Failure> {
+        let is_due = self.cleaned.is_none_or(|at| at.elapsed() >= CLEAN_EVERY);
+        if is_due || !effects.set_aside.is_empty() {
+            dead_letters::enforce(self.file.sqlite(), &self.config.dead_letters, self.clock.now())?;
+            effects.touches_dead_letters = true;
+            self.cleaned = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Makes what was committed visible.
+    fn publish(&mut self, effects: Effects) -> Vec<Outcome> {
+        let dead_letters = effects.touches_dead_letters.then(|| dead_letters::count(self.file.sqlite()));
+        let mut state = self.shared.state();
+        state.publish(effects.entries, effects.bytes, self.next_id - 1, effects.received_at);
+        for id in effects.set_aside {
+            state.remove(id);
+        }
+        if let Some(Ok(dead_letters)) = dead_letters {
+            state.set_dead_letters(dead_letters);
+        }
+        drop(state);
+        if effects.entries > 0 {
+            self.shared.wake.notify_waiters();
+        }
+        effects.outcomes
+    }
+
+    fn answer(&mut self, commands: &mut Vec<Command>, outcomes: Vec<Outcome>) -> Option<oneshot::Sender<()>> {
+        let mut closing = None;
+        for (command, outcome) in commands.drain(..).zip(outcomes) {
+            let done = match outcome {
+                Outcome::Refused(error) => Err(error),
+                Outcome::Enqueued(enqueued) => Ok(Some(enqueued)),
+                Outcome::Done => Ok(None),
+            };
+            match command {
+                Command::Enqueue { reply, .. } => {
+                    let _ = reply.send(done.map(|enqueued| enqueued.unwrap_or(Enqueued::New)));
+                }
+                Command::DeadLetter { reply, .. }
+                | Command::RetryDeadLetter { reply, .. }
+                | Command::DropDeadLetter { reply, .. } => {
+                    let _ = reply.send(done.map(drop));
+                }
+                Command::Repair { reply } => {
+                    let _ = reply.send(self.repair());
+                }
+                Command::Acked => {}
+                Command::Close { reply } => closing = Some(reply),
+            }
+        }
+        closing
+    }
+
+    /// Replaces the file if part of it cannot be read.
+    fn repair(&mut self) -> Result<(), Error> {
+        self.file.attach()?;
+        if self.file.is_whole() {
+            return Ok(());
+        }
+        let shared = Arc::clone(&self.shared);
+        let mut reader = shared.reader();
+        *reader = Connection::open_in_memory().map_err(|error| file::unavailable(self.file.path(), error))?;
+        let replaced = self.file.replace(&self.clock);
+        *reader = self.file.reader()?;
+        replaced?;
+        let mut state = shared.state();
+        let cursor = state.unread_range().0;
+        state.reset(self.file.totals(cursor).map_err(|failure| failure.at(self.file.path()))?);
+        Ok(())
+    }
+
+    /// Gives up the reserve, so that acks can be written to a full disk.
+    fn make_room(&mut self) {
+        self.reserve.release();
+        let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let done = self.file.sqlite().query_row(checkpoint, [], |_| Ok(()));
+        tracing::debug!(
+            error = done.err().map(tracing::field::display),
+            "the disk is full: acks use the reserve"
+        );
+        // The next command deletes what is acked.
+        let acked = self.shared.state().take_acked();
+        if self.transact(&[Command::Acked], &acked).is_err() {
+            self.shared.state().restore_acked(acked);
+        }
+    }
+
+    fn no_room(&self) -> Error {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        file::unavailable(self.file.path(), full)
+    }
+
+    /// Gives the disk space of an empty queue free.
+    fn shrink(&mut self) {
+        if self.shared.state().depth() > 0 {
+            return;
+        }
+        let pages = self.file.sqlite().pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+        if pages.is_ok_and(|pages| {
+            pages.unsigned_abs() * u64::from(PAGE) > LARGE + self.config.dead_letters.max_bytes
+        }) && let Err(error) = self.file.sqlite().execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
+        {
+            tracing::debug!(%error, "the file of the empty queue stays large");
+        }
+    }
+
+    /// Logs once that the disk fails, and once that it works again.
     fn note(&mut self, error: Option<&Error>) {
         match error {
             Some(error) if !self.is_failing => {
                 self.is_failing = true;
-                let source = std::error::Error::source(error).map(ToString::to_string);
-                tracing::error!(%error, source, "deliveries are refused until the queue can be written again");
+                let error = crate::breaker::chain(error);
+                tracing::error!(error, "the queue accepts no delivery until its file can be written");
             }
-            None if self.is_failing => {
+            None if self.is_failing && self.reserve.is_there() => {
                 self.is_failing = false;
-                tracing::info!("the queue can be written again");
+                tracing::info!("the queue's file can be written again");
             }
             _ => {}
         }
     }
-
-    /// Sets entries aside: first their dead letters become durable, then they are done. A crash
-    /// in between leaves both, and the dead letter then says that the entry is done.
-    fn set_aside(&mut self, asked: Vec<(Receipt, String, Reply<()>)>) {
-        if asked.is_empty() {
-            return;
-        }
-        let mut letters = Vec::new();
-        let mut replies = Vec::new();
-        let mut file = None;
-        for (receipt, reason, reply) in asked {
-            let held = self.shared.state().claimed(receipt);
-            let entry = held.map(|held| {
-                reader::read_held(&self.shared, &mut file, held)
-                    .map_err(|source| disk_error(&self.shared.segment_path(held.segment), source))
-            });
-            match entry.transpose() {
-                Ok(Some(Some(entry))) => {
-                    letters.push(Dead { id: receipt.0, since: self.clock.now(), reason, entry });
-                    replies.push((receipt, reply));
-                }
-                // Not claimed, or damaged since: nothing is left to keep.
-                Ok(None | Some(None)) => replies.push((receipt, reply)),
-                Err(error) => drop(reply.send(Err(error))),
-            }
-        }
-        let outcome = self.dead.add(&letters);
-        self.count_dead();
-        for (receipt, reply) in replies {
-            if outcome.is_ok() {
-                self.shared.state().finish(receipt);
-            }
-            let _ = reply.send(outcome.as_ref().map_err(copy_error).copied());
-        }
-    }
-
-    fn list_dead(&self, after: Option<u64>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        Ok(self.dead.list(after, limit)?.into_iter().map(DeadLetter::from).collect())
-    }
-
-    fn retry_dead(&mut self, id: u64, reply: Reply<()>) {
-        match self.dead.load(id) {
-            Ok(dead) => {
-                self.stage(&dead.entry, super::window::fingerprint(&dead.entry.event_id));
-                self.batch.waiting.push(Waiting::DeadLetter(reply, id));
-            }
-            Err(error) => drop(reply.send(Err(error))),
-        }
-    }
-
-    fn drop_dead(&mut self, id: u64) -> Result<(), Error> {
-        let outcome = self.dead.remove(id);
-        self.dead.compact(false);
-        self.count_dead();
-        outcome
-    }
-
-    fn count_dead(&self) {
-        let mut state = self.shared.state();
-        state.dead_letters = self.dead.count();
-        state.dead_bytes = self.dead.bytes();
-    }
-
-    /// Writes down what is done, without a sync of its own: where it is lost, entries come again.
-    fn save_done(&mut self) {
-        if self.shared.state().unsaved.is_empty() {
-            return;
-        }
-        if let Err(error) = self.append_done() {
-            tracing::debug!(%error, "what is done could not be written down yet");
-        }
-    }
-
-    fn append_done(&mut self) -> Result<(), Error> {
-        // A new segment begins with all that is done, after which nothing is left to write.
-        self.log.make_room(0, self.next_sequence)?;
-        let unsaved = std::mem::take(&mut self.shared.state().unsaved);
-        let mut bytes = Vec::new();
-        record::push_done(&mut bytes, &unsaved);
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let outcome = self.log.append(&bytes, self.next_sequence);
-        if outcome.is_err() {
-            self.shared.state().unsaved.extend(unsaved.iter());
-        }
-        outcome
-    }
-
-    /// Deletes the files in which everything is done.
-    fn delete_spent(&mut self) {
-        let spent = std::mem::take(&mut self.shared.state().spent);
-        if spent.is_empty() {
-            return;
-        }
-        // They may say of entries in other files that those are done. The present segment says so
-        // too, if there is one; where none can be made, room matters more: the entries come again.
-        if !self.shared.state().done.is_empty()
-            && let Err(error) = self.log.make_room(0, self.next_sequence)
-        {
-            tracing::debug!(%error, "some of what is done may be done again after a restart");
-        }
-        for id in spent {
-            let path = self.shared.segment_path(id);
-            if let Err(error) = self.shared.disk.remove(&path) {
-                tracing::warn!(%error, path = %path.display(), "a finished part of the queue could not be deleted; the next start tries again");
-            }
-        }
-        if let Err(error) = self.shared.disk.sync_dir(&self.shared.dir) {
-            tracing::debug!(%error, "finished parts of the queue may be found again after a power cut");
-        }
-    }
-
-    /// Frees what is done in the present segment as well, when the room is needed.
-    fn reclaim_if_full(&mut self) {
-        let Some(active) = self.log.active() else { return };
-        let is_spent = {
-            let state = self.shared.state();
-            state.bytes() >= self.max_bytes
-                && state.segments.get(&active).is_some_and(|segment| segment.live == 0)
-        };
-        if is_spent {
-            self.log.seal();
-            self.delete_spent();
-        }
-    }
-
-    fn finish(&mut self) {
-        self.commit();
-        self.save_done();
-        if let Err(error) = self.log.sync() {
-            tracing::warn!(%error, "what was done last could not be written down: it will be done again");
-        }
-        self.delete_spent();
-    }
 }
 
-/// However it ends, nobody waits for it any more.
+/// However it ends, no caller waits for it any more.
 impl Drop for Writer {
     fn drop(&mut self) {
         self.shared.state().closed = true;
@@ -403,11 +439,21 @@ impl Drop for Writer {
     }
 }
 
-impl From<Dead> for DeadLetter {
-    fn from(dead: Dead) -> Self {
-        let Dead { id, since: dead_at, reason, entry } = dead;
-        let Entry { event_id, scheme, received_at, payload, .. } = entry;
-        let payload = String::from_utf8_lossy(&payload).into_owned();
-        Self { id, event_id, scheme, received_at, dead_at, reason, payload }
+/// Deletes entries by ascending ids, a run of consecutive ones at once.
+fn delete(sqlite: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = sqlite.prepare_cached("DELETE FROM entries WHERE id BETWEEN ?1 AND ?2")?;
+    for run in ids.chunk_by(|one, next| *next == one + 1) {
+        delete.execute((run.first(), run.last()))?;
+    }
+    Ok(())
+}
+
+/// The same error for another caller of the shared transaction.
+fn copy(error: &Error) -> Error {
+    match error {
+        Error::Unavailable { hint, source } => {
+            Error::Unavailable { hint: hint.clone(), source: source.to_string().into() }
+        }
+        _ => Error::Closed,
     }
 }
