@@ -13,7 +13,7 @@ use crate::{
 
 /// What a user document shows beyond the state: facts of the store, not of the user.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Standing {
+pub struct RowMetadata {
     /// Whether the claimed email is this user's to show.
     pub holds_email: bool,
     /// Who shows the claimed email instead, if somebody does.
@@ -112,13 +112,13 @@ pub struct EmailConflict {
 
 impl UserDocument {
     /// The document of a user.
-    pub fn new(id: &UserId, state: &UserState, standing: &Standing) -> Self {
+    pub fn new(id: &UserId, state: &UserState, metadata: &RowMetadata) -> Self {
         let text = |field| state.text(field).map(ToOwned::to_owned);
         let flag = |field| matches!(state.value(field), Some(Value::Flag(true)));
         Self {
             kinde_id: id.clone(),
-            email: state.shown_email(standing).map(ToOwned::to_owned),
-            email_conflict: state.email_conflict(standing),
+            email: state.shown_email(metadata).map(ToOwned::to_owned),
+            email_conflict: state.email_conflict(metadata),
             email_verified: match state.value(Field::EmailVerified) {
                 Some(Value::Flag(verified)) => Some(*verified),
                 _ => None,
@@ -136,36 +136,36 @@ impl UserDocument {
             },
             is_suspended: flag(Field::IsSuspended),
             is_password_reset_requested: flag(Field::IsPasswordResetRequested),
-            created_at: state.created_at(standing),
-            updated_at: standing.updated_at,
+            created_at: state.created_at(metadata),
+            updated_at: metadata.updated_at,
             last_seen_at: state.last_seen,
             last_signed_in_at: state.last_signed_in,
             is_deleted: !state.is_live(),
             deleted_at: state.deleted_at(),
-            source: standing.source,
+            source: metadata.source,
         }
     }
 }
 
 impl UserState {
     /// The email that the document shows: the claimed one, if it is this user's to show.
-    pub fn shown_email(&self, standing: &Standing) -> Option<&str> {
-        self.claimed_email().filter(|_| standing.holds_email)
+    pub fn shown_email(&self, metadata: &RowMetadata) -> Option<&str> {
+        self.claimed_email().filter(|_| metadata.holds_email)
     }
 
     /// The claimed email that the document does not show, and who shows it.
-    pub fn email_conflict(&self, standing: &Standing) -> Option<EmailConflict> {
-        let email = self.claimed_email().filter(|_| !standing.holds_email)?;
-        Some(EmailConflict { email: email.to_owned(), held_by: standing.email_held_by.clone() })
+    pub fn email_conflict(&self, metadata: &RowMetadata) -> Option<EmailConflict> {
+        let email = self.claimed_email().filter(|_| !metadata.holds_email)?;
+        Some(EmailConflict { email: email.to_owned(), held_by: metadata.email_held_by.clone() })
     }
 
     /// When the user came to be: Kinde's `created_on`, else the first event or snapshot that told a
     /// time, else when the row was made.
-    pub fn created_at(&self, standing: &Standing) -> Micros {
+    pub fn created_at(&self, metadata: &RowMetadata) -> Micros {
         match (self.value(Field::CreatedOn), &self.first) {
             (Some(Value::Time(created_on)), _) => *created_on,
             (_, Some(first)) if first.at > Micros(0) => first.at,
-            _ => standing.inserted_at,
+            _ => metadata.inserted_at,
         }
     }
 
@@ -192,7 +192,7 @@ impl UserState {
     }
 
     /// The fields of one group that were ever told.
-    pub fn told_in(&self, group: Group) -> impl Iterator<Item = (Field, &crate::Register)> {
+    pub fn fields_in(&self, group: Group) -> impl Iterator<Item = (Field, &crate::Register)> {
         self.fields
             .iter()
             .map(|(field, register)| (*field, register))

@@ -23,11 +23,11 @@ impl UserState {
                 Entry::Occupied(_) => {}
             }
         }
-        self.deleted = greater(self.deleted, other.deleted);
-        self.confirmed = greater(self.confirmed, other.confirmed);
-        self.first = smaller(self.first, other.first);
-        self.last_seen = greater(self.last_seen, other.last_seen);
-        self.last_signed_in = greater(self.last_signed_in, other.last_signed_in);
+        self.deleted = greatest(self.deleted, other.deleted);
+        self.confirmed = greatest(self.confirmed, other.confirmed);
+        self.first = smallest(self.first, other.first);
+        self.last_seen = greatest(self.last_seen, other.last_seen);
+        self.last_signed_in = greatest(self.last_signed_in, other.last_signed_in);
         self
     }
 
@@ -39,12 +39,12 @@ impl UserState {
 }
 
 /// The greater of two; nothing known is less than anything.
-fn greater<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+fn greatest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     a.max(b)
 }
 
 /// The smaller of two; nothing known is more than anything.
-fn smaller<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+fn smallest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (known, None) | (None, known) => known,

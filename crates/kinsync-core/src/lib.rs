@@ -50,7 +50,7 @@ pub mod email;
 
 pub mod document;
 
-pub use document::{Standing, UserDocument};
+pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;
 pub use observation::{Observation, Source, What};

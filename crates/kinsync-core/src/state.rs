@@ -42,11 +42,11 @@ impl UserState {
     /// What is known when this observation is all there is.
     pub fn of(observation: &Observation) -> Self {
         let version = &observation.version;
-        let known = Self { first: counted(version), ..Self::default() };
+        let known = Self { first: ranked_version(version), ..Self::default() };
         match &observation.what {
-            What::Fields(profile) => known.told(profile, version),
+            What::Fields(profile) => known.with_fields(profile, version),
             What::Exists(profile) => {
-                Self { confirmed: Some(version.clone()), ..known }.told(profile, version)
+                Self { confirmed: Some(version.clone()), ..known }.with_fields(profile, version)
             }
             What::Deleted => Self { deleted: Some(version.clone()), ..known },
             What::SignedIn(at) => Self { last_signed_in: Some(*at), ..known },
@@ -54,7 +54,7 @@ impl UserState {
         }
     }
 
-    fn told(mut self, profile: &Profile, version: &Version) -> Self {
+    fn with_fields(mut self, profile: &Profile, version: &Version) -> Self {
         for (field, value) in profile.iter() {
             self.fields.insert(field, Register { version: version.clone(), value: value.clone() });
         }
@@ -78,13 +78,13 @@ impl UserState {
     /// a user, so this asks for two reads of the Management API.
     pub fn needs_check(&self) -> bool {
         let Some(deleted) = &self.deleted else { return false };
-        let told_after = self.fields.values().any(|r| r.version.at > deleted.at);
+        let changed_after = self.fields.values().any(|r| r.version.at > deleted.at);
         let signed_in_after = self.last_signed_in.is_some_and(|at| at > deleted.at);
-        !self.is_live() && (told_after || signed_in_after)
+        !self.is_live() && (changed_after || signed_in_after)
     }
 
     /// Whether this is the other state but for when the user was last seen.
-    pub fn differs_only_in_last_seen(&self, other: &Self) -> bool {
+    pub fn eq_ignoring_last_seen(&self, other: &Self) -> bool {
         let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in } = self;
         fields == &other.fields
             && (deleted, confirmed, first) == (&other.deleted, &other.confirmed, &other.first)
@@ -97,7 +97,7 @@ impl UserState {
     }
 
     /// Whether Kinde has told no field of this user: sign-ins tell none, and tokens are not Kinde's word.
-    pub fn is_bare(&self) -> bool {
+    pub fn has_no_kinde_fields(&self) -> bool {
         self.fields.values().all(|register| register.version.is_provisional())
     }
 
@@ -116,6 +116,6 @@ impl UserState {
 }
 
 /// The version, if it counts for who came first: a token's word does not.
-fn counted(version: &Version) -> Option<Version> {
+fn ranked_version(version: &Version) -> Option<Version> {
     (!version.is_provisional()).then(|| version.clone())
 }

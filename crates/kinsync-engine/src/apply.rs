@@ -8,10 +8,10 @@ use std::{collections::HashMap, time::Duration};
 use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
 
 use crate::{
-    checks::Checks,
-    floor::Scans,
+    email_ownership::resolve,
+    pending_checks::PendingChecks,
     random,
-    settle::settle,
+    scan_watermark::ScanWatermarks,
     store::{Error, Outcome, Row, Store},
 };
 
@@ -29,7 +29,7 @@ pub struct Applied {
     /// Users whose row the store will never take, and why.
     pub rejected: Vec<(UserId, String)>,
     /// Deleted users of whom something newer was told.
-    pub to_check: Vec<UserId>,
+    pub users_to_recheck: Vec<UserId>,
 }
 
 /// All that a batch says of one user.
@@ -47,7 +47,7 @@ pub async fn apply(
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
 ) -> Result<Applied, Error> {
-    apply_over(store, observations, now, &Scans::default()).await
+    apply_over(store, observations, now, &ScanWatermarks::default()).await
 }
 
 /// The same for observations that may be older than these scans.
@@ -55,38 +55,38 @@ pub async fn apply_over(
     store: &dyn Store,
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
-    scans: &Scans,
+    scans: &ScanWatermarks,
 ) -> Result<Applied, Error> {
     let mut deltas = fold(observations);
     let mut applied = Applied::default();
-    let mut to_settle = Vec::new();
+    let mut to_resolve = Vec::new();
     for round in 0..MAX_ROUNDS {
         if deltas.is_empty() {
-            settle(store, to_settle, now).await?;
+            resolve(store, to_resolve, now).await?;
             return Ok(applied);
         }
         pause(round).await;
         let ids: Vec<UserId> = deltas.keys().cloned().collect();
         let rows = store.load(&ids).await?;
         let mut writes = Vec::with_capacity(ids.len());
-        let mut to_check = Vec::new();
+        let mut users_to_recheck = Vec::new();
         for (id, row) in ids.into_iter().zip(rows) {
             let row = row.unwrap_or_else(|| Row::unknown(id));
             if let Some((next, check)) = next(&row, &deltas[&row.id], now, scans) {
-                to_check.extend(check.then(|| next.id.clone()));
+                users_to_recheck.extend(check.then(|| next.id.clone()));
                 writes.push(next);
             } else {
                 deltas.remove(&row.id);
                 applied.unchanged += 1;
-                to_settle.extend(Some(row).filter(|row| !row.unsettled.is_empty()));
+                to_resolve.extend(Some(row).filter(|row| !row.pending_emails.is_empty()));
             }
         }
         // Before the write: one that is cut after it would tell nothing new, and nobody would ask.
-        Checks::ask(store, &to_check).await?;
+        PendingChecks::request(store, &users_to_recheck).await?;
         for (row, outcome) in write(store, writes).await? {
             match outcome {
                 // An index that takes "no address" for an address lets one user be without, and no more.
-                Outcome::EmailTaken if !row.standing.holds_email => {
+                Outcome::EmailTaken if !row.metadata.holds_email => {
                     let reason = "a unique index of the application refuses a second user without an address";
                     applied.rejected.push((row.id.clone(), reason.into()));
                 }
@@ -94,18 +94,18 @@ pub async fn apply_over(
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {
                     // Not touched: nothing but `last_seen` is new.
-                    if row.standing.updated_at == now {
-                        count(row.standing.source);
+                    if row.metadata.updated_at == now {
+                        count(row.metadata.source);
                     }
-                    applied.to_check.extend(row.state.needs_check().then(|| row.id.clone()));
-                    to_settle.extend(Some(&row).filter(|row| !row.unsettled.is_empty()).cloned());
+                    applied.users_to_recheck.extend(row.state.needs_check().then(|| row.id.clone()));
+                    to_resolve.extend(Some(&row).filter(|row| !row.pending_emails.is_empty()).cloned());
                     applied.changed.push(row.clone());
                 }
             }
             deltas.remove(&row.id);
         }
     }
-    Err(too_fast())
+    Err(contention())
 }
 
 /// Writes the rows. One that wants to show an address which another row shows is written again
@@ -115,7 +115,7 @@ async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>,
     let (taken, mut done): (Vec<_>, Vec<_>) =
         rows.into_iter().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::EmailTaken);
     if !taken.is_empty() {
-        let without: Vec<Row> = taken.into_iter().map(|(row, _)| contested(row)).collect();
+        let without: Vec<Row> = taken.into_iter().map(|(row, _)| without_email(row)).collect();
         let outcomes = store.write(&without).await?;
         done.extend(without.into_iter().zip(outcomes));
     }
@@ -131,9 +131,9 @@ fn count(source: Option<Source>) {
     metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
 }
 
-fn contested(mut row: Row) -> Row {
-    row.standing.holds_email = false;
-    row.unsettled.extend(row.state.claimed_email().map(ToOwned::to_owned));
+fn without_email(mut row: Row) -> Row {
+    row.metadata.holds_email = false;
+    row.pending_emails.extend(row.state.claimed_email().map(ToOwned::to_owned));
     row
 }
 
@@ -160,35 +160,35 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
 
 /// The row as it should be written and whether Kinde should be asked, or `None` when the delta tells
 /// nothing new.
-fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans) -> Option<(Row, bool)> {
+fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option<(Row, bool)> {
     let mut state = row.state.clone().join(delta.state.clone());
     if state == row.state && row.revision > 0 {
         return None;
     }
-    let late = scans.judge(row, &delta.state);
-    if let Some(proved) = late.proved {
+    let stale = scans.classify(row, &delta.state);
+    if let Some(proved) = stale.proof {
         state = state.join(proved);
     }
     let mut next = Row { state, ..row.clone() };
     if row.revision == 0 {
-        next.standing.inserted_at = now;
+        next.metadata.inserted_at = now;
     }
     // When a user was last seen is no change of the user: who waits for changes need not be woken for it.
-    if row.revision == 0 || !next.state.differs_only_in_last_seen(&row.state) {
-        next.standing.updated_at = now;
-        next.standing.source = Some(delta.source);
+    if row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state) {
+        next.metadata.updated_at = now;
+        next.metadata.source = Some(delta.source);
     }
     let before = row.state.claimed_email();
     let after = next.state.claimed_email();
     if before != after {
         // Somebody may be waiting for the address that is left.
-        next.unsettled.extend(before.filter(|_| row.standing.holds_email).map(ToOwned::to_owned));
-        next.standing.holds_email = after.is_some();
-        next.standing.email_held_by = None;
-    } else if !row.standing.holds_email && is_stronger(&next.state, &row.state) {
-        next.unsettled.extend(after.map(ToOwned::to_owned));
+        next.pending_emails.extend(before.filter(|_| row.metadata.holds_email).map(ToOwned::to_owned));
+        next.metadata.holds_email = after.is_some();
+        next.metadata.email_held_by = None;
+    } else if !row.metadata.holds_email && is_stronger(&next.state, &row.state) {
+        next.pending_emails.extend(after.map(ToOwned::to_owned));
     }
-    let check = late.is_open || next.state.needs_check();
+    let check = stale.needs_check || next.state.needs_check();
     Some((next, check))
 }
 
@@ -205,7 +205,7 @@ pub(crate) async fn pause(round: u32) {
     }
 }
 
-pub(crate) fn too_fast() -> Error {
+pub(crate) fn contention() -> Error {
     Error::Unavailable {
         doing: "write users",
         source: "the same rows are being written by others all the time".into(),

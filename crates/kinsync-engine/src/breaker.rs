@@ -135,7 +135,7 @@ impl Breaker {
 
     /// The call did not work, in a way that says something of the dependency.
     pub fn failed(&self, error: &dyn std::error::Error) {
-        let error = chain(error);
+        let error = error_chain(error);
         let mut inner = self.lock();
         inner.failures = inner.failures.saturating_add(1);
         let is_new_cause = inner.last_error.as_ref() != Some(&error);
@@ -208,7 +208,7 @@ impl fmt::Debug for Breaker {
 }
 
 /// An error and its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -1,7 +1,7 @@
-//! Why a stored user is as it is: what was told of it, by whom, and what became of each word.
+//! Why a stored user is as it is: what was explained of it, by whom, and what became of each field.
 //!
 //! Pure. Events and sightings are in the log. Reads of Kinde (a scan, a check, a profile) and tokens are not: of those the
-//! newest word on each field is known, from the versions that the row keeps, and what was overtaken is not.
+//! newest field on each field is known, from the versions that the row keeps, and what was overtaken is not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,17 @@ use kinsync_core::{Field, Micros, Observation, Rank, UserState, Value, Version, 
 use serde::Serialize;
 
 use crate::{
-    observe::{FUTURE_TOLERANCE, latest, observe},
+    decode::{FUTURE_TOLERANCE, decode, latest},
     queue::{Entry, Payload},
     sighting,
     store::{LoggedEvent, Row},
 };
 
-/// One thing that was told of a user.
+/// One thing that was explained of a user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Told {
-    /// When it was so, by Kinde's clock; `None` for a token's word, which any other outranks, and for what cannot be
+pub struct ExplainedObservation {
+    /// When it was so, by Kinde's clock; `None` for a token's field, which any other outranks, and for what cannot be
     /// understood.
     pub at: Option<Micros>,
     /// When it came, by our clock, if that was kept.
@@ -29,109 +29,112 @@ pub struct Told {
     /// The event's id, if it was one.
     pub event_id: Option<String>,
     /// What became of it as a whole.
-    pub fate: String,
+    pub outcome: String,
     /// The fields that it spoke of.
-    pub fields: Vec<Word>,
+    pub fields: Vec<ExplainedField>,
 }
 
-/// What one observation said of one field.
+/// What one observation observations of one field.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Word {
+pub struct ExplainedField {
     /// The key in a user document.
     pub field: &'static str,
-    /// What was said.
+    /// What was observations.
     pub value: Value,
     /// Whether it is what the row has now.
     pub is_set: bool,
     /// What outranks it, if something does.
-    pub overtaken_by: Option<String>,
+    pub superseded_by: Option<String>,
 }
 
-/// Everything that is known to have been told of this user, oldest first. `events`: those of the log.
-pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<Told> {
+/// Everything that is known to have been explained of this user, oldest first. `events`: those of the log.
+pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObservation> {
     let nothing = UserState::default();
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
         events.iter().map(|event| (event.event_id.as_str(), event.event_type.as_str())).collect();
-    let judge = Judge { state, names: &names };
-    let mut told: Vec<(Option<Version>, Told)> = events.iter().flat_map(|event| judge.event(event)).collect();
-    told.extend(judge.reads());
-    // What is told already by a sighting, which is a token's word that is in the log.
-    let is_told =
-        |told: &Told| told.kind == sighting::EVENT_TYPE && told.fields.iter().any(|word| word.is_set);
-    if !told.iter().any(|(_, told)| is_told(told)) {
-        told.extend(judge.token());
+    let explainer = Explainer { state, names: &names };
+    let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
+        events.iter().flat_map(|event| explainer.event(event)).collect();
+    explained.extend(explainer.reads());
+    // What is explained already by a sighting, which is a token's field that is in the log.
+    let is_from_sighting = |explained: &ExplainedObservation| {
+        explained.kind == sighting::EVENT_TYPE && explained.fields.iter().any(|field| field.is_set)
+    };
+    if !explained.iter().any(|(_, explained)| is_from_sighting(explained)) {
+        explained.extend(explainer.token());
     }
-    told.sort_by(|a, b| (&a.0, a.1.received_at).cmp(&(&b.0, b.1.received_at)));
-    told.into_iter().map(|(_, told)| told).collect()
+    explained.sort_by(|a, b| (&a.0, a.1.received_at).cmp(&(&b.0, b.1.received_at)));
+    explained.into_iter().map(|(_, explained)| explained).collect()
 }
 
-struct Judge<'a> {
+struct Explainer<'a> {
     state: &'a UserState,
     /// Types of the events of the log, by id.
     names: &'a BTreeMap<&'a str, &'a str>,
 }
 
-impl Judge<'_> {
-    fn event(&self, event: &LoggedEvent) -> Vec<(Option<Version>, Told)> {
-        let told = |at, fate: String, fields| Told {
+impl Explainer<'_> {
+    fn event(&self, event: &LoggedEvent) -> Vec<(Option<Version>, ExplainedObservation)> {
+        let explained = |at, outcome: String, fields| ExplainedObservation {
             at,
             received_at: Some(event.received_at),
             kind: event.event_type.clone(),
             event_id: Some(event.event_id.clone()),
-            fate,
+            outcome,
             fields,
         };
         let body = event.payload.clone().into_bytes().into();
         let Some(payload) = Payload::from_parts(&event.scheme, event.at, body) else {
             let outcome = format!("this version does not know the scheme `{}`", event.scheme);
-            return vec![(None, told(event.at, outcome, Vec::new()))];
+            return vec![(None, explained(event.at, outcome, Vec::new()))];
         };
         let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
-        match observe(&entry, self.latest(event)).observations {
-            Err(failure) => vec![(None, told(event.at, failure.to_string(), Vec::new()))],
-            Ok(said) if said.is_empty() => {
-                vec![(None, told(event.at, "it changes no user".into(), Vec::new()))]
+        match decode(&entry, self.latest(event)).observations {
+            Err(failure) => vec![(None, explained(event.at, failure.to_string(), Vec::new()))],
+            Ok(observations) if observations.is_empty() => {
+                vec![(None, explained(event.at, "it changes no user".into(), Vec::new()))]
             }
-            Ok(said) => {
-                let judged = said.into_iter().map(|one| {
+            Ok(observations) => {
+                let explained = observations.into_iter().map(|one| {
                     let at = (!one.version.is_provisional()).then_some(one.version.at);
-                    let (fate, fields) = self.observation(&one);
-                    (Some(one.version), told(at, fate, fields))
+                    let (outcome, fields) = self.observation(&one);
+                    (Some(one.version), explained(at, outcome, fields))
                 });
-                judged.collect()
+                explained.collect()
             }
         }
     }
 
-    /// As the projector judged when it came; or, if it was let in since (`kinsync dead-letters retry`), at any time.
+    /// As the projector explained when it came; or, if it was let in since (`kinsync dead-letters retry`), at any time.
     fn latest(&self, event: &LoggedEvent) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
         let is_known = versions.any(|version| version.rank == Rank::Event && *version.tie == event.event_id);
         if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
     }
 
-    fn observation(&self, observation: &Observation) -> (String, Vec<Word>) {
+    fn observation(&self, observation: &Observation) -> (String, Vec<ExplainedField>) {
         let version = &observation.version;
         let state = self.state;
         match &observation.what {
             What::Fields(profile) | What::Exists(profile) => {
-                let words: Vec<Word> = profile.iter().map(|(f, v)| self.word(f, v, version)).collect();
-                let set = words.iter().filter(|word| word.is_set).count();
-                let fate = match (set, &state.deleted) {
+                let fields: Vec<ExplainedField> =
+                    profile.iter().map(|(f, v)| self.field(f, v, version)).collect();
+                let set = fields.iter().filter(|field| field.is_set).count();
+                let outcome = match (set, &state.deleted) {
                     (_, Some(deleted)) if !state.is_live() && deleted >= version => {
                         "the user was deleted later".into()
                     }
                     (_, Some(_)) if !state.is_live() => "no event brings a deleted user back".into(),
-                    _ if words.is_empty() => "it says nothing of any field".into(),
-                    (0, _) if words.iter().all(|word| word.overtaken_by.is_some()) => {
+                    _ if fields.is_empty() => "it says nothing of any field".into(),
+                    (0, _) if fields.iter().all(|field| field.superseded_by.is_some()) => {
                         "everything in it was overtaken".into()
                     }
                     (0, _) => "not in the store yet".into(),
-                    (set, _) => format!("set {set} of {} fields", words.len()),
+                    (set, _) => format!("set {set} of {} fields", fields.len()),
                 };
-                (fate, words)
+                (outcome, fields)
             }
             What::Deleted => (self.deletion(version), Vec::new()),
             What::SignedIn(at) => (newest("sign-in", *at, state.last_signed_in), Vec::new()),
@@ -139,14 +142,14 @@ impl Judge<'_> {
         }
     }
 
-    fn word(&self, field: Field, value: &Value, version: &Version) -> Word {
+    fn field(&self, field: Field, value: &Value, version: &Version) -> ExplainedField {
         let known = self.state.fields.get(&field);
         let newer = known.filter(|known| known.version > *version);
-        Word {
+        ExplainedField {
             field: field.key(),
             value: value.clone(),
             is_set: known.is_some_and(|known| known.version == *version),
-            overtaken_by: newer.map(|known| self.name(&known.version)),
+            superseded_by: newer.map(|known| self.name(&known.version)),
         }
     }
 
@@ -154,7 +157,9 @@ impl Judge<'_> {
         match (&self.state.deleted, self.state.is_live()) {
             (None, _) => "not in the store yet".into(),
             (Some(known), _) if known < version => "not in the store yet".into(),
-            (Some(_), true) => "outweighed: two reads of Kinde said later that the user exists".into(),
+            (Some(_), true) => {
+                "outweighed: two reads of Kinde observations later that the user exists".into()
+            }
             (Some(known), false) if known == version => "deleted the user".into(),
             (Some(known), false) => format!("a later deletion counts: {}", self.name(known)),
         }
@@ -172,8 +177,8 @@ impl Judge<'_> {
         }
     }
 
-    /// The reads of Kinde whose word still counts.
-    fn reads(&self) -> Vec<(Option<Version>, Told)> {
+    /// The reads of Kinde whose field still counts.
+    fn reads(&self) -> Vec<(Option<Version>, ExplainedObservation)> {
         let fields = self.state.fields.values().map(|register| &register.version);
         let versions: BTreeSet<&Version> = fields
             .chain(&self.state.deleted)
@@ -183,36 +188,42 @@ impl Judge<'_> {
         versions.into_iter().map(|version| (Some(version.clone()), self.read(version))).collect()
     }
 
-    fn read(&self, version: &Version) -> Told {
+    fn read(&self, version: &Version) -> ExplainedObservation {
         let fields = self.set_by(version);
-        let fate = if self.state.deleted.as_ref() == Some(version) {
+        let outcome = if self.state.deleted.as_ref() == Some(version) {
             self.deletion(version)
         } else if self.state.confirmed.as_ref() == Some(version) {
             "confirmed that the user exists".into()
         } else {
-            format!("set {} fields; what it said of others was overtaken or known", fields.len())
+            format!("set {} fields; what it observations of others was overtaken or known", fields.len())
         };
         let at = Some(version.at);
-        Told { at, received_at: None, kind: "read".into(), event_id: None, fate, fields }
+        ExplainedObservation { at, received_at: None, kind: "read".into(), event_id: None, outcome, fields }
     }
 
-    /// What a request's token said and nothing else did.
-    fn token(&self) -> Option<(Option<Version>, Told)> {
+    /// What a request's token observations and nothing else did.
+    fn token(&self) -> Option<(Option<Version>, ExplainedObservation)> {
         let version = Version::provisional();
         let fields = self.set_by(&version);
-        let fate = format!("set {} fields, until an event or a read of Kinde tells them", fields.len());
-        let told =
-            |fields| Told { at: None, received_at: None, kind: "token".into(), event_id: None, fate, fields };
-        (!fields.is_empty()).then(|| (Some(version), told(fields)))
+        let outcome = format!("set {} fields, until an event or a read of Kinde tells them", fields.len());
+        let explained = |fields| ExplainedObservation {
+            at: None,
+            received_at: None,
+            kind: "token".into(),
+            event_id: None,
+            outcome,
+            fields,
+        };
+        (!fields.is_empty()).then(|| (Some(version), explained(fields)))
     }
 
-    fn set_by(&self, version: &Version) -> Vec<Word> {
+    fn set_by(&self, version: &Version) -> Vec<ExplainedField> {
         let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
-        set.map(|(field, register)| Word {
+        set.map(|(field, register)| ExplainedField {
             field: field.key(),
             value: register.value.clone(),
             is_set: true,
-            overtaken_by: None,
+            superseded_by: None,
         })
         .collect()
     }
@@ -239,7 +250,7 @@ mod tests {
 
     const MINUTE: i64 = 60_000_000;
 
-    /// Told ten minutes before it happens.
+    /// ExplainedObservation ten minutes before it happens.
     fn ahead() -> LoggedEvent {
         let payload = r#"{"type":"user.updated","event_id":"event_1","timestamp":"1970-01-01T00:10:00Z","data":{"user":{"id":"kp_1","first_name":"Ada"}}}"#;
         LoggedEvent {
@@ -255,13 +266,13 @@ mod tests {
 
     #[test]
     fn an_event_from_the_future_is_quarantined_however_late_it_is_asked_for_unless_it_was_let_in() {
-        let fate = |row: Option<&Row>| explain(row, &[ahead()])[0].fate.clone();
-        assert!(fate(None).starts_with("quarantined"), "{}", fate(None));
+        let outcome = |row: Option<&Row>| explain(row, &[ahead()])[0].outcome.clone();
+        assert!(outcome(None).starts_with("quarantined"), "{}", outcome(None));
         let id = UserId::parse("kp_1").unwrap();
         let mut row = Row::unknown(id);
         let version = Version::event(Micros(10 * MINUTE), "event_1");
         let register = kinsync_core::Register { value: Value::Text("Ada".into()), version };
         row.state.fields.insert(Field::FirstName, register);
-        assert_eq!(fate(Some(&row)), "set 1 of 1 fields");
+        assert_eq!(outcome(Some(&row)), "set 1 of 1 fields");
     }
 }

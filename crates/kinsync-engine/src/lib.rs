@@ -8,7 +8,7 @@
 //! - [`projector`]: claim, fold, apply, ack
 //! - [`apply`]: the one door to every write
 //! - [`settle`]: who shows an address that several users have
-//! - [`adopt`]: rows of an application that become users'
+//! - [`link`]: rows of an application that become users'
 //! - [`floor`]: what scans make of events that come late
 //! - [`checks`]: users of whom Kinde should be asked
 //! - [`reconcile`]: what no delivery told of, found and repaired
@@ -19,7 +19,7 @@
 
 pub mod queue;
 
-pub mod observe;
+pub mod decode;
 
 pub mod sighting;
 
@@ -29,13 +29,13 @@ pub mod projector;
 
 pub mod apply;
 
-pub mod settle;
+pub mod email_ownership;
 
-pub mod adopt;
+pub mod link;
 
-pub mod floor;
+pub mod scan_watermark;
 
-pub mod checks;
+pub mod pending_checks;
 
 pub mod reconcile;
 
@@ -49,4 +49,4 @@ pub mod clock;
 
 mod random;
 
-mod kept;
+mod state_records;

@@ -13,10 +13,10 @@ use crate::{
     apply::{Applied, apply_over},
     breaker::Breaker,
     clock::Clock,
-    floor::Scans,
-    observe::{self, Failure},
+    decode::{self, Failure},
+    email_ownership::Sweep,
     queue::{self, Claimed, EntryId, Queue},
-    settle::Sweep,
+    scan_watermark::ScanWatermarks,
     store::{self, LoggedEvent, Store},
 };
 
@@ -45,7 +45,7 @@ impl Default for Config {
         Self {
             batch: 1280,
             workers: 2,
-            future_tolerance: observe::FUTURE_TOLERANCE,
+            future_tolerance: decode::FUTURE_TOLERANCE,
             sweep_every: Duration::from_mins(1),
             lease: Duration::from_mins(5),
         }
@@ -98,7 +98,10 @@ impl Projector {
                 Ok(claimed) => self.project(claimed, stop).await,
                 Err(queue::Error::Closed) => return,
                 Err(error) => {
-                    tracing::error!(error = crate::breaker::chain(&error), "claiming from the queue failed");
+                    tracing::error!(
+                        error = crate::breaker::error_chain(&error),
+                        "claiming from the queue failed"
+                    );
                     stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 }
             }
@@ -116,22 +119,25 @@ impl Projector {
         self.measure(&batch);
         if let Err(error) = self.finish(batch, applied).await {
             // Not acked is not lost: the entries come again and change nothing then.
-            tracing::error!(error = crate::breaker::chain(&error), "acking a batch failed; it comes again");
+            tracing::error!(
+                error = crate::breaker::error_chain(&error),
+                "acking a batch failed; it comes again"
+            );
         }
     }
 
     async fn decode(&self, claimed: Vec<Claimed>) -> Batch {
-        let limit = observe::latest(self.clock.now(), self.config.future_tolerance);
+        let limit = decode::latest(self.clock.now(), self.config.future_tolerance);
         let mut batch = Batch::default();
         for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
                 // Deliveries that wait for their 200 come first.
                 tokio::task::yield_now().await;
             }
-            let observed = observe::observe(&entry, limit);
-            batch.times.push((entry.received_at, observed.event.at));
-            batch.events.push(observed.event);
-            match observed.observations {
+            let decoded = decode::decode(&entry, limit);
+            batch.times.push((entry.received_at, decoded.event.at));
+            batch.events.push(decoded.event);
+            match decoded.observations {
                 Ok(observations) => {
                     batch.done.push((id, observations.first().map(|o| o.user.clone())));
                     batch.observations.extend(observations);
@@ -164,7 +170,7 @@ impl Projector {
             *logged = true;
         }
         // Read for each batch: what is older than a scan is no news after it.
-        let scans = Scans::load(&*self.store).await?;
+        let scans = ScanWatermarks::load(&*self.store).await?;
         apply_over(&*self.store, batch.observations.iter().cloned(), self.clock.now(), &scans).await
     }
 
@@ -178,7 +184,7 @@ impl Projector {
                 Some((_, reason)) => dead.push((id, format!("the store refused the user: {reason}"))),
             }
         }
-        for user in applied.to_check {
+        for user in applied.users_to_recheck {
             metrics::counter!("kinsync_resurrections_refused_total").increment(1);
             tracing::warn!(
                 user = user.as_str(),

@@ -11,12 +11,12 @@
 //! [`silence`] (whether the webhook still works).
 
 mod compare;
-mod gone;
+mod deletions;
 mod lease;
 pub mod record;
 mod scan;
 pub mod schedule;
-pub mod silence;
+pub mod webhook_health;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,28 +24,28 @@ use kinde::management::{self, Client};
 use kinsync_core::{Micros, UserId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::gone::Thresholds;
+pub use self::deletions::Thresholds;
 use self::{
     lease::Leases,
-    record::{Before, Outcome, Run, Tally, Wish, keep},
+    record::{Outcome, PreviousScan, Run, RunMode, Tally, save},
     scan::{Checkpoint, Scanned, scan},
 };
 use crate::{
-    checks::Checks,
     clock::Clock,
-    floor::{Floor, Scans},
+    pending_checks::PendingChecks,
     random,
+    scan_watermark::{ScanWatermark, ScanWatermarks},
     store::{self, Store},
 };
 
-/// How often a call of the store that did not answer is made again, and after how long at first.
+/// BatchOptions often a call of the store that did not answer is made again, and after how long at first.
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How a reconciler works.
+/// BatchOptions a reconciler works.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// How many deletions need an operator.
+    /// BatchOptions many deletions need an operator.
     pub deletes: Thresholds,
     /// Between two reads of one user who seems gone, or back.
     pub between_reads: Duration,
@@ -59,7 +59,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             deletes: Thresholds::default(),
-            between_reads: gone::BETWEEN_READS,
+            between_reads: deletions::BETWEEN_READS,
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
         }
@@ -80,18 +80,18 @@ pub enum Error {
     #[error(
         "Kinde lists no users at all: nobody was deleted; if the tenant is empty indeed, delete the users yourself"
     )]
-    Nobody,
+    EmptyTenant,
     /// Kinde does not know users whom it has just listed.
     #[error(
         "Kinde says of users whom it has just listed that they do not exist: nobody more was deleted; try again later"
     )]
-    Distrusted,
+    CanariesUnknown,
     /// Kinde knows users whom its list left out.
     #[error(
         "Kinde's list leaves out many users whom Kinde knows: nobody was deleted; try again later, and ask Kinde if it \
          stays so"
     )]
-    Unlisted,
+    ListIncomplete,
     /// Another process scans.
     #[error("{holder} is scanning: wait until it is done, or for the end of its lease if it was killed")]
     Busy {
@@ -120,10 +120,10 @@ pub type Progress<'a> = &'a (dyn Fn(&Tally) + Send + Sync);
 
 /// Compares Kinde with the store. Clones share everything.
 #[derive(Clone, Debug)]
-pub struct Reconciler(Arc<Parts>);
+pub struct Reconciler(Arc<Inner>);
 
 #[derive(Debug)]
-struct Parts {
+struct Inner {
     kinde: Client,
     store: Arc<dyn Store>,
     clock: Clock,
@@ -135,35 +135,35 @@ impl Reconciler {
     /// A reconciler of this tenant and this store.
     pub fn new(kinde: Client, store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
         let leases = Leases::new(Arc::clone(&store), config.name.clone(), config.lease);
-        Self(Arc::new(Parts { kinde, store, clock, config, leases }))
+        Self(Arc::new(Inner { kinde, store, clock, config, leases }))
     }
 
-    /// Does what is wished, and keeps what came of it, unless the wish is dry. `Ok` also when deletions were held.
+    /// Does what is wished, and keeps what came of it, unless the mode is dry. `Ok` also when deletions were held.
     ///
     /// Cancel safe: what was found to differ is repaired or not, user by user; what is being written is written to its
     /// end.
     pub async fn run(
         &self,
-        wish: Wish,
+        mode: RunMode,
         progress: Progress<'_>,
         stop: &CancellationToken,
     ) -> Result<Run, Error> {
         let parts = &self.0;
-        let mut run = Run::new(wish, parts.clock.now());
+        let mut run = Run::new(mode, parts.clock.now());
         let tasks = TaskTracker::new();
-        if run.wish == Wish::Dry {
+        if run.mode == RunMode::DryRun {
             run.before = parts.before().await?;
             let outcome = stop.run_until_cancelled(self.work(&mut run, None, &tasks, progress)).await;
             let outcome = outcome.unwrap_or(Err(Error::Stopped))?;
             run.ended(outcome, parts.clock.now());
             return Ok(run);
         }
-        let taken = parts.patiently(|| parts.leases.take()).await?;
+        let taken = parts.retry_store(|| parts.leases.take()).await?;
         let lease = taken.map_err(|holder| Error::Busy { holder })?;
         run.before = parts.before().await?;
-        parts.patiently(|| keep(&*parts.store, &run)).await?;
+        parts.retry_store(|| save(&*parts.store, &run)).await?;
         let take = || Checkpoint::take(&*parts.store, lease.term(), run.started_at);
-        let from = if run.wish == Wish::Backfill { Some(parts.patiently(take).await?) } else { None };
+        let from = if run.mode == RunMode::Backfill { Some(parts.retry_store(take).await?) } else { None };
         let outcome = tokio::select! {
             outcome = self.work(&mut run, from.as_ref(), &tasks, progress) => outcome,
             () = lease.keep() => Err(Error::LeaseLost),
@@ -175,15 +175,15 @@ impl Reconciler {
         let ended = match &outcome {
             Ok(outcome) => outcome.clone(),
             Err(Error::Stopped) => Outcome::Cut,
-            Err(error) => Outcome::Failed { reason: crate::breaker::chain(error) },
+            Err(error) => Outcome::Failed { reason: crate::breaker::error_chain(error) },
         };
         run.ended(ended, parts.clock.now());
         measure(&run);
         if !matches!(outcome, Err(Error::LeaseLost)) {
-            parts.patiently(|| keep(&*parts.store, &run)).await?;
+            parts.retry_store(|| save(&*parts.store, &run)).await?;
             if let Some(from) = from.filter(|_| outcome.is_ok()) {
                 let done = from.anew_at(parts.clock.now());
-                parts.patiently(|| done.save(&*parts.store)).await?;
+                parts.retry_store(|| done.save(&*parts.store)).await?;
             }
             lease.release().await;
         }
@@ -198,39 +198,39 @@ impl Reconciler {
         progress: Progress<'_>,
     ) -> Result<Outcome, Error> {
         let parts = &self.0;
-        let is_dry = run.wish == Wish::Dry;
-        let approved = match &run.wish {
-            Wish::Approve(held) => {
-                let found = parts.patiently(|| gone::approved(&*parts.store, held)).await?;
+        let is_dry = run.mode == RunMode::DryRun;
+        let approved = match &run.mode {
+            RunMode::Approve(held) => {
+                let found = parts.retry_store(|| deletions::approved(&*parts.store, held)).await?;
                 Some(found.ok_or_else(|| Error::NothingHeld { run: held.clone() })?)
             }
             _ => None,
         };
         if !is_dry {
-            parts.patiently(|| Scans::begin(&*parts.store, run.started_at)).await?;
+            parts.retry_store(|| ScanWatermarks::record_start(&*parts.store, run.started_at)).await?;
         }
         let (mut scanned, was_resumed) = self.scan(run, from, tasks, progress).await?;
         run.tally = scanned.tally.clone();
         if scanned.tally.users == 0 {
-            return Err(Error::Nobody);
+            return Err(Error::EmptyTenant);
         }
-        if !scanned.doubtful.is_empty() {
-            let doubtful = std::mem::take(&mut scanned.doubtful);
-            parts.check(&doubtful, is_dry, &mut scanned.tally).await?;
+        if !scanned.second_reads.is_empty() {
+            let second_reads = std::mem::take(&mut scanned.second_reads);
+            parts.check(&second_reads, is_dry, &mut scanned.tally).await?;
         }
-        let proved_but = match run.wish {
-            Wish::Backfill => None,
-            _ => parts.sweep_gone(run, &mut scanned, approved).await?,
+        let unproven_users = match run.mode {
+            RunMode::Backfill => None,
+            _ => parts.delete_absent(run, &mut scanned, approved).await?,
         };
         run.tally = scanned.tally;
         progress(&run.tally);
         if !is_dry
-            && let Some(open) = proved_but
+            && let Some(unproven) = unproven_users
             && let Some((at, until)) = scanned.sent
         {
             let fields = scanned.fields.unwrap_or_default();
-            let floor = Floor { at, until, began: run.started_at, fields, open };
-            parts.patiently(|| Scans::prove(&*parts.store, &floor)).await?;
+            let watermark = ScanWatermark { at, until, started_at: run.started_at, fields, unproven };
+            parts.retry_store(|| ScanWatermarks::record_proof(&*parts.store, &watermark)).await?;
         }
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
     }
@@ -277,39 +277,39 @@ impl Reconciler {
         Ok(tally)
     }
 
-    /// Checks everybody for whom a check was asked. Answers whether a scan was asked for. Of whom Kinde gives no clear
+    /// PendingChecks everybody for whom a check was asked. Answers whether a scan was asked for. Of whom Kinde gives no clear
     /// answer, the next scan looks at.
     ///
     /// Many deletions at once are not made here: then a scan is asked for, which holds them.
-    pub async fn answer_checks(&self) -> Result<bool, Error> {
+    pub async fn run_pending_checks(&self) -> Result<bool, Error> {
         let parts = &self.0;
-        let asked = parts.patiently(|| Checks::load(&*parts.store)).await?;
+        let asked = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
         let users: Vec<UserId> = asked.users.keys().cloned().collect();
         if users.is_empty() {
-            return Ok(asked.ask_for_scan());
+            return Ok(asked.is_scan_requested());
         }
         let found = self.look(&users).await?;
-        let is_many = found.of(record::Kind::Gone) > parts.config.deletes.count as u64;
+        let is_many = found.of(record::DriftKind::Deleted) > parts.config.deletes.count as u64;
         if is_many {
-            parts.patiently(|| Checks::ask_everybody(&*parts.store)).await?;
+            parts.retry_store(|| PendingChecks::request_scan(&*parts.store)).await?;
         } else {
             self.check(&users).await?;
         }
-        let is_scan = asked.ask_for_scan() || is_many;
-        let done = Checks { users: asked.users, ..Checks::default() };
-        parts.patiently(|| Checks::done(&*parts.store, &done)).await?;
+        let is_scan = asked.is_scan_requested() || is_many;
+        let done = PendingChecks { users: asked.users, ..PendingChecks::default() };
+        parts.retry_store(|| PendingChecks::remove(&*parts.store, &done)).await?;
         Ok(is_scan)
     }
 }
 
-impl Parts {
+impl Inner {
     /// The complete scan before this one.
-    async fn before(&self) -> Result<Option<Before>, store::Error> {
-        Ok(Before::of(&self.patiently(|| record::runs(&*self.store)).await?))
+    async fn before(&self) -> Result<Option<PreviousScan>, store::Error> {
+        Ok(PreviousScan::of(&self.retry_store(|| record::runs(&*self.store)).await?))
     }
 
     /// Makes a call of the store again for as long as it may only be away for a moment.
-    async fn patiently<T, F: Future<Output = Result<T, store::Error>>>(
+    async fn retry_store<T, F: Future<Output = Result<T, store::Error>>>(
         &self,
         call: impl Fn() -> F,
     ) -> Result<T, store::Error> {
@@ -318,7 +318,7 @@ impl Parts {
             match call().await {
                 Err(error) if error.is_transient() => {
                     tracing::warn!(
-                        error = crate::breaker::chain(&error),
+                        error = crate::breaker::error_chain(&error),
                         "the store does not answer; trying again"
                     );
                 }
@@ -347,7 +347,7 @@ fn measure(run: &Run) {
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
     metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
     // When a user changed, Kinde does not tell: not before the last scan compared them.
-    if let Some(before) = run.before.filter(|_| run.is_telling()) {
+    if let Some(before) = run.before.filter(|_| run.is_representative()) {
         let most = run.started_at.0.saturating_sub(before.began.0);
         let most = Duration::from_micros(most.try_into().unwrap_or_default());
         let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);
@@ -358,7 +358,7 @@ fn measure(run: &Run) {
 
 /// Whether deletions that this run held wait for an approval.
 pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
-    Ok(gone::approved(store, run).await?.is_some())
+    Ok(deletions::approved(store, run).await?.is_some())
 }
 
 /// By our clock, when everybody was last begun to be compared.

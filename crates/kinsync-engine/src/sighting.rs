@@ -26,7 +26,7 @@ pub struct Sighting {
     pub user: UserId,
     /// What the token's claims say of the user.
     #[serde(default, skip_serializing_if = "Profile::is_empty")]
-    pub told: Profile,
+    pub profile: Profile,
     /// When the request was seen, by our clock. Orders nothing: tokens make provisional versions.
     pub seen_at: Micros,
 }
@@ -53,15 +53,15 @@ impl Sighting {
 
     /// That the user exists, with the lowest version of all: everything that Kinde says outranks it.
     pub fn existence(&self) -> Observation {
-        self.observe(What::Fields(self.told.clone()))
+        self.observation(What::Fields(self.profile.clone()))
     }
 
     /// Existence, and the time at which the user was seen.
     pub fn observations(&self) -> Vec<Observation> {
-        vec![self.existence(), self.observe(What::Seen(self.seen_at))]
+        vec![self.existence(), self.observation(What::Seen(self.seen_at))]
     }
 
-    fn observe(&self, what: What) -> Observation {
+    fn observation(&self, what: What) -> Observation {
         Observation { user: self.user.clone(), version: Version::provisional(), source: Source::Login, what }
     }
 }

@@ -9,8 +9,8 @@ use kinde::{Patch, account::UserProfile, management, response::RequestTiming};
 use kinsync_core::{Field, Identity, Micros, Profile, Value, Version};
 
 /// The version of a read that was asked for then, by Kinde's clock, and told this.
-pub fn version(sent_at: Micros, told: &Profile) -> Version {
-    Version::snapshot(sent_at, hash(told))
+pub fn version(sent_at: Micros, profile: &Profile) -> Version {
+    Version::snapshot(sent_at, hash(profile))
 }
 
 /// When a read was asked for, by Kinde's clock.
@@ -19,47 +19,47 @@ pub fn sent_at(timing: &RequestTiming) -> Micros {
 }
 
 /// Whether a read can settle what this field is. Of roles it tells nothing, but of who is a member.
-pub fn tells(field: Field) -> bool {
+pub fn can_observe(field: Field) -> bool {
     field != Field::IsPasswordResetRequested
 }
 
 /// What the Management API says of a user, as an entry of the list or alone. Its counters of
 /// sign-ins are no fields.
 pub fn of_user(user: management::User) -> Profile {
-    let mut told = Told::default();
-    told.text(Field::Email, user.email);
-    told.text(Field::FirstName, user.first_name);
-    told.text(Field::LastName, user.last_name);
-    told.text(Field::Phone, user.phone);
-    told.text(Field::Username, user.username);
-    told.text(Field::Picture, user.picture);
-    told.text(Field::ProvidedId, user.provided_id);
-    told.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
-    told.set(Field::OrganizationCodes, user.organizations.map(Value::Codes));
-    told.set(Field::Identities, user.identities.map(identities));
+    let mut builder = ProfileBuilder::default();
+    builder.text(Field::Email, user.email);
+    builder.text(Field::FirstName, user.first_name);
+    builder.text(Field::LastName, user.last_name);
+    builder.text(Field::Phone, user.phone);
+    builder.text(Field::Username, user.username);
+    builder.text(Field::Picture, user.picture);
+    builder.text(Field::ProvidedId, user.provided_id);
+    builder.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    builder.set(Field::OrganizationCodes, user.organizations.map(Value::Codes));
+    builder.set(Field::Identities, user.identities.map(identities));
     if let Some(created_on) = user.created_on {
-        told.set(Field::CreatedOn, Patch::Value(Value::Time(Micros(created_on.as_microsecond()))));
+        builder.set(Field::CreatedOn, Patch::Value(Value::Time(Micros(created_on.as_microsecond()))));
     }
-    told.0
+    builder.0
 }
 
 /// What the profile endpoint says of the bearer of a token.
 pub fn of_profile(profile: UserProfile) -> Profile {
-    let mut told = Told::default();
-    told.text(Field::Email, profile.email);
-    told.text(Field::FirstName, profile.given_name);
-    told.text(Field::LastName, profile.family_name);
-    told.text(Field::Username, profile.preferred_username);
-    told.text(Field::Picture, profile.picture);
-    told.text(Field::ProvidedId, profile.provided_id);
-    told.set(Field::EmailVerified, profile.email_verified.map(Value::Flag));
-    told.0
+    let mut builder = ProfileBuilder::default();
+    builder.text(Field::Email, profile.email);
+    builder.text(Field::FirstName, profile.given_name);
+    builder.text(Field::LastName, profile.family_name);
+    builder.text(Field::Username, profile.preferred_username);
+    builder.text(Field::Picture, profile.picture);
+    builder.text(Field::ProvidedId, profile.provided_id);
+    builder.set(Field::EmailVerified, profile.email_verified.map(Value::Flag));
+    builder.0
 }
 
 #[derive(Default)]
-struct Told(Profile);
+struct ProfileBuilder(Profile);
 
-impl Told {
+impl ProfileBuilder {
     fn text(&mut self, field: Field, text: Patch<String>) {
         self.set(field, text.map(|text| Value::Text(text.into())));
     }
@@ -82,9 +82,9 @@ fn identities(list: Vec<management::Identity>) -> Value {
 }
 
 /// Half of a SHA-256: breaks ties between reads of one instant, the same way everywhere.
-fn hash(told: &Profile) -> String {
+fn hash(profile: &Profile) -> String {
     let content =
-        serde_json::to_vec(&told.iter().collect::<Vec<_>>()).expect("fields and their values are JSON");
+        serde_json::to_vec(&profile.iter().collect::<Vec<_>>()).expect("fields and their values are JSON");
     let digest = digest(&SHA256, &content);
     digest.as_ref()[..16].iter().fold(String::with_capacity(32), |text, byte| text + &format!("{byte:02x}"))
 }

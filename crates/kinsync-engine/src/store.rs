@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kinsync_core::{Micros, Standing, UserDocument, UserId, UserState};
+use kinsync_core::{Micros, RowMetadata, UserDocument, UserId, UserState};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -25,11 +25,11 @@ pub struct Row {
     /// All that is known.
     pub state: UserState,
     /// What the document shows beyond the state.
-    pub standing: Standing,
+    pub metadata: RowMetadata,
     /// Grows by one with each write of kinsync; 0 before the first.
     pub revision: i64,
     /// Addresses whose owner has to be found again because of a change of this row.
-    pub unsettled: BTreeSet<String>,
+    pub pending_emails: BTreeSet<String>,
 }
 
 impl Row {
@@ -38,15 +38,15 @@ impl Row {
         Self {
             id,
             state: UserState::default(),
-            standing: Standing::default(),
+            metadata: RowMetadata::default(),
             revision: 0,
-            unsettled: BTreeSet::new(),
+            pending_emails: BTreeSet::new(),
         }
     }
 
     /// The document that an application reads.
     pub fn document(&self) -> UserDocument {
-        UserDocument::new(&self.id, &self.state, &self.standing)
+        UserDocument::new(&self.id, &self.state, &self.metadata)
     }
 }
 
@@ -201,7 +201,7 @@ pub trait Store: fmt::Debug + Send + Sync {
 
     /// Rows that were told who holds their address, after this id and in the order of their ids.
     /// Where no row comes from anybody else, there need be none: the holder marks it when it lets go.
-    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
+    async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
     /// Gives this row, written before without its address, to the one row that shows the address
     /// and that an application made without a Kinde id: the application's row becomes the user's,
@@ -211,10 +211,10 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// The caller has made sure that Kinde says the address is verified. [`Outcome::EmailTaken`]
     /// when there is no such row or more than one, when the application has written fields of its
     /// own into the row that would go, or when adoption is off: then nothing was written.
-    async fn adopt(&self, row: &Row) -> Result<Outcome, Error>;
+    async fn link(&self, row: &Row) -> Result<Outcome, Error>;
 
-    /// Rows with unsettled addresses, at most this many.
-    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error>;
+    /// Rows with pending_emails addresses, at most this many.
+    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error>;
 
     /// Appends events to the log; those whose id is there already are left out. Answers how many
     /// were new.

@@ -239,7 +239,7 @@ impl Shared {
     /// Makes the sighting durable. Failing that, the request still goes on: the next one sees the user again.
     async fn keep(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
-        let sighting = Sighting { user, told: self.claims.profile(token), seen_at: self.clock.now() };
+        let sighting = Sighting { user, profile: self.claims.profile(token), seen_at: self.clock.now() };
         let error = match timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => chain(&error),

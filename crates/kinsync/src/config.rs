@@ -20,7 +20,7 @@ use std::{
 };
 
 use kinsync_core::Field;
-use kinsync_engine::store::mongo::Adopt as LinkByEmail;
+use kinsync_engine::store::mongo::LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 
@@ -47,7 +47,7 @@ pub struct Config {
     pub store: Store,
     /// The queue of deliveries.
     pub queue: Queue,
-    /// Scans of Kinde.
+    /// ScanWatermarks of Kinde.
     pub reconcile: Reconcile,
     /// The HTTP server.
     pub http: Http,
@@ -124,7 +124,7 @@ pub struct Queue {
     pub max_bytes: u64,
 }
 
-/// Scans of Kinde, and what they may delete without approval.
+/// ScanWatermarks of Kinde, and what they may delete without approval.
 #[derive(Clone, Debug, Default)]
 pub struct Reconcile {
     /// The interval between two scans; `None`: only on request.

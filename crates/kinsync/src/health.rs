@@ -10,7 +10,7 @@ use kinsync_core::Micros;
 use kinsync_engine::{
     breaker::{Breaker, State},
     queue::{self, Stats},
-    reconcile::{record::Kind, silence},
+    reconcile::{record::DriftKind, webhook_health},
 };
 use kinsync_tower::problem::chain;
 
@@ -174,17 +174,17 @@ impl Problems {
     fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
         let status = state.reconcile.as_ref()?.status.borrow();
         if let Some(silence) = &status.silence {
-            self.degraded.push(format!("{silence}; {}", silence::FIX));
+            self.degraded.push(format!("{silence}; {}", webhook_health::FIX));
         }
         if let Some(failure) = &status.failure {
             self.degraded.push(format!("the last scan of Kinde failed: {failure}"));
         }
         let latest = status.latest.as_ref();
-        if let Some(run) = latest.filter(|run| run.tally.of(Kind::Held) > 0) {
+        if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::DeletionHeld) > 0) {
             self.degraded.push(format!(
                 "{users} deletions are held, because unusually many users are missing at Kinde: check them with \
                  `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon --approve {id}`",
-                users = run.tally.of(Kind::Held),
+                users = run.tally.of(DriftKind::DeletionHeld),
                 id = run.id,
             ));
         }

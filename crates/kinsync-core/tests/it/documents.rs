@@ -1,4 +1,4 @@
-use kinsync_core::{Field, Micros, Organization, Profile, Standing, UserDocument, Value, What};
+use kinsync_core::{Field, Micros, Organization, Profile, RowMetadata, UserDocument, Value, What};
 
 use crate::strategies::{event, fold, named, snapshot, user};
 
@@ -6,8 +6,13 @@ fn organization(code: &str, role: &str) -> Organization {
     Organization { code: code.to_owned(), roles: vec![role.to_owned()], permissions: Vec::new() }
 }
 
-fn holding() -> Standing {
-    Standing { holds_email: true, inserted_at: Micros(100), updated_at: Micros(200), ..Standing::default() }
+fn holding() -> RowMetadata {
+    RowMetadata {
+        holds_email: true,
+        inserted_at: Micros(100),
+        updated_at: Micros(200),
+        ..RowMetadata::default()
+    }
 }
 
 #[test]
@@ -32,7 +37,7 @@ fn a_conflict_names_the_address_and_its_holder_and_hides_the_email() {
     let shown = UserDocument::new(&user("kp_1"), &state, &holding());
     assert_eq!(shown.email.as_deref(), Some("a@example.com"));
     assert_eq!(shown.email_conflict, None);
-    let held = Standing { holds_email: false, email_held_by: Some("kp_2".into()), ..holding() };
+    let held = RowMetadata { holds_email: false, email_held_by: Some("kp_2".into()), ..holding() };
     let hidden = UserDocument::new(&user("kp_1"), &state, &held);
     assert_eq!(hidden.email, None);
     let conflict = hidden.email_conflict.unwrap();

@@ -1,7 +1,7 @@
 //! One scan at a time, among all processes that share a store.
 //!
 //! No clock of one machine is compared with another's: a lease is over when nobody renewed it for
-//! as long as it lasts while one process watched, or at once when its process was one of this machine
+//! as long as it duration while one process watched, or at once when its process was one of this machine
 //! and is no more. A process that lost its lease without noticing
 //! does no harm: what it still writes are observations, and joins do not mind.
 
@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{
-    kept::read,
     random,
+    state_records::read,
     store::{Error, Store},
 };
 
@@ -30,18 +30,18 @@ struct Record {
     /// Which of the holder's leases it is.
     term: u64,
     /// Where its process is, so that others there can see whether it lives.
-    place: Option<Place>,
+    place: Option<ProcessLocation>,
 }
 
 /// A process, as others on the same machine see it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-struct Place {
+struct ProcessLocation {
     /// This start of the machine, and this world of process ids in it.
     machine: String,
     pid: u32,
 }
 
-impl Place {
+impl ProcessLocation {
     /// Of this process; `None` where nobody could see it.
     fn here() -> Option<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
@@ -50,7 +50,7 @@ impl Place {
     }
 
     /// Whether it was on this machine and is no more. Another process with its id is taken for it.
-    fn is_gone(&self) -> bool {
+    fn has_exited(&self) -> bool {
         let is_here = Self::here().is_some_and(|here| here.machine == self.machine);
         is_here && !std::path::Path::new("/proc").join(self.pid.to_string()).exists()
     }
@@ -61,7 +61,7 @@ impl Place {
 pub(super) struct Leases {
     store: Arc<dyn Store>,
     holder: String,
-    lasts: Duration,
+    duration: Duration,
     /// The revision that was seen last, and since when.
     seen: Mutex<Option<(i64, Instant)>>,
 }
@@ -72,12 +72,12 @@ pub(super) struct Lease {
     store: Arc<dyn Store>,
     record: Record,
     revision: Mutex<i64>,
-    lasts: Duration,
+    duration: Duration,
 }
 
 impl Leases {
-    pub(super) fn new(store: Arc<dyn Store>, holder: String, lasts: Duration) -> Self {
-        Self { store, holder, lasts, seen: Mutex::default() }
+    pub(super) fn new(store: Arc<dyn Store>, holder: String, duration: Duration) -> Self {
+        Self { store, holder, duration, seen: Mutex::default() }
     }
 
     /// Takes the lease; `Err` inside: who has it.
@@ -85,24 +85,27 @@ impl Leases {
         let saved = self.store.state(KEY).await?;
         let revision = saved.as_ref().map_or(0, |saved| saved.revision);
         let record: Record = read(saved.as_ref());
-        let is_gone = record.place.as_ref().is_some_and(Place::is_gone);
-        if let Some(holder) = record.holder.filter(|_| !is_gone && !self.is_over(revision)) {
+        let has_exited = record.place.as_ref().is_some_and(ProcessLocation::has_exited);
+        if let Some(holder) = record.holder.filter(|_| !has_exited && !self.is_over(revision)) {
             return Ok(Err(holder));
         }
-        let record =
-            Record { holder: Some(self.holder.clone()), term: random::number(), place: Place::here() };
+        let record = Record {
+            holder: Some(self.holder.clone()),
+            term: random::number(),
+            place: ProcessLocation::here(),
+        };
         if !put(&*self.store, &record, revision).await? {
             return Ok(Err("another process".into()));
         }
         let (store, revision) = (Arc::clone(&self.store), Mutex::new(revision + 1));
-        Ok(Ok(Lease { store, record, revision, lasts: self.lasts }))
+        Ok(Ok(Lease { store, record, revision, duration: self.duration }))
     }
 
-    /// Whether this revision was there for as long as a lease lasts.
+    /// Whether this revision was there for as long as a lease duration.
     fn is_over(&self, revision: i64) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match *seen {
-            Some((known, since)) if known == revision => since.elapsed() > self.lasts,
+            Some((known, since)) if known == revision => since.elapsed() > self.duration,
             _ => {
                 *seen = Some((revision, Instant::now()));
                 false
@@ -116,8 +119,8 @@ impl Lease {
     pub(super) async fn keep(&self) {
         let mut renewed = Instant::now();
         // Stops well before another process may take it.
-        while renewed.elapsed() < self.lasts.mul_f64(0.8) {
-            tokio::time::sleep(self.lasts / 4).await;
+        while renewed.elapsed() < self.duration.mul_f64(0.8) {
+            tokio::time::sleep(self.duration / 4).await;
             let began = Instant::now();
             match renew(&*self.store, &self.record, self.revision()).await {
                 Ok(Some(next)) => {
@@ -126,7 +129,7 @@ impl Lease {
                 }
                 Ok(None) => return,
                 Err(error) => {
-                    tracing::debug!(error = crate::breaker::chain(&error), "the lease was not renewed");
+                    tracing::debug!(error = crate::breaker::error_chain(&error), "the lease was not renewed");
                 }
             }
         }
@@ -136,7 +139,7 @@ impl Lease {
     pub(super) async fn release(self) {
         if let Err(error) = put(&*self.store, &Record::default(), self.revision()).await {
             tracing::debug!(
-                error = crate::breaker::chain(&error),
+                error = crate::breaker::error_chain(&error),
                 "the lease was not given back; it runs out"
             );
         }

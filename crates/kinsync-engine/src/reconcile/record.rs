@@ -6,11 +6,11 @@ use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    kept, random,
+    random, state_records,
     store::{self, Row, Store},
 };
 
-/// Where runs are kept, newest first.
+/// Where runs are state_records, newest first.
 const RUNS: &str = "reconcile.runs";
 /// Runs that are kept.
 const KEPT: usize = 50;
@@ -22,64 +22,64 @@ pub(super) const EXAMPLES: usize = 50;
 /// What is to be done.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Wish {
+pub enum RunMode {
     /// Load everybody. Nobody is deleted, and a run that was cut is gone on with.
     Backfill,
     /// Find and repair, deletions included.
     Reconcile,
     /// Find and change nothing.
-    Dry,
-    /// [`Wish::Reconcile`], and carry out the deletions that this run held.
+    DryRun,
+    /// [`RunMode::Reconcile`], and carry out the deletions that this run held.
     Approve(String),
 }
 
-/// How a stored user differed from Kinde's.
+/// BatchOptions a stored user differed from Kinde's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum DriftKind {
     /// At Kinde, and not in the store, or known from a token alone.
     Missing,
     /// A field that events carry has another value.
     Changed,
     /// Only fields that no event carries were missing or old.
-    Filled,
+    FilledIn,
     /// Only the time of the last sign-in was old.
     SignedIn,
     /// Deleted at Kinde, and live in the store.
-    Gone,
+    Deleted,
     /// Deleted at Kinde, and held until an operator approves.
-    Held,
+    DeletionHeld,
     /// Deleted in the store, and Kinde confirmed twice that there is such a user.
     Restored,
     /// Deleted by an event of Kinde's, and listed all the same: left as it is.
-    Listed,
+    ListedAfterDeletion,
     /// The store does not take the user.
     Rejected,
     /// Kinde gives no clear answer about this user: left as it is.
-    Unknown,
+    Undetermined,
 }
 
-impl Kind {
+impl DriftKind {
     /// A word for programs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
             Self::Changed => "changed",
-            Self::Filled => "filled",
+            Self::FilledIn => "filled_in",
             Self::SignedIn => "signed_in",
-            Self::Gone => "gone",
-            Self::Held => "held",
+            Self::Deleted => "deleted",
+            Self::DeletionHeld => "deletion_held",
             Self::Restored => "restored",
-            Self::Listed => "listed",
+            Self::ListedAfterDeletion => "listed_after_deletion",
             Self::Rejected => "rejected",
-            Self::Unknown => "unknown",
+            Self::Undetermined => "undetermined",
         }
     }
 
     /// Whether an event should have announced it since the last scan. Who is held was missed before, and is found by
     /// every scan.
     pub const fn is_missed(self) -> bool {
-        matches!(self, Self::Missing | Self::Changed | Self::Gone)
+        matches!(self, Self::Missing | Self::Changed | Self::Deleted)
     }
 }
 
@@ -89,14 +89,14 @@ impl Kind {
 pub struct Drift {
     /// Who.
     pub user: UserId,
-    /// How.
-    pub kind: Kind,
+    /// BatchOptions.
+    pub kind: DriftKind,
     /// In what.
     pub fields: Vec<Field>,
     /// The newest that was known, by Kinde's clock; `None` when nothing was.
     pub known_at: Option<Micros>,
     /// Which way that came.
-    pub known_from: Option<Source>,
+    pub previous_source: Option<Source>,
 }
 
 /// Numbers of a run.
@@ -110,21 +110,21 @@ pub struct Tally {
     /// Users of whom everything was as Kinde has it.
     pub unchanged: u64,
     /// Users who differed, by kind.
-    pub drift: BTreeMap<Kind, u64>,
-    /// Fields that differed, of users who were [`Kind::Changed`] or [`Kind::Filled`].
+    pub drift: BTreeMap<DriftKind, u64>,
+    /// Fields that differed, of users who were [`DriftKind::Changed`] or [`DriftKind::FilledIn`].
     pub fields: BTreeMap<Field, u64>,
     /// Users whose difference an event should have announced, by the way the newest came that was known of them;
     /// `nothing` of whom nothing was known.
-    pub known_from: BTreeMap<String, u64>,
+    pub previous_source: BTreeMap<String, u64>,
     /// Users who changed since the scan before, by the way their newest change came.
-    pub arrived: BTreeMap<Source, u64>,
+    pub changes_by_source: BTreeMap<Source, u64>,
     /// Some of those who differed.
     pub examples: Vec<Drift>,
 }
 
 impl Tally {
     /// Users of this kind.
-    pub fn of(&self, kind: Kind) -> u64 {
+    pub fn of(&self, kind: DriftKind) -> u64 {
         self.drift.get(&kind).copied().unwrap_or_default()
     }
 
@@ -137,11 +137,11 @@ impl Tally {
     pub fn add(&mut self, drift: Drift) {
         *self.drift.entry(drift.kind).or_default() += 1;
         if drift.kind.is_missed() {
-            let known_from = drift.known_from.map_or("nothing", Source::as_str);
-            *self.known_from.entry(known_from.to_owned()).or_default() += 1;
-            *self.arrived.entry(Source::Reconcile).or_default() += 1;
+            let previous_source = drift.previous_source.map_or("nothing", Source::as_str);
+            *self.previous_source.entry(previous_source.to_owned()).or_default() += 1;
+            *self.changes_by_source.entry(Source::Reconcile).or_default() += 1;
         }
-        if matches!(drift.kind, Kind::Changed | Kind::Filled) {
+        if matches!(drift.kind, DriftKind::Changed | DriftKind::FilledIn) {
             for field in &drift.fields {
                 *self.fields.entry(*field).or_default() += 1;
             }
@@ -152,17 +152,17 @@ impl Tally {
     }
 
     /// Counts a stored user of whom no event was missed, if it changed since the scan before.
-    pub(super) fn saw(&mut self, row: &Row, before: Option<Before>) {
-        let source = row.standing.source.filter(|_| row.revision > 0);
+    pub(super) fn count_stored(&mut self, row: &Row, before: Option<PreviousScan>) {
+        let source = row.metadata.source.filter(|_| row.revision > 0);
         let (Some(source), Some(before)) = (source, before) else { return };
         let since = if source == Source::Reconcile { before.ended } else { before.began };
-        if since < row.standing.updated_at {
-            *self.arrived.entry(source).or_default() += 1;
+        if since < row.metadata.updated_at {
+            *self.changes_by_source.entry(source).or_default() += 1;
         }
     }
 
     /// Counts more users of a kind of which there are examples enough.
-    pub(super) fn count(&mut self, kind: Kind, users: usize) {
+    pub(super) fn add_count(&mut self, kind: DriftKind, users: usize) {
         *self.drift.entry(kind).or_default() += users as u64;
     }
 
@@ -170,16 +170,16 @@ impl Tally {
         self.pages += other.pages;
         self.users += other.users;
         self.unchanged += other.unchanged;
-        add_up(&mut self.fields, other.fields);
-        add_up(&mut self.drift, other.drift);
-        add_up(&mut self.known_from, other.known_from);
-        add_up(&mut self.arrived, other.arrived);
+        add_counts(&mut self.fields, other.fields);
+        add_counts(&mut self.drift, other.drift);
+        add_counts(&mut self.previous_source, other.previous_source);
+        add_counts(&mut self.changes_by_source, other.changes_by_source);
         let room = EXAMPLES.saturating_sub(self.examples.len());
         self.examples.extend(other.examples.into_iter().take(room));
     }
 }
 
-fn add_up<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
+fn add_counts<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
     for (key, count) in more {
         *sums.entry(key).or_default() += count;
     }
@@ -188,21 +188,21 @@ fn add_up<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
 /// When the scan before began and ended, by our clock. What it repaired it has counted itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Before {
+pub struct PreviousScan {
     /// When it began.
     pub began: Micros,
     /// When it ended.
     pub ended: Micros,
 }
 
-impl Before {
+impl PreviousScan {
     pub(super) fn of(runs: &[Run]) -> Option<Self> {
         let run = runs.iter().find(|run| run.is_complete())?;
         Some(Self { began: run.started_at, ended: run.ended_at.unwrap_or(run.started_at) })
     }
 }
 
-/// How a run ended.
+/// BatchOptions a run ended.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -228,16 +228,16 @@ pub struct Run {
     /// Its name.
     pub id: String,
     /// What was wished.
-    pub wish: Wish,
+    pub mode: RunMode,
     /// By our clock.
     pub started_at: Micros,
     /// By our clock.
     pub ended_at: Option<Micros>,
-    /// How it ended.
+    /// BatchOptions it ended.
     pub outcome: Outcome,
     /// The complete scan before it.
     #[serde(default)]
-    pub before: Option<Before>,
+    pub before: Option<PreviousScan>,
     /// What it found; what it repaired, unless it was dry.
     #[serde(flatten)]
     pub tally: Tally,
@@ -251,19 +251,19 @@ impl Run {
 
     /// Whether it looked for who is gone too: a backfill does not.
     pub fn is_whole(&self) -> bool {
-        self.is_complete() && self.wish != Wish::Backfill
+        self.is_complete() && self.mode != RunMode::Backfill
     }
 
     /// Whether what it missed says how the webhook is: what an approval carries out was found long before.
-    pub(super) fn is_telling(&self) -> bool {
-        self.is_whole() && self.wish == Wish::Reconcile
+    pub(super) fn is_representative(&self) -> bool {
+        self.is_whole() && self.mode == RunMode::Reconcile
     }
 
-    pub(super) fn new(wish: Wish, now: Micros) -> Self {
+    pub(super) fn new(mode: RunMode, now: Micros) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), random::number::<u16>());
         let (outcome, tally) = (Outcome::Running, Tally::default());
-        Self { id, wish, started_at: now, ended_at: None, outcome, before: None, tally }
+        Self { id, mode, started_at: now, ended_at: None, outcome, before: None, tally }
     }
 
     pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {
@@ -274,12 +274,12 @@ impl Run {
 
 /// The newest runs, newest first.
 pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
-    kept::load(store, RUNS).await
+    state_records::load(store, RUNS).await
 }
 
 /// Keeps this run as it is now. The caller holds the lease: another that still seems to run was cut.
-pub(super) async fn keep(store: &dyn Store, run: &Run) -> Result<(), store::Error> {
-    kept::change(store, RUNS, |runs: &mut Vec<Run>| {
+pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<(), store::Error> {
+    state_records::change(store, RUNS, |runs: &mut Vec<Run>| {
         runs.retain(|known| known.id != run.id);
         for left in runs.iter_mut().filter(|known| known.outcome == Outcome::Running) {
             left.outcome = Outcome::Cut;
@@ -293,7 +293,7 @@ pub(super) async fn keep(store: &dyn Store, run: &Run) -> Result<(), store::Erro
 /// Forgets the oldest. Those that failed drive out none that found something; and the last one that found something
 /// missed, and the one before it, stay for as long as they are the last: a silence is judged by them.
 fn forget(runs: &mut Vec<Run>) {
-    let missed = runs.iter().position(|run| run.is_telling() && run.tally.missed() > 0);
+    let missed = runs.iter().position(|run| run.is_representative() && run.tally.missed() > 0);
     let before = missed.and_then(|at| (at + 1..runs.len()).find(|before| runs[*before].is_complete()));
     let (mut at, mut complete, mut others) = (0, 0, 0);
     runs.retain(|run| {
@@ -311,9 +311,9 @@ mod tests {
     use super::*;
 
     fn run(began: i64, outcome: Outcome, missed: u64) -> Run {
-        let mut run = Run::new(Wish::Reconcile, Micros(began));
+        let mut run = Run::new(RunMode::Reconcile, Micros(began));
         run.ended(outcome, Micros(began + 1));
-        run.tally.drift = [(Kind::Changed, missed)].into();
+        run.tally.drift = [(DriftKind::Changed, missed)].into();
         run
     }
 

@@ -13,29 +13,29 @@ use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Error, Parts, Progress,
-    compare::{Found, Seen},
-    gone::hash,
-    record::{Before, Kind, Run, Tally, Wish},
+    Error, Inner, Progress,
+    compare::{Comparison, RemoteUser},
+    deletions::hash,
+    record::{DriftKind, PreviousScan, Run, RunMode, Tally},
 };
 use crate::{
     apply::apply,
-    kept, snapshot,
+    snapshot, state_records,
     store::{self, Store},
 };
 
 /// Where the place is kept at which a backfill goes on.
 const KEY: &str = "reconcile.checkpoint";
-/// How long after it began a backfill that was cut is gone on with: what it compared at first is old by then.
-const GOES_ON: Duration = Duration::from_hours(12);
+/// BatchOptions long after it began a backfill that was cut is gone on with: what it compared at first is old by then.
+const RESUME_WITHIN: Duration = Duration::from_hours(12);
 /// Users that are compared and written together, unless a page has more.
 const BATCH: usize = 1000;
 /// Batches in work while the next page is fetched.
-const IN_WORK: usize = 3;
+const BATCHES_IN_PROGRESS: usize = 3;
 /// Users that are remembered to be asked about, to see whether Kinde knows those whom it listed.
-const CONTROLS: usize = 8;
+const CANARIES: usize = 8;
 /// Deleted users who are asked about a second time, at most; the others are by the next scan.
-const DOUBTFUL: usize = 1000;
+const MAX_SECOND_READS: usize = 1000;
 
 /// Where a scan was cut.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -54,14 +54,14 @@ pub(super) struct Checkpoint {
 impl Checkpoint {
     /// Where the holder of this lease goes on: at the beginning, unless something was cut that is not old.
     pub(super) async fn take(store: &dyn Store, term: u64, now: Micros) -> Result<Self, store::Error> {
-        kept::change(store, KEY, |kept: &mut Self| {
+        state_records::change(store, KEY, |kept: &mut Self| {
             if kept.is_old(now) {
                 *kept = Self::anew(term, now);
             }
             kept.term = term;
         })
         .await?;
-        kept::load(store, KEY).await
+        state_records::load(store, KEY).await
     }
 
     fn anew(term: u64, now: Micros) -> Self {
@@ -80,7 +80,7 @@ impl Checkpoint {
 
     /// Keeps it, unless another has taken over.
     pub(super) async fn save(&self, store: &dyn Store) -> Result<(), store::Error> {
-        kept::change(store, KEY, |kept: &mut Self| {
+        state_records::change(store, KEY, |kept: &mut Self| {
             if kept.term == self.term {
                 kept.clone_from(self);
             }
@@ -89,7 +89,7 @@ impl Checkpoint {
     }
 
     fn is_old(&self, now: Micros) -> bool {
-        let longest = i64::try_from(GOES_ON.as_micros()).unwrap_or(i64::MAX);
+        let longest = i64::try_from(RESUME_WITHIN.as_micros()).unwrap_or(i64::MAX);
         let is_late = |began: Micros| now.0.saturating_sub(began.0) > longest;
         self.next_token.is_none() || self.began.is_none_or(is_late)
     }
@@ -106,9 +106,9 @@ pub(super) struct Scanned {
     /// What was told of every user.
     pub(super) fields: Option<Vec<Field>>,
     /// Deleted in the store; Kinde should be asked a second time.
-    pub(super) doubtful: Vec<UserId>,
+    pub(super) second_reads: Vec<UserId>,
     /// Some of those who were listed.
-    pub(super) controls: Vec<String>,
+    pub(super) canaries: Vec<String>,
 }
 
 /// Some pages that follow each other.
@@ -120,13 +120,13 @@ struct Batch {
 
 /// What is to be made of them.
 #[derive(Clone, Copy)]
-struct How {
+struct BatchOptions {
     /// Nothing is written.
     is_dry: bool,
     /// Who is gone is looked for among those who are not here; a backfill does not, and remembers nobody.
     remembers: bool,
     /// What changed since then is counted.
-    before: Option<Before>,
+    before: Option<PreviousScan>,
 }
 
 /// What was made of them.
@@ -134,15 +134,15 @@ struct Compared {
     tally: Tally,
     listed: Vec<u64>,
     fields: Option<Vec<Field>>,
-    doubtful: Vec<UserId>,
-    controls: Vec<String>,
+    second_reads: Vec<UserId>,
+    canaries: Vec<String>,
     sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
 }
 
-/// Compares everybody from here on; writes what differs unless the wish is dry.
+/// Compares everybody from here on; writes what differs unless the mode is dry.
 pub(super) async fn scan(
-    parts: &Arc<Parts>,
+    parts: &Arc<Inner>,
     tasks: &TaskTracker,
     run: &Run,
     from: &Checkpoint,
@@ -153,30 +153,33 @@ pub(super) async fn scan(
         Some(token) => parts.kinde.users_from(token.as_str()),
         None => parts.kinde.users(),
     };
-    let how =
-        How { is_dry: run.wish == Wish::Dry, remembers: run.wish != Wish::Backfill, before: run.before };
+    let options = BatchOptions {
+        is_dry: run.mode == RunMode::DryRun,
+        remembers: run.mode != RunMode::Backfill,
+        before: run.before,
+    };
     let work = |batch: Result<Batch, Error>| {
         let parts = Arc::clone(parts);
-        let task = tasks.spawn(async move { parts.compare(batch?, how).await });
+        let task = tasks.spawn(async move { parts.compare(batch?, options).await });
         async { task.await.unwrap_or(Err(Error::Ended)) }
     };
-    let mut compared = std::pin::pin!(batches(pages).map(work).buffered(IN_WORK));
+    let mut compared = std::pin::pin!(batches(pages).map(work).buffered(BATCHES_IN_PROGRESS));
     while let Some(compared) = compared.next().await {
         let compared = compared?;
         scanned.add(compared.tally, compared.fields);
         scanned.listed.extend(compared.listed);
-        scanned.doubtful.extend(compared.doubtful);
-        scanned.doubtful.truncate(DOUBTFUL);
+        scanned.second_reads.extend(compared.second_reads);
+        scanned.second_reads.truncate(MAX_SECOND_READS);
         scanned.sent = match (scanned.sent, compared.sent) {
             (Some((first, last)), Some((from, until))) => Some((first.min(from), last.max(until))),
             (known, sent) => known.or(sent),
         };
-        scanned.controls.extend(compared.controls);
-        scanned.controls.truncate(CONTROLS);
+        scanned.canaries.extend(compared.canaries);
+        scanned.canaries.truncate(CANARIES);
         // After the last page there is nothing to go on with: what was kept stands until the run has ended.
-        if run.wish == Wish::Backfill && compared.next_token.is_some() {
+        if run.mode == RunMode::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
-            parts.patiently(|| checkpoint.save(&*parts.store)).await?;
+            parts.retry_store(|| checkpoint.save(&*parts.store)).await?;
         }
         progress(&scanned.tally);
     }
@@ -221,31 +224,31 @@ async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
     Ok(Some(batch).filter(|batch| !batch.pages.is_empty()))
 }
 
-impl Parts {
-    async fn compare(&self, batch: Batch, how: How) -> Result<Compared, Error> {
+impl Inner {
+    async fn compare(&self, batch: Batch, options: BatchOptions) -> Result<Compared, Error> {
         let pages = batch.pages.len() as u64;
         let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.timing));
         let sent = times().min().zip(times().max());
         let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
         let users = batch.pages.into_iter().flat_map(|UsersPage { users, timing, .. }| {
-            users.into_iter().map(move |user| Seen::new(user, &timing))
+            users.into_iter().map(move |user| RemoteUser::new(user, &timing))
         });
-        let seen: Vec<Seen> = users.flatten().collect();
+        let seen: Vec<RemoteUser> = users.flatten().collect();
         let unusable = batch.users - seen.len();
         let ids: Vec<UserId> = seen.iter().map(|seen| seen.user.clone()).collect();
-        let rows = self.patiently(|| self.store.load(&ids)).await?;
+        let rows = self.retry_store(|| self.store.load(&ids)).await?;
         let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
-        let (mut observations, mut doubtful) = (Vec::new(), Vec::new());
+        let (mut observations, mut second_reads) = (Vec::new(), Vec::new());
         for (seen, row) in seen.iter().zip(&rows) {
             let found = seen.compare(row.as_ref());
             if let Some(row) = row.as_ref().filter(|_| !found.is_missed()) {
-                tally.saw(row, how.before);
+                tally.count_stored(row, options.before);
             }
             match found {
-                Found::Same => tally.unchanged += 1,
-                Found::Doubtful => doubtful.push(seen.user.clone()),
-                Found::Listed(drift) => tally.add(drift),
-                Found::Differs(drift, told) => {
+                Comparison::Equal => tally.unchanged += 1,
+                Comparison::NeedsSecondRead => second_reads.push(seen.user.clone()),
+                Comparison::ListedAfterDeletion(drift) => tally.add(drift),
+                Comparison::Differs(drift, told) => {
                     tally.add(drift);
                     observations.extend(told);
                 }
@@ -254,17 +257,17 @@ impl Parts {
         if unusable > 0 {
             tracing::warn!(users = unusable, "Kinde lists users whose ids cannot be ids; they are left out");
         }
-        if !how.is_dry && !observations.is_empty() {
+        if !options.is_dry && !observations.is_empty() {
             self.repair(&observations, &mut tally).await?;
         }
-        let told_of_first = seen.first().map(|seen| seen.told.iter().map(|(field, _)| field));
-        let told_of_all = |field: &Field| seen.iter().all(|seen| seen.told.value(*field).is_some());
+        let told_of_first = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
+        let told_of_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
         Ok(Compared {
             tally,
-            listed: if how.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
+            listed: if options.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
             fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
-            doubtful,
-            controls: ids.iter().take(CONTROLS).map(UserId::to_string).collect(),
+            second_reads,
+            canaries: ids.iter().take(CANARIES).map(UserId::to_string).collect(),
             sent,
             next_token,
         })
@@ -277,10 +280,10 @@ impl Parts {
         tally: &mut Tally,
     ) -> Result<(), Error> {
         let now = self.clock.now();
-        let applied = self.patiently(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
+        let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
         for (user, reason) in applied.rejected {
             tracing::warn!(user = user.as_str(), reason, "the store refused a user");
-            tally.add(super::compare::drift(user, Kind::Rejected, Vec::new(), None));
+            tally.add(super::compare::drift(user, DriftKind::Rejected, Vec::new(), None));
         }
         Ok(())
     }
@@ -306,7 +309,7 @@ mod tests {
         assert_eq!((second.next_token.as_deref(), second.tally.users), (Some("b"), 10), "it goes on");
         // The first one wakes while the second is at work, and after it is done.
         first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
-        let kept: Checkpoint = kept::load(&store, KEY).await.expect("the store answers");
+        let kept: Checkpoint = state_records::load(&store, KEY).await.expect("the store answers");
         assert_eq!(kept, second);
         Checkpoint::anew(2, now).save(&store).await.expect("kept");
         first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");

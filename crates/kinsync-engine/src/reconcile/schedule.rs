@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Reconciler, last_began,
-    record::{self, Kind, Run, Wish},
-    silence::{self, Silence},
+    record::{self, DriftKind, Run, RunMode},
+    webhook_health::{self, SilentWebhook},
 };
 use crate::{
-    checks::Checks,
+    pending_checks::PendingChecks,
     random,
     store::{self, Store},
 };
@@ -36,16 +36,16 @@ pub struct Config {
     pub every: Option<Duration>,
     /// The same while the webhook is silent.
     pub every_in_silence: Duration,
-    /// How often to look whether somebody asked for something.
+    /// BatchOptions often to look whether somebody asked for something.
     pub look_every: Duration,
-    /// How often to look whether a scan is due and whether the webhook is silent.
+    /// BatchOptions often to look whether a scan is due and whether the webhook is silent.
     pub review_every: Duration,
     /// The shortest pause between events that may be called a silence.
     pub patience: Duration,
 }
 
 impl Config {
-    /// Scans so often; six times as often in a silence, but not more often than every five minutes, unless that is
+    /// ScanWatermarks so often; six times as often in a silence, but not more often than every five minutes, unless that is
     /// the usual.
     pub fn every(every: Option<Duration>) -> Self {
         let usual = every.unwrap_or(Duration::MAX);
@@ -63,7 +63,7 @@ impl Config {
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// Why the webhook is thought to be silent.
-    pub silence: Option<Silence>,
+    pub silence: Option<SilentWebhook>,
     /// The newest complete run that looked for who is gone too, of any process.
     pub latest: Option<Run>,
     /// Why the last try of this process failed, if no run of any process was complete since.
@@ -106,7 +106,7 @@ impl Schedule {
                 }
                 Err(error) => {
                     failures += 1;
-                    let reason = crate::breaker::chain(&error);
+                    let reason = crate::breaker::error_chain(&error);
                     tracing::warn!(error = reason, "reconciling failed; it is tried again");
                     self.status.send_modify(|status| status.failure = Some(reason));
                     let longest = self.config.every.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
@@ -124,13 +124,13 @@ impl Schedule {
 
     /// Does what is due. Answers whether that was a scan.
     async fn step(&self, stop: &CancellationToken) -> Result<bool, Error> {
-        let checked = stop.run_until_cancelled(self.reconciler.answer_checks()).await;
+        let checked = stop.run_until_cancelled(self.reconciler.run_pending_checks()).await;
         let checked = checked.unwrap_or(Err(Error::Stopped));
         // Users who cannot be asked about keep nobody from being compared.
         let is_asked = match &checked {
             Ok(is_asked) => *is_asked,
             Err(Error::Stopped) => return Err(Error::Stopped),
-            Err(_) => Checks::load(&*self.store).await?.ask_for_scan(),
+            Err(_) => PendingChecks::load(&*self.store).await?.is_scan_requested(),
         };
         let is_due = is_asked || self.is_due().await?;
         if is_due {
@@ -145,7 +145,7 @@ impl Schedule {
             run = run.id,
             users = run.tally.users,
             missed = run.tally.missed(),
-            held = run.tally.of(Kind::Held),
+            held = run.tally.of(DriftKind::DeletionHeld),
             "reconciled"
         );
         self.review().await?;
@@ -155,30 +155,30 @@ impl Schedule {
     /// A scan that was asked for is asked for again when it fails.
     async fn scan(&self, is_asked: bool, stop: &CancellationToken) -> Result<Run, Error> {
         if !is_asked {
-            return self.reconciler.run(Wish::Reconcile, &|_| {}, stop).await;
+            return self.reconciler.run(RunMode::Reconcile, &|_| {}, stop).await;
         }
-        let mut asked = Checks { users: BTreeMap::new(), ..Checks::load(&*self.store).await? };
-        Checks::done(&*self.store, &asked).await?;
-        let wish = asked.approved.clone().map_or(Wish::Reconcile, Wish::Approve);
-        let outcome = self.reconciler.run(wish, &|_| {}, stop).await;
+        let mut asked = PendingChecks { users: BTreeMap::new(), ..PendingChecks::load(&*self.store).await? };
+        PendingChecks::remove(&*self.store, &asked).await?;
+        let mode = asked.approved.clone().map_or(RunMode::Reconcile, RunMode::Approve);
+        let outcome = self.reconciler.run(mode, &|_| {}, stop).await;
         if let Err(error) = &outcome {
             if matches!(error, Error::NothingHeld { .. }) {
                 asked.approved = None;
             }
-            Checks::again(&*self.store, &asked).await?;
+            PendingChecks::request_again(&*self.store, &asked).await?;
         }
         outcome
     }
 
-    /// Looks at what is kept, and tells it.
+    /// Looks at what is state_records, and tells it.
     async fn review(&self) -> Result<Vec<Run>, store::Error> {
         let runs = record::runs(&*self.store).await?;
         let now = self.now();
-        let silence = silence::listen(&*self.store, &runs, now, self.config.patience).await?;
+        let silence = webhook_health::assess(&*self.store, &runs, now, self.config.patience).await?;
         metrics::gauge!("kinsync_webhook_silent").set(f64::from(u8::from(silence.is_some())));
         let was_silent = self.status.borrow().silence.is_some();
         if let Some(silence) = silence.as_ref().filter(|_| !was_silent) {
-            tracing::error!(fix = silence::FIX, "{silence}");
+            tracing::error!(fix = webhook_health::FIX, "{silence}");
         }
         let latest = runs.iter().find(|run| run.is_whole()).cloned();
         tell(latest.as_ref());
@@ -217,21 +217,21 @@ impl Schedule {
 fn tell(latest: Option<&Run>) {
     let Some(run) = latest else { return };
     for kind in [
-        Kind::Missing,
-        Kind::Changed,
-        Kind::Filled,
-        Kind::SignedIn,
-        Kind::Gone,
-        Kind::Held,
-        Kind::Restored,
-        Kind::Listed,
-        Kind::Rejected,
-        Kind::Unknown,
+        DriftKind::Missing,
+        DriftKind::Changed,
+        DriftKind::FilledIn,
+        DriftKind::SignedIn,
+        DriftKind::Deleted,
+        DriftKind::DeletionHeld,
+        DriftKind::Restored,
+        DriftKind::ListedAfterDeletion,
+        DriftKind::Rejected,
+        DriftKind::Undetermined,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }
     for source in Source::ALL {
-        let users = run.tally.arrived.get(&source).copied().unwrap_or_default();
+        let users = run.tally.changes_by_source.get(&source).copied().unwrap_or_default();
         metrics::gauge!("kinsync_users_changed_between_scans", "source" => source.as_str()).set(users as f64);
     }
     metrics::gauge!("kinsync_reconcile_last_timestamp_seconds").set(run.started_at.0 as f64 / 1e6);

@@ -79,19 +79,19 @@ impl Store for EmbeddedStore {
     }
 
     /// Nobody but kinsync makes rows in this file.
-    async fn held(&self, _: Option<&UserId>, _: usize) -> Result<Vec<Row>, Error> {
+    async fn conflicted(&self, _: Option<&UserId>, _: usize) -> Result<Vec<Row>, Error> {
         Ok(Vec::new())
     }
 
     /// Nobody but kinsync makes rows in this file.
-    async fn adopt(&self, _: &Row) -> Result<Outcome, Error> {
+    async fn link(&self, _: &Row) -> Result<Outcome, Error> {
         Ok(Outcome::EmailTaken)
     }
 
-    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        let doing = "find unsettled addresses";
-        let work = self.reader.call(doing, move |sqlite| users::unsettled(sqlite, limit));
-        timed("embedded", "unsettled", work).await
+    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        let doing = "list pending email resolutions";
+        let work = self.reader.call(doing, move |sqlite| users::pending_emails(sqlite, limit));
+        timed("embedded", "pending_emails", work).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {

@@ -28,19 +28,19 @@ use mongodb::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-pub use self::adopt::{Adopt, Unclaimed};
 pub use self::inspect::{IndexFault, Server, Topology};
+pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
 use self::{call::Calls, keys::Keys};
 use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
 
-mod adopt;
 mod call;
 mod decode;
 mod encode;
 mod indexes;
 mod inspect;
 mod keys;
+mod link;
 mod log;
 mod privileges;
 mod read;
@@ -65,7 +65,7 @@ pub struct Config {
     /// Whether two documents may not show the same address.
     pub unique_email: bool,
     /// Whether a row that an application made becomes the user's whose verified address it shows.
-    pub adopt: Adopt,
+    pub link_by_email: LinkByEmail,
     /// How long one call may take.
     pub op_timeout: Duration,
     /// How long to look for a primary, unless the URI says it.
@@ -87,7 +87,7 @@ impl Config {
             state: "kinsync_state".into(),
             fields: BTreeMap::new(),
             unique_email: true,
-            adopt: Adopt::Verified,
+            link_by_email: LinkByEmail::Verified,
             op_timeout: Duration::from_secs(5),
             server_selection_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
@@ -108,7 +108,7 @@ struct Inner {
     state: Collection<RawDocumentBuf>,
     keys: Arc<Keys>,
     unique_email: bool,
-    adopt: Adopt,
+    link_by_email: LinkByEmail,
     op_timeout: Duration,
     calls: Calls,
     /// Whether the indexes are known to be there: without them nothing keeps two processes from
@@ -138,7 +138,7 @@ impl MongoStore {
             database,
             keys: Arc::new(keys),
             unique_email: config.unique_email,
-            adopt: config.adopt,
+            link_by_email: config.link_by_email,
             op_timeout: config.op_timeout,
             calls: Calls::new(connections),
             is_prepared: AtomicBool::new(false),
@@ -208,16 +208,16 @@ impl Store for MongoStore {
         timed("mongo", "email_holders", self.0.email_holders(emails)).await
     }
 
-    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "held", self.0.held(after, limit)).await
+    async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "conflicted", self.0.conflicted(after, limit)).await
     }
 
-    async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
-        timed("mongo", "adopt", Box::pin(self.0.adopt(row))).await
+    async fn link(&self, row: &Row) -> Result<Outcome, Error> {
+        timed("mongo", "link", Box::pin(self.0.link(row))).await
     }
 
-    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "unsettled", self.0.unsettled(limit)).await
+    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "pending_emails", self.0.pending_emails(limit)).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {

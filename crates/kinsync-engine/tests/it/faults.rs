@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
     apply::apply,
-    settle::Sweep,
+    email_ownership::Sweep,
     store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -77,18 +77,18 @@ impl Store for Failing {
         self.after(self.store.email_holders(emails).await)
     }
 
-    async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+    async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
         self.before()?;
-        self.after(self.store.held(after, limit).await)
+        self.after(self.store.conflicted(after, limit).await)
     }
 
-    async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
+    async fn link(&self, row: &Row) -> Result<Outcome, Error> {
         self.before()?;
-        self.after(self.store.adopt(row).await)
+        self.after(self.store.link(row).await)
     }
 
-    async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        self.store.unsettled(limit).await
+    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        self.store.pending_emails(limit).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {

@@ -172,17 +172,17 @@ impl Expected {
                 let row = row.unwrap_or_else(|| panic!("{about}: {id} is missing"));
                 let state = &self.states[id];
                 assert_eq!(&row.state, state, "{about}: state of {id}");
-                assert!(row.unsettled.is_empty(), "{about}: {id} is left unsettled");
+                assert!(row.pending_emails.is_empty(), "{about}: {id} is left pending_emails");
                 let Some(address) = state.claimed_email() else { continue };
                 let owner = &self.owners[address];
                 assert_eq!(
-                    row.standing.holds_email,
+                    row.metadata.holds_email,
                     owner == id,
                     "{about}: {id} and {address}, owner {owner}"
                 );
                 let held_by = (owner != id).then(|| owner.as_str());
                 assert_eq!(
-                    row.standing.email_held_by.as_deref(),
+                    row.metadata.email_held_by.as_deref(),
                     held_by,
                     "{about}: who holds {address} of {id}"
                 );

@@ -16,7 +16,7 @@ mod queue_crash;
 mod queue_embedded;
 mod queue_model;
 
-mod adoption;
+mod linking;
 mod store_conformance;
 mod store_embedded;
 mod store_mongo;

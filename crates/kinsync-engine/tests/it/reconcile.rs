@@ -20,13 +20,13 @@ use kinde_emulator::{
 };
 use kinsync_core::{Source, UserDocument, UserId};
 use kinsync_engine::{
-    checks::Checks,
     clock::Clock,
+    pending_checks::PendingChecks,
     projector,
     queue::{Entry, Payload, Queue},
     reconcile::{
         Config, Error, Reconciler, Thresholds,
-        record::{self, Kind, Outcome, Run, Tally, Wish},
+        record::{self, DriftKind, Outcome, Run, RunMode, Tally},
     },
     store::{Row, UserFilter},
 };
@@ -90,12 +90,12 @@ impl World {
         Reconciler::new(self.client(page_size), self.fresh.store.clone(), Clock::system(), config)
     }
 
-    pub(crate) async fn run(&self, wish: Wish) -> Result<Run, Error> {
-        self.reconciler(10, quick()).run(wish, &|_| {}, &CancellationToken::new()).await
+    pub(crate) async fn run(&self, mode: RunMode) -> Result<Run, Error> {
+        self.reconciler(10, quick()).run(mode, &|_| {}, &CancellationToken::new()).await
     }
 
     pub(crate) async fn reconcile(&self) -> Run {
-        self.run(Wish::Reconcile).await.expect("Kinde and the store answer")
+        self.run(RunMode::Reconcile).await.expect("Kinde and the store answer")
     }
 
     pub(crate) fn import(&self, users: usize) -> Vec<String> {
@@ -270,7 +270,7 @@ async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_chan
                 );
             }
             // Users of whom the late events were the first word are asked about.
-            assert!(!world.reconciler(10, quick()).answer_checks().await.expect("Kinde answers"));
+            assert!(!world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers"));
             world.assert_equal(&format!("round {round}, after late deliveries")).await;
         }
     }
@@ -288,12 +288,16 @@ async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows() {
         let late = world.events().split_off(1);
         world.later().await;
         let run = world.reconcile().await;
-        assert_eq!(run.tally.of(Kind::Changed), 0, "both renames were lost, and nobody can tell: {run:?}");
+        assert_eq!(
+            run.tally.of(DriftKind::Changed),
+            0,
+            "both renames were lost, and nobody can tell: {run:?}"
+        );
         let before = world.row(&id).await;
         world.deliver(vec![late[0].clone()]).await;
         assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
-        let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(checks, Checks::default(), "what is proved needs no question");
+        let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(checks, PendingChecks::default(), "what is proved needs no question");
         world.deliver(vec![late[1].clone()]).await;
         assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"));
         assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof makes nobody older");
@@ -316,7 +320,12 @@ async fn a_late_event_during_a_scan_makes_kinde_be_asked() {
         let late = world.events().remove(1);
         world.later().await;
         // A scan that was cut after it compared the user.
-        kinsync_engine::floor::Scans::begin(&*world.fresh.store, Clock::system().now()).await.expect("kept");
+        kinsync_engine::scan_watermark::ScanWatermarks::record_start(
+            &*world.fresh.store,
+            Clock::system().now(),
+        )
+        .await
+        .expect("kept");
         world.deliver(vec![late]).await;
         assert_eq!(
             world.documents().await[&id].first_name.as_deref(),
@@ -324,10 +333,10 @@ async fn a_late_event_during_a_scan_makes_kinde_be_asked() {
             "nothing proves it wrong"
         );
         let reconciler = world.reconciler(10, quick());
-        assert!(!reconciler.answer_checks().await.expect("Kinde answers"), "nobody asked for a scan");
+        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"), "nobody asked for a scan");
         assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
-        let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(checks, Checks::default(), "it is answered");
+        let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(checks, PendingChecks::default(), "it is answered");
     }
 }
 
@@ -348,14 +357,14 @@ async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_a
         world.kinde.update_user(&id, rename("Wrong")).expect("there");
         world.kinde.update_user(&id, rename("First 2")).expect("there");
     };
-    let (run, ()) = tokio::join!(reconciler.run(Wish::Reconcile, &|_| {}, &stop), changes);
+    let (run, ()) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), changes);
     let run = run.expect("Kinde answers");
     assert_eq!(run.tally.unchanged, 3, "both renames were lost, and nobody can tell: {run:?}");
     let late = world.events().remove(0);
     world.deliver(vec![late]).await;
-    let checks = Checks::load(&*world.fresh.store).await.expect("the store answers");
+    let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
     assert_eq!(checks.users.keys().map(UserId::as_str).collect::<Vec<_>>(), [&*id]);
-    reconciler.answer_checks().await.expect("Kinde answers");
+    reconciler.run_pending_checks().await.expect("Kinde answers");
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("First 2"));
 }
 
@@ -365,7 +374,7 @@ async fn a_run_without_drift_writes_no_user() {
         let world = World::new(fresh).await;
         world.import(45);
         let first = world.reconcile().await;
-        assert_eq!((first.tally.of(Kind::Missing), first.tally.users, first.tally.pages), (45, 45, 5));
+        assert_eq!((first.tally.of(DriftKind::Missing), first.tally.users, first.tally.pages), (45, 45, 5));
         let rows = |world: &World| {
             let (store, limit) = (world.fresh.store.clone(), 100);
             async move { store.users(&UserFilter { limit, ..UserFilter::default() }).await.expect("it answers") }
@@ -374,8 +383,8 @@ async fn a_run_without_drift_writes_no_user() {
         let second = world.reconcile().await;
         assert_eq!((second.tally.unchanged, second.tally.drift.len()), (45, 0), "{second:?}");
         assert_eq!(rows(&world).await, before, "not even a revision");
-        let kept = record::runs(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(kept, [second, first], "both are kept, the newest first");
+        let saved = record::runs(&*world.fresh.store).await.expect("the store answers");
+        assert_eq!(saved, [second, first], "both are saved, the newest first");
     }
 }
 
@@ -387,7 +396,10 @@ async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() 
         world.kinde.create_user(NewUser::named("early@example.com", "E", "R")).expect("new");
         world.deliver(world.events()).await;
         let first = world.reconcile().await;
-        assert_eq!((first.before, &first.tally.arrived), (None, &BTreeMap::from([(Source::Reconcile, 4)])));
+        assert_eq!(
+            (first.before, &first.tally.changes_by_source),
+            (None, &BTreeMap::from([(Source::Reconcile, 4)]))
+        );
         let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
         world.kinde.create_user(NewUser::named("told@example.com", "T", "O")).expect("new");
         world.kinde.update_user(&ids[0], edit()).expect("there");
@@ -401,12 +413,20 @@ async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() 
         world.kinde.import_user(NewUser::named("lost@example.com", "L", "O")).expect("new");
         world.later().await;
         let second = world.reconcile().await.tally;
-        let arrived = [(Source::Webhook, 2), (Source::Reconcile, 3)];
-        assert_eq!(second.arrived, BTreeMap::from(arrived), "{}: {second:?}", world.fresh.name);
-        let known_from = [("nothing", 1), ("reconcile", 1), ("webhook", 1)];
-        assert_eq!(second.known_from, known_from.map(|(way, users)| (way.to_owned(), users)).into());
+        let changes_by_source = [(Source::Webhook, 2), (Source::Reconcile, 3)];
+        assert_eq!(
+            second.changes_by_source,
+            BTreeMap::from(changes_by_source),
+            "{}: {second:?}",
+            world.fresh.name
+        );
+        let previous_source = [("nothing", 1), ("reconcile", 1), ("webhook", 1)];
+        assert_eq!(
+            second.previous_source,
+            previous_source.map(|(way, users)| (way.to_owned(), users)).into()
+        );
         let third = world.reconcile().await.tally;
-        assert_eq!((third.arrived.len(), third.known_from.len()), (0, 0), "{third:?}");
+        assert_eq!((third.changes_by_source.len(), third.previous_source.len()), (0, 0), "{third:?}");
     }
 }
 
@@ -423,11 +443,17 @@ async fn a_dry_run_tells_the_drift_and_changes_nothing() {
         world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
         world.later().await;
         let before = world.documents().await;
-        let dry = world.run(Wish::Dry).await.expect("Kinde answers");
-        let drift = [(Kind::Missing, 1), (Kind::Changed, 1), (Kind::SignedIn, 1), (Kind::Gone, 1)];
+        let dry = world.run(RunMode::DryRun).await.expect("Kinde answers");
+        let drift = [
+            (DriftKind::Missing, 1),
+            (DriftKind::Changed, 1),
+            (DriftKind::SignedIn, 1),
+            (DriftKind::Deleted, 1),
+        ];
         assert_eq!(dry.tally.drift, BTreeMap::from(drift), "{dry:?}");
         assert_eq!(dry.tally.missed(), 3);
-        let changed = dry.tally.examples.iter().find(|one| one.kind == Kind::Changed).expect("an example");
+        let changed =
+            dry.tally.examples.iter().find(|one| one.kind == DriftKind::Changed).expect("an example");
         assert_eq!((changed.user.as_str(), changed.fields[0].key()), (ids[3].as_str(), "firstName"));
         assert_eq!(world.documents().await, before);
         assert_eq!(record::runs(&*world.fresh.store).await.expect("it answers").len(), 1, "it is not kept");
@@ -471,7 +497,7 @@ async fn a_scan_that_breaks_deletes_nobody() {
                     world.kinde.set_fault(Fault::times(fault.clone(), *times).on(route));
                 };
                 let stop = CancellationToken::new();
-                let ((), outcome) = tokio::join!(armed, reconciler.run(Wish::Reconcile, &|_| {}, &stop));
+                let ((), outcome) = tokio::join!(armed, reconciler.run(RunMode::Reconcile, &|_| {}, &stop));
                 let stored = world.documents().await;
                 let live = stored.values().filter(|document| !document.is_deleted).count();
                 assert_eq!(live, 45, "{}: {fault:?} at page {page}: {outcome:?}", world.fresh.name);
@@ -496,10 +522,10 @@ async fn only_a_scan_that_reached_the_end_deletes() {
         settings.max_pages = 10;
         let client = Client::new(settings).expect("the emulator's own settings");
         let reconciler = Reconciler::new(client, world.fresh.store.clone(), Clock::system(), quick());
-        let outcome = reconciler.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await;
+        let outcome = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
         assert!(outcome.is_err(), "{}: {outcome:?}", world.fresh.name);
         assert!(!world.documents().await[&ids[0]].is_deleted, "{}", world.fresh.name);
-        assert_eq!(world.reconcile().await.tally.of(Kind::Gone), 1);
+        assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
         world.assert_equal("after a complete one").await;
     }
 }
@@ -516,7 +542,12 @@ async fn one_read_that_says_gone_deletes_nobody() {
         let gone = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
         world.kinde.set_fault(Fault::times(gone.clone(), 1));
         let run = world.reconcile().await;
-        assert_eq!((run.tally.users, run.tally.of(Kind::Gone)), (10, 0), "{}: {run:?}", world.fresh.name);
+        assert_eq!(
+            (run.tally.users, run.tally.of(DriftKind::Deleted)),
+            (10, 0),
+            "{}: {run:?}",
+            world.fresh.name
+        );
         let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
         assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
         world.assert_equal("after one wrong word").await;
@@ -534,8 +565,8 @@ async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_ki
         world
             .kinde
             .set_fault(Fault::always(FaultKind::UserNotFound { status: 404, id: Some(leaves.clone()) }));
-        let run = world.run(Wish::Dry).await.expect("Kinde answers");
-        assert_eq!(run.tally.of(Kind::Gone), 1, "{run:?}");
+        let run = world.run(RunMode::DryRun).await.expect("Kinde answers");
+        assert_eq!(run.tally.of(DriftKind::Deleted), 1, "{run:?}");
         world.kinde.clear_faults();
     }
 }
@@ -554,13 +585,20 @@ async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone() 
             let odd = FaultKind::UserNotFound { status, id: Some(ids[11].clone()) };
             world.kinde.set_fault(Fault::always(odd));
             let run = world.reconcile().await;
-            let drift = [(Kind::Gone, u64::from(round == 0)), (Kind::Unknown, 1)];
+            let drift = [(DriftKind::Deleted, u64::from(round == 0)), (DriftKind::Undetermined, 1)];
             let drift: BTreeMap<_, _> = drift.into_iter().filter(|(_, count)| *count > 0).collect();
             assert_eq!(run.tally.drift, drift, "{}, {status}: {run:?}", world.fresh.name);
             assert!(!world.documents().await[&ids[11]].is_deleted);
-            let scans = kinsync_engine::floor::Scans::load(&*world.fresh.store).await.expect("it answers");
-            let open: Vec<String> =
-                scans.proved.expect("the others are proved").open.iter().map(ToString::to_string).collect();
+            let scans = kinsync_engine::scan_watermark::ScanWatermarks::load(&*world.fresh.store)
+                .await
+                .expect("it answers");
+            let open: Vec<String> = scans
+                .proof
+                .expect("the other users are covered")
+                .unproven
+                .iter()
+                .map(ToString::to_string)
+                .collect();
             assert_eq!(open, [ids[11].as_str()], "nothing is proved of them");
             world.kinde.clear_faults();
         }
@@ -576,15 +614,15 @@ async fn when_kinde_forgets_everybody_nobody_is_deleted() {
         world.reconcile().await;
         // The list is empty: not even few users are deleted.
         world.kinde.set_fault(Fault::always(FaultKind::EmptyList));
-        assert!(matches!(world.run(Wish::Reconcile).await, Err(Error::Nobody)));
+        assert!(matches!(world.run(RunMode::Reconcile).await, Err(Error::EmptyTenant)));
         // It lists all but one, and says of every single user that there is none.
         world.kinde.clear_faults();
         world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
         world.later().await;
         for status in [400, 404] {
             world.kinde.set_fault(Fault::always(FaultKind::UserNotFound { status, id: None }));
-            let outcome = world.run(Wish::Reconcile).await;
-            assert!(matches!(outcome, Err(Error::Distrusted)), "{outcome:?}");
+            let outcome = world.run(RunMode::Reconcile).await;
+            assert!(matches!(outcome, Err(Error::CanariesUnknown)), "{outcome:?}");
             world.kinde.clear_faults();
         }
         let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
@@ -592,7 +630,7 @@ async fn when_kinde_forgets_everybody_nobody_is_deleted() {
         let runs = record::runs(&*world.fresh.store).await.expect("it answers");
         assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("do not exist")));
         let run = world.reconcile().await;
-        assert_eq!(run.tally.of(Kind::Gone), 1);
+        assert_eq!(run.tally.of(DriftKind::Deleted), 1);
         world.assert_equal("after the storm").await;
     }
 }
@@ -611,16 +649,16 @@ async fn many_deletions_are_held_until_an_operator_approves_them() {
         world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
         world.later().await;
         let held = world.reconcile().await;
-        let drift = [(Kind::Missing, 1), (Kind::Changed, 1), (Kind::Held, 30)];
+        let drift = [(DriftKind::Missing, 1), (DriftKind::Changed, 1), (DriftKind::DeletionHeld, 30)];
         assert_eq!(held.tally.drift, BTreeMap::from(drift), "the others flow: {held:?}");
         let live = |documents: BTreeMap<String, UserDocument>| {
             documents.values().filter(|user| !user.is_deleted).count()
         };
         assert_eq!(live(world.documents().await), 101);
-        let wrong = world.run(Wish::Approve("20200101-000000-0000".into())).await;
+        let wrong = world.run(RunMode::Approve("20200101-000000-0000".into())).await;
         assert!(matches!(wrong, Err(Error::NothingHeld { .. })), "{wrong:?}");
-        let approved = world.run(Wish::Approve(held.id.clone())).await.expect("Kinde answers");
-        assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 30)]), "{approved:?}");
+        let approved = world.run(RunMode::Approve(held.id.clone())).await.expect("Kinde answers");
+        assert_eq!(approved.tally.drift, BTreeMap::from([(DriftKind::Deleted, 30)]), "{approved:?}");
         world.assert_equal("after the approval").await;
         assert_eq!(world.reconcile().await.tally.drift.len(), 0);
     }
@@ -641,19 +679,19 @@ async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
     let first = world.reconcile().await;
     let second = world.reconcile().await;
     for run in [&first, &second] {
-        assert_eq!((run.tally.of(Kind::Held), run.tally.missed()), (30, 0), "{run:?}");
+        assert_eq!((run.tally.of(DriftKind::DeletionHeld), run.tally.missed()), (30, 0), "{run:?}");
     }
     // One more: that is another decision.
     delete(&ids[30..31]);
     world.later().await;
     let third = world.reconcile().await;
-    assert_eq!(third.tally.of(Kind::Held), 31, "{third:?}");
-    let refused = world.run(Wish::Approve(second.id)).await;
+    assert_eq!(third.tally.of(DriftKind::DeletionHeld), 31, "{third:?}");
+    let refused = world.run(RunMode::Approve(second.id)).await;
     assert!(matches!(refused, Err(Error::NothingHeld { .. })), "{refused:?}");
     let fourth = world.reconcile().await;
-    assert_eq!(fourth.tally.of(Kind::Held), 31, "{fourth:?}");
-    let approved = world.run(Wish::Approve(third.id)).await.expect("Kinde answers");
-    assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 31)]), "{approved:?}");
+    assert_eq!(fourth.tally.of(DriftKind::DeletionHeld), 31, "{fourth:?}");
+    let approved = world.run(RunMode::Approve(third.id)).await.expect("Kinde answers");
+    assert_eq!(approved.tally.drift, BTreeMap::from([(DriftKind::Deleted, 31)]), "{approved:?}");
     world.assert_equal("after the approval").await;
 }
 
@@ -667,11 +705,11 @@ async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody() {
         world.kinde.delete_user(&ids[50], kinde_emulator::Profile::Remove).expect("there");
         world.later().await;
         world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 60 }, 1));
-        let outcome = world.run(Wish::Reconcile).await;
-        assert!(matches!(outcome, Err(Error::Unlisted)), "{}: {outcome:?}", world.fresh.name);
+        let outcome = world.run(RunMode::Reconcile).await;
+        assert!(matches!(outcome, Err(Error::ListIncomplete)), "{}: {outcome:?}", world.fresh.name);
         let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
         assert_eq!(live, 100);
-        assert_eq!(world.reconcile().await.tally.of(Kind::Gone), 1);
+        assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
         world.assert_equal("after a whole list").await;
     }
 }
@@ -690,8 +728,12 @@ async fn an_approval_is_for_those_who_were_held_and_nobody_else() {
         world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
     }
     world.later().await;
-    let approved = world.run(Wish::Approve(held.id)).await.expect("Kinde answers");
-    assert_eq!(approved.tally.drift, BTreeMap::from([(Kind::Gone, 30), (Kind::Held, 30)]), "{approved:?}");
+    let approved = world.run(RunMode::Approve(held.id)).await.expect("Kinde answers");
+    assert_eq!(
+        approved.tally.drift,
+        BTreeMap::from([(DriftKind::Deleted, 30), (DriftKind::DeletionHeld, 30)]),
+        "{approved:?}"
+    );
     let documents = world.documents().await;
     assert!(ids[..30].iter().all(|id| documents[id].is_deleted));
     assert!(ids[30..].iter().all(|id| !documents[id].is_deleted));
@@ -721,9 +763,9 @@ async fn a_user_made_after_the_scan_began_is_no_candidate() {
             world.deliver(world.events()).await;
             new
         };
-        let (run, new) = tokio::join!(reconciler.run(Wish::Reconcile, &|_| {}, &stop), meanwhile);
+        let (run, new) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), meanwhile);
         let run = run.expect("Kinde answers");
-        assert_eq!((run.tally.of(Kind::Gone), run.tally.users), (0, ids.len() as u64), "{run:?}");
+        assert_eq!((run.tally.of(DriftKind::Deleted), run.tally.users), (0, ids.len() as u64), "{run:?}");
         assert!(!world.documents().await[&new].is_deleted, "{}", world.fresh.name);
     }
 }
@@ -739,7 +781,7 @@ async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone() {
         let reconciler = world.reconciler(4, quick());
         let stop = CancellationToken::new();
         let hidden = ids[4].clone();
-        _ = reconciler.run(Wish::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
+        _ = reconciler.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
         assert!(!world.documents().await[&hidden].is_deleted, "a single read shows the user");
         world.kinde.clear_faults();
         let gone = kinsync_core::Observation {
@@ -753,7 +795,7 @@ async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone() {
         assert!(world.documents().await[&hidden].is_deleted);
         world.later().await;
         let run = world.reconcile().await;
-        assert_eq!(run.tally.drift, BTreeMap::from([(Kind::Restored, 1)]), "{run:?}");
+        assert_eq!(run.tally.drift, BTreeMap::from([(DriftKind::Restored, 1)]), "{run:?}");
         world.assert_equal("after the run").await;
     }
 }
@@ -770,11 +812,11 @@ async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed() {
         world.deliver(world.events()).await;
         world.later().await;
         let run = world.reconcile().await;
-        assert_eq!(run.tally.of(Kind::Listed), 1, "{run:?}");
+        assert_eq!(run.tally.of(DriftKind::ListedAfterDeletion), 1, "{run:?}");
         assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
         let ask = UserId::parse(&id).expect("an id");
-        Checks::ask(&*world.fresh.store, &[ask]).await.expect("kept");
-        world.reconciler(10, quick()).answer_checks().await.expect("Kinde answers");
+        PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
+        world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers");
         assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
     }
 }
@@ -802,14 +844,14 @@ async fn an_event_newer_than_the_deletion_makes_kinde_be_asked() {
         assert!(world.documents().await[&id].is_deleted, "an event alone never restores");
         world.later().await;
         let reconciler = world.reconciler(10, quick());
-        assert!(!reconciler.answer_checks().await.expect("Kinde answers"));
+        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
         assert!(!world.documents().await[&id].is_deleted, "{}: two reads do", world.fresh.name);
         // The other way round: asked about a user who is gone.
         world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
         let ask = UserId::parse(&id).expect("an id");
-        Checks::ask(&*world.fresh.store, &[ask]).await.expect("kept");
+        PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
         world.later().await;
-        assert!(!reconciler.answer_checks().await.expect("Kinde answers"));
+        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
         assert!(world.documents().await[&id].is_deleted);
     }
 }
@@ -829,7 +871,7 @@ async fn a_backfill_that_was_cut_goes_on_where_it_was() {
                     stop.cancel();
                 }
             };
-            match world.reconciler(100, quick()).run(Wish::Backfill, &cut, &stop).await {
+            match world.reconciler(100, quick()).run(RunMode::Backfill, &cut, &stop).await {
                 Ok(run) => break run,
                 Err(Error::Stopped) => cuts += 1,
                 Err(error) => panic!("{error:?}"),
@@ -842,7 +884,7 @@ async fn a_backfill_that_was_cut_goes_on_where_it_was() {
         let fetched = world.kinde.requests("users");
         assert!(fetched <= 63 + cuts * 50, "{fetched} pages after {cuts} cuts");
         world.assert_equal("after the backfill").await;
-        let again = world.run(Wish::Backfill).await.expect("Kinde answers");
+        let again = world.run(RunMode::Backfill).await.expect("Kinde answers");
         assert_eq!(
             (again.outcome, again.tally.unchanged),
             (Outcome::Complete, 6_300),
@@ -855,7 +897,7 @@ async fn a_backfill_that_was_cut_goes_on_where_it_was() {
 async fn cut_backfill(world: &World) {
     let stop = CancellationToken::new();
     let cut = |_: &Tally| stop.cancel();
-    let outcome = world.reconciler(100, quick()).run(Wish::Backfill, &cut, &stop).await;
+    let outcome = world.reconciler(100, quick()).run(RunMode::Backfill, &cut, &stop).await;
     assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
 }
 
@@ -867,7 +909,7 @@ async fn a_backfill_that_was_cut_long_ago_begins_anew() {
         cut_backfill(&world).await;
         let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
         let reconciler = Reconciler::new(world.client(100), world.fresh.store.clone(), later, quick());
-        let run = reconciler.run(Wish::Backfill, &|_| {}, &CancellationToken::new()).await;
+        let run = reconciler.run(RunMode::Backfill, &|_| {}, &CancellationToken::new()).await;
         let run = run.expect("Kinde answers");
         assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
         assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
@@ -881,7 +923,7 @@ async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew() {
         let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
         cut_backfill(&world).await;
         world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));
-        let run = world.run(Wish::Backfill).await.expect("Kinde answers");
+        let run = world.run(RunMode::Backfill).await.expect("Kinde answers");
         assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
         world.assert_equal("after the backfill").await;
     }
@@ -901,7 +943,7 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
         let tasks = TaskTracker::new();
         let scan = {
             let (first, stop) = (first.clone(), stop.clone());
-            tasks.spawn(async move { first.run(Wish::Reconcile, &|_| {}, &stop).await })
+            tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await })
         };
         let held = |runs: &[Run]| runs.first().is_some_and(|run| run.outcome == Outcome::Running);
         let deadline = Instant::now() + PATIENCE;
@@ -912,7 +954,7 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
         // Alive, it keeps the lease for as long as it scans.
         let since = Instant::now();
         while since.elapsed() < lease * 2 {
-            let refused = second.run(Wish::Reconcile, &|_| {}, &stop).await;
+            let refused = second.run(RunMode::Reconcile, &|_| {}, &stop).await;
             assert!(matches!(&refused, Err(Error::Busy { holder }) if holder == "first"), "{refused:?}");
             tokio::time::sleep(lease / 8).await;
         }
@@ -922,7 +964,7 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
         world.kinde.clear_faults();
         let killed = Instant::now();
         let run = loop {
-            match second.run(Wish::Reconcile, &|_| {}, &stop).await {
+            match second.run(RunMode::Reconcile, &|_| {}, &stop).await {
                 Ok(run) => break run,
                 Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
                 Err(error) => panic!("{error:?}"),
@@ -933,7 +975,7 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
         let runs = record::runs(&*world.fresh.store).await.expect("it answers");
         assert_eq!(runs[1].outcome, Outcome::Cut, "what the first one left is told");
         // Given back, it is free at once.
-        first.run(Wish::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
+        first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
     }
 }
 
@@ -942,19 +984,19 @@ async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
     let world = World::new(stores::embedded()).await;
     let id = UserId::parse(&world.import(1)[0]).expect("an id");
     let store = &*world.fresh.store;
-    Checks::ask(store, std::slice::from_ref(&id)).await.expect("kept");
+    PendingChecks::request(store, std::slice::from_ref(&id)).await.expect("kept");
     let slow = Duration::from_millis(500);
     world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("user"));
     let reconciler = world.reconciler(10, quick());
     let again = async {
         until_asked(&world, "user", 0).await;
-        Checks::ask(store, std::slice::from_ref(&id)).await.expect("kept");
+        PendingChecks::request(store, std::slice::from_ref(&id)).await.expect("kept");
     };
-    let (answered, ()) = tokio::join!(reconciler.answer_checks(), again);
+    let (answered, ()) = tokio::join!(reconciler.run_pending_checks(), again);
     assert!(!answered.expect("Kinde answers"));
-    let waits = async || Checks::load(store).await.expect("it answers").users.len();
+    let waits = async || PendingChecks::load(store).await.expect("it answers").users.len();
     assert_eq!(waits().await, 1);
-    reconciler.answer_checks().await.expect("Kinde answers");
+    reconciler.run_pending_checks().await.expect("Kinde answers");
     assert_eq!(waits().await, 0);
 }
 
@@ -962,13 +1004,17 @@ async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
 async fn more_checks_than_can_be_kept_become_one_scan() {
     let fresh = stores::embedded();
     let users: Vec<UserId> = (0..1001).filter_map(|n| UserId::parse(&format!("kp_{n}")).ok()).collect();
-    Checks::ask(&*fresh.store, &users[..1000]).await.expect("kept");
-    Checks::ask(&*fresh.store, &users[..1000]).await.expect("kept");
-    let checks = Checks::load(&*fresh.store).await.expect("it answers");
-    assert_eq!((checks.users.len(), checks.everybody), (1000, false), "asked for twice is asked for once");
-    Checks::ask(&*fresh.store, &users).await.expect("kept");
-    let checks = Checks::load(&*fresh.store).await.expect("it answers");
-    assert_eq!((checks.users.len(), checks.everybody), (0, true));
+    PendingChecks::request(&*fresh.store, &users[..1000]).await.expect("kept");
+    PendingChecks::request(&*fresh.store, &users[..1000]).await.expect("kept");
+    let checks = PendingChecks::load(&*fresh.store).await.expect("it answers");
+    assert_eq!(
+        (checks.users.len(), checks.scan_requested),
+        (1000, false),
+        "asked for twice is asked for once"
+    );
+    PendingChecks::request(&*fresh.store, &users).await.expect("kept");
+    let checks = PendingChecks::load(&*fresh.store).await.expect("it answers");
+    assert_eq!((checks.users.len(), checks.scan_requested), (0, true));
 }
 
 #[tokio::test]
@@ -984,8 +1030,8 @@ async fn thresholds_hold_what_exceeds_both() {
         world.later().await;
         let reconciler = world.reconciler(10, config.clone());
         let run =
-            reconciler.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await.expect("it answers");
-        assert_eq!(run.tally.of(Kind::Held), held, "{gone} of {users}: {run:?}");
-        assert_eq!(run.tally.of(Kind::Gone), gone as u64 - held);
+            reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.expect("it answers");
+        assert_eq!(run.tally.of(DriftKind::DeletionHeld), held, "{gone} of {users}: {run:?}");
+        assert_eq!(run.tally.of(DriftKind::Deleted), gone as u64 - held);
     }
 }

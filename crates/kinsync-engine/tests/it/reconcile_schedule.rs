@@ -6,13 +6,13 @@ use kinde::management::Client;
 use kinde_emulator::{Fault, FaultKind};
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
-    checks::Checks,
     clock::Clock,
+    pending_checks::PendingChecks,
     reconcile::{
         Reconciler,
-        record::{self, Outcome, Run, Tally, Wish},
+        record::{self, Outcome, Run, RunMode, Tally},
         schedule::{self, Schedule, Status},
-        silence::{self, Silence},
+        webhook_health::{self, SilentWebhook},
     },
     sighting,
     store::LoggedEvent,
@@ -64,8 +64,8 @@ async fn runs(world: &World) -> Vec<Run> {
     record::runs(&*world.fresh.store).await.expect("the store answers")
 }
 
-async fn checks(world: &World) -> Checks {
-    Checks::load(&*world.fresh.store).await.expect("the store answers")
+async fn checks(world: &World) -> PendingChecks {
+    PendingChecks::load(&*world.fresh.store).await.expect("the store answers")
 }
 
 /// Waits until the newest runs are as they should be.
@@ -89,14 +89,14 @@ async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
     // Of this one user there is no answer.
     let odd = FaultKind::UserNotFound { status: 422, id: Some(ids[0].clone()) };
     world.kinde.set_fault(Fault::always(odd));
-    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
     let _working = start(world.reconciler(10, quick()), often());
     until_runs(&world, "a scan is due", |runs| runs.first().is_some_and(Run::is_complete)).await;
     assert!(checks(&world).await.users.is_empty(), "the scan has looked at the user");
     // No single user can be asked about.
     world.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("user"));
-    Checks::ask(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
-    Checks::ask_everybody(&*world.fresh.store).await.expect("kept");
+    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    PendingChecks::request_scan(&*world.fresh.store).await.expect("kept");
     until_runs(&world, "a scan was asked for", |runs| {
         runs.len() == 2 && runs.first().is_some_and(Run::is_complete)
     })
@@ -109,12 +109,12 @@ async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() 
     const MINUTE: i64 = 60_000_000;
     let run = |began: i64, missed: u64| Run {
         id: began.to_string(),
-        wish: Wish::Reconcile,
+        mode: RunMode::Reconcile,
         started_at: Micros(began * MINUTE),
         ended_at: Some(Micros(began * MINUTE + 1)),
         outcome: Outcome::Complete,
         before: None,
-        tally: Tally { drift: [(record::Kind::Changed, missed)].into(), ..Tally::default() },
+        tally: Tally { drift: [(record::DriftKind::Changed, missed)].into(), ..Tally::default() },
     };
     let event = |id: String, scheme: &str, at: i64| LoggedEvent {
         event_id: id,
@@ -133,11 +133,15 @@ async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() 
         let runs = [run(130, 1), run(100, 0)];
         let listen = async || {
             let heard =
-                silence::listen(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1)).await;
+                webhook_health::assess(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1))
+                    .await;
             heard.expect("the store answers")
         };
         let silence = listen().await;
-        assert!(matches!(silence, Some(Silence::Missed { users: 1, .. })), "no event at all: {silence:?}");
+        assert!(
+            matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 1, .. })),
+            "no event at all: {silence:?}"
+        );
         fresh.store.log(&events[450..]).await.expect("kept");
         assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
     }
@@ -174,7 +178,7 @@ async fn a_failure_is_told_until_some_process_has_compared_everybody() {
     working.until("it fails", |status| status.failure.is_some()).await;
     let deadline = Instant::now() + PATIENCE;
     let other = world.reconciler(10, quick());
-    while other.run(Wish::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
+    while other.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
         assert!(Instant::now() < deadline, "the lease is free now and then");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -192,8 +196,8 @@ async fn a_backfill_hides_no_deletion_that_is_held() {
     }
     world.later().await;
     let held = world.reconcile().await;
-    assert_eq!(held.tally.of(record::Kind::Held), 30, "{held:?}");
-    world.run(Wish::Backfill).await.expect("Kinde answers");
+    assert_eq!(held.tally.of(record::DriftKind::DeletionHeld), 30, "{held:?}");
+    world.run(RunMode::Backfill).await.expect("Kinde answers");
     let mut working = start(world.reconciler(10, quick()), often());
     let status = working.until("it is looked at", |status| status.latest.is_some()).await;
     assert_eq!(status.latest.map(|run| run.id), Some(held.id));
@@ -210,13 +214,13 @@ async fn an_approval_that_was_asked_for_is_carried_out_or_asked_for_again() {
     }
     world.later().await;
     let held = world.reconcile().await.id;
-    Checks::approve(&*world.fresh.store, &held).await.expect("kept");
+    PendingChecks::approve(&*world.fresh.store, &held).await.expect("kept");
     let rarely = schedule::Config { look_every: PATIENCE, ..often() };
     let mut failing = start(failing(&world), rarely);
     failing.until("it fails", |status| status.failure.is_some()).await;
     assert_eq!(checks(&world).await.approved, Some(held), "it still waits");
     drop(failing);
     let _working = start(world.reconciler(10, quick()), often());
-    until_runs(&world, "it is carried out", |runs| runs[0].tally.of(record::Kind::Gone) == 30).await;
-    assert_eq!(checks(&world).await, Checks::default());
+    until_runs(&world, "it is carried out", |runs| runs[0].tally.of(record::DriftKind::Deleted) == 30).await;
+    assert_eq!(checks(&world).await, PendingChecks::default());
 }

@@ -20,7 +20,7 @@ const NOW: Micros = Micros(1_700_000_000_000_000);
 fn sighting(email: Option<&str>) -> Sighting {
     let user = UserId::parse("kp_ada").expect("a plain id");
     let told = email.map_or_else(Profile::new, |email| Profile::new().with(Field::Email, email));
-    Sighting { user, told, seen_at: NOW }
+    Sighting { user, profile: told, seen_at: NOW }
 }
 
 fn delivery(event_id: &str, payload: &str) -> Entry {

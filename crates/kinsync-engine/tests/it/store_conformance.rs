@@ -118,7 +118,7 @@ fn alone(mut row: Row, n: u64) -> Row {
 async fn a_write_over_somebody_elses_is_stale(store: Shared) {
     let ada = put(&*store, &row("kp_ada", Some("ada@example.com"))).await;
     put(&*store, &with(ada.clone(), Field::FirstName, "Augusta")).await;
-    assert_eq!(outcome(&*store, &with(ada, Field::FirstName, "Late")).await, Outcome::Stale);
+    assert_eq!(outcome(&*store, &with(ada, Field::FirstName, "StaleEvents")).await, Outcome::Stale);
     assert_eq!(outcome(&*store, &row("kp_ada", None)).await, Outcome::Stale, "it is stored already");
     let never = Row { revision: 3, ..row("kp_never", None) };
     assert_eq!(outcome(&*store, &never).await, Outcome::Stale, "it is not stored at all");
@@ -176,7 +176,7 @@ async fn an_address_that_is_shown_is_taken(store: Shared) {
     assert_eq!(outcomes, [Outcome::Written, Outcome::EmailTaken, Outcome::Written]);
     assert_eq!(get(&*store, "kp_eve").await, None, "nothing was written");
     let mut eve = batch[1].clone();
-    eve.standing.holds_email = false;
+    eve.metadata.holds_email = false;
     let eve = put(&*store, &eve).await;
     assert_eq!(get(&*store, "kp_eve").await, Some(eve.clone()));
     assert_eq!(eve.document().email, None);
@@ -207,8 +207,8 @@ async fn a_tombstone_does_not_take_an_address(store: Shared) {
 async fn claimants_are_live_whether_they_show_it_or_not(store: Shared) {
     put(&*store, &row("kp_shows", Some("a@x.org"))).await;
     let mut hides = row("kp_hides", Some("a@x.org"));
-    hides.standing.holds_email = false;
-    hides.standing.email_held_by = Some("kp_shows".into());
+    hides.metadata.holds_email = false;
+    hides.metadata.email_held_by = Some("kp_shows".into());
     let hides = put(&*store, &hides).await;
     let mut gone = row("kp_gone", Some("a@x.org"));
     gone.state = gone.state.join(tombstone("kp_gone").state);
@@ -225,14 +225,14 @@ async fn claimants_are_live_whether_they_show_it_or_not(store: Shared) {
 
 async fn unsettled_rows_are_found_until_settled(store: Shared) {
     let mut ada = row("kp_ada", Some("a@x.org"));
-    ada.unsettled.extend(["a@x.org".to_owned(), "old@x.org".to_owned()]);
+    ada.pending_emails.extend(["a@x.org".to_owned(), "old@x.org".to_owned()]);
     let mut ada = put(&*store, &ada).await;
     put(&*store, &row("kp_bob", None)).await;
-    assert_eq!(store.unsettled(10).await.unwrap(), [ada.clone()]);
-    assert_eq!(store.unsettled(0).await.unwrap(), []);
-    ada.unsettled.clear();
+    assert_eq!(store.pending_emails(10).await.unwrap(), [ada.clone()]);
+    assert_eq!(store.pending_emails(0).await.unwrap(), []);
+    ada.pending_emails.clear();
     put(&*store, &ada).await;
-    assert_eq!(store.unsettled(10).await.unwrap(), []);
+    assert_eq!(store.pending_emails(10).await.unwrap(), []);
 }
 
 async fn hostile_texts_are_stored_as_they_are(store: Shared) {
@@ -242,8 +242,8 @@ async fn hostile_texts_are_stored_as_they_are(store: Shared) {
         let hostile = with(row(&user, None), Field::FirstName, text);
         let hostile = with(hostile, Field::Email, format!("{n}{text}").as_str());
         let mut hostile =
-            Row { standing: kinsync_core::Standing { holds_email: true, ..hostile.standing }, ..hostile };
-        hostile.unsettled.insert(text.to_owned());
+            Row { metadata: kinsync_core::RowMetadata { holds_email: true, ..hostile.metadata }, ..hostile };
+        hostile.pending_emails.insert(text.to_owned());
         let hostile = put(&*store, &hostile).await;
         assert_eq!(get(&*store, &user).await, Some(hostile.clone()), "insert of {user:?}");
         let hostile = put(&*store, &with(hostile, Field::LastName, text)).await;
@@ -311,7 +311,7 @@ async fn users_are_listed_by_page_and_filter(store: Shared) {
     }
     put(&*store, &tombstone("kp_c")).await;
     let mut hides = row("kp_e", Some("kp_a@x.org"));
-    hides.standing.holds_email = false;
+    hides.metadata.holds_email = false;
     put(&*store, &hides).await;
     let list = |filter: UserFilter| {
         let store = store.clone();

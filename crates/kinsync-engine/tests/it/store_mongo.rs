@@ -70,8 +70,8 @@ async fn a_document_reads_well() {
 async fn a_tombstone_and_a_conflict_show_no_address() {
     let store = store().await;
     let mut ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
-    ada.standing.holds_email = false;
-    ada.standing.email_held_by = Some("kp_older".into());
+    ada.metadata.holds_email = false;
+    ada.metadata.email_held_by = Some("kp_older".into());
     let mut ada = put(&store, &ada).await;
     let found = document(&store, "kp_ada").await;
     assert!(!found.contains_key("email"));
@@ -277,7 +277,7 @@ async fn queries_by_id_and_by_address_use_their_indexes() {
         (doc! { "email": "a@x.org" }, "kinsync_email"),
         (doc! { "email": { "$in": ["a@x.org", "$b"] } }, "kinsync_email"),
         (doc! { "kinsync.held.email": { "$in": ["a@x.org"] } }, "kinsync_heldEmail"),
-        (doc! { "kinsync.unsettled": { "$exists": true } }, "kinsync_unsettled"),
+        (doc! { "kinsync.pendingEmails": { "$exists": true } }, "kinsync_pendingEmails"),
     ];
     for (filter, index) in queries {
         let explain = doc! { "explain": { "find": "users", "filter": filter.clone() } };
@@ -296,12 +296,12 @@ async fn who_waits_for_an_address_is_found_without_reading_everybody() {
     let mut held = Vec::new();
     for n in [7, 8, 250] {
         let mut waits = with(stored(&many[n]), Field::Email, "a@x.org");
-        waits.standing.holds_email = false;
-        waits.standing.email_held_by = Some("own".into());
+        waits.metadata.holds_email = false;
+        waits.metadata.email_held_by = Some("own".into());
         held.push(put(&store, &waits).await);
     }
-    assert_eq!(store.held(None, 2).await.unwrap(), held[..2]);
-    assert_eq!(store.held(Some(&held[1].id), 2).await.unwrap(), held[2..]);
+    assert_eq!(store.conflicted(None, 2).await.unwrap(), held[..2]);
+    assert_eq!(store.conflicted(Some(&held[1].id), 2).await.unwrap(), held[2..]);
     let filter = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": { "$gt": "" } };
     let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 2 };
     let plan = doc! { "explain": find, "verbosity": "executionStats" };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use kinsync_core::{
-    Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, Source, Standing, UserId,
+    Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata, Source, UserId,
     UserState, Value, Version, What,
 };
 use kinsync_engine::store::{Holder, LoggedEvent, Outcome, Row, Store};
@@ -29,14 +29,14 @@ pub(crate) fn tombstone(user: &str) -> Row {
 fn told(user: &str, what: What) -> Row {
     let version = Version::event(Micros(1_700_000_000_123_456), format!("event_of_{user}"));
     let state = UserState::of(&Observation { user: id(user), version, source: Source::Webhook, what });
-    let standing = Standing {
+    let metadata = RowMetadata {
         holds_email: state.claimed_email().is_some(),
         inserted_at: Micros(5_000_001),
         updated_at: Micros(6_000_002),
         source: Some(Source::Webhook),
-        ..Standing::default()
+        ..RowMetadata::default()
     };
-    Row { state, standing, ..Row::unknown(id(user)) }
+    Row { state, metadata, ..Row::unknown(id(user)) }
 }
 
 pub(crate) fn with(mut row: Row, field: Field, value: impl Into<Value>) -> Row {
@@ -179,11 +179,11 @@ fn state() -> impl Strategy<Value = UserState> {
     )
 }
 
-fn standing() -> impl Strategy<Value = Standing> {
+fn metadata() -> impl Strategy<Value = RowMetadata> {
     let source =
         prop::sample::select(vec![Source::Webhook, Source::Login, Source::Profile, Source::Reconcile]);
     (any::<bool>(), option::of(text()), micros(), micros(), option::of(source)).prop_map(
-        |(holds_email, email_held_by, inserted_at, updated_at, source)| Standing {
+        |(holds_email, email_held_by, inserted_at, updated_at, source)| RowMetadata {
             holds_email,
             email_held_by,
             inserted_at,
@@ -195,11 +195,11 @@ fn standing() -> impl Strategy<Value = Standing> {
 
 /// Any row at all, of an unknown user.
 pub(crate) fn any_row() -> impl Strategy<Value = Row> {
-    (state(), standing(), prop::collection::btree_set(text(), 0..3)).prop_map(
-        |(state, standing, unsettled)| Row {
+    (state(), metadata(), prop::collection::btree_set(text(), 0..3)).prop_map(
+        |(state, metadata, pending_emails)| Row {
             state,
-            standing,
-            unsettled,
+            metadata,
+            pending_emails,
             ..Row::unknown(id("of_the_strategy"))
         },
     )

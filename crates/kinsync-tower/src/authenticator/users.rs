@@ -65,7 +65,7 @@ impl CachedUser {
             () => None,
         };
         let is_contested = document.email_conflict.is_some() && !row.state.has_verified_email();
-        let is_unconfirmed = row.state.is_bare() || is_contested;
+        let is_unconfirmed = row.state.has_no_kinde_fields() || is_contested;
         let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
         Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed })
     }
@@ -229,7 +229,7 @@ impl Users {
     }
 
     fn existence(&self, user: &UserId, token: &AccessToken, now: Micros) -> Observation {
-        Sighting { user: user.clone(), told: self.claims.profile(token), seen_at: now }.existence()
+        Sighting { user: user.clone(), profile: self.claims.profile(token), seen_at: now }.existence()
     }
 
     fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<CachedUser>>>) {

@@ -114,26 +114,26 @@ impl From<&Value> for FieldValue {
     }
 }
 
-impl From<&engine::Told> for Observation {
-    fn from(told: &engine::Told) -> Self {
+impl From<&engine::ExplainedObservation> for Observation {
+    fn from(observation: &engine::ExplainedObservation) -> Self {
         Self {
-            at: told.at.map(Time::from),
-            received_at: told.received_at.map(Time::from),
-            kind: told.kind.clone(),
-            event_id: told.event_id.clone(),
-            outcome: told.fate.clone(),
-            fields: told.fields.iter().map(Into::into).collect(),
+            at: observation.at.map(Time::from),
+            received_at: observation.received_at.map(Time::from),
+            kind: observation.kind.clone(),
+            event_id: observation.event_id.clone(),
+            outcome: observation.outcome.clone(),
+            fields: observation.fields.iter().map(Into::into).collect(),
         }
     }
 }
 
-impl From<&engine::Word> for ObservedField {
-    fn from(word: &engine::Word) -> Self {
+impl From<&engine::ExplainedField> for ObservedField {
+    fn from(field: &engine::ExplainedField) -> Self {
         Self {
-            field: word.field.to_owned(),
-            value: (&word.value).into(),
-            is_current: word.is_set,
-            superseded_by: word.overtaken_by.clone(),
+            field: field.field.to_owned(),
+            value: (&field.value).into(),
+            is_current: field.is_set,
+            superseded_by: field.superseded_by.clone(),
         }
     }
 }

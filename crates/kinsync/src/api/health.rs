@@ -1,6 +1,6 @@
 //! The state of the server and of everything that it depends on.
 
-use kinsync_engine::{breaker::State, reconcile::silence::Silence};
+use kinsync_engine::{breaker::State, reconcile::webhook_health::SilentWebhook};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -67,7 +67,7 @@ pub struct Components {
     /// Requests with an access token; absent without a trusted issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authentication: Option<AuthenticationHealth>,
-    /// Scans of Kinde; absent without a machine-to-machine application.
+    /// ScanWatermarks of Kinde; absent without a machine-to-machine application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconcile: Option<ReconcileHealth>,
 }
@@ -135,7 +135,7 @@ pub enum BreakerState {
     Open,
 }
 
-/// Scans of Kinde.
+/// ScanWatermarks of Kinde.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReconcileHealth {
@@ -209,15 +209,15 @@ impl From<State> for BreakerState {
     }
 }
 
-impl From<&Silence> for WebhookSilence {
-    fn from(silence: &Silence) -> Self {
+impl From<&SilentWebhook> for WebhookSilence {
+    fn from(silence: &SilentWebhook) -> Self {
         match silence {
-            Silence::Missed { users, run, last_event_at } => Self::MissedChanges {
+            SilentWebhook::ChangesWithoutEvents { users, run, last_event_at } => Self::MissedChanges {
                 users: *users,
                 run: run.clone(),
                 last_event_at: last_event_at.map(Time::from),
             },
-            Silence::Quiet { last_event_at, usual_seconds } => {
+            SilentWebhook::UnusualPause { last_event_at, usual_seconds } => {
                 Self::LongPause { last_event_at: (*last_event_at).into(), usual_seconds: *usual_seconds }
             }
         }

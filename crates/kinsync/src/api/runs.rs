@@ -185,8 +185,8 @@ pub struct ScanRequested {
 impl RunSummary {
     /// The summary of a run, with what the other runs say about it.
     pub fn new(run: &record::Run, runs: &[record::Run]) -> Self {
-        let approval = record::Wish::Approve(run.id.clone());
-        let by = runs.iter().find(|other| other.is_complete() && other.wish == approval);
+        let approval = record::RunMode::Approve(run.id.clone());
+        let by = runs.iter().find(|other| other.is_complete() && other.mode == approval);
         Self { approved_by: by.map(|by| by.id.clone()), ..run.into() }
     }
 }
@@ -200,11 +200,11 @@ impl Run {
 
 impl From<&record::Run> for RunSummary {
     fn from(run: &record::Run) -> Self {
-        let (mode, approves) = match &run.wish {
-            record::Wish::Backfill => (RunMode::Backfill, None),
-            record::Wish::Reconcile => (RunMode::Reconcile, None),
-            record::Wish::Dry => (RunMode::DryRun, None),
-            record::Wish::Approve(run) => (RunMode::Approve, Some(run.clone())),
+        let (mode, approves) = match &run.mode {
+            record::RunMode::Backfill => (RunMode::Backfill, None),
+            record::RunMode::Reconcile => (RunMode::Reconcile, None),
+            record::RunMode::DryRun => (RunMode::DryRun, None),
+            record::RunMode::Approve(run) => (RunMode::Approve, Some(run.clone())),
         };
         let (outcome, reason) = match &run.outcome {
             record::Outcome::Running => (RunOutcome::Running, None),
@@ -230,8 +230,8 @@ impl From<&record::Run> for RunSummary {
             drift: tally.drift.iter().map(|(kind, count)| ((*kind).into(), *count)).collect(),
             fields: tally.fields.clone(),
             missed_by_webhook: tally.missed(),
-            previous_source: tally.known_from.clone(),
-            changes_by_source: tally.arrived.clone(),
+            previous_source: tally.previous_source.clone(),
+            changes_by_source: tally.changes_by_source.clone(),
         }
     }
 }
@@ -242,19 +242,19 @@ impl From<&record::Run> for Run {
     }
 }
 
-impl From<record::Kind> for DriftKind {
-    fn from(kind: record::Kind) -> Self {
+impl From<record::DriftKind> for DriftKind {
+    fn from(kind: record::DriftKind) -> Self {
         match kind {
-            record::Kind::Missing => Self::Missing,
-            record::Kind::Changed => Self::Changed,
-            record::Kind::Filled => Self::FilledIn,
-            record::Kind::SignedIn => Self::SignedIn,
-            record::Kind::Gone => Self::Deleted,
-            record::Kind::Held => Self::DeletionHeld,
-            record::Kind::Restored => Self::Restored,
-            record::Kind::Listed => Self::ListedAfterDeletion,
-            record::Kind::Rejected => Self::Rejected,
-            record::Kind::Unknown => Self::Undetermined,
+            record::DriftKind::Missing => Self::Missing,
+            record::DriftKind::Changed => Self::Changed,
+            record::DriftKind::FilledIn => Self::FilledIn,
+            record::DriftKind::SignedIn => Self::SignedIn,
+            record::DriftKind::Deleted => Self::Deleted,
+            record::DriftKind::DeletionHeld => Self::DeletionHeld,
+            record::DriftKind::Restored => Self::Restored,
+            record::DriftKind::ListedAfterDeletion => Self::ListedAfterDeletion,
+            record::DriftKind::Rejected => Self::Rejected,
+            record::DriftKind::Undetermined => Self::Undetermined,
         }
     }
 }
@@ -266,7 +266,7 @@ impl From<&record::Drift> for Drift {
             kind: drift.kind.into(),
             fields: drift.fields.clone(),
             known_at: drift.known_at.map(Time::from),
-            previous_source: drift.known_from,
+            previous_source: drift.previous_source,
         }
     }
 }

@@ -220,7 +220,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         events: store.events.clone(),
         fields: store.fields.clone(),
         unique_email: store.unique_email,
-        adopt: store.link_by_email,
+        link_by_email: store.link_by_email,
         ..mongo::Config::new(uri)
     }
 }

@@ -7,8 +7,8 @@ use kinde::{Jwks, webhook::Verifier};
 use kinsync_core::UserId;
 use kinsync_engine::{
     breaker::Breaker,
-    checks::Checks,
     clock::Clock,
+    pending_checks::PendingChecks,
     queue::Queue,
     reconcile::{Reconciler, schedule::Status},
     store::{self, Store},
@@ -70,21 +70,21 @@ pub struct ReconcilerHandle {
 impl AppState {
     /// Asks for a scan, which some process that shares the store makes soon.
     pub async fn ask_for_scan(&self) -> Result<(), store::Error> {
-        Checks::ask_everybody(&*self.store).await?;
+        PendingChecks::request_scan(&*self.store).await?;
         self.wake_reconciler();
         Ok(())
     }
 
     /// Asks for a scan that carries out the deletions that this run held.
     pub async fn approve(&self, run: &str) -> Result<(), store::Error> {
-        Checks::approve(&*self.store, run).await?;
+        PendingChecks::approve(&*self.store, run).await?;
         self.wake_reconciler();
         Ok(())
     }
 
     /// Asks for a check of one user.
     pub async fn ask_for_check(&self, user: UserId) -> Result<(), store::Error> {
-        Checks::ask(&*self.store, &[user]).await?;
+        PendingChecks::request(&*self.store, &[user]).await?;
         self.wake_reconciler();
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kinsync_engine::reconcile::record::Wish;
+use kinsync_engine::reconcile::record::RunMode;
 
 use super::{
     exit::Exit,
@@ -45,8 +45,8 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
     block_on_all(async {
-        let scanner = Scanner::open(&config, &Wish::Backfill).await?;
-        let run = scanner.run(Wish::Backfill, args.expect).await?;
+        let scanner = Scanner::open(&config, &RunMode::Backfill).await?;
+        let run = scanner.run(RunMode::Backfill, args.expect).await?;
         scan::show(&Run::from(&run), args.json);
         Ok(ExitCode::SUCCESS)
     })

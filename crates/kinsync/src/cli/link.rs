@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use kinsync_engine::{
-    adopt::{self as link, Adoption as LinkReport, Candidate, Verdict},
     clock::Clock,
+    link::{self, Candidate, LinkReport, Verdict},
     store::{
         Store as _, UserFilter,
-        mongo::{Adopt as LinkByEmail, MongoStore},
+        mongo::{LinkByEmail, MongoStore},
     },
 };
 use secrecy::ExposeSecret;
@@ -63,8 +63,8 @@ impl Only {
     fn shows(self, verdict: Verdict) -> bool {
         match self {
             Self::All => true,
-            Self::Linked => verdict == Verdict::Adopted,
-            Self::Conflicts => verdict != Verdict::Adopted,
+            Self::Linked => verdict == Verdict::Linked,
+            Self::Conflicts => verdict != Verdict::Linked,
         }
     }
 }
@@ -85,7 +85,7 @@ async fn link(args: Args) -> Result<ExitCode, Exit> {
         let text = "linking is off: set KINSYNC_LINK_BY_EMAIL=verified, or use --dry-run";
         return Err(anyhow::anyhow!(text).into());
     }
-    let run = if args.dry_run { link::Run::Dry } else { link::Run::Adopt };
+    let run = if args.dry_run { link::Run::Dry } else { link::Run::Link };
     let store = MongoStore::connect(mongo_config(&config.store, uri.expose_secret()));
     let store = store.await.map_err(anyhow::Error::from)?;
     if !args.dry_run {
@@ -98,7 +98,7 @@ async fn link(args: Args) -> Result<ExitCode, Exit> {
     }
     let bar = output::counter("documents read");
     let progress = |found: &LinkReport| bar.set_position(found.rows);
-    let found = link::adopt(&store, Clock::system().now(), run, &progress).await;
+    let found = link::link(&store, Clock::system().now(), run, &progress).await;
     bar.finish_and_clear();
     let found = found
         .context("each document is linked completely or not at all; run the command again to continue")?;
@@ -143,11 +143,11 @@ impl<'a> Report<'a> {
             outcome: outcome(one.verdict, dry_run),
             next_step: one.verdict.next_step(),
         };
-        let linked = found.candidates.iter().filter(|one| one.verdict == Verdict::Adopted).count();
+        let linked = found.candidates.iter().filter(|one| one.verdict == Verdict::Linked).count();
         Self {
             dry_run,
             documents: found.rows,
-            without_user: found.unclaimed,
+            without_user: found.unlinked,
             linked,
             conflicts: found.candidates.len() - linked,
             candidates: found.candidates.iter().filter(|one| only.shows(one.verdict)).map(listed).collect(),
@@ -171,8 +171,8 @@ fn print(report: &Report<'_>) {
 
 fn outcome(verdict: Verdict, dry_run: bool) -> &'static str {
     match verdict {
-        Verdict::Adopted if dry_run => "would be linked",
-        Verdict::Adopted => "linked",
+        Verdict::Linked if dry_run => "would be linked",
+        Verdict::Linked => "linked",
         Verdict::NotVerified => "address not verified",
         Verdict::SeveralRows => "several documents",
         Verdict::FieldsInBoth => "fields in both documents",

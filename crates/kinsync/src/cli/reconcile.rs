@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kinsync_engine::reconcile::record::{Kind, Wish};
+use kinsync_engine::reconcile::record::{DriftKind, RunMode};
 
 use super::{
     client::Client,
@@ -59,14 +59,18 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     }
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
     let wish = match args.approve {
-        Some(run) => Wish::Approve(run),
-        None if args.dry_run => Wish::Dry,
-        None => Wish::Reconcile,
+        Some(run) => RunMode::Approve(run),
+        None if args.dry_run => RunMode::DryRun,
+        None => RunMode::Reconcile,
     };
     block_on_all(async {
         let run = Scanner::open(&config, &wish).await?.run(wish, None).await?;
         scan::show(&Run::from(&run), args.json);
-        Ok(if run.tally.of(Kind::Held) > 0 { exit::approval_required() } else { ExitCode::SUCCESS })
+        Ok(if run.tally.of(DriftKind::DeletionHeld) > 0 {
+            exit::approval_required()
+        } else {
+            ExitCode::SUCCESS
+        })
     })
 }
 

@@ -8,7 +8,7 @@ use kinsync_engine::{
     clock::Clock,
     reconcile::{
         Error, Reconciler,
-        record::{self, Kind, Tally, Wish},
+        record::{self, Tally},
     },
     store::Store,
 };
@@ -33,7 +33,7 @@ pub(super) struct Scanner {
 
 impl Scanner {
     /// Opens the store and prepares its indexes, unless the run is dry.
-    pub(super) async fn open(config: &Config, wish: &Wish) -> Result<Self, Exit> {
+    pub(super) async fn open(config: &Config, mode: &record::RunMode) -> Result<Self, Exit> {
         let opened = open_store(config).await.map_err(anyhow::Error::from);
         let opened = match config.store.mongodb_uri {
             Some(_) => opened,
@@ -52,21 +52,21 @@ impl Scanner {
         let reconciler =
             reconciler(config, Arc::clone(&store), Clock::system()).map_err(anyhow::Error::from)?;
         let reconciler = reconciler.ok_or_else(missing)?;
-        if *wish != Wish::Dry {
+        if *mode != record::RunMode::DryRun {
             opened.prepare().await.map_err(anyhow::Error::from)?;
         }
         Ok(Self { reconciler, store })
     }
 
     /// Runs the scan, with a progress bar on a terminal; Ctrl-C stops it after the current page.
-    pub(super) async fn run(&self, wish: Wish, expect: Option<u64>) -> Result<record::Run, Exit> {
+    pub(super) async fn run(&self, mode: record::RunMode, expect: Option<u64>) -> Result<record::Run, Exit> {
         let bar = self.bar(expect).await?;
         let progress = |tally: &Tally| {
             bar.set_position(tally.users);
             bar.set_message(progress_text(tally));
         };
         let stop = CancellationToken::new();
-        let run = self.when_free(wish, &bar, &progress, &stop);
+        let run = self.when_free(mode, &bar, &progress, &stop);
         let stopped = async {
             _ = tokio::signal::ctrl_c().await;
             stop.cancel();
@@ -80,14 +80,14 @@ impl Scanner {
     /// Waits until the scan of another process ends, or the lease of a killed one.
     async fn when_free(
         &self,
-        wish: Wish,
+        mode: record::RunMode,
         bar: &ProgressBar,
         progress: &(dyn Fn(&Tally) + Send + Sync),
         stop: &CancellationToken,
     ) -> Result<record::Run, Error> {
         let asked = Instant::now();
         loop {
-            match self.reconciler.run(wish.clone(), progress, stop).await {
+            match self.reconciler.run(mode.clone(), progress, stop).await {
                 Err(Error::Busy { holder }) if asked.elapsed() < PATIENCE => {
                     bar.set_message(format!("users; waiting, {holder} is scanning"));
                     bar.tick();
@@ -122,8 +122,8 @@ fn progress_text(tally: &Tally) -> String {
     let of = |kind| tally.of(kind);
     format!(
         "users: {} created, {} changed, {} unchanged",
-        of(Kind::Missing),
-        of(Kind::Changed) + of(Kind::Filled) + of(Kind::SignedIn),
+        of(record::DriftKind::Missing),
+        of(record::DriftKind::Changed) + of(record::DriftKind::FilledIn) + of(record::DriftKind::SignedIn),
         tally.unchanged
     )
 }

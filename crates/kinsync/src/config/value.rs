@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::store::mongo::Adopt as LinkByEmail;
+use kinsync_engine::store::mongo::LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 
@@ -109,8 +109,8 @@ pub fn server(text: &str) -> Result<Url> {
 /// An address that Kinde delivers to: `https`, or `http` to this machine for an emulator.
 pub fn public_url(text: &str) -> Result<Url> {
     let url: Url = parsed(text, "a URL such as `https://app.example.com`")?;
-    let is_bare = url.query().is_none() && url.fragment().is_none();
-    if !is_bare || !url.username().is_empty() || url.password().is_some() {
+    let has_no_kinde_fields = url.query().is_none() && url.fragment().is_none();
+    if !has_no_kinde_fields || !url.username().is_empty() || url.password().is_some() {
         return Err("must be without a user, a query and a fragment".into());
     }
     match url.scheme() {

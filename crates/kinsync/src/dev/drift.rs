@@ -131,7 +131,7 @@ mod tests {
     fn document(id: &str, first_name: &str) -> UserDocument {
         let state = kinsync_core::UserState::default();
         let id = UserId::parse(id).unwrap();
-        let mut document = UserDocument::new(&id, &state, &kinsync_core::Standing::default());
+        let mut document = UserDocument::new(&id, &state, &kinsync_core::RowMetadata::default());
         document.first_name = Some(first_name.to_owned());
         document.email = Some("ada@example.com".to_owned());
         let code = "org_590d7f1a86a".to_owned();

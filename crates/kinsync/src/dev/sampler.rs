@@ -11,7 +11,7 @@ use kinde_emulator::{Delivery, Emulator, User};
 use kinsync_core::UserDocument;
 use kinsync_engine::{
     breaker::State,
-    reconcile::record::{Kind, Run},
+    reconcile::record::{DriftKind, Run},
     store::UserFilter,
 };
 use tokio::time::{Instant, timeout};
@@ -44,7 +44,7 @@ pub(super) struct Sampler {
     drift: Drift,
     users: Users,
     names: HashMap<String, String>,
-    scans: Scans,
+    scans: ScanWatermarks,
     from_receipt: Window,
     from_kinde: Window,
     rate: Rate,
@@ -62,7 +62,7 @@ impl Sampler {
             drift: Drift::default(),
             users: Users::default(),
             names: HashMap::new(),
-            scans: Scans::default(),
+            scans: ScanWatermarks::default(),
             from_receipt: Window::default(),
             from_kinde: Window::default(),
             rate: Rate { second: started, before: 0, counts: VecDeque::new() },
@@ -177,18 +177,23 @@ impl Sampler {
 
 /// Sums over the scans of this run.
 #[derive(Default)]
-struct Scans {
+struct ScanWatermarks {
     latest: Option<String>,
     count: u64,
     repaired: u64,
 }
 
-impl Scans {
+impl ScanWatermarks {
     fn add(&mut self, run: &Run) {
         if self.latest.as_ref() != Some(&run.id) {
             // Not `Filled`: those are fields that no event carries.
-            const REPAIRED: [Kind; 5] =
-                [Kind::Missing, Kind::Changed, Kind::SignedIn, Kind::Gone, Kind::Restored];
+            const REPAIRED: [DriftKind; 5] = [
+                DriftKind::Missing,
+                DriftKind::Changed,
+                DriftKind::SignedIn,
+                DriftKind::Deleted,
+                DriftKind::Restored,
+            ];
             self.latest = Some(run.id.clone());
             self.count += 1;
             self.repaired += REPAIRED.map(|kind| run.tally.of(kind)).iter().sum::<u64>();

@@ -45,7 +45,8 @@ async fn setup_makes_one_webhook_however_often_it_runs_and_deliveries_arrive() {
     let user = tenant.kinde.sign_up(named(1)).unwrap();
     tenant.kinde.quiesce(PATIENCE).await.unwrap();
     app.drained(PATIENCE).await.unwrap();
-    let found = app.admin(&format!("/users/{}", user.id)).await.unwrap().expect("the delivery arrived");
+    let found =
+        app.admin(&format!("/users/{}", user.id)).await.unwrap().expect("the delivery changes_by_source");
     assert_eq!(found["email"], "user1@example.com");
 }
 

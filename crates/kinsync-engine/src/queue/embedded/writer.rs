@@ -419,7 +419,7 @@ impl Writer {
         match error {
             Some(error) if !self.is_failing => {
                 self.is_failing = true;
-                let error = crate::breaker::chain(error);
+                let error = crate::breaker::error_chain(error);
                 tracing::error!(error, "the queue accepts no delivery until its file can be written");
             }
             None if self.is_failing && self.reserve.is_there() => {

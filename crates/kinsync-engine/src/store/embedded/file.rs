@@ -30,11 +30,11 @@ CREATE TABLE users (
     inserted_at INTEGER NOT NULL,
     updated_at  INTEGER NOT NULL,
     source      TEXT,
-    unsettled   TEXT
+    pending_emails   TEXT
 ) STRICT;
 CREATE INDEX users_claim ON users (claim) WHERE claim IS NOT NULL;
 CREATE INDEX users_deleted ON users (id) WHERE live = 0;
-CREATE INDEX users_unsettled ON users (id) WHERE unsettled IS NOT NULL;
+CREATE INDEX users_pending_emails ON users (id) WHERE pending_emails IS NOT NULL;
 CREATE TABLE events (
     event_id    TEXT PRIMARY KEY,
     type        TEXT NOT NULL,

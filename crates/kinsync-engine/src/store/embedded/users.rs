@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use kinsync_core::{Micros, Source, Standing, UserId, UserState};
+use kinsync_core::{Micros, RowMetadata, Source, UserId, UserState};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Params, named_params,
     types::{FromSqlError, Type},
@@ -12,18 +12,18 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::store::{Counts, Holder, Outcome, Row, UserFilter};
 
 const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
-                       unsettled FROM users";
+                       pending_emails FROM users";
 
 const INSERT: &str = "INSERT INTO users (id, revision, live, email, claim, state, holds_email, held_by, \
-                      inserted_at, updated_at, source, unsettled) \
+                      inserted_at, updated_at, source, pending_emails) \
                       SELECT :id, :revision + 1, :live, :email, :claim, :state, :holds_email, :held_by, \
-                      :inserted_at, :updated_at, :source, :unsettled WHERE :revision = 0 \
+                      :inserted_at, :updated_at, :source, :pending_emails WHERE :revision = 0 \
                       ON CONFLICT (id) DO NOTHING";
 
 const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, email = :email, \
                       claim = :claim, state = :state, holds_email = :holds_email, held_by = :held_by, \
                       inserted_at = :inserted_at, updated_at = :updated_at, source = :source, \
-                      unsettled = :unsettled WHERE id = :id AND revision = :revision";
+                      pending_emails = :pending_emails WHERE id = :id AND revision = :revision";
 
 pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
@@ -35,22 +35,22 @@ pub(super) fn write(sqlite: &Connection, rows: &[Row]) -> rusqlite::Result<Vec<O
 }
 
 fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
-    let (state, standing) = (&row.state, &row.standing);
+    let (state, metadata) = (&row.state, &row.metadata);
     let sql = if row.revision == 0 { INSERT } else { UPDATE };
-    let unsettled = (!row.unsettled.is_empty()).then(|| json(&row.unsettled)).transpose()?;
+    let pending_emails = (!row.pending_emails.is_empty()).then(|| json(&row.pending_emails)).transpose()?;
     let written = sqlite.prepare_cached(sql)?.execute(named_params! {
         ":id": row.id.as_str(),
         ":revision": row.revision,
         ":live": state.is_live(),
-        ":email": state.shown_email(standing),
+        ":email": state.shown_email(metadata),
         ":claim": state.claimed_email(),
         ":state": json(state)?,
-        ":holds_email": standing.holds_email,
-        ":held_by": standing.email_held_by,
-        ":inserted_at": standing.inserted_at.0,
-        ":updated_at": standing.updated_at.0,
-        ":source": standing.source.map(Source::as_str),
-        ":unsettled": unsettled,
+        ":holds_email": metadata.holds_email,
+        ":held_by": metadata.email_held_by,
+        ":inserted_at": metadata.inserted_at.0,
+        ":updated_at": metadata.updated_at.0,
+        ":source": metadata.source.map(Source::as_str),
+        ":pending_emails": pending_emails,
     });
     match written {
         Ok(0) => Ok(Outcome::Stale),
@@ -88,8 +88,8 @@ pub(super) fn email_holders(
     Ok(holders)
 }
 
-pub(super) fn unsettled(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {
-    select(sqlite, "WHERE unsettled IS NOT NULL LIMIT ?1", [bound(limit)])
+pub(super) fn pending_emails(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {
+    select(sqlite, "WHERE pending_emails IS NOT NULL LIMIT ?1", [bound(limit)])
 }
 
 pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Vec<Row>> {
@@ -144,19 +144,19 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     let id: String = columns.get("id")?;
     let id = UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?;
     let source: Option<String> = columns.get("source")?;
-    let unsettled: Option<String> = columns.get("unsettled")?;
+    let pending_emails: Option<String> = columns.get("pending_emails")?;
     Ok(Row {
         id,
         revision: columns.get("revision")?,
         state: parse::<UserState>(&columns.get::<_, String>("state")?)?,
-        standing: Standing {
+        metadata: RowMetadata {
             holds_email: columns.get("holds_email")?,
             email_held_by: columns.get("held_by")?,
             inserted_at: Micros(columns.get("inserted_at")?),
             updated_at: Micros(columns.get("updated_at")?),
             source: source.as_deref().and_then(Source::from_name),
         },
-        unsettled: unsettled.as_deref().map(parse).transpose()?.unwrap_or_default(),
+        pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
     })
 }
 

@@ -10,8 +10,8 @@ use bson::{
     raw::{CStr, RawBsonRef},
 };
 use kinsync_core::{
-    Field, Group, Identity, Micros, Organization, Rank, Register, Source, Standing, UserId, UserState, Value,
-    Version,
+    Field, Group, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId, UserState,
+    Value, Version,
 };
 
 use super::keys::Keys;
@@ -21,29 +21,29 @@ use crate::store::Row;
 pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
     let mut id = None;
     let mut source = None;
-    let mut law = None;
+    let mut metadata = None;
     let mut shown = Vec::with_capacity(Field::ALL.len());
     for (key, value) in entries(doc) {
         match key.as_str() {
             "kindeId" => id = value.as_str().and_then(|id| UserId::parse(id).ok()),
             "source" => source = value.as_str().and_then(Source::from_name),
-            "kinsync" => law = value.as_document().map(Law::of),
+            "kinsync" => metadata = value.as_document().map(Metadata::of),
             _ => shown.extend(keys.field(key).map(|field| (field, value))),
         }
     }
-    let law = law.filter(|law| law.revision > 0)?;
+    let metadata = metadata.filter(|metadata| metadata.revision > 0)?;
     Some(Row {
         id: id?,
-        standing: Standing { source, ..law.standing() },
-        revision: law.revision,
-        unsettled: law.unsettled.map(texts).unwrap_or_default(),
-        state: law.state(&shown),
+        metadata: RowMetadata { source, ..metadata.metadata() },
+        revision: metadata.revision,
+        pending_emails: metadata.pending_emails.map(texts).unwrap_or_default(),
+        state: metadata.state(&shown),
     })
 }
 
 /// The sub-document `kinsync`, taken apart.
 #[derive(Default)]
-struct Law<'a> {
+struct Metadata<'a> {
     revision: i64,
     inserted_at: Micros,
     updated_at: Micros,
@@ -57,36 +57,36 @@ struct Law<'a> {
     last_seen: Option<Micros>,
     last_signed_in: Option<Micros>,
     held: Option<&'a RawDocument>,
-    unsettled: Option<&'a RawArray>,
+    pending_emails: Option<&'a RawArray>,
 }
 
-impl<'a> Law<'a> {
+impl<'a> Metadata<'a> {
     fn of(doc: &'a RawDocument) -> Self {
-        let mut law = Self::default();
+        let mut metadata = Self::default();
         for (key, value) in entries(doc) {
             match key.as_str() {
-                "revision" => law.revision = integer(value).unwrap_or_default(),
-                "insertedAt" => law.inserted_at = micros(value).unwrap_or_default(),
-                "updatedAt" => law.updated_at = micros(value).unwrap_or_default(),
-                "holdsEmail" => law.holds_email = value.as_bool().unwrap_or_default(),
-                "heldBy" => law.held_by = value.as_str(),
-                "event" => law.event = value.as_document(),
-                "scan" => law.scan = value.as_document(),
-                "deleted" => law.deleted = value.as_document().and_then(version),
-                "confirmed" => law.confirmed = value.as_document().and_then(version),
-                "first" => law.first = value.as_document().and_then(version),
-                "lastSeen" => law.last_seen = micros(value),
-                "lastSignedIn" => law.last_signed_in = micros(value),
-                "held" => law.held = value.as_document(),
-                "unsettled" => law.unsettled = value.as_array(),
+                "revision" => metadata.revision = integer(value).unwrap_or_default(),
+                "insertedAt" => metadata.inserted_at = micros(value).unwrap_or_default(),
+                "updatedAt" => metadata.updated_at = micros(value).unwrap_or_default(),
+                "holdsEmail" => metadata.holds_email = value.as_bool().unwrap_or_default(),
+                "heldBy" => metadata.held_by = value.as_str(),
+                "event" => metadata.event = value.as_document(),
+                "scan" => metadata.scan = value.as_document(),
+                "deleted" => metadata.deleted = value.as_document().and_then(version),
+                "confirmed" => metadata.confirmed = value.as_document().and_then(version),
+                "first" => metadata.first = value.as_document().and_then(version),
+                "lastSeen" => metadata.last_seen = micros(value),
+                "lastSignedIn" => metadata.last_signed_in = micros(value),
+                "held" => metadata.held = value.as_document(),
+                "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }
         }
-        law
+        metadata
     }
 
-    fn standing(&self) -> Standing {
-        Standing {
+    fn metadata(&self) -> RowMetadata {
+        RowMetadata {
             holds_email: self.holds_email,
             email_held_by: self.held_by.map(ToOwned::to_owned),
             inserted_at: self.inserted_at,

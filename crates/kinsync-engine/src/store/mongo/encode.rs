@@ -1,4 +1,4 @@
-//! A row as a user document: what people read at the top, what the law needs in `kinsync`.
+//! A row as a user document: what people read at the top, what the metadata needs in `kinsync`.
 //!
 //! The value of a field lives once. Where the document shows exactly what its register holds, it
 //! lives under the field's own key; where it shows something else (an address held by somebody
@@ -31,7 +31,7 @@ pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) ->
     let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
     let held = encoded.fields(row, keys);
     encoded.facts(row);
-    encoded.set.append(cstr!("kinsync"), law(row, writer, &held));
+    encoded.set.append(cstr!("kinsync"), metadata(row, writer, &held));
     encoded
 }
 
@@ -61,7 +61,7 @@ impl Encoded {
 
     fn email(&mut self, row: &Row, key: &CStr) -> bool {
         match row.state.value(Field::Email) {
-            Some(Value::Text(text)) if row.state.shown_email(&row.standing).is_some() => {
+            Some(Value::Text(text)) if row.state.shown_email(&row.metadata).is_some() => {
                 self.set.append(key, &**text);
             }
             // Never told: a live user's document may have one from before kinsync.
@@ -104,8 +104,8 @@ impl Encoded {
 
     /// What the document shows beside the fields, for people and their indexes.
     fn facts(&mut self, row: &Row) {
-        let (state, standing) = (&row.state, &row.standing);
-        match state.email_conflict(standing) {
+        let (state, metadata) = (&row.state, &row.metadata);
+        match state.email_conflict(metadata) {
             Some(conflict) => {
                 let mut doc = RawDocumentBuf::new();
                 doc.append(cstr!("email"), conflict.email.as_str());
@@ -114,13 +114,13 @@ impl Encoded {
             }
             None => self.unset.append(cstr!("emailConflict"), true),
         }
-        self.set.append(cstr!("createdAt"), date(state.created_at(standing)));
-        self.set.append(cstr!("updatedAt"), date(standing.updated_at));
+        self.set.append(cstr!("createdAt"), date(state.created_at(metadata)));
+        self.set.append(cstr!("updatedAt"), date(metadata.updated_at));
         self.date_if_any(cstr!("lastSeenAt"), state.last_seen);
         self.date_if_any(cstr!("lastSignedInAt"), state.last_signed_in);
         self.set.append(cstr!("isDeleted"), !state.is_live());
         self.date_if_any(cstr!("deletedAt"), state.deleted_at());
-        self.set.append(cstr!("source"), text_or_null(standing.source.map(kinsync_core::Source::as_str)));
+        self.set.append(cstr!("source"), text_or_null(metadata.source.map(kinsync_core::Source::as_str)));
     }
 
     fn date_if_any(&mut self, key: &CStr, at: Option<Micros>) {
@@ -132,47 +132,47 @@ impl Encoded {
 }
 
 /// The sub-document `kinsync`.
-fn law(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
-    let (state, standing) = (&row.state, &row.standing);
-    let mut law = RawDocumentBuf::new();
-    law.append(cstr!("revision"), row.revision + 1);
-    law.append(cstr!("writer"), writer);
-    law.append(cstr!("insertedAt"), standing.inserted_at.0);
-    law.append(cstr!("updatedAt"), standing.updated_at.0);
-    law.append(cstr!("holdsEmail"), standing.holds_email);
-    if let Some(holder) = &standing.email_held_by {
-        law.append(cstr!("heldBy"), holder.as_str());
+fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
+    let (state, metadata) = (&row.state, &row.metadata);
+    let mut doc = RawDocumentBuf::new();
+    doc.append(cstr!("revision"), row.revision + 1);
+    doc.append(cstr!("writer"), writer);
+    doc.append(cstr!("insertedAt"), metadata.inserted_at.0);
+    doc.append(cstr!("updatedAt"), metadata.updated_at.0);
+    doc.append(cstr!("holdsEmail"), metadata.holds_email);
+    if let Some(holder) = &metadata.email_held_by {
+        doc.append(cstr!("heldBy"), holder.as_str());
     }
-    append_group(&mut law, cstr!("event"), state, Group::Event);
-    append_group(&mut law, cstr!("scan"), state, Group::Scan);
+    append_group(&mut doc, cstr!("event"), state, Group::Event);
+    append_group(&mut doc, cstr!("scan"), state, Group::Scan);
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
         (cstr!("confirmed"), &state.confirmed),
         (cstr!("first"), &state.first),
     ] {
         if let Some(at) = at {
-            law.append(key, version(at));
+            doc.append(key, version(at));
         }
     }
     for (key, at) in [(cstr!("lastSeen"), state.last_seen), (cstr!("lastSignedIn"), state.last_signed_in)] {
         if let Some(at) = at {
-            law.append(key, at.0);
+            doc.append(key, at.0);
         }
     }
     if !held.is_empty() {
-        law.append(cstr!("held"), held);
+        doc.append(cstr!("held"), held);
     }
-    if !row.unsettled.is_empty() {
-        law.append(cstr!("unsettled"), texts(row.unsettled.iter()));
+    if !row.pending_emails.is_empty() {
+        doc.append(cstr!("pendingEmails"), texts(row.pending_emails.iter()));
     }
-    law
+    doc
 }
 
 /// One version for the whole group, and what differs from it: other versions, and null for a
 /// field that was never told.
-fn append_group(law: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
+fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
     let told: Vec<(Field, &Version)> =
-        state.told_in(group).map(|(field, told)| (field, &told.version)).collect();
+        state.fields_in(group).map(|(field, told)| (field, &told.version)).collect();
     let count = |version: &Version| told.iter().filter(|(_, other)| *other == version).count();
     let Some(base) = told.iter().map(|(_, version)| *version).max_by_key(|version| count(version)) else {
         return;
@@ -189,7 +189,7 @@ fn append_group(law: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: 
     if !except.is_empty() {
         doc.append(cstr!("x"), except);
     }
-    law.append(key, doc);
+    target.append(key, doc);
 }
 
 fn version(version: &Version) -> RawDocumentBuf {

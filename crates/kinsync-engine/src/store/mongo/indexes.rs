@@ -109,7 +109,7 @@ impl Inner {
             Index::texts(EMAIL, email, self.unique_email),
             Index::sparse("kinsync_heldEmail", doc! { "kinsync.held.email": 1 }),
             held_by(),
-            Index::sparse("kinsync_unsettled", doc! { "kinsync.unsettled": 1 }),
+            Index::sparse("kinsync_pendingEmails", doc! { "kinsync.pendingEmails": 1 }),
             Index::on("kinsync_updatedAt", doc! { "updatedAt": 1 }),
             Index::on("kinsync_lastSeenAt", doc! { "lastSeenAt": 1 }),
             Index::on("kinsync_deletedAt", doc! { "deletedAt": 1 }),

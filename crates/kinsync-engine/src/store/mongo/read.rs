@@ -80,16 +80,16 @@ impl Inner {
         Ok(holders)
     }
 
-    pub(super) async fn held(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+    pub(super) async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
         let after = doc! { "$gt": after.map_or("", UserId::as_str) };
         let query = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": after };
         let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
         self.rows("find whose address is held", find).await
     }
 
-    pub(super) async fn unsettled(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        let query = Find::new(doc! { "kinsync.unsettled": { "$exists": true } }).limit(limit);
-        self.rows("find unsettled addresses", query).await
+    pub(super) async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
+        let query = Find::new(doc! { "kinsync.pendingEmails": { "$exists": true } }).limit(limit);
+        self.rows("find pending_emails addresses", query).await
     }
 
     pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {

@@ -146,12 +146,12 @@ impl Batch<'_> {
 
     async fn run(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
         match chunk.kind {
-            Kind::Insert => self.insert(chunk).await,
-            Kind::Update => self.replace(chunk).await,
+            Kind::Insert => self.insert_rows(chunk).await,
+            Kind::Update => self.update_rows(chunk).await,
         }
     }
 
-    async fn insert(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
+    async fn insert_rows(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
         let (_, failed) = self.inner.send(&chunk).await?;
         let mut outcomes: HashMap<usize, Outcome> =
             self.outcomes(&chunk.places, &failed)?.into_iter().collect();
@@ -163,7 +163,7 @@ impl Batch<'_> {
         // reasons the server names is chance.
         let mut unmatched = Vec::new();
         for chunk in again {
-            for (place, outcome) in self.replace(chunk).await? {
+            for (place, outcome) in self.update_rows(chunk).await? {
                 if outcome != Outcome::Stale {
                     outcomes.insert(place, outcome);
                 } else if outcomes[&place] != Outcome::Stale {
@@ -179,7 +179,7 @@ impl Batch<'_> {
         Ok(outcomes.into_iter().collect())
     }
 
-    async fn replace(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
+    async fn update_rows(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
         let (matched, failed) = self.inner.send(&chunk).await?;
         let mut done = self.outcomes(&chunk.places, &failed)?;
         if matched + failed.len() == chunk.places.len() {
@@ -211,7 +211,7 @@ impl Batch<'_> {
         let find = Find::new(doc! { "kindeId": { "$in": ids } })
             .projection(doc! { "_id": 0, "kindeId": 1, "kinsync.writer": 1 });
         let mark = |doc: &RawDocument| {
-            let mark = doc.get_document("kinsync").and_then(|law| law.get_i64("writer")).ok();
+            let mark = doc.get_document("kinsync").and_then(|metadata| metadata.get_i64("writer")).ok();
             Some((doc.get_str("kindeId").ok()?.to_owned(), mark))
         };
         let marks = self.inner.find(DOING, &self.inner.users, find, mark).await?;

@@ -2,7 +2,7 @@
 //!
 //! That a user is in no page proves nothing: pages shift while users are added and removed. So only
 //! a scan that read every page names candidates, and each of them is asked about twice, with a
-//! pause. Kinde's word that there is no such user counts only while it still knows users whom it
+//! pause. Kinde's check that there is no such user counts only while it still knows users whom it
 //! has just listed. Many at once are held, because a broken answer looks just like that. Of whom it gives no answer
 //! that can be read, nothing is concluded: one odd user keeps nobody else from being looked at.
 
@@ -18,13 +18,13 @@ use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Error, Parts,
-    compare::{Found, Seen, drift},
-    record::{EXAMPLES, Kind, Run, Tally, Wish},
+    Error, Inner,
+    compare::{Comparison, RemoteUser, drift},
+    record::{DriftKind, EXAMPLES, Run, RunMode, Tally},
     scan::Scanned,
 };
 use crate::{
-    kept, snapshot,
+    snapshot, state_records,
     store::{self, Row, Store},
 };
 
@@ -63,9 +63,9 @@ struct Candidates {
     approved: Vec<UserId>,
     /// The first of the others.
     others: Vec<UserId>,
-    /// How many others there are.
+    /// BatchOptions many others there are.
     count: usize,
-    /// How many users are live.
+    /// BatchOptions many users are live.
     live: usize,
     /// What is counted of those who are deleted in the store.
     seen: Tally,
@@ -86,10 +86,10 @@ impl Candidates {
 /// Who was not listed, of some users.
 #[derive(Default)]
 struct Unlisted {
-    /// How many are deleted, or not there any more.
+    /// BatchOptions many are deleted, or not there any more.
     dead: usize,
     /// The others of whom nothing newer than the scan is known.
-    may_be_gone: Vec<UserId>,
+    may_be_absent: Vec<UserId>,
     /// What is counted of those who are deleted.
     seen: Tally,
 }
@@ -117,23 +117,23 @@ impl Thresholds {
 }
 
 /// What two reads said of a user.
-enum Word {
+enum DeletionCheck {
     /// There is no such user; the first read was asked for then.
-    Gone(Micros),
-    There(Seen),
+    Absent(Micros),
+    Present(RemoteUser),
     /// Nothing that can be read, about this one user.
-    Unclear,
+    Inconclusive,
 }
 
-impl Word {
+impl DeletionCheck {
     fn of(answer: Response<Option<management::User>>) -> Self {
         let sent = answer.timing;
-        let seen = answer.value.and_then(|user| Seen::new(user, &sent));
-        seen.map_or(Self::Gone(snapshot::sent_at(&sent)), Self::There)
+        let seen = answer.value.and_then(|user| RemoteUser::new(user, &sent));
+        seen.map_or(Self::Absent(snapshot::sent_at(&sent)), Self::Present)
     }
 
-    fn is_unclear(&self) -> bool {
-        matches!(self, Self::Unclear)
+    fn is_inconclusive(&self) -> bool {
+        matches!(self, Self::Inconclusive)
     }
 }
 
@@ -159,10 +159,10 @@ pub(super) fn hash(user: &UserId) -> u64 {
     digest.as_ref()[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
-impl Parts {
+impl Inner {
     /// Deletes, or holds, who was not listed. `Some`: everybody who was stored when the run began is as Kinde has it,
     /// but these.
-    pub(super) async fn sweep_gone(
+    pub(super) async fn delete_absent(
         &self,
         run: &Run,
         scanned: &mut Scanned,
@@ -178,10 +178,10 @@ impl Parts {
             self.hold(run, &others, count, scanned).await?;
         }
         let is_all = !is_held && count == others.len();
-        let doomed = if is_held { approved } else { [approved, others].concat() };
+        let to_delete = if is_held { approved } else { [approved, others].concat() };
         let mut open = BTreeSet::new();
-        for users in doomed.chunks(CHUNK) {
-            open.extend(self.decide(run, users, scanned).await?);
+        for users in to_delete.chunks(CHUNK) {
+            open.extend(self.check_candidates(run, users, scanned).await?);
         }
         Ok((is_all && open.len() <= MOST_OPEN).then_some(open))
     }
@@ -197,14 +197,14 @@ impl Parts {
         if scanned.sent.is_none() {
             return Ok(candidates);
         }
-        let next = async |after: Option<&UserId>| self.patiently(|| self.store.ids(after, IDS)).await;
+        let next = async |after: Option<&UserId>| self.retry_store(|| self.store.ids(after, IDS)).await;
         let mut ids = next(None).await?;
         while let Some(last) = ids.last() {
             let unlisted = self.unlisted(run, scanned, &ids);
             let (following, unlisted) = tokio::try_join!(next(Some(last)), unlisted)?;
             candidates.live += ids.len() - unlisted.dead;
             candidates.seen.merge(unlisted.seen);
-            for user in unlisted.may_be_gone {
+            for user in unlisted.may_be_absent {
                 candidates.add(user, approved);
             }
             ids = following;
@@ -218,13 +218,13 @@ impl Parts {
         let missing: Vec<UserId> = ids.iter().filter(is_missing).cloned().collect();
         let mut unlisted = Unlisted { dead: missing.len(), ..Unlisted::default() };
         for ids in missing.chunks(ROWS) {
-            let rows = self.patiently(|| self.store.load(ids)).await?;
+            let rows = self.retry_store(|| self.store.load(ids)).await?;
             for row in rows.into_iter().flatten() {
                 if row.state.is_live() {
                     unlisted.dead -= 1;
-                    unlisted.may_be_gone.extend(may_be_gone(&row, run, scanned).then_some(row.id));
+                    unlisted.may_be_absent.extend(may_be_absent(&row, run, scanned).then_some(row.id));
                 } else {
-                    unlisted.seen.saw(&row, run.before);
+                    unlisted.seen.count_stored(&row, run.before);
                 }
             }
         }
@@ -232,14 +232,20 @@ impl Parts {
     }
 
     /// Deletes those of these users whom Kinde does not know. Answers about whom it gave no clear answer.
-    async fn decide(&self, run: &Run, users: &[UserId], scanned: &mut Scanned) -> Result<Vec<UserId>, Error> {
-        let rows = self.patiently(|| self.store.load(users)).await?;
+    async fn check_candidates(
+        &self,
+        run: &Run,
+        users: &[UserId],
+        scanned: &mut Scanned,
+    ) -> Result<Vec<UserId>, Error> {
+        let rows = self.retry_store(|| self.store.load(users)).await?;
         let rows: Vec<Row> =
-            rows.into_iter().flatten().filter(|row| may_be_gone(row, run, scanned)).collect();
+            rows.into_iter().flatten().filter(|row| may_be_absent(row, run, scanned)).collect();
         let users = rows.iter().map(|row| row.id.clone()).collect();
-        let words = self.ask_twice(users, &scanned.controls).await?;
-        let open = words.iter().filter(|(_, word)| word.is_unclear()).map(|(id, _)| id.clone()).collect();
-        self.conclude(&rows, words, run.wish == Wish::Dry, &mut scanned.tally).await?;
+        let checked = self.confirm_absent(users, &scanned.canaries).await?;
+        let open =
+            checked.iter().filter(|(_, check)| check.is_inconclusive()).map(|(id, _)| id.clone()).collect();
+        self.apply_checks(&rows, checked, run.mode == RunMode::DryRun, &mut scanned.tally).await?;
         Ok(open)
     }
 
@@ -251,15 +257,15 @@ impl Parts {
         count: usize,
         scanned: &mut Scanned,
     ) -> Result<(), Error> {
-        self.doubt(users, &scanned.controls).await?;
+        self.check_list_plausible(users, &scanned.canaries).await?;
         let examples = users.iter().take(EXAMPLES).cloned().collect::<Vec<_>>();
-        let rows = self.patiently(|| self.store.load(&examples)).await?;
+        let rows = self.retry_store(|| self.store.load(&examples)).await?;
         let rows: Vec<Row> = rows.into_iter().flatten().collect();
         for row in &rows {
-            scanned.tally.add(drift(row.id.clone(), Kind::Held, Vec::new(), Some(row)));
+            scanned.tally.add(drift(row.id.clone(), DriftKind::DeletionHeld, Vec::new(), Some(row)));
         }
-        scanned.tally.count(Kind::Held, count - rows.len());
-        if run.wish == Wish::Dry {
+        scanned.tally.add_count(DriftKind::DeletionHeld, count - rows.len());
+        if run.mode == RunMode::DryRun {
             return Ok(());
         }
         tracing::error!(
@@ -270,99 +276,107 @@ impl Parts {
             run.id
         );
         let users: HashSet<u64> = users.iter().map(hash).collect();
-        Ok(self.patiently(|| keep_held(&*self.store, run, &users)).await?)
+        Ok(self.retry_store(|| keep_held(&*self.store, run, &users)).await?)
     }
 
     /// Asks about some of many users who were not listed: when Kinde knows most of them, it is the list that is wrong.
-    async fn doubt(&self, users: &[UserId], controls: &[String]) -> Result<(), Error> {
+    async fn check_list_plausible(&self, users: &[UserId], canaries: &[String]) -> Result<(), Error> {
         let every = users.len().div_ceil(SAMPLE).max(1);
         let sample = users.iter().step_by(every).cloned().collect();
-        let words = self.ask_twice(sample, controls).await?;
-        let there = words.iter().filter(|(_, word)| matches!(word, Word::There(_))).count();
-        let gone = words.iter().filter(|(_, word)| matches!(word, Word::Gone(_))).count();
-        if there > gone { Err(Error::Unlisted) } else { Ok(()) }
+        let checked = self.confirm_absent(sample, canaries).await?;
+        let there = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Present(_))).count();
+        let gone = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Absent(_))).count();
+        if there > gone { Err(Error::ListIncomplete) } else { Ok(()) }
     }
 
     /// Asks about each of these users; about those who seem gone twice.
-    async fn ask_twice(&self, users: Vec<UserId>, controls: &[String]) -> Result<Vec<(UserId, Word)>, Error> {
-        let first = self.ask(users, controls).await?;
-        let (gone, mut words): (Vec<_>, Vec<_>) =
-            first.into_iter().partition(|(_, word)| matches!(word, Word::Gone(_)));
+    async fn confirm_absent(
+        &self,
+        users: Vec<UserId>,
+        canaries: &[String],
+    ) -> Result<Vec<(UserId, DeletionCheck)>, Error> {
+        let first = self.read_users(users, canaries).await?;
+        let (gone, mut checked): (Vec<_>, Vec<_>) =
+            first.into_iter().partition(|(_, check)| matches!(check, DeletionCheck::Absent(_)));
         if gone.is_empty() {
-            return Ok(words);
+            return Ok(checked);
         }
         tokio::time::sleep(self.config.between_reads).await;
-        let again = self.ask(gone.iter().map(|(id, _)| id.clone()).collect(), controls).await?;
+        let again = self.read_users(gone.iter().map(|(id, _)| id.clone()).collect(), canaries).await?;
         // Of two reads that say the same, the first one dates it.
-        words.extend(gone.into_iter().zip(again).map(|(first, again)| match again.1 {
-            Word::Gone(_) => first,
-            Word::There(_) | Word::Unclear => again,
+        checked.extend(gone.into_iter().zip(again).map(|(first, again)| match again.1 {
+            DeletionCheck::Absent(_) => first,
+            DeletionCheck::Present(_) | DeletionCheck::Inconclusive => again,
         }));
-        Ok(words)
+        Ok(checked)
     }
 
     /// Asks about each of these users once, in order, and before and after it about users who must be there.
-    async fn ask(&self, users: Vec<UserId>, controls: &[String]) -> Result<Vec<(UserId, Word)>, Error> {
-        self.trust(controls).await?;
-        let ask = |id: UserId| async move {
-            let word = match self.kinde.user(id.as_str()).await {
-                Ok(answer) => Word::of(answer),
+    async fn read_users(
+        &self,
+        users: Vec<UserId>,
+        canaries: &[String],
+    ) -> Result<Vec<(UserId, DeletionCheck)>, Error> {
+        self.check_canaries(canaries).await?;
+        let read = |id: UserId| async move {
+            let check = match self.kinde.user(id.as_str()).await {
+                Ok(answer) => DeletionCheck::of(answer),
                 Err(error) if is_about_one(&error) => {
                     // When Kinde is away, everybody else would have to be waited for too.
                     if error.is_transient() {
-                        self.trust(controls).await?;
+                        self.check_canaries(canaries).await?;
                     }
-                    let error = crate::breaker::chain(&error);
+                    let error = crate::breaker::error_chain(&error);
                     tracing::warn!(user = id.as_str(), error, "Kinde's answer about a user cannot be read");
-                    Word::Unclear
+                    DeletionCheck::Inconclusive
                 }
                 Err(error) => return Err(Error::Kinde(error)),
             };
-            Ok::<_, Error>((id, word))
+            Ok::<_, Error>((id, check))
         };
-        let words = stream::iter(users).map(ask).buffered(IN_FLIGHT).try_collect().await?;
-        self.trust(controls).await?;
-        Ok(words)
+        let checked = stream::iter(users).map(read).buffered(IN_FLIGHT).try_collect().await?;
+        self.check_canaries(canaries).await?;
+        Ok(checked)
     }
 
     /// Whether Kinde still knows somebody whom it listed.
-    async fn trust(&self, controls: &[String]) -> Result<(), Error> {
+    async fn check_canaries(&self, canaries: &[String]) -> Result<(), Error> {
         let mut odd = None;
-        for control in controls {
-            match self.kinde.user(control).await {
+        for canary in canaries {
+            match self.kinde.user(canary).await {
                 Ok(answer) if answer.value.is_some() => return Ok(()),
                 Ok(_) => {}
                 Err(error) if is_about_one(&error) && !error.is_transient() => odd = Some(error),
                 Err(error) => return Err(Error::Kinde(error)),
             }
         }
-        Err(odd.map_or(Error::Distrusted, Error::Kinde))
+        Err(odd.map_or(Error::CanariesUnknown, Error::Kinde))
     }
 
     /// Writes what two reads said.
-    async fn conclude(
+    async fn apply_checks(
         &self,
         rows: &[Row],
-        words: Vec<(UserId, Word)>,
+        checked: Vec<(UserId, DeletionCheck)>,
         is_dry: bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
         let mut observations = Vec::new();
-        for (id, word) in words {
+        for (id, check) in checked {
             let row = rows.iter().find(|row| row.id == id);
-            match word {
-                Word::Gone(at) => {
-                    tally.add(drift(id.clone(), Kind::Gone, Vec::new(), row));
-                    observations.push(gone(id, at));
+            match check {
+                DeletionCheck::Absent(at) => {
+                    tally.add(drift(id.clone(), DriftKind::Deleted, Vec::new(), row));
+                    observations.push(deletion(id, at));
                 }
-                Word::There(seen) => match seen.compare(row) {
-                    Found::Differs(drift, told) => {
+                DeletionCheck::Present(seen) => match seen.compare(row) {
+                    Comparison::Differs(drift, told) => {
                         tally.add(drift);
                         observations.extend(told);
                     }
                     _ => tally.unchanged += 1,
                 },
-                Word::Unclear => tally.add(drift(id, Kind::Unknown, Vec::new(), row)),
+                DeletionCheck::Inconclusive => tally.add(drift(id, DriftKind::Undetermined, Vec::new(), row)),
             }
         }
         if is_dry || observations.is_empty() {
@@ -374,21 +388,21 @@ impl Parts {
     /// Asks about users because somebody wants to know; and restores one who is deleted in the store and there after
     /// all, as two reads say.
     pub(super) async fn check(&self, users: &[UserId], is_dry: bool, tally: &mut Tally) -> Result<(), Error> {
-        let controls = self.controls().await?;
+        let canaries = self.canaries().await?;
         for ids in users.chunks(CHUNK) {
-            let rows = self.patiently(|| self.store.load(ids)).await?;
-            let words = self.ask_twice(ids.to_vec(), &controls).await?;
-            let (live, dead): (Vec<_>, Vec<_>) = words.into_iter().partition(|(id, word)| {
-                word.is_unclear()
+            let rows = self.retry_store(|| self.store.load(ids)).await?;
+            let checked = self.confirm_absent(ids.to_vec(), &canaries).await?;
+            let (live, dead): (Vec<_>, Vec<_>) = checked.into_iter().partition(|(id, check)| {
+                check.is_inconclusive()
                     || rows.iter().flatten().find(|row| row.id == *id).is_none_or(|row| row.state.is_live())
             });
             let rows: Vec<Row> = rows.into_iter().flatten().collect();
             // Who is neither stored nor at Kinde is as it should be.
-            let known = live
-                .into_iter()
-                .filter(|(id, word)| !matches!(word, Word::Gone(_)) || rows.iter().any(|row| row.id == *id));
-            self.conclude(&rows, known.collect(), is_dry, tally).await?;
-            self.restore(&rows, dead, &controls, is_dry, tally).await?;
+            let known = live.into_iter().filter(|(id, check)| {
+                !matches!(check, DeletionCheck::Absent(_)) || rows.iter().any(|row| row.id == *id)
+            });
+            self.apply_checks(&rows, known.collect(), is_dry, tally).await?;
+            self.restore(&rows, dead, &canaries, is_dry, tally).await?;
         }
         Ok(())
     }
@@ -396,20 +410,20 @@ impl Parts {
     async fn restore(
         &self,
         rows: &[Row],
-        dead: Vec<(UserId, Word)>,
-        controls: &[String],
+        dead: Vec<(UserId, DeletionCheck)>,
+        canaries: &[String],
         is_dry: bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
         let of = |id: &UserId| rows.iter().find(|row| row.id == *id);
         let mut there = Vec::new();
-        for (id, word) in dead {
-            let Word::There(seen) = word else { continue };
+        for (id, check) in dead {
+            let DeletionCheck::Present(seen) = check else { continue };
             match seen.compare(of(&id)) {
-                Found::Doubtful => there.push(id),
+                Comparison::NeedsSecondRead => there.push(id),
                 // Kinde's own deletion, and nothing newer: Kinde may know a user whose profile was kept.
-                Found::Listed(drift) => tally.add(drift),
-                Found::Differs(..) | Found::Same => {}
+                Comparison::ListedAfterDeletion(drift) => tally.add(drift),
+                Comparison::Differs(..) | Comparison::Equal => {}
             }
         }
         if there.is_empty() {
@@ -417,9 +431,9 @@ impl Parts {
         }
         tokio::time::sleep(self.config.between_reads).await;
         let mut observations = Vec::new();
-        for (id, word) in self.ask(there, controls).await? {
-            if let (Word::There(seen), Some(row)) = (word, of(&id)) {
-                tally.add(drift(id, Kind::Restored, Vec::new(), Some(row)));
+        for (id, check) in self.read_users(there, canaries).await? {
+            if let (DeletionCheck::Present(seen), Some(row)) = (check, of(&id)) {
+                tally.add(drift(id, DriftKind::Restored, Vec::new(), Some(row)));
                 observations.extend(seen.exists());
             }
         }
@@ -430,30 +444,30 @@ impl Parts {
     }
 
     /// Some users whom Kinde lists right now.
-    async fn controls(&self) -> Result<Vec<String>, Error> {
+    async fn canaries(&self) -> Result<Vec<String>, Error> {
         let page = self.kinde.users().next().await.map_err(Error::Kinde)?;
         let listed: Vec<String> =
             page.into_iter().flat_map(|page| page.users).take(8).map(|user| user.id).collect();
-        if listed.is_empty() { Err(Error::Nobody) } else { Ok(listed) }
+        if listed.is_empty() { Err(Error::EmptyTenant) } else { Ok(listed) }
     }
 }
 
-fn gone(user: UserId, at: Micros) -> Observation {
+fn deletion(user: UserId, at: Micros) -> Observation {
     let version = Version::snapshot(at, "gone");
     Observation { user, version, source: Source::Reconcile, what: What::Deleted }
 }
 
 /// Whether nothing newer than the scan is known of a user who was stored when it began.
-fn may_be_gone(row: &Row, run: &Run, scanned: &Scanned) -> bool {
+fn may_be_absent(row: &Row, run: &Run, scanned: &Scanned) -> bool {
     let newest = row.state.fields.values().map(|register| register.version.at).max();
     row.state.is_live()
-        && row.standing.inserted_at < run.started_at
+        && row.metadata.inserted_at < run.started_at
         && newest < scanned.sent.map(|(first, _)| first)
 }
 
 /// Keeps whom this run holds. While they are the same or fewer, earlier runs can be approved too.
 async fn keep_held(store: &dyn Store, run: &Run, users: &HashSet<u64>) -> Result<(), store::Error> {
-    kept::change(store, HELD, |held: &mut Held| {
+    state_records::change(store, HELD, |held: &mut Held| {
         if !users.is_subset(&held.users) {
             held.runs.clear();
         }
@@ -466,7 +480,7 @@ async fn keep_held(store: &dyn Store, run: &Run, users: &HashSet<u64>) -> Result
 
 /// Whose deletion this run held.
 pub(super) async fn approved(store: &dyn Store, run: &str) -> Result<Option<HashSet<u64>>, store::Error> {
-    let held: Held = kept::load(store, HELD).await?;
+    let held: Held = state_records::load(store, HELD).await?;
     Ok(held.runs.iter().any(|known| known == run).then_some(held.users))
 }
 

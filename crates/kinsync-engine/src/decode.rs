@@ -30,7 +30,7 @@ pub fn latest(now: Micros, tolerance: Duration) -> Micros {
 
 /// An entry, understood as far as possible.
 #[derive(Debug)]
-pub struct Observed {
+pub struct Decoded {
     /// For the log, whatever it says.
     pub event: LoggedEvent,
     /// What it says of users.
@@ -54,16 +54,16 @@ pub enum Failure {
     #[error(
         "quarantined: the event says it happened {seconds} s from now; check this machine's clock, then `kinsync dead-letters retry`"
     )]
-    FromTheFuture {
+    InTheFuture {
         /// How far ahead of our clock it is.
         seconds: i64,
     },
 }
 
 /// Understands one entry. `latest` is the latest time that an event may have.
-pub fn observe(entry: &Entry, latest: Micros) -> Observed {
+pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     let (scheme, body) = match &entry.payload {
-        Payload::Sighting(body) => return observe_sighting(entry, body),
+        Payload::Sighting(body) => return decode_sighting(entry, body),
         Payload::Delivery { scheme, body, .. } => (*scheme, body),
     };
     let decode = if scheme == Scheme::KindeJwt { event::decode_jwt } else { event::decode };
@@ -81,20 +81,20 @@ pub fn observe(entry: &Entry, latest: Micros) -> Observed {
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
         let version = Version::event(at.unwrap_or_default(), entry.event_id.as_str());
-        let said = said(event.body, version.at);
-        logged.user = said.as_ref().map(|(user, _)| user.clone());
-        let Some((user, what)) = said else { return Ok(Vec::new()) };
+        let observed = observation_of(event.body, version.at);
+        logged.user = observed.as_ref().map(|(user, _)| user.clone());
+        let Some((user, what)) = observed else { return Ok(Vec::new()) };
         let user = UserId::parse(&user).map_err(Failure::BadUser)?;
-        not_after(version.at, latest)?;
+        reject_future(version.at, latest)?;
         Ok(what
             .map(|what| Observation { user, version, source: Source::Webhook, what })
             .into_iter()
             .collect())
     });
-    Observed { event: logged, observations }
+    Decoded { event: logged, observations }
 }
 
-fn observe_sighting(entry: &Entry, body: &[u8]) -> Observed {
+fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
     let read = serde_json::from_slice::<Sighting>(body).map_err(Failure::BadSighting);
     let event = LoggedEvent {
         event_id: entry.event_id.clone(),
@@ -105,7 +105,7 @@ fn observe_sighting(entry: &Entry, body: &[u8]) -> Observed {
         scheme: entry.payload.scheme().to_owned(),
         payload: String::from_utf8_lossy(body).into_owned(),
     };
-    Observed { event, observations: read.map(|sighting| sighting.observations()) }
+    Decoded { event, observations: read.map(|sighting| sighting.observations()) }
 }
 
 /// When it happened, by the sender's clock: the event's own time, else when it was signed. An
@@ -115,15 +115,15 @@ fn event_time(event: &Event, entry: &Entry) -> Option<Micros> {
     event.time.map(|at| Micros(at.as_microsecond())).or(entry.payload.signed_at())
 }
 
-fn not_after(at: Micros, latest: Micros) -> Result<(), Failure> {
+fn reject_future(at: Micros, latest: Micros) -> Result<(), Failure> {
     if at <= latest {
         return Ok(());
     }
-    Err(Failure::FromTheFuture { seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
+    Err(Failure::InTheFuture { seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
 }
 
 /// Of whom the event speaks, and what it says; `(user, None)` when it changes nothing.
-fn said(body: Body, at: Micros) -> Option<(String, Option<What>)> {
+fn observation_of(body: Body, at: Micros) -> Option<(String, Option<What>)> {
     match body {
         Body::UserCreated(user) | Body::UserUpdated(user) => {
             let id = user.id.clone();
@@ -151,19 +151,19 @@ fn said(body: Body, at: Micros) -> Option<(String, Option<What>)> {
 
 fn profile(user: event::User) -> Profile {
     let mut profile = Profile::new();
-    let mut tell = |field, value: Patch<Value>| match value {
+    let mut set = |field, value: Patch<Value>| match value {
         Patch::Absent => {}
         Patch::Null => profile.set(field, Value::Null),
         Patch::Value(value) => profile.set(field, value),
     };
-    tell(Field::Email, user.email.map(text));
-    tell(Field::FirstName, user.first_name.map(text));
-    tell(Field::LastName, user.last_name.map(text));
-    tell(Field::Phone, user.phone.map(text));
-    tell(Field::Username, user.username.map(text));
-    tell(Field::IsSuspended, user.is_suspended.map(Value::Flag));
-    tell(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
-    tell(Field::Organizations, user.organizations.map(organizations));
+    set(Field::Email, user.email.map(text));
+    set(Field::FirstName, user.first_name.map(text));
+    set(Field::LastName, user.last_name.map(text));
+    set(Field::Phone, user.phone.map(text));
+    set(Field::Username, user.username.map(text));
+    set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    set(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
+    set(Field::Organizations, user.organizations.map(organizations));
     profile
 }
 

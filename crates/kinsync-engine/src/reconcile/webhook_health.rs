@@ -20,7 +20,7 @@ const EVENTS: usize = 200;
 const PAGES: usize = 50;
 /// Fewer than these tell nothing.
 const TELLING: usize = 20;
-/// How much longer than the longest pause is "much longer".
+/// BatchOptions much longer than the longest pause is "much longer".
 const MUCH: i64 = 3;
 
 /// What an operator does about it.
@@ -31,10 +31,10 @@ pub const FIX: &str = "in Kinde, under Settings > Webhooks, open the webhook of 
 /// Why the webhook is thought to be silent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "because")]
-pub enum Silence {
+pub enum SilentWebhook {
     /// A scan found changes, and no event came since the scan before it began.
     #[serde(rename_all = "camelCase")]
-    Missed {
+    ChangesWithoutEvents {
         /// Users who differed.
         users: u64,
         /// The run that found them.
@@ -44,7 +44,7 @@ pub enum Silence {
     },
     /// No event came for much longer than usual.
     #[serde(rename_all = "camelCase")]
-    Quiet {
+    UnusualPause {
         /// Since when, by our clock.
         last_event_at: Micros,
         /// The longest pause among the last events, in seconds.
@@ -52,16 +52,16 @@ pub enum Silence {
     },
 }
 
-impl std::fmt::Display for Silence {
+impl std::fmt::Display for SilentWebhook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Missed { users, run, .. } => {
+            Self::ChangesWithoutEvents { users, run, .. } => {
                 write!(
                     f,
                     "run {run} found {users} changes and no event came: the webhook is probably disabled"
                 )
             }
-            Self::Quiet { usual_seconds, .. } => {
+            Self::UnusualPause { usual_seconds, .. } => {
                 write!(
                     f,
                     "no event came for more than {MUCH} times the longest usual pause of {usual_seconds} s: the \
@@ -73,12 +73,12 @@ impl std::fmt::Display for Silence {
 }
 
 /// Looks at the log of events and at the newest runs. `patience`: the shortest pause that is one.
-pub async fn listen(
+pub async fn assess(
     store: &dyn Store,
     runs: &[Run],
     now: Micros,
     patience: Duration,
-) -> Result<Option<Silence>, Error> {
+) -> Result<Option<SilentWebhook>, Error> {
     let received = received(store).await?;
     Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, patience)))
 }
@@ -104,7 +104,7 @@ async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
 }
 
 /// Over only when an event comes: that later scans find nothing says that they repair, not that the webhook works.
-fn missed(received: &[Micros], runs: &[Run]) -> Option<Silence> {
+fn missed(received: &[Micros], runs: &[Run]) -> Option<SilentWebhook> {
     let last_event_at = received.first().copied();
     let is_unannounced = |run: &&Run| {
         // Whoever is missing at the first scan of all was there before kinsync.
@@ -115,17 +115,23 @@ fn missed(received: &[Micros], runs: &[Run]) -> Option<Silence> {
             .max();
         before.is_some_and(|before| last_event_at < Some(before))
     };
-    let run = runs.iter().filter(|run| run.is_telling() && run.tally.missed() > 0).find(is_unannounced)?;
-    Some(Silence::Missed { users: run.tally.missed(), run: run.id.clone(), last_event_at })
+    let run =
+        runs.iter().filter(|run| run.is_representative() && run.tally.missed() > 0).find(is_unannounced)?;
+    Some(SilentWebhook::ChangesWithoutEvents {
+        users: run.tally.missed(),
+        run: run.id.clone(),
+        last_event_at,
+    })
 }
 
-fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<Silence> {
+fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<SilentWebhook> {
     let last_event_at = *received.first()?;
     if received.len() < TELLING {
         return None;
     }
     // Nothing was told because nothing happened, as every evening.
-    let mut since = runs.iter().filter(|run| run.is_telling() && run.started_at > last_event_at).peekable();
+    let mut since =
+        runs.iter().filter(|run| run.is_representative() && run.started_at > last_event_at).peekable();
     if since.peek().is_some() && since.all(|run| run.tally.missed() == 0) {
         return None;
     }
@@ -133,27 +139,27 @@ fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> 
     let usual = longest.max(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX) / MUCH);
     let pause = now.0.saturating_sub(last_event_at.0);
     (pause > usual.saturating_mul(MUCH))
-        .then_some(Silence::Quiet { last_event_at, usual_seconds: longest / 1_000_000 })
+        .then_some(SilentWebhook::UnusualPause { last_event_at, usual_seconds: longest / 1_000_000 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reconcile::record::{Drift, Kind, Outcome, Wish};
+    use crate::reconcile::record::{Drift, DriftKind, Outcome, RunMode};
 
     const HOUR: i64 = 3_600_000_000;
 
     fn run(began: i64, missed: u64) -> Run {
-        let mut run = Run::new(Wish::Reconcile, Micros(began));
+        let mut run = Run::new(RunMode::Reconcile, Micros(began));
         run.ended(Outcome::Complete, Micros(began + 1));
         for n in 0..missed {
             let user = kinsync_core::UserId::parse(&format!("kp_{n}")).unwrap();
             run.tally.add(Drift {
                 user,
-                kind: Kind::Changed,
+                kind: DriftKind::Changed,
                 fields: Vec::new(),
                 known_at: None,
-                known_from: None,
+                previous_source: None,
             });
         }
         run
@@ -167,7 +173,7 @@ mod tests {
     fn changes_without_any_event_between_two_scans_are_a_silence() {
         let runs = [run(20 * HOUR, 3), run(10 * HOUR, 0)];
         let silence = missed(&[Micros(9 * HOUR)], &runs);
-        assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
+        assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
         assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, others came");
         assert_eq!(missed(&[], &runs[..1]), None, "everybody is missing at first");
         assert_eq!(
@@ -181,7 +187,7 @@ mod tests {
     fn a_silence_is_over_when_an_event_comes_and_not_when_a_scan_finds_nothing() {
         let runs = [run(40 * HOUR, 0), run(30 * HOUR, 0), run(20 * HOUR, 3), run(10 * HOUR, 0)];
         let silence = missed(&[Micros(9 * HOUR)], &runs);
-        assert!(matches!(silence, Some(Silence::Missed { users: 3, .. })), "{silence:?}");
+        assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
         assert_eq!(missed(&[Micros(31 * HOUR)], &runs), None, "an event came");
     }
 

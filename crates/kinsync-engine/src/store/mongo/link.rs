@@ -24,7 +24,7 @@ use crate::store::{Error, Outcome, Row, timed};
 
 use crate::random;
 
-const DOING: &str = "adopt a document of the application";
+const DOING: &str = "link a document of the application";
 
 /// How long the next rows may be looked for: millions that are no candidates may lie between.
 const LONGEST: Duration = Duration::from_mins(10);
@@ -34,11 +34,11 @@ const COMMITS: u32 = 3;
 
 /// Keys of a document that kinsync made, beside those of fields, that are nobody's loss: mongoose
 /// adds `__v` to what it saves.
-const NOBODYS: [&str; 2] = ["_id", "__v"];
+const UNOWNED_KEYS: [&str; 2] = ["_id", "__v"];
 
 /// Whether a row that an application made becomes the user's whose address it shows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Adopt {
+pub enum LinkByEmail {
     /// When Kinde says that the address is verified, and it is the only such row.
     #[default]
     Verified,
@@ -48,7 +48,7 @@ pub enum Adopt {
 
 /// A row that an application made, without a Kinde id.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unclaimed {
+pub struct UnlinkedDocument {
     /// Its `_id`, as a person writes it.
     pub id: String,
     /// The address that it shows.
@@ -58,8 +58,8 @@ pub struct Unclaimed {
 impl MongoStore {
     /// Rows without a Kinde id that show an address greater than `after`, in the order of their
     /// addresses.
-    pub async fn unclaimed(&self, after: &str, limit: usize) -> Result<Vec<Unclaimed>, Error> {
-        timed("mongo", "unclaimed", self.0.list_unclaimed(after, limit)).await
+    pub async fn unlinked(&self, after: &str, limit: usize) -> Result<Vec<UnlinkedDocument>, Error> {
+        timed("mongo", "unlinked", self.0.list_unlinked(after, limit)).await
     }
 
     /// Whether the application keeps fields of its own in the document that kinsync made for a
@@ -70,14 +70,14 @@ impl MongoStore {
 }
 
 impl Inner {
-    async fn list_unclaimed(&self, after: &str, limit: usize) -> Result<Vec<Unclaimed>, Error> {
+    async fn list_unlinked(&self, after: &str, limit: usize) -> Result<Vec<UnlinkedDocument>, Error> {
         let key = self.keys.email().to_owned();
         let mut filter = foreign();
         filter.insert(&key, doc! { "$gt": after });
         let find = Find::new(filter).sort(doc! { &key: 1 }).projection(doc! { "_id": 1, &key: 1 });
         let find = find.limit(limit).within(LONGEST);
         let read = move |doc: &RawDocument| {
-            Some(Unclaimed { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
+            Some(UnlinkedDocument { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
         };
         self.find("list the application's rows", &self.users, find, read).await
     }
@@ -90,11 +90,11 @@ impl Inner {
         Ok(found.into_iter().any(|shared| shared))
     }
 
-    pub(super) async fn adopt(&self, row: &Row) -> Result<Outcome, Error> {
+    pub(super) async fn link(&self, row: &Row) -> Result<Outcome, Error> {
         let Some(address) = row.state.claimed_email().filter(|_| row.revision > 0) else {
             return Ok(Outcome::Stale);
         };
-        if self.adopt == Adopt::Never {
+        if self.link_by_email == LinkByEmail::Never {
             return Ok(Outcome::EmailTaken);
         }
         let mut theirs = foreign();
@@ -186,7 +186,7 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
     const NO_TRANSACTIONS: i32 = 20;
     if call::code(&error) == Some(NO_TRANSACTIONS) {
         tracing::warn!(
-            "a document of the application was not adopted: MongoDB has to be a replica set for that"
+            "a document of the application was not linked: MongoDB has to be a replica set for that"
         );
         return Ok(Outcome::EmailTaken);
     }
@@ -199,7 +199,7 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
     {
         tracing::warn!(
             code = write.code,
-            "a document of the application was not adopted: an index or a validator of the collection refuses it as \
+            "a document of the application was not linked: an index or a validator of the collection refuses it as \
              the user's"
         );
         return Ok(Outcome::EmailTaken);
@@ -214,7 +214,7 @@ fn foreign() -> Document {
 
 fn has_own_fields(doc: &RawDocument, is_ours: impl Fn(&CStr) -> bool) -> bool {
     let mut keys = doc.iter_elements().flatten().map(|element| element.key().to_owned());
-    keys.any(|key| !NOBODYS.contains(&key.as_str()) && !is_ours(&key))
+    keys.any(|key| !UNOWNED_KEYS.contains(&key.as_str()) && !is_ours(&key))
 }
 
 fn fault() -> Error {

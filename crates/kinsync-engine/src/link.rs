@@ -2,7 +2,7 @@
 //!
 //! [`crate::settle`] adopts a row by itself as soon as Kinde says that the address is verified.
 //! This looks at all rows at once, for the operator who wants to know before, and for rows whose
-//! user was told of before adoption was on. The decision to write is [`Store::adopt`]'s alone.
+//! user was told of before adoption was on. The decision to write is [`Store::link`]'s alone.
 //!
 //! An address is compared as it is written: `Ada@x.org` is not `ada@x.org`.
 
@@ -33,7 +33,7 @@ pub struct Candidate {
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It becomes the user's; in a dry run: it would.
-    Adopted,
+    Linked,
     /// Kinde has not said that the address is verified.
     NotVerified,
     /// Several rows of the application show the address.
@@ -48,7 +48,7 @@ impl Verdict {
     /// What an operator can do.
     pub const fn next_step(self) -> &'static str {
         match self {
-            Self::Adopted => "nothing to do",
+            Self::Linked => "nothing to do",
             Self::NotVerified => {
                 "the user signs in, or asks /api/profile, after verifying the address at Kinde"
             }
@@ -64,27 +64,27 @@ impl Verdict {
 /// What was found.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Adoption {
+pub struct LinkReport {
     /// Rows of the application that show an address.
     pub rows: u64,
     /// Of those: nobody at Kinde has the address.
-    pub unclaimed: u64,
+    pub unlinked: u64,
     /// The others.
     pub candidates: Vec<Candidate>,
 }
 
-/// Looks at every row that has no Kinde id, and adopts what may be adopted unless this is a dry
+/// Looks at every row that has no Kinde id, and adopts what may be linked unless this is a dry
 /// run. Told after each page how many rows were seen. Safe to cut and to repeat.
-pub async fn adopt(
+pub async fn link(
     store: &MongoStore,
     now: Micros,
     run: Run,
-    progress: &(dyn Fn(&Adoption) + Sync),
-) -> Result<Adoption, Error> {
-    let mut found = Adoption::default();
+    progress: &(dyn Fn(&LinkReport) + Sync),
+) -> Result<LinkReport, Error> {
+    let mut found = LinkReport::default();
     let mut after = String::new();
     loop {
-        let mut page = store.unclaimed(&after, PAGE).await?;
+        let mut page = store.unlinked(&after, PAGE).await?;
         let Some(last) = page.last().map(|row| row.email.clone()) else { return Ok(found) };
         // The rows of the last address may go on in the next page.
         if page.len() == PAGE && page[0].email != last {
@@ -106,8 +106,8 @@ pub async fn adopt(
 pub enum Run {
     /// Only looks.
     Dry,
-    /// Adopts what may be adopted.
-    Adopt,
+    /// Adopts what may be linked.
+    Link,
 }
 
 async fn judge(
@@ -115,7 +115,7 @@ async fn judge(
     now: Micros,
     run: Run,
     rows: BTreeMap<String, BTreeSet<String>>,
-    found: &mut Adoption,
+    found: &mut LinkReport,
 ) -> Result<(), Error> {
     let addresses: Vec<String> = rows.keys().cloned().collect();
     let claimants = store.claimants(&addresses).await?;
@@ -124,11 +124,11 @@ async fn judge(
         let owner = email::owner(of_address.map(|row| (&row.id, &row.state)));
         let owner = owner.and_then(|id| claimants.iter().find(|row| row.id == *id));
         let Some(owner) = owner else {
-            found.unclaimed += ids.len() as u64;
+            found.unlinked += ids.len() as u64;
             continue;
         };
         let mut verdict = verdict(store, owner, ids.len()).await?;
-        if verdict == Verdict::Adopted && run == Run::Adopt {
+        if verdict == Verdict::Linked && run == Run::Link {
             verdict = take(store, owner.clone(), now).await?;
         }
         let row = ids.into_iter().next().unwrap_or_default();
@@ -142,14 +142,14 @@ async fn verdict(store: &MongoStore, owner: &Row, rows: usize) -> Result<Verdict
         () if !owner.state.has_verified_email() => Verdict::NotVerified,
         () if rows > 1 => Verdict::SeveralRows,
         () if store.has_fields_of_the_application(owner).await? => Verdict::FieldsInBoth,
-        () => Verdict::Adopted,
+        () => Verdict::Linked,
     })
 }
 
 async fn take(store: &MongoStore, mut owner: Row, now: Micros) -> Result<Verdict, Error> {
-    owner.standing.holds_email = true;
-    owner.standing.email_held_by = None;
-    owner.standing.updated_at = now;
-    let taken = store.adopt(&owner).await? == Outcome::Written;
-    Ok(if taken { Verdict::Adopted } else { Verdict::Refused })
+    owner.metadata.holds_email = true;
+    owner.metadata.email_held_by = None;
+    owner.metadata.updated_at = now;
+    let taken = store.link(&owner).await? == Outcome::Written;
+    Ok(if taken { Verdict::Linked } else { Verdict::Refused })
 }

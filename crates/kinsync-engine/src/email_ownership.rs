@@ -2,7 +2,7 @@
 //!
 //! `users.email` is unique, so of the live users whose newest email is one address, the owner
 //! ([`kinsync_core::email::owner`]) shows it and the others carry a conflict that names the
-//! owner. A write that may change an owner marks its row as unsettled in the same atomic step, so
+//! owner. A write that may change an owner marks its row as pending_emails in the same atomic step, so
 //! a crash before the settling is found by a [`Sweep`].
 //!
 //! An address changes hands in three steps, each safe to cut and to repeat: those who show it and
@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, HashMap};
 use kinsync_core::{Field, Micros, UserId, email};
 
 use crate::{
-    apply::{pause, too_fast},
+    apply::{contention, pause},
     store::{Error, Holder, Outcome, Row, Store},
 };
 
@@ -39,69 +39,69 @@ impl Sweep {
     /// conflicts of which the holder is another one now: a row that kinsync did not make marks
     /// nothing when it lets go. Looks at some of them at a time. Answers how many rows it found.
     pub async fn run(&mut self, store: &dyn Store, now: Micros) -> Result<usize, Error> {
-        let mut rows = store.unsettled(SWEEP).await?;
-        let held = store.held(self.after.as_ref(), SWEEP).await?;
+        let mut rows = store.pending_emails(SWEEP).await?;
+        let held = store.conflicted(self.after.as_ref(), SWEEP).await?;
         // Few: the end. Rows that cannot be read are left out, so a full batch may have some less.
         self.after = held.last().filter(|_| held.len() > SWEEP / 2).map(|row| row.id.clone());
         let addresses: BTreeSet<String> =
             held.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
         let waits_for: HashMap<String, Option<String>> =
-            held.iter().map(|row| (row.id.to_string(), row.standing.email_held_by.clone())).collect();
+            held.iter().map(|row| (row.id.to_string(), row.metadata.email_held_by.clone())).collect();
         for mut row in held {
             let Some(address) = row.state.claimed_email().map(ToOwned::to_owned) else { continue };
             let holder = holders.get(&address).map(Holder::name);
-            let named = row.standing.email_held_by.as_deref();
+            let named = row.metadata.email_held_by.as_deref();
             // Named is who should show the address, and who does is named there.
             let is_next_in_line =
                 named.and_then(|named| waits_for.get(named)).is_some_and(|of| of.as_deref() == holder);
             if named != holder && !is_next_in_line {
                 // Not written down: who is interrupted here finds it again.
-                row.unsettled.insert(address);
+                row.pending_emails.insert(address);
                 rows.push(row);
             }
         }
         let found = rows.len();
-        settle(store, rows, now).await?;
+        resolve(store, rows, now).await?;
         Ok(found)
     }
 }
 
 /// Settles the addresses that these rows mark. On `Err` the marks are still there. They also stay for an address that
 /// an index or a validator of the application keeps from its owner: that blocks nobody, and a sweep tries it again.
-pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Result<(), Error> {
+pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Result<(), Error> {
     let (mut refused, mut hidden) = (BTreeSet::new(), HashMap::<String, u32>::new());
     for round in 0..MAX_ROUNDS {
         let addresses: BTreeSet<String> =
-            marked.iter().flat_map(|row| row.unsettled.difference(&refused).cloned()).collect();
+            marked.iter().flat_map(|row| row.pending_emails.difference(&refused).cloned()).collect();
         if addresses.is_empty() {
             return Ok(());
         }
         pause(round).await;
-        let mut handover = Handover::of(store, &addresses, now).await?;
-        let is_done = handover.run(&addresses).await?;
-        for address in std::mem::take(&mut handover.hidden) {
+        let mut transfer = Transfer::of(store, &addresses, now).await?;
+        let is_done = transfer.run(&addresses).await?;
+        for address in std::mem::take(&mut transfer.hidden) {
             let times = hidden.entry(address.clone()).or_default();
             *times += 1;
             if *times >= MAX_HIDDEN {
-                handover.refused.insert(address);
+                transfer.refused.insert(address);
             }
         }
-        if !handover.refused.is_empty() {
+        if !transfer.refused.is_empty() {
             tracing::warn!(
-                addresses = handover.refused.len(),
+                addresses = transfer.refused.len(),
                 "an index or a validator of the application keeps addresses from their owners; they are tried again"
             );
-            refused.append(&mut handover.refused);
+            refused.append(&mut transfer.refused);
         }
         if is_done {
             let settled = addresses.difference(&refused).cloned().collect();
-            marked = handover.unmark(marked, &settled).await?;
+            marked = transfer.unmark(marked, &settled).await?;
         } else {
             marked = reload(store, &marked).await?;
         }
     }
-    Err(too_fast())
+    Err(contention())
 }
 
 /// The marked rows as they are now, those that are still marked. A mark that a sweep has not written down is gone: the
@@ -109,11 +109,11 @@ pub async fn settle(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Res
 async fn reload(store: &dyn Store, rows: &[Row]) -> Result<Vec<Row>, Error> {
     let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
     let rows = store.load(&ids).await?.into_iter().flatten();
-    Ok(rows.filter(|row| !row.unsettled.is_empty()).collect())
+    Ok(rows.filter(|row| !row.pending_emails.is_empty()).collect())
 }
 
 /// One try to bring some addresses to their owners.
-struct Handover<'a> {
+struct Transfer<'a> {
     store: &'a dyn Store,
     now: Micros,
     /// The live claimants of the addresses, as they were loaded or as we wrote them since.
@@ -124,7 +124,7 @@ struct Handover<'a> {
     hidden: BTreeSet<String>,
 }
 
-impl<'a> Handover<'a> {
+impl<'a> Transfer<'a> {
     async fn of(store: &'a dyn Store, addresses: &BTreeSet<String>, now: Micros) -> Result<Self, Error> {
         let addresses: Vec<String> = addresses.iter().cloned().collect();
         let claimants = store.claimants(&addresses).await?;
@@ -140,7 +140,7 @@ impl<'a> Handover<'a> {
             let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
             let Some(owner) = owner else { continue };
             let others = claimants.iter().filter(|id| **id != owner);
-            let let_go = others.filter_map(|id| self.standing(id, Some(owner.as_str()))).collect();
+            let let_go = others.filter_map(|id| self.metadata(id, Some(owner.as_str()))).collect();
             let is_free = match self.put(let_go).await? {
                 Outcome::Written => self.take(&owner, address).await?,
                 Outcome::Stale => false,
@@ -159,9 +159,9 @@ impl<'a> Handover<'a> {
     }
 
     /// The owner shows its address, unless a row that kinsync did not make shows it and cannot be
-    /// adopted.
+    /// linked.
     async fn take(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
-        let Some(shown) = self.standing(owner, None) else { return Ok(true) };
+        let Some(shown) = self.metadata(owner, None) else { return Ok(true) };
         match self.put(vec![shown]).await? {
             Outcome::Written => return Ok(true),
             Outcome::EmailTaken => {}
@@ -174,16 +174,16 @@ impl<'a> Handover<'a> {
             return Ok(false);
         };
         if let Holder::User(id) = &holder
-            && !self.is_the_applications(id, address).await?
+            && !self.belongs_to_application(id, address).await?
         {
             return Ok(false);
         }
-        match self.adopt(owner).await? {
+        match self.link(owner).await? {
             Outcome::Written => return Ok(true),
             Outcome::Stale => return Ok(false),
             Outcome::EmailTaken | Outcome::Rejected(_) => {}
         }
-        let conflict = self.standing(owner, Some(holder.name())).into_iter().collect();
+        let conflict = self.metadata(owner, Some(holder.name())).into_iter().collect();
         Ok(match self.put(conflict).await? {
             Outcome::Written => true,
             Outcome::Stale => false,
@@ -199,15 +199,15 @@ impl<'a> Handover<'a> {
 
     /// Makes the row of the application that shows the owner's address the owner's, if Kinde says
     /// that the address is verified.
-    async fn adopt(&mut self, owner: &UserId) -> Result<Outcome, Error> {
+    async fn link(&mut self, owner: &UserId) -> Result<Outcome, Error> {
         let verified = self.rows.get(owner).filter(|row| row.state.has_verified_email());
-        let shown = verified.and_then(|_| self.standing(owner, None));
+        let shown = verified.and_then(|_| self.metadata(owner, None));
         let Some(mut row) = shown else { return Ok(Outcome::EmailTaken) };
-        let outcome = self.store.adopt(&row).await?;
+        let outcome = self.store.link(&row).await?;
         if outcome == Outcome::Written {
             row.revision += 1;
             self.rows.insert(row.id.clone(), row);
-            metrics::counter!("kinsync_users_adopted_total").increment(1);
+            metrics::counter!("kinsync_users_linked_total").increment(1);
         }
         Ok(outcome)
     }
@@ -216,29 +216,29 @@ impl<'a> Handover<'a> {
     /// wrote it there for a user of whose address kinsync was told nothing. Not one of a user who
     /// only was not loaded as a claimant yet; and not one that kinsync wrote without the address:
     /// that is written again.
-    async fn is_the_applications(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
+    async fn belongs_to_application(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
         // Not loaded: kinsync never wrote it.
         let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
-        let is_told = |row: &Row| row.state.value(Field::Email).is_some() || !row.state.is_live();
-        let Some(row) = row.filter(is_told) else { return Ok(true) };
-        if row.state.shown_email(&row.standing) == Some(address) {
+        let has_observations = |row: &Row| row.state.value(Field::Email).is_some() || !row.state.is_live();
+        let Some(row) = row.filter(has_observations) else { return Ok(true) };
+        if row.state.shown_email(&row.metadata) == Some(address) {
             return Ok(false);
         }
         let outcomes = self.store.write(&[row]).await?;
         Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Rejected(_))))
     }
 
-    /// The row with this standing towards its address: shown (`None`), or held by someone else.
+    /// The row with this metadata towards its address: shown (`None`), or held by someone else.
     /// `None` when it stands so already.
-    fn standing(&self, id: &UserId, held_by: Option<&str>) -> Option<Row> {
+    fn metadata(&self, id: &UserId, held_by: Option<&str>) -> Option<Row> {
         let mut row = self.rows.get(id)?.clone();
         let holds = held_by.is_none();
-        if row.standing.holds_email == holds && row.standing.email_held_by.as_deref() == held_by {
+        if row.metadata.holds_email == holds && row.metadata.email_held_by.as_deref() == held_by {
             return None;
         }
-        row.standing.holds_email = holds;
-        row.standing.email_held_by = held_by.map(ToOwned::to_owned);
-        row.standing.updated_at = self.now;
+        row.metadata.holds_email = holds;
+        row.metadata.email_held_by = held_by.map(ToOwned::to_owned);
+        row.metadata.updated_at = self.now;
         Some(row)
     }
 
@@ -279,7 +279,7 @@ impl<'a> Handover<'a> {
 
 /// The row without these marks, or `None` when it carries none of them.
 fn without_marks(mut row: Row, settled: &BTreeSet<String>) -> Option<Row> {
-    let before = row.unsettled.len();
-    row.unsettled.retain(|address| !settled.contains(address));
-    (row.unsettled.len() < before).then_some(row)
+    let before = row.pending_emails.len();
+    row.pending_emails.retain(|address| !settled.contains(address));
+    (row.pending_emails.len() < before).then_some(row)
 }

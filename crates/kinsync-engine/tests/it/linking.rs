@@ -5,12 +5,12 @@ use bson::{Document, doc};
 use futures_util::{TryStreamExt, future::join_all};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
 use kinsync_engine::{
-    adopt::{self, Run, Verdict},
     apply::apply,
-    settle::Sweep,
+    email_ownership::Sweep,
+    link::{self, Run, Verdict},
     store::{
         Outcome, Row, Store,
-        mongo::{Adopt, Config, MongoStore},
+        mongo::{Config, LinkByEmail, MongoStore},
     },
 };
 use kinsync_testing::mongo::TestMongo;
@@ -99,7 +99,7 @@ async fn a_row_that_has_a_kinde_id_for_its_own_id_is_a_row_like_any_other() {
         users(&store).insert_one(doc! { "_id": id, "email": "a@x.org", "plan": "pro" }).await.unwrap();
         told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
         let ada = get(&store, "kp_ada").await.unwrap();
-        assert_eq!(ada.standing.email_held_by.as_deref(), Some(id));
+        assert_eq!(ada.metadata.email_held_by.as_deref(), Some(id));
         told(&store, vec![profile("kp_ada", 3, "a@x.org", true)]).await;
         let all = everything(&store).await;
         let own = all.iter().find(|doc| text(doc, "_id") == Some(id)).unwrap();
@@ -120,7 +120,7 @@ async fn a_row_that_the_applications_own_index_refuses_is_not_adopted_and_blocks
     let named = Observation { what: named, ..event("kp_ada", 1, "a@x.org") };
     told(&store, vec![named, profile("kp_ada", 2, "a@x.org", true)]).await;
     let ada = get(&store, "kp_ada").await.unwrap();
-    assert_eq!(ada.standing.email_held_by.as_deref(), Some("own"), "a conflict, and no outage");
+    assert_eq!(ada.metadata.email_held_by.as_deref(), Some("own"), "a conflict, and no outage");
     assert!(
         !everything(&store)
             .await
@@ -165,7 +165,7 @@ async fn who_waits_for_an_address_gets_it_when_the_row_of_the_application_leaves
     let store = store().await;
     with_own_row(&store).await;
     told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
-    let held_by = async |user: &str| get(&store, user).await.unwrap().standing.email_held_by;
+    let held_by = async |user: &str| get(&store, user).await.unwrap().metadata.email_held_by;
     assert_eq!(
         (held_by("kp_ada").await, held_by("kp_bob").await),
         (Some("own".into()), Some("kp_ada".into()))
@@ -178,7 +178,7 @@ async fn who_waits_for_an_address_gets_it_when_the_row_of_the_application_leaves
     users(&store).update_one(doc! { "_id": "own" }, doc! { "$set": { "email": "c@x.org" } }).await.unwrap();
     sweep.run(&store, NOW).await.unwrap();
     let ada = get(&store, "kp_ada").await.unwrap();
-    assert_eq!((ada.document().email.as_deref(), ada.standing.email_held_by), (Some("a@x.org"), None));
+    assert_eq!((ada.document().email.as_deref(), ada.metadata.email_held_by), (Some("a@x.org"), None));
     assert_eq!(held_by("kp_bob").await.as_deref(), Some("kp_ada"));
     assert_eq!(sweep.run(&store, NOW).await.unwrap(), 0, "all is where it belongs");
 }
@@ -219,7 +219,7 @@ async fn an_address_that_the_application_writes_back_is_taken_away_again() {
     users(&store).update_one(doc! { "kindeId": "kp_bob" }, written).await.unwrap();
     store.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
     told(&store, vec![event("kp_ada", NOW.0 + 103, "a@x.org")]).await;
-    assert_eq!(get(&store, "kp_ada").await.unwrap().standing.email_held_by.as_deref(), Some("kp_bob"));
+    assert_eq!(get(&store, "kp_ada").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_bob"));
 }
 
 #[tokio::test]
@@ -266,7 +266,7 @@ async fn an_index_or_a_validator_that_keeps_an_address_from_its_owner_blocks_nob
     apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("nobody waits for ever");
     assert_eq!((email("kp_one").await.as_deref(), email("kp_two").await), (Some("f@x.org"), None));
     let mut marked = get(&store, "kp_eve").await.unwrap();
-    marked.unsettled.insert("g@x.org".into());
+    marked.pending_emails.insert("g@x.org".into());
     store.write(&[marked]).await.unwrap();
     forbid(doc! { "kindeId": { "$in": ["kp_two", "kp_eve"] } }).await;
     Sweep::default().run(&store, NOW).await.expect("a mark that cannot be removed is no reason");
@@ -302,7 +302,7 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
         [doc! { "kindeId": "kp_old", "email": "a@x.org" }, doc! { "_id": "list", "email": ["b@x.org"] }];
     users(&store).insert_many(own).await.unwrap();
     told(&store, vec![event("kp_new", 1, "a@x.org"), event("kp_other", 1, "b@x.org")]).await;
-    let held_by = async |user: &str| get(&store, user).await.unwrap().standing.email_held_by;
+    let held_by = async |user: &str| get(&store, user).await.unwrap().metadata.email_held_by;
     assert_eq!(
         (held_by("kp_new").await.as_deref(), held_by("kp_other").await.as_deref()),
         (Some("kp_old"), Some("list"))
@@ -321,7 +321,7 @@ async fn an_address_of_a_user_of_whom_nothing_was_told_is_the_applications() {
     let bob = doc! { "kindeId": "kp_bob" };
     users(&store).update_one(bob.clone(), doc! { "$set": { "email": "a@x.org" } }).await.unwrap();
     told(&store, vec![event("kp_ada", 2, "a@x.org")]).await;
-    assert_eq!(get(&store, "kp_ada").await.unwrap().standing.email_held_by.as_deref(), Some("kp_bob"));
+    assert_eq!(get(&store, "kp_ada").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_bob"));
     assert_eq!(text(&users(&store).find_one(bob).await.unwrap().unwrap(), "email"), Some("a@x.org"));
     told(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
@@ -337,28 +337,29 @@ async fn a_document_in_which_the_application_keeps_something_is_not_given_up() {
     users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$set": { "cart": [1] } }).await.unwrap();
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(!is_adopted(&store).await);
-    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::FieldsInBoth);
     users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$unset": { "cart": 1 } }).await.unwrap();
-    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
-    assert_eq!(found.candidates[0].verdict, Verdict::Adopted);
+    let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
+    assert_eq!(found.candidates[0].verdict, Verdict::Linked);
     assert!(is_adopted(&store).await);
 }
 
 #[tokio::test]
 async fn adoption_can_be_off() {
-    let store = prepared(Config { adopt: Adopt::Never, ..fresh().await }).await;
+    let store = prepared(Config { link_by_email: LinkByEmail::Never, ..fresh().await }).await;
     with_own_row(&store).await;
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(!is_adopted(&store).await);
-    let found = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::Refused);
     assert!(!is_adopted(&store).await);
 }
 
 #[tokio::test]
 async fn a_dry_run_lists_what_would_be_adopted_and_what_conflicts_and_changes_nothing() {
-    let store = prepared(Config { unique_email: false, adopt: Adopt::Verified, ..fresh().await }).await;
+    let store =
+        prepared(Config { unique_email: false, link_by_email: LinkByEmail::Verified, ..fresh().await }).await;
     let own = [("own", "a@x.org"), ("one", "twins@x.org"), ("two", "twins@x.org"), ("eve", "e@x.org")];
     let rows = own.map(|(id, email)| doc! { "_id": id, "email": email, "plan": "pro" });
     users(&store).insert_many(rows).await.unwrap();
@@ -368,20 +369,20 @@ async fn a_dry_run_lists_what_would_be_adopted_and_what_conflicts_and_changes_no
     told(&store, said.map(|(user, email, verified)| profile(user, 1, email, verified)).into()).await;
     let before = everything(&store).await;
     let pages = std::sync::Mutex::new(Vec::new());
-    let progress = |seen: &adopt::Adoption| pages.lock().unwrap().push(seen.rows);
-    let found = adopt::adopt(&store, NOW, Run::Dry, &progress).await.unwrap();
+    let progress = |seen: &link::LinkReport| pages.lock().unwrap().push(seen.rows);
+    let found = link::link(&store, NOW, Run::Dry, &progress).await.unwrap();
     assert_eq!(everything(&store).await, before);
-    assert_eq!((found.rows, found.unclaimed), (1504, 1500));
+    assert_eq!((found.rows, found.unlinked), (1504, 1500));
     assert_eq!(pages.into_inner().unwrap().last(), Some(&1504));
     let verdicts: Vec<_> =
         found.candidates.iter().map(|one| (one.row.as_str(), one.user.as_str(), one.verdict)).collect();
     let expected = [
-        ("own", "kp_ada", Verdict::Adopted),
+        ("own", "kp_ada", Verdict::Linked),
         ("eve", "kp_eve", Verdict::NotVerified),
         ("one", "kp_twin", Verdict::SeveralRows),
     ];
     assert_eq!(verdicts, expected);
-    let done = adopt::adopt(&store, NOW, Run::Adopt, &|_| {}).await.unwrap();
+    let done = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(done, found, "a dry run foretells what is done");
     let own = users(&store).find_one(doc! { "_id": "own" }).await.unwrap().unwrap();
     assert_eq!(text(&own, "kindeId"), Some("kp_ada"));
@@ -395,12 +396,12 @@ async fn of_several_rows_with_the_address_none_is_adopted() {
     told(&store, vec![profile("kp_ada", 1, "a@x.org", true)]).await;
     let before = everything(&store).await;
     let ada = get(&store, "kp_ada").await.unwrap();
-    assert_eq!(store.adopt(&ada).await.unwrap(), Outcome::EmailTaken);
+    assert_eq!(store.link(&ada).await.unwrap(), Outcome::EmailTaken);
     assert_eq!(everything(&store).await, before);
     users(&store).delete_one(doc! { "_id": "too" }).await.unwrap();
     let stale = Row { revision: ada.revision + 1, ..ada.clone() };
-    assert_eq!(store.adopt(&stale).await.unwrap(), Outcome::Stale, "somebody wrote the user meanwhile");
-    assert_eq!(store.adopt(&ada).await.unwrap(), Outcome::Written);
+    assert_eq!(store.link(&stale).await.unwrap(), Outcome::Stale, "somebody wrote the user meanwhile");
+    assert_eq!(store.link(&ada).await.unwrap(), Outcome::Written);
 }
 
 #[tokio::test]
