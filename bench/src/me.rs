@@ -149,7 +149,10 @@ impl Bench<'_> {
         let (after, took) = (kinsync.metrics().await?, start.elapsed());
         let grown = |name: &str| after.total(name) - before.total(name);
         turns.calls.push(grown("kinsync_store_seconds_count") / took.as_secs_f64());
-        let degraded = grown("kinsync_degraded_requests_total");
+        let without = |samples: &crate::metrics::Samples| {
+            samples.labelled("kinsync_authentications_total", "outcome", "degraded")
+        };
+        let degraded = without(&after) - without(&before);
         warm.fail((degraded > 0.0).then(|| format!("{degraded} answers without MongoDB")));
         let plan = self.once(to, &self.load.cold, self.options.window());
         let (_, cold) = Turn::run(plan, kinsync.process(), self.mongod).await?;

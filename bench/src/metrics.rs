@@ -44,6 +44,13 @@ impl Samples {
         self.0.iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum()
     }
 
+    /// The sum of the samples of one name that carry this label.
+    pub fn labelled(&self, name: &str, label: &str, value: &str) -> f64 {
+        let samples =
+            self.0.iter().filter(|sample| sample.name == name && sample.label(label) == Some(value));
+        samples.map(|sample| sample.value).sum()
+    }
+
     /// The 99th percentile of the lag from receipt by kinsync's own histogram since `before`, in seconds: the upper
     /// bound of the bucket in which it lies. `None` when there is no such histogram or nothing was recorded.
     pub fn lag_p99_since(&self, before: &Self) -> Option<f64> {

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use kinde::Jwks;
-use kinde::bearer::{CachingVerifier, CachingConfig, Config, Verifier};
+use kinde::bearer::{CachingConfig, CachingVerifier, Config, Verifier};
 use serde_json::{Value, json};
 
 use crate::median;

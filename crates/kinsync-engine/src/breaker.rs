@@ -66,6 +66,7 @@ pub struct Breaker(Arc<Shared>);
 
 struct Shared {
     dependency: &'static str,
+    caller: &'static str,
     config: Config,
     inner: Mutex<Inner>,
     changed: Notify,
@@ -80,11 +81,16 @@ struct Inner {
 }
 
 impl Breaker {
-    /// A closed breaker. `dependency` names it in logs and in `kinsync_breaker_state`.
-    pub fn new(dependency: &'static str, config: Config) -> Self {
+    /// Creates a closed breaker. `dependency` and `caller` name it in logs and are the labels of `kinsync_breaker_state`.
+    pub fn new(dependency: &'static str, caller: &'static str, config: Config) -> Self {
         let inner = Inner { state: State::Closed, failures: 0, until: Instant::now(), last_error: None };
-        let breaker =
-            Self(Arc::new(Shared { dependency, config, inner: Mutex::new(inner), changed: Notify::new() }));
+        let breaker = Self(Arc::new(Shared {
+            dependency,
+            caller,
+            config,
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+        }));
         breaker.show(State::Closed);
         breaker
     }
@@ -127,7 +133,11 @@ impl Breaker {
         inner.last_error = None;
         drop(inner);
         if was != State::Closed {
-            tracing::info!(dependency = self.0.dependency, "breaker closed: the dependency answers again");
+            tracing::info!(
+                dependency = self.0.dependency,
+                caller = self.0.caller,
+                "breaker closed: the dependency answers again"
+            );
             self.show(State::Closed);
             self.0.changed.notify_waiters();
         }
@@ -151,6 +161,7 @@ impl Breaker {
         if was == State::Closed {
             tracing::warn!(
                 dependency = self.0.dependency,
+                caller = self.0.caller,
                 error,
                 "breaker opened: calls are paused and probed until the dependency answers"
             );
@@ -193,7 +204,7 @@ impl Breaker {
             State::HalfOpen => 1.0,
             State::Open => 2.0,
         };
-        metrics::gauge!("kinsync_breaker_state", "dependency" => self.0.dependency).set(value);
+        metrics::gauge!("kinsync_breaker_state", "dependency" => self.0.dependency, "caller" => self.0.caller).set(value);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -224,7 +235,7 @@ mod tests {
     use super::*;
 
     fn breaker() -> Breaker {
-        Breaker::new("test", Config::default())
+        Breaker::new("test", "test", Config::default())
     }
 
     fn fail(breaker: &Breaker) {

@@ -1,18 +1,18 @@
-//! Whose request this is, and whether it may go on: bearer token → verify → user from the cache → store; missing? made
-//! now.
+//! Authenticates a request: verifies its bearer token, loads or creates its user, and rejects deleted and suspended
+//! users.
 //!
-//! **Nothing waits longer than its deadline.** A store that is down or slow costs [`Config::deadline`] at most; behind
-//! an open breaker it costs nothing. The request then goes on with the token's data, and the sighting is made durable
-//! in the queue, so that the user appears when the store is back, without another request.
+//! **Every wait has a deadline.** A store that is down or slow delays a request by [`Config::deadline`] at most, and by
+//! nothing while the breaker is open. The request then goes on with the token's data, marked as degraded. A sighting is
+//! stored in the queue, so that the user appears when the store answers again, without another request.
 //!
-//! **A deleted or suspended user is refused within a second, in every process.** What is known of a user is served for
-//! [`Config::refresh_after`] as it is, is loaded again in the background after that, and is never served without a
-//! load once it is [`Config::stale_after`] old; the age counts from before the load. So another process that shares
-//! the store learns of a deletion without being told, whatever feeds are broken. Concurrent loads share one call.
-//! A refusal outlives the store: while it is away, who was known to be deleted stays refused.
+//! **A deleted or suspended user is rejected within a second, in every process.** A cached user is used as it is for
+//! [`Config::refresh_after`], is reloaded in the background after that, and is not used without a reload after
+//! [`Config::stale_after`]; the age counts from before the load. Other processes that share the store therefore see a
+//! deletion without any message. Concurrent loads share one call. While the store is unavailable, users that the cache
+//! holds as deleted or suspended stay rejected.
 //!
-//! In reading order: `token` (of the request), [`claims`] (to fields), `users` (cache and loads), `profiles` (filled in from Kinde),
-//! `last_seen` (written behind).
+//! In reading order: `token` (finds the token in the request), [`claims`] (claims → profile fields), `users` (cache and
+//! loads), `profiles` (fields from Kinde's profile endpoint), `last_seen` (background writes).
 
 pub mod claims;
 mod last_seen;
@@ -41,37 +41,38 @@ use self::{
 };
 use crate::{
     current_user::CurrentUser,
+    metrics::{Authentication, AuthenticationMetrics},
     problem::{Problem, RequestId, chain},
 };
 
-/// Bounds of an authenticator.
+/// Limits and intervals of an authenticator.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The longest wait for the store, on the path of a request.
+    /// Longest time that a request waits for the store.
     pub deadline: Duration,
-    /// The longest wait for the queue to keep a sighting, after the store did not answer.
+    /// Longest time that a request waits for the queue to store a sighting, after the store did not answer.
     pub sighting_deadline: Duration,
-    /// The longest wait for keys that are not known yet.
+    /// Longest time that a request waits for keys of the issuer that are not cached.
     pub keys_deadline: Duration,
-    /// After when to come again while keys cannot be fetched.
+    /// `Retry-After` of a 503 while keys cannot be fetched.
     pub retry_after: Duration,
-    /// Users that are kept in memory; the least used ones make room.
+    /// Users in the cache; above it the least recently used ones are dropped.
     pub cached_users: usize,
-    /// Age at which a cached user is loaded again, in the background.
+    /// Age at which a cached user is reloaded in the background.
     pub refresh_after: Duration,
-    /// Age at which a cached user is not served before it was loaded again.
+    /// Age at which a cached user is not used without a reload.
     pub stale_after: Duration,
-    /// How exact `lastSeenAt` is.
+    /// Resolution of `lastSeenAt`: newer requests do not change it.
     pub seen_resolution: Duration,
-    /// How often `lastSeenAt` is written.
+    /// Interval between writes of `lastSeenAt`.
     pub flush_every: Duration,
-    /// A profile younger than this is not asked for again.
+    /// A profile younger than this is not requested again.
     pub profile_max_age: Duration,
-    /// The same when somebody insists.
+    /// The same for [`Refresh::Force`].
     pub profile_min_age: Duration,
-    /// The shortest time between two questions to Kinde's profile endpoint, over all users of this process.
+    /// Shortest time between two requests to Kinde's profile endpoint, over all users of this process.
     pub profile_spacing: Duration,
-    /// The longest wait for a refresh, the store included. What was asked by then is stored without a wait.
+    /// Longest time that a request waits for a refresh, the store included. A refresh that takes longer is still stored.
     pub profile_deadline: Duration,
 }
 
@@ -95,24 +96,36 @@ impl Default for Config {
     }
 }
 
-/// Finds out whose request it is. Clones are cheap and share everything.
-#[derive(Clone)]
-pub struct Authenticator(Arc<Shared>);
+/// How old a profile may be for [`Authenticator::refresh`] not to request it again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refresh {
+    /// As old as [`Config::profile_max_age`].
+    WhenOld,
+    /// As old as [`Config::profile_min_age`]: the client asked for a new one.
+    Force,
+}
 
-/// What an authenticator is made of.
+/// Authenticates requests. Clones are cheap and share everything.
+#[derive(Clone)]
+pub struct Authenticator {
+    shared: Arc<Shared>,
+    cookie: Option<Arc<str>>,
+}
+
+/// The parts that an authenticator uses.
 #[derive(Debug)]
 pub struct Dependencies {
     /// Verifies tokens.
     pub tokens: CachingVerifier,
-    /// Where users are kept.
+    /// Holds the users.
     pub store: Arc<dyn Store>,
-    /// Where sightings wait for the store.
+    /// Holds sightings while the store is unavailable.
     pub queue: Arc<dyn Queue>,
-    /// What time it is.
+    /// The current time.
     pub clock: Clock,
-    /// Where each issuer tells a user's profile. Users of an issuer that is not here are filled in by webhooks alone.
+    /// The profile endpoint of each issuer. Users of other issuers get their fields from webhooks and scans only.
     pub profiles: Vec<(String, ProfileClient)>,
-    /// What a token's claims say of a user who is not stored yet: [`claims::Email`], or your own.
+    /// Profile fields from a token, for a user who is not stored yet: [`claims::Email`], or your own implementation.
     pub claims: Arc<dyn Claims>,
 }
 
@@ -120,169 +133,195 @@ struct Shared {
     tokens: CachingVerifier,
     users: Arc<Users>,
     profiles: Profiles,
-    seen: LastSeenWriter,
+    last_seen: LastSeenWriter,
     queue: Arc<dyn Queue>,
     claims: Arc<dyn Claims>,
     clock: Clock,
     config: Config,
+    metrics: Arc<AuthenticationMetrics>,
 }
 
-/// What an authenticator does beside the requests: loads users and writes `lastSeenAt`. Requests are degraded until it runs.
+/// The background tasks of an authenticator: they load users, request profiles and write `lastSeenAt`. Every request is
+/// degraded until they run.
 #[derive(Debug)]
 pub struct BackgroundTasks {
     authenticator: Authenticator,
     loads: LoadQueues,
-    bare: mpsc::Receiver<ProfileRequest>,
+    profile_requests: mpsc::Receiver<ProfileRequest>,
 }
 
 impl Authenticator {
-    /// An authenticator, and the work that somebody has to run beside it.
-    pub fn new(parts: Dependencies, config: Config) -> (Self, BackgroundTasks) {
-        let Dependencies { tokens, store, queue, clock, profiles, claims } = parts;
-        let (users, loads) = Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), &config);
+    /// Creates an authenticator, and the background tasks that the caller must run.
+    ///
+    /// Install the recorder of `metrics` before creating one.
+    pub fn new(dependencies: Dependencies, config: Config) -> (Self, BackgroundTasks) {
+        let Dependencies { tokens, store, queue, clock, profiles, claims } = dependencies;
+        let metrics = Arc::new(AuthenticationMetrics::new());
+        let created = metrics.users_created.clone();
+        let (users, loads) =
+            Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), created, &config);
         let users = Arc::new(users);
-        let (profiles, bare) = Profiles::new(profiles, Arc::clone(&users), &config);
-        let seen = LastSeenWriter::new(store, clock.clone(), &config);
-        let authenticator =
-            Self(Arc::new(Shared { tokens, users, profiles, seen, queue, claims, clock, config }));
-        (authenticator.clone(), BackgroundTasks { authenticator, loads, bare })
+        let (profiles, profile_requests) = Profiles::new(profiles, Arc::clone(&users), &config);
+        let last_seen = LastSeenWriter::new(store, clock.clone(), &config);
+        let shared = Shared { tokens, users, profiles, last_seen, queue, claims, clock, config, metrics };
+        let authenticator = Self { shared: Arc::new(shared), cookie: None };
+        (authenticator.clone(), BackgroundTasks { authenticator, loads, profile_requests })
     }
 
-    /// The user of a request with these headers. Cancel safe.
+    /// Returns an authenticator that also accepts the token in the cookie of this name, if there is no `Authorization`
+    /// header. Shares everything else with this one.
+    ///
+    /// Browsers attach cookies to requests that other sites cause. The application must set the cookie with
+    /// `SameSite=Lax` or `Strict`, and needs its own protection against CSRF for requests that change something.
+    #[must_use]
+    pub fn with_token_cookie(&self, name: impl Into<Arc<str>>) -> Self {
+        Self { shared: Arc::clone(&self.shared), cookie: Some(name.into()) }
+    }
+
+    /// Authenticates a request by its headers and loads or creates its user. Cancel safe. Counted in
+    /// `kinsync_authentications_total{outcome}`.
     ///
     /// # Errors
     /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], or [`Problem::Unavailable`] while the issuer's keys
-    /// are not known. Each is counted in `kinsync_bearer_refusals_total{reason}`.
+    /// cannot be fetched. Counted in `kinsync_authentication_failures_total{reason}`.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
-        let sent = token::of(headers)?;
-        let token = self.0.verify(sent).await?;
-        let found = self.0.users.find(&token, self.0.config.deadline).await;
-        match found {
-            CacheLookup::Fresh(known) => {
-                live(&known)?;
-                self.0.seen.note(&known, self.0.clock.now());
-                if known.is_unconfirmed {
-                    self.0.profiles.want(&token, sent);
-                }
-                Ok(CurrentUser::stored(token, known))
+        let outcome = self.current_user(headers).await;
+        let metrics = &self.shared.metrics;
+        match &outcome {
+            Ok(user) if user.is_degraded() => metrics.count(Authentication::Degraded),
+            Ok(_) => metrics.count(Authentication::Accepted),
+            Err(problem) => {
+                metrics.count(match problem {
+                    Problem::Unavailable { .. } => Authentication::Unavailable,
+                    Problem::UserRefused { .. } => Authentication::Forbidden,
+                    _ => Authentication::Refused,
+                });
+                let reason = problem.reason().unwrap_or("keys_unavailable");
+                AuthenticationMetrics::failed(reason);
             }
-            CacheLookup::Stale(known) => {
-                live(&known)?;
-                count_degraded();
-                self.0.seen.note(&known, self.0.clock.now());
-                Ok(CurrentUser::degraded(token, Some(known)))
+        }
+        outcome
+    }
+
+    async fn current_user(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
+        let shared = &self.shared;
+        let raw = token::find(headers, self.cookie.as_deref())?;
+        let token = shared.verify(raw).await?;
+        match shared.users.lookup(&token, shared.config.deadline).await {
+            CacheLookup::Fresh(user) => {
+                require_active(&user)?;
+                shared.last_seen.record(&user, shared.clock.now());
+                if user.is_unconfirmed {
+                    shared.profiles.request(&token, raw);
+                }
+                Ok(CurrentUser::stored(token, user))
+            }
+            CacheLookup::Stale(user) => {
+                require_active(&user)?;
+                shared.last_seen.record(&user, shared.clock.now());
+                Ok(CurrentUser::degraded(token, Some(user)))
             }
             CacheLookup::Miss => {
-                count_degraded();
-                self.0.keep(&token).await;
+                shared.store_sighting(&token).await;
                 Ok(CurrentUser::degraded(token, None))
             }
         }
     }
 
-    /// Refreshes the user of an admitted request from Kinde's profile endpoint, unless that was done a moment ago. The
-    /// user that is answered is the newest known; what became of the refresh is said beside.
+    /// Refreshes an authenticated user from Kinde's profile endpoint, unless the last refresh is recent enough. Returns
+    /// the newest known user and the outcome of the refresh.
     ///
-    /// `insist`: a profile of up to a minute ago is not good enough; one of two seconds ago is. Those who ask for one
-    /// user at once share one question. Waits for [`Config::profile_deadline`] at most. Cancel safe.
+    /// Concurrent calls for one user share one request. Waits for [`Config::profile_deadline`] at most. Cancel safe: a
+    /// request that was sent is still stored.
+    ///
+    /// # Errors
+    /// [`Problem::UserRefused`] if the refreshed user is deleted or suspended.
     pub async fn refresh(
         &self,
         user: CurrentUser,
         headers: &HeaderMap,
-        insist: bool,
+        refresh: Refresh,
     ) -> Result<(CurrentUser, RefreshOutcome), Problem> {
-        let sent = token::of(headers)?;
-        let Config { profile_max_age, profile_min_age, .. } = self.0.config;
-        let max_age = if insist { profile_min_age } else { profile_max_age };
-        let (refreshed, known) = self.0.profiles.refresh(user.token(), sent, max_age).await;
-        let Some(known) = known else { return Ok((user, refreshed)) };
-        live(&known)?;
+        let raw = token::find(headers, self.cookie.as_deref())?;
+        let Config { profile_max_age, profile_min_age, .. } = self.shared.config;
+        let max_age = match refresh {
+            Refresh::WhenOld => profile_max_age,
+            Refresh::Force => profile_min_age,
+        };
+        let (outcome, refreshed) = self.shared.profiles.refresh(user.token(), raw, max_age).await;
+        let Some(refreshed) = refreshed else { return Ok((user, outcome)) };
+        require_active(&refreshed)?;
         let token = Arc::clone(user.token());
-        Ok((CurrentUser::stored(token, known), refreshed))
+        Ok((CurrentUser::stored(token, refreshed), outcome))
     }
 
-    /// Guards the store as requests see it.
+    /// Returns the circuit breaker between requests and the store.
     pub fn breaker(&self) -> &Breaker {
-        self.0.users.breaker()
+        self.shared.users.breaker()
     }
 }
 
 impl BackgroundTasks {
-    /// Runs until told to stop, then writes what is left of `lastSeenAt`.
+    /// Runs until the token is cancelled, then writes the pending `lastSeenAt` values.
     pub async fn run(self, stop: CancellationToken) {
-        let shared = &self.authenticator.0;
+        let shared = &self.authenticator.shared;
         tokio::join!(
             shared.users.run(self.loads, &stop),
-            shared.profiles.run(self.bare, &stop),
-            shared.seen.run(&stop),
+            shared.profiles.run(self.profile_requests, &stop),
+            shared.last_seen.run(&stop),
         );
     }
 }
 
 impl Shared {
-    async fn verify(&self, token: &str) -> Result<Arc<AccessToken>, Problem> {
+    async fn verify(&self, raw: &str) -> Result<Arc<AccessToken>, Problem> {
         let now = jiff::Timestamp::from_microsecond(self.clock.now().0).unwrap_or(jiff::Timestamp::MAX);
-        // The usual request needs no timer.
-        if let Some(known) = self.tokens.get(token, now) {
-            return Ok(known);
+        // A cached token needs no timer.
+        if let Some(token) = self.tokens.get(raw, now) {
+            return Ok(token);
         }
-        match timeout(self.config.keys_deadline, self.tokens.verify(token, now)).await {
+        match timeout(self.config.keys_deadline, self.tokens.verify(raw, now)).await {
             Ok(Ok(token)) => Ok(token),
             Ok(Err(error)) => match error.retry_after() {
                 Some(retry_after) => Err(keys_unavailable(&error, retry_after)),
-                None => Err(refused(&error)),
+                None => Err(unauthenticated(&error)),
             },
-            Err(passed) => Err(keys_unavailable(&passed, self.config.retry_after)),
+            Err(elapsed) => Err(keys_unavailable(&elapsed, self.config.retry_after)),
         }
     }
 
-    /// Makes the sighting durable. Failing that, the request still goes on: the next one sees the user again.
-    async fn keep(&self, token: &AccessToken) {
+    /// Stores a sighting in the queue. If that fails, the request still goes on, and the user's next request stores it.
+    async fn store_sighting(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
         let sighting = Sighting { user, profile: self.claims.profile(token), seen_at: self.clock.now() };
         let error = match timeout(self.config.sighting_deadline, self.queue.enqueue(sighting.entry())).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => chain(&error),
-            Err(passed) => passed.to_string(),
+            Err(elapsed) => elapsed.to_string(),
         };
-        metrics::counter!("kinsync_sightings_lost_total").increment(1);
-        tracing::debug!(
-            error,
-            "a sighting could not be kept: the user appears with the next request instead"
-        );
+        self.metrics.sightings_lost.increment(1);
+        tracing::debug!(error, "a sighting could not be stored: the user's next request stores it");
     }
 }
 
 fn keys_unavailable(cause: &dyn std::error::Error, retry_after: Duration) -> Problem {
-    count_refusal("keys_unavailable");
     let request = RequestId::next();
-    // Every client can send a token, so this is not a warning: a failed fetch of keys is one.
-    tracing::debug!(%request, error = chain(cause), "a token could not be verified: the keys of its issuer are not known");
+    // At debug level: any client can cause this line, and a failed fetch of keys is logged where it happens.
+    tracing::debug!(%request, error = chain(cause), "the keys of a token's issuer are not known");
     Problem::Unavailable { retry_after, request }
 }
 
-fn live(known: &CachedUser) -> Result<(), Problem> {
-    let Some(reason) = known.refused else { return Ok(()) };
-    count_refusal(reason);
-    Err(Problem::UserRefused { reason })
+fn require_active(user: &CachedUser) -> Result<(), Problem> {
+    user.refused.map_or(Ok(()), |reason| Err(Problem::UserRefused { reason }))
 }
 
-fn refused(refusal: &VerificationError) -> Problem {
-    count_refusal(refusal.reason());
-    tracing::debug!(reason = refusal.reason(), "an access token was refused");
-    Problem::Unauthenticated { reason: refusal.reason(), detail: refusal.to_string() }
-}
-
-fn count_refusal(reason: &'static str) {
-    metrics::counter!("kinsync_bearer_refusals_total", "reason" => reason).increment(1);
-}
-
-fn count_degraded() {
-    metrics::counter!("kinsync_degraded_requests_total").increment(1);
+fn unauthenticated(error: &VerificationError) -> Problem {
+    tracing::debug!(reason = error.reason(), "an access token was rejected");
+    Problem::Unauthenticated { reason: error.reason(), detail: error.to_string() }
 }
 
 impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authenticator").field("config", &self.0.config).finish_non_exhaustive()
+        f.debug_struct("Authenticator").field("config", &self.shared.config).finish_non_exhaustive()
     }
 }

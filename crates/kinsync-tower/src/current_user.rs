@@ -1,4 +1,4 @@
-//! The proof that a request is a user's: a value that only the layer makes.
+//! The authenticated user of a request. Only the layer creates this value, so it proves that the checks were made.
 
 use std::{fmt, sync::Arc};
 
@@ -10,45 +10,46 @@ use crate::{
     document::{Json, TokenUser},
 };
 
-/// Who makes this request. Cheap to clone. With the feature `axum`, an extractor: a handler that has it in its
-/// signature runs for verified, live users only.
+/// The authenticated user. Cheap to clone. With the feature `axum` it is an extractor: a handler that takes it runs
+/// only for verified users who are neither deleted nor suspended.
 #[derive(Clone)]
 pub struct CurrentUser {
     token: Arc<AccessToken>,
-    known: Option<Arc<CachedUser>>,
+    cached: Option<Arc<CachedUser>>,
     degraded: bool,
 }
 
 impl CurrentUser {
-    pub(crate) fn stored(token: Arc<AccessToken>, known: Arc<CachedUser>) -> Self {
-        Self { token, known: Some(known), degraded: false }
+    pub(crate) fn stored(token: Arc<AccessToken>, cached: Arc<CachedUser>) -> Self {
+        Self { token, cached: Some(cached), degraded: false }
     }
 
-    pub(crate) fn degraded(token: Arc<AccessToken>, known: Option<Arc<CachedUser>>) -> Self {
-        Self { token, known, degraded: true }
+    pub(crate) fn degraded(token: Arc<AccessToken>, cached: Option<Arc<CachedUser>>) -> Self {
+        Self { token, cached, degraded: true }
     }
 
-    /// Kinde's id of the user.
+    /// Returns Kinde's id of the user.
     pub fn id(&self) -> &str {
         &self.token.subject
     }
 
-    /// The user as stored, at most a second old. `None` only while degraded: the store did not answer, the user is
-    /// known from the token alone, and appears in the store without another request.
+    /// Returns the stored user document, at most a second old. `None` only while degraded: the store did not answer
+    /// and the cache has no entry. The user is then stored when the store answers again, without another request.
     pub fn document(&self) -> Option<&Arc<UserDocument>> {
-        self.known.as_ref().map(|known| &known.document)
+        self.cached.as_ref().map(|cached| &cached.document)
     }
 
-    /// The document as JSON with its entity tag: what `/api/me` of the standalone kinsync answers. Made once for each
-    /// change of the user and kept with the user. Without a document: the id and the address, from the token.
+    /// Returns the document as JSON with its entity tag, as `/api/me` of the server sends it. Serialized once per
+    /// change of the user. Without a document it holds the id and the email address of the token.
     pub fn json(&self) -> Json {
-        match &self.known {
-            Some(known) => known.json().clone(),
+        match &self.cached {
+            Some(cached) => cached.json().clone(),
             None => Json::of(&TokenUser { kinde_id: self.id(), email: self.email() }),
         }
     }
 
-    /// The address that the document shows, else the token's. An attribute, never an identity.
+    /// Returns the email address of the document, or of the token if there is no document. An attribute, not an
+    /// identity: use [`CurrentUser::id`] as the key.
     pub fn email(&self) -> Option<&str> {
         match self.document() {
             Some(document) => document.email.as_deref(),
@@ -56,18 +57,18 @@ impl CurrentUser {
         }
     }
 
-    /// The verified token.
+    /// Returns the verified token.
     pub fn token(&self) -> &Arc<AccessToken> {
         &self.token
     }
 
-    /// Whether the store did not answer in time, so that the document is missing or old.
+    /// Returns whether the store did not answer in time, so that the document is missing or old.
     pub fn is_degraded(&self) -> bool {
         self.degraded
     }
 }
 
-/// The id alone: the rest is personal data.
+/// Shows the id only: other fields are personal data.
 impl fmt::Debug for CurrentUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CurrentUser")
@@ -87,7 +88,7 @@ impl<S: Sync> axum_core::extract::FromRequestParts<S> for CurrentUser {
     ) -> Result<Self, axum_core::response::Response> {
         head.extensions.get::<Self>().cloned().ok_or_else(|| {
             let request = crate::problem::RequestId::next();
-            tracing::error!(%request, path = head.uri.path(), "no KinsyncLayer is in front of this handler: add one");
+            tracing::error!(%request, path = head.uri.path(), "this handler has no KinsyncLayer: add one to its route");
             crate::Problem::Internal { request }.into_response().map(axum_core::body::Body::new)
         })
     }

@@ -1,4 +1,4 @@
-//! The user document as `/api/me` answers it: text with an entity tag.
+//! The user document in the response of `/api/me`: JSON text with an entity tag.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use serde::Serialize;
 
-/// A document as text, with its entity tag. Cheap to clone.
+/// A serialized document with its entity tag. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Json {
     body: Bytes,
@@ -21,12 +21,12 @@ impl Json {
         Self { body, etag }
     }
 
-    /// The text.
+    /// Returns the JSON text.
     pub fn body(&self) -> &Bytes {
         &self.body
     }
 
-    /// A strong tag (RFC 9110 section 8.8.3), of the bytes of the text.
+    /// Returns the strong entity tag (RFC 9110 section 8.8.3) of the text.
     pub fn etag(&self) -> &HeaderValue {
         &self.etag
     }
@@ -45,7 +45,7 @@ fn tag(body: &[u8]) -> HeaderValue {
     let digest = digest::digest(&digest::SHA256, body);
     let mut text = String::from("\"");
     for byte in &digest.as_ref()[..16] {
-        write!(text, "{byte:02x}").expect("a String takes everything");
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
     }
     text.push('"');
     HeaderValue::try_from(text).expect("quotes and hexadecimal digits")

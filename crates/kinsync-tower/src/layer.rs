@@ -1,8 +1,8 @@
-//! In front of any tower service: the user of every request, known and stored, or a refusal.
+//! A tower layer that authenticates each request before the service sees it.
 //!
-//! The service behind sees a [`CurrentUser`](crate::CurrentUser) among the extensions of the request, and no
-//! `x-kinsync-…` header of the caller: those are kinsync's to write. An answer that was made while the store was away
-//! carries `x-kinsync-degraded: true`.
+//! The service finds a [`CurrentUser`](crate::CurrentUser) among the extensions of the request. Headers of the client
+//! that begin with `x-kinsync-` are removed, because only kinsync may write them. A response that was made while the
+//! store was unavailable carries `x-kinsync-degraded: true`.
 
 use std::{
     future::Future,
@@ -17,17 +17,17 @@ use tower_service::Service;
 
 use crate::{authenticator::Authenticator, problem::Body};
 
-/// Says that the store did not answer and the request went on with the token's data.
+/// Set to `true` when the store did not answer and the request went on with the token's data.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-kinsync-degraded");
-/// What the headers begin with that only kinsync writes.
-const OWN: &str = "x-kinsync-";
+/// Prefix of all headers that only kinsync writes.
+const PREFIX: &str = "x-kinsync-";
 
-/// Puts a [`Authenticator`] in front of services. Cheap to clone.
+/// Authenticates requests with an [`Authenticator`]. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct KinsyncLayer(Authenticator);
 
 impl KinsyncLayer {
-    /// A layer that asks this authenticator.
+    /// Creates a layer that uses this authenticator.
     pub fn new(authenticator: Authenticator) -> Self {
         Self(authenticator)
     }
@@ -41,7 +41,7 @@ impl<S> Layer<S> for KinsyncLayer {
     }
 }
 
-/// A service that only verified, live users reach.
+/// A service that receives only requests of verified users who are neither deleted nor suspended.
 #[derive(Clone, Debug)]
 pub struct AuthenticatedService<S> {
     inner: S,
@@ -63,7 +63,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        // The service that was polled ready is the one that is called.
+        // tower requires that the service that was polled ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
         let authenticator = self.authenticator.clone();
@@ -84,9 +84,9 @@ where
     }
 }
 
-/// Takes away what the caller says in kinsync's name.
+/// Removes every header with kinsync's prefix.
 fn strip(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(OWN)).cloned() {
+    while let Some(name) = headers.keys().find(|name| name.as_str().starts_with(PREFIX)).cloned() {
         headers.remove(name);
     }
 }

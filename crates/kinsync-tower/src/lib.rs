@@ -1,15 +1,15 @@
-//! Embeds kinsync in any tower or axum application.
+//! Embeds kinsync in any tower or axum application: a webhook endpoint and authenticated requests.
 //!
-//! - [`webhook`]: the service that takes deliveries: verify, enqueue, answer
-//! - [`layer`]: in front of a service: the user of every request, known and stored
-//! - [`authenticator`]: what the layer asks: token, user, refusal
-//! - [`current_user`]: the proof, as a request extension and an axum extractor
-//! - [`document`]: what is known of the user, as JSON
-//! - [`activity`]: how deliveries are going, for a health page
-//! - [`problem`]: every error answer, as RFC 9457 problem documents
+//! - [`webhook`]: receives Kinde's deliveries: verifies, stores in the queue, answers
+//! - [`layer`]: authenticates each request to a service and passes the user on
+//! - [`authenticator`]: verifies the token, loads or creates the user, rejects deleted and suspended users
+//! - [`current_user`]: the authenticated user, as a request extension and an axum extractor
+//! - [`document`]: the user document as JSON
+//! - [`activity`]: the state of the webhook, for a health page
+//! - [`problem`]: every error response, as RFC 9457 problem documents
 //!
-//! Without the feature `axum` there is no dependency on a web framework: a service is mounted with `axum::Router::route_service`, or called
-//! from hyper or tower directly.
+//! Without the feature `axum` the crate depends on no web framework: mount a service with
+//! `axum::Router::route_service`, or call it from hyper or tower.
 #![warn(missing_docs)]
 
 pub mod activity;

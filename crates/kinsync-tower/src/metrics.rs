@@ -1,52 +1,59 @@
-//! The counters of the webhook, looked up once: a delivery touches no registry.
+//! Counters of deliveries and authentications. Handles are created once, with the value zero, so that every series
+//! exists from the start and a request makes no registry lookup.
 
 use kinde::webhook::Scheme;
 use metrics::{Counter, Histogram, counter, histogram};
 
-/// How a delivery ended that was verified.
+/// Outcome of a delivery with a valid signature.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Verified {
-    /// Stored; 200.
+    /// Stored in the queue; 200.
     Accepted,
-    /// Was stored already; 200.
+    /// The queue already had the event; 200.
     Duplicate,
-    /// Could not be stored; 503.
+    /// The queue could not store it; 503.
     Unavailable,
 }
 
-/// How a delivery ended that was not.
+/// Outcome of a request without a valid signature. Requests that no sender of this deployment signs (`unsigned`,
+/// `malformed`, `too_large`, `too_slow`) are apart from deliveries that fail verification (`refused`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unverified {
-    /// Not from who it says; 401.
+    /// Signed, and the signature or its key does not match; 401.
     Refused,
-    /// The keys are missing, or time ran out; 503.
+    /// Keys could not be fetched, or the deadline passed; 503.
     Unavailable,
-    /// Larger than the limit; 413.
+    /// Body above the limit; 413.
     TooLarge,
-    /// The body did not come in time; 408.
+    /// Body incomplete at the deadline; 408.
     TooSlow,
-    /// Broken or compressed body, wrong method; 4xx.
+    /// Wrong method, compressed or broken body, unreadable signature; 4xx.
     Malformed,
+    /// No signature; 401.
+    Unsigned,
+    /// No memory left for the body; 503.
+    OverBudget,
 }
 
-/// The metrics of one webhook. `kinsync_deliveries_total{scheme,outcome}`: the scheme is `none` for deliveries that
-/// were not verified.
-pub(crate) struct Metrics {
+/// Metrics of one webhook endpoint: `kinsync_deliveries_total{scheme,outcome}`, where the scheme is `none` for
+/// requests without a valid signature, and the duration of accepted deliveries.
+pub(crate) struct DeliveryMetrics {
     verified: [[Counter; 3]; Scheme::ALL.len()],
-    unverified: [Counter; 5],
+    unverified: [Counter; 7],
     seconds: Histogram,
 }
 
-impl Metrics {
-    /// Uses the recorder that is installed at this time.
+impl DeliveryMetrics {
+    /// Registers the series with the recorder that is installed now.
     pub(crate) fn new() -> Self {
-        let unverified = ["refused", "unavailable", "too_large", "too_slow", "malformed"];
+        let unverified =
+            ["refused", "unavailable", "too_large", "too_slow", "malformed", "unsigned", "over_budget"];
         Self {
             verified: Scheme::ALL.map(|scheme| {
                 ["accepted", "duplicate", "unavailable"].map(|o| deliveries(scheme.as_str(), o))
             }),
             unverified: unverified.map(|outcome| deliveries("none", outcome)),
-            seconds: histogram!("kinsync_delivery_seconds"),
+            seconds: histogram!("kinsync_delivery_duration_seconds"),
         }
     }
 
@@ -60,16 +67,60 @@ impl Metrics {
         self.unverified[outcome as usize].increment(1);
     }
 
-    pub(crate) fn took(&self, seconds: f64) {
+    pub(crate) fn accepted_after(&self, seconds: f64) {
         self.seconds.record(seconds);
     }
 
-    /// Rare enough to be looked up.
-    pub(crate) fn failed(reason: &'static str) {
-        counter!("kinsync_verification_failures_total", "reason" => reason).increment(1);
+    /// Looks the counter up by its label: failed verifications are rare.
+    pub(crate) fn verification_failed(reason: &'static str) {
+        counter!("kinsync_delivery_verification_failures_total", "reason" => reason).increment(1);
     }
 }
 
 fn deliveries(scheme: &'static str, outcome: &'static str) -> Counter {
     counter!("kinsync_deliveries_total", "scheme" => scheme, "outcome" => outcome)
+}
+
+/// Outcome of one authentication.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Authentication {
+    /// The user is stored.
+    Accepted,
+    /// Accepted with the token's data or an old document, because the store did not answer.
+    Degraded,
+    /// No token, or an invalid one; 401.
+    Refused,
+    /// The user is deleted or suspended; 403.
+    Forbidden,
+    /// The issuer's keys could not be fetched; 503.
+    Unavailable,
+}
+
+/// Metrics of one authenticator: `kinsync_authentications_total{outcome}`. The success rate is `accepted` and
+/// `degraded` divided by these two and `unavailable`.
+pub(crate) struct AuthenticationMetrics {
+    outcomes: [Counter; 5],
+    pub(crate) users_created: Counter,
+    pub(crate) sightings_lost: Counter,
+}
+
+impl AuthenticationMetrics {
+    /// Registers the series with the recorder that is installed now.
+    pub(crate) fn new() -> Self {
+        let outcomes = ["accepted", "degraded", "refused", "forbidden", "unavailable"];
+        Self {
+            outcomes: outcomes.map(|o| counter!("kinsync_authentications_total", "outcome" => o)),
+            users_created: counter!("kinsync_users_created_by_requests_total"),
+            sightings_lost: counter!("kinsync_sightings_lost_total"),
+        }
+    }
+
+    pub(crate) fn count(&self, outcome: Authentication) {
+        self.outcomes[outcome as usize].increment(1);
+    }
+
+    /// Looks the counter up by its label: failed authentications are rare.
+    pub(crate) fn failed(reason: &'static str) {
+        counter!("kinsync_authentication_failures_total", "reason" => reason).increment(1);
+    }
 }

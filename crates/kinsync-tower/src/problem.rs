@@ -1,7 +1,7 @@
-//! Every error answer, as a problem document (RFC 9457). One place, exhaustive.
+//! Error responses as problem documents (RFC 9457): status, code, texts and headers of each problem in one place.
 //!
-//! A 5xx says what the caller may do and carries a request id; its cause is in the log under the same id, never in
-//! the answer.
+//! A 5xx says what the client can do and carries a request id. Its cause is logged under the same id and is not part of
+//! the response.
 
 use std::{
     borrow::Cow,
@@ -23,87 +23,96 @@ use serde::{Deserialize, Serialize};
 /// The media type of RFC 9457 section 3.
 pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
-/// The body of every answer that kinsync makes.
+/// The body of every response that this crate makes.
 pub type Body = Full<Bytes>;
 
-/// The reason of [`Problem::Unauthenticated`] when there is no token at all.
+/// The reason of [`Problem::Unauthenticated`] for a request without a token.
 pub const NO_TOKEN: &str = "no_token";
 
-/// What went wrong with a request.
+/// Why a request failed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Problem {
-    /// There is no such route.
+    /// No route has this path.
     NoRoute,
-    /// The route exists, for these methods.
+    /// The route does not support the method.
     MethodNotAllowed {
         /// The value of `Allow`.
         allow: Cow<'static, str>,
     },
-    /// The body is larger than the limit, or says so.
+    /// The request head is larger than the limit.
+    HeadTooLarge {
+        /// In bytes.
+        limit: usize,
+    },
+    /// The request has no `Host`, or several.
+    BadHost,
+    /// The request has a `Transfer-Encoding` other than `chunked`.
+    UnknownTransferCoding,
+    /// The body or its `Content-Length` is larger than the limit.
     BodyTooLarge {
         /// In bytes.
         limit: usize,
     },
     /// The body did not arrive in time.
     BodyTooSlow {
-        /// How long was waited.
+        /// Time that the body had.
         deadline: Duration,
     },
-    /// The connection broke inside the body, or its framing is wrong.
+    /// The connection closed inside the body, or the framing of the body is wrong.
     BodyBroken,
-    /// The body is compressed: a signature is over the bytes as sent.
+    /// The body is compressed. Signatures cover the bytes as sent.
     EncodedBody,
-    /// The delivery could not be verified. Nothing was stored.
+    /// The verification of the delivery failed. Nothing was stored.
     Unverified {
-        /// A word for programs.
+        /// A stable code for programs.
         reason: &'static str,
-        /// A sentence for people.
+        /// An explanation in English.
         detail: String,
-        /// How a delivery is signed so that it is taken, one text per scheme that is on.
+        /// How to sign a delivery, one text per enabled scheme.
         how_to_sign: Vec<String>,
     },
-    /// There is no access token of a user, or it is not good.
+    /// The access token is missing or invalid.
     Unauthenticated {
-        /// A word for programs.
+        /// A stable code for programs.
         reason: &'static str,
-        /// A sentence for people.
+        /// An explanation in English.
         detail: String,
     },
-    /// The token is good and its user may not go on.
+    /// The token is valid, and its user is deleted or suspended.
     UserRefused {
         /// `deleted` or `suspended`.
         reason: &'static str,
     },
-    /// It could not be done now. The caller should send it again.
+    /// The request cannot be processed at the moment. The client should send it again.
     Unavailable {
-        /// When to come again.
+        /// Time to wait before the next attempt.
         retry_after: Duration,
-        /// Under which the cause is logged.
+        /// Identifies the request in the log.
         request: RequestId,
     },
-    /// A fault of ours.
+    /// An error of the server.
     Internal {
-        /// Under which the cause is logged.
+        /// Identifies the request in the log.
         request: RequestId,
     },
-    /// A parameter of the request is wrong.
+    /// A parameter of the request is invalid.
     BadParameter {
-        /// Which, and what would be right.
+        /// Which parameter, and what is valid.
         detail: String,
     },
-    /// The door is closed by a setting.
-    Closed {
-        /// What is behind it.
+    /// The feature is disabled by a setting.
+    Disabled {
+        /// The feature.
         what: &'static str,
-        /// The variable that opens it.
-        opened_by: &'static str,
+        /// The environment variable that enables it.
+        enabled_by: &'static str,
     },
     /// The admin token is missing.
     NoToken,
-    /// The admin token is not the right one.
+    /// The admin token is wrong.
     WrongToken,
-    /// What was asked for is not there.
+    /// The requested record does not exist.
     NotFound {
         /// Such as `user`.
         what: &'static str,
@@ -111,14 +120,16 @@ pub enum Problem {
 }
 
 impl Problem {
-    /// The status that the answer has.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadParameter { .. } | Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::BadParameter { .. } | Self::BodyBroken | Self::BadHost => StatusCode::BAD_REQUEST,
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::UnknownTransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Unverified { .. } | Self::Unauthenticated { .. } | Self::NoToken | Self::WrongToken => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::UserRefused { .. } | Self::Closed { .. } => StatusCode::FORBIDDEN,
+            Self::UserRefused { .. } | Self::Disabled { .. } => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -129,11 +140,14 @@ impl Problem {
         }
     }
 
-    /// The last part of `type`: what programs go by.
+    /// Returns the last part of `type`, a stable code for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::NoRoute => "no-route",
             Self::MethodNotAllowed { .. } => "method-not-allowed",
+            Self::HeadTooLarge { .. } => "head-too-large",
+            Self::BadHost => "bad-host",
+            Self::UnknownTransferCoding => "unknown-transfer-coding",
             Self::BodyTooLarge { .. } => "body-too-large",
             Self::BodyTooSlow { .. } => "body-too-slow",
             Self::BodyBroken => "body-broken",
@@ -144,7 +158,7 @@ impl Problem {
             Self::Unavailable { .. } => "unavailable",
             Self::Internal { .. } => "internal",
             Self::BadParameter { .. } => "bad-parameter",
-            Self::Closed { .. } => "closed",
+            Self::Disabled { .. } => "disabled",
             Self::NoToken => "no-token",
             Self::WrongToken => "wrong-token",
             Self::NotFound { .. } => "not-found",
@@ -153,64 +167,79 @@ impl Problem {
 
     fn title(&self) -> &'static str {
         match self {
-            Self::NoRoute => "there is no such route",
-            Self::MethodNotAllowed { .. } => "the method is not allowed here",
-            Self::BodyTooLarge { .. } => "the body is too large",
-            Self::BodyTooSlow { .. } => "the body did not arrive in time",
-            Self::BodyBroken => "the body is broken",
-            Self::EncodedBody => "a compressed body is not accepted",
-            Self::Unverified { .. } => "the delivery could not be verified",
-            Self::Unauthenticated { .. } => "the access token is missing or not good",
-            Self::UserRefused { .. } => "the user may not go on",
-            Self::Unavailable { .. } => "this cannot be done right now",
-            Self::Internal { .. } => "something went wrong here",
-            Self::BadParameter { .. } => "a parameter is wrong",
-            Self::Closed { .. } => "this is closed",
-            Self::NoToken => "the admin token is missing",
-            Self::WrongToken => "the admin token is wrong",
-            Self::NotFound { .. } => "it is not there",
+            Self::NoRoute => "route not found",
+            Self::MethodNotAllowed { .. } => "method not allowed",
+            Self::HeadTooLarge { .. } => "request head too large",
+            Self::BadHost => "invalid Host header",
+            Self::UnknownTransferCoding => "unsupported Transfer-Encoding",
+            Self::BodyTooLarge { .. } => "request body too large",
+            Self::BodyTooSlow { .. } => "request body incomplete at the deadline",
+            Self::BodyBroken => "request body broken",
+            Self::EncodedBody => "compressed request body",
+            Self::Unverified { .. } => "delivery not verified",
+            Self::Unauthenticated { .. } => "access token missing or invalid",
+            Self::UserRefused { .. } => "user deleted or suspended",
+            Self::Unavailable { .. } => "temporarily unavailable",
+            Self::Internal { .. } => "internal error",
+            Self::BadParameter { .. } => "invalid parameter",
+            Self::Disabled { .. } => "disabled by configuration",
+            Self::NoToken => "admin token missing",
+            Self::WrongToken => "admin token wrong",
+            Self::NotFound { .. } => "record not found",
         }
     }
 
     fn detail(&self) -> String {
         match self {
             Self::NoRoute => "GET / lists the routes".into(),
-            Self::MethodNotAllowed { allow } => format!("allowed: {allow}"),
-            Self::BodyTooLarge { limit } => format!("at most {limit} bytes are read; nothing was stored"),
+            Self::MethodNotAllowed { allow } => format!("this route supports {allow}"),
+            Self::HeadTooLarge { limit } => format!("the limit for all header lines is {limit} bytes"),
+            Self::BadHost => "send exactly one Host header".into(),
+            Self::UnknownTransferCoding => "send the body with Content-Length, or as `chunked` alone".into(),
+            Self::BodyTooLarge { limit } => format!("the limit is {limit} bytes; nothing was stored"),
             Self::BodyTooSlow { deadline } => {
-                format!("it has to be complete after {} s; nothing was stored", deadline.as_secs_f32())
+                format!("the body must arrive within {} s; nothing was stored", deadline.as_secs_f32())
             }
-            Self::BodyBroken => "the connection broke or the framing is wrong; nothing was stored".into(),
+            Self::BodyBroken => {
+                "the connection closed inside the body, or its framing is wrong; nothing was stored".into()
+            }
             Self::EncodedBody => {
-                "the signature is over the bytes as sent: send without Content-Encoding".into()
+                "signatures cover the bytes as sent: send the body without Content-Encoding".into()
             }
             Self::Unverified { detail, .. }
             | Self::Unauthenticated { detail, .. }
             | Self::BadParameter { detail } => detail.clone(),
             Self::UserRefused { reason } => {
-                format!("the user of this token is {reason}; no new token helps before that changes at Kinde")
+                format!("the user of this token is {reason} at Kinde; a new token does not change that")
             }
             Self::Unavailable { retry_after, .. } => {
-                format!("send it again in {} s; a repetition does no harm", retry_after.as_secs())
+                format!("send the request again in {} s; repeating it is safe", retry_after.as_secs())
             }
-            Self::Internal { .. } => "the cause is in the log under the request id".into(),
-            Self::Closed { what, opened_by } => format!("{what} are closed; set {opened_by} to open them"),
+            Self::Internal { .. } => "the server's log has the cause under the request id".into(),
+            Self::Disabled { what, enabled_by } => {
+                format!("{what} are disabled; set {enabled_by} to enable them")
+            }
             Self::NoToken => "send `Authorization: Bearer <KINSYNC_ADMIN_TOKEN>`".into(),
-            Self::WrongToken => "the token is not the KINSYNC_ADMIN_TOKEN of this server".into(),
-            Self::NotFound { what } => format!("there is no such {what}"),
+            Self::WrongToken => "the token differs from KINSYNC_ADMIN_TOKEN of this server".into(),
+            Self::NotFound { what } => format!("no {what} has this id"),
         }
     }
 
-    /// The document.
+    /// Returns the reason that a delivery, a token or a user was refused, as a stable code.
+    pub fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Unverified { reason, .. }
+            | Self::Unauthenticated { reason, .. }
+            | Self::UserRefused { reason } => Some(reason),
+            _ => None,
+        }
+    }
+
+    /// Returns the problem document.
     pub fn document(&self) -> Document {
-        let (reason, how_to_sign) = match self {
-            Self::Unverified { reason, how_to_sign, .. } => {
-                (Some((*reason).into()), Some(how_to_sign.clone()))
-            }
-            Self::Unauthenticated { reason, .. } | Self::UserRefused { reason } => {
-                (Some((*reason).into()), None)
-            }
-            _ => (None, None),
+        let how_to_sign = match self {
+            Self::Unverified { how_to_sign, .. } => Some(how_to_sign.clone()),
+            _ => None,
         };
         let request_id = match self {
             Self::Unavailable { request, .. } | Self::Internal { request } => Some(request.to_string()),
@@ -221,14 +250,14 @@ impl Problem {
             title: self.title().into(),
             status: self.status().as_u16(),
             detail: self.detail(),
-            reason,
+            reason: self.reason().map(Cow::Borrowed),
             how_to_sign,
             request_id,
             cause: None,
         }
     }
 
-    /// The header that the status asks for, if any.
+    /// Returns the header that the status requires, if any.
     fn header(&self) -> Option<(header::HeaderName, HeaderValue)> {
         Some(match self {
             Self::MethodNotAllowed { allow } => (header::ALLOW, HeaderValue::from_str(allow).ok()?),
@@ -236,7 +265,7 @@ impl Problem {
             Self::Unverified { .. } => {
                 (header::WWW_AUTHENTICATE, HeaderValue::from_static("Signature realm=\"kinsync webhook\""))
             }
-            // RFC 6750 section 3.1: a request without credentials is told no error code.
+            // RFC 6750 section 3.1: no error code for a request without credentials.
             Self::Unauthenticated { reason: NO_TOKEN, .. } => {
                 (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kinsync\""))
             }
@@ -254,7 +283,7 @@ impl Problem {
             Self::Unavailable { retry_after, .. } => {
                 (header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
             }
-            // What is left of the body would be taken for the next request.
+            // The unread rest of the body would be parsed as the next request.
             Self::BodyTooLarge { .. } | Self::BodyTooSlow { .. } | Self::BodyBroken => {
                 (header::CONNECTION, HeaderValue::from_static("close"))
             }
@@ -262,15 +291,15 @@ impl Problem {
         })
     }
 
-    /// The answer.
+    /// Converts the problem to a response.
     pub fn into_response(self) -> Response<Body> {
         self.into_response_with_cause(None)
     }
 
-    /// The answer to an operator, who may know the cause. [`chain`] writes one.
+    /// Converts the problem to a response for an operator, with the cause. [`chain`] formats one.
     pub fn into_response_with_cause(self, cause: Option<String>) -> Response<Body> {
         let document = Document { cause, ..self.document() };
-        let document = serde_json::to_vec(&document).expect("a struct of texts and a number is JSON");
+        let document = serde_json::to_vec(&document).expect("texts and a number serialize to JSON");
         let mut response = Response::new(Full::from(document));
         *response.status_mut() = self.status();
         response.headers_mut().insert(header::CONTENT_TYPE, MEDIA_TYPE);
@@ -281,29 +310,29 @@ impl Problem {
     }
 }
 
-/// A problem document: the members of RFC 9457, and four of kinsync's own.
+/// A problem document: the members of RFC 9457, and the extensions `reason`, `howToSign`, `requestId` and `cause`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(as = Problem))]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
-    /// What kind of problem, for programs.
+    /// URN of the problem type.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What kind of problem, for people.
+    /// Summary of the problem type.
     #[cfg_attr(feature = "openapi", schema(value_type = String))]
     pub title: Cow<'static, str>,
-    /// The status of the answer.
+    /// Status of the response.
     pub status: u16,
-    /// What is wrong this time, and what to do.
+    /// Explanation of this occurrence, with the next step.
     pub detail: String,
-    /// Why a delivery, a token or a user was refused, in one word.
+    /// Stable code of the reason that a delivery, a token or a user was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub reason: Option<Cow<'static, str>>,
-    /// How it is signed so that it is taken.
+    /// How to sign a delivery.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub how_to_sign: Option<Vec<String>>,
-    /// Under which the cause is logged.
+    /// Identifies the request in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// What failed, with all causes. Only on routes for operators.
@@ -311,12 +340,12 @@ pub struct Document {
     pub cause: Option<String>,
 }
 
-/// Names a request in the log and in the answer. Made only for answers that need one.
+/// Identifies a request in the log and in the response. Created only for responses that carry one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RequestId(u64);
 
 impl RequestId {
-    /// A new one, unlike those of other processes.
+    /// Creates an id that differs from those of other processes.
     pub fn next() -> Self {
         static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -330,7 +359,7 @@ impl fmt::Display for RequestId {
     }
 }
 
-/// An error and its causes, in one line: for the log, never for an answer.
+/// Formats an error and its causes in one line, for the log.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
@@ -341,7 +370,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_5xx_names_the_request_and_says_when_to_come_again() {
+    fn a_503_carries_the_request_id_and_retry_after() {
         let request = RequestId::next();
         let problem = Problem::Unavailable { retry_after: Duration::from_secs(5), request };
         let document = problem.document();

@@ -1,8 +1,8 @@
-//! The service that takes deliveries: body → verify → enqueue → answer.
+//! The webhook endpoint: reads the body, verifies the delivery, stores it in the queue, answers.
 //!
-//! 200 means durable: it is said only after the queue has the delivery on disk, and it is exactly 200, because Kinde
-//! takes nothing else for a success. Nothing is stored before the verification. What a delivery means is not looked at
-//! here: an event that nobody understands is the projector's affair, and must not disable the webhook.
+//! The response is 200 only after the queue has written the delivery to disk, and it is exactly 200, because Kinde
+//! accepts no other status as success. Nothing is stored before the verification. The content of a delivery is decoded
+//! by the projector, not here: an event that cannot be decoded must not disable the webhook.
 
 mod body;
 
@@ -12,7 +12,10 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,32 +29,39 @@ use kinsync_engine::{
     queue::{self, Enqueued, Entry, Payload, Queue},
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use tower_service::Service;
 
 use crate::{
     activity::Activity,
-    metrics::{Metrics, Unverified, Verified},
+    metrics::{DeliveryMetrics, Unverified, Verified},
     problem::{Body, Problem, RequestId, chain},
 };
 
-/// Bounds of one delivery.
+/// Limits of the webhook endpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The largest body, in bytes.
+    /// Largest body, in bytes. Kinde sends a user with all organizations in one event.
     pub body_limit: usize,
-    /// The longest time for the body to arrive.
+    /// Memory for the bodies of all requests in progress, in bytes. Above it large bodies are answered 503; the first 8
+    /// KiB of each body are not counted.
+    pub body_budget: usize,
+    /// Longest time for the body to arrive.
     pub body_deadline: Duration,
-    /// The longest time from the head of the request to the answer.
+    /// Longest time from the head of the request to the response.
     pub deadline: Duration,
-    /// After how long a sender is asked to come again when a delivery could not be stored.
+    /// `Retry-After` of a 503.
     pub retry_after: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
-            body_limit: 256 * 1024,
+            body_limit: 1024 * 1024,
+            body_budget: 64 * 1024 * 1024,
             body_deadline: Duration::from_secs(15),
             deadline: Duration::from_secs(30),
             retry_after: Duration::from_secs(5),
@@ -59,9 +69,10 @@ impl Default for Config {
     }
 }
 
-/// Takes deliveries. Clones are cheap and share everything. Always ready; never fails, but answers.
+/// The webhook endpoint as a tower service. Clones are cheap and share everything. Always ready; never returns an
+/// error, because every failure has a response.
 ///
-/// Install the recorder of `metrics` before making one.
+/// Install the recorder of `metrics` before creating one.
 #[derive(Clone)]
 pub struct WebhookService(Arc<Shared>);
 
@@ -70,12 +81,13 @@ struct Shared {
     queue: Arc<dyn Queue>,
     clock: Clock,
     config: Config,
+    body_budget: Semaphore,
     activity: Activity,
-    metrics: Metrics,
+    metrics: DeliveryMetrics,
     how_to_sign: Vec<String>,
 }
 
-/// A delivery that is durable.
+/// A delivery that the queue has stored.
 struct Accepted {
     event_id: String,
     scheme: Scheme,
@@ -83,7 +95,7 @@ struct Accepted {
     enqueued: Enqueued,
 }
 
-/// What an accepted delivery is answered.
+/// Body of the response to an accepted delivery.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(rename_all = "camelCase")]
@@ -95,24 +107,36 @@ pub struct AcceptedDelivery<'a> {
     pub duplicate: bool,
 }
 
-/// Why a delivery ended without a 200.
+/// Why a request ended without a 200.
 enum Stop {
+    /// The request itself is wrong.
     Request(Unverified, Problem),
-    Rejected(VerificationError),
+    /// No signature header, and the body does not begin like a JWT. The rest of the body was not read.
+    Unsigned,
+    /// The bodies in progress use all the memory that they may.
+    OverBudget,
+    /// The verification failed, or the keys for it could not be fetched.
+    Verification(VerificationError),
+    /// The queue did not store a verified delivery.
     Queue(Scheme, queue::Error),
-    Deadline,
+    /// The deadline passed before the verification was finished.
+    UnverifiedAtDeadline,
+    /// The deadline passed while the queue stored a verified delivery.
+    VerifiedAtDeadline,
 }
 
 impl WebhookService {
-    /// A service that verifies with this verifier and stores in this queue.
+    /// Creates an endpoint that verifies with this verifier and stores in this queue.
     pub fn new(verifier: Verifier, queue: Arc<dyn Queue>, clock: Clock, config: Config) -> Self {
-        let on = Scheme::ALL.into_iter().filter(|scheme| verifier.is_enabled(*scheme));
-        let how_to_sign = on.map(how_to_sign).map(str::to_owned).collect();
-        let (activity, metrics) = (Activity::default(), Metrics::new());
-        Self(Arc::new(Shared { verifier, queue, clock, config, activity, metrics, how_to_sign }))
+        let enabled = Scheme::ALL.into_iter().filter(|scheme| verifier.is_enabled(*scheme));
+        let how_to_sign = enabled.map(how_to_sign).map(str::to_owned).collect();
+        let body_budget = Semaphore::new(config.body_budget.min(Semaphore::MAX_PERMITS));
+        let (activity, metrics) = (Activity::default(), DeliveryMetrics::new());
+        Self(Arc::new(Shared { verifier, queue, clock, config, body_budget, activity, metrics, how_to_sign }))
     }
 
-    /// What this delivery is answered. Cancel safe: at worst it is durable and its sender, not knowing, repeats it.
+    /// Handles one request. Cancel safe: at worst the delivery is stored and its sender, without a response, sends it
+    /// again.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body,
@@ -121,7 +145,7 @@ impl WebhookService {
         self.0.answer(request).await
     }
 
-    /// How deliveries are going.
+    /// Returns the state of this endpoint, for a health page.
     pub fn activity(&self) -> Activity {
         self.0.activity.clone()
     }
@@ -153,29 +177,32 @@ impl Shared {
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let began = Instant::now();
-        match timeout(self.config.deadline, self.accept(request)).await {
+        let (started, verified) = (Instant::now(), AtomicBool::new(false));
+        match timeout(self.config.deadline, self.accept(request, &verified)).await {
             Ok(Ok(accepted)) => {
-                self.metrics.took(began.elapsed().as_secs_f64());
-                self.say_accepted(&accepted)
+                self.metrics.accepted_after(started.elapsed().as_secs_f64());
+                self.accepted(&accepted)
             }
-            Ok(Err(stop)) => self.say_stopped(stop),
-            Err(_) => self.say_stopped(Stop::Deadline),
+            Ok(Err(stop)) => self.stopped(stop),
+            Err(_) if verified.load(Relaxed) => self.stopped(Stop::VerifiedAtDeadline),
+            Err(_) => self.stopped(Stop::UnverifiedAtDeadline),
         }
     }
 
-    /// Cancel safe: at worst the delivery is durable and its sender, not knowing, repeats it.
-    async fn accept<B>(&self, request: Request<B>) -> Result<Accepted, Stop>
+    /// Sets `verified` when the verification has succeeded. Cancel safe: at worst the delivery is stored and its sender,
+    /// without a response, sends it again.
+    async fn accept<B>(&self, request: Request<B>, verified: &AtomicBool) -> Result<Accepted, Stop>
     where
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let (head, body) = request.into_parts();
         check(&head)?;
-        let body = body::read(&head.headers, body, &self.config).await?;
+        let body = body::read(&head.headers, body, &self.config, &self.body_budget).await?;
         let now = self.clock.now();
-        let delivery =
-            self.verifier.verify(&head.headers, body, timestamp(now)).await.map_err(Stop::Rejected)?;
+        let verification = self.verifier.verify(&head.headers, body.bytes.clone(), timestamp(now));
+        let delivery = verification.await.map_err(Stop::Verification)?;
+        verified.store(true, Relaxed);
         let scheme = delivery.scheme();
         let entry = entry(&delivery, now);
         let event_id = entry.event_id.clone();
@@ -183,7 +210,7 @@ impl Shared {
         Ok(Accepted { event_id, scheme, received_at: now, enqueued })
     }
 
-    fn say_accepted(&self, accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, accepted: &Accepted) -> Response<Body> {
         let duplicate = accepted.enqueued == Enqueued::Duplicate;
         let outcome = if duplicate { Verified::Duplicate } else { Verified::Accepted };
         self.metrics.verified(accepted.scheme, outcome);
@@ -196,47 +223,91 @@ impl Shared {
         response
     }
 
-    fn say_stopped(&self, stop: Stop) -> Response<Body> {
+    fn stopped(&self, stop: Stop) -> Response<Body> {
+        let retry_after = self.config.retry_after;
         match stop {
             Stop::Request(outcome, problem) => {
                 self.metrics.unverified(outcome);
                 problem.into_response()
             }
-            Stop::Rejected(refusal) if refusal.is_unavailable() => {
-                self.metrics.unverified(Unverified::Unavailable);
-                self.unavailable(&refusal)
-            }
-            Stop::Rejected(refusal) => self.refused(&refusal),
+            Stop::Unsigned => closing(self.refused(&VerificationError::MissingSignature)),
+            Stop::OverBudget => closing(self.unavailable(
+                Unverified::OverBudget,
+                &"the bodies in progress use all their memory",
+                retry_after,
+            )),
+            Stop::Verification(error) => match error.retry_after() {
+                Some(retry_after) => self.unavailable(Unverified::Unavailable, &chain(&error), retry_after),
+                None => self.refused(&error),
+            },
+            Stop::UnverifiedAtDeadline => self.unavailable(
+                Unverified::Unavailable,
+                &"the deadline passed before the verification",
+                retry_after,
+            ),
             Stop::Queue(scheme, error) => {
                 self.metrics.verified(scheme, Verified::Unavailable);
-                self.unavailable(&error)
+                self.not_stored(&chain(&error))
             }
-            Stop::Deadline => {
+            Stop::VerifiedAtDeadline => {
                 self.metrics.unverified(Unverified::Unavailable);
-                self.unavailable(&DeadlinePassed)
+                self.not_stored(&"the deadline passed while the queue stored it")
             }
         }
     }
 
-    fn refused(&self, refusal: &VerificationError) -> Response<Body> {
-        let reason = refusal.reason();
-        self.metrics.unverified(Unverified::Refused);
-        Metrics::failed(reason);
-        self.activity.refused(reason);
-        tracing::debug!(reason, "delivery refused");
+    fn refused(&self, error: &VerificationError) -> Response<Body> {
+        let (reason, outcome) = (error.reason(), outcome(error));
+        self.metrics.unverified(outcome);
+        DeliveryMetrics::verification_failed(reason);
+        if outcome == Unverified::Refused {
+            self.activity.verification_failed(reason);
+        }
+        tracing::debug!(reason, "a request to the webhook was refused");
         let how_to_sign = self.how_to_sign.clone();
-        Problem::Unverified { reason, detail: refusal.to_string(), how_to_sign }.into_response()
+        Problem::Unverified { reason, detail: error.to_string(), how_to_sign }.into_response()
     }
 
-    fn unavailable(&self, error: &dyn std::error::Error) -> Response<Body> {
+    /// A 503 to a sender that is not verified: it must not change the readiness, nor fill the log.
+    fn unavailable(
+        &self,
+        outcome: Unverified,
+        error: &dyn fmt::Display,
+        retry_after: Duration,
+    ) -> Response<Body> {
+        self.metrics.unverified(outcome);
         let request = RequestId::next();
-        let error = chain(error);
+        tracing::debug!(%request, %error, "a request to the webhook could not be verified and was answered 503");
+        Problem::Unavailable { retry_after, request }.into_response()
+    }
+
+    fn not_stored(&self, error: &dyn fmt::Display) -> Response<Body> {
+        let request = RequestId::next();
         if self.activity.unavailable(self.clock.now()) {
-            tracing::error!(%request, error, "a delivery could not be stored and was answered 503");
+            tracing::error!(%request, %error, "a verified delivery could not be stored and was answered 503");
         } else {
-            tracing::debug!(%request, error, "another delivery was answered 503");
+            tracing::debug!(%request, %error, "a verified delivery could not be stored and was answered 503");
         }
         Problem::Unavailable { retry_after: self.config.retry_after, request }.into_response()
+    }
+}
+
+/// The rest of the body was not read: without this header it would be taken for the next request.
+fn closing(mut response: Response<Body>) -> Response<Body> {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
+}
+
+/// Separates deliveries that fail because of a wrong setting or a forged signature from requests that no sender with any
+/// setting would make. Only the former count towards the alarm.
+fn outcome(error: &VerificationError) -> Unverified {
+    match error {
+        VerificationError::SignatureMismatch { .. }
+        | VerificationError::SchemeNotConfigured { .. }
+        | VerificationError::UnknownKey
+        | VerificationError::StaleTimestamp => Unverified::Refused,
+        VerificationError::MissingSignature => Unverified::Unsigned,
+        _ => Unverified::Malformed,
     }
 }
 
@@ -268,7 +339,7 @@ fn timestamp(now: Micros) -> jiff::Timestamp {
     jiff::Timestamp::from_microsecond(now.0).unwrap_or(jiff::Timestamp::MAX)
 }
 
-/// How a delivery of this scheme is made, for whoever reads a 401.
+/// How to sign a delivery by this scheme, for the response 401.
 fn how_to_sign(scheme: Scheme) -> &'static str {
     match scheme {
         Scheme::KindeJwt => {
@@ -280,23 +351,12 @@ fn how_to_sign(scheme: Scheme) -> &'static str {
              KINDE_WEBHOOK_SECRET: printf %s \"$BODY\" | openssl dgst -sha256 -hmac \"$KINDE_WEBHOOK_SECRET\""
         }
         Scheme::StandardWebhooks => {
-            "or send `webhook-id`, `webhook-timestamp` and `webhook-signature` as https://www.standardwebhooks.com \
+            "send `webhook-id`, `webhook-timestamp` and `webhook-signature` as https://www.standardwebhooks.com \
              describes, with KINSYNC_STANDARD_WEBHOOKS_SECRET"
         }
-        _ => "see the reference of the scheme",
+        _ => "see the documentation of the scheme",
     }
 }
-
-#[derive(Debug)]
-struct DeadlinePassed;
-
-impl fmt::Display for DeadlinePassed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the deadline of the request passed; look at the queue's disk and at the issuer's keys in /health")
-    }
-}
-
-impl std::error::Error for DeadlinePassed {}
 
 impl fmt::Debug for WebhookService {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -24,6 +24,8 @@ use kinsync_engine::store::mongo::LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 
+use crate::http::network::Network;
+
 pub mod file;
 pub mod problem;
 pub mod rules;
@@ -160,8 +162,16 @@ pub struct Http {
     pub body_deadline: Duration,
     /// The longest time for the head of a request to arrive, and for a connection to be idle.
     pub head_deadline: Duration,
-    /// The largest number of open connections; further ones wait.
+    /// Largest body of a delivery, in bytes.
+    pub body_limit: usize,
+    /// Memory for the bodies of all deliveries in progress, in bytes.
+    pub body_budget: usize,
+    /// Open connections. When all are open, the longest idle one is closed for a new one.
     pub max_connections: usize,
+    /// Open connections per client address.
+    pub max_connections_per_client: usize,
+    /// Reverse proxies, which have no limit per client.
+    pub trusted_proxies: Vec<Network>,
     /// Users, and verified tokens, in memory.
     pub cached_users: usize,
     /// The longest time to finish after SIGTERM.
@@ -235,7 +245,11 @@ impl Config {
                 request_deadline: Duration::ZERO,
                 body_deadline: Duration::ZERO,
                 head_deadline: Duration::ZERO,
+                body_limit: 0,
+                body_budget: 0,
                 max_connections: 0,
+                max_connections_per_client: 0,
+                trusted_proxies: Vec::new(),
                 cached_users: 0,
                 shutdown_grace: Duration::ZERO,
             },

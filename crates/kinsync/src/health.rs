@@ -92,7 +92,7 @@ struct Problems {
 
 impl Problems {
     fn webhook(&mut self, state: &AppState, now: Micros) -> WebhookHealth {
-        let (activity, failures) = (&state.activity, state.activity.failed_in_row());
+        let (activity, failures) = (&state.activity, state.activity.consecutive_failures());
         if failures >= MANY_FAILURES {
             self.degraded.push(format!(
                 "{failures} deliveries in a row failed verification, and Kinde disables a webhook after 72 h of \

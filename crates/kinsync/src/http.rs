@@ -7,6 +7,8 @@
 //! - [`router`]: the router made from the list
 //! - [`openapi`], [`description`]: the description made from the list
 //! - [`server`], [`stall`], [`timer`]: connections and their limits
+//! - [`connections`], [`network`], [`tracked`]: how many connections are open, and which one closes for another
+//! - [`request_check`]: request heads that are refused
 //! - [`admin`]: handlers for operators
 //! - [`user_routes`]: handlers for users with an access token
 //! - [`deliveries`]: the description of the webhook
@@ -15,15 +17,19 @@
 
 pub mod admin;
 pub mod answer;
+pub mod connections;
 pub mod deliveries;
 pub mod description;
 pub mod front;
+pub mod network;
 pub mod openapi;
 pub mod operation;
+pub mod request_check;
 pub mod route;
 pub mod router;
 pub mod routes;
 pub mod server;
 pub mod stall;
 pub mod timer;
+pub mod tracked;
 pub mod user_routes;

@@ -95,24 +95,29 @@ pub const METRICS: &[Metric] = &[
         help: "Answered requests, by route and status class",
     },
     Metric {
+        name: "kinsync_http_connections_refused_total",
+        kind: Kind::Counter,
+        help: "Connections above the limit per client, closed at once",
+    },
+    Metric {
         name: "kinsync_deliveries_total",
         kind: Kind::Counter,
         help: "Deliveries, by verification scheme (`none`: not verified) and outcome",
     },
     Metric {
-        name: "kinsync_verification_failures_total",
+        name: "kinsync_delivery_verification_failures_total",
         kind: Kind::Counter,
         help: "Rejected deliveries, by reason",
     },
     Metric {
-        name: "kinsync_delivery_seconds",
+        name: "kinsync_delivery_duration_seconds",
         kind: Kind::Histogram,
-        help: "Duration from the head of a delivery to its answer",
+        help: "Duration from the head of an accepted delivery to its response",
     },
     Metric {
-        name: "kinsync_verification_failures_in_row",
+        name: "kinsync_consecutive_verification_failures",
         kind: Kind::Gauge,
-        help: "Failed verifications since the last successful one",
+        help: "Failed verifications of signed deliveries since the last successful one",
     },
     Metric {
         name: "kinsync_last_delivery_timestamp_seconds",
@@ -195,20 +200,21 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_breaker_state",
         kind: Kind::Gauge,
-        help: "State of a circuit breaker, by dependency: 0 closed, 1 half-open, 2 open",
+        help: "State of a circuit breaker, by dependency and caller: 0 closed, 1 half-open, 2 open",
     },
     Metric {
-        name: "kinsync_bearer_refusals_total",
+        name: "kinsync_authentications_total",
         kind: Kind::Counter,
-        help: "Rejected requests of users, by reason",
+        help: "Requests of users, by outcome: `accepted`, `degraded` (without the store), `refused`, `forbidden`, \
+               `unavailable`",
     },
     Metric {
-        name: "kinsync_degraded_requests_total",
+        name: "kinsync_authentication_failures_total",
         kind: Kind::Counter,
-        help: "Requests of users that were answered without the store",
+        help: "Requests of users that were not authenticated, by reason",
     },
     Metric {
-        name: "kinsync_users_created_at_login_total",
+        name: "kinsync_users_created_by_requests_total",
         kind: Kind::Counter,
         help: "Users created by their first request",
     },
@@ -274,6 +280,7 @@ fn describe() {
             Kind::Histogram => describe_histogram!(name, help),
         }
     }
+    counter!("kinsync_http_connections_refused_total").absolute(0);
 }
 
 /// Writes every metric in the Prometheus text format.
@@ -287,7 +294,7 @@ pub async fn render(state: &AppState) -> String {
         gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
         gauge!("kinsync_queue_dead_letter_bytes").set(float(queue.dead_letter_bytes));
     }
-    gauge!("kinsync_verification_failures_in_row").set(float(state.activity.failed_in_row()));
+    gauge!("kinsync_consecutive_verification_failures").set(float(state.activity.consecutive_failures()));
     if let Some(at) = state.activity.last_delivery() {
         gauge!("kinsync_last_delivery_timestamp_seconds").set(age(Micros(0), at));
     }

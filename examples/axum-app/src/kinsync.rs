@@ -101,7 +101,7 @@ impl Kinsync {
         let (authenticator, beside_requests) = Authenticator::new(parts, authenticator::Config::default());
 
         // Out of the queue, into the store.
-        let breaker = Breaker::new("store", breaker::Config::default());
+        let breaker = Breaker::new("store", "projector", breaker::Config::default());
         let projector = Projector::new(entries, store, breaker, clock, projector::Config::default());
 
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());

@@ -37,7 +37,7 @@ pub(crate) async fn dead_letters(queue: &Arc<dyn Queue>) -> u64 {
 
 /// Runs the projector until nothing is left in the queue.
 pub(crate) async fn drain(queue: &Arc<dyn Queue>, store: &Arc<dyn Store>, config: projector::Config) {
-    let breaker = Breaker::new("store", breaker::Config::default());
+    let breaker = Breaker::new("store", "projector", breaker::Config::default());
     let projector = Projector::new(queue.clone(), store.clone(), breaker, Clock::system(), config);
     let stop = CancellationToken::new();
     let empty = async {

@@ -1,21 +1,21 @@
-//! What the claims of a token say of a user who is not stored yet. An extension point: Kinde's tokens carry what the
-//! application asked for.
+//! Profile fields from the claims of a token, for a user who is not stored yet. An extension point: Kinde's tokens can
+//! be customized per application.
 
 use std::fmt;
 
 use kinde::bearer::AccessToken;
 use kinsync_core::{Field, Profile};
 
-/// Reads fields out of a verified token. Everything else that Kinde says outranks them: they fill a new document until
-/// an event, a profile or a scan tells better.
+/// Reads profile fields from a verified token. The values have the lowest version: they fill a new document until an
+/// event, a profile or a scan supplies newer ones.
 ///
-/// Called on the path of a request, for users that are not in the cache: no I/O, no waiting.
+/// Called while a request waits, for users that are not in the cache: implementations must not block or do I/O.
 pub trait Claims: fmt::Debug + Send + Sync {
-    /// What the token says; a field that it does not tell is left alone.
+    /// Returns the fields that the token carries. A field that is left out stays unknown.
     fn profile(&self, token: &AccessToken) -> Profile;
 }
 
-/// The address, when the application's tokens are customized to carry it
+/// Reads the email address, if the application's tokens are customized to carry it
 /// (<https://docs.kinde.com/build/tokens/token-customization/>).
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Email;

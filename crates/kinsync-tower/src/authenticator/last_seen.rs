@@ -1,6 +1,6 @@
-//! `lastSeenAt`, written behind: coalesced per user, flushed in batches through the one door, never on the path.
+//! Writes `lastSeenAt` in the background: at most one value per user, in batches, never while a request waits.
 //!
-//! What is pending is lost when the process is killed, which makes a time older than it is and nothing else wrong.
+//! Values that were not written yet are lost when the process is killed; `lastSeenAt` is then older than it could be.
 
 use std::{
     collections::HashMap,
@@ -16,46 +16,46 @@ use tokio_util::sync::CancellationToken;
 use super::{CachedUser, Config};
 use crate::problem::chain;
 
-/// Users in one batch.
+/// Users per write.
 const BATCH: usize = 512;
-/// The longest wait for one batch to be written.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longest time for one write.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 
 pub(super) struct LastSeenWriter {
     store: Arc<dyn Store>,
     clock: Clock,
     resolution: i64,
-    every: Duration,
-    bound: usize,
+    interval: Duration,
+    max_pending: usize,
     pending: Mutex<HashMap<UserId, Micros>>,
 }
 
 impl LastSeenWriter {
     pub(super) fn new(store: Arc<dyn Store>, clock: Clock, config: &Config) -> Self {
         let resolution = i64::try_from(config.seen_resolution.as_micros()).unwrap_or(i64::MAX);
-        let (every, bound) = (config.flush_every, config.cached_users);
-        Self { store, clock, resolution, every, bound, pending: Mutex::default() }
+        let (interval, max_pending) = (config.flush_every, config.cached_users);
+        Self { store, clock, resolution, interval, max_pending, pending: Mutex::default() }
     }
 
-    /// Notes that the user was seen, if that is news.
-    pub(super) fn note(&self, user: &CachedUser, at: Micros) {
-        let is_news = user.last_seen_at.is_none_or(|last| at.0.saturating_sub(last.0) >= self.resolution);
-        if is_news {
-            self.keep(user.document.kinde_id.clone(), at);
+    /// Records that the user made a request, if the stored value is older than the resolution.
+    pub(super) fn record(&self, user: &CachedUser, at: Micros) {
+        let is_due = user.last_seen_at.is_none_or(|last| at.0.saturating_sub(last.0) >= self.resolution);
+        if is_due {
+            self.add(user.document.kinde_id.clone(), at);
         }
     }
 
-    fn keep(&self, user: UserId, at: Micros) {
+    fn add(&self, user: UserId, at: Micros) {
         let mut pending = self.pending();
-        if pending.len() < self.bound || pending.contains_key(&user) {
+        if pending.len() < self.max_pending || pending.contains_key(&user) {
             let last = pending.entry(user).or_insert(at);
             *last = at.max(*last);
         }
     }
 
-    /// Flushes regularly until told to stop, and once more then.
+    /// Writes at each interval until the token is cancelled, and once after that.
     pub(super) async fn run(&self, stop: &CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(self.every)).await.is_some() {
+        while stop.run_until_cancelled(tokio::time::sleep(self.interval)).await.is_some() {
             self.flush().await;
         }
         self.flush().await;
@@ -65,9 +65,9 @@ impl LastSeenWriter {
         let taken: Vec<_> = std::mem::take(&mut *self.pending()).into_iter().collect();
         for (n, batch) in taken.chunks(BATCH).enumerate() {
             if let Err(error) = self.write(batch).await {
-                tracing::warn!(error, "`lastSeenAt` could not be written; it is tried again");
+                tracing::warn!(error, "`lastSeenAt` could not be written; the next interval tries again");
                 for (user, at) in &taken[n * BATCH..] {
-                    self.keep(user.clone(), *at);
+                    self.add(user.clone(), *at);
                 }
                 return;
             }
@@ -81,10 +81,10 @@ impl LastSeenWriter {
             source: Source::Login,
             what: What::Seen(*at),
         });
-        match timeout(PATIENCE, apply(&*self.store, seen, self.clock.now())).await {
+        match timeout(WRITE_DEADLINE, apply(&*self.store, seen, self.clock.now())).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(chain(&error)),
-            Err(passed) => Err(passed.to_string()),
+            Err(elapsed) => Err(elapsed.to_string()),
         }
     }
 

@@ -1,10 +1,10 @@
-//! What tokens do not say, from Kinde's profile endpoint, with the user's own token.
+//! Requests profiles from Kinde's profile endpoint with the user's own token, for fields that a token lacks.
 //!
-//! In the background for a user of whom nothing but a token is known, and for who asks. Never a storm: one question per
-//! user at a time, whoever waits shares the answer; a shortest time between questions over all users; a back-off per
-//! user, and a breaker for the endpoint. A profile is a snapshot: an event that lands meanwhile wins.
+//! In the background for a user of whom only a token is user, and on demand. The load on Kinde is bounded: one request
+//! per user at a time, shared by all callers; a shortest time between requests over all users; a back-off per user; a
+//! circuit breaker for the endpoint. A profile is a snapshot: an event that arrives meanwhile has the higher version.
 //!
-//! Who waits has a deadline; a question that was begun goes on without them, so that its outcome counts whoever leaves.
+//! Callers have a deadline; a request that was sent continues without them, so that its result is stored.
 
 use std::{
     sync::{Arc, Mutex as Lock, PoisonError},
@@ -34,29 +34,29 @@ use super::{
 };
 use crate::problem::chain;
 
-/// Users who may wait to be filled in; others are by their next request.
-const WAITING: usize = 4096;
-/// The longest wait for a turn to ask.
-const TURN: Duration = Duration::from_secs(1);
-/// The longest time in which a user is not asked for again after failures, and nobody is after Kinde said "not before".
-const LONGEST_PAUSE: Duration = Duration::from_mins(5);
+/// Capacity of the background queue. Users above it are queued by their next request.
+const QUEUE_CAPACITY: usize = 4096;
+/// Longest wait for the next free request slot.
+const MAX_SLOT_WAIT: Duration = Duration::from_secs(1);
+/// Longest back-off of one user after failures, and of all users after a `429` with a reset time.
+const MAX_PAUSE: Duration = Duration::from_mins(5);
 
-/// What became of a refresh.
+/// Outcome of a refresh.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum RefreshOutcome {
-    /// Kinde answered, and it is stored.
+    /// Kinde answered, and the profile is stored.
     Now,
-    /// That was done a moment ago.
+    /// The last refresh is recent enough.
     Recently,
-    /// Kinde does not take the token: the user is suspended or gone there, or the token was revoked.
+    /// Kinde rejected the token: the user is suspended or deleted there, or the token was revoked.
     Refused,
-    /// Kinde or the store did not answer in time: the document is as it was.
+    /// Kinde or the store did not response in time: the document did not change.
     Unavailable,
 }
 
 impl RefreshOutcome {
-    /// A word for programs.
+    /// Returns the value of the header `x-kinsync-profile`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Now => "refreshed",
@@ -67,10 +67,10 @@ impl RefreshOutcome {
     }
 }
 
-/// A user of whom nothing but this token is known. The token is a credential: it is in memory only, and not shown.
+/// A user of whom only this token is user. The token is a credential: it stays in memory and is not logged.
 pub(super) struct ProfileRequest {
     token: Arc<AccessToken>,
-    sent: String,
+    raw: String,
 }
 
 impl std::fmt::Debug for ProfileRequest {
@@ -85,29 +85,28 @@ struct Shared {
     clients: Vec<(String, ProfileClient)>,
     users: Arc<Users>,
     breaker: Breaker,
-    bare: mpsc::Sender<ProfileRequest>,
-    histories: Cache<String, Arc<Mutex<RefreshState>>>,
+    queued: mpsc::Sender<ProfileRequest>,
+    states: Cache<String, Arc<Mutex<RefreshState>>>,
     spacing: Duration,
-    next_turn: Lock<Instant>,
+    next_slot: Lock<Instant>,
     min_age: Duration,
     max_age: Duration,
     deadline: Duration,
-    questions: TaskTracker,
+    tasks: TaskTracker,
 }
 
-/// How it went with one user. Whoever asks holds it, so that others wait and share.
+/// State of one user's refreshes. A caller holds the lock while it requests, so that others share the result.
 #[derive(Default)]
 struct RefreshState {
     refreshed_at: Option<Instant>,
-    /// Refreshes in a row after which Kinde could still tell more: a profile that is older than an event of the same
-    /// moment does not confirm it.
+    /// Consecutive refreshes that left the user unconfirmed: a profile with a lower version than an event of the same
+    /// time does not confirm it.
     unconfirmed: u32,
     failures: u32,
     not_before: Option<Instant>,
-    /// The `exp` of the token that Kinde did not take: a newer one is tried at once.
+    /// The `exp` of the token that Kinde rejected: a newer token is tried at once.
     refused: Option<Timestamp>,
-    /// Waits to be filled in.
-    is_wanted: bool,
+    is_queued: bool,
 }
 
 impl RefreshState {
@@ -125,9 +124,9 @@ impl RefreshState {
         *self = Self { refreshed_at: Some(Instant::now()), unconfirmed, ..Self::default() };
     }
 
-    /// How old a profile of this user may be when nobody insists: soon asked for again while it does not confirm the
-    /// user, less and less often.
-    fn enough(&self, min_age: Duration, max_age: Duration) -> Duration {
+    /// Age from which a profile is requested again in the background. Starts at `min_age` for an unconfirmed user and
+    /// doubles with each refresh that leaves it unconfirmed.
+    fn background_age(&self, min_age: Duration, max_age: Duration) -> Duration {
         match self.unconfirmed {
             0 => max_age,
             n => (min_age * 2_u32.pow(n.min(16))).min(max_age),
@@ -135,7 +134,7 @@ impl RefreshState {
     }
 
     fn failed(&mut self) {
-        let pause = Duration::from_secs(1 << self.failures.min(9)).min(LONGEST_PAUSE);
+        let pause = Duration::from_secs(1 << self.failures.min(9)).min(MAX_PAUSE);
         self.failures = self.failures.saturating_add(1);
         self.not_before = Some(Instant::now() + pause);
         self.refused = None;
@@ -148,64 +147,64 @@ impl Profiles {
         users: Arc<Users>,
         config: &Config,
     ) -> (Self, mpsc::Receiver<ProfileRequest>) {
-        let (bare, receiver) = mpsc::channel(WAITING);
+        let (queued, receiver) = mpsc::channel(QUEUE_CAPACITY);
         let shared = Shared {
             clients,
             users,
-            breaker: Breaker::new("kinde_profile", breaker::Config::default()),
-            bare,
-            histories: Cache::new(config.cached_users.max(1)),
+            breaker: Breaker::new("kinde_account_api", "authenticator", breaker::Config::default()),
+            queued,
+            states: Cache::new(config.cached_users.max(1)),
             spacing: config.profile_spacing,
-            next_turn: Lock::new(Instant::now()),
+            next_slot: Lock::new(Instant::now()),
             min_age: config.profile_min_age,
             max_age: config.profile_max_age,
             deadline: config.profile_deadline,
-            questions: TaskTracker::new(),
+            tasks: TaskTracker::new(),
         };
         (Self(Arc::new(shared)), receiver)
     }
 
-    /// Fills in this user in the background, unless that is being done or was tried a moment ago.
-    pub(super) fn want(&self, token: &Arc<AccessToken>, sent: &str) {
-        let history = self.0.history(&token.subject);
-        // Held: somebody is asking.
-        let Ok(mut history) = history.try_lock() else { return };
-        let enough = history.enough(self.0.min_age, self.0.max_age);
-        if !history.is_wanted && !history.must_wait(token) && !history.is_recent(enough) {
-            let bare = ProfileRequest { token: Arc::clone(token), sent: sent.to_owned() };
-            history.is_wanted = self.0.bare.try_send(bare).is_ok();
+    /// Queues a background request for this user, unless one is queued, running or recent.
+    pub(super) fn request(&self, token: &Arc<AccessToken>, raw: &str) {
+        let state = self.0.state(&token.subject);
+        // The lock is held while a request runs.
+        let Ok(mut state) = state.try_lock() else { return };
+        let max_age = state.background_age(self.0.min_age, self.0.max_age);
+        if !state.is_queued && !state.must_wait(token) && !state.is_recent(max_age) {
+            let queued = ProfileRequest { token: Arc::clone(token), raw: raw.to_owned() };
+            state.is_queued = self.0.queued.try_send(queued).is_ok();
         }
     }
 
-    /// Fills users in until told to stop.
-    pub(super) async fn run(&self, bare: mpsc::Receiver<ProfileRequest>, stop: &CancellationToken) {
-        let bare = Mutex::new(bare);
+    /// Runs the queued requests until the token is cancelled.
+    pub(super) async fn run(&self, queued: mpsc::Receiver<ProfileRequest>, stop: &CancellationToken) {
+        let queued = Mutex::new(queued);
         let lane = async || {
-            let next = async || bare.lock().await.recv().await;
-            while let Some(Some(ProfileRequest { token, sent })) = stop.run_until_cancelled(next()).await {
-                let history = self.0.history(&token.subject);
-                let mut history = history.lock().await;
-                history.is_wanted = false;
-                let enough = history.enough(self.0.min_age, self.0.max_age);
-                drop(history);
-                // A webhook may have come first.
-                if self.0.users.peek(&token.subject).is_none_or(|known| known.is_unconfirmed) {
-                    stop.run_until_cancelled(self.refresh(&token, &sent, enough)).await;
+            let next = async || queued.lock().await.recv().await;
+            while let Some(Some(ProfileRequest { token, raw })) = stop.run_until_cancelled(next()).await {
+                let state = self.0.state(&token.subject);
+                let mut state = state.lock().await;
+                state.is_queued = false;
+                let max_age = state.background_age(self.0.min_age, self.0.max_age);
+                drop(state);
+                // A webhook may have confirmed the user since.
+                if self.0.users.peek(&token.subject).is_none_or(|user| user.is_unconfirmed) {
+                    stop.run_until_cancelled(self.refresh(&token, &raw, max_age)).await;
                 }
             }
         };
         tokio::join!(lane(), lane(), lane(), lane());
     }
 
-    /// Asks Kinde, unless it answered less than `max_age` ago, and stores what it says. Waits for the deadline at
-    /// most. Cancel safe: what was asked is stored all the same.
+    /// Requests the profile, unless the last one is younger than `max_age`, and stores it. Waits for the deadline at
+    /// most. Cancel safe: the result of a request that was sent is still stored.
     pub(super) async fn refresh(
         &self,
         token: &Arc<AccessToken>,
-        sent: &str,
+        raw: &str,
         max_age: Duration,
     ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
-        let refresh = Arc::clone(&self.0).refresh(token, sent, max_age);
+        let refresh = Arc::clone(&self.0).refresh(token, raw, max_age);
         timeout(self.0.deadline, refresh).await.unwrap_or((RefreshOutcome::Unavailable, None))
     }
 }
@@ -214,62 +213,64 @@ impl Shared {
     async fn refresh(
         self: Arc<Self>,
         token: &Arc<AccessToken>,
-        sent: &str,
+        raw: &str,
         max_age: Duration,
     ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
-        let history = self.history(&token.subject).lock_owned().await;
-        if history.is_recent(max_age) {
+        let state = self.state(&token.subject).lock_owned().await;
+        if state.is_recent(max_age) {
             return (RefreshOutcome::Recently, self.users.peek(&token.subject));
         }
-        // Not to ask is no failure of this user, and what cannot be stored is not asked for.
-        if history.must_wait(token) || !self.users.are_reachable() || !self.may_ask().await {
+        // Skipping the request is not counted as a failure. A profile that cannot be stored is not requested.
+        if state.must_wait(token) || !self.users.is_store_reachable() || !self.acquire_slot().await {
             return (RefreshOutcome::Unavailable, None);
         }
-        let (token, sent) = (Arc::clone(token), sent.to_owned());
-        let question = Arc::clone(&self).question(history, token, sent);
-        self.questions.spawn(question).await.unwrap_or((RefreshOutcome::Unavailable, None))
+        let (token, raw) = (Arc::clone(token), raw.to_owned());
+        let fetch_and_store = Arc::clone(&self).fetch_and_store(state, token, raw);
+        self.tasks.spawn(fetch_and_store).await.unwrap_or((RefreshOutcome::Unavailable, None))
     }
 
-    /// Runs to its end on a task of its own; bounded by the client's deadline and the store's.
-    async fn question(
+    /// Runs on its own task to its end, bounded by the deadlines of the HTTP client and of the store.
+    async fn fetch_and_store(
         self: Arc<Self>,
-        mut history: OwnedMutexGuard<RefreshState>,
+        mut state: OwnedMutexGuard<RefreshState>,
         token: Arc<AccessToken>,
-        sent: String,
+        raw: String,
     ) -> (RefreshOutcome, Option<Arc<CachedUser>>) {
-        let told = match self.ask(&token, &sent).await {
-            Ok(answer) => observation(answer),
-            Err(refreshed) => {
-                history.failed();
-                history.refused = (refreshed == RefreshOutcome::Refused).then_some(token.expires_at);
-                return (refreshed, None);
+        let observation = match self.fetch(&token, &raw).await {
+            Ok(response) => observation(response),
+            Err(outcome) => {
+                state.failed();
+                state.refused = (outcome == RefreshOutcome::Refused).then_some(token.expires_at);
+                return (outcome, None);
             }
         };
-        let Some(told) = told else { return (RefreshOutcome::Unavailable, None) };
-        // Kinde answered: that the store does not is seen by its own breaker.
-        let Some(known) = self.users.tell(told).await else { return (RefreshOutcome::Unavailable, None) };
-        history.succeeded(known.is_unconfirmed);
-        (RefreshOutcome::Now, Some(known))
+        let Some(observation) = observation else { return (RefreshOutcome::Unavailable, None) };
+        // A failure of the store is counted by its own breaker.
+        let Some(user) = self.users.apply(observation).await else {
+            return (RefreshOutcome::Unavailable, None);
+        };
+        state.succeeded(user.is_unconfirmed);
+        (RefreshOutcome::Now, Some(user))
     }
 
-    async fn ask(
+    async fn fetch(
         &self,
         token: &AccessToken,
-        sent: &str,
+        raw: &str,
     ) -> Result<kinde::Response<UserProfile>, RefreshOutcome> {
         let client = self.clients.iter().find(|(issuer, _)| *issuer == token.issuer);
         let (_, client) = client.ok_or(RefreshOutcome::Unavailable)?;
-        let error = match client.user_profile(sent).await {
-            Ok(answer) => {
+        let error = match client.user_profile(raw).await {
+            Ok(response) => {
                 self.breaker.succeeded();
-                let is_own = answer.value.id == token.subject;
+                let is_own = response.value.id == token.subject;
                 if !is_own {
                     tracing::error!(
                         user = token.subject,
-                        "the profile of another user was answered; it is not used"
+                        "the response holds the profile of another user; it is not used"
                     );
                 }
-                return is_own.then_some(answer).ok_or(RefreshOutcome::Unavailable);
+                return is_own.then_some(response).ok_or(RefreshOutcome::Unavailable);
             }
             Err(error) => error,
         };
@@ -277,7 +278,7 @@ impl Shared {
         if let account::Error::RateLimited { retry_after: Some(reset) } = error {
             self.pause(reset);
         }
-        // An answer that is odd for one user says nothing of the others.
+        // A permanent error concerns this user only.
         if error.is_transient() {
             self.breaker.failed(&error);
         } else {
@@ -287,43 +288,42 @@ impl Shared {
         Err(if is_refused { RefreshOutcome::Refused } else { RefreshOutcome::Unavailable })
     }
 
-    /// Waits for the next turn, if it comes soon and Kinde is not known to be away.
-    async fn may_ask(&self) -> bool {
-        let Some(turn) = self.take_turn() else { return false };
-        sleep_until(turn).await;
+    /// Waits for the next request slot. Returns whether one is free soon and the breaker lets the call through.
+    async fn acquire_slot(&self) -> bool {
+        let Some(slot) = self.take_slot() else { return false };
+        sleep_until(slot).await;
         self.breaker.try_ready()
     }
 
-    fn take_turn(&self) -> Option<Instant> {
-        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take_slot(&self) -> Option<Instant> {
+        let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let turn = now.max(*next);
-        (turn <= now + TURN).then(|| {
-            *next = turn + self.spacing;
-            turn
+        let slot = now.max(*next);
+        (slot <= now + MAX_SLOT_WAIT).then(|| {
+            *next = slot + self.spacing;
+            slot
         })
     }
 
-    /// Kinde said when it will answer again.
+    /// Delays all requests until the reset time of a `429`.
     fn pause(&self, reset: Duration) {
-        let mut next = self.next_turn.lock().unwrap_or_else(PoisonError::into_inner);
-        *next = (*next).max(Instant::now() + reset.min(LONGEST_PAUSE));
+        let mut next = self.next_slot.lock().unwrap_or_else(PoisonError::into_inner);
+        *next = (*next).max(Instant::now() + reset.min(MAX_PAUSE));
     }
 
-    fn history(&self, user: &str) -> Arc<Mutex<RefreshState>> {
-        let made =
-            self.histories.get_or_insert_with::<_, std::convert::Infallible>(user, || Ok(Arc::default()));
+    fn state(&self, user: &str) -> Arc<Mutex<RefreshState>> {
+        let made = self.states.get_or_insert_with::<_, std::convert::Infallible>(user, || Ok(Arc::default()));
         match made {
-            Ok(history) => history,
+            Ok(state) => state,
             Err(never) => match never {},
         }
     }
 }
 
-/// What a profile says. Its version is the time at which it was asked for.
-fn observation(answer: kinde::Response<UserProfile>) -> Option<Observation> {
-    let user = UserId::parse(&answer.value.id).ok()?;
-    let told = snapshot::of_profile(answer.value);
-    let version = snapshot::version(snapshot::sent_at(&answer.timing), &told);
-    Some(Observation { user, version, source: Source::Profile, what: What::Fields(told) })
+/// Converts a profile to an observation. Its version is the time at which the request was sent.
+fn observation(response: kinde::Response<UserProfile>) -> Option<Observation> {
+    let user = UserId::parse(&response.value.id).ok()?;
+    let profile = snapshot::of_profile(response.value);
+    let version = snapshot::version(snapshot::sent_at(&response.timing), &profile);
+    Some(Observation { user, version, source: Source::Profile, what: What::Fields(profile) })
 }

@@ -1,18 +1,17 @@
-//! The token of a request: one `Authorization: Bearer …`, and nothing else. A token in the address would be logged, and
-//! one in a cookie would be sent by other sites.
+//! Finds the access token of a request: one `Authorization: Bearer …` header or, where the application enables it, a
+//! cookie. A token in the URL is not accepted, because URLs are logged.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 
-use super::count_refusal;
 use crate::problem::{NO_TOKEN, Problem};
 
-/// The token as sent, not verified.
-pub(super) fn of(headers: &HeaderMap) -> Result<&str, Problem> {
-    let mut all = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = all.next() else {
-        return Err(refuse(NO_TOKEN, "send `Authorization: Bearer <access token>`"));
+/// Returns the token as sent, not verified. The cookie is used only without an `Authorization` header.
+pub(super) fn find<'a>(headers: &'a HeaderMap, cookie: Option<&str>) -> Result<&'a str, Problem> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(value) = values.next() else {
+        return cookie.map_or_else(|| Err(no_token()), |name| in_cookie(headers, name));
     };
-    if all.next().is_some() {
+    if values.next().is_some() {
         return Err(refuse("several_tokens", "there is more than one `Authorization` header"));
     }
     bearer(value.as_bytes()).ok_or_else(|| {
@@ -20,32 +19,61 @@ pub(super) fn of(headers: &HeaderMap) -> Result<&str, Problem> {
     })
 }
 
-/// The scheme is case-insensitive (RFC 9110 section 11.1).
+/// Parses `Bearer <token>`; the scheme is case-insensitive (RFC 9110 section 11.1).
 fn bearer(value: &[u8]) -> Option<&str> {
     let (scheme, token) = value.split_at_checked(7)?;
     let token = std::str::from_utf8(token).ok()?.trim_ascii();
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
 }
 
+/// Two cookies of one name are refused: another host of the same site may have set one of them.
+fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Problem> {
+    let pairs = headers.get_all(header::COOKIE).iter().filter_map(as_text).flat_map(|line| line.split(';'));
+    let mut values = pairs.filter_map(|pair| pair.trim_ascii().split_once('=')).filter(|pair| pair.0 == name);
+    let Some((_, value)) = values.next() else { return Err(no_token()) };
+    if values.next().is_some() {
+        return Err(refuse("several_tokens", "there is more than one cookie with an access token"));
+    }
+    let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+    if value.is_empty() { Err(no_token()) } else { Ok(value) }
+}
+
+fn as_text(value: &HeaderValue) -> Option<&str> {
+    value.to_str().ok()
+}
+
+fn no_token() -> Problem {
+    refuse(NO_TOKEN, "send `Authorization: Bearer <access token>`")
+}
+
 fn refuse(reason: &'static str, detail: &str) -> Problem {
-    count_refusal(reason);
     Problem::Unauthenticated { reason, detail: detail.to_owned() }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
+    fn check(
+        lines: &[(HeaderName, &'static str)],
+        cookie: Option<&str>,
+        expect: std::result::Result<&str, &str>,
+    ) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let reason = |problem: Problem| problem.reason().expect("each refusal has one");
+        assert_eq!(find(&headers, cookie).map_err(reason), expect, "{lines:?}");
+    }
+
     #[test]
-    fn exactly_one_bearer_token_is_taken() {
-        let check = |values: &[&'static str], expect: Result<&str, &str>| {
-            let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(header::AUTHORIZATION, http::HeaderValue::from_static(value));
-            }
-            let reason =
-                |problem: Problem| problem.document().reason.expect("each refusal has one").into_owned();
-            assert_eq!(of(&headers).map_err(reason), expect.map_err(str::to_owned), "{values:?}");
+    fn exactly_one_bearer_token_is_accepted() {
+        let check = |values: &[&'static str], expect| {
+            let lines: Vec<_> = values.iter().map(|value| (header::AUTHORIZATION, *value)).collect();
+            check(&lines, None, expect);
         };
         check(&["Bearer abc"], Ok("abc"));
         check(&["bEARER  abc "], Ok("abc"));
@@ -54,5 +82,23 @@ mod tests {
         check(&["Bearer"], Err("not_a_bearer_token"));
         check(&["Basic abc"], Err("not_a_bearer_token"));
         check(&["Bearer a", "Bearer b"], Err("several_tokens"));
+    }
+
+    #[test]
+    fn a_cookie_is_read_only_when_it_is_named_and_no_authorization_is_sent() {
+        let cookies = |values: &[&'static str], expect| {
+            let lines: Vec<_> = values.iter().map(|value| (header::COOKIE, *value)).collect();
+            check(&lines, Some("token"), expect);
+        };
+        cookies(&["token=abc"], Ok("abc"));
+        cookies(&["a=b; token=abc; c=d"], Ok("abc"));
+        cookies(&["a=b", "token=\"abc\""], Ok("abc"));
+        cookies(&["Token=abc; xtoken=abc; token"], Err("no_token"));
+        cookies(&["token="], Err("no_token"));
+        cookies(&["token=a; token=b"], Err("several_tokens"));
+        cookies(&["token=a", "token=b"], Err("several_tokens"));
+        check(&[(header::COOKIE, "token=abc")], None, Err("no_token"));
+        let both = [(header::COOKIE, "token=abc"), (header::AUTHORIZATION, "Basic x")];
+        check(&both, Some("token"), Err("not_a_bearer_token"));
     }
 }

@@ -1,7 +1,7 @@
-//! Users as requests see them: a bounded cache in front of loads that share calls of the store.
+//! Users for requests: a bounded cache in front of loads that share calls of the store.
 //!
-//! A user who is missing is made through the one door, with the lowest version, so any number of processes may do it
-//! at once. Who asks waits for its own deadline only; the load goes on and serves the next request.
+//! A missing user is created through `apply` with the lowest version, so that any number of processes may do it at the
+//! same time. A request waits for its own deadline only; the load continues and serves the next request.
 
 use std::{
     collections::HashMap,
@@ -21,6 +21,7 @@ use kinsync_engine::{
     sighting::Sighting,
     store::{Error, Row, Store},
 };
+use metrics::Counter;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
@@ -31,28 +32,28 @@ use tokio_util::sync::CancellationToken;
 use super::{Config, claims::Claims};
 use crate::document::Json;
 
-/// Users for whom requests wait, in one load.
+/// Users per load while requests wait for them.
 const BATCH: usize = 256;
-/// Users for whom nobody waits, in one load.
-const GATHERED: usize = 4096;
-/// Users that may wait to be loaded; more are degraded at once.
-const WAITING: usize = 16_384;
-/// How long users for whom nobody waits gather: one load of many costs the store a fraction of many loads.
-const GATHER: Duration = Duration::from_millis(50);
-/// Calls of the store for more than this are failures. Longer than any request waits: what is being made is finished.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Users per background reload.
+const RELOAD_BATCH: usize = 4096;
+/// Capacity of each load queue. Requests above it are degraded at once.
+const QUEUE_CAPACITY: usize = 16_384;
+/// Time to collect background reloads: one call for many users costs the store a fraction of many calls.
+const COLLECT: Duration = Duration::from_millis(50);
+/// Longest time for a call of the store. Longer than any request waits, so that a creation is not cut off.
+const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// A user as stored a moment ago.
+/// A user as loaded from the store.
 pub(crate) struct CachedUser {
     pub(crate) document: Arc<UserDocument>,
-    /// Made when first asked for.
+    /// Serialized on first use.
     json: OnceLock<Json>,
-    /// Here too, so that a usual request need not touch the document.
+    /// A copy, so that a usual request does not touch the document.
     pub(super) last_seen_at: Option<Micros>,
-    /// Why the user may not go on.
+    /// `deleted` or `suspended`: the reason to reject requests.
     pub(super) refused: Option<&'static str>,
-    /// Whether Kinde's profile endpoint can tell more: nothing but tokens and sign-ins has told of the user, or
-    /// somebody else's row shows the address, which is given up if it is verified to be this user's.
+    /// Whether Kinde's profile endpoint has more to say: only tokens and sign-ins are known of the user, or another user
+    /// has the email address, which changes owner if Kinde has verified it for this user.
     pub(super) is_unconfirmed: bool,
 }
 
@@ -64,8 +65,8 @@ impl CachedUser {
             () if document.is_suspended => Some("suspended"),
             () => None,
         };
-        let is_contested = document.email_conflict.is_some() && !row.state.has_verified_email();
-        let is_unconfirmed = row.state.has_no_kinde_fields() || is_contested;
+        let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();
+        let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
         let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
         Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed })
     }
@@ -75,36 +76,10 @@ impl CachedUser {
     }
 
     /// Whether a request would see no difference.
-    fn says_the_same_as(&self, other: &Self) -> bool {
-        let parts = |known: &Self| (known.refused, known.is_unconfirmed);
-        parts(self) == parts(other) && self.document == other.document
+    fn is_equivalent_to(&self, other: &Self) -> bool {
+        let flags = |user: &Self| (user.refused, user.is_unconfirmed);
+        flags(self) == flags(other) && self.document == other.document
     }
-}
-
-/// What is known of a user at the time of a request.
-pub(super) enum CacheLookup {
-    /// As the store has it, or had it less than `stale_after` ago.
-    Fresh(Arc<CachedUser>),
-    /// The store does not answer; this is what it said before.
-    Stale(Arc<CachedUser>),
-    /// The store does not answer, and nothing is known.
-    Miss,
-}
-
-struct Entry {
-    known: Arc<CachedUser>,
-    /// Before the load began: what it missed cannot be older.
-    asked_at: Instant,
-    refreshing: AtomicBool,
-}
-
-/// Somebody wants to know this user.
-#[derive(Debug)]
-struct LoadRequest {
-    user: UserId,
-    token: Arc<AccessToken>,
-    /// Dropped unanswered when the store did not answer.
-    answer: Option<oneshot::Sender<Arc<CachedUser>>>,
 }
 
 impl std::fmt::Debug for CachedUser {
@@ -113,31 +88,64 @@ impl std::fmt::Debug for CachedUser {
     }
 }
 
+/// Result of a lookup for a request.
+pub(super) enum CacheLookup {
+    /// As stored less than `stale_after` ago.
+    Fresh(Arc<CachedUser>),
+    /// The store did not answer in time; the last loaded value.
+    Stale(Arc<CachedUser>),
+    /// The store did not answer in time, and the cache has no value.
+    Miss,
+}
+
+struct Entry {
+    user: Arc<CachedUser>,
+    /// Time before the load began: changes that it missed are later.
+    loaded_at: Instant,
+    reloading: AtomicBool,
+}
+
+impl Entry {
+    fn new(user: Arc<CachedUser>, loaded_at: Instant) -> Arc<Self> {
+        Arc::new(Self { user, loaded_at, reloading: AtomicBool::new(false) })
+    }
+}
+
+/// A request to load one user.
+#[derive(Debug)]
+struct LoadRequest {
+    user: UserId,
+    token: Arc<AccessToken>,
+    /// Receives the user; dropped if the store does not answer.
+    reply: Option<oneshot::Sender<Arc<CachedUser>>>,
+}
+
 pub(super) struct Users {
     store: Arc<dyn Store>,
     breaker: Breaker,
     claims: Arc<dyn Claims>,
     clock: Clock,
+    created: Counter,
     cache: Cache<Arc<str>, Arc<Entry>>,
-    wanted: mpsc::Sender<LoadRequest>,
-    aged: mpsc::Sender<LoadRequest>,
+    loads: mpsc::Sender<LoadRequest>,
+    reloads: mpsc::Sender<LoadRequest>,
     refresh_after: Duration,
     stale_after: Duration,
 }
 
-/// Who is to be loaded.
+/// The queues of pending loads.
 #[derive(Debug)]
 pub(super) struct LoadQueues {
-    /// For requests that wait.
-    wanted: mpsc::Receiver<LoadRequest>,
-    /// Still fresh enough to be served, but not for long.
-    aged: mpsc::Receiver<LoadRequest>,
+    /// Loads that requests wait for.
+    loads: mpsc::Receiver<LoadRequest>,
+    /// Background reloads of cached users.
+    reloads: mpsc::Receiver<LoadRequest>,
 }
 
-/// All who wait for one user in a batch.
+/// All requests that wait for one user of a batch.
 struct Waiters {
     token: Arc<AccessToken>,
-    answers: Vec<oneshot::Sender<Arc<CachedUser>>>,
+    replies: Vec<oneshot::Sender<Arc<CachedUser>>>,
 }
 
 impl Users {
@@ -145,209 +153,209 @@ impl Users {
         store: Arc<dyn Store>,
         claims: Arc<dyn Claims>,
         clock: Clock,
+        created: Counter,
         config: &Config,
     ) -> (Self, LoadQueues) {
-        let (wanted, waiting) = mpsc::channel(WAITING);
-        let (aged, aging) = mpsc::channel(WAITING);
-        // Requests come back to a store sooner than the projector does: a probe costs one call.
-        let probing = breaker::Config {
+        let (loads, pending_loads) = mpsc::channel(QUEUE_CAPACITY);
+        let (reloads, pending_reloads) = mpsc::channel(QUEUE_CAPACITY);
+        // Shorter pauses than the projector has: a probe costs one call, and requests wait for its outcome.
+        let breaker = breaker::Config {
             max_pause: Duration::from_secs(1),
-            probe_deadline: PATIENCE,
+            probe_deadline: CALL_DEADLINE,
             ..breaker::Config::default()
         };
         let users = Self {
             store,
-            breaker: Breaker::new("store_login", probing),
+            breaker: Breaker::new("store", "authenticator", breaker),
             claims,
             clock,
+            created,
             cache: Cache::new(config.cached_users.max(1)),
-            wanted,
-            aged,
+            loads,
+            reloads,
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
         };
-        (users, LoadQueues { wanted: waiting, aged: aging })
+        (users, LoadQueues { loads: pending_loads, reloads: pending_reloads })
     }
 
     pub(super) fn breaker(&self) -> &Breaker {
         &self.breaker
     }
 
-    /// The user of a token; made, if the store does not have it. Waits for the deadline at most. Cancel safe.
-    pub(super) async fn find(&self, token: &Arc<AccessToken>, deadline: Duration) -> CacheLookup {
+    /// Returns the user of a token, created if the store does not have it. Waits for the deadline at most. Cancel safe.
+    pub(super) async fn lookup(&self, token: &Arc<AccessToken>, deadline: Duration) -> CacheLookup {
         let entry = self.cache.get(token.subject.as_str());
         if let Some(entry) = &entry {
-            let age = entry.asked_at.elapsed();
+            let age = entry.loaded_at.elapsed();
             if age < self.stale_after {
-                if age >= self.refresh_after && !entry.refreshing.swap(true, Relaxed) {
-                    self.want(token, None);
+                if age >= self.refresh_after && !entry.reloading.swap(true, Relaxed) {
+                    self.request_load(token, None);
                 }
-                return CacheLookup::Fresh(Arc::clone(&entry.known));
+                return CacheLookup::Fresh(Arc::clone(&entry.user));
             }
         }
-        let (answer, answered) = oneshot::channel();
-        self.want(token, Some(answer));
-        match (timeout(deadline, answered).await, entry) {
-            (Ok(Ok(known)), _) => CacheLookup::Fresh(known),
-            (_, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.known)),
+        let (reply, loaded) = oneshot::channel();
+        self.request_load(token, Some(reply));
+        match (timeout(deadline, loaded).await, entry) {
+            (Ok(Ok(user)), _) => CacheLookup::Fresh(user),
+            (_, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.user)),
             (_, None) => CacheLookup::Miss,
         }
     }
 
-    /// What is in memory of this user, however old.
+    /// Returns the cached user, however old.
     pub(super) fn peek(&self, user: &str) -> Option<Arc<CachedUser>> {
-        self.cache.peek(user).map(|entry| Arc::clone(&entry.known))
+        self.cache.peek(user).map(|entry| Arc::clone(&entry.user))
     }
 
-    /// Whether the store is not known to be away.
-    pub(super) fn are_reachable(&self) -> bool {
+    /// Whether the breaker lets calls of the store through.
+    pub(super) fn is_store_reachable(&self) -> bool {
         self.breaker.state() != breaker::State::Open
     }
 
-    /// Joins what was learned of one user into the store, and answers the user as stored then.
-    pub(super) async fn tell(&self, told: Observation) -> Option<Arc<CachedUser>> {
+    /// Applies an observation of one user and returns the user as stored; `None` if the store did not answer.
+    pub(super) async fn apply(&self, observation: Observation) -> Option<Arc<CachedUser>> {
         if !self.breaker.try_ready() {
             return None;
         }
-        match timeout(PATIENCE, self.join(told)).await {
-            Ok(Ok(known)) => {
+        match timeout(CALL_DEADLINE, self.apply_and_load(observation)).await {
+            Ok(Ok(user)) => {
                 self.breaker.succeeded();
-                return known;
+                return user;
             }
             Ok(Err(error)) => self.breaker.failed(&error),
-            Err(passed) => self.breaker.failed(&passed),
+            Err(elapsed) => self.breaker.failed(&elapsed),
         }
         None
     }
 
-    async fn join(&self, told: Observation) -> Result<Option<Arc<CachedUser>>, Error> {
-        let user = told.user.clone();
-        apply(&*self.store, [told], self.clock.now()).await?;
-        let asked_at = Instant::now();
+    async fn apply_and_load(&self, observation: Observation) -> Result<Option<Arc<CachedUser>>, Error> {
+        let user = observation.user.clone();
+        apply(&*self.store, [observation], self.clock.now()).await?;
+        let loaded_at = Instant::now();
         let row = self.store.load(&[user]).await?.pop().flatten();
-        Ok(row.map(|row| self.remember(&row, asked_at)))
+        Ok(row.map(|row| self.remember(&row, loaded_at)))
     }
 
     fn existence(&self, user: &UserId, token: &AccessToken, now: Micros) -> Observation {
         Sighting { user: user.clone(), profile: self.claims.profile(token), seen_at: now }.existence()
     }
 
-    fn want(&self, token: &Arc<AccessToken>, answer: Option<oneshot::Sender<Arc<CachedUser>>>) {
+    fn request_load(&self, token: &Arc<AccessToken>, reply: Option<oneshot::Sender<Arc<CachedUser>>>) {
         if let Ok(user) = UserId::parse(&token.subject) {
-            let loads = if answer.is_some() { &self.wanted } else { &self.aged };
-            // Nobody takes it, or too many wait: who waits is degraded, who has aged is wanted again when stale.
-            _ = loads.try_send(LoadRequest { user, token: Arc::clone(token), answer });
+            let queue = if reply.is_some() { &self.loads } else { &self.reloads };
+            // If the queue is full or closed, a waiting request is degraded, and a reload is requested again once stale.
+            _ = queue.try_send(LoadRequest { user, token: Arc::clone(token), reply });
         }
     }
 
-    /// Loads what is wanted until told to stop. A slow call holds up one of the four lanes for requests that wait.
-    pub(super) async fn run(&self, loads: LoadQueues, stop: &CancellationToken) {
-        let (wanted, aged) = (Mutex::new(loads.wanted), Mutex::new(loads.aged));
-        let lane = || self.lane(&wanted, Duration::ZERO, BATCH, stop);
-        tokio::join!(lane(), lane(), lane(), lane(), self.lane(&aged, GATHER, GATHERED, stop));
+    /// Loads users until the token is cancelled. A slow call delays one of the four lanes for waiting requests.
+    pub(super) async fn run(&self, queues: LoadQueues, stop: &CancellationToken) {
+        let (loads, reloads) = (Mutex::new(queues.loads), Mutex::new(queues.reloads));
+        let lane = || self.lane(&loads, Duration::ZERO, BATCH, stop);
+        tokio::join!(lane(), lane(), lane(), lane(), self.lane(&reloads, COLLECT, RELOAD_BATCH, stop));
     }
 
     async fn lane(
         &self,
-        loads: &Mutex<mpsc::Receiver<LoadRequest>>,
-        gather: Duration,
+        queue: &Mutex<mpsc::Receiver<LoadRequest>>,
+        collect: Duration,
         limit: usize,
         stop: &CancellationToken,
     ) {
         let next = async || {
             let mut batch = Vec::new();
-            if !gather.is_zero() {
-                sleep(gather).await;
+            if !collect.is_zero() {
+                sleep(collect).await;
             }
-            loads.lock().await.recv_many(&mut batch, limit).await;
+            queue.lock().await.recv_many(&mut batch, limit).await;
             batch
         };
         while let Some(batch) = stop.run_until_cancelled(next()).await {
             if !self.breaker.try_ready() {
                 continue;
             }
-            match timeout(PATIENCE, self.load(batch)).await {
+            match timeout(CALL_DEADLINE, self.load(batch)).await {
                 Ok(Ok(())) => self.breaker.succeeded(),
                 Ok(Err(error)) => self.breaker.failed(&error),
-                Err(passed) => self.breaker.failed(&passed),
+                Err(elapsed) => self.breaker.failed(&elapsed),
             }
         }
     }
 
-    /// Loads the users of a batch and answers; then makes those who are missing.
+    /// Loads the users of a batch and replies; then creates the missing ones.
     async fn load(&self, batch: Vec<LoadRequest>) -> Result<(), Error> {
-        let mut waiting = by_user(batch);
-        self.answer_stored(&mut waiting).await?;
-        if waiting.is_empty() {
+        let mut waiters = by_user(batch);
+        self.reply_with_stored(&mut waiters).await?;
+        if waiters.is_empty() {
             return Ok(());
         }
-        let (asked_at, now) = (Instant::now(), self.clock.now());
-        let made = waiting.iter().map(|(user, waiting)| self.existence(user, &waiting.token, now));
-        let applied = apply(&*self.store, made, now).await?;
-        metrics::counter!("kinsync_users_created_at_login_total").increment(applied.changed.len() as u64);
+        let (loaded_at, now) = (Instant::now(), self.clock.now());
+        let missing = waiters.iter().map(|(user, waiters)| self.existence(user, &waiters.token, now));
+        let applied = apply(&*self.store, missing, now).await?;
+        self.created.increment(applied.changed.len() as u64);
         for row in &applied.changed {
-            self.answer(row, asked_at, &mut waiting);
+            self.reply(row, loaded_at, &mut waiters);
         }
         for (user, reason) in applied.rejected {
-            tracing::error!(user = user.as_str(), reason, "the store refused a user who signed in");
-            waiting.remove(&user);
+            tracing::error!(user = user.as_str(), reason, "the store rejected the user of a request");
+            waiters.remove(&user);
         }
-        // Somebody else made the others in the meantime.
-        self.answer_stored(&mut waiting).await
+        // Another process has created the others in the meantime.
+        self.reply_with_stored(&mut waiters).await
     }
 
-    async fn answer_stored(&self, waiting: &mut HashMap<UserId, Waiters>) -> Result<(), Error> {
-        if waiting.is_empty() {
+    async fn reply_with_stored(&self, waiters: &mut HashMap<UserId, Waiters>) -> Result<(), Error> {
+        if waiters.is_empty() {
             return Ok(());
         }
-        let asked_at = Instant::now();
-        let ids: Vec<UserId> = waiting.keys().cloned().collect();
+        let loaded_at = Instant::now();
+        let ids: Vec<UserId> = waiters.keys().cloned().collect();
         for row in self.store.load(&ids).await?.iter().flatten() {
-            self.answer(row, asked_at, waiting);
+            self.reply(row, loaded_at, waiters);
         }
         Ok(())
     }
 
-    /// What is now known of this user: the row, unless a load that began later has answered before.
-    fn remember(&self, row: &Row, asked_at: Instant) -> Arc<CachedUser> {
-        let known = CachedUser::of(row);
-        let entry =
-            |known: Arc<CachedUser>| Arc::new(Entry { known, asked_at, refreshing: AtomicBool::new(false) });
-        let update = |_: &Arc<str>, there: &mut Arc<Entry>| {
-            if there.asked_at <= asked_at {
-                // What was made of the document before stays good as long as it is the same.
-                let same = there.known.says_the_same_as(&known);
-                *there = entry(Arc::clone(if same { &there.known } else { &known }));
+    /// Caches a loaded row, unless a load that began later has finished before. Returns the newer user.
+    fn remember(&self, row: &Row, loaded_at: Instant) -> Arc<CachedUser> {
+        let user = CachedUser::of(row);
+        let update = |_: &Arc<str>, cached: &mut Arc<Entry>| {
+            if cached.loaded_at <= loaded_at {
+                // An equivalent user keeps its serialized JSON.
+                let newer = if cached.user.is_equivalent_to(&user) { &cached.user } else { &user };
+                *cached = Entry::new(Arc::clone(newer), loaded_at);
             }
-            EntryAction::Retain(Arc::clone(&there.known))
+            EntryAction::Retain(Arc::clone(&cached.user))
         };
         match self.cache.entry(&Arc::<str>::from(row.id.as_str()), None, update) {
             EntryResult::Retained(newest) => newest,
             EntryResult::Vacant(place) => {
-                // Only a place that was taken from us refuses: then somebody else has answered.
-                _ = place.insert(entry(Arc::clone(&known)));
-                known
+                // Fails only if another load has filled the entry since.
+                _ = place.insert(Entry::new(Arc::clone(&user), loaded_at));
+                user
             }
-            _ => known,
+            _ => user,
         }
     }
 
-    fn answer(&self, row: &Row, asked_at: Instant, waiting: &mut HashMap<UserId, Waiters>) {
-        let known = self.remember(row, asked_at);
-        for answer in waiting.remove(&row.id).into_iter().flat_map(|waiting| waiting.answers) {
-            // Who is gone does not need it.
-            _ = answer.send(Arc::clone(&known));
+    fn reply(&self, row: &Row, loaded_at: Instant, waiters: &mut HashMap<UserId, Waiters>) {
+        let user = self.remember(row, loaded_at);
+        for reply in waiters.remove(&row.id).into_iter().flat_map(|waiters| waiters.replies) {
+            // The request may have ended.
+            _ = reply.send(Arc::clone(&user));
         }
     }
 }
 
 fn by_user(batch: Vec<LoadRequest>) -> HashMap<UserId, Waiters> {
-    let mut waiting: HashMap<UserId, Waiters> = HashMap::with_capacity(batch.len());
-    for LoadRequest { user, token, answer } in batch {
-        let of_user = waiting.entry(user).or_insert_with(|| Waiters { token, answers: Vec::new() });
-        of_user.answers.extend(answer);
+    let mut waiters: HashMap<UserId, Waiters> = HashMap::with_capacity(batch.len());
+    for LoadRequest { user, token, reply } in batch {
+        let of_user = waiters.entry(user).or_insert_with(|| Waiters { token, replies: Vec::new() });
+        of_user.replies.extend(reply);
     }
-    waiting
+    waiters
 }
 
 #[cfg(test)]
@@ -358,11 +366,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_load_that_began_earlier_and_ends_later_does_not_bring_a_deleted_user_back() {
+    async fn a_load_that_began_earlier_and_ends_later_does_not_restore_a_deleted_user() {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
         let claims = Arc::new(super::super::claims::Email);
-        let (users, _loads) = Users::new(store, claims, Clock::system(), &Config::default());
+        let (users, _loads) = Users::new(store, claims, Clock::system(), Counter::noop(), &Config::default());
         let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
         let live = Row::unknown(UserId::parse("kp_ada").unwrap());
         let deletion = Observation {
@@ -373,7 +381,11 @@ mod tests {
         };
         let deleted = Row { state: live.state.clone().observe(&deletion), ..live.clone() };
         assert_eq!(users.remember(&deleted, later).refused, Some("deleted"));
-        assert_eq!(users.remember(&live, earlier).refused, Some("deleted"), "who waits hears the newest");
+        assert_eq!(
+            users.remember(&live, earlier).refused,
+            Some("deleted"),
+            "a waiting request gets the newest value"
+        );
         assert_eq!(users.peek("kp_ada").unwrap().refused, Some("deleted"));
         assert_eq!(users.remember(&live, later + Duration::from_secs(1)).refused, None);
     }

@@ -146,7 +146,7 @@ impl Process {
 
     /// Runs the projector until the queue is empty.
     async fn project(&self) {
-        let breaker = Breaker::new("store", breaker::Config::default());
+        let breaker = Breaker::new("store", "projector", breaker::Config::default());
         let (queue, store) = (Arc::clone(&self.queue), Arc::clone(&self.store));
         let projector = Projector::new(queue, store, breaker, Clock::system(), projector::Config::default());
         let stop = CancellationToken::new();

@@ -9,7 +9,7 @@ use kinsync_engine::store::Store;
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser,
-    authenticator::{Config, RefreshOutcome},
+    authenticator::{Config, Refresh, RefreshOutcome},
 };
 use tokio::time::{Instant, timeout};
 
@@ -28,7 +28,7 @@ async fn authenticate(process: &Process, token: &str) -> CurrentUser {
 
 async fn refresh(process: &Process, token: &str) -> RefreshOutcome {
     let user = authenticate(process, token).await;
-    process.authenticator.refresh(user, &bearer(token), true).await.unwrap().1
+    process.authenticator.refresh(user, &bearer(token), Refresh::Force).await.unwrap().1
 }
 
 fn slow(kinde: &Emulator) {

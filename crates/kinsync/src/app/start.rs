@@ -30,7 +30,7 @@ use crate::{
     http::{
         front::Answer,
         router,
-        server::{Bounds, Server},
+        server::{Limits, Server},
     },
     metrics, random,
 };
@@ -49,7 +49,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let verifier = verifier(&config, tenant.clone())?;
     let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
     let opened = open_store(&config).await?;
-    let breaker = Breaker::new(opened.kind(), kinsync_engine::breaker::Config::default());
+    let breaker = Breaker::new("store", "projector", kinsync_engine::breaker::Config::default());
     let (authenticator, requests) =
         authenticator::open(&config, &key_sets, opened.store(), Arc::clone(&queue), clock.clone())?.unzip();
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
@@ -165,6 +165,8 @@ fn verifier(config: &Config, jwks: Option<Jwks>) -> Result<Verifier, Error> {
 
 fn limits(config: &Config) -> webhook::Config {
     webhook::Config {
+        body_limit: config.http.body_limit,
+        body_budget: config.http.body_budget,
         body_deadline: config.http.body_deadline,
         deadline: config.http.request_deadline,
         ..webhook::Config::default()
@@ -285,15 +287,17 @@ impl Running {
 
 async fn bind(address: SocketAddr, state: &AppState) -> Result<(Server, SocketAddr), Error> {
     let http = &state.config.http;
-    let bounds = Bounds {
+    let limits = Limits {
         max_connections: http.max_connections,
+        max_connections_per_client: http.max_connections_per_client,
+        proxies: http.trusted_proxies.clone(),
         head_deadline: http.head_deadline,
         write_stall: http.head_deadline,
         // The rest is for the projector and the queue.
         grace: http.shutdown_grace.mul_f64(0.6),
     };
     let refused = |source| Error::Listen { address, source: Arc::new(source) };
-    let server = Server::bind(address, bounds).await.map_err(refused)?;
+    let server = Server::bind(address, limits).await.map_err(refused)?;
     let bound = server.address().map_err(refused)?;
     Ok((server, bound))
 }

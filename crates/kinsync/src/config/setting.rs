@@ -424,16 +424,55 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "http.body_limit",
+        env: "KINSYNC_BODY_LIMIT",
+        flag: "body-limit",
+        default: Some("1MiB"),
+        example: "1MiB",
+        help: "Largest body of a delivery; larger ones are answered 413",
+        set: |config, text| put(&mut config.http.body_limit, value::size(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.body_budget",
+        env: "KINSYNC_BODY_BUDGET",
+        flag: "body-budget",
+        default: Some("64MiB"),
+        example: "64MiB",
+        help: "Memory for the bodies of all deliveries in progress, beyond the first 8 KiB of each; above it they are \
+               answered 503",
+        set: |config, text| put(&mut config.http.body_budget, value::size(text)),
+        ..ROW
+    },
+    Setting {
         key: "http.max_connections",
         env: "KINSYNC_MAX_CONNECTIONS",
         flag: "max-connections",
         default: Some("4096"),
         example: "4096",
-        help: "The largest number of open connections; further ones wait until one closes",
-        set: |config, text| {
-            let count = usize::try_from(value::count(text)?).map_err(|_| "is too large")?;
-            put(&mut config.http.max_connections, Ok(count.min(tokio::sync::Semaphore::MAX_PERMITS)))
-        },
+        help: "Open connections; when all are open, the longest idle one is closed for a new one",
+        set: |config, text| put(&mut config.http.max_connections, value::size(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.max_connections_per_client",
+        env: "KINSYNC_MAX_CONNECTIONS_PER_CLIENT",
+        flag: "max-connections-per-client",
+        default: Some("512"),
+        example: "512",
+        help: "Open connections per client address (IPv6: per /64); more are closed at once. Loopback and \
+               KINSYNC_TRUSTED_PROXIES have no such limit",
+        set: |config, text| put(&mut config.http.max_connections_per_client, value::size(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.trusted_proxies",
+        env: "KINSYNC_TRUSTED_PROXIES",
+        flag: "trusted-proxies",
+        example: "10.0.0.0/8,192.168.1.5",
+        help: "Addresses or networks of your reverse proxies, comma separated: they have no limit of connections per \
+               client",
+        set: |config, text| put(&mut config.http.trusted_proxies, value::networks(text)),
         ..ROW
     },
     Setting {

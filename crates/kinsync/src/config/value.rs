@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{LogFormat, QueueKind};
+use crate::http::network::Network;
 
 /// The value, or what is wrong with the text.
 pub type Result<T> = std::result::Result<T, String>;
@@ -82,6 +83,19 @@ pub fn bytes(text: &str) -> Result<u64> {
     };
     let size = count(&text[..digits])?;
     size.checked_mul(unit).ok_or_else(|| "is too large".into())
+}
+
+/// A size in memory, or a number of things: as [`bytes`].
+pub fn size(text: &str) -> Result<usize> {
+    usize::try_from(bytes(text)?).map_err(|_| "is too large".into())
+}
+
+/// Addresses and networks such as `10.0.0.0/8`, comma separated.
+pub fn networks(text: &str) -> Result<Vec<Network>> {
+    list(text)
+        .into_iter()
+        .map(|network| parsed(network, "a list of addresses such as `10.0.0.0/8`"))
+        .collect()
 }
 
 /// An address and a port.

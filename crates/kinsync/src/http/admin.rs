@@ -42,7 +42,7 @@ const KINDE_TIMEOUT: Duration = Duration::from_secs(5);
 /// PendingChecks that a request carries the admin token. Without a configured token every request is refused.
 pub fn authorize(state: &AppState, headers: &HeaderMap) -> Result<()> {
     let Some(expected) = &state.admin_token else {
-        return Err(Problem::Closed { what: "admin routes", opened_by: "KINSYNC_ADMIN_TOKEN" }.into());
+        return Err(Problem::Disabled { what: "admin routes", enabled_by: "KINSYNC_ADMIN_TOKEN" }.into());
     };
     let Some(token) = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes())) else {
         return Err(Problem::NoToken.into());
@@ -228,6 +228,6 @@ fn now(state: &AppState) -> Time {
 }
 
 fn reconciler(state: &AppState) -> Result<&ReconcilerHandle> {
-    let closed = Problem::Closed { what: "scans", opened_by: "KINDE_M2M_CLIENT_ID" };
-    state.reconcile.as_ref().ok_or(Failure::from(closed))
+    let disabled = Problem::Disabled { what: "scans", enabled_by: "KINDE_M2M_CLIENT_ID" };
+    state.reconcile.as_ref().ok_or(Failure::from(disabled))
 }

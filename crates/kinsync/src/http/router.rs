@@ -96,7 +96,7 @@ impl PathRoutes {
             (Audience::User, Some(authenticator)) => {
                 (methods.layer(KinsyncLayer::new(authenticator.clone())), allow)
             }
-            (Audience::User, None) => (any(async || Failure::from(CLOSED)), None),
+            (Audience::User, None) => (any(async || Failure::from(DISABLED)), None),
             _ => (methods.layer(from_fn_with_state(state.config.http.request_deadline, deadline)), allow),
         };
         // The handler of every method is the fallback of the method router, and so is this one.
@@ -117,7 +117,7 @@ impl PathRoutes {
 }
 
 /// What the routes of users answer without a trusted issuer.
-const CLOSED: Problem = Problem::Closed { what: "routes for users", opened_by: "KINDE_DOMAIN" };
+const DISABLED: Problem = Problem::Disabled { what: "routes for users", enabled_by: "KINDE_DOMAIN" };
 
 /// Ends a request that takes too long. The webhook and the routes of users have deadlines of their own.
 async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {

@@ -1,126 +1,199 @@
-//! Accepts connections and gives each its bounds: how many there are, how long a head may take, how long a peer may
-//! not read, how long a shutdown lasts. What is answered is the front's affair.
+//! Accepts connections and limits each: their number, the time for a head, the time that a client may not read, and the
+//! time for a shutdown.
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{server::conn::http1, service::service_fn};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::Either;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
+    io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{front::Answer, stall::Stall, timer::HeadTimer};
+use super::{
+    connections::{Connections, Slot},
+    front::{Answer, Body},
+    network::Network,
+    request_check::{self, MAX_HEAD_BYTES, MAX_HEADERS},
+    stall::Stall,
+    timer::HeadTimer,
+    tracked::Tracked,
+};
 
-/// Heads above this size are answered 431.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
-/// Pauses after a failed accept: descriptors run out and come back.
+/// Pause after a failed accept, for example while the process has no free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time for a connection that is closed for another one to finish a response.
+const EVICTION_GRACE: Duration = Duration::from_millis(250);
+/// The first bytes of HTTP/2 without TLS (RFC 9113 section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+const HTTP2_RESPONSE: &[u8] =
+    b"HTTP/1.1 505 HTTP Version Not Supported\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// The bounds of connections.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// Connections at a time. More wait in the kernel's backlog.
+/// Limits of connections.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open connections. When all are open, the longest idle one is closed for a new one.
     pub max_connections: usize,
-    /// The longest time for the head of a request, from the end of the last one: also for an idle connection.
+    /// Open connections per client address. More are closed when they are accepted.
+    pub max_connections_per_client: usize,
+    /// Networks without a limit per client. Loopback addresses have none either.
+    pub proxies: Vec<Network>,
+    /// Longest time for the head of a request, from the end of the previous one: also for an idle connection.
     pub head_deadline: Duration,
-    /// The longest time for a peer not to read what is written.
+    /// Longest time that a write may make no progress because the client does not read.
     pub write_stall: Duration,
-    /// The longest time for connections to finish after the stop.
+    /// Longest time for connections to finish after the stop.
     pub grace: Duration,
 }
 
-/// A bound socket that does not accept yet.
+/// A bound socket that does not accept connections yet.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
-    bounds: Bounds,
+    limits: Limits,
 }
 
 impl Server {
-    /// Takes the address.
-    pub async fn bind(address: SocketAddr, bounds: Bounds) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, bounds })
+    /// Binds the address.
+    pub async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, limits })
     }
 
-    /// Where it listens: the real port, when 0 was asked for.
+    /// Returns the bound address, with the real port when port 0 was requested.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until told to stop, then lets requests in flight finish, within the grace.
+    /// Serves until the token is cancelled, then lets requests in progress finish, within the grace.
     pub async fn serve(self, front: impl Answer, stop: CancellationToken) {
-        let Self { listener, bounds } = self;
-        let slots = Arc::new(Semaphore::new(bounds.max_connections));
-        let mut connections = JoinSet::new();
-        while let Some((stream, slot)) = stop.run_until_cancelled(accept(&listener, &slots)).await {
-            while connections.try_join_next().is_some() {}
-            // A token of its own: one that all connections wait on is a lock that all of them take.
-            let (front, stop) = (front.clone(), stop.child_token());
-            connections.spawn(async move {
-                if let Err(error) = run(stream, &front, &bounds, stop).await {
-                    tracing::debug!(error = %error, "connection ended early");
+        let Self { listener, limits } = self;
+        let slots = Connections::new(
+            limits.max_connections,
+            limits.max_connections_per_client,
+            limits.proxies.clone(),
+        );
+        let limits = Arc::new(limits);
+        let mut tasks = JoinSet::new();
+        while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
+            while tasks.try_join_next().is_some() {}
+            // A child token: all connections would contend for the lock of a shared one.
+            let (front, limits, stop) = (front.clone(), Arc::clone(&limits), stop.child_token());
+            tasks.spawn(async move {
+                if let Err(error) = serve_connection(stream, &front, &limits, &slot, stop).await {
+                    tracing::debug!(%error, "connection ended early");
                 }
-                drop(slot);
             });
         }
         drop(listener);
-        let finished = async { while connections.join_next().await.is_some() {} };
-        if timeout(bounds.grace, finished).await.is_err() {
-            tracing::warn!("connections did not finish within the grace and are cut");
+        let finished = async { while tasks.join_next().await.is_some() {} };
+        if timeout(limits.grace, finished).await.is_err() {
+            tracing::warn!("connections did not finish within the grace and are closed");
         }
-        connections.shutdown().await;
+        tasks.shutdown().await;
     }
 }
 
-/// Until the peer or the stop ends it; a request in flight is answered.
-async fn run(
+/// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.
+async fn serve_connection(
     stream: TcpStream,
     front: &impl Answer,
-    bounds: &Bounds,
+    limits: &Limits,
+    slot: &Slot,
     stop: CancellationToken,
 ) -> hyper::Result<()> {
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(error = %error, "TCP_NODELAY could not be set");
+        tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let service = service_fn(async |request| Ok::<_, Infallible>(front.answer(request).await));
+    let first = timeout(limits.head_deadline, is_http2(&stream));
+    let is_http2 = tokio::select! {
+        biased;
+        first = first => first,
+        () = stop.cancelled() => return Ok(()),
+        () = slot.evicted() => return Ok(()),
+    };
+    match is_http2 {
+        Ok(true) => {
+            refuse_http2(stream).await;
+            return Ok(());
+        }
+        Ok(false) => {}
+        Err(_) => return Ok(()),
+    }
+    let service = service_fn(async |request| Ok::<_, Infallible>(answer(front, slot, request).await));
     let mut connection = pin!(
         http1::Builder::new()
             .timer(HeadTimer::default())
-            .header_read_timeout(bounds.head_deadline)
+            .header_read_timeout(limits.head_deadline)
             .max_buf_size(MAX_HEAD_BYTES)
-            // Answers are short: to copy one behind its head costs less than to write two pieces.
+            .max_headers(MAX_HEADERS)
+            // Responses are short: copying one behind its head costs less than two writes.
             .writev(false)
-            .serve_connection(TokioIo::new(Stall::new(stream, bounds.write_stall)), service)
+            .serve_connection(TokioIo::new(Stall::new(stream, limits.write_stall)), service)
     );
     tokio::select! {
         biased;
         ended = connection.as_mut() => return ended,
         () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = slot.evicted() => {
+            connection.as_mut().graceful_shutdown();
+            return timeout(EVICTION_GRACE, connection).await.unwrap_or(Ok(()));
+        }
     }
     connection.await
 }
 
-/// The next connection, as soon as there is a slot for it. Cancel safe.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, OwnedSemaphorePermit) {
-    let slot = Arc::clone(slots).acquire_owned().await.expect("the semaphore is never closed");
+async fn answer(front: &impl Answer, slot: &Slot, request: Request<Incoming>) -> Response<Tracked<Body>> {
+    let in_progress = slot.begin_request();
+    let response = match request_check::refusal(&request) {
+        None => front.answer(request).await,
+        Some(problem) => {
+            let mut response = problem.into_response().map(Either::Left);
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            response
+        }
+    };
+    response.map(|body| Tracked::new(body, in_progress))
+}
+
+/// Waits for the first bytes and returns whether they are those of HTTP/2.
+async fn is_http2(stream: &TcpStream) -> bool {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    stream.peek(&mut first).await.is_ok() && first == HTTP2_PREFACE
+}
+
+/// The client may not read the response, so errors are of no use.
+async fn refuse_http2(mut stream: TcpStream) {
+    _ = stream.write_all(HTTP2_RESPONSE).await;
+    _ = stream.shutdown().await;
+}
+
+/// Returns the next connection with its slot. Cancel safe.
+async fn next(listener: &TcpListener, slots: &Arc<Connections>) -> (TcpStream, Slot) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
-            Err(error) if is_of_one_connection(&error) => {}
+            Ok((stream, address)) => {
+                if let Ok(slot) = slots.open(address.ip()).await {
+                    return (stream, slot);
+                }
+                metrics::counter!("kinsync_http_connections_refused_total").increment(1);
+                tracing::debug!(%address, "a client has too many connections: one was closed");
+            }
+            Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(error = %error, "a connection could not be accepted");
+                tracing::warn!(%error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
     }
 }
 
-/// Errors that say something of the peer, not of us.
-fn is_of_one_connection(error: &io::Error) -> bool {
+/// Whether the error is of the connection and not of the listener.
+fn concerns_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{Authenticator, CurrentUser, layer::DEGRADED, problem};
+use kinsync_tower::{Authenticator, CurrentUser, authenticator::Refresh, layer::DEGRADED, problem};
 use serde::Deserialize;
 use utoipa::{IntoParams, openapi::path::OperationBuilder};
 
@@ -85,7 +85,8 @@ pub async fn profile(
     let Some(authenticator) = &state.authenticator else {
         return Err(Failure::from(kinsync_tower::Problem::NoRoute));
     };
-    let (user, refreshed) = authenticator.refresh(user, &headers, query.refresh).await?;
+    let wanted = if query.refresh { Refresh::Force } else { Refresh::WhenOld };
+    let (user, refreshed) = authenticator.refresh(user, &headers, wanted).await?;
     let mut response = document(&user, &headers).map(Body::new);
     response.headers_mut().insert(PROFILE, HeaderValue::from_static(refreshed.as_str()));
     Ok(response)

@@ -215,7 +215,7 @@ async fn every_refusal_has_its_reason_on_every_guarded_route_and_in_the_metrics(
     }
     let (_, metrics) = town.server.request("GET", "/metrics", &[], "");
     for (reason, count) in reasons {
-        let line = format!(r#"kinsync_bearer_refusals_total{{reason="{reason}"}} {count}"#) + "\n";
+        let line = format!(r#"kinsync_authentication_failures_total{{reason="{reason}"}} {count}"#) + "\n";
         assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
     }
     let (_, users) =

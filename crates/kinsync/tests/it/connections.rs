@@ -1,4 +1,4 @@
-//! Senders that are slow, greedy or wrong, on plain sockets.
+//! Slow, greedy and malformed clients, on plain sockets.
 
 use std::{
     io::{Read, Write},
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::server::{BODY, SECRET, Server, answer};
 
-/// Short, so that the tests are.
+/// Short deadlines, so that the tests are short.
 const QUICK: &[(&str, &str)] = &[
     ("KINSYNC_HEAD_DEADLINE", "300ms"),
     ("KINSYNC_BODY_DEADLINE", "300ms"),
@@ -16,7 +16,7 @@ const QUICK: &[(&str, &str)] = &[
 ];
 
 #[test]
-fn a_head_that_does_not_end_is_cut_off() {
+fn a_head_that_does_not_end_closes_the_connection() {
     let server = Server::start(QUICK);
     let mut stream = server.connect();
     write!(stream, "POST /api/webhook HTTP/1.1\r\nhost: test\r\nx-slow: ").unwrap();
@@ -37,15 +37,19 @@ fn an_idle_connection_is_closed() {
 }
 
 #[test]
-fn a_body_that_does_not_come_is_a_408() {
+fn a_body_that_does_not_arrive_is_answered_408() {
     let server = Server::start(QUICK);
     let mut stream = server.connect();
-    write!(stream, "POST /api/webhook HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\n{{").unwrap();
+    write!(
+        stream,
+        "POST /api/webhook HTTP/1.1\r\nhost: test\r\nx-kinde-signature: 00\r\ncontent-length: 100\r\n\r\n{{"
+    )
+    .unwrap();
     assert_eq!(answer(&mut stream).0, 408);
 }
 
 #[test]
-fn a_body_that_says_it_is_huge_is_refused_at_once() {
+fn a_content_length_above_the_limit_is_answered_413() {
     let server = Server::start(&[]);
     let mut stream = server.connect();
     write!(stream, "POST /api/webhook HTTP/1.1\r\nhost: test\r\ncontent-length: 1073741824\r\n\r\n").unwrap();
@@ -53,7 +57,7 @@ fn a_body_that_says_it_is_huge_is_refused_at_once() {
 }
 
 #[test]
-fn a_chunked_body_of_one_gibibyte_is_cut_and_memory_stays_flat() {
+fn a_chunked_body_of_one_gibibyte_is_cut_off_and_memory_stays_flat() {
     let server = Server::start(&[]);
     server.deliver(BODY);
     let before = server.resident();
@@ -107,17 +111,47 @@ fn a_length_that_is_too_short_is_not_the_signed_body() {
 }
 
 #[test]
-fn a_compressed_body_is_a_415() {
+fn a_compressed_body_is_answered_415() {
     let server = Server::start(&[]);
     let (status, _) = server.request("POST", "/api/webhook", &[("content-encoding", "gzip")], BODY);
     assert_eq!(status, 415);
 }
 
 #[test]
-fn a_head_of_a_megabyte_is_refused() {
+fn a_head_above_32_kib_is_answered_431() {
     let server = Server::start(&[]);
-    let (status, _) = server.request("GET", "/health/live", &[("x-long", &"x".repeat(1 << 20))], "");
-    assert!(matches!(status, 0 | 431), "{status}");
+    let status = |length| server.request("GET", "/health/live", &[("x-long", &"x".repeat(length))], "").0;
+    assert_eq!(status(31 * 1024), 200);
+    for length in [33 * 1024, 40 * 1024, 60 * 1024] {
+        assert_eq!(status(length), 431, "{length}");
+    }
+    assert!(matches!(status(1 << 20), 0 | 431), "the client may see the reset before the response");
+}
+
+#[test]
+fn heads_that_are_ambiguous_are_refused() {
+    let server = Server::start(&[]);
+    let heads = [
+        ("GET /health/live HTTP/1.1\r\n\r\n", 400, "no Host"),
+        ("GET /health/live HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", 400, "two Hosts"),
+        ("GET /health/live HTTP/1.0\r\n\r\n", 200, "HTTP/1.0 needs no Host"),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "HTTP/2 without TLS"),
+        (
+            "POST /api/webhook HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "a coding under the chunks",
+        ),
+        (
+            "POST /api/webhook HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            501,
+            "the same in two lines",
+        ),
+    ];
+    for (head, expected, what) in heads {
+        let mut stream = server.connect();
+        write!(stream, "{head}").unwrap();
+        assert_eq!(answer(&mut stream).0, expected, "{what}");
+    }
 }
 
 #[test]
@@ -144,11 +178,59 @@ fn a_connection_serves_one_delivery_after_the_other() {
 }
 
 #[test]
-fn more_connections_than_allowed_wait_and_are_served() {
-    let server = Server::start(&[("KINSYNC_MAX_CONNECTIONS", "2"), ("KINSYNC_HEAD_DEADLINE", "300ms")]);
-    let idle: Vec<_> = (0..4).map(|_| server.connect()).collect();
-    assert_eq!(server.deliver(BODY).0, 200, "as soon as the idle ones are cut");
-    drop(idle);
+fn idle_connections_are_closed_for_new_ones_when_all_slots_are_taken() {
+    let server = Server::start(&[("KINSYNC_MAX_CONNECTIONS", "2"), ("KINSYNC_HEAD_DEADLINE", "10m")]);
+    let mut half = server.connect();
+    write!(half, "GET /health/live HTTP/1.1\r\nx-half: ").unwrap();
+    let mut idle: Vec<_> = (0..4).map(|_| server.connect()).collect();
+    assert_eq!(server.deliver(BODY).0, 200, "the head deadline is far away");
+    for stream in [&mut half, &mut idle[0]] {
+        assert_eq!(answer(stream).0, 0, "closed without a response");
+    }
+}
+
+#[test]
+fn an_unsigned_body_is_refused_before_all_of_it_is_sent() {
+    let server = Server::start(&[]);
+    let mut stream = server.connect();
+    write!(stream, "POST /api/webhook HTTP/1.1\r\nhost: test\r\ncontent-length: 200000\r\n\r\n{{").unwrap();
+    assert_eq!(answer(&mut stream).0, 401);
+}
+
+#[test]
+fn half_bodies_keep_neither_deliveries_nor_health_checks_out() {
+    let limits = [
+        ("KINSYNC_BODY_BUDGET", "1MiB"),
+        ("KINSYNC_BODY_DEADLINE", "10m"),
+        ("KINSYNC_REQUEST_DEADLINE", "10m"),
+    ];
+    let server = Server::start(&limits);
+    let half = vec![b'x'; 128 * 1024];
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        let mut stream = server.connect();
+        write!(
+            stream,
+            "POST /api/webhook HTTP/1.1\r\nhost: test\r\nx-kinde-signature: 00\r\ncontent-length: 200000\r\n\r\n"
+        )
+        .unwrap();
+        // The server may answer 503 and close before all of it is sent.
+        _ = stream.write_all(&half);
+        open.push(stream);
+    }
+    let refused = open.iter_mut().filter_map(|stream| {
+        stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).ok().map(|()| status)
+    });
+    let refused: Vec<_> = refused.collect();
+    assert!(refused.len() >= 48 && refused.iter().all(|status| status == b"HTTP/1.1 503"), "{refused:?}");
+    assert_eq!(server.deliver(BODY).0, 200);
+    for path in ["/health", "/health/ready", "/metrics"] {
+        let began = Instant::now();
+        assert_eq!(server.request("GET", path, &[], "").0, 200, "{path}");
+        assert!(began.elapsed() < Duration::from_millis(100), "{path} took {:?}", began.elapsed());
+    }
 }
 
 #[test]

@@ -72,9 +72,9 @@ fn the_metrics_tell_of_deliveries_failures_lag_and_the_store() {
     server.wait_for("/api/admin/users/test", |status, _| status == 200);
     let wanted = [
         r#"kinsync_deliveries_total{scheme="hmac_sha256",outcome="accepted"} 1"#,
-        r#"kinsync_deliveries_total{scheme="none",outcome="refused"} 1"#,
-        r#"kinsync_verification_failures_total{reason="missing_signature"} 1"#,
-        r#"kinsync_breaker_state{dependency="embedded"} 0"#,
+        r#"kinsync_deliveries_total{scheme="none",outcome="unsigned"} 1"#,
+        r#"kinsync_delivery_verification_failures_total{reason="missing_signature"} 1"#,
+        r#"kinsync_breaker_state{dependency="store",caller="projector"} 0"#,
         r#"kinsync_lag_seconds_bucket{from="receipt","#,
         r#"kinsync_lag_seconds_bucket{from="kinde","#,
         "# TYPE kinsync_store_seconds histogram",
