@@ -1,4 +1,4 @@
-//! The command line, and the order in which things are measured.
+//! The command line, and the order of the measurements.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,76 +10,76 @@ use crate::report::Report;
 use crate::work::Work;
 use crate::{baseline, deliveries, drain, footprint, lag, machine, me, reconcile};
 
-/// Measures kinsync. `bench/run` builds what is needed and calls this.
+/// Measure kinsync. `bench/run` builds the binaries and runs this command.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, args_override_self = true)]
 pub enum Command {
-    /// Everything.
+    /// Measure everything.
     All(Options),
-    /// Deliveries per second, beside the baseline and the peer.
+    /// Measure deliveries per second of kinsync, the baseline and the peer.
     Deliveries(Options),
-    /// From a full queue into MongoDB, beside the raw driver; and a burst for one user.
+    /// Measure how fast a full queue is written to MongoDB, compared with the raw driver, and a burst of one user.
     Drain(Options),
-    /// From the 200 to visible in MongoDB, at half the speed of the drain.
+    /// Measure the time from the 200 until the change is visible in MongoDB, at half the speed of the drain.
     Lag(Options),
-    /// Requests of users per second, beside the baseline and the peer; what the layer costs alone; memory of users.
+    /// Measure requests of users per second, the cost of the layer, and the memory of users.
     Requests(Options),
-    /// A tenant into an empty MongoDB, beside the raw driver; and the same tenant again when nothing has changed.
+    /// Measure a backfill compared with the raw driver, and a reconciliation without changes.
     Reconcile(Options),
-    /// Memory, cold start, size of the binary.
+    /// Measure memory, cold start and the size of the binary.
     Footprint(Options),
-    /// The server that only reads the body and answers 200. Started by the others.
+    /// Run the baseline server; used by the other commands.
     #[command(hide = true)]
     Baseline {
-        /// Where to listen, on 127.0.0.1.
+        /// Port on 127.0.0.1.
         #[arg(long)]
         port: u16,
-        /// What it answers on /api/me.
+        /// File with the response of /api/me.
         #[arg(long)]
         me: Option<PathBuf>,
     },
 }
 
-/// What can be chosen.
+/// Options of a run.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// Seconds of each measured window of load.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub seconds: u64,
-    /// Times that each server gets its turn.
+    /// Number of turns of each server.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=99))]
     pub rounds: u64,
-    /// Connections of the load.
+    /// Number of connections.
     #[arg(long, default_value_t = 64)]
     pub connections: usize,
-    /// Distinct signed tokens for the JWT load; about 0.3 ms each to make on two cores, kept for the next run.
+    /// Number of signed JWT deliveries; each takes about 0.3 ms on two cores; kept for the next run.
     #[arg(long, default_value_t = 120_000)]
     pub tokens: usize,
-    /// Events to drain; a fourth as many users.
+    /// Number of events to drain, of a quarter as many users.
     #[arg(long, default_value_t = 200_000)]
     pub events: usize,
-    /// Distinct access tokens for the requests that verify; signed anew in each run, as `--tokens`.
+    /// Number of access tokens that are sent once; signed in each run.
     #[arg(long, default_value_t = 20_000)]
     pub cold_tokens: usize,
-    /// Users of whom the memory is measured.
+    /// Number of users in the memory measurement.
     #[arg(long, default_value_t = 1_000_000)]
     pub cached: usize,
-    /// Users of the tenant that is loaded and read again.
+    /// Number of users in the reconciliation.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
     pub users: u64,
-    /// Processes started for the cold start.
+    /// Number of cold starts.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,
     /// Print JSON instead of the table.
     #[arg(long)]
     pub json: bool,
-    /// Also write the JSON here.
+    /// File for the JSON.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// The kinsync to measure [default: target/release/kinsync].
+    /// Binary to measure [default: target/release/kinsync].
     #[arg(long, value_name = "FILE")]
     pub kinsync: Option<PathBuf>,
-    /// Keep the work folder, with the logs of all servers.
+    /// Keep the work folder with the logs of all servers.
     #[arg(long)]
     pub keep: bool,
 }
@@ -92,7 +92,7 @@ impl Options {
 }
 
 impl Command {
-    /// Runs to the end, or until dropped.
+    /// Runs all measurements. Dropping it stops all servers.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Baseline { port, me } => baseline::serve(port, me).await,
@@ -143,7 +143,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             Part::Reconcile => reconcile::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
-        // What was measured before is still worth its print.
+        // The completed measurements are still printed.
         if let Err(error) = done {
             eprintln!("bench: {part:?} failed: {error:#}");
             report.failed(&format!("{part:?}").to_lowercase(), &error);

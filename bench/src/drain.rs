@@ -1,7 +1,7 @@
-//! From a full queue into MongoDB, beside the raw driver; and what a burst for one user costs.
+//! Writes a full queue to MongoDB, compared with the raw driver, and a burst of one user.
 //!
-//! Kinsync takes the events while MongoDB is stopped; then MongoDB is started and the queue watched until it is empty.
-//! Afterwards each user in MongoDB must be as its newest event says, and each event must be in the log.
+//! kinsync accepts the events while MongoDB is stopped. Then MongoDB is started, and the queue depth is read until it is 0.
+//! Afterwards each user in MongoDB must equal its newest event, and each event must be in the event log.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,24 +27,24 @@ const PATIENCE: Duration = Duration::from_mins(10);
 /// Events of one user in the burst.
 const BURST: usize = 10_000;
 
-/// How a queue was drained.
+/// The result of a drain.
 #[derive(Debug)]
 pub struct Drained {
-    /// Events per second once the first were through.
+    /// Events per second after the first progress.
     pub rate: f64,
-    /// From "MongoDB takes writes" until the first events were through: mostly how long kinsync waits between probes.
+    /// From the first write of MongoDB to the first progress; mostly the interval of the probes of kinsync.
     resume: Duration,
-    /// From "MongoDB takes writes" until the queue was empty.
+    /// From the first write of MongoDB until the queue was empty.
     whole: Duration,
-    /// User documents written, by the oplog.
+    /// User documents written, from the oplog.
     user_writes: u64,
-    /// Rows of the event log written, by the oplog.
+    /// Documents of the event log written, from the oplog.
     log_writes: u64,
     cores: String,
     problem: Option<String>,
 }
 
-/// Measures both arrangements and the burst. Returns the sustained rate: that of the shuffled arrangement.
+/// Measures both orders and the burst. Returns the rate of the shuffled order.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<f64> {
     let mut mongod = Mongod::start(work, "mongod-drain").await?;
     report.machine().version("mongod", mongod.version().await?);
@@ -65,10 +65,10 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     Ok(sustained)
 }
 
-/// The rate at which a shuffled queue drains, without the rest.
+/// Measures only the rate of the shuffled order.
 pub async fn sustained(work: &Work, options: &Options, mongod: &mut Mongod) -> anyhow::Result<f64> {
     let drained = drain(work, mongod, "sustained", &Arc::new(arrange(options, "shuffled"))).await?;
-    anyhow::ensure!(drained.problem.is_none(), "the drain went wrong: {:?}", drained.problem);
+    anyhow::ensure!(drained.problem.is_none(), "the drain failed: {:?}", drained.problem);
     Ok(drained.rate)
 }
 
@@ -100,7 +100,7 @@ async fn drain(
     let busy_then = [kinsync.process().cpu()?, mongod.cpu()?, own_cpu()?];
     let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / (empty - up).as_secs_f64();
     let whole = empty - up;
-    // Too few to see the first go through before the last: then from the start.
+    // With few events no progress is seen before the end; then the rate counts from the start.
     let rate = if left == 0 {
         full as f64 / whole.as_secs_f64()
     } else {
@@ -117,7 +117,7 @@ async fn drain(
     })
 }
 
-/// Delivers all events. Every one must be answered 200.
+/// Delivers all events. Each must be answered 200.
 async fn fill(kinsync: &Kinsync, events: &Arc<Vec<Event>>) -> anyhow::Result<()> {
     let events = Arc::clone(events);
     let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, events.iter()))).await?;
@@ -132,7 +132,7 @@ async fn fill(kinsync: &Kinsync, events: &Arc<Vec<Event>>) -> anyhow::Result<()>
     };
     let start = Instant::now();
     let outcome = load::run(plan).await?;
-    eprintln!("  {} events were taken in {:.1?}", outcome.accepted, start.elapsed());
+    eprintln!("  {} events were accepted in {:.1?}", outcome.accepted, start.elapsed());
     anyhow::ensure!(
         outcome.problem().is_none(),
         "filling the queue: {}",
@@ -141,7 +141,7 @@ async fn fill(kinsync: &Kinsync, events: &Arc<Vec<Event>>) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What is wrong if MongoDB does not say what the events say.
+/// Returns the difference between MongoDB and the events, if there is one.
 async fn check(mongod: &Mongod, name: &str, events: &[Event]) -> anyhow::Result<Option<String>> {
     let database = mongod.database(name);
     let logged = database.collection::<Document>(EVENTS).count_documents(doc! {}).await?;
@@ -161,7 +161,7 @@ async fn check(mongod: &Mongod, name: &str, events: &[Event]) -> anyhow::Result<
         let expect = newest.get(row.get_str("kindeId")?).map(|event| event.last_name.as_str());
         right += usize::from(row.get_str("lastName").ok() == expect);
     }
-    Ok((right != newest.len()).then(|| format!("{right} of {} users are as they should be", newest.len())))
+    Ok((right != newest.len()).then(|| format!("{right} of {} users are correct", newest.len())))
 }
 
 fn tell(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report: &mut Report) {
@@ -178,19 +178,20 @@ fn tell(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report
     report.add(row.note(spent).note(format!("cores: {cores}")).unless(problem.clone()));
     let row = Row::new(PART, format!("{name}: documents written"), documents, Unit::PerSecond);
     report.add(row.note(format!(
-        "{user_writes} user documents ({:.0}/s), {log_writes} log rows",
+        "{user_writes} user documents ({:.0}/s), {log_writes} log documents",
         *user_writes as f64 / seconds
     )));
     let row = Row::new(PART, format!("{name}: raw driver, the same upserts"), same, Unit::PerSecond);
     report.add(
-        row.note(format!("same indexes and document size; with the index on kindeId alone {least:.0}/s")),
+        row.note(format!("same indexes and document size; with only the index on kindeId {least:.0}/s")),
     );
     let why = format!(
-        "each event is also a row of the log: kinsync writes {:.2} documents per event",
+        "each event is also a document of the event log: kinsync writes {:.2} documents per event",
         writes / count
     );
     let row = Row::new(PART, format!("{name}: events drained / raw upserts"), rate / same, Unit::Ratio);
-    let whole_ratio = format!("with the wait for the first event {:.2}x", count / whole.as_secs_f64() / same);
+    let whole_ratio =
+        format!("including the time to the first event {:.2}x", count / whole.as_secs_f64() / same);
     let row = row.target(Target::AtLeast(0.7)).note(whole_ratio);
     report.add(
         row.note(format!("documents written / raw upserts {:.2}x", documents / same))
@@ -199,7 +200,7 @@ fn tell(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report
     );
 }
 
-/// Many events of one user: queued while MongoDB is away, and sent while it is there.
+/// Measures many events of one user: queued while MongoDB is unavailable, and sent while it is available.
 async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow::Result<()> {
     let events = |count: usize| {
         let mut source = Source::now();
@@ -208,7 +209,7 @@ async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow:
     let drained = drain(work, mongod, "burst-queued", &events(BURST)).await?;
     let what = format!("{BURST} queued events of one user: writes of the user");
     let row = Row::new(PART, what, drained.user_writes as f64, Unit::Count).target(Target::Below(10.0));
-    report.add(row.note("by the oplog; one for each claimed batch").unless(drained.problem));
+    report.add(row.note("from the oplog; one per claimed batch").unless(drained.problem));
 
     let name = "burst-live";
     let before = oplog::end(mongod).await?;
@@ -218,9 +219,7 @@ async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow:
     fill(&kinsync, &events).await?;
     kinsync.drained(PATIENCE).await?;
     let writes = oplog::writes_since(mongod, before, &format!("{name}.{USERS}")).await?;
-    let row = Row::new(PART, "the same, sent while MongoDB is up", writes as f64, Unit::Count);
-    report.add(
-        row.note("batches are as small as the load lets them be").unless(check(mongod, name, &events).await?),
-    );
+    let row = Row::new(PART, "the same, sent while MongoDB is available", writes as f64, Unit::Count);
+    report.add(row.note("the batches are smaller").unless(check(mongod, name, &events).await?));
     Ok(())
 }

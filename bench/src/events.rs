@@ -1,4 +1,4 @@
-//! What happens to users: events in the shape of Kinde's webhook payloads, made up without any code of kinsync.
+//! Generates events in the shape of Kinde's webhook payloads, without code of kinsync.
 //!
 //! Source: <https://docs.kinde.com/integrate/webhooks/about-webhooks/> and the types of `@kinde/webhooks`.
 
@@ -6,22 +6,22 @@ use bson::{RawDocumentBuf, rawdoc};
 use jiff::Timestamp;
 use jiff::tz::Offset;
 
-/// The offset that Kinde writes into its times.
+/// The offset of Kinde's timestamps.
 const SYDNEY: Offset = Offset::constant(10);
 
-/// What happened.
+/// The type of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `user.created`.
     Created,
     /// `user.updated`.
     Updated,
-    /// `user.authenticated`: no profile.
+    /// `user.authenticated`, which has no profile.
     Authenticated,
 }
 
 impl Kind {
-    /// As in the payload.
+    /// The `type` in the payload.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Created => "user.created",
@@ -34,20 +34,20 @@ impl Kind {
 /// One event of one user.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// Makes the event's id; different for each event of a run.
+    /// Number of the event, unique in a run.
     pub number: u64,
-    /// Whose.
+    /// Number of the user.
     pub user: u64,
-    /// What.
+    /// Type of the event.
     pub kind: Kind,
-    /// When, in Unix microseconds.
+    /// Time in Unix microseconds.
     pub at: i64,
-    /// By this value the state after this event is known again in the store.
+    /// Value by which the state after this event is recognized in the store.
     pub last_name: String,
 }
 
 impl Event {
-    /// `event_` and 32 hex digits that begin with the milliseconds of the event's time, as Kinde's do.
+    /// `event_` and 32 hex digits that start with the time in milliseconds, as Kinde's ids do.
     pub fn id(&self) -> String {
         format!("event_{:012x}{:010x}{:010x}", self.at / 1000, mix(self.number) >> 24, self.number)
     }
@@ -59,7 +59,7 @@ impl Event {
 
     /// The payload as JSON text: about 450 bytes for created and updated.
     pub fn payload(&self) -> String {
-        let at = Timestamp::from_microsecond(self.at).expect("events happen in our time");
+        let at = Timestamp::from_microsecond(self.at).expect("the time is in range");
         let at = at.display_with_offset(SYDNEY);
         let (id, kind, user) = (self.id(), self.kind.as_str(), self.user());
         format!(
@@ -79,7 +79,7 @@ impl Event {
         )
     }
 
-    /// The fields that an application would set for this event, for the raw driver.
+    /// The fields that the raw driver sets for this event.
     pub fn fields(&self) -> RawDocumentBuf {
         let at = bson::DateTime::from_millis(self.at / 1000);
         if self.kind == Kind::Authenticated {
@@ -110,7 +110,7 @@ pub fn user_id(user: u64) -> String {
     format!("kp_{:016x}{:016x}", mix(user), user)
 }
 
-/// Spreads numbers over all 64-bit values, each to another one (the finaliser of `SplitMix64`).
+/// A bijection that spreads numbers over all 64-bit values (the finalizer of `SplitMix64`).
 fn mix(number: u64) -> u64 {
     let seed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let a = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -118,7 +118,7 @@ fn mix(number: u64) -> u64 {
     b ^ (b >> 31)
 }
 
-/// Hands out events with distinct numbers and times that grow by one microsecond, from the time of its making.
+/// Generates events with increasing numbers and times in steps of one microsecond.
 #[derive(Debug)]
 pub struct Source {
     next: u64,
@@ -126,7 +126,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// Starts at the present.
+    /// Starts at the current time.
     pub fn now() -> Self {
         Self { next: 0, start: Timestamp::now().as_microsecond() }
     }
@@ -139,7 +139,7 @@ impl Source {
         Event { number, user, kind, at, last_name: format!("Rivers{number:07}") }
     }
 
-    /// Creations and updates of many users, as they mix in an application: one in five is a creation.
+    /// Creations and updates of many users; one event in five is a creation.
     pub fn traffic(&mut self, users: u64, count: usize) -> Vec<Event> {
         let mut random = fastrand::Rng::with_seed(self.next);
         let mut one = || {
@@ -149,7 +149,7 @@ impl Source {
         (0..count).map(|_| one()).collect()
     }
 
-    /// Four events for each user, in time order per user: created, updated twice, signed in. User by user.
+    /// Four events for each user, user by user: created, updated twice, signed in.
     pub fn histories(&mut self, users: u64) -> Vec<Event> {
         let kinds = [Kind::Created, Kind::Updated, Kind::Updated, Kind::Authenticated];
         (0..users)
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_payload_is_json_of_about_450_bytes_with_an_id_of_its_own() {
+    fn a_payload_is_json_of_about_450_bytes_with_a_unique_id() {
         let mut source = Source::now();
         let (one, two) = (source.event(7, Kind::Updated), source.event(7, Kind::Updated));
         assert_ne!(one.id(), two.id());

@@ -1,4 +1,4 @@
-//! Memory under load, time from nothing to ready, size of the binary.
+//! Memory under load, time of a cold start, size of the binary.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -20,13 +20,13 @@ use crate::work::Work;
 
 const PART: &str = "footprint";
 const MIB: f64 = 1024.0 * 1024.0;
-/// More than any kinsync takes in this time; the load ends when they are used up.
+/// More than kinsync accepts in this time; the load ends when they are used up.
 const EVENTS_PER_SECOND: usize = 100_000;
 const PEOPLE: u64 = 50_000;
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_micros(200);
 
-/// Measures all three.
+/// Measures memory, cold start and size.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let size = work.kinsync()?.metadata()?.len() as f64 / MIB;
     let row = Row::new(PART, "size of the binary", size, Unit::MiB).target(Target::Below(30.0));
@@ -65,13 +65,13 @@ async fn under_load(work: &Work, options: &Options, report: &mut Report) -> anyh
     Ok(())
 }
 
-/// The line that judges a peak.
+/// The row of a memory peak with its target.
 pub fn memory_row(what: &str, memory: Memory) -> Row {
     let row = Row::new(PART, what, memory.peak as f64 / MIB, Unit::MiB).target(Target::Below(64.0));
     row.note(format!("VmHWM; VmRSS {:.1} MiB", memory.now as f64 / MIB))
 }
 
-/// From before the process is made to the first 200 of /health/ready, on the embedded store, in an empty folder.
+/// Time from before the process is created to the first 200 of /health/ready, with the embedded store in an empty folder.
 async fn cold_start(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mut times = Vec::new();
     for number in 0..options.starts.max(1) {
@@ -89,12 +89,12 @@ async fn cold_start(work: &Work, options: &Options, report: &mut Report) -> anyh
     let row = row.spread(least, most).target(Target::Below(100.0));
     report.add(
         row.note(format!("median of {} starts", times.len()))
-            .because("compare with fdatasync in the head of the table"),
+            .because("compare with fdatasync above the table"),
     );
     Ok(())
 }
 
-/// Blocks: the timer of the runtime is too coarse here.
+/// Blocks the thread, because the timer of the runtime is too coarse.
 fn wait_ready(process: &mut Process, address: SocketAddr) -> anyhow::Result<()> {
     let deadline = Instant::now() + START;
     while !is_ready(address).unwrap_or_default() {

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as the bench needs, on bare sockets: the load must cost less than what it loads.
+//! A minimal HTTP/1.1 client on plain sockets, so that the load generator uses little CPU.
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -8,11 +8,11 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Longest wait for one answer.
+/// Timeout of a response.
 const PATIENCE: Duration = Duration::from_secs(30);
 const BUFFER: usize = 64 * 1024;
 
-/// A connection that is kept alive, for one request at a time.
+/// A keep-alive connection for one request at a time.
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
@@ -27,7 +27,7 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; BUFFER] })
     }
 
-    /// Sends a request as it stands and reads the whole answer. Returns its status and body. No time limit.
+    /// Sends a request and reads the response. Returns its status and body. Has no timeout.
     pub async fn send(&mut self, request: &[u8]) -> io::Result<(u16, &[u8])> {
         self.stream.write_all(request).await?;
         let mut filled = 0;
@@ -41,11 +41,11 @@ impl Connection {
                 return if answer.length == filled {
                     Ok((answer.status, &self.buffer[answer.head..filled]))
                 } else {
-                    Err(bad("more than one answer"))
+                    Err(bad("more than one response"))
                 };
             }
             if filled == BUFFER {
-                return Err(bad("the answer is longer than the buffer"));
+                return Err(bad("the response is longer than the buffer"));
             }
         }
     }
@@ -58,7 +58,7 @@ struct Answer {
     length: usize,
 }
 
-/// `None` while the answer is not complete.
+/// Parses a response; `None` if it is incomplete.
 fn parse(bytes: &[u8]) -> io::Result<Option<Answer>> {
     let Some(head_end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
     let head = std::str::from_utf8(&bytes[..head_end]).map_err(|_| bad("the head is not text"))?;
@@ -71,7 +71,7 @@ fn parse(bytes: &[u8]) -> io::Result<Option<Answer>> {
             body = value.trim().parse::<usize>().ok();
         }
     }
-    let body = body.ok_or_else(|| bad("no content-length, and chunks are not understood"))?;
+    let body = body.ok_or_else(|| bad("no content-length, and chunked responses are not supported"))?;
     let head = head_end + 4;
     let length = head + body;
     Ok((bytes.len() >= length).then_some(Answer { status, head, length }))
@@ -81,7 +81,7 @@ fn bad(problem: &'static str) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, problem)
 }
 
-/// Gets a page on a connection of its own.
+/// Sends a GET request on a new connection.
 pub async fn get(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     timeout(PATIENCE, get_without_limit(to, path)).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
 }
@@ -92,13 +92,13 @@ async fn get_without_limit(to: SocketAddr, path: &str) -> io::Result<(u16, Strin
     stream.write_all(request.as_bytes()).await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;
-    let text = String::from_utf8(bytes).map_err(|_| bad("the answer is not text"))?;
+    let text = String::from_utf8(bytes).map_err(|_| bad("the response is not text"))?;
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| bad("no head"))?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(|| bad("no status"))?;
     Ok((status, body.to_owned()))
 }
 
-/// Whether the server says that it is ready.
+/// Whether /health/ready answers 200.
 pub async fn is_ready(to: SocketAddr) -> io::Result<bool> {
     Ok(get(to, "/health/ready").await?.0 == 200)
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_complete_with_the_last_byte_of_its_body() {
+    fn a_response_is_complete_with_the_last_byte_of_its_body() {
         let text = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         for end in 0..text.len() {
             assert_eq!(parse(&text[..end]).unwrap(), None);

@@ -1,5 +1,5 @@
-//! What cannot be seen from outside: the layer alone, a token alone, the memory of one user. Measured by `inside`, a
-//! program of its own that is linked with kinsync's crates, and told here.
+//! Runs `inside`, which measures the layer, the verification of a token and the memory of a user in one process with
+//! kinsync's crates, and reports its results.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::work::Work;
 const PATIENCE: Duration = Duration::from_mins(15);
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What `inside` prints. Times are medians of single calls, in microseconds, one for each round.
+/// The output of `inside`. Times are medians of single calls in microseconds, one for each round.
 #[derive(Debug, Deserialize)]
 struct Found {
     layer: Layer,
@@ -29,7 +29,7 @@ struct Layer {
     plain: Vec<f64>,
     empty: Vec<f64>,
     kinsync: Vec<f64>,
-    /// Of one call, beyond that of the plain handler.
+    /// Allocations of one call beyond those of the plain handler.
     empty_allocations: f64,
     kinsync_allocations: f64,
     calls: usize,
@@ -41,7 +41,7 @@ struct Token {
     known: Vec<f64>,
 }
 
-/// In bytes: what is allocated, and what the process has.
+/// Allocated and resident memory in bytes.
 #[derive(Debug, Deserialize)]
 struct Memory {
     users: usize,
@@ -49,21 +49,21 @@ struct Memory {
     tokens_rss: f64,
     users_live: f64,
     users_rss: f64,
-    /// What the setting says in the second fill.
+    /// The limit in the second measurement.
     bound: usize,
     bounded_tokens_live: f64,
     bounded_users_live: f64,
-    /// How many were verified then.
+    /// Number of tokens that were verified in the second measurement.
     new_tokens: usize,
 }
 
-/// Runs it and tells what it found.
+/// Runs `inside` and reports its results.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let program = std::env::current_exe()?.with_file_name("inside");
     anyhow::ensure!(program.is_file(), "no `{}`: run bench/run, which builds it", program.display());
     let mut command = std::process::Command::new(program);
     command.arg(work.folder("inside")?).args([options.rounds.to_string(), options.cached.to_string()]);
-    eprintln!("  inside: the layer alone, and the memory of {} users", options.cached);
+    eprintln!("  inside: the layer, and the memory of {} users", options.cached);
     let printed =
         Process::start("inside", &command, &work.path().join("inside.log"))?.finish(PATIENCE).await?;
     let found: Found = serde_json::from_str(&printed).with_context(|| format!("reading {printed:?}"))?;
@@ -75,10 +75,10 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
 
 fn tell_layer(layer: &Layer, report: &mut Report) {
     let row = |what: &str, times: &[f64]| added(what, times, &layer.plain);
-    let calls = format!("medians of {} calls, kinsync beside a plain axum handler", layer.calls);
-    let ours = row("the layer alone, added to a call", &layer.kinsync).target(Target::AtMost(5.0));
+    let calls = format!("medians of {} calls, compared with a plain axum handler", layer.calls);
+    let ours = row("the layer, added to a call", &layer.kinsync).target(Target::AtMost(5.0));
     report.add(ours.note(calls));
-    let empty = "of it, what axum takes for any layer (one that does nothing)";
+    let empty = "of it, the cost of any axum layer (an empty one)";
     report.add(row(empty, &layer.empty));
     let count = |what: &str, value| Row::new(PART, what, value, Unit::Exact);
     report.add(count("allocations added to a call by the layer", layer.kinsync_allocations));
@@ -93,7 +93,7 @@ fn added(what: &str, times: &[f64], plain: &[f64]) -> Row {
 
 fn tell_token(token: &Token, report: &mut Report) {
     for (what, times) in
-        [("a new token alone, RSA verified", &token.new), ("a known token alone", &token.known)]
+        [("verification of a new token", &token.new), ("verification of a known token", &token.known)]
     {
         let Spread { median, min, max } = Spread::of(times);
         report.add(Row::new(PART, what, median, Unit::Micros).spread(min, max));
@@ -111,7 +111,7 @@ fn tell_memory(memory: &Memory, report: &mut Report) {
     report.add(each("memory of a known token", memory.tokens_live, memory.tokens_rss));
     let bounded = |what: &str, live: f64, full: f64, came: usize| {
         let share = format!("{:.0} MiB with KINSYNC_CACHED_USERS={bound}, after {came}", live / MIB);
-        // A tenth, and something for the tables.
+        // A tenth, and some memory for the tables.
         Row::new(PART, what, live / full, Unit::Ratio).target(Target::Below(0.15)).note(share)
     };
     let what = "memory of users at a tenth of the setting";

@@ -1,8 +1,8 @@
-//! A tenant's key, tokens signed with it in advance, and the endpoint that serves the public half.
+//! The key of a tenant, tokens signed in advance, and the endpoint of the public key.
 //!
-//! An RSA signature costs about half a millisecond, and a token that comes twice is a duplicate, which is cheaper than
-//! a new one. So distinct tokens are made before the measurement, on all cores, and kept for the next run together with
-//! their key; each run gives them to a kinsync that knows none of them.
+//! An RSA signature takes about half a millisecond, and a repeated delivery is a duplicate, which costs less than
+//! a new one. So distinct tokens are signed before the measurement, on all cores, and kept with their key for the next
+//! run. Each run sends them to a kinsync with an empty store.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -25,9 +25,9 @@ use tokio::task::JoinSet;
 use crate::events::{Event, Source, user_id};
 use crate::load::off_thread;
 
-/// Colon-separated, as Kinde's are.
+/// Colon-separated, like Kinde's key ids.
 const KID: &str = "4c:fa:9e:d6:47:23:b7:39:c7:8f:97:28:45:a1:84:35";
-/// Users that the tokens speak of.
+/// Number of users in the tokens.
 const USERS: u64 = 50_000;
 
 /// A key and tokens signed with it.
@@ -38,7 +38,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// Takes `count` tokens from the cache, or makes them anew.
+    /// Reads `count` tokens from the cache or signs new ones.
     pub async fn prepare(cache: &Path, count: usize) -> anyhow::Result<Self> {
         let (key_file, token_file) = (cache.join("tenant-key.der"), cache.join("tokens.txt"));
         if let Ok((key, text)) =
@@ -51,7 +51,7 @@ impl Tokens {
         }
         eprintln!("  signing {count} tokens, once; they are kept in {}", token_file.display());
         let made = off_thread(move || Self::make(count)).await??;
-        // The key last: tokens without their key are never taken.
+        // The key is written last, because tokens without their key are not read.
         let _ = fs::remove_file(&key_file);
         fs::write(&token_file, made.tokens.join("\n"))?;
         fs::write(&key_file, &made.key)?;
@@ -59,19 +59,19 @@ impl Tokens {
     }
 
     fn make(count: usize) -> anyhow::Result<Self> {
-        let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("making an RSA key failed"))?;
-        let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| anyhow!("writing the RSA key failed"))?;
+        let key = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("cannot generate an RSA key"))?;
+        let der: Pkcs8V1Der<'_> = key.as_der().map_err(|_| anyhow!("cannot encode the RSA key"))?;
         let payloads: Vec<_> = Source::now().traffic(USERS, count).iter().map(Event::payload).collect();
         Ok(Self { key: der.as_ref().to_vec(), tokens: sign_all(&key, &payloads)? })
     }
 
-    /// All of them.
+    /// All tokens.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         self.tokens.iter().map(String::as_str)
     }
 
-    /// Access tokens for these users, in this order, signed with the same key; two of one user differ. They hold for
-    /// a day: longer than a run, and not for the next one, whose issuer has another port.
+    /// Access tokens for these users, in this order, signed with the same key. Tokens of one user differ. They are valid
+    /// for a day. The issuer of the next run has another port, so they are not kept.
     pub async fn access(&self, issuer: &str, users: Vec<u64>) -> anyhow::Result<Vec<String>> {
         let (key, issuer) = (self.key_pair()?, issuer.to_owned());
         let now = jiff::Timestamp::now().as_second();
@@ -81,7 +81,7 @@ impl Tokens {
     }
 
     fn key_pair(&self) -> anyhow::Result<KeyPair> {
-        KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the kept key is broken: {error}"))
+        KeyPair::from_pkcs8(&self.key).map_err(|error| anyhow!("the stored key is invalid: {error}"))
     }
 
     fn jwks(&self) -> anyhow::Result<Value> {
@@ -94,7 +94,7 @@ impl Tokens {
     }
 }
 
-/// As Kinde's documentation shows them.
+/// The claims of Kinde's documentation.
 fn claims(issuer: &str, user: u64, number: usize, now: i64) -> String {
     json!({
         "aud": [], "azp": "dee7f3c57b3c47e8b96edde2c7ecab7d", "exp": now + 86_400, "iat": now, "iss": issuer,
@@ -105,7 +105,7 @@ fn claims(issuer: &str, user: u64, number: usize, now: i64) -> String {
     .to_string()
 }
 
-/// On all cores.
+/// Signs on all cores.
 fn sign_all(key: &KeyPair, payloads: &[String]) -> anyhow::Result<Vec<String>> {
     let share = payloads.len().div_ceil(thread::available_parallelism()?.get()).max(1);
     let tokens = thread::scope(|scope| {
@@ -136,7 +136,7 @@ pub struct Jwks {
 }
 
 impl Jwks {
-    /// Listens on a port of its own.
+    /// Listens on a free port.
     pub async fn serve(tokens: &Tokens) -> anyhow::Result<Self> {
         let document = tokens.jwks()?;
         let answer = move || async move { Json(document) };

@@ -1,4 +1,4 @@
-//! The real kinsync, run as an operator runs it: settings in the environment, a data folder of its own.
+//! Runs the kinsync binary with settings in the environment and its own data folder.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use crate::metrics::Samples;
 use crate::process::{Process, wait_until};
 use crate::work::{Work, free_address};
 
-/// The webhook secret that deliveries are signed with.
+/// The webhook secret.
 pub const SECRET: &str = "bench-webhook-secret-0123456789abcdef";
 /// The collection of users, by kinsync's default.
 pub const USERS: &str = "users";
@@ -20,12 +20,12 @@ pub const EVENTS: &str = "user_events";
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
-/// What differs between runs.
+/// Settings that differ between measurements.
 #[derive(Debug, Default)]
 pub struct Settings {
-    /// `MONGODB_URI`; without it the store is the embedded one.
+    /// `MONGODB_URI`; `None` is the embedded store.
     pub mongodb: Option<String>,
-    /// `KINDE_DOMAIN`; without it webhooks that are JWTs are refused.
+    /// `KINDE_DOMAIN`; without it JWT webhooks are rejected.
     pub domain: Option<String>,
 }
 
@@ -37,12 +37,12 @@ pub struct Kinsync {
 }
 
 impl Kinsync {
-    /// Starts one with an empty data folder and waits until it is ready.
+    /// Starts kinsync with an empty data folder and waits until it is ready.
     pub async fn start(work: &Work, name: &str, settings: &Settings) -> anyhow::Result<Self> {
         Self::start_until(work, name, settings, "/health/ready").await
     }
 
-    /// The same, but waits only until it lives: for one whose MongoDB is away.
+    /// Starts kinsync and waits only until it is live, for use without MongoDB.
     pub async fn start_without_store(work: &Work, name: &str, settings: &Settings) -> anyhow::Result<Self> {
         Self::start_until(work, name, settings, "/health/live").await
     }
@@ -60,7 +60,7 @@ impl Kinsync {
         &self.process
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -70,7 +70,7 @@ impl Kinsync {
         Samples::of(self.address).await
     }
 
-    /// Waits until the queue is below `depth`. Returns when that was seen, and the depth.
+    /// Waits until the queue is below `depth`. Returns the time and the depth.
     pub async fn below(&mut self, depth: u64, patience: Duration) -> anyhow::Result<(Instant, u64)> {
         let deadline = Instant::now() + patience;
         loop {
@@ -84,13 +84,13 @@ impl Kinsync {
         }
     }
 
-    /// Waits until the queue is empty. Returns when that was seen.
+    /// Waits until the queue is empty. Returns the time.
     pub async fn drained(&mut self, patience: Duration) -> anyhow::Result<Instant> {
         Ok(self.below(1, patience).await?.0)
     }
 }
 
-/// The command for a kinsync that was not there before, its log, and where it will listen.
+/// The command, the log and the address of a new kinsync.
 pub fn prepare(
     work: &Work,
     name: &str,

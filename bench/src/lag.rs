@@ -1,7 +1,7 @@
-//! From the 200 to visible in MongoDB, at half the speed at which a queue drains.
+//! Time from the 200 until the change is visible in MongoDB, at half the speed of the drain.
 //!
-//! Seen from outside: one event in twenty is a probe, an update of a user of its own, and a change stream on the users
-//! shows when its last name has changed. What kinsync says of itself stands beside it. The load is an open loop.
+//! One event in twenty is a probe: an update of a separate user, whose new last name is seen in a change stream. The
+//! histogram of kinsync is shown for comparison. The load is an open loop.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,15 +29,15 @@ const PART: &str = "lag";
 const NAME: &str = "lag";
 const WARMUP: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_mins(2);
-/// How long after the load a probe may still appear.
+/// Time after the load until the last probe must be visible.
 const LATEST: Duration = Duration::from_secs(30);
-/// One event in so many is a probe.
+/// One in this many events is a probe.
 const PROBE_EVERY: usize = 20;
 const PROBE: &str = "probe-";
-/// Users that are no probes. Theirs are the numbers below.
+/// Number of users that are not probes; they have the lower numbers.
 const PEOPLE: u64 = 50_000;
 
-/// Measures; `drained` is the rate of the drain, if it was measured already.
+/// Measures the lag. `drained` is the rate of the drain if it was measured before.
 pub async fn measure(
     work: &Work,
     options: &Options,
@@ -110,7 +110,7 @@ impl Lags {
         match unseen {
             0 if micros.is_empty() => Some("no probe was seen".to_owned()),
             0 => None,
-            _ => Some(format!("{unseen} probes were answered 200 and not seen in {LATEST:?}")),
+            _ => Some(format!("{unseen} probes were answered 200 and not visible within {LATEST:?}")),
         }
     }
 }
@@ -121,8 +121,10 @@ fn millis(of: &Histogram<u64>, quantile: f64) -> f64 {
 
 fn tell_load(rate: f64, outcome: &Outcome, cores: &str, report: &mut Report) {
     let (p50, p99) = (millis(&outcome.latency, 0.5), millis(&outcome.latency, 0.99));
-    let answers =
-        format!("answered {:.0}/s, p50 {p50:.2}, p99 {p99:.2} ms from when each was due", outcome.rate());
+    let answers = format!(
+        "answered {:.0}/s, p50 {p50:.2}, p99 {p99:.2} ms from the time when each was due",
+        outcome.rate()
+    );
     let row = Row::new(PART, "offered: half of the drain", rate, Unit::PerSecond);
     report.add(row.note(answers).note(cores).unless(outcome.problem()));
 }
@@ -131,9 +133,9 @@ fn tell_lag(lags: &Lags, outcome: &Outcome, own: Option<f64>, cores: &str, repor
     let micros = &lags.micros;
     let spread =
         format!("{} probes; p50 {:.1}, max {:.1} ms", micros.len(), millis(micros, 0.5), millis(micros, 1.0));
-    let own = own.map_or("says nothing".to_owned(), |own| format!("p99 ≤ {:.0} ms", own * 1000.0));
+    let own = own.map_or("no value".to_owned(), |own| format!("p99 ≤ {:.0} ms", own * 1000.0));
     let row = Row::new(PART, "p99 from the 200 to visible", millis(micros, 0.99), Unit::Millis);
-    let row = row.target(Target::Below(100.0)).note(spread).note(format!("kinsync's own histogram: {own}"));
+    let row = row.target(Target::Below(100.0)).note(spread).note(format!("histogram of kinsync: {own}"));
     report.add(row.because(cores).unless(outcome.problem().or_else(|| lags.problem())));
 }
 
@@ -149,7 +151,7 @@ fn plan(kinsync: &Kinsync, options: &Options, requests: Arc<Requests>, pace: Pac
     }
 }
 
-/// Makes the users that are to be probed, so that a probe is an update.
+/// Creates the users of the probes, so that a probe is an update.
 async fn introduce(
     kinsync: &mut Kinsync,
     options: &Options,
@@ -162,12 +164,12 @@ async fn introduce(
     let plan =
         Plan { warmup: Duration::ZERO, window: PATIENCE, ..plan(kinsync, options, requests, Pace::Closed) };
     let problem = load::run(plan).await?.problem();
-    anyhow::ensure!(problem.is_none(), "making the users: {}", problem.unwrap_or_default());
+    anyhow::ensure!(problem.is_none(), "creating the users: {}", problem.unwrap_or_default());
     kinsync.drained(PATIENCE).await?;
     Ok(())
 }
 
-/// Ordinary traffic with a probe at each place that `PROBE_EVERY` divides.
+/// Ordinary traffic with a probe at each multiple of `PROBE_EVERY`.
 fn mix(source: &mut Source, count: usize) -> Vec<Event> {
     let mut events = source.traffic(PEOPLE, count);
     for (probe, event) in events.iter_mut().step_by(PROBE_EVERY).enumerate() {
@@ -178,8 +180,8 @@ fn mix(source: &mut Source, count: usize) -> Vec<Event> {
     events
 }
 
-/// A change stream of nothing but probes, filtered by the server. By `updateDescription` or, should the document be
-/// written as a whole, by `fullDocument`.
+/// A change stream of the probes, filtered by the server. It matches `updateDescription` or, if the document is
+/// replaced, `fullDocument`.
 async fn watch(mongod: &Mongod) -> anyhow::Result<ChangeStream<Document>> {
     let is_probe = doc! { "$regex": format!("^{PROBE}") };
     let pipeline = [
@@ -194,7 +196,7 @@ async fn watch(mongod: &Mongod) -> anyhow::Result<ChangeStream<Document>> {
     Ok(stream.with_type())
 }
 
-/// When each probe was seen. Ends when all were, or at the deadline.
+/// The time at which each probe was visible. Ends when all were, or at the deadline.
 async fn appearances(
     mut stream: ChangeStream<Document>,
     expect: usize,

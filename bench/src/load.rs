@@ -1,6 +1,6 @@
-//! The load: connections that send prepared requests, on one thread of their own.
+//! The load generator: connections that send prepared requests, on one separate thread.
 //!
-//! Closed loop: each connection sends its next request when the last one is answered; the most that a server can do.
+//! Closed loop: each connection sends its next request when the last one is answered. It measures the maximum rate.
 //! Open loop: requests are due at a fixed rate, and a latency counts from when the request was due and not from when
 //! it could be sent, so that a server that stalls cannot hide it (coordinated omission).
 
@@ -21,7 +21,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::http::Connection;
 use crate::requests::Requests;
 
-/// Longest wait for one answer; longer is an error.
+/// Timeout of a response.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// When requests are sent.
@@ -33,57 +33,57 @@ pub enum Pace {
     Open(f64),
 }
 
-/// What to send, where, how and for how long.
+/// What to send, to which server, how and for how long.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// The server.
     pub to: SocketAddr,
-    /// At most this many requests at a time.
+    /// Number of connections.
     pub connections: usize,
-    /// What is sent, in this order.
+    /// The requests, in this order.
     pub requests: Arc<Requests>,
-    /// Whether to begin anew when all are sent; else the run ends there.
+    /// Whether to repeat the requests; otherwise the run ends when all are sent.
     pub cycle: bool,
-    /// Not measured, before the window.
+    /// Time before the measured window.
     pub warmup: Duration,
-    /// What is measured.
+    /// The measured window.
     pub window: Duration,
     /// When requests are sent.
     pub pace: Pace,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Answers 200 within the window.
+    /// Responses with 200 within the window.
     pub ok: u64,
-    /// Answers 200 in all, warm-up and stragglers included.
+    /// All responses with 200, also outside the window.
     pub accepted: u64,
-    /// Answers other than 200, by status.
+    /// Other responses, by status.
     pub refused: BTreeMap<u16, u64>,
-    /// Answers 200 whose body was not the right one.
+    /// Responses with 200 and a wrong body.
     pub wrong: u64,
-    /// Connections that broke, with the first reason.
+    /// Number of failed connections, with the first reason.
     pub broken: Option<(u64, String)>,
-    /// The window as it was: shorter when the requests ran out.
+    /// The measured window; shorter if the requests were used up.
     pub window: Duration,
     /// Latencies in the window, in microseconds.
     pub latency: Histogram<u64>,
-    /// When each request was answered 200, by its place in the requests.
+    /// The time at which each request was answered 200, by its index.
     pub answered: Vec<(usize, Instant)>,
 }
 
 impl Outcome {
-    /// Answers 200 per second.
+    /// Responses with 200 per second.
     pub fn rate(&self) -> f64 {
         self.ok as f64 / self.window.as_secs_f64()
     }
 
-    /// Why this does not count, if it does not.
+    /// Why the result is invalid, if it is.
     pub fn problem(&self) -> Option<String> {
         let refused = self.refused.iter().map(|(status, count)| format!("{count} x {status}"));
-        let wrong = (self.wrong > 0).then(|| format!("{} answers were wrong", self.wrong));
-        let broken = self.broken.iter().map(|(count, why)| format!("{count} connections broke: {why}"));
+        let wrong = (self.wrong > 0).then(|| format!("{} responses were wrong", self.wrong));
+        let broken = self.broken.iter().map(|(count, why)| format!("{count} connections failed: {why}"));
         let empty = (self.ok == 0).then(|| {
             "nothing was answered 200 in the window (were the requests used up before it?)".to_owned()
         });
@@ -92,7 +92,7 @@ impl Outcome {
     }
 }
 
-/// Runs the plan on a thread of its own.
+/// Runs the plan on a separate thread.
 pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     off_thread(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -101,7 +101,7 @@ pub async fn run(plan: Plan) -> anyhow::Result<Outcome> {
     .await?
 }
 
-/// Does something long on a thread of its own, so that a Ctrl-C is noticed meanwhile.
+/// Runs long work on a separate thread, so that Ctrl-C is handled meanwhile.
 pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     let (sender, receiver) = oneshot::channel();
     // Not joined: when the run is stopped, the process ends and the thread with it.
@@ -109,7 +109,7 @@ pub async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'st
     receiver.await.map_err(|_| anyhow!("a thread of the bench panicked"))
 }
 
-/// The clock of a run, and the place of the next request.
+/// The clock of a run and the index of the next request.
 #[derive(Debug)]
 struct Course {
     start: Instant,
@@ -120,7 +120,7 @@ struct Course {
 }
 
 impl Course {
-    /// The next request: its place, and when it is due. `None` at the end.
+    /// The index of the next request and the time when it is due. `None` at the end.
     fn next(&self, plan: &Plan) -> Option<(usize, Option<Instant>)> {
         let number = self.next.get();
         let count = plan.requests.len();
@@ -140,7 +140,7 @@ impl Course {
     }
 }
 
-/// What one connection saw.
+/// The result of one connection.
 #[derive(Debug)]
 struct Seen {
     latency: Histogram<u64>,
@@ -181,7 +181,7 @@ async fn send_all(mut connection: Connection, plan: Rc<Plan>, course: Rc<Course>
         let (status, body) = match timeout(PATIENCE, connection.send(plan.requests.get(at))).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Seen { broken: Some(error.to_string()), ..seen },
-            Err(_) => return Seen { broken: Some(format!("no answer in {PATIENCE:?}")), ..seen },
+            Err(_) => return Seen { broken: Some(format!("no response in {PATIENCE:?}")), ..seen },
         };
         let now = Instant::now();
         if status != 200 {
@@ -231,5 +231,5 @@ fn sum(course: &Course, all: Vec<Seen>) -> Outcome {
 
 /// Microseconds up to a minute, with three digits.
 pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("these bounds are right")
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are valid")
 }

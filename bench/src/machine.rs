@@ -1,4 +1,4 @@
-//! On what it was measured.
+//! The machine and the versions of a run.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -26,17 +26,17 @@ pub struct Facts {
     versions: Vec<(String, String)>,
 }
 
-/// How long the disk takes to make a write durable.
+/// Latency of a durable write.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Fsync {
     p50_us: u64,
     p99_us: u64,
 }
 
-/// Looks around.
+/// Reads the facts of this machine.
 pub fn facts(work: &Work) -> anyhow::Result<Facts> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let build = if cfg!(debug_assertions) { "DEBUG: the numbers mean nothing" } else { "release" };
+    let build = if cfg!(debug_assertions) { "DEBUG: not valid" } else { "release" };
     Ok(Facts {
         commit: commit(work.root()),
         build,
@@ -50,7 +50,7 @@ pub fn facts(work: &Work) -> anyhow::Result<Facts> {
 }
 
 impl Facts {
-    /// Adds a version that is known only later.
+    /// Adds a version.
     pub fn version(&mut self, of: &str, version: String) {
         if !self.versions.iter().any(|(name, _)| name == of) {
             self.versions.push((of.to_owned(), version));
@@ -70,7 +70,7 @@ fn commit(root: &Path) -> String {
     if dirty { format!("{commit} with changes") } else { commit }
 }
 
-/// The type of the mount with the longest path that leads to `path`.
+/// The file system type of the mount of `path`.
 fn filesystem(path: &Path, mounts: &str) -> String {
     let rows = mounts.lines().filter_map(|line| {
         let mut words = line.split(' ').skip(1);
@@ -107,7 +107,7 @@ fn first_line(command: &mut Command) -> Option<String> {
     output.status.success().then(|| text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Appends half a kilobyte and makes it durable, again and again.
+/// Measures appends of 512 bytes with fdatasync.
 pub fn fsync(folder: &Path) -> anyhow::Result<Fsync> {
     let path = folder.join("fsync");
     let mut file = File::create(&path)?;

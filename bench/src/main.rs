@@ -1,8 +1,8 @@
-//! Measures kinsync side by side with a server that does nothing and with a peer written by hand.
+//! Compares kinsync with a baseline server and with a hand-written peer.
 //!
-//! One module each: what is sent ([`events`], [`requests`], [`jwt`]), how it is sent ([`load`], [`http`]), the servers
-//! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), what is measured ([`deliveries`], [`drain`], [`lag`],
-//! [`me`], [`inside`], [`reconcile`], [`footprint`]) and how it is told ([`series`], [`report`], [`machine`]).
+//! Modules: the requests ([`events`], [`requests`], [`jwt`]), the load generator ([`load`], [`http`]), the servers
+//! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
+//! [`me`], [`inside`], [`reconcile`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -37,7 +37,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let command = cli::Command::parse();
-    // Default worker threads, as in kinsync: one per core.
+    // One worker thread per core, as in kinsync.
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error.into()),
@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         tokio::select! {
             result = command.run() => result,
-            // Dropping `run` drops the guards of all child processes and of the work folder.
-            name = stopped() => Err(anyhow::anyhow!("stopped by {name}; every server was stopped too")),
+            // Dropping `run` stops all child processes and removes the work folder.
+            name = stopped() => Err(anyhow::anyhow!("stopped by {name}; all servers were stopped")),
         }
     });
     runtime.shutdown_background();
@@ -59,7 +59,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 }
 
 async fn stopped() -> &'static str {
-    let listen = |kind| signal(kind).expect("these signals can be listened to");
+    let listen = |kind| signal(kind).expect("the signals have handlers");
     let mut interrupt = listen(SignalKind::interrupt());
     let mut terminate = listen(SignalKind::terminate());
     let mut hangup = listen(SignalKind::hangup());

@@ -1,7 +1,7 @@
-//! Requests of users per second at full speed: `/api/me` of kinsync (a), a constant document (b) and the peer (c), turn
-//! by turn. Kinsync twice: with tokens that it has seen, and with tokens that it has not.
+//! Requests of users per second at full speed: `/api/me` of kinsync (a), a constant document (b) and the peer (c) in turn.
+//! kinsync is measured with known tokens and with new ones.
 //!
-//! All have the same users, from the same deliveries. An answer counts when it is 200 and has the right user's id.
+//! All servers have the same users from the same deliveries. A response counts if it is 200 and has the id of the user.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -29,14 +29,14 @@ use crate::work::Work;
 pub const PART: &str = "requests";
 const PEOPLE: u64 = 2_000;
 const WARMUP: Duration = Duration::from_secs(1);
-/// Longest time to make the users, or to ask for each once.
+/// Timeout for creating the users, and for requesting each once.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Measures all of it.
+/// Measures all servers.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mongod = Mongod::start(work, "mongod-requests").await?;
     report.machine().version("mongod", mongod.version().await?);
-    // For its key alone.
+    // Only its key is used.
     let tokens = Tokens::prepare(&work.cache(), 1).await?;
     let jwks = Jwks::serve(&tokens).await?;
     let load = Load::prepare(&tokens, &jwks.domain(), options.cold_tokens).await?;
@@ -53,15 +53,15 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     inside::measure(work, options, report).await
 }
 
-/// What is sent.
+/// The requests.
 struct Load {
-    /// Makes the users.
+    /// Deliveries that create the users.
     deliveries: Arc<Requests>,
-    /// A token for each user.
+    /// A request for each user with the same token each time.
     warm: Arc<Requests>,
-    /// The same requests, to be answered with the first user's document.
+    /// The same requests; the response must be the document of the first user.
     constant: Arc<Requests>,
-    /// Many tokens for each user, each once.
+    /// Requests with many tokens for each user, each sent once.
     cold: Arc<Requests>,
 }
 
@@ -86,15 +86,15 @@ impl Load {
     }
 }
 
-/// What the turns gave.
+/// The results of the turns.
 struct Turns {
     warm: Series,
     cold: Series,
     baseline: Series,
     peer: Series,
-    /// Calls of MongoDB per second while the tokens were warm.
+    /// Calls to MongoDB per second with known tokens.
     calls: Vec<f64>,
-    /// Of the documents of kinsync and of the peer, in bytes.
+    /// Sizes of the documents of kinsync and of the peer in bytes.
     sizes: [usize; 2],
 }
 
@@ -115,18 +115,18 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Each once, as fast as they are answered.
+    /// Sends each request once at full speed.
     fn once(&self, to: SocketAddr, requests: &Arc<Requests>, window: Duration) -> Plan {
         let (requests, connections) = (Arc::clone(requests), self.options.connections);
         Plan { to, connections, requests, cycle: false, warmup: Duration::ZERO, window, pace: Pace::Closed }
     }
 
-    /// Again and again.
+    /// Repeats the requests.
     fn again(&self, to: SocketAddr, requests: &Arc<Requests>) -> Plan {
         Plan { cycle: true, warmup: WARMUP, ..self.once(to, requests, self.options.window()) }
     }
 
-    /// Sends each once and expects that each is answered rightly.
+    /// Sends each request once and checks each response.
     async fn all(&self, to: SocketAddr, requests: &Arc<Requests>) -> anyhow::Result<()> {
         let outcome = load::run(self.once(to, requests, PATIENCE)).await?;
         anyhow::ensure!(outcome.problem().is_none(), "before the measurement: {:?}", outcome.problem());
@@ -134,7 +134,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Two turns. Returns the file with the first user's document.
+    /// Runs two turns. Returns the file with the document of the first user.
     async fn kinsync(&self, name: &str, turns: &mut Turns) -> anyhow::Result<PathBuf> {
         let settings = Settings { mongodb: Some(self.mongod.uri(name)), domain: Some(self.domain.clone()) };
         let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
@@ -153,7 +153,7 @@ impl Bench<'_> {
             samples.labelled("kinsync_authentications_total", "outcome", "degraded")
         };
         let degraded = without(&after) - without(&before);
-        warm.fail((degraded > 0.0).then(|| format!("{degraded} answers without MongoDB")));
+        warm.fail((degraded > 0.0).then(|| format!("{degraded} responses without MongoDB")));
         let plan = self.once(to, &self.load.cold, self.options.window());
         let (_, cold) = Turn::run(plan, kinsync.process(), self.mongod).await?;
         turns.warm.push(warm);
@@ -186,7 +186,7 @@ impl Bench<'_> {
     /// The document of the first user.
     async fn document(&self, to: SocketAddr) -> anyhow::Result<Vec<u8>> {
         let mut connection = Connection::open(to).await?;
-        let (status, body) = connection.send(self.load.warm.get(0)).await.context("asking for a document")?;
+        let (status, body) = connection.send(self.load.warm.get(0)).await.context("requesting a document")?;
         anyhow::ensure!(status == 200, "/api/me answered {status}");
         Ok(body.to_vec())
     }
@@ -196,19 +196,18 @@ fn tell(turns: &Turns, options: &Options, report: &mut Report) {
     let Turns { warm, cold, baseline, peer, calls, sizes } = turns;
     let load = format!("{} B, {PEOPLE} users, {} connections", sizes[0], options.connections);
     report.add(baseline.row(&format!("(b) a constant document: {load}")));
-    let calls = format!("{:.0} calls of MongoDB per second", Spread::of(calls).median);
-    report.add(warm.row("(a) kinsync /api/me, tokens known").note(calls));
+    let calls = format!("{:.0} calls to MongoDB per second", Spread::of(calls).median);
+    report.add(warm.row("(a) kinsync /api/me, known tokens").note(calls));
     let row = peer.row("(c) Express + jose + Mongoose: findOne and updateOne awaited");
     report.add(row.note(format!("{} B", sizes[1])));
     let why = format!("CPU {}", warm.cpu());
     report.add(warm.ratio("/api/me (a)/(b)", baseline).target(Target::AtLeast(0.8)).because(&why));
     report.add(warm.ratio("/api/me (a)/(c)", peer).target(Target::AtLeast(40.0)).because(&why));
-    let each = format!("{} tokens, each once, of the same users", options.cold_tokens);
-    report.add(cold.row("(a) kinsync /api/me, tokens not seen before").note(each));
-    report.add(warm.ratio("known / new tokens: what the cache of tokens is worth", cold));
+    let each = format!("{} tokens of the same users, each sent once", options.cold_tokens);
+    report.add(cold.row("(a) kinsync /api/me, new tokens").note(each));
+    report.add(warm.ratio("known / new tokens: gain of the token cache", cold));
     let Spread { median, min, max } = cold.cpu_beyond(warm);
-    let row =
-        Row::new(PART, "kinsync's processor time for a new token, beyond a known one", median, Unit::Micros);
+    let row = Row::new(PART, "CPU time of kinsync for a new token, beyond a known one", median, Unit::Micros);
     let problem = warm.problem().or_else(|| cold.problem());
-    report.add(row.spread(min, max).unless(problem).note("with its share of the work beside the requests"));
+    report.add(row.spread(min, max).unless(problem).note("includes its share of background work"));
 }

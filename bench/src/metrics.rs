@@ -1,4 +1,4 @@
-//! Reads the Prometheus text of kinsync's /metrics.
+//! Reads kinsync's /metrics in the text format of Prometheus.
 
 use std::net::SocketAddr;
 
@@ -18,9 +18,9 @@ struct Sample {
 }
 
 impl Samples {
-    /// Asks the server.
+    /// Scrapes the server.
     pub async fn of(server: SocketAddr) -> anyhow::Result<Self> {
-        let (status, text) = http::get(server, "/metrics").await.context("asking for /metrics")?;
+        let (status, text) = http::get(server, "/metrics").await.context("requesting /metrics")?;
         anyhow::ensure!(status == 200, "/metrics answered {status}");
         Ok(Self::parse(&text))
     }
@@ -30,29 +30,29 @@ impl Samples {
         Self(lines.filter_map(sample).collect())
     }
 
-    /// Entries that are not yet in the store.
+    /// Number of queue entries.
     pub fn queue_depth(&self) -> anyhow::Result<u64> {
         let mut depths = self.0.iter().filter(|sample| sample.name == "kinsync_queue_depth");
         let first = depths.next().context("/metrics has no `kinsync_queue_depth`")?;
-        // Counts of entries are small whole numbers.
+        // The count is a small whole number.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         Ok(first.value as u64)
     }
 
-    /// The sum over all labels of one metric; 0 when there is none.
+    /// The sum over all labels of one metric; 0 if there is none.
     pub fn total(&self, name: &str) -> f64 {
         self.0.iter().filter(|sample| sample.name == name).map(|sample| sample.value).sum()
     }
 
-    /// The sum of the samples of one name that carry this label.
+    /// The sum of the samples of one metric with this label.
     pub fn labelled(&self, name: &str, label: &str, value: &str) -> f64 {
         let samples =
             self.0.iter().filter(|sample| sample.name == name && sample.label(label) == Some(value));
         samples.map(|sample| sample.value).sum()
     }
 
-    /// The 99th percentile of the lag from receipt by kinsync's own histogram since `before`, in seconds: the upper
-    /// bound of the bucket in which it lies. `None` when there is no such histogram or nothing was recorded.
+    /// The 99th percentile of the lag from receipt in kinsync's histogram since `before`, in seconds: the upper
+    /// bound of its bucket. `None` if there is no such histogram or nothing was recorded.
     pub fn lag_p99_since(&self, before: &Self) -> Option<f64> {
         let mut buckets: Vec<_> = self.lag_buckets().collect();
         let earlier: Vec<_> = before.lag_buckets().collect();
@@ -109,7 +109,7 @@ mod tests {
         kinsync_queue_depth 17\n";
 
     #[test]
-    fn a_percentile_is_the_bound_of_its_bucket_and_leaves_out_what_was_before() {
+    fn a_percentile_is_the_bound_of_its_bucket_since_the_earlier_scrape() {
         let before = Samples::parse(
             "kinsync_lag_seconds_bucket{from=\"receipt\",le=\"0.01\"} 10\n\
             kinsync_lag_seconds_bucket{from=\"receipt\",le=\"0.1\"} 10\n\

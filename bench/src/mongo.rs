@@ -1,4 +1,4 @@
-//! A private mongod: a replica set of one, on the disk of the project, that can be stopped and started again.
+//! A private mongod: a replica set with one member on the disk of the project, which can be stopped and restarted.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::work::{Work, free_address};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A mongod and a client of it.
+/// A mongod and its client.
 #[derive(Debug)]
 pub struct Mongod {
     program: PathBuf,
@@ -26,7 +26,7 @@ pub struct Mongod {
 }
 
 impl Mongod {
-    /// Starts an empty one and waits until it takes writes.
+    /// Starts an empty mongod and waits until it accepts writes.
     pub async fn start(work: &Work, name: &str) -> anyhow::Result<Self> {
         let (program, folder, address) = (work.mongod()?, work.folder(name)?, free_address()?);
         let client = client(address, "replicaSet=rs0", PATIENCE).await?;
@@ -49,16 +49,16 @@ impl Mongod {
     async fn initiate(&mut self) -> anyhow::Result<()> {
         let member = doc! { "_id": 0, "host": self.address.to_string() };
         let command = doc! { "replSetInitiate": { "_id": "rs0", "members": [member] } };
-        self.ask_until(command, |_| true).await.context("making the replica set")
+        self.run_until(command, |_| true).await.context("initiating the replica set")
     }
 
     async fn writable(&mut self) -> anyhow::Result<()> {
         let is_primary = |answer: &Document| answer.get_bool("isWritablePrimary").unwrap_or_default();
-        self.ask_until(doc! { "hello": 1 }, is_primary).await.context("waiting for the primary")
+        self.run_until(doc! { "hello": 1 }, is_primary).await.context("waiting for the primary")
     }
 
-    /// Asks on new connections until the answer is right: a client that has seen no server looks only twice a second.
-    async fn ask_until(
+    /// Repeats a command on new connections until it succeeds, because a client without a server retries only twice a second.
+    async fn run_until(
         &mut self,
         command: Document,
         right: impl Fn(&Document) -> bool,
@@ -69,7 +69,7 @@ impl Mongod {
             match direct.database("admin").run_command(command.clone()).await {
                 Ok(answer) if right(&answer) => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
-                _ => anyhow::ensure!(Instant::now() < deadline, "mongod did not get there in {PATIENCE:?}"),
+                _ => anyhow::ensure!(Instant::now() < deadline, "mongod was not ready in {PATIENCE:?}"),
             }
             self.process()?.check()?;
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -80,7 +80,7 @@ impl Mongod {
         self.process.as_mut().context("mongod is stopped")
     }
 
-    /// Stops it; its files stay.
+    /// Stops it and keeps its files.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         match self.process.take() {
             Some(process) => process.stop(PATIENCE).await,
@@ -88,14 +88,14 @@ impl Mongod {
         }
     }
 
-    /// Starts it again on its files. Returns when it was first seen to take writes.
+    /// Starts it again with its files. Returns the time at which it accepted writes.
     pub async fn start_again(&mut self) -> anyhow::Result<Instant> {
         self.launch()?;
         self.writable().await?;
         Ok(Instant::now())
     }
 
-    /// Processor time used since it was last started.
+    /// CPU time since the last start.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         self.process.as_ref().map_or(Ok(Duration::ZERO), Process::cpu)
     }
@@ -105,7 +105,7 @@ impl Mongod {
         format!("mongodb://{}/{database}?replicaSet=rs0", self.address)
     }
 
-    /// A database, through a client of the bench.
+    /// A database.
     pub fn database(&self, name: &str) -> Database {
         self.client.database(name)
     }

@@ -1,4 +1,4 @@
-//! Counts what was really written, by MongoDB's own log of operations: one entry for each document that changed.
+//! Counts written documents in the oplog of MongoDB, which has one entry for each changed document.
 
 use anyhow::Context as _;
 use bson::{Bson, Document, Timestamp, doc};
@@ -7,7 +7,7 @@ use mongodb::Collection;
 
 use crate::mongo::Mongod;
 
-/// A place in the log.
+/// A position in the oplog.
 #[derive(Debug, Clone, Copy)]
 pub struct Position(Timestamp);
 
@@ -15,16 +15,16 @@ fn log(mongod: &Mongod) -> Collection<Document> {
     mongod.database("local").collection("oplog.rs")
 }
 
-/// Its end.
+/// Returns the end of the oplog.
 pub async fn end(mongod: &Mongod) -> anyhow::Result<Position> {
     let last = log(mongod).find_one(doc! {}).sort(doc! { "$natural": -1 }).await?;
     let ts = last.as_ref().and_then(|entry| entry.get_timestamp("ts").ok()).context("the oplog is empty")?;
     Ok(Position(ts))
 }
 
-/// How many documents of `namespace` (`database.collection`) were inserted or changed since.
+/// Counts the documents of `namespace` (`database.collection`) that were inserted or changed since `from`.
 pub async fn writes_since(mongod: &Mongod, from: Position, namespace: &str) -> anyhow::Result<u64> {
-    // Newer servers log inserts in groups.
+    // Newer servers group inserts in one entry.
     let grouped = doc! { "$filter": { "input": "$o.applyOps", "cond": { "$eq": ["$$this.ns", namespace] } } };
     let pipeline = [
         doc! { "$match": { "ts": { "$gt": from.0 }, "$or": [
@@ -39,6 +39,6 @@ pub async fn writes_since(mongod: &Mongod, from: Position, namespace: &str) -> a
     match row.get("count") {
         Some(Bson::Int32(count)) => Ok(u64::try_from(*count)?),
         Some(Bson::Int64(count)) => Ok(u64::try_from(*count)?),
-        other => anyhow::bail!("the oplog was counted as {other:?}"),
+        other => anyhow::bail!("the oplog count is {other:?}"),
     }
 }

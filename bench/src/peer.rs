@@ -1,4 +1,4 @@
-//! The servers that kinsync is compared with.
+//! The servers with which kinsync is compared.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::work::{Work, free_address, on_path};
 
 const START: Duration = Duration::from_secs(30);
 
-/// A server that takes deliveries at /api/webhook and tells users of themselves at /api/me.
+/// A server that accepts deliveries at /api/webhook and returns the user at /api/me.
 #[derive(Debug)]
 pub struct Peer {
     process: Process,
@@ -22,7 +22,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The baseline: this same program, in a process of its own. `me`: the file with what it answers on /api/me.
+    /// Starts the baseline, which is this program in a separate process. `me` is the file with its response of /api/me.
     pub async fn baseline(work: &Work, me: Option<&Path>) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -33,12 +33,12 @@ impl Peer {
         Self::start(work, "baseline", &command, address).await
     }
 
-    /// Express and Mongoose, on a database of the same mongod, for the tenant at `domain`.
+    /// Starts Express and Mongoose with a database of the same mongod for the tenant at `domain`.
     pub async fn express(work: &Work, mongodb: &str, domain: &str) -> anyhow::Result<Self> {
         let folder = work.root().join("bench/peers/express-mongoose");
         anyhow::ensure!(folder.join("node_modules/express").is_dir(), "run `npm ci` in {}", folder.display());
         let address = free_address()?;
-        let mut command = Command::new(on_path("node").context("no node: run .ci/install")?);
+        let mut command = Command::new(on_path("node").context("node is not installed: run .ci/install")?);
         command.arg(folder.join("server.js"));
         command.env("NODE_ENV", "production").env("PORT", address.port().to_string());
         command.env("KINDE_WEBHOOK_SECRET", SECRET).env("MONGODB_URI", mongodb);
@@ -57,7 +57,7 @@ impl Peer {
         &self.process
     }
 
-    /// Where it listens.
+    /// Its address.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

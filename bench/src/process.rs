@@ -1,4 +1,4 @@
-//! Child processes that never outlive the run, and what the kernel says of them.
+//! Child processes that end with the run, and their resource usage.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,10 +13,10 @@ use crate::work::on_path;
 
 /// Kernel ticks per second in /proc; 100 on every Linux that this runs on (`getconf CLK_TCK`).
 const TICKS_PER_SECOND: f64 = 100.0;
-/// How often a process that is watched is looked at.
+/// Interval in which a monitored process is read.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A running program. Dropping it kills it and waits until it is gone.
+/// A running program. Dropping it kills the process and waits for its end.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -25,8 +25,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with its output in `log`. To be called on the main thread: the kernel kills the child when the
-    /// thread that started it ends, so that not even SIGKILL of the bench leaves a server behind.
+    /// Starts `command` with its output in `log`. Must be called on the main thread: the kernel kills the child when the
+    /// thread that started it ends, so that no server is left over, even after SIGKILL of the bench.
     pub fn start(name: &str, command: &Command, log: &Path) -> anyhow::Result<Self> {
         let mut command = tied(command);
         let out = File::options().create(true).append(true).open(log)?;
@@ -35,12 +35,12 @@ impl Process {
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
     }
 
-    /// What it is called in reports.
+    /// Its name in reports.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Fails with the end of its log when it has ended.
+    /// Fails with the end of its log if the process has ended.
     pub fn check(&mut self) -> anyhow::Result<()> {
         if let Some(status) = self.child.try_wait()? {
             anyhow::bail!("{} ended with {status}: {}", self.name, self.log_tail());
@@ -48,7 +48,7 @@ impl Process {
         Ok(())
     }
 
-    /// Waits until it ends by itself. Returns what it printed.
+    /// Waits until the process ends. Returns its output.
     pub async fn finish(mut self, patience: Duration) -> anyhow::Result<String> {
         let deadline = Instant::now() + patience;
         loop {
@@ -63,7 +63,7 @@ impl Process {
         }
     }
 
-    /// Waits until it ends by itself, and looks at it meanwhile. Returns what it printed and what it used.
+    /// Waits until the process ends and monitors it. Returns its output and its resource usage.
     pub async fn watch(mut self, patience: Duration) -> anyhow::Result<(String, Used)> {
         let start = Instant::now();
         let (mut cpu, mut peak) = (Duration::ZERO, 0);
@@ -71,7 +71,7 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
-            // One that is just ending has no memory to tell of.
+            // A process that is ending has no memory values.
             if let (Ok(memory), Ok(used)) = (self.memory(), self.cpu()) {
                 (cpu, peak) = (used, memory.peak);
             }
@@ -83,13 +83,13 @@ impl Process {
         Ok((fs::read_to_string(&self.log)?, Used { took, cpu, peak }))
     }
 
-    /// Asks it to stop, and kills it if it has not by then.
+    /// Sends SIGTERM, and kills the process after the timeout.
     pub async fn stop(mut self, patience: Duration) -> anyhow::Result<()> {
         kill_process(self.pid(), Signal::TERM)?;
         let deadline = Instant::now() + patience;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                eprintln!("bench: {} did not stop in {patience:?} and is killed", self.name);
+                eprintln!("bench: {} did not stop in {patience:?}; killing it", self.name);
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -97,12 +97,12 @@ impl Process {
         Ok(())
     }
 
-    /// Processor time used so far.
+    /// CPU time.
     pub fn cpu(&self) -> anyhow::Result<Duration> {
         cpu_of(&self.child.id().to_string())
     }
 
-    /// Resident memory now and at most, in bytes.
+    /// Current and peak resident memory in bytes.
     pub fn memory(&self) -> anyhow::Result<Memory> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let field = |name: &str| {
@@ -128,20 +128,20 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the process has ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// What a process used from when it was first looked at to its end; all but the time as of the last look before it.
+/// Resource usage of a process until its end. Memory and CPU time are those of the last reading.
 #[derive(Debug, Clone, Copy)]
 pub struct Used {
-    /// Until it was seen to have ended.
+    /// Run time.
     pub took: Duration,
-    /// Processor time.
+    /// CPU time.
     pub cpu: Duration,
-    /// Most resident memory, in bytes.
+    /// Peak resident memory in bytes.
     pub peak: u64,
 }
 
@@ -154,21 +154,21 @@ pub struct Memory {
     pub peak: u64,
 }
 
-/// Processor time of the bench itself.
+/// CPU time of the bench itself.
 pub fn own_cpu() -> anyhow::Result<Duration> {
     cpu_of("self")
 }
 
 fn cpu_of(pid: &str) -> anyhow::Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name of the program may hold anything, so count from its closing bracket: utime and stime are 14 and 15.
+    // Fields are counted after the closing bracket of the program name: utime and stime are fields 14 and 15.
     let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
     let (user, system) = ticks(11).zip(ticks(12)).with_context(|| format!("reading /proc/{pid}/stat"))?;
     Ok(Duration::from_secs_f64((user + system) / TICKS_PER_SECOND))
 }
 
-/// The same command under `setpriv --pdeathsig`, where there is one (util-linux). It replaces itself by the program.
+/// The same command under `setpriv --pdeathsig` of util-linux, if installed. `setpriv` executes the program in its place.
 fn tied(command: &Command) -> Command {
     let Some(setpriv) = on_path("setpriv") else { return copy(command, Command::new(command.get_program())) };
     let mut tied = Command::new(setpriv);
@@ -176,7 +176,7 @@ fn tied(command: &Command) -> Command {
     copy(command, tied)
 }
 
-/// Arguments and environment of `command`; nothing of the environment of the bench but the PATH.
+/// Arguments and environment of `command`. Of the environment of the bench only PATH is passed on.
 fn copy(command: &Command, mut to: Command) -> Command {
     to.args(command.get_args()).env_clear();
     if let Some(path) = std::env::var_os("PATH") {
@@ -186,7 +186,7 @@ fn copy(command: &Command, mut to: Command) -> Command {
     to
 }
 
-/// Waits until `ready` says so, while watching that the process lives.
+/// Waits until `ready` succeeds. Fails if the process ends.
 pub async fn wait_until<F, R>(process: &mut Process, patience: Duration, mut ready: F) -> anyhow::Result<()>
 where
     F: FnMut() -> R,
@@ -200,8 +200,7 @@ where
         }
         process.check()?;
         if Instant::now() > deadline {
-            let why =
-                answer.err().map_or_else(|| "it says that it is not".to_owned(), |error| error.to_string());
+            let why = answer.err().map_or_else(|| "not ready".to_owned(), |error| error.to_string());
             anyhow::bail!("{} was not ready in {patience:?} ({why}): {}", process.name(), process.log_tail());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

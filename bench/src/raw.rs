@@ -1,6 +1,6 @@
-//! What the driver alone reaches: the same upserts, 1000 to a command, two commands in flight, majority.
+//! The rate of the driver alone: the same upserts, 1000 per command, two concurrent commands, majority.
 //!
-//! The commands are made before the clock starts, so this is the upper bound for any program on this mongod.
+//! The commands are built before the measurement, so this is the upper bound for programs on this mongod.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -17,10 +17,10 @@ use crate::mongo::Mongod;
 const STATEMENTS: usize = 1000;
 const IN_FLIGHT: usize = 2;
 const DUPLICATE_KEY: i32 = 11000;
-/// Names, types and lengths around the padding.
+/// Size of the document without the padding.
 const OVERHEAD: usize = 48;
 
-/// How kinsync keeps users: its indexes, and the size of its documents.
+/// The indexes and the document size of kinsync's users.
 #[derive(Debug, Clone)]
 pub struct Layout {
     indexes: Vec<IndexModel>,
@@ -28,7 +28,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// That of the users in this database.
+    /// Reads the layout of the users in this database.
     pub async fn of(mongod: &Mongod, database: &str) -> anyhow::Result<Self> {
         let users = mongod.database(database).collection::<Document>(USERS);
         let indexes: Vec<_> = users.list_indexes().await?.try_collect().await?;
@@ -40,7 +40,7 @@ impl Layout {
         Ok(Self { indexes, bytes: usize::try_from(bytes)? })
     }
 
-    /// The same documents with the one index that an upsert by Kinde id needs.
+    /// The same documents with only the index that an upsert by Kinde id needs.
     pub fn without_indexes(&self) -> Self {
         let needed = |index: &&IndexModel| index.keys.contains_key("kindeId");
         Self { indexes: self.indexes.iter().filter(needed).cloned().collect(), bytes: self.bytes }
@@ -56,7 +56,7 @@ pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layou
     send(mongod, name, layout.indexes, &batches, users).await
 }
 
-/// Upserts the users of the database `from`, as they are there. Returns upserts per second.
+/// Upserts the users of the database `from` unchanged. Returns upserts per second.
 pub async fn copy(mongod: &Mongod, from: &str, name: &str) -> anyhow::Result<f64> {
     let layout = Layout::of(mongod, from).await?;
     let users = mongod.database(from).collection::<RawDocumentBuf>(USERS);
@@ -72,7 +72,7 @@ pub async fn copy(mongod: &Mongod, from: &str, name: &str) -> anyhow::Result<f64
     send(mongod, name, layout.indexes, &batches, count).await
 }
 
-/// Runs the batches on an empty collection, which must have so many users then.
+/// Runs the batches on an empty collection and checks the number of users.
 async fn send(
     mongod: &Mongod,
     name: &str,
@@ -98,7 +98,7 @@ async fn send(
 fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {
     let id = event.user_id();
     let mut set = event.fields();
-    // Where kinsync keeps versions; a sign-in changes only little of them.
+    // The field of kinsync's versions; a sign-in changes only a part of it.
     let padding = bytes.saturating_sub(set.as_bytes().len() + id.len() + OVERHEAD);
     if event.kind != Kind::Authenticated {
         let text: String = event.id().chars().cycle().take(padding).collect();
@@ -115,7 +115,7 @@ fn command(statements: &[RawDocumentBuf]) -> RawDocumentBuf {
     rawdoc! { "update": USERS, "updates": updates, "ordered": false, "writeConcern": { "w": "majority" } }
 }
 
-/// Sends a command; statements that lost the race to insert their user are sent again, as any program would.
+/// Sends a command. Statements that failed because of a concurrent insert are sent again.
 async fn apply(
     database: &Database,
     first: RawDocumentBuf,
@@ -128,7 +128,7 @@ async fn apply(
     Ok(())
 }
 
-/// Which statements to send again.
+/// The statements to send again.
 fn again(answer: &Document, statements: &[RawDocumentBuf]) -> anyhow::Result<Vec<RawDocumentBuf>> {
     anyhow::ensure!(!answer.contains_key("writeConcernError"), "the raw driver: {answer}");
     let Ok(errors) = answer.get_array("writeErrors") else { return Ok(Vec::new()) };

@@ -1,8 +1,8 @@
-//! A tenant of many users: loaded into an empty MongoDB, beside the raw driver with the same documents; read again when
-//! nothing has changed; and read through a limiter such as Kinde's.
+//! A large tenant: a backfill into an empty MongoDB compared with the raw driver and the same documents, a reconciliation
+//! without changes, and a backfill with a rate limit such as Kinde's.
 //!
-//! Kinde is the emulator, a process of its own on the same cores, whose users are computed. Everything counts from before
-//! kinsync's process is made until it has ended.
+//! Kinde is the emulator in a separate process on the same cores, with generated users. Times count from before the
+//! process of kinsync is created until it has ended.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -25,15 +25,15 @@ const PART: &str = "reconcile";
 const MIB: f64 = 1024.0 * 1024.0;
 const START: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_mins(30);
-/// Users in one page: the most that Kinde's documentation speaks of.
+/// Users per page: the largest number in Kinde's documentation.
 const PAGE: u64 = 500;
-/// The limiter: so many requests in so many seconds.
+/// The rate limit: requests per window.
 const LIMIT: u64 = 20;
 const WINDOW: u64 = 5;
-/// Windows that the scan through the limiter needs at least.
+/// Smallest number of windows that the limited scan takes.
 const WINDOWS: u64 = 4;
 
-/// Measures all of it.
+/// Measures backfill, reconciliation and rate limit.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mongod = Mongod::start(work, "mongod-reconcile").await?;
     report.machine().version("mongod", mongod.version().await?);
@@ -53,7 +53,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let tenant = Tenant::start(work, "limited", users, &limits).await?;
     let limited = runs.run(&tenant, "limited", "backfill").await?;
     let ratio = limited.rate() / (LIMIT * PAGE / WINDOW) as f64;
-    let what = format!("backfill through {LIMIT} requests of {PAGE} users in {WINDOW} s, of what they allow");
+    let what = format!("backfill at {LIMIT} requests of {PAGE} users per {WINDOW} s, share of the limit");
     report.add(Row::new(PART, what, ratio, Unit::Ratio).note(limited.note()).unless(limited.problem(users)));
     Ok(())
 }
@@ -85,16 +85,16 @@ struct Runs<'a> {
     mongod: &'a Mongod,
 }
 
-/// What one command did.
+/// The result of one command.
 struct Done {
     run: Value,
     used: Used,
-    /// Processor time of mongod and of the emulator meanwhile.
+    /// CPU time of mongod and of the emulator during the command.
     beside: [Duration; 2],
 }
 
 impl Runs<'_> {
-    /// Runs a command of kinsync to its end.
+    /// Runs a command of kinsync.
     async fn run(&self, tenant: &Tenant, database: &str, what: &str) -> anyhow::Result<Done> {
         let folder = self.work.folder(&format!("{database}-{what}"))?;
         let mut command = Command::new(self.work.kinsync()?);
@@ -110,7 +110,7 @@ impl Runs<'_> {
         let process = Process::start("kinsync", &command, &folder.join("kinsync.log"))?;
         let (printed, used) = process.watch(PATIENCE).await?;
         let after = cpu()?;
-        // Warnings may stand before it.
+        // Warnings may precede the line.
         let json = printed.find('{').map(|at| &printed[at..]).unwrap_or_default();
         let run = serde_json::from_str(json).with_context(|| format!("`{what}` printed {printed}"))?;
         Ok(Done { run, used, beside: [0, 1].map(|at| after[at].saturating_sub(before[at])) })
@@ -136,7 +136,7 @@ impl Done {
         )
     }
 
-    /// What is wrong if it did not create everybody.
+    /// Why the result is invalid, if not all users were created.
     fn problem(&self, users: u64) -> Option<String> {
         let created = self.run["drift"]["missing"].as_u64();
         (self.run["outcome"] != "complete" || created != Some(users)).then(|| self.run.to_string())
@@ -149,9 +149,9 @@ fn tell(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, repo
     let row = Row::new(PART, what, backfill.rate(), Unit::PerSecond);
     report.add(row.note(backfill.note()).unless(problem.clone()));
     let row = Row::new(PART, "raw driver, upserts of the same documents", bare, Unit::PerSecond);
-    report.add(row.note("made before the clock starts; same indexes"));
+    report.add(row.note("built before the measurement; same indexes"));
     let row = Row::new(PART, "backfill / raw upserts", backfill.rate() / bare, Unit::Ratio);
-    let why = "the emulator and kinsync share the cores with MongoDB, which the raw driver has for itself";
+    let why = "the emulator and kinsync share the cores with MongoDB; the raw driver does not";
     report.add(row.target(Target::AtLeast(0.7)).because(why).unless(problem.clone()));
     let memory = |what: &str, done: &Done| {
         let row = Row::new(PART, what, done.used.peak as f64 / MIB, Unit::MiB);
@@ -167,6 +167,6 @@ fn tell(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, repo
         Row::new(PART, "reconcile without drift / backfill", again.rate() / backfill.rate(), Unit::Ratio);
     report.add(row.target(Target::AtLeast(3.0)).because(again.note()).unless(problem.clone()));
     let row = Row::new(PART, "reconcile without drift: users written", written as f64, Unit::Count);
-    report.add(row.target(Target::AtMost(0.0)).note("by the oplog").unless(problem.clone()));
+    report.add(row.target(Target::AtMost(0.0)).note("from the oplog").unless(problem.clone()));
     report.add(memory("reconcile without drift: peak memory", again).unless(problem));
 }

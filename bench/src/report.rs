@@ -1,11 +1,11 @@
-//! What was measured, as a table for people and as JSON for programs. A missed target is told like a met one.
+//! The results as a table and as JSON. Met and missed targets are both reported.
 
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use crate::machine::{Facts, Fsync};
 
-/// Everything of one run.
+/// The results of one run.
 #[derive(Debug, Serialize)]
 pub struct Report {
     machine: Facts,
@@ -13,25 +13,25 @@ pub struct Report {
     rows: Vec<Row>,
 }
 
-/// One line.
+/// One row.
 #[derive(Debug, Serialize)]
 pub struct Row {
     part: &'static str,
     what: String,
     value: f64,
     unit: Unit,
-    /// The value as text, perhaps with its spread.
+    /// The value as text, with its spread if there is one.
     measured: String,
     target: Option<Target>,
     verdict: Verdict,
     note: String,
 }
 
-/// What a value is counted in.
+/// The unit of a value.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
-    /// A quotient.
+    /// A ratio.
     Ratio,
     /// Events, requests or documents per second.
     PerSecond,
@@ -39,25 +39,25 @@ pub enum Unit {
     Millis,
     /// Microseconds.
     Micros,
-    /// Just bytes.
+    /// Bytes.
     Bytes,
     /// 2^20 bytes.
     MiB,
-    /// Just a number.
+    /// A count.
     Count,
-    /// A number with its decimals.
+    /// A number with decimals.
     Exact,
 }
 
-/// What it should be.
+/// A target.
 #[derive(Debug, Clone, Copy, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
-    /// This or more.
+    /// At least this value.
     AtLeast(f64),
-    /// Less than this.
+    /// Below this value.
     Below(f64),
-    /// This or less.
+    /// At most this value.
     AtMost(f64),
 }
 
@@ -66,14 +66,14 @@ pub enum Target {
 enum Verdict {
     Met,
     Missed,
-    /// There is no target.
+    /// No target.
     Shown,
-    /// It was not measured rightly, so it says nothing.
+    /// The measurement is invalid.
     Invalid,
 }
 
 impl Unit {
-    /// As people read it.
+    /// Its text in the table.
     pub fn text(self, value: f64) -> String {
         match self {
             Self::Ratio if value >= 10.0 => format!("{value:.1}x"),
@@ -89,7 +89,7 @@ impl Unit {
     }
 }
 
-/// Thousands apart: 12 345.
+/// Groups digits: 12 345.
 fn grouped(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut text = String::new();
@@ -103,13 +103,13 @@ fn grouped(value: f64) -> String {
 }
 
 impl Row {
-    /// A value without a target.
+    /// Creates a row without a target.
     pub fn new(part: &'static str, what: impl Into<String>, value: f64, unit: Unit) -> Self {
         let (what, measured) = (what.into(), unit.text(value));
         Self { part, what, value, unit, measured, target: None, verdict: Verdict::Shown, note: String::new() }
     }
 
-    /// Judges the value.
+    /// Compares the value with a target.
     pub fn target(mut self, target: Target) -> Self {
         let met = match target {
             Target::AtLeast(bound) => self.value >= bound,
@@ -123,7 +123,7 @@ impl Row {
         self
     }
 
-    /// Says between what the rounds lay.
+    /// Adds the smallest and largest value of the rounds.
     pub fn spread(mut self, min: f64, max: f64) -> Self {
         if min < max {
             self.measured = format!("{} ({} – {})", self.measured, self.unit.text(min), self.unit.text(max));
@@ -131,7 +131,7 @@ impl Row {
         self
     }
 
-    /// Adds a remark.
+    /// Adds a note.
     pub fn note(mut self, note: impl AsRef<str>) -> Self {
         let note = note.as_ref();
         if !self.note.is_empty() && !note.is_empty() {
@@ -141,12 +141,12 @@ impl Row {
         self
     }
 
-    /// Adds the reason, if the target was missed.
+    /// Adds a reason if the target was missed.
     pub fn because(self, why: impl AsRef<str>) -> Self {
         if self.verdict == Verdict::Missed { self.note(why) } else { self }
     }
 
-    /// Takes the verdict away if something went wrong.
+    /// Marks the row as invalid if there is a problem.
     pub fn unless(mut self, problem: Option<String>) -> Self {
         if let Some(problem) = problem {
             self.verdict = Verdict::Invalid;
@@ -166,44 +166,44 @@ impl Row {
 }
 
 impl Report {
-    /// An empty one.
+    /// Creates an empty report.
     pub fn new(machine: Facts) -> Self {
         Self { machine, fsync: None, rows: Vec::new() }
     }
 
-    /// The facts, to add versions.
+    /// The facts of the machine.
     pub fn machine(&mut self) -> &mut Facts {
         &mut self.machine
     }
 
-    /// Adds a line, and shows it at once.
+    /// Adds a row and prints it.
     pub fn add(&mut self, row: Row) {
         eprintln!("  {}: {} {}", row.what, row.measured, row.note);
         self.rows.push(row);
     }
 
-    /// Says that a part could not be measured.
+    /// Adds a failed measurement.
     pub fn failed(&mut self, part: &str, error: &anyhow::Error) {
         let row = Row::new("failed", part, f64::NAN, Unit::Count).unless(Some(format!("{error:#}")));
         self.rows.push(row);
     }
 
-    /// Whether a part could not be measured, or not rightly.
+    /// Whether a measurement failed or is invalid.
     pub fn has_failures(&self) -> bool {
         self.rows.iter().any(|row| row.verdict == Verdict::Invalid)
     }
 
-    /// Adds what is measured last.
+    /// Adds the latency of the disk.
     pub fn finish(&mut self, fsync: Fsync) {
         self.fsync = Some(fsync);
     }
 
-    /// For programs.
+    /// The report as JSON.
     pub fn json(&self) -> anyhow::Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }
 
-    /// For people.
+    /// The report as text.
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic);

@@ -1,6 +1,6 @@
-//! Signed requests as bytes, made before the measurement so that the load costs as little as can be.
+//! Signed requests as bytes, built before the measurement so that the load generator uses little CPU.
 //!
-//! The signatures are made here and not by kinsync's own code: what verifies must not have signed.
+//! The signatures are created without code of kinsync, which verifies them.
 
 use std::ops::Range;
 
@@ -9,13 +9,13 @@ use memchr::memmem;
 
 use crate::events::Event;
 
-/// Many requests, one after the other in one buffer.
+/// Requests in one buffer.
 #[derive(Debug, Default)]
 pub struct Requests {
     bytes: Vec<u8>,
     ends: Vec<usize>,
     body_bytes: usize,
-    /// What the body of each answer must contain; empty: anything will do.
+    /// Text that the body of each response must contain; empty allows any body.
     wanted: Vec<String>,
 }
 
@@ -33,7 +33,7 @@ impl Requests {
         requests
     }
 
-    /// Kinde's own deliveries: the body is a signed token.
+    /// Deliveries of Kinde: the body is a signed token.
     pub fn jwt<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Self {
         let mut requests = Self::default();
         for token in tokens {
@@ -42,7 +42,7 @@ impl Requests {
         requests
     }
 
-    /// Requests of users for their own document: the token of each, and the id that the answer must have.
+    /// Requests of users for their document: the token of each, and the id that the response must have.
     pub fn me<'a>(people: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         let mut requests = Self::default();
         for (token, id) in people {
@@ -67,7 +67,7 @@ impl Requests {
         self.body_bytes += body.len();
     }
 
-    /// How many.
+    /// Number of requests.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
@@ -78,12 +78,12 @@ impl Requests {
         &self.bytes[range]
     }
 
-    /// Whether this is the body of a right answer.
+    /// Whether the body is correct.
     pub fn is_answered_by(&self, at: usize, body: &[u8]) -> bool {
         self.wanted.get(at).is_none_or(|wanted| memmem::find(body, wanted.as_bytes()).is_some())
     }
 
-    /// The size of a body, on the average.
+    /// Average size of a body.
     pub fn body_bytes(&self) -> usize {
         self.body_bytes / self.len().max(1)
     }
@@ -92,7 +92,7 @@ impl Requests {
 fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes everything");
+        write!(text, "{byte:02x}").expect("writing to a String does not fail");
         text
     })
 }
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_another_users_id_is_wrong() {
+    fn a_response_with_the_id_of_another_user_is_wrong() {
         let requests = Requests::me([("token", "kp_1".to_owned())]);
         assert!(requests.get(0).ends_with(b"authorization: Bearer token\r\n\r\n"));
         assert!(requests.is_answered_by(0, br#"{"email":null,"kindeId":"kp_1"}"#));
@@ -123,8 +123,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hmac_is_that_of_the_known_vector() {
-        // Made with: printf '{}' | openssl dgst -sha256 -hmac secret
+    fn the_hmac_equals_a_known_vector() {
+        // Created with: printf '{}' | openssl dgst -sha256 -hmac secret
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
         let expect = "77325902caca812dc259733aacd046b73817372c777b8d95b402647474516e13";
         assert_eq!(hex(hmac::sign(&key, b"{}").as_ref()), expect);

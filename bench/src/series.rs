@@ -1,4 +1,4 @@
-//! The turns of one server, and how they compare with those of another.
+//! The turns of one server, compared with those of another.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::mongo::Mongod;
 use crate::process::{Process, own_cpu};
 use crate::report::{Row, Unit};
 
-/// One turn.
+/// The result of one turn.
 #[derive(Debug)]
 pub struct Turn {
     rate: f64,
@@ -16,13 +16,13 @@ pub struct Turn {
     max: f64,
     window: f64,
     cores: [(String, f64); 3],
-    /// Processor time of the server for one answer, in microseconds.
+    /// CPU time of the server per response in microseconds.
     cpu: f64,
     problem: Option<String>,
 }
 
 impl Turn {
-    /// Runs the plan and reads the processor time of everything that takes part.
+    /// Runs the plan and reads the CPU time of all processes.
     pub async fn run(plan: Plan, server: &Process, mongod: &Mongod) -> anyhow::Result<(Outcome, Self)> {
         let cpu = || anyhow::Ok([server.cpu()?, mongod.cpu()?, own_cpu()?]);
         let (before, start) = (cpu()?, Instant::now());
@@ -51,7 +51,7 @@ impl Turn {
         }
     }
 
-    /// Notes that the turn does not count.
+    /// Marks the turn as invalid.
     pub fn fail(&mut self, problem: Option<String>) {
         self.problem = self.problem.take().or(problem);
     }
@@ -65,12 +65,12 @@ pub struct Series {
 }
 
 impl Series {
-    /// No turn yet.
+    /// Creates a series without turns.
     pub fn new(part: &'static str) -> Self {
         Self { part, turns: Vec::new() }
     }
 
-    /// One turn more.
+    /// Adds a turn.
     pub fn push(&mut self, turn: Turn) {
         self.turns.push(turn);
     }
@@ -79,22 +79,22 @@ impl Series {
         Spread::of(&self.turns.iter().map(of).collect::<Vec<_>>())
     }
 
-    /// Milliseconds; the median of the rounds.
+    /// Median of the rounds in milliseconds.
     pub fn p50(&self) -> f64 {
         self.spread(|turn| turn.p50).median
     }
 
-    /// Milliseconds; the median of the rounds.
+    /// Median of the rounds in milliseconds.
     pub fn p99(&self) -> f64 {
         self.spread(|turn| turn.p99).median
     }
 
-    /// Why it does not count, if any turn does not.
+    /// Why a turn is invalid, if one is.
     pub fn problem(&self) -> Option<String> {
         self.turns.iter().find_map(|turn| turn.problem.clone())
     }
 
-    /// Cores in use, by who uses them.
+    /// Used cores by process.
     pub fn cpu(&self) -> String {
         let Some(first) = self.turns.first() else { return String::new() };
         let one =
@@ -102,19 +102,19 @@ impl Series {
         (0..first.cores.len()).map(one).collect::<Vec<_>>().join(", ")
     }
 
-    /// Processor time of the server for one answer, in microseconds, beyond that of another; round by round.
+    /// CPU time of the server per response beyond that of another, in microseconds, for each round.
     pub fn cpu_beyond(&self, other: &Self) -> Spread {
         let pairs = self.turns.iter().zip(&other.turns);
         Spread::of(&pairs.map(|(one, other)| one.cpu - other.cpu).collect::<Vec<_>>())
     }
 
-    /// Processor time of the server for each accepted answer, by the kernel's accounting of its process.
+    /// The row of the CPU time of the server per response, from the kernel's accounting of its process.
     pub fn cpu_row(&self, what: &str) -> Row {
         let Spread { median, min, max } = self.spread(|turn| turn.cpu);
         Row::new(self.part, what, median, Unit::Micros).spread(min, max).unless(self.problem())
     }
 
-    /// The line of this server.
+    /// The row of this server.
     pub fn row(&self, what: &str) -> Row {
         let rate = self.spread(|turn| turn.rate);
         let max = self.spread(|turn| turn.max).max;
@@ -128,13 +128,13 @@ impl Series {
             .unless(self.problem())
     }
 
-    /// Round by round.
+    /// The ratio for each round.
     pub fn over(&self, other: &Self) -> Spread {
         let pairs = self.turns.iter().zip(&other.turns);
         Spread::of(&pairs.map(|(one, other)| one.rate / other.rate).collect::<Vec<_>>())
     }
 
-    /// The line that compares.
+    /// The row of the ratio.
     pub fn ratio(&self, what: &str, other: &Self) -> Row {
         let Spread { median, min, max } = self.over(other);
         let problem = self.problem().or_else(|| other.problem());
@@ -142,19 +142,19 @@ impl Series {
     }
 }
 
-/// Of some values.
+/// Statistics of values.
 #[derive(Debug, Clone, Copy)]
 pub struct Spread {
-    /// The middle one, or between the two in the middle.
+    /// The median.
     pub median: f64,
-    /// The least.
+    /// The smallest value.
     pub min: f64,
-    /// The most.
+    /// The largest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// Of none: not a number.
+    /// Computes the statistics; NaN without values.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! The folder of one run: logs, MongoDB's files, queues. Gone at the end, and at the next start if this one was killed.
+//! The folder of one run: logs, files of MongoDB, queues. It is removed at the end, or at the next start after a kill.
 
 use std::fs::{self, File, TryLockError};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 
 use crate::cli::Options;
 
-/// Where a run keeps its files, and where the things are that it measures.
+/// The work folder and the paths of the measured programs.
 #[derive(Debug)]
 pub struct Work {
     root: PathBuf,
@@ -16,12 +16,12 @@ pub struct Work {
     kinsync: PathBuf,
     emulator: PathBuf,
     keep: bool,
-    // Held for as long as the run lasts.
+    // Held during the run.
     _lock: File,
 }
 
 impl Work {
-    /// Takes the lock and an empty folder, on the disk that holds the project.
+    /// Takes the lock and creates an empty folder on the disk of the project.
     pub fn new(options: &Options) -> anyhow::Result<Self> {
         let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = bench.parent().context("bench/ has a folder above it")?.to_owned();
@@ -30,7 +30,7 @@ impl Work {
         let lock = File::create(target.join("work.lock"))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!("another bench is running, which would falsify both"),
+            Err(TryLockError::WouldBlock) => bail!("another bench is running"),
             Err(TryLockError::Error(error)) => return Err(error).context("locking `bench/target/work.lock`"),
         }
         let folder = target.join("work");
@@ -43,7 +43,7 @@ impl Work {
         Ok(Self { root, folder, kinsync, emulator, keep: options.keep, _lock: lock })
     }
 
-    /// The project.
+    /// Root of the project.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -53,33 +53,33 @@ impl Work {
         &self.folder
     }
 
-    /// What outlives a run: keys and tokens.
+    /// Folder of keys and tokens, which are kept between runs.
     pub fn cache(&self) -> PathBuf {
         self.root.join("bench/target")
     }
 
-    /// A new folder under a name that was not used in this run.
+    /// Creates a new folder with a unique name.
     pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.folder.join(name);
         fs::create_dir(&path).with_context(|| format!("making `{}`", path.display()))?;
         Ok(path)
     }
 
-    /// The kinsync to measure.
+    /// The kinsync binary to measure.
     pub fn kinsync(&self) -> anyhow::Result<&Path> {
         built(&self.kinsync)
     }
 
-    /// The Kinde of its own that lies beside it.
+    /// The emulator binary in the same folder.
     pub fn emulator(&self) -> anyhow::Result<&Path> {
         built(&self.emulator)
     }
 
-    /// The mongod that the tests use too: the one on the PATH, else the one that `.ci/install` fetched.
+    /// The mongod of the tests: from PATH, else from `.ci/install`.
     pub fn mongod(&self) -> anyhow::Result<PathBuf> {
         on_path("mongod")
             .or_else(|| Some(self.root.join(".tools/bin/mongod")).filter(|path| path.is_file()))
-            .context("no mongod: run .ci/install")
+            .context("mongod is not installed: run .ci/install")
     }
 }
 
@@ -98,14 +98,14 @@ fn built(path: &Path) -> anyhow::Result<&Path> {
     Ok(path)
 }
 
-/// A program on the PATH.
+/// Finds a program in PATH.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
 }
 
-/// A port of 127.0.0.1 that was free a moment ago.
+/// Returns a free port of 127.0.0.1.
 pub fn free_address() -> anyhow::Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }

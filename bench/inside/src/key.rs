@@ -1,9 +1,9 @@
-//! A tenant's key whose signatures cost nothing, and tokens signed with it.
+//! A key whose signatures cost nothing, and tokens signed with it.
 //!
-//! A million tokens of a real key would take a quarter of an hour. This one is a key by the rules that a verifier can
-//! check (2048 bits, an odd exponent) and no secret: its modulus is a product of many small primes p whose p − 1 all divide
-//! a number L, and its exponent is L + 1. So s^(L+1) = s for every s, and the padded hash is its own signature. A
-//! verifier does all its work with it, and a little more than for the usual 65537: the exponent is longer.
+//! Signing a million tokens with a real key would take a quarter of an hour. This key satisfies what a verifier can check
+//! (2048 bits, an odd exponent), but it is not secret: its modulus is a product of many small primes p whose p − 1 all divide
+//! a number L, and its exponent is L + 1. So s^(L+1) = s for every s, and the padded hash is its own signature. The
+//! verification takes slightly longer than with the usual exponent 65537, because the exponent is longer.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
@@ -18,7 +18,7 @@ const KID: &str = "free";
 const DIGEST_INFO: [u8; 19] =
     [0x30, 0x31, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 1, 5, 0, 4, 0x20];
 
-/// The key.
+/// The key. Its modulus is a product of small primes.
 #[derive(Debug)]
 pub struct FreeKey {
     /// Big-endian.
@@ -27,7 +27,7 @@ pub struct FreeKey {
 }
 
 impl FreeKey {
-    /// Always the same one.
+    /// Creates the key, which is always the same.
     pub fn new() -> Self {
         let divisors = FACTORS.iter().fold(vec![1_u64], |all, (prime, most)| {
             all.iter().flat_map(|divisor| (0..=*most).map(move |n| divisor * prime.pow(n))).collect()
@@ -42,7 +42,7 @@ impl FreeKey {
         Self { modulus, exponent: FACTORS.iter().map(|(prime, most)| prime.pow(*most)).product::<u64>() + 1 }
     }
 
-    /// The document that the tenant would serve.
+    /// The JWKS of the tenant.
     pub fn jwks(&self) -> Value {
         let exponent: Vec<u8> =
             self.exponent.to_be_bytes().into_iter().skip_while(|byte| *byte == 0).collect();
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_product_is_the_product() {
+    fn a_big_number_is_multiplied() {
         let mut number = vec![1];
         times(&mut number, 0x1_0000_0001);
         times(&mut number, 0xff);

@@ -1,4 +1,4 @@
-//! What the layer adds to one call of an axum handler, when the user and the token are known: time and allocations.
+//! Time and allocations that the layer adds to a call of an axum handler, with a cached user and token.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,24 +14,25 @@ use stats_alloc::Region;
 use tower::Service;
 use tower_layer::layer_fn;
 
-use crate::town::{Town, for_all};
+use crate::tenant::{Tenant, for_all};
 use crate::{ALLOCATOR, median};
 
-const PEOPLE: usize = 2_000;
+const USERS: usize = 2_000;
 const CALLS: usize = 100_000;
 /// Longer than a measurement.
 const NEVER: Duration = Duration::from_hours(1);
 
-/// Microseconds of a call of the plain handler, of one behind a layer that does nothing, and of one behind kinsync's,
-/// round by round; and the allocations of a call.
+/// Measures the microseconds of a call of the plain handler, behind an empty layer and behind kinsync's layer, for each
+/// round, and the allocations of a call.
 pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
-    let town = Town::with(folder, PEOPLE).await?;
-    let requests = (0..PEOPLE).map(|user| town.headers(user)).collect::<Result<Vec<_>, _>>()?;
-    let tokens = town.tokens(PEOPLE * 2);
-    // As it runs: every user is loaded again each 400 ms, beside the calls.
-    let running = town.open(&tokens, Config::default());
+    let tenant = Tenant::with(folder, USERS).await?;
+    let requests = (0..USERS).map(|user| tenant.headers(user)).collect::<Result<Vec<_>, _>>()?;
+    let tokens = tenant.tokens(USERS * 2);
+    // As in production: users are reloaded every 400 ms during the calls.
+    let running = tenant.open(&tokens, Config::default());
     warm(&running.authenticator, &requests).await?;
-    let (mut plain, mut empty, mut kinsync) = (handler(), behind_nothing(), behind(&running.authenticator));
+    let (mut plain, mut empty, mut kinsync) =
+        (handler(), behind_empty_layer(), behind(&running.authenticator));
     let mut times = [Vec::new(), Vec::new(), Vec::new()];
     for _ in 0..rounds {
         for (times, router) in times.iter_mut().zip([&mut plain, &mut empty, &mut kinsync]) {
@@ -39,9 +40,9 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
         }
     }
     running.end().await?;
-    // Quiet, so that nothing else allocates meanwhile.
+    // Idle, so that nothing else allocates.
     let quiet = Config { refresh_after: NEVER, stale_after: NEVER, flush_every: NEVER, ..Config::default() };
-    let running = town.open(&tokens, quiet);
+    let running = tenant.open(&tokens, quiet);
     warm(&running.authenticator, &requests).await?;
     let mut kinsync = behind(&running.authenticator);
     let base = allocations(&mut plain, &requests).await?;
@@ -58,7 +59,7 @@ fn handler() -> Router {
     Router::new().route("/", get(async || "hello"))
 }
 
-fn behind_nothing() -> Router {
+fn behind_empty_layer() -> Router {
     handler().route_layer(layer_fn(|inner: axum::routing::Route| inner))
 }
 
@@ -68,18 +69,18 @@ fn behind(authenticator: &kinsync_tower::Authenticator) -> Router {
 
 async fn warm(authenticator: &kinsync_tower::Authenticator, requests: &[HeaderMap]) -> anyhow::Result<()> {
     let (authenticator, requests) = (authenticator.clone(), std::sync::Arc::new(requests.to_vec()));
-    for_all(PEOPLE, 64, move |user| {
+    for_all(USERS, 64, move |user| {
         let (authenticator, requests) = (authenticator.clone(), requests.clone());
         async move {
             let user = authenticator.authenticate(&requests[user]).await;
-            anyhow::ensure!(user.is_ok_and(|user| !user.is_degraded()), "a user is not admitted");
+            anyhow::ensure!(user.is_ok_and(|user| !user.is_degraded()), "a user is not authenticated");
             Ok(())
         }
     })
     .await
 }
 
-/// Nanoseconds of each call. Making the request and dropping the response are not part of it.
+/// Measures the nanoseconds of each call, without creating the request and dropping the response.
 async fn call(router: &mut Router, requests: &[HeaderMap]) -> anyhow::Result<Vec<u64>> {
     let mut times = Vec::with_capacity(CALLS);
     for headers in requests.iter().cycle().take(CALLS) {
@@ -92,7 +93,7 @@ async fn call(router: &mut Router, requests: &[HeaderMap]) -> anyhow::Result<Vec
     Ok(times)
 }
 
-/// Of one call, its request and its response.
+/// Counts the allocations of a call with its request and response.
 async fn allocations(router: &mut Router, requests: &[HeaderMap]) -> anyhow::Result<f64> {
     call(router, &requests[..1]).await?;
     let region = Region::new(ALLOCATOR);

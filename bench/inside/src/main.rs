@@ -1,13 +1,13 @@
-//! What cannot be seen from outside, measured in one process and printed as one line of JSON: what the layer adds to a
-//! call ([`layer`]), what a token costs alone ([`token`]), the memory of users and tokens ([`memory`]).
+//! Measures in one process: the cost of the layer ([`layer`]), the verification of a token ([`token`]), and the memory of
+//! users and tokens ([`memory`]). Prints one line of JSON.
 //!
-//! `inside FOLDER ROUNDS USERS`; called by the bench.
+//! Usage: `inside FOLDER ROUNDS USERS`. The bench runs it.
 
 mod key;
 mod layer;
 mod memory;
+mod tenant;
 mod token;
-mod town;
 
 use std::alloc::System;
 use std::path::PathBuf;
@@ -25,16 +25,16 @@ async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mut next = || arguments.next().context("inside FOLDER ROUNDS USERS");
     let (folder, rounds, users) = (PathBuf::from(next()?), next()?.parse()?, next()?.parse()?);
-    let found = json!({
+    let results = json!({
         "token": token::measure(rounds).await?,
         "layer": layer::measure(&folder.join("layer"), rounds).await?,
         "memory": memory::measure(&folder.join("memory"), users).await?,
     });
-    println!("{found}");
+    println!("{results}");
     Ok(())
 }
 
-/// The middle one.
+/// The median.
 fn median(mut values: Vec<u64>) -> f64 {
     values.sort_unstable();
     values.get(values.len() / 2).map_or(f64::NAN, |value| *value as f64)

@@ -1,4 +1,4 @@
-//! The memory of users and of tokens in the caches of an authenticator, and that the setting bounds both.
+//! The memory of cached users and tokens, and that the settings limit both.
 
 use std::fs;
 use std::path::Path;
@@ -12,36 +12,36 @@ use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 
 use crate::ALLOCATOR;
-use crate::town::{Town, for_all};
+use crate::tenant::{Tenant, for_all};
 
-/// Requests at a time: enough for full batches of loads.
+/// Concurrent requests: enough for full batches of loads.
 const LANES: usize = 1_024;
-/// Longer than the measurement: nobody is loaded twice, nobody waits in vain.
+/// Longer than the measurement, so that no user is loaded twice and no request times out.
 const NEVER: Duration = Duration::from_hours(1);
 
-/// Bytes for this many users: first with room for all, then with room for a tenth.
+/// Measures the bytes for this many users, first with a limit for all, then with a limit of a tenth.
 pub async fn measure(folder: &Path, users: usize) -> anyhow::Result<Value> {
     let bound = (users / 10).max(1);
-    let town = Arc::new(Town::with(folder, users).await?);
+    let tenant = Arc::new(Tenant::with(folder, users).await?);
     let start = Held::now()?;
-    let tokens = town.tokens(users);
-    verify(&town, &tokens, users).await?;
+    let tokens = tenant.tokens(users);
+    verify(&tenant, &tokens, users).await?;
     let with_tokens = Held::now()?;
-    let running = town.open(&tokens, config(users));
-    authenticate(&town, &running.authenticator, users).await?;
+    let running = tenant.open(&tokens, config(users));
+    authenticate(&tenant, &running.authenticator, users).await?;
     let with_users = Held::now()?;
     running.end().await?;
     let before = Held::now()?;
-    let running = town.open(&tokens, config(bound));
-    authenticate(&town, &running.authenticator, users).await?;
+    let running = tenant.open(&tokens, config(bound));
+    authenticate(&tenant, &running.authenticator, users).await?;
     let bounded_users = Held::now()?.live - before.live;
     running.end().await?;
     drop(tokens);
     let before = Held::now()?;
-    let tokens = town.tokens(bound);
-    // Each is verified anew: no more than it takes to see that the bound holds.
+    let tokens = tenant.tokens(bound);
+    // Enough new tokens to see that the limit holds.
     let new_tokens = users.min(bound * 5 / 2);
-    verify(&town, &tokens, new_tokens).await?;
+    verify(&tenant, &tokens, new_tokens).await?;
     let bounded_tokens = Held::now()?.live - before.live;
     Ok(json!({
         "users": users, "bound": bound,
@@ -56,29 +56,33 @@ fn config(cached_users: usize) -> Config {
     Config { cached_users, deadline, refresh_after, stale_after, flush_every, ..Config::default() }
 }
 
-async fn verify(town: &Arc<Town>, tokens: &CachingVerifier, users: usize) -> anyhow::Result<()> {
-    let (town, tokens) = (Arc::clone(town), tokens.clone());
+async fn verify(tenant: &Arc<Tenant>, tokens: &CachingVerifier, users: usize) -> anyhow::Result<()> {
+    let (tenant, tokens) = (Arc::clone(tenant), tokens.clone());
     for_all(users, 2, move |user| {
-        let (town, tokens) = (Arc::clone(&town), tokens.clone());
+        let (tenant, tokens) = (Arc::clone(&tenant), tokens.clone());
         async move {
-            tokens.verify(&town.token(user), town.now()).await?;
+            tokens.verify(&tenant.token(user), tenant.now()).await?;
             Ok(())
         }
     })
     .await
 }
 
-async fn authenticate(town: &Arc<Town>, authenticator: &Authenticator, users: usize) -> anyhow::Result<()> {
-    let (town, authenticator) = (Arc::clone(town), authenticator.clone());
+async fn authenticate(
+    tenant: &Arc<Tenant>,
+    authenticator: &Authenticator,
+    users: usize,
+) -> anyhow::Result<()> {
+    let (tenant, authenticator) = (Arc::clone(tenant), authenticator.clone());
     for_all(users, LANES, move |user| {
-        let (town, authenticator) = (Arc::clone(&town), authenticator.clone());
+        let (tenant, authenticator) = (Arc::clone(&tenant), authenticator.clone());
         async move {
             let admitted = authenticator
-                .authenticate(&town.headers(user)?)
+                .authenticate(&tenant.headers(user)?)
                 .await
                 .map_err(|problem| anyhow!("{problem:?}"))?;
-            anyhow::ensure!(!admitted.is_degraded(), "the store did not answer");
-            // As `/api/me` does: the text is kept with the user.
+            anyhow::ensure!(!admitted.is_degraded(), "the store is unavailable");
+            // The text is cached with the user, as for `/api/me`.
             anyhow::ensure!(!admitted.json().body().is_empty(), "a document is empty");
             Ok(())
         }
@@ -86,11 +90,11 @@ async fn authenticate(town: &Arc<Town>, authenticator: &Authenticator, users: us
     .await
 }
 
-/// What the process holds, in bytes.
+/// Memory of the process in bytes.
 struct Held {
-    /// Allocated and not freed, by Rust's allocator.
+    /// Allocated by Rust's allocator and not freed.
     live: f64,
-    /// Resident, by the kernel.
+    /// Resident memory, from the kernel.
     rss: f64,
 }
 

@@ -1,4 +1,4 @@
-//! What a token costs alone, new and known, signed by a real key.
+//! The verification of new and of cached tokens, signed with a real key.
 
 use std::time::Instant;
 
@@ -14,14 +14,14 @@ use kinde::bearer::{CachingConfig, CachingVerifier, Config, Verifier};
 use serde_json::{Value, json};
 
 use crate::median;
-use crate::town::claims;
+use crate::tenant::claims;
 
 const TOKENS: usize = 1_000;
 const KID: &str = "real";
 
-/// Microseconds of a call, round by round.
+/// Measures the microseconds of a call for each round.
 pub async fn measure(rounds: usize) -> anyhow::Result<Value> {
-    let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("making an RSA key failed"))?;
+    let pair = KeyPair::generate(KeySize::Rsa2048).map_err(|_| anyhow!("cannot generate an RSA key"))?;
     let now = Timestamp::now();
     let tokens =
         (0..TOKENS).map(|number| sign(&pair, &claims(number, now))).collect::<Result<Vec<_>, _>>()?;
@@ -33,7 +33,7 @@ pub async fn measure(rounds: usize) -> anyhow::Result<Value> {
         let cached = CachingVerifier::new(verifier.clone(), &CachingConfig::default());
         new.push(pass(&cached, &tokens, now).await?);
         known.push(pass(&cached, &tokens, now).await?);
-        anyhow::ensure!(cached.hits() == TOKENS as u64, "the second pass was not answered from memory");
+        anyhow::ensure!(cached.hits() == TOKENS as u64, "the second pass did not use the cache");
     }
     Ok(json!({ "new": new, "known": known }))
 }

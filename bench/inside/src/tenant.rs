@@ -1,4 +1,4 @@
-//! An authenticator on a store in a folder, its users, and their tokens.
+//! A tenant with stored users, their tokens, and the authenticator of their requests.
 
 use std::fs;
 use std::path::Path;
@@ -25,12 +25,12 @@ use crate::key::FreeKey;
 
 const ISSUER: &str = "https://acme.kinde.com";
 const ORG: &str = "org_590d7f1a86a";
-/// Users written at once.
+/// Users per write.
 const BATCH: usize = 5_000;
 
-/// The tenant, and where its users are stored.
+/// The key of the tenant and the store of its users.
 #[derive(Debug)]
-pub struct Town {
+pub struct Tenant {
     key: FreeKey,
     jwks: Jwks,
     store: Arc<dyn Store>,
@@ -38,8 +38,8 @@ pub struct Town {
     now: Timestamp,
 }
 
-impl Town {
-    /// With this many users, each as a webhook tells of them, and seen a moment ago.
+impl Tenant {
+    /// Creates a tenant with this many users, with the fields of a webhook and a recent `lastSeenAt`.
     pub async fn with(folder: &Path, users: usize) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let key = FreeKey::new();
@@ -47,20 +47,20 @@ impl Town {
         let jwks = Jwks::from_document(&issuer, key.jwks().to_string().as_bytes())?;
         let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder)?);
         let queue = EmbeddedQueue::open(&folder.join("queue"), embedded::Config::default(), Clock::system())?;
-        let town = Self { key, jwks, store, queue: Arc::new(queue), now: Timestamp::now() };
+        let tenant = Self { key, jwks, store, queue: Arc::new(queue), now: Timestamp::now() };
         for first in (0..users).step_by(BATCH) {
-            let told = (first..users.min(first + BATCH)).flat_map(|user| town.told(user));
-            let applied = apply(&*town.store, told, town.micros()).await?;
-            anyhow::ensure!(applied.rejected.is_empty(), "the store refused users");
+            let observations = (first..users.min(first + BATCH)).flat_map(|user| tenant.observations(user));
+            let applied = apply(&*tenant.store, observations, tenant.micros()).await?;
+            anyhow::ensure!(applied.rejected.is_empty(), "the store rejected users");
         }
-        Ok(town)
+        Ok(tenant)
     }
 
     fn micros(&self) -> Micros {
         Micros(self.now.as_microsecond())
     }
 
-    fn told(&self, number: usize) -> [Observation; 2] {
+    fn observations(&self, number: usize) -> [Observation; 2] {
         let user = UserId::parse(&user_id(number)).expect("an id is short text");
         let organization = Organization { code: ORG.to_owned(), roles: Vec::new(), permissions: Vec::new() };
         let profile = Profile::new()
@@ -70,21 +70,21 @@ impl Town {
             .with(Field::Username, format!("daniel{number}").as_str())
             .with(Field::Organizations, Value::Organizations(vec![organization]));
         let version = Version::event(self.micros(), format!("event_{number:032x}"));
-        let told = |version, source, what| Observation { user: user.clone(), version, source, what };
+        let observation = |version, source, what| Observation { user: user.clone(), version, source, what };
         [
-            told(version, Source::Webhook, What::Fields(profile)),
-            told(Version::provisional(), Source::Login, What::Seen(self.micros())),
+            observation(version, Source::Webhook, What::Fields(profile)),
+            observation(Version::provisional(), Source::Login, What::Seen(self.micros())),
         ]
     }
 
-    /// Remembers this many tokens.
+    /// A token cache with this many entries.
     pub fn tokens(&self, entries: usize) -> CachingVerifier {
         let issuers = vec![(ISSUER.to_owned(), self.jwks.clone())];
         let verifier = Verifier::new(bearer::Config { issuers, ..bearer::Config::default() });
         CachingVerifier::new(verifier, &CachingConfig { entries, ..CachingConfig::default() })
     }
 
-    /// An authenticator, with the work beside it.
+    /// Starts the authenticator and its background work.
     pub fn open(&self, tokens: &CachingVerifier, config: authenticator::Config) -> Running {
         let (store, queue) = (Arc::clone(&self.store), Arc::clone(&self.queue));
         let claims = Arc::new(authenticator::claims::Email);
@@ -96,34 +96,34 @@ impl Town {
         Running { authenticator, stop, work }
     }
 
-    /// The token of this user.
+    /// An access token of this user.
     pub fn token(&self, number: usize) -> String {
         self.key.sign(&claims(number, self.now))
     }
 
-    /// What a request of this user carries.
+    /// The headers of a request of this user.
     pub fn headers(&self, number: usize) -> anyhow::Result<HeaderMap> {
         let bearer = HeaderValue::try_from(format!("Bearer {}", self.token(number)))?;
         Ok(HeaderMap::from_iter([(header::AUTHORIZATION, bearer)]))
     }
 
-    /// What time it is for its tokens.
+    /// The time at which its tokens are valid.
     pub fn now(&self) -> Timestamp {
         self.now
     }
 }
 
-/// An authenticator whose work runs.
+/// A running authenticator.
 #[derive(Debug)]
 pub struct Running {
-    /// To be asked.
+    /// The authenticator.
     pub authenticator: Authenticator,
     stop: CancellationToken,
     work: JoinHandle<()>,
 }
 
 impl Running {
-    /// Ends the work, so that nothing is held any more.
+    /// Stops the background work and releases the memory.
     pub async fn end(self) -> anyhow::Result<()> {
         self.stop.cancel();
         Ok(self.work.await?)
@@ -135,7 +135,7 @@ pub fn user_id(number: usize) -> String {
     format!("kp_{number:032x}")
 }
 
-/// As Kinde's documentation shows them.
+/// The claims of Kinde's documentation.
 pub fn claims(number: usize, now: Timestamp) -> serde_json::Value {
     let now = now.as_second();
     json!({
@@ -146,7 +146,7 @@ pub fn claims(number: usize, now: Timestamp) -> serde_json::Value {
     })
 }
 
-/// Does the same for each of these users, many at a time.
+/// Runs a task for each user with this many concurrent tasks.
 pub async fn for_all<F>(
     users: usize,
     lanes: usize,
