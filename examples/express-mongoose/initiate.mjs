@@ -1,4 +1,4 @@
-// Makes a new MongoDB a replica set of one: node initiate.mjs PORT
+// Initiates a replica set with one member: node initiate.mjs PORT
 
 import mongoose from 'mongoose';
 
@@ -13,7 +13,7 @@ await admin.command({ replSetInitiate: { _id: 'rs0', members } }).catch((error) 
   if (error.codeName !== 'AlreadyInitialized') throw error;
 });
 for (const deadline = Date.now() + 30000; !(await admin.command({ hello: 1 })).isWritablePrimary; ) {
-  if (Date.now() > deadline) throw new Error('MongoDB does not become primary');
+  if (Date.now() > deadline) throw new Error('MongoDB did not become primary');
   await new Promise((later) => setTimeout(later, 50));
 }
 await connection.close();

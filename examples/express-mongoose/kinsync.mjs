@@ -1,20 +1,20 @@
-// Who makes this request? kinsync knows: GET /api/me with the caller's own token.
-// No answer means no user: this fails closed. `req.user` is the document as stored, at most a second old.
+// Loads the user of a request: GET /api/me with the token of the request. `req.user` is the stored document, at most one
+// second old. Without a response of kinsync the request is rejected.
 
 export const kinsync = (url) => async (req, res, next) => {
   const { authorization } = req.headers;
-  let answer;
+  let response;
   try {
     const headers = authorization ? { authorization } : {};
-    answer = await fetch(`${url}/api/me`, { headers, signal: AbortSignal.timeout(2000) });
-    if (answer.ok) req.user = await answer.json();
+    response = await fetch(`${url}/api/me`, { headers, signal: AbortSignal.timeout(2000) });
+    if (response.ok) req.user = await response.json();
   } catch {
-    return res.status(503).json({ title: 'cannot tell who you are right now', status: 503 });
+    return res.status(503).json({ title: 'the user cannot be determined at the moment', status: 503 });
   }
   if (req.user) return next();
-  // 401 and 403 come with a reason that the caller can act on; anything else is our problem.
-  if (![401, 403].includes(answer.status)) return res.status(503).json({ title: 'try again', status: 503 });
-  const challenge = answer.headers.get('www-authenticate');
+  // 401 and 403 have a reason for the client. Any other status is an error of this server.
+  if (![401, 403].includes(response.status)) return res.status(503).json({ title: 'try again', status: 503 });
+  const challenge = response.headers.get('www-authenticate');
   if (challenge) res.set('www-authenticate', challenge);
-  res.status(answer.status).type('application/problem+json').send(await answer.text());
+  res.status(response.status).type('application/problem+json').send(await response.text());
 };

@@ -1,4 +1,4 @@
-// A notebook: each user has notes. Users are kinsync's, notes are ours, both are in one MongoDB.
+// A notebook application: kinsync writes the users, this application writes their notes, both in one MongoDB.
 
 import express from 'express';
 import mongoose from 'mongoose';
@@ -8,26 +8,26 @@ import { proxied } from './proxied.mjs';
 const { MONGODB_URI, KINSYNC_URL, PORT = '3000', HOST = '127.0.0.1' } = process.env;
 if (!MONGODB_URI) throw new Error('set MONGODB_URI to the database that kinsync writes to');
 
-// What kinsync writes, as far as we read it, and one field of our own. kinsync makes the indexes and keeps its fields
-// true; it never touches ours. We never save() a whole document, so we never overwrite its fields either.
+// The fields of kinsync that this application reads, and one field of the application. kinsync creates the indexes and does
+// not change `visits`. The application never calls save() on a user, so it does not overwrite fields of kinsync.
 const User = mongoose.model('User', new mongoose.Schema(
   { kindeId: String, email: String, firstName: String, lastName: String, isDeleted: Boolean, visits: Number },
   { collection: 'users', autoIndex: false, autoCreate: false, versionKey: false },
 ));
 const Note = mongoose.model('Note', new mongoose.Schema({ kindeId: { type: String, index: true }, text: String }));
 
-// KINSYNC_URL set: ask kinsync for each request. Not set: a proxy in front has asked.
+// With KINSYNC_URL the application calls kinsync for each request. Without it the proxy does.
 const user = KINSYNC_URL ? kinsync(KINSYNC_URL) : proxied;
 
 const app = express();
 app.disable('x-powered-by').use(express.json());
 
-app.get('/', (req, res) => res.json({ hello: 'anybody', try: ['/me', '/notes'] }));
+app.get('/', (req, res) => res.json({ routes: ['/me', '/notes'] }));
 
 app.get('/me', user, async (req, res) => {
   const { kindeId } = req.user;
   const mine = await User.findOneAndUpdate({ kindeId }, { $inc: { visits: 1 } }, { new: true }).lean();
-  // Null only while MongoDB was away when kinsync was asked: the user appears when it is back.
+  // Null only if MongoDB was unavailable during the call of kinsync. The user is written when it is available again.
   const { email, firstName, lastName, visits } = mine ?? req.user;
   res.json({ kindeId, email, firstName, lastName, visits });
 });

@@ -53,7 +53,7 @@ impl Script {
         let mut is_ready = false;
         script.steps.extend(
             said.take_while(|line| {
-                is_ready = line == "Ctrl-C ends it.";
+                is_ready = line == "Press Ctrl-C to stop.";
                 !is_ready
             })
             .filter_map(|line| line.strip_prefix("  ").map(str::to_owned)),
