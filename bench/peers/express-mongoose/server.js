@@ -1,6 +1,6 @@
-// The peer: what a good developer writes by hand with Express and Mongoose to mirror Kinde's users.
-// The signature is checked over the raw bytes in constant time, and the upsert is awaited (majority) before the 200.
-// A request of a user is verified with the tenant's keys, which jose fetches once and keeps.
+// The peer: a hand-written mirror of Kinde's users with Express and Mongoose.
+// It verifies the signature of the raw body in constant time and awaits the upsert (majority) before the 200.
+// It verifies requests of users with the keys of the tenant, which jose loads once and caches.
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import express from 'express';
 import { createRemoteJWKSet, jwtVerify } from 'jose';
@@ -115,7 +115,7 @@ app.get('/health/ready', (_req, res) => {
 });
 
 await mongoose.connect(MONGODB_URI, { writeConcern: { w: 'majority' } });
-await User.init(); // the unique index is there before the first delivery
+await User.init(); // creates the unique index before the first delivery
 const server = app.listen(Number(PORT), '127.0.0.1');
 
 process.once('SIGTERM', () => {
