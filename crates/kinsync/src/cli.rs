@@ -26,30 +26,34 @@ mod webhook;
 
 use exit::Exit;
 
+#[cfg(feature = "dev")]
+const DEV: &str = "  kinsync dev                               try it with a local Kinde\n";
+#[cfg(not(feature = "dev"))]
+const DEV: &str = "";
+
+// Lines of examples fit into 80 columns; a paragraph is one line, which clap wraps.
 const EXAMPLES: &str = "\
-Start:
-  kinsync dev                               try kinsync with a local Kinde and generated users
-  kinsync serve                             run the server; needs KINDE_DOMAIN or KINDE_WEBHOOK_SECRET
+  kinsync serve                             run the server
   kinsync webhook setup --public-url URL    make Kinde deliver to it
-  kinsync backfill                          load the users that exist at Kinde
+  kinsync backfill                          load the users of Kinde
 
 Inspect:
-  kinsync doctor                            check the configuration and print a fix for each problem
-  kinsync config show                       list every setting, its value and its origin
+  kinsync doctor                            check the configuration
+  kinsync config show                       list the settings
   kinsync users list --email ada@example.com
-  kinsync reconcile --dry-run               list differences between Kinde and the store
-  kinsync dead-letters list                 list deliveries that could not be processed
-  kinsync link --dry-run                    list existing documents that can be linked to Kinde users
+  kinsync reconcile --dry-run               list differences from Kinde
+  kinsync dead-letters list                 list failed deliveries
+  kinsync link --dry-run                    list documents to link to users
 
-A setting is a flag, an environment variable or a line of a TOML file (--config). Flags take precedence over the
-environment, and the environment over the file.
+A setting is a flag, an environment variable or a line of a TOML file (--config). \
+Flags take precedence over the environment, and the environment over the file.
 
 Exit codes:
 ";
 
 fn after_help() -> String {
     let lines = exit::CODES.iter().map(|(code, meaning)| format!("  {code:<3}{meaning}"));
-    EXAMPLES.to_owned() + &lines.collect::<Vec<_>>().join("\n")
+    format!("Start:\n{DEV}{EXAMPLES}{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 /// Mirrors Kinde users into your database.
@@ -113,4 +117,24 @@ pub fn run() -> ExitCode {
         Command::DeadLetters(command) => dead_letters::run(command),
     };
     exit.unwrap_or_else(Exit::report)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory as _};
+
+    use super::Cli;
+
+    fn check(command: &Command) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        for line in help.lines().filter(|line| line.starts_with(' ')) {
+            assert!(line.chars().count() <= 80, "`{}`: {line}", command.get_name());
+        }
+        command.get_subcommands().for_each(check);
+    }
+
+    #[test]
+    fn indented_lines_of_the_help_fit_into_80_columns() {
+        check(&Cli::command());
+    }
 }

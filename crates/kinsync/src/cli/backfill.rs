@@ -16,15 +16,15 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your own are
-not changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may
+Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your own are \
+not changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may \
 run at the same time: a webhook event that arrives meanwhile wins.
 
 Needs KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, with the scope `read:users`.
 
 Examples:
   kinsync backfill
-  kinsync backfill --expect 250000         show the time left (Kinde does not say how many users there are)
+  kinsync backfill --expect 250000   show the time left; Kinde has no total
   kinsync backfill --json | jq .drift
 
 Exit codes: 0 done; 1 failed, run it again to continue; 69 another process is scanning; 78 wrong settings";

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads the settings as `kinsync serve` does and checks Kinde, MongoDB, the data folder and the running server at the same
+Reads the settings as `kinsync serve` does and checks Kinde, MongoDB, the data folder and the running server at the same \
 time. It changes nothing: in the data folder it creates, syncs and removes one file. Kinde counts one token for each run.
 
   ok       works
@@ -22,8 +22,8 @@ time. It changes nothing: in the data folder it creates, syncs and removes one f
 
 Examples:
   kinsync doctor
-  kinsync doctor --json | jq -r '.findings[] | select(.status == \"failed\") | .id, .fix'
-  kinsync doctor --config /etc/kinsync/kinsync.toml --server http://127.0.0.1:5000
+  kinsync doctor --json | jq '.findings[] | select(.status == \"failed\")'
+  kinsync doctor --config kinsync.toml --server http://127.0.0.1:5000
 
 Exit codes: 0 no check failed; 1 a check failed; 78 wrong settings";
 

@@ -22,16 +22,16 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Links each document that your application created to the Kinde user with the same email address, so that both become one
-document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address that
-anyone could have typed links nothing. Addresses are compared as they are written. `kinsync serve` links a document by
+Links each document that your application created to the Kinde user with the same email address, so that both become one \
+document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address that \
+anyone could have typed links nothing. Addresses are compared as they are written. `kinsync serve` links a document by \
 itself as soon as Kinde reports the verified address, when the user signs in.
 
 Run `kinsync backfill` first: it loads the users.
 
 Examples:
   kinsync link --dry-run                            list, change nothing
-  kinsync link --dry-run --only conflicts --json    list documents that cannot be linked, for programs
+  kinsync link --dry-run --only conflicts --json    list the conflicts
   kinsync link
 
 Exit codes: 0 done, with conflicts or without; 1 failed; 78 wrong settings";

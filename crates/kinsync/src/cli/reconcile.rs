@@ -18,20 +18,20 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and
-deletions whose event was lost. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again,
-twice, before they are deleted. Deletions that exceed both KINSYNC_RECONCILE_MAX_DELETES and
+Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and \
+deletions whose event was lost. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, \
+twice, before they are deleted. Deletions that exceed both KINSYNC_RECONCILE_MAX_DELETES and \
 KINSYNC_RECONCILE_MAX_DELETE_SHARE are held until an operator approves them. Creations and changes are never held.
 
 Examples:
-  kinsync reconcile --dry-run              print the differences, change nothing
+  kinsync reconcile --dry-run              print the differences
   kinsync reconcile
   kinsync reconcile --approve 20261123-101500-3fa2
-  kinsync reconcile --soon                 request it from the running server (KINSYNC_SERVER)
+  kinsync reconcile --soon                 request it from the server
   kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        list the last scans
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server \
 cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]

@@ -14,14 +14,16 @@ use crate::{
 const AFTER_HELP: &str = "\
 Examples:
   Accept deliveries that a relay signs by HMAC, store users in MongoDB:
-    KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app kinsync serve
+    export KINDE_WEBHOOK_SECRET=… MONGODB_URI=mongodb://127.0.0.1:27017/app
+    kinsync serve
 
   Accept Kinde's own webhooks from other machines, store users in a file:
-    kinsync serve --kinde-domain https://acme.kinde.com --bind 0.0.0.0 --data-dir /var/lib/kinsync
+    export KINDE_DOMAIN=https://acme.kinde.com KINSYNC_BIND=0.0.0.0
+    kinsync serve --data-dir /var/lib/kinsync
 
 With KINDE_M2M_CLIENT_ID set, all users at Kinde are compared with the store every hour; SIGUSR1 starts a scan now.
 
-SIGTERM or SIGINT stops the server: it answers the requests in flight, finishes the batch and exits with 0. A second signal
+SIGTERM or SIGINT stops the server: it answers the requests in flight, finishes the batch and exits with 0. A second signal \
 ends it at once. Accepted deliveries stay in the queue in both cases.";
 
 #[derive(Debug, clap::Args)]

@@ -17,7 +17,7 @@ Examples:
   kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
 
 const EXPLAIN_HELP: &str = "\
-Events are complete, from the event log. Of reads of Kinde and of tokens only values that still hold are known. The next
+Events are complete, from the event log. Of reads of Kinde and of tokens only values that still hold are known. The next \
 scan is determined by reading this user from Kinde, for at most a few seconds.
 
 Example:

@@ -15,19 +15,20 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde
-environment has. Running it again changes nothing. Webhooks with another address are listed and left alone, and event types
+Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde \
+environment has. Running it again changes nothing. Webhooks with another address are listed and left alone, and event types \
 that were added by hand stay.
 
-Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application
-that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and
+Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application \
+that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and \
 update:webhooks. Kinde counts one token for each run.
 
 Examples:
   kinsync webhook setup --public-url https://app.example.com
       use https://app.example.com/api/webhook
   kinsync webhook setup --url https://app.example.com/hooks/kinde
-      use another path that a proxy forwards to /api/webhook; KINSYNC_WEBHOOK_URL sets the same, also for `kinsync doctor`
+      use another path that a proxy forwards to /api/webhook;
+      KINSYNC_WEBHOOK_URL sets the same, also for `kinsync doctor`
   kinsync webhook setup --dry-run --json
       print what would change
 
