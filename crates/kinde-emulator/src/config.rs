@@ -261,7 +261,7 @@ impl Default for Limits {
 pub struct Unknowns {
     /// Whether each attempt has its own signature and the time of the attempt as `timestamp`.
     pub timestamp_changes_between_attempts: bool,
-    /// Whether the payload has `event_timestamp` beside `timestamp` (seen since 2026).
+    /// Whether the payload has `event_timestamp` in addition to `timestamp` (observed since 2026).
     pub event_timestamp: bool,
     /// Format of offsets in webhook payloads.
     pub offset: Offset,

@@ -70,7 +70,10 @@ async fn the_commands_change_a_running_emulator() {
     assert_eq!(emulator.json(&["faults", "show"]).await["faults"][0]["kind"], "delay");
     assert_eq!(emulator.json(&["faults", "clear"]).await["faults"], json!([]));
     let refused = emulator.run(&["faults", "set", "status"]).await;
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("status"), "names the missing setting");
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("status"),
+        "the error names the missing setting"
+    );
 
     let added = emulator.json(&["webhooks", "add", receiver.url.as_str(), "--hmac", "secret"]).await;
     emulator.json(&["webhooks", "enable", added["id"].as_str().unwrap()]).await;
@@ -112,7 +115,7 @@ async fn a_million_generated_users_are_listed_without_memory() {
     assert!(rest["users"][0]["id"] != page["users"][0]["id"]);
     let text = String::from_utf8(emulator.run(&["users", "list"]).await.stdout).unwrap();
     assert!(text.contains(&format!("--after {}", page["next"].as_str().unwrap())));
-    // 64 bytes for each would be twice as much already.
+    // 64 bytes per user would exceed this limit twice.
     let peak = peak_mib(process);
     assert!(peak < 48, "{peak} MiB");
 }

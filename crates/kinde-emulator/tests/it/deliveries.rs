@@ -142,7 +142,7 @@ async fn an_endpoint_that_fails_for_72_hours_is_disabled_until_it_is_enabled() {
     receiver.answer(200);
     emulator.create_user(NewUser::default()).unwrap();
     emulator.quiesce(DEADLINE).await.unwrap();
-    assert_eq!(receiver.arrivals().len(), before, "a disabled endpoint hears nothing");
+    assert_eq!(receiver.arrivals().len(), before, "a disabled endpoint receives nothing");
 
     emulator.enable_webhook(&id).unwrap();
     emulator.create_user(NewUser::default()).unwrap();

@@ -120,7 +120,7 @@ async fn responses_are_replaced_cut_truncated_or_garbled() {
     };
     assert_eq!(fetch(FaultKind::Status { status: 503 }).await.0, 503);
     let (status, body) = fetch(FaultKind::CutBody).await;
-    assert!(status == 200 && body.is_err(), "the connection breaks");
+    assert!(status == 200 && body.is_err(), "the connection is closed");
     for kind in [FaultKind::TruncatedJson, FaultKind::Garbage] {
         let (status, body) = fetch(kind).await;
         assert_eq!(status, 200);
@@ -166,7 +166,7 @@ async fn simultaneous_faults_are_all_applied_in_a_fixed_order() {
         assert!(status == 502 && then[12..16] != now[12..16], "{then}");
         assert!(body.unwrap().starts_with("<html>"));
         let (status, _, _, body) = fetch(&of(vec![CutBody, Status { status: 500 }, TruncatedJson])).await;
-        assert!(status == 500 && body.is_err(), "the connection breaks");
+        assert!(status == 500 && body.is_err(), "the connection is closed");
     }
 }
 

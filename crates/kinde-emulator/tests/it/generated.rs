@@ -77,7 +77,7 @@ async fn generated_users_are_listed_with_created_ones() {
     assert_eq!(found["users"].as_array().unwrap().len(), 2);
     let found = api.get(&format!("users?user_id={},{}", users[3].id, created.id)).await.1;
     assert_eq!(found["users"][1]["id"], created.id);
-    assert!(api.emulator.create_user(NewUser::named(&by_email, "A", "B")).is_err(), "the email is taken");
+    assert!(api.emulator.create_user(NewUser::named(&by_email, "A", "B")).is_err(), "the email is in use");
 
     api.emulator.set_generated(5);
     assert_eq!(api.all(2).await.len(), 6);
@@ -111,7 +111,7 @@ async fn pages_by_offset_skip_users_when_the_list_changes_and_cursors_do_not() {
         let seen: HashSet<&String> = first.iter().chain(&second).collect();
         assert_eq!(before[..20].iter().filter(|id| !seen.contains(id)).count(), hidden, "{pagination:?}");
 
-        // A user who comes back in front pushes the last of the first page onto the second.
+        // An inserted user moves the last user of the first page to the second page.
         api.emulator.set_generated(0);
         let (first, next) = api.page(10, None).await;
         api.emulator.set_generated(1);
@@ -144,7 +144,7 @@ async fn endless_tokens_and_empty_pages_occur_as_configured() {
     for _ in 0..10 {
         let (ids, token) = api.page(10, next.as_deref()).await;
         seen.extend(ids);
-        assert!(tokens.insert(token.clone().expect("a token")), "never the same");
+        assert!(tokens.insert(token.clone().expect("a token")), "each token is new");
         next = token;
     }
     assert_eq!((seen.len(), seen.iter().collect::<HashSet<_>>().len()), (3 * 25 + 10, 25));
@@ -152,7 +152,7 @@ async fn endless_tokens_and_empty_pages_occur_as_configured() {
     api.emulator.set_fault(Fault::times(FaultKind::EmptyPage, 1));
     let (ids, next) = api.page(10, None).await;
     assert!(ids.is_empty() && next.is_some());
-    assert_eq!(api.page(10, next.as_deref()).await.0.len(), 10, "nobody is lost");
+    assert_eq!(api.page(10, next.as_deref()).await.0.len(), 10, "no user is skipped");
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn one_or_all_users_are_reported_as_not_found() {
     let (status, refusal) = api.get(&first).await;
     assert_eq!((status, &refusal["errors"][0]["code"]), (404, &json!("USER_NOT_FOUND")));
     assert_eq!(api.get(&second).await.0, 404);
-    assert_eq!(api.all(10).await.len(), 2, "the list tells the truth");
+    assert_eq!(api.all(10).await.len(), 2, "the list is not affected");
     api.emulator.clear_faults();
     assert_eq!(api.get(&first).await.0, 200);
     api.emulator.set_fault(Fault::always(FaultKind::UserNotFound { status: 404, id: Some(ids[0].clone()) }));
@@ -190,9 +190,9 @@ async fn the_limits_apply_to_the_management_api_only() {
     api.emulator.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }));
     let statuses = futures_util::future::join_all((0..6).map(|_| api.get("users"))).await;
     let throttled = statuses.iter().filter(|(status, _)| *status == 429).count();
-    assert_eq!(throttled, 4, "two at one time");
+    assert_eq!(throttled, 4, "two concurrent requests");
     api.emulator.clear_faults();
-    assert_eq!(api.get("users").await.0, 200, "the places are free again");
+    assert_eq!(api.get("users").await.0, 200, "the concurrent requests have ended");
 }
 
 #[tokio::test]

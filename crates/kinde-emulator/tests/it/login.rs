@@ -171,7 +171,11 @@ async fn a_code_is_exchanged_for_tokens_once() {
 
     let (status, again) = browser.redeem(&code).await;
     assert_eq!((status, &again["error"]), (400, &json!("invalid_grant")));
-    assert_eq!(browser.refresh(text(&answer, "refresh_token")).await.0, 400, "what came of it ends too");
+    assert_eq!(
+        browser.refresh(text(&answer, "refresh_token")).await.0,
+        400,
+        "its refresh token is revoked too"
+    );
 }
 
 #[tokio::test]
@@ -185,7 +189,7 @@ async fn a_code_is_bound_to_its_application_redirect_and_verifier() {
         ("code_verifier", ""),
         ("redirect_uri", "http://localhost:3000/callback/"),
         ("client_id", "other"),
-        ("client_id", "nobody"),
+        ("client_id", "unknown"),
         ("grant_type", "password"),
     ];
     for (name, value) in changes {
@@ -210,24 +214,28 @@ async fn a_code_is_bound_to_its_application_redirect_and_verifier() {
     let mut config = Config::default();
     config.tokens.code_lifetime = Duration::ZERO;
     let (_emulator, ada, browser) = tenant_with_user(config).await;
-    assert_eq!(browser.redeem(&browser.code(&ada).await).await.1["error"], "invalid_grant", "too late");
+    assert_eq!(
+        browser.redeem(&browser.code(&ada).await).await.1["error"],
+        "invalid_grant",
+        "the code has expired"
+    );
 }
 
 #[tokio::test]
 async fn an_invalid_request_is_reported_to_the_user_or_to_the_application() {
     let (_emulator, _, browser) = tenant_with_user(Config::default()).await;
-    for change in [("client_id", "nobody"), ("redirect_uri", "http://localhost:3000/callback?x=1")] {
+    for change in [("client_id", "unknown"), ("redirect_uri", "http://localhost:3000/callback?x=1")] {
         let response = browser.open(&[change]).await;
         assert!(response.status() == 400 && location(&response).is_none(), "{change:?}");
     }
-    let told = [
+    let reported = [
         (("response_type", "token"), "unsupported_response_type"),
         (("code_challenge", ""), "invalid_request"),
         (("code_challenge_method", "plain"), "invalid_request"),
         (("audience", "https://other.example"), "invalid_request"),
         (("prompt", "none"), "login_required"),
     ];
-    for (change, error) in told {
+    for (change, error) in reported {
         let response = browser.open(&[change]).await;
         assert_eq!(parameter(&response, "error").as_deref(), Some(error), "{change:?}");
         assert_eq!(parameter(&response, "state").as_deref(), Some("a state & more"));
@@ -251,7 +259,7 @@ async fn a_sign_up_creates_a_user_with_its_events() {
     let again = browser.submit(&[], &form).await;
     assert_eq!(again.status(), 403);
     assert!(again.text().await.unwrap().contains("belongs to another user"));
-    assert_eq!(browser.submit(&[], &[("email", "nobody@example.com")]).await.status(), 403);
+    assert_eq!(browser.submit(&[], &[("email", "unknown@example.com")]).await.status(), 403);
 }
 
 #[tokio::test]
@@ -271,7 +279,7 @@ async fn a_suspended_or_deleted_user_cannot_sign_in_or_refresh() {
     let refresh = text(&answer, "refresh_token");
     assert_eq!(browser.refresh(refresh).await.1["error"], "invalid_grant");
     let profile = format!("{}/oauth2/v2/user_profile", emulator.issuer());
-    assert_eq!(get(&profile, Some(text(&answer, "access_token"))).await.0, 200, "issued tokens live on");
+    assert_eq!(get(&profile, Some(text(&answer, "access_token"))).await.0, 200, "issued tokens stay valid");
     emulator.unsuspend(&ada.id).unwrap();
     assert_eq!(browser.refresh(refresh).await.0, 200);
     emulator.delete_user(&ada.id, kinde_emulator::Profile::Remove).unwrap();
@@ -376,7 +384,7 @@ async fn a_custom_domain_has_its_own_issuer_and_no_management() {
     };
     let profile = format!("{}/oauth2/v2/user_profile", emulator.issuer());
     assert_eq!(at("/oauth2/v2/user_profile", token).await.0, 200);
-    assert_eq!(get(&profile, Some(token)).await.0, 403, "not interchangeable");
+    assert_eq!(get(&profile, Some(token)).await.0, 403, "a token is valid at its own domain only");
     let m2m = emulator.m2m_token(&TokenSpec::default());
     let (status, refusal) = at("/api/v1/users", &m2m).await;
     assert_eq!((status, &refusal["errors"]["code"]), (404, &json!("ROUTE_NOT_FOUND")));
@@ -402,11 +410,11 @@ async fn a_session_signs_in_silently_until_logout() {
     browser.cookie = cookie.split(';').next().map(str::to_owned);
     let silent = browser.open(&[("prompt", "none")]).await;
     assert_eq!(browser.redeem(&parameter(&silent, "code").unwrap()).await.0, 200);
-    assert_eq!(browser.open(&[("prompt", "login")]).await.status(), 200, "the page");
+    assert_eq!(browser.open(&[("prompt", "login")]).await.status(), 200, "the login page");
     let logout =
         async |query: &str| browser.send(browser.client.get(format!("{}/logout{query}", browser.base))).await;
     assert_eq!(logout("?redirect=https://evil.example").await.status(), 400);
-    assert!(parameter(&browser.open(&[]).await, "code").is_some(), "a refused logout changes nothing");
+    assert!(parameter(&browser.open(&[]).await, "code").is_some(), "a rejected logout changes nothing");
     let away = logout("?redirect=http://localhost:3000").await;
     assert_eq!(
         (away.status().as_u16(), &away.headers()["location"]),
@@ -440,7 +448,7 @@ async fn tokens_are_introspected_and_revoked() {
     assert_eq!(get(&profile, Some(token)).await.0, 403);
     assert_eq!(revoke(text(&answer, "refresh_token")).await, 200);
     assert_eq!(browser.refresh(text(&answer, "refresh_token")).await.0, 400);
-    assert_eq!(post("revoke", &[("token", token), ("client_id", "nobody")]).await.status(), 401);
+    assert_eq!(post("revoke", &[("token", token), ("client_id", "unknown")]).await.status(), 401);
 }
 
 #[tokio::test]

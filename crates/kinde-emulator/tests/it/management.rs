@@ -128,7 +128,7 @@ async fn users_are_created_changed_and_deleted_with_events_from_the_api() {
     let (status, made) = api.send(Method::POST, "/api/v1/user", &body).await;
     let identities = json!([{"type": "email", "result": {"created": true}}]);
     assert_eq!((status, &made["created"], &made["identities"]), (200, &json!(true), &identities));
-    assert_eq!(api.send(Method::POST, "/api/v1/user", &body).await.0, 400, "the email is taken");
+    assert_eq!(api.send(Method::POST, "/api/v1/user", &body).await.0, 400, "the email is in use");
 
     let path = format!("/api/v1/user?id={}", made["id"].as_str().unwrap());
     let (status, changed) = api.send(Method::PATCH, &path, &json!({"is_suspended": true})).await;

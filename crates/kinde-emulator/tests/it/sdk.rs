@@ -21,7 +21,7 @@ async fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Installs the packages of the lock file unless they are there.
+/// Installs the packages of the lock file unless they are installed.
 async fn install() {
     let installed = Path::new(DIRECTORY).join("node_modules/.package-lock.json");
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();

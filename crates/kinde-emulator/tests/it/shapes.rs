@@ -16,16 +16,16 @@ use crate::receiver::client;
 /// The shape of a value.
 enum Shape {
     Text,
-    /// A text in which Kinde writes `null` for a value that is not there, though the document does not say so.
+    /// A text, or `null` for an absent value, which Kinde sends although the document does not allow it.
     MissingText,
     Flag,
     Count,
-    /// Anything between braces.
+    /// Any object.
     Open,
-    /// What the document types as a number and describes as a date in ISO 8601.
+    /// A date in ISO 8601, which the document declares as a number.
     Time,
     OrNull(&'static Shape),
-    /// A member that is there when `expand` asks for it.
+    /// A member that `expand` adds.
     Expanded(&'static Shape),
     List(&'static Shape),
     Object(&'static [(&'static str, Shape)]),
@@ -217,7 +217,7 @@ async fn tour(missing: Missing) {
     let api = Checked { base: emulator.issuer().to_owned(), token, missing };
     let bare = emulator.create_user(NewUser::default()).unwrap();
     let expand = "expand=organizations,identities,billing";
-    for path in ["users", &format!("users?page_size=500&{expand}"), "users?email=nobody@x.org"] {
+    for path in ["users", &format!("users?page_size=500&{expand}"), "users?email=unknown@x.org"] {
         assert_eq!(api.get(path).await.0, 200);
     }
     for user in [&emulator.users()[0], &bare] {
@@ -329,7 +329,7 @@ fn a_wrong_shape_is_detected() {
     for (value, place) in misfits {
         assert_eq!(found(&value, Missing::Absent), place);
     }
-    assert_eq!(found(&answer(json!([whole])), Missing::Absent), "", "texts may be left out here");
+    assert_eq!(found(&answer(json!([whole])), Missing::Absent), "", "texts may be absent here");
     let left_out = found(&answer(json!([whole])), Missing::Null);
     assert!(left_out.ends_with(" is missing"), "and not here: {left_out}");
     assert!(misfit(&json!({"errors": {"code": "A"}}), &ERRORS, Missing::Null, "answer").is_some());

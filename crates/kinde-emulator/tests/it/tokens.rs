@@ -71,7 +71,7 @@ async fn tokens_have_the_claims_of_kinde() {
     let names: Vec<&String> = access.as_object().unwrap().keys().collect();
     let wanted =
         ["aud", "azp", "exp", "feature_flags", "iat", "iss", "jti", "org_code", "permissions", "scp", "sub"];
-    assert_eq!(names, wanted, "and no email");
+    assert_eq!(names, wanted, "no email");
     assert_eq!((&access["aud"], &access["sub"]), (&json!([]), &json!(user.id)));
     assert_eq!(access["exp"].as_i64().unwrap() - access["iat"].as_i64().unwrap(), 86400);
 
@@ -148,7 +148,7 @@ async fn the_profile_accepts_user_access_tokens_only() {
     assert_eq!(is_active().await, true);
     emulator.suspend(&user.id).unwrap();
     assert_eq!(get(&url, Some(&access)).await.0, 403);
-    assert_eq!(is_active().await, false, "both say the same");
+    assert_eq!(is_active().await, false, "both endpoints agree");
     emulator.unsuspend(&user.id).unwrap();
     assert_eq!((get(&url, Some(&access)).await.0, is_active().await), (200, json!(true)));
 }
@@ -168,6 +168,6 @@ async fn a_test_token_has_the_email_if_the_application_requests_it() {
         assert_eq!(access.get("email").is_some(), wanted, "{tenant}, {application:?}");
         let spec = TokenSpec { email: Some(!wanted), ..TokenSpec::default() };
         let access = claims(&emulator.access_token(&user.id, &spec).unwrap());
-        assert_eq!(access.get("email").is_some(), !wanted, "the spec has the last word");
+        assert_eq!(access.get("email").is_some(), !wanted, "the spec takes precedence");
     }
 }

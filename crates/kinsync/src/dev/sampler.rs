@@ -39,7 +39,7 @@ pub(super) struct Sampler {
     state: Arc<AppState>,
     started: Instant,
     history: History,
-    /// Users who were unexplained in the last snapshot, and since when.
+    /// Time since when users are unexplained.
     suspects: HashMap<String, Instant>,
     drift: Drift,
     users: Users,
@@ -113,7 +113,7 @@ impl Sampler {
         Ok(())
     }
 
-    /// Counts users who became unexplained a moment ago as in flight: a batch may be on its way to the store.
+    /// Counts users that became unexplained within the grace period as in flight: a batch may still be written.
     fn apply_grace(&mut self, is_draining: bool) {
         let (now, details) = (Instant::now(), std::mem::take(&mut self.drift.details));
         self.suspects.retain(|id, _| details.iter().any(|(user, _)| user == id));

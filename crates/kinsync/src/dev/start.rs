@@ -156,7 +156,7 @@ fn secret() -> String {
 
 /// The settings of the app, as `serve` would read them from the environment.
 ///
-/// There is no reconciler in a database that `--mongodb-uri` names: it would delete every user whom the local Kinde does
+/// There is no reconciler in a database that `--mongodb-uri` names: it would delete every user that the local Kinde does
 /// not have.
 fn app_config(
     options: &Options,
