@@ -116,7 +116,7 @@ impl Output {
     /// Shows that the run is ending.
     pub(super) fn ending(&mut self) {
         self.page = None;
-        let note = "stopping: waiting for pending deliveries (press again to stop now)";
+        let note = "stopping: waiting for pending deliveries (interrupt again to stop now)";
         self.title.note = Some(note.to_owned());
         if self.style == Style::Plain {
             print(note);

@@ -242,7 +242,7 @@ fn event(recent: &Recent, canvas: Canvas) -> String {
 pub(crate) fn line(now: &Snapshot) -> String {
     let (users, drift, sent) = (&now.users, &now.drift, &now.deliveries);
     let repaired = now.reconciler.as_ref().map(|reconciler| format!(" · {} repaired", reconciler.repaired));
-    let lag = now.lag.from_receipt.map(|lag| format!(" · p99 ≤ {}", span(lag.p99))).unwrap_or_default();
+    let lag = now.lag.from_receipt.map(|lag| format!(" · lag p99 ≤ {}", span(lag.p99))).unwrap_or_default();
     let error = now.store_error.as_ref().map(|error| format!(" · {error}")).unwrap_or_default();
     format!(
         "{:>7}  {} at Kinde · {} stored · drift {} ({} lost, {} in flight, {} unexplained){} · {} accepted · {} · \
