@@ -32,8 +32,7 @@ const DEV: &str = "  kinsync dev                               try it with a loc
 const DEV: &str = "";
 
 // Lines of examples fit into 80 columns; a paragraph is one line, which clap wraps.
-const EXAMPLES: &str = "\
-  kinsync serve                             run the server
+const EXAMPLES: &str = "  kinsync serve                             run the server
   kinsync webhook setup --public-url URL    make Kinde deliver to it
   kinsync backfill                          load the users of Kinde
 
@@ -130,6 +129,7 @@ mod tests {
         for line in help.lines().filter(|line| line.starts_with(' ')) {
             assert!(line.chars().count() <= 80, "`{}`: {line}", command.get_name());
         }
+        assert!(!help.lines().any(|line| line.starts_with("kinsync ")), "an example is not indented: {help}");
         command.get_subcommands().for_each(check);
     }
 
