@@ -79,6 +79,7 @@ impl fmt::Debug for CurrentUser {
 }
 
 #[cfg(feature = "axum")]
+#[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl<S: Sync> axum_core::extract::FromRequestParts<S> for CurrentUser {
     type Rejection = axum_core::response::Response;
 

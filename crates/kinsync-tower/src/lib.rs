@@ -1,4 +1,6 @@
-//! Embeds kinsync in any tower or axum application: a webhook endpoint and authenticated requests.
+#![doc = include_str!("../README.md")]
+//!
+//! ## Modules
 //!
 //! - [`webhook`]: receives Kinde's deliveries: verifies, stores in the queue, answers
 //! - [`layer`]: authenticates each request to a service and passes the user on
@@ -7,10 +9,8 @@
 //! - [`document`]: the user document as JSON
 //! - [`activity`]: the state of the webhook, for a health page
 //! - [`problem`]: every error response, as RFC 9457 problem documents
-//!
-//! Without the feature `axum` the crate depends on no web framework: mount a service with
-//! `axum::Router::route_service`, or call it from hyper or tower.
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod activity;
 pub mod authenticator;

@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use http::HeaderValue;
 use kinsync_core::Field;
 use kinsync_engine::store::mongo::LinkByEmail;
 use secrecy::SecretString;
@@ -172,6 +173,10 @@ pub struct Http {
     pub max_connections_per_client: usize,
     /// Reverse proxies, which have no limit per client.
     pub trusted_proxies: Vec<Network>,
+    /// Origins of front ends that may call `/api/me` and `/api/profile` from a browser.
+    pub cors_origins: Vec<HeaderValue>,
+    /// The cookie that may carry the access token.
+    pub token_cookie: Option<String>,
     /// Users, and verified tokens, in memory.
     pub cached_users: usize,
     /// The longest time to finish after SIGTERM.
@@ -250,6 +255,8 @@ impl Config {
                 max_connections: 0,
                 max_connections_per_client: 0,
                 trusted_proxies: Vec::new(),
+                cors_origins: Vec::new(),
+                token_cookie: None,
                 cached_users: 0,
                 shutdown_grace: Duration::ZERO,
             },

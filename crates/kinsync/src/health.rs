@@ -84,6 +84,20 @@ impl Health {
     }
 }
 
+/// Why requests of users cannot be authenticated; empty when they can. Needs the keys of one issuer: while the store is
+/// unavailable, requests are degraded, and a full queue does not affect them.
+pub fn login_problems(state: &AppState) -> Vec<String> {
+    if state.authenticator.is_none() {
+        return vec!["no issuer of tokens is configured: set KINDE_DOMAIN or KINDE_ISSUERS".into()];
+    }
+    let issuers: Vec<String> = state.config.kinde.trusted_issuers().map(issuer_of).collect();
+    let mut statuses = state.key_sets.iter().map(Jwks::status).filter(|keys| issuers.contains(&keys.issuer));
+    if statuses.any(|keys| keys.key_count > 0) {
+        return Vec::new();
+    }
+    vec!["the signing keys of no issuer are known yet, so every token is answered 503".into()]
+}
+
 #[derive(Debug, Default)]
 struct Problems {
     failing: Vec<String>,

@@ -11,6 +11,7 @@
 //! - [`request_check`]: request heads that are refused
 //! - [`admin`]: handlers for operators
 //! - [`user_routes`]: handlers for users with an access token
+//! - [`cors`]: cross-origin requests of browsers
 //! - [`deliveries`]: the description of the webhook
 //! - [`operation`]: health and metrics
 //! - [`answer`]: failures as problem documents
@@ -18,6 +19,7 @@
 pub mod admin;
 pub mod answer;
 pub mod connections;
+pub mod cors;
 pub mod deliveries;
 pub mod description;
 pub mod front;

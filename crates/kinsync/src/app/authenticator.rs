@@ -45,10 +45,13 @@ pub(super) fn open(
         CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
     let claims = Arc::new(authenticator::claims::Email);
     let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
-    Ok(Some(Authenticator::new(
-        parts,
-        authenticator::Config { cached_users, ..authenticator::Config::default() },
-    )))
+    let settings = authenticator::Config { cached_users, ..authenticator::Config::default() };
+    let (authenticator, background) = Authenticator::new(parts, settings);
+    let authenticator = match &config.http.token_cookie {
+        Some(cookie) => authenticator.with_token_cookie(cookie.as_str()),
+        None => authenticator,
+    };
+    Ok(Some((authenticator, background)))
 }
 
 fn keys(url: &Url, tenant: Option<&Jwks>) -> Result<Jwks, Error> {

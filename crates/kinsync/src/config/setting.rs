@@ -476,6 +476,26 @@ pub static SETTINGS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "http.cors_origins",
+        env: "KINSYNC_CORS_ORIGINS",
+        flag: "cors-origins",
+        example: "https://app.example.com",
+        help: "Origins of front ends that may call /api/me and /api/profile from a browser, comma separated [default: \
+               same origin only]",
+        set: |config, text| put(&mut config.http.cors_origins, value::origins(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.token_cookie",
+        env: "KINSYNC_TOKEN_COOKIE",
+        flag: "token-cookie",
+        example: "access_token",
+        help: "Also read the access token from this cookie at /api/me, /api/profile and /auth/verify. Set the cookie with \
+               SameSite=Lax or Strict, and protect your application against CSRF [default: `Authorization` only]",
+        set: |config, text| put(&mut config.http.token_cookie, value::cookie_name(text).map(Some)),
+        ..ROW
+    },
+    Setting {
         key: "http.cached_users",
         env: "KINSYNC_CACHED_USERS",
         flag: "cached-users",

@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
 use kinsync_engine::store::mongo::LinkByEmail;
@@ -96,6 +97,28 @@ pub fn networks(text: &str) -> Result<Vec<Network>> {
         .into_iter()
         .map(|network| parsed(network, "a list of addresses such as `10.0.0.0/8`"))
         .collect()
+}
+
+/// Origins as browsers send them, comma separated.
+pub fn origins(text: &str) -> Result<Vec<HeaderValue>> {
+    list(text).into_iter().map(origin).collect()
+}
+
+fn origin(text: &str) -> Result<HeaderValue> {
+    let wrong = || "is not a list of origins such as `https://app.example.com`, without a path".to_owned();
+    let url: Url = text.parse().map_err(|_| wrong())?;
+    let is_web = matches!(url.scheme(), "http" | "https");
+    let origin = url.origin().ascii_serialization();
+    if !is_web || origin != text.to_ascii_lowercase() {
+        return Err(wrong());
+    }
+    HeaderValue::try_from(origin).map_err(|_| wrong())
+}
+
+/// The name of a cookie: a token of RFC 9110 section 5.6.2.
+pub fn cookie_name(text: &str) -> Result<String> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    if text.bytes().all(is_token) { Ok(text.to_owned()) } else { Err("is not the name of a cookie".into()) }
 }
 
 /// An address and a port.

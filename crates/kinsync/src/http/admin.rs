@@ -44,9 +44,13 @@ pub fn authorize(state: &AppState, headers: &HeaderMap) -> Result<()> {
     let Some(expected) = &state.admin_token else {
         return Err(Problem::Disabled { what: "admin routes", enabled_by: "KINSYNC_ADMIN_TOKEN" }.into());
     };
-    let Some(token) = headers.get(header::AUTHORIZATION).and_then(|value| bearer(value.as_bytes())) else {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(token) = values.next().and_then(|value| bearer(value.as_bytes())) else {
         return Err(Problem::NoToken.into());
     };
+    if values.next().is_some() {
+        return Err(Problem::WrongToken.into());
+    }
     if expected.matches(token) { Ok(()) } else { Err(Problem::WrongToken.into()) }
 }
 

@@ -9,6 +9,7 @@ use kinsync_tower::{Authenticator, WebhookService, problem};
 use tower_service::Service as _;
 
 use super::{
+    cors::Cors,
     routes::{ME, WEBHOOK},
     user_routes,
 };
@@ -30,6 +31,7 @@ pub struct Front {
     pub(super) authenticator: Option<Authenticator>,
     pub(super) webhook_meter: RouteMeter,
     pub(super) me_meter: RouteMeter,
+    pub(super) cors: Option<Cors>,
     pub(super) others: Router,
 }
 
@@ -42,7 +44,10 @@ impl Answer for Front {
                 response.map(Either::Left)
             }
             (ME, Some(authenticator)) if matches!(*request.method(), Method::GET | Method::HEAD) => {
-                let response = user_routes::me(authenticator, request.headers()).await;
+                let mut response = user_routes::me(authenticator, request.headers()).await;
+                if let Some(cors) = &self.cors {
+                    cors.allow(request.headers(), response.headers_mut());
+                }
                 self.me_meter.count(response.status());
                 response.map(Either::Left)
             }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use serde::Deserialize;
+use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     api::health::{HealthReport, HealthStatus, Liveness, Readiness},
     app::AppState,
-    health::Health,
+    health::{self, Health},
     metrics as meters,
 };
 
@@ -25,11 +27,40 @@ pub async fn live(_: Arc<AppState>) -> (StatusCode, Liveness) {
     (StatusCode::OK, Liveness { status: HealthStatus::Ok })
 }
 
+/// The part of the server that a load balancer asks about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// `/api/webhook`.
+    #[default]
+    Deliveries,
+    /// `/api/me`, `/api/profile` and `/auth/verify`. A full queue does not affect them.
+    Logins,
+}
+
+/// What readiness is about.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ReadyQuery {
+    /// Default: deliveries.
+    #[serde(default, rename = "for")]
+    #[param(inline, required = false)]
+    role: Role,
+}
+
 /// GET /health/ready
-pub async fn ready(state: Arc<AppState>) -> (StatusCode, Readiness) {
-    let health = Health::of(&state).await;
-    let word = if health.is_ready() { HealthStatus::Ok } else { HealthStatus::Failing };
-    (status(&health), Readiness { status: word, problems: health.failing })
+pub async fn ready(state: Arc<AppState>, query: ReadyQuery) -> (StatusCode, Readiness) {
+    let problems = match query.role {
+        Role::Deliveries => Health::of(&state).await.failing,
+        Role::Logins => health::login_problems(&state),
+    };
+    let (code, status) = if problems.is_empty() {
+        (StatusCode::OK, HealthStatus::Ok)
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, HealthStatus::Failing)
+    };
+    (code, Readiness { status, problems })
 }
 
 /// GET /metrics

@@ -204,18 +204,45 @@ where
         let (status, document) = look(state).await;
         (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
     };
-    Route {
-        verb: Verb::Get,
-        path,
-        aliases: &[],
-        summary,
-        audience: Audience::Monitoring,
-        handler: Some(Verb::Get.router(run)),
-        describe: |operation, schemas| {
-            let operation = openapi::answers::<O>(operation, StatusCode::OK, schemas);
-            openapi::answers::<O>(operation, StatusCode::SERVICE_UNAVAILABLE, schemas)
-        },
-    }
+    probe_route(path, summary, Verb::Get.router(run), describe_probe::<O>)
+}
+
+/// The same with parameters in the query.
+pub fn probe_with<Q, O, F>(
+    path: &'static str,
+    summary: &'static str,
+    look: fn(Arc<AppState>, Q) -> F,
+) -> Route
+where
+    Q: DeserializeOwned + IntoParams + Send + 'static,
+    O: Serialize + ToSchema + 'static,
+    F: Future<Output = (StatusCode, O)> + Send + 'static,
+{
+    let run = move |State(state): State<Arc<AppState>>, Params(query): Params<Q>| async move {
+        let (status, document) = look(state, query).await;
+        (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
+    };
+    probe_route(path, summary, Verb::Get.router(run), |operation, schemas| {
+        describe_probe::<O>(openapi::query::<Q>(operation), schemas)
+    })
+}
+
+fn probe_route(
+    path: &'static str,
+    summary: &'static str,
+    handler: MethodRouter<Arc<AppState>>,
+    describe: Describe,
+) -> Route {
+    let (verb, audience) = (Verb::Get, Audience::Monitoring);
+    Route { verb, path, aliases: &[], summary, audience, handler: Some(handler), describe }
+}
+
+fn describe_probe<O>(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder
+where
+    O: Serialize + ToSchema + 'static,
+{
+    let operation = openapi::answers::<O>(operation, StatusCode::OK, schemas);
+    openapi::answers::<O>(operation, StatusCode::SERVICE_UNAVAILABLE, schemas)
 }
 
 /// A route that answers a text.

@@ -13,6 +13,7 @@ use kinsync_tower::{KinsyncLayer, Problem, WebhookService};
 
 use super::{
     answer::Failure,
+    cors::{Cors, cross_origin},
     front::Front,
     route::{Audience, Route, Verb},
     routes::{ME, WEBHOOK, routes},
@@ -28,6 +29,7 @@ pub fn public(state: &Arc<AppState>, webhook: WebhookService) -> Front {
         authenticator: state.authenticator.clone(),
         webhook_meter: RouteMeter::new(WEBHOOK),
         me_meter: RouteMeter::new(ME),
+        cors: Cors::of(&state.config.http),
         others: router(routes().into_iter().filter(is_here), state),
     }
 }
@@ -99,12 +101,17 @@ impl PathRoutes {
             (Audience::User, None) => (any(async || Failure::from(DISABLED)), None),
             _ => (methods.layer(from_fn_with_state(state.config.http.request_deadline, deadline)), allow),
         };
+        let is_document = audience == Audience::User && allow.is_some();
         // The handler of every method is the fallback of the method router, and so is this one.
         let methods = match allow {
             Some(allow) => methods.fallback(move || async move {
                 Failure::from(Problem::MethodNotAllowed { allow: allow.into() })
             }),
             None => methods,
+        };
+        let methods = match Cors::of(&state.config.http) {
+            Some(cors) if is_document => methods.layer(from_fn_with_state(cors, cross_origin)),
+            _ => methods,
         };
         let meter = RouteMeter::new(path);
         let methods = methods.layer(map_response(move |response: Response| {

@@ -7,7 +7,7 @@ use super::{
         Audience::{Monitoring, Public, Sender, User},
         Route,
         Verb::{Any, Delete, Get, Post},
-        direct, operator, probe, text, user,
+        direct, operator, probe, probe_with, text, user,
     },
     user_routes,
 };
@@ -85,7 +85,11 @@ pub fn routes() -> Vec<Route> {
             operation::health,
         ),
         probe("/health/live", "Answer 200 while the process runs", operation::live),
-        probe("/health/ready", "Answer 200 while deliveries can be accepted, else 503", operation::ready),
+        probe_with(
+            "/health/ready",
+            "Answer 200 while deliveries can be accepted (or, with ?for=logins, users authenticated), else 503",
+            operation::ready,
+        ),
         text("/metrics", Monitoring, "Return metrics for Prometheus", operation::METRICS, operation::metrics),
         text(
             "/openapi.json",

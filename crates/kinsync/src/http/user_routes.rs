@@ -23,6 +23,10 @@ use crate::{api::users::User, app::AppState};
 const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
 const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
 const ORG: HeaderName = HeaderName::from_static("x-kinsync-org");
+/// Names of the headers whose values no header can carry; their values are empty.
+const OMITTED: HeaderName = HeaderName::from_static("x-kinsync-omitted");
+/// Longest value in a header. Proxies limit all headers of a response together, usually to 4 KiB.
+const MAX_VALUE_BYTES: usize = 512;
 /// The outcome of the refresh: `refreshed`, `recent`, `refused` or `unavailable`.
 const PROFILE: HeaderName = HeaderName::from_static("x-kinsync-profile");
 /// The user's own browser may keep a copy and has to revalidate it each time.
@@ -57,6 +61,7 @@ pub fn describe_verify(operation: OperationBuilder, _: &mut Schemas) -> Operatio
         (USER_ID, "The Kinde id of the user."),
         (EMAIL, "The email address of the user; empty when there is none."),
         (ORG, "The code of the organization in the token; empty when there is none."),
+        (OMITTED, "Names of the headers whose value is too long or cannot be sent; else empty."),
         (DEGRADED, "`true` while the store is unavailable and only the token is known; else empty."),
     ];
     openapi::answers_headers(operation, &headers)
@@ -95,19 +100,27 @@ pub async fn profile(
 /// ANY /auth/verify: 200 with the identity of the user in headers, for a proxy. An unknown value is an empty header, and so
 /// is `x-kinsync-degraded` (until the layer writes it): a proxy that copies the headers overwrites those of the caller.
 pub async fn verify(user: CurrentUser) -> impl IntoResponse {
-    let text = |text: Option<&str>| {
-        HeaderValue::from_bytes(text.unwrap_or_default().as_bytes())
-            .unwrap_or_else(|_| HeaderValue::from_static(""))
-    };
-    let org = user.token().org_code.as_deref();
-    let degraded = HeaderValue::from_static("");
-    let headers = [
-        (USER_ID, text(Some(user.id()))),
-        (EMAIL, text(user.email())),
-        (ORG, text(org)),
-        (DEGRADED, degraded),
+    let mut headers = HeaderMap::new();
+    let mut omitted = Vec::new();
+    let values = [
+        (USER_ID, Some(user.id())),
+        (EMAIL, user.email()),
+        (ORG, user.token().org_code.as_deref()),
+        (DEGRADED, None),
     ];
-    (headers, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))])
+    for (name, value) in values {
+        let value = value.unwrap_or_default();
+        let fits = value.len() <= MAX_VALUE_BYTES;
+        let value = HeaderValue::from_bytes(value.as_bytes()).ok().filter(|_| fits);
+        if value.is_none() {
+            omitted.push(name.as_str().to_owned());
+        }
+        headers.insert(name, value.unwrap_or(HeaderValue::from_static("")));
+    }
+    let omitted = HeaderValue::try_from(omitted.join(", ")).expect("header names are ASCII");
+    headers.insert(OMITTED, omitted);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers
 }
 
 /// The stored document; while the store is unavailable, what the token says.
@@ -124,7 +137,7 @@ fn document(user: &CurrentUser, headers: &HeaderMap) -> http::Response<problem::
     let sent = response.headers_mut();
     sent.insert(header::ETAG, json.etag().clone());
     sent.insert(header::CACHE_CONTROL, CACHE);
-    sent.insert(header::VARY, HeaderValue::from_static("authorization"));
+    sent.insert(header::VARY, HeaderValue::from_static("authorization, cookie"));
     response
 }
 

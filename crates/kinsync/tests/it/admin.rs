@@ -44,6 +44,16 @@ fn only_the_right_token_opens_every_admin_route() {
 }
 
 #[test]
+fn two_authorization_headers_are_refused_even_if_one_is_right() {
+    let server = Server::start(&[]);
+    let right = format!("Bearer {TOKEN}");
+    for pair in [["Bearer wrong", &right], [&right, "Bearer wrong"], [&right, &right]] {
+        let headers = pair.map(|value| ("authorization", value));
+        assert_eq!(server.request("GET", "/api/admin/stats", &headers, "").0, 401, "{pair:?}");
+    }
+}
+
+#[test]
 fn no_spelling_of_a_path_goes_round_the_token() {
     let server = Server::start(&[]);
     let tricks = [

@@ -226,3 +226,105 @@ async fn every_refusal_has_its_reason_on_every_guarded_route_and_in_the_metrics(
     let called = tokio::time::timeout(std::time::Duration::from_millis(100), canary.accept()).await;
     assert!(called.is_err(), "a token made the server call out");
 }
+
+const CORS: &[(&str, &str)] = &[("KINSYNC_CORS_ORIGINS", "https://app.example.com, http://localhost:5173")];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_end_of_an_allowed_origin_reads_the_user_and_the_errors() {
+    let mut town = Town::with(CORS).await;
+    let origin = ("origin", "https://app.example.com");
+    let allowed = |answer: &Answer| answer.header("access-control-allow-origin").map(str::to_owned);
+    for route in ["/api/me", "/api/profile"] {
+        let preflight = [
+            origin,
+            ("access-control-request-method", "GET"),
+            ("access-control-request-headers", "authorization"),
+        ];
+        let answer = town.ask("OPTIONS", route, &preflight).await;
+        assert_eq!((answer.status, allowed(&answer).as_deref()), (204, Some(origin.1)), "{route}");
+        assert!(answer.header("access-control-allow-headers").unwrap().contains("authorization"));
+        let answer = town.ask("GET", route, &[origin]).await;
+        assert_eq!((answer.status, allowed(&answer).as_deref()), (200, Some(origin.1)), "{route}");
+        assert_eq!(answer.header("access-control-allow-credentials"), None, "no cookie carries the token");
+        let answer = town.ask("GET", route, &[("origin", "https://other.example.com")]).await;
+        assert_eq!((answer.status, allowed(&answer)), (200, None), "{route}");
+        let answer = town.ask("POST", route, &[origin]).await;
+        assert_eq!((answer.status, allowed(&answer).as_deref()), (405, Some(origin.1)), "{route}");
+    }
+    town.token = "expired".into();
+    for route in ["/api/me", "/api/profile"] {
+        let answer = town.ask("GET", route, &[origin]).await;
+        assert_eq!((answer.status, allowed(&answer).as_deref()), (401, Some(origin.1)), "{route}");
+    }
+    let answer =
+        town.ask("OPTIONS", "/auth/verify", &[origin, ("access-control-request-method", "GET")]).await;
+    assert_eq!((answer.status, allowed(&answer)), (401, None), "the proxy answers its own preflights");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_configured_origins_no_response_has_cors_headers() {
+    let town = Town::start().await;
+    let answer = town.ask("GET", "/api/me", &[("origin", "https://app.example.com")]).await;
+    assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
+    let preflight = [("origin", "https://app.example.com"), ("access-control-request-method", "GET")];
+    assert_eq!(town.ask("OPTIONS", "/api/me", &preflight).await.status, 405);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_in_the_configured_cookie_is_accepted_and_in_no_other() {
+    let town = Town::with(&[("KINSYNC_TOKEN_COOKIE", "session_token")]).await;
+    let without = Town::start().await;
+    let get = |town: &Town, name: &str, route: &str| {
+        let cookie = format!("theme=dark; {name}={}", town.token);
+        town.server.request("GET", route, &[("cookie", &cookie)], "").0
+    };
+    for route in GUARDED {
+        assert_eq!(get(&town, "session_token", route), 200, "{route}");
+        assert_eq!(get(&town, "token", route), 401, "{route}");
+        assert_eq!(get(&without, "session_token", route), 401, "{route} without the setting");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_too_long_for_a_header_is_left_out_and_named() {
+    let town = Town::start().await;
+    let usual = town.ask("GET", "/auth/verify", &[]).await;
+    assert_eq!(usual.header("x-kinsync-omitted"), Some(""));
+    let org = "o".repeat(600);
+    let token = town.kinde.access_token(&town.user, &spec(&serde_json::json!({ "org_code": org }))).unwrap();
+    let bearer = format!("Bearer {token}");
+    let town = Town { token, ..town };
+    let answer = town.ask("GET", "/auth/verify", &[]).await;
+    assert_eq!(answer.status, 200, "{bearer}");
+    assert_eq!(
+        (answer.header("x-kinsync-org"), answer.header("x-kinsync-omitted")),
+        (Some(""), Some("x-kinsync-org"))
+    );
+    assert_eq!(answer.header("x-kinsync-user-id"), Some(&*town.user));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_is_not_ready_for_deliveries_and_ready_for_logins() {
+    let town = Town::with(&[
+        ("KINSYNC_QUEUE_MAX_ENTRIES", "1"),
+        ("MONGODB_URI", "mongodb://127.0.0.1:9/?directConnection=true"),
+    ])
+    .await;
+    let ready = |role: &str| town.server.request("GET", &format!("/health/ready{role}"), &[], "").0;
+    town.server.wait_for("/health/ready?for=logins", |status, _| status == 200);
+    assert_eq!(ready(""), 200);
+    assert_eq!(town.server.deliver(r#"{"type":"user.created","event_id":"e1","user":{"id":"a"}}"#).0, 200);
+    assert_eq!(ready(""), 503);
+    assert_eq!(ready("?for=deliveries"), 503);
+    assert_eq!(ready("?for=logins"), 200);
+    assert_eq!(ready("?for=everything"), 400);
+}
+
+#[test]
+fn without_an_issuer_the_server_is_ready_for_deliveries_only() {
+    let server = Server::start(&[]);
+    let ready = |role: &str| server.request("GET", &format!("/health/ready{role}"), &[], "");
+    assert_eq!(ready("?for=deliveries").0, 200);
+    let (status, body) = ready("?for=logins");
+    assert!(status == 503 && body.contains("KINDE_DOMAIN"), "{status} {body}");
+}
