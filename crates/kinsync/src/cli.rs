@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 mod backfill;
 mod client;
@@ -96,6 +96,11 @@ enum Command {
     /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
+}
+
+/// Returns the description of the command line, from which its reference is generated.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the command of this process.

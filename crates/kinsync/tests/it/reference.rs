@@ -89,6 +89,39 @@ fn the_reference_of_the_exit_codes_describes_every_code() {
     check("exit-codes.md", &text);
 }
 
+/// The reference describes the binary with its default features.
+#[cfg(feature = "dev")]
+#[test]
+fn the_reference_of_the_command_line_describes_every_command() {
+    let mut text = String::from(
+        "# Command line\n\nGenerated from the commands in `crates/kinsync/src/cli`. The flags of [settings](settings.md) are \
+         left out here; `--help` lists those that a command reads.\n",
+    );
+    let command = kinsync::cli::command().term_width(120).disable_help_subcommand(true);
+    let mut kinsync = without_settings(command);
+    kinsync.build();
+    describe(&mut text, &mut kinsync, "kinsync");
+    check("cli.md", &text);
+}
+
+#[cfg(feature = "dev")]
+fn without_settings(command: clap::Command) -> clap::Command {
+    let is_setting = |arg: &clap::Arg| arg.get_help_heading() == Some("Settings");
+    let hide = |arg: clap::Arg| if is_setting(&arg) { arg.hide(true) } else { arg };
+    command.mut_args(hide).mut_subcommands(without_settings)
+}
+
+#[cfg(feature = "dev")]
+fn describe(text: &mut String, command: &mut clap::Command, name: &str) {
+    let help = command.render_long_help().to_string();
+    let lines = help.lines().map(|line| format!("{}\n", line.trim_end()));
+    _ = write!(text, "\n## {name}\n\n```text\n{}```\n", lines.collect::<String>());
+    for subcommand in command.get_subcommands_mut() {
+        let name = format!("{name} {}", subcommand.get_name());
+        describe(text, subcommand, &name);
+    }
+}
+
 /// Markdown for people, from the same description.
 fn http_api(document: &Value) -> String {
     let mut text = String::from(
