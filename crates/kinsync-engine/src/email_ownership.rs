@@ -2,7 +2,7 @@
 //!
 //! `users.email` is unique, so of the live users whose newest email is one address, the owner
 //! ([`kinsync_core::email::owner`]) shows it and the others carry a conflict that names the
-//! owner. A write that may change an owner marks its row as pending_emails in the same atomic step, so
+//! owner. A write that may change an owner marks its row as `pending_emails` in the same atomic step, so
 //! a crash before the settling is found by a [`Sweep`].
 //!
 //! An address changes hands in three steps, each safe to cut and to repeat: those who show it and

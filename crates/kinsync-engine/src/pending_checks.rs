@@ -14,7 +14,7 @@ use crate::{
 /// Where they are kept.
 const KEY: &str = "reconcile.checks";
 
-/// Users who may wait. More than these are as good as all: a scan looks at scan_requested.
+/// Above this number of waiting users a full scan is scheduled instead.
 const MAX_USERS: usize = 1000;
 
 /// Who waits for a check.
@@ -76,7 +76,7 @@ impl PendingChecks {
         self.scan_requested || self.approved.is_some()
     }
 
-    /// These users were checked, or scan_requested was. Who was requested about again meanwhile stays.
+    /// Removes the users that were checked, or all after a scan. A user requested again in the meantime stays.
     pub async fn remove(store: &dyn Store, done: &Self) -> Result<(), Error> {
         state_records::change(store, KEY, |checks: &mut Self| {
             checks.users.retain(|user, requested| done.users.get(user) != Some(requested));

@@ -71,7 +71,7 @@ impl ScanWatermarks {
     /// Keeps that a scan begins, before its first page is asked for.
     pub async fn record_start(store: &dyn Store, now: Micros) -> Result<(), Error> {
         state_records::change(store, KEY, |scans: &mut Self| {
-            scans.started_at = scans.started_at.max(Some(now))
+            scans.started_at = scans.started_at.max(Some(now));
         })
         .await
     }

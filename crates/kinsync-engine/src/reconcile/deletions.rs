@@ -63,9 +63,9 @@ struct Candidates {
     approved: Vec<UserId>,
     /// The first of the others.
     others: Vec<UserId>,
-    /// BatchOptions many others there are.
+    /// How many others there are.
     count: usize,
-    /// BatchOptions many users are live.
+    /// How many users are live.
     live: usize,
     /// What is counted of those who are deleted in the store.
     seen: Tally,
@@ -86,7 +86,7 @@ impl Candidates {
 /// Who was not listed, of some users.
 #[derive(Default)]
 struct Unlisted {
-    /// BatchOptions many are deleted, or not there any more.
+    /// How many are deleted, or not there any more.
     dead: usize,
     /// The others of whom nothing newer than the scan is known.
     may_be_absent: Vec<UserId>,

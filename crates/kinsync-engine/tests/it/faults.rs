@@ -18,7 +18,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     histories::{Expected, History, deliveries},
-    stores,
+    stores::{Fresh, on_every_store},
 };
 
 /// When the failure strikes.
@@ -139,50 +139,51 @@ async fn disturbed(store: &Arc<dyn Store>, batches: &[Vec<Observation>], n: usiz
 }
 
 /// `recover` is what happens after the failure: a redelivery, or a sweep alone.
-async fn every_failure_is_survived(strike: Strike, by_sweep: bool) {
-    for fresh in stores::all().await {
-        for n in 0.. {
-            let mut rng = StdRng::seed_from_u64(7);
-            let mut batches: Vec<Vec<Observation>> = Vec::new();
-            for seed in 0..6_u64 {
-                let name = format!("{strike:?}{by_sweep}{n}s{seed}");
-                let told = deliveries(History::random(&name, seed), &mut rng);
-                batches.push(told.into_iter().map(|told| told.observation).collect());
+async fn every_failure_is_survived(fresh: Fresh, strike: Strike, by_sweep: bool) {
+    for n in 0.. {
+        let mut rng = StdRng::seed_from_u64(7);
+        let mut batches: Vec<Vec<Observation>> = Vec::new();
+        for seed in 0..6_u64 {
+            let name = format!("{strike:?}{by_sweep}{n}s{seed}");
+            let told = deliveries(History::random(&name, seed), &mut rng);
+            batches.push(told.into_iter().map(|told| told.observation).collect());
+        }
+        let failed = disturbed(&fresh.store, &batches, n, strike).await;
+        let expected = Expected::of(batches.iter().flatten());
+        if by_sweep {
+            // The failed batch comes again; whatever an earlier one left is found by the sweep.
+            let all: Vec<Observation> = batches.iter().flatten().cloned().collect();
+            Sweep::default().run(&*fresh.store, Micros(2)).await.expect("the store answers");
+            apply(&*fresh.store, all, Micros(2)).await.expect("the store answers");
+        } else {
+            for batch in &batches {
+                apply(&*fresh.store, batch.iter().cloned(), Micros(2)).await.expect("the store answers");
             }
-            let failed = disturbed(&fresh.store, &batches, n, strike).await;
-            let expected = Expected::of(batches.iter().flatten());
-            if by_sweep {
-                // The failed batch comes again; whatever an earlier one left is found by the sweep.
-                let all: Vec<Observation> = batches.iter().flatten().cloned().collect();
-                Sweep::default().run(&*fresh.store, Micros(2)).await.expect("the store answers");
-                apply(&*fresh.store, all, Micros(2)).await.expect("the store answers");
-            } else {
-                for batch in &batches {
-                    apply(&*fresh.store, batch.iter().cloned(), Micros(2)).await.expect("the store answers");
-                }
-            }
-            expected
-                .assert_stored(&*fresh.store, &format!("{} failing at call {n} {strike:?}", fresh.name))
-                .await;
-            if !failed {
-                assert!(n > 10, "the loop reached every call");
-                break;
-            }
+        }
+        expected
+            .assert_stored(&*fresh.store, &format!("{} failing at call {n} {strike:?}", fresh.name))
+            .await;
+        if !failed {
+            assert!(n > 10, "the loop reached every call");
+            break;
         }
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_never_reached_the_store_is_made_again() {
-    every_failure_is_survived(Strike::Before, false).await;
+on_every_store! {
+    a_call_that_never_reached_the_store_is_made_again
+    a_call_whose_answer_was_lost_is_made_again
+    what_an_interrupted_settling_left_is_swept_up
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_whose_answer_was_lost_is_made_again() {
-    every_failure_is_survived(Strike::After, false).await;
+async fn a_call_that_never_reached_the_store_is_made_again(fresh: Fresh) {
+    every_failure_is_survived(fresh, Strike::Before, false).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_an_interrupted_settling_left_is_swept_up() {
-    every_failure_is_survived(Strike::After, true).await;
+async fn a_call_whose_answer_was_lost_is_made_again(fresh: Fresh) {
+    every_failure_is_survived(fresh, Strike::After, false).await;
+}
+
+async fn what_an_interrupted_settling_left_is_swept_up(fresh: Fresh) {
+    every_failure_is_survived(fresh, Strike::After, true).await;
 }

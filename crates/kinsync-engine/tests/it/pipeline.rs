@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     histories::{Expected, History, Told, deliveries},
-    stores::{self, Fresh},
+    stores::{self, Fresh, on_every_store},
 };
 
 /// A queue in a folder of its own.
@@ -125,181 +125,158 @@ async fn ten_thousand_histories_converge_on_the_embedded_store() {
     ten_thousand_histories_end_as_the_join_predicts(stores::embedded()).await;
 }
 
-#[tokio::test]
-async fn two_users_who_swap_addresses_converge_whatever_comes_first() {
-    for fresh in stores::all().await {
-        let before = vec![
-            told("user.created", 1, "e1", r#"{"id":"kp_a","email":"x@example.com"}"#),
-            told("user.created", 2, "e2", r#"{"id":"kp_b","email":"y@example.com"}"#),
-        ];
-        deliver(&fresh, before).await;
-        let swap = vec![
-            told("user.updated", 4, "e4", r#"{"id":"kp_b","email":"x@example.com"}"#),
-            told("user.updated", 3, "e3", r#"{"id":"kp_a","email":"y@example.com"}"#),
-        ];
-        deliver(&fresh, swap).await;
-        assert_eq!(user(&fresh, "kp_a").await.email.as_deref(), Some("y@example.com"), "{}", fresh.name);
-        assert_eq!(user(&fresh, "kp_b").await.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
-    }
+on_every_store! {
+    two_users_who_swap_addresses_converge_whatever_comes_first
+    the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves
+    a_delete_that_comes_before_its_create_leaves_a_tombstone
+    a_late_update_does_not_resurrect_a_deleted_user
+    five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents
+    poison_is_logged_and_set_aside_with_a_reason_and_the_others_go_on
+    events_that_change_no_user_are_kept_in_the_log
+    a_burst_for_one_user_costs_one_write
 }
 
-#[tokio::test]
-async fn the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves() {
-    for fresh in stores::all().await {
-        let both = vec![
-            told("user.created", 2, "e2", r#"{"id":"kp_younger","email":"x@example.com"}"#),
-            told("user.created", 1, "e1", r#"{"id":"kp_older","email":"x@example.com"}"#),
-        ];
-        deliver(&fresh, both).await;
-        let younger = user(&fresh, "kp_younger").await;
-        assert_eq!(younger.email, None, "{}", fresh.name);
-        assert_eq!(
-            younger.email_conflict.and_then(|c| c.held_by).as_deref(),
-            Some("kp_older"),
-            "{}",
-            fresh.name
-        );
-        deliver(&fresh, vec![told("user.deleted", 3, "e3", r#"{"id":"kp_older"}"#)]).await;
-        let younger = user(&fresh, "kp_younger").await;
-        assert_eq!(younger.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
-        assert_eq!(younger.email_conflict, None, "{}", fresh.name);
-    }
+async fn two_users_who_swap_addresses_converge_whatever_comes_first(fresh: Fresh) {
+    let before = vec![
+        told("user.created", 1, "e1", r#"{"id":"kp_a","email":"x@example.com"}"#),
+        told("user.created", 2, "e2", r#"{"id":"kp_b","email":"y@example.com"}"#),
+    ];
+    deliver(&fresh, before).await;
+    let swap = vec![
+        told("user.updated", 4, "e4", r#"{"id":"kp_b","email":"x@example.com"}"#),
+        told("user.updated", 3, "e3", r#"{"id":"kp_a","email":"y@example.com"}"#),
+    ];
+    deliver(&fresh, swap).await;
+    assert_eq!(user(&fresh, "kp_a").await.email.as_deref(), Some("y@example.com"), "{}", fresh.name);
+    assert_eq!(user(&fresh, "kp_b").await.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
 }
 
-#[tokio::test]
-async fn a_delete_that_comes_before_its_create_leaves_a_tombstone() {
-    for fresh in stores::all().await {
-        deliver(&fresh, vec![told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#)]).await;
-        deliver(&fresh, vec![told("user.created", 1, "e1", r#"{"id":"kp_a","email":"a@example.com"}"#)])
-            .await;
-        let document = user(&fresh, "kp_a").await;
-        assert!(document.is_deleted, "{}", fresh.name);
-        assert_eq!(document.email, None, "{}", fresh.name);
-    }
+async fn the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves(fresh: Fresh) {
+    let both = vec![
+        told("user.created", 2, "e2", r#"{"id":"kp_younger","email":"x@example.com"}"#),
+        told("user.created", 1, "e1", r#"{"id":"kp_older","email":"x@example.com"}"#),
+    ];
+    deliver(&fresh, both).await;
+    let younger = user(&fresh, "kp_younger").await;
+    assert_eq!(younger.email, None, "{}", fresh.name);
+    assert_eq!(younger.email_conflict.and_then(|c| c.held_by).as_deref(), Some("kp_older"), "{}", fresh.name);
+    deliver(&fresh, vec![told("user.deleted", 3, "e3", r#"{"id":"kp_older"}"#)]).await;
+    let younger = user(&fresh, "kp_younger").await;
+    assert_eq!(younger.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
+    assert_eq!(younger.email_conflict, None, "{}", fresh.name);
 }
 
-#[tokio::test]
-async fn a_late_update_does_not_resurrect_a_deleted_user() {
-    for fresh in stores::all().await {
-        let story = vec![
-            told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
-            told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#),
-            told("user.updated", 9, "e9", r#"{"id":"kp_a","first_name":"Grace"}"#),
-        ];
-        deliver(&fresh, story).await;
-        assert!(user(&fresh, "kp_a").await.is_deleted, "{}", fresh.name);
-    }
+async fn a_delete_that_comes_before_its_create_leaves_a_tombstone(fresh: Fresh) {
+    deliver(&fresh, vec![told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#)]).await;
+    deliver(&fresh, vec![told("user.created", 1, "e1", r#"{"id":"kp_a","email":"a@example.com"}"#)]).await;
+    let document = user(&fresh, "kp_a").await;
+    assert!(document.is_deleted, "{}", fresh.name);
+    assert_eq!(document.email, None, "{}", fresh.name);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents() {
-    for fresh in stores::all().await {
-        let (queue, _dir) = queue().await;
-        let name = |n: usize| format!("kp_{n:05}");
-        for n in 0..5_000 {
-            let user = format!(r#"{{"id":"{}","email":"{n}@example.com","first_name":"Webhook"}}"#, name(n));
-            queue
-                .enqueue(told("user.created", 1, &format!("e{n}"), &user))
-                .await
-                .expect("the queue takes it");
-        }
-        let login = |n: usize| Observation {
-            user: UserId::parse(&name(n)).expect("a plain id"),
-            version: Version::provisional(),
-            source: Source::Login,
-            what: What::Fields(Profile::new().with(Field::FirstName, "Token")),
-        };
-        let logins = (0..10).map(|part| {
-            let store = fresh.store.clone();
-            async move {
-                for n in (part..5_000).step_by(100) {
-                    let some = (n..5_000.min(n + 100)).step_by(10).map(login);
-                    apply(&*store, some, Micros(1)).await.expect("the store answers");
-                }
+async fn a_late_update_does_not_resurrect_a_deleted_user(fresh: Fresh) {
+    let story = vec![
+        told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
+        told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#),
+        told("user.updated", 9, "e9", r#"{"id":"kp_a","first_name":"Grace"}"#),
+    ];
+    deliver(&fresh, story).await;
+    assert!(user(&fresh, "kp_a").await.is_deleted, "{}", fresh.name);
+}
+
+async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents(fresh: Fresh) {
+    let (queue, _dir) = queue().await;
+    let name = |n: usize| format!("kp_{n:05}");
+    for n in 0..5_000 {
+        let user = format!(r#"{{"id":"{}","email":"{n}@example.com","first_name":"Webhook"}}"#, name(n));
+        queue.enqueue(told("user.created", 1, &format!("e{n}"), &user)).await.expect("the queue takes it");
+    }
+    let login = |n: usize| Observation {
+        user: UserId::parse(&name(n)).expect("a plain id"),
+        version: Version::provisional(),
+        source: Source::Login,
+        what: What::Fields(Profile::new().with(Field::FirstName, "Token")),
+    };
+    let logins = (0..10).map(|part| {
+        let store = fresh.store.clone();
+        async move {
+            for n in (part..5_000).step_by(100) {
+                let some = (n..5_000.min(n + 100)).step_by(10).map(login);
+                apply(&*store, some, Micros(1)).await.expect("the store answers");
             }
-        });
-        tokio::join!(
-            drain(&queue, &fresh.store, projector::Config { batch: 300, ..projector::Config::default() }),
-            futures_util::future::join_all(logins)
-        );
-        let counts = fresh.store.counts().await.expect("the store answers");
-        assert_eq!((counts.live_users, counts.deleted_users), (5_000, 0), "{}", fresh.name);
-        let filter = UserFilter { limit: 5_000, ..UserFilter::default() };
-        let users = fresh.store.users(&filter).await.expect("the store answers");
-        assert_eq!(users.len(), 5_000);
-        for row in users {
-            assert_eq!(row.document().first_name.as_deref(), Some("Webhook"), "{}: {}", fresh.name, row.id);
         }
+    });
+    tokio::join!(
+        drain(&queue, &fresh.store, projector::Config { batch: 300, ..projector::Config::default() }),
+        futures_util::future::join_all(logins)
+    );
+    let counts = fresh.store.counts().await.expect("the store answers");
+    assert_eq!((counts.live_users, counts.deleted_users), (5_000, 0), "{}", fresh.name);
+    let filter = UserFilter { limit: 5_000, ..UserFilter::default() };
+    let users = fresh.store.users(&filter).await.expect("the store answers");
+    assert_eq!(users.len(), 5_000);
+    for row in users {
+        assert_eq!(row.document().first_name.as_deref(), Some("Webhook"), "{}: {}", fresh.name, row.id);
     }
 }
 
-#[tokio::test]
-async fn poison_is_logged_and_set_aside_with_a_reason_and_the_others_go_on() {
-    for fresh in stores::all().await {
-        let entries = vec![
-            told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
-            told("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),
-            entry("poison-2", "\u{1}not json"),
-            told("user.created", 1, "poison-3", r#"{"id":"nul\u0000id"}"#),
-            told("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),
-            told("user.created", 1, "e2", r#"{"id":"kp_b","first_name":"Grace"}"#),
-        ];
-        let (queue, _dir) = deliver(&fresh, entries).await;
-        assert_eq!(user(&fresh, "kp_a").await.first_name.as_deref(), Some("Ada"), "{}", fresh.name);
-        assert_eq!(user(&fresh, "kp_b").await.first_name.as_deref(), Some("Grace"), "{}", fresh.name);
-        let dead = queue.dead_letters(None, 10).await.expect("the queue answers");
-        let reasons: Vec<(&str, &str)> =
-            dead.iter().map(|d| (d.event_id.as_str(), d.reason.as_str())).collect();
-        assert_eq!(reasons.len(), 4, "{reasons:?}");
-        let reason = |id: &str| reasons.iter().find(|(event, _)| *event == id).expect("set aside").1;
-        assert!(reason("poison-1").contains("id"), "{reasons:?}");
-        assert!(reason("poison-2").contains("JSON"), "{reasons:?}");
-        assert!(reason("poison-3").contains("identifier"), "{reasons:?}");
-        assert!(reason("poison-4").contains("clock"), "{reasons:?}");
-        let logged = fresh.store.events(&EventFilter { limit: 10, ..EventFilter::default() }).await;
-        assert_eq!(logged.expect("the store answers").len(), 6, "every verified event is kept");
-    }
+async fn poison_is_logged_and_set_aside_with_a_reason_and_the_others_go_on(fresh: Fresh) {
+    let entries = vec![
+        told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
+        told("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),
+        entry("poison-2", "\u{1}not json"),
+        told("user.created", 1, "poison-3", r#"{"id":"nul\u0000id"}"#),
+        told("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),
+        told("user.created", 1, "e2", r#"{"id":"kp_b","first_name":"Grace"}"#),
+    ];
+    let (queue, _dir) = deliver(&fresh, entries).await;
+    assert_eq!(user(&fresh, "kp_a").await.first_name.as_deref(), Some("Ada"), "{}", fresh.name);
+    assert_eq!(user(&fresh, "kp_b").await.first_name.as_deref(), Some("Grace"), "{}", fresh.name);
+    let dead = queue.dead_letters(None, 10).await.expect("the queue answers");
+    let reasons: Vec<(&str, &str)> = dead.iter().map(|d| (d.event_id.as_str(), d.reason.as_str())).collect();
+    assert_eq!(reasons.len(), 4, "{reasons:?}");
+    let reason = |id: &str| reasons.iter().find(|(event, _)| *event == id).expect("set aside").1;
+    assert!(reason("poison-1").contains("id"), "{reasons:?}");
+    assert!(reason("poison-2").contains("JSON"), "{reasons:?}");
+    assert!(reason("poison-3").contains("identifier"), "{reasons:?}");
+    assert!(reason("poison-4").contains("clock"), "{reasons:?}");
+    let logged = fresh.store.events(&EventFilter { limit: 10, ..EventFilter::default() }).await;
+    assert_eq!(logged.expect("the store answers").len(), 6, "every verified event is kept");
 }
 
-#[tokio::test]
-async fn events_that_change_no_user_are_kept_in_the_log() {
-    for fresh in stores::all().await {
-        let entries = vec![
-            entry(
-                "e1",
-                r#"{"type":"organization.created","event_id":"e1","data":{"organization":{"code":"org_1","name":"A","handle":null}}}"#,
-            ),
-            entry("e2", r#"{"type":"something.new","event_id":"e2","data":{"$where":"1","a.b":{"$gt":""}}}"#),
-            told("user.authentication_failed", 1, "e3", r#"{"id":"kp_a"}"#),
-        ];
-        let (queue, _dir) = deliver(&fresh, entries).await;
-        assert_eq!(dead_letters(&queue).await, 0, "{}", fresh.name);
-        let counts = fresh.store.counts().await.expect("the store answers");
-        assert_eq!((counts.events, counts.live_users), (3, 0), "{}", fresh.name);
-        let kept = fresh.store.event("e2").await.expect("the store answers").expect("it is kept");
-        assert!(kept.payload.contains(r#"{"$gt":""}"#), "as it was sent");
-    }
+async fn events_that_change_no_user_are_kept_in_the_log(fresh: Fresh) {
+    let entries = vec![
+        entry(
+            "e1",
+            r#"{"type":"organization.created","event_id":"e1","data":{"organization":{"code":"org_1","name":"A","handle":null}}}"#,
+        ),
+        entry("e2", r#"{"type":"something.new","event_id":"e2","data":{"$where":"1","a.b":{"$gt":""}}}"#),
+        told("user.authentication_failed", 1, "e3", r#"{"id":"kp_a"}"#),
+    ];
+    let (queue, _dir) = deliver(&fresh, entries).await;
+    assert_eq!(dead_letters(&queue).await, 0, "{}", fresh.name);
+    let counts = fresh.store.counts().await.expect("the store answers");
+    assert_eq!((counts.events, counts.live_users), (3, 0), "{}", fresh.name);
+    let kept = fresh.store.event("e2").await.expect("the store answers").expect("it is kept");
+    assert!(kept.payload.contains(r#"{"$gt":""}"#), "as it was sent");
 }
 
-#[tokio::test]
-async fn a_burst_for_one_user_costs_one_write() {
-    for fresh in stores::all().await {
-        let burst = (0..2_000).map(|n| {
-            told("user.updated", n, &format!("e{n}"), &format!(r#"{{"id":"kp_a","first_name":"{n}"}}"#))
-        });
-        let (queue, _dir) = queue().await;
-        for entry in burst {
-            queue.enqueue(entry).await.expect("the queue takes it");
-        }
-        drain(
-            &queue,
-            &fresh.store,
-            projector::Config { workers: 1, batch: 2_000, ..projector::Config::default() },
-        )
-        .await;
-        let id = UserId::parse("kp_a").expect("a plain id");
-        let row = fresh.store.load(&[id]).await.expect("the store answers").pop().flatten().expect("stored");
-        assert_eq!(row.revision, 1, "{}", fresh.name);
-        assert_eq!(row.document().first_name.as_deref(), Some("1999"));
+async fn a_burst_for_one_user_costs_one_write(fresh: Fresh) {
+    let burst = (0..2_000).map(|n| {
+        told("user.updated", n, &format!("e{n}"), &format!(r#"{{"id":"kp_a","first_name":"{n}"}}"#))
+    });
+    let (queue, _dir) = queue().await;
+    for entry in burst {
+        queue.enqueue(entry).await.expect("the queue takes it");
     }
+    drain(
+        &queue,
+        &fresh.store,
+        projector::Config { workers: 1, batch: 2_000, ..projector::Config::default() },
+    )
+    .await;
+    let id = UserId::parse("kp_a").expect("a plain id");
+    let row = fresh.store.load(&[id]).await.expect("the store answers").pop().flatten().expect("stored");
+    assert_eq!(row.revision, 1, "{}", fresh.name);
+    assert_eq!(row.document().first_name.as_deref(), Some("1999"));
 }

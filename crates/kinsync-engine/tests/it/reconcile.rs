@@ -37,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     pipeline::{dead_letters, drain, queue},
-    stores::{self, Fresh},
+    stores::{self, Fresh, on_every_store},
 };
 
 /// Longer than anything takes on a busy machine.
@@ -237,107 +237,108 @@ fn live(world: &World, rng: &mut StdRng, steps: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let mut rng = StdRng::seed_from_u64(7);
-        for round in 0..3 {
-            let known = world.events().len();
-            live(&world, &mut rng, 120);
-            let mut events = world.events().split_off(known);
-            events.shuffle(&mut rng);
-            // A third is lost, for now.
-            let late = events.split_off(events.len() * 2 / 3);
-            world.deliver(events).await;
-            world.later().await;
-            let run = world.reconcile().await;
-            assert_eq!(run.outcome, Outcome::Complete, "{run:?}");
-            world.assert_equal(&format!("round {round}, after the run")).await;
-            let deleted: Vec<String> = world
-                .documents()
-                .await
-                .into_iter()
-                .filter(|(_, user)| user.is_deleted)
-                .map(|(id, _)| id)
-                .collect();
-            for entry in late {
-                world.deliver(vec![entry]).await;
-                let documents = world.documents().await;
-                assert!(
-                    deleted.iter().all(|id| documents[id].is_deleted),
-                    "no deleted user is visible again"
-                );
-            }
-            // Users of whom the late events were the first word are asked about.
-            assert!(!world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers"));
-            world.assert_equal(&format!("round {round}, after late deliveries")).await;
-        }
-    }
+on_every_store! {
+    after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that
+    a_late_event_about_a_user_whom_a_scan_found_right_never_shows
+    a_late_event_during_a_scan_makes_kinde_be_asked
+    a_run_without_drift_writes_no_user
+    a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known
+    a_dry_run_tells_the_drift_and_changes_nothing
+    a_scan_that_breaks_deletes_nobody
+    only_a_scan_that_reached_the_end_deletes
+    one_read_that_says_gone_deletes_nobody
+    a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone
+    when_kinde_forgets_everybody_nobody_is_deleted
+    many_deletions_are_held_until_an_operator_approves_them
+    a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody
+    a_user_made_after_the_scan_began_is_no_candidate
+    two_reads_restore_a_user_whom_kinsync_itself_thought_gone
+    a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed
+    an_event_newer_than_the_deletion_makes_kinde_be_asked
+    a_backfill_that_was_cut_goes_on_where_it_was
+    a_backfill_that_was_cut_long_ago_begins_anew
+    a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew
+    one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
-        world.deliver(world.events()).await;
-        let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
-        world.kinde.update_user(&id, rename("Wrong")).expect("there");
-        world.kinde.update_user(&id, rename("Ada")).expect("there");
-        let late = world.events().split_off(1);
+async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let mut rng = StdRng::seed_from_u64(7);
+    for round in 0..3 {
+        let known = world.events().len();
+        live(&world, &mut rng, 120);
+        let mut events = world.events().split_off(known);
+        events.shuffle(&mut rng);
+        // A third is lost, for now.
+        let late = events.split_off(events.len() * 2 / 3);
+        world.deliver(events).await;
         world.later().await;
         let run = world.reconcile().await;
-        assert_eq!(
-            run.tally.of(DriftKind::Changed),
-            0,
-            "both renames were lost, and nobody can tell: {run:?}"
-        );
-        let before = world.row(&id).await;
-        world.deliver(vec![late[0].clone()]).await;
-        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
-        let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(checks, PendingChecks::default(), "what is proved needs no question");
-        world.deliver(vec![late[1].clone()]).await;
-        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"));
-        assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof makes nobody older");
-        // What happens after the scan counts as ever.
-        world.kinde.update_user(&id, rename("Countess")).expect("there");
-        world.deliver(world.events().split_off(3)).await;
-        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"));
+        assert_eq!(run.outcome, Outcome::Complete, "{run:?}");
+        world.assert_equal(&format!("round {round}, after the run")).await;
+        let deleted: Vec<String> = world
+            .documents()
+            .await
+            .into_iter()
+            .filter(|(_, user)| user.is_deleted)
+            .map(|(id, _)| id)
+            .collect();
+        for entry in late {
+            world.deliver(vec![entry]).await;
+            let documents = world.documents().await;
+            assert!(deleted.iter().all(|id| documents[id].is_deleted), "no deleted user is visible again");
+        }
+        // Users of whom the late events were the first word are asked about.
+        assert!(!world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers"));
+        world.assert_equal(&format!("round {round}, after late deliveries")).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_late_event_during_a_scan_makes_kinde_be_asked() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
-        world.deliver(world.events()).await;
-        let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
-        world.kinde.update_user(&id, rename("Wrong")).expect("there");
-        world.kinde.update_user(&id, rename("Ada")).expect("there");
-        let late = world.events().remove(1);
-        world.later().await;
-        // A scan that was cut after it compared the user.
-        kinsync_engine::scan_watermark::ScanWatermarks::record_start(
-            &*world.fresh.store,
-            Clock::system().now(),
-        )
+async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+    world.deliver(world.events()).await;
+    let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
+    world.kinde.update_user(&id, rename("Wrong")).expect("there");
+    world.kinde.update_user(&id, rename("Ada")).expect("there");
+    let late = world.events().split_off(1);
+    world.later().await;
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.of(DriftKind::Changed), 0, "both renames were lost, and nobody can tell: {run:?}");
+    let before = world.row(&id).await;
+    world.deliver(vec![late[0].clone()]).await;
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
+    let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+    assert_eq!(checks, PendingChecks::default(), "what is proved needs no question");
+    world.deliver(vec![late[1].clone()]).await;
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"));
+    assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof makes nobody older");
+    // What happens after the scan counts as ever.
+    world.kinde.update_user(&id, rename("Countess")).expect("there");
+    world.deliver(world.events().split_off(3)).await;
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"));
+}
+
+async fn a_late_event_during_a_scan_makes_kinde_be_asked(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+    world.deliver(world.events()).await;
+    let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
+    world.kinde.update_user(&id, rename("Wrong")).expect("there");
+    world.kinde.update_user(&id, rename("Ada")).expect("there");
+    let late = world.events().remove(1);
+    world.later().await;
+    // A scan that was cut after it compared the user.
+    kinsync_engine::scan_watermark::ScanWatermarks::record_start(&*world.fresh.store, Clock::system().now())
         .await
         .expect("kept");
-        world.deliver(vec![late]).await;
-        assert_eq!(
-            world.documents().await[&id].first_name.as_deref(),
-            Some("Wrong"),
-            "nothing proves it wrong"
-        );
-        let reconciler = world.reconciler(10, quick());
-        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"), "nobody asked for a scan");
-        assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
-        let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(checks, PendingChecks::default(), "it is answered");
-    }
+    world.deliver(vec![late]).await;
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Wrong"), "nothing proves it wrong");
+    let reconciler = world.reconciler(10, quick());
+    assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"), "nobody asked for a scan");
+    assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
+    let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+    assert_eq!(checks, PendingChecks::default(), "it is answered");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -368,103 +369,82 @@ async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_a
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("First 2"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_without_drift_writes_no_user() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        world.import(45);
-        let first = world.reconcile().await;
-        assert_eq!((first.tally.of(DriftKind::Missing), first.tally.users, first.tally.pages), (45, 45, 5));
-        let rows = |world: &World| {
-            let (store, limit) = (world.fresh.store.clone(), 100);
-            async move { store.users(&UserFilter { limit, ..UserFilter::default() }).await.expect("it answers") }
-        };
-        let before = rows(&world).await;
-        let second = world.reconcile().await;
-        assert_eq!((second.tally.unchanged, second.tally.drift.len()), (45, 0), "{second:?}");
-        assert_eq!(rows(&world).await, before, "not even a revision");
-        let saved = record::runs(&*world.fresh.store).await.expect("the store answers");
-        assert_eq!(saved, [second, first], "both are saved, the newest first");
-    }
+async fn a_run_without_drift_writes_no_user(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    world.import(45);
+    let first = world.reconcile().await;
+    assert_eq!((first.tally.of(DriftKind::Missing), first.tally.users, first.tally.pages), (45, 45, 5));
+    let rows = |world: &World| {
+        let (store, limit) = (world.fresh.store.clone(), 100);
+        async move { store.users(&UserFilter { limit, ..UserFilter::default() }).await.expect("it answers") }
+    };
+    let before = rows(&world).await;
+    let second = world.reconcile().await;
+    assert_eq!((second.tally.unchanged, second.tally.drift.len()), (45, 0), "{second:?}");
+    assert_eq!(rows(&world).await, before, "not even a revision");
+    let saved = record::runs(&*world.fresh.store).await.expect("the store answers");
+    assert_eq!(saved, [second, first], "both are saved, the newest first");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(4);
-        world.kinde.create_user(NewUser::named("early@example.com", "E", "R")).expect("new");
-        world.deliver(world.events()).await;
-        let first = world.reconcile().await;
-        assert_eq!(
-            (first.before, &first.tally.changes_by_source),
-            (None, &BTreeMap::from([(Source::Reconcile, 4)]))
-        );
-        let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
-        world.kinde.create_user(NewUser::named("told@example.com", "T", "O")).expect("new");
-        world.kinde.update_user(&ids[0], edit()).expect("there");
-        world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
-        world.deliver(world.events()).await;
-        world
-            .kinde
-            .update_user(&ids[0], UserEdit { last_name: Some("Lost".into()), ..edit() })
-            .expect("there");
-        world.kinde.update_user(&ids[2], edit()).expect("there");
-        world.kinde.import_user(NewUser::named("lost@example.com", "L", "O")).expect("new");
-        world.later().await;
-        let second = world.reconcile().await.tally;
-        let changes_by_source = [(Source::Webhook, 2), (Source::Reconcile, 3)];
-        assert_eq!(
-            second.changes_by_source,
-            BTreeMap::from(changes_by_source),
-            "{}: {second:?}",
-            world.fresh.name
-        );
-        let previous_source = [("nothing", 1), ("reconcile", 1), ("webhook", 1)];
-        assert_eq!(
-            second.previous_source,
-            previous_source.map(|(way, users)| (way.to_owned(), users)).into()
-        );
-        let third = world.reconcile().await.tally;
-        assert_eq!((third.changes_by_source.len(), third.previous_source.len()), (0, 0), "{third:?}");
-    }
+async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(4);
+    world.kinde.create_user(NewUser::named("early@example.com", "E", "R")).expect("new");
+    world.deliver(world.events()).await;
+    let first = world.reconcile().await;
+    assert_eq!(
+        (first.before, &first.tally.changes_by_source),
+        (None, &BTreeMap::from([(Source::Reconcile, 4)]))
+    );
+    let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+    world.kinde.create_user(NewUser::named("told@example.com", "T", "O")).expect("new");
+    world.kinde.update_user(&ids[0], edit()).expect("there");
+    world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
+    world.deliver(world.events()).await;
+    world.kinde.update_user(&ids[0], UserEdit { last_name: Some("Lost".into()), ..edit() }).expect("there");
+    world.kinde.update_user(&ids[2], edit()).expect("there");
+    world.kinde.import_user(NewUser::named("lost@example.com", "L", "O")).expect("new");
+    world.later().await;
+    let second = world.reconcile().await.tally;
+    let changes_by_source = [(Source::Webhook, 2), (Source::Reconcile, 3)];
+    assert_eq!(
+        second.changes_by_source,
+        BTreeMap::from(changes_by_source),
+        "{}: {second:?}",
+        world.fresh.name
+    );
+    let previous_source = [("nothing", 1), ("reconcile", 1), ("webhook", 1)];
+    assert_eq!(second.previous_source, previous_source.map(|(way, users)| (way.to_owned(), users)).into());
+    let third = world.reconcile().await.tally;
+    assert_eq!((third.changes_by_source.len(), third.previous_source.len()), (0, 0), "{third:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_dry_run_tells_the_drift_and_changes_nothing() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(30);
-        world.reconcile().await;
-        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
-        world.kinde.update_user(&ids[3], edit).expect("there");
-        world.kinde.delete_user(&ids[4], kinde_emulator::Profile::Remove).expect("there");
-        world.kinde.sign_in(&ids[5]).expect("there");
-        world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
-        world.later().await;
-        let before = world.documents().await;
-        let dry = world.run(RunMode::DryRun).await.expect("Kinde answers");
-        let drift = [
-            (DriftKind::Missing, 1),
-            (DriftKind::Changed, 1),
-            (DriftKind::SignedIn, 1),
-            (DriftKind::Deleted, 1),
-        ];
-        assert_eq!(dry.tally.drift, BTreeMap::from(drift), "{dry:?}");
-        assert_eq!(dry.tally.missed(), 3);
-        let changed =
-            dry.tally.examples.iter().find(|one| one.kind == DriftKind::Changed).expect("an example");
-        assert_eq!((changed.user.as_str(), changed.fields[0].key()), (ids[3].as_str(), "firstName"));
-        assert_eq!(world.documents().await, before);
-        assert_eq!(record::runs(&*world.fresh.store).await.expect("it answers").len(), 1, "it is not kept");
-        let run = world.reconcile().await;
-        assert_eq!(run.tally.drift, dry.tally.drift, "what it told is what is done");
-        world.assert_equal("after the run").await;
-    }
+async fn a_dry_run_tells_the_drift_and_changes_nothing(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(30);
+    world.reconcile().await;
+    let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+    world.kinde.update_user(&ids[3], edit).expect("there");
+    world.kinde.delete_user(&ids[4], kinde_emulator::Profile::Remove).expect("there");
+    world.kinde.sign_in(&ids[5]).expect("there");
+    world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
+    world.later().await;
+    let before = world.documents().await;
+    let dry = world.run(RunMode::DryRun).await.expect("Kinde answers");
+    let drift =
+        [(DriftKind::Missing, 1), (DriftKind::Changed, 1), (DriftKind::SignedIn, 1), (DriftKind::Deleted, 1)];
+    assert_eq!(dry.tally.drift, BTreeMap::from(drift), "{dry:?}");
+    assert_eq!(dry.tally.missed(), 3);
+    let changed = dry.tally.examples.iter().find(|one| one.kind == DriftKind::Changed).expect("an example");
+    assert_eq!((changed.user.as_str(), changed.fields[0].key()), (ids[3].as_str(), "firstName"));
+    assert_eq!(world.documents().await, before);
+    assert_eq!(record::runs(&*world.fresh.store).await.expect("it answers").len(), 1, "it is not kept");
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.drift, dry.tally.drift, "what it told is what is done");
+    world.assert_equal("after the run").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_scan_that_breaks_deletes_nobody() {
+async fn a_scan_that_breaks_deletes_nobody(fresh: Fresh) {
     let breaks = [
         (FaultKind::Status { status: 503 }, "users", 2),
         (FaultKind::TruncatedJson, "users", 2),
@@ -477,81 +457,68 @@ async fn a_scan_that_breaks_deletes_nobody() {
         (FaultKind::PaginationDrift { by: -3 }, "users", 1),
         (FaultKind::Status { status: 404 }, "users", 2),
     ];
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        world.import(45);
-        world.reconcile().await;
-        for (fault, route, times) in &breaks {
-            // On each page in turn: pages before it are read well.
-            for page in 0..5 {
-                let pages_before = page;
-                let reconciler = world.reconciler(10, quick());
-                world.kinde.clear_faults();
-                world.kinde.set_fault(Fault::always(FaultKind::Drop));
-                // An empty list of the first page is the whole list.
-                let skip = world.kinde.requests("users");
-                let armed = async {
-                    while world.kinde.requests("users") < skip + pages_before {
-                        tokio::task::yield_now().await;
-                    }
-                    world.kinde.set_fault(Fault::times(fault.clone(), *times).on(route));
-                };
-                let stop = CancellationToken::new();
-                let ((), outcome) = tokio::join!(armed, reconciler.run(RunMode::Reconcile, &|_| {}, &stop));
-                let stored = world.documents().await;
-                let live = stored.values().filter(|document| !document.is_deleted).count();
-                assert_eq!(live, 45, "{}: {fault:?} at page {page}: {outcome:?}", world.fresh.name);
-            }
+    let world = World::new(fresh).await;
+    world.import(45);
+    world.reconcile().await;
+    for (fault, route, times) in &breaks {
+        // On each page in turn: pages before it are read well.
+        for page in 0..5 {
+            let pages_before = page;
+            let reconciler = world.reconciler(10, quick());
+            world.kinde.clear_faults();
+            world.kinde.set_fault(Fault::always(FaultKind::Drop));
+            // An empty list of the first page is the whole list.
+            let skip = world.kinde.requests("users");
+            let armed = async {
+                while world.kinde.requests("users") < skip + pages_before {
+                    tokio::task::yield_now().await;
+                }
+                world.kinde.set_fault(Fault::times(fault.clone(), *times).on(route));
+            };
+            let stop = CancellationToken::new();
+            let ((), outcome) = tokio::join!(armed, reconciler.run(RunMode::Reconcile, &|_| {}, &stop));
+            let stored = world.documents().await;
+            let live = stored.values().filter(|document| !document.is_deleted).count();
+            assert_eq!(live, 45, "{}: {fault:?} at page {page}: {outcome:?}", world.fresh.name);
         }
-        world.kinde.clear_faults();
-        world.reconcile().await;
-        world.assert_equal("after all that").await;
     }
+    world.kinde.clear_faults();
+    world.reconcile().await;
+    world.assert_equal("after all that").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn only_a_scan_that_reached_the_end_deletes() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(1025);
-        world.reconcile().await;
-        world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
-        world.later().await;
-        // The list breaks when pages of it were compared already.
-        let mut settings = world.settings(100);
-        settings.max_pages = 10;
-        let client = Client::new(settings).expect("the emulator's own settings");
-        let reconciler = Reconciler::new(client, world.fresh.store.clone(), Clock::system(), quick());
-        let outcome = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
-        assert!(outcome.is_err(), "{}: {outcome:?}", world.fresh.name);
-        assert!(!world.documents().await[&ids[0]].is_deleted, "{}", world.fresh.name);
-        assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
-        world.assert_equal("after a complete one").await;
-    }
+async fn only_a_scan_that_reached_the_end_deletes(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(1025);
+    world.reconcile().await;
+    world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
+    world.later().await;
+    // The list breaks when pages of it were compared already.
+    let mut settings = world.settings(100);
+    settings.max_pages = 10;
+    let client = Client::new(settings).expect("the emulator's own settings");
+    let reconciler = Reconciler::new(client, world.fresh.store.clone(), Clock::system(), quick());
+    let outcome = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
+    assert!(outcome.is_err(), "{}: {outcome:?}", world.fresh.name);
+    assert!(!world.documents().await[&ids[0]].is_deleted, "{}", world.fresh.name);
+    assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
+    world.assert_equal("after a complete one").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_read_that_says_gone_deletes_nobody() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(11);
-        world.reconcile().await;
-        world.later().await;
-        // The list leaves the eleventh out, and the first read of them says that there is none.
-        world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-        let gone = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
-        world.kinde.set_fault(Fault::times(gone.clone(), 1));
-        let run = world.reconcile().await;
-        assert_eq!(
-            (run.tally.users, run.tally.of(DriftKind::Deleted)),
-            (10, 0),
-            "{}: {run:?}",
-            world.fresh.name
-        );
-        let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
-        assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
-        world.assert_equal("after one wrong word").await;
-    }
+async fn one_read_that_says_gone_deletes_nobody(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(11);
+    world.reconcile().await;
+    world.later().await;
+    // The list leaves the eleventh out, and the first read of them says that there is none.
+    world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
+    let gone = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
+    world.kinde.set_fault(Fault::times(gone.clone(), 1));
+    let run = world.reconcile().await;
+    assert_eq!((run.tally.users, run.tally.of(DriftKind::Deleted)), (10, 0), "{}: {run:?}", world.fresh.name);
+    let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
+    assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
+    world.assert_equal("after one wrong word").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -571,97 +538,88 @@ async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_ki
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(12);
-        world.reconcile().await;
-        world.kinde.delete_user(&ids[3], kinde_emulator::Profile::Remove).expect("there");
-        world.later().await;
-        for (round, status) in [422, 500].into_iter().enumerate() {
-            // The list leaves the last one out, and nothing that is said of them is an answer.
-            world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-            let odd = FaultKind::UserNotFound { status, id: Some(ids[11].clone()) };
-            world.kinde.set_fault(Fault::always(odd));
-            let run = world.reconcile().await;
-            let drift = [(DriftKind::Deleted, u64::from(round == 0)), (DriftKind::Undetermined, 1)];
-            let drift: BTreeMap<_, _> = drift.into_iter().filter(|(_, count)| *count > 0).collect();
-            assert_eq!(run.tally.drift, drift, "{}, {status}: {run:?}", world.fresh.name);
-            assert!(!world.documents().await[&ids[11]].is_deleted);
-            let scans = kinsync_engine::scan_watermark::ScanWatermarks::load(&*world.fresh.store)
-                .await
-                .expect("it answers");
-            let open: Vec<String> = scans
-                .proof
-                .expect("the other users are covered")
-                .unproven
-                .iter()
-                .map(ToString::to_string)
-                .collect();
-            assert_eq!(open, [ids[11].as_str()], "nothing is proved of them");
-            world.kinde.clear_faults();
-        }
-        world.assert_equal("after all that").await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn when_kinde_forgets_everybody_nobody_is_deleted() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(12);
-        world.reconcile().await;
-        // The list is empty: not even few users are deleted.
-        world.kinde.set_fault(Fault::always(FaultKind::EmptyList));
-        assert!(matches!(world.run(RunMode::Reconcile).await, Err(Error::EmptyTenant)));
-        // It lists all but one, and says of every single user that there is none.
-        world.kinde.clear_faults();
-        world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
-        world.later().await;
-        for status in [400, 404] {
-            world.kinde.set_fault(Fault::always(FaultKind::UserNotFound { status, id: None }));
-            let outcome = world.run(RunMode::Reconcile).await;
-            assert!(matches!(outcome, Err(Error::CanariesUnknown)), "{outcome:?}");
-            world.kinde.clear_faults();
-        }
-        let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
-        assert_eq!(live, 12, "{}", world.fresh.name);
-        let runs = record::runs(&*world.fresh.store).await.expect("it answers");
-        assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("do not exist")));
+async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(12);
+    world.reconcile().await;
+    world.kinde.delete_user(&ids[3], kinde_emulator::Profile::Remove).expect("there");
+    world.later().await;
+    for (round, status) in [422, 500].into_iter().enumerate() {
+        // The list leaves the last one out, and nothing that is said of them is an answer.
+        world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
+        let odd = FaultKind::UserNotFound { status, id: Some(ids[11].clone()) };
+        world.kinde.set_fault(Fault::always(odd));
         let run = world.reconcile().await;
-        assert_eq!(run.tally.of(DriftKind::Deleted), 1);
-        world.assert_equal("after the storm").await;
+        let drift = [(DriftKind::Deleted, u64::from(round == 0)), (DriftKind::Undetermined, 1)];
+        let drift: BTreeMap<_, _> = drift.into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(run.tally.drift, drift, "{}, {status}: {run:?}", world.fresh.name);
+        assert!(!world.documents().await[&ids[11]].is_deleted);
+        let scans = kinsync_engine::scan_watermark::ScanWatermarks::load(&*world.fresh.store)
+            .await
+            .expect("it answers");
+        let open: Vec<String> = scans
+            .proof
+            .expect("the other users are covered")
+            .unproven
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(open, [ids[11].as_str()], "nothing is proved of them");
+        world.kinde.clear_faults();
     }
+    world.assert_equal("after all that").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn many_deletions_are_held_until_an_operator_approves_them() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(100);
-        world.reconcile().await;
-        for id in &ids[..30] {
-            world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
-        }
-        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
-        world.kinde.update_user(&ids[50], edit).expect("there");
-        world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
-        world.later().await;
-        let held = world.reconcile().await;
-        let drift = [(DriftKind::Missing, 1), (DriftKind::Changed, 1), (DriftKind::DeletionHeld, 30)];
-        assert_eq!(held.tally.drift, BTreeMap::from(drift), "the others flow: {held:?}");
-        let live = |documents: BTreeMap<String, UserDocument>| {
-            documents.values().filter(|user| !user.is_deleted).count()
-        };
-        assert_eq!(live(world.documents().await), 101);
-        let wrong = world.run(RunMode::Approve("20200101-000000-0000".into())).await;
-        assert!(matches!(wrong, Err(Error::NothingHeld { .. })), "{wrong:?}");
-        let approved = world.run(RunMode::Approve(held.id.clone())).await.expect("Kinde answers");
-        assert_eq!(approved.tally.drift, BTreeMap::from([(DriftKind::Deleted, 30)]), "{approved:?}");
-        world.assert_equal("after the approval").await;
-        assert_eq!(world.reconcile().await.tally.drift.len(), 0);
+async fn when_kinde_forgets_everybody_nobody_is_deleted(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(12);
+    world.reconcile().await;
+    // The list is empty: not even few users are deleted.
+    world.kinde.set_fault(Fault::always(FaultKind::EmptyList));
+    assert!(matches!(world.run(RunMode::Reconcile).await, Err(Error::EmptyTenant)));
+    // It lists all but one, and says of every single user that there is none.
+    world.kinde.clear_faults();
+    world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
+    world.later().await;
+    for status in [400, 404] {
+        world.kinde.set_fault(Fault::always(FaultKind::UserNotFound { status, id: None }));
+        let outcome = world.run(RunMode::Reconcile).await;
+        assert!(matches!(outcome, Err(Error::CanariesUnknown)), "{outcome:?}");
+        world.kinde.clear_faults();
     }
+    let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
+    assert_eq!(live, 12, "{}", world.fresh.name);
+    let runs = record::runs(&*world.fresh.store).await.expect("it answers");
+    assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("do not exist")));
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.of(DriftKind::Deleted), 1);
+    world.assert_equal("after the storm").await;
+}
+
+async fn many_deletions_are_held_until_an_operator_approves_them(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(100);
+    world.reconcile().await;
+    for id in &ids[..30] {
+        world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
+    }
+    let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+    world.kinde.update_user(&ids[50], edit).expect("there");
+    world.kinde.import_user(NewUser::named("new@example.com", "N", "U")).expect("new");
+    world.later().await;
+    let held = world.reconcile().await;
+    let drift = [(DriftKind::Missing, 1), (DriftKind::Changed, 1), (DriftKind::DeletionHeld, 30)];
+    assert_eq!(held.tally.drift, BTreeMap::from(drift), "the others flow: {held:?}");
+    let live = |documents: BTreeMap<String, UserDocument>| {
+        documents.values().filter(|user| !user.is_deleted).count()
+    };
+    assert_eq!(live(world.documents().await), 101);
+    let wrong = world.run(RunMode::Approve("20200101-000000-0000".into())).await;
+    assert!(matches!(wrong, Err(Error::NothingHeld { .. })), "{wrong:?}");
+    let approved = world.run(RunMode::Approve(held.id.clone())).await.expect("Kinde answers");
+    assert_eq!(approved.tally.drift, BTreeMap::from([(DriftKind::Deleted, 30)]), "{approved:?}");
+    world.assert_equal("after the approval").await;
+    assert_eq!(world.reconcile().await.tally.drift.len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -695,23 +653,20 @@ async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
     world.assert_equal("after the approval").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(100);
-        world.reconcile().await;
-        // One is gone indeed.
-        world.kinde.delete_user(&ids[50], kinde_emulator::Profile::Remove).expect("there");
-        world.later().await;
-        world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 60 }, 1));
-        let outcome = world.run(RunMode::Reconcile).await;
-        assert!(matches!(outcome, Err(Error::ListIncomplete)), "{}: {outcome:?}", world.fresh.name);
-        let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
-        assert_eq!(live, 100);
-        assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
-        world.assert_equal("after a whole list").await;
-    }
+async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(100);
+    world.reconcile().await;
+    // One is gone indeed.
+    world.kinde.delete_user(&ids[50], kinde_emulator::Profile::Remove).expect("there");
+    world.later().await;
+    world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 60 }, 1));
+    let outcome = world.run(RunMode::Reconcile).await;
+    assert!(matches!(outcome, Err(Error::ListIncomplete)), "{}: {outcome:?}", world.fresh.name);
+    let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
+    assert_eq!(live, 100);
+    assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 1);
+    world.assert_equal("after a whole list").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -739,158 +694,143 @@ async fn an_approval_is_for_those_who_were_held_and_nobody_else() {
     assert!(ids[30..].iter().all(|id| !documents[id].is_deleted));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_made_after_the_scan_began_is_no_candidate() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(5);
-        let imported = Instant::now();
-        world.reconcile().await;
-        // A replica of Kinde's that lags: neither its list nor its single reads know the new user.
-        let lag = Duration::from_secs(3);
-        tokio::time::sleep_until(imported + lag).await;
-        world.kinde.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
-        let pause = Duration::from_millis(100);
-        world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
-        let reconciler = world.reconciler(2, quick());
-        let stop = CancellationToken::new();
-        let meanwhile = async {
-            let asked = world.kinde.requests("users");
-            while world.kinde.requests("users") == asked {
-                tokio::task::yield_now().await;
-            }
-            let new = world.kinde.create_user(NewUser::named("new@example.com", "N", "U")).expect("new").id;
-            world.deliver(world.events()).await;
-            new
-        };
-        let (run, new) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), meanwhile);
-        let run = run.expect("Kinde answers");
-        assert_eq!((run.tally.of(DriftKind::Deleted), run.tally.users), (0, ids.len() as u64), "{run:?}");
-        assert!(!world.documents().await[&new].is_deleted, "{}", world.fresh.name);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        let ids = world.import(8);
-        world.reconcile().await;
-        // Kinde hides one user for a while, in the list and alone: the worst of answers.
-        world.kinde.set_fault(Fault::always(FaultKind::PaginationDrift { by: 1 }).on("users"));
-        let reconciler = world.reconciler(4, quick());
-        let stop = CancellationToken::new();
-        let hidden = ids[4].clone();
-        _ = reconciler.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
-        assert!(!world.documents().await[&hidden].is_deleted, "a single read shows the user");
-        world.kinde.clear_faults();
-        let gone = kinsync_core::Observation {
-            user: UserId::parse(&hidden).expect("an id"),
-            version: kinsync_core::Version::snapshot(Clock::system().now(), "gone"),
-            source: kinsync_core::Source::Reconcile,
-            what: kinsync_core::What::Deleted,
-        };
-        let now = Clock::system().now();
-        kinsync_engine::apply::apply(&*world.fresh.store, [gone], now).await.expect("it answers");
-        assert!(world.documents().await[&hidden].is_deleted);
-        world.later().await;
-        let run = world.reconcile().await;
-        assert_eq!(run.tally.drift, BTreeMap::from([(DriftKind::Restored, 1)]), "{run:?}");
-        world.assert_equal("after the run").await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed() {
-    for fresh in stores::all().await {
-        let unknowns = Unknowns { list_includes_deleted: true, ..Default::default() };
-        let config = kinde_emulator::Config { unknowns, ..Default::default() };
-        let world = World::with(fresh, config).await;
-        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
-        world.kinde.create_user(NewUser::named("eve@example.com", "Eve", "L")).expect("new");
-        world.kinde.delete_user(&id, kinde_emulator::Profile::Keep).expect("there");
+async fn a_user_made_after_the_scan_began_is_no_candidate(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(5);
+    let imported = Instant::now();
+    world.reconcile().await;
+    // A replica of Kinde's that lags: neither its list nor its single reads know the new user.
+    let lag = Duration::from_secs(3);
+    tokio::time::sleep_until(imported + lag).await;
+    world.kinde.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
+    let pause = Duration::from_millis(100);
+    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
+    let reconciler = world.reconciler(2, quick());
+    let stop = CancellationToken::new();
+    let meanwhile = async {
+        let asked = world.kinde.requests("users");
+        while world.kinde.requests("users") == asked {
+            tokio::task::yield_now().await;
+        }
+        let new = world.kinde.create_user(NewUser::named("new@example.com", "N", "U")).expect("new").id;
         world.deliver(world.events()).await;
-        world.later().await;
-        let run = world.reconcile().await;
-        assert_eq!(run.tally.of(DriftKind::ListedAfterDeletion), 1, "{run:?}");
-        assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
-        let ask = UserId::parse(&id).expect("an id");
-        PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
-        world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers");
-        assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
-    }
+        new
+    };
+    let (run, new) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), meanwhile);
+    let run = run.expect("Kinde answers");
+    assert_eq!((run.tally.of(DriftKind::Deleted), run.tally.users), (0, ids.len() as u64), "{run:?}");
+    assert!(!world.documents().await[&new].is_deleted, "{}", world.fresh.name);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_event_newer_than_the_deletion_makes_kinde_be_asked() {
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        world.import(2);
-        let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
-        let mut events = world.events();
-        // A deletion that never was, told under a good signature; and something newer.
-        let deleted = format!(
-            r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
-            kinsync_testing::wall_clock()
-        );
-        let body = Bytes::from(deleted);
-        let payload = Payload::Delivery { scheme: Scheme::KindeJwt, signed_at: None, body };
-        events.push(Entry { event_id: "event_false".into(), payload, ..events[0].clone() });
-        let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
-        world.kinde.update_user(&id, edit).expect("there");
-        world.deliver(events).await;
-        assert!(world.documents().await[&id].is_deleted);
-        world.deliver(world.events()).await;
-        assert!(world.documents().await[&id].is_deleted, "an event alone never restores");
-        world.later().await;
-        let reconciler = world.reconciler(10, quick());
-        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
-        assert!(!world.documents().await[&id].is_deleted, "{}: two reads do", world.fresh.name);
-        // The other way round: asked about a user who is gone.
-        world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
-        let ask = UserId::parse(&id).expect("an id");
-        PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
-        world.later().await;
-        assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
-        assert!(world.documents().await[&id].is_deleted);
-    }
+async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ids = world.import(8);
+    world.reconcile().await;
+    // Kinde hides one user for a while, in the list and alone: the worst of answers.
+    world.kinde.set_fault(Fault::always(FaultKind::PaginationDrift { by: 1 }).on("users"));
+    let reconciler = world.reconciler(4, quick());
+    let stop = CancellationToken::new();
+    let hidden = ids[4].clone();
+    _ = reconciler.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
+    assert!(!world.documents().await[&hidden].is_deleted, "a single read shows the user");
+    world.kinde.clear_faults();
+    let gone = kinsync_core::Observation {
+        user: UserId::parse(&hidden).expect("an id"),
+        version: kinsync_core::Version::snapshot(Clock::system().now(), "gone"),
+        source: kinsync_core::Source::Reconcile,
+        what: kinsync_core::What::Deleted,
+    };
+    let now = Clock::system().now();
+    kinsync_engine::apply::apply(&*world.fresh.store, [gone], now).await.expect("it answers");
+    assert!(world.documents().await[&hidden].is_deleted);
+    world.later().await;
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.drift, BTreeMap::from([(DriftKind::Restored, 1)]), "{run:?}");
+    world.assert_equal("after the run").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backfill_that_was_cut_goes_on_where_it_was() {
-    for fresh in stores::all().await {
-        let generated = Generated { users: 6_300, seed: 3 };
-        let config = kinde_emulator::Config { generated, ..Default::default() };
-        let world = World::with(fresh, config).await;
-        let (mut cuts, written) = (0, AtomicU64::new(0));
-        let run = loop {
-            // Cut as soon as more was written than before.
-            let stop = CancellationToken::new();
-            let cut = |tally: &Tally| {
-                if tally.users < 6_300 && tally.pages > written.fetch_max(tally.pages, Ordering::SeqCst) {
-                    stop.cancel();
-                }
-            };
-            match world.reconciler(100, quick()).run(RunMode::Backfill, &cut, &stop).await {
-                Ok(run) => break run,
-                Err(Error::Stopped) => cuts += 1,
-                Err(error) => panic!("{error:?}"),
+async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed(fresh: Fresh) {
+    let unknowns = Unknowns { list_includes_deleted: true, ..Default::default() };
+    let config = kinde_emulator::Config { unknowns, ..Default::default() };
+    let world = World::with(fresh, config).await;
+    let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+    world.kinde.create_user(NewUser::named("eve@example.com", "Eve", "L")).expect("new");
+    world.kinde.delete_user(&id, kinde_emulator::Profile::Keep).expect("there");
+    world.deliver(world.events()).await;
+    world.later().await;
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.of(DriftKind::ListedAfterDeletion), 1, "{run:?}");
+    assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
+    let ask = UserId::parse(&id).expect("an id");
+    PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
+    world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers");
+    assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
+}
+
+async fn an_event_newer_than_the_deletion_makes_kinde_be_asked(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    world.import(2);
+    let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
+    let mut events = world.events();
+    // A deletion that never was, told under a good signature; and something newer.
+    let deleted = format!(
+        r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
+        kinsync_testing::wall_clock()
+    );
+    let body = Bytes::from(deleted);
+    let payload = Payload::Delivery { scheme: Scheme::KindeJwt, signed_at: None, body };
+    events.push(Entry { event_id: "event_false".into(), payload, ..events[0].clone() });
+    let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
+    world.kinde.update_user(&id, edit).expect("there");
+    world.deliver(events).await;
+    assert!(world.documents().await[&id].is_deleted);
+    world.deliver(world.events()).await;
+    assert!(world.documents().await[&id].is_deleted, "an event alone never restores");
+    world.later().await;
+    let reconciler = world.reconciler(10, quick());
+    assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
+    assert!(!world.documents().await[&id].is_deleted, "{}: two reads do", world.fresh.name);
+    // The other way round: asked about a user who is gone.
+    world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
+    let ask = UserId::parse(&id).expect("an id");
+    PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
+    world.later().await;
+    assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
+    assert!(world.documents().await[&id].is_deleted);
+}
+
+async fn a_backfill_that_was_cut_goes_on_where_it_was(fresh: Fresh) {
+    let generated = Generated { users: 6_300, seed: 3 };
+    let config = kinde_emulator::Config { generated, ..Default::default() };
+    let world = World::with(fresh, config).await;
+    let (mut cuts, written) = (0, AtomicU64::new(0));
+    let run = loop {
+        // Cut as soon as more was written than before.
+        let stop = CancellationToken::new();
+        let cut = |tally: &Tally| {
+            if tally.users < 6_300 && tally.pages > written.fetch_max(tally.pages, Ordering::SeqCst) {
+                stop.cancel();
             }
-            assert!(cuts < 30, "it goes on");
         };
-        assert!(cuts > 2, "{cuts}");
-        assert_eq!((run.outcome.clone(), run.tally.users), (Outcome::Resumed, 6_300), "{run:?}");
-        // 63 pages; what was fetched and not written is fetched again: some batches of ten pages at each cut.
-        let fetched = world.kinde.requests("users");
-        assert!(fetched <= 63 + cuts * 50, "{fetched} pages after {cuts} cuts");
-        world.assert_equal("after the backfill").await;
-        let again = world.run(RunMode::Backfill).await.expect("Kinde answers");
-        assert_eq!(
-            (again.outcome, again.tally.unchanged),
-            (Outcome::Complete, 6_300),
-            "nothing is left of the cut"
-        );
-    }
+        match world.reconciler(100, quick()).run(RunMode::Backfill, &cut, &stop).await {
+            Ok(run) => break run,
+            Err(Error::Stopped) => cuts += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(cuts < 30, "it goes on");
+    };
+    assert!(cuts > 2, "{cuts}");
+    assert_eq!((run.outcome.clone(), run.tally.users), (Outcome::Resumed, 6_300), "{run:?}");
+    // 63 pages; what was fetched and not written is fetched again: some batches of ten pages at each cut.
+    let fetched = world.kinde.requests("users");
+    assert!(fetched <= 63 + cuts * 50, "{fetched} pages after {cuts} cuts");
+    world.assert_equal("after the backfill").await;
+    let again = world.run(RunMode::Backfill).await.expect("Kinde answers");
+    assert_eq!(
+        (again.outcome, again.tally.unchanged),
+        (Outcome::Complete, 6_300),
+        "nothing is left of the cut"
+    );
 }
 
 /// Cuts a backfill of this tenant in the middle.
@@ -901,82 +841,73 @@ async fn cut_backfill(world: &World) {
     assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backfill_that_was_cut_long_ago_begins_anew() {
-    for fresh in stores::all().await {
-        let generated = Generated { users: 4_500, seed: 3 };
-        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
-        cut_backfill(&world).await;
-        let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
-        let reconciler = Reconciler::new(world.client(100), world.fresh.store.clone(), later, quick());
-        let run = reconciler.run(RunMode::Backfill, &|_| {}, &CancellationToken::new()).await;
-        let run = run.expect("Kinde answers");
-        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
-        assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
-    }
+async fn a_backfill_that_was_cut_long_ago_begins_anew(fresh: Fresh) {
+    let generated = Generated { users: 4_500, seed: 3 };
+    let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+    cut_backfill(&world).await;
+    let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
+    let reconciler = Reconciler::new(world.client(100), world.fresh.store.clone(), later, quick());
+    let run = reconciler.run(RunMode::Backfill, &|_| {}, &CancellationToken::new()).await;
+    let run = run.expect("Kinde answers");
+    assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+    assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew() {
-    for fresh in stores::all().await {
-        let generated = Generated { users: 4_500, seed: 3 };
-        let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
-        cut_backfill(&world).await;
-        world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));
-        let run = world.run(RunMode::Backfill).await.expect("Kinde answers");
-        assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
-        world.assert_equal("after the backfill").await;
-    }
+async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew(fresh: Fresh) {
+    let generated = Generated { users: 4_500, seed: 3 };
+    let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
+    cut_backfill(&world).await;
+    world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));
+    let run = world.run(RunMode::Backfill).await.expect("Kinde answers");
+    assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
+    world.assert_equal("after the backfill").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone() {
+async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone(fresh: Fresh) {
     // Longer than a busy machine forgets a task.
     let lease = Duration::from_secs(4);
-    for fresh in stores::all().await {
-        let world = World::new(fresh).await;
-        world.import(3);
-        let named = |name: &str| Config { name: name.into(), lease, ..quick() };
-        let (first, second) = (world.reconciler(10, named("first")), world.reconciler(10, named("second")));
-        world.kinde.set_fault(Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users"));
-        let stop = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let scan = {
-            let (first, stop) = (first.clone(), stop.clone());
-            tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await })
-        };
-        let held = |runs: &[Run]| runs.first().is_some_and(|run| run.outcome == Outcome::Running);
-        let deadline = Instant::now() + PATIENCE;
-        while !held(&record::runs(&*world.fresh.store).await.expect("it answers")) {
-            assert!(Instant::now() < deadline, "the first one does not begin");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        // Alive, it keeps the lease for as long as it scans.
-        let since = Instant::now();
-        while since.elapsed() < lease * 2 {
-            let refused = second.run(RunMode::Reconcile, &|_| {}, &stop).await;
-            assert!(matches!(&refused, Err(Error::Busy { holder }) if holder == "first"), "{refused:?}");
-            tokio::time::sleep(lease / 8).await;
-        }
-        // Killed, it does not.
-        scan.abort();
-        _ = scan.await;
-        world.kinde.clear_faults();
-        let killed = Instant::now();
-        let run = loop {
-            match second.run(RunMode::Reconcile, &|_| {}, &stop).await {
-                Ok(run) => break run,
-                Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
-                Err(error) => panic!("{error:?}"),
-            }
-            assert!(killed.elapsed() < PATIENCE, "{}: nobody takes over", world.fresh.name);
-        };
-        assert_eq!(run.outcome, Outcome::Complete);
-        let runs = record::runs(&*world.fresh.store).await.expect("it answers");
-        assert_eq!(runs[1].outcome, Outcome::Cut, "what the first one left is told");
-        // Given back, it is free at once.
-        first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
+    let world = World::new(fresh).await;
+    world.import(3);
+    let named = |name: &str| Config { name: name.into(), lease, ..quick() };
+    let (first, second) = (world.reconciler(10, named("first")), world.reconciler(10, named("second")));
+    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users"));
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let scan = {
+        let (first, stop) = (first.clone(), stop.clone());
+        tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await })
+    };
+    let held = |runs: &[Run]| runs.first().is_some_and(|run| run.outcome == Outcome::Running);
+    let deadline = Instant::now() + PATIENCE;
+    while !held(&record::runs(&*world.fresh.store).await.expect("it answers")) {
+        assert!(Instant::now() < deadline, "the first one does not begin");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // Alive, it keeps the lease for as long as it scans.
+    let since = Instant::now();
+    while since.elapsed() < lease * 2 {
+        let refused = second.run(RunMode::Reconcile, &|_| {}, &stop).await;
+        assert!(matches!(&refused, Err(Error::Busy { holder }) if holder == "first"), "{refused:?}");
+        tokio::time::sleep(lease / 8).await;
+    }
+    // Killed, it does not.
+    scan.abort();
+    _ = scan.await;
+    world.kinde.clear_faults();
+    let killed = Instant::now();
+    let run = loop {
+        match second.run(RunMode::Reconcile, &|_| {}, &stop).await {
+            Ok(run) => break run,
+            Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(killed.elapsed() < PATIENCE, "{}: nobody takes over", world.fresh.name);
+    };
+    assert_eq!(run.outcome, Outcome::Complete);
+    let runs = record::runs(&*world.fresh.store).await.expect("it answers");
+    assert_eq!(runs[1].outcome, Outcome::Cut, "what the first one left is told");
+    // Given back, it is free at once.
+    first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
 }
 
 #[tokio::test]

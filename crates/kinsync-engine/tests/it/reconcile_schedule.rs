@@ -26,7 +26,7 @@ use tokio_util::{
 
 use crate::{
     reconcile::{PATIENCE, World, quick},
-    stores,
+    stores::{self, Fresh, on_every_store},
 };
 
 /// A schedule at work until it is dropped.
@@ -104,8 +104,11 @@ async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
     assert_eq!(checks(&world).await.users.into_keys().collect::<Vec<_>>(), [asked], "the user still waits");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() {
+on_every_store! {
+    users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes
+}
+
+async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes(fresh: Fresh) {
     const MINUTE: i64 = 60_000_000;
     let run = |began: i64, missed: u64| Run {
         id: began.to_string(),
@@ -125,26 +128,23 @@ async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes() 
         scheme: scheme.into(),
         payload: "{}".into(),
     };
-    for fresh in stores::all().await {
-        let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
-        let told = event("event_1".into(), "kinde_jwt", 110);
-        let events: Vec<LoggedEvent> = seen.chain([told]).collect();
-        fresh.store.log(&events[..450]).await.expect("kept");
-        let runs = [run(130, 1), run(100, 0)];
-        let listen = async || {
-            let heard =
-                webhook_health::assess(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1))
-                    .await;
-            heard.expect("the store answers")
-        };
-        let silence = listen().await;
-        assert!(
-            matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 1, .. })),
-            "no event at all: {silence:?}"
-        );
-        fresh.store.log(&events[450..]).await.expect("kept");
-        assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
-    }
+    let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
+    let told = event("event_1".into(), "kinde_jwt", 110);
+    let events: Vec<LoggedEvent> = seen.chain([told]).collect();
+    fresh.store.log(&events[..450]).await.expect("kept");
+    let runs = [run(130, 1), run(100, 0)];
+    let listen = async || {
+        let heard =
+            webhook_health::assess(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1)).await;
+        heard.expect("the store answers")
+    };
+    let silence = listen().await;
+    assert!(
+        matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 1, .. })),
+        "no event at all: {silence:?}"
+    );
+    fresh.store.log(&events[450..]).await.expect("kept");
+    assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
 }
 
 /// A reconciler that fails each time, whatever others do.

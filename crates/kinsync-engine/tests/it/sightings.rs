@@ -12,7 +12,7 @@ use kinsync_engine::{
 
 use crate::{
     pipeline::{dead_letters, drain, queue},
-    stores::{self, Fresh},
+    stores::{Fresh, on_every_store},
 };
 
 const NOW: Micros = Micros(1_700_000_000_000_000);
@@ -49,47 +49,43 @@ async fn after(fresh: &Fresh, entries: impl IntoIterator<Item = Entry>) -> Optio
     row.map(|row| row.document())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sighting_makes_the_user_and_says_when_it_was() {
-    for fresh in stores::all().await {
-        let ada = after(&fresh, [sighting(Some("ada@x.org")).entry()]).await.expect("made");
-        assert_eq!(ada.email.as_deref(), Some("ada@x.org"), "{}", fresh.name);
-        assert_eq!(ada.last_seen_at, Some(NOW));
-        let logged = fresh.store.events(&EventFilter { limit: 9, ..EventFilter::default() }).await;
-        assert_eq!(logged.expect("the store answers")[0].event_type, sighting::EVENT_TYPE);
-    }
+on_every_store! {
+    a_sighting_makes_the_user_and_says_when_it_was
+    whatever_kinde_said_outranks_a_sighting_in_any_order
+    a_sighting_never_restores_a_deleted_user
+    a_delivery_that_looks_like_a_sighting_is_none
+    when_a_user_was_seen_is_no_change_of_the_user
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn whatever_kinde_said_outranks_a_sighting_in_any_order() {
-    for fresh in stores::all().await {
-        let told = event("user.created", "event_1", "kinde@x.org");
-        let ada = after(&fresh, [told, sighting(Some("token@x.org")).entry()]).await.expect("made");
-        assert_eq!(ada.email.as_deref(), Some("kinde@x.org"), "{}", fresh.name);
-    }
+async fn a_sighting_makes_the_user_and_says_when_it_was(fresh: Fresh) {
+    let ada = after(&fresh, [sighting(Some("ada@x.org")).entry()]).await.expect("made");
+    assert_eq!(ada.email.as_deref(), Some("ada@x.org"), "{}", fresh.name);
+    assert_eq!(ada.last_seen_at, Some(NOW));
+    let logged = fresh.store.events(&EventFilter { limit: 9, ..EventFilter::default() }).await;
+    assert_eq!(logged.expect("the store answers")[0].event_type, sighting::EVENT_TYPE);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sighting_never_restores_a_deleted_user() {
-    for fresh in stores::all().await {
-        let deleted = event("user.deleted", "event_1", "");
-        let ada = after(&fresh, [deleted, sighting(Some("a@x.org")).entry()]).await.expect("a tombstone");
-        assert!(ada.is_deleted, "{}", fresh.name);
-    }
+async fn whatever_kinde_said_outranks_a_sighting_in_any_order(fresh: Fresh) {
+    let told = event("user.created", "event_1", "kinde@x.org");
+    let ada = after(&fresh, [told, sighting(Some("token@x.org")).entry()]).await.expect("made");
+    assert_eq!(ada.email.as_deref(), Some("kinde@x.org"), "{}", fresh.name);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_delivery_that_looks_like_a_sighting_is_none() {
-    for fresh in stores::all().await {
-        let typed = r#"{"type":"kinsync.login","event_id":"e1","data":{"user":{"id":"kp_ada"}}}"#;
-        let bare = String::from_utf8(sighting(None).entry().payload.bytes().to_vec()).expect("it is JSON");
-        assert_eq!(after(&fresh, [delivery("e1", typed)]).await, None, "{}", fresh.name);
-        let (queue, _dir) = queue().await;
-        queue.enqueue(delivery("e2", &bare)).await.expect("the queue takes it");
-        drain(&queue, &fresh.store, projector::Config::default()).await;
-        let rows = fresh.store.load(&[sighting(None).user]).await.expect("the store answers");
-        assert_eq!((rows, dead_letters(&queue).await), (vec![None], 1), "{}", fresh.name);
-    }
+async fn a_sighting_never_restores_a_deleted_user(fresh: Fresh) {
+    let deleted = event("user.deleted", "event_1", "");
+    let ada = after(&fresh, [deleted, sighting(Some("a@x.org")).entry()]).await.expect("a tombstone");
+    assert!(ada.is_deleted, "{}", fresh.name);
+}
+
+async fn a_delivery_that_looks_like_a_sighting_is_none(fresh: Fresh) {
+    let typed = r#"{"type":"kinsync.login","event_id":"e1","data":{"user":{"id":"kp_ada"}}}"#;
+    let bare = String::from_utf8(sighting(None).entry().payload.bytes().to_vec()).expect("it is JSON");
+    assert_eq!(after(&fresh, [delivery("e1", typed)]).await, None, "{}", fresh.name);
+    let (queue, _dir) = queue().await;
+    queue.enqueue(delivery("e2", &bare)).await.expect("the queue takes it");
+    drain(&queue, &fresh.store, projector::Config::default()).await;
+    let rows = fresh.store.load(&[sighting(None).user]).await.expect("the store answers");
+    assert_eq!((rows, dead_letters(&queue).await), (vec![None], 1), "{}", fresh.name);
 }
 
 #[test]
@@ -100,22 +96,18 @@ fn repetitions_within_an_hour_are_one_entry() {
     assert_ne!(at(5 * hour), at(6 * hour));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn when_a_user_was_seen_is_no_change_of_the_user() {
-    for fresh in stores::all().await {
-        let made = after(&fresh, [event("user.created", "event_1", "ada@x.org")]).await.expect("made");
-        let seen = Observation {
-            user: made.kinde_id.clone(),
-            version: Version::provisional(),
-            source: Source::Login,
-            what: What::Seen(NOW),
-        };
-        let later = Micros(made.updated_at.0 + 1_000_000);
-        apply(&*fresh.store, [seen], later).await.expect("the store answers");
-        let seen =
-            fresh.store.load(std::slice::from_ref(&made.kinde_id)).await.expect("the store answers").pop();
-        let seen = seen.flatten().expect("stored").document();
-        let expected = UserDocument { last_seen_at: Some(NOW), ..made };
-        assert_eq!(seen, expected, "{}: neither `updatedAt` nor `source`", fresh.name);
-    }
+async fn when_a_user_was_seen_is_no_change_of_the_user(fresh: Fresh) {
+    let made = after(&fresh, [event("user.created", "event_1", "ada@x.org")]).await.expect("made");
+    let seen = Observation {
+        user: made.kinde_id.clone(),
+        version: Version::provisional(),
+        source: Source::Login,
+        what: What::Seen(NOW),
+    };
+    let later = Micros(made.updated_at.0 + 1_000_000);
+    apply(&*fresh.store, [seen], later).await.expect("the store answers");
+    let seen = fresh.store.load(std::slice::from_ref(&made.kinde_id)).await.expect("the store answers").pop();
+    let seen = seen.flatten().expect("stored").document();
+    let expected = UserDocument { last_seen_at: Some(NOW), ..made };
+    assert_eq!(seen, expected, "{}: neither `updatedAt` nor `source`", fresh.name);
 }

@@ -5,6 +5,25 @@ use std::sync::Arc;
 use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
 use kinsync_testing::mongo::TestMongo;
 
+/// Makes one test for each store of each function that takes a [`Fresh`], so that a failure on one store hides no other.
+macro_rules! on_every_store {
+    ($($test:ident)*) => {
+        mod on_mongodb {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(crate::stores::mongo().await).await;
+            })*
+        }
+        mod on_the_embedded_store {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(crate::stores::embedded()).await;
+            })*
+        }
+    };
+}
+pub(crate) use on_every_store;
+
 /// A store of its own, and what must live as long as it is used.
 pub(crate) struct Fresh {
     pub(crate) name: &'static str,
@@ -24,8 +43,4 @@ pub(crate) async fn mongo() -> Fresh {
     let store = mongo::MongoStore::connect(config).await.expect("the test server is there");
     store.prepare().await.expect("an empty database is prepared");
     Fresh { name: "mongodb", store: Arc::new(store), _dir: None }
-}
-
-pub(crate) async fn all() -> Vec<Fresh> {
-    vec![embedded(), mongo().await]
 }
