@@ -63,7 +63,7 @@ fn expanded(name: &str) -> Vec<String> {
 fn is_path(name: &str) -> bool {
     let has_extension = EXTENSIONS.iter().any(|extension| name.ends_with(extension));
     let is_in_folder = FOLDERS.iter().any(|folder| name.starts_with(folder));
-    let is_folder = name.ends_with('/');
+    let is_folder = name.ends_with('/') && name.matches('/').count() > 1;
     (has_extension || is_in_folder || is_folder)
         && !name.starts_with(['/', '<'])
         && !name.contains([' ', '<', '…', ':'])
