@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
+    ops::Deref,
 };
 
 use async_trait::async_trait;
@@ -128,6 +129,59 @@ pub struct UserFilter {
     pub limit: usize,
 }
 
+/// A page of a list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page<T> {
+    /// The items of the page, at most as many as the filter says.
+    pub items: Vec<T>,
+    /// The `after` of the next page; `None` on the last one. Never inferred from the number of items: a page of which some
+    /// documents cannot be decoded is shorter.
+    pub next: Option<String>,
+    /// Names of documents on the page that kinsync wrote and cannot decode any more.
+    pub undecodable: Vec<String>,
+}
+
+impl<T> Page<T> {
+    /// The page of what was read for it: one more than `limit`, if there is more. `Err`: the name of a document that cannot
+    /// be decoded. `name` is what the next page starts after.
+    fn new(read: Vec<Result<T, String>>, limit: usize, name: impl Fn(&T) -> String) -> Self {
+        let has_more = read.len() > limit;
+        let mut page = Self { items: Vec::new(), next: None, undecodable: Vec::new() };
+        let mut last = None;
+        for one in read.into_iter().take(limit) {
+            match one {
+                Ok(item) => {
+                    last = Some(name(&item));
+                    page.items.push(item);
+                }
+                Err(undecodable) => {
+                    last = Some(undecodable.clone());
+                    page.undecodable.push(undecodable);
+                }
+            }
+        }
+        page.next = last.filter(|_| has_more);
+        page
+    }
+}
+
+impl<T> Deref for Page<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.items
+    }
+}
+
+impl<T> IntoIterator for Page<T> {
+    type Item = T;
+    type IntoIter = std::vec::IntoIter<T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.items.into_iter()
+    }
+}
+
 /// One of kinsync's own records: a lease, a checkpoint, a list of runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Saved {
@@ -221,13 +275,13 @@ pub trait Store: fmt::Debug + Send + Sync {
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error>;
 
     /// Events of the log, without their order in time being promised beyond `received_at`.
-    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error>;
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error>;
 
     /// One event of the log.
     async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error>;
 
     /// Users in the order of their ids.
-    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error>;
+    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error>;
 
     /// Ids of users, also deleted ones, in their order, after this one. Cheaper than the users.
     async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;

@@ -91,11 +91,11 @@ async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
         let page = store.events(&filter).await?;
         let of_kinde = page.iter().filter(|event| event.scheme != sighting::SCHEME);
         received.extend(of_kinde.map(|event| event.received_at));
-        let Some(last) = page.last().filter(|_| page.len() == EVENTS && received.len() < EVENTS) else {
+        if page.next.is_none() || received.len() >= EVENTS {
             received.truncate(EVENTS);
             return Ok(received);
-        };
-        filter.after = Some(last.event_id.clone());
+        }
+        filter.after = page.next;
     }
     // Further back nobody looks: what stands there is taken for an event, so that a doubt raises no alarm.
     let end = store.events(&EventFilter { limit: 1, ..filter }).await?;

@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use kinsync_core::UserId;
 
 use self::worker::Worker;
-use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
+use super::{
+    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
+};
 
 mod events;
 mod file;
@@ -101,7 +103,7 @@ impl Store for EmbeddedStore {
         timed("embedded", "log", work).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
         let filter = filter.clone();
         let work = self.reader.call("list events", move |sqlite| events::list(sqlite, &filter));
         timed("embedded", "events", work).await
@@ -113,7 +115,7 @@ impl Store for EmbeddedStore {
         timed("embedded", "event", work).await
     }
 
-    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         let filter = filter.clone();
         let work = self.reader.call("list users", move |sqlite| users::list(sqlite, &filter));
         timed("embedded", "users", work).await

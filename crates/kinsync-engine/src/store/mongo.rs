@@ -32,7 +32,9 @@ pub use self::inspect::{IndexFault, Server, Topology};
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
 use self::{call::Calls, keys::Keys};
-use super::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter, timed};
+use super::{
+    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
+};
 
 mod call;
 mod decode;
@@ -224,7 +226,7 @@ impl Store for MongoStore {
         timed("mongo", "log", self.0.log(events)).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
         timed("mongo", "events", self.0.list_events(filter)).await
     }
 
@@ -232,7 +234,7 @@ impl Store for MongoStore {
         timed("mongo", "event", self.0.event(event_id)).await
     }
 
-    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         timed("mongo", "users", self.0.list_users(filter)).await
     }
 

@@ -12,7 +12,7 @@ use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
     apply::apply,
     email_ownership::Sweep,
-    store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Row, Saved, Store, UserFilter},
+    store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},
 };
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -95,7 +95,7 @@ impl Store for Failing {
         self.store.log(events).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
         self.store.events(filter).await
     }
 
@@ -103,7 +103,7 @@ impl Store for Failing {
         self.store.event(event_id).await
     }
 
-    async fn users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         self.store.users(filter).await
     }
 

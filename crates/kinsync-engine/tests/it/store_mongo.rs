@@ -384,6 +384,29 @@ async fn foreign_documents_are_no_users() {
 }
 
 #[tokio::test]
+async fn a_page_with_documents_that_cannot_be_decoded_is_shorter_and_not_the_last() {
+    let store = store().await;
+    for id in ["kp_a", "kp_b", "kp_c", "kp_d", "kp_e"] {
+        put(&store, &row(id, None)).await;
+    }
+    let broken = doc! { "$set": { "kinsync.revision": "two" } };
+    users(&store).update_many(doc! { "kindeId": { "$in": ["kp_a", "kp_c", "kp_d"] } }, broken).await.unwrap();
+    let mut filter = kinsync_engine::store::UserFilter { limit: 2, ..Default::default() };
+    let (mut listed, mut undecodable) = (Vec::new(), Vec::new());
+    loop {
+        let page = store.users(&filter).await.unwrap();
+        listed.extend(page.iter().map(|row| row.id.to_string()));
+        undecodable.extend(page.undecodable);
+        filter.after = page.next;
+        if filter.after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, ["kp_b", "kp_e"]);
+    assert_eq!(undecodable, ["kp_a", "kp_c", "kp_d"], "what cannot be decoded is listed as such");
+}
+
+#[tokio::test]
 async fn no_error_and_no_debug_text_shows_the_password() {
     for uri in ["mongodb://me:hunter2@@:x/", "http://me:hunter2@h/", "mongodb://me:hunter2@h:1/?w=-9"] {
         let config = Config::new(uri);

@@ -34,6 +34,8 @@ pub struct EventPage {
     /// Where the next page starts; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Ids of documents on this page that kinsync wrote and cannot decode any more.
+    pub undecodable: Vec<String>,
 }
 
 /// A verified event, without its payload.

@@ -35,6 +35,8 @@ pub struct UserPage {
     /// Where the next page starts; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Ids of documents on this page that kinsync wrote and cannot decode any more.
+    pub undecodable: Vec<String>,
 }
 
 /// A request that was recorded and is carried out soon.

@@ -80,6 +80,7 @@ async fn list(args: List) -> Result<ExitCode, Exit> {
     });
     let titles = ["EVENT", "TYPE", "USER", "KINDE'S TIME", "RECEIVED", "SCHEME"];
     output::page(titles, rows.collect(), page.next.as_ref());
+    output::undecodable(&page.undecodable);
     Ok(ExitCode::SUCCESS)
 }
 

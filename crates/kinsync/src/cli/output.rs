@@ -61,6 +61,13 @@ pub(super) fn page<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>, ne
     }
 }
 
+/// Prints the documents of a page that cannot be decoded, if there are any.
+pub(super) fn undecodable(ids: &[String]) {
+    if !ids.is_empty() {
+        say(&format!("\ncannot be decoded: {}", plain(&ids.join(", "))));
+    }
+}
+
 /// The text of a cell; `-` for no value.
 pub(super) fn cell(value: Option<&impl Display>) -> String {
     value.map_or_else(|| "-".to_owned(), ToString::to_string)

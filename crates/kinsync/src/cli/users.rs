@@ -95,6 +95,7 @@ async fn list(args: List) -> Result<ExitCode, Exit> {
     });
     let titles = ["ID", "EMAIL", "FIRST NAME", "LAST NAME", "UPDATED", "DELETED"];
     output::page(titles, rows.collect(), page.next.as_ref());
+    output::undecodable(&page.undecodable);
     Ok(ExitCode::SUCCESS)
 }
 

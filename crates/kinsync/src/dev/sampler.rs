@@ -208,9 +208,9 @@ async fn stored(state: &AppState) -> Result<Vec<UserDocument>, String> {
     loop {
         let rows = state.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
         documents.extend(rows.iter().map(kinsync_engine::store::Row::document));
-        match rows.last() {
-            Some(row) if rows.len() == PAGE => filter.after = Some(row.id.to_string()),
-            _ => return Ok(documents),
+        filter.after = rows.next;
+        if filter.after.is_none() {
+            return Ok(documents);
         }
     }
 }

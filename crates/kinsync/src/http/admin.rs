@@ -85,9 +85,9 @@ pub async fn stats(state: Arc<AppState>, (): ()) -> Result<Stats> {
 pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> Result<UserPage> {
     let limit = limit(query.limit)?;
     let filter = UserFilter { email: query.email, with_deleted: query.deleted, after: query.after, limit };
-    let rows = state.store.users(&filter).await?;
-    let next = if rows.len() < limit { None } else { rows.last().map(|row| row.id.to_string()) };
-    Ok(UserPage { users: rows.iter().map(Row::document).collect(), next })
+    let page = state.store.users(&filter).await?;
+    let users = page.iter().map(Row::document).collect();
+    Ok(UserPage { users, next: page.next, undecodable: page.undecodable })
 }
 
 /// GET /api/admin/users/{id}
@@ -101,9 +101,9 @@ pub async fn user(state: Arc<AppState>, Id(id): Id) -> Result<User> {
 pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) -> Result<EventPage> {
     let limit = limit(query.limit)?;
     let filter = EventFilter { user: query.user, event_type: query.event_type, after: query.after, limit };
-    let found = state.store.events(&filter).await?;
-    let next = if found.len() < limit { None } else { found.last().map(|event| event.event_id.clone()) };
-    Ok(EventPage { events: found.iter().map(Into::into).collect(), next })
+    let page = state.store.events(&filter).await?;
+    let events = page.iter().map(Into::into).collect();
+    Ok(EventPage { events, next: page.next, undecodable: page.undecodable })
 }
 
 /// GET /api/admin/events/{id}
@@ -118,8 +118,10 @@ pub async fn dead_letters(
     Params(query): Params<DeadLettersQuery>,
 ) -> Result<DeadLetterPage> {
     let limit = limit(query.limit)?;
-    let found = state.queue.dead_letters(query.after.map(EntryId::new).as_ref(), limit).await?;
-    let next = if found.len() < limit { None } else { found.last().map(|letter| letter.id.to_string()) };
+    let mut found = state.queue.dead_letters(query.after.map(EntryId::new).as_ref(), limit + 1).await?;
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().map(|letter| letter.id.to_string()).filter(|_| has_more);
     Ok(DeadLetterPage { dead_letters: found.iter().map(Into::into).collect(), next })
 }
 
@@ -154,7 +156,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
     Ok(Explanation {
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
         user: row.map(|row| row.document()),
-        older_events_omitted: events.len() == EXPLAINED,
+        older_events_omitted: events.next.is_some(),
         next_scan: next_scan(&state, user).await,
     })
 }

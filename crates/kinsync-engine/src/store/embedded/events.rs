@@ -3,7 +3,7 @@
 use kinsync_core::Micros;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use crate::store::{EventFilter, LoggedEvent};
+use crate::store::{EventFilter, LoggedEvent, Page};
 
 const COLUMNS: &str = "SELECT event_id, type, user, at, received_at, scheme, payload FROM events";
 
@@ -31,7 +31,7 @@ pub(super) fn one(sqlite: &Connection, event_id: &str) -> rusqlite::Result<Optio
     select.query_row([event_id], event).optional()
 }
 
-pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<Vec<LoggedEvent>> {
+pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<Page<LoggedEvent>> {
     // Each shape of the filter is a statement of its own, so that each finds its index.
     let mut sql = format!("{COLUMNS} WHERE true");
     let mut parameters: Vec<&dyn ToSql> = Vec::new();
@@ -49,10 +49,15 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
         parameters.push(after);
     }
     sql.push_str(" ORDER BY received_at DESC, event_id DESC LIMIT ?");
-    let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+    let limit = i64::try_from(filter.limit.saturating_add(1)).unwrap_or(i64::MAX);
     parameters.push(&limit);
     let mut select = sqlite.prepare_cached(&sql)?;
-    select.query_map(parameters.as_slice(), event)?.collect()
+    let read = |row: &Row<'_>| {
+        let id: String = row.get("event_id")?;
+        Ok(event(row).map_err(|_| id))
+    };
+    let events: Vec<_> = select.query_map(parameters.as_slice(), read)?.collect::<rusqlite::Result<_>>()?;
+    Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
 }
 
 fn event(row: &Row<'_>) -> rusqlite::Result<LoggedEvent> {

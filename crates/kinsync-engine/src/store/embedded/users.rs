@@ -9,7 +9,7 @@ use rusqlite::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::store::{Counts, Holder, Outcome, Row, UserFilter};
+use crate::store::{Counts, Holder, Outcome, Page, Row, UserFilter};
 
 const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
                        pending_emails FROM users";
@@ -92,20 +92,20 @@ pub(super) fn pending_emails(sqlite: &Connection, limit: usize) -> rusqlite::Res
     select(sqlite, "WHERE pending_emails IS NOT NULL LIMIT ?1", [bound(limit)])
 }
 
-pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Vec<Row>> {
+pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Page<Row>> {
     let after = filter.after.as_deref().unwrap_or_default();
-    match &filter.email {
-        Some(email) => select(
-            sqlite,
-            "WHERE claim = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
-            (email, after, bound(filter.limit)),
-        ),
-        None => select(
+    let limit = bound(filter.limit.saturating_add(1));
+    let rows = match &filter.email {
+        Some(email) => {
+            select_each(sqlite, "WHERE claim = ?1 AND id > ?2 ORDER BY id LIMIT ?3", (email, after, limit))
+        }
+        None => select_each(
             sqlite,
             "WHERE id > ?1 AND (?2 OR live = 1) ORDER BY id LIMIT ?3",
-            (after, filter.with_deleted, bound(filter.limit)),
+            (after, filter.with_deleted, limit),
         ),
-    }
+    };
+    Ok(Page::new(rows?, filter.limit, |row| row.id.to_string()))
 }
 
 pub(super) fn ids(
@@ -138,6 +138,20 @@ fn bound(limit: usize) -> i64 {
 fn select(sqlite: &Connection, tail: &str, parameters: impl Params) -> rusqlite::Result<Vec<Row>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
     select.query_map(parameters, row)?.collect()
+}
+
+/// Like [`select`]; a row that cannot be decoded is the error with its id.
+fn select_each(
+    sqlite: &Connection,
+    tail: &str,
+    parameters: impl Params,
+) -> rusqlite::Result<Vec<Result<Row, String>>> {
+    let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
+    let read = |columns: &rusqlite::Row<'_>| {
+        let id: String = columns.get("id")?;
+        Ok(row(columns).map_err(|_| id))
+    };
+    select.query_map(parameters, read)?.collect()
 }
 
 fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {

@@ -10,9 +10,9 @@ use super::{
     Inner,
     call::{self, Cause},
     encode::date,
-    read::Find,
+    read::{Find, name_of},
 };
-use crate::store::{Error, EventFilter, LoggedEvent};
+use crate::store::{Error, EventFilter, LoggedEvent, Page};
 
 /// Events in one command.
 const CHUNK: usize = 1000;
@@ -68,7 +68,7 @@ impl Inner {
         Ok(self.find("read an event", &self.events, find, decode).await?.pop())
     }
 
-    pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Vec<LoggedEvent>, Error> {
+    pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
         let mut query = Document::new();
         if let Some(user) = &filter.user {
             query.insert("user", user);
@@ -77,15 +77,25 @@ impl Inner {
             query.insert("type", event_type);
         }
         if let Some(after) = &filter.after {
-            let Some(last) = self.event(after).await? else { return Ok(Vec::new()) };
-            let at = last.received_at.0;
+            let Some(at) = self.received_at(after).await? else {
+                return Ok(Page::new(Vec::new(), filter.limit, |event: &LoggedEvent| event.event_id.clone()));
+            };
             query.insert("kinsync.receivedAt", doc! { "$lte": at });
             let before = doc! { "kinsync.receivedAt": { "$lt": at } };
             query.insert("$or", vec![before, doc! { "_id": { "$lt": after } }]);
         }
         let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
-        let find = Find::new(query).sort(newest_first).limit(filter.limit);
-        self.find("list events", &self.events, find, decode).await
+        let find = Find::new(query).sort(newest_first).limit(filter.limit.saturating_add(1));
+        let read = |doc: &RawDocument| Some(decode(doc).ok_or_else(|| name_of(doc)));
+        let events = self.find("list events", &self.events, find, read).await?;
+        Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
+    }
+
+    /// When this event was received, also if the rest of it cannot be decoded.
+    async fn received_at(&self, event_id: &str) -> Result<Option<i64>, Error> {
+        let find = Find::new(doc! { "_id": event_id }).projection(doc! { "kinsync.receivedAt": 1 });
+        let read = |doc: &RawDocument| doc.get_document("kinsync").ok()?.get_i64("receivedAt").ok();
+        Ok(self.find("read an event", &self.events, find, read).await?.pop())
     }
 }
 

@@ -7,7 +7,7 @@ use kinsync_core::UserId;
 use mongodb::{Collection, options::FindOptions};
 
 use super::{Inner, call, decode};
-use crate::store::{Counts, Error, Holder, Row, UserFilter};
+use crate::store::{Counts, Error, Holder, Page, Row, UserFilter};
 
 /// Ids in one query.
 const CHUNK: usize = 1000;
@@ -92,7 +92,7 @@ impl Inner {
         self.rows("find pending_emails addresses", query).await
     }
 
-    pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Vec<Row>, Error> {
+    pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         let mut query = match &filter.email {
             Some(email) => self.claims(std::slice::from_ref(email)),
             None => doc! {},
@@ -104,14 +104,16 @@ impl Inner {
         }
         let mut find = Find::new(query).sort(doc! { "kindeId": 1 });
         if filter.email.is_none() {
-            find = find.limit(filter.limit);
+            find = find.limit(filter.limit.saturating_add(1));
         }
-        let mut rows = self.rows("list users", find).await?;
+        let keys = self.keys.clone();
+        let find = find.projection(keys.projection());
+        let read = move |doc: &RawDocument| Some(decode::row(doc, &keys).ok_or_else(|| name_of(doc)));
+        let mut rows = self.find("list users", &self.users, find, read).await?;
         if let Some(email) = &filter.email {
-            rows.retain(|row| row.state.claimed_email() == Some(email));
-            rows.truncate(filter.limit);
+            rows.retain(|row| row.as_ref().is_ok_and(|row| row.state.claimed_email() == Some(email)));
         }
-        Ok(rows)
+        Ok(Page::new(rows, filter.limit, |row| row.id.to_string()))
     }
 
     /// From the index alone: so the application's own documents with a Kinde id are among them.
