@@ -58,13 +58,13 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
         return block_on(request(args));
     }
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
-    let wish = match args.approve {
+    let mode = match args.approve {
         Some(run) => RunMode::Approve(run),
         None if args.dry_run => RunMode::DryRun,
         None => RunMode::Reconcile,
     };
     block_on_all(async {
-        let run = Scanner::open(&config, &wish).await?.run(wish, None).await?;
+        let run = Scanner::open(&config, &mode).await?.run(mode, None).await?;
         scan::show(&Run::from(&run), args.json);
         Ok(if run.tally.of(DriftKind::DeletionHeld) > 0 {
             exit::approval_required()

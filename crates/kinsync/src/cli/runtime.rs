@@ -1,4 +1,4 @@
-//! Where commands run.
+//! The runtime of commands.
 
 use std::mem::ManuallyDrop;
 
@@ -7,19 +7,19 @@ use tokio::runtime::Builder;
 
 use super::exit::Exit;
 
-/// Runs a command that talks to a server.
+/// Runs a command that only sends requests, on one thread.
 pub(super) fn block_on<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     run(&mut Builder::new_current_thread(), work)
 }
 
-/// Runs a command that works hard: on all cores.
+/// Runs a command on all cores.
 pub(super) fn block_on_all<T>(work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     run(&mut Builder::new_multi_thread(), work)
 }
 
-/// The runtime lives until the process ends. Dropped, it would wait for calls that block, such as a look at a disk that
-/// hangs; and it would drop the tasks of the MongoDB driver in any order while others still run, and one that gives
-/// sessions back panics when the pool is gone (seen with mongodb 3.9).
+/// The runtime is never dropped. Dropping it would wait for blocking calls, such as a check of a disk that hangs. It would
+/// also drop the tasks of the MongoDB driver in any order while others run, and a task that returns sessions panics when
+/// their pool is dropped first (seen with mongodb 3.9).
 fn run<T>(builder: &mut Builder, work: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     ManuallyDrop::new(runtime).block_on(work)
@@ -31,9 +31,9 @@ mod tests {
 
     use super::*;
 
-    /// As a look at a folder whose file system hangs.
+    /// The blocking call stands for a check of a folder on a file system that hangs.
     #[test]
-    fn a_command_ends_while_something_of_it_still_waits_for_the_disk() {
+    fn a_command_ends_while_a_blocking_call_still_runs() {
         let (release, released) = mpsc::channel::<()>();
         let (ended, end) = mpsc::channel();
         thread::spawn(move || {

@@ -85,10 +85,10 @@ impl Scanner {
         progress: &(dyn Fn(&Tally) + Send + Sync),
         stop: &CancellationToken,
     ) -> Result<record::Run, Error> {
-        let asked = Instant::now();
+        let started = Instant::now();
         loop {
             match self.reconciler.run(mode.clone(), progress, stop).await {
-                Err(Error::Busy { holder }) if asked.elapsed() < PATIENCE => {
+                Err(Error::Busy { holder }) if started.elapsed() < PATIENCE => {
                     bar.set_message(format!("users; waiting, {holder} is scanning"));
                     bar.tick();
                     let pause = tokio::time::sleep(Duration::from_secs(1));

@@ -38,16 +38,16 @@ const CHECKED_SCOPES: [&str; 4] = ["read:users", "read:webhooks", "read:event_ty
 const NO_EVENT: &str = "event_00000000000000000000000000000000";
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let (keys, discovered, asked) = tokio::join!(keys(config), discover(config), ask(config));
+    let (keys, discovered, api) = tokio::join!(keys(config), discover(config), call_api(config));
     vec![
-        clock(config, &discovered, &asked),
+        clock(config, &discovered, &api),
         keys,
         issuers(config, &discovered),
         audience(config),
-        credentials(config, &asked),
-        scopes(&asked),
-        webhook(config, &asked),
-        event_types(&asked),
+        credentials(config, &api),
+        scopes(&api),
+        webhook(config, &api),
+        event_types(&api),
     ]
 }
 
@@ -109,11 +109,11 @@ async fn fetch_keys(url: &Url) -> Result<usize, String> {
 type Discovered = Vec<(Url, Result<(Discovery, RequestTiming), discovery::Error>)>;
 
 async fn discover(config: &Config) -> Discovered {
-    let asked = domains(config).into_iter().map(async |url| {
+    let requests = domains(config).into_iter().map(async |url| {
         let answer = discovery::discover(discovery::Config::new(url.clone())).await;
         (url, answer.map(|answer| (answer.value, answer.timing)))
     });
-    futures_util::future::join_all(asked).await
+    futures_util::future::join_all(requests).await
 }
 
 /// Compares each trusted issuer with its discovery document. `KINDE_DOMAIN` is one only when `KINDE_ISSUERS` is not set.
@@ -181,7 +181,7 @@ fn audience(config: &Config) -> Finding {
 }
 
 /// The answers of the Management API.
-enum Asked {
+enum ApiResult {
     /// Not requested: a setting is missing.
     Unset,
     /// Not requested: a setting is wrong.
@@ -220,7 +220,7 @@ impl Answers {
     }
 }
 
-impl Asked {
+impl ApiResult {
     /// The answers, if Kinde accepts the credentials.
     fn answers(&self) -> Option<&Answers> {
         match self {
@@ -231,20 +231,20 @@ impl Asked {
 }
 
 /// Makes one request for each scope, all with one token.
-async fn ask(config: &Config) -> Asked {
-    let Some(mut settings) = settings(config) else { return Asked::Unset };
+async fn call_api(config: &Config) -> ApiResult {
+    let Some(mut settings) = settings(config) else { return ApiResult::Unset };
     settings.page_size = 1;
     settings.timeout = Duration::from_secs(8);
     settings.retry.max_attempts = 2;
     settings.retry.max_elapsed = Duration::from_secs(10);
     let client = match Client::new(settings) {
         Ok(client) => client,
-        Err(error) => return Asked::Unusable(error),
+        Err(error) => return ApiResult::Unusable(error),
     };
     let mut pages = client.users();
     let (users, webhooks, event_types, event) =
         tokio::join!(pages.next(), client.webhooks(), client.event_types(), client.event(NO_EVENT));
-    Asked::Answered(Box::new(Answers {
+    ApiResult::Answered(Box::new(Answers {
         users: users.map(|page| page.map(|page| page.timing)),
         webhooks: webhooks.map(|answer| answer.value),
         event_types: event_types.map(|answer| answer.value),
@@ -256,8 +256,8 @@ async fn ask(config: &Config) -> Asked {
     }))
 }
 
-fn clock(config: &Config, discovered: &Discovered, asked: &Asked) -> Finding {
-    let of_api = || asked.answers()?.users.as_ref().ok()?.as_ref()?.clock_skew();
+fn clock(config: &Config, discovered: &Discovered, api: &ApiResult) -> Finding {
+    let of_api = || api.answers()?.users.as_ref().ok()?.as_ref()?.clock_skew();
     let of_tenant = || {
         let mut sent = discovered.iter().filter_map(|(.., answer)| Some(answer.as_ref().ok()?.1));
         sent.find_map(|sent| sent.clock_skew())
@@ -283,24 +283,24 @@ fn clock(config: &Config, discovered: &Discovered, asked: &Asked) -> Finding {
     Finding::ok(CLOCK, format!("within {:.0} s of Kinde's", skew.abs().ceil().max(1.0)))
 }
 
-fn credentials(config: &Config, asked: &Asked) -> Finding {
+fn credentials(config: &Config, api: &ApiResult) -> Finding {
     let application = "of a machine-to-machine application that is authorised for the Kinde Management API";
-    match asked {
-        Asked::Unset if config.kinde.domain.is_none() => {
+    match api {
+        ApiResult::Unset if config.kinde.domain.is_none() => {
             let fix = "set KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET to compare users with Kinde";
             Finding::skipped(CREDENTIALS, "no tenant is configured", fix)
         }
-        Asked::Unset => Finding::warning(
+        ApiResult::Unset => Finding::warning(
             CREDENTIALS,
             "none are configured, so lost deliveries cannot be repaired",
             format!("set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET {application}"),
         ),
-        Asked::Unusable(error) => Finding::failed(
+        ApiResult::Unusable(error) => Finding::failed(
             CREDENTIALS,
             chain(error),
             format!("set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET {application}"),
         ),
-        Asked::Answered(answers) => match answers.refusal() {
+        ApiResult::Answered(answers) => match answers.refusal() {
             Some(error) => Finding::failed(CREDENTIALS, chain(error), credentials_fix(error, application)),
             None => Finding::ok(CREDENTIALS, "Kinde issues a token"),
         },
@@ -322,8 +322,8 @@ fn credentials_fix(error: &Error, application: &str) -> String {
     }
 }
 
-fn scopes(asked: &Asked) -> Finding {
-    let Some(answers) = asked.answers() else { return Finding::needs(SCOPES, CREDENTIALS) };
+fn scopes(api: &ApiResult) -> Finding {
+    let Some(answers) = api.answers() else { return Finding::needs(SCOPES, CREDENTIALS) };
     // A request that is rejected without a reason, while others succeed, lacks its scope too.
     let (lacking, others): (Vec<_>, Vec<_>) = answers
         .errors()
@@ -357,8 +357,8 @@ fn scopes(asked: &Asked) -> Finding {
     }
 }
 
-fn webhook(config: &Config, asked: &Asked) -> Finding {
-    let Some(answers) = asked.answers() else { return Finding::needs(WEBHOOK, CREDENTIALS) };
+fn webhook(config: &Config, api: &ApiResult) -> Finding {
+    let Some(answers) = api.answers() else { return Finding::needs(WEBHOOK, CREDENTIALS) };
     let Ok(webhooks) = &answers.webhooks else { return Finding::needs(WEBHOOK, SCOPES) };
     let endpoints: Vec<&str> = webhooks.iter().filter_map(|webhook| webhook.endpoint.as_deref()).collect();
     if webhooks.is_empty() {
@@ -423,8 +423,8 @@ fn elsewhere(config: &Config, endpoint: &Url, endpoints: &[&str]) -> Finding {
     }
 }
 
-fn event_types(asked: &Asked) -> Finding {
-    let Some(answers) = asked.answers() else { return Finding::needs(EVENT_TYPES, CREDENTIALS) };
+fn event_types(api: &ApiResult) -> Finding {
+    let Some(answers) = api.answers() else { return Finding::needs(EVENT_TYPES, CREDENTIALS) };
     let Ok(types) = &answers.event_types else { return Finding::needs(EVENT_TYPES, SCOPES) };
     let offered: Vec<&str> = types.iter().map(|kind| kind.code.as_str()).collect();
     let missing: Vec<&str> = REQUIRED.into_iter().filter(|kind| !offered.contains(kind)).collect();

@@ -37,7 +37,7 @@ impl Failure {
         Self { problem: Problem::Internal { request }, cause: Some(cause) }
     }
 
-    /// The answer to a caller who proved to be an operator: with the cause.
+    /// The answer to an operator, with the cause.
     pub fn into_operator_response(self) -> Response {
         self.problem.into_response_with_cause(self.cause).map(axum::body::Body::new)
     }
