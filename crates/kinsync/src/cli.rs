@@ -16,6 +16,7 @@ pub mod exit;
 mod flags;
 mod link;
 mod output;
+mod queue;
 mod reconcile;
 mod runs;
 mod runtime;
@@ -96,6 +97,9 @@ enum Command {
     /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
+    /// Show what the queue in the data folder holds; a server may be running
+    #[command(subcommand)]
+    Queue(queue::Command),
 }
 
 /// Returns the description of the command line, from which its reference is generated.
@@ -119,6 +123,7 @@ pub fn run() -> ExitCode {
         Command::Users(command) => users::run(command),
         Command::Events(command) => events::run(command),
         Command::DeadLetters(command) => dead_letters::run(command),
+        Command::Queue(command) => queue::run(command),
     };
     exit.unwrap_or_else(Exit::report)
 }

@@ -13,6 +13,8 @@ mod reconcile_schedule;
 
 mod queue_conformance;
 mod queue_crash;
+mod queue_damage;
+mod queue_disk;
 mod queue_embedded;
 mod queue_model;
 

@@ -23,14 +23,14 @@ use crate::{
     queue_embedded::{drain, open},
 };
 
-const DIR: &str = "KINSYNC_QUEUE_TEST_DIR";
+pub(crate) const DIR: &str = "KINSYNC_QUEUE_TEST_DIR";
 
 /// The folder that the parent names; `None` where nobody is the parent.
-fn child_dir() -> Option<PathBuf> {
+pub(crate) fn child_dir() -> Option<PathBuf> {
     std::env::var_os(DIR).map(PathBuf::from)
 }
 
-fn child_arguments(test: &str) -> Vec<OsString> {
+pub(crate) fn child_arguments(test: &str) -> Vec<OsString> {
     ["--exact", test, "--ignored", "--nocapture", "--test-threads=1"].map(OsString::from).into()
 }
 

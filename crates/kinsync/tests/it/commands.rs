@@ -220,3 +220,21 @@ fn a_command_says_why_the_server_cannot_do_it() {
         assert!(cause.as_str().unwrap().contains("Connection refused"), "the whole chain: {health}");
     }
 }
+
+#[test]
+fn the_queue_can_be_inspected_while_the_server_runs() {
+    let server = Server::start(&[]);
+    server.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#);
+    let some = |_: u16, page: &Value| page["deadLetters"].as_array().is_some_and(|list| !list.is_empty());
+    server.wait_for("/api/admin/dead-letters", some);
+    let folder = server.folder.path().to_str().unwrap();
+    let vars =
+        [("KINDE_WEBHOOK_SECRET", "a-secret-of-more-than-16-characters"), ("KINSYNC_DATA_DIR", folder)];
+    let (code, stats, stderr) = run(&["queue", "stats", "--json"], &vars);
+    assert_eq!(code, 0, "{stderr}");
+    let stats: Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["deadLetters"], 1, "{stats}");
+    let (code, listed, stderr) = run(&["queue", "list"], &vars);
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(listed, "none found\n");
+}

@@ -77,11 +77,14 @@ impl Failure {
 
     /// Part of the file cannot be read, or is not what was written.
     pub(super) fn is_damage(&self) -> bool {
-        let is_wrong_type = matches!(
+        // A value of another type, or a statement that does not fit the schema: the statements are fixed.
+        let is_unexpected = matches!(
             self.0,
-            rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::FromSqlConversionFailure(..)
+            rusqlite::Error::InvalidColumnType(..)
+                | rusqlite::Error::FromSqlConversionFailure(..)
+                | rusqlite::Error::SqlInputError { .. }
         );
-        is_wrong_type
+        is_unexpected
             || matches!(self.code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
             || matches!(
                 self.extended_code(),
@@ -139,7 +142,8 @@ impl QueueFile {
         let sqlite = sqlite.map_err(|refusal| refusal.at(&path))?;
         let (dir, is_attached, is_durable) = (dir.to_owned(), true, true);
         let mut file = Self { dir, path, sqlite, is_attached, is_durable, is_synced, _lock: lock };
-        if file.probe().is_err_and(|failure| failure.is_damage()) {
+        let is_damaged = file.probe().map_or_else(|failure| failure.is_damage(), |is_right| !is_right);
+        if is_damaged {
             file.replace(clock)?;
         }
         Ok(file)
@@ -198,19 +202,20 @@ impl QueueFile {
         Ok((window, next_id))
     }
 
-    /// Reads what a start reads.
-    fn probe(&self) -> Result<(), Failure> {
+    /// Whether the file has its tables, and what a start reads can be read.
+    fn probe(&self) -> Result<bool, Failure> {
         self.totals(0)?;
         self.window(0)?;
-        Ok(())
+        has_schema(&self.sqlite)
     }
 
     /// Whether every page can be read and is consistent.
     pub(super) fn is_whole(&self) -> bool {
         let checked = read_only(&self.path).and_then(|sqlite| {
-            Ok(sqlite.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?)
+            let found: String = sqlite.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+            Ok(found == "ok" && has_schema(&sqlite)?)
         });
-        checked.is_ok_and(|found| found == "ok")
+        checked.is_ok_and(|is_whole| is_whole)
     }
 
     /// Replaces the file by what can be read of it. Other connections must be closed.
@@ -236,6 +241,17 @@ impl QueueFile {
         }
         Ok(())
     }
+}
+
+/// Whether the file has the tables of this version: its text is not protected by the check of `SQLite`.
+fn has_schema(sqlite: &Connection) -> Result<bool, Failure> {
+    let schema = |sqlite: &Connection| -> rusqlite::Result<Vec<String>> {
+        let mut select = sqlite.prepare("SELECT name || tbl_name || sql FROM sqlite_schema ORDER BY 1")?;
+        select.query_map([], |row| row.get(0))?.collect()
+    };
+    let new = Connection::open_in_memory()?;
+    new.execute_batch(SCHEMA)?;
+    Ok(schema(sqlite)? == schema(&new)?)
 }
 
 /// Reads what the file holds; entries up to `cursor` are not counted.

@@ -12,8 +12,8 @@ use crate::queue::{Error, Stats};
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Listed {
-    /// Number of the entry.
-    pub id: i64,
+    /// Identifies the entry.
+    pub id: String,
     /// Id of the event.
     pub event_id: String,
     /// Name of the verification scheme; `login` for a sighting.
@@ -52,7 +52,8 @@ pub fn list(dir: &Path, limit: usize) -> Result<Vec<Listed>, Error> {
     let listed = read(dir, |sqlite| {
         let mut select = sqlite.prepare(select)?;
         let rows = select.query_map([limit], |row| {
-            let (id, event_id, scheme) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            let id: i64 = row.get(0)?;
+            let (id, event_id, scheme) = (id.to_string(), row.get(1)?, row.get(2)?);
             Ok(Listed {
                 id,
                 event_id,
