@@ -106,7 +106,8 @@ struct Problems {
 
 impl Problems {
     fn webhook(&mut self, state: &AppState, now: Micros) -> WebhookHealth {
-        let (activity, failures) = (&state.activity, state.activity.consecutive_failures());
+        let (activity, failures) =
+            (state.webhook.activity(), state.webhook.activity().consecutive_failures());
         if failures >= MANY_FAILURES {
             self.degraded.push(format!(
                 "{failures} deliveries in a row failed verification, and Kinde disables a webhook after 72 h of \
@@ -127,7 +128,7 @@ impl Problems {
             Stats::default()
         });
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
-        let failed = state.activity.unavailable_since().map(|at| age(at, now));
+        let failed = state.webhook.activity().unavailable_since().map(|at| age(at, now));
         if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
             self.failing
                 .push("a delivery could not be stored a moment ago: see the log for the cause".into());

@@ -1,12 +1,11 @@
 //! The HTTP server: connections, routes and handlers.
 //!
 //! In reading order:
-//! - [`front`]: where requests arrive
 //! - [`routes`]: every route, once
 //! - [`route`]: what a route consists of
 //! - [`router`]: the router made from the list
 //! - [`openapi`], [`description`]: the description made from the list
-//! - [`server`], [`stall`], [`timer`]: connections and their limits
+//! - [`server`], [`stall`]: connections and their limits
 //! - [`connections`], [`network`], [`tracked`]: how many connections are open, and which one closes for another
 //! - [`request_check`]: request heads that are refused
 //! - [`admin`]: handlers for operators
@@ -22,7 +21,6 @@ pub mod connections;
 pub mod cors;
 pub mod deliveries;
 pub mod description;
-pub mod front;
 pub mod network;
 pub mod openapi;
 pub mod operation;
@@ -32,6 +30,5 @@ pub mod router;
 pub mod routes;
 pub mod server;
 pub mod stall;
-pub mod timer;
 pub mod tracked;
 pub mod user_routes;

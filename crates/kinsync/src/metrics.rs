@@ -294,8 +294,9 @@ pub async fn render(state: &AppState) -> String {
         gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
         gauge!("kinsync_queue_dead_letter_bytes").set(float(queue.dead_letter_bytes));
     }
-    gauge!("kinsync_consecutive_verification_failures").set(float(state.activity.consecutive_failures()));
-    if let Some(at) = state.activity.last_delivery() {
+    gauge!("kinsync_consecutive_verification_failures")
+        .set(float(state.webhook.activity().consecutive_failures()));
+    if let Some(at) = state.webhook.activity().last_delivery() {
         gauge!("kinsync_last_delivery_timestamp_seconds").set(age(Micros(0), at));
     }
     for keys in &state.key_sets {

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
+use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
     breaker::Breaker,
@@ -28,7 +29,6 @@ use super::{AdminToken, App, AppState, Error, authenticator, management, state::
 use crate::{
     config::{self, Config, rules::disabled},
     http::{
-        front::Answer,
         router,
         server::{Limits, Server},
     },
@@ -60,7 +60,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let (prepared, unprepared) = watch::channel(first);
     let state = Arc::new(AppState {
         admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
-        activity: service.activity(),
+        webhook: service,
         store: opened.store(),
         store_kind: opened.kind(),
         started: Instant::now(),
@@ -77,7 +77,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     });
     let (failed, failure) = watch::channel(None);
     let running = Running::new(failed);
-    let (address, operation_address) = running.listen(&state, service).await?;
+    let (address, operation_address) = running.listen(&state).await?;
     running.work(&state, opened, prepared);
     if let Some(requests) = requests {
         running.workers.spawn(requests.run(running.stop_workers.clone()));
@@ -248,22 +248,18 @@ impl Running {
     }
 
     /// Binds every address before any of them is served, so that a taken one starts nothing.
-    async fn listen(
-        &self,
-        state: &Arc<AppState>,
-        service: WebhookService,
-    ) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
+    async fn listen(&self, state: &Arc<AppState>) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
         let http = &state.config.http;
         let main = bind(SocketAddr::new(http.bind, http.port), state).await?;
         let operation =
             if let Some(address) = http.metrics_bind { Some(bind(address, state).await?) } else { None };
-        let address = self.serve(main, router::public(state, service));
+        let address = self.serve(main, router::public(state));
         let operation_address = operation.map(|server| self.serve(server, router::monitoring(state)));
         Ok((address, operation_address))
     }
 
-    fn serve(&self, (server, address): (Server, SocketAddr), front: impl Answer) -> SocketAddr {
-        self.servers.spawn(server.serve(front, self.stop_servers.clone()));
+    fn serve(&self, (server, address): (Server, SocketAddr), router: Router) -> SocketAddr {
+        self.servers.spawn(server.serve(router, self.stop_servers.clone()));
         address
     }
 

@@ -13,7 +13,7 @@ use kinsync_engine::{
     reconcile::{Reconciler, schedule::Status},
     store::{self, Store},
 };
-use kinsync_tower::{Activity, Authenticator};
+use kinsync_tower::{Authenticator, WebhookService};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
@@ -44,8 +44,8 @@ pub struct AppState {
     pub authenticator: Option<Authenticator>,
     /// Compares Kinde with the store, when there is a machine-to-machine application.
     pub reconcile: Option<ReconcilerHandle>,
-    /// How deliveries are going.
-    pub activity: Activity,
+    /// Receives deliveries.
+    pub webhook: WebhookService,
     /// Opens the admin routes.
     pub admin_token: Option<AdminToken>,
     /// What Prometheus reads.

@@ -35,7 +35,7 @@ impl Cors {
     }
 
     /// Adds the headers that let the origin of this request read the response.
-    pub fn allow(&self, request: &HeaderMap, response: &mut HeaderMap) {
+    fn allow(&self, request: &HeaderMap, response: &mut HeaderMap) {
         response.append(header::VARY, HeaderValue::from_static("origin"));
         let Some(origin) = self.origin(request) else { return };
         response.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());

@@ -116,8 +116,8 @@ pub struct Route {
     pub summary: &'static str,
     /// What may use it.
     pub audience: Audience,
-    /// `None`: [`super::front`] answers it.
-    pub handler: Option<MethodRouter<Arc<AppState>>>,
+    /// Runs it.
+    pub handler: MethodRouter<Arc<AppState>>,
     /// The rest of its description.
     pub describe: Describe,
 }
@@ -160,7 +160,7 @@ where
         aliases: &[],
         summary,
         audience: Audience::Operator,
-        handler: Some(verb.router(run)),
+        handler: verb.router(run),
         describe: |operation, schemas| {
             openapi::answers::<O>(I::describe(operation, schemas), StatusCode::OK, schemas)
         },
@@ -179,19 +179,17 @@ where
     H: Handler<T, Arc<AppState>>,
     T: 'static,
 {
-    let handler = Some(verb.router(handler));
+    let handler = verb.router(handler);
     Route { verb, path, aliases: &[], summary, audience: Audience::User, handler, describe }
 }
 
-/// A route that [`super::front`] answers without a router.
-pub fn direct(
-    verb: Verb,
-    path: &'static str,
-    audience: Audience,
-    summary: &'static str,
-    describe: Describe,
-) -> Route {
-    Route { verb, path, aliases: &[], summary, audience, handler: None, describe }
+/// The route of deliveries. Their signature is verified by the service behind it, which has a deadline of its own.
+pub fn deliveries(path: &'static str, summary: &'static str, describe: Describe) -> Route {
+    let run = |State(state): State<Arc<AppState>>, request: Request| async move {
+        state.webhook.answer(request).await.map(axum::body::Body::new)
+    };
+    let (verb, audience) = (Verb::Post, Audience::Sender);
+    Route { verb, path, aliases: &[], summary, audience, handler: verb.router(run), describe }
 }
 
 /// A route for monitoring that answers 200 or 503 with one document.
@@ -234,7 +232,7 @@ fn probe_route(
     describe: Describe,
 ) -> Route {
     let (verb, audience) = (Verb::Get, Audience::Monitoring);
-    Route { verb, path, aliases: &[], summary, audience, handler: Some(handler), describe }
+    Route { verb, path, aliases: &[], summary, audience, handler, describe }
 }
 
 fn describe_probe<O>(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder
@@ -265,7 +263,7 @@ where
         aliases: &[],
         summary,
         audience,
-        handler: Some(Verb::Get.router(run)),
+        handler: Verb::Get.router(run),
         describe: |operation, _| openapi::answers_text(operation),
     }
 }

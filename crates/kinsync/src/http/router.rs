@@ -9,29 +9,21 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, any},
 };
-use kinsync_tower::{KinsyncLayer, Problem, WebhookService};
+use kinsync_tower::{KinsyncLayer, Problem};
 
 use super::{
     answer::Failure,
     cors::{Cors, cross_origin},
-    front::Front,
     route::{Audience, Route, Verb},
-    routes::{ME, WEBHOOK, routes},
+    routes::routes,
 };
 use crate::{app::AppState, metrics::RouteMeter};
 
 /// The routes of the main address. Monitoring is among them unless it has an address of its own.
-pub fn public(state: &Arc<AppState>, webhook: WebhookService) -> Front {
+pub fn public(state: &Arc<AppState>) -> Router {
     let has_monitoring = state.config.http.metrics_bind.is_none();
     let is_here = |route: &Route| has_monitoring || route.audience != Audience::Monitoring;
-    Front {
-        webhook,
-        authenticator: state.authenticator.clone(),
-        webhook_meter: RouteMeter::new(WEBHOOK),
-        me_meter: RouteMeter::new(ME),
-        cors: Cors::of(&state.config.http),
-        others: router(routes().into_iter().filter(is_here), state),
-    }
+    router(routes().into_iter().filter(is_here), state)
 }
 
 /// The routes of the address for monitoring.
@@ -66,8 +58,7 @@ struct PathRoutes {
     audience: Audience,
     /// The value of `Allow`; `None`: it answers every method.
     allow: Option<String>,
-    /// `None`: every handler of the path is in [`super::front`].
-    methods: Option<MethodRouter<Arc<AppState>>>,
+    methods: MethodRouter<Arc<AppState>>,
 }
 
 impl PathRoutes {
@@ -83,21 +74,18 @@ impl PathRoutes {
 
     fn add(&mut self, route: Route) {
         self.allow = self.allow.take().map(|allow| format!("{allow}, {}", route.verb.allow()));
-        self.methods = match (self.methods.take(), route.handler) {
-            (Some(known), Some(handler)) => Some(known.merge(handler)),
-            (known, handler) => known.or(handler),
-        };
+        self.methods = std::mem::take(&mut self.methods).merge(route.handler);
     }
 
     /// Adds the path with its checks, its deadline and its meter.
     fn mount(self, router: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router<Arc<AppState>> {
         let Self { path, aliases, audience, allow, methods } = self;
-        let methods = methods.unwrap_or_default();
         let (methods, allow) = match (audience, &state.authenticator) {
             // Everything that these routes wait for has a deadline of its own.
             (Audience::User, Some(authenticator)) => {
                 (methods.layer(KinsyncLayer::new(authenticator.clone())), allow)
             }
+            (Audience::Sender, _) => (methods, allow),
             (Audience::User, None) => (any(async || Failure::from(DISABLED)), None),
             _ => (methods.layer(from_fn_with_state(state.config.http.request_deadline, deadline)), allow),
         };

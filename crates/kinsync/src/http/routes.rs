@@ -4,30 +4,30 @@
 use super::{
     admin, deliveries, description, operation,
     route::{
-        Audience::{Monitoring, Public, Sender, User},
+        self,
+        Audience::{Monitoring, Public},
         Route,
         Verb::{Any, Delete, Get, Post},
-        direct, operator, probe, probe_with, text, user,
+        operator, probe, probe_with, text, user,
     },
     user_routes,
 };
 
-/// Where Kinde delivers events.
-pub const WEBHOOK: &str = "/api/webhook";
-/// The user of an access token.
-pub const ME: &str = "/api/me";
-
 /// Every route.
 pub fn routes() -> Vec<Route> {
     vec![
-        direct(
-            Post,
-            WEBHOOK,
-            Sender,
+        route::deliveries(
+            "/api/webhook",
             "Accept a signed delivery; 200 after it is on disk",
             deliveries::describe,
         ),
-        direct(Get, ME, User, "Return the stored user of the access token", user_routes::describe_me),
+        user(
+            Get,
+            "/api/me",
+            "Return the stored user of the access token",
+            user_routes::me,
+            user_routes::describe_me,
+        ),
         user(
             Get,
             "/api/profile",

@@ -3,10 +3,10 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
+use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, header};
-use http_body_util::Either;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
@@ -14,14 +14,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use tower_service::Service as _;
 
 use super::{
     connections::{Connections, Slot},
-    front::{Answer, Body},
     network::Network,
     request_check::{self, MAX_HEAD_BYTES, MAX_HEADERS},
     stall::Stall,
-    timer::HeadTimer,
     tracked::Tracked,
 };
 
@@ -70,7 +69,7 @@ impl Server {
     }
 
     /// Serves until the token is cancelled, then lets requests in progress finish, within the grace.
-    pub async fn serve(self, front: impl Answer, stop: CancellationToken) {
+    pub async fn serve(self, router: Router, stop: CancellationToken) {
         let Self { listener, limits } = self;
         let slots = Connections::new(
             limits.max_connections,
@@ -82,9 +81,9 @@ impl Server {
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
             while tasks.try_join_next().is_some() {}
             // A child token: all connections would contend for the lock of a shared one.
-            let (front, limits, stop) = (front.clone(), Arc::clone(&limits), stop.child_token());
+            let (router, limits, stop) = (router.clone(), Arc::clone(&limits), stop.child_token());
             tasks.spawn(async move {
-                if let Err(error) = serve_connection(stream, &front, &limits, &slot, stop).await {
+                if let Err(error) = serve_connection(stream, &router, &limits, &slot, stop).await {
                     tracing::debug!(%error, "connection ended early");
                 }
             });
@@ -101,7 +100,7 @@ impl Server {
 /// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.
 async fn serve_connection(
     stream: TcpStream,
-    front: &impl Answer,
+    router: &Router,
     limits: &Limits,
     slot: &Slot,
     stop: CancellationToken,
@@ -124,10 +123,10 @@ async fn serve_connection(
         Ok(false) => {}
         Err(_) => return Ok(()),
     }
-    let service = service_fn(async |request| Ok::<_, Infallible>(answer(front, slot, request).await));
+    let service = service_fn(async |request| Ok::<_, Infallible>(answer(router, slot, request).await));
     let mut connection = pin!(
         http1::Builder::new()
-            .timer(HeadTimer::default())
+            .timer(TokioTimer::new())
             .header_read_timeout(limits.head_deadline)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
@@ -147,12 +146,15 @@ async fn serve_connection(
     connection.await
 }
 
-async fn answer(front: &impl Answer, slot: &Slot, request: Request<Incoming>) -> Response<Tracked<Body>> {
+async fn answer(router: &Router, slot: &Slot, request: Request<Incoming>) -> Response<Tracked<Body>> {
     let in_progress = slot.begin_request();
     let response = match request_check::refusal(&request) {
-        None => front.answer(request).await,
+        None => {
+            let Ok(response) = router.clone().call(request).await;
+            response
+        }
         Some(problem) => {
-            let mut response = problem.into_response().map(Either::Left);
+            let mut response = problem.into_response().map(Body::new);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }

@@ -1,5 +1,5 @@
-//! Routes for users with an access token. The signature of every handler behind the layer takes a `CurrentUser`, which
-//! only a verified token yields; [`me`] authenticates by itself.
+//! Routes for users with an access token. The signature of every handler takes a `CurrentUser`, which only a verified token
+//! yields.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{Authenticator, CurrentUser, authenticator::Refresh, layer::DEGRADED, problem};
+use kinsync_tower::{CurrentUser, authenticator::Refresh, layer::DEGRADED, problem};
 use serde::Deserialize;
 use utoipa::{IntoParams, openapi::path::OperationBuilder};
 
@@ -68,16 +68,8 @@ pub fn describe_verify(operation: OperationBuilder, _: &mut Schemas) -> Operatio
 }
 
 /// GET /api/me: the user document as stored.
-pub async fn me(authenticator: &Authenticator, headers: &HeaderMap) -> http::Response<problem::Body> {
-    let user = match authenticator.authenticate(headers).await {
-        Ok(user) => user,
-        Err(problem) => return problem.into_response(),
-    };
-    let mut response = document(&user, headers);
-    if user.is_degraded() {
-        response.headers_mut().insert(DEGRADED, HeaderValue::from_static("true"));
-    }
-    response
+pub async fn me(user: CurrentUser, headers: HeaderMap) -> Response {
+    document(&user, &headers).map(Body::new)
 }
 
 /// GET /api/profile: the same, refreshed from Kinde; the stored document when Kinde does not answer.
