@@ -92,7 +92,8 @@ impl Tenant {
         let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles: Vec::new(), claims };
         let (authenticator, work) = Authenticator::new(parts, config);
         let stop = CancellationToken::new();
-        let work = tokio::spawn(work.run(stop.clone()));
+        let stopped = stop.clone();
+        let work = tokio::spawn(async move { work.run(stopped).await });
         Running { authenticator, stop, work }
     }
 

@@ -1,6 +1,8 @@
 //! Does it: queue, projector and stores on tokio. No HTTP server, no command line.
 //!
 //! In reading order:
+//! - [`engine`]: queue, store, projector and reconciler as one part
+//! - [`supervisor`]: runs and restarts the long-running tasks
 //! - [`queue`]: where a delivery becomes durable, before anyone is told 200
 //! - [`observe`]: what a delivery says of a user
 //! - [`sighting`]: what a token said of a user while the store was away
@@ -16,6 +18,10 @@
 //! - [`store`]: where users and the event log are kept
 //! - [`breaker`]: when a dependency is left alone
 //! - [`clock`]: what time it is
+
+pub mod engine;
+
+pub mod supervisor;
 
 pub mod queue;
 
@@ -50,3 +56,5 @@ pub mod clock;
 mod random;
 
 mod state_records;
+
+pub use engine::Engine;

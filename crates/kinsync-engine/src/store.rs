@@ -17,6 +17,9 @@ use tokio::time::Instant;
 
 pub mod embedded;
 pub mod mongo;
+mod open;
+
+pub use self::open::{OpenedStore, open};
 
 /// One user as stored.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -29,7 +29,10 @@ use kinde::{
 };
 use kinsync_core::UserId;
 use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, sighting::Sighting, store::Store};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Mutex, mpsc},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::users::CachedUser;
@@ -147,7 +150,7 @@ struct Shared {
 pub struct BackgroundTasks {
     authenticator: Authenticator,
     loads: LoadQueues,
-    profile_requests: mpsc::Receiver<ProfileRequest>,
+    profile_requests: Mutex<mpsc::Receiver<ProfileRequest>>,
 }
 
 impl Authenticator {
@@ -165,7 +168,10 @@ impl Authenticator {
         let last_seen = LastSeenWriter::new(store, clock.clone(), &config);
         let shared = Shared { tokens, users, profiles, last_seen, queue, claims, clock, config, metrics };
         let authenticator = Self { shared: Arc::new(shared), cookie: None };
-        (authenticator.clone(), BackgroundTasks { authenticator, loads, profile_requests })
+        (
+            authenticator.clone(),
+            BackgroundTasks { authenticator, loads, profile_requests: Mutex::new(profile_requests) },
+        )
     }
 
     /// Returns an authenticator that also accepts the token in the cookie of this name, if there is no `Authorization`
@@ -262,12 +268,13 @@ impl Authenticator {
 }
 
 impl BackgroundTasks {
-    /// Runs until the token is cancelled, then writes the pending `lastSeenAt` values.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Runs until the token is cancelled, then writes the pending `lastSeenAt` values. May be called again after it
+    /// panicked: pending requests are kept.
+    pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.authenticator.shared;
         tokio::join!(
-            shared.users.run(self.loads, &stop),
-            shared.profiles.run(self.profile_requests, &stop),
+            shared.users.run(&self.loads, &stop),
+            shared.profiles.run(&self.profile_requests, &stop),
             shared.last_seen.run(&stop),
         );
     }

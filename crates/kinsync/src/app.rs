@@ -12,10 +12,8 @@ mod state;
 use std::{io, net::SocketAddr, sync::Arc};
 
 use kinsync_engine::{queue, store};
-use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::state::{AdminToken, AppState, ReconcilerHandle};
+pub use self::state::{AdminToken, AppState};
 use crate::config::Config;
 
 /// Why the app did not start, or cannot go on.
@@ -58,6 +56,12 @@ pub enum Error {
         /// What the system says.
         source: Arc<io::Error>,
     },
+    /// The engine could not be opened.
+    #[error("cannot start")]
+    Engine(#[source] Arc<kinsync_engine::engine::Error>),
+    /// A component reported an error that waiting does not fix.
+    #[error(transparent)]
+    Fatal(Arc<dyn std::error::Error + Send + Sync>),
     /// A part ended that never should.
     #[error("the {part} ended unexpectedly; the log says more, and nothing that was accepted is lost")]
     Ended {
@@ -72,11 +76,7 @@ pub struct App {
     state: Arc<AppState>,
     address: SocketAddr,
     operation_address: Option<SocketAddr>,
-    servers: TaskTracker,
-    workers: TaskTracker,
-    stop_servers: CancellationToken,
-    stop_workers: CancellationToken,
-    failure: watch::Receiver<Option<Error>>,
+    servers: start::Servers,
 }
 
 /// How an app ended.
@@ -111,11 +111,7 @@ impl App {
 
     /// Waits until the app cannot go on. Cancel safe; pending for as long as all is well.
     pub async fn failed(&self) -> Error {
-        let mut failure = self.failure.clone();
-        match failure.wait_for(Option::is_some).await {
-            Ok(found) => found.clone().expect("just waited for it"),
-            Err(_) => std::future::pending().await,
-        }
+        Error::Fatal(self.state.engine.supervisor().fatal().await)
     }
 
     /// Stops accepting, finishes what is in flight, closes the queue; all within the grace.
@@ -131,12 +127,7 @@ impl App {
 
     async fn finish(self) {
         tracing::info!("stopping: no new connections, finishing what is in flight");
-        self.stop_servers.cancel();
-        self.servers.close();
-        self.servers.wait().await;
-        self.stop_workers.cancel();
-        self.workers.close();
-        self.workers.wait().await;
-        self.state.queue.close().await;
+        self.servers.stop().await;
+        self.state.engine.stop().await;
     }
 }

@@ -50,7 +50,7 @@ pub struct Config {
     pub store: Store,
     /// The queue of deliveries.
     pub queue: Queue,
-    /// ScanWatermarks of Kinde.
+    /// Scans of Kinde.
     pub reconcile: Reconcile,
     /// The HTTP server.
     pub http: Http,
@@ -127,7 +127,7 @@ pub struct Queue {
     pub max_bytes: u64,
 }
 
-/// ScanWatermarks of Kinde, and what they may delete without approval.
+/// Scans of Kinde, and what they may delete without approval.
 #[derive(Clone, Debug, Default)]
 pub struct Reconcile {
     /// The interval between two scans; `None`: only on request.

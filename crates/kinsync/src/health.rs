@@ -3,7 +3,7 @@
 //! Two questions are kept apart. *Ready*: can a delivery be accepted? That needs the queue, and a secret or signing keys;
 //! it does not need MongoDB, because deliveries are queued. *Healthy*: is there anything that an operator should look at?
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
@@ -11,13 +11,14 @@ use kinsync_engine::{
     breaker::{Breaker, State},
     queue::{self, Stats},
     reconcile::{record::DriftKind, webhook_health},
+    supervisor::ComponentStatus,
 };
 use kinsync_tower::problem::chain;
 
 use crate::{
     api::health::{
         AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, QueueHealth,
-        ReconcileHealth, StoreHealth, WebhookHealth,
+        ReconcileHealth, StoreHealth, TaskHealth, WebhookHealth,
     },
     app::AppState,
     metrics::age,
@@ -45,8 +46,8 @@ pub struct Health {
 impl Health {
     /// Collects what is known without a request to a dependency.
     pub async fn of(state: &AppState) -> Self {
-        let queued = state.queue.stats().await;
-        let now = state.clock.now();
+        let queued = state.engine.queue().stats().await;
+        let now = state.engine.clock().now();
         let mut problems = Problems::default();
         let components = Components {
             webhook: problems.webhook(state, now),
@@ -55,6 +56,7 @@ impl Health {
             key_sets: state.key_sets.iter().map(|keys| problems.keys(state, keys)).collect(),
             authentication: problems.authentication(state),
             reconcile: problems.reconcile(state, now),
+            tasks: problems.tasks(state.engine.supervisor().status()),
         };
         let Problems { failing, degraded } = problems;
         Self { failing, degraded, components, uptime: state.started.elapsed() }
@@ -158,9 +160,9 @@ impl Problems {
     }
 
     fn store(&mut self, state: &AppState) -> StoreHealth {
-        let (unprepared, kind) = (state.store_error(), state.store_kind);
-        let last_error = unprepared.clone().or_else(|| state.breaker.last_error());
-        if state.breaker.state() != State::Closed || unprepared.is_some() {
+        let (unprepared, kind) = (state.engine.store_error(), state.engine.store_kind());
+        let last_error = unprepared.clone().or_else(|| state.engine.breaker().last_error());
+        if state.engine.breaker().state() != State::Closed || unprepared.is_some() {
             self.degraded.push(format!(
                 "the store ({kind}) is unavailable; deliveries are accepted and queued: {}",
                 cause(last_error.as_deref())
@@ -169,9 +171,20 @@ impl Problems {
         StoreHealth {
             kind: kind.to_owned(),
             prepared: unprepared.is_none(),
-            breaker: state.breaker.state().into(),
+            breaker: state.engine.breaker().state().into(),
             last_error,
         }
+    }
+
+    fn tasks(&mut self, status: BTreeMap<&'static str, ComponentStatus>) -> BTreeMap<String, TaskHealth> {
+        for (name, ComponentStatus { restarts, failure }) in &status {
+            if let Some(failure) = failure {
+                self.degraded.push(format!(
+                    "the task `{name}` failed and was restarted ({restarts} restarts): {failure}; report it with the log"
+                ));
+            }
+        }
+        status.into_iter().map(|(name, status)| (name.to_owned(), status.into())).collect()
     }
 
     fn authentication(&mut self, state: &AppState) -> Option<AuthenticationHealth> {
@@ -187,7 +200,7 @@ impl Problems {
     }
 
     fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
-        let status = state.reconcile.as_ref()?.status.borrow();
+        let status = state.engine.reconciler()?.status.borrow();
         if let Some(silence) = &status.silence {
             self.degraded.push(format!("{silence}; {}", webhook_health::FIX));
         }

@@ -22,5 +22,6 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+#[cfg(feature = "dev")]
 mod random;
 pub mod registration;

@@ -198,6 +198,11 @@ pub const METRICS: &[Metric] = &[
         help: "1 once the store has its indexes, else 0",
     },
     Metric {
+        name: "kinsync_component_restarts_total",
+        kind: Kind::Counter,
+        help: "Restarts of a long-running task after a panic or an unexpected end, by component",
+    },
+    Metric {
         name: "kinsync_breaker_state",
         kind: Kind::Gauge,
         help: "State of a circuit breaker, by dependency and caller: 0 closed, 1 half-open, 2 open",
@@ -285,9 +290,9 @@ fn describe() {
 
 /// Writes every metric in the Prometheus text format.
 pub async fn render(state: &AppState) -> String {
-    let now = state.clock.now();
+    let now = state.engine.clock().now();
     // A queue that does not answer leaves its gauges as they were.
-    if let Ok(queue) = state.queue.stats().await {
+    if let Ok(queue) = state.engine.queue().stats().await {
         gauge!("kinsync_queue_depth").set(float(queue.depth));
         gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
         gauge!("kinsync_queue_bytes").set(float(queue.bytes));
@@ -303,7 +308,7 @@ pub async fn render(state: &AppState) -> String {
         let issuer = keys.issuer().to_owned();
         gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
-    gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.store_error().is_none())));
+    gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.engine.store_error().is_none())));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
 }

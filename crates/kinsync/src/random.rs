@@ -1,18 +1,12 @@
 //! Draws random numbers. The lints allow it nowhere else in this crate, so that a test has one place to control.
 
-use std::{ops::RangeInclusive, time::Duration};
-
-#[cfg(feature = "dev")]
-use rand::distr::{Distribution, StandardUniform};
-use rand::{Rng, rngs::ThreadRng};
-
-/// Returns a random share of `pause`, for example `0.5..=1.0` of it, so that callers do not all return at the same time.
-pub(crate) fn jitter(pause: Duration, share: RangeInclusive<f64>) -> Duration {
-    pause.mul_f64(rng().random_range(share))
-}
+use rand::{
+    Rng,
+    distr::{Distribution, StandardUniform},
+    rngs::ThreadRng,
+};
 
 /// Returns a random number: a seed or a secret.
-#[cfg(feature = "dev")]
 pub(crate) fn number<T>() -> T
 where
     StandardUniform: Distribution<T>,

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use clap::Parser as _;
+use kinde::management;
 use kinsync_engine::store::mongo;
 use kinsync_tower::CurrentUser;
 use serde_json::{Value, json};
@@ -20,10 +21,7 @@ use tokio::net::TcpListener;
 use tracing_subscriber::filter::LevelFilter;
 use url::Url;
 
-use crate::{
-    demo::Demo,
-    kinsync::{Kinsync, Machine},
-};
+use crate::{demo::Demo, kinsync::Kinsync};
 
 /// A notebook with kinsync inside.
 #[derive(Debug, clap::Parser)]
@@ -60,12 +58,11 @@ async fn main() -> Result<()> {
     let listener = listener.with_context(about)?;
     let address = format!("http://{}", listener.local_addr()?);
     let mongo = settings.mongodb_uri.map(mongo::Config::new);
-    let machine = settings
-        .kinde_m2m_client_id
-        .zip(settings.kinde_m2m_client_secret)
-        .map(|(client_id, client_secret)| Machine { client_id, client_secret });
+    let machine = settings.kinde_m2m_client_id.zip(settings.kinde_m2m_client_secret);
     let (kinsync, steps, _demo) = if let Some(tenant) = settings.kinde_domain {
-        (Kinsync::start(tenant, &settings.data_dir, mongo, machine).await?, String::new(), None)
+        let management =
+            machine.map(|(id, secret)| management::Config::new(tenant.clone(), id, secret.into()));
+        (Kinsync::start(tenant, &settings.data_dir, mongo, management).await?, String::new(), None)
     } else {
         let demo = Demo::start(&address).await?;
         let own = mongo.map(|mongo| mongo::Config { database: Some("kinsync_example".into()), ..mongo });

@@ -177,8 +177,7 @@ impl Profiles {
     }
 
     /// Runs the queued requests until the token is cancelled.
-    pub(super) async fn run(&self, queued: mpsc::Receiver<ProfileRequest>, stop: &CancellationToken) {
-        let queued = Mutex::new(queued);
+    pub(super) async fn run(&self, queued: &Mutex<mpsc::Receiver<ProfileRequest>>, stop: &CancellationToken) {
         let lane = async || {
             let next = async || queued.lock().await.recv().await;
             while let Some(Some(ProfileRequest { token, raw })) = stop.run_until_cancelled(next()).await {

@@ -137,9 +137,9 @@ pub(super) struct Users {
 #[derive(Debug)]
 pub(super) struct LoadQueues {
     /// Loads that requests wait for.
-    loads: mpsc::Receiver<LoadRequest>,
+    loads: Mutex<mpsc::Receiver<LoadRequest>>,
     /// Background reloads of cached users.
-    reloads: mpsc::Receiver<LoadRequest>,
+    reloads: Mutex<mpsc::Receiver<LoadRequest>>,
 }
 
 /// All requests that wait for one user of a batch.
@@ -176,7 +176,7 @@ impl Users {
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
         };
-        (users, LoadQueues { loads: pending_loads, reloads: pending_reloads })
+        (users, LoadQueues { loads: Mutex::new(pending_loads), reloads: Mutex::new(pending_reloads) })
     }
 
     pub(super) fn breaker(&self) -> &Breaker {
@@ -251,10 +251,10 @@ impl Users {
     }
 
     /// Loads users until the token is cancelled. A slow call delays one of the four lanes for waiting requests.
-    pub(super) async fn run(&self, queues: LoadQueues, stop: &CancellationToken) {
-        let (loads, reloads) = (Mutex::new(queues.loads), Mutex::new(queues.reloads));
-        let lane = || self.lane(&loads, Duration::ZERO, BATCH, stop);
-        tokio::join!(lane(), lane(), lane(), lane(), self.lane(&reloads, COLLECT, RELOAD_BATCH, stop));
+    pub(super) async fn run(&self, queues: &LoadQueues, stop: &CancellationToken) {
+        let LoadQueues { loads, reloads } = queues;
+        let lane = || self.lane(loads, Duration::ZERO, BATCH, stop);
+        tokio::join!(lane(), lane(), lane(), lane(), self.lane(reloads, COLLECT, RELOAD_BATCH, stop));
     }
 
     async fn lane(

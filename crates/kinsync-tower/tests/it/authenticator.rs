@@ -118,7 +118,8 @@ impl Process {
         };
         let (authenticator, work) = Authenticator::new(parts, config);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(work.run(stop.clone()));
+        let stopped = stop.clone();
+        tasks.spawn(async move { work.run(stopped).await });
         Self { authenticator, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
     }
 

@@ -1,6 +1,8 @@
 //! The state of the server and of everything that it depends on.
 
-use kinsync_engine::{breaker::State, reconcile::webhook_health::SilentWebhook};
+use std::collections::BTreeMap;
+
+use kinsync_engine::{breaker::State, reconcile::webhook_health::SilentWebhook, supervisor::ComponentStatus};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -67,9 +69,22 @@ pub struct Components {
     /// Requests with an access token; absent without a trusted issuer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authentication: Option<AuthenticationHealth>,
-    /// ScanWatermarks of Kinde; absent without a machine-to-machine application.
+    /// Scans of Kinde; absent without a machine-to-machine application.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reconcile: Option<ReconcileHealth>,
+    /// The long-running tasks, by name.
+    pub tasks: BTreeMap<String, TaskHealth>,
+}
+
+/// A long-running task. It is restarted after a failure.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskHealth {
+    /// Restarts since the server started.
+    pub restarts: u64,
+    /// Why the task ended last; absent once it has run for a minute again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// Deliveries.
@@ -135,7 +150,7 @@ pub enum BreakerState {
     Open,
 }
 
-/// ScanWatermarks of Kinde.
+/// Scans of Kinde.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ReconcileHealth {
@@ -221,5 +236,11 @@ impl From<&SilentWebhook> for WebhookSilence {
                 Self::LongPause { last_event_at: (*last_event_at).into(), usual_seconds: *usual_seconds }
             }
         }
+    }
+}
+
+impl From<ComponentStatus> for TaskHealth {
+    fn from(status: ComponentStatus) -> Self {
+        Self { restarts: status.restarts, last_error: status.failure }
     }
 }

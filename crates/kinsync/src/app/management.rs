@@ -33,20 +33,24 @@ pub(crate) fn settings(config: &Config) -> Option<management::Config> {
     Some(settings)
 }
 
-/// What compares the tenant with this store; `None` as for [`client`].
+/// Returns a reconciler of the tenant and this store; `None` as for [`client`].
 pub(crate) fn reconciler(
     config: &Config,
     store: Arc<dyn Store>,
     clock: Clock,
 ) -> Result<Option<Reconciler>, Error> {
-    let Some(kinde) = client(config)? else { return Ok(None) };
-    let Reconcile { max_deletes, max_delete_share: share, .. } = &config.reconcile;
-    let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
-    let settings = reconcile::Config { deletes, name: name(), ..reconcile::Config::default() };
-    Ok(Some(Reconciler::new(kinde, store, clock, settings)))
+    let client = client(config)?;
+    Ok(client.map(|kinde| Reconciler::new(kinde, store, clock, limits(&config.reconcile))))
 }
 
-/// Who we are, for the others and for people.
+/// The limits of the reconciler.
+pub(super) fn limits(settings: &Reconcile) -> reconcile::Config {
+    let Reconcile { max_deletes, max_delete_share: share, .. } = settings;
+    let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
+    reconcile::Config { deletes, name: name(), ..reconcile::Config::default() }
+}
+
+/// Process name recorded in the lease.
 fn name() -> String {
     let pid = std::process::id();
     match std::fs::read_to_string("/proc/sys/kernel/hostname") {

@@ -5,146 +5,102 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
-    breaker::Breaker,
-    clock::Clock,
-    projector::Projector,
-    queue::{
-        self, Queue,
-        embedded::{self as embedded_queue, EmbeddedQueue},
-    },
-    reconcile::schedule::{self, Schedule},
-    store::{
-        self, Store,
-        embedded::EmbeddedStore,
-        mongo::{self, MongoStore},
-    },
+    Engine, engine,
+    queue::{self, embedded},
+    store::{self, OpenedStore, mongo},
 };
-use kinsync_tower::{WebhookService, webhook};
+use kinsync_tower::{WebhookService, authenticator::BackgroundTasks, webhook};
+use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::ExposeSecret;
-use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{AdminToken, App, AppState, Error, authenticator, management, state::ReconcilerHandle};
+use super::{AdminToken, App, AppState, Error, authenticator, management};
 use crate::{
     config::{self, Config, rules::disabled},
     http::{
         router,
         server::{Limits, Server},
     },
-    metrics, random,
+    metrics,
 };
 
-/// The first pause before the store is prepared again; it doubles up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(250);
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let metrics = metrics::recorder();
-    let clock = Clock::system();
-    let queue = open_queue(&config, clock.clone()).await?;
+    let engine = open_engine(&config).await?;
+    let (queue, store, clock) = (engine.queue(), engine.store(), engine.clock());
     let tenant = key_set(&config)?;
     let verifier = verifier(&config, tenant.clone())?;
     let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
-    let opened = open_store(&config).await?;
-    let breaker = Breaker::new("store", "projector", kinsync_engine::breaker::Config::default());
     let (authenticator, requests) =
-        authenticator::open(&config, &key_sets, opened.store(), Arc::clone(&queue), clock.clone())?.unzip();
+        authenticator::open(&config, &key_sets, Arc::clone(store), Arc::clone(queue), clock.clone())?.unzip();
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
-    let service = WebhookService::new(verifier.clone(), Arc::clone(&queue), clock.clone(), limits(&config));
-    let (reconcile, schedule) = open_reconciler(&config, opened.store(), clock.clone())?.unzip();
-    let first = matches!(opened, Opened::Mongo(_)).then(|| "not connected yet".to_owned());
-    let (prepared, unprepared) = watch::channel(first);
+    let service = WebhookService::new(verifier.clone(), Arc::clone(queue), clock.clone(), limits(&config));
     let state = Arc::new(AppState {
         admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
         webhook: service,
-        store: opened.store(),
-        store_kind: opened.kind(),
         started: Instant::now(),
         config,
-        queue,
-        breaker,
-        clock,
+        engine,
         verifier,
         key_sets,
         authenticator,
-        reconcile,
         metrics,
-        unprepared,
     });
-    let (failed, failure) = watch::channel(None);
-    let running = Running::new(failed);
-    let (address, operation_address) = running.listen(&state).await?;
-    running.work(&state, opened, prepared);
-    if let Some(requests) = requests {
-        running.workers.spawn(requests.run(running.stop_workers.clone()));
-    }
-    if let Some(schedule) = schedule {
-        let (state, stop) = (Arc::clone(&state), running.stop_workers.clone());
-        running.workers.spawn(async move {
-            let mut unprepared = state.unprepared.clone();
-            let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
-            if stop.run_until_cancelled(prepared).await == Some(true) {
-                schedule.run(&stop).await;
-            }
-        });
-    }
+    let servers = Servers::default();
+    let (address, operation_address) = servers.listen(&state).await?;
+    state.engine.start();
+    supervise(&state, requests);
     announce(&state.config, address);
-    Ok(App {
-        state,
-        address,
-        operation_address,
-        servers: running.servers,
-        workers: running.workers,
-        stop_servers: running.stop_servers,
-        stop_workers: running.stop_workers,
-        failure,
-    })
+    Ok(App { state, address, operation_address, servers })
 }
 
-async fn open_queue(config: &Config, clock: Clock) -> Result<Arc<dyn Queue>, Error> {
+/// Opens the queue and the store that the settings name.
+async fn open_engine(config: &Config) -> Result<Engine, Error> {
     let config::QueueKind::Embedded = config.queue.kind;
-    let bounds = embedded_queue::Config {
+    let queue = embedded::Config {
         max_entries: config.queue.max_entries,
         max_bytes: config.queue.max_bytes,
-        ..embedded_queue::Config::default()
+        ..embedded::Config::default()
     };
-    let folder = config.data_dir.clone();
-    let queue = blocking("queue", move || EmbeddedQueue::open(&folder, bounds, clock)).await?;
-    Ok(Arc::new(queue.map_err(|error| unusable(&config.data_dir, error))?))
+    let mut builder = Engine::builder(&config.data_dir)
+        .queue(queue)
+        .reconcile(management::limits(&config.reconcile))
+        .scan_every(config.reconcile.every);
+    if let Some(mongodb) = mongodb(config) {
+        builder = builder.mongodb(mongodb);
+    }
+    if let Some(api) = management::settings(config) {
+        builder = builder.management(api);
+    }
+    builder.open().await.map_err(|error| cannot_open(&config.data_dir, error))
 }
 
-/// At the start a fault of the disk ends the process: the advice differs from that of a running queue, which recovers.
-fn unusable(data_dir: &Path, error: queue::Error) -> Error {
+/// A disk fault at the start ends the process, so its advice differs from that of a running queue, which recovers.
+fn cannot_open(data_dir: &Path, error: engine::Error) -> Error {
     match error {
-        queue::Error::Unavailable { source, .. } => {
+        engine::Error::Queue(queue::Error::Unavailable { source, .. }) => {
             Error::DataDir { path: data_dir.display().to_string(), source: source.into() }
         }
-        error => Error::Queue(Arc::new(error)),
+        engine::Error::Queue(error) => Error::Queue(Arc::new(error)),
+        engine::Error::Store(error) => Error::Store(Arc::new(error)),
+        engine::Error::Management(error) => Error::Management(Arc::new(error)),
+        error => Error::Engine(Arc::new(error)),
     }
 }
 
-/// Runs what waits for the disk.
-async fn blocking<T: Send + 'static>(
-    part: &'static str,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Ended { part })
+/// Opens only the store, for a command that runs without a server.
+pub(crate) async fn open_store(config: &Config) -> Result<OpenedStore, Error> {
+    store::open(&config.data_dir, mongodb(config)).await.map_err(|error| Error::Store(Arc::new(error)))
 }
 
-/// Compares Kinde with the store, if there is a machine-to-machine application.
-fn open_reconciler(
-    config: &Config,
-    store: Arc<dyn Store>,
-    clock: Clock,
-) -> Result<Option<(ReconcilerHandle, Schedule)>, Error> {
-    let Some(reconciler) = management::reconciler(config, store, clock)? else { return Ok(None) };
-    let (wake, when) = (Arc::new(Notify::new()), schedule::Config::every(config.reconcile.every));
-    let (schedule, status) = Schedule::new(reconciler.clone(), when, Arc::clone(&wake));
-    Ok(Some((ReconcilerHandle { reconciler, status, wake }, schedule)))
+fn mongodb(config: &Config) -> Option<mongo::Config> {
+    let uri = config.store.mongodb_uri.as_ref()?;
+    Some(mongo_config(&config.store, uri.expose_secret()))
 }
 
 fn key_set(config: &Config) -> Result<Option<Jwks>, Error> {
@@ -173,47 +129,6 @@ fn limits(config: &Config) -> webhook::Config {
     }
 }
 
-/// The store, opened but perhaps not prepared.
-pub(crate) enum Opened {
-    Mongo(MongoStore),
-    Embedded(Arc<EmbeddedStore>),
-}
-
-impl Opened {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Mongo(_) => "mongodb",
-            Self::Embedded(_) => "embedded",
-        }
-    }
-
-    pub(crate) fn store(&self) -> Arc<dyn Store> {
-        match self {
-            Self::Mongo(store) => Arc::new(store.clone()),
-            Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
-        }
-    }
-
-    /// Makes what the store needs before its first write.
-    pub(crate) async fn prepare(&self) -> Result<(), store::Error> {
-        match self {
-            Self::Mongo(store) => store.prepare().await,
-            Self::Embedded(_) => Ok(()),
-        }
-    }
-}
-
-pub(crate) async fn open_store(config: &Config) -> Result<Opened, Error> {
-    let folder = config.data_dir.clone();
-    let opened = if let Some(uri) = &config.store.mongodb_uri {
-        MongoStore::connect(mongo_config(&config.store, uri.expose_secret())).await.map(Opened::Mongo)
-    } else {
-        let store = blocking("store", move || EmbeddedStore::open(&folder)).await?;
-        store.map(Arc::new).map(Opened::Embedded)
-    };
-    opened.map_err(|error| Error::Store(Arc::new(error)))
-}
-
 /// The store in MongoDB as the settings say.
 pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
     mongo::Config {
@@ -227,56 +142,64 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
     }
 }
 
-/// What runs, and what ends it.
-struct Running {
-    servers: TaskTracker,
-    workers: TaskTracker,
-    stop_servers: CancellationToken,
-    stop_workers: CancellationToken,
-    failed: watch::Sender<Option<Error>>,
+/// The listening sockets.
+#[derive(Debug, Default)]
+pub(super) struct Servers {
+    tasks: TaskTracker,
+    stop: CancellationToken,
 }
 
-impl Running {
-    fn new(failed: watch::Sender<Option<Error>>) -> Self {
-        Self {
-            servers: TaskTracker::new(),
-            workers: TaskTracker::new(),
-            stop_servers: CancellationToken::new(),
-            stop_workers: CancellationToken::new(),
-            failed,
-        }
-    }
-
+impl Servers {
     /// Binds every address before any of them is served, so that a taken one starts nothing.
     async fn listen(&self, state: &Arc<AppState>) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
         let http = &state.config.http;
         let main = bind(SocketAddr::new(http.bind, http.port), state).await?;
         let operation =
             if let Some(address) = http.metrics_bind { Some(bind(address, state).await?) } else { None };
-        let address = self.serve(main, router::public(state));
-        let operation_address = operation.map(|server| self.serve(server, router::monitoring(state)));
+        let address = self.serve(state, "http server", main, router::public(state));
+        let operation_address =
+            operation.map(|server| self.serve(state, "monitoring server", server, router::monitoring(state)));
         Ok((address, operation_address))
     }
 
-    fn serve(&self, (server, address): (Server, SocketAddr), router: Router) -> SocketAddr {
-        self.servers.spawn(server.serve(router, self.stop_servers.clone()));
+    fn serve(
+        &self,
+        state: &Arc<AppState>,
+        name: &'static str,
+        (server, address): (Server, SocketAddr),
+        router: Router,
+    ) -> SocketAddr {
+        let (stop, supervisor) = (self.stop.clone(), state.engine.supervisor().clone());
+        let served = self.tasks.spawn(server.serve(router, stop.clone()));
+        // A listener cannot be started again with its connections: its end is the end of the process.
+        self.tasks.spawn(async move {
+            if served.await.is_err() || !stop.is_cancelled() {
+                supervisor.fail(Arc::new(Error::Ended { part: name }));
+            }
+        });
         address
     }
 
-    fn work(&self, state: &Arc<AppState>, opened: Opened, prepared: watch::Sender<Option<String>>) {
-        self.workers.spawn(upkeep(Arc::clone(state), self.stop_workers.clone()));
-        for keys in state.key_sets.clone() {
-            let stop = self.stop_workers.clone();
-            self.workers.spawn(async move { _ = stop.run_until_cancelled(learn_keys(keys)).await });
-        }
-        let (stop, failed) = (self.stop_workers.clone(), self.failed.clone());
-        let work = self.workers.spawn(project(Arc::clone(state), opened, prepared, stop));
-        self.workers.spawn(async move {
-            match work.await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => _ = failed.send(Some(Error::Store(Arc::new(error)))),
-                Err(_) => _ = failed.send(Some(Error::Ended { part: "projector" })),
-            }
+    /// Accepts no new connections and waits for the requests in flight.
+    pub(super) async fn stop(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Starts what runs beside the requests.
+fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
+    let supervisor = state.engine.supervisor();
+    let metrics = state.metrics.clone();
+    supervisor.spawn("metrics", move |stop| upkeep(metrics.clone(), stop));
+    for keys in state.key_sets.clone() {
+        supervisor.spawn_once("signing keys", learn_keys(keys));
+    }
+    if let Some(requests) = requests.map(Arc::new) {
+        supervisor.spawn("authenticator", move |stop| {
+            let requests = Arc::clone(&requests);
+            async move { requests.run(stop).await }
         });
     }
 }
@@ -298,49 +221,6 @@ async fn bind(address: SocketAddr, state: &AppState) -> Result<(Server, SocketAd
     Ok((server, bound))
 }
 
-/// Prepares the store, however long that takes, then projects until told to stop.
-async fn project(
-    state: Arc<AppState>,
-    opened: Opened,
-    prepared: watch::Sender<Option<String>>,
-    stop: CancellationToken,
-) -> Result<(), store::Error> {
-    match stop.run_until_cancelled(Box::pin(prepare(&opened, &prepared))).await {
-        None => return Ok(()),
-        Some(outcome) => outcome?,
-    }
-    let (queue, store) = (Arc::clone(&state.queue), Arc::clone(&state.store));
-    let config = kinsync_engine::projector::Config::default();
-    Projector::new(queue, store, state.breaker.clone(), state.clock.clone(), config).run(stop).await;
-    Ok(())
-}
-
-/// Ends when the store is prepared, or never will be.
-async fn prepare(opened: &Opened, prepared: &watch::Sender<Option<String>>) -> Result<(), store::Error> {
-    let mut pause = FIRST_PAUSE;
-    loop {
-        match opened.prepare().await {
-            Ok(()) => {
-                tracing::info!(store = opened.kind(), "the store is ready");
-                prepared.send_replace(None);
-                return Ok(());
-            }
-            Err(error) if error.is_transient() => {
-                let cause = kinsync_tower::problem::chain(&error);
-                tracing::warn!(
-                    store = opened.kind(),
-                    error = cause,
-                    "the store does not answer; deliveries wait"
-                );
-                prepared.send_replace(Some(kinsync_tower::problem::chain(&error)));
-            }
-            Err(error) => return Err(error),
-        }
-        tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
 /// Asks for the keys of an issuer before the first delivery or request needs them.
 async fn learn_keys(jwks: Jwks) {
     while jwks.refresh().await.is_err() {
@@ -349,10 +229,10 @@ async fn learn_keys(jwks: Jwks) {
     tracing::info!(issuer = jwks.issuer(), keys = jwks.status().key_count, "the issuer's keys are known");
 }
 
-async fn upkeep(state: Arc<AppState>, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(metrics::UPKEEP);
+async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(crate::metrics::UPKEEP);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        state.metrics.run_upkeep();
+        metrics.run_upkeep();
     }
 }
 

@@ -68,10 +68,10 @@ async fn serve(config: Config) -> Result<ExitCode, Exit> {
 
 /// Requests a scan on SIGUSR1.
 async fn scan(app: &App) {
-    if app.state().reconcile.is_none() {
+    if app.state().engine.reconciler().is_none() {
         return tracing::warn!("SIGUSR1 requests a scan, which needs KINDE_M2M_CLIENT_ID");
     }
-    match app.state().ask_for_scan().await {
+    match app.state().engine.request_scan().await {
         Ok(()) => tracing::info!("scan requested by SIGUSR1"),
         Err(error) => {
             tracing::warn!(error = kinsync_tower::problem::chain(&error), "the scan could not be requested");

@@ -71,7 +71,7 @@ impl Sampler {
 
     /// Takes a snapshot. Not cancel safe for the comparison, which then stays that of the snapshot before.
     pub(super) async fn sample(&mut self) -> Snapshot {
-        let at = Timestamp::from_microsecond(self.state.clock.now().0).unwrap_or(Timestamp::MAX);
+        let at = Timestamp::from_microsecond(self.state.engine.clock().now().0).unwrap_or(Timestamp::MAX);
         let kinde = self.emulator.users();
         let deliveries = self.emulator.deliveries();
         self.history.read(&deliveries, |id| self.emulator.event(id));
@@ -94,8 +94,8 @@ impl Sampler {
     /// # Errors
     /// Why the store could not be read; the last comparison is kept.
     async fn compare(&mut self, kinde: &[User]) -> Result<(), String> {
-        if self.state.breaker.state() != State::Closed {
-            let error = self.state.breaker.last_error();
+        if self.state.engine.breaker().state() != State::Closed {
+            let error = self.state.engine.breaker().last_error();
             return Err(error.unwrap_or_else(|| "the store is unavailable".to_owned()));
         }
         let read = timeout(READ_DEADLINE, stored(&self.state)).await;
@@ -108,7 +108,7 @@ impl Sampler {
             in_store: (live.len() as u64).saturating_sub(self.drift.unknown),
             deleted: known.count() as u64,
         };
-        let is_draining = self.state.queue.stats().await.is_ok_and(|stats| stats.depth > 0);
+        let is_draining = self.state.engine.queue().stats().await.is_ok_and(|stats| stats.depth > 0);
         self.apply_grace(is_draining);
         Ok(())
     }
@@ -130,7 +130,8 @@ impl Sampler {
     }
 
     async fn snapshot(&mut self, deliveries: &[Delivery], store_error: Option<String>) -> Snapshot {
-        let (stats, queue) = (self.emulator.stats(), self.state.queue.stats().await.unwrap_or_default());
+        let (stats, queue) =
+            (self.emulator.stats(), self.state.engine.queue().stats().await.unwrap_or_default());
         let text = metrics::render(&self.state).await;
         let page = Page::new(&text);
         let lag = "kinsync_lag_seconds";
@@ -148,10 +149,12 @@ impl Sampler {
             },
             queue: Queue {
                 depth: queue.depth,
-                oldest_seconds: queue.oldest_received_at.map(|at| metrics::age(at, self.state.clock.now())),
+                oldest_seconds: queue
+                    .oldest_received_at
+                    .map(|at| metrics::age(at, self.state.engine.clock().now())),
                 dead_letters: queue.dead_letters,
             },
-            breaker: self.state.breaker.state().as_str(),
+            breaker: self.state.engine.breaker().state().as_str(),
             store_error,
             events: stats.events,
             events_per_second: self.rate.average(),
@@ -161,7 +164,7 @@ impl Sampler {
     }
 
     fn reconciler(&mut self) -> Option<Reconciler> {
-        let status = self.state.reconcile.as_ref()?.status.borrow().clone();
+        let status = self.state.engine.reconciler()?.status.borrow().clone();
         if let Some(run) = &status.latest {
             self.scans.add(run);
         }
@@ -169,7 +172,7 @@ impl Sampler {
         Some(Reconciler {
             scans: self.scans.count,
             repaired: self.scans.repaired,
-            last_scan_seconds_ago: ended_at.map(|at| metrics::age(at, self.state.clock.now())),
+            last_scan_seconds_ago: ended_at.map(|at| metrics::age(at, self.state.engine.clock().now())),
             failure: status.failure,
         })
     }
@@ -206,7 +209,12 @@ async fn stored(state: &AppState) -> Result<Vec<UserDocument>, String> {
     let mut documents = Vec::new();
     let mut filter = UserFilter { with_deleted: true, limit: PAGE, ..UserFilter::default() };
     loop {
-        let rows = state.store.users(&filter).await.map_err(|error| kinsync_tower::problem::chain(&error))?;
+        let rows = state
+            .engine
+            .store()
+            .users(&filter)
+            .await
+            .map_err(|error| kinsync_tower::problem::chain(&error))?;
         documents.extend(rows.iter().map(kinsync_engine::store::Row::document));
         filter.after = rows.next;
         if filter.after.is_none() {

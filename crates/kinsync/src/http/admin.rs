@@ -26,7 +26,7 @@ use crate::{
         stats::Stats,
         users::{CheckRequested, User, UserPage, UsersQuery},
     },
-    app::{AppState, ReconcilerHandle},
+    app::AppState,
 };
 
 /// The longest page of a list.
@@ -77,15 +77,15 @@ fn not_found(what: &'static str) -> Failure {
 
 /// GET /api/admin/stats
 pub async fn stats(state: Arc<AppState>, (): ()) -> Result<Stats> {
-    let store = state.store.counts().await?.into();
-    Ok(Stats { store, queue: (&state.queue.stats().await?).into() })
+    let store = state.engine.store().counts().await?.into();
+    Ok(Stats { store, queue: (&state.engine.queue().stats().await?).into() })
 }
 
 /// GET /api/admin/users
 pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> Result<UserPage> {
     let limit = limit(query.limit)?;
     let filter = UserFilter { email: query.email, with_deleted: query.deleted, after: query.after, limit };
-    let page = state.store.users(&filter).await?;
+    let page = state.engine.store().users(&filter).await?;
     let users = page.iter().map(Row::document).collect();
     Ok(UserPage { users, next: page.next, undecodable: page.undecodable })
 }
@@ -93,7 +93,7 @@ pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> R
 /// GET /api/admin/users/{id}
 pub async fn user(state: Arc<AppState>, Id(id): Id) -> Result<User> {
     let id = UserId::parse(&id).map_err(|_| not_found("user"))?;
-    let row = state.store.load(&[id]).await?.pop().flatten();
+    let row = state.engine.store().load(&[id]).await?.pop().flatten();
     row.map(|row| row.document()).ok_or_else(|| not_found("user"))
 }
 
@@ -101,14 +101,14 @@ pub async fn user(state: Arc<AppState>, Id(id): Id) -> Result<User> {
 pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) -> Result<EventPage> {
     let limit = limit(query.limit)?;
     let filter = EventFilter { user: query.user, event_type: query.event_type, after: query.after, limit };
-    let page = state.store.events(&filter).await?;
+    let page = state.engine.store().events(&filter).await?;
     let events = page.iter().map(Into::into).collect();
     Ok(EventPage { events, next: page.next, undecodable: page.undecodable })
 }
 
 /// GET /api/admin/events/{id}
 pub async fn event(state: Arc<AppState>, Id(id): Id) -> Result<Event> {
-    let event = state.store.event(&id).await?;
+    let event = state.engine.store().event(&id).await?;
     event.as_ref().map(Event::from).ok_or_else(|| not_found("event"))
 }
 
@@ -118,7 +118,8 @@ pub async fn dead_letters(
     Params(query): Params<DeadLettersQuery>,
 ) -> Result<DeadLetterPage> {
     let limit = limit(query.limit)?;
-    let mut found = state.queue.dead_letters(query.after.map(EntryId::new).as_ref(), limit + 1).await?;
+    let mut found =
+        state.engine.queue().dead_letters(query.after.map(EntryId::new).as_ref(), limit + 1).await?;
     let has_more = found.len() > limit;
     found.truncate(limit);
     let next = found.last().map(|letter| letter.id.to_string()).filter(|_| has_more);
@@ -127,19 +128,19 @@ pub async fn dead_letters(
 
 /// GET /api/admin/dead-letters/{id}
 pub async fn dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetter> {
-    Ok((&state.queue.find_dead_letter(&EntryId::new(id)).await?).into())
+    Ok((&state.engine.queue().find_dead_letter(&EntryId::new(id)).await?).into())
 }
 
 /// POST /api/admin/dead-letters/{id}/retry
 pub async fn retry_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetterChanged> {
-    state.queue.retry_dead_letter(&EntryId::new(id.as_str())).await?;
+    state.engine.queue().retry_dead_letter(&EntryId::new(id.as_str())).await?;
     tracing::info!(id, "dead letter put back into the queue by an operator");
     Ok(DeadLetterChanged { id, status: DeadLetterStatus::Queued })
 }
 
 /// DELETE /api/admin/dead-letters/{id}
 pub async fn drop_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLetterChanged> {
-    state.queue.drop_dead_letter(&EntryId::new(id.as_str())).await?;
+    state.engine.queue().drop_dead_letter(&EntryId::new(id.as_str())).await?;
     tracing::info!(id, "dead letter removed by an operator");
     Ok(DeadLetterChanged { id, status: DeadLetterStatus::Dropped })
 }
@@ -147,9 +148,9 @@ pub async fn drop_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLe
 /// GET /api/admin/users/{id}/explain
 pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanation> {
     let user = UserId::parse(&id).map_err(|_| not_found("user"))?;
-    let row = state.store.load(std::slice::from_ref(&user)).await?.pop().flatten();
+    let row = state.engine.store().load(std::slice::from_ref(&user)).await?.pop().flatten();
     let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
-    let events = state.store.events(&filter).await?;
+    let events = state.engine.store().events(&filter).await?;
     if row.is_none() && events.is_empty() {
         return Err(not_found("user"));
     }
@@ -164,7 +165,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
 /// What a scan would do with this user, compared with Kinde now.
 async fn next_scan(state: &AppState, user: UserId) -> NextScan {
     let unknown = |reason| NextScan::Unknown { reason };
-    let Some(reconcile) = &state.reconcile else {
+    let Some(reconcile) = state.engine.reconciler() else {
         return unknown("set KINDE_M2M_CLIENT_ID, so that Kinde can be read".into());
     };
     match tokio::time::timeout(KINDE_TIMEOUT, reconcile.reconciler.look(&[user])).await {
@@ -179,21 +180,21 @@ async fn next_scan(state: &AppState, user: UserId) -> NextScan {
 
 /// GET /api/admin/runs
 pub async fn runs(state: Arc<AppState>, (): ()) -> Result<RunList> {
-    let runs = record::runs(&*state.store).await?;
+    let runs = record::runs(&**state.engine.store()).await?;
     Ok(RunList { runs: runs.iter().map(|run| RunSummary::new(run, &runs)).collect() })
 }
 
 /// GET /api/admin/runs/{id}
 pub async fn run(state: Arc<AppState>, Id(id): Id) -> Result<Run> {
-    let runs = record::runs(&*state.store).await?;
+    let runs = record::runs(&**state.engine.store()).await?;
     let run = runs.iter().find(|run| run.id == id).ok_or_else(|| not_found("run"))?;
     Ok(Run::new(run, &runs))
 }
 
 /// GET /api/admin/drift
 pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
-    let runs = record::runs(&*state.store).await?;
-    let silence = state.reconcile.as_ref().and_then(|reconcile| reconcile.status.borrow().silence.clone());
+    let runs = record::runs(&**state.engine.store()).await?;
+    let silence = state.engine.reconciler().and_then(|reconcile| reconcile.status.borrow().silence.clone());
     Ok(DriftReport {
         run: runs.iter().find(|run| run.is_whole()).map(|run| Run::new(run, &runs)),
         webhook_silence: silence.as_ref().map(Into::into),
@@ -205,15 +206,15 @@ pub async fn reconcile(state: Arc<AppState>, Body(request): Body<ScanRequest>) -
     reconciler(&state)?;
     match &request.approve {
         None => {
-            state.ask_for_scan().await?;
+            state.engine.request_scan().await?;
             tracing::info!("scan requested by an operator");
         }
         Some(run) => {
-            if !reconcile::is_held(&*state.store, run).await? {
+            if !reconcile::is_held(&**state.engine.store(), run).await? {
                 let run = run.clone();
                 return Err(bad_parameter(reconcile::Error::NothingHeld { run }.to_string()));
             }
-            state.approve(run).await?;
+            state.engine.approve(run).await?;
             tracing::info!(run, "held deletions approved by an operator");
         }
     }
@@ -224,16 +225,16 @@ pub async fn reconcile(state: Arc<AppState>, Body(request): Body<ScanRequest>) -
 pub async fn check_user(state: Arc<AppState>, Id(id): Id) -> Result<CheckRequested> {
     reconciler(&state)?;
     let user = UserId::parse(&id).map_err(|error| bad_parameter(format!("the id of the user: {error}")))?;
-    state.ask_for_check(user).await?;
+    state.engine.request_check(user).await?;
     tracing::info!(user = id, "check of a user requested by an operator");
     Ok(CheckRequested { user: id, requested_at: now(&state) })
 }
 
 fn now(state: &AppState) -> Time {
-    state.clock.now().into()
+    state.engine.clock().now().into()
 }
 
-fn reconciler(state: &AppState) -> Result<&ReconcilerHandle> {
+fn reconciler(state: &AppState) -> Result<&kinsync_engine::engine::ReconcilerHandle> {
     let disabled = Problem::Disabled { what: "scans", enabled_by: "KINDE_M2M_CLIENT_ID" };
-    state.reconcile.as_ref().ok_or(Failure::from(disabled))
+    state.engine.reconciler().ok_or(Failure::from(disabled))
 }

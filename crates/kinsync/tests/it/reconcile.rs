@@ -455,7 +455,7 @@ async fn a_webhook_that_was_disabled_is_noticed_and_its_end_too() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     silent(true).await;
-    // ScanWatermarks that find nothing more to repair do not say that the webhook works.
+    // Scans that find nothing more to repair do not say that the webhook works.
     let deadline = Instant::now() + PATIENCE;
     let mut clean = std::collections::BTreeSet::new();
     while clean.len() < 3 {

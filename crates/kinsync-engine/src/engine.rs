@@ -1,0 +1,341 @@
+//! The engine as one part: queue, store, projector and reconciler, composed, started and stopped together.
+//!
+//! The binary, embedding applications and tests use this and nothing below it. Deliveries are accepted as soon as
+//! [`Builder::open`] returns: the queue is open then. MongoDB may be unavailable at that time; its indexes are made and
+//! the projector starts when it answers.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use kinde::management::{self, Client};
+use kinsync_core::UserId;
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    breaker::{self, Breaker, error_chain},
+    clock::Clock,
+    pending_checks::PendingChecks,
+    projector::{self, Projector},
+    queue::{
+        self, Queue,
+        embedded::{self, EmbeddedQueue},
+    },
+    random,
+    reconcile::{
+        self, Reconciler,
+        schedule::{self, Schedule, Status},
+    },
+    store::{self, OpenedStore, Store, mongo},
+    supervisor::Supervisor,
+};
+
+/// Pause before the store is prepared again after a failure. Doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// Why the engine could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The queue could not be opened.
+    #[error("cannot open the queue")]
+    Queue(#[source] queue::Error),
+    /// The store could not be opened or prepared.
+    #[error("cannot use the store")]
+    Store(#[source] store::Error),
+    /// The client of the Management API could not be made.
+    #[error("cannot use the Management API")]
+    Management(#[source] management::ConfigError),
+    /// A task that opened a file ended.
+    #[error("opening {part} ended unexpectedly")]
+    Ended {
+        /// What was opened.
+        part: &'static str,
+    },
+}
+
+/// Settings of an engine. Made by [`Engine::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `open` is called"]
+pub struct Builder {
+    data_dir: PathBuf,
+    clock: Clock,
+    queue: embedded::Config,
+    mongodb: Option<mongo::Config>,
+    management: Option<management::Config>,
+    reconcile: reconcile::Config,
+    scan_every: Option<Duration>,
+    projector: projector::Config,
+}
+
+impl Builder {
+    /// Keeps users in this MongoDB. Without it they are kept in an SQLite file in the data folder.
+    pub fn mongodb(mut self, config: mongo::Config) -> Self {
+        self.mongodb = Some(config);
+        self
+    }
+
+    /// Reconciles users with the Management API of the tenant. Without it nothing repairs what webhooks miss.
+    pub fn management(mut self, config: management::Config) -> Self {
+        self.management = Some(config);
+        self
+    }
+
+    /// Sets the limits of the reconciler. Only used with [`Builder::management`].
+    pub fn reconcile(mut self, config: reconcile::Config) -> Self {
+        self.reconcile = config;
+        self
+    }
+
+    /// Sets the time from the start of one scan to the start of the next; one hour unless set. `None` scans only on
+    /// request.
+    pub fn scan_every(mut self, every: Option<Duration>) -> Self {
+        self.scan_every = every;
+        self
+    }
+
+    /// Sets the limits of the queue.
+    pub fn queue(mut self, config: embedded::Config) -> Self {
+        self.queue = config;
+        self
+    }
+
+    /// Sets the source of time.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Opens the queue and the store. Starts nothing; call [`Engine::start`] next.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
+    /// does not answer is no error.
+    pub async fn open(self) -> Result<Engine, Error> {
+        let Self { data_dir, clock, queue, mongodb, management, reconcile, scan_every, projector } = self;
+        let queue = open_queue(&data_dir, queue, clock.clone()).await?;
+        let store = store::open(&data_dir, mongodb).await.map_err(Error::Store)?;
+        let client = management.map(Client::new).transpose().map_err(Error::Management)?;
+        let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
+        let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
+        let unprepared = store.needs_preparation().then(|| "not connected yet".to_owned());
+        let breaker = Breaker::new("store", "projector", breaker::Config::default());
+        let projector =
+            Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
+        Ok(Engine(Arc::new(Inner {
+            queue,
+            shared_store: store.store(),
+            store,
+            clock,
+            breaker,
+            projector,
+            reconciler,
+            schedule,
+            unprepared: watch::Sender::new(unprepared),
+            supervisor: Supervisor::default(),
+        })))
+    }
+}
+
+/// An opened engine. Clones share everything. Dropping it stops nothing: call [`Engine::stop`].
+#[derive(Clone, Debug)]
+pub struct Engine(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    queue: Arc<dyn Queue>,
+    store: OpenedStore,
+    shared_store: Arc<dyn Store>,
+    clock: Clock,
+    breaker: Breaker,
+    projector: Projector,
+    reconciler: Option<ReconcilerHandle>,
+    schedule: Option<Schedule>,
+    /// Why the store is not prepared; `None` once it is.
+    unprepared: watch::Sender<Option<String>>,
+    supervisor: Supervisor,
+}
+
+/// The reconciler of an engine.
+#[derive(Clone, Debug)]
+pub struct ReconcilerHandle {
+    /// Compares Kinde with the store.
+    pub reconciler: Reconciler,
+    /// What the schedule knows, without a call of the store.
+    pub status: watch::Receiver<Status>,
+    wake: Arc<Notify>,
+}
+
+impl Engine {
+    /// Settings with this data folder: one that lasts, and one for each process.
+    pub fn builder(data_dir: impl Into<PathBuf>) -> Builder {
+        Builder {
+            data_dir: data_dir.into(),
+            clock: Clock::system(),
+            queue: embedded::Config::default(),
+            mongodb: None,
+            management: None,
+            reconcile: reconcile::Config::default(),
+            scan_every: Some(Duration::from_hours(1)),
+            projector: projector::Config::default(),
+        }
+    }
+
+    /// Starts the projector and the reconciler. Call it once.
+    pub fn start(&self) {
+        let engine = self.clone();
+        self.0.supervisor.spawn("projector", move |stop| {
+            let engine = engine.clone();
+            async move {
+                if stop.run_until_cancelled(engine.prepare_store()).await == Some(true) {
+                    engine.0.projector.run(stop).await;
+                } else {
+                    // A refused store ends the process; until then there is nothing to do.
+                    stop.cancelled().await;
+                }
+            }
+        });
+        if self.0.schedule.is_none() {
+            return;
+        }
+        let engine = self.clone();
+        self.0.supervisor.spawn("reconciler", move |stop| {
+            let engine = engine.clone();
+            async move {
+                let mut unprepared = engine.0.unprepared.subscribe();
+                let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
+                if stop.run_until_cancelled(prepared).await == Some(true)
+                    && let Some(schedule) = &engine.0.schedule
+                {
+                    schedule.run(&stop).await;
+                }
+            }
+        });
+    }
+
+    /// Prepares the store, however long that takes. `false` when it is refused: reported as fatal.
+    async fn prepare_store(&self) -> bool {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let (store, kind) = (&self.0.store, self.0.store.kind());
+            match store.prepare().await {
+                Ok(()) => {
+                    tracing::info!(store = kind, "the store is ready");
+                    self.0.unprepared.send_replace(None);
+                    return true;
+                }
+                Err(error) if error.is_transient() => {
+                    let cause = error_chain(&error);
+                    tracing::warn!(
+                        store = kind,
+                        error = cause,
+                        "the store does not answer; deliveries are queued"
+                    );
+                    self.0.unprepared.send_replace(Some(cause));
+                }
+                Err(error) => {
+                    self.0.unprepared.send_replace(Some(error_chain(&error)));
+                    self.0.supervisor.fail(Arc::new(Error::Store(error)));
+                    return false;
+                }
+            }
+            tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Stops the tasks after their current batch, then closes the queue. Cancel safe: what was accepted stays queued.
+    pub async fn stop(&self) {
+        self.0.supervisor.stop().await;
+        self.0.queue.close().await;
+    }
+
+    /// Runs the tasks of the engine. An embedding application adds its own.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
+    }
+
+    /// The queue that accepts deliveries.
+    pub fn queue(&self) -> &Arc<dyn Queue> {
+        &self.0.queue
+    }
+
+    /// The store of users and events.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.0.shared_store
+    }
+
+    /// `mongodb` or `embedded`.
+    pub fn store_kind(&self) -> &'static str {
+        self.0.store.kind()
+    }
+
+    /// Why the store is not prepared yet; `None` once it is.
+    pub fn store_error(&self) -> Option<String> {
+        self.0.unprepared.borrow().clone()
+    }
+
+    /// The breaker between the projector and the store.
+    pub fn breaker(&self) -> &Breaker {
+        &self.0.breaker
+    }
+
+    /// The source of time.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// The reconciler; `None` without a Management API.
+    pub fn reconciler(&self) -> Option<&ReconcilerHandle> {
+        self.0.reconciler.as_ref()
+    }
+
+    /// Requests a scan, which one of the processes that share the store runs soon. Durable when this returns.
+    pub async fn request_scan(&self) -> Result<(), store::Error> {
+        PendingChecks::request_scan(&**self.store()).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
+    /// Requests a scan that carries out the deletions which this run held. Durable when this returns.
+    pub async fn approve(&self, run: &str) -> Result<(), store::Error> {
+        PendingChecks::approve(&**self.store(), run).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
+    /// Requests a check of one user against Kinde. Durable when this returns.
+    pub async fn request_check(&self, user: UserId) -> Result<(), store::Error> {
+        PendingChecks::request(&**self.store(), &[user]).await?;
+        self.wake_reconciler();
+        Ok(())
+    }
+
+    fn wake_reconciler(&self) {
+        if let Some(reconciler) = &self.0.reconciler {
+            reconciler.wake.notify_one();
+        }
+    }
+}
+
+async fn open_queue(
+    data_dir: &Path,
+    config: embedded::Config,
+    clock: Clock,
+) -> Result<Arc<dyn Queue>, Error> {
+    let data_dir = data_dir.to_owned();
+    let open = move || EmbeddedQueue::open(&data_dir, config, clock);
+    let opened = tokio::task::spawn_blocking(open).await;
+    let queue = opened.map_err(|_| Error::Ended { part: "the queue" })?.map_err(Error::Queue)?;
+    Ok(Arc::new(queue))
+}
+
+fn scheduled(reconciler: Reconciler, every: Option<Duration>) -> (ReconcilerHandle, Schedule) {
+    let wake = Arc::new(Notify::new());
+    let config = schedule::Config::every(every);
+    let (schedule, status) = Schedule::new(reconciler.clone(), config, Arc::clone(&wake));
+    (ReconcilerHandle { reconciler, status, wake }, schedule)
+}

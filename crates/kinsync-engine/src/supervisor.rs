@@ -1,0 +1,231 @@
+//! Runs the long-running tasks of a process and restarts those that end.
+//!
+//! A panic or an unexpected end of a task is decided here and nowhere else: it is logged as an error, the component is
+//! reported as failed, and the task starts again after a back-off. A task that cannot do its work without a change by an
+//! operator reports that through [`Supervisor::fail`], which ends the process.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::random;
+
+/// Pause before the first restart. Doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_mins(1);
+/// Run time after which a restarted task counts as healthy again.
+const HEALTHY_AFTER: Duration = Duration::from_mins(1);
+
+/// State of one supervised component.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ComponentStatus {
+    /// Restarts since the process started.
+    pub restarts: u64,
+    /// Why it ended last; `None` while it runs, and again one minute after a restart.
+    pub failure: Option<String>,
+}
+
+/// Owns the long-running tasks of a process. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Supervisor(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    components: Mutex<BTreeMap<&'static str, ComponentStatus>>,
+    fatal: watch::Sender<Option<Arc<dyn std::error::Error + Send + Sync>>>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            components: Mutex::default(),
+            fatal: watch::Sender::new(None),
+        }))
+    }
+}
+
+impl Supervisor {
+    /// Starts a component that runs until its token is cancelled.
+    ///
+    /// `task` is called again after each panic or unexpected end. What it shares between calls must be consistent after
+    /// a panic: locks of this workspace recover from poisoning, and queues and stores are transactional.
+    pub fn spawn<F>(&self, component: &'static str, task: impl Fn(CancellationToken) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send,
+    {
+        self.components().entry(component).or_default();
+        restarts(component, 0);
+        let supervisor = self.clone();
+        self.0.tasks.spawn(async move { supervisor.supervise(component, task).await });
+    }
+
+    /// Starts a task that may end by itself, for example one that waits for something once. A panic is logged and
+    /// reported; the task is not started again.
+    pub fn spawn_once(&self, component: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.components().entry(component).or_default();
+        let (supervisor, stop) = (self.clone(), self.0.stop.clone());
+        self.0.tasks.spawn(async move {
+            if let Some(Err(panic)) = stop.run_until_cancelled(AssertUnwindSafe(task).catch_unwind()).await {
+                supervisor.failed(component, panic_message(&*panic));
+            }
+        });
+    }
+
+    async fn supervise<F: Future<Output = ()> + Send>(
+        &self,
+        component: &'static str,
+        task: impl Fn(CancellationToken) -> F + Send,
+    ) {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut run = std::pin::pin!(AssertUnwindSafe(task(self.0.stop.clone())).catch_unwind());
+            let outcome = tokio::select! {
+                outcome = &mut run => outcome,
+                () = tokio::time::sleep(HEALTHY_AFTER) => {
+                    self.recovered(component);
+                    pause = FIRST_PAUSE;
+                    run.await
+                }
+            };
+            let cause = match outcome {
+                Ok(()) if self.0.stop.is_cancelled() => return,
+                Ok(()) => "it ended unexpectedly".to_owned(),
+                Err(panic) => panic_message(&*panic),
+            };
+            self.failed(component, cause);
+            let sleep = tokio::time::sleep(random::jitter(pause, 0.5..=1.0));
+            if self.0.stop.run_until_cancelled(sleep).await.is_none() {
+                return;
+            }
+            self.components().entry(component).or_default().restarts += 1;
+            restarts(component, 1);
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    fn failed(&self, component: &'static str, cause: String) {
+        tracing::error!(component, cause, "a component failed; it is restarted");
+        self.components().entry(component).or_default().failure = Some(cause);
+    }
+
+    fn recovered(&self, component: &'static str) {
+        let was_failed = self.components().entry(component).or_default().failure.take();
+        if was_failed.is_some() {
+            tracing::info!(component, "the component runs again");
+        }
+    }
+
+    /// Reports an error that only an operator can fix: [`Supervisor::fatal`] returns it, and the process should end.
+    pub fn fail(&self, error: Arc<dyn std::error::Error + Send + Sync>) {
+        self.0.fatal.send_replace(Some(error));
+    }
+
+    /// Waits for the first error that was reported with [`Supervisor::fail`]. Cancel safe.
+    pub async fn fatal(&self) -> Arc<dyn std::error::Error + Send + Sync> {
+        let mut fatal = self.0.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await.map(|error| error.clone()) {
+            Ok(Some(error)) => error,
+            // The sender lives as long as `self`.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The state of each component, by name.
+    pub fn status(&self) -> BTreeMap<&'static str, ComponentStatus> {
+        self.components().clone()
+    }
+
+    /// Cancels every task and waits until all have ended. Cancel safe; the tasks stay cancelled.
+    pub async fn stop(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+
+    fn components(&self) -> MutexGuard<'_, BTreeMap<&'static str, ComponentStatus>> {
+        self.0.components.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts restarts. Called with 0 at the start so that the series exists before the first restart.
+fn restarts(component: &'static str, count: u64) {
+    metrics::counter!("kinsync_component_restarts_total", "component" => component).increment(count);
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", text.unwrap_or("without a message"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A component that fails on its first runs, as `fail` says, and then runs until it is stopped.
+    async fn supervised(failures: u32, fail: fn()) -> (Supervisor, Arc<AtomicU32>) {
+        let (supervisor, runs) = (Supervisor::default(), Arc::new(AtomicU32::new(0)));
+        let counter = Arc::clone(&runs);
+        supervisor.spawn("component", move |stop| {
+            let run = counter.fetch_add(1, Ordering::SeqCst);
+            async move {
+                if run < failures {
+                    return fail();
+                }
+                stop.cancelled().await;
+            }
+        });
+        while runs.load(Ordering::SeqCst) <= failures {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        (supervisor, runs)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_component_that_panics_is_restarted_and_reported() {
+        let (supervisor, _) = supervised(2, || panic!("out of range")).await;
+        let status = supervisor.status()["component"].clone();
+        assert_eq!(status.restarts, 2);
+        assert_eq!(status.failure.as_deref(), Some("it panicked: out of range"));
+        tokio::time::sleep(HEALTHY_AFTER * 2).await;
+        assert_eq!(supervisor.status()["component"].failure, None, "healthy again");
+        supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_component_that_ends_is_restarted() {
+        let (supervisor, runs) = supervised(1, || {}).await;
+        assert_eq!(supervisor.status()["component"].failure.as_deref(), Some("it ended unexpectedly"));
+        supervisor.stop().await;
+        assert_eq!(runs.load(Ordering::SeqCst), 2, "no restart after the stop");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn restarts_back_off() {
+        let started = tokio::time::Instant::now();
+        let (supervisor, _) = supervised(6, || {}).await;
+        assert!(started.elapsed() > Duration::from_secs(20), "{:?}", started.elapsed());
+        supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_fatal_error_is_returned() {
+        let supervisor = Supervisor::default();
+        supervisor.fail(Arc::new(std::io::Error::other("no permission")));
+        assert_eq!(supervisor.fatal().await.to_string(), "no permission");
+    }
+}
