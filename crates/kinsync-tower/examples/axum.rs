@@ -5,7 +5,7 @@
 //! curl -H "Authorization: Bearer $ACCESS_TOKEN" http://127.0.0.1:3000/me
 //! ```
 
-use std::{error::Error, path::Path, sync::Arc};
+use std::{error::Error, sync::Arc};
 
 use axum::{Router, routing::get};
 use kinde::{
@@ -15,64 +15,47 @@ use kinde::{
     domain::issuer_of,
     jwks, webhook,
 };
-use kinsync_engine::{
-    breaker::{self, Breaker},
-    clock::Clock,
-    projector::{self, Projector},
-    queue::{
-        Queue,
-        embedded::{self, EmbeddedQueue},
-    },
-    store::{Store, embedded::EmbeddedStore},
-};
+use kinsync_engine::Engine;
 use kinsync_tower::{
     Authenticator, CurrentUser, KinsyncLayer, WebhookService,
     authenticator::{self, claims},
 };
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let domain = std::env::args().nth(1).ok_or("usage: axum https://TENANT.kinde.com")?;
     let tenant = kinde::parse_domain(&domain)?;
-    let (folder, clock) = (Path::new("kinsync-data"), Clock::system());
-    let queue: Arc<dyn Queue> =
-        Arc::new(EmbeddedQueue::open(folder, embedded::Config::default(), clock.clone())?);
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder)?);
+    let engine = Engine::builder("kinsync-data").open().await?;
+    let (queue, clock) = (engine.queue(), engine.clock());
     let keys = Jwks::new(jwks::Config::new(tenant.clone()))?;
 
     // Deliveries: verified by the tenant's keys, stored in the queue before the response 200.
     let verifier =
         webhook::Verifier::new(webhook::Config { jwks: Some(keys.clone()), ..webhook::Config::default() })?;
-    let webhook = WebhookService::new(
-        verifier,
-        Arc::clone(&queue),
-        clock.clone(),
-        kinsync_tower::webhook::Config::default(),
-    );
+    let limits = kinsync_tower::webhook::Config::default();
+    let webhook = WebhookService::new(verifier, Arc::clone(queue), clock.clone(), limits);
 
     // Requests: the token is verified, and its user is loaded or created.
     let issuer = issuer_of(&tenant);
     let tokens = bearer::Config { issuers: vec![(issuer.clone(), keys)], ..bearer::Config::default() };
     let dependencies = authenticator::Dependencies {
         tokens: CachingVerifier::new(bearer::Verifier::new(tokens), &CachingConfig::default()),
-        store: Arc::clone(&store),
-        queue: Arc::clone(&queue),
+        store: Arc::clone(engine.store()),
+        queue: Arc::clone(queue),
         clock: clock.clone(),
         profiles: vec![(issuer, ProfileClient::new(account::Config::new(tenant))?)],
         claims: Arc::new(claims::Email),
     };
     let (authenticator, background) = Authenticator::new(dependencies, authenticator::Config::default());
 
-    // Out of the queue, into the store.
-    let breaker = Breaker::new("store", "projector", breaker::Config::default());
-    let projector = Projector::new(queue, store, breaker, clock, projector::Config::default());
-
-    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-    tasks.spawn(background.run(stop.clone()));
-    let stopped = stop.clone();
-    tasks.spawn(async move { projector.run(stopped).await });
+    // The engine restarts a task that fails.
+    let background = Arc::new(background);
+    engine.supervisor().spawn("authenticator", move |stop| {
+        let background = Arc::clone(&background);
+        async move { background.run(stop).await }
+    });
+    engine.start();
 
     let app = Router::new()
         .route("/me", get(me))
@@ -80,9 +63,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .route_service("/api/webhook", webhook);
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     axum::serve(listener, app).with_graceful_shutdown(ctrl_c()).await?;
-    stop.cancel();
-    tasks.close();
-    tasks.wait().await;
+    engine.stop().await;
     Ok(())
 }
 

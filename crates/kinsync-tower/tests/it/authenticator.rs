@@ -1,6 +1,13 @@
 //! The layer on real parts: tokens of a local Kinde, a queue on disk, stores that fail for real.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bson::doc;
 use bytes::Bytes;
@@ -28,6 +35,7 @@ use kinsync_engine::{
         embedded::EmbeddedStore,
         mongo::{self, MongoStore},
     },
+    supervisor::Supervisor,
 };
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
@@ -36,7 +44,7 @@ use kinsync_tower::{
 };
 use serde_json::Value;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 use tower::{Layer, ServiceExt, service_fn};
 
 /// Longer than anything here may take on a busy machine.
@@ -47,8 +55,7 @@ pub(crate) struct Process {
     pub(crate) authenticator: Authenticator,
     pub(crate) queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    pub(crate) supervisor: Supervisor,
     _folder: tempfile::TempDir,
 }
 
@@ -117,10 +124,13 @@ impl Process {
             claims,
         };
         let (authenticator, work) = Authenticator::new(parts, config);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let stopped = stop.clone();
-        tasks.spawn(async move { work.run(stopped).await });
-        Self { authenticator, queue, store: Arc::clone(store), stop, tasks, _folder: folder }
+        let supervisor = Supervisor::default();
+        let work = Arc::new(work);
+        supervisor.spawn("authenticator", move |stop| {
+            let work = Arc::clone(&work);
+            async move { work.run(stop).await }
+        });
+        Self { authenticator, queue, store: Arc::clone(store), supervisor, _folder: folder }
     }
 
     /// Sends a request through the layer; the service behind tells what it sees.
@@ -159,9 +169,7 @@ impl Process {
     }
 
     async fn finish(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.supervisor.stop().await;
     }
 }
 
@@ -416,4 +424,30 @@ async fn claims_of_the_applications_own_fill_a_new_user_and_kinde_outranks_them(
         first_name().await.as_deref() == Some("Ada")
     })
     .await;
+}
+
+/// Claims with a fault: the first call panics, in the task that loads users.
+#[derive(Debug, Default)]
+struct PanicsOnce(AtomicBool);
+
+impl Claims for PanicsOnce {
+    fn profile(&self, token: &AccessToken) -> Profile {
+        assert!(self.0.swap(true, Ordering::SeqCst), "a fault in the application's claims");
+        authenticator::claims::Email.profile(token)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_in_the_loader_is_reported_and_degrades_requests_only_for_a_moment() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
+    let process = Process::with_claims(&kinde, &store, PanicsOnce::default());
+    let token = kinde.access_token(&ada, &TokenSpec::default()).unwrap();
+    let answer = process.get(&token).await;
+    assert!(answer.headers.contains_key("x-kinsync-degraded"), "the load panicked");
+    let status = process.supervisor.status()["authenticator"].clone();
+    assert!(status.failure.is_some_and(|cause| cause.contains("a fault in the application's claims")));
+    until(async || !process.get(&token).await.headers.contains_key("x-kinsync-degraded")).await;
+    assert_eq!(process.supervisor.status()["authenticator"].restarts, 1);
+    process.finish().await;
 }
