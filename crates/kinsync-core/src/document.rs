@@ -1,4 +1,4 @@
-//! What an application reads of a user: the state, made visible.
+//! The user document that an application reads, derived from the state and the metadata.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,18 +11,18 @@ use crate::{
     version::Micros,
 };
 
-/// What a user document shows beyond the state: facts of the store, not of the user.
+/// Metadata that the store keeps beside the state of a user. Describes the stored document, not the user at Kinde.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RowMetadata {
-    /// Whether the claimed email is this user's to show.
+    /// Whether the document shows the claimed email address.
     pub holds_email: bool,
-    /// Who shows the claimed email instead, if somebody does.
+    /// Kinde id or `_id` of the document that shows the claimed email address instead, if one does.
     pub email_held_by: Option<String>,
-    /// When the row was made, by kinsync's clock.
+    /// Time at which the row was inserted, by kinsync's clock.
     pub inserted_at: Micros,
-    /// When the row was last changed, by kinsync's clock.
+    /// Time at which the row was last changed, by kinsync's clock.
     pub updated_at: Micros,
-    /// Which way the last change came.
+    /// Source of the newest change.
     pub source: Option<Source>,
 }
 
@@ -111,7 +111,7 @@ pub struct EmailConflict {
 }
 
 impl UserDocument {
-    /// The document of a user.
+    /// Builds the document of a user.
     pub fn new(id: &UserId, state: &UserState, metadata: &RowMetadata) -> Self {
         let text = |field| state.text(field).map(ToOwned::to_owned);
         let flag = |field| matches!(state.value(field), Some(Value::Flag(true)));
@@ -148,19 +148,19 @@ impl UserDocument {
 }
 
 impl UserState {
-    /// The email that the document shows: the claimed one, if it is this user's to show.
+    /// Returns the email address that the document shows: the claimed one, unless another document shows it.
     pub fn shown_email(&self, metadata: &RowMetadata) -> Option<&str> {
         self.claimed_email().filter(|_| metadata.holds_email)
     }
 
-    /// The claimed email that the document does not show, and who shows it.
+    /// Returns the claimed email address that the document does not show, with the document that shows it.
     pub fn email_conflict(&self, metadata: &RowMetadata) -> Option<EmailConflict> {
         let email = self.claimed_email().filter(|_| !metadata.holds_email)?;
         Some(EmailConflict { email: email.to_owned(), held_by: metadata.email_held_by.clone() })
     }
 
-    /// When the user came to be: Kinde's `created_on`, else the first event or snapshot that told a
-    /// time, else when the row was made.
+    /// Returns the time at which the user was created: Kinde's `created_on`, else the time of the first event or
+    /// snapshot, else the time at which the row was inserted.
     pub fn created_at(&self, metadata: &RowMetadata) -> Micros {
         match (self.value(Field::CreatedOn), &self.first) {
             (Some(Value::Time(created_on)), _) => *created_on,
@@ -169,29 +169,31 @@ impl UserState {
         }
     }
 
-    /// When the user was deleted, if the user is.
+    /// Returns the time of the deletion, or `None` for a live user.
     pub fn deleted_at(&self) -> Option<Micros> {
         if self.is_live() { None } else { self.deleted.as_ref().map(|version| version.at) }
     }
 
-    /// The user's memberships. Events tell them with roles, scans tell the codes alone: when a
-    /// scan is newer, its codes decide and the known roles of those codes stay.
+    /// Returns the memberships. Events carry codes with roles and permissions, scans carry codes alone: a newer scan
+    /// decides the codes, and each code keeps the roles and permissions that the last event gave it.
     pub fn organizations(&self) -> Vec<Organization> {
-        let told = self.fields.get(&Field::Organizations);
+        let from_event = self.fields.get(&Field::Organizations);
         let scanned = self.fields.get(&Field::OrganizationCodes);
-        let known: &[Organization] = match told.map(|register| &register.value) {
+        let known: &[Organization] = match from_event.map(|register| &register.value) {
             Some(Value::Organizations(list)) => list,
             _ => &[],
         };
         match scanned.map(|register| (&register.version, &register.value)) {
-            Some((version, Value::Codes(codes))) if told.is_none_or(|told| told.version < *version) => {
+            Some((version, Value::Codes(codes)))
+                if from_event.is_none_or(|register| register.version < *version) =>
+            {
                 codes.iter().map(|code| membership(code, known)).collect()
             }
             _ => known.to_vec(),
         }
     }
 
-    /// The fields of one group that were ever told.
+    /// Iterates over the observed fields of one group.
     pub fn fields_in(&self, group: Group) -> impl Iterator<Item = (Field, &crate::Register)> {
         self.fields
             .iter()

@@ -1,7 +1,7 @@
-//! Who owns an address. An email is an attribute, never an identity.
+//! Ownership of email addresses. An email address is an attribute of a user, never an identity.
 //!
-//! The owner of an address is the live user with the smallest (first version, id) among those
-//! whose newest email it is. That depends on the set of observations alone, not on their order.
+//! Of the live users with the same newest email address, the user with the smallest (first version, id) owns it. The
+//! owner depends on the set of observations alone, not on their order.
 
 use crate::{
     field::{Field, Value},
@@ -11,14 +11,14 @@ use crate::{
 };
 
 impl UserState {
-    /// The address that this user would show if nobody else had a better claim; `None` for a
-    /// deleted user and for one without an email.
+    /// Returns the newest email address of this user; `None` for a deleted user and for a user without an address.
+    /// The document shows it only if this user owns it.
     pub fn claimed_email(&self) -> Option<&str> {
         if self.is_live() { self.text(Field::Email) } else { None }
     }
 
-    /// Whether Kinde said that just this address is verified: one snapshot told of both. An address
-    /// that was told of later, even the same one, is not known to be.
+    /// Returns whether Kinde verified this address: one snapshot contained the address and its verification. A later
+    /// observation of the address, even of the same text, makes the verification unknown again.
     pub fn has_verified_email(&self) -> bool {
         let of = |field| self.fields.get(&field);
         let (Some(email), Some(verified)) = (of(Field::Email), of(Field::EmailVerified)) else {
@@ -31,14 +31,14 @@ impl UserState {
     }
 }
 
-/// Of the users who claim one address, the one who owns it.
+/// Returns the owner of an address among its claimants, or `None` without claimants.
 ///
-/// The caller passes only users for whom [`UserState::claimed_email`] is the address.
+/// The caller passes only users with the address as their [`UserState::claimed_email`].
 pub fn owner<'a>(claimants: impl IntoIterator<Item = (&'a UserId, &'a UserState)>) -> Option<&'a UserId> {
     claimants.into_iter().min_by_key(|(id, state)| seniority(id, state)).map(|(id, _)| id)
 }
 
-/// Smaller is older. A user known by tokens alone comes after all others.
+/// Returns the sort key of ownership: the smallest one owns. A user known from tokens alone sorts after all others.
 fn seniority<'a>(id: &'a UserId, state: &'a UserState) -> (bool, Option<&'a Version>, &'a UserId) {
     (state.is_provisional(), state.first.as_ref(), id)
 }

@@ -1,7 +1,7 @@
 //! The fields of a user and their values.
 //!
-//! A new synced field is a variant of [`Field`] here, one line where an event or a snapshot is
-//! translated, and nothing else: join, stores and documents go through [`Field::ALL`].
+//! A new synced field needs a variant of [`Field`] here and one line where an event or a snapshot is decoded. Join and
+//! stores iterate over [`Field::ALL`] and need no change.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::version::Micros;
 
-/// A field of a user that kinsync keeps.
+/// A synced field of a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[expect(missing_docs, reason = "the names say it")]
+#[expect(missing_docs, reason = "the names are the documentation")]
 pub enum Field {
     Email,
     FirstName,
@@ -27,12 +27,12 @@ pub enum Field {
     CreatedOn,
     ProvidedId,
     Identities,
-    /// Codes of the user's organizations as a scan lists them: without roles and permissions.
+    /// Organization codes as a scan lists them, without roles and permissions.
     OrganizationCodes,
 }
 
-/// Which source usually carries a field. Each group keeps one version for all its fields as long
-/// as they came together.
+/// The kind of source that usually carries a field. A store keeps one version for all fields of a group while they
+/// have the same version.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Group {
     /// Fields that every `user.created` and `user.updated` carries.
@@ -42,7 +42,7 @@ pub enum Group {
 }
 
 impl Field {
-    /// Every field, in a fixed order.
+    /// All fields, in the order of their variants.
     pub const ALL: [Self; 14] = [
         Self::Email,
         Self::FirstName,
@@ -60,7 +60,7 @@ impl Field {
         Self::OrganizationCodes,
     ];
 
-    /// The key in a user document, unless the operator maps it to another one.
+    /// Returns the key in a user document, unless the settings map it to another key.
     pub fn key(self) -> &'static str {
         match self {
             Self::Email => "email",
@@ -80,12 +80,12 @@ impl Field {
         }
     }
 
-    /// The field with this [`Field::key`].
+    /// Returns the field with this [`Field::key`].
     pub fn from_key(key: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|field| field.key() == key)
     }
 
-    /// Which source usually carries the field.
+    /// Returns the kind of source that usually carries the field.
     pub fn group(self) -> Group {
         match self {
             Self::Email
@@ -100,24 +100,24 @@ impl Field {
         }
     }
 
-    /// Whether an empty text means that there is none: Kinde sends `""` for the email of a user
-    /// who signs in by phone.
+    /// Returns whether an empty text means that the value is absent: Kinde sends `""` as the email of a user with a
+    /// phone sign-in only.
     fn empty_is_null(self) -> bool {
         matches!(self, Self::Email | Self::Phone)
     }
 }
 
-/// A value of a field. Totally ordered, so that two values of equal version still join to one.
+/// A value of a field. The total order makes the join of two values with equal versions deterministic.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Value {
-    /// Known to have no value.
+    /// Observed to have no value, in contrast to a field that was never observed.
     Null,
-    /// A yes or no.
+    /// A boolean.
     Flag(bool),
     /// An instant.
     Time(Micros),
-    /// A text, never evaluated.
+    /// A text. Stores never evaluate it as an expression.
     Text(Arc<str>),
     /// Memberships with roles and permissions, sorted by code.
     Organizations(Vec<Organization>),
@@ -167,19 +167,19 @@ impl From<Micros> for Value {
     }
 }
 
-/// Some fields of a user as one source told them: absent is not null.
+/// Values of some fields from one source. An absent field is unknown; a null field is known to have no value.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Profile(BTreeMap<Field, Value>);
 
 impl Profile {
-    /// A profile that says nothing.
+    /// Returns a profile without fields.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The same profile with one more field, in canonical form: lists sorted and without
-    /// repetition, an empty email or phone as null.
+    /// Returns the profile with one more field in canonical form: lists sorted and without duplicates, an empty email
+    /// or phone as null.
     #[must_use]
     pub fn with(mut self, field: Field, value: impl Into<Value>) -> Self {
         self.set(field, value.into());
@@ -191,17 +191,17 @@ impl Profile {
         self.0.insert(field, canonical(field, value));
     }
 
-    /// The value told, if the field was told at all.
+    /// Returns the value of a field, or `None` if the profile does not contain the field.
     pub fn value(&self, field: Field) -> Option<&Value> {
         self.0.get(&field)
     }
 
-    /// Whether nothing was told.
+    /// Returns whether the profile contains no field.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What was told, in the order of [`Field::ALL`].
+    /// Iterates over the fields and values in the order of [`Field::ALL`].
     pub fn iter(&self) -> impl Iterator<Item = (Field, &Value)> {
         self.0.iter().map(|(field, value)| (*field, value))
     }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_kept_in_one_canonical_order() {
+    fn lists_are_sorted_and_deduplicated() {
         let codes = |list: &[&str]| Value::Codes(list.iter().map(ToString::to_string).collect());
         let one = Profile::new().with(Field::OrganizationCodes, codes(&["b", "a", "b"]));
         assert_eq!(one, Profile::new().with(Field::OrganizationCodes, codes(&["a", "b"])));

@@ -1,18 +1,18 @@
-//! Who is observed. Ids are opaque: parsed at the edge, never taken apart.
+//! User ids. An id is opaque: kinsync validates its length and characters and never interprets it.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// The longest id taken, in bytes. Kinde's are 35 (`kp_` and 32 hexadecimal digits).
+/// Maximum length of an id in bytes. Kinde's ids have 35 bytes (`kp_` and 32 hexadecimal digits).
 pub const MAX_ID_LEN: usize = 256;
 
-/// Kinde's id of a user, also the `sub` of the user's tokens. Opaque; compared byte by byte.
+/// Kinde's id of a user, equal to the `sub` claim of the user's tokens. Opaque; compared byte by byte.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct UserId(Arc<str>);
 
-/// Why a text is no id.
+/// Reasons why a text is not a valid id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -22,13 +22,16 @@ pub enum Error {
     /// The text is longer than [`MAX_ID_LEN`] bytes.
     #[error("the id is longer than {MAX_ID_LEN} bytes")]
     TooLong,
-    /// The text holds a control character, NUL included.
-    #[error("the id holds a control character")]
+    /// The text contains a control character, such as NUL.
+    #[error("the id contains a control character")]
     Control,
 }
 
 impl UserId {
-    /// Takes any text of 1 to [`MAX_ID_LEN`] bytes without control characters.
+    /// Parses an id.
+    ///
+    /// # Errors
+    /// Fails unless the text has 1 to [`MAX_ID_LEN`] bytes and no control characters.
     pub fn parse(text: &str) -> Result<Self, Error> {
         match text {
             "" => Err(Error::Empty),
@@ -38,7 +41,7 @@ impl UserId {
         }
     }
 
-    /// The id as Kinde writes it.
+    /// Returns the id as Kinde writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -75,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_opaque_but_bounded() {
+    fn ids_are_opaque_and_bounded() {
         let check = |text: &str, expect: Result<(), Error>| {
             assert_eq!(UserId::parse(text).map(|_| ()), expect, "{text:?}");
         };

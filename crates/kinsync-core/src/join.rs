@@ -1,7 +1,7 @@
-//! How two states become one: register by register, the greater one stays.
+//! The join of two states: register by register, the greater one wins.
 //!
-//! Each register is a join semilattice (a maximum or a minimum of a total order), and so is their
-//! product: associative, commutative, idempotent. See Shapiro et al., "Conflict-free Replicated
+//! Each register is a join semilattice (the maximum or minimum of a total order), and so is their product. The join is
+//! therefore associative, commutative and idempotent. See Shapiro et al., "Conflict-free Replicated
 //! Data Types" (2011), section 2.
 
 use std::collections::btree_map::Entry;
@@ -9,7 +9,7 @@ use std::collections::btree_map::Entry;
 use crate::{observation::Observation, state::UserState};
 
 impl UserState {
-    /// Everything that either state knows.
+    /// Returns the join of two states of the same user.
     #[must_use]
     pub fn join(mut self, other: Self) -> Self {
         for (field, register) in other.fields {
@@ -31,19 +31,19 @@ impl UserState {
         self
     }
 
-    /// This state and one more observation of the same user.
+    /// Returns the join of this state and one more observation of the same user.
     #[must_use]
     pub fn observe(self, observation: &Observation) -> Self {
         self.join(Self::of(observation))
     }
 }
 
-/// The greater of two; nothing known is less than anything.
+/// Returns the greater of two values; `None` is less than any value.
 fn greatest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     a.max(b)
 }
 
-/// The smaller of two; nothing known is more than anything.
+/// Returns the smaller of two values; `None` is greater than any value.
 fn smallest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),

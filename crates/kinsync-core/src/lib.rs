@@ -1,19 +1,18 @@
-//! What a user's state is, and how observations from any source join into it.
+//! State of a Kinde user as a join of observations from any source.
 //!
-//! Pure: no I/O, no clock, no randomness. Every source (webhook, login, profile, reconcile) makes
-//! [`Observation`]s; [`UserState::join`] is the only way in which they meet. The join is
-//! associative, commutative and idempotent, so any order and any repetition of the same
-//! observations gives the same state.
+//! Pure: no I/O, no clock, no randomness. Every source (webhook, login, profile, reconcile) creates
+//! [`Observation`]s, and [`UserState::join`] merges them. The join is associative, commutative and idempotent, so any
+//! order and any repetition of the same observations gives the same state.
 //!
 //! In reading order:
-//! - [`ids`]: who is observed
-//! - [`version`]: what orders observations
-//! - [`field`]: the fields of a user, and their values
-//! - [`observation`]: what one source says of one user
-//! - [`state`]: all that is known of one user
-//! - [`join`]: how two states become one
-//! - [`email`]: who owns an address
-//! - [`document`]: what an application reads
+//! - [`ids`]: user ids
+//! - [`version`]: the order of observations
+//! - [`field`]: the synced fields and their values
+//! - [`observation`]: facts about one user from one source
+//! - [`state`]: the state of one user
+//! - [`join`]: the join of two states
+//! - [`email`]: ownership of email addresses
+//! - [`document`]: the user document that an application reads
 //! - [`rfc3339`]: instants as text
 //!
 //! ```
@@ -26,7 +25,7 @@
 //! let named = event(1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
 //! let deleted = event(2, What::Deleted);
 //!
-//! // A late delivery does not bring a deleted user back, whatever the order of arrival.
+//! // A late delivery does not restore a deleted user, in any order of arrival.
 //! let state = UserState::of(&deleted).join(UserState::of(&named));
 //! assert!(!state.is_live());
 //! assert_eq!(state, UserState::of(&named).join(UserState::of(&deleted)));

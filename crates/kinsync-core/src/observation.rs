@@ -1,4 +1,4 @@
-//! What one source says of one user.
+//! Observations: facts about one user from one source.
 
 use std::fmt;
 
@@ -10,36 +10,36 @@ use crate::{
     version::{Micros, Version},
 };
 
-/// What one source says of one user, with the version that orders it.
+/// A fact about one user from one source, with the version that orders it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Observation {
-    /// Who.
+    /// The observed user.
     pub user: UserId,
-    /// When, by the provider's clock.
+    /// Provider time, rank and tie-break. Orders observations.
     pub version: Version,
-    /// Which way it came. Never decides anything; kept for people who ask.
+    /// Source of the observation. Informational: the join ignores it.
     pub source: Source,
-    /// What.
+    /// The observed fact.
     pub what: What,
 }
 
-/// The meaning of an observation.
+/// The fact that an observation states.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum What {
-    /// These fields had these values. Created and updated are the same thing.
+    /// The fields had these values. `user.created` and `user.updated` events mean the same.
     Fields(Profile),
     /// The user was deleted.
     Deleted,
-    /// An authenticated request was seen at this time.
+    /// The user made an authenticated request at this time.
     Seen(Micros),
     /// The user signed in at Kinde at this time.
     SignedIn(Micros),
-    /// Two reads of the Management API agree that the user exists, with this full profile. The
-    /// only observation that restores a deleted user.
+    /// Two reads of the Management API confirmed that the user exists, with this full profile. The only observation
+    /// that restores a deleted user.
     Exists(Profile),
 }
 
-/// Which way an observation came.
+/// The source of an observation.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -54,10 +54,10 @@ pub enum Source {
 }
 
 impl Source {
-    /// Every way.
+    /// All sources.
     pub const ALL: [Self; 4] = [Self::Webhook, Self::Login, Self::Profile, Self::Reconcile];
 
-    /// The name used in documents and metrics.
+    /// Returns the name used in documents and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Webhook => "webhook",
@@ -67,7 +67,7 @@ impl Source {
         }
     }
 
-    /// The source of this name.
+    /// Returns the source with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.as_str() == name)
     }

@@ -1,4 +1,4 @@
-//! All that is known of one user: a product of registers, each of which only ever grows.
+//! The state of one user: a product of registers. A register only ever grows.
 
 use std::collections::BTreeMap;
 
@@ -10,46 +10,47 @@ use crate::{
     version::{Micros, Rank, Version},
 };
 
-/// The newest value of one field, with the version that made it so.
+/// The newest value of one field, with the version of its observation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Register {
-    // The order of the fields is the order of the join: version first, then value.
-    /// When the value was told.
+    // The derived order compares the version first, then the value. The join depends on that.
+    /// Version of the observation.
     pub version: Version,
-    /// What was told.
+    /// Observed value.
     pub value: Value,
 }
 
-/// All that is known of one user. The default is a user of whom nothing is known.
+/// The state of one user. The default is the state without observations.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserState {
-    /// The newest value of each field that was ever told.
+    /// The newest value of each observed field.
     pub fields: BTreeMap<Field, Register>,
-    /// The newest deletion: the tombstone.
+    /// The newest deletion (the tombstone).
     pub deleted: Option<Version>,
-    /// The newest confirmation by two reads that the user exists.
+    /// The newest confirmation, by two reads of Kinde, that the user exists.
     pub confirmed: Option<Version>,
-    /// The oldest version of the user's events and snapshots, and Kinde's `created_on`.
+    /// The oldest version among the user's events, snapshots and `created_on`. Decides the ownership of an email
+    /// address. Tokens do not count.
     pub first: Option<Version>,
-    /// The newest authenticated request.
+    /// Time of the newest authenticated request.
     pub last_seen: Option<Micros>,
-    /// The newest sign-in at Kinde.
+    /// Time of the newest sign-in at Kinde.
     pub last_signed_in: Option<Micros>,
 }
 
 impl UserState {
-    /// What is known when this observation is all there is.
+    /// Returns the state with this observation only.
     pub fn of(observation: &Observation) -> Self {
         let version = &observation.version;
-        let known = Self { first: ranked_version(version), ..Self::default() };
+        let empty = Self { first: ranked_version(version), ..Self::default() };
         match &observation.what {
-            What::Fields(profile) => known.with_fields(profile, version),
+            What::Fields(profile) => empty.with_fields(profile, version),
             What::Exists(profile) => {
-                Self { confirmed: Some(version.clone()), ..known }.with_fields(profile, version)
+                Self { confirmed: Some(version.clone()), ..empty }.with_fields(profile, version)
             }
-            What::Deleted => Self { deleted: Some(version.clone()), ..known },
-            What::SignedIn(at) => Self { last_signed_in: Some(*at), ..known },
+            What::Deleted => Self { deleted: Some(version.clone()), ..empty },
+            What::SignedIn(at) => Self { last_signed_in: Some(*at), ..empty },
             What::Seen(at) => Self { last_seen: Some(*at), ..Self::default() },
         }
     }
@@ -65,8 +66,8 @@ impl UserState {
         self
     }
 
-    /// Whether the user is not deleted. A deletion is outweighed only by a later confirmation;
-    /// at equal time the deletion wins.
+    /// Returns whether the user is not deleted. Only a confirmation with a later time overrides a deletion; at equal
+    /// times the deletion wins.
     pub fn is_live(&self) -> bool {
         match (&self.deleted, &self.confirmed) {
             (None, _) => true,
@@ -74,8 +75,8 @@ impl UserState {
         }
     }
 
-    /// Whether something newer than the tombstone was told of a deleted user. No event restores
-    /// a user, so this asks for two reads of the Management API.
+    /// Returns whether a deleted user has an observation newer than the tombstone. No event restores a user, so the
+    /// caller schedules two reads of the Management API.
     pub fn needs_check(&self) -> bool {
         let Some(deleted) = &self.deleted else { return false };
         let changed_after = self.fields.values().any(|r| r.version.at > deleted.at);
@@ -83,7 +84,7 @@ impl UserState {
         !self.is_live() && (changed_after || signed_in_after)
     }
 
-    /// Whether this is the other state but for when the user was last seen.
+    /// Returns whether the two states are equal, apart from [`Self::last_seen`].
     pub fn eq_ignoring_last_seen(&self, other: &Self) -> bool {
         let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in } = self;
         fields == &other.fields
@@ -91,22 +92,23 @@ impl UserState {
             && last_signed_in == &other.last_signed_in
     }
 
-    /// Whether nothing but tokens has told of this user.
+    /// Returns whether the user is known from tokens alone.
     pub fn is_provisional(&self) -> bool {
         self.first.is_none()
     }
 
-    /// Whether Kinde has told no field of this user: sign-ins tell none, and tokens are not Kinde's word.
+    /// Returns whether no event or snapshot has set a field. Sign-in events carry no fields, and fields from tokens are
+    /// provisional.
     pub fn has_no_kinde_fields(&self) -> bool {
         self.fields.values().all(|register| register.version.is_provisional())
     }
 
-    /// The newest value of a field, if it was ever told.
+    /// Returns the newest value of a field, or `None` if the field was never observed.
     pub fn value(&self, field: Field) -> Option<&Value> {
         self.fields.get(&field).map(|register| &register.value)
     }
 
-    /// The newest text of a field; `None` also when it is null.
+    /// Returns the newest text of a field; `None` also for null.
     pub fn text(&self, field: Field) -> Option<&str> {
         match self.value(field) {
             Some(Value::Text(text)) => Some(text),
@@ -115,7 +117,7 @@ impl UserState {
     }
 }
 
-/// The version, if it counts for who came first: a token's word does not.
+/// Returns the version if it counts for [`UserState::first`]. Provisional versions do not.
 fn ranked_version(version: &Version) -> Option<Version> {
     (!version.is_provisional()).then(|| version.clone())
 }

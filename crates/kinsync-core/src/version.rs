@@ -1,28 +1,28 @@
-//! What orders observations: the provider's time, then the kind of source, then a tie-break.
+//! The order of observations: provider time, then kind of source, then tie-break.
 //!
-//! The time at which kinsync received something is never part of a version.
+//! The time of receipt is never part of a version: it would make the order of arrival matter.
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-/// An instant in microseconds since 1970-01-01T00:00:00Z. Kinde sends microseconds; a BSON date
-/// keeps only milliseconds and would make ties of them.
+/// An instant in microseconds since 1970-01-01T00:00:00Z. Kinde sends microseconds; the milliseconds of a BSON date
+/// would make different times equal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Micros(pub i64);
 
 impl Micros {
-    /// Milliseconds, rounded down, as a BSON date has them.
+    /// Returns milliseconds, rounded down, as in a BSON date.
     pub fn as_millis(self) -> i64 {
         self.0.div_euclid(1000)
     }
 }
 
-/// What kind of source a version comes from; at equal times the greater one wins.
+/// The kind of source of a version. At equal times the greater rank wins.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rank {
-    /// Made from a token before anything else was known: anything outranks it.
+    /// A token on a request. Every event and snapshot outranks it.
     Provisional,
     /// A webhook event.
     Event,
@@ -30,37 +30,37 @@ pub enum Rank {
     Snapshot,
 }
 
-/// (provider time, rank, tie-break): a total order.
+/// The totally ordered version of an observation: (provider time, rank, tie-break).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version {
     /// Provider time in UTC.
     #[serde(rename = "t")]
     pub at: Micros,
-    /// What kind of source.
+    /// Kind of source.
     #[serde(rename = "r")]
     pub rank: Rank,
-    /// The event's id, or the content hash of a snapshot.
+    /// Event id, or content hash of a snapshot.
     #[serde(rename = "i")]
     pub tie: Arc<str>,
 }
 
 impl Version {
-    /// The version of an event that happened at `at` by Kinde's clock.
+    /// Returns the version of an event that happened at `at` by Kinde's clock.
     pub fn event(at: Micros, event_id: impl Into<Arc<str>>) -> Self {
         Self { at, rank: Rank::Event, tie: event_id.into() }
     }
 
-    /// The version of a read whose request was sent at `sent_at` by Kinde's clock.
+    /// Returns the version of a snapshot that was requested at `sent_at` by Kinde's clock.
     pub fn snapshot(sent_at: Micros, content_hash: impl Into<Arc<str>>) -> Self {
         Self { at: sent_at, rank: Rank::Snapshot, tie: content_hash.into() }
     }
 
-    /// The lowest version of all: any event or snapshot outranks it.
+    /// Returns the lowest version: any event or snapshot outranks it.
     pub fn provisional() -> Self {
         Self { at: Micros(i64::MIN), rank: Rank::Provisional, tie: Arc::from("") }
     }
 
-    /// Whether this is the version of a user made from a token alone.
+    /// Returns whether this version comes from a token.
     pub fn is_provisional(&self) -> bool {
         self.rank == Rank::Provisional
     }

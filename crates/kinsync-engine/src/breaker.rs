@@ -1,7 +1,7 @@
-//! When a dependency is left alone: a circuit breaker with a half-open probe.
+//! A circuit breaker with a half-open probe, one per dependency and caller.
 //!
-//! Closed: calls go through. Open: nobody calls until the back-off is over. Half-open: one caller
-//! probes; its outcome closes or opens the breaker again, for longer each time up to a bound.
+//! Closed: calls pass. Open: no calls pass until the back-off is over. Half-open: one probe passes; its outcome closes the
+//! breaker or opens it again, with a doubled pause up to a bound.
 //! Nygard, "Release It!" (2007), chapter 5.
 
 use std::{
@@ -14,16 +14,16 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::random;
 
-/// How a breaker reacts.
+/// Limits of a breaker.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Failures in a row that open it.
+    /// Consecutive failures that open the breaker.
     pub failures: u32,
-    /// The first pause. Doubles with each failed probe.
+    /// First pause. Doubles with each failed probe.
     pub pause: Duration,
-    /// The longest pause.
+    /// Longest pause.
     pub max_pause: Duration,
-    /// A probe that has not answered after this long no longer keeps others from probing.
+    /// Time after which another caller may replace a probe without an outcome.
     pub probe_deadline: Duration,
 }
 
@@ -38,19 +38,19 @@ impl Default for Config {
     }
 }
 
-/// What the breaker does at present.
+/// State of a breaker.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
-    /// Calls go through.
+    /// Calls pass.
     Closed,
-    /// One caller probes.
+    /// One probe is in progress.
     HalfOpen,
-    /// Nobody calls.
+    /// No calls pass.
     Open,
 }
 
 impl State {
-    /// The name used in /health.
+    /// Returns the name used in `/health`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-/// Guards one dependency. Cheap to clone; clones share the state.
+/// Circuit breaker of one dependency. Cheap to clone; clones share the state.
 #[derive(Clone)]
 pub struct Breaker(Arc<Shared>);
 
@@ -75,7 +75,7 @@ struct Shared {
 struct Inner {
     state: State,
     failures: u32,
-    /// While open: when a probe may go. While half-open: when the probe is given up.
+    /// While open: earliest time of the next probe. While half-open: deadline of the probe.
     until: Instant,
     last_error: Option<String>,
 }
@@ -91,23 +91,22 @@ impl Breaker {
             inner: Mutex::new(inner),
             changed: Notify::new(),
         }));
-        breaker.show(State::Closed);
+        breaker.export(State::Closed);
         breaker
     }
 
-    /// What it does at present.
+    /// Returns the current state.
     pub fn state(&self) -> State {
         self.lock().state
     }
 
-    /// The last failure with all its causes, while the breaker is not closed.
+    /// Returns the last failure with all its causes since the last success.
     pub fn last_error(&self) -> Option<String> {
         self.lock().last_error.clone()
     }
 
-    /// Waits until this caller may call. Whoever was let through says [`Breaker::succeeded`] or
-    /// [`Breaker::failed`]; one that does not (a cancelled probe) is replaced after the probe
-    /// deadline. Cancel-safe.
+    /// Waits until a call may pass. Afterwards the caller reports [`Breaker::succeeded`] or [`Breaker::failed`]. A probe
+    /// without a report, for example a cancelled one, is replaced after the probe deadline. Cancel safe.
     pub async fn ready(&self) {
         loop {
             let changed = self.0.changed.notified();
@@ -119,12 +118,13 @@ impl Breaker {
         }
     }
 
-    /// Whether a call may go through now, without waiting. As [`Breaker::ready`] otherwise.
+    /// Returns whether a call may pass now, without waiting. If so, the caller reports the outcome as for
+    /// [`Breaker::ready`].
     pub fn try_ready(&self) -> bool {
         self.wait_until().is_none()
     }
 
-    /// The call worked.
+    /// Records a successful call: resets the failures and closes the breaker.
     pub fn succeeded(&self) {
         let mut inner = self.lock();
         let was = inner.state;
@@ -136,14 +136,14 @@ impl Breaker {
             tracing::info!(
                 dependency = self.0.dependency,
                 caller = self.0.caller,
-                "breaker closed: the dependency answers again"
+                "circuit breaker closed: the dependency responds again"
             );
-            self.show(State::Closed);
+            self.export(State::Closed);
             self.0.changed.notify_waiters();
         }
     }
 
-    /// The call did not work, in a way that says something of the dependency.
+    /// Records a failed call. Call it only for failures that the dependency caused, such as a timeout.
     pub fn failed(&self, error: &dyn std::error::Error) {
         let error = error_chain(error);
         let mut inner = self.lock();
@@ -163,17 +163,21 @@ impl Breaker {
                 dependency = self.0.dependency,
                 caller = self.0.caller,
                 error,
-                "breaker opened: calls are paused and probed until the dependency answers"
+                "circuit breaker opened: calls are paused, and probes are sent until the dependency responds"
             );
         } else if is_new_cause {
-            // An outage may turn into another one, and what the log said first no longer helps.
-            tracing::warn!(dependency = self.0.dependency, error, "breaker stays open for another reason");
+            // The cause of an outage can change; the log has to show the current one.
+            tracing::warn!(
+                dependency = self.0.dependency,
+                error,
+                "circuit breaker stays open: the cause changed"
+            );
         }
-        self.show(State::Open);
+        self.export(State::Open);
         self.0.changed.notify_waiters();
     }
 
-    /// `None`: go. Otherwise: ask again then.
+    /// Returns `None` if the call may pass, else the time of the next attempt.
     fn wait_until(&self) -> Option<Instant> {
         let mut inner = self.lock();
         if inner.state == State::Closed {
@@ -186,11 +190,12 @@ impl Breaker {
         inner.state = State::HalfOpen;
         inner.until = now + self.0.config.probe_deadline;
         drop(inner);
-        self.show(State::HalfOpen);
+        self.export(State::HalfOpen);
         None
     }
 
-    /// Full jitter over the upper half: processes that lost the same database do not probe at once.
+    /// Returns the pause after so many failures, with jitter over its upper half: several processes that lost the same
+    /// database probe at different times.
     fn pause(&self, failures: u32) -> Duration {
         let Config { failures: limit, pause, max_pause, .. } = self.0.config;
         let doublings = failures.saturating_sub(limit).min(16);
@@ -198,7 +203,7 @@ impl Breaker {
         random::jitter(longest, 0.5..=1.0)
     }
 
-    fn show(&self, state: State) {
+    fn export(&self, state: State) {
         let value = match state {
             State::Closed => 0.0,
             State::HalfOpen => 1.0,
@@ -218,7 +223,7 @@ impl fmt::Debug for Breaker {
     }
 }
 
-/// An error and its causes in one line.
+/// Formats an error and its causes in one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -243,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_failure_does_not_open_it_and_two_in_a_row_do() {
+    async fn two_consecutive_failures_open_the_breaker_and_one_does_not() {
         let breaker = breaker();
         fail(&breaker);
         breaker.succeeded();
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiting_callers_go_on_as_soon_as_the_probe_succeeds() {
+    async fn waiting_callers_continue_as_soon_as_the_probe_succeeds() {
         let breaker = breaker();
         fail(&breaker);
         fail(&breaker);
@@ -278,7 +283,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn pauses_grow_to_their_bound() {
+    async fn pauses_grow_up_to_their_bound() {
         let breaker = breaker();
         for _ in 0..40 {
             fail(&breaker);
@@ -290,7 +295,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_error_has_all_its_causes() {
+    async fn the_last_error_contains_all_its_causes() {
         let breaker = breaker();
         let error = crate::queue::Error::Unavailable { hint: "/data".into(), source: "down".into() };
         breaker.failed(&error);
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_probe_that_never_answers_is_replaced() {
+    async fn a_probe_without_an_outcome_is_replaced() {
         let breaker = breaker();
         fail(&breaker);
         fail(&breaker);

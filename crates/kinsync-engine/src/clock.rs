@@ -1,15 +1,15 @@
-//! What time it is. Passed in everywhere, so that tests decide.
+//! The current time. Passed to every component, so that tests control it.
 
 use std::{fmt, sync::Arc};
 
 use kinsync_core::Micros;
 
-/// Tells the time. Cheap to clone.
+/// Source of the current time. Cheap to clone.
 #[derive(Clone)]
 pub struct Clock(Arc<dyn Fn() -> Micros + Send + Sync>);
 
 impl Clock {
-    /// The machine's clock.
+    /// Returns the wall clock of the machine.
     pub fn system() -> Self {
         #[expect(
             clippy::disallowed_methods,
@@ -18,12 +18,12 @@ impl Clock {
         Self::from_fn(|| Micros(jiff::Timestamp::now().as_microsecond()))
     }
 
-    /// A clock that answers what the function says.
+    /// Returns a clock that calls `now`.
     pub fn from_fn(now: impl Fn() -> Micros + Send + Sync + 'static) -> Self {
         Self(Arc::new(now))
     }
 
-    /// The present instant in UTC. Never orders observations.
+    /// Returns the current instant in UTC. Never orders observations: only provider times do.
     pub fn now(&self) -> Micros {
         (self.0)()
     }

@@ -1,7 +1,7 @@
-//! What a delivery says of a user: from Kinde's words to observations.
+//! Decodes deliveries and sightings into observations.
 //!
-//! Pure. Whether an event is poison is decided here and nowhere else; an event that speaks of no
-//! user is logged and changes nothing.
+//! Pure. Only this module decides that an event can never be applied and belongs to the dead letters. An event about no
+//! user is logged and changes no user.
 
 use std::time::Duration;
 
@@ -20,47 +20,47 @@ use crate::{
     store::LoggedEvent,
 };
 
-/// How far ahead of our clock an event may be before it is quarantined.
+/// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
 pub const FUTURE_TOLERANCE: Duration = Duration::from_mins(5);
 
-/// The latest time that an event may have which is looked at now.
+/// Returns the latest acceptable time of an event that is decoded at `now`.
 pub fn latest(now: Micros, tolerance: Duration) -> Micros {
     Micros(now.0.saturating_add(i64::try_from(tolerance.as_micros()).unwrap_or(i64::MAX)))
 }
 
-/// An entry, understood as far as possible.
+/// A decoded entry.
 #[derive(Debug)]
 pub struct Decoded {
-    /// For the log, whatever it says.
+    /// Event for the log, also when decoding failed.
     pub event: LoggedEvent,
-    /// What it says of users.
+    /// Observations in the entry; empty for an event about no user.
     pub observations: Result<Vec<Observation>, Failure>,
 }
 
-/// Why an event can never be applied. Its display is the reason on the dead letter.
+/// Reasons why an event can never be applied. The display text becomes the reason of the dead letter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// It is not an event as Kinde sends them.
-    #[error("the event cannot be understood: {0}")]
+    /// The body is not a Kinde event.
+    #[error("the event cannot be decoded: {0}")]
     Undecodable(event::Error),
-    /// It is under kinsync's own scheme and kinsync did not write it so.
-    #[error("the sighting cannot be understood: {0}")]
+    /// The entry has kinsync's own scheme, and its body is not a sighting.
+    #[error("the sighting cannot be decoded: {0}")]
     BadSighting(serde_json::Error),
-    /// The user's id cannot be one.
-    #[error("the event names no usable user: {0}")]
+    /// The event has no valid user id.
+    #[error("the event has no valid user id: {0}")]
     BadUser(ids::Error),
-    /// It is from the future.
+    /// The event's time is further ahead than [`FUTURE_TOLERANCE`].
     #[error(
-        "quarantined: the event says it happened {seconds} s from now; check this machine's clock, then `kinsync dead-letters retry`"
+        "quarantined: the time of the event is {seconds} s in the future; check this machine's clock, then `kinsync dead-letters retry`"
     )]
     InTheFuture {
-        /// How far ahead of our clock it is.
+        /// Lead over the latest acceptable time, in seconds.
         seconds: i64,
     },
 }
 
-/// Understands one entry. `latest` is the latest time that an event may have.
+/// Decodes one entry. `latest` is the latest acceptable time of an event, see [`latest`].
 pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     let (scheme, body) = match &entry.payload {
         Payload::Sighting(body) => return decode_sighting(entry, body),
@@ -81,9 +81,9 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
         let version = Version::event(at.unwrap_or_default(), entry.event_id.as_str());
-        let observed = observation_of(event.body, version.at);
-        logged.user = observed.as_ref().map(|(user, _)| user.clone());
-        let Some((user, what)) = observed else { return Ok(Vec::new()) };
+        let observation = observation_of(event.body, version.at);
+        logged.user = observation.as_ref().map(|(user, _)| user.clone());
+        let Some((user, what)) = observation else { return Ok(Vec::new()) };
         let user = UserId::parse(&user).map_err(Failure::BadUser)?;
         reject_future(version.at, latest)?;
         Ok(what
@@ -108,9 +108,8 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
     Decoded { event, observations: read.map(|sighting| sighting.observations()) }
 }
 
-/// When it happened, by the sender's clock: the event's own time, else when it was signed. An
-/// event that tells neither gets the epoch, so that any event with a time outranks it; the time of
-/// receipt never orders anything.
+/// Returns the provider time of an event: its own time, else the time of its signature, else `None`. The caller then
+/// uses the epoch, so that any event with a time outranks it: the time of receipt must never order observations.
 fn event_time(event: &Event, entry: &Entry) -> Option<Micros> {
     event.time.map(|at| Micros(at.as_microsecond())).or(entry.payload.signed_at())
 }
@@ -122,7 +121,8 @@ fn reject_future(at: Micros, latest: Micros) -> Result<(), Failure> {
     Err(Failure::InTheFuture { seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
 }
 
-/// Of whom the event speaks, and what it says; `(user, None)` when it changes nothing.
+/// Returns the user id and the observed fact of an event: `(id, None)` for an event that changes no field, and `None` for
+/// an event about no user.
 fn observation_of(body: Body, at: Micros) -> Option<(String, Option<What>)> {
     match body {
         Body::UserCreated(user) | Body::UserUpdated(user) => {

@@ -1,12 +1,11 @@
-//! Who shows an address that several users have.
+//! Email ownership: decides which user's document shows an address that several users have.
 //!
-//! `users.email` is unique, so of the live users whose newest email is one address, the owner
-//! ([`kinsync_core::email::owner`]) shows it and the others carry a conflict that names the
-//! owner. A write that may change an owner marks its row as `pending_emails` in the same atomic step, so
-//! a crash before the settling is found by a [`Sweep`].
+//! `users.email` is unique. Of the live users with the same newest address, the owner ([`kinsync_core::email::owner`]) shows
+//! it, and the others carry an email conflict that names the owner. A write that may change an owner records the address in
+//! [`Row::pending_emails`] in the same atomic step, so a [`Sweep`] finds it after a crash.
 //!
-//! An address changes hands in three steps, each safe to cut and to repeat: those who show it and
-//! should not let go; the owner takes it; the marks are removed.
+//! A transfer has three steps, each safe to interrupt and to repeat: other documents stop showing the address; the owner's
+//! document shows it; the pending marks are removed.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -17,46 +16,49 @@ use crate::{
     store::{Error, Holder, Outcome, Row, Store},
 };
 
-/// Rounds after which the rows are said to change too fast.
+/// Compare-and-set attempts before giving up.
 const MAX_ROUNDS: u32 = 64;
 
-/// Times that an address is found taken, and nobody shows it, until that is no chance: an index of the application takes
-/// another address for the same.
+/// Attempts with an address that is taken although no document shows it, before the address counts as refused. A concurrent
+/// write explains a few such attempts; more mean that an index of the application treats two addresses as equal.
 const MAX_HIDDEN: u32 = 8;
 
-/// Rows taken by one sweep.
+/// Rows per sweep.
 const SWEEP: usize = 1000;
 
-/// Finds addresses that are not where they belong, again and again.
+/// Finds and completes interrupted transfers. Meant to run periodically.
 #[derive(Clone, Debug, Default)]
 pub struct Sweep {
-    /// Where it goes on among those whose address another row holds.
+    /// Position in the list of rows with an email conflict; `None`: the beginning.
     after: Option<UserId>,
 }
 
 impl Sweep {
-    /// Settles what a crash, or an outage in the middle of [`crate::apply::apply`], left behind, and
-    /// conflicts of which the holder is another one now: a row that kinsync did not make marks
-    /// nothing when it lets go. Looks at some of them at a time. Answers how many rows it found.
+    /// Completes transfers that a crash or an outage in [`crate::apply::apply`] interrupted, and updates conflicts that name
+    /// a former holder: a document of the application records no pending mark when it stops showing an address. Checks a
+    /// limited number of rows per call and returns the number of rows found.
+    ///
+    /// # Errors
+    /// Fails when the store fails. The pending marks stay, and the next sweep finds them.
     pub async fn run(&mut self, store: &dyn Store, now: Micros) -> Result<usize, Error> {
         let mut rows = store.pending_emails(SWEEP).await?;
-        let held = store.conflicted(self.after.as_ref(), SWEEP).await?;
-        // Few: the end. Rows that cannot be read are left out, so a full batch may have some less.
-        self.after = held.last().filter(|_| held.len() > SWEEP / 2).map(|row| row.id.clone());
+        let conflicted = store.conflicted(self.after.as_ref(), SWEEP).await?;
+        // A small batch is the last one. Unreadable rows are left out, so a full batch may have fewer than `SWEEP` rows.
+        self.after = conflicted.last().filter(|_| conflicted.len() > SWEEP / 2).map(|row| row.id.clone());
         let addresses: BTreeSet<String> =
-            held.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
+            conflicted.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
-        let waits_for: HashMap<String, Option<String>> =
-            held.iter().map(|row| (row.id.to_string(), row.metadata.email_held_by.clone())).collect();
-        for mut row in held {
+        let recorded_holders: HashMap<String, Option<String>> =
+            conflicted.iter().map(|row| (row.id.to_string(), row.metadata.email_held_by.clone())).collect();
+        for mut row in conflicted {
             let Some(address) = row.state.claimed_email().map(ToOwned::to_owned) else { continue };
             let holder = holders.get(&address).map(Holder::name);
-            let named = row.metadata.email_held_by.as_deref();
-            // Named is who should show the address, and who does is named there.
-            let is_next_in_line =
-                named.and_then(|named| waits_for.get(named)).is_some_and(|of| of.as_deref() == holder);
-            if named != holder && !is_next_in_line {
-                // Not written down: who is interrupted here finds it again.
+            let recorded = row.metadata.email_held_by.as_deref();
+            // The recorded holder is the owner, and the owner in turn records the document that shows the address.
+            let is_owner_waiting =
+                recorded.and_then(|id| recorded_holders.get(id)).is_some_and(|of| of.as_deref() == holder);
+            if recorded != holder && !is_owner_waiting {
+                // The mark is not stored: the next sweep finds the row again after an interruption.
                 row.pending_emails.insert(address);
                 rows.push(row);
             }
@@ -67,8 +69,13 @@ impl Sweep {
     }
 }
 
-/// Settles the addresses that these rows mark. On `Err` the marks are still there. They also stay for an address that
-/// an index or a validator of the application keeps from its owner: that blocks nobody, and a sweep tries it again.
+/// Transfers the addresses in [`Row::pending_emails`] of these rows to their owners.
+///
+/// An address that an index or a validator of the application refuses keeps its pending mark and does not delay the other
+/// addresses; the next sweep retries it.
+///
+/// # Errors
+/// Fails when the store fails, or when the rows change in each of 64 attempts. The pending marks stay.
 pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Result<(), Error> {
     let (mut refused, mut hidden) = (BTreeSet::new(), HashMap::<String, u32>::new());
     for round in 0..MAX_ROUNDS {
@@ -90,13 +97,13 @@ pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Re
         if !transfer.refused.is_empty() {
             tracing::warn!(
                 addresses = transfer.refused.len(),
-                "an index or a validator of the application keeps addresses from their owners; they are tried again"
+                "an index or a validator of the application refused to store email addresses; the next sweep retries them"
             );
             refused.append(&mut transfer.refused);
         }
         if is_done {
-            let settled = addresses.difference(&refused).cloned().collect();
-            marked = transfer.unmark(marked, &settled).await?;
+            let resolved = addresses.difference(&refused).cloned().collect();
+            marked = transfer.unmark(marked, &resolved).await?;
         } else {
             marked = reload(store, &marked).await?;
         }
@@ -104,23 +111,23 @@ pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Re
     Err(contention())
 }
 
-/// The marked rows as they are now, those that are still marked. A mark that a sweep has not written down is gone: the
-/// sweep finds it again when it comes round.
+/// Reloads the rows and returns those with pending marks. Marks that a sweep did not store disappear; a later sweep finds the
+/// rows again.
 async fn reload(store: &dyn Store, rows: &[Row]) -> Result<Vec<Row>, Error> {
     let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
     let rows = store.load(&ids).await?.into_iter().flatten();
     Ok(rows.filter(|row| !row.pending_emails.is_empty()).collect())
 }
 
-/// One try to bring some addresses to their owners.
+/// One attempt to transfer some addresses to their owners.
 struct Transfer<'a> {
     store: &'a dyn Store,
     now: Micros,
-    /// The live claimants of the addresses, as they were loaded or as we wrote them since.
+    /// Live claimants of the addresses, as loaded or as written since.
     rows: HashMap<UserId, Row>,
-    /// Addresses of which the store will never take what should be written.
+    /// Addresses that an index or a validator of the application refuses.
     refused: BTreeSet<String>,
-    /// Addresses that are taken, and nobody shows them.
+    /// Addresses that are taken although no document shows them.
     hidden: BTreeSet<String>,
 }
 
@@ -132,7 +139,7 @@ impl<'a> Transfer<'a> {
         Ok(Self { store, now, rows, refused: BTreeSet::new(), hidden: BTreeSet::new() })
     }
 
-    /// Lets the owner of each address show it, and nobody else. `false`: somebody wrote meanwhile.
+    /// Makes the owner's document the only one that shows each address. Returns `false` after a concurrent write.
     async fn run(&mut self, addresses: &BTreeSet<String>) -> Result<bool, Error> {
         let mut is_done = true;
         for address in addresses {
@@ -140,16 +147,16 @@ impl<'a> Transfer<'a> {
             let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
             let Some(owner) = owner else { continue };
             let others = claimants.iter().filter(|id| **id != owner);
-            let let_go = others.filter_map(|id| self.metadata(id, Some(owner.as_str()))).collect();
-            let is_free = match self.put(let_go).await? {
-                Outcome::Written => self.take(&owner, address).await?,
+            let hidden = others.filter_map(|id| self.with_holder(id, Some(owner.as_str()))).collect();
+            let is_transferred = match self.put(hidden).await? {
+                Outcome::Written => self.show(&owner, address).await?,
                 Outcome::Stale => false,
                 Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
             };
-            if !is_free && !self.hidden.contains(address) {
+            if !is_transferred && !self.hidden.contains(address) {
                 return Ok(false);
             }
-            is_done &= is_free;
+            is_done &= is_transferred;
         }
         Ok(is_done)
     }
@@ -158,10 +165,10 @@ impl<'a> Transfer<'a> {
         self.rows.values().filter(move |row| row.state.claimed_email() == Some(address))
     }
 
-    /// The owner shows its address, unless a row that kinsync did not make shows it and cannot be
-    /// linked.
-    async fn take(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
-        let Some(shown) = self.metadata(owner, None) else { return Ok(true) };
+    /// Makes the owner's document show the address. If a document of the application shows it and cannot be linked, records
+    /// an email conflict instead. Returns `false` if the caller has to reload the rows and repeat.
+    async fn show(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
+        let Some(shown) = self.with_holder(owner, None) else { return Ok(true) };
         match self.put(vec![shown]).await? {
             Outcome::Written => return Ok(true),
             Outcome::EmailTaken => {}
@@ -183,7 +190,7 @@ impl<'a> Transfer<'a> {
             Outcome::Stale => return Ok(false),
             Outcome::EmailTaken | Outcome::Rejected(_) => {}
         }
-        let conflict = self.metadata(owner, Some(holder.name())).into_iter().collect();
+        let conflict = self.with_holder(owner, Some(holder.name())).into_iter().collect();
         Ok(match self.put(conflict).await? {
             Outcome::Written => true,
             Outcome::Stale => false,
@@ -191,17 +198,17 @@ impl<'a> Transfer<'a> {
         })
     }
 
-    /// To do it again would be refused again: the others go on.
+    /// Records a refused address. Returns `true`, because a repetition would be refused again.
     fn refuse(&mut self, address: &str) -> bool {
         self.refused.insert(address.to_owned());
         true
     }
 
-    /// Makes the row of the application that shows the owner's address the owner's, if Kinde says
-    /// that the address is verified.
+    /// Links the document of the application that shows the owner's address to the owner, if Kinde reported the address as
+    /// verified.
     async fn link(&mut self, owner: &UserId) -> Result<Outcome, Error> {
         let verified = self.rows.get(owner).filter(|row| row.state.has_verified_email());
-        let shown = verified.and_then(|_| self.metadata(owner, None));
+        let shown = verified.and_then(|_| self.with_holder(owner, None));
         let Some(mut row) = shown else { return Ok(Outcome::EmailTaken) };
         let outcome = self.store.link(&row).await?;
         if outcome == Outcome::Written {
@@ -212,12 +219,11 @@ impl<'a> Transfer<'a> {
         Ok(outcome)
     }
 
-    /// Whether a document with a Kinde id that shows the address is left as it is: the application
-    /// wrote it there for a user of whose address kinsync was told nothing. Not one of a user who
-    /// only was not loaded as a claimant yet; and not one that kinsync wrote without the address:
-    /// that is written again.
+    /// Returns whether the address in a document with a Kinde id belongs to the application: kinsync has no observation of
+    /// an address of that user. Returns `false` for a claimant that was not loaded yet, and for a document that should not
+    /// show the address: that document is written again.
     async fn belongs_to_application(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
-        // Not loaded: kinsync never wrote it.
+        // The load returns nothing for a document that kinsync never wrote.
         let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
         let has_observations = |row: &Row| row.state.value(Field::Email).is_some() || !row.state.is_live();
         let Some(row) = row.filter(has_observations) else { return Ok(true) };
@@ -228,9 +234,9 @@ impl<'a> Transfer<'a> {
         Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Rejected(_))))
     }
 
-    /// The row with this metadata towards its address: shown (`None`), or held by someone else.
-    /// `None` when it stands so already.
-    fn metadata(&self, id: &UserId, held_by: Option<&str>) -> Option<Row> {
+    /// Returns the row with another holder of its address: itself (`None`) or another document. Returns `None` if the row
+    /// already has this holder.
+    fn with_holder(&self, id: &UserId, held_by: Option<&str>) -> Option<Row> {
         let mut row = self.rows.get(id)?.clone();
         let holds = held_by.is_none();
         if row.metadata.holds_email == holds && row.metadata.email_held_by.as_deref() == held_by {
@@ -242,8 +248,8 @@ impl<'a> Transfer<'a> {
         Some(row)
     }
 
-    /// Writes the rows. `Written` when all of them were, else what kept one from it: that somebody else wrote before all
-    /// else, since that will pass.
+    /// Writes the rows. Returns `Written` if all were written, else the first other outcome; `Stale` takes precedence,
+    /// because a repetition can succeed.
     async fn put(&mut self, rows: Vec<Row>) -> Result<Outcome, Error> {
         if rows.is_empty() {
             return Ok(Outcome::Written);
@@ -261,25 +267,25 @@ impl<'a> Transfer<'a> {
         Ok(worst)
     }
 
-    /// Removes the marks of addresses that are settled. Answers the rows that somebody else wrote
-    /// meanwhile and that are still marked: a mark made since then is not ours to remove.
-    async fn unmark(&self, marked: Vec<Row>, settled: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
+    /// Removes the pending marks of resolved addresses. Returns the rows that changed concurrently and still have marks: a
+    /// mark from the concurrent write must stay.
+    async fn unmark(&self, marked: Vec<Row>, resolved: &BTreeSet<String>) -> Result<Vec<Row>, Error> {
         let newest = marked.into_iter().map(|row| self.rows.get(&row.id).cloned().unwrap_or(row));
-        let cleared: Vec<Row> = newest.filter_map(|row| without_marks(row, settled)).collect();
+        let cleared: Vec<Row> = newest.filter_map(|row| without_marks(row, resolved)).collect();
         if cleared.is_empty() {
             return Ok(Vec::new());
         }
         let outcomes = self.store.write(&cleared).await?;
-        // A mark that the store never lets be removed is found by each sweep, and keeps nobody from anything.
+        // If the store refuses to remove a mark, each sweep finds the row again. That has no effect on other users.
         let lost = cleared.into_iter().zip(outcomes).filter(|(_, outcome)| *outcome == Outcome::Stale);
         let lost: Vec<Row> = lost.map(|(row, _)| row).collect();
         if lost.is_empty() { Ok(lost) } else { reload(self.store, &lost).await }
     }
 }
 
-/// The row without these marks, or `None` when it carries none of them.
-fn without_marks(mut row: Row, settled: &BTreeSet<String>) -> Option<Row> {
+/// Returns the row without these marks, or `None` if it has none of them.
+fn without_marks(mut row: Row, resolved: &BTreeSet<String>) -> Option<Row> {
     let before = row.pending_emails.len();
-    row.pending_emails.retain(|address| !settled.contains(address));
+    row.pending_emails.retain(|address| !resolved.contains(address));
     (row.pending_emails.len() < before).then_some(row)
 }

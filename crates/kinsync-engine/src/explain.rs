@@ -1,7 +1,7 @@
-//! Why a stored user is as it is: what was explained of it, by whom, and what became of each field.
+//! Explains the state of a stored user: its observations, their sources, and the outcome of each field.
 //!
-//! Pure. Events and sightings are in the log. Reads of Kinde (a scan, a check, a profile) and tokens are not: of those the
-//! newest field on each field is known, from the versions that the row keeps, and what was overtaken is not.
+//! Pure. The log contains events and sightings. It contains no reads of Kinde (scans, checks, profiles) and no tokens: the
+//! versions in the row show those that still determine a field; superseded ones are unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,40 +15,40 @@ use crate::{
     store::{LoggedEvent, Row},
 };
 
-/// One thing that was explained of a user.
+/// An observation of the user, with its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedObservation {
-    /// When it was so, by Kinde's clock; `None` for a token's field, which any other outranks, and for what cannot be
-    /// understood.
+    /// Provider time; `None` for fields of a token, which every other source outranks, and for an event that cannot be
+    /// decoded.
     pub at: Option<Micros>,
-    /// When it came, by our clock, if that was kept.
+    /// Time of receipt by kinsync's clock, if recorded.
     pub received_at: Option<Micros>,
-    /// Such as `user.updated`, `kinsync.login`, `read` or `token`.
+    /// Event type such as `user.updated`, `kinsync.login` for a sighting, `read` for a read of Kinde, or `token`.
     pub kind: String,
-    /// The event's id, if it was one.
+    /// Event id, for events.
     pub event_id: Option<String>,
-    /// What became of it as a whole.
+    /// Effect of the whole observation, as a sentence.
     pub outcome: String,
-    /// The fields that it spoke of.
+    /// Fields in the observation.
     pub fields: Vec<ExplainedField>,
 }
 
-/// What one observation observations of one field.
+/// One field of an observation, with its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedField {
-    /// The key in a user document.
+    /// Key of the field in a user document.
     pub field: &'static str,
-    /// What was observations.
+    /// Observed value.
     pub value: Value,
-    /// Whether it is what the row has now.
+    /// Whether this observation determines the current value.
     pub is_set: bool,
-    /// What outranks it, if something does.
+    /// The newer observation that determines the current value instead.
     pub superseded_by: Option<String>,
 }
 
-/// Everything that is known to have been explained of this user, oldest first. `events`: those of the log.
+/// Returns the known observations of a user, oldest first. `events` are the user's events in the log.
 pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObservation> {
     let nothing = UserState::default();
     let state = row.map_or(&nothing, |row| &row.state);
@@ -58,7 +58,7 @@ pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObserv
     let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
         events.iter().flat_map(|event| explainer.event(event)).collect();
     explained.extend(explainer.reads());
-    // What is explained already by a sighting, which is a token's field that is in the log.
+    // A sighting in the log already explains the fields of a token.
     let is_from_sighting = |explained: &ExplainedObservation| {
         explained.kind == sighting::EVENT_TYPE && explained.fields.iter().any(|field| field.is_set)
     };
@@ -71,7 +71,7 @@ pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObserv
 
 struct Explainer<'a> {
     state: &'a UserState,
-    /// Types of the events of the log, by id.
+    /// Event types of the log, by event id.
     names: &'a BTreeMap<&'a str, &'a str>,
 }
 
@@ -87,14 +87,14 @@ impl Explainer<'_> {
         };
         let body = event.payload.clone().into_bytes().into();
         let Some(payload) = Payload::from_parts(&event.scheme, event.at, body) else {
-            let outcome = format!("this version does not know the scheme `{}`", event.scheme);
+            let outcome = format!("this version of kinsync does not support the scheme `{}`", event.scheme);
             return vec![(None, explained(event.at, outcome, Vec::new()))];
         };
         let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
         match decode(&entry, self.latest(event)).observations {
             Err(failure) => vec![(None, explained(event.at, failure.to_string(), Vec::new()))],
             Ok(observations) if observations.is_empty() => {
-                vec![(None, explained(event.at, "it changes no user".into(), Vec::new()))]
+                vec![(None, explained(event.at, "the event changes no user".into(), Vec::new()))]
             }
             Ok(observations) => {
                 let explained = observations.into_iter().map(|one| {
@@ -107,7 +107,8 @@ impl Explainer<'_> {
         }
     }
 
-    /// As the projector explained when it came; or, if it was let in since (`kinsync dead-letters retry`), at any time.
+    /// Returns the latest acceptable time of an event. The result repeats the projector's decision at the time of receipt,
+    /// unless an operator released the event from quarantine later (`kinsync dead-letters retry`).
     fn latest(&self, event: &LoggedEvent) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
         let is_known = versions.any(|version| version.rank == Rank::Event && *version.tie == event.event_id);
@@ -126,10 +127,10 @@ impl Explainer<'_> {
                     (_, Some(deleted)) if !state.is_live() && deleted >= version => {
                         "the user was deleted later".into()
                     }
-                    (_, Some(_)) if !state.is_live() => "no event brings a deleted user back".into(),
-                    _ if fields.is_empty() => "it says nothing of any field".into(),
+                    (_, Some(_)) if !state.is_live() => "no event restores a deleted user".into(),
+                    _ if fields.is_empty() => "the event contains no field".into(),
                     (0, _) if fields.iter().all(|field| field.superseded_by.is_some()) => {
-                        "everything in it was overtaken".into()
+                        "every field was superseded".into()
                     }
                     (0, _) => "not in the store yet".into(),
                     (set, _) => format!("set {set} of {} fields", fields.len()),
@@ -157,15 +158,13 @@ impl Explainer<'_> {
         match (&self.state.deleted, self.state.is_live()) {
             (None, _) => "not in the store yet".into(),
             (Some(known), _) if known < version => "not in the store yet".into(),
-            (Some(_), true) => {
-                "outweighed: two reads of Kinde observations later that the user exists".into()
-            }
+            (Some(_), true) => "superseded: two later reads of Kinde confirmed that the user exists".into(),
             (Some(known), false) if known == version => "deleted the user".into(),
-            (Some(known), false) => format!("a later deletion counts: {}", self.name(known)),
+            (Some(known), false) => format!("superseded by a later deletion: {}", self.name(known)),
         }
     }
 
-    /// What a person calls this version.
+    /// Returns a readable description of a version.
     fn name(&self, version: &Version) -> String {
         match version.rank {
             Rank::Provisional => "a token".into(),
@@ -177,7 +176,7 @@ impl Explainer<'_> {
         }
     }
 
-    /// The reads of Kinde whose field still counts.
+    /// Returns the reads of Kinde that still determine a field, a deletion or a confirmation.
     fn reads(&self) -> Vec<(Option<Version>, ExplainedObservation)> {
         let fields = self.state.fields.values().map(|register| &register.version);
         let versions: BTreeSet<&Version> = fields
@@ -195,17 +194,17 @@ impl Explainer<'_> {
         } else if self.state.confirmed.as_ref() == Some(version) {
             "confirmed that the user exists".into()
         } else {
-            format!("set {} fields; what it observations of others was overtaken or known", fields.len())
+            format!("set {} fields; the other fields were superseded or unchanged", fields.len())
         };
         let at = Some(version.at);
         ExplainedObservation { at, received_at: None, kind: "read".into(), event_id: None, outcome, fields }
     }
 
-    /// What a request's token observations and nothing else did.
+    /// Returns the fields that only a token has set.
     fn token(&self) -> Option<(Option<Version>, ExplainedObservation)> {
         let version = Version::provisional();
         let fields = self.set_by(&version);
-        let outcome = format!("set {} fields, until an event or a read of Kinde tells them", fields.len());
+        let outcome = format!("set {} fields, until an event or a read of Kinde contains them", fields.len());
         let explained = |fields| ExplainedObservation {
             at: None,
             received_at: None,
@@ -232,7 +231,7 @@ impl Explainer<'_> {
 fn newest(what: &str, at: Micros, known: Option<Micros>) -> String {
     match known {
         Some(known) if known == at => format!("the newest {what}"),
-        Some(known) if known > at => format!("a later {what} is known"),
+        Some(known) if known > at => format!("superseded by a later {what}"),
         _ => "not in the store yet".into(),
     }
 }
@@ -250,8 +249,8 @@ mod tests {
 
     const MINUTE: i64 = 60_000_000;
 
-    /// ExplainedObservation ten minutes before it happens.
-    fn ahead() -> LoggedEvent {
+    /// An event with a time ten minutes after its receipt.
+    fn future_event() -> LoggedEvent {
         let payload = r#"{"type":"user.updated","event_id":"event_1","timestamp":"1970-01-01T00:10:00Z","data":{"user":{"id":"kp_1","first_name":"Ada"}}}"#;
         LoggedEvent {
             event_id: "event_1".into(),
@@ -265,8 +264,8 @@ mod tests {
     }
 
     #[test]
-    fn an_event_from_the_future_is_quarantined_however_late_it_is_asked_for_unless_it_was_let_in() {
-        let outcome = |row: Option<&Row>| explain(row, &[ahead()])[0].outcome.clone();
+    fn an_event_from_the_future_is_explained_as_quarantined_until_an_operator_releases_it() {
+        let outcome = |row: Option<&Row>| explain(row, &[future_event()])[0].outcome.clone();
         assert!(outcome(None).starts_with("quarantined"), "{}", outcome(None));
         let id = UserId::parse("kp_1").unwrap();
         let mut row = Row::unknown(id);

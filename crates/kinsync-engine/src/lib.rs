@@ -1,23 +1,24 @@
-//! Does it: queue, projector and stores on tokio. No HTTP server, no command line.
+//! Mirrors Kinde users into a store: durable queue, projector, stores and reconciler on tokio. Contains no HTTP server and no
+//! command line.
 //!
 //! In reading order:
-//! - [`engine`]: queue, store, projector and reconciler as one part
+//! - [`engine`]: composes queue, store, projector and reconciler
 //! - [`supervisor`]: runs and restarts the long-running tasks
-//! - [`queue`]: where a delivery becomes durable, before anyone is told 200
-//! - [`observe`]: what a delivery says of a user
-//! - [`sighting`]: what a token said of a user while the store was away
-//! - [`snapshot`]: what a read of Kinde says of a user
-//! - [`projector`]: claim, fold, apply, ack
-//! - [`apply`]: the one door to every write
-//! - [`settle`]: who shows an address that several users have
-//! - [`link`]: rows of an application that become users'
-//! - [`floor`]: what scans make of events that come late
-//! - [`checks`]: users of whom Kinde should be asked
-//! - [`reconcile`]: what no delivery told of, found and repaired
-//! - [`explain`]: why a stored user is as it is
-//! - [`store`]: where users and the event log are kept
-//! - [`breaker`]: when a dependency is left alone
-//! - [`clock`]: what time it is
+//! - [`queue`]: durable storage of accepted deliveries, before the sender receives 200
+//! - [`decode`]: from a delivery to observations
+//! - [`sighting`]: authenticated requests recorded while the store was unavailable
+//! - [`snapshot`]: from a read of Kinde to fields
+//! - [`projector`]: claim, fold, apply, acknowledge
+//! - [`apply`]: the single write path of all observations
+//! - [`email_ownership`]: the owner of an email address that several users have
+//! - [`link`]: existing documents of an application that become documents of users
+//! - [`scan_watermark`]: treatment of events older than the last complete scan
+//! - [`pending_checks`]: single users to re-read from Kinde
+//! - [`reconcile`]: finds and repairs what the webhook missed
+//! - [`explain`]: the observations behind the state of a user
+//! - [`store`]: storage of users and of the event log
+//! - [`breaker`]: circuit breaker per dependency
+//! - [`clock`]: the current time
 
 pub mod engine;
 

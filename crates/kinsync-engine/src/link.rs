@@ -1,10 +1,10 @@
-//! Which rows of an application become users', and why the others do not.
+//! Links existing documents of an application to Kinde users, and reports why others cannot be linked.
 //!
-//! [`crate::settle`] adopts a row by itself as soon as Kinde says that the address is verified.
-//! This looks at all rows at once, for the operator who wants to know before, and for rows whose
-//! user was told of before adoption was on. The decision to write is [`Store::link`]'s alone.
+//! [`crate::email_ownership`] links a document automatically as soon as Kinde reports the address as verified. This module
+//! checks all documents at once: as a dry run before linking is enabled, and for users that kinsync stored before linking
+//! was enabled. [`Store::link`] alone decides whether a document is written.
 //!
-//! An address is compared as it is written: `Ada@x.org` is not `ada@x.org`.
+//! Addresses are compared byte by byte: `Ada@x.org` is not `ada@x.org`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,109 +13,110 @@ use serde::Serialize;
 
 use crate::store::{Error, Outcome, Row, Store, mongo::MongoStore};
 
-/// Rows read at once.
+/// Documents per read.
 const PAGE: usize = 1000;
 
-/// One row of the application that shows the address of a user at Kinde.
+/// An existing document with the email address of a Kinde user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Candidate {
-    /// The `_id` of the application's row; the smallest one when there are several.
+    /// `_id` of the document; the smallest one if several documents have the address.
     pub row: String,
-    /// The user whose address it shows.
+    /// The user that owns the address.
     pub user: UserId,
-    /// What becomes of it.
+    /// Outcome for the document.
     pub verdict: Verdict,
 }
 
-/// What becomes of a row of the application.
+/// Outcome for an existing document.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It becomes the user's; in a dry run: it would.
+    /// The document was linked to the user; in a dry run, it can be linked.
     Linked,
-    /// Kinde has not said that the address is verified.
+    /// Kinde has not reported the address as verified.
     NotVerified,
-    /// Several rows of the application show the address.
+    /// Several documents of the application have the address.
     SeveralRows,
-    /// The application has fields of its own in both documents.
+    /// Both documents contain fields of the application.
     FieldsInBoth,
-    /// It changed meanwhile, or adoption is off.
+    /// The document changed meanwhile, or linking is disabled.
     Refused,
 }
 
 impl Verdict {
-    /// What an operator can do.
+    /// Returns the next step for an operator.
     pub const fn next_step(self) -> &'static str {
         match self {
             Self::Linked => "nothing to do",
             Self::NotVerified => {
-                "the user signs in, or asks /api/profile, after verifying the address at Kinde"
+                "the user verifies the address at Kinde, then signs in or requests /api/profile"
             }
-            Self::SeveralRows => "merge the rows, or remove the address from all but one",
-            Self::FieldsInBoth => {
-                "move your fields from the user's document to your row, or the other way round"
-            }
-            Self::Refused => "run it again; see `adopt_by_email` in `kinsync config show`",
+            Self::SeveralRows => "merge the documents, or remove the address from all but one",
+            Self::FieldsInBoth => "move the fields of the application into one of the two documents",
+            Self::Refused => "run `kinsync link` again; check `link_by_email` in `kinsync config show`",
         }
     }
 }
 
-/// What was found.
+/// Result of [`link()`].
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LinkReport {
-    /// Rows of the application that show an address.
+    /// Documents of the application with an email address and without a Kinde id.
     pub rows: u64,
-    /// Of those: nobody at Kinde has the address.
+    /// Documents among them with an address that no Kinde user has.
     pub unlinked: u64,
-    /// The others.
+    /// The other documents, one candidate per address.
     pub candidates: Vec<Candidate>,
 }
 
-/// Looks at every row that has no Kinde id, and adopts what may be linked unless this is a dry
-/// run. Told after each page how many rows were seen. Safe to cut and to repeat.
+/// Checks every document without a Kinde id, and links those that can be linked unless `run` is dry. Calls `progress` after
+/// each page. Cancel safe, and safe to repeat.
+///
+/// # Errors
+/// Fails when the store fails. Documents linked before the failure stay linked.
 pub async fn link(
     store: &MongoStore,
     now: Micros,
     run: Run,
     progress: &(dyn Fn(&LinkReport) + Sync),
 ) -> Result<LinkReport, Error> {
-    let mut found = LinkReport::default();
+    let mut report = LinkReport::default();
     let mut after = String::new();
     loop {
         let mut page = store.unlinked(&after, PAGE).await?;
-        let Some(last) = page.last().map(|row| row.email.clone()) else { return Ok(found) };
-        // The rows of the last address may go on in the next page.
+        let Some(last) = page.last().map(|row| row.email.clone()) else { return Ok(report) };
+        // The next page may contain more documents with the last address.
         if page.len() == PAGE && page[0].email != last {
             page.retain(|row| row.email != last);
         }
         after = page.last().map(|row| row.email.clone()).unwrap_or(last);
-        found.rows += page.len() as u64;
+        report.rows += page.len() as u64;
         let mut rows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for row in page {
             rows.entry(row.email).or_default().insert(row.id);
         }
-        judge(store, now, run, rows, &mut found).await?;
-        progress(&found);
+        link_page(store, now, run, rows, &mut report).await?;
+        progress(&report);
     }
 }
 
-/// Whether anything is written.
+/// Mode of [`link()`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Run {
-    /// Only looks.
+    /// Reports, and writes nothing.
     Dry,
-    /// Adopts what may be linked.
+    /// Links what can be linked.
     Link,
 }
 
-async fn judge(
+async fn link_page(
     store: &MongoStore,
     now: Micros,
     run: Run,
     rows: BTreeMap<String, BTreeSet<String>>,
-    found: &mut LinkReport,
+    report: &mut LinkReport,
 ) -> Result<(), Error> {
     let addresses: Vec<String> = rows.keys().cloned().collect();
     let claimants = store.claimants(&addresses).await?;
@@ -124,15 +125,15 @@ async fn judge(
         let owner = email::owner(of_address.map(|row| (&row.id, &row.state)));
         let owner = owner.and_then(|id| claimants.iter().find(|row| row.id == *id));
         let Some(owner) = owner else {
-            found.unlinked += ids.len() as u64;
+            report.unlinked += ids.len() as u64;
             continue;
         };
         let mut verdict = verdict(store, owner, ids.len()).await?;
         if verdict == Verdict::Linked && run == Run::Link {
-            verdict = take(store, owner.clone(), now).await?;
+            verdict = link_one(store, owner.clone(), now).await?;
         }
         let row = ids.into_iter().next().unwrap_or_default();
-        found.candidates.push(Candidate { row, user: owner.id.clone(), verdict });
+        report.candidates.push(Candidate { row, user: owner.id.clone(), verdict });
     }
     Ok(())
 }
@@ -146,10 +147,10 @@ async fn verdict(store: &MongoStore, owner: &Row, rows: usize) -> Result<Verdict
     })
 }
 
-async fn take(store: &MongoStore, mut owner: Row, now: Micros) -> Result<Verdict, Error> {
+async fn link_one(store: &MongoStore, mut owner: Row, now: Micros) -> Result<Verdict, Error> {
     owner.metadata.holds_email = true;
     owner.metadata.email_held_by = None;
     owner.metadata.updated_at = now;
-    let taken = store.link(&owner).await? == Outcome::Written;
-    Ok(if taken { Verdict::Linked } else { Verdict::Refused })
+    let is_linked = store.link(&owner).await? == Outcome::Written;
+    Ok(if is_linked { Verdict::Linked } else { Verdict::Refused })
 }

@@ -1,5 +1,5 @@
-//! Users of whom Kinde should be requested, because what was told of them cannot be right or cannot be
-//! judged. Kept durably and as a set: requested for twice is requested for once.
+//! Single users to re-read from Kinde, because their observations contradict each other or are older than a scan. A durable
+//! set: several requests for one user cause one check.
 
 use std::collections::BTreeMap;
 
@@ -11,33 +11,33 @@ use crate::{
     store::{Error, Store},
 };
 
-/// Where they are kept.
+/// Key of the record in the store.
 const KEY: &str = "reconcile.checks";
 
-/// Above this number of waiting users a full scan is scheduled instead.
+/// Maximum number of pending users. Above this limit a full scan is requested instead.
 const MAX_USERS: usize = 1000;
 
-/// Who waits for a check.
+/// Requested checks and scans.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PendingChecks {
-    /// Users to ask about, and a mark of the newest time that somebody requested: who asks while Kinde is being requested
-    /// wants to know what is so after that.
+    /// Users to re-read, each with a random mark of its newest request. A request during a check gets a new mark and
+    /// stays, because it needs a read that starts later.
     pub users: BTreeMap<UserId, u32>,
-    /// Whether a scan was requested for: by an operator, or because too many users waited.
+    /// Whether a scan was requested: by an operator, or because too many users were pending.
     pub scan_requested: bool,
-    /// The run whose held deletions an operator approved.
+    /// Id of a run with held deletions that an operator approved.
     #[serde(default)]
     pub approved: Option<String>,
 }
 
 impl PendingChecks {
-    /// Who waits.
+    /// Loads the record.
     pub async fn load(store: &dyn Store) -> Result<Self, Error> {
         state_records::load(store, KEY).await
     }
 
-    /// Asks for checks of these users. Cancel safe.
+    /// Requests checks of users. Cancel safe.
     pub async fn request(store: &dyn Store, users: &[UserId]) -> Result<(), Error> {
         if users.is_empty() {
             return Ok(());
@@ -52,17 +52,17 @@ impl PendingChecks {
         .await
     }
 
-    /// Asks for a scan. Cancel safe.
+    /// Requests a scan. Cancel safe.
     pub async fn request_scan(store: &dyn Store) -> Result<(), Error> {
         state_records::change(store, KEY, |checks: &mut Self| checks.scan_requested = true).await
     }
 
-    /// Asks for a scan that carries out what this run held. Cancel safe.
+    /// Requests a scan that carries out the deletions that run `run` held. Cancel safe.
     pub async fn approve(store: &dyn Store, run: &str) -> Result<(), Error> {
         state_records::change(store, KEY, |checks: &mut Self| checks.approved = Some(run.to_owned())).await
     }
 
-    /// Asks again for the scan that did not come to its end.
+    /// Restores the request of a scan that did not complete.
     pub async fn request_again(store: &dyn Store, requested: &Self) -> Result<(), Error> {
         state_records::change(store, KEY, |checks: &mut Self| {
             checks.scan_requested |= requested.scan_requested;
@@ -71,12 +71,12 @@ impl PendingChecks {
         .await
     }
 
-    /// Whether a scan was requested for.
+    /// Returns whether a scan or an approval was requested.
     pub fn is_scan_requested(&self) -> bool {
         self.scan_requested || self.approved.is_some()
     }
 
-    /// Removes the users that were checked, or all after a scan. A user requested again in the meantime stays.
+    /// Removes completed requests. A user that was requested again meanwhile stays.
     pub async fn remove(store: &dyn Store, done: &Self) -> Result<(), Error> {
         state_records::change(store, KEY, |checks: &mut Self| {
             checks.users.retain(|user, requested| done.users.get(user) != Some(requested));

@@ -1,14 +1,13 @@
-//! Finds what every webhook missed, and repairs it.
+//! Finds changes that the webhook missed, and repairs them.
 //!
-//! Kinde has no list of changes, says nothing of bulk imports, and disables a webhook that fails.
-//! So everybody is read, compared with the store, and what differs is told to the store as
-//! observations, through the same door as everything else: a repair that is cut, repeated or
-//! overtaken by an event does no harm, and what was not repaired is found by the next run.
+//! Kinde has no change log, sends no events for bulk imports, and disables a webhook that fails. A run therefore reads all
+//! users, compares them with the store, and writes differences as observations through [`mod@crate::apply`], like every other
+//! source. An interrupted, repeated or superseded repair does no harm, and the next run finds what was not repaired.
 //!
-//! A run takes no input but Kinde and the store; a schedule, a signal or an operator only wakes it.
-//! One at a time among all processes (`lease`). In reading order: `compare` (one user), `scan`
-//! (everybody), `gone` (who is not listed), [`record`] (what is kept of a run), [`schedule`] (when),
-//! [`silence`] (whether the webhook still works).
+//! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
+//! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
+//! missing at Kinde), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the
+//! webhook still delivers).
 
 mod compare;
 mod deletions;
@@ -38,20 +37,20 @@ use crate::{
     store::{self, Store},
 };
 
-/// BatchOptions often a call of the store that did not answer is made again, and after how long at first.
+/// Attempts of a store call during a short outage, and the first pause between them.
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// BatchOptions a reconciler works.
+/// Settings of a reconciler.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// BatchOptions many deletions need an operator.
+    /// Number of deletions above which an operator has to approve them.
     pub deletes: Thresholds,
-    /// Between two reads of one user who seems gone, or back.
+    /// Pause between the two reads that confirm a deletion or a restoration.
     pub between_reads: Duration,
-    /// After when another process goes on for one that was killed.
+    /// Duration of the lease: time until another process replaces a killed one.
     pub lease: Duration,
-    /// Who we are, for the others.
+    /// Process name recorded in the lease.
     pub name: String,
 }
 
@@ -66,59 +65,62 @@ impl Default for Config {
     }
 }
 
-/// Why a run ended early. What it repaired until then is repaired.
+/// Reasons why a run ended early. Repairs before that stay.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Kinde does not answer as it should.
+    /// A request to Kinde failed.
     #[error("Kinde could not be read")]
     Kinde(#[source] management::Error),
-    /// The store does not answer.
+    /// A call of the store failed.
     #[error("the store could not be read or written")]
     Store(#[from] store::Error),
-    /// Kinde answered that there are no users at all.
+    /// Kinde listed no users.
     #[error(
-        "Kinde lists no users at all: nobody was deleted; if the tenant is empty indeed, delete the users yourself"
+        "Kinde lists no users at all, so no user was deleted; if the tenant is really empty, delete the users in the store \
+         yourself"
     )]
     EmptyTenant,
-    /// Kinde does not know users whom it has just listed.
+    /// Kinde reported listed users as unknown.
     #[error(
-        "Kinde says of users whom it has just listed that they do not exist: nobody more was deleted; try again later"
+        "Kinde reports users as unknown that it has just listed, so no further user was deleted; try again later"
     )]
     CanariesUnknown,
-    /// Kinde knows users whom its list left out.
+    /// Kinde's list lacked users that single reads find.
     #[error(
-        "Kinde's list leaves out many users whom Kinde knows: nobody was deleted; try again later, and ask Kinde if it \
-         stays so"
+        "Kinde's list lacks many users that single reads find, so no user was deleted; try again later, and contact \
+         Kinde's support if this persists"
     )]
     ListIncomplete,
-    /// Another process scans.
-    #[error("{holder} is scanning: wait until it is done, or for the end of its lease if it was killed")]
+    /// Another process is scanning.
+    #[error(
+        "{holder} is scanning; wait until it is done, or until its lease expires if the process was killed"
+    )]
     Busy {
-        /// Who.
+        /// Name of the other process.
         holder: String,
     },
-    /// Somebody else took the lease.
-    #[error("the lease was lost to another process, which goes on")]
+    /// Another process took the lease.
+    #[error("another process took the lease and continues")]
     LeaseLost,
-    /// There is nothing to approve.
-    #[error("run {run} holds no deletions, or a newer run does: see `kinsync runs list`")]
+    /// The approved run holds no deletions.
+    #[error("run {run} holds no deletions, or a newer run replaced them; see `kinsync runs list`")]
     NothingHeld {
-        /// The run that was named.
+        /// Id of the approved run.
         run: String,
     },
-    /// Told to stop.
-    #[error("stopped; nothing is half done")]
+    /// The run was cancelled.
+    #[error("stopped; every started write was completed")]
     Stopped,
-    /// A task ended that never should.
-    #[error("a part of the scan ended unexpectedly; the log says more")]
+    /// A task of the scan panicked or was aborted.
+    #[error("a task of the scan ended unexpectedly; see the log")]
     Ended,
 }
 
-/// Told of what was found so far.
+/// Callback with the results so far.
 pub type Progress<'a> = &'a (dyn Fn(&Tally) + Send + Sync);
 
-/// Compares Kinde with the store. Clones share everything.
+/// Compares Kinde with the store and repairs differences. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Reconciler(Arc<Inner>);
 
@@ -132,16 +134,20 @@ struct Inner {
 }
 
 impl Reconciler {
-    /// A reconciler of this tenant and this store.
+    /// Returns a reconciler of a tenant and a store.
     pub fn new(kinde: Client, store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
         let leases = Leases::new(Arc::clone(&store), config.name.clone(), config.lease);
         Self(Arc::new(Inner { kinde, store, clock, config, leases }))
     }
 
-    /// Does what is wished, and keeps what came of it, unless the mode is dry. `Ok` also when deletions were held.
+    /// Runs once in this mode, and stores the result unless the mode is dry. Calls `progress` during the run. Returns `Ok`
+    /// also when deletions were held.
     ///
-    /// Cancel safe: what was found to differ is repaired or not, user by user; what is being written is written to its
-    /// end.
+    /// Cancelling `stop` ends the run with [`Error::Stopped`] after writes in progress. Cancel safe: each user is repaired
+    /// or not, never half.
+    ///
+    /// # Errors
+    /// Fails for the reasons in [`Error`]. Repairs made until then stay.
     pub async fn run(
         &self,
         mode: RunMode,
@@ -158,8 +164,8 @@ impl Reconciler {
             run.ended(outcome, parts.clock.now());
             return Ok(run);
         }
-        let taken = parts.retry_store(|| parts.leases.take()).await?;
-        let lease = taken.map_err(|holder| Error::Busy { holder })?;
+        let lease = parts.retry_store(|| parts.leases.take()).await?;
+        let lease = lease.map_err(|holder| Error::Busy { holder })?;
         run.before = parts.before().await?;
         parts.retry_store(|| save(&*parts.store, &run)).await?;
         let take = || Checkpoint::take(&*parts.store, lease.term(), run.started_at);
@@ -169,7 +175,7 @@ impl Reconciler {
             () = lease.keep() => Err(Error::LeaseLost),
             () = stop.cancelled() => Err(Error::Stopped),
         };
-        // What was begun when it was stopped is finished.
+        // Batches in progress are written before the run ends.
         tasks.close();
         tasks.wait().await;
         let ended = match &outcome {
@@ -235,7 +241,7 @@ impl Reconciler {
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
     }
 
-    /// Reads everybody; a backfill from where it was cut. Kinde may forget where a list went on.
+    /// Scans all users; a backfill resumes at its checkpoint. Starts again if Kinde no longer accepts the page token.
     async fn scan(
         &self,
         run: &Run,
@@ -251,42 +257,44 @@ impl Reconciler {
         progress(&cut.tally);
         let why = match scan(cut).await {
             Ok(scanned) if scanned.tally.users > cut.tally.users => return Ok((scanned, true)),
-            Ok(_) => "lists nobody",
+            Ok(_) => "returned no users for",
             Err(Error::Kinde(management::Error::UnexpectedStatus { status, .. }))
                 if status.is_client_error() =>
             {
-                "does not know any more"
+                "rejected"
             }
             Err(error) => return Err(error),
         };
-        tracing::warn!("Kinde {why} where the cut backfill went on: beginning anew");
+        tracing::warn!(
+            "Kinde {why} the page token of the interrupted backfill; starting from the first page"
+        );
         Ok((scan(&cut.anew_at(parts.clock.now())).await?, false))
     }
 
-    /// Asks Kinde about these users, and repairs what differs. Safe beside a scan.
+    /// Re-reads single users from Kinde and repairs differences. Safe during a scan.
     pub async fn check(&self, users: &[UserId]) -> Result<Tally, Error> {
         let mut tally = Tally::default();
         self.0.check(users, false, &mut tally).await?;
         Ok(tally)
     }
 
-    /// Asks Kinde about these users, and changes nothing.
+    /// Re-reads single users from Kinde and reports differences. Writes nothing.
     pub async fn look(&self, users: &[UserId]) -> Result<Tally, Error> {
         let mut tally = Tally::default();
         self.0.check(users, true, &mut tally).await?;
         Ok(tally)
     }
 
-    /// PendingChecks everybody for whom a check was asked. Answers whether a scan was asked for. Of whom Kinde gives no clear
-    /// answer, the next scan looks at.
+    /// Runs all requested checks. Returns whether a scan is requested. The next scan re-reads users for which Kinde's
+    /// responses are inconclusive.
     ///
-    /// Many deletions at once are not made here: then a scan is asked for, which holds them.
+    /// Does not delete many users at once: it requests a scan instead, which holds the deletions.
     pub async fn run_pending_checks(&self) -> Result<bool, Error> {
         let parts = &self.0;
-        let asked = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
-        let users: Vec<UserId> = asked.users.keys().cloned().collect();
+        let requested = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
+        let users: Vec<UserId> = requested.users.keys().cloned().collect();
         if users.is_empty() {
-            return Ok(asked.is_scan_requested());
+            return Ok(requested.is_scan_requested());
         }
         let found = self.look(&users).await?;
         let is_many = found.of(record::DriftKind::Deleted) > parts.config.deletes.count as u64;
@@ -295,20 +303,20 @@ impl Reconciler {
         } else {
             self.check(&users).await?;
         }
-        let is_scan = asked.is_scan_requested() || is_many;
-        let done = PendingChecks { users: asked.users, ..PendingChecks::default() };
+        let is_scan = requested.is_scan_requested() || is_many;
+        let done = PendingChecks { users: requested.users, ..PendingChecks::default() };
         parts.retry_store(|| PendingChecks::remove(&*parts.store, &done)).await?;
         Ok(is_scan)
     }
 }
 
 impl Inner {
-    /// The complete scan before this one.
+    /// Returns the last complete scan.
     async fn before(&self) -> Result<Option<PreviousScan>, store::Error> {
         Ok(PreviousScan::of(&self.retry_store(|| record::runs(&*self.store)).await?))
     }
 
-    /// Makes a call of the store again for as long as it may only be away for a moment.
+    /// Repeats a store call during a short outage: after a transient failure, up to [`TRIES`] attempts.
     async fn retry_store<T, F: Future<Output = Result<T, store::Error>>>(
         &self,
         call: impl Fn() -> F,
@@ -319,7 +327,7 @@ impl Inner {
                 Err(error) if error.is_transient() => {
                     tracing::warn!(
                         error = crate::breaker::error_chain(&error),
-                        "the store does not answer; trying again"
+                        "the store is unavailable; retrying"
                     );
                 }
                 done => return done,
@@ -346,22 +354,22 @@ fn measure(run: &Run) {
     let took = run.ended_at.unwrap_or(run.started_at).0.saturating_sub(run.started_at.0);
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
     metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
-    // When a user changed, Kinde does not tell: not before the last scan compared them.
+    // Kinde does not report when a user changed. The previous scan is the earliest possible time.
     if let Some(before) = run.before.filter(|_| run.is_representative()) {
-        let most = run.started_at.0.saturating_sub(before.began.0);
-        let most = Duration::from_micros(most.try_into().unwrap_or_default());
+        let longest = run.started_at.0.saturating_sub(before.began.0);
+        let longest = Duration::from_micros(longest.try_into().unwrap_or_default());
         let missed = usize::try_from(run.tally.missed()).unwrap_or(usize::MAX);
         metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
-            .record_many(most.as_secs_f64(), missed);
+            .record_many(longest.as_secs_f64(), missed);
     }
 }
 
-/// Whether deletions that this run held wait for an approval.
+/// Returns whether deletions held by this run still wait for an approval.
 pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
     Ok(deletions::approved(store, run).await?.is_some())
 }
 
-/// By our clock, when everybody was last begun to be compared.
+/// Returns the start of the last complete run, by kinsync's clock.
 pub(crate) fn last_began(runs: &[Run]) -> Option<Micros> {
     runs.iter().find(|run| run.is_complete()).map(|run| run.started_at)
 }

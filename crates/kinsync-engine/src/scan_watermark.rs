@@ -1,14 +1,12 @@
-//! What scans make of events that come stale.
+//! Treatment of events that are older than the last complete scan.
 //!
-//! A complete scan proves, without a write for each user: of every user who was stored when it
-//! began, the stored fields are what Kinde had at that time or later. So an event older than the
-//! scan that arrives after it says nothing new. The proof is written down only then, as what it
-//! is: a snapshot of the time of the scan, of the field that the stale event speaks of. The state
-//! of a user remains the join of observations, in any order.
+//! A complete scan proves, without a write per user, that the stored fields of every user stored at its start equal Kinde's
+//! fields at that time or later. An event older than the scan that arrives after it therefore contains nothing new. Only
+//! then the proof is written: as a snapshot with the time of the scan and with the fields of the stale event. The state of
+//! a user stays the join of its observations, in any order.
 //!
-//! Where there is no proof, because the scan is still running, or the row is younger than it, or the
-//! event is from between its first page and its last, a stale event is applied as any other, and
-//! Kinde is asked about the user.
+//! Without a proof (the scan is still running, the row was inserted after its start, or the event happened between its first
+//! and its last page) the stale event is applied like any other, and a check of the user is requested.
 
 use std::collections::BTreeSet;
 
@@ -22,53 +20,53 @@ use crate::{
     store::{Error, Row, Store},
 };
 
-/// Where it is kept.
+/// Key of the record in the store.
 const KEY: &str = "reconcile.scans";
 
-/// What a complete scan proof.
+/// Proof of a complete scan.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanWatermark {
-    /// When its first page was asked for, by Kinde's clock.
+    /// Time of the request for the first page, by Kinde's clock.
     pub at: Micros,
-    /// When its last page was asked for, by Kinde's clock.
+    /// Time of the request for the last page, by Kinde's clock.
     #[serde(default)]
     pub until: Micros,
-    /// When it began, by our clock: rows that were made later were perhaps not compared.
+    /// Start by kinsync's clock. Rows inserted later may not have been compared.
     pub started_at: Micros,
-    /// The fields that it observed of every user.
+    /// Fields that the scan observed of every user.
     pub fields: Vec<Field>,
-    /// Users of whom it proof nothing: Kinde gave no clear answer.
+    /// Users without a proof, because Kinde's responses about them were inconclusive.
     #[serde(default)]
     pub unproven: BTreeSet<UserId>,
 }
 
-/// The newest complete scan, and the one that may be running.
+/// The newest complete scan and the start of the newest scan.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanWatermarks {
-    /// What the newest complete scan proof.
+    /// Proof of the newest complete scan.
     pub proof: Option<ScanWatermark>,
-    /// When the newest scan began, by our clock; it may have been cut.
+    /// Start of the newest scan by kinsync's clock; the scan may be running or interrupted.
     pub started_at: Option<Micros>,
 }
 
-/// What is to be made of stale events in a delta.
+/// Treatment of the stale events in a delta.
 #[derive(Debug, Default)]
 pub struct StaleEvents {
-    /// What the newest complete scan observed of the fields that they speak of.
+    /// Values of the newest complete scan for the fields of the stale events.
     pub proof: Option<UserState>,
-    /// Whether some speak of what is not proof: Kinde has to be asked.
+    /// Whether a stale event contains a field without a proof: the user needs a check.
     pub needs_check: bool,
 }
 
 impl ScanWatermarks {
-    /// As they are kept.
+    /// Loads the record.
     pub async fn load(store: &dyn Store) -> Result<Self, Error> {
         state_records::load(store, KEY).await
     }
 
-    /// Keeps that a scan begins, before its first page is asked for.
+    /// Records the start of a scan. Must precede the request for the first page.
     pub async fn record_start(store: &dyn Store, now: Micros) -> Result<(), Error> {
         state_records::change(store, KEY, |scans: &mut Self| {
             scans.started_at = scans.started_at.max(Some(now));
@@ -76,28 +74,28 @@ impl ScanWatermarks {
         .await
     }
 
-    /// Keeps what a complete scan proof, unless a newer one did.
+    /// Records the proof of a complete scan, unless a newer one is recorded.
     pub async fn record_proof(store: &dyn Store, watermark: &ScanWatermark) -> Result<(), Error> {
-        let is_older = |scans: &Self| scans.proof.as_ref().is_none_or(|known| known.at < watermark.at);
+        let is_newest = |scans: &Self| scans.proof.as_ref().is_none_or(|known| known.at < watermark.at);
         state_records::change(store, KEY, |scans: &mut Self| {
-            if is_older(scans) {
+            if is_newest(scans) {
                 scans.proof = Some(watermark.clone());
             }
         })
         .await
     }
 
-    /// Judges the events in `delta` that are older than a scan and newer than the row.
+    /// Classifies the events in `delta` that are older than a scan and newer than the row.
     pub fn classify(&self, row: &Row, delta: &UserState) -> StaleEvents {
         let newest =
             self.started_at.max(self.proof.as_ref().map(|watermark| watermark.at.max(watermark.until)));
-        let is_late = |version: &Version| version.rank == Rank::Event && Some(version.at) <= newest;
+        let is_stale = |version: &Version| version.rank == Rank::Event && Some(version.at) <= newest;
         let is_new = |field, observed: &Register| {
             let known = row.state.fields.get(&field);
             known.is_none_or(|known| known.version < observed.version && known.value != observed.value)
         };
         let stale = delta.fields.iter().filter(|(field, observed)| {
-            is_late(&observed.version) && is_new(**field, observed) && snapshot::can_observe(**field)
+            is_stale(&observed.version) && is_new(**field, observed) && snapshot::can_observe(**field)
         });
         let (mut proof, mut needs_check) = (Profile::new(), false);
         let watermark = self.proof.as_ref().filter(|watermark| watermark.covers(row));
@@ -120,10 +118,10 @@ impl ScanWatermark {
         row.revision > 0 && row.metadata.inserted_at < self.started_at && !self.unproven.contains(&row.id)
     }
 
-    /// What the scan observed of this field of the row, and as which field.
+    /// Returns the field and the value that the scan observed for a field of the row.
     fn scanned_value(&self, field: Field, row: &Row) -> Option<(Field, Value)> {
         let (scanned, value) = match field {
-            // Roles are observed by events alone; who is a member, the scan knows.
+            // A scan observes the codes of organizations, not the roles in them.
             Field::Organizations => (Field::OrganizationCodes, codes(&row.state)),
             field => (field, row.state.value(field)?.clone()),
         };
@@ -140,7 +138,7 @@ impl ScanWatermark {
     }
 }
 
-/// The codes of the organizations that a document shows.
+/// Returns the organization codes that a document shows.
 pub(crate) fn codes(state: &UserState) -> Value {
     let codes = state.organizations().into_iter().map(|organization| organization.code);
     Value::Codes(codes.collect())

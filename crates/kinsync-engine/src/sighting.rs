@@ -1,8 +1,8 @@
-//! A user whom an authenticated request showed while the store could not be asked: kept in the
-//! queue, so that the user appears when the store is back, without another request.
+//! Sightings: authenticated requests recorded while the store was unavailable. A sighting waits in the queue and creates the
+//! user when the store is available again, without another request.
 //!
-//! Only kinsync writes these entries. Their scheme is no scheme of the webhook, so no delivery from
-//! outside, signed or not, is ever read as one.
+//! Only kinsync writes these entries. Their scheme is not a scheme of the webhook, so a delivery from outside, signed or
+//! not, is never decoded as a sighting.
 
 use bytes::Bytes;
 use kinsync_core::{Micros, Observation, Profile, Source, UserId, Version, What};
@@ -10,28 +10,28 @@ use serde::{Deserialize, Serialize};
 
 use crate::queue::{Entry, Payload};
 
-/// The scheme of these entries.
+/// Scheme of the queue entries.
 pub const SCHEME: &str = "login";
-/// Their type in the event log.
+/// Event type in the log.
 pub const EVENT_TYPE: &str = "kinsync.login";
 
-/// Repetitions of one user within this time are one entry.
+/// Length of a time bucket in microseconds. Sightings of one user in one bucket have the same id.
 const BUCKET: i64 = 3_600_000_000;
 
-/// What a verified token said, and when.
+/// Claims of a verified token and the time of the request.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Sighting {
-    /// The token's subject.
+    /// Subject of the token.
     pub user: UserId,
-    /// What the token's claims say of the user.
+    /// Fields from the claims of the token.
     #[serde(default, skip_serializing_if = "Profile::is_empty")]
     pub profile: Profile,
-    /// When the request was seen, by our clock. Orders nothing: tokens make provisional versions.
+    /// Time of the request by kinsync's clock. Does not order fields: tokens have provisional versions.
     pub seen_at: Micros,
 }
 
-/// What is told is personal and stays out of it.
+/// Omits the profile, which contains personal data.
 impl std::fmt::Debug for Sighting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sighting").field("user", &self.user).finish_non_exhaustive()
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Sighting {
 }
 
 impl Sighting {
-    /// The entry for the queue. Sightings of one user within one hour have one id.
+    /// Returns the queue entry. Sightings of one user within one hour have the same event id, so the queue keeps one.
     pub fn entry(&self) -> Entry {
         let hour = self.seen_at.0.div_euclid(BUCKET);
         Entry {
@@ -51,12 +51,12 @@ impl Sighting {
         }
     }
 
-    /// That the user exists, with the lowest version of all: everything that Kinde says outranks it.
+    /// Returns the observation of the token's fields, with the lowest version: every event and snapshot outranks it.
     pub fn existence(&self) -> Observation {
         self.observation(What::Fields(self.profile.clone()))
     }
 
-    /// Existence, and the time at which the user was seen.
+    /// Returns the observation of the token's fields and the time of the request.
     pub fn observations(&self) -> Vec<Observation> {
         vec![self.existence(), self.observation(What::Seen(self.seen_at))]
     }

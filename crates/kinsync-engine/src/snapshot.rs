@@ -1,30 +1,29 @@
-//! What a read of Kinde says of a user: from the words of the Management API and of the profile
-//! endpoint to fields.
+//! Decodes responses of the Management API and of the profile endpoint into fields.
 //!
-//! Pure. A read's version is the time at which it was asked for, by Kinde's clock: an event that
-//! happened meanwhile wins.
+//! Pure. The version of a read is the time of its request by Kinde's clock, so that an event during the read wins.
 
 use aws_lc_rs::digest::{SHA256, digest};
 use kinde::{Patch, account::UserProfile, management, response::RequestTiming};
 use kinsync_core::{Field, Identity, Micros, Profile, Value, Version};
 
-/// The version of a read that was asked for then, by Kinde's clock, and told this.
+/// Returns the version of a read with this request time, by Kinde's clock, and this content.
 pub fn version(sent_at: Micros, profile: &Profile) -> Version {
     Version::snapshot(sent_at, hash(profile))
 }
 
-/// When a read was asked for, by Kinde's clock.
+/// Returns the time of a request by Kinde's clock.
 pub fn sent_at(timing: &RequestTiming) -> Micros {
     Micros(timing.as_of.as_microsecond())
 }
 
-/// Whether a read can settle what this field is. Of roles it tells nothing, but of who is a member.
+/// Returns whether a read can determine this field. For [`Field::Organizations`] it determines the memberships, not the
+/// roles.
 pub fn can_observe(field: Field) -> bool {
     field != Field::IsPasswordResetRequested
 }
 
-/// What the Management API says of a user, as an entry of the list or alone. Its counters of
-/// sign-ins are no fields.
+/// Returns the fields of a user of the Management API, from the list or from a single read. Its sign-in counters are not
+/// synced.
 pub fn of_user(user: management::User) -> Profile {
     let mut builder = ProfileBuilder::default();
     builder.text(Field::Email, user.email);
@@ -43,7 +42,7 @@ pub fn of_user(user: management::User) -> Profile {
     builder.0
 }
 
-/// What the profile endpoint says of the bearer of a token.
+/// Returns the fields of a response of the profile endpoint.
 pub fn of_profile(profile: UserProfile) -> Profile {
     let mut builder = ProfileBuilder::default();
     builder.text(Field::Email, profile.email);
@@ -81,7 +80,7 @@ fn identities(list: Vec<management::Identity>) -> Value {
     Value::Identities(list.into_iter().map(entry).collect())
 }
 
-/// Half of a SHA-256: breaks ties between reads of one instant, the same way everywhere.
+/// Returns the first half of the SHA-256 of the content as hex: a deterministic tie-break between reads of one instant.
 fn hash(profile: &Profile) -> String {
     let content =
         serde_json::to_vec(&profile.iter().collect::<Vec<_>>()).expect("fields and their values are JSON");

@@ -1,15 +1,15 @@
-//! kinsync's own records, as typed values under a key of the store.
+//! kinsync's own records in the store, as typed values under a key.
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::store::{Error, Saved, Store};
 
-/// The value; the default when it is not there, or is of another version of kinsync.
+/// Loads a record. Returns the default if it is missing or another version of kinsync wrote it.
 pub(crate) async fn load<T: DeserializeOwned + Default>(store: &dyn Store, key: &str) -> Result<T, Error> {
     Ok(read(store.state(key).await?.as_ref()))
 }
 
-/// Changes the value, whoever else does meanwhile: `change` may run more than once. Writes nothing when it stays
+/// Changes a record with compare-and-set. `change` runs again after a concurrent write. Writes nothing if the value stays
 /// the same.
 pub(crate) async fn change<T>(store: &dyn Store, key: &str, change: impl Fn(&mut T)) -> Result<(), Error>
 where
@@ -30,7 +30,7 @@ where
     }
 }
 
-/// A value that was loaded.
+/// Decodes a loaded record, with the default on failure.
 pub(crate) fn read<T: DeserializeOwned + Default>(saved: Option<&Saved>) -> T {
     saved.and_then(|saved| T::deserialize(&saved.value).ok()).unwrap_or_default()
 }

@@ -2,8 +2,8 @@ use kinsync_core::{Field, Micros, Profile, Source, UserState, Value, Version, Wh
 use proptest::{collection::vec, prelude::*};
 
 use crate::strategies::{
-    event, fold, hearsay, named, observation, observations, profile, shuffled_with_duplicates, snapshot,
-    version,
+    event, fold, named, observation, observations, profile, shuffled_with_duplicates, snapshot, version,
+    without_confirmation,
 };
 
 proptest! {
@@ -26,10 +26,10 @@ proptest! {
     fn equal_versions_with_different_values_join_to_one(
         version in version(), one in profile(), other in profile(),
     ) {
-        let told = |profile| kinsync_core::Observation {
+        let observed = |profile| kinsync_core::Observation {
             version: version.clone(), ..event(0, "", What::Fields(profile))
         };
-        let (one, other) = (told(one), told(other));
+        let (one, other) = (observed(one), observed(other));
         prop_assert_eq!(fold([&one, &other]), fold([&other, &one]));
         prop_assert_eq!(fold([&one, &other, &one]), fold([&one, &other]));
     }
@@ -59,20 +59,20 @@ proptest! {
     }
 
     #[test]
-    fn nothing_but_a_confirmation_restores_a_deleted_user(
-        before in vec((version(), hearsay()), 0..6),
+    fn only_a_confirmation_restores_a_deleted_user(
+        before in vec((version(), without_confirmation()), 0..6),
         deleted_at in 0..6_i64,
-        after in vec((version(), hearsay()), 0..6),
+        after in vec((version(), without_confirmation()), 0..6),
     ) {
-        let heard = |(version, what): &(Version, What)| kinsync_core::Observation {
+        let observed = |(version, what): &(Version, What)| kinsync_core::Observation {
             version: version.clone(), ..event(0, "", what.clone())
         };
-        let mut state = fold(&before.iter().map(heard).collect::<Vec<_>>())
-            .observe(&event(deleted_at, "gone", What::Deleted));
+        let mut state = fold(&before.iter().map(observed).collect::<Vec<_>>())
+            .observe(&event(deleted_at, "deleted", What::Deleted));
         prop_assert!(!state.is_live());
-        for later in after.iter().map(heard) {
+        for later in after.iter().map(observed) {
             state = state.observe(&later);
-            prop_assert!(!state.is_live(), "{later:?} brought the user back");
+            prop_assert!(!state.is_live(), "{later:?} restored the user");
             prop_assert_eq!(state.claimed_email(), None);
         }
     }
@@ -93,25 +93,25 @@ proptest! {
     }
 
     #[test]
-    fn anything_a_provider_says_outranks_a_token(
-        provisional in profile(), told in profile(), at in 0..6_i64, snapshot_said_it in any::<bool>(),
+    fn any_event_or_snapshot_outranks_a_token(
+        provisional in profile(), observed in profile(), at in 0..6_i64, is_snapshot in any::<bool>(),
     ) {
         let token = kinsync_core::Observation {
             version: Version::provisional(), source: Source::Login, ..event(0, "", What::Fields(provisional))
         };
-        let said = if snapshot_said_it {
-            snapshot(at, What::Fields(told.clone()))
+        let observation = if is_snapshot {
+            snapshot(at, What::Fields(observed.clone()))
         } else {
-            event(at, "e", What::Fields(told.clone()))
+            event(at, "e", What::Fields(observed.clone()))
         };
-        let state = fold([&said, &token]);
-        for (field, value) in told.iter() {
+        let state = fold([&observation, &token]);
+        for (field, value) in observed.iter() {
             prop_assert_eq!(state.value(field), Some(value));
         }
     }
 
     #[test]
-    fn a_state_survives_being_written_down(observations in observations()) {
+    fn a_state_survives_serialization(observations in observations()) {
         let state = fold(&observations);
         let text = serde_json::to_string(&state).unwrap();
         prop_assert_eq!(serde_json::from_str::<UserState>(&text).unwrap(), state);
@@ -119,27 +119,27 @@ proptest! {
 }
 
 #[test]
-fn created_and_updated_only_differ_in_their_versions() {
+fn created_and_updated_events_differ_in_their_versions_only() {
     let update = event(2, "e2", What::Fields(named("Grace")));
     let late_create = event(1, "e1", What::Fields(named("Ada").with(Field::LastName, "Lovelace")));
     let state = fold([&update, &late_create]);
-    assert_eq!(state.text(Field::FirstName), Some("Grace"), "the older name stays older");
-    assert_eq!(state.text(Field::LastName), Some("Lovelace"), "what the update left out is still news");
+    assert_eq!(state.text(Field::FirstName), Some("Grace"), "the older name loses");
+    assert_eq!(state.text(Field::LastName), Some("Lovelace"), "the update did not contain the last name");
 }
 
 #[test]
-fn absent_leaves_a_field_alone_and_null_clears_it() {
-    let told = event(1, "e1", What::Fields(named("Ada").with(Field::Phone, "+44")));
-    let silent = event(2, "e2", What::Fields(named("Ada")));
-    assert_eq!(fold([&told, &silent]).text(Field::Phone), Some("+44"));
+fn an_absent_field_keeps_its_value_and_null_clears_it() {
+    let with_phone = event(1, "e1", What::Fields(named("Ada").with(Field::Phone, "+44")));
+    let without_phone = event(2, "e2", What::Fields(named("Ada")));
+    assert_eq!(fold([&with_phone, &without_phone]).text(Field::Phone), Some("+44"));
     let cleared = event(3, "e3", What::Fields(Profile::new().with(Field::Phone, Value::Null)));
-    let state = fold([&told, &silent, &cleared]);
+    let state = fold([&with_phone, &without_phone, &cleared]);
     assert_eq!(state.text(Field::Phone), None);
-    assert_eq!(state.value(Field::Phone), Some(&Value::Null), "known to have none");
+    assert_eq!(state.value(Field::Phone), Some(&Value::Null), "null, not unknown");
 }
 
 #[test]
-fn an_empty_email_is_no_email() {
+fn an_empty_email_is_null() {
     let phone_only =
         event(1, "e1", What::Fields(Profile::new().with(Field::Email, "").with(Field::Phone, "")));
     let state = fold([&phone_only]);
@@ -148,46 +148,46 @@ fn an_empty_email_is_no_email() {
 }
 
 #[test]
-fn a_delete_of_a_user_never_seen_leaves_a_tombstone_that_a_late_create_meets() {
+fn a_delete_of_an_unknown_user_leaves_a_tombstone_that_a_late_create_does_not_remove() {
     let state = fold([&event(9, "e9", What::Deleted), &event(1, "e1", What::Fields(named("Ada")))]);
     assert!(!state.is_live());
-    assert!(!state.needs_check(), "the create is older than the delete: nothing to ask");
+    assert!(!state.needs_check(), "the create is older than the delete");
 }
 
 #[test]
-fn at_equal_time_delete_wins_and_a_later_confirmation_restores() {
+fn at_equal_times_the_delete_wins_and_a_later_confirmation_restores() {
     let deleted = event(5, "e5", What::Deleted);
     let at = |at| snapshot(at, What::Exists(named("Ada")));
     assert!(!fold([&deleted, &at(4)]).is_live());
     assert!(!fold([&deleted, &at(5)]).is_live());
     assert!(fold([&deleted, &at(6)]).is_live());
-    assert!(fold([&at(6), &deleted]).is_live(), "whatever comes first");
+    assert!(fold([&at(6), &deleted]).is_live(), "in any order");
     let again = event(7, "e7", What::Deleted);
-    assert!(!fold([&again, &at(6), &deleted]).is_live(), "and can be deleted again");
+    assert!(!fold([&again, &at(6), &deleted]).is_live(), "a later delete wins again");
 }
 
 #[test]
-fn something_newer_than_the_tombstone_asks_for_a_check() {
+fn an_observation_newer_than_the_tombstone_needs_a_check() {
     let deleted = event(5, "e5", What::Deleted);
     let state = fold([&deleted, &event(6, "e6", What::Fields(named("Ada")))]);
     assert!(!state.is_live() && state.needs_check());
     let state = fold([&deleted, &event(6, "e6", What::SignedIn(Micros(6)))]);
     assert!(!state.is_live() && state.needs_check());
     let seen = event(6, "e6", What::Seen(Micros(6)));
-    assert!(!fold([&deleted, &seen]).needs_check(), "a token verifies for a day after the delete");
+    assert!(!fold([&deleted, &seen]).needs_check(), "a token stays valid for a day after the delete");
 }
 
 #[test]
-fn an_event_that_lands_during_a_read_wins_over_the_read() {
+fn an_event_during_a_read_wins_over_the_read() {
     let read = snapshot(5, What::Fields(named("before")));
     let change = event(6, "e6", What::Fields(named("after")));
     assert_eq!(fold([&change, &read]).text(Field::FirstName), Some("after"));
     let older = event(5, "e5", What::Fields(named("older")));
-    assert_eq!(fold([&read, &older]).text(Field::FirstName), Some("before"), "the read contains it");
+    assert_eq!(fold([&read, &older]).text(Field::FirstName), Some("before"), "the read contains the event");
 }
 
 #[test]
-fn groups_do_not_age_each_other() {
+fn a_newer_scan_does_not_hide_events_about_other_fields() {
     let scan = snapshot(9, What::Fields(Profile::new().with(Field::Picture, "p.png")));
     let late_event = event(5, "e5", What::Fields(named("Ada")));
     let state = fold([&scan, &late_event]);
@@ -196,7 +196,7 @@ fn groups_do_not_age_each_other() {
 }
 
 #[test]
-fn first_version_counts_events_snapshots_and_created_on_but_no_sighting() {
+fn the_first_version_counts_events_snapshots_and_created_on_but_not_sightings() {
     let seen = event(1, "e1", What::Seen(Micros(1)));
     let token = kinsync_core::Observation {
         version: Version::provisional(),
@@ -211,7 +211,7 @@ fn first_version_counts_events_snapshots_and_created_on_but_no_sighting() {
 }
 
 #[test]
-fn sightings_and_sign_ins_keep_the_newest() {
+fn the_newest_sighting_and_the_newest_sign_in_win() {
     let at = |at| event(at, "e", What::SignedIn(Micros(at)));
     let seen = |at| event(at, "s", What::Seen(Micros(at)));
     let state = fold([&at(3), &at(9), &at(5), &seen(8), &seen(2)]);

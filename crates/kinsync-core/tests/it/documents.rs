@@ -16,10 +16,13 @@ fn holding() -> RowMetadata {
 }
 
 #[test]
-fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_that_events_told() {
-    let told = vec![organization("org_a", "admin"), organization("org_b", "member")];
-    let event =
-        event(1, "e1", What::Fields(Profile::new().with(Field::Organizations, Value::Organizations(told))));
+fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_from_events() {
+    let memberships = vec![organization("org_a", "admin"), organization("org_b", "member")];
+    let event = event(
+        1,
+        "e1",
+        What::Fields(Profile::new().with(Field::Organizations, Value::Organizations(memberships))),
+    );
     let codes = |at, codes: &[&str]| {
         let codes = Value::Codes(codes.iter().map(ToString::to_string).collect());
         snapshot(at, What::Fields(Profile::new().with(Field::OrganizationCodes, codes)))
@@ -32,7 +35,7 @@ fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_that_events_told() {
 }
 
 #[test]
-fn a_conflict_names_the_address_and_its_holder_and_hides_the_email() {
+fn a_conflict_names_the_address_and_the_user_that_shows_it() {
     let state = fold([&event(1, "e1", What::Fields(Profile::new().with(Field::Email, "a@example.com")))]);
     let shown = UserDocument::new(&user("kp_1"), &state, &holding());
     assert_eq!(shown.email.as_deref(), Some("a@example.com"));
@@ -45,7 +48,7 @@ fn a_conflict_names_the_address_and_its_holder_and_hides_the_email() {
 }
 
 #[test]
-fn a_tombstone_shows_when_and_no_email() {
+fn a_tombstone_shows_the_time_of_deletion_and_no_email() {
     let profile = named("Ada").with(Field::Email, "a@example.com");
     let state = fold([&event(1, "e1", What::Fields(profile)), &event(5, "e5", What::Deleted)]);
     let document = UserDocument::new(&user("kp_1"), &state, &holding());
@@ -56,13 +59,13 @@ fn a_tombstone_shows_when_and_no_email() {
 }
 
 #[test]
-fn created_at_prefers_what_kinde_says() {
+fn created_at_prefers_the_time_from_kinde() {
     let first = event(7, "e7", What::Fields(named("Ada")));
     let created = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(3))));
     let at = |state: &kinsync_core::UserState| state.created_at(&holding());
     assert_eq!(at(&fold([&first, &created])), Micros(3));
     assert_eq!(at(&fold([&first])), Micros(7));
-    assert_eq!(at(&fold([])), Micros(100), "else when the row was made");
+    assert_eq!(at(&fold([])), Micros(100), "the time of insertion");
     let timeless = event(0, "e0", What::Fields(named("Ada")));
-    assert_eq!(at(&fold([&timeless])), Micros(100), "and not 1970");
+    assert_eq!(at(&fold([&timeless])), Micros(100), "not 1970");
 }

@@ -5,7 +5,7 @@ use crate::strategies::{event, fold, observations, shuffled_with_duplicates, use
 
 const USERS: [&str; 4] = ["kp_1", "kp_2", "kp_3", "kp_4"];
 
-/// Observations of several users who share two addresses.
+/// Observations of several users with two addresses among them.
 fn history() -> impl Strategy<Value = Vec<Observation>> {
     let one = (select(USERS.to_vec()), observations());
     vec(one, 1..5).prop_map(|users| {
@@ -46,7 +46,7 @@ proptest! {
     }
 
     #[test]
-    fn every_claimed_address_has_exactly_one_owner_who_is_live_and_claims_it(history in history()) {
+    fn every_claimed_address_has_exactly_one_live_owner(history in history()) {
         let states = states(&history);
         for address in ["a", "b", "$$NOW"] {
             let claimed = states.iter().any(|(_, state)| state.claimed_email() == Some(address));
@@ -60,12 +60,12 @@ proptest! {
 }
 
 fn with_email(name: &str, at: i64, address: &str) -> (UserId, UserState) {
-    let told = event(at, "e", What::Fields(Profile::new().with(Field::Email, address)));
-    (user(name), fold([&told]))
+    let observed = event(at, "e", What::Fields(Profile::new().with(Field::Email, address)));
+    (user(name), fold([&observed]))
 }
 
 #[test]
-fn the_older_user_owns_the_address_and_the_smaller_id_breaks_a_tie() {
+fn the_older_user_owns_the_address_and_the_smaller_id_breaks_ties() {
     let check = |claimants: &[(UserId, UserState)], expect: &str| {
         assert_eq!(owner(claimants, "a@example.com"), Some(user(expect)));
     };
@@ -76,7 +76,7 @@ fn the_older_user_owns_the_address_and_the_smaller_id_breaks_a_tie() {
 }
 
 #[test]
-fn a_user_known_by_a_token_alone_owns_an_address_only_as_long_as_nobody_else_has_it() {
+fn a_user_known_from_a_token_alone_owns_an_address_only_without_other_claimants() {
     let token = Observation {
         version: Version::provisional(),
         source: Source::Login,
@@ -89,17 +89,17 @@ fn a_user_known_by_a_token_alone_owns_an_address_only_as_long_as_nobody_else_has
 }
 
 #[test]
-fn a_deleted_owner_leaves_the_address_to_the_next() {
+fn a_deleted_owner_gives_the_address_to_the_next_user() {
     let (id, state) = with_email("kp_1", 1, "a@example.com");
-    let gone = (id, state.observe(&event(5, "e5", What::Deleted)));
+    let deleted = (id, state.observe(&event(5, "e5", What::Deleted)));
     let next = with_email("kp_2", 3, "a@example.com");
-    assert_eq!(owner(&[gone, next], "a@example.com"), Some(user("kp_2")));
+    assert_eq!(owner(&[deleted, next], "a@example.com"), Some(user("kp_2")));
 }
 
 #[test]
-fn addresses_are_opaque() {
+fn addresses_are_compared_as_they_are() {
     let list = with_email("kp_1", 1, "a@example.com,b@example.com");
     assert_eq!(owner(std::slice::from_ref(&list), "a@example.com"), None, "never split");
     let upper = with_email("kp_1", 1, "A@example.com");
-    assert_eq!(owner(std::slice::from_ref(&upper), "a@example.com"), None, "never folded");
+    assert_eq!(owner(std::slice::from_ref(&upper), "a@example.com"), None, "never lowercased");
 }

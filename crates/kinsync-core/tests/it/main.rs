@@ -1,4 +1,4 @@
-//! The law of convergence, clause by clause, on small domains where ties are common.
+//! Convergence of the join, on small domains where ties are common.
 
 mod convergence;
 mod documents;

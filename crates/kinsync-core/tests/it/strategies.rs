@@ -1,5 +1,4 @@
-//! Observations from domains so small that equal times, equal versions and equal addresses are
-//! the rule.
+//! Generated observations from small domains, where equal times, equal versions and equal addresses are common.
 
 use kinsync_core::{
     Field, Micros, Observation, Organization, Profile, Rank, Source, UserId, UserState, Value, Version, What,
@@ -55,10 +54,10 @@ fn memberships(codes: &[&str]) -> Vec<Organization> {
 }
 
 pub(crate) fn profile() -> impl Strategy<Value = Profile> {
-    let told = select(Field::ALL.to_vec()).prop_flat_map(|field| (Just(field), value(field)));
-    vec(told, 0..5).prop_map(|told| {
+    let observed = select(Field::ALL.to_vec()).prop_flat_map(|field| (Just(field), value(field)));
+    vec(observed, 0..5).prop_map(|observed| {
         let mut profile = Profile::new();
-        for (field, value) in told {
+        for (field, value) in observed {
             profile.set(field, value);
         }
         profile
@@ -75,8 +74,8 @@ pub(crate) fn version() -> impl Strategy<Value = Version> {
     prop_oneof![9 => known, 1 => Just(Version::provisional())]
 }
 
-/// What events, scans and tokens say: anything but a confirmation by two reads.
-pub(crate) fn hearsay() -> impl Strategy<Value = What> {
+/// Facts from events, scans and tokens: everything except a confirmation by two reads.
+pub(crate) fn without_confirmation() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => profile().prop_map(What::Fields),
         1 => Just(What::Deleted),
@@ -86,7 +85,7 @@ pub(crate) fn hearsay() -> impl Strategy<Value = What> {
 }
 
 pub(crate) fn observation() -> impl Strategy<Value = Observation> {
-    let what = prop_oneof![6 => hearsay(), 1 => profile().prop_map(What::Exists)];
+    let what = prop_oneof![6 => without_confirmation(), 1 => profile().prop_map(What::Exists)];
     (version(), what).prop_map(|(version, what)| Observation { version, ..event(0, "", what) })
 }
 

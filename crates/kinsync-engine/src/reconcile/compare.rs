@@ -1,7 +1,7 @@
-//! One user at Kinde beside the stored one. Pure.
+//! Compares one user at Kinde with the stored row. Pure.
 //!
-//! Only what differs is told: a field that is as Kinde has it keeps its version, and a user who is,
-//! costs no write. Counters of sign-ins are never compared.
+//! Only differences become observations: an equal field keeps its version, and an equal user costs no write. Sign-in counters
+//! are never compared.
 
 use std::sync::OnceLock;
 
@@ -13,40 +13,40 @@ use kinsync_core::{
 use super::record::{Drift, DriftKind};
 use crate::{scan_watermark::codes, snapshot, store::Row};
 
-/// A user as a read of Kinde told of it.
+/// A user as read from Kinde.
 #[derive(Clone, Debug)]
 pub(super) struct RemoteUser {
     pub(super) user: UserId,
     pub(super) profile: Profile,
     pub(super) signed_in: Option<Micros>,
-    /// When the read was asked for, by Kinde's clock.
+    /// Time of the request by Kinde's clock.
     pub(super) at: Micros,
-    /// Made when first asked for: it hashes what was told, and most users are as they were.
+    /// Computed on first use: it hashes the profile, and most users are unchanged.
     version: OnceLock<Version>,
 }
 
-/// What is to be done about a user.
+/// Result of a comparison.
 #[derive(Debug)]
 pub(super) enum Comparison {
-    /// Nothing.
+    /// No difference.
     Equal,
-    /// These observations bring the store up to date.
+    /// The observations repair the difference.
     Differs(Drift, Vec<Observation>),
-    /// Deleted in the store; Kinde should be asked a second time.
+    /// Deleted in the store and listed at Kinde; a second read has to confirm it.
     NeedsSecondRead,
-    /// Deleted in the store by Kinde's own word, and told of all the same.
+    /// Deleted by an event of Kinde and listed at Kinde. The deletion stays.
     ListedAfterDeletion(Drift),
 }
 
 impl Comparison {
-    /// Whether an event should have announced the difference.
+    /// Returns whether an event should have announced the difference.
     pub(super) fn is_missed(&self) -> bool {
         matches!(self, Self::Differs(drift, _) if drift.kind.is_missed())
     }
 }
 
 impl RemoteUser {
-    /// `None` for a user whose id cannot be one.
+    /// Decodes a user of the Management API. Returns `None` for an invalid id.
     pub(super) fn new(user: management::User, sent: &RequestTiming) -> Option<Self> {
         let id = UserId::parse(&user.id).ok()?;
         let signed_in = user.last_signed_in.map(|at| Micros(at.as_microsecond()));
@@ -63,7 +63,7 @@ impl RemoteUser {
         Observation { user, version, source: Source::Reconcile, what }
     }
 
-    /// That the user exists, after two reads.
+    /// Returns the observations that confirm the user after two reads.
     pub(super) fn exists(&self) -> Vec<Observation> {
         let exists = self.observe(What::Exists(self.profile.clone()));
         std::iter::once(exists).chain(self.sign_in()).collect()
@@ -73,7 +73,7 @@ impl RemoteUser {
         self.signed_in.map(|at| self.observe(What::SignedIn(at)))
     }
 
-    /// Compares with the stored row.
+    /// Compares the user with the stored row.
     pub(super) fn compare(&self, row: Option<&Row>) -> Comparison {
         let Some(row) = row.filter(|row| row.revision > 0) else {
             let drift = self.drift(DriftKind::Missing, Vec::new(), None);
@@ -83,7 +83,7 @@ impl RemoteUser {
             if deleted.at >= self.at {
                 return Comparison::Equal;
             }
-            // By kinsync's own finding, or something was told since.
+            // kinsync itself found the user missing, or a newer observation exists.
             if deleted.rank == kinsync_core::Rank::Snapshot || row.state.needs_check() {
                 return Comparison::NeedsSecondRead;
             }
@@ -107,11 +107,11 @@ impl RemoteUser {
                 (_, true, Some(_)) => DriftKind::SignedIn,
                 (_, true, None) => return Comparison::Equal,
             };
-        let mut told = Profile::new();
+        let mut changed = Profile::new();
         for field in &differing {
-            told.set(*field, self.profile.value(*field).cloned().unwrap_or(Value::Null));
+            changed.set(*field, self.profile.value(*field).cloned().unwrap_or(Value::Null));
         }
-        let fields = (!told.is_empty()).then(|| self.observe(What::Fields(told)));
+        let fields = (!changed.is_empty()).then(|| self.observe(What::Fields(changed)));
         Comparison::Differs(
             self.drift(kind, differing, Some(row)),
             fields.into_iter().chain(signed_in).collect(),
@@ -123,7 +123,7 @@ impl RemoteUser {
         std::iter::once(fields).chain(self.sign_in()).collect()
     }
 
-    /// Whether the document shows something else, and nothing newer is known.
+    /// Returns whether the document shows another value and has no newer observation of the field.
     fn differs(&self, field: Field, value: &Value, state: &UserState) -> bool {
         let version = |field| state.fields.get(&field).map(|register| &register.version);
         let (is_shown, newest) = match field {
@@ -141,20 +141,20 @@ impl RemoteUser {
 }
 
 pub(super) fn drift(user: UserId, kind: DriftKind, fields: Vec<Field>, row: Option<&Row>) -> Drift {
-    let told = row
+    let versions = row
         .map(|row| &row.state)
         .into_iter()
         .flat_map(|state| state.fields.values().map(|register| &register.version).chain(&state.deleted));
-    let known_at = told.filter(|version| !version.is_provisional()).map(|version| version.at).max();
+    let known_at = versions.filter(|version| !version.is_provisional()).map(|version| version.at).max();
     Drift { user, kind, fields, known_at, previous_source: row.and_then(|row| row.metadata.source) }
 }
 
-fn shows_same(shown: Option<&Value>, told: &Value) -> bool {
-    let something = |value: &&Value| !is_empty_value(value);
-    shown.filter(something) == Some(told).filter(something)
+fn shows_same(shown: Option<&Value>, remote: &Value) -> bool {
+    let is_present = |value: &&Value| !is_empty_value(value);
+    shown.filter(is_present) == Some(remote).filter(is_present)
 }
 
-/// What looks the same in a document as if it had never been told.
+/// Returns whether a document shows this value in the same way as an unknown field.
 fn is_empty_value(value: &Value) -> bool {
     match value {
         Value::Null | Value::Flag(false) => true,
@@ -164,7 +164,7 @@ fn is_empty_value(value: &Value) -> bool {
     }
 }
 
-/// Whether an event tells of a change of this field.
+/// Returns whether Kinde sends an event after a change of this field.
 fn is_announced(field: Field) -> bool {
     field.group() == Group::Event || field == Field::OrganizationCodes
 }

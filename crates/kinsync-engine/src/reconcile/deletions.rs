@@ -1,10 +1,9 @@
-//! Who is in the store and not at Kinde any more.
+//! Deletes users that are stored and no longer exist at Kinde.
 //!
-//! That a user is in no page proves nothing: pages shift while users are added and removed. So only
-//! a scan that read every page names candidates, and each of them is asked about twice, with a
-//! pause. Kinde's check that there is no such user counts only while it still knows users whom it
-//! has just listed. Many at once are held, because a broken answer looks just like that. Of whom it gives no answer
-//! that can be read, nothing is concluded: one odd user keeps nobody else from being looked at.
+//! A user missing from every page is only a candidate: pages shift while users are added and removed. Only a complete scan
+//! names candidates, and two single reads with a pause confirm each of them. A "not found" counts only while Kinde finds
+//! canary users, which it has just listed. Many deletions at once are held for an operator, because a broken response looks
+//! the same. An unreadable response leaves its user unchanged and does not stop the run.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -28,46 +27,46 @@ use crate::{
     store::{self, Row, Store},
 };
 
-/// Where it is kept whose deletion is held.
+/// Key of the record of held deletions in the store.
 const HELD: &str = "reconcile.held";
-/// Users whose deletion one run can make or hold; the others are found again.
+/// Maximum deletions per run, made or held. The next run finds the rest.
 const MOST_HELD: usize = 100_000;
-/// Users about whom a run may leave open what Kinde has, and prove the others all the same.
+/// Maximum undetermined users of a run that still proves the fields of all others.
 const MOST_OPEN: usize = 1000;
-/// Runs whose approval is taken while what they held stays the same.
+/// Maximum number of runs that can be approved while the held deletions stay the same.
 const MOST_RUNS: usize = 1000;
-/// Users who are asked about before so many are called gone.
+/// Sample size of the plausibility check of a list.
 const SAMPLE: usize = 20;
-/// Ids that are read at once.
+/// Ids per read of the store.
 const IDS: usize = 10_000;
-/// Rows that are loaded at once.
+/// Rows per load.
 const ROWS: usize = 1000;
-/// Users that are asked about between two looks at whether Kinde still knows anybody.
+/// Users per batch of single reads, with a canary check before and after.
 const CHUNK: usize = 50;
-/// Questions in flight.
+/// Concurrent single reads.
 const IN_FLIGHT: usize = 4;
 
-/// Whose deletion is held.
+/// Record of held deletions.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Held {
-    /// The runs that held them and nobody else, or more of them: an approval may name any, as an old alert does.
+    /// Runs that held these users, or more. An approval may name any of them, because an alert may name an old run.
     runs: VecDeque<String>,
     users: HashSet<u64>,
 }
 
-/// Who was not listed, as ids: there may be as many as there are users, when a list is cut short.
+/// Users missing in the list, as ids: a truncated list can make every user a candidate.
 #[derive(Debug, Default)]
 struct Candidates {
-    /// Those whose deletion was approved.
+    /// Candidates with an approved deletion.
     approved: Vec<UserId>,
-    /// The first of the others.
+    /// The first [`MOST_HELD`] other candidates.
     others: Vec<UserId>,
     /// How many others there are.
     count: usize,
     /// How many users are live.
     live: usize,
-    /// What is counted of those who are deleted in the store.
+    /// Counts of users that are deleted in the store.
     seen: Tally,
 }
 
@@ -83,23 +82,23 @@ impl Candidates {
     }
 }
 
-/// Who was not listed, of some users.
+/// Users of one page of ids that are missing in the list.
 #[derive(Default)]
 struct Unlisted {
     /// How many are deleted, or not there any more.
     dead: usize,
-    /// The others of whom nothing newer than the scan is known.
+    /// Live users without an observation newer than the scan.
     may_be_absent: Vec<UserId>,
-    /// What is counted of those who are deleted.
+    /// Counts of deleted users.
     seen: Tally,
 }
 
-/// Deletions that are carried out without asking an operator.
+/// Limits of deletions without an operator's approval. A run is held when it exceeds both.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Thresholds {
-    /// So many in one run, whatever the share.
+    /// Number of deletions in one run.
     pub count: usize,
-    /// This share of the live users, whatever the number; 0 to 1.
+    /// Share of the live users, 0 to 1.
     pub share: f64,
 }
 
@@ -111,17 +110,17 @@ impl Default for Thresholds {
 
 impl Thresholds {
     #[expect(clippy::cast_precision_loss, reason = "a share need not be exact")]
-    fn exceeded(self, gone: usize, live: usize) -> bool {
-        gone > self.count && gone as f64 > self.share * live as f64
+    fn exceeded(self, absent: usize, live: usize) -> bool {
+        absent > self.count && absent as f64 > self.share * live as f64
     }
 }
 
-/// What two reads said of a user.
+/// Result of single reads of a user.
 enum DeletionCheck {
-    /// There is no such user; the first read was asked for then.
+    /// Kinde knows no such user. Contains the request time of the first read.
     Absent(Micros),
     Present(RemoteUser),
-    /// Nothing that can be read, about this one user.
+    /// The response about this user is unreadable.
     Inconclusive,
 }
 
@@ -137,7 +136,7 @@ impl DeletionCheck {
     }
 }
 
-/// Whether the failure may be about the one user who was asked for, and not about us or about Kinde.
+/// Returns whether the failure may concern this one user only, not Kinde or the credentials.
 fn is_about_one(error: &management::Error) -> bool {
     use management::Error::{
         InvalidIdentifier, InvalidResponse, NotJson, ResponseTooLarge, UnexpectedStatus, WrongUser,
@@ -153,15 +152,15 @@ fn is_about_one(error: &management::Error) -> bool {
     )
 }
 
-/// Stable, so that it can be kept: the first bytes of the SHA-256 of the id.
+/// Returns the first eight bytes of the SHA-256 of the id. Stable across versions, because it is stored.
 pub(super) fn hash(user: &UserId) -> u64 {
     let digest = digest(&SHA256, user.as_str().as_bytes());
     digest.as_ref()[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 impl Inner {
-    /// Deletes, or holds, who was not listed. `Some`: everybody who was stored when the run began is as Kinde has it,
-    /// but these.
+    /// Deletes or holds users missing in the list. Returns the undetermined users if all other users stored at the start
+    /// of the run now equal Kinde's, else `None`.
     pub(super) async fn delete_absent(
         &self,
         run: &Run,
@@ -186,7 +185,7 @@ impl Inner {
         Ok((is_all && open.len() <= MOST_OPEN).then_some(open))
     }
 
-    /// Live users that were stored when the run began, of whom nothing newer is known, and who were not listed.
+    /// Finds live users that were stored at the start of the run, are missing in the list, and have no newer observation.
     async fn candidates(
         &self,
         run: &Run,
@@ -212,7 +211,7 @@ impl Inner {
         Ok(candidates)
     }
 
-    /// Those of these users who were not listed.
+    /// Finds the users among `ids` that are missing in the list.
     async fn unlisted(&self, run: &Run, scanned: &Scanned, ids: &[UserId]) -> Result<Unlisted, store::Error> {
         let is_missing = |id: &&UserId| scanned.listed.binary_search(&hash(id)).is_err();
         let missing: Vec<UserId> = ids.iter().filter(is_missing).cloned().collect();
@@ -231,7 +230,7 @@ impl Inner {
         Ok(unlisted)
     }
 
-    /// Deletes those of these users whom Kinde does not know. Answers about whom it gave no clear answer.
+    /// Deletes the users among these that Kinde does not know. Returns the undetermined ones.
     async fn check_candidates(
         &self,
         run: &Run,
@@ -249,7 +248,7 @@ impl Inner {
         Ok(open)
     }
 
-    /// Holds the deletion of so many users, of whom these are the first.
+    /// Holds the deletion of `count` users; `users` are the first of them.
     async fn hold(
         &self,
         run: &Run,
@@ -271,7 +270,7 @@ impl Inner {
         tracing::error!(
             run = run.id,
             users = count,
-            "so many users are not at Kinde any more that their deletion is held: look at the run, then \
+            "unusually many users no longer exist at Kinde, so their deletion is held: check the run, then run \
              `kinsync reconcile --approve {}` (with `--soon` while `kinsync serve` runs)",
             run.id
         );
@@ -279,39 +278,39 @@ impl Inner {
         Ok(self.retry_store(|| keep_held(&*self.store, run, &users)).await?)
     }
 
-    /// Asks about some of many users who were not listed: when Kinde knows most of them, it is the list that is wrong.
+    /// Reads a sample of the missing users. Fails if Kinde knows most of them, because then the list is wrong.
     async fn check_list_plausible(&self, users: &[UserId], canaries: &[String]) -> Result<(), Error> {
         let every = users.len().div_ceil(SAMPLE).max(1);
         let sample = users.iter().step_by(every).cloned().collect();
         let checked = self.confirm_absent(sample, canaries).await?;
-        let there = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Present(_))).count();
-        let gone = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Absent(_))).count();
-        if there > gone { Err(Error::ListIncomplete) } else { Ok(()) }
+        let present = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Present(_))).count();
+        let absent = checked.iter().filter(|(_, check)| matches!(check, DeletionCheck::Absent(_))).count();
+        if present > absent { Err(Error::ListIncomplete) } else { Ok(()) }
     }
 
-    /// Asks about each of these users; about those who seem gone twice.
+    /// Reads each user once, and a second time after a pause if the first read finds no user.
     async fn confirm_absent(
         &self,
         users: Vec<UserId>,
         canaries: &[String],
     ) -> Result<Vec<(UserId, DeletionCheck)>, Error> {
         let first = self.read_users(users, canaries).await?;
-        let (gone, mut checked): (Vec<_>, Vec<_>) =
+        let (absent, mut checked): (Vec<_>, Vec<_>) =
             first.into_iter().partition(|(_, check)| matches!(check, DeletionCheck::Absent(_)));
-        if gone.is_empty() {
+        if absent.is_empty() {
             return Ok(checked);
         }
         tokio::time::sleep(self.config.between_reads).await;
-        let again = self.read_users(gone.iter().map(|(id, _)| id.clone()).collect(), canaries).await?;
-        // Of two reads that say the same, the first one dates it.
-        checked.extend(gone.into_iter().zip(again).map(|(first, again)| match again.1 {
+        let again = self.read_users(absent.iter().map(|(id, _)| id.clone()).collect(), canaries).await?;
+        // Of two reads with the same result, the first one determines the time of the deletion.
+        checked.extend(absent.into_iter().zip(again).map(|(first, again)| match again.1 {
             DeletionCheck::Absent(_) => first,
             DeletionCheck::Present(_) | DeletionCheck::Inconclusive => again,
         }));
         Ok(checked)
     }
 
-    /// Asks about each of these users once, in order, and before and after it about users who must be there.
+    /// Reads each user once, in order, with a canary check before and after.
     async fn read_users(
         &self,
         users: Vec<UserId>,
@@ -322,12 +321,12 @@ impl Inner {
             let check = match self.kinde.user(id.as_str()).await {
                 Ok(answer) => DeletionCheck::of(answer),
                 Err(error) if is_about_one(&error) => {
-                    // When Kinde is away, everybody else would have to be waited for too.
+                    // During an outage of Kinde every further read would run into its timeout too.
                     if error.is_transient() {
                         self.check_canaries(canaries).await?;
                     }
                     let error = crate::breaker::error_chain(&error);
-                    tracing::warn!(user = id.as_str(), error, "Kinde's answer about a user cannot be read");
+                    tracing::warn!(user = id.as_str(), error, "Kinde's response about a user is unreadable");
                     DeletionCheck::Inconclusive
                 }
                 Err(error) => return Err(Error::Kinde(error)),
@@ -339,21 +338,21 @@ impl Inner {
         Ok(checked)
     }
 
-    /// Whether Kinde still knows somebody whom it listed.
+    /// Fails unless Kinde finds at least one canary user.
     async fn check_canaries(&self, canaries: &[String]) -> Result<(), Error> {
-        let mut odd = None;
+        let mut failure = None;
         for canary in canaries {
             match self.kinde.user(canary).await {
                 Ok(answer) if answer.value.is_some() => return Ok(()),
                 Ok(_) => {}
-                Err(error) if is_about_one(&error) && !error.is_transient() => odd = Some(error),
+                Err(error) if is_about_one(&error) && !error.is_transient() => failure = Some(error),
                 Err(error) => return Err(Error::Kinde(error)),
             }
         }
-        Err(odd.map_or(Error::CanariesUnknown, Error::Kinde))
+        Err(failure.map_or(Error::CanariesUnknown, Error::Kinde))
     }
 
-    /// Writes what two reads said.
+    /// Counts the results and writes them unless the run is dry.
     async fn apply_checks(
         &self,
         rows: &[Row],
@@ -370,9 +369,9 @@ impl Inner {
                     observations.push(deletion(id, at));
                 }
                 DeletionCheck::Present(seen) => match seen.compare(row) {
-                    Comparison::Differs(drift, told) => {
+                    Comparison::Differs(drift, repair) => {
                         tally.add(drift);
-                        observations.extend(told);
+                        observations.extend(repair);
                     }
                     _ => tally.unchanged += 1,
                 },
@@ -385,8 +384,8 @@ impl Inner {
         self.repair(&observations, tally).await
     }
 
-    /// Asks about users because somebody wants to know; and restores one who is deleted in the store and there after
-    /// all, as two reads say.
+    /// Re-reads single users and repairs differences. Restores a user that is deleted in the store and confirmed by two
+    /// reads.
     pub(super) async fn check(&self, users: &[UserId], is_dry: bool, tally: &mut Tally) -> Result<(), Error> {
         let canaries = self.canaries().await?;
         for ids in users.chunks(CHUNK) {
@@ -397,7 +396,7 @@ impl Inner {
                     || rows.iter().flatten().find(|row| row.id == *id).is_none_or(|row| row.state.is_live())
             });
             let rows: Vec<Row> = rows.into_iter().flatten().collect();
-            // Who is neither stored nor at Kinde is as it should be.
+            // A user that is neither stored nor known at Kinde needs no repair.
             let known = live.into_iter().filter(|(id, check)| {
                 !matches!(check, DeletionCheck::Absent(_)) || rows.iter().any(|row| row.id == *id)
             });
@@ -416,22 +415,22 @@ impl Inner {
         tally: &mut Tally,
     ) -> Result<(), Error> {
         let of = |id: &UserId| rows.iter().find(|row| row.id == *id);
-        let mut there = Vec::new();
+        let mut present = Vec::new();
         for (id, check) in dead {
             let DeletionCheck::Present(seen) = check else { continue };
             match seen.compare(of(&id)) {
-                Comparison::NeedsSecondRead => there.push(id),
-                // Kinde's own deletion, and nothing newer: Kinde may know a user whose profile was kept.
+                Comparison::NeedsSecondRead => present.push(id),
+                // An event deleted the user, and nothing is newer: Kinde may still list a user with a retained profile.
                 Comparison::ListedAfterDeletion(drift) => tally.add(drift),
                 Comparison::Differs(..) | Comparison::Equal => {}
             }
         }
-        if there.is_empty() {
+        if present.is_empty() {
             return Ok(());
         }
         tokio::time::sleep(self.config.between_reads).await;
         let mut observations = Vec::new();
-        for (id, check) in self.read_users(there, canaries).await? {
+        for (id, check) in self.read_users(present, canaries).await? {
             if let (DeletionCheck::Present(seen), Some(row)) = (check, of(&id)) {
                 tally.add(drift(id, DriftKind::Restored, Vec::new(), Some(row)));
                 observations.extend(seen.exists());
@@ -443,7 +442,7 @@ impl Inner {
         self.repair(&observations, tally).await
     }
 
-    /// Some users whom Kinde lists right now.
+    /// Returns ids of some users that Kinde lists now.
     async fn canaries(&self) -> Result<Vec<String>, Error> {
         let page = self.kinde.users().next().await.map_err(Error::Kinde)?;
         let listed: Vec<String> =
@@ -457,7 +456,7 @@ fn deletion(user: UserId, at: Micros) -> Observation {
     Observation { user, version, source: Source::Reconcile, what: What::Deleted }
 }
 
-/// Whether nothing newer than the scan is known of a user who was stored when it began.
+/// Returns whether a live user was stored at the start of the scan and has no newer observation.
 fn may_be_absent(row: &Row, run: &Run, scanned: &Scanned) -> bool {
     let newest = row.state.fields.values().map(|register| register.version.at).max();
     row.state.is_live()
@@ -465,7 +464,7 @@ fn may_be_absent(row: &Row, run: &Run, scanned: &Scanned) -> bool {
         && newest < scanned.sent.map(|(first, _)| first)
 }
 
-/// Keeps whom this run holds. While they are the same or fewer, earlier runs can be approved too.
+/// Records the held deletions of this run. Earlier runs stay approvable while the held users are the same or fewer.
 async fn keep_held(store: &dyn Store, run: &Run, users: &HashSet<u64>) -> Result<(), store::Error> {
     state_records::change(store, HELD, |held: &mut Held| {
         if !users.is_subset(&held.users) {
@@ -478,11 +477,11 @@ async fn keep_held(store: &dyn Store, run: &Run, users: &HashSet<u64>) -> Result
     .await
 }
 
-/// Whose deletion this run held.
+/// Returns the hashes of the users held by this run, or `None` if its deletions were replaced.
 pub(super) async fn approved(store: &dyn Store, run: &str) -> Result<Option<HashSet<u64>>, store::Error> {
     let held: Held = state_records::load(store, HELD).await?;
     Ok(held.runs.iter().any(|known| known == run).then_some(held.users))
 }
 
-/// The longest a check of one user takes beyond the answers of Kinde.
+/// Default pause between two reads of one user.
 pub(super) const BETWEEN_READS: Duration = Duration::from_secs(2);

@@ -1,9 +1,8 @@
-//! One scan at a time, among all processes that share a store.
+//! A lease in the store: one scan at a time among all processes that share the store.
 //!
-//! No clock of one machine is compared with another's: a lease is over when nobody renewed it for
-//! as long as it duration while one process watched, or at once when its process was one of this machine
-//! and is no more. A process that lost its lease without noticing
-//! does no harm: what it still writes are observations, and joins do not mind.
+//! The lease compares no clocks of different machines. It expires when a watching process has seen no renewal for the
+//! duration of the lease, or at once if its process ran on this machine and has exited. A process that lost its lease
+//! unnoticed does no harm: it writes observations, and joins accept them in any order.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,54 +18,55 @@ use crate::{
     store::{Error, Store},
 };
 
-/// Where it is kept.
+/// Key of the record in the store.
 const KEY: &str = "reconcile.lease";
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Record {
-    /// Who has it; `None`: nobody.
+    /// Name of the process with the lease; `None` if the lease is free.
     holder: Option<String>,
-    /// Which of the holder's leases it is.
+    /// Random id of this lease.
     term: u64,
-    /// Where its process is, so that others there can see whether it lives.
+    /// Location of the process, so that processes on the same machine can detect its exit.
     place: Option<ProcessLocation>,
 }
 
-/// A process, as others on the same machine see it.
+/// Identifies a process on a machine.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct ProcessLocation {
-    /// This start of the machine, and this world of process ids in it.
+    /// Boot id of the machine and its namespace of process ids.
     machine: String,
     pid: u32,
 }
 
 impl ProcessLocation {
-    /// Of this process; `None` where nobody could see it.
+    /// Returns the location of this process; `None` on a system without `/proc`.
     fn here() -> Option<Self> {
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         let pids = std::fs::read_link("/proc/self/ns/pid").ok()?;
         Some(Self { machine: format!("{} {}", boot.trim(), pids.display()), pid: std::process::id() })
     }
 
-    /// Whether it was on this machine and is no more. Another process with its id is taken for it.
+    /// Returns whether the process ran on this machine and has exited. A new process with the same id counts as the old
+    /// one.
     fn has_exited(&self) -> bool {
         let is_here = Self::here().is_some_and(|here| here.machine == self.machine);
         is_here && !std::path::Path::new("/proc").join(self.pid.to_string()).exists()
     }
 }
 
-/// Watches who has the lease, and takes it.
+/// Takes the lease when it is free or expired.
 #[derive(Debug)]
 pub(super) struct Leases {
     store: Arc<dyn Store>,
     holder: String,
     duration: Duration,
-    /// The revision that was seen last, and since when.
+    /// Last seen revision, and since when.
     seen: Mutex<Option<(i64, Instant)>>,
 }
 
-/// Held for as long as [`Lease::keep`] is polled, or until it is released. One that is dropped is over after its time.
+/// A taken lease. Valid while [`Lease::keep`] is polled, or until its release. A dropped lease expires after its duration.
 #[derive(Debug)]
 pub(super) struct Lease {
     store: Arc<dyn Store>,
@@ -80,13 +80,13 @@ impl Leases {
         Self { store, holder, duration, seen: Mutex::default() }
     }
 
-    /// Takes the lease; `Err` inside: who has it.
+    /// Takes the lease. Returns the name of the holder as the inner `Err` if another process has it.
     pub(super) async fn take(&self) -> Result<Result<Lease, String>, Error> {
         let saved = self.store.state(KEY).await?;
         let revision = saved.as_ref().map_or(0, |saved| saved.revision);
         let record: Record = read(saved.as_ref());
         let has_exited = record.place.as_ref().is_some_and(ProcessLocation::has_exited);
-        if let Some(holder) = record.holder.filter(|_| !has_exited && !self.is_over(revision)) {
+        if let Some(holder) = record.holder.filter(|_| !has_exited && !self.has_expired(revision)) {
             return Ok(Err(holder));
         }
         let record = Record {
@@ -101,8 +101,8 @@ impl Leases {
         Ok(Ok(Lease { store, record, revision, duration: self.duration }))
     }
 
-    /// Whether this revision was there for as long as a lease duration.
-    fn is_over(&self, revision: i64) -> bool {
+    /// Returns whether this revision stayed unchanged for the duration of a lease.
+    fn has_expired(&self, revision: i64) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         match *seen {
             Some((known, since)) if known == revision => since.elapsed() > self.duration,
@@ -115,17 +115,17 @@ impl Leases {
 }
 
 impl Lease {
-    /// Renews it; ends when somebody else may have it.
+    /// Renews the lease periodically. Returns when another process may have taken it.
     pub(super) async fn keep(&self) {
         let mut renewed = Instant::now();
-        // Stops well before another process may take it.
+        // Ends well before another process may take the lease.
         while renewed.elapsed() < self.duration.mul_f64(0.8) {
             tokio::time::sleep(self.duration / 4).await;
-            let began = Instant::now();
+            let started = Instant::now();
             match renew(&*self.store, &self.record, self.revision()).await {
                 Ok(Some(next)) => {
                     *self.revision.lock().unwrap_or_else(PoisonError::into_inner) = next;
-                    renewed = began;
+                    renewed = started;
                 }
                 Ok(None) => return,
                 Err(error) => {
@@ -135,17 +135,17 @@ impl Lease {
         }
     }
 
-    /// Gives it back, so that the next one need not wait. A failure does no harm.
+    /// Releases the lease, so that the next process does not wait for its expiry. A failure is only logged.
     pub(super) async fn release(self) {
         if let Err(error) = put(&*self.store, &Record::default(), self.revision()).await {
             tracing::debug!(
                 error = crate::breaker::error_chain(&error),
-                "the lease was not given back; it runs out"
+                "the lease was not released; it expires"
             );
         }
     }
 
-    /// Which lease this is.
+    /// Returns the id of this lease.
     pub(super) fn term(&self) -> u64 {
         self.record.term
     }
@@ -155,12 +155,12 @@ impl Lease {
     }
 }
 
-/// The new revision; `None`: somebody else has it.
+/// Renews the lease. Returns the new revision, or `None` if another process has the lease.
 async fn renew(store: &dyn Store, record: &Record, revision: i64) -> Result<Option<i64>, Error> {
     if put(store, record, revision).await? {
         return Ok(Some(revision + 1));
     }
-    // Perhaps it was we who wrote, and only the answer was lost.
+    // The previous renewal may have been written although its response was lost.
     let saved = store.state(KEY).await?;
     let is_ours = read::<Record>(saved.as_ref()) == *record;
     Ok(saved.filter(|_| is_ours).map(|saved| saved.revision))

@@ -1,4 +1,4 @@
-//! What a run found and did, kept for whoever asks.
+//! Stored results of runs.
 
 use std::collections::BTreeMap;
 
@@ -10,57 +10,57 @@ use crate::{
     store::{self, Row, Store},
 };
 
-/// Where runs are state_records, newest first.
+/// Key of the record of runs in the store, newest first.
 const RUNS: &str = "reconcile.runs";
-/// Runs that are kept.
-const KEPT: usize = 50;
-/// Of those that did not come to their end.
-const KEPT_FAILED: usize = 10;
-/// Examples that a run keeps.
+/// Maximum stored complete runs.
+const MAX_RUNS: usize = 50;
+/// Maximum stored incomplete runs.
+const MAX_FAILED_RUNS: usize = 10;
+/// Maximum stored examples per run.
 pub(super) const EXAMPLES: usize = 50;
 
-/// What is to be done.
+/// Mode of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunMode {
-    /// Load everybody. Nobody is deleted, and a run that was cut is gone on with.
+    /// Loads all users. Deletes no user, and resumes after an interruption.
     Backfill,
-    /// Find and repair, deletions included.
+    /// Finds and repairs differences, including deletions.
     Reconcile,
-    /// Find and change nothing.
+    /// Finds differences and writes nothing.
     DryRun,
-    /// [`RunMode::Reconcile`], and carry out the deletions that this run held.
+    /// [`RunMode::Reconcile`], and carries out the deletions that the run with this id held.
     Approve(String),
 }
 
-/// BatchOptions a stored user differed from Kinde's.
+/// Kind of difference between a stored user and Kinde's.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DriftKind {
-    /// At Kinde, and not in the store, or known from a token alone.
+    /// Exists at Kinde, and is not stored or known from a token alone.
     Missing,
-    /// A field that events carry has another value.
+    /// A field that events carry had another value.
     Changed,
-    /// Only fields that no event carries were missing or old.
+    /// Only fields that no event carries were missing or outdated.
     FilledIn,
-    /// Only the time of the last sign-in was old.
+    /// Only the time of the last sign-in was outdated.
     SignedIn,
-    /// Deleted at Kinde, and live in the store.
+    /// Deleted at Kinde and live in the store.
     Deleted,
-    /// Deleted at Kinde, and held until an operator approves.
+    /// Deleted at Kinde; the deletion waits for an operator's approval.
     DeletionHeld,
-    /// Deleted in the store, and Kinde confirmed twice that there is such a user.
+    /// Deleted in the store; two reads of Kinde confirmed that the user exists.
     Restored,
-    /// Deleted by an event of Kinde's, and listed all the same: left as it is.
+    /// Deleted by an event of Kinde and still listed. Left unchanged.
     ListedAfterDeletion,
-    /// The store does not take the user.
+    /// The store rejected the user.
     Rejected,
-    /// Kinde gives no clear answer about this user: left as it is.
+    /// Kinde's response about the user is inconclusive. Left unchanged.
     Undetermined,
 }
 
 impl DriftKind {
-    /// A word for programs.
+    /// Returns the name used in JSON and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -76,64 +76,64 @@ impl DriftKind {
         }
     }
 
-    /// Whether an event should have announced it since the last scan. Who is held was missed before, and is found by
-    /// every scan.
+    /// Returns whether an event since the last scan should have announced the difference. False for held deletions,
+    /// which every scan finds again.
     pub const fn is_missed(self) -> bool {
         matches!(self, Self::Missing | Self::Changed | Self::Deleted)
     }
 }
 
-/// One user who differed.
+/// One user with a difference.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drift {
-    /// Who.
+    /// The user.
     pub user: UserId,
-    /// BatchOptions.
+    /// Kind of difference.
     pub kind: DriftKind,
-    /// In what.
+    /// Fields that differ.
     pub fields: Vec<Field>,
-    /// The newest that was known, by Kinde's clock; `None` when nothing was.
+    /// Time of the newest observation before the repair, by Kinde's clock; `None` without observations.
     pub known_at: Option<Micros>,
-    /// Which way that came.
+    /// Source of that observation.
     pub previous_source: Option<Source>,
 }
 
-/// Numbers of a run.
+/// Counts of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Tally {
-    /// Pages that were read.
+    /// Pages read.
     pub pages: u64,
-    /// Users on them.
+    /// Users on the pages.
     pub users: u64,
-    /// Users of whom everything was as Kinde has it.
+    /// Users without a difference.
     pub unchanged: u64,
-    /// Users who differed, by kind.
+    /// Users with a difference, by kind.
     pub drift: BTreeMap<DriftKind, u64>,
-    /// Fields that differed, of users who were [`DriftKind::Changed`] or [`DriftKind::FilledIn`].
+    /// Differing fields of users with [`DriftKind::Changed`] or [`DriftKind::FilledIn`].
     pub fields: BTreeMap<Field, u64>,
-    /// Users whose difference an event should have announced, by the way the newest came that was known of them;
-    /// `nothing` of whom nothing was known.
+    /// Users with a missed difference, by the source of their newest observation before the repair; `nothing` without
+    /// observations.
     pub previous_source: BTreeMap<String, u64>,
-    /// Users who changed since the scan before, by the way their newest change came.
+    /// Users that changed since the previous scan, by the source of their newest change.
     pub changes_by_source: BTreeMap<Source, u64>,
-    /// Some of those who differed.
+    /// Examples of users with a difference.
     pub examples: Vec<Drift>,
 }
 
 impl Tally {
-    /// Users of this kind.
+    /// Returns the number of users of this kind.
     pub fn of(&self, kind: DriftKind) -> u64 {
         self.drift.get(&kind).copied().unwrap_or_default()
     }
 
-    /// Users whose difference an event should have announced.
+    /// Returns the number of users with a difference that an event should have announced.
     pub fn missed(&self) -> u64 {
         self.drift.iter().filter(|(kind, _)| kind.is_missed()).map(|(_, count)| count).sum()
     }
 
-    /// Counts one user who differed.
+    /// Counts one user with a difference.
     pub fn add(&mut self, drift: Drift) {
         *self.drift.entry(drift.kind).or_default() += 1;
         if drift.kind.is_missed() {
@@ -151,7 +151,7 @@ impl Tally {
         }
     }
 
-    /// Counts a stored user of whom no event was missed, if it changed since the scan before.
+    /// Counts a stored user without a missed event if it changed since the previous scan.
     pub(super) fn count_stored(&mut self, row: &Row, before: Option<PreviousScan>) {
         let source = row.metadata.source.filter(|_| row.revision > 0);
         let (Some(source), Some(before)) = (source, before) else { return };
@@ -161,7 +161,7 @@ impl Tally {
         }
     }
 
-    /// Counts more users of a kind of which there are examples enough.
+    /// Counts users of a kind without adding examples.
     pub(super) fn add_count(&mut self, kind: DriftKind, users: usize) {
         *self.drift.entry(kind).or_default() += users as u64;
     }
@@ -185,13 +185,13 @@ fn add_counts<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
     }
 }
 
-/// When the scan before began and ended, by our clock. What it repaired it has counted itself.
+/// Start and end of the previous complete scan, by kinsync's clock. Its own repairs are in its own counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PreviousScan {
-    /// When it began.
+    /// Start.
     pub began: Micros,
-    /// When it ended.
+    /// End.
     pub ended: Micros,
 }
 
@@ -202,59 +202,59 @@ impl PreviousScan {
     }
 }
 
-/// BatchOptions a run ended.
+/// Outcome of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It has not ended.
+    /// The run has not ended.
     Running,
-    /// Everybody was compared.
+    /// All users were compared.
     Complete,
-    /// Everybody was compared, by this run and the one that it went on with: so it could not tell who is gone.
+    /// All users were compared, by this run and the interrupted one before it. Such a run detects no deletions.
     Resumed,
-    /// Its process ended first.
+    /// The process ended before the run.
     Cut,
-    /// It could not go on.
+    /// The run failed.
     Failed {
-        /// Why, and what to do.
+        /// Cause and next step.
         reason: String,
     },
 }
 
-/// One run.
+/// A run of the reconciler.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Its name.
+    /// Id, from the start time and a random suffix.
     pub id: String,
-    /// What was wished.
+    /// Mode.
     pub mode: RunMode,
-    /// By our clock.
+    /// Start, by kinsync's clock.
     pub started_at: Micros,
-    /// By our clock.
+    /// End, by kinsync's clock.
     pub ended_at: Option<Micros>,
-    /// BatchOptions it ended.
+    /// Outcome.
     pub outcome: Outcome,
-    /// The complete scan before it.
+    /// The previous complete scan.
     #[serde(default)]
     pub before: Option<PreviousScan>,
-    /// What it found; what it repaired, unless it was dry.
+    /// Differences found, and repaired unless the run was dry.
     #[serde(flatten)]
     pub tally: Tally,
 }
 
 impl Run {
-    /// Whether it ended after everybody was compared.
+    /// Returns whether the run compared all users.
     pub fn is_complete(&self) -> bool {
         matches!(self.outcome, Outcome::Complete | Outcome::Resumed)
     }
 
-    /// Whether it looked for who is gone too: a backfill does not.
+    /// Returns whether the run compared all users and detected deletions. A backfill does not detect deletions.
     pub fn is_whole(&self) -> bool {
         self.is_complete() && self.mode != RunMode::Backfill
     }
 
-    /// Whether what it missed says how the webhook is: what an approval carries out was found long before.
+    /// Returns whether the missed changes of the run describe the webhook. An approval carries out older findings.
     pub(super) fn is_representative(&self) -> bool {
         self.is_whole() && self.mode == RunMode::Reconcile
     }
@@ -272,12 +272,12 @@ impl Run {
     }
 }
 
-/// The newest runs, newest first.
+/// Loads the stored runs, newest first.
 pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
     state_records::load(store, RUNS).await
 }
 
-/// Keeps this run as it is now. The caller holds the lease: another that still seems to run was cut.
+/// Stores a run. The caller holds the lease, so other runs that seem to be running were interrupted.
 pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<(), store::Error> {
     state_records::change(store, RUNS, |runs: &mut Vec<Run>| {
         runs.retain(|known| known.id != run.id);
@@ -290,15 +290,15 @@ pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<(), store::Erro
     .await
 }
 
-/// Forgets the oldest. Those that failed drive out none that found something; and the last one that found something
-/// missed, and the one before it, stay for as long as they are the last: a silence is judged by them.
+/// Removes the oldest runs. Failed runs replace only failed runs. The last run with missed changes and the complete run
+/// before it always stay, because [`super::webhook_health`] needs them.
 fn forget(runs: &mut Vec<Run>) {
     let missed = runs.iter().position(|run| run.is_representative() && run.tally.missed() > 0);
     let before = missed.and_then(|at| (at + 1..runs.len()).find(|before| runs[*before].is_complete()));
     let (mut at, mut complete, mut others) = (0, 0, 0);
     runs.retain(|run| {
         let (count, most) =
-            if run.is_complete() { (&mut complete, KEPT) } else { (&mut others, KEPT_FAILED) };
+            if run.is_complete() { (&mut complete, MAX_RUNS) } else { (&mut others, MAX_FAILED_RUNS) };
         *count += 1;
         let is_kept = *count <= most || [missed, before].contains(&Some(at));
         at += 1;
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_drive_out_no_findings_and_the_last_that_was_missed_stays() {
+    fn failed_runs_replace_no_complete_runs_and_the_last_missed_change_stays() {
         let failed = |began| run(began, Outcome::Failed { reason: String::new() }, 0);
         let mut runs = Vec::new();
         let mut add = |run: Run| {

@@ -1,8 +1,7 @@
-//! Everybody at Kinde, page by page, beside the stored users.
+//! Scans all users at Kinde, page by page, and compares them with the stored rows.
 //!
-//! Pages follow each other; some hundred users at a time are compared and written while the next
-//! pages are fetched. What is written is kept in order, so that a scan that was cut goes on at the
-//! first page that is not.
+//! Pages are requested one after the other; batches are compared and written while the next pages are fetched. Batches
+//! complete in order, so an interrupted backfill resumes at the first incomplete page.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,35 +23,35 @@ use crate::{
     store::{self, Store},
 };
 
-/// Where the place is kept at which a backfill goes on.
+/// Key of the checkpoint of a backfill in the store.
 const KEY: &str = "reconcile.checkpoint";
-/// BatchOptions long after it began a backfill that was cut is gone on with: what it compared at first is old by then.
+/// Maximum age of a backfill that can be resumed. After that its first comparisons are outdated.
 const RESUME_WITHIN: Duration = Duration::from_hours(12);
-/// Users that are compared and written together, unless a page has more.
+/// Minimum users per batch, except for the last batch.
 const BATCH: usize = 1000;
-/// Batches in work while the next page is fetched.
+/// Batches in progress while the next page is fetched.
 const BATCHES_IN_PROGRESS: usize = 3;
-/// Users that are remembered to be asked about, to see whether Kinde knows those whom it listed.
+/// Number of canary users: listed users that single reads must find.
 const CANARIES: usize = 8;
-/// Deleted users who are asked about a second time, at most; the others are by the next scan.
+/// Maximum second reads of deleted users per scan. The next scan handles the rest.
 const MAX_SECOND_READS: usize = 1000;
 
-/// Where a scan was cut.
+/// Position of an interrupted backfill.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Checkpoint {
-    /// The page to go on with; `None`: nothing was cut.
+    /// Token of the next page; `None` without an interrupted backfill.
     pub(super) next_token: Option<String>,
-    /// What was found before it.
+    /// Counts before that page.
     pub(super) tally: Tally,
-    /// When its first page was asked for, by our clock.
+    /// Request time of the first page, by kinsync's clock.
     began: Option<Micros>,
-    /// The lease under which it goes on. Who has lost it, keeps nothing more.
+    /// Id of the lease. A process that lost the lease can no longer save.
     term: u64,
 }
 
 impl Checkpoint {
-    /// Where the holder of this lease goes on: at the beginning, unless something was cut that is not old.
+    /// Takes over the checkpoint for the holder of this lease. Starts at the beginning if none exists or it is too old.
     pub(super) async fn take(store: &dyn Store, term: u64, now: Micros) -> Result<Self, store::Error> {
         state_records::change(store, KEY, |kept: &mut Self| {
             if kept.is_old(now) {
@@ -68,17 +67,17 @@ impl Checkpoint {
         Self { term, began: Some(now), ..Self::default() }
     }
 
-    /// Under the same lease, at the beginning.
+    /// Returns a checkpoint at the beginning, under the same lease.
     pub(super) fn anew_at(&self, now: Micros) -> Self {
         Self::anew(self.term, now)
     }
 
-    /// The same backfill, further on.
+    /// Returns a later position of the same backfill.
     fn at(&self, next_token: Option<String>, tally: Tally) -> Self {
         Self { next_token, tally, ..*self }
     }
 
-    /// Keeps it, unless another has taken over.
+    /// Saves the checkpoint, unless another process has taken it over.
     pub(super) async fn save(&self, store: &dyn Store) -> Result<(), store::Error> {
         state_records::change(store, KEY, |kept: &mut Self| {
             if kept.term == self.term {
@@ -90,46 +89,46 @@ impl Checkpoint {
 
     fn is_old(&self, now: Micros) -> bool {
         let longest = i64::try_from(RESUME_WITHIN.as_micros()).unwrap_or(i64::MAX);
-        let is_late = |began: Micros| now.0.saturating_sub(began.0) > longest;
-        self.next_token.is_none() || self.began.is_none_or(is_late)
+        let is_expired = |began: Micros| now.0.saturating_sub(began.0) > longest;
+        self.next_token.is_none() || self.began.is_none_or(is_expired)
     }
 }
 
-/// What a scan over all pages saw.
+/// Result of a scan.
 #[derive(Debug, Default)]
 pub(super) struct Scanned {
     pub(super) tally: Tally,
     /// Hashes of the users that were listed.
     pub(super) listed: Vec<u64>,
-    /// When the first page was asked for, and the last, by Kinde's clock.
+    /// Request times of the first and last page, by Kinde's clock.
     pub(super) sent: Option<(Micros, Micros)>,
-    /// What was told of every user.
+    /// Fields present in every user.
     pub(super) fields: Option<Vec<Field>>,
-    /// Deleted in the store; Kinde should be asked a second time.
+    /// Users deleted in the store that need a second read.
     pub(super) second_reads: Vec<UserId>,
-    /// Some of those who were listed.
+    /// Ids of some listed users.
     pub(super) canaries: Vec<String>,
 }
 
-/// Some pages that follow each other.
+/// Consecutive pages.
 #[derive(Default)]
 struct Batch {
     pages: Vec<UsersPage>,
     users: usize,
 }
 
-/// What is to be made of them.
+/// Options of the comparison of a batch.
 #[derive(Clone, Copy)]
 struct BatchOptions {
-    /// Nothing is written.
+    /// Whether nothing is written.
     is_dry: bool,
-    /// Who is gone is looked for among those who are not here; a backfill does not, and remembers nobody.
+    /// Whether hashes of listed users are kept to detect deletions. A backfill keeps none.
     remembers: bool,
-    /// What changed since then is counted.
+    /// Changes since this scan are counted by source.
     before: Option<PreviousScan>,
 }
 
-/// What was made of them.
+/// Result of the comparison of a batch.
 struct Compared {
     tally: Tally,
     listed: Vec<u64>,
@@ -140,7 +139,7 @@ struct Compared {
     next_token: Option<String>,
 }
 
-/// Compares everybody from here on; writes what differs unless the mode is dry.
+/// Compares all users from the checkpoint on, and writes differences unless the mode is dry.
 pub(super) async fn scan(
     parts: &Arc<Inner>,
     tasks: &TaskTracker,
@@ -176,7 +175,7 @@ pub(super) async fn scan(
         };
         scanned.canaries.extend(compared.canaries);
         scanned.canaries.truncate(CANARIES);
-        // After the last page there is nothing to go on with: what was kept stands until the run has ended.
+        // The last page has no next token: the previous checkpoint stays until the end of the run.
         if run.mode == RunMode::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
             parts.retry_store(|| checkpoint.save(&*parts.store)).await?;
@@ -210,7 +209,7 @@ fn batches(pages: Pages) -> impl Stream<Item = Result<Batch, Error>> {
     })
 }
 
-/// The next pages that make a batch; the last one may be smaller.
+/// Fetches the pages of the next batch. The last batch may be smaller.
 async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
     let mut batch = Batch::default();
     while let Some(page) = pages.next().await.map_err(Error::Kinde)? {
@@ -248,24 +247,24 @@ impl Inner {
                 Comparison::Equal => tally.unchanged += 1,
                 Comparison::NeedsSecondRead => second_reads.push(seen.user.clone()),
                 Comparison::ListedAfterDeletion(drift) => tally.add(drift),
-                Comparison::Differs(drift, told) => {
+                Comparison::Differs(drift, repair) => {
                     tally.add(drift);
-                    observations.extend(told);
+                    observations.extend(repair);
                 }
             }
         }
         if unusable > 0 {
-            tracing::warn!(users = unusable, "Kinde lists users whose ids cannot be ids; they are left out");
+            tracing::warn!(users = unusable, "Kinde lists users with invalid ids; they are skipped");
         }
         if !options.is_dry && !observations.is_empty() {
             self.repair(&observations, &mut tally).await?;
         }
-        let told_of_first = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
-        let told_of_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
+        let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
+        let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
         Ok(Compared {
             tally,
             listed: if options.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
-            fields: told_of_first.map(|fields| fields.filter(told_of_all).collect()),
+            fields: first_fields.map(|fields| fields.filter(is_in_all).collect()),
             second_reads,
             canaries: ids.iter().take(CANARIES).map(UserId::to_string).collect(),
             sent,
@@ -273,7 +272,7 @@ impl Inner {
         })
     }
 
-    /// Writes observations through the one door.
+    /// Writes observations with [`apply`], and counts rejected users.
     pub(super) async fn repair(
         &self,
         observations: &[kinsync_core::Observation],
@@ -282,7 +281,7 @@ impl Inner {
         let now = self.clock.now();
         let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
         for (user, reason) in applied.rejected {
-            tracing::warn!(user = user.as_str(), reason, "the store refused a user");
+            tracing::warn!(user = user.as_str(), reason, "the store rejected a user");
             tally.add(super::compare::drift(user, DriftKind::Rejected, Vec::new(), None));
         }
         Ok(())
@@ -299,15 +298,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_lost_the_lease_keeps_no_checkpoint() {
+    async fn a_process_without_the_lease_saves_no_checkpoint() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = EmbeddedStore::open(dir.path()).expect("an empty folder opens");
         let now = Micros(1_000_000);
         let first = Checkpoint::take(&store, 1, now).await.expect("the store answers");
         first.at(Some("b".into()), found(10)).save(&store).await.expect("kept");
         let second = Checkpoint::take(&store, 2, now).await.expect("the store answers");
-        assert_eq!((second.next_token.as_deref(), second.tally.users), (Some("b"), 10), "it goes on");
-        // The first one wakes while the second is at work, and after it is done.
+        assert_eq!((second.next_token.as_deref(), second.tally.users), (Some("b"), 10), "it resumes");
+        // The first process continues during the work of the second, and after it.
         first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
         let kept: Checkpoint = state_records::load(&store, KEY).await.expect("the store answers");
         assert_eq!(kept, second);

@@ -1,8 +1,7 @@
-//! When a process reconciles: regularly, soon when somebody asks, more often while the webhook is
-//! silent.
+//! Schedule of the reconciler: periodically, soon after a request, and more often while the webhook is silent.
 //!
-//! Every process that shares a store runs this. Whoever comes first takes the lease; the others see
-//! in the kept runs that there is nothing to do.
+//! Every process that shares a store runs a schedule. The first one takes the lease; the others see in the stored runs that
+//! no scan is due.
 
 use std::{
     collections::BTreeMap,
@@ -26,27 +25,27 @@ use crate::{
     store::{self, Store},
 };
 
-/// The longest pause after failures.
+/// Longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
 
-/// When to scan.
+/// Intervals of the schedule.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// From the beginning of a scan to that of the next, less up to a tenth; `None`: only when somebody asks.
+    /// Interval between the starts of two scans, shortened randomly by up to a tenth; `None`: only on request.
     pub every: Option<Duration>,
-    /// The same while the webhook is silent.
+    /// Interval while the webhook is silent.
     pub every_in_silence: Duration,
-    /// BatchOptions often to look whether somebody asked for something.
+    /// Interval between two reads of requested checks and scans.
     pub look_every: Duration,
-    /// BatchOptions often to look whether a scan is due and whether the webhook is silent.
+    /// Interval between two assessments of due scans and of the webhook.
     pub review_every: Duration,
-    /// The shortest pause between events that may be called a silence.
+    /// Shortest pause between events that can count as a silent webhook.
     pub patience: Duration,
 }
 
 impl Config {
-    /// ScanWatermarks so often; six times as often in a silence, but not more often than every five minutes, unless that is
-    /// the usual.
+    /// Returns a schedule with this interval, and a sixth of it while the webhook is silent, but at least five minutes
+    /// unless `every` is shorter.
     pub fn every(every: Option<Duration>) -> Self {
         let usual = every.unwrap_or(Duration::MAX);
         Self {
@@ -59,18 +58,18 @@ impl Config {
     }
 }
 
-/// What is known of the reconciler without asking the store.
+/// Last known status of the reconciler.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
-    /// Why the webhook is thought to be silent.
+    /// Reason why the webhook is considered silent.
     pub silence: Option<SilentWebhook>,
-    /// The newest complete run that looked for who is gone too, of any process.
+    /// Newest complete run with detection of deletions, of any process.
     pub latest: Option<Run>,
-    /// Why the last try of this process failed, if no run of any process was complete since.
+    /// Cause of this process's last failure, until a run of any process completes.
     pub failure: Option<String>,
 }
 
-/// Reconciles in time. Wake it to make it look at once.
+/// Runs the reconciler periodically. A notification of `wake` triggers it at once.
 #[derive(Debug)]
 pub struct Schedule {
     reconciler: Reconciler,
@@ -82,20 +81,20 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule that has not started.
+    /// Returns a schedule and a receiver of its status. [`Self::run`] starts it.
     pub fn new(reconciler: Reconciler, config: Config, wake: Arc<Notify>) -> (Self, watch::Receiver<Status>) {
         let (status, watched) = watch::channel(Status::default());
         let store = Arc::clone(&reconciler.0.store);
         (Self { reconciler, store, config, wake, status, reviewed: Mutex::default() }, watched)
     }
 
-    /// Works until told to stop.
+    /// Runs until `stop` is cancelled. Logs failures and retries with growing pauses.
     pub async fn run(&self, stop: &CancellationToken) {
         let mut failures = 0;
         while !stop.is_cancelled() {
             let pause = match self.step(stop).await {
                 Ok(was_scan) => {
-                    // That there is nothing to do does not say that it would not fail again.
+                    // A step without a scan proves nothing about the failure and must not reset the pause.
                     failures = if was_scan { 0 } else { failures };
                     self.config.look_every
                 }
@@ -107,7 +106,7 @@ impl Schedule {
                 Err(error) => {
                     failures += 1;
                     let reason = crate::breaker::error_chain(&error);
-                    tracing::warn!(error = reason, "reconciling failed; it is tried again");
+                    tracing::warn!(error = reason, "reconciliation failed; retrying");
                     self.status.send_modify(|status| status.failure = Some(reason));
                     let longest = self.config.every.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
                     (self.config.look_every * (1 << failures.min(10))).min(longest)
@@ -122,55 +121,56 @@ impl Schedule {
         }
     }
 
-    /// Does what is due. Answers whether that was a scan.
+    /// Runs requested checks and a due scan. Returns whether a scan ran.
     async fn step(&self, stop: &CancellationToken) -> Result<bool, Error> {
         let checked = stop.run_until_cancelled(self.reconciler.run_pending_checks()).await;
         let checked = checked.unwrap_or(Err(Error::Stopped));
-        // Users who cannot be asked about keep nobody from being compared.
-        let is_asked = match &checked {
-            Ok(is_asked) => *is_asked,
+        // A failed check must not prevent a scan.
+        let is_requested = match &checked {
+            Ok(is_requested) => *is_requested,
             Err(Error::Stopped) => return Err(Error::Stopped),
             Err(_) => PendingChecks::load(&*self.store).await?.is_scan_requested(),
         };
-        let is_due = is_asked || self.is_due().await?;
+        let is_due = is_requested || self.is_due().await?;
         if is_due {
-            self.scan_and_tell(is_asked, stop).await?;
+            self.scan_and_log(is_requested, stop).await?;
         }
         checked.map(|_| is_due)
     }
 
-    async fn scan_and_tell(&self, is_asked: bool, stop: &CancellationToken) -> Result<(), Error> {
-        let run = self.scan(is_asked, stop).await?;
+    async fn scan_and_log(&self, is_requested: bool, stop: &CancellationToken) -> Result<(), Error> {
+        let run = self.scan(is_requested, stop).await?;
         tracing::info!(
             run = run.id,
             users = run.tally.users,
             missed = run.tally.missed(),
             held = run.tally.of(DriftKind::DeletionHeld),
-            "reconciled"
+            "reconciliation complete"
         );
         self.review().await?;
         Ok(())
     }
 
-    /// A scan that was asked for is asked for again when it fails.
-    async fn scan(&self, is_asked: bool, stop: &CancellationToken) -> Result<Run, Error> {
-        if !is_asked {
+    /// Runs a scan. Restores the request of a requested scan if it fails.
+    async fn scan(&self, is_requested: bool, stop: &CancellationToken) -> Result<Run, Error> {
+        if !is_requested {
             return self.reconciler.run(RunMode::Reconcile, &|_| {}, stop).await;
         }
-        let mut asked = PendingChecks { users: BTreeMap::new(), ..PendingChecks::load(&*self.store).await? };
-        PendingChecks::remove(&*self.store, &asked).await?;
-        let mode = asked.approved.clone().map_or(RunMode::Reconcile, RunMode::Approve);
+        let mut requested =
+            PendingChecks { users: BTreeMap::new(), ..PendingChecks::load(&*self.store).await? };
+        PendingChecks::remove(&*self.store, &requested).await?;
+        let mode = requested.approved.clone().map_or(RunMode::Reconcile, RunMode::Approve);
         let outcome = self.reconciler.run(mode, &|_| {}, stop).await;
         if let Err(error) = &outcome {
             if matches!(error, Error::NothingHeld { .. }) {
-                asked.approved = None;
+                requested.approved = None;
             }
-            PendingChecks::request_again(&*self.store, &asked).await?;
+            PendingChecks::request_again(&*self.store, &requested).await?;
         }
         outcome
     }
 
-    /// Looks at what is state_records, and tells it.
+    /// Assesses the stored runs and the webhook, and publishes status and metrics. Returns the runs.
     async fn review(&self) -> Result<Vec<Run>, store::Error> {
         let runs = record::runs(&*self.store).await?;
         let now = self.now();
@@ -181,7 +181,7 @@ impl Schedule {
             tracing::error!(fix = webhook_health::FIX, "{silence}");
         }
         let latest = runs.iter().find(|run| run.is_whole()).cloned();
-        tell(latest.as_ref());
+        export(latest.as_ref());
         let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
         self.status.send_modify(|status| {
             let failure = status.failure.take().filter(|_| !is_well);
@@ -200,7 +200,7 @@ impl Schedule {
         let is_silent = self.status.borrow().silence.is_some();
         let Some(every) = self.config.every else { return Ok(false) };
         let every = if is_silent { self.config.every_in_silence } else { every };
-        // Spread, so that processes which started together do not always meet.
+        // Jitter, so that processes with the same start time do not compete for the lease every time.
         let every = random::jitter(every, 0.9..=1.0);
         let due =
             |began: Micros| began.0.saturating_add(i64::try_from(every.as_micros()).unwrap_or(i64::MAX));
@@ -212,9 +212,9 @@ impl Schedule {
     }
 }
 
-/// What the newest whole run found, in every process alike.
+/// Exports the results of the newest whole run, equal in every process.
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-fn tell(latest: Option<&Run>) {
+fn export(latest: Option<&Run>) {
     let Some(run) = latest else { return };
     for kind in [
         DriftKind::Missing,

@@ -1,7 +1,7 @@
-//! Whether the webhook still works.
+//! Detects a disabled webhook.
 //!
-//! Kinde disables a webhook after 72 hours of failures and its API does not show that. What shows
-//! it: scans find changes while no event comes, or no event comes for much longer than usual.
+//! Kinde disables a webhook after 72 hours of failures, and its API does not show that. Two signs show it: scans find changes
+//! while no event arrives, or no event arrives for much longer than usual.
 
 use std::time::Duration;
 
@@ -14,38 +14,38 @@ use crate::{
     store::{Error, EventFilter, Store},
 };
 
-/// Events that tell what is usual.
+/// Number of newest events that define the usual pause.
 const EVENTS: usize = 200;
-/// Pages of so many that are looked through for them: users who were seen while the store was away are in the log too.
+/// Maximum pages of the log to search for them. The log also contains sightings, which are skipped.
 const PAGES: usize = 50;
-/// Fewer than these tell nothing.
-const TELLING: usize = 20;
-/// BatchOptions much longer than the longest pause is "much longer".
+/// Minimum number of events for a usual pause.
+const MIN_EVENTS: usize = 20;
+/// Multiple of the longest usual pause that counts as unusual.
 const MUCH: i64 = 3;
 
-/// What an operator does about it.
+/// Instructions for the operator.
 pub const FIX: &str = "in Kinde, under Settings > Webhooks, open the webhook of this endpoint and enable it again: \
                        Kinde disables one after 72 hours of failures; then look at why deliveries failed, with \
                        `kinsync doctor`";
 
-/// Why the webhook is thought to be silent.
+/// Reason why the webhook is considered silent.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase", tag = "because")]
 pub enum SilentWebhook {
-    /// A scan found changes, and no event came since the scan before it began.
+    /// A scan found changes, and no event arrived since the start of the previous scan.
     #[serde(rename_all = "camelCase")]
     ChangesWithoutEvents {
-        /// Users who differed.
+        /// Number of users with a difference.
         users: u64,
-        /// The run that found them.
+        /// Id of the run.
         run: String,
-        /// When the last event came, by our clock.
+        /// Receipt of the last event, by kinsync's clock.
         last_event_at: Option<Micros>,
     },
-    /// No event came for much longer than usual.
+    /// No event arrived for much longer than usual.
     #[serde(rename_all = "camelCase")]
     UnusualPause {
-        /// Since when, by our clock.
+        /// Receipt of the last event, by kinsync's clock.
         last_event_at: Micros,
         /// The longest pause among the last events, in seconds.
         usual_seconds: i64,
@@ -58,13 +58,13 @@ impl std::fmt::Display for SilentWebhook {
             Self::ChangesWithoutEvents { users, run, .. } => {
                 write!(
                     f,
-                    "run {run} found {users} changes and no event came: the webhook is probably disabled"
+                    "run {run} found {users} changes and no event arrived: the webhook is probably disabled"
                 )
             }
             Self::UnusualPause { usual_seconds, .. } => {
                 write!(
                     f,
-                    "no event came for more than {MUCH} times the longest usual pause of {usual_seconds} s: the \
+                    "no event arrived for more than {MUCH} times the longest usual pause of {usual_seconds} s: the \
                      webhook may be disabled"
                 )
             }
@@ -72,7 +72,7 @@ impl std::fmt::Display for SilentWebhook {
     }
 }
 
-/// Looks at the log of events and at the newest runs. `patience`: the shortest pause that is one.
+/// Assesses the webhook from the event log and the newest runs. Pauses shorter than `patience` never count.
 pub async fn assess(
     store: &dyn Store,
     runs: &[Run],
@@ -83,7 +83,7 @@ pub async fn assess(
     Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, patience)))
 }
 
-/// When the newest events of Kinde's came.
+/// Returns the times of receipt of Kinde's newest events, newest first.
 async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
     let mut filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
     let mut received = Vec::new();
@@ -97,17 +97,18 @@ async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
         }
         filter.after = page.next;
     }
-    // Further back nobody looks: what stands there is taken for an event, so that a doubt raises no alarm.
+    // The search ends here. The next entry counts as an event, so that an incomplete search raises no alarm.
     let end = store.events(&EventFilter { limit: 1, ..filter }).await?;
     received.extend(end.first().map(|event| event.received_at));
     Ok(received)
 }
 
-/// Over only when an event comes: that later scans find nothing says that they repair, not that the webhook works.
+/// Returns the newest unannounced changes. Only an event clears them: a later scan without drift shows that the scan before
+/// it repaired the drift, not that the webhook works.
 fn missed(received: &[Micros], runs: &[Run]) -> Option<SilentWebhook> {
     let last_event_at = received.first().copied();
     let is_unannounced = |run: &&Run| {
-        // Whoever is missing at the first scan of all was there before kinsync.
+        // Users missing at the very first scan existed before kinsync.
         let before = runs
             .iter()
             .filter(|before| before.is_complete() && before.started_at < run.started_at)
@@ -126,10 +127,10 @@ fn missed(received: &[Micros], runs: &[Run]) -> Option<SilentWebhook> {
 
 fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<SilentWebhook> {
     let last_event_at = *received.first()?;
-    if received.len() < TELLING {
+    if received.len() < MIN_EVENTS {
         return None;
     }
-    // Nothing was told because nothing happened, as every evening.
+    // The scans since then found no changes: there was nothing to announce.
     let mut since =
         runs.iter().filter(|run| run.is_representative() && run.started_at > last_event_at).peekable();
     if since.peek().is_some() && since.all(|run| run.tally.missed() == 0) {
@@ -170,21 +171,21 @@ mod tests {
     }
 
     #[test]
-    fn changes_without_any_event_between_two_scans_are_a_silence() {
+    fn changes_without_any_event_between_two_scans_mean_a_silent_webhook() {
         let runs = [run(20 * HOUR, 3), run(10 * HOUR, 0)];
         let silence = missed(&[Micros(9 * HOUR)], &runs);
         assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
-        assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, others came");
-        assert_eq!(missed(&[], &runs[..1]), None, "everybody is missing at first");
+        assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, other events arrived");
+        assert_eq!(missed(&[], &runs[..1]), None, "every user is missing at the first scan");
         assert_eq!(
             missed(&[Micros(9 * HOUR)], &[run(30 * HOUR, 0), run(20 * HOUR, 3)]),
             None,
-            "at first, later too"
+            "the first scan, seen later"
         );
     }
 
     #[test]
-    fn a_silence_is_over_when_an_event_comes_and_not_when_a_scan_finds_nothing() {
+    fn only_an_event_ends_a_silence() {
         let runs = [run(40 * HOUR, 0), run(30 * HOUR, 0), run(20 * HOUR, 3), run(10 * HOUR, 0)];
         let silence = missed(&[Micros(9 * HOUR)], &runs);
         assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
@@ -192,22 +193,26 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_a_silence_when_it_is_much_longer_than_usual() {
+    fn a_pause_much_longer_than_usual_means_a_silent_webhook() {
         let patience = Duration::from_mins(1);
         let events = hourly(0);
         assert_eq!(quiet(&events, &[], Micros(2 * HOUR), patience), None);
         assert!(quiet(&events, &[], Micros(4 * HOUR), patience).is_some());
         assert_eq!(quiet(&events, &[], Micros(4 * HOUR), Duration::from_hours(5)), None, "patience");
-        assert_eq!(quiet(&events[..5], &[], Micros(400 * HOUR), patience), None, "five events tell nothing");
+        assert_eq!(
+            quiet(&events[..5], &[], Micros(400 * HOUR), patience),
+            None,
+            "five events define no usual pause"
+        );
         assert_eq!(quiet(&[], &[], Micros(400 * HOUR), patience), None);
     }
 
     #[test]
-    fn a_pause_is_no_silence_while_scans_find_that_nothing_happened() {
+    fn a_pause_means_nothing_while_scans_find_no_changes() {
         let (events, patience) = (hourly(0), Duration::from_mins(1));
         let after = |run: Run| quiet(&events, &[run, self::run(-1, 0)], Micros(12 * HOUR), patience);
-        assert_eq!(after(run(HOUR, 0)), None, "an evening");
-        assert!(after(run(HOUR, 1)).is_some(), "something happened");
-        assert!(after(run(-HOUR, 0)).is_some(), "nobody looked since");
+        assert_eq!(after(run(HOUR, 0)), None, "no changes");
+        assert!(after(run(HOUR, 1)).is_some(), "a change was missed");
+        assert!(after(run(-HOUR, 0)).is_some(), "no scan since");
     }
 }

@@ -608,7 +608,7 @@ async fn explain_tells_of_tokens_of_clocks_that_are_ahead_and_of_events_that_say
     };
     assert_eq!(fate("event_ahead"), "set 1 of 1 fields");
     assert!(fate("event_far").starts_with("quarantined"), "{told}");
-    assert_eq!(fate("event_empty"), "it says nothing of any field");
+    assert_eq!(fate("event_empty"), "the event contains no field");
 
     let url = town.apps[0].url("");
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
@@ -660,7 +660,7 @@ async fn explain_tells_every_word_what_became_of_it_and_what_the_next_scan_would
     let told = explained["observations"].as_array().unwrap();
     let of = |event: &str| told.iter().find(|told| told["eventId"] == event).unwrap();
     let late = of("event_late");
-    assert_eq!(late["outcome"], "everything in it was overtaken", "{late}");
+    assert_eq!(late["outcome"], "every field was superseded", "{late}");
     assert_eq!(
         (&late["fields"][0]["field"], &late["fields"][0]["value"]),
         (&"firstName".into(), &"Old".into())
