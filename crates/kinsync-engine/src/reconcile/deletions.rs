@@ -62,9 +62,9 @@ struct Candidates {
     approved: Vec<UserId>,
     /// The first [`MOST_HELD`] other candidates.
     others: Vec<UserId>,
-    /// How many others there are.
+    /// Number of other candidates.
     count: usize,
-    /// How many users are live.
+    /// Number of live users.
     live: usize,
     /// Counts of users that are deleted in the store.
     seen: Tally,
@@ -85,7 +85,7 @@ impl Candidates {
 /// Users of one page of ids that are missing in the list.
 #[derive(Default)]
 struct Unlisted {
-    /// How many are deleted, or not there any more.
+    /// Number of users that are deleted or no longer stored.
     dead: usize,
     /// Live users without an observation newer than the scan.
     may_be_absent: Vec<UserId>,

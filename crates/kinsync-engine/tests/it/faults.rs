@@ -139,7 +139,7 @@ async fn disturbed(store: &Arc<dyn Store>, batches: &[Vec<Observation>], n: usiz
 }
 
 /// `recover` is what happens after the failure: a redelivery, or a sweep alone.
-async fn every_failure_is_survived(fresh: Fresh, strike: Strike, by_sweep: bool) {
+async fn every_failure_is_recovered_from(fresh: Fresh, strike: Strike, by_sweep: bool) {
     for n in 0.. {
         let mut rng = StdRng::seed_from_u64(7);
         let mut batches: Vec<Vec<Observation>> = Vec::new();
@@ -171,19 +171,19 @@ async fn every_failure_is_survived(fresh: Fresh, strike: Strike, by_sweep: bool)
 }
 
 on_every_store! {
-    a_call_that_never_reached_the_store_is_made_again
-    a_call_whose_answer_was_lost_is_made_again
-    what_an_interrupted_settling_left_is_swept_up
+    a_call_that_never_reached_the_store_is_repeated
+    a_call_with_a_lost_response_is_repeated
+    an_interrupted_transfer_is_completed_by_the_sweep
 }
 
-async fn a_call_that_never_reached_the_store_is_made_again(fresh: Fresh) {
-    every_failure_is_survived(fresh, Strike::Before, false).await;
+async fn a_call_that_never_reached_the_store_is_repeated(fresh: Fresh) {
+    every_failure_is_recovered_from(fresh, Strike::Before, false).await;
 }
 
-async fn a_call_whose_answer_was_lost_is_made_again(fresh: Fresh) {
-    every_failure_is_survived(fresh, Strike::After, false).await;
+async fn a_call_with_a_lost_response_is_repeated(fresh: Fresh) {
+    every_failure_is_recovered_from(fresh, Strike::After, false).await;
 }
 
-async fn what_an_interrupted_settling_left_is_swept_up(fresh: Fresh) {
-    every_failure_is_survived(fresh, Strike::After, true).await;
+async fn an_interrupted_transfer_is_completed_by_the_sweep(fresh: Fresh) {
+    every_failure_is_recovered_from(fresh, Strike::After, true).await;
 }

@@ -62,7 +62,7 @@ async fn with_own_row(store: &MongoStore) {
 }
 
 /// Whether the application's row is the user's now, with everything in it.
-async fn is_adopted(store: &MongoStore) -> bool {
+async fn is_linked(store: &MongoStore) -> bool {
     let all = everything(store).await;
     let own = all.iter().find(|doc| text(doc, "_id") == Some("own")).unwrap();
     assert_eq!(text(own, "plan"), Some("pro"), "the application's fields stay");
@@ -78,13 +78,13 @@ async fn is_adopted(store: &MongoStore) -> bool {
 }
 
 #[tokio::test]
-async fn a_row_with_the_verified_address_of_a_user_becomes_the_users() {
+async fn a_document_with_the_verified_address_of_a_user_is_linked() {
     let store = store().await;
     with_own_row(&store).await;
     told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
-    assert!(!is_adopted(&store).await, "an event does not say that an address is verified");
+    assert!(!is_linked(&store).await, "an event does not say that an address is verified");
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
-    assert!(is_adopted(&store).await);
+    assert!(is_linked(&store).await);
     told(&store, vec![event("kp_ada", 3, "b@x.org")]).await;
     let all = everything(&store).await;
     assert_eq!((all.len(), text(&all[0], "email")), (1, Some("b@x.org")), "it is kept true from now on");
@@ -92,7 +92,7 @@ async fn a_row_with_the_verified_address_of_a_user_becomes_the_users() {
 }
 
 #[tokio::test]
-async fn a_row_that_has_a_kinde_id_for_its_own_id_is_a_row_like_any_other() {
+async fn a_document_with_a_kinde_id_as_its_own_id_is_linked_like_any_other() {
     // Its own user's, and somebody else's who claims the address too.
     for id in ["kp_ada", "kp_bob"] {
         let store = store().await;
@@ -108,7 +108,7 @@ async fn a_row_that_has_a_kinde_id_for_its_own_id_is_a_row_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_row_that_the_applications_own_index_refuses_is_not_adopted_and_blocks_nobody() {
+async fn a_document_that_an_index_of_the_application_rejects_is_not_linked_and_blocks_no_user() {
     let store = store().await;
     with_own_row(&store).await;
     // One first name for each plan, and somebody on this plan has it.
@@ -130,15 +130,15 @@ async fn a_row_that_the_applications_own_index_refuses_is_not_adopted_and_blocks
 }
 
 #[tokio::test]
-async fn a_new_user_with_a_verified_address_gets_the_row_at_once() {
+async fn a_new_user_with_a_verified_address_is_linked_at_once() {
     let store = store().await;
     with_own_row(&store).await;
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
-    assert!(is_adopted(&store).await);
+    assert!(is_linked(&store).await);
 }
 
 #[tokio::test]
-async fn nobody_gets_a_row_by_an_address_that_is_not_verified() {
+async fn an_unverified_address_links_no_document() {
     let histories = [
         vec![event("kp_ada", 1, "a@x.org")],
         vec![profile("kp_ada", 1, "a@x.org", false)],
@@ -153,7 +153,7 @@ async fn nobody_gets_a_row_by_an_address_that_is_not_verified() {
         let store = store().await;
         with_own_row(&store).await;
         told(&store, history.clone()).await;
-        assert!(!is_adopted(&store).await, "{history:?}");
+        assert!(!is_linked(&store).await, "{history:?}");
         let user = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
         let conflict = user.get_document("emailConflict").unwrap();
         assert_eq!(conflict, &doc! { "email": "a@x.org", "heldBy": "own" });
@@ -161,7 +161,7 @@ async fn nobody_gets_a_row_by_an_address_that_is_not_verified() {
 }
 
 #[tokio::test]
-async fn who_waits_for_an_address_gets_it_when_the_row_of_the_application_leaves() {
+async fn an_email_conflict_ends_when_the_document_of_the_application_disappears() {
     let store = store().await;
     with_own_row(&store).await;
     told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
@@ -184,7 +184,7 @@ async fn who_waits_for_an_address_gets_it_when_the_row_of_the_application_leaves
 }
 
 #[tokio::test]
-async fn an_address_that_the_application_writes_back_is_taken_away_again() {
+async fn an_address_that_the_application_writes_back_is_removed_again() {
     let store = store().await;
     told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
     // The owner lets go, and the application writes the address to who waited or is gone.
@@ -223,7 +223,7 @@ async fn an_address_that_the_application_writes_back_is_taken_away_again() {
 }
 
 #[tokio::test]
-async fn more_who_wait_than_one_sweep_looks_at_get_their_turn() {
+async fn conflicts_beyond_the_limit_of_one_sweep_are_resolved_by_later_sweeps() {
     let store = store().await;
     let address = |n| format!("u{n}@x.org");
     users(&store).insert_many((0..1050).map(|n| doc! { "email": address(n) })).await.unwrap();
@@ -236,7 +236,7 @@ async fn more_who_wait_than_one_sweep_looks_at_get_their_turn() {
 }
 
 #[tokio::test]
-async fn an_index_or_a_validator_that_keeps_an_address_from_its_owner_blocks_nobody() {
+async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
     let store = store().await;
     let database = store.database();
     let collation = doc! { "locale": "en", "strength": 2 };
@@ -280,7 +280,7 @@ async fn an_index_or_a_validator_that_keeps_an_address_from_its_owner_blocks_nob
 }
 
 #[tokio::test]
-async fn many_addresses_that_their_owners_cannot_show_block_nobody_and_keep_nobody_from_theirs() {
+async fn many_rejected_addresses_block_no_other_user() {
     let store = store().await;
     let index = doc! { "key": { "email": 1 }, "unique": true, "name": "any_case",
     "collation": { "locale": "en", "strength": 2 }, "partialFilterExpression": { "email": { "$gt": "" } } };
@@ -296,7 +296,7 @@ async fn many_addresses_that_their_owners_cannot_show_block_nobody_and_keep_nobo
 }
 
 #[tokio::test]
-async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_and_blocks_nobody() {
+async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_and_blocks_no_user() {
     let store = store().await;
     let own =
         [doc! { "kindeId": "kp_old", "email": "a@x.org" }, doc! { "_id": "list", "email": ["b@x.org"] }];
@@ -314,7 +314,7 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
 }
 
 #[tokio::test]
-async fn an_address_of_a_user_of_whom_nothing_was_told_is_the_applications() {
+async fn an_address_of_a_user_without_observations_belongs_to_the_application() {
     let store = store().await;
     let seen = Observation { what: What::Fields(Profile::new()), ..event("kp_bob", 1, "") };
     told(&store, vec![seen]).await;
@@ -330,34 +330,34 @@ async fn an_address_of_a_user_of_whom_nothing_was_told_is_the_applications() {
 }
 
 #[tokio::test]
-async fn a_document_in_which_the_application_keeps_something_is_not_given_up() {
+async fn a_document_with_fields_of_the_application_is_not_deleted() {
     let store = store().await;
     with_own_row(&store).await;
     told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
     users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$set": { "cart": [1] } }).await.unwrap();
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
-    assert!(!is_adopted(&store).await);
+    assert!(!is_linked(&store).await);
     let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::FieldsInBoth);
     users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$unset": { "cart": 1 } }).await.unwrap();
     let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::Linked);
-    assert!(is_adopted(&store).await);
+    assert!(is_linked(&store).await);
 }
 
 #[tokio::test]
-async fn adoption_can_be_off() {
+async fn linking_can_be_disabled() {
     let store = prepared(Config { link_by_email: LinkByEmail::Never, ..fresh().await }).await;
     with_own_row(&store).await;
     told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
-    assert!(!is_adopted(&store).await);
+    assert!(!is_linked(&store).await);
     let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::Refused);
-    assert!(!is_adopted(&store).await);
+    assert!(!is_linked(&store).await);
 }
 
 #[tokio::test]
-async fn a_dry_run_lists_what_would_be_adopted_and_what_conflicts_and_changes_nothing() {
+async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
     let store =
         prepared(Config { unique_email: false, link_by_email: LinkByEmail::Verified, ..fresh().await }).await;
     let own = [("own", "a@x.org"), ("one", "twins@x.org"), ("two", "twins@x.org"), ("eve", "e@x.org")];
@@ -390,7 +390,7 @@ async fn a_dry_run_lists_what_would_be_adopted_and_what_conflicts_and_changes_no
 }
 
 #[tokio::test]
-async fn of_several_rows_with_the_address_none_is_adopted() {
+async fn of_several_documents_with_one_address_none_is_linked() {
     let store = prepared(Config { unique_email: false, ..fresh().await }).await;
     users(&store).insert_many(["own", "too"].map(|id| doc! { "_id": id, "email": "a@x.org" })).await.unwrap();
     told(&store, vec![profile("kp_ada", 1, "a@x.org", true)]).await;
@@ -405,7 +405,7 @@ async fn of_several_rows_with_the_address_none_is_adopted() {
 }
 
 #[tokio::test]
-async fn many_who_adopt_at_once_adopt_once() {
+async fn concurrent_links_of_one_document_link_it_once() {
     for _ in 0..10 {
         let store = store().await;
         with_own_row(&store).await;
@@ -418,12 +418,12 @@ async fn many_who_adopt_at_once_adopt_once() {
             apply(&store, [told], NOW)
         };
         join_all((1..9).map(tell)).await.into_iter().for_each(|applied| _ = applied.unwrap());
-        assert!(is_adopted(&store).await, "the newest word was that the address is verified");
+        assert!(is_linked(&store).await, "the newest word was that the address is verified");
     }
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_inside_leaves_both_or_one() {
+async fn a_connection_that_breaks_during_a_link_leaves_both_documents_or_one() {
     let mongo = TestMongo::start_own().await;
     for command in ["find", "aggregate", "delete", "update", "commitTransaction"] {
         let store = prepared(Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }).await;
@@ -433,8 +433,8 @@ async fn a_connection_that_breaks_inside_leaves_both_or_one() {
         let fail = mongo.fail_point(doc! { "times": 3 }, data).await;
         _ = apply(&store, [profile("kp_ada", 2, "a@x.org", true)], NOW).await;
         drop(fail);
-        is_adopted(&store).await; // checks that it is all or nothing
+        is_linked(&store).await; // checks that it is all or nothing
         told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
-        assert!(is_adopted(&store).await, "after `{command}` broke");
+        assert!(is_linked(&store).await, "after `{command}` broke");
     }
 }

@@ -126,17 +126,17 @@ async fn ten_thousand_histories_converge_on_the_embedded_store() {
 }
 
 on_every_store! {
-    two_users_who_swap_addresses_converge_whatever_comes_first
+    two_users_that_swap_addresses_converge_in_any_order
     the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves
     a_delete_that_comes_before_its_create_leaves_a_tombstone
     a_late_update_does_not_resurrect_a_deleted_user
     five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents
-    poison_is_logged_and_set_aside_with_a_reason_and_the_others_go_on
+    a_poison_event_is_logged_and_dead_lettered_and_blocks_no_other_event
     events_that_change_no_user_are_kept_in_the_log
     a_burst_for_one_user_costs_one_write
 }
 
-async fn two_users_who_swap_addresses_converge_whatever_comes_first(fresh: Fresh) {
+async fn two_users_that_swap_addresses_converge_in_any_order(fresh: Fresh) {
     let before = vec![
         told("user.created", 1, "e1", r#"{"id":"kp_a","email":"x@example.com"}"#),
         told("user.created", 2, "e2", r#"{"id":"kp_b","email":"y@example.com"}"#),
@@ -220,7 +220,7 @@ async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_docu
     }
 }
 
-async fn poison_is_logged_and_set_aside_with_a_reason_and_the_others_go_on(fresh: Fresh) {
+async fn a_poison_event_is_logged_and_dead_lettered_and_blocks_no_other_event(fresh: Fresh) {
     let entries = vec![
         told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
         told("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),

@@ -174,7 +174,7 @@ impl World {
 }
 
 /// Waits until Kinde was asked once more.
-async fn until_asked(world: &World, route: &str, before: u64) {
+async fn until_requested(world: &World, route: &str, before: u64) {
     let deadline = Instant::now() + PATIENCE;
     while world.kinde.requests(route) <= before {
         assert!(Instant::now() < deadline, "Kinde is not asked");
@@ -239,26 +239,26 @@ fn live(world: &World, rng: &mut StdRng, steps: usize) {
 
 on_every_store! {
     after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that
-    a_late_event_about_a_user_whom_a_scan_found_right_never_shows
-    a_late_event_during_a_scan_makes_kinde_be_asked
+    a_late_event_about_a_user_that_a_scan_found_equal_changes_nothing
+    a_late_event_during_a_scan_requests_a_check
     a_run_without_drift_writes_no_user
-    a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known
-    a_dry_run_tells_the_drift_and_changes_nothing
-    a_scan_that_breaks_deletes_nobody
-    only_a_scan_that_reached_the_end_deletes
-    one_read_that_says_gone_deletes_nobody
-    a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone
-    when_kinde_forgets_everybody_nobody_is_deleted
+    a_run_counts_changes_by_source_and_missed_changes_by_previous_source
+    a_dry_run_reports_the_drift_and_changes_nothing
+    a_failed_scan_deletes_no_user
+    only_a_complete_scan_deletes
+    a_single_not_found_deletes_no_user
+    an_unreadable_response_about_a_user_leaves_the_user_unchanged_and_stops_no_run
+    an_empty_list_deletes_no_user
     many_deletions_are_held_until_an_operator_approves_them
-    a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody
+    an_incomplete_list_holds_no_deletions
     a_user_made_after_the_scan_began_is_no_candidate
-    two_reads_restore_a_user_whom_kinsync_itself_thought_gone
-    a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed
-    an_event_newer_than_the_deletion_makes_kinde_be_asked
-    a_backfill_that_was_cut_goes_on_where_it_was
-    a_backfill_that_was_cut_long_ago_begins_anew
-    a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew
-    one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone
+    two_reads_restore_a_user_that_kinsync_itself_deleted
+    a_user_deleted_by_an_event_is_not_restored_by_a_list
+    an_event_newer_than_the_deletion_requests_a_check
+    an_interrupted_backfill_resumes_at_its_checkpoint
+    a_backfill_interrupted_long_ago_starts_again
+    an_interrupted_backfill_with_an_empty_next_page_starts_again
+    one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill
 }
 
 async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_changes_that(fresh: Fresh) {
@@ -294,7 +294,7 @@ async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_chan
     }
 }
 
-async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows(fresh: Fresh) {
+async fn a_late_event_about_a_user_that_a_scan_found_equal_changes_nothing(fresh: Fresh) {
     let world = World::new(fresh).await;
     let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
     world.deliver(world.events()).await;
@@ -319,7 +319,7 @@ async fn a_late_event_about_a_user_whom_a_scan_found_right_never_shows(fresh: Fr
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"));
 }
 
-async fn a_late_event_during_a_scan_makes_kinde_be_asked(fresh: Fresh) {
+async fn a_late_event_during_a_scan_requests_a_check(fresh: Fresh) {
     let world = World::new(fresh).await;
     let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
     world.deliver(world.events()).await;
@@ -342,7 +342,7 @@ async fn a_late_event_during_a_scan_makes_kinde_be_asked(fresh: Fresh) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_asked() {
+async fn an_event_from_the_middle_of_a_scan_that_arrives_after_it_requests_a_check() {
     let world = World::new(stores::embedded()).await;
     let id = world.import(3).pop().expect("the one on the last page");
     world.reconcile().await;
@@ -354,7 +354,7 @@ async fn an_event_from_the_middle_of_a_scan_that_comes_after_it_makes_kinde_be_a
     let (stop, asked) = (CancellationToken::new(), world.kinde.requests("users"));
     let changes = async {
         // The first page was asked for, and the last one was not.
-        until_asked(&world, "users", asked).await;
+        until_requested(&world, "users", asked).await;
         world.kinde.update_user(&id, rename("Wrong")).expect("there");
         world.kinde.update_user(&id, rename("First 2")).expect("there");
     };
@@ -386,7 +386,7 @@ async fn a_run_without_drift_writes_no_user(fresh: Fresh) {
     assert_eq!(saved, [second, first], "both are saved, the newest first");
 }
 
-async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known(fresh: Fresh) {
+async fn a_run_counts_changes_by_source_and_missed_changes_by_previous_source(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(4);
     world.kinde.create_user(NewUser::named("early@example.com", "E", "R")).expect("new");
@@ -419,7 +419,7 @@ async fn a_run_tells_which_way_changes_came_and_how_the_missed_had_been_known(fr
     assert_eq!((third.changes_by_source.len(), third.previous_source.len()), (0, 0), "{third:?}");
 }
 
-async fn a_dry_run_tells_the_drift_and_changes_nothing(fresh: Fresh) {
+async fn a_dry_run_reports_the_drift_and_changes_nothing(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(30);
     world.reconcile().await;
@@ -444,7 +444,7 @@ async fn a_dry_run_tells_the_drift_and_changes_nothing(fresh: Fresh) {
     world.assert_equal("after the run").await;
 }
 
-async fn a_scan_that_breaks_deletes_nobody(fresh: Fresh) {
+async fn a_failed_scan_deletes_no_user(fresh: Fresh) {
     let breaks = [
         (FaultKind::Status { status: 503 }, "users", 2),
         (FaultKind::TruncatedJson, "users", 2),
@@ -487,7 +487,7 @@ async fn a_scan_that_breaks_deletes_nobody(fresh: Fresh) {
     world.assert_equal("after all that").await;
 }
 
-async fn only_a_scan_that_reached_the_end_deletes(fresh: Fresh) {
+async fn only_a_complete_scan_deletes(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(1025);
     world.reconcile().await;
@@ -505,7 +505,7 @@ async fn only_a_scan_that_reached_the_end_deletes(fresh: Fresh) {
     world.assert_equal("after a complete one").await;
 }
 
-async fn one_read_that_says_gone_deletes_nobody(fresh: Fresh) {
+async fn a_single_not_found_deletes_no_user(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(11);
     world.reconcile().await;
@@ -522,7 +522,7 @@ async fn one_read_that_says_gone_deletes_nobody(fresh: Fresh) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_kinde() {
+async fn a_user_deleted_during_a_scan_does_not_fail_the_canary_check() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(3);
     world.reconcile().await;
@@ -538,7 +538,7 @@ async fn one_user_who_leaves_in_the_middle_of_a_scan_is_no_reason_to_distrust_ki
     }
 }
 
-async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone(fresh: Fresh) {
+async fn an_unreadable_response_about_a_user_leaves_the_user_unchanged_and_stops_no_run(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(12);
     world.reconcile().await;
@@ -570,7 +570,7 @@ async fn a_user_about_whom_kinde_answers_oddly_stops_no_run_and_is_left_alone(fr
     world.assert_equal("after all that").await;
 }
 
-async fn when_kinde_forgets_everybody_nobody_is_deleted(fresh: Fresh) {
+async fn an_empty_list_deletes_no_user(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(12);
     world.reconcile().await;
@@ -623,7 +623,7 @@ async fn many_deletions_are_held_until_an_operator_approves_them(fresh: Fresh) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
+async fn held_deletions_are_not_counted_as_missed_again_and_the_first_alert_stays_valid() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(100);
     world.reconcile().await;
@@ -653,7 +653,7 @@ async fn who_stays_held_is_not_missed_again_and_the_first_alert_stays_good() {
     world.assert_equal("after the approval").await;
 }
 
-async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody(fresh: Fresh) {
+async fn an_incomplete_list_holds_no_deletions(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(100);
     world.reconcile().await;
@@ -670,7 +670,7 @@ async fn a_list_that_leaves_out_users_whom_kinde_knows_holds_nobody(fresh: Fresh
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_approval_is_for_those_who_were_held_and_nobody_else() {
+async fn an_approval_covers_the_held_users_only() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(100);
     world.reconcile().await;
@@ -722,7 +722,7 @@ async fn a_user_made_after_the_scan_began_is_no_candidate(fresh: Fresh) {
     assert!(!world.documents().await[&new].is_deleted, "{}", world.fresh.name);
 }
 
-async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone(fresh: Fresh) {
+async fn two_reads_restore_a_user_that_kinsync_itself_deleted(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(8);
     world.reconcile().await;
@@ -749,7 +749,7 @@ async fn two_reads_restore_a_user_whom_kinsync_itself_thought_gone(fresh: Fresh)
     world.assert_equal("after the run").await;
 }
 
-async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed(fresh: Fresh) {
+async fn a_user_deleted_by_an_event_is_not_restored_by_a_list(fresh: Fresh) {
     let unknowns = Unknowns { list_includes_deleted: true, ..Default::default() };
     let config = kinde_emulator::Config { unknowns, ..Default::default() };
     let world = World::with(fresh, config).await;
@@ -767,7 +767,7 @@ async fn a_user_whom_kinde_said_was_deleted_is_not_restored_by_being_listed(fres
     assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
 }
 
-async fn an_event_newer_than_the_deletion_makes_kinde_be_asked(fresh: Fresh) {
+async fn an_event_newer_than_the_deletion_requests_a_check(fresh: Fresh) {
     let world = World::new(fresh).await;
     world.import(2);
     let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
@@ -799,7 +799,7 @@ async fn an_event_newer_than_the_deletion_makes_kinde_be_asked(fresh: Fresh) {
     assert!(world.documents().await[&id].is_deleted);
 }
 
-async fn a_backfill_that_was_cut_goes_on_where_it_was(fresh: Fresh) {
+async fn an_interrupted_backfill_resumes_at_its_checkpoint(fresh: Fresh) {
     let generated = Generated { users: 6_300, seed: 3 };
     let config = kinde_emulator::Config { generated, ..Default::default() };
     let world = World::with(fresh, config).await;
@@ -841,7 +841,7 @@ async fn cut_backfill(world: &World) {
     assert!(matches!(outcome, Err(Error::Stopped)), "{outcome:?}");
 }
 
-async fn a_backfill_that_was_cut_long_ago_begins_anew(fresh: Fresh) {
+async fn a_backfill_interrupted_long_ago_starts_again(fresh: Fresh) {
     let generated = Generated { users: 4_500, seed: 3 };
     let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
     cut_backfill(&world).await;
@@ -853,7 +853,7 @@ async fn a_backfill_that_was_cut_long_ago_begins_anew(fresh: Fresh) {
     assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
 }
 
-async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew(fresh: Fresh) {
+async fn an_interrupted_backfill_with_an_empty_next_page_starts_again(fresh: Fresh) {
     let generated = Generated { users: 4_500, seed: 3 };
     let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
     cut_backfill(&world).await;
@@ -863,7 +863,7 @@ async fn a_cut_backfill_whose_list_is_empty_where_it_went_on_begins_anew(fresh: 
     world.assert_equal("after the backfill").await;
 }
 
-async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone(fresh: Fresh) {
+async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fresh: Fresh) {
     // Longer than a busy machine forgets a task.
     let lease = Duration::from_secs(4);
     let world = World::new(fresh).await;
@@ -911,7 +911,7 @@ async fn one_scan_at_a_time_and_the_next_takes_over_when_the_first_is_gone(fresh
 }
 
 #[tokio::test]
-async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
+async fn a_check_requested_during_a_check_runs_again() {
     let world = World::new(stores::embedded()).await;
     let id = UserId::parse(&world.import(1)[0]).expect("an id");
     let store = &*world.fresh.store;
@@ -920,7 +920,7 @@ async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
     world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("user"));
     let reconciler = world.reconciler(10, quick());
     let again = async {
-        until_asked(&world, "user", 0).await;
+        until_requested(&world, "user", 0).await;
         PendingChecks::request(store, std::slice::from_ref(&id)).await.expect("kept");
     };
     let (answered, ()) = tokio::join!(reconciler.run_pending_checks(), again);
@@ -932,7 +932,7 @@ async fn who_is_asked_about_while_kinde_answers_is_asked_about_again() {
 }
 
 #[tokio::test]
-async fn more_checks_than_can_be_kept_become_one_scan() {
+async fn too_many_pending_checks_become_one_scan() {
     let fresh = stores::embedded();
     let users: Vec<UserId> = (0..1001).filter_map(|n| UserId::parse(&format!("kp_{n}")).ok()).collect();
     PendingChecks::request(&*fresh.store, &users[..1000]).await.expect("kept");

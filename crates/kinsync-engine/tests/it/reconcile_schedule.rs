@@ -82,7 +82,7 @@ async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
+async fn a_failed_check_does_not_prevent_a_scan() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(5);
     let asked = UserId::parse(&ids[0]).expect("an id");
@@ -105,10 +105,10 @@ async fn a_check_that_cannot_be_answered_keeps_nobody_from_being_compared() {
 }
 
 on_every_store! {
-    users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes
+    sightings_hide_no_events_from_the_webhook_assessment
 }
 
-async fn users_who_were_seen_while_the_store_was_away_hide_no_event_of_kindes(fresh: Fresh) {
+async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
     const MINUTE: i64 = 60_000_000;
     let run = |began: i64, missed: u64| Run {
         id: began.to_string(),
@@ -171,7 +171,7 @@ async fn pauses_between_scans_that_fail_grow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failure_is_told_until_some_process_has_compared_everybody() {
+async fn a_failure_is_reported_until_a_run_of_any_process_completes() {
     let world = World::new(stores::embedded()).await;
     world.import(5);
     let mut working = start(failing(&world), often());
@@ -205,7 +205,7 @@ async fn a_backfill_hides_no_deletion_that_is_held() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_approval_that_was_asked_for_is_carried_out_or_asked_for_again() {
+async fn a_requested_approval_is_carried_out_or_requested_again() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(60);
     world.reconcile().await;

@@ -50,14 +50,14 @@ async fn after(fresh: &Fresh, entries: impl IntoIterator<Item = Entry>) -> Optio
 }
 
 on_every_store! {
-    a_sighting_makes_the_user_and_says_when_it_was
-    whatever_kinde_said_outranks_a_sighting_in_any_order
+    a_sighting_creates_the_user_with_the_time_of_the_request
+    every_event_and_snapshot_outranks_a_sighting_in_any_order
     a_sighting_never_restores_a_deleted_user
     a_delivery_that_looks_like_a_sighting_is_none
-    when_a_user_was_seen_is_no_change_of_the_user
+    the_last_seen_time_alone_is_no_change_of_the_user
 }
 
-async fn a_sighting_makes_the_user_and_says_when_it_was(fresh: Fresh) {
+async fn a_sighting_creates_the_user_with_the_time_of_the_request(fresh: Fresh) {
     let ada = after(&fresh, [sighting(Some("ada@x.org")).entry()]).await.expect("made");
     assert_eq!(ada.email.as_deref(), Some("ada@x.org"), "{}", fresh.name);
     assert_eq!(ada.last_seen_at, Some(NOW));
@@ -65,7 +65,7 @@ async fn a_sighting_makes_the_user_and_says_when_it_was(fresh: Fresh) {
     assert_eq!(logged.expect("the store answers")[0].event_type, sighting::EVENT_TYPE);
 }
 
-async fn whatever_kinde_said_outranks_a_sighting_in_any_order(fresh: Fresh) {
+async fn every_event_and_snapshot_outranks_a_sighting_in_any_order(fresh: Fresh) {
     let told = event("user.created", "event_1", "kinde@x.org");
     let ada = after(&fresh, [told, sighting(Some("token@x.org")).entry()]).await.expect("made");
     assert_eq!(ada.email.as_deref(), Some("kinde@x.org"), "{}", fresh.name);
@@ -96,7 +96,7 @@ fn repetitions_within_an_hour_are_one_entry() {
     assert_ne!(at(5 * hour), at(6 * hour));
 }
 
-async fn when_a_user_was_seen_is_no_change_of_the_user(fresh: Fresh) {
+async fn the_last_seen_time_alone_is_no_change_of_the_user(fresh: Fresh) {
     let made = after(&fresh, [event("user.created", "event_1", "ada@x.org")]).await.expect("made");
     let seen = Observation {
         user: made.kinde_id.clone(),

@@ -35,17 +35,17 @@ macro_rules! conformance {
 
 conformance! {
     a_row_comes_back_as_it_was_written
-    rows_come_in_the_order_that_was_asked_for
+    rows_are_returned_in_the_order_of_the_request
     any_row_survives_an_insert_and_an_update
-    a_write_over_somebody_elses_is_stale
-    of_many_who_insert_one_user_one_succeeds
+    a_write_over_a_concurrent_write_is_stale
+    of_many_concurrent_inserts_of_one_user_one_succeeds
     of_many_increments_none_is_lost
     the_same_user_twice_in_one_batch_is_written_once
     an_address_that_is_shown_is_taken
     an_address_is_taken_for_updates_too
     a_tombstone_does_not_take_an_address
-    claimants_are_live_whether_they_show_it_or_not
-    unsettled_rows_are_found_until_settled
+    claimants_are_all_live_users_with_the_address
+    rows_with_pending_emails_are_found_until_they_are_resolved
     hostile_texts_are_stored_as_they_are
     an_event_is_logged_once
     events_are_listed_by_page_newest_first
@@ -54,7 +54,7 @@ conformance! {
     users_and_events_are_counted
     a_large_batch_is_written_and_read
     a_record_is_written_over_what_was_read_and_nothing_else
-    of_many_who_take_a_record_one_succeeds
+    of_many_concurrent_writes_of_a_record_one_succeeds
 }
 
 async fn a_row_comes_back_as_it_was_written(store: Shared) {
@@ -71,7 +71,7 @@ async fn a_row_comes_back_as_it_was_written(store: Shared) {
     assert_eq!(holder(&*store, "eve@example.com").await, None);
 }
 
-async fn rows_come_in_the_order_that_was_asked_for(store: Shared) {
+async fn rows_are_returned_in_the_order_of_the_request(store: Shared) {
     let rows = [row("kp_c", None), row("kp_a", None), row("kp_b", None)];
     assert_eq!(store.write(&rows).await.unwrap(), vec![Outcome::Written; 3]);
     let asked = [id("kp_b"), id("kp_none"), id("kp_c"), id("kp_b"), id("kp_a")];
@@ -115,7 +115,7 @@ fn alone(mut row: Row, n: u64) -> Row {
     row
 }
 
-async fn a_write_over_somebody_elses_is_stale(store: Shared) {
+async fn a_write_over_a_concurrent_write_is_stale(store: Shared) {
     let ada = put(&*store, &row("kp_ada", Some("ada@example.com"))).await;
     put(&*store, &with(ada.clone(), Field::FirstName, "Augusta")).await;
     assert_eq!(outcome(&*store, &with(ada, Field::FirstName, "StaleEvents")).await, Outcome::Stale);
@@ -126,7 +126,7 @@ async fn a_write_over_somebody_elses_is_stale(store: Shared) {
     assert_eq!((ada.state.text(Field::FirstName), ada.revision), (Some("Augusta"), 2));
 }
 
-async fn of_many_who_insert_one_user_one_succeeds(store: Shared) {
+async fn of_many_concurrent_inserts_of_one_user_one_succeeds(store: Shared) {
     let tries = (0..32).map(|n| {
         let (store, ada) =
             (store.clone(), with(row("kp_ada", Some("ada@x.org")), Field::LastName, &*n.to_string()));
@@ -204,7 +204,7 @@ async fn a_tombstone_does_not_take_an_address(store: Shared) {
     assert_eq!(holder(&*store, "a@x.org").await, Some(Holder::User(id("kp_bob"))));
 }
 
-async fn claimants_are_live_whether_they_show_it_or_not(store: Shared) {
+async fn claimants_are_all_live_users_with_the_address(store: Shared) {
     put(&*store, &row("kp_shows", Some("a@x.org"))).await;
     let mut hides = row("kp_hides", Some("a@x.org"));
     hides.metadata.holds_email = false;
@@ -223,7 +223,7 @@ async fn claimants_are_live_whether_they_show_it_or_not(store: Shared) {
     assert_eq!(store.claimants(&[]).await.unwrap(), []);
 }
 
-async fn unsettled_rows_are_found_until_settled(store: Shared) {
+async fn rows_with_pending_emails_are_found_until_they_are_resolved(store: Shared) {
     let mut ada = row("kp_ada", Some("a@x.org"));
     ada.pending_emails.extend(["a@x.org".to_owned(), "old@x.org".to_owned()]);
     let mut ada = put(&*store, &ada).await;
@@ -386,7 +386,7 @@ async fn a_record_is_written_over_what_was_read_and_nothing_else(store: Shared) 
     store.ping().await.unwrap();
 }
 
-async fn of_many_who_take_a_record_one_succeeds(store: Shared) {
+async fn of_many_concurrent_writes_of_a_record_one_succeeds(store: Shared) {
     for expected in [0, 1] {
         let tries = (0..32).map(|n| {
             let store = store.clone();

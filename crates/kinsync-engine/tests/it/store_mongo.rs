@@ -46,7 +46,7 @@ fn hint(refused: Result<(), Error>) -> String {
 }
 
 #[tokio::test]
-async fn a_document_reads_well() {
+async fn a_document_has_readable_fields() {
     let store = store().await;
     let mut ada = with(row("kp_ada", Some("ada@x.org")), Field::CreatedOn, Micros(1_500_000_000_000_999));
     ada.state.last_seen = Some(Micros(i64::MAX));
@@ -135,7 +135,7 @@ async fn a_document_of_the_application_may_hold_an_address() {
 }
 
 #[tokio::test]
-async fn what_was_changed_by_hand_counts_as_never_told() {
+async fn a_manually_damaged_field_counts_as_unknown() {
     let store = store().await;
     let ada = with(row("kp_ada", Some("a@x.org")), Field::Picture, "https://x.org/ada.png");
     put(&store, &with(ada, Field::LastName, "Lovelace")).await;
@@ -170,7 +170,7 @@ async fn collections_and_keys_have_the_configured_names() {
 }
 
 #[tokio::test]
-async fn colliding_documents_are_named_with_the_ways_out() {
+async fn colliding_documents_are_reported_with_fixes() {
     let config = fresh().await;
     let store = MongoStore::connect(config.clone()).await.unwrap();
     let twins = [doc! { "_id": "one", "email": "a@x.org" }, doc! { "_id": "two", "email": "a@x.org" }];
@@ -214,7 +214,7 @@ fn as_node_writes(doc: &mut Document) {
 }
 
 #[tokio::test]
-async fn nobody_is_written_before_the_indexes_are_there() {
+async fn no_user_is_written_before_the_indexes_exist() {
     let store = MongoStore::connect(fresh().await).await.unwrap();
     let ada = row("kp_ada", Some("a@x.org"));
     let error = store.write(std::slice::from_ref(&ada)).await.unwrap_err();
@@ -225,7 +225,7 @@ async fn nobody_is_written_before_the_indexes_are_there() {
 }
 
 #[tokio::test]
-async fn looking_at_the_indexes_tells_what_prepare_makes_and_makes_nothing() {
+async fn index_faults_lists_the_indexes_that_prepare_creates_and_creates_none() {
     let store = MongoStore::connect(fresh().await).await.unwrap();
     let missing = store.index_faults().await.unwrap();
     assert!(missing.iter().all(|fault| fault.missing().is_some()));
@@ -242,7 +242,7 @@ async fn looking_at_the_indexes_tells_what_prepare_makes_and_makes_nothing() {
 }
 
 #[tokio::test]
-async fn indexes_of_the_application_are_used_or_complained_of() {
+async fn indexes_of_the_application_are_used_or_reported() {
     let config = fresh().await;
     let store = MongoStore::connect(config).await.unwrap();
     let make = |key: Document, unique: bool, name: &'static str| {
@@ -289,7 +289,7 @@ async fn queries_by_id_and_by_address_use_their_indexes() {
 }
 
 #[tokio::test]
-async fn who_waits_for_an_address_is_found_without_reading_everybody() {
+async fn email_conflicts_are_found_by_an_index() {
     let store = store().await;
     let many: Vec<_> = (0..300).map(|n| row(&format!("kp_{n:03}"), None)).collect();
     store.write(&many).await.unwrap();
@@ -348,7 +348,7 @@ async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_i
 }
 
 #[tokio::test]
-async fn one_row_that_is_never_taken_does_not_hold_up_the_others() {
+async fn a_rejected_row_does_not_delay_the_others() {
     let store = store().await;
     let validator = doc! { "collMod": "users", "validator": { "firstName": { "$ne": "bad" } } };
     store.database().run_command(validator).await.unwrap();
@@ -373,7 +373,7 @@ async fn one_row_that_is_never_taken_does_not_hold_up_the_others() {
 }
 
 #[tokio::test]
-async fn foreign_documents_are_no_users() {
+async fn documents_of_the_application_are_not_users() {
     let store = store().await;
     let foreign = [doc! { "email": "a@x.org" }, doc! { "kindeId": 5 }, doc! { "kindeId": "kp_theirs" }];
     users(&store).insert_many(foreign).await.unwrap();

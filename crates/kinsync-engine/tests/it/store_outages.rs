@@ -98,7 +98,7 @@ async fn a_server_that_is_killed_is_unavailable_until_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_hangs_is_unavailable_until_it_goes_on() {
+async fn a_paused_server_is_unavailable_until_it_resumes() {
     let mongo = TestMongo::start_own().await;
     let store = store(&mongo).await;
     let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
@@ -144,7 +144,7 @@ fn failing(mut fault: Document) -> Document {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_that_is_lost_once_is_made_again() {
+async fn a_call_that_is_lost_once_is_repeated() {
     let mongo = TestMongo::start_own().await;
     // After a lost connection the driver looks at the server again within half a second.
     let store = prepared(Config::new(mongo.uri()), &mongo).await;
@@ -156,7 +156,7 @@ async fn a_call_that_is_lost_once_is_made_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_reply_is_lost_is_known_by_its_mark() {
+async fn a_write_with_a_lost_response_is_recognized_by_its_mark() {
     let mongo = TestMongo::shared().await;
     let proxy = Proxy::start(mongo).await;
     let store = prepared(Config::new(proxy.uri.clone()), mongo).await;
