@@ -270,7 +270,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// own into the row that would go, or when adoption is off: then nothing was written.
     async fn link(&self, row: &Row) -> Result<Outcome, Error>;
 
-    /// Rows with pending_emails addresses, at most this many.
+    /// Returns at most `limit` rows with pending email resolutions.
     async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error>;
 
     /// Appends events to the log; those whose id is there already are left out. Answers how many
