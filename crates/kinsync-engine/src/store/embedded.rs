@@ -1,7 +1,7 @@
-//! Users and events in one SQLite file, so that the binary works alone.
+//! Stores users and events in one SQLite file, so that the binary runs without a database server.
 //!
-//! One process writes; a lock file tells a second one so. Others may read meanwhile
-//! ([`EmbeddedStore::open_read_only`]). A write is answered after its transaction is on the disk.
+//! One process writes; a lock file keeps out a second one. Other processes may read concurrently
+//! ([`EmbeddedStore::open_read_only`]). A write returns after its transaction is on disk.
 
 use std::{collections::HashMap, path::Path};
 
@@ -19,19 +19,19 @@ mod state;
 mod users;
 mod worker;
 
-/// The store in a file.
+/// A store in one SQLite file.
 #[derive(Debug)]
 pub struct EmbeddedStore {
     reader: Worker,
-    /// None when the file is open for reading only.
+    /// `None` if the file is open for reading only.
     writer: Option<Worker>,
 }
 
 impl EmbeddedStore {
-    /// Opens `kinsync.sqlite` in this folder, making both where they are missing. Blocks.
+    /// Opens `kinsync.sqlite` in this folder, and creates the folder and the file if missing. Blocks.
     ///
     /// # Errors
-    /// [`Error::Refused`] when another process has it open for writing, or a newer kinsync made it.
+    /// [`Error::Refused`] if another process has the file open for writing, or a newer kinsync wrote it.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let (lock, connection) = file::for_writing(folder)?;
         let writer = Worker::start("store-writer", "BEGIN IMMEDIATE", connection, Some(lock))?;
@@ -39,14 +39,14 @@ impl EmbeddedStore {
         Ok(Self { reader, writer: Some(writer) })
     }
 
-    /// Opens the file beside a process that writes it. Every write is refused. Blocks.
+    /// Opens the file for reading, also while another process writes it. Every write is refused. Blocks.
     pub fn open_read_only(folder: &Path) -> Result<Self, Error> {
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
         Ok(Self { reader, writer: None })
     }
 
     fn writer(&self, doing: &'static str) -> Result<&Worker, Error> {
-        let hint = || "it is open for reading only; stop the process that writes it first".to_owned();
+        let hint = || "the file is open for reading only; stop the process that writes it first".to_owned();
         self.writer.as_ref().ok_or_else(|| Error::Refused { doing, hint: hint(), source: None })
     }
 }
@@ -68,24 +68,24 @@ impl Store for EmbeddedStore {
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
         let emails = emails.to_vec();
-        let doing = "find who claims an address";
+        let doing = "find the claimants of an address";
         let work = self.reader.call(doing, move |sqlite| users::claimants(sqlite, &emails));
         timed("embedded", "claimants", work).await
     }
 
     async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
         let emails = emails.to_vec();
-        let doing = "find who shows an address";
+        let doing = "find the documents that show an address";
         let work = self.reader.call(doing, move |sqlite| users::email_holders(sqlite, emails));
         timed("embedded", "email_holders", work).await
     }
 
-    /// Nobody but kinsync makes rows in this file.
+    /// Only kinsync inserts rows into this file.
     async fn conflicted(&self, _: Option<&UserId>, _: usize) -> Result<Vec<Row>, Error> {
         Ok(Vec::new())
     }
 
-    /// Nobody but kinsync makes rows in this file.
+    /// Only kinsync inserts rows into this file.
     async fn link(&self, _: &Row) -> Result<Outcome, Error> {
         Ok(Outcome::EmailTaken)
     }
@@ -146,7 +146,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let writer = self.writer("answer a ping")?;
-        timed("embedded", "ping", writer.call("answer a ping", file::touch)).await
+        let writer = self.writer("write a ping")?;
+        timed("embedded", "ping", writer.call("write a ping", file::touch)).await
     }
 }

@@ -49,37 +49,37 @@ mod read;
 mod state;
 mod write;
 
-/// Where and how users are kept.
+/// Settings of the store.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// A MongoDB connection string. A replica set or a sharded cluster.
+    /// MongoDB connection string of a replica set or a sharded cluster.
     pub uri: SecretString,
-    /// The database; without it the one in the URI, else `kinsync`.
+    /// Database; default: the one in the URI, else `kinsync`.
     pub database: Option<String>,
-    /// The collection of user documents.
+    /// Collection of user documents.
     pub users: String,
-    /// The collection of the event log.
+    /// Collection of the event log.
     pub events: String,
-    /// The collection of kinsync's own records.
+    /// Collection of kinsync's own records.
     pub state: String,
-    /// Fields whose key in a user document is not [`Field::key`].
+    /// Fields with a key other than [`Field::key`] in a user document.
     pub fields: BTreeMap<Field, String>,
-    /// Whether two documents may not show the same address.
+    /// Whether the index on the email address is unique.
     pub unique_email: bool,
-    /// Whether a row that an application made becomes the user's whose verified address it shows.
+    /// Whether an existing document is linked to the user with its verified address.
     pub link_by_email: LinkByEmail,
-    /// How long one call may take.
+    /// Time limit of one call.
     pub op_timeout: Duration,
-    /// How long to look for a primary, unless the URI says it.
+    /// Time limit of the search for a primary, unless the URI sets it.
     pub server_selection_timeout: Duration,
-    /// How long to wait for a connection, unless the URI says it.
+    /// Time limit of a connection attempt, unless the URI sets it.
     pub connect_timeout: Duration,
-    /// Connections at most, unless the URI says it.
+    /// Maximum connections, unless the URI sets it.
     pub max_pool: u32,
 }
 
 impl Config {
-    /// The defaults for this connection string.
+    /// Returns the default settings for this connection string.
     pub fn new(uri: impl Into<String>) -> Self {
         Self {
             uri: SecretString::from(uri.into()),
@@ -98,7 +98,7 @@ impl Config {
     }
 }
 
-/// The store in MongoDB. Cheap to clone.
+/// A store in MongoDB. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct MongoStore(Arc<Inner>);
 
@@ -113,14 +113,17 @@ struct Inner {
     link_by_email: LinkByEmail,
     op_timeout: Duration,
     calls: Calls,
-    /// Whether the indexes are known to be there: without them nothing keeps two processes from
-    /// making the same user twice, so nothing is written before.
+    /// Whether the indexes exist. Without them two processes could insert the same user twice, so nothing is written
+    /// before.
     is_prepared: AtomicBool,
 }
 
 impl MongoStore {
-    /// Reads the configuration. Connects when the first call is made: the server need not be up,
-    /// except that a `mongodb+srv` URI is looked up in the DNS.
+    /// Creates the store. Connects at the first call, so the server may be unavailable; a `mongodb+srv` URI requires a DNS
+    /// lookup.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an invalid URI or invalid field names; [`Error::Unavailable`] if the DNS lookup fails.
     pub async fn connect(config: Config) -> Result<Self, Error> {
         let keys = Keys::new(&config.fields)?;
         let options = options(&config).await?;
@@ -147,21 +150,19 @@ impl MongoStore {
         })))
     }
 
-    /// Makes the indexes that are missing and checks those that are there. Until it has succeeded
-    /// users are read but not written: [`Store::write`] answers [`Error::Unavailable`]. To be called
-    /// again while it answers that itself. On a large collection that has no indexes yet this takes
-    /// minutes.
+    /// Creates missing indexes and checks existing ones. Before it succeeds, [`Store::write`] fails with
+    /// [`Error::Unavailable`]; reads work. Repeat the call while it fails with that error itself. Takes minutes on a large
+    /// collection without indexes.
     ///
     /// # Errors
-    /// [`Error::Refused`] when rows or indexes of the application are in the way; the hint names
-    /// them, and the ways out.
+    /// [`Error::Refused`] if documents or indexes of the application conflict; the hint lists them with possible fixes.
     pub async fn prepare(&self) -> Result<(), Error> {
         timed("mongo", "prepare", self.0.make_indexes()).await?;
         self.0.is_prepared.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// The database, for change streams and for kinsync's own records.
+    /// Returns the database, for change streams and for kinsync's own records.
     pub fn database(&self) -> &Database {
         &self.0.database
     }
@@ -177,7 +178,7 @@ async fn options(config: &Config) -> Result<ClientOptions, Error> {
     Ok(options)
 }
 
-/// The driver's words are left out, since they may quote the password.
+/// Omits the message of the driver, which may contain the password.
 fn bad_uri(kind: &ErrorKind) -> Error {
     let doing = "read MONGODB_URI";
     match kind {

@@ -1,4 +1,4 @@
-//! The file: its lock, its schema, its settings.
+//! The SQLite file: lock, schema and settings.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -13,7 +13,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::worker::failure;
 use crate::store::Error;
 
-/// Grows with each change of the schema that an older kinsync cannot read.
+/// Schema version. Increases with each change that an older kinsync cannot read.
 const SCHEMA: i64 = 2;
 
 const TABLES: &str = r"
@@ -50,7 +50,7 @@ CREATE INDEX events_type ON events (type, received_at, event_id);
 CREATE TABLE pings (id INTEGER PRIMARY KEY, n INTEGER NOT NULL) STRICT;
 ";
 
-/// What schema 2 added: kinsync's own records.
+/// Added by schema 2: kinsync's own records.
 const STATE: &str = r"
 CREATE TABLE state (
     key      TEXT PRIMARY KEY,
@@ -61,19 +61,19 @@ CREATE TABLE state (
 
 const DOING: &str = "open the embedded store";
 
-/// Opens the file for the one process that writes it. The lock is held while the file is open.
+/// Opens the file for writing. The returned lock must live as long as the connection.
 pub(super) fn for_writing(folder: &Path) -> Result<(File, Connection), Error> {
     let lock = lock(folder)?;
     let path = path(folder);
-    // Made here and not by SQLite, so that nobody else can read it for a moment; SQLite gives its
-    // -wal and -shm files the same permissions.
+    // Created here and not by SQLite, so that other users cannot read it for a moment. SQLite gives its -wal and -shm
+    // files the same permissions.
     private().open(&path).map_err(|error| io_failure(&path, error))?;
     let mut sqlite = connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     migrate(&mut sqlite, &path)?;
     Ok((lock, sqlite))
 }
 
-/// Opens the file for reading, beside whoever writes it.
+/// Opens the file for reading, also while another process writes it.
 pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
     let path = path(folder);
     let sqlite = connect(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
@@ -81,14 +81,14 @@ pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
         SCHEMA => Ok(sqlite),
         0 => Err(refused(format!("`{}` is empty; start the server first", path.display()))),
         1 => Err(refused(format!(
-            "`{}` was made by an older kinsync; start the server once, which brings it up to date",
+            "`{}` was written by an older kinsync; start the server once to migrate it",
             path.display()
         ))),
         _ => Err(newer(&path)),
     }
 }
 
-/// Writes something: an answer alone does not say that the disk takes writes.
+/// Writes a row: a read alone does not prove that the disk accepts writes.
 pub(super) fn touch(sqlite: &Connection) -> rusqlite::Result<()> {
     let sql = "INSERT INTO pings VALUES (1, 1) ON CONFLICT DO UPDATE SET n = n + 1";
     sqlite.prepare_cached(sql)?.execute([]).map(|_| ())
@@ -113,7 +113,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(io_failure(&path, error)),
         Err(TryLockError::WouldBlock) => Err(refused(format!(
-            "another process writes to `{}`; stop it, or give each its own KINSYNC_DATA_DIR",
+            "another process writes to `{}`; stop it, or give each process its own KINSYNC_DATA_DIR",
             folder.display()
         ))),
     }
@@ -158,7 +158,7 @@ fn version(sqlite: &Connection) -> Result<i64, Error> {
 
 fn newer(path: &Path) -> Error {
     refused(format!(
-        "`{}` was made by a newer kinsync; run that version, or move the file away",
+        "`{}` was written by a newer kinsync; run that version, or move the file away",
         path.display()
     ))
 }

@@ -55,12 +55,12 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
     match written {
         Ok(0) => Ok(Outcome::Stale),
         Ok(_) => Ok(Outcome::Written),
-        // The only constraint that is left: `email` is unique.
+        // The only remaining constraint: `email` is unique.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
             Ok(Outcome::EmailTaken)
         }
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::TooBig) => {
-            Ok(Outcome::Rejected("SQLite takes texts up to 1 GB".into()))
+            Ok(Outcome::Rejected("SQLite accepts texts up to 1 GB".into()))
         }
         Err(error) => Err(error),
     }

@@ -1,5 +1,4 @@
-//! One thread with one connection. Calls that wait at the same time share one transaction, and so
-//! one flush to the disk.
+//! One thread with one SQLite connection. Concurrent calls share one transaction and therefore one fsync.
 
 use std::{fs::File, sync::Arc, thread, time::Duration};
 
@@ -11,16 +10,16 @@ use tokio::{
 
 use crate::store::Error;
 
-/// Calls that may wait.
+/// Capacity of the channel of calls.
 const WAITING: usize = 256;
 
-/// Calls in one transaction.
+/// Maximum calls per transaction.
 const GROUP: usize = 64;
 
-/// How long a call may take, with its wait for others.
+/// Time limit of a call, including the wait for other calls.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// A thread that makes calls to SQLite in order. Dropping it waits until the last one is done.
+/// A thread that runs SQLite calls in order. Dropping it waits for the last call.
 #[derive(Debug)]
 pub(super) struct Worker {
     calls: Option<mpsc::Sender<Box<dyn Call>>>,
@@ -28,7 +27,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// `begin` is the statement that begins a transaction. The lock is held as long as the thread.
+    /// Starts the thread. `begin` is the statement that begins a transaction. The thread holds the lock until it ends.
     pub(super) fn start(
         name: &str,
         begin: &'static str,
@@ -48,7 +47,7 @@ impl Worker {
         Ok(Self { calls: Some(calls), thread: Some(thread) })
     }
 
-    /// Makes one call, in a transaction. Cancelling the wait does not undo the call.
+    /// Runs one call in a transaction. Cancelling the future does not undo the call.
     pub(super) async fn call<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -61,12 +60,12 @@ impl Worker {
         match timeout_at(deadline, calls.send(call)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(unavailable(doing, "the thread of the store has ended")),
-            Err(_) => return Err(unavailable(doing, "the disk does not keep up")),
+            Err(_) => return Err(unavailable(doing, "the queue of calls to the store is full")),
         }
         match timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer.map_err(|error| shared_failure(doing, error)),
             Ok(Err(_)) => Err(unavailable(doing, "the thread of the store has ended")),
-            Err(_) => Err(unavailable(doing, "the disk does not answer")),
+            Err(_) => Err(unavailable(doing, "the disk did not respond in time")),
         }
     }
 }
@@ -75,7 +74,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         drop(self.calls.take());
         if let Some(thread) = self.thread.take() {
-            // A panic of the thread was already seen by the calls that waited for it.
+            // After a panic of the thread, its waiting calls have already failed.
             let _ = thread.join();
         }
     }
@@ -83,7 +82,7 @@ impl Drop for Worker {
 
 type Shared = Arc<rusqlite::Error>;
 
-/// A call that waits for its turn.
+/// A call in the channel.
 trait Call: Send {
     fn work(&mut self, sqlite: &Connection);
     fn answer(self: Box<Self>, transaction: Result<(), Shared>);
@@ -106,12 +105,12 @@ impl<T: Send, F: FnOnce(&Connection) -> rusqlite::Result<T> + Send> Call for Pen
             (Err(error), _) => Err(error),
             (Ok(()), None) => return,
         };
-        // Nobody waits any more: the caller gave up.
+        // Sending fails if the caller was cancelled.
         let _ = self.reply.send(done);
     }
 }
 
-/// Does the work so that its failure does not undo that of the others in the transaction.
+/// Runs the work in a savepoint: its failure does not undo the other calls of the transaction.
 fn apart<T>(
     sqlite: &Connection,
     work: impl FnOnce(&Connection) -> rusqlite::Result<T>,
@@ -145,7 +144,7 @@ fn make(begin: &str, sqlite: &Connection, mut calls: Vec<Box<dyn Call>>) {
     };
     let outcome = transaction().map_err(Arc::new);
     if outcome.is_err() && !sqlite.is_autocommit() {
-        // What failed is told already; a connection that cannot roll back fails at the next begin.
+        // `outcome` already contains the error; a connection that cannot roll back fails at the next begin.
         let _ = sqlite.execute_batch("ROLLBACK");
     }
     for call in calls {
@@ -158,7 +157,7 @@ fn shared_failure(doing: &'static str, error: Shared) -> Error {
     classified(doing, damaged, Box::new(error))
 }
 
-/// What a failure of SQLite means.
+/// Classifies a failure of SQLite.
 pub(super) fn failure(doing: &'static str, error: rusqlite::Error) -> Error {
     let damaged = is_damaged(&error);
     classified(doing, damaged, Box::new(error))

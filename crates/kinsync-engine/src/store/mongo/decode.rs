@@ -1,7 +1,7 @@
-//! The inverse of [`super::encode`].
+//! Decodes user documents into rows: the inverse of [`super::encode`].
 //!
-//! Total: a part that somebody changed by hand into what kinsync never writes counts as never
-//! told, so that the next event or scan repairs it and no document can hold up the others.
+//! Never fails: a part that was edited into an invalid form counts as unknown, so that the next event or scan repairs it and
+//! no document blocks the others.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ use kinsync_core::{
 use super::keys::Keys;
 use crate::store::Row;
 
-/// The row of a user document; `None` where kinsync has not written it yet.
+/// Decodes a user document. Returns `None` if kinsync has not written it yet.
 pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
     let mut id = None;
     let mut source = None;
@@ -41,7 +41,7 @@ pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
     })
 }
 
-/// The sub-document `kinsync`, taken apart.
+/// The decoded sub-document `kinsync`.
 #[derive(Default)]
 struct Metadata<'a> {
     revision: i64,
@@ -119,7 +119,7 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// The versions of the fields of one group that were ever told.
+/// Returns the versions of the observed fields of one group.
 fn versions(doc: &RawDocument, group: Group) -> Vec<(Field, Version)> {
     let Some(base) = version(doc) else { return Vec::new() };
     let except: Vec<_> = match doc.get_document("x") {
@@ -156,7 +156,7 @@ fn rank_of(code: i64) -> Option<Rank> {
     }
 }
 
-/// A value that stands under the key of its field.
+/// Decodes a value under the key of its field.
 fn shown_value(field: Field, value: RawBsonRef<'_>) -> Option<Value> {
     match value {
         RawBsonRef::Null => Some(Value::Null),

@@ -1,8 +1,8 @@
-//! A row as a user document: what people read at the top, what the metadata needs in `kinsync`.
+//! Encodes a row as a user document: readable fields at the top level, metadata in `kinsync`.
 //!
-//! The value of a field lives once. Where the document shows exactly what its register holds, it
-//! lives under the field's own key; where it shows something else (an address held by somebody
-//! else, memberships put together from two sources) or nothing, it lives in `kinsync.held`.
+//! Each value is stored once. If the document shows the value of the register unchanged, it is stored under the key of the
+//! field. Otherwise (an address that another document shows, memberships merged from two sources, nothing shown) it is stored
+//! in `kinsync.held`.
 //! [`super::decode`] is the inverse.
 
 use bson::{
@@ -14,11 +14,11 @@ use kinsync_core::{Field, Group, Identity, Micros, Organization, Rank, UserState
 use super::keys::Keys;
 use crate::store::Row;
 
-/// The greatest instant that the dates of JavaScript hold (ECMAScript 2024, 21.4.1.1), in
-/// milliseconds. A date is for people; the exact instant is in `kinsync`.
+/// The greatest instant of a JavaScript date (ECMAScript 2024, 21.4.1.1), in milliseconds. Dates are for readers; the exact
+/// instant is in `kinsync`.
 const MAX_DATE: i64 = 8_640_000_000_000_000;
 
-/// What a write sets and what it removes. Everything else in the document is the application's.
+/// Keys that a write sets and removes. All other keys belong to the application.
 pub(super) struct Encoded {
     /// Keys and values to set.
     pub(super) set: RawDocumentBuf,
@@ -26,7 +26,7 @@ pub(super) struct Encoded {
     pub(super) unset: RawDocumentBuf,
 }
 
-/// Encodes the row as its next revision. `set` begins with what `start` holds.
+/// Encodes the row as its next revision. `set` starts with the content of `start`.
 pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
     let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
     let held = encoded.fields(row, keys);
@@ -36,23 +36,23 @@ pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) ->
 }
 
 impl Encoded {
-    /// Writes the fields and answers those whose value the document does not show as it is.
+    /// Writes the fields, and returns the values that the document does not show unchanged.
     fn fields(&mut self, row: &Row, keys: &Keys) -> RawDocumentBuf {
         let mut held = RawDocumentBuf::new();
         for field in Field::ALL {
-            let told = row.state.value(field);
+            let observed = row.state.value(field);
             let shows_it = match (field, keys.of(field)) {
                 (Field::Email, Some(key)) => self.email(row, key),
                 (Field::Organizations, Some(key)) => self.organizations(row, key),
-                // As an address that is null: left out.
-                (Field::Phone | Field::Username, Some(key)) if told == Some(&Value::Null) => {
+                // Omitted like a null address.
+                (Field::Phone | Field::Username, Some(key)) if observed == Some(&Value::Null) => {
                     self.unset.append(key, true);
                     false
                 }
-                (_, Some(key)) => self.plain(row, key, told),
+                (_, Some(key)) => self.plain(row, key, observed),
                 (_, None) => false,
             };
-            if let (Some(value), false) = (told, shows_it) {
+            if let (Some(value), false) = (observed, shows_it) {
                 append_held(&mut held, &key_of(field), value);
             }
         }
@@ -64,8 +64,8 @@ impl Encoded {
             Some(Value::Text(text)) if row.state.shown_email(&row.metadata).is_some() => {
                 self.set.append(key, &**text);
             }
-            // Never told: a live user's document may have one from before kinsync.
-            // A null is left out: a unique index of the application, sparse or not, would take it for an address.
+            // Unknown: the document of a live user may have an address from the application.
+            // Null is omitted: a unique index of the application would treat it as an address.
             None if row.state.is_live() => return true,
             _ => {
                 self.unset.append(key, true);
@@ -76,23 +76,23 @@ impl Encoded {
     }
 
     fn organizations(&mut self, row: &Row, key: &CStr) -> bool {
-        let told = row.state.value(Field::Organizations);
-        if told.is_none() && row.state.value(Field::OrganizationCodes).is_none() {
+        let observed = row.state.value(Field::Organizations);
+        if observed.is_none() && row.state.value(Field::OrganizationCodes).is_none() {
             return self.plain(row, key, None);
         }
         let shown = row.state.organizations();
         self.set.append(key, organizations(&shown));
-        matches!(told, Some(Value::Organizations(list)) if *list == shown)
+        matches!(observed, Some(Value::Organizations(list)) if *list == shown)
     }
 
-    fn plain(&mut self, row: &Row, key: &CStr, told: Option<&Value>) -> bool {
-        match told {
+    fn plain(&mut self, row: &Row, key: &CStr, observed: Option<&Value>) -> bool {
+        match observed {
             Some(Value::Null) => self.set.append(key, RawBsonRef::Null),
             Some(Value::Flag(flag)) => self.set.append(key, *flag),
             Some(Value::Text(text)) => self.set.append(key, &**text),
             Some(Value::Identities(list)) => self.set.append(key, identities(list)),
-            // Absent is not null: what was never told is left alone. A deleted user's document
-            // keeps nothing that the state does not have, so that erasing works.
+            // Absent is not null: an unknown field stays unchanged. The document of a deleted user keeps no field that the
+            // state lacks, so that erasure works.
             None if row.state.is_live() => {}
             _ => {
                 self.unset.append(key, true);
@@ -102,7 +102,7 @@ impl Encoded {
         true
     }
 
-    /// What the document shows beside the fields, for people and their indexes.
+    /// Writes the derived keys beside the fields, for readers and their indexes.
     fn facts(&mut self, row: &Row) {
         let (state, metadata) = (&row.state, &row.metadata);
         match state.email_conflict(metadata) {
@@ -131,7 +131,7 @@ impl Encoded {
     }
 }
 
-/// The sub-document `kinsync`.
+/// Encodes the sub-document `kinsync`.
 fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
     let (state, metadata) = (&row.state, &row.metadata);
     let mut doc = RawDocumentBuf::new();
@@ -168,19 +168,18 @@ fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
     doc
 }
 
-/// One version for the whole group, and what differs from it: other versions, and null for a
-/// field that was never told.
+/// Writes the most frequent version of the group and the exceptions: other versions, and null for an unknown field.
 fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
-    let told: Vec<(Field, &Version)> =
-        state.fields_in(group).map(|(field, told)| (field, &told.version)).collect();
-    let count = |version: &Version| told.iter().filter(|(_, other)| *other == version).count();
-    let Some(base) = told.iter().map(|(_, version)| *version).max_by_key(|version| count(version)) else {
+    let observed: Vec<(Field, &Version)> =
+        state.fields_in(group).map(|(field, observed)| (field, &observed.version)).collect();
+    let count = |version: &Version| observed.iter().filter(|(_, other)| *other == version).count();
+    let Some(base) = observed.iter().map(|(_, version)| *version).max_by_key(|version| count(version)) else {
         return;
     };
     let mut doc = version(base);
     let mut except = RawDocumentBuf::new();
     for field in Field::ALL.into_iter().filter(|field| field.group() == group) {
-        match told.iter().find(|(known, _)| *known == field) {
+        match observed.iter().find(|(known, _)| *known == field) {
             Some((_, at)) if *at == base => {}
             Some((_, at)) => except.append(key_of(field), version(at)),
             None => except.append(key_of(field), RawBsonRef::Null),
@@ -205,7 +204,7 @@ fn version(version: &Version) -> RawDocumentBuf {
     doc
 }
 
-/// A value where it is not shown. Lists say what they are, since the key does not.
+/// Writes a value that is not shown. Lists carry a tag of their type.
 fn append_held(held: &mut RawDocumentBuf, key: &CStr, value: &Value) {
     let tagged = |tag: &CStr, list: &RawArrayBuf| {
         let mut doc = RawDocumentBuf::new();
@@ -256,11 +255,11 @@ fn text_or_null(text: Option<&str>) -> RawBsonRef<'_> {
     text.map_or(RawBsonRef::Null, RawBsonRef::String)
 }
 
-/// An instant for people.
+/// Converts an instant to a date for readers.
 pub(super) fn date(at: Micros) -> DateTime {
     DateTime::from_millis(at.as_millis().clamp(-MAX_DATE, MAX_DATE))
 }
 
 fn key_of(field: Field) -> CString {
-    CString::try_from(field.key()).expect("the keys of fields hold no NUL")
+    CString::try_from(field.key()).expect("the keys of fields contain no NUL")
 }

@@ -1,4 +1,4 @@
-//! The indexes: made at start where they are missing, checked where they are there.
+//! Indexes: creates missing ones at start and checks existing ones.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use mongodb::{Collection, Database, error::Error as DriverError};
 use super::{Inner, call};
 use crate::store::Error;
 
-/// Nobody has a document for the same Kinde id twice.
+/// Unique index on the Kinde id.
 pub(super) const KINDE_ID: &str = "kinsync_kindeId";
 
-/// The address, unique unless told otherwise.
+/// Index on the email address, unique by default.
 pub(super) const EMAIL: &str = "kinsync_email";
 
-/// How long one index may take to build.
+/// Time limit of the build of one index.
 const BUILD: Duration = Duration::from_hours(1);
 
-/// `NamespaceNotFound`: there is no such collection yet.
+/// `NamespaceNotFound`: the collection does not exist yet.
 const NO_COLLECTION: i32 = 26;
 
 const DOING: &str = "prepare the indexes";
 
-/// An index that we want.
+/// A required index.
 pub(super) struct Index {
     pub(super) name: &'static str,
     key: Document,
@@ -40,8 +40,8 @@ impl Index {
         Self { sparse: true, ..Self::on(name, key) }
     }
 
-    /// Over texts only: the application's rows may have none. `$gt: ""` and not `$type: "string"`,
-    /// since the planner sees that an equality implies it and so uses the index for any query.
+    /// Returns a partial index over texts, because documents of the application may lack the key. The filter is `$gt: ""`
+    /// instead of `$type: "string"`: the planner derives it from an equality and uses the index for any query.
     fn texts(name: &'static str, key: &str, unique: bool) -> Self {
         let partial = Some(doc! { key: { "$gt": "" } });
         Self { unique, partial, ..Self::on(name, doc! { key: 1 }) }
@@ -61,7 +61,7 @@ impl Index {
         doc
     }
 
-    /// Whether an index that is there does the same, whatever its name.
+    /// Returns whether an existing index is equivalent, regardless of its name.
     pub(super) fn is_served_by(&self, there: &Document) -> bool {
         let flag = |key| there.get_bool(key).unwrap_or_default();
         let partial = there.get_document("partialFilterExpression").ok();
@@ -72,19 +72,19 @@ impl Index {
             && !there.contains_key("collation")
     }
 
-    /// Whether an index that does something else has the name.
+    /// Returns whether an existing index has the same name.
     pub(super) fn has_its_name_taken(&self, there: &[Document]) -> bool {
         there.iter().any(|there| there.get_str("name").is_ok_and(|name| name == self.name))
     }
 }
 
-/// Rows that were told who holds their address, in the order of their ids.
+/// Returns the index of rows with an email conflict, in the order of their ids.
 fn held_by() -> Index {
     let partial = Some(doc! { "kinsync.heldBy": { "$exists": true } });
     Index { partial, ..Index::on("kinsync_heldBy", doc! { "kindeId": 1, "kinsync.heldBy": 1 }) }
 }
 
-/// The indexes that the log needs.
+/// Returns the indexes of the event log.
 pub(super) fn of_events() -> [Index; 2] {
     let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
     let mut of_user = doc! { "user": 1 };
@@ -101,7 +101,7 @@ impl Inner {
         self.make(&self.events, &there, &of_events()).await
     }
 
-    /// The indexes that the users need.
+    /// Returns the indexes of the users.
     pub(super) fn of_users(&self) -> [Index; 8] {
         let email = self.keys.email();
         [
@@ -138,7 +138,7 @@ impl Inner {
             if index.has_its_name_taken(there) {
                 return Err(changed(collection, index.name));
             }
-            tracing::info!(collection = collection.name(), index = index.name, "making an index");
+            tracing::info!(collection = collection.name(), index = index.name, "creating an index");
             self.build(collection, index).await?;
         }
         Ok(())
@@ -160,7 +160,7 @@ impl Inner {
         Err(changed(collection, index.name))
     }
 
-    /// Names the documents that share an address or a Kinde id.
+    /// Returns an error that lists the documents with the same address or Kinde id.
     async fn collisions(&self, index: &Index) -> Result<Error, Error> {
         let key = index.key.keys().next().map(String::as_str).unwrap_or_default();
         let pairs = self.shared(key, BUILD).await?.join(", ");
@@ -176,9 +176,9 @@ impl Inner {
         Ok(Error::Refused { doing: DOING, hint, source: None })
     }
 
-    /// Some documents of users that show the same text under this key: two of each text, by `_id`.
+    /// Returns some documents with the same text under this key, as pairs of `_id`.
     pub(super) async fn shared(&self, key: &str, limit: Duration) -> Result<Vec<String>, Error> {
-        // The smallest and the greatest `_id` of each value: bounded, however many share it.
+        // The smallest and the greatest `_id` of each value keep the memory bounded.
         let pipeline = [
             doc! { "$match": { key: { "$gt": "" } } },
             doc! { "$group": {
@@ -202,18 +202,18 @@ impl Inner {
     }
 }
 
-/// A unique index of the application on the address that takes "none" for a value lets only one
-/// document be without: a deleted user and one in a conflict have none.
+/// Fails if a unique index of the application on the address also covers documents without an address. Such an index allows
+/// one of them only, but deleted users and users with an email conflict have no address.
 fn refuse_greedy(there: &[Document], email: &str) -> Result<(), Error> {
     let Some(name) = greedy(there, email) else { return Ok(()) };
     let hint = format!(
-        "the unique index `{name}` lets only one document be without `{email}`, but deleted users have none; \
-         drop it (kinsync makes its own unique index) or make it sparse"
+        "the unique index `{name}` allows only one document without `{email}`, but deleted users have none; \
+         drop it (kinsync creates its own unique index) or make it sparse"
     );
     Err(Error::Refused { doing: DOING, hint, source: None })
 }
 
-/// The name of such an index.
+/// Returns the name of such an index.
 pub(super) fn greedy<'a>(there: &'a [Document], email: &str) -> Option<&'a str> {
     let flag = |index: &Document, key: &str| index.get_bool(key).unwrap_or_default();
     let greedy = there.iter().find(|index| {
@@ -230,7 +230,7 @@ async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Documen
         Err(error) if call::code(&error) == Some(NO_COLLECTION) => return Ok(Vec::new()),
         answer => answer?,
     };
-    // A collection has at most 64 indexes, and a first batch has 101 documents.
+    // A collection has at most 64 indexes, and a first batch up to 101 documents.
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     let batch = batch.map(Vec::as_slice).unwrap_or_default();
     Ok(batch.iter().filter_map(|index| index.as_document().cloned()).collect())
@@ -238,14 +238,14 @@ async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Documen
 
 fn changed(collection: &Collection<RawDocumentBuf>, name: &str) -> Error {
     let hint = format!(
-        "the index `{name}` is there with other options; drop it with \
+        "the index `{name}` exists with other options; drop it with \
          `db.{}.dropIndex(\"{name}\")` and start again",
         collection.name()
     );
     Error::Refused { doing: DOING, hint, source: None }
 }
 
-/// Compares directions as numbers: a shell writes them as doubles.
+/// Compares directions as numbers, because a shell stores them as doubles.
 fn same_key(there: &Document, wanted: &Document) -> bool {
     let Ok(key) = there.get_document("key") else { return false };
     let directions = |key: &Document| -> Vec<(String, Option<i64>)> {

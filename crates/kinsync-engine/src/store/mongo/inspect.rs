@@ -1,4 +1,4 @@
-//! What an operator asks of a MongoDB, for `kinsync doctor`. Reads only.
+//! Inspects MongoDB for `kinsync doctor`. Writes nothing.
 
 use std::time::Duration;
 
@@ -11,63 +11,63 @@ use super::{
 };
 use crate::store::{Error, timed};
 
-const DOING: &str = "look at the server";
+const DOING: &str = "inspect the server";
 
-/// The server that answers for the database.
+/// The server of the database.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Server {
-    /// Such as `6.0.5`.
+    /// Version such as `6.0.5`.
     pub version: String,
-    /// What it is part of.
+    /// Topology.
     pub topology: Topology,
-    /// By how much a majority of its set is behind it; `None` where it does not say so.
+    /// Replication lag of the majority; `None` if the server does not report it.
     pub majority_lag: Option<Duration>,
 }
 
-/// What a server is part of.
+/// Topology of a server.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Topology {
     /// A replica set.
     ReplicaSet {
-        /// Its name.
+        /// Name of the set.
         name: String,
-        /// Members that keep data.
+        /// Number of data-bearing members.
         members: usize,
     },
     /// A sharded cluster.
     Sharded,
-    /// Nothing: it stands alone, and no majority can acknowledge a write.
+    /// A standalone server, which supports no transactions.
     Standalone,
 }
 
-/// What is wrong with an index.
+/// A problem with an index.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum IndexFault {
-    /// It is not there; [`MongoStore::prepare`] makes it.
+    /// The index is missing; [`MongoStore::prepare`] creates it.
     Missing {
-        /// Of which collection.
+        /// Collection.
         collection: String,
-        /// Its name.
+        /// Name of the index.
         name: &'static str,
     },
-    /// Another index has its name.
+    /// Another index has the same name.
     Changed {
-        /// Of which collection.
+        /// Collection.
         collection: String,
-        /// Its name.
+        /// Name of the index.
         name: &'static str,
     },
-    /// An index of the application lets only one document be without an address.
+    /// An index of the application allows only one document without an address.
     Greedy {
-        /// Of which collection.
+        /// Collection.
         collection: String,
-        /// Its name.
+        /// Name of the index.
         name: String,
     },
 }
 
 impl IndexFault {
-    /// The name of an index that is not there.
+    /// Returns the name of a missing index.
     pub fn missing(&self) -> Option<&'static str> {
         match self {
             Self::Missing { name, .. } => Some(name),
@@ -75,29 +75,29 @@ impl IndexFault {
         }
     }
 
-    /// Whether nothing keeps two documents from showing the same address because of it.
+    /// Returns whether the fault allows two documents with the same address.
     pub fn is_of_email(&self) -> bool {
         matches!(self, Self::Missing { name, .. } | Self::Changed { name, .. } if *name == EMAIL)
     }
 }
 
 impl MongoStore {
-    /// Asks the server what it is.
+    /// Returns version, topology and replication lag of the server.
     pub async fn server(&self) -> Result<Server, Error> {
         timed("mongo", "server", self.0.server()).await
     }
 
-    /// What [`Self::prepare`] would do or complain of, without doing it.
+    /// Returns the indexes that [`Self::prepare`] would create or reject. Creates none.
     pub async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
         timed("mongo", "index_faults", self.0.index_faults()).await
     }
 
-    /// Documents that show the same address, a few pairs by `_id`. Reads every address: allow it some time.
+    /// Returns a few pairs of documents with the same address, by `_id`. Reads every address, which may take long.
     pub async fn shared_emails(&self, limit: Duration) -> Result<Vec<String>, Error> {
         timed("mongo", "shared_emails", self.0.shared(self.0.keys.email(), limit)).await
     }
 
-    /// The ids of users who do not show their address because another document has it, at most this many.
+    /// Returns at most `limit` ids of users with an email conflict.
     pub async fn email_conflicts(&self, limit: usize) -> Result<Vec<String>, Error> {
         timed("mongo", "email_conflicts", self.0.email_conflicts(limit)).await
     }
@@ -128,7 +128,7 @@ impl Inner {
     }
 
     async fn email_conflicts(&self, limit: usize) -> Result<Vec<String>, Error> {
-        // The first condition is for the sparse index: an address that is not shown is held.
+        // The first condition uses the sparse index: an address that is not shown is in `held`.
         let filter = doc! { "kinsync.held.email": { "$exists": true }, "emailConflict": { "$exists": true } };
         let find = Find::new(filter).projection(doc! { "kindeId": 1 }).limit(limit);
         self.find("list the conflicts", &self.users, find, |doc| Some(name_of(doc))).await
@@ -158,7 +158,7 @@ fn topology(hello: &Document) -> Topology {
     Topology::ReplicaSet { name: name.to_owned(), members: count("hosts") + count("passives") }
 }
 
-/// How much older the last write of a majority is than the last write.
+/// Returns the lag of the majority's last write behind the last write.
 fn majority_lag(hello: &Document) -> Option<Duration> {
     let last = hello.get_document("lastWrite").ok()?;
     let at = |key| last.get(key).and_then(Bson::as_datetime).map(|at| at.timestamp_millis());
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_majority_is_as_far_behind_as_its_last_write() {
+    fn the_lag_of_a_majority_is_the_lag_of_its_last_write() {
         let at = DateTime::from_millis;
         let hello = |last, majority| doc! { "lastWrite": { "lastWriteDate": at(last), "majorityWriteDate": at(majority) } };
         assert_eq!(majority_lag(&hello(90_000, 30_000)), Some(Duration::from_mins(1)));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_is_part_of_is_told_by_its_hello() {
+    fn the_topology_is_read_from_hello() {
         let set =
             doc! { "setName": "rs0", "hosts": ["a:1", "b:1"], "passives": ["c:1"], "arbiters": ["d:1"] };
         assert_eq!(topology(&set), Topology::ReplicaSet { name: "rs0".into(), members: 3 });

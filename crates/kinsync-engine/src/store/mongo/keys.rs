@@ -1,4 +1,4 @@
-//! Which key of a user document shows which field. Checked once; never made from what users send.
+//! Maps fields to keys of a user document. Validated once; keys never derive from user input.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use kinsync_core::Field;
 
 use crate::store::Error;
 
-/// Keys that kinsync writes beside those of the fields.
+/// Keys that kinsync writes besides those of the fields.
 const OWN: [&str; 10] = [
     "kindeId",
     "emailConflict",
@@ -21,12 +21,12 @@ const OWN: [&str; 10] = [
     "kinsync",
 ];
 
-/// The keys of the fields that a document shows.
+/// Keys of the shown fields.
 #[derive(Debug)]
 pub(super) struct Keys(Vec<(Field, CString)>);
 
 impl Keys {
-    /// The usual keys, some of them replaced.
+    /// Returns the default keys, with some replaced. Fails for invalid or duplicate keys.
     pub(super) fn new(names: &BTreeMap<Field, String>) -> Result<Self, Error> {
         if let Some(field) = names.keys().find(|field| !is_shown(**field)) {
             return Err(refused(format!("`{}` has no key of its own in a user document", field.key())));
@@ -35,34 +35,34 @@ impl Keys {
         for field in Field::ALL.into_iter().filter(|field| is_shown(*field)) {
             let key = names.get(&field).map_or(field.key(), String::as_str);
             if keys.iter().any(|(_, taken): &(Field, CString)| *taken == *key) {
-                return Err(refused(format!("`{key}` is the key of two fields: give each its own")));
+                return Err(refused(format!("`{key}` is the key of two fields; give each its own key")));
             }
             keys.push((field, parse(key)?));
         }
         Ok(Self(keys))
     }
 
-    /// The key that shows the field, if one does.
+    /// Returns the key of a shown field.
     pub(super) fn of(&self, field: Field) -> Option<&CStr> {
         self.0.iter().find(|(known, _)| *known == field).map(|(_, key)| &**key)
     }
 
-    /// The field that this key shows.
+    /// Returns the field with this key.
     pub(super) fn field(&self, key: &CStr) -> Option<Field> {
         self.0.iter().find(|(_, known)| **known == *key).map(|(field, _)| *field)
     }
 
-    /// Whether kinsync writes this key.
+    /// Returns whether kinsync writes this key.
     pub(super) fn is_ours(&self, key: &CStr) -> bool {
         OWN.contains(&key.as_str()) || self.field(key).is_some()
     }
 
-    /// The key of the address.
+    /// Returns the key of the email address.
     pub(super) fn email(&self) -> &str {
         self.of(Field::Email).expect("`is_shown` holds for the email").as_str()
     }
 
-    /// Only what is needed to read a row back: an application's own fields may be large.
+    /// Returns the projection that decodes a row without the application's own fields, which may be large.
     pub(super) fn projection(&self) -> Document {
         let own = ["kindeId", "source", "kinsync"].into_iter();
         let keys = own.chain(self.0.iter().map(|(_, key)| key.as_str()));
@@ -72,8 +72,8 @@ impl Keys {
     }
 }
 
-/// Whether a field has a key of its own: `createdOn` is shown as `createdAt`, the codes of a scan
-/// in `organizations`.
+/// Returns whether a field has a key of its own. `createdOn` is shown as `createdAt`, and the codes of a scan in
+/// `organizations`.
 fn is_shown(field: Field) -> bool {
     !matches!(field, Field::CreatedOn | Field::OrganizationCodes)
 }
@@ -82,7 +82,7 @@ fn parse(key: &str) -> Result<CString, Error> {
     let plain = !key.is_empty() && !key.contains(['.', '$', '\0']);
     if !plain || key == "_id" || OWN.contains(&key) {
         return Err(refused(format!(
-            "`{key}` cannot be the key of a field: it must be without `.` and `$`, and not one of _id, {}",
+            "`{key}` cannot be the key of a field; it must not contain `.` or `$`, and must not be one of _id, {}",
             OWN.join(", ")
         )));
     }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_plain_keys_that_nobody_else_has_are_taken() {
+    fn only_plain_and_unique_keys_are_accepted() {
         let check = |field: Field, key: &str, fine: bool| {
             let names = BTreeMap::from([(field, key.to_owned())]);
             assert_eq!(Keys::new(&names).is_ok(), fine, "{field:?} as {key:?}");

@@ -1,8 +1,7 @@
-//! Rows that an application made before kinsync: without a Kinde id, with an address.
+//! Links existing documents of an application, with an email address and without a Kinde id, to Kinde users.
 //!
-//! Adopting one is the only write that touches two documents, and so the only transaction: the
-//! document that kinsync made for the user goes, and the application's becomes the user's, with all
-//! that the application keeps in it.
+//! A link writes two documents and is therefore the only transaction: it deletes the document that kinsync created for the
+//! user, and writes kinsync's fields into the application's document, which keeps all its own fields.
 
 use std::time::Duration;
 
@@ -26,44 +25,42 @@ use crate::random;
 
 const DOING: &str = "link a document of the application";
 
-/// How long the next rows may be looked for: millions that are no candidates may lie between.
+/// Time limit of the search for the next documents: millions of others may lie between.
 const LONGEST: Duration = Duration::from_mins(10);
 
-/// Tries of a commit whose outcome is not known.
+/// Attempts of a commit with an unknown outcome.
 const COMMITS: u32 = 3;
 
-/// Keys of a document that kinsync made, beside those of fields, that are nobody's loss: mongoose
-/// adds `__v` to what it saves.
+/// Keys besides the fields that may be deleted with kinsync's document: mongoose adds `__v` to every document it saves.
 const UNOWNED_KEYS: [&str; 2] = ["_id", "__v"];
 
-/// Whether a row that an application made becomes the user's whose address it shows.
+/// Whether existing documents are linked to users by their email address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum LinkByEmail {
-    /// When Kinde says that the address is verified, and it is the only such row.
+    /// If Kinde reports the address as verified, and only one document has it.
     #[default]
     Verified,
-    /// Never: the row keeps the address, and the user has an email conflict.
+    /// Never: the document keeps the address, and the user has an email conflict.
     Never,
 }
 
-/// A row that an application made, without a Kinde id.
+/// A document of the application without a Kinde id.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnlinkedDocument {
-    /// Its `_id`, as a person writes it.
+    /// `_id` as text.
     pub id: String,
-    /// The address that it shows.
+    /// Email address.
     pub email: String,
 }
 
 impl MongoStore {
-    /// Rows without a Kinde id that show an address greater than `after`, in the order of their
-    /// addresses.
+    /// Returns documents without a Kinde id and with an address greater than `after`, ordered by address.
     pub async fn unlinked(&self, after: &str, limit: usize) -> Result<Vec<UnlinkedDocument>, Error> {
         timed("mongo", "unlinked", self.0.list_unlinked(after, limit)).await
     }
 
-    /// Whether the application keeps fields of its own in the document that kinsync made for a
-    /// user: such a document is not given up for another one.
+    /// Returns whether the document that kinsync created for a user contains fields of the application. Such a document is
+    /// never deleted by a link.
     pub async fn has_fields_of_the_application(&self, row: &Row) -> Result<bool, Error> {
         timed("mongo", "foreign_fields", self.0.is_shared(row)).await
     }
@@ -79,7 +76,7 @@ impl Inner {
         let read = move |doc: &RawDocument| {
             Some(UnlinkedDocument { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
         };
-        self.find("list the application's rows", &self.users, find, read).await
+        self.find("list the documents of the application", &self.users, find, read).await
     }
 
     async fn is_shared(&self, row: &Row) -> Result<bool, Error> {
@@ -117,12 +114,12 @@ impl Inner {
     }
 }
 
-/// What is to become of two documents.
+/// The write of a link: an update and a deletion.
 struct Change {
     users: Collection<RawDocumentBuf>,
-    /// Finds the application's document.
+    /// Filter of the application's document.
     theirs: Document,
-    /// Finds the document that kinsync made, as it was.
+    /// Filter of kinsync's document at its loaded revision.
     ours: Document,
     keys: std::sync::Arc<super::Keys>,
     update: Document,
@@ -142,7 +139,7 @@ impl Change {
                 Ok(outcome)
             }
             Err(error) => {
-                // The server ends what cannot be aborted.
+                // If the abort fails, the server ends the transaction by its timeout.
                 _ = session.abort_transaction().await;
                 refused(error)
             }
@@ -167,7 +164,7 @@ impl Change {
     }
 }
 
-/// A commit whose outcome is unknown may be sent again: the server knows the transaction.
+/// Commits. Repeats a commit with an unknown outcome, which the server recognizes by the transaction number.
 async fn commit(mut session: ClientSession) -> Result<Outcome, DriverError> {
     let mut left = COMMITS;
     loop {
@@ -180,7 +177,7 @@ async fn commit(mut session: ClientSession) -> Result<Outcome, DriverError> {
     }
 }
 
-/// Somebody else wrote one of the two: join again. A server without transactions adopts nobody.
+/// Classifies a failed transaction. After a concurrent write the caller joins again; a standalone server cannot link.
 fn refused(error: DriverError) -> Result<Outcome, DriverError> {
     /// `IllegalOperation`: "Transaction numbers are only allowed on a replica set member or mongos".
     const NO_TRANSACTIONS: i32 = 20;
@@ -207,7 +204,7 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
     Err(error)
 }
 
-/// Documents that kinsync has not written and that have no Kinde id.
+/// Returns the filter of documents without a Kinde id that kinsync has not written.
 fn foreign() -> Document {
     doc! { "kindeId": { "$in": [Bson::Null, ""] }, "kinsync": { "$exists": false } }
 }

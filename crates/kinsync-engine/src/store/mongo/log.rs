@@ -1,4 +1,4 @@
-//! The event log: append-only, one document for each signed event id.
+//! The event log: append-only, one document per event id.
 
 use bson::{
     Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
@@ -14,10 +14,10 @@ use super::{
 };
 use crate::store::{Error, EventFilter, LoggedEvent, Page};
 
-/// Events in one command.
+/// Maximum events per command.
 const CHUNK: usize = 1000;
 
-/// Bytes in one command. The server takes 16 MiB of BSON.
+/// Maximum bytes per command. The server accepts 16 MiB of BSON.
 const CHUNK_BYTES: usize = 12 << 20;
 
 const DOING: &str = "log events";
@@ -54,7 +54,7 @@ impl Inner {
             Some(error) => Err(Error::Refused {
                 doing: DOING,
                 hint: format!(
-                    "MongoDB answers code {}: look for a validator on `{}`",
+                    "MongoDB returned code {}; check for a validator on `{}`",
                     error.code,
                     self.events.name()
                 ),
@@ -91,7 +91,7 @@ impl Inner {
         Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
     }
 
-    /// When this event was received, also if the rest of it cannot be decoded.
+    /// Returns the time of receipt of an event, also if the rest of it cannot be decoded.
     async fn received_at(&self, event_id: &str) -> Result<Option<i64>, Error> {
         let find = Find::new(doc! { "_id": event_id }).projection(doc! { "kinsync.receivedAt": 1 });
         let read = |doc: &RawDocument| doc.get_document("kinsync").ok()?.get_i64("receivedAt").ok();
@@ -99,7 +99,7 @@ impl Inner {
     }
 }
 
-/// Dates for people, and for an index that lets old events expire; exact instants in `kinsync`.
+/// Encodes an event: dates for readers and for a TTL index, exact instants in `kinsync`.
 fn encode(event: &LoggedEvent) -> RawDocumentBuf {
     let mut exact = RawDocumentBuf::new();
     exact.append(cstr!("receivedAt"), event.received_at.0);
@@ -121,7 +121,7 @@ fn encode(event: &LoggedEvent) -> RawDocumentBuf {
     doc
 }
 
-/// `None` for a document that is not one of ours.
+/// Decodes an event. Returns `None` for a document that kinsync did not write.
 fn decode(doc: &RawDocument) -> Option<LoggedEvent> {
     let text = |key: &str| doc.get_str(key).ok().map(ToOwned::to_owned);
     let exact = doc.get_document("kinsync").ok()?;

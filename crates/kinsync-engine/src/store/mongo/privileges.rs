@@ -1,24 +1,24 @@
-//! What the user of the connection string may do, for `kinsync doctor`. Nothing is tried out: the server is asked.
+//! Checks the privileges of the database user for `kinsync doctor`, from the server's `connectionStatus`. Writes nothing.
 
 use bson::{Bson, Document, doc};
 
 use super::{Inner, MongoStore};
 use crate::store::{Error, timed};
 
-/// What is done with every collection; the role `readWrite` has all of it.
+/// Required actions on every collection; the role `readWrite` includes all of them.
 const ACTIONS: [&str; 5] = ["find", "insert", "update", "remove", "createIndex"];
 
-/// Something that must be done and may not.
+/// A missing privilege.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Forbidden {
-    /// Such as `insert`.
+    /// Action such as `insert`.
     pub action: &'static str,
-    /// Where.
+    /// Collection.
     pub collection: String,
 }
 
 impl MongoStore {
-    /// What the user of this connection would need and may not. Nothing, where the server has no access control.
+    /// Returns the missing privileges of the database user; none if the server has no access control.
     pub async fn forbidden(&self) -> Result<Vec<Forbidden>, Error> {
         timed("mongo", "forbidden", self.0.forbidden()).await
     }
@@ -29,7 +29,7 @@ impl Inner {
         let database = self.database.clone();
         let ask =
             async move { database.run_command(doc! { "connectionStatus": 1, "showPrivileges": true }).await };
-        let status = self.calls.run("look at what it may do", self.op_timeout, ask).await?;
+        let status = self.calls.run("read the privileges", self.op_timeout, ask).await?;
         let Ok(info) = status.get_document("authInfo") else { return Ok(Vec::new()) };
         if list(info, "authenticatedUsers").is_empty() {
             return Ok(Vec::new());
@@ -52,7 +52,7 @@ fn list<'a>(document: &'a Document, key: &str) -> &'a [Bson] {
     document.get_array(key).map_or(&[], Vec::as_slice)
 }
 
-/// An empty name stands for all.
+/// Returns whether a privilege covers a collection. An empty name in a privilege means all.
 /// <https://www.mongodb.com/docs/manual/reference/resource-document/>
 fn covers(privilege: &Document, database: &str, collection: &str) -> bool {
     let Ok(resource) = privilege.get_document("resource") else { return false };

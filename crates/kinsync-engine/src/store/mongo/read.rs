@@ -9,10 +9,10 @@ use mongodb::{Collection, options::FindOptions};
 use super::{Inner, call, decode};
 use crate::store::{Counts, Error, Holder, Page, Row, UserFilter};
 
-/// Ids in one query.
+/// Maximum ids per query.
 const CHUNK: usize = 1000;
 
-/// Documents in one reply.
+/// Maximum documents per reply.
 const BATCH: u32 = 1000;
 
 impl Inner {
@@ -24,7 +24,7 @@ impl Inner {
             let rows = self.rows("load users", query).await?;
             found.extend(rows.into_iter().map(|row| (row.id.clone(), row)));
         }
-        // Who is asked for twice is answered twice.
+        // A repeated id gets a repeated result.
         let mut asked: HashMap<&UserId, u32> = HashMap::with_capacity(ids.len());
         for id in ids {
             *asked.entry(id).or_default() += 1;
@@ -40,7 +40,7 @@ impl Inner {
     pub(super) async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
         let mut claimants = Vec::new();
         for emails in emails.chunks(CHUNK) {
-            let rows = self.rows("find who claims an address", Find::new(self.claims(emails))).await?;
+            let rows = self.rows("find the claimants of an address", Find::new(self.claims(emails))).await?;
             let claims = |row: &Row| {
                 row.state.claimed_email().is_some_and(|claimed| emails.iter().any(|email| email == claimed))
             };
@@ -49,7 +49,7 @@ impl Inner {
         Ok(claimants)
     }
 
-    /// Documents that show one of the addresses, or hold one that they may not show.
+    /// Returns the filter of documents that show or claim one of the addresses.
     fn claims(&self, emails: &[String]) -> Document {
         let shown = doc! { self.keys.email(): { "$in": emails } };
         doc! { "$or": [shown, { "kinsync.held.email": { "$in": emails } }] }
@@ -61,7 +61,7 @@ impl Inner {
             let key = self.keys.email().to_owned();
             let find = Find::new(doc! { &key: { "$in": emails } })
                 .projection(doc! { "_id": 1, "kindeId": 1, &key: 1 });
-            // The index takes each element of a list for an address.
+            // The index contains each element of a list as an address.
             let shown = move |doc: &RawDocument| match doc.get(&key) {
                 Ok(Some(RawBsonRef::Array(list))) => {
                     let texts =
@@ -72,7 +72,7 @@ impl Inner {
                 _ => None,
             };
             let found: Vec<(Vec<String>, Holder)> =
-                self.find("find who shows an address", &self.users, find, shown).await?;
+                self.find("find the documents that show an address", &self.users, find, shown).await?;
             for (shown, holder) in found {
                 holders.extend(shown.into_iter().map(|email| (email, holder.clone())));
             }
@@ -84,12 +84,12 @@ impl Inner {
         let after = doc! { "$gt": after.map_or("", UserId::as_str) };
         let query = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": after };
         let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
-        self.rows("find whose address is held", find).await
+        self.rows("find email conflicts", find).await
     }
 
     pub(super) async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
         let query = Find::new(doc! { "kinsync.pendingEmails": { "$exists": true } }).limit(limit);
-        self.rows("find pending_emails addresses", query).await
+        self.rows("find pending email resolutions", query).await
     }
 
     pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
@@ -116,7 +116,7 @@ impl Inner {
         Ok(Page::new(rows, filter.limit, |row| row.id.to_string()))
     }
 
-    /// From the index alone: so the application's own documents with a Kinde id are among them.
+    /// Reads the index alone. The result includes documents with a Kinde id that kinsync never wrote.
     pub(super) async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
         let query = doc! { "kindeId": { "$gt": after.map_or("", UserId::as_str) } };
         let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
@@ -125,7 +125,7 @@ impl Inner {
         self.find("list ids", &self.users, find, id).await
     }
 
-    /// The estimate counts the application's own documents without a Kinde id as live users.
+    /// Estimates the counts. Documents of the application without a Kinde id count as live users.
     pub(super) async fn counts(&self) -> Result<Counts, Error> {
         let (users, events, limit) = (self.users.clone(), self.events.clone(), self.op_timeout);
         let count = async move {
@@ -138,10 +138,9 @@ impl Inner {
         self.calls.run("count users and events", limit, count).await
     }
 
-    /// Writes one document of kinsync's own, as durably as any other: an answer alone does not
-    /// say that the disk takes writes.
+    /// Writes one document with the usual durability: a read alone does not prove that the disk accepts writes.
     pub(super) async fn ping(&self) -> Result<(), Error> {
-        let doing = "answer a ping";
+        let doing = "write a ping";
         let command = bson::rawdoc! {
             "update": self.state.name(),
             "updates": [{ "q": { "_id": "ping" }, "u": { "$currentDate": { "at": true } }, "upsert": true }],
@@ -151,7 +150,7 @@ impl Inner {
         let command = call::command(self.database.clone(), command);
         let reply = self.calls.run(doing, self.op_timeout, command).await?;
         let (_, errors) = call::written(doing, &reply)?;
-        // Of two first pings at once, one finds the document there.
+        // Of two concurrent first pings, one fails with a duplicate key.
         match errors.into_iter().find(|error| error.code != 11000) {
             Some(error) => Err(call::unavailable(doing, call::Cause::Write(error.code))),
             None => Ok(()),
@@ -164,7 +163,7 @@ impl Inner {
         self.find(doing, &self.users, find, move |doc| decode::row(doc, &keys)).await
     }
 
-    /// Reads documents, and of each what `read` makes of it. One round trip for up to 16 MiB.
+    /// Reads documents and converts each with `read`. One round trip for up to 16 MiB.
     pub(super) async fn find<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -192,11 +191,11 @@ impl Inner {
     }
 }
 
-/// Which documents to read, and how.
+/// Filter and options of a read.
 pub(super) struct Find {
     filter: Document,
     options: FindOptions,
-    /// How long it may take, if not as long as any call.
+    /// Time limit; default: the limit of every call.
     limit: Option<Duration>,
 }
 
@@ -205,7 +204,7 @@ impl Find {
         Self { filter, options: FindOptions::default(), limit: None }
     }
 
-    /// May take this long: for whoever looks at all documents.
+    /// Sets the time limit, for reads of all documents.
     pub(super) fn within(mut self, limit: Duration) -> Self {
         self.limit = Some(limit);
         self
@@ -232,7 +231,7 @@ fn holder_of(doc: &RawDocument) -> Holder {
     id.map_or_else(|| Holder::Foreign(own_id(doc)), Holder::User)
 }
 
-/// What a person calls this document: its Kinde id, else its `_id`.
+/// Returns the Kinde id of a document, else its `_id`.
 pub(super) fn name_of(doc: &RawDocument) -> String {
     doc.get_str("kindeId").map_or_else(|_| own_id(doc), ToOwned::to_owned)
 }

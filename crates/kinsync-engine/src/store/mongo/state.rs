@@ -1,7 +1,7 @@
-//! kinsync's own records: one document for each key, its value as JSON text that is never evaluated.
+//! kinsync's own records: one document per key, with the value as JSON text, which MongoDB never evaluates.
 //!
-//! A write that lost its answer is made again by [`call::command`] and then finds its own revision.
-//! So each leaves a mark of its own, by which it is known as done.
+//! [`call::command`] repeats a write with a lost response, and the repetition finds the revision already increased. Each
+//! write therefore stores a random mark that identifies it as done.
 
 use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
 
@@ -18,7 +18,7 @@ const READ: &str = "read a record";
 
 const WRITE: &str = "write a record";
 
-/// E11000: the key is there.
+/// E11000: the key exists.
 const DUPLICATE_KEY: i32 = 11000;
 
 impl Inner {
@@ -26,7 +26,7 @@ impl Inner {
         let find = Find::new(doc! { "_id": key }).limit(1);
         let read = |doc: &bson::RawDocument| {
             let value = doc.get_str("value").ok().and_then(|text| serde_json::from_str(text).ok());
-            // What somebody changed by hand into what kinsync never writes counts as emptied.
+            // A manually damaged value counts as empty.
             Some(Saved { value: value.unwrap_or_default(), revision: doc.get_i64("revision").ok()? })
         };
         Ok(self.find(READ, &self.state, find, read).await?.pop())
