@@ -19,6 +19,14 @@ use crate::{
 /// else's write went through.
 const MAX_ROUNDS: u32 = 64;
 
+/// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
+/// a read sees what a majority has, which may be later than the write that was in the way.
+const MAX_STUCK: u32 = 16;
+
+const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
+
+const CONTENTION: &str = "the same rows are being written by others all the time";
+
 /// What became of a batch of observations.
 #[derive(Debug, Default)]
 pub struct Applied {
@@ -28,6 +36,9 @@ pub struct Applied {
     pub unchanged: usize,
     /// Users whose row the store will never take, and why.
     pub rejected: Vec<(UserId, String)>,
+    /// Users whose write failed alone, and why. Whether the store will ever take it is not known:
+    /// apply their observations again, later and apart from others.
+    pub failed: Vec<(UserId, String)>,
     /// Deleted users of whom something newer was told.
     pub users_to_recheck: Vec<UserId>,
 }
@@ -60,6 +71,7 @@ pub async fn apply_over(
     let mut deltas = fold(observations);
     let mut applied = Applied::default();
     let mut to_resolve = Vec::new();
+    let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
         if deltas.is_empty() {
             resolve(store, to_resolve, now).await?;
@@ -90,7 +102,11 @@ pub async fn apply_over(
                     let reason = "a unique index of the application refuses a second user without an address";
                     applied.rejected.push((row.id.clone(), reason.into()));
                 }
+                Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
+                    applied.failed.push((row.id.clone(), STUCK.into()));
+                }
                 Outcome::Stale | Outcome::EmailTaken => continue,
+                Outcome::Failed(reason) => applied.failed.push((row.id.clone(), reason)),
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {
                     // Not touched: nothing but `last_seen` is new.
@@ -105,7 +121,23 @@ pub async fn apply_over(
             deltas.remove(&row.id);
         }
     }
-    Err(contention())
+    applied.failed.extend(deltas.into_keys().map(|user| (user, CONTENTION.into())));
+    resolve(store, to_resolve, now).await?;
+    Ok(applied)
+}
+
+/// Rows whose write was refused as stale though nobody else wrote them.
+#[derive(Default)]
+struct Stuck(HashMap<UserId, (i64, u32)>);
+
+impl Stuck {
+    /// Whether this row was refused too often at the revision that it has.
+    fn is_so(&mut self, row: &Row) -> bool {
+        let (revision, rounds) = self.0.entry(row.id.clone()).or_insert((row.revision, 0));
+        *rounds = if *revision == row.revision { *rounds + 1 } else { 1 };
+        *revision = row.revision;
+        *rounds >= MAX_STUCK
+    }
 }
 
 /// Writes the rows. One that wants to show an address which another row shows is written again
@@ -206,8 +238,5 @@ pub(crate) async fn pause(round: u32) {
 }
 
 pub(crate) fn contention() -> Error {
-    Error::Unavailable {
-        doing: "write users",
-        source: "the same rows are being written by others all the time".into(),
-    }
+    Error::Unavailable { doing: "write users", source: CONTENTION.into() }
 }

@@ -151,7 +151,7 @@ impl<'a> Transfer<'a> {
             let is_transferred = match self.put(hidden).await? {
                 Outcome::Written => self.show(&owner, address).await?,
                 Outcome::Stale => false,
-                Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
+                Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => self.refuse(address),
             };
             if !is_transferred && !self.hidden.contains(address) {
                 return Ok(false);
@@ -173,7 +173,7 @@ impl<'a> Transfer<'a> {
             Outcome::Written => return Ok(true),
             Outcome::EmailTaken => {}
             Outcome::Stale => return Ok(false),
-            Outcome::Rejected(_) => return Ok(self.refuse(address)),
+            Outcome::Failed(_) | Outcome::Rejected(_) => return Ok(self.refuse(address)),
         }
         let holder = self.store.email_holders(&[address.to_owned()]).await?.remove(address);
         let Some(holder) = holder else {
@@ -188,13 +188,13 @@ impl<'a> Transfer<'a> {
         match self.link(owner).await? {
             Outcome::Written => return Ok(true),
             Outcome::Stale => return Ok(false),
-            Outcome::EmailTaken | Outcome::Rejected(_) => {}
+            Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => {}
         }
         let conflict = self.with_holder(owner, Some(holder.name())).into_iter().collect();
         Ok(match self.put(conflict).await? {
             Outcome::Written => true,
             Outcome::Stale => false,
-            Outcome::EmailTaken | Outcome::Rejected(_) => self.refuse(address),
+            Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => self.refuse(address),
         })
     }
 
@@ -231,7 +231,7 @@ impl<'a> Transfer<'a> {
             return Ok(false);
         }
         let outcomes = self.store.write(&[row]).await?;
-        Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Rejected(_))))
+        Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_) | Outcome::Rejected(_))))
     }
 
     /// Returns the row with another holder of its address: itself (`None`) or another document. Returns `None` if the row

@@ -1,24 +1,30 @@
-//! Turns queued events into documents: claim a batch, decode it, apply it, ack it.
+//! Turns queued events into documents: claims a batch, decodes it, applies it, acks it.
 //!
-//! What cannot be understood is logged and dead-lettered with a reason, and the others go on. A
-//! store that does not answer pauses the projector and nothing else: the batch stays claimed, is
-//! applied when the store is back, and is never dead-lettered for it.
+//! An entry that cannot be decoded is logged and dead-lettered with a reason. A failure of the store
+//! pauses the projector; a failure of one user is retried apart from the others, and dead-lettered
+//! only when [`evidence`] shows that it is about this user: the writes of others succeed.
 
-use std::{sync::Arc, time::Duration};
+mod evidence;
+mod piece;
 
-use kinsync_core::{Micros, Observation, UserId};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use kinsync_core::{Micros, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     apply::{Applied, apply_over},
     breaker::Breaker,
     clock::Clock,
-    decode::{self, Failure},
+    decode,
     email_ownership::Sweep,
     queue::{self, Claimed, EntryId, Queue},
+    random,
     scan_watermark::ScanWatermarks,
-    store::{self, LoggedEvent, Store},
+    store::{self, LoggedEvent, Outcome, Store},
 };
+use evidence::{Evidence, Scope, Verdict};
+use piece::{Item, Piece};
 
 /// How the projector works.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +40,20 @@ pub struct Config {
     /// How long claimed entries are reserved for this projector. Afterwards another may claim them
     /// too, which changes nothing but costs work.
     pub lease: Duration,
+    /// Pause before a user who could not be written is tried again, apart from the others. Doubles
+    /// with each failure, up to eight times as long.
+    pub retry_after: Duration,
 }
 
 /// Pause after the queue failed, and before entries are claimed again whose dead letter could not be
 /// written.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Attempts to apply a batch before it is split.
+const ATTEMPTS: u32 = 2;
+
+/// Users among whom one is chosen to see whether the store takes writes.
+const CANDIDATES: usize = 16;
 
 impl Default for Config {
     fn default() -> Self {
@@ -48,6 +63,7 @@ impl Default for Config {
             future_tolerance: decode::FUTURE_TOLERANCE,
             sweep_every: Duration::from_mins(1),
             lease: Duration::from_mins(5),
+            retry_after: Duration::from_millis(250),
         }
     }
 }
@@ -60,17 +76,7 @@ pub struct Projector {
     breaker: Breaker,
     clock: Clock,
     config: Config,
-}
-
-/// A claimed batch, decoded.
-#[derive(Default)]
-struct Batch {
-    events: Vec<LoggedEvent>,
-    observations: Vec<Observation>,
-    /// Of whom each understood entry speaks, to find the entries of a user again.
-    done: Vec<(EntryId, Option<UserId>)>,
-    poison: Vec<(EntryId, Failure)>,
-    times: Vec<(Micros, Option<Micros>)>,
+    evidence: Evidence,
 }
 
 impl Projector {
@@ -82,7 +88,7 @@ impl Projector {
         clock: Clock,
         config: Config,
     ) -> Self {
-        Self { queue, store, breaker, clock, config }
+        Self { queue, store, breaker, clock, config, evidence: Evidence::new(config.retry_after) }
     }
 
     /// Works until told to stop, then finishes what it is writing. What it could not finish stays
@@ -114,86 +120,192 @@ impl Projector {
 
     /// Decodes, applies and acks one batch. Returns early, without an ack, only when stopped.
     async fn project(&self, claimed: Vec<Claimed>, stop: &CancellationToken) {
-        let batch = self.decode(claimed).await;
-        let Some(applied) = self.persist(&batch, stop).await else { return };
-        self.measure(&batch);
-        if let Err(error) = self.finish(batch, applied).await {
+        let items = self.decode(claimed).await;
+        let (apart, together): (Vec<_>, Vec<_>) =
+            items.into_iter().partition(|item| self.evidence.has_failed(item.subject()));
+        for (items, attempts) in [(together, ATTEMPTS), (apart, 1)] {
+            if !items.is_empty() && self.persist(Piece::new(items, attempts), stop).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn decode(&self, claimed: Vec<Claimed>) -> Vec<Item> {
+        let limit = decode::latest(self.clock.now(), self.config.future_tolerance);
+        let mut items = Vec::with_capacity(claimed.len());
+        for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
+            if n % 64 == 63 {
+                // Deliveries that wait for their 200 come first.
+                tokio::task::yield_now().await;
+            }
+            items.push(Item { id, decoded: decode::decode(&entry, limit) });
+        }
+        items
+    }
+
+    /// Logs the events and applies the observations. Splits what fails in half again and again, until
+    /// what fails is alone and the others are done. Releases the rest when nothing succeeds. `None`:
+    /// stopped.
+    async fn persist(&self, batch: Piece, stop: &CancellationToken) -> Option<()> {
+        let most = ATTEMPTS + batch.items.len().ilog2();
+        let mut failed_in_a_row = 0;
+        // Small pieces come first: after an outage ever larger ones follow.
+        let mut pieces = vec![batch];
+        while let Some(mut piece) = pieces.pop() {
+            stop.run_until_cancelled(self.breaker.ready()).await?;
+            let Err(error) = self.try_persist(&mut piece).await else {
+                failed_in_a_row = 0;
+                continue;
+            };
+            self.breaker.failed(&error);
+            failed_in_a_row += 1;
+            piece.attempts = piece.attempts.saturating_sub(1);
+            if piece.attempts > 0 {
+                pieces.push(piece);
+            } else if piece.is_about_one() {
+                let reason = crate::breaker::error_chain(&error);
+                let verdict = self.put_apart(piece.items, Scope::Call, &reason).await;
+                if verdict == Verdict::RetryUnproved {
+                    self.try_another_user().await;
+                }
+            } else {
+                pieces.extend(piece.split());
+            }
+            if failed_in_a_row > most {
+                // Everything fails, so which entry it is cannot be found out now.
+                let items = pieces.into_iter().flat_map(|piece| piece.items);
+                let ids: Vec<EntryId> = items.map(|item| item.id).collect();
+                self.release(&ids, self.config.retry_after).await;
+                return Some(());
+            }
+        }
+        Some(())
+    }
+
+    /// Applies a piece and acks it. `Err` when the store failed as a whole.
+    async fn try_persist(&self, piece: &mut Piece) -> Result<(), store::Error> {
+        if !piece.is_logged {
+            let events: Vec<_> = piece.items.iter().map(|item| item.decoded.event.clone()).collect();
+            let new = self.store.log(&events).await?;
+            count("duplicate", events.len() - new.min(events.len()));
+            piece.is_logged = true;
+        }
+        // Read for each piece: what is older than a scan is no news after it.
+        let scans = ScanWatermarks::load(&*self.store).await?;
+        let applied = apply_over(&*self.store, piece.observations(), self.clock.now(), &scans).await?;
+        let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
+        if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
+            self.breaker.failed(&refused_all(reason));
+        } else {
+            self.breaker.succeeded();
+        }
+        let items = std::mem::take(&mut piece.items);
+        if let Err(error) = self.finish(items, applied).await {
             // Not acked is not lost: the entries come again and change nothing then.
             tracing::error!(
                 error = crate::breaker::error_chain(&error),
                 "acking a batch failed; it comes again"
             );
         }
-    }
-
-    async fn decode(&self, claimed: Vec<Claimed>) -> Batch {
-        let limit = decode::latest(self.clock.now(), self.config.future_tolerance);
-        let mut batch = Batch::default();
-        for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
-            if n % 64 == 63 {
-                // Deliveries that wait for their 200 come first.
-                tokio::task::yield_now().await;
-            }
-            let decoded = decode::decode(&entry, limit);
-            batch.times.push((entry.received_at, decoded.event.at));
-            batch.events.push(decoded.event);
-            match decoded.observations {
-                Ok(observations) => {
-                    batch.done.push((id, observations.first().map(|o| o.user.clone())));
-                    batch.observations.extend(observations);
-                }
-                Err(failure) => batch.poison.push((id, failure)),
-            }
-        }
-        batch
-    }
-
-    /// Logs the events and applies the observations, for as long as it takes. `None`: stopped.
-    async fn persist(&self, batch: &Batch, stop: &CancellationToken) -> Option<Applied> {
-        let mut logged = false;
-        loop {
-            stop.run_until_cancelled(self.breaker.ready()).await?;
-            match self.try_persist(batch, &mut logged).await {
-                Ok(applied) => {
-                    self.breaker.succeeded();
-                    return Some(applied);
-                }
-                Err(error) => self.breaker.failed(&error),
-            }
-        }
-    }
-
-    async fn try_persist(&self, batch: &Batch, logged: &mut bool) -> Result<Applied, store::Error> {
-        if !*logged {
-            let new = self.store.log(&batch.events).await?;
-            count("duplicate", batch.events.len() - new.min(batch.events.len()));
-            *logged = true;
-        }
-        // Read for each batch: what is older than a scan is no news after it.
-        let scans = ScanWatermarks::load(&*self.store).await?;
-        apply_over(&*self.store, batch.observations.iter().cloned(), self.clock.now(), &scans).await
+        Ok(())
     }
 
     /// Acks what was applied first: a dead letter that cannot be written holds nothing else up.
-    async fn finish(&self, batch: Batch, applied: Applied) -> Result<(), queue::Error> {
-        let mut acks = Vec::with_capacity(batch.done.len());
-        let mut dead = batch.poison.into_iter().map(|(id, f)| (id, f.to_string())).collect::<Vec<_>>();
-        for (id, user) in batch.done {
-            match applied.rejected.iter().find(|(id, _)| user.as_ref() == Some(id)) {
-                None => acks.push(id),
-                Some((_, reason)) => dead.push((id, format!("the store refused the user: {reason}"))),
+    async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
+        let rejected: HashMap<UserId, String> = applied.rejected.into_iter().collect();
+        let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
+        let (mut acks, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
+        for item in items {
+            let user = item.user();
+            let reason = user.and_then(|user| rejected.get(user));
+            match (&item.decoded.observations, reason) {
+                (Err(failure), _) => dead.push((item.id, failure.to_string())),
+                (_, Some(reason)) => dead.push((item.id, refused(reason))),
+                _ => match user.filter(|user| failed.contains_key(*user)).cloned() {
+                    Some(user) => apart.entry(user).or_insert_with(Vec::new).push(item),
+                    None => {
+                        self.measure(&item.decoded.event);
+                        self.evidence.forget(item.subject());
+                        acks.push(item.id);
+                    }
+                },
             }
         }
         for user in applied.users_to_recheck {
             metrics::counter!("kinsync_resurrections_refused_total").increment(1);
             tracing::warn!(
                 user = user.as_str(),
-                "a deleted user was told of again; events never restore one"
+                "an event names a deleted user; events never restore one, Kinde is read instead"
             );
         }
-        self.queue.ack(&acks).await?;
-        count("applied", acks.len());
-        self.set_aside(&dead).await
+        let acked = self.ack(&acks).await;
+        let mut verdicts = Vec::with_capacity(apart.len());
+        for (user, items) in apart {
+            verdicts.push(self.put_apart(items, Scope::Row, &failed[&user]).await);
+        }
+        if !applied.changed.is_empty() {
+            self.evidence.wrote();
+        } else if verdicts.contains(&Verdict::RetryUnproved) {
+            self.try_another_user().await;
+        }
+        self.set_aside(&dead).await.and(acked)
+    }
+
+    /// Acks entries. When that fails they are released: applied again, they change nothing.
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), queue::Error> {
+        if let Err(error) = self.queue.ack(ids).await {
+            self.release(ids, PAUSE).await;
+            return Err(error);
+        }
+        count("applied", ids.len());
+        Ok(())
+    }
+
+    /// Retries the entries of one subject apart from the others, or dead-letters them.
+    async fn put_apart(&self, items: Vec<Item>, scope: Scope, reason: &str) -> Verdict {
+        let subject = items.first().map(|item| item.subject().to_owned()).unwrap_or_default();
+        let (verdict, pause) = self.evidence.failed(&subject, scope);
+        tracing::debug!(subject, reason, ?verdict, "applying the entries of one user failed");
+        let ids: Vec<EntryId> = items.into_iter().map(|item| item.id).collect();
+        if verdict != Verdict::SetAside {
+            self.release(&ids, pause).await;
+            return verdict;
+        }
+        let dead: Vec<_> = ids.into_iter().map(|id| (id, refused(reason))).collect();
+        match self.set_aside(&dead).await {
+            Ok(()) => self.evidence.forget(&subject),
+            Err(error) => tracing::error!(
+                error = crate::breaker::error_chain(&error),
+                "writing a dead letter failed; the entry is claimed again"
+            ),
+        }
+        verdict
+    }
+
+    /// Writes the row of another user as it is, to see whether the store takes any write at all.
+    async fn try_another_user(&self) {
+        let Ok(mut ids) = self.store.ids(None, CANDIDATES).await else { return };
+        ids.retain(|id| !self.evidence.has_failed(id.as_str()));
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids.swap_remove(usize::from(random::number::<u16>()) % ids.len());
+        let Ok(rows) = self.store.load(&[id]).await else { return };
+        let Some(row) = rows.into_iter().flatten().next() else { return };
+        if matches!(self.store.write(&[row]).await.as_deref(), Ok([Outcome::Written])) {
+            self.breaker.succeeded();
+            self.evidence.wrote();
+        }
+    }
+
+    /// Releases entries, to be claimed again after a pause.
+    async fn release(&self, ids: &[EntryId], pause: Duration) {
+        if let Err(error) = self.queue.retry(ids, pause).await {
+            tracing::error!(
+                error = crate::breaker::error_chain(&error),
+                "releasing entries failed; they are claimed again when their lease ends"
+            );
+        }
     }
 
     /// Dead-letters entries. When that fails they are released, and claimed again after a pause.
@@ -213,16 +325,14 @@ impl Projector {
         Ok(())
     }
 
-    fn measure(&self, batch: &Batch) {
+    fn measure(&self, event: &LoggedEvent) {
         let now = self.clock.now();
-        for (received_at, at) in &batch.times {
-            metrics::histogram!("kinsync_lag_seconds", "from" => "receipt")
-                .record(seconds(*received_at, now));
-            if let Some(at) = at {
-                metrics::histogram!("kinsync_lag_seconds", "from" => "kinde").record(seconds(*at, now));
-                metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "webhook")
-                    .record(seconds(*at, now));
-            }
+        metrics::histogram!("kinsync_lag_seconds", "from" => "receipt")
+            .record(seconds(event.received_at, now));
+        if let Some(at) = event.at {
+            metrics::histogram!("kinsync_lag_seconds", "from" => "kinde").record(seconds(at, now));
+            metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "webhook")
+                .record(seconds(at, now));
         }
     }
 
@@ -247,6 +357,17 @@ impl Projector {
                 return;
             }
         }
+    }
+}
+
+fn refused(reason: &str) -> String {
+    format!("the store refused the user: {reason}")
+}
+
+fn refused_all(reason: &str) -> store::Error {
+    store::Error::Unavailable {
+        doing: "write users",
+        source: format!("every write is refused: {reason}").into(),
     }
 }
 

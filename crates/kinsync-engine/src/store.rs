@@ -82,6 +82,9 @@ pub enum Outcome {
     Stale,
     /// Another row shows the address that this one wants to show. Nothing was written.
     EmailTaken,
+    /// The write of this row failed, others may have succeeded. Whether the store will take it later
+    /// is not known. The reason is for a person.
+    Failed(String),
     /// The store will never take this row. The reason is for a person.
     Rejected(String),
 }

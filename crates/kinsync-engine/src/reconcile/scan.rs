@@ -280,7 +280,7 @@ impl Inner {
     ) -> Result<(), Error> {
         let now = self.clock.now();
         let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
-        for (user, reason) in applied.rejected {
+        for (user, reason) in applied.rejected.into_iter().chain(applied.failed) {
             tracing::warn!(user = user.as_str(), reason, "the store rejected a user");
             tally.add(super::compare::drift(user, DriftKind::Rejected, Vec::new(), None));
         }

@@ -4,6 +4,7 @@ mod histories;
 mod stores;
 
 mod faults;
+mod isolation;
 mod pipeline;
 
 mod sightings;

@@ -62,7 +62,7 @@ fn entry(event_id: &str, payload: &str) -> Entry {
     }
 }
 
-fn told(kind: &str, at: i64, event_id: &str, user: &str) -> Entry {
+pub(crate) fn told(kind: &str, at: i64, event_id: &str, user: &str) -> Entry {
     let time = jiff::Timestamp::from_second(1_700_000_000 + at).expect("in range");
     entry(
         event_id,

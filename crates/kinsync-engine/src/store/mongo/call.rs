@@ -22,10 +22,6 @@ use crate::store::Error;
 /// (14031) and "not primary" are among those with large numbers.
 const PASSING: [i32; 8] = [9001, 10058, 10107, 11600, 11602, 13435, 13436, 14031];
 
-/// Codes below 1000 that speak of the document: bad values and types, too large, refused by a
-/// validator, a field that cannot change.
-const LASTING: [i32; 12] = [2, 9, 14, 15, 22, 28, 40, 52, 54, 57, 66, 121];
-
 /// Why a call did not answer, where the driver has no error for it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
@@ -144,15 +140,15 @@ pub(super) struct WriteError {
 }
 
 impl WriteError {
-    /// Whether the same write may succeed later. Large codes are failed assertions about what was
-    /// sent, unless they are known to be something else; small ones are mostly about the server.
-    pub(super) fn is_passing(&self) -> bool {
-        is_passing(self.code)
+    /// Whether it is about the server whatever else it answers. Any other code is about the
+    /// statement or about the server: only what becomes of other statements shows which.
+    pub(super) fn is_about_the_server(&self) -> bool {
+        is_about_the_server(self.code)
     }
 }
 
-pub(super) fn is_passing(code: i32) -> bool {
-    PASSING.contains(&code) || (code < 1000 && !LASTING.contains(&code))
+pub(super) fn is_about_the_server(code: i32) -> bool {
+    PASSING.contains(&code)
 }
 
 /// How many rows a write command matched or inserted, and what it could not do. `Err` when the

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use bson::{
     RawArray, RawDocument,
     raw::{CStr, RawBsonRef},
+    spec::ElementType,
 };
 use kinsync_core::{
     Field, Group, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId, UserState,
     Value, Version,
 };
 
-use super::keys::Keys;
+use super::{keys::Keys, read::own_id};
 use crate::store::Row;
 
 /// Decodes a user document. Returns `None` if kinsync has not written it yet.
@@ -39,6 +40,51 @@ pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
         pending_emails: metadata.pending_emails.map(texts).unwrap_or_default(),
         state: metadata.state(&shown),
     })
+}
+
+/// Types of a value under `kinsync` that kinsync did not write and does not replace.
+pub(super) const UNREADABLE: [&str; 15] = [
+    "array",
+    "string",
+    "double",
+    "int",
+    "long",
+    "decimal",
+    "bool",
+    "date",
+    "timestamp",
+    "objectId",
+    "binData",
+    "regex",
+    "javascript",
+    "minKey",
+    "maxKey",
+];
+
+/// The Kinde ids by which queries find the document: each element of a list is one.
+pub(super) fn kinde_ids(doc: &RawDocument) -> impl Iterator<Item = &str> {
+    let value = doc.get("kindeId").ok().flatten();
+    let list = value.and_then(RawBsonRef::as_array).into_iter().flat_map(items);
+    value.into_iter().chain(list).filter_map(RawBsonRef::as_str)
+}
+
+/// Why a document that has the Kinde id of a user can never be that user's, for an operator.
+pub(super) fn fault(doc: &RawDocument) -> Option<String> {
+    let get = |doc: &RawDocument, key: &str| doc.get(key).ok().flatten().map(|value| value.element_type());
+    let metadata = doc.get_document("kinsync").ok();
+    let (key, there) = match (get(doc, "kindeId"), get(doc, "kinsync")) {
+        (Some(ElementType::Array), _) => ("kindeId", "a list"),
+        (_, None | Some(ElementType::Null | ElementType::Undefined | ElementType::EmbeddedDocument)) => {
+            let revision = metadata.and_then(|metadata| get(metadata, "revision"));
+            revision.filter(|there| *there == ElementType::Array).map(|_| ("kinsync.revision", "a list"))?
+        }
+        (_, Some(ElementType::Array)) => ("kinsync", "a list"),
+        _ => ("kinsync", "no sub-document"),
+    };
+    Some(format!(
+        "`{key}` of the document with `_id` {} is {there}; kinsync did not write it: correct or remove it",
+        own_id(doc)
+    ))
 }
 
 /// The decoded sub-document `kinsync`.

@@ -192,7 +192,7 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
         return Ok(Outcome::Stale);
     }
     if let ErrorKind::Write(WriteFailure::WriteError(write)) = &*error.kind
-        && !call::is_passing(write.code)
+        && !call::is_about_the_server(write.code)
     {
         tracing::warn!(
             code = write.code,

@@ -50,7 +50,9 @@ impl Inner {
         let (inserted, errors) = call::written(DOING, &reply)?;
         match errors.into_iter().find(|error| error.code != 11000) {
             None => Ok(inserted),
-            Some(error) if error.is_passing() => Err(call::unavailable(DOING, Cause::Write(error.code))),
+            Some(error) if error.is_about_the_server() => {
+                Err(call::unavailable(DOING, Cause::Write(error.code)))
+            }
             Some(error) => Err(Error::Refused {
                 doing: DOING,
                 hint: format!(

@@ -236,7 +236,7 @@ pub(super) fn name_of(doc: &RawDocument) -> String {
     doc.get_str("kindeId").map_or_else(|_| own_id(doc), ToOwned::to_owned)
 }
 
-fn own_id(doc: &RawDocument) -> String {
+pub(super) fn own_id(doc: &RawDocument) -> String {
     match doc.get("_id") {
         Ok(Some(RawBsonRef::String(id))) => id.to_owned(),
         Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),

@@ -10,6 +10,7 @@ use bson::{
     RawArrayBuf, RawDocument, RawDocumentBuf, doc,
     oid::ObjectId,
     raw::{BindRawBsonRef, CStr, cstr},
+    rawdoc,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use mongodb::Collection;
@@ -17,7 +18,7 @@ use mongodb::Collection;
 use super::{
     Inner,
     call::{self, Cause, WriteError},
-    encode, indexes,
+    decode, encode, indexes,
     read::Find,
 };
 use crate::store::{Error, Outcome, Row};
@@ -123,17 +124,10 @@ impl Batch<'_> {
     /// For a row never written by kinsync: takes over a document that has the Kinde id already.
     fn update(&self, place: usize) -> RawDocumentBuf {
         let row = &self.rows[place];
-        let mut query = RawDocumentBuf::new();
-        query.append(cstr!("kindeId"), row.id.as_str());
-        match row.revision {
-            // As it is decoded: what somebody else put there counts as never written.
-            0 => {
-                let mut ours = document(cstr!("$gt"), 0);
-                ours.append(cstr!("$type"), RawArrayBuf::from_iter(["int", "long"]));
-                query.append(cstr!("kinsync.revision"), document(cstr!("$not"), ours));
-            }
-            revision => query.append(cstr!("kinsync.revision"), revision),
-        }
+        let query = match row.revision {
+            0 => unwritten(row.id.as_str()),
+            revision => rawdoc! { "kindeId": row.id.as_str(), "kinsync.revision": revision },
+        };
         let encoded = encode::row(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
         let mut update = document(cstr!("$set"), &encoded.set);
         if !encoded.unset.is_empty() {
@@ -164,18 +158,14 @@ impl Batch<'_> {
         let mut unmatched = Vec::new();
         for chunk in again {
             for (place, outcome) in self.update_rows(chunk).await? {
-                if outcome != Outcome::Stale {
-                    outcomes.insert(place, outcome);
-                } else if outcomes[&place] != Outcome::Stale {
+                if outcome == Outcome::Stale {
                     unmatched.push(place);
+                } else {
+                    outcomes.insert(place, outcome);
                 }
             }
         }
-        if !unmatched.is_empty() {
-            let there = self.marks(&unmatched).await?;
-            unmatched.retain(|place| there.contains_key(self.rows[*place].id.as_str()));
-            outcomes.extend(unmatched.into_iter().map(|place| (place, Outcome::Stale)));
-        }
+        outcomes.extend(self.in_the_way(unmatched).await?);
         Ok(outcomes.into_iter().collect())
     }
 
@@ -203,6 +193,26 @@ impl Batch<'_> {
             slot.1 = self.inner.outcome(error)?;
         }
         Ok(done)
+    }
+
+    /// What kept rows from being inserted and from taking over a document: somebody else wrote the
+    /// user first, or the document is one that kinsync cannot read.
+    async fn in_the_way(&self, places: Vec<usize>) -> Result<Vec<(usize, Outcome)>, Error> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
+        let find =
+            Find::new(doc! { "kindeId": { "$in": ids } }).projection(doc! { "kindeId": 1, "kinsync": 1 });
+        let there = |doc: &RawDocument| Some(doc.to_owned());
+        let there = self.inner.find(DOING, &self.inner.users, find, there).await?;
+        let outcome = |place: usize| {
+            let id = self.rows[place].id.as_str();
+            let of_user = there.iter().find(|doc| decode::kinde_ids(doc).any(|found| found == id))?;
+            let outcome = decode::fault(of_user).map_or(Outcome::Stale, Outcome::Rejected);
+            Some((place, outcome))
+        };
+        Ok(places.into_iter().filter_map(outcome).collect())
     }
 
     /// Of those of these rows that are there, whose write they carry at present.
@@ -257,11 +267,11 @@ impl Inner {
     fn outcome(&self, error: &WriteError) -> Result<Outcome, Error> {
         match error.code {
             DUPLICATE_KEY => Ok(self.duplicate(&error.duplicate)),
-            code if error.is_passing() => Err(call::unavailable(DOING, Cause::Write(code))),
+            code if error.is_about_the_server() => Err(call::unavailable(DOING, Cause::Write(code))),
             121 => {
                 Ok(Outcome::Rejected("a validator of the collection refuses the document (code 121)".into()))
             }
-            code => Ok(Outcome::Rejected(format!("MongoDB refuses the document (code {code})"))),
+            code => Ok(Outcome::Failed(format!("MongoDB refuses the document (code {code})"))),
         }
     }
 
@@ -275,6 +285,17 @@ impl Inner {
                 keys.join(", ")
             )),
         }
+    }
+}
+
+/// Finds the document of a user that kinsync never wrote and can read afterwards: see
+/// [`decode::fault`]. A number that is not an integer above 0 counts as never written.
+fn unwritten(id: &str) -> RawDocumentBuf {
+    rawdoc! {
+        "kindeId": { "$eq": id, "$not": { "$type": "array" } },
+        "kinsync": { "$not": { "$type": RawArrayBuf::from_iter(decode::UNREADABLE) } },
+        "kinsync.revision": { "$not": { "$type": "array" } },
+        "$nor": [{ "kinsync.revision": { "$gt": 0, "$type": ["int", "long"] } }],
     }
 }
 

@@ -1,0 +1,57 @@
+//! Part of a claimed batch, small enough to find out which entry fails.
+
+use kinsync_core::{Observation, UserId};
+
+use crate::{decode::Decoded, queue::EntryId};
+
+/// A claimed entry, decoded.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) id: EntryId,
+    pub(super) decoded: Decoded,
+}
+
+impl Item {
+    /// The user whom the entry would change.
+    pub(super) fn user(&self) -> Option<&UserId> {
+        let observations = self.decoded.observations.as_ref().ok()?;
+        observations.first().map(|observation| &observation.user)
+    }
+
+    /// What fails when the entry fails: its user, or the entry itself where it changes no user.
+    pub(super) fn subject(&self) -> &str {
+        self.user().map_or(self.id.as_str(), UserId::as_str)
+    }
+}
+
+/// Entries that are applied together.
+#[derive(Debug)]
+pub(super) struct Piece {
+    pub(super) items: Vec<Item>,
+    /// Attempts left before the piece is split.
+    pub(super) attempts: u32,
+    /// Whether its events are in the log.
+    pub(super) is_logged: bool,
+}
+
+impl Piece {
+    pub(super) fn new(items: Vec<Item>, attempts: u32) -> Self {
+        Self { items, attempts, is_logged: false }
+    }
+
+    pub(super) fn observations(&self) -> impl Iterator<Item = Observation> {
+        self.items.iter().filter_map(|item| item.decoded.observations.as_ref().ok()).flatten().cloned()
+    }
+
+    /// Whether splitting it would tell nothing: all entries are about one user.
+    pub(super) fn is_about_one(&self) -> bool {
+        self.items.windows(2).all(|two| two[0].subject() == two[1].subject())
+    }
+
+    /// Both halves. The entries of one user stay together where they are the whole half.
+    pub(super) fn split(mut self) -> [Self; 2] {
+        self.items.sort_by(|one, other| one.subject().cmp(other.subject()));
+        let second = self.items.split_off(self.items.len() / 2);
+        [second, self.items].map(|items| Self { items, attempts: 1, is_logged: self.is_logged })
+    }
+}

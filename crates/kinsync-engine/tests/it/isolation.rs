@@ -1,0 +1,190 @@
+//! A failure of one user is never an outage, and an outage never makes a dead letter.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::{sync::Arc, time::Duration};
+
+use bson::{Document, doc};
+use kinsync_engine::{
+    breaker::{self, Breaker},
+    clock::Clock,
+    projector::{self, Projector},
+    queue::{Entry, Queue},
+    store::{Store, embedded::EmbeddedStore, mongo},
+};
+use kinsync_testing::mongo::TestMongo;
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    pipeline::{queue, told},
+    store_mongo::{prepared, store, users},
+    store_rows::{get, put, row},
+};
+
+/// A projector at work, and its queue.
+struct Pipeline {
+    queue: Arc<dyn Queue>,
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    _dir: tempfile::TempDir,
+}
+
+impl Pipeline {
+    /// Enqueues the entries before the projector starts, so that they are claimed together.
+    async fn start(store: Arc<dyn Store>, entries: Vec<Entry>) -> Self {
+        let (queue, dir) = queue().await;
+        for entry in entries {
+            queue.enqueue(entry).await.unwrap();
+        }
+        let pause = Duration::from_millis(20);
+        let breaker = Breaker::new(
+            "store",
+            "projector",
+            breaker::Config { pause, max_pause: pause, ..breaker::Config::default() },
+        );
+        let config =
+            projector::Config { retry_after: Duration::from_millis(10), ..projector::Config::default() };
+        let projector = Projector::new(queue.clone(), store.clone(), breaker, Clock::system(), config);
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let stopped = stop.clone();
+        tasks.spawn(async move { projector.run(stopped).await });
+        Self { queue, store, stop, tasks, _dir: dir }
+    }
+
+    async fn until(&self, what: &str, is_so: impl AsyncFn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !is_so(self).await {
+            let stats = self.queue.stats().await.unwrap();
+            assert!(Instant::now() < deadline, "{what}: {stats:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn depth(&self) -> u64 {
+        self.queue.stats().await.unwrap().depth
+    }
+
+    async fn is_stored(&self, user: &str) -> bool {
+        get(&*self.store, user).await.is_some()
+    }
+
+    /// Ids of the events set aside, with their reasons.
+    async fn dead(&self) -> Vec<(String, String)> {
+        let dead = self.queue.dead_letters(None, 100).await.unwrap();
+        dead.into_iter().map(|letter| (letter.event_id, letter.reason)).collect()
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+fn named(user: &str) -> Entry {
+    let told_of = format!(r#"{{"id":"{user}","first_name":"Ada","organizations":[{{"code":"org_1"}}]}}"#);
+    told("user.created", 1, &format!("event_of_{user}"), &told_of)
+}
+
+fn forty_and(others: &[&str]) -> Vec<Entry> {
+    let good = (0..40).map(|n| format!("kp_good_{n:02}"));
+    let mut entries: Vec<Entry> = good.map(|user| named(&user)).collect();
+    entries.extend(others.iter().map(|user| named(user)));
+    entries.rotate_right(others.len().div_ceil(2));
+    entries
+}
+
+async fn all_good_are_stored(pipeline: &Pipeline) -> bool {
+    for n in 0..40 {
+        if !pipeline.is_stored(&format!("kp_good_{n:02}")).await {
+            return false;
+        }
+    }
+    true
+}
+
+async fn index(store: &mongo::MongoStore, index: Document) {
+    let command = doc! { "createIndexes": "users", "indexes": [index] };
+    store.database().run_command(command).await.unwrap();
+}
+
+/// Sets aside exactly the events of these users and stores all others.
+async fn only_these_are_set_aside(store: Arc<dyn Store>, bad: &[&str], reason: &str) {
+    let pipeline = Pipeline::start(store, forty_and(bad)).await;
+    pipeline.until("the others are stored", all_good_are_stored).await;
+    pipeline.until("the queue is empty", async |p| p.depth().await == 0).await;
+    let mut dead = pipeline.dead().await;
+    dead.sort();
+    let ids: Vec<_> = dead.iter().map(|(id, _)| id.strip_prefix("event_of_").unwrap()).collect();
+    assert_eq!(ids, bad, "{dead:?}");
+    assert!(dead.iter().all(|(_, why)| why.contains(reason)), "{dead:?}");
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_whom_a_compound_index_over_two_arrays_refuses_are_set_aside_and_all_others_stored() {
+    let store = store().await;
+    index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
+    let own = ["kp_a", "kp_b"].map(|user| doc! { "kindeId": user, "tags": [] });
+    users(&store).insert_many(own).await.unwrap();
+    only_these_are_set_aside(Arc::new(store), &["kp_a", "kp_b"], "171").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_user_is_set_aside_in_an_idle_system_too() {
+    let store = store().await;
+    index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
+    users(&store).insert_one(doc! { "kindeId": "kp_a", "tags": [] }).await.unwrap();
+    let pipeline = Pipeline::start(Arc::new(store), vec![named("kp_good_00")]).await;
+    pipeline.until("one is stored", async |p| p.is_stored("kp_good_00").await).await;
+    pipeline.queue.enqueue(named("kp_a")).await.unwrap();
+    pipeline.until("it is set aside", async |p| p.dead().await.len() == 1).await;
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_kinsync_cannot_read_back_are_named_and_not_looped_on() {
+    let store = store().await;
+    let own = [
+        doc! { "_id": "mine_a", "kindeId": ["kp_a", "kp_z"] },
+        doc! { "_id": "mine_b", "kindeId": "kp_b", "kinsync": [{ "revision": 1 }] },
+        doc! { "_id": "mine_c", "kindeId": "kp_c", "kinsync": "x" },
+        doc! { "_id": "mine_d", "kindeId": "kp_d", "kinsync": { "revision": [1] } },
+    ];
+    users(&store).insert_many(&own).await.unwrap();
+    let bad = ["kp_a", "kp_b", "kp_c", "kp_d"];
+    only_these_are_set_aside(Arc::new(store.clone()), &bad, "mine_").await;
+    for document in own {
+        let id = document.get_str("_id").unwrap();
+        let found = users(&store).find_one(doc! { "_id": id }).await.unwrap();
+        assert_eq!(found, Some(document), "it is as the application left it");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_refuses_every_write_makes_no_dead_letter() {
+    let mongo = TestMongo::start_own().await;
+    for code in [2, 13, 121, 171, 14031] {
+        let config = mongo::Config { database: Some(mongo.database()), ..mongo::Config::new(mongo.uri()) };
+        let store = prepared(config).await;
+        let fault = doc! { "failCommands": ["insert", "update"], "errorCode": code };
+        let guard = mongo.fail_point(doc! { "times": 100 }, fault).await;
+        let pipeline = Pipeline::start(Arc::new(store), forty_and(&["kp_z"])).await;
+        pipeline.until("all are stored", async |p| p.depth().await == 0).await;
+        assert_eq!(pipeline.dead().await, [], "{code}");
+        assert!(pipeline.is_stored("kp_z").await && all_good_are_stored(&pipeline).await, "{code}");
+        pipeline.end().await;
+        drop(guard);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_the_embedded_store_that_cannot_be_read_is_set_aside_and_all_others_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(dir.path()).unwrap();
+    put(&store, &row("kp_a", None)).await;
+    let sqlite = rusqlite::Connection::open(dir.path().join("kinsync.sqlite")).unwrap();
+    assert_eq!(sqlite.execute("UPDATE users SET state = '{' WHERE id = 'kp_a'", []).unwrap(), 1);
+    only_these_are_set_aside(Arc::new(store), &["kp_a"], "damaged").await;
+}
