@@ -190,7 +190,8 @@ impl Engine {
         self.0.supervisor.spawn("projector", move |stop| {
             let engine = engine.clone();
             async move {
-                if stop.run_until_cancelled(engine.prepare_store()).await == Some(true) {
+                let prepared = Box::pin(stop.run_until_cancelled(engine.prepare_store()));
+                if prepared.await == Some(true) {
                     engine.0.projector.run(stop).await;
                 } else {
                     // A refused store ends the process; until then there is nothing to do.

@@ -272,11 +272,15 @@ impl BackgroundTasks {
     /// panicked: pending requests are kept.
     pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.authenticator.shared;
-        tokio::join!(
-            shared.users.run(&self.loads, &stop),
-            shared.profiles.run(&self.profile_requests, &stop),
-            shared.last_seen.run(&stop),
-        );
+        // Boxed: an embedding application should not carry this large future in its own.
+        let tasks = Box::pin(async {
+            tokio::join!(
+                shared.users.run(&self.loads, &stop),
+                shared.profiles.run(&self.profile_requests, &stop),
+                shared.last_seen.run(&stop),
+            )
+        });
+        tasks.await;
     }
 }
 

@@ -1,4 +1,4 @@
-//! PendingChecks everything that kinsync depends on, and names a fix for each problem.
+//! Checks everything that kinsync depends on, and names a fix for each problem.
 //!
 //! Each check ends in one [`Finding`]. Every finding is always present, in the same order. The checks run at the same time,
 //! each group with a deadline. Nothing is written to Kinde or to `MongoDB`; in the data folder one file is created, synced

@@ -143,7 +143,7 @@ impl Registration {
         }
     }
 
-    /// PendingChecks that the tenant has every required event type.
+    /// Checks that the tenant has every required event type.
     pub fn check(&self) -> Result<(), Error> {
         if self.not_offered.is_empty() { Ok(()) } else { Err(Error::NotOffered(self.not_offered.clone())) }
     }

@@ -119,7 +119,7 @@ async fn a_damaged_byte_anywhere_stops_nothing() {
         match open(dir.path(), Config::default()) {
             // The header holds the format.
             Err(error) => {
-                assert!(matches!(error, Error::Refused { .. }) && at < 100, "flipped at {at}: {error}")
+                assert!(matches!(error, Error::Refused { .. }) && at < 100, "flipped at {at}: {error}");
             }
             Ok(queue) => {
                 let found = numbers(drain(&queue).await);

@@ -220,7 +220,9 @@ async fn child_that_works() {
     let consume = async {
         loop {
             let claimed = queue.claim(5, LEASE).await.unwrap();
-            claimed.iter().for_each(|claimed| print_line(&format!("done {}", claimed.entry.event_id)));
+            for claimed in &claimed {
+                print_line(&format!("done {}", claimed.entry.event_id));
+            }
             let _ = queue.ack(&ids(&claimed[..claimed.len() / 2])).await;
         }
     };

@@ -39,7 +39,7 @@ const EXPLAINED: usize = 1000;
 /// answered in any case.
 const KINDE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// PendingChecks that a request carries the admin token. Without a configured token every request is refused.
+/// Checks that a request carries the admin token. Without a configured token every request is refused.
 pub fn authorize(state: &AppState, headers: &HeaderMap) -> Result<()> {
     let Some(expected) = &state.admin_token else {
         return Err(Problem::Disabled { what: "admin routes", enabled_by: "KINSYNC_ADMIN_TOKEN" }.into());
