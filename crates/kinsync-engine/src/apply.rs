@@ -1,7 +1,7 @@
-//! The one door to every write: load, join, write what changed, if nobody wrote meanwhile.
+//! The single write path of observations: load, join, write changed rows with compare-and-set.
 //!
-//! Safe to run twice, from any number of processes, and to cut at any point: each row is one
-//! guarded atomic write of a join, and a join that was lost to somebody else is made again.
+//! Safe to repeat, to run in any number of processes, and to interrupt at any point: each row is one atomic write of a join,
+//! and a lost compare-and-set repeats the join.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,8 +15,7 @@ use crate::{
     store::{Error, Outcome, Row, Store},
 };
 
-/// Rounds after which the rows are said to change too fast. Each lost round means that somebody
-/// else's write went through.
+/// Compare-and-set attempts before giving up. Each lost attempt means that a concurrent write succeeded.
 const MAX_ROUNDS: u32 = 64;
 
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
@@ -25,34 +24,35 @@ const MAX_STUCK: u32 = 16;
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
 
-const CONTENTION: &str = "the same rows are being written by others all the time";
+const CONTENTION: &str = "other processes write the same rows continuously";
 
-/// What became of a batch of observations.
+/// Result of a batch of observations.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// The users whose documents changed, as they are now or were a moment ago.
+    /// Rows of users with a changed document.
     pub changed: Vec<Row>,
-    /// Users of whom the observations told nothing new.
+    /// Users without a new observation.
     pub unchanged: usize,
-    /// Users whose row the store will never take, and why.
+    /// Users with a rejected row, and the reason.
     pub rejected: Vec<(UserId, String)>,
     /// Users whose write failed alone, and why. Whether the store will ever take it is not known:
     /// apply their observations again, later and apart from others.
     pub failed: Vec<(UserId, String)>,
-    /// Deleted users of whom something newer was told.
+    /// Deleted users with an observation newer than the deletion.
     pub users_to_recheck: Vec<UserId>,
 }
 
-/// All that a batch says of one user.
+/// Joined observations of one user in a batch.
 struct Delta {
     state: UserState,
     newest: Version,
     source: Source,
 }
 
-/// Joins the observations into the stored users. Several of one user cost one write.
+/// Joins observations into the stored users. Several observations of one user cost one write.
 ///
-/// On `Err` any subset of the users may have been written; do it again.
+/// # Errors
+/// Fails when the store fails. Any subset of the users may have been written; a repetition is safe.
 pub async fn apply(
     store: &dyn Store,
     observations: impl IntoIterator<Item = Observation>,
@@ -61,7 +61,7 @@ pub async fn apply(
     apply_over(store, observations, now, &ScanWatermarks::default()).await
 }
 
-/// The same for observations that may be older than these scans.
+/// Like [`apply`], for observations that may be older than these scans.
 pub async fn apply_over(
     store: &dyn Store,
     observations: impl IntoIterator<Item = Observation>,
@@ -93,13 +93,13 @@ pub async fn apply_over(
                 to_resolve.extend(Some(row).filter(|row| !row.pending_emails.is_empty()));
             }
         }
-        // Before the write: one that is cut after it would tell nothing new, and nobody would ask.
+        // Requested before the write: after an interruption, a repetition would find nothing new and request no check.
         PendingChecks::request(store, &users_to_recheck).await?;
         for (row, outcome) in write(store, writes).await? {
             match outcome {
-                // An index that takes "no address" for an address lets one user be without, and no more.
+                // A non-sparse unique index allows only one user without an address.
                 Outcome::EmailTaken if !row.metadata.holds_email => {
-                    let reason = "a unique index of the application refuses a second user without an address";
+                    let reason = "a unique index of the application allows only one user without an address";
                     applied.rejected.push((row.id.clone(), reason.into()));
                 }
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
@@ -109,7 +109,7 @@ pub async fn apply_over(
                 Outcome::Failed(reason) => applied.failed.push((row.id.clone(), reason)),
                 Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
                 Outcome::Written => {
-                    // Not touched: nothing but `last_seen` is new.
+                    // Not counted as changed: only `last_seen` is new.
                     if row.metadata.updated_at == now {
                         count(row.metadata.source);
                     }
@@ -140,8 +140,8 @@ impl Stuck {
     }
 }
 
-/// Writes the rows. One that wants to show an address which another row shows is written again
-/// without it, to be settled: so it is never in the way of the others.
+/// Writes the rows. A row with an address that another document shows is written again without it and with a pending mark,
+/// so that it does not block the others.
 async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>, Error> {
     let outcomes = store.write(&rows).await?;
     let (taken, mut done): (Vec<_>, Vec<_>) =
@@ -157,7 +157,7 @@ async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>,
     Ok(done)
 }
 
-/// Which way the changes of users come.
+/// Counts changes by source.
 fn count(source: Option<Source>) {
     let source = source.map_or("unknown", Source::as_str);
     metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
@@ -190,8 +190,7 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
     deltas
 }
 
-/// The row as it should be written and whether Kinde should be asked, or `None` when the delta tells
-/// nothing new.
+/// Returns the row to write and whether the user needs a check, or `None` if the delta contains nothing new.
 fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option<(Row, bool)> {
     let mut state = row.state.clone().join(delta.state.clone());
     if state == row.state && row.revision > 0 {
@@ -205,7 +204,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
     if row.revision == 0 {
         next.metadata.inserted_at = now;
     }
-    // When a user was last seen is no change of the user: who waits for changes need not be woken for it.
+    // A new `last_seen` alone is no change of the user and must not trigger consumers of changes.
     if row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state) {
         next.metadata.updated_at = now;
         next.metadata.source = Some(delta.source);
@@ -213,7 +212,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
     let before = row.state.claimed_email();
     let after = next.state.claimed_email();
     if before != after {
-        // Somebody may be waiting for the address that is left.
+        // Another user may have an email conflict about the former address.
         next.pending_emails.extend(before.filter(|_| row.metadata.holds_email).map(ToOwned::to_owned));
         next.metadata.holds_email = after.is_some();
         next.metadata.email_held_by = None;
@@ -224,12 +223,12 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
     Some((next, check))
 }
 
-/// Older than was known, or verified at last: the address may be this user's after all.
+/// Returns whether the user became older or its address verified, so that the owner of the address may change.
 fn is_stronger(next: &UserState, before: &UserState) -> bool {
     next.first != before.first || (next.has_verified_email() && !before.has_verified_email())
 }
 
-/// Lost rounds are rare and short; after a few, wait a little so that somebody wins.
+/// Waits after several lost attempts, with jitter, so that one process wins.
 pub(crate) async fn pause(round: u32) {
     if round > 2 {
         let longest = Duration::from_millis(1 << round.min(7));

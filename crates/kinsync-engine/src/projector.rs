@@ -26,27 +26,25 @@ use crate::{
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
 
-/// How the projector works.
+/// Settings of the projector.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Entries claimed at once, at most. What waits for one user costs one write.
+    /// Maximum entries per claim. All entries of one user in a batch cost one write.
     pub batch: usize,
-    /// Batches in work at once: one is decoded while another is written.
+    /// Concurrent batches: one is decoded while another is written.
     pub workers: usize,
-    /// How far ahead of our clock an event may be before it is quarantined.
+    /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
     pub future_tolerance: Duration,
-    /// How often rows are looked for that a crash left unsettled, or whose address became free.
+    /// Interval of the sweep for interrupted transfers of email addresses and outdated email conflicts.
     pub sweep_every: Duration,
-    /// How long claimed entries are reserved for this projector. Afterwards another may claim them
-    /// too, which changes nothing but costs work.
+    /// Lease of claimed entries. After it another projector may claim them too, which is safe but repeats work.
     pub lease: Duration,
     /// Pause before a user who could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
 }
 
-/// Pause after the queue failed, and before entries are claimed again whose dead letter could not be
-/// written.
+/// Pause after a failure of the queue, and before entries are claimed again after their dead letter could not be written.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Attempts to apply a batch before it is split.
@@ -80,7 +78,7 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// A projector that has not started.
+    /// Returns a projector. [`Self::run`] starts it.
     pub fn new(
         queue: Arc<dyn Queue>,
         store: Arc<dyn Store>,
@@ -91,8 +89,7 @@ impl Projector {
         Self { queue, store, breaker, clock, config, evidence: Evidence::new(config.retry_after) }
     }
 
-    /// Works until told to stop, then finishes what it is writing. What it could not finish stays
-    /// in the queue.
+    /// Runs until `stop` is cancelled, then completes writes in progress. Other entries stay in the queue.
     pub async fn run(&self, stop: CancellationToken) {
         let workers = (0..self.config.workers).map(|_| self.work(&stop));
         tokio::join!(futures_util::future::join_all(workers), self.sweep_regularly(&stop));
@@ -118,7 +115,7 @@ impl Projector {
         self.queue.claim(self.config.batch, self.config.lease).await
     }
 
-    /// Decodes, applies and acks one batch. Returns early, without an ack, only when stopped.
+    /// Decodes, applies and acks one batch. Returns without an ack only if stopped.
     async fn project(&self, claimed: Vec<Claimed>, stop: &CancellationToken) {
         let items = self.decode(claimed).await;
         let (apart, together): (Vec<_>, Vec<_>) =
@@ -135,7 +132,7 @@ impl Projector {
         let mut items = Vec::with_capacity(claimed.len());
         for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
-                // Deliveries that wait for their 200 come first.
+                // New deliveries, which wait for their response, have priority.
                 tokio::task::yield_now().await;
             }
             items.push(Item { id, decoded: decode::decode(&entry, limit) });
@@ -201,16 +198,16 @@ impl Projector {
         }
         let items = std::mem::take(&mut piece.items);
         if let Err(error) = self.finish(items, applied).await {
-            // Not acked is not lost: the entries come again and change nothing then.
+            // Unacked entries are delivered again, and the repetition changes nothing.
             tracing::error!(
                 error = crate::breaker::error_chain(&error),
-                "acking a batch failed; it comes again"
+                "acking a batch failed; its entries are delivered again"
             );
         }
         Ok(())
     }
 
-    /// Acks what was applied first: a dead letter that cannot be written holds nothing else up.
+    /// Acks applied entries first, so that a failed dead letter does not delay them.
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
         let rejected: HashMap<UserId, String> = applied.rejected.into_iter().collect();
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
@@ -308,7 +305,7 @@ impl Projector {
         }
     }
 
-    /// Dead-letters entries. When that fails they are released, and claimed again after a pause.
+    /// Dead-letters entries. After a failure they are released and claimed again after a pause.
     async fn set_aside(&self, dead: &[(EntryId, String)]) -> Result<(), queue::Error> {
         if dead.is_empty() {
             return Ok(());
@@ -319,7 +316,7 @@ impl Projector {
             return Err(error);
         }
         for (id, reason) in dead {
-            tracing::warn!(%id, reason, "an event was set aside as a dead letter");
+            tracing::warn!(%id, reason, "an event became a dead letter");
         }
         count("dead_lettered", dead.len());
         Ok(())
@@ -346,7 +343,7 @@ impl Projector {
                     self.breaker.succeeded();
                     tracing::info!(
                         rows,
-                        "settled addresses that an interrupted write left, or that a row of the application let go"
+                        "resolved email addresses after interrupted writes or changes of the application's documents"
                     );
                 }
                 Err(error) => {
@@ -361,7 +358,7 @@ impl Projector {
 }
 
 fn refused(reason: &str) -> String {
-    format!("the store refused the user: {reason}")
+    format!("the store rejected the user: {reason}")
 }
 
 fn refused_all(reason: &str) -> store::Error {

@@ -1,8 +1,7 @@
-//! Where users and the event log are kept.
+//! Storage of users and of the event log.
 //!
-//! A store is deliberately dumb: it loads rows, writes them when nobody else has meanwhile, and
-//! keeps events. What a write should say is decided in [`crate::apply`] and [`crate::settle`],
-//! once for every store.
+//! A store is deliberately simple: it loads rows, writes them with compare-and-set, and stores events. [`mod@crate::apply`] and
+//! [`crate::email_ownership`] decide the content of every write, once for all stores.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,23 +20,23 @@ mod open;
 
 pub use self::open::{OpenedStore, open};
 
-/// One user as stored.
+/// A stored user.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Row {
-    /// Who.
+    /// Id of the user.
     pub id: UserId,
-    /// All that is known.
+    /// State of the user.
     pub state: UserState,
-    /// What the document shows beyond the state.
+    /// Metadata of the document.
     pub metadata: RowMetadata,
-    /// Grows by one with each write of kinsync; 0 before the first.
+    /// Revision. Increases by one with each write of kinsync; 0 before the first.
     pub revision: i64,
-    /// Addresses whose owner has to be found again because of a change of this row.
+    /// Addresses with a pending decision about their owner, caused by a change of this row.
     pub pending_emails: BTreeSet<String>,
 }
 
 impl Row {
-    /// A user of whom nothing is known and who is not stored.
+    /// Returns the row of a user without observations that is not stored.
     pub fn unknown(id: UserId) -> Self {
         Self {
             id,
@@ -48,23 +47,23 @@ impl Row {
         }
     }
 
-    /// The document that an application reads.
+    /// Returns the document that an application reads.
     pub fn document(&self) -> UserDocument {
         UserDocument::new(&self.id, &self.state, &self.metadata)
     }
 }
 
-/// Who shows an address.
+/// The document that shows an address.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Holder {
     /// A document with this Kinde id.
     User(UserId),
-    /// A document of the application's without one, by its `_id` as a person writes it: which may look like a Kinde id.
+    /// A document of the application without a Kinde id, by its `_id` as text, which may look like a Kinde id.
     Foreign(String),
 }
 
 impl Holder {
-    /// What an email conflict says.
+    /// Returns the name of the holder in an email conflict.
     pub fn name(&self) -> &str {
         match self {
             Self::User(id) => id.as_str(),
@@ -73,65 +72,65 @@ impl Holder {
     }
 }
 
-/// What became of one guarded write.
+/// Outcome of a compare-and-set write.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// It is stored.
+    /// The row is stored.
     Written,
-    /// Somebody else wrote the row since it was loaded: load it and join again.
+    /// The row changed since it was loaded; load it and join again.
     Stale,
-    /// Another row shows the address that this one wants to show. Nothing was written.
+    /// Another document shows the address. Nothing was written.
     EmailTaken,
     /// The write of this row failed, others may have succeeded. Whether the store will take it later
     /// is not known. The reason is for a person.
     Failed(String),
-    /// The store will never take this row. The reason is for a person.
+    /// The store will never accept this row. Contains a readable reason.
     Rejected(String),
 }
 
-/// A verified event as the log keeps it.
+/// A verified event in the log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoggedEvent {
-    /// The signed id. Unique in the log.
+    /// Signed event id. Unique in the log.
     pub event_id: String,
-    /// Such as `user.updated`; empty when it could not be understood.
+    /// Event type such as `user.updated`; empty if the event could not be decoded.
     pub event_type: String,
-    /// Of whom it speaks, if of a user.
+    /// Id of the user in the event, if any.
     pub user: Option<String>,
-    /// When it happened, by Kinde's clock.
+    /// Provider time.
     pub at: Option<Micros>,
-    /// When it was received, by our clock.
+    /// Time of receipt by kinsync's clock.
     pub received_at: Micros,
-    /// The scheme under which it was verified.
+    /// Scheme of the verification.
     pub scheme: String,
-    /// The event as JSON text, as it was sent. Never evaluated.
+    /// Event as JSON text, as received. Never evaluated.
     pub payload: String,
 }
 
-/// Which events to list: newest received first.
+/// Filter of a list of events, newest receipt first.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EventFilter {
-    /// Only those of this user.
+    /// Only events of this user.
     pub user: Option<String>,
-    /// Only those of this type.
+    /// Only events of this type.
     pub event_type: Option<String>,
     /// Continue after this event.
     pub after: Option<String>,
-    /// At most this many.
+    /// Maximum number of items.
     pub limit: usize,
 }
 
-/// Which users to list: in the order of their ids.
+/// Filter of a list of users, in the order of their ids.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UserFilter {
-    /// Only the one who shows this address, or claims it and may not show it.
+    /// Only users with this email address, shown or in a conflict.
     pub email: Option<String>,
-    /// Deleted users too.
+    /// Whether the list contains deleted users.
     pub with_deleted: bool,
     /// Continue after this id.
     pub after: Option<String>,
-    /// At most this many.
+    /// Maximum number of items.
     pub limit: usize,
 }
 
@@ -188,16 +187,16 @@ impl<T> IntoIterator for Page<T> {
     }
 }
 
-/// One of kinsync's own records: a lease, a checkpoint, a list of runs.
+/// A record of kinsync, such as a lease, a checkpoint or the list of runs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Saved {
-    /// What was put there.
+    /// Value.
     pub value: serde_json::Value,
-    /// Grows by one with each write; never 0.
+    /// Revision. Increases by one with each write; never 0.
     pub revision: i64,
 }
 
-/// How much is stored. Estimates, cheap to get.
+/// Estimated numbers of stored items. Cheap to read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
@@ -209,43 +208,42 @@ pub struct Counts {
     pub events: u64,
 }
 
-/// Why a store could not do it.
+/// Failures of a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It may work later: unreachable, slow, not primary, out of space. The outcome is unknown;
-    /// every write is guarded, so doing it again is safe.
-    #[error("the store is unavailable while it should {doing}")]
+    /// Transient: unreachable, slow, not primary, or out of space. The outcome is unknown. Every write is compare-and-set,
+    /// so a repetition is safe.
+    #[error("the store is unavailable; it failed to {doing}")]
     Unavailable {
-        /// What we were doing.
+        /// Failed operation.
         doing: &'static str,
-        /// Why.
+        /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It will not work until somebody changes something.
+    /// Permanent until an operator changes something.
     #[error("the store refused to {doing}: {hint}")]
     Refused {
-        /// What we were doing.
+        /// Failed operation.
         doing: &'static str,
-        /// What to do about it.
+        /// Next step for the operator.
         hint: String,
-        /// Why.
+        /// Cause.
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
 }
 
 impl Error {
-    /// Whether the same call may succeed later without anybody's help.
+    /// Returns whether the same call may succeed later without a change by an operator.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
 }
 
-/// Where users and the event log are kept. Cancelling a future leaves the outcome unknown, never
-/// half done for one row.
+/// Storage of users and of the event log. Cancelling a future leaves the outcome unknown, but never writes half a row.
 #[async_trait]
 pub trait Store: fmt::Debug + Send + Sync {
-    /// The rows of these users, in the same order; `None` for those not stored.
+    /// Loads the rows of these users, in the same order; `None` for users that are not stored.
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error>;
 
     /// Writes each row if the stored revision is still `row.revision` (0: not stored yet), as
@@ -253,57 +251,54 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Acknowledged durably (majority). Outcomes are in the order of the rows.
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error>;
 
-    /// The live rows whose newest email is one of these, whether they show it or not.
+    /// Returns the live rows with one of these newest addresses, shown or in a conflict.
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
 
-    /// Whatever rows show these addresses, also such that kinsync did not make.
+    /// Returns the documents that show these addresses, including documents that kinsync did not write.
     async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error>;
 
-    /// Rows that were told who holds their address, after this id and in the order of their ids.
-    /// Where no row comes from anybody else, there need be none: the holder marks it when it lets go.
+    /// Returns rows with an email conflict, after this id and in the order of their ids. A store without documents of an
+    /// application may return none: kinsync's own writes record pending addresses.
     async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
-    /// Gives this row, written before without its address, to the one row that shows the address
-    /// and that an application made without a Kinde id: the application's row becomes the user's,
-    /// with its own fields, and the row that kinsync made goes. One atomic step, and only if both
-    /// are as they were.
+    /// Links the only document of the application that shows the address of this row to the user: the document gets
+    /// kinsync's fields and keeps its own, and the document that kinsync created is deleted. One atomic step, and only if
+    /// both documents are unchanged.
     ///
-    /// The caller has made sure that Kinde says the address is verified. [`Outcome::EmailTaken`]
-    /// when there is no such row or more than one, when the application has written fields of its
-    /// own into the row that would go, or when adoption is off: then nothing was written.
+    /// The caller ensures that Kinde reports the address as verified. Returns [`Outcome::EmailTaken`], and writes nothing,
+    /// if no such document or several exist, if the document to delete contains fields of the application, or if linking
+    /// is disabled.
     async fn link(&self, row: &Row) -> Result<Outcome, Error>;
 
     /// Returns at most `limit` rows with pending email resolutions.
     async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error>;
 
-    /// Appends events to the log; those whose id is there already are left out. Answers how many
-    /// were new.
+    /// Appends events to the log and skips known event ids. Returns the number of new events.
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error>;
 
-    /// Events of the log, without their order in time being promised beyond `received_at`.
+    /// Lists events of the log, ordered by `received_at`.
     async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error>;
 
-    /// One event of the log.
+    /// Returns one event of the log.
     async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error>;
 
-    /// Users in the order of their ids.
+    /// Lists users in the order of their ids.
     async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error>;
 
-    /// Ids of users, also deleted ones, in their order, after this one. Cheaper than the users.
+    /// Lists ids of users, including deleted ones, in order, after this id. Cheaper than [`Store::users`].
     async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
 
-    /// One of kinsync's own records, as a majority has it.
+    /// Reads a record of kinsync, as acknowledged by a majority.
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error>;
 
-    /// Writes one of kinsync's own records if its revision is still `expected` (0: it is not there
-    /// yet), as revision `expected + 1`. Acknowledged durably (majority). `false`: somebody else
-    /// wrote it since, and nothing was written.
+    /// Writes a record of kinsync if its revision is still `expected` (0: the record does not exist), as revision
+    /// `expected + 1`. Acknowledged durably (majority). Returns `false`, and writes nothing, after a concurrent write.
     async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error>;
 
-    /// How much is stored.
+    /// Returns estimated numbers of stored items.
     async fn counts(&self) -> Result<Counts, Error>;
 
-    /// Whether the store answers, and can write.
+    /// Fails unless the store responds and accepts a write.
     async fn ping(&self) -> Result<(), Error>;
 }
 

@@ -30,7 +30,7 @@ enum Strike {
     After,
 }
 
-/// A real store whose Nth call fails.
+/// A real store that fails the Nth call.
 #[derive(Debug)]
 struct Failing {
     store: Arc<dyn Store>,
@@ -145,8 +145,8 @@ async fn every_failure_is_recovered_from(fresh: Fresh, strike: Strike, by_sweep:
         let mut batches: Vec<Vec<Observation>> = Vec::new();
         for seed in 0..6_u64 {
             let name = format!("{strike:?}{by_sweep}{n}s{seed}");
-            let told = deliveries(History::random(&name, seed), &mut rng);
-            batches.push(told.into_iter().map(|told| told.observation).collect());
+            let arrivals = deliveries(History::random(&name, seed), &mut rng);
+            batches.push(arrivals.into_iter().map(|arrival| arrival.observation).collect());
         }
         let failed = disturbed(&fresh.store, &batches, n, strike).await;
         let expected = Expected::of(batches.iter().flatten());

@@ -1,4 +1,4 @@
-//! Random lives of a few users who share addresses, as Kinde would tell them, and what the law
+//! Random histories of a few users with shared addresses, as Kinde would send them, and what the join
 //! makes of any subset of the events.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ const START: i64 = 1_720_483_748_000_000;
 /// One event: as it is queued, and as it should be understood. The two are made apart from each
 /// other, so that decoding is tested too.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct Arrival {
     pub(crate) entry: Entry,
     pub(crate) observation: Observation,
 }
@@ -28,17 +28,17 @@ pub(crate) struct History {
     name: String,
     rng: StdRng,
     now: i64,
-    told: Vec<Told>,
+    arrivals: Vec<Arrival>,
 }
 
 impl History {
-    pub(crate) fn random(name: &str, seed: u64) -> Vec<Told> {
+    pub(crate) fn random(name: &str, seed: u64) -> Vec<Arrival> {
         let rng = StdRng::seed_from_u64(seed);
-        let mut history = Self { name: name.to_owned(), rng, now: START, told: Vec::new() };
+        let mut history = Self { name: name.to_owned(), rng, now: START, arrivals: Vec::new() };
         for _ in 0..history.rng.random_range(3..12) {
             history.step();
         }
-        history.told
+        history.arrivals
     }
 
     fn step(&mut self) {
@@ -101,7 +101,7 @@ impl History {
 
     fn tell(&mut self, user: &str, kind: &str, mut fields: Map<String, serde_json::Value>, what: What) {
         fields.insert("id".into(), json!(user));
-        let event_id = format!("event_{}_{}", self.name, self.told.len());
+        let event_id = format!("event_{}_{}", self.name, self.arrivals.len());
         let instant = jiff::Timestamp::from_microsecond(self.now).expect("in range");
         let timestamp = match self.rng.random_range(0..3) {
             0 => instant.to_string(),
@@ -120,26 +120,28 @@ impl History {
         };
         let version = Version::event(Micros(self.now), event_id);
         let user = UserId::parse(user).expect("a plain id");
-        self.told
-            .push(Told { entry, observation: Observation { user, version, source: Source::Webhook, what } });
+        self.arrivals.push(Arrival {
+            entry,
+            observation: Observation { user, version, source: Source::Webhook, what },
+        });
     }
 }
 
 /// What arrives of a history: some events are lost, some come several times, in any order.
-pub(crate) fn deliveries(history: Vec<Told>, rng: &mut StdRng) -> Vec<Told> {
+pub(crate) fn deliveries(history: Vec<Arrival>, rng: &mut StdRng) -> Vec<Arrival> {
     let mut arriving = Vec::new();
-    for told in history {
+    for arrivals in history {
         let copies = match rng.random_range(0..10) {
             0 => 0,
             1 | 2 => rng.random_range(2..4),
             _ => 1,
         };
-        arriving.extend(std::iter::repeat_n(told, copies));
+        arriving.extend(std::iter::repeat_n(arrivals, copies));
     }
     arriving
 }
 
-/// What the law makes of some observations: each user's state, and who shows which address.
+/// Expected state of each user, and expected holder of each address.
 pub(crate) struct Expected {
     pub(crate) states: BTreeMap<UserId, UserState>,
     owners: BTreeMap<String, UserId>,
@@ -184,7 +186,7 @@ impl Expected {
                 assert_eq!(
                     row.metadata.email_held_by.as_deref(),
                     held_by,
-                    "{about}: who holds {address} of {id}"
+                    "{about}: holder of {address} of {id}"
                 );
             }
         }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    pipeline::{queue, told},
+    pipeline::{event_entry, queue},
     store_mongo::{prepared, store, users},
     store_rows::{get, put, row},
 };
@@ -84,7 +84,7 @@ impl Pipeline {
 
 fn named(user: &str) -> Entry {
     let told_of = format!(r#"{{"id":"{user}","first_name":"Ada","organizations":[{{"code":"org_1"}}]}}"#);
-    told("user.created", 1, &format!("event_of_{user}"), &told_of)
+    event_entry("user.created", 1, &format!("event_of_{user}"), &told_of)
 }
 
 fn forty_and(others: &[&str]) -> Vec<Entry> {

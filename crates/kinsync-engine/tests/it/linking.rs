@@ -1,4 +1,4 @@
-//! Rows that an application made before kinsync become users, and only of those to whom they belong.
+//! Existing documents of an application are linked to the users with their verified address.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use bson::{Document, doc};
@@ -31,9 +31,9 @@ fn event(user: &str, at: i64, email: &str) -> Observation {
 
 /// What Kinde's profile endpoint says of it.
 fn profile(user: &str, at: i64, email: &str, verified: bool) -> Observation {
-    let told = Profile::new().with(Field::Email, email).with(Field::EmailVerified, Value::Flag(verified));
+    let fields = Profile::new().with(Field::Email, email).with(Field::EmailVerified, Value::Flag(verified));
     let version = Version::snapshot(Micros(at), format!("profile_{at}"));
-    Observation { user: id(user), version, source: Source::Profile, what: What::Fields(told) }
+    Observation { user: id(user), version, source: Source::Profile, what: What::Fields(fields) }
 }
 
 /// What a scan says of it: the list does not tell whether it is verified.
@@ -42,7 +42,7 @@ fn listed(user: &str, at: i64, email: &str) -> Observation {
     Observation { source: Source::Reconcile, what, ..profile(user, at, email, false) }
 }
 
-async fn told(store: &MongoStore, observations: Vec<Observation>) {
+async fn observe(store: &MongoStore, observations: Vec<Observation>) {
     for observation in observations {
         apply(store, [observation], NOW).await.unwrap();
     }
@@ -72,7 +72,7 @@ async fn is_linked(store: &MongoStore) -> bool {
         return false;
     }
     assert_eq!(text(own, "kindeId"), Some("kp_ada"));
-    assert_eq!(all.len(), 1, "the document that kinsync made is gone");
+    assert_eq!(all.len(), 1, "the document that kinsync created is deleted");
     assert!(!own.contains_key("emailConflict"));
     true
 }
@@ -81,11 +81,11 @@ async fn is_linked(store: &MongoStore) -> bool {
 async fn a_document_with_the_verified_address_of_a_user_is_linked() {
     let store = store().await;
     with_own_row(&store).await;
-    told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
     assert!(!is_linked(&store).await, "an event does not say that an address is verified");
-    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(is_linked(&store).await);
-    told(&store, vec![event("kp_ada", 3, "b@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 3, "b@x.org")]).await;
     let all = everything(&store).await;
     assert_eq!((all.len(), text(&all[0], "email")), (1, Some("b@x.org")), "it is kept true from now on");
     assert_eq!((text(&all[0], "_id"), text(&all[0], "plan")), (Some("own"), Some("pro")));
@@ -93,14 +93,14 @@ async fn a_document_with_the_verified_address_of_a_user_is_linked() {
 
 #[tokio::test]
 async fn a_document_with_a_kinde_id_as_its_own_id_is_linked_like_any_other() {
-    // Its own user's, and somebody else's who claims the address too.
+    // The id of its own user, or of another claimant of the address.
     for id in ["kp_ada", "kp_bob"] {
         let store = store().await;
         users(&store).insert_one(doc! { "_id": id, "email": "a@x.org", "plan": "pro" }).await.unwrap();
-        told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+        observe(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
         let ada = get(&store, "kp_ada").await.unwrap();
         assert_eq!(ada.metadata.email_held_by.as_deref(), Some(id));
-        told(&store, vec![profile("kp_ada", 3, "a@x.org", true)]).await;
+        observe(&store, vec![profile("kp_ada", 3, "a@x.org", true)]).await;
         let all = everything(&store).await;
         let own = all.iter().find(|doc| text(doc, "_id") == Some(id)).unwrap();
         assert_eq!((text(own, "kindeId"), text(own, "plan")), (Some("kp_ada"), Some("pro")));
@@ -111,14 +111,14 @@ async fn a_document_with_a_kinde_id_as_its_own_id_is_linked_like_any_other() {
 async fn a_document_that_an_index_of_the_application_rejects_is_not_linked_and_blocks_no_user() {
     let store = store().await;
     with_own_row(&store).await;
-    // One first name for each plan, and somebody on this plan has it.
+    // One first name for each plan, and another document on this plan has it.
     let index = doc! { "key": { "plan": 1, "firstName": 1 }, "unique": true, "name": "own",
     "partialFilterExpression": { "plan": "pro" } };
     store.database().run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
     users(&store).insert_one(doc! { "_id": "other", "plan": "pro", "firstName": "Ada" }).await.unwrap();
     let named = What::Fields(Profile::new().with(Field::FirstName, "Ada"));
     let named = Observation { what: named, ..event("kp_ada", 1, "a@x.org") };
-    told(&store, vec![named, profile("kp_ada", 2, "a@x.org", true)]).await;
+    observe(&store, vec![named, profile("kp_ada", 2, "a@x.org", true)]).await;
     let ada = get(&store, "kp_ada").await.unwrap();
     assert_eq!(ada.metadata.email_held_by.as_deref(), Some("own"), "a conflict, and no outage");
     assert!(
@@ -133,7 +133,7 @@ async fn a_document_that_an_index_of_the_application_rejects_is_not_linked_and_b
 async fn a_new_user_with_a_verified_address_is_linked_at_once() {
     let store = store().await;
     with_own_row(&store).await;
-    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(is_linked(&store).await);
 }
 
@@ -146,13 +146,13 @@ async fn an_unverified_address_links_no_document() {
         vec![profile("kp_ada", 1, "other@x.org", true), event("kp_ada", 2, "a@x.org")],
         vec![event("kp_ada", 2, "a@x.org"), profile("kp_ada", 1, "other@x.org", true)],
         vec![profile("kp_ada", 1, "other@x.org", true), listed("kp_ada", 2, "a@x.org")],
-        // Verified once, and told of again by something that does not say so.
+        // Verified once, then observed again without a verification.
         vec![event("kp_ada", 2, "a@x.org"), profile("kp_ada", 1, "a@x.org", true)],
     ];
     for history in histories {
         let store = store().await;
         with_own_row(&store).await;
-        told(&store, history.clone()).await;
+        observe(&store, history.clone()).await;
         assert!(!is_linked(&store).await, "{history:?}");
         let user = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
         let conflict = user.get_document("emailConflict").unwrap();
@@ -164,7 +164,7 @@ async fn an_unverified_address_links_no_document() {
 async fn an_email_conflict_ends_when_the_document_of_the_application_disappears() {
     let store = store().await;
     with_own_row(&store).await;
-    told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
     let held_by = async |user: &str| get(&store, user).await.unwrap().metadata.email_held_by;
     assert_eq!(
         (held_by("kp_ada").await, held_by("kp_bob").await),
@@ -186,11 +186,11 @@ async fn an_email_conflict_ends_when_the_document_of_the_application_disappears(
 #[tokio::test]
 async fn an_address_that_the_application_writes_back_is_removed_again() {
     let store = store().await;
-    told(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
-    // The owner lets go, and the application writes the address to who waited or is gone.
-    let gone = Observation { what: What::Deleted, ..event("kp_eve", 1, "a@x.org") };
-    told(&store, vec![event("kp_ada", 3, "b@x.org"), event("kp_bob", 4, "c@x.org"), gone]).await;
-    told(&store, vec![event("kp_ada", 5, "a@x.org"), event("kp_bob", 6, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 1, "a@x.org"), event("kp_bob", 2, "a@x.org")]).await;
+    // The owner changes its address, and the application writes it into documents of a waiting and of a deleted user.
+    let deleted = Observation { what: What::Deleted, ..event("kp_eve", 1, "a@x.org") };
+    observe(&store, vec![event("kp_ada", 3, "b@x.org"), event("kp_bob", 4, "c@x.org"), deleted]).await;
+    observe(&store, vec![event("kp_ada", 5, "a@x.org"), event("kp_bob", 6, "a@x.org")]).await;
     for user in ["kp_bob", "kp_eve"] {
         let set = async |user: &str, change: Document| {
             users(&store).update_one(doc! { "kindeId": user }, change).await.unwrap();
@@ -198,17 +198,17 @@ async fn an_address_that_the_application_writes_back_is_removed_again() {
         set("kp_ada", doc! { "$unset": { "email": 1 } }).await;
         set(user, doc! { "$set": { "email": "a@x.org" } }).await;
         let at = NOW.0 + get(&store, "kp_ada").await.unwrap().revision;
-        told(&store, vec![event("kp_ada", at, "d@x.org"), event("kp_ada", at + 1, "a@x.org")]).await;
+        observe(&store, vec![event("kp_ada", at, "d@x.org"), event("kp_ada", at + 1, "a@x.org")]).await;
         let ada = get(&store, "kp_ada").await.unwrap();
         assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "of {user}");
         let other = users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
         assert!(!other.contains_key("email"), "{other}");
     }
-    // Where a validator does not let it be taken away, it stays, and nobody waits for ever.
+    // If a validator prevents the removal, the address stays, and no other user is blocked.
     let validator = doc! { "$nor": [{ "kindeId": "kp_bob", "email": { "$exists": false } }] };
-    told(&store, vec![event("kp_ada", NOW.0 + 100, "e@x.org")]).await;
+    observe(&store, vec![event("kp_ada", NOW.0 + 100, "e@x.org")]).await;
     let written = doc! { "$set": { "email": "a@x.org" } };
-    told(
+    observe(
         &store,
         vec![
             event("kp_bob", NOW.0 + 101, "f@x.org"),
@@ -218,7 +218,7 @@ async fn an_address_that_the_application_writes_back_is_removed_again() {
     .await;
     users(&store).update_one(doc! { "kindeId": "kp_bob" }, written).await.unwrap();
     store.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
-    told(&store, vec![event("kp_ada", NOW.0 + 103, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", NOW.0 + 103, "a@x.org")]).await;
     assert_eq!(get(&store, "kp_ada").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_bob"));
 }
 
@@ -244,26 +244,26 @@ async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
     "partialFilterExpression": { "email": { "$gt": "" } } };
     database.run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
     let lower = [event("kp_low", 2, "a@x.org"), event("kp_other", 2, "b@x.org")];
-    told(&store, vec![event("kp_up", 1, "A@x.org")]).await;
-    apply(&store, lower, NOW).await.expect("nobody waits for ever");
+    observe(&store, vec![event("kp_up", 1, "A@x.org")]).await;
+    apply(&store, lower, NOW).await.expect("a rejected address blocks no user");
     let email = async |user: &str| get(&store, user).await.unwrap().document().email;
     assert_eq!((email("kp_low").await, email("kp_other").await), (None, Some("b@x.org".into())));
     Sweep::default().run(&store, NOW).await.expect("nor does a sweep");
-    told(&store, vec![event("kp_up", 3, "c@x.org")]).await;
+    observe(&store, vec![event("kp_up", 3, "c@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     assert_eq!(email("kp_low").await.as_deref(), Some("a@x.org"), "as soon as the index lets it");
-    // A validator that does not take the owner with the address, or who should let go without it, or nothing at all.
+    // A validator that rejects the owner with the address, the former holder without it, or every write.
     let forbid = async |users: Document| {
         let command = doc! { "collMod": "users", "validator": { "$nor": [users] } };
         database.run_command(command).await.unwrap();
     };
-    told(&store, vec![event("kp_eve", 5, "d@x.org"), event("kp_dan", 6, "d@x.org")]).await;
+    observe(&store, vec![event("kp_eve", 5, "d@x.org"), event("kp_dan", 6, "d@x.org")]).await;
     forbid(doc! { "kindeId": "kp_dan", "email": "d@x.org" }).await;
-    apply(&store, [event("kp_eve", 7, "e@x.org")], NOW).await.expect("nobody waits for ever");
+    apply(&store, [event("kp_eve", 7, "e@x.org")], NOW).await.expect("a rejected address blocks no user");
     assert_eq!((email("kp_eve").await.as_deref(), email("kp_dan").await), (Some("e@x.org"), None));
-    told(&store, vec![event("kp_one", 8, "f@x.org"), event("kp_two", 9, "f@x.org")]).await;
+    observe(&store, vec![event("kp_one", 8, "f@x.org"), event("kp_two", 9, "f@x.org")]).await;
     forbid(doc! { "kindeId": "kp_one", "email": { "$exists": false } }).await;
-    apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("nobody waits for ever");
+    apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("a rejected address blocks no user");
     assert_eq!((email("kp_one").await.as_deref(), email("kp_two").await), (Some("f@x.org"), None));
     let mut marked = get(&store, "kp_eve").await.unwrap();
     marked.pending_emails.insert("g@x.org".into());
@@ -287,9 +287,9 @@ async fn many_rejected_addresses_block_no_other_user() {
     store.database().run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
     let own = (0..20).map(|n| doc! { "email": format!("u{n}@x.org") });
     users(&store).insert_many(own.chain([doc! { "_id": "own", "email": "z@x.org" }])).await.unwrap();
-    told(&store, vec![event("kp_ada", 1, "z@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 1, "z@x.org")]).await;
     let many = (0..20).map(|n| event(&format!("kp_{n}"), 2, &format!("U{n}@x.org")));
-    apply(&store, many, NOW).await.expect("nobody waits for ever");
+    apply(&store, many, NOW).await.expect("a rejected address blocks no user");
     users(&store).delete_one(doc! { "_id": "own" }).await.unwrap();
     Sweep::default().run(&store, NOW).await.expect("nor does a sweep");
     assert_eq!(get(&store, "kp_ada").await.unwrap().document().email.as_deref(), Some("z@x.org"));
@@ -301,14 +301,14 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
     let own =
         [doc! { "kindeId": "kp_old", "email": "a@x.org" }, doc! { "_id": "list", "email": ["b@x.org"] }];
     users(&store).insert_many(own).await.unwrap();
-    told(&store, vec![event("kp_new", 1, "a@x.org"), event("kp_other", 1, "b@x.org")]).await;
+    observe(&store, vec![event("kp_new", 1, "a@x.org"), event("kp_other", 1, "b@x.org")]).await;
     let held_by = async |user: &str| get(&store, user).await.unwrap().metadata.email_held_by;
     assert_eq!(
         (held_by("kp_new").await.as_deref(), held_by("kp_other").await.as_deref()),
         (Some("kp_old"), Some("list"))
     );
     // Kinde tells of it at last, with another address: the one that waited gets it.
-    told(&store, vec![event("kp_old", 2, "c@x.org")]).await;
+    observe(&store, vec![event("kp_old", 2, "c@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     assert_eq!(get(&store, "kp_new").await.unwrap().document().email.as_deref(), Some("a@x.org"));
 }
@@ -317,25 +317,25 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
 async fn an_address_of_a_user_without_observations_belongs_to_the_application() {
     let store = store().await;
     let seen = Observation { what: What::Fields(Profile::new()), ..event("kp_bob", 1, "") };
-    told(&store, vec![seen]).await;
+    observe(&store, vec![seen]).await;
     let bob = doc! { "kindeId": "kp_bob" };
     users(&store).update_one(bob.clone(), doc! { "$set": { "email": "a@x.org" } }).await.unwrap();
-    told(&store, vec![event("kp_ada", 2, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 2, "a@x.org")]).await;
     assert_eq!(get(&store, "kp_ada").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_bob"));
     assert_eq!(text(&users(&store).find_one(bob).await.unwrap().unwrap(), "email"), Some("a@x.org"));
-    told(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
+    observe(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     let ada = get(&store, "kp_ada").await.unwrap();
-    assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "he was told another one");
+    assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "the user has another address");
 }
 
 #[tokio::test]
 async fn a_document_with_fields_of_the_application_is_not_deleted() {
     let store = store().await;
     with_own_row(&store).await;
-    told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+    observe(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
     users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$set": { "cart": [1] } }).await.unwrap();
-    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(!is_linked(&store).await);
     let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::FieldsInBoth);
@@ -349,7 +349,7 @@ async fn a_document_with_fields_of_the_application_is_not_deleted() {
 async fn linking_can_be_disabled() {
     let store = prepared(Config { link_by_email: LinkByEmail::Never, ..fresh().await }).await;
     with_own_row(&store).await;
-    told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(!is_linked(&store).await);
     let found = link::link(&store, NOW, Run::Link, &|_| {}).await.unwrap();
     assert_eq!(found.candidates[0].verdict, Verdict::Refused);
@@ -365,8 +365,9 @@ async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
     users(&store).insert_many(rows).await.unwrap();
     let many = (0..1500).map(|n| doc! { "email": format!("nobody{n}@x.org") });
     users(&store).insert_many(many).await.unwrap();
-    let said = [("kp_ada", "a@x.org", true), ("kp_twin", "twins@x.org", true), ("kp_eve", "e@x.org", false)];
-    told(&store, said.map(|(user, email, verified)| profile(user, 1, email, verified)).into()).await;
+    let profiles =
+        [("kp_ada", "a@x.org", true), ("kp_twin", "twins@x.org", true), ("kp_eve", "e@x.org", false)];
+    observe(&store, profiles.map(|(user, email, verified)| profile(user, 1, email, verified)).into()).await;
     let before = everything(&store).await;
     let pages = std::sync::Mutex::new(Vec::new());
     let progress = |seen: &link::LinkReport| pages.lock().unwrap().push(seen.rows);
@@ -393,14 +394,14 @@ async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
 async fn of_several_documents_with_one_address_none_is_linked() {
     let store = prepared(Config { unique_email: false, ..fresh().await }).await;
     users(&store).insert_many(["own", "too"].map(|id| doc! { "_id": id, "email": "a@x.org" })).await.unwrap();
-    told(&store, vec![profile("kp_ada", 1, "a@x.org", true)]).await;
+    observe(&store, vec![profile("kp_ada", 1, "a@x.org", true)]).await;
     let before = everything(&store).await;
     let ada = get(&store, "kp_ada").await.unwrap();
     assert_eq!(store.link(&ada).await.unwrap(), Outcome::EmailTaken);
     assert_eq!(everything(&store).await, before);
     users(&store).delete_one(doc! { "_id": "too" }).await.unwrap();
     let stale = Row { revision: ada.revision + 1, ..ada.clone() };
-    assert_eq!(store.link(&stale).await.unwrap(), Outcome::Stale, "somebody wrote the user meanwhile");
+    assert_eq!(store.link(&stale).await.unwrap(), Outcome::Stale, "a concurrent write of the user");
     assert_eq!(store.link(&ada).await.unwrap(), Outcome::Written);
 }
 
@@ -410,15 +411,15 @@ async fn concurrent_links_of_one_document_link_it_once() {
         let store = store().await;
         with_own_row(&store).await;
         let tell = |n| {
-            let told = if n % 2 == 0 {
+            let observation = if n % 2 == 0 {
                 profile("kp_ada", n, "a@x.org", true)
             } else {
                 event("kp_ada", n, "a@x.org")
             };
-            apply(&store, [told], NOW)
+            apply(&store, [observation], NOW)
         };
         join_all((1..9).map(tell)).await.into_iter().for_each(|applied| _ = applied.unwrap());
-        assert!(is_linked(&store).await, "the newest word was that the address is verified");
+        assert!(is_linked(&store).await, "the newest observation verifies the address");
     }
 }
 
@@ -428,13 +429,13 @@ async fn a_connection_that_breaks_during_a_link_leaves_both_documents_or_one() {
     for command in ["find", "aggregate", "delete", "update", "commitTransaction"] {
         let store = prepared(Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }).await;
         with_own_row(&store).await;
-        told(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+        observe(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
         let data = doc! { "failCommands": [command], "closeConnection": true };
         let fail = mongo.fail_point(doc! { "times": 3 }, data).await;
         _ = apply(&store, [profile("kp_ada", 2, "a@x.org", true)], NOW).await;
         drop(fail);
         is_linked(&store).await; // checks that it is all or nothing
-        told(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+        observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
         assert!(is_linked(&store).await, "after `{command}` broke");
     }
 }

@@ -17,7 +17,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    histories::{Expected, History, Told, deliveries},
+    histories::{Arrival, Expected, History, deliveries},
     stores::{self, Fresh, on_every_store},
 };
 
@@ -62,7 +62,7 @@ fn entry(event_id: &str, payload: &str) -> Entry {
     }
 }
 
-pub(crate) fn told(kind: &str, at: i64, event_id: &str, user: &str) -> Entry {
+pub(crate) fn event_entry(kind: &str, at: i64, event_id: &str, user: &str) -> Entry {
     let time = jiff::Timestamp::from_second(1_700_000_000 + at).expect("in range");
     entry(
         event_id,
@@ -90,18 +90,18 @@ async fn user(fresh: &Fresh, id: &str) -> kinsync_core::UserDocument {
 async fn ten_thousand_histories_end_as_the_join_predicts(fresh: Fresh) {
     const SEED: u64 = 20_261_122;
     let mut rng = StdRng::seed_from_u64(SEED);
-    let mut arriving: Vec<Told> = Vec::new();
+    let mut arriving: Vec<Arrival> = Vec::new();
     for n in 0..10_000_u64 {
         arriving.extend(deliveries(History::random(&format!("h{n}"), SEED + n), &mut rng));
     }
     arriving.shuffle(&mut rng);
-    let expected = Expected::of(arriving.iter().map(|told| &told.observation));
+    let expected = Expected::of(arriving.iter().map(|arrival| &arrival.observation));
 
     let (queue, _dir) = queue().await;
     let config = projector::Config { batch: 700, ..projector::Config::default() };
     let enqueue = async {
         for chunk in arriving.chunks(512) {
-            let entries = chunk.iter().map(|told| queue.enqueue(told.entry.clone()));
+            let entries = chunk.iter().map(|arrival| queue.enqueue(arrival.entry.clone()));
             for enqueued in futures_util::future::join_all(entries).await {
                 enqueued.expect("the queue takes it");
             }
@@ -112,7 +112,11 @@ async fn ten_thousand_histories_end_as_the_join_predicts(fresh: Fresh) {
     assert_eq!(dead_letters(&queue).await, 0);
     expected.assert_stored(&*fresh.store, &format!("{} with seed {SEED}", fresh.name)).await;
     let users = fresh.store.counts().await.expect("the store answers");
-    assert_eq!(users.live_users + users.deleted_users, expected.states.len() as u64, "nobody else is stored");
+    assert_eq!(
+        users.live_users + users.deleted_users,
+        expected.states.len() as u64,
+        "no other user is stored"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -138,13 +142,13 @@ on_every_store! {
 
 async fn two_users_that_swap_addresses_converge_in_any_order(fresh: Fresh) {
     let before = vec![
-        told("user.created", 1, "e1", r#"{"id":"kp_a","email":"x@example.com"}"#),
-        told("user.created", 2, "e2", r#"{"id":"kp_b","email":"y@example.com"}"#),
+        event_entry("user.created", 1, "e1", r#"{"id":"kp_a","email":"x@example.com"}"#),
+        event_entry("user.created", 2, "e2", r#"{"id":"kp_b","email":"y@example.com"}"#),
     ];
     deliver(&fresh, before).await;
     let swap = vec![
-        told("user.updated", 4, "e4", r#"{"id":"kp_b","email":"x@example.com"}"#),
-        told("user.updated", 3, "e3", r#"{"id":"kp_a","email":"y@example.com"}"#),
+        event_entry("user.updated", 4, "e4", r#"{"id":"kp_b","email":"x@example.com"}"#),
+        event_entry("user.updated", 3, "e3", r#"{"id":"kp_a","email":"y@example.com"}"#),
     ];
     deliver(&fresh, swap).await;
     assert_eq!(user(&fresh, "kp_a").await.email.as_deref(), Some("y@example.com"), "{}", fresh.name);
@@ -153,22 +157,23 @@ async fn two_users_that_swap_addresses_converge_in_any_order(fresh: Fresh) {
 
 async fn the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves(fresh: Fresh) {
     let both = vec![
-        told("user.created", 2, "e2", r#"{"id":"kp_younger","email":"x@example.com"}"#),
-        told("user.created", 1, "e1", r#"{"id":"kp_older","email":"x@example.com"}"#),
+        event_entry("user.created", 2, "e2", r#"{"id":"kp_younger","email":"x@example.com"}"#),
+        event_entry("user.created", 1, "e1", r#"{"id":"kp_older","email":"x@example.com"}"#),
     ];
     deliver(&fresh, both).await;
     let younger = user(&fresh, "kp_younger").await;
     assert_eq!(younger.email, None, "{}", fresh.name);
     assert_eq!(younger.email_conflict.and_then(|c| c.held_by).as_deref(), Some("kp_older"), "{}", fresh.name);
-    deliver(&fresh, vec![told("user.deleted", 3, "e3", r#"{"id":"kp_older"}"#)]).await;
+    deliver(&fresh, vec![event_entry("user.deleted", 3, "e3", r#"{"id":"kp_older"}"#)]).await;
     let younger = user(&fresh, "kp_younger").await;
     assert_eq!(younger.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
     assert_eq!(younger.email_conflict, None, "{}", fresh.name);
 }
 
 async fn a_delete_that_comes_before_its_create_leaves_a_tombstone(fresh: Fresh) {
-    deliver(&fresh, vec![told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#)]).await;
-    deliver(&fresh, vec![told("user.created", 1, "e1", r#"{"id":"kp_a","email":"a@example.com"}"#)]).await;
+    deliver(&fresh, vec![event_entry("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#)]).await;
+    deliver(&fresh, vec![event_entry("user.created", 1, "e1", r#"{"id":"kp_a","email":"a@example.com"}"#)])
+        .await;
     let document = user(&fresh, "kp_a").await;
     assert!(document.is_deleted, "{}", fresh.name);
     assert_eq!(document.email, None, "{}", fresh.name);
@@ -176,9 +181,9 @@ async fn a_delete_that_comes_before_its_create_leaves_a_tombstone(fresh: Fresh) 
 
 async fn a_late_update_does_not_resurrect_a_deleted_user(fresh: Fresh) {
     let story = vec![
-        told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
-        told("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#),
-        told("user.updated", 9, "e9", r#"{"id":"kp_a","first_name":"Grace"}"#),
+        event_entry("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
+        event_entry("user.deleted", 5, "e5", r#"{"id":"kp_a"}"#),
+        event_entry("user.updated", 9, "e9", r#"{"id":"kp_a","first_name":"Grace"}"#),
     ];
     deliver(&fresh, story).await;
     assert!(user(&fresh, "kp_a").await.is_deleted, "{}", fresh.name);
@@ -189,7 +194,10 @@ async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_docu
     let name = |n: usize| format!("kp_{n:05}");
     for n in 0..5_000 {
         let user = format!(r#"{{"id":"{}","email":"{n}@example.com","first_name":"Webhook"}}"#, name(n));
-        queue.enqueue(told("user.created", 1, &format!("e{n}"), &user)).await.expect("the queue takes it");
+        queue
+            .enqueue(event_entry("user.created", 1, &format!("e{n}"), &user))
+            .await
+            .expect("the queue takes it");
     }
     let login = |n: usize| Observation {
         user: UserId::parse(&name(n)).expect("a plain id"),
@@ -222,12 +230,12 @@ async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_docu
 
 async fn a_poison_event_is_logged_and_dead_lettered_and_blocks_no_other_event(fresh: Fresh) {
     let entries = vec![
-        told("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
-        told("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),
+        event_entry("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
+        event_entry("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),
         entry("poison-2", "\u{1}not json"),
-        told("user.created", 1, "poison-3", r#"{"id":"nul\u0000id"}"#),
-        told("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),
-        told("user.created", 1, "e2", r#"{"id":"kp_b","first_name":"Grace"}"#),
+        event_entry("user.created", 1, "poison-3", r#"{"id":"nul\u0000id"}"#),
+        event_entry("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),
+        event_entry("user.created", 1, "e2", r#"{"id":"kp_b","first_name":"Grace"}"#),
     ];
     let (queue, _dir) = deliver(&fresh, entries).await;
     assert_eq!(user(&fresh, "kp_a").await.first_name.as_deref(), Some("Ada"), "{}", fresh.name);
@@ -251,7 +259,7 @@ async fn events_that_change_no_user_are_kept_in_the_log(fresh: Fresh) {
             r#"{"type":"organization.created","event_id":"e1","data":{"organization":{"code":"org_1","name":"A","handle":null}}}"#,
         ),
         entry("e2", r#"{"type":"something.new","event_id":"e2","data":{"$where":"1","a.b":{"$gt":""}}}"#),
-        told("user.authentication_failed", 1, "e3", r#"{"id":"kp_a"}"#),
+        event_entry("user.authentication_failed", 1, "e3", r#"{"id":"kp_a"}"#),
     ];
     let (queue, _dir) = deliver(&fresh, entries).await;
     assert_eq!(dead_letters(&queue).await, 0, "{}", fresh.name);
@@ -263,7 +271,7 @@ async fn events_that_change_no_user_are_kept_in_the_log(fresh: Fresh) {
 
 async fn a_burst_for_one_user_costs_one_write(fresh: Fresh) {
     let burst = (0..2_000).map(|n| {
-        told("user.updated", n, &format!("e{n}"), &format!(r#"{{"id":"kp_a","first_name":"{n}"}}"#))
+        event_entry("user.updated", n, &format!("e{n}"), &format!(r#"{{"id":"kp_a","first_name":"{n}"}}"#))
     });
     let (queue, _dir) = queue().await;
     for entry in burst {

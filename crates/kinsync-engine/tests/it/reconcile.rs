@@ -63,7 +63,7 @@ impl World {
 
     pub(crate) async fn with(fresh: Fresh, config: kinde_emulator::Config) -> Self {
         let kinde = Emulator::start(config).await.expect("a free port");
-        // An endpoint that is never told: its deliveries list every event.
+        // An endpoint without notifications: its deliveries list every event.
         kinde.set_fault(Fault::always(FaultKind::Drop));
         kinde.add_webhook(WebhookSpec::new("http://127.0.0.1:9/".parse().expect("an address")));
         let (queue, dir) = queue().await;
@@ -155,7 +155,7 @@ impl World {
             assert_eq!(difference(user, found), None, "{name}, {when}: {}", user.id);
         }
         let live = stored.values().filter(|document| !document.is_deleted).count();
-        assert_eq!(live, users.len(), "{name}, {when}: nobody else is live");
+        assert_eq!(live, users.len(), "{name}, {when}: no other user is live");
     }
 
     /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.
@@ -182,7 +182,7 @@ async fn until_requested(world: &World, route: &str, before: u64) {
     }
 }
 
-/// In what the stored user differs from Kinde's, addresses that somebody else holds apart.
+/// Differences between a stored user and Kinde's, without addresses in a conflict.
 fn difference(user: &User, found: &UserDocument) -> Option<String> {
     let email = found.email.clone().or_else(|| found.email_conflict.as_ref().map(|held| held.email.clone()));
     let codes = |mut codes: Vec<String>| {
@@ -288,7 +288,7 @@ async fn after_one_complete_run_the_store_equals_kinde_and_no_late_delivery_chan
             let documents = world.documents().await;
             assert!(deleted.iter().all(|id| documents[id].is_deleted), "no deleted user is visible again");
         }
-        // Users of whom the late events were the first word are asked about.
+        // Users first observed by late events are re-read.
         assert!(!world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers"));
         world.assert_equal(&format!("round {round}, after late deliveries")).await;
     }
@@ -304,7 +304,11 @@ async fn a_late_event_about_a_user_that_a_scan_found_equal_changes_nothing(fresh
     let late = world.events().split_off(1);
     world.later().await;
     let run = world.reconcile().await;
-    assert_eq!(run.tally.of(DriftKind::Changed), 0, "both renames were lost, and nobody can tell: {run:?}");
+    assert_eq!(
+        run.tally.of(DriftKind::Changed),
+        0,
+        "both renames were lost, and no difference is left: {run:?}"
+    );
     let before = world.row(&id).await;
     world.deliver(vec![late[0].clone()]).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
@@ -312,7 +316,7 @@ async fn a_late_event_about_a_user_that_a_scan_found_equal_changes_nothing(fresh
     assert_eq!(checks, PendingChecks::default(), "what is proved needs no question");
     world.deliver(vec![late[1].clone()]).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"));
-    assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof makes nobody older");
+    assert_eq!(world.row(&id).await.state.first, before.state.first, "a proof changes no first version");
     // What happens after the scan counts as ever.
     world.kinde.update_user(&id, rename("Countess")).expect("there");
     world.deliver(world.events().split_off(3)).await;
@@ -335,7 +339,7 @@ async fn a_late_event_during_a_scan_requests_a_check(fresh: Fresh) {
     world.deliver(vec![late]).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Wrong"), "nothing proves it wrong");
     let reconciler = world.reconciler(10, quick());
-    assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"), "nobody asked for a scan");
+    assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"), "no scan was requested");
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Ada"), "{}", world.fresh.name);
     let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
     assert_eq!(checks, PendingChecks::default(), "it is answered");
@@ -360,7 +364,7 @@ async fn an_event_from_the_middle_of_a_scan_that_arrives_after_it_requests_a_che
     };
     let (run, ()) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), changes);
     let run = run.expect("Kinde answers");
-    assert_eq!(run.tally.unchanged, 3, "both renames were lost, and nobody can tell: {run:?}");
+    assert_eq!(run.tally.unchanged, 3, "both renames were lost, and no difference is left: {run:?}");
     let late = world.events().remove(0);
     world.deliver(vec![late]).await;
     let checks = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
@@ -440,7 +444,7 @@ async fn a_dry_run_reports_the_drift_and_changes_nothing(fresh: Fresh) {
     assert_eq!(world.documents().await, before);
     assert_eq!(record::runs(&*world.fresh.store).await.expect("it answers").len(), 1, "it is not kept");
     let run = world.reconcile().await;
-    assert_eq!(run.tally.drift, dry.tally.drift, "what it told is what is done");
+    assert_eq!(run.tally.drift, dry.tally.drift, "the dry run reports what the run repairs");
     world.assert_equal("after the run").await;
 }
 
@@ -512,13 +516,13 @@ async fn a_single_not_found_deletes_no_user(fresh: Fresh) {
     world.later().await;
     // The list leaves the eleventh out, and the first read of them says that there is none.
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-    let gone = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
-    world.kinde.set_fault(Fault::times(gone.clone(), 1));
+    let absent = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
+    world.kinde.set_fault(Fault::times(absent.clone(), 1));
     let run = world.reconcile().await;
     assert_eq!((run.tally.users, run.tally.of(DriftKind::Deleted)), (10, 0), "{}: {run:?}", world.fresh.name);
-    let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == gone);
+    let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == absent);
     assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
-    world.assert_equal("after one wrong word").await;
+    world.assert_equal("after one wrong response").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -657,7 +661,7 @@ async fn an_incomplete_list_holds_no_deletions(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ids = world.import(100);
     world.reconcile().await;
-    // One is gone indeed.
+    // One user is really deleted.
     world.kinde.delete_user(&ids[50], kinde_emulator::Profile::Remove).expect("there");
     world.later().await;
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 60 }, 1));
@@ -734,14 +738,14 @@ async fn two_reads_restore_a_user_that_kinsync_itself_deleted(fresh: Fresh) {
     _ = reconciler.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
     assert!(!world.documents().await[&hidden].is_deleted, "a single read shows the user");
     world.kinde.clear_faults();
-    let gone = kinsync_core::Observation {
+    let absent = kinsync_core::Observation {
         user: UserId::parse(&hidden).expect("an id"),
         version: kinsync_core::Version::snapshot(Clock::system().now(), "gone"),
         source: kinsync_core::Source::Reconcile,
         what: kinsync_core::What::Deleted,
     };
     let now = Clock::system().now();
-    kinsync_engine::apply::apply(&*world.fresh.store, [gone], now).await.expect("it answers");
+    kinsync_engine::apply::apply(&*world.fresh.store, [absent], now).await.expect("it answers");
     assert!(world.documents().await[&hidden].is_deleted);
     world.later().await;
     let run = world.reconcile().await;
@@ -772,7 +776,7 @@ async fn an_event_newer_than_the_deletion_requests_a_check(fresh: Fresh) {
     world.import(2);
     let id = world.kinde.create_user(NewUser::named("ada@example.com", "Ada", "L")).expect("new").id;
     let mut events = world.events();
-    // A deletion that never was, told under a good signature; and something newer.
+    // A false deletion with a valid signature, and a newer event.
     let deleted = format!(
         r#"{{"type":"user.deleted","event_id":"event_false","timestamp":"{}","data":{{"user":{{"id":"{id}"}}}}}}"#,
         kinsync_testing::wall_clock()
@@ -790,7 +794,7 @@ async fn an_event_newer_than_the_deletion_requests_a_check(fresh: Fresh) {
     let reconciler = world.reconciler(10, quick());
     assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
     assert!(!world.documents().await[&id].is_deleted, "{}: two reads do", world.fresh.name);
-    // The other way round: asked about a user who is gone.
+    // The reverse: a check of a user deleted at Kinde.
     world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
     let ask = UserId::parse(&id).expect("an id");
     PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
@@ -850,7 +854,7 @@ async fn a_backfill_interrupted_long_ago_starts_again(fresh: Fresh) {
     let run = reconciler.run(RunMode::Backfill, &|_| {}, &CancellationToken::new()).await;
     let run = run.expect("Kinde answers");
     assert_eq!((run.outcome, run.tally.users), (Outcome::Complete, 4_500), "{}", world.fresh.name);
-    assert!(run.tally.unchanged >= 1_000, "who was compared then is compared again");
+    assert!(run.tally.unchanged >= 1_000, "users compared before are compared again");
 }
 
 async fn an_interrupted_backfill_with_an_empty_next_page_starts_again(fresh: Fresh) {
@@ -901,13 +905,13 @@ async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fre
             Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
             Err(error) => panic!("{error:?}"),
         }
-        assert!(killed.elapsed() < PATIENCE, "{}: nobody takes over", world.fresh.name);
+        assert!(killed.elapsed() < PATIENCE, "{}: no process takes over", world.fresh.name);
     };
     assert_eq!(run.outcome, Outcome::Complete);
     let runs = record::runs(&*world.fresh.store).await.expect("it answers");
-    assert_eq!(runs[1].outcome, Outcome::Cut, "what the first one left is told");
+    assert_eq!(runs[1].outcome, Outcome::Cut, "the interrupted run is recorded");
     // Given back, it is free at once.
-    first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("nobody has the lease");
+    first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("the lease is free");
 }
 
 #[tokio::test]
@@ -951,18 +955,18 @@ async fn too_many_pending_checks_become_one_scan() {
 #[tokio::test]
 async fn thresholds_hold_what_exceeds_both() {
     let config = Config { deletes: Thresholds { count: 2, share: 0.5 }, ..quick() };
-    for (users, gone, held) in [(10, 2, 0), (10, 5, 0), (10, 6, 6), (3, 2, 0)] {
+    for (users, absent, held) in [(10, 2, 0), (10, 5, 0), (10, 6, 6), (3, 2, 0)] {
         let world = World::new(stores::embedded()).await;
         let ids = world.import(users);
         world.reconcile().await;
-        for id in &ids[..gone] {
+        for id in &ids[..absent] {
             world.kinde.delete_user(id, kinde_emulator::Profile::Remove).expect("there");
         }
         world.later().await;
         let reconciler = world.reconciler(10, config.clone());
         let run =
             reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.expect("it answers");
-        assert_eq!(run.tally.of(DriftKind::DeletionHeld), held, "{gone} of {users}: {run:?}");
-        assert_eq!(run.tally.of(DriftKind::Deleted), gone as u64 - held);
+        assert_eq!(run.tally.of(DriftKind::DeletionHeld), held, "{absent} of {users}: {run:?}");
+        assert_eq!(run.tally.of(DriftKind::Deleted), absent as u64 - held);
     }
 }

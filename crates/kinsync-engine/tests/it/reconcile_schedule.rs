@@ -129,8 +129,8 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         payload: "{}".into(),
     };
     let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
-    let told = event("event_1".into(), "kinde_jwt", 110);
-    let events: Vec<LoggedEvent> = seen.chain([told]).collect();
+    let delivered = event("event_1".into(), "kinde_jwt", 110);
+    let events: Vec<LoggedEvent> = seen.chain([delivered]).collect();
     fresh.store.log(&events[..450]).await.expect("kept");
     let runs = [run(130, 1), run(100, 0)];
     let listen = async || {

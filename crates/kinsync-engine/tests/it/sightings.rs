@@ -19,8 +19,8 @@ const NOW: Micros = Micros(1_700_000_000_000_000);
 
 fn sighting(email: Option<&str>) -> Sighting {
     let user = UserId::parse("kp_ada").expect("a plain id");
-    let told = email.map_or_else(Profile::new, |email| Profile::new().with(Field::Email, email));
-    Sighting { user, profile: told, seen_at: NOW }
+    let profile = email.map_or_else(Profile::new, |email| Profile::new().with(Field::Email, email));
+    Sighting { user, profile, seen_at: NOW }
 }
 
 fn delivery(event_id: &str, payload: &str) -> Entry {
@@ -66,8 +66,8 @@ async fn a_sighting_creates_the_user_with_the_time_of_the_request(fresh: Fresh) 
 }
 
 async fn every_event_and_snapshot_outranks_a_sighting_in_any_order(fresh: Fresh) {
-    let told = event("user.created", "event_1", "kinde@x.org");
-    let ada = after(&fresh, [told, sighting(Some("token@x.org")).entry()]).await.expect("made");
+    let created = event("user.created", "event_1", "kinde@x.org");
+    let ada = after(&fresh, [created, sighting(Some("token@x.org")).entry()]).await.expect("made");
     assert_eq!(ada.email.as_deref(), Some("kinde@x.org"), "{}", fresh.name);
 }
 

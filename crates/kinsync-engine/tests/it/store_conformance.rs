@@ -194,10 +194,10 @@ async fn an_address_is_taken_for_updates_too(store: Shared) {
 
 async fn a_tombstone_does_not_take_an_address(store: Shared) {
     let ada = put(&*store, &row("kp_ada", Some("a@x.org"))).await;
-    let mut gone = ada;
-    gone.state = gone.state.join(tombstone("kp_ada").state);
-    let gone = put(&*store, &gone).await;
-    assert_eq!(get(&*store, "kp_ada").await, Some(gone), "the address is remembered");
+    let mut deleted = ada;
+    deleted.state = deleted.state.join(tombstone("kp_ada").state);
+    let deleted = put(&*store, &deleted).await;
+    assert_eq!(get(&*store, "kp_ada").await, Some(deleted), "the address is remembered");
     put(&*store, &row("kp_bob", Some("a@x.org"))).await;
     put(&*store, &tombstone("kp_never")).await;
     put(&*store, &tombstone("kp_nobody")).await;
@@ -210,9 +210,9 @@ async fn claimants_are_all_live_users_with_the_address(store: Shared) {
     hides.metadata.holds_email = false;
     hides.metadata.email_held_by = Some("kp_shows".into());
     let hides = put(&*store, &hides).await;
-    let mut gone = row("kp_gone", Some("a@x.org"));
-    gone.state = gone.state.join(tombstone("kp_gone").state);
-    put(&*store, &gone).await;
+    let mut deleted = row("kp_gone", Some("a@x.org"));
+    deleted.state = deleted.state.join(tombstone("kp_gone").state);
+    put(&*store, &deleted).await;
     put(&*store, &row("kp_other", Some("b@x.org"))).await;
     put(&*store, &row("kp_none", None)).await;
     let claimants = store.claimants(&["a@x.org".into(), "nobody@x.org".into()]).await.unwrap();
@@ -300,7 +300,7 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     assert_eq!(list(deleted.clone()).await, ["event_4"]);
     assert_eq!(list(EventFilter { after: Some("event_4".into()), ..deleted }).await, [""; 0]);
     assert_eq!(
-        list(EventFilter { after: Some("gone".into()), limit: 9, ..EventFilter::default() }).await,
+        list(EventFilter { after: Some("deleted".into()), limit: 9, ..EventFilter::default() }).await,
         [""; 0]
     );
 }

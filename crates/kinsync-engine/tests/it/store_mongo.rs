@@ -98,7 +98,7 @@ async fn what_is_erased_from_a_tombstone_leaves_its_document() {
 async fn the_applications_fields_survive() {
     let store = store().await;
     let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
-    let own = doc! { "plan": "pro", "lastName": "told by the application", "deep.er": [1, 2] };
+    let own = doc! { "plan": "pro", "lastName": "set by the application", "deep.er": [1, 2] };
     users(&store).update_one(doc! {}, doc! { "$set": own }).await.unwrap();
     let before = document(&store, "kp_ada").await;
     put(&store, &with(ada, Field::FirstName, "Augusta")).await;
@@ -324,13 +324,13 @@ async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_i
     );
     users(&store).insert_many(own).await.unwrap();
     put(&store, &with(row("kp_eve", None), Field::Username, "eve")).await;
-    let told = |user, name: &str| with(row(user, None), Field::Username, name);
+    let with_username = |user, name: &str| with(row(user, None), Field::Username, name);
     let batch = [
-        told("kp_ada", "ada"),
+        with_username("kp_ada", "ada"),
         row("kp_sam", Some("sam@x.org")),
-        told("kp_eve", "eve"),
-        told("kp_new", "eve"),
-        told("kp_other", "ada"),
+        with_username("kp_eve", "eve"),
+        with_username("kp_new", "eve"),
+        with_username("kp_other", "ada"),
         row("kp_one", Some("sam@x.org")),
     ];
     let outcomes = store.write(&batch).await.unwrap();

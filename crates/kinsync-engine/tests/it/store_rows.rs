@@ -19,14 +19,14 @@ pub(crate) fn row(user: &str, email: Option<&str>) -> Row {
     let profile = Profile::new()
         .with(Field::FirstName, "Ada")
         .with(Field::Email, email.map_or(Value::Null, Value::from));
-    told(user, What::Fields(profile))
+    row_with(user, What::Fields(profile))
 }
 
 pub(crate) fn tombstone(user: &str) -> Row {
-    told(user, What::Deleted)
+    row_with(user, What::Deleted)
 }
 
-fn told(user: &str, what: What) -> Row {
+fn row_with(user: &str, what: What) -> Row {
     let version = Version::event(Micros(1_700_000_000_123_456), format!("event_of_{user}"));
     let state = UserState::of(&Observation { user: id(user), version, source: Source::Webhook, what });
     let metadata = RowMetadata {
@@ -80,7 +80,7 @@ pub(crate) fn event(event_id: &str, user: Option<&str>, received_at: i64) -> Log
     }
 }
 
-/// Texts that somebody once mistook for something else.
+/// Texts that software is known to misinterpret.
 pub(crate) const HOSTILE: [&str; 16] = [
     "$$NOW",
     "$$ROOT",
@@ -159,7 +159,7 @@ fn fitting(field: Field) -> BoxedStrategy<Value> {
 fn fields() -> impl Strategy<Value = BTreeMap<Field, Register>> {
     let one = |field: Field| {
         option::weighted(0.7, (version(), fitting(field)))
-            .prop_map(move |told| told.map(|(version, value)| (field, Register { version, value })))
+            .prop_map(move |observed| observed.map(|(version, value)| (field, Register { version, value })))
     };
     let all: Vec<_> = Field::ALL.into_iter().map(one).collect();
     all.prop_map(|all| all.into_iter().flatten().collect())

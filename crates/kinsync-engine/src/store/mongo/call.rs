@@ -1,7 +1,7 @@
-//! One call to MongoDB: bounded in time and in number, and what its failure means.
+//! Calls to MongoDB: limits of time and concurrency, and classification of failures.
 //!
-//! The driver's futures are not safe to drop half way, and a call that timed out may have been
-//! carried out. So each runs to its end on a task of its own; only the wait for it has a deadline.
+//! The driver's futures are not cancel safe, and a call that timed out may have been executed. Each call therefore runs to
+//! completion in its own task; only the wait for it has a deadline.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,26 +18,26 @@ use tokio_util::task::TaskTracker;
 
 use crate::store::Error;
 
-/// Named codes of write errors that speak of the server, not of the document. `OutOfDiskSpace`
+/// Codes of write errors that concern the server, not the document. `OutOfDiskSpace`
 /// (14031) and "not primary" are among those with large numbers.
 const PASSING: [i32; 8] = [9001, 10058, 10107, 11600, 11602, 13435, 13436, 14031];
 
-/// Why a call did not answer, where the driver has no error for it.
+/// Failures of a call without an error of the driver.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Cause {
-    #[error("no answer within {0:?}")]
+    #[error("no response within {0:?}")]
     Deadline(Duration),
     #[error("every connection was busy for {0:?}")]
     Busy(Duration),
-    #[error("the call was cut off")]
+    #[error("the task of the call was aborted")]
     CutOff,
     #[error("the write is not durable yet: code {code} ({name})")]
     WriteConcern { code: i32, name: String },
-    #[error("the server refused a write for now: code {0}")]
+    #[error("the server temporarily refused a write: code {0}")]
     Write(i32),
-    #[error("the server's reply is not understood")]
+    #[error("the server's reply is malformed")]
     Reply,
-    #[error("its indexes are not there yet")]
+    #[error("the indexes do not exist yet")]
     Unprepared,
 }
 
@@ -45,8 +45,7 @@ pub(super) enum Cause {
 #[derive(Clone, Debug)]
 pub(super) struct Calls {
     tracker: TaskTracker,
-    /// One for each connection, held until the call has really ended: a server that hangs does
-    /// not make tasks pile up.
+    /// One permit per connection, held until the call has ended, so that tasks do not accumulate while a server hangs.
     permits: Arc<Semaphore>,
 }
 
@@ -55,7 +54,7 @@ impl Calls {
         Self { tracker: TaskTracker::new(), permits: Arc::new(Semaphore::new(connections as usize)) }
     }
 
-    /// Waits for the call, at most this long. Cancelling the wait does not cancel the call.
+    /// Runs a call and waits at most this long for its result. Cancelling the future does not cancel the call.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         doing: &'static str,
@@ -79,8 +78,8 @@ impl Calls {
     }
 }
 
-/// Runs a command on the primary; once more if the connection or the primary was lost. So it must
-/// be one that may be carried out twice. The reply may hold `writeErrors`.
+/// Runs a command on the primary, and repeats it once after a lost connection or primary. The command must therefore be safe
+/// to repeat. The reply may contain `writeErrors`.
 pub(super) async fn command(database: Database, command: RawDocumentBuf) -> Result<Document, DriverError> {
     match database.run_raw_command(command.clone()).await {
         Err(error) if may_be_lost(&error) => database.run_raw_command(command).await,
@@ -94,27 +93,27 @@ fn may_be_lost(error: &DriverError) -> bool {
         || code(error).is_some_and(|code| PASSING.contains(&code))
 }
 
-/// Whether a call may succeed later, decided by what kind of failure it is.
+/// Classifies a failure as transient or permanent.
 pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
     let hint = match (&*error.kind, code(error)) {
         (ErrorKind::Authentication { .. }, _) | (_, Some(18 | 8000)) => {
             "check the user, the password and the `authSource` in MONGODB_URI"
         }
-        // Without a user every call is refused for that reason, whatever the roles are.
+        // Without a database user every call fails for this reason, regardless of roles.
         (ErrorKind::Command(failed), Some(13)) if failed.message.contains("requires authentication") => {
             "the server requires authentication: add a user and a password to MONGODB_URI"
         }
         (_, Some(13)) => "give the database user of MONGODB_URI the role `readWrite` on this database",
         (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
         (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
-        (ErrorKind::InvalidArgument { .. }, _) => "this is a fault of kinsync: report it with this message",
-        // Everything else may pass, and nothing is lost by trying again.
+        (ErrorKind::InvalidArgument { .. }, _) => "this is a bug of kinsync; report it with this message",
+        // All other failures count as transient: a repetition is safe.
         _ => return unavailable(doing, error.kind.as_ref().clone()),
     };
     Error::Refused { doing, hint: hint.into(), source: Some(error.kind.clone()) }
 }
 
-/// The code of a command that failed as a whole.
+/// Returns the code of a command that failed as a whole.
 pub(super) fn code(error: &DriverError) -> Option<i32> {
     match &*error.kind {
         ErrorKind::Command(failed) => Some(failed.code),
@@ -129,13 +128,12 @@ pub(super) fn unavailable(
     Error::Unavailable { doing, source: cause.into() }
 }
 
-/// One entry of `writeErrors`. The server's message is left out: it quotes the document.
+/// One entry of `writeErrors`, without the server's message, which quotes the document.
 #[derive(Debug)]
 pub(super) struct WriteError {
     pub(super) index: usize,
     pub(super) code: i32,
-    /// For a duplicate key: the keys of the index. The name of the index where the server is too
-    /// old to tell.
+    /// For a duplicate key: the keys of the index, or its name if an old server does not report the keys.
     pub(super) duplicate: Vec<String>,
 }
 
@@ -151,8 +149,7 @@ pub(super) fn is_about_the_server(code: i32) -> bool {
     PASSING.contains(&code)
 }
 
-/// How many rows a write command matched or inserted, and what it could not do. `Err` when the
-/// outcome is not known to be durable.
+/// Returns the number of matched or inserted rows and the write errors. Fails if the outcome is not known to be durable.
 pub(super) fn written(doing: &'static str, reply: &Document) -> Result<(usize, Vec<WriteError>), Error> {
     if let Ok(concern) = reply.get_document("writeConcernError") {
         let name = concern.get_str("codeName").unwrap_or_default().to_owned();
@@ -176,7 +173,7 @@ fn write_error(error: &Document) -> Option<WriteError> {
     Some(WriteError { index, code: error.get_i32("code").ok()?, duplicate })
 }
 
-/// The name in "E11000 duplicate key error collection: a.b index: NAME dup key: …".
+/// Returns the name in "E11000 duplicate key error collection: a.b index: NAME dup key: …".
 fn index_name(message: &str) -> Option<String> {
     message.split_once(" index: ")?.1.split(' ').next().map(ToOwned::to_owned)
 }

@@ -1,8 +1,8 @@
-//! Guarded writes in bulk: one command for up to a thousand rows.
+//! Compare-and-set writes in bulk: one command for up to a thousand rows.
 //!
-//! The reply of an `update` command tells how many statements matched, not which. So each write
-//! leaves a mark of its own, `kinsync.writer`; where the number falls short, the marks say whose
-//! write is there. That also tells, after a lost connection, what the first try has done.
+//! The reply of an `update` command contains the number of matched statements, not which ones. Each write therefore stores a
+//! random mark, `kinsync.writer`; if the number is too small, the marks identify the successful writes. They also show, after
+//! a lost connection, what the first attempt has written.
 
 use std::{collections::HashMap, sync::atomic::Ordering};
 
@@ -25,16 +25,16 @@ use crate::store::{Error, Outcome, Row};
 
 use crate::random;
 
-/// Statements in one command.
+/// Maximum statements per command.
 const CHUNK: usize = 1000;
 
-/// Bytes in one command. The server takes 16 MiB of BSON.
+/// Maximum bytes per command. The server accepts 16 MiB of BSON.
 const CHUNK_BYTES: usize = 12 << 20;
 
-/// Bytes of one document with its command around it.
+/// Maximum bytes of one document with its command.
 const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
-/// Chunks of one call under way at the same time.
+/// Concurrent chunks per call.
 const CONCURRENCY: usize = 2;
 
 const DOING: &str = "write users";
@@ -42,14 +42,14 @@ const DOING: &str = "write users";
 /// E11000.
 const DUPLICATE_KEY: i32 = 11000;
 
-/// What to do with the statements of a chunk.
+/// Kind of the command of a chunk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Insert,
     Update,
 }
 
-/// Statements of one command, and the rows they are for.
+/// Statements of one command, with the positions of their rows.
 struct Chunk {
     kind: Kind,
     places: Vec<usize>,
@@ -72,7 +72,7 @@ impl Inner {
                 Kind::Update => batch.update(place),
             };
             if statement.as_bytes().len() > MAX_BYTES {
-                outcomes[place] = Outcome::Rejected("MongoDB takes documents up to 16 MiB".into());
+                outcomes[place] = Outcome::Rejected("MongoDB accepts documents up to 16 MiB".into());
             } else {
                 push(&mut chunks, kind, place, &statement);
             }
@@ -86,7 +86,7 @@ impl Inner {
     }
 }
 
-/// Adds the statement to the last chunk of its kind, or begins another one.
+/// Adds the statement to the last chunk of its kind, or starts a new chunk.
 fn push(chunks: &mut Vec<Chunk>, kind: Kind, place: usize, statement: &RawDocumentBuf) {
     let size = statement.as_bytes().len();
     let last = chunks.iter().rposition(|chunk| chunk.kind == kind);
@@ -105,7 +105,7 @@ fn push(chunks: &mut Vec<Chunk>, kind: Kind, place: usize, statement: &RawDocume
 struct Batch<'a> {
     inner: &'a Inner,
     rows: &'a [Row],
-    /// The mark of the first row; those of the others follow it.
+    /// Mark of the first row; the marks of the others are the following numbers.
     mark: i64,
 }
 
@@ -121,7 +121,7 @@ impl Batch<'_> {
         encode::row(&self.rows[place], &self.inner.keys, self.mark(place), start).set
     }
 
-    /// For a row never written by kinsync: takes over a document that has the Kinde id already.
+    /// Returns the update for a row that kinsync never wrote: it takes over an existing document with the Kinde id.
     fn update(&self, place: usize) -> RawDocumentBuf {
         let row = &self.rows[place];
         let query = match row.revision {
@@ -153,8 +153,8 @@ impl Batch<'_> {
         for place in chunk.places.iter().filter(|place| outcomes[*place] != Outcome::Written) {
             push(&mut again, Kind::Update, *place, &self.update(*place));
         }
-        // The Kinde id may be there: in a document of the application's, or somebody else was first. Which of several
-        // reasons the server names is chance.
+        // A document with the Kinde id may exist: from the application or from a concurrent insert. With several
+        // violated indexes, the server reports an arbitrary one.
         let mut unmatched = Vec::new();
         for chunk in again {
             for (place, outcome) in self.update_rows(chunk).await? {
@@ -185,7 +185,7 @@ impl Batch<'_> {
         Ok(done)
     }
 
-    /// What the errors of the reply say; the other rows count as written.
+    /// Converts the errors of the reply to outcomes; the other rows count as written.
     fn outcomes(&self, places: &[usize], failed: &[WriteError]) -> Result<Vec<(usize, Outcome)>, Error> {
         let mut done: Vec<_> = places.iter().map(|place| (*place, Outcome::Written)).collect();
         for error in failed {
@@ -215,7 +215,7 @@ impl Batch<'_> {
         Ok(places.into_iter().filter_map(outcome).collect())
     }
 
-    /// Of those of these rows that are there, whose write they carry at present.
+    /// Returns the current marks of those rows that exist.
     async fn marks(&self, places: &[usize]) -> Result<HashMap<String, Option<i64>>, Error> {
         let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
         let find = Find::new(doc! { "kindeId": { "$in": ids } })
@@ -244,7 +244,7 @@ impl Inner {
         call::written(DOING, &reply)
     }
 
-    /// An unordered write of these statements, acknowledged by a majority.
+    /// Returns the command of an unordered write, acknowledged by a majority.
     pub(super) fn write_command(
         &self,
         verb: &CStr,
@@ -269,19 +269,19 @@ impl Inner {
             DUPLICATE_KEY => Ok(self.duplicate(&error.duplicate)),
             code if error.is_about_the_server() => Err(call::unavailable(DOING, Cause::Write(code))),
             121 => {
-                Ok(Outcome::Rejected("a validator of the collection refuses the document (code 121)".into()))
+                Ok(Outcome::Rejected("a validator of the collection rejects the document (code 121)".into()))
             }
-            code => Ok(Outcome::Failed(format!("MongoDB refuses the document (code {code})"))),
+            code => Ok(Outcome::Failed(format!("MongoDB rejects the document (code {code})"))),
         }
     }
 
-    /// Which unique index it was decides what it means.
+    /// Classifies a duplicate key by its unique index.
     fn duplicate(&self, keys: &[String]) -> Outcome {
         match keys {
             [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => Outcome::Stale,
             [key] if key == self.keys.email() || key == indexes::EMAIL => Outcome::EmailTaken,
             keys => Outcome::Rejected(format!(
-                "a unique index of the application on `{}` refuses the document",
+                "a unique index of the application on `{}` rejects the document",
                 keys.join(", ")
             )),
         }
