@@ -126,7 +126,7 @@ pub async fn apply_over(
     Ok(applied)
 }
 
-/// Rows whose write was refused as stale though nobody else wrote them.
+/// Rows with a write refused as stale although no concurrent write occurred.
 #[derive(Default)]
 struct Stuck(HashMap<UserId, (i64, u32)>);
 

@@ -6,7 +6,7 @@
 //! turns a user named `$$NOW` into a date).
 //!
 //! Each write is guarded by `kinsync.revision` and acknowledged by a majority with its journal.
-//! Rows are read with the read concern "majority" too: "this observation tells nothing new" leads
+//! Rows are read with the read concern "majority" too: "this observation contains nothing new" leads
 //! to an ack, and must not rest on a write that a new primary may roll back.
 
 use std::{

@@ -307,7 +307,7 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
         (held_by("kp_new").await.as_deref(), held_by("kp_other").await.as_deref()),
         (Some("kp_old"), Some("list"))
     );
-    // Kinde tells of it at last, with another address: the one that waited gets it.
+    // The user is finally observed, with another address: the waiting user gets the address.
     observe(&store, vec![event("kp_old", 2, "c@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     assert_eq!(get(&store, "kp_new").await.unwrap().document().email.as_deref(), Some("a@x.org"));

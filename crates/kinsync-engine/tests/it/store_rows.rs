@@ -14,7 +14,7 @@ pub(crate) fn id(text: &str) -> UserId {
     UserId::parse(text).unwrap()
 }
 
-/// A user as one event tells it, not stored yet. `email: None` is null.
+/// A user after one event, not stored yet. `email: None` is null.
 pub(crate) fn row(user: &str, email: Option<&str>) -> Row {
     let profile = Profile::new()
         .with(Field::FirstName, "Ada")

@@ -195,8 +195,8 @@ impl Batch<'_> {
         Ok(done)
     }
 
-    /// What kept rows from being inserted and from taking over a document: somebody else wrote the
-    /// user first, or the document is one that kinsync cannot read.
+    /// Finds the reason why rows were neither inserted nor took over a document: a concurrent write of the user, or a
+    /// document that kinsync cannot decode.
     async fn in_the_way(&self, places: Vec<usize>) -> Result<Vec<(usize, Outcome)>, Error> {
         if places.is_empty() {
             return Ok(Vec::new());
