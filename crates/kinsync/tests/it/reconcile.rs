@@ -152,7 +152,10 @@ async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
     let ended = tokio::task::spawn_blocking(move || waits.wait_with_output().unwrap());
     let ended = tokio::time::timeout(Duration::from_secs(10), ended).await.expect("it ends").unwrap();
     let said = String::from_utf8(ended.stderr).unwrap();
-    assert!(ended.status.code() == Some(1) && said.contains("stopped; every started write was completed"), "{said}");
+    assert!(
+        ended.status.code() == Some(1) && said.contains("stopped; every started write was completed"),
+        "{said}"
+    );
     scans.kill().unwrap();
     scans.wait().unwrap();
 }
