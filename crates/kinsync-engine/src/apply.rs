@@ -3,7 +3,10 @@
 //! Safe to repeat, to run in any number of processes, and to interrupt at any point: each row is one atomic write of a join,
 //! and a lost compare-and-set repeats the join.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
 
@@ -11,6 +14,7 @@ use crate::{
     email_ownership::resolve,
     pending_checks::PendingChecks,
     random,
+    refused_users::{RefusedUser, RefusedUsers},
     scan_watermark::ScanWatermarks,
     store::{Error, Outcome, Row, Store},
 };
@@ -21,6 +25,8 @@ const MAX_ROUNDS: u32 = 64;
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
 /// a read sees what a majority has, which may be later than the write that was in the way.
 const MAX_STUCK: u32 = 16;
+
+const NO_SECOND: &str = "a unique index of the application allows only one user without an address";
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
 
@@ -49,6 +55,30 @@ struct Delta {
     source: Source,
 }
 
+/// Applies the recorded refused states again and removes those that the store accepts from the record. Returns their number.
+pub async fn apply_refused(store: &dyn Store, now: Micros) -> Result<usize, Error> {
+    let refused = RefusedUsers::load(store).await?.users;
+    if refused.is_empty() {
+        return Ok(0);
+    }
+    let all: HashSet<UserId> = refused.keys().cloned().collect();
+    let delta = |refused: RefusedUser| Delta {
+        state: refused.state,
+        newest: Version::provisional(),
+        source: refused.source,
+    };
+    let deltas = refused.into_iter().map(|(user, refused)| (user, delta(refused))).collect();
+    let applied = apply_deltas(store, deltas, now, &ScanWatermarks::default()).await?;
+    let mut done = all;
+    for (user, _) in applied.rejected.iter().chain(&applied.failed) {
+        done.remove(user);
+    }
+    if !done.is_empty() {
+        RefusedUsers::remove(store, &done).await?;
+    }
+    Ok(done.len())
+}
+
 /// Joins observations into the stored users. Several observations of one user cost one write.
 ///
 /// # Errors
@@ -68,7 +98,15 @@ pub async fn apply_over(
     now: Micros,
     scans: &ScanWatermarks,
 ) -> Result<Applied, Error> {
-    let mut deltas = fold(observations);
+    apply_deltas(store, fold(observations), now, scans).await
+}
+
+async fn apply_deltas(
+    store: &dyn Store,
+    mut deltas: HashMap<UserId, Delta>,
+    now: Micros,
+    scans: &ScanWatermarks,
+) -> Result<Applied, Error> {
     let mut applied = Applied::default();
     let mut to_resolve = Vec::new();
     let mut stuck = Stuck::default();
@@ -97,10 +135,8 @@ pub async fn apply_over(
         PendingChecks::request(store, &users_to_recheck).await?;
         for (row, outcome) in write(store, writes).await? {
             match outcome {
-                // A non-sparse unique index allows only one user without an address.
                 Outcome::EmailTaken if !row.metadata.holds_email => {
-                    let reason = "a unique index of the application allows only one user without an address";
-                    applied.rejected.push((row.id.clone(), reason.into()));
+                    applied.rejected.push((row.id.clone(), NO_SECOND.into()));
                 }
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
                     applied.failed.push((row.id.clone(), STUCK.into()));
@@ -151,10 +187,64 @@ async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>,
         let outcomes = store.write(&without).await?;
         done.extend(without.into_iter().zip(outcomes));
     }
+    enforce(store, &mut done).await?;
     for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
         row.revision += 1;
     }
     Ok(done)
+}
+
+/// Makes deletions and suspensions that were refused take effect: by a write of these marks alone
+/// or, where that is refused as well, by a record of kinsync's own.
+async fn enforce(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), Error> {
+    let (places, rows): (Vec<_>, Vec<_>) = done
+        .iter()
+        .enumerate()
+        .filter(|(_, (row, outcome))| refusal(row, outcome).is_some() && is_locked_out(row))
+        // The document may show another address than the state has: a later write settles it.
+        .map(|(place, (row, _))| {
+            (place, if row.state.is_live() { without_email(row.clone()) } else { row.clone() })
+        })
+        .unzip();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let outcomes = store.write_marks(&rows).await?;
+    let mut refused = Vec::new();
+    for ((place, row), outcome) in places.into_iter().zip(rows).zip(outcomes) {
+        let reason = refusal(&done[place].0, &done[place].1).unwrap_or_default().to_owned();
+        if refusal(&row, &outcome).is_some() {
+            let source = row.metadata.source.unwrap_or(Source::Reconcile);
+            refused.push((row.id, RefusedUser { state: row.state, source, reason }));
+            continue;
+        }
+        if outcome == Outcome::Written {
+            tracing::error!(
+                user = row.id.as_str(),
+                reason,
+                "the store rejects the document of a deleted or suspended user; only this mark was written"
+            );
+            metrics::counter!("kinsync_marks_written_total").increment(1);
+        }
+        done[place] = (row, outcome);
+    }
+    RefusedUsers::add(store, &refused).await
+}
+
+/// Whether requests of this user are refused.
+fn is_locked_out(row: &Row) -> bool {
+    let document = row.document();
+    document.is_deleted || document.is_suspended
+}
+
+/// Why the row was refused, unless it was written or has to be loaded again.
+fn refusal<'a>(row: &Row, outcome: &'a Outcome) -> Option<&'a str> {
+    match outcome {
+        Outcome::Failed(reason) | Outcome::Rejected(reason) => Some(reason),
+        // A non-sparse unique index allows only one user without an address.
+        Outcome::EmailTaken if !row.metadata.holds_email => Some(NO_SECOND),
+        Outcome::EmailTaken | Outcome::Stale | Outcome::Written => None,
+    }
 }
 
 /// Counts changes by source.

@@ -231,7 +231,7 @@ impl<'a> Transfer<'a> {
             return Ok(false);
         }
         let outcomes = self.store.write(&[row]).await?;
-        Ok(outcomes.iter().any(|outcome| matches!(outcome, Outcome::Failed(_) | Outcome::Rejected(_))))
+        Ok(outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Written | Outcome::Stale)))
     }
 
     /// Returns the row with another holder of its address: itself (`None`) or another document. Returns `None` if the row

@@ -38,6 +38,8 @@ pub mod apply;
 
 pub mod email_ownership;
 
+pub mod refused_users;
+
 pub mod link;
 
 pub mod scan_watermark;

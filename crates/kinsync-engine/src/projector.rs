@@ -13,7 +13,7 @@ use kinsync_core::{Micros, UserId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    apply::{Applied, apply_over},
+    apply::{Applied, apply_over, apply_refused},
     breaker::Breaker,
     clock::Clock,
     decode,
@@ -218,14 +218,15 @@ impl Projector {
             match (&item.decoded.observations, reason) {
                 (Err(failure), _) => dead.push((item.id, failure.to_string())),
                 (_, Some(reason)) => dead.push((item.id, refused(reason))),
-                _ => match user.filter(|user| failed.contains_key(*user)).cloned() {
-                    Some(user) => apart.entry(user).or_insert_with(Vec::new).push(item),
-                    None => {
+                _ => {
+                    if let Some(user) = user.filter(|user| failed.contains_key(*user)).cloned() {
+                        apart.entry(user).or_insert_with(Vec::new).push(item);
+                    } else {
                         self.measure(&item.decoded.event);
                         self.evidence.forget(item.subject());
                         acks.push(item.id);
                     }
-                },
+                }
             }
         }
         for user in applied.users_to_recheck {
@@ -337,6 +338,9 @@ impl Projector {
         let mut sweep = Sweep::default();
         loop {
             let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
+            if let Err(error) = apply_refused(&*self.store, self.clock.now()).await {
+                self.breaker.failed(&error);
+            }
             match sweep.run(&*self.store, self.clock.now()).await {
                 Ok(0) => self.breaker.succeeded(),
                 Ok(rows) => {

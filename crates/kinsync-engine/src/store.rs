@@ -251,6 +251,13 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Acknowledged durably (majority). Outcomes are in the order of the rows.
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error>;
 
+    /// Writes rows that [`Store::write`] rejects, under the same condition. The documents show only whether the user is
+    /// deleted or suspended; every other top-level key stays unchanged. The store keeps the whole state, and the next
+    /// [`Store::write`] shows it.
+    async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        self.write(rows).await
+    }
+
     /// Returns the live rows with one of these newest addresses, shown or in a conflict.
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
 

@@ -200,7 +200,11 @@ impl Store for MongoStore {
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write", self.0.write(rows)).await
+        timed("mongo", "write", self.0.write(rows, encode::row)).await
+    }
+
+    async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        timed("mongo", "write_marks", self.0.write(rows, encode::marks)).await
     }
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {

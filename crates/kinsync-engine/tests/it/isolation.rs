@@ -4,12 +4,15 @@
 use std::{sync::Arc, time::Duration};
 
 use bson::{Document, doc};
+use kinsync_core::{Field, Micros, Value};
 use kinsync_engine::{
+    apply::apply_refused,
     breaker::{self, Breaker},
     clock::Clock,
     projector::{self, Projector},
     queue::{Entry, Queue},
-    store::{Store, embedded::EmbeddedStore, mongo},
+    refused_users::RowsWithRefused,
+    store::{Outcome, Store, embedded::EmbeddedStore, mongo},
 };
 use kinsync_testing::mongo::TestMongo;
 use tokio::time::Instant;
@@ -18,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     pipeline::{event_entry, queue},
     store_mongo::{prepared, store, users},
-    store_rows::{get, put, row},
+    store_rows::{get, id, put, row, stored, with},
 };
 
 /// A projector at work, and its queue.
@@ -187,4 +190,81 @@ async fn a_row_of_the_embedded_store_that_cannot_be_read_is_set_aside_and_all_ot
     let sqlite = rusqlite::Connection::open(dir.path().join("kinsync.sqlite")).unwrap();
     assert_eq!(sqlite.execute("UPDATE users SET state = '{' WHERE id = 'kp_a'", []).unwrap(), 1);
     only_these_are_set_aside(Arc::new(store), &["kp_a"], "damaged").await;
+}
+
+fn deleted(user: &str) -> Entry {
+    event_entry("user.deleted", 5, &format!("deletion_of_{user}"), &format!(r#"{{"id":"{user}"}}"#))
+}
+
+fn with_email(user: &str) -> Entry {
+    let told_of = format!(r#"{{"id":"{user}","first_name":"Ada","email":"{user}@example.com"}}"#);
+    event_entry("user.created", 1, &format!("event_of_{user}"), &told_of)
+}
+
+/// How the request path sees a user.
+async fn seen(store: &dyn Store, user: &str) -> kinsync_core::UserDocument {
+    let rows = RowsWithRefused::default().load(store, &[id(user)]).await.unwrap();
+    rows.into_iter().flatten().next().unwrap().document()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_index_made_later_keeps_no_deletion_from_taking_effect() {
+    let store = store().await;
+    let four = ["kp_a", "kp_b", "kp_c"].map(with_email).into_iter().chain([named("kp_d")]);
+    let pipeline = Pipeline::start(Arc::new(store.clone()), four.collect()).await;
+    pipeline.until("all are stored", async |p| p.depth().await == 0).await;
+    index(&store, doc! { "key": { "email": 1 }, "unique": true, "name": "email_1" }).await;
+    for user in ["kp_a", "kp_b", "kp_c"] {
+        pipeline.queue.enqueue(deleted(user)).await.unwrap();
+    }
+    pipeline.until("the deletions are applied", async |p| p.depth().await == 0).await;
+    assert_eq!(pipeline.dead().await, []);
+    for user in ["kp_a", "kp_b", "kp_c"] {
+        assert!(get(&store, user).await.unwrap().document().is_deleted, "{user}");
+        let found = users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
+        assert!(found.get_bool("isDeleted").unwrap() && found.get_datetime("deletedAt").is_ok(), "{found}");
+    }
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_that_a_validator_refuses_is_honoured_and_stored_once_it_can_be() {
+    let store = store().await;
+    let pipeline = Pipeline::start(Arc::new(store.clone()), vec![named("kp_a"), named("kp_b")]).await;
+    pipeline.until("both are stored", async |p| p.depth().await == 0).await;
+    let validator =
+        |rule: Document| store.database().run_command(doc! { "collMod": "users", "validator": rule });
+    validator(doc! { "$jsonSchema": { "required": ["tenant"] } }).await.unwrap();
+    let suspended = r#"{"id":"kp_a","is_suspended":true}"#;
+    pipeline.queue.enqueue(event_entry("user.updated", 3, "suspension", suspended)).await.unwrap();
+    pipeline.queue.enqueue(deleted("kp_b")).await.unwrap();
+    pipeline.until("both are refused", async |p| p.dead().await.len() == 2).await;
+    for (_, reason) in pipeline.dead().await {
+        assert!(reason.contains("required") && reason.contains("tenant"), "{reason}");
+    }
+    assert!(seen(&store, "kp_a").await.is_suspended && seen(&store, "kp_b").await.is_deleted);
+    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 0, "still refused");
+    validator(doc! {}).await.unwrap();
+    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 2);
+    assert!(get(&store, "kp_a").await.unwrap().document().is_suspended);
+    assert!(get(&store, "kp_b").await.unwrap().document().is_deleted);
+    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 0, "nothing is left");
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_write_of_the_marks_leaves_out_is_kept_and_shown_by_the_next_write() {
+    let store = store().await;
+    let ada = put(&store, &with(row("kp_a", Some("a@x.org")), Field::LastName, "Byron")).await;
+    let ada = with(with(ada, Field::IsSuspended, Value::Flag(true)), Field::LastName, "Lovelace");
+    assert_eq!(store.write_marks(std::slice::from_ref(&ada)).await.unwrap(), [Outcome::Written]);
+    let ada = stored(&ada);
+    assert_eq!(get(&store, "kp_a").await.as_ref(), Some(&ada));
+    let shown = || async { users(&store).find_one(doc! {}).await.unwrap().unwrap() };
+    let found = shown().await;
+    assert!(found.get_bool("isSuspended").unwrap(), "{found}");
+    assert_eq!((found.get_str("lastName").unwrap(), found.get_str("email").unwrap()), ("Byron", "a@x.org"));
+    let ada = put(&store, &ada).await;
+    assert_eq!(get(&store, "kp_a").await, Some(ada));
+    assert_eq!(shown().await.get_str("lastName").unwrap(), "Lovelace");
 }

@@ -18,6 +18,7 @@ use kinsync_engine::{
     apply::apply,
     breaker::{self, Breaker},
     clock::Clock,
+    refused_users::RowsWithRefused,
     sighting::Sighting,
     store::{Error, Row, Store},
 };
@@ -122,6 +123,7 @@ struct LoadRequest {
 
 pub(super) struct Users {
     store: Arc<dyn Store>,
+    rows: RowsWithRefused,
     breaker: Breaker,
     claims: Arc<dyn Claims>,
     clock: Clock,
@@ -166,6 +168,7 @@ impl Users {
         };
         let users = Self {
             store,
+            rows: RowsWithRefused::default(),
             breaker: Breaker::new("store", "authenticator", breaker),
             claims,
             clock,
@@ -234,7 +237,7 @@ impl Users {
         let user = observation.user.clone();
         apply(&*self.store, [observation], self.clock.now()).await?;
         let loaded_at = Instant::now();
-        let row = self.store.load(&[user]).await?.pop().flatten();
+        let row = self.rows.load(&*self.store, &[user]).await?.pop().flatten();
         Ok(row.map(|row| self.remember(&row, loaded_at)))
     }
 
@@ -298,7 +301,7 @@ impl Users {
         for row in &applied.changed {
             self.reply(row, loaded_at, &mut waiters);
         }
-        for (user, reason) in applied.rejected {
+        for (user, reason) in applied.rejected.into_iter().chain(applied.failed) {
             tracing::error!(user = user.as_str(), reason, "the store rejected the user of a request");
             waiters.remove(&user);
         }
@@ -312,7 +315,7 @@ impl Users {
         }
         let loaded_at = Instant::now();
         let ids: Vec<UserId> = waiters.keys().cloned().collect();
-        for row in self.store.load(&ids).await?.iter().flatten() {
+        for row in self.rows.load(&*self.store, &ids).await?.iter().flatten() {
             self.reply(row, loaded_at, waiters);
         }
         Ok(())

@@ -260,6 +260,29 @@ async fn deleted_and_suspended_users_are_refused_within_a_second_in_every_proces
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deletions_and_suspensions_that_a_validator_refuses_are_honoured() {
+    let server = TestMongo::shared().await;
+    let config = mongo::Config { database: Some(server.database()), ..mongo::Config::new(server.uri()) };
+    let mongo = MongoStore::connect(config).await.unwrap();
+    mongo.prepare().await.unwrap();
+    let (kinde, store): (_, Arc<dyn Store>) = (kinde().await, Arc::new(mongo.clone()));
+    let process = Process::start(&kinde, &store, Config { deadline: PATIENCE, ..Config::default() });
+    let (ada, eve) = (token(&kinde, "ada@example.com"), token(&kinde, "eve@example.com"));
+    for (_, token) in [&ada, &eve] {
+        assert_eq!(process.get(token).await.status, StatusCode::OK);
+    }
+    let validator = doc! { "$jsonSchema": { "required": ["tenant"] } };
+    mongo.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
+    tell(&store, &ada.0, What::Deleted).await;
+    tell(&store, &eve.0, What::Fields(Profile::new().with(Field::IsSuspended, true))).await;
+    for ((_, token), reason) in [(&ada, "deleted"), (&eve, "suspended")] {
+        until(async || process.get(token).await.status == StatusCode::FORBIDDEN).await;
+        assert_eq!(process.get(token).await.body["reason"], reason);
+    }
+    process.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn users_whom_nobody_waits_for_are_loaded_together() {
     let (kinde, server) = (kinde().await, TestMongo::start_own().await);
     let store = on_mongo(&server).await;

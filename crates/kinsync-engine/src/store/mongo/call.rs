@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bson::{Document, RawDocumentBuf};
+use bson::{Bson, Document, RawDocumentBuf};
 use mongodb::{
     Database,
     error::{Error as DriverError, ErrorKind, RETRYABLE_WRITE_ERROR},
@@ -21,6 +21,9 @@ use crate::store::Error;
 /// Codes of write errors that concern the server, not the document. `OutOfDiskSpace`
 /// (14031) and "not primary" are among those with large numbers.
 const PASSING: [i32; 8] = [9001, 10058, 10107, 11600, 11602, 13435, 13436, 14031];
+
+/// Words of the description of a failed validator.
+const MAX_WORDS: usize = 24;
 
 /// Failures of a call without an error of the driver.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +138,10 @@ pub(super) struct WriteError {
     pub(super) code: i32,
     /// For a duplicate key: the keys of the index, or its name if an old server does not report the keys.
     pub(super) duplicate: Vec<String>,
+    /// For a duplicate key: the name of the index, if the server says it.
+    pub(super) index_name: Option<String>,
+    /// For a validator: what it demands and which keys fail it, after a colon; empty before MongoDB 5.
+    pub(super) rule: String,
 }
 
 impl WriteError {
@@ -170,7 +177,37 @@ fn write_error(error: &Document) -> Option<WriteError> {
         Err(_) => error.get_str("errmsg").ok().and_then(index_name).into_iter().collect(),
     };
     let index = usize::try_from(error.get_i32("index").ok()?).ok()?;
-    Some(WriteError { index, code: error.get_i32("code").ok()?, duplicate })
+    let mut words = Vec::new();
+    if let Ok(details) = error.get_document("errInfo").and_then(|info| info.get_document("details")) {
+        rule(details, &mut words);
+    }
+    words.truncate(MAX_WORDS);
+    let rule = if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) };
+    let index_name = error.get_str("errmsg").ok().and_then(index_name);
+    Some(WriteError { index, code: error.get_i32("code").ok()?, duplicate, index_name, rule })
+}
+
+/// Collects the operators and keys of `errInfo.details`. Never a value: those are the user's data.
+fn rule(details: &Document, words: &mut Vec<String>) {
+    for (key, value) in details {
+        match (key.as_str(), value) {
+            ("operatorName" | "propertyName", Bson::String(name)) => words.push(name.clone()),
+            ("missingProperties", Bson::Array(names)) => {
+                words.extend(names.iter().filter_map(|name| Some(format!("`{}`", name.as_str()?))));
+            }
+            ("specifiedAs", Bson::Document(demanded)) => {
+                let names = demanded.keys().filter(|key| !key.starts_with('$') && !words.contains(key));
+                let names: Vec<String> = names.map(|key| format!("`{key}`")).collect();
+                words.extend(names);
+            }
+            ("consideredValue" | "consideredValues" | "specifiedAs", _) => {}
+            (_, Bson::Document(nested)) => self::rule(nested, words),
+            (_, Bson::Array(list)) => {
+                list.iter().filter_map(Bson::as_document).for_each(|nested| rule(nested, words));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Returns the name in "E11000 duplicate key error collection: a.b index: NAME dup key: …".

@@ -35,6 +35,25 @@ pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) ->
     encoded
 }
 
+/// Encodes of a row only whether the user is deleted or suspended. Every value lives in
+/// `kinsync.held`, where [`super::decode`] finds it; what the document shows otherwise stays.
+pub(super) fn marks(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
+    let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
+    let mut held = RawDocumentBuf::new();
+    for field in Field::ALL {
+        if let Some(value) = row.state.value(field) {
+            append_held(&mut held, &key_of(field), value);
+        }
+    }
+    let suspended = row.state.value(Field::IsSuspended);
+    if let (Some(key), Some(_)) = (keys.of(Field::IsSuspended), suspended) {
+        encoded.plain(row, key, suspended);
+    }
+    encoded.marks(row);
+    encoded.set.append(cstr!("kinsync"), metadata(row, writer, &held));
+    encoded
+}
+
 impl Encoded {
     /// Writes the fields, and returns the values that the document does not show unchanged.
     fn fields(&mut self, row: &Row, keys: &Keys) -> RawDocumentBuf {
@@ -115,9 +134,14 @@ impl Encoded {
             None => self.unset.append(cstr!("emailConflict"), true),
         }
         self.set.append(cstr!("createdAt"), date(state.created_at(metadata)));
-        self.set.append(cstr!("updatedAt"), date(metadata.updated_at));
         self.date_if_any(cstr!("lastSeenAt"), state.last_seen);
         self.date_if_any(cstr!("lastSignedInAt"), state.last_signed_in);
+        self.marks(row);
+    }
+
+    fn marks(&mut self, row: &Row) {
+        let (state, metadata) = (&row.state, &row.metadata);
+        self.set.append(cstr!("updatedAt"), date(metadata.updated_at));
         self.set.append(cstr!("isDeleted"), !state.is_live());
         self.date_if_any(cstr!("deletedAt"), state.deleted_at());
         self.set.append(cstr!("source"), text_or_null(metadata.source.map(kinsync_core::Source::as_str)));

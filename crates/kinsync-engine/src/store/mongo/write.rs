@@ -18,7 +18,10 @@ use mongodb::Collection;
 use super::{
     Inner,
     call::{self, Cause, WriteError},
-    decode, encode, indexes,
+    decode,
+    encode::Encoded,
+    indexes,
+    keys::Keys,
     read::Find,
 };
 use crate::store::{Error, Outcome, Row};
@@ -58,11 +61,12 @@ struct Chunk {
 }
 
 impl Inner {
-    pub(super) async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+    /// Writes rows, each encoded by `encode`.
+    pub(super) async fn write(&self, rows: &[Row], encode: Encode) -> Result<Vec<Outcome>, Error> {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
-        let batch = Batch { inner: self, rows, mark: random::number() };
+        let batch = Batch { inner: self, rows, encode, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
         for (place, row) in rows.iter().enumerate() {
@@ -101,10 +105,14 @@ fn push(chunks: &mut Vec<Chunk>, kind: Kind, place: usize, statement: &RawDocume
     chunk.bytes += size;
 }
 
+/// Encodes a row with its write mark; what it sets begins with the given document.
+type Encode = fn(&Row, &Keys, i64, RawDocumentBuf) -> Encoded;
+
 /// The rows of one call.
 struct Batch<'a> {
     inner: &'a Inner,
     rows: &'a [Row],
+    encode: Encode,
     /// Mark of the first row; the marks of the others are the following numbers.
     mark: i64,
 }
@@ -118,7 +126,7 @@ impl Batch<'_> {
         let mut start = RawDocumentBuf::new();
         start.append(cstr!("_id"), ObjectId::new());
         start.append(cstr!("kindeId"), self.rows[place].id.as_str());
-        encode::row(&self.rows[place], &self.inner.keys, self.mark(place), start).set
+        (self.encode)(&self.rows[place], &self.inner.keys, self.mark(place), start).set
     }
 
     /// Returns the update for a row that kinsync never wrote: it takes over an existing document with the Kinde id.
@@ -128,7 +136,7 @@ impl Batch<'_> {
             0 => unwritten(row.id.as_str()),
             revision => rawdoc! { "kindeId": row.id.as_str(), "kinsync.revision": revision },
         };
-        let encoded = encode::row(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
+        let encoded = (self.encode)(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
         let mut update = document(cstr!("$set"), &encoded.set);
         if !encoded.unset.is_empty() {
             update.append(cstr!("$unset"), encoded.unset);
@@ -266,22 +274,24 @@ impl Inner {
 
     fn outcome(&self, error: &WriteError) -> Result<Outcome, Error> {
         match error.code {
-            DUPLICATE_KEY => Ok(self.duplicate(&error.duplicate)),
+            DUPLICATE_KEY => Ok(self.duplicate(error)),
             code if error.is_about_the_server() => Err(call::unavailable(DOING, Cause::Write(code))),
-            121 => {
-                Ok(Outcome::Rejected("a validator of the collection rejects the document (code 121)".into()))
-            }
+            121 => Ok(Outcome::Rejected(format!(
+                "a validator of the collection rejects the document (code 121){}",
+                error.rule
+            ))),
             code => Ok(Outcome::Failed(format!("MongoDB rejects the document (code {code})"))),
         }
     }
 
     /// Classifies a duplicate key by its unique index.
-    fn duplicate(&self, keys: &[String]) -> Outcome {
-        match keys {
+    fn duplicate(&self, error: &WriteError) -> Outcome {
+        match error.duplicate.as_slice() {
             [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => Outcome::Stale,
             [key] if key == self.keys.email() || key == indexes::EMAIL => Outcome::EmailTaken,
             keys => Outcome::Rejected(format!(
-                "a unique index of the application on `{}` rejects the document",
+                "the unique index `{}` of the application on `{}` rejects the document",
+                error.index_name.as_deref().unwrap_or("?"),
                 keys.join(", ")
             )),
         }
