@@ -258,7 +258,7 @@ mod tests {
             user: Some("kp_1".into()),
             at: Some(Micros(10 * MINUTE)),
             received_at: Micros(0),
-            scheme: "hmac".into(),
+            scheme: "hmac_sha256".into(),
             payload: payload.into(),
         }
     }
