@@ -594,7 +594,7 @@ async fn an_empty_list_deletes_no_user(fresh: Fresh) {
     let live = world.documents().await.values().filter(|user| !user.is_deleted).count();
     assert_eq!(live, 12, "{}", world.fresh.name);
     let runs = record::runs(&*world.fresh.store).await.expect("it answers");
-    assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("do not exist")));
+    assert!(matches!(&runs[0].outcome, Outcome::Failed { reason } if reason.contains("as unknown")));
     let run = world.reconcile().await;
     assert_eq!(run.tally.of(DriftKind::Deleted), 1);
     world.assert_equal("after the storm").await;
