@@ -2,7 +2,7 @@
 //!
 //! An entry that cannot be decoded is logged and dead-lettered with a reason. A failure of the store
 //! pauses the projector; a failure of one user is retried apart from the others, and dead-lettered
-//! only when [`evidence`] shows that it is about this user: the writes of others succeed.
+//! only when the module `evidence` shows that it is about this user: the writes of others succeed.
 
 mod evidence;
 mod piece;

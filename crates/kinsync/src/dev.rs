@@ -4,11 +4,11 @@
 //! delayed and lost on purpose. `serve` uses nothing of this.
 //!
 //! In reading order:
-//! - [`start`]: starts the local Kinde and the app
-//! - [`activity`]: generates users and events, and injects faults
-//! - [`sampler`]: takes each [`snapshot`], with [`history`], [`drift`] and [`meters`]
-//! - [`view`], [`hints`]: a snapshot and commands to try, as text
-//! - [`output`], [`screen`]: the terminal, a pipe or JSON
+//! - `start`: starts the local Kinde and the app
+//! - `activity`: generates users and events, and injects faults
+//! - `sampler`: takes each `snapshot`, with `history`, `drift` and `meters`
+//! - `view`, `hints`: a snapshot and commands to try, as text
+//! - `output`, `screen`: the terminal, a pipe or JSON
 
 mod activity;
 mod drift;

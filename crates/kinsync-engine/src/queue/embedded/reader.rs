@@ -1,6 +1,6 @@
 //! Reads entries for claims: first those whose wait has ended, then the next unread ones.
 //!
-//! What was read goes to [`State`](super::state::State) and is claimed from there without waiting, so
+//! What was read goes to [`State`] and is claimed from there without waiting, so
 //! that a cancelled claim takes nothing with it.
 
 use tokio::time::Instant;
