@@ -123,7 +123,7 @@ fn users_and_events_are_listed_and_shown() {
     assert!(run(&["events", "list", "--user", "kp_ada"], &vars).1.contains("user.created"));
     assert!(run(&["events", "show", "event_1"], &vars).1.contains("ada@example.com"));
     let (code, _, stderr) = run(&["users", "show", "kp_nobody"], &vars);
-    assert_eq!((code, stderr.as_str()), (1, "kinsync: it is not there: there is no such user\n"));
+    assert_eq!((code, stderr.as_str()), (1, "kinsync: record not found: no user has this id\n"));
     let (code, _, stderr) = run(&["users", "list"], &[("KINSYNC_SERVER", url.as_str())]);
     assert_eq!(code, 77);
     assert!(stderr.contains("KINSYNC_ADMIN_TOKEN"), "{stderr}");
