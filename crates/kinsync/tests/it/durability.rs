@@ -152,6 +152,11 @@ async fn outage(app: &mut TestApp, mongo: &TestMongo, acked: &Acked) -> Result<(
     let answered = || acked.lock().expect("nobody panicked").len();
     let before = answered();
     app.until("deliveries are answered", Duration::from_mins(1), async |_| Ok(answered() > before)).await?;
+    // Before that nothing is projected, and the breaker has no call to judge.
+    app.until("the store is prepared", Duration::from_mins(1), async |app| {
+        Ok(app.health().await?.pointer("/components/store/prepared") == Some(&Value::Bool(true)))
+    })
+    .await?;
     mongo.stop();
     breaker(app, |state| state != "closed").await?;
     // The length of the outage is what is tested.

@@ -360,7 +360,7 @@ async fn link_lists_what_would_be_linked_and_what_conflicts_and_then_does_it() {
     assert_eq!(code, 0);
     let words = said.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(words.contains(&format!("own {ada} would be linked nothing to do")), "{said}");
-    assert!(words.contains("not verified the user signs in"), "{said}");
+    assert!(words.contains("address not verified the user verifies the address at Kinde"), "{said}");
     assert!(said.ends_with(
         "3 documents of your application have an email address: 1 would be linked, 1 cannot be linked, 1 match no user\n"
     ));
