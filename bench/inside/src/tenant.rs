@@ -10,12 +10,8 @@ use jiff::Timestamp;
 use kinde::Jwks;
 use kinde::bearer::{self, CachingConfig, CachingVerifier, Verifier};
 use kinsync_core::{Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What};
-use kinsync_engine::apply::apply;
-use kinsync_engine::clock::Clock;
-use kinsync_engine::queue::Queue;
-use kinsync_engine::queue::embedded::{self, EmbeddedQueue};
-use kinsync_engine::store::Store;
-use kinsync_engine::store::embedded::EmbeddedStore;
+use kinsync_engine::Engine;
+use kinsync_engine::internal::apply::apply;
 use kinsync_tower::authenticator::{self, Authenticator};
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -33,8 +29,8 @@ const BATCH: usize = 5_000;
 pub struct Tenant {
     key: FreeKey,
     jwks: Jwks,
-    store: Arc<dyn Store>,
-    queue: Arc<dyn Queue>,
+    /// Opened, not started: no delivery arrives during a measurement.
+    engine: Engine,
     now: Timestamp,
 }
 
@@ -45,12 +41,11 @@ impl Tenant {
         let key = FreeKey::new();
         let issuer = kinde::parse_domain(ISSUER)?;
         let jwks = Jwks::from_document(&issuer, key.jwks().to_string().as_bytes())?;
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(folder)?);
-        let queue = EmbeddedQueue::open(&folder.join("queue"), embedded::Config::default(), Clock::system())?;
-        let tenant = Self { key, jwks, store, queue: Arc::new(queue), now: Timestamp::now() };
+        let engine = Engine::builder(folder).open().await?;
+        let tenant = Self { key, jwks, engine, now: Timestamp::now() };
         for first in (0..users).step_by(BATCH) {
             let observations = (first..users.min(first + BATCH)).flat_map(|user| tenant.observations(user));
-            let applied = apply(&*tenant.store, observations, tenant.micros()).await?;
+            let applied = apply(&**tenant.engine.store(), observations, tenant.micros()).await?;
             anyhow::ensure!(applied.rejected.is_empty(), "the store rejected users");
         }
         Ok(tenant)
@@ -86,11 +81,15 @@ impl Tenant {
 
     /// Starts the authenticator and its background work.
     pub fn open(&self, tokens: &CachingVerifier, config: authenticator::Config) -> Running {
-        let (store, queue) = (Arc::clone(&self.store), Arc::clone(&self.queue));
-        let claims = Arc::new(authenticator::claims::Email);
-        let (tokens, clock) = (tokens.clone(), Clock::system());
-        let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles: Vec::new(), claims };
-        let (authenticator, work) = Authenticator::new(parts, config);
+        let dependencies = authenticator::Dependencies {
+            tokens: tokens.clone(),
+            store: self.engine.store().clone(),
+            queue: self.engine.queue().clone(),
+            clock: self.engine.clock().clone(),
+            profiles: Vec::new(),
+            claims: Arc::new(authenticator::claims::Email),
+        };
+        let (authenticator, work) = Authenticator::new(dependencies, config);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let work = tokio::spawn(async move { work.run(stopped).await });

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kinde::webhook::Scheme;
 use kinsync_engine::{
-    clock::Clock,
-    queue::{
+    Clock,
+    internal::queue::{
         Entry, Payload, Queue as _,
         embedded::{Config, EmbeddedQueue},
     },

@@ -28,7 +28,7 @@ use kinde::{
     bearer::{AccessToken, CachingVerifier, VerificationError},
 };
 use kinsync_core::UserId;
-use kinsync_engine::{breaker::Breaker, clock::Clock, queue::Queue, sighting::Sighting, store::Store};
+use kinsync_engine::{Breaker, Clock, Queue, Store, internal::sighting::Sighting};
 use tokio::{
     sync::{Mutex, mpsc},
     time::timeout,

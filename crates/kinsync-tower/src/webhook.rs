@@ -25,8 +25,8 @@ use http_body_util::Full;
 use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    clock::Clock,
-    queue::{self, Enqueued, Entry, Payload, Queue},
+    Clock,
+    internal::queue::{self, Enqueued, Entry, Payload, Queue},
 };
 use serde::{Deserialize, Serialize};
 use tokio::{

@@ -11,7 +11,7 @@ mod state;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
-use kinsync_engine::{queue, store};
+use kinsync_engine::internal::{queue, store};
 
 pub use self::state::{AdminToken, AppState};
 use crate::config::Config;
@@ -58,7 +58,7 @@ pub enum Error {
     },
     /// The engine could not be opened.
     #[error("cannot start")]
-    Engine(#[source] Arc<kinsync_engine::engine::Error>),
+    Engine(#[source] Arc<kinsync_engine::Error>),
     /// A component reported an error that waiting does not fix.
     #[error(transparent)]
     Fatal(Arc<dyn std::error::Error + Send + Sync>),

@@ -21,7 +21,7 @@ use std::{
 
 use http::HeaderValue;
 use kinsync_core::Field;
-use kinsync_engine::store::mongo::LinkByEmail;
+use kinsync_engine::LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 

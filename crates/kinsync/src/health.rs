@@ -8,10 +8,12 @@ use std::{collections::BTreeMap, time::Duration};
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    breaker::{Breaker, State},
-    queue::{self, Stats},
-    reconcile::{record::DriftKind, webhook_health},
-    supervisor::ComponentStatus,
+    ComponentStatus,
+    internal::{
+        breaker::{Breaker, State},
+        queue::{self, Stats},
+        reconcile::{record::DriftKind, webhook_health},
+    },
 };
 use kinsync_tower::problem::chain;
 

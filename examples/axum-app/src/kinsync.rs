@@ -10,7 +10,7 @@ use kinde::{
     domain::issuer_of,
     jwks, management, webhook,
 };
-use kinsync_engine::{Engine, store::mongo};
+use kinsync_engine::{Engine, MongoConfig};
 use kinsync_tower::{
     KinsyncLayer, WebhookService,
     authenticator::{self, Authenticator, claims},
@@ -35,7 +35,7 @@ impl Kinsync {
     pub(crate) async fn start(
         tenant: Url,
         folder: &Path,
-        mongodb: Option<mongo::Config>,
+        mongodb: Option<MongoConfig>,
         management: Option<management::Config>,
     ) -> Result<Self> {
         let mut builder = Engine::builder(folder);

@@ -9,7 +9,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, Observation, UserId};
-use kinsync_engine::{
+use kinsync_engine::internal::{
     apply::apply,
     email_ownership::Sweep,
     store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},

@@ -8,7 +8,7 @@ use kinde::webhook::Scheme;
 use kinsync_core::{
     Field, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value, Version, What, email,
 };
-use kinsync_engine::queue::{Entry, Payload};
+use kinsync_engine::internal::queue::{Entry, Payload};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 use serde_json::{Map, json};
 
@@ -166,7 +166,11 @@ impl Expected {
     }
 
     /// Compares what is stored of these users with what the law says.
-    pub(crate) async fn assert_stored(&self, store: &dyn kinsync_engine::store::Store, about: &str) {
+    pub(crate) async fn assert_stored(
+        &self,
+        store: &dyn kinsync_engine::internal::store::Store,
+        about: &str,
+    ) {
         let ids: Vec<UserId> = self.states.keys().cloned().collect();
         for chunk in ids.chunks(2_000) {
             let rows = store.load(chunk).await.expect("the store answers");

@@ -6,13 +6,15 @@ use std::{sync::Arc, time::Duration};
 use bson::{Document, doc};
 use kinsync_core::{Field, Micros, Value};
 use kinsync_engine::{
-    apply::apply_refused,
-    breaker::{self, Breaker},
-    clock::Clock,
-    projector::{self, Projector},
-    queue::{Entry, Queue},
-    refused_users::RowsWithRefused,
-    store::{Outcome, Store, embedded::EmbeddedStore, mongo},
+    Clock,
+    internal::{
+        apply::apply_refused,
+        breaker::{self, Breaker},
+        projector::{self, Projector},
+        queue::{Entry, Queue},
+        refused_users::RowsWithRefused,
+        store::{Outcome, Store, embedded::EmbeddedStore, mongo},
+    },
 };
 use kinsync_testing::mongo::TestMongo;
 use tokio::time::Instant;

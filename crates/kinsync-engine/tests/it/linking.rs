@@ -4,7 +4,7 @@
 use bson::{Document, doc};
 use futures_util::{TryStreamExt, future::join_all};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
-use kinsync_engine::{
+use kinsync_engine::internal::{
     apply::apply,
     email_ownership::Sweep,
     link::{self, Run, Verdict},

@@ -6,12 +6,14 @@ use bytes::Bytes;
 use kinde::webhook::Scheme;
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version, What};
 use kinsync_engine::{
-    apply::apply,
-    breaker::{self, Breaker},
-    clock::Clock,
-    projector::{self, Projector},
-    queue::{Entry, Payload, Queue, embedded},
-    store::{EventFilter, Store, UserFilter},
+    Clock,
+    internal::{
+        apply::apply,
+        breaker::{self, Breaker},
+        projector::{self, Projector},
+        queue::{Entry, Payload, Queue, embedded},
+        store::{EventFilter, Store, UserFilter},
+    },
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio_util::sync::CancellationToken;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kinde::webhook::Scheme;
 use kinsync_core::Micros;
-use kinsync_engine::queue::{Claimed, Enqueued, Entry, EntryId, Error, Payload, Queue};
+use kinsync_engine::internal::queue::{Claimed, Enqueued, Entry, EntryId, Error, Payload, Queue};
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(30);

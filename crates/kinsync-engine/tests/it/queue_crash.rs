@@ -15,7 +15,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use kinsync_engine::queue::{Enqueued, Error, Queue, embedded::Config};
+use kinsync_engine::internal::queue::{Enqueued, Error, Queue, embedded::Config};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{

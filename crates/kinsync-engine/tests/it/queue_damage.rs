@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kinsync_engine::queue::{Error, Queue, embedded::Config};
+use kinsync_engine::internal::queue::{Error, Queue, embedded::Config};
 use tempfile::TempDir;
 
 use crate::{

@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use kinsync_engine::queue::{Queue, embedded::Config};
+use kinsync_engine::internal::queue::{Queue, embedded::Config};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{

@@ -16,8 +16,8 @@ use std::{
 use bytes::Bytes;
 use kinsync_core::Micros;
 use kinsync_engine::{
-    clock::Clock,
-    queue::{
+    Clock,
+    internal::queue::{
         Enqueued, Entry, Error, Payload, Queue,
         embedded::{Config, DeadLetterBounds, EmbeddedQueue, inspect, list},
     },

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kinsync_engine::queue::{Enqueued, EntryId, Queue as _, embedded::Config};
+use kinsync_engine::internal::queue::{Enqueued, EntryId, Queue as _, embedded::Config};
 use proptest::prelude::*;
 
 use crate::{

@@ -20,15 +20,17 @@ use kinde_emulator::{
 };
 use kinsync_core::{Source, UserDocument, UserId};
 use kinsync_engine::{
-    clock::Clock,
-    pending_checks::PendingChecks,
-    projector,
-    queue::{Entry, Payload, Queue},
-    reconcile::{
-        Config, Error, Reconciler, Thresholds,
-        record::{self, DriftKind, Outcome, Run, RunMode, Tally},
+    Clock,
+    internal::{
+        pending_checks::PendingChecks,
+        projector,
+        queue::{Entry, Payload, Queue},
+        reconcile::{
+            Config, Error, Reconciler, Thresholds,
+            record::{self, DriftKind, Outcome, Run, RunMode, Tally},
+        },
+        store::{Row, UserFilter},
     },
-    store::{Row, UserFilter},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use secrecy::SecretString;
@@ -333,9 +335,12 @@ async fn a_late_event_during_a_scan_requests_a_check(fresh: Fresh) {
     let late = world.events().remove(1);
     world.later().await;
     // A scan that was cut after it compared the user.
-    kinsync_engine::scan_watermark::ScanWatermarks::record_start(&*world.fresh.store, Clock::system().now())
-        .await
-        .expect("kept");
+    kinsync_engine::internal::scan_watermark::ScanWatermarks::record_start(
+        &*world.fresh.store,
+        Clock::system().now(),
+    )
+    .await
+    .expect("kept");
     world.deliver(vec![late]).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Wrong"), "nothing proves it wrong");
     let reconciler = world.reconciler(10, quick());
@@ -558,7 +563,7 @@ async fn an_unreadable_response_about_a_user_leaves_the_user_unchanged_and_stops
         let drift: BTreeMap<_, _> = drift.into_iter().filter(|(_, count)| *count > 0).collect();
         assert_eq!(run.tally.drift, drift, "{}, {status}: {run:?}", world.fresh.name);
         assert!(!world.documents().await[&ids[11]].is_deleted);
-        let scans = kinsync_engine::scan_watermark::ScanWatermarks::load(&*world.fresh.store)
+        let scans = kinsync_engine::internal::scan_watermark::ScanWatermarks::load(&*world.fresh.store)
             .await
             .expect("it answers");
         let open: Vec<String> = scans
@@ -745,7 +750,7 @@ async fn two_reads_restore_a_user_that_kinsync_itself_deleted(fresh: Fresh) {
         what: kinsync_core::What::Deleted,
     };
     let now = Clock::system().now();
-    kinsync_engine::apply::apply(&*world.fresh.store, [absent], now).await.expect("it answers");
+    kinsync_engine::internal::apply::apply(&*world.fresh.store, [absent], now).await.expect("it answers");
     assert!(world.documents().await[&hidden].is_deleted);
     world.later().await;
     let run = world.reconcile().await;

@@ -6,16 +6,18 @@ use kinde::management::Client;
 use kinde_emulator::{Fault, FaultKind};
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
-    clock::Clock,
-    pending_checks::PendingChecks,
-    reconcile::{
-        Reconciler,
-        record::{self, Outcome, Run, RunMode, Tally},
-        schedule::{self, Schedule, Status},
-        webhook_health::{self, SilentWebhook},
+    Clock,
+    internal::{
+        pending_checks::PendingChecks,
+        reconcile::{
+            Reconciler,
+            record::{self, Outcome, Run, RunMode, Tally},
+            schedule::{self, Schedule, Status},
+            webhook_health::{self, SilentWebhook},
+        },
+        sighting,
+        store::LoggedEvent,
     },
-    sighting,
-    store::LoggedEvent,
 };
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;

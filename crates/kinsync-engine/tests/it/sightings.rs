@@ -2,7 +2,7 @@
 
 use kinde::webhook::Scheme;
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
-use kinsync_engine::{
+use kinsync_engine::internal::{
     apply::apply,
     projector,
     queue::{Entry, Payload},

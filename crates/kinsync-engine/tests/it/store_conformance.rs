@@ -4,7 +4,7 @@
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
 use kinsync_core::{Field, Micros, Value};
-use kinsync_engine::store::{Counts, EventFilter, Holder, Outcome, Row, Saved, Store, UserFilter};
+use kinsync_engine::internal::store::{Counts, EventFilter, Holder, Outcome, Row, Saved, Store, UserFilter};
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 
@@ -26,7 +26,7 @@ macro_rules! conformance {
             $(#[tokio::test(flavor = "multi_thread")]
             async fn $promise() {
                 let folder = tempfile::tempdir().unwrap();
-                let store = kinsync_engine::store::embedded::EmbeddedStore::open(folder.path()).unwrap();
+                let store = kinsync_engine::internal::store::embedded::EmbeddedStore::open(folder.path()).unwrap();
                 super::$promise(std::sync::Arc::new(store)).await;
             })*
         }
@@ -257,7 +257,7 @@ async fn an_event_is_logged_once(store: Shared) {
     let first = event("event_1", Some("kp_ada"), 1_000_001);
     assert_eq!(store.log(std::slice::from_ref(&first)).await.unwrap(), 1);
     let again = event("event_1", Some("kp_eve"), 9);
-    let unread = kinsync_engine::store::LoggedEvent {
+    let unread = kinsync_engine::internal::store::LoggedEvent {
         event_type: String::new(),
         user: None,
         at: None,

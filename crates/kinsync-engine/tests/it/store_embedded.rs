@@ -3,7 +3,7 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
-use kinsync_engine::store::{Error, Store, embedded::EmbeddedStore};
+use kinsync_engine::internal::store::{Error, Store, embedded::EmbeddedStore};
 
 use crate::store_rows::{event, get, put, row};
 

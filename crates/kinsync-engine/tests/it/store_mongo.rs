@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Micros, Value};
-use kinsync_engine::store::{
+use kinsync_engine::internal::store::{
     Error, Holder, Outcome, Store,
     mongo::{Config, IndexFault, MongoStore, Topology},
 };
@@ -378,7 +378,8 @@ async fn documents_of_the_application_are_not_users() {
     let foreign = [doc! { "email": "a@x.org" }, doc! { "kindeId": 5 }, doc! { "kindeId": "kp_theirs" }];
     users(&store).insert_many(foreign).await.unwrap();
     put(&store, &row("kp_ada", None)).await;
-    let filter = kinsync_engine::store::UserFilter { limit: 9, with_deleted: true, ..Default::default() };
+    let filter =
+        kinsync_engine::internal::store::UserFilter { limit: 9, with_deleted: true, ..Default::default() };
     let listed = store.users(&filter).await.unwrap();
     assert_eq!(listed.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), ["kp_ada"]);
 }
@@ -391,7 +392,7 @@ async fn a_page_with_documents_that_cannot_be_decoded_is_shorter_and_not_the_las
     }
     let broken = doc! { "$set": { "kinsync.revision": "two" } };
     users(&store).update_many(doc! { "kindeId": { "$in": ["kp_a", "kp_c", "kp_d"] } }, broken).await.unwrap();
-    let mut filter = kinsync_engine::store::UserFilter { limit: 2, ..Default::default() };
+    let mut filter = kinsync_engine::internal::store::UserFilter { limit: 2, ..Default::default() };
     let (mut listed, mut undecodable) = (Vec::new(), Vec::new());
     loop {
         let page = store.users(&filter).await.unwrap();

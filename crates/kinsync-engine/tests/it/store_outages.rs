@@ -11,7 +11,7 @@ use std::{
 
 use bson::{Document, doc};
 use kinsync_core::Field;
-use kinsync_engine::store::{
+use kinsync_engine::internal::store::{
     Error, Outcome, Row, Store,
     mongo::{Config, MongoStore},
 };

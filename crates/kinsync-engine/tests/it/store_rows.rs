@@ -7,7 +7,7 @@ use kinsync_core::{
     Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata, Source, UserId,
     UserState, Value, Version, What,
 };
-use kinsync_engine::store::{Holder, LoggedEvent, Outcome, Row, Store};
+use kinsync_engine::internal::store::{Holder, LoggedEvent, Outcome, Row, Store};
 use proptest::{collection::vec, option, prelude::*};
 
 pub(crate) fn id(text: &str) -> UserId {

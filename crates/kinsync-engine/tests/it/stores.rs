@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
+use kinsync_engine::internal::store::{Store, embedded::EmbeddedStore, mongo};
 use kinsync_testing::mongo::TestMongo;
 
 /// Makes one test for each store of each function that takes a [`Fresh`], so that a failure on one store hides no other.

@@ -9,7 +9,7 @@ use std::{
 };
 
 use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
-use kinsync_engine::{apply::apply, clock::Clock, store::Store};
+use kinsync_engine::{Clock, Store, internal::apply::apply};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 

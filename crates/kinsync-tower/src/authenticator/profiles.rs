@@ -17,7 +17,7 @@ use kinde::{
     bearer::AccessToken,
 };
 use kinsync_core::{Observation, Source, UserId, What};
-use kinsync_engine::{
+use kinsync_engine::internal::{
     breaker::{self, Breaker},
     snapshot,
 };

@@ -15,12 +15,14 @@ use std::{
 use kinde::bearer::AccessToken;
 use kinsync_core::{Micros, Observation, UserDocument, UserId};
 use kinsync_engine::{
-    apply::apply,
-    breaker::{self, Breaker},
-    clock::Clock,
-    refused_users::RowsWithRefused,
-    sighting::Sighting,
-    store::{Error, Row, Store},
+    Clock,
+    internal::{
+        apply::apply,
+        breaker::{self, Breaker},
+        refused_users::RowsWithRefused,
+        sighting::Sighting,
+        store::{Error, Row, Store},
+    },
 };
 use metrics::Counter;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
@@ -364,7 +366,7 @@ fn by_user(batch: Vec<LoadRequest>) -> HashMap<UserId, Waiters> {
 #[cfg(test)]
 mod tests {
     use kinsync_core::{Source, Version, What};
-    use kinsync_engine::store::embedded::EmbeddedStore;
+    use kinsync_engine::internal::store::embedded::EmbeddedStore;
 
     use super::*;
 

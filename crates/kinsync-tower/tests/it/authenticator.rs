@@ -22,20 +22,22 @@ use kinde::{
 use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
 use kinsync_engine::{
-    apply::apply,
-    breaker::{self, Breaker},
-    clock::Clock,
-    projector::{self, Projector},
-    queue::{
-        Queue,
-        embedded::{Config as QueueConfig, EmbeddedQueue},
+    Clock,
+    internal::{
+        apply::apply,
+        breaker::{self, Breaker},
+        projector::{self, Projector},
+        queue::{
+            Queue,
+            embedded::{Config as QueueConfig, EmbeddedQueue},
+        },
+        store::{
+            Store, UserFilter,
+            embedded::EmbeddedStore,
+            mongo::{self, MongoStore},
+        },
+        supervisor::Supervisor,
     },
-    store::{
-        Store, UserFilter,
-        embedded::EmbeddedStore,
-        mongo::{self, MongoStore},
-    },
-    supervisor::Supervisor,
 };
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{

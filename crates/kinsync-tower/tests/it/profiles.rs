@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, StatusCode, header};
 use kinde_emulator::{Emulator, Fault, FaultKind};
 use kinsync_core::{Field, Micros, Profile, What};
-use kinsync_engine::store::Store;
+use kinsync_engine::Store;
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser,

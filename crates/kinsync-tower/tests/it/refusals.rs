@@ -2,7 +2,7 @@
 
 use http::{StatusCode, header};
 use kinde_emulator::{NewUser, TokenSpec};
-use kinsync_engine::store::UserFilter;
+use kinsync_engine::internal::store::UserFilter;
 use kinsync_testing::tokens::{AUDIENCE, refused, spec, with_kid};
 use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};

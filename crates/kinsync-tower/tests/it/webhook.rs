@@ -18,8 +18,8 @@ use http_body_util::{BodyExt, Full};
 use kinde::{sign, webhook::Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    clock::Clock,
-    queue::{
+    Clock,
+    internal::queue::{
         Queue,
         embedded::{Config as QueueConfig, EmbeddedQueue},
     },

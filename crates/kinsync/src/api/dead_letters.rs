@@ -1,6 +1,6 @@
 //! Deliveries set aside because they could not be processed.
 
-use kinsync_engine::queue;
+use kinsync_engine::internal::queue;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -1,6 +1,6 @@
 //! The event log.
 
-use kinsync_engine::store::LoggedEvent;
+use kinsync_engine::internal::store::LoggedEvent;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

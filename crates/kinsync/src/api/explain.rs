@@ -1,7 +1,7 @@
 //! Why a user is as it is.
 
 use kinsync_core::{Identity, Organization, Value};
-use kinsync_engine::{explain as engine, reconcile::record};
+use kinsync_engine::internal::{explain as engine, reconcile::record};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use kinsync_engine::{breaker::State, reconcile::webhook_health::SilentWebhook, supervisor::ComponentStatus};
+use kinsync_engine::{
+    ComponentStatus,
+    internal::{breaker::State, reconcile::webhook_health::SilentWebhook},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kinsync_core::{Field, Source};
-use kinsync_engine::reconcile::record;
+use kinsync_engine::internal::reconcile::record;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

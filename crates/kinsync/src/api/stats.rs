@@ -1,6 +1,6 @@
 //! How much is stored and queued.
 
-use kinsync_engine::{queue, store};
+use kinsync_engine::internal::{queue, store};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -9,7 +9,7 @@ use kinde::{
     domain::issuer_of,
     jwks,
 };
-use kinsync_engine::{clock::Clock, queue::Queue, store::Store};
+use kinsync_engine::{Clock, Queue, Store};
 use kinsync_tower::authenticator::{self, Authenticator, BackgroundTasks};
 use url::Url;
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use kinde::management::{self, Client};
 use kinsync_engine::{
-    clock::Clock,
-    reconcile::{self, Reconciler, Thresholds},
-    store::Store,
+    Clock, Store,
+    internal::reconcile::{self, Reconciler, Thresholds},
 };
 use secrecy::SecretString;
 

@@ -5,9 +5,11 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
-    Engine, engine,
-    queue::{self, embedded},
-    store::{self, OpenedStore, mongo},
+    Engine, Error as EngineError,
+    internal::{
+        queue::{self, embedded},
+        store::{self, OpenedStore, mongo},
+    },
 };
 use kinsync_tower::{WebhookService, authenticator::BackgroundTasks, webhook};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -81,14 +83,14 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
 }
 
 /// A disk fault at the start ends the process, so its advice differs from that of a running queue, which recovers.
-fn cannot_open(data_dir: &Path, error: engine::Error) -> Error {
+fn cannot_open(data_dir: &Path, error: EngineError) -> Error {
     match error {
-        engine::Error::Queue(queue::Error::Unavailable { source, .. }) => {
+        EngineError::Queue(queue::Error::Unavailable { source, .. }) => {
             Error::DataDir { path: data_dir.display().to_string(), source: source.into() }
         }
-        engine::Error::Queue(error) => Error::Queue(Arc::new(error)),
-        engine::Error::Store(error) => Error::Store(Arc::new(error)),
-        engine::Error::Management(error) => Error::Management(Arc::new(error)),
+        EngineError::Queue(error) => Error::Queue(Arc::new(error)),
+        EngineError::Store(error) => Error::Store(Arc::new(error)),
+        EngineError::Management(error) => Error::Management(Arc::new(error)),
         error => Error::Engine(Arc::new(error)),
     }
 }

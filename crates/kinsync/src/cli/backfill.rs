@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kinsync_engine::reconcile::record::RunMode;
+use kinsync_engine::internal::reconcile::record::RunMode;
 
 use super::{
     exit::Exit,

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::ValueEnum;
 use kinsync_engine::{
-    clock::Clock,
-    link::{self, Candidate, LinkReport, Verdict},
-    store::{
-        Store as _, UserFilter,
-        mongo::{LinkByEmail, MongoStore},
+    Clock,
+    internal::{
+        link::{self, Candidate, LinkReport, Verdict},
+        store::{
+            Store as _, UserFilter,
+            mongo::{LinkByEmail, MongoStore},
+        },
     },
 };
 use secrecy::ExposeSecret;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use kinsync_engine::queue::{self, embedded};
+use kinsync_engine::internal::queue::{self, embedded};
 use serde::Serialize;
 
 use super::{exit::Exit, flags::ServerFlags, output};

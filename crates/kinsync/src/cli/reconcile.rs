@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use kinsync_engine::reconcile::record::{DriftKind, RunMode};
+use kinsync_engine::internal::reconcile::record::{DriftKind, RunMode};
 
 use super::{
     client::Client,

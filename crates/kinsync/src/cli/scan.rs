@@ -5,12 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, anyhow};
 use indicatif::ProgressBar;
 use kinsync_engine::{
-    clock::Clock,
-    reconcile::{
+    Clock, Store,
+    internal::reconcile::{
         Error, Reconciler,
         record::{self, Tally},
     },
-    store::Store,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::store::mongo::LinkByEmail;
+use kinsync_engine::LinkByEmail;
 use secrecy::SecretString;
 use url::Url;
 

@@ -154,7 +154,7 @@ mod tests {
     async fn drift(kinde: &Emulator, history: &mut History, stored: &[UserDocument]) -> Drift {
         kinde.quiesce(Duration::from_secs(10)).await.unwrap();
         let users = kinde.users();
-        let at = Timestamp::from_microsecond(kinsync_engine::clock::Clock::system().now().0).unwrap();
+        let at = Timestamp::from_microsecond(kinsync_engine::Clock::system().now().0).unwrap();
         for user in &users {
             history.sample(at, user);
         }

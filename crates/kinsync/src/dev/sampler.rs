@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 use kinde_emulator::{Delivery, Emulator, User};
 use kinsync_core::UserDocument;
-use kinsync_engine::{
+use kinsync_engine::internal::{
     breaker::State,
     reconcile::record::{DriftKind, Run},
     store::UserFilter,
@@ -215,7 +215,7 @@ async fn stored(state: &AppState) -> Result<Vec<UserDocument>, String> {
             .users(&filter)
             .await
             .map_err(|error| kinsync_tower::problem::chain(&error))?;
-        documents.extend(rows.iter().map(kinsync_engine::store::Row::document));
+        documents.extend(rows.iter().map(kinsync_engine::internal::store::Row::document));
         filter.after = rows.next;
         if filter.after.is_none() {
             return Ok(documents);

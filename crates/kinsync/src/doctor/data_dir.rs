@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use kinsync_engine::queue::{self, embedded};
+use kinsync_engine::internal::queue::{self, embedded};
 use kinsync_tower::problem::chain;
 use tokio::time::Instant;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinsync_engine::store::{
+use kinsync_engine::internal::store::{
     Error,
     mongo::{Forbidden, IndexFault, MongoStore, Server, Topology},
 };

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
 use kinsync_core::UserId;
-use kinsync_engine::{
+use kinsync_engine::internal::{
     explain::explain,
     queue::EntryId,
     reconcile::{self, record},
@@ -234,7 +234,7 @@ fn now(state: &AppState) -> Time {
     state.engine.clock().now().into()
 }
 
-fn reconciler(state: &AppState) -> Result<&kinsync_engine::engine::ReconcilerHandle> {
+fn reconciler(state: &AppState) -> Result<&kinsync_engine::ReconcilerHandle> {
     let disabled = Problem::Disabled { what: "scans", enabled_by: "KINDE_M2M_CLIENT_ID" };
     state.engine.reconciler().ok_or(Failure::from(disabled))
 }

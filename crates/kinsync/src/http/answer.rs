@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use kinsync_engine::{queue, store};
+use kinsync_engine::internal::{queue, store};
 use kinsync_tower::problem::{Problem, RequestId, chain};
 
 /// The outcome of a handler.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Result;
 use kinsync_core::UserId;
-use kinsync_engine::store::{Store, embedded::EmbeddedStore, mongo};
+use kinsync_engine::internal::store::{Store, embedded::EmbeddedStore, mongo};
 use kinsync_testing::{
     app::{SECRET, TestApp, sign},
     mongo::TestMongo,

@@ -1,0 +1,15 @@
+//! Modules for the other crates of kinsync and for tests. Not part of the public interface: items change without notice.
+
+/// Re-exports the public items of modules of this crate.
+macro_rules! expose {
+    ($($module:ident)*) => {$(
+        pub mod $module {
+            pub use crate::$module::*;
+        }
+    )*};
+}
+
+expose! {
+    apply breaker clock decode email_ownership explain link pending_checks projector queue reconcile refused_users
+    scan_watermark sighting snapshot store supervisor
+}
