@@ -1,6 +1,6 @@
 //! The settings: one typed value, made from flags, environment, file and defaults.
 //!
-//! [`setting::SETTINGS`] lists every setting; nothing else defines a key, a variable or a flag. Every problem is found before
+//! [`setting::settings`] lists every setting; nothing else defines a key, a variable or a flag. Every problem is found before
 //! anything starts, and all are reported together.
 //!
 //! In reading order:
@@ -36,7 +36,7 @@ pub mod source;
 pub mod value;
 
 pub use problem::{Problem, Problems};
-pub use setting::{Reader, SETTINGS, Setting};
+pub use setting::{Reader, Setting, settings};
 pub use source::{Flags, Origin, Sources};
 
 /// Every setting of `kinsync serve`.
@@ -287,7 +287,7 @@ impl ClientConfig {
             }
         }
         let of_server = |problem: &Problem| {
-            SETTINGS.iter().any(|s| {
+            settings().any(|s| {
                 s.reader == Reader::Server && [s.env, s.key, &s.env_file()].contains(&&*problem.name)
             })
         };

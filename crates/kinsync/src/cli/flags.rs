@@ -3,8 +3,9 @@
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::config::{
-    Flags, SETTINGS, Setting,
+    Flags, Setting,
     setting::{Reader, Secrecy},
+    settings,
 };
 
 /// The flags of `serve` and `config`: every setting.
@@ -71,7 +72,7 @@ fn augment(command: Command, wanted: fn(&Setting) -> bool) -> Command {
         .value_name("FILE")
         .help("A TOML file with settings [env: KINSYNC_CONFIG]")
         .help_heading("Settings");
-    SETTINGS.iter().filter(|setting| wanted(setting)).fold(command.arg(file), |command, setting| {
+    settings().filter(|setting| wanted(setting)).fold(command.arg(file), |command, setting| {
         let command = command.arg(flag(setting));
         if setting.has_file() { command.arg(file_flag(setting)) } else { command }
     })
@@ -102,7 +103,7 @@ fn collect(matches: &ArgMatches, wanted: fn(&Setting) -> bool) -> Flags {
         let file = setting.has_file().then(|| format!("{}-file", setting.flag));
         std::iter::once(setting.flag.to_owned()).chain(file)
     };
-    let names = SETTINGS.iter().filter(|setting| wanted(setting)).flat_map(of_setting);
+    let names = settings().filter(|setting| wanted(setting)).flat_map(of_setting);
     std::iter::once("config".to_owned())
         .chain(names)
         .filter_map(|name| matches.get_one::<String>(&name).cloned().map(|value| (name, value)))

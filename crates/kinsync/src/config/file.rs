@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use toml::{Table, Value};
 
-use super::{problem::Problem, setting::SETTINGS};
+use super::{problem::Problem, setting::settings};
 
 /// The content of a file.
 #[derive(Clone, Debug, Default)]
@@ -54,7 +54,7 @@ impl File {
 }
 
 fn unknown(key: String) -> Problem {
-    let keys = SETTINGS.iter().map(|setting| setting.key);
+    let keys = settings().map(|setting| setting.key);
     let message = match nearest(&key, keys.chain(["fields"])) {
         Some(near) => format!("is not a setting; did you mean `{near}`?"),
         None => "is not a setting; `kinsync config show` lists them all".to_owned(),
@@ -63,11 +63,11 @@ fn unknown(key: String) -> Problem {
 }
 
 fn is_table(key: &str) -> bool {
-    SETTINGS.iter().any(|setting| setting.key.split_once('.').is_some_and(|(table, _)| table == key))
+    settings().any(|setting| setting.key.split_once('.').is_some_and(|(table, _)| table == key))
 }
 
 fn is_key(key: &str) -> bool {
-    SETTINGS.iter().any(|s| {
+    settings().any(|s| {
         s.key == key || (s.has_file() && key.strip_suffix("_file").is_some_and(|stem| stem == s.key))
     })
 }

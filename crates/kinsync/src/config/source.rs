@@ -6,7 +6,7 @@ use super::{
     Config,
     file::{self, File},
     problem::Problem,
-    setting::{SETTINGS, Setting},
+    setting::{Setting, settings},
 };
 
 /// The variable that names the TOML file.
@@ -113,9 +113,14 @@ impl Sources {
     pub fn merge(&self, problems: &mut Vec<Problem>) -> Merged {
         let file = self.file(problems);
         self.check_unreadable(problems);
-        let settings: Vec<Resolved> =
-            SETTINGS.iter().map(|setting| self.resolve(setting, &file, problems)).collect();
-        Merged { misspelled: self.misspelled(&settings), empty: self.empty(), settings, fields: file.fields }
+        let resolved: Vec<Resolved> =
+            settings().map(|setting| self.resolve(setting, &file, problems)).collect();
+        Merged {
+            misspelled: self.misspelled(&resolved),
+            empty: self.empty(),
+            settings: resolved,
+            fields: file.fields,
+        }
     }
 
     fn file(&self, problems: &mut Vec<Problem>) -> File {
@@ -193,13 +198,13 @@ impl Sources {
 
     fn empty(&self) -> Vec<&'static str> {
         let is_empty = |name: &str| self.vars.get(name).is_some_and(String::is_empty);
-        let empty = SETTINGS.iter().filter(|s| is_empty(s.env) || (s.has_file() && is_empty(&s.env_file())));
+        let empty = settings().filter(|s| is_empty(s.env) || (s.has_file() && is_empty(&s.env_file())));
         empty.map(|setting| setting.env).collect()
     }
 
     fn check_unreadable(&self, problems: &mut Vec<Problem>) {
         for name in &self.unreadable {
-            if let Some(setting) = SETTINGS.iter().find(|s| s.env == name || s.env_file() == *name) {
+            if let Some(setting) = settings().find(|s| s.env == name || s.env_file() == *name) {
                 problems.push(Problem::of(setting, "is not UTF-8 text"));
             }
         }
@@ -208,15 +213,14 @@ impl Sources {
     /// Variables that are probably misspelled settings: a typo would have no effect otherwise. Every
     /// `KINSYNC_…` is one. Of the others, which belong to more programs than this one, only a name close to a setting that is
     /// not set.
-    fn misspelled(&self, settings: &[Resolved]) -> Vec<Problem> {
-        let known: Vec<String> = SETTINGS
-            .iter()
+    fn misspelled(&self, resolved: &[Resolved]) -> Vec<Problem> {
+        let known: Vec<String> = settings()
             .flat_map(|s| [s.env.to_owned(), s.env_file()])
             .chain([CONFIG_VAR.to_owned()])
             .collect();
         let is_unset = |name: &str| {
             let of = |one: &&Resolved| one.setting.env == name || one.setting.env_file() == name;
-            settings.iter().find(of).is_some_and(|one| one.text.is_none())
+            resolved.iter().find(of).is_some_and(|one| one.text.is_none())
         };
         let unknown = self.vars.keys().filter(|name| !known.contains(name));
         let problem = |name: &String| {

@@ -97,7 +97,7 @@ fn wrong_usage_is_2_and_help_tells_the_exit_codes() {
         assert!(help.contains(word), "{word} is missing in:\n{help}");
     }
     let (_, help, _) = run(&["serve", "--help"], &[]);
-    for setting in kinsync::config::SETTINGS.iter().filter(|s| s.env != "KINSYNC_SERVER") {
+    for setting in kinsync::config::settings().filter(|s| s.env != "KINSYNC_SERVER") {
         assert!(help.contains(&format!("--{}", setting.flag)), "--{} is missing", setting.flag);
         assert!(help.contains(setting.env), "{} is missing", setting.env);
     }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use kinsync::config::{
-    Config, Flags, Problems, SETTINGS, Sources,
+    Config, Flags, Problems, Sources,
     rules::disabled,
     setting::{Secrecy, Setting},
-    show,
+    settings, show,
     source::Merged,
 };
 use secrecy::ExposeSecret;
@@ -223,8 +223,7 @@ fn renamed_fields_are_checked_for_typos_and_clashes() {
 #[test]
 fn no_secret_is_ever_shown() {
     let hidden = "hunter2-hunter2-hunter2";
-    let mut vars: Vec<(&str, String)> = SETTINGS
-        .iter()
+    let mut vars: Vec<(&str, String)> = settings()
         .filter(|setting| setting.secrecy == Secrecy::Hidden)
         .map(|setting| (setting.env, hidden.to_owned()))
         .collect();
@@ -276,7 +275,7 @@ fn the_full_file_is_right_and_mentions_every_key_and_variable() {
 
 #[test]
 fn every_example_and_default_of_the_table_is_right() {
-    for setting in SETTINGS {
+    for setting in settings() {
         for text in [Some(setting.example), setting.default].into_iter().flatten() {
             let domain = ("KINDE_DOMAIN", "https://acme.kinde.com");
             let mut vars =

@@ -6,8 +6,8 @@ use std::{fmt::Write as _, path::PathBuf};
 use kinsync::{
     cli::exit::CODES,
     config::{
-        SETTINGS,
         setting::{Secrecy, Setting},
+        settings,
     },
     http::{openapi, route::Audience, routes::routes},
     metrics::{METRICS, Metric},
@@ -39,12 +39,12 @@ fn the_reference_of_the_http_api_describes_every_route() {
 #[test]
 fn the_reference_of_the_settings_describes_every_setting() {
     let mut text = String::from(
-        "# Settings\n\nGenerated from the list in `crates/kinsync/src/config/setting.rs`. Flags take precedence over the \
+        "# Settings\n\nGenerated from the list in `crates/kinsync/src/config/setting/`. Flags take precedence over the \
          environment, the environment over the file (`--config` or `KINSYNC_CONFIG`), and the file over the defaults. An \
          empty variable counts as not set. A secret can be read from a file: append `_FILE` to its variable, `_file` to its \
          key or `-file` to its flag.\n\n| variable | key, flag | default | meaning |\n|---|---|---|---|\n",
     );
-    for Setting { key, env, flag, default, help, secrecy, .. } in SETTINGS {
+    for Setting { key, env, flag, default, help, secrecy, .. } in settings() {
         let secret = if *secrecy == Secrecy::Open { "" } else { " Secret." };
         let default = default.map_or_else(String::new, |default| format!("`{default}`"));
         let help = help.replace('|', "\\|");

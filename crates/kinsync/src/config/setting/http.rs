@@ -1,0 +1,89 @@
+//! The HTTP server: addresses, tokens and browsers.
+
+use super::{ROW, Reader, Secrecy, Setting, put};
+use crate::config::value;
+
+/// The settings of this area, in the order in which they are shown.
+pub(super) static ROWS: &[Setting] = &[
+    Setting {
+        key: "http.bind",
+        env: "KINSYNC_BIND",
+        flag: "bind",
+        default: Some("127.0.0.1"),
+        example: "0.0.0.0",
+        help: "The address to listen on; 0.0.0.0 to accept connections from other machines",
+        set: |config, text| put(&mut config.http.bind, value::parsed(text, "an IP address")),
+        ..ROW
+    },
+    Setting {
+        key: "http.port",
+        env: "PORT",
+        flag: "port",
+        default: Some("5000"),
+        example: "5000",
+        reader: Reader::Both,
+        help: "The port to listen on; 0 for any free port",
+        set: |config, text| put(&mut config.http.port, value::parsed(text, "a port from 0 to 65535")),
+        ..ROW
+    },
+    Setting {
+        key: "http.metrics_bind",
+        env: "KINSYNC_METRICS_BIND",
+        flag: "metrics-bind",
+        example: "127.0.0.1:9090",
+        help: "A separate address and port for /health and /metrics [default: the main address]",
+        set: |config, text| put(&mut config.http.metrics_bind, value::socket(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.public_url",
+        env: "KINSYNC_PUBLIC_URL",
+        flag: "public-url",
+        example: "https://app.example.com",
+        help: "The address at which Kinde reaches this server, for `webhook setup` and `doctor`; the webhook \
+               is /api/webhook below it",
+        set: |config, text| put(&mut config.http.public_url, value::public_url(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.webhook_url",
+        env: "KINSYNC_WEBHOOK_URL",
+        flag: "webhook-url",
+        example: "https://app.example.com/hooks/kinde",
+        help: "The complete address of the webhook, when a proxy forwards another path to /api/webhook \
+               [default: /api/webhook below KINSYNC_PUBLIC_URL]",
+        set: |config, text| put(&mut config.http.webhook_url, value::public_url(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.admin_token",
+        env: "KINSYNC_ADMIN_TOKEN",
+        flag: "admin-token",
+        example: "$(openssl rand -hex 32)",
+        secrecy: Secrecy::Hidden,
+        reader: Reader::Both,
+        help: "The token for the admin routes; without it they are disabled",
+        set: |config, text| put(&mut config.http.admin_token, value::secret(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.cors_origins",
+        env: "KINSYNC_CORS_ORIGINS",
+        flag: "cors-origins",
+        example: "https://app.example.com",
+        help: "Origins of front ends that may call /api/me and /api/profile from a browser, comma separated [default: \
+               same origin only]",
+        set: |config, text| put(&mut config.http.cors_origins, value::origins(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.token_cookie",
+        env: "KINSYNC_TOKEN_COOKIE",
+        flag: "token-cookie",
+        example: "access_token",
+        help: "Also read the access token from this cookie at /api/me, /api/profile and /auth/verify. Set the cookie with \
+               SameSite=Lax or Strict, and protect your application against CSRF [default: `Authorization` only]",
+        set: |config, text| put(&mut config.http.token_cookie, value::cookie_name(text).map(Some)),
+        ..ROW
+    },
+];

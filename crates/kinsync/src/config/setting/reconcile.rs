@@ -1,0 +1,63 @@
+//! Scans of Kinde, and what they may delete without approval.
+
+use super::{ROW, Setting, put};
+use crate::config::value;
+
+/// The settings of this area, in the order in which they are shown.
+pub(super) static ROWS: &[Setting] = &[
+    Setting {
+        key: "reconcile.every",
+        env: "KINSYNC_RECONCILE_EVERY",
+        flag: "reconcile-every",
+        default: Some("1h"),
+        example: "1h",
+        help: "The interval between two scans of all users at Kinde, when KINDE_M2M_CLIENT_ID is set; `off`: \
+               only on request",
+        set: |config, text| put(&mut config.reconcile.every, value::interval(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.page_size",
+        env: "KINSYNC_RECONCILE_PAGE_SIZE",
+        flag: "reconcile-page-size",
+        default: Some("200"),
+        example: "200",
+        help: "The number of users in one request to the Management API, up to 500",
+        set: |config, text| put(&mut config.reconcile.page_size, value::page_size(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.max_deletes",
+        env: "KINSYNC_RECONCILE_MAX_DELETES",
+        flag: "reconcile-max-deletes",
+        default: Some("20"),
+        example: "20",
+        help: "The number of deletions that one scan may carry out without an operator's approval",
+        set: |config, text| put(&mut config.reconcile.max_deletes, value::whole(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.max_delete_share",
+        env: "KINSYNC_RECONCILE_MAX_DELETE_SHARE",
+        flag: "reconcile-max-delete-share",
+        default: Some("5%"),
+        example: "5%",
+        help: "The share of live users that one scan may delete without approval; deletions are held when both \
+               limits are exceeded",
+        set: |config, text| put(&mut config.reconcile.max_delete_share, value::share(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.unknown_user_codes",
+        env: "KINSYNC_UNKNOWN_USER_CODES",
+        flag: "unknown-user-codes",
+        example: "NO_SUCH_USER",
+        help: "Further error codes with which Kinde reports, with status 400, that a user does not exist, \
+               comma separated; a user with another code is left as it is, and the log names the code",
+        set: |config, text| {
+            let codes = value::list(text).into_iter().map(str::to_owned).collect();
+            put(&mut config.reconcile.unknown_user_codes, Ok(codes))
+        },
+        ..ROW
+    },
+];

@@ -1,0 +1,68 @@
+//! The store of users.
+
+use super::{ROW, Secrecy, Setting, put};
+use crate::config::value;
+
+/// The settings of this area, in the order in which they are shown.
+pub(super) static ROWS: &[Setting] = &[
+    Setting {
+        key: "store.mongodb_uri",
+        env: "MONGODB_URI",
+        flag: "mongodb-uri",
+        example: "mongodb://127.0.0.1:27017/app?replicaSet=rs0",
+        secrecy: Secrecy::Credentials,
+        help: "The MongoDB deployment that stores the users [default: a file in the data folder]",
+        set: |config, text| put(&mut config.store.mongodb_uri, value::mongodb_uri(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "store.database",
+        env: "KINSYNC_DATABASE",
+        flag: "database",
+        example: "app",
+        help: "The database [default: the one in MONGODB_URI, else kinsync]",
+        set: |config, text| put(&mut config.store.database, value::name(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "store.users_collection",
+        env: "KINSYNC_USERS_COLLECTION",
+        flag: "users-collection",
+        default: Some("users"),
+        example: "users",
+        help: "The collection of users; fields of your own in it are not changed",
+        set: |config, text| put(&mut config.store.users, value::name(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.events_collection",
+        env: "KINSYNC_EVENTS_COLLECTION",
+        flag: "events-collection",
+        default: Some("user_events"),
+        example: "user_events",
+        help: "The collection of the event log",
+        set: |config, text| put(&mut config.store.events, value::name(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.unique_email",
+        env: "KINSYNC_UNIQUE_EMAIL",
+        flag: "unique-email",
+        default: Some("true"),
+        example: "false",
+        help: "Whether a unique index prevents two live users from showing the same email address",
+        set: |config, text| put(&mut config.store.unique_email, value::flag(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.link_by_email",
+        env: "KINSYNC_LINK_BY_EMAIL",
+        flag: "link-by-email",
+        default: Some("verified"),
+        example: "never",
+        help: "When to link a document without a Kinde id to the user with its email address: `verified` (once Kinde \
+               has verified the address) or `never`",
+        set: |config, text| put(&mut config.store.link_by_email, value::link_by_email(text)),
+        ..ROW
+    },
+];
