@@ -24,6 +24,12 @@ pub struct RowMetadata {
     pub updated_at: Micros,
     /// Source of the newest change.
     pub source: Option<Source>,
+    /// Number of the comparison, in the order of the store, by which a scan first found the fields of this row equal to
+    /// Kinde's or repaired them; `None`: no scan did, and no proof of a scan covers the row.
+    pub compared_since: Option<i64>,
+    /// Number of the newest comparison that the writer of the newest change of a field knew of; `None`: a scan has
+    /// compared the row since that change.
+    pub changed_after: Option<i64>,
 }
 
 /// A user as an application reads it. In JSON instants are RFC 3339 text, and what is not known is absent.

@@ -203,8 +203,8 @@ impl Problems {
 
     fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
         let status = state.engine.reconciler()?.status.borrow();
-        if let Some(silence) = &status.silence {
-            self.degraded.push(format!("{silence}; {}", webhook_health::FIX));
+        if let Some(silent) = &status.silent_webhook {
+            self.degraded.push(format!("{silent}; {}", webhook_health::FIX));
         }
         if let Some(failure) = &status.failure {
             self.degraded.push(format!("the last scan of Kinde failed: {failure}"));
@@ -222,7 +222,7 @@ impl Problems {
             last_run: latest.map(|run| run.id.clone()),
             seconds_since_last_run: latest.map(|run| age(run.started_at, now)),
             missed_by_webhook: latest.map(|run| run.tally.missed()),
-            webhook_silence: status.silence.as_ref().map(Into::into),
+            webhook_silence: status.silent_webhook.as_ref().map(Into::into),
             last_error: status.failure.clone(),
         })
     }

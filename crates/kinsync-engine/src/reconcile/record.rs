@@ -57,6 +57,9 @@ pub enum DriftKind {
     Rejected,
     /// Kinde's response about the user is inconclusive. Left unchanged.
     Undetermined,
+    /// Differs or is not listed, and the store has an observation as new as Kinde's response, or a newer one. Left
+    /// unchanged: the next scan decides.
+    TooRecent,
 }
 
 impl DriftKind {
@@ -73,6 +76,7 @@ impl DriftKind {
             Self::ListedAfterDeletion => "listed_after_deletion",
             Self::Rejected => "rejected",
             Self::Undetermined => "undetermined",
+            Self::TooRecent => "too_recent",
         }
     }
 

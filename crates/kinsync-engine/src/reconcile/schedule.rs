@@ -34,13 +34,13 @@ pub struct Config {
     /// Interval between the starts of two scans, shortened randomly by up to a tenth; `None`: only on request.
     pub every: Option<Duration>,
     /// Interval while the webhook is silent.
-    pub every_in_silence: Duration,
+    pub every_while_webhook_silent: Duration,
     /// Interval between two reads of requested checks and scans.
-    pub look_every: Duration,
+    pub poll_every: Duration,
     /// Interval between two assessments of due scans and of the webhook.
     pub review_every: Duration,
     /// Shortest pause between events that can count as a silent webhook.
-    pub patience: Duration,
+    pub webhook_silent_after: Duration,
 }
 
 impl Config {
@@ -50,10 +50,10 @@ impl Config {
         let usual = every.unwrap_or(Duration::MAX);
         Self {
             every,
-            every_in_silence: (usual / 6).max(Duration::from_mins(5)).min(usual),
-            look_every: Duration::from_secs(5).min(usual),
+            every_while_webhook_silent: (usual / 6).max(Duration::from_mins(5)).min(usual),
+            poll_every: Duration::from_secs(5).min(usual),
             review_every: Duration::from_mins(1).min(usual),
-            patience: Duration::from_hours(1),
+            webhook_silent_after: Duration::from_hours(1),
         }
     }
 }
@@ -62,7 +62,7 @@ impl Config {
 #[derive(Clone, Debug, Default)]
 pub struct Status {
     /// Reason why the webhook is considered silent.
-    pub silence: Option<SilentWebhook>,
+    pub silent_webhook: Option<SilentWebhook>,
     /// Newest complete run with detection of deletions, of any process.
     pub latest: Option<Run>,
     /// Cause of this process's last failure, until a run of any process completes.
@@ -96,12 +96,12 @@ impl Schedule {
                 Ok(was_scan) => {
                     // A step without a scan proves nothing about the failure and must not reset the pause.
                     failures = if was_scan { 0 } else { failures };
-                    self.config.look_every
+                    self.config.poll_every
                 }
                 Err(Error::Stopped) => return,
                 Err(Error::Busy { holder }) => {
                     tracing::debug!(holder, "another process scans");
-                    self.config.look_every
+                    self.config.poll_every
                 }
                 Err(error) => {
                     failures += 1;
@@ -109,7 +109,7 @@ impl Schedule {
                     tracing::warn!(error = reason, "reconciliation failed; retrying");
                     self.status.send_modify(|status| status.failure = Some(reason));
                     let longest = self.config.every.unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
-                    (self.config.look_every * (1 << failures.min(10))).min(longest)
+                    (self.config.poll_every * (1 << failures.min(10))).min(longest)
                 }
             };
             let pause = tokio::time::sleep(random::jitter(pause, 0.8..=1.0));
@@ -174,18 +174,19 @@ impl Schedule {
     async fn review(&self) -> Result<Vec<Run>, store::Error> {
         let runs = record::runs(&*self.store).await?;
         let now = self.now();
-        let silence = webhook_health::assess(&*self.store, &runs, now, self.config.patience).await?;
-        metrics::gauge!("kinsync_webhook_silent").set(f64::from(u8::from(silence.is_some())));
-        let was_silent = self.status.borrow().silence.is_some();
-        if let Some(silence) = silence.as_ref().filter(|_| !was_silent) {
-            tracing::error!(fix = webhook_health::FIX, "{silence}");
+        let silent =
+            webhook_health::assess(&*self.store, &runs, now, self.config.webhook_silent_after).await?;
+        metrics::gauge!("kinsync_webhook_silent").set(f64::from(u8::from(silent.is_some())));
+        let was_silent = self.status.borrow().silent_webhook.is_some();
+        if let Some(silent) = silent.as_ref().filter(|_| !was_silent) {
+            tracing::error!(fix = webhook_health::FIX, "{silent}");
         }
         let latest = runs.iter().find(|run| run.is_whole()).cloned();
         export(latest.as_ref());
         let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
         self.status.send_modify(|status| {
             let failure = status.failure.take().filter(|_| !is_well);
-            *status = Status { silence, latest, failure };
+            *status = Status { silent_webhook: silent, latest, failure };
         });
         Ok(runs)
     }
@@ -197,9 +198,9 @@ impl Schedule {
         }
         let runs = self.review().await?;
         *self.reviewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        let is_silent = self.status.borrow().silence.is_some();
+        let is_silent = self.status.borrow().silent_webhook.is_some();
         let Some(every) = self.config.every else { return Ok(false) };
-        let every = if is_silent { self.config.every_in_silence } else { every };
+        let every = if is_silent { self.config.every_while_webhook_silent } else { every };
         // Jitter, so that processes with the same start time do not compete for the lease every time.
         let every = random::jitter(every, 0.9..=1.0);
         let due =
@@ -227,6 +228,7 @@ fn export(latest: Option<&Run>) {
         DriftKind::ListedAfterDeletion,
         DriftKind::Rejected,
         DriftKind::Undetermined,
+        DriftKind::TooRecent,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }

@@ -72,15 +72,15 @@ impl std::fmt::Display for SilentWebhook {
     }
 }
 
-/// Assesses the webhook from the event log and the newest runs. Pauses shorter than `patience` never count.
+/// Assesses the webhook from the event log and the newest runs. Pauses shorter than `silent_after` never count.
 pub async fn assess(
     store: &dyn Store,
     runs: &[Run],
     now: Micros,
-    patience: Duration,
+    silent_after: Duration,
 ) -> Result<Option<SilentWebhook>, Error> {
     let received = received(store).await?;
-    Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, patience)))
+    Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, silent_after)))
 }
 
 /// Returns the times of receipt of Kinde's newest events, newest first.
@@ -125,7 +125,7 @@ fn missed(received: &[Micros], runs: &[Run]) -> Option<SilentWebhook> {
     })
 }
 
-fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> Option<SilentWebhook> {
+fn quiet(received: &[Micros], runs: &[Run], now: Micros, silent_after: Duration) -> Option<SilentWebhook> {
     let last_event_at = *received.first()?;
     if received.len() < MIN_EVENTS {
         return None;
@@ -137,7 +137,7 @@ fn quiet(received: &[Micros], runs: &[Run], now: Micros, patience: Duration) -> 
         return None;
     }
     let longest = received.windows(2).map(|pair| pair[0].0.saturating_sub(pair[1].0)).max()?;
-    let usual = longest.max(i64::try_from(patience.as_micros()).unwrap_or(i64::MAX) / MUCH);
+    let usual = longest.max(i64::try_from(silent_after.as_micros()).unwrap_or(i64::MAX) / MUCH);
     let pause = now.0.saturating_sub(last_event_at.0);
     (pause > usual.saturating_mul(MUCH))
         .then_some(SilentWebhook::UnusualPause { last_event_at, usual_seconds: longest / 1_000_000 })
@@ -173,8 +173,8 @@ mod tests {
     #[test]
     fn changes_without_any_event_between_two_scans_mean_a_silent_webhook() {
         let runs = [run(20 * HOUR, 3), run(10 * HOUR, 0)];
-        let silence = missed(&[Micros(9 * HOUR)], &runs);
-        assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
+        let silent = missed(&[Micros(9 * HOUR)], &runs);
+        assert!(matches!(silent, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silent:?}");
         assert_eq!(missed(&[Micros(11 * HOUR)], &runs), None, "one change was lost, other events arrived");
         assert_eq!(missed(&[], &runs[..1]), None, "every user is missing at the first scan");
         assert_eq!(
@@ -185,32 +185,36 @@ mod tests {
     }
 
     #[test]
-    fn only_an_event_ends_a_silence() {
+    fn only_an_event_ends_the_alarm() {
         let runs = [run(40 * HOUR, 0), run(30 * HOUR, 0), run(20 * HOUR, 3), run(10 * HOUR, 0)];
-        let silence = missed(&[Micros(9 * HOUR)], &runs);
-        assert!(matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silence:?}");
+        let silent = missed(&[Micros(9 * HOUR)], &runs);
+        assert!(matches!(silent, Some(SilentWebhook::ChangesWithoutEvents { users: 3, .. })), "{silent:?}");
         assert_eq!(missed(&[Micros(31 * HOUR)], &runs), None, "an event came");
     }
 
     #[test]
     fn a_pause_much_longer_than_usual_means_a_silent_webhook() {
-        let patience = Duration::from_mins(1);
+        let silent_after = Duration::from_mins(1);
         let events = hourly(0);
-        assert_eq!(quiet(&events, &[], Micros(2 * HOUR), patience), None);
-        assert!(quiet(&events, &[], Micros(4 * HOUR), patience).is_some());
-        assert_eq!(quiet(&events, &[], Micros(4 * HOUR), Duration::from_hours(5)), None, "patience");
+        assert_eq!(quiet(&events, &[], Micros(2 * HOUR), silent_after), None);
+        assert!(quiet(&events, &[], Micros(4 * HOUR), silent_after).is_some());
         assert_eq!(
-            quiet(&events[..5], &[], Micros(400 * HOUR), patience),
+            quiet(&events, &[], Micros(4 * HOUR), Duration::from_hours(5)),
+            None,
+            "a longer pause is allowed"
+        );
+        assert_eq!(
+            quiet(&events[..5], &[], Micros(400 * HOUR), silent_after),
             None,
             "five events define no usual pause"
         );
-        assert_eq!(quiet(&[], &[], Micros(400 * HOUR), patience), None);
+        assert_eq!(quiet(&[], &[], Micros(400 * HOUR), silent_after), None);
     }
 
     #[test]
     fn a_pause_means_nothing_while_scans_find_no_changes() {
-        let (events, patience) = (hourly(0), Duration::from_mins(1));
-        let after = |run: Run| quiet(&events, &[run, self::run(-1, 0)], Micros(12 * HOUR), patience);
+        let (events, silent_after) = (hourly(0), Duration::from_mins(1));
+        let after = |run: Run| quiet(&events, &[run, self::run(-1, 0)], Micros(12 * HOUR), silent_after);
         assert_eq!(after(run(HOUR, 0)), None, "no changes");
         assert!(after(run(HOUR, 1)).is_some(), "a change was missed");
         assert!(after(run(-HOUR, 0)).is_some(), "no scan since");

@@ -47,10 +47,10 @@ impl Working {
 fn often() -> schedule::Config {
     schedule::Config {
         every: Some(Duration::from_hours(1)),
-        every_in_silence: Duration::from_hours(1),
-        look_every: Duration::from_millis(20),
+        every_while_webhook_silent: Duration::from_hours(1),
+        poll_every: Duration::from_millis(20),
         review_every: Duration::from_millis(20),
-        patience: Duration::from_hours(1),
+        webhook_silent_after: Duration::from_hours(1),
     }
 }
 
@@ -140,10 +140,10 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
             webhook_health::assess(&*fresh.store, &runs, Micros(131 * MINUTE), Duration::from_hours(1)).await;
         heard.expect("the store answers")
     };
-    let silence = listen().await;
+    let silent = listen().await;
     assert!(
-        matches!(silence, Some(SilentWebhook::ChangesWithoutEvents { users: 1, .. })),
-        "no event at all: {silence:?}"
+        matches!(silent, Some(SilentWebhook::ChangesWithoutEvents { users: 1, .. })),
+        "no event at all: {silent:?}"
     );
     fresh.store.log(&events[450..]).await.expect("kept");
     assert_eq!(listen().await, None, "{}: an event came between the scans", fresh.name);
@@ -217,7 +217,7 @@ async fn a_requested_approval_is_carried_out_or_requested_again() {
     world.later().await;
     let held = world.reconcile().await.id;
     PendingChecks::approve(&*world.fresh.store, &held).await.expect("kept");
-    let rarely = schedule::Config { look_every: PATIENCE, ..often() };
+    let rarely = schedule::Config { poll_every: PATIENCE, ..often() };
     let mut failing = start(failing(&world), rarely);
     failing.until("it fails", |status| status.failure.is_some()).await;
     assert_eq!(checks(&world).await.approved, Some(held), "it still waits");

@@ -182,13 +182,16 @@ fn state() -> impl Strategy<Value = UserState> {
 fn metadata() -> impl Strategy<Value = RowMetadata> {
     let source =
         prop::sample::select(vec![Source::Webhook, Source::Login, Source::Profile, Source::Reconcile]);
-    (any::<bool>(), option::of(text()), micros(), micros(), option::of(source)).prop_map(
-        |(holds_email, email_held_by, inserted_at, updated_at, source)| RowMetadata {
+    let comparisons = (option::of(any::<i64>()), option::of(any::<i64>()));
+    (any::<bool>(), option::of(text()), micros(), micros(), option::of(source), comparisons).prop_map(
+        |(holds_email, email_held_by, inserted_at, updated_at, source, comparisons)| RowMetadata {
             holds_email,
             email_held_by,
             inserted_at,
             updated_at,
             source,
+            compared_since: comparisons.0,
+            changed_after: comparisons.1,
         },
     )
 }

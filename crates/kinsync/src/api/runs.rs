@@ -128,6 +128,9 @@ pub enum DriftKind {
     Rejected,
     /// Kinde gave no clear answer; left as it is.
     Undetermined,
+    /// Differs or is not listed, and what is stored is as new as the response of Kinde. Left as it is: the next scan
+    /// decides.
+    TooRecent,
 }
 
 /// A user that differed.
@@ -255,6 +258,7 @@ impl From<record::DriftKind> for DriftKind {
             record::DriftKind::ListedAfterDeletion => Self::ListedAfterDeletion,
             record::DriftKind::Rejected => Self::Rejected,
             record::DriftKind::Undetermined => Self::Undetermined,
+            record::DriftKind::TooRecent => Self::TooRecent,
         }
     }
 }

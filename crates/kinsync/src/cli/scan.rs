@@ -209,6 +209,7 @@ fn done(kind: DriftKind) -> &'static str {
         DriftKind::ListedAfterDeletion => "left deleted, although listed",
         DriftKind::Rejected => "rejected by the store",
         DriftKind::Undetermined => "left, because Kinde gave no clear answer",
+        DriftKind::TooRecent => "left to the next scan, because a change is as new as the scan",
     }
 }
 
@@ -225,5 +226,6 @@ pub(super) fn would(kind: DriftKind) -> &'static str {
         DriftKind::ListedAfterDeletion => "would be left deleted, although listed",
         DriftKind::Rejected => "would be rejected by the store",
         DriftKind::Undetermined => "would be left, because Kinde gave no clear answer",
+        DriftKind::TooRecent => "would be left to the next scan, because a change is as new as the scan",
     }
 }

@@ -194,10 +194,11 @@ pub async fn run(state: Arc<AppState>, Id(id): Id) -> Result<Run> {
 /// GET /api/admin/drift
 pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
     let runs = record::runs(&**state.engine.store()).await?;
-    let silence = state.engine.reconciler().and_then(|reconcile| reconcile.status.borrow().silence.clone());
+    let silent =
+        state.engine.reconciler().and_then(|reconcile| reconcile.status.borrow().silent_webhook.clone());
     Ok(DriftReport {
         run: runs.iter().find(|run| run.is_whole()).map(|run| Run::new(run, &runs)),
-        webhook_silence: silence.as_ref().map(Into::into),
+        webhook_silence: silent.as_ref().map(Into::into),
     })
 }
 

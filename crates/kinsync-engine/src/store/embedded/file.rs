@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Schema version. Increases with each change that an older kinsync cannot read.
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -50,6 +50,12 @@ CREATE INDEX events_type ON events (type, received_at, event_id);
 CREATE TABLE pings (id INTEGER PRIMARY KEY, n INTEGER NOT NULL) STRICT;
 ";
 
+/// Added by schema 3: which scans compared a row.
+const COMPARISONS: &str = r"
+ALTER TABLE users ADD COLUMN compared_since INTEGER;
+ALTER TABLE users ADD COLUMN changed_after INTEGER;
+";
+
 /// Added by schema 2: kinsync's own records.
 const STATE: &str = r"
 CREATE TABLE state (
@@ -80,7 +86,7 @@ pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
     match version(&sqlite)? {
         SCHEMA => Ok(sqlite),
         0 => Err(refused(format!("`{}` is empty; start the server first", path.display()))),
-        1 => Err(refused(format!(
+        1 | 2 => Err(refused(format!(
             "`{}` was written by an older kinsync; start the server once to migrate it",
             path.display()
         ))),
@@ -138,8 +144,9 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
-        0 => make(sqlite, &[TABLES, STATE]).map_err(|error| failure(DOING, error)),
-        1 => make(sqlite, &[STATE]).map_err(|error| failure(DOING, error)),
+        0 => make(sqlite, &[TABLES, STATE, COMPARISONS]).map_err(|error| failure(DOING, error)),
+        1 => make(sqlite, &[STATE, COMPARISONS]).map_err(|error| failure(DOING, error)),
+        2 => make(sqlite, &[COMPARISONS]).map_err(|error| failure(DOING, error)),
         _ => Err(newer(path)),
     }
 }

@@ -12,17 +12,19 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::store::{Counts, Holder, Outcome, Page, Row, UserFilter};
 
 const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
-                       pending_emails FROM users";
+                       compared_since, changed_after, pending_emails FROM users";
 
 const INSERT: &str = "INSERT INTO users (id, revision, live, email, claim, state, holds_email, held_by, \
-                      inserted_at, updated_at, source, pending_emails) \
+                      inserted_at, updated_at, source, compared_since, changed_after, pending_emails) \
                       SELECT :id, :revision + 1, :live, :email, :claim, :state, :holds_email, :held_by, \
-                      :inserted_at, :updated_at, :source, :pending_emails WHERE :revision = 0 \
+                      :inserted_at, :updated_at, :source, :compared_since, :changed_after, :pending_emails \
+                      WHERE :revision = 0 \
                       ON CONFLICT (id) DO NOTHING";
 
 const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, email = :email, \
                       claim = :claim, state = :state, holds_email = :holds_email, held_by = :held_by, \
                       inserted_at = :inserted_at, updated_at = :updated_at, source = :source, \
+                      compared_since = :compared_since, changed_after = :changed_after, \
                       pending_emails = :pending_emails WHERE id = :id AND revision = :revision";
 
 pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
@@ -50,6 +52,8 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
         ":inserted_at": metadata.inserted_at.0,
         ":updated_at": metadata.updated_at.0,
         ":source": metadata.source.map(Source::as_str),
+        ":compared_since": metadata.compared_since,
+        ":changed_after": metadata.changed_after,
         ":pending_emails": pending_emails,
     });
     match written {
@@ -169,6 +173,8 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
             inserted_at: Micros(columns.get("inserted_at")?),
             updated_at: Micros(columns.get("updated_at")?),
             source: source.as_deref().and_then(Source::from_name),
+            compared_since: columns.get("compared_since")?,
+            changed_after: columns.get("changed_after")?,
         },
         pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
     })

@@ -102,6 +102,8 @@ struct Metadata<'a> {
     first: Option<Version>,
     last_seen: Option<Micros>,
     last_signed_in: Option<Micros>,
+    compared_since: Option<i64>,
+    changed_after: Option<i64>,
     held: Option<&'a RawDocument>,
     pending_emails: Option<&'a RawArray>,
 }
@@ -123,6 +125,8 @@ impl<'a> Metadata<'a> {
                 "first" => metadata.first = value.as_document().and_then(version),
                 "lastSeen" => metadata.last_seen = micros(value),
                 "lastSignedIn" => metadata.last_signed_in = micros(value),
+                "comparedSince" => metadata.compared_since = integer(value),
+                "changedAfter" => metadata.changed_after = integer(value),
                 "held" => metadata.held = value.as_document(),
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
@@ -138,6 +142,8 @@ impl<'a> Metadata<'a> {
             inserted_at: self.inserted_at,
             updated_at: self.updated_at,
             source: None,
+            compared_since: self.compared_since,
+            changed_after: self.changed_after,
         }
     }
 

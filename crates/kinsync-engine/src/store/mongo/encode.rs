@@ -183,6 +183,13 @@ fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
             doc.append(key, at.0);
         }
     }
+    for (key, comparison) in
+        [(cstr!("comparedSince"), metadata.compared_since), (cstr!("changedAfter"), metadata.changed_after)]
+    {
+        if let Some(comparison) = comparison {
+            doc.append(key, comparison);
+        }
+    }
     if !held.is_empty() {
         doc.append(cstr!("held"), held);
     }
