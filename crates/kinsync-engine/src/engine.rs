@@ -65,6 +65,8 @@ pub struct Builder {
     clock: Clock,
     queue: embedded::Config,
     mongodb: Option<mongo::Config>,
+    store: Option<Arc<dyn Store>>,
+    breaker: breaker::Config,
     management: Option<management::Config>,
     reconcile: reconcile::Config,
     scan_every: Option<Duration>,
@@ -109,20 +111,49 @@ impl Builder {
         self
     }
 
+    /// Uses this prepared store, for tests of one.
+    #[doc(hidden)]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Sets the limits of the projector and of its breaker, for tests that cannot wait for the usual pauses.
+    #[doc(hidden)]
+    pub fn projector(mut self, config: projector::Config, breaker: breaker::Config) -> Self {
+        self.projector = config;
+        self.breaker = breaker;
+        self
+    }
+
     /// Opens the queue and the store. Starts nothing; call [`Engine::start`] next.
     ///
     /// # Errors
     /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
     /// does not answer is no error.
     pub async fn open(self) -> Result<Engine, Error> {
-        let Self { data_dir, clock, queue, mongodb, management, reconcile, scan_every, projector } = self;
+        let Self {
+            data_dir,
+            clock,
+            queue,
+            mongodb,
+            store,
+            breaker,
+            management,
+            reconcile,
+            scan_every,
+            projector,
+        } = self;
         let queue = open_queue(&data_dir, queue, clock.clone()).await?;
-        let store = store::open(&data_dir, mongodb).await.map_err(Error::Store)?;
+        let store = match store {
+            Some(store) => OpenedStore::Prepared(store),
+            None => store::open(&data_dir, mongodb).await.map_err(Error::Store)?,
+        };
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
         let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
         let unprepared = store.needs_preparation().then(|| "not connected yet".to_owned());
-        let breaker = Breaker::new("store", "projector", breaker::Config::default());
+        let breaker = Breaker::new("store", "projector", breaker);
         let projector =
             Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
         Ok(Engine(Arc::new(Inner {
@@ -177,6 +208,8 @@ impl Engine {
             clock: Clock::system(),
             queue: embedded::Config::default(),
             mongodb: None,
+            store: None,
+            breaker: breaker::Config::default(),
             management: None,
             reconcile: reconcile::Config::default(),
             scan_every: Some(Duration::from_hours(1)),

@@ -15,6 +15,8 @@ pub enum OpenedStore {
     Mongo(MongoStore),
     /// Users in an SQLite file.
     Embedded(Arc<EmbeddedStore>),
+    /// A store that was opened and prepared elsewhere.
+    Prepared(Arc<dyn Store>),
 }
 
 /// Opens the store in MongoDB or, without its settings, the one in the data folder.
@@ -33,11 +35,12 @@ pub async fn open(data_dir: &Path, mongodb: Option<mongo::Config>) -> Result<Ope
 }
 
 impl OpenedStore {
-    /// `mongodb` or `embedded`.
+    /// `mongodb`, `embedded` or `prepared`.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Mongo(_) => "mongodb",
             Self::Embedded(_) => "embedded",
+            Self::Prepared(_) => "prepared",
         }
     }
 
@@ -46,6 +49,7 @@ impl OpenedStore {
         match self {
             Self::Mongo(store) => Arc::new(store.clone()),
             Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
+            Self::Prepared(store) => Arc::clone(store),
         }
     }
 
@@ -58,7 +62,7 @@ impl OpenedStore {
     pub async fn prepare(&self) -> Result<(), Error> {
         match self {
             Self::Mongo(store) => store.prepare().await,
-            Self::Embedded(_) => Ok(()),
+            Self::Embedded(_) | Self::Prepared(_) => Ok(()),
         }
     }
 }

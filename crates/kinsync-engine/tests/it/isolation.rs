@@ -6,11 +6,10 @@ use std::{sync::Arc, time::Duration};
 use bson::{Document, doc};
 use kinsync_core::{Field, Micros, Value};
 use kinsync_engine::{
-    Clock,
+    Engine,
     internal::{
         apply::apply_refused,
-        breaker::{self, Breaker},
-        projector::{self, Projector},
+        breaker, projector,
         queue::{Entry, Queue},
         refused_users::RowsWithRefused,
         store::{Outcome, Store, embedded::EmbeddedStore, mongo},
@@ -18,43 +17,36 @@ use kinsync_engine::{
 };
 use kinsync_testing::mongo::TestMongo;
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    pipeline::{event_entry, queue},
+    pipeline::event_entry,
     store_mongo::{prepared, store, users},
     store_rows::{get, id, put, row, stored, with},
 };
 
-/// A projector at work, and its queue.
+/// A started engine on a store that refuses writes or fails.
 struct Pipeline {
+    engine: Engine,
     queue: Arc<dyn Queue>,
     store: Arc<dyn Store>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
     _dir: tempfile::TempDir,
 }
 
 impl Pipeline {
     /// Enqueues the entries before the projector starts, so that they are claimed together.
     async fn start(store: Arc<dyn Store>, entries: Vec<Entry>) -> Self {
-        let (queue, dir) = queue().await;
-        for entry in entries {
-            queue.enqueue(entry).await.unwrap();
-        }
+        let dir = tempfile::tempdir().unwrap();
         let pause = Duration::from_millis(20);
-        let breaker = Breaker::new(
-            "store",
-            "projector",
-            breaker::Config { pause, max_pause: pause, ..breaker::Config::default() },
-        );
+        let breaker = breaker::Config { pause, max_pause: pause, ..breaker::Config::default() };
         let config =
             projector::Config { retry_after: Duration::from_millis(10), ..projector::Config::default() };
-        let projector = Projector::new(queue.clone(), store.clone(), breaker, Clock::system(), config);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let stopped = stop.clone();
-        tasks.spawn(async move { projector.run(stopped).await });
-        Self { queue, store, stop, tasks, _dir: dir }
+        let builder = Engine::builder(dir.path()).store(store.clone()).projector(config, breaker);
+        let engine = builder.open().await.unwrap();
+        for entry in entries {
+            engine.queue().enqueue(entry).await.unwrap();
+        }
+        engine.start();
+        Self { queue: engine.queue().clone(), engine, store, _dir: dir }
     }
 
     async fn until(&self, what: &str, is_so: impl AsyncFn(&Self) -> bool) {
@@ -81,9 +73,7 @@ impl Pipeline {
     }
 
     async fn end(self) {
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        self.engine.stop().await;
     }
 }
 

@@ -1,55 +1,58 @@
-//! The whole pipeline on real parts: queue, projector, door, store.
+//! The whole pipeline on real parts: queue, projector, store.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use kinde::webhook::Scheme;
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version, What};
 use kinsync_engine::{
-    Clock,
+    Clock, Engine,
     internal::{
         apply::apply,
-        breaker::{self, Breaker},
-        projector::{self, Projector},
-        queue::{Entry, Payload, Queue, embedded},
+        breaker, projector,
+        queue::{Entry, Payload},
         store::{EventFilter, Store, UserFilter},
     },
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use tokio_util::sync::CancellationToken;
+use tempfile::TempDir;
 
 use crate::{
     histories::{Arrival, Expected, History, deliveries},
     stores::{self, Fresh, on_every_store},
 };
 
-/// A queue in a folder of its own.
-pub(crate) async fn queue() -> (Arc<dyn Queue>, tempfile::TempDir) {
-    let dir = tempfile::tempdir().expect("a temporary folder");
-    let path = dir.path().to_owned();
-    let open = move || embedded::EmbeddedQueue::open(&path, embedded::Config::default(), Clock::system());
-    let queue = tokio::task::spawn_blocking(open).await.expect("no panic").expect("an empty folder opens");
-    (Arc::new(queue), dir)
+/// Opens an engine on this store, with its queue in this folder.
+pub(crate) async fn engine(folder: &Path, store: &Arc<dyn Store>, config: projector::Config) -> Engine {
+    let builder = Engine::builder(folder).store(store.clone()).projector(config, breaker::Config::default());
+    builder.open().await.expect("the folder opens")
 }
 
-/// How many dead letters the queue holds.
-pub(crate) async fn dead_letters(queue: &Arc<dyn Queue>) -> u64 {
-    queue.stats().await.expect("the queue is open").dead_letters
+/// The number of dead letters in the queue.
+pub(crate) async fn dead_letters(engine: &Engine) -> u64 {
+    engine.queue().stats().await.expect("the queue is open").dead_letters
 }
 
-/// Runs the projector until nothing is left in the queue.
-pub(crate) async fn drain(queue: &Arc<dyn Queue>, store: &Arc<dyn Store>, config: projector::Config) {
-    let breaker = Breaker::new("store", "projector", breaker::Config::default());
-    let projector = Projector::new(queue.clone(), store.clone(), breaker, Clock::system(), config);
-    let stop = CancellationToken::new();
+/// Starts the engine and waits until its queue is empty.
+pub(crate) async fn drain(engine: &Engine) {
+    engine.start();
     let empty = async {
-        while queue.stats().await.expect("the queue is open").depth > 0 {
+        while engine.queue().stats().await.expect("the queue is open").depth > 0 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        stop.cancel();
     };
-    let both = async { tokio::join!(projector.run(stop.clone()), empty) };
-    tokio::time::timeout(Duration::from_mins(2), both).await.expect("the queue drains within two minutes");
+    tokio::time::timeout(Duration::from_mins(2), empty).await.expect("the queue drains within two minutes");
+}
+
+/// Opens an engine on this store, enqueues the entries and waits until they are applied.
+pub(crate) async fn deliver(fresh: &Fresh, entries: impl IntoIterator<Item = Entry>) -> (Engine, TempDir) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let engine = engine(dir.path(), &fresh.store, projector::Config::default()).await;
+    for entry in entries {
+        engine.queue().enqueue(entry).await.expect("the queue takes it");
+    }
+    drain(&engine).await;
+    (engine, dir)
 }
 
 fn entry(event_id: &str, payload: &str) -> Entry {
@@ -74,15 +77,6 @@ pub(crate) fn event_entry(kind: &str, at: i64, event_id: &str, user: &str) -> En
     )
 }
 
-async fn deliver(fresh: &Fresh, entries: Vec<Entry>) -> (Arc<dyn Queue>, tempfile::TempDir) {
-    let (queue, dir) = queue().await;
-    for entry in entries {
-        queue.enqueue(entry).await.expect("the queue takes it");
-    }
-    drain(&queue, &fresh.store, projector::Config::default()).await;
-    (queue, dir)
-}
-
 async fn user(fresh: &Fresh, id: &str) -> kinsync_core::UserDocument {
     let id = UserId::parse(id).expect("a plain id");
     let row = fresh.store.load(&[id]).await.expect("the store answers").pop().flatten();
@@ -99,19 +93,20 @@ async fn ten_thousand_histories_end_as_the_join_predicts(fresh: Fresh) {
     arriving.shuffle(&mut rng);
     let expected = Expected::of(arriving.iter().map(|arrival| &arrival.observation));
 
-    let (queue, _dir) = queue().await;
+    let dir = tempfile::tempdir().expect("a temporary folder");
     let config = projector::Config { batch: 700, ..projector::Config::default() };
+    let engine = engine(dir.path(), &fresh.store, config).await;
     let enqueue = async {
         for chunk in arriving.chunks(512) {
-            let entries = chunk.iter().map(|arrival| queue.enqueue(arrival.entry.clone()));
+            let entries = chunk.iter().map(|arrival| engine.queue().enqueue(arrival.entry.clone()));
             for enqueued in futures_util::future::join_all(entries).await {
                 enqueued.expect("the queue takes it");
             }
         }
     };
     enqueue.await;
-    drain(&queue, &fresh.store, config).await;
-    assert_eq!(dead_letters(&queue).await, 0);
+    drain(&engine).await;
+    assert_eq!(dead_letters(&engine).await, 0);
     expected.assert_stored(&*fresh.store, &format!("{} with seed {SEED}", fresh.name)).await;
     let users = fresh.store.counts().await.expect("the store answers");
     assert_eq!(
@@ -192,14 +187,14 @@ async fn a_late_update_does_not_resurrect_a_deleted_user(fresh: Fresh) {
 }
 
 async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents(fresh: Fresh) {
-    let (queue, _dir) = queue().await;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let config = projector::Config { batch: 300, ..projector::Config::default() };
+    let engine = engine(dir.path(), &fresh.store, config).await;
     let name = |n: usize| format!("kp_{n:05}");
     for n in 0..5_000 {
         let user = format!(r#"{{"id":"{}","email":"{n}@example.com","first_name":"Webhook"}}"#, name(n));
-        queue
-            .enqueue(event_entry("user.created", 1, &format!("e{n}"), &user))
-            .await
-            .expect("the queue takes it");
+        let entry = event_entry("user.created", 1, &format!("e{n}"), &user);
+        engine.queue().enqueue(entry).await.expect("the queue takes it");
     }
     let login = |n: usize| Observation {
         user: UserId::parse(&name(n)).expect("a plain id"),
@@ -216,10 +211,7 @@ async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_docu
             }
         }
     });
-    tokio::join!(
-        drain(&queue, &fresh.store, projector::Config { batch: 300, ..projector::Config::default() }),
-        futures_util::future::join_all(logins)
-    );
+    tokio::join!(drain(&engine), futures_util::future::join_all(logins));
     let counts = fresh.store.counts().await.expect("the store answers");
     assert_eq!((counts.live_users, counts.deleted_users), (5_000, 0), "{}", fresh.name);
     let filter = UserFilter { limit: 5_000, ..UserFilter::default() };
@@ -239,10 +231,10 @@ async fn a_poison_event_is_logged_and_dead_lettered_and_blocks_no_other_event(fr
         event_entry("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),
         event_entry("user.created", 1, "e2", r#"{"id":"kp_b","first_name":"Grace"}"#),
     ];
-    let (queue, _dir) = deliver(&fresh, entries).await;
+    let (engine, _dir) = deliver(&fresh, entries).await;
     assert_eq!(user(&fresh, "kp_a").await.first_name.as_deref(), Some("Ada"), "{}", fresh.name);
     assert_eq!(user(&fresh, "kp_b").await.first_name.as_deref(), Some("Grace"), "{}", fresh.name);
-    let dead = queue.dead_letters(None, 10).await.expect("the queue answers");
+    let dead = engine.queue().dead_letters(None, 10).await.expect("the queue answers");
     let reasons: Vec<(&str, &str)> = dead.iter().map(|d| (d.event_id.as_str(), d.reason.as_str())).collect();
     assert_eq!(reasons.len(), 4, "{reasons:?}");
     let reason = |id: &str| reasons.iter().find(|(event, _)| *event == id).expect("set aside").1;
@@ -263,8 +255,8 @@ async fn events_that_change_no_user_are_kept_in_the_log(fresh: Fresh) {
         entry("e2", r#"{"type":"something.new","event_id":"e2","data":{"$where":"1","a.b":{"$gt":""}}}"#),
         event_entry("user.authentication_failed", 1, "e3", r#"{"id":"kp_a"}"#),
     ];
-    let (queue, _dir) = deliver(&fresh, entries).await;
-    assert_eq!(dead_letters(&queue).await, 0, "{}", fresh.name);
+    let (engine, _dir) = deliver(&fresh, entries).await;
+    assert_eq!(dead_letters(&engine).await, 0, "{}", fresh.name);
     let counts = fresh.store.counts().await.expect("the store answers");
     assert_eq!((counts.events, counts.live_users), (3, 0), "{}", fresh.name);
     let kept = fresh.store.event("e2").await.expect("the store answers").expect("it is kept");
@@ -275,16 +267,13 @@ async fn a_burst_for_one_user_costs_one_write(fresh: Fresh) {
     let burst = (0..2_000).map(|n| {
         event_entry("user.updated", n, &format!("e{n}"), &format!(r#"{{"id":"kp_a","first_name":"{n}"}}"#))
     });
-    let (queue, _dir) = queue().await;
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let config = projector::Config { workers: 1, batch: 2_000, ..projector::Config::default() };
+    let engine = engine(dir.path(), &fresh.store, config).await;
     for entry in burst {
-        queue.enqueue(entry).await.expect("the queue takes it");
+        engine.queue().enqueue(entry).await.expect("the queue takes it");
     }
-    drain(
-        &queue,
-        &fresh.store,
-        projector::Config { workers: 1, batch: 2_000, ..projector::Config::default() },
-    )
-    .await;
+    drain(&engine).await;
     let id = UserId::parse("kp_a").expect("a plain id");
     let row = fresh.store.load(&[id]).await.expect("the store answers").pop().flatten().expect("stored");
     assert_eq!(row.revision, 1, "{}", fresh.name);

@@ -2,10 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ use kinsync_engine::{
     internal::{
         pending_checks::PendingChecks,
         projector,
-        queue::{Entry, Payload, Queue},
+        queue::{Entry, Payload},
         reconcile::{
             Config, Error, Reconciler, Thresholds,
             record::{self, DriftKind, Outcome, Run, RunMode, Tally},
@@ -38,7 +35,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    pipeline::{dead_letters, drain, queue},
+    pipeline::{dead_letters, drain, engine},
     stores::{self, Fresh, on_every_store},
 };
 
@@ -49,8 +46,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct World {
     pub(crate) kinde: Emulator,
     pub(crate) fresh: Fresh,
-    queue: Arc<dyn Queue>,
-    _dir: tempfile::TempDir,
+    /// The folder of the queue.
+    dir: tempfile::TempDir,
 }
 
 pub(crate) fn quick() -> Config {
@@ -68,8 +65,7 @@ impl World {
         // An endpoint without notifications: its deliveries list every event.
         kinde.set_fault(Fault::always(FaultKind::Drop));
         kinde.add_webhook(WebhookSpec::new("http://127.0.0.1:9/".parse().expect("an address")));
-        let (queue, dir) = queue().await;
-        Self { kinde, fresh, queue, _dir: dir }
+        Self { kinde, fresh, dir: tempfile::tempdir().expect("a temporary folder") }
     }
 
     fn client(&self, page_size: u32) -> Client {
@@ -128,11 +124,13 @@ impl World {
     }
 
     async fn deliver(&self, entries: Vec<Entry>) {
+        let engine = engine(self.dir.path(), &self.fresh.store, projector::Config::default()).await;
         for entry in entries {
-            self.queue.enqueue(entry).await.expect("the queue takes it");
+            engine.queue().enqueue(entry).await.expect("the queue takes it");
         }
-        drain(&self.queue, &self.fresh.store, projector::Config::default()).await;
-        assert_eq!(dead_letters(&self.queue).await, 0);
+        drain(&engine).await;
+        assert_eq!(dead_letters(&engine).await, 0);
+        engine.stop().await;
     }
 
     pub(crate) async fn documents(&self) -> BTreeMap<String, UserDocument> {

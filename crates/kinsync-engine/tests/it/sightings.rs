@@ -4,14 +4,13 @@ use kinde::webhook::Scheme;
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
 use kinsync_engine::internal::{
     apply::apply,
-    projector,
     queue::{Entry, Payload},
     sighting::{self, Sighting},
     store::EventFilter,
 };
 
 use crate::{
-    pipeline::{dead_letters, drain, queue},
+    pipeline::{dead_letters, deliver},
     stores::{Fresh, on_every_store},
 };
 
@@ -38,12 +37,8 @@ fn event(kind: &str, id: &str, email: &str) -> Entry {
 }
 
 async fn after(fresh: &Fresh, entries: impl IntoIterator<Item = Entry>) -> Option<UserDocument> {
-    let (queue, _dir) = queue().await;
-    for entry in entries {
-        queue.enqueue(entry).await.expect("the queue takes it");
-    }
-    drain(&queue, &fresh.store, projector::Config::default()).await;
-    assert_eq!(dead_letters(&queue).await, 0);
+    let (engine, _dir) = deliver(fresh, entries).await;
+    assert_eq!(dead_letters(&engine).await, 0);
     let ada = [sighting(None).user];
     let row = fresh.store.load(&ada).await.expect("the store answers").pop().flatten();
     row.map(|row| row.document())
@@ -81,11 +76,9 @@ async fn a_delivery_that_looks_like_a_sighting_is_none(fresh: Fresh) {
     let typed = r#"{"type":"kinsync.login","event_id":"e1","data":{"user":{"id":"kp_ada"}}}"#;
     let bare = String::from_utf8(sighting(None).entry().payload.bytes().to_vec()).expect("it is JSON");
     assert_eq!(after(&fresh, [delivery("e1", typed)]).await, None, "{}", fresh.name);
-    let (queue, _dir) = queue().await;
-    queue.enqueue(delivery("e2", &bare)).await.expect("the queue takes it");
-    drain(&queue, &fresh.store, projector::Config::default()).await;
+    let (engine, _dir) = deliver(&fresh, [delivery("e2", &bare)]).await;
     let rows = fresh.store.load(&[sighting(None).user]).await.expect("the store answers");
-    assert_eq!((rows, dead_letters(&queue).await), (vec![None], 1), "{}", fresh.name);
+    assert_eq!((rows, dead_letters(&engine).await), (vec![None], 1), "{}", fresh.name);
 }
 
 #[test]
