@@ -299,6 +299,8 @@ enum Kind {
     Slow,
     /// HTTP: wrong `Date` (ahead, in seconds; negative is behind).
     WrongDate,
+    /// HTTP: a `Date` without a value, which counts as none.
+    MissingDate,
     /// HTTP: close the connection in the middle of the body.
     CutBody,
     /// HTTP: send half of the JSON.

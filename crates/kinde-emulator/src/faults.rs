@@ -151,6 +151,8 @@ pub enum FaultKind {
         /// Seconds by which the clock is ahead; negative if it is behind.
         ahead: i64,
     },
+    /// HTTP: sends a `Date` without a value, which counts as none.
+    MissingDate,
     /// HTTP: closes the connection after half of the body.
     CutBody,
     /// HTTP: sends a complete response with the first half of the JSON.

@@ -6,6 +6,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+/// Tolerated error of the clock of this machine where a response has no `Date` header. kinsync tolerates as much for the
+/// times of events.
+const UNDATED_ALLOWANCE: Duration = Duration::from_mins(5);
+
 /// The value of a response and the time of its request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response<T> {
@@ -26,9 +30,17 @@ pub struct RequestTiming {
     ///
     /// `min(sent_at, server_date - elapsed) - allowance`. The `Date` header is truncated to seconds and written after
     /// Kinde received the request, so `server_date - elapsed` is never later than the sending. The local clock is an
-    /// upper bound, and the only source if the header is missing. The allowance covers replicas that lag and clocks that
-    /// differ between Kinde's servers. An instant that is too early is safe; one that is too late is not.
+    /// upper bound. The allowance covers replicas that lag and clocks that differ between Kinde's servers. An instant that
+    /// is too early is safe; one that is too late is not.
+    ///
+    /// Without a `Date` header the clock of this machine is the only source, and 5 more minutes are subtracted: a clock
+    /// that is ahead by less than that does no harm.
     pub as_of: Timestamp,
+    /// An instant of Kinde's clock after the response was made: the response contains no change later than this instant.
+    ///
+    /// `server_date + 1 s + allowance`; without a `Date` header 5 minutes after the response arrived, by the clock of this
+    /// machine.
+    pub not_after: Timestamp,
     /// The clock of this machine when the request was sent.
     pub sent_at: Timestamp,
     /// The `Date` header of the response: Kinde's clock, truncated to seconds.
@@ -44,8 +56,17 @@ impl RequestTiming {
         elapsed: Duration,
         allowance: Duration,
     ) -> Self {
-        let by_kinde = date.map_or(local, |date| earlier(date, elapsed));
-        Self { as_of: earlier(local.min(by_kinde), allowance), sent_at: local, server_date: date, elapsed }
+        let (sent, answered) = match date {
+            Some(date) => (local.min(earlier(date, elapsed)), later(date, Duration::from_secs(1))),
+            None => (earlier(local, UNDATED_ALLOWANCE), later(local, elapsed + UNDATED_ALLOWANCE)),
+        };
+        Self {
+            as_of: earlier(sent, allowance),
+            not_after: later(answered, allowance),
+            sent_at: local,
+            server_date: date,
+            elapsed,
+        }
     }
 
     /// Returns how far the clock of this machine is ahead of Kinde's (negative: behind); `None` without a `Date` header.
@@ -61,6 +82,10 @@ impl RequestTiming {
 
 fn earlier(at: Timestamp, by: Duration) -> Timestamp {
     at.checked_sub(by).unwrap_or(Timestamp::MIN)
+}
+
+fn later(at: Timestamp, by: Duration) -> Timestamp {
+    at.checked_add(by).unwrap_or(Timestamp::MAX)
 }
 
 /// Parses an HTTP date, such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, 5.6.7).
@@ -109,23 +134,29 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(local: &str, date: Option<&str>, elapsed: u64, expect: &str) {
+    fn check(local: &str, date: Option<&str>, elapsed: u64, as_of: &str, not_after: &str) {
         let (elapsed, allowance) = (Duration::from_secs(elapsed), Duration::from_secs(2));
         let timing = RequestTiming::new(at(local), date.map(at), elapsed, allowance);
-        assert_eq!(timing.as_of, at(expect));
+        assert_eq!((timing.as_of, timing.not_after), (at(as_of), at(not_after)));
     }
 
     #[test]
     fn the_earlier_clock_is_used_minus_the_allowance() {
-        check("2026-01-01T12:00:10.5Z", None, 0, "2026-01-01T12:00:08.5Z");
-        check("2026-01-01T12:00:10.5Z", Some("2026-01-01T12:00:10Z"), 0, "2026-01-01T12:00:08Z");
-        check("2026-01-01T11:00:00Z", Some("2026-01-01T12:00:10Z"), 0, "2026-01-01T10:59:58Z");
-        check("2026-01-01T13:00:00Z", Some("2026-01-01T12:00:10Z"), 0, "2026-01-01T12:00:08Z");
+        let date = Some("2026-01-01T12:00:10Z");
+        check("2026-01-01T12:00:10.5Z", date, 0, "2026-01-01T12:00:08Z", "2026-01-01T12:00:13Z");
+        check("2026-01-01T11:00:00Z", date, 0, "2026-01-01T10:59:58Z", "2026-01-01T12:00:13Z");
+        check("2026-01-01T13:00:00Z", date, 0, "2026-01-01T12:00:08Z", "2026-01-01T12:00:13Z");
+    }
+
+    #[test]
+    fn without_a_date_the_local_clock_may_be_wrong_by_five_minutes() {
+        check("2026-01-01T12:00:10.5Z", None, 10, "2026-01-01T11:55:08.5Z", "2026-01-01T12:05:22.5Z");
     }
 
     #[test]
     fn a_slow_response_has_the_time_of_its_request() {
-        check("2026-01-01T13:00:00Z", Some("2026-01-01T12:00:30Z"), 20, "2026-01-01T12:00:08Z");
+        let date = Some("2026-01-01T12:00:30Z");
+        check("2026-01-01T13:00:00Z", date, 20, "2026-01-01T12:00:08Z", "2026-01-01T12:00:33Z");
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) async fn count_and_fault(
 /// faults of one kind one is applied.
 fn order(fault: &FaultKind) -> u8 {
     match fault {
-        FaultKind::WrongDate { .. } => 1,
+        FaultKind::WrongDate { .. } | FaultKind::MissingDate => 1,
         FaultKind::Garbage => 2,
         FaultKind::TruncatedJson => 3,
         // The body cannot be read after this.
@@ -133,8 +133,8 @@ fn replacement(faults: &[FaultKind]) -> Option<Response> {
 
 /// Applies a fault to a response. Other kinds of faults do not change it.
 async fn modify(response: Response, fault: &FaultKind) -> Response {
-    use FaultKind::{CutBody, Garbage, TruncatedJson, WrongDate};
-    if !matches!(fault, WrongDate { .. } | Garbage | TruncatedJson | CutBody) {
+    use FaultKind::{CutBody, Garbage, MissingDate, TruncatedJson, WrongDate};
+    if !matches!(fault, WrongDate { .. } | MissingDate | Garbage | TruncatedJson | CutBody) {
         return response;
     }
     let (mut parts, body) = response.into_parts();
@@ -150,6 +150,11 @@ async fn modify(response: Response, fault: &FaultKind) -> Response {
         }
         FaultKind::WrongDate { ahead } => {
             parts.headers.extend(date(*ahead).map(|date| (header::DATE, date)));
+            Response::from_parts(parts, Body::from(body))
+        }
+        FaultKind::MissingDate => {
+            // The server adds a `Date` to a response without this header.
+            parts.headers.insert(header::DATE, HeaderValue::from_static(""));
             Response::from_parts(parts, Body::from(body))
         }
         FaultKind::TruncatedJson => Response::from_parts(parts, Body::from(half)),

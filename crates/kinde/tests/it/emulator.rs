@@ -83,6 +83,21 @@ async fn the_discovery_document_contains_the_issuer_and_the_time() {
 }
 
 #[tokio::test]
+async fn without_a_date_a_read_is_as_old_as_a_wrong_clock_could_make_it() {
+    let (emulator, client) = tenant().await;
+    let timing = async || client.users().next().await.unwrap().unwrap().timing;
+    let five_minutes = jiff::SignedDuration::from_mins(5);
+    let dated = timing().await;
+    assert!(dated.server_date.is_some() && dated.sent_at.duration_since(dated.as_of) < five_minutes);
+    assert!(dated.as_of < dated.not_after && dated.not_after.duration_since(dated.sent_at) < five_minutes);
+    emulator.set_fault(Fault::always(FaultKind::MissingDate));
+    let undated = timing().await;
+    assert_eq!(undated.server_date, None);
+    assert!(undated.sent_at.duration_since(undated.as_of) >= five_minutes, "{undated:?}");
+    assert!(undated.not_after.duration_since(undated.sent_at) >= five_minutes, "{undated:?}");
+}
+
+#[tokio::test]
 async fn unknown_event_types_of_a_tenant_are_reported() {
     let event_types = vec!["user.created".to_owned(), "user.abducted".to_owned()];
     let settings = kinde_emulator::Config { event_types, ..kinde_emulator::Config::default() };
