@@ -67,14 +67,18 @@ pub struct UserDocument {
     /// The id that the application gave the user at Kinde.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provided_id: Option<String>,
-    /// Memberships.
-    pub organizations: Vec<Organization>,
-    /// Sign-in identities.
-    pub identities: Vec<Identity>,
+    /// Memberships. Empty if the user has none, absent while no source has listed them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organizations: Option<Vec<Organization>>,
+    /// Sign-in identities. Empty if the user has none, absent while no source has listed them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identities: Option<Vec<Identity>>,
     /// Whether Kinde refuses sign-ins.
-    pub is_suspended: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_suspended: Option<bool>,
     /// Whether the next sign-in requires a new password.
-    pub is_password_reset_requested: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_password_reset_requested: Option<bool>,
     /// When the user was created.
     #[serde(with = "rfc3339")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
@@ -120,15 +124,15 @@ impl UserDocument {
     /// Builds the document of a user.
     pub fn new(id: &UserId, state: &UserState, metadata: &RowMetadata) -> Self {
         let text = |field| state.text(field).map(ToOwned::to_owned);
-        let flag = |field| matches!(state.value(field), Some(Value::Flag(true)));
+        let flag = |field| match state.value(field) {
+            Some(Value::Flag(flag)) => Some(*flag),
+            _ => None,
+        };
         Self {
             kinde_id: id.clone(),
             email: state.shown_email(metadata).map(ToOwned::to_owned),
             email_conflict: state.email_conflict(metadata),
-            email_verified: match state.value(Field::EmailVerified) {
-                Some(Value::Flag(verified)) => Some(*verified),
-                _ => None,
-            },
+            email_verified: flag(Field::EmailVerified),
             first_name: text(Field::FirstName),
             last_name: text(Field::LastName),
             phone: text(Field::Phone),
@@ -136,10 +140,10 @@ impl UserDocument {
             picture: text(Field::Picture),
             provided_id: text(Field::ProvidedId),
             organizations: state.organizations(),
-            identities: match state.value(Field::Identities) {
-                Some(Value::Identities(list)) => list.clone(),
+            identities: state.value(Field::Identities).map(|value| match value {
+                Value::Identities(list) => list.clone(),
                 _ => Vec::new(),
-            },
+            }),
             is_suspended: flag(Field::IsSuspended),
             is_password_reset_requested: flag(Field::IsPasswordResetRequested),
             created_at: state.created_at(metadata),
@@ -168,7 +172,7 @@ impl UserState {
     /// Returns the time at which the user was created: Kinde's `created_on`, else the time of the first event or
     /// snapshot, else the time at which the row was inserted.
     pub fn created_at(&self, metadata: &RowMetadata) -> Micros {
-        match (self.value(Field::CreatedOn), &self.first) {
+        match (self.value(Field::CreatedOn), self.first_version()) {
             (Some(Value::Time(created_on)), _) => *created_on,
             (_, Some(first)) if first.at > Micros(0) => first.at,
             _ => metadata.inserted_at,
@@ -180,22 +184,21 @@ impl UserState {
         if self.is_live() { None } else { self.deleted.as_ref().map(|version| version.at) }
     }
 
-    /// Returns the memberships. Events carry codes with roles and permissions, scans carry codes alone: a newer scan
-    /// decides the codes, and each code keeps the roles and permissions that the last event gave it.
-    pub fn organizations(&self) -> Vec<Organization> {
+    /// Returns the memberships, or `None` while no source has listed them. Events carry codes with roles and permissions,
+    /// scans carry codes alone: a newer scan decides the codes, and each code keeps the roles and permissions that the last
+    /// event gave it. A null list means no membership.
+    pub fn organizations(&self) -> Option<Vec<Organization>> {
         let from_event = self.fields.get(&Field::Organizations);
-        let scanned = self.fields.get(&Field::OrganizationCodes);
         let known: &[Organization] = match from_event.map(|register| &register.value) {
             Some(Value::Organizations(list)) => list,
             _ => &[],
         };
-        match scanned.map(|register| (&register.version, &register.value)) {
-            Some((version, Value::Codes(codes)))
-                if from_event.is_none_or(|register| register.version < *version) =>
-            {
-                codes.iter().map(|code| membership(code, known)).collect()
-            }
-            _ => known.to_vec(),
+        let scanned = self.fields.get(&Field::OrganizationCodes);
+        let scanned = scanned.filter(|scan| from_event.is_none_or(|event| event.version < scan.version));
+        match scanned.map(|register| &register.value) {
+            Some(Value::Codes(codes)) => Some(codes.iter().map(|code| membership(code, known)).collect()),
+            Some(_) => Some(Vec::new()),
+            None => from_event.map(|_| known.to_vec()),
         }
     }
 
@@ -211,7 +214,7 @@ impl UserState {
 fn membership(code: &str, known: &[Organization]) -> Organization {
     known.iter().find(|organization| organization.code == code).cloned().unwrap_or_else(|| Organization {
         code: code.to_owned(),
-        roles: Vec::new(),
-        permissions: Vec::new(),
+        roles: None,
+        permissions: None,
     })
 }

@@ -39,6 +39,6 @@ pub fn owner<'a>(claimants: impl IntoIterator<Item = (&'a UserId, &'a UserState)
 }
 
 /// Returns the sort key of ownership: the smallest one owns. A user known from tokens alone sorts after all others.
-fn seniority<'a>(id: &'a UserId, state: &'a UserState) -> (bool, Option<&'a Version>, &'a UserId) {
-    (state.is_provisional(), state.first.as_ref(), id)
+fn seniority<'a>(id: &'a UserId, state: &UserState) -> (bool, Option<Version>, &'a UserId) {
+    (state.is_provisional(), state.first_version(), id)
 }

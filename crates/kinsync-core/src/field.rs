@@ -123,7 +123,7 @@ pub enum Value {
     Organizations(Vec<Organization>),
     /// Organization codes, sorted.
     Codes(Vec<String>),
-    /// Sign-in identities, sorted.
+    /// Sign-in identities, sorted. Equal entries stay: two passkeys have the same kind and no name.
     Identities(Vec<Identity>),
 }
 
@@ -133,10 +133,12 @@ pub enum Value {
 pub struct Organization {
     /// Kinde's code, such as `org_590d7f1a86a`.
     pub code: String,
-    /// Keys of the roles in this organization.
-    pub roles: Vec<String>,
-    /// Keys of the permissions in this organization.
-    pub permissions: Vec<String>,
+    /// Keys of the roles in this organization. Absent while no source has listed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Vec<String>>,
+    /// Keys of the permissions in this organization. Absent while no source has listed them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<Vec<String>>,
 }
 
 /// One way in which a user signs in.
@@ -145,8 +147,9 @@ pub struct Organization {
 pub struct Identity {
     /// `email`, `phone`, `username` or the name of a connection.
     pub kind: String,
-    /// The address, number or name.
-    pub identity: String,
+    /// The address, number or name. `null` for a kind without one, such as a passkey.
+    #[serde(default)]
+    pub identity: Option<String>,
 }
 
 impl From<&str> for Value {
@@ -178,8 +181,8 @@ impl Profile {
         Self::default()
     }
 
-    /// Returns the profile with one more field in canonical form: lists sorted and without duplicates, an empty email
-    /// or phone as null.
+    /// Returns the profile with one more field in canonical form: lists sorted, organizations without duplicates, an empty
+    /// email or phone as null.
     #[must_use]
     pub fn with(mut self, field: Field, value: impl Into<Value>) -> Self {
         self.set(field, value.into());
@@ -210,14 +213,17 @@ impl Profile {
 fn canonical(field: Field, value: Value) -> Value {
     match value {
         Value::Text(text) if text.is_empty() && field.empty_is_null() => Value::Null,
-        Value::Organizations(list) => Value::Organizations(sorted(list)),
-        Value::Codes(list) => Value::Codes(sorted(list)),
-        Value::Identities(list) => Value::Identities(sorted(list)),
+        Value::Organizations(list) => Value::Organizations(set(list)),
+        Value::Codes(list) => Value::Codes(set(list)),
+        Value::Identities(mut list) => {
+            list.sort();
+            Value::Identities(list)
+        }
         other => other,
     }
 }
 
-fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+fn set<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list.sort();
     list.dedup();
     list
@@ -244,7 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn lists_are_sorted_and_deduplicated() {
+    fn two_passkeys_stay_two() {
+        let passkey = Identity { kind: "passkey".into(), identity: None };
+        let two = Value::Identities(vec![passkey.clone(), passkey]);
+        assert_eq!(Profile::new().with(Field::Identities, two.clone()).value(Field::Identities), Some(&two));
+    }
+
+    #[test]
+    fn codes_are_sorted_and_deduplicated() {
         let codes = |list: &[&str]| Value::Codes(list.iter().map(ToString::to_string).collect());
         let one = Profile::new().with(Field::OrganizationCodes, codes(&["b", "a", "b"]));
         assert_eq!(one, Profile::new().with(Field::OrganizationCodes, codes(&["a", "b"])));

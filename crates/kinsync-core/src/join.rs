@@ -25,7 +25,9 @@ impl UserState {
         }
         self.deleted = greatest(self.deleted, other.deleted);
         self.confirmed = greatest(self.confirmed, other.confirmed);
-        self.first = smallest(self.first, other.first);
+        self.first.event = smallest(self.first.event, other.first.event);
+        self.first.created_on = smallest(self.first.created_on, other.first.created_on);
+        self.first.read = smallest(self.first.read, other.first.read);
         self.last_seen = greatest(self.last_seen, other.last_seen);
         self.last_signed_in = greatest(self.last_signed_in, other.last_signed_in);
         self

@@ -53,5 +53,5 @@ pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;
 pub use observation::{Observation, Source, What};
-pub use state::{Register, UserState};
+pub use state::{FirstVersions, Register, UserState};
 pub use version::{Micros, Rank, Version};

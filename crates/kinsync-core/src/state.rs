@@ -20,6 +20,21 @@ pub struct Register {
     pub value: Value,
 }
 
+/// The smallest versions of a user, one for each kind of source. They decide the ownership of an email address.
+///
+/// The version of a read is the time of its request less an allowance: early on purpose, so that an event during the read
+/// wins. It says little about the age of a user and counts only while Kinde's `created_on` is unknown.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstVersions {
+    /// Smallest version of an event.
+    pub event: Option<Version>,
+    /// Smallest `created_on` that Kinde returned.
+    pub created_on: Option<Micros>,
+    /// Smallest version of a read.
+    pub read: Option<Version>,
+}
+
 /// The state of one user. The default is the state without observations.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -30,9 +45,8 @@ pub struct UserState {
     pub deleted: Option<Version>,
     /// The newest confirmation, by two reads of Kinde, that the user exists.
     pub confirmed: Option<Version>,
-    /// The oldest version among the user's events, snapshots and `created_on`. Decides the ownership of an email
-    /// address. Tokens do not count.
-    pub first: Option<Version>,
+    /// The smallest versions of the user's events, reads and `created_on`. Tokens do not count.
+    pub first: FirstVersions,
     /// Time of the newest authenticated request.
     pub last_seen: Option<Micros>,
     /// Time of the newest sign-in at Kinde.
@@ -43,7 +57,7 @@ impl UserState {
     /// Returns the state with this observation only.
     pub fn of(observation: &Observation) -> Self {
         let version = &observation.version;
-        let empty = Self { first: ranked_version(version), ..Self::default() };
+        let empty = Self { first: FirstVersions::of(version), ..Self::default() };
         match &observation.what {
             What::Fields(profile) => empty.with_fields(profile, version),
             What::Exists(profile) => {
@@ -60,10 +74,17 @@ impl UserState {
             self.fields.insert(field, Register { version: version.clone(), value: value.clone() });
         }
         if let Some(Value::Time(created_on)) = profile.value(Field::CreatedOn) {
-            let created = Version { at: *created_on, rank: Rank::Event, tie: "".into() };
-            self.first = Some(self.first.map_or(created.clone(), |first| first.min(created)));
+            self.first.created_on = Some(*created_on);
         }
         self
+    }
+
+    /// Returns the smaller of the first event and Kinde's `created_on`; the first read if `created_on` is unknown and no
+    /// event is older. `None` for a user that is known from tokens alone.
+    pub fn first_version(&self) -> Option<Version> {
+        let FirstVersions { event, created_on, read } = &self.first;
+        let created = created_on.map(|at| Version { at, rank: Rank::Event, tie: "".into() });
+        event.iter().cloned().chain(created.or_else(|| read.clone())).min()
     }
 
     /// Returns whether the user is not deleted. Only a confirmation with a later time overrides a deletion; at equal
@@ -94,7 +115,7 @@ impl UserState {
 
     /// Returns whether the user is known from tokens alone.
     pub fn is_provisional(&self) -> bool {
-        self.first.is_none()
+        self.first == FirstVersions::default()
     }
 
     /// Returns whether no event or snapshot has set a field. Sign-in events carry no fields, and fields from tokens are
@@ -117,7 +138,13 @@ impl UserState {
     }
 }
 
-/// Returns the version if it counts for [`UserState::first`]. Provisional versions do not.
-fn ranked_version(version: &Version) -> Option<Version> {
-    (!version.is_provisional()).then(|| version.clone())
+impl FirstVersions {
+    fn of(version: &Version) -> Self {
+        let first = Some(version.clone());
+        match version.rank {
+            Rank::Provisional => Self::default(),
+            Rank::Receipt | Rank::Event => Self { event: first, ..Self::default() },
+            Rank::Snapshot => Self { read: first, ..Self::default() },
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! The order of observations: provider time, then kind of source, then tie-break.
 //!
-//! The time of receipt is never part of a version: it would make the order of arrival matter.
+//! The time of receipt is part of a version only if the sender gave no time at all: it makes the order of arrival matter.
 
 use std::{fmt, sync::Arc};
 
@@ -24,6 +24,8 @@ impl Micros {
 pub enum Rank {
     /// A token on a request. Every event and snapshot outranks it.
     Provisional,
+    /// A webhook event without a time of its own, ordered by the time of its signature or of its receipt.
+    Receipt,
     /// A webhook event.
     Event,
     /// A read of Kinde's Management API or profile endpoint.
@@ -39,7 +41,7 @@ pub struct Version {
     /// Kind of source.
     #[serde(rename = "r")]
     pub rank: Rank,
-    /// Event id, or content hash of a snapshot.
+    /// Event id, content hash of a snapshot, or position in the order of receipt.
     #[serde(rename = "i")]
     pub tie: Arc<str>,
 }
@@ -48,6 +50,12 @@ impl Version {
     /// Returns the version of an event that happened at `at` by Kinde's clock.
     pub fn event(at: Micros, event_id: impl Into<Arc<str>>) -> Self {
         Self { at, rank: Rank::Event, tie: event_id.into() }
+    }
+
+    /// Returns the version of an event without a time that was signed or received at `at`. `position` orders the events of
+    /// one instant; it must be unique and sort as a text in the order of receipt.
+    pub fn receipt(at: Micros, position: impl Into<Arc<str>>) -> Self {
+        Self { at, rank: Rank::Receipt, tie: position.into() }
     }
 
     /// Returns the version of a snapshot that was requested at `sent_at` by Kinde's clock.
@@ -81,6 +89,8 @@ mod tests {
         let ascending = [
             Version::provisional(),
             Version::event(Micros(-5), "b"),
+            Version::receipt(Micros(1), "b"),
+            Version::receipt(Micros(1), "c"),
             Version::event(Micros(1), "a"),
             Version::event(Micros(1), "b"),
             Version::snapshot(Micros(1), "a"),

@@ -234,7 +234,7 @@ async fn enforce(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), E
 /// Whether requests of this user are refused.
 fn is_locked_out(row: &Row) -> bool {
     let document = row.document();
-    document.is_deleted || document.is_suspended
+    document.is_deleted || document.is_suspended == Some(true)
 }
 
 /// Why the row was refused, unless it was written or has to be loaded again.
@@ -315,7 +315,8 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
 
 /// Returns whether the user became older or its address verified, so that the owner of the address may change.
 fn is_stronger(next: &UserState, before: &UserState) -> bool {
-    next.first != before.first || (next.has_verified_email() && !before.has_verified_email())
+    next.first_version() != before.first_version()
+        || (next.has_verified_email() && !before.has_verified_email())
 }
 
 /// Waits after several lost attempts, with jitter, so that one process wins.

@@ -172,11 +172,14 @@ fn text(text: String) -> Value {
 }
 
 fn organizations(list: Vec<event::Membership>) -> Value {
-    let keys = |named: Option<Vec<event::Assignment>>| {
-        let mut keys: Vec<String> =
-            named.into_iter().flatten().filter_map(|named| named.key.or(named.id)).collect();
+    let keys = |named: Patch<Vec<event::Assignment>>| {
+        let mut keys: Vec<String> = match named {
+            Patch::Absent => return None,
+            Patch::Null => Vec::new(),
+            Patch::Value(named) => named.into_iter().filter_map(|named| named.key.or(named.id)).collect(),
+        };
         keys.sort();
-        keys
+        Some(keys)
     };
     let membership = |organization: event::Membership| Organization {
         code: organization.code,

@@ -111,7 +111,9 @@ impl Explainer<'_> {
     /// unless an operator released the event from quarantine later (`kinsync dead-letters retry`).
     fn latest(&self, event: &LoggedEvent) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
-        let is_known = versions.any(|version| version.rank == Rank::Event && *version.tie == event.event_id);
+        let is_known = versions.any(|version| {
+            matches!(version.rank, Rank::Event | Rank::Receipt) && *version.tie == event.event_id
+        });
         if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
     }
 
@@ -168,7 +170,7 @@ impl Explainer<'_> {
     fn name(&self, version: &Version) -> String {
         match version.rank {
             Rank::Provisional => "a token".into(),
-            Rank::Event => {
+            Rank::Event | Rank::Receipt => {
                 let kind = self.names.get(&*version.tie).copied().unwrap_or("an event");
                 format!("{kind} {} of {}", version.tie, time(version.at))
             }

@@ -122,7 +122,7 @@ impl ScanWatermark {
     fn scanned_value(&self, field: Field, row: &Row) -> Option<(Field, Value)> {
         let (scanned, value) = match field {
             // A scan observes the codes of organizations, not the roles in them.
-            Field::Organizations => (Field::OrganizationCodes, codes(&row.state)),
+            Field::Organizations => (Field::OrganizationCodes, codes(&row.state)?),
             field => (field, row.state.value(field)?.clone()),
         };
         self.fields.contains(&scanned).then_some((scanned, value))
@@ -139,7 +139,7 @@ impl ScanWatermark {
 }
 
 /// Returns the organization codes that a document shows.
-pub(crate) fn codes(state: &UserState) -> Value {
-    let codes = state.organizations().into_iter().map(|organization| organization.code);
-    Value::Codes(codes.collect())
+pub(crate) fn codes(state: &UserState) -> Option<Value> {
+    let codes = state.organizations()?.into_iter().map(|organization| organization.code);
+    Some(Value::Codes(codes.collect()))
 }

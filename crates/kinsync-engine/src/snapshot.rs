@@ -73,10 +73,7 @@ impl ProfileBuilder {
 }
 
 fn identities(list: Vec<management::Identity>) -> Value {
-    let entry = |one: management::Identity| Identity {
-        kind: one.identity_type,
-        identity: one.identity.unwrap_or_default(),
-    };
+    let entry = |one: management::Identity| Identity { kind: one.identity_type, identity: one.identity };
     Value::Identities(list.into_iter().map(entry).collect())
 }
 

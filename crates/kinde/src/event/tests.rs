@@ -35,8 +35,8 @@ fn a_user_created_event_of_kinde_is_decoded_completely() {
     assert_eq!(user.is_suspended, Patch::Value(true));
     let organizations = user.organizations.into_value().unwrap();
     assert_eq!(organizations[0].code, "org_1");
-    assert_eq!(organizations[0].permissions, None);
-    let role = &organizations[0].roles.as_ref().unwrap()[0];
+    assert_eq!(organizations[0].permissions, Patch::Null);
+    let role = &organizations[0].roles.value().unwrap()[0];
     assert_eq!((role.id.as_deref(), role.key.as_deref()), (Some("r1"), Some("admin")));
     assert_eq!(role.extra["new"], 1);
 }
@@ -79,7 +79,8 @@ fn organizations_without_a_code_are_skipped() {
     let event = json!({"type": "user.created", "user": {"id": "kp_1", "organizations": organizations}});
     let organizations = user_of(decode_value(&event).unwrap()).organizations.into_value().unwrap();
     assert_eq!(organizations.len(), 1);
-    let keys: Vec<_> = organizations[0].roles.iter().flatten().map(|role| role.key.as_deref()).collect();
+    let keys: Vec<_> =
+        organizations[0].roles.value().into_iter().flatten().map(|role| role.key.as_deref()).collect();
     assert_eq!(keys, [Some("admin"), Some("owner")]);
     assert_eq!(organizations[0].extra["kept"], true);
 }

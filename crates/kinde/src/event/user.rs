@@ -37,10 +37,10 @@ pub struct User {
 pub struct Membership {
     /// `org_…`; opaque.
     pub code: String,
-    /// The roles of the user in the organization; `None` if absent or null.
-    pub roles: Option<Vec<Assignment>>,
-    /// The permissions of the user in the organization; `None` if absent or null.
-    pub permissions: Option<Vec<Assignment>>,
+    /// The roles of the user in the organization. Kinde writes `null` for a user without roles.
+    pub roles: Patch<Vec<Assignment>>,
+    /// The permissions of the user in the organization. Kinde writes `null` for a user without permissions.
+    pub permissions: Patch<Vec<Assignment>>,
     /// Unknown members.
     pub extra: Map<String, Value>,
 }
@@ -117,11 +117,15 @@ impl Membership {
     }
 }
 
-fn named(reader: &mut Reader<'_>, key: &str) -> Result<Option<Vec<Assignment>>, Error> {
+fn named(reader: &mut Reader<'_>, key: &str) -> Result<Patch<Vec<Assignment>>, Error> {
     let path = reader.field(key);
-    let Some(entries) = reader.list(key)?.into_value() else { return Ok(None) };
+    let entries = match reader.list(key)? {
+        Patch::Value(entries) => entries,
+        Patch::Null => return Ok(Patch::Null),
+        Patch::Absent => return Ok(Patch::Absent),
+    };
     let read = |(index, entry)| Assignment::read(format!("{path}[{index}]"), entry);
-    entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Some)
+    entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Patch::Value)
 }
 
 impl Assignment {

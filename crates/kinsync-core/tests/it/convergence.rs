@@ -1,4 +1,4 @@
-use kinsync_core::{Field, Micros, Profile, Source, UserState, Value, Version, What};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, UserState, Value, Version, What};
 use proptest::{collection::vec, prelude::*};
 
 use crate::strategies::{
@@ -26,7 +26,7 @@ proptest! {
     fn equal_versions_with_different_values_join_to_one(
         version in version(), one in profile(), other in profile(),
     ) {
-        let observed = |profile| kinsync_core::Observation {
+        let observed = |profile| Observation {
             version: version.clone(), ..event(0, "", What::Fields(profile))
         };
         let (one, other) = (observed(one), observed(other));
@@ -64,7 +64,7 @@ proptest! {
         deleted_at in 0..6_i64,
         after in vec((version(), without_confirmation()), 0..6),
     ) {
-        let observed = |(version, what): &(Version, What)| kinsync_core::Observation {
+        let observed = |(version, what): &(Version, What)| Observation {
             version: version.clone(), ..event(0, "", what.clone())
         };
         let mut state = fold(&before.iter().map(observed).collect::<Vec<_>>())
@@ -87,8 +87,14 @@ proptest! {
         prop_assert!(after.deleted >= before.deleted);
         prop_assert!(after.last_seen >= before.last_seen);
         prop_assert!(after.last_signed_in >= before.last_signed_in);
-        if let Some(first) = before.first {
-            prop_assert!(after.first.is_some_and(|after| after <= first));
+        if let Some(event) = before.first.event {
+            prop_assert!(after.first.event.is_some_and(|after| after <= event));
+        }
+        if let Some(read) = before.first.read {
+            prop_assert!(after.first.read.is_some_and(|after| after <= read));
+        }
+        if let Some(created_on) = before.first.created_on {
+            prop_assert!(after.first.created_on.is_some_and(|after| after <= created_on));
         }
     }
 
@@ -96,7 +102,7 @@ proptest! {
     fn any_event_or_snapshot_outranks_a_token(
         provisional in profile(), observed in profile(), at in 0..6_i64, is_snapshot in any::<bool>(),
     ) {
-        let token = kinsync_core::Observation {
+        let token = Observation {
             version: Version::provisional(), source: Source::Login, ..event(0, "", What::Fields(provisional))
         };
         let observation = if is_snapshot {
@@ -198,16 +204,48 @@ fn a_newer_scan_does_not_hide_events_about_other_fields() {
 #[test]
 fn the_first_version_counts_events_snapshots_and_created_on_but_not_sightings() {
     let seen = event(1, "e1", What::Seen(Micros(1)));
-    let token = kinsync_core::Observation {
+    let token = Observation {
         version: Version::provisional(),
         source: Source::Login,
         ..event(0, "", What::Fields(named("Ada")))
     };
-    assert_eq!(fold([&seen, &token]).first, None);
+    assert_eq!(fold([&seen, &token]).first_version(), None);
     let changed = event(7, "e7", What::Fields(named("Ada")));
-    assert_eq!(fold([&seen, &token, &changed]).first, Some(changed.version.clone()));
+    assert_eq!(fold([&seen, &token, &changed]).first_version(), Some(changed.version.clone()));
     let scan = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(3))));
-    assert_eq!(fold([&changed, &scan]).first.map(|v| v.at), Some(Micros(3)));
+    assert_eq!(fold([&changed, &scan]).first_version().map(|v| v.at), Some(Micros(3)));
+}
+
+#[test]
+fn a_read_counts_for_the_first_version_only_until_created_on_is_known() {
+    let read = snapshot(2, What::Fields(named("Ada")));
+    let changed = event(7, "e7", What::Fields(named("Ada")));
+    let first =
+        |observations: &[&Observation]| fold(observations.iter().copied()).first_version().map(|v| v.at);
+    assert_eq!(first(&[&read, &changed]), Some(Micros(2)));
+    let created = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(5))));
+    assert_eq!(first(&[&read, &changed, &created]), Some(Micros(5)));
+    let created_late = snapshot(9, What::Fields(Profile::new().with(Field::CreatedOn, Micros(8))));
+    assert_eq!(first(&[&created_late, &read, &changed]), Some(Micros(7)));
+}
+
+#[test]
+fn events_without_a_time_take_effect_in_the_order_of_receipt() {
+    let named_at = |at, position: &str, name| Observation {
+        version: Version::receipt(Micros(at), position),
+        ..event(0, "", What::Fields(named(name)))
+    };
+    let names = ["A", "B", "A", "B"];
+    let updates: Vec<_> = names.iter().zip(1..).map(|(name, at)| named_at(at, "", name)).collect();
+    for (n, name) in names.iter().enumerate() {
+        let mut seen: Vec<_> = updates[..=n].iter().collect();
+        seen.reverse();
+        assert_eq!(fold(seen).text(Field::FirstName), Some(*name), "after {} updates", n + 1);
+    }
+    let signed_in_one_second = [named_at(1, "00000002", "B"), named_at(1, "00000001", "A")];
+    assert_eq!(fold(&signed_in_one_second).text(Field::FirstName), Some("B"));
+    let timed = event(1, "e", What::Fields(named("C")));
+    assert_eq!(fold([&timed, &signed_in_one_second[0]]).text(Field::FirstName), Some("C"), "at equal time");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use kinsync_core::{Field, Micros, Organization, Profile, RowMetadata, UserDocume
 use crate::strategies::{event, fold, named, snapshot, user};
 
 fn organization(code: &str, role: &str) -> Organization {
-    Organization { code: code.to_owned(), roles: vec![role.to_owned()], permissions: Vec::new() }
+    Organization { code: code.to_owned(), roles: Some(vec![role.to_owned()]), permissions: Some(Vec::new()) }
 }
 
 fn holding() -> RowMetadata {
@@ -27,11 +27,37 @@ fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_from_events() {
         let codes = Value::Codes(codes.iter().map(ToString::to_string).collect());
         snapshot(at, What::Fields(Profile::new().with(Field::OrganizationCodes, codes)))
     };
-    let shown = |scan| fold([&event, &scan]).organizations();
+    let shown = |scan| fold([&event, &scan]).organizations().unwrap();
     let codes_of = |list: Vec<Organization>| list.into_iter().map(|o| (o.code, o.roles)).collect::<Vec<_>>();
     let newer = codes_of(shown(codes(2, &["org_b", "org_c"])));
-    assert_eq!(newer, [("org_b".into(), vec!["member".to_string()]), ("org_c".into(), vec![])]);
+    assert_eq!(newer, [("org_b".into(), Some(vec!["member".to_string()])), ("org_c".into(), None)]);
     assert_eq!(shown(codes(0, &["org_c"])).len(), 2, "an older scan decides nothing");
+    let none = Profile::new().with(Field::OrganizationCodes, Value::Null);
+    assert_eq!(shown(snapshot(2, What::Fields(none))), [], "null means no membership");
+}
+
+#[test]
+fn what_no_source_has_observed_is_absent_and_what_is_known_to_be_empty_is_empty() {
+    let json = |profile: Profile| {
+        let state = fold([&snapshot(1, What::Fields(profile))]);
+        serde_json::to_value(UserDocument::new(&user("kp_1"), &state, &holding())).unwrap()
+    };
+    let unknown = json(named("Ada"));
+    for key in ["organizations", "identities", "isSuspended", "isPasswordResetRequested"] {
+        assert_eq!(unknown.get(key), None, "{key}");
+    }
+    let codes = Value::Codes(vec!["org_a".to_owned()]);
+    let from_scan = json(Profile::new().with(Field::OrganizationCodes, codes));
+    assert_eq!(from_scan["organizations"], serde_json::json!([{ "code": "org_a" }]));
+    let empty = json(
+        Profile::new()
+            .with(Field::Organizations, Value::Organizations(Vec::new()))
+            .with(Field::Identities, Value::Identities(Vec::new()))
+            .with(Field::IsSuspended, false),
+    );
+    assert_eq!(empty["organizations"], serde_json::json!([]));
+    assert_eq!(empty["identities"], serde_json::json!([]));
+    assert_eq!(empty["isSuspended"], false);
 }
 
 #[test]

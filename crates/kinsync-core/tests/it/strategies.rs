@@ -47,8 +47,8 @@ fn value(field: Field) -> BoxedStrategy<Value> {
 fn memberships(codes: &[&str]) -> Vec<Organization> {
     let one = |code: &&str| Organization {
         code: (*code).to_owned(),
-        roles: vec!["admin".to_owned()],
-        permissions: Vec::new(),
+        roles: Some(vec!["admin".to_owned()]),
+        permissions: None,
     };
     codes.iter().map(one).collect()
 }
@@ -65,7 +65,7 @@ pub(crate) fn profile() -> impl Strategy<Value = Profile> {
 }
 
 pub(crate) fn version() -> impl Strategy<Value = Version> {
-    let rank = select(vec![Rank::Event, Rank::Event, Rank::Snapshot]);
+    let rank = select(vec![Rank::Receipt, Rank::Event, Rank::Event, Rank::Snapshot]);
     let known = (0..6_i64, rank, select(vec!["a", "b"])).prop_map(|(at, rank, tie)| Version {
         at: Micros(at),
         rank,

@@ -100,13 +100,16 @@ impl RemoteUser {
             self.profile.iter().filter(|(f, v)| self.differs(*f, v, &row.state)).map(|(f, _)| f).collect();
         let is_newer_sign_in = self.signed_in > row.state.last_signed_in;
         let signed_in = is_newer_sign_in.then(|| self.sign_in()).flatten();
-        let kind =
-            match (differing.iter().any(|field| is_announced(*field)), differing.is_empty(), &signed_in) {
-                (true, ..) => DriftKind::Changed,
-                (false, false, _) => DriftKind::FilledIn,
-                (_, true, Some(_)) => DriftKind::SignedIn,
-                (_, true, None) => return Comparison::Equal,
-            };
+        let kind = match (
+            differing.iter().any(|field| self.is_missed(*field, &row.state)),
+            differing.is_empty(),
+            &signed_in,
+        ) {
+            (true, ..) => DriftKind::Changed,
+            (false, false, _) => DriftKind::FilledIn,
+            (_, true, Some(_)) => DriftKind::SignedIn,
+            (_, true, None) => return Comparison::Equal,
+        };
         let mut changed = Profile::new();
         for field in &differing {
             changed.set(*field, self.profile.value(*field).cloned().unwrap_or(Value::Null));
@@ -127,12 +130,22 @@ impl RemoteUser {
     fn differs(&self, field: Field, value: &Value, state: &UserState) -> bool {
         let version = |field| state.fields.get(&field).map(|register| &register.version);
         let (is_shown, newest) = match field {
-            Field::OrganizationCodes => {
-                (shows_same(Some(&codes(state)), value), version(field).max(version(Field::Organizations)))
-            }
-            field => (shows_same(state.value(field), value), version(field)),
+            Field::OrganizationCodes => (
+                shows_same(field, codes(state).as_ref(), value),
+                version(field).max(version(Field::Organizations)),
+            ),
+            field => (shows_same(field, state.value(field), value), version(field)),
         };
         !is_shown && newest.is_none_or(|known| known < self.version())
+    }
+
+    /// Returns whether an event should have announced the difference. An empty value that was unknown is no change.
+    fn is_missed(&self, field: Field, state: &UserState) -> bool {
+        let is_unknown = match field {
+            Field::OrganizationCodes => codes(state).is_none(),
+            field => state.value(field).is_none(),
+        };
+        is_announced(field) && !(is_unknown && self.profile.value(field).is_some_and(is_empty_value))
     }
 
     fn drift(&self, kind: DriftKind, fields: Vec<Field>, row: Option<&Row>) -> Drift {
@@ -149,12 +162,17 @@ pub(super) fn drift(user: UserId, kind: DriftKind, fields: Vec<Field>, row: Opti
     Drift { user, kind, fields, known_at, previous_source: row.and_then(|row| row.metadata.source) }
 }
 
-fn shows_same(shown: Option<&Value>, remote: &Value) -> bool {
-    let is_present = |value: &&Value| !is_empty_value(value);
-    shown.filter(is_present) == Some(remote).filter(is_present)
+/// Returns whether a document that shows a value, or nothing for an unknown field, shows Kinde's value.
+fn shows_same(field: Field, shown: Option<&Value>, remote: &Value) -> bool {
+    match (shown, remote) {
+        // A document shows a null list as an empty one, and omits any other null.
+        (Some(Value::Codes(list)), Value::Null) => list.is_empty(),
+        (None, Value::Null) => !matches!(field, Field::OrganizationCodes | Field::Identities),
+        (shown, remote) => shown == Some(remote),
+    }
 }
 
-/// Returns whether a document shows this value in the same way as an unknown field.
+/// Returns whether a new user has this value.
 fn is_empty_value(value: &Value) -> bool {
     match value {
         Value::Null | Value::Flag(false) => true,

@@ -92,8 +92,11 @@ impl History {
                 "organizations".into(),
                 json!([{"code": "org_1", "roles": [{"id": "r", "key": "admin"}], "permissions": null}]),
             );
-            let membership =
-                Organization { code: "org_1".into(), roles: vec!["admin".into()], permissions: Vec::new() };
+            let membership = Organization {
+                code: "org_1".into(),
+                roles: Some(vec!["admin".into()]),
+                permissions: Some(Vec::new()),
+            };
             profile.set(Field::Organizations, Value::Organizations(vec![membership]));
         }
         (fields, profile)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bson::{Bson, Document, doc};
-use kinsync_core::{Field, Micros, Value};
+use kinsync_core::{Field, Identity, Micros, Value};
 use kinsync_engine::internal::store::{
     Error, Holder, Outcome, Store,
     mongo::{Config, IndexFault, MongoStore, Topology},
@@ -64,6 +64,25 @@ async fn a_document_has_readable_fields() {
     let law = found.get_document("kinsync").unwrap();
     assert_eq!(law.get_i64("revision").unwrap(), 1);
     assert_eq!(law.get_document("scan").unwrap().get_i64("t").unwrap(), 1_700_000_000_123_456);
+}
+
+#[tokio::test]
+async fn a_document_omits_what_no_source_has_observed() {
+    let store = store().await;
+    let codes = Value::Codes(vec!["org_a".into()]);
+    let passkey = Identity { kind: "passkey".into(), identity: None };
+    let ada = with(row("kp_ada", None), Field::OrganizationCodes, codes);
+    let mut ada = with(ada, Field::Identities, Value::Identities(vec![passkey.clone(), passkey]));
+    ada.metadata.source = None;
+    put(&store, &ada).await;
+    let found = document(&store, "kp_ada").await;
+    assert_eq!(found.get_array("organizations").unwrap(), &[doc! { "code": "org_a" }.into()]);
+    let passkey = Bson::from(doc! { "kind": "passkey", "identity": null });
+    assert_eq!(found.get_array("identities").unwrap(), &[passkey.clone(), passkey]);
+    for absent in ["isSuspended", "isPasswordResetRequested", "picture", "source"] {
+        assert!(!found.contains_key(absent), "{absent} in {found}");
+    }
+    assert_eq!(get(&store, "kp_ada").await, Some(stored(&ada)));
 }
 
 #[tokio::test]

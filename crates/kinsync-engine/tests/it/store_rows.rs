@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use kinsync_core::{
-    Field, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata, Source, UserId,
-    UserState, Value, Version, What,
+    Field, FirstVersions, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata,
+    Source, UserId, UserState, Value, Version, What,
 };
 use kinsync_engine::internal::store::{Holder, LoggedEvent, Outcome, Row, Store};
 use proptest::{collection::vec, option, prelude::*};
@@ -113,7 +113,7 @@ fn micros() -> impl Strategy<Value = Micros> {
 }
 
 fn version() -> impl Strategy<Value = Version> {
-    let rank = prop::sample::select(vec![Rank::Provisional, Rank::Event, Rank::Snapshot]);
+    let rank = prop::sample::select(vec![Rank::Provisional, Rank::Receipt, Rank::Event, Rank::Snapshot]);
     let usual = prop::sample::select(vec![1_i64, 2]).prop_map(|at| Version::event(Micros(at), "usual"));
     let any = (micros(), rank, text()).prop_map(|(at, rank, tie)| Version { at, rank, tie: tie.into() });
     prop_oneof![3 => usual, 1 => any]
@@ -121,16 +121,13 @@ fn version() -> impl Strategy<Value = Version> {
 
 fn organization() -> impl Strategy<Value = Organization> {
     let codes = prop::sample::select(vec!["org_a", "org_b", "$c"]).prop_map(ToOwned::to_owned);
-    (codes, vec(text(), 0..3), vec(text(), 0..3)).prop_map(|(code, roles, permissions)| Organization {
-        code,
-        roles,
-        permissions,
-    })
+    let list = || option::of(vec(text(), 0..3));
+    (codes, list(), list()).prop_map(|(code, roles, permissions)| Organization { code, roles, permissions })
 }
 
 /// Any value for any field, fitting or not.
 fn value() -> impl Strategy<Value = Value> {
-    let identity = (text(), text()).prop_map(|(kind, identity)| Identity { kind, identity });
+    let identity = (text(), option::of(text())).prop_map(|(kind, identity)| Identity { kind, identity });
     let code = prop::sample::select(vec!["org_a", "org_b", "d"]).prop_map(ToOwned::to_owned);
     prop_oneof![
         Just(Value::Null),
@@ -166,7 +163,9 @@ fn fields() -> impl Strategy<Value = BTreeMap<Field, Register>> {
 }
 
 fn state() -> impl Strategy<Value = UserState> {
-    let versions = (option::of(version()), option::of(version()), option::of(version()));
+    let first = (option::of(version()), option::of(micros()), option::of(version()))
+        .prop_map(|(event, created_on, read)| FirstVersions { event, created_on, read });
+    let versions = (option::of(version()), option::of(version()), first);
     (fields(), versions, option::of(micros()), option::of(micros())).prop_map(
         |(fields, (deleted, confirmed, first), last_seen, last_signed_in)| UserState {
             fields,

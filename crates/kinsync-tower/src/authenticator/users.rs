@@ -65,7 +65,7 @@ impl CachedUser {
         let document = Arc::new(row.document());
         let refused = match () {
             () if document.is_deleted => Some("deleted"),
-            () if document.is_suspended => Some("suspended"),
+            () if document.is_suspended == Some(true) => Some("suspended"),
             () => None,
         };
         let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();

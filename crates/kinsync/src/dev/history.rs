@@ -59,7 +59,11 @@ pub(super) fn stored(document: &UserDocument, email: Option<&str>) -> Fields {
         "is_suspended": document.is_suspended,
         "is_password_reset_requested": document.is_password_reset_requested,
     }));
-    set(&mut fields, "organizations", codes(document.organizations.iter().map(|org| org.code.as_str())));
+    set(
+        &mut fields,
+        "organizations",
+        codes(document.organizations.iter().flatten().map(|org| org.code.as_str())),
+    );
     set(&mut fields, SIGN_IN, json!(document.last_signed_in_at.map(|Micros(at)| at)));
     fields
 }

@@ -11,8 +11,8 @@ use bson::{
     spec::ElementType,
 };
 use kinsync_core::{
-    Field, Group, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId, UserState,
-    Value, Version,
+    Field, FirstVersions, Group, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId,
+    UserState, Value, Version,
 };
 
 use super::{keys::Keys, read::own_id};
@@ -99,7 +99,7 @@ struct Metadata<'a> {
     scan: Option<&'a RawDocument>,
     deleted: Option<Version>,
     confirmed: Option<Version>,
-    first: Option<Version>,
+    first: FirstVersions,
     last_seen: Option<Micros>,
     last_signed_in: Option<Micros>,
     compared_since: Option<i64>,
@@ -122,7 +122,9 @@ impl<'a> Metadata<'a> {
                 "scan" => metadata.scan = value.as_document(),
                 "deleted" => metadata.deleted = value.as_document().and_then(version),
                 "confirmed" => metadata.confirmed = value.as_document().and_then(version),
-                "first" => metadata.first = value.as_document().and_then(version),
+                "firstEvent" => metadata.first.event = value.as_document().and_then(version),
+                "firstRead" => metadata.first.read = value.as_document().and_then(version),
+                "firstCreatedOn" => metadata.first.created_on = micros(value),
                 "lastSeen" => metadata.last_seen = micros(value),
                 "lastSignedIn" => metadata.last_signed_in = micros(value),
                 "comparedSince" => metadata.compared_since = integer(value),
@@ -204,6 +206,7 @@ fn rank_of(code: i64) -> Option<Rank> {
         0 => Some(Rank::Provisional),
         1 => Some(Rank::Event),
         2 => Some(Rank::Snapshot),
+        3 => Some(Rank::Receipt),
         _ => None,
     }
 }
@@ -243,10 +246,11 @@ fn held_value(value: RawBsonRef<'_>) -> Option<Value> {
 
 fn organizations(list: &RawArray) -> Option<Vec<Organization>> {
     let one = |doc: &RawDocument| {
+        let list = |key: &str| doc.get_array(key).ok().map(texts);
         Some(Organization {
             code: doc.get_str("code").ok()?.to_owned(),
-            roles: texts(doc.get_array("roles").ok()?),
-            permissions: texts(doc.get_array("permissions").ok()?),
+            roles: list("roles"),
+            permissions: list("permissions"),
         })
     };
     items(list).map(|item| item.as_document().and_then(one)).collect()
@@ -255,7 +259,7 @@ fn organizations(list: &RawArray) -> Option<Vec<Organization>> {
 fn identities(list: &RawArray) -> Option<Vec<Identity>> {
     let one = |doc: &RawDocument| {
         let text = |key: &str| doc.get_str(key).ok().map(ToOwned::to_owned);
-        Some(Identity { kind: text("kind")?, identity: text("identity")? })
+        Some(Identity { kind: text("kind")?, identity: text("identity") })
     };
     items(list).map(|item| item.as_document().and_then(one)).collect()
 }

@@ -99,7 +99,7 @@ impl Encoded {
         if observed.is_none() && row.state.value(Field::OrganizationCodes).is_none() {
             return self.plain(row, key, None);
         }
-        let shown = row.state.organizations();
+        let shown = row.state.organizations().unwrap_or_default();
         self.set.append(key, organizations(&shown));
         matches!(observed, Some(Value::Organizations(list)) if *list == shown)
     }
@@ -128,7 +128,9 @@ impl Encoded {
             Some(conflict) => {
                 let mut doc = RawDocumentBuf::new();
                 doc.append(cstr!("email"), conflict.email.as_str());
-                doc.append(cstr!("heldBy"), text_or_null(conflict.held_by.as_deref()));
+                if let Some(holder) = &conflict.held_by {
+                    doc.append(cstr!("heldBy"), holder.as_str());
+                }
                 self.set.append(cstr!("emailConflict"), doc);
             }
             None => self.unset.append(cstr!("emailConflict"), true),
@@ -144,7 +146,10 @@ impl Encoded {
         self.set.append(cstr!("updatedAt"), date(metadata.updated_at));
         self.set.append(cstr!("isDeleted"), !state.is_live());
         self.date_if_any(cstr!("deletedAt"), state.deleted_at());
-        self.set.append(cstr!("source"), text_or_null(metadata.source.map(kinsync_core::Source::as_str)));
+        match metadata.source {
+            Some(source) => self.set.append(cstr!("source"), source.as_str()),
+            None => self.unset.append(cstr!("source"), true),
+        }
     }
 
     fn date_if_any(&mut self, key: &CStr, at: Option<Micros>) {
@@ -172,11 +177,15 @@ fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
         (cstr!("confirmed"), &state.confirmed),
-        (cstr!("first"), &state.first),
+        (cstr!("firstEvent"), &state.first.event),
+        (cstr!("firstRead"), &state.first.read),
     ] {
         if let Some(at) = at {
             doc.append(key, version(at));
         }
+    }
+    if let Some(at) = state.first.created_on {
+        doc.append(cstr!("firstCreatedOn"), at.0);
     }
     for (key, at) in [(cstr!("lastSeen"), state.last_seen), (cstr!("lastSignedIn"), state.last_signed_in)] {
         if let Some(at) = at {
@@ -227,6 +236,7 @@ fn version(version: &Version) -> RawDocumentBuf {
         Rank::Provisional => 0,
         Rank::Event => 1,
         Rank::Snapshot => 2,
+        Rank::Receipt => 3,
     };
     let mut doc = RawDocumentBuf::new();
     doc.append(cstr!("t"), version.at.0);
@@ -258,8 +268,13 @@ fn organizations(list: &[Organization]) -> RawArrayBuf {
     for organization in list {
         let mut doc = RawDocumentBuf::new();
         doc.append(cstr!("code"), organization.code.as_str());
-        doc.append(cstr!("roles"), texts(organization.roles.iter()));
-        doc.append(cstr!("permissions"), texts(organization.permissions.iter()));
+        for (key, list) in
+            [(cstr!("roles"), &organization.roles), (cstr!("permissions"), &organization.permissions)]
+        {
+            if let Some(list) = list {
+                doc.append(key, texts(list.iter()));
+            }
+        }
         array.push(doc);
     }
     array
@@ -270,7 +285,7 @@ fn identities(list: &[Identity]) -> RawArrayBuf {
     for identity in list {
         let mut doc = RawDocumentBuf::new();
         doc.append(cstr!("kind"), identity.kind.as_str());
-        doc.append(cstr!("identity"), identity.identity.as_str());
+        doc.append(cstr!("identity"), text_or_null(identity.identity.as_deref()));
         array.push(doc);
     }
     array
