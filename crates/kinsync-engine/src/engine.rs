@@ -28,7 +28,7 @@ use crate::{
         self, Reconciler,
         schedule::{self, Schedule, Status},
     },
-    store::{self, OpenedStore, Store, mongo},
+    store::{self, OpenedStore, Store},
     supervisor::Supervisor,
 };
 
@@ -64,8 +64,7 @@ pub struct Builder {
     data_dir: PathBuf,
     clock: Clock,
     queue: embedded::Config,
-    mongodb: Option<mongo::Config>,
-    store: Option<Arc<dyn Store>>,
+    store: store::Location,
     breaker: breaker::Config,
     management: Option<management::Config>,
     reconcile: reconcile::Config,
@@ -75,8 +74,9 @@ pub struct Builder {
 
 impl Builder {
     /// Keeps users in this MongoDB. Without it they are kept in an SQLite file in the data folder.
-    pub fn mongodb(mut self, config: mongo::Config) -> Self {
-        self.mongodb = Some(config);
+    #[cfg(feature = "mongodb")]
+    pub fn mongodb(mut self, config: store::mongo::Config) -> Self {
+        self.store = store::Location::Mongo(Box::new(config));
         self
     }
 
@@ -114,7 +114,7 @@ impl Builder {
     /// Uses this prepared store, for tests of one.
     #[doc(hidden)]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
-        self.store = Some(store);
+        self.store = store::Location::Prepared(store);
         self
     }
 
@@ -132,23 +132,10 @@ impl Builder {
     /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
     /// does not answer is no error.
     pub async fn open(self) -> Result<Engine, Error> {
-        let Self {
-            data_dir,
-            clock,
-            queue,
-            mongodb,
-            store,
-            breaker,
-            management,
-            reconcile,
-            scan_every,
-            projector,
-        } = self;
+        let Self { data_dir, clock, queue, store, breaker, management, reconcile, scan_every, projector } =
+            self;
         let queue = open_queue(&data_dir, queue, clock.clone()).await?;
-        let store = match store {
-            Some(store) => OpenedStore::Prepared(store),
-            None => store::open(&data_dir, mongodb).await.map_err(Error::Store)?,
-        };
+        let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
         let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
@@ -207,8 +194,7 @@ impl Engine {
             data_dir: data_dir.into(),
             clock: Clock::system(),
             queue: embedded::Config::default(),
-            mongodb: None,
-            store: None,
+            store: store::Location::default(),
             breaker: breaker::Config::default(),
             management: None,
             reconcile: reconcile::Config::default(),

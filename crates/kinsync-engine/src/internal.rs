@@ -2,7 +2,8 @@
 
 /// Re-exports the public items of modules of this crate.
 macro_rules! expose {
-    ($($module:ident)*) => {$(
+    ($($(#[$condition:meta])? $module:ident)*) => {$(
+        $(#[$condition])?
         pub mod $module {
             pub use crate::$module::*;
         }
@@ -10,6 +11,7 @@ macro_rules! expose {
 }
 
 expose! {
-    apply breaker clock decode email_ownership explain link pending_checks projector queue reconcile refused_users
-    scan_watermark sighting snapshot store supervisor
+    apply breaker clock decode email_ownership explain
+    #[cfg(feature = "mongodb")] link
+    pending_checks projector queue reconcile refused_users scan_watermark sighting snapshot store supervisor
 }

@@ -1,10 +1,8 @@
-//! Mirrors Kinde users into a store: durable queue, projector, stores and reconciler on tokio. Contains no HTTP server and no
-//! command line.
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 //!
-//! [`Engine::builder`] composes everything. Start there; the other items of this page are settings of the builder and parts
-//! of an opened engine.
+//! # The code in reading order
 //!
-//! The code in reading order:
 //! - `engine`: composes queue, store, projector and reconciler
 //! - `supervisor`: runs and restarts the long-running tasks
 //! - `queue`: durable storage of accepted deliveries, before the sender receives 200
@@ -30,6 +28,7 @@ mod decode;
 mod email_ownership;
 mod engine;
 mod explain;
+#[cfg(feature = "mongodb")]
 mod link;
 mod pending_checks;
 mod projector;
@@ -52,8 +51,7 @@ pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
 pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
-pub use store::{
-    Error as StoreError, Row, Store, UserFilter,
-    mongo::{Config as MongoConfig, LinkByEmail},
-};
+#[cfg(feature = "mongodb")]
+pub use store::mongo::{Config as MongoConfig, LinkByEmail};
+pub use store::{Error as StoreError, Row, Store, UserFilter};
 pub use supervisor::{ComponentStatus, Supervisor};

@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub mod embedded;
+#[cfg(feature = "mongodb")]
 pub mod mongo;
 mod open;
 
-pub use self::open::{OpenedStore, open};
+pub use self::open::{Location, OpenedStore, open};
 
 /// A stored user.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -2,16 +2,35 @@
 
 use std::{path::Path, sync::Arc};
 
-use super::{
-    Error, Store,
-    embedded::EmbeddedStore,
-    mongo::{self, MongoStore},
-};
+#[cfg(feature = "mongodb")]
+use super::mongo::{self, MongoStore};
+use super::{Error, Store, embedded::EmbeddedStore};
+
+/// Where users are stored.
+#[derive(Clone, Debug, Default)]
+pub enum Location {
+    /// In an SQLite file in the data folder.
+    #[default]
+    DataFolder,
+    /// In MongoDB.
+    #[cfg(feature = "mongodb")]
+    Mongo(Box<mongo::Config>),
+    /// In a store that was opened and prepared elsewhere.
+    Prepared(Arc<dyn Store>),
+}
+
+#[cfg(feature = "mongodb")]
+impl From<Option<mongo::Config>> for Location {
+    fn from(config: Option<mongo::Config>) -> Self {
+        config.map_or(Self::DataFolder, |config| Self::Mongo(Box::new(config)))
+    }
+}
 
 /// An opened store. [`OpenedStore::prepare`] comes before the first write.
 #[derive(Clone, Debug)]
 pub enum OpenedStore {
     /// Users in MongoDB.
+    #[cfg(feature = "mongodb")]
     Mongo(MongoStore),
     /// Users in an SQLite file.
     Embedded(Arc<EmbeddedStore>),
@@ -19,13 +38,16 @@ pub enum OpenedStore {
     Prepared(Arc<dyn Store>),
 }
 
-/// Opens the store in MongoDB or, without its settings, the one in the data folder.
+/// Opens the store at this location.
 ///
 /// # Errors
 /// When the URI or a field name is wrong, or the folder cannot be used. MongoDB need not answer.
-pub async fn open(data_dir: &Path, mongodb: Option<mongo::Config>) -> Result<OpenedStore, Error> {
-    if let Some(config) = mongodb {
-        return MongoStore::connect(config).await.map(OpenedStore::Mongo);
+pub async fn open(data_dir: &Path, location: Location) -> Result<OpenedStore, Error> {
+    match location {
+        Location::DataFolder => {}
+        #[cfg(feature = "mongodb")]
+        Location::Mongo(config) => return MongoStore::connect(*config).await.map(OpenedStore::Mongo),
+        Location::Prepared(store) => return Ok(OpenedStore::Prepared(store)),
     }
     let data_dir = data_dir.to_owned();
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&data_dir)).await;
@@ -38,6 +60,7 @@ impl OpenedStore {
     /// `mongodb`, `embedded` or `prepared`.
     pub fn kind(&self) -> &'static str {
         match self {
+            #[cfg(feature = "mongodb")]
             Self::Mongo(_) => "mongodb",
             Self::Embedded(_) => "embedded",
             Self::Prepared(_) => "prepared",
@@ -47,6 +70,7 @@ impl OpenedStore {
     /// The store behind the trait.
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
+            #[cfg(feature = "mongodb")]
             Self::Mongo(store) => Arc::new(store.clone()),
             Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
             Self::Prepared(store) => Arc::clone(store),
@@ -55,12 +79,18 @@ impl OpenedStore {
 
     /// Whether [`OpenedStore::prepare`] does anything.
     pub fn needs_preparation(&self) -> bool {
-        matches!(self, Self::Mongo(_))
+        match self {
+            #[cfg(feature = "mongodb")]
+            Self::Mongo(_) => true,
+            Self::Embedded(_) | Self::Prepared(_) => false,
+        }
     }
 
     /// Makes what the store needs before its first write. See [`MongoStore::prepare`].
+    #[cfg_attr(not(feature = "mongodb"), expect(clippy::unused_async, reason = "only MongoDB is prepared"))]
     pub async fn prepare(&self) -> Result<(), Error> {
         match self {
+            #[cfg(feature = "mongodb")]
             Self::Mongo(store) => store.prepare().await,
             Self::Embedded(_) | Self::Prepared(_) => Ok(()),
         }

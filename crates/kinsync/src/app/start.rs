@@ -97,7 +97,7 @@ fn cannot_open(data_dir: &Path, error: EngineError) -> Error {
 
 /// Opens only the store, for a command that runs without a server.
 pub(crate) async fn open_store(config: &Config) -> Result<OpenedStore, Error> {
-    store::open(&config.data_dir, mongodb(config)).await.map_err(|error| Error::Store(Arc::new(error)))
+    store::open(&config.data_dir, mongodb(config).into()).await.map_err(|error| Error::Store(Arc::new(error)))
 }
 
 fn mongodb(config: &Config) -> Option<mongo::Config> {
