@@ -14,7 +14,7 @@ use crate::{
     email_ownership::resolve,
     pending_checks::PendingChecks,
     random,
-    refused_users::{RefusedUser, RefusedUsers},
+    refused_users::{self, Refused, RefusedUser},
     scan_watermark::ScanWatermarks,
     store::{Error, Outcome, Row, Store},
 };
@@ -25,8 +25,6 @@ const MAX_ROUNDS: u32 = 64;
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
 /// a read sees what a majority has, which may be later than the write that was in the way.
 const MAX_STUCK: u32 = 16;
-
-const NO_SECOND: &str = "a unique index of the application allows only one user without an address";
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
 
@@ -39,7 +37,8 @@ pub struct Applied {
     pub changed: Vec<Row>,
     /// Users without a new observation.
     pub unchanged: usize,
-    /// Users with a rejected row, and the reason.
+    /// Users with a row that a rule of the store rejects, and the reason. Their state is kept as a record of kinsync, and
+    /// [`apply_refused`] writes it when the rule allows it: do not apply their observations again.
     pub rejected: Vec<(UserId, String)>,
     /// Users whose write failed alone, and why. Whether the store will ever take it is not known:
     /// apply their observations again, later and apart from others.
@@ -55,28 +54,40 @@ struct Delta {
     source: Source,
 }
 
-/// Applies the recorded refused states again and removes those that the store accepts from the record. Returns their number.
-pub async fn apply_refused(store: &dyn Store, now: Micros) -> Result<usize, Error> {
-    let refused = RefusedUsers::load(store).await?.users;
-    if refused.is_empty() {
-        return Ok(0);
+impl Delta {
+    fn of(refused: &Refused) -> Self {
+        let RefusedUser { state, source, .. } = refused.user.clone();
+        Self { state, newest: Version::provisional(), source }
     }
-    let all: HashSet<UserId> = refused.keys().cloned().collect();
-    let delta = |refused: RefusedUser| Delta {
-        state: refused.state,
-        newest: Version::provisional(),
-        source: refused.source,
-    };
-    let deltas = refused.into_iter().map(|(user, refused)| (user, delta(refused))).collect();
-    let applied = apply_deltas(store, deltas, now, &ScanWatermarks::default()).await?;
-    let mut done = all;
-    for (user, _) in applied.rejected.iter().chain(&applied.failed) {
-        done.remove(user);
+}
+
+/// Writes the refused users that the store now accepts, and removes their records. Returns their number.
+///
+/// Reads a page of records per call, after the user `after`, and further pages while the store accepts users: a rule that
+/// rejects very many users costs the same with each call, and all of them are stored soon after it allows them.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub async fn apply_refused(
+    store: &dyn Store,
+    after: &mut Option<UserId>,
+    now: Micros,
+) -> Result<usize, Error> {
+    let mut stored = 0;
+    loop {
+        let (mut page, next) = refused_users::page(store, after.as_ref()).await?;
+        *after = next;
+        let deltas = page.iter().map(|refused| (refused.id.clone(), Delta::of(refused))).collect();
+        let applied = apply_deltas(store, deltas, now, &ScanWatermarks::default()).await?;
+        let rejected: HashSet<UserId> =
+            applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect();
+        page.retain(|refused| !rejected.contains(&refused.id));
+        refused_users::remove(store, &page).await?;
+        stored += page.len();
+        if page.is_empty() || after.is_none() {
+            return Ok(stored);
+        }
     }
-    if !done.is_empty() {
-        RefusedUsers::remove(store, &done).await?;
-    }
-    Ok(done.len())
 }
 
 /// Joins observations into the stored users. Several observations of one user cost one write.
@@ -133,17 +144,14 @@ async fn apply_deltas(
         }
         // Requested before the write: after an interruption, a repetition would find nothing new and request no check.
         PendingChecks::request(store, &users_to_recheck).await?;
-        for (row, outcome) in write(store, writes).await? {
+        for (row, outcome) in write(store, writes, now).await? {
             match outcome {
-                Outcome::EmailTaken if !row.metadata.holds_email => {
-                    applied.rejected.push((row.id.clone(), NO_SECOND.into()));
-                }
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
                     applied.failed.push((row.id.clone(), STUCK.into()));
                 }
                 Outcome::Stale | Outcome::EmailTaken => continue,
                 Outcome::Failed(reason) => applied.failed.push((row.id.clone(), reason)),
-                Outcome::Rejected(reason) => applied.rejected.push((row.id.clone(), reason)),
+                Outcome::Rejected(rule) => applied.rejected.push((row.id.clone(), rule.reason)),
                 Outcome::Written => {
                     // Not counted as changed: only `last_seen` is new.
                     if row.metadata.updated_at == now {
@@ -178,7 +186,7 @@ impl Stuck {
 
 /// Writes the rows. A row with an address that another document shows is written again without it and with a pending mark,
 /// so that it does not block the others.
-async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>, Error> {
+async fn write(store: &dyn Store, rows: Vec<Row>, now: Micros) -> Result<Vec<(Row, Outcome)>, Error> {
     let outcomes = store.write(&rows).await?;
     let (taken, mut done): (Vec<_>, Vec<_>) =
         rows.into_iter().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::EmailTaken);
@@ -187,21 +195,21 @@ async fn write(store: &dyn Store, rows: Vec<Row>) -> Result<Vec<(Row, Outcome)>,
         let outcomes = store.write(&without).await?;
         done.extend(without.into_iter().zip(outcomes));
     }
-    enforce(store, &mut done).await?;
+    mark_rejected(store, &mut done).await?;
+    keep_rejected(store, &done, now).await?;
     for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
         row.revision += 1;
     }
     Ok(done)
 }
 
-/// Makes deletions and suspensions that were refused take effect: by a write of these marks alone
-/// or, where that is refused as well, by a record of kinsync's own.
-async fn enforce(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), Error> {
+/// Makes deletions and suspensions that were refused take effect, by a write of these marks alone.
+async fn mark_rejected(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), Error> {
     let (places, rows): (Vec<_>, Vec<_>) = done
         .iter()
         .enumerate()
-        .filter(|(_, (row, outcome))| refusal(row, outcome).is_some() && is_locked_out(row))
-        // The document may show another address than the state has: a later write settles it.
+        .filter(|(_, (row, outcome))| refusal(outcome).is_some() && is_locked_out(row))
+        // The document may show another address than the state has: a later write corrects it.
         .map(|(place, (row, _))| {
             (place, if row.state.is_live() { without_email(row.clone()) } else { row.clone() })
         })
@@ -210,25 +218,41 @@ async fn enforce(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), E
         return Ok(());
     }
     let outcomes = store.write_marks(&rows).await?;
-    let mut refused = Vec::new();
     for ((place, row), outcome) in places.into_iter().zip(rows).zip(outcomes) {
-        let reason = refusal(&done[place].0, &done[place].1).unwrap_or_default().to_owned();
-        if refusal(&row, &outcome).is_some() {
-            let source = row.metadata.source.unwrap_or(Source::Reconcile);
-            refused.push((row.id, RefusedUser { state: row.state, source, reason }));
+        if refusal(&outcome).is_some() {
             continue;
         }
         if outcome == Outcome::Written {
-            tracing::error!(
+            tracing::warn!(
                 user = row.id.as_str(),
-                reason,
+                reason = refusal(&done[place].1),
                 "the store rejects the document of a deleted or suspended user; only this mark was written"
             );
             metrics::counter!("kinsync_marks_written_total").increment(1);
         }
         done[place] = (row, outcome);
     }
-    RefusedUsers::add(store, &refused).await
+    Ok(())
+}
+
+/// Keeps what the store rejects as records of kinsync, for [`apply_refused`] and for the request path. Of a user who only
+/// failed, it keeps a deletion or a suspension: the caller applies everything else again.
+async fn keep_rejected(store: &dyn Store, done: &[(Row, Outcome)], now: Micros) -> Result<(), Error> {
+    let is_kept = |row: &Row, outcome: &Outcome| match outcome {
+        Outcome::Rejected(_) => true,
+        Outcome::Failed(_) => is_locked_out(row),
+        Outcome::Written | Outcome::Stale | Outcome::EmailTaken => false,
+    };
+    let kept = done.iter().filter(|(row, outcome)| is_kept(row, outcome)).map(|(row, outcome)| {
+        let refused = RefusedUser {
+            state: row.state.clone(),
+            source: row.metadata.source.unwrap_or(Source::Reconcile),
+            reason: refusal(outcome).unwrap_or_default().to_owned(),
+            since: now,
+        };
+        (row.id.clone(), refused)
+    });
+    refused_users::add(store, kept.collect()).await
 }
 
 /// Whether requests of this user are refused.
@@ -238,11 +262,10 @@ fn is_locked_out(row: &Row) -> bool {
 }
 
 /// Why the row was refused, unless it was written or has to be loaded again.
-fn refusal<'a>(row: &Row, outcome: &'a Outcome) -> Option<&'a str> {
+fn refusal(outcome: &Outcome) -> Option<&str> {
     match outcome {
-        Outcome::Failed(reason) | Outcome::Rejected(reason) => Some(reason),
-        // A non-sparse unique index allows only one user without an address.
-        Outcome::EmailTaken if !row.metadata.holds_email => Some(NO_SECOND),
+        Outcome::Rejected(rule) => Some(&rule.reason),
+        Outcome::Failed(reason) => Some(reason),
         Outcome::EmailTaken | Outcome::Stale | Outcome::Written => None,
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     breaker::{self, Breaker, error_chain},
     clock::Clock,
     pending_checks::PendingChecks,
-    projector::{self, Projector},
+    projector::{self, Projector, RejectedByStore},
     queue::{
         self, Queue,
         embedded::{self, EmbeddedQueue},
@@ -296,6 +296,11 @@ impl Engine {
     /// Why the store is not prepared yet; `None` once it is.
     pub fn store_error(&self) -> Option<String> {
         self.0.unprepared.borrow().clone()
+    }
+
+    /// What the store rejects, as of a few seconds ago.
+    pub fn rejected_by_store(&self) -> RejectedByStore {
+        self.0.projector.rejected().borrow().clone()
     }
 
     /// The breaker between the projector and the store.

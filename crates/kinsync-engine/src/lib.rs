@@ -49,6 +49,7 @@ pub mod internal;
 pub use breaker::Breaker;
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
+pub use projector::RejectedByStore;
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
 pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
 #[cfg(feature = "mongodb")]

@@ -6,22 +6,24 @@
 
 mod evidence;
 mod piece;
+mod upkeep;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use kinsync_core::{Micros, UserId};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use self::upkeep::RejectedByStore;
 use crate::{
-    apply::{Applied, apply_over, apply_refused},
+    apply::{Applied, apply_over},
     breaker::Breaker,
     clock::Clock,
     decode,
-    email_ownership::Sweep,
     queue::{self, Claimed, EntryId, Queue},
     random,
     scan_watermark::ScanWatermarks,
-    store::{self, LoggedEvent, Outcome, Store},
+    store::{self, LoggedEvent, Store},
 };
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
@@ -35,7 +37,7 @@ pub struct Config {
     pub workers: usize,
     /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
     pub future_tolerance: Duration,
-    /// Interval of the sweep for interrupted transfers of email addresses and outdated email conflicts.
+    /// Interval of the sweep for refused users, interrupted transfers of email addresses and outdated email conflicts.
     pub sweep_every: Duration,
     /// Lease of claimed entries. After it another projector may claim them too, which is safe but repeats work.
     pub lease: Duration,
@@ -59,7 +61,7 @@ impl Default for Config {
             batch: 1280,
             workers: 2,
             future_tolerance: decode::FUTURE_TOLERANCE,
-            sweep_every: Duration::from_mins(1),
+            sweep_every: Duration::from_secs(30),
             lease: Duration::from_mins(5),
             retry_after: Duration::from_millis(250),
         }
@@ -75,6 +77,7 @@ pub struct Projector {
     clock: Clock,
     config: Config,
     evidence: Evidence,
+    rejected: watch::Sender<RejectedByStore>,
 }
 
 impl Projector {
@@ -86,7 +89,8 @@ impl Projector {
         clock: Clock,
         config: Config,
     ) -> Self {
-        Self { queue, store, breaker, clock, config, evidence: Evidence::new(config.retry_after) }
+        let evidence = Evidence::new(config.retry_after);
+        Self { queue, store, breaker, clock, config, evidence, rejected: watch::Sender::default() }
     }
 
     /// Runs until `stop` is cancelled, then completes writes in progress. Other entries stay in the queue.
@@ -209,24 +213,18 @@ impl Projector {
 
     /// Acks applied entries first, so that a failed dead letter does not delay them.
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
-        let rejected: HashMap<UserId, String> = applied.rejected.into_iter().collect();
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
         let (mut acks, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
         for item in items {
-            let user = item.user();
-            let reason = user.and_then(|user| rejected.get(user));
-            match (&item.decoded.observations, reason) {
-                (Err(failure), _) => dead.push((item.id, failure.to_string())),
-                (_, Some(reason)) => dead.push((item.id, refused(reason))),
-                _ => {
-                    if let Some(user) = user.filter(|user| failed.contains_key(*user)).cloned() {
-                        apart.entry(user).or_insert_with(Vec::new).push(item);
-                    } else {
-                        self.measure(&item.decoded.event);
-                        self.evidence.forget(item.subject());
-                        acks.push(item.id);
-                    }
-                }
+            let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
+            if let Err(failure) = &item.decoded.observations {
+                dead.push((item.id, failure.to_string()));
+            } else if let Some(user) = of_failed {
+                apart.entry(user).or_insert_with(Vec::new).push(item);
+            } else {
+                self.measure(&item.decoded.event);
+                self.evidence.forget(item.subject());
+                acks.push(item.id);
             }
         }
         for user in applied.users_to_recheck {
@@ -280,7 +278,7 @@ impl Projector {
         verdict
     }
 
-    /// Writes the row of another user as it is, to see whether the store takes any write at all.
+    /// Tests with the row of another user whether the store accepts any write.
     async fn try_another_user(&self) {
         let Ok(mut ids) = self.store.ids(None, CANDIDATES).await else { return };
         ids.retain(|id| !self.evidence.has_failed(id.as_str()));
@@ -290,7 +288,7 @@ impl Projector {
         let id = ids.swap_remove(usize::from(random::number::<u16>()) % ids.len());
         let Ok(rows) = self.store.load(&[id]).await else { return };
         let Some(row) = rows.into_iter().flatten().next() else { return };
-        if matches!(self.store.write(&[row]).await.as_deref(), Ok([Outcome::Written])) {
+        if matches!(self.store.accepts_write_of(&row).await, Ok(true)) {
             self.breaker.succeeded();
             self.evidence.wrote();
         }
@@ -331,32 +329,6 @@ impl Projector {
             metrics::histogram!("kinsync_lag_seconds", "from" => "kinde").record(seconds(at, now));
             metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "webhook")
                 .record(seconds(at, now));
-        }
-    }
-
-    async fn sweep_regularly(&self, stop: &CancellationToken) {
-        let mut sweep = Sweep::default();
-        loop {
-            let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
-            if let Err(error) = apply_refused(&*self.store, self.clock.now()).await {
-                self.breaker.failed(&error);
-            }
-            match sweep.run(&*self.store, self.clock.now()).await {
-                Ok(0) => self.breaker.succeeded(),
-                Ok(rows) => {
-                    self.breaker.succeeded();
-                    tracing::info!(
-                        rows,
-                        "resolved email addresses after interrupted writes or changes of the application's documents"
-                    );
-                }
-                Err(error) => {
-                    self.breaker.failed(&error);
-                }
-            }
-            if stop.run_until_cancelled(tokio::time::sleep(self.config.sweep_every)).await.is_none() {
-                return;
-            }
         }
     }
 }

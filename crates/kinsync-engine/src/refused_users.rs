@@ -1,118 +1,229 @@
-//! Deletions and suspensions that the store refuses to write, kept in a record of kinsync's own.
+//! Users that a rule of the store rejects: an index or a validator of the application.
 //!
-//! The request path joins them into what it loads, so that such a user is refused all the same. They
-//! are applied again with each sweep, and removed once the store has them.
+//! What the store does not take of a user is kept as one record among kinsync's own, until the rule allows the document.
+//! The projector then writes it, without a further event. The request path joins the record into what it loads, so that
+//! a deletion or a suspension takes effect although no document shows it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use kinsync_core::{Source, UserId, UserState};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use kinsync_core::{Micros, Source, UserId, UserState};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::{
-    state_records,
-    store::{Error, Row, Store},
-};
+use crate::store::{Error, Row, Saved, Store};
 
-const KEY: &str = "users.refused";
+const PREFIX: &str = "refused/";
 
-/// Users kept at most.
-const MAX_USERS: usize = 1000;
+/// Version of the format of a record.
+const FORMAT: u32 = 1;
 
-/// How old the record may be that is joined into rows.
-const MAX_AGE: Duration = Duration::from_millis(500);
+/// Records read per call.
+const PAGE: usize = 1000;
 
-/// What the store refuses to write of a user.
+/// Records written concurrently.
+const CONCURRENCY: usize = 8;
+
+/// How long the answer "no user is refused" is used.
+const MAX_AGE: Duration = Duration::from_millis(200);
+
+/// What the store rejects of a user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedUser {
     /// State of the user, including what could not be written.
     pub state: UserState,
-    /// How it was learned.
+    /// Source of the newest observation.
     pub source: Source,
-    /// Why the store refuses it, for an operator.
+    /// The rule that failed, for an operator.
     pub reason: String,
+    /// Time of the first rejection.
+    pub since: Micros,
 }
 
-/// Deleted or suspended users whom the store refuses to write as such.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RefusedUsers {
-    /// By id.
-    pub users: BTreeMap<UserId, RefusedUser>,
+#[derive(Serialize, Deserialize)]
+struct Record {
+    format: u32,
+    #[serde(flatten)]
+    user: RefusedUser,
 }
 
-impl RefusedUsers {
-    /// Reads the record.
-    pub async fn load(store: &dyn Store) -> Result<Self, Error> {
-        state_records::load(store, KEY).await
-    }
+/// A refused user as read from the store.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Id of the user.
+    pub id: UserId,
+    /// What the store rejects.
+    pub user: RefusedUser,
+    revision: i64,
+}
 
-    /// Adds users. Past the bound users who are not yet there are left out.
-    pub(crate) async fn add(store: &dyn Store, refused: &[(UserId, RefusedUser)]) -> Result<(), Error> {
-        if refused.is_empty() {
+/// Adds what the store rejects of these users to their records.
+///
+/// # Errors
+/// Fails when the store fails, or when a newer kinsync wrote a record. A repetition is safe.
+pub(crate) async fn add(store: &dyn Store, rejected: Vec<(UserId, RefusedUser)>) -> Result<(), Error> {
+    let writes = rejected.into_iter().map(|(id, user)| add_one(store, id, user));
+    stream::iter(writes).buffer_unordered(CONCURRENCY).try_collect().await
+}
+
+async fn add_one(store: &dyn Store, id: UserId, user: RefusedUser) -> Result<(), Error> {
+    let key = format!("{PREFIX}{id}");
+    loop {
+        let saved = store.state(&key).await?;
+        let known = saved.as_ref().map(|saved| decode(&key, saved)).transpose()?.map(|known| known.user);
+        let next = match &known {
+            None => user.clone(),
+            Some(known) => RefusedUser {
+                state: known.state.clone().join(user.state.clone()),
+                since: known.since,
+                ..user.clone()
+            },
+        };
+        if known.as_ref() == Some(&next) {
             return Ok(());
         }
-        state_records::change(store, KEY, |kept: &mut Self| {
-            for (user, refused) in refused {
-                let is_full = kept.users.len() >= MAX_USERS;
-                if kept.users.contains_key(user) || !is_full {
-                    kept.users.insert(user.clone(), refused.clone());
-                } else {
-                    tracing::error!(user = user.as_str(), "too many deletions and suspensions are refused");
-                }
+        let value =
+            serde_json::to_value(Record { format: FORMAT, user: next }).expect("texts and numbers are JSON");
+        if store.put_state(&key, &value, saved.map_or(0, |saved| saved.revision)).await? {
+            if known.is_none_or(|known| known.reason != user.reason) {
+                tracing::error!(
+                    user = id.as_str(),
+                    reason = user.reason,
+                    "the store rejects a user; the user is stored as soon as the rule allows it"
+                );
+                metrics::counter!("kinsync_users_refused_total").increment(1);
             }
-        })
-        .await
-    }
-
-    /// Removes users of whom the store has everything.
-    pub(crate) async fn remove(store: &dyn Store, users: &HashSet<UserId>) -> Result<(), Error> {
-        state_records::change(store, KEY, |kept: &mut Self| {
-            kept.users.retain(|user, _| !users.contains(user));
-        })
-        .await
+            return Ok(());
+        }
     }
 }
 
-/// Loads rows for the request path: each with what the store refused to write of it. Reads the
-/// record at most twice a second.
-#[derive(Debug, Default)]
-pub struct RowsWithRefused(Mutex<Option<(Instant, Arc<RefusedUsers>)>>);
+/// Lists refused users in the order of their ids, after this one.
+///
+/// # Errors
+/// As for [`add`].
+pub async fn list(store: &dyn Store, after: Option<&UserId>, limit: usize) -> Result<Vec<Refused>, Error> {
+    let after = after.map(|id| format!("{PREFIX}{id}"));
+    let records = store.list_states(PREFIX, after.as_deref(), limit).await?;
+    records.iter().map(|(key, saved)| decode(key, saved)).collect()
+}
 
-impl RowsWithRefused {
-    /// The rows of these users, in the same order; `None` for those of whom nothing is known.
+/// Lists a page of refused users, and the position of the next page, if any.
+pub(crate) async fn page(
+    store: &dyn Store,
+    after: Option<&UserId>,
+) -> Result<(Vec<Refused>, Option<UserId>), Error> {
+    let page = list(store, after, PAGE).await?;
+    let next = page.last().filter(|_| page.len() == PAGE).map(|last| last.id.clone());
+    Ok((page, next))
+}
+
+/// Returns the number of refused users.
+///
+/// # Errors
+/// Those of the store.
+pub async fn count(store: &dyn Store) -> Result<u64, Error> {
+    store.count_states(PREFIX).await
+}
+
+/// Returns what the store rejects of these users, in the same order.
+///
+/// # Errors
+/// As for [`add`].
+pub async fn of(store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<RefusedUser>>, Error> {
+    let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
+    let records = store.states(&keys).await?;
+    let decoded = keys.iter().zip(records).map(|(key, saved)| match saved {
+        Some(saved) => decode(key, &saved).map(|refused| Some(refused.user)),
+        None => Ok(None),
+    });
+    decoded.collect()
+}
+
+/// Removes the records of users that the store has taken, unless they have changed since they were read.
+pub(crate) async fn remove(store: &dyn Store, taken: &[Refused]) -> Result<(), Error> {
+    let records: Vec<(String, i64)> =
+        taken.iter().map(|refused| (format!("{PREFIX}{}", refused.id), refused.revision)).collect();
+    if records.is_empty() { Ok(()) } else { store.remove_states(&records).await }
+}
+
+fn decode(key: &str, saved: &Saved) -> Result<Refused, Error> {
+    let id = key.strip_prefix(PREFIX).and_then(|id| UserId::parse(id).ok());
+    let record = Record::deserialize(&saved.value).ok().filter(|record| record.format == FORMAT);
+    match (id, record) {
+        (Some(id), Some(record)) => Ok(Refused { id, user: record.user, revision: saved.revision }),
+        _ => Err(Error::Refused {
+            doing: "read the record of a refused user",
+            hint: format!("this kinsync cannot read the record `{key}`; run the version that wrote it"),
+            source: None,
+        }),
+    }
+}
+
+/// A user as the request path sees it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct KnownUser {
+    /// The row, joined with what the store rejects of it.
+    pub row: Row,
+    /// Whether the store has no document of the user, because a rule rejects it.
+    pub is_not_storable: bool,
+}
+
+impl KnownUser {
+    /// Joins the row of a user with what the store rejects of it. `None` without both.
+    pub fn of(id: &UserId, row: Option<Row>, refused: Option<RefusedUser>) -> Option<Self> {
+        let is_not_storable = row.is_none();
+        let Some(refused) = refused else { return row.map(|row| Self { row, is_not_storable: false }) };
+        let row = row.unwrap_or_else(|| Row::unknown(id.clone()));
+        let state = row.state.clone().join(refused.state);
+        Some(Self { row: Row { state, ..row }, is_not_storable })
+    }
+}
+
+/// Loads users for the request path, each with what the store rejects of it.
+#[derive(Debug, Default)]
+pub struct KnownUsers(Mutex<Option<Instant>>);
+
+impl KnownUsers {
+    /// Returns these users, in the same order; `None` for a user without a document and without a record.
     ///
     /// # Errors
-    /// Those of the store.
-    pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
-        let (mut rows, refused) = tokio::try_join!(store.load(ids), self.refused(store))?;
-        for (id, row) in ids.iter().zip(&mut rows) {
-            if let Some(refused) = refused.users.get(id) {
-                let known = row.take().unwrap_or_else(|| Row::unknown(id.clone()));
-                let state = known.state.clone().join(refused.state.clone());
-                *row = Some(Row { state, ..known });
-            }
-        }
-        Ok(rows)
+    /// As for [`add`].
+    pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
+        let (rows, mut refused) = tokio::try_join!(store.load(ids), self.refused(store, ids))?;
+        let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, refused.remove(id)));
+        Ok(known.collect())
     }
 
-    async fn refused(&self, store: &dyn Store) -> Result<Arc<RefusedUsers>, Error> {
-        let known = self.lock().clone().filter(|(read_at, _)| read_at.elapsed() < MAX_AGE);
-        if let Some((_, refused)) = known {
-            return Ok(refused);
+    /// Reads the records at the next load, because a user was refused.
+    pub fn expect_refused(&self) {
+        *self.lock() = None;
+    }
+
+    /// Returns the records of these users. Reads none while no user at all is refused, as of at most [`MAX_AGE`] ago.
+    async fn refused(
+        &self,
+        store: &dyn Store,
+        ids: &[UserId],
+    ) -> Result<HashMap<UserId, RefusedUser>, Error> {
+        if self.lock().is_some_and(|read_at| read_at.elapsed() < MAX_AGE) {
+            return Ok(HashMap::new());
         }
         let read_at = Instant::now();
-        let refused = Arc::new(RefusedUsers::load(store).await?);
-        *self.lock() = Some((read_at, Arc::clone(&refused)));
-        Ok(refused)
+        if store.list_states(PREFIX, None, 1).await?.is_empty() {
+            *self.lock() = Some(read_at);
+            return Ok(HashMap::new());
+        }
+        let refused = of(store, ids).await?;
+        Ok(ids.iter().cloned().zip(refused).filter_map(|(id, user)| Some((id, user?))).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<(Instant, Arc<RefusedUsers>)>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

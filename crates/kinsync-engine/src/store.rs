@@ -85,8 +85,23 @@ pub enum Outcome {
     /// The write of this row failed, others may have succeeded. Whether the store will take it later
     /// is not known. The reason is for a person.
     Failed(String),
-    /// The store will never accept this row. Contains a readable reason.
-    Rejected(String),
+    /// A rule of the store rejects this row, and will until the rule or the row changes.
+    Rejected(Rejection),
+}
+
+/// Why a rule of the store rejects a row.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rejection {
+    /// Names the rule, for an operator. Contains no value of the document.
+    pub reason: String,
+    /// Keys of the document that the rule names. Without them the store may accept the document.
+    pub keys: Vec<String>,
+}
+
+impl<T: Into<String>> From<T> for Rejection {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), keys: Vec::new() }
+    }
 }
 
 /// A verified event in the log.
@@ -303,11 +318,38 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// `expected + 1`. Acknowledged durably (majority). Returns `false`, and writes nothing, after a concurrent write.
     async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error>;
 
+    /// Reads records of kinsync, in the order of the keys.
+    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error>;
+
+    /// Lists records of kinsync with a key that begins with `prefix`, in the order of their keys, after the key `after`.
+    async fn list_states(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error>;
+
+    /// Returns the number of records of kinsync with a key that begins with `prefix`.
+    async fn count_states(&self, prefix: &str) -> Result<u64, Error>;
+
+    /// Removes records of kinsync that still have this revision, by key. Acknowledged durably (majority).
+    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error>;
+
     /// Returns estimated numbers of stored items.
     async fn counts(&self) -> Result<Counts, Error>;
 
     /// Fails unless the store responds and accepts a write.
     async fn ping(&self) -> Result<(), Error>;
+
+    /// Returns whether the store accepts a write of this row. Changes nothing that is read, not even the revision.
+    async fn accepts_write_of(&self, _row: &Row) -> Result<bool, Error> {
+        self.ping().await.map(|()| true)
+    }
+}
+
+/// Returns the key that sorts after every key with this prefix.
+fn end_of(prefix: &str) -> String {
+    format!("{prefix}{}", char::MAX)
 }
 
 /// Measures one operation of a store.

@@ -22,7 +22,7 @@ mod users;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use kinde::{
     account::ProfileClient,
     bearer::{AccessToken, CachingVerifier, VerificationError},
@@ -77,6 +77,8 @@ pub struct Config {
     pub profile_spacing: Duration,
     /// Longest time that a request waits for a refresh, the store included. A refresh that takes longer is still stored.
     pub profile_deadline: Duration,
+    /// What happens to requests of a user that the store rejects.
+    pub refused_users: RefusedUsers,
 }
 
 impl Default for Config {
@@ -95,8 +97,20 @@ impl Default for Config {
             profile_min_age: Duration::from_secs(2),
             profile_spacing: Duration::from_millis(20),
             profile_deadline: Duration::from_secs(2),
+            refused_users: RefusedUsers::default(),
         }
     }
+}
+
+/// What happens to requests of a user that the store has no document of, because an index or a validator of the database
+/// rejects it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RefusedUsers {
+    /// They are answered [`Problem::NotStorable`].
+    #[default]
+    Reject,
+    /// They go on, marked as degraded, with what kinsync knows of the user.
+    Pass,
 }
 
 /// How old a profile may be for [`Authenticator::refresh`] not to request it again.
@@ -188,8 +202,8 @@ impl Authenticator {
     /// `kinsync_authentications_total{outcome}`.
     ///
     /// # Errors
-    /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], or [`Problem::Unavailable`] while the issuer's keys
-    /// cannot be fetched. Counted in `kinsync_authentication_failures_total{reason}`.
+    /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], [`Problem::NotStorable`], or [`Problem::Unavailable`]
+    /// while the issuer's keys cannot be fetched. Counted in `kinsync_authentication_failures_total{reason}`.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
         let outcome = self.current_user(headers).await;
         let metrics = &self.shared.metrics;
@@ -200,6 +214,7 @@ impl Authenticator {
                 metrics.count(match problem {
                     Problem::Unavailable { .. } => Authentication::Unavailable,
                     Problem::UserRefused { .. } => Authentication::Forbidden,
+                    Problem::NotStorable { .. } => Authentication::NotStorable,
                     _ => Authentication::Refused,
                 });
                 let reason = problem.reason().unwrap_or("keys_unavailable");
@@ -214,6 +229,7 @@ impl Authenticator {
         let raw = token::find(headers, self.cookie.as_deref())?;
         let token = shared.verify(raw).await?;
         match shared.users.lookup(&token, shared.config.deadline).await {
+            CacheLookup::Fresh(user) if user.is_not_storable => shared.without_document(token, user),
             CacheLookup::Fresh(user) => {
                 require_active(&user)?;
                 shared.last_seen.record(&user, shared.clock.now());
@@ -241,7 +257,8 @@ impl Authenticator {
     /// request that was sent is still stored.
     ///
     /// # Errors
-    /// [`Problem::UserRefused`] if the refreshed user is deleted or suspended.
+    /// [`Problem::UserRefused`] if the refreshed user is deleted or suspended, [`Problem::NotStorable`] if the store
+    /// rejects it.
     pub async fn refresh(
         &self,
         user: CurrentUser,
@@ -258,6 +275,9 @@ impl Authenticator {
         let Some(refreshed) = refreshed else { return Ok((user, outcome)) };
         require_active(&refreshed)?;
         let token = Arc::clone(user.token());
+        if refreshed.is_not_storable {
+            return Ok((self.shared.without_document(token, refreshed)?, outcome));
+        }
         Ok((CurrentUser::stored(token, refreshed), outcome))
     }
 
@@ -285,6 +305,18 @@ impl BackgroundTasks {
 }
 
 impl Shared {
+    /// Decides about a user that the store has no document of, because a rule of the database rejects it.
+    fn without_document(
+        &self,
+        token: Arc<AccessToken>,
+        user: Arc<CachedUser>,
+    ) -> Result<CurrentUser, Problem> {
+        match self.config.refused_users {
+            RefusedUsers::Reject => Err(Problem::NotStorable { status: StatusCode::SERVICE_UNAVAILABLE }),
+            RefusedUsers::Pass => Ok(CurrentUser::degraded(token, Some(user))),
+        }
+    }
+
     async fn verify(&self, raw: &str) -> Result<Arc<AccessToken>, Problem> {
         let now = jiff::Timestamp::from_microsecond(self.clock.now().0).unwrap_or(jiff::Timestamp::MAX);
         // A cached token needs no timer.

@@ -10,12 +10,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use http_body_util::Either;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{authenticator::Authenticator, problem::Body};
+use crate::{
+    authenticator::Authenticator,
+    problem::{Body, Problem},
+};
 
 /// Set to `true` when the store did not answer and the request went on with the token's data.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-kinsync-degraded");
@@ -24,12 +27,21 @@ const PREFIX: &str = "x-kinsync-";
 
 /// Authenticates requests with an [`Authenticator`]. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct KinsyncLayer(Authenticator);
+pub struct KinsyncLayer {
+    authenticator: Authenticator,
+    not_storable: StatusCode,
+}
 
 impl KinsyncLayer {
     /// Creates a layer that uses this authenticator.
     pub fn new(authenticator: Authenticator) -> Self {
-        Self(authenticator)
+        Self { authenticator, not_storable: StatusCode::SERVICE_UNAVAILABLE }
+    }
+
+    /// Answers 403 instead of 503 to a user that the store rejects, for a reverse proxy that knows no other refusal.
+    #[must_use]
+    pub fn for_proxy(self) -> Self {
+        Self { not_storable: StatusCode::FORBIDDEN, ..self }
     }
 }
 
@@ -37,7 +49,7 @@ impl<S> Layer<S> for KinsyncLayer {
     type Service = AuthenticatedService<S>;
 
     fn layer(&self, inner: S) -> AuthenticatedService<S> {
-        AuthenticatedService { inner, authenticator: self.0.clone() }
+        AuthenticatedService { inner, layer: self.clone() }
     }
 }
 
@@ -45,7 +57,7 @@ impl<S> Layer<S> for KinsyncLayer {
 #[derive(Clone, Debug)]
 pub struct AuthenticatedService<S> {
     inner: S,
-    authenticator: Authenticator,
+    layer: KinsyncLayer,
 }
 
 impl<S, B, R> Service<Request<B>> for AuthenticatedService<S>
@@ -66,11 +78,15 @@ where
         // tower requires that the service that was polled ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let authenticator = self.authenticator.clone();
+        let KinsyncLayer { authenticator, not_storable } = self.layer.clone();
         Box::pin(async move {
             strip(request.headers_mut());
             let user = match authenticator.authenticate(request.headers()).await {
                 Ok(user) => user,
+                Err(Problem::NotStorable { .. }) => {
+                    let problem = Problem::NotStorable { status: not_storable };
+                    return Ok(problem.into_response().map(Either::Right));
+                }
                 Err(problem) => return Ok(problem.into_response().map(Either::Right)),
             };
             let degraded = user.is_degraded();

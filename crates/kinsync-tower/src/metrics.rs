@@ -94,12 +94,14 @@ pub(crate) enum Authentication {
     Forbidden,
     /// The issuer's keys could not be fetched; 503.
     Unavailable,
+    /// A rule of the database rejects the document of the user; 503, or 403 for a reverse proxy.
+    NotStorable,
 }
 
 /// Metrics of one authenticator: `kinsync_authentications_total{outcome}`. The success rate is `accepted` and
 /// `degraded` divided by these two and `unavailable`.
 pub(crate) struct AuthenticationMetrics {
-    outcomes: [Counter; 5],
+    outcomes: [Counter; 6],
     pub(crate) users_created: Counter,
     pub(crate) sightings_lost: Counter,
 }
@@ -107,7 +109,7 @@ pub(crate) struct AuthenticationMetrics {
 impl AuthenticationMetrics {
     /// Registers the series with the recorder that is installed now.
     pub(crate) fn new() -> Self {
-        let outcomes = ["accepted", "degraded", "refused", "forbidden", "unavailable"];
+        let outcomes = ["accepted", "degraded", "refused", "forbidden", "unavailable", "not_storable"];
         Self {
             outcomes: outcomes.map(|o| counter!("kinsync_authentications_total", "outcome" => o)),
             users_created: counter!("kinsync_users_created_by_requests_total"),

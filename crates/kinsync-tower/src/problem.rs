@@ -84,6 +84,12 @@ pub enum Problem {
         /// `deleted` or `suspended`.
         reason: &'static str,
     },
+    /// The token is valid, and the store has no document of its user, because an index or a validator of the database
+    /// rejects it.
+    NotStorable {
+        /// 503, or 403 for a reverse proxy that knows no other refusal.
+        status: StatusCode,
+    },
     /// The request cannot be processed at the moment. The client should send it again.
     Unavailable {
         /// Time to wait before the next attempt.
@@ -137,6 +143,7 @@ impl Problem {
             Self::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotStorable { status } => *status,
         }
     }
 
@@ -155,6 +162,7 @@ impl Problem {
             Self::Unverified { .. } => "unverified-delivery",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::UserRefused { .. } => "user-refused",
+            Self::NotStorable { .. } => "not-storable",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal { .. } => "internal",
             Self::BadParameter { .. } => "bad-parameter",
@@ -179,6 +187,7 @@ impl Problem {
             Self::Unverified { .. } => "delivery not verified",
             Self::Unauthenticated { .. } => "access token missing or invalid",
             Self::UserRefused { .. } => "user deleted or suspended",
+            Self::NotStorable { .. } => "user not storable",
             Self::Unavailable { .. } => "temporarily unavailable",
             Self::Internal { .. } => "internal error",
             Self::BadParameter { .. } => "invalid parameter",
@@ -212,6 +221,11 @@ impl Problem {
             Self::UserRefused { reason } => {
                 format!("the user of this token is {reason} at Kinde; a new token does not change that")
             }
+            Self::NotStorable { .. } => {
+                "a rule of the database rejects the document of this user; `kinsync users explain` names the rule, and \
+                 the user is stored as soon as the rule allows it"
+                    .into()
+            }
             Self::Unavailable { retry_after, .. } => {
                 format!("send the request again in {} s; repeating it is safe", retry_after.as_secs())
             }
@@ -231,6 +245,7 @@ impl Problem {
             Self::Unverified { reason, .. }
             | Self::Unauthenticated { reason, .. }
             | Self::UserRefused { reason } => Some(reason),
+            Self::NotStorable { .. } => Some("not_storable"),
             _ => None,
         }
     }
@@ -282,6 +297,10 @@ impl Problem {
             ),
             Self::Unavailable { retry_after, .. } => {
                 (header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
+            }
+            // The server tries to store the user once a minute.
+            Self::NotStorable { status: StatusCode::SERVICE_UNAVAILABLE } => {
+                (header::RETRY_AFTER, HeaderValue::from_static("60"))
             }
             // The unread rest of the body would be parsed as the next request.
             Self::BodyTooLarge { .. } | Self::BodyTooSlow { .. } | Self::BodyBroken => {

@@ -22,6 +22,7 @@ use std::{
 use http::HeaderValue;
 use kinsync_core::Field;
 use kinsync_engine::LinkByEmail;
+use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
 
@@ -104,6 +105,8 @@ pub struct Store {
     pub unique_email: bool,
     /// When documents that the application created are linked to users.
     pub link_by_email: LinkByEmail,
+    /// What happens to requests of users whose document a rule of the database rejects.
+    pub refused_users: RefusedUsers,
     /// Renamed fields of the user document.
     pub fields: BTreeMap<Field, String>,
 }

@@ -170,7 +170,16 @@ impl Problems {
                 cause(last_error.as_deref())
             ));
         }
+        let rejected = state.engine.rejected_by_store();
+        if let Some((user, reason)) = rejected.examples.first() {
+            self.degraded.push(format!(
+                "{users} users are not stored, because a rule of the database rejects their documents, such as {user}: \
+                 {reason}; `kinsync users explain` names the rule for each, and `kinsync doctor` the ways out",
+                users = rejected.users
+            ));
+        }
         StoreHealth {
+            refused_users: rejected.users,
             kind: kind.to_owned(),
             prepared: unprepared.is_none(),
             breaker: state.engine.breaker().state().into(),

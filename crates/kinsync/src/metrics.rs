@@ -198,6 +198,16 @@ pub const METRICS: &[Metric] = &[
         help: "1 once the store has its indexes, else 0",
     },
     Metric {
+        name: "kinsync_refused_users",
+        kind: Kind::Gauge,
+        help: "Users whose document an index or a validator of the database rejects",
+    },
+    Metric {
+        name: "kinsync_users_refused_total",
+        kind: Kind::Counter,
+        help: "Rejections of users by an index or a validator of the database, one per user and rule",
+    },
+    Metric {
         name: "kinsync_component_restarts_total",
         kind: Kind::Counter,
         help: "Restarts of a long-running task after a panic or an unexpected end, by component",
@@ -211,7 +221,7 @@ pub const METRICS: &[Metric] = &[
         name: "kinsync_authentications_total",
         kind: Kind::Counter,
         help: "Requests of users, by outcome: `accepted`, `degraded` (without the store), `refused`, `forbidden`, \
-               `unavailable`",
+               `unavailable`, `not_storable`",
     },
     Metric {
         name: "kinsync_authentication_failures_total",
@@ -309,6 +319,7 @@ pub async fn render(state: &AppState) -> String {
         gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
     gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.engine.store_error().is_none())));
+    gauge!("kinsync_refused_users").set(float(state.engine.rejected_by_store().users));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
 }

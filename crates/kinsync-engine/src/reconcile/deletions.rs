@@ -360,7 +360,7 @@ impl Inner {
         is_dry: bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        let mut observations = Vec::new();
+        let (mut observations, mut differing) = (Vec::new(), Vec::new());
         for (id, check) in checked {
             let row = rows.iter().find(|row| row.id == id);
             match check {
@@ -370,7 +370,7 @@ impl Inner {
                 }
                 DeletionCheck::Present(seen) => match seen.compare(row) {
                     Comparison::Differs(drift, repair) => {
-                        tally.add(drift);
+                        differing.push(drift);
                         observations.extend(repair);
                     }
                     _ => tally.unchanged += 1,
@@ -378,10 +378,7 @@ impl Inner {
                 DeletionCheck::Inconclusive => tally.add(drift(id, DriftKind::Undetermined, Vec::new(), row)),
             }
         }
-        if is_dry || observations.is_empty() {
-            return Ok(());
-        }
-        self.repair(&observations, tally).await
+        self.repair(observations, differing, is_dry, tally).await
     }
 
     /// Re-reads single users and repairs differences. Restores a user that is deleted in the store and confirmed by two
@@ -429,17 +426,14 @@ impl Inner {
             return Ok(());
         }
         tokio::time::sleep(self.config.between_reads).await;
-        let mut observations = Vec::new();
+        let (mut observations, mut differing) = (Vec::new(), Vec::new());
         for (id, check) in self.read_users(present, canaries).await? {
             if let (DeletionCheck::Present(seen), Some(row)) = (check, of(&id)) {
-                tally.add(drift(id, DriftKind::Restored, Vec::new(), Some(row)));
+                differing.push(drift(id, DriftKind::Restored, Vec::new(), Some(row)));
                 observations.extend(seen.exists());
             }
         }
-        if is_dry || observations.is_empty() {
-            return Ok(());
-        }
-        self.repair(&observations, tally).await
+        self.repair(observations, differing, is_dry, tally).await
     }
 
     /// Returns ids of some users that Kinde lists now.

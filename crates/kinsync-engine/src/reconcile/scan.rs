@@ -3,11 +3,11 @@
 //! Pages are requested one after the other; batches are compared and written while the next pages are fetched. Batches
 //! complete in order, so an interrupted backfill resumes at the first incomplete page.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
 use kinde::management::{Pages, UsersPage};
-use kinsync_core::{Field, Micros, UserId};
+use kinsync_core::{Field, Micros, Observation, UserId};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
@@ -15,11 +15,11 @@ use super::{
     Error, Inner, Progress,
     compare::{Comparison, RemoteUser},
     deletions::hash,
-    record::{DriftKind, PreviousScan, Run, RunMode, Tally},
+    record::{Drift, DriftKind, PreviousScan, Run, RunMode, Tally},
 };
 use crate::{
     apply::apply,
-    snapshot, state_records,
+    refused_users, snapshot, state_records,
     store::{self, Store},
 };
 
@@ -237,7 +237,7 @@ impl Inner {
         let ids: Vec<UserId> = seen.iter().map(|seen| seen.user.clone()).collect();
         let rows = self.retry_store(|| self.store.load(&ids)).await?;
         let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
-        let (mut observations, mut second_reads) = (Vec::new(), Vec::new());
+        let (mut observations, mut second_reads, mut differing) = (Vec::new(), Vec::new(), Vec::new());
         for (seen, row) in seen.iter().zip(&rows) {
             let found = seen.compare(row.as_ref());
             if let Some(row) = row.as_ref().filter(|_| !found.is_missed()) {
@@ -248,7 +248,7 @@ impl Inner {
                 Comparison::NeedsSecondRead => second_reads.push(seen.user.clone()),
                 Comparison::ListedAfterDeletion(drift) => tally.add(drift),
                 Comparison::Differs(drift, repair) => {
-                    tally.add(drift);
+                    differing.push(drift);
                     observations.extend(repair);
                 }
             }
@@ -256,9 +256,7 @@ impl Inner {
         if unusable > 0 {
             tracing::warn!(users = unusable, "Kinde lists users with invalid ids; they are skipped");
         }
-        if !options.is_dry && !observations.is_empty() {
-            self.repair(&observations, &mut tally).await?;
-        }
+        self.repair(observations, differing, options.is_dry, &mut tally).await?;
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
         let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
         Ok(Compared {
@@ -272,19 +270,48 @@ impl Inner {
         })
     }
 
-    /// Writes observations with [`apply`], and counts rejected users.
+    /// Counts users with a difference, and writes the observations with [`apply`] unless the run is dry. A user that the
+    /// store rejects counts as rejected and not as created or changed.
     pub(super) async fn repair(
         &self,
-        observations: &[kinsync_core::Observation],
+        observations: Vec<Observation>,
+        differing: Vec<Drift>,
+        is_dry: bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        let now = self.clock.now();
-        let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
-        for (user, reason) in applied.rejected.into_iter().chain(applied.failed) {
-            tracing::warn!(user = user.as_str(), reason, "the store rejected a user");
-            tally.add(super::compare::drift(user, DriftKind::Rejected, Vec::new(), None));
+        let rejected =
+            if is_dry { self.refused(&differing).await? } else { self.write(observations).await? };
+        for drift in differing {
+            // The request path honors a deletion in any case.
+            let is_refused = rejected.contains(&drift.user) && drift.kind != DriftKind::Deleted;
+            tally.add(if is_refused { Drift { kind: DriftKind::Rejected, ..drift } } else { drift });
         }
         Ok(())
+    }
+
+    /// Returns the users among these whose documents a rule of the store rejects.
+    async fn refused(&self, differing: &[Drift]) -> Result<HashSet<UserId>, Error> {
+        let users: Vec<UserId> = differing.iter().map(|drift| drift.user.clone()).collect();
+        let refused = self.retry_store(|| refused_users::of(&*self.store, &users)).await?;
+        Ok(users
+            .into_iter()
+            .zip(refused)
+            .filter(|(_, refused)| refused.is_some())
+            .map(|(id, _)| id)
+            .collect())
+    }
+
+    /// Returns the users that were not written.
+    async fn write(&self, observations: Vec<Observation>) -> Result<HashSet<UserId>, Error> {
+        if observations.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let now = self.clock.now();
+        let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
+        for (user, reason) in &applied.failed {
+            tracing::warn!(user = user.as_str(), reason, "the store failed to write a user");
+        }
+        Ok(applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect())
     }
 }
 

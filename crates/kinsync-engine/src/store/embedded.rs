@@ -140,6 +140,37 @@ impl Store for EmbeddedStore {
         timed("embedded", "put_state", work).await
     }
 
+    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
+        let keys = keys.to_vec();
+        let read =
+            move |sqlite: &rusqlite::Connection| keys.iter().map(|key| state::get(sqlite, key)).collect();
+        timed("embedded", "states", self.reader.call("read records", read)).await
+    }
+
+    async fn list_states(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        let (prefix, after) = (prefix.to_owned(), after.map(ToOwned::to_owned));
+        let list = move |sqlite: &rusqlite::Connection| state::list(sqlite, &prefix, after.as_deref(), limit);
+        timed("embedded", "list_states", self.reader.call("list records", list)).await
+    }
+
+    async fn count_states(&self, prefix: &str) -> Result<u64, Error> {
+        let prefix = prefix.to_owned();
+        let count = move |sqlite: &rusqlite::Connection| state::count(sqlite, &prefix);
+        timed("embedded", "count_states", self.reader.call("count records", count)).await
+    }
+
+    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error> {
+        let records = records.to_vec();
+        let writer = self.writer("remove records")?;
+        let work = writer.call("remove records", move |sqlite| state::remove(sqlite, &records));
+        timed("embedded", "remove_states", work).await
+    }
+
     async fn counts(&self) -> Result<Counts, Error> {
         let work = self.reader.call("count users and events", users::counts);
         timed("embedded", "counts", work).await

@@ -255,11 +255,36 @@ impl Store for MongoStore {
         timed("mongo", "put_state", self.0.save(key, value, expected)).await
     }
 
+    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
+        timed("mongo", "states", self.0.all_saved(keys)).await
+    }
+
+    async fn list_states(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        timed("mongo", "list_states", self.0.list_saved(prefix, after, limit)).await
+    }
+
+    async fn count_states(&self, prefix: &str) -> Result<u64, Error> {
+        timed("mongo", "count_states", self.0.count_saved(prefix)).await
+    }
+
+    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error> {
+        timed("mongo", "remove_states", self.0.remove_saved(records)).await
+    }
+
     async fn counts(&self) -> Result<Counts, Error> {
         timed("mongo", "counts", self.0.counts()).await
     }
 
     async fn ping(&self) -> Result<(), Error> {
         timed("mongo", "ping", self.0.ping()).await
+    }
+
+    async fn accepts_write_of(&self, row: &Row) -> Result<bool, Error> {
+        timed("mongo", "accepts_write_of", self.0.accepts_write_of(row)).await
     }
 }

@@ -119,6 +119,27 @@ impl Store for Failing {
         self.store.put_state(key, value, expected).await
     }
 
+    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
+        self.store.states(keys).await
+    }
+
+    async fn list_states(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        self.store.list_states(prefix, after, limit).await
+    }
+
+    async fn count_states(&self, prefix: &str) -> Result<u64, Error> {
+        self.store.count_states(prefix).await
+    }
+
+    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error> {
+        self.store.remove_states(records).await
+    }
+
     async fn counts(&self) -> Result<Counts, Error> {
         self.store.counts().await
     }

@@ -4,14 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bson::{Document, doc};
-use kinsync_core::{Field, Micros, Value};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
 use kinsync_engine::{
     Engine,
     internal::{
-        apply::apply_refused,
+        apply::{apply, apply_refused},
         breaker, projector,
         queue::{Entry, Queue},
-        refused_users::RowsWithRefused,
+        refused_users::{self, KnownUsers},
         store::{Outcome, Store, embedded::EmbeddedStore, mongo},
     },
 };
@@ -38,8 +38,11 @@ impl Pipeline {
         let dir = tempfile::tempdir().unwrap();
         let pause = Duration::from_millis(20);
         let breaker = breaker::Config { pause, max_pause: pause, ..breaker::Config::default() };
-        let config =
-            projector::Config { retry_after: Duration::from_millis(10), ..projector::Config::default() };
+        let config = projector::Config {
+            retry_after: Duration::from_millis(10),
+            sweep_every: Duration::from_millis(200),
+            ..projector::Config::default()
+        };
         let builder = Engine::builder(dir.path()).store(store.clone()).projector(config, breaker);
         let engine = builder.open().await.unwrap();
         for entry in entries {
@@ -117,25 +120,32 @@ async fn only_these_are_set_aside(store: Arc<dyn Store>, bad: &[&str], reason: &
     pipeline.end().await;
 }
 
+/// The refused users, each with the rule.
+async fn refused(store: &dyn Store) -> Vec<(String, String)> {
+    let refused = refused_users::list(store, None, 100).await.unwrap();
+    refused.into_iter().map(|refused| (refused.id.to_string(), refused.user.reason)).collect()
+}
+
+/// Refuses exactly these users with this reason, stores all others and makes no dead letter.
+async fn only_these_are_refused(store: Arc<dyn Store>, bad: &[&str], reason: &str) {
+    let pipeline = Pipeline::start(store.clone(), forty_and(bad)).await;
+    pipeline.until("the others are stored", all_good_are_stored).await;
+    pipeline.until("the queue is empty", async |p| p.depth().await == 0).await;
+    assert_eq!(pipeline.dead().await, []);
+    let refused = refused(&*store).await;
+    let ids: Vec<&str> = refused.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, bad, "{refused:?}");
+    assert!(refused.iter().all(|(_, why)| why.contains(reason)), "{refused:?}");
+    pipeline.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn users_whom_a_compound_index_over_two_arrays_refuses_are_set_aside_and_all_others_stored() {
+async fn users_whom_a_compound_index_over_two_arrays_refuses_are_named_and_all_others_stored() {
     let store = store().await;
     index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
     let own = ["kp_a", "kp_b"].map(|user| doc! { "kindeId": user, "tags": [] });
     users(&store).insert_many(own).await.unwrap();
-    only_these_are_set_aside(Arc::new(store), &["kp_a", "kp_b"], "171").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_user_is_set_aside_in_an_idle_system_too() {
-    let store = store().await;
-    index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
-    users(&store).insert_one(doc! { "kindeId": "kp_a", "tags": [] }).await.unwrap();
-    let pipeline = Pipeline::start(Arc::new(store), vec![named("kp_good_00")]).await;
-    pipeline.until("one is stored", async |p| p.is_stored("kp_good_00").await).await;
-    pipeline.queue.enqueue(named("kp_a")).await.unwrap();
-    pipeline.until("it is set aside", async |p| p.dead().await.len() == 1).await;
-    pipeline.end().await;
+    only_these_are_refused(Arc::new(store), &["kp_a", "kp_b"], "171").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,7 +159,7 @@ async fn documents_that_kinsync_cannot_read_back_are_named_and_not_looped_on() {
     ];
     users(&store).insert_many(&own).await.unwrap();
     let bad = ["kp_a", "kp_b", "kp_c", "kp_d"];
-    only_these_are_set_aside(Arc::new(store.clone()), &bad, "mine_").await;
+    only_these_are_refused(Arc::new(store.clone()), &bad, "mine_").await;
     for document in own {
         let id = document.get_str("_id").unwrap();
         let found = users(&store).find_one(doc! { "_id": id }).await.unwrap();
@@ -195,8 +205,8 @@ fn with_email(user: &str) -> Entry {
 
 /// How the request path sees a user.
 async fn seen(store: &dyn Store, user: &str) -> kinsync_core::UserDocument {
-    let rows = RowsWithRefused::default().load(store, &[id(user)]).await.unwrap();
-    rows.into_iter().flatten().next().unwrap().document()
+    let known = KnownUsers::default().load(store, &[id(user)]).await.unwrap();
+    known.into_iter().flatten().next().unwrap().row.document()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,18 +240,18 @@ async fn a_suspension_that_a_validator_refuses_is_honoured_and_stored_once_it_ca
     let suspended = r#"{"id":"kp_a","is_suspended":true}"#;
     pipeline.queue.enqueue(event_entry("user.updated", 3, "suspension", suspended)).await.unwrap();
     pipeline.queue.enqueue(deleted("kp_b")).await.unwrap();
-    pipeline.until("both are refused", async |p| p.dead().await.len() == 2).await;
-    for (_, reason) in pipeline.dead().await {
+    pipeline.until("both are refused", async |p| refused(&*p.store).await.len() == 2).await;
+    for (_, reason) in refused(&store).await {
         assert!(reason.contains("required") && reason.contains("tenant"), "{reason}");
     }
     assert!(seen(&store, "kp_a").await.is_suspended == Some(true) && seen(&store, "kp_b").await.is_deleted);
-    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 0, "still refused");
+    pipeline.end().await;
+    assert_eq!(apply_refused(&store, &mut None, Micros(1)).await.unwrap(), 0, "still refused");
     validator(doc! {}).await.unwrap();
-    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 2);
+    assert_eq!(apply_refused(&store, &mut None, Micros(1)).await.unwrap(), 2);
     assert_eq!(get(&store, "kp_a").await.unwrap().document().is_suspended, Some(true));
     assert!(get(&store, "kp_b").await.unwrap().document().is_deleted);
-    assert_eq!(apply_refused(&store, Micros(1)).await.unwrap(), 0, "nothing is left");
-    pipeline.end().await;
+    assert_eq!(apply_refused(&store, &mut None, Micros(1)).await.unwrap(), 0, "nothing is left");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,4 +269,90 @@ async fn what_a_write_of_the_marks_leaves_out_is_kept_and_shown_by_the_next_writ
     let ada = put(&store, &ada).await;
     assert_eq!(get(&store, "kp_a").await, Some(ada));
     assert_eq!(shown().await.get_str("lastName").unwrap(), "Lovelace");
+}
+
+fn rule(store: &mongo::MongoStore, rule: Document) -> impl Future<Output = mongodb::error::Result<Document>> {
+    let database = store.database().clone();
+    async move { database.run_command(doc! { "collMod": "users", "validator": rule }).await }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_a_validator_refuses_are_named_with_its_rule_and_stored_by_themselves_once_it_allows_them()
+{
+    let store = store().await;
+    users(&store).insert_one(doc! { "tenant": "t" }).await.unwrap();
+    rule(&store, doc! { "$jsonSchema": { "required": ["tenant"] } }).await.unwrap();
+    let pipeline =
+        Pipeline::start(Arc::new(store.clone()), vec![with_email("kp_a"), with_email("kp_b")]).await;
+    pipeline.until("both are refused", async |p| refused(&*p.store).await.len() == 2).await;
+    for (_, reason) in refused(&store).await {
+        assert!(reason.contains("required") && reason.contains("`tenant`"), "{reason}");
+    }
+    // Further observations are kept as well.
+    let renamed = r#"{"id":"kp_a","first_name":"Grace"}"#;
+    pipeline.queue.enqueue(event_entry("user.updated", 3, "renamed", renamed)).await.unwrap();
+    pipeline.queue.enqueue(deleted("kp_b")).await.unwrap();
+    pipeline.until("the queue is empty", async |p| p.depth().await == 0).await;
+    assert_eq!(seen(&store, "kp_a").await.first_name.as_deref(), Some("Grace"));
+    assert!(seen(&store, "kp_b").await.is_deleted);
+    assert!(!pipeline.is_stored("kp_a").await && pipeline.dead().await.is_empty());
+    rule(&store, doc! {}).await.unwrap();
+    pipeline.until("both are stored", async |p| p.is_stored("kp_a").await && p.is_stored("kp_b").await).await;
+    let ada = get(&store, "kp_a").await.unwrap().document();
+    assert_eq!((ada.email.as_deref(), ada.first_name.as_deref()), (Some("kp_a@example.com"), Some("Grace")));
+    assert!(get(&store, "kp_b").await.unwrap().document().is_deleted);
+    pipeline.until("no record is left", async |p| refused(&*p.store).await.is_empty()).await;
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unique_index_that_allows_one_user_without_a_username_refuses_the_others_until_it_is_dropped() {
+    let store = store().await;
+    index(&store, doc! { "key": { "username": 1 }, "unique": true, "name": "username_1" }).await;
+    let five = ["kp_a", "kp_b", "kp_c", "kp_d", "kp_e"];
+    let pipeline = Pipeline::start(Arc::new(store.clone()), five.map(with_email).to_vec()).await;
+    pipeline.until("four are refused", async |p| refused(&*p.store).await.len() == 4).await;
+    for (_, reason) in refused(&store).await {
+        assert!(reason.contains("`username_1`") && reason.contains("without `username`"), "{reason}");
+    }
+    users(&store).drop_index("username_1").await.unwrap();
+    pipeline
+        .until("all are stored", async |p| {
+            let stored = async |user: &&str| p.is_stored(user).await;
+            futures_util::future::join_all(five.iter().map(stored)).await.iter().all(|stored| *stored)
+        })
+        .await;
+    assert_eq!(pipeline.dead().await, []);
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_users_than_one_page_of_records_are_refused_and_stored_by_the_next_sweeps() {
+    let store = store().await;
+    rule(&store, doc! { "$jsonSchema": { "required": ["tenant"] } }).await.unwrap();
+    let observations = (0..1_500).map(|n| Observation {
+        user: id(&format!("kp_{n:04}")),
+        version: Version::event(Micros(1), "event_1"),
+        source: Source::Webhook,
+        what: What::Fields(Profile::new()),
+    });
+    let applied = apply(&store, observations, Micros(1)).await.unwrap();
+    assert_eq!((applied.rejected.len(), refused_users::count(&store).await.unwrap()), (1_500, 1_500));
+    let mut after = None;
+    assert_eq!(apply_refused(&store, &mut after, Micros(1)).await.unwrap(), 0, "still refused");
+    rule(&store, doc! {}).await.unwrap();
+    let mut stored = 0;
+    while stored < 1_500 {
+        stored += apply_refused(&store, &mut after, Micros(1)).await.unwrap();
+    }
+    assert_eq!(refused_users::count(&store).await.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_test_of_a_write_changes_no_revision_and_fails_where_a_write_does() {
+    let store = store().await;
+    let ada = put(&store, &row("kp_a", None)).await;
+    assert!(store.accepts_write_of(&ada).await.unwrap());
+    assert_eq!(get(&store, "kp_a").await.as_ref(), Some(&ada));
+    assert!(!store.accepts_write_of(&row("kp_b", None)).await.unwrap(), "there is no such document");
 }

@@ -55,6 +55,7 @@ conformance! {
     a_large_batch_is_written_and_read
     a_record_is_written_over_what_was_read_and_nothing_else
     of_many_concurrent_writes_of_a_record_one_succeeds
+    records_are_listed_by_prefix_and_removed_at_the_revision_that_was_read
 }
 
 async fn a_row_comes_back_as_it_was_written(store: Shared) {
@@ -398,4 +399,24 @@ async fn of_many_concurrent_writes_of_a_record_one_succeeds(store: Shared) {
         let saved = store.state("lease").await.unwrap().unwrap();
         assert_eq!(saved, Saved { value: json!({ "holder": winners[0].0 }), revision: expected + 1 });
     }
+}
+
+async fn records_are_listed_by_prefix_and_removed_at_the_revision_that_was_read(store: Shared) {
+    let keys = ["set/b", "set/a", "set/äc", "se", "set0", "set"].map(ToOwned::to_owned);
+    for key in &keys {
+        assert!(store.put_state(key, &json!(key), 0).await.unwrap(), "{key}");
+    }
+    let names = |list: Vec<(String, Saved)>| list.into_iter().map(|(key, _)| key).collect::<Vec<_>>();
+    let all = store.list_states("set/", None, 10).await.unwrap();
+    assert_eq!(all[0].1, Saved { value: json!("set/a"), revision: 1 });
+    assert_eq!(names(all), ["set/a", "set/b", "set/äc"]);
+    assert_eq!(names(store.list_states("set/", Some("set/a"), 1).await.unwrap()), ["set/b"]);
+    assert_eq!(store.count_states("set/").await.unwrap(), 3);
+    let asked = ["set/b", "none", "set/a"].map(ToOwned::to_owned);
+    let found = store.states(&asked).await.unwrap();
+    let found: Vec<_> = found.into_iter().map(|saved| saved.map(|saved| saved.value)).collect();
+    assert_eq!(found, [Some(json!("set/b")), None, Some(json!("set/a"))]);
+    assert!(store.put_state("set/b", &json!("newer"), 1).await.unwrap());
+    store.remove_states(&[("set/a".into(), 1), ("set/b".into(), 1), ("none".into(), 1)]).await.unwrap();
+    assert_eq!(names(store.list_states("set/", None, 10).await.unwrap()), ["set/b", "set/äc"]);
 }

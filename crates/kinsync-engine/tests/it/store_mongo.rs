@@ -282,7 +282,7 @@ async fn indexes_of_the_application_are_used_or_reported() {
     assert!(!names.contains(&"kinsync_updatedAt".to_owned()), "the application's serves: {names:?}");
     put(&store, &with(row("kp_ada", None), Field::Username, "ada")).await;
     let eve = outcome(&store, &with(row("kp_eve", None), Field::Username, "ada")).await;
-    assert!(matches!(&eve, Outcome::Rejected(why) if why.contains("username")), "{eve:?}");
+    assert!(matches!(&eve, Outcome::Rejected(why) if why.reason.contains("username")), "{eve:?}");
 }
 
 #[tokio::test]
@@ -380,8 +380,11 @@ async fn a_rejected_row_does_not_delay_the_others() {
         with(row("kp_5", None), Field::FirstName, &large[..9 << 20]),
     ];
     let outcomes = store.write(&batch).await.unwrap();
-    assert!(matches!(&outcomes[1], Outcome::Rejected(why) if why.contains("validator")), "{outcomes:?}");
-    assert!(matches!(&outcomes[2], Outcome::Rejected(why) if why.contains("16 MiB")), "{outcomes:?}");
+    assert!(
+        matches!(&outcomes[1], Outcome::Rejected(why) if why.reason.contains("validator")),
+        "{outcomes:?}"
+    );
+    assert!(matches!(&outcomes[2], Outcome::Rejected(why) if why.reason.contains("16 MiB")), "{outcomes:?}");
     for n in [0, 3, 4] {
         assert_eq!(outcomes[n], Outcome::Written, "{n}");
     }

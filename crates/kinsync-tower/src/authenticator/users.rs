@@ -19,9 +19,9 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         breaker::{self, Breaker},
-        refused_users::RowsWithRefused,
+        refused_users::{KnownUser, KnownUsers},
         sighting::Sighting,
-        store::{Error, Row, Store},
+        store::{Error, Store},
     },
 };
 use metrics::Counter;
@@ -58,10 +58,12 @@ pub(crate) struct CachedUser {
     /// Whether Kinde's profile endpoint has more to say: only tokens and sign-ins are known of the user, or another user
     /// has the email address, which changes owner if Kinde has verified it for this user.
     pub(super) is_unconfirmed: bool,
+    /// Whether the store has no document of the user, because a rule of the database rejects it.
+    pub(super) is_not_storable: bool,
 }
 
 impl CachedUser {
-    fn of(row: &Row) -> Arc<Self> {
+    fn of(KnownUser { row, is_not_storable }: &KnownUser) -> Arc<Self> {
         let document = Arc::new(row.document());
         let refused = match () {
             () if document.is_deleted => Some("deleted"),
@@ -71,7 +73,8 @@ impl CachedUser {
         let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();
         let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
         let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
-        Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed })
+        let is_not_storable = *is_not_storable && refused.is_none();
+        Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed, is_not_storable })
     }
 
     pub(crate) fn json(&self) -> &Json {
@@ -80,7 +83,7 @@ impl CachedUser {
 
     /// Whether a request would see no difference.
     fn is_equivalent_to(&self, other: &Self) -> bool {
-        let flags = |user: &Self| (user.refused, user.is_unconfirmed);
+        let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_not_storable);
         flags(self) == flags(other) && self.document == other.document
     }
 }
@@ -125,7 +128,7 @@ struct LoadRequest {
 
 pub(super) struct Users {
     store: Arc<dyn Store>,
-    rows: RowsWithRefused,
+    known: KnownUsers,
     breaker: Breaker,
     claims: Arc<dyn Claims>,
     clock: Clock,
@@ -170,7 +173,7 @@ impl Users {
         };
         let users = Self {
             store,
-            rows: RowsWithRefused::default(),
+            known: KnownUsers::default(),
             breaker: Breaker::new("store", "authenticator", breaker),
             claims,
             clock,
@@ -239,8 +242,8 @@ impl Users {
         let user = observation.user.clone();
         apply(&*self.store, [observation], self.clock.now()).await?;
         let loaded_at = Instant::now();
-        let row = self.rows.load(&*self.store, &[user]).await?.pop().flatten();
-        Ok(row.map(|row| self.remember(&row, loaded_at)))
+        let user = self.known.load(&*self.store, &[user]).await?.pop().flatten();
+        Ok(user.map(|user| self.remember(&user, loaded_at)))
     }
 
     fn existence(&self, user: &UserId, token: &AccessToken, now: Micros) -> Observation {
@@ -300,12 +303,15 @@ impl Users {
         let missing = waiters.iter().map(|(user, waiters)| self.existence(user, &waiters.token, now));
         let applied = apply(&*self.store, missing, now).await?;
         self.created.increment(applied.changed.len() as u64);
-        for row in &applied.changed {
-            self.reply(row, loaded_at, &mut waiters);
+        for row in applied.changed {
+            self.reply(&KnownUser { row, is_not_storable: false }, loaded_at, &mut waiters);
         }
-        for (user, reason) in applied.rejected.into_iter().chain(applied.failed) {
-            tracing::error!(user = user.as_str(), reason, "the store rejected the user of a request");
+        for (user, reason) in applied.failed {
+            tracing::error!(user = user.as_str(), reason, "storing the user of a request failed");
             waiters.remove(&user);
+        }
+        if !applied.rejected.is_empty() {
+            self.known.expect_refused();
         }
         // Another process has created the others in the meantime.
         self.reply_with_stored(&mut waiters).await
@@ -317,15 +323,15 @@ impl Users {
         }
         let loaded_at = Instant::now();
         let ids: Vec<UserId> = waiters.keys().cloned().collect();
-        for row in self.rows.load(&*self.store, &ids).await?.iter().flatten() {
-            self.reply(row, loaded_at, waiters);
+        for user in self.known.load(&*self.store, &ids).await?.iter().flatten() {
+            self.reply(user, loaded_at, waiters);
         }
         Ok(())
     }
 
-    /// Caches a loaded row, unless a load that began later has finished before. Returns the newer user.
-    fn remember(&self, row: &Row, loaded_at: Instant) -> Arc<CachedUser> {
-        let user = CachedUser::of(row);
+    /// Caches a loaded user, unless a load that began later has finished before. Returns the newer user.
+    fn remember(&self, known: &KnownUser, loaded_at: Instant) -> Arc<CachedUser> {
+        let user = CachedUser::of(known);
         let update = |_: &Arc<str>, cached: &mut Arc<Entry>| {
             if cached.loaded_at <= loaded_at {
                 // An equivalent user keeps its serialized JSON.
@@ -334,7 +340,7 @@ impl Users {
             }
             EntryAction::Retain(Arc::clone(&cached.user))
         };
-        match self.cache.entry(&Arc::<str>::from(row.id.as_str()), None, update) {
+        match self.cache.entry(&Arc::<str>::from(known.row.id.as_str()), None, update) {
             EntryResult::Retained(newest) => newest,
             EntryResult::Vacant(place) => {
                 // Fails only if another load has filled the entry since.
@@ -345,9 +351,9 @@ impl Users {
         }
     }
 
-    fn reply(&self, row: &Row, loaded_at: Instant, waiters: &mut HashMap<UserId, Waiters>) {
-        let user = self.remember(row, loaded_at);
-        for reply in waiters.remove(&row.id).into_iter().flat_map(|waiters| waiters.replies) {
+    fn reply(&self, known: &KnownUser, loaded_at: Instant, waiters: &mut HashMap<UserId, Waiters>) {
+        let user = self.remember(known, loaded_at);
+        for reply in waiters.remove(&known.row.id).into_iter().flat_map(|waiters| waiters.replies) {
             // The request may have ended.
             _ = reply.send(Arc::clone(&user));
         }
@@ -366,7 +372,7 @@ fn by_user(batch: Vec<LoadRequest>) -> HashMap<UserId, Waiters> {
 #[cfg(test)]
 mod tests {
     use kinsync_core::{Source, Version, What};
-    use kinsync_engine::internal::store::embedded::EmbeddedStore;
+    use kinsync_engine::internal::store::{Row, embedded::EmbeddedStore};
 
     use super::*;
 
@@ -377,6 +383,7 @@ mod tests {
         let claims = Arc::new(super::super::claims::Email);
         let (users, _loads) = Users::new(store, claims, Clock::system(), Counter::noop(), &Config::default());
         let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let known = |row| KnownUser { row, is_not_storable: false };
         let live = Row::unknown(UserId::parse("kp_ada").unwrap());
         let deletion = Observation {
             user: live.id.clone(),
@@ -384,7 +391,8 @@ mod tests {
             source: Source::Webhook,
             what: What::Deleted,
         };
-        let deleted = Row { state: live.state.clone().observe(&deletion), ..live.clone() };
+        let deleted = known(Row { state: live.state.clone().observe(&deletion), ..live.clone() });
+        let live = known(live);
         assert_eq!(users.remember(&deleted, later).refused, Some("deleted"));
         assert_eq!(
             users.remember(&live, earlier).refused,

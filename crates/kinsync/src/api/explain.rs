@@ -14,6 +14,9 @@ pub struct Explanation {
     /// The stored user; absent when only events are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
+    /// The rule of the database that rejects the document of the user; absent when none does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Rejected>,
     /// The observations, oldest first. Events are complete; of reads of Kinde and of tokens only values that still hold
     /// are known.
     pub observations: Vec<Observation>,
@@ -21,6 +24,18 @@ pub struct Explanation {
     pub older_events_omitted: bool,
     /// What the next scan would do with the user.
     pub next_scan: NextScan,
+}
+
+/// A rule of the database that rejects the document of a user. The user is stored as soon as the rule allows it.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rejected {
+    /// The rule: the index or the part of the validator.
+    pub reason: String,
+    /// When it rejected the user first.
+    pub since: Time,
+    /// Whether the database has no document of the user at all.
+    pub is_missing: bool,
 }
 
 /// One observation of a user.

@@ -125,9 +125,11 @@ pub struct StoreHealth {
     pub prepared: bool,
     /// The circuit breaker in front of it.
     pub breaker: BreakerState,
-    /// The last error with all its causes; absent while the store works.
+    /// The last error; absent while the store works. With all its causes only in the answer to the admin token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// Users whose document an index or a validator of the database rejects.
+    pub refused_users: u64,
 }
 
 /// Requests with an access token.

@@ -45,7 +45,8 @@ pub(super) fn open(
         CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
     let claims = Arc::new(authenticator::claims::Email);
     let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
-    let settings = authenticator::Config { cached_users, ..authenticator::Config::default() };
+    let refused_users = config.store.refused_users;
+    let settings = authenticator::Config { cached_users, refused_users, ..authenticator::Config::default() };
     let (authenticator, background) = Authenticator::new(parts, settings);
     let authenticator = match &config.http.token_cookie {
         Some(cookie) => authenticator.with_token_cookie(cookie.as_str()),

@@ -32,6 +32,11 @@ pub(super) fn approval_required() -> ExitCode {
     ExitCode::from(APPROVAL)
 }
 
+/// The code of a scan: `FAILED` if the store rejected users.
+pub(super) fn of_scan(rejected: u64) -> ExitCode {
+    ExitCode::from(if rejected > 0 { FAILED } else { SUCCESS })
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 pub(super) enum Exit {

@@ -31,7 +31,7 @@ Examples:
   kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        list the last scans
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server \
+Exit codes: 0 done; 1 failed, or users were rejected by the store; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server \
 cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
@@ -68,8 +68,10 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
         scan::show(&Run::from(&run), args.json);
         Ok(if run.tally.of(DriftKind::DeletionHeld) > 0 {
             exit::approval_required()
-        } else {
+        } else if args.dry_run {
             ExitCode::SUCCESS
+        } else {
+            exit::of_scan(run.tally.of(DriftKind::Rejected))
         })
     })
 }

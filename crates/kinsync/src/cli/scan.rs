@@ -139,6 +139,12 @@ pub(super) fn show(run: &Run, as_json: bool) {
     if summary.since.is_some() {
         show_sources(summary);
     }
+    if summary.drift.get(&DriftKind::Rejected).is_some_and(|rejected| *rejected > 0) {
+        output::say(
+            "An index or a validator of the database rejects users: `kinsync users explain ID` names the rule. They are \
+             stored as soon as the rule allows it.",
+        );
+    }
     let is_held = summary.drift.get(&DriftKind::DeletionHeld).is_some_and(|held| *held > 0);
     if is_held && !is_dry && summary.approved_by.is_none() {
         output::say(&format!(

@@ -111,6 +111,11 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
         output::json(&explanation);
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(rejected) = &explanation.rejected {
+        let what = if rejected.is_missing { "the document" } else { "the newest state" };
+        let (since, reason) = (&rejected.since, &rejected.reason);
+        output::say(&format!("The database rejects {what} of this user since {since}: {reason}\n"));
+    }
     let rows: Vec<_> = explanation.observations.iter().flat_map(lines).collect();
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");

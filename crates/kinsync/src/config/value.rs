@@ -7,6 +7,7 @@ use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
 use kinsync_engine::LinkByEmail;
+use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
 
@@ -202,6 +203,15 @@ pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
         "verified" => Ok(LinkByEmail::Verified),
         "never" => Ok(LinkByEmail::Never),
         _ => Err("is not `verified` or `never`".into()),
+    }
+}
+
+/// `reject` or `pass`.
+pub fn refused_users(text: &str) -> Result<RefusedUsers> {
+    match text {
+        "reject" => Ok(RefusedUsers::Reject),
+        "pass" => Ok(RefusedUsers::Pass),
+        _ => Err("is not `reject` or `pass`".into()),
     }
 }
 

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use kinsync_engine::internal::store::{
-    Error,
-    mongo::{Forbidden, IndexFault, MongoStore, Server, Topology},
+use kinsync_engine::internal::{
+    refused_users,
+    store::{
+        Error,
+        mongo::{Forbidden, IndexFault, MongoStore, Server, Topology},
+    },
 };
 use kinsync_tower::problem::chain;
 use secrecy::ExposeSecret;
@@ -20,9 +23,10 @@ const PRIVILEGES: &str = "mongodb.privileges";
 const INDEXES: &str = "mongodb.indexes";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
+const REFUSED_USERS: &str = "mongodb.refused_users";
 
-pub(super) const IDS: [&str; 8] =
-    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS];
+pub(super) const IDS: [&str; 9] =
+    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS, REFUSED_USERS];
 
 /// The oldest version that the driver supports.
 const OLDEST: (u32, u32) = (4, 4);
@@ -31,6 +35,8 @@ const LARGEST_LAG: Duration = Duration::from_secs(10);
 /// This check reads every email address.
 const EMAILS_DEADLINE: Duration = Duration::from_secs(20);
 const MOST_CONFLICTS: usize = 1000;
+/// Refused users in the finding.
+const SHOWN_USERS: usize = 3;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let Some(uri) = &config.store.mongodb_uri else {
@@ -61,11 +67,12 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings.push(indexes(&faults));
     if server.topology == Topology::Standalone {
         // These checks read with majority concern, which a standalone server does not have.
-        findings.extend([Finding::needs(EMAILS, REPLICA_SET), Finding::needs(CONFLICTS, REPLICA_SET)]);
+        findings.extend([EMAILS, CONFLICTS, REFUSED_USERS].map(|id| Finding::needs(id, REPLICA_SET)));
         return findings;
     }
-    let (emails, conflicts) = tokio::join!(emails(config, &store, &faults), conflicts(&store));
-    findings.extend([emails, conflicts]);
+    let (emails, conflicts, refused_users) =
+        tokio::join!(emails(config, &store, &faults), conflicts(&store), refused_users(&store));
+    findings.extend([emails, conflicts, refused_users]);
     findings
 }
 
@@ -230,4 +237,22 @@ async fn conflicts(store: &MongoStore) -> Finding {
              that can be linked",
         ),
     }
+}
+
+async fn refused_users(store: &MongoStore) -> Finding {
+    let found = tokio::try_join!(refused_users::count(store), refused_users::list(store, None, SHOWN_USERS));
+    let (count, users) = match found {
+        Ok(found) => found,
+        Err(error) => return Finding::warning(REFUSED_USERS, chain(&error), fix_of(&error)),
+    };
+    if count == 0 {
+        return Finding::ok(REFUSED_USERS, "none");
+    }
+    let each: Vec<String> =
+        users.iter().map(|refused| format!("{}: {}", refused.id, refused.user.reason)).collect();
+    Finding::failed(
+        REFUSED_USERS,
+        format!("the database rejects the documents of {count} users, such as {}", each.join("; ")),
+        "change the named index or validator; the users are stored within a minute after that",
+    )
 }

@@ -8,6 +8,7 @@ use kinsync_engine::internal::{
     explain::explain,
     queue::EntryId,
     reconcile::{self, record},
+    refused_users::{self, KnownUser},
     store::{EventFilter, Row, UserFilter},
 };
 use kinsync_tower::Problem;
@@ -21,7 +22,7 @@ use crate::{
         Time,
         dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLetterStatus, DeadLettersQuery},
         events::{Event, EventPage, EventsQuery},
-        explain::{Explanation, NextScan},
+        explain::{Explanation, NextScan, Rejected},
         runs::{DriftReport, Run, RunList, RunSummary, ScanRequest, ScanRequested},
         stats::Stats,
         users::{CheckRequested, User, UserPage, UsersQuery},
@@ -148,15 +149,25 @@ pub async fn drop_dead_letter(state: Arc<AppState>, Id(id): Id) -> Result<DeadLe
 /// GET /api/admin/users/{id}/explain
 pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanation> {
     let user = UserId::parse(&id).map_err(|_| not_found("user"))?;
-    let row = state.engine.store().load(std::slice::from_ref(&user)).await?.pop().flatten();
+    let store = &**state.engine.store();
+    let ids = std::slice::from_ref(&user);
+    let stored = store.load(ids).await?.pop().flatten();
+    let refused = refused_users::of(store, ids).await?.pop().flatten();
+    let rejected = refused.as_ref().map(|refused| Rejected {
+        reason: refused.reason.clone(),
+        since: refused.since.into(),
+        is_missing: stored.is_none(),
+    });
+    let row = KnownUser::of(&user, stored, refused).map(|known| known.row);
     let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
-    let events = state.engine.store().events(&filter).await?;
+    let events = store.events(&filter).await?;
     if row.is_none() && events.is_empty() {
         return Err(not_found("user"));
     }
     Ok(Explanation {
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
         user: row.map(|row| row.document()),
+        rejected,
         older_events_omitted: events.next.is_some(),
         next_scan: next_scan(&state, user).await,
     })

@@ -83,7 +83,10 @@ impl PathRoutes {
         let (methods, allow) = match (audience, &state.authenticator) {
             // Everything that these routes wait for has a deadline of its own.
             (Audience::User, Some(authenticator)) => {
-                (methods.layer(KinsyncLayer::new(authenticator.clone())), allow)
+                let layer = KinsyncLayer::new(authenticator.clone());
+                // The route that answers every method is the one for reverse proxies: nginx knows 401 and 403 only.
+                let layer = if allow.is_none() { layer.for_proxy() } else { layer };
+                (methods.layer(layer), allow)
             }
             (Audience::Sender, _) => (methods, allow),
             (Audience::User, None) => (any(async || Failure::from(DISABLED)), None),

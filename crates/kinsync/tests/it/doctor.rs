@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 22] = [
+const IDS: [&str; 23] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -31,6 +31,7 @@ const IDS: [&str; 22] = [
     "mongodb.indexes",
     "mongodb.emails",
     "mongodb.conflicts",
+    "mongodb.refused_users",
     "data_dir.access",
     "data_dir.space",
     "data_dir.fsync",

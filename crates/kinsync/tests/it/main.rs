@@ -16,6 +16,7 @@ mod one_command;
 mod reconcile;
 mod reference;
 mod request_path;
+mod rules;
 mod server;
 mod tenant;
 mod webhook_setup;

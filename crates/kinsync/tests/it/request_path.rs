@@ -32,6 +32,7 @@ pub(crate) struct Town {
     pub(crate) apps: Vec<TestApp>,
     pub(crate) users: Collection<Document>,
     pub(crate) uri: String,
+    database: mongodb::Database,
 }
 
 struct Reply {
@@ -61,8 +62,12 @@ impl Town {
             kinde.add_webhook(WebhookSpec::new(app.url("/api/webhook").parse().unwrap()));
             apps.push(app);
         }
-        let users = mongo.client().await.database(&database).collection("users");
-        Self { kinde, apps, users, uri: mongo.uri() }
+        let database = mongo.client().await.database(&database);
+        Self { kinde, apps, users: database.collection("users"), uri: mongo.uri(), database }
+    }
+
+    pub(crate) fn database(&self) -> &mongodb::Database {
+        &self.database
     }
 
     pub(crate) fn token(&self, user: &str) -> String {

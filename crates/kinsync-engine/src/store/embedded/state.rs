@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, types::Type};
 
-use crate::store::Saved;
+use crate::store::{Saved, end_of};
 
 pub(super) fn get(sqlite: &Connection, key: &str) -> rusqlite::Result<Option<Saved>> {
     let mut select = sqlite.prepare_cached("SELECT revision, value FROM state WHERE key = ?1")?;
@@ -19,6 +19,33 @@ pub(super) fn put(sqlite: &Connection, key: &str, value: &str, expected: i64) ->
         sqlite.prepare_cached(sql)?.execute((key, value, expected))?
     };
     Ok(written == 1)
+}
+
+pub(super) fn list(
+    sqlite: &Connection,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> rusqlite::Result<Vec<(String, Saved)>> {
+    let sql = "SELECT key, revision, value FROM state WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3";
+    let mut select = sqlite.prepare_cached(sql)?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let records = select.query_map((after.unwrap_or(prefix), end_of(prefix), limit), |row| {
+        let saved = Saved { revision: row.get(1)?, value: parse(&row.get::<_, String>(2)?)? };
+        Ok((row.get(0)?, saved))
+    })?;
+    records.collect()
+}
+
+pub(super) fn count(sqlite: &Connection, prefix: &str) -> rusqlite::Result<u64> {
+    let sql = "SELECT count(*) FROM state WHERE key > ?1 AND key < ?2";
+    let mut select = sqlite.prepare_cached(sql)?;
+    select.query_row((prefix, end_of(prefix)), |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+}
+
+pub(super) fn remove(sqlite: &Connection, records: &[(String, i64)]) -> rusqlite::Result<()> {
+    let mut delete = sqlite.prepare_cached("DELETE FROM state WHERE key = ?1 AND revision = ?2")?;
+    records.iter().try_for_each(|record| delete.execute((&record.0, record.1)).map(|_| ()))
 }
 
 fn parse(text: &str) -> rusqlite::Result<serde_json::Value> {

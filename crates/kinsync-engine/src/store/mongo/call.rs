@@ -140,8 +140,12 @@ pub(super) struct WriteError {
     pub(super) duplicate: Vec<String>,
     /// For a duplicate key: the name of the index, if the server says it.
     pub(super) index_name: Option<String>,
+    /// For a duplicate key: whether the document has none of the keys. The index then allows only one such document.
+    pub(super) is_absent: bool,
     /// For a validator: what it demands and which keys fail it, after a colon; empty before MongoDB 5.
     pub(super) rule: String,
+    /// Keys of the document that a validator rejects for their value, or two arrays that one index covers.
+    pub(super) keys: Vec<String>,
 }
 
 impl WriteError {
@@ -177,14 +181,39 @@ fn write_error(error: &Document) -> Option<WriteError> {
         Err(_) => error.get_str("errmsg").ok().and_then(index_name).into_iter().collect(),
     };
     let index = usize::try_from(error.get_i32("index").ok()?).ok()?;
-    let mut words = Vec::new();
+    let (mut words, mut keys) = (Vec::new(), Vec::new());
     if let Ok(details) = error.get_document("errInfo").and_then(|info| info.get_document("details")) {
         rule(details, &mut words);
+        failed_keys(details, &mut keys);
     }
     words.truncate(MAX_WORDS);
     let rule = if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) };
     let index_name = error.get_str("errmsg").ok().and_then(index_name);
-    Some(WriteError { index, code: error.get_i32("code").ok()?, duplicate, index_name, rule })
+    let absent =
+        error.get_document("keyValue").map(|values| values.values().all(|value| *value == Bson::Null));
+    let is_absent = absent.unwrap_or_default();
+    let code = error.get_i32("code").ok()?;
+    Some(WriteError { index, code, duplicate, index_name, is_absent, rule, keys })
+}
+
+/// Collects the top-level keys with a value that fails the validator. A missing key is not among them.
+fn failed_keys(details: &Document, keys: &mut Vec<String>) {
+    let listed = |key: &str| details.get_array(key).map(Vec::as_slice).unwrap_or_default();
+    for property in listed("propertiesNotSatisfied").iter().filter_map(Bson::as_document) {
+        keys.extend(property.get_str("propertyName").ok().map(ToOwned::to_owned));
+    }
+    keys.extend(listed("additionalProperties").iter().filter_map(|key| Some(key.as_str()?.to_owned())));
+    for nested in ["schemaRulesNotSatisfied", "clausesNotSatisfied"] {
+        for nested in listed(nested).iter().filter_map(Bson::as_document) {
+            failed_keys(nested, keys);
+            // A clause of `$and` has its rule below `details`.
+            nested.get_document("details").into_iter().for_each(|details| failed_keys(details, keys));
+        }
+    }
+    if let Ok(demanded) = details.get_document("specifiedAs") {
+        let names = demanded.keys().filter(|key| !key.starts_with('$'));
+        keys.extend(names.filter(|_| details.contains_key("consideredValue")).cloned());
+    }
 }
 
 /// Collects the operators and keys of `errInfo.details`. Never a value: those are the user's data.

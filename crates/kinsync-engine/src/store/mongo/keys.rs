@@ -62,6 +62,12 @@ impl Keys {
         self.of(Field::Email).expect("`is_shown` holds for the email").as_str()
     }
 
+    /// Returns the keys with arrays.
+    pub(super) fn arrays(&self) -> Vec<String> {
+        let arrays = [Field::Organizations, Field::Identities];
+        arrays.iter().filter_map(|field| self.of(*field)).map(|key| key.as_str().to_owned()).collect()
+    }
+
     /// Returns the projection that decodes a row without the application's own fields, which may be large.
     pub(super) fn projection(&self) -> Document {
         let own = ["kindeId", "source", "kinsync"].into_iter();

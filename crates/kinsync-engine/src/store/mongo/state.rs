@@ -3,14 +3,16 @@
 //! [`call::command`] repeats a write with a lost response, and the repetition finds the revision already increased. Each
 //! write therefore stores a random mark that identifies it as done.
 
-use bson::{RawArrayBuf, RawDocumentBuf, doc, raw::cstr, rawdoc};
+use std::collections::HashMap;
+
+use bson::{Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc, raw::cstr, rawdoc};
 
 use super::{
     Inner,
     call::{self, Cause},
     read::Find,
 };
-use crate::store::{Error, Saved};
+use crate::store::{Error, Saved, end_of};
 
 use crate::random;
 
@@ -18,18 +20,63 @@ const READ: &str = "read a record";
 
 const WRITE: &str = "write a record";
 
+const LIST: &str = "list records";
+
+const REMOVE: &str = "remove records";
+
+/// Maximum records per command.
+const CHUNK: usize = 1000;
+
 /// E11000: the key exists.
 const DUPLICATE_KEY: i32 = 11000;
 
 impl Inner {
     pub(super) async fn saved(&self, key: &str) -> Result<Option<Saved>, Error> {
         let find = Find::new(doc! { "_id": key }).limit(1);
-        let read = |doc: &bson::RawDocument| {
-            let value = doc.get_str("value").ok().and_then(|text| serde_json::from_str(text).ok());
-            // A manually damaged value counts as empty.
-            Some(Saved { value: value.unwrap_or_default(), revision: doc.get_i64("revision").ok()? })
-        };
-        Ok(self.find(READ, &self.state, find, read).await?.pop())
+        Ok(self.find(READ, &self.state, find, record).await?.pop().map(|(_, saved)| saved))
+    }
+
+    pub(super) async fn all_saved(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
+        let mut found = HashMap::with_capacity(keys.len());
+        for keys in keys.chunks(CHUNK) {
+            let find = Find::new(doc! { "_id": { "$in": keys } });
+            found.extend(self.find(READ, &self.state, find, record).await?);
+        }
+        Ok(keys.iter().map(|key| found.remove(key)).collect())
+    }
+
+    pub(super) async fn list_saved(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        let find = Find::new(with_prefix(prefix, after)).sort(doc! { "_id": 1 }).limit(limit);
+        self.find(LIST, &self.state, find, record).await
+    }
+
+    pub(super) async fn count_saved(&self, prefix: &str) -> Result<u64, Error> {
+        let (state, limit) = (self.state.clone(), self.op_timeout);
+        let filter = with_prefix(prefix, None);
+        let count = async move { state.count_documents(filter).max_time(limit).await };
+        self.calls.run("count records", limit, count).await
+    }
+
+    pub(super) async fn remove_saved(&self, records: &[(String, i64)]) -> Result<(), Error> {
+        for records in records.chunks(CHUNK) {
+            let mut statements = RawArrayBuf::new();
+            for (key, revision) in records {
+                let query = rawdoc! { "_id": key.as_str(), "revision": *revision };
+                statements.push(rawdoc! { "q": query, "limit": 1 });
+            }
+            let command = self.write_command(cstr!("delete"), &self.state, cstr!("deletes"), &statements);
+            let command = call::command(self.database.clone(), command);
+            let reply = self.calls.run(REMOVE, self.op_timeout, command).await?;
+            if let Some(error) = call::written(REMOVE, &reply)?.1.first() {
+                return Err(call::unavailable(REMOVE, Cause::Write(error.code)));
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn save(
@@ -68,6 +115,17 @@ impl Inner {
         let find = Find::new(doc! { "_id": key, "writer": mark }).limit(1);
         Ok(!self.find(READ, &self.state, find, |_| Some(())).await?.is_empty())
     }
+}
+
+fn record(doc: &RawDocument) -> Option<(String, Saved)> {
+    let value = doc.get_str("value").ok().and_then(|text| serde_json::from_str(text).ok());
+    // A manually damaged value counts as empty.
+    let saved = Saved { value: value.unwrap_or_default(), revision: doc.get_i64("revision").ok()? };
+    Some((doc.get_str("_id").ok()?.to_owned(), saved))
+}
+
+fn with_prefix(prefix: &str, after: Option<&str>) -> Document {
+    doc! { "_id": { "$gt": after.unwrap_or(prefix), "$lt": end_of(prefix) } }
 }
 
 fn extend(document: &mut RawDocumentBuf, with: &RawDocumentBuf) {

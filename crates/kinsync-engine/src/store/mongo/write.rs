@@ -24,7 +24,7 @@ use super::{
     keys::Keys,
     read::Find,
 };
-use crate::store::{Error, Outcome, Row};
+use crate::store::{Error, Outcome, Rejection, Row};
 
 use crate::random;
 
@@ -44,6 +44,12 @@ const DOING: &str = "write users";
 
 /// E11000.
 const DUPLICATE_KEY: i32 = 11000;
+
+/// `DocumentValidationFailure`.
+const VALIDATOR: i32 = 121;
+
+/// `CannotIndexParallelArrays`.
+const PARALLEL_ARRAYS: i32 = 171;
 
 /// Kind of the command of a chunk.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -217,7 +223,7 @@ impl Batch<'_> {
         let outcome = |place: usize| {
             let id = self.rows[place].id.as_str();
             let of_user = there.iter().find(|doc| decode::kinde_ids(doc).any(|found| found == id))?;
-            let outcome = decode::fault(of_user).map_or(Outcome::Stale, Outcome::Rejected);
+            let outcome = decode::fault(of_user).map_or(Outcome::Stale, |why| Outcome::Rejected(why.into()));
             Some((place, outcome))
         };
         Ok(places.into_iter().filter_map(outcome).collect())
@@ -276,25 +282,50 @@ impl Inner {
         match error.code {
             DUPLICATE_KEY => Ok(self.duplicate(error)),
             code if error.is_about_the_server() => Err(call::unavailable(DOING, Cause::Write(code))),
-            121 => Ok(Outcome::Rejected(format!(
-                "a validator of the collection rejects the document (code 121){}",
-                error.rule
-            ))),
+            VALIDATOR => Ok(Outcome::Rejected(Rejection {
+                reason: format!(
+                    "a validator of the collection rejects the document (code 121){}",
+                    error.rule
+                ),
+                keys: error.keys.clone(),
+            })),
+            PARALLEL_ARRAYS => Ok(Outcome::Rejected(Rejection {
+                reason: "an index of the application covers two arrays of the document (code 171)".into(),
+                keys: self.keys.arrays(),
+            })),
             code => Ok(Outcome::Failed(format!("MongoDB rejects the document (code {code})"))),
         }
     }
 
     /// Classifies a duplicate key by its unique index.
     fn duplicate(&self, error: &WriteError) -> Outcome {
-        match error.duplicate.as_slice() {
-            [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => Outcome::Stale,
-            [key] if key == self.keys.email() || key == indexes::EMAIL => Outcome::EmailTaken,
-            keys => Outcome::Rejected(format!(
-                "the unique index `{}` of the application on `{}` rejects the document",
-                error.index_name.as_deref().unwrap_or("?"),
-                keys.join(", ")
-            )),
-        }
+        let keys = match error.duplicate.as_slice() {
+            [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => return Outcome::Stale,
+            [key] if (key == self.keys.email() || key == indexes::EMAIL) && !error.is_absent => {
+                return Outcome::EmailTaken;
+            }
+            keys => keys.join(", "),
+        };
+        let index = error.index_name.as_deref().unwrap_or("?");
+        let reason = if error.is_absent {
+            format!("the unique index `{index}` allows only one document without `{keys}`")
+        } else {
+            format!("the unique index `{index}` on `{keys}` rejects the document")
+        };
+        Outcome::Rejected(Rejection { reason, keys: error.duplicate.clone() })
+    }
+
+    /// Writes the mark of the last write of this row again, unless the document has changed.
+    pub(super) async fn accepts_write_of(&self, row: &Row) -> Result<bool, Error> {
+        let doing = "test a write";
+        let query = rawdoc! { "kindeId": row.id.as_str(), "kinsync.revision": row.revision };
+        let mark: i64 = random::number();
+        let mut statements = RawArrayBuf::new();
+        statements.push(rawdoc! { "q": query, "u": { "$set": { "kinsync.writer": mark } } });
+        let command = self.write_command(cstr!("update"), &self.users, cstr!("updates"), &statements);
+        let reply =
+            self.calls.run(doing, self.op_timeout, call::command(self.database.clone(), command)).await?;
+        Ok(matches!(call::written(doing, &reply)?, (1, errors) if errors.is_empty()))
     }
 }
 

@@ -65,4 +65,15 @@ pub(super) static ROWS: &[Setting] = &[
         set: |config, text| put(&mut config.store.link_by_email, value::link_by_email(text)),
         ..ROW
     },
+    Setting {
+        key: "store.refused_users",
+        env: "KINSYNC_REFUSED_USERS",
+        flag: "refused-users",
+        default: Some("reject"),
+        example: "pass",
+        help: "What happens to requests of a user whose document an index or a validator of the database rejects: \
+               `reject` (503 not_storable, 403 at /auth/verify) or `pass` (marked as degraded)",
+        set: |config, text| put(&mut config.store.refused_users, value::refused_users(text)),
+        ..ROW
+    },
 ];

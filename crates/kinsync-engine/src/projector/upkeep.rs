@@ -1,0 +1,108 @@
+//! Regular work on the store: writes refused users that a rule now allows, completes interrupted transfers of addresses, and
+//! counts what the store rejects.
+
+use std::time::Duration;
+
+use kinsync_core::UserId;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::Projector;
+use crate::{
+    apply::apply_refused,
+    breaker::error_chain,
+    email_ownership::Sweep,
+    refused_users,
+    store::{self},
+};
+
+/// Interval at which refused users are counted.
+const COUNT_EVERY: Duration = Duration::from_secs(3);
+
+/// Refused users named in the status.
+const EXAMPLES: usize = 3;
+
+/// What the store rejects, as of a few seconds ago.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RejectedByStore {
+    /// Users that the store has nothing of, or not their newest state, because a rule rejects their documents.
+    pub users: u64,
+    /// Some of them, each with the rule.
+    pub examples: Vec<(UserId, String)>,
+    /// Why the last sweep failed; `None` after a complete one.
+    pub failure: Option<String>,
+}
+
+/// Positions of the sweeps.
+#[derive(Debug, Default)]
+struct Positions {
+    refused: Option<UserId>,
+    emails: Sweep,
+}
+
+impl Projector {
+    /// Returns what the store rejects.
+    pub fn rejected(&self) -> watch::Receiver<RejectedByStore> {
+        self.rejected.subscribe()
+    }
+
+    pub(super) async fn sweep_regularly(&self, stop: &CancellationToken) {
+        let mut positions = Positions::default();
+        let mut next_sweep = Instant::now();
+        loop {
+            let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
+            let is_due = Instant::now() >= next_sweep;
+            match self.look_after(&mut positions, is_due).await {
+                Ok(()) => self.breaker.succeeded(),
+                Err(error) => {
+                    self.breaker.failed(&error);
+                    let cause = error_chain(&error);
+                    tracing::error!(error = cause, "the sweep of the store failed; the next one repeats it");
+                    self.rejected.send_modify(|rejected| rejected.failure = Some(cause));
+                }
+            }
+            if is_due {
+                next_sweep = Instant::now() + self.config.sweep_every;
+            }
+            let pause = tokio::time::sleep(COUNT_EVERY.min(self.config.sweep_every));
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn look_after(&self, positions: &mut Positions, is_due: bool) -> Result<(), store::Error> {
+        if is_due {
+            self.sweep(positions).await?;
+        }
+        let users = refused_users::count(&*self.store).await?;
+        let examples =
+            if users == 0 { Vec::new() } else { refused_users::list(&*self.store, None, EXAMPLES).await? };
+        let examples = examples.into_iter().map(|refused| (refused.id, refused.user.reason)).collect();
+        self.rejected.send_if_modified(|rejected| {
+            let failure = if is_due { None } else { rejected.failure.clone() };
+            let now = RejectedByStore { users, examples, failure };
+            let is_new = *rejected != now;
+            *rejected = now;
+            is_new
+        });
+        Ok(())
+    }
+
+    /// Writes refused users that the store now accepts, and completes interrupted transfers of addresses.
+    async fn sweep(&self, positions: &mut Positions) -> Result<(), store::Error> {
+        let now = self.clock.now();
+        let users = apply_refused(&*self.store, &mut positions.refused, now).await?;
+        if users > 0 {
+            tracing::info!(users, "stored users that a rule of the store had rejected");
+        }
+        let rows = positions.emails.run(&*self.store, now).await?;
+        if rows > 0 {
+            tracing::info!(
+                rows,
+                "resolved email addresses after interrupted writes or changes of the application's documents"
+            );
+        }
+        Ok(())
+    }
+}
