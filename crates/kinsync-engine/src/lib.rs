@@ -18,10 +18,12 @@
 //! - `reconcile`: finds and repairs what the webhook missed
 //! - `explain`: the observations behind the state of a user
 //! - `store`: storage of users and of the event log
+//! - `audit`: which operator read personal data or changed something
 //! - `breaker`: circuit breaker per dependency
 //! - `clock`: the current time
 
 mod apply;
+mod audit;
 mod breaker;
 mod clock;
 mod decode;

@@ -118,6 +118,18 @@ pub enum Problem {
     NoToken,
     /// The admin token is wrong.
     WrongToken,
+    /// The client sent wrong admin tokens before. Further requests of it are refused for a time.
+    TooManyWrongTokens {
+        /// Time until the next attempt is accepted.
+        retry_after: Duration,
+    },
+    /// The admin token is right and does not have the scope of the route.
+    MissingScope {
+        /// The scope that the route needs.
+        scope: &'static str,
+    },
+    /// The `Host` is not one under which the admin routes are served.
+    UnknownHost,
     /// The requested record does not exist.
     NotFound {
         /// Such as `user`.
@@ -135,7 +147,11 @@ impl Problem {
             Self::Unverified { .. } | Self::Unauthenticated { .. } | Self::NoToken | Self::WrongToken => {
                 StatusCode::UNAUTHORIZED
             }
-            Self::UserRefused { .. } | Self::Disabled { .. } => StatusCode::FORBIDDEN,
+            Self::TooManyWrongTokens { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::UserRefused { .. } | Self::Disabled { .. } | Self::MissingScope { .. } => {
+                StatusCode::FORBIDDEN
+            }
             Self::NoRoute | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -169,6 +185,9 @@ impl Problem {
             Self::Disabled { .. } => "disabled",
             Self::NoToken => "no-token",
             Self::WrongToken => "wrong-token",
+            Self::TooManyWrongTokens { .. } => "too-many-wrong-tokens",
+            Self::MissingScope { .. } => "missing-scope",
+            Self::UnknownHost => "unknown-host",
             Self::NotFound { .. } => "not-found",
         }
     }
@@ -194,6 +213,9 @@ impl Problem {
             Self::Disabled { .. } => "disabled by configuration",
             Self::NoToken => "admin token missing",
             Self::WrongToken => "admin token wrong",
+            Self::TooManyWrongTokens { .. } => "too many wrong admin tokens",
+            Self::MissingScope { .. } => "admin token lacks the scope",
+            Self::UnknownHost => "unknown Host header",
             Self::NotFound { .. } => "record not found",
         }
     }
@@ -234,7 +256,19 @@ impl Problem {
                 format!("{what} are disabled; set {enabled_by} to enable them")
             }
             Self::NoToken => "send `Authorization: Bearer <KINSYNC_ADMIN_TOKEN>`".into(),
-            Self::WrongToken => "the token differs from KINSYNC_ADMIN_TOKEN of this server".into(),
+            Self::WrongToken => {
+                "the token is neither KINSYNC_ADMIN_TOKEN nor one of KINSYNC_ADMIN_TOKENS of this server".into()
+            }
+            Self::TooManyWrongTokens { retry_after } => format!(
+                "wrong tokens came from this address; it is refused for {} s, right tokens included",
+                retry_after.as_secs().max(1)
+            ),
+            Self::MissingScope { scope } => format!("this route needs a token with the scope `{scope}`"),
+            Self::UnknownHost => {
+                "the admin routes are served under localhost, an IP address and the host of KINSYNC_PUBLIC_URL; add others to \
+                 KINSYNC_ADMIN_HOSTS"
+                    .into()
+            }
             Self::NotFound { what } => format!("no {what} has this id"),
         }
     }
@@ -295,7 +329,7 @@ impl Problem {
                 header::WWW_AUTHENTICATE,
                 HeaderValue::from_static("Bearer realm=\"kinsync admin\", error=\"invalid_token\""),
             ),
-            Self::Unavailable { retry_after, .. } => {
+            Self::Unavailable { retry_after, .. } | Self::TooManyWrongTokens { retry_after } => {
                 (header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
             }
             // The server tries to store the user once a minute.

@@ -9,8 +9,10 @@
 //! - [`users`], [`explain`]: users, and why one is as it is
 //! - [`events`], [`dead_letters`]: the event log, and deliveries set aside
 //! - [`runs`]: scans and what they found
+//! - [`audit`]: requests of operators
 //! - [`health`], [`stats`]: the state of the server
 
+pub mod audit;
 pub mod dead_letters;
 pub mod events;
 pub mod explain;

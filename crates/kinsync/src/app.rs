@@ -5,6 +5,7 @@
 //! flight, the projector's batch, the queue.
 
 mod authenticator;
+pub(crate) mod data_dir;
 pub(crate) mod management;
 pub(crate) mod start;
 mod state;
@@ -13,7 +14,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 
 use kinsync_engine::internal::{queue, store};
 
-pub use self::state::{AdminToken, AppState};
+pub use self::state::AppState;
 use crate::config::Config;
 
 /// Why the app did not start, or cannot go on.
@@ -33,6 +34,9 @@ pub enum Error {
         /// The error of the system or of `SQLite`.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// Another user of the machine could choose the files in the data folder.
+    #[error("refusing to use the data folder: {0}")]
+    UnsafeDataDir(String),
     /// The store cannot be used, and waiting does not help.
     #[error("cannot use the store")]
     Store(#[source] Arc<store::Error>),
@@ -48,6 +52,9 @@ pub enum Error {
     /// The Management API cannot be asked.
     #[error("cannot use KINDE_DOMAIN with KINDE_M2M_CLIENT_ID")]
     Management(#[source] Arc<kinde::management::ConfigError>),
+    /// The certificate or the key of the listener cannot be used.
+    #[error("cannot use KINSYNC_TLS_CERTIFICATE and KINSYNC_TLS_KEY")]
+    Tls(#[source] Arc<crate::http::tls::Error>),
     /// The address is taken or is not one of this machine.
     #[error("cannot listen on {address}: choose another PORT or KINSYNC_BIND")]
     Listen {
@@ -74,8 +81,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct App {
     state: Arc<AppState>,
-    address: SocketAddr,
-    operation_address: Option<SocketAddr>,
+    addresses: start::Addresses,
     servers: start::Servers,
 }
 
@@ -96,12 +102,12 @@ impl App {
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
-        self.address
+        self.addresses.main
     }
 
     /// Where health and metrics are, if not beside the rest.
     pub fn operation_addr(&self) -> Option<SocketAddr> {
-        self.operation_address
+        self.addresses.monitoring
     }
 
     /// What it is made of, for tests and for those who embed it.

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod audit;
 mod backfill;
 mod client;
 mod config;
@@ -97,6 +98,9 @@ enum Command {
     /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
+    /// List which operator read personal data or changed something
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Show what the queue in the data folder holds; a server may be running
     #[command(subcommand)]
     Queue(queue::Command),
@@ -123,6 +127,7 @@ pub fn run() -> ExitCode {
         Command::Users(command) => users::run(command),
         Command::Events(command) => events::run(command),
         Command::DeadLetters(command) => dead_letters::run(command),
+        Command::Audit(command) => audit::run(command),
         Command::Queue(command) => queue::run(command),
     };
     exit.unwrap_or_else(Exit::report)

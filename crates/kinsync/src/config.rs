@@ -158,8 +158,18 @@ pub struct Http {
     pub public_url: Option<Url>,
     /// The address that Kinde delivers to, if it is not `/api/webhook` below that.
     pub webhook_url: Option<Url>,
-    /// The token for the admin routes.
+    /// The token for the admin routes, named `admin`, with every scope.
     pub admin_token: Option<SecretString>,
+    /// Further tokens for the admin routes.
+    pub admin_tokens: Vec<AdminToken>,
+    /// A separate address for the admin routes.
+    pub admin_bind: Option<SocketAddr>,
+    /// Further `Host`s under which the admin routes are served on a loopback address.
+    pub admin_hosts: Vec<String>,
+    /// The certificate chain of the listener for TLS, in PEM.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, in PEM.
+    pub tls_key: Option<PathBuf>,
     /// The longest time to answer a request.
     pub request_deadline: Duration,
     /// The longest time for the body of a delivery to arrive.
@@ -184,6 +194,43 @@ pub struct Http {
     pub cached_users: usize,
     /// The longest time to finish after SIGTERM.
     pub shutdown_grace: Duration,
+}
+
+impl Http {
+    /// The address of the admin routes.
+    pub fn admin_ip(&self) -> IpAddr {
+        self.admin_bind.map_or(self.bind, |address| address.ip())
+    }
+}
+
+/// A token for the admin routes.
+#[derive(Clone, Debug)]
+pub struct AdminToken {
+    /// Names the operator or program in the audit log. Several tokens may have the same name, for a rotation.
+    pub name: String,
+    /// What it allows.
+    pub scope: Scope,
+    /// The token.
+    pub token: SecretString,
+}
+
+/// What an admin token allows. Each scope includes the ones before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Scope {
+    /// Reading.
+    Read,
+    /// Reading and changing.
+    Operate,
+}
+
+impl Scope {
+    /// The name in the settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Operate => "operate",
+        }
+    }
 }
 
 /// Logging.
@@ -250,6 +297,11 @@ impl Config {
                 public_url: None,
                 webhook_url: None,
                 admin_token: None,
+                admin_tokens: Vec::new(),
+                admin_bind: None,
+                admin_hosts: Vec::new(),
+                tls_certificate: None,
+                tls_key: None,
                 request_deadline: Duration::ZERO,
                 body_deadline: Duration::ZERO,
                 head_deadline: Duration::ZERO,

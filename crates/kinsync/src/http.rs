@@ -8,7 +8,9 @@
 //! - [`server`], [`stall`]: connections and their limits
 //! - [`connections`], [`network`], [`tracked`]: how many connections are open, and which one closes for another
 //! - [`request_check`]: request heads that are refused
+//! - [`tls`]: certificates of a listener
 //! - [`admin`]: handlers for operators
+//! - [`admin_access`], [`back_off`]: tokens, scopes, wrong tokens and the audit log
 //! - [`user_routes`]: handlers for users with an access token
 //! - [`cors`]: cross-origin requests of browsers
 //! - [`deliveries`]: the description of the webhook
@@ -16,7 +18,9 @@
 //! - [`answer`]: failures as problem documents
 
 pub mod admin;
+pub mod admin_access;
 pub mod answer;
+pub mod back_off;
 pub mod connections;
 pub mod cors;
 pub mod deliveries;
@@ -30,5 +34,6 @@ pub mod router;
 pub mod routes;
 pub mod server;
 pub mod stall;
+pub mod tls;
 pub mod tracked;
 pub mod user_routes;

@@ -100,6 +100,11 @@ pub const METRICS: &[Metric] = &[
         help: "Connections above the limit per client, closed at once",
     },
     Metric {
+        name: "kinsync_admin_requests_refused_total",
+        kind: Kind::Counter,
+        help: "Requests to the admin routes that were refused, by reason",
+    },
+    Metric {
         name: "kinsync_deliveries_total",
         kind: Kind::Counter,
         help: "Deliveries, by verification scheme (`none`: not verified) and outcome",
@@ -296,6 +301,11 @@ fn describe() {
         }
     }
     counter!("kinsync_http_connections_refused_total").absolute(0);
+}
+
+/// Counts a request to the admin routes that was refused, by the code of the problem.
+pub fn count_refused_admin_request(code: &'static str) {
+    counter!("kinsync_admin_requests_refused_total", "reason" => code).increment(1);
 }
 
 /// Writes every metric in the Prometheus text format.

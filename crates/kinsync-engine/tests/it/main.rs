@@ -3,6 +3,7 @@
 mod histories;
 mod stores;
 
+mod audit;
 mod faults;
 mod isolation;
 mod pipeline;

@@ -17,18 +17,22 @@ use secrecy::ExposeSecret;
 use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{AdminToken, App, AppState, Error, authenticator, management};
+use super::{App, AppState, Error, authenticator, data_dir, management};
 use crate::{
     config::{self, Config, rules::disabled},
     http::{
+        admin_access::AdminAccess,
+        route::Audience,
         router,
         server::{Limits, Server},
+        tls::Tls,
     },
     metrics,
 };
 
 /// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
+const AUDIT_CLEANUP: Duration = Duration::from_hours(24);
 
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let metrics = metrics::recorder();
@@ -43,7 +47,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
     let service = WebhookService::new(verifier.clone(), Arc::clone(queue), clock.clone(), limits(&config));
     let state = Arc::new(AppState {
-        admin_token: config.http.admin_token.as_ref().map(AdminToken::new),
+        admin: AdminAccess::new(&config.http),
         webhook: service,
         started: Instant::now(),
         config,
@@ -53,16 +57,21 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
         authenticator,
         metrics,
     });
+    let tls = tls(&state.config.http)?;
     let servers = Servers::default();
-    let (address, operation_address) = servers.listen(&state).await?;
+    let addresses = servers.listen(&state, tls.as_ref()).await?;
     state.engine.start();
     supervise(&state, requests);
-    announce(&state.config, address);
-    Ok(App { state, address, operation_address, servers })
+    if let Some(tls) = tls {
+        state.engine.supervisor().spawn("tls files", move |stop| Arc::clone(&tls).watch(stop));
+    }
+    announce(&state.config, &addresses);
+    Ok(App { state, addresses, servers })
 }
 
 /// Opens the queue and the store that the settings name.
 async fn open_engine(config: &Config) -> Result<Engine, Error> {
+    check_data_dir(config)?;
     let config::QueueKind::Embedded = config.queue.kind;
     let queue = embedded::Config {
         max_entries: config.queue.max_entries,
@@ -82,6 +91,10 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
     builder.open().await.map_err(|error| cannot_open(&config.data_dir, error))
 }
 
+fn check_data_dir(config: &Config) -> Result<(), Error> {
+    data_dir::check(&config.data_dir).map_err(|error| Error::UnsafeDataDir(error.to_string()))
+}
+
 /// A disk fault at the start ends the process, so its advice differs from that of a running queue, which recovers.
 fn cannot_open(data_dir: &Path, error: EngineError) -> Error {
     match error {
@@ -97,6 +110,7 @@ fn cannot_open(data_dir: &Path, error: EngineError) -> Error {
 
 /// Opens only the store, for a command that runs without a server.
 pub(crate) async fn open_store(config: &Config) -> Result<OpenedStore, Error> {
+    check_data_dir(config)?;
     store::open(&config.data_dir, mongodb(config).into()).await.map_err(|error| Error::Store(Arc::new(error)))
 }
 
@@ -144,6 +158,22 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
     }
 }
 
+fn tls(http: &config::Http) -> Result<Option<Arc<Tls>>, Error> {
+    let (Some(certificate), Some(key)) = (&http.tls_certificate, &http.tls_key) else { return Ok(None) };
+    let loaded = Tls::load(certificate, key).map_err(|error| Error::Tls(Arc::new(error)))?;
+    Ok(Some(Arc::new(loaded)))
+}
+
+/// The bound addresses.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Addresses {
+    pub(super) main: SocketAddr,
+    /// Of monitoring, if not the main one.
+    pub(super) monitoring: Option<SocketAddr>,
+    /// Of the routes for operators, if not the main one.
+    admin: Option<SocketAddr>,
+}
+
 /// The listening sockets.
 #[derive(Debug, Default)]
 pub(super) struct Servers {
@@ -152,16 +182,19 @@ pub(super) struct Servers {
 }
 
 impl Servers {
-    /// Binds every address before any of them is served, so that a taken one starts nothing.
-    async fn listen(&self, state: &Arc<AppState>) -> Result<(SocketAddr, Option<SocketAddr>), Error> {
+    /// Binds every address before any of them is served, so that a taken one starts nothing. Monitoring has no TLS.
+    async fn listen(&self, state: &Arc<AppState>, tls: Option<&Arc<Tls>>) -> Result<Addresses, Error> {
         let http = &state.config.http;
-        let main = bind(SocketAddr::new(http.bind, http.port), state).await?;
-        let operation =
-            if let Some(address) = http.metrics_bind { Some(bind(address, state).await?) } else { None };
-        let address = self.serve(state, "http server", main, router::public(state));
-        let operation_address =
-            operation.map(|server| self.serve(state, "monitoring server", server, router::monitoring(state)));
-        Ok((address, operation_address))
+        let main = bind(SocketAddr::new(http.bind, http.port), state, tls).await?;
+        let monitoring = bind_also(http.metrics_bind, state, None).await?;
+        let admin = bind_also(http.admin_bind, state, tls).await?;
+        let only = |audience| router::only(audience, state);
+        Ok(Addresses {
+            main: self.serve(state, "http server", main, router::public(state)),
+            monitoring: monitoring
+                .map(|server| self.serve(state, "monitoring server", server, only(Audience::Monitoring))),
+            admin: admin.map(|server| self.serve(state, "admin server", server, only(Audience::Operator))),
+        })
     }
 
     fn serve(
@@ -195,6 +228,8 @@ fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
     let supervisor = state.engine.supervisor();
     let metrics = state.metrics.clone();
     supervisor.spawn("metrics", move |stop| upkeep(metrics.clone(), stop));
+    let app = Arc::clone(state);
+    supervisor.spawn("audit log", move |stop| limit_audit_log(Arc::clone(&app), stop));
     for keys in state.key_sets.clone() {
         supervisor.spawn_once("signing keys", learn_keys(keys));
     }
@@ -206,7 +241,20 @@ fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
     }
 }
 
-async fn bind(address: SocketAddr, state: &AppState) -> Result<(Server, SocketAddr), Error> {
+async fn bind_also(
+    address: Option<SocketAddr>,
+    state: &AppState,
+    tls: Option<&Arc<Tls>>,
+) -> Result<Option<(Server, SocketAddr)>, Error> {
+    let Some(address) = address else { return Ok(None) };
+    bind(address, state, tls).await.map(Some)
+}
+
+async fn bind(
+    address: SocketAddr,
+    state: &AppState,
+    tls: Option<&Arc<Tls>>,
+) -> Result<(Server, SocketAddr), Error> {
     let http = &state.config.http;
     let limits = Limits {
         max_connections: http.max_connections,
@@ -218,7 +266,7 @@ async fn bind(address: SocketAddr, state: &AppState) -> Result<(Server, SocketAd
         grace: http.shutdown_grace.mul_f64(0.6),
     };
     let refused = |source| Error::Listen { address, source: Arc::new(source) };
-    let server = Server::bind(address, limits).await.map_err(refused)?;
+    let server = Server::bind(address, limits, tls.cloned()).await.map_err(refused)?;
     let bound = server.address().map_err(refused)?;
     Ok((server, bound))
 }
@@ -238,7 +286,22 @@ async fn upkeep(metrics: PrometheusHandle, stop: CancellationToken) {
     }
 }
 
-fn announce(config: &Config, address: SocketAddr) {
+/// Removes old records of the audit log, once a day.
+async fn limit_audit_log(state: Arc<AppState>, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(AUDIT_CLEANUP);
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let (store, now) = (state.engine.store(), state.engine.clock().now());
+        if let Err(error) = state.admin.audit().remove_outdated(&**store, now).await {
+            let error = kinsync_tower::problem::chain(&error);
+            tracing::warn!(
+                error,
+                "old records of the audit log could not be removed; the next attempt is tomorrow"
+            );
+        }
+    }
+}
+
+fn announce(config: &Config, addresses: &Addresses) {
     for part in disabled(config) {
         tracing::info!(
             enabled_by = part.enabled_by,
@@ -247,5 +310,9 @@ fn announce(config: &Config, address: SocketAddr) {
             part.enabled_by
         );
     }
-    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    let Addresses { main: address, monitoring, admin } = addresses;
+    let has_tls = config.http.tls_certificate.is_some();
+    let (monitoring, admin) = (monitoring.map(tracing::field::display), admin.map(tracing::field::display));
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(%address, monitoring_address = monitoring, admin_address = admin, tls = has_tls, version, "listening");
 }

@@ -32,6 +32,12 @@ impl Client {
     /// The same for a command that takes the flags of a server too.
     pub(super) fn of(flags: Flags) -> Result<Self, Exit> {
         let ClientConfig { server, admin_token } = ClientConfig::load(&Sources::of_process(flags))?;
+        if admin_token.is_some() && server.scheme() == "http" && !kinde::domain::is_loopback(&server) {
+            return Err(Exit::Failed(anyhow!(
+                "{server} is another machine without TLS, where the admin token could be read on the way: use https:// \
+                 (KINSYNC_TLS_CERTIFICATE or a proxy), or a tunnel to 127.0.0.1 such as `ssh -L` or `kubectl port-forward`"
+            )));
+        }
         let http =
             reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT).no_proxy().build();
         Ok(Self { base: server, token: admin_token, http: http.context("cannot make an HTTP client")? })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kinsync_core::Field;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
 use super::{Config, problem::Problem, setting::Setting, source::Merged};
@@ -17,6 +17,8 @@ pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));
     check_verification(config, merged, &unread, problems);
     check_m2m(config, &unread, problems);
+    check_tls(config, &unread, problems);
+    check_admin_tokens(config, problems);
     check_fields(&merged.fields, problems);
 }
 
@@ -61,6 +63,45 @@ fn check_m2m(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<
         _ => return,
     };
     problems.push(Problem::of(Setting::of(missing.0), format!("is not set, and {} needs it", missing.1)));
+}
+
+fn check_tls(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
+    let (certificate, key) = ("KINSYNC_TLS_CERTIFICATE", "KINSYNC_TLS_KEY");
+    let missing = match (&config.http.tls_certificate, &config.http.tls_key) {
+        (Some(_), None) if !unread(key) => (key, certificate),
+        (None, Some(_)) if !unread(certificate) => (certificate, key),
+        _ => return,
+    };
+    problems.push(Problem::of(Setting::of(missing.0), format!("is not set, and {} needs it", missing.1)));
+}
+
+/// A short token can be guessed by everything that reaches the address. On a loopback address it is a warning.
+fn check_admin_tokens(config: &Config, problems: &mut Vec<Problem>) {
+    if config.http.admin_ip().is_loopback() {
+        return;
+    }
+    for name in short_admin_tokens(config) {
+        problems.push(Problem::of(
+            Setting::of(name),
+            format!(
+                "holds a token of less than {SHORT_SECRET} characters, which can be guessed, and other machines can reach \
+                 the admin routes: make one with `openssl rand -hex 32`, or set KINSYNC_ADMIN_BIND to a loopback address"
+            ),
+        ));
+    }
+}
+
+/// The settings that hold a short admin token.
+fn short_admin_tokens(config: &Config) -> impl Iterator<Item = &'static str> {
+    let of_list = config.http.admin_tokens.iter().any(|named| is_short(&named.token));
+    let single = config.http.admin_token.as_ref().is_some_and(is_short);
+    [(single, "KINSYNC_ADMIN_TOKEN"), (of_list, "KINSYNC_ADMIN_TOKENS")]
+        .into_iter()
+        .filter_map(|(is_short, name)| is_short.then_some(name))
+}
+
+fn is_short(secret: &SecretString) -> bool {
+    secret.expose_secret().len() < SHORT_SECRET
 }
 
 fn check_fields(fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
@@ -118,20 +159,19 @@ const FIXED_KEYS: [&str; 11] = [
 /// Notable combinations that are not errors.
 pub fn warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
-    let short = |secret: &secrecy::SecretString| secret.expose_secret().len() < SHORT_SECRET;
     let webhook_secrets = [
         ("KINDE_WEBHOOK_SECRET", &config.kinde.webhook_secrets),
         ("KINSYNC_STANDARD_WEBHOOKS_SECRET", &config.kinde.standard_webhooks_secrets),
     ];
-    for (name, _) in webhook_secrets.iter().filter(|(_, secrets)| secrets.iter().any(short)) {
+    for (name, _) in webhook_secrets.iter().filter(|(_, secrets)| secrets.iter().any(is_short)) {
         warnings.push(format!(
             "{name} holds a secret of less than {SHORT_SECRET} characters, which can be guessed; make one with \
              `openssl rand -base64 32`"
         ));
     }
-    if config.http.admin_token.as_ref().is_some_and(short) {
+    for name in short_admin_tokens(config) {
         warnings.push(format!(
-            "KINSYNC_ADMIN_TOKEN has less than {SHORT_SECRET} characters, which can be guessed; make one with \
+            "{name} holds a token of less than {SHORT_SECRET} characters, which can be guessed; make one with \
              `openssl rand -hex 32`"
         ));
     }
@@ -159,7 +199,7 @@ pub fn disabled(config: &Config) -> Vec<Disabled> {
         (config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
         (config.kinde.webhook_secrets.is_empty(), "deliveries signed by HMAC-SHA256", "KINDE_WEBHOOK_SECRET"),
         (
-            config.http.admin_token.is_none(),
+            config.http.admin_token.is_none() && config.http.admin_tokens.is_empty(),
             "admin routes, and the commands that use them",
             "KINSYNC_ADMIN_TOKEN",
         ),

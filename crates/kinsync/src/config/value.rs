@@ -11,7 +11,7 @@ use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
 
-use super::{LogFormat, QueueKind};
+use super::{AdminToken, LogFormat, QueueKind, Scope};
 use crate::http::network::Network;
 
 /// The value, or what is wrong with the text.
@@ -174,6 +174,33 @@ pub fn secrets(text: &str) -> Result<Vec<SecretString>> {
     if secrets.is_empty() { Err("holds no secret".into()) } else { Ok(secrets) }
 }
 
+/// A comma list of admin tokens, each as `NAME:SCOPE:TOKEN`. The error repeats no part of the text.
+pub fn admin_tokens(text: &str) -> Result<Vec<AdminToken>> {
+    list(text).into_iter().map(admin_token).collect()
+}
+
+fn admin_token(text: &str) -> Result<AdminToken> {
+    let wrong =
+        || "is not a list of NAME:SCOPE:TOKEN, such as `ada:operate:…`, with the scope `read` or `operate`";
+    let [name, scope, token] = text.splitn(3, ':').collect::<Vec<_>>().try_into().map_err(|_| wrong())?;
+    let scope =
+        [Scope::Read, Scope::Operate].into_iter().find(|known| known.as_str() == scope).ok_or_else(wrong)?;
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.@".contains(&byte);
+    if name.is_empty() || !name.bytes().all(is_name) || token.is_empty() {
+        return Err(wrong().into());
+    }
+    Ok(AdminToken { name: name.to_owned(), scope, token: token.into() })
+}
+
+/// A comma list of host names, without ports.
+pub fn hosts(text: &str) -> Result<Vec<String>> {
+    let wrong = |_| "is not a list of host names such as `kinsync.internal`, without a port".to_owned();
+    list(text)
+        .into_iter()
+        .map(|host| url::Host::parse(host).map(|host| host.to_string()).map_err(wrong))
+        .collect()
+}
+
 /// A connection string of `MongoDB`. Its options are read by the driver, later.
 pub fn mongodb_uri(text: &str) -> Result<SecretString> {
     let known = ["mongodb://", "mongodb+srv://"].iter().any(|scheme| text.starts_with(scheme));
@@ -234,6 +261,8 @@ pub fn log_filter(text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     #[test]
@@ -292,6 +321,28 @@ mod tests {
         assert!(interval("0s").is_err() && interval("often").is_err());
         assert_eq!((page_size("1"), page_size("500")), (Ok(1), Ok(500)));
         assert!(page_size("0").is_err() && page_size("501").is_err());
+    }
+
+    #[test]
+    fn an_admin_token_has_a_name_and_a_scope_and_may_contain_colons() {
+        let tokens = admin_tokens("ada:operate:new:1, ada:operate:old, grafana:read:t").unwrap();
+        let shown: Vec<_> = tokens
+            .iter()
+            .map(|AdminToken { name, scope, token }| (name.as_str(), *scope, token.expose_secret()))
+            .collect();
+        let (operate, read) = (Scope::Operate, Scope::Read);
+        assert_eq!(shown, [("ada", operate, "new:1"), ("ada", operate, "old"), ("grafana", read, "t")]);
+        for wrong in ["t", "ada:t", "ada:admin:t", ":read:t", "a b:read:t", "ada:read:", "ada:READ:t"] {
+            assert!(admin_tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn hosts_have_no_port_and_no_scheme() {
+        assert_eq!(hosts("Kinsync.Internal,admin"), Ok(vec!["kinsync.internal".into(), "admin".into()]));
+        for wrong in ["https://a", "a:80", "a/b", "a b"] {
+            assert!(hosts(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use kinsync_tower::problem::chain;
 use tokio::time::Instant;
 
 use super::Finding;
-use crate::config::Config;
+use crate::{app::data_dir, config::Config};
 
 const ACCESS: &str = "data_dir.access";
 const SPACE: &str = "data_dir.space";
@@ -84,12 +84,15 @@ fn access(dir: &Path) -> Result<(Option<tempfile::NamedTempFile>, Finding), Find
     }
     let file = tempfile::Builder::new().prefix(".doctor-").tempfile_in(dir);
     let file = file.map_err(|error| failed(format!("{name} cannot be written: {}", reason(&error))))?;
-    let finding = if is_open_to_others(dir) {
+    if let Err(error) = data_dir::check(dir) {
+        let text = error.to_string();
+        let (found, fix) = text.split_once(": ").unwrap_or((&text, &fix));
+        return Err(Finding::failed(ACCESS, found, fix));
+    }
+    let finding = if is_open_to_group(dir) {
         Finding::warning(
             ACCESS,
-            format!(
-                "other users of this machine can write to {name}, which holds personal data of your users"
-            ),
+            format!("the group can write to {name}, which holds personal data of your users"),
             format!("run `chmod 700 {name}`"),
         )
     } else {
@@ -123,13 +126,13 @@ fn is_writable(dir: &Path) -> bool {
 }
 
 #[cfg(unix)]
-fn is_open_to_others(dir: &Path) -> bool {
+fn is_open_to_group(dir: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & 0o022 != 0)
+    fs::metadata(dir).is_ok_and(|found| found.permissions().mode() & 0o020 != 0)
 }
 
 #[cfg(not(unix))]
-fn is_open_to_others(_dir: &Path) -> bool {
+fn is_open_to_group(_dir: &Path) -> bool {
     false
 }
 

@@ -1,8 +1,7 @@
-//! Routes for operators. [`super::route::operator`] verifies the admin token before any of these runs.
+//! Routes for operators. [`super::route::operator`] verifies the admin token and records the request before any of these runs.
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, header};
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     explain::explain,
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     api::{
         Time,
+        audit::{AuditPage, AuditQuery},
         dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLetterStatus, DeadLettersQuery},
         events::{Event, EventPage, EventsQuery},
         explain::{Explanation, NextScan, Rejected},
@@ -40,27 +40,6 @@ const EXPLAINED: usize = 1000;
 /// answered in any case.
 const KINDE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Checks that a request carries the admin token. Without a configured token every request is refused.
-pub fn authorize(state: &AppState, headers: &HeaderMap) -> Result<()> {
-    let Some(expected) = &state.admin_token else {
-        return Err(Problem::Disabled { what: "admin routes", enabled_by: "KINSYNC_ADMIN_TOKEN" }.into());
-    };
-    let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(token) = values.next().and_then(|value| bearer(value.as_bytes())) else {
-        return Err(Problem::NoToken.into());
-    };
-    if values.next().is_some() {
-        return Err(Problem::WrongToken.into());
-    }
-    if expected.matches(token) { Ok(()) } else { Err(Problem::WrongToken.into()) }
-}
-
-/// The token of `Bearer <token>`; the scheme is case-insensitive (RFC 9110 section 11.1).
-fn bearer(value: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = value.split_at_checked(7)?;
-    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
-}
-
 fn limit(requested: Option<usize>) -> Result<usize> {
     match requested.unwrap_or(LIMIT) {
         0 => Err(bad_parameter("`limit` must be more than 0")),
@@ -80,6 +59,17 @@ fn not_found(what: &'static str) -> Failure {
 pub async fn stats(state: Arc<AppState>, (): ()) -> Result<Stats> {
     let store = state.engine.store().counts().await?.into();
     Ok(Stats { store, queue: (&state.engine.queue().stats().await?).into() })
+}
+
+/// GET /api/admin/audit
+pub async fn audit(state: Arc<AppState>, Params(query): Params<AuditQuery>) -> Result<AuditPage> {
+    let limit = limit(query.limit)?;
+    let (store, now) = (state.engine.store(), state.engine.clock().now());
+    let mut found = state.admin.audit().list(&**store, now, query.after.as_deref(), limit + 1).await?;
+    let has_more = found.len() > limit;
+    found.truncate(limit);
+    let next = found.last().map(|record| record.id.clone()).filter(|_| has_more);
+    Ok(AuditPage { records: found.into_iter().map(Into::into).collect(), next })
 }
 
 /// GET /api/admin/users

@@ -1,8 +1,9 @@
 //! Limits the open connections: in total, and per client address.
 //!
 //! When all slots are taken, the connection that has been idle for longest is closed for a new one, so that clients
-//! that open connections and send nothing cannot keep others out. A connection with a request in progress is never
-//! closed for another.
+//! that open connections and send nothing cannot keep others out. Without an idle connection, it is the one whose request
+//! body has been arriving for longest, if for more than [`SLOW_BODY`]. A connection whose request has arrived is never closed
+//! for another.
 
 use std::{
     collections::HashMap,
@@ -11,12 +12,19 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::network::{Network, client_of};
+
+/// Time after which a request whose body still arrives may be cut off for a new connection. Deliveries arrive at once.
+const SLOW_BODY: Duration = Duration::from_secs(1);
 
 /// The open connections of one server.
 #[derive(Debug)]
@@ -39,9 +47,14 @@ struct Open {
 
 #[derive(Debug)]
 struct Connection {
+    peer: IpAddr,
     /// The counted address; `None` for a proxy.
     client: Option<IpAddr>,
     requests: AtomicUsize,
+    /// Requests whose body still arrives.
+    receiving: AtomicUsize,
+    /// Milliseconds from the start of the server to the begin of the last of them.
+    receiving_since: AtomicU64,
     /// Milliseconds from the start of the server.
     idle_since: AtomicU64,
     evicted: CancellationToken,
@@ -62,6 +75,10 @@ struct Held {
 #[derive(Debug)]
 pub struct InProgress(Arc<Held>);
 
+/// A request whose body still arrives.
+#[derive(Debug)]
+pub struct Receiving(Arc<Held>);
+
 /// The client has as many connections as one client may have.
 #[derive(Debug, PartialEq, Eq)]
 pub struct TooManyOfClient;
@@ -73,34 +90,44 @@ impl Connections {
         Arc::new(Self { max: max.max(1), max_per_client, proxies, started, open, freed })
     }
 
-    /// Takes a slot for a connection from this address. Closes an idle connection for it, or waits until one is idle or
-    /// closed. Cancel safe.
+    /// Takes a slot for a connection from this address. Closes another connection for it, or waits until one can be closed.
+    /// Cancel safe.
     pub async fn open(self: &Arc<Self>, address: IpAddr) -> Result<Slot, TooManyOfClient> {
         let address = address.to_canonical();
         let is_proxy = address.is_loopback() || self.proxies.iter().any(|network| network.contains(address));
         let client = (!is_proxy).then(|| client_of(address));
         loop {
             let freed = self.freed.notified();
-            if let Some(outcome) = self.try_open(client) {
+            if let Some(outcome) = self.try_open(address, client) {
                 return outcome;
             }
-            freed.await;
+            // A body becomes slow without a notification.
+            _ = timeout(SLOW_BODY, freed).await;
         }
     }
 
-    /// `None` while every slot has a request in progress.
-    fn try_open(self: &Arc<Self>, client: Option<IpAddr>) -> Option<Result<Slot, TooManyOfClient>> {
+    /// `None` while no connection may be closed.
+    fn try_open(
+        self: &Arc<Self>,
+        peer: IpAddr,
+        client: Option<IpAddr>,
+    ) -> Option<Result<Slot, TooManyOfClient>> {
         let mut open = self.lock();
         if client.is_some_and(|client| open.by_client.get(&client) >= Some(&self.max_per_client)) {
             return Some(Err(TooManyOfClient));
         }
         if open.by_id.len() >= self.max {
-            let id = open.longest_idle()?;
+            let slow_since =
+                millis(self.started).checked_sub(u64::try_from(SLOW_BODY.as_millis()).unwrap_or(u64::MAX));
+            let id = open.longest_idle().or_else(|| open.slowest_body(slow_since?))?;
             open.remove(id).evicted.cancel();
         }
         let connection = Arc::new(Connection {
+            peer,
             client,
             requests: AtomicUsize::new(0),
+            receiving: AtomicUsize::new(0),
+            receiving_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(millis(self.started)),
             evicted: CancellationToken::new(),
         });
@@ -127,6 +154,13 @@ impl Open {
         idle.min_by_key(|(id, connection)| (order(connection), **id)).map(|(id, _)| *id)
     }
 
+    /// A body that has been arriving since before this time.
+    fn slowest_body(&self, since: u64) -> Option<u64> {
+        let receiving = self.by_id.iter().filter(|(_, connection)| connection.receiving.load(Relaxed) > 0);
+        let with_since = receiving.map(|(id, connection)| (connection.receiving_since.load(Relaxed), *id));
+        with_since.filter(|(began, _)| *began <= since).min().map(|(_, id)| id)
+    }
+
     fn remove(&mut self, id: u64) -> Arc<Connection> {
         let connection = self.by_id.remove(&id).expect("the id was found under the same lock");
         if let Some(client) = connection.client
@@ -142,10 +176,23 @@ impl Open {
 }
 
 impl Slot {
+    /// The address at the other end.
+    pub fn peer(&self) -> IpAddr {
+        self.0.connection.peer
+    }
+
     /// Marks a request as in progress until the returned value is dropped.
     pub fn begin_request(&self) -> InProgress {
         self.0.connection.requests.fetch_add(1, Relaxed);
         InProgress(Arc::clone(&self.0))
+    }
+
+    /// Marks the body of a request as arriving until the returned value is dropped.
+    pub fn begin_body(&self) -> Receiving {
+        let Held { connection, connections, .. } = &*self.0;
+        connection.receiving_since.store(millis(connections.started), Relaxed);
+        connection.receiving.fetch_add(1, Relaxed);
+        Receiving(Arc::clone(&self.0))
     }
 
     /// Completes when the connection must close for another one.
@@ -174,16 +221,18 @@ impl Drop for InProgress {
     }
 }
 
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.connection.receiving.fetch_sub(1, Relaxed);
+    }
+}
+
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
     use super::*;
 
     fn address(text: &str) -> IpAddr {
@@ -227,6 +276,25 @@ mod tests {
         let _fourth = connections.open(address("203.0.113.4")).await.unwrap();
         busy.evicted().await;
         assert!(timeout(second, third.evicted()).await.is_err(), "its request ended later");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_an_idle_connection_the_slowest_body_is_cut_off_and_no_request_that_has_arrived() {
+        let connections = Connections::new(3, 9, Vec::new());
+        let open = async || connections.open(address("203.0.113.1")).await.unwrap();
+        let (arrived, slow, slower) = (open().await, open().await, open().await);
+        let _requests = [&arrived, &slow, &slower].map(Slot::begin_request);
+        drop(arrived.begin_body());
+        let _slower_body = slower.begin_body();
+        tokio::time::sleep(SLOW_BODY / 2).await;
+        let _slow_body = slow.begin_body();
+        let began = Instant::now();
+        let _fourth = open().await;
+        slower.evicted().await;
+        assert!(began.elapsed() <= SLOW_BODY, "{:?}", began.elapsed());
+        for kept in [&arrived, &slow] {
+            assert!(timeout(Duration::from_millis(1), kept.evicted()).await.is_err());
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,43 @@
-//! Networks of client addresses, such as `10.0.0.0/8`.
+//! Addresses of clients, and networks such as `10.0.0.0/8`.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
+
+use http::{Extensions, HeaderMap};
+
+/// The address at the other end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer(pub IpAddr);
+
+impl Peer {
+    /// Returns the peer that the server stored with the request.
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().copied().unwrap_or(Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED)))
+    }
+
+    /// Returns the address of the client. For a trusted proxy this is the last address in `X-Forwarded-For` that is not a
+    /// trusted proxy: proxies append, so a client can forge only the addresses before it.
+    pub fn client(self, headers: &HeaderMap, proxies: &[Network]) -> IpAddr {
+        let is_trusted = |address: IpAddr| proxies.iter().any(|network| network.contains(address));
+        let peer = self.0.to_canonical();
+        if !is_trusted(peer) {
+            return peer;
+        }
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+        let mut last = peer;
+        for hop in hops {
+            let Ok(address) = hop.trim().parse::<IpAddr>() else { return last };
+            last = address.to_canonical();
+            if !is_trusted(last) {
+                return last;
+            }
+        }
+        last
+    }
+}
 
 /// The addresses that share a prefix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +94,26 @@ fn masked(address: IpAddr, prefix: u32) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_client_behind_a_trusted_proxy_is_the_last_address_that_the_proxies_added() {
+        let proxies = ["10.0.0.0/8".parse().unwrap()];
+        let check = |peer: &str, lines: &[&str], expected: &str| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("x-forwarded-for", line.parse().unwrap());
+            }
+            let client = Peer(peer.parse().unwrap()).client(&headers, &proxies);
+            assert_eq!(client, expected.parse::<IpAddr>().unwrap(), "{peer} {lines:?}");
+        };
+        check("203.0.113.1", &["198.51.100.7"], "203.0.113.1");
+        check("10.0.0.1", &["198.51.100.7"], "198.51.100.7");
+        check("::ffff:10.0.0.1", &["198.51.100.7"], "198.51.100.7");
+        check("10.0.0.1", &["127.0.0.1, 198.51.100.7, 10.0.0.2"], "198.51.100.7");
+        check("10.0.0.1", &["127.0.0.1", "2001:db8::1"], "2001:db8::1");
+        check("10.0.0.1", &["127.0.0.1, forged, 10.0.0.2"], "10.0.0.2");
+        check("10.0.0.1", &[], "10.0.0.1");
+    }
 
     #[test]
     fn a_network_contains_the_addresses_of_its_prefix() {

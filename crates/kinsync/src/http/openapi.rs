@@ -27,6 +27,8 @@ pub type Schemas = BTreeMap<String, RefOr<Schema>>;
 const SIGNATURE: &str = "signature";
 const ACCESS_TOKEN: &str = "accessToken";
 const ADMIN_TOKEN: &str = "adminToken";
+const ADMIN_TOKENS: &str = "KINSYNC_ADMIN_TOKEN, or one of KINSYNC_ADMIN_TOKENS: `GET` needs the scope `read`, every other \
+                            method `operate`.";
 
 /// The description of every route.
 pub fn document() -> OpenApi {
@@ -107,7 +109,7 @@ fn schemes() -> [(&'static str, SecurityScheme); 3] {
     [
         (SIGNATURE, SecurityScheme::ApiKey(ApiKey::Header(signature))),
         (ACCESS_TOKEN, SecurityScheme::Http(bearer("An access token that Kinde issued to a user."))),
-        (ADMIN_TOKEN, SecurityScheme::Http(bearer("The value of KINSYNC_ADMIN_TOKEN."))),
+        (ADMIN_TOKEN, SecurityScheme::Http(bearer(ADMIN_TOKENS))),
     ]
 }
 

@@ -14,10 +14,11 @@ use axum::{
 use http::{StatusCode, header, request};
 use kinsync_tower::Problem;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema, openapi::path::OperationBuilder};
 
 use super::{
-    admin,
+    admin_access::{self, Access},
     answer::{Failure, Result},
     openapi::{self, Schemas},
 };
@@ -130,10 +131,11 @@ impl Route {
     }
 }
 
-/// A route for operators. The handler runs after the admin token was verified; its input and output are described by
-/// their types.
+/// A route for operators. The handler runs after the admin token was verified and, depending on `access`, the request was
+/// recorded in the audit log. Its input and output are described by their types.
 pub fn operator<I, O, F>(
     verb: Verb,
+    access: Access,
     path: &'static str,
     summary: &'static str,
     handler: fn(Arc<AppState>, I) -> F,
@@ -144,12 +146,14 @@ where
     F: Future<Output = Result<O>> + Send + 'static,
 {
     let run = move |State(state): State<Arc<AppState>>, request: Request| async move {
-        admin::authorize(&state, request.headers())?;
-        let outcome = match I::read(request, &state).await {
-            Ok(input) => handler(state, input).await,
-            Err(failure) => Err(failure),
+        let operator = state.admin.authorize(&request, access.scope()).map_err(admin_access::refused)?;
+        let outcome = async {
+            let input = I::read(request, &state).await?;
+            let what = (format!("{} {path}", verb.as_str()), input.parameters());
+            state.admin.record(&state, access, operator, what).await?;
+            handler(Arc::clone(&state), input).await
         };
-        Ok::<_, Failure>(match outcome {
+        Ok::<_, Failure>(match outcome.await {
             Ok(document) => Json(document).into_response(),
             Err(failure) => failure.into_operator_response(),
         })
@@ -273,6 +277,9 @@ pub trait Input: Sized + Send {
     /// Reads it. The failure names what is wrong.
     fn read(request: Request, state: &Arc<AppState>) -> impl Future<Output = Result<Self>> + Send;
 
+    /// Returns it for the audit log.
+    fn parameters(&self) -> Map<String, Value>;
+
     /// Describes it.
     fn describe(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder;
 }
@@ -281,6 +288,10 @@ pub trait Input: Sized + Send {
 impl Input for () {
     async fn read(_: Request, _: &Arc<AppState>) -> Result<Self> {
         Ok(())
+    }
+
+    fn parameters(&self) -> Map<String, Value> {
+        Map::new()
     }
 
     fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
@@ -299,6 +310,10 @@ impl Input for Id {
         };
         let (mut head, _) = request.into_parts();
         Path::from_request_parts(&mut head, state).await.map(|Path(id)| Self(id)).map_err(wrong)
+    }
+
+    fn parameters(&self) -> Map<String, Value> {
+        Map::from_iter([("id".to_owned(), self.0.clone().into())])
     }
 
     fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
@@ -321,10 +336,14 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<AppState>> for Params<T> {
     }
 }
 
-impl<T: DeserializeOwned + IntoParams + Send> Input for Params<T> {
+impl<T: DeserializeOwned + Serialize + IntoParams + Send> Input for Params<T> {
     async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
         let (mut head, _) = request.into_parts();
         Self::from_request_parts(&mut head, state).await
+    }
+
+    fn parameters(&self) -> Map<String, Value> {
+        admin_access::audited(&self.0)
     }
 
     fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
@@ -336,7 +355,7 @@ impl<T: DeserializeOwned + IntoParams + Send> Input for Params<T> {
 #[derive(Debug)]
 pub struct Body<T>(pub T);
 
-impl<T: DeserializeOwned + Default + ToSchema + Send> Input for Body<T> {
+impl<T: DeserializeOwned + Serialize + Default + ToSchema + Send> Input for Body<T> {
     async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
         let wrong = |detail| Failure::from(Problem::BadParameter { detail });
         let body =
@@ -345,6 +364,10 @@ impl<T: DeserializeOwned + Default + ToSchema + Send> Input for Body<T> {
             return Ok(Self(T::default()));
         }
         serde_json::from_slice(&body).map(Self).map_err(|error| wrong(format!("the body: {error}")))
+    }
+
+    fn parameters(&self) -> Map<String, Value> {
+        admin_access::audited(&self.0)
     }
 
     fn describe(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder {

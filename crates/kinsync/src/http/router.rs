@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, any},
 };
+use http::{HeaderMap, HeaderValue, header};
 use kinsync_tower::{KinsyncLayer, Problem};
 
 use super::{
@@ -19,16 +20,21 @@ use super::{
 };
 use crate::{app::AppState, metrics::RouteMeter};
 
-/// The routes of the main address. Monitoring is among them unless it has an address of its own.
+/// The routes of the main address. Those for monitoring and for operators are among them unless they have an address of
+/// their own.
 pub fn public(state: &Arc<AppState>) -> Router {
-    let has_monitoring = state.config.http.metrics_bind.is_none();
-    let is_here = |route: &Route| has_monitoring || route.audience != Audience::Monitoring;
+    let http = &state.config.http;
+    let is_here = |route: &Route| match route.audience {
+        Audience::Monitoring => http.metrics_bind.is_none(),
+        Audience::Operator => http.admin_bind.is_none(),
+        _ => true,
+    };
     router(routes().into_iter().filter(is_here), state)
 }
 
-/// The routes of the address for monitoring.
-pub fn monitoring(state: &Arc<AppState>) -> Router {
-    router(routes().into_iter().filter(|route| route.audience == Audience::Monitoring), state)
+/// The routes of an address for one audience.
+pub fn only(audience: Audience, state: &Arc<AppState>) -> Router {
+    router(routes().into_iter().filter(|route| route.audience == audience), state)
 }
 
 fn router(routes: impl Iterator<Item = Route>, state: &Arc<AppState>) -> Router {
@@ -105,12 +111,21 @@ impl PathRoutes {
             _ => methods,
         };
         let meter = RouteMeter::new(path);
-        let methods = methods.layer(map_response(move |response: Response| {
+        let methods = methods.layer(map_response(move |mut response: Response| {
             meter.count(response.status());
+            protect(response.headers_mut(), audience);
             async { response }
         }));
         let paths = std::iter::once(&path).chain(aliases);
         paths.fold(router, |router, path| router.route(path, methods.clone()))
+    }
+}
+
+/// Adds what keeps browsers from storing a response for operators, and from taking a response for another type.
+fn protect(headers: &mut HeaderMap, audience: Audience) {
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if audience == Audience::Operator {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
 }
 

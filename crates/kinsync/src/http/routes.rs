@@ -2,7 +2,9 @@
 //! metrics, `/openapi.json` and docs/reference/http-api.md are made from this list.
 
 use super::{
-    admin, deliveries, description, operation,
+    admin,
+    admin_access::Access::{Action, Figures, PersonalData},
+    deliveries, description, operation,
     route::{
         self,
         Audience::{Monitoring, Public},
@@ -15,6 +17,10 @@ use super::{
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
+    [of_senders_and_users(), of_operators(), of_operation()].into_iter().flatten().collect()
+}
+
+fn of_senders_and_users() -> Vec<Route> {
     vec![
         route::deliveries(
             "/api/webhook",
@@ -44,41 +50,98 @@ pub fn routes() -> Vec<Route> {
             user_routes::describe_verify,
         )
         .also_at(&["/auth/verify/", "/auth/verify/{*path}"]),
-        operator(Get, "/api/admin/stats", "Count stored users, events and queued deliveries", admin::stats),
-        operator(Get, "/api/admin/users", "List users in the order of their ids", admin::users),
-        operator(Get, "/api/admin/users/{id}", "Return one user", admin::user),
+    ]
+}
+
+fn of_operators() -> Vec<Route> {
+    vec![
         operator(
             Get,
+            Figures,
+            "/api/admin/stats",
+            "Count stored users, events and queued deliveries",
+            admin::stats,
+        ),
+        operator(Get, PersonalData, "/api/admin/users", "List users in the order of their ids", admin::users),
+        operator(Get, PersonalData, "/api/admin/users/{id}", "Return one user", admin::user),
+        operator(
+            Get,
+            PersonalData,
             "/api/admin/users/{id}/explain",
             "List the observations of a user and what came of each",
             admin::explain_user,
         ),
         operator(
             Post,
+            Action,
             "/api/admin/users/{id}/check",
             "Read this user from Kinde again, soon",
             admin::check_user,
         ),
-        operator(Get, "/api/admin/drift", "Return what the newest complete scan found", admin::drift),
-        operator(Get, "/api/admin/runs", "List the last scans, newest first", admin::runs),
-        operator(Get, "/api/admin/runs/{id}", "Return one scan with examples", admin::run),
-        operator(Post, "/api/admin/reconcile", "Request a scan, or approve held deletions", admin::reconcile),
-        operator(Get, "/api/admin/events", "List events, newest received first", admin::events),
-        operator(Get, "/api/admin/events/{id}", "Return one event with its payload", admin::event),
-        operator(Get, "/api/admin/dead-letters", "List dead letters, oldest first", admin::dead_letters),
         operator(
             Get,
+            PersonalData,
+            "/api/admin/drift",
+            "Return what the newest complete scan found",
+            admin::drift,
+        ),
+        operator(Get, Figures, "/api/admin/runs", "List the last scans, newest first", admin::runs),
+        operator(Get, PersonalData, "/api/admin/runs/{id}", "Return one scan with examples", admin::run),
+        operator(
+            Post,
+            Action,
+            "/api/admin/reconcile",
+            "Request a scan, or approve held deletions",
+            admin::reconcile,
+        ),
+        operator(Get, PersonalData, "/api/admin/events", "List events, newest received first", admin::events),
+        operator(
+            Get,
+            PersonalData,
+            "/api/admin/events/{id}",
+            "Return one event with its payload",
+            admin::event,
+        ),
+        operator(
+            Get,
+            Figures,
+            "/api/admin/dead-letters",
+            "List dead letters, oldest first",
+            admin::dead_letters,
+        ),
+        operator(
+            Get,
+            PersonalData,
             "/api/admin/dead-letters/{id}",
             "Return one dead letter with its payload",
             admin::dead_letter,
         ),
-        operator(Delete, "/api/admin/dead-letters/{id}", "Remove a dead letter", admin::drop_dead_letter),
+        operator(
+            Delete,
+            Action,
+            "/api/admin/dead-letters/{id}",
+            "Remove a dead letter",
+            admin::drop_dead_letter,
+        ),
         operator(
             Post,
+            Action,
             "/api/admin/dead-letters/{id}/retry",
             "Put a dead letter back into the queue",
             admin::retry_dead_letter,
         ),
+        operator(
+            Get,
+            PersonalData,
+            "/api/admin/audit",
+            "List which operator read personal data or changed something, newest first",
+            admin::audit,
+        ),
+    ]
+}
+
+fn of_operation() -> Vec<Route> {
+    vec![
         probe(
             "/health",
             "Report the state of every part; 503 while deliveries cannot be accepted",

@@ -1,5 +1,5 @@
-//! Accepts connections and limits each: their number, the time for a head, the time that a client may not read, and the
-//! time for a shutdown.
+//! Accepts connections, with or without TLS, and limits each: their number, the time for a TLS handshake and for a head, the
+//! time that a client may not read, and the time for a shutdown.
 
 use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use http::{HeaderValue, Request, Response, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::{sleep, timeout},
@@ -18,10 +18,11 @@ use tower_service::Service as _;
 
 use super::{
     connections::{Connections, Slot},
-    network::Network,
+    network::{Network, Peer},
     request_check::{self, MAX_HEAD_BYTES, MAX_HEADERS},
     stall::Stall,
-    tracked::Tracked,
+    tls::Tls,
+    tracked::{Arriving, Tracked},
 };
 
 /// Pause after a failed accept, for example while the process has no free file descriptor.
@@ -42,7 +43,8 @@ pub struct Limits {
     pub max_connections_per_client: usize,
     /// Networks without a limit per client. Loopback addresses have none either.
     pub proxies: Vec<Network>,
-    /// Longest time for the head of a request, from the end of the previous one: also for an idle connection.
+    /// Longest time for the head of a request, from the end of the previous one: also for an idle connection and for a TLS
+    /// handshake.
     pub head_deadline: Duration,
     /// Longest time that a write may make no progress because the client does not read.
     pub write_stall: Duration,
@@ -55,12 +57,21 @@ pub struct Limits {
 pub struct Server {
     listener: TcpListener,
     limits: Limits,
+    tls: Option<Arc<Tls>>,
+}
+
+/// What the connections of one server share.
+#[derive(Debug)]
+struct Shared {
+    router: Router,
+    limits: Limits,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
-    /// Binds the address.
-    pub async fn bind(address: SocketAddr, limits: Limits) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await?, limits })
+    /// Binds the address. Without a certificate it serves plain HTTP.
+    pub async fn bind(address: SocketAddr, limits: Limits, tls: Option<Arc<Tls>>) -> io::Result<Self> {
+        Ok(Self { listener: TcpListener::bind(address).await?, limits, tls })
     }
 
     /// Returns the bound address, with the real port when port 0 was requested.
@@ -70,27 +81,28 @@ impl Server {
 
     /// Serves until the token is cancelled, then lets requests in progress finish, within the grace.
     pub async fn serve(self, router: Router, stop: CancellationToken) {
-        let Self { listener, limits } = self;
+        let Self { listener, limits, tls } = self;
         let slots = Connections::new(
             limits.max_connections,
             limits.max_connections_per_client,
             limits.proxies.clone(),
         );
-        let limits = Arc::new(limits);
+        let grace = limits.grace;
+        let shared = Arc::new(Shared { router, limits, tls });
         let mut tasks = JoinSet::new();
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
             while tasks.try_join_next().is_some() {}
             // A child token: all connections would contend for the lock of a shared one.
-            let (router, limits, stop) = (router.clone(), Arc::clone(&limits), stop.child_token());
+            let (shared, stop) = (Arc::clone(&shared), stop.child_token());
             tasks.spawn(async move {
-                if let Err(error) = serve_connection(stream, &router, &limits, &slot, stop).await {
+                if let Err(error) = serve_connection(stream, &shared, &slot, stop).await {
                     tracing::debug!(%error, "connection ended early");
                 }
             });
         }
         drop(listener);
         let finished = async { while tasks.join_next().await.is_some() {} };
-        if timeout(limits.grace, finished).await.is_err() {
+        if timeout(grace, finished).await.is_err() {
             tracing::warn!("connections did not finish within the grace and are closed");
         }
         tasks.shutdown().await;
@@ -100,29 +112,50 @@ impl Server {
 /// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.
 async fn serve_connection(
     stream: TcpStream,
-    router: &Router,
-    limits: &Limits,
+    shared: &Shared,
     slot: &Slot,
     stop: CancellationToken,
 ) -> hyper::Result<()> {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY could not be set");
     }
-    let first = timeout(limits.head_deadline, is_http2(&stream));
-    let is_http2 = tokio::select! {
-        biased;
-        first = first => first,
-        () = stop.cancelled() => return Ok(()),
-        () = slot.evicted() => return Ok(()),
-    };
-    match is_http2 {
-        Ok(true) => {
-            refuse_http2(stream).await;
-            return Ok(());
-        }
-        Ok(false) => {}
-        Err(_) => return Ok(()),
+    let deadline = shared.limits.head_deadline;
+    if let Some(tls) = &shared.tls {
+        let acceptor = tls.acceptor();
+        return match or_end(timeout(deadline, acceptor.accept(stream)), slot, &stop).await {
+            Some(Ok(Ok(stream))) => serve_http(stream, shared, slot, stop).await,
+            Some(Ok(Err(error))) => {
+                tracing::debug!(%error, "a TLS handshake failed");
+                Ok(())
+            }
+            Some(Err(_)) | None => Ok(()),
+        };
     }
+    match or_end(timeout(deadline, is_http2(&stream)), slot, &stop).await {
+        Some(Ok(true)) => refuse_http2(stream).await,
+        Some(Ok(false)) => return serve_http(stream, shared, slot, stop).await,
+        Some(Err(_)) | None => {}
+    }
+    Ok(())
+}
+
+/// `None` if the stop or an eviction comes first.
+async fn or_end<T>(work: impl Future<Output = T>, slot: &Slot, stop: &CancellationToken) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = stop.cancelled() => None,
+        () = slot.evicted() => None,
+    }
+}
+
+async fn serve_http(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    shared: &Shared,
+    slot: &Slot,
+    stop: CancellationToken,
+) -> hyper::Result<()> {
+    let Shared { router, limits, .. } = shared;
     let service = service_fn(async |request| Ok::<_, Infallible>(answer(router, slot, request).await));
     let mut connection = pin!(
         http1::Builder::new()
@@ -146,10 +179,12 @@ async fn serve_connection(
     connection.await
 }
 
-async fn answer(router: &Router, slot: &Slot, request: Request<Incoming>) -> Response<Tracked<Body>> {
+async fn answer(router: &Router, slot: &Slot, mut request: Request<Incoming>) -> Response<Tracked<Body>> {
     let in_progress = slot.begin_request();
+    request.extensions_mut().insert(Peer(slot.peer()));
     let response = match request_check::refusal(&request) {
         None => {
+            let request = request.map(|body| Arriving::new(body, || slot.begin_body()));
             let Ok(response) = router.clone().call(request).await;
             response
         }

@@ -1,4 +1,5 @@
-//! A response body that keeps its request in progress until the connection has taken all of it.
+//! Bodies that keep their request in a state of the connection: a response body until the connection has taken all of it, a
+//! request body until all of it has arrived.
 
 use std::{
     pin::Pin,
@@ -7,7 +8,7 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 
-use super::connections::InProgress;
+use super::connections::{InProgress, Receiving};
 
 /// A body with its request in progress.
 #[derive(Debug)]
@@ -32,6 +33,45 @@ impl<B: Body + Unpin> Body for Tracked<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The body of a request, marked as arriving until its end.
+#[derive(Debug)]
+pub struct Arriving<B> {
+    body: B,
+    receiving: Option<Receiving>,
+}
+
+impl<B: Body> Arriving<B> {
+    /// Marks the body as arriving, unless it is empty.
+    pub fn new(body: B, begin: impl FnOnce() -> Receiving) -> Self {
+        let receiving = (!body.is_end_stream()).then(begin);
+        Self { body, receiving }
+    }
+}
+
+impl<B: Body + Unpin> Body for Arriving<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
+            self.receiving = None;
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {

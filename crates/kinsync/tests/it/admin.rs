@@ -21,7 +21,14 @@ fn without_a_token_set_the_admin_routes_are_closed_and_say_what_opens_them() {
 
 #[test]
 fn only_the_right_token_opens_every_admin_route() {
-    let server = Server::start(&[]);
+    // Each request comes from another address, or wrong tokens would cause a pause.
+    let server = Server::start(&[("KINSYNC_TRUSTED_PROXIES", "127.0.0.1")]);
+    let mut requests = 0_u32;
+    let mut status = |method: &str, path: &str, authorization: &[(&str, &str)]| {
+        requests += 1;
+        let client = std::net::Ipv4Addr::from(requests).to_string();
+        server.request(method, path, &[authorization, &[("x-forwarded-for", &client)]].concat(), "")
+    };
     let operator = |route: &Route| route.audience == Audience::Operator;
     let routes = routes().into_iter().filter(operator);
     let routes = routes.map(|route| (route.verb.as_str(), route.path.replace("{id}", "1")));
@@ -29,13 +36,13 @@ fn only_the_right_token_opens_every_admin_route() {
     let longer = format!("Bearer {TOKEN}x");
     for (method, path) in routes {
         let path = path.as_str();
-        assert_eq!(server.request(method, path, &[], "").0, 401, "{method} {path} without a token");
+        assert_eq!(status(method, path, &[]).0, 401, "{method} {path} without a token");
         for wrong in [almost.as_str(), longer.as_str(), "Bearer ", "Basic eDp5", TOKEN, "Bearer \u{fc}"] {
-            let (status, _) = server.request(method, path, &[("authorization", wrong)], "");
+            let (status, _) = status(method, path, &[("authorization", wrong)]);
             assert_eq!(status, 401, "{method} {path} with {wrong}");
         }
         let right = format!("bearer {TOKEN}");
-        let (status, body) = server.request(method, path, &[("authorization", &right)], "");
+        let (status, body) = status(method, path, &[("authorization", &right)]);
         assert!(
             matches!(status, 200 | 404) && !body.contains("no-route") || body.contains("KINDE_M2M_CLIENT_ID"),
             "{method} {path}: {status} {body}"

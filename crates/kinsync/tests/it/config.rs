@@ -204,6 +204,32 @@ fn a_short_secret_is_a_warning_and_not_a_problem() {
 }
 
 #[test]
+fn a_short_admin_token_is_refused_where_other_machines_reach_it() {
+    let everywhere = ("KINSYNC_BIND", "0.0.0.0");
+    for (name, short) in
+        [("KINSYNC_ADMIN_TOKEN", "15-characters-x"), ("KINSYNC_ADMIN_TOKENS", "ada:read:15-characters-x")]
+    {
+        let found = problems(&[SECRET, everywhere, (name, short)]);
+        assert!(found[name].contains("can be guessed") && !found[name].contains(short), "{found:?}");
+        for bind in [("KINSYNC_BIND", "127.0.0.1"), ("KINSYNC_ADMIN_BIND", "[::1]:5001")] {
+            let loaded =
+                Config::load(&Sources::from_vars([SECRET, everywhere, (name, short), bind])).unwrap();
+            assert!(loaded.warnings.iter().any(|warning| warning.contains(name)), "{:?}", loaded.warnings);
+        }
+        assert!(problems(&[SECRET, everywhere, (name, &format!("{short}y"))]).is_empty());
+    }
+    let found = problems(&[SECRET, ("KINSYNC_ADMIN_BIND", "0.0.0.0:5001"), ("KINSYNC_ADMIN_TOKEN", "short")]);
+    assert!(found.contains_key("KINSYNC_ADMIN_TOKEN"), "{found:?}");
+}
+
+#[test]
+fn a_certificate_needs_its_key() {
+    let found = problems(&[SECRET, ("KINSYNC_TLS_CERTIFICATE", "tls.crt")]);
+    assert!(found["KINSYNC_TLS_KEY"].contains("KINSYNC_TLS_CERTIFICATE needs it"), "{found:?}");
+    assert!(problems(&[SECRET, ("KINSYNC_TLS_KEY", "tls.key")]).contains_key("KINSYNC_TLS_CERTIFICATE"));
+}
+
+#[test]
 fn http_is_taken_for_this_machine_alone() {
     assert!(problems(&[("KINDE_DOMAIN", "http://127.0.0.1:4000")]).is_empty());
     assert!(problems(&[("KINDE_DOMAIN", "http://acme.kinde.com")]).contains_key("KINDE_DOMAIN"));
@@ -227,6 +253,8 @@ fn no_secret_is_ever_shown() {
         .filter(|setting| setting.secrecy == Secrecy::Hidden)
         .map(|setting| (setting.env, hidden.to_owned()))
         .collect();
+    vars.retain(|(name, _)| *name != "KINSYNC_ADMIN_TOKENS");
+    vars.push(("KINSYNC_ADMIN_TOKENS", format!("ada:read:{hidden}")));
     vars.push(("MONGODB_URI", format!("mongodb://app:{hidden}@db.example/app")));
     vars.push(("KINDE_M2M_CLIENT_ID", "id".into()));
     let loaded = Config::load(&Sources::from_vars(vars)).unwrap();
@@ -280,6 +308,7 @@ fn every_example_and_default_of_the_table_is_right() {
             let domain = ("KINDE_DOMAIN", "https://acme.kinde.com");
             let mut vars =
                 vec![SECRET, domain, ("KINDE_M2M_CLIENT_ID", "id"), ("KINDE_M2M_CLIENT_SECRET", "secret")];
+            vars.extend([("KINSYNC_TLS_CERTIFICATE", "tls.crt"), ("KINSYNC_TLS_KEY", "tls.key")]);
             vars.retain(|(name, _)| *name != setting.env);
             vars.push((setting.env, text));
             let found = problems(&vars);

@@ -459,8 +459,10 @@ async fn a_data_folder_that_cannot_be_used_is_failed() {
     check(&mut tenant, "/proc", "data_dir.space", "failed", &["0 B free", "more space"]);
     let open = tenant.folder.path().join("open");
     std::fs::create_dir(&open).unwrap();
-    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).unwrap();
-    check(&mut tenant, open.to_str().unwrap(), "data_dir.access", "warning", &["chmod 700"]);
+    for (mode, state) in [(0o777, "failed"), (0o770, "warning")] {
+        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
+        check(&mut tenant, open.to_str().unwrap(), "data_dir.access", state, &["chmod 700"]);
+    }
     tenant.set("KINSYNC_QUEUE_MAX_BYTES", "1000000000GiB");
     check(&mut tenant, open.to_str().unwrap(), "data_dir.space", "warning", &["KINSYNC_QUEUE_MAX_BYTES"]);
     assert_eq!(files(&open), Vec::<String>::new(), "what was made is gone");

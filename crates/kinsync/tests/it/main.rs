@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod admin;
+mod admin_access;
 mod authenticated_routes;
 mod commands;
 mod config;
@@ -12,6 +13,7 @@ mod dev;
 mod doctor;
 mod durability;
 mod forward_auth;
+mod load;
 mod one_command;
 mod reconcile;
 mod reference;
@@ -19,4 +21,5 @@ mod request_path;
 mod rules;
 mod server;
 mod tenant;
+mod tls;
 mod webhook_setup;

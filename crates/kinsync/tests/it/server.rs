@@ -38,7 +38,10 @@ pub(crate) fn kinsync(args: &[&str], vars: &[(&str, &str)]) -> Command {
 impl Server {
     /// With a secret and an admin token, and these variables beside them; an empty one is not set.
     pub(crate) fn start(vars: &[(&str, &str)]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), vars)
+    }
+
+    fn start_in(folder: tempfile::TempDir, vars: &[(&str, &str)]) -> Self {
         let usual = [
             ("PORT", "0"),
             ("KINDE_WEBHOOK_SECRET", SECRET),
@@ -56,6 +59,14 @@ impl Server {
             }
         };
         Self { child, address, lines, folder }
+    }
+
+    /// Kills the server with SIGKILL and starts it in the same folder, with these variables and on another port.
+    pub(crate) fn kill_and_restart(&mut self, vars: &[(&str, &str)]) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        *self = Self::start_in(folder, vars);
     }
 
     pub(crate) fn url(&self) -> String {
@@ -77,7 +88,7 @@ impl Server {
         body: &str,
     ) -> (u16, String) {
         let mut stream = self.connect();
-        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
         for (name, value) in headers {
             head.extend([name, ": ", value, "\r\n"]);
         }
@@ -88,8 +99,21 @@ impl Server {
 
     /// One request without a body on its own connection: status, head and body.
     pub(crate) fn exchange(&self, method: &str, path: &str) -> (u16, String, String) {
+        self.exchange_with(method, path, &[])
+    }
+
+    /// The same with these headers.
+    pub(crate) fn exchange_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> (u16, String, String) {
         let mut stream = self.connect();
-        write!(stream, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").unwrap();
+        let headers =
+            headers.iter().fold(String::new(), |head, (name, value)| head + name + ": " + value + "\r\n");
+        write!(stream, "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}\r\n")
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let status = text.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap();
@@ -120,6 +144,11 @@ impl Server {
             assert!(began.elapsed() < DEADLINE, "{path} stays at {status} {value}");
             thread::yield_now();
         }
+    }
+
+    /// Waits for a log line with this text.
+    pub(crate) fn wait_for_line(&self, text: &str) {
+        while !self.lines.recv_timeout(DEADLINE).expect(text).contains(text) {}
     }
 
     /// Resident memory, in KiB.

@@ -62,8 +62,58 @@ pub(super) static ROWS: &[Setting] = &[
         example: "$(openssl rand -hex 32)",
         secrecy: Secrecy::Hidden,
         reader: Reader::Both,
-        help: "The token for the admin routes; without it they are disabled",
+        help: "The token for the admin routes, named `admin` in the audit log; without a token they are disabled. Commands \
+               send it to the server",
         set: |config, text| put(&mut config.http.admin_token, value::secret(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.admin_tokens",
+        env: "KINSYNC_ADMIN_TOKENS",
+        flag: "admin-tokens",
+        example: "ada:operate:4d9c1f0b7a6e5d3c2b1a09f8e7d6c5b4,grafana:read:a3928170b5c6d7e8f90a1b2c3d4e5f60",
+        secrecy: Secrecy::Hidden,
+        help: "Further tokens for the admin routes as NAME:SCOPE:TOKEN, comma separated; SCOPE is `read` or `operate`. \
+               Tokens may share a name during a rotation",
+        set: |config, text| put(&mut config.http.admin_tokens, value::admin_tokens(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.admin_bind",
+        env: "KINSYNC_ADMIN_BIND",
+        flag: "admin-bind",
+        example: "127.0.0.1:5001",
+        help: "A separate address and port for the admin routes [default: the main address]",
+        set: |config, text| put(&mut config.http.admin_bind, value::socket(text).map(Some)),
+        ..ROW
+    },
+    Setting {
+        key: "http.admin_hosts",
+        env: "KINSYNC_ADMIN_HOSTS",
+        flag: "admin-hosts",
+        example: "kinsync.internal",
+        help: "Further `Host`s of requests to the admin routes on a loopback address, comma separated: others are refused, \
+               against DNS rebinding [default: localhost, IP addresses and the host of KINSYNC_PUBLIC_URL]",
+        set: |config, text| put(&mut config.http.admin_hosts, value::hosts(text)),
+        ..ROW
+    },
+    Setting {
+        key: "http.tls_certificate",
+        env: "KINSYNC_TLS_CERTIFICATE",
+        flag: "tls-certificate",
+        example: "/etc/kinsync/tls.crt",
+        help: "A PEM file with the certificate chain for TLS on the main address and KINSYNC_ADMIN_BIND; read again when it \
+               changes [default: plain HTTP]",
+        set: |config, text| put(&mut config.http.tls_certificate, Ok(Some(text.into()))),
+        ..ROW
+    },
+    Setting {
+        key: "http.tls_key",
+        env: "KINSYNC_TLS_KEY",
+        flag: "tls-key",
+        example: "/etc/kinsync/tls.key",
+        help: "A PEM file with the private key of the certificate",
+        set: |config, text| put(&mut config.http.tls_key, Ok(Some(text.into()))),
         ..ROW
     },
     Setting {

@@ -84,7 +84,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "trusted-proxies",
         example: "10.0.0.0/8,192.168.1.5",
         help: "Addresses or networks of your reverse proxies, comma separated: they have no limit of connections per \
-               client",
+               client, and the audit log and the pause after wrong admin tokens use their `X-Forwarded-For`",
         set: |config, text| put(&mut config.http.trusted_proxies, value::networks(text)),
         ..ROW
     },
