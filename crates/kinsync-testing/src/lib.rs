@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod mongo;
+pub mod replica_set;
 pub mod tokens;
 
 /// Returns the time of the machine's clock.

@@ -119,6 +119,34 @@ impl TestMongo {
         FailPoint { port: self.port }
     }
 
+    /// Returns the port of the server.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Starts a server that is meant to become a member of a replica set, which the caller initiates.
+    pub(crate) fn launch_member() -> Self {
+        let mongo = Self { port: free_port(), set: SET, supervisor: Mutex::new(Supervisor::new()) };
+        mongo.launch();
+        mongo
+    }
+
+    /// Starts the server again after [`TestMongo::stop`], without waiting until it answers.
+    pub(crate) fn launch_again(&self) {
+        self.launch();
+    }
+
+    /// Returns the log of the server so far.
+    pub fn log(&self) -> String {
+        let dir = self.supervisor.lock().expect("no test panics while it holds this").dir.clone();
+        std::fs::read_to_string(dir.join("mongod.log")).expect("the server has started")
+    }
+
+    /// Returns a client of this server alone.
+    pub(crate) async fn direct(&self) -> Client {
+        direct(self.port).await
+    }
+
     /// Kills the server as a power cut would.
     pub fn stop(&self) {
         self.tell("stop");

@@ -20,6 +20,8 @@ mod queue_disk;
 mod queue_embedded;
 mod queue_model;
 
+mod replica_set;
+
 mod linking;
 mod store_conformance;
 mod store_embedded;

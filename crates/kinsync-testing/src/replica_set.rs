@@ -1,0 +1,154 @@
+//! A real MongoDB replica set with three members on this machine: step-downs, killed and paused members, elections.
+
+use std::time::Duration;
+
+use bson::{Document, doc};
+use tokio::time::{Instant, sleep};
+
+use crate::mongo::TestMongo;
+
+/// Longest time until the set has a primary. Elections take a few seconds with the timeout set below.
+const ELECTION: Duration = Duration::from_mins(1);
+
+/// Whether a secondary copies writes of the primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replication {
+    /// It copies them, as usual.
+    Running,
+    /// It copies none.
+    Stopped,
+}
+
+/// A replica set of one test. Its servers end with the test process.
+#[derive(Debug)]
+pub struct TestReplicaSet {
+    members: Vec<TestMongo>,
+}
+
+impl TestReplicaSet {
+    /// Starts three members and waits until one of them is primary and the others are secondaries.
+    pub async fn start() -> Self {
+        let set = Self { members: (0..3).map(|_| TestMongo::launch_member()).collect() };
+        let deadline = Instant::now() + ELECTION;
+        while !set.is_initiated().await {
+            assert!(Instant::now() < deadline, "the replica set was not initiated");
+            sleep(Duration::from_millis(50)).await;
+        }
+        set.until_whole().await;
+        set
+    }
+
+    /// Returns the connection string with all members.
+    pub fn uri(&self) -> String {
+        let hosts: Vec<String> = self.members.iter().map(host).collect();
+        format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
+    }
+
+    /// Returns a name that no other test uses.
+    pub fn database(&self) -> String {
+        self.members[0].database()
+    }
+
+    /// Returns a member.
+    pub fn member(&self, n: usize) -> &TestMongo {
+        &self.members[n]
+    }
+
+    /// Waits until a member is primary, and returns its number.
+    pub async fn primary(&self) -> usize {
+        self.until("there is a primary", async |states: &[Option<String>]| {
+            states.iter().position(|state| state.as_deref() == Some("PRIMARY"))
+        })
+        .await
+    }
+
+    /// Waits until one member is primary and all others are secondaries.
+    pub async fn until_whole(&self) {
+        self.until("every member is up", async |states: &[Option<String>]| {
+            let count = |name: &str| states.iter().filter(|state| state.as_deref() == Some(name)).count();
+            (count("PRIMARY") == 1 && count("SECONDARY") == states.len() - 1).then_some(())
+        })
+        .await;
+    }
+
+    /// Makes the primary step down for a minute and waits until another member is primary.
+    pub async fn step_down(&self) {
+        let old = self.primary().await;
+        let command = doc! { "replSetStepDown": 60, "secondaryCatchUpPeriodSecs": 10, "force": true };
+        // The reply is lost when the server closes its connections.
+        let _ = self.members[old].direct().await.database("admin").run_command(command).await;
+        self.until("another member is primary", async |states: &[Option<String>]| {
+            let new = states.iter().position(|state| state.as_deref() == Some("PRIMARY"));
+            new.filter(|new| *new != old)
+        })
+        .await;
+    }
+
+    /// Makes a secondary stop or resume copying writes of the primary. It votes meanwhile.
+    pub async fn set_replication(&self, n: usize, runs: Replication) {
+        let mode = match runs {
+            Replication::Stopped => "alwaysOn",
+            Replication::Running => "off",
+        };
+        let command = doc! { "configureFailPoint": "stopReplProducer", "mode": mode };
+        let admin = self.members[n].direct().await.database("admin");
+        admin.run_command(command).await.expect("the member answers");
+    }
+
+    /// Starts a member again that was stopped.
+    pub fn restart(&self, n: usize) {
+        self.members[n].launch_again();
+    }
+
+    async fn is_initiated(&self) -> bool {
+        let members: Vec<Document> = (0_i32..)
+            .zip(&self.members)
+            .map(|(id, member)| doc! { "_id": id, "host": host(member) })
+            .collect();
+        let settings = doc! { "electionTimeoutMillis": 1500, "heartbeatIntervalMillis": 250 };
+        let config = doc! { "_id": "rs0", "members": members, "settings": settings };
+        let admin = self.members[0].direct().await.database("admin");
+        // Fails until every member answers, and after it has succeeded.
+        let _ = admin.run_command(doc! { "replSetInitiate": config }).await;
+        let hello = admin.run_command(doc! { "hello": 1 }).await;
+        hello.is_ok_and(|hello| hello.contains_key("setName"))
+    }
+
+    async fn until<T>(&self, what: &str, is_so: impl AsyncFn(&[Option<String>]) -> Option<T>) -> T {
+        let deadline = Instant::now() + ELECTION;
+        loop {
+            let mut states = Vec::new();
+            for member in &self.members {
+                states.push(state(member).await);
+            }
+            if let Some(found) = is_so(&states).await {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "{what}: {states:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Returns what a member says of itself, such as `PRIMARY`; `None` if it does not answer.
+async fn state(member: &TestMongo) -> Option<String> {
+    let client = member.direct().await;
+    let admin = client.database("admin");
+    let hello = tokio::time::timeout(Duration::from_secs(1), admin.run_command(doc! { "hello": 1 }));
+    let hello = hello.await.ok()?.ok()?;
+    let is = |key: &str| hello.get_bool(key).unwrap_or_default();
+    Some(
+        if is("isWritablePrimary") {
+            "PRIMARY"
+        } else if is("secondary") {
+            "SECONDARY"
+        } else {
+            "OTHER"
+        }
+        .into(),
+    )
+}
+
+fn host(member: &TestMongo) -> String {
+    format!("127.0.0.1:{}", member.port())
+}
