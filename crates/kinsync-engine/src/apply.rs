@@ -45,6 +45,9 @@ pub struct Applied {
     pub failed: Vec<(UserId, String)>,
     /// Deleted users with an observation newer than the deletion.
     pub users_to_recheck: Vec<UserId>,
+    /// Why the owners of some email addresses are not decided yet. The rows are written with a pending mark for each address,
+    /// so a [`Sweep`](crate::email_ownership::Sweep) decides them: do not apply the observations again for this.
+    pub unresolved: Option<Error>,
 }
 
 /// Joined observations of one user in a batch.
@@ -123,7 +126,7 @@ async fn apply_deltas(
     let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
         if deltas.is_empty() {
-            resolve(store, to_resolve, now).await?;
+            applied.unresolved = resolve(store, to_resolve, now).await.err();
             return Ok(applied);
         }
         pause(round).await;
@@ -166,7 +169,7 @@ async fn apply_deltas(
         }
     }
     applied.failed.extend(deltas.into_keys().map(|user| (user, CONTENTION.into())));
-    resolve(store, to_resolve, now).await?;
+    applied.unresolved = resolve(store, to_resolve, now).await.err();
     Ok(applied)
 }
 

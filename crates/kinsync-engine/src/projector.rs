@@ -8,7 +8,14 @@ mod evidence;
 mod piece;
 mod upkeep;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use kinsync_core::{Micros, UserId};
 use tokio::sync::watch;
@@ -78,6 +85,8 @@ pub struct Projector {
     config: Config,
     evidence: Evidence,
     rejected: watch::Sender<RejectedByStore>,
+    /// Whether the next look at the store sweeps, although its time has not come.
+    sweep_soon: AtomicBool,
 }
 
 impl Projector {
@@ -90,7 +99,8 @@ impl Projector {
         config: Config,
     ) -> Self {
         let evidence = Evidence::new(config.retry_after);
-        Self { queue, store, breaker, clock, config, evidence, rejected: watch::Sender::default() }
+        let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
+        Self { queue, store, breaker, clock, config, evidence, rejected, sweep_soon }
     }
 
     /// Runs until `stop` is cancelled, then completes writes in progress. Other entries stay in the queue.
@@ -199,6 +209,14 @@ impl Projector {
             self.breaker.failed(&refused_all(reason));
         } else {
             self.breaker.succeeded();
+        }
+        if let Some(error) = &applied.unresolved {
+            // No reason to hold the entries: their rows are written, with a mark that the next sweep finds.
+            tracing::warn!(
+                error = crate::breaker::error_chain(error),
+                "deciding owners of email addresses failed"
+            );
+            self.sweep_soon.store(true, Ordering::Release);
         }
         let items = std::mem::take(&mut piece.items);
         if let Err(error) = self.finish(items, applied).await {

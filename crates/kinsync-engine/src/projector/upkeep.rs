@@ -1,7 +1,7 @@
 //! Regular work on the store: writes refused users that a rule now allows, completes interrupted transfers of addresses, and
 //! counts what the store rejects.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use kinsync_core::UserId;
 use tokio::{sync::watch, time::Instant};
@@ -51,7 +51,7 @@ impl Projector {
         let mut next_sweep = Instant::now();
         loop {
             let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
-            let is_due = Instant::now() >= next_sweep;
+            let is_due = self.sweep_soon.swap(false, Ordering::AcqRel) || Instant::now() >= next_sweep;
             match self.look_after(&mut positions, is_due).await {
                 Ok(()) => self.breaker.succeeded(),
                 Err(error) => {

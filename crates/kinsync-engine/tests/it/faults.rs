@@ -154,7 +154,8 @@ async fn disturbed(store: &Arc<dyn Store>, batches: &[Vec<Observation>], n: usiz
     let failing = Failing { store: store.clone(), calls_left: AtomicUsize::new(n), strike };
     let mut failed = false;
     for batch in batches {
-        failed |= apply(&failing, batch.iter().cloned(), Micros(1)).await.is_err();
+        let applied = apply(&failing, batch.iter().cloned(), Micros(1)).await;
+        failed |= applied.map_or(true, |applied| applied.unresolved.is_some());
     }
     failed
 }

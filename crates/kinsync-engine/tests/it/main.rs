@@ -4,6 +4,7 @@ mod histories;
 mod stores;
 
 mod audit;
+mod fault_matrix;
 mod faults;
 mod isolation;
 mod pipeline;
