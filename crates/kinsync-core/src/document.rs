@@ -1,5 +1,7 @@
 //! The user document that an application reads, derived from the state and the metadata.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,6 +18,9 @@ use crate::{
 pub struct RowMetadata {
     /// Whether the document shows the claimed email address.
     pub holds_email: bool,
+    /// Whether the document shows an email address of the application that kinsync does not replace. The user then does not
+    /// compete for the claimed address.
+    pub keeps_email: bool,
     /// Kinde id or `_id` of the document that shows the claimed email address instead, if one does.
     pub email_held_by: Option<String>,
     /// Time at which the row was inserted, by kinsync's clock.
@@ -105,6 +110,11 @@ pub struct UserDocument {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
     pub source: Option<Source>,
+    /// Values of the application that the document shows under kinsync's keys, by key. kinsync does not change them; the
+    /// other members of this object contain the values of kinsync.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[cfg_attr(feature = "openapi", schema(value_type = std::collections::HashMap<String, serde_json::Value>))]
+    pub kept: BTreeMap<String, serde_json::Value>,
 }
 
 /// An email address that another document shows.
@@ -130,7 +140,10 @@ impl UserDocument {
         };
         Self {
             kinde_id: id.clone(),
-            email: state.shown_email(metadata).map(ToOwned::to_owned),
+            email: state
+                .shown_email(metadata)
+                .or_else(|| state.claimed_email().filter(|_| metadata.keeps_email))
+                .map(ToOwned::to_owned),
             email_conflict: state.email_conflict(metadata),
             email_verified: flag(Field::EmailVerified),
             first_name: text(Field::FirstName),
@@ -153,19 +166,21 @@ impl UserDocument {
             is_deleted: !state.is_live(),
             deleted_at: state.deleted_at(),
             source: metadata.source,
+            kept: BTreeMap::new(),
         }
     }
 }
 
 impl UserState {
-    /// Returns the email address that the document shows: the claimed one, unless another document shows it.
+    /// Returns the email address that the document shows: the claimed one, unless another document shows it or this one
+    /// keeps an address of the application.
     pub fn shown_email(&self, metadata: &RowMetadata) -> Option<&str> {
-        self.claimed_email().filter(|_| metadata.holds_email)
+        self.claimed_email().filter(|_| metadata.holds_email && !metadata.keeps_email)
     }
 
     /// Returns the claimed email address that the document does not show, with the document that shows it.
     pub fn email_conflict(&self, metadata: &RowMetadata) -> Option<EmailConflict> {
-        let email = self.claimed_email().filter(|_| !metadata.holds_email)?;
+        let email = self.claimed_email().filter(|_| !metadata.holds_email && !metadata.keeps_email)?;
         Some(EmailConflict { email: email.to_owned(), held_by: metadata.email_held_by.clone() })
     }
 

@@ -16,7 +16,7 @@ use crate::{
     random,
     refused_users::{self, Refused, RefusedUser},
     scan_watermark::ScanWatermarks,
-    store::{Error, Outcome, Row, Store},
+    store::{DocumentKey, Error, Outcome, Row, Store},
 };
 
 /// Compare-and-set attempts before giving up. Each lost attempt means that a concurrent write succeeded.
@@ -131,11 +131,10 @@ async fn apply_deltas(
         }
         pause(round).await;
         let ids: Vec<UserId> = deltas.keys().cloned().collect();
-        let rows = store.load(&ids).await?;
+        let rows = store.load_to_write(&ids).await?;
         let mut writes = Vec::with_capacity(ids.len());
         let mut users_to_recheck = Vec::new();
-        for (id, row) in ids.into_iter().zip(rows) {
-            let row = row.unwrap_or_else(|| Row::unknown(id));
+        for row in rows {
             if let Some((next, check)) = next(&row, &deltas[&row.id], now, scans) {
                 users_to_recheck.extend(check.then(|| next.id.clone()));
                 writes.push(next);
@@ -201,7 +200,8 @@ async fn write(store: &dyn Store, rows: Vec<Row>, now: Micros) -> Result<Vec<(Ro
     mark_rejected(store, &mut done).await?;
     keep_rejected(store, &done, now).await?;
     for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
-        row.revision += 1;
+        report_edits(row);
+        row.written();
     }
     Ok(done)
 }
@@ -273,6 +273,22 @@ fn refusal(outcome: &Outcome) -> Option<&str> {
     }
 }
 
+/// Reports keys of kinsync that the application had changed, and that this write restored.
+fn report_edits(row: &Row) {
+    let Some(document) = row.document.as_ref().filter(|document| !document.edited().is_empty()) else {
+        return;
+    };
+    let keys: Vec<&str> = document.edited().iter().map(DocumentKey::name).collect();
+    tracing::warn!(
+        user = row.id.as_str(),
+        keys = keys.join(","),
+        "the application had changed values of kinsync in a document; they were restored"
+    );
+    for key in keys {
+        metrics::counter!("kinsync_document_edits_total", "key" => key).increment(1);
+    }
+}
+
 /// Counts changes by source.
 fn count(source: Option<Source>) {
     let source = source.map_or("unknown", Source::as_str);
@@ -281,7 +297,8 @@ fn count(source: Option<Source>) {
 
 fn without_email(mut row: Row) -> Row {
     row.metadata.holds_email = false;
-    row.pending_emails.extend(row.state.claimed_email().map(ToOwned::to_owned));
+    let claimed = row.claimed_email().map(ToOwned::to_owned);
+    row.pending_emails.extend(claimed);
     row
 }
 
@@ -309,7 +326,7 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
 /// Returns the row to write and whether the user needs a check, or `None` if the delta contains nothing new.
 fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option<(Row, bool)> {
     let mut state = row.state.clone().join(delta.state.clone());
-    if state == row.state && row.revision > 0 {
+    if state == row.state && row.revision > 0 && !row.is_outdated() {
         return None;
     }
     let stale = scans.classify(row, &delta.state);
@@ -321,19 +338,23 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
         next.metadata.inserted_at = now;
     }
     // A new `last_seen` alone is no change of the user and must not trigger consumers of changes.
-    if row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state) {
+    let is_changed = row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state);
+    if is_changed || row.is_outdated() {
         next.metadata.updated_at = now;
+    }
+    if is_changed {
         next.metadata.source = Some(delta.source);
     }
-    let before = row.state.claimed_email();
-    let after = next.state.claimed_email();
-    if before != after {
+    next.metadata.keeps_email = next.must_keep_email();
+    let before = row.claimed_email();
+    let after = next.claimed_email().map(ToOwned::to_owned);
+    if before != after.as_deref() {
         // Another user may have an email conflict about the former address.
         next.pending_emails.extend(before.filter(|_| row.metadata.holds_email).map(ToOwned::to_owned));
         next.metadata.holds_email = after.is_some();
         next.metadata.email_held_by = None;
-    } else if !row.metadata.holds_email && is_stronger(&next.state, &row.state) {
-        next.pending_emails.extend(after.map(ToOwned::to_owned));
+    } else if !row.metadata.holds_email && (row.is_outdated() || is_stronger(&next.state, &row.state)) {
+        next.pending_emails.extend(after);
     }
     let check = stale.needs_check || next.state.needs_check();
     Some((next, check))

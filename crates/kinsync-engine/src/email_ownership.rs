@@ -46,12 +46,12 @@ impl Sweep {
         // A small batch is the last one. Unreadable rows are left out, so a full batch may have fewer than `SWEEP` rows.
         self.after = conflicted.last().filter(|_| conflicted.len() > SWEEP / 2).map(|row| row.id.clone());
         let addresses: BTreeSet<String> =
-            conflicted.iter().filter_map(|row| row.state.claimed_email()).map(ToOwned::to_owned).collect();
+            conflicted.iter().filter_map(Row::claimed_email).map(ToOwned::to_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
         let recorded_holders: HashMap<String, Option<String>> =
             conflicted.iter().map(|row| (row.id.to_string(), row.metadata.email_held_by.clone())).collect();
         for mut row in conflicted {
-            let Some(address) = row.state.claimed_email().map(ToOwned::to_owned) else { continue };
+            let Some(address) = row.claimed_email().map(ToOwned::to_owned) else { continue };
             let holder = holders.get(&address).map(Holder::name);
             let recorded = row.metadata.email_held_by.as_deref();
             // The recorded holder is the owner, and the owner in turn records the document that shows the address.
@@ -162,7 +162,7 @@ impl<'a> Transfer<'a> {
     }
 
     fn claimants(&self, address: &str) -> impl Iterator<Item = &Row> {
-        self.rows.values().filter(move |row| row.state.claimed_email() == Some(address))
+        self.rows.values().filter(move |row| row.claimed_email() == Some(address))
     }
 
     /// Makes the owner's document show the address. If a document of the application shows it and cannot be linked, records
@@ -212,20 +212,22 @@ impl<'a> Transfer<'a> {
         let Some(mut row) = shown else { return Ok(Outcome::EmailTaken) };
         let outcome = self.store.link(&row).await?;
         if outcome == Outcome::Written {
-            row.revision += 1;
+            row.written();
             self.rows.insert(row.id.clone(), row);
             metrics::counter!("kinsync_users_linked_total").increment(1);
         }
         Ok(outcome)
     }
 
-    /// Returns whether the address in a document with a Kinde id belongs to the application: kinsync has no observation of
-    /// an address of that user. Returns `false` for a claimant that was not loaded yet, and for a document that should not
+    /// Returns whether the address in a document with a Kinde id belongs to the application: kinsync has not written it, or
+    /// has no observation of an address of that user. Returns `false` for a claimant that was not loaded yet, and for a document that should not
     /// show the address: that document is written again.
     async fn belongs_to_application(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
         // The load returns nothing for a document that kinsync never wrote.
         let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
-        let has_observations = |row: &Row| row.state.value(Field::Email).is_some() || !row.state.is_live();
+        let has_observations = |row: &Row| {
+            !row.metadata.keeps_email && (row.state.value(Field::Email).is_some() || !row.state.is_live())
+        };
         let Some(row) = row.filter(has_observations) else { return Ok(true) };
         if row.state.shown_email(&row.metadata) == Some(address) {
             return Ok(false);
@@ -258,7 +260,7 @@ impl<'a> Transfer<'a> {
         let outcomes = self.store.write(&rows).await?;
         for (mut row, outcome) in rows.into_iter().zip(outcomes) {
             if outcome == Outcome::Written {
-                row.revision += 1;
+                row.written();
                 self.rows.insert(row.id.clone(), row);
             } else if worst == Outcome::Written || outcome == Outcome::Stale {
                 worst = outcome;

@@ -121,7 +121,7 @@ async fn link_page(
     let addresses: Vec<String> = rows.keys().cloned().collect();
     let claimants = store.claimants(&addresses).await?;
     for (address, ids) in rows {
-        let of_address = claimants.iter().filter(|row| row.state.claimed_email() == Some(&address));
+        let of_address = claimants.iter().filter(|row| row.claimed_email() == Some(&address));
         let owner = email::owner(of_address.map(|row| (&row.id, &row.state)));
         let owner = owner.and_then(|id| claimants.iter().find(|row| row.id == *id));
         let Some(owner) = owner else {

@@ -14,15 +14,21 @@ use kinsync_core::{Micros, RowMetadata, UserDocument, UserId, UserState};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
+mod document_key;
 pub mod embedded;
 #[cfg(feature = "mongodb")]
 pub mod mongo;
 mod open;
+mod stored_document;
 
-pub use self::open::{Location, OpenedStore, open};
+pub use self::{
+    document_key::{DocumentKey, KeySet},
+    open::{Location, OpenedStore, open},
+    stored_document::StoredDocument,
+};
 
-/// A stored user.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A stored user. Two rows are equal if they have the same state, whatever their documents contain beside it.
+#[derive(Clone, Debug)]
 pub struct Row {
     /// Id of the user.
     pub id: UserId,
@@ -34,7 +40,20 @@ pub struct Row {
     pub revision: i64,
     /// Addresses with a pending decision about their owner, caused by a change of this row.
     pub pending_emails: BTreeSet<String>,
+    /// The document as it was read; `None` after a write, for a user without a document, and in a store without documents of
+    /// an application.
+    pub document: Option<Box<StoredDocument>>,
 }
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { id, state, metadata, revision, pending_emails, document: _ } = self;
+        (id, state, metadata) == (&other.id, &other.state, &other.metadata)
+            && (revision, pending_emails) == (&other.revision, &other.pending_emails)
+    }
+}
+
+impl Eq for Row {}
 
 impl Row {
     /// Returns the row of a user without observations that is not stored.
@@ -45,12 +64,40 @@ impl Row {
             metadata: RowMetadata::default(),
             revision: 0,
             pending_emails: BTreeSet::new(),
+            document: None,
         }
     }
 
-    /// Returns the document that an application reads.
+    /// Returns the user as kinsync knows it, with the values of the application that the document shows instead.
     pub fn document(&self) -> UserDocument {
-        UserDocument::new(&self.id, &self.state, &self.metadata)
+        let kept = self.document.as_ref().map(|stored| stored.values_of_the_application());
+        UserDocument {
+            kept: kept.unwrap_or_default(),
+            ..UserDocument::new(&self.id, &self.state, &self.metadata)
+        }
+    }
+
+    /// Returns the email address for which this user competes with others; `None` if the document keeps an address of the
+    /// application.
+    pub fn claimed_email(&self) -> Option<&str> {
+        self.state.claimed_email().filter(|_| !self.metadata.keeps_email)
+    }
+
+    /// Returns whether the document shows other values than the state, so that it has to be written without a new
+    /// observation.
+    pub fn is_outdated(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.is_outdated())
+    }
+
+    /// Returns whether the document keeps an address of the application instead of the claimed one.
+    pub(crate) fn must_keep_email(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.keeps_email(self.state.claimed_email()))
+    }
+
+    /// Marks the row as written: the store reads the document again before the next write.
+    pub(crate) fn written(&mut self) {
+        self.revision += 1;
+        self.document = None;
     }
 }
 
@@ -261,6 +308,13 @@ impl Error {
 pub trait Store: fmt::Debug + Send + Sync {
     /// Loads the rows of these users, in the same order; `None` for users that are not stored.
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error>;
+
+    /// Loads rows to be written, in the same order: a row of revision 0 for a user that is not stored, with what is known of
+    /// the user nevertheless.
+    async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
+        let rows = self.load(ids).await?;
+        Ok(ids.iter().zip(rows).map(|(id, row)| row.unwrap_or_else(|| Row::unknown(id.clone()))).collect())
+    }
 
     /// Writes each row if the stored revision is still `row.revision` (0: not stored yet), as
     /// revision `row.revision + 1`. One row is one atomic step; rows do not depend on each other.

@@ -7,27 +7,27 @@
 //! - [`setting`]: the list
 //! - [`source`]: the sources of a value: flags > environment > file > default
 //! - [`mod@file`]: the TOML file
+//! - [`fields`]: names of the keys of the user document
 //! - [`value`]: texts parsed into types
 //! - [`rules`]: rules between settings, and what a setting disables
 //! - [`problem`]: every problem, reported together
 //! - [`show`]: the merge, secrets masked
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
 use http::HeaderValue;
-use kinsync_core::Field;
-use kinsync_engine::LinkByEmail;
+use kinsync_engine::{LinkByEmail, internal::store::mongo::FieldMapping};
 use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
 
 use crate::http::network::Network;
 
+pub mod fields;
 pub mod file;
 pub mod problem;
 pub mod rules;
@@ -107,8 +107,8 @@ pub struct Store {
     pub link_by_email: LinkByEmail,
     /// What happens to requests of users whose document a rule of the database rejects.
     pub refused_users: RefusedUsers,
-    /// Renamed fields of the user document.
-    pub fields: BTreeMap<Field, String>,
+    /// Names of kinsync's keys in the user document.
+    pub fields: FieldMapping,
 }
 
 /// A kind of queue.
@@ -262,9 +262,8 @@ impl Config {
                 problems.push(problem);
             }
         }
+        config.store.fields = fields::mapping(&merged.fields, &mut problems);
         rules::check(&config, &merged, &mut problems);
-        let named = |(key, name): (&String, &String)| Some((Field::from_key(key)?, name.clone()));
-        config.store.fields = merged.fields.iter().filter_map(named).collect();
         if problems.is_empty() {
             let misspelled = merged.misspelled.iter().map(|one| format!("{} {}", one.name, one.message));
             let warnings = rules::warnings(&config).into_iter().chain(misspelled).collect();

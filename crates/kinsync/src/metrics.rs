@@ -213,6 +213,11 @@ pub const METRICS: &[Metric] = &[
         help: "Rejections of users by an index or a validator of the database, one per user and rule",
     },
     Metric {
+        name: "kinsync_document_edits_total",
+        kind: Kind::Counter,
+        help: "Keys of kinsync that the application had changed in a document and that were restored, by key",
+    },
+    Metric {
         name: "kinsync_component_restarts_total",
         kind: Kind::Counter,
         help: "Restarts of a long-running task after a panic or an unexpected end, by component",

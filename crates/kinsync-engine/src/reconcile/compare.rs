@@ -11,7 +11,11 @@ use kinsync_core::{
 };
 
 use super::record::{Drift, DriftKind};
-use crate::{scan_watermark::codes, snapshot, store::Row};
+use crate::{
+    scan_watermark::codes,
+    snapshot,
+    store::{DocumentKey, Row},
+};
 
 /// A user as read from Kinde.
 #[derive(Clone, Debug)]
@@ -108,7 +112,7 @@ impl RemoteUser {
             (true, ..) => DriftKind::Changed,
             (false, false, _) => DriftKind::FilledIn,
             (_, true, Some(_)) => DriftKind::SignedIn,
-            (_, true, None) => return Comparison::Equal,
+            (_, true, None) => return self.compare_document(row),
         };
         let mut changed = Profile::new();
         for field in &differing {
@@ -119,6 +123,18 @@ impl RemoteUser {
             self.drift(kind, differing, Some(row)),
             fields.into_iter().chain(signed_in).collect(),
         )
+    }
+
+    /// Compares the document of a row that equals the user with what it should show. An observation without fields makes
+    /// [`crate::apply`] write it.
+    fn compare_document(&self, row: &Row) -> Comparison {
+        if !row.is_outdated() {
+            return Comparison::Equal;
+        }
+        let edited = row.document.iter().flat_map(|document| document.edited().iter());
+        let fields = edited.filter_map(DocumentKey::field).collect();
+        let restore = vec![self.observe(What::Fields(Profile::new()))];
+        Comparison::Differs(self.drift(DriftKind::Edited, fields, Some(row)), restore)
     }
 
     fn all(&self) -> Vec<Observation> {

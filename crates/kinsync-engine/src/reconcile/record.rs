@@ -60,6 +60,8 @@ pub enum DriftKind {
     /// Differs or is not listed, and the store has an observation as new as Kinde's response, or a newer one. Left
     /// unchanged: the next scan decides.
     TooRecent,
+    /// Equal to Kinde's, and the application changed or removed values of kinsync in the document. They are restored.
+    Edited,
 }
 
 impl DriftKind {
@@ -77,6 +79,7 @@ impl DriftKind {
             Self::Rejected => "rejected",
             Self::Undetermined => "undetermined",
             Self::TooRecent => "too_recent",
+            Self::Edited => "edited",
         }
     }
 

@@ -229,6 +229,7 @@ fn export(latest: Option<&Run>) {
         DriftKind::Rejected,
         DriftKind::Undetermined,
         DriftKind::TooRecent,
+        DriftKind::Edited,
     ] {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }

@@ -10,7 +10,7 @@
 //! to an ack, and must not rest on a write that a new primary may roll back.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -20,7 +20,7 @@ use std::{
 
 use async_trait::async_trait;
 use bson::RawDocumentBuf;
-use kinsync_core::{Field, UserId};
+use kinsync_core::UserId;
 use mongodb::{
     Client, Collection, Database,
     error::ErrorKind,
@@ -29,9 +29,10 @@ use mongodb::{
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::inspect::{IndexFault, Server, Topology};
+pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
-use self::{call::Calls, keys::Keys};
+use self::{call::Calls, encode::Scope, keys::Keys};
 use super::{
     Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
 };
@@ -47,6 +48,7 @@ mod log;
 mod privileges;
 mod read;
 mod state;
+mod view;
 mod write;
 
 /// Settings of the store.
@@ -62,8 +64,8 @@ pub struct Config {
     pub events: String,
     /// Collection of kinsync's own records.
     pub state: String,
-    /// Fields with a key other than [`Field::key`] in a user document.
-    pub fields: BTreeMap<Field, String>,
+    /// Names of kinsync's keys in a user document.
+    pub fields: FieldMapping,
     /// Whether the index on the email address is unique.
     pub unique_email: bool,
     /// Whether an existing document is linked to the user with its verified address.
@@ -87,7 +89,7 @@ impl Config {
             users: "users".into(),
             events: "user_events".into(),
             state: "kinsync_state".into(),
-            fields: BTreeMap::new(),
+            fields: FieldMapping::default(),
             unique_email: true,
             link_by_email: LinkByEmail::Verified,
             op_timeout: Duration::from_secs(5),
@@ -199,12 +201,16 @@ impl Store for MongoStore {
         timed("mongo", "load", self.0.load(ids)).await
     }
 
+    async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
+        timed("mongo", "load", self.0.load_to_write(ids)).await
+    }
+
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write", self.0.write(rows, encode::row)).await
+        timed("mongo", "write", self.0.write(rows, Scope::All)).await
     }
 
     async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write_marks", self.0.write(rows, encode::marks)).await
+        timed("mongo", "write_marks", self.0.write(rows, Scope::Marks)).await
     }
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {

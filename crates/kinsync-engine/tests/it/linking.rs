@@ -307,10 +307,12 @@ async fn a_document_with_a_kinde_id_that_kinsync_never_wrote_keeps_its_address_a
         (held_by("kp_new").await.as_deref(), held_by("kp_other").await.as_deref()),
         (Some("kp_old"), Some("list"))
     );
-    // The user is finally observed, with another address: the waiting user gets the address.
+    // The user is finally observed, with another address: the document keeps the application's.
     observe(&store, vec![event("kp_old", 2, "c@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
-    assert_eq!(get(&store, "kp_new").await.unwrap().document().email.as_deref(), Some("a@x.org"));
+    assert_eq!(held_by("kp_new").await.as_deref(), Some("kp_old"));
+    let old = users(&store).find_one(doc! { "kindeId": "kp_old" }).await.unwrap().unwrap();
+    assert_eq!(text(&old, "email"), Some("a@x.org"));
 }
 
 #[tokio::test]
@@ -322,11 +324,16 @@ async fn an_address_of_a_user_without_observations_belongs_to_the_application() 
     users(&store).update_one(bob.clone(), doc! { "$set": { "email": "a@x.org" } }).await.unwrap();
     observe(&store, vec![event("kp_ada", 2, "a@x.org")]).await;
     assert_eq!(get(&store, "kp_ada").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_bob"));
-    assert_eq!(text(&users(&store).find_one(bob).await.unwrap().unwrap(), "email"), Some("a@x.org"));
+    assert_eq!(text(&users(&store).find_one(bob.clone()).await.unwrap().unwrap(), "email"), Some("a@x.org"));
+    observe(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
+    assert_eq!(text(&users(&store).find_one(bob.clone()).await.unwrap().unwrap(), "email"), Some("a@x.org"));
+    // The application removes its address: the key is kinsync's again.
+    users(&store).update_one(bob.clone(), doc! { "$unset": { "email": 1 } }).await.unwrap();
     observe(&store, vec![event("kp_bob", 3, "b@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
+    assert_eq!(text(&users(&store).find_one(bob).await.unwrap().unwrap(), "email"), Some("b@x.org"));
     let ada = get(&store, "kp_ada").await.unwrap();
-    assert_eq!(ada.document().email.as_deref(), Some("a@x.org"), "the user has another address");
+    assert_eq!(ada.document().email.as_deref(), Some("a@x.org"));
 }
 
 #[tokio::test]

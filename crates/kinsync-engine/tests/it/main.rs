@@ -24,6 +24,7 @@ mod queue_model;
 mod replica_set;
 
 mod linking;
+mod own_keys;
 mod store_conformance;
 mod store_embedded;
 mod store_mongo;

@@ -47,7 +47,7 @@ pub(crate) fn with(mut row: Row, field: Field, value: impl Into<Value>) -> Row {
 
 /// As it is after it was written.
 pub(crate) fn stored(row: &Row) -> Row {
-    Row { revision: row.revision + 1, ..row.clone() }
+    Row { revision: row.revision + 1, document: None, ..row.clone() }
 }
 
 pub(crate) async fn put(store: &dyn Store, row: &Row) -> Row {
@@ -185,6 +185,7 @@ fn metadata() -> impl Strategy<Value = RowMetadata> {
     (any::<bool>(), option::of(text()), micros(), micros(), option::of(source), comparisons).prop_map(
         |(holds_email, email_held_by, inserted_at, updated_at, source, comparisons)| RowMetadata {
             holds_email,
+            keeps_email: false,
             email_held_by,
             inserted_at,
             updated_at,

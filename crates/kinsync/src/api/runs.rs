@@ -131,6 +131,8 @@ pub enum DriftKind {
     /// Differs or is not listed, and what is stored is as new as the response of Kinde. Left as it is: the next scan
     /// decides.
     TooRecent,
+    /// Equal to Kinde's, and the application changed or removed values of kinsync in the document. They are restored.
+    Edited,
 }
 
 /// A user that differed.
@@ -259,6 +261,7 @@ impl From<record::DriftKind> for DriftKind {
             record::DriftKind::Rejected => Self::Rejected,
             record::DriftKind::Undetermined => Self::Undetermined,
             record::DriftKind::TooRecent => Self::TooRecent,
+            record::DriftKind::Edited => Self::Edited,
         }
     }
 }

@@ -58,7 +58,7 @@ fn print(document: &Document) {
     });
     output::table(["KEY", "VALUE", "FROM", "VARIABLE"], rows);
     if !document.fields.is_empty() {
-        output::say("\nRenamed fields");
+        output::say("\nKeys of the user document");
         output::one(&document.fields, false);
     }
     for part in &document.disabled {

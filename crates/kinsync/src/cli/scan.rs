@@ -216,6 +216,7 @@ fn done(kind: DriftKind) -> &'static str {
         DriftKind::Rejected => "rejected by the store",
         DriftKind::Undetermined => "left, because Kinde gave no clear answer",
         DriftKind::TooRecent => "left to the next scan, because a change is as new as the scan",
+        DriftKind::Edited => "restored, because the application had changed values of kinsync",
     }
 }
 
@@ -233,5 +234,6 @@ pub(super) fn would(kind: DriftKind) -> &'static str {
         DriftKind::Rejected => "would be rejected by the store",
         DriftKind::Undetermined => "would be left, because Kinde gave no clear answer",
         DriftKind::TooRecent => "would be left to the next scan, because a change is as new as the scan",
+        DriftKind::Edited => "would be restored, because the application has changed values of kinsync",
     }
 }

@@ -12,8 +12,8 @@ use super::{problem::Problem, setting::settings};
 pub struct File {
     /// Values by dotted key, as the text of a variable.
     pub values: BTreeMap<String, String>,
-    /// Renamed fields of the user document, by kinsync's name.
-    pub fields: BTreeMap<String, String>,
+    /// The table of the keys of the user document, as in the file.
+    pub fields: BTreeMap<String, serde_json::Value>,
 }
 
 /// Parses the text of a file. Adds what is wrong to the problems.
@@ -45,9 +45,10 @@ impl File {
 
     fn read_fields(&mut self, table: Table, problems: &mut Vec<Problem>) {
         for (name, value) in table {
-            match value {
-                Value::String(text) => _ = self.fields.insert(name, text),
-                _ => problems.push(Problem::new(format!("fields.{name}"), "is not a text")),
+            let key = format!("fields.{name}");
+            match serde_json::to_value(value) {
+                Ok(value) => _ = self.fields.insert(name, value),
+                Err(error) => problems.push(Problem::new(key, error.to_string())),
             }
         }
     }

@@ -1,8 +1,5 @@
 //! Rules between settings, warnings, and the parts that a setting disables.
 
-use std::collections::BTreeMap;
-
-use kinsync_core::Field;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -19,7 +16,6 @@ pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     check_m2m(config, &unread, problems);
     check_tls(config, &unread, problems);
     check_admin_tokens(config, problems);
-    check_fields(&merged.fields, problems);
 }
 
 /// Without a domain and without a secret the server could accept no delivery.
@@ -103,58 +99,6 @@ fn short_admin_tokens(config: &Config) -> impl Iterator<Item = &'static str> {
 fn is_short(secret: &SecretString) -> bool {
     secret.expose_secret().len() < SHORT_SECRET
 }
-
-fn check_fields(fields: &BTreeMap<String, String>, problems: &mut Vec<Problem>) {
-    for (field, name) in fields {
-        let key = format!("fields.{field}");
-        let plain = !name.is_empty() && !name.contains(['.', '$', '\0']);
-        let taken_by = mappable()
-            .filter(|other| other.key() != field)
-            .find(|other| fields.get(other.key()).map_or(other.key(), String::as_str) == name);
-        if !mappable().any(|known| known.key() == field) {
-            problems.push(unknown_field(key, field));
-        } else if !plain {
-            problems.push(Problem::new(key, "must be a plain name: not empty, without `.` and `$`"));
-        } else if FIXED_KEYS.contains(&name.as_str()) {
-            problems.push(Problem::new(
-                key,
-                format!("cannot be `{name}`: kinsync uses that key for something else"),
-            ));
-        } else if let Some(other) = taken_by {
-            let other = other.key();
-            problems.push(Problem::new(key, format!("cannot be `{name}`: that is the name of `{other}`")));
-        }
-    }
-}
-
-fn unknown_field(key: String, field: &str) -> Problem {
-    let known: Vec<_> = mappable().map(Field::key).collect();
-    let hint = match super::file::nearest(field, mappable().map(Field::key)) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("there are {}", known.join(", ")),
-    };
-    Problem::new(key, format!("is not a field that can be renamed; {hint}"))
-}
-
-/// Fields that have a key of their own in the user document.
-fn mappable() -> impl Iterator<Item = Field> {
-    Field::ALL.into_iter().filter(|field| !matches!(field, Field::CreatedOn | Field::OrganizationCodes))
-}
-
-/// Keys of the user document that are not fields: they cannot be renamed, nor given to a field.
-const FIXED_KEYS: [&str; 11] = [
-    "_id",
-    "kindeId",
-    "emailConflict",
-    "createdAt",
-    "updatedAt",
-    "lastSeenAt",
-    "lastSignedInAt",
-    "isDeleted",
-    "deletedAt",
-    "source",
-    "kinsync",
-];
 
 /// Notable combinations that are not errors.
 pub fn warnings(config: &Config) -> Vec<String> {

@@ -41,8 +41,8 @@ fn without_credentials(text: &str) -> String {
 pub struct Document {
     /// Every setting, in the order of the table.
     pub settings: Vec<ShownSetting>,
-    /// Renamed fields of the user document.
-    pub fields: BTreeMap<String, String>,
+    /// The keys of the user document, as in the file.
+    pub fields: BTreeMap<String, serde_json::Value>,
     /// Notable combinations of settings that are not errors.
     pub warnings: Vec<String>,
     /// Parts of kinsync that are off because of a setting.

@@ -81,8 +81,8 @@ impl Resolved {
 pub struct Merged {
     /// Every setting, in the order of the list.
     pub settings: Vec<Resolved>,
-    /// The field mapping of the file.
-    pub fields: BTreeMap<String, String>,
+    /// The keys of the user document, as in the file.
+    pub fields: BTreeMap<String, serde_json::Value>,
     /// Variables that are probably misspelled settings.
     pub misspelled: Vec<Problem>,
     /// Settings whose variable is there and empty, which counts as not set.

@@ -237,13 +237,32 @@ fn http_is_taken_for_this_machine_alone() {
 
 #[test]
 fn renamed_fields_are_checked_for_typos_and_clashes() {
-    let wrong = "[kinde]\ndomain = \"https://acme.kinde.com\"\n[fields]\nfristName = \"a\"\nphone = \"_id\"\n\
-                 email = \"username\"\npicture = \"a.b\"\nlastName = \"surname\"\n";
-    let (_folder, sources) = with_file(wrong);
-    let Err(Problems(list)) = Config::load(&sources) else { panic!("nothing was found wrong") };
-    let names: Vec<_> = list.iter().map(|p| p.name.as_str()).collect();
-    assert_eq!(names, ["fields.email", "fields.fristName", "fields.phone", "fields.picture"], "{list:?}");
-    assert!(list[1].message.contains("did you mean `firstName`?"), "{list:?}");
+    let problems = |fields: &str| {
+        let text = format!("[kinde]\ndomain = \"https://acme.kinde.com\"\n[fields]\n{fields}");
+        let (_folder, sources) = with_file(&text);
+        let list = Config::load(&sources).err().map(|Problems(list)| list).unwrap_or_default();
+        list.into_iter().map(|problem| (problem.name, problem.message)).collect::<Vec<_>>()
+    };
+    let wrong = problems("fristName = \"a\"\npicture = 1\nprefix = false\ntake_over = [\"usernam\"]\n");
+    let names: Vec<_> = wrong.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["fields.fristName", "fields.picture", "fields.prefix", "fields.take_over"],
+        "{wrong:?}"
+    );
+    assert!(wrong[0].1.contains("did you mean `firstName`?"), "{wrong:?}");
+    assert!(wrong[3].1.contains("did you mean `username`?"), "{wrong:?}");
+    for clash in ["email = \"username\"", "phone = \"_id\"", "source = \"kinsync.x\"", "kindeId = false"] {
+        assert_eq!(problems(clash).len(), 1, "{clash}");
+    }
+    for fine in [
+        "lastName = \"profile.surname\"",
+        "prefix = \"kinde\"",
+        "source = false",
+        "take_over = [\"username\"]",
+    ] {
+        assert_eq!(problems(fine), [], "{fine}");
+    }
 }
 
 #[test]

@@ -169,6 +169,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         state: parse::<UserState>(&columns.get::<_, String>("state")?)?,
         metadata: RowMetadata {
             holds_email: columns.get("holds_email")?,
+            keeps_email: false,
             email_held_by: columns.get("held_by")?,
             inserted_at: Micros(columns.get("inserted_at")?),
             updated_at: Micros(columns.get("updated_at")?),
@@ -177,6 +178,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
             changed_after: columns.get("changed_after")?,
         },
         pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
+        document: None,
     })
 }
 

@@ -1,12 +1,13 @@
 //! Decodes user documents into rows: the inverse of [`super::encode`].
 //!
-//! Never fails: a part that was edited into an invalid form counts as unknown, so that the next event or scan repairs it and
-//! no document blocks the others.
+//! The state comes from the sub-document `kinsync` alone. Other keys decide only whether the document shows the state, and
+//! which values are the application's. A part of the sub-document that was edited into an invalid form counts as unknown, so
+//! that the next event or scan repairs it; a sub-document in an unknown format is refused by name.
 
 use std::collections::BTreeMap;
 
 use bson::{
-    RawArray, RawDocument,
+    Bson, RawArray, RawDocument,
     raw::{CStr, RawBsonRef},
     spec::ElementType,
 };
@@ -15,31 +16,97 @@ use kinsync_core::{
     UserState, Value, Version,
 };
 
-use super::{keys::Keys, read::own_id};
-use crate::store::Row;
+use super::{
+    encode::FORMAT,
+    keys::{Keys, METADATA, Values},
+    read::own_id,
+    view::{Shown, shown},
+};
+use crate::store::{DocumentKey, KeySet, Row, StoredDocument};
 
-/// Decodes a user document. Returns `None` if kinsync has not written it yet.
-pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
-    let mut id = None;
-    let mut source = None;
-    let mut metadata = None;
-    let mut shown = Vec::with_capacity(Field::ALL.len());
-    for (key, value) in entries(doc) {
-        match key.as_str() {
-            "kindeId" => id = value.as_str().and_then(|id| UserId::parse(id).ok()),
-            "source" => source = value.as_str().and_then(Source::from_name),
-            "kinsync" => metadata = value.as_document().map(Metadata::of),
-            _ => shown.extend(keys.field(key).map(|field| (field, value))),
+/// A document with the Kinde id of a user.
+pub(super) enum Decoded {
+    /// A document that kinsync wrote.
+    Row(Row),
+    /// A document of the application that kinsync has not written yet, as a row of revision 0.
+    Unwritten(Row),
+}
+
+impl Decoded {
+    /// Returns the row of a document that kinsync wrote.
+    pub(super) fn stored(self) -> Option<Row> {
+        match self {
+            Self::Row(row) => Some(row),
+            Self::Unwritten(_) => None,
         }
     }
-    let metadata = metadata.filter(|metadata| metadata.revision > 0)?;
-    Some(Row {
-        id: id?,
-        metadata: RowMetadata { source, ..metadata.metadata() },
+}
+
+/// Decodes a user document. Returns `None` for a document that kinsync can never write: see [`fault`].
+pub(super) fn document(doc: &RawDocument, keys: &Keys) -> Option<Decoded> {
+    let values = keys.values(doc);
+    let id = values.of(DocumentKey::KindeId)?.as_str().and_then(|id| UserId::parse(id).ok())?;
+    if fault(doc, keys).is_some() {
+        return None;
+    }
+    let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
+    let (is_written, pending) = (metadata.revision > 0, metadata.pending_emails);
+    let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
+    if !is_written {
+        stored.compare(&Row::unknown(id.clone()), keys, &values);
+        return Some(Decoded::Unwritten(Row { document: Some(Box::new(stored)), ..Row::unknown(id) }));
+    }
+    metadata.ownership(&mut stored);
+    let mut row = Row {
+        metadata: metadata.metadata(),
         revision: metadata.revision,
-        pending_emails: metadata.pending_emails.map(texts).unwrap_or_default(),
-        state: metadata.state(&shown),
-    })
+        pending_emails: pending.map(texts).unwrap_or_default(),
+        state: metadata.state(),
+        ..Row::unknown(id)
+    };
+    stored.compare(&row, keys, &values);
+    row.document = Some(Box::new(stored));
+    row.metadata.keeps_email = row.must_keep_email();
+    Some(Decoded::Row(row))
+}
+
+/// Decodes the row of a document that kinsync wrote.
+pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
+    document(doc, keys)?.stored()
+}
+
+/// Returns what a document without a Kinde id contains, for the row that it is linked to.
+pub(super) fn unlinked(doc: &RawDocument, row: &Row, keys: &Keys) -> StoredDocument {
+    let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
+    stored.compare(row, keys, &keys.values(doc));
+    // An empty text, which some schemas have as a default.
+    stored.foreign.remove(&DocumentKey::KindeId);
+    stored
+}
+
+impl StoredDocument {
+    /// Compares the values of a document with those that its row shows.
+    fn compare(&mut self, row: &Row, keys: &Keys, values: &Values<'_>) {
+        for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
+            let value = values.of(key);
+            if self.owned.contains(key) {
+                let is_shown = match (&shown(row, key), value) {
+                    (Shown::Value(shown), Some(value)) => shown.as_raw_bson_ref() == value,
+                    (Shown::Value(_), None) => false,
+                    (Shown::Hidden | Shown::Nothing, value) => value.is_none(),
+                };
+                // An application that keeps the time of its own changes under the same key means the same by it.
+                if !is_shown && !self.unwritten.contains(key) && key != DocumentKey::UpdatedAt {
+                    self.edited.insert(key);
+                }
+            } else if let Some(value) = value.and_then(|value| Bson::try_from(value).ok()) {
+                self.foreign.insert(key, value);
+            } else if self.kept.contains(key) {
+                self.kept.remove(key);
+                self.released.insert(key);
+            }
+        }
+    }
 }
 
 /// Types of a value under `kinsync` that kinsync did not write and does not replace.
@@ -62,29 +129,44 @@ pub(super) const UNREADABLE: [&str; 15] = [
 ];
 
 /// The Kinde ids by which queries find the document: each element of a list is one.
-pub(super) fn kinde_ids(doc: &RawDocument) -> impl Iterator<Item = &str> {
-    let value = doc.get("kindeId").ok().flatten();
+pub(super) fn kinde_ids<'a>(doc: &'a RawDocument, keys: &Keys) -> impl Iterator<Item = &'a str> {
+    let value = keys.values(doc).of(DocumentKey::KindeId);
     let list = value.and_then(RawBsonRef::as_array).into_iter().flat_map(items);
     value.into_iter().chain(list).filter_map(RawBsonRef::as_str)
 }
 
-/// Why a document that has the Kinde id of a user can never be that user's, for an operator.
-pub(super) fn fault(doc: &RawDocument) -> Option<String> {
-    let get = |doc: &RawDocument, key: &str| doc.get(key).ok().flatten().map(|value| value.element_type());
-    let metadata = doc.get_document("kinsync").ok();
-    let (key, there) = match (get(doc, "kindeId"), get(doc, "kinsync")) {
-        (Some(ElementType::Array), _) => ("kindeId", "a list"),
-        (_, None | Some(ElementType::Null | ElementType::Undefined | ElementType::EmbeddedDocument)) => {
-            let revision = metadata.and_then(|metadata| get(metadata, "revision"));
-            revision.filter(|there| *there == ElementType::Array).map(|_| ("kinsync.revision", "a list"))?
+/// Returns the reason why a document that has the Kinde id of a user can never be that user's, for an operator.
+pub(super) fn fault(doc: &RawDocument, keys: &Keys) -> Option<String> {
+    let id = keys.values(doc).of(DocumentKey::KindeId).map(|value| value.element_type());
+    let metadata = doc.get(METADATA).ok().flatten();
+    let (key, there) = match (id, metadata) {
+        (Some(ElementType::Array), _) => (keys.kinde_id().to_owned(), "a list".to_owned()),
+        (_, None | Some(RawBsonRef::Null | RawBsonRef::Undefined)) => return None,
+        (_, Some(RawBsonRef::Document(metadata))) => {
+            match metadata.get("format").ok().flatten().and_then(integer) {
+                Some(format) if format == i64::from(FORMAT) => {
+                    let revision = metadata.get("revision").ok().flatten().map(|value| value.element_type());
+                    revision.filter(|there| *there == ElementType::Array)?;
+                    (format!("{METADATA}.revision"), "a list".to_owned())
+                }
+                Some(format) => {
+                    let found = format!(
+                        "in the format {format}, which this version of kinsync does not know: install the version that \
+                                     wrote it"
+                    );
+                    return Some(named(METADATA, doc, &found));
+                }
+                None => (METADATA.to_owned(), "not kinsync's".to_owned()),
+            }
         }
-        (_, Some(ElementType::Array)) => ("kinsync", "a list"),
-        _ => ("kinsync", "no sub-document"),
+        (_, Some(RawBsonRef::Array(_))) => (METADATA.to_owned(), "a list".to_owned()),
+        _ => (METADATA.to_owned(), "no sub-document".to_owned()),
     };
-    Some(format!(
-        "`{key}` of the document with `_id` {} is {there}; kinsync did not write it: correct or remove it",
-        own_id(doc)
-    ))
+    Some(named(&key, doc, &format!("{there}; kinsync did not write it: correct or remove it")))
+}
+
+fn named(key: &str, doc: &RawDocument, what: &str) -> String {
+    format!("`{key}` of the document with `_id` {} is {what}", own_id(doc))
 }
 
 /// The decoded sub-document `kinsync`.
@@ -104,7 +186,13 @@ struct Metadata<'a> {
     last_signed_in: Option<Micros>,
     compared_since: Option<i64>,
     changed_after: Option<i64>,
-    held: Option<&'a RawDocument>,
+    values: Option<&'a RawDocument>,
+    source: Option<Source>,
+    owned: KeySet,
+    kept: KeySet,
+    unwritten: KeySet,
+    replaced: Option<&'a RawDocument>,
+    mapping: i64,
     pending_emails: Option<&'a RawArray>,
 }
 
@@ -129,12 +217,34 @@ impl<'a> Metadata<'a> {
                 "lastSignedIn" => metadata.last_signed_in = micros(value),
                 "comparedSince" => metadata.compared_since = integer(value),
                 "changedAfter" => metadata.changed_after = integer(value),
-                "held" => metadata.held = value.as_document(),
+                "values" => metadata.values = value.as_document(),
+                "source" => metadata.source = value.as_str().and_then(Source::from_name),
+                "owned" => metadata.owned = key_set(value),
+                "unwritten" => metadata.unwritten = key_set(value),
+                "kept" => {
+                    let names = value.as_array().map(texts::<Vec<String>>).unwrap_or_default();
+                    metadata.kept = names.iter().filter_map(|name| DocumentKey::from_name(name)).collect();
+                }
+                "replaced" => metadata.replaced = value.as_document(),
+                "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }
         }
         metadata
+    }
+
+    fn ownership(&self, stored: &mut StoredDocument) {
+        stored.owned = self.owned;
+        stored.kept = self.kept;
+        stored.unwritten = self.unwritten;
+        stored.mapping = self.mapping;
+        let replaced = self.replaced.into_iter().flat_map(entries);
+        stored.replaced = replaced
+            .filter_map(|(key, value)| {
+                Some((DocumentKey::from_name(key.as_str())?, Bson::try_from(value).ok()?))
+            })
+            .collect();
     }
 
     fn metadata(&self) -> RowMetadata {
@@ -143,23 +253,27 @@ impl<'a> Metadata<'a> {
             email_held_by: self.held_by.map(ToOwned::to_owned),
             inserted_at: self.inserted_at,
             updated_at: self.updated_at,
-            source: None,
+            source: self.source,
             compared_since: self.compared_since,
             changed_after: self.changed_after,
+            ..RowMetadata::default()
         }
     }
 
-    fn state(self, shown: &[(Field, RawBsonRef<'_>)]) -> UserState {
+    fn state(self) -> UserState {
         let mut fields = BTreeMap::new();
-        let held: Vec<_> = self.held.map(|held| entries(held).collect()).unwrap_or_default();
-        let value_of = |field: Field| {
-            let held = held.iter().find(|(key, _)| key.as_str() == field.key());
-            let shown = || shown.iter().find(|(known, _)| *known == field);
-            held.map_or_else(|| shown().and_then(|(_, v)| shown_value(field, *v)), |(_, v)| held_value(*v))
-        };
-        for (group, doc) in [(Group::Event, self.event), (Group::Scan, self.scan)] {
-            for (field, version) in doc.map(|doc| versions(doc, group)).unwrap_or_default() {
-                fields.extend(value_of(field).map(|value| (field, Register { version, value })));
+        let versions = [Group::Event, Group::Scan].map(|group| {
+            let doc = if group == Group::Event { self.event } else { self.scan };
+            doc.and_then(|doc| Some((version(doc)?, doc.get_document("x").ok())))
+        });
+        for (key, value) in self.values.into_iter().flat_map(entries) {
+            let Some(field) = Field::from_key(key.as_str()) else { continue };
+            let of_group = &versions[usize::from(field.group() == Group::Scan)];
+            if let (Some((base, except)), Some(value)) = (of_group, stored_value(value)) {
+                let other = except.and_then(|except| except.get(field.key()).ok().flatten());
+                let version =
+                    other.map_or_else(|| Some(base.clone()), |other| other.as_document().and_then(version));
+                fields.extend(version.map(|version| (field, Register { version, value })));
             }
         }
         UserState {
@@ -173,19 +287,8 @@ impl<'a> Metadata<'a> {
     }
 }
 
-/// Returns the versions of the observed fields of one group.
-fn versions(doc: &RawDocument, group: Group) -> Vec<(Field, Version)> {
-    let Some(base) = version(doc) else { return Vec::new() };
-    let except: Vec<_> = match doc.get_document("x") {
-        Ok(except) => entries(except).collect(),
-        Err(_) => Vec::new(),
-    };
-    let of = |field: Field| match except.iter().find(|(key, _)| key.as_str() == field.key()) {
-        Some((_, other)) => other.as_document().and_then(version),
-        None => Some(base.clone()),
-    };
-    let fields = Field::ALL.into_iter().filter(|field| field.group() == group);
-    fields.filter_map(|field| of(field).map(|version| (field, version))).collect()
+fn key_set(value: RawBsonRef<'_>) -> KeySet {
+    KeySet::from_bits(micros(value).map_or(0, |bits| bits.0))
 }
 
 fn version(doc: &RawDocument) -> Option<Version> {
@@ -211,22 +314,8 @@ fn rank_of(code: i64) -> Option<Rank> {
     }
 }
 
-/// Decodes a value under the key of its field.
-fn shown_value(field: Field, value: RawBsonRef<'_>) -> Option<Value> {
-    match value {
-        RawBsonRef::Null => Some(Value::Null),
-        RawBsonRef::Boolean(flag) => Some(Value::Flag(flag)),
-        RawBsonRef::String(text) => Some(Value::from(text)),
-        RawBsonRef::Array(list) if field == Field::Organizations => {
-            organizations(list).map(Value::Organizations)
-        }
-        RawBsonRef::Array(list) => identities(list).map(Value::Identities),
-        _ => None,
-    }
-}
-
-/// A value that stands in `kinsync.held`.
-fn held_value(value: RawBsonRef<'_>) -> Option<Value> {
+/// Decodes a value in `kinsync.values`.
+fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
     let doc = match value {
         RawBsonRef::Null => return Some(Value::Null),
         RawBsonRef::Boolean(flag) => return Some(Value::Flag(flag)),

@@ -1,179 +1,211 @@
-//! Encodes a row as a user document: readable fields at the top level, metadata in `kinsync`.
+//! Encodes a row as a user document: kinsync's keys for readers, and the whole state in the sub-document `kinsync`.
 //!
-//! Each value is stored once. If the document shows the value of the register unchanged, it is stored under the key of the
-//! field. Otherwise (an address that another document shows, memberships merged from two sources, nothing shown) it is stored
-//! in `kinsync.held`.
-//! [`super::decode`] is the inverse.
+//! The sub-document alone is decoded ([`super::decode`]): a key that the application may write is never read as a value of
+//! Kinde. The other keys are a view of the state ([`super::view`]). A write sets and removes only keys that kinsync owns in
+//! this document, and decides the ownership of a key when it first has a value to show there.
+
+use std::collections::BTreeMap;
 
 use bson::{
-    DateTime, RawArrayBuf, RawDocumentBuf,
-    raw::{CStr, CString, RawBsonRef, cstr},
+    Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, doc,
+    raw::{CStr, CString, RawBson, RawBsonRef, cstr},
 };
-use kinsync_core::{Field, Group, Identity, Micros, Organization, Rank, UserState, Value, Version};
+use kinsync_core::{Field, Group, Rank, UserState, Value, Version};
 
-use super::keys::Keys;
-use crate::store::Row;
+use super::{
+    keys::{Keys, Path},
+    view::{Shown, identities, organizations, shown, texts},
+};
+use crate::store::{DocumentKey, KeySet, Row, StoredDocument};
 
-/// The greatest instant of a JavaScript date (ECMAScript 2024, 21.4.1.1), in milliseconds. Dates are for readers; the exact
-/// instant is in `kinsync`.
-const MAX_DATE: i64 = 8_640_000_000_000_000;
+/// Version of the sub-document `kinsync`. A document with another version is refused, never decoded as this one.
+pub(super) const FORMAT: i32 = 1;
 
-/// Keys that a write sets and removes. All other keys belong to the application.
-pub(super) struct Encoded {
+/// Keys of a write that shows only whether the user is deleted or suspended.
+const MARKS: [DocumentKey; 5] = [
+    DocumentKey::Field(Field::IsSuspended),
+    DocumentKey::IsDeleted,
+    DocumentKey::DeletedAt,
+    DocumentKey::UpdatedAt,
+    DocumentKey::Source,
+];
+
+/// The keys that a write may change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scope {
+    /// Every key.
+    All,
+    /// Whether the user is deleted or suspended. The state is written as a whole.
+    Marks,
+}
+
+/// How the keys of one document change.
+#[derive(Default)]
+struct Plan {
+    set: Vec<(DocumentKey, RawBson)>,
+    unset: Vec<DocumentKey>,
+    /// Values that the write relies on; `None`: the key is absent.
+    relies_on: Vec<(DocumentKey, Option<Bson>)>,
+    owned: KeySet,
+    kept: KeySet,
+    unwritten: KeySet,
+    replaced: BTreeMap<DocumentKey, Bson>,
+}
+
+/// An update of one document.
+pub(super) struct Update {
+    /// Conditions besides the id and the revision: values that the application may have changed since they were read.
+    pub(super) conditions: Document,
     /// Keys and values to set.
     pub(super) set: RawDocumentBuf,
     /// Keys to remove.
     pub(super) unset: RawDocumentBuf,
 }
 
-/// Encodes the row as its next revision. `set` starts with the content of `start`.
-pub(super) fn row(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
-    let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
-    let held = encoded.fields(row, keys);
-    encoded.facts(row);
-    encoded.set.append(cstr!("kinsync"), metadata(row, writer, &held));
-    encoded
+/// Encodes a new document, which begins with the content of `start`.
+pub(super) fn insertion(row: &Row, keys: &Keys, mark: i64, start: RawDocumentBuf) -> RawDocumentBuf {
+    let plan = Plan::new(row, &StoredDocument::default(), keys, Scope::All);
+    let mut document = start;
+    let mut nested: Vec<(&CStr, RawDocumentBuf)> = Vec::new();
+    for (key, value) in &plan.set {
+        let Some(Path { outer, last, .. }) = keys.path(*key) else { continue };
+        let Some(outer) = outer else {
+            document.append(last, value.as_raw_bson_ref());
+            continue;
+        };
+        let place = nested.iter().position(|(name, _)| **name == **outer).unwrap_or_else(|| {
+            nested.push((outer, RawDocumentBuf::new()));
+            nested.len() - 1
+        });
+        nested[place].1.append(last, value.as_raw_bson_ref());
+    }
+    for (name, inner) in nested {
+        document.append(name, inner);
+    }
+    document.append(cstr!("kinsync"), metadata(row, keys, mark, &plan));
+    document
 }
 
-/// Encodes of a row only whether the user is deleted or suspended. Every value lives in
-/// `kinsync.held`, where [`super::decode`] finds it; what the document shows otherwise stays.
-pub(super) fn marks(row: &Row, keys: &Keys, writer: i64, start: RawDocumentBuf) -> Encoded {
-    let mut encoded = Encoded { set: start, unset: RawDocumentBuf::new() };
-    let mut held = RawDocumentBuf::new();
-    for field in Field::ALL {
-        if let Some(value) = row.state.value(field) {
-            append_held(&mut held, &key_of(field), value);
+/// Encodes the row as the next revision of an existing document. Returns `None` if the row relies on another address in the
+/// document than it has: the caller loads the row again.
+pub(super) fn update(
+    row: &Row,
+    stored: &StoredDocument,
+    keys: &Keys,
+    mark: i64,
+    scope: Scope,
+) -> Option<Update> {
+    let plan = Plan::new(row, stored, keys, scope);
+    if plan.kept.contains(DocumentKey::EMAIL) && !row.metadata.keeps_email && scope == Scope::All {
+        return None;
+    }
+    let mut update =
+        Update { conditions: Document::new(), set: RawDocumentBuf::new(), unset: RawDocumentBuf::new() };
+    for (key, value) in &plan.set {
+        if let Some(path) = keys.path(*key) {
+            update.set.append(path.dotted(), value.as_raw_bson_ref());
         }
     }
-    let suspended = row.state.value(Field::IsSuspended);
-    if let (Some(key), Some(_)) = (keys.of(Field::IsSuspended), suspended) {
-        encoded.plain(row, key, suspended);
+    for path in plan.unset.iter().filter_map(|key| keys.path(*key)) {
+        update.unset.append(path.dotted(), true);
     }
-    encoded.marks(row);
-    encoded.set.append(cstr!("kinsync"), metadata(row, writer, &held));
-    encoded
+    for (key, value) in &plan.relies_on {
+        if let Some(path) = keys.dotted(*key) {
+            update.conditions.insert(path, condition(value.as_ref()));
+        }
+    }
+    update.set.append(cstr!("kinsync"), metadata(row, keys, mark, &plan));
+    Some(update)
 }
 
-impl Encoded {
-    /// Writes the fields, and returns the values that the document does not show unchanged.
-    fn fields(&mut self, row: &Row, keys: &Keys) -> RawDocumentBuf {
-        let mut held = RawDocumentBuf::new();
-        for field in Field::ALL {
-            let observed = row.state.value(field);
-            let shows_it = match (field, keys.of(field)) {
-                (Field::Email, Some(key)) => self.email(row, key),
-                (Field::Organizations, Some(key)) => self.organizations(row, key),
-                // Omitted like a null address.
-                (Field::Phone | Field::Username, Some(key)) if observed == Some(&Value::Null) => {
-                    self.unset.append(key, true);
-                    false
+/// Null matches an absent key too.
+fn condition(value: Option<&Bson>) -> Bson {
+    doc! { "$eq": value.cloned().unwrap_or(Bson::Null) }.into()
+}
+
+impl Plan {
+    fn new(row: &Row, stored: &StoredDocument, keys: &Keys, scope: Scope) -> Self {
+        let mut plan = Self { kept: stored.kept, replaced: stored.replaced.clone(), ..Self::default() };
+        for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
+            let is_written = scope == Scope::All || MARKS.contains(&key);
+            match stored.owned.contains(key) {
+                true if is_written => plan.owned(key, shown(row, key)),
+                true => {
+                    plan.owned.insert(key);
+                    plan.unwritten.insert(key);
                 }
-                (_, Some(key)) => self.plain(row, key, observed),
-                (_, None) => false,
-            };
-            if let (Some(value), false) = (observed, shows_it) {
-                append_held(&mut held, &key_of(field), value);
+                false if is_written => plan.first(key, shown(row, key), stored, row),
+                false => {}
             }
         }
-        held
+        plan
     }
 
-    fn email(&mut self, row: &Row, key: &CStr) -> bool {
-        match row.state.value(Field::Email) {
-            Some(Value::Text(text)) if row.state.shown_email(&row.metadata).is_some() => {
-                self.set.append(key, &**text);
+    /// A key whose value kinsync wrote before.
+    fn owned(&mut self, key: DocumentKey, shown: Shown) {
+        match shown {
+            Shown::Value(value) => {
+                self.owned.insert(key);
+                self.set.push((key, value));
             }
-            // Unknown: the document of a live user may have an address from the application.
-            // Null is omitted: a unique index of the application would treat it as an address.
-            None if row.state.is_live() => return true,
-            _ => {
-                self.unset.append(key, true);
-                return false;
+            Shown::Hidden => {
+                self.owned.insert(key);
+                self.unset.push(key);
             }
+            // What the application writes here afterwards is its own.
+            Shown::Nothing => self.unset.push(key),
         }
-        true
     }
 
-    fn organizations(&mut self, row: &Row, key: &CStr) -> bool {
-        let observed = row.state.value(Field::Organizations);
-        if observed.is_none() && row.state.value(Field::OrganizationCodes).is_none() {
-            return self.plain(row, key, None);
-        }
-        let shown = row.state.organizations().unwrap_or_default();
-        self.set.append(key, organizations(&shown));
-        matches!(observed, Some(Value::Organizations(list)) if *list == shown)
-    }
-
-    fn plain(&mut self, row: &Row, key: &CStr, observed: Option<&Value>) -> bool {
-        match observed {
-            Some(Value::Null) => self.set.append(key, RawBsonRef::Null),
-            Some(Value::Flag(flag)) => self.set.append(key, *flag),
-            Some(Value::Text(text)) => self.set.append(key, &**text),
-            Some(Value::Identities(list)) => self.set.append(key, identities(list)),
-            // Absent is not null: an unknown field stays unchanged. The document of a deleted user keeps no field that the
-            // state lacks, so that erasure works.
-            None if row.state.is_live() => {}
-            _ => {
-                self.unset.append(key, true);
-                return false;
+    /// A key that kinsync has not written: the first contact with what the application has there.
+    fn first(&mut self, key: DocumentKey, shown: Shown, stored: &StoredDocument, row: &Row) {
+        let foreign = stored.foreign.get(&key);
+        match (shown, foreign) {
+            (Shown::Nothing, _) => {}
+            (shown, None) => {
+                self.relies_on.push((key, None));
+                self.kept.remove(key);
+                self.owned(key, shown);
             }
-        }
-        true
-    }
-
-    /// Writes the derived keys beside the fields, for readers and their indexes.
-    fn facts(&mut self, row: &Row) {
-        let (state, metadata) = (&row.state, &row.metadata);
-        match state.email_conflict(metadata) {
-            Some(conflict) => {
-                let mut doc = RawDocumentBuf::new();
-                doc.append(cstr!("email"), conflict.email.as_str());
-                if let Some(holder) = &conflict.held_by {
-                    doc.append(cstr!("heldBy"), holder.as_str());
-                }
-                self.set.append(cstr!("emailConflict"), doc);
+            (shown, Some(former)) if stored.take_over.contains(key) => {
+                self.relies_on.push((key, Some(former.clone())));
+                self.kept.remove(key);
+                let at = DateTime::from_millis(row.metadata.updated_at.as_millis());
+                self.replaced.insert(key, doc! { "value": former.clone(), "at": at }.into());
+                self.owned(key, shown);
             }
-            None => self.unset.append(cstr!("emailConflict"), true),
+            (Shown::Value(value), Some(former)) if is_equal(&value, former) && !self.kept.contains(key) => {
+                self.owned.insert(key);
+            }
+            (_, Some(_)) => self.kept.insert(key),
         }
-        self.set.append(cstr!("createdAt"), date(state.created_at(metadata)));
-        self.date_if_any(cstr!("lastSeenAt"), state.last_seen);
-        self.date_if_any(cstr!("lastSignedInAt"), state.last_signed_in);
-        self.marks(row);
     }
+}
 
-    fn marks(&mut self, row: &Row) {
-        let (state, metadata) = (&row.state, &row.metadata);
-        self.set.append(cstr!("updatedAt"), date(metadata.updated_at));
-        self.set.append(cstr!("isDeleted"), !state.is_live());
-        self.date_if_any(cstr!("deletedAt"), state.deleted_at());
-        match metadata.source {
-            Some(source) => self.set.append(cstr!("source"), source.as_str()),
-            None => self.unset.append(cstr!("source"), true),
-        }
-    }
-
-    fn date_if_any(&mut self, key: &CStr, at: Option<Micros>) {
-        match at {
-            Some(at) => self.set.append(key, date(at)),
-            None => self.unset.append(key, true),
-        }
-    }
+fn is_equal(value: &RawBson, former: &Bson) -> bool {
+    RawBson::try_from(former.clone()).is_ok_and(|former| former == *value)
 }
 
 /// Encodes the sub-document `kinsync`.
-fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
+fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
     let (state, metadata) = (&row.state, &row.metadata);
     let mut doc = RawDocumentBuf::new();
+    doc.append(cstr!("format"), FORMAT);
     doc.append(cstr!("revision"), row.revision + 1);
-    doc.append(cstr!("writer"), writer);
+    doc.append(cstr!("writer"), mark);
+    append_ownership(&mut doc, keys, plan);
     doc.append(cstr!("insertedAt"), metadata.inserted_at.0);
     doc.append(cstr!("updatedAt"), metadata.updated_at.0);
+    if let Some(source) = metadata.source {
+        doc.append(cstr!("source"), source.as_str());
+    }
     doc.append(cstr!("holdsEmail"), metadata.holds_email);
     if let Some(holder) = &metadata.email_held_by {
         doc.append(cstr!("heldBy"), holder.as_str());
     }
     append_group(&mut doc, cstr!("event"), state, Group::Event);
     append_group(&mut doc, cstr!("scan"), state, Group::Scan);
+    append_values(&mut doc, state);
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
         (cstr!("confirmed"), &state.confirmed),
@@ -184,23 +216,18 @@ fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
             doc.append(key, version(at));
         }
     }
-    if let Some(at) = state.first.created_on {
-        doc.append(cstr!("firstCreatedOn"), at.0);
-    }
-    for (key, at) in [(cstr!("lastSeen"), state.last_seen), (cstr!("lastSignedIn"), state.last_signed_in)] {
-        if let Some(at) = at {
-            doc.append(key, at.0);
+    let numbers = [
+        (cstr!("firstCreatedOn"), state.first.created_on.map(|at| at.0)),
+        (cstr!("lastSeen"), state.last_seen.map(|at| at.0)),
+        (cstr!("lastSignedIn"), state.last_signed_in.map(|at| at.0)),
+        (cstr!("deletedAt"), state.deleted_at().map(|at| at.0)),
+        (cstr!("comparedSince"), metadata.compared_since),
+        (cstr!("changedAfter"), metadata.changed_after),
+    ];
+    for (key, number) in numbers {
+        if let Some(number) = number {
+            doc.append(key, number);
         }
-    }
-    for (key, comparison) in
-        [(cstr!("comparedSince"), metadata.compared_since), (cstr!("changedAfter"), metadata.changed_after)]
-    {
-        if let Some(comparison) = comparison {
-            doc.append(key, comparison);
-        }
-    }
-    if !held.is_empty() {
-        doc.append(cstr!("held"), held);
     }
     if !row.pending_emails.is_empty() {
         doc.append(cstr!("pendingEmails"), texts(row.pending_emails.iter()));
@@ -208,7 +235,39 @@ fn metadata(row: &Row, writer: i64, held: &RawDocumentBuf) -> RawDocumentBuf {
     doc
 }
 
-/// Writes the most frequent version of the group and the exceptions: other versions, and null for an unknown field.
+fn append_ownership(doc: &mut RawDocumentBuf, keys: &Keys, plan: &Plan) {
+    if keys.id != 0 {
+        doc.append(cstr!("mapping"), keys.id);
+    }
+    doc.append(cstr!("owned"), plan.owned.bits());
+    if !plan.kept.is_empty() {
+        let mut names = RawArrayBuf::new();
+        plan.kept.iter().for_each(|key| names.push(key.name()));
+        doc.append(cstr!("kept"), names);
+    }
+    if !plan.unwritten.is_empty() {
+        doc.append(cstr!("unwritten"), plan.unwritten.bits());
+    }
+    let replaced = plan.replaced.iter().map(|(key, value)| (key.name().to_owned(), value.clone()));
+    let replaced: Document = replaced.collect();
+    if let Some(replaced) = RawDocumentBuf::try_from(&replaced).ok().filter(|_| !replaced.is_empty()) {
+        doc.append(cstr!("replaced"), replaced);
+    }
+}
+
+fn append_values(doc: &mut RawDocumentBuf, state: &UserState) {
+    let mut values = RawDocumentBuf::new();
+    for field in Field::ALL {
+        if let Some(value) = state.value(field) {
+            append_value(&mut values, &key_of(field), value);
+        }
+    }
+    if !values.is_empty() {
+        doc.append(cstr!("values"), values);
+    }
+}
+
+/// Writes the most frequent version of the group, and the other versions below `x`.
 fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
     let observed: Vec<(Field, &Version)> =
         state.fields_in(group).map(|(field, observed)| (field, &observed.version)).collect();
@@ -218,12 +277,8 @@ fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, grou
     };
     let mut doc = version(base);
     let mut except = RawDocumentBuf::new();
-    for field in Field::ALL.into_iter().filter(|field| field.group() == group) {
-        match observed.iter().find(|(known, _)| *known == field) {
-            Some((_, at)) if *at == base => {}
-            Some((_, at)) => except.append(key_of(field), version(at)),
-            None => except.append(key_of(field), RawBsonRef::Null),
-        }
+    for (field, at) in observed.iter().filter(|(_, at)| *at != base) {
+        except.append(key_of(*field), version(at));
     }
     if !except.is_empty() {
         doc.append(cstr!("x"), except);
@@ -245,65 +300,24 @@ fn version(version: &Version) -> RawDocumentBuf {
     doc
 }
 
-/// Writes a value that is not shown. Lists carry a tag of their type.
-fn append_held(held: &mut RawDocumentBuf, key: &CStr, value: &Value) {
+/// Writes a value. Lists carry a tag of their type.
+fn append_value(values: &mut RawDocumentBuf, key: &CStr, value: &Value) {
     let tagged = |tag: &CStr, list: &RawArrayBuf| {
         let mut doc = RawDocumentBuf::new();
         doc.append(tag, list);
         doc
     };
     match value {
-        Value::Null => held.append(key, RawBsonRef::Null),
-        Value::Flag(flag) => held.append(key, *flag),
-        Value::Time(at) => held.append(key, at.0),
-        Value::Text(text) => held.append(key, &**text),
-        Value::Organizations(list) => held.append(key, tagged(cstr!("organizations"), &organizations(list))),
-        Value::Codes(list) => held.append(key, tagged(cstr!("codes"), &texts(list.iter()))),
-        Value::Identities(list) => held.append(key, tagged(cstr!("identities"), &identities(list))),
-    }
-}
-
-fn organizations(list: &[Organization]) -> RawArrayBuf {
-    let mut array = RawArrayBuf::new();
-    for organization in list {
-        let mut doc = RawDocumentBuf::new();
-        doc.append(cstr!("code"), organization.code.as_str());
-        for (key, list) in
-            [(cstr!("roles"), &organization.roles), (cstr!("permissions"), &organization.permissions)]
-        {
-            if let Some(list) = list {
-                doc.append(key, texts(list.iter()));
-            }
+        Value::Null => values.append(key, RawBsonRef::Null),
+        Value::Flag(flag) => values.append(key, *flag),
+        Value::Time(at) => values.append(key, at.0),
+        Value::Text(text) => values.append(key, &**text),
+        Value::Organizations(list) => {
+            values.append(key, tagged(cstr!("organizations"), &organizations(list)));
         }
-        array.push(doc);
+        Value::Codes(list) => values.append(key, tagged(cstr!("codes"), &texts(list.iter()))),
+        Value::Identities(list) => values.append(key, tagged(cstr!("identities"), &identities(list))),
     }
-    array
-}
-
-fn identities(list: &[Identity]) -> RawArrayBuf {
-    let mut array = RawArrayBuf::new();
-    for identity in list {
-        let mut doc = RawDocumentBuf::new();
-        doc.append(cstr!("kind"), identity.kind.as_str());
-        doc.append(cstr!("identity"), text_or_null(identity.identity.as_deref()));
-        array.push(doc);
-    }
-    array
-}
-
-fn texts<'a>(list: impl Iterator<Item = &'a String>) -> RawArrayBuf {
-    let mut array = RawArrayBuf::new();
-    list.for_each(|text| array.push(text.as_str()));
-    array
-}
-
-fn text_or_null(text: Option<&str>) -> RawBsonRef<'_> {
-    text.map_or(RawBsonRef::Null, RawBsonRef::String)
-}
-
-/// Converts an instant to a date for readers.
-pub(super) fn date(at: Micros) -> DateTime {
-    DateTime::from_millis(at.as_millis().clamp(-MAX_DATE, MAX_DATE))
 }
 
 fn key_of(field: Field) -> CString {

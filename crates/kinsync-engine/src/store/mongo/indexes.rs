@@ -6,7 +6,7 @@ use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
 use mongodb::{Collection, Database, error::Error as DriverError};
 
 use super::{Inner, call};
-use crate::store::Error;
+use crate::store::{DocumentKey, Error};
 
 /// Unique index on the Kinde id.
 pub(super) const KINDE_ID: &str = "kinsync_kindeId";
@@ -79,9 +79,9 @@ impl Index {
 }
 
 /// Returns the index of rows with an email conflict, in the order of their ids.
-fn held_by() -> Index {
+fn held_by(kinde_id: &str) -> Index {
     let partial = Some(doc! { "kinsync.heldBy": { "$exists": true } });
-    Index { partial, ..Index::on("kinsync_heldBy", doc! { "kindeId": 1, "kinsync.heldBy": 1 }) }
+    Index { partial, ..Index::on("kinsync_heldBy", doc! { kinde_id: 1, "kinsync.heldBy": 1 }) }
 }
 
 /// Returns the indexes of the event log.
@@ -95,25 +95,33 @@ pub(super) fn of_events() -> [Index; 2] {
 impl Inner {
     pub(super) async fn make_indexes(&self) -> Result<(), Error> {
         let there = self.indexes(&self.users).await?;
-        refuse_greedy(&there, self.keys.email())?;
+        if let Some(email) = self.keys.email() {
+            refuse_greedy(&there, email)?;
+        }
         self.make(&self.users, &there, &self.of_users()).await?;
         let there = self.indexes(&self.events).await?;
         self.make(&self.events, &there, &of_events()).await
     }
 
-    /// Returns the indexes of the users.
-    pub(super) fn of_users(&self) -> [Index; 8] {
-        let email = self.keys.email();
-        [
-            Index::texts(KINDE_ID, "kindeId", true),
-            Index::texts(EMAIL, email, self.unique_email),
-            Index::sparse("kinsync_heldEmail", doc! { "kinsync.held.email": 1 }),
-            held_by(),
+    /// Returns the indexes of the users. A key that the settings switch off has none.
+    pub(super) fn of_users(&self) -> Vec<Index> {
+        let id = self.keys.kinde_id();
+        let mut indexes = vec![
+            Index::texts(KINDE_ID, id, true),
+            Index::sparse("kinsync_claims", doc! { "kinsync.values.email": 1 }),
+            held_by(id),
             Index::sparse("kinsync_pendingEmails", doc! { "kinsync.pendingEmails": 1 }),
-            Index::on("kinsync_updatedAt", doc! { "updatedAt": 1 }),
-            Index::on("kinsync_lastSeenAt", doc! { "lastSeenAt": 1 }),
-            Index::on("kinsync_deletedAt", doc! { "deletedAt": 1 }),
-        ]
+            Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
+        ];
+        indexes.extend(self.keys.email().map(|email| Index::texts(EMAIL, email, self.unique_email)));
+        let of_readers = [
+            ("kinsync_updatedAt", DocumentKey::UpdatedAt),
+            ("kinsync_lastSeenAt", DocumentKey::LastSeenAt),
+            ("kinsync_deletedAt", DocumentKey::DeletedAt),
+        ];
+        let on = |(name, key)| Some(Index::on(name, doc! { self.keys.dotted(key)?: 1 }));
+        indexes.extend(of_readers.into_iter().filter_map(on));
+        indexes
     }
 
     pub(super) async fn indexes(
@@ -164,7 +172,7 @@ impl Inner {
     async fn collisions(&self, index: &Index) -> Result<Error, Error> {
         let key = index.key.keys().next().map(String::as_str).unwrap_or_default();
         let pairs = self.shared(key, BUILD).await?.join(", ");
-        let ways_out = if key == self.keys.email() {
+        let ways_out = if Some(key) == self.keys.email() {
             "merge these documents or remove the address from one of each, or set `unique_email = false`"
         } else {
             "merge these documents"

@@ -7,7 +7,7 @@ use bson::{Bson, Document, doc};
 use super::{
     Inner, MongoStore,
     indexes::{EMAIL, Index, greedy, of_events},
-    read::{Find, name_of},
+    read::Find,
 };
 use crate::store::{Error, timed};
 
@@ -94,7 +94,8 @@ impl MongoStore {
 
     /// Returns a few pairs of documents with the same address, by `_id`. Reads every address, which may take long.
     pub async fn shared_emails(&self, limit: Duration) -> Result<Vec<String>, Error> {
-        timed("mongo", "shared_emails", self.0.shared(self.0.keys.email(), limit)).await
+        let Some(email) = self.0.keys.email() else { return Ok(Vec::new()) };
+        timed("mongo", "shared_emails", self.0.shared(email, limit)).await
     }
 
     /// Returns at most `limit` ids of users with an email conflict.
@@ -118,7 +119,7 @@ impl Inner {
 
     async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
         let there = self.indexes(&self.users).await?;
-        let greedy = greedy(&there, self.keys.email()).map(str::to_owned);
+        let greedy = self.keys.email().and_then(|email| greedy(&there, email)).map(str::to_owned);
         let greedy = greedy.map(|name| IndexFault::Greedy { collection: self.users.name().to_owned(), name });
         let mut faults: Vec<IndexFault> = greedy.into_iter().collect();
         faults.extend(faults_of(self.users.name(), &there, &self.of_users()));
@@ -128,10 +129,11 @@ impl Inner {
     }
 
     async fn email_conflicts(&self, limit: usize) -> Result<Vec<String>, Error> {
-        // The first condition uses the sparse index: an address that is not shown is in `held`.
-        let filter = doc! { "kinsync.held.email": { "$exists": true }, "emailConflict": { "$exists": true } };
-        let find = Find::new(filter).projection(doc! { "kindeId": 1 }).limit(limit);
-        self.find("list the conflicts", &self.users, find, |doc| Some(name_of(doc))).await
+        let id = self.keys.kinde_id();
+        let filter = doc! { "kinsync.heldBy": { "$exists": true }, id: { "$gt": "" } };
+        let find = Find::new(filter).projection(doc! { id: 1 }).limit(limit);
+        let keys = self.keys.clone();
+        self.find("list the conflicts", &self.users, find, move |doc| Some(keys.name_of(doc))).await
     }
 }
 

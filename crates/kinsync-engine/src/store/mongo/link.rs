@@ -3,9 +3,12 @@
 //! A link writes two documents and is therefore the only transaction: it deletes the document that kinsync created for the
 //! user, and writes kinsync's fields into the application's document, which keeps all its own fields.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::CStr, raw::cstr};
+use bson::{
+    Bson, Document, RawDocument, RawDocumentBuf, doc,
+    raw::{CStr, RawBsonRef},
+};
 use mongodb::{
     ClientSession, Collection,
     error::{
@@ -16,10 +19,12 @@ use mongodb::{
 };
 
 use super::{
-    Inner, MongoStore, call, encode,
-    read::{Find, name_of},
+    Inner, MongoStore, call, decode,
+    encode::{self, Scope},
+    keys::Keys,
+    read::{Find, own_id},
 };
-use crate::store::{Error, Outcome, Row, timed};
+use crate::store::{DocumentKey, Error, Outcome, Row, timed};
 
 use crate::random;
 
@@ -68,45 +73,48 @@ impl MongoStore {
 
 impl Inner {
     async fn list_unlinked(&self, after: &str, limit: usize) -> Result<Vec<UnlinkedDocument>, Error> {
-        let key = self.keys.email().to_owned();
-        let mut filter = foreign();
-        filter.insert(&key, doc! { "$gt": after });
-        let find = Find::new(filter).sort(doc! { &key: 1 }).projection(doc! { "_id": 1, &key: 1 });
+        let Some(email) = self.keys.email().map(ToOwned::to_owned) else { return Ok(Vec::new()) };
+        let mut filter = self.foreign();
+        filter.insert(&email, doc! { "$gt": after });
+        let find = Find::new(filter).sort(doc! { &email: 1 }).projection(doc! { "_id": 1, &email: 1 });
         let find = find.limit(limit).within(LONGEST);
+        let keys = self.keys.clone();
         let read = move |doc: &RawDocument| {
-            Some(UnlinkedDocument { id: name_of(doc), email: doc.get_str(&key).ok()?.to_owned() })
+            let email = keys.values(doc).of(DocumentKey::EMAIL)?.as_str()?.to_owned();
+            Some(UnlinkedDocument { id: own_id(doc), email })
         };
         self.find("list the documents of the application", &self.users, find, read).await
     }
 
     async fn is_shared(&self, row: &Row) -> Result<bool, Error> {
         let keys = self.keys.clone();
-        let find = Find::new(doc! { "kindeId": row.id.as_str() }).limit(1);
-        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, |key| keys.is_ours(key)));
+        let find = self.by_kinde_id(std::iter::once(row.id.as_str())).limit(1);
+        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, &keys));
         let found = self.find("read a user's document", &self.users, find, shared).await?;
         Ok(found.into_iter().any(|shared| shared))
     }
 
+    /// Returns the filter of documents without a Kinde id that kinsync has not written.
+    fn foreign(&self) -> Document {
+        doc! { self.keys.kinde_id(): { "$in": [Bson::Null, ""] }, "kinsync": { "$exists": false } }
+    }
+
     pub(super) async fn link(&self, row: &Row) -> Result<Outcome, Error> {
-        let Some(address) = row.state.claimed_email().filter(|_| row.revision > 0) else {
+        let Some(address) = row.claimed_email().filter(|_| row.revision > 0) else {
             return Ok(Outcome::Stale);
         };
         if self.link_by_email == LinkByEmail::Never {
             return Ok(Outcome::EmailTaken);
         }
-        let mut theirs = foreign();
-        theirs.insert(self.keys.email(), address);
-        let mut start = RawDocumentBuf::new();
-        start.append(cstr!("kindeId"), row.id.as_str());
-        let encoded = encode::row(row, &self.keys, random::number(), start);
-        let mut update = doc! { "$set": Document::try_from(&*encoded.set).map_err(|_| fault())? };
-        update.insert("$unset", Document::try_from(&*encoded.unset).map_err(|_| fault())?);
+        let Some(email) = self.keys.email() else { return Ok(Outcome::EmailTaken) };
+        let mut theirs = self.foreign();
+        theirs.insert(email, address);
         let change = Change {
             users: self.users.clone(),
             theirs,
-            ours: doc! { "kindeId": row.id.as_str(), "kinsync.revision": row.revision },
+            ours: doc! { self.keys.kinde_id(): row.id.as_str(), "kinsync.revision": row.revision },
             keys: self.keys.clone(),
-            update,
+            row: row.clone(),
         };
         let client = self.database.client().clone();
         let work = async move { change.run(client.start_session().await?).await };
@@ -121,8 +129,9 @@ struct Change {
     theirs: Document,
     /// Filter of kinsync's document at its loaded revision.
     ours: Document,
-    keys: std::sync::Arc<super::Keys>,
-    update: Document,
+    keys: Arc<Keys>,
+    /// The row to write into the application's document.
+    row: Row,
 }
 
 impl Change {
@@ -150,17 +159,34 @@ impl Change {
         let Some(ours) = self.users.find_one(self.ours.clone()).session(&mut *session).await? else {
             return Ok(Outcome::Stale);
         };
-        if has_own_fields(&ours, |key| self.keys.is_ours(key)) {
+        if has_own_fields(&ours, &self.keys) {
             return Ok(Outcome::EmailTaken);
         }
-        let matching = self.users.count_documents(self.theirs.clone()).limit(2).session(&mut *session);
-        if matching.await? != 1 {
-            return Ok(Outcome::EmailTaken);
+        let found = self.users.find(self.theirs.clone()).projection(self.keys.projection()).limit(2);
+        let mut found = found.session(&mut *session).await?;
+        let mut theirs = Vec::new();
+        while let Some(document) = found.next(&mut *session).await {
+            theirs.push(document?);
         }
+        let [theirs] = theirs.as_slice() else { return Ok(Outcome::EmailTaken) };
+        let Some((query, update)) = self.update(theirs) else { return Ok(Outcome::EmailTaken) };
         self.users.delete_one(self.ours.clone()).session(&mut *session).await?;
-        let update = self.users.update_one(self.theirs.clone(), self.update.clone());
-        let updated = update.session(&mut *session).await?;
+        let updated = self.users.update_one(query, update).session(&mut *session).await?;
         Ok(if updated.matched_count == 1 { Outcome::Written } else { Outcome::Stale })
+    }
+
+    /// Returns the update of the application's document: every value of the application stays.
+    fn update(&self, theirs: &RawDocument) -> Option<(Document, Document)> {
+        let document = decode::unlinked(theirs, &self.row, &self.keys);
+        let encoded = encode::update(&self.row, &document, &self.keys, random::number(), Scope::All)?;
+        let mut update = doc! { "$set": Document::try_from(&*encoded.set).ok()? };
+        if !encoded.unset.is_empty() {
+            update.insert("$unset", Document::try_from(&*encoded.unset).ok()?);
+        }
+        let id = theirs.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok())?;
+        let mut query = self.theirs.clone();
+        query.insert("_id", id);
+        Some((query, update))
     }
 }
 
@@ -204,16 +230,15 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
     Err(error)
 }
 
-/// Returns the filter of documents without a Kinde id that kinsync has not written.
-fn foreign() -> Document {
-    doc! { "kindeId": { "$in": [Bson::Null, ""] }, "kinsync": { "$exists": false } }
-}
-
-fn has_own_fields(doc: &RawDocument, is_ours: impl Fn(&CStr) -> bool) -> bool {
-    let mut keys = doc.iter_elements().flatten().map(|element| element.key().to_owned());
-    keys.any(|key| !UNOWNED_KEYS.contains(&key.as_str()) && !is_ours(&key))
-}
-
-fn fault() -> Error {
-    Error::Refused { doing: DOING, hint: "report this: a row cannot be encoded".into(), source: None }
+/// Returns whether a document that kinsync created contains values of the application.
+fn has_own_fields(doc: &RawDocument, keys: &Keys) -> bool {
+    let mut all = doc.iter().map_while(Result::ok);
+    let is_foreign = |(name, value): (&CStr, RawBsonRef<'_>)| {
+        !UNOWNED_KEYS.contains(&name.as_str()) && !keys.is_ours(name, value)
+    };
+    let keeps_values = || {
+        let row = decode::row(doc, keys);
+        row.and_then(|row| row.document).is_some_and(|stored| stored.has_values_of_the_application())
+    };
+    all.any(is_foreign) || keeps_values()
 }

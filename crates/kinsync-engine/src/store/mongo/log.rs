@@ -9,8 +9,8 @@ use kinsync_core::Micros;
 use super::{
     Inner,
     call::{self, Cause},
-    encode::date,
-    read::{Find, name_of},
+    read::{Find, own_id},
+    view::date,
 };
 use crate::store::{Error, EventFilter, LoggedEvent, Page};
 
@@ -88,7 +88,7 @@ impl Inner {
         }
         let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
         let find = Find::new(query).sort(newest_first).limit(filter.limit.saturating_add(1));
-        let read = |doc: &RawDocument| Some(decode(doc).ok_or_else(|| name_of(doc)));
+        let read = |doc: &RawDocument| Some(decode(doc).ok_or_else(|| own_id(doc)));
         let events = self.find("list events", &self.events, find, read).await?;
         Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
     }

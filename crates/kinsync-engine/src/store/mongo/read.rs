@@ -2,12 +2,16 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use bson::{Bson, DateTime, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
+use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
 use kinsync_core::UserId;
 use mongodb::{Collection, options::FindOptions};
 
-use super::{Inner, call, decode};
-use crate::store::{Counts, Error, Holder, Page, Row, UserFilter};
+use super::{
+    Inner, call,
+    decode::{self, Decoded},
+    keys::Keys,
+};
+use crate::store::{Counts, DocumentKey, Error, Holder, Page, Row, UserFilter};
 
 /// Maximum ids per query.
 const CHUNK: usize = 1000;
@@ -19,10 +23,8 @@ impl Inner {
     pub(super) async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
         let mut found: HashMap<UserId, Row> = HashMap::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
-            let ids: Vec<&str> = ids.iter().map(UserId::as_str).collect();
-            let query = Find::new(doc! { "kindeId": { "$in": ids } });
-            let rows = self.rows("load users", query).await?;
-            found.extend(rows.into_iter().map(|row| (row.id.clone(), row)));
+            let rows = self.documents(ids).await?.into_iter().filter_map(Decoded::stored);
+            found.extend(rows.map(|row| (row.id.clone(), row)));
         }
         // A repeated id gets a repeated result.
         let mut asked: HashMap<&UserId, u32> = HashMap::with_capacity(ids.len());
@@ -37,39 +39,57 @@ impl Inner {
         Ok(ids.iter().map(&mut answer).collect())
     }
 
+    pub(super) async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
+        let mut found: HashMap<UserId, Row> = HashMap::with_capacity(ids.len());
+        for ids in ids.chunks(CHUNK) {
+            let rows = self.documents(ids).await?.into_iter().map(|found| match found {
+                Decoded::Row(row) | Decoded::Unwritten(row) => (row.id.clone(), row),
+            });
+            found.extend(rows);
+        }
+        let row = |id: &UserId| found.get(id).cloned().unwrap_or_else(|| Row::unknown(id.clone()));
+        Ok(ids.iter().map(row).collect())
+    }
+
+    async fn documents(&self, ids: &[UserId]) -> Result<Vec<Decoded>, Error> {
+        let keys = self.keys.clone();
+        let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(keys.projection());
+        self.find("load users", &self.users, find, move |doc| decode::document(doc, &keys)).await
+    }
+
+    /// Finds the documents of these users.
+    pub(super) fn by_kinde_id<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Find {
+        Find::new(doc! { self.keys.kinde_id(): { "$in": ids.collect::<Vec<_>>() } })
+    }
+
     pub(super) async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
         let mut claimants = Vec::new();
         for emails in emails.chunks(CHUNK) {
-            let rows = self.rows("find the claimants of an address", Find::new(self.claims(emails))).await?;
+            let rows = self.rows("find the claimants of an address", Find::new(claims(emails))).await?;
             let claims = |row: &Row| {
-                row.state.claimed_email().is_some_and(|claimed| emails.iter().any(|email| email == claimed))
+                row.claimed_email().is_some_and(|claimed| emails.iter().any(|email| email == claimed))
             };
             claimants.extend(rows.into_iter().filter(claims));
         }
         Ok(claimants)
     }
 
-    /// Returns the filter of documents that show or claim one of the addresses.
-    fn claims(&self, emails: &[String]) -> Document {
-        let shown = doc! { self.keys.email(): { "$in": emails } };
-        doc! { "$or": [shown, { "kinsync.held.email": { "$in": emails } }] }
-    }
-
     pub(super) async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
         let mut holders = HashMap::new();
+        let Some(key) = self.keys.email().map(ToOwned::to_owned) else { return Ok(holders) };
         for emails in emails.chunks(CHUNK) {
-            let key = self.keys.email().to_owned();
-            let find = Find::new(doc! { &key: { "$in": emails } })
-                .projection(doc! { "_id": 1, "kindeId": 1, &key: 1 });
+            let id = self.keys.kinde_id();
+            let find =
+                Find::new(doc! { &key: { "$in": emails } }).projection(doc! { "_id": 1, id: 1, &key: 1 });
             // The index contains each element of a list as an address.
-            let shown = move |doc: &RawDocument| match doc.get(&key) {
-                Ok(Some(RawBsonRef::Array(list))) => {
+            let keys = self.keys.clone();
+            let shown = move |doc: &RawDocument| match keys.values(doc).of(DocumentKey::EMAIL)? {
+                RawBsonRef::Array(list) => {
                     let texts =
                         list.into_iter().flatten().filter_map(|item| item.as_str().map(ToOwned::to_owned));
-                    Some((texts.collect(), holder_of(doc)))
+                    Some((texts.collect(), keys.holder_of(doc)))
                 }
-                Ok(Some(one)) => Some((vec![one.as_str()?.to_owned()], holder_of(doc))),
-                _ => None,
+                one => Some((vec![one.as_str()?.to_owned()], keys.holder_of(doc))),
             };
             let found: Vec<(Vec<String>, Holder)> =
                 self.find("find the documents that show an address", &self.users, find, shown).await?;
@@ -82,8 +102,9 @@ impl Inner {
 
     pub(super) async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
         let after = doc! { "$gt": after.map_or("", UserId::as_str) };
-        let query = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": after };
-        let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
+        let id = self.keys.kinde_id();
+        let query = doc! { "kinsync.heldBy": { "$exists": true }, id: after };
+        let find = Find::new(query).sort(doc! { id: 1 }).limit(limit);
         self.rows("find email conflicts", find).await
     }
 
@@ -94,21 +115,22 @@ impl Inner {
 
     pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         let mut query = match &filter.email {
-            Some(email) => self.claims(std::slice::from_ref(email)),
+            Some(email) => claims(std::slice::from_ref(email)),
             None => doc! {},
         };
-        query.insert("kindeId", doc! { "$gt": filter.after.as_deref().unwrap_or_default() });
+        let id = self.keys.kinde_id();
+        query.insert(id, doc! { "$gt": filter.after.as_deref().unwrap_or_default() });
         query.insert("kinsync.revision", doc! { "$exists": true });
         if !filter.with_deleted {
-            query.insert("isDeleted", false);
+            query.insert("kinsync.deletedAt", doc! { "$exists": false });
         }
-        let mut find = Find::new(query).sort(doc! { "kindeId": 1 });
+        let mut find = Find::new(query).sort(doc! { id: 1 });
         if filter.email.is_none() {
             find = find.limit(filter.limit.saturating_add(1));
         }
         let keys = self.keys.clone();
         let find = find.projection(keys.projection());
-        let read = move |doc: &RawDocument| Some(decode::row(doc, &keys).ok_or_else(|| name_of(doc)));
+        let read = move |doc: &RawDocument| Some(decode::row(doc, &keys).ok_or_else(|| keys.name_of(doc)));
         let mut rows = self.find("list users", &self.users, find, read).await?;
         if let Some(email) = &filter.email {
             rows.retain(|row| row.as_ref().is_ok_and(|row| row.state.claimed_email() == Some(email)));
@@ -118,10 +140,12 @@ impl Inner {
 
     /// Reads the index alone. The result includes documents with a Kinde id that kinsync never wrote.
     pub(super) async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
-        let query = doc! { "kindeId": { "$gt": after.map_or("", UserId::as_str) } };
-        let find = Find::new(query).sort(doc! { "kindeId": 1 }).limit(limit);
-        let find = find.projection(doc! { "_id": 0, "kindeId": 1 });
-        let id = |doc: &RawDocument| UserId::parse(doc.get_str("kindeId").ok()?).ok();
+        let id = self.keys.kinde_id();
+        let query = doc! { id: { "$gt": after.map_or("", UserId::as_str) } };
+        let find = Find::new(query).sort(doc! { id: 1 }).limit(limit);
+        let find = find.projection(doc! { "_id": 0, id: 1 });
+        let keys = self.keys.clone();
+        let id = move |doc: &RawDocument| UserId::parse(keys.kinde_id_of(doc)?).ok();
         self.find("list ids", &self.users, find, id).await
     }
 
@@ -130,7 +154,7 @@ impl Inner {
         let (users, events, limit) = (self.users.clone(), self.events.clone(), self.op_timeout);
         let count = async move {
             let documents = users.estimated_document_count().max_time(limit).await?;
-            let deleted = doc! { "deletedAt": { "$gte": DateTime::MIN } };
+            let deleted = doc! { "kinsync.deletedAt": { "$exists": true } };
             let deleted_users = users.count_documents(deleted).max_time(limit).await?;
             let events = events.estimated_document_count().max_time(limit).await?;
             Ok(Counts { live_users: documents.saturating_sub(deleted_users), deleted_users, events })
@@ -191,6 +215,11 @@ impl Inner {
     }
 }
 
+/// Returns the filter of documents whose users have one of the addresses at Kinde.
+fn claims(emails: &[String]) -> Document {
+    doc! { "kinsync.values.email": { "$in": emails } }
+}
+
 /// Filter and options of a read.
 pub(super) struct Find {
     filter: Document,
@@ -226,16 +255,23 @@ impl Find {
     }
 }
 
-fn holder_of(doc: &RawDocument) -> Holder {
-    let id = doc.get_str("kindeId").ok().and_then(|id| UserId::parse(id).ok());
-    id.map_or_else(|| Holder::Foreign(own_id(doc)), Holder::User)
+impl Keys {
+    fn kinde_id_of<'a>(&self, doc: &'a RawDocument) -> Option<&'a str> {
+        self.values(doc).of(DocumentKey::KindeId)?.as_str()
+    }
+
+    fn holder_of(&self, doc: &RawDocument) -> Holder {
+        let id = self.kinde_id_of(doc).and_then(|id| UserId::parse(id).ok());
+        id.map_or_else(|| Holder::Foreign(own_id(doc)), Holder::User)
+    }
+
+    /// Returns the Kinde id of a document, else its `_id`.
+    pub(super) fn name_of(&self, doc: &RawDocument) -> String {
+        self.kinde_id_of(doc).map_or_else(|| own_id(doc), ToOwned::to_owned)
+    }
 }
 
-/// Returns the Kinde id of a document, else its `_id`.
-pub(super) fn name_of(doc: &RawDocument) -> String {
-    doc.get_str("kindeId").map_or_else(|_| own_id(doc), ToOwned::to_owned)
-}
-
+/// Returns the `_id` of a document as text.
 pub(super) fn own_id(doc: &RawDocument) -> String {
     match doc.get("_id") {
         Ok(Some(RawBsonRef::String(id))) => id.to_owned(),

@@ -7,24 +7,23 @@
 use std::{collections::HashMap, sync::atomic::Ordering};
 
 use bson::{
-    RawArrayBuf, RawDocument, RawDocumentBuf, doc,
+    Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
     oid::ObjectId,
     raw::{BindRawBsonRef, CStr, cstr},
-    rawdoc,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
+use kinsync_core::UserId;
 use mongodb::Collection;
 
 use super::{
     Inner,
     call::{self, Cause, WriteError},
     decode,
-    encode::Encoded,
+    encode::{self, FORMAT, Scope},
     indexes,
-    keys::Keys,
     read::Find,
 };
-use crate::store::{Error, Outcome, Rejection, Row};
+use crate::store::{DocumentKey, Error, Outcome, Rejection, Row, StoredDocument};
 
 use crate::random;
 
@@ -67,22 +66,19 @@ struct Chunk {
 }
 
 impl Inner {
-    /// Writes rows, each encoded by `encode`.
-    pub(super) async fn write(&self, rows: &[Row], encode: Encode) -> Result<Vec<Outcome>, Error> {
+    /// Writes rows, each with the keys of the scope.
+    pub(super) async fn write(&self, rows: &[Row], scope: Scope) -> Result<Vec<Outcome>, Error> {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
-        let batch = Batch { inner: self, rows, encode, mark: random::number() };
+        let documents = self.read_again(rows).await?;
+        let batch = Batch { inner: self, rows, documents, scope, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
-        for (place, row) in rows.iter().enumerate() {
-            let kind = if row.revision == 0 { Kind::Insert } else { Kind::Update };
-            let statement = match kind {
-                Kind::Insert => batch.insertion(place),
-                Kind::Update => batch.update(place),
-            };
+        for (place, outcome) in outcomes.iter_mut().enumerate() {
+            let Some((kind, statement)) = batch.statement(place) else { continue };
             if statement.as_bytes().len() > MAX_BYTES {
-                outcomes[place] = Outcome::Rejected("MongoDB accepts documents up to 16 MiB".into());
+                *outcome = Outcome::Rejected("MongoDB accepts documents up to 16 MiB".into());
             } else {
                 push(&mut chunks, kind, place, &statement);
             }
@@ -93,6 +89,17 @@ impl Inner {
             outcomes[place] = outcome;
         }
         Ok(outcomes)
+    }
+
+    /// Reads the documents of stored rows that were written since they were loaded: a write changes the ownership of keys.
+    async fn read_again(&self, rows: &[Row]) -> Result<HashMap<UserId, Box<StoredDocument>>, Error> {
+        let unread = rows.iter().filter(|row| row.revision > 0 && row.document.is_none());
+        let ids: Vec<UserId> = unread.map(|row| row.id.clone()).collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let found = self.load(&ids).await?.into_iter().flatten();
+        Ok(found.filter_map(|row| Some((row.id, row.document?))).collect())
     }
 }
 
@@ -111,14 +118,13 @@ fn push(chunks: &mut Vec<Chunk>, kind: Kind, place: usize, statement: &RawDocume
     chunk.bytes += size;
 }
 
-/// Encodes a row with its write mark; what it sets begins with the given document.
-type Encode = fn(&Row, &Keys, i64, RawDocumentBuf) -> Encoded;
-
 /// The rows of one call.
 struct Batch<'a> {
     inner: &'a Inner,
     rows: &'a [Row],
-    encode: Encode,
+    /// Documents of rows that were not loaded with theirs.
+    documents: HashMap<UserId, Box<StoredDocument>>,
+    scope: Scope,
     /// Mark of the first row; the marks of the others are the following numbers.
     mark: i64,
 }
@@ -128,28 +134,39 @@ impl Batch<'_> {
         self.mark.wrapping_add_unsigned(place as u64)
     }
 
+    /// Returns the statement that writes a row, or `None` if the document changed since the row was loaded.
+    fn statement(&self, place: usize) -> Option<(Kind, RawDocumentBuf)> {
+        let row = &self.rows[place];
+        match (row.document.as_ref().or_else(|| self.documents.get(&row.id)), row.revision) {
+            (Some(document), _) => Some((Kind::Update, self.update(place, document)?)),
+            (None, 0) => Some((Kind::Insert, self.insertion(place))),
+            (None, _) => None,
+        }
+    }
+
     fn insertion(&self, place: usize) -> RawDocumentBuf {
         let mut start = RawDocumentBuf::new();
         start.append(cstr!("_id"), ObjectId::new());
-        start.append(cstr!("kindeId"), self.rows[place].id.as_str());
-        (self.encode)(&self.rows[place], &self.inner.keys, self.mark(place), start).set
+        encode::insertion(&self.rows[place], &self.inner.keys, self.mark(place), start)
     }
 
-    /// Returns the update for a row that kinsync never wrote: it takes over an existing document with the Kinde id.
-    fn update(&self, place: usize) -> RawDocumentBuf {
-        let row = &self.rows[place];
-        let query = match row.revision {
-            0 => unwritten(row.id.as_str()),
-            revision => rawdoc! { "kindeId": row.id.as_str(), "kinsync.revision": revision },
+    fn update(&self, place: usize, document: &StoredDocument) -> Option<RawDocumentBuf> {
+        let (row, keys) = (&self.rows[place], &self.inner.keys);
+        let encoded = encode::update(row, document, keys, self.mark(place), self.scope)?;
+        let mut query = match row.revision {
+            0 => unwritten(keys.kinde_id(), row.id.as_str()),
+            revision => doc! { keys.kinde_id(): row.id.as_str(), "kinsync.revision": revision },
         };
-        let encoded = (self.encode)(row, &self.inner.keys, self.mark(place), RawDocumentBuf::new());
-        let mut update = document(cstr!("$set"), &encoded.set);
+        if !encoded.conditions.is_empty() {
+            query.insert("$and", vec![encoded.conditions]);
+        }
+        let mut update = document_with(cstr!("$set"), &encoded.set);
         if !encoded.unset.is_empty() {
             update.append(cstr!("$unset"), encoded.unset);
         }
-        let mut statement = document(cstr!("q"), query);
+        let mut statement = document_with(cstr!("q"), RawDocumentBuf::try_from(&query).ok()?);
         statement.append(cstr!("u"), update);
-        statement
+        Some(statement)
     }
 
     async fn run(&self, chunk: Chunk) -> Result<Vec<(usize, Outcome)>, Error> {
@@ -163,23 +180,11 @@ impl Batch<'_> {
         let (_, failed) = self.inner.send(&chunk).await?;
         let mut outcomes: HashMap<usize, Outcome> =
             self.outcomes(&chunk.places, &failed)?.into_iter().collect();
-        let mut again = Vec::new();
-        for place in chunk.places.iter().filter(|place| outcomes[*place] != Outcome::Written) {
-            push(&mut again, Kind::Update, *place, &self.update(*place));
-        }
         // A document with the Kinde id may exist: from the application or from a concurrent insert. With several
         // violated indexes, the server reports an arbitrary one.
-        let mut unmatched = Vec::new();
-        for chunk in again {
-            for (place, outcome) in self.update_rows(chunk).await? {
-                if outcome == Outcome::Stale {
-                    unmatched.push(place);
-                } else {
-                    outcomes.insert(place, outcome);
-                }
-            }
-        }
-        outcomes.extend(self.in_the_way(unmatched).await?);
+        let refused = outcomes.iter().filter(|(_, outcome)| **outcome != Outcome::Written);
+        let refused = refused.map(|(place, _)| *place).collect();
+        outcomes.extend(self.in_the_way(refused).await?);
         Ok(outcomes.into_iter().collect())
     }
 
@@ -209,34 +214,38 @@ impl Batch<'_> {
         Ok(done)
     }
 
-    /// Finds the reason why rows were neither inserted nor took over a document: a concurrent write of the user, or a
-    /// document that kinsync cannot decode.
+    /// Finds documents that prevent insertions: one of an earlier attempt with a lost response, one that appeared since the
+    /// user was loaded, or one that kinsync cannot decode.
     async fn in_the_way(&self, places: Vec<usize>) -> Result<Vec<(usize, Outcome)>, Error> {
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
-        let find =
-            Find::new(doc! { "kindeId": { "$in": ids } }).projection(doc! { "kindeId": 1, "kinsync": 1 });
+        let keys = &self.inner.keys;
+        let find = self.documents_of(&places).projection(doc! { keys.kinde_id(): 1, "kinsync": 1 });
         let there = |doc: &RawDocument| Some(doc.to_owned());
         let there = self.inner.find(DOING, &self.inner.users, find, there).await?;
         let outcome = |place: usize| {
             let id = self.rows[place].id.as_str();
-            let of_user = there.iter().find(|doc| decode::kinde_ids(doc).any(|found| found == id))?;
-            let outcome = decode::fault(of_user).map_or(Outcome::Stale, |why| Outcome::Rejected(why.into()));
-            Some((place, outcome))
+            let of_user = there.iter().find(|doc| decode::kinde_ids(doc, keys).any(|found| found == id))?;
+            let is_ours = mark_of(of_user) == Some(self.mark(place));
+            let there = if is_ours { Outcome::Written } else { Outcome::Stale };
+            Some((place, decode::fault(of_user, keys).map_or(there, |why| Outcome::Rejected(why.into()))))
         };
         Ok(places.into_iter().filter_map(outcome).collect())
     }
 
+    fn documents_of(&self, places: &[usize]) -> Find {
+        self.inner.by_kinde_id(places.iter().map(|place| self.rows[*place].id.as_str()))
+    }
+
     /// Returns the current marks of those rows that exist.
     async fn marks(&self, places: &[usize]) -> Result<HashMap<String, Option<i64>>, Error> {
-        let ids: Vec<&str> = places.iter().map(|place| self.rows[*place].id.as_str()).collect();
-        let find = Find::new(doc! { "kindeId": { "$in": ids } })
-            .projection(doc! { "_id": 0, "kindeId": 1, "kinsync.writer": 1 });
-        let mark = |doc: &RawDocument| {
-            let mark = doc.get_document("kinsync").and_then(|metadata| metadata.get_i64("writer")).ok();
-            Some((doc.get_str("kindeId").ok()?.to_owned(), mark))
+        let keys = self.inner.keys.clone();
+        let find =
+            self.documents_of(places).projection(doc! { "_id": 0, keys.kinde_id(): 1, "kinsync.writer": 1 });
+        let mark = move |doc: &RawDocument| {
+            let mark = mark_of(doc);
+            Some((keys.values(doc).of(DocumentKey::KindeId)?.as_str()?.to_owned(), mark))
         };
         let marks = self.inner.find(DOING, &self.inner.users, find, mark).await?;
         Ok(marks.into_iter().collect())
@@ -267,10 +276,10 @@ impl Inner {
         statements: &RawArrayBuf,
     ) -> RawDocumentBuf {
         let limit = i64::try_from(self.op_timeout.as_millis()).unwrap_or(i64::MAX);
-        let mut concern = document(cstr!("w"), "majority");
+        let mut concern = document_with(cstr!("w"), "majority");
         concern.append(cstr!("j"), true);
         concern.append(cstr!("wtimeout"), limit);
-        let mut command = document(verb, collection.name());
+        let mut command = document_with(verb, collection.name());
         command.append(cstr!("ordered"), false);
         command.append(cstr!("writeConcern"), concern);
         command.append(cstr!("maxTimeMS"), limit);
@@ -300,8 +309,12 @@ impl Inner {
     /// Classifies a duplicate key by its unique index.
     fn duplicate(&self, error: &WriteError) -> Outcome {
         let keys = match error.duplicate.as_slice() {
-            [key] if key == "kindeId" || key == indexes::KINDE_ID || key == "_id" => return Outcome::Stale,
-            [key] if (key == self.keys.email() || key == indexes::EMAIL) && !error.is_absent => {
+            [key] if key == self.keys.kinde_id() || key == indexes::KINDE_ID || key == "_id" => {
+                return Outcome::Stale;
+            }
+            [key]
+                if (Some(key.as_str()) == self.keys.email() || key == indexes::EMAIL) && !error.is_absent =>
+            {
                 return Outcome::EmailTaken;
             }
             keys => keys.join(", "),
@@ -318,10 +331,13 @@ impl Inner {
     /// Writes the mark of the last write of this row again, unless the document has changed.
     pub(super) async fn accepts_write_of(&self, row: &Row) -> Result<bool, Error> {
         let doing = "test a write";
-        let query = rawdoc! { "kindeId": row.id.as_str(), "kinsync.revision": row.revision };
+        let query = doc! { self.keys.kinde_id(): row.id.as_str(), "kinsync.revision": row.revision };
         let mark: i64 = random::number();
+        let statement = doc! { "q": query, "u": { "$set": { "kinsync.writer": mark } } };
         let mut statements = RawArrayBuf::new();
-        statements.push(rawdoc! { "q": query, "u": { "$set": { "kinsync.writer": mark } } });
+        if let Ok(statement) = RawDocumentBuf::try_from(&statement) {
+            statements.push(statement);
+        }
         let command = self.write_command(cstr!("update"), &self.users, cstr!("updates"), &statements);
         let reply =
             self.calls.run(doing, self.op_timeout, call::command(self.database.clone(), command)).await?;
@@ -329,18 +345,23 @@ impl Inner {
     }
 }
 
-/// Finds the document of a user that kinsync never wrote and can read afterwards: see
-/// [`decode::fault`]. A number that is not an integer above 0 counts as never written.
-fn unwritten(id: &str) -> RawDocumentBuf {
-    rawdoc! {
-        "kindeId": { "$eq": id, "$not": { "$type": "array" } },
-        "kinsync": { "$not": { "$type": RawArrayBuf::from_iter(decode::UNREADABLE) } },
-        "kinsync.revision": { "$not": { "$type": "array" } },
-        "$nor": [{ "kinsync.revision": { "$gt": 0, "$type": ["int", "long"] } }],
+fn mark_of(doc: &RawDocument) -> Option<i64> {
+    doc.get_document("kinsync").and_then(|metadata| metadata.get_i64("writer")).ok()
+}
+
+/// Finds the document of a user that kinsync never wrote and can read afterwards: see [`decode::fault`]. A revision that is
+/// not an integer above 0 counts as never written.
+fn unwritten(key: &str, id: &str) -> Document {
+    let lost = doc! { "kinsync.format": FORMAT, "kinsync.revision": { "$not": { "$type": "array" } },
+    "$nor": [{ "kinsync.revision": { "$gt": 0, "$type": ["int", "long"] } }] };
+    doc! {
+        key: { "$eq": id, "$not": { "$type": "array" } },
+        "kinsync": { "$not": { "$type": decode::UNREADABLE.as_slice() } },
+        "$or": [{ "kinsync": Bson::Null }, lost],
     }
 }
 
-fn document(key: &CStr, value: impl BindRawBsonRef) -> RawDocumentBuf {
+fn document_with(key: &CStr, value: impl BindRawBsonRef) -> RawDocumentBuf {
     let mut doc = RawDocumentBuf::new();
     doc.append(key, value);
     doc

@@ -1,0 +1,85 @@
+//! What a user document contains beside the state of the user, as it was read.
+
+use std::collections::BTreeMap;
+
+use super::{DocumentKey, KeySet};
+
+/// A value of the application. Only MongoDB has documents of an application.
+#[cfg(feature = "mongodb")]
+type Value = bson::Bson;
+#[cfg(not(feature = "mongodb"))]
+type Value = serde_json::Value;
+
+/// Ownership of the keys in one document.
+///
+/// A key is kinsync's once kinsync has written a value there. A key with another value is the application's: kinsync neither
+/// replaces nor removes it, unless the settings name the key in `take_over`.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct StoredDocument {
+    /// Keys whose value kinsync wrote.
+    pub(super) owned: KeySet,
+    /// Keys with a value of the application that differed when kinsync had a value to show.
+    pub(super) kept: KeySet,
+    /// Owned keys that kinsync's last write left as they were.
+    pub(super) unwritten: KeySet,
+    /// Owned keys that the application changed or removed since.
+    pub(super) edited: KeySet,
+    /// Kept keys that the application removed: kinsync writes them again.
+    pub(super) released: KeySet,
+    /// Values under keys that are not kinsync's.
+    pub(super) foreign: BTreeMap<DocumentKey, Value>,
+    /// Values of the application that kinsync replaced by order of the settings.
+    pub(super) replaced: BTreeMap<DocumentKey, Value>,
+    /// Number of the mapping that the document was written under.
+    pub(super) mapping: i64,
+    /// Keys under which kinsync may replace values of the application.
+    pub(super) take_over: KeySet,
+}
+
+impl StoredDocument {
+    /// Returns the keys of kinsync that the application changed or removed. The next write restores them.
+    pub fn edited(&self) -> KeySet {
+        self.edited
+    }
+
+    /// Returns whether the document shows other values than the state, so that it has to be written without a new
+    /// observation.
+    pub fn is_outdated(&self) -> bool {
+        !self.edited.is_empty() || !self.released.is_empty()
+    }
+
+    /// Returns the values of the application under kinsync's keys.
+    pub fn values_of_the_application(&self) -> BTreeMap<String, serde_json::Value> {
+        let values = self.foreign.iter().filter(|(key, _)| **key != DocumentKey::KindeId);
+        values.map(|(key, value)| (key.name().to_owned(), json(value))).collect()
+    }
+
+    /// Returns whether the document contains values of the application under kinsync's keys.
+    pub(super) fn has_values_of_the_application(&self) -> bool {
+        self.foreign.keys().any(|key| *key != DocumentKey::KindeId)
+    }
+
+    /// Returns whether the document shows another email address than the claimed one, and keeps it.
+    pub(super) fn keeps_email(&self, claimed: Option<&str>) -> bool {
+        let is_replaceable = self.take_over.contains(DocumentKey::EMAIL);
+        let differs = |value: &Value| self.kept.contains(DocumentKey::EMAIL) || value.as_str() != claimed;
+        !is_replaceable && self.foreign.get(&DocumentKey::EMAIL).is_some_and(differs)
+    }
+}
+
+/// Converts a value of the application for readers of JSON.
+#[cfg(feature = "mongodb")]
+fn json(value: &Value) -> serde_json::Value {
+    match value {
+        Value::DateTime(at) => at.try_to_rfc3339_string().map_or(serde_json::Value::Null, Into::into),
+        Value::ObjectId(id) => id.to_hex().into(),
+        Value::Array(list) => list.iter().map(json).collect(),
+        Value::Document(doc) => doc.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+        other => serde_json::to_value(other).unwrap_or_default(),
+    }
+}
+
+#[cfg(not(feature = "mongodb"))]
+fn json(value: &Value) -> serde_json::Value {
+    value.clone()
+}

@@ -1,0 +1,296 @@
+//! Values that the application wrote under kinsync's keys stay, and kinsync's own values stay true.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use bson::{DateTime, Document, doc};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
+use kinsync_engine::{
+    Store,
+    internal::{
+        apply::apply,
+        email_ownership::Sweep,
+        store::{
+            DocumentKey,
+            mongo::{Config, FieldMapping, MongoStore},
+        },
+    },
+};
+
+use crate::{
+    store_mongo::{fresh, prepared, store, users},
+    store_rows::{get, id},
+};
+
+const NOW: Micros = Micros(1_790_000_000_000_000);
+
+/// The fields of a document that an application with Mongoose timestamps created years ago.
+fn of_the_application() -> Document {
+    let then = DateTime::from_millis(1_577_923_200_000);
+    doc! {
+        "email": "ada@example.com", "username": "ada99", "phone": "+4412345", "picture": "/avatars/1.png",
+        "createdAt": then, "updatedAt": then, "source": "newsletter", "isDeleted": false, "lastSeenAt": then,
+        "organizations": ["acme"], "identities": ["github"], "role": "admin",
+    }
+}
+
+/// A read of Kinde that knows every field: no username, no phone, no picture.
+pub(crate) fn profile(user: &str, at: i64) -> Observation {
+    let fields = Profile::new()
+        .with(Field::Email, "ada@example.com")
+        .with(Field::EmailVerified, true)
+        .with(Field::FirstName, "Ada")
+        .with(Field::Username, Value::Null)
+        .with(Field::Phone, Value::Null)
+        .with(Field::Picture, Value::Null)
+        .with(Field::Organizations, Value::Organizations(Vec::new()))
+        .with(Field::Identities, Value::Identities(Vec::new()));
+    let version = Version::snapshot(Micros(at), format!("profile_{at}"));
+    Observation { user: id(user), version, source: Source::Profile, what: What::Fields(fields) }
+}
+
+pub(crate) fn event(user: &str, at: i64, fields: Profile) -> Observation {
+    let version = Version::event(Micros(at), format!("event_{at}"));
+    Observation { user: id(user), version, source: Source::Webhook, what: What::Fields(fields) }
+}
+
+async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Observation>) {
+    for observation in observations {
+        let applied = apply(store, [observation], NOW).await.unwrap();
+        assert_eq!((applied.rejected, applied.failed), (vec![], vec![]));
+    }
+}
+
+async fn document(store: &MongoStore) -> Document {
+    let all = users(store).count_documents(doc! {}).await.unwrap();
+    assert_eq!(all, 1, "one document for the user");
+    users(store).find_one(doc! {}).await.unwrap().unwrap()
+}
+
+fn assert_unchanged(before: &Document, after: &Document) {
+    for (key, value) in before {
+        assert_eq!(after.get(key), Some(value), "`{key}` of the application in {after}");
+    }
+}
+
+#[tokio::test]
+async fn a_linked_document_keeps_every_value_of_the_application() {
+    let store = store().await;
+    users(&store).insert_one(of_the_application()).await.unwrap();
+    let created = event("kp_ada", 1, Profile::new().with(Field::Email, "ada@example.com"));
+    observe(&store, [created, profile("kp_ada", 2)]).await;
+    let linked = document(&store).await;
+    assert_eq!(linked.get_str("kindeId").unwrap(), "kp_ada");
+    assert_unchanged(&of_the_application(), &linked);
+    assert_eq!(linked.get_str("firstName").unwrap(), "Ada", "an absent key is kinsync's");
+}
+
+#[tokio::test]
+async fn a_document_that_has_the_kinde_id_keeps_every_value_of_the_application() {
+    let store = store().await;
+    let mut own = of_the_application();
+    own.insert("kindeId", "kp_ada");
+    users(&store).insert_one(own.clone()).await.unwrap();
+    let updated = Profile::new()
+        .with(Field::Email, "ada@example.com")
+        .with(Field::Username, Value::Null)
+        .with(Field::FirstName, "Ada");
+    observe(&store, [event("kp_ada", 1, updated), profile("kp_ada", 2)]).await;
+    let known = document(&store).await;
+    assert_unchanged(&own, &known);
+    assert_eq!(known.get_str("firstName").unwrap(), "Ada");
+}
+
+#[tokio::test]
+async fn a_null_of_kinde_removes_only_a_value_that_kinsync_wrote() {
+    let store = store().await;
+    users(&store).insert_one(doc! { "kindeId": "kp_ada", "phone": "+44" }).await.unwrap();
+    let fields = |name: Value, phone: Value| {
+        Profile::new()
+            .with(Field::Username, name)
+            .with(Field::Phone, phone)
+            .with(Field::LastName, Value::Null)
+    };
+    observe(&store, [event("kp_ada", 1, fields("ada".into(), "+61".into()))]).await;
+    assert_eq!(document(&store).await.get_str("phone").unwrap(), "+44");
+    assert_eq!(document(&store).await.get_str("username").unwrap(), "ada");
+    observe(&store, [event("kp_ada", 2, fields(Value::Null, Value::Null))]).await;
+    let found = document(&store).await;
+    assert_eq!((found.get_str("phone").unwrap(), found.contains_key("username")), ("+44", false));
+    // What the application writes under a key that kinsync has left is the application's.
+    users(&store).update_one(doc! {}, doc! { "$set": { "username": "own" } }).await.unwrap();
+    observe(&store, [event("kp_ada", 3, fields("ada".into(), Value::Null))]).await;
+    assert_eq!(document(&store).await.get_str("username").unwrap(), "own");
+}
+
+#[tokio::test]
+async fn values_of_other_types_stay_and_both_values_are_shown() {
+    let store = store().await;
+    let own = doc! { "kindeId": "kp_ada", "username": ["a", "b"], "firstName": 7, "lastName": { "de": "L" },
+    "organizations": { "acme": true }, "emailVerified": "yes", "source": null };
+    users(&store).insert_one(own.clone()).await.unwrap();
+    let fields = Profile::new().with(Field::Username, "ada").with(Field::FirstName, "Ada");
+    let fields = fields.with(Field::LastName, "Lovelace").with(Field::EmailVerified, true);
+    observe(&store, [event("kp_ada", 1, fields), profile("kp_ada", 2)]).await;
+    let found = document(&store).await;
+    for key in ["username", "firstName", "lastName", "organizations", "emailVerified"] {
+        assert_eq!(found.get(key), own.get(key), "{key}");
+    }
+    assert_eq!(found.get_str("source").unwrap(), "profile", "null is no value");
+    let shown = get(&store, "kp_ada").await.unwrap().document();
+    assert_eq!((shown.first_name.as_deref(), shown.last_name.as_deref()), (Some("Ada"), Some("Lovelace")));
+    assert_eq!(shown.kept["username"], serde_json::json!(["a", "b"]));
+    assert_eq!(shown.kept["firstName"], serde_json::json!(7));
+}
+
+#[tokio::test]
+async fn a_value_that_the_application_changes_is_never_read_as_kindes_and_is_restored() {
+    let store = store().await;
+    let fields = Profile::new().with(Field::FirstName, "Ada").with(Field::Email, "a@x.org");
+    observe(&store, [event("kp_ada", 1, fields.clone())]).await;
+    let edit = doc! { "$set": { "firstName": "Zed", "plan": "pro" }, "$unset": { "email": 1 } };
+    users(&store).update_one(doc! {}, edit).await.unwrap();
+    let row = get(&store, "kp_ada").await.unwrap();
+    assert_eq!(row.state.text(Field::FirstName), Some("Ada"));
+    assert!(row.is_outdated());
+    // The same event again contains nothing new.
+    observe(&store, [event("kp_ada", 1, fields)]).await;
+    let found = document(&store).await;
+    assert_eq!((found.get_str("firstName").unwrap(), found.get_str("email").unwrap()), ("Ada", "a@x.org"));
+    assert_eq!(found.get_str("plan").unwrap(), "pro");
+    assert!(!get(&store, "kp_ada").await.unwrap().is_outdated());
+}
+
+#[tokio::test]
+async fn a_user_that_keeps_an_address_of_the_application_competes_for_no_other() {
+    let store = store().await;
+    users(&store).insert_one(doc! { "kindeId": "kp_ada", "email": "old@x.org" }).await.unwrap();
+    let with_email = |user: &str, at, email: &str| event(user, at, Profile::new().with(Field::Email, email));
+    observe(&store, [with_email("kp_ada", 1, "new@x.org"), with_email("kp_bob", 2, "new@x.org")]).await;
+    let of = async |user: &str| users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
+    assert_eq!(of("kp_bob").await.get_str("email").unwrap(), "new@x.org", "bob is the only claimant");
+    let ada = of("kp_ada").await;
+    assert_eq!((ada.get_str("email").unwrap(), ada.contains_key("emailConflict")), ("old@x.org", false));
+    let shown = get(&store, "kp_ada").await.unwrap().document();
+    assert_eq!(
+        (shown.email.as_deref(), shown.kept["email"].as_str()),
+        (Some("new@x.org"), Some("old@x.org"))
+    );
+    // The address that the document shows is held by it.
+    observe(&store, [with_email("kp_eve", 3, "old@x.org")]).await;
+    assert_eq!(get(&store, "kp_eve").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_ada"));
+    // Without the kept address the user competes again, and is the older one.
+    users(&store).update_one(doc! { "kindeId": "kp_ada" }, doc! { "$unset": { "email": 1 } }).await.unwrap();
+    observe(&store, [with_email("kp_ada", 1, "new@x.org")]).await;
+    Sweep::default().run(&store, NOW).await.unwrap();
+    assert_eq!(of("kp_ada").await.get_str("email").unwrap(), "new@x.org");
+    assert_eq!(of("kp_eve").await.get_str("email").unwrap(), "old@x.org");
+    assert_eq!(get(&store, "kp_bob").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_ada"));
+}
+
+#[tokio::test]
+async fn a_value_that_appears_between_read_and_write_is_not_lost() {
+    let store = store().await;
+    users(&store).insert_one(doc! { "kindeId": "kp_ada" }).await.unwrap();
+    let mut row = store.load_to_write(&[id("kp_ada")]).await.unwrap().remove(0);
+    row.state = row.state.observe(&event("kp_ada", 1, Profile::new().with(Field::Username, "ada")));
+    users(&store).update_one(doc! {}, doc! { "$set": { "username": "own" } }).await.unwrap();
+    let outcome = store.write(std::slice::from_ref(&row)).await.unwrap().remove(0);
+    assert_eq!(outcome, kinsync_engine::internal::store::Outcome::Stale);
+    assert_eq!(document(&store).await.get_str("username").unwrap(), "own");
+}
+
+fn mapped(names: &[(&str, Option<&str>)]) -> FieldMapping {
+    let names =
+        names.iter().map(|(key, name)| (DocumentKey::from_name(key).unwrap(), name.map(ToOwned::to_owned)));
+    FieldMapping { names: names.collect(), ..FieldMapping::default() }
+}
+
+#[tokio::test]
+async fn every_key_can_be_moved_below_one_sub_document() {
+    let fields = FieldMapping { prefix: Some("kinde".into()), ..FieldMapping::default() };
+    let store = prepared(Config { fields, ..fresh().await }).await;
+    let own = of_the_application();
+    users(&store).insert_one(own.clone()).await.unwrap();
+    users(&store)
+        .update_one(doc! {}, doc! { "$set": { "kindeId": "kp_ada", "kinde": { "own": 1 } } })
+        .await
+        .unwrap();
+    let fields = Profile::new().with(Field::Username, "ada").with(Field::Email, "a@x.org");
+    observe(&store, [event("kp_ada", 1, fields.clone()), event("kp_bob", 2, fields)]).await;
+    let ada = users(&store).find_one(doc! { "kinde.email": "a@x.org" }).await.unwrap().unwrap();
+    assert_unchanged(&own, &ada);
+    let below = ada.get_document("kinde").unwrap();
+    assert_eq!((below.get_str("username").unwrap(), below.get_i32("own").unwrap()), ("ada", 1));
+    assert!(below.get_datetime("createdAt").is_ok() && !below.get_bool("isDeleted").unwrap());
+    let bob = users(&store).find_one(doc! { "kindeId": "kp_bob" }).await.unwrap().unwrap();
+    let names: Vec<_> = bob.keys().map(String::as_str).collect();
+    assert_eq!(names, ["_id", "kindeId", "kinde", "kinsync"], "of a document that kinsync made");
+    assert_eq!(get(&store, "kp_bob").await.unwrap().metadata.email_held_by.as_deref(), Some("kp_ada"));
+    observe(&store, [event("kp_ada", 3, Profile::new().with(Field::Username, Value::Null))]).await;
+    let ada = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
+    assert!(!ada.get_document("kinde").unwrap().contains_key("username"));
+}
+
+#[tokio::test]
+async fn a_key_that_is_switched_off_is_never_written() {
+    let off: Vec<_> = DocumentKey::ALL.into_iter().skip(1).map(|key| (key.name(), None)).collect();
+    let store = prepared(Config { fields: mapped(&off), ..fresh().await }).await;
+    let fields = Profile::new().with(Field::Username, "ada").with(Field::Email, "a@x.org");
+    observe(&store, [event("kp_ada", 1, fields.clone()), event("kp_bob", 2, fields)]).await;
+    let found = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
+    let names: Vec<_> = found.keys().map(String::as_str).collect();
+    assert_eq!(names, ["_id", "kindeId", "kinsync"]);
+    assert_eq!(get(&store, "kp_ada").await.unwrap().document().username.as_deref(), Some("ada"));
+    let deleted = Observation { what: What::Deleted, ..event("kp_ada", 3, Profile::new()) };
+    observe(&store, [deleted]).await;
+    assert_eq!(store.counts().await.unwrap().deleted_users, 1);
+}
+
+#[tokio::test]
+async fn a_key_that_the_operator_names_is_taken_over_with_a_record_of_the_former_value() {
+    let fields =
+        FieldMapping { take_over: vec![DocumentKey::Field(Field::Username)], ..FieldMapping::default() };
+    let store = prepared(Config { fields, ..fresh().await }).await;
+    users(&store).insert_one(doc! { "kindeId": "kp_ada", "username": "own", "phone": "1" }).await.unwrap();
+    let fields = |name: &str| Profile::new().with(Field::Username, name).with(Field::Phone, "2");
+    observe(&store, [event("kp_ada", 1, fields("ada")), event("kp_ada", 2, fields("augusta"))]).await;
+    let found = document(&store).await;
+    assert_eq!((found.get_str("username").unwrap(), found.get_str("phone").unwrap()), ("augusta", "1"));
+    let metadata = found.get_document("kinsync").unwrap();
+    let replaced = metadata.get_document("replaced").unwrap();
+    assert_eq!(replaced.get_document("username").unwrap().get_str("value").unwrap(), "own");
+    assert_eq!(metadata.get_array("kept").unwrap().len(), 1, "{metadata}");
+}
+
+#[tokio::test]
+async fn a_document_that_lost_its_metadata_is_rebuilt_and_loses_nothing() {
+    let store = store().await;
+    let fields = Profile::new().with(Field::FirstName, "Ada").with(Field::Username, "ada");
+    observe(&store, [event("kp_ada", 1, fields)]).await;
+    let replaced = doc! { "kindeId": "kp_ada", "firstName": "Ada", "username": "zed", "plan": "pro" };
+    users(&store).replace_one(doc! {}, replaced).await.unwrap();
+    let fields = Profile::new().with(Field::FirstName, "Augusta").with(Field::Username, "ada");
+    observe(&store, [profile("kp_ada", 2), event("kp_ada", 3, fields)]).await;
+    let found = document(&store).await;
+    assert_eq!((found.get_str("username").unwrap(), found.get_str("plan").unwrap()), ("zed", "pro"));
+    assert_eq!(found.get_str("firstName").unwrap(), "Augusta", "an equal value is kinsync's");
+}
+
+#[tokio::test]
+async fn a_document_in_an_unknown_format_is_refused_by_name() {
+    let store = store().await;
+    observe(&store, [event("kp_ada", 1, Profile::new())]).await;
+    for (change, expected) in [
+        (doc! { "$set": { "kinsync.format": 2 } }, "format 2"),
+        (doc! { "$unset": { "kinsync.format": 1 } }, "not kinsync's"),
+        (doc! { "$set": { "kinsync": "x" } }, "no sub-document"),
+        (doc! { "$set": { "kinsync": [1] } }, "a list"),
+    ] {
+        users(&store).update_one(doc! {}, change).await.unwrap();
+        let before = document(&store).await;
+        let applied = apply(&store, [event("kp_ada", 2, Profile::new().with(Field::FirstName, "A"))], NOW);
+        let applied = applied.await.unwrap();
+        assert!(applied.rejected[0].1.contains(expected), "{:?}", applied.rejected);
+        assert!(applied.rejected[0].1.contains(&before.get_object_id("_id").unwrap().to_hex()));
+        assert_eq!(document(&store).await, before);
+    }
+}
