@@ -293,13 +293,16 @@ impl Faults {
     /// Returns the HTTP faults of a request to this route.
     pub(crate) fn on_request(&mut self, route: &str, is_management: bool) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
-            use FaultKind::{CutBody, Garbage, RateLimit, Slow, Status, TruncatedJson, WrongDate};
+            use FaultKind::{
+                CutBody, Garbage, MissingDate, RateLimit, Slow, Status, TruncatedJson, WrongDate,
+            };
             matches!(
                 kind,
                 RateLimit { .. }
                     | Status { .. }
                     | Slow { .. }
                     | WrongDate { .. }
+                    | MissingDate
                     | CutBody
                     | TruncatedJson
                     | Garbage

@@ -15,7 +15,7 @@ use crate::{
     pending_checks::PendingChecks,
     random,
     refused_users::{self, Refused, RefusedUser},
-    scan_watermark::ScanWatermarks,
+    scan_watermark::{self, Recheck, ScanNumber, ScanWatermarks},
     store::{DocumentKey, Error, Outcome, Row, Store},
 };
 
@@ -57,6 +57,36 @@ struct Delta {
     source: Source,
 }
 
+/// Rows that a scan compared with Kinde's users.
+#[derive(Debug)]
+pub(crate) struct ComparedRows {
+    pub(crate) scan: ScanNumber,
+    /// Number of the comparison.
+    pub(crate) comparison: i64,
+    /// Revisions of the compared rows.
+    pub(crate) revisions: HashMap<UserId, i64>,
+}
+
+impl ComparedRows {
+    /// Returns the number of the comparison if exactly this row was compared.
+    fn comparison_of(&self, row: &Row) -> Option<i64> {
+        (self.revisions.get(&row.id) == Some(&row.revision)).then_some(self.comparison)
+    }
+}
+
+/// What is known of scans while deltas are applied.
+struct Scans<'a> {
+    watermarks: ScanWatermarks,
+    /// The rows and the scan that compared them; `None` for observations of other sources.
+    compared: Option<&'a ComparedRows>,
+}
+
+impl Scans<'_> {
+    fn reader(&self) -> Option<ScanNumber> {
+        self.compared.map(|compared| compared.scan)
+    }
+}
+
 impl Delta {
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
@@ -81,7 +111,7 @@ pub async fn apply_refused(
         let (mut page, next) = refused_users::page(store, after.as_ref()).await?;
         *after = next;
         let deltas = page.iter().map(|refused| (refused.id.clone(), Delta::of(refused))).collect();
-        let applied = apply_deltas(store, deltas, now, &ScanWatermarks::default()).await?;
+        let applied = apply_deltas(store, deltas, now, None).await?;
         let rejected: HashSet<UserId> =
             applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect();
         page.retain(|refused| !rejected.contains(&refused.id));
@@ -102,41 +132,57 @@ pub async fn apply(
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
 ) -> Result<Applied, Error> {
-    apply_over(store, observations, now, &ScanWatermarks::default()).await
+    apply_deltas(store, fold(observations), now, None).await
 }
 
-/// Like [`apply`], for observations that may be older than these scans.
-pub async fn apply_over(
+/// Joins the observations of a scan like [`apply`], and marks the rows that the scan compared.
+pub(crate) async fn apply_compared(
     store: &dyn Store,
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
-    scans: &ScanWatermarks,
+    compared: &ComparedRows,
 ) -> Result<Applied, Error> {
-    apply_deltas(store, fold(observations), now, scans).await
+    let mut deltas = fold(observations);
+    for user in compared.revisions.keys() {
+        deltas.entry(user.clone()).or_insert_with(|| Delta {
+            state: UserState::default(),
+            newest: Version::provisional(),
+            source: Source::Reconcile,
+        });
+    }
+    apply_deltas(store, deltas, now, Some(compared)).await
 }
 
 async fn apply_deltas(
     store: &dyn Store,
     mut deltas: HashMap<UserId, Delta>,
     now: Micros,
-    scans: &ScanWatermarks,
+    compared: Option<&ComparedRows>,
 ) -> Result<Applied, Error> {
+    let mut is_dated = deltas.values().any(|delta| !delta.state.is_provisional());
+    let mut scans = Scans { watermarks: ScanWatermarks::default(), compared };
     let mut applied = Applied::default();
+    let mut written = Vec::new();
     let mut to_resolve = Vec::new();
     let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
         if deltas.is_empty() {
-            applied.unresolved = resolve(store, to_resolve, now).await.err();
-            return Ok(applied);
+            break;
         }
         pause(round).await;
         let ids: Vec<UserId> = deltas.keys().cloned().collect();
         let rows = store.load_to_write(&ids).await?;
+        // A request that only updates `last_seen` needs no watermarks.
+        is_dated |= rows.iter().any(|row| row.revision == 0);
+        if is_dated && round == 0 {
+            scans.watermarks = ScanWatermarks::load(store).await?;
+        }
         let mut writes = Vec::with_capacity(ids.len());
-        let mut users_to_recheck = Vec::new();
+        let mut rechecks = Vec::new();
         for row in rows {
-            if let Some((next, check)) = next(&row, &deltas[&row.id], now, scans) {
-                users_to_recheck.extend(check.then(|| next.id.clone()));
+            let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
+            rechecks.push((row.id.clone(), recheck));
+            if let Some(next) = next {
                 writes.push(next);
             } else {
                 deltas.remove(&row.id);
@@ -145,7 +191,7 @@ async fn apply_deltas(
             }
         }
         // Requested before the write: after an interruption, a repetition would find nothing new and request no check.
-        PendingChecks::request(store, &users_to_recheck).await?;
+        request_checks(store, &rechecks).await?;
         for (row, outcome) in write(store, writes, now).await? {
             match outcome {
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
@@ -162,14 +208,49 @@ async fn apply_deltas(
                     applied.users_to_recheck.extend(row.state.needs_check().then(|| row.id.clone()));
                     to_resolve.extend(Some(&row).filter(|row| !row.pending_emails.is_empty()).cloned());
                     applied.changed.push(row.clone());
+                    written.extend(deltas.remove(&row.id).map(|delta| (row, delta.state)));
+                    continue;
                 }
             }
             deltas.remove(&row.id);
         }
     }
+    if is_dated {
+        recheck_written(store, &written, now, &scans).await?;
+    }
     applied.failed.extend(deltas.into_keys().map(|user| (user, CONTENTION.into())));
     applied.unresolved = resolve(store, to_resolve, now).await.err();
     Ok(applied)
+}
+
+/// Requests checks of rows that a scan may have compared after the watermarks were loaded and before the rows were written.
+/// After an interruption before this, the repetition of the observations requests them.
+async fn recheck_written(
+    store: &dyn Store,
+    written: &[(Row, UserState)],
+    now: Micros,
+    scans: &Scans<'_>,
+) -> Result<(), Error> {
+    if written.is_empty() {
+        return Ok(());
+    }
+    let newer = ScanWatermarks::load(store).await?;
+    if newer.comparison == scans.watermarks.comparison {
+        return Ok(());
+    }
+    let recheck = |(row, delta): &(Row, UserState)| {
+        (row.id.clone(), newer.classify(row, delta, scans.reader(), now).recheck)
+    };
+    request_checks(store, &written.iter().map(recheck).collect::<Vec<_>>()).await
+}
+
+async fn request_checks(store: &dyn Store, rechecks: &[(UserId, Recheck)]) -> Result<(), Error> {
+    let of = |kind| {
+        let users = rechecks.iter().filter(move |(_, recheck)| *recheck == kind);
+        users.map(|(user, _)| user.clone()).collect::<Vec<_>>()
+    };
+    PendingChecks::request(store, &of(Recheck::Yes)).await?;
+    PendingChecks::request_if_few(store, &of(Recheck::IfFew)).await
 }
 
 /// Rows with a write refused as stale although no concurrent write occurred.
@@ -323,17 +404,29 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
     deltas
 }
 
-/// Returns the row to write and whether the user needs a check, or `None` if the delta contains nothing new.
-fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option<(Row, bool)> {
+/// Returns the row to write, or `None` if the delta contains nothing new, and whether the user must be read again.
+fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row>, Recheck) {
     let mut state = row.state.clone().join(delta.state.clone());
+    let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
+    let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
+    let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
     if state == row.state && row.revision > 0 && !row.is_outdated() {
-        return None;
+        let unmarked = comparison.filter(|_| !scan_watermark::is_compared(&row.metadata));
+        let marked = |comparison| {
+            let mut row = row.clone();
+            scan_watermark::mark_compared(&mut row.metadata, comparison);
+            row
+        };
+        return (unmarked.map(marked), stale.recheck);
     }
-    let stale = scans.classify(row, &delta.state);
     if let Some(proved) = stale.proof {
         state = state.join(proved);
     }
-    let mut next = Row { state, ..row.clone() };
+    let metadata = scans.watermarks.changed(row, &state, stale.recheck);
+    let mut next = Row { state, metadata, ..row.clone() };
+    if let Some(comparison) = comparison {
+        scan_watermark::mark_compared(&mut next.metadata, comparison);
+    }
     if row.revision == 0 {
         next.metadata.inserted_at = now;
     }
@@ -356,8 +449,8 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &ScanWatermarks) -> Option
     } else if !row.metadata.holds_email && (row.is_outdated() || is_stronger(&next.state, &row.state)) {
         next.pending_emails.extend(after);
     }
-    let check = stale.needs_check || next.state.needs_check();
-    Some((next, check))
+    let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
+    (Some(next), recheck)
 }
 
 /// Returns whether the user became older or its address verified, so that the owner of the address may change.

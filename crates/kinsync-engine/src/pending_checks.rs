@@ -17,6 +17,9 @@ const KEY: &str = "reconcile.checks";
 /// Maximum number of pending users. Above this limit a full scan is requested instead.
 const MAX_USERS: usize = 1000;
 
+/// Maximum number of pending users with further requests that only save time.
+const FEW_USERS: usize = 100;
+
 /// Requested checks and scans.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -47,6 +50,19 @@ impl PendingChecks {
             if checks.users.len() > MAX_USERS {
                 checks.scan_requested = true;
                 checks.users.clear();
+            }
+        })
+        .await
+    }
+
+    /// Requests checks of users that the next scan would repair as well, unless many users are pending. Cancel safe.
+    pub async fn request_if_few(store: &dyn Store, users: &[UserId]) -> Result<(), Error> {
+        if users.is_empty() {
+            return Ok(());
+        }
+        state_records::change(store, KEY, |checks: &mut Self| {
+            if checks.users.len() + users.len() <= FEW_USERS {
+                checks.users.extend(users.iter().map(|user| (user.clone(), random::number())));
             }
         })
         .await

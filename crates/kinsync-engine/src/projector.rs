@@ -23,13 +23,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::upkeep::RejectedByStore;
 use crate::{
-    apply::{Applied, apply_over},
+    apply::{Applied, apply},
     breaker::Breaker,
     clock::Clock,
     decode,
     queue::{self, Claimed, EntryId, Queue},
     random,
-    scan_watermark::ScanWatermarks,
     store::{self, LoggedEvent, Store},
 };
 use evidence::{Evidence, Scope, Verdict};
@@ -201,9 +200,7 @@ impl Projector {
             count("duplicate", events.len() - new.min(events.len()));
             piece.is_logged = true;
         }
-        // Read for each piece: what is older than a scan is no news after it.
-        let scans = ScanWatermarks::load(&*self.store).await?;
-        let applied = apply_over(&*self.store, piece.observations(), self.clock.now(), &scans).await?;
+        let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
             self.breaker.failed(&refused_all(reason));

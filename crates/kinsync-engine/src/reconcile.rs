@@ -212,9 +212,6 @@ impl Reconciler {
             }
             _ => None,
         };
-        if !is_dry {
-            parts.retry_store(|| ScanWatermarks::record_start(&*parts.store, run.started_at)).await?;
-        }
         let (mut scanned, was_resumed) = self.scan(run, from, tasks, progress).await?;
         run.tally = scanned.tally.clone();
         if scanned.tally.users == 0 {
@@ -224,18 +221,27 @@ impl Reconciler {
             let second_reads = std::mem::take(&mut scanned.second_reads);
             parts.check(&second_reads, is_dry, &mut scanned.tally).await?;
         }
-        let unproven_users = match run.mode {
+        let too_recent = std::mem::take(&mut scanned.too_recent);
+        if let Some(not_before) = too_recent.not_before {
+            tokio::time::sleep_until(not_before).await;
+            parts.check(&too_recent.users, is_dry, &mut scanned.tally).await?;
+        }
+        let unlisted = match run.mode {
             RunMode::Backfill => None,
-            _ => parts.delete_absent(run, &mut scanned, approved).await?,
+            _ => Some(parts.delete_absent(run, &mut scanned, approved).await?),
         };
         run.tally = scanned.tally;
         progress(&run.tally);
         if !is_dry
-            && let Some(unproven) = unproven_users
-            && let Some((at, until)) = scanned.sent
+            && let Some(unlisted) = unlisted
+            && let Some((at, _)) = scanned.sent
         {
-            let fields = scanned.fields.unwrap_or_default();
-            let watermark = ScanWatermark { at, until, started_at: run.started_at, fields, unproven };
+            let watermark = ScanWatermark {
+                at,
+                last_comparison: scanned.last_comparison,
+                fields: scanned.fields.unwrap_or_default(),
+                unproven: scanned.unproven.into_iter().chain(unlisted).collect(),
+            };
             parts.retry_store(|| ScanWatermarks::record_proof(&*parts.store, &watermark)).await?;
         }
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })

@@ -1,17 +1,26 @@
-//! Treatment of events that are older than the last complete scan.
+//! Treatment of observations that are older than a comparison by a scan.
 //!
-//! A complete scan proves, without a write per user, that the stored fields of every user stored at its start equal Kinde's
-//! fields at that time or later. An event older than the scan that arrives after it therefore contains nothing new. Only
-//! then the proof is written: as a snapshot with the time of the scan and with the fields of the stale event. The state of
-//! a user stays the join of its observations, in any order.
+//! A scan writes no user that it finds equal to Kinde's. An observation that is older than the comparison and arrives after
+//! it contains nothing new, although its version may be newer than that of the stored field. A complete scan therefore
+//! records a proof. Only when such an observation arrives, the proof is written: as a snapshot with the time of the scan,
+//! for the fields of the observation. The state of a user stays the join of its observations, in any order.
 //!
-//! Without a proof (the scan is still running, the row was inserted after its start, or the event happened between its first
-//! and its last page) the stale event is applied like any other, and a check of the user is requested.
+//! A proof covers the rows that its scan compared, and nothing else. Clocks of different machines do not order rows and
+//! scans; a counter in the store does. A scan increments it before each load of rows that it compares
+//! ([`ScanWatermarks::announce`]), and each write of a row keeps the value of the counter that its writer knew
+//! ([`RowMetadata::changed_after`]). A row is covered if a scan compared it before or during the scan of the proof, if no
+//! writer that did not know of the last comparison changed it since, and if the scan has not left it undecided.
+//!
+//! An observation without a proof is applied by its version like any other, and the user is read again.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicI64, Ordering},
+};
 
 use kinsync_core::{
-    Field, Micros, Observation, Profile, Rank, Register, Source, UserId, UserState, Value, Version, What,
+    Field, FirstVersions, Micros, Observation, Profile, Register, RowMetadata, Source, UserId, UserState,
+    Value, Version, What,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,41 +32,71 @@ use crate::{
 /// Key of the record in the store.
 const KEY: &str = "reconcile.scans";
 
+/// Maximum undecided users of a scan with a proof. The record is read with each batch of events.
+pub const MAX_UNPROVEN: usize = 1000;
+
 /// Proof of a complete scan.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ScanWatermark {
     /// Time of the request for the first page, by Kinde's clock.
     pub at: Micros,
-    /// Time of the request for the last page, by Kinde's clock.
-    #[serde(default)]
-    pub until: Micros,
-    /// Start by kinsync's clock. Rows inserted later may not have been compared.
-    pub started_at: Micros,
+    /// Number of the last comparison of the scan.
+    pub last_comparison: i64,
     /// Fields that the scan observed of every user.
     pub fields: Vec<Field>,
-    /// Users without a proof, because Kinde's responses about them were inconclusive.
-    #[serde(default)]
+    /// Users without a proof: not listed, or with a difference that the scan could not repair or order.
     pub unproven: BTreeSet<UserId>,
 }
 
-/// The newest complete scan and the start of the newest scan.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What scans have compared so far.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct ScanWatermarks {
+    /// Number of the newest comparison.
+    pub comparison: i64,
+    /// The newest scan that has compared rows; it may be running or interrupted.
+    pub newest: Option<Comparisons>,
     /// Proof of the newest complete scan.
     pub proof: Option<ScanWatermark>,
-    /// Start of the newest scan by kinsync's clock; the scan may be running or interrupted.
-    pub started_at: Option<Micros>,
 }
 
-/// Treatment of the stale events in a delta.
+/// The comparisons of one scan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparisons {
+    /// Value of the counter at the start of the scan; identifies the scan.
+    pub scan: ScanNumber,
+    /// Time before which Kinde made no response that was compared, by Kinde's clock.
+    pub from: Micros,
+    /// Time after which Kinde made no response that was compared, by Kinde's clock.
+    pub until: Micros,
+}
+
+/// Identifies a scan.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct ScanNumber(pub i64);
+
+/// Whether a user must be read again.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Recheck {
+    /// No.
+    #[default]
+    No,
+    /// If few users wait for a check, else by the next scan: the observation is from the time of the newest scan, and few of
+    /// those are older than the comparison of their user.
+    IfFew,
+    /// Yes.
+    Yes,
+}
+
+/// Treatment of the stale observations in a delta.
 #[derive(Debug, Default)]
-pub struct StaleEvents {
-    /// Values of the newest complete scan for the fields of the stale events.
+pub struct StaleObservations {
+    /// Values of the newest complete scan for the fields of the stale observations.
     pub proof: Option<UserState>,
-    /// Whether a stale event contains a field without a proof: the user needs a check.
-    pub needs_check: bool,
+    /// Whether a stale observation contains a field without a proof.
+    pub recheck: Recheck,
 }
 
 impl ScanWatermarks {
@@ -66,56 +105,170 @@ impl ScanWatermarks {
         state_records::load(store, KEY).await
     }
 
-    /// Records the start of a scan. Must precede the request for the first page.
-    pub async fn record_start(store: &dyn Store, now: Micros) -> Result<(), Error> {
+    /// Starts a scan.
+    pub async fn start(store: &dyn Store) -> Result<ScanNumber, Error> {
+        let number = AtomicI64::new(0);
         state_records::change(store, KEY, |scans: &mut Self| {
-            scans.started_at = scans.started_at.max(Some(now));
+            number.store(scans.begin().0, Ordering::Relaxed);
         })
-        .await
+        .await?;
+        Ok(ScanNumber(number.into_inner()))
     }
 
-    /// Records the proof of a complete scan, unless a newer one is recorded.
+    /// Announces that a scan is about to compare rows with responses that Kinde made in this time. Must precede the load of
+    /// these rows. Returns the number of the comparison.
+    pub async fn announce(
+        store: &dyn Store,
+        scan: ScanNumber,
+        from: Micros,
+        until: Micros,
+    ) -> Result<i64, Error> {
+        let number = AtomicI64::new(0);
+        state_records::change(store, KEY, |scans: &mut Self| {
+            number.store(scans.compare(scan, from, until), Ordering::Relaxed);
+        })
+        .await?;
+        Ok(number.into_inner())
+    }
+
+    /// Records the proof of a complete scan, unless a later one is recorded or too many users are undecided. Returns whether
+    /// it is recorded.
     pub async fn record_proof(store: &dyn Store, watermark: &ScanWatermark) -> Result<(), Error> {
-        let is_newest = |scans: &Self| scans.proof.as_ref().is_none_or(|known| known.at < watermark.at);
-        state_records::change(store, KEY, |scans: &mut Self| {
-            if is_newest(scans) {
-                scans.proof = Some(watermark.clone());
-            }
-        })
-        .await
+        state_records::change(store, KEY, |scans: &mut Self| scans.prove(watermark)).await
     }
 
-    /// Classifies the events in `delta` that are older than a scan and newer than the row.
-    pub fn classify(&self, row: &Row, delta: &UserState) -> StaleEvents {
-        let newest =
-            self.started_at.max(self.proof.as_ref().map(|watermark| watermark.at.max(watermark.until)));
-        let is_stale = |version: &Version| version.rank == Rank::Event && Some(version.at) <= newest;
-        let is_new = |field, observed: &Register| {
-            let known = row.state.fields.get(&field);
-            known.is_none_or(|known| known.version < observed.version && known.value != observed.value)
-        };
-        let stale = delta.fields.iter().filter(|(field, observed)| {
-            is_stale(&observed.version) && is_new(**field, observed) && snapshot::can_observe(**field)
+    /// Starts a scan. See [`Self::start`].
+    pub(crate) fn begin(&mut self) -> ScanNumber {
+        self.comparison += 1;
+        ScanNumber(self.comparison)
+    }
+
+    /// Counts a comparison. See [`Self::announce`].
+    pub(crate) fn compare(&mut self, scan: ScanNumber, from: Micros, until: Micros) -> i64 {
+        self.comparison += 1;
+        // Replaced by each scan, so that one wrong clock has no effect for longer than until the next scan.
+        let known = self.newest.filter(|known| known.scan == scan);
+        self.newest = Some(Comparisons {
+            scan,
+            from: known.map_or(from, |known| known.from.min(from)),
+            until: known.map_or(until, |known| known.until.max(until)),
         });
-        let (mut proof, mut needs_check) = (Profile::new(), false);
-        let watermark = self.proof.as_ref().filter(|watermark| watermark.covers(row));
-        for (field, observed) in stale {
-            match watermark
-                .filter(|watermark| observed.version.at <= watermark.at)
-                .and_then(|watermark| watermark.scanned_value(*field, row))
-            {
-                Some((field, value)) => proof.set(field, value),
-                None => needs_check = true,
+        self.comparison
+    }
+
+    /// Adds a proof. See [`Self::record_proof`].
+    pub(crate) fn prove(&mut self, watermark: &ScanWatermark) {
+        let is_newest =
+            self.proof.as_ref().is_none_or(|known| known.last_comparison < watermark.last_comparison);
+        if is_newest && watermark.unproven.len() <= MAX_UNPROVEN {
+            self.proof = Some(watermark.clone());
+        }
+    }
+
+    /// Classifies the observations in `delta` that are older than a comparison. `reader` is the scan that read them, if one
+    /// did: they are not older than its own comparisons.
+    pub fn classify(
+        &self,
+        row: &Row,
+        delta: &UserState,
+        reader: Option<ScanNumber>,
+        now: Micros,
+    ) -> StaleObservations {
+        let mut stale = StaleObservations::default();
+        let Some(newest) = self.newest.filter(|newest| reader != Some(newest.scan)) else { return stale };
+        if !row.state.is_live() || delta.deleted.is_some() {
+            return stale;
+        }
+        // A proof with a time in the future comes from a wrong clock.
+        let proof = self.proof.as_ref().filter(|proof| proof.covers(row) && proof.at <= now);
+        let mut proved = Profile::new();
+        for (field, observed) in &delta.fields {
+            if !snapshot::can_observe(*field) || !self.may_be_news(row, *field, observed) {
+                continue;
+            }
+            let value = proof
+                .filter(|proof| observed.version.at <= proof.at)
+                .and_then(|proof| proof.scanned_value(*field, row));
+            match value {
+                Some((field, value)) => proved.set(field, value),
+                None => stale.recheck = stale.recheck.max(newest.recheck(&observed.version)),
             }
         }
-        let proof = watermark.filter(|_| !proof.is_empty()).map(|watermark| watermark.snapshot(row, proof));
-        StaleEvents { proof, needs_check }
+        if self.may_be_first(row, delta) {
+            let FirstVersions { event, read, .. } = &delta.first;
+            let first = event.as_ref().or(read.as_ref()).map_or(Recheck::No, |first| newest.recheck(first));
+            stale.recheck = stale.recheck.max(first);
+        }
+        stale.proof =
+            proof.filter(|_| !proved.is_empty()).map(|proof| proof.snapshot(row.id.clone(), proved));
+        stale
+    }
+
+    /// Returns whether the observation changes the shown field, or has changed it in a write whose writer did not know of
+    /// the newest comparison: such a write, repeated after an interruption, must not pass for known.
+    fn may_be_news(&self, row: &Row, field: Field, observed: &Register) -> bool {
+        if observed.version.is_provisional() {
+            return false;
+        }
+        row.state.fields.get(&field).is_none_or(|known| {
+            (known.version < observed.version && known.value != observed.value)
+                || (known == observed && self.is_unconfirmed(&row.metadata))
+        })
+    }
+
+    /// Returns whether the user is stored because of this delta.
+    fn may_be_first(&self, row: &Row, delta: &UserState) -> bool {
+        row.revision == 0 || (row.state.first == delta.first && self.is_unconfirmed(&row.metadata))
+    }
+
+    fn is_unconfirmed(&self, metadata: &RowMetadata) -> bool {
+        metadata.changed_after.is_some_and(|known| known < self.comparison)
+    }
+
+    /// Returns the metadata of a row that a source other than the list of a scan changed.
+    pub(crate) fn changed(&self, before: &Row, after: &UserState, recheck: Recheck) -> RowMetadata {
+        let mut metadata = before.metadata.clone();
+        let is_same = |a: &UserState, b: &UserState| (&a.deleted, &a.confirmed) == (&b.deleted, &b.confirmed);
+        if before.revision > 0 && before.state.fields == after.fields && is_same(&before.state, after) {
+            return metadata;
+        }
+        let known = metadata.changed_after.map_or(self.comparison, |known| known.min(self.comparison));
+        metadata.changed_after = Some(known);
+        if recheck > Recheck::No || !is_same(&before.state, after) {
+            metadata.compared_since = None;
+        }
+        metadata
+    }
+}
+
+/// Marks a row that this comparison found equal or repaired.
+pub(crate) fn mark_compared(metadata: &mut RowMetadata, comparison: i64) {
+    metadata.compared_since.get_or_insert(comparison);
+    metadata.changed_after = None;
+}
+
+/// Returns whether [`mark_compared`] has nothing to do.
+pub(crate) fn is_compared(metadata: &RowMetadata) -> bool {
+    metadata.compared_since.is_some() && metadata.changed_after.is_none()
+}
+
+impl Comparisons {
+    fn recheck(&self, version: &Version) -> Recheck {
+        match version.at {
+            _ if version.is_provisional() => Recheck::No,
+            at if at <= self.from => Recheck::Yes,
+            at if at <= self.until => Recheck::IfFew,
+            _ => Recheck::No,
+        }
     }
 }
 
 impl ScanWatermark {
     fn covers(&self, row: &Row) -> bool {
-        row.revision > 0 && row.metadata.inserted_at < self.started_at && !self.unproven.contains(&row.id)
+        let last = self.last_comparison;
+        row.metadata.compared_since.is_some_and(|since| since <= last)
+            && row.metadata.changed_after.is_none_or(|known| known >= last)
+            && !self.unproven.contains(&row.id)
     }
 
     /// Returns the field and the value that the scan observed for a field of the row.
@@ -128,13 +281,15 @@ impl ScanWatermark {
         self.fields.contains(&scanned).then_some((scanned, value))
     }
 
-    fn snapshot(&self, row: &Row, observed: Profile) -> UserState {
-        UserState::of(&Observation {
-            user: row.id.clone(),
+    fn snapshot(&self, user: UserId, observed: Profile) -> UserState {
+        let proof = UserState::of(&Observation {
+            user,
             version: Version::snapshot(self.at, ""),
             source: Source::Reconcile,
             what: What::Fields(observed),
-        })
+        });
+        // A proof shows nothing about the age of the user.
+        UserState { first: FirstVersions::default(), ..proof }
     }
 }
 

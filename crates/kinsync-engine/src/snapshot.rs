@@ -16,6 +16,11 @@ pub fn sent_at(timing: &RequestTiming) -> Micros {
     Micros(timing.as_of.as_microsecond())
 }
 
+/// Returns a time, by Kinde's clock, after which the response contains no change.
+pub fn not_after(timing: &RequestTiming) -> Micros {
+    Micros(timing.not_after.as_microsecond())
+}
+
 /// Returns whether a read can determine this field. For [`Field::Organizations`] it determines the memberships, not the
 /// roles.
 pub fn can_observe(field: Field) -> bool {

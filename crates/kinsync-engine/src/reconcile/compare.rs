@@ -3,7 +3,7 @@
 //! Only differences become observations: an equal field keeps its version, and an equal user costs no write. Sign-in counters
 //! are never compared.
 
-use std::sync::OnceLock;
+use std::{sync::OnceLock, time::Duration};
 
 use kinde::{management, response::RequestTiming};
 use kinsync_core::{
@@ -12,7 +12,7 @@ use kinsync_core::{
 
 use super::record::{Drift, DriftKind};
 use crate::{
-    scan_watermark::codes,
+    scan_watermark::{codes, is_compared},
     snapshot,
     store::{DocumentKey, Row},
 };
@@ -25,6 +25,8 @@ pub(super) struct RemoteUser {
     pub(super) signed_in: Option<Micros>,
     /// Time of the request by Kinde's clock.
     pub(super) at: Micros,
+    /// Time after which the response contains no change, by Kinde's clock.
+    not_after: Micros,
     /// Computed on first use: it hashes the profile, and most users are unchanged.
     version: OnceLock<Version>,
 }
@@ -47,6 +49,15 @@ impl Comparison {
     pub(super) fn is_missed(&self) -> bool {
         matches!(self, Self::Differs(drift, _) if drift.kind.is_missed())
     }
+
+    /// Returns whether the row, repaired if it differs, is to be marked as compared and is not marked yet.
+    pub(super) fn is_to_be_marked(&self, row: Option<&Row>) -> bool {
+        match self {
+            Self::Differs(..) => true,
+            Self::Equal => row.is_some_and(|row| row.state.is_live() && !is_compared(&row.metadata)),
+            Self::NeedsSecondRead | Self::ListedAfterDeletion(_) => false,
+        }
+    }
 }
 
 impl RemoteUser {
@@ -55,7 +66,8 @@ impl RemoteUser {
         let id = UserId::parse(&user.id).ok()?;
         let signed_in = user.last_signed_in.map(|at| Micros(at.as_microsecond()));
         let profile = snapshot::of_user(user);
-        Some(Self { user: id, profile, signed_in, at: snapshot::sent_at(sent), version: OnceLock::new() })
+        let (at, not_after) = (snapshot::sent_at(sent), snapshot::not_after(sent));
+        Some(Self { user: id, profile, signed_in, at, not_after, version: OnceLock::new() })
     }
 
     fn version(&self) -> &Version {
@@ -144,15 +156,24 @@ impl RemoteUser {
 
     /// Returns whether the document shows another value and has no newer observation of the field.
     fn differs(&self, field: Field, value: &Value, state: &UserState) -> bool {
-        let version = |field| state.fields.get(&field).map(|register| &register.version);
-        let (is_shown, newest) = match field {
-            Field::OrganizationCodes => (
-                shows_same(field, codes(state).as_ref(), value),
-                version(field).max(version(Field::Organizations)),
-            ),
-            field => (shows_same(field, state.value(field), value), version(field)),
+        !is_shown(field, value, state)
+            && newest_version(field, state).is_none_or(|known| known < self.version())
+    }
+
+    /// Returns by how much the stored value of a differing field is newer than the request, if it is from the time of the
+    /// response: it is not known whether the response contains that change. `None` if all differences can be ordered.
+    pub(super) fn lead(&self, row: &Row) -> Option<Duration> {
+        if row.revision == 0 || !row.state.is_live() {
+            return None;
+        }
+        let lead = |(field, value): (Field, &Value)| {
+            let known = newest_version(field, &row.state)?;
+            let is_too_recent = known >= self.version() && known.at <= self.not_after;
+            (is_too_recent && !is_shown(field, value, &row.state))
+                .then(|| known.at.0.saturating_sub(self.at.0))
         };
-        !is_shown && newest.is_none_or(|known| known < self.version())
+        let lead = self.profile.iter().filter_map(lead).max()?;
+        Some(Duration::from_micros(lead.try_into().unwrap_or_default()))
     }
 
     /// Returns whether an event should have announced the difference. An empty value that was unknown is no change.
@@ -176,6 +197,23 @@ pub(super) fn drift(user: UserId, kind: DriftKind, fields: Vec<Field>, row: Opti
         .flat_map(|state| state.fields.values().map(|register| &register.version).chain(&state.deleted));
     let known_at = versions.filter(|version| !version.is_provisional()).map(|version| version.at).max();
     Drift { user, kind, fields, known_at, previous_source: row.and_then(|row| row.metadata.source) }
+}
+
+/// Returns whether the document shows this value of the field.
+fn is_shown(field: Field, value: &Value, state: &UserState) -> bool {
+    match field {
+        Field::OrganizationCodes => shows_same(field, codes(state).as_ref(), value),
+        field => shows_same(field, state.value(field), value),
+    }
+}
+
+/// Returns the version of the newest observation of the field.
+fn newest_version(field: Field, state: &UserState) -> Option<&Version> {
+    let version = |field| state.fields.get(&field).map(|register| &register.version);
+    match field {
+        Field::OrganizationCodes => version(field).max(version(Field::Organizations)),
+        field => version(field),
+    }
 }
 
 /// Returns whether a document that shows a value, or nothing for an unknown field, shows Kinde's value.

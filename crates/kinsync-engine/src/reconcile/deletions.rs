@@ -6,7 +6,7 @@
 //! the same. An unreadable response leaves its user unchanged and does not stop the run.
 
 use std::{
-    collections::{BTreeSet, HashSet, VecDeque},
+    collections::{HashSet, VecDeque},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use super::{
     scan::Scanned,
 };
 use crate::{
+    scan_watermark::MAX_UNPROVEN,
     snapshot, state_records,
     store::{self, Row, Store},
 };
@@ -31,8 +32,6 @@ use crate::{
 const HELD: &str = "reconcile.held";
 /// Maximum deletions per run, made or held. The next run finds the rest.
 const MOST_HELD: usize = 100_000;
-/// Maximum undetermined users of a run that still proves the fields of all others.
-const MOST_OPEN: usize = 1000;
 /// Maximum number of runs that can be approved while the held deletions stay the same.
 const MOST_RUNS: usize = 1000;
 /// Sample size of the plausibility check of a list.
@@ -66,8 +65,10 @@ struct Candidates {
     count: usize,
     /// Number of live users.
     live: usize,
-    /// Counts of users that are deleted in the store.
+    /// Counts of users that are deleted in the store, or too recent to judge.
     seen: Tally,
+    /// The first [`MAX_UNPROVEN`] live users and one more: no proof covers a user that is not listed.
+    unlisted: Vec<UserId>,
 }
 
 impl Candidates {
@@ -87,9 +88,11 @@ impl Candidates {
 struct Unlisted {
     /// Number of users that are deleted or no longer stored.
     dead: usize,
+    /// Live users.
+    live: Vec<UserId>,
     /// Live users without an observation newer than the scan.
     may_be_absent: Vec<UserId>,
-    /// Counts of deleted users.
+    /// Counts of the others.
     seen: Tally,
 }
 
@@ -159,33 +162,31 @@ pub(super) fn hash(user: &UserId) -> u64 {
 }
 
 impl Inner {
-    /// Deletes or holds users missing in the list. Returns the undetermined users if all other users stored at the start
-    /// of the run now equal Kinde's, else `None`.
+    /// Deletes or holds users missing in the list. Returns the live users that are missing, or more of them than a proof may
+    /// leave out.
     pub(super) async fn delete_absent(
         &self,
         run: &Run,
         scanned: &mut Scanned,
         approved: Option<HashSet<u64>>,
-    ) -> Result<Option<BTreeSet<UserId>>, Error> {
+    ) -> Result<Vec<UserId>, Error> {
         scanned.listed.sort_unstable();
         let approved = approved.unwrap_or_default();
-        let Candidates { approved, others, count, live, seen } =
+        let Candidates { approved, others, count, live, seen, unlisted } =
             self.candidates(run, scanned, &approved).await?;
         scanned.tally.merge(seen);
         let is_held = self.config.deletes.exceeded(count, live);
         if is_held {
             self.hold(run, &others, count, scanned).await?;
         }
-        let is_all = !is_held && count == others.len();
         let to_delete = if is_held { approved } else { [approved, others].concat() };
-        let mut open = BTreeSet::new();
         for users in to_delete.chunks(CHUNK) {
-            open.extend(self.check_candidates(run, users, scanned).await?);
+            self.check_candidates(run, users, scanned).await?;
         }
-        Ok((is_all && open.len() <= MOST_OPEN).then_some(open))
+        Ok(unlisted)
     }
 
-    /// Finds live users that were stored at the start of the run, are missing in the list, and have no newer observation.
+    /// Finds live users that are missing in the list and have no observation newer than the scan.
     async fn candidates(
         &self,
         run: &Run,
@@ -203,6 +204,8 @@ impl Inner {
             let (following, unlisted) = tokio::try_join!(next(Some(last)), unlisted)?;
             candidates.live += ids.len() - unlisted.dead;
             candidates.seen.merge(unlisted.seen);
+            let room = (MAX_UNPROVEN + 1).saturating_sub(candidates.unlisted.len());
+            candidates.unlisted.extend(unlisted.live.into_iter().take(room));
             for user in unlisted.may_be_absent {
                 candidates.add(user, approved);
             }
@@ -221,7 +224,17 @@ impl Inner {
             for row in rows.into_iter().flatten() {
                 if row.state.is_live() {
                     unlisted.dead -= 1;
-                    unlisted.may_be_absent.extend(may_be_absent(&row, run, scanned).then_some(row.id));
+                    unlisted.live.push(row.id.clone());
+                    if may_be_absent(&row, scanned) {
+                        unlisted.may_be_absent.push(row.id);
+                    } else {
+                        unlisted.seen.add(drift(
+                            row.id.clone(),
+                            DriftKind::TooRecent,
+                            Vec::new(),
+                            Some(&row),
+                        ));
+                    }
                 } else {
                     unlisted.seen.count_stored(&row, run.before);
                 }
@@ -230,22 +243,18 @@ impl Inner {
         Ok(unlisted)
     }
 
-    /// Deletes the users among these that Kinde does not know. Returns the undetermined ones.
+    /// Deletes the users among these that Kinde does not know.
     async fn check_candidates(
         &self,
         run: &Run,
         users: &[UserId],
         scanned: &mut Scanned,
-    ) -> Result<Vec<UserId>, Error> {
+    ) -> Result<(), Error> {
         let rows = self.retry_store(|| self.store.load(users)).await?;
-        let rows: Vec<Row> =
-            rows.into_iter().flatten().filter(|row| may_be_absent(row, run, scanned)).collect();
+        let rows: Vec<Row> = rows.into_iter().flatten().filter(|row| may_be_absent(row, scanned)).collect();
         let users = rows.iter().map(|row| row.id.clone()).collect();
         let checked = self.confirm_absent(users, &scanned.canaries).await?;
-        let open =
-            checked.iter().filter(|(_, check)| check.is_inconclusive()).map(|(id, _)| id.clone()).collect();
-        self.apply_checks(&rows, checked, run.mode == RunMode::DryRun, &mut scanned.tally).await?;
-        Ok(open)
+        self.apply_checks(&rows, checked, run.mode == RunMode::DryRun, &mut scanned.tally).await
     }
 
     /// Holds the deletion of `count` users; `users` are the first of them.
@@ -373,6 +382,9 @@ impl Inner {
                         differing.push(drift);
                         observations.extend(repair);
                     }
+                    _ if row.is_some_and(|row| seen.lead(row).is_some()) => {
+                        tally.add(drift(id, DriftKind::TooRecent, Vec::new(), row));
+                    }
                     _ => tally.unchanged += 1,
                 },
                 DeletionCheck::Inconclusive => tally.add(drift(id, DriftKind::Undetermined, Vec::new(), row)),
@@ -450,12 +462,12 @@ fn deletion(user: UserId, at: Micros) -> Observation {
     Observation { user, version, source: Source::Reconcile, what: What::Deleted }
 }
 
-/// Returns whether a live user was stored at the start of the scan and has no newer observation.
-fn may_be_absent(row: &Row, run: &Run, scanned: &Scanned) -> bool {
+/// Returns whether a live user has no observation newer than the scan and was not changed during it.
+fn may_be_absent(row: &Row, scanned: &Scanned) -> bool {
     let newest = row.state.fields.values().map(|register| register.version.at).max();
-    row.state.is_live()
-        && row.metadata.inserted_at < run.started_at
-        && newest < scanned.sent.map(|(first, _)| first)
+    // A user without an observation that has a time, such as one from a token, may have been created during the scan.
+    let is_changed_since = row.metadata.changed_after.is_some_and(|known| known >= scanned.number);
+    row.state.is_live() && !is_changed_since && newest < scanned.sent.map(|(first, _)| first)
 }
 
 /// Records the held deletions of this run. Earlier runs stay approvable while the held users are the same or fewer.

@@ -3,12 +3,17 @@
 //! Pages are requested one after the other; batches are compared and written while the next pages are fetched. Batches
 //! complete in order, so an interrupted backfill resumes at the first incomplete page.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{Stream, StreamExt, stream};
 use kinde::management::{Pages, UsersPage};
 use kinsync_core::{Field, Micros, Observation, UserId};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -18,8 +23,10 @@ use super::{
     record::{Drift, DriftKind, PreviousScan, Run, RunMode, Tally},
 };
 use crate::{
-    apply::apply,
-    refused_users, snapshot, state_records,
+    apply::{Applied, ComparedRows, apply, apply_compared},
+    refused_users,
+    scan_watermark::{MAX_UNPROVEN, ScanNumber, ScanWatermarks},
+    snapshot, state_records,
     store::{self, Store},
 };
 
@@ -33,6 +40,10 @@ const BATCH: usize = 1000;
 const BATCHES_IN_PROGRESS: usize = 3;
 /// Number of canary users: listed users that single reads must find.
 const CANARIES: usize = 8;
+/// Longest wait until reads can order what a scan could not order. A longer one shows a wrong clock, and there is none.
+const LONGEST_LEAD: Duration = Duration::from_secs(10);
+/// Resolution of the time of a response.
+const DATE_RESOLUTION: Duration = Duration::from_secs(1);
 /// Maximum second reads of deleted users per scan. The next scan handles the rest.
 const MAX_SECOND_READS: usize = 1000;
 
@@ -89,7 +100,8 @@ impl Checkpoint {
 
     fn is_old(&self, now: Micros) -> bool {
         let longest = i64::try_from(RESUME_WITHIN.as_micros()).unwrap_or(i64::MAX);
-        let is_expired = |began: Micros| now.0.saturating_sub(began.0) > longest;
+        // An age below zero comes from a wrong clock and is unknown.
+        let is_expired = |began: Micros| !(0..=longest).contains(&now.0.saturating_sub(began.0));
         self.next_token.is_none() || self.began.is_none_or(is_expired)
     }
 }
@@ -106,8 +118,38 @@ pub(super) struct Scanned {
     pub(super) fields: Option<Vec<Field>>,
     /// Users deleted in the store that need a second read.
     pub(super) second_reads: Vec<UserId>,
+    /// Users with a difference from the time of the scan, which cannot be ordered.
+    pub(super) too_recent: TooRecent,
+    /// Users with a difference that was not repaired.
+    pub(super) unproven: BTreeSet<UserId>,
+    /// Number of the scan.
+    pub(super) number: i64,
+    /// Number of the last comparison.
+    pub(super) last_comparison: i64,
     /// Ids of some listed users.
     pub(super) canaries: Vec<String>,
+}
+
+/// Users with a difference that cannot be ordered, because the stored value is from the time of the scan.
+#[derive(Debug, Default)]
+pub(super) struct TooRecent {
+    pub(super) users: Vec<UserId>,
+    /// Time from which a read can order the differences.
+    pub(super) not_before: Option<Instant>,
+}
+
+impl TooRecent {
+    fn add(&mut self, user: UserId, lead: Duration) {
+        self.users.push(user);
+        let wait = if lead <= LONGEST_LEAD { lead + DATE_RESOLUTION } else { Duration::ZERO };
+        self.not_before = self.not_before.max(Some(Instant::now() + wait));
+    }
+
+    fn merge(&mut self, mut other: Self) {
+        self.users.append(&mut other.users);
+        self.users.truncate(MAX_SECOND_READS);
+        self.not_before = self.not_before.max(other.not_before);
+    }
 }
 
 /// Consecutive pages.
@@ -120,8 +162,8 @@ struct Batch {
 /// Options of the comparison of a batch.
 #[derive(Clone, Copy)]
 struct BatchOptions {
-    /// Whether nothing is written.
-    is_dry: bool,
+    /// The scan; `None`: nothing is written.
+    scan: Option<ScanNumber>,
     /// Whether hashes of listed users are kept to detect deletions. A backfill keeps none.
     remembers: bool,
     /// Changes since this scan are counted by source.
@@ -134,6 +176,9 @@ struct Compared {
     listed: Vec<u64>,
     fields: Option<Vec<Field>>,
     second_reads: Vec<UserId>,
+    too_recent: TooRecent,
+    unproven: Vec<UserId>,
+    comparison: i64,
     canaries: Vec<String>,
     sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
@@ -152,11 +197,13 @@ pub(super) async fn scan(
         Some(token) => parts.kinde.users_from(token.as_str()),
         None => parts.kinde.users(),
     };
+    let start = || ScanWatermarks::start(&*parts.store);
     let options = BatchOptions {
-        is_dry: run.mode == RunMode::DryRun,
+        scan: if run.mode == RunMode::DryRun { None } else { Some(parts.retry_store(start).await?) },
         remembers: run.mode != RunMode::Backfill,
         before: run.before,
     };
+    scanned.number = options.scan.map_or(i64::MAX, |scan| scan.0);
     let work = |batch: Result<Batch, Error>| {
         let parts = Arc::clone(parts);
         let task = tasks.spawn(async move { parts.compare(batch?, options).await });
@@ -169,6 +216,11 @@ pub(super) async fn scan(
         scanned.listed.extend(compared.listed);
         scanned.second_reads.extend(compared.second_reads);
         scanned.second_reads.truncate(MAX_SECOND_READS);
+        scanned.too_recent.merge(compared.too_recent);
+        // One more than a proof may have shows that there is none.
+        let room = (MAX_UNPROVEN + 1).saturating_sub(scanned.unproven.len());
+        scanned.unproven.extend(compared.unproven.into_iter().take(room));
+        scanned.last_comparison = scanned.last_comparison.max(compared.comparison);
         scanned.sent = match (scanned.sent, compared.sent) {
             (Some((first, last)), Some((from, until))) => Some((first.min(from), last.max(until))),
             (known, sent) => known.or(sent),
@@ -228,22 +280,33 @@ impl Inner {
         let pages = batch.pages.len() as u64;
         let times = || batch.pages.iter().map(|page| snapshot::sent_at(&page.timing));
         let sent = times().min().zip(times().max());
+        let until = batch.pages.iter().map(|page| snapshot::not_after(&page.timing)).max();
         let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
         let users = batch.pages.into_iter().flat_map(|UsersPage { users, timing, .. }| {
             users.into_iter().map(move |user| RemoteUser::new(user, &timing))
         });
         let seen: Vec<RemoteUser> = users.flatten().collect();
         let unusable = batch.users - seen.len();
+        let comparison = self.announce(options.scan, sent, until).await?;
         let ids: Vec<UserId> = seen.iter().map(|seen| seen.user.clone()).collect();
         let rows = self.retry_store(|| self.store.load(&ids)).await?;
         let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
         let (mut observations, mut second_reads, mut differing) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut too_recent, mut revisions) = (TooRecent::default(), HashMap::new());
         for (seen, row) in seen.iter().zip(&rows) {
             let found = seen.compare(row.as_ref());
+            let lead = row.as_ref().and_then(|row| seen.lead(row));
+            if let Some(lead) = lead {
+                too_recent.add(seen.user.clone(), lead);
+            } else if found.is_to_be_marked(row.as_ref()) {
+                revisions.insert(seen.user.clone(), row.as_ref().map_or(0, |row| row.revision));
+            }
             if let Some(row) = row.as_ref().filter(|_| !found.is_missed()) {
                 tally.count_stored(row, options.before);
             }
             match found {
+                // Counted after a single read.
+                Comparison::Equal if lead.is_some() => {}
                 Comparison::Equal => tally.unchanged += 1,
                 Comparison::NeedsSecondRead => second_reads.push(seen.user.clone()),
                 Comparison::ListedAfterDeletion(drift) => tally.add(drift),
@@ -256,7 +319,9 @@ impl Inner {
         if unusable > 0 {
             tracing::warn!(users = unusable, "Kinde lists users with invalid ids; they are skipped");
         }
-        self.repair(observations, differing, options.is_dry, &mut tally).await?;
+        let mut unproven = too_recent.users.clone();
+        let compared = options.scan.map(|scan| ComparedRows { scan, comparison, revisions });
+        unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
         let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
         Ok(Compared {
@@ -264,10 +329,46 @@ impl Inner {
             listed: if options.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
             fields: first_fields.map(|fields| fields.filter(is_in_all).collect()),
             second_reads,
+            too_recent,
+            unproven,
+            comparison,
             canaries: ids.iter().take(CANARIES).map(UserId::to_string).collect(),
             sent,
             next_token,
         })
+    }
+
+    /// Announces a comparison with pages from this time; nothing in a dry run.
+    async fn announce(
+        &self,
+        scan: Option<ScanNumber>,
+        sent: Option<(Micros, Micros)>,
+        until: Option<Micros>,
+    ) -> Result<i64, store::Error> {
+        let (Some(scan), Some((from, _)), Some(until)) = (scan, sent, until) else { return Ok(0) };
+        self.retry_store(|| ScanWatermarks::announce(&*self.store, scan, from, until)).await
+    }
+
+    /// Repairs a batch like [`Self::repair`], and marks its rows as compared. Without compared rows the run is dry. Returns
+    /// the users with a difference that was not repaired.
+    async fn repair_compared(
+        &self,
+        observations: Vec<Observation>,
+        differing: Vec<Drift>,
+        compared: Option<&ComparedRows>,
+        tally: &mut Tally,
+    ) -> Result<HashSet<UserId>, Error> {
+        let rejected = match compared {
+            None => self.refused(&differing).await?,
+            Some(compared) if observations.is_empty() && compared.revisions.is_empty() => HashSet::new(),
+            Some(compared) => {
+                let now = self.clock.now();
+                let apply = || apply_compared(&*self.store, observations.iter().cloned(), now, compared);
+                not_written(self.retry_store(apply).await?)
+            }
+        };
+        count(differing, &rejected, tally);
+        Ok(rejected)
     }
 
     /// Counts users with a difference, and writes the observations with [`apply`] unless the run is dry. A user that the
@@ -281,11 +382,7 @@ impl Inner {
     ) -> Result<(), Error> {
         let rejected =
             if is_dry { self.refused(&differing).await? } else { self.write(observations).await? };
-        for drift in differing {
-            // The request path honors a deletion in any case.
-            let is_refused = rejected.contains(&drift.user) && drift.kind != DriftKind::Deleted;
-            tally.add(if is_refused { Drift { kind: DriftKind::Rejected, ..drift } } else { drift });
-        }
+        count(differing, &rejected, tally);
         Ok(())
     }
 
@@ -308,11 +405,25 @@ impl Inner {
         }
         let now = self.clock.now();
         let applied = self.retry_store(|| apply(&*self.store, observations.iter().cloned(), now)).await?;
-        for (user, reason) in &applied.failed {
-            tracing::warn!(user = user.as_str(), reason, "the store failed to write a user");
-        }
-        Ok(applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect())
+        Ok(not_written(applied))
     }
+}
+
+/// Counts users with a difference. One that the store rejects counts as rejected and not as created or changed.
+fn count(differing: Vec<Drift>, rejected: &HashSet<UserId>, tally: &mut Tally) {
+    for drift in differing {
+        // The request path honors a deletion in any case.
+        let is_refused = rejected.contains(&drift.user) && drift.kind != DriftKind::Deleted;
+        tally.add(if is_refused { Drift { kind: DriftKind::Rejected, ..drift } } else { drift });
+    }
+}
+
+/// Returns the users that were not written.
+fn not_written(applied: Applied) -> HashSet<UserId> {
+    for (user, reason) in &applied.failed {
+        tracing::warn!(user = user.as_str(), reason, "the store failed to write a user");
+    }
+    applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod pipeline;
 
 mod sightings;
 
+mod proofs;
 mod reconcile;
 mod reconcile_schedule;
 
