@@ -7,14 +7,13 @@
 
 mod directory;
 pub(crate) mod reader;
-mod user;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 pub use self::directory::{AccessRequest, Organization, Permission, Role, Subscriber};
 use self::reader::Reader;
-pub use self::user::{Assignment, Membership, User};
+pub use crate::user::{Assignment, EventUser as User, Membership};
 use crate::{json, timestamp};
 
 /// One event.

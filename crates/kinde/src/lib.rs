@@ -55,6 +55,7 @@ mod secret;
 #[cfg(feature = "webhook")]
 pub mod sign;
 pub mod timestamp;
+mod user;
 #[cfg(feature = "webhook")]
 pub mod webhook;
 

@@ -12,7 +12,6 @@ mod error;
 mod pages;
 mod retry;
 mod token;
-mod user;
 mod webhook;
 
 use std::fmt;
@@ -29,7 +28,6 @@ pub use self::error::Error;
 pub use self::pages::{Pages, UsersPage};
 use self::retry::Gate;
 use self::token::{Credentials, Tokens};
-pub use self::user::{Identity, User};
 pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookUpdate};
 use crate::domain;
 use crate::event::reader::Reader;
@@ -37,6 +35,7 @@ use crate::event::{self, Event};
 use crate::http_client::{HttpClient, Limits};
 use crate::json::is_id;
 use crate::response::Response;
+pub use crate::user::{ApiUser as User, Identity};
 
 /// The scope of requests that read users.
 const USERS: &str = "read:users";

@@ -6,15 +6,13 @@
 use std::time::Duration;
 
 use kinde::{
-    Patch,
     event::{self, Body, Event},
     webhook::Scheme,
 };
-use kinsync_core::{
-    Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What, ids,
-};
+use kinsync_core::{Micros, Observation, Source, UserId, Version, What, ids};
 
 use crate::{
+    fields,
     queue::{Entry, Payload},
     sighting::{self, Sighting},
     store::LoggedEvent,
@@ -127,7 +125,7 @@ fn observation_of(body: Body, at: Micros) -> Option<(String, Option<What>)> {
     match body {
         Body::UserCreated(user) | Body::UserUpdated(user) => {
             let id = user.id.clone();
-            Some((id, Some(What::Fields(profile(user)))))
+            Some((id, Some(What::Fields(fields::of_event(user)))))
         }
         Body::UserDeleted { id, .. } => Some((id, Some(What::Deleted))),
         Body::UserAuthenticated { id, .. } => Some((id, Some(What::SignedIn(at)))),
@@ -147,44 +145,4 @@ fn observation_of(body: Body, at: Micros) -> Option<(String, Option<What>)> {
         | Body::Customer { .. }
         | Body::Unknown(_) => None,
     }
-}
-
-fn profile(user: event::User) -> Profile {
-    let mut profile = Profile::new();
-    let mut set = |field, value: Patch<Value>| match value {
-        Patch::Absent => {}
-        Patch::Null => profile.set(field, Value::Null),
-        Patch::Value(value) => profile.set(field, value),
-    };
-    set(Field::Email, user.email.map(text));
-    set(Field::FirstName, user.first_name.map(text));
-    set(Field::LastName, user.last_name.map(text));
-    set(Field::Phone, user.phone.map(text));
-    set(Field::Username, user.username.map(text));
-    set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
-    set(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
-    set(Field::Organizations, user.organizations.map(organizations));
-    profile
-}
-
-fn text(text: String) -> Value {
-    Value::Text(text.into())
-}
-
-fn organizations(list: Vec<event::Membership>) -> Value {
-    let keys = |named: Patch<Vec<event::Assignment>>| {
-        let mut keys: Vec<String> = match named {
-            Patch::Absent => return None,
-            Patch::Null => Vec::new(),
-            Patch::Value(named) => named.into_iter().filter_map(|named| named.key.or(named.id)).collect(),
-        };
-        keys.sort();
-        Some(keys)
-    };
-    let membership = |organization: event::Membership| Organization {
-        code: organization.code,
-        roles: keys(organization.roles),
-        permissions: keys(organization.permissions),
-    };
-    Value::Organizations(list.into_iter().map(membership).collect())
 }

@@ -11,7 +11,7 @@ macro_rules! expose {
 }
 
 expose! {
-    apply audit breaker clock decode email_ownership explain
+    apply audit breaker clock decode email_ownership explain fields
     #[cfg(feature = "mongodb")] link
     pending_checks projector queue reconcile refused_users scan_watermark sighting snapshot store supervisor
 }

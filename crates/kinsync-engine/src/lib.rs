@@ -8,7 +8,8 @@
 //! - `queue`: durable storage of accepted deliveries, before the sender receives 200
 //! - `decode`: from a delivery to observations
 //! - `sighting`: authenticated requests recorded while the store was unavailable
-//! - `snapshot`: from a read of Kinde to fields
+//! - `fields`: from the user formats of Kinde to fields
+//! - `snapshot`: the version of a read of Kinde
 //! - `projector`: claim, fold, apply, acknowledge
 //! - `apply`: the single write path of all observations
 //! - `email_ownership`: the owner of an email address that several users have
@@ -30,6 +31,7 @@ mod decode;
 mod email_ownership;
 mod engine;
 mod explain;
+mod fields;
 #[cfg(feature = "mongodb")]
 mod link;
 mod pending_checks;

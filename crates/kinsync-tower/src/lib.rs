@@ -27,3 +27,8 @@ pub use current_user::CurrentUser;
 pub use layer::KinsyncLayer;
 pub use problem::Problem;
 pub use webhook::WebhookService;
+
+/// Compiles the code of the guide to embedding.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../../../docs/guides/embedding.md")]
+struct EmbeddingGuide;

@@ -1,4 +1,4 @@
-//! kinsync inside this process: what `kinsync serve` would run beside it. This is the file to copy.
+//! kinsync in this process: engine, webhook endpoint and authenticator. Copy this file.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -22,9 +22,9 @@ const KEYS_PAUSE: Duration = Duration::from_secs(5);
 
 /// A running kinsync.
 pub(crate) struct Kinsync {
-    /// Accepts Kinde's deliveries.
+    /// Accepts deliveries of Kinde.
     pub(crate) webhook: WebhookService,
-    /// Goes in front of each route that is for users.
+    /// Authenticates the requests of users.
     pub(crate) layer: KinsyncLayer,
     engine: Engine,
 }

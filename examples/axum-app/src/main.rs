@@ -38,15 +38,15 @@ struct Settings {
     /// Keep users in this MongoDB; in the database `kinsync_example` if the Kinde is a local one
     #[arg(long, env, hide_env_values = true)]
     mongodb_uri: Option<String>,
-    /// Where deliveries wait, and users are kept without a MongoDB; with a local Kinde, a temporary folder
+    /// Store the queue, and without a MongoDB the users, in this folder; with a local Kinde, a temporary one
     #[arg(long, env = "KINSYNC_DATA_DIR", default_value = "kinsync-data")]
     data_dir: PathBuf,
-    /// Where it listens on 127.0.0.1; 0 is any free port
+    /// Listen on this port of 127.0.0.1; 0 is any free port
     #[arg(long, env, default_value_t = 3000)]
     port: u16,
 }
 
-/// Notes by user. Yours are in your database, under the same id.
+/// Notes by Kinde id. A real application stores them in its database under the same id.
 type Notes = Arc<Mutex<HashMap<String, Vec<String>>>>;
 
 #[tokio::main]
@@ -87,9 +87,9 @@ fn routes(kinsync: &Kinsync) -> Router {
         .route_service("/api/webhook", kinsync.webhook.clone())
 }
 
-/// Runs for verified, live users only: `CurrentUser` is the proof.
+/// Runs for authenticated users only, because of the extractor `CurrentUser`.
 async fn me(user: CurrentUser) -> Json<Value> {
-    // None only while the store is away: the user appears when it is back.
+    // `None` only while the store is unavailable.
     let document = user.document();
     let first_name = document.and_then(|user| user.first_name.as_deref());
     let last_name = document.and_then(|user| user.last_name.as_deref());
@@ -113,7 +113,7 @@ async fn ctrl_c() {
     _ = tokio::signal::ctrl_c().await;
 }
 
-#[expect(clippy::print_stdout, reason = "for the person who started it")]
+#[expect(clippy::print_stdout, reason = "it prints commands to try")]
 fn say(text: &str) {
     println!("{text}");
 }

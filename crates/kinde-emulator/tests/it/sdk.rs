@@ -11,7 +11,7 @@ use tokio::process::Command;
 use crate::receiver::start;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/sdk");
-const MISSING: &str = "this test needs Node.js 20 with npm: run `.ci/install`";
+const MISSING: &str = "this test needs Node.js 18 or newer with npm: run `.ci/install`";
 
 async fn run(command: &mut Command) -> Output {
     let command = command.current_dir(DIRECTORY).stdin(Stdio::null()).kill_on_drop(true);

@@ -1,5 +1,6 @@
 // Kinde's own packages as clients of a running emulator. Reads what to check as JSON from the environment
 // variable CHECK, and prints what each package made of it as JSON.
+import "./webcrypto.mjs";
 import { validateToken } from "@kinde/jwt-validator";
 import { decodeWebhook } from "@kinde/webhooks";
 import { Users, Webhooks, init } from "@kinde/management-api-js";

@@ -12,6 +12,7 @@ use kinsync_core::{
 
 use super::record::{Drift, DriftKind};
 use crate::{
+    fields,
     scan_watermark::{codes, is_compared},
     snapshot,
     store::{DocumentKey, Row},
@@ -65,7 +66,7 @@ impl RemoteUser {
     pub(super) fn new(user: management::User, sent: &RequestTiming) -> Option<Self> {
         let id = UserId::parse(&user.id).ok()?;
         let signed_in = user.last_signed_in.map(|at| Micros(at.as_microsecond()));
-        let profile = snapshot::of_user(user);
+        let profile = fields::of_user(user);
         let (at, not_after) = (snapshot::sent_at(sent), snapshot::not_after(sent));
         Some(Self { user: id, profile, signed_in, at, not_after, version: OnceLock::new() })
     }

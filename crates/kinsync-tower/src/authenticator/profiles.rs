@@ -19,7 +19,7 @@ use kinde::{
 use kinsync_core::{Observation, Source, UserId, What};
 use kinsync_engine::internal::{
     breaker::{self, Breaker},
-    snapshot,
+    fields, snapshot,
 };
 use quick_cache::sync::Cache;
 use tokio::{
@@ -322,7 +322,7 @@ impl Shared {
 /// Converts a profile to an observation. Its version is the time at which the request was sent.
 fn observation(response: kinde::Response<UserProfile>) -> Option<Observation> {
     let user = UserId::parse(&response.value.id).ok()?;
-    let profile = snapshot::of_profile(response.value);
+    let profile = fields::of_profile(response.value);
     let version = snapshot::version(snapshot::sent_at(&response.timing), &profile);
     Some(Observation { user, version, source: Source::Profile, what: What::Fields(profile) })
 }

@@ -1,4 +1,4 @@
-//! Cuts off a peer that does not read: a write that makes no progress for too long fails.
+//! Fails a write that makes no progress for too long, because the peer does not read.
 
 use std::{
     future::Future,
@@ -13,7 +13,7 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// A stream whose writes fail when they stall. Reads are bounded elsewhere, by what is being read.
+/// A stream that limits how long a write may stall. Reads have limits of their own, by what is read.
 #[derive(Debug)]
 pub struct Stall<S> {
     stream: S,
@@ -23,12 +23,12 @@ pub struct Stall<S> {
 }
 
 impl<S> Stall<S> {
-    /// The stream, with this longest wait.
+    /// Wraps the stream; `limit` is the longest time without progress of a write.
     pub fn new(stream: S, limit: Duration) -> Self {
         Self { stream, limit, waiting: None }
     }
 
-    /// The outcome of a write, or an error once it has waited too long.
+    /// Returns the result of a write, or an error once it has stalled for the limit.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if write.is_ready() {
             self.waiting = None;

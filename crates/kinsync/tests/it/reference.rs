@@ -89,6 +89,40 @@ fn the_reference_of_the_exit_codes_describes_every_code() {
     check("exit-codes.md", &text);
 }
 
+#[test]
+fn the_reference_of_the_user_document_describes_every_key() {
+    let document = serde_json::to_value(openapi::document()).unwrap();
+    let mut text = USER_DOCUMENT.to_owned();
+    for name in ["User", "EmailConflict", "Organization", "Identity"] {
+        let schema = &document["components"]["schemas"][name];
+        _ = write!(text, "\n## {name}\n\n{}\n", paragraph(schema));
+        members(&mut text, schema);
+    }
+    check("user-document.md", &text.replace("| instant", "| date"));
+}
+
+const USER_DOCUMENT: &str = "# The user document
+
+Generated from `UserDocument` in `crates/kinsync-core/src/document.rs`.
+
+kinsync writes one document per user into the collection `users` (`KINSYNC_USERS_COLLECTION`), beside the fields of your application. \
+`/api/me` and `/api/profile` return the same keys as JSON, with instants as RFC 3339 texts.
+
+- A value that no source has reported is absent. A list that is known to be empty is there and empty.
+- The key `kindeId` identifies a user. An email address does not: it may change, and another user may get it.
+- A deleted user keeps its document, with `isDeleted` and `deletedAt`. Filter on `isDeleted: false` where you list users.
+- The sub-document `kinsync` holds the versions of the fields and kinsync's own data. Do not read or write it.
+- The unique index on `kindeId` and the others are listed by `kinsync doctor`; `KINSYNC_UNIQUE_EMAIL` sets whether the one on \
+`email` is unique.
+- The section `[fields]` of the settings gives keys other names ([settings](settings.md)). The tables show the default names.
+
+With Mongoose, declare the keys that you read and set `strict: false`, or let the schema contain only your own fields: kinsync never \
+replaces a document, and updates only its own keys.
+
+The collection `user_events` holds every verified event with its payload, one document per event id. It is a log: read it, and \
+write nothing into it.
+";
+
 /// The reference describes the binary with its default features.
 #[cfg(feature = "dev")]
 #[test]

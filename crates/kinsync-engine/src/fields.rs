@@ -1,0 +1,93 @@
+//! Maps the user formats of Kinde to fields: of events, of the Management API, and of the profile endpoint.
+//!
+//! Pure. A new synced field needs one line for each format that carries it.
+
+use kinde::{Patch, account::UserProfile, event, management};
+use kinsync_core::{Field, Identity, Micros, Organization, Profile, Value};
+
+/// Returns the fields of a user in an event.
+pub fn of_event(user: event::User) -> Profile {
+    let mut builder = ProfileBuilder::default();
+    builder.text(Field::Email, user.email);
+    builder.text(Field::FirstName, user.first_name);
+    builder.text(Field::LastName, user.last_name);
+    builder.text(Field::Phone, user.phone);
+    builder.text(Field::Username, user.username);
+    builder.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    builder.set(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
+    builder.set(Field::Organizations, user.organizations.map(organizations));
+    builder.0
+}
+
+/// Returns the fields of a user of the Management API, from the list or from a single read. Its sign-in counters are not
+/// synced.
+pub fn of_user(user: management::User) -> Profile {
+    let mut builder = ProfileBuilder::default();
+    builder.text(Field::Email, user.email);
+    builder.text(Field::FirstName, user.first_name);
+    builder.text(Field::LastName, user.last_name);
+    builder.text(Field::Phone, user.phone);
+    builder.text(Field::Username, user.username);
+    builder.text(Field::Picture, user.picture);
+    builder.text(Field::ProvidedId, user.provided_id);
+    builder.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
+    builder.set(Field::OrganizationCodes, user.organizations.map(Value::Codes));
+    builder.set(Field::Identities, user.identities.map(identities));
+    if let Some(created_on) = user.created_on {
+        builder.set(Field::CreatedOn, Patch::Value(Value::Time(Micros(created_on.as_microsecond()))));
+    }
+    builder.0
+}
+
+/// Returns the fields of a response of the profile endpoint.
+pub fn of_profile(profile: UserProfile) -> Profile {
+    let mut builder = ProfileBuilder::default();
+    builder.text(Field::Email, profile.email);
+    builder.text(Field::FirstName, profile.given_name);
+    builder.text(Field::LastName, profile.family_name);
+    builder.text(Field::Username, profile.preferred_username);
+    builder.text(Field::Picture, profile.picture);
+    builder.text(Field::ProvidedId, profile.provided_id);
+    builder.set(Field::EmailVerified, profile.email_verified.map(Value::Flag));
+    builder.0
+}
+
+#[derive(Default)]
+struct ProfileBuilder(Profile);
+
+impl ProfileBuilder {
+    fn text(&mut self, field: Field, text: Patch<String>) {
+        self.set(field, text.map(|text| Value::Text(text.into())));
+    }
+
+    fn set(&mut self, field: Field, value: Patch<Value>) {
+        match value {
+            Patch::Absent => {}
+            Patch::Null => self.0.set(field, Value::Null),
+            Patch::Value(value) => self.0.set(field, value),
+        }
+    }
+}
+
+fn organizations(list: Vec<event::Membership>) -> Value {
+    let keys = |named: Patch<Vec<event::Assignment>>| {
+        let mut keys: Vec<String> = match named {
+            Patch::Absent => return None,
+            Patch::Null => Vec::new(),
+            Patch::Value(named) => named.into_iter().filter_map(|named| named.key.or(named.id)).collect(),
+        };
+        keys.sort();
+        Some(keys)
+    };
+    let membership = |organization: event::Membership| Organization {
+        code: organization.code,
+        roles: keys(organization.roles),
+        permissions: keys(organization.permissions),
+    };
+    Value::Organizations(list.into_iter().map(membership).collect())
+}
+
+fn identities(list: Vec<management::Identity>) -> Value {
+    let entry = |one: management::Identity| Identity { kind: one.identity_type, identity: one.identity };
+    Value::Identities(list.into_iter().map(entry).collect())
+}
