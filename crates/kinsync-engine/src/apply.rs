@@ -88,6 +88,11 @@ impl Scans<'_> {
 }
 
 impl Delta {
+    /// No observation: the row is written only if its document or its marks need it.
+    fn empty() -> Self {
+        Self { state: UserState::default(), newest: Version::provisional(), source: Source::Reconcile }
+    }
+
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
         Self { state, newest: Version::provisional(), source }
@@ -144,13 +149,18 @@ pub(crate) async fn apply_compared(
 ) -> Result<Applied, Error> {
     let mut deltas = fold(observations);
     for user in compared.revisions.keys() {
-        deltas.entry(user.clone()).or_insert_with(|| Delta {
-            state: UserState::default(),
-            newest: Version::provisional(),
-            source: Source::Reconcile,
-        });
+        deltas.entry(user.clone()).or_insert_with(Delta::empty);
     }
     apply_deltas(store, deltas, now, Some(compared)).await
+}
+
+/// Writes the rows of these users whose documents have to be written without a new observation.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub(crate) async fn rewrite(store: &dyn Store, users: &[UserId], now: Micros) -> Result<Applied, Error> {
+    let deltas = users.iter().map(|user| (user.clone(), Delta::empty())).collect();
+    apply_deltas(store, deltas, now, None).await
 }
 
 async fn apply_deltas(
@@ -410,6 +420,9 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
     let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
     let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
+    if row.revision == 0 && delta.state == UserState::default() {
+        return (None, stale.recheck);
+    }
     if state == row.state && row.revision > 0 && !row.is_outdated() {
         let unmarked = comparison.filter(|_| !scan_watermark::is_compared(&row.metadata));
         let marked = |comparison| {
@@ -432,7 +445,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     }
     // A new `last_seen` alone is no change of the user and must not trigger consumers of changes.
     let is_changed = row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state);
-    if is_changed || row.is_outdated() {
+    if is_changed || row.is_edited() {
         next.metadata.updated_at = now;
     }
     if is_changed {

@@ -218,6 +218,23 @@ impl Engine {
                 }
             }
         });
+        #[cfg(feature = "mongodb")]
+        if matches!(self.0.store, OpenedStore::Mongo(_)) {
+            let engine = self.clone();
+            self.0.supervisor.spawn("documents", move |stop| {
+                let engine = engine.clone();
+                async move {
+                    let mut unprepared = engine.0.unprepared.subscribe();
+                    let work = async {
+                        if unprepared.wait_for(Option::is_none).await.is_ok() {
+                            Box::pin(engine.0.store.look_after_documents(&engine.0.clock)).await;
+                        }
+                    };
+                    stop.run_until_cancelled(work).await;
+                    stop.cancelled().await;
+                }
+            });
+        }
         if self.0.schedule.is_none() {
             return;
         }

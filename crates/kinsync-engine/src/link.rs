@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use kinsync_core::{Micros, UserId, email};
 use serde::Serialize;
 
-use crate::store::{Error, Outcome, Row, Store, mongo::MongoStore};
+use crate::store::{
+    DocumentKey, Error, Outcome, Row, Store,
+    mongo::{KeptKey, KeptTally, MongoStore},
+};
 
 /// Documents per read.
 const PAGE: usize = 1000;
@@ -26,6 +29,8 @@ pub struct Candidate {
     pub user: UserId,
     /// Outcome for the document.
     pub verdict: Verdict,
+    /// Keys of kinsync under which the document keeps a value of the application.
+    pub kept: Vec<DocumentKey>,
 }
 
 /// Outcome for an existing document.
@@ -69,6 +74,8 @@ pub struct LinkReport {
     pub unlinked: u64,
     /// The other documents, one candidate per address.
     pub candidates: Vec<Candidate>,
+    /// Values of the application that stay in these documents, by key of kinsync.
+    pub kept: Vec<KeptKey>,
 }
 
 /// Checks every document without a Kinde id, and links those that can be linked unless `run` is dry. Calls `progress` after
@@ -83,10 +90,14 @@ pub async fn link(
     progress: &(dyn Fn(&LinkReport) + Sync),
 ) -> Result<LinkReport, Error> {
     let mut report = LinkReport::default();
+    let mut tally = KeptTally::default();
     let mut after = String::new();
     loop {
         let mut page = store.unlinked(&after, PAGE).await?;
-        let Some(last) = page.last().map(|row| row.email.clone()) else { return Ok(report) };
+        let Some(last) = page.last().map(|row| row.email.clone()) else {
+            report.kept = store.with_paths(tally);
+            return Ok(report);
+        };
         // The next page may contain more documents with the last address.
         if page.len() == PAGE && page[0].email != last {
             page.retain(|row| row.email != last);
@@ -97,7 +108,11 @@ pub async fn link(
         for row in page {
             rows.entry(row.email).or_default().insert(row.id);
         }
+        let linkable = report.candidates.len();
         link_page(store, now, run, rows, &mut report).await?;
+        for candidate in report.candidates[linkable..].iter().filter(|one| one.verdict == Verdict::Linked) {
+            tally.add(&candidate.row, candidate.kept.iter().copied());
+        }
         progress(&report);
     }
 }
@@ -120,11 +135,15 @@ async fn link_page(
 ) -> Result<(), Error> {
     let addresses: Vec<String> = rows.keys().cloned().collect();
     let claimants = store.claimants(&addresses).await?;
-    for (address, ids) in rows {
-        let of_address = claimants.iter().filter(|row| row.claimed_email() == Some(&address));
+    let owner_of = |address: &str| {
+        let of_address = claimants.iter().filter(|row| row.claimed_email() == Some(address));
         let owner = email::owner(of_address.map(|row| (&row.id, &row.state)));
-        let owner = owner.and_then(|id| claimants.iter().find(|row| row.id == *id));
-        let Some(owner) = owner else {
+        owner.and_then(|id| claimants.iter().find(|row| row.id == *id))
+    };
+    let owners: Vec<&Row> = addresses.iter().filter_map(|address| owner_of(address)).collect();
+    let mut kept = store.kept_if_linked(&owners).await?;
+    for (address, ids) in rows {
+        let Some(owner) = owner_of(&address) else {
             report.unlinked += ids.len() as u64;
             continue;
         };
@@ -133,7 +152,8 @@ async fn link_page(
             verdict = link_one(store, owner.clone(), now).await?;
         }
         let row = ids.into_iter().next().unwrap_or_default();
-        report.candidates.push(Candidate { row, user: owner.id.clone(), verdict });
+        let kept = kept.remove(&owner.id).unwrap_or_default();
+        report.candidates.push(Candidate { row, user: owner.id.clone(), verdict, kept });
     }
     Ok(())
 }

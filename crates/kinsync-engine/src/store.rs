@@ -40,8 +40,8 @@ pub struct Row {
     pub revision: i64,
     /// Addresses with a pending decision about their owner, caused by a change of this row.
     pub pending_emails: BTreeSet<String>,
-    /// The document as it was read; `None` after a write, for a user without a document, and in a store without documents of
-    /// an application.
+    /// The document as it was read; `None` for a user without a document, and in a store without documents of an
+    /// application.
     pub document: Option<Box<StoredDocument>>,
 }
 
@@ -83,8 +83,12 @@ impl Row {
         self.state.claimed_email().filter(|_| !self.metadata.keeps_email)
     }
 
-    /// Returns whether the document shows other values than the state, so that it has to be written without a new
-    /// observation.
+    /// Returns whether the document shows other values than the state.
+    pub fn is_edited(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.is_edited())
+    }
+
+    /// Returns whether the document has to be written without a new observation.
     pub fn is_outdated(&self) -> bool {
         self.document.as_ref().is_some_and(|stored| stored.is_outdated())
     }
@@ -97,7 +101,15 @@ impl Row {
     /// Marks the row as written: the store reads the document again before the next write.
     pub(crate) fn written(&mut self) {
         self.revision += 1;
-        self.document = None;
+        if let Some(document) = &mut self.document {
+            document.written();
+        }
+    }
+
+    /// Returns the document as of the revision of this row.
+    #[cfg(feature = "mongodb")]
+    pub(crate) fn current_document(&self) -> Option<&StoredDocument> {
+        self.document.as_deref().filter(|document| document.is_current())
     }
 }
 
@@ -189,6 +201,8 @@ pub struct EventFilter {
 pub struct UserFilter {
     /// Only users with this email address, shown or in a conflict.
     pub email: Option<String>,
+    /// Only users with this id of the application at Kinde (`provided_id`).
+    pub provided_id: Option<String>,
     /// Whether the list contains deleted users.
     pub with_deleted: bool,
     /// Continue after this id.

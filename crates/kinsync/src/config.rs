@@ -14,6 +14,7 @@
 //! - [`show`]: the merge, secrets masked
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -109,6 +110,8 @@ pub struct Store {
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.
     pub fields: FieldMapping,
+    /// Values of keys in documents that kinsync inserts.
+    pub defaults: BTreeMap<String, serde_json::Value>,
 }
 
 /// A kind of queue.
@@ -262,7 +265,8 @@ impl Config {
                 problems.push(problem);
             }
         }
-        config.store.fields = fields::mapping(&merged.fields, &mut problems);
+        config.store.fields = fields::mapping(&merged, &mut problems);
+        config.store.defaults = merged.defaults.clone();
         rules::check(&config, &merged, &mut problems);
         if problems.is_empty() {
             let misspelled = merged.misspelled.iter().map(|one| format!("{} {}", one.name, one.message));

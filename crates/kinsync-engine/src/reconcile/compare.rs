@@ -141,7 +141,7 @@ impl RemoteUser {
     /// Compares the document of a row that equals the user with what it should show. An observation without fields makes
     /// [`crate::apply`] write it.
     fn compare_document(&self, row: &Row) -> Comparison {
-        if !row.is_outdated() {
+        if !row.is_edited() {
             return Comparison::Equal;
         }
         let edited = row.document.iter().flat_map(|document| document.edited().iter());

@@ -10,7 +10,7 @@
 //! to an ack, and must not rest on a write that a new primary may roll back.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,10 +29,11 @@ use mongodb::{
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::inspect::{IndexFault, Server, Topology};
+pub use self::kept::{KeptKey, KeptKeys, KeptTally, WAYS_OUT};
 pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
-use self::{call::Calls, encode::Scope, keys::Keys};
+use self::{call::Calls, encode::Scope, keys::Keys, mappings::Mappings};
 use super::{
     Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
 };
@@ -42,12 +43,15 @@ mod decode;
 mod encode;
 mod indexes;
 mod inspect;
+mod kept;
 mod keys;
 mod link;
 mod log;
+mod mappings;
 mod privileges;
 mod read;
 mod state;
+mod tombstones;
 mod view;
 mod write;
 
@@ -66,6 +70,9 @@ pub struct Config {
     pub state: String,
     /// Names of kinsync's keys in a user document.
     pub fields: FieldMapping,
+    /// Values of keys of the application in documents that kinsync inserts; `{kindeId}` in a text is replaced. Under a key of
+    /// kinsync, the value that is shown while Kinde has none.
+    pub defaults: BTreeMap<String, serde_json::Value>,
     /// Whether the index on the email address is unique.
     pub unique_email: bool,
     /// Whether an existing document is linked to the user with its verified address.
@@ -90,6 +97,7 @@ impl Config {
             events: "user_events".into(),
             state: "kinsync_state".into(),
             fields: FieldMapping::default(),
+            defaults: BTreeMap::new(),
             unique_email: true,
             link_by_email: LinkByEmail::Verified,
             op_timeout: Duration::from_secs(5),
@@ -110,7 +118,9 @@ struct Inner {
     users: Collection<RawDocumentBuf>,
     events: Collection<RawDocumentBuf>,
     state: Collection<RawDocumentBuf>,
+    /// The mapping of the settings.
     keys: Arc<Keys>,
+    mappings: Mappings,
     unique_email: bool,
     link_by_email: LinkByEmail,
     op_timeout: Duration,
@@ -127,7 +137,7 @@ impl MongoStore {
     /// # Errors
     /// [`Error::Refused`] for an invalid URI or invalid field names; [`Error::Unavailable`] if the DNS lookup fails.
     pub async fn connect(config: Config) -> Result<Self, Error> {
-        let keys = Keys::new(&config.fields)?;
+        let keys = Arc::new(Keys::with_defaults(&config.fields, config.defaults.clone())?);
         let options = options(&config).await?;
         let connections = options.max_pool_size.unwrap_or(config.max_pool).max(1);
         let name = config.database.clone().or_else(|| options.default_database.clone());
@@ -143,7 +153,8 @@ impl MongoStore {
             events: database.collection_with_options(&config.events, majority.clone()),
             state: database.collection_with_options(&config.state, majority),
             database,
-            keys: Arc::new(keys),
+            mappings: Mappings::new(Arc::clone(&keys)),
+            keys,
             unique_email: config.unique_email,
             link_by_email: config.link_by_email,
             op_timeout: config.op_timeout,
@@ -159,6 +170,7 @@ impl MongoStore {
     /// # Errors
     /// [`Error::Refused`] if documents or indexes of the application conflict; the hint lists them with possible fixes.
     pub async fn prepare(&self) -> Result<(), Error> {
+        timed("mongo", "prepare", self.0.register_mapping()).await?;
         timed("mongo", "prepare", self.0.make_indexes()).await?;
         self.0.is_prepared.store(true, Ordering::Release);
         Ok(())

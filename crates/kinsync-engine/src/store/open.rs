@@ -1,10 +1,19 @@
 //! Opens the store that the settings name.
 
+#[cfg(feature = "mongodb")]
+use std::time::Duration;
 use std::{path::Path, sync::Arc};
 
 #[cfg(feature = "mongodb")]
-use super::mongo::{self, MongoStore};
+use super::mongo::{self, MongoStore, WAYS_OUT};
 use super::{Error, Store, embedded::EmbeddedStore};
+
+#[cfg(feature = "mongodb")]
+use crate::{breaker::error_chain, clock::Clock};
+
+/// Pause between two searches for documents under former names of keys.
+#[cfg(feature = "mongodb")]
+const MOVE_PAUSE: Duration = Duration::from_secs(30);
 
 /// Where users are stored.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +76,25 @@ impl OpenedStore {
         }
     }
 
+    /// Reports values of the application that stay, and rewrites documents under former names of keys, until none is left.
+    #[cfg(feature = "mongodb")]
+    pub(crate) async fn look_after_documents(&self, clock: &Clock) {
+        let Self::Mongo(store) = self else { return };
+        Box::pin(report_kept(store)).await;
+        while store.has_documents_to_move() {
+            match store.move_documents(clock.now()).await {
+                Ok(0) => {}
+                Ok(documents) => tracing::info!(documents, "moved values to their new names"),
+                Err(error) => tracing::warn!(
+                    error = error_chain(&error),
+                    "the move of values to their new names was interrupted and continues in a minute"
+                ),
+            }
+            // Another process with the former names may still write.
+            tokio::time::sleep(MOVE_PAUSE).await;
+        }
+    }
+
     /// The store behind the trait.
     pub fn store(&self) -> Arc<dyn Store> {
         match self {
@@ -93,6 +121,36 @@ impl OpenedStore {
             #[cfg(feature = "mongodb")]
             Self::Mongo(store) => store.prepare().await,
             Self::Embedded(_) | Self::Prepared(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(feature = "mongodb")]
+async fn report_kept(store: &MongoStore) {
+    let found = match store.kept_keys().await {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(
+                error = error_chain(&error),
+                "values of the application were not compared at the start"
+            );
+            return;
+        }
+    };
+    for (keys, message) in [
+        (found.kept, "the application's values stay under a key of kinsync"),
+        (
+            found.unwritten,
+            "documents with a Kinde id have values of the application, which stay unless they equal Kinde's",
+        ),
+    ] {
+        for key in keys {
+            tracing::warn!(
+                key = key.path,
+                documents = key.documents,
+                examples = key.examples.join(", "),
+                "{message}; ways out: {WAYS_OUT}"
+            );
         }
     }
 }

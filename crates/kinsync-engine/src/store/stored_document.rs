@@ -30,10 +30,16 @@ pub struct StoredDocument {
     pub(super) foreign: BTreeMap<DocumentKey, Value>,
     /// Values of the application that kinsync replaced by order of the settings.
     pub(super) replaced: BTreeMap<DocumentKey, Value>,
-    /// Number of the mapping that the document was written under.
-    pub(super) mapping: i64,
+    /// Whether the document was written under another mapping than that of the settings.
+    pub(super) is_moving: bool,
+    /// Former paths of values that kinsync wrote, with the values: the next write removes them.
+    pub(super) moved: Vec<(String, Value)>,
+    /// Path of the Kinde id, if it differs from that of the settings.
+    pub(super) kinde_id_at: Option<String>,
     /// Keys under which kinsync may replace values of the application.
     pub(super) take_over: KeySet,
+    /// Whether kinsync has written the document since it was read.
+    pub(super) was_written: bool,
 }
 
 impl StoredDocument {
@@ -42,16 +48,43 @@ impl StoredDocument {
         self.edited
     }
 
-    /// Returns whether the document shows other values than the state, so that it has to be written without a new
-    /// observation.
-    pub fn is_outdated(&self) -> bool {
+    /// Returns whether the document shows other values than the state.
+    pub fn is_edited(&self) -> bool {
         !self.edited.is_empty() || !self.released.is_empty()
+    }
+
+    /// Returns whether the document has to be written without a new observation.
+    pub fn is_outdated(&self) -> bool {
+        self.is_edited() || self.is_moving
+    }
+
+    /// Marks the document as written since it was read.
+    pub(super) fn written(&mut self) {
+        self.was_written = true;
+        self.edited = KeySet::default();
+        self.released = KeySet::default();
+        self.is_moving = false;
+        // What the settings let kinsync replace is not shown any more.
+        let take_over = self.take_over;
+        self.foreign.retain(|key, _| !take_over.contains(*key));
+    }
+
+    /// Returns whether kinsync has not written the document since it was read.
+    #[cfg(feature = "mongodb")]
+    pub(super) fn is_current(&self) -> bool {
+        !self.was_written
     }
 
     /// Returns the values of the application under kinsync's keys.
     pub fn values_of_the_application(&self) -> BTreeMap<String, serde_json::Value> {
         let values = self.foreign.iter().filter(|(key, _)| **key != DocumentKey::KindeId);
         values.map(|(key, value)| (key.name().to_owned(), json(value))).collect()
+    }
+
+    /// Returns the keys of kinsync under which the document has values of the application.
+    #[cfg(feature = "mongodb")]
+    pub(super) fn keys_of_the_application(&self) -> Vec<DocumentKey> {
+        self.foreign.keys().copied().filter(|key| *key != DocumentKey::KindeId).collect()
     }
 
     /// Returns whether the document contains values of the application under kinsync's keys.

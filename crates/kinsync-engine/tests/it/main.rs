@@ -25,6 +25,7 @@ mod queue_model;
 mod replica_set;
 
 mod linking;
+mod mongoose;
 mod own_keys;
 mod store_conformance;
 mod store_embedded;

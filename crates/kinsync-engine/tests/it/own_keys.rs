@@ -8,6 +8,7 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         email_ownership::Sweep,
+        link::{self, Run},
         store::{
             DocumentKey,
             mongo::{Config, FieldMapping, MongoStore},
@@ -119,6 +120,12 @@ async fn a_null_of_kinde_removes_only_a_value_that_kinsync_wrote() {
     users(&store).update_one(doc! {}, doc! { "$set": { "username": "own" } }).await.unwrap();
     observe(&store, [event("kp_ada", 3, fields("ada".into(), Value::Null))]).await;
     assert_eq!(document(&store).await.get_str("username").unwrap(), "own");
+    // So is a value that it wrote over one of kinsync, once Kinde has none.
+    let name = |name: Value| Profile::new().with(Field::FirstName, name);
+    observe(&store, [event("kp_ada", 4, name("Ada".into()))]).await;
+    users(&store).update_one(doc! {}, doc! { "$set": { "firstName": "Zed" } }).await.unwrap();
+    observe(&store, [event("kp_ada", 5, name(Value::Null))]).await;
+    assert_eq!(document(&store).await.get_str("firstName").unwrap(), "Zed");
 }
 
 #[tokio::test]
@@ -293,4 +300,153 @@ async fn a_document_in_an_unknown_format_is_refused_by_name() {
         assert!(applied.rejected[0].1.contains(&before.get_object_id("_id").unwrap().to_hex()));
         assert_eq!(document(&store).await, before);
     }
+}
+
+#[tokio::test]
+async fn documents_move_to_new_names_and_nothing_is_lost_or_shown_as_null() {
+    let config = fresh().await;
+    let first = prepared(config.clone()).await;
+    let fields = |n: i64| {
+        Profile::new().with(Field::Username, &*format!("u{n}")).with(Field::Email, &*format!("{n}@x.org"))
+    };
+    let many = (0..700).map(|n| event(&format!("kp_{n:03}"), 1, fields(n)));
+    apply(&first, many, NOW).await.unwrap();
+    let own = doc! { "$set": { "kinde": { "own": 1 }, "handle": "own", "username": "edited" } };
+    users(&first).update_one(doc! { "kindeId": "kp_001" }, own).await.unwrap();
+    let names = [
+        ("username", Some("handle")),
+        ("email", Some("kinde.email")),
+        ("source", None),
+        ("kindeId", Some("kinde_id")),
+    ];
+    let second = prepared(Config { fields: mapped(&names), ..config.clone() }).await;
+    // Before the move the users are found, and an event moves one of them.
+    assert_eq!(get(&second, "kp_600").await.unwrap().document().username.as_deref(), Some("u600"));
+    observe(&second, [event("kp_600", 2, Profile::new().with(Field::FirstName, "Ada"))]).await;
+    let moved = users(&second).find_one(doc! { "kinde_id": "kp_600" }).await.unwrap().unwrap();
+    assert_eq!((moved.get_str("handle").unwrap(), moved.get_str("firstName").unwrap()), ("u600", "Ada"));
+    assert_eq!(second.move_documents(NOW).await.unwrap(), 699);
+    assert_eq!(second.move_documents(NOW).await.unwrap(), 0);
+    assert!(!second.has_documents_to_move());
+    let all = users(&second);
+    let left = doc! { "$or": [{ "kindeId": { "$exists": true } }, { "email": { "$exists": true } }, { "source": { "$exists": true } }] };
+    assert_eq!(all.count_documents(left).await.unwrap(), 0, "what kinsync wrote has moved");
+    assert_eq!(all.count_documents(doc! { "kinde.email": { "$exists": true } }).await.unwrap(), 700);
+    let edited = all.find_one(doc! { "kinde_id": "kp_001" }).await.unwrap().unwrap();
+    assert_eq!((edited.get_str("handle").unwrap(), edited.get_str("username").unwrap()), ("own", "edited"));
+    assert_eq!(edited.get_document("kinde").unwrap().get_i32("own").unwrap(), 1);
+    // Back again, with the first names.
+    let third = prepared(config).await;
+    assert_eq!(third.move_documents(NOW).await.unwrap(), 700);
+    let back = all.find_one(doc! { "kindeId": "kp_600" }).await.unwrap().unwrap();
+    assert_eq!((back.get_str("username").unwrap(), back.get_str("email").unwrap()), ("u600", "600@x.org"));
+    assert!(!back.contains_key("handle") && !back.contains_key("kinde_id"));
+}
+
+#[tokio::test]
+async fn names_that_two_keys_exchange_move_too() {
+    let config = fresh().await;
+    let first = prepared(config.clone()).await;
+    let fields = Profile::new().with(Field::FirstName, "Ada").with(Field::LastName, "Lovelace");
+    observe(&first, [event("kp_ada", 1, fields)]).await;
+    let names = [("firstName", Some("lastName")), ("lastName", Some("firstName"))];
+    let second = prepared(Config { fields: mapped(&names), ..config }).await;
+    assert_eq!(second.move_documents(NOW).await.unwrap(), 1);
+    let found = document(&second).await;
+    assert_eq!(
+        (found.get_str("lastName").unwrap(), found.get_str("firstName").unwrap()),
+        ("Ada", "Lovelace")
+    );
+}
+
+#[tokio::test]
+async fn of_two_users_whose_documents_the_application_deletes_only_the_live_one_returns() {
+    let store = store().await;
+    let created = |user: &str, at| event(user, at, Profile::new().with(Field::FirstName, "A"));
+    let deleted = Observation { what: What::Deleted, ..created("kp_eve", 5) };
+    observe(&store, [created("kp_ada", 1), created("kp_eve", 1), deleted]).await;
+    users(&store).delete_many(doc! {}).await.unwrap();
+    let seen = |user: &str| Observation { what: What::Seen(Micros(9)), ..created(user, 9) };
+    observe(&store, [seen("kp_ada"), seen("kp_eve"), created("kp_eve", 2)]).await;
+    assert!(get(&store, "kp_ada").await.unwrap().state.is_live());
+    let eve = get(&store, "kp_eve").await.unwrap();
+    assert!(!eve.state.is_live(), "{eve:?}");
+    assert_eq!(eve.state.deleted_at(), Some(Micros(5)));
+    // The application inserts a document of its own with the id.
+    users(&store).delete_many(doc! {}).await.unwrap();
+    users(&store).insert_one(doc! { "kindeId": "kp_eve", "plan": "pro" }).await.unwrap();
+    observe(&store, [seen("kp_eve")]).await;
+    assert!(!get(&store, "kp_eve").await.unwrap().state.is_live());
+    // Two reads of Kinde restore the user, also after the next loss.
+    let exists = Observation { what: What::Exists(Profile::new()), ..profile("kp_eve", 20) };
+    observe(&store, [exists]).await;
+    users(&store).delete_many(doc! {}).await.unwrap();
+    observe(&store, [seen("kp_eve")]).await;
+    assert!(get(&store, "kp_eve").await.unwrap().state.is_live());
+}
+
+#[tokio::test]
+async fn defaults_are_set_on_insert_only_and_give_way_to_values_of_kinde() {
+    let defaults = [
+        ("role", serde_json::json!("member")),
+        ("__v", serde_json::json!(0)),
+        ("settings", serde_json::json!({ "theme": "dark", "tags": [] })),
+        ("username", serde_json::json!("user-{kindeId}")),
+    ];
+    let defaults = defaults.map(|(name, value)| (name.to_owned(), value)).into();
+    let store = prepared(Config { defaults, ..fresh().await }).await;
+    users(&store).insert_one(doc! { "kindeId": "kp_old", "plan": "pro" }).await.unwrap();
+    let named = |user: &str, at, name: Value| event(user, at, Profile::new().with(Field::Username, name));
+    observe(&store, [named("kp_ada", 1, Value::Null), named("kp_old", 1, Value::Null)]).await;
+    let of = async |user: &str| users(&store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap();
+    let ada = of("kp_ada").await;
+    assert_eq!((ada.get_str("role").unwrap(), ada.get_i32("__v").unwrap()), ("member", 0));
+    assert_eq!(ada.get_document("settings").unwrap(), &doc! { "theme": "dark", "tags": [] });
+    assert_eq!(ada.get_str("username").unwrap(), "user-kp_ada");
+    let old = of("kp_old").await;
+    assert!(!old.contains_key("role") && !old.contains_key("username"), "it was there before: {old}");
+    users(&store)
+        .update_one(doc! { "kindeId": "kp_ada" }, doc! { "$set": { "role": "admin" } })
+        .await
+        .unwrap();
+    observe(&store, [named("kp_ada", 2, "ada".into())]).await;
+    let ada = of("kp_ada").await;
+    assert_eq!((ada.get_str("role").unwrap(), ada.get_str("username").unwrap()), ("admin", "ada"));
+    observe(&store, [named("kp_ada", 3, Value::Null)]).await;
+    assert_eq!(of("kp_ada").await.get_str("username").unwrap(), "user-kp_ada");
+    assert!(!get(&store, "kp_ada").await.unwrap().is_outdated());
+}
+
+#[tokio::test]
+async fn values_that_stay_are_listed_by_key_before_and_after_the_first_write() {
+    let store = store().await;
+    let own =
+        |n: i32| doc! { "_id": n, "kindeId": format!("kp_{n}"), "username": format!("own{n}"), "phone": "1" };
+    users(&store).insert_many((0..5).map(own)).await.unwrap();
+    users(&store)
+        .insert_one(doc! { "_id": "mail", "email": "ada@example.com", "firstName": "own" })
+        .await
+        .unwrap();
+    let listed = store.kept_keys().await.unwrap();
+    let keys = |keys: &[kinsync_engine::internal::store::mongo::KeptKey]| {
+        keys.iter().map(|key| (key.path.clone(), key.documents, key.examples.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(keys(&listed.unwritten), [("phone".into(), 5, 3), ("username".into(), 5, 3)]);
+    let fields = Profile::new().with(Field::Username, "ada").with(Field::Phone, "1");
+    observe(&store, (0..2).map(|n| event(&format!("kp_{n}"), 1, fields.clone()))).await;
+    let listed = store.kept_keys().await.unwrap();
+    assert_eq!(keys(&listed.kept), [("username".into(), 2, 2)], "an equal value is kinsync's");
+    assert_eq!(keys(&listed.unwritten), [("phone".into(), 3, 3), ("username".into(), 3, 3)]);
+    // A dry run of linking.
+    let created = event("kp_ada", 1, Profile::new().with(Field::Email, "ada@example.com"));
+    let verified = prepared(Config {
+        database: Some(store.database().name().to_owned()),
+        link_by_email: kinsync_engine::LinkByEmail::Never,
+        ..fresh().await
+    });
+    let verified = verified.await;
+    observe(&verified, [created, profile("kp_ada", 2)]).await;
+    let found = link::link(&store, NOW, Run::Dry, &|_| {}).await.unwrap();
+    assert_eq!(keys(&found.kept), [("firstName".into(), 1, 1)]);
+    assert_eq!(found.candidates[0].kept, [DocumentKey::Field(Field::FirstName)]);
 }

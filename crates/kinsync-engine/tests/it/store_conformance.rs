@@ -329,6 +329,9 @@ async fn users_are_listed_by_page_and_filter(store: Shared) {
     let claims = UserFilter { email: Some("kp_a@x.org".into()), ..live };
     assert_eq!(list(claims.clone()).await, ["kp_a", "kp_e"]);
     assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..claims }).await, ["kp_e"]);
+    put(&*store, &with(row("kp_f", None), Field::ProvidedId, "own-7")).await;
+    let provided = UserFilter { provided_id: Some("own-7".into()), limit: 9, ..UserFilter::default() };
+    assert_eq!(list(provided).await, ["kp_f"]);
 }
 
 async fn ids_are_listed_by_page_with_the_deleted_ones(store: Shared) {

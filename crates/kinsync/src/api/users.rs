@@ -15,6 +15,9 @@ pub struct UsersQuery {
     /// Only the user with this email address, shown or in conflict.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
+    /// Only the user with this id of the application at Kinde (`provided_id`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub provided_id: Option<String>,
     /// Include deleted users. Default: false.
     #[serde(default)]
     #[param(required = false)]

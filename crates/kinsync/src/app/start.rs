@@ -152,6 +152,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         users: store.users.clone(),
         events: store.events.clone(),
         fields: store.fields.clone(),
+        defaults: store.defaults.clone(),
         unique_email: store.unique_email,
         link_by_email: store.link_by_email,
         ..mongo::Config::new(uri)

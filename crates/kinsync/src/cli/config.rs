@@ -61,6 +61,10 @@ fn print(document: &Document) {
         output::say("\nKeys of the user document");
         output::one(&document.fields, false);
     }
+    if !document.defaults.is_empty() {
+        output::say("\nDefaults of inserted documents");
+        output::one(&document.defaults, false);
+    }
     for part in &document.disabled {
         output::say(&format!("disabled: {}; set {} to enable it", part.what, part.enabled_by));
     }

@@ -10,7 +10,7 @@ use kinsync_engine::{
         link::{self, Candidate, LinkReport, Verdict},
         store::{
             Store as _, UserFilter,
-            mongo::{LinkByEmail, MongoStore},
+            mongo::{KeptKey, LinkByEmail, MongoStore, WAYS_OUT},
         },
     },
 };
@@ -126,6 +126,8 @@ struct Report<'a> {
     conflicts: usize,
     /// The documents that were to be listed.
     candidates: Vec<Listed<'a>>,
+    /// Values of the application that stay in linked documents, by key of kinsync.
+    kept: &'a [KeptKey],
 }
 
 #[derive(Serialize)]
@@ -135,6 +137,8 @@ struct Listed<'a> {
     user: &'a str,
     outcome: &'static str,
     next_step: &'static str,
+    /// Keys of kinsync under which the document keeps its value.
+    kept: Vec<&'static str>,
 }
 
 impl<'a> Report<'a> {
@@ -144,6 +148,7 @@ impl<'a> Report<'a> {
             user: one.user.as_str(),
             outcome: outcome(one.verdict, dry_run),
             next_step: one.verdict.next_step(),
+            kept: one.kept.iter().map(|key| key.name()).collect(),
         };
         let linked = found.candidates.iter().filter(|one| one.verdict == Verdict::Linked).count();
         Self {
@@ -152,6 +157,7 @@ impl<'a> Report<'a> {
             without_user: found.unlinked,
             linked,
             conflicts: found.candidates.len() - linked,
+            kept: &found.kept,
             candidates: found.candidates.iter().filter(|one| only.shows(one.verdict)).map(listed).collect(),
         }
     }
@@ -163,6 +169,12 @@ fn print(report: &Report<'_>) {
         let rows = rows.map(|one| [one.document, one.user, one.outcome, one.next_step].map(str::to_owned));
         output::table(["DOCUMENT", "USER", "OUTCOME", "NEXT STEP"], rows);
         output::say("");
+    }
+    if !report.kept.is_empty() {
+        let rows = report.kept.iter();
+        let rows = rows.map(|one| [one.path.clone(), one.documents.to_string(), one.examples.join(", ")]);
+        output::table(["KEPT KEY", "DOCUMENTS", "FOR EXAMPLE"], rows);
+        output::say(&format!("These values of your application stay. To change that: {WAYS_OUT}.\n"));
     }
     let verb = if report.dry_run { "would be linked" } else { "linked" };
     output::say(&format!(

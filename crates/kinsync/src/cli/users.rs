@@ -40,6 +40,9 @@ pub(super) struct List {
     /// List only the user with this email address, shown or in conflict
     #[arg(long)]
     email: Option<String>,
+    /// List only the user with this id of your application at Kinde
+    #[arg(long, value_name = "ID")]
+    provided_id: Option<String>,
     /// Include deleted users
     #[arg(long)]
     deleted: bool,
@@ -76,8 +79,8 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(args: List) -> Result<ExitCode, Exit> {
-    let List { email, deleted, after, limit, json, flags } = args;
-    let query = UsersQuery { email, deleted, after, limit: Some(limit) };
+    let List { email, provided_id, deleted, after, limit, json, flags } = args;
+    let query = UsersQuery { email, provided_id, deleted, after, limit: Some(limit) };
     let page: UserPage = Client::new(flags)?.list(&["users"], &query).await?;
     if json {
         output::json(&page);

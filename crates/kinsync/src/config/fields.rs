@@ -1,25 +1,23 @@
 //! The table `[fields]`: names of the keys of the user document.
 
-use std::collections::BTreeMap;
-
 use kinsync_engine::internal::store::{DocumentKey, Error, mongo::FieldMapping};
 use serde_json::Value;
 
-use super::{file::nearest, problem::Problem};
+use super::{file::nearest, problem::Problem, source::Merged};
 
 /// Reads the table. Adds what is wrong to the problems.
-pub fn mapping(table: &BTreeMap<String, Value>, problems: &mut Vec<Problem>) -> FieldMapping {
+pub fn mapping(merged: &Merged, problems: &mut Vec<Problem>) -> FieldMapping {
     let mut mapping = FieldMapping::default();
     let known = problems.len();
-    for (name, value) in table {
+    for (name, value) in &merged.fields {
         if let Err(wrong) = read(&mut mapping, name, value) {
             problems.push(Problem::new(format!("fields.{name}"), wrong));
         }
     }
     if problems.len() == known
-        && let Err(Error::Refused { hint, .. }) = mapping.check()
+        && let Err(Error::Refused { hint, .. }) = mapping.check(&merged.defaults)
     {
-        problems.push(Problem::new("fields", hint));
+        problems.push(Problem::new("fields, defaults", hint));
     }
     mapping
 }

@@ -14,6 +14,8 @@ pub struct File {
     pub values: BTreeMap<String, String>,
     /// The table of the keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The table of defaults, as in the file.
+    pub defaults: BTreeMap<String, serde_json::Value>,
 }
 
 /// Parses the text of a file. Adds what is wrong to the problems.
@@ -31,7 +33,10 @@ impl File {
         for (name, value) in table {
             let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
             match value {
-                Value::Table(fields) if key == "fields" => self.read_fields(fields, problems),
+                Value::Table(table) if key == "fields" => read_table(&key, table, &mut self.fields, problems),
+                Value::Table(table) if key == "defaults" => {
+                    read_table(&key, table, &mut self.defaults, problems);
+                }
                 Value::Table(table) if is_table(&key) => self.read(&key, table, problems),
                 value if is_key(&key) => match text_of(value) {
                     Ok(text) if text.is_empty() => {}
@@ -42,21 +47,37 @@ impl File {
             }
         }
     }
+}
 
-    fn read_fields(&mut self, table: Table, problems: &mut Vec<Problem>) {
-        for (name, value) in table {
-            let key = format!("fields.{name}");
-            match serde_json::to_value(value) {
-                Ok(value) => _ = self.fields.insert(name, value),
-                Err(error) => problems.push(Problem::new(key, error.to_string())),
-            }
+fn read_table(
+    name: &str,
+    table: Table,
+    target: &mut BTreeMap<String, serde_json::Value>,
+    problems: &mut Vec<Problem>,
+) {
+    for (key, value) in table {
+        match (contains_date(&value), serde_json::to_value(value)) {
+            (false, Ok(value)) => _ = target.insert(key, value),
+            _ => problems.push(Problem::new(
+                format!("{name}.{key}"),
+                "is not a text, a number, `true`, `false`, a list or a table",
+            )),
         }
+    }
+}
+
+fn contains_date(value: &Value) -> bool {
+    match value {
+        Value::Datetime(_) => true,
+        Value::Array(list) => list.iter().any(contains_date),
+        Value::Table(table) => table.values().any(contains_date),
+        _ => false,
     }
 }
 
 fn unknown(key: String) -> Problem {
     let keys = settings().map(|setting| setting.key);
-    let message = match nearest(&key, keys.chain(["fields"])) {
+    let message = match nearest(&key, keys.chain(["fields", "defaults"])) {
         Some(near) => format!("is not a setting; did you mean `{near}`?"),
         None => "is not a setting; `kinsync config show` lists them all".to_owned(),
     };

@@ -43,6 +43,8 @@ pub struct Document {
     pub settings: Vec<ShownSetting>,
     /// The keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The defaults of inserted documents, as in the file.
+    pub defaults: BTreeMap<String, serde_json::Value>,
     /// Notable combinations of settings that are not errors.
     pub warnings: Vec<String>,
     /// Parts of kinsync that are off because of a setting.
@@ -78,7 +80,13 @@ impl Document {
             secret: resolved.setting.has_file(),
             origin: resolved.origin.to_string(),
         });
-        Self { settings: settings.collect(), fields: merged.fields.clone(), warnings, disabled }
+        Self {
+            settings: settings.collect(),
+            fields: merged.fields.clone(),
+            defaults: merged.defaults.clone(),
+            warnings,
+            disabled,
+        }
     }
 }
 

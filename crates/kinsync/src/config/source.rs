@@ -83,6 +83,8 @@ pub struct Merged {
     pub settings: Vec<Resolved>,
     /// The keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The defaults of inserted documents, as in the file.
+    pub defaults: BTreeMap<String, serde_json::Value>,
     /// Variables that are probably misspelled settings.
     pub misspelled: Vec<Problem>,
     /// Settings whose variable is there and empty, which counts as not set.
@@ -120,6 +122,7 @@ impl Sources {
             empty: self.empty(),
             settings: resolved,
             fields: file.fields,
+            defaults: file.defaults,
         }
     }
 

@@ -6,7 +6,7 @@ use kinsync_engine::internal::{
     refused_users,
     store::{
         Error,
-        mongo::{Forbidden, IndexFault, MongoStore, Server, Topology},
+        mongo::{Forbidden, IndexFault, KeptKey, KeptKeys, MongoStore, Server, Topology, WAYS_OUT},
     },
 };
 use kinsync_tower::problem::chain;
@@ -24,9 +24,10 @@ const INDEXES: &str = "mongodb.indexes";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
 const REFUSED_USERS: &str = "mongodb.refused_users";
+const KEPT: &str = "mongodb.kept_values";
 
-pub(super) const IDS: [&str; 9] =
-    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS, REFUSED_USERS];
+pub(super) const IDS: [&str; 10] =
+    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS, REFUSED_USERS, KEPT];
 
 /// The oldest version that the driver supports.
 const OLDEST: (u32, u32) = (4, 4);
@@ -67,12 +68,12 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     findings.push(indexes(&faults));
     if server.topology == Topology::Standalone {
         // These checks read with majority concern, which a standalone server does not have.
-        findings.extend([EMAILS, CONFLICTS, REFUSED_USERS].map(|id| Finding::needs(id, REPLICA_SET)));
+        findings.extend([EMAILS, CONFLICTS, REFUSED_USERS, KEPT].map(|id| Finding::needs(id, REPLICA_SET)));
         return findings;
     }
-    let (emails, conflicts, refused_users) =
-        tokio::join!(emails(config, &store, &faults), conflicts(&store), refused_users(&store));
-    findings.extend([emails, conflicts, refused_users]);
+    let (emails, conflicts, refused_users, kept) =
+        tokio::join!(emails(config, &store, &faults), conflicts(&store), refused_users(&store), kept(&store));
+    findings.extend([emails, conflicts, refused_users, kept]);
     findings
 }
 
@@ -217,6 +218,26 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
         return Finding::failed(EMAILS, format!("{found}: `kinsync serve` does not start"), fix);
     }
     Finding::warning(EMAILS, found, merge)
+}
+
+/// Values of the application under kinsync's keys. They stay, so this is information unless the operator wants Kinde's.
+async fn kept(store: &MongoStore) -> Finding {
+    let KeptKeys { kept, unwritten } = match store.kept_keys().await {
+        Ok(keys) => keys,
+        Err(error) => return Finding::warning(KEPT, chain(&error), fix_of(&error)),
+    };
+    if kept.is_empty() && unwritten.is_empty() {
+        return Finding::ok(KEPT, "no document has a value of your application under a key of kinsync");
+    }
+    let each = |keys: Vec<KeptKey>, what: &str| -> Vec<String> {
+        let one = |key: KeptKey| {
+            format!("{} {what} {} documents ({})", key.path, key.documents, key.examples.join(", "))
+        };
+        keys.into_iter().map(one).collect()
+    };
+    let mut found = each(kept, "keeps the value of your application in");
+    found.extend(each(unwritten, "has values, which stay unless they equal Kinde's, in at least"));
+    Finding::warning(KEPT, found.join("; "), WAYS_OUT)
 }
 
 async fn conflicts(store: &MongoStore) -> Finding {

@@ -75,7 +75,13 @@ pub async fn audit(state: Arc<AppState>, Params(query): Params<AuditQuery>) -> R
 /// GET /api/admin/users
 pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> Result<UserPage> {
     let limit = limit(query.limit)?;
-    let filter = UserFilter { email: query.email, with_deleted: query.deleted, after: query.after, limit };
+    let filter = UserFilter {
+        email: query.email,
+        provided_id: query.provided_id,
+        with_deleted: query.deleted,
+        after: query.after,
+        limit,
+    };
     let page = state.engine.store().users(&filter).await?;
     let users = page.iter().map(Row::document).collect();
     Ok(UserPage { users, next: page.next, undecodable: page.undecodable })

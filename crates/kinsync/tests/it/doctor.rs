@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 23] = [
+const IDS: [&str; 24] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -32,6 +32,7 @@ const IDS: [&str; 23] = [
     "mongodb.emails",
     "mongodb.conflicts",
     "mongodb.refused_users",
+    "mongodb.kept_values",
     "data_dir.access",
     "data_dir.space",
     "data_dir.fsync",

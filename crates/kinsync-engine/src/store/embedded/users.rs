@@ -105,8 +105,9 @@ pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result
         }
         None => select_each(
             sqlite,
-            "WHERE id > ?1 AND (?2 OR live = 1) ORDER BY id LIMIT ?3",
-            (after, filter.with_deleted, limit),
+            "WHERE id > ?1 AND (?2 OR live = 1) AND (?4 IS NULL OR ?4 = json_extract(state, \
+             '$.fields.providedId.value.text')) ORDER BY id LIMIT ?3",
+            (after, filter.with_deleted, limit, &filter.provided_id),
         ),
     };
     Ok(Page::new(rows?, filter.limit, |row| row.id.to_string()))

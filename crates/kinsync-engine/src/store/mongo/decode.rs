@@ -17,10 +17,11 @@ use kinsync_core::{
 };
 
 use super::{
-    encode::FORMAT,
+    encode::{FORMAT, shown_or_default},
     keys::{Keys, METADATA, Values},
+    mappings::Known,
     read::own_id,
-    view::{Shown, shown},
+    view::Shown,
 };
 use crate::store::{DocumentKey, KeySet, Row, StoredDocument};
 
@@ -43,17 +44,19 @@ impl Decoded {
 }
 
 /// Decodes a user document. Returns `None` for a document that kinsync can never write: see [`fault`].
-pub(super) fn document(doc: &RawDocument, keys: &Keys) -> Option<Decoded> {
-    let values = keys.values(doc);
-    let id = values.of(DocumentKey::KindeId)?.as_str().and_then(|id| UserId::parse(id).ok())?;
-    if fault(doc, keys).is_some() {
-        return None;
-    }
+pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
     let (is_written, pending) = (metadata.revision > 0, metadata.pending_emails);
+    let written_under = if is_written { known.of(metadata.mapping)? } else { &known.current };
+    let id = written_under.values(doc).of(DocumentKey::KindeId)?.as_str();
+    let id = id.and_then(|id| UserId::parse(id).ok())?;
+    if fault(doc, known).is_some() {
+        return None;
+    }
+    let keys = &*known.current;
     let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
     if !is_written {
-        stored.compare(&Row::unknown(id.clone()), keys, &values);
+        stored.compare(&Row::unknown(id.clone()), keys, &keys.values(doc));
         return Some(Decoded::Unwritten(Row { document: Some(Box::new(stored)), ..Row::unknown(id) }));
     }
     metadata.ownership(&mut stored);
@@ -64,15 +67,24 @@ pub(super) fn document(doc: &RawDocument, keys: &Keys) -> Option<Decoded> {
         state: metadata.state(),
         ..Row::unknown(id)
     };
-    stored.compare(&row, keys, &values);
+    if written_under.id != keys.id {
+        stored.leave(&row, written_under, keys, &written_under.values(doc));
+    }
+    stored.compare(&row, keys, &keys.values(doc));
     row.document = Some(Box::new(stored));
     row.metadata.keeps_email = row.must_keep_email();
     Some(Decoded::Row(row))
 }
 
 /// Decodes the row of a document that kinsync wrote.
-pub(super) fn row(doc: &RawDocument, keys: &Keys) -> Option<Row> {
-    document(doc, keys)?.stored()
+pub(super) fn row(doc: &RawDocument, known: &Known) -> Option<Row> {
+    document(doc, known)?.stored()
+}
+
+/// Returns whether a document was written under a mapping that this process has not read.
+pub(super) fn has_unknown_mapping(doc: &RawDocument, known: &Known) -> bool {
+    let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
+    known.of(metadata.mapping).is_none()
 }
 
 /// Returns what a document without a Kinde id contains, for the row that it is linked to.
@@ -87,18 +99,17 @@ pub(super) fn unlinked(doc: &RawDocument, row: &Row, keys: &Keys) -> StoredDocum
 impl StoredDocument {
     /// Compares the values of a document with those that its row shows.
     fn compare(&mut self, row: &Row, keys: &Keys, values: &Values<'_>) {
-        for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
+        for key in DocumentKey::ALL {
+            let Some(path) = keys.dotted(key) else { continue };
             let value = values.of(key);
             if self.owned.contains(key) {
-                let is_shown = match (&shown(row, key), value) {
-                    (Shown::Value(shown), Some(value)) => shown.as_raw_bson_ref() == value,
-                    (Shown::Value(_), None) => false,
-                    (Shown::Hidden | Shown::Nothing, value) => value.is_none(),
-                };
                 // An application that keeps the time of its own changes under the same key means the same by it.
-                if !is_shown && !self.unwritten.contains(key) && key != DocumentKey::UpdatedAt {
+                let may_differ = self.unwritten.contains(key) || key == DocumentKey::UpdatedAt;
+                if !may_differ && !is_shown(&shown_or_default(row, keys, key), value) {
                     self.edited.insert(key);
                 }
+            } else if self.moved.iter().any(|(moved, _)| moved == path) {
+                // The value of another key, which the next write moves.
             } else if let Some(value) = value.and_then(|value| Bson::try_from(value).ok()) {
                 self.foreign.insert(key, value);
             } else if self.kept.contains(key) {
@@ -106,6 +117,37 @@ impl StoredDocument {
                 self.released.insert(key);
             }
         }
+    }
+
+    /// Gives up keys that have another path in the current mapping. A value that the application changed stays where it is.
+    fn leave(&mut self, row: &Row, former: &Keys, keys: &Keys, values: &Values<'_>) {
+        self.is_moving = true;
+        for key in DocumentKey::ALL.into_iter().filter(|key| former.dotted(*key) != keys.dotted(*key)) {
+            let Some(path) = former.dotted(key) else { continue };
+            if key == DocumentKey::KindeId {
+                self.kinde_id_at = Some(path.to_owned());
+            }
+            let value = values.of(key);
+            let is_ours =
+                self.unwritten.contains(key) || is_shown(&shown_or_default(row, former, key), value);
+            if let Some(value) = value.and_then(|value| Bson::try_from(value).ok())
+                && self.owned.contains(key)
+                && is_ours
+            {
+                self.moved.push((path.to_owned(), value));
+            }
+            self.owned.remove(key);
+            self.kept.remove(key);
+            self.unwritten.remove(key);
+        }
+    }
+}
+
+fn is_shown(shown: &Shown, value: Option<RawBsonRef<'_>>) -> bool {
+    match (shown, value) {
+        (Shown::Value(shown), Some(value)) => shown.as_raw_bson_ref() == value,
+        (Shown::Value(_), None) => false,
+        (Shown::Hidden | Shown::Nothing, value) => value.is_none(),
     }
 }
 
@@ -136,7 +178,8 @@ pub(super) fn kinde_ids<'a>(doc: &'a RawDocument, keys: &Keys) -> impl Iterator<
 }
 
 /// Returns the reason why a document that has the Kinde id of a user can never be that user's, for an operator.
-pub(super) fn fault(doc: &RawDocument, keys: &Keys) -> Option<String> {
+pub(super) fn fault(doc: &RawDocument, known: &Known) -> Option<String> {
+    let keys = &*known.current;
     let id = keys.values(doc).of(DocumentKey::KindeId).map(|value| value.element_type());
     let metadata = doc.get(METADATA).ok().flatten();
     let (key, there) = match (id, metadata) {
@@ -145,6 +188,10 @@ pub(super) fn fault(doc: &RawDocument, keys: &Keys) -> Option<String> {
         (_, Some(RawBsonRef::Document(metadata))) => {
             match metadata.get("format").ok().flatten().and_then(integer) {
                 Some(format) if format == i64::from(FORMAT) => {
+                    if has_unknown_mapping(doc, known) {
+                        let found = "written under other names of keys, which this process has not read: start it again";
+                        return Some(named(METADATA, doc, found));
+                    }
                     let revision = metadata.get("revision").ok().flatten().map(|value| value.element_type());
                     revision.filter(|there| *there == ElementType::Array)?;
                     (format!("{METADATA}.revision"), "a list".to_owned())
@@ -238,7 +285,6 @@ impl<'a> Metadata<'a> {
         stored.owned = self.owned;
         stored.kept = self.kept;
         stored.unwritten = self.unwritten;
-        stored.mapping = self.mapping;
         let replaced = self.replaced.into_iter().flat_map(entries);
         stored.replaced = replaced
             .filter_map(|(key, value)| {
@@ -291,7 +337,7 @@ fn key_set(value: RawBsonRef<'_>) -> KeySet {
     KeySet::from_bits(micros(value).map_or(0, |bits| bits.0))
 }
 
-fn version(doc: &RawDocument) -> Option<Version> {
+pub(super) fn version(doc: &RawDocument) -> Option<Version> {
     let (mut at, mut rank, mut tie) = (None, None, None);
     for (key, value) in entries(doc) {
         match key.as_str() {

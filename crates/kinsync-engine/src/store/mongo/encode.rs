@@ -10,7 +10,7 @@ use bson::{
     Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, doc,
     raw::{CStr, CString, RawBson, RawBsonRef, cstr},
 };
-use kinsync_core::{Field, Group, Rank, UserState, Value, Version};
+use kinsync_core::{Field, Group, Rank, UserId, UserState, Value, Version};
 
 use super::{
     keys::{Keys, Path},
@@ -64,8 +64,11 @@ pub(super) struct Update {
 
 /// Encodes a new document, which begins with the content of `start`.
 pub(super) fn insertion(row: &Row, keys: &Keys, mark: i64, start: RawDocumentBuf) -> RawDocumentBuf {
-    let plan = Plan::new(row, &StoredDocument::default(), keys, Scope::All);
+    let plan = Plan::of_insertion(row, keys);
     let mut document = start;
+    for (name, value) in keys.own_defaults() {
+        document.append(name, default_value(value, &row.id));
+    }
     let mut nested: Vec<(&CStr, RawDocumentBuf)> = Vec::new();
     for (key, value) in &plan.set {
         let Some(Path { outer, last, .. }) = keys.path(*key) else { continue };
@@ -109,8 +112,17 @@ pub(super) fn update(
     for path in plan.unset.iter().filter_map(|key| keys.path(*key)) {
         update.unset.append(path.dotted(), true);
     }
+    for (path, value) in &stored.moved {
+        update.conditions.insert(path.as_str(), condition(Some(value)));
+        let is_set = plan.set.iter().any(|(key, _)| keys.dotted(*key) == Some(path));
+        let is_unset = plan.unset.iter().any(|key| keys.dotted(*key) == Some(path));
+        if let (false, Ok(path)) = (is_set || is_unset, CString::try_from(path.as_str())) {
+            update.unset.append(path, true);
+        }
+    }
+    let is_moved = |path: &str| stored.moved.iter().any(|(moved, _)| moved == path);
     for (key, value) in &plan.relies_on {
-        if let Some(path) = keys.dotted(*key) {
+        if let Some(path) = keys.dotted(*key).filter(|path| !is_moved(path)) {
             update.conditions.insert(path, condition(value.as_ref()));
         }
     }
@@ -129,13 +141,26 @@ impl Plan {
         for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
             let is_written = scope == Scope::All || MARKS.contains(&key);
             match stored.owned.contains(key) {
-                true if is_written => plan.owned(key, shown(row, key)),
+                // A null of Kinde does not remove what the application wrote instead.
+                true if is_written && stored.edited.contains(key) && is_nothing(row, keys, key) => {}
+                true if is_written => plan.owned(key, shown_or_default(row, keys, key)),
                 true => {
                     plan.owned.insert(key);
                     plan.unwritten.insert(key);
                 }
                 false if is_written => plan.first(key, shown(row, key), stored, row),
                 false => {}
+            }
+        }
+        plan
+    }
+
+    fn of_insertion(row: &Row, keys: &Keys) -> Self {
+        let mut plan = Self::default();
+        for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
+            match shown_or_default(row, keys, key) {
+                Shown::Nothing => {}
+                shown => plan.owned(key, shown),
             }
         }
         plan
@@ -182,8 +207,55 @@ impl Plan {
     }
 }
 
+fn is_nothing(row: &Row, keys: &Keys, key: DocumentKey) -> bool {
+    shown_or_default(row, keys, key) == Shown::Nothing
+}
+
+/// Returns what kinsync shows under a key that it owns.
+pub(super) fn shown_or_default(row: &Row, keys: &Keys, key: DocumentKey) -> Shown {
+    match shown(row, key) {
+        Shown::Nothing => keys.default_of(key).map(|value| default_value(value, &row.id)).into(),
+        shown => shown,
+    }
+}
+
+/// Converts a default of the settings. `{kindeId}` in a text is replaced.
+pub(super) fn default_value(value: &serde_json::Value, id: &UserId) -> RawBson {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => RawBson::Null,
+        Json::Bool(flag) => (*flag).into(),
+        Json::Number(number) => match (number.as_i64(), number.as_f64()) {
+            (Some(whole), _) => i32::try_from(whole).map_or(RawBson::Int64(whole), RawBson::Int32),
+            (None, other) => RawBson::Double(other.unwrap_or_default()),
+        },
+        Json::String(text) => RawBson::String(text.replace("{kindeId}", id.as_str())),
+        Json::Array(list) => {
+            let mut array = RawArrayBuf::new();
+            for item in list {
+                array.push(default_value(item, id));
+            }
+            array.into()
+        }
+        Json::Object(members) => {
+            let mut inner = RawDocumentBuf::new();
+            for (name, member) in members {
+                if let Ok(name) = CString::try_from(name.as_str()) {
+                    inner.append(name, default_value(member, id));
+                }
+            }
+            inner.into()
+        }
+    }
+}
+
 fn is_equal(value: &RawBson, former: &Bson) -> bool {
     RawBson::try_from(former.clone()).is_ok_and(|former| former == *value)
+}
+
+/// Returns the keys under which the application's document would keep another value than the row shows.
+pub(super) fn kept(row: &Row, stored: &StoredDocument, keys: &Keys) -> KeySet {
+    Plan::new(row, stored, keys, Scope::All).kept
 }
 
 /// Encodes the sub-document `kinsync`.
@@ -286,7 +358,7 @@ fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, grou
     target.append(key, doc);
 }
 
-fn version(version: &Version) -> RawDocumentBuf {
+pub(super) fn version(version: &Version) -> RawDocumentBuf {
     let rank = match version.rank {
         Rank::Provisional => 0,
         Rank::Event => 1,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
+use kinsync_core::Field;
 use mongodb::{Collection, Database, error::Error as DriverError};
 
 use super::{Inner, call};
@@ -29,11 +30,13 @@ pub(super) struct Index {
     unique: bool,
     partial: Option<Document>,
     sparse: bool,
+    /// Whether kinsync works without it: MongoDB 4.4 has no two indexes on one key.
+    is_optional: bool,
 }
 
 impl Index {
     fn on(name: &'static str, key: Document) -> Self {
-        Self { name, key, unique: false, partial: None, sparse: false }
+        Self { name, key, unique: false, partial: None, sparse: false, is_optional: false }
     }
 
     fn sparse(name: &'static str, key: Document) -> Self {
@@ -70,6 +73,12 @@ impl Index {
             && flag("sparse") == self.sparse
             && partial == self.partial.as_ref()
             && !there.contains_key("collation")
+    }
+
+    /// Returns whether kinsync made the index under this name for another mapping of the keys.
+    fn is_of_former_names(&self, there: &[Document]) -> bool {
+        let named = there.iter().find(|there| there.get_str("name").is_ok_and(|name| name == self.name));
+        named.is_some_and(|there| !same_key(there, &self.key))
     }
 
     /// Returns whether an existing index has the same name.
@@ -112,7 +121,13 @@ impl Inner {
             held_by(id),
             Index::sparse("kinsync_pendingEmails", doc! { "kinsync.pendingEmails": 1 }),
             Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
+            Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
+            Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),
+            // A join cannot use a partial index: it may look for null.
+            Index { is_optional: true, ..Index::on("kinsync_kindeId_join", doc! { id: 1 }) },
         ];
+        let provided_id = self.keys.dotted(DocumentKey::Field(Field::ProvidedId));
+        indexes.extend(provided_id.map(|path| Index::sparse("kinsync_providedId", doc! { path: 1 })));
         indexes.extend(self.keys.email().map(|email| Index::texts(EMAIL, email, self.unique_email)));
         let of_readers = [
             ("kinsync_updatedAt", DocumentKey::UpdatedAt),
@@ -143,13 +158,32 @@ impl Inner {
             if there.iter().any(|there| index.is_served_by(there)) {
                 continue;
             }
-            if index.has_its_name_taken(there) {
+            if index.is_of_former_names(there) {
+                self.drop_index(collection, index.name).await?;
+            } else if index.has_its_name_taken(there) {
                 return Err(changed(collection, index.name));
             }
             tracing::info!(collection = collection.name(), index = index.name, "creating an index");
-            self.build(collection, index).await?;
+            match self.build(collection, index).await {
+                Err(Error::Refused { .. }) if index.is_optional => {
+                    tracing::info!(index = index.name, "the server has no such index");
+                }
+                built => built?,
+            }
         }
         Ok(())
+    }
+
+    async fn drop_index(&self, collection: &Collection<RawDocumentBuf>, name: &str) -> Result<(), Error> {
+        tracing::info!(
+            collection = collection.name(),
+            index = name,
+            "replacing the index of a former name of a key"
+        );
+        let command = doc! { "dropIndexes": collection.name(), "index": name };
+        let database = self.database.clone();
+        let drop = async move { database.run_command(command).await };
+        self.calls.run(DOING, self.op_timeout, drop).await.map(|_| ())
     }
 
     async fn build(&self, collection: &Collection<RawDocumentBuf>, index: &Index) -> Result<(), Error> {

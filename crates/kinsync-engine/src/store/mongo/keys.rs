@@ -29,12 +29,12 @@ pub struct FieldMapping {
 }
 
 impl FieldMapping {
-    /// Checks the names.
+    /// Checks the names, and those of the defaults.
     ///
     /// # Errors
     /// The hint of [`Error::Refused`] names the first name that cannot be used, and why.
-    pub fn check(&self) -> Result<(), Error> {
-        Keys::new(self).map(|_| ())
+    pub fn check(&self, defaults: &BTreeMap<String, serde_json::Value>) -> Result<(), Error> {
+        Keys::with_defaults(self, defaults.clone()).map(|_| ())
     }
 }
 
@@ -91,6 +91,8 @@ pub(super) struct Keys {
     pub(super) id: i64,
     /// Keys under which kinsync replaces values of the application.
     pub(super) take_over: KeySet,
+    /// Values of the settings by path: see [`super::Config::defaults`].
+    defaults: Vec<(CString, serde_json::Value)>,
     paths: Vec<(DocumentKey, Option<Path>)>,
 }
 
@@ -127,6 +129,44 @@ impl Keys {
         Ok(Self { take_over: mapping.take_over.iter().copied().collect(), ..keys })
     }
 
+    /// Validates the mapping and the defaults of the settings. A default has a plain name, or the path of a key of kinsync.
+    pub(super) fn with_defaults(
+        mapping: &FieldMapping,
+        defaults: BTreeMap<String, serde_json::Value>,
+    ) -> Result<Self, Error> {
+        let mut keys = Self::new(mapping)?;
+        for (name, value) in defaults {
+            let path = Path::parse(&name)?;
+            let is_a_key =
+                keys.paths.iter().flat_map(|(_, path)| path).any(|known| known.dotted == path.dotted);
+            let is_in_the_way =
+                keys.paths.iter().flat_map(|(_, known)| known).any(|known| known.overlaps(&path));
+            if !is_a_key && (path.outer.is_some() || is_in_the_way) {
+                return Err(refused(format!(
+                    "`{name}` cannot have a default: use a plain name that is no sub-document of kinsync"
+                )));
+            }
+            if keys.kinde_id() == name {
+                return Err(refused(format!("`{name}` cannot have a default: it is the Kinde id")));
+            }
+            keys.defaults.push((path.dotted, value));
+        }
+        Ok(keys)
+    }
+
+    /// Returns the value that is shown under a key of kinsync while Kinde has none.
+    pub(super) fn default_of(&self, key: DocumentKey) -> Option<&serde_json::Value> {
+        let path = self.path(key).filter(|_| !self.defaults.is_empty())?;
+        self.defaults.iter().find(|(name, _)| *name == path.dotted).map(|(_, value)| value)
+    }
+
+    /// Returns the values for keys of the application in documents that kinsync inserts.
+    pub(super) fn own_defaults(&self) -> impl Iterator<Item = (&CStr, &serde_json::Value)> {
+        let is_ours = |name: &CStr| self.at(name).next().is_some_and(|(_, path)| path.outer.is_none());
+        let own = self.defaults.iter().map(|(name, value)| (&**name, value));
+        own.filter(move |(name, _)| !is_ours(name) && !name.as_str().contains('.'))
+    }
+
     /// Validates paths, for example those that another process stored.
     pub(super) fn from_paths(stored: &StoredPaths) -> Result<Self, Error> {
         let mut paths: Vec<(DocumentKey, Option<Path>)> = Vec::with_capacity(DocumentKey::ALL.len());
@@ -147,11 +187,10 @@ impl Keys {
         }
         let id =
             if paths.iter().all(|(key, path)| is_default(*key, path.as_ref())) { 0 } else { hash(&paths) };
-        Ok(Self { id, take_over: KeySet::default(), paths })
+        Ok(Self { id, take_over: KeySet::default(), defaults: Vec::new(), paths })
     }
 
     /// Returns the paths, to be stored.
-    #[cfg(test)]
     pub(super) fn stored(&self) -> StoredPaths {
         let text = |path: &Path| path.dotted.as_str().to_owned();
         StoredPaths(self.paths.iter().map(|(key, path)| (*key, path.as_ref().map(text))).collect())

@@ -20,8 +20,8 @@ use mongodb::{
 
 use super::{
     Inner, MongoStore, call, decode,
-    encode::{self, Scope},
-    keys::Keys,
+    encode::{self, Scope, default_value},
+    mappings::Known,
     read::{Find, own_id},
 };
 use crate::store::{DocumentKey, Error, Outcome, Row, timed};
@@ -87,15 +87,15 @@ impl Inner {
     }
 
     async fn is_shared(&self, row: &Row) -> Result<bool, Error> {
-        let keys = self.keys.clone();
+        let known = self.mappings.known();
         let find = self.by_kinde_id(std::iter::once(row.id.as_str())).limit(1);
-        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, &keys));
+        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, &known));
         let found = self.find("read a user's document", &self.users, find, shared).await?;
         Ok(found.into_iter().any(|shared| shared))
     }
 
     /// Returns the filter of documents without a Kinde id that kinsync has not written.
-    fn foreign(&self) -> Document {
+    pub(super) fn foreign(&self) -> Document {
         doc! { self.keys.kinde_id(): { "$in": [Bson::Null, ""] }, "kinsync": { "$exists": false } }
     }
 
@@ -113,7 +113,7 @@ impl Inner {
             users: self.users.clone(),
             theirs,
             ours: doc! { self.keys.kinde_id(): row.id.as_str(), "kinsync.revision": row.revision },
-            keys: self.keys.clone(),
+            known: self.mappings.known(),
             row: row.clone(),
         };
         let client = self.database.client().clone();
@@ -129,7 +129,7 @@ struct Change {
     theirs: Document,
     /// Filter of kinsync's document at its loaded revision.
     ours: Document,
-    keys: Arc<Keys>,
+    known: Arc<Known>,
     /// The row to write into the application's document.
     row: Row,
 }
@@ -159,10 +159,10 @@ impl Change {
         let Some(ours) = self.users.find_one(self.ours.clone()).session(&mut *session).await? else {
             return Ok(Outcome::Stale);
         };
-        if has_own_fields(&ours, &self.keys) {
+        if has_own_fields(&ours, &self.known) {
             return Ok(Outcome::EmailTaken);
         }
-        let found = self.users.find(self.theirs.clone()).projection(self.keys.projection()).limit(2);
+        let found = self.users.find(self.theirs.clone()).projection(self.known.current.projection()).limit(2);
         let mut found = found.session(&mut *session).await?;
         let mut theirs = Vec::new();
         while let Some(document) = found.next(&mut *session).await {
@@ -177,8 +177,9 @@ impl Change {
 
     /// Returns the update of the application's document: every value of the application stays.
     fn update(&self, theirs: &RawDocument) -> Option<(Document, Document)> {
-        let document = decode::unlinked(theirs, &self.row, &self.keys);
-        let encoded = encode::update(&self.row, &document, &self.keys, random::number(), Scope::All)?;
+        let keys = &self.known.current;
+        let document = decode::unlinked(theirs, &self.row, keys);
+        let encoded = encode::update(&self.row, &document, keys, random::number(), Scope::All)?;
         let mut update = doc! { "$set": Document::try_from(&*encoded.set).ok()? };
         if !encoded.unset.is_empty() {
             update.insert("$unset", Document::try_from(&*encoded.unset).ok()?);
@@ -231,14 +232,17 @@ fn refused(error: DriverError) -> Result<Outcome, DriverError> {
 }
 
 /// Returns whether a document that kinsync created contains values of the application.
-fn has_own_fields(doc: &RawDocument, keys: &Keys) -> bool {
+fn has_own_fields(doc: &RawDocument, known: &Known) -> bool {
+    let keys = &known.current;
+    let Some(row) = decode::row(doc, known) else { return true };
+    let is_default = |name: &CStr, value: RawBsonRef<'_>| {
+        let mut defaults = keys.own_defaults();
+        let default = defaults.find(|(key, _)| *key == name).map(|(_, value)| default_value(value, &row.id));
+        default.is_some_and(|default| default.as_raw_bson_ref() == value)
+    };
     let mut all = doc.iter().map_while(Result::ok);
     let is_foreign = |(name, value): (&CStr, RawBsonRef<'_>)| {
-        !UNOWNED_KEYS.contains(&name.as_str()) && !keys.is_ours(name, value)
+        !UNOWNED_KEYS.contains(&name.as_str()) && !keys.is_ours(name, value) && !is_default(name, value)
     };
-    let keeps_values = || {
-        let row = decode::row(doc, keys);
-        row.and_then(|row| row.document).is_some_and(|stored| stored.has_values_of_the_application())
-    };
-    all.any(is_foreign) || keeps_values()
+    all.any(is_foreign) || row.document.is_some_and(|stored| stored.has_values_of_the_application())
 }

@@ -48,18 +48,52 @@ impl Inner {
             found.extend(rows);
         }
         let row = |id: &UserId| found.get(id).cloned().unwrap_or_else(|| Row::unknown(id.clone()));
-        Ok(ids.iter().map(row).collect())
+        let mut rows: Vec<Row> = ids.iter().map(row).collect();
+        self.join_tombstones(&mut rows).await?;
+        Ok(rows)
+    }
+
+    /// Adds what is known of users without a document of kinsync: an application may have deleted it.
+    async fn join_tombstones(&self, rows: &mut [Row]) -> Result<(), Error> {
+        let unknown = rows.iter().filter(|row| row.revision == 0);
+        let ids: Vec<UserId> = unknown.map(|row| row.id.clone()).collect();
+        let mut tombstones = if ids.is_empty() { HashMap::new() } else { self.tombstones(&ids).await? };
+        for row in rows.iter_mut().filter(|row| row.revision == 0) {
+            if let Some(state) = tombstones.remove(&row.id) {
+                row.state = std::mem::take(&mut row.state).join(state);
+            }
+        }
+        Ok(())
     }
 
     async fn documents(&self, ids: &[UserId]) -> Result<Vec<Decoded>, Error> {
-        let keys = self.keys.clone();
-        let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(keys.projection());
-        self.find("load users", &self.users, find, move |doc| decode::document(doc, &keys)).await
+        for attempt in 0.. {
+            let known = self.mappings.known();
+            let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(known.projection());
+            let read = move |doc: &RawDocument| {
+                let is_unknown = decode::has_unknown_mapping(doc, &known);
+                if is_unknown { Some(None) } else { decode::document(doc, &known).map(Some) }
+            };
+            let found = self.find("load users", &self.users, find, read).await?;
+            if attempt > 0 || found.iter().all(Option::is_some) {
+                return Ok(found.into_iter().flatten().collect());
+            }
+            self.read_mappings().await?;
+        }
+        Ok(Vec::new())
     }
 
     /// Finds the documents of these users.
     pub(super) fn by_kinde_id<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Find {
-        Find::new(doc! { self.keys.kinde_id(): { "$in": ids.collect::<Vec<_>>() } })
+        let ids: Vec<&str> = ids.collect();
+        let known = self.mappings.known();
+        match known.kinde_ids().as_slice() {
+            [path] => Find::new(doc! { *path: { "$in": ids } }),
+            paths => {
+                let each: Vec<Document> = paths.iter().map(|path| doc! { *path: { "$in": &ids } }).collect();
+                Find::new(doc! { "$or": each })
+            }
+        }
     }
 
     pub(super) async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
@@ -121,6 +155,9 @@ impl Inner {
         let id = self.keys.kinde_id();
         query.insert(id, doc! { "$gt": filter.after.as_deref().unwrap_or_default() });
         query.insert("kinsync.revision", doc! { "$exists": true });
+        if let Some(provided_id) = &filter.provided_id {
+            query.insert("kinsync.values.providedId", provided_id);
+        }
         if !filter.with_deleted {
             query.insert("kinsync.deletedAt", doc! { "$exists": false });
         }
@@ -128,9 +165,10 @@ impl Inner {
         if filter.email.is_none() {
             find = find.limit(filter.limit.saturating_add(1));
         }
-        let keys = self.keys.clone();
-        let find = find.projection(keys.projection());
-        let read = move |doc: &RawDocument| Some(decode::row(doc, &keys).ok_or_else(|| keys.name_of(doc)));
+        let known = self.mappings.known();
+        let find = find.projection(known.projection());
+        let read =
+            move |doc: &RawDocument| Some(decode::row(doc, &known).ok_or_else(|| known.current.name_of(doc)));
         let mut rows = self.find("list users", &self.users, find, read).await?;
         if let Some(email) = &filter.email {
             rows.retain(|row| row.as_ref().is_ok_and(|row| row.state.claimed_email() == Some(email)));
@@ -182,9 +220,9 @@ impl Inner {
     }
 
     async fn rows(&self, doing: &'static str, find: Find) -> Result<Vec<Row>, Error> {
-        let keys = self.keys.clone();
-        let find = find.projection(keys.projection());
-        self.find(doing, &self.users, find, move |doc| decode::row(doc, &keys)).await
+        let known = self.mappings.known();
+        let find = find.projection(known.projection());
+        self.find(doing, &self.users, find, move |doc| decode::row(doc, &known)).await
     }
 
     /// Reads documents and converts each with `read`. One round trip for up to 16 MiB.

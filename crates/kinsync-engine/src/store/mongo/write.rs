@@ -71,6 +71,7 @@ impl Inner {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
+        self.write_tombstones(rows).await?;
         let documents = self.read_again(rows).await?;
         let batch = Batch { inner: self, rows, documents, scope, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
@@ -93,7 +94,7 @@ impl Inner {
 
     /// Reads the documents of stored rows that were written since they were loaded: a write changes the ownership of keys.
     async fn read_again(&self, rows: &[Row]) -> Result<HashMap<UserId, Box<StoredDocument>>, Error> {
-        let unread = rows.iter().filter(|row| row.revision > 0 && row.document.is_none());
+        let unread = rows.iter().filter(|row| row.revision > 0 && row.current_document().is_none());
         let ids: Vec<UserId> = unread.map(|row| row.id.clone()).collect();
         if ids.is_empty() {
             return Ok(HashMap::new());
@@ -137,7 +138,8 @@ impl Batch<'_> {
     /// Returns the statement that writes a row, or `None` if the document changed since the row was loaded.
     fn statement(&self, place: usize) -> Option<(Kind, RawDocumentBuf)> {
         let row = &self.rows[place];
-        match (row.document.as_ref().or_else(|| self.documents.get(&row.id)), row.revision) {
+        let reread = || self.documents.get(&row.id).map(|document| &**document);
+        match (row.current_document().or_else(reread), row.revision) {
             (Some(document), _) => Some((Kind::Update, self.update(place, document)?)),
             (None, 0) => Some((Kind::Insert, self.insertion(place))),
             (None, _) => None,
@@ -155,7 +157,10 @@ impl Batch<'_> {
         let encoded = encode::update(row, document, keys, self.mark(place), self.scope)?;
         let mut query = match row.revision {
             0 => unwritten(keys.kinde_id(), row.id.as_str()),
-            revision => doc! { keys.kinde_id(): row.id.as_str(), "kinsync.revision": revision },
+            revision => {
+                let path = document.kinde_id_at.as_deref().unwrap_or(keys.kinde_id());
+                doc! { path: row.id.as_str(), "kinsync.revision": revision }
+            }
         };
         if !encoded.conditions.is_empty() {
             query.insert("$and", vec![encoded.conditions]);
@@ -220,7 +225,7 @@ impl Batch<'_> {
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        let keys = &self.inner.keys;
+        let (keys, known) = (&self.inner.keys, self.inner.mappings.known());
         let find = self.documents_of(&places).projection(doc! { keys.kinde_id(): 1, "kinsync": 1 });
         let there = |doc: &RawDocument| Some(doc.to_owned());
         let there = self.inner.find(DOING, &self.inner.users, find, there).await?;
@@ -229,7 +234,7 @@ impl Batch<'_> {
             let of_user = there.iter().find(|doc| decode::kinde_ids(doc, keys).any(|found| found == id))?;
             let is_ours = mark_of(of_user) == Some(self.mark(place));
             let there = if is_ours { Outcome::Written } else { Outcome::Stale };
-            Some((place, decode::fault(of_user, keys).map_or(there, |why| Outcome::Rejected(why.into()))))
+            Some((place, decode::fault(of_user, &known).map_or(there, |why| Outcome::Rejected(why.into()))))
         };
         Ok(places.into_iter().filter_map(outcome).collect())
     }
