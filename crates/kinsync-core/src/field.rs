@@ -42,7 +42,7 @@ pub enum Group {
 }
 
 impl Field {
-    /// All fields, in the order of their variants.
+    /// All fields, in the order of their variants. Append only: documents store positions in this list.
     pub const ALL: [Self; 14] = [
         Self::Email,
         Self::FirstName,

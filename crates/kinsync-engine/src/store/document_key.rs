@@ -23,21 +23,9 @@ pub enum DocumentKey {
 }
 
 impl DocumentKey {
-    /// All keys. The position of a key is stored in each document ([`KeySet`]): append only.
-    pub const ALL: [Self; 21] = [
+    /// The keys that show no field.
+    const OTHERS: [Self; 9] = [
         Self::KindeId,
-        Self::Field(Field::Email),
-        Self::Field(Field::FirstName),
-        Self::Field(Field::LastName),
-        Self::Field(Field::Phone),
-        Self::Field(Field::Username),
-        Self::Field(Field::IsSuspended),
-        Self::Field(Field::IsPasswordResetRequested),
-        Self::Field(Field::Organizations),
-        Self::Field(Field::Picture),
-        Self::Field(Field::EmailVerified),
-        Self::Field(Field::ProvidedId),
-        Self::Field(Field::Identities),
         Self::EmailConflict,
         Self::CreatedAt,
         Self::UpdatedAt,
@@ -47,6 +35,30 @@ impl DocumentKey {
         Self::IsDeleted,
         Self::DeletedAt,
     ];
+
+    /// All keys: `kindeId`, those of the fields, then the others.
+    pub const ALL: [Self; Self::OTHERS.len() + Field::ALL.len() - 2] = {
+        let mut all = [Self::KindeId; _];
+        let (mut next, mut at) = (1, 0);
+        while at < Field::ALL.len() {
+            if Self::is_shown(Field::ALL[at]) {
+                all[next] = Self::Field(Field::ALL[at]);
+                next += 1;
+            }
+            at += 1;
+        }
+        at = 1;
+        while at < Self::OTHERS.len() {
+            all[next] = Self::OTHERS[at];
+            (next, at) = (next + 1, at + 1);
+        }
+        all
+    };
+
+    /// Returns whether a field has a key: `createdOn` is shown as `createdAt`, and the codes of a scan in `organizations`.
+    const fn is_shown(field: Field) -> bool {
+        !matches!(field, Field::CreatedOn | Field::OrganizationCodes)
+    }
 
     /// The key of the email address.
     pub const EMAIL: Self = Self::Field(Field::Email);
@@ -80,9 +92,13 @@ impl DocumentKey {
         }
     }
 
-    fn bit(self) -> u32 {
-        let place = Self::ALL.iter().position(|key| *key == self);
-        // `createdOn` and the codes of a scan have no key of their own.
+    /// The bit of the key in a [`KeySet`]. Documents store it: both lists are append only.
+    fn bit(self) -> u64 {
+        let place = match self {
+            Self::Field(field) if !Self::is_shown(field) => None,
+            Self::Field(field) => Field::ALL.iter().position(|known| *known == field).map(|place| place + 16),
+            _ => Self::OTHERS.iter().position(|known| *known == self),
+        };
         place.map_or(0, |place| 1 << place)
     }
 }
@@ -109,15 +125,15 @@ impl TryFrom<String> for DocumentKey {
 
 /// A set of keys, stored in a document as one number.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-pub struct KeySet(u32);
+pub struct KeySet(u64);
 
 impl KeySet {
     pub(crate) fn from_bits(bits: i64) -> Self {
-        Self(u32::try_from(bits).unwrap_or_default())
+        Self(u64::try_from(bits).unwrap_or_default())
     }
 
     pub(crate) fn bits(self) -> i64 {
-        self.0.into()
+        self.0.cast_signed()
     }
 
     /// Returns whether the set contains a key.
@@ -163,12 +179,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_positions_that_documents_store_do_not_change() {
-        let names = DocumentKey::ALL.map(DocumentKey::name).join(" ");
-        let stored = "kindeId email firstName lastName phone username isSuspended isPasswordResetRequested organizations \
-                      picture emailVerified providedId identities emailConflict createdAt updatedAt source lastSeenAt \
-                      lastSignedInAt isDeleted deletedAt";
-        assert!(names.starts_with(stored), "append new keys: {names}");
+    fn the_bits_that_documents_store_do_not_change() {
+        let stored =
+            "kindeId emailConflict createdAt updatedAt source lastSeenAt lastSignedInAt isDeleted deletedAt";
+        for (bit, name) in (0..).zip(stored.split(' ')) {
+            assert_eq!(DocumentKey::from_name(name).map(DocumentKey::bit), Some(1 << bit), "{name}");
+        }
+        let stored = "email firstName lastName phone username isSuspended isPasswordResetRequested organizations picture \
+                      emailVerified createdOn providedId identities organizationCodes";
+        for (bit, name) in (16..).zip(stored.split(' ')) {
+            let field = Field::from_key(name).expect("no field was removed");
+            let expected = if DocumentKey::is_shown(field) { 1 << bit } else { 0 };
+            assert_eq!(DocumentKey::Field(field).bit(), expected, "{name}");
+        }
     }
 
     #[test]
