@@ -1,7 +1,6 @@
-//! The real kinsync binary on a folder of its own, spoken to over HTTP.
+//! Runs the real kinsync binary on a folder of its own, and sends it HTTP requests.
 //!
-//! A test that ends with entries in the queue or with dead letters fails, unless it said that it
-//! leaves some: what is left behind is what nobody looked at.
+//! A test that ends with entries in the queue or with dead letters fails, unless it declares that it leaves some.
 
 use std::{
     collections::BTreeMap,

@@ -83,7 +83,7 @@ impl TestMongo {
     }
 
     async fn start_as(set: &'static str) -> Self {
-        // Somebody else may take the port between the moment it is found and the start.
+        // Another process may take the port before mongod binds it.
         for _ in 0..5 {
             let mongo = Self { port: free_port(), set, supervisor: Mutex::new(Supervisor::new()) };
             mongo.launch();
@@ -259,7 +259,7 @@ impl Shell {
             .arg(set)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            // Out of reach of Ctrl-C, which would leave nobody to clean up.
+            // A process group of its own: Ctrl-C must not end it before its supervisor cleans up.
             .process_group(0)
             .spawn()
             .expect("there is a shell");

@@ -31,7 +31,8 @@ fn made_up(header: &str, claims: &str) -> String {
     format!("{}.{}.{}", BASE64.encode(header), BASE64.encode(claims), BASE64.encode([7; 256]))
 }
 
-/// A reason, and a token that is refused for it. `canary` is an address that nobody may call, whatever a token says.
+/// Returns tokens that must be rejected, each with the reason. `canary` is an address that no part may request, whatever a
+/// token contains.
 pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str, String)> {
     let token = |spec: TokenSpec| kinde.access_token(user, &spec).expect("the user is there");
     let now = crate::wall_clock().as_second();

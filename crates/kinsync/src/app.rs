@@ -1,8 +1,8 @@
-//! The composition: everything is made, started and stopped here, and nowhere else.
+//! Composes, starts and stops the server.
 //!
-//! Deliveries are accepted as soon as the queue is open. `MongoDB` may be down then: its indexes are made, and the
-//! projector begins, when it answers. Stopping goes the other way round: no new connections, answers for what is in
-//! flight, the projector's batch, the queue.
+//! Deliveries are accepted as soon as the queue is open. `MongoDB` may be unavailable then: its indexes are created, and the
+//! projector starts, when it responds. The order of a stop: no new connections, responses to requests in flight, the batch
+//! of the projector, the queue.
 
 mod authenticator;
 pub(crate) mod data_dir;
@@ -17,7 +17,7 @@ use kinsync_engine::internal::{queue, store};
 pub use self::state::AppState;
 use crate::config::Config;
 
-/// Why the app did not start, or cannot go on.
+/// The reason why the app did not start or cannot continue.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -43,13 +43,13 @@ pub enum Error {
     /// The secrets cannot be used.
     #[error("cannot use KINDE_WEBHOOK_SECRET or KINSYNC_STANDARD_WEBHOOKS_SECRET")]
     Verifier(#[source] kinde::webhook::ConfigError),
-    /// The tenant's keys cannot be asked for.
+    /// The keys of the tenant cannot be requested.
     #[error("cannot use KINDE_DOMAIN")]
     Jwks(#[source] Arc<kinde::jwks::ConfigError>),
-    /// A user's profile cannot be asked for.
+    /// Profiles cannot be requested.
     #[error("cannot use KINDE_ISSUERS")]
     Issuer(#[source] Arc<kinde::account::ConfigError>),
-    /// The Management API cannot be asked.
+    /// The Management API cannot be used.
     #[error("cannot use KINDE_DOMAIN with KINDE_M2M_CLIENT_ID")]
     Management(#[source] Arc<kinde::management::ConfigError>),
     /// The certificate or the key of the listener cannot be used.
@@ -60,7 +60,7 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the system.
         source: Arc<io::Error>,
     },
     /// The engine could not be opened.
@@ -69,10 +69,10 @@ pub enum Error {
     /// A component reported an error that waiting does not fix.
     #[error(transparent)]
     Fatal(Arc<dyn std::error::Error + Send + Sync>),
-    /// A part ended that never should.
+    /// A part ended unexpectedly.
     #[error("the {part} ended unexpectedly; the log says more, and nothing that was accepted is lost")]
     Ended {
-        /// Which.
+        /// Name of the part.
         part: &'static str,
     },
 }
@@ -90,7 +90,7 @@ pub struct App {
 pub enum Stopped {
     /// Everything in flight was finished.
     Clean,
-    /// The grace was over first. What was accepted is in the queue.
+    /// The grace period ended first. Accepted deliveries are in the queue.
     Cut,
 }
 
@@ -100,34 +100,36 @@ impl App {
         start::start(config).await
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addresses.main
     }
 
-    /// Where health and metrics are, if not beside the rest.
+    /// The address of health and metrics, if it is another one.
     pub fn operation_addr(&self) -> Option<SocketAddr> {
         self.addresses.monitoring
     }
 
-    /// What it is made of, for tests and for those who embed it.
+    /// The state, for tests.
     pub fn state(&self) -> &Arc<AppState> {
         &self.state
     }
 
-    /// Waits until the app cannot go on. Cancel safe; pending for as long as all is well.
+    /// Waits until the app cannot continue. Cancel safe.
     pub async fn failed(&self) -> Error {
         Error::Fatal(self.state.engine.supervisor().fatal().await)
     }
 
-    /// Stops accepting, finishes what is in flight, closes the queue; all within the grace.
+    /// Stops accepting, finishes requests in flight and closes the queue, within the grace period.
     pub async fn stop(self) -> Stopped {
         let grace = self.state.config.http.shutdown_grace;
         if tokio::time::timeout(grace, self.finish()).await.is_ok() {
             tracing::info!("stopped");
             return Stopped::Clean;
         }
-        tracing::warn!("the grace is over; what was accepted is in the queue and is done after a restart");
+        tracing::warn!(
+            "the grace period ended; accepted deliveries are in the queue and are applied after a restart"
+        );
         Stopped::Cut
     }
 

@@ -1,6 +1,6 @@
 //! Requests profiles from Kinde's profile endpoint with the user's own token, for fields that a token lacks.
 //!
-//! In the background for a user of whom only a token is user, and on demand. The load on Kinde is bounded: one request
+//! In the background for a user that is known from a token only, and on demand. The load on Kinde is bounded: one request
 //! per user at a time, shared by all callers; a shortest time between requests over all users; a back-off per user; a
 //! circuit breaker for the endpoint. A profile is a snapshot: an event that arrives meanwhile has the higher version.
 //!
@@ -67,7 +67,7 @@ impl RefreshOutcome {
     }
 }
 
-/// A user of whom only this token is user. The token is a credential: it stays in memory and is not logged.
+/// A user that is known from this token only. The token is a credential: it stays in memory and is not logged.
 pub(super) struct ProfileRequest {
     token: Arc<AccessToken>,
     raw: String,

@@ -21,7 +21,7 @@ pub(super) fn key_sets(config: &Config, tenant: Option<&Jwks>) -> Result<Vec<Jwk
     config.kinde.trusted_issuers().map(|url| keys(url, tenant)).collect()
 }
 
-/// `None` without an issuer: nobody could be verified.
+/// `None` without an issuer: no token could be verified.
 pub(super) fn open(
     config: &Config,
     key_sets: &[Jwks],

@@ -1,4 +1,4 @@
-//! How an app begins: queue, verifier, store, sockets; then what runs beside the requests.
+//! Starts an app: queue, verifier, store, sockets, then the background tasks.
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     metrics,
 };
 
-/// How often keys that are not known yet are asked for; the key set has a cool-down of its own.
+/// Pause between requests for keys that are not known yet; the key set has a cool-down of its own.
 const KEYS_PAUSE: Duration = Duration::from_secs(1);
 const AUDIT_CLEANUP: Duration = Duration::from_hours(24);
 
@@ -145,7 +145,7 @@ fn limits(config: &Config) -> webhook::Config {
     }
 }
 
-/// The store in MongoDB as the settings say.
+/// Returns the configured settings of the store in MongoDB.
 pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
     mongo::Config {
         database: store.database.clone(),
@@ -169,9 +169,9 @@ fn tls(http: &config::Http) -> Result<Option<Arc<Tls>>, Error> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Addresses {
     pub(super) main: SocketAddr,
-    /// Of monitoring, if not the main one.
+    /// Address of monitoring, if it is not the main one.
     pub(super) monitoring: Option<SocketAddr>,
-    /// Of the routes for operators, if not the main one.
+    /// Address of the routes for operators, if it is not the main one.
     admin: Option<SocketAddr>,
 }
 
@@ -207,7 +207,7 @@ impl Servers {
     ) -> SocketAddr {
         let (stop, supervisor) = (self.stop.clone(), state.engine.supervisor().clone());
         let served = self.tasks.spawn(server.serve(router, stop.clone()));
-        // A listener cannot be started again with its connections: its end is the end of the process.
+        // A listener cannot be restarted with its connections, so its end ends the process.
         self.tasks.spawn(async move {
             if served.await.is_err() || !stop.is_cancelled() {
                 supervisor.fail(Arc::new(Error::Ended { part: name }));
@@ -224,7 +224,7 @@ impl Servers {
     }
 }
 
-/// Starts what runs beside the requests.
+/// Starts the background tasks.
 fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
     let supervisor = state.engine.supervisor();
     let metrics = state.metrics.clone();
@@ -263,7 +263,7 @@ async fn bind(
         proxies: http.trusted_proxies.clone(),
         head_deadline: http.head_deadline,
         write_stall: http.head_deadline,
-        // The rest is for the projector and the queue.
+        // The remaining time is for the projector and the queue.
         grace: http.shutdown_grace.mul_f64(0.6),
     };
     let refused = |source| Error::Listen { address, source: Arc::new(source) };
@@ -272,7 +272,7 @@ async fn bind(
     Ok((server, bound))
 }
 
-/// Asks for the keys of an issuer before the first delivery or request needs them.
+/// Fetches the keys of an issuer before the first delivery or request needs them.
 async fn learn_keys(jwks: Jwks) {
     while jwks.refresh().await.is_err() {
         tokio::time::sleep(KEYS_PAUSE).await;
