@@ -38,9 +38,9 @@ async fn receive(State(verifier): State<Verifier>, headers: HeaderMap, body: Byt
     };
     // A real receiver stores the delivery durably before it responds, and ignores a known `event_id`.
     match delivery.decode() {
-        Ok(event) => println!("{} {} {:?}", delivery.event_id(), event.event_type, event.body.user_id()),
+        Ok(event) => println!("{:?} {} {:?}", delivery.event_id(), event.event_type, event.body.user_id()),
         // Kinde disables a webhook that fails for 72 hours, so an unknown payload is accepted too.
-        Err(error) => println!("{} cannot be decoded: {error}", delivery.event_id()),
+        Err(error) => println!("{:?} cannot be decoded: {error}", delivery.event_id()),
     }
     StatusCode::OK.into_response()
 }

@@ -19,7 +19,7 @@ use crate::{json, timestamp};
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
-    /// `event_id`. Bodies of relays may have none; [`Delivery::event_id`](crate::webhook::Delivery::event_id) always has one.
+    /// `event_id`. Bodies of relays may have none.
     pub id: Option<String>,
     /// The time of the event at Kinde: `event_timestamp`, else `timestamp`.
     pub time: Option<Timestamp>,

@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use kinde::{
-    event::{self, Body, Event},
+    event::{self, Body},
     webhook::Scheme,
 };
-use kinsync_core::{Micros, Observation, Source, UserId, Version, What, ids};
+use kinsync_core::{Micros, Observation, Rank, Source, UserId, Version, What, ids};
 
 use crate::{
     fields,
-    queue::{Entry, Payload},
+    queue::{self, Entry, Payload},
     sighting::{self, Sighting},
     store::LoggedEvent,
 };
@@ -26,6 +26,14 @@ pub fn latest(now: Micros, tolerance: Duration) -> Micros {
     Micros(now.0.saturating_add(i64::try_from(tolerance.as_micros()).unwrap_or(i64::MAX)))
 }
 
+/// Decodes an event of the log again. Returns `None` for a scheme that this version does not support.
+pub fn decode_logged(event: &LoggedEvent, latest: Micros) -> Option<Decoded> {
+    let body = event.payload.clone().into_bytes().into();
+    let payload = Payload::from_parts(&event.scheme, event.at, body)?;
+    let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
+    Some(decode(&entry, latest))
+}
+
 /// A decoded entry.
 #[derive(Debug)]
 pub struct Decoded {
@@ -33,6 +41,19 @@ pub struct Decoded {
     pub event: LoggedEvent,
     /// Observations in the entry; empty for an event about no user.
     pub observations: Result<Vec<Observation>, Failure>,
+}
+
+impl Decoded {
+    /// Returns whether an earlier delivery of the event may have another version: the sender gave an id and no time.
+    pub fn may_be_logged_before(&self) -> bool {
+        self.user_without_time().is_some() && queue::is_signed_id(&self.event.event_id)
+    }
+
+    /// Returns the user of an event that is ordered by its receipt, because its sender gave no time.
+    pub fn user_without_time(&self) -> Option<&UserId> {
+        let observation = self.observations.as_ref().ok()?.first()?;
+        (observation.version.rank == Rank::Receipt).then_some(&observation.user)
+    }
 }
 
 /// Reasons why an event can never be applied. The display text becomes the reason of the dead letter.
@@ -66,7 +87,9 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     };
     let decode = if scheme == Scheme::KindeJwt { event::decode_jwt } else { event::decode };
     let decoded = decode(body).map_err(Failure::Undecodable);
-    let at = decoded.as_ref().ok().and_then(|event| event_time(event, entry));
+    let time = decoded.as_ref().ok().and_then(|event| event.time);
+    let time = time.map(|at| Micros(at.as_microsecond()));
+    let at = time.or(entry.payload.signed_at());
     let mut logged = LoggedEvent {
         event_id: entry.event_id.clone(),
         event_type: String::new(),
@@ -78,7 +101,7 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     };
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
-        let version = Version::event(at.unwrap_or_default(), entry.event_id.as_str());
+        let version = version(time, entry);
         let observation = observation_of(event.body, version.at);
         logged.user = observation.as_ref().map(|(user, _)| user.clone());
         let Some((user, what)) = observation else { return Ok(Vec::new()) };
@@ -106,10 +129,27 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
     Decoded { event, observations: read.map(|sighting| sighting.observations()) }
 }
 
-/// Returns the provider time of an event: its own time, else the time of its signature, else `None`. The caller then
-/// uses the epoch, so that any event with a time outranks it: the time of receipt must never order observations.
-fn event_time(event: &Event, entry: &Entry) -> Option<Micros> {
-    event.time.map(|at| Micros(at.as_microsecond())).or(entry.payload.signed_at())
+/// Returns the version of an event with this time. Without a time the order of receipt is the only one there is: the time
+/// of the signature, else of the receipt, and at equal times the order of receipt.
+fn version(time: Option<Micros>, entry: &Entry) -> Version {
+    let Entry { event_id, received_at, payload } = entry;
+    match time {
+        Some(at) => Version::event(at, event_id.as_str()),
+        None => {
+            let at = payload.signed_at().unwrap_or(*received_at);
+            // A number of fixed width sorts as a text like the number.
+            Version::receipt(at, format!("{:020} {event_id}", received_at.0))
+        }
+    }
+}
+
+/// Returns the id of the event that has this version.
+pub fn event_id(version: &Version) -> &str {
+    let tie = &*version.tie;
+    match version.rank {
+        Rank::Receipt => tie.split_once(' ').map_or(tie, |(_, event_id)| event_id),
+        _ => tie,
+    }
 }
 
 fn reject_future(at: Micros, latest: Micros) -> Result<(), Failure> {

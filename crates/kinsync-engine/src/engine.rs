@@ -141,6 +141,7 @@ impl Builder {
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
         let unprepared = store.needs_preparation().then(|| "not connected yet".to_owned());
         let breaker = Breaker::new("store", "projector", breaker);
+        let projector = projector::Config { check_without_time: reconciler.is_some(), ..projector };
         let projector =
             Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
         Ok(Engine(Arc::new(Inner {

@@ -9,8 +9,7 @@ use kinsync_core::{Field, Micros, Observation, Rank, UserState, Value, Version, 
 use serde::Serialize;
 
 use crate::{
-    decode::{FUTURE_TOLERANCE, decode, latest},
-    queue::{Entry, Payload},
+    decode::{FUTURE_TOLERANCE, decode_logged, event_id, latest},
     sighting,
     store::{LoggedEvent, Row},
 };
@@ -85,13 +84,11 @@ impl Explainer<'_> {
             outcome,
             fields,
         };
-        let body = event.payload.clone().into_bytes().into();
-        let Some(payload) = Payload::from_parts(&event.scheme, event.at, body) else {
+        let Some(decoded) = decode_logged(event, self.latest(event)) else {
             let outcome = format!("this version of kinsync does not support the scheme `{}`", event.scheme);
             return vec![(None, explained(event.at, outcome, Vec::new()))];
         };
-        let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
-        match decode(&entry, self.latest(event)).observations {
+        match decoded.observations {
             Err(failure) => vec![(None, explained(event.at, failure.to_string(), Vec::new()))],
             Ok(observations) if observations.is_empty() => {
                 vec![(None, explained(event.at, "the event changes no user".into(), Vec::new()))]
@@ -111,9 +108,7 @@ impl Explainer<'_> {
     /// unless an operator released the event from quarantine later (`kinsync dead-letters retry`).
     fn latest(&self, event: &LoggedEvent) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
-        let is_known = versions.any(|version| {
-            matches!(version.rank, Rank::Event | Rank::Receipt) && *version.tie == event.event_id
-        });
+        let is_known = versions.any(|version| is_event(version) && event_id(version) == event.event_id);
         if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
     }
 
@@ -171,8 +166,9 @@ impl Explainer<'_> {
         match version.rank {
             Rank::Provisional => "a token".into(),
             Rank::Event | Rank::Receipt => {
-                let kind = self.names.get(&*version.tie).copied().unwrap_or("an event");
-                format!("{kind} {} of {}", version.tie, time(version.at))
+                let id = event_id(version);
+                let kind = self.names.get(id).copied().unwrap_or("an event");
+                format!("{kind} {id} of {}", time(version.at))
             }
             Rank::Snapshot => format!("a read of Kinde at {}", time(version.at)),
         }
@@ -228,6 +224,10 @@ impl Explainer<'_> {
         })
         .collect()
     }
+}
+
+fn is_event(version: &Version) -> bool {
+    matches!(version.rank, Rank::Event | Rank::Receipt)
 }
 
 fn newest(what: &str, at: Micros, known: Option<Micros>) -> String {

@@ -7,6 +7,7 @@
 mod evidence;
 mod piece;
 mod upkeep;
+mod without_time;
 
 use std::{
     collections::HashMap,
@@ -47,6 +48,8 @@ pub struct Config {
     pub sweep_every: Duration,
     /// Lease of claimed entries. After it another projector may claim them too, which is safe but repeats work.
     pub lease: Duration,
+    /// Whether to request a check at Kinde of each user with an event without a time. Pointless without a reconciler.
+    pub check_without_time: bool,
     /// Pause before a user who could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
@@ -69,6 +72,7 @@ impl Default for Config {
             future_tolerance: decode::FUTURE_TOLERANCE,
             sweep_every: Duration::from_secs(30),
             lease: Duration::from_mins(5),
+            check_without_time: false,
             retry_after: Duration::from_millis(250),
         }
     }
@@ -141,7 +145,7 @@ impl Projector {
     }
 
     async fn decode(&self, claimed: Vec<Claimed>) -> Vec<Item> {
-        let limit = decode::latest(self.clock.now(), self.config.future_tolerance);
+        let limit = self.latest();
         let mut items = Vec::with_capacity(claimed.len());
         for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
@@ -195,11 +199,13 @@ impl Projector {
     /// Applies a piece and acks it. `Err` when the store failed as a whole.
     async fn try_persist(&self, piece: &mut Piece) -> Result<(), store::Error> {
         if !piece.is_logged {
+            self.recall(&mut piece.items).await?;
             let events: Vec<_> = piece.items.iter().map(|item| item.decoded.event.clone()).collect();
             let new = self.store.log(&events).await?;
             count("duplicate", events.len() - new.min(events.len()));
             piece.is_logged = true;
         }
+        self.request_checks(&piece.items).await?;
         let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
@@ -224,6 +230,10 @@ impl Projector {
             );
         }
         Ok(())
+    }
+
+    fn latest(&self) -> Micros {
+        decode::latest(self.clock.now(), self.config.future_tolerance)
     }
 
     /// Acks applied entries first, so that a failed dead letter does not delay them.

@@ -8,23 +8,50 @@ use std::{fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use kinde::webhook::Scheme;
+use kinde::webhook::{Delivery, Scheme};
 use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
 
-use crate::sighting;
+use crate::{random, sighting};
 
 pub mod embedded;
 
 /// What the queue stores.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// The signed id of the event, or the id of the sighting. Duplicates are detected by it.
+    /// The signed id of the event, the id of the sighting, or an id that kinsync made. Duplicates are detected by it.
     pub event_id: String,
-    /// When it was received, by the local clock. Never orders anything.
+    /// When it was received, by the local clock. Orders only events whose sender gave no time.
     pub received_at: Micros,
     /// Content of the entry.
     pub payload: Payload,
+}
+
+/// Start of the ids that kinsync makes for events without one.
+const OWN_ID: &str = "kinsync:event:";
+
+impl Entry {
+    /// Returns the entry of a delivery that was received at this time.
+    ///
+    /// If the sender signed no id, the entry gets a new one: a repeated request may be a new event with the same content,
+    /// as when a user is renamed from A to B and back to A.
+    pub fn new(delivery: &Delivery, received_at: Micros) -> Self {
+        let new_id = || format!("{OWN_ID}{:032x}", random::number::<u128>());
+        Self {
+            event_id: delivery.event_id().map_or_else(new_id, ToOwned::to_owned),
+            received_at,
+            payload: Payload::Delivery {
+                scheme: delivery.scheme(),
+                signed_at: delivery.signed_at().map(|at| Micros(at.as_microsecond())),
+                body: delivery.payload().clone(),
+            },
+        }
+    }
+}
+
+/// Returns whether the sender gave this id of an event, so that another delivery of the event has it too.
+pub fn is_signed_id(event_id: &str) -> bool {
+    !event_id.starts_with(OWN_ID)
 }
 
 /// Content of an entry, as received.

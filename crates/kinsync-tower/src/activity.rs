@@ -25,6 +25,7 @@ struct Counts {
     last_delivery: AtomicI64,
     last_unavailable: AtomicI64,
     consecutive_unavailable: AtomicU64,
+    last_without_time: AtomicI64,
 }
 
 impl Default for Counts {
@@ -34,6 +35,7 @@ impl Default for Counts {
             last_delivery: AtomicI64::new(NEVER),
             last_unavailable: AtomicI64::new(NEVER),
             consecutive_unavailable: AtomicU64::new(0),
+            last_without_time: AtomicI64::new(NEVER),
         }
     }
 }
@@ -52,6 +54,21 @@ impl Activity {
     /// Returns the time of the last verified delivery that the queue could not store, unless a later one was stored.
     pub fn unavailable_since(&self) -> Option<Micros> {
         known(self.0.last_unavailable.load(Relaxed))
+    }
+
+    /// Returns the time of the last accepted event without a time.
+    pub fn last_without_time(&self) -> Option<Micros> {
+        known(self.0.last_without_time.load(Relaxed))
+    }
+
+    /// Records an accepted event without a time. The first one is logged.
+    pub(crate) fn without_time(&self, now: Micros) {
+        if self.0.last_without_time.swap(now.0, Relaxed) == NEVER {
+            tracing::warn!(
+                "an event without a time was accepted; such events take effect in the order of receipt: send \
+                 `event_id` and `timestamp` with each event"
+            );
+        }
     }
 
     pub(crate) fn delivered(&self, now: Micros) {

@@ -40,6 +40,7 @@ pub(crate) enum Unverified {
 pub(crate) struct DeliveryMetrics {
     verified: [[Counter; 3]; Scheme::ALL.len()],
     unverified: [Counter; 7],
+    without_time: Counter,
     seconds: Histogram,
 }
 
@@ -53,6 +54,7 @@ impl DeliveryMetrics {
                 ["accepted", "duplicate", "unavailable"].map(|o| deliveries(scheme.as_str(), o))
             }),
             unverified: unverified.map(|outcome| deliveries("none", outcome)),
+            without_time: counter!("kinsync_deliveries_without_time_total"),
             seconds: histogram!("kinsync_delivery_duration_seconds"),
         }
     }
@@ -65,6 +67,10 @@ impl DeliveryMetrics {
 
     pub(crate) fn unverified(&self, outcome: Unverified) {
         self.unverified[outcome as usize].increment(1);
+    }
+
+    pub(crate) fn without_time(&self) {
+        self.without_time.increment(1);
     }
 
     pub(crate) fn accepted_after(&self, seconds: f64) {

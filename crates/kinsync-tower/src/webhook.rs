@@ -26,7 +26,10 @@ use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
-    internal::queue::{self, Enqueued, Entry, Payload, Queue},
+    internal::{
+        clock::ReceiptClock,
+        queue::{self, Enqueued, Entry, Queue},
+    },
 };
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -80,6 +83,7 @@ struct Shared {
     verifier: Verifier,
     queue: Arc<dyn Queue>,
     clock: Clock,
+    receipts: ReceiptClock,
     config: Config,
     body_budget: Semaphore,
     activity: Activity,
@@ -93,6 +97,7 @@ struct Accepted {
     scheme: Scheme,
     received_at: Micros,
     enqueued: Enqueued,
+    is_ordered: bool,
 }
 
 /// Body of the response to an accepted delivery.
@@ -105,7 +110,15 @@ pub struct AcceptedDelivery<'a> {
     pub event_id: Cow<'a, str>,
     /// Whether the event was accepted before.
     pub duplicate: bool,
+    /// What the sender should change, although the event was accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>))]
+    pub warning: Option<Cow<'a, str>>,
 }
+
+/// Warning about an event that has no time.
+const NO_TIME: &str = "the event has no time, so it takes effect in the order of receipt, which retries and several hosts \
+                       can change: send `event_id` and `timestamp` with each event";
 
 /// Why a request ended without a 200.
 enum Stop {
@@ -132,7 +145,18 @@ impl WebhookService {
         let how_to_sign = enabled.map(how_to_sign).map(str::to_owned).collect();
         let body_budget = Semaphore::new(config.body_budget.min(Semaphore::MAX_PERMITS));
         let (activity, metrics) = (Activity::default(), DeliveryMetrics::new());
-        Self(Arc::new(Shared { verifier, queue, clock, config, body_budget, activity, metrics, how_to_sign }))
+        let receipts = ReceiptClock::new(clock.clone());
+        Self(Arc::new(Shared {
+            verifier,
+            queue,
+            clock,
+            receipts,
+            config,
+            body_budget,
+            activity,
+            metrics,
+            how_to_sign,
+        }))
     }
 
     /// Handles one request. Cancel safe: at worst the delivery is stored and its sender, without a response, sends it
@@ -204,10 +228,10 @@ impl Shared {
         let delivery = verification.await.map_err(Stop::Verification)?;
         verified.store(true, Relaxed);
         let scheme = delivery.scheme();
-        let entry = entry(&delivery, now);
+        let entry = Entry::new(&delivery, self.receipts.next());
         let event_id = entry.event_id.clone();
         let enqueued = self.queue.enqueue(entry).await.map_err(|error| Stop::Queue(scheme, error))?;
-        Ok(Accepted { event_id, scheme, received_at: now, enqueued })
+        Ok(Accepted { event_id, scheme, received_at: now, enqueued, is_ordered: is_ordered(&delivery) })
     }
 
     fn accepted(&self, accepted: &Accepted) -> Response<Body> {
@@ -216,7 +240,12 @@ impl Shared {
         self.metrics.verified(accepted.scheme, outcome);
         self.activity.delivered(accepted.received_at);
         tracing::debug!(event_id = accepted.event_id, duplicate, "delivery accepted");
-        let document = AcceptedDelivery { event_id: accepted.event_id.as_str().into(), duplicate };
+        if !accepted.is_ordered {
+            self.metrics.without_time();
+            self.activity.without_time(accepted.received_at);
+        }
+        let warning = (!accepted.is_ordered).then_some(NO_TIME.into());
+        let document = AcceptedDelivery { event_id: accepted.event_id.as_str().into(), duplicate, warning };
         let body = serde_json::to_vec(&document).expect("a struct of a text and a flag is JSON");
         let mut response = Response::new(Full::from(body));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -302,11 +331,8 @@ fn closing(mut response: Response<Body>) -> Response<Body> {
 /// setting would make. Only the former count towards the alarm.
 fn outcome(error: &VerificationError) -> Unverified {
     match error {
-        VerificationError::SignatureMismatch { .. }
-        | VerificationError::SchemeNotConfigured { .. }
-        | VerificationError::UnknownKey
-        | VerificationError::StaleTimestamp => Unverified::Refused,
         VerificationError::MissingSignature => Unverified::Unsigned,
+        error if error.can_come_from_genuine_sender() => Unverified::Refused,
         _ => Unverified::Malformed,
     }
 }
@@ -323,16 +349,13 @@ fn check(head: &Parts) -> Result<(), Stop> {
     }
 }
 
-fn entry(delivery: &Delivery, received_at: Micros) -> Entry {
-    Entry {
-        event_id: delivery.event_id().to_owned(),
-        received_at,
-        payload: Payload::Delivery {
-            scheme: delivery.scheme(),
-            signed_at: delivery.signed_at().map(|at| Micros(at.as_microsecond())),
-            body: delivery.payload().clone(),
-        },
-    }
+/// Whether the sender said when the event happened. What is no event at all needs no time, and a webhook of Kinde without
+/// one becomes a dead letter.
+fn is_ordered(delivery: &Delivery) -> bool {
+    delivery.scheme() == Scheme::KindeJwt
+        || delivery.event_type().is_empty()
+        || delivery.signed_at().is_some()
+        || delivery.has_event_time()
 }
 
 fn timestamp(now: Micros) -> jiff::Timestamp {

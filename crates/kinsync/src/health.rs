@@ -31,6 +31,8 @@ use crate::{
 const UNREADY_FOR: Duration = Duration::from_secs(30);
 /// A delivery that is queued for longer is a problem.
 const LATE: Duration = Duration::from_mins(1);
+/// An event without a time is reported for this long.
+const REPORTED_FOR: Duration = Duration::from_hours(1);
 /// Failed verifications in a row that are a problem.
 const MANY_FAILURES: u64 = 10;
 
@@ -118,11 +120,20 @@ impl Problems {
                  failures: compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
             ));
         }
+        let without_time = activity.last_without_time().map(|at| age(at, now));
+        if without_time.is_some_and(|age| age < REPORTED_FOR.as_secs_f64()) {
+            self.degraded.push(
+                "a sender leaves out the time of its events, so they take effect in the order of receipt: send \
+                 `event_id` and `timestamp` with each event"
+                    .into(),
+            );
+        }
         let schemes = Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme));
         WebhookHealth {
             schemes: schemes.map(|scheme| scheme.as_str().to_owned()).collect(),
             seconds_since_last_delivery: activity.last_delivery().map(|at| age(at, now)),
             consecutive_failed_verifications: failures,
+            seconds_since_last_event_without_time: without_time,
         }
     }
 

@@ -110,6 +110,11 @@ pub const METRICS: &[Metric] = &[
         help: "Deliveries, by verification scheme (`none`: not verified) and outcome",
     },
     Metric {
+        name: "kinsync_deliveries_without_time_total",
+        kind: Kind::Counter,
+        help: "Accepted deliveries whose sender gave no time of the event",
+    },
+    Metric {
         name: "kinsync_delivery_verification_failures_total",
         kind: Kind::Counter,
         help: "Rejected deliveries, by reason",

@@ -4,13 +4,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::event::{self, Event};
 use crate::json::{self, is_id};
-use crate::sign::hex;
 
 /// The scheme that signed a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,7 +61,7 @@ impl FromStr for Scheme {
 /// 200, because Kinde disables a webhook that fails for 72 hours.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Delivery {
-    event_id: String,
+    event_id: Option<String>,
     event_type: String,
     scheme: Scheme,
     payload: Bytes,
@@ -75,7 +73,7 @@ impl Delivery {
     ///
     /// Nothing is verified. Never call it with the content of a request.
     pub fn from_verified_parts(
-        event_id: String,
+        event_id: Option<String>,
         event_type: String,
         scheme: Scheme,
         payload: Bytes,
@@ -84,8 +82,7 @@ impl Delivery {
         Self { event_id, event_type, scheme, payload, signed_at }
     }
 
-    /// Reads id and type from a verified payload. Without a usable `event_id` the delivery gets the signed `message_id`,
-    /// else the digest of the payload.
+    /// Reads id and type from a verified payload. Without a usable `event_id` the delivery gets the signed `message_id`.
     pub(super) fn from_payload(
         scheme: Scheme,
         payload: Bytes,
@@ -93,16 +90,18 @@ impl Delivery {
         signed_at: Option<Timestamp>,
     ) -> Self {
         let (event_id, event_type) = read_envelope(&payload);
-        let event_id = event_id.or(message_id).unwrap_or_else(|| digest_id(&payload));
+        let event_id = event_id.or(message_id);
         Self { event_id, event_type: event_type.unwrap_or_default(), scheme, payload, signed_at }
     }
 
-    /// Returns the id that identifies the event: the signed `event_id`.
+    /// Returns the id that identifies the event: the signed `event_id`, else the signed `webhook-id` (Standard Webhooks).
+    /// 1 to 256 bytes without control characters.
     ///
-    /// If the payload has no usable `event_id`: the signed `webhook-id` (Standard Webhooks), else `sha256:` and the hex
-    /// digest of the payload. 1 to 256 bytes without control characters.
-    pub fn event_id(&self) -> &str {
-        &self.event_id
+    /// `None` if the sender signed no usable id. Then nothing distinguishes a repeated request from a new event with the
+    /// same content, so do not use a digest of the payload in its place: a user who is renamed from A to B and back to A
+    /// has two equal events.
+    pub fn event_id(&self) -> Option<&str> {
+        self.event_id.as_deref()
     }
 
     /// Returns the signed `type`, for example `user.created`; empty if the payload has no usable one.
@@ -118,6 +117,16 @@ impl Delivery {
     /// Returns the signed bytes: the payload of the JWT, or the raw body.
     pub const fn payload(&self) -> &Bytes {
         &self.payload
+    }
+
+    /// Returns true if the payload has a time of the event, `event_timestamp` or `timestamp`, valid or not. Events of Kinde
+    /// always have one.
+    pub fn has_event_time(&self) -> bool {
+        let text = String::from_utf8_lossy(&self.payload);
+        let members = json::members_with_duplicates(&text);
+        ["event_timestamp", "timestamp"]
+            .iter()
+            .any(|name| members.get(name).is_some_and(|time| time != "null"))
     }
 
     /// Returns the signed time of sending. Only Standard Webhooks has one.
@@ -146,10 +155,6 @@ impl fmt::Debug for Delivery {
             .field("signed_at", &self.signed_at)
             .finish()
     }
-}
-
-fn digest_id(payload: &[u8]) -> String {
-    format!("sha256:{}", hex(digest::digest(&digest::SHA256, payload).as_ref()))
 }
 
 /// The id and the type of an event, each if it is a usable identifier. A payload with duplicate members has neither: a

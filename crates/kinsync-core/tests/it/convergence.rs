@@ -1,5 +1,5 @@
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserState, Value, Version, What};
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, prelude::*, sample::select};
 
 use crate::strategies::{
     event, fold, named, observation, observations, profile, shuffled_with_duplicates, snapshot, version,
@@ -122,6 +122,27 @@ proptest! {
         let text = serde_json::to_string(&state).unwrap();
         prop_assert_eq!(serde_json::from_str::<UserState>(&text).unwrap(), state);
     }
+}
+
+proptest! {
+    #[test]
+    fn of_events_without_a_time_the_last_received_wins_in_any_order_of_arrival(
+        (original, shuffled) in vec(select(vec!["A", "B", "C"]), 1..9)
+            .prop_map(|names| received_in_a_row(&names))
+            .prop_flat_map(shuffled_with_duplicates),
+    ) {
+        let (newest, joined) = (fold(&original[original.len() - 1..]), fold(&shuffled));
+        prop_assert_eq!(joined.text(Field::FirstName), newest.text(Field::FirstName));
+    }
+}
+
+/// Events without a time, received one after the other.
+fn received_in_a_row(names: &[&str]) -> Vec<Observation> {
+    let one = |(name, at): (&&str, i64)| Observation {
+        version: Version::receipt(Micros(at), format!("{at:020}")),
+        ..event(0, "", What::Fields(named(name)))
+    };
+    names.iter().zip(1..).map(one).collect()
 }
 
 #[test]

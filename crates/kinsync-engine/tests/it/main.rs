@@ -8,6 +8,7 @@ mod fault_matrix;
 mod faults;
 mod isolation;
 mod pipeline;
+mod receipt_order;
 
 mod sightings;
 

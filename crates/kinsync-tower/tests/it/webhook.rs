@@ -29,8 +29,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 const SECRET: &str = "a-secret-of-more-than-16-characters";
-const BODY: &str =
-    r#"{"type":"user.created","event_id":"event_1","user":{"id":"test","email":"test@example.com"}}"#;
+const BODY: &str = r#"{"type":"user.created","event_id":"event_1","timestamp":"2023-11-14T22:13:20Z","user":{"id":"test","email":"test@example.com"}}"#;
 
 struct Bench {
     service: WebhookService,
@@ -181,6 +180,23 @@ async fn a_repeated_delivery_is_answered_200_and_stored_once() {
     let (head, body) = bench.send(signed(BODY)).await;
     assert_eq!((head.status(), &body["duplicate"]), (StatusCode::OK, &Value::Bool(true)));
     assert_eq!(bench.queue.stats().await.unwrap().depth, 1);
+}
+
+#[tokio::test]
+async fn a_repeated_request_without_an_id_is_a_new_event_and_is_warned_about() {
+    let bench = Bench::new();
+    let body = r#"{"type":"user.updated","user":{"id":"test","first_name":"A"}}"#;
+    assert_eq!(bench.service.activity().last_without_time(), None);
+    for _ in 0..2 {
+        let (head, body) = bench.send(signed(body)).await;
+        assert_eq!((head.status(), &body["duplicate"]), (StatusCode::OK, &Value::Bool(false)));
+        assert!(body["warning"].as_str().unwrap().contains("`timestamp`"), "{body}");
+    }
+    assert!(bench.service.activity().last_without_time().is_some());
+    let claimed = bench.queue.claim(10, Duration::from_mins(1)).await.unwrap();
+    let [first, second] = [&claimed[0].entry, &claimed[1].entry];
+    assert_ne!(first.event_id, second.event_id);
+    assert!(first.received_at < second.received_at, "the clock of this test stands still");
 }
 
 #[tokio::test]

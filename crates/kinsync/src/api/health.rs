@@ -101,6 +101,9 @@ pub struct WebhookHealth {
     pub seconds_since_last_delivery: Option<f64>,
     /// Failed verifications since the last accepted delivery.
     pub consecutive_failed_verifications: u64,
+    /// Seconds since the last accepted event whose sender gave no time; absent before the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_since_last_event_without_time: Option<f64>,
 }
 
 /// The queue.

@@ -114,7 +114,9 @@ fn repair(at: &Addresses) -> Vec<Step> {
 
 fn signatures(at: &Addresses) -> Vec<Step> {
     let Addresses { kinsync, emulator, webhook_secret, .. } = at;
-    let user = r#"{"type":"user.created","user":{"id":"test","email":"test@example.com"}}"#;
+    let user = "{\"type\":\"user.created\",\"event_id\":\"event_1\",\n\
+        \"timestamp\":\"2026-01-01T00:00:00Z\",\n\
+        \"user\":{\"id\":\"test\",\"email\":\"test@example.com\"}}";
     vec![
         step(
             "A delivery with a wrong signature: 401",

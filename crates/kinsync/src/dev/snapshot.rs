@@ -73,7 +73,7 @@ pub(crate) struct Deliveries {
     pub(crate) duplicates: u64,
     /// Answered 401.
     pub(crate) refused: u64,
-    /// Answered 503 or another 4xx.
+    /// Without a signature, or answered 503 or another 4xx.
     pub(crate) failed: u64,
     /// Waiting at the emulator or being sent.
     pub(crate) pending: u64,
@@ -87,7 +87,10 @@ impl Deliveries {
             accepted: outcome("accepted"),
             duplicates: outcome("duplicate"),
             refused: outcome("refused"),
-            failed: ["unavailable", "too_large", "too_slow", "malformed"].into_iter().map(outcome).sum(),
+            failed: ["unavailable", "too_large", "too_slow", "malformed", "unsigned", "over_budget"]
+                .into_iter()
+                .map(outcome)
+                .sum(),
             pending: stats.pending,
         }
     }

@@ -118,7 +118,7 @@ fn pages_follow_each_other_without_a_gap() {
     let server = Server::start(&[]);
     for n in 0..5 {
         server.deliver(&format!(
-            r#"{{"type":"user.created","event_id":"e{n}","data":{{"user":{{"id":"u{n}"}}}}}}"#
+            r#"{{"type":"user.created","event_id":"e{n}","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"u{n}"}}}}}}"#
         ));
     }
     server.wait_for("/api/admin/stats", |_, stats| stats["store"]["liveUsers"] == 5);

@@ -313,7 +313,7 @@ async fn a_full_queue_is_not_ready_for_deliveries_and_ready_for_logins() {
     let ready = |role: &str| town.server.request("GET", &format!("/health/ready{role}"), &[], "").0;
     town.server.wait_for("/health/ready?for=logins", |status, _| status == 200);
     assert_eq!(ready(""), 200);
-    assert_eq!(town.server.deliver(r#"{"type":"user.created","event_id":"e1","user":{"id":"a"}}"#).0, 200);
+    assert_eq!(town.server.deliver(r#"{"type":"user.created","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","user":{"id":"a"}}"#).0, 200);
     assert_eq!(ready(""), 503);
     assert_eq!(ready("?for=deliveries"), 503);
     assert_eq!(ready("?for=logins"), 200);

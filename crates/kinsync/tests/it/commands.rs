@@ -106,7 +106,7 @@ fn wrong_usage_is_2_and_help_tells_the_exit_codes() {
 #[test]
 fn users_and_events_are_listed_and_shown() {
     let server = Server::start(&[]);
-    server.deliver(r#"{"type":"user.created","event_id":"event_1","data":{"user":{"id":"kp_ada","email":"ada@example.com","first_name":"Ada\u001b[31m"}}}"#);
+    server.deliver(r#"{"type":"user.created","event_id":"event_1","timestamp":"2026-01-01T00:00:00Z","data":{"user":{"id":"kp_ada","email":"ada@example.com","first_name":"Ada\u001b[31m"}}}"#);
     server
         .wait_for("/api/admin/events?user=kp_ada", |_, page| !page["events"].as_array().unwrap().is_empty());
     server.wait_for("/api/admin/users/kp_ada", |status, _| status == 200);
@@ -132,7 +132,9 @@ fn users_and_events_are_listed_and_shown() {
 #[test]
 fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
     let server = Server::start(&[]);
-    server.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#);
+    server.deliver(
+        r#"{"type":"user.updated","event_id":"event_x","timestamp":"2026-01-01T00:00:00Z","data":"moon"}"#,
+    );
     let some = |_: u16, page: &Value| page["deadLetters"].as_array().is_some_and(|list| !list.is_empty());
     server.wait_for("/api/admin/dead-letters", some);
     let url = server.url();
@@ -224,7 +226,9 @@ fn a_command_says_why_the_server_cannot_do_it() {
 #[test]
 fn the_queue_can_be_inspected_while_the_server_runs() {
     let server = Server::start(&[]);
-    server.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#);
+    server.deliver(
+        r#"{"type":"user.updated","event_id":"event_x","timestamp":"2026-01-01T00:00:00Z","data":"moon"}"#,
+    );
     let some = |_: u16, page: &Value| page["deadLetters"].as_array().is_some_and(|list| !list.is_empty());
     server.wait_for("/api/admin/dead-letters", some);
     let folder = server.folder.path().to_str().unwrap();

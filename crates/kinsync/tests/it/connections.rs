@@ -159,7 +159,9 @@ fn a_connection_serves_one_delivery_after_the_other() {
     let server = Server::start(&[]);
     let mut stream = server.connect();
     for n in 0..3 {
-        let body = format!(r#"{{"type":"user.created","event_id":"e{n}","data":{{"user":{{"id":"u"}}}}}}"#);
+        let body = format!(
+            r#"{{"type":"user.created","event_id":"e{n}","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"u"}}}}}}"#
+        );
         let signature = kinde::sign::hmac_hex(SECRET, body.as_bytes());
         let length = body.len();
         write!(

@@ -36,9 +36,28 @@ fn the_first_try_with_the_right_signature_makes_the_user() {
 }
 
 #[test]
+fn a_sender_that_leaves_out_the_time_is_warned_and_reported() {
+    let server = Server::start(&[]);
+    server.deliver(BODY);
+    let health = server.wait_for("/health", |_, health| health["status"].is_string());
+    assert!(!health["problems"].to_string().contains("the time of its events"), "{health}");
+    let deleted = r#"{"type":"user.deleted","user":{"id":"test"}}"#;
+    let (status, body) = server.deliver(deleted);
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["duplicate"]), (200, &Value::Bool(false)));
+    assert!(body["warning"].as_str().unwrap().contains("`timestamp`"), "{body}");
+    let health = server.wait_for("/health", |_, health| health["status"] == "degraded");
+    assert!(health["problems"].to_string().contains("the time of its events"), "{health}");
+    let user = server.wait_for("/api/admin/users/test", |_, user| user["isDeleted"] == true);
+    assert!(user["deletedAt"].as_str().unwrap() > "2026-01-01", "{user}");
+}
+
+#[test]
 fn a_delivery_that_cannot_be_understood_is_a_dead_letter_that_can_be_retried_and_dropped() {
     let server = Server::start(&[]);
-    let (status, _) = server.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#);
+    let (status, _) = server.deliver(
+        r#"{"type":"user.updated","event_id":"event_x","timestamp":"2026-01-01T00:00:00Z","data":"moon"}"#,
+    );
     assert_eq!(status, 200, "one poison event must not disable the webhook");
     let some = |_: u16, value: &Value| value["deadLetters"].as_array().is_some_and(|list| !list.is_empty());
     let list = server.wait_for("/api/admin/dead-letters", some);
@@ -96,7 +115,7 @@ fn the_metrics_tell_of_deliveries_failures_lag_and_the_store() {
 #[test]
 fn the_log_holds_nothing_of_people() {
     let server = Server::start(&[("KINSYNC_LOG", "debug")]);
-    server.deliver(r#"{"type":"user.created","event_id":"event_1","data":{"user":{"id":"test","email":"canary@example.com","first_name":"Canaria"}}}"#);
+    server.deliver(r#"{"type":"user.created","event_id":"event_1","timestamp":"2026-01-01T00:00:00Z","data":{"user":{"id":"test","email":"canary@example.com","first_name":"Canaria"}}}"#);
     server.request("POST", "/api/webhook", &[("x-kinde-signature", "canary-signature")], "canary-body");
     server.wait_for("/api/admin/users/test", |status, _| status == 200);
     server.admin("/api/admin/users?email=canary@example.com");

@@ -420,7 +420,11 @@ async fn conflicts_and_dead_letters_are_found_while_a_server_runs_and_after() {
         assert_eq!(app.deliver(user(id, at)).await.unwrap(), 200);
     }
     assert_eq!(
-        app.deliver(r#"{"type":"user.updated","event_id":"event_x","data":"moon"}"#).await.unwrap(),
+        app.deliver(
+            r#"{"type":"user.updated","event_id":"event_x","timestamp":"2026-01-01T00:00:00Z","data":"moon"}"#
+        )
+        .await
+        .unwrap(),
         200
     );
     let has_both = async |app: &mut TestApp| {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 pub(crate) const SECRET: &str = "a-secret-of-more-than-16-characters";
 pub(crate) const TOKEN: &str = "a-token-of-more-than-16-characters";
 /// The request of the first try, as the documentation has it.
-pub(crate) const BODY: &str = r#"{"type":"user.created","user":{"id":"test","email":"test@example.com"}}"#;
+pub(crate) const BODY: &str = r#"{"type":"user.created","event_id":"event_1","timestamp":"2026-01-01T00:00:00Z","user":{"id":"test","email":"test@example.com"}}"#;
 
 /// Longer than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_mins(1);

@@ -1,0 +1,31 @@
+//! Events whose sender gave no time: the order of receipt is the only one there is.
+
+use kinsync_core::UserId;
+
+use super::{Projector, piece::Item};
+use crate::{decode, pending_checks::PendingChecks, store};
+
+impl Projector {
+    /// Gives events without a time the version of their first delivery: a sender that repeats one gives no other order.
+    pub(super) async fn recall(&self, items: &mut [Item]) -> Result<(), store::Error> {
+        let limit = self.latest();
+        for item in items.iter_mut().filter(|item| item.decoded.may_be_logged_before()) {
+            let logged = self.store.event(&item.decoded.event.event_id).await?;
+            if let Some(first) = logged.and_then(|event| decode::decode_logged(&event, limit)) {
+                item.decoded = first;
+            }
+        }
+        Ok(())
+    }
+
+    /// Requests checks of users with an event without a time. Before the events are applied: after an interruption they are
+    /// delivered again.
+    pub(super) async fn request_checks(&self, items: &[Item]) -> Result<(), store::Error> {
+        if !self.config.check_without_time {
+            return Ok(());
+        }
+        let users: Vec<UserId> =
+            items.iter().filter_map(|item| item.decoded.user_without_time()).cloned().collect();
+        PendingChecks::request(&*self.store, &users).await
+    }
+}
