@@ -459,17 +459,21 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
         next.pending_emails.extend(before.filter(|_| row.metadata.holds_email).map(ToOwned::to_owned));
         next.metadata.holds_email = after.is_some();
         next.metadata.email_held_by = None;
-    } else if !row.metadata.holds_email && (row.is_outdated() || is_stronger(&next.state, &row.state)) {
+    } else if may_change_owner(&next.state, row) {
         next.pending_emails.extend(after);
     }
     let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
     (Some(next), recheck)
 }
 
-/// Returns whether the user became older or its address verified, so that the owner of the address may change.
-fn is_stronger(next: &UserState, before: &UserState) -> bool {
-    next.first_version() != before.first_version()
-        || (next.has_verified_email() && !before.has_verified_email())
+/// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or
+/// the user that holds it became younger. The latter happens when `created_on` replaces the early version of a read.
+fn may_change_owner(next: &UserState, row: &Row) -> bool {
+    let (before, after) = (row.state.first_version(), next.first_version());
+    if row.metadata.holds_email {
+        return before.is_some() && after > before;
+    }
+    row.is_outdated() || after != before || (next.has_verified_email() && !row.state.has_verified_email())
 }
 
 /// Waits after several lost attempts, with jitter, so that one process wins.

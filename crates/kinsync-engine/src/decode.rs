@@ -133,14 +133,12 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
 /// of the signature, else of the receipt, and at equal times the order of receipt.
 fn version(time: Option<Micros>, entry: &Entry) -> Version {
     let Entry { event_id, received_at, payload } = entry;
-    match time {
-        Some(at) => Version::event(at, event_id.as_str()),
-        None => {
-            let at = payload.signed_at().unwrap_or(*received_at);
-            // A number of fixed width sorts as a text like the number.
-            Version::receipt(at, format!("{:020} {event_id}", received_at.0))
-        }
+    if let Some(at) = time {
+        return Version::event(at, event_id.as_str());
     }
+    let at = payload.signed_at().unwrap_or(*received_at);
+    // A number of fixed width sorts as a text like the number.
+    Version::receipt(at, format!("{:020} {event_id}", received_at.0))
 }
 
 /// Returns the id of the event that has this version.

@@ -31,6 +31,8 @@ const SWEEP: usize = 1000;
 pub struct Sweep {
     /// Position in the list of rows with an email conflict; `None`: the beginning.
     after: Option<UserId>,
+    /// The same in the list of rows with pending resolutions. Rows that the store always refuses must not hide the others.
+    after_pending: Option<UserId>,
 }
 
 impl Sweep {
@@ -41,10 +43,10 @@ impl Sweep {
     /// # Errors
     /// Fails when the store fails. The pending marks stay, and the next sweep finds them.
     pub async fn run(&mut self, store: &dyn Store, now: Micros) -> Result<usize, Error> {
-        let mut rows = store.pending_emails(SWEEP).await?;
+        let mut rows = store.pending_emails(self.after_pending.as_ref(), SWEEP).await?;
+        self.after_pending = position(&rows);
         let conflicted = store.conflicted(self.after.as_ref(), SWEEP).await?;
-        // A small batch is the last one. Unreadable rows are left out, so a full batch may have fewer than `SWEEP` rows.
-        self.after = conflicted.last().filter(|_| conflicted.len() > SWEEP / 2).map(|row| row.id.clone());
+        self.after = position(&conflicted);
         let addresses: BTreeSet<String> =
             conflicted.iter().filter_map(Row::claimed_email).map(ToOwned::to_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
@@ -67,6 +69,12 @@ impl Sweep {
         resolve(store, rows, now).await?;
         Ok(found)
     }
+}
+
+/// Returns the position after a batch. A small batch is the last one; unreadable rows are left out, so a full batch may have
+/// fewer than [`SWEEP`] rows.
+fn position(rows: &[Row]) -> Option<UserId> {
+    rows.last().filter(|_| rows.len() > SWEEP / 2).map(|row| row.id.clone())
 }
 
 /// Transfers the addresses in [`Row::pending_emails`] of these rows to their owners.

@@ -361,8 +361,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// is disabled.
     async fn link(&self, row: &Row) -> Result<Outcome, Error>;
 
-    /// Returns at most `limit` rows with pending email resolutions.
-    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error>;
+    /// Returns at most `limit` rows with pending email resolutions, after this id and in the order of their ids.
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
     /// Appends events to the log and skips known event ids. Returns the number of new events.
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error>;

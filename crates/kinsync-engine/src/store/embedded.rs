@@ -90,9 +90,10 @@ impl Store for EmbeddedStore {
         Ok(Outcome::EmailTaken)
     }
 
-    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
         let doing = "list pending email resolutions";
-        let work = self.reader.call(doing, move |sqlite| users::pending_emails(sqlite, limit));
+        let after = after.map_or_else(String::new, ToString::to_string);
+        let work = self.reader.call(doing, move |sqlite| users::pending_emails(sqlite, &after, limit));
         timed("embedded", "pending_emails", work).await
     }
 

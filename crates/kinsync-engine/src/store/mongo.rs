@@ -241,8 +241,8 @@ impl Store for MongoStore {
         timed("mongo", "link", Box::pin(self.0.link(row))).await
     }
 
-    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "pending_emails", self.0.pending_emails(limit)).await
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "pending_emails", self.0.pending_emails(after, limit)).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {

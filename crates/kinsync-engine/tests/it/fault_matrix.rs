@@ -177,8 +177,8 @@ impl Store for FaultyStore {
         self.store.link(row).await
     }
 
-    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, store::Error> {
-        self.call("pending_emails", false, self.store.pending_emails(limit)).await
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, store::Error> {
+        self.call("pending_emails", false, self.store.pending_emails(after, limit)).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, store::Error> {

@@ -87,8 +87,8 @@ impl Store for Failing {
         self.after(self.store.link(row).await)
     }
 
-    async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        self.store.pending_emails(limit).await
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        self.store.pending_emails(after, limit).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {

@@ -17,7 +17,7 @@ use kinsync_testing::mongo::TestMongo;
 
 use crate::{
     store_mongo::{fresh, prepared, store, users},
-    store_rows::{get, id},
+    store_rows::{get, id, row},
 };
 
 const NOW: Micros = Micros(9_000_000);
@@ -277,6 +277,27 @@ async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
         (Some("d@x.org"), Some("f@x.org"))
     );
     assert_eq!(Sweep::default().run(&store, NOW).await.unwrap(), 0, "all is where it belongs");
+}
+
+#[tokio::test]
+async fn a_thousand_marks_that_cannot_be_removed_hide_no_other_one() {
+    let store = store().await;
+    let marked = |user: &str, address: &str| {
+        let mut row = row(user, Some(address));
+        row.metadata.holds_email = false;
+        row.pending_emails.insert(address.to_owned());
+        row
+    };
+    let many = (0..1_000).map(|n| marked(&format!("kp_{n:04}"), &format!("u{n}@x.org")));
+    let rows: Vec<_> = many.chain([marked("kp_z", "z@x.org")]).collect();
+    store.write(&rows).await.unwrap();
+    let validator = doc! { "$nor": [{ "kindeId": { "$lt": "kp_1" } }] };
+    store.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
+    let mut sweep = Sweep::default();
+    for _ in 0..2 {
+        sweep.run(&store, NOW).await.expect("a mark that cannot be removed is no reason");
+    }
+    assert_eq!(get(&store, "kp_z").await.unwrap().document().email.as_deref(), Some("z@x.org"));
 }
 
 #[tokio::test]

@@ -129,6 +129,7 @@ async fn ten_thousand_histories_converge_on_the_embedded_store() {
 on_every_store! {
     two_users_that_swap_addresses_converge_in_any_order
     the_second_holder_of_an_address_carries_a_conflict_until_the_first_leaves
+    the_older_of_two_users_gets_the_address_in_any_order_of_reads_and_events
     a_delete_that_comes_before_its_create_leaves_a_tombstone
     a_late_update_does_not_resurrect_a_deleted_user
     five_thousand_new_users_at_once_from_two_sources_are_five_thousand_documents
@@ -165,6 +166,28 @@ async fn the_second_holder_of_an_address_carries_a_conflict_until_the_first_leav
     let younger = user(&fresh, "kp_younger").await;
     assert_eq!(younger.email.as_deref(), Some("x@example.com"), "{}", fresh.name);
     assert_eq!(younger.email_conflict, None, "{}", fresh.name);
+}
+
+async fn the_older_of_two_users_gets_the_address_in_any_order_of_reads_and_events(fresh: Fresh) {
+    // The read of the younger one is dated before both were created: by less than its allowance.
+    let (older, younger, read) = (Micros(10_000_000), Micros(10_500_000), Micros(9_000_000));
+    let observed = |user: &str, profile: Profile| Observation {
+        user: UserId::parse(user).expect("a plain id"),
+        version: Version::snapshot(read, user),
+        source: Source::Reconcile,
+        what: What::Fields(profile),
+    };
+    let address = || Profile::new().with(Field::Email, "x@example.com");
+    let observe = async |observation| {
+        apply(&*fresh.store, [observation], Clock::system().now()).await.expect("the store answers");
+    };
+    observe(observed("kp_a_younger", address())).await;
+    observe(observed("kp_b_older", address().with(Field::CreatedOn, older))).await;
+    assert!(user(&fresh, "kp_a_younger").await.email.is_some(), "{}: known first", fresh.name);
+    observe(observed("kp_a_younger", Profile::new().with(Field::CreatedOn, younger))).await;
+    assert_eq!(user(&fresh, "kp_a_younger").await.email, None, "{}", fresh.name);
+    let shown = user(&fresh, "kp_b_older").await.email;
+    assert_eq!(shown.as_deref(), Some("x@example.com"), "{}", fresh.name);
 }
 
 async fn a_delete_that_comes_before_its_create_leaves_a_tombstone(fresh: Fresh) {

@@ -227,13 +227,18 @@ async fn claimants_are_all_live_users_with_the_address(store: Shared) {
 async fn rows_with_pending_emails_are_found_until_they_are_resolved(store: Shared) {
     let mut ada = row("kp_ada", Some("a@x.org"));
     ada.pending_emails.extend(["a@x.org".to_owned(), "old@x.org".to_owned()]);
-    let mut ada = put(&*store, &ada).await;
     put(&*store, &row("kp_bob", None)).await;
-    assert_eq!(store.pending_emails(10).await.unwrap(), [ada.clone()]);
-    assert_eq!(store.pending_emails(0).await.unwrap(), []);
+    let mut eve = row("kp_eve", None);
+    eve.pending_emails.insert("e@x.org".to_owned());
+    let eve = put(&*store, &eve).await;
+    let mut ada = put(&*store, &ada).await;
+    assert_eq!(store.pending_emails(None, 10).await.unwrap(), [ada.clone(), eve.clone()]);
+    assert_eq!(store.pending_emails(None, 1).await.unwrap(), [ada.clone()]);
+    assert_eq!(store.pending_emails(Some(&ada.id), 1).await.unwrap(), [eve.clone()]);
+    assert_eq!(store.pending_emails(None, 0).await.unwrap(), []);
     ada.pending_emails.clear();
     put(&*store, &ada).await;
-    assert_eq!(store.pending_emails(10).await.unwrap(), []);
+    assert_eq!(store.pending_emails(None, 10).await.unwrap(), [eve]);
 }
 
 async fn hostile_texts_are_stored_as_they_are(store: Shared) {

@@ -10,7 +10,7 @@ use kinsync_engine::internal::store::{
 use kinsync_testing::mongo::TestMongo;
 use mongodb::Collection;
 
-use crate::store_rows::{get, holder, outcome, put, row, stored, tombstone, with};
+use crate::store_rows::{event, get, holder, outcome, put, row, stored, tombstone, with};
 
 /// A store in a database of its own.
 pub(crate) async fn store() -> MongoStore {
@@ -284,7 +284,6 @@ async fn queries_by_id_and_by_address_use_their_indexes() {
         (doc! { "email": "a@x.org" }, "kinsync_email"),
         (doc! { "email": { "$in": ["a@x.org", "$b"] } }, "kinsync_email"),
         (doc! { "kinsync.values.email": { "$in": ["a@x.org"] } }, "kinsync_claims"),
-        (doc! { "kinsync.pendingEmails": { "$exists": true } }, "kinsync_pendingEmails"),
     ];
     for (filter, index) in queries {
         let explain = doc! { "explain": { "find": "users", "filter": filter.clone() } };
@@ -311,10 +310,36 @@ async fn email_conflicts_are_found_by_an_index() {
     assert_eq!(store.conflicted(Some(&held[1].id), 2).await.unwrap(), held[2..]);
     let filter = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": { "$gt": "" } };
     let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 2 };
+    assert_eq!(documents_read_by(&store, find).await, 2);
+}
+
+async fn documents_read_by(store: &MongoStore, find: Document) -> i32 {
     let plan = doc! { "explain": find, "verbosity": "executionStats" };
     let plan = store.database().run_command(plan).await.unwrap();
-    let stats = plan.get_document("executionStats").unwrap();
-    assert_eq!(stats.get_i32("totalDocsExamined").unwrap(), 2, "{plan}");
+    plan.get_document("executionStats").unwrap().get_i32("totalDocsExamined").unwrap()
+}
+
+#[tokio::test]
+async fn pending_resolutions_and_events_of_a_type_are_found_by_an_index() {
+    let store = store().await;
+    let many: Vec<_> = (0..300).map(|n| row(&format!("kp_{n:03}"), None)).collect();
+    store.write(&many).await.unwrap();
+    for n in [7, 8, 250] {
+        let mut pending = stored(&many[n]);
+        pending.pending_emails.insert("a@x.org".into());
+        put(&store, &pending).await;
+    }
+    let filter = doc! { "kinsync.pendingEmails": { "$exists": true }, "kindeId": { "$gt": "" } };
+    let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 2 };
+    assert_eq!(documents_read_by(&store, find).await, 2);
+
+    let mut events: Vec<_> = (1..300).map(|n| event(&format!("e{n}"), Some("kp_a"), n)).collect();
+    events[150].event_type = "user.deleted".into();
+    store.log(&events).await.unwrap();
+    let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
+    let filter = doc! { "type": "user.deleted" };
+    let find = doc! { "find": "user_events", "filter": filter, "sort": newest_first, "limit": 51 };
+    assert_eq!(documents_read_by(&store, find).await, 1);
 }
 
 #[tokio::test]

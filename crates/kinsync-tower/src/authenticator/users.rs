@@ -43,6 +43,10 @@ const RELOAD_BATCH: usize = 4096;
 const QUEUE_CAPACITY: usize = 16_384;
 /// Time to collect background reloads: one call for many users costs the store a fraction of many calls.
 const COLLECT: Duration = Duration::from_millis(50);
+/// Time after the start in which requests wait for a store that has not answered yet, instead of being degraded at once.
+const COLD_START: Duration = Duration::from_secs(15);
+/// Pause between two loads of a waiting request in that time.
+const COLD_PAUSE: Duration = Duration::from_millis(25);
 /// Longest time for a call of the store. Longer than any request waits, so that a creation is not cut off.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -138,6 +142,8 @@ pub(super) struct Users {
     reloads: mpsc::Sender<LoadRequest>,
     refresh_after: Duration,
     stale_after: Duration,
+    started_at: Instant,
+    has_answered: AtomicBool,
 }
 
 /// The queues of pending loads.
@@ -183,6 +189,8 @@ impl Users {
             reloads,
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
+            started_at: Instant::now(),
+            has_answered: AtomicBool::new(false),
         };
         (users, LoadQueues { loads: Mutex::new(pending_loads), reloads: Mutex::new(pending_reloads) })
     }
@@ -203,13 +211,30 @@ impl Users {
                 return CacheLookup::Fresh(Arc::clone(&entry.user));
             }
         }
-        let (reply, loaded) = oneshot::channel();
-        self.request_load(token, Some(reply));
-        match (timeout(deadline, loaded).await, entry) {
-            (Ok(Ok(user)), _) => CacheLookup::Fresh(user),
-            (_, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.user)),
-            (_, None) => CacheLookup::Miss,
+        match (timeout(deadline, self.loaded(token)).await.ok().flatten(), entry) {
+            (Some(user), _) => CacheLookup::Fresh(user),
+            (None, Some(entry)) => CacheLookup::Stale(Arc::clone(&entry.user)),
+            (None, None) => CacheLookup::Miss,
         }
+    }
+
+    /// Returns the user as loaded; `None` if the store does not answer. Soon after the start the store may not be prepared
+    /// yet: then the load is repeated until the caller's deadline.
+    async fn loaded(&self, token: &Arc<AccessToken>) -> Option<Arc<CachedUser>> {
+        loop {
+            let (reply, loaded) = oneshot::channel();
+            self.request_load(token, Some(reply));
+            match loaded.await {
+                Ok(user) => return Some(user),
+                Err(_) if self.is_cold() => sleep(COLD_PAUSE).await,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// Whether this process has just started and the store has not answered yet.
+    fn is_cold(&self) -> bool {
+        !self.has_answered.load(Relaxed) && self.started_at.elapsed() < COLD_START
     }
 
     /// Returns the cached user, however old.
@@ -281,11 +306,15 @@ impl Users {
             batch
         };
         while let Some(batch) = stop.run_until_cancelled(next()).await {
-            if !self.breaker.try_ready() {
+            // The pauses of the breaker would outlast the deadlines of the first requests.
+            if !self.is_cold() && !self.breaker.try_ready() {
                 continue;
             }
             match timeout(CALL_DEADLINE, self.load(batch)).await {
-                Ok(Ok(())) => self.breaker.succeeded(),
+                Ok(Ok(())) => {
+                    self.has_answered.store(true, Relaxed);
+                    self.breaker.succeeded();
+                }
                 Ok(Err(error)) => self.breaker.failed(&error),
                 Err(elapsed) => self.breaker.failed(&elapsed),
             }

@@ -217,6 +217,24 @@ async fn the_first_request_of_a_user_finds_the_user_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_request_waits_for_a_store_that_is_still_being_prepared() {
+    let (kinde, server) = (kinde().await, TestMongo::shared().await);
+    let config = mongo::Config { database: Some(server.database()), ..mongo::Config::new(server.uri()) };
+    let store = Arc::new(MongoStore::connect(config).await.unwrap());
+    let shared: Arc<dyn Store> = store.clone();
+    let process = Process::start(&kinde, &shared, Config { deadline: PATIENCE, ..Config::default() });
+    let (_, token) = token(&kinde, "ada@example.com");
+    let prepared = async {
+        // Long enough for the breaker to open, if it counted the refusals until now.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        store.prepare().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(process.get(&token), prepared);
+    assert_eq!((answer.status, &answer.body["stored"]), (StatusCode::OK, &Value::Bool(true)));
+    assert!(!answer.headers.contains_key("x-kinsync-degraded"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn many_first_requests_at_once_in_many_processes_make_each_user_once() {
     let server = TestMongo::shared().await;
     let (embedded, _folder) = embedded();

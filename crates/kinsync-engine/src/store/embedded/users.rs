@@ -92,8 +92,9 @@ pub(super) fn email_holders(
     Ok(holders)
 }
 
-pub(super) fn pending_emails(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<Row>> {
-    select(sqlite, "WHERE pending_emails IS NOT NULL LIMIT ?1", [bound(limit)])
+pub(super) fn pending_emails(sqlite: &Connection, after: &str, limit: usize) -> rusqlite::Result<Vec<Row>> {
+    let filter = "WHERE pending_emails IS NOT NULL AND id > ?1 ORDER BY id LIMIT ?2";
+    select(sqlite, filter, (after, bound(limit)))
 }
 
 pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Page<Row>> {

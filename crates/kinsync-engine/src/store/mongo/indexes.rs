@@ -93,12 +93,21 @@ fn held_by(kinde_id: &str) -> Index {
     Index { partial, ..Index::on("kinsync_heldBy", doc! { kinde_id: 1, "kinsync.heldBy": 1 }) }
 }
 
-/// Returns the indexes of the event log.
-pub(super) fn of_events() -> [Index; 2] {
-    let received = doc! { "kinsync.receivedAt": -1, "_id": -1 };
-    let mut of_user = doc! { "user": 1 };
-    of_user.extend(received.clone());
-    [Index::on("kinsync_receivedAt", received), Index::on("kinsync_user", of_user)]
+/// Returns the index of rows with pending email resolutions, in the order of their ids.
+fn pending_emails(kinde_id: &str) -> Index {
+    let partial = Some(doc! { "kinsync.pendingEmails": { "$exists": true } });
+    Index { partial, ..Index::on("kinsync_pending", doc! { kinde_id: 1, "kinsync.pendingEmails": 1 }) }
+}
+
+/// Returns the indexes of the event log: newest first, of all events, of a user and of a type.
+pub(super) fn of_events() -> [Index; 3] {
+    let received = || doc! { "kinsync.receivedAt": -1, "_id": -1 };
+    let newest_of = |key: &str| doc! { key: 1 }.into_iter().chain(received()).collect();
+    [
+        Index::on("kinsync_receivedAt", received()),
+        Index::on("kinsync_user", newest_of("user")),
+        Index::on("kinsync_type", newest_of("type")),
+    ]
 }
 
 impl Inner {
@@ -119,7 +128,7 @@ impl Inner {
             Index::texts(KINDE_ID, id, true),
             Index::sparse("kinsync_claims", doc! { "kinsync.values.email": 1 }),
             held_by(id),
-            Index::sparse("kinsync_pendingEmails", doc! { "kinsync.pendingEmails": 1 }),
+            pending_emails(id),
             Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
             Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),

@@ -142,9 +142,16 @@ impl Inner {
         self.rows("find email conflicts", find).await
     }
 
-    pub(super) async fn pending_emails(&self, limit: usize) -> Result<Vec<Row>, Error> {
-        let query = Find::new(doc! { "kinsync.pendingEmails": { "$exists": true } }).limit(limit);
-        self.rows("find pending email resolutions", query).await
+    pub(super) async fn pending_emails(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<Row>, Error> {
+        let after = doc! { "$gt": after.map_or("", UserId::as_str) };
+        let id = self.keys.kinde_id();
+        let query = doc! { "kinsync.pendingEmails": { "$exists": true }, id: after };
+        let find = Find::new(query).sort(doc! { id: 1 }).limit(limit);
+        self.rows("find pending email resolutions", find).await
     }
 
     pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
