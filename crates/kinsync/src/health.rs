@@ -266,6 +266,13 @@ impl Problems {
                 status.issuer
             ));
         }
+        if status.exposes_private_key {
+            self.degraded.push(format!(
+                "the key set of {} contains a private key, with which every reader of it can sign tokens and webhooks: \
+                 rotate the keys at Kinde",
+                status.issuer
+            ));
+        }
         KeySetHealth {
             issuer: status.issuer,
             keys: status.key_count,

@@ -163,8 +163,26 @@ fn issuers(config: &Config, discovered: &Discovered) -> Finding {
 /// Kinde's access tokens have no audience unless the front end requests a registered API.
 fn audience(config: &Config) -> Finding {
     let audience = &config.kinde.audience;
+    if domains(config).is_empty() {
+        return Finding::skipped(
+            AUDIENCE,
+            "no tenant is configured",
+            "set KINDE_DOMAIN to accept access tokens",
+        );
+    }
+    if audience.is_empty() && config.kinde.allowed_client_ids.is_empty() {
+        return Finding::warning(
+            AUDIENCE,
+            "access tokens of every application of the tenant are accepted, for whichever API they were issued",
+            "set KINDE_AUDIENCE to the audience of your API in Kinde (Settings > APIs), or KINDE_ALLOWED_CLIENT_IDS to your \
+             applications",
+        );
+    }
     if audience.is_empty() {
-        return Finding::ok(AUDIENCE, "any audience is accepted");
+        return Finding::ok(
+            AUDIENCE,
+            format!("any audience, of the applications {}", some(&config.kinde.allowed_client_ids)),
+        );
     }
     let is_kindes_own = |one: &&String| {
         let of = |url: &Url| **one == issuer_of(url) || **one == format!("{}/api", issuer_of(url));

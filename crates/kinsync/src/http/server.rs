@@ -1,7 +1,14 @@
 //! Accepts connections, with or without TLS, and limits each: their number, the time for a TLS handshake and for a head, the
 //! time that a client may not read, and the time for a shutdown.
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body};
 use http::{HeaderValue, Request, Response, header};
@@ -107,6 +114,18 @@ impl Server {
         }
         tasks.shutdown().await;
     }
+}
+
+/// Serves one connection of another transport until it ends, as [`Server::serve`] does. For the fuzz targets.
+#[doc(hidden)]
+pub async fn serve_one(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    router: Router,
+    limits: Limits,
+) -> hyper::Result<()> {
+    let slots = Connections::new(1, 1, Vec::new());
+    let Ok(slot) = slots.open(Ipv4Addr::LOCALHOST.into()).await else { return Ok(()) };
+    serve_http(stream, &Shared { router, limits, tls: None }, &slot, CancellationToken::new()).await
 }
 
 /// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.

@@ -186,3 +186,20 @@ fn a_data_folder_that_others_can_write_to_starts_nothing() {
     let said = String::from_utf8(done.stderr).unwrap();
     assert!(!done.status.success() && said.contains(&format!("chmod 700 {path}")), "{said}");
 }
+
+#[test]
+fn the_log_holds_no_secret_and_no_personal_data_at_its_most_detailed_level() {
+    let server = Server::start(&[("KINSYNC_LOG", "trace"), ("KINDE_DOMAIN", "http://127.0.0.1:9")]);
+    assert_eq!(server.deliver(BODY).0, 200);
+    server.wait_for("/api/admin/stats", |_, stats| stats["store"]["liveUsers"] == 1);
+    assert_eq!(server.admin("/api/admin/users?email=test@example.com").0, 200);
+    let token =
+        "eyJhbGciOiJSUzI1NiIsImtpZCI6ImsifQ.eyJpc3MiOiJodHRwOi8vMTI3LjAuMC4xOjkiLCJzdWIiOiJrcF8xIn0.AAAA";
+    server.request("GET", "/api/me", &[("authorization", &format!("Bearer {token}"))], "");
+    server.terminate();
+    let log = server.end().1.join("\n");
+    assert!(log.contains("TRACE"), "{log}");
+    for hidden in [crate::server::SECRET, TOKEN, token, "test@example.com"] {
+        assert!(!log.contains(hidden), "{hidden} is in\n{log}");
+    }
+}

@@ -286,6 +286,12 @@ async fn an_issuer_that_calls_itself_otherwise_is_failed() {
     examine(&tenant, &[]).is("kinde.audience", "warning", &["KINDE_AUDIENCE"]);
     tenant.set("KINDE_AUDIENCE", "https://api.example.com");
     examine(&tenant, &[]).is("kinde.audience", "ok", &["https://api.example.com"]);
+    tenant.unset("KINDE_AUDIENCE");
+    let application = tenant.kinde.config().app_client_id.clone();
+    examine(&tenant, &[]).is("kinde.audience", "ok", &[&application]);
+    tenant.unset("KINDE_ALLOWED_CLIENT_IDS");
+    let words = ["every application", "KINDE_AUDIENCE", "KINDE_ALLOWED_CLIENT_IDS"];
+    examine(&tenant, &[]).is("kinde.audience", "warning", &words);
     tenant.kinde.set_fault(Fault::always(FaultKind::Garbage).on("jwks"));
     examine(&tenant, &[]).is("kinde.keys", "failed", &["KINDE_DOMAIN"]);
 }

@@ -22,7 +22,7 @@ pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 pub(crate) const MISSING: &str = "this test needs Node.js with npm, nginx and caddy: run `.ci/install`";
 
 /// A process that ends with the test.
-struct Running(Child);
+pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -105,13 +105,13 @@ fn configuration(name: &str, kinsync: u16, application: u16, front: u16) -> Stri
 
 /// A proxy under test.
 #[derive(Clone, Copy, Debug)]
-enum Proxy {
+pub(crate) enum Proxy {
     Nginx,
     Caddy,
 }
 
 impl Proxy {
-    async fn start(self, town: &Town, application: u16, folder: &Path) -> (Running, String) {
+    pub(crate) async fn start(self, town: &Town, application: u16, folder: &Path) -> (Running, String) {
         let (kinsync, front) = (town.apps[0].address().port(), free_port());
         let mut command = match self {
             Self::Nginx => {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::request_path::{Town, named};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Creates the collection of users with this validator.
 async fn demanding(town: &Town, rule: Document) {
@@ -54,7 +54,7 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
     assert_eq!(lines, 1, "one line for the user and the rule");
     demanding(&town, doc! {}).await;
     let app = &mut town.apps[0];
-    app.until("the user is stored", Duration::from_secs(60), async |app| {
+    app.until("the user is stored", Duration::from_mins(1), async |app| {
         Ok(answer(app, "/api/me", &token).await.0 == 200)
     })
     .await

@@ -69,6 +69,15 @@ impl Server {
         *self = Self::start_in(folder, vars);
     }
 
+    /// Stops the server with SIGTERM and starts it in the same folder and at the same port, with these variables.
+    pub(crate) fn restart(&mut self, vars: &[(&str, &str)]) {
+        self.terminate();
+        assert!(self.child.wait().unwrap().success());
+        let (folder, port) =
+            (std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap()), self.address.port());
+        *self = Self::start_in(folder, &[vars, &[("PORT", &port.to_string())]].concat());
+    }
+
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -46,6 +46,8 @@ impl Tenant {
             .set("KINDE_M2M_CLIENT_ID", id)
             .set("KINDE_M2M_CLIENT_SECRET", secret);
         tenant.set("KINDE_WEBHOOK_SECRET", SECRET).set("KINSYNC_DATA_DIR", data.display().to_string());
+        let application = tenant.kinde.config().app_client_id.clone();
+        tenant.set("KINDE_ALLOWED_CLIENT_IDS", application);
         // Port 9 is `discard`, where nothing listens.
         tenant.set("PORT", "9");
         tenant
