@@ -13,6 +13,7 @@ use kinsync_core::{Field, Micros, UserId, email};
 
 use crate::{
     apply::{contention, pause},
+    pending_checks::PendingChecks,
     store::{Error, Holder, Outcome, Row, Store},
 };
 
@@ -155,7 +156,9 @@ impl<'a> Transfer<'a> {
             let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
             let Some(owner) = owner else { continue };
             let others = claimants.iter().filter(|id| **id != owner);
-            let hidden = others.filter_map(|id| self.with_holder(id, Some(owner.as_str()))).collect();
+            let hidden: Vec<Row> =
+                others.filter_map(|id| self.with_holder(id, Some(owner.as_str()))).collect();
+            self.request_checks(&owner, &hidden).await?;
             let is_transferred = match self.put(hidden).await? {
                 Outcome::Written => self.show(&owner, address).await?,
                 Outcome::Stale => false,
@@ -167,6 +170,17 @@ impl<'a> Transfer<'a> {
             is_done &= is_transferred;
         }
         Ok(is_done)
+    }
+
+    /// Two users at Kinde cannot have one address, so an event of one of them was lost: a deletion or a change. Requested
+    /// before the write, because a repetition after an interruption would find no new conflict.
+    async fn request_checks(&self, owner: &UserId, hidden: &[Row]) -> Result<(), Error> {
+        if hidden.is_empty() {
+            return Ok(());
+        }
+        let users: Vec<UserId> =
+            std::iter::once(owner).chain(hidden.iter().map(|row| &row.id)).cloned().collect();
+        PendingChecks::request(self.store, &users).await
     }
 
     fn claimants(&self, address: &str) -> impl Iterator<Item = &Row> {

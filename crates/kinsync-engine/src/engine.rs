@@ -6,7 +6,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     breaker::{self, Breaker, error_chain},
     clock::Clock,
-    pending_checks::PendingChecks,
+    pending_checks::{self, Approval, PendingChecks},
     projector::{self, Projector, RejectedByStore},
     queue::{
         self, Queue,
@@ -25,7 +28,7 @@ use crate::{
     },
     random,
     reconcile::{
-        self, Reconciler,
+        self, Reconciler, record,
         schedule::{self, Schedule, Status},
     },
     store::{self, OpenedStore, Store},
@@ -35,6 +38,9 @@ use crate::{
 /// Pause before the store is prepared again after a failure. Doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
+
+/// Interval of the count of requested checks without a Management API.
+const COUNT_EVERY: Duration = Duration::from_secs(10);
 
 /// Why the engine could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +160,7 @@ impl Builder {
             reconciler,
             schedule,
             unprepared: watch::Sender::new(unprepared),
+            unchecked_users: AtomicUsize::new(0),
             supervisor: Supervisor::default(),
         })))
     }
@@ -175,6 +182,8 @@ struct Inner {
     schedule: Option<Schedule>,
     /// Why the store is not prepared; `None` once it is.
     unprepared: watch::Sender<Option<String>>,
+    /// Requested checks that no process carries out, because there is no Management API.
+    unchecked_users: AtomicUsize,
     supervisor: Supervisor,
 }
 
@@ -236,22 +245,35 @@ impl Engine {
                 }
             });
         }
-        if self.0.schedule.is_none() {
-            return;
-        }
         let engine = self.clone();
-        self.0.supervisor.spawn("reconciler", move |stop| {
+        let name = if self.0.schedule.is_some() { "reconciler" } else { "unchecked users" };
+        self.0.supervisor.spawn(name, move |stop| {
             let engine = engine.clone();
             async move {
                 let mut unprepared = engine.0.unprepared.subscribe();
                 let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
-                if stop.run_until_cancelled(prepared).await == Some(true)
-                    && let Some(schedule) = &engine.0.schedule
-                {
-                    schedule.run(&stop).await;
+                if stop.run_until_cancelled(prepared).await != Some(true) {
+                    return;
+                }
+                match &engine.0.schedule {
+                    Some(schedule) => schedule.run(&stop).await,
+                    None => _ = stop.run_until_cancelled(engine.count_unchecked_users()).await,
                 }
             }
         });
+    }
+
+    /// Counts the requested checks from time to time. Nothing carries them out without a Management API.
+    async fn count_unchecked_users(&self) {
+        loop {
+            if let Ok(checks) = PendingChecks::load(&**self.store()).await {
+                // Too many users become one scan.
+                let users =
+                    checks.users.len() + if checks.scan.is_some() { pending_checks::MAX_USERS } else { 0 };
+                self.0.unchecked_users.store(users, Ordering::Relaxed);
+            }
+            tokio::time::sleep(COUNT_EVERY).await;
+        }
     }
 
     /// Prepares the store, however long that takes. `false` when it is refused: reported as fatal.
@@ -336,6 +358,12 @@ impl Engine {
         self.0.reconciler.as_ref()
     }
 
+    /// The number of users that may differ from Kinde, as far as contradictory observations show it, and that cannot be
+    /// checked without a Management API; 0 with one.
+    pub fn unchecked_users(&self) -> usize {
+        self.0.unchecked_users.load(Ordering::Relaxed)
+    }
+
     /// Requests a scan, which one of the processes that share the store runs soon. Durable when this returns.
     pub async fn request_scan(&self) -> Result<(), store::Error> {
         PendingChecks::request_scan(&**self.store()).await?;
@@ -343,9 +371,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Requests a scan that carries out the deletions which this run held. Durable when this returns.
-    pub async fn approve(&self, run: &str) -> Result<(), store::Error> {
-        PendingChecks::approve(&**self.store(), run).await?;
+    /// Requests a scan that carries out approved deletions. Durable when this returns.
+    pub async fn approve(&self, approval: &Approval) -> Result<(), store::Error> {
+        PendingChecks::approve(&**self.store(), approval).await?;
         self.wake_reconciler();
         Ok(())
     }
@@ -355,6 +383,14 @@ impl Engine {
         PendingChecks::request(&**self.store(), &[user]).await?;
         self.wake_reconciler();
         Ok(())
+    }
+
+    /// Loads the stored runs, newest first. A run whose process was killed or lost its lease is shown as cut.
+    pub async fn runs(&self) -> Result<record::History, store::Error> {
+        match &self.0.reconciler {
+            Some(handle) => handle.reconciler.history().await,
+            None => record::history(&**self.store()).await,
+        }
     }
 
     fn wake_reconciler(&self) {

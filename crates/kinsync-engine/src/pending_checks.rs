@@ -1,5 +1,5 @@
-//! Single users to re-read from Kinde, because their observations contradict each other or are older than a scan. A durable
-//! set: several requests for one user cause one check.
+//! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, and
+//! scans. A durable record: a request stays until the work that it asks for is done, whatever is killed meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -7,15 +7,16 @@ use kinsync_core::UserId;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    random, state_records,
+    random,
+    state_records::{self, Key},
     store::{Error, Store},
 };
 
-/// Key of the record in the store.
-const KEY: &str = "reconcile.checks";
+pub(crate) const KEY: Key =
+    Key::new("reconcile.checks", "requested scans, approvals and checks are dropped; request them again");
 
 /// Maximum number of pending users. Above this limit a full scan is requested instead.
-const MAX_USERS: usize = 1000;
+pub(crate) const MAX_USERS: usize = 1000;
 
 /// Maximum number of pending users with further requests that only save time.
 const FEW_USERS: usize = 100;
@@ -27,17 +28,42 @@ pub struct PendingChecks {
     /// Users to re-read, each with a random mark of its newest request. A request during a check gets a new mark and
     /// stays, because it needs a read that starts later.
     pub users: BTreeMap<UserId, u32>,
-    /// Whether a scan was requested: by an operator, or because too many users were pending.
-    pub scan_requested: bool,
-    /// Id of a run with held deletions that an operator approved.
-    #[serde(default)]
-    pub approved: Option<String>,
+    /// A requested scan.
+    pub scan: Option<RequestedScan>,
+}
+
+/// A scan that an operator requested, or that replaces too many checks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RequestedScan {
+    /// Random mark of the newest request.
+    pub mark: u32,
+    /// What an operator approved.
+    pub approves: Option<Approval>,
+}
+
+/// Deletions that an operator approved.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Approval {
+    /// Those that the run with this id held.
+    Run(String),
+    /// Those of all users, because the tenant is empty.
+    EmptyTenant,
+}
+
+impl RequestedScan {
+    /// Returns what is left of the request after a scan.
+    fn without(self, done: Option<&Self>) -> Option<Self> {
+        let Some(done) = done else { return Some(self) };
+        let approves = self.approves.filter(|approval| done.approves.as_ref() != Some(approval));
+        (self.mark != done.mark).then_some(Self { approves, ..self })
+    }
 }
 
 impl PendingChecks {
     /// Loads the record.
     pub async fn load(store: &dyn Store) -> Result<Self, Error> {
-        state_records::load(store, KEY).await
+        state_records::load(store, &KEY).await
     }
 
     /// Requests checks of users. Cancel safe.
@@ -45,10 +71,10 @@ impl PendingChecks {
         if users.is_empty() {
             return Ok(());
         }
-        state_records::change(store, KEY, |checks: &mut Self| {
+        state_records::change(store, &KEY, |checks: &mut Self| {
             checks.users.extend(users.iter().map(|user| (user.clone(), random::number())));
             if checks.users.len() > MAX_USERS {
-                checks.scan_requested = true;
+                checks.add_scan(None);
                 checks.users.clear();
             }
         })
@@ -60,7 +86,7 @@ impl PendingChecks {
         if users.is_empty() {
             return Ok(());
         }
-        state_records::change(store, KEY, |checks: &mut Self| {
+        state_records::change(store, &KEY, |checks: &mut Self| {
             if checks.users.len() + users.len() <= FEW_USERS {
                 checks.users.extend(users.iter().map(|user| (user.clone(), random::number())));
             }
@@ -68,36 +94,26 @@ impl PendingChecks {
         .await
     }
 
-    /// Requests a scan. Cancel safe.
+    /// Requests a scan. A pending approval stays. Cancel safe.
     pub async fn request_scan(store: &dyn Store) -> Result<(), Error> {
-        state_records::change(store, KEY, |checks: &mut Self| checks.scan_requested = true).await
+        state_records::change(store, &KEY, |checks: &mut Self| checks.add_scan(None)).await
     }
 
-    /// Requests a scan that carries out the deletions that run `run` held. Cancel safe.
-    pub async fn approve(store: &dyn Store, run: &str) -> Result<(), Error> {
-        state_records::change(store, KEY, |checks: &mut Self| checks.approved = Some(run.to_owned())).await
+    /// Requests a scan that carries out approved deletions. Cancel safe.
+    pub async fn approve(store: &dyn Store, approval: &Approval) -> Result<(), Error> {
+        state_records::change(store, &KEY, |checks: &mut Self| checks.add_scan(Some(approval.clone()))).await
     }
 
-    /// Restores the request of a scan that did not complete.
-    pub async fn request_again(store: &dyn Store, requested: &Self) -> Result<(), Error> {
-        state_records::change(store, KEY, |checks: &mut Self| {
-            checks.scan_requested |= requested.scan_requested;
-            checks.approved = checks.approved.take().or_else(|| requested.approved.clone());
-        })
-        .await
+    fn add_scan(&mut self, approves: Option<Approval>) {
+        let pending = self.scan.take().and_then(|scan| scan.approves);
+        self.scan = Some(RequestedScan { mark: random::number(), approves: approves.or(pending) });
     }
 
-    /// Returns whether a scan or an approval was requested.
-    pub fn is_scan_requested(&self) -> bool {
-        self.scan_requested || self.approved.is_some()
-    }
-
-    /// Removes completed requests. A user that was requested again meanwhile stays.
+    /// Removes completed requests. What was requested again meanwhile stays.
     pub async fn remove(store: &dyn Store, done: &Self) -> Result<(), Error> {
-        state_records::change(store, KEY, |checks: &mut Self| {
-            checks.users.retain(|user, requested| done.users.get(user) != Some(requested));
-            checks.scan_requested &= !done.scan_requested;
-            checks.approved = checks.approved.take().filter(|run| done.approved.as_ref() != Some(run));
+        state_records::change(store, &KEY, |checks: &mut Self| {
+            checks.users.retain(|user, mark| done.users.get(user) != Some(mark));
+            checks.scan = checks.scan.take().and_then(|scan| scan.without(done.scan.as_ref()));
         })
         .await
     }

@@ -6,27 +6,31 @@
 //!
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
-//! missing at Kinde), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the
-//! webhook still delivers).
+//! missing at Kinde), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), [`record`]
+//! (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
 
+mod budget;
+mod checks;
 mod compare;
 mod deletions;
 mod lease;
 pub mod record;
 mod scan;
 pub mod schedule;
+mod single_reads;
 pub mod webhook_health;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kinde::management::{self, Client};
 use kinsync_core::{Micros, UserId};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::deletions::Thresholds;
+pub use self::budget::Thresholds;
 use self::{
-    lease::Leases,
-    record::{Outcome, PreviousScan, Run, RunMode, Tally, save},
+    deletions::Approved,
+    lease::{Lease, Leases},
+    record::{History, Outcome, PreviousScan, Run, RunMode, Tally, save},
     scan::{Checkpoint, Scanned, scan},
 };
 use crate::{
@@ -34,6 +38,7 @@ use crate::{
     pending_checks::PendingChecks,
     random,
     scan_watermark::{ScanWatermark, ScanWatermarks},
+    state_records::{Key, Term},
     store::{self, Store},
 };
 
@@ -41,13 +46,18 @@ use crate::{
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Interval of the checks of single users during a scan.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+
 /// Settings of a reconciler.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Number of deletions above which an operator has to approve them.
+    /// Number of deletions per 24 hours above which an operator has to approve them.
     pub deletes: Thresholds,
-    /// Pause between the two reads that confirm a deletion or a restoration.
+    /// Shortest pause between the two reads that confirm a deletion or a restoration.
     pub between_reads: Duration,
+    /// Age of a user's newest change below which the second read waits for Kinde's replicas.
+    pub replica_lag: Duration,
     /// Duration of the lease: time until another process replaces a killed one.
     pub lease: Duration,
     /// Process name recorded in the lease.
@@ -58,7 +68,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             deletes: Thresholds::default(),
-            between_reads: deletions::BETWEEN_READS,
+            between_reads: Duration::from_millis(200),
+            replica_lag: Duration::from_secs(2),
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
         }
@@ -77,10 +88,15 @@ pub enum Error {
     Store(#[from] store::Error),
     /// Kinde listed no users.
     #[error(
-        "Kinde lists no users at all, so no user was deleted; if the tenant is really empty, delete the users in the store \
-         yourself"
+        "Kinde lists no users at all, so no user was deleted; if the tenant is really empty, run `kinsync reconcile \
+         --approve-empty-tenant` (with `--soon` while `kinsync serve` runs)"
     )]
     EmptyTenant,
+    /// An operator approved that the tenant is empty, and Kinde lists users.
+    #[error(
+        "Kinde lists users, so the tenant is not empty, and no user was deleted; run `kinsync reconcile`"
+    )]
+    TenantNotEmpty,
     /// Kinde reported listed users as unknown.
     #[error(
         "Kinde reports users as unknown that it has just listed, so no further user was deleted; try again later"
@@ -159,21 +175,20 @@ impl Reconciler {
         let tasks = TaskTracker::new();
         if run.mode == RunMode::DryRun {
             run.before = parts.before().await?;
-            let outcome = stop.run_until_cancelled(self.work(&mut run, None, &tasks, progress)).await;
+            let outcome = stop.run_until_cancelled(self.work(&mut run, &tasks, progress)).await;
             let outcome = outcome.unwrap_or(Err(Error::Stopped))?;
             run.ended(outcome, parts.clock.now());
             return Ok(run);
         }
-        let lease = parts.retry_store(|| parts.leases.take()).await?;
-        let lease = lease.map_err(|holder| Error::Busy { holder })?;
+        let lease = parts.take_lease().await?;
+        run.term = lease.term();
         run.before = parts.before().await?;
-        parts.retry_store(|| save(&*parts.store, &run)).await?;
-        let take = || Checkpoint::take(&*parts.store, lease.term(), run.started_at);
-        let from = if run.mode == RunMode::Backfill { Some(parts.retry_store(take).await?) } else { None };
+        parts.save(&run).await?;
         let outcome = tokio::select! {
-            outcome = self.work(&mut run, from.as_ref(), &tasks, progress) => outcome,
+            outcome = self.work(&mut run, &tasks, progress) => outcome,
             () = lease.keep() => Err(Error::LeaseLost),
             () = stop.cancelled() => Err(Error::Stopped),
+            () = parts.check_regularly(lease.term()) => Err(Error::Ended),
         };
         // Batches in progress are written before the run ends.
         tasks.close();
@@ -186,10 +201,10 @@ impl Reconciler {
         run.ended(ended, parts.clock.now());
         measure(&run);
         if !matches!(outcome, Err(Error::LeaseLost)) {
-            parts.retry_store(|| save(&*parts.store, &run)).await?;
-            if let Some(from) = from.filter(|_| outcome.is_ok()) {
-                let done = from.anew_at(parts.clock.now());
-                parts.retry_store(|| done.save(&*parts.store)).await?;
+            parts.save(&run).await?;
+            if run.mode == RunMode::Backfill && outcome.is_ok() {
+                let done = Checkpoint::anew(parts.clock.now());
+                parts.retry_store(|| done.save(&*parts.store, run.term)).await?;
             }
             lease.release().await;
         }
@@ -199,40 +214,36 @@ impl Reconciler {
     async fn work(
         &self,
         run: &mut Run,
-        from: Option<&Checkpoint>,
         tasks: &TaskTracker,
         progress: Progress<'_>,
     ) -> Result<Outcome, Error> {
         let parts = &self.0;
-        let is_dry = run.mode == RunMode::DryRun;
-        let approved = match &run.mode {
-            RunMode::Approve(held) => {
-                let found = parts.retry_store(|| deletions::approved(&*parts.store, held)).await?;
-                Some(found.ok_or_else(|| Error::NothingHeld { run: held.clone() })?)
-            }
-            _ => None,
-        };
-        let (mut scanned, was_resumed) = self.scan(run, from, tasks, progress).await?;
+        let approved = parts.approved(&run.mode).await?;
+        let (mut scanned, was_resumed) = self.scan(run, tasks, progress).await?;
         run.tally = scanned.tally.clone();
-        if scanned.tally.users == 0 {
-            return Err(Error::EmptyTenant);
+        match (&run.mode, scanned.tally.users) {
+            (RunMode::ApproveEmptyTenant, 1..) => return Err(Error::TenantNotEmpty),
+            (RunMode::ApproveEmptyTenant, 0) | (_, 1..) => {}
+            (_, 0) => return Err(Error::EmptyTenant),
         }
-        if !scanned.second_reads.is_empty() {
-            let second_reads = std::mem::take(&mut scanned.second_reads);
-            parts.check(&second_reads, is_dry, &mut scanned.tally).await?;
+        let second_reads = std::mem::take(&mut scanned.second_reads);
+        if !second_reads.is_empty() {
+            let checked = parts.check(&second_reads, run.writes()).await?;
+            scanned.tally.merge(checked.tally);
         }
         let too_recent = std::mem::take(&mut scanned.too_recent);
         if let Some(not_before) = too_recent.not_before {
             tokio::time::sleep_until(not_before).await;
-            parts.check(&too_recent.users, is_dry, &mut scanned.tally).await?;
+            let checked = parts.check(&too_recent.users, run.writes()).await?;
+            scanned.tally.merge(checked.tally);
         }
         let unlisted = match run.mode {
             RunMode::Backfill => None,
-            _ => Some(parts.delete_absent(run, &mut scanned, approved).await?),
+            _ => Some(parts.delete_absent(run, &mut scanned, &approved).await?),
         };
         run.tally = scanned.tally;
         progress(&run.tally);
-        if !is_dry
+        if run.writes().is_some()
             && let Some(unlisted) = unlisted
             && let Some((at, _)) = scanned.sent
         {
@@ -251,17 +262,23 @@ impl Reconciler {
     async fn scan(
         &self,
         run: &Run,
-        from: Option<&Checkpoint>,
         tasks: &TaskTracker,
         progress: Progress<'_>,
     ) -> Result<(Scanned, bool), Error> {
         let parts = &self.0;
         let scan = async |from: &Checkpoint| scan(parts, tasks, run, from, progress).await;
-        let Some(cut) = from.filter(|from| from.next_token.is_some()) else {
-            return Ok((scan(&from.cloned().unwrap_or_default()).await?, false));
+        let cut = match run.mode {
+            RunMode::Backfill => {
+                let take = || Checkpoint::take(&*parts.store, run.term, run.started_at);
+                parts.retry_store(take).await?.ok_or(Error::LeaseLost)?
+            }
+            _ => Checkpoint::default(),
         };
+        if cut.next_token.is_none() {
+            return Ok((scan(&cut).await?, false));
+        }
         progress(&cut.tally);
-        let why = match scan(cut).await {
+        let why = match scan(&cut).await {
             Ok(scanned) if scanned.tally.users > cut.tally.users => return Ok((scanned, true)),
             Ok(_) => "returned no users for",
             Err(Error::Kinde(management::Error::UnexpectedStatus { status, .. }))
@@ -274,49 +291,98 @@ impl Reconciler {
         tracing::warn!(
             "Kinde {why} the page token of the interrupted backfill; starting from the first page"
         );
-        Ok((scan(&cut.anew_at(parts.clock.now())).await?, false))
+        Ok((scan(&Checkpoint::anew(parts.clock.now())).await?, false))
     }
 
-    /// Re-reads single users from Kinde and repairs differences. Safe during a scan.
+    /// Re-reads single users from Kinde and repairs differences, under the lease. Deletions that exceed the budget are
+    /// counted as held and not carried out; a scan holds them for an operator.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] while another process has the lease; the others as for [`Self::run`].
     pub async fn check(&self, users: &[UserId]) -> Result<Tally, Error> {
-        let mut tally = Tally::default();
-        self.0.check(users, false, &mut tally).await?;
-        Ok(tally)
+        let lease = self.0.take_lease().await?;
+        let term = Some(lease.term());
+        self.0.under(lease, async { Ok(self.0.check(users, term).await?.tally) }).await
     }
 
     /// Re-reads single users from Kinde and reports differences. Writes nothing.
     pub async fn look(&self, users: &[UserId]) -> Result<Tally, Error> {
-        let mut tally = Tally::default();
-        self.0.check(users, true, &mut tally).await?;
-        Ok(tally)
+        Ok(self.0.check(users, None).await?.tally)
     }
 
-    /// Runs all requested checks. Returns whether a scan is requested. The next scan re-reads users for which Kinde's
-    /// responses are inconclusive.
+    /// Runs all requested checks, unless another process has the lease: it runs them. Returns whether a scan is requested.
     ///
-    /// Does not delete many users at once: it requests a scan instead, which holds the deletions.
+    /// Requests stay until their check is done. A user with an inconclusive response is left to the next scan. Deletions
+    /// that exceed the budget request a scan, which holds them.
     pub async fn run_pending_checks(&self) -> Result<bool, Error> {
         let parts = &self.0;
         let requested = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
-        let users: Vec<UserId> = requested.users.keys().cloned().collect();
-        if users.is_empty() {
-            return Ok(requested.is_scan_requested());
+        if requested.users.is_empty() {
+            return Ok(requested.scan.is_some());
         }
-        let found = self.look(&users).await?;
-        let is_many = found.of(record::DriftKind::Deleted) > parts.config.deletes.count as u64;
-        if is_many {
-            parts.retry_store(|| PendingChecks::request_scan(&*parts.store)).await?;
-        } else {
-            self.check(&users).await?;
-        }
-        let is_scan = requested.is_scan_requested() || is_many;
-        let done = PendingChecks { users: requested.users, ..PendingChecks::default() };
-        parts.retry_store(|| PendingChecks::remove(&*parts.store, &done)).await?;
-        Ok(is_scan)
+        let lease = match parts.take_lease().await {
+            Err(Error::Busy { .. }) => return Ok(requested.scan.is_some()),
+            lease => lease?,
+        };
+        let term = lease.term();
+        parts.under(lease, parts.run_checks(term)).await
+    }
+
+    /// Waits until no process has the lease, so that a run or a check can begin.
+    pub async fn wait_until_free(&self) -> Result<(), Error> {
+        self.0.retry_store(|| self.0.leases.wait_until_free()).await.map_err(Error::Store)
+    }
+
+    /// Loads the stored runs, newest first. A run whose process was killed or lost its lease is shown as cut.
+    pub async fn history(&self) -> Result<History, store::Error> {
+        let active = self.0.leases.active_term().await?;
+        Ok(record::history(&*self.0.store).await?.with_lease(active))
     }
 }
 
 impl Inner {
+    async fn take_lease(&self) -> Result<Lease, Error> {
+        self.retry_store(|| self.leases.take()).await?.map_err(|holder| Error::Busy { holder })
+    }
+
+    /// Runs work while the lease is kept, and releases the lease.
+    async fn under<T>(&self, lease: Lease, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let done = tokio::select! {
+            done = work => done,
+            () = lease.keep() => return Err(Error::LeaseLost),
+        };
+        lease.release().await;
+        done
+    }
+
+    /// Runs requested checks during a scan, because no other process can. A failure leaves the requests to the schedule.
+    async fn check_regularly(&self, term: Term) {
+        loop {
+            tokio::time::sleep(CHECK_EVERY).await;
+            if let Err(error) = self.run_checks(term).await {
+                tracing::debug!(error = crate::breaker::error_chain(&error), "checks during a scan failed");
+            }
+        }
+    }
+
+    /// Returns the deletions that the operator approved with this mode.
+    async fn approved(&self, mode: &RunMode) -> Result<Approved, Error> {
+        match mode {
+            RunMode::Approve(held) => {
+                let found = self.retry_store(|| deletions::approved(&*self.store, held)).await?;
+                found.map(Approved::Users).ok_or_else(|| Error::NothingHeld { run: held.clone() })
+            }
+            RunMode::ApproveEmptyTenant => Ok(Approved::All),
+            RunMode::Backfill | RunMode::Reconcile | RunMode::DryRun => Ok(Approved::Users(HashSet::new())),
+        }
+    }
+
+    /// Stores the run under its lease.
+    async fn save(&self, run: &Run) -> Result<(), Error> {
+        let is_saved = self.retry_store(|| save(&*self.store, run)).await?;
+        if is_saved { Ok(()) } else { Err(Error::LeaseLost) }
+    }
+
     /// Returns the last complete scan.
     async fn before(&self) -> Result<Option<PreviousScan>, store::Error> {
         Ok(PreviousScan::of(&self.retry_store(|| record::runs(&*self.store)).await?))
@@ -368,6 +434,11 @@ fn measure(run: &Run) {
         metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
             .record_many(longest.as_secs_f64(), missed);
     }
+}
+
+/// Returns the keys of the records of this module.
+pub(crate) fn state_keys() -> [&'static Key; 5] {
+    [&lease::KEY, &budget::KEY, &deletions::KEY, &record::KEY, &scan::KEY]
 }
 
 /// Returns whether deletions held by this run still wait for an approval.

@@ -25,12 +25,14 @@ use kinsync_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    snapshot, state_records,
+    snapshot,
+    state_records::{self, Key},
     store::{Error, Row, Store},
 };
 
-/// Key of the record in the store.
-const KEY: &str = "reconcile.scans";
+/// Record of the scans.
+pub(crate) const KEY: Key =
+    Key::new("reconcile.scans", "late events about users request checks until the next complete scan");
 
 /// Maximum undecided users of a scan with a proof. The record is read with each batch of events.
 pub const MAX_UNPROVEN: usize = 1000;
@@ -102,13 +104,13 @@ pub struct StaleObservations {
 impl ScanWatermarks {
     /// Loads the record.
     pub async fn load(store: &dyn Store) -> Result<Self, Error> {
-        state_records::load(store, KEY).await
+        state_records::load(store, &KEY).await
     }
 
     /// Starts a scan.
     pub async fn start(store: &dyn Store) -> Result<ScanNumber, Error> {
         let number = AtomicI64::new(0);
-        state_records::change(store, KEY, |scans: &mut Self| {
+        state_records::change(store, &KEY, |scans: &mut Self| {
             number.store(scans.begin().0, Ordering::Relaxed);
         })
         .await?;
@@ -124,7 +126,7 @@ impl ScanWatermarks {
         until: Micros,
     ) -> Result<i64, Error> {
         let number = AtomicI64::new(0);
-        state_records::change(store, KEY, |scans: &mut Self| {
+        state_records::change(store, &KEY, |scans: &mut Self| {
             number.store(scans.compare(scan, from, until), Ordering::Relaxed);
         })
         .await?;
@@ -134,7 +136,7 @@ impl ScanWatermarks {
     /// Records the proof of a complete scan, unless a later one is recorded or too many users are undecided. Returns whether
     /// it is recorded.
     pub async fn record_proof(store: &dyn Store, watermark: &ScanWatermark) -> Result<(), Error> {
-        state_records::change(store, KEY, |scans: &mut Self| scans.prove(watermark)).await
+        state_records::change(store, &KEY, |scans: &mut Self| scans.prove(watermark)).await
     }
 
     /// Starts a scan. See [`Self::start`].

@@ -23,6 +23,7 @@ mod runs;
 mod runtime;
 mod scan;
 mod serve;
+mod state;
 mod users;
 mod webhook;
 
@@ -104,6 +105,9 @@ enum Command {
     /// Show what the queue in the data folder holds; a server may be running
     #[command(subcommand)]
     Queue(queue::Command),
+    /// List or reset the records that kinsync keeps in the store
+    #[command(subcommand)]
+    State(state::Command),
 }
 
 /// Returns the description of the command line, from which its reference is generated.
@@ -129,6 +133,7 @@ pub fn run() -> ExitCode {
         Command::DeadLetters(command) => dead_letters::run(command),
         Command::Audit(command) => audit::run(command),
         Command::Queue(command) => queue::run(command),
+        Command::State(command) => state::run(command),
     };
     exit.unwrap_or_else(Exit::report)
 }

@@ -221,8 +221,21 @@ impl Problems {
         Some(AuthenticationHealth { breaker: breaker.state().into(), last_error })
     }
 
+    fn unchecked(&mut self, users: usize) {
+        if users > 0 {
+            self.degraded.push(format!(
+                "at least {users} users may differ from Kinde: their events contradict each other, or Kinde refused their \
+                 tokens. Set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, so that kinsync can read them from Kinde"
+            ));
+        }
+    }
+
     fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
-        let status = state.engine.reconciler()?.status.borrow();
+        let Some(reconciler) = state.engine.reconciler() else {
+            self.unchecked(state.engine.unchecked_users());
+            return None;
+        };
+        let status = reconciler.status.borrow();
         if let Some(silent) = &status.silent_webhook {
             self.degraded.push(format!("{silent}; {}", webhook_health::FIX));
         }

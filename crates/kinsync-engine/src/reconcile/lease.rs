@@ -1,8 +1,9 @@
-//! A lease in the store: one scan at a time among all processes that share the store.
+//! A lease in the store: one process reads Kinde and writes what it found, among all processes that share the store.
 //!
 //! The lease compares no clocks of different machines. It expires when a watching process has seen no renewal for the
-//! duration of the lease, or at once if its process ran on this machine and has exited. A process that lost its lease
-//! unnoticed does no harm: it writes observations, and joins accept them in any order.
+//! duration of the lease, or at once if its process ran on this machine and has exited. A process that was suspended for
+//! longer than its lease may go on after another one took it: its records are refused, because they carry an older term
+//! ([`state_records`]), and its observations do no harm, because joins accept them in any order.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -10,24 +11,26 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 
+use super::budget;
 use crate::{
-    random,
-    state_records::read,
+    state_records::{self, Key, Record, Term},
     store::{Error, Store},
 };
 
-/// Key of the record in the store.
-const KEY: &str = "reconcile.lease";
+pub(super) const KEY: Key = Key::new("reconcile.lease", "two processes may scan at the same time");
 
+/// Longest pause between two reads of a lease that another process holds.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Value of the record. The term of the record is the term of the newest lease.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-struct Record {
+struct Holder {
     /// Name of the process with the lease; `None` if the lease is free.
-    holder: Option<String>,
-    /// Random id of this lease.
-    term: u64,
+    name: Option<String>,
     /// Location of the process, so that processes on the same machine can detect its exit.
     place: Option<ProcessLocation>,
 }
@@ -60,45 +63,89 @@ impl ProcessLocation {
 #[derive(Debug)]
 pub(super) struct Leases {
     store: Arc<dyn Store>,
-    holder: String,
+    name: String,
     duration: Duration,
     /// Last seen revision, and since when.
     seen: Mutex<Option<(i64, Instant)>>,
+    /// Notified when this process releases the lease.
+    released: Arc<Notify>,
 }
 
 /// A taken lease. Valid while [`Lease::keep`] is polled, or until its release. A dropped lease expires after its duration.
 #[derive(Debug)]
 pub(super) struct Lease {
     store: Arc<dyn Store>,
-    record: Record,
+    holder: Holder,
+    term: Term,
     revision: Mutex<i64>,
     duration: Duration,
+    released: Arc<Notify>,
 }
 
 impl Leases {
-    pub(super) fn new(store: Arc<dyn Store>, holder: String, duration: Duration) -> Self {
-        Self { store, holder, duration, seen: Mutex::default() }
+    pub(super) fn new(store: Arc<dyn Store>, name: String, duration: Duration) -> Self {
+        Self { store, name, duration, seen: Mutex::default(), released: Arc::default() }
     }
 
     /// Takes the lease. Returns the name of the holder as the inner `Err` if another process has it.
     pub(super) async fn take(&self) -> Result<Result<Lease, String>, Error> {
-        let saved = self.store.state(KEY).await?;
-        let revision = saved.as_ref().map_or(0, |saved| saved.revision);
-        let record: Record = read(saved.as_ref());
-        let has_exited = record.place.as_ref().is_some_and(ProcessLocation::has_exited);
-        if let Some(holder) = record.holder.filter(|_| !has_exited && !self.has_expired(revision)) {
-            return Ok(Err(holder));
+        let known: Record<Holder> = state_records::read(&*self.store, &KEY).await?;
+        let revision = known.revision;
+        if let Some(name) = self.active(&known) {
+            return Ok(Err(name.to_owned()));
         }
-        let record = Record {
-            holder: Some(self.holder.clone()),
-            term: random::number(),
-            place: ProcessLocation::here(),
-        };
-        if !put(&*self.store, &record, revision).await? {
+        // The record of the lease may have been removed by hand.
+        let fenced = state_records::read::<serde_json::Value>(&*self.store, &budget::KEY).await?.term;
+        let term = Term(known.term.max(fenced).0 + 1);
+        let holder = Holder { name: Some(self.name.clone()), place: ProcessLocation::here() };
+        let record = Record { value: holder, term, revision };
+        if !state_records::put(&*self.store, &KEY, &record).await? {
             return Ok(Err("another process".into()));
         }
-        let (store, revision) = (Arc::clone(&self.store), Mutex::new(revision + 1));
-        Ok(Ok(Lease { store, record, revision, duration: self.duration }))
+        let lease = Lease {
+            store: Arc::clone(&self.store),
+            holder: record.value,
+            term,
+            revision: Mutex::new(revision + 1),
+            duration: self.duration,
+            released: Arc::clone(&self.released),
+        };
+        // From here on a process with an older lease draws nothing from the budget.
+        match budget::seal(&*self.store, term).await {
+            Ok(true) => Ok(Ok(lease)),
+            Ok(false) => Ok(Err("another process".into())),
+            Err(error) => {
+                lease.release().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the lease is free or expired. The pauses grow with the time waited, and a release by this process ends
+    /// them at once.
+    pub(super) async fn wait_until_free(&self) -> Result<(), Error> {
+        let started = Instant::now();
+        loop {
+            let released = self.released.notified();
+            if self.active_term().await?.is_none() {
+                return Ok(());
+            }
+            let pause = (started.elapsed() / 4).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
+            _ = tokio::time::timeout(pause, released).await;
+        }
+    }
+
+    /// Returns the term of the lease that a process holds; `None` if the lease is free or expired.
+    pub(super) async fn active_term(&self) -> Result<Option<Term>, Error> {
+        let known: Record<Holder> = state_records::read(&*self.store, &KEY).await?;
+        Ok(self.active(&known).map(|_| known.term))
+    }
+
+    /// Returns the name of the process with the lease.
+    fn active<'a>(&self, known: &'a Record<Holder>) -> Option<&'a str> {
+        let name = known.value.name.as_deref()?;
+        let has_exited = known.value.place.as_ref().is_some_and(ProcessLocation::has_exited);
+        (!has_exited && !self.has_expired(known.revision)).then_some(name)
     }
 
     /// Returns whether this revision stayed unchanged for the duration of a lease.
@@ -122,12 +169,9 @@ impl Lease {
         while renewed.elapsed() < self.duration.mul_f64(0.8) {
             tokio::time::sleep(self.duration / 4).await;
             let started = Instant::now();
-            match renew(&*self.store, &self.record, self.revision()).await {
-                Ok(Some(next)) => {
-                    *self.revision.lock().unwrap_or_else(PoisonError::into_inner) = next;
-                    renewed = started;
-                }
-                Ok(None) => return,
+            match self.renew().await {
+                Ok(true) => renewed = started,
+                Ok(false) => return,
                 Err(error) => {
                     tracing::debug!(error = crate::breaker::error_chain(&error), "the lease was not renewed");
                 }
@@ -135,38 +179,44 @@ impl Lease {
         }
     }
 
+    /// Renews the lease. Returns `false` if another process has it.
+    async fn renew(&self) -> Result<bool, Error> {
+        if self.put(self.holder.clone()).await? {
+            self.set_revision(self.revision() + 1);
+            return Ok(true);
+        }
+        // The previous renewal may have been written although its response was lost.
+        let saved: Record<Holder> = state_records::read(&*self.store, &KEY).await?;
+        self.set_revision(saved.revision);
+        Ok(saved.term == self.term && saved.value == self.holder)
+    }
+
     /// Releases the lease, so that the next process does not wait for its expiry. A failure is only logged.
     pub(super) async fn release(self) {
-        if let Err(error) = put(&*self.store, &Record::default(), self.revision()).await {
+        if let Err(error) = self.put(Holder::default()).await {
             tracing::debug!(
                 error = crate::breaker::error_chain(&error),
                 "the lease was not released; it expires"
             );
         }
+        self.released.notify_waiters();
     }
 
-    /// Returns the id of this lease.
-    pub(super) fn term(&self) -> u64 {
-        self.record.term
+    /// Returns the number of this lease.
+    pub(super) fn term(&self) -> Term {
+        self.term
+    }
+
+    async fn put(&self, value: Holder) -> Result<bool, Error> {
+        let record = Record { value, term: self.term, revision: self.revision() };
+        state_records::put(&*self.store, &KEY, &record).await
     }
 
     fn revision(&self) -> i64 {
         *self.revision.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Renews the lease. Returns the new revision, or `None` if another process has the lease.
-async fn renew(store: &dyn Store, record: &Record, revision: i64) -> Result<Option<i64>, Error> {
-    if put(store, record, revision).await? {
-        return Ok(Some(revision + 1));
+    fn set_revision(&self, revision: i64) {
+        *self.revision.lock().unwrap_or_else(PoisonError::into_inner) = revision;
     }
-    // The previous renewal may have been written although its response was lost.
-    let saved = store.state(KEY).await?;
-    let is_ours = read::<Record>(saved.as_ref()) == *record;
-    Ok(saved.filter(|_| is_ours).map(|saved| saved.revision))
-}
-
-async fn put(store: &dyn Store, record: &Record, revision: i64) -> Result<bool, Error> {
-    let value = serde_json::to_value(record).expect("a name and a number are JSON");
-    store.put_state(KEY, &value, revision).await
 }

@@ -4,14 +4,20 @@ use std::collections::BTreeMap;
 
 use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
-    random, state_records,
+    random,
+    state_records::{self, Key, Term},
     store::{self, Row, Store},
 };
 
-/// Key of the record of runs in the store, newest first.
-const RUNS: &str = "reconcile.runs";
+/// Record of the runs, newest first.
+pub(super) const KEY: Key = Key::new("reconcile.runs", "the list of runs is empty until the next scan");
+/// Format of one run in the list. Increases with each change that an older kinsync would misread.
+const FORMAT: u64 = 1;
+/// Maximum stored runs in a format that this version cannot decode.
+const MAX_UNDECODABLE: usize = 50;
 /// Maximum stored complete runs.
 const MAX_RUNS: usize = 50;
 /// Maximum stored incomplete runs.
@@ -31,6 +37,8 @@ pub enum RunMode {
     DryRun,
     /// [`RunMode::Reconcile`], and carries out the deletions that the run with this id held.
     Approve(String),
+    /// Deletes all users, because an operator approved that Kinde lists none. Fails if Kinde lists a user.
+    ApproveEmptyTenant,
 }
 
 /// Kind of difference between a stored user and Kinde's.
@@ -65,6 +73,22 @@ pub enum DriftKind {
 }
 
 impl DriftKind {
+    /// All kinds.
+    pub const ALL: [Self; 12] = [
+        Self::Missing,
+        Self::Changed,
+        Self::FilledIn,
+        Self::SignedIn,
+        Self::Deleted,
+        Self::DeletionHeld,
+        Self::Restored,
+        Self::ListedAfterDeletion,
+        Self::Rejected,
+        Self::Undetermined,
+        Self::TooRecent,
+        Self::Edited,
+    ];
+
     /// Returns the name used in JSON and metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -242,6 +266,9 @@ pub struct Run {
     pub ended_at: Option<Micros>,
     /// Outcome.
     pub outcome: Outcome,
+    /// Number of the lease under which it ran; 0 for a dry run.
+    #[serde(default)]
+    pub term: Term,
     /// The previous complete scan.
     #[serde(default)]
     pub before: Option<PreviousScan>,
@@ -266,11 +293,17 @@ impl Run {
         self.is_whole() && self.mode == RunMode::Reconcile
     }
 
+    /// Returns the term of the lease under which the run writes; `None` for a dry run.
+    pub(super) fn writes(&self) -> Option<Term> {
+        (self.mode != RunMode::DryRun).then_some(self.term)
+    }
+
     pub(super) fn new(mode: RunMode, now: Micros) -> Self {
         let at = jiff::Timestamp::from_microsecond(now.0).unwrap_or_default();
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), random::number::<u16>());
         let (outcome, tally) = (Outcome::Running, Tally::default());
-        Self { id, mode, started_at: now, ended_at: None, outcome, before: None, tally }
+        let term = Term::default();
+        Self { id, mode, started_at: now, ended_at: None, outcome, term, before: None, tally }
     }
 
     pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {
@@ -279,33 +312,118 @@ impl Run {
     }
 }
 
-/// Loads the stored runs, newest first.
-pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
-    state_records::load(store, RUNS).await
+/// The stored runs.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct History {
+    /// Runs, newest first.
+    pub runs: Vec<Run>,
+    /// Ids of runs that this version cannot decode, because another version wrote them.
+    pub undecodable: Vec<String>,
 }
 
-/// Stores a run. The caller holds the lease, so other runs that seem to be running were interrupted.
-pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<(), store::Error> {
-    state_records::change(store, RUNS, |runs: &mut Vec<Run>| {
-        runs.retain(|known| known.id != run.id);
-        for left in runs.iter_mut().filter(|known| known.outcome == Outcome::Running) {
-            left.outcome = Outcome::Cut;
+/// One element of the stored list.
+enum Stored {
+    Run(Box<Run>),
+    /// Kept as it is.
+    Undecodable(Value),
+}
+
+impl Stored {
+    fn decode(value: Value) -> Self {
+        let is_known = value.get("format").and_then(Value::as_u64) == Some(FORMAT);
+        match Run::deserialize(&value) {
+            Ok(run) if is_known => Self::Run(Box::new(run)),
+            _ => Self::Undecodable(value),
         }
-        runs.insert(0, run.clone());
-        forget(runs);
-    })
-    .await
+    }
+
+    fn encode(self) -> Value {
+        match self {
+            Self::Undecodable(value) => value,
+            Self::Run(run) => {
+                let mut value = serde_json::to_value(&*run).expect("texts, numbers and names are JSON");
+                value["format"] = FORMAT.into();
+                value
+            }
+        }
+    }
+
+    fn run(&self) -> Option<&Run> {
+        match self {
+            Self::Run(run) => Some(run),
+            Self::Undecodable(_) => None,
+        }
+    }
+}
+
+/// Loads the stored runs as the store has them. A run of a killed process is stored as running.
+pub async fn history(store: &dyn Store) -> Result<History, store::Error> {
+    let stored: Vec<Value> = state_records::load(store, &KEY).await?;
+    let mut history = History::default();
+    for one in stored {
+        match Stored::decode(one) {
+            Stored::Run(run) => history.runs.push(*run),
+            Stored::Undecodable(value) => {
+                let id = value.get("id").and_then(Value::as_str).unwrap_or("without an id");
+                history.undecodable.push(id.to_owned());
+            }
+        }
+    }
+    Ok(history)
+}
+
+/// Loads the stored runs that this version can decode, newest first.
+pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
+    Ok(history(store).await?.runs)
+}
+
+impl History {
+    /// Shows runs whose lease has ended as cut. `active` is the term of the lease that a process holds now.
+    pub(super) fn with_lease(mut self, active: Option<Term>) -> Self {
+        for run in &mut self.runs {
+            if run.outcome == Outcome::Running && Some(run.term) != active {
+                run.outcome = Outcome::Cut;
+            }
+        }
+        self
+    }
+}
+
+/// Stores a run under its lease. Other runs that seem to be running were interrupted. Returns `false`, and stores nothing,
+/// if a process with a newer lease has stored a run.
+pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<bool, store::Error> {
+    let saved = state_records::change_under(store, &KEY, run.term, |stored: &mut Vec<Value>| {
+        let mut runs: Vec<Stored> = stored.drain(..).map(Stored::decode).collect();
+        runs.retain(|known| known.run().is_none_or(|known| known.id != run.id));
+        for one in &mut runs {
+            if let Stored::Run(left) = one
+                && left.outcome == Outcome::Running
+            {
+                left.outcome = Outcome::Cut;
+            }
+        }
+        runs.insert(0, Stored::Run(Box::new(run.clone())));
+        forget(&mut runs);
+        *stored = runs.into_iter().map(Stored::encode).collect();
+    });
+    Ok(saved.await?.is_some())
 }
 
 /// Removes the oldest runs. Failed runs replace only failed runs. The last run with missed changes and the complete run
 /// before it always stay, because [`super::webhook_health`] needs them.
-fn forget(runs: &mut Vec<Run>) {
-    let missed = runs.iter().position(|run| run.is_representative() && run.tally.missed() > 0);
-    let before = missed.and_then(|at| (at + 1..runs.len()).find(|before| runs[*before].is_complete()));
-    let (mut at, mut complete, mut others) = (0, 0, 0);
-    runs.retain(|run| {
-        let (count, most) =
-            if run.is_complete() { (&mut complete, MAX_RUNS) } else { (&mut others, MAX_FAILED_RUNS) };
+fn forget(runs: &mut Vec<Stored>) {
+    let position = |from: usize, is_so: &dyn Fn(&Run) -> bool| {
+        runs.iter().skip(from).position(|one| one.run().is_some_and(is_so)).map(|at| at + from)
+    };
+    let missed = position(0, &|run| run.is_representative() && run.tally.missed() > 0);
+    let before = missed.and_then(|at| position(at + 1, &Run::is_complete));
+    let (mut at, mut complete, mut others, mut undecodable) = (0, 0, 0, 0);
+    runs.retain(|one| {
+        let (count, most) = match one.run() {
+            Some(run) if run.is_complete() => (&mut complete, MAX_RUNS),
+            Some(_) => (&mut others, MAX_FAILED_RUNS),
+            None => (&mut undecodable, MAX_UNDECODABLE),
+        };
         *count += 1;
         let is_kept = *count <= most || [missed, before].contains(&Some(at));
         at += 1;
@@ -329,14 +447,14 @@ mod tests {
         let failed = |began| run(began, Outcome::Failed { reason: String::new() }, 0);
         let mut runs = Vec::new();
         let mut add = |run: Run| {
-            runs.insert(0, run);
+            runs.insert(0, Stored::Run(Box::new(run)));
             forget(&mut runs);
         };
         add(run(0, Outcome::Complete, 0));
         add(run(1, Outcome::Complete, 3));
         (2..200).for_each(|began| add(run(began, Outcome::Complete, 0)));
         (200..400).for_each(|began| add(failed(began)));
-        let began: Vec<i64> = runs.iter().map(|run| run.started_at.0).collect();
+        let began: Vec<i64> = runs.iter().filter_map(Stored::run).map(|run| run.started_at.0).collect();
         let expected: Vec<i64> = (390..400).rev().chain((150..200).rev()).chain([1, 0]).collect();
         assert_eq!(began, expected);
     }

@@ -26,12 +26,14 @@ use crate::{
     apply::{Applied, ComparedRows, apply, apply_compared},
     refused_users,
     scan_watermark::{MAX_UNPROVEN, ScanNumber, ScanWatermarks},
-    snapshot, state_records,
+    snapshot,
+    state_records::{self, Key, Term},
     store::{self, Store},
 };
 
-/// Key of the checkpoint of a backfill in the store.
-const KEY: &str = "reconcile.checkpoint";
+/// Record of the checkpoint of a backfill.
+pub(super) const KEY: Key =
+    Key::new("reconcile.checkpoint", "an interrupted backfill starts at the beginning");
 /// Maximum age of a backfill that can be resumed. After that its first comparisons are outdated.
 const RESUME_WITHIN: Duration = Duration::from_hours(12);
 /// Minimum users per batch, except for the last batch.
@@ -57,45 +59,39 @@ pub(super) struct Checkpoint {
     pub(super) tally: Tally,
     /// Request time of the first page, by kinsync's clock.
     began: Option<Micros>,
-    /// Id of the lease. A process that lost the lease can no longer save.
-    term: u64,
 }
 
 impl Checkpoint {
-    /// Takes over the checkpoint for the holder of this lease. Starts at the beginning if none exists or it is too old.
-    pub(super) async fn take(store: &dyn Store, term: u64, now: Micros) -> Result<Self, store::Error> {
-        state_records::change(store, KEY, |kept: &mut Self| {
+    /// Takes over the checkpoint for the holder of this lease: earlier holders can no longer save. Starts at the beginning
+    /// if none exists or it is too old. Returns `None` if a process has a newer lease.
+    pub(super) async fn take(
+        store: &dyn Store,
+        term: Term,
+        now: Micros,
+    ) -> Result<Option<Self>, store::Error> {
+        state_records::change_under(store, &KEY, term, |kept: &mut Self| {
             if kept.is_old(now) {
-                *kept = Self::anew(term, now);
+                *kept = Self::anew(now);
             }
-            kept.term = term;
+            kept.clone()
         })
-        .await?;
-        state_records::load(store, KEY).await
+        .await
     }
 
-    fn anew(term: u64, now: Micros) -> Self {
-        Self { term, began: Some(now), ..Self::default() }
-    }
-
-    /// Returns a checkpoint at the beginning, under the same lease.
-    pub(super) fn anew_at(&self, now: Micros) -> Self {
-        Self::anew(self.term, now)
+    /// Returns a checkpoint at the beginning.
+    pub(super) fn anew(now: Micros) -> Self {
+        Self { began: Some(now), ..Self::default() }
     }
 
     /// Returns a later position of the same backfill.
     fn at(&self, next_token: Option<String>, tally: Tally) -> Self {
-        Self { next_token, tally, ..*self }
+        Self { next_token, tally, began: self.began }
     }
 
     /// Saves the checkpoint, unless another process has taken it over.
-    pub(super) async fn save(&self, store: &dyn Store) -> Result<(), store::Error> {
-        state_records::change(store, KEY, |kept: &mut Self| {
-            if kept.term == self.term {
-                kept.clone_from(self);
-            }
-        })
-        .await
+    pub(super) async fn save(&self, store: &dyn Store, term: Term) -> Result<(), store::Error> {
+        state_records::change_under(store, &KEY, term, |kept: &mut Self| kept.clone_from(self)).await?;
+        Ok(())
     }
 
     fn is_old(&self, now: Micros) -> bool {
@@ -230,7 +226,7 @@ pub(super) async fn scan(
         // The last page has no next token: the previous checkpoint stays until the end of the run.
         if run.mode == RunMode::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
-            parts.retry_store(|| checkpoint.save(&*parts.store)).await?;
+            parts.retry_store(|| checkpoint.save(&*parts.store, run.term)).await?;
         }
         progress(&scanned.tally);
     }
@@ -440,17 +436,18 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let store = EmbeddedStore::open(dir.path()).expect("an empty folder opens");
         let now = Micros(1_000_000);
-        let first = Checkpoint::take(&store, 1, now).await.expect("the store answers");
-        first.at(Some("b".into()), found(10)).save(&store).await.expect("kept");
-        let second = Checkpoint::take(&store, 2, now).await.expect("the store answers");
+        let take = async |term| Checkpoint::take(&store, Term(term), now).await.expect("the store answers");
+        let first = take(1).await.expect("no newer lease");
+        first.at(Some("b".into()), found(10)).save(&store, Term(1)).await.expect("kept");
+        let second = take(2).await.expect("no newer lease");
         assert_eq!((second.next_token.as_deref(), second.tally.users), (Some("b"), 10), "it resumes");
         // The first process continues during the work of the second, and after it.
-        first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
-        let kept: Checkpoint = state_records::load(&store, KEY).await.expect("the store answers");
+        first.at(Some("c".into()), found(20)).save(&store, Term(1)).await.expect("it answers");
+        let kept: Checkpoint = state_records::load(&store, &KEY).await.expect("the store answers");
         assert_eq!(kept, second);
-        Checkpoint::anew(2, now).save(&store).await.expect("kept");
-        first.at(Some("c".into()), found(20)).save(&store).await.expect("it answers");
-        let third = Checkpoint::take(&store, 3, now).await.expect("the store answers");
-        assert_eq!(third, Checkpoint::anew(3, now), "nothing is left");
+        Checkpoint::anew(now).save(&store, Term(2)).await.expect("kept");
+        first.at(Some("c".into()), found(20)).save(&store, Term(1)).await.expect("it answers");
+        assert_eq!(take(1).await, None, "nor does it begin again");
+        assert_eq!(take(3).await, Some(Checkpoint::anew(now)), "nothing is left");
     }
 }

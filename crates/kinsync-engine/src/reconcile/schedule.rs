@@ -4,7 +4,6 @@
 //! no scan is due.
 
 use std::{
-    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -16,11 +15,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Reconciler, last_began,
-    record::{self, DriftKind, Run, RunMode},
+    record::{DriftKind, Run, RunMode},
     webhook_health::{self, SilentWebhook},
 };
 use crate::{
-    pending_checks::PendingChecks,
+    pending_checks::{Approval, PendingChecks},
     random,
     store::{self, Store},
 };
@@ -129,7 +128,7 @@ impl Schedule {
         let is_requested = match &checked {
             Ok(is_requested) => *is_requested,
             Err(Error::Stopped) => return Err(Error::Stopped),
-            Err(_) => PendingChecks::load(&*self.store).await?.is_scan_requested(),
+            Err(_) => PendingChecks::load(&*self.store).await?.scan.is_some(),
         };
         let is_due = is_requested || self.is_due().await?;
         if is_due {
@@ -151,28 +150,26 @@ impl Schedule {
         Ok(())
     }
 
-    /// Runs a scan. Restores the request of a requested scan if it fails.
+    /// Runs a scan. The request of a requested scan stays until the scan is done, so that it survives a kill.
     async fn scan(&self, is_requested: bool, stop: &CancellationToken) -> Result<Run, Error> {
-        if !is_requested {
-            return self.reconciler.run(RunMode::Reconcile, &|_| {}, stop).await;
-        }
-        let mut requested =
-            PendingChecks { users: BTreeMap::new(), ..PendingChecks::load(&*self.store).await? };
-        PendingChecks::remove(&*self.store, &requested).await?;
-        let mode = requested.approved.clone().map_or(RunMode::Reconcile, RunMode::Approve);
+        let scan = if is_requested { PendingChecks::load(&*self.store).await?.scan } else { None };
+        let mode = match scan.as_ref().and_then(|scan| scan.approves.clone()) {
+            None => RunMode::Reconcile,
+            Some(Approval::Run(run)) => RunMode::Approve(run),
+            Some(Approval::EmptyTenant) => RunMode::ApproveEmptyTenant,
+        };
         let outcome = self.reconciler.run(mode, &|_| {}, stop).await;
-        if let Err(error) = &outcome {
-            if matches!(error, Error::NothingHeld { .. }) {
-                requested.approved = None;
-            }
-            PendingChecks::request_again(&*self.store, &requested).await?;
+        let is_done = matches!(outcome, Ok(_) | Err(Error::NothingHeld { .. } | Error::TenantNotEmpty));
+        if is_done && scan.is_some() {
+            let done = PendingChecks { scan, ..PendingChecks::default() };
+            PendingChecks::remove(&*self.store, &done).await?;
         }
         outcome
     }
 
     /// Assesses the stored runs and the webhook, and publishes status and metrics. Returns the runs.
     async fn review(&self) -> Result<Vec<Run>, store::Error> {
-        let runs = record::runs(&*self.store).await?;
+        let runs = self.reconciler.history().await?.runs;
         let now = self.now();
         let silent =
             webhook_health::assess(&*self.store, &runs, now, self.config.webhook_silent_after).await?;
@@ -217,20 +214,7 @@ impl Schedule {
 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
 fn export(latest: Option<&Run>) {
     let Some(run) = latest else { return };
-    for kind in [
-        DriftKind::Missing,
-        DriftKind::Changed,
-        DriftKind::FilledIn,
-        DriftKind::SignedIn,
-        DriftKind::Deleted,
-        DriftKind::DeletionHeld,
-        DriftKind::Restored,
-        DriftKind::ListedAfterDeletion,
-        DriftKind::Rejected,
-        DriftKind::Undetermined,
-        DriftKind::TooRecent,
-        DriftKind::Edited,
-    ] {
+    for kind in DriftKind::ALL {
         metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
     }
     for source in Source::ALL {

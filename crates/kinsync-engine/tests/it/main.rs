@@ -12,9 +12,13 @@ mod receipt_order;
 
 mod sightings;
 
+mod deletion_budget;
 mod proofs;
 mod reconcile;
+mod reconcile_requests;
 mod reconcile_schedule;
+mod state_records;
+mod suspended;
 
 mod queue_conformance;
 mod queue_crash;

@@ -8,7 +8,7 @@ use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
     Clock,
     internal::{
-        pending_checks::PendingChecks,
+        pending_checks::{Approval, PendingChecks},
         reconcile::{
             Reconciler,
             record::{self, Outcome, Run, RunMode, Tally},
@@ -16,6 +16,7 @@ use kinsync_engine::{
             webhook_health::{self, SilentWebhook},
         },
         sighting,
+        state_records::Term,
         store::LoggedEvent,
     },
 };
@@ -32,19 +33,26 @@ use crate::{
 };
 
 /// A schedule at work until it is dropped.
-struct Working {
+pub(crate) struct Working {
     status: watch::Receiver<Status>,
+    task: tokio::task::JoinHandle<()>,
     _stop: DropGuard,
 }
 
 impl Working {
+    /// Ends it at once, wherever it is.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        _ = self.task.await;
+    }
+
     async fn until(&mut self, what: &str, is_so: impl FnMut(&Status) -> bool) -> Status {
         let found = tokio::time::timeout(PATIENCE, self.status.wait_for(is_so)).await;
         found.unwrap_or_else(|_| panic!("{what}")).expect("the schedule works").clone()
     }
 }
 
-fn often() -> schedule::Config {
+pub(crate) fn often() -> schedule::Config {
     schedule::Config {
         every: Some(Duration::from_hours(1)),
         every_while_webhook_silent: Duration::from_hours(1),
@@ -54,12 +62,12 @@ fn often() -> schedule::Config {
     }
 }
 
-fn start(reconciler: Reconciler, config: schedule::Config) -> Working {
+pub(crate) fn start(reconciler: Reconciler, config: schedule::Config) -> Working {
     let (schedule, status) = Schedule::new(reconciler, config, Arc::new(Notify::new()));
     let stop = CancellationToken::new();
     let stopped = stop.clone();
-    TaskTracker::new().spawn(async move { schedule.run(&stopped).await });
-    Working { status, _stop: stop.drop_guard() }
+    let task = TaskTracker::new().spawn(async move { schedule.run(&stopped).await });
+    Working { status, task, _stop: stop.drop_guard() }
 }
 
 async fn runs(world: &World) -> Vec<Run> {
@@ -118,6 +126,7 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         started_at: Micros(began * MINUTE),
         ended_at: Some(Micros(began * MINUTE + 1)),
         outcome: Outcome::Complete,
+        term: Term::default(),
         before: None,
         tally: Tally { drift: [(record::DriftKind::Changed, missed)].into(), ..Tally::default() },
     };
@@ -216,13 +225,19 @@ async fn a_requested_approval_is_carried_out_or_requested_again() {
     }
     world.later().await;
     let held = world.reconcile().await.id;
-    PendingChecks::approve(&*world.fresh.store, &held).await.expect("kept");
+    let approval = Approval::Run(held);
+    PendingChecks::approve(&*world.fresh.store, &approval).await.expect("kept");
     let rarely = schedule::Config { poll_every: PATIENCE, ..often() };
     let mut failing = start(failing(&world), rarely);
     failing.until("it fails", |status| status.failure.is_some()).await;
-    assert_eq!(checks(&world).await.approved, Some(held), "it still waits");
+    let pending = checks(&world).await.scan.and_then(|scan| scan.approves);
+    assert_eq!(pending, Some(approval), "it still waits");
     drop(failing);
     let _working = start(world.reconciler(10, quick()), often());
     until_runs(&world, "it is carried out", |runs| runs[0].tally.of(record::DriftKind::Deleted) == 30).await;
-    assert_eq!(checks(&world).await, PendingChecks::default());
+    let deadline = Instant::now() + PATIENCE;
+    while checks(&world).await != PendingChecks::default() {
+        assert!(Instant::now() < deadline, "the request stays until the run is done, and no longer");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

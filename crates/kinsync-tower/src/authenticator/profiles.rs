@@ -49,7 +49,8 @@ pub enum RefreshOutcome {
     Now,
     /// The last refresh is recent enough.
     Recently,
-    /// Kinde rejected the token: the user is suspended or deleted there, or the token was revoked.
+    /// Kinde rejected the token: the user is suspended or deleted there, or the token was revoked. The reconciler reads the
+    /// user from Kinde soon.
     Refused,
     /// Kinde or the store did not response in time: the document did not change.
     Unavailable,
@@ -239,7 +240,10 @@ impl Shared {
             Ok(response) => observation(response),
             Err(outcome) => {
                 state.failed();
-                state.refused = (outcome == RefreshOutcome::Refused).then_some(token.expires_at);
+                if outcome == RefreshOutcome::Refused {
+                    state.refused = Some(token.expires_at);
+                    self.users.request_check(&token.subject).await;
+                }
                 return (outcome, None);
             }
         };

@@ -19,6 +19,7 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         breaker::{self, Breaker},
+        pending_checks::PendingChecks,
         refused_users::{KnownUser, KnownUsers},
         sighting::Sighting,
         store::{Error, Store},
@@ -33,7 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, claims::Claims};
-use crate::document::Json;
+use crate::{document::Json, problem::chain};
 
 /// Users per load while requests wait for them.
 const BATCH: usize = 256;
@@ -245,6 +246,16 @@ impl Users {
     /// Whether the breaker lets calls of the store through.
     pub(super) fn is_store_reachable(&self) -> bool {
         self.breaker.state() != breaker::State::Open
+    }
+
+    /// Requests a check of a user against Kinde. A failure is only logged: the next refused profile requests it again.
+    pub(super) async fn request_check(&self, user: &str) {
+        let Ok(user) = UserId::parse(user) else { return };
+        let requested =
+            timeout(CALL_DEADLINE, PendingChecks::request(&*self.store, std::slice::from_ref(&user))).await;
+        if let Ok(Err(error)) = requested {
+            tracing::debug!(user = user.as_str(), error = chain(&error), "a check could not be requested");
+        }
     }
 
     /// Applies an observation of one user and returns the user as stored; `None` if the store did not answer.

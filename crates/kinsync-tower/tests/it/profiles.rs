@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, StatusCode, header};
 use kinde_emulator::{Emulator, Fault, FaultKind};
 use kinsync_core::{Field, Micros, Profile, What};
-use kinsync_engine::Store;
+use kinsync_engine::{Store, internal::pending_checks::PendingChecks};
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser,
@@ -107,4 +107,18 @@ async fn a_user_of_whom_only_a_sign_in_is_known_is_filled_in() {
     tell(&store, &id, What::SignedIn(Micros(1_700_000_000_000_000))).await;
     assert_eq!(process.get(&token).await.status, StatusCode::OK);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_profile_of_a_verified_token_requests_a_check_of_the_user() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let process = Process::start(&kinde, &store, Config::default());
+    let (id, token) = known(&kinde, &store).await;
+    assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now);
+    // The event is lost, and the token still verifies.
+    kinde.delete_user(&id, kinde_emulator::Profile::Remove).unwrap();
+    let process = Process::start(&kinde, &store, Config::default());
+    assert_eq!(refresh(&process, &token).await, RefreshOutcome::Refused);
+    let pending = PendingChecks::load(&*store).await.unwrap();
+    assert_eq!(pending.users.keys().map(kinsync_core::UserId::as_str).collect::<Vec<_>>(), [id]);
 }

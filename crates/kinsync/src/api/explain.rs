@@ -1,11 +1,14 @@
 //! Why a user is as it is.
 
 use kinsync_core::{Identity, Organization, Value};
-use kinsync_engine::internal::{explain as engine, reconcile::record};
+use kinsync_engine::internal::{
+    explain as engine,
+    reconcile::record::{self, DriftKind},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Time, runs::DriftKind, users::User};
+use super::{Time, runs::DriftKindSchema, users::User};
 
 /// Every observation of a user that is known, what came of each, and what the next scan would do.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -104,6 +107,7 @@ pub enum NextScan {
     /// It would find a difference.
     Drift {
         /// How the user differs.
+        #[schema(value_type = DriftKindSchema)]
         kind: DriftKind,
         /// The fields that differ.
         fields: Vec<String>,
@@ -156,6 +160,6 @@ impl From<&engine::ExplainedField> for ObservedField {
 impl From<&record::Drift> for NextScan {
     fn from(drift: &record::Drift) -> Self {
         let fields = drift.fields.iter().map(|field| field.key().to_owned()).collect();
-        Self::Drift { kind: drift.kind.into(), fields }
+        Self::Drift { kind: drift.kind, fields }
     }
 }

@@ -1,11 +1,17 @@
 //! Scans of all users at Kinde, and what they found.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use kinsync_core::{Field, Source};
-use kinsync_engine::internal::reconcile::record;
+use kinsync_engine::internal::reconcile::record::{self, DriftKind};
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{ObjectBuilder, Type},
+    },
+};
 
 use super::{Time, health::WebhookSilence};
 
@@ -14,6 +20,8 @@ use super::{Time, health::WebhookSilence};
 pub struct RunList {
     /// The scans, without examples.
     pub runs: Vec<RunSummary>,
+    /// Ids of scans that another version of kinsync stored and this version cannot decode.
+    pub undecodable: Vec<String>,
 }
 
 /// A scan, without examples.
@@ -86,6 +94,8 @@ pub enum RunMode {
     DryRun,
     /// Reconcile, and carry out deletions that an earlier run held.
     Approve,
+    /// Delete all users, because an operator approved that Kinde lists none.
+    ApproveEmptyTenant,
 }
 
 /// How a scan ended.
@@ -104,35 +114,22 @@ pub enum RunOutcome {
     Failed,
 }
 
-/// How a stored user differed from Kinde's.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DriftKind {
-    /// Exists at Kinde and not in the store, or is known there from a token alone.
-    Missing,
-    /// A field that events carry has another value.
-    Changed,
-    /// Only fields that no event carries differ.
-    FilledIn,
-    /// Only the time of the last sign-in differs.
-    SignedIn,
-    /// Deleted at Kinde and not in the store.
-    Deleted,
-    /// Deleted at Kinde; the deletion is held until an operator approves it.
-    DeletionHeld,
-    /// Deleted in the store; two reads of Kinde confirm that the user exists.
-    Restored,
-    /// Deleted by an event and listed by Kinde; left deleted.
-    ListedAfterDeletion,
-    /// The store rejects the document.
-    Rejected,
-    /// Kinde gave no clear answer; left as it is.
-    Undetermined,
-    /// Differs or is not listed, and what is stored is as new as the response of Kinde. Left as it is: the next scan
-    /// decides.
-    TooRecent,
-    /// Equal to Kinde's, and the application changed or removed values of kinsync in the document. They are restored.
-    Edited,
+/// Describes [`DriftKind`] in the OpenAPI document.
+#[derive(Debug)]
+pub struct DriftKindSchema;
+
+impl PartialSchema for DriftKindSchema {
+    fn schema() -> RefOr<Schema> {
+        let names = DriftKind::ALL.map(DriftKind::as_str);
+        let kinds = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names));
+        kinds.description(Some("How a stored user differed from Kinde's.")).into()
+    }
+}
+
+impl ToSchema for DriftKindSchema {
+    fn name() -> Cow<'static, str> {
+        "DriftKind".into()
+    }
 }
 
 /// A user that differed.
@@ -142,6 +139,7 @@ pub struct Drift {
     /// The Kinde id.
     pub user: String,
     /// How the user differed.
+    #[schema(value_type = DriftKindSchema)]
     pub kind: DriftKind,
     /// The fields that differed.
     #[schema(value_type = Vec<String>)]
@@ -169,11 +167,15 @@ pub struct DriftReport {
 
 /// A request for a scan. An empty body requests a scan that approves nothing.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScanRequest {
     /// Carry out the deletions that this run held, if they are still right.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// Delete all users, if Kinde still lists none. Default: false.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub approve_empty_tenant: bool,
 }
 
 /// The scan was requested; a process that shares the store starts it within seconds.
@@ -185,6 +187,8 @@ pub struct ScanRequested {
     /// The run whose held deletions are approved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
+    /// Whether the deletion of all users of an empty tenant is approved.
+    pub approve_empty_tenant: bool,
 }
 
 impl RunSummary {
@@ -210,6 +214,7 @@ impl From<&record::Run> for RunSummary {
             record::RunMode::Reconcile => (RunMode::Reconcile, None),
             record::RunMode::DryRun => (RunMode::DryRun, None),
             record::RunMode::Approve(run) => (RunMode::Approve, Some(run.clone())),
+            record::RunMode::ApproveEmptyTenant => (RunMode::ApproveEmptyTenant, None),
         };
         let (outcome, reason) = match &run.outcome {
             record::Outcome::Running => (RunOutcome::Running, None),
@@ -232,7 +237,7 @@ impl From<&record::Run> for RunSummary {
             pages: tally.pages,
             users: tally.users,
             unchanged: tally.unchanged,
-            drift: tally.drift.iter().map(|(kind, count)| ((*kind).into(), *count)).collect(),
+            drift: tally.drift.clone(),
             fields: tally.fields.clone(),
             missed_by_webhook: tally.missed(),
             previous_source: tally.previous_source.clone(),
@@ -247,30 +252,11 @@ impl From<&record::Run> for Run {
     }
 }
 
-impl From<record::DriftKind> for DriftKind {
-    fn from(kind: record::DriftKind) -> Self {
-        match kind {
-            record::DriftKind::Missing => Self::Missing,
-            record::DriftKind::Changed => Self::Changed,
-            record::DriftKind::FilledIn => Self::FilledIn,
-            record::DriftKind::SignedIn => Self::SignedIn,
-            record::DriftKind::Deleted => Self::Deleted,
-            record::DriftKind::DeletionHeld => Self::DeletionHeld,
-            record::DriftKind::Restored => Self::Restored,
-            record::DriftKind::ListedAfterDeletion => Self::ListedAfterDeletion,
-            record::DriftKind::Rejected => Self::Rejected,
-            record::DriftKind::Undetermined => Self::Undetermined,
-            record::DriftKind::TooRecent => Self::TooRecent,
-            record::DriftKind::Edited => Self::Edited,
-        }
-    }
-}
-
 impl From<&record::Drift> for Drift {
     fn from(drift: &record::Drift) -> Self {
         Self {
             user: drift.user.to_string(),
-            kind: drift.kind.into(),
+            kind: drift.kind,
             fields: drift.fields.clone(),
             known_at: drift.known_at.map(Time::from),
             previous_source: drift.previous_source,
@@ -286,6 +272,7 @@ impl RunMode {
             Self::Reconcile => "reconcile",
             Self::DryRun => "dry_run",
             Self::Approve => "approve",
+            Self::ApproveEmptyTenant => "approve_empty_tenant",
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use kinsync_engine::internal::reconcile::record::{DriftKind, RunMode};
+use kinsync_core::UserId;
+use kinsync_engine::internal::reconcile::record::{DriftKind, RunMode, Tally};
+use serde::Serialize;
 
 use super::{
     client::Client,
@@ -13,19 +15,24 @@ use super::{
     scan::{self, Scanner},
 };
 use crate::{
-    api::runs::{Run, ScanRequest, ScanRequested},
+    api::{
+        runs::{Drift, Run, ScanRequest, ScanRequested},
+        users::CheckRequested,
+    },
     config::{Config, Sources},
 };
 
 const AFTER_HELP: &str = "\
 Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and \
 deletions whose event was lost. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, \
-twice, before they are deleted. Deletions that exceed both KINSYNC_RECONCILE_MAX_DELETES and \
-KINSYNC_RECONCILE_MAX_DELETE_SHARE are held until an operator approves them. Creations and changes are never held.
+twice, before they are deleted. Deletions within 24 hours that exceed both KINSYNC_RECONCILE_MAX_DELETES and \
+KINSYNC_RECONCILE_MAX_DELETE_SHARE, or half of the users, are held until an operator approves them. Creations and changes \
+are never held.
 
 Examples:
   kinsync reconcile --dry-run              print the differences
   kinsync reconcile
+  kinsync reconcile --user kp_0190932d7592c68bda50d62b2ffa8cbb
   kinsync reconcile --approve 20261123-101500-3fa2
   kinsync reconcile --soon                 request it from the server
   kinsync reconcile --soon --approve 20261123-101500-3fa2
@@ -36,14 +43,21 @@ cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Args {
     /// Print the differences and change nothing
-    #[arg(long, conflicts_with_all = ["approve", "soon"])]
+    #[arg(long, conflicts_with_all = ["approve", "approve_empty_tenant", "soon"])]
     dry_run: bool,
+    /// Read only this user from Kinde, instead of all
+    #[arg(long, value_name = "ID", conflicts_with_all = ["approve", "approve_empty_tenant"])]
+    user: Option<String>,
     /// Carry out the deletions that this run held, if the users are still missing at Kinde
     #[arg(long, value_name = "RUN")]
     approve: Option<String>,
-    /// Request the scan from the running server and do not wait for it
+    /// Delete the last users of a tenant, if Kinde lists no user at all
+    #[arg(long, conflicts_with = "approve")]
+    approve_empty_tenant: bool,
+    /// Request it from the running server and do not wait for it
     #[arg(long)]
     soon: bool,
     /// Print JSON
@@ -54,35 +68,88 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
+    let user = args.user.as_deref().map(UserId::parse).transpose();
+    let user = user.map_err(|error| anyhow::anyhow!("the id of the user: {error}"))?;
     if args.soon {
-        return block_on(request(args));
+        return block_on(request(args, user));
     }
     let config = Config::load(&Sources::of_process(args.flags.0))?.config;
     let mode = match args.approve {
         Some(run) => RunMode::Approve(run),
+        None if args.approve_empty_tenant => RunMode::ApproveEmptyTenant,
         None if args.dry_run => RunMode::DryRun,
         None => RunMode::Reconcile,
     };
     block_on_all(async {
-        let run = Scanner::open(&config, &mode).await?.run(mode, None).await?;
-        scan::show(&Run::from(&run), args.json);
-        Ok(if run.tally.of(DriftKind::DeletionHeld) > 0 {
+        let scanner = Scanner::open(&config, &mode).await?;
+        let tally = if let Some(user) = user {
+            let tally = scanner.check(&user, &mode).await?;
+            show_check(&user, &tally, args.dry_run, args.json);
+            tally
+        } else {
+            let run = scanner.run(mode, None).await?;
+            scan::show(&Run::from(&run), args.json);
+            run.tally
+        };
+        Ok(if tally.of(DriftKind::DeletionHeld) > 0 {
             exit::approval_required()
         } else if args.dry_run {
             ExitCode::SUCCESS
         } else {
-            exit::of_scan(run.tally.of(DriftKind::Rejected))
+            exit::of_scan(tally.of(DriftKind::Rejected))
         })
     })
 }
 
-async fn request(args: Args) -> Result<ExitCode, Exit> {
-    let request = ScanRequest { approve: args.approve };
-    let requested: ScanRequested = Client::of(args.flags.0)?.post_json(&["reconcile"], &request).await?;
-    if args.json {
-        output::json(&requested);
-    } else {
-        output::say("requested; `kinsync runs list` shows the scan once it has started");
+/// What a check of one user found, for programs.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Checked<'a> {
+    user: &'a UserId,
+    dry_run: bool,
+    /// `unknown` for a user that is neither stored nor known to Kinde.
+    outcome: &'static str,
+    /// The difference, in outcome `drift`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drift: Option<Drift>,
+}
+
+fn show_check(user: &UserId, tally: &Tally, is_dry: bool, as_json: bool) {
+    let drift = tally.examples.first().map(Drift::from);
+    let (outcome, text) = match &drift {
+        None if tally.unchanged > 0 => ("unchanged", "equals Kinde's".to_owned()),
+        None => ("unknown", "neither stored nor known to Kinde".to_owned()),
+        Some(Drift { kind: DriftKind::DeletionHeld, .. }) => (
+            "drift",
+            "deleted at Kinde; too many users were deleted within 24 hours: run `kinsync reconcile`, which holds the \
+             deletion for your approval"
+                .to_owned(),
+        ),
+        Some(drift) => ("drift", scan::phrase(drift.kind, is_dry).to_owned()),
+    };
+    if as_json {
+        return output::json(&Checked { user, dry_run: is_dry, outcome, drift });
     }
+    output::say(&format!("{user}: {text}"));
+}
+
+async fn request(args: Args, user: Option<UserId>) -> Result<ExitCode, Exit> {
+    let client = Client::of(args.flags.0)?;
+    if let Some(user) = user {
+        let requested: CheckRequested = client.post(&["users", user.as_str(), "check"]).await?;
+        say_requested(
+            &requested,
+            "requested; `kinsync users show` shows the user once it is checked",
+            args.json,
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    let request = ScanRequest { approve: args.approve, approve_empty_tenant: args.approve_empty_tenant };
+    let requested: ScanRequested = client.post_json(&["reconcile"], &request).await?;
+    say_requested(&requested, "requested; `kinsync runs list` shows the scan once it has started", args.json);
     Ok(ExitCode::SUCCESS)
+}
+
+fn say_requested(requested: &impl Serialize, text: &str, as_json: bool) {
+    if as_json { output::json(requested) } else { output::say(text) }
 }

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use kinsync_engine::internal::reconcile::record::DriftKind;
 
 use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on, scan};
-use crate::api::runs::{DriftKind, Run, RunList, RunSummary};
+use crate::api::runs::{Run, RunList, RunSummary};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -56,6 +57,7 @@ async fn list(args: List) -> Result<(), Exit> {
     }
     let titles = ["RUN", "MODE", "OUTCOME", "USERS", "MISSED BY WEBHOOK", "HELD", "ENDED"];
     output::page(titles, list.runs.iter().map(row).collect(), None::<&String>);
+    output::undecodable(&list.undecodable);
     Ok(())
 }
 

@@ -1,14 +1,15 @@
-//! A scan in this process, and how it is printed: shared by `kinsync backfill` and `kinsync reconcile`.
+//! A scan or a check in this process, and how it is printed: shared by `kinsync backfill` and `kinsync reconcile`.
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use indicatif::ProgressBar;
+use kinsync_core::UserId;
 use kinsync_engine::{
     Clock, Store,
     internal::reconcile::{
         Error, Reconciler,
-        record::{self, Tally},
+        record::{self, DriftKind, Tally},
     },
 };
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{exit::Exit, output};
 use crate::{
-    api::runs::{DriftKind, Run, RunMode, RunSummary},
+    api::runs::{Run, RunMode, RunSummary},
     app::{management::reconciler, start::open_store},
     config::Config,
 };
@@ -38,7 +39,7 @@ impl Scanner {
             Some(_) => opened,
             None => opened.context(
                 "cannot open the users file. Only one process can open it: while `kinsync serve` runs, use `kinsync \
-                 reconcile --soon`, also with `--approve RUN`",
+                 reconcile --soon`, also with `--user ID` or `--approve RUN`",
             ),
         }?;
         let store = opened.store();
@@ -65,7 +66,8 @@ impl Scanner {
             bar.set_message(progress_text(tally));
         };
         let stop = CancellationToken::new();
-        let run = self.when_free(mode, &bar, &progress, &stop);
+        let run =
+            self.when_free(&bar, &stop, async || self.reconciler.run(mode.clone(), &progress, &stop).await);
         let stopped = async {
             _ = tokio::signal::ctrl_c().await;
             stop.cancel();
@@ -76,22 +78,35 @@ impl Scanner {
         run.map_err(failed)
     }
 
+    /// Reads one user from Kinde again and repairs differences, unless the check is dry.
+    pub(super) async fn check(&self, user: &UserId, mode: &record::RunMode) -> Result<Tally, Exit> {
+        let users = std::slice::from_ref(user);
+        if *mode == record::RunMode::DryRun {
+            return self.reconciler.look(users).await.map_err(failed);
+        }
+        let (bar, never) = (output::counter("users"), CancellationToken::new());
+        let checked = self.when_free(&bar, &never, async || self.reconciler.check(users).await).await;
+        bar.finish_and_clear();
+        checked.map_err(failed)
+    }
+
     /// Waits until the scan of another process ends, or the lease of a killed one.
-    async fn when_free(
+    async fn when_free<T>(
         &self,
-        mode: record::RunMode,
         bar: &ProgressBar,
-        progress: &(dyn Fn(&Tally) + Send + Sync),
         stop: &CancellationToken,
-    ) -> Result<record::Run, Error> {
-        let started = Instant::now();
+        work: impl AsyncFn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let deadline = Instant::now() + PATIENCE;
         loop {
-            match self.reconciler.run(mode.clone(), progress, stop).await {
-                Err(Error::Busy { holder }) if started.elapsed() < PATIENCE => {
+            match work().await {
+                Err(Error::Busy { holder }) if Instant::now() < deadline => {
                     bar.set_message(format!("users; waiting, {holder} is scanning"));
                     bar.tick();
-                    let pause = tokio::time::sleep(Duration::from_secs(1));
-                    stop.run_until_cancelled(pause).await.ok_or(Error::Stopped)?;
+                    let free = tokio::time::timeout_at(deadline, self.reconciler.wait_until_free());
+                    if let Ok(free) = stop.run_until_cancelled(free).await.ok_or(Error::Stopped)? {
+                        free?;
+                    }
                 }
                 done => return done,
             }
@@ -121,8 +136,8 @@ fn progress_text(tally: &Tally) -> String {
     let of = |kind| tally.of(kind);
     format!(
         "users: {} created, {} changed, {} unchanged",
-        of(record::DriftKind::Missing),
-        of(record::DriftKind::Changed) + of(record::DriftKind::FilledIn) + of(record::DriftKind::SignedIn),
+        of(DriftKind::Missing),
+        of(DriftKind::Changed) + of(DriftKind::FilledIn) + of(DriftKind::SignedIn),
         tally.unchanged
     )
 }
@@ -199,7 +214,7 @@ fn show_sources(run: &RunSummary) {
 }
 
 /// What was done about a difference, or what would be.
-fn phrase(kind: DriftKind, is_dry: bool) -> &'static str {
+pub(super) fn phrase(kind: DriftKind, is_dry: bool) -> &'static str {
     if is_dry { would(kind) } else { done(kind) }
 }
 

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     explain::explain,
+    pending_checks::Approval,
     queue::EntryId,
-    reconcile::{self, record},
+    reconcile::{self, record::History},
     refused_users::{self, KnownUser},
     store::{EventFilter, Row, UserFilter},
 };
@@ -187,20 +188,20 @@ async fn next_scan(state: &AppState, user: UserId) -> NextScan {
 
 /// GET /api/admin/runs
 pub async fn runs(state: Arc<AppState>, (): ()) -> Result<RunList> {
-    let runs = record::runs(&**state.engine.store()).await?;
-    Ok(RunList { runs: runs.iter().map(|run| RunSummary::new(run, &runs)).collect() })
+    let History { runs, undecodable } = state.engine.runs().await?;
+    Ok(RunList { runs: runs.iter().map(|run| RunSummary::new(run, &runs)).collect(), undecodable })
 }
 
 /// GET /api/admin/runs/{id}
 pub async fn run(state: Arc<AppState>, Id(id): Id) -> Result<Run> {
-    let runs = record::runs(&**state.engine.store()).await?;
+    let runs = state.engine.runs().await?.runs;
     let run = runs.iter().find(|run| run.id == id).ok_or_else(|| not_found("run"))?;
     Ok(Run::new(run, &runs))
 }
 
 /// GET /api/admin/drift
 pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
-    let runs = record::runs(&**state.engine.store()).await?;
+    let runs = state.engine.runs().await?.runs;
     let silent =
         state.engine.reconciler().and_then(|reconcile| reconcile.status.borrow().silent_webhook.clone());
     Ok(DriftReport {
@@ -212,21 +213,29 @@ pub async fn drift(state: Arc<AppState>, (): ()) -> Result<DriftReport> {
 /// POST /api/admin/reconcile: a process that shares the store starts the scan within seconds.
 pub async fn reconcile(state: Arc<AppState>, Body(request): Body<ScanRequest>) -> Result<ScanRequested> {
     reconciler(&state)?;
-    match &request.approve {
-        None => {
-            state.engine.request_scan().await?;
-            tracing::info!("scan requested by an operator");
-        }
-        Some(run) => {
-            if !reconcile::is_held(&**state.engine.store(), run).await? {
-                let run = run.clone();
-                return Err(bad_parameter(reconcile::Error::NothingHeld { run }.to_string()));
-            }
-            state.engine.approve(run).await?;
-            tracing::info!(run, "held deletions approved by an operator");
-        }
+    let approval = approval(&request)?;
+    if let Some(Approval::Run(run)) = &approval
+        && !reconcile::is_held(&**state.engine.store(), run).await?
+    {
+        let run = run.clone();
+        return Err(bad_parameter(reconcile::Error::NothingHeld { run }.to_string()));
     }
-    Ok(ScanRequested { requested_at: now(&state), approve: request.approve })
+    match &approval {
+        None => state.engine.request_scan().await?,
+        Some(approval) => state.engine.approve(approval).await?,
+    }
+    tracing::info!(?approval, "scan requested by an operator");
+    let ScanRequest { approve, approve_empty_tenant } = request;
+    Ok(ScanRequested { requested_at: now(&state), approve, approve_empty_tenant })
+}
+
+fn approval(request: &ScanRequest) -> Result<Option<Approval>> {
+    match (&request.approve, request.approve_empty_tenant) {
+        (Some(_), true) => Err(bad_parameter("only one of `approve` and `approveEmptyTenant` can be set")),
+        (Some(run), false) => Ok(Some(Approval::Run(run.clone()))),
+        (None, true) => Ok(Some(Approval::EmptyTenant)),
+        (None, false) => Ok(None),
+    }
 }
 
 /// POST /api/admin/users/{id}/check

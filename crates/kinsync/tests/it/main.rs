@@ -12,6 +12,7 @@ mod deliveries;
 mod dev;
 mod doctor;
 mod durability;
+mod evidence;
 mod forward_auth;
 mod header_matrix;
 mod key_sets;

@@ -13,7 +13,7 @@ use kinde_emulator::{
     Emulator, Fault, FaultKind, NewUser, Profile, UserEdit,
     config::{Generated, Unknowns},
 };
-use kinsync_testing::mongo::TestMongo;
+use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use mongodb::Collection;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
@@ -26,11 +26,15 @@ use crate::{
 };
 
 /// A tenant, a MongoDB, and the settings of a command between them.
-struct Place {
-    kinde: Emulator,
-    users: Collection<Document>,
-    vars: Vec<(&'static str, String)>,
+pub(crate) struct Place {
+    pub(crate) kinde: Emulator,
+    pub(crate) users: Collection<Document>,
+    pub(crate) vars: Vec<(&'static str, String)>,
     _folder: tempfile::TempDir,
+}
+
+pub(crate) async fn place(config: kinde_emulator::Config) -> Place {
+    Place::new(config).await
 }
 
 impl Place {
@@ -51,7 +55,7 @@ impl Place {
         Self { kinde, users, vars, _folder: folder }
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let vars: Vec<(&str, &str)> = self.vars.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let mut command = kinsync(args, &vars);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -59,7 +63,7 @@ impl Place {
     }
 
     /// Runs it to its end: exit code, stdout, stderr.
-    async fn run(&self, args: &[&str]) -> (i32, String, String) {
+    pub(crate) async fn run(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = self.command(args);
         let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
         let Output { status, stdout, stderr } = output;
@@ -67,10 +71,30 @@ impl Place {
         (status.code().unwrap(), text(stdout), text(stderr))
     }
 
-    async fn json(&self, args: &[&str]) -> (i32, Value) {
+    pub(crate) async fn json(&self, args: &[&str]) -> (i32, Value) {
         let (code, stdout, stderr) = self.run(args).await;
         let value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{code}: {stdout} {stderr}"));
         (code, value)
+    }
+
+    /// kinsync's own records.
+    pub(crate) async fn state(&self) -> Collection<Document> {
+        let client = TestMongo::shared().await.client().await;
+        client.database(&self.users.namespace().db).collection("kinsync_state")
+    }
+
+    /// Starts a server on the same database, without scans of its own.
+    pub(crate) async fn server(&self) -> TestApp {
+        let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
+        for (name, value) in &self.vars {
+            if *name != "KINSYNC_DATA_DIR" {
+                app.set(name, value.as_str());
+            }
+        }
+        app.set("KINSYNC_RECONCILE_EVERY", "off").set("KINSYNC_ADMIN_TOKEN", TOKEN);
+        app.start().await.unwrap();
+        app.prepared().await.unwrap();
+        app
     }
 
     /// Every document, without what differs from run to run.
@@ -86,7 +110,7 @@ impl Place {
     }
 }
 
-fn generated(users: u64) -> kinde_emulator::Config {
+pub(crate) fn generated(users: u64) -> kinde_emulator::Config {
     kinde_emulator::Config { generated: Generated { users, seed: 5 }, ..kinde_emulator::Config::default() }
 }
 
@@ -279,7 +303,7 @@ async fn commands_say_what_is_missing_to_ask_kinde() {
     assert!(code == 1 && stderr.contains("lists no users at all"), "{stderr}");
 }
 
-fn settings(every: &str) -> [(&'static str, String); 4] {
+pub(crate) fn settings(every: &str) -> [(&'static str, String); 4] {
     let emulator = kinde_emulator::Config::default();
     [
         ("KINDE_M2M_CLIENT_ID", emulator.client_id),
@@ -296,7 +320,7 @@ async fn town(processes: usize, every: &str) -> Town {
 }
 
 /// Waits until the document of this user is there, or is not.
-async fn until_stored(town: &Town, id: &str, filter: Document) {
+pub(crate) async fn until_stored(town: &Town, id: &str, filter: Document) {
     let mut query = doc! { "kindeId": id };
     query.extend(filter);
     let deadline = Instant::now() + PATIENCE;
@@ -491,7 +515,7 @@ async fn of_three_servers_one_scans_and_another_goes_on_when_it_is_killed() {
     let holder = async || {
         let record = lease.find_one(doc! { "_id": "reconcile.lease" }).await.unwrap()?;
         let value: Value = serde_json::from_str(record.get_str("value").unwrap()).unwrap();
-        u32::try_from(value["place"]["pid"].as_u64()?).ok()
+        u32::try_from(value["value"]["place"]["pid"].as_u64()?).ok()
     };
     let deadline = Instant::now() + PATIENCE;
     let leader = loop {
@@ -711,9 +735,15 @@ async fn explain_tells_every_word_what_became_of_it_and_what_the_next_scan_would
     }
 }
 
+/// Sends a signal, such as `KILL`.
+#[cfg(unix)]
+pub(crate) fn interrupt_with(child: &Child, signal: &str) {
+    let sent = Command::new("kill").args(["-s", signal]).arg(child.id().to_string()).status();
+    assert!(sent.is_ok_and(|sent| sent.success()));
+}
+
 /// Sends SIGINT, as Ctrl-C does.
 #[cfg(unix)]
 pub(crate) fn interrupt(child: &Child) {
-    let sent = Command::new("kill").arg("-INT").arg(child.id().to_string()).status();
-    assert!(sent.is_ok_and(|sent| sent.success()));
+    interrupt_with(child, "INT");
 }

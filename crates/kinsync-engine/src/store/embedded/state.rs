@@ -1,13 +1,13 @@
 //! kinsync's own records in SQL.
 
-use rusqlite::{Connection, OptionalExtension, types::Type};
+use rusqlite::{Connection, OptionalExtension};
 
 use crate::store::{Saved, end_of};
 
 pub(super) fn get(sqlite: &Connection, key: &str) -> rusqlite::Result<Option<Saved>> {
     let mut select = sqlite.prepare_cached("SELECT revision, value FROM state WHERE key = ?1")?;
     let row = select.query_row([key], |row| Ok((row.get(0)?, row.get::<_, String>(1)?))).optional()?;
-    row.map(|(revision, text)| Ok(Saved { value: parse(&text)?, revision })).transpose()
+    Ok(row.map(|(revision, text)| Saved { value: parse(text), revision }))
 }
 
 pub(super) fn put(sqlite: &Connection, key: &str, value: &str, expected: i64) -> rusqlite::Result<bool> {
@@ -31,8 +31,7 @@ pub(super) fn list(
     let mut select = sqlite.prepare_cached(sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let records = select.query_map((after.unwrap_or(prefix), end_of(prefix), limit), |row| {
-        let saved = Saved { revision: row.get(1)?, value: parse(&row.get::<_, String>(2)?)? };
-        Ok((row.get(0)?, saved))
+        Ok((row.get(0)?, Saved { revision: row.get(1)?, value: parse(row.get(2)?) }))
     })?;
     records.collect()
 }
@@ -48,7 +47,7 @@ pub(super) fn remove(sqlite: &Connection, records: &[(String, i64)]) -> rusqlite
     records.iter().try_for_each(|record| delete.execute((&record.0, record.1)).map(|_| ()))
 }
 
-fn parse(text: &str) -> rusqlite::Result<serde_json::Value> {
-    let parsed = serde_json::from_str(text);
-    parsed.map_err(|error| rusqlite::Error::FromSqlConversionFailure(1, Type::Text, error.into()))
+/// A text that is not JSON becomes a string, which no record is.
+fn parse(text: String) -> serde_json::Value {
+    serde_json::from_str(&text).unwrap_or_else(|_| text.into())
 }

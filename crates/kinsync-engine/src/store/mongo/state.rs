@@ -118,10 +118,11 @@ impl Inner {
 }
 
 fn record(doc: &RawDocument) -> Option<(String, Saved)> {
-    let value = doc.get_str("value").ok().and_then(|text| serde_json::from_str(text).ok());
-    // A manually damaged value counts as empty.
-    let saved = Saved { value: value.unwrap_or_default(), revision: doc.get_i64("revision").ok()? };
-    Some((doc.get_str("_id").ok()?.to_owned(), saved))
+    // A document that was changed by hand is a record that cannot be decoded, not a missing one.
+    let text = doc.get_str("value").unwrap_or_default();
+    let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
+    let revision = doc.get_i64("revision").unwrap_or(-1);
+    Some((doc.get_str("_id").ok()?.to_owned(), Saved { value, revision }))
 }
 
 fn with_prefix(prefix: &str, after: Option<&str>) -> Document {

@@ -1,0 +1,129 @@
+//! A store of a process that the kernel suspends: every call waits until the process goes on.
+
+use std::{collections::HashMap, fmt, sync::Arc};
+
+use async_trait::async_trait;
+use kinsync_core::UserId;
+use kinsync_engine::internal::store::{
+    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter,
+};
+use tokio::sync::watch;
+
+pub(crate) struct Suspended {
+    store: Arc<dyn Store>,
+    is_suspended: watch::Sender<bool>,
+}
+
+impl fmt::Debug for Suspended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Suspended")
+    }
+}
+
+impl Suspended {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Arc<Self> {
+        Arc::new(Self { store, is_suspended: watch::Sender::new(false) })
+    }
+
+    pub(crate) fn suspend(&self) {
+        self.is_suspended.send_replace(true);
+    }
+
+    pub(crate) fn resume(&self) {
+        self.is_suspended.send_replace(false);
+    }
+
+    async fn store(&self) -> &dyn Store {
+        let mut watched = self.is_suspended.subscribe();
+        _ = watched.wait_for(|is_suspended| !is_suspended).await;
+        &*self.store
+    }
+}
+
+#[async_trait]
+impl Store for Suspended {
+    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
+        self.store().await.load(ids).await
+    }
+
+    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        self.store().await.write(rows).await
+    }
+
+    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        self.store().await.claimants(emails).await
+    }
+
+    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
+        self.store().await.email_holders(emails).await
+    }
+
+    async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        self.store().await.conflicted(after, limit).await
+    }
+
+    async fn link(&self, row: &Row) -> Result<Outcome, Error> {
+        self.store().await.link(row).await
+    }
+
+    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        self.store().await.pending_emails(after, limit).await
+    }
+
+    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+        self.store().await.log(events).await
+    }
+
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+        self.store().await.events(filter).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+        self.store().await.event(event_id).await
+    }
+
+    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
+        self.store().await.users(filter).await
+    }
+
+    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        self.store().await.ids(after, limit).await
+    }
+
+    async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
+        self.store().await.state(key).await
+    }
+
+    async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
+        self.store().await.put_state(key, value, expected).await
+    }
+
+    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
+        self.store().await.states(keys).await
+    }
+
+    async fn list_states(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        self.store().await.list_states(prefix, after, limit).await
+    }
+
+    async fn count_states(&self, prefix: &str) -> Result<u64, Error> {
+        self.store().await.count_states(prefix).await
+    }
+
+    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error> {
+        self.store().await.remove_states(records).await
+    }
+
+    async fn counts(&self) -> Result<Counts, Error> {
+        self.store().await.counts().await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.store().await.ping().await
+    }
+}

@@ -1,0 +1,95 @@
+//! `kinsync state list|reset`
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::Subcommand;
+use kinsync_engine::internal::{
+    state_records::{self, Key},
+    store::{Error, Store},
+};
+
+use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use crate::{
+    app::start::open_store,
+    config::{Config, Sources},
+};
+
+const AFTER_HELP: &str = "\
+kinsync keeps its own records in the store: leases, requests, held deletions, the list of scans. A version of kinsync that \
+cannot read one of them stops and names it. Run the version that wrote the record, or reset the record. Stop every kinsync \
+first: the embedded store is open in one process, and a running server may need the record.
+
+Examples:
+  kinsync state list
+  kinsync state reset reconcile.held";
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = AFTER_HELP)]
+pub(super) enum Command {
+    /// List the records, and what a reset of each loses
+    List(List),
+    /// Replace a record by an empty one
+    Reset(Reset),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    flags: ServerFlags,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Reset {
+    /// The record, such as `reconcile.held`
+    record: String,
+    #[command(flatten)]
+    flags: ServerFlags,
+}
+
+pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
+    block_on(async {
+        match command {
+            Command::List(args) => list(args.flags).await,
+            Command::Reset(args) => reset(&args.record, args.flags).await,
+        }
+    })
+}
+
+async fn list(flags: ServerFlags) -> Result<ExitCode, Exit> {
+    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    let mut rows = Vec::new();
+    for key in state_records::keys() {
+        let state = state(&*store, key).await.map_err(anyhow::Error::from)?;
+        rows.push([key.name.to_owned(), state.to_owned(), key.reset.to_owned()]);
+    }
+    output::table(["RECORD", "STATE", "AFTER A RESET"], rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn state(store: &dyn Store, key: &Key) -> Result<&'static str, Error> {
+    match state_records::check(store, key).await {
+        Ok(true) => Ok("readable"),
+        Ok(false) => Ok("not stored"),
+        Err(Error::Refused { .. }) => Ok("unreadable"),
+        Err(error) => Err(error),
+    }
+}
+
+async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
+    let keys = state_records::keys();
+    let key = keys.iter().find(|key| key.name == record).ok_or_else(|| {
+        let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
+        anyhow!("there is no record `{record}`; the records are {}", names.join(", "))
+    })?;
+    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    let is_stored = state_records::reset(&*store, key).await.map_err(anyhow::Error::from)?;
+    output::say(&if is_stored {
+        format!("reset: {}", key.reset)
+    } else {
+        format!("`{record}` is not stored; nothing was changed")
+    });
+    Ok(ExitCode::SUCCESS)
+}
