@@ -158,6 +158,7 @@ pub(crate) async fn apply_compared(
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
+#[cfg(feature = "mongodb")]
 pub(crate) async fn rewrite(store: &dyn Store, users: &[UserId], now: Micros) -> Result<Applied, Error> {
     let deltas = users.iter().map(|user| (user.clone(), Delta::empty())).collect();
     apply_deltas(store, deltas, now, None).await

@@ -128,10 +128,12 @@ impl TryFrom<String> for DocumentKey {
 pub struct KeySet(u64);
 
 impl KeySet {
+    #[cfg(any(feature = "mongodb", test))]
     pub(crate) fn from_bits(bits: i64) -> Self {
         Self(u64::try_from(bits).unwrap_or_default())
     }
 
+    #[cfg(any(feature = "mongodb", test))]
     pub(crate) fn bits(self) -> i64 {
         self.0.cast_signed()
     }
@@ -150,6 +152,7 @@ impl KeySet {
         self.0 |= key.bit();
     }
 
+    #[cfg(any(feature = "mongodb", test))]
     pub(crate) fn remove(&mut self, key: DocumentKey) {
         self.0 &= !key.bit();
     }

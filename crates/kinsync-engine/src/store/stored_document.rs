@@ -88,6 +88,7 @@ impl StoredDocument {
     }
 
     /// Returns whether the document contains values of the application under kinsync's keys.
+    #[cfg(feature = "mongodb")]
     pub(super) fn has_values_of_the_application(&self) -> bool {
         self.foreign.keys().any(|key| *key != DocumentKey::KindeId)
     }

@@ -9,6 +9,7 @@ use kinsync_engine::{
         apply::apply,
         email_ownership::Sweep,
         link::{self, Run},
+        reconcile::record::{DriftKind, RunMode},
         store::{
             DocumentKey,
             mongo::{Config, FieldMapping, MongoStore},
@@ -17,8 +18,10 @@ use kinsync_engine::{
 };
 
 use crate::{
+    reconcile::World,
     store_mongo::{fresh, prepared, store, users},
     store_rows::{get, id},
+    stores,
 };
 
 const NOW: Micros = Micros(1_790_000_000_000_000);
@@ -449,4 +452,21 @@ async fn values_that_stay_are_listed_by_key_before_and_after_the_first_write() {
     let found = link::link(&store, NOW, Run::Dry, &|_| {}).await.unwrap();
     assert_eq!(keys(&found.kept), [("firstName".into(), 1, 1)]);
     assert_eq!(found.candidates[0].kept, [DocumentKey::Field(Field::FirstName)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scan_restores_and_reports_values_that_the_application_changed() {
+    let store = store().await;
+    let world = World::new(stores::over(store.clone())).await;
+    let ids = world.import(3);
+    world.reconcile().await;
+    let user = doc! { "kindeId": &ids[1] };
+    let edit = doc! { "$set": { "firstName": "Zed", "plan": "pro" } };
+    users(&store).update_one(user.clone(), edit).await.unwrap();
+    let edited = async |mode| world.run(mode).await.unwrap().tally.of(DriftKind::Edited);
+    assert_eq!(edited(RunMode::DryRun).await, 1);
+    assert_eq!(edited(RunMode::Reconcile).await, 1);
+    let found = users(&store).find_one(user).await.unwrap().unwrap();
+    assert_eq!((found.get_str("firstName").unwrap(), found.get_str("plan").unwrap()), ("First 1", "pro"));
+    assert_eq!(edited(RunMode::Reconcile).await, 0);
 }

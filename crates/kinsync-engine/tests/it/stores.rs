@@ -37,6 +37,11 @@ pub(crate) fn embedded() -> Fresh {
     Fresh { name: "embedded", store: Arc::new(store), _dir: Some(dir) }
 }
 
+/// This store, which lives as long as its database.
+pub(crate) fn over(store: mongo::MongoStore) -> Fresh {
+    Fresh { name: "mongodb", store: Arc::new(store), _dir: None }
+}
+
 pub(crate) async fn mongo() -> Fresh {
     let mongo = TestMongo::shared().await;
     let config = mongo::Config { database: Some(mongo.database()), ..mongo::Config::new(mongo.uri()) };
