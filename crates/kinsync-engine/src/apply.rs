@@ -16,7 +16,7 @@ use crate::{
     random,
     refused_users::{self, Refused, RefusedUser},
     scan_watermark::{self, Recheck, ScanNumber, ScanWatermarks},
-    store::{DocumentKey, Error, Outcome, Row, Store},
+    store::{DocumentKey, Error, Outcome, RefusedKeys, Row, Store},
 };
 
 /// Compare-and-set attempts before giving up. Each lost attempt means that a concurrent write succeeded.
@@ -25,6 +25,9 @@ const MAX_ROUNDS: u32 = 64;
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
 /// a read sees what a majority has, which may be later than the write that was in the way.
 const MAX_STUCK: u32 = 16;
+
+/// Rows with refused keys that are written again per call.
+const REFUSED_PAGE: usize = 1000;
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
 
@@ -278,56 +281,127 @@ impl Stuck {
     }
 }
 
-/// Writes the rows. A row with an address that another document shows is written again without it and with a pending mark,
-/// so that it does not block the others.
+/// Writes the rows, each with as many keys as the store accepts.
 async fn write(store: &dyn Store, rows: Vec<Row>, now: Micros) -> Result<Vec<(Row, Outcome)>, Error> {
-    let outcomes = store.write(&rows).await?;
-    let (taken, mut done): (Vec<_>, Vec<_>) =
-        rows.into_iter().zip(outcomes).partition(|(_, outcome)| *outcome == Outcome::EmailTaken);
-    if !taken.is_empty() {
-        let without: Vec<Row> = taken.into_iter().map(|(row, _)| without_email(row)).collect();
-        let outcomes = store.write(&without).await?;
-        done.extend(without.into_iter().zip(outcomes));
-    }
-    mark_rejected(store, &mut done).await?;
+    let is_stored: HashSet<UserId> =
+        rows.iter().filter(|row| row.revision > 0).map(|row| row.id.clone()).collect();
+    // A key that was refused before may be accepted now.
+    let rows = rows.into_iter().map(|row| Row { refused: RefusedKeys::default(), ..row }).collect();
+    let mut done = write_without(store, rows, reduced).await?;
+    let marked = |row: &Row, outcome: &Outcome| {
+        let reason = refusal(outcome)?.to_owned();
+        let is_due =
+            is_locked_out(row) || (is_stored.contains(&row.id) && matches!(outcome, Outcome::Rejected(_)));
+        let refused = RefusedKeys { all: Some(reason), ..RefusedKeys::default() };
+        (is_due && row.refused.all.is_none()).then(|| Row { refused, ..row.clone() })
+    };
+    retry(store, &mut done, marked).await?;
     keep_rejected(store, &done, now).await?;
     for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
         report_edits(row);
+        report_refused(row);
         row.written();
     }
     Ok(done)
 }
 
-/// Makes deletions and suspensions that were refused take effect, by a write of these marks alone.
-async fn mark_rejected(store: &dyn Store, done: &mut [(Row, Outcome)]) -> Result<(), Error> {
-    let (places, rows): (Vec<_>, Vec<_>) = done
-        .iter()
-        .enumerate()
-        .filter(|(_, (row, outcome))| refusal(outcome).is_some() && is_locked_out(row))
-        // The document may show another address than the state has: a later write corrects it.
-        .map(|(place, (row, _))| {
-            (place, if row.state.is_live() { without_email(row.clone()) } else { row.clone() })
-        })
-        .unzip();
+/// Writes the rows, and rows that the store rejects again as `next` says, until it returns no other row.
+async fn write_without(
+    store: &dyn Store,
+    rows: Vec<Row>,
+    next: impl Fn(&Row, &Outcome) -> Option<Row>,
+) -> Result<Vec<(Row, Outcome)>, Error> {
+    let outcomes = store.write(&rows).await?;
+    let mut done: Vec<(Row, Outcome)> = rows.into_iter().zip(outcomes).collect();
+    while retry(store, &mut done, &next).await? {}
+    Ok(done)
+}
+
+/// Writes the rows that `next` returns instead of rejected ones. Returns whether there were any. A rejection of such a row
+/// leaves the former one, unless `next` has a further one for it.
+async fn retry(
+    store: &dyn Store,
+    done: &mut [(Row, Outcome)],
+    next: impl Fn(&Row, &Outcome) -> Option<Row>,
+) -> Result<bool, Error> {
+    let again = done.iter().enumerate();
+    let (places, rows): (Vec<usize>, Vec<Row>) =
+        again.filter_map(|(place, (row, outcome))| Some((place, next(row, outcome)?))).unzip();
     if rows.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    let outcomes = store.write_marks(&rows).await?;
+    let outcomes = store.write(&rows).await?;
     for ((place, row), outcome) in places.into_iter().zip(rows).zip(outcomes) {
-        if refusal(&outcome).is_some() {
-            continue;
-        }
-        if outcome == Outcome::Written {
-            tracing::warn!(
-                user = row.id.as_str(),
-                reason = refusal(&done[place].1),
-                "the store rejects the document of a deleted or suspended user; only this mark was written"
-            );
-            metrics::counter!("kinsync_marks_written_total").increment(1);
-        }
         done[place] = (row, outcome);
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Returns the row without what the store rejects: an address that another document shows, which gets a pending mark, or keys
+/// that a rule of the application names.
+fn reduced(row: &Row, outcome: &Outcome) -> Option<Row> {
+    match outcome {
+        Outcome::EmailTaken if row.metadata.holds_email => Some(without_email(row.clone())),
+        Outcome::Rejected(rule) => {
+            let mut next = row.clone();
+            let is_new = |key: &&DocumentKey| !row.refused.keys.contains_key(key);
+            next.refused.keys.extend(rule.keys.iter().filter(is_new).map(|key| (*key, rule.reason.clone())));
+            (next.refused != row.refused).then_some(next)
+        }
+        _ => None,
+    }
+}
+
+/// Writes keys that a rule had kept out of documents and that the store now accepts. Checks a limited number of rows per
+/// call, after the user `after`. Returns the number of rows with a changed document.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub async fn apply_refused_keys(
+    store: &dyn Store,
+    after: &mut Option<UserId>,
+    now: Micros,
+) -> Result<usize, Error> {
+    let before = store.with_refused_keys(after.as_ref(), REFUSED_PAGE).await?;
+    *after = before.last().filter(|_| before.len() == REFUSED_PAGE).map(|row| row.id.clone());
+    let known: HashMap<UserId, RefusedKeys> =
+        before.iter().map(|row| (row.id.clone(), row.refused.clone())).collect();
+    let whole = |mut row: Row| {
+        row.metadata.updated_at = now;
+        Row { refused: RefusedKeys::default(), ..row }
+    };
+    // The same keys as before: the document is as it was.
+    let is_other = |row: &Row| !known.get(&row.id).is_some_and(|known| known.are_same_keys(&row.refused));
+    let next = |row: &Row, outcome: &Outcome| reduced(row, outcome).filter(is_other);
+    let done = write_without(store, before.into_iter().map(whole).collect(), next).await?;
+    let written: Vec<Row> = done
+        .into_iter()
+        .filter(|(_, outcome)| *outcome == Outcome::Written)
+        .map(|(mut row, _)| {
+            row.written();
+            row
+        })
+        .collect();
+    let changed = written.len();
+    let pending = written.into_iter().filter(|row| !row.pending_emails.is_empty()).collect();
+    resolve(store, pending, now).await?;
+    Ok(changed)
+}
+
+/// Reports keys that a rule of the application keeps out of the document.
+fn report_refused(row: &Row) {
+    let before = row.document.as_ref().map(|stored| stored.refused());
+    if row.refused.is_empty() || before.is_some_and(|before| *before == row.refused) {
+        return;
+    }
+    let reasons: Vec<String> =
+        row.refused.reasons().into_iter().map(|(key, reason)| format!("{key}: {reason}")).collect();
+    tracing::warn!(
+        user = row.id.as_str(),
+        refused = reasons.join("; "),
+        "a rule of the database keeps values out of the document of a user"
+    );
+    metrics::counter!("kinsync_keys_refused_total").increment(1);
 }
 
 /// Keeps what the store rejects as records of kinsync, for [`apply_refused`] and for the request path. Of a user who only

@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::random;
+use crate::{random, store};
 
 /// Limits of a breaker.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,29 @@ impl Default for Config {
             max_pause: Duration::from_secs(5),
             probe_deadline: Duration::from_secs(15),
         }
+    }
+}
+
+/// The last failure of a dependency.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Failure {
+    /// What failed and, after a refusal, what to do. Names no host.
+    pub summary: String,
+    /// The summary with all causes. A cause may name hosts.
+    pub chain: String,
+    /// Whether the dependency understood the call and refuses it until an operator changes something.
+    pub is_refusal: bool,
+}
+
+impl Failure {
+    pub(crate) fn of(error: &(dyn std::error::Error + 'static)) -> Self {
+        let refusal = error.downcast_ref::<store::Error>().is_some_and(|error| !error.is_transient());
+        Self { summary: error.to_string(), chain: error_chain(error), is_refusal: refusal }
+    }
+
+    pub(crate) fn not_connected() -> Self {
+        let text = "not connected yet".to_owned();
+        Self { summary: text.clone(), chain: text, is_refusal: false }
     }
 }
 
@@ -77,13 +100,13 @@ struct Inner {
     failures: u32,
     /// While open: earliest time of the next probe. While half-open: deadline of the probe.
     until: Instant,
-    last_error: Option<String>,
+    last_failure: Option<Failure>,
 }
 
 impl Breaker {
     /// Creates a closed breaker. `dependency` and `caller` name it in logs and are the labels of `kinsync_breaker_state`.
     pub fn new(dependency: &'static str, caller: &'static str, config: Config) -> Self {
-        let inner = Inner { state: State::Closed, failures: 0, until: Instant::now(), last_error: None };
+        let inner = Inner { state: State::Closed, failures: 0, until: Instant::now(), last_failure: None };
         let breaker = Self(Arc::new(Shared {
             dependency,
             caller,
@@ -100,9 +123,9 @@ impl Breaker {
         self.lock().state
     }
 
-    /// Returns the last failure with all its causes since the last success.
-    pub fn last_error(&self) -> Option<String> {
-        self.lock().last_error.clone()
+    /// Returns the last failure since the last success.
+    pub fn last_failure(&self) -> Option<Failure> {
+        self.lock().last_failure.clone()
     }
 
     /// Waits until a call may pass. Afterwards the caller reports [`Breaker::succeeded`] or [`Breaker::failed`]. A probe
@@ -130,7 +153,7 @@ impl Breaker {
         let was = inner.state;
         inner.failures = 0;
         inner.state = State::Closed;
-        inner.last_error = None;
+        inner.last_failure = None;
         drop(inner);
         if was != State::Closed {
             tracing::info!(
@@ -144,12 +167,13 @@ impl Breaker {
     }
 
     /// Records a failed call. Call it only for failures that the dependency caused, such as a timeout.
-    pub fn failed(&self, error: &dyn std::error::Error) {
-        let error = error_chain(error);
+    pub fn failed(&self, error: &(dyn std::error::Error + 'static)) {
+        let failure = Failure::of(error);
+        let error = failure.chain.clone();
         let mut inner = self.lock();
         inner.failures = inner.failures.saturating_add(1);
-        let is_new_cause = inner.last_error.as_ref() != Some(&error);
-        inner.last_error = Some(error.clone());
+        let is_new_cause = inner.last_failure.as_ref() != Some(&failure);
+        inner.last_failure = Some(failure);
         if inner.state == State::Closed && inner.failures < self.0.config.failures {
             return;
         }
@@ -299,7 +323,7 @@ mod tests {
         let breaker = breaker();
         let error = crate::queue::Error::Unavailable { hint: "/data".into(), source: "down".into() };
         breaker.failed(&error);
-        let known = breaker.last_error().unwrap();
+        let known = breaker.last_failure().unwrap().chain;
         assert!(known.contains("/data") && known.ends_with(": down"), "{known}");
     }
 

@@ -14,7 +14,7 @@ use kinsync_core::{Field, Micros, UserId, email};
 use crate::{
     apply::{contention, pause},
     pending_checks::PendingChecks,
-    store::{Error, Holder, Outcome, Row, Store},
+    store::{Error, Holder, Outcome, RefusedKeys, Row, Store},
 };
 
 /// Compare-and-set attempts before giving up.
@@ -254,7 +254,9 @@ impl<'a> Transfer<'a> {
         if row.state.shown_email(&row.metadata) == Some(address) {
             return Ok(false);
         }
-        let outcomes = self.store.write(&[row]).await?;
+        // All keys: a rule may have kept the address in the document.
+        let whole = Row { refused: RefusedKeys::default(), ..row };
+        let outcomes = self.store.write(&[whole]).await?;
         Ok(outcomes.iter().any(|outcome| !matches!(outcome, Outcome::Written | Outcome::Stale)))
     }
 

@@ -18,7 +18,7 @@ use kinsync_core::UserId;
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    breaker::{self, Breaker, error_chain},
+    breaker::{self, Breaker, Failure},
     clock::Clock,
     pending_checks::{self, Approval, PendingChecks},
     projector::{self, Projector, RejectedByStore},
@@ -145,7 +145,7 @@ impl Builder {
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
         let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
-        let unprepared = store.needs_preparation().then(|| "not connected yet".to_owned());
+        let unprepared = store.needs_preparation().then(Failure::not_connected);
         let breaker = Breaker::new("store", "projector", breaker);
         let projector = projector::Config { check_without_time: reconciler.is_some(), ..projector };
         let projector =
@@ -181,7 +181,7 @@ struct Inner {
     reconciler: Option<ReconcilerHandle>,
     schedule: Option<Schedule>,
     /// Why the store is not prepared; `None` once it is.
-    unprepared: watch::Sender<Option<String>>,
+    unprepared: watch::Sender<Option<Failure>>,
     /// Requested checks that no process carries out, because there is no Management API.
     unchecked_users: AtomicUsize,
     supervisor: Supervisor,
@@ -215,16 +215,17 @@ impl Engine {
 
     /// Starts the projector and the reconciler. Call it once.
     pub fn start(&self) {
+        if let Some((collection, named_by)) = self.0.store.place() {
+            tracing::info!(collection, named_by, "users are stored in MongoDB");
+        }
         let engine = self.clone();
         self.0.supervisor.spawn("projector", move |stop| {
             let engine = engine.clone();
             async move {
+                // Boxed: the future is large.
                 let prepared = Box::pin(stop.run_until_cancelled(engine.prepare_store()));
-                if prepared.await == Some(true) {
+                if prepared.await.is_some() {
                     engine.0.projector.run(stop).await;
-                } else {
-                    // A refused store ends the process; until then there is nothing to do.
-                    stop.cancelled().await;
                 }
             }
         });
@@ -276,35 +277,26 @@ impl Engine {
         }
     }
 
-    /// Prepares the store, however long that takes. `false` when it is refused: reported as fatal.
-    async fn prepare_store(&self) -> bool {
+    /// Prepares the store, however long that takes. A store that refuses a command is tried again as well: an operator can
+    /// change a password, a role or an index while deliveries are queued.
+    async fn prepare_store(&self) {
         let mut pause = FIRST_PAUSE;
-        loop {
-            let (store, kind) = (&self.0.store, self.0.store.kind());
-            match store.prepare().await {
-                Ok(()) => {
-                    tracing::info!(store = kind, "the store is ready");
-                    self.0.unprepared.send_replace(None);
-                    return true;
-                }
-                Err(error) if error.is_transient() => {
-                    let cause = error_chain(&error);
-                    tracing::warn!(
-                        store = kind,
-                        error = cause,
-                        "the store does not answer; deliveries are queued"
-                    );
-                    self.0.unprepared.send_replace(Some(cause));
-                }
-                Err(error) => {
-                    self.0.unprepared.send_replace(Some(error_chain(&error)));
-                    self.0.supervisor.fail(Arc::new(Error::Store(error)));
-                    return false;
+        let (store, kind) = (&self.0.store, self.0.store.kind());
+        while let Err(error) = store.prepare().await {
+            let failure = Failure::of(&error);
+            if self.0.unprepared.send_replace(Some(failure.clone())).as_ref() != Some(&failure) {
+                let (error, message) = (failure.chain, "the store cannot be used yet; deliveries are queued");
+                if failure.is_refusal {
+                    tracing::error!(store = kind, error, message);
+                } else {
+                    tracing::warn!(store = kind, error, message);
                 }
             }
             tokio::time::sleep(random::jitter(pause, 0.5..=1.0)).await;
             pause = (pause * 2).min(MAX_PAUSE);
         }
+        tracing::info!(store = kind, "the store is ready");
+        self.0.unprepared.send_replace(None);
     }
 
     /// Stops the tasks after their current batch, then closes the queue. Cancel safe: what was accepted stays queued.
@@ -334,7 +326,7 @@ impl Engine {
     }
 
     /// Why the store is not prepared yet; `None` once it is.
-    pub fn store_error(&self) -> Option<String> {
+    pub fn store_failure(&self) -> Option<Failure> {
         self.0.unprepared.borrow().clone()
     }
 

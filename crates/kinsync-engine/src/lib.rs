@@ -50,13 +50,13 @@ mod supervisor;
 #[doc(hidden)]
 pub mod internal;
 
-pub use breaker::Breaker;
+pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
 pub use projector::RejectedByStore;
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
 pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
 #[cfg(feature = "mongodb")]
-pub use store::mongo::{Config as MongoConfig, LinkByEmail};
+pub use store::mongo::{Config as MongoConfig, LinkByEmail, TombstoneEmail};
 pub use store::{Error as StoreError, Row, Store, UserFilter};
 pub use supervisor::{ComponentStatus, Supervisor};

@@ -4,7 +4,7 @@
 //! [`crate::email_ownership`] decide the content of every write, once for all stores.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     ops::Deref,
 };
@@ -40,16 +40,58 @@ pub struct Row {
     pub revision: i64,
     /// Addresses with a pending decision about their owner, caused by a change of this row.
     pub pending_emails: BTreeSet<String>,
+    /// Keys that a rule of the application keeps out of the document.
+    pub refused: RefusedKeys,
     /// The document as it was read; `None` for a user without a document, and in a store without documents of an
     /// application.
     pub document: Option<Box<StoredDocument>>,
 }
 
+/// Keys that an index or a validator of the application keeps out of a document, each with the reason. The store keeps their
+/// values, and does not show them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RefusedKeys {
+    /// Single keys.
+    pub keys: BTreeMap<DocumentKey, String>,
+    /// Why the document shows only whether the user is deleted or suspended, and keeps every other key as it was.
+    pub all: Option<String>,
+}
+
+impl RefusedKeys {
+    /// Returns whether no key is refused.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.all.is_none()
+    }
+
+    /// Returns each refused key by name, `*` for all, with the reason.
+    pub fn reasons(&self) -> BTreeMap<String, String> {
+        let keys = self.keys.iter().map(|(key, reason)| (key.name().to_owned(), reason.clone()));
+        keys.chain(self.all.iter().map(|reason| (ALL_KEYS.to_owned(), reason.clone()))).collect()
+    }
+
+    pub(crate) fn insert(&mut self, name: &str, reason: &str) {
+        if name == ALL_KEYS {
+            self.all = Some(reason.to_owned());
+        } else if let Some(key) = DocumentKey::from_name(name) {
+            self.keys.insert(key, reason.to_owned());
+        }
+    }
+
+    /// Returns whether the same keys are refused, for whatever reason.
+    pub(crate) fn are_same_keys(&self, other: &Self) -> bool {
+        self.all.is_some() == other.all.is_some() && self.keys.keys().eq(other.keys.keys())
+    }
+}
+
+/// The name of all keys but the marks.
+const ALL_KEYS: &str = "*";
+
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {
-        let Self { id, state, metadata, revision, pending_emails, document: _ } = self;
+        let Self { id, state, metadata, revision, pending_emails, refused, document: _ } = self;
         (id, state, metadata) == (&other.id, &other.state, &other.metadata)
             && (revision, pending_emails) == (&other.revision, &other.pending_emails)
+            && *refused == other.refused
     }
 }
 
@@ -64,6 +106,7 @@ impl Row {
             metadata: RowMetadata::default(),
             revision: 0,
             pending_emails: BTreeSet::new(),
+            refused: RefusedKeys::default(),
             document: None,
         }
     }
@@ -153,8 +196,8 @@ pub enum Outcome {
 pub struct Rejection {
     /// Names the rule, for an operator. Contains no value of the document.
     pub reason: String,
-    /// Keys of the document that the rule names. Without them the store may accept the document.
-    pub keys: Vec<String>,
+    /// Keys that the rule names and that the document can lack. Without them the store may accept the document.
+    pub keys: Vec<DocumentKey>,
 }
 
 impl<T: Into<String>> From<T> for Rejection {
@@ -330,16 +373,19 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(ids.iter().zip(rows).map(|(id, row)| row.unwrap_or_else(|| Row::unknown(id.clone()))).collect())
     }
 
-    /// Writes each row if the stored revision is still `row.revision` (0: not stored yet), as
+    /// Writes each row, without its [`Row::refused`] keys, if the stored revision is still `row.revision` (0: not stored yet), as
     /// revision `row.revision + 1`. One row is one atomic step; rows do not depend on each other.
     /// Acknowledged durably (majority). Outcomes are in the order of the rows.
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error>;
 
-    /// Writes rows that [`Store::write`] rejects, under the same condition. The documents show only whether the user is
-    /// deleted or suspended; every other top-level key stays unchanged. The store keeps the whole state, and the next
-    /// [`Store::write`] shows it.
-    async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        self.write(rows).await
+    /// Returns rows with refused keys, after this id and in the order of their ids.
+    async fn with_refused_keys(&self, _after: Option<&UserId>, _limit: usize) -> Result<Vec<Row>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the number of rows with refused keys.
+    async fn count_refused_keys(&self) -> Result<u64, Error> {
+        Ok(0)
     }
 
     /// Returns the live rows with one of these newest addresses, shown or in a conflict.
@@ -409,6 +455,18 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Fails unless the store responds and accepts a write.
     async fn ping(&self) -> Result<(), Error>;
 
+    /// Returns what conflicts with the documents that kinsync writes, and creates indexes that were missing. Meant to run
+    /// regularly: an application may change indexes and validators at any time.
+    async fn examine(&self) -> Result<Vec<StoreProblem>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Returns whether the unique index on the address exists. Without it the caller has to look for documents with the
+    /// same address.
+    fn enforces_unique_emails(&self) -> bool {
+        true
+    }
+
     /// Returns whether the store accepts a write of this row. Changes nothing that is read, not even the revision.
     async fn accepts_write_of(&self, _row: &Row) -> Result<bool, Error> {
         self.ping().await.map(|()| true)
@@ -418,6 +476,28 @@ pub trait Store: fmt::Debug + Send + Sync {
 /// Returns the key that sorts after every key with this prefix.
 fn end_of(prefix: &str) -> String {
     format!("{prefix}{}", char::MAX)
+}
+
+/// How serious a problem of the store is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Severity {
+    /// A value of some users may be left out of their documents.
+    Warning,
+    /// Users may not be stored, or a guarantee does not hold.
+    Error,
+}
+
+/// A rule of the database, or a state of the server, that conflicts with what kinsync writes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StoreProblem {
+    /// The subject, such as `index username_1` or `validator`.
+    pub subject: String,
+    /// How serious it is.
+    pub severity: Severity,
+    /// The conflict, as a sentence without a full stop. Contains no value of a document, but may name documents.
+    pub what: String,
+    /// The command or setting that resolves it.
+    pub fix: String,
 }
 
 /// Measures one operation of a store.

@@ -21,7 +21,7 @@ use std::{
 };
 
 use http::HeaderValue;
-use kinsync_engine::{LinkByEmail, internal::store::mongo::FieldMapping};
+use kinsync_engine::{LinkByEmail, TombstoneEmail, internal::store::mongo::FieldMapping};
 use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
@@ -106,6 +106,8 @@ pub struct Store {
     pub unique_email: bool,
     /// When documents that the application created are linked to users.
     pub link_by_email: LinkByEmail,
+    /// What happens to the address of a deleted user where a rule rejects a document without one.
+    pub tombstone_email: TombstoneEmail,
     /// What happens to requests of users whose document a rule of the database rejects.
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.

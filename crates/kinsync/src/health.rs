@@ -10,9 +10,10 @@ use kinsync_core::Micros;
 use kinsync_engine::{
     ComponentStatus,
     internal::{
-        breaker::{Breaker, State},
+        breaker::{Breaker, Failure, State},
         queue::{self, Stats},
         reconcile::{record::DriftKind, webhook_health},
+        store::{Severity, StoreProblem},
     },
 };
 use kinsync_tower::problem::chain;
@@ -20,7 +21,7 @@ use kinsync_tower::problem::chain;
 use crate::{
     api::health::{
         AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, QueueHealth,
-        ReconcileHealth, StoreHealth, TaskHealth, WebhookHealth,
+        ReconcileHealth, StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
     },
     app::AppState,
     metrics::age,
@@ -36,6 +37,15 @@ const REPORTED_FOR: Duration = Duration::from_hours(1);
 /// Failed verifications in a row that are a problem.
 const MANY_FAILURES: u64 = 10;
 
+/// How much a route for monitoring answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Detail {
+    /// Without causes, which may name hosts.
+    Open,
+    /// Everything: the request carries the admin token.
+    Operator,
+}
+
 /// The state of the server.
 #[derive(Debug)]
 pub struct Health {
@@ -49,10 +59,10 @@ pub struct Health {
 
 impl Health {
     /// Collects what is known without a request to a dependency.
-    pub async fn of(state: &AppState) -> Self {
+    pub async fn of(state: &AppState, detail: Detail) -> Self {
         let queued = state.engine.queue().stats().await;
         let now = state.engine.clock().now();
-        let mut problems = Problems::default();
+        let mut problems = Problems { failing: Vec::new(), degraded: Vec::new(), detail };
         let components = Components {
             webhook: problems.webhook(state, now),
             queue: problems.queue(state, now, queued),
@@ -62,7 +72,7 @@ impl Health {
             reconcile: problems.reconcile(state, now),
             tasks: problems.tasks(state.engine.supervisor().status()),
         };
-        let Problems { failing, degraded } = problems;
+        let Problems { failing, degraded, .. } = problems;
         Self { failing, degraded, components, uptime: state.started.elapsed() }
     }
 
@@ -104,13 +114,35 @@ pub fn login_problems(state: &AppState) -> Vec<String> {
     vec!["the signing keys of no issuer are known yet, so every token is answered 503".into()]
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Problems {
     failing: Vec<String>,
     degraded: Vec<String>,
+    detail: Detail,
 }
 
 impl Problems {
+    /// The cause of an error, which may name hosts.
+    fn cause(&self, chain: Option<&str>) -> String {
+        let hidden = "the log and the answer to the admin token name the cause";
+        match (self.detail, chain) {
+            (_, None) => "no error is recorded yet",
+            (Detail::Open, Some(_)) => hidden,
+            (Detail::Operator, Some(chain)) => chain,
+        }
+        .to_owned()
+    }
+
+    /// The failure of a dependency: its summary names no host.
+    fn failure(&self, failure: Option<&Failure>) -> String {
+        match (self.detail, failure) {
+            (_, None) => "no error is recorded yet",
+            (Detail::Open, Some(failure)) => &failure.summary,
+            (Detail::Operator, Some(failure)) => &failure.chain,
+        }
+        .to_owned()
+    }
+
     fn webhook(&mut self, state: &AppState, now: Micros) -> WebhookHealth {
         let (activity, failures) =
             (state.webhook.activity(), state.webhook.activity().consecutive_failures());
@@ -139,7 +171,8 @@ impl Problems {
 
     fn queue(&mut self, state: &AppState, now: Micros, queued: Result<Stats, queue::Error>) -> QueueHealth {
         let queued = queued.unwrap_or_else(|error| {
-            self.failing.push(format!("the queue does not answer: {}", chain(&error)));
+            let cause = self.cause(Some(&chain(&error)));
+            self.failing.push(format!("the queue does not answer: {cause}"));
             Stats::default()
         });
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
@@ -173,12 +206,18 @@ impl Problems {
     }
 
     fn store(&mut self, state: &AppState) -> StoreHealth {
-        let (unprepared, kind) = (state.engine.store_error(), state.engine.store_kind());
-        let last_error = unprepared.clone().or_else(|| state.engine.breaker().last_error());
+        let (unprepared, kind) = (state.engine.store_failure(), state.engine.store_kind());
+        let failure = unprepared.clone().or_else(|| state.engine.breaker().last_failure());
+        let last_error = failure.as_ref().map(|failure| self.failure(Some(failure)));
         if state.engine.breaker().state() != State::Closed || unprepared.is_some() {
+            let what = if failure.as_ref().is_some_and(|failure| failure.is_refusal) {
+                "refuses what kinsync needs"
+            } else {
+                "is unavailable"
+            };
+            let cause = self.failure(failure.as_ref());
             self.degraded.push(format!(
-                "the store ({kind}) is unavailable; deliveries are accepted and queued: {}",
-                cause(last_error.as_deref())
+                "the store ({kind}) {what}; deliveries are accepted and queued, and users that are stored are served: {cause}"
             ));
         }
         let rejected = state.engine.rejected_by_store();
@@ -189,8 +228,24 @@ impl Problems {
                 users = rejected.users
             ));
         }
+        if rejected.incomplete_users > 0 {
+            self.degraded.push(format!(
+                "{} users are stored without all their values, because a rule of the database rejects them: `kinsync.refused` \
+                 in their documents and `kinsync users explain` name the keys and the rules",
+                rejected.incomplete_users
+            ));
+        }
+        let serious = rejected.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        for StoreProblem { what, fix, .. } in serious {
+            self.degraded.push(format!("{what}: {fix}"));
+        }
+        if let Some(failure) = &rejected.failure {
+            self.degraded.push(format!("the last sweep of the store failed: {}", self.cause(Some(failure))));
+        }
         StoreHealth {
+            conflicts: rejected.problems.iter().map(StoreConflict::from).collect(),
             refused_users: rejected.users,
+            incomplete_users: rejected.incomplete_users,
             kind: kind.to_owned(),
             prepared: unprepared.is_none(),
             breaker: state.engine.breaker().state().into(),
@@ -202,20 +257,26 @@ impl Problems {
         for (name, ComponentStatus { restarts, failure }) in &status {
             if let Some(failure) = failure {
                 self.degraded.push(format!(
-                    "the task `{name}` failed and was restarted ({restarts} restarts): {failure}; report it with the log"
+                    "the task `{name}` failed and was restarted ({restarts} restarts): {}; report it with the log",
+                    self.cause(Some(failure))
                 ));
             }
         }
-        status.into_iter().map(|(name, status)| (name.to_owned(), status.into())).collect()
+        let shown = |status: ComponentStatus| {
+            let failure = status.failure.map(|failure| self.cause(Some(&failure)));
+            TaskHealth::from(ComponentStatus { failure, ..status })
+        };
+        status.into_iter().map(|(name, status)| (name.to_owned(), shown(status))).collect()
     }
 
     fn authentication(&mut self, state: &AppState) -> Option<AuthenticationHealth> {
         let breaker: &Breaker = state.authenticator.as_ref()?.breaker();
-        let last_error = breaker.last_error();
+        let failure = breaker.last_failure();
+        let last_error = failure.as_ref().map(|failure| self.failure(Some(failure)));
         if breaker.state() != State::Closed {
             self.degraded.push(format!(
                 "authenticated requests are answered without the store and marked as degraded: {}",
-                cause(last_error.as_deref())
+                self.failure(failure.as_ref())
             ));
         }
         Some(AuthenticationHealth { breaker: breaker.state().into(), last_error })
@@ -240,7 +301,7 @@ impl Problems {
             self.degraded.push(format!("{silent}; {}", webhook_health::FIX));
         }
         if let Some(failure) = &status.failure {
-            self.degraded.push(format!("the last scan of Kinde failed: {failure}"));
+            self.degraded.push(format!("the last scan of Kinde failed: {}", self.cause(Some(failure))));
         }
         let latest = status.latest.as_ref();
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::DeletionHeld) > 0) {
@@ -256,13 +317,13 @@ impl Problems {
             seconds_since_last_run: latest.map(|run| age(run.started_at, now)),
             missed_by_webhook: latest.map(|run| run.tally.missed()),
             webhook_silence: status.silent_webhook.as_ref().map(Into::into),
-            last_error: status.failure.clone(),
+            last_error: status.failure.as_deref().map(|failure| self.cause(Some(failure))),
         })
     }
 
     fn keys(&mut self, state: &AppState, keys: &Jwks) -> KeySetHealth {
         let status = keys.status();
-        let why = cause(status.last_error.as_deref());
+        let why = self.cause(status.last_error.as_deref());
         if status.key_count == 0 {
             let problem = format!(
                 "the signing keys of {} are not known yet, so what they sign is answered 503: {why}",
@@ -292,11 +353,7 @@ impl Problems {
             age_seconds: status.last_success_age.map(|age| age.as_secs_f64()),
             fetches: status.fetch_count,
             failures: u64::from(status.consecutive_failures),
-            last_error: status.last_error,
+            last_error: status.last_error.map(|error| self.cause(Some(&error))),
         }
     }
-}
-
-fn cause(last_error: Option<&str>) -> &str {
-    last_error.unwrap_or("no error is recorded yet")
 }

@@ -213,6 +213,16 @@ pub const METRICS: &[Metric] = &[
         help: "Users whose document an index or a validator of the database rejects",
     },
     Metric {
+        name: "kinsync_incomplete_users",
+        kind: Kind::Gauge,
+        help: "Users whose documents lack keys, because an index or a validator of the database rejects their values",
+    },
+    Metric {
+        name: "kinsync_keys_refused_total",
+        kind: Kind::Counter,
+        help: "Documents written without keys that an index or a validator of the database rejects",
+    },
+    Metric {
         name: "kinsync_users_refused_total",
         kind: Kind::Counter,
         help: "Rejections of users by an index or a validator of the database, one per user and rule",
@@ -338,8 +348,10 @@ pub async fn render(state: &AppState) -> String {
         let issuer = keys.issuer().to_owned();
         gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
-    gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.engine.store_error().is_none())));
-    gauge!("kinsync_refused_users").set(float(state.engine.rejected_by_store().users));
+    gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.engine.store_failure().is_none())));
+    let rejected = state.engine.rejected_by_store();
+    gauge!("kinsync_refused_users").set(float(rejected.users));
+    gauge!("kinsync_incomplete_users").set(float(rejected.incomplete_users));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
 }

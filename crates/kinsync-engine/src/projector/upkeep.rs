@@ -9,11 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Projector;
 use crate::{
-    apply::apply_refused,
+    apply::{apply_refused, apply_refused_keys},
     breaker::error_chain,
     email_ownership::Sweep,
     refused_users,
-    store::{self},
+    store::{self, Severity, StoreProblem},
 };
 
 /// Interval at which refused users are counted.
@@ -27,8 +27,12 @@ const EXAMPLES: usize = 3;
 pub struct RejectedByStore {
     /// Users that the store has nothing of, or not their newest state, because a rule rejects their documents.
     pub users: u64,
-    /// Some of them, each with the rule.
+    /// Users whose documents lack keys, because a rule rejects them.
+    pub incomplete_users: u64,
+    /// Some refused users, each with the rule.
     pub examples: Vec<(UserId, String)>,
+    /// What conflicts with the documents that kinsync writes: rules of the application, missing indexes.
+    pub problems: Vec<StoreProblem>,
     /// Why the last sweep failed; `None` after a complete one.
     pub failure: Option<String>,
 }
@@ -37,6 +41,7 @@ pub struct RejectedByStore {
 #[derive(Debug, Default)]
 struct Positions {
     refused: Option<UserId>,
+    refused_keys: Option<UserId>,
     emails: Sweep,
 }
 
@@ -72,21 +77,41 @@ impl Projector {
     }
 
     async fn look_after(&self, positions: &mut Positions, is_due: bool) -> Result<(), store::Error> {
-        if is_due {
+        let problems = if is_due {
+            // Before the sweep: it stores what a changed rule allows.
+            let problems = self.store.examine().await?;
+            self.log_new(&problems);
             self.sweep(positions).await?;
-        }
+            Some(problems)
+        } else {
+            None
+        };
         let users = refused_users::count(&*self.store).await?;
+        let incomplete_users = self.store.count_refused_keys().await?;
         let examples =
             if users == 0 { Vec::new() } else { refused_users::list(&*self.store, None, EXAMPLES).await? };
         let examples = examples.into_iter().map(|refused| (refused.id, refused.user.reason)).collect();
         self.rejected.send_if_modified(|rejected| {
             let failure = if is_due { None } else { rejected.failure.clone() };
-            let now = RejectedByStore { users, examples, failure };
+            let problems = problems.unwrap_or_else(|| rejected.problems.clone());
+            let now = RejectedByStore { users, incomplete_users, examples, problems, failure };
             let is_new = *rejected != now;
             *rejected = now;
             is_new
         });
         Ok(())
+    }
+
+    /// Logs problems that the last examination did not find.
+    fn log_new(&self, problems: &[StoreProblem]) {
+        let known = self.rejected.borrow();
+        for problem in problems.iter().filter(|problem| !known.problems.contains(problem)) {
+            let StoreProblem { subject, what, fix, .. } = problem;
+            match problem.severity {
+                Severity::Error => tracing::error!(subject, fix, "{what}"),
+                Severity::Warning => tracing::warn!(subject, fix, "{what}"),
+            }
+        }
     }
 
     /// Writes refused users that the store now accepts, and completes interrupted transfers of addresses.
@@ -95,6 +120,10 @@ impl Projector {
         let users = apply_refused(&*self.store, &mut positions.refused, now).await?;
         if users > 0 {
             tracing::info!(users, "stored users that a rule of the store had rejected");
+        }
+        let users = apply_refused_keys(&*self.store, &mut positions.refused_keys, now).await?;
+        if users > 0 {
+            tracing::info!(users, "wrote keys that a rule of the store had rejected");
         }
         let rows = positions.emails.run(&*self.store, now).await?;
         if rows > 0 {

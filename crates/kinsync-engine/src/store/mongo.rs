@@ -12,7 +12,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -33,14 +33,16 @@ pub use self::kept::{KeptKey, KeptKeys, KeptTally, WAYS_OUT};
 pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
-use self::{call::Calls, encode::Scope, keys::Keys, mappings::Mappings};
+use self::{call::Calls, examine::LastBuild, keys::Keys, mappings::Mappings};
 use super::{
-    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
+    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, StoreProblem,
+    UserFilter, timed,
 };
 
 mod call;
 mod decode;
 mod encode;
+mod examine;
 mod indexes;
 mod inspect;
 mod kept;
@@ -77,6 +79,8 @@ pub struct Config {
     pub unique_email: bool,
     /// Whether an existing document is linked to the user with its verified address.
     pub link_by_email: LinkByEmail,
+    /// What happens to the address of a deleted user where a rule of the application rejects a document without one.
+    pub tombstone_email: TombstoneEmail,
     /// Time limit of one call.
     pub op_timeout: Duration,
     /// Time limit of the search for a primary, unless the URI sets it.
@@ -100,12 +104,24 @@ impl Config {
             defaults: BTreeMap::new(),
             unique_email: true,
             link_by_email: LinkByEmail::Verified,
+            tombstone_email: TombstoneEmail::Keep,
             op_timeout: Duration::from_secs(5),
             server_selection_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
             max_pool: 16,
         }
     }
+}
+
+/// What happens to the address of a deleted user where a rule of the application, such as a non-sparse unique index, rejects
+/// a document without one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TombstoneEmail {
+    /// The document keeps it. Under a unique index, no other user can show it.
+    #[default]
+    Keep,
+    /// `deleted+<Kinde id>@kinsync.invalid` replaces it.
+    Placeholder,
 }
 
 /// A store in MongoDB. Cheap to clone.
@@ -128,6 +144,13 @@ struct Inner {
     /// Whether the indexes exist. Without them two processes could insert the same user twice, so nothing is written
     /// before.
     is_prepared: AtomicBool,
+    /// Whether the collection of users has a default collation.
+    is_collated: AtomicBool,
+    /// Whether the unique index on the address exists.
+    enforces_unique_emails: AtomicBool,
+    last_build: Mutex<LastBuild>,
+    /// Which setting named the database.
+    database_origin: &'static str,
 }
 
 impl MongoStore {
@@ -137,10 +160,16 @@ impl MongoStore {
     /// # Errors
     /// [`Error::Refused`] for an invalid URI or invalid field names; [`Error::Unavailable`] if the DNS lookup fails.
     pub async fn connect(config: Config) -> Result<Self, Error> {
-        let keys = Arc::new(Keys::with_defaults(&config.fields, config.defaults.clone())?);
+        let mut keys = Keys::with_defaults(&config.fields, config.defaults.clone())?;
+        keys.tombstone_email = config.tombstone_email;
+        let keys = Arc::new(keys);
         let options = options(&config).await?;
         let connections = options.max_pool_size.unwrap_or(config.max_pool).max(1);
-        let name = config.database.clone().or_else(|| options.default_database.clone());
+        let (name, database_origin) = match (&config.database, &options.default_database) {
+            (Some(name), _) => (Some(name.clone()), "KINSYNC_DATABASE"),
+            (None, Some(name)) => (Some(name.clone()), "MONGODB_URI"),
+            (None, None) => (None, "the default, because MONGODB_URI names no database"),
+        };
         let client = Client::with_options(options).map_err(|error| bad_uri(&error.kind))?;
         let database = client.database(name.as_deref().unwrap_or("kinsync"));
         let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
@@ -160,6 +189,10 @@ impl MongoStore {
             op_timeout: config.op_timeout,
             calls: Calls::new(connections),
             is_prepared: AtomicBool::new(false),
+            is_collated: AtomicBool::new(false),
+            enforces_unique_emails: AtomicBool::new(config.unique_email),
+            last_build: Mutex::default(),
+            database_origin,
         })))
     }
 
@@ -168,12 +201,18 @@ impl MongoStore {
     /// collection without indexes.
     ///
     /// # Errors
-    /// [`Error::Refused`] if documents or indexes of the application conflict; the hint lists them with possible fixes.
+    /// [`Error::Refused`] if the index on the Kinde id cannot be created; the hint names the reason with possible fixes.
+    /// [`Store::examine`] returns the problems of all other indexes.
     pub async fn prepare(&self) -> Result<(), Error> {
         timed("mongo", "prepare", self.0.register_mapping()).await?;
-        timed("mongo", "prepare", self.0.make_indexes()).await?;
+        timed("mongo", "prepare", self.0.prepare()).await?;
         self.0.is_prepared.store(true, Ordering::Release);
         Ok(())
+    }
+
+    /// Returns the collection of users with its database, and the setting that named the database, for the log.
+    pub fn place(&self) -> (String, &'static str) {
+        (format!("{}.{}", self.0.database.name(), self.0.users.name()), self.0.database_origin)
     }
 
     /// Returns the database, for change streams and for kinsync's own records.
@@ -218,11 +257,15 @@ impl Store for MongoStore {
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write", self.0.write(rows, Scope::All)).await
+        timed("mongo", "write", self.0.write(rows)).await
     }
 
-    async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write_marks", self.0.write(rows, Scope::Marks)).await
+    async fn with_refused_keys(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
+        timed("mongo", "with_refused_keys", self.0.with_refused_keys(after, limit)).await
+    }
+
+    async fn count_refused_keys(&self) -> Result<u64, Error> {
+        timed("mongo", "count_refused_keys", self.0.count_refused_keys()).await
     }
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
@@ -300,6 +343,14 @@ impl Store for MongoStore {
 
     async fn ping(&self) -> Result<(), Error> {
         timed("mongo", "ping", self.0.ping()).await
+    }
+
+    async fn examine(&self) -> Result<Vec<StoreProblem>, Error> {
+        timed("mongo", "examine", self.0.examine_again()).await
+    }
+
+    fn enforces_unique_emails(&self) -> bool {
+        self.0.enforces_unique_emails.load(Ordering::Acquire)
     }
 
     async fn accepts_write_of(&self, row: &Row) -> Result<bool, Error> {

@@ -114,6 +114,15 @@ impl OpenedStore {
         }
     }
 
+    /// Returns where the users are, and which setting says so; `None` if it is not MongoDB of kinsync's own.
+    pub(crate) fn place(&self) -> Option<(String, &'static str)> {
+        match self {
+            #[cfg(feature = "mongodb")]
+            Self::Mongo(store) => Some(store.place()),
+            Self::Embedded(_) | Self::Prepared(_) => None,
+        }
+    }
+
     /// Makes what the store needs before its first write. See [`MongoStore::prepare`].
     #[cfg_attr(not(feature = "mongodb"), expect(clippy::unused_async, reason = "only MongoDB is prepared"))]
     pub async fn prepare(&self) -> Result<(), Error> {

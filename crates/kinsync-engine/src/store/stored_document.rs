@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{DocumentKey, KeySet};
+use super::{DocumentKey, KeySet, RefusedKeys};
 
 /// A value of the application. Only MongoDB has documents of an application.
 #[cfg(feature = "mongodb")]
@@ -20,6 +20,8 @@ pub struct StoredDocument {
     pub(super) owned: KeySet,
     /// Keys with a value of the application that differed when kinsync had a value to show.
     pub(super) kept: KeySet,
+    /// Keys that a rule of the application keeps out of the document.
+    pub(super) refused: RefusedKeys,
     /// Owned keys that kinsync's last write left as they were.
     pub(super) unwritten: KeySet,
     /// Owned keys that the application changed or removed since.
@@ -46,6 +48,11 @@ impl StoredDocument {
     /// Returns the keys of kinsync that the application changed or removed. The next write restores them.
     pub fn edited(&self) -> KeySet {
         self.edited
+    }
+
+    /// Returns the keys that a rule of the application kept out of the document when it was read.
+    pub(crate) fn refused(&self) -> &RefusedKeys {
+        &self.refused
     }
 
     /// Returns whether the document shows other values than the state.

@@ -157,10 +157,6 @@ impl Store for FaultyStore {
         self.call("write", has_bad(rows), self.store.write(rows)).await
     }
 
-    async fn write_marks(&self, rows: &[Row]) -> Result<Vec<Outcome>, store::Error> {
-        self.store.write_marks(rows).await
-    }
-
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, store::Error> {
         self.call("claimants", has_address(emails), self.store.claimants(emails)).await
     }
@@ -374,7 +370,7 @@ impl Case {
                 return Err(format!(
                     "{}: not {what}: {stats:?} {dead:?} {:?}",
                     self.name,
-                    self.breaker.last_error()
+                    self.breaker.last_failure()
                 ));
             }
             sleep(Duration::from_millis(5)).await;

@@ -8,11 +8,11 @@ use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, 
 use kinsync_engine::{
     Engine,
     internal::{
-        apply::{apply, apply_refused},
+        apply::{apply, apply_refused, apply_refused_keys},
         breaker, projector,
         queue::{Entry, Queue},
         refused_users::{self, KnownUsers},
-        store::{Outcome, Store, embedded::EmbeddedStore, mongo},
+        store::{RefusedKeys, Row, Store, embedded::EmbeddedStore, mongo},
     },
 };
 use kinsync_testing::mongo::TestMongo;
@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::{
     pipeline::event_entry,
     store_mongo::{prepared, store, users},
-    store_rows::{get, id, put, row, stored, with},
+    store_rows::{get, id, put, row, with},
 };
 
 /// A started engine on a store that refuses writes or fails.
@@ -63,6 +63,11 @@ impl Pipeline {
 
     async fn depth(&self) -> u64 {
         self.queue.stats().await.unwrap().depth
+    }
+
+    async fn shows(&self, user: &str, key: &str) -> bool {
+        let row = get(&*self.store, user).await;
+        row.is_some_and(|row| !row.refused.reasons().contains_key(key))
     }
 
     async fn is_stored(&self, user: &str) -> bool {
@@ -140,12 +145,104 @@ async fn only_these_are_refused(store: Arc<dyn Store>, bad: &[&str], reason: &st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn users_whom_a_compound_index_over_two_arrays_refuses_are_named_and_all_others_stored() {
+async fn a_compound_index_over_two_arrays_costs_the_users_it_rejects_their_own_array_alone() {
     let store = store().await;
     index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
     let own = ["kp_a", "kp_b"].map(|user| doc! { "kindeId": user, "tags": [] });
     users(&store).insert_many(own).await.unwrap();
-    only_these_are_refused(Arc::new(store), &["kp_a", "kp_b"], "171").await;
+    let pipeline = Pipeline::start(Arc::new(store.clone()), forty_and(&["kp_a", "kp_b"])).await;
+    pipeline.until("all are stored", async |p| p.depth().await == 0).await;
+    assert!(all_good_are_stored(&pipeline).await && pipeline.dead().await.is_empty());
+    for user in ["kp_a", "kp_b"] {
+        let reason = refused_key(&store, user, "organizations").await.unwrap();
+        assert!(reason.contains("171"), "{reason}");
+        assert_eq!(get(&store, user).await.unwrap().document().first_name.as_deref(), Some("Ada"));
+    }
+    users(&store).drop_index("own").await.unwrap();
+    pipeline.until("it is shown", async |p| p.shows("kp_a", "organizations").await).await;
+    pipeline.end().await;
+}
+
+/// Why a key of a document is refused, as the document says.
+async fn refused_key(store: &mongo::MongoStore, user: &str, key: &str) -> Option<String> {
+    let found = users(store).find_one(doc! { "kindeId": user }).await.unwrap()?;
+    let refused = found.get_document("kinsync").unwrap().get_document("refused").ok()?;
+    assert!(!found.contains_key(key), "{found}");
+    Some(refused.get_str(key).unwrap_or_default().to_owned())
+}
+
+fn with_phone(user: &str, at: i64, phone: &str) -> Entry {
+    let told_of = format!(r#"{{"id":"{user}","phone":"{phone}","first_name":"Ada"}}"#);
+    event_entry("user.updated", at, &format!("phone_{at}_of_{user}"), &told_of)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_a_unique_index_rejects_costs_that_key_alone_until_it_is_free() {
+    let store = store().await;
+    index(&store, doc! { "key": { "phone": 1 }, "unique": true, "sparse": true, "name": "phone_1" }).await;
+    let pipeline = Pipeline::start(Arc::new(store.clone()), vec![with_phone("kp_a", 1, "+441")]).await;
+    pipeline.until("one is stored", async |p| p.is_stored("kp_a").await).await;
+    pipeline.queue.enqueue(with_phone("kp_b", 1, "+441")).await.unwrap();
+    pipeline.until("both are stored", async |p| p.is_stored("kp_b").await).await;
+    let reason = refused_key(&store, "kp_b", "phone").await.unwrap();
+    assert!(reason.contains("`phone_1`") && !reason.contains("+441"), "{reason}");
+    let bob = get(&store, "kp_b").await.unwrap();
+    assert_eq!(
+        (bob.document().phone.as_deref(), bob.document().first_name.as_deref()),
+        (Some("+441"), Some("Ada"))
+    );
+    // A sweep that changes nothing writes nothing.
+    assert_eq!(apply_refused_keys(&store, &mut None, Micros(9)).await.unwrap(), 0);
+    assert_eq!(get(&store, "kp_b").await.unwrap().revision, bob.revision);
+    pipeline.queue.enqueue(with_phone("kp_a", 2, "+442")).await.unwrap();
+    pipeline.until("the number is shown", async |p| p.shows("kp_b", "phone").await).await;
+    assert_eq!(refused_key(&store, "kp_b", "none").await, None);
+    assert!(refused(&store).await.is_empty() && pipeline.dead().await.is_empty());
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_that_a_validator_rejects_cost_their_keys_alone() {
+    let store = store().await;
+    let properties =
+        doc! { "phone": { "pattern": "^0" }, "source": { "enum": ["web"] }, "firstName": { "minLength": 9 } };
+    rule(&store, doc! { "$jsonSchema": { "properties": properties } }).await.unwrap();
+    let pipeline = Pipeline::start(Arc::new(store.clone()), vec![with_phone("kp_a", 1, "+441")]).await;
+    pipeline.until("it is stored", async |p| p.is_stored("kp_a").await).await;
+    for key in ["phone", "source", "firstName"] {
+        let reason = refused_key(&store, "kp_a", key).await.unwrap();
+        assert!(reason.contains("validator"), "{key}: {reason}");
+    }
+    rule(&store, doc! {}).await.unwrap();
+    pipeline.until("all is shown", async |p| p.shows("kp_a", "source").await).await;
+    pipeline.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_gets_a_placeholder_where_a_rule_demands_an_address_and_the_settings_allow_it() {
+    let mongo = TestMongo::shared().await;
+    let config = mongo::Config {
+        database: Some(mongo.database()),
+        tombstone_email: mongo::TombstoneEmail::Placeholder,
+        ..mongo::Config::new(mongo.uri())
+    };
+    let store = prepared(config).await;
+    index(&store, doc! { "key": { "email": 1 }, "unique": true, "name": "email_1" }).await;
+    let pipeline =
+        Pipeline::start(Arc::new(store.clone()), vec![with_email("kp_a"), with_email("kp_b")]).await;
+    pipeline.until("both are stored", async |p| p.depth().await == 0).await;
+    for user in ["kp_a", "kp_b"] {
+        pipeline.queue.enqueue(deleted(user)).await.unwrap();
+    }
+    pipeline.until("the deletions are applied", async |p| p.depth().await == 0).await;
+    // One document without an address is allowed.
+    let found = users(&store).find_one(doc! { "email": { "$gt": "" } }).await.unwrap().unwrap();
+    let placeholder = format!("deleted+{}@kinsync.invalid", found.get_str("kindeId").unwrap());
+    assert!(
+        found.get_bool("isDeleted").unwrap() && found.get_str("email").unwrap() == placeholder,
+        "{found}"
+    );
+    pipeline.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,14 +356,14 @@ async fn what_a_write_of_the_marks_leaves_out_is_kept_and_shown_by_the_next_writ
     let store = store().await;
     let ada = put(&store, &with(row("kp_a", Some("a@x.org")), Field::LastName, "Byron")).await;
     let ada = with(with(ada, Field::IsSuspended, Value::Flag(true)), Field::LastName, "Lovelace");
-    assert_eq!(store.write_marks(std::slice::from_ref(&ada)).await.unwrap(), [Outcome::Written]);
-    let ada = stored(&ada);
+    let refused = RefusedKeys { all: Some("a rule".into()), ..RefusedKeys::default() };
+    let ada = put(&store, &Row { refused, ..ada }).await;
     assert_eq!(get(&store, "kp_a").await.as_ref(), Some(&ada));
     let shown = || async { users(&store).find_one(doc! {}).await.unwrap().unwrap() };
     let found = shown().await;
     assert!(found.get_bool("isSuspended").unwrap(), "{found}");
     assert_eq!((found.get_str("lastName").unwrap(), found.get_str("email").unwrap()), ("Byron", "a@x.org"));
-    let ada = put(&store, &ada).await;
+    let ada = put(&store, &Row { refused: RefusedKeys::default(), ..ada }).await;
     assert_eq!(get(&store, "kp_a").await, Some(ada));
     assert_eq!(shown().await.get_str("lastName").unwrap(), "Lovelace");
 }

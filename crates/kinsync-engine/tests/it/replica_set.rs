@@ -66,7 +66,7 @@ async fn nothing_accepted_is_lost(disturb: impl AsyncFnOnce(&TestReplicaSet)) {
     tokio::join!(load, disturbance);
     let deadline = Instant::now() + RECOVERY;
     while engine.queue().stats().await.unwrap().depth > 0 {
-        assert!(Instant::now() < deadline, "{:?}: {:?}", engine.breaker(), engine.breaker().last_error());
+        assert!(Instant::now() < deadline, "{:?}: {:?}", engine.breaker(), engine.breaker().last_failure());
         sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(engine.queue().dead_letters(None, 10).await.unwrap(), [], "an outage makes no dead letter");

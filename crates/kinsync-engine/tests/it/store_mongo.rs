@@ -4,7 +4,7 @@
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Identity, Micros, Value};
 use kinsync_engine::internal::store::{
-    DocumentKey, Error, Holder, Outcome, Row, Store,
+    DocumentKey, Holder, Outcome, Row, Store,
     mongo::{Config, FieldMapping, IndexFault, MongoStore, Topology},
 };
 use kinsync_testing::mongo::TestMongo;
@@ -36,11 +36,11 @@ async fn document(store: &MongoStore, user: &str) -> Document {
     users(store).find_one(doc! { "kindeId": user }).await.unwrap().unwrap()
 }
 
-fn hint(refused: Result<(), Error>) -> String {
-    match refused {
-        Err(Error::Refused { hint, .. }) => hint,
-        other => panic!("not refused: {other:?}"),
-    }
+/// Prepares the store. Returns how the unique index on the address can be created.
+async fn fix_of_email(store: &MongoStore) -> String {
+    store.prepare().await.unwrap();
+    let problems = store.examine().await.unwrap();
+    problems.into_iter().find(|problem| problem.subject == "index kinsync_email").unwrap().fix
 }
 
 #[tokio::test]
@@ -182,15 +182,19 @@ async fn colliding_documents_are_reported_with_fixes() {
     let store = MongoStore::connect(config.clone()).await.unwrap();
     let twins = [doc! { "_id": "one", "email": "a@x.org" }, doc! { "_id": "two", "email": "a@x.org" }];
     users(&store).insert_many(twins).await.unwrap();
-    let hint = hint(store.prepare().await);
-    assert!(hint.contains("one and two") && hint.contains("unique_email = false"), "{hint}");
-    assert!(!hint.contains("a@x.org"), "no address in an error: {hint}");
+    let fix = fix_of_email(&store).await;
+    assert!(fix.contains("one and two") && fix.contains("unique_email = false"), "{fix}");
+    assert!(!fix.contains("a@x.org"), "no address in a problem: {fix}");
+    assert!(!store.enforces_unique_emails());
     let store = prepared(Config { unique_email: false, ..config.clone() }).await;
     put(&store, &row("kp_ada", Some("a@x.org"))).await;
     users(&store).delete_many(doc! { "_id": { "$in": ["one", "two"] } }).await.unwrap();
     let unique = MongoStore::connect(config).await.unwrap();
-    let changed = self::hint(unique.prepare().await);
+    let changed = fix_of_email(&unique).await;
     assert!(changed.contains(r#"dropIndex("kinsync_email")"#), "{changed}");
+    users(&unique).drop_index("kinsync_email").await.unwrap();
+    unique.prepare().await.unwrap();
+    assert_eq!((unique.examine().await.unwrap(), unique.enforces_unique_emails()), (vec![], true));
 }
 
 /// As an application does it that reads a document, changes a field of its own and replaces it: the driver of Node
@@ -261,10 +265,12 @@ async fn indexes_of_the_application_are_used_or_reported() {
     make(doc! { "updatedAt": 1.0 }, false, "updatedAt_1").await;
     make(doc! { "email": 1 }, true, "email_1").await;
     make(doc! { "username": 1, "tenant": 1 }, true, "username_1").await;
-    let refused = hint(store.prepare().await);
-    assert!(refused.contains("`email_1`"), "{refused}");
-    users(&store).drop_index("email_1").await.unwrap();
     store.prepare().await.unwrap();
+    let problems = store.examine().await.unwrap();
+    let of = |name: &str| problems.iter().find(|problem| problem.subject.ends_with(name)).unwrap();
+    assert!(of("email_1").fix.contains("dropIndex(\"email_1\")"), "{problems:?}");
+    assert!(of("username_1").what.contains("`username` and `tenant`"), "{problems:?}");
+    users(&store).drop_index("email_1").await.unwrap();
     store.prepare().await.expect("again is fine");
     let names = users(&store).list_index_names().await.unwrap();
     assert!(!names.contains(&"kinsync_updatedAt".to_owned()), "the application's serves: {names:?}");
@@ -487,4 +493,44 @@ async fn a_null_is_an_absent_key_and_read_back() {
     let ada = put(&store, &with(ada, Field::Phone, "+61 1")).await;
     put(&store, &with(ada, Field::Phone, Value::Null)).await;
     assert!(!document(&store, "kp_ada").await.contains_key("phone"), "and taken away");
+}
+
+#[tokio::test]
+async fn a_collection_with_a_collation_of_its_own_is_used_by_the_comparison_of_bytes() {
+    let config = fresh().await;
+    let store = MongoStore::connect(config.clone()).await.unwrap();
+    let collation = doc! { "locale": "en", "strength": 2 };
+    store.database().run_command(doc! { "create": "users", "collation": collation }).await.unwrap();
+    for _ in 0..3 {
+        let store = prepared(config.clone()).await;
+        assert_eq!((store.index_faults().await.unwrap(), store.examine().await.unwrap()), (vec![], vec![]));
+    }
+    let store = prepared(config).await;
+    let (upper, lower) = (row("kp_ADA", Some("Ada@x.org")), row("kp_ada", Some("ada@x.org")));
+    let upper = put(&store, &upper).await;
+    let lower = put(&store, &lower).await;
+    assert_eq!(store.load(std::slice::from_ref(&lower.id)).await.unwrap(), [Some(lower.clone())]);
+    let renamed = put(&store, &with(upper.clone(), Field::FirstName, "Ada")).await;
+    assert_eq!(get(&store, "kp_ada").await, Some(lower), "the other user is unchanged");
+    assert_eq!(get(&store, "kp_ADA").await, Some(renamed));
+    let holders = store.email_holders(&["Ada@x.org".into()]).await.unwrap();
+    assert_eq!(holders["Ada@x.org"].name(), "kp_ADA");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_the_server_refuses_is_no_outage() {
+    let mongo = TestMongo::start_own().await;
+    for code in [67, 115, 303] {
+        let config = Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) };
+        let store = MongoStore::connect(config).await.unwrap();
+        let fault = doc! { "failCommands": ["createIndexes"], "errorCode": code };
+        let guard = mongo.fail_point("alwaysOn", fault).await;
+        let error = store.prepare().await.unwrap_err();
+        let text = error.to_string();
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        assert!(!error.is_transient() && text.contains(&format!("code {code}")), "{code}: {text}: {cause:?}");
+        assert!(text.contains("unique index on the Kinde id"), "{text}");
+        drop(guard);
+        store.prepare().await.unwrap();
+    }
 }

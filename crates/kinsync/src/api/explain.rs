@@ -1,5 +1,7 @@
 //! Why a user is as it is.
 
+use std::collections::BTreeMap;
+
 use kinsync_core::{Identity, Organization, Value};
 use kinsync_engine::internal::{
     explain as engine,
@@ -20,6 +22,10 @@ pub struct Explanation {
     /// The rule of the database that rejects the document of the user; absent when none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rejected: Option<Rejected>,
+    /// Keys that a rule of the database keeps out of the document, each with the rule; `*` for all but the marks of a
+    /// deletion and a suspension.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused_keys: BTreeMap<String, String>,
     /// The observations, oldest first. Events are complete; of reads of Kinde and of tokens only values that still hold
     /// are known.
     pub observations: Vec<Observation>,

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use kinsync_engine::{
     ComponentStatus,
-    internal::{breaker::State, reconcile::webhook_health::SilentWebhook},
+    internal::{
+        breaker::State,
+        reconcile::webhook_health::SilentWebhook,
+        store::{Severity, StoreProblem},
+    },
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -133,6 +137,48 @@ pub struct StoreHealth {
     pub last_error: Option<String>,
     /// Users whose document an index or a validator of the database rejects.
     pub refused_users: u64,
+    /// Users whose documents lack keys, because an index or a validator of the database rejects their values.
+    pub incomplete_users: u64,
+    /// Rules of the database that conflict with what kinsync writes, and indexes of kinsync that cannot be created.
+    pub conflicts: Vec<StoreConflict>,
+}
+
+/// A rule of the database that conflicts with what kinsync writes, or an index of kinsync that cannot be created.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StoreConflict {
+    /// The subject, such as `index username_1` or `validator`.
+    pub subject: String,
+    /// `error`: users may not be stored, or a guarantee does not hold. `warning`: values of some users may be left out.
+    pub severity: ConflictSeverity,
+    /// The conflict.
+    pub problem: String,
+    /// The command or setting that resolves it.
+    pub fix: String,
+}
+
+/// How serious a conflict is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ConflictSeverity {
+    /// Values of some users may be left out of their documents.
+    Warning,
+    /// Users may not be stored, or a guarantee does not hold.
+    Error,
+}
+
+impl From<&StoreProblem> for StoreConflict {
+    fn from(problem: &StoreProblem) -> Self {
+        Self {
+            subject: problem.subject.clone(),
+            severity: match problem.severity {
+                Severity::Warning => ConflictSeverity::Warning,
+                Severity::Error => ConflictSeverity::Error,
+            },
+            problem: problem.what.clone(),
+            fix: problem.fix.clone(),
+        }
+    }
 }
 
 /// Requests with an access token.
@@ -141,7 +187,7 @@ pub struct StoreHealth {
 pub struct AuthenticationHealth {
     /// The circuit breaker in front of the store, for requests.
     pub breaker: BreakerState,
-    /// The last error with all its causes; absent while the store works.
+    /// The last error; absent while the store works. With all its causes only in the answer to the admin token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }

@@ -155,6 +155,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         defaults: store.defaults.clone(),
         unique_email: store.unique_email,
         link_by_email: store.link_by_email,
+        tombstone_email: store.tombstone_email,
         ..mongo::Config::new(uri)
     }
 }

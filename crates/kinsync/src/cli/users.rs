@@ -119,6 +119,9 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
         let (since, reason) = (&rejected.since, &rejected.reason);
         output::say(&format!("The database rejects {what} of this user since {since}: {reason}\n"));
     }
+    for (key, reason) in &explanation.refused_keys {
+        output::say(&format!("The document does not show {key}: {reason}"));
+    }
     let rows: Vec<_> = explanation.observations.iter().flat_map(lines).collect();
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::LinkByEmail;
+use kinsync_engine::{LinkByEmail, TombstoneEmail};
 use kinsync_tower::authenticator::RefusedUsers;
 use secrecy::SecretString;
 use url::Url;
@@ -230,6 +230,15 @@ pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
         "verified" => Ok(LinkByEmail::Verified),
         "never" => Ok(LinkByEmail::Never),
         _ => Err("is not `verified` or `never`".into()),
+    }
+}
+
+/// `keep` or `placeholder`.
+pub fn tombstone_email(text: &str) -> Result<TombstoneEmail> {
+    match text {
+        "keep" => Ok(TombstoneEmail::Keep),
+        "placeholder" => Ok(TombstoneEmail::Placeholder),
+        _ => Err("is not `keep` or `placeholder`".into()),
     }
 }
 

@@ -95,8 +95,10 @@ impl Sampler {
     /// Why the store could not be read; the last comparison is kept.
     async fn compare(&mut self, kinde: &[User]) -> Result<(), String> {
         if self.state.engine.breaker().state() != State::Closed {
-            let error = self.state.engine.breaker().last_error();
-            return Err(error.unwrap_or_else(|| "the store is unavailable".to_owned()));
+            let failure = self.state.engine.breaker().last_failure();
+            return Err(
+                failure.map_or_else(|| "the store is unavailable".to_owned(), |failure| failure.chain)
+            );
         }
         let read = timeout(READ_DEADLINE, stored(&self.state)).await;
         let stored = read.map_err(|_| "listing the users of the store timed out".to_owned())??;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kinsync_engine::internal::{
     refused_users,
     store::{
-        Error,
+        Error, Severity, StoreProblem,
         mongo::{Forbidden, IndexFault, KeptKey, KeptKeys, MongoStore, Server, Topology, WAYS_OUT},
     },
 };
@@ -21,13 +21,25 @@ const REPLICA_SET: &str = "mongodb.replica_set";
 const MAJORITY: &str = "mongodb.majority";
 const PRIVILEGES: &str = "mongodb.privileges";
 const INDEXES: &str = "mongodb.indexes";
+const VALIDATOR: &str = "mongodb.validator";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
 const REFUSED_USERS: &str = "mongodb.refused_users";
 const KEPT: &str = "mongodb.kept_values";
 
-pub(super) const IDS: [&str; 10] =
-    [REACHABLE, VERSION, REPLICA_SET, MAJORITY, PRIVILEGES, INDEXES, EMAILS, CONFLICTS, REFUSED_USERS, KEPT];
+pub(super) const IDS: [&str; 11] = [
+    REACHABLE,
+    VERSION,
+    REPLICA_SET,
+    MAJORITY,
+    PRIVILEGES,
+    INDEXES,
+    VALIDATOR,
+    EMAILS,
+    CONFLICTS,
+    REFUSED_USERS,
+    KEPT,
+];
 
 /// The oldest version that the driver supports.
 const OLDEST: (u32, u32) = (4, 4);
@@ -57,20 +69,17 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         Err(error) => return vec_with(Finding::failed(REACHABLE, chain(&error), fix_of(&error))),
     };
     let database = store.database().name();
+    let (collection, named_by) = store.place();
     let mut findings = vec![
-        Finding::ok(REACHABLE, format!("database {database}")),
+        Finding::ok(REACHABLE, format!("users in {collection} (named by {named_by})")),
         version(&server),
         replica_set(&server),
         majority(&server),
         privileges(database, store.forbidden().await),
     ];
     let faults = store.index_faults().await;
-    findings.push(indexes(&faults));
-    if server.topology == Topology::Standalone {
-        // These checks read with majority concern, which a standalone server does not have.
-        findings.extend([EMAILS, CONFLICTS, REFUSED_USERS, KEPT].map(|id| Finding::needs(id, REPLICA_SET)));
-        return findings;
-    }
+    let rules = store.conflicting_rules().await;
+    findings.extend([indexes(&faults, &rules), validator(&rules)]);
     let (emails, conflicts, refused_users, kept) =
         tokio::join!(emails(config, &store, &faults), conflicts(&store), refused_users(&store), kept(&store));
     findings.extend([emails, conflicts, refused_users, kept]);
@@ -110,17 +119,18 @@ fn replica_set(server: &Server) -> Finding {
             Finding::ok(REPLICA_SET, format!("{name}, {members} members with data"))
         }
         Topology::Sharded => Finding::ok(REPLICA_SET, "a sharded cluster"),
-        Topology::Standalone => Finding::failed(
+        Topology::Standalone => Finding::warning(
             REPLICA_SET,
-            "the server is not a member of a replica set: acknowledged writes can be lost",
-            "start mongod with --replSet rs0, run rs.initiate() once, and add ?replicaSet=rs0 to MONGODB_URI",
+            "the server is not a member of a replica set: existing documents are not linked to users, which needs a \
+             transaction, changes cannot be watched, and nothing replaces the server when it is lost",
+            "start mongod with `--replSet rs0`, and run `mongosh --eval 'rs.initiate()'` once",
         ),
     }
 }
 
 fn majority(server: &Server) -> Finding {
     match (server.majority_lag, &server.topology) {
-        (_, Topology::Standalone) => Finding::needs(MAJORITY, REPLICA_SET),
+        (_, Topology::Standalone) => Finding::ok(MAJORITY, "one server"),
         (None, _) => Finding::skipped(
             MAJORITY,
             "the server does not report the lag of a majority of its members",
@@ -153,36 +163,24 @@ fn privileges(database: &str, forbidden: Result<Vec<Forbidden>, Error>) -> Findi
     )
 }
 
-fn indexes(faults: &Result<Vec<IndexFault>, Error>) -> Finding {
-    let faults = match faults {
-        Ok(faults) => faults,
-        Err(error) => return Finding::failed(INDEXES, chain(error), fix_of(error)),
+fn indexes(faults: &Result<Vec<IndexFault>, Error>, rules: &Result<Vec<StoreProblem>, Error>) -> Finding {
+    let (faults, rules) = match (faults, rules) {
+        (Ok(faults), Ok(rules)) => (faults, rules),
+        (Err(error), _) | (_, Err(error)) => return Finding::failed(INDEXES, chain(error), fix_of(error)),
     };
     for fault in faults {
-        match fault {
-            IndexFault::Greedy { collection, name } => {
-                return Finding::failed(
-                    INDEXES,
-                    format!(
-                        "the unique index `{name}` allows only one document without an email address, but deleted users have none: \
-                         `kinsync serve` does not start"
-                    ),
-                    format!(
-                        "run `db.{collection}.dropIndex(\"{name}\")`, because kinsync creates its own, or make it sparse"
-                    ),
-                );
-            }
-            IndexFault::Changed { collection, name } => {
-                return Finding::failed(
-                    INDEXES,
-                    format!("`{name}` exists with other options: `kinsync serve` does not start"),
-                    format!(
-                        "run `db.{collection}.dropIndex(\"{name}\")`, then start the server, which creates it"
-                    ),
-                );
-            }
-            IndexFault::Missing { .. } => {}
+        if let IndexFault::Changed { collection, name } = fault {
+            return Finding::failed(
+                INDEXES,
+                format!("`{name}` exists with other options"),
+                format!("run `db.{collection}.dropIndex(\"{name}\")`; the server creates it again"),
+            );
         }
+    }
+    let of_indexes: Vec<&StoreProblem> =
+        rules.iter().filter(|problem| problem.subject.starts_with("index ")).collect();
+    if !of_indexes.is_empty() {
+        return conflicting(INDEXES, &of_indexes);
     }
     let missing: Vec<&str> = faults.iter().filter_map(IndexFault::missing).collect();
     if missing.is_empty() {
@@ -193,6 +191,33 @@ fn indexes(faults: &Result<Vec<IndexFault>, Error>) -> Finding {
         format!("missing: {}", some(&missing)),
         "start `kinsync serve`, which creates them; on a large collection this takes minutes",
     )
+}
+
+fn validator(rules: &Result<Vec<StoreProblem>, Error>) -> Finding {
+    match rules {
+        Err(error) => Finding::failed(VALIDATOR, chain(error), fix_of(error)),
+        Ok(rules) => {
+            let of_validator: Vec<&StoreProblem> =
+                rules.iter().filter(|problem| problem.subject == "validator").collect();
+            if of_validator.is_empty() {
+                Finding::ok(VALIDATOR, "allows what kinsync writes")
+            } else {
+                conflicting(VALIDATOR, &of_validator)
+            }
+        }
+    }
+}
+
+/// Each conflict with its fix.
+fn conflicting(id: &'static str, problems: &[&StoreProblem]) -> Finding {
+    let found: Vec<&str> = problems.iter().map(|problem| problem.what.as_str()).collect();
+    let fixes: Vec<&str> = problems.iter().map(|problem| problem.fix.as_str()).collect();
+    let (found, fix) = (found.join("; "), fixes.join("; "));
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        Finding::failed(id, found, fix)
+    } else {
+        Finding::warning(id, found, fix)
+    }
 }
 
 async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFault>, Error>) -> Finding {
@@ -215,7 +240,7 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
     let merge = "merge these documents, or remove the address from all but one";
     if unique {
         let fix = format!("{merge}, or set KINSYNC_UNIQUE_EMAIL=false");
-        return Finding::failed(EMAILS, format!("{found}: `kinsync serve` does not start"), fix);
+        return Finding::failed(EMAILS, format!("{found}: no unique index can be created"), fix);
     }
     Finding::warning(EMAILS, found, merge)
 }

@@ -155,6 +155,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
         since: refused.since.into(),
         is_missing: stored.is_none(),
     });
+    let refused_keys = stored.as_ref().map(|row| row.refused.reasons()).unwrap_or_default();
     let row = KnownUser::of(&user, stored, refused).map(|known| known.row);
     let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
     let events = store.events(&filter).await?;
@@ -165,6 +166,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
         user: row.map(|row| row.document()),
         rejected,
+        refused_keys,
         older_events_omitted: events.next.is_some(),
         next_scan: next_scan(&state, user).await,
     })

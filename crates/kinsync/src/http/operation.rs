@@ -9,21 +9,21 @@ use utoipa::{IntoParams, ToSchema};
 use crate::{
     api::health::{HealthReport, HealthStatus, Liveness, Readiness},
     app::AppState,
-    health::{self, Health},
+    health::{self, Detail, Health},
     metrics as meters,
 };
 
 /// The Prometheus text format.
 pub const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// GET /health: 503 only while deliveries cannot be accepted.
-pub async fn health(state: Arc<AppState>) -> (StatusCode, HealthReport) {
-    let health = Health::of(&state).await;
+/// GET /health: 503 only while deliveries cannot be accepted. Causes, which may name hosts, only with the admin token.
+pub async fn health(state: Arc<AppState>, detail: Detail) -> (StatusCode, HealthReport) {
+    let health = Health::of(&state, detail).await;
     (status(&health), health.report())
 }
 
 /// GET /health/live
-pub async fn live(_: Arc<AppState>) -> (StatusCode, Liveness) {
+pub async fn live(_: Arc<AppState>, _: Detail) -> (StatusCode, Liveness) {
     (StatusCode::OK, Liveness { status: HealthStatus::Ok })
 }
 
@@ -52,7 +52,7 @@ pub struct ReadyQuery {
 /// GET /health/ready
 pub async fn ready(state: Arc<AppState>, query: ReadyQuery) -> (StatusCode, Readiness) {
     let problems = match query.role {
-        Role::Deliveries => Health::of(&state).await.failing,
+        Role::Deliveries => Health::of(&state, Detail::Open).await.failing,
         Role::Logins => health::login_problems(&state),
     };
     let (code, status) = if problems.is_empty() {

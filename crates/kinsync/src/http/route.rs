@@ -22,7 +22,7 @@ use super::{
     answer::{Failure, Result},
     openapi::{self, Schemas},
 };
-use crate::app::AppState;
+use crate::{app::AppState, config::Scope, health::Detail};
 
 /// The methods of a route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,13 +197,15 @@ pub fn deliveries(path: &'static str, summary: &'static str, describe: Describe)
 }
 
 /// A route for monitoring that answers 200 or 503 with one document.
-pub fn probe<O, F>(path: &'static str, summary: &'static str, look: fn(Arc<AppState>) -> F) -> Route
+pub fn probe<O, F>(path: &'static str, summary: &'static str, look: fn(Arc<AppState>, Detail) -> F) -> Route
 where
     O: Serialize + ToSchema + 'static,
     F: Future<Output = (StatusCode, O)> + Send + 'static,
 {
-    let run = move |State(state): State<Arc<AppState>>| async move {
-        let (status, document) = look(state).await;
+    let run = move |State(state): State<Arc<AppState>>, request: Request| async move {
+        let is_operator = state.admin.authorize(&request, Scope::Read).is_ok();
+        let detail = if is_operator { Detail::Operator } else { Detail::Open };
+        let (status, document) = look(state, detail).await;
         (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
     };
     probe_route(path, summary, Verb::Get.router(run), describe_probe::<O>)

@@ -144,7 +144,7 @@ fn of_operation() -> Vec<Route> {
     vec![
         probe(
             "/health",
-            "Report the state of every part; 503 while deliveries cannot be accepted",
+            "Report the state of every part, causes of errors only with the admin token; 503 while deliveries cannot be accepted",
             operation::health,
         ),
         probe("/health/live", "Answer 200 while the process runs", operation::live),

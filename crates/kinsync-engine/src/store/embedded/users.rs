@@ -9,7 +9,7 @@ use rusqlite::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::store::{Counts, Holder, Outcome, Page, Row, UserFilter};
+use crate::store::{Counts, Holder, Outcome, Page, RefusedKeys, Row, UserFilter};
 
 const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
                        compared_since, changed_after, pending_emails FROM users";
@@ -180,6 +180,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
             changed_after: columns.get("changed_after")?,
         },
         pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
+        refused: RefusedKeys::default(),
         document: None,
     })
 }

@@ -22,6 +22,13 @@ use crate::store::Error;
 /// (14031) and "not primary" are among those with large numbers.
 const PASSING: [i32; 8] = [9001, 10058, 10107, 11600, 11602, 13435, 13436, 14031];
 
+/// Codes of commands that the server understood and refuses: unknown or unsupported commands, options and stages. Amazon
+/// `DocumentDB` answers 303, Azure Cosmos DB 115, a sharded cluster 67 to a unique index without the shard key.
+const REFUSED: [i32; 16] = [2, 9, 14, 20, 59, 67, 72, 73, 115, 148, 166, 197, 238, 303, 323, 40415];
+
+/// `CannotCreateIndex`.
+const NO_SUCH_INDEX: i32 = 67;
+
 /// Words of the description of a failed validator.
 const MAX_WORDS: usize = 24;
 
@@ -110,6 +117,17 @@ pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
         (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
         (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
         (ErrorKind::InvalidArgument { .. }, _) => "this is a bug of kinsync; report it with this message",
+        (_, Some(NO_SUCH_INDEX)) => {
+            "the server cannot create this index (code 67): in a sharded collection a unique index begins with the shard key"
+        }
+        (ErrorKind::Command(failed), Some(code)) if REFUSED.contains(&code) => {
+            let hint = format!(
+                "the server refuses the command (code {code}, {}): kinsync needs MongoDB 4.4 or later; Amazon DocumentDB \
+                 and Azure Cosmos DB lack commands that it uses",
+                failed.code_name
+            );
+            return Error::Refused { doing, hint, source: Some(error.kind.clone()) };
+        }
         // All other failures count as transient: a repetition is safe.
         _ => return unavailable(doing, error.kind.as_ref().clone()),
     };
@@ -184,7 +202,7 @@ fn write_error(error: &Document) -> Option<WriteError> {
     let (mut words, mut keys) = (Vec::new(), Vec::new());
     if let Ok(details) = error.get_document("errInfo").and_then(|info| info.get_document("details")) {
         rule(details, &mut words);
-        failed_keys(details, &mut keys);
+        failed_keys(details, "", &mut keys);
     }
     words.truncate(MAX_WORDS);
     let rule = if words.is_empty() { String::new() } else { format!(": {}", words.join(" ")) };
@@ -196,23 +214,31 @@ fn write_error(error: &Document) -> Option<WriteError> {
     Some(WriteError { index, code, duplicate, index_name, is_absent, rule, keys })
 }
 
-/// Collects the top-level keys with a value that fails the validator. A missing key is not among them.
-fn failed_keys(details: &Document, keys: &mut Vec<String>) {
+/// Collects the keys with a value that fails the validator, as paths with dots. A missing key is not among them.
+fn failed_keys(details: &Document, prefix: &str, keys: &mut Vec<String>) {
     let listed = |key: &str| details.get_array(key).map(Vec::as_slice).unwrap_or_default();
-    for property in listed("propertiesNotSatisfied").iter().filter_map(Bson::as_document) {
-        keys.extend(property.get_str("propertyName").ok().map(ToOwned::to_owned));
-    }
-    keys.extend(listed("additionalProperties").iter().filter_map(|key| Some(key.as_str()?.to_owned())));
-    for nested in ["schemaRulesNotSatisfied", "clausesNotSatisfied"] {
-        for nested in listed(nested).iter().filter_map(Bson::as_document) {
-            failed_keys(nested, keys);
-            // A clause of `$and` has its rule below `details`.
-            nested.get_document("details").into_iter().for_each(|details| failed_keys(details, keys));
+    let documents = |key: &str| listed(key).iter().filter_map(Bson::as_document);
+    for property in documents("propertiesNotSatisfied") {
+        let path = format!("{prefix}{}", property.get_str("propertyName").unwrap_or_default());
+        let known = keys.len();
+        let nested = property.get_array("details").into_iter().flatten().filter_map(Bson::as_document);
+        nested.for_each(|details| failed_keys(details, &format!("{path}."), keys));
+        if keys.len() == known {
+            keys.push(path);
         }
     }
-    if let Ok(demanded) = details.get_document("specifiedAs") {
-        let names = demanded.keys().filter(|key| !key.starts_with('$'));
-        keys.extend(names.filter(|_| details.contains_key("consideredValue")).cloned());
+    let additional = listed("additionalProperties").iter().filter_map(Bson::as_str);
+    keys.extend(additional.map(|key| format!("{prefix}{key}")));
+    for nested in ["schemaRulesNotSatisfied", "clausesNotSatisfied"].into_iter().flat_map(documents) {
+        failed_keys(nested, prefix, keys);
+        // A clause of `$and` has its rule below `details`.
+        nested.get_document("details").into_iter().for_each(|details| failed_keys(details, prefix, keys));
+    }
+    if let Ok(demanded) = details.get_document("specifiedAs")
+        && prefix.is_empty()
+        && details.contains_key("consideredValue")
+    {
+        keys.extend(demanded.keys().filter(|key| !key.starts_with('$')).cloned());
     }
 }
 
@@ -221,7 +247,7 @@ fn rule(details: &Document, words: &mut Vec<String>) {
     for (key, value) in details {
         match (key.as_str(), value) {
             ("operatorName" | "propertyName", Bson::String(name)) => words.push(name.clone()),
-            ("missingProperties", Bson::Array(names)) => {
+            ("missingProperties" | "additionalProperties", Bson::Array(names)) => {
                 words.extend(names.iter().filter_map(|name| Some(format!("`{}`", name.as_str()?))));
             }
             ("specifiedAs", Bson::Document(demanded)) => {

@@ -23,7 +23,7 @@ use super::{
     read::own_id,
     view::Shown,
 };
-use crate::store::{DocumentKey, KeySet, Row, StoredDocument};
+use crate::store::{DocumentKey, KeySet, RefusedKeys, Row, StoredDocument};
 
 /// A document with the Kinde id of a user.
 pub(super) enum Decoded {
@@ -54,6 +54,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         return None;
     }
     let keys = &*known.current;
+    let refused = metadata.refused;
     let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
     if !is_written {
         stored.compare(&Row::unknown(id.clone()), keys, &keys.values(doc));
@@ -64,6 +65,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         metadata: metadata.metadata(),
         revision: metadata.revision,
         pending_emails: pending.map(texts).unwrap_or_default(),
+        refused: refused.map(refused_keys).unwrap_or_default(),
         state: metadata.state(),
         ..Row::unknown(id)
     };
@@ -71,6 +73,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         stored.leave(&row, written_under, keys, &written_under.values(doc));
     }
     stored.compare(&row, keys, &keys.values(doc));
+    stored.refused = row.refused.clone();
     row.document = Some(Box::new(stored));
     row.metadata.keeps_email = row.must_keep_email();
     Some(Decoded::Row(row))
@@ -103,9 +106,13 @@ impl StoredDocument {
             let Some(path) = keys.dotted(key) else { continue };
             let value = values.of(key);
             if self.owned.contains(key) {
+                let shown = match row.refused.keys.contains_key(&key) {
+                    true => Shown::Hidden,
+                    false => shown_or_default(row, keys, key),
+                };
                 // An application that keeps the time of its own changes under the same key means the same by it.
                 let may_differ = self.unwritten.contains(key) || key == DocumentKey::UpdatedAt;
-                if !may_differ && !is_shown(&shown_or_default(row, keys, key), value) {
+                if !may_differ && !is_shown(&shown, value) {
                     self.edited.insert(key);
                 }
             } else if self.moved.iter().any(|(moved, _)| moved == path) {
@@ -149,6 +156,14 @@ fn is_shown(shown: &Shown, value: Option<RawBsonRef<'_>>) -> bool {
         (Shown::Value(_), None) => false,
         (Shown::Hidden | Shown::Nothing, value) => value.is_none(),
     }
+}
+
+fn refused_keys(doc: &RawDocument) -> RefusedKeys {
+    let mut refused = RefusedKeys::default();
+    for (name, reason) in entries(doc) {
+        refused.insert(name.as_str(), reason.as_str().unwrap_or_default());
+    }
+    refused
 }
 
 /// Types of a value under `kinsync` that kinsync did not write and does not replace.
@@ -239,6 +254,7 @@ struct Metadata<'a> {
     kept: KeySet,
     unwritten: KeySet,
     replaced: Option<&'a RawDocument>,
+    refused: Option<&'a RawDocument>,
     mapping: i64,
     pending_emails: Option<&'a RawArray>,
 }
@@ -273,6 +289,7 @@ impl<'a> Metadata<'a> {
                     metadata.kept = names.iter().filter_map(|name| DocumentKey::from_name(name)).collect();
                 }
                 "replaced" => metadata.replaced = value.as_document(),
+                "refused" => metadata.refused = value.as_document(),
                 "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}

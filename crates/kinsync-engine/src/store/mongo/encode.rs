@@ -13,6 +13,7 @@ use bson::{
 use kinsync_core::{Field, Group, Rank, UserId, UserState, Value, Version};
 
 use super::{
+    TombstoneEmail,
     keys::{Keys, Path},
     view::{Shown, identities, organizations, shown, texts},
 };
@@ -22,7 +23,8 @@ use crate::store::{DocumentKey, KeySet, Row, StoredDocument};
 pub(super) const FORMAT: i32 = 1;
 
 /// Keys of a write that shows only whether the user is deleted or suspended.
-const MARKS: [DocumentKey; 5] = [
+const MARKS: [DocumentKey; 6] = [
+    DocumentKey::KindeId,
     DocumentKey::Field(Field::IsSuspended),
     DocumentKey::IsDeleted,
     DocumentKey::DeletedAt,
@@ -32,11 +34,27 @@ const MARKS: [DocumentKey; 5] = [
 
 /// The keys that a write may change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Scope {
+enum Scope {
     /// Every key.
     All,
     /// Whether the user is deleted or suspended. The state is written as a whole.
     Marks,
+}
+
+impl Scope {
+    fn of(row: &Row) -> Self {
+        if row.refused.all.is_some() { Self::Marks } else { Self::All }
+    }
+}
+
+/// Returns whether a deleted user gets a placeholder under this key, because a rule demands an address.
+fn is_placeholder(row: &Row, keys: &Keys, key: DocumentKey) -> bool {
+    let is_demanded = !row.state.is_live() && row.refused.all.is_some();
+    key == DocumentKey::EMAIL && is_demanded && keys.tombstone_email == TombstoneEmail::Placeholder
+}
+
+fn placeholder(row: &Row) -> RawBson {
+    RawBson::String(format!("deleted+{}@kinsync.invalid", row.id))
 }
 
 /// How the keys of one document change.
@@ -91,14 +109,9 @@ pub(super) fn insertion(row: &Row, keys: &Keys, mark: i64, start: RawDocumentBuf
 
 /// Encodes the row as the next revision of an existing document. Returns `None` if the row relies on another address in the
 /// document than it has: the caller loads the row again.
-pub(super) fn update(
-    row: &Row,
-    stored: &StoredDocument,
-    keys: &Keys,
-    mark: i64,
-    scope: Scope,
-) -> Option<Update> {
-    let plan = Plan::new(row, stored, keys, scope);
+pub(super) fn update(row: &Row, stored: &StoredDocument, keys: &Keys, mark: i64) -> Option<Update> {
+    let scope = Scope::of(row);
+    let plan = Plan::new(row, stored, keys);
     if plan.kept.contains(DocumentKey::EMAIL) && !row.metadata.keeps_email && scope == Scope::All {
         return None;
     }
@@ -136,19 +149,20 @@ fn condition(value: Option<&Bson>) -> Bson {
 }
 
 impl Plan {
-    fn new(row: &Row, stored: &StoredDocument, keys: &Keys, scope: Scope) -> Self {
+    fn new(row: &Row, stored: &StoredDocument, keys: &Keys) -> Self {
         let mut plan = Self { kept: stored.kept, replaced: stored.replaced.clone(), ..Self::default() };
         for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
-            let is_written = scope == Scope::All || MARKS.contains(&key);
+            let is_written = is_in_scope(row, keys, key);
+            let shown = shown_in_scope(row, keys, key);
             match stored.owned.contains(key) {
                 // A null of Kinde does not remove what the application wrote instead.
                 true if is_written && stored.edited.contains(key) && is_nothing(row, keys, key) => {}
-                true if is_written => plan.owned(key, shown_or_default(row, keys, key)),
+                true if is_written => plan.owned(key, shown),
                 true => {
                     plan.owned.insert(key);
                     plan.unwritten.insert(key);
                 }
-                false if is_written => plan.first(key, shown(row, key), stored, row),
+                false if is_written => plan.first(key, shown, stored, row),
                 false => {}
             }
         }
@@ -157,8 +171,9 @@ impl Plan {
 
     fn of_insertion(row: &Row, keys: &Keys) -> Self {
         let mut plan = Self::default();
-        for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
-            match shown_or_default(row, keys, key) {
+        let is_written = |key: &DocumentKey| keys.path(*key).is_some() && is_in_scope(row, keys, *key);
+        for key in DocumentKey::ALL.into_iter().filter(is_written) {
+            match shown_in_scope(row, keys, key) {
                 Shown::Nothing => {}
                 shown => plan.owned(key, shown),
             }
@@ -204,6 +219,20 @@ impl Plan {
             }
             (_, Some(_)) => self.kept.insert(key),
         }
+    }
+}
+
+/// Returns whether a write of this row may change this key.
+fn is_in_scope(row: &Row, keys: &Keys, key: DocumentKey) -> bool {
+    Scope::of(row) == Scope::All || MARKS.contains(&key) || is_placeholder(row, keys, key)
+}
+
+/// Returns what the document of a row shows under a key that rules of the application may refuse.
+fn shown_in_scope(row: &Row, keys: &Keys, key: DocumentKey) -> Shown {
+    match row.refused.keys.contains_key(&key) {
+        _ if is_placeholder(row, keys, key) => Shown::Value(placeholder(row)),
+        true => Shown::Hidden,
+        false => shown_or_default(row, keys, key),
     }
 }
 
@@ -255,7 +284,7 @@ fn is_equal(value: &RawBson, former: &Bson) -> bool {
 
 /// Returns the keys under which the application's document would keep another value than the row shows.
 pub(super) fn kept(row: &Row, stored: &StoredDocument, keys: &Keys) -> KeySet {
-    Plan::new(row, stored, keys, Scope::All).kept
+    Plan::new(row, stored, keys).kept
 }
 
 /// Encodes the sub-document `kinsync`.
@@ -300,6 +329,13 @@ fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
         if let Some(number) = number {
             doc.append(key, number);
         }
+    }
+    if !row.refused.is_empty() {
+        let mut refused = RawDocumentBuf::new();
+        for (name, reason) in row.refused.reasons() {
+            refused.append(CString::try_from(name).expect("names contain no NUL"), reason);
+        }
+        doc.append(cstr!("refused"), refused);
     }
     if !row.pending_emails.is_empty() {
         doc.append(cstr!("pendingEmails"), texts(row.pending_emails.iter()));

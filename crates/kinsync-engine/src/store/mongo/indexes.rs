@@ -4,10 +4,14 @@ use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc, rawdoc};
 use kinsync_core::Field;
-use mongodb::{Collection, Database, error::Error as DriverError};
+use mongodb::{
+    Collection, Database,
+    action::{Action as _, Aggregate},
+    error::Error as DriverError,
+};
 
-use super::{Inner, call};
-use crate::store::{DocumentKey, Error};
+use super::{Inner, call, examine::Collection as Described};
+use crate::store::{DocumentKey, Error, Severity, StoreProblem};
 
 /// Unique index on the Kinde id.
 pub(super) const KINDE_ID: &str = "kinsync_kindeId";
@@ -50,8 +54,12 @@ impl Index {
         Self { unique, partial, ..Self::on(name, doc! { key: 1 }) }
     }
 
-    fn document(&self) -> Document {
+    fn document(&self, is_collated: bool) -> Document {
         let mut doc = doc! { "name": self.name, "key": self.key.clone() };
+        if is_collated {
+            // Without it the index takes the collation of the collection.
+            doc.insert("collation", simple_collation());
+        }
         if self.unique {
             doc.insert("unique", true);
         }
@@ -62,6 +70,14 @@ impl Index {
             doc.insert("partialFilterExpression", partial.clone());
         }
         doc
+    }
+
+    fn doing(&self) -> &'static str {
+        match self.name {
+            KINDE_ID => "create the unique index on the Kinde id, without which no user is written",
+            EMAIL => "create the unique index on the email address",
+            _ => DOING,
+        }
     }
 
     /// Returns whether an existing index is equivalent, regardless of its name.
@@ -89,14 +105,13 @@ impl Index {
 
 /// Returns the index of rows with an email conflict, in the order of their ids.
 fn held_by(kinde_id: &str) -> Index {
-    let partial = Some(doc! { "kinsync.heldBy": { "$exists": true } });
-    Index { partial, ..Index::on("kinsync_heldBy", doc! { kinde_id: 1, "kinsync.heldBy": 1 }) }
+    of_metadata("kinsync_heldBy", kinde_id, "kinsync.heldBy")
 }
 
-/// Returns the index of rows with pending email resolutions, in the order of their ids.
-fn pending_emails(kinde_id: &str) -> Index {
-    let partial = Some(doc! { "kinsync.pendingEmails": { "$exists": true } });
-    Index { partial, ..Index::on("kinsync_pending", doc! { kinde_id: 1, "kinsync.pendingEmails": 1 }) }
+/// Returns the index of rows with this key of the metadata, in the order of their ids.
+fn of_metadata(name: &'static str, kinde_id: &str, key: &str) -> Index {
+    let partial = Some(doc! { key: { "$exists": true } });
+    Index { partial, ..Index::on(name, doc! { kinde_id: 1, key: 1 }) }
 }
 
 /// Returns the indexes of the event log: newest first, of all events, of a user and of a type.
@@ -111,14 +126,16 @@ pub(super) fn of_events() -> [Index; 3] {
 }
 
 impl Inner {
-    pub(super) async fn make_indexes(&self) -> Result<(), Error> {
-        let there = self.indexes(&self.users).await?;
-        if let Some(email) = self.keys.email() {
-            refuse_greedy(&there, email)?;
-        }
-        self.make(&self.users, &there, &self.of_users()).await?;
+    /// Creates missing indexes, and returns a problem for each that cannot be created.
+    ///
+    /// # Errors
+    /// Fails when the index on the Kinde id cannot be created: without it two processes could insert the same user twice.
+    pub(super) async fn make_indexes(&self, users: &Described) -> Result<Vec<StoreProblem>, Error> {
+        let mut problems =
+            self.make(&self.users, &users.indexes, &self.of_users(), users.is_collated()).await?;
         let there = self.indexes(&self.events).await?;
-        self.make(&self.events, &there, &of_events()).await
+        problems.extend(self.make(&self.events, &there, &of_events(), false).await?);
+        Ok(problems)
     }
 
     /// Returns the indexes of the users. A key that the settings switch off has none.
@@ -128,7 +145,8 @@ impl Inner {
             Index::texts(KINDE_ID, id, true),
             Index::sparse("kinsync_claims", doc! { "kinsync.values.email": 1 }),
             held_by(id),
-            pending_emails(id),
+            of_metadata("kinsync_refused", id, "kinsync.refused"),
+            of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
             Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
             Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),
@@ -162,25 +180,30 @@ impl Inner {
         collection: &Collection<RawDocumentBuf>,
         there: &[Document],
         wanted: &[Index],
-    ) -> Result<(), Error> {
-        for index in wanted {
-            if there.iter().any(|there| index.is_served_by(there)) {
-                continue;
-            }
+        is_collated: bool,
+    ) -> Result<Vec<StoreProblem>, Error> {
+        let mut problems = Vec::new();
+        for index in wanted.iter().filter(|index| !there.iter().any(|there| index.is_served_by(there))) {
             if index.is_of_former_names(there) {
                 self.drop_index(collection, index.name).await?;
-            } else if index.has_its_name_taken(there) {
-                return Err(changed(collection, index.name));
             }
-            tracing::info!(collection = collection.name(), index = index.name, "creating an index");
-            match self.build(collection, index).await {
+            let made = if index.has_its_name_taken(there) && !index.is_of_former_names(there) {
+                Err(changed(collection, index.name))
+            } else {
+                tracing::info!(collection = collection.name(), index = index.name, "creating an index");
+                self.build(collection, index, is_collated).await
+            };
+            match made {
                 Err(Error::Refused { .. }) if index.is_optional => {
                     tracing::info!(index = index.name, "the server has no such index");
                 }
-                built => built?,
+                Err(Error::Refused { hint, .. }) if index.name != KINDE_ID => {
+                    problems.push(not_created(index.name, hint));
+                }
+                made => made?,
             }
         }
-        Ok(())
+        Ok(problems)
     }
 
     async fn drop_index(&self, collection: &Collection<RawDocumentBuf>, name: &str) -> Result<(), Error> {
@@ -195,8 +218,13 @@ impl Inner {
         self.calls.run(DOING, self.op_timeout, drop).await.map(|_| ())
     }
 
-    async fn build(&self, collection: &Collection<RawDocumentBuf>, index: &Index) -> Result<(), Error> {
-        let command = doc! { "createIndexes": collection.name(), "indexes": [index.document()] };
+    async fn build(
+        &self,
+        collection: &Collection<RawDocumentBuf>,
+        index: &Index,
+        is_collated: bool,
+    ) -> Result<(), Error> {
+        let command = doc! { "createIndexes": collection.name(), "indexes": [index.document(is_collated)] };
         let database = self.database.clone();
         let build = async move {
             match database.run_command(command).await {
@@ -204,7 +232,7 @@ impl Inner {
                 answer => answer.map(Ok),
             }
         };
-        let Err(refused) = self.calls.run(DOING, BUILD, build).await? else { return Ok(()) };
+        let Err(refused) = self.calls.run(index.doing(), BUILD, build).await? else { return Ok(()) };
         if call::code(&refused) == Some(11000) {
             return Err(self.collisions(index).await?);
         }
@@ -216,7 +244,7 @@ impl Inner {
         let key = index.key.keys().next().map(String::as_str).unwrap_or_default();
         let pairs = self.shared(key, BUILD).await?.join(", ");
         let ways_out = if Some(key) == self.keys.email() {
-            "merge these documents or remove the address from one of each, or set `unique_email = false`"
+            "merge these documents or remove the address from one of each"
         } else {
             "merge these documents"
         };
@@ -238,9 +266,10 @@ impl Inner {
             doc! { "$match": { "n": { "$gt": 1 } } },
             doc! { "$limit": 5 },
         ];
-        let users = self.users.clone();
+        let (users, collation) = (self.users.clone(), self.collation());
         let read = async move {
-            let mut cursor = users.aggregate(pipeline).allow_disk_use(true).await?;
+            let shared = users.aggregate(pipeline).allow_disk_use(true);
+            let mut cursor = shared.optional(collation, Aggregate::collation).await?;
             let mut pairs = Vec::new();
             while cursor.advance().await? {
                 let pair = Document::try_from(cursor.current())?;
@@ -253,27 +282,21 @@ impl Inner {
     }
 }
 
-/// Fails if a unique index of the application on the address also covers documents without an address. Such an index allows
-/// one of them only, but deleted users and users with an email conflict have no address.
-fn refuse_greedy(there: &[Document], email: &str) -> Result<(), Error> {
-    let Some(name) = greedy(there, email) else { return Ok(()) };
-    let hint = format!(
-        "the unique index `{name}` allows only one document without `{email}`, but deleted users have none; \
-         drop it (kinsync creates its own unique index) or make it sparse"
-    );
-    Err(Error::Refused { doing: DOING, hint, source: None })
-}
-
-/// Returns the name of such an index.
-pub(super) fn greedy<'a>(there: &'a [Document], email: &str) -> Option<&'a str> {
-    let flag = |index: &Document, key: &str| index.get_bool(key).unwrap_or_default();
-    let greedy = there.iter().find(|index| {
-        same_key(index, &doc! { email: 1 })
-            && flag(index, "unique")
-            && !flag(index, "sparse")
-            && !index.contains_key("partialFilterExpression")
-    });
-    greedy.map(|index| index.get_str("name").unwrap_or_default())
+/// The problem of an index that cannot be created.
+fn not_created(name: &'static str, mut fix: String) -> StoreProblem {
+    let (severity, consequence) = if name == EMAIL {
+        fix.push_str(
+            "; or set `unique_email = false`, if kinsync alone shall decide which user shows an address",
+        );
+        (
+            Severity::Error,
+            "kinsync alone decides which user shows an address, and other writers may show it twice",
+        )
+    } else {
+        (Severity::Warning, "some queries read every document")
+    };
+    let what = format!("the index `{name}` of kinsync cannot be created: {consequence}");
+    StoreProblem { subject: format!("index {name}"), severity, what, fix }
 }
 
 async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Document>, DriverError> {
@@ -289,11 +312,15 @@ async fn list(database: Database, command: RawDocumentBuf) -> Result<Vec<Documen
 
 fn changed(collection: &Collection<RawDocumentBuf>, name: &str) -> Error {
     let hint = format!(
-        "the index `{name}` exists with other options; drop it with \
-         `db.{}.dropIndex(\"{name}\")` and start again",
+        "the index `{name}` exists with other options; drop it with `db.{}.dropIndex(\"{name}\")`: kinsync creates it again",
         collection.name()
     );
     Error::Refused { doing: DOING, hint, source: None }
+}
+
+/// The comparison of bytes.
+pub(super) fn simple_collation() -> Document {
+    doc! { "locale": "simple" }
 }
 
 /// Compares directions as numbers, because a shell stores them as doubles.

@@ -6,10 +6,10 @@ use bson::{Bson, Document, doc};
 
 use super::{
     Inner, MongoStore,
-    indexes::{EMAIL, Index, greedy, of_events},
+    indexes::{EMAIL, Index, of_events},
     read::Find,
 };
-use crate::store::{Error, timed};
+use crate::store::{Error, StoreProblem, timed};
 
 const DOING: &str = "inspect the server";
 
@@ -57,13 +57,6 @@ pub enum IndexFault {
         /// Name of the index.
         name: &'static str,
     },
-    /// An index of the application allows only one document without an address.
-    Greedy {
-        /// Collection.
-        collection: String,
-        /// Name of the index.
-        name: String,
-    },
 }
 
 impl IndexFault {
@@ -71,7 +64,7 @@ impl IndexFault {
     pub fn missing(&self) -> Option<&'static str> {
         match self {
             Self::Missing { name, .. } => Some(name),
-            _ => None,
+            Self::Changed { .. } => None,
         }
     }
 
@@ -90,6 +83,13 @@ impl MongoStore {
     /// Returns the indexes that [`Self::prepare`] would create or reject. Creates none.
     pub async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
         timed("mongo", "index_faults", self.0.index_faults()).await
+    }
+
+    /// Returns what the indexes and the validator of the application reject of the documents that kinsync writes. Creates
+    /// no index.
+    pub async fn conflicting_rules(&self) -> Result<Vec<StoreProblem>, Error> {
+        let rules = async { Ok(self.0.examine(&self.0.collection_of_users().await?)) };
+        timed("mongo", "conflicting_rules", rules).await
     }
 
     /// Returns a few pairs of documents with the same address, by `_id`. Reads every address, which may take long.
@@ -119,10 +119,7 @@ impl Inner {
 
     async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
         let there = self.indexes(&self.users).await?;
-        let greedy = self.keys.email().and_then(|email| greedy(&there, email)).map(str::to_owned);
-        let greedy = greedy.map(|name| IndexFault::Greedy { collection: self.users.name().to_owned(), name });
-        let mut faults: Vec<IndexFault> = greedy.into_iter().collect();
-        faults.extend(faults_of(self.users.name(), &there, &self.of_users()));
+        let mut faults = faults_of(self.users.name(), &there, &self.of_users());
         let there = self.indexes(&self.events).await?;
         faults.extend(faults_of(self.events.name(), &there, &of_events()));
         Ok(faults)

@@ -10,6 +10,7 @@ use bson::{
 use kinsync_core::Field;
 use serde::{Deserialize, Serialize};
 
+use super::TombstoneEmail;
 use crate::store::{DocumentKey, Error, KeySet};
 
 /// The sub-document with kinsync's metadata. Never mapped.
@@ -93,6 +94,8 @@ pub(super) struct Keys {
     pub(super) take_over: KeySet,
     /// Values of the settings by path: see [`super::Config::defaults`].
     defaults: Vec<(CString, serde_json::Value)>,
+    /// What happens to the address of a deleted user where a rule rejects a document without one.
+    pub(super) tombstone_email: TombstoneEmail,
     paths: Vec<(DocumentKey, Option<Path>)>,
 }
 
@@ -187,7 +190,13 @@ impl Keys {
         }
         let id =
             if paths.iter().all(|(key, path)| is_default(*key, path.as_ref())) { 0 } else { hash(&paths) };
-        Ok(Self { id, take_over: KeySet::default(), defaults: Vec::new(), paths })
+        Ok(Self {
+            id,
+            take_over: KeySet::default(),
+            tombstone_email: TombstoneEmail::default(),
+            defaults: Vec::new(),
+            paths,
+        })
     }
 
     /// Returns the paths, to be stored.
@@ -216,10 +225,21 @@ impl Keys {
         self.dotted(DocumentKey::EMAIL)
     }
 
-    /// Returns the paths of keys with arrays.
-    pub(super) fn arrays(&self) -> Vec<String> {
-        let arrays = [Field::Organizations, Field::Identities].map(DocumentKey::Field);
-        arrays.iter().filter_map(|key| self.dotted(*key)).map(ToOwned::to_owned).collect()
+    /// Returns the keys with arrays.
+    pub(super) fn arrays() -> Vec<DocumentKey> {
+        [Field::Organizations, Field::Identities].map(DocumentKey::Field).into()
+    }
+
+    /// Returns the keys at these paths, or that contain them. A document can lack each of them.
+    pub(super) fn optional_at(&self, paths: &[String]) -> Vec<DocumentKey> {
+        let is_at = |key: &DocumentKey| {
+            self.dotted(*key).is_some_and(|own| {
+                paths.iter().any(|path| {
+                    path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                })
+            })
+        };
+        DocumentKey::ALL.into_iter().filter(|key| *key != DocumentKey::KindeId && is_at(key)).collect()
     }
 
     /// Reads the values under kinsync's keys. Null counts as absent, and a value in place of a sub-document as the value of

@@ -11,16 +11,17 @@ use bson::{
 };
 use mongodb::{
     ClientSession, Collection,
+    action::{Action as _, Delete, Find as FindDocuments, FindOne, Update},
     error::{
         Error as DriverError, ErrorKind, TRANSIENT_TRANSACTION_ERROR, UNKNOWN_TRANSACTION_COMMIT_RESULT,
         WriteFailure,
     },
-    options::{ReadConcern, TransactionOptions, WriteConcern},
+    options::{Collation, ReadConcern, TransactionOptions, WriteConcern},
 };
 
 use super::{
     Inner, MongoStore, call, decode,
-    encode::{self, Scope, default_value},
+    encode::{self, default_value},
     mappings::Known,
     read::{Find, own_id},
 };
@@ -114,6 +115,7 @@ impl Inner {
             theirs,
             ours: doc! { self.keys.kinde_id(): row.id.as_str(), "kinsync.revision": row.revision },
             known: self.mappings.known(),
+            collation: self.collation(),
             row: row.clone(),
         };
         let client = self.database.client().clone();
@@ -130,6 +132,7 @@ struct Change {
     /// Filter of kinsync's document at its loaded revision.
     ours: Document,
     known: Arc<Known>,
+    collation: Option<Collation>,
     /// The row to write into the application's document.
     row: Row,
 }
@@ -156,13 +159,16 @@ impl Change {
     }
 
     async fn write(&self, session: &mut ClientSession) -> Result<Outcome, DriverError> {
-        let Some(ours) = self.users.find_one(self.ours.clone()).session(&mut *session).await? else {
+        let find = self.users.find_one(self.ours.clone()).session(&mut *session);
+        let find = find.optional(self.collation.clone(), FindOne::collation);
+        let Some(ours) = find.await? else {
             return Ok(Outcome::Stale);
         };
         if has_own_fields(&ours, &self.known) {
             return Ok(Outcome::EmailTaken);
         }
         let found = self.users.find(self.theirs.clone()).projection(self.known.current.projection()).limit(2);
+        let found = found.optional(self.collation.clone(), FindDocuments::collation);
         let mut found = found.session(&mut *session).await?;
         let mut theirs = Vec::new();
         while let Some(document) = found.next(&mut *session).await {
@@ -170,8 +176,10 @@ impl Change {
         }
         let [theirs] = theirs.as_slice() else { return Ok(Outcome::EmailTaken) };
         let Some((query, update)) = self.update(theirs) else { return Ok(Outcome::EmailTaken) };
-        self.users.delete_one(self.ours.clone()).session(&mut *session).await?;
-        let updated = self.users.update_one(query, update).session(&mut *session).await?;
+        let delete = self.users.delete_one(self.ours.clone()).session(&mut *session);
+        delete.optional(self.collation.clone(), Delete::collation).await?;
+        let update = self.users.update_one(query, update).session(&mut *session);
+        let updated = update.optional(self.collation.clone(), Update::collation).await?;
         Ok(if updated.matched_count == 1 { Outcome::Written } else { Outcome::Stale })
     }
 
@@ -179,7 +187,7 @@ impl Change {
     fn update(&self, theirs: &RawDocument) -> Option<(Document, Document)> {
         let keys = &self.known.current;
         let document = decode::unlinked(theirs, &self.row, keys);
-        let encoded = encode::update(&self.row, &document, keys, random::number(), Scope::All)?;
+        let encoded = encode::update(&self.row, &document, keys, random::number())?;
         let mut update = doc! { "$set": Document::try_from(&*encoded.set).ok()? };
         if !encoded.unset.is_empty() {
             update.insert("$unset", Document::try_from(&*encoded.unset).ok()?);

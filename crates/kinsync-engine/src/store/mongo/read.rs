@@ -142,6 +142,25 @@ impl Inner {
         self.rows("find email conflicts", find).await
     }
 
+    pub(super) async fn with_refused_keys(
+        &self,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<Row>, Error> {
+        let id = self.keys.kinde_id();
+        let after = doc! { "$gt": after.map_or("", UserId::as_str) };
+        let query = doc! { "kinsync.refused": { "$exists": true }, id: after };
+        let find = Find::new(query).sort(doc! { id: 1 }).limit(limit);
+        self.rows("find users with refused keys", find).await
+    }
+
+    pub(super) async fn count_refused_keys(&self) -> Result<u64, Error> {
+        let (users, limit) = (self.users.clone(), self.op_timeout);
+        let query = doc! { "kinsync.refused": { "$exists": true }, self.keys.kinde_id(): { "$gt": "" } };
+        let count = async move { users.count_documents(query).max_time(limit).await };
+        self.calls.run("count users with refused keys", limit, count).await
+    }
+
     pub(super) async fn pending_emails(
         &self,
         after: Option<&UserId>,
@@ -248,6 +267,7 @@ impl Inner {
         }
         options.max_time = Some(limit);
         options.batch_size = Some(BATCH);
+        options.collation = self.collation();
         let all = async move {
             let mut cursor = collection.find(filter).with_options(options).await?;
             let mut found = Vec::new();

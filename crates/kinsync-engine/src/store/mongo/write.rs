@@ -10,6 +10,7 @@ use bson::{
     Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
     oid::ObjectId,
     raw::{BindRawBsonRef, CStr, cstr},
+    rawdoc,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kinsync_core::UserId;
@@ -19,8 +20,9 @@ use super::{
     Inner,
     call::{self, Cause, WriteError},
     decode,
-    encode::{self, FORMAT, Scope},
+    encode::{self, FORMAT},
     indexes,
+    keys::Keys,
     read::Find,
 };
 use crate::store::{DocumentKey, Error, Outcome, Rejection, Row, StoredDocument};
@@ -66,14 +68,14 @@ struct Chunk {
 }
 
 impl Inner {
-    /// Writes rows, each with the keys of the scope.
-    pub(super) async fn write(&self, rows: &[Row], scope: Scope) -> Result<Vec<Outcome>, Error> {
+    /// Writes rows, each without its refused keys.
+    pub(super) async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
         self.write_tombstones(rows).await?;
         let documents = self.read_again(rows).await?;
-        let batch = Batch { inner: self, rows, documents, scope, mark: random::number() };
+        let batch = Batch { inner: self, rows, documents, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
         for (place, outcome) in outcomes.iter_mut().enumerate() {
@@ -125,7 +127,6 @@ struct Batch<'a> {
     rows: &'a [Row],
     /// Documents of rows that were not loaded with theirs.
     documents: HashMap<UserId, Box<StoredDocument>>,
-    scope: Scope,
     /// Mark of the first row; the marks of the others are the following numbers.
     mark: i64,
 }
@@ -154,7 +155,7 @@ impl Batch<'_> {
 
     fn update(&self, place: usize, document: &StoredDocument) -> Option<RawDocumentBuf> {
         let (row, keys) = (&self.rows[place], &self.inner.keys);
-        let encoded = encode::update(row, document, keys, self.mark(place), self.scope)?;
+        let encoded = encode::update(row, document, keys, self.mark(place))?;
         let mut query = match row.revision {
             0 => unwritten(keys.kinde_id(), row.id.as_str()),
             revision => {
@@ -171,6 +172,9 @@ impl Batch<'_> {
         }
         let mut statement = document_with(cstr!("q"), RawDocumentBuf::try_from(&query).ok()?);
         statement.append(cstr!("u"), update);
+        if self.inner.collation().is_some() {
+            statement.append(cstr!("collation"), rawdoc! { "locale": "simple" });
+        }
         Some(statement)
     }
 
@@ -301,11 +305,11 @@ impl Inner {
                     "a validator of the collection rejects the document (code 121){}",
                     error.rule
                 ),
-                keys: error.keys.clone(),
+                keys: self.keys.optional_at(&error.keys),
             })),
             PARALLEL_ARRAYS => Ok(Outcome::Rejected(Rejection {
                 reason: "an index of the application covers two arrays of the document (code 171)".into(),
-                keys: self.keys.arrays(),
+                keys: Keys::arrays(),
             })),
             code => Ok(Outcome::Failed(format!("MongoDB rejects the document (code {code})"))),
         }
@@ -325,12 +329,13 @@ impl Inner {
             keys => keys.join(", "),
         };
         let index = error.index_name.as_deref().unwrap_or("?");
-        let reason = if error.is_absent {
-            format!("the unique index `{index}` allows only one document without `{keys}`")
+        Outcome::Rejected(if error.is_absent {
+            // Without the key the document is rejected as well.
+            format!("the unique index `{index}` allows only one document without `{keys}`").into()
         } else {
-            format!("the unique index `{index}` on `{keys}` rejects the document")
-        };
-        Outcome::Rejected(Rejection { reason, keys: error.duplicate.clone() })
+            let reason = format!("the unique index `{index}` on `{keys}` rejects the document");
+            Rejection { reason, keys: self.keys.optional_at(&error.duplicate) }
+        })
     }
 
     /// Writes the mark of the last write of this row again, unless the document has changed.

@@ -66,6 +66,17 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "store.tombstone_email",
+        env: "KINSYNC_TOMBSTONE_EMAIL",
+        flag: "tombstone-email",
+        default: Some("keep"),
+        example: "placeholder",
+        help: "What happens to the address of a deleted user where a unique index or a validator of the database rejects a \
+               document without one: `keep`, or `placeholder` (`deleted+<Kinde id>@kinsync.invalid`)",
+        set: |config, text| put(&mut config.store.tombstone_email, value::tombstone_email(text)),
+        ..ROW
+    },
+    Setting {
         key: "store.refused_users",
         env: "KINSYNC_REFUSED_USERS",
         flag: "refused-users",
