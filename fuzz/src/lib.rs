@@ -1,4 +1,5 @@
 //! A server for the fuzz targets, inside the process: the real routes on an embedded queue and store.
+#![cfg(feature = "server")]
 
 use std::sync::{Arc, OnceLock};
 

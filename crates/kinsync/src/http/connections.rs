@@ -289,7 +289,7 @@ mod tests {
         tokio::time::sleep(SLOW_BODY / 2).await;
         let _slow_body = slow.begin_body();
         let began = Instant::now();
-        let _fourth = open().await;
+        let _fourth = timeout(10 * SLOW_BODY, open()).await.expect("a slot is freed");
         slower.evicted().await;
         assert!(began.elapsed() <= SLOW_BODY, "{:?}", began.elapsed());
         for kept in [&arrived, &slow] {
