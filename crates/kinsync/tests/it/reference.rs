@@ -116,8 +116,7 @@ kinsync writes one document per user into the collection `users` (`KINSYNC_USERS
 `email` is unique.
 - The section `[fields]` of the settings gives keys other names ([settings](settings.md)). The tables show the default names.
 
-With Mongoose, declare the keys that you read and set `strict: false`, or let the schema contain only your own fields: kinsync never \
-replaces a document, and updates only its own keys.
+kinsync updates only its own keys and never replaces a document. For Mongoose see [the guide](../guides/mongoose.md).
 
 The collection `user_events` holds every verified event with its payload, one document per event id. It is a log: read it, and \
 write nothing into it.
