@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Metadata that the store keeps beside the state of a user. Describes the stored document, not the user at Kinde.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct RowMetadata {
     /// Whether the document shows the claimed email address.
     pub holds_email: bool,

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The newest value of one field, with the version of its observation.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Register {
     // The derived order compares the version first, then the value. The join depends on that.
     /// Version of the observation.
@@ -24,7 +24,7 @@ pub struct Register {
 ///
 /// The version of a read is the time of its request less an allowance: early on purpose, so that an event during the read
 /// wins. It says little about the age of a user and counts only while Kinde's `created_on` is unknown.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FirstVersions {
     /// Smallest version of an event.
@@ -36,7 +36,7 @@ pub struct FirstVersions {
 }
 
 /// The state of one user. The default is the state without observations.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct UserState {
     /// The newest value of each observed field.

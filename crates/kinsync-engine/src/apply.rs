@@ -82,6 +82,8 @@ struct Scans<'a> {
     watermarks: ScanWatermarks,
     /// The rows and the scan that compared them; `None` for observations of other sources.
     compared: Option<&'a ComparedRows>,
+    /// Whether an observation is stale and without a proof.
+    is_stale: bool,
 }
 
 impl Scans<'_> {
@@ -174,7 +176,7 @@ async fn apply_deltas(
     compared: Option<&ComparedRows>,
 ) -> Result<Applied, Error> {
     let mut is_dated = deltas.values().any(|delta| !delta.state.is_provisional());
-    let mut scans = Scans { watermarks: ScanWatermarks::default(), compared };
+    let mut scans = Scans { watermarks: ScanWatermarks::default(), compared, is_stale: false };
     let mut applied = Applied::default();
     let mut written = Vec::new();
     let mut to_resolve = Vec::new();
@@ -196,6 +198,7 @@ async fn apply_deltas(
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
             rechecks.push((row.id.clone(), recheck));
+            scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
                 writes.push(next);
             } else {
@@ -237,8 +240,9 @@ async fn apply_deltas(
     Ok(applied)
 }
 
-/// Requests checks of rows that a scan may have compared after the watermarks were loaded and before the rows were written.
-/// After an interruption before this, the repetition of the observations requests them.
+/// Requests checks of rows that a scan may have compared after the watermarks were loaded and before the rows were written,
+/// and once more of rows with a stale observation: a check may have ended before the write. After an interruption before
+/// this, the repetition of the observations requests them.
 async fn recheck_written(
     store: &dyn Store,
     written: &[(Row, UserState)],
@@ -249,7 +253,7 @@ async fn recheck_written(
         return Ok(());
     }
     let newer = ScanWatermarks::load(store).await?;
-    if newer.comparison == scans.watermarks.comparison {
+    if newer.comparison == scans.watermarks.comparison && !scans.is_stale {
         return Ok(());
     }
     let recheck = |(row, delta): &(Row, UserState)| {
@@ -539,6 +543,19 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     }
     let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
     (Some(next), recheck)
+}
+
+/// Joins observations of one user into a row, as [`apply`] does. For the model.
+#[cfg(test)]
+pub(crate) fn join_into(
+    row: &Row,
+    observations: Vec<Observation>,
+    now: Micros,
+    watermarks: &ScanWatermarks,
+    compared: Option<&ComparedRows>,
+) -> (Option<Row>, Recheck) {
+    let delta = fold(observations).remove(&row.id).unwrap_or_else(Delta::empty);
+    next(row, &delta, now, &Scans { watermarks: watermarks.clone(), compared, is_stale: false })
 }
 
 /// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or

@@ -21,6 +21,9 @@ use crate::{
 /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
 pub const FUTURE_TOLERANCE: Duration = Duration::from_mins(5);
 
+/// First word of the reason of a quarantined dead letter.
+pub(crate) const QUARANTINED: &str = "quarantined";
+
 /// Returns the latest acceptable time of an event that is decoded at `now`.
 pub fn latest(now: Micros, tolerance: Duration) -> Micros {
     Micros(now.0.saturating_add(i64::try_from(tolerance.as_micros()).unwrap_or(i64::MAX)))
@@ -71,9 +74,12 @@ pub enum Failure {
     BadUser(ids::Error),
     /// The event's time is further ahead than [`FUTURE_TOLERANCE`].
     #[error(
-        "quarantined: the time of the event is {seconds} s in the future; check this machine's clock, then `kinsync dead-letters retry`"
+        "{QUARANTINED}: the time of the event is {seconds} s in the future; it is applied when this machine's clock reaches \
+         that time; check the clock"
     )]
     InTheFuture {
+        /// Time of the event.
+        at: Micros,
         /// Lead over the latest acceptable time, in seconds.
         seconds: i64,
     },
@@ -154,7 +160,7 @@ fn reject_future(at: Micros, latest: Micros) -> Result<(), Failure> {
     if at <= latest {
         return Ok(());
     }
-    Err(Failure::InTheFuture { seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
+    Err(Failure::InTheFuture { at, seconds: at.0.saturating_sub(latest.0) / 1_000_000 })
 }
 
 /// Returns the user id and the observed fact of an event: `(id, None)` for an event that changes no field, and `None` for

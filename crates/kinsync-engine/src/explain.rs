@@ -105,7 +105,7 @@ impl Explainer<'_> {
     }
 
     /// Returns the latest acceptable time of an event. The result repeats the projector's decision at the time of receipt,
-    /// unless an operator released the event from quarantine later (`kinsync dead-letters retry`).
+    /// unless the event was released from quarantine later, by the clock or by an operator.
     fn latest(&self, event: &LoggedEvent) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
         let is_known = versions.any(|version| is_event(version) && event_id(version) == event.event_id);

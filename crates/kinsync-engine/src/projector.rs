@@ -6,6 +6,7 @@
 
 mod evidence;
 mod piece;
+mod quarantine;
 mod upkeep;
 mod without_time;
 
@@ -34,6 +35,7 @@ use crate::{
 };
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
+use quarantine::Quarantine;
 
 /// Settings of the projector.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +89,7 @@ pub struct Projector {
     clock: Clock,
     config: Config,
     evidence: Evidence,
+    quarantine: Quarantine,
     rejected: watch::Sender<RejectedByStore>,
     /// Whether the next look at the store sweeps, although its time has not come.
     sweep_soon: AtomicBool,
@@ -103,13 +106,18 @@ impl Projector {
     ) -> Self {
         let evidence = Evidence::new(config.retry_after);
         let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
-        Self { queue, store, breaker, clock, config, evidence, rejected, sweep_soon }
+        let quarantine = Quarantine::default();
+        Self { queue, store, breaker, clock, config, evidence, quarantine, rejected, sweep_soon }
     }
 
     /// Runs until `stop` is cancelled, then completes writes in progress. Other entries stay in the queue.
     pub async fn run(&self, stop: CancellationToken) {
         let workers = (0..self.config.workers).map(|_| self.work(&stop));
-        tokio::join!(futures_util::future::join_all(workers), self.sweep_regularly(&stop));
+        tokio::join!(
+            futures_util::future::join_all(workers),
+            self.sweep_regularly(&stop),
+            self.release_regularly(&stop)
+        );
     }
 
     async fn work(&self, stop: &CancellationToken) {
@@ -240,9 +248,13 @@ impl Projector {
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
         let (mut acks, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut quarantined = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
             if let Err(failure) = &item.decoded.observations {
+                if let decode::Failure::InTheFuture { at, .. } = failure {
+                    quarantined.push((*at, item.id.clone()));
+                }
                 dead.push((item.id, failure.to_string()));
             } else if let Some(user) = of_failed {
                 apart.entry(user).or_insert_with(Vec::new).push(item);
@@ -269,7 +281,11 @@ impl Projector {
         } else if verdicts.contains(&Verdict::RetryUnproved) {
             self.try_another_user().await;
         }
-        self.set_aside(&dead).await.and(acked)
+        let set_aside = self.set_aside(&dead).await;
+        if set_aside.is_ok() {
+            self.quarantine.extend(quarantined);
+        }
+        set_aside.and(acked)
     }
 
     /// Acks entries. When that fails they are released: applied again, they change nothing.

@@ -14,6 +14,8 @@ mod checks;
 mod compare;
 mod deletions;
 mod lease;
+#[cfg(test)]
+mod model;
 pub mod record;
 mod scan;
 pub mod schedule;
@@ -23,7 +25,7 @@ pub mod webhook_health;
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use kinde::management::{self, Client};
-use kinsync_core::{Micros, UserId};
+use kinsync_core::UserId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::budget::Thresholds;
@@ -444,9 +446,4 @@ pub(crate) fn state_keys() -> [&'static Key; 5] {
 /// Returns whether deletions held by this run still wait for an approval.
 pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
     Ok(deletions::approved(store, run).await?.is_some())
-}
-
-/// Returns the start of the last complete run, by kinsync's clock.
-pub(crate) fn last_began(runs: &[Run]) -> Option<Micros> {
-    runs.iter().find(|run| run.is_complete()).map(|run| run.started_at)
 }

@@ -189,7 +189,7 @@ impl ScanWatermarks {
                 continue;
             }
             let value = proof
-                .filter(|proof| observed.version.at <= proof.at)
+                .filter(|proof| observed.version < proof.version())
                 .and_then(|proof| proof.scanned_value(*field, row));
             match value {
                 Some((field, value)) => proved.set(field, value),
@@ -206,8 +206,8 @@ impl ScanWatermarks {
         stale
     }
 
-    /// Returns whether the observation changes the shown field, or has changed it in a write whose writer did not know of
-    /// the newest comparison: such a write, repeated after an interruption, must not pass for known.
+    /// Returns whether the observation changes the shown field, or has changed it in a write that may be stale: such an
+    /// observation, repeated after an interruption, must not pass for known.
     fn may_be_news(&self, row: &Row, field: Field, observed: &Register) -> bool {
         if observed.version.is_provisional() {
             return false;
@@ -223,8 +223,11 @@ impl ScanWatermarks {
         row.revision == 0 || (row.state.first == delta.first && self.is_unconfirmed(&row.metadata))
     }
 
+    /// Returns whether the newest change may be stale: its writer did not know of the newest comparison, or took the row out
+    /// of every proof.
     fn is_unconfirmed(&self, metadata: &RowMetadata) -> bool {
-        metadata.changed_after.is_some_and(|known| known < self.comparison)
+        metadata.compared_since.is_none()
+            || metadata.changed_after.is_some_and(|known| known < self.comparison)
     }
 
     /// Returns the metadata of a row that a source other than the list of a scan changed.
@@ -266,11 +269,16 @@ impl Comparisons {
 }
 
 impl ScanWatermark {
-    fn covers(&self, row: &Row) -> bool {
+    /// Returns whether the scan compared this row.
+    pub(crate) fn covers(&self, row: &Row) -> bool {
         let last = self.last_comparison;
         row.metadata.compared_since.is_some_and(|since| since <= last)
             && row.metadata.changed_after.is_none_or(|known| known >= last)
             && !self.unproven.contains(&row.id)
+    }
+
+    fn version(&self) -> Version {
+        Version::snapshot(self.at, "")
     }
 
     /// Returns the field and the value that the scan observed for a field of the row.
@@ -286,7 +294,7 @@ impl ScanWatermark {
     fn snapshot(&self, user: UserId, observed: Profile) -> UserState {
         let proof = UserState::of(&Observation {
             user,
-            version: Version::snapshot(self.at, ""),
+            version: self.version(),
             source: Source::Reconcile,
             what: What::Fields(observed),
         });

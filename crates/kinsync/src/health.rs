@@ -300,6 +300,13 @@ impl Problems {
         if let Some(silent) = &status.silent_webhook {
             self.degraded.push(format!("{silent}; {}", webhook_health::FIX));
         }
+        if let Some(overdue) = status.overdue {
+            self.degraded.push(format!(
+                "no scan of Kinde has completed for {} minutes, more than three times the interval: `kinsync runs list` \
+                 shows why",
+                overdue.as_secs() / 60
+            ));
+        }
         if let Some(failure) = &status.failure {
             self.degraded.push(format!("the last scan of Kinde failed: {}", self.cause(Some(failure))));
         }

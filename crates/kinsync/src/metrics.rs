@@ -279,6 +279,11 @@ pub const METRICS: &[Metric] = &[
         help: "Start of the last complete scan, in seconds since 1970",
     },
     Metric {
+        name: "kinsync_reconcile_overdue",
+        kind: Kind::Gauge,
+        help: "1 while no scan has completed for more than three intervals, else 0",
+    },
+    Metric {
         name: "kinsync_users_in_drift",
         kind: Kind::Gauge,
         help: "Users that differed in the last scan, by kind of difference",

@@ -71,6 +71,12 @@ impl RemoteUser {
         Some(Self { user: id, profile, signed_in, at, not_after, version: OnceLock::new() })
     }
 
+    /// Returns a user as if read from Kinde.
+    #[cfg(test)]
+    pub(super) fn of(user: UserId, profile: Profile, at: Micros, not_after: Micros) -> Self {
+        Self { user, profile, signed_in: None, at, not_after, version: OnceLock::new() }
+    }
+
     fn version(&self) -> &Version {
         self.version.get_or_init(|| snapshot::version(self.at, &self.profile))
     }

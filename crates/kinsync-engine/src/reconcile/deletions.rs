@@ -272,7 +272,7 @@ impl Inner {
 }
 
 /// Returns whether a live user has no observation newer than the scan and was not changed during it.
-fn may_be_absent(row: &Row, scanned: &Scanned) -> bool {
+pub(super) fn may_be_absent(row: &Row, scanned: &Scanned) -> bool {
     // A user without an observation that has a time, such as one from a token, may have been created during the scan.
     let is_changed_since = row.metadata.changed_after.is_some_and(|known| known >= scanned.number);
     row.state.is_live() && !is_changed_since && newest(row) < scanned.sent.map(|(first, _)| first)

@@ -1,10 +1,11 @@
 //! Schedule of the reconciler: periodically, soon after a request, and more often while the webhook is silent.
 //!
 //! Every process that shares a store runs a schedule. The first one takes the lease; the others see in the stored runs that
-//! no scan is due.
+//! no scan is due. Intervals are measured by the monotonic clock of each process, from the moment when it sees a newer
+//! complete run: a wrong wall clock, of this or of another machine, delays no scan.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Reconciler, last_began,
+    Error, Reconciler,
     record::{DriftKind, Run, RunMode},
     webhook_health::{self, SilentWebhook},
 };
@@ -26,6 +27,9 @@ use crate::{
 
 /// Longest pause after failures.
 const LONGEST_PAUSE: Duration = Duration::from_mins(10);
+
+/// Intervals without a complete scan that are an alarm.
+const OVERDUE: u32 = 3;
 
 /// Intervals of the schedule.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,8 @@ impl Config {
 pub struct Status {
     /// Reason why the webhook is considered silent.
     pub silent_webhook: Option<SilentWebhook>,
+    /// Time without a complete scan of any process, once it is more than three intervals.
+    pub overdue: Option<Duration>,
     /// Newest complete run with detection of deletions, of any process.
     pub latest: Option<Run>,
     /// Cause of this process's last failure, until a run of any process completes.
@@ -77,6 +83,56 @@ pub struct Schedule {
     wake: Arc<Notify>,
     status: watch::Sender<Status>,
     reviewed: Mutex<Option<Instant>>,
+    last: Mutex<Option<LastScan>>,
+}
+
+/// The newest complete run, timed by the monotonic clock.
+#[derive(Clone, Debug)]
+struct LastScan {
+    /// Id of the run; `None` without one.
+    run: Option<String>,
+    /// Age of the run at `since`; `None` if it is unknown.
+    age: Option<Duration>,
+    since: Instant,
+    /// When the process started to watch.
+    started: Instant,
+}
+
+impl LastScan {
+    /// Returns the newest run at the start of this process. Its age is unknown if it is in the future: then one of the
+    /// clocks was wrong.
+    fn first(newest: Option<&Run>, now: Micros) -> Self {
+        let age = newest.and_then(|run| u64::try_from(now.0.saturating_sub(run.started_at.0)).ok());
+        let since = Instant::now();
+        Self {
+            run: newest.map(|run| run.id.clone()),
+            age: age.map(Duration::from_micros),
+            since,
+            started: since,
+        }
+    }
+
+    /// Takes over a run that is newer than the known one and began at `since`.
+    fn update(&mut self, newest: Option<&Run>, since: Instant) {
+        let run = newest.map(|run| &run.id);
+        if run != self.run.as_ref() {
+            *self = Self { run: run.cloned(), age: Some(Duration::ZERO), since, started: self.started };
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.age.unwrap_or_default().saturating_add(self.since.elapsed())
+    }
+
+    fn is_due(&self, every: Duration) -> bool {
+        self.age.is_none() || self.elapsed() >= every
+    }
+
+    /// Returns the time without a complete scan if it is too long. A process that was just started has time for a first one.
+    fn overdue(&self, every: Duration) -> Option<Duration> {
+        let has_started = self.started.elapsed() > every.min(LONGEST_PAUSE);
+        Some(self.elapsed()).filter(|elapsed| has_started && *elapsed > every.saturating_mul(OVERDUE))
+    }
 }
 
 impl Schedule {
@@ -84,7 +140,18 @@ impl Schedule {
     pub fn new(reconciler: Reconciler, config: Config, wake: Arc<Notify>) -> (Self, watch::Receiver<Status>) {
         let (status, watched) = watch::channel(Status::default());
         let store = Arc::clone(&reconciler.0.store);
-        (Self { reconciler, store, config, wake, status, reviewed: Mutex::default() }, watched)
+        (
+            Self {
+                reconciler,
+                store,
+                config,
+                wake,
+                status,
+                reviewed: Mutex::default(),
+                last: Mutex::default(),
+            },
+            watched,
+        )
     }
 
     /// Runs until `stop` is cancelled. Logs failures and retries with growing pauses.
@@ -138,7 +205,11 @@ impl Schedule {
     }
 
     async fn scan_and_log(&self, is_requested: bool, stop: &CancellationToken) -> Result<(), Error> {
+        let started = Instant::now();
         let run = self.scan(is_requested, stop).await?;
+        if let Some(last) = &mut *self.last() {
+            last.update(Some(&run), started);
+        }
         tracing::info!(
             run = run.id,
             users = run.tally.users,
@@ -167,8 +238,8 @@ impl Schedule {
         outcome
     }
 
-    /// Assesses the stored runs and the webhook, and publishes status and metrics. Returns the runs.
-    async fn review(&self) -> Result<Vec<Run>, store::Error> {
+    /// Assesses the stored runs and the webhook, and publishes status and metrics.
+    async fn review(&self) -> Result<(), store::Error> {
         let runs = self.reconciler.history().await?.runs;
         let now = self.now();
         let silent =
@@ -178,14 +249,36 @@ impl Schedule {
         if let Some(silent) = silent.as_ref().filter(|_| !was_silent) {
             tracing::error!(fix = webhook_health::FIX, "{silent}");
         }
+        let overdue = self.overdue(&runs, now);
         let latest = runs.iter().find(|run| run.is_whole()).cloned();
         export(latest.as_ref());
         let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
         self.status.send_modify(|status| {
             let failure = status.failure.take().filter(|_| !is_well);
-            *status = Status { silent_webhook: silent, latest, failure };
+            *status = Status { silent_webhook: silent, overdue, latest, failure };
         });
-        Ok(runs)
+        Ok(())
+    }
+
+    /// Returns the time without a complete scan if it is an alarm.
+    fn overdue(&self, runs: &[Run], now: Micros) -> Option<Duration> {
+        let newest = runs.iter().find(|run| run.is_complete());
+        let mut last = self.last();
+        let last = last.get_or_insert_with(|| LastScan::first(newest, now));
+        last.update(newest, Instant::now());
+        let overdue = self.config.every.and_then(|every| last.overdue(every));
+        metrics::gauge!("kinsync_reconcile_overdue").set(f64::from(u8::from(overdue.is_some())));
+        if let Some(elapsed) = overdue.filter(|_| self.status.borrow().overdue.is_none()) {
+            tracing::error!(
+                seconds = elapsed.as_secs(),
+                "no scan of Kinde has completed for more than three intervals"
+            );
+        }
+        overdue
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<LastScan>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn is_due(&self) -> Result<bool, store::Error> {
@@ -193,16 +286,14 @@ impl Schedule {
         if self.reviewed.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(is_fresh) {
             return Ok(false);
         }
-        let runs = self.review().await?;
+        self.review().await?;
         *self.reviewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         let is_silent = self.status.borrow().silent_webhook.is_some();
         let Some(every) = self.config.every else { return Ok(false) };
         let every = if is_silent { self.config.every_while_webhook_silent } else { every };
         // Jitter, so that processes with the same start time do not compete for the lease every time.
         let every = random::jitter(every, 0.9..=1.0);
-        let due =
-            |began: Micros| began.0.saturating_add(i64::try_from(every.as_micros()).unwrap_or(i64::MAX));
-        Ok(last_began(&runs).is_none_or(|began| due(began) <= self.now().0))
+        Ok(self.last().as_ref().is_none_or(|last| last.is_due(every)))
     }
 
     fn now(&self) -> Micros {

@@ -79,18 +79,19 @@ pub async fn assess(
     now: Micros,
     silent_after: Duration,
 ) -> Result<Option<SilentWebhook>, Error> {
-    let received = received(store).await?;
+    let received = received(store, now).await?;
     Ok(missed(&received, runs).or_else(|| quiet(&received, runs, now, silent_after)))
 }
 
-/// Returns the times of receipt of Kinde's newest events, newest first.
-async fn received(store: &dyn Store) -> Result<Vec<Micros>, Error> {
+/// Returns the times of receipt of Kinde's newest events, newest first. A time in the future comes from a wrong clock and
+/// shows nothing.
+async fn received(store: &dyn Store, now: Micros) -> Result<Vec<Micros>, Error> {
     let mut filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
     let mut received = Vec::new();
     for _ in 0..PAGES {
         let page = store.events(&filter).await?;
         let of_kinde = page.iter().filter(|event| event.scheme != sighting::SCHEME);
-        received.extend(of_kinde.map(|event| event.received_at));
+        received.extend(of_kinde.map(|event| event.received_at).filter(|at| *at <= now));
         if page.next.is_none() || received.len() >= EVENTS {
             received.truncate(EVENTS);
             return Ok(received);

@@ -14,6 +14,7 @@ mod sightings;
 
 mod deletion_budget;
 mod proofs;
+mod quarantine;
 mod reconcile;
 mod reconcile_requests;
 mod reconcile_schedule;

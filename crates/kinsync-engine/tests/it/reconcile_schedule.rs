@@ -10,7 +10,7 @@ use kinsync_engine::{
     internal::{
         pending_checks::{Approval, PendingChecks},
         reconcile::{
-            Reconciler,
+            Error, Reconciler,
             record::{self, Outcome, Run, RunMode, Tally},
             schedule::{self, Schedule, Status},
             webhook_health::{self, SilentWebhook},
@@ -240,4 +240,51 @@ async fn a_requested_approval_is_carried_out_or_requested_again() {
         assert!(Instant::now() < deadline, "the request stays until the run is done, and no longer");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Stores a complete run that began this much later than now, by the clock of its process.
+async fn run_ahead(world: &World, ahead: Duration) {
+    let ahead = i64::try_from(ahead.as_micros()).expect("a few days");
+    let clock = Clock::from_fn(move || Micros(Clock::system().now().0 + ahead));
+    let client = Client::new(world.settings(10)).expect("the emulator's own settings");
+    let reconciler = Reconciler::new(client, world.fresh.store.clone(), clock, quick());
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await {
+        assert!(matches!(error, Error::Busy { .. }) && Instant::now() < deadline, "{error:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_of_a_process_with_a_clock_ahead_delays_no_scan() {
+    const DAYS: Duration = Duration::from_hours(48);
+    let world = World::new(stores::embedded()).await;
+    world.import(3);
+    run_ahead(&world, DAYS).await;
+    let every = Some(Duration::from_millis(300));
+    let config =
+        schedule::Config { every, every_while_webhook_silent: Duration::from_millis(300), ..often() };
+    let _working = start(world.reconciler(10, quick()), config);
+    until_runs(&world, "scans go on after the start", |runs| runs.len() >= 3).await;
+    // The same while the process runs.
+    run_ahead(&world, DAYS).await;
+    let before = runs(&world).await.len();
+    until_runs(&world, "scans go on", |runs| runs.len() >= before + 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_long_without_a_complete_scan_is_an_alarm_until_one_completes() {
+    let world = World::new(stores::embedded()).await;
+    world.import(5);
+    let config = schedule::Config { every: Some(Duration::from_millis(100)), ..often() };
+    let mut failing = start(failing(&world), config);
+    let status = failing.until("no scan completes", |status| status.overdue.is_some()).await;
+    assert!(status.overdue > Some(Duration::from_millis(300)), "{status:?}");
+    let deadline = Instant::now() + PATIENCE;
+    let other = world.reconciler(10, quick());
+    while other.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
+        assert!(Instant::now() < deadline, "the lease is free now and then");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    failing.until("one of another process completed", |status| status.overdue.is_none()).await;
 }

@@ -1,0 +1,107 @@
+//! Events from the future: set aside, and applied when the clock reaches their time.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use kinde::webhook::Scheme;
+use kinsync_core::{Micros, UserId};
+use kinsync_engine::{
+    Clock, Engine,
+    internal::{
+        breaker, projector,
+        queue::{Entry, Payload},
+        store::Store,
+    },
+};
+use tokio::time::Instant;
+
+use crate::{pipeline::dead_letters, reconcile::PATIENCE, stores};
+
+const MINUTE: i64 = 60_000_000;
+
+/// A clock with an error that can be corrected.
+#[derive(Clone, Default)]
+struct WrongClock(Arc<AtomicI64>);
+
+impl WrongClock {
+    fn set_ahead(&self, micros: i64) {
+        self.0.store(micros, Ordering::SeqCst);
+    }
+
+    fn clock(&self) -> Clock {
+        let ahead = Arc::clone(&self.0);
+        Clock::from_fn(move || Micros(Clock::system().now().0 + ahead.load(Ordering::SeqCst)))
+    }
+}
+
+async fn engine(folder: &Path, store: &Arc<dyn Store>, clock: Clock) -> Engine {
+    let config = projector::Config { sweep_every: Duration::from_millis(20), ..Default::default() };
+    let builder = Engine::builder(folder).store(store.clone()).clock(clock);
+    let engine =
+        builder.projector(config, breaker::Config::default()).open().await.expect("the folder opens");
+    engine.start();
+    engine
+}
+
+fn event() -> Entry {
+    let payload = serde_json::json!({
+        "type": "user.updated", "event_id": "event_1", "timestamp": kinsync_testing::wall_clock().to_string(),
+        "data": { "user": { "id": "kp_ada", "first_name": "Ada" } },
+    });
+    let body = Bytes::from(payload.to_string());
+    let payload = Payload::Delivery { scheme: Scheme::Hmac, signed_at: None, body };
+    Entry { event_id: "event_1".into(), received_at: Clock::system().now(), payload }
+}
+
+async fn until_set_aside(engine: &Engine, letters: u64) {
+    let deadline = Instant::now() + PATIENCE;
+    while dead_letters(engine).await != letters || engine.queue().stats().await.expect("it is open").depth > 0
+    {
+        assert!(Instant::now() < deadline, "{letters} dead letters");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn is_stored(store: &Arc<dyn Store>) -> bool {
+    let ada = UserId::parse("kp_ada").expect("an id");
+    store.load(&[ada]).await.expect("the store answers")[0].is_some()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_event_is_applied_when_the_clock_reaches_its_time() {
+    let (fresh, clock) = (stores::embedded(), WrongClock::default());
+    clock.set_ahead(-10 * MINUTE);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let engine = engine(folder.path(), &fresh.store, clock.clock()).await;
+    engine.queue().enqueue(event()).await.expect("the queue takes it");
+    until_set_aside(&engine, 1).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    until_set_aside(&engine, 1).await;
+    assert!(!is_stored(&fresh.store).await, "its time has not come");
+    clock.set_ahead(0);
+    until_set_aside(&engine, 0).await;
+    assert!(is_stored(&fresh.store).await);
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_event_is_applied_after_a_restart_with_the_right_clock() {
+    let (fresh, clock) = (stores::embedded(), WrongClock::default());
+    clock.set_ahead(-10 * MINUTE);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let first = engine(folder.path(), &fresh.store, clock.clock()).await;
+    first.queue().enqueue(event()).await.expect("the queue takes it");
+    until_set_aside(&first, 1).await;
+    first.stop().await;
+    let second = engine(folder.path(), &fresh.store, Clock::system()).await;
+    until_set_aside(&second, 0).await;
+    assert!(is_stored(&fresh.store).await);
+    second.stop().await;
+}
