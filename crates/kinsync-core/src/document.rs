@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    field::{Field, Group, Identity, Organization, Value},
+    field::{Field, Identity, Organization, Value},
     ids::UserId,
     observation::Source,
     rfc3339,
@@ -215,14 +215,6 @@ impl UserState {
             Some(_) => Some(Vec::new()),
             None => from_event.map(|_| known.to_vec()),
         }
-    }
-
-    /// Iterates over the observed fields of one group.
-    pub fn fields_in(&self, group: Group) -> impl Iterator<Item = (Field, &crate::Register)> {
-        self.fields
-            .iter()
-            .map(|(field, register)| (*field, register))
-            .filter(move |(f, _)| f.group() == group)
     }
 }
 

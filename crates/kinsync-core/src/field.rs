@@ -31,8 +31,7 @@ pub enum Field {
     OrganizationCodes,
 }
 
-/// The kind of source that usually carries a field. A store keeps one version for all fields of a group while they
-/// have the same version.
+/// The kind of source that usually carries a field.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Group {
     /// Fields that every `user.created` and `user.updated` carries.

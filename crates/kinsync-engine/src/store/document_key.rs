@@ -157,6 +157,13 @@ impl KeySet {
         self.0 &= !key.bit();
     }
 
+    /// Returns the bits of keys that only a newer kinsync knows.
+    #[cfg(any(feature = "mongodb", test))]
+    pub(crate) fn unknown(self) -> Self {
+        let known = Self::from_iter(DocumentKey::ALL);
+        Self(self.0 & !known.0)
+    }
+
     /// Iterates over the keys in the order of [`DocumentKey::ALL`].
     pub fn iter(self) -> impl Iterator<Item = DocumentKey> {
         DocumentKey::ALL.into_iter().filter(move |key| self.contains(*key))

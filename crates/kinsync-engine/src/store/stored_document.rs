@@ -32,6 +32,9 @@ pub struct StoredDocument {
     pub(super) foreign: BTreeMap<DocumentKey, Value>,
     /// Values of the application that kinsync replaced by order of the settings.
     pub(super) replaced: BTreeMap<DocumentKey, Value>,
+    /// Values and versions of fields that only a newer kinsync knows. Each write keeps them.
+    #[cfg(feature = "mongodb")]
+    pub(super) newer_fields: BTreeMap<String, (Value, kinsync_core::Version)>,
     /// Whether the document was written under another mapping than that of the settings.
     pub(super) is_moving: bool,
     /// Former paths of values that kinsync wrote, with the values: the next write removes them.

@@ -286,6 +286,35 @@ async fn a_document_that_lost_its_metadata_is_rebuilt_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_field_of_a_newer_version_survives_writes_of_this_one() {
+    let store = store().await;
+    observe(&store, [event("kp_ada", 1, Profile::new().with(Field::FirstName, "Ada"))]).await;
+    // A newer kinsync knows a field `locale`, which it shows and owns.
+    let owned = document(&store).await.get_document("kinsync").unwrap().get_i64("owned").unwrap() | 1 << 40;
+    let newer = doc! { "locale": "en", "kinsync.values.locale": "en", "kinsync.at.locale": 0, "kinsync.owned": owned };
+    users(&store).update_one(doc! {}, doc! { "$set": newer }).await.unwrap();
+    let version_of_locale = |document: &Document| {
+        let metadata = document.get_document("kinsync").unwrap();
+        let position = metadata.get_document("at").unwrap().get_i32("locale").unwrap();
+        let versions = metadata.get_array("versions").unwrap();
+        versions[usize::try_from(position).unwrap()].as_document().unwrap().clone()
+    };
+    let before = version_of_locale(&document(&store).await);
+    observe(&store, [event("kp_ada", 2, Profile::new().with(Field::FirstName, "Augusta"))]).await;
+    let after = document(&store).await;
+    assert_eq!(after.get_str("firstName").unwrap(), "Augusta");
+    assert_eq!(after.get_str("locale").unwrap(), "en");
+    let metadata = after.get_document("kinsync").unwrap();
+    assert_eq!(metadata.get_document("values").unwrap().get_str("locale").unwrap(), "en");
+    assert_eq!(
+        version_of_locale(&after),
+        before,
+        "the version of a field that this version does not know is not raised"
+    );
+    assert_eq!(metadata.get_i64("owned").unwrap() & 1 << 40, 1 << 40, "the key still belongs to kinsync");
+}
+
+#[tokio::test]
 async fn a_document_in_an_unknown_format_is_refused_by_name() {
     let store = store().await;
     observe(&store, [event("kp_ada", 1, Profile::new())]).await;

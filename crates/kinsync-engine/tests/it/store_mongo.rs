@@ -59,9 +59,10 @@ async fn a_document_has_readable_fields() {
     for absent in ["deletedAt", "emailConflict", "lastSignedInAt", "lastName", "createdOn"] {
         assert!(!found.contains_key(absent), "{absent} in {found}");
     }
-    let law = found.get_document("kinsync").unwrap();
-    assert_eq!(law.get_i64("revision").unwrap(), 1);
-    assert_eq!(law.get_document("scan").unwrap().get_i64("t").unwrap(), 1_700_000_000_123_456);
+    let metadata = found.get_document("kinsync").unwrap();
+    assert_eq!(metadata.get_i64("revision").unwrap(), 1);
+    let version = &metadata.get_array("versions").unwrap()[0];
+    assert_eq!(version.as_document().unwrap().get_i64("t").unwrap(), 1_700_000_000_123_456);
 }
 
 #[tokio::test]
@@ -143,7 +144,7 @@ async fn a_manually_damaged_field_counts_as_unknown() {
     let store = store().await;
     let ada = with(row("kp_ada", Some("a@x.org")), Field::Picture, "https://x.org/ada.png");
     put(&store, &with(ada, Field::LastName, "Lovelace")).await;
-    let junk = doc! { "kinsync.values.lastName": 5, "organizations": "none", "kinsync.scan": "junk" };
+    let junk = doc! { "kinsync.values.lastName": 5, "organizations": "none", "kinsync.at.picture": "junk" };
     users(&store).update_one(doc! {}, doc! { "$set": junk }).await.unwrap();
     let found = get(&store, "kp_ada").await.unwrap();
     assert_eq!(found.state.text(Field::FirstName), Some("Ada"));

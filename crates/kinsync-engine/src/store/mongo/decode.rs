@@ -12,7 +12,7 @@ use bson::{
     spec::ElementType,
 };
 use kinsync_core::{
-    Field, FirstVersions, Group, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId,
+    Field, FirstVersions, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId,
     UserState, Value, Version,
 };
 
@@ -66,7 +66,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         revision: metadata.revision,
         pending_emails: pending.map(texts).unwrap_or_default(),
         refused: refused.map(refused_keys).unwrap_or_default(),
-        state: metadata.state(),
+        state: metadata.state(&mut stored.newer_fields),
         ..Row::unknown(id)
     };
     if written_under.id != keys.id {
@@ -239,8 +239,8 @@ struct Metadata<'a> {
     updated_at: Micros,
     holds_email: bool,
     held_by: Option<&'a str>,
-    event: Option<&'a RawDocument>,
-    scan: Option<&'a RawDocument>,
+    versions: Option<&'a RawArray>,
+    at: Option<&'a RawDocument>,
     deleted: Option<Version>,
     confirmed: Option<Version>,
     first: FirstVersions,
@@ -269,8 +269,8 @@ impl<'a> Metadata<'a> {
                 "updatedAt" => metadata.updated_at = micros(value).unwrap_or_default(),
                 "holdsEmail" => metadata.holds_email = value.as_bool().unwrap_or_default(),
                 "heldBy" => metadata.held_by = value.as_str(),
-                "event" => metadata.event = value.as_document(),
-                "scan" => metadata.scan = value.as_document(),
+                "versions" => metadata.versions = value.as_array(),
+                "at" => metadata.at = value.as_document(),
                 "deleted" => metadata.deleted = value.as_document().and_then(version),
                 "confirmed" => metadata.confirmed = value.as_document().and_then(version),
                 "firstEvent" => metadata.first.event = value.as_document().and_then(version),
@@ -323,20 +323,22 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    fn state(self) -> UserState {
+    /// Decodes the state, and adds the fields that only a newer kinsync knows to `newer`.
+    fn state(self, newer: &mut BTreeMap<String, (Bson, Version)>) -> UserState {
         let mut fields = BTreeMap::new();
-        let versions = [Group::Event, Group::Scan].map(|group| {
-            let doc = if group == Group::Event { self.event } else { self.scan };
-            doc.and_then(|doc| Some((version(doc)?, doc.get_document("x").ok())))
-        });
+        let versions = self.versions.into_iter().flat_map(items);
+        let versions: Vec<Option<Version>> =
+            versions.map(|item| item.as_document().and_then(version)).collect();
+        let version_of = |key: &CStr| {
+            let position = integer(self.at?.get(key.as_str()).ok().flatten()?)?;
+            versions.get(usize::try_from(position).ok()?)?.clone()
+        };
         for (key, value) in self.values.into_iter().flat_map(entries) {
-            let Some(field) = Field::from_key(key.as_str()) else { continue };
-            let of_group = &versions[usize::from(field.group() == Group::Scan)];
-            if let (Some((base, except)), Some(value)) = (of_group, stored_value(value)) {
-                let other = except.and_then(|except| except.get(field.key()).ok().flatten());
-                let version =
-                    other.map_or_else(|| Some(base.clone()), |other| other.as_document().and_then(version));
-                fields.extend(version.map(|version| (field, Register { version, value })));
+            let Some(version) = version_of(key) else { continue };
+            if let Some(field) = Field::from_key(key.as_str()) {
+                fields.extend(stored_value(value).map(|value| (field, Register { version, value })));
+            } else if let Ok(value) = Bson::try_from(value) {
+                newer.insert(key.as_str().to_owned(), (value, version));
             }
         }
         UserState {

@@ -10,7 +10,7 @@ use bson::{
     Bson, DateTime, Document, RawArrayBuf, RawDocumentBuf, doc,
     raw::{CStr, CString, RawBson, RawBsonRef, cstr},
 };
-use kinsync_core::{Field, Group, Rank, UserId, UserState, Value, Version};
+use kinsync_core::{Field, Rank, UserId, UserState, Value, Version};
 
 use super::{
     TombstoneEmail,
@@ -68,6 +68,7 @@ struct Plan {
     kept: KeySet,
     unwritten: KeySet,
     replaced: BTreeMap<DocumentKey, Bson>,
+    newer_fields: BTreeMap<String, (Bson, Version)>,
 }
 
 /// An update of one document.
@@ -150,7 +151,15 @@ fn condition(value: Option<&Bson>) -> Bson {
 
 impl Plan {
     fn new(row: &Row, stored: &StoredDocument, keys: &Keys) -> Self {
-        let mut plan = Self { kept: stored.kept, replaced: stored.replaced.clone(), ..Self::default() };
+        let mut plan = Self {
+            // Keys of a newer kinsync stay owned: their values in the document are not the application's.
+            owned: stored.owned.unknown(),
+            unwritten: stored.unwritten.unknown(),
+            kept: stored.kept,
+            replaced: stored.replaced.clone(),
+            newer_fields: stored.newer_fields.clone(),
+            ..Self::default()
+        };
         for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
             let is_written = is_in_scope(row, keys, key);
             let shown = shown_in_scope(row, keys, key);
@@ -304,9 +313,7 @@ fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
     if let Some(holder) = &metadata.email_held_by {
         doc.append(cstr!("heldBy"), holder.as_str());
     }
-    append_group(&mut doc, cstr!("event"), state, Group::Event);
-    append_group(&mut doc, cstr!("scan"), state, Group::Scan);
-    append_values(&mut doc, state);
+    append_registers(&mut doc, state, &plan.newer_fields);
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
         (cstr!("confirmed"), &state.confirmed),
@@ -363,35 +370,35 @@ fn append_ownership(doc: &mut RawDocumentBuf, keys: &Keys, plan: &Plan) {
     }
 }
 
-fn append_values(doc: &mut RawDocumentBuf, state: &UserState) {
-    let mut values = RawDocumentBuf::new();
-    for field in Field::ALL {
-        if let Some(value) = state.value(field) {
-            append_value(&mut values, &key_of(field), value);
+/// Writes the values of the fields below `values` and the position of each version in `versions` below `at`. Fields that only a
+/// newer kinsync knows are written as they were read.
+fn append_registers(doc: &mut RawDocumentBuf, state: &UserState, newer: &BTreeMap<String, (Bson, Version)>) {
+    let (mut values, mut at, mut versions) = (RawDocumentBuf::new(), RawDocumentBuf::new(), Vec::new());
+    let mut append_position = |key: &CStr, version: &Version| {
+        let known = versions.iter().position(|known| known == version);
+        let position = known.unwrap_or(versions.len());
+        if known.is_none() {
+            versions.push(version.clone());
+        }
+        at.append(key, i32::try_from(position).expect("a document has few fields"));
+    };
+    for (field, register) in &state.fields {
+        append_value(&mut values, &key_of(*field), &register.value);
+        append_position(&key_of(*field), &register.version);
+    }
+    for (name, (value, version)) in newer {
+        if let (Ok(key), Ok(value)) = (CString::try_from(name.as_str()), RawBson::try_from(value.clone())) {
+            values.append(&*key, value);
+            append_position(&key, version);
         }
     }
     if !values.is_empty() {
+        let mut list = RawArrayBuf::new();
+        versions.iter().for_each(|known| list.push(version(known)));
+        doc.append(cstr!("versions"), list);
+        doc.append(cstr!("at"), at);
         doc.append(cstr!("values"), values);
     }
-}
-
-/// Writes the most frequent version of the group, and the other versions below `x`.
-fn append_group(target: &mut RawDocumentBuf, key: &CStr, state: &UserState, group: Group) {
-    let observed: Vec<(Field, &Version)> =
-        state.fields_in(group).map(|(field, observed)| (field, &observed.version)).collect();
-    let count = |version: &Version| observed.iter().filter(|(_, other)| *other == version).count();
-    let Some(base) = observed.iter().map(|(_, version)| *version).max_by_key(|version| count(version)) else {
-        return;
-    };
-    let mut doc = version(base);
-    let mut except = RawDocumentBuf::new();
-    for (field, at) in observed.iter().filter(|(_, at)| *at != base) {
-        except.append(key_of(*field), version(at));
-    }
-    if !except.is_empty() {
-        doc.append(cstr!("x"), except);
-    }
-    target.append(key, doc);
 }
 
 pub(super) fn version(version: &Version) -> RawDocumentBuf {
