@@ -171,8 +171,9 @@ impl Plan {
                     plan.owned.insert(key);
                     plan.unwritten.insert(key);
                 }
-                false if is_written => plan.first(key, shown, stored, row),
-                false => {}
+                // A default is for a document that kinsync creates, or for a key that it owns.
+                false if !is_written || is_default(row, keys, key) => {}
+                false => plan.first(key, shown, stored, row),
             }
         }
         plan
@@ -247,6 +248,12 @@ fn shown_in_scope(row: &Row, keys: &Keys, key: DocumentKey) -> Shown {
 
 fn is_nothing(row: &Row, keys: &Keys, key: DocumentKey) -> bool {
     shown_or_default(row, keys, key) == Shown::Nothing
+}
+
+/// Returns whether kinsync has no value of its own to show under a key.
+fn is_default(row: &Row, keys: &Keys, key: DocumentKey) -> bool {
+    let is_written = is_placeholder(row, keys, key) || row.refused.keys.contains_key(&key);
+    !is_written && shown(row, key) == Shown::Nothing
 }
 
 /// Returns what kinsync shows under a key that it owns.
