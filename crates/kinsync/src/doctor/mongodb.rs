@@ -168,19 +168,19 @@ fn indexes(faults: &Result<Vec<IndexFault>, Error>, rules: &Result<Vec<StoreProb
         (Ok(faults), Ok(rules)) => (faults, rules),
         (Err(error), _) | (_, Err(error)) => return Finding::failed(INDEXES, chain(error), fix_of(error)),
     };
-    for fault in faults {
-        if let IndexFault::Changed { collection, name } = fault {
-            return Finding::failed(
-                INDEXES,
-                format!("`{name}` exists with other options"),
-                format!("run `db.{collection}.dropIndex(\"{name}\")`; the server creates it again"),
-            );
-        }
-    }
-    let of_indexes: Vec<&StoreProblem> =
-        rules.iter().filter(|problem| problem.subject.starts_with("index ")).collect();
+    let changed = faults.iter().filter_map(|fault| match fault {
+        IndexFault::Missing { .. } => None,
+        IndexFault::Changed { collection, name } => Some(StoreProblem {
+            subject: format!("index {name}"),
+            severity: Severity::Error,
+            what: format!("`{name}` exists with other options"),
+            fix: format!("run `db.{collection}.dropIndex(\"{name}\")`; the server creates it again"),
+        }),
+    });
+    let of_rules = rules.iter().filter(|problem| problem.subject.starts_with("index ")).cloned();
+    let of_indexes: Vec<StoreProblem> = changed.chain(of_rules).collect();
     if !of_indexes.is_empty() {
-        return conflicting(INDEXES, &of_indexes);
+        return conflicting(INDEXES, &of_indexes.iter().collect::<Vec<_>>());
     }
     let missing: Vec<&str> = faults.iter().filter_map(IndexFault::missing).collect();
     if missing.is_empty() {

@@ -201,10 +201,11 @@ async fn a_backfill_fills_a_collection_that_an_application_uses_already() {
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     assert!(stdout.contains("2 users at Kinde: 0 unchanged, 2 created"), "{stdout}");
     let found = place.users.find_one(doc! { "kindeId": &ada }).await.unwrap().unwrap();
-    assert_eq!(
-        (found.get_str("email").unwrap(), found.get_str("plan").unwrap()),
-        ("user1@example.com", "pro")
-    );
+    let values = (found.get_str("email").unwrap(), found.get_str("plan").unwrap());
+    assert_eq!(values, ("old@example.com", "pro"), "values of the application stay");
+    let metadata = found.get_document("kinsync").unwrap();
+    assert_eq!(metadata.get_array("kept").unwrap(), &["email".into()]);
+    assert_eq!(metadata.get_document("values").unwrap().get_str("email").unwrap(), "user1@example.com");
     // The Management API does not say that an address is verified: the row is not given away.
     let found = place.users.find_one(doc! { "kindeId": &eve }).await.unwrap().unwrap();
     assert!(found.get_str("email").is_err() && found.get_str("plan").is_err(), "{found}");
