@@ -98,6 +98,12 @@ impl Delta {
         Self { state: UserState::default(), newest: Version::provisional(), source: Source::Reconcile }
     }
 
+    /// Returns whether the delta is [`Self::empty`]. A token without claims about the user has an empty state too, and it
+    /// creates the user.
+    fn is_empty(&self) -> bool {
+        self.source == Source::Reconcile && self.state == UserState::default()
+    }
+
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
         Self { state, newest: Version::provisional(), source }
@@ -197,6 +203,10 @@ async fn apply_deltas(
         let mut rechecks = Vec::new();
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
+            let next = match store.enforces_unique_emails() {
+                true => next,
+                false => next.map(|next| hidden_until_decided(&row, next)),
+            };
             rechecks.push((row.id.clone(), recheck));
             scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
@@ -465,6 +475,13 @@ fn count(source: Option<Source>) {
     metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
 }
 
+/// Hides an address that the row claims since this change until its owner is decided. Only for a store without a unique index
+/// on the address: nothing else finds that another document shows it.
+fn hidden_until_decided(before: &Row, next: Row) -> Row {
+    let is_new = next.metadata.holds_email && next.claimed_email() != before.claimed_email();
+    if is_new { without_email(next) } else { next }
+}
+
 fn without_email(mut row: Row) -> Row {
     row.metadata.holds_email = false;
     let claimed = row.claimed_email().map(ToOwned::to_owned);
@@ -499,7 +516,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
     let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
     let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
-    if row.revision == 0 && delta.state == UserState::default() {
+    if row.revision == 0 && delta.is_empty() {
         return (None, stale.recheck);
     }
     if state == row.state && row.revision > 0 && !row.is_outdated() {

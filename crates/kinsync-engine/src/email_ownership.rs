@@ -191,7 +191,11 @@ impl<'a> Transfer<'a> {
     /// an email conflict instead. Returns `false` if the caller has to reload the rows and repeat.
     async fn show(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
         let Some(shown) = self.with_holder(owner, None) else { return Ok(true) };
-        match self.put(vec![shown]).await? {
+        // Without a unique index the write would succeed although another document shows the address.
+        let is_free = self.store.enforces_unique_emails()
+            || self.store.email_holders(&[address.to_owned()]).await?.is_empty();
+        let shown = if is_free { self.put(vec![shown]).await? } else { Outcome::EmailTaken };
+        match shown {
             Outcome::Written => return Ok(true),
             Outcome::EmailTaken => {}
             Outcome::Stale => return Ok(false),

@@ -386,8 +386,8 @@ async fn linking_can_be_disabled() {
 
 #[tokio::test]
 async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
-    let store =
-        prepared(Config { unique_email: false, link_by_email: LinkByEmail::Verified, ..fresh().await }).await;
+    let config = Config { unique_email: false, ..fresh().await };
+    let store = prepared(Config { link_by_email: LinkByEmail::Never, ..config.clone() }).await;
     let own = [("own", "a@x.org"), ("one", "twins@x.org"), ("two", "twins@x.org"), ("eve", "e@x.org")];
     let rows = own.map(|(id, email)| doc! { "_id": id, "email": email, "plan": "pro" });
     users(&store).insert_many(rows).await.unwrap();
@@ -397,6 +397,7 @@ async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
         [("kp_ada", "a@x.org", true), ("kp_twin", "twins@x.org", true), ("kp_eve", "e@x.org", false)];
     observe(&store, profiles.map(|(user, email, verified)| profile(user, 1, email, verified)).into()).await;
     let before = everything(&store).await;
+    let store = prepared(Config { link_by_email: LinkByEmail::Verified, ..config }).await;
     let pages = std::sync::Mutex::new(Vec::new());
     let progress = |seen: &link::LinkReport| pages.lock().unwrap().push(seen.rows);
     let found = link::link(&store, NOW, Run::Dry, &progress).await.unwrap();
@@ -466,4 +467,41 @@ async fn a_connection_that_breaks_during_a_link_leaves_both_documents_or_one() {
         observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
         assert!(is_linked(&store).await, "after `{command}` broke");
     }
+}
+
+/// The Kinde ids of the documents that show this address, and of those with a conflict about it.
+async fn shown_by(store: &MongoStore, email: &str) -> (Vec<String>, Vec<String>) {
+    let all = everything(store).await;
+    let ids = |is_one: &dyn Fn(&Document) -> bool| {
+        let found = all.iter().filter(|doc| is_one(doc));
+        found.map(|doc| text(doc, "kindeId").unwrap_or("own").to_owned()).collect()
+    };
+    let in_conflict = |doc: &Document| {
+        doc.get_document("emailConflict").is_ok_and(|about| text(about, "email") == Some(email))
+    };
+    (ids(&|doc| text(doc, "email") == Some(email)), ids(&in_conflict))
+}
+
+#[tokio::test]
+async fn without_a_unique_index_one_document_shows_an_address_in_any_order_of_arrival() {
+    let older = event("kp_older", 1, "a@x.org");
+    let younger = event("kp_younger", 2, "a@x.org");
+    for arrivals in [[&older, &younger], [&younger, &older]] {
+        let store = prepared(Config { unique_email: false, ..fresh().await }).await;
+        observe(&store, arrivals.map(Clone::clone).into()).await;
+        assert_eq!(shown_by(&store, "a@x.org").await, (vec!["kp_older".into()], vec!["kp_younger".into()]));
+        observe(&store, vec![event("kp_older", 3, "b@x.org")]).await;
+        assert_eq!(shown_by(&store, "a@x.org").await, (vec!["kp_younger".into()], vec![]));
+        assert_eq!(shown_by(&store, "b@x.org").await, (vec!["kp_older".into()], vec![]));
+    }
+}
+
+#[tokio::test]
+async fn without_a_unique_index_a_document_of_the_application_holds_its_address_or_is_linked() {
+    let store = prepared(Config { unique_email: false, ..fresh().await }).await;
+    with_own_row(&store).await;
+    observe(&store, vec![event("kp_ada", 1, "a@x.org")]).await;
+    assert_eq!(shown_by(&store, "a@x.org").await, (vec!["own".into()], vec!["kp_ada".into()]));
+    observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
+    assert!(is_linked(&store).await);
 }
