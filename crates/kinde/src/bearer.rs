@@ -36,6 +36,9 @@ const API_KEY_PREFIX: &str = "k_live_";
 pub struct Config {
     /// The issuers, exactly as tokens spell them, each with its keys. A custom domain is an issuer of its own.
     pub issuers: Vec<(String, Jwks)>,
+    /// The keys of the tenant. An issuer without a common key belongs to another tenant, and its tokens are rejected: user
+    /// ids of two tenants must not meet. `None` accepts every issuer.
+    pub tenant: Option<Jwks>,
     /// Accepted audiences: `aud` must contain one of them. Empty accepts every token. Kinde leaves `aud` empty unless
     /// the front end requests an audience.
     pub audiences: Vec<String>,
@@ -46,10 +49,11 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// No issuer, every audience, every application, one minute of leeway.
+    /// No issuer, no check of the tenant, every audience, every application, one minute of leeway.
     fn default() -> Self {
         Self {
             issuers: Vec::new(),
+            tenant: None,
             audiences: Vec::new(),
             client_ids: Vec::new(),
             leeway: Duration::from_mins(1),
@@ -97,9 +101,35 @@ impl Verifier {
         let generation = jwks.generation();
         let kid = token.kid().into();
         let (verified, key) = jwks.verify::<VerificationError>(token).await?;
+        if let Some(tenant) = &self.0.tenant {
+            check_tenant(tenant, jwks).await?;
+        }
         let signing_key = SigningKey { jwks: jwks.clone(), kid, key, generation };
         Ok((claims::read(&self.0, issuer, verified.claims()?, now)?, signing_key))
     }
+}
+
+/// Fails unless the issuer has a key of the tenant. Fetches keys before it decides against the issuer, because one of the
+/// key sets may be from before a rotation; a fetch runs once per cool-down.
+#[cfg(feature = "fetch")]
+async fn check_tenant(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
+    if issuer.shares_key_with(tenant) == Some(true) {
+        return Ok(());
+    }
+    tenant.refresh().await?;
+    _ = issuer.refresh().await;
+    check_known_keys(tenant, issuer)
+}
+
+#[cfg(not(feature = "fetch"))]
+#[expect(clippy::unused_async, reason = "keys are fetched with the feature `fetch`")]
+async fn check_tenant(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
+    check_known_keys(tenant, issuer)
+}
+
+fn check_known_keys(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
+    let shares_key = issuer.shares_key_with(tenant) == Some(true);
+    if shares_key { Ok(()) } else { Err(VerificationError::OtherTenant) }
 }
 
 /// The key that verified a token, and its origin.

@@ -139,6 +139,16 @@ impl Jwks {
         &self.0.issuer
     }
 
+    /// Returns whether this key set and the other one have a key in common, whatever its name; `None` while the keys of one
+    /// of them are not known. All issuers of one tenant have the same keys.
+    pub fn shares_key_with(&self, other: &Self) -> Option<bool> {
+        let (ours, theirs) = (self.0.keys.load(), other.0.keys.load());
+        if ours.keys.is_empty() || theirs.keys.is_empty() {
+            return None;
+        }
+        Some(ours.keys.values().any(|key| theirs.keys.values().any(|other| other == key)))
+    }
+
     /// Verifies the signature of a token and returns the key that verified it.
     ///
     /// If the signature does not match the key that is known under the token's `kid`, the keys are fetched again, at most

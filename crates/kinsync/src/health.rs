@@ -354,6 +354,16 @@ impl Problems {
                 status.issuer
             ));
         }
+        if let Some(tenant) = state.tenant_keys()
+            && keys.shares_key_with(tenant) == Some(false)
+        {
+            self.degraded.push(format!(
+                "{} is an issuer of another Kinde tenant than {}: they share no signing key, so its tokens are refused; remove \
+                 it from KINDE_ISSUERS, and run one kinsync for each tenant",
+                status.issuer,
+                tenant.issuer()
+            ));
+        }
         KeySetHealth {
             issuer: status.issuer,
             keys: status.key_count,

@@ -49,6 +49,11 @@ pub enum VerificationError {
         "the token is from an issuer that is not configured: a custom domain must be listed in addition to the kinde.com one"
     )]
     UnknownIssuer,
+    /// The issuer has no key in common with the tenant.
+    #[error(
+        "the token is from another Kinde tenant: its issuer shares no signing key with the tenant of this server"
+    )]
+    OtherTenant,
     /// A claim is absent that every access token of a user has.
     #[error("the token has no `{claim}`")]
     MissingClaim {
@@ -108,6 +113,7 @@ impl VerificationError {
             Self::DuplicateMember { .. } => "duplicate_member",
             Self::SignatureMismatch => "signature_mismatch",
             Self::UnknownIssuer => "unknown_issuer",
+            Self::OtherTenant => "other_tenant",
             Self::MissingClaim { claim } if *claim == "sub" => "missing_subject",
             Self::MissingClaim { .. } => "missing_claim",
             Self::MalformedClaim { .. } => "malformed_claim",

@@ -224,3 +224,13 @@ async fn feature_flags_and_custom_claims_are_read_by_type() {
     assert_eq!(token.claim::<String>("absent").unwrap(), None);
     assert!(token.claim::<String>("tier").is_err());
 }
+
+#[tokio::test]
+async fn an_issuer_without_a_key_of_the_tenant_is_one_of_another_tenant() {
+    let custom = fixed_jwks(&[tenant_key().jwk("another name")]);
+    let with_tenant = |tenant| Config { tenant: Some(tenant), ..config() };
+    verify_with(with_tenant(custom), &access_claims()).await.unwrap();
+    let other =
+        verify_with(with_tenant(fixed_jwks(&[foreign_key().jwk(KID)])), &access_claims()).await.unwrap_err();
+    assert_eq!((other.reason(), other.is_unavailable()), ("other_tenant", false));
+}

@@ -25,6 +25,7 @@ pub(super) fn key_sets(config: &Config, tenant: Option<&Jwks>) -> Result<Vec<Jwk
 pub(super) fn open(
     config: &Config,
     key_sets: &[Jwks],
+    tenant: Option<&Jwks>,
     store: Arc<dyn Store>,
     queue: Arc<dyn Queue>,
     clock: Clock,
@@ -35,10 +36,12 @@ pub(super) fn open(
     let issuers = key_sets.iter().map(|keys| (keys.issuer().to_owned(), keys.clone())).collect();
     let profiles = config.kinde.trusted_issuers().map(|url| Ok((issuer_of(url), profile_client(url)?)));
     let profiles = profiles.collect::<Result<_, Error>>()?;
+    // One tenant per deployment: without a domain it is that of the first issuer.
+    let tenant = tenant.or(key_sets.first()).cloned();
     let audiences = config.kinde.audience.clone();
     let client_ids = config.kinde.allowed_client_ids.clone();
     let verifier =
-        Verifier::new(bearer::Config { issuers, audiences, client_ids, ..bearer::Config::default() });
+        Verifier::new(bearer::Config { issuers, tenant, audiences, client_ids, ..bearer::Config::default() });
     // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.
     let cached_users = config.http.cached_users;
     let tokens =

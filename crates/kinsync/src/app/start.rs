@@ -41,8 +41,15 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let tenant = key_set(&config)?;
     let verifier = verifier(&config, tenant.clone())?;
     let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
-    let (authenticator, requests) =
-        authenticator::open(&config, &key_sets, Arc::clone(store), Arc::clone(queue), clock.clone())?.unzip();
+    let (authenticator, requests) = authenticator::open(
+        &config,
+        &key_sets,
+        tenant.as_ref(),
+        Arc::clone(store),
+        Arc::clone(queue),
+        clock.clone(),
+    )?
+    .unzip();
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
     let service = WebhookService::new(verifier.clone(), Arc::clone(queue), clock.clone(), limits(&config));

@@ -1,6 +1,6 @@
 //! What the app is made of, as the routes see it.
 
-use kinde::{Jwks, webhook::Verifier};
+use kinde::{Jwks, domain::issuer_of, webhook::Verifier};
 use kinsync_engine::Engine;
 use kinsync_tower::{Authenticator, WebhookService};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -29,4 +29,13 @@ pub struct AppState {
     pub metrics: PrometheusHandle,
     /// When the app was made.
     pub started: Instant,
+}
+
+impl AppState {
+    /// The keys of the tenant: those of `KINDE_DOMAIN`, else of the first issuer. `None` without either.
+    pub fn tenant_keys(&self) -> Option<&Jwks> {
+        let domain = self.config.kinde.domain.as_ref().map(issuer_of);
+        let of_domain = self.key_sets.iter().find(|keys| Some(keys.issuer()) == domain.as_deref());
+        of_domain.or(self.key_sets.first())
+    }
 }

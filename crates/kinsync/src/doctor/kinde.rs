@@ -38,11 +38,12 @@ const CHECKED_SCOPES: [&str; 4] = ["read:users", "read:webhooks", "read:event_ty
 const NO_EVENT: &str = "event_00000000000000000000000000000000";
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let (keys, discovered, api) = tokio::join!(keys(config), discover(config), call_api(config));
+    let (key_sets, discovered, api) =
+        tokio::join!(fetch_key_sets(config), discover(config), call_api(config));
     vec![
         clock(config, &discovered, &api),
-        keys,
-        issuers(config, &discovered),
+        keys(config, &key_sets),
+        issuers(config, &discovered, &key_sets),
         audience(config),
         credentials(config, &api),
         scopes(&api),
@@ -60,20 +61,29 @@ fn setting_of(config: &Config, url: &Url) -> &'static str {
     if config.kinde.domain.as_ref() == Some(url) { "KINDE_DOMAIN" } else { "KINDE_ISSUERS" }
 }
 
-async fn keys(config: &Config) -> Finding {
+/// The keys of each domain.
+type KeySets = Vec<(Url, Result<Jwks, String>)>;
+
+async fn fetch_key_sets(config: &Config) -> KeySets {
+    let fetches = domains(config).into_iter().map(async |url| {
+        let fetched = fetch_keys(&url).await;
+        (url, fetched)
+    });
+    futures_util::future::join_all(fetches).await
+}
+
+fn keys(config: &Config, key_sets: &KeySets) -> Finding {
     let (mut count, mut problems, mut names) = (0, Vec::new(), BTreeSet::new());
-    let domains = domains(config);
-    if domains.is_empty() {
+    if key_sets.is_empty() {
         return Finding::skipped(
             KEYS,
             "no tenant is configured",
             "set KINDE_DOMAIN if Kinde delivers webhooks or issues tokens",
         );
     }
-    let fetches = domains.iter().map(async |url| (url, fetch_keys(url).await));
-    for (url, fetched) in futures_util::future::join_all(fetches).await {
+    for (url, fetched) in key_sets {
         match fetched {
-            Ok(keys) => count += keys,
+            Ok(keys) => count += keys.status().key_count,
             Err(why) => {
                 problems.push(format!("{}: {why}", issuer_of(url)));
                 names.insert(setting_of(config, url));
@@ -81,7 +91,7 @@ async fn keys(config: &Config) -> Finding {
         }
     }
     if problems.is_empty() {
-        return Finding::ok(KEYS, format!("{count} RS256 keys of {} issuers", domains.len()));
+        return Finding::ok(KEYS, format!("{count} RS256 keys of {} issuers", key_sets.len()));
     }
     let names: Vec<_> = names.into_iter().collect();
     Finding::failed(
@@ -97,12 +107,24 @@ async fn keys(config: &Config) -> Finding {
     )
 }
 
-async fn fetch_keys(url: &Url) -> Result<usize, String> {
+async fn fetch_keys(url: &Url) -> Result<Jwks, String> {
     let keys = Jwks::new(jwks::Config::new(url.clone())).map_err(|error| chain(&error))?;
     let fetched = keys.refresh().await;
-    let status = keys.status();
-    fetched.map_err(|error| status.last_error.unwrap_or_else(|| error.to_string()))?;
-    Ok(status.key_count)
+    fetched.map_err(|error| keys.status().last_error.unwrap_or_else(|| error.to_string()))?;
+    Ok(keys)
+}
+
+/// Returns the first trusted issuer of another tenant: it has no key in common with the tenant, which is `KINDE_DOMAIN` or
+/// the first issuer.
+fn foreign_issuer<'a>(config: &'a Config, key_sets: &KeySets) -> Option<&'a Url> {
+    let of =
+        |url: &Url| key_sets.iter().find(|(known, _)| known == url).and_then(|(_, keys)| keys.as_ref().ok());
+    let tenant = config.kinde.domain.as_ref().or_else(|| config.kinde.trusted_issuers().next())?;
+    let tenant = of(tenant)?;
+    config
+        .kinde
+        .trusted_issuers()
+        .find(|url| of(url).is_some_and(|keys| keys.shares_key_with(tenant) == Some(false)))
 }
 
 /// The discovery document of each domain.
@@ -117,7 +139,17 @@ async fn discover(config: &Config) -> Discovered {
 }
 
 /// Compares each trusted issuer with its discovery document. `KINDE_DOMAIN` is one only when `KINDE_ISSUERS` is not set.
-fn issuers(config: &Config, discovered: &Discovered) -> Finding {
+fn issuers(config: &Config, discovered: &Discovered, key_sets: &KeySets) -> Finding {
+    if let Some(foreign) = foreign_issuer(config, key_sets) {
+        return Finding::failed(
+            ISSUERS,
+            format!(
+                "{} shares no signing key with the tenant, so it belongs to another tenant and its tokens are refused",
+                issuer_of(foreign)
+            ),
+            "remove it from KINDE_ISSUERS, and run one kinsync for each tenant",
+        );
+    }
     let (mut wrong, mut unread, mut right) = (None, Vec::new(), Vec::new());
     for url in config.kinde.trusted_issuers() {
         let trusted = issuer_of(url);

@@ -297,6 +297,16 @@ async fn an_issuer_that_calls_itself_otherwise_is_failed() {
     examine(&tenant, &[]).is("kinde.keys", "failed", &["KINDE_DOMAIN"]);
 }
 
+/// Two tenants are two deployments.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_of_another_tenant_is_failed() {
+    let (mut tenant, other) = (Tenant::start().await, Tenant::start().await);
+    let (own, foreign) = (tenant.kinde.issuer().to_owned(), other.kinde.issuer().to_owned());
+    tenant.set("KINDE_ISSUERS", format!("{own},{foreign}"));
+    let examined = examine(&tenant, &[]);
+    examined.is("kinde.issuers", "failed", &[&foreign, "another tenant", "> remove it from KINDE_ISSUERS"]);
+}
+
 /// `KINDE_DOMAIN` says nothing of tokens where `KINDE_ISSUERS` does.
 #[tokio::test(flavor = "multi_thread")]
 async fn only_those_who_are_trusted_to_issue_tokens_are_compared() {

@@ -184,3 +184,29 @@ async fn a_killed_scan_is_shown_as_interrupted_at_once_whatever_the_signal() {
         assert_eq!(scan["outcome"], "interrupted", "{signal}: {scan}");
     }
 }
+
+/// Their users are refused with a reason of their own, and none is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_of_a_second_tenant_are_refused_and_named_in_health() {
+    let other = kinde_emulator::Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+    let mut town = town(&settings("1h")).await;
+    let issuers = format!("{},{}", town.kinde.issuer(), other.issuer());
+    town.apps[0].stop().await.unwrap();
+    town.apps[0].set("KINDE_ISSUERS", issuers);
+    town.apps[0].start().await.unwrap();
+    let own = town.kinde.sign_up(named(1)).unwrap().id;
+    let foreign = other.sign_up(named(2)).unwrap().id;
+    let deadline = Instant::now() + PATIENCE;
+    while get(&town, "/api/me", &town.token(&own)).await.0 != 200 {
+        assert!(Instant::now() < deadline, "the tenant's own users are authenticated");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let token = other.access_token(&foreign, &kinde_emulator::TokenSpec::default()).unwrap();
+    let app = &town.apps[0];
+    let answer = app.client().get(app.url("/api/me")).bearer_auth(token).send().await.unwrap();
+    let (status, problem) = (answer.status().as_u16(), answer.text().await.unwrap());
+    assert!(status == 401 && problem.contains("other_tenant"), "{status}: {problem}");
+    assert_eq!(town.users.count_documents(doc! { "kindeId": &foreign }).await.unwrap(), 0);
+    let health = app.health().await.unwrap()["problems"].to_string();
+    assert!(health.contains(other.issuer()) && health.contains("another Kinde tenant"), "{health}");
+}
