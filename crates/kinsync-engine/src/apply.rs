@@ -203,9 +203,10 @@ async fn apply_deltas(
         let mut rechecks = Vec::new();
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
-            let next = match store.enforces_unique_emails() {
-                true => next,
-                false => next.map(|next| hidden_until_decided(&row, next)),
+            let next = if store.enforces_unique_emails() {
+                next
+            } else {
+                next.map(|next| hidden_until_decided(&row, next))
             };
             rechecks.push((row.id.clone(), recheck));
             scans.is_stale |= recheck > Recheck::No;

@@ -257,7 +257,7 @@ impl Engine {
                     return;
                 }
                 match &engine.0.schedule {
-                    Some(schedule) => schedule.run(&stop).await,
+                    Some(schedule) => Box::pin(schedule.run(&stop)).await,
                     None => _ = stop.run_until_cancelled(engine.count_unchecked_users()).await,
                 }
             }

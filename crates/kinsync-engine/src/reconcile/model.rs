@@ -104,8 +104,8 @@ impl Remote {
     }
 }
 
-const fn user(name: &'static str, is_suspended: bool) -> Option<Remote> {
-    Some(Remote { name, is_suspended })
+const fn user(name: &'static str, is_suspended: bool) -> Remote {
+    Remote { name, is_suspended }
 }
 
 /// What is explored: the users before, and the changes in order, each with the user after it.
@@ -403,8 +403,8 @@ fn path(steps: &[(usize, Label)]) -> String {
     })
 }
 
-const ADA: Option<Remote> = user("Ada", false);
-const EVE: Option<Remote> = user("Eve", false);
+const ADA: Option<Remote> = Some(user("Ada", false));
+const EVE: Option<Remote> = Some(user("Eve", false));
 
 /// A history with one scan and one kill.
 const fn history(before: [Option<Remote>; 2], changes: &'static [(usize, Option<Remote>)]) -> History {

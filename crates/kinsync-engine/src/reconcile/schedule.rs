@@ -158,7 +158,7 @@ impl Schedule {
     pub async fn run(&self, stop: &CancellationToken) {
         let mut failures = 0;
         while !stop.is_cancelled() {
-            let pause = match self.step(stop).await {
+            let pause = match Box::pin(self.step(stop)).await {
                 Ok(was_scan) => {
                     // A step without a scan proves nothing about the failure and must not reset the pause.
                     failures = if was_scan { 0 } else { failures };
@@ -189,7 +189,7 @@ impl Schedule {
 
     /// Runs requested checks and a due scan. Returns whether a scan ran.
     async fn step(&self, stop: &CancellationToken) -> Result<bool, Error> {
-        let checked = stop.run_until_cancelled(self.reconciler.run_pending_checks()).await;
+        let checked = stop.run_until_cancelled(Box::pin(self.reconciler.run_pending_checks())).await;
         let checked = checked.unwrap_or(Err(Error::Stopped));
         // A failed check must not prevent a scan.
         let is_requested = match &checked {

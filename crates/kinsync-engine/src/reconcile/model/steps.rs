@@ -274,23 +274,18 @@ fn decide(world: &mut World, history: &History, response: Response) -> bool {
     let user = response.user;
     let row = (*world.rows[user]).clone();
     let stored = Some(&row).filter(|row| row.revision > 0);
-    let (observations, is_decided) = match response.read(history) {
-        Some(seen) => {
-            let is_decided = stored.is_none_or(|row| seen.lead(row).is_none());
-            match seen.compare(stored) {
-                Comparison::Differs(_, repairs) => (repairs, is_decided),
-                _ => (Vec::new(), is_decided),
-            }
-        }
-        None => {
-            let newest = row.state.fields.values().map(|register| register.version.at).max();
-            let is_absent = row.state.is_live() && newest < Some(response.at);
-            let version = Version::snapshot(response.at, "gone");
-            let what = What::Deleted;
-            let deletion = Observation { user: id(user), version, source: Source::Reconcile, what };
-            let is_decided = is_absent || stored.is_none_or(|row| !row.state.is_live());
-            (Some(deletion).filter(|_| is_absent && stored.is_some()).into_iter().collect(), is_decided)
-        }
+    let (observations, is_decided) = if let Some(seen) = response.read(history) {
+        let is_decided = stored.is_none_or(|row| seen.lead(row).is_none());
+        let Comparison::Differs(_, repairs) = seen.compare(stored) else { return is_decided };
+        (repairs, is_decided)
+    } else {
+        let newest = row.state.fields.values().map(|register| register.version.at).max();
+        let is_absent = row.state.is_live() && newest < Some(response.at);
+        let version = Version::snapshot(response.at, "gone");
+        let what = What::Deleted;
+        let deletion = Observation { user: id(user), version, source: Source::Reconcile, what };
+        let is_decided = is_absent || stored.is_none_or(|row| !row.state.is_live());
+        (Some(deletion).filter(|_| is_absent && stored.is_some()).into_iter().collect(), is_decided)
     };
     let is_written = !observations.is_empty();
     if is_written {

@@ -106,10 +106,8 @@ impl StoredDocument {
             let Some(path) = keys.dotted(key) else { continue };
             let value = values.of(key);
             if self.owned.contains(key) {
-                let shown = match row.refused.keys.contains_key(&key) {
-                    true => Shown::Hidden,
-                    false => shown_or_default(row, keys, key),
-                };
+                let is_refused = row.refused.keys.contains_key(&key);
+                let shown = if is_refused { Shown::Hidden } else { shown_or_default(row, keys, key) };
                 // An application that keeps the time of its own changes under the same key means the same by it.
                 let may_differ = self.unwritten.contains(key) || key == DocumentKey::UpdatedAt;
                 if !may_differ && !is_shown(&shown, value) {

@@ -401,7 +401,9 @@ fn append_registers(doc: &mut RawDocumentBuf, state: &UserState, newer: &BTreeMa
     }
     if !values.is_empty() {
         let mut list = RawArrayBuf::new();
-        versions.iter().for_each(|known| list.push(version(known)));
+        for known in &versions {
+            list.push(version(known));
+        }
         doc.append(cstr!("versions"), list);
         doc.append(cstr!("at"), at);
         doc.append(cstr!("values"), values);
