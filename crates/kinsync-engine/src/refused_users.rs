@@ -106,7 +106,7 @@ async fn add_one(store: &dyn Store, id: UserId, user: RefusedUser) -> Result<(),
 /// Lists refused users in the order of their ids, after this one.
 ///
 /// # Errors
-/// As for [`add`].
+/// Fails when the store fails, or when a newer kinsync wrote a record.
 pub async fn list(store: &dyn Store, after: Option<&UserId>, limit: usize) -> Result<Vec<Refused>, Error> {
     let after = after.map(|id| format!("{PREFIX}{id}"));
     let records = store.list_states(PREFIX, after.as_deref(), limit).await?;
@@ -134,7 +134,7 @@ pub async fn count(store: &dyn Store) -> Result<u64, Error> {
 /// Returns what the store rejects of these users, in the same order.
 ///
 /// # Errors
-/// As for [`add`].
+/// Fails when the store fails, or when a newer kinsync wrote a record.
 pub async fn of(store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<RefusedUser>>, Error> {
     let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
     let records = store.states(&keys).await?;
@@ -193,7 +193,7 @@ impl KnownUsers {
     /// Returns these users, in the same order; `None` for a user without a document and without a record.
     ///
     /// # Errors
-    /// As for [`add`].
+    /// Fails when the store fails, or when a newer kinsync wrote a record.
     pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
         let (rows, mut refused) = tokio::try_join!(store.load(ids), self.refused(store, ids))?;
         let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, refused.remove(id)));

@@ -41,7 +41,7 @@ pub(crate) async fn drain(engine: &Engine) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(2), empty).await.expect("the queue drains within two minutes");
+    tokio::time::timeout(Duration::from_mins(10), empty).await.expect("the queue drains within ten minutes");
 }
 
 /// Opens an engine on this store, enqueues the entries and waits until they are applied.

@@ -2,7 +2,7 @@
 //!
 //! When all slots are taken, the connection that has been idle for longest is closed for a new one, so that clients
 //! that open connections and send nothing cannot keep others out. Without an idle connection, it is the one whose request
-//! body has been arriving for longest, if for more than [`SLOW_BODY`]. A connection whose request has arrived is never closed
+//! body has been arriving for longest, if for more than a second. A connection whose request has arrived is never closed
 //! for another.
 
 use std::{
