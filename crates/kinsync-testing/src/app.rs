@@ -23,6 +23,9 @@ pub const SECRET: &str = "a secret that only the tests know and nobody else";
 /// The admin token of every test application.
 pub const ADMIN_TOKEN: &str = "an admin token that only tests know";
 
+/// Time after which the client closes an idle connection.
+const CLIENT_IDLE: Duration = Duration::from_secs(2);
+
 /// How long a process may take to start or to stop.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -48,7 +51,9 @@ impl TestApp {
             binary: binary.as_ref().to_owned(),
             settings: BTreeMap::new(),
             address,
-            client: reqwest::Client::builder().timeout(PATIENCE).build()?,
+            // Shorter than the server keeps an idle connection, as for any client: a request on a connection that the server
+            // closes at that moment fails.
+            client: reqwest::Client::builder().timeout(PATIENCE).pool_idle_timeout(CLIENT_IDLE).build()?,
             child: None,
             leaves_entries: false,
             folder,
