@@ -399,8 +399,10 @@ impl Case {
         let failure = self.fault.failure;
         self.until("struck", async || self.fault.has_struck()).await?;
         if failure == Failure::All && !self.fault.is_repaired.load(Ordering::SeqCst) {
-            // Long enough for the number of failures after which one user would be set aside.
-            sleep(Duration::from_millis(500)).await;
+            // More failures than make a dead letter of one user. After a failure the queue is called once a second.
+            let enough = if OF_QUEUE.contains(&self.fault.operation) { 2 } else { 40 };
+            let calls = || self.fault.calls.load(Ordering::SeqCst);
+            self.until("struck often enough", async || calls() >= enough).await?;
             if self.dead().await.iter().any(|id| id != "poison") {
                 return Err(format!("{}: an outage made dead letters: {:?}", self.name, self.dead().await));
             }
