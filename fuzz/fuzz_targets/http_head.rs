@@ -48,7 +48,11 @@ fuzz_target!(|input: &[u8]| {
     let server = server();
     let responses = server.runtime.block_on(exchange(input));
     if let Some(first) = responses.get(..12) {
-        assert!(first.starts_with(b"HTTP/1.1 ") || first.starts_with(b"HTTP/1.0 "), "{:?}", first.escape_ascii());
+        assert!(
+            first.starts_with(b"HTTP/1.1 ") || first.starts_with(b"HTTP/1.0 "),
+            "{:?}",
+            first.escape_ascii()
+        );
         let status = std::str::from_utf8(&first[9..12]).expect("a status").parse::<u16>().expect("a status");
         // Without keys of the issuer a token is answered 503; codings that are not known 501; HTTP/2 505.
         assert!((100..500).contains(&status) || [501, 503, 505].contains(&status), "{status}");

@@ -52,7 +52,8 @@ fn token(signed: bool, input: &[u8]) -> Option<String> {
     if signed {
         let key = &tenant().key;
         signature = vec![0; key.public_modulus_len()];
-        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), unsigned.as_bytes(), &mut signature).expect("a signature");
+        key.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), unsigned.as_bytes(), &mut signature)
+            .expect("a signature");
     }
     Some(format!("{unsigned}.{}", URL_SAFE_NO_PAD.encode(signature)))
 }

@@ -45,7 +45,7 @@ fuzz_target!(|input: &[u8]| {
         (false, _) => signature,
         (true, true) => {
             sign::standard_webhooks(STANDARD_SECRET, "msg_1", 0, body).expect("base64").into_bytes()
-        },
+        }
         (true, false) => sign::hmac_hex(SECRET, body).into_bytes(),
     };
     let mut headers = HeaderMap::new();
