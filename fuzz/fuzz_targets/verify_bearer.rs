@@ -29,7 +29,7 @@ fn tenant() -> &'static Tenant {
     static TENANT: OnceLock<Tenant> = OnceLock::new();
     TENANT.get_or_init(|| {
         let key = KeyPair::generate(KeySize::Rsa2048).expect("a key");
-        // PKCS#1: the modulus precedes the exponent 65537, whose DER is `02 03 01 00 01`.
+        // PKCS#1: the modulus precedes the exponent 65537, in DER `02 03 01 00 01`.
         let der = key.public_key().as_ref();
         let modulus = &der[der.len() - 5 - key.public_modulus_len()..der.len() - 5];
         let keys = format!(

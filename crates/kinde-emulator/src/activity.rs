@@ -95,7 +95,7 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Creates a generator that knows no users yet.
+    /// Creates a generator without users.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self { rng: StdRng::seed_from_u64(seed), user_ids: Vec::new(), emails: 0 }

@@ -273,7 +273,7 @@ pub struct Unknowns {
     pub unknown_user_status: u16,
     /// Error code of this response.
     pub unknown_user_code: String,
-    /// Whether deleted users whose profile was kept are listed.
+    /// Whether deleted users with a kept profile are listed.
     pub list_includes_deleted: bool,
     /// Largest `page_size` of `GET /api/v1/users`.
     pub page_size_cap: usize,

@@ -242,7 +242,7 @@ impl Emulator {
         Ok(user)
     }
 
-    /// Adds a user who signs up: emits the events of `unknowns.sign_up_events`.
+    /// Adds a user that signs up: emits the events of `unknowns.sign_up_events`.
     pub fn sign_up(&self, new: NewUser) -> Result<User, tenant::Error> {
         let mut tenant = self.tenant();
         let (user, drafts) = tenant.sign_up(new)?;

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 /// The crypto library could not generate a key.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot generate an RSA-2048 key: the crypto library gives no reason")]
+#[error("cannot generate an RSA-2048 key: the crypto library reports no reason")]
 #[non_exhaustive]
 pub struct Error;
 
@@ -142,6 +142,19 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let long = size.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     let length = if size_bytes == 0 { usize::from(first) } else { long };
     (found == tag).then(|| rest.split_at_checked(length))?
+}
+
+/// A compact JWS of `payload` with Kinde's header.
+pub(crate) fn sign_rs256(key: &Key, payload: &Value) -> String {
+    let message = jws_message(&json!({"alg": "RS256", "kid": key.kid, "typ": "JWT"}), payload);
+    let signature = key.sign(message.as_bytes());
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+/// The signed part of a compact JWS.
+pub(crate) fn jws_message(header: &Value, payload: &Value) -> String {
+    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}", encode(header), encode(payload))
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl Tenant {
         Ok(user)
     }
 
-    /// Adds a user who signs up, and returns the events of `unknowns.sign_up_events`.
+    /// Adds a user that signs up, and returns the events of `unknowns.sign_up_events`.
     pub(crate) fn sign_up(&mut self, new: NewUser) -> Result<(User, Vec<Draft>), Error> {
         let user = self.add(new)?;
         let signed_in = self.config.unknowns.sign_up_events.iter().any(|kind| kind == "user.authenticated");
@@ -205,7 +205,7 @@ impl Tenant {
         self.events.get(id).cloned()
     }
 
-    /// Returns a user that is not deleted, or whose profile was kept if `list_includes_deleted` is set.
+    /// Returns a user that is not deleted, or a deleted one with a kept profile if `list_includes_deleted` is set.
     pub(crate) fn user(&self, id: &str) -> Option<User> {
         self.users.now().by_id(id).map(Cow::into_owned)
     }

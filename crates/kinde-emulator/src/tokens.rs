@@ -7,7 +7,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use crate::keys::{Key, Keyring, hmac_sha256};
+use crate::keys::{Key, Keyring, hmac_sha256, jws_message};
 use crate::user::User;
 
 /// The claims of a token.
@@ -69,13 +69,6 @@ pub enum Signer {
     Foreign,
 }
 
-/// A compact JWS of `payload` with Kinde's header.
-pub(crate) fn sign_rs256(key: &Key, payload: &Value) -> String {
-    let message = message(&json!({"alg": "RS256", "kid": key.kid, "typ": "JWT"}), payload);
-    let signature = key.sign(message.as_bytes());
-    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
-}
-
 /// A compact JWS signed according to `options` with the key `signer`.
 pub(crate) fn forge(payload: &Value, options: &MintOptions, active: &Key, signer: &Key) -> String {
     let alg = serde_json::to_value(options.alg).expect("an enum without data serializes to text");
@@ -85,18 +78,13 @@ pub(crate) fn forge(payload: &Value, options: &MintOptions, active: &Key, signer
         Some(kid) => header["kid"] = json!(kid),
         None => header["kid"] = json!(active.kid),
     }
-    let message = message(&header, payload);
+    let message = jws_message(&header, payload);
     let signature = match options.alg {
         Alg::RS256 => signer.sign(message.as_bytes()),
         Alg::HS256 => hmac_sha256(signer.public_pem().as_bytes(), message.as_bytes()),
         Alg::None => Vec::new(),
     };
     format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
-}
-
-fn message(header: &Value, payload: &Value) -> String {
-    let encode = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    format!("{}.{}", encode(header), encode(payload))
 }
 
 /// Returns the claims of an unexpired token that a published key signed.

@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
 
-use crate::keys::{Key, hex, hmac_sha256};
-use crate::tokens::sign_rs256;
+use crate::keys::{Key, hex, hmac_sha256, sign_rs256};
 
 /// An endpoint that receives webhooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

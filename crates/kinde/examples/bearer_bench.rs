@@ -61,7 +61,7 @@ fn claims(number: usize, now: Timestamp) -> Value {
 }
 
 fn jwk(pair: &KeyPair) -> Value {
-    // PKCS#1: the modulus precedes the exponent 65537, whose DER is `02 03 01 00 01`.
+    // PKCS#1: the modulus precedes the exponent 65537, in DER `02 03 01 00 01`.
     let der = pair.public_key().as_ref();
     let end = der.len() - 5;
     let modulus = &der[end - pair.public_modulus_len()..end];

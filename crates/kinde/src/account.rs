@@ -1,6 +1,6 @@
 //! Reads the profile of the user of an access token.
 //!
-//! There is no retry and no cache: the call is part of a user's request, and only the caller knows whether an old profile
+//! There is no retry and no cache: the call is part of a user's request, and only the caller can decide whether an old profile
 //! is acceptable. No machine-to-machine token is needed.
 //!
 //! <https://docs.kinde.com/kinde-apis/account/>

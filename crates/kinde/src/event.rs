@@ -115,7 +115,20 @@ impl Body {
             Self::UserDeleted { id }
             | Self::UserAuthenticated { id, .. }
             | Self::UserAuthenticationFailed { id, .. } => Some(id),
-            _ => None,
+            Self::AccessRequestCreated(_)
+            | Self::SubscriberCreated(_)
+            | Self::OrganizationCreated(_)
+            | Self::OrganizationUpdated(_)
+            | Self::OrganizationDeleted { .. }
+            | Self::RoleCreated(_)
+            | Self::RoleUpdated(_)
+            | Self::RoleDeleted { .. }
+            | Self::PermissionCreated(_)
+            | Self::PermissionUpdated(_)
+            | Self::PermissionDeleted { .. }
+            | Self::Passkey { .. }
+            | Self::Customer { .. }
+            | Self::Unknown(_) => None,
         }
     }
 }

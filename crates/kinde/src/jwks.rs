@@ -59,6 +59,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Returns a stable label for metrics and problem documents.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "unknown_key",
+            Self::Unavailable { .. } => "keys_unavailable",
+        }
+    }
+
+    /// Returns the time for `Retry-After`, if the keys may be available later.
+    pub const fn retry_after(self) -> Option<Duration> {
+        match self {
+            Self::UnknownKey => None,
+            Self::Unavailable { retry_after } => Some(retry_after),
+        }
+    }
+}
+
 /// The state of a key set, for health checks.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

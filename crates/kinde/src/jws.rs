@@ -29,8 +29,9 @@ const MIN_KEY_BITS: usize = 2048;
 /// Maximum size of the modulus, in bits.
 const MAX_KEY_BITS: usize = 8192;
 
-/// The reason why a text is not a supported token or its verification failed.
-#[derive(Debug, thiserror::Error)]
+/// The reason why a text is not a supported token or its verification failed. Contains nothing of the token but names of
+/// members.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The token exceeds the limit of the caller.
@@ -56,9 +57,6 @@ pub enum Error {
     Json {
         /// `header` or `payload`.
         part: &'static str,
-        /// The parse error.
-        #[source]
-        source: serde_json::Error,
     },
     /// A member of the header or of the payload is duplicated.
     #[error("the {part} of the token has the duplicate member {member:?}")]
@@ -75,7 +73,7 @@ pub enum Error {
     #[error("the token does not name its key (`kid`)")]
     MissingKeyId,
     /// The token has a header that changes the meaning of the signature.
-    #[error("the header `{member}` is not supported")]
+    #[error("the token has the header `{member}`, which is not supported")]
     UnsupportedHeader {
         /// `crit`, `b64` or `zip`.
         member: &'static str,
@@ -83,6 +81,24 @@ pub enum Error {
     /// The signature does not match the header and the payload under this key.
     #[error("the signature of the token does not match")]
     SignatureMismatch,
+}
+
+impl Error {
+    /// Returns a stable label for metrics and problem documents.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::TooLong { .. } => "token_too_long",
+            Self::HeaderTooLong | Self::PartCount | Self::Encoding { .. } | Self::Json { .. } => {
+                "malformed_token"
+            }
+            Self::DuplicateMember { .. } => "duplicate_member",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::MissingKeyId => "missing_key_id",
+            Self::UnsupportedHeader { member: "crit" } => "critical_header",
+            Self::UnsupportedHeader { .. } => "unsupported_header",
+            Self::SignatureMismatch => "signature_mismatch",
+        }
+    }
 }
 
 /// A parsed public RSA key. Cheap to clone. Two keys are equal if their modulus and exponent are.
@@ -155,7 +171,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// A well-formed token whose signature is not verified.
+/// A well-formed token. Its signature is not verified.
 #[derive(Debug)]
 pub struct Unverified<'a> {
     signing_input: &'a str,
@@ -246,7 +262,7 @@ fn read_header(bytes: &[u8]) -> Result<String, Error> {
 fn unreadable(error: json::Error, part: &'static str) -> Error {
     match error {
         json::Error::Duplicate(member) => Error::DuplicateMember { part, member },
-        json::Error::Syntax(source) => Error::Json { part, source },
+        json::Error::Syntax(_) => Error::Json { part },
     }
 }
 

@@ -59,7 +59,7 @@ mod user;
 #[cfg(feature = "webhook")]
 pub mod webhook;
 
-// The crates whose types are part of the API.
+// The crates with types that are part of the API.
 #[cfg(feature = "webhook")]
 #[doc(no_inline)]
 pub use bytes;

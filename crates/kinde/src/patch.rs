@@ -63,15 +63,6 @@ impl<T> Patch<T> {
             Self::Value(value) => Patch::Value(change(value)),
         }
     }
-
-    /// Returns `None` if absent, `Some(None)` if null, and `Some(Some(value))` otherwise.
-    pub fn into_nested(self) -> Option<Option<T>> {
-        match self {
-            Self::Absent => None,
-            Self::Null => Some(None),
-            Self::Value(value) => Some(Some(value)),
-        }
-    }
 }
 
 /// Converts to a present key: `None` becomes `null`.

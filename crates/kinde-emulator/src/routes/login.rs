@@ -76,9 +76,9 @@ pub(super) async fn show(
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct LoginForm {
-    /// Id of a user who signs in.
+    /// Id of the user that signs in.
     user: String,
-    /// Alternatively the email of a user who signs in or up.
+    /// Alternatively the email of the user that signs in or up.
     email: String,
     /// Not empty for a sign-up.
     sign_up: String,

@@ -44,7 +44,7 @@ impl IntoResponse for ErrorResponse {
     }
 }
 
-/// The error of an unknown route. It is the only one whose `errors` is an object.
+/// The error of an unknown route. Only in this one `errors` is an object.
 pub(super) struct RouteNotFound;
 
 impl IntoResponse for RouteNotFound {

@@ -20,7 +20,7 @@ use quick_cache::{
 use serde_json::Value;
 
 use super::{AccessToken, SigningKey, VerificationError, Verifier};
-use crate::jws::MAX_TOKEN_BYTES;
+use crate::jws::{self, MAX_TOKEN_BYTES};
 
 /// Memory of a token of typical size, in bytes. A token with more claims counts as several entries.
 const USUAL_BYTES: usize = 2048;
@@ -136,7 +136,7 @@ impl CachingVerifier {
     /// Cancel safe. A hit allocates nothing and awaits nothing.
     pub async fn verify(&self, token: &str, now: Timestamp) -> Result<Arc<AccessToken>, VerificationError> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(VerificationError::TooLong);
+            return Err(jws::Error::TooLong { limit: MAX_TOKEN_BYTES }.into());
         }
         let key = key_of(token);
         if let Some(token) = self.lookup(&key, now) {

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{Client, RequestBuilder, StatusCode};
 
-use super::retry::{Again, Budget};
+use super::retry::Budget;
 use super::token::Token;
 use super::{Error, Inner};
 use crate::event;
 use crate::event::reader::Reader;
 use crate::http_client::{ApiError, Failure, RawResponse};
-use crate::json::{self, Object};
+use crate::json;
 use crate::response::Response;
 
 /// A request and the reader of its response.
@@ -58,7 +58,7 @@ where
                 token_replaced = true;
                 continue;
             }
-            if !self.can_repeat(&error) || !budget.wait(again(&error)).await {
+            if !self.can_repeat(&error) || !budget.wait(error.again()).await {
                 return Err(error);
             }
         }
@@ -105,7 +105,7 @@ where
     fn read(&self, received: &RawResponse) -> Result<Response<Option<T>>, Error> {
         let (status, timing) = (received.status, received.timing);
         if status.is_success() {
-            let value = (self.read)(Reader::new(String::new(), object(&received.body)?))
+            let value = (self.read)(Reader::new(String::new(), json::object(&received.body)?))
                 .map_err(Error::InvalidResponse)?;
             return Ok(Response { value: Some(value), timing });
         }
@@ -132,24 +132,10 @@ where
     fn count(&self, outcome: Result<bool, &Error>) {
         let outcome = match outcome {
             Ok(false) => "absent",
-            outcome => outcome_label(outcome.err()),
+            outcome => Error::outcome_of(outcome.err()),
         };
         metrics::counter!("kinde_api_requests_total", "endpoint" => self.endpoint, "outcome" => outcome)
             .increment(1);
-    }
-}
-
-pub(super) fn outcome_label(error: Option<&Error>) -> &'static str {
-    error.map_or("ok", Error::outcome)
-}
-
-/// Whether and when the same request may succeed.
-pub(super) fn again(error: &Error) -> Again {
-    match error {
-        Error::RateLimited { retry_after: Some(retry_after) } => Again::After(*retry_after),
-        Error::RateLimited { .. } | Error::Unreachable(_) | Error::NotJson { .. } => Again::Soon,
-        Error::UnexpectedStatus { .. } if error.is_transient() => Again::Soon,
-        _ => Again::Never,
     }
 }
 
@@ -161,22 +147,6 @@ fn replaces_token(client: &Inner, token: &Arc<Token>, error: &Error) -> bool {
     }
 }
 
-/// The object in a body. The error contains nothing of the body.
-pub(super) fn object(body: &[u8]) -> Result<Object<'_>, Error> {
-    use serde_json::error::Category;
-
-    json::object(body).map_err(|error| match error {
-        json::Error::Duplicate(member) => Error::InvalidResponse(event::Error::DuplicateMember { member }),
-        json::Error::Syntax(error) => Error::NotJson {
-            problem: match error.classify() {
-                Category::Eof => "incomplete JSON",
-                Category::Data => "other JSON",
-                Category::Io | Category::Syntax => "not JSON",
-            },
-        },
-    })
-}
-
 fn is_about_scope(code: &str, message: &str) -> bool {
     let contains_scope = |text: &str| text.to_ascii_lowercase().contains("scope");
     contains_scope(code) || contains_scope(message) || scope_in(message).is_some()
@@ -185,8 +155,8 @@ fn is_about_scope(code: &str, message: &str) -> bool {
 /// The first part of the message of the form `read:users`.
 fn scope_in(message: &str) -> Option<&str> {
     let is_part = |char: char| char.is_ascii_lowercase() || char == '_' || char == ':';
-    message.split(|char| !is_part(char)).find(|word| {
-        let verb = word.split_once(':').filter(|(_, thing)| !thing.is_empty() && !thing.contains(':'));
+    message.split(|char| !is_part(char)).find(|scope| {
+        let verb = scope.split_once(':').filter(|(_, thing)| !thing.is_empty() && !thing.contains(':'));
         verb.is_some_and(|(verb, _)| matches!(verb, "read" | "create" | "update" | "delete"))
     })
 }

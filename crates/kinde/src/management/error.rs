@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::StatusCode;
+use serde_json::error::Category;
 
-use crate::event;
+use super::retry::Again;
+use crate::{event, json};
 
 /// The reason why a call failed. Contains no credential and no personal data.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +119,21 @@ impl Error {
         }
     }
 
+    /// Returns the label of a result in metrics.
+    pub(super) fn outcome_of(error: Option<&Self>) -> &'static str {
+        error.map_or("ok", Self::outcome)
+    }
+
+    /// Returns whether and when the same request may succeed.
+    pub(super) fn again(&self) -> Again {
+        match self {
+            Self::RateLimited { retry_after: Some(retry_after) } => Again::After(*retry_after),
+            Self::RateLimited { .. } | Self::Unreachable(_) | Self::NotJson { .. } => Again::Soon,
+            Self::UnexpectedStatus { .. } if self.is_transient() => Again::Soon,
+            _ => Again::Never,
+        }
+    }
+
     /// Returns a stable label for metrics.
     pub const fn outcome(&self) -> &'static str {
         match self {
@@ -132,6 +149,22 @@ impl Error {
             Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser => "invalid_response",
             Self::InvalidIdentifier => "invalid_identifier",
             Self::RepeatedToken | Self::TooManyPages { .. } => "endless_pagination",
+        }
+    }
+}
+
+/// Contains nothing of the body.
+impl From<json::Error> for Error {
+    fn from(error: json::Error) -> Self {
+        match error {
+            json::Error::Duplicate(member) => Self::InvalidResponse(event::Error::DuplicateMember { member }),
+            json::Error::Syntax(error) => Self::NotJson {
+                problem: match error.classify() {
+                    Category::Eof => "incomplete JSON",
+                    Category::Data => "other JSON",
+                    Category::Io | Category::Syntax => "not JSON",
+                },
+            },
         }
     }
 }

@@ -18,11 +18,11 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::Error;
-use super::call::{again, object, outcome_label};
 use super::config::RetryPolicy;
 use super::retry::Budget;
 use crate::event;
 use crate::http_client::{ApiError, Failure, HttpClient, RawResponse};
+use crate::json;
 
 /// Shortest time between two replacements of rejected tokens.
 const REPLACE_COOL_DOWN: Duration = Duration::from_mins(1);
@@ -162,14 +162,14 @@ impl Inner {
         loop {
             let started = Instant::now();
             let outcome = self.attempt(&budget, started).await;
-            let label = outcome_label(outcome.as_ref().err());
+            let label = Error::outcome_of(outcome.as_ref().err());
             metrics::counter!("kinde_api_requests_total", "endpoint" => "token", "outcome" => label)
                 .increment(1);
             let error = match outcome {
                 Ok(token) => return Ok(self.counted(token)),
                 Err(error) => error,
             };
-            if !budget.wait(again(&error)).await {
+            if !budget.wait(error.again()).await {
                 return Err(error);
             }
         }
@@ -219,7 +219,7 @@ impl Inner {
 }
 
 fn read(body: &[u8], started: Instant) -> Result<Token, Error> {
-    let response: Map<String, Value> = object(body)?.into();
+    let response: Map<String, Value> = json::object(body)?.into();
     let missing = || Error::InvalidResponse(event::Error::MissingField { field: "access_token".to_owned() });
     let secret = response.get("access_token").and_then(Value::as_str).filter(|token| !token.is_empty());
     let mut authorization =

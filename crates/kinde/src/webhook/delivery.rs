@@ -98,7 +98,7 @@ impl Delivery {
     /// 1 to 256 bytes without control characters.
     ///
     /// `None` if the sender signed no usable id. Then nothing distinguishes a repeated request from a new event with the
-    /// same content, so do not use a digest of the payload in its place: a user who is renamed from A to B and back to A
+    /// same content, so do not use a digest of the payload in its place: a user that is renamed from A to B and back to A
     /// has two equal events.
     pub fn event_id(&self) -> Option<&str> {
         self.event_id.as_deref()

@@ -39,44 +39,17 @@ pub enum VerificationError {
         "`webhook-timestamp` differs too much from the time of this machine: check both clocks, and that the sender signs each attempt again"
     )]
     StaleTimestamp,
-    /// The body is not a compact JWS.
-    #[error("the body is not a token as Kinde sends it: {problem}")]
-    MalformedToken {
-        /// The problem.
-        problem: String,
-    },
-    /// `alg` of the token is not RS256.
-    #[error("the token is not signed with RS256, the only algorithm that Kinde uses")]
-    WrongAlgorithm,
-    /// The token has no `kid`.
-    #[error("the token does not name its key (`kid`)")]
-    MissingKeyId,
-    /// The tenant has no key with the `kid` of the token.
-    #[error("the token is signed with a key that the tenant does not have: check the Kinde domain")]
-    UnknownKey,
-    /// The token has a header that changes the meaning of the signature.
-    #[error("the token has the header `{member}`, which is not supported")]
-    UnsupportedHeader {
-        /// The header.
-        member: &'static str,
-    },
-    /// A member of the token's header is duplicated.
-    #[error("the header of the token has the duplicate member {member:?}")]
-    DuplicateMember {
-        /// The name of the member.
-        member: String,
-    },
+    /// The body is not a token that Kinde's keys can have signed.
+    #[error("the body is not a token as Kinde sends it: {0}")]
+    Token(jws::Error),
+    /// The tenant has no key with the `kid` of the token, or its keys are not known, so the request cannot be verified now.
+    #[error(transparent)]
+    Key(#[from] jwks::Error),
     /// The token has a valid signature but is an access, ID or machine token.
     #[error("the body is a token of a user or machine (it has `{claim}`), not a webhook")]
     TokenNotWebhook {
         /// A claim that no webhook has.
         claim: &'static str,
-    },
-    /// The tenant's current keys are not known, so the request cannot be verified now.
-    #[error("the keys of the tenant are not available now: the sender should try again")]
-    KeysUnavailable {
-        /// Time until the keys can be fetched again.
-        retry_after: Duration,
     },
 }
 
@@ -89,27 +62,21 @@ impl VerificationError {
             Self::SignatureMismatch { .. } => "signature_mismatch",
             Self::SchemeNotConfigured { .. } => "scheme_not_configured",
             Self::StaleTimestamp => "stale_timestamp",
-            Self::MalformedToken { .. } => "malformed_token",
-            Self::WrongAlgorithm => "wrong_algorithm",
-            Self::MissingKeyId => "missing_key_id",
-            Self::UnknownKey => "unknown_key",
-            Self::UnsupportedHeader { member } if *member == "crit" => "critical_header",
-            Self::UnsupportedHeader { .. } => "unsupported_header",
-            Self::DuplicateMember { .. } => "duplicate_member",
+            Self::Token(error) => error.reason(),
+            Self::Key(error) => error.reason(),
             Self::TokenNotWebhook { .. } => "token_not_webhook",
-            Self::KeysUnavailable { .. } => "keys_unavailable",
         }
     }
 
     /// Returns true if the request may be genuine and cannot be verified now: respond with 503, not 401.
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self, Self::KeysUnavailable { .. })
+        self.retry_after().is_some()
     }
 
-    /// Returns the time to give in `Retry-After` with a 503.
+    /// Returns the time for `Retry-After` with a 503.
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::KeysUnavailable { retry_after } => Some(*retry_after),
+            Self::Key(error) => error.retry_after(),
             _ => None,
         }
     }
@@ -123,15 +90,10 @@ impl VerificationError {
             Self::SignatureMismatch { .. }
             | Self::SchemeNotConfigured { .. }
             | Self::StaleTimestamp
-            | Self::UnknownKey
-            | Self::KeysUnavailable { .. } => true,
+            | Self::Key(_) => true,
             Self::MissingSignature
             | Self::MalformedSignature { .. }
-            | Self::MalformedToken { .. }
-            | Self::WrongAlgorithm
-            | Self::MissingKeyId
-            | Self::UnsupportedHeader { .. }
-            | Self::DuplicateMember { .. }
+            | Self::Token(_)
             | Self::TokenNotWebhook { .. } => false,
         }
     }
@@ -148,25 +110,8 @@ fn needs(scheme: Scheme) -> &'static str {
 impl From<jws::Error> for VerificationError {
     fn from(error: jws::Error) -> Self {
         match error {
-            jws::Error::WrongAlgorithm => Self::WrongAlgorithm,
-            jws::Error::MissingKeyId => Self::MissingKeyId,
-            jws::Error::UnsupportedHeader { member } => Self::UnsupportedHeader { member },
-            jws::Error::DuplicateMember { member, .. } => Self::DuplicateMember { member },
             jws::Error::SignatureMismatch => Self::SignatureMismatch { scheme: Scheme::KindeJwt },
-            jws::Error::TooLong { .. }
-            | jws::Error::HeaderTooLong
-            | jws::Error::PartCount
-            | jws::Error::Encoding { .. }
-            | jws::Error::Json { .. } => Self::MalformedToken { problem: error.to_string() },
-        }
-    }
-}
-
-impl From<jwks::Error> for VerificationError {
-    fn from(error: jwks::Error) -> Self {
-        match error {
-            jwks::Error::UnknownKey => Self::UnknownKey,
-            jwks::Error::Unavailable { retry_after } => Self::KeysUnavailable { retry_after },
+            error => Self::Token(error),
         }
     }
 }

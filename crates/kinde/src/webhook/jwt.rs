@@ -18,8 +18,7 @@ const TOKEN_CLAIMS: [&str; 5] = ["sub", "azp", "scp", "gty", "exp"];
 
 pub(super) async fn verify(jwks: Option<&Jwks>, body: &[u8]) -> Result<Delivery, VerificationError> {
     let jwks = jwks.ok_or(VerificationError::SchemeNotConfigured { scheme: Scheme::KindeJwt })?;
-    let token = token_of(body)
-        .ok_or_else(|| VerificationError::MalformedToken { problem: "it is not text".to_owned() })?;
+    let token = token_of(body);
     let (verified, _) = jwks.verify::<VerificationError>(Unverified::parse(&token, usize::MAX)?).await?;
     let payload = verified.into_payload();
     // Duplicates and bytes that are not UTF-8 are accepted here, so that they cannot hide a claim of a token.
@@ -41,11 +40,13 @@ pub(super) fn is_compact_jws(body: &[u8]) -> bool {
 }
 
 /// The token in a body, without white space around it and without the quotes of a JSON string.
-fn token_of(body: &[u8]) -> Option<Cow<'_, str>> {
-    let body = std::str::from_utf8(body.trim_ascii()).ok()?;
+fn token_of(body: &[u8]) -> Cow<'_, str> {
+    let body = String::from_utf8_lossy(body.trim_ascii());
     if !body.starts_with('"') {
-        return Some(Cow::Borrowed(body));
+        return body;
     }
-    let token: String = serde_json::from_str(body).ok()?;
-    Some(Cow::Owned(token.trim_ascii().to_owned()))
+    match serde_json::from_str::<String>(&body) {
+        Ok(token) => Cow::Owned(token.trim_ascii().to_owned()),
+        Err(_) => body,
+    }
 }

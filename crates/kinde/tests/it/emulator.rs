@@ -1,4 +1,4 @@
-//! The clients against the emulator, whose responses follow Kinde's `OpenAPI` documents.
+//! The clients against the emulator. Its responses follow Kinde's `OpenAPI` documents.
 
 use kinde::account::ProfileClient;
 use kinde::management::{Client, Config, NewWebhook, WebhookUpdate};

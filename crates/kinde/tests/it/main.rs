@@ -13,3 +13,4 @@ mod never_panics;
 mod support;
 mod tokens;
 mod webhook;
+mod webhook_jwt;

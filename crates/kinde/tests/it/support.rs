@@ -32,7 +32,7 @@ impl TestKey {
     }
 
     pub(crate) fn jwk(&self, kid: &str) -> Value {
-        // PKCS#1: the modulus precedes the exponent 65537, whose DER is `02 03 01 00 01`.
+        // PKCS#1: the modulus precedes the exponent 65537, in DER `02 03 01 00 01`.
         let der = self.pair.public_key().as_ref();
         let end = der.len() - 5;
         assert_eq!(der[end..], [2, 3, 1, 0, 1]);
