@@ -95,7 +95,12 @@ impl Field {
             | Self::IsSuspended
             | Self::IsPasswordResetRequested
             | Self::Organizations => Group::Event,
-            _ => Group::Scan,
+            Self::Picture
+            | Self::EmailVerified
+            | Self::CreatedOn
+            | Self::ProvidedId
+            | Self::Identities
+            | Self::OrganizationCodes => Group::Scan,
         }
     }
 
@@ -238,6 +243,9 @@ mod tests {
             assert_eq!(Field::from_key(field.key()), Some(field));
         }
         assert!(Field::ALL.is_sorted_by(|a, b| a < b), "ALL lists the variants in order, each once");
+        // The error lists every variant in backticks, after the unknown one.
+        let error = serde_json::from_str::<Field>("\"none\"").unwrap_err().to_string();
+        assert_eq!(error.matches('`').count() / 2 - 1, Field::ALL.len(), "ALL lists every variant: {error}");
     }
 
     #[test]

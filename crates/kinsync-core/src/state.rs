@@ -23,7 +23,7 @@ pub struct Register {
 /// The smallest versions of a user, one for each kind of source. They decide the ownership of an email address.
 ///
 /// The version of a read is the time of its request less an allowance: early on purpose, so that an event during the read
-/// wins. It says little about the age of a user and counts only while Kinde's `created_on` is unknown.
+/// wins. It is a poor estimate of the age of a user and is used only while Kinde's `created_on` is unknown.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct FirstVersions {

@@ -1,6 +1,6 @@
 //! The order of observations: provider time, then kind of source, then tie-break.
 //!
-//! The time of receipt is part of a version only if the sender gave no time at all: it makes the order of arrival matter.
+//! The time of receipt is part of a version only if the sender sent no time at all: it makes the order of arrival matter.
 
 use std::{fmt, sync::Arc};
 

@@ -5,36 +5,28 @@
 
 mod write;
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::collections::{HashMap, HashSet};
 
 use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
 
 use self::write::{reduced, write, write_without};
 use crate::{
+    contention::{self, MAX_ROUNDS, pause},
     email_ownership::resolve,
     pending_checks::PendingChecks,
-    random,
     refused_users::{self, Refused, RefusedUser},
     scan_watermark::{self, Recheck, ScanNumber, ScanWatermarks},
     store::{Error, Outcome, RefusedKeys, Row, Store},
 };
 
-/// Compare-and-set attempts before giving up. Each lost attempt means that a concurrent write succeeded.
-const MAX_ROUNDS: u32 = 64;
-
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
-/// a read sees what a majority has, which may be later than the write that was in the way.
+/// a read returns what a majority has, which may be older than the concurrent write.
 const MAX_STUCK: u32 = 16;
 
 /// Rows with refused keys that are written again per call.
 const REFUSED_PAGE: usize = 1000;
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
-
-const CONTENTION: &str = "other processes write the same rows continuously";
 
 /// Result of a batch of observations.
 #[derive(Debug, Default)]
@@ -46,7 +38,7 @@ pub struct Applied {
     /// Users with a row that a rule of the store rejects, and the reason. Their state is kept as a record of kinsync, and
     /// [`apply_refused`] writes it when the rule allows it: do not apply their observations again.
     pub rejected: Vec<(UserId, String)>,
-    /// Users whose write failed alone, and why. Whether the store will ever take it is not known:
+    /// Users with a write that failed alone, and why. Whether the store will ever accept it is not known:
     /// apply their observations again, later and apart from others.
     pub failed: Vec<(UserId, String)>,
     /// Deleted users with an observation newer than the deletion.
@@ -168,7 +160,7 @@ pub(crate) async fn apply_compared(
     apply_deltas(store, deltas, now, Some(compared)).await
 }
 
-/// Writes the rows of these users whose documents have to be written without a new observation.
+/// Writes those rows of these users that have to be written without a new observation.
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
@@ -249,7 +241,7 @@ async fn apply_deltas(
     if is_dated {
         recheck_written(store, &written, now, &scans).await?;
     }
-    applied.failed.extend(deltas.into_keys().map(|user| (user, CONTENTION.into())));
+    applied.failed.extend(deltas.into_keys().map(|user| (user, contention::REASON.into())));
     applied.unresolved = resolve(store, to_resolve, now).await.err();
     Ok(applied)
 }
@@ -449,16 +441,4 @@ fn may_change_owner(next: &UserState, row: &Row) -> bool {
         return before.is_some() && after > before;
     }
     row.is_outdated() || after != before || (next.has_verified_email() && !row.state.has_verified_email())
-}
-
-/// Waits after several lost attempts, with jitter, so that one process wins.
-pub(crate) async fn pause(round: u32) {
-    if round > 2 {
-        let longest = Duration::from_millis(1 << round.min(7));
-        tokio::time::sleep(random::jitter(longest, 0.0..=1.0)).await;
-    }
-}
-
-pub(crate) fn contention() -> Error {
-    Error::Unavailable { doing: "write users", source: CONTENTION.into() }
 }

@@ -143,7 +143,7 @@ impl Chunk {
     }
 }
 
-/// The position of the newest chunk of each kind, as far as this process knows. One record at a time is added in each
+/// The position of the newest chunk of each kind, as last seen by this process. One record at a time is added in each
 /// process: parallel ones would fail each other's compare-and-set.
 #[derive(Debug, Default)]
 pub struct AuditLog {

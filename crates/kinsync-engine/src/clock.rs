@@ -40,7 +40,7 @@ impl Clock {
 const MAX_CORRECTION: i64 = 5 * 60 * 1_000_000;
 
 /// Times of receipt of one process: each is later than the one before, also when the wall clock stands still or is set
-/// back a little. They order the events whose sender gave no time.
+/// back a little. They order the events without a time of the sender.
 #[derive(Debug)]
 pub struct ReceiptClock {
     clock: Clock,

@@ -21,7 +21,7 @@ use crate::{
 /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
 pub const FUTURE_TOLERANCE: Duration = Duration::from_mins(5);
 
-/// First word of the reason of a quarantined dead letter.
+/// Start of the reason of a quarantined dead letter.
 pub(crate) const QUARANTINED: &str = "quarantined";
 
 /// Returns the latest acceptable time of an event that is decoded at `now`.
@@ -52,7 +52,7 @@ impl Decoded {
         self.user_without_time().is_some() && queue::is_signed_id(&self.event.event_id)
     }
 
-    /// Returns the user of an event that is ordered by its receipt, because its sender gave no time.
+    /// Returns the user of an event that is ordered by its receipt, because its sender sent no time.
     pub fn user_without_time(&self) -> Option<&UserId> {
         let observation = self.observations.as_ref().ok()?.first()?;
         (observation.version.rank == Rank::Receipt).then_some(&observation.user)

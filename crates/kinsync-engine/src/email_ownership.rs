@@ -12,13 +12,10 @@ use std::collections::{BTreeSet, HashMap};
 use kinsync_core::{Field, Micros, UserId, email};
 
 use crate::{
-    apply::{contention, pause},
+    contention::{self, MAX_ROUNDS, pause},
     pending_checks::PendingChecks,
     store::{Error, Holder, Outcome, RefusedKeys, Row, Store},
 };
-
-/// Compare-and-set attempts before giving up.
-const MAX_ROUNDS: u32 = 64;
 
 /// Attempts with an address that is taken although no document shows it, before the address counts as refused. A concurrent
 /// write explains a few such attempts; more mean that an index of the application treats two addresses as equal.
@@ -117,7 +114,7 @@ pub async fn resolve(store: &dyn Store, mut marked: Vec<Row>, now: Micros) -> Re
             marked = reload(store, &marked).await?;
         }
     }
-    Err(contention())
+    Err(contention::error())
 }
 
 /// Reloads the rows and returns those with pending marks. Marks that a sweep did not store disappear; a later sweep finds the

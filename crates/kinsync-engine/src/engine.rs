@@ -192,7 +192,7 @@ struct Inner {
 pub struct ReconcilerHandle {
     /// Compares Kinde with the store.
     pub reconciler: Reconciler,
-    /// What the schedule knows, without a call of the store.
+    /// The state of the schedule, without a call of the store.
     pub status: watch::Receiver<Status>,
     wake: Arc<Notify>,
 }
@@ -238,7 +238,7 @@ impl Engine {
                     let mut unprepared = engine.0.unprepared.subscribe();
                     let work = async {
                         if unprepared.wait_for(Option::is_none).await.is_ok() {
-                            Box::pin(engine.0.store.look_after_documents(&engine.0.clock)).await;
+                            Box::pin(engine.0.store.maintain_documents(&engine.0.clock)).await;
                         }
                     };
                     stop.run_until_cancelled(work).await;
@@ -377,7 +377,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Loads the stored runs, newest first. A run whose process was killed or lost its lease is shown as cut.
+    /// Loads the stored runs, newest first. A run is shown as cut if its process was killed or lost its lease.
     pub async fn runs(&self) -> Result<record::History, store::Error> {
         match &self.0.reconciler {
             Some(handle) => handle.reconciler.history().await,

@@ -130,7 +130,7 @@ impl Explainer<'_> {
                         "every field was superseded".into()
                     }
                     (0, _) => "not in the store yet".into(),
-                    (set, _) => format!("set {set} of {} fields", fields.len()),
+                    (set, _) => format!("set {set} of {}", counted(fields.len())),
                 };
                 (outcome, fields)
             }
@@ -192,7 +192,7 @@ impl Explainer<'_> {
         } else if self.state.confirmed.as_ref() == Some(version) {
             "confirmed that the user exists".into()
         } else {
-            format!("set {} fields; the other fields were superseded or unchanged", fields.len())
+            format!("set {}; the other fields were superseded or unchanged", counted(fields.len()))
         };
         let at = Some(version.at);
         ExplainedObservation { at, received_at: None, kind: "read".into(), event_id: None, outcome, fields }
@@ -202,7 +202,8 @@ impl Explainer<'_> {
     fn token(&self) -> Option<(Option<Version>, ExplainedObservation)> {
         let version = Version::provisional();
         let fields = self.set_by(&version);
-        let outcome = format!("set {} fields, until an event or a read of Kinde contains them", fields.len());
+        let outcome =
+            format!("set {}, until an event or a read of Kinde contains a value", counted(fields.len()));
         let explained = |fields| ExplainedObservation {
             at: None,
             received_at: None,
@@ -241,6 +242,10 @@ fn newest(what: &str, at: Micros, known: Option<Micros>) -> String {
 fn time(at: Micros) -> String {
     jiff::Timestamp::from_microsecond(at.0)
         .map_or_else(|_| "an impossible time".into(), |at| format!("{at:.6}"))
+}
+
+fn counted(fields: usize) -> String {
+    if fields == 1 { "1 field".to_owned() } else { format!("{fields} fields") }
 }
 
 #[cfg(test)]

@@ -7,15 +7,28 @@ use kinsync_core::{Field, Identity, Micros, Organization, Profile, Value};
 
 /// Returns the fields of a user in an event.
 pub fn of_event(user: event::User) -> Profile {
+    // Without `..`, so that the compiler finds a member of Kinde that is not decided here.
+    let event::User {
+        id: _,
+        email,
+        first_name,
+        last_name,
+        phone,
+        username,
+        is_suspended,
+        is_password_reset_requested,
+        organizations,
+        extra: _,
+    } = user;
     let mut builder = ProfileBuilder::default();
-    builder.text(Field::Email, user.email);
-    builder.text(Field::FirstName, user.first_name);
-    builder.text(Field::LastName, user.last_name);
-    builder.text(Field::Phone, user.phone);
-    builder.text(Field::Username, user.username);
-    builder.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
-    builder.set(Field::IsPasswordResetRequested, user.is_password_reset_requested.map(Value::Flag));
-    builder.set(Field::Organizations, user.organizations.map(organizations));
+    builder.text(Field::Email, email);
+    builder.text(Field::FirstName, first_name);
+    builder.text(Field::LastName, last_name);
+    builder.text(Field::Phone, phone);
+    builder.text(Field::Username, username);
+    builder.set(Field::IsSuspended, is_suspended.map(Value::Flag));
+    builder.set(Field::IsPasswordResetRequested, is_password_reset_requested.map(Value::Flag));
+    builder.set(Field::Organizations, organizations.map(memberships));
     builder.0
 }
 
@@ -32,7 +45,7 @@ pub fn of_user(user: management::User) -> Profile {
     builder.text(Field::ProvidedId, user.provided_id);
     builder.set(Field::IsSuspended, user.is_suspended.map(Value::Flag));
     builder.set(Field::OrganizationCodes, user.organizations.map(Value::Codes));
-    builder.set(Field::Identities, user.identities.map(identities));
+    builder.set(Field::Identities, user.identities.map(sign_in_identities));
     if let Some(created_on) = user.created_on {
         builder.set(Field::CreatedOn, Patch::Value(Value::Time(Micros(created_on.as_microsecond()))));
     }
@@ -69,7 +82,7 @@ impl ProfileBuilder {
     }
 }
 
-fn organizations(list: Vec<event::Membership>) -> Value {
+fn memberships(list: Vec<event::Membership>) -> Value {
     let keys = |named: Patch<Vec<event::Assignment>>| {
         let mut keys: Vec<String> = match named {
             Patch::Absent => return None,
@@ -87,7 +100,43 @@ fn organizations(list: Vec<event::Membership>) -> Value {
     Value::Organizations(list.into_iter().map(membership).collect())
 }
 
-fn identities(list: Vec<management::Identity>) -> Value {
+fn sign_in_identities(list: Vec<management::Identity>) -> Value {
     let entry = |one: management::Identity| Identity { kind: one.identity_type, identity: one.identity };
     Value::Identities(list.into_iter().map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    /// A user with all members, of which only the presence matters here.
+    fn complete() -> (event::User, management::User, UserProfile) {
+        let event = event::User {
+            is_suspended: Patch::Null,
+            is_password_reset_requested: Patch::Null,
+            organizations: Patch::Null,
+            ..event::User::default()
+        };
+        let mut user = management::User::default();
+        (user.email, user.first_name, user.last_name) = (Patch::Null, Patch::Null, Patch::Null);
+        (user.phone, user.username, user.picture) = (Patch::Null, Patch::Null, Patch::Null);
+        (user.provided_id, user.organizations, user.identities) = (Patch::Null, Patch::Null, Patch::Null);
+        user.created_on = Some(Timestamp::UNIX_EPOCH);
+        let mut profile = UserProfile::default();
+        profile.email_verified = Patch::Null;
+        (event, user, profile)
+    }
+
+    #[test]
+    fn every_field_has_a_source() {
+        let (event, user, profile) = complete();
+        let profiles = [of_event(event), of_user(user), of_profile(profile)];
+        let sources: BTreeSet<Field> =
+            profiles.iter().flat_map(Profile::iter).map(|(field, _)| field).collect();
+        assert_eq!(sources, BTreeSet::from(Field::ALL));
+    }
 }

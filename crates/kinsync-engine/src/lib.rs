@@ -12,6 +12,7 @@
 //! - `snapshot`: the version of a read of Kinde
 //! - `projector`: claim, fold, apply, acknowledge
 //! - `apply`: the single write path of all observations
+//! - `contention`: repeated compare-and-set attempts
 //! - `email_ownership`: the owner of an email address that several users have
 //! - `link`: existing documents of an application that become documents of users
 //! - `scan_watermark`: treatment of events older than the last complete scan
@@ -27,6 +28,7 @@ mod apply;
 mod audit;
 mod breaker;
 mod clock;
+mod contention;
 mod decode;
 mod email_ownership;
 mod engine;

@@ -1,5 +1,5 @@
 //! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, and
-//! scans. A durable record: a request stays until the work that it asks for is done, whatever is killed meanwhile.
+//! scans. A durable record: a request stays until its work is done, whatever is killed meanwhile.
 
 use std::collections::BTreeMap;
 

@@ -52,7 +52,7 @@ pub struct Config {
     pub lease: Duration,
     /// Whether to request a check at Kinde of each user with an event without a time. Pointless without a reconciler.
     pub check_without_time: bool,
-    /// Pause before a user who could not be written is tried again, apart from the others. Doubles
+    /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
 }
@@ -63,7 +63,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Attempts to apply a batch before it is split.
 const ATTEMPTS: u32 = 2;
 
-/// Users among whom one is chosen to see whether the store takes writes.
+/// Users from which one is chosen to check whether the store accepts writes.
 const CANDIDATES: usize = 16;
 
 impl Default for Config {

@@ -12,16 +12,19 @@ use kinde::webhook::{Delivery, Scheme};
 use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
 
-use crate::{random, sighting};
+use crate::random;
 
 pub mod embedded;
+
+/// The scheme of sightings, which no delivery can have.
+pub const SIGHTING_SCHEME: &str = "login";
 
 /// What the queue stores.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// The signed id of the event, the id of the sighting, or an id that kinsync made. Duplicates are detected by it.
     pub event_id: String,
-    /// When it was received, by the local clock. Orders only events whose sender gave no time.
+    /// When it was received, by the local clock. Orders only events without a time of the sender.
     pub received_at: Micros,
     /// Content of the entry.
     pub payload: Payload,
@@ -66,7 +69,7 @@ pub enum Payload {
         /// The event: JSON in the bytes of the sender.
         body: Bytes,
     },
-    /// A [`Sighting`](sighting::Sighting) as JSON.
+    /// A [`Sighting`](crate::sighting::Sighting) as JSON.
     Sighting(Bytes),
 }
 
@@ -75,7 +78,7 @@ impl Payload {
     pub fn scheme(&self) -> &'static str {
         match self {
             Self::Delivery { scheme, .. } => scheme.as_str(),
-            Self::Sighting(_) => sighting::SCHEME,
+            Self::Sighting(_) => SIGHTING_SCHEME,
         }
     }
 
@@ -96,7 +99,7 @@ impl Payload {
 
     /// Rebuilds a payload from its stored parts; `None` for a scheme that this version does not know.
     pub fn from_parts(scheme: &str, signed_at: Option<Micros>, body: Bytes) -> Option<Self> {
-        if scheme == sighting::SCHEME {
+        if scheme == SIGHTING_SCHEME {
             return Some(Self::Sighting(body));
         }
         let scheme = Scheme::ALL.into_iter().find(|known| known.as_str() == scheme)?;

@@ -13,8 +13,8 @@ pub(crate) fn jitter(pause: Duration, share: RangeInclusive<f64>) -> Duration {
     pause.mul_f64(rng().random_range(share))
 }
 
-/// Returns a random number: an id, a term or a write mark.
-pub(crate) fn number<T>() -> T
+/// Returns a random number: an id, a seed, a secret, a term or a write mark.
+pub fn number<T>() -> T
 where
     StandardUniform: Distribution<T>,
 {

@@ -37,9 +37,9 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    pending_checks::PendingChecks,
+    pending_checks::{self, PendingChecks},
     random,
-    scan_watermark::{ScanWatermark, ScanWatermarks},
+    scan_watermark::{self, ScanWatermark, ScanWatermarks},
     state_records::{Key, Term},
     store::{self, Store},
 };
@@ -335,7 +335,7 @@ impl Reconciler {
         self.0.retry_store(|| self.0.leases.wait_until_free()).await.map_err(Error::Store)
     }
 
-    /// Loads the stored runs, newest first. A run whose process was killed or lost its lease is shown as cut.
+    /// Loads the stored runs, newest first. A run is shown as cut if its process was killed or lost its lease.
     pub async fn history(&self) -> Result<History, store::Error> {
         let active = self.0.leases.active_term().await?;
         Ok(record::history(&*self.0.store).await?.with_lease(active))
@@ -438,9 +438,17 @@ fn measure(run: &Run) {
     }
 }
 
-/// Returns the keys of the records of this module.
-pub(crate) fn state_keys() -> [&'static Key; 5] {
-    [&lease::KEY, &budget::KEY, &deletions::KEY, &record::KEY, &scan::KEY]
+/// Returns the keys of all records of kinsync.
+pub fn state_keys() -> [&'static Key; 7] {
+    [
+        &pending_checks::KEY,
+        &scan_watermark::KEY,
+        &lease::KEY,
+        &budget::KEY,
+        &deletions::KEY,
+        &record::KEY,
+        &scan::KEY,
+    ]
 }
 
 /// Returns whether deletions held by this run still wait for an approval.

@@ -165,7 +165,7 @@ fn decode(key: &str, saved: &Saved) -> Result<Refused, Error> {
     }
 }
 
-/// A user as the request path sees it.
+/// A user for the request path.
 #[derive(Clone, PartialEq, Debug)]
 pub struct KnownUser {
     /// The row, joined with what the store rejects of it.

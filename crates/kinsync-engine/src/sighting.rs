@@ -10,8 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::queue::{Entry, Payload};
 
-/// Scheme of the queue entries.
-pub const SCHEME: &str = "login";
 /// Event type in the log.
 pub const EVENT_TYPE: &str = "kinsync.login";
 

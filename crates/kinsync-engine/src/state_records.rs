@@ -1,7 +1,7 @@
 //! kinsync's own records in the store, as typed values under a key.
 //!
 //! A stored record is an envelope: the format of the value, the term of the lease under which it was last written, and the
-//! value. A record of another format, or one that cannot be decoded, is an error that names the record and the ways out. It
+//! value. A record of another format, or one that cannot be decoded, is an error that names the record and the remedies. It
 //! never counts as empty: that would drop approvals, held deletions or the deletion budget.
 //!
 //! Terms fence. A write under a lease states the term of the lease, and is refused after a process with a newer lease has
@@ -12,13 +12,9 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    apply::pause,
-    pending_checks, reconcile, scan_watermark,
+    contention::{MAX_ROUNDS, pause},
     store::{Error, Saved, Store},
 };
-
-/// Compare-and-set attempts before giving up.
-const MAX_ROUNDS: u32 = 64;
 
 const READ: &str = "read a record of kinsync";
 
@@ -54,13 +50,6 @@ pub(crate) struct Record<T> {
     pub(crate) term: Term,
     /// Revision to write over; 0 if the record is not stored.
     pub(crate) revision: i64,
-}
-
-/// Returns the keys of all records.
-pub fn keys() -> Vec<&'static Key> {
-    let mut keys = vec![&pending_checks::KEY, &scan_watermark::KEY];
-    keys.extend(reconcile::state_keys());
-    keys
 }
 
 /// Loads the value of a record; the default if it is not stored.

@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// A component that fails on its first runs, as `fail` says, and then runs until it is stopped.
+    /// A component that fails on its first runs by `fail`, and then runs until it is stopped.
     async fn supervised(failures: u32, fail: fn()) -> (Supervisor, Arc<AtomicU32>) {
         let (supervisor, runs) = (Supervisor::default(), Arc::new(AtomicU32::new(0)));
         let counter = Arc::clone(&runs);

@@ -18,16 +18,16 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 /// The HMAC secret of every test application.
-pub const SECRET: &str = "a secret that only the tests know and nobody else";
+pub const SECRET: &str = "a secret of the tests that is long enough";
 
 /// The admin token of every test application.
-pub const ADMIN_TOKEN: &str = "an admin token that only tests know";
+pub const ADMIN_TOKEN: &str = "an admin token of the tests";
 
 /// Time after which the client closes an idle connection.
 const CLIENT_IDLE: Duration = Duration::from_secs(2);
 
-/// How long a process may take to start or to stop.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time for a start, a stop or a request.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// The real binary, running or killed.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ impl TestApp {
             address,
             // Shorter than the server keeps an idle connection, as for any client: a request on a connection that the server
             // closes at that moment fails.
-            client: reqwest::Client::builder().timeout(PATIENCE).pool_idle_timeout(CLIENT_IDLE).build()?,
+            client: reqwest::Client::builder().timeout(DEADLINE).pool_idle_timeout(CLIENT_IDLE).build()?,
             child: None,
             leaves_entries: false,
             folder,
@@ -77,7 +77,7 @@ impl TestApp {
         self.set("MONGODB_URI", uri).set("KINSYNC_DATABASE", database)
     }
 
-    /// The test leaves entries or dead letters behind, and knows it.
+    /// Declares that the test leaves entries or dead letters behind.
     pub fn leaves_entries(&mut self) -> &mut Self {
         self.leaves_entries = true;
         self
@@ -94,7 +94,7 @@ impl TestApp {
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         self.child =
             Some(command.spawn().with_context(|| format!("cannot start {}", self.binary.display()))?);
-        self.until("it is ready", PATIENCE, async |app| app.is_ready().await).await
+        self.until("it is ready", DEADLINE, async |app| app.is_ready().await).await
     }
 
     async fn is_ready(&mut self) -> Result<bool> {
@@ -116,19 +116,19 @@ impl TestApp {
         Ok(())
     }
 
-    /// Asks the process to end with SIGTERM and waits for it.
+    /// Sends SIGTERM and waits until the process has ended.
     pub async fn stop(&mut self) -> Result<ExitStatus> {
         let mut child = self.child.take().context("it is not running")?;
         let sent = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status()?;
         anyhow::ensure!(sent.success(), "cannot send SIGTERM");
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = child.try_wait()? {
                 return Ok(status);
             }
             if Instant::now() > deadline {
                 child.kill()?;
-                bail!("it did not end within {PATIENCE:?}; its log:\n{}", self.log());
+                bail!("it did not end within {DEADLINE:?}; its log:\n{}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -202,7 +202,7 @@ impl TestApp {
 
     /// Waits until the store has its indexes: until then requests of users are degraded.
     pub async fn prepared(&mut self) -> Result<()> {
-        self.until("the store is prepared", PATIENCE, async |app| {
+        self.until("the store is prepared", DEADLINE, async |app| {
             let health = app.health().await?;
             Ok(health.pointer("/components/store/prepared") == Some(&Value::Bool(true)))
         })
@@ -227,7 +227,7 @@ impl TestApp {
         let deadline = Instant::now() + within;
         while !is_so(self).await? {
             if Instant::now() > deadline {
-                bail!("waited {within:?} until {what}, in vain; its log:\n{}", self.log());
+                bail!("not within {within:?}: {what}; the log:\n{}", self.log());
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

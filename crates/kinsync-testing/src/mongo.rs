@@ -2,7 +2,7 @@
 //! may be stopped, paused and started again.
 //!
 //! A shell supervises each server and kills it when its standard input ends, which the system
-//! sees to however the test process ends.
+//! does, however the test process ends.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -27,7 +27,7 @@ const START: Duration = Duration::from_mins(1);
 /// What makes a server a member of a replica set.
 const SET: &str = "--replSet rs0";
 
-/// Understands one word a line, and answers each with a line.
+/// Reads one command a line, and answers each with a line.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 mongod=$1 dir=$2 port=$3 set=$4 pid=
@@ -37,8 +37,8 @@ start() {
     --logpath "$dir/mongod.log" --logappend </dev/null >/dev/null 2>&1 &
   pid=$!
 }
-while read -r word; do
-  case $word in
+while read -r command; do
+  case $command in
     start) start ;;
     stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null ;;
     pause)
@@ -149,7 +149,7 @@ impl TestMongo {
 
     /// Kills the server as a power cut would.
     pub fn stop(&self) {
-        self.tell("stop");
+        self.send("stop");
     }
 
     /// Starts the server again, on the same port and the same files, and waits until it is primary.
@@ -160,12 +160,12 @@ impl TestMongo {
 
     /// Holds the server: connections stay open and nothing answers.
     pub fn pause(&self) {
-        self.tell("pause");
+        self.send("pause");
     }
 
-    /// Lets the server go on.
+    /// Resumes the server.
     pub fn resume(&self) {
-        self.tell("resume");
+        self.send("resume");
     }
 
     fn launch(&self) {
@@ -173,11 +173,11 @@ impl TestMongo {
         if supervisor.shell.is_none() {
             supervisor.shell = Some(Shell::new(&supervisor.dir, self.port, self.set));
         }
-        supervisor.tell("start");
+        supervisor.send("start");
     }
 
-    fn tell(&self, word: &str) -> bool {
-        self.supervisor.lock().expect("no test panics while it holds this").tell(word)
+    fn send(&self, command: &str) -> bool {
+        self.supervisor.lock().expect("no test panics while it holds this").send(command)
     }
 
     /// `false` when the server has ended instead.
@@ -187,7 +187,7 @@ impl TestMongo {
         let host = format!("127.0.0.1:{}", self.port);
         let config = doc! { "_id": "rs0", "members": [{ "_id": 0, "host": host }] };
         let deadline = Instant::now() + START;
-        while Instant::now() < deadline && self.tell("alive") {
+        while Instant::now() < deadline && self.send("alive") {
             let hello = admin.run_command(doc! { "hello": 1 }).await;
             match hello {
                 Ok(hello) if hello.get_bool("isWritablePrimary").unwrap_or_default() => return true,
@@ -238,15 +238,15 @@ impl Supervisor {
         Self { dir, shell: None }
     }
 
-    fn tell(&mut self, word: &str) -> bool {
-        self.shell.as_mut().is_some_and(|shell| shell.tell(word))
+    fn send(&mut self, command: &str) -> bool {
+        self.shell.as_mut().is_some_and(|shell| shell.send(command))
     }
 }
 
 #[derive(Debug)]
 struct Shell {
     child: Child,
-    words: Option<ChildStdin>,
+    commands: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
 
@@ -263,15 +263,15 @@ impl Shell {
             .process_group(0)
             .spawn()
             .expect("there is a shell");
-        let words = child.stdin.take();
+        let commands = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().expect("it is piped"));
-        Self { child, words, answers }
+        Self { child, commands, answers }
     }
 
-    fn tell(&mut self, word: &str) -> bool {
+    fn send(&mut self, command: &str) -> bool {
         let mut answer = String::new();
-        let words = self.words.as_mut().expect("taken only when dropped");
-        writeln!(words, "{word}").expect("the supervisor reads until we end");
+        let commands = self.commands.as_mut().expect("taken only when dropped");
+        writeln!(commands, "{command}").expect("the supervisor reads until we end");
         self.answers.read_line(&mut answer).expect("the supervisor answers");
         answer.trim() == "yes"
     }
@@ -279,12 +279,12 @@ impl Shell {
 
 impl Drop for Shell {
     fn drop(&mut self) {
-        drop(self.words.take());
+        drop(self.commands.take());
         let _ = self.child.wait();
     }
 }
 
-/// A client that asks this server and not the set.
+/// A client of this server and not of the set.
 async fn direct(port: u16) -> Client {
     let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS=500");
     Client::with_uri_str(uri).await.expect("the URI is well-formed")

@@ -130,7 +130,7 @@ impl TestReplicaSet {
     }
 }
 
-/// Returns what a member says of itself, such as `PRIMARY`; `None` if it does not answer.
+/// Returns the state that a member reports, such as `PRIMARY`; `None` if it does not answer.
 async fn state(member: &TestMongo) -> Option<String> {
     let client = member.direct().await;
     let admin = client.database("admin");

@@ -21,7 +21,7 @@ fn with_alg(alg: Alg) -> TokenSpec {
     signed(MintOptions { alg, ..MintOptions::default() })
 }
 
-/// A token whose header has this key id.
+/// A token with this key id in its header.
 pub fn with_kid(kid: &str) -> TokenSpec {
     signed(MintOptions { kid: Some(kid.to_owned()), ..MintOptions::default() })
 }
@@ -74,7 +74,7 @@ pub fn refused(kinde: &Emulator, user: &str, canary: &str) -> Vec<(&'static str,
         ("machine_token", kinde.m2m_token(&spec(&json!({})))),
         ("id_token", kinde.id_token(user, &spec(&json!({}))).expect("the user is there")),
         ("webhook_token", kinde.mint(webhook.as_object().expect("an object"), &MintOptions::default())),
-        // Wherever a token says its keys are, they are the issuer's.
+        // The keys are always those of the issuer, whatever address a token names.
         ("signature_mismatch", made_up(&pointing, &claims)),
     ]
 }

@@ -27,34 +27,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let domain = std::env::args().nth(1).ok_or("usage: axum https://TENANT.kinde.com")?;
     let tenant = kinde::parse_domain(&domain)?;
     let engine = Engine::builder("kinsync-data").open().await?;
-    let (queue, clock) = (engine.queue(), engine.clock());
     let keys = Jwks::new(jwks::Config::new(tenant.clone()))?;
 
     // Deliveries: verified by the tenant's keys, stored in the queue before the response 200.
     let verifier =
         webhook::Verifier::new(webhook::Config { jwks: Some(keys.clone()), ..webhook::Config::default() })?;
     let limits = kinsync_tower::webhook::Config::default();
-    let webhook = WebhookService::new(verifier, Arc::clone(queue), clock.clone(), limits);
+    let webhook = WebhookService::new(verifier, engine.queue().clone(), engine.clock().clone(), limits);
 
     // Requests: the token is verified, and its user is loaded or created.
     let issuer = issuer_of(&tenant);
     let tokens = bearer::Config { issuers: vec![(issuer.clone(), keys)], ..bearer::Config::default() };
-    let dependencies = authenticator::Dependencies {
+    let sources = authenticator::Sources {
         tokens: CachingVerifier::new(bearer::Verifier::new(tokens), &CachingConfig::default()),
-        store: Arc::clone(engine.store()),
-        queue: Arc::clone(queue),
-        clock: clock.clone(),
         profiles: vec![(issuer, ProfileClient::new(account::Config::new(tenant))?)],
         claims: Arc::new(claims::Email),
     };
-    let (authenticator, background) = Authenticator::new(dependencies, authenticator::Config::default());
-
-    // The engine restarts a task that fails.
-    let background = Arc::new(background);
-    engine.supervisor().spawn("authenticator", move |stop| {
-        let background = Arc::clone(&background);
-        async move { background.run(stop).await }
-    });
+    let authenticator = Authenticator::start(&engine, sources, authenticator::Config::default());
     engine.start();
 
     let app = Router::new()
@@ -67,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Runs only for verified users who are neither deleted nor suspended.
+/// Runs only for verified users that are neither deleted nor suspended.
 async fn me(user: CurrentUser) -> String {
     let name = user.document().and_then(|document| document.first_name.as_deref());
     format!("{} ({})\n", name.unwrap_or("no first name yet"), user.id())

@@ -3,7 +3,7 @@
 //!
 //! A wrong secret or domain makes every delivery of Kinde fail verification, and Kinde disables a webhook after 72
 //! hours of failures. A run of failures is therefore logged as an error, at growing intervals so that it stays readable.
-//! Requests without a signature, or with one that cannot be read, are not counted: anyone can send them.
+//! Requests without a signature, or with one that cannot be read, are not counted: any client can send them.
 
 use std::sync::{
     Arc,
@@ -85,7 +85,7 @@ impl Activity {
         alarm(self.0.consecutive_unavailable.fetch_add(1, Relaxed) + 1) != Alarm::None
     }
 
-    /// Counts a failed verification of a signed delivery and logs it when [`alarm`] says so.
+    /// Counts a failed verification of a signed delivery and logs it when [`alarm`] returns an alarm.
     pub(crate) fn verification_failed(&self, reason: &'static str) {
         let failures = self.0.consecutive_failures.fetch_add(1, Relaxed) + 1;
         match alarm(failures) {

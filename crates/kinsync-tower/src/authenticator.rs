@@ -2,12 +2,12 @@
 //! users.
 //!
 //! **Every wait has a deadline.** A store that is down or slow delays a request by [`Config::deadline`] at most, and by
-//! nothing while the breaker is open. The request then goes on with the token's data, marked as degraded. A sighting is
+//! nothing while the breaker is open. The request then continues with the token's data, marked as degraded. A sighting is
 //! stored in the queue, so that the user appears when the store answers again, without another request.
 //!
 //! **A deleted or suspended user is rejected within a second, in every process.** A cached user is used as it is for
 //! [`Config::refresh_after`], is reloaded in the background after that, and is not used without a reload after
-//! [`Config::stale_after`]; the age counts from before the load. Other processes that share the store therefore see a
+//! [`Config::stale_after`]; the age counts from before the load. Other processes that share the store therefore apply a
 //! deletion without any message. Concurrent loads share one call. While the store is unavailable, users that the cache
 //! holds as deleted or suspended stay rejected.
 //!
@@ -28,7 +28,7 @@ use kinde::{
     bearer::{AccessToken, CachingVerifier, VerificationError},
 };
 use kinsync_core::UserId;
-use kinsync_engine::{Breaker, Clock, Queue, Store, internal::sighting::Sighting};
+use kinsync_engine::{Breaker, Clock, Engine, Queue, internal::sighting::Sighting};
 use tokio::{
     sync::{Mutex, mpsc},
     time::timeout,
@@ -109,7 +109,7 @@ pub enum RefusedUsers {
     /// They are answered [`Problem::NotStorable`].
     #[default]
     Reject,
-    /// They go on, marked as degraded, with what kinsync knows of the user.
+    /// They continue, marked as degraded, with the data of the user that kinsync has.
     Pass,
 }
 
@@ -118,7 +118,7 @@ pub enum RefusedUsers {
 pub enum Refresh {
     /// As old as [`Config::profile_max_age`].
     WhenOld,
-    /// As old as [`Config::profile_min_age`]: the client asked for a new one.
+    /// As old as [`Config::profile_min_age`]: the client requested a new one.
     Force,
 }
 
@@ -129,20 +129,14 @@ pub struct Authenticator {
     cookie: Option<Arc<str>>,
 }
 
-/// The parts that an authenticator uses.
+/// What an authenticator verifies tokens with and fills new users from.
 #[derive(Debug)]
-pub struct Dependencies {
+pub struct Sources {
     /// Verifies tokens.
     pub tokens: CachingVerifier,
-    /// Holds the users.
-    pub store: Arc<dyn Store>,
-    /// Holds sightings while the store is unavailable.
-    pub queue: Arc<dyn Queue>,
-    /// The current time.
-    pub clock: Clock,
     /// The profile endpoint of each issuer. Users of other issuers get their fields from webhooks and scans only.
     pub profiles: Vec<(String, ProfileClient)>,
-    /// Profile fields from a token, for a user who is not stored yet: [`claims::Email`], or your own implementation.
+    /// Profile fields from a token, for a user that is not stored yet: [`claims::Email`], or your own implementation.
     pub claims: Arc<dyn Claims>,
 }
 
@@ -160,19 +154,21 @@ struct Shared {
 
 /// The background tasks of an authenticator: they load users, request profiles and write `lastSeenAt`. Every request is
 /// degraded until they run.
-#[derive(Debug)]
-pub struct BackgroundTasks {
+struct BackgroundTasks {
     authenticator: Authenticator,
     loads: LoadQueues,
     profile_requests: Mutex<mpsc::Receiver<ProfileRequest>>,
 }
 
 impl Authenticator {
-    /// Creates an authenticator, and the background tasks that the caller must run.
+    /// Creates an authenticator on the store and the queue of the engine, and starts its background tasks under the
+    /// engine's supervisor: they load users, request profiles and write `lastSeenAt`. [`Engine::stop`] ends them.
     ///
-    /// Install the recorder of `metrics` before creating one.
-    pub fn new(dependencies: Dependencies, config: Config) -> (Self, BackgroundTasks) {
-        let Dependencies { tokens, store, queue, clock, profiles, claims } = dependencies;
+    /// Install the recorder of `metrics` before.
+    pub fn start(engine: &Engine, sources: Sources, config: Config) -> Self {
+        let Sources { tokens, profiles, claims } = sources;
+        let (store, queue, clock) =
+            (Arc::clone(engine.store()), Arc::clone(engine.queue()), engine.clock().clone());
         let metrics = Arc::new(AuthenticationMetrics::new());
         let created = metrics.users_created.clone();
         let (users, loads) =
@@ -182,10 +178,14 @@ impl Authenticator {
         let last_seen = LastSeenWriter::new(store, clock.clone(), &config);
         let shared = Shared { tokens, users, profiles, last_seen, queue, claims, clock, config, metrics };
         let authenticator = Self { shared: Arc::new(shared), cookie: None };
-        (
-            authenticator.clone(),
-            BackgroundTasks { authenticator, loads, profile_requests: Mutex::new(profile_requests) },
-        )
+        let profile_requests = Mutex::new(profile_requests);
+        let tasks = BackgroundTasks { authenticator: authenticator.clone(), loads, profile_requests };
+        let tasks = Arc::new(tasks);
+        engine.supervisor().spawn("authenticator", move |stop| {
+            let tasks = Arc::clone(&tasks);
+            async move { tasks.run(stop).await }
+        });
+        authenticator
     }
 
     /// Returns an authenticator that also accepts the token in the cookie of this name, if there is no `Authorization`
@@ -290,7 +290,7 @@ impl Authenticator {
 impl BackgroundTasks {
     /// Runs until the token is cancelled, then writes the pending `lastSeenAt` values. May be called again after it
     /// panicked: pending requests are kept.
-    pub async fn run(&self, stop: CancellationToken) {
+    async fn run(&self, stop: CancellationToken) {
         let shared = &self.authenticator.shared;
         // Boxed: an embedding application should not carry this large future in its own.
         let tasks = Box::pin(async {
@@ -333,7 +333,7 @@ impl Shared {
         }
     }
 
-    /// Stores a sighting in the queue. If that fails, the request still goes on, and the user's next request stores it.
+    /// Stores a sighting in the queue. If that fails, the request continues, and the user's next request stores it.
     async fn store_sighting(&self, token: &AccessToken) {
         let Ok(user) = UserId::parse(&token.subject) else { return };
         let sighting = Sighting { user, profile: self.claims.profile(token), seen_at: self.clock.now() };

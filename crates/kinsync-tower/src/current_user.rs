@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The authenticated user. Cheap to clone. With the feature `axum` it is an extractor: a handler that takes it runs
-/// only for verified users who are neither deleted nor suspended.
+/// only for verified users that are neither deleted nor suspended.
 #[derive(Clone)]
 pub struct CurrentUser {
     token: Arc<AccessToken>,

@@ -32,7 +32,7 @@ impl Json {
     }
 }
 
-/// The document of a user that the store could not be asked for: what the token says.
+/// The document of a user while the store is unavailable: the data of the token.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TokenUser<'a> {

@@ -1,4 +1,4 @@
-//! A tower layer that authenticates each request before the service sees it.
+//! A tower layer that authenticates each request before it reaches the service.
 //!
 //! The service finds a [`CurrentUser`](crate::CurrentUser) among the extensions of the request. Headers of the client
 //! that begin with `x-kinsync-` are removed, because only kinsync may write them. A response that was made while the
@@ -38,7 +38,7 @@ impl KinsyncLayer {
         Self { authenticator, not_storable: StatusCode::SERVICE_UNAVAILABLE }
     }
 
-    /// Answers 403 instead of 503 to a user that the store rejects, for a reverse proxy that knows no other refusal.
+    /// Answers 403 instead of 503 to a user that the store rejects, for a reverse proxy that handles no other refusal.
     #[must_use]
     pub fn for_proxy(self) -> Self {
         Self { not_storable: StatusCode::FORBIDDEN, ..self }
@@ -53,7 +53,7 @@ impl<S> Layer<S> for KinsyncLayer {
     }
 }
 
-/// A service that receives only requests of verified users who are neither deleted nor suspended.
+/// A service that receives only requests of verified users that are neither deleted nor suspended.
 #[derive(Clone, Debug)]
 pub struct AuthenticatedService<S> {
     inner: S,

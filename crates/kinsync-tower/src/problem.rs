@@ -1,6 +1,6 @@
 //! Error responses as problem documents (RFC 9457): status, code, texts and headers of each problem in one place.
 //!
-//! A 5xx says what the client can do and carries a request id. Its cause is logged under the same id and is not part of
+//! A 5xx describes what the client can do and carries a request id. Its cause is logged under the same id and is not part of
 //! the response.
 
 use std::{
@@ -87,7 +87,7 @@ pub enum Problem {
     /// The token is valid, and the store has no document of its user, because an index or a validator of the database
     /// rejects it.
     NotStorable {
-        /// 503, or 403 for a reverse proxy that knows no other refusal.
+        /// 503, or 403 for a reverse proxy that handles no other refusal.
         status: StatusCode,
     },
     /// The request cannot be processed at the moment. The client should send it again.

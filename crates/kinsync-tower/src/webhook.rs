@@ -349,8 +349,8 @@ fn check(head: &Parts) -> Result<(), Stop> {
     }
 }
 
-/// Whether the sender said when the event happened. What is no event at all needs no time, and a webhook of Kinde without
-/// one becomes a dead letter.
+/// Returns whether the delivery contains the time of its event. A body that is no event needs none, and a webhook of Kinde
+/// without one becomes a dead letter.
 fn is_ordered(delivery: &Delivery) -> bool {
     delivery.scheme() == Scheme::KindeJwt
         || delivery.event_type().is_empty()

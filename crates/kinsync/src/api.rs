@@ -1,8 +1,8 @@
 //! The JSON documents of the HTTP API: one type for each, apart from the records that the store keeps.
 //!
 //! The routes write these types, the commands and `kinsync doctor` read them, and `/openapi.json` describes them, so a
-//! renamed key does not compile on one side alone. A value that is not known is absent; a list or map that is known to be
-//! empty is there and empty.
+//! renamed key does not compile on one side alone. The query of a list defines the flags of its command. A value that is not
+//! known is absent; a list or map that is known to be empty is there and empty.
 //!
 //! In reading order:
 //! - `time`: instants

@@ -70,7 +70,7 @@ pub enum Error {
     #[error(transparent)]
     Fatal(Arc<dyn std::error::Error + Send + Sync>),
     /// A part ended unexpectedly.
-    #[error("the {part} ended unexpectedly; the log says more, and nothing that was accepted is lost")]
+    #[error("the {part} ended unexpectedly; the log contains the reason, and no accepted delivery is lost")]
     Ended {
         /// Name of the part.
         part: &'static str,
@@ -103,11 +103,6 @@ impl App {
     /// The address on which it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addresses.main
-    }
-
-    /// The address of health and metrics, if it is another one.
-    pub fn operation_addr(&self) -> Option<SocketAddr> {
-        self.addresses.monitoring
     }
 
     /// The state, for tests.

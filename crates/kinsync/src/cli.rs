@@ -16,6 +16,7 @@ mod events;
 pub mod exit;
 mod flags;
 mod link;
+mod list;
 mod output;
 mod queue;
 mod reconcile;

@@ -71,7 +71,7 @@ pub struct Kinde {
     pub issuers: Vec<Url>,
     /// Accepted audiences of access tokens. Empty: any.
     pub audience: Vec<String>,
-    /// Client ids of the applications whose tokens are accepted. Empty: every application of the tenant.
+    /// Client ids of the applications: only tokens issued to them are accepted. Empty: every application of the tenant.
     pub allowed_client_ids: Vec<String>,
     /// Secrets of the HMAC scheme, the newest first.
     pub webhook_secrets: Vec<SecretString>,
@@ -108,7 +108,7 @@ pub struct Store {
     pub link_by_email: LinkByEmail,
     /// What happens to the address of a deleted user where a rule rejects a document without one.
     pub tombstone_email: TombstoneEmail,
-    /// What happens to requests of users whose document a rule of the database rejects.
+    /// The answer to requests of users with a document that a rule of the database rejects.
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.
     pub fields: FieldMapping,
@@ -144,7 +144,7 @@ pub struct Reconcile {
     pub page_size: u32,
     /// Deletions in one run that need no approval.
     pub max_deletes: u64,
-    /// The share of live users whose deletion needs no approval, 0 to 1.
+    /// The share of live users that may be deleted without an approval, 0 to 1.
     pub max_delete_share: f64,
     /// Further error codes that mean that a user does not exist.
     pub unknown_user_codes: Vec<String>,

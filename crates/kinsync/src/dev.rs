@@ -93,7 +93,7 @@ pub enum Verdict {
 /// Runs until the options, a key press or a signal end it.
 ///
 /// # Errors
-/// If the local Kinde or the app cannot start or go on, or the terminal fails.
+/// If the local Kinde or the app cannot start or continue, or the terminal fails.
 pub async fn run(options: Options) -> Result<Verdict> {
     let signals = Signals::listen().context("cannot listen for signals")?;
     let started = start::start(&options).await?;
@@ -160,7 +160,7 @@ impl Run {
     /// Shows snapshots until the run should end.
     ///
     /// # Errors
-    /// If the app cannot go on or the terminal fails.
+    /// If the app cannot continue or the terminal fails.
     async fn watch(&mut self, started: &Started, until: Until) -> Result<()> {
         let output = self.output.as_mut().expect("only `finish` takes it, after this");
         let end = end_of(until, &started.emulator, &self.activity_ended);

@@ -1,7 +1,7 @@
 //! The state of the server and of everything that it depends on, for operators and load balancers.
 //!
-//! Two questions are kept apart. *Ready*: can a delivery be accepted? That needs the queue, and a secret or signing keys;
-//! it does not need MongoDB, because deliveries are queued. *Healthy*: is there anything that an operator should look at?
+//! *Ready* means that a delivery can be accepted. That needs the queue, and a secret or signing keys; it does not need
+//! MongoDB, because deliveries are queued. *Healthy* means that there is nothing that an operator should look at.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,10 +25,11 @@ use crate::{
     },
     app::AppState,
     metrics::age,
+    plural::counted,
 };
 
-/// A delivery that could not be stored makes the server unready for this long. Then senders are let in again, and the
-/// next delivery shows whether it works.
+/// A delivery that could not be stored makes the server unready for this long. Then the server is ready again, and the
+/// next delivery shows whether it can be stored.
 const UNREADY_FOR: Duration = Duration::from_secs(30);
 /// A delivery that is queued for longer is a problem.
 const LATE: Duration = Duration::from_mins(1);
@@ -198,8 +199,8 @@ impl Problems {
         if queued.dead_letters > 0 {
             let count = queued.dead_letters;
             self.degraded.push(format!(
-                "{count} deliveries could not be processed and were set aside: `kinsync dead-letters list` shows the \
-                 reasons"
+                "the queue contains {}: `kinsync dead-letters list` shows the reasons",
+                counted(count, "dead letter", "dead letters")
             ));
         }
         QueueHealth { stats: (&queued).into(), oldest_age_seconds: oldest }
@@ -223,16 +224,16 @@ impl Problems {
         let rejected = state.engine.rejected_by_store();
         if let Some((user, reason)) = rejected.examples.first() {
             self.degraded.push(format!(
-                "{users} users are not stored, because a rule of the database rejects their documents, such as {user}: \
-                 {reason}; `kinsync users explain` names the rule for each, and `kinsync doctor` the ways out",
-                users = rejected.users
+                "a rule of the database rejects documents of {}, such as {user}: {reason}; `kinsync users explain` names the \
+                 rule for each, and `kinsync doctor` the remedies",
+                counted(rejected.users, "user", "users")
             ));
         }
         if rejected.incomplete_users > 0 {
             self.degraded.push(format!(
-                "{} users are stored without all their values, because a rule of the database rejects them: `kinsync.refused` \
-                 in their documents and `kinsync users explain` name the keys and the rules",
-                rejected.incomplete_users
+                "a rule of the database rejects values of {}, stored without them: `kinsync.refused` in the documents and \
+                 `kinsync users explain` name the keys and the rules",
+                counted(rejected.incomplete_users, "user", "users")
             ));
         }
         let serious = rejected.problems.iter().filter(|problem| problem.severity == Severity::Error);
@@ -257,7 +258,8 @@ impl Problems {
         for (name, ComponentStatus { restarts, failure }) in &status {
             if let Some(failure) = failure {
                 self.degraded.push(format!(
-                    "the task `{name}` failed and was restarted ({restarts} restarts): {}; report it with the log",
+                    "the task `{name}` failed and was restarted ({}): {}; report it with the log",
+                    counted(*restarts, "restart", "restarts"),
                     self.cause(Some(failure))
                 ));
             }
@@ -285,8 +287,9 @@ impl Problems {
     fn unchecked(&mut self, users: usize) {
         if users > 0 {
             self.degraded.push(format!(
-                "at least {users} users may differ from Kinde: their events contradict each other, or Kinde refused their \
-                 tokens. Set KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, so that kinsync can read them from Kinde"
+                "at least {} may differ from Kinde: events contradict each other, or Kinde refused a token. Set \
+                 KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, so that kinsync can read the users from Kinde",
+                counted(users, "user", "users")
             ));
         }
     }
@@ -333,7 +336,7 @@ impl Problems {
         let why = self.cause(status.last_error.as_deref());
         if status.key_count == 0 {
             let problem = format!(
-                "the signing keys of {} are not known yet, so what they sign is answered 503: {why}",
+                "the signing keys of {} are not known yet, so tokens and webhooks of this issuer are answered 503: {why}",
                 status.issuer
             );
             let signs_webhooks =

@@ -8,7 +8,7 @@
 //! - [`registration`]: the webhook at Kinde
 //! - [`doctor`]: checks of the configuration and of every dependency
 //! - [`http`]: connections and routes
-//! - [`health`], [`metrics`], [`log`]: what an operator sees
+//! - [`health`], [`metrics`], [`log`]: the output for operators
 //! - [`api`]: the JSON documents of the HTTP API
 
 pub mod api;
@@ -22,6 +22,6 @@ pub mod health;
 pub mod http;
 pub mod log;
 pub mod metrics;
+mod plural;
 #[cfg(feature = "dev")]
-mod random;
 pub mod registration;

@@ -112,7 +112,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_deliveries_without_time_total",
         kind: Kind::Counter,
-        help: "Accepted deliveries whose sender gave no time of the event",
+        help: "Accepted deliveries without a time of the event",
     },
     Metric {
         name: "kinsync_delivery_verification_failures_total",
@@ -210,12 +210,12 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_refused_users",
         kind: Kind::Gauge,
-        help: "Users whose document an index or a validator of the database rejects",
+        help: "Users with a document that an index or a validator of the database rejects",
     },
     Metric {
         name: "kinsync_incomplete_users",
         kind: Kind::Gauge,
-        help: "Users whose documents lack keys, because an index or a validator of the database rejects their values",
+        help: "Users with documents that lack keys, because an index or a validator of the database rejects their values",
     },
     Metric {
         name: "kinsync_keys_refused_total",

@@ -1,7 +1,7 @@
 //! The webhook at Kinde: its present state, its wanted state, and the change from one to the other.
 //!
 //! [`Registration::plan`] decides what to do, without a request. Nothing is ever removed, neither webhooks with another
-//! address nor event types that were added by hand. None is created while one may exist: when the effect of a request is not
+//! address nor event types that an operator added. None is created while one may exist: when the effect of a request is not
 //! known, the list is read again first.
 
 use kinde::{

@@ -58,22 +58,12 @@ impl Kinsync {
         let issuer = issuer_of(&tenant);
         let tokens =
             bearer::Config { issuers: vec![(issuer.clone(), keys.clone())], ..bearer::Config::default() };
-        let dependencies = authenticator::Dependencies {
+        let sources = authenticator::Sources {
             tokens: CachingVerifier::new(bearer::Verifier::new(tokens), &CachingConfig::default()),
-            store: engine.store().clone(),
-            queue: engine.queue().clone(),
-            clock: engine.clock().clone(),
             profiles: vec![(issuer, ProfileClient::new(account::Config::new(tenant))?)],
             claims: Arc::new(claims::Email),
         };
-        let (authenticator, tasks) = Authenticator::new(dependencies, authenticator::Config::default());
-
-        // The engine restarts what fails.
-        let tasks = Arc::new(tasks);
-        engine.supervisor().spawn("authenticator", move |stop| {
-            let tasks = Arc::clone(&tasks);
-            async move { tasks.run(stop).await }
-        });
+        let authenticator = Authenticator::start(&engine, sources, authenticator::Config::default());
         engine.supervisor().spawn_once("signing keys", fetch_keys(keys));
         engine.start();
         Ok(Self { webhook, layer: KinsyncLayer::new(authenticator), engine })

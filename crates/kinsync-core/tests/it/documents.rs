@@ -36,6 +36,33 @@ fn a_newer_scan_decides_the_memberships_and_keeps_the_roles_from_events() {
     assert_eq!(shown(snapshot(2, What::Fields(none))), [], "null means no membership");
 }
 
+/// An observed value. Fields without a line here are texts.
+fn observed(field: Field) -> Value {
+    match field {
+        Field::IsSuspended | Field::IsPasswordResetRequested | Field::EmailVerified => true.into(),
+        Field::Organizations => Value::Organizations(vec![organization("org_a", "admin")]),
+        Field::Identities => Value::Identities(Vec::new()),
+        Field::CreatedOn => Micros(1).into(),
+        Field::OrganizationCodes => Value::Codes(vec!["org_a".to_owned()]),
+        _ => "text".into(),
+    }
+}
+
+#[test]
+fn every_observed_field_is_in_the_document_under_its_key() {
+    let profile = Field::ALL.into_iter().fold(Profile::new(), |all, field| all.with(field, observed(field)));
+    let state = fold([&snapshot(1, What::Fields(profile))]);
+    let document = serde_json::to_value(UserDocument::new(&user("kp_1"), &state, &holding())).unwrap();
+    for field in Field::ALL {
+        let key = match field {
+            Field::CreatedOn => "createdAt",
+            Field::OrganizationCodes => "organizations",
+            field => field.key(),
+        };
+        assert!(document.get(key).is_some(), "{key} is missing in {document}");
+    }
+}
+
 #[test]
 fn what_no_source_has_observed_is_absent_and_what_is_known_to_be_empty_is_empty() {
     let json = |profile: Profile| {

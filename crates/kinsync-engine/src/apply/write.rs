@@ -38,7 +38,7 @@ pub(super) async fn write(
     Ok(done)
 }
 
-/// Writes the rows, and rows that the store rejects again as `next` says, until it returns no other row.
+/// Writes the rows. A row that the store rejects is written again as `next` returns it, until it returns none.
 pub(super) async fn write_without(
     store: &dyn Store,
     rows: Vec<Row>,

@@ -1,6 +1,6 @@
 //! Decides from evidence whether a failure is about one user or about the store.
 //!
-//! A user who fails while writes of other users succeed has a problem of their own. A user who
+//! A user that fails while writes of other users succeed has a problem of its own. A user that
 //! fails while nothing succeeds proves nothing: it may be an outage, a full disk or a revoked role.
 //! So a failure counts only if the write of another user succeeded since the failure before it.
 

@@ -12,7 +12,7 @@ pub(super) struct Item {
 }
 
 impl Item {
-    /// The user whom the entry would change.
+    /// The user that the entry would change.
     pub(super) fn user(&self) -> Option<&UserId> {
         let observations = self.decoded.observations.as_ref().ok()?;
         observations.first().map(|observation| &observation.user)
@@ -43,7 +43,7 @@ impl Piece {
         self.items.iter().filter_map(|item| item.decoded.observations.as_ref().ok()).flatten().cloned()
     }
 
-    /// Whether splitting it would tell nothing: all entries are about one user.
+    /// Whether a split would isolate nothing: all entries are about one user.
     pub(super) fn is_about_one(&self) -> bool {
         self.items.windows(2).all(|two| two[0].subject() == two[1].subject())
     }

@@ -1,7 +1,7 @@
 //! Releases quarantined events when this machine's clock reaches their time.
 //!
 //! An event from the future is a dead letter. Its time comes: the clock was behind, or the sender's was ahead. Each process
-//! remembers the quarantined dead letters of its queue, and reads them from the queue once after its start.
+//! keeps a list of the quarantined dead letters of its queue, and reads them from the queue once after its start.
 
 use std::{
     collections::BTreeSet,

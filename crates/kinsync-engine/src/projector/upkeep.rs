@@ -27,7 +27,7 @@ const EXAMPLES: usize = 3;
 pub struct RejectedByStore {
     /// Users that the store has nothing of, or not their newest state, because a rule rejects their documents.
     pub users: u64,
-    /// Users whose documents lack keys, because a rule rejects them.
+    /// Users with documents that lack keys, because a rule rejects them.
     pub incomplete_users: u64,
     /// Some refused users, each with the rule.
     pub examples: Vec<(UserId, String)>,
@@ -57,7 +57,7 @@ impl Projector {
         loop {
             let Some(()) = stop.run_until_cancelled(self.breaker.ready()).await else { return };
             let is_due = self.sweep_soon.swap(false, Ordering::AcqRel) || Instant::now() >= next_sweep;
-            match self.look_after(&mut positions, is_due).await {
+            match self.maintain(&mut positions, is_due).await {
                 Ok(()) => self.breaker.succeeded(),
                 Err(error) => {
                     self.breaker.failed(&error);
@@ -76,7 +76,7 @@ impl Projector {
         }
     }
 
-    async fn look_after(&self, positions: &mut Positions, is_due: bool) -> Result<(), store::Error> {
+    async fn maintain(&self, positions: &mut Positions, is_due: bool) -> Result<(), store::Error> {
         let problems = if is_due {
             // Before the sweep: it stores what a changed rule allows.
             let problems = self.store.examine().await?;

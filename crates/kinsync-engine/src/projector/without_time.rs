@@ -1,4 +1,4 @@
-//! Events whose sender gave no time: the order of receipt is the only one there is.
+//! Events without a time of the sender: the order of receipt is the only one.
 
 use kinsync_core::UserId;
 
@@ -6,7 +6,7 @@ use super::{Projector, piece::Item};
 use crate::{decode, pending_checks::PendingChecks, store};
 
 impl Projector {
-    /// Gives events without a time the version of their first delivery: a sender that repeats one gives no other order.
+    /// Sets the version of events without a time to that of their first delivery, so that a repeated delivery has the same order.
     pub(super) async fn recall(&self, items: &mut [Item]) -> Result<(), store::Error> {
         let limit = self.latest();
         for item in items.iter_mut().filter(|item| item.decoded.may_be_logged_before()) {

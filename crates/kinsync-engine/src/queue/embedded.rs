@@ -160,7 +160,7 @@ impl EmbeddedQueue {
         commands.send(command).await.map_err(|_| Error::Closed)
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
+    async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.send(command(reply)).await?;
         answer.await.map_err(|_| Error::Closed)?
@@ -185,7 +185,7 @@ impl EmbeddedQueue {
             let done = tokio::task::spawn_blocking(move || read(&shared)).await;
             match done.map_err(|_| Error::Closed)? {
                 Err(failure) if failure.is_damage() && !repaired => {
-                    self.ask(|reply| Command::Repair { reply }).await?;
+                    self.call(|reply| Command::Repair { reply }).await?;
                     repaired = true;
                 }
                 done => return done.map_err(|failure| failure.at(&self.shared.path)),
@@ -200,7 +200,7 @@ impl EmbeddedQueue {
             return Ok(());
         }
         let letters = damaged.into_iter().map(|id| (id, reader::DAMAGED.to_owned())).collect();
-        self.ask(|reply| Command::DeadLetter { letters, reply }).await
+        self.call(|reply| Command::DeadLetter { letters, reply }).await
     }
 }
 
@@ -212,7 +212,7 @@ impl Queue for EmbeddedQueue {
             return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
         }
         let fingerprint = window::fingerprint(&entry.event_id);
-        self.ask(|reply| Command::Enqueue { entry, fingerprint, reply }).await
+        self.call(|reply| Command::Enqueue { entry, fingerprint, reply }).await
     }
 
     async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
@@ -267,7 +267,7 @@ impl Queue for EmbeddedQueue {
             };
             entries.iter().filter_map(held).collect()
         };
-        self.ask(|reply| Command::DeadLetter { letters, reply }).await
+        self.call(|reply| Command::DeadLetter { letters, reply }).await
     }
 
     async fn stats(&self) -> Result<Stats, Error> {
@@ -290,12 +290,12 @@ impl Queue for EmbeddedQueue {
 
     async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         let id = dead_letter(id)?;
-        self.ask(|reply| Command::RetryDeadLetter { id, reply }).await
+        self.call(|reply| Command::RetryDeadLetter { id, reply }).await
     }
 
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         let id = dead_letter(id)?;
-        self.ask(|reply| Command::DropDeadLetter { id, reply }).await
+        self.call(|reply| Command::DropDeadLetter { id, reply }).await
     }
 
     async fn close(&self) {

@@ -8,10 +8,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use kinsync_core::{Micros, UserId};
 use serde::{Deserialize, Serialize};
 
-use super::deletions::hash;
 use crate::{
     state_records::{self, Key, Term},
     store::{self, Store},
@@ -139,6 +139,12 @@ impl Budget {
 pub(super) async fn seal(store: &dyn Store, term: Term) -> Result<bool, store::Error> {
     let sealed = state_records::change_under(store, &KEY, term, |_: &mut Deletions| ());
     Ok(sealed.await?.is_some())
+}
+
+/// Returns the first eight bytes of the SHA-256 of the id. Stable across versions, because it is stored.
+pub(super) fn hash(user: &UserId) -> u64 {
+    let digest = digest(&SHA256, user.as_str().as_bytes());
+    digest.as_ref()[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

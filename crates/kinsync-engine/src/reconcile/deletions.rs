@@ -6,13 +6,12 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use kinsync_core::{Micros, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner,
-    budget::Budget,
+    budget::{Budget, hash},
     compare::drift,
     record::{DriftKind, EXAMPLES, Run, Tally},
     scan::Scanned,
@@ -104,12 +103,6 @@ struct Unlisted {
     may_be_absent: Vec<UserId>,
     /// Counts of the others.
     seen: Tally,
-}
-
-/// Returns the first eight bytes of the SHA-256 of the id. Stable across versions, because it is stored.
-pub(super) fn hash(user: &UserId) -> u64 {
-    let digest = digest(&SHA256, user.as_str().as_bytes());
-    digest.as_ref()[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 
 impl Inner {
@@ -258,7 +251,7 @@ impl Inner {
         if is_kept { Ok(()) } else { Err(Error::LeaseLost) }
     }
 
-    /// Reads a sample of the missing users. Fails if Kinde knows most of them, because then the list is wrong.
+    /// Reads a sample of the missing users. Fails if Kinde has most of them, because then the list is wrong.
     async fn check_list_plausible(&self, users: &[UserId], canaries: &[String]) -> Result<(), Error> {
         let every = users.len().div_ceil(SAMPLE).max(1);
         let sample: Vec<UserId> = users.iter().step_by(every).cloned().collect();

@@ -2,7 +2,7 @@
 //!
 //! The lease compares no clocks of different machines. It expires when a watching process has seen no renewal for the
 //! duration of the lease, or at once if its process ran on this machine and has exited. A process that was suspended for
-//! longer than its lease may go on after another one took it: its records are refused, because they carry an older term
+//! longer than its lease may continue after another one took it: its records are refused, because they carry an older term
 //! ([`state_records`]), and its observations do no harm, because joins accept them in any order.
 
 use std::{
@@ -94,7 +94,7 @@ impl Leases {
         if let Some(name) = self.active(&known) {
             return Ok(Err(name.to_owned()));
         }
-        // The record of the lease may have been removed by hand.
+        // An operator may have removed the record of the lease.
         let fenced = state_records::read::<serde_json::Value>(&*self.store, &budget::KEY).await?.term;
         let term = Term(known.term.max(fenced).0 + 1);
         let holder = Holder { name: Some(self.name.clone()), place: ProcessLocation::here() };

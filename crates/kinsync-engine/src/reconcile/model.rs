@@ -1,10 +1,10 @@
-//! A model of the law, explored in full: every interleaving of the steps of two writers, a scan and a checker with the
+//! A model of convergence, explored in full: every interleaving of the steps of two writers, a scan and a checker with the
 //! changes at Kinde. The model calls the real join, classifier, comparison and marks of rows; only Kinde, the store and the
 //! order of the steps are modelled.
 //!
 //! Bounds: two users; two changes at Kinde, each with an event that is lost or late and, after a kill, repeated; two writers,
 //! each of which loads, requests a check, writes with compare-and-set and validates; one scan of two pages;
-//! a list that leaves out any user; a page of the first user whose time is before the newest change
+//! a list that leaves out any user; a page of the first user with a time before the newest change
 //! that it contains; checks of single users; one kill of a writer between its write and its validation, and a kill of the
 //! scan at any step: a killed scan is one without a further step, and nothing that must hold waits for it.
 //!

@@ -378,7 +378,7 @@ pub async fn runs(store: &dyn Store) -> Result<Vec<Run>, store::Error> {
 }
 
 impl History {
-    /// Shows runs whose lease has ended as cut. `active` is the term of the lease that a process holds now.
+    /// Shows runs as cut if their lease has ended. `active` is the term of the lease that a process holds now.
     pub(super) fn with_lease(mut self, active: Option<Term>) -> Self {
         for run in &mut self.runs {
             if run.outcome == Outcome::Running && Some(run.term) != active {

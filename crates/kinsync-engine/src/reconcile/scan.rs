@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     Error, Inner, Progress,
+    budget::hash,
     compare::{Comparison, RemoteUser},
-    deletions::hash,
     record::{Drift, DriftKind, PreviousScan, Run, RunMode, Tally},
 };
 use crate::{
@@ -382,7 +382,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Returns the users among these whose documents a rule of the store rejects.
+    /// Returns those of these users with documents that a rule of the store rejects.
     async fn refused(&self, differing: &[Drift]) -> Result<HashSet<UserId>, Error> {
         let users: Vec<UserId> = differing.iter().map(|drift| drift.user.clone()).collect();
         let refused = self.retry_store(|| refused_users::of(&*self.store, &users)).await?;

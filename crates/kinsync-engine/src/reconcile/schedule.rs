@@ -1,6 +1,6 @@
 //! Schedule of the reconciler: periodically, soon after a request, and more often while the webhook is silent.
 //!
-//! Every process that shares a store runs a schedule. The first one takes the lease; the others see in the stored runs that
+//! Every process that shares a store runs a schedule. The first one takes the lease; the others read in the stored runs that
 //! no scan is due. Intervals are measured by the monotonic clock of each process, from the moment when it sees a newer
 //! complete run: a wrong wall clock, of this or of another machine, delays no scan.
 

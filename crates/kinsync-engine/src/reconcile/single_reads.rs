@@ -27,7 +27,7 @@ const CANARIES: usize = 8;
 
 /// Result of a single read of a user.
 enum DeletionCheck {
-    /// Kinde knows no such user. Contains the request time.
+    /// Kinde has no such user. Contains the request time.
     Absent(Micros),
     Present(RemoteUser),
     /// The response about this user is unreadable.
@@ -58,7 +58,7 @@ fn is_about_one(error: &management::Error) -> bool {
     )
 }
 
-/// A stored user whose first read a second one has to confirm.
+/// A stored user. A second read has to confirm the first one.
 pub(super) struct Unconfirmed {
     pub(super) row: Row,
     /// What the second read has to confirm.

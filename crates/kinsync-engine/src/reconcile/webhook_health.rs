@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::record::Run;
 use crate::{
-    sighting,
+    queue,
     store::{Error, EventFilter, Store},
 };
 
@@ -90,7 +90,7 @@ async fn received(store: &dyn Store, now: Micros) -> Result<Vec<Micros>, Error> 
     let mut received = Vec::new();
     for _ in 0..PAGES {
         let page = store.events(&filter).await?;
-        let of_kinde = page.iter().filter(|event| event.scheme != sighting::SCHEME);
+        let of_kinde = page.iter().filter(|event| event.scheme != queue::SIGHTING_SCHEME);
         received.extend(of_kinde.map(|event| event.received_at).filter(|at| *at <= now));
         if page.next.is_none() || received.len() >= EVENTS {
             received.truncate(EVENTS);

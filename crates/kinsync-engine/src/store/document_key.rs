@@ -5,7 +5,7 @@ use std::fmt;
 use kinsync_core::Field;
 use serde::{Deserialize, Serialize};
 
-/// A key that kinsync writes. The settings may give it another name, move it below a sub-document, or switch it off.
+/// A key that kinsync writes. The settings may rename it, move it below a sub-document, or switch it off.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "&'static str")]
 #[expect(missing_docs, reason = "the names are the documentation")]
@@ -157,7 +157,7 @@ impl KeySet {
         self.0 &= !key.bit();
     }
 
-    /// Returns the bits of keys that only a newer kinsync knows.
+    /// Returns the bits of keys of a newer kinsync.
     #[cfg(any(feature = "mongodb", test))]
     pub(crate) fn unknown(self) -> Self {
         let known = Self::from_iter(DocumentKey::ALL);

@@ -1,7 +1,7 @@
 //! Users and events in MongoDB, in the application's own database.
 //!
 //! A user is one document: what applications read at the top, and one sub-document `kinsync` with
-//! what the law of convergence needs. Only keys of kinsync's own are ever set or removed, by
+//! what convergence needs. Only keys of kinsync's own are ever set or removed, by
 //! classic update operators with fixed keys, so that nothing a user sends is evaluated (a pipeline
 //! turns a user named `$$NOW` into a date).
 //!
@@ -29,7 +29,7 @@ use mongodb::{
 use secrecy::{ExposeSecret, SecretString};
 
 pub use self::inspect::{IndexFault, Server, Topology};
-pub use self::kept::{KeptKey, KeptKeys, KeptTally, WAYS_OUT};
+pub use self::kept::{KeptKey, KeptKeys, KeptTally, REMEDIES};
 pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;

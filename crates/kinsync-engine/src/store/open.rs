@@ -5,7 +5,7 @@ use std::time::Duration;
 use std::{path::Path, sync::Arc};
 
 #[cfg(feature = "mongodb")]
-use super::mongo::{self, MongoStore, WAYS_OUT};
+use super::mongo::{self, MongoStore, REMEDIES};
 use super::{Error, Store, embedded::EmbeddedStore};
 
 #[cfg(feature = "mongodb")]
@@ -78,7 +78,7 @@ impl OpenedStore {
 
     /// Reports values of the application that stay, and rewrites documents under former names of keys, until none is left.
     #[cfg(feature = "mongodb")]
-    pub(crate) async fn look_after_documents(&self, clock: &Clock) {
+    pub(crate) async fn maintain_documents(&self, clock: &Clock) {
         let Self::Mongo(store) = self else { return };
         Box::pin(report_kept(store)).await;
         while store.has_documents_to_move() {
@@ -114,7 +114,7 @@ impl OpenedStore {
         }
     }
 
-    /// Returns where the users are, and which setting says so; `None` if it is not MongoDB of kinsync's own.
+    /// Returns the place of the users, and the setting that determines it; `None` outside MongoDB.
     pub(crate) fn place(&self) -> Option<(String, &'static str)> {
         match self {
             #[cfg(feature = "mongodb")]
@@ -158,7 +158,7 @@ async fn report_kept(store: &MongoStore) {
                 key = key.path,
                 documents = key.documents,
                 examples = key.examples.join(", "),
-                "{message}; ways out: {WAYS_OUT}"
+                "{message}; remedies: {REMEDIES}"
             );
         }
     }

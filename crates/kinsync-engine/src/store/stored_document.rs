@@ -16,7 +16,7 @@ type Value = serde_json::Value;
 /// replaces nor removes it, unless the settings name the key in `take_over`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct StoredDocument {
-    /// Keys whose value kinsync wrote.
+    /// Keys with a value that kinsync wrote.
     pub(super) owned: KeySet,
     /// Keys with a value of the application that differed when kinsync had a value to show.
     pub(super) kept: KeySet,
@@ -32,7 +32,7 @@ pub struct StoredDocument {
     pub(super) foreign: BTreeMap<DocumentKey, Value>,
     /// Values of the application that kinsync replaced by order of the settings.
     pub(super) replaced: BTreeMap<DocumentKey, Value>,
-    /// Values and versions of fields that only a newer kinsync knows. Each write keeps them.
+    /// Values and versions of fields of a newer kinsync. Each write keeps them.
     #[cfg(feature = "mongodb")]
     pub(super) newer_fields: BTreeMap<String, (Value, kinsync_core::Version)>,
     /// Whether the document was written under another mapping than that of the settings.

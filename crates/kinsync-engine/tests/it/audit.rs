@@ -1,5 +1,5 @@
 //! The audit log, on every store.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -21,8 +21,8 @@ fn read(n: i64) -> Record {
 
 fn record(kind: Kind, second: i64, user: i64) -> Record {
     let parameters = json!({ "id": format!("kp_{user}") }).as_object().unwrap().clone();
-    let who = ("ada".to_owned(), "192.0.2.7".to_owned());
-    Record::new(kind, Micros(second * 1_000_000), who).of("GET /api/admin/users/{id}".into(), parameters)
+    let operator = ("ada".to_owned(), "192.0.2.7".to_owned());
+    Record::new(kind, Micros(second * 1_000_000), operator).of("GET /api/admin/users/{id}".into(), parameters)
 }
 
 async fn users(log: &AuditLog, store: &dyn Store, now: i64) -> Vec<String> {

@@ -1,4 +1,4 @@
-//! The door with a store that fails at the Nth call, before or after it did what it was asked.
+//! The write path on a store that fails at the Nth call, before or after the effect of the call.
 //! For each N, doing the batch again ends where an undisturbed run ends.
 
 use std::collections::HashMap;

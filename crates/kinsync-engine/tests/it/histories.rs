@@ -46,12 +46,12 @@ impl History {
         self.now += self.rng.random_range(0..3);
         let user = format!("kp_{}_{}", self.name, self.rng.random_range(0..4));
         match self.rng.random_range(0..10) {
-            0 => self.tell(&user, "user.deleted", Map::new(), What::Deleted),
-            1 => self.tell(&user, "user.authenticated", Map::new(), What::SignedIn(Micros(self.now))),
+            0 => self.add(&user, "user.deleted", Map::new(), What::Deleted),
+            1 => self.add(&user, "user.authenticated", Map::new(), What::SignedIn(Micros(self.now))),
             n => {
                 let kind = if n < 5 { "user.created" } else { "user.updated" };
                 let (fields, profile) = self.profile();
-                self.tell(&user, kind, fields, What::Fields(profile));
+                self.add(&user, kind, fields, What::Fields(profile));
             }
         }
     }
@@ -102,7 +102,7 @@ impl History {
         (fields, profile)
     }
 
-    fn tell(&mut self, user: &str, kind: &str, mut fields: Map<String, serde_json::Value>, what: What) {
+    fn add(&mut self, user: &str, kind: &str, mut fields: Map<String, serde_json::Value>, what: What) {
         fields.insert("id".into(), json!(user));
         let event_id = format!("event_{}_{}", self.name, self.arrivals.len());
         let instant = jiff::Timestamp::from_microsecond(self.now).expect("in range");
@@ -168,7 +168,7 @@ impl Expected {
         Self { states, owners }
     }
 
-    /// Compares what is stored of these users with what the law says.
+    /// Compares the stored documents of these users with the expected ones.
     pub(crate) async fn assert_stored(
         &self,
         store: &dyn kinsync_engine::internal::store::Store,

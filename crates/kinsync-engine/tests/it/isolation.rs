@@ -1,5 +1,5 @@
 //! A failure of one user is never an outage, and an outage never makes a dead letter.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -163,7 +163,7 @@ async fn a_compound_index_over_two_arrays_costs_the_users_it_rejects_their_own_a
     pipeline.end().await;
 }
 
-/// Why a key of a document is refused, as the document says.
+/// Why a key of a document is refused, as recorded in the document.
 async fn refused_key(store: &mongo::MongoStore, user: &str, key: &str) -> Option<String> {
     let found = users(store).find_one(doc! { "kindeId": user }).await.unwrap()?;
     let refused = found.get_document("kinsync").unwrap().get_document("refused").ok()?;

@@ -1,5 +1,5 @@
 //! Existing documents of an application are linked to the users with their verified address.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{Document, doc};
 use futures_util::{TryStreamExt, future::join_all};
@@ -22,21 +22,21 @@ use crate::{
 
 const NOW: Micros = Micros(9_000_000);
 
-/// What an event says of the address.
+/// The observation of the address by an event.
 fn event(user: &str, at: i64, email: &str) -> Observation {
     let version = Version::event(Micros(at), format!("event_{at}"));
     let what = What::Fields(Profile::new().with(Field::Email, email));
     Observation { user: id(user), version, source: Source::Webhook, what }
 }
 
-/// What Kinde's profile endpoint says of it.
+/// The observation of the address by Kinde's profile endpoint.
 fn profile(user: &str, at: i64, email: &str, verified: bool) -> Observation {
     let fields = Profile::new().with(Field::Email, email).with(Field::EmailVerified, Value::Flag(verified));
     let version = Version::snapshot(Micros(at), format!("profile_{at}"));
     Observation { user: id(user), version, source: Source::Profile, what: What::Fields(fields) }
 }
 
-/// What a scan says of it: the list does not tell whether it is verified.
+/// The observation of the address by a scan. The list does not contain whether it is verified.
 fn listed(user: &str, at: i64, email: &str) -> Observation {
     let what = What::Fields(Profile::new().with(Field::Email, email));
     Observation { source: Source::Reconcile, what, ..profile(user, at, email, false) }
@@ -270,7 +270,7 @@ async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
     store.write(&[marked]).await.unwrap();
     forbid(doc! { "kindeId": { "$in": ["kp_two", "kp_eve"] } }).await;
     Sweep::default().run(&store, NOW).await.expect("a mark that cannot be removed is no reason");
-    forbid(doc! { "kindeId": "nobody" }).await;
+    forbid(doc! { "kindeId": "none" }).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     assert_eq!(
         (email("kp_dan").await.as_deref(), email("kp_two").await.as_deref()),
@@ -391,7 +391,7 @@ async fn a_dry_run_lists_links_and_conflicts_and_changes_nothing() {
     let own = [("own", "a@x.org"), ("one", "twins@x.org"), ("two", "twins@x.org"), ("eve", "e@x.org")];
     let rows = own.map(|(id, email)| doc! { "_id": id, "email": email, "plan": "pro" });
     users(&store).insert_many(rows).await.unwrap();
-    let many = (0..1500).map(|n| doc! { "email": format!("nobody{n}@x.org") });
+    let many = (0..1500).map(|n| doc! { "email": format!("user{n}@x.org") });
     users(&store).insert_many(many).await.unwrap();
     let profiles =
         [("kp_ada", "a@x.org", true), ("kp_twin", "twins@x.org", true), ("kp_eve", "e@x.org", false)];
@@ -442,7 +442,7 @@ async fn concurrent_links_of_one_document_link_it_once() {
     for _ in 0..10 {
         let store = store().await;
         with_own_row(&store).await;
-        let tell = |n| {
+        let observe = |n| {
             let observation = if n % 2 == 0 {
                 profile("kp_ada", n, "a@x.org", true)
             } else {
@@ -450,7 +450,7 @@ async fn concurrent_links_of_one_document_link_it_once() {
             };
             apply(&store, [observation], NOW)
         };
-        join_all((1..9).map(tell)).await.into_iter().for_each(|applied| _ = applied.unwrap());
+        join_all((1..9).map(observe)).await.into_iter().for_each(|applied| _ = applied.unwrap());
         assert!(is_linked(&store).await, "the newest observation verifies the address");
     }
 }

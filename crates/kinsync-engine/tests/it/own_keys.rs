@@ -1,5 +1,5 @@
 //! Values that the application wrote under kinsync's keys stay, and kinsync's own values stay true.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{DateTime, Document, doc};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
@@ -36,7 +36,7 @@ fn of_the_application() -> Document {
     }
 }
 
-/// A read of Kinde that knows every field: no username, no phone, no picture.
+/// A read of Kinde with every field: no username, no phone, no picture.
 pub(crate) fn profile(user: &str, at: i64) -> Observation {
     let fields = Profile::new()
         .with(Field::Email, "ada@example.com")
@@ -289,7 +289,7 @@ async fn a_document_that_lost_its_metadata_is_rebuilt_and_loses_nothing() {
 async fn a_field_of_a_newer_version_survives_writes_of_this_one() {
     let store = store().await;
     observe(&store, [event("kp_ada", 1, Profile::new().with(Field::FirstName, "Ada"))]).await;
-    // A newer kinsync knows a field `locale`, which it shows and owns.
+    // A newer kinsync has a field `locale`, which it shows and owns.
     let owned = document(&store).await.get_document("kinsync").unwrap().get_i64("owned").unwrap() | 1 << 40;
     let newer = doc! { "locale": "en", "kinsync.values.locale": "en", "kinsync.at.locale": 0, "kinsync.owned": owned };
     users(&store).update_one(doc! {}, doc! { "$set": newer }).await.unwrap();
@@ -392,7 +392,7 @@ async fn names_that_two_keys_exchange_move_too() {
 }
 
 #[tokio::test]
-async fn of_two_users_whose_documents_the_application_deletes_only_the_live_one_returns() {
+async fn after_the_application_deletes_two_documents_only_the_live_user_returns() {
     let store = store().await;
     let created = |user: &str, at| event(user, at, Profile::new().with(Field::FirstName, "A"));
     let deleted = Observation { what: What::Deleted, ..created("kp_eve", 5) };

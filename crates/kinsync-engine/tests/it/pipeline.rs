@@ -248,7 +248,7 @@ async fn five_thousand_new_users_at_once_from_two_sources_are_five_thousand_docu
 async fn a_poison_event_is_logged_and_dead_lettered_and_blocks_no_other_event(fresh: Fresh) {
     let entries = vec![
         event_entry("user.created", 1, "e1", r#"{"id":"kp_a","first_name":"Ada"}"#),
-        event_entry("user.created", 1, "poison-1", r#"{"first_name":"nobody"}"#),
+        event_entry("user.created", 1, "poison-1", r#"{"first_name":"none"}"#),
         entry("poison-2", "\u{1}not json"),
         event_entry("user.created", 1, "poison-3", r#"{"id":"nul\u0000id"}"#),
         event_entry("user.updated", 4_000_000_000, "poison-4", r#"{"id":"kp_a","first_name":"Future"}"#),

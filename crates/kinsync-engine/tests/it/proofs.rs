@@ -33,7 +33,7 @@ fn ahead(micros: i64) -> Clock {
     Clock::from_fn(move || Micros(Clock::system().now().0 + micros))
 }
 
-/// A reconciler on a machine whose clock is ahead.
+/// A reconciler on a machine with a clock that is ahead.
 fn reconciler_ahead(world: &World, micros: i64) -> Reconciler {
     let mut settings = world.settings(10);
     let by = jiff::SignedDuration::from_micros(micros);
@@ -77,7 +77,7 @@ fn event(id: &str, name: &str, ago: i64) -> Entry {
 
 on_every_store! {
     a_scan_proves_nothing_about_a_user_that_its_list_leaves_out
-    events_about_a_user_first_stored_during_a_scan_apply_in_order_whatever_the_clocks_say
+    events_about_a_user_first_stored_during_a_scan_apply_in_order_with_any_clocks
     a_difference_that_cannot_be_ordered_is_never_unchanged
     a_difference_from_the_time_of_the_scan_is_repaired_by_the_same_run
     a_user_stored_while_the_clock_was_ahead_is_deleted_by_the_next_scan
@@ -99,9 +99,9 @@ async fn a_scan_proves_nothing_about_a_user_that_its_list_leaves_out(fresh: Fres
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
     let slow = Duration::from_millis(300);
     world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
-    let asked = world.kinde.requests("users");
+    let requested = world.kinde.requests("users");
     let profile_read = async {
-        until_requested(&world, "users", asked).await;
+        until_requested(&world, "users", requested).await;
         let now = Clock::system().now();
         let profile = Profile::new().with(Field::Picture, "https://example.com/new.png");
         let observation = Observation {
@@ -126,7 +126,7 @@ async fn a_scan_proves_nothing_about_a_user_that_its_list_leaves_out(fresh: Fres
     assert!(checks(&world).await.users.contains_key(&user(&id)));
 }
 
-async fn events_about_a_user_first_stored_during_a_scan_apply_in_order_whatever_the_clocks_say(fresh: Fresh) {
+async fn events_about_a_user_first_stored_during_a_scan_apply_in_order_with_any_clocks(fresh: Fresh) {
     let world = World::new(fresh).await;
     world.import(10);
     world.reconcile().await;
@@ -135,9 +135,9 @@ async fn events_about_a_user_first_stored_during_a_scan_apply_in_order_whatever_
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
     let slow = Duration::from_millis(300);
     world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
-    let (scanner, asked) = (reconciler_ahead(&world, 30 * SECOND), world.kinde.requests("users"));
+    let (scanner, requested) = (reconciler_ahead(&world, 30 * SECOND), world.kinde.requests("users"));
     let first = async {
-        until_requested(&world, "users", asked).await;
+        until_requested(&world, "users", requested).await;
         world.deliver(vec![event(&id, "One", 40 * SECOND)]).await;
     };
     tokio::join!(run(&scanner), first);
@@ -153,11 +153,11 @@ async fn a_difference_that_cannot_be_ordered_is_never_unchanged(fresh: Fresh) {
     world.deliver(world.events()).await;
     world.kinde.update_user(&id, rename("Countess")).expect("there");
     world.later().await;
-    let asked = world.kinde.requests("user");
+    let requested = world.kinde.requests("user");
     let behind = run(&reconciler_ahead(&world, -600 * SECOND)).await;
     assert_eq!(behind.tally.unchanged, 0, "{behind:?}");
     assert_eq!(behind.tally.of(DriftKind::TooRecent), 1, "{behind:?}");
-    assert!(world.kinde.requests("user") > asked, "the user is read again");
+    assert!(world.kinde.requests("user") > requested, "the user is read again");
     world.deliver(world.events().split_off(1)).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"));
 }

@@ -25,7 +25,7 @@ use crate::{
 
 pub(crate) const DIR: &str = "KINSYNC_QUEUE_TEST_DIR";
 
-/// The folder that the parent names; `None` where nobody is the parent.
+/// The folder that the parent process names; `None` without one.
 pub(crate) fn child_dir() -> Option<PathBuf> {
     std::env::var_os(DIR).map(PathBuf::from)
 }
@@ -53,7 +53,7 @@ async fn whatever_was_acknowledged_is_there_after_sigkill() {
     assert!(acknowledged.len() > 1000, "{} acknowledged", acknowledged.len());
 }
 
-/// Starts a child that enqueues, kills it once it has acknowledged some, answers all it said.
+/// Starts a child that enqueues, kills it after some acknowledgements, and returns all acknowledged ids.
 fn run_and_kill(dir: PathBuf, round: usize, lines: usize) -> Vec<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(child_arguments("queue_crash::child_that_enqueues"))
@@ -63,12 +63,12 @@ fn run_and_kill(dir: PathBuf, round: usize, lines: usize) -> Vec<String> {
         .spawn()
         .unwrap();
     let mut output = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let said = |line: String| line.split_once("acked ").map(|(_, id)| id.to_owned());
-    let mut ids: Vec<String> = output.by_ref().filter_map(said).take(lines).collect();
+    let acked = |line: String| line.split_once("acked ").map(|(_, id)| id.to_owned());
+    let mut ids: Vec<String> = output.by_ref().filter_map(acked).take(lines).collect();
     child.kill().unwrap();
     child.wait().unwrap();
     // The last line may be cut off.
-    ids.extend(output.filter_map(said).filter_map(|id| id.strip_suffix('.').map(str::to_owned)));
+    ids.extend(output.filter_map(acked).filter_map(|id| id.strip_suffix('.').map(str::to_owned)));
     ids.into_iter().map(|id| id.trim_end_matches('.').to_owned()).collect()
 }
 
@@ -105,10 +105,10 @@ fn a_full_disk_refuses_and_recovers_without_a_restart() {
         .env(DIR, dir.path())
         .output()
         .expect("`unshare` of util-linux is installed");
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     assert!(
-        output.status.success() && said.contains("it was full and recovered"),
-        "{said}\n{}",
+        output.status.success() && printed.contains("it was full and recovered"),
+        "{printed}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
 }

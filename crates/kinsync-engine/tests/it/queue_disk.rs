@@ -72,15 +72,15 @@ fn steps(trace: &Path) -> Vec<Step> {
     while let Some(end) = bytes[at..].iter().position(|byte| *byte == b'\n') {
         let head = std::str::from_utf8(&bytes[at..at + end]).unwrap();
         at += end + 1;
-        let words: Vec<&str> = head.split(' ').collect();
-        let (name, offset): (String, usize) = (words[1].to_owned(), words[2].parse().unwrap());
-        let length: usize = words[3].parse().unwrap();
+        let parts: Vec<&str> = head.split(' ').collect();
+        let (name, offset): (String, usize) = (parts[1].to_owned(), parts[2].parse().unwrap());
+        let length: usize = parts[3].parse().unwrap();
         let mut take = || {
             let data = bytes[at..at + length].to_vec();
             at += length;
             data
         };
-        steps.push(match words[0] {
+        steps.push(match parts[0] {
             "W" => Step::Write(name, offset, take()),
             "P" => Step::Print(String::from_utf8_lossy(&take()).into_owned()),
             "T" => Step::Truncate(name, offset),
@@ -212,8 +212,8 @@ async fn child_that_works() {
         async move {
             for number in 0..150 {
                 let id = format!("{task}-{number}-{}", "x".repeat(1500));
-                let said = if queue.enqueue(entry(&id)).await.is_ok() { "acked" } else { "refused" };
-                print_line(&format!("{said} {id}"));
+                let answer = if queue.enqueue(entry(&id)).await.is_ok() { "acked" } else { "refused" };
+                print_line(&format!("{answer} {id}"));
             }
         }
     }));

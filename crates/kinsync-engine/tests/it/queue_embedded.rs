@@ -93,7 +93,7 @@ async fn dead_letters_stay_over_restarts() {
     queue.drop_dead_letter(&ids[0]).await.unwrap();
     queue.retry_dead_letter(&ids[1]).await.unwrap();
     let before = queue.dead_letters(None, 9).await.unwrap();
-    assert_eq!(inspect(dir.path()).unwrap().dead_letters, 1, "those that are gone do not count");
+    assert_eq!(inspect(dir.path()).unwrap().dead_letters, 1, "removed dead letters are not counted");
     drop(queue);
     for _ in 0..3 {
         assert_eq!(inspect(dir.path()).unwrap().dead_letters, 1);

@@ -1,4 +1,4 @@
-//! The embedded queue does what a simple model does, whatever is asked of it in whatever order.
+//! The embedded queue behaves like a simple model, for any calls in any order.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

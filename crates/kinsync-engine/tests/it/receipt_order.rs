@@ -1,26 +1,21 @@
-//! Events whose sender gave no time take effect in the order of receipt.
+//! Events without a time of the sender take effect in the order of receipt.
 
-use std::{sync::Arc, time::Duration};
-
-use kinde::webhook::{Delivery, Scheme};
+use kinde::{
+    management,
+    webhook::{Delivery, Scheme},
+};
 use kinsync_core::{Micros, UserDocument, UserId};
 use kinsync_engine::{
-    Breaker, Clock,
+    Clock, Engine,
     internal::{
-        breaker,
-        clock::ReceiptClock,
-        explain::explain,
-        pending_checks::PendingChecks,
-        projector::{self, Projector},
-        queue::Entry,
+        clock::ReceiptClock, explain::explain, pending_checks::PendingChecks, queue::Entry,
         store::EventFilter,
     },
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
-    pipeline::{dead_letters, deliver, event_entry},
+    pipeline::{dead_letters, deliver, drain, event_entry},
     stores::{Fresh, on_every_store},
 };
 
@@ -163,23 +158,15 @@ async fn an_explanation_names_events_without_a_time(fresh: Fresh) {
 
 async fn a_user_with_an_event_without_a_time_is_checked(fresh: Fresh) {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let engine = crate::pipeline::engine(dir.path(), &fresh.store, projector::Config::default()).await;
-    let queue = Arc::clone(engine.queue());
+    // Nothing listens there, so the check stays pending.
+    let kinde = management::Config::new("http://127.0.0.1:9".parse().expect("a URL"), "id", "secret".into());
+    let builder = Engine::builder(dir.path()).store(fresh.store.clone());
+    let engine = builder.management(kinde).scan_every(None).open().await.expect("the folder opens");
     let timed = event_entry("user.updated", 0, "event_1", r#"{"id":"kp_eve"}"#);
     for entry in [Sender::new().named("A"), timed] {
-        queue.enqueue(entry).await.expect("the queue takes it");
+        engine.queue().enqueue(entry).await.expect("the queue accepts it");
     }
-    let config = projector::Config { check_without_time: true, ..projector::Config::default() };
-    let breaker = Breaker::new("store", "projector", breaker::Config::default());
-    let projector = Projector::new(Arc::clone(&queue), fresh.store.clone(), breaker, Clock::system(), config);
-    let stop = CancellationToken::new();
-    let empty = async {
-        while queue.stats().await.expect("the queue is open").depth > 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        stop.cancel();
-    };
-    tokio::join!(projector.run(stop.clone()), empty);
+    drain(&engine).await;
     let checks = PendingChecks::load(&*fresh.store).await.expect("the store answers");
     let users: Vec<&str> = checks.users.keys().map(UserId::as_str).collect();
     assert_eq!(users, ["kp_ada"], "{}: Kinde's own time needs no check", fresh.name);

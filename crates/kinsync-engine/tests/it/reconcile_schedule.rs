@@ -9,13 +9,13 @@ use kinsync_engine::{
     Clock,
     internal::{
         pending_checks::{Approval, PendingChecks},
+        queue,
         reconcile::{
             Error, Reconciler,
             record::{self, Outcome, Run, RunMode, Tally},
             schedule::{self, Schedule, Status},
             webhook_health::{self, SilentWebhook},
         },
-        sighting,
         state_records::Term,
         store::LoggedEvent,
     },
@@ -139,7 +139,7 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         scheme: scheme.into(),
         payload: "{}".into(),
     };
-    let seen = (0..450).map(|n| event(format!("seen_{n}"), sighting::SCHEME, 120));
+    let seen = (0..450).map(|n| event(format!("seen_{n}"), queue::SIGHTING_SCHEME, 120));
     let delivered = event("event_1".into(), "kinde_jwt", 110);
     let events: Vec<LoggedEvent> = seen.chain([delivered]).collect();
     fresh.store.log(&events[..450]).await.expect("kept");

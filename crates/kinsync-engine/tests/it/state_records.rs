@@ -1,9 +1,12 @@
-//! kinsync's own records: what another version wrote, or a person by hand, is refused and never taken for empty.
+//! kinsync's own records: a record of another version, or one that an operator changed, is refused and never read as empty.
 
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     pending_checks::PendingChecks,
-    reconcile::record::{self, Run},
+    reconcile::{
+        self,
+        record::{self, Run},
+    },
     state_records,
     store::Error,
 };
@@ -21,7 +24,7 @@ on_every_store! {
 
 async fn a_record_of_another_version_is_refused_by_name_until_it_is_reset(fresh: Fresh) {
     let store = &*fresh.store;
-    for key in state_records::keys() {
+    for key in reconcile::state_keys() {
         for (revision, unusable) in [
             json!({ "format": 2, "term": 0, "value": [] }),
             json!({ "users": {} }),

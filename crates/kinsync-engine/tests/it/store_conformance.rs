@@ -1,5 +1,5 @@
 //! What every store promises, proved for each on its real server or file.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
@@ -75,8 +75,8 @@ async fn a_row_comes_back_as_it_was_written(store: Shared) {
 async fn rows_are_returned_in_the_order_of_the_request(store: Shared) {
     let rows = [row("kp_c", None), row("kp_a", None), row("kp_b", None)];
     assert_eq!(store.write(&rows).await.unwrap(), vec![Outcome::Written; 3]);
-    let asked = [id("kp_b"), id("kp_none"), id("kp_c"), id("kp_b"), id("kp_a")];
-    let found = store.load(&asked).await.unwrap();
+    let requested = [id("kp_b"), id("kp_none"), id("kp_c"), id("kp_b"), id("kp_a")];
+    let found = store.load(&requested).await.unwrap();
     let found: Vec<_> = found.iter().map(|row| row.as_ref().map(|row| row.id.as_str())).collect();
     assert_eq!(found, [Some("kp_b"), None, Some("kp_c"), Some("kp_b"), Some("kp_a")]);
     assert_eq!(store.load(&[]).await.unwrap(), []);
@@ -216,7 +216,7 @@ async fn claimants_are_all_live_users_with_the_address(store: Shared) {
     put(&*store, &deleted).await;
     put(&*store, &row("kp_other", Some("b@x.org"))).await;
     put(&*store, &row("kp_none", None)).await;
-    let claimants = store.claimants(&["a@x.org".into(), "nobody@x.org".into()]).await.unwrap();
+    let claimants = store.claimants(&["a@x.org".into(), "none@x.org".into()]).await.unwrap();
     let mut ids: Vec<_> = claimants.iter().map(|row| row.id.as_str()).collect();
     ids.sort_unstable();
     assert_eq!(ids, ["kp_hides", "kp_shows"]);
@@ -420,8 +420,8 @@ async fn records_are_listed_by_prefix_and_removed_at_the_revision_that_was_read(
     assert_eq!(names(all), ["set/a", "set/b", "set/äc"]);
     assert_eq!(names(store.list_states("set/", Some("set/a"), 1).await.unwrap()), ["set/b"]);
     assert_eq!(store.count_states("set/").await.unwrap(), 3);
-    let asked = ["set/b", "none", "set/a"].map(ToOwned::to_owned);
-    let found = store.states(&asked).await.unwrap();
+    let requested = ["set/b", "none", "set/a"].map(ToOwned::to_owned);
+    let found = store.states(&requested).await.unwrap();
     let found: Vec<_> = found.into_iter().map(|saved| saved.map(|saved| saved.value)).collect();
     assert_eq!(found, [Some(json!("set/b")), None, Some(json!("set/a"))]);
     assert!(store.put_state("set/b", &json!("newer"), 1).await.unwrap());

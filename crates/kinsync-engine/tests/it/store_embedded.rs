@@ -1,5 +1,5 @@
 //! What only the embedded store promises: its file is private, locked and never misread.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
@@ -99,7 +99,7 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
 async fn a_file_that_is_no_database_is_refused_and_kept() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kinsync.sqlite");
-    std::fs::write(&path, "not a database, but somebody's only copy of something".repeat(100)).unwrap();
+    std::fs::write(&path, "not a database, but the only copy of something".repeat(100)).unwrap();
     assert!(hint(EmbeddedStore::open(folder.path())).contains("damaged"));
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("not a database"));
 }

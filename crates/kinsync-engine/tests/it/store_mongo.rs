@@ -1,5 +1,5 @@
 //! What only the store in MongoDB promises: the application's documents and indexes are safe.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Identity, Micros, Value};
@@ -354,7 +354,7 @@ async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_i
     let store = store().await;
     let database = store.database();
     let index = doc! { "key": { "username": 1 }, "unique": true, "sparse": true, "name": "own" };
-    // The server asks the indexes in the order in which they were made: this one before ours.
+    // The server checks the indexes in the order of their creation: this one before that of kinsync.
     users(&store).drop_indexes().await.unwrap();
     database.run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
     store.prepare().await.unwrap();

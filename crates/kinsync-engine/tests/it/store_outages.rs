@@ -1,5 +1,5 @@
 //! The store in MongoDB while the server fails: within the deadline, and well again afterwards.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     sync::{

@@ -1,5 +1,5 @@
-//! Rows and events to store: plain ones by hand, hostile ones by proptest.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+//! Rows and events to store: plain ones, and hostile ones by proptest.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 
@@ -140,7 +140,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Values as the sources tell them, most of the time.
+/// Values as the sources contain them, in most cases.
 fn fitting(field: Field) -> BoxedStrategy<Value> {
     let usual = match field {
         Field::Organizations => vec(organization(), 0..3).prop_map(Value::Organizations).boxed(),

@@ -1,4 +1,4 @@
-//! A store of a process that the kernel suspends: every call waits until the process goes on.
+//! A store of a process that the kernel suspends: every call waits until the process continues.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 

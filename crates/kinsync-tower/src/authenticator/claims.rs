@@ -1,4 +1,4 @@
-//! Profile fields from the claims of a token, for a user who is not stored yet. An extension point: Kinde's tokens can
+//! Profile fields from the claims of a token, for a user that is not stored yet. An extension point: Kinde's tokens can
 //! be customized per application.
 
 use std::fmt;

@@ -86,7 +86,7 @@ impl CachedUser {
         self.json.get_or_init(|| Json::of(&*self.document))
     }
 
-    /// Whether a request would see no difference.
+    /// Whether the difference changes nothing for a request.
     fn is_equivalent_to(&self, other: &Self) -> bool {
         let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_not_storable);
         flags(self) == flags(other) && self.document == other.document

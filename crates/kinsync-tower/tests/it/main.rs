@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod authenticator;
+mod process;
 mod profiles;
 mod refusals;
 mod webhook;

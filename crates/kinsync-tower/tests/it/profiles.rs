@@ -1,4 +1,4 @@
-//! What Kinde's profile endpoint tells, when it is slow, when nobody waits any more, and when the store is away.
+//! Refreshes from Kinde's profile endpoint: when it is slow, when the request has ended, and when the store is unavailable.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,9 +13,9 @@ use kinsync_tower::{
 };
 use tokio::time::{Instant, timeout};
 
-use crate::authenticator::{Process, embedded, kinde, on_mongo, stored, tell, token, until};
+use crate::process::{Process, embedded, kinde, observe, on_mongo, stored, token, until};
 
-/// How slow the endpoint is: longer than anybody here waits for it.
+/// The delay of the endpoint: longer than any deadline here.
 const SLOW: Duration = Duration::from_secs(2);
 
 fn bearer(token: &str) -> HeaderMap {
@@ -35,10 +35,10 @@ fn slow(kinde: &Emulator) {
     kinde.set_fault(Fault::always(FaultKind::Slow { min: SLOW, max: SLOW }).on("profile"));
 }
 
-/// A user whose name only the profile endpoint tells, and who is not filled in for being unknown.
+/// A stored user without a name, which only the profile endpoint returns.
 async fn known(kinde: &Emulator, store: &Arc<dyn Store>) -> (String, String) {
     let (id, token) = token(kinde, "ada@example.com");
-    tell(store, &id, What::Fields(Profile::new().with(Field::Email, "ada@example.com"))).await;
+    observe(store, &id, What::Fields(Profile::new().with(Field::Email, "ada@example.com"))).await;
     (id, token)
 }
 
@@ -47,10 +47,10 @@ async fn first_name(store: &Arc<dyn Store>, id: &str) -> Option<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_kinde_costs_a_refresh_its_deadline_and_what_it_says_is_stored_all_the_same() {
+async fn a_refresh_ends_at_its_deadline_and_a_late_profile_is_stored() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let config = Config { profile_deadline: Duration::from_millis(200), ..Config::default() };
-    let process = Process::start(&kinde, &store, config);
+    let process = Process::start(&kinde, &store, config).await;
     let (id, token) = known(&kinde, &store).await;
     slow(&kinde);
     let began = Instant::now();
@@ -59,52 +59,52 @@ async fn a_slow_kinde_costs_a_refresh_its_deadline_and_what_it_says_is_stored_al
     assert!(became.iter().all(|became| *became == RefreshOutcome::Unavailable), "{became:?}");
     assert!(began.elapsed() < SLOW, "{:?}", began.elapsed());
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
-    assert_eq!(kinde.requests("profile"), 1, "who waits for one user shares one question");
+    assert_eq!(kinde.requests("profile"), 1, "concurrent refreshes of one user share one request");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_to_somebody_who_left_is_not_lost() {
+async fn a_profile_is_stored_although_its_request_was_cancelled() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let config = Config { profile_deadline: 2 * SLOW, ..Config::default() };
-    let process = Process::start(&kinde, &store, config);
+    let process = Process::start(&kinde, &store, config).await;
     let (id, token) = known(&kinde, &store).await;
     slow(&kinde);
-    let left = timeout(Duration::from_millis(200), refresh(&process, &token)).await;
-    assert!(left.is_err(), "it is slow");
+    let cancelled = timeout(Duration::from_millis(200), refresh(&process, &token)).await;
+    assert!(cancelled.is_err(), "the endpoint is slow");
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
     assert_eq!(kinde.requests("profile"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn kinde_is_not_asked_for_what_cannot_be_stored_and_nobody_pays_for_that_later() {
+async fn profiles_are_not_requested_while_the_store_is_unavailable_and_at_once_after_it() {
     let (kinde, server) = (kinde().await, TestMongo::start_own().await);
     let store = on_mongo(&server).await;
     let config = Config { profile_min_age: Duration::ZERO, ..Config::default() };
-    let process = Process::start(&kinde, &store, config);
+    let process = Process::start(&kinde, &store, config).await;
     let (_, token) = known(&kinde, &store).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now);
     server.pause();
     let is_degraded = async || authenticate(&process, &token).await.is_degraded();
     until(is_degraded).await;
     until(async || !process.authenticator.breaker().try_ready()).await;
-    let asked = kinde.requests("profile");
+    let before = kinde.requests("profile");
     for _ in 0..5 {
         assert_eq!(refresh(&process, &token).await, RefreshOutcome::Unavailable);
     }
     // A probe of the store may let one through.
-    assert!(kinde.requests("profile") <= asked + 1, "Kinde is spared");
+    assert!(kinde.requests("profile") <= before + 1, "no request while nothing can be stored");
     server.resume();
     until(async || !is_degraded().await).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now, "at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_whom_only_a_sign_in_is_known_is_filled_in() {
+async fn a_user_with_nothing_but_a_sign_in_gets_its_profile() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
-    let process = Process::start(&kinde, &store, Config::default());
+    let process = Process::start(&kinde, &store, Config::default()).await;
     // As after an import, which sends nothing.
     let (id, token) = token(&kinde, "ada@example.com");
-    tell(&store, &id, What::SignedIn(Micros(1_700_000_000_000_000))).await;
+    observe(&store, &id, What::SignedIn(Micros(1_700_000_000_000_000))).await;
     assert_eq!(process.get(&token).await.status, StatusCode::OK);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
 }
@@ -112,12 +112,12 @@ async fn a_user_of_whom_only_a_sign_in_is_known_is_filled_in() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_profile_of_a_verified_token_requests_a_check_of_the_user() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
-    let process = Process::start(&kinde, &store, Config::default());
+    let process = Process::start(&kinde, &store, Config::default()).await;
     let (id, token) = known(&kinde, &store).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now);
     // The event is lost, and the token still verifies.
     kinde.delete_user(&id, kinde_emulator::Profile::Remove).unwrap();
-    let process = Process::start(&kinde, &store, Config::default());
+    let process = Process::start(&kinde, &store, Config::default()).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Refused);
     let pending = PendingChecks::load(&*store).await.unwrap();
     assert_eq!(pending.users.keys().map(kinsync_core::UserId::as_str).collect::<Vec<_>>(), [id]);

@@ -1,4 +1,4 @@
-//! Every token that is refused, with its reason; and that no token makes the server call out.
+//! Each refused token and its reason. No token causes a request to an address that it names.
 
 use http::{StatusCode, header};
 use kinde_emulator::{NewUser, TokenSpec};
@@ -8,15 +8,15 @@ use kinsync_tower::authenticator::Config;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::authenticator::{Process, embedded, kinde};
+use crate::process::{Process, embedded, kinde};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_refusal_is_a_problem_document_with_its_reason_and_nobody_is_called() {
+async fn every_refusal_is_a_problem_document_with_its_reason_and_causes_no_request() {
     let canary = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = format!("http://{}", canary.local_addr().unwrap());
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let audiences = vec![AUDIENCE.to_owned()];
-    let process = Process::with_audiences(&kinde, &store, Config::default(), audiences);
+    let process = Process::with_audiences(&kinde, &store, Config::default(), audiences).await;
     let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
     for (reason, token) in refused(&kinde, &ada, &address) {
         let answer = process.get(&token).await;
@@ -27,22 +27,22 @@ async fn every_refusal_is_a_problem_document_with_its_reason_and_nobody_is_calle
     }
     assert!(store.users(&UserFilter { limit: 9, ..UserFilter::default() }).await.unwrap().is_empty());
     let good = kinde.access_token(&ada, &spec(&json!({}))).unwrap();
-    assert_eq!(process.get(&good).await.status, StatusCode::OK, "only what is wrong is refused");
+    assert_eq!(process.get(&good).await.status, StatusCode::OK, "a valid token is accepted");
     let called = tokio::time::timeout(std::time::Duration::ZERO, canary.accept()).await;
-    assert!(called.is_err(), "a token made the server call out");
+    assert!(called.is_err(), "a token caused a request");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn unknown_keys_of_an_issuer_that_is_away_are_a_503_and_known_ones_stay_good() {
+async fn while_the_issuer_is_unavailable_unknown_keys_are_a_503_and_known_keys_stay_valid() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
     let token = kinde.access_token(&ada, &TokenSpec::default()).unwrap();
-    let knowing = Process::start(&kinde, &store, Config::default());
-    assert_eq!(knowing.get(&token).await.status, StatusCode::OK);
+    let with_keys = Process::start(&kinde, &store, Config::default()).await;
+    assert_eq!(with_keys.get(&token).await.status, StatusCode::OK);
     kinde.shutdown().await;
-    assert_eq!(knowing.get(&token).await.status, StatusCode::OK);
-    let unknowing = Process::start(&kinde, &store, Config::default());
-    let answer = unknowing.get(&token).await;
+    assert_eq!(with_keys.get(&token).await.status, StatusCode::OK);
+    let without_keys = Process::start(&kinde, &store, Config::default()).await;
+    let answer = without_keys.get(&token).await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key(header::RETRY_AFTER));
     assert!(answer.body["requestId"].as_str().unwrap().starts_with("req_"));
@@ -52,7 +52,7 @@ async fn unknown_keys_of_an_issuer_that_is_away_are_a_503_and_known_ones_stay_go
 async fn an_unknown_key_within_the_cool_down_is_a_503_with_retry_after() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let ada = kinde.import_user(NewUser::named("ada@example.com", "Ada", "Lovelace")).unwrap().id;
-    let process = Process::start(&kinde, &store, Config::default());
+    let process = Process::start(&kinde, &store, Config::default()).await;
     let token = kinde.access_token(&ada, &TokenSpec::default()).unwrap();
     assert_eq!(process.get(&token).await.status, StatusCode::OK);
     let response = process.get(&kinde.access_token(&ada, &with_kid("another")).unwrap()).await;

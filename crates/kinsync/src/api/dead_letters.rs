@@ -7,14 +7,16 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Time, payload};
 
 /// Which dead letters to list.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct DeadLettersQuery {
     /// Continue after this dead letter: `next` of the page before.
+    #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
+    /// List at most this many, 1 to 1000; larger numbers count as 1000. Default: 100.
+    #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

@@ -7,21 +7,25 @@ use utoipa::{IntoParams, ToSchema};
 use super::{Time, payload};
 
 /// Which events to list.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct EventsQuery {
-    /// Only events of this user.
+    /// List only events of this user.
+    #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Only events of this type, such as `user.updated`.
+    /// List only events of this type, such as `user.updated`.
+    #[arg(long = "type", value_name = "TYPE")]
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     #[param(rename = "type")]
     pub event_type: Option<String>,
     /// Continue after this event: `next` of the page before.
+    #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
+    /// List at most this many, 1 to 1000; larger numbers count as 1000. Default: 100.
+    #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

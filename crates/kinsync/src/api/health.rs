@@ -105,7 +105,7 @@ pub struct WebhookHealth {
     pub seconds_since_last_delivery: Option<f64>,
     /// Failed verifications since the last accepted delivery.
     pub consecutive_failed_verifications: u64,
-    /// Seconds since the last accepted event whose sender gave no time; absent before the first.
+    /// Seconds since the last accepted event without a time of the sender; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_since_last_event_without_time: Option<f64>,
 }
@@ -135,9 +135,9 @@ pub struct StoreHealth {
     /// The last error; absent while the store works. With all its causes only in the answer to the admin token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Users whose document an index or a validator of the database rejects.
+    /// Users with a document that an index or a validator of the database rejects.
     pub refused_users: u64,
-    /// Users whose documents lack keys, because an index or a validator of the database rejects their values.
+    /// Users with documents that lack keys, because an index or a validator of the database rejects their values.
     pub incomplete_users: u64,
     /// Rules of the database that conflict with what kinsync writes, and indexes of kinsync that cannot be created.
     pub conflicts: Vec<StoreConflict>,
@@ -214,7 +214,7 @@ pub struct ReconcileHealth {
     /// Seconds since it started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seconds_since_last_run: Option<f64>,
-    /// Users whose change it found although an event should have been delivered.
+    /// Users with a change that it found although an event should have been delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed_by_webhook: Option<u64>,
     /// Why the webhook is probably disabled; absent while it works.

@@ -32,7 +32,7 @@ pub struct RunSummary {
     pub id: String,
     /// What it was to do.
     pub mode: RunMode,
-    /// The run whose held deletions it carried out, in mode `approve`.
+    /// In mode `approve`: the run that held the deletions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approves: Option<String>,
     /// The run that carried out the deletions that this one held; absent before.
@@ -55,7 +55,7 @@ pub struct RunSummary {
     pub pages: u64,
     /// Users on these pages.
     pub users: u64,
-    /// Users whose stored state equals Kinde's.
+    /// Users with a stored state that equals Kinde's.
     pub unchanged: u64,
     /// Users that differed, by kind of difference.
     #[schema(value_type = BTreeMap<String, u64>)]
@@ -63,7 +63,7 @@ pub struct RunSummary {
     /// Users with a different value, by field.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub fields: BTreeMap<Field, u64>,
-    /// Users whose change no webhook delivered although an event exists for it.
+    /// Users with a change that no webhook delivered although an event exists for it.
     pub missed_by_webhook: u64,
     /// These users, by the source of what was known before; `nothing` for users that were not known.
     pub previous_source: BTreeMap<String, u64>,
@@ -184,7 +184,7 @@ pub struct ScanRequest {
 pub struct ScanRequested {
     /// When the request was recorded.
     pub requested_at: Time,
-    /// The run whose held deletions are approved.
+    /// The run with the held deletions that are approved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub approve: Option<String>,
     /// Whether the deletion of all users of an empty tenant is approved.

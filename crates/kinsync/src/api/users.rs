@@ -8,24 +8,29 @@ pub use kinsync_core::UserDocument as User;
 use super::Time;
 
 /// Which users to list.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsersQuery {
-    /// Only the user with this email address, shown or in conflict.
+    /// List only the user with this email address, shown or in conflict.
+    #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,
-    /// Only the user with this id of the application at Kinde (`provided_id`).
+    /// List only the user with this id of the application at Kinde (`provided_id`).
+    #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provided_id: Option<String>,
-    /// Include deleted users. Default: false.
+    /// Include deleted users.
+    #[arg(long)]
     #[serde(default)]
     #[param(required = false)]
     pub deleted: bool,
     /// Continue after this id: `next` of the page before.
+    #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// The longest page, 1 to 1000. Default: 100. Larger numbers count as 1000.
+    /// List at most this many, 1 to 1000; larger numbers count as 1000. Default: 100.
+    #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
 }

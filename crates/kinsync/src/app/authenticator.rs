@@ -9,8 +9,8 @@ use kinde::{
     domain::issuer_of,
     jwks,
 };
-use kinsync_engine::{Clock, Queue, Store};
-use kinsync_tower::authenticator::{self, Authenticator, BackgroundTasks};
+use kinsync_engine::Engine;
+use kinsync_tower::authenticator::{self, Authenticator, Sources};
 use url::Url;
 
 use super::Error;
@@ -22,14 +22,12 @@ pub(super) fn key_sets(config: &Config, tenant: Option<&Jwks>) -> Result<Vec<Jwk
 }
 
 /// `None` without an issuer: no token could be verified.
-pub(super) fn open(
+pub(super) fn start(
     config: &Config,
     key_sets: &[Jwks],
     tenant: Option<&Jwks>,
-    store: Arc<dyn Store>,
-    queue: Arc<dyn Queue>,
-    clock: Clock,
-) -> Result<Option<(Authenticator, BackgroundTasks)>, Error> {
+    engine: &Engine,
+) -> Result<Option<Authenticator>, Error> {
     if key_sets.is_empty() {
         return Ok(None);
     }
@@ -42,20 +40,18 @@ pub(super) fn open(
     let client_ids = config.kinde.allowed_client_ids.clone();
     let verifier =
         Verifier::new(bearer::Config { issuers, tenant, audiences, client_ids, ..bearer::Config::default() });
-    // One bound for both: a user who makes requests has one token, and a new one only after an hour or a day.
+    // One bound for both: a user that makes requests has one token, and a new one only after an hour or a day.
     let cached_users = config.http.cached_users;
     let tokens =
         CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
-    let claims = Arc::new(authenticator::claims::Email);
-    let parts = authenticator::Dependencies { tokens, store, queue, clock, profiles, claims };
+    let sources = Sources { tokens, profiles, claims: Arc::new(authenticator::claims::Email) };
     let refused_users = config.store.refused_users;
     let settings = authenticator::Config { cached_users, refused_users, ..authenticator::Config::default() };
-    let (authenticator, background) = Authenticator::new(parts, settings);
-    let authenticator = match &config.http.token_cookie {
+    let authenticator = Authenticator::start(engine, sources, settings);
+    Ok(Some(match &config.http.token_cookie {
         Some(cookie) => authenticator.with_token_cookie(cookie.as_str()),
         None => authenticator,
-    };
-    Ok(Some((authenticator, background)))
+    }))
 }
 
 fn keys(url: &Url, tenant: Option<&Jwks>) -> Result<Jwks, Error> {

@@ -1,4 +1,4 @@
-//! Refuses a data folder whose files another user of the machine could choose: the files hold personal data, and the queue
+//! Refuses a data folder if another user of the machine could create files in it: the files hold personal data, and the queue
 //! decides what is written to the store.
 
 use std::{

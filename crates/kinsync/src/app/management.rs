@@ -18,7 +18,7 @@ pub(crate) fn client(config: &Config) -> Result<Option<Client>, Error> {
     Client::new(config).map(Some).map_err(|error| Error::Management(Arc::new(error)))
 }
 
-/// What that client is made of, for those who have less patience than it.
+/// The settings of that client, for callers with shorter timeouts.
 pub(crate) fn settings(config: &Config) -> Option<management::Config> {
     let kinde = &config.kinde;
     let (Some(domain), Some(id), Some(secret)) =

@@ -11,7 +11,7 @@ use kinsync_engine::{
         store::{self, OpenedStore, mongo},
     },
 };
-use kinsync_tower::{WebhookService, authenticator::BackgroundTasks, webhook};
+use kinsync_tower::{WebhookService, webhook};
 use metrics_exporter_prometheus::PrometheusHandle;
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
@@ -37,22 +37,14 @@ const AUDIT_CLEANUP: Duration = Duration::from_hours(24);
 pub(super) async fn start(config: Config) -> Result<App, Error> {
     let metrics = metrics::recorder();
     let engine = open_engine(&config).await?;
-    let (queue, store, clock) = (engine.queue(), engine.store(), engine.clock());
     let tenant = key_set(&config)?;
     let verifier = verifier(&config, tenant.clone())?;
     let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
-    let (authenticator, requests) = authenticator::open(
-        &config,
-        &key_sets,
-        tenant.as_ref(),
-        Arc::clone(store),
-        Arc::clone(queue),
-        clock.clone(),
-    )?
-    .unzip();
+    let authenticator = authenticator::start(&config, &key_sets, tenant.as_ref(), &engine)?;
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
-    let service = WebhookService::new(verifier.clone(), Arc::clone(queue), clock.clone(), limits(&config));
+    let (queue, clock) = (Arc::clone(engine.queue()), engine.clock().clone());
+    let service = WebhookService::new(verifier.clone(), queue, clock, limits(&config));
     let state = Arc::new(AppState {
         admin: AdminAccess::new(&config.http),
         webhook: service,
@@ -68,7 +60,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let servers = Servers::default();
     let addresses = servers.listen(&state, tls.as_ref()).await?;
     state.engine.start();
-    supervise(&state, requests);
+    supervise(&state);
     if let Some(tls) = tls {
         state.engine.supervisor().spawn("tls files", move |stop| Arc::clone(&tls).watch(stop));
     }
@@ -178,7 +170,7 @@ fn tls(http: &config::Http) -> Result<Option<Arc<Tls>>, Error> {
 pub(super) struct Addresses {
     pub(super) main: SocketAddr,
     /// Address of monitoring, if it is not the main one.
-    pub(super) monitoring: Option<SocketAddr>,
+    monitoring: Option<SocketAddr>,
     /// Address of the routes for operators, if it is not the main one.
     admin: Option<SocketAddr>,
 }
@@ -233,7 +225,7 @@ impl Servers {
 }
 
 /// Starts the background tasks.
-fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
+fn supervise(state: &Arc<AppState>) {
     let supervisor = state.engine.supervisor();
     let metrics = state.metrics.clone();
     supervisor.spawn("metrics", move |stop| upkeep(metrics.clone(), stop));
@@ -241,12 +233,6 @@ fn supervise(state: &Arc<AppState>, requests: Option<BackgroundTasks>) {
     supervisor.spawn("audit log", move |stop| limit_audit_log(Arc::clone(&app), stop));
     for keys in state.key_sets.clone() {
         supervisor.spawn_once("signing keys", learn_keys(keys));
-    }
-    if let Some(requests) = requests.map(Arc::new) {
-        supervisor.spawn("authenticator", move |stop| {
-            let requests = Arc::clone(&requests);
-            async move { requests.run(stop).await }
-        });
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the app is made of, as the routes see it.
+//! The parts of the app, for the routes.
 
 use kinde::{Jwks, domain::issuer_of, webhook::Verifier};
 use kinsync_engine::Engine;
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use crate::{config::Config, http::admin_access::AdminAccess};
 
-/// What the app is made of.
+/// The parts of the app.
 #[derive(Debug)]
 pub struct AppState {
-    /// What the operator decided.
+    /// The settings.
     pub config: Config,
     /// Queue, store, projector and reconciler.
     pub engine: Engine,
@@ -19,15 +19,15 @@ pub struct AppState {
     pub verifier: Verifier,
     /// The keys of each issuer of tokens, and the tenant's, which sign webhooks.
     pub key_sets: Vec<Jwks>,
-    /// Knows the users of requests, when there is an issuer.
+    /// Authenticates requests of users; `None` without an issuer.
     pub authenticator: Option<Authenticator>,
     /// Receives deliveries.
     pub webhook: WebhookService,
     /// Verifies and records requests of operators.
     pub admin: AdminAccess,
-    /// What Prometheus reads.
+    /// The metrics for Prometheus.
     pub metrics: PrometheusHandle,
-    /// When the app was made.
+    /// When the app was created.
     pub started: Instant,
 }
 

@@ -6,13 +6,22 @@ use anyhow::anyhow;
 use clap::Subcommand;
 use serde::Serialize;
 
-use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
-use crate::api::dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLettersQuery};
+use super::{
+    client::Client,
+    exit::Exit,
+    flags::ClientFlags,
+    list::{Column, List, Page, Show},
+    output,
+    runtime::block_on,
+};
+use crate::api::dead_letters::{
+    DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLetterSummary, DeadLettersQuery,
+};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List dead letters and their reasons, oldest first
-    List(List),
+    List(List<DeadLettersQuery>),
     /// Show one dead letter with its payload
     Show(Show),
     /// Put dead letters back into the queue
@@ -21,32 +30,6 @@ pub(super) enum Command {
     /// Remove one dead letter
     #[command(after_help = "Example:\n  kinsync dead-letters drop 17 --yes")]
     Drop(Drop),
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// Continue after this id
-    #[arg(long, value_name = "ID")]
-    after: Option<String>,
-    /// List at most this many, up to 1000
-    #[arg(long, default_value_t = 50)]
-    limit: usize,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Show {
-    /// The id in the list
-    id: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,39 +70,39 @@ struct Retried {
 
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
-        Command::List(args) => block_on(list(args)),
-        Command::Show(args) => block_on(show(args)),
+        Command::List(list) => list.run::<DeadLetterPage>(),
+        Command::Show(show) => show.run::<DeadLetter>(DeadLetterPage::PATH),
         Command::Retry(args) => block_on(retry(args)),
         Command::Drop(args) => block_on(drop_one(args)),
     }
 }
 
-async fn list(args: List) -> Result<ExitCode, Exit> {
-    let query = DeadLettersQuery { after: args.after, limit: Some(args.limit) };
-    let page: DeadLetterPage = Client::new(args.flags)?.list(&["dead-letters"], &query).await?;
-    if args.json {
-        output::json(&page);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows = page.dead_letters.iter().map(|letter| {
-        let (id, dead_at) = (letter.id.clone(), letter.dead_at.to_string());
-        [id, letter.event_id.clone(), dead_at, letter.reason.clone()]
-    });
-    output::page(["ID", "EVENT", "SET ASIDE", "REASON"], rows.collect(), page.next.as_ref());
-    Ok(ExitCode::SUCCESS)
-}
+impl Page for DeadLetterPage {
+    type Query = DeadLettersQuery;
+    type Item = DeadLetterSummary;
 
-async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let letter: DeadLetter = Client::new(args.flags)?.get(&["dead-letters", &args.id]).await?;
-    output::one(&letter, args.json);
-    Ok(ExitCode::SUCCESS)
+    const PATH: &'static str = "dead-letters";
+    const COLUMNS: &'static [Column<DeadLetterSummary>] = &[
+        ("ID", |letter| letter.id.clone()),
+        ("EVENT", |letter| letter.event_id.clone()),
+        ("SET ASIDE", |letter| letter.dead_at.to_string()),
+        ("REASON", |letter| letter.reason.clone()),
+    ];
+
+    fn items(&self) -> &[DeadLetterSummary] {
+        &self.dead_letters
+    }
+
+    fn next(&self) -> Option<&str> {
+        self.next.as_deref()
+    }
 }
 
 async fn retry(args: Retry) -> Result<ExitCode, Exit> {
     let client = Client::new(args.flags)?;
     let ids = if args.all { all(&client).await? } else { args.ids };
     for id in &ids {
-        let _: DeadLetterChanged = client.post(&["dead-letters", id, "retry"]).await?;
+        let _: DeadLetterChanged = client.post(&[DeadLetterPage::PATH, id, "retry"]).await?;
         if !args.json {
             output::say(&format!("{id} is in the queue again"));
         }
@@ -138,7 +121,7 @@ async fn all(client: &Client) -> Result<Vec<String>, Exit> {
     let mut ids = Vec::new();
     let mut query = DeadLettersQuery { after: None, limit: Some(1000) };
     loop {
-        let page: DeadLetterPage = client.list(&["dead-letters"], &query).await?;
+        let page: DeadLetterPage = client.list(&[DeadLetterPage::PATH], &query).await?;
         ids.extend(page.dead_letters.iter().map(|letter| letter.id.clone()));
         query.after = page.next;
         if query.after.is_none() {
@@ -155,7 +138,8 @@ async fn drop_one(args: Drop) -> Result<ExitCode, Exit> {
             id = args.id
         )));
     }
-    let changed: DeadLetterChanged = Client::new(args.flags)?.delete(&["dead-letters", &args.id]).await?;
+    let changed: DeadLetterChanged =
+        Client::new(args.flags)?.delete(&[DeadLetterPage::PATH, &args.id]).await?;
     if args.json {
         output::json(&changed);
     } else {

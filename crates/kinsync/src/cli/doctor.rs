@@ -9,6 +9,7 @@ use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     config::{Config, Sources},
     doctor::{self, Finding, Status},
+    plural::counted,
 };
 
 const AFTER_HELP: &str = "\
@@ -100,10 +101,8 @@ fn print(findings: &[Finding]) {
     }
     let (failed, warnings) = (count(findings, Status::Failed), count(findings, Status::Warning));
     let ok = count(findings, Status::Ok);
-    output::say(&format!(
-        "\n{ok} ok, {warnings} {}, {failed} failed",
-        if warnings == 1 { "warning" } else { "warnings" }
-    ));
+    let warnings = counted(warnings, "warning", "warnings");
+    output::say(&format!("\n{ok} ok, {warnings}, {failed} failed"));
 }
 
 fn style(status: Status) -> Style {

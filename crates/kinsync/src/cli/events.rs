@@ -4,8 +4,12 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
-use crate::api::events::{Event, EventPage, EventsQuery};
+use super::{
+    exit::Exit,
+    list::{Column, List, Page, Show},
+    output::cell,
+};
+use crate::api::events::{Event, EventPage, EventSummary, EventsQuery};
 
 const LIST_HELP: &str = "\
 Examples:
@@ -16,76 +20,41 @@ Examples:
 pub(super) enum Command {
     /// List events, newest received first
     #[command(after_help = LIST_HELP)]
-    List(List),
+    List(List<EventsQuery>),
     /// Show one event with its payload
     Show(Show),
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// List only events of this user
-    #[arg(long, value_name = "ID")]
-    user: Option<String>,
-    /// List only events of this type, such as `user.updated`
-    #[arg(long = "type", value_name = "TYPE")]
-    event_type: Option<String>,
-    /// Continue after this event
-    #[arg(long, value_name = "ID")]
-    after: Option<String>,
-    /// List at most this many, up to 1000
-    #[arg(long, default_value_t = 50)]
-    limit: usize,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Show {
-    /// The id of the event
-    id: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
-}
-
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
-        Command::List(args) => block_on(list(args)),
-        Command::Show(args) => block_on(show(args)),
+        Command::List(list) => list.run::<EventPage>(),
+        Command::Show(show) => show.run::<Event>(EventPage::PATH),
     }
 }
 
-async fn list(args: List) -> Result<ExitCode, Exit> {
-    let List { user, event_type, after, limit, json, flags } = args;
-    let query = EventsQuery { user, event_type, after, limit: Some(limit) };
-    let page: EventPage = Client::new(flags)?.list(&["events"], &query).await?;
-    if json {
-        output::json(&page);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows = page.events.iter().map(|event| {
-        [
-            event.event_id.clone(),
-            event.event_type.clone(),
-            output::cell(event.user.as_ref()),
-            output::cell(event.at.as_ref()),
-            event.received_at.to_string(),
-            event.scheme.clone(),
-        ]
-    });
-    let titles = ["EVENT", "TYPE", "USER", "KINDE'S TIME", "RECEIVED", "SCHEME"];
-    output::page(titles, rows.collect(), page.next.as_ref());
-    output::undecodable(&page.undecodable);
-    Ok(ExitCode::SUCCESS)
-}
+impl Page for EventPage {
+    type Query = EventsQuery;
+    type Item = EventSummary;
 
-async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let event: Event = Client::new(args.flags)?.get(&["events", &args.id]).await?;
-    output::one(&event, args.json);
-    Ok(ExitCode::SUCCESS)
+    const PATH: &'static str = "events";
+    const COLUMNS: &'static [Column<EventSummary>] = &[
+        ("EVENT", |event| event.event_id.clone()),
+        ("TYPE", |event| event.event_type.clone()),
+        ("USER", |event| cell(event.user.as_ref())),
+        ("KINDE'S TIME", |event| cell(event.at.as_ref())),
+        ("RECEIVED", |event| event.received_at.to_string()),
+        ("SCHEME", |event| event.scheme.clone()),
+    ];
+
+    fn items(&self) -> &[EventSummary] {
+        &self.events
+    }
+
+    fn next(&self) -> Option<&str> {
+        self.next.as_deref()
+    }
+
+    fn undecodable(&self) -> &[String] {
+        &self.undecodable
+    }
 }

@@ -80,7 +80,8 @@ fn augment(command: Command, wanted: fn(&Setting) -> bool) -> Command {
 
 fn flag(setting: &'static Setting) -> Arg {
     let default = setting.default.map(|text| format!(" [default: {text}]")).unwrap_or_default();
-    let hidden = if setting.secrecy == Secrecy::Hidden { "; others see flags in `ps`" } else { "" };
+    let hidden =
+        if setting.secrecy == Secrecy::Hidden { "; other users can read flags with `ps`" } else { "" };
     Arg::new(setting.flag)
         .long(setting.flag)
         .value_name("VALUE")

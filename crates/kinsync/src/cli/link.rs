@@ -10,7 +10,7 @@ use kinsync_engine::{
         link::{self, Candidate, LinkReport, Verdict},
         store::{
             Store as _, UserFilter,
-            mongo::{KeptKey, LinkByEmail, MongoStore, WAYS_OUT},
+            mongo::{KeptKey, LinkByEmail, MongoStore, REMEDIES},
         },
     },
 };
@@ -21,12 +21,13 @@ use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::start::mongo_config,
     config::{Config, Sources},
+    plural::counted,
 };
 
 const AFTER_HELP: &str = "\
 Links each document that your application created to the Kinde user with the same email address, so that both become one \
-document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address that \
-anyone could have typed links nothing. Addresses are compared as they are written. `kinsync serve` links a document by \
+document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address \
+that is not verified links nothing. Addresses are compared as they are written. `kinsync serve` links a document by \
 itself as soon as Kinde reports the verified address, when the user signs in.
 
 Run `kinsync backfill` first: it loads the users.
@@ -174,12 +175,15 @@ fn print(report: &Report<'_>) {
         let rows = report.kept.iter();
         let rows = rows.map(|one| [one.path.clone(), one.documents.to_string(), one.examples.join(", ")]);
         output::table(["KEPT KEY", "DOCUMENTS", "FOR EXAMPLE"], rows);
-        output::say(&format!("These values of your application stay. To change that: {WAYS_OUT}.\n"));
+        output::say(&format!("These values of your application stay. To change that: {REMEDIES}.\n"));
     }
     let verb = if report.dry_run { "would be linked" } else { "linked" };
     output::say(&format!(
-        "{} documents of your application have an email address: {} {verb}, {} cannot be linked, {} match no user",
-        report.documents, report.linked, report.conflicts, report.without_user
+        "{} of your application with an email address: {} {verb}, {} cannot be linked, {} without a matching user",
+        counted(report.documents, "document", "documents"),
+        report.linked,
+        report.conflicts,
+        report.without_user
     ));
 }
 

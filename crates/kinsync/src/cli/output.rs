@@ -28,14 +28,17 @@ pub(super) fn json(document: &impl Serialize) {
     say(&serde_json::to_string_pretty(document).expect("a document has only text keys"));
 }
 
-/// Prints rows for people.
-pub(super) fn table<const N: usize>(titles: [&str; N], rows: impl IntoIterator<Item = [String; N]>) {
+/// Prints rows for people, or that there are none.
+pub(super) fn table<'a>(
+    titles: impl IntoIterator<Item = &'a str>,
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
+) {
     let mut table = columns_only();
     table.set_header(titles);
     for row in rows {
-        table.add_row(row.map(|cell| plain(&cell)));
+        table.add_row(row.into_iter().map(|cell| plain(&cell)));
     }
-    say(&table.trim_fmt());
+    say(&if table.is_empty() { "none found".to_owned() } else { table.trim_fmt() });
 }
 
 /// A table without lines; its cells wrap at the width of the terminal, and not at all in a pipe.
@@ -47,25 +50,6 @@ fn columns_only() -> Table {
         table.set_width(columns);
     }
     table
-}
-
-/// Prints a page of a list for people, with the way to the next page.
-pub(super) fn page<const N: usize>(titles: [&str; N], rows: Vec<[String; N]>, next: Option<&impl Display>) {
-    if rows.is_empty() {
-        say("none found");
-    } else {
-        table(titles, rows);
-    }
-    if let Some(next) = next {
-        say(&format!("\nmore: --after {}", plain(&next.to_string())));
-    }
-}
-
-/// Prints the documents of a page that cannot be decoded, if there are any.
-pub(super) fn undecodable(ids: &[String]) {
-    if !ids.is_empty() {
-        say(&format!("\ncannot be decoded: {}", plain(&ids.join(", "))));
-    }
 }
 
 /// The text of a cell; `-` for no value.

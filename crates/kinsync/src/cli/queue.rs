@@ -13,7 +13,7 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has
+Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has \
 just processed may still be listed.
 
 Examples:
@@ -86,7 +86,7 @@ fn list(args: List) -> Result<ExitCode, Exit> {
     let rows = queued.into_iter().map(|entry| {
         [entry.id, entry.event_id, entry.scheme, entry.received_at.to_string(), entry.bytes.to_string()]
     });
-    output::page(["ID", "EVENT", "SCHEME", "RECEIVED", "BYTES"], rows.collect(), None::<&String>);
+    output::table(["ID", "EVENT", "SCHEME", "RECEIVED", "BYTES"], rows);
     Ok(ExitCode::SUCCESS)
 }
 

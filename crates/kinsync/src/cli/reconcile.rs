@@ -24,7 +24,7 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and \
-deletions whose event was lost. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, \
+deletions with a lost event. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, \
 twice, before they are deleted. Deletions within 24 hours that exceed both KINSYNC_RECONCILE_MAX_DELETES and \
 KINSYNC_RECONCILE_MAX_DELETE_SHARE, or half of the users, are held until an operator approves them. Creations and changes \
 are never held.
@@ -38,8 +38,8 @@ Examples:
   kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        list the last scans
 
-Exit codes: 0 done; 1 failed, or users were rejected by the store; 2 wrong usage; 3 operator approval required; 69 another process is scanning, or the server \
-cannot be reached; 77 no permission; 78 wrong settings";
+Exit codes: 0 done; 1 failed, or users were rejected by the store; 2 wrong usage; 3 operator approval \
+required; 69 another process is scanning, or the server cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]

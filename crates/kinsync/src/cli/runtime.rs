@@ -31,7 +31,7 @@ mod tests {
 
     use super::*;
 
-    /// The blocking call stands for a check of a folder on a file system that hangs.
+    /// The blocking call simulates a check of a folder on a file system that hangs.
     #[test]
     fn a_command_ends_while_a_blocking_call_still_runs() {
         let (release, released) = mpsc::channel::<()>();

@@ -20,10 +20,11 @@ use crate::{
     api::runs::{Run, RunMode, RunSummary},
     app::{management::reconciler, start::open_store},
     config::Config,
+    plural::counted,
 };
 
 /// How long to wait for the scan of another process: longer than a lease lasts.
-const PATIENCE: Duration = Duration::from_secs(45);
+const DEADLINE: Duration = Duration::from_secs(45);
 
 /// An open store and a client of Kinde.
 pub(super) struct Scanner {
@@ -97,7 +98,7 @@ impl Scanner {
         stop: &CancellationToken,
         work: impl AsyncFn() -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             match work().await {
                 Err(Error::Busy { holder }) if Instant::now() < deadline => {
@@ -113,7 +114,7 @@ impl Scanner {
         }
     }
 
-    /// Kinde does not say how many users there are: the last scan gives an estimate.
+    /// Kinde does not report the number of users: that of the last scan is the estimate.
     async fn bar(&self, expect: Option<u64>) -> Result<ProgressBar, Exit> {
         let runs = record::runs(&*self.store).await.map_err(anyhow::Error::from)?;
         let last = runs.iter().find(|run| run.is_complete()).map(|run| run.tally.users);
@@ -192,7 +193,8 @@ fn show_examples(run: &Run, is_dry: bool) {
 
 /// `71 users at Kinde: 70 unchanged, 1 created`
 fn counts(run: &RunSummary, is_dry: bool) -> String {
-    let mut parts = vec![format!("{} users at Kinde: {} unchanged", run.users, run.unchanged)];
+    let mut parts =
+        vec![format!("{} at Kinde: {} unchanged", counted(run.users, "user", "users"), run.unchanged)];
     for (kind, count) in &run.drift {
         if *count > 0 {
             parts.push(format!("{count} {}", phrase(*kind, is_dry)));

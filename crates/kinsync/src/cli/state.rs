@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::Subcommand;
 use kinsync_engine::internal::{
+    reconcile,
     state_records::{self, Key},
     store::{Error, Store},
 };
@@ -60,7 +61,7 @@ async fn list(flags: ServerFlags) -> Result<ExitCode, Exit> {
     let config = Config::load(&Sources::of_process(flags.0))?.config;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     let mut rows = Vec::new();
-    for key in state_records::keys() {
+    for key in reconcile::state_keys() {
         let state = state(&*store, key).await.map_err(anyhow::Error::from)?;
         rows.push([key.name.to_owned(), state.to_owned(), key.reset.to_owned()]);
     }
@@ -78,7 +79,7 @@ async fn state(store: &dyn Store, key: &Key) -> Result<&'static str, Error> {
 }
 
 async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
-    let keys = state_records::keys();
+    let keys = reconcile::state_keys();
     let key = keys.iter().find(|key| key.name == record).ok_or_else(|| {
         let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
         anyhow!("there is no record `{record}`; the records are {}", names.join(", "))

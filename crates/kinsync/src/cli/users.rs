@@ -4,7 +4,13 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::block_on};
+use super::{
+    client::Client,
+    exit::Exit,
+    list::{Column, List, Page, Show},
+    output::{self, cell},
+    runtime::block_on,
+};
 use crate::api::{
     Time,
     explain::{Explanation, NextScan, Observation},
@@ -27,7 +33,7 @@ Example:
 pub(super) enum Command {
     /// List users in the order of their ids
     #[command(after_help = LIST_HELP)]
-    List(List),
+    List(List<UsersQuery>),
     /// Show one user as an application reads it
     Show(Show),
     /// Show every observation of a user, what came of it, and what the next scan would do
@@ -35,81 +41,44 @@ pub(super) enum Command {
     Explain(Show),
 }
 
-#[derive(Debug, clap::Args)]
-pub(super) struct List {
-    /// List only the user with this email address, shown or in conflict
-    #[arg(long)]
-    email: Option<String>,
-    /// List only the user with this id of your application at Kinde
-    #[arg(long, value_name = "ID")]
-    provided_id: Option<String>,
-    /// Include deleted users
-    #[arg(long)]
-    deleted: bool,
-    /// Continue after this id
-    #[arg(long, value_name = "ID")]
-    after: Option<String>,
-    /// List at most this many, up to 1000
-    #[arg(long, default_value_t = 50)]
-    limit: usize,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct Show {
-    /// The Kinde id, such as `kp_0190932d7592c68bda50d62b2ffa8cbb`
-    id: String,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    flags: ClientFlags,
-}
-
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
-        Command::List(args) => block_on(list(args)),
-        Command::Show(args) => block_on(show(args)),
+        Command::List(list) => list.run::<UserPage>(),
+        Command::Show(show) => show.run::<User>(UserPage::PATH),
         Command::Explain(args) => block_on(explain(args)),
     }
 }
 
-async fn list(args: List) -> Result<ExitCode, Exit> {
-    let List { email, provided_id, deleted, after, limit, json, flags } = args;
-    let query = UsersQuery { email, provided_id, deleted, after, limit: Some(limit) };
-    let page: UserPage = Client::new(flags)?.list(&["users"], &query).await?;
-    if json {
-        output::json(&page);
-        return Ok(ExitCode::SUCCESS);
-    }
-    let rows = page.users.iter().map(|user| {
-        [
-            user.kinde_id.to_string(),
-            output::cell(user.email.as_ref()),
-            output::cell(user.first_name.as_ref()),
-            output::cell(user.last_name.as_ref()),
-            Time::from(user.updated_at).to_string(),
-            output::cell(user.deleted_at.map(Time::from).as_ref()),
-        ]
-    });
-    let titles = ["ID", "EMAIL", "FIRST NAME", "LAST NAME", "UPDATED", "DELETED"];
-    output::page(titles, rows.collect(), page.next.as_ref());
-    output::undecodable(&page.undecodable);
-    Ok(ExitCode::SUCCESS)
-}
+impl Page for UserPage {
+    type Query = UsersQuery;
+    type Item = User;
 
-async fn show(args: Show) -> Result<ExitCode, Exit> {
-    let user: User = Client::new(args.flags)?.get(&["users", &args.id]).await?;
-    output::one(&user, args.json);
-    Ok(ExitCode::SUCCESS)
+    const PATH: &'static str = "users";
+    const COLUMNS: &'static [Column<User>] = &[
+        ("ID", |user| user.kinde_id.to_string()),
+        ("EMAIL", |user| cell(user.email.as_ref())),
+        ("FIRST NAME", |user| cell(user.first_name.as_ref())),
+        ("LAST NAME", |user| cell(user.last_name.as_ref())),
+        ("UPDATED", |user| Time::from(user.updated_at).to_string()),
+        ("DELETED", |user| cell(user.deleted_at.map(Time::from).as_ref())),
+    ];
+
+    fn items(&self) -> &[User] {
+        &self.users
+    }
+
+    fn next(&self) -> Option<&str> {
+        self.next.as_deref()
+    }
+
+    fn undecodable(&self) -> &[String] {
+        &self.undecodable
+    }
 }
 
 async fn explain(args: Show) -> Result<ExitCode, Exit> {
-    let explanation: Explanation = Client::new(args.flags)?.get(&["users", &args.id, "explain"]).await?;
+    let explanation: Explanation =
+        Client::new(args.flags)?.get(&[UserPage::PATH, &args.id, "explain"]).await?;
     if args.json {
         output::json(&explanation);
         return Ok(ExitCode::SUCCESS);
@@ -139,13 +108,8 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
 /// One line for the observation, and one for each of its fields.
 fn lines(observation: &Observation) -> Vec<[String; 5]> {
     let (at, received) = (observation.at.as_ref(), observation.received_at.as_ref());
-    let mut lines = vec![[
-        output::cell(at),
-        output::cell(received),
-        observation.kind.clone(),
-        String::new(),
-        observation.outcome.clone(),
-    ]];
+    let (kind, outcome) = (observation.kind.clone(), observation.outcome.clone());
+    let mut lines = vec![[cell(at), cell(received), kind, String::new(), outcome]];
     for field in &observation.fields {
         let outcome = match (&field.superseded_by, field.is_current) {
             (Some(by), _) => format!("superseded by {by}"),

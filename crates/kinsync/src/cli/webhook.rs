@@ -17,7 +17,7 @@ use crate::{
 const AFTER_HELP: &str = "\
 Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde \
 environment has. Running it again changes nothing. Webhooks with another address are listed and left alone, and event types \
-that were added by hand stay.
+that an operator added stay.
 
 Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application \
 that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and \

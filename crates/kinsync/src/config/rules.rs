@@ -8,7 +8,7 @@ use super::{Config, problem::Problem, setting::Setting, source::Merged};
 /// Shorter secrets can be guessed; RFC 2104 section 3 advises the length of the hash.
 const SHORT_SECRET: usize = 16;
 
-/// Adds the violated rules to the problems. A setting whose value is already a problem is not reported again as missing.
+/// Adds the violated rules to the problems. A setting with an invalid value is not reported again as missing.
 pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     let found: Vec<String> = problems.iter().map(|problem| problem.name.clone()).collect();
     let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));

@@ -44,7 +44,7 @@ pub enum Secrecy {
     Open,
     /// Shown as stars.
     Hidden,
-    /// A URL whose user and password are hidden.
+    /// A URL with a user and a password, which are hidden.
     Credentials,
 }
 

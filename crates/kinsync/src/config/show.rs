@@ -14,7 +14,7 @@ use super::{
 pub fn masked(resolved: &Resolved) -> Option<String> {
     let text = resolved.text.as_ref()?;
     Some(match resolved.setting.secrecy {
-        // A setting that should hold no secret may hold one all the same; it is refused then, and shown.
+        // A setting that is not for secrets may contain one. The value is then rejected, and shown in the message.
         Secrecy::Open if text.contains("://") && text.contains('@') => without_credentials(text),
         Secrecy::Open => text.clone(),
         Secrecy::Hidden => "********".to_owned(),

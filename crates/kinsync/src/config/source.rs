@@ -25,7 +25,7 @@ pub struct Sources {
     pub flags: Flags,
     /// Variables of the environment.
     pub vars: BTreeMap<String, String>,
-    /// Variables whose value is not UTF-8, by name.
+    /// Variables with a value that is not UTF-8, by name.
     pub unreadable: Vec<String>,
 }
 
@@ -87,7 +87,7 @@ pub struct Merged {
     pub defaults: BTreeMap<String, serde_json::Value>,
     /// Variables that are probably misspelled settings.
     pub misspelled: Vec<Problem>,
-    /// Settings whose variable is there and empty, which counts as not set.
+    /// Settings with an empty variable, which counts as not set.
     pub empty: Vec<&'static str>,
 }
 

@@ -224,7 +224,7 @@ pub fn queue_kind(text: &str) -> Result<QueueKind> {
     }
 }
 
-/// `verified` or `never`. There is no `always`: a user could enter the address of someone else and get their document.
+/// `verified` or `never`. There is no `always`: a user could enter the address of another user and get that document.
 pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
     match text {
         "verified" => Ok(LinkByEmail::Verified),

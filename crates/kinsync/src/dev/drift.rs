@@ -1,6 +1,6 @@
 //! Compares the store with Kinde, user by user and field by field, and classifies each difference.
 //!
-//! A user who differs is *in flight* (a delivery is pending), *lost* (the store shows what was delivered; the missing
+//! A user that differs is *in flight* (a delivery is pending), *lost* (the store shows what was delivered; the missing
 //! change was never delivered, and a scan repairs it) or *unexplained* (the store does not show what was delivered).
 //! At rest the last number must be 0.
 
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::history::{self, History, UserHistory};
 
-/// Numbers of users who differ.
+/// Numbers of users that differ.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Drift {
@@ -36,7 +36,7 @@ pub(crate) struct Drift {
 }
 
 impl Drift {
-    /// Number of users who differ.
+    /// Number of users that differ.
     pub(crate) fn users(&self) -> u64 {
         self.missing + self.outdated + self.should_be_deleted
     }
@@ -86,7 +86,7 @@ fn is_outdated(user: &User, document: &UserDocument) -> bool {
 /// The documents of the store by user id.
 struct Stored<'a> {
     documents: HashMap<&'a str, &'a UserDocument>,
-    /// Emails of users who are not deleted.
+    /// Emails of users that are not deleted.
     emails: HashSet<&'a str>,
 }
 
@@ -99,7 +99,7 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// What the store shows although events that were delivered say otherwise.
+    /// The differences between the store and the delivered events.
     fn unexplained(&self, id: &str, history: Option<&UserHistory>) -> Vec<&'static str> {
         match (history, self.documents.get(id)) {
             (Some(history), None) if history.is_delivered => vec!["the user"],
@@ -139,7 +139,7 @@ mod tests {
         document
     }
 
-    /// An emulator whose deliveries are all answered 200.
+    /// An emulator with deliveries that are all answered 200.
     async fn kinde() -> Emulator {
         let kinde = Emulator::start(Config::default()).await.unwrap();
         let endpoint = axum::Router::new().fallback(async || "");
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_repaired_user_whose_next_change_is_lost_is_not_unexplained() {
+    async fn a_repaired_user_with_a_lost_next_change_is_not_unexplained() {
         let (kinde, mut history) = (kinde().await, History::default());
         kinde.create_user(ada()).unwrap();
         kinde.set_fault(Fault::always(FaultKind::Drop));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_who_was_never_at_this_kinde_is_no_drift() {
+    async fn a_user_that_was_never_at_this_kinde_is_no_drift() {
         let kinde = kinde().await;
         let drift = drift(&kinde, &mut History::default(), &[document("test", "Ada")]).await;
         assert_eq!((drift.users(), drift.unknown), (0, 1));

@@ -57,7 +57,7 @@ pub(crate) struct Users {
 pub(crate) struct Reconciler {
     /// Complete scans.
     pub(crate) scans: u64,
-    /// Users who were repaired.
+    /// Users that were repaired.
     pub(crate) repaired: u64,
     /// Time since the end of the last complete scan.
     pub(crate) last_scan_seconds_ago: Option<f64>,

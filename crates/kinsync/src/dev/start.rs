@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use kinde_emulator::{Emulator, WebhookSpec};
+use kinsync_engine::internal::random;
 use tempfile::TempDir;
 use url::Url;
 
 use super::{Options, hints::Addresses, output::Style, view::Title};
-use crate::{app::App, config::Config, log, random};
+use crate::{app::App, config::Config, log};
 
 /// Kinde's retry schedule (5 s, 30 s and so on) runs this many times faster.
 const TIME_SCALE: f64 = 10.0;

@@ -6,12 +6,13 @@ mod text;
 use console::Style;
 
 pub(crate) use self::pages::{page, preamble};
-use self::text::{clock, counted, grouped, plain, plural, span, sparkline};
+use self::text::{clock, counted, grouped, plain, span, sparkline};
 use super::{
     hints::Addresses,
     meters::Quantiles,
     snapshot::{Outcome, Recent, Snapshot},
 };
+use crate::plural::plural;
 
 /// Widths of the label, of the number and of its unit.
 const LABEL: usize = 10;

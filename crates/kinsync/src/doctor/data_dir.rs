@@ -14,7 +14,7 @@ use kinsync_tower::problem::chain;
 use tokio::time::Instant;
 
 use super::Finding;
-use crate::{app::data_dir, config::Config};
+use crate::{app::data_dir, config::Config, plural::counted};
 
 const ACCESS: &str = "data_dir.access";
 const SPACE: &str = "data_dir.space";
@@ -141,7 +141,7 @@ fn space(dir: &Path, max_bytes: u64) -> Finding {
         return Finding::skipped(SPACE, "the system does not report it", "check it with `df`");
     };
     let found = format!("{} free", size(free));
-    let more = "give the data folder more space, or set KINSYNC_DATA_DIR to a larger disk";
+    let more = "free or add disk space for the data folder, or set KINSYNC_DATA_DIR to a larger disk";
     if free < LEAST_FREE {
         return Finding::failed(
             SPACE,
@@ -218,7 +218,7 @@ fn dead_letters(dir: &Path) -> Finding {
         Ok(0) => Finding::ok(DEAD_LETTERS, "none"),
         Ok(count) => Finding::warning(
             DEAD_LETTERS,
-            format!("{count} deliveries could not be processed and were set aside"),
+            format!("{} that could not be processed", counted(count, "delivery", "deliveries")),
             "read the reasons with `kinsync dead-letters list`, then `retry` or `drop` them",
         ),
         Err(error @ queue::Error::Refused { .. }) => {

@@ -6,14 +6,14 @@ use kinsync_engine::internal::{
     refused_users,
     store::{
         Error, Severity, StoreProblem,
-        mongo::{Forbidden, IndexFault, KeptKey, KeptKeys, MongoStore, Server, Topology, WAYS_OUT},
+        mongo::{Forbidden, IndexFault, KeptKey, KeptKeys, MongoStore, REMEDIES, Server, Topology},
     },
 };
 use kinsync_tower::problem::chain;
 use secrecy::ExposeSecret;
 
 use super::{Finding, some};
-use crate::{app::start::mongo_config, config::Config};
+use crate::{app::start::mongo_config, config::Config, plural::counted};
 
 const REACHABLE: &str = "mongodb.reachable";
 const VERSION: &str = "mongodb.version";
@@ -245,7 +245,7 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
     Finding::warning(EMAILS, found, merge)
 }
 
-/// Values of the application under kinsync's keys. They stay, so this is information unless the operator wants Kinde's.
+/// Values of the application under kinsync's keys. kinsync keeps them, so this is information and not an error.
 async fn kept(store: &MongoStore) -> Finding {
     let KeptKeys { kept, unwritten } = match store.kept_keys().await {
         Ok(keys) => keys,
@@ -256,13 +256,14 @@ async fn kept(store: &MongoStore) -> Finding {
     }
     let each = |keys: Vec<KeptKey>, what: &str| -> Vec<String> {
         let one = |key: KeptKey| {
-            format!("{} {what} {} documents ({})", key.path, key.documents, key.examples.join(", "))
+            let documents = counted(key.documents, "document", "documents");
+            format!("{} {what} {documents} ({})", key.path, key.examples.join(", "))
         };
         keys.into_iter().map(one).collect()
     };
     let mut found = each(kept, "keeps the value of your application in");
     found.extend(each(unwritten, "has values, which stay unless they equal Kinde's, in at least"));
-    Finding::warning(KEPT, found.join("; "), WAYS_OUT)
+    Finding::warning(KEPT, found.join("; "), REMEDIES)
 }
 
 async fn conflicts(store: &MongoStore) -> Finding {
@@ -275,8 +276,9 @@ async fn conflicts(store: &MongoStore) -> Finding {
         count => Finding::warning(
             CONFLICTS,
             format!(
-                "{}{count} users do not show their email address, because another document shows it: {}",
+                "{}{}, in which another document shows the address of the user: {}",
                 if count == MOST_CONFLICTS { "at least " } else { "" },
+                counted(count, "email conflict", "email conflicts"),
                 some(&users)
             ),
             "`emailConflict` in each document names the other one; `kinsync link --dry-run` lists documents of your application \
@@ -298,7 +300,11 @@ async fn refused_users(store: &MongoStore) -> Finding {
         users.iter().map(|refused| format!("{}: {}", refused.id, refused.user.reason)).collect();
     Finding::failed(
         REFUSED_USERS,
-        format!("the database rejects the documents of {count} users, such as {}", each.join("; ")),
+        format!(
+            "the database rejects documents of {}, such as {}",
+            counted(count, "user", "users"),
+            each.join("; ")
+        ),
         "change the named index or validator; the users are stored within a minute after that",
     )
 }

@@ -26,7 +26,7 @@ async fn health(loaded: &Loaded) -> Finding {
         return Finding::skipped(HEALTH, "the port of the server is not known (PORT=0)", "pass --server");
     };
     let at = base.as_str().trim_end_matches('/');
-    match ask(&base).await {
+    match read_health(&base).await {
         Err(error) if error.is_connect() => {
             Finding::skipped(HEALTH, format!("no server listens at {at}"), start)
         }
@@ -67,7 +67,7 @@ fn is_flag(loaded: &Loaded, setting: &Setting) -> bool {
 }
 
 /// The answer to `GET /health`. The error is of the connection, or of a body that is not a health report.
-async fn ask(base: &Url) -> reqwest::Result<HealthReport> {
+async fn read_health(base: &Url) -> reqwest::Result<HealthReport> {
     let http = reqwest::Client::builder().connect_timeout(TIMEOUT).timeout(TIMEOUT).no_proxy().build()?;
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {

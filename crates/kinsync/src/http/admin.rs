@@ -33,11 +33,11 @@ use crate::{
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
-/// The longest page when the request does not say.
+/// The longest page of a request without a limit.
 const LIMIT: usize = 100;
 /// Events of one user in an explanation.
 const EXPLAINED: usize = 1000;
-/// How long an explanation waits for Kinde: well below the deadline of the request, so that what the store knows is
+/// How long an explanation waits for Kinde: well below the deadline of the request, so that the data of the store is
 /// answered in any case.
 const KINDE_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -120,7 +120,7 @@ impl AdminAccess {
         Ok(Operator { name, peer })
     }
 
-    /// The token of the `Authorization` header. Every known one is compared, so that the time says nothing.
+    /// The token of the `Authorization` header. It is compared with every configured one, so that the time of the answer reveals nothing.
     fn token(&self, headers: &HeaderMap) -> Result<&Token, Problem> {
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let sent = values.next().and_then(|value| bearer(value.as_bytes())).ok_or(Problem::NoToken)?;
@@ -207,7 +207,7 @@ impl fmt::Debug for Token {
 }
 
 /// The parameters of a request as the audit log keeps them: an email address would outlive the user's erasure, so the start
-/// of its SHA-256 stands for it.
+/// of its SHA-256 replaces it.
 pub fn audited(parameters: &impl serde::Serialize) -> Map<String, Value> {
     let Ok(Value::Object(mut parameters)) = serde_json::to_value(parameters) else { return Map::new() };
     parameters.retain(|_, value| !value.is_null());

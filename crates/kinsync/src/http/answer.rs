@@ -23,14 +23,14 @@ pub struct Failure {
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 impl Failure {
-    /// A 503 whose cause is logged.
+    /// A 503. The cause is logged.
     pub fn unavailable(cause: &dyn std::error::Error) -> Self {
         let (request, cause) = (RequestId::next(), chain(cause));
         tracing::warn!(%request, error = cause, "a request was answered 503");
         Self { problem: Problem::Unavailable { retry_after: RETRY_AFTER, request }, cause: Some(cause) }
     }
 
-    /// A 500 whose cause is logged.
+    /// A 500. The cause is logged.
     pub fn internal(cause: &dyn std::error::Error) -> Self {
         let (request, cause) = (RequestId::next(), chain(cause));
         tracing::error!(%request, error = cause, "a request was answered 500");

@@ -1,9 +1,9 @@
 //! Limits the open connections: in total, and per client address.
 //!
 //! When all slots are taken, the connection that has been idle for longest is closed for a new one, so that clients
-//! that open connections and send nothing cannot keep others out. Without an idle connection, it is the one whose request
-//! body has been arriving for longest, if for more than a second. A connection whose request has arrived is never closed
-//! for another.
+//! that open connections and send nothing cannot keep others out. Without an idle connection, it is the one with the
+//! request body that has been arriving for longest, if for more than a second. A connection with a complete request is
+//! never closed for another.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::network::{Network, client_of};
 
-/// Time after which a request whose body still arrives may be cut off for a new connection. Deliveries arrive at once.
+/// Time after which a request with an incomplete body may be cut off for a new connection. Deliveries arrive at once.
 const SLOW_BODY: Duration = Duration::from_secs(1);
 
 /// The open connections of one server.
@@ -51,7 +51,7 @@ struct Connection {
     /// The counted address; `None` for a proxy.
     client: Option<IpAddr>,
     requests: AtomicUsize,
-    /// Requests whose body still arrives.
+    /// Requests with an incomplete body.
     receiving: AtomicUsize,
     /// Milliseconds from the start of the server to the begin of the last of them.
     receiving_since: AtomicU64,
@@ -75,7 +75,7 @@ struct Held {
 #[derive(Debug)]
 pub struct InProgress(Arc<Held>);
 
-/// A request whose body still arrives.
+/// A request with an incomplete body.
 #[derive(Debug)]
 pub struct Receiving(Arc<Held>);
 

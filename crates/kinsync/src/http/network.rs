@@ -57,7 +57,7 @@ impl Network {
     }
 }
 
-/// Returns the address that stands for one client: an IPv6 host has a whole /64.
+/// Returns the address that identifies one client: an IPv6 host has a whole /64.
 pub fn client_of(address: IpAddr) -> IpAddr {
     if address.is_ipv6() { masked(address, 64) } else { address }
 }

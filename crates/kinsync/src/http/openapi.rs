@@ -67,8 +67,8 @@ fn operation(route: &Route, schemas: &mut Schemas) -> utoipa::openapi::path::Ope
 /// `get_users_id` of `GET /api/admin/users/{id}`.
 fn operation_id(route: &Route) -> String {
     let path = route.path.trim_start_matches("/api/admin").replace(['{', '}'], "");
-    let words = path.split(['/', '-', '.']).filter(|word| !word.is_empty());
-    std::iter::once(method_name(route.verb)).chain(words).collect::<Vec<_>>().join("_")
+    let parts = path.split(['/', '-', '.']).filter(|part| !part.is_empty());
+    std::iter::once(method_name(route.verb)).chain(parts).collect::<Vec<_>>().join("_")
 }
 
 fn method_name(verb: Verb) -> &'static str {

@@ -27,7 +27,7 @@ pub async fn live(_: Arc<AppState>, _: Detail) -> (StatusCode, Liveness) {
     (StatusCode::OK, Liveness { status: HealthStatus::Ok })
 }
 
-/// The part of the server that a load balancer asks about.
+/// The part of the server that a load balancer checks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {

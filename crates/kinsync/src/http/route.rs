@@ -48,7 +48,7 @@ impl Verb {
         }
     }
 
-    /// What an `Allow` header says.
+    /// The value of an `Allow` header.
     pub fn allow(self) -> &'static str {
         match self {
             Self::Get => "GET, HEAD",
@@ -81,7 +81,7 @@ pub enum Audience {
     Operator,
     /// Load balancers and Prometheus; on an address of their own where one is configured.
     Monitoring,
-    /// Everyone.
+    /// Every client.
     Public,
 }
 

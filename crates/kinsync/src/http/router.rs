@@ -90,7 +90,7 @@ impl PathRoutes {
             // Everything that these routes wait for has a deadline of its own.
             (Audience::User, Some(authenticator)) => {
                 let layer = KinsyncLayer::new(authenticator.clone());
-                // The route that answers every method is the one for reverse proxies: nginx knows 401 and 403 only.
+                // The route that answers every method is the one for reverse proxies: nginx handles no refusal but 401 and 403.
                 let layer = if allow.is_none() { layer.for_proxy() } else { layer };
                 (methods.layer(layer), allow)
             }

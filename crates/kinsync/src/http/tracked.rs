@@ -1,5 +1,5 @@
-//! Bodies that keep their request in a state of the connection: a response body until the connection has taken all of it, a
-//! request body until all of it has arrived.
+//! Bodies that keep the state of their request: a response body until the connection has written all of it, a request body
+//! until all of it has arrived.
 
 use std::{
     pin::Pin,

@@ -23,7 +23,7 @@ use crate::{api::users::User, app::AppState};
 const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
 const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
 const ORG: HeaderName = HeaderName::from_static("x-kinsync-org");
-/// Names of the headers whose values no header can carry; their values are empty.
+/// Names of the headers with values that no header can carry. They are sent empty.
 const OMITTED: HeaderName = HeaderName::from_static("x-kinsync-omitted");
 /// Longest value in a header. Proxies limit all headers of a response together, usually to 4 KiB.
 const MAX_VALUE_BYTES: usize = 512;
@@ -61,7 +61,7 @@ pub fn describe_verify(operation: OperationBuilder, _: &mut Schemas) -> Operatio
         (USER_ID, "The Kinde id of the user."),
         (EMAIL, "The email address of the user; empty when there is none."),
         (ORG, "The code of the organization in the token; empty when there is none."),
-        (OMITTED, "Names of the headers whose value is too long or cannot be sent; else empty."),
+        (OMITTED, "Names of the headers with a value that is too long or cannot be sent; else empty."),
         (DEGRADED, "`true` while the store is unavailable and only the token is known; else empty."),
     ];
     openapi::answers_headers(operation, &headers)
@@ -115,7 +115,7 @@ pub async fn verify(user: CurrentUser) -> impl IntoResponse {
     headers
 }
 
-/// The stored document; while the store is unavailable, what the token says.
+/// The stored document; while the store is unavailable, the data of the token.
 fn document(user: &CurrentUser, headers: &HeaderMap) -> http::Response<problem::Body> {
     let json = user.json();
     let mut response = http::Response::new(problem::Body::default());

@@ -1,4 +1,4 @@
-//! The admin routes: who gets in, and who does not by any trick.
+//! The admin routes: accepted and refused requests, also forged ones.
 
 use kinsync::http::{
     route::{Audience, Route},
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::server::{Server, TOKEN};
 
 #[test]
-fn without_a_token_set_the_admin_routes_are_closed_and_say_what_opens_them() {
+fn without_an_admin_token_the_admin_routes_are_disabled_and_name_the_setting() {
     let server = Server::start(&[("KINSYNC_ADMIN_TOKEN", "")]);
     for headers in [&[][..], &[("authorization", "Bearer ")][..], &[("authorization", "Bearer anything")][..]]
     {
@@ -93,7 +93,7 @@ fn no_spelling_of_a_path_goes_round_the_token() {
 }
 
 #[test]
-fn bad_parameters_are_told_and_a_page_is_never_longer_than_the_cap() {
+fn bad_parameters_are_reported_and_a_page_is_never_longer_than_the_limit() {
     let server = Server::start(&[]);
     for path in [
         "/api/admin/users?limit=0",
@@ -171,7 +171,7 @@ fn a_405_names_every_method_of_its_path() {
 }
 
 #[test]
-fn without_an_issuer_the_routes_of_users_say_which_setting_enables_them() {
+fn without_an_issuer_the_routes_of_users_name_the_setting_that_enables_them() {
     let server = Server::start(&[]);
     for path in ["/api/me", "/api/profile", "/auth/verify", "/auth/verify/x"] {
         let (status, body) = server.request("GET", path, &[], "");

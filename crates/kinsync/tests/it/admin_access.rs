@@ -66,7 +66,7 @@ fn tokens_with_one_name_work_together_during_a_rotation() {
 #[test]
 fn wrong_tokens_cause_a_pause_that_right_tokens_share_and_a_log_line_without_the_token() {
     let server = Server::start(&[]);
-    let wrong = "a-wrong-token-that-nobody-logs";
+    let wrong = "a-wrong-token-that-is-never-logged";
     for _ in 0..6 {
         assert_eq!(request(&server, "GET", "/api/admin/stats", wrong).0, 401);
     }
@@ -169,8 +169,11 @@ fn a_command_sends_the_token_to_no_other_machine_without_tls() {
         let done =
             kinsync(&["users", "list", "--server", server], &[("KINSYNC_ADMIN_TOKEN", TOKEN)]).output();
         let done = done.unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
-        assert!(!done.status.success() && said.contains("without TLS") && !said.contains(TOKEN), "{said}");
+        let output = String::from_utf8(done.stderr).unwrap();
+        assert!(
+            !done.status.success() && output.contains("without TLS") && !output.contains(TOKEN),
+            "{output}"
+        );
     }
 }
 
@@ -183,8 +186,8 @@ fn a_data_folder_that_others_can_write_to_starts_nothing() {
     let path = folder.path().to_str().unwrap();
     let vars = [("KINSYNC_DATA_DIR", path), ("KINDE_WEBHOOK_SECRET", crate::server::SECRET), ("PORT", "0")];
     let done = kinsync(&["serve"], &vars).output().unwrap();
-    let said = String::from_utf8(done.stderr).unwrap();
-    assert!(!done.status.success() && said.contains(&format!("chmod 700 {path}")), "{said}");
+    let output = String::from_utf8(done.stderr).unwrap();
+    assert!(!done.status.success() && output.contains(&format!("chmod 700 {path}")), "{output}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::server::{Server, TOKEN};
 const GUARDED: [&str; 5] =
     ["/api/me", "/api/profile", "/auth/verify", "/auth/verify/", "/auth/verify/any/path"];
 
-struct Town {
+struct Deployment {
     kinde: Emulator,
     server: Server,
     user: String,
@@ -30,7 +30,7 @@ impl Answer {
     }
 }
 
-impl Town {
+impl Deployment {
     async fn start() -> Self {
         Self::with(&[]).await
     }
@@ -46,7 +46,7 @@ impl Town {
         Self { kinde, server: server.await.unwrap(), user, token }
     }
 
-    async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+    async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         let bearer = format!("Bearer {}", self.token);
         let mut all: Vec<_> = [("authorization", &*bearer), ("host", "test"), ("connection", "close")].into();
         all.extend(headers);
@@ -69,12 +69,17 @@ impl Town {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_first_request_is_answered_and_the_rest_is_filled_in_from_kinde() {
-    let town = Town::start().await;
-    let first = town.ask("GET", "/api/me", &[]).await;
-    assert_eq!((first.status, first.body["kindeId"].as_str()), (200, Some(&*town.user)), "{}", first.body);
+    let deployment = Deployment::start().await;
+    let first = deployment.request("GET", "/api/me", &[]).await;
+    assert_eq!(
+        (first.status, first.body["kindeId"].as_str()),
+        (200, Some(&*deployment.user)),
+        "{}",
+        first.body
+    );
     let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
-        let me = town.ask("GET", "/api/me", &[]).await.body;
+        let me = deployment.request("GET", "/api/me", &[]).await.body;
         if me["firstName"] == "Ada" {
             assert_eq!((&me["email"], &me["source"]), (&"ada@example.com".into(), &"profile".into()));
             break;
@@ -82,40 +87,41 @@ async fn the_first_request_is_answered_and_the_rest_is_filled_in_from_kinde() {
         assert!(tokio::time::Instant::now() < deadline, "the user is never filled in: {me}");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(town.kinde.requests("profile"), 1, "one question for all of these requests");
+    assert_eq!(deployment.kinde.requests("profile"), 1, "one question for all of these requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_is_refreshed_once_a_minute_and_known_when_it_did_not_change() {
-    let town = Town::start().await;
-    let first = town.ask("GET", "/api/profile", &[]).await;
+    let deployment = Deployment::start().await;
+    let first = deployment.request("GET", "/api/profile", &[]).await;
     assert_eq!((first.status, &first.body["firstName"]), (200, &"Ada".into()));
-    let again = town.ask("GET", "/api/profile", &[]).await;
+    let again = deployment.request("GET", "/api/profile", &[]).await;
     assert_eq!(again.header("x-kinsync-profile"), Some("recent"));
     let tag = again.header("etag").unwrap();
-    let known = town.ask("GET", "/api/me", &[("if-none-match", tag)]).await;
+    let known = deployment.request("GET", "/api/me", &[("if-none-match", tag)]).await;
     assert_eq!((known.status, known.header("etag")), (304, Some(tag)));
-    assert_eq!(town.kinde.requests("profile"), 1);
-    let wrong = town.ask("GET", "/api/profile?refresh=perhaps", &[]).await;
+    assert_eq!(deployment.kinde.requests("profile"), 1);
+    let wrong = deployment.request("GET", "/api/profile?refresh=perhaps", &[]).await;
     assert_eq!(wrong.status, 400);
-    let head = town.ask("HEAD", "/api/me", &[]).await;
+    let head = deployment.request("HEAD", "/api/me", &[]).await;
     assert_eq!((head.status, head.header("etag"), &head.body), (200, Some(tag), &Value::Null));
     assert!(head.header("content-length").is_some_and(|length| length != "0"), "{}", head.head);
-    let posted = town.ask("POST", "/api/me", &[]).await;
+    let posted = deployment.request("POST", "/api/me", &[]).await;
     assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_users_are_kept_in_memory_than_the_setting_says() {
     const REQUESTS: usize = 100;
-    let mut town = Town::with(&[("KINSYNC_CACHED_USERS", "1")]).await;
-    let other = town.kinde.import_user(NewUser::named("grace@example.com", "Grace", "Hopper")).unwrap().id;
-    let mut other = town.kinde.access_token(&other, &TokenSpec::default()).unwrap();
+    let mut deployment = Deployment::with(&[("KINSYNC_CACHED_USERS", "1")]).await;
+    let other =
+        deployment.kinde.import_user(NewUser::named("grace@example.com", "Grace", "Hopper")).unwrap().id;
+    let mut other = deployment.kinde.access_token(&other, &TokenSpec::default()).unwrap();
     for _ in 0..REQUESTS {
-        assert_eq!(town.ask("GET", "/api/me", &[]).await.status, 200);
-        std::mem::swap(&mut town.token, &mut other);
+        assert_eq!(deployment.request("GET", "/api/me", &[]).await.status, 200);
+        std::mem::swap(&mut deployment.token, &mut other);
     }
-    let metrics = town.server.request("GET", "/metrics", &[], "").1;
+    let metrics = deployment.server.request("GET", "/metrics", &[], "").1;
     let loads = metrics
         .lines()
         .find_map(|line| line.strip_prefix(r#"kinsync_store_seconds_count{store="embedded",op="load"} "#))
@@ -125,20 +131,24 @@ async fn no_more_users_are_kept_in_memory_than_the_setting_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_profile_is_answered_from_the_store_while_kinde_is_down_and_says_so() {
-    let town = Town::start().await;
-    town.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("profile"));
-    let answer = town.ask("GET", "/api/profile?refresh=true", &[]).await;
+async fn while_kinde_is_down_a_profile_is_answered_from_the_store_and_marked() {
+    let deployment = Deployment::start().await;
+    deployment.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("profile"));
+    let answer = deployment.request("GET", "/api/profile?refresh=true", &[]).await;
     assert_eq!((answer.status, answer.header("x-kinsync-profile")), (200, Some("unavailable")));
-    assert_eq!(answer.body["kindeId"].as_str(), Some(&*town.user));
+    assert_eq!(answer.body["kindeId"].as_str(), Some(&*deployment.user));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forward_auth_says_who_it_is_for_any_method() {
-    let town = Town::start().await;
+async fn forward_auth_names_the_user_for_any_method() {
+    let deployment = Deployment::start().await;
     for method in ["GET", "POST", "DELETE", "OPTIONS"] {
-        let answer = town.ask(method, "/auth/verify", &[("x-kinsync-user-id", "kp_admin")]).await;
-        assert_eq!((answer.status, answer.header("x-kinsync-user-id")), (200, Some(&*town.user)), "{method}");
+        let answer = deployment.request(method, "/auth/verify", &[("x-kinsync-user-id", "kp_admin")]).await;
+        assert_eq!(
+            (answer.status, answer.header("x-kinsync-user-id")),
+            (200, Some(&*deployment.user)),
+            "{method}"
+        );
         assert!(answer.header("x-kinsync-email").is_some() && answer.header("x-kinsync-org").is_some());
         assert_eq!(
             answer.header("x-kinsync-degraded"),
@@ -150,9 +160,9 @@ async fn forward_auth_says_who_it_is_for_any_method() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn forward_auth_answers_the_same_whatever_path_envoy_puts_behind_it() {
-    let mut town = Town::start().await;
+    let mut deployment = Deployment::start().await;
     // From here on the address is known.
-    assert_eq!(town.ask("GET", "/api/profile", &[]).await.status, 200);
+    assert_eq!(deployment.request("GET", "/api/profile", &[]).await.status, 200);
     let what = |answer: &Answer| {
         let own = ["x-kinsync-user-id", "x-kinsync-email", "x-kinsync-org", "x-kinsync-degraded"];
         let names = own.into_iter().chain(["www-authenticate", "cache-control"]);
@@ -161,37 +171,37 @@ async fn forward_auth_answers_the_same_whatever_path_envoy_puts_behind_it() {
     };
     let paths = ["/", "/notes", "/notes/1?text=a%2Fb", "/auth/verify", "/api/webhook", "//a/../b"];
     for status in [200, 401] {
-        let plain = town.ask("GET", "/auth/verify", &[]).await;
+        let plain = deployment.request("GET", "/auth/verify", &[]).await;
         assert_eq!(plain.status, status, "{}", plain.body);
         for path in paths {
             for method in ["GET", "POST"] {
-                let appended = town.ask(method, &format!("/auth/verify{path}"), &[]).await;
+                let appended = deployment.request(method, &format!("/auth/verify{path}"), &[]).await;
                 assert_eq!(what(&appended), what(&plain), "{method} {path}");
             }
         }
-        town.token.push('x');
+        deployment.token.push('x');
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_guarded_route_refuses_a_missing_a_wrong_and_a_deleted_users_token() {
-    let mut town = Town::start().await;
+    let mut deployment = Deployment::start().await;
     let deleted = format!(
         r#"{{"type":"user.deleted","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"{}"}}}}}}"#,
-        town.user
+        deployment.user
     );
-    assert_eq!(town.server.deliver(&deleted).0, 200);
-    town.server.wait_for(&format!("/api/admin/users/{}", town.user), |status, _| status == 200);
+    assert_eq!(deployment.server.deliver(&deleted).0, 200);
+    deployment.server.wait_for(&format!("/api/admin/users/{}", deployment.user), |status, _| status == 200);
     for route in GUARDED {
-        let answer = town.ask("GET", route, &[]).await;
+        let answer = deployment.request("GET", route, &[]).await;
         assert_eq!((answer.status, &answer.body["reason"]), (403, &"deleted".into()), "{route}");
     }
-    town.token.push('x');
+    deployment.token.push('x');
     for route in GUARDED {
-        let answer = town.ask("GET", route, &[]).await;
+        let answer = deployment.request("GET", route, &[]).await;
         assert_eq!(answer.status, 401, "{route}");
         assert!(answer.body["reason"].is_string(), "{route}: {}", answer.body);
-        let (status, body) = town.server.request("GET", route, &[], "");
+        let (status, body) = deployment.server.request("GET", route, &[], "");
         assert_eq!(status, 401, "{route}");
         assert!(body.contains(r#""reason":"no_token""#), "{route}: {body}");
     }
@@ -201,28 +211,33 @@ async fn every_guarded_route_refuses_a_missing_a_wrong_and_a_deleted_users_token
 async fn every_refusal_has_its_reason_on_every_guarded_route_and_in_the_metrics() {
     let canary = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = format!("http://{}", canary.local_addr().unwrap());
-    let mut town = Town::with(&[("KINDE_AUDIENCE", AUDIENCE)]).await;
-    let table = refused(&town.kinde, &town.user, &address);
+    let mut deployment = Deployment::with(&[("KINDE_AUDIENCE", AUDIENCE)]).await;
+    let table = refused(&deployment.kinde, &deployment.user, &address);
     let mut reasons = std::collections::BTreeMap::new();
     for (reason, token) in table {
-        town.token = token;
+        deployment.token = token;
         for route in GUARDED {
-            let answer = town.ask("GET", route, &[]).await;
+            let answer = deployment.request("GET", route, &[]).await;
             assert_eq!((answer.status, &answer.body["reason"]), (401, &reason.into()), "{route}");
             assert_eq!(answer.body["type"], "urn:problem-type:kinsync:unauthenticated");
             *reasons.entry(reason).or_insert(0) += 1;
         }
     }
-    let (_, metrics) = town.server.request("GET", "/metrics", &[], "");
+    let (_, metrics) = deployment.server.request("GET", "/metrics", &[], "");
     for (reason, count) in reasons {
         let line = format!(r#"kinsync_authentication_failures_total{{reason="{reason}"}} {count}"#) + "\n";
         assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
     }
-    let (_, users) =
-        town.server.request("GET", "/api/admin/users", &[("authorization", &format!("Bearer {TOKEN}"))], "");
-    assert!(users.contains(r#""users":[]"#), "nobody was made: {users}");
-    town.token = town.kinde.access_token(&town.user, &spec(&serde_json::json!({}))).unwrap();
-    assert_eq!(town.ask("GET", "/api/me", &[]).await.status, 200, "only what is wrong is refused");
+    let (_, users) = deployment.server.request(
+        "GET",
+        "/api/admin/users",
+        &[("authorization", &format!("Bearer {TOKEN}"))],
+        "",
+    );
+    assert!(users.contains(r#""users":[]"#), "no user was created: {users}");
+    deployment.token =
+        deployment.kinde.access_token(&deployment.user, &spec(&serde_json::json!({}))).unwrap();
+    assert_eq!(deployment.request("GET", "/api/me", &[]).await.status, 200, "a valid token is accepted");
     let called = tokio::time::timeout(std::time::Duration::from_millis(100), canary.accept()).await;
     assert!(called.is_err(), "a token made the server call out");
 }
@@ -231,7 +246,7 @@ const CORS: &[(&str, &str)] = &[("KINSYNC_CORS_ORIGINS", "https://app.example.co
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_front_end_of_an_allowed_origin_reads_the_user_and_the_errors() {
-    let mut town = Town::with(CORS).await;
+    let mut deployment = Deployment::with(CORS).await;
     let origin = ("origin", "https://app.example.com");
     let allowed = |answer: &Answer| answer.header("access-control-allow-origin").map(str::to_owned);
     for route in ["/api/me", "/api/profile"] {
@@ -240,80 +255,84 @@ async fn a_front_end_of_an_allowed_origin_reads_the_user_and_the_errors() {
             ("access-control-request-method", "GET"),
             ("access-control-request-headers", "authorization"),
         ];
-        let answer = town.ask("OPTIONS", route, &preflight).await;
+        let answer = deployment.request("OPTIONS", route, &preflight).await;
         assert_eq!((answer.status, allowed(&answer).as_deref()), (204, Some(origin.1)), "{route}");
         assert!(answer.header("access-control-allow-headers").unwrap().contains("authorization"));
-        let answer = town.ask("GET", route, &[origin]).await;
+        let answer = deployment.request("GET", route, &[origin]).await;
         assert_eq!((answer.status, allowed(&answer).as_deref()), (200, Some(origin.1)), "{route}");
         assert_eq!(answer.header("access-control-allow-credentials"), None, "no cookie carries the token");
-        let answer = town.ask("GET", route, &[("origin", "https://other.example.com")]).await;
+        let answer = deployment.request("GET", route, &[("origin", "https://other.example.com")]).await;
         assert_eq!((answer.status, allowed(&answer)), (200, None), "{route}");
-        let answer = town.ask("POST", route, &[origin]).await;
+        let answer = deployment.request("POST", route, &[origin]).await;
         assert_eq!((answer.status, allowed(&answer).as_deref()), (405, Some(origin.1)), "{route}");
     }
-    town.token = "expired".into();
+    deployment.token = "expired".into();
     for route in ["/api/me", "/api/profile"] {
-        let answer = town.ask("GET", route, &[origin]).await;
+        let answer = deployment.request("GET", route, &[origin]).await;
         assert_eq!((answer.status, allowed(&answer).as_deref()), (401, Some(origin.1)), "{route}");
     }
-    let answer =
-        town.ask("OPTIONS", "/auth/verify", &[origin, ("access-control-request-method", "GET")]).await;
+    let answer = deployment
+        .request("OPTIONS", "/auth/verify", &[origin, ("access-control-request-method", "GET")])
+        .await;
     assert_eq!((answer.status, allowed(&answer)), (401, None), "the proxy answers its own preflights");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_configured_origins_no_response_has_cors_headers() {
-    let town = Town::start().await;
-    let answer = town.ask("GET", "/api/me", &[("origin", "https://app.example.com")]).await;
+    let deployment = Deployment::start().await;
+    let answer = deployment.request("GET", "/api/me", &[("origin", "https://app.example.com")]).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, None));
     let preflight = [("origin", "https://app.example.com"), ("access-control-request-method", "GET")];
-    assert_eq!(town.ask("OPTIONS", "/api/me", &preflight).await.status, 405);
+    assert_eq!(deployment.request("OPTIONS", "/api/me", &preflight).await.status, 405);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_in_the_configured_cookie_is_accepted_and_in_no_other() {
-    let town = Town::with(&[("KINSYNC_TOKEN_COOKIE", "session_token")]).await;
-    let without = Town::start().await;
-    let get = |town: &Town, name: &str, route: &str| {
-        let cookie = format!("theme=dark; {name}={}", town.token);
-        town.server.request("GET", route, &[("cookie", &cookie)], "").0
+    let deployment = Deployment::with(&[("KINSYNC_TOKEN_COOKIE", "session_token")]).await;
+    let without = Deployment::start().await;
+    let get = |deployment: &Deployment, name: &str, route: &str| {
+        let cookie = format!("theme=dark; {name}={}", deployment.token);
+        deployment.server.request("GET", route, &[("cookie", &cookie)], "").0
     };
     for route in GUARDED {
-        assert_eq!(get(&town, "session_token", route), 200, "{route}");
-        assert_eq!(get(&town, "token", route), 401, "{route}");
+        assert_eq!(get(&deployment, "session_token", route), 200, "{route}");
+        assert_eq!(get(&deployment, "token", route), 401, "{route}");
         assert_eq!(get(&without, "session_token", route), 401, "{route} without the setting");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_too_long_for_a_header_is_left_out_and_named() {
-    let town = Town::start().await;
-    let usual = town.ask("GET", "/auth/verify", &[]).await;
+    let deployment = Deployment::start().await;
+    let usual = deployment.request("GET", "/auth/verify", &[]).await;
     assert_eq!(usual.header("x-kinsync-omitted"), Some(""));
     let org = "o".repeat(600);
-    let token = town.kinde.access_token(&town.user, &spec(&serde_json::json!({ "org_code": org }))).unwrap();
+    let token = deployment
+        .kinde
+        .access_token(&deployment.user, &spec(&serde_json::json!({ "org_code": org })))
+        .unwrap();
     let bearer = format!("Bearer {token}");
-    let town = Town { token, ..town };
-    let answer = town.ask("GET", "/auth/verify", &[]).await;
+    let deployment = Deployment { token, ..deployment };
+    let answer = deployment.request("GET", "/auth/verify", &[]).await;
     assert_eq!(answer.status, 200, "{bearer}");
     assert_eq!(
         (answer.header("x-kinsync-org"), answer.header("x-kinsync-omitted")),
         (Some(""), Some("x-kinsync-org"))
     );
-    assert_eq!(answer.header("x-kinsync-user-id"), Some(&*town.user));
+    assert_eq!(answer.header("x-kinsync-user-id"), Some(&*deployment.user));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_queue_is_not_ready_for_deliveries_and_ready_for_logins() {
-    let town = Town::with(&[
+    let deployment = Deployment::with(&[
         ("KINSYNC_QUEUE_MAX_ENTRIES", "1"),
         ("MONGODB_URI", "mongodb://127.0.0.1:9/?directConnection=true"),
     ])
     .await;
-    let ready = |role: &str| town.server.request("GET", &format!("/health/ready{role}"), &[], "").0;
-    town.server.wait_for("/health/ready?for=logins", |status, _| status == 200);
+    let ready = |role: &str| deployment.server.request("GET", &format!("/health/ready{role}"), &[], "").0;
+    deployment.server.wait_for("/health/ready?for=logins", |status, _| status == 200);
     assert_eq!(ready(""), 200);
-    assert_eq!(town.server.deliver(r#"{"type":"user.created","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","user":{"id":"a"}}"#).0, 200);
+    assert_eq!(deployment.server.deliver(r#"{"type":"user.created","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","user":{"id":"a"}}"#).0, 200);
     assert_eq!(ready(""), 503);
     assert_eq!(ready("?for=deliveries"), 503);
     assert_eq!(ready("?for=logins"), 200);

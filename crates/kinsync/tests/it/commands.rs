@@ -39,7 +39,7 @@ fn serve_without_a_way_to_verify_names_both_ways() {
 }
 
 #[test]
-fn config_check_says_yes_or_no() {
+fn config_check_succeeds_or_fails() {
     let (code, stdout, _) = run(&["config", "check"], &[("KINDE_WEBHOOK_SECRET", SECRET)]);
     assert_eq!((code, stdout.as_str()), (0, "the settings are right\n"));
     let (code, stdout, _) =
@@ -57,11 +57,11 @@ fn config_show_prints_values_origins_and_what_is_disabled_and_no_secret() {
     let line = |key: &str| {
         stdout.lines().find(|line| line.trim_start().starts_with(key)).unwrap_or_default().to_owned()
     };
-    let words = |key: &str| line(key).split_whitespace().collect::<Vec<_>>().join(" ");
-    assert_eq!(words("http.port"), "http.port 6000 flag --port PORT");
-    assert_eq!(words("http.bind"), "http.bind 0.0.0.0 environment KINSYNC_BIND KINSYNC_BIND");
-    assert_eq!(words("queue.kind"), "queue.kind embedded default KINSYNC_QUEUE");
-    assert!(words("kinde.webhook_secret").contains("********"));
+    let columns = |key: &str| line(key).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(columns("http.port"), "http.port 6000 flag --port PORT");
+    assert_eq!(columns("http.bind"), "http.bind 0.0.0.0 environment KINSYNC_BIND KINSYNC_BIND");
+    assert_eq!(columns("queue.kind"), "queue.kind embedded default KINSYNC_QUEUE");
+    assert!(columns("kinde.webhook_secret").contains("********"));
     assert!(stdout.contains("set KINDE_DOMAIN to enable"), "{stdout}");
     assert!(!stdout.contains(SECRET));
     let (_, json, _) = run(&["config", "show", "--json"], &vars);
@@ -88,13 +88,13 @@ fn a_client_does_not_complain_of_the_settings_of_a_server() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_help_tells_the_exit_codes() {
+fn wrong_usage_is_2_and_help_lists_the_exit_codes() {
     assert_eq!(run(&["users", "lost"], &[]).0, 2);
     assert_eq!(run(&["dead-letters", "retry"], &[]).0, 2);
     let (code, help, _) = run(&["--help"], &[]);
     assert_eq!(code, 0);
-    for word in ["serve", "users", "events", "dead-letters", "config", "78", "kinsync config show"] {
-        assert!(help.contains(word), "{word} is missing in:\n{help}");
+    for name in ["serve", "users", "events", "dead-letters", "config", "78", "kinsync config show"] {
+        assert!(help.contains(name), "{name} is missing in:\n{help}");
     }
     let (_, help, _) = run(&["serve", "--help"], &[]);
     for setting in kinsync::config::settings().filter(|s| s.env != "KINSYNC_SERVER") {
@@ -140,9 +140,9 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
     let url = server.url();
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     assert!(run(&["dead-letters", "list"], &vars).1.contains("event_x"));
-    let (code, said, _) = run(&["dead-letters", "retry", "--all"], &vars);
+    let (code, output, _) = run(&["dead-letters", "retry", "--all"], &vars);
     assert_eq!(code, 0);
-    assert!(said.contains("in the queue again"), "{said}");
+    assert!(output.contains("in the queue again"), "{output}");
     let page = server.wait_for("/api/admin/dead-letters", some);
     let id = page["deadLetters"][0]["id"].as_str().unwrap().to_owned();
     let (code, _, stderr) = run(&["dead-letters", "drop", &id], &vars);
@@ -153,7 +153,7 @@ fn dead_letters_are_listed_retried_and_dropped_only_with_a_yes() {
 }
 
 #[test]
-fn a_scan_that_cannot_open_mongodb_does_not_speak_of_the_users_file() {
+fn a_scan_that_cannot_open_mongodb_does_not_mention_the_users_file() {
     let vars = [
         ("KINDE_DOMAIN", "https://acme.kinde.com"),
         ("KINDE_M2M_CLIENT_ID", "id"),
@@ -204,11 +204,11 @@ fn the_last_line_of_a_server_that_cannot_start_has_the_format_of_its_log_and_the
     assert_eq!((&last["level"], &last["message"]), (&"ERROR".into(), &"kinsync stops".into()));
     let error = last["error"].as_str().unwrap();
     assert!(error.contains("KINSYNC_DATA_DIR") && error.contains("Not a directory"), "{error}");
-    assert!(!error.contains("by itself"), "nothing goes on by itself before exit 1: {error}");
+    assert!(!error.contains("by itself"), "nothing continues by itself after exit 1: {error}");
 }
 
 #[test]
-fn a_command_says_why_the_server_cannot_do_it() {
+fn a_command_prints_why_the_server_cannot_do_it() {
     // Port 9 (discard) has no server.
     let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
     let url = server.url();

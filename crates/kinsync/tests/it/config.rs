@@ -73,7 +73,7 @@ fn without_any_way_to_verify_nothing_starts_and_both_ways_are_named() {
 }
 
 #[test]
-fn the_two_variables_of_the_first_try_are_enough_and_say_what_is_disabled() {
+fn two_variables_are_enough_and_the_disabled_parts_are_listed() {
     let config = Config::from_vars([SECRET, ("MONGODB_URI", "mongodb://127.0.0.1/app")]).unwrap();
     let parts: Vec<_> = disabled(&config).into_iter().map(|part| part.enabled_by).collect();
     assert_eq!(parts, ["KINDE_DOMAIN", "KINSYNC_ADMIN_TOKEN", "KINDE_M2M_CLIENT_ID"]);
@@ -289,8 +289,8 @@ fn a_password_in_the_address_of_something_else_is_refused_and_not_shown() {
     let hidden = "hunter2-hunter2-hunter2";
     for name in ["KINSYNC_SERVER", "KINSYNC_PUBLIC_URL", "KINDE_DOMAIN"] {
         let sources = Sources::from_vars([SECRET, (name, &format!("https://me:{hidden}@example.com"))]);
-        let told = Config::load(&sources).unwrap_err().to_string();
-        assert!(told.contains(name) && !told.contains(hidden), "{told}");
+        let error = Config::load(&sources).unwrap_err().to_string();
+        assert!(error.contains(name) && !error.contains(hidden), "{error}");
         let shown = shown(&sources.merge(&mut Vec::new()));
         assert!(!shown.contains(hidden), "{shown}");
         assert!(shown.contains("https://********@example.com"), "{shown}");

@@ -248,10 +248,10 @@ fn sigterm_answers_what_is_in_flight_and_exits_with_0() {
          expect: 100-continue\r\n\r\n"
     )
     .unwrap();
-    // The server asks for the body: the request is in flight.
-    let mut asked = [0; 25];
-    stream.read_exact(&mut asked).unwrap();
-    assert!(asked.starts_with(b"HTTP/1.1 100"), "{:?}", String::from_utf8_lossy(&asked));
+    // The server requests the body: the request is in flight.
+    let mut interim = [0; 25];
+    stream.read_exact(&mut interim).unwrap();
+    assert!(interim.starts_with(b"HTTP/1.1 100"), "{:?}", String::from_utf8_lossy(&interim));
     write!(stream, "{first}").unwrap();
     server.terminate();
     let refused = Instant::now();

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::server::{BODY, Server};
 
 #[test]
-fn the_first_try_with_a_made_up_signature_is_told_how_to_sign() {
+fn the_response_to_an_invalid_signature_explains_how_to_sign() {
     let server = Server::start(&[]);
     let headers = [("content-type", "application/json"), ("x-kinde-signature", "test")];
     let (status, body) = server.request("POST", "/api/webhook", &headers, BODY);
@@ -63,7 +63,7 @@ fn a_delivery_that_cannot_be_understood_is_a_dead_letter_that_can_be_retried_and
     let list = server.wait_for("/api/admin/dead-letters", some);
     let letter = &list["deadLetters"][0];
     assert_eq!(letter["eventId"], "event_x");
-    assert!(letter.get("payload").is_none(), "a list says nothing of people");
+    assert!(letter.get("payload").is_none(), "a list contains no personal data");
 
     let id = letter["id"].as_str().unwrap();
     let (_, whole) = server.admin(&format!("/api/admin/dead-letters/{id}"));
@@ -80,11 +80,11 @@ fn a_delivery_that_cannot_be_understood_is_a_dead_letter_that_can_be_retried_and
     let (status, _) = server.request("DELETE", &format!("/api/admin/dead-letters/{id}"), &token, "");
     assert_eq!(status, 200);
     let (status, _) = server.request("DELETE", &format!("/api/admin/dead-letters/{id}"), &token, "");
-    assert_eq!(status, 404, "it is gone");
+    assert_eq!(status, 404, "the dead letter is removed");
 }
 
 #[test]
-fn the_metrics_tell_of_deliveries_failures_lag_and_the_store() {
+fn the_metrics_count_deliveries_failures_lag_and_the_store() {
     let server = Server::start(&[]);
     server.deliver(r#"{"type":"user.created","event_id":"e","timestamp":"2026-01-01T00:00:00Z","data":{"user":{"id":"test"}}}"#);
     server.request("POST", "/api/webhook", &[], BODY);
@@ -129,7 +129,7 @@ fn the_log_holds_nothing_of_people() {
 }
 
 #[test]
-fn while_mongodb_is_down_deliveries_are_accepted_and_health_says_so() {
+fn while_mongodb_is_down_deliveries_are_accepted_and_health_reports_it() {
     // Port 9 (discard) has no server.
     let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
     assert_eq!(server.deliver(BODY).0, 200);
@@ -143,7 +143,7 @@ fn while_mongodb_is_down_deliveries_are_accepted_and_health_says_so() {
     assert!(problem["requestId"].is_string(), "{problem}");
     assert!(
         problem["cause"].as_str().unwrap().contains("127.0.0.1:9"),
-        "an operator is told the cause: {problem}"
+        "the problem names the cause: {problem}"
     );
     server.terminate();
     assert_eq!(server.end().0.code(), Some(0), "a store that is down does not hold up the shutdown");

@@ -1,14 +1,11 @@
-//! `kinsync doctor`: a set-up where all is well, and each thing that can be wrong with one.
+//! `kinsync doctor`: a correct configuration, and each problem at Kinde.
 
-use std::os::unix::fs::PermissionsExt as _;
-
-use bson::{Document, doc};
 use kinde_emulator::{Config, Fault, FaultKind};
 use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use serde_json::Value;
 
 use crate::{
-    request_path::{PATIENCE, named},
+    deployment::{DEADLINE, named},
     tenant::{Tenant, event_types},
 };
 
@@ -44,26 +41,27 @@ const IDS: [&str; 25] = [
 const URL: &str = "https://app.example.com";
 const ENDPOINT: &str = "https://app.example.com/api/webhook";
 
-struct Examined {
-    code: i32,
+pub(crate) struct Examined {
+    pub(crate) code: i32,
     findings: Vec<Value>,
 }
 
 impl Examined {
     #[track_caller]
     fn of(&self, id: &str) -> (&str, String) {
-        let finding = self.findings.iter().find(|finding| finding["id"] == id).expect("every check is there");
+        let finding =
+            self.findings.iter().find(|finding| finding["id"] == id).expect("every check has a finding");
         let text = |key: &str| finding[key].as_str().unwrap_or_default();
         (text("status"), format!("{} > {}", text("found"), text("fix")))
     }
 
-    /// The check ended so, and what it says, the fix included, has these words.
+    /// Asserts the status of a check, and that its finding or fix contains these texts.
     #[track_caller]
-    fn is(&self, id: &str, expected: &str, words: &[&str]) -> &Self {
-        let (status, said) = self.of(id);
-        assert_eq!(status, expected, "{id}: {said}");
-        for word in words {
-            assert!(said.contains(word), "{id} does not say `{word}`: {said}");
+    pub(crate) fn is(&self, id: &str, expected: &str, texts: &[&str]) -> &Self {
+        let (status, output) = self.of(id);
+        assert_eq!(status, expected, "{id}: {output}");
+        for text in texts {
+            assert!(output.contains(text), "{id} does not contain `{text}`: {output}");
         }
         self
     }
@@ -77,10 +75,10 @@ impl Examined {
 }
 
 #[track_caller]
-fn examine(tenant: &Tenant, args: &[&str]) -> Examined {
+pub(crate) fn examine(tenant: &Tenant, args: &[&str]) -> Examined {
     let ran = tenant.run(&[&["doctor", "--json"], args].concat());
-    let said = ran.json();
-    let findings = said["findings"].as_array().unwrap().clone();
+    let output = ran.json();
+    let findings = output["findings"].as_array().unwrap().clone();
     let ids: Vec<&str> = findings.iter().filter_map(|finding| finding["id"].as_str()).collect();
     assert_eq!(ids, IDS);
     for finding in &findings {
@@ -88,14 +86,14 @@ fn examine(tenant: &Tenant, args: &[&str]) -> Examined {
         let rests_on_another = finding["found"].as_str().unwrap().starts_with("needs ");
         assert_eq!(has_fix, finding["status"] != "ok" && !rests_on_another, "{finding}");
     }
-    assert_eq!(said["ok"], ran.code == 0);
+    assert_eq!(output["ok"], ran.code == 0);
     let examined = Examined { code: ran.code, findings };
     examined.code_fits();
     examined
 }
 
 /// A server on a MongoDB of the test's own, in the settings of the tenant too.
-async fn serve(tenant: &mut Tenant, mongo: &TestMongo) -> (TestApp, String) {
+pub(crate) async fn serve(tenant: &mut Tenant, mongo: &TestMongo) -> (TestApp, String) {
     let database = mongo.database();
     let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
     app.with_mongodb(&mongo.uri(), &database).set("KINDE_DOMAIN", tenant.kinde.issuer());
@@ -106,14 +104,7 @@ async fn serve(tenant: &mut Tenant, mongo: &TestMongo) -> (TestApp, String) {
     (app, database)
 }
 
-pub(crate) async fn prepared(app: &mut TestApp) {
-    let is_prepared = async |app: &mut TestApp| {
-        Ok(app.health().await?.pointer("/components/store/prepared") == Some(&Value::Bool(true)))
-    };
-    app.until("the store is prepared", PATIENCE, is_prepared).await.unwrap();
-}
-
-fn files(folder: &std::path::Path) -> Vec<String> {
+pub(crate) fn files(folder: &std::path::Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().path().display().to_string()).collect();
     names.sort();
@@ -121,14 +112,14 @@ fn files(folder: &std::path::Path) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_all_is_well_everything_is_ok() {
+async fn a_correct_configuration_passes_every_check() {
     let mut tenant = Tenant::start().await;
     let (mut app, _) = serve(&mut tenant, TestMongo::shared().await).await;
-    prepared(&mut app).await;
+    app.prepared().await.unwrap();
     assert_eq!(tenant.run(&["webhook", "setup"]).code, 0);
     tenant.kinde.sign_up(named(1)).unwrap();
-    tenant.kinde.quiesce(PATIENCE).await.unwrap();
-    app.drained(PATIENCE).await.unwrap();
+    tenant.kinde.quiesce(DEADLINE).await.unwrap();
+    app.drained(DEADLINE).await.unwrap();
     let (webhooks, folder) = (tenant.webhooks(), files(&app.data_dir()));
     let examined = examine(&tenant, &[]);
     assert_eq!(examined.code, 0);
@@ -148,7 +139,7 @@ async fn where_all_is_well_everything_is_ok() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_written_where_nothing_is() {
+async fn checks_create_neither_a_folder_nor_a_collection() {
     let mut tenant = Tenant::start().await;
     let mongo = TestMongo::shared().await;
     let database = mongo.database();
@@ -169,7 +160,7 @@ async fn nothing_is_written_where_nothing_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_secret_is_told_apart_from_a_kinde_that_is_away() {
+async fn a_wrong_secret_is_distinguished_from_an_unavailable_kinde() {
     let mut tenant = Tenant::start().await;
     let right = tenant.kinde.config().client_secret.clone();
     tenant.set("KINDE_M2M_CLIENT_SECRET", "not the secret of this application");
@@ -200,9 +191,9 @@ async fn a_wrong_secret_is_told_apart_from_a_kinde_that_is_away() {
     assert_eq!(examined.code, 0);
 }
 
-/// Its Management API is at the kinde.com address alone.
+/// The Management API is only at the kinde.com address.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_custom_domain_in_the_place_of_the_tenant_is_known_for_one() {
+async fn a_custom_domain_as_the_tenant_is_failed_with_the_setting_to_change() {
     let config = Config { custom_domains: vec!["localhost".into()], ..Config::default() };
     let mut tenant = Tenant::with(config).await;
     let custom = tenant.kinde.custom_issuers().remove(0);
@@ -234,10 +225,10 @@ async fn each_scope_that_is_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_webhook_that_does_not_deliver_here_is_failed() {
+async fn a_webhook_that_does_not_deliver_to_this_server_is_failed() {
     let mut tenant = Tenant::start().await;
     let check =
-        |tenant: &Tenant, status, words: &[&str]| _ = examine(tenant, &[]).is("kinde.webhook", status, words);
+        |tenant: &Tenant, status, texts: &[&str]| _ = examine(tenant, &[]).is("kinde.webhook", status, texts);
     check(&tenant, "failed", &["delivers nothing", "kinsync webhook setup"]);
     tenant.add_webhook("https://other.example.com/api/webhook", &[]);
     check(&tenant, "skipped", &["KINSYNC_PUBLIC_URL, for example https://other.example.com"]);
@@ -252,7 +243,7 @@ async fn a_webhook_that_does_not_deliver_here_is_failed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn event_types_that_nobody_knows_are_a_warning_and_missing_ones_a_failure() {
+async fn unknown_event_types_are_a_warning_and_missing_ones_a_failure() {
     let types = event_types(&[], &["user.abducted"]);
     let tenant = Tenant::with(Config { event_types: types, ..Config::default() }).await;
     examine(&tenant, &[]).is("kinde.event_types", "warning", &["user.abducted", "newer version"]);
@@ -262,7 +253,7 @@ async fn event_types_that_nobody_knows_are_a_warning_and_missing_ones_a_failure(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clock_that_is_off_is_told_by_how_much() {
+async fn a_wrong_clock_is_reported_with_its_difference() {
     let mut tenant = Tenant::start().await;
     for (ahead, status, side) in
         [(-3600, "failed", "ahead of"), (3600, "failed", "behind"), (-30, "warning", "30 s ahead of")]
@@ -276,7 +267,7 @@ async fn a_clock_that_is_off_is_told_by_how_much() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_issuer_that_calls_itself_otherwise_is_failed() {
+async fn an_issuer_with_another_name_in_its_discovery_document_is_failed() {
     let mut tenant = Tenant::start().await;
     let other = format!("http://localhost:{}", tenant.kinde.address().port());
     tenant.set("KINDE_ISSUERS", other.as_str());
@@ -291,13 +282,13 @@ async fn an_issuer_that_calls_itself_otherwise_is_failed() {
     let application = tenant.kinde.config().app_client_id.clone();
     examine(&tenant, &[]).is("kinde.audience", "ok", &[&application]);
     tenant.unset("KINDE_ALLOWED_CLIENT_IDS");
-    let words = ["every application", "KINDE_AUDIENCE", "KINDE_ALLOWED_CLIENT_IDS"];
-    examine(&tenant, &[]).is("kinde.audience", "warning", &words);
+    let texts = ["every application", "KINDE_AUDIENCE", "KINDE_ALLOWED_CLIENT_IDS"];
+    examine(&tenant, &[]).is("kinde.audience", "warning", &texts);
     tenant.kinde.set_fault(Fault::always(FaultKind::Garbage).on("jwks"));
     examine(&tenant, &[]).is("kinde.keys", "failed", &["KINDE_DOMAIN"]);
 }
 
-/// Two tenants are two deployments.
+/// A deployment has one tenant.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_issuer_of_another_tenant_is_failed() {
     let (mut tenant, other) = (Tenant::start().await, Tenant::start().await);
@@ -307,26 +298,26 @@ async fn an_issuer_of_another_tenant_is_failed() {
     examined.is("kinde.issuers", "failed", &[&foreign, "another tenant", "> remove it from KINDE_ISSUERS"]);
 }
 
-/// `KINDE_DOMAIN` says nothing of tokens where `KINDE_ISSUERS` does.
+/// `KINDE_ISSUERS` replaces `KINDE_DOMAIN` as the issuer of tokens.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_those_who_are_trusted_to_issue_tokens_are_compared() {
+async fn only_trusted_issuers_are_compared() {
     let mut tenant = Tenant::start().await;
     let other = format!("http://localhost:{}", tenant.kinde.address().port());
-    let said = tenant.kinde.issuer().to_owned();
+    let issuer = tenant.kinde.issuer().to_owned();
     tenant.set("KINDE_DOMAIN", other.as_str());
     examine(&tenant, &[]).is(
         "kinde.issuers",
         "failed",
-        &[&other, &format!("> set KINDE_ISSUERS to {said},")],
+        &[&other, &format!("> set KINDE_ISSUERS to {issuer},")],
     );
-    tenant.set("KINDE_ISSUERS", said.as_str());
-    examine(&tenant, &[]).is("kinde.issuers", "ok", &[&said]);
-    tenant.set("KINDE_ISSUERS", format!("{said},{other}"));
-    examine(&tenant, &[]).is("kinde.issuers", "failed", &[&format!("> set KINDE_ISSUERS to {said},")]);
+    tenant.set("KINDE_ISSUERS", issuer.as_str());
+    examine(&tenant, &[]).is("kinde.issuers", "ok", &[&issuer]);
+    tenant.set("KINDE_ISSUERS", format!("{issuer},{other}"));
+    examine(&tenant, &[]).is("kinde.issuers", "failed", &[&format!("> set KINDE_ISSUERS to {issuer},")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lasting_refusal_of_the_users_fails_and_one_of_something_else_is_of_that_alone() {
+async fn a_permanent_refusal_of_the_users_is_failed_and_one_of_another_scope_a_warning() {
     let tenant = Tenant::start().await;
     tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("webhooks"));
     let examined = examine(&tenant, &[]);
@@ -341,200 +332,8 @@ async fn a_lasting_refusal_of_the_users_fails_and_one_of_something_else_is_of_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kinde_that_throttles_is_a_warning_and_keeps_nobody_waiting() {
+async fn a_rate_limit_of_kinde_is_a_warning_without_a_long_wait() {
     let tenant = Tenant::start().await;
     tenant.kinde.set_fault(Fault::always(FaultKind::RateLimit { reset: 600 }).on("users"));
     examine(&tenant, &[]).is("kinde.scopes", "warning", &["limits the rate", "try again"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_mongod_that_stands_alone_or_is_away_is_failed() {
-    let mut tenant = Tenant::start().await;
-    let mongo = TestMongo::start_standalone().await;
-    tenant.set("MONGODB_URI", mongo.uri());
-    let examined = examine(&tenant, &[]);
-    examined.is("mongodb.reachable", "ok", &[]).is(
-        "mongodb.replica_set",
-        "warning",
-        &["rs.initiate()", "--replSet"],
-    );
-    examined.is("mongodb.emails", "ok", &[]).is("mongodb.refused_users", "ok", &[]);
-    mongo.stop();
-    let examined = examine(&tenant, &[]);
-    examined.is("mongodb.reachable", "failed", &["MONGODB_URI"]);
-    examined.is("mongodb.indexes", "skipped", &["mongodb.reachable"]);
-    tenant.unset("MONGODB_URI");
-    let examined = examine(&tenant, &[]);
-    examined.is("mongodb.reachable", "skipped", &["not in use"]).is("mongodb.emails", "skipped", &[]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_user_of_mongodb_who_may_only_read_is_failed_with_the_role_to_grant() {
-    let mut tenant = Tenant::start().await;
-    let mongo = TestMongo::shared().await;
-    let name = mongo.database();
-    let admin = mongo.client().await.database("admin");
-    tenant.set("KINSYNC_DATABASE", name.as_str());
-    // Who gives no name is refused by nobody: this server has no access control.
-    tenant.set("MONGODB_URI", mongo.uri());
-    examine(&tenant, &[]).is("mongodb.privileges", "ok", &[]);
-    for (role, status, words) in [
-        ("read", "failed", &["may not insert", "readWrite", "grantRolesToUser"][..]),
-        ("readWrite", "ok", &[]),
-    ] {
-        let user = format!("{name}_{role}");
-        let roles = [doc! { "role": role, "db": &name }];
-        admin.run_command(doc! { "createUser": &user, "pwd": "secret", "roles": roles }).await.unwrap();
-        let uri = mongo.uri().replace("mongodb://", &format!("mongodb://{user}:secret@"));
-        let separator = if uri.contains('?') { '&' } else { '?' };
-        tenant.set("MONGODB_URI", format!("{uri}{separator}authSource=admin"));
-        examine(&tenant, &[]).is("mongodb.privileges", status, words);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn rows_and_indexes_that_keep_the_server_from_starting_are_named() {
-    let mut tenant = Tenant::start().await;
-    let mongo = TestMongo::shared().await;
-    let name = mongo.database();
-    let database = mongo.client().await.database(&name);
-    let users = database.collection::<Document>("users");
-    tenant.set("MONGODB_URI", mongo.uri()).set("KINSYNC_DATABASE", name.as_str());
-    let rows = [
-        doc! { "_id": "one", "email": "ada@example.com" },
-        doc! { "_id": "two", "email": "ada@example.com" },
-    ];
-    users.insert_many(rows).await.unwrap();
-    let pair = ["one and two", "merge these documents"];
-    examine(&tenant, &[]).is("mongodb.emails", "failed", &pair).is(
-        "mongodb.emails",
-        "failed",
-        &["KINSYNC_UNIQUE_EMAIL"],
-    );
-    examine(&tenant, &["--unique-email", "false"]).is("mongodb.emails", "warning", &pair);
-    users.delete_many(doc! {}).await.unwrap();
-    let make = async |index: Document| {
-        let command = doc! { "createIndexes": "users", "indexes": [index] };
-        database.run_command(command).await.unwrap();
-    };
-    make(doc! { "name": "kinsync_updatedAt", "key": { "updatedAt": -1 } }).await;
-    examine(&tenant, &[]).is(
-        "mongodb.indexes",
-        "failed",
-        &["other options", "dropIndex(\"kinsync_updatedAt\")"],
-    );
-    make(doc! { "name": "mine", "key": { "email": 1 }, "unique": true }).await;
-    examine(&tenant, &[]).is("mongodb.indexes", "failed", &["only one document", "dropIndex(\"mine\")"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn conflicts_and_dead_letters_are_found_while_a_server_runs_and_after() {
-    let mut tenant = Tenant::start().await;
-    let (mut app, _) = serve(&mut tenant, TestMongo::shared().await).await;
-    app.leaves_entries();
-    let user = |id: &str, at: &str| {
-        format!(
-            r#"{{"type":"user.created","event_id":"event_{id}","timestamp":"{at}","data":{{"user":{{"id":"{id}","email":"ada@example.com"}}}}}}"#
-        )
-    };
-    for (id, at) in [("kp_one", "2026-01-01T00:00:00Z"), ("kp_two", "2026-01-02T00:00:00Z")] {
-        assert_eq!(app.deliver(user(id, at)).await.unwrap(), 200);
-    }
-    assert_eq!(
-        app.deliver(
-            r#"{"type":"user.updated","event_id":"event_x","timestamp":"2026-01-01T00:00:00Z","data":"moon"}"#
-        )
-        .await
-        .unwrap(),
-        200
-    );
-    let has_both = async |app: &mut TestApp| {
-        let health = app.health().await?;
-        let dead = health.pointer("/components/queue/deadLetters") == Some(&Value::from(1));
-        Ok(dead && health.pointer("/components/queue/depth") == Some(&Value::from(0)))
-    };
-    app.until("all is projected", PATIENCE, has_both).await.unwrap();
-    let check = |health: &str| {
-        let examined = examine(&tenant, &[]);
-        examined.is("mongodb.conflicts", "warning", &["1 users do not show", "kp_", "emailConflict"]);
-        examined.is("queue.dead_letters", "warning", &["1 deliveries", "kinsync dead-letters list"]);
-        examined.is("server.health", health, &[]).is("data_dir.access", "ok", &[]);
-    };
-    check("warning");
-    app.stop().await.unwrap();
-    check("skipped");
-    app.start().await.unwrap();
-    check("warning");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_data_folder_that_cannot_be_used_is_failed() {
-    let mut tenant = Tenant::start().await;
-    let file = tenant.folder.path().join("file");
-    std::fs::write(&file, "").unwrap();
-    let check = |tenant: &mut Tenant, dir: &str, id: &str, status: &str, words: &[&str]| {
-        tenant.set("KINSYNC_DATA_DIR", dir);
-        _ = examine(tenant, &[]).is(id, status, words);
-    };
-    let file = file.to_str().unwrap();
-    check(&mut tenant, file, "data_dir.access", "failed", &["is not a folder", "KINSYNC_DATA_DIR"]);
-    check(&mut tenant, &format!("{file}/below"), "data_dir.access", "failed", &["KINSYNC_DATA_DIR"]);
-    // Nobody, not even root, makes a file there, and it has no room.
-    check(&mut tenant, "/proc", "data_dir.access", "failed", &["cannot be written", "KINSYNC_DATA_DIR"]);
-    check(&mut tenant, "/proc", "data_dir.fsync", "skipped", &["data_dir.access"]);
-    check(&mut tenant, "/proc", "data_dir.space", "failed", &["0 B free", "more space"]);
-    let open = tenant.folder.path().join("open");
-    std::fs::create_dir(&open).unwrap();
-    for (mode, state) in [(0o777, "failed"), (0o770, "warning")] {
-        std::fs::set_permissions(&open, std::fs::Permissions::from_mode(mode)).unwrap();
-        check(&mut tenant, open.to_str().unwrap(), "data_dir.access", state, &["chmod 700"]);
-    }
-    tenant.set("KINSYNC_QUEUE_MAX_BYTES", "1000000000GiB");
-    check(&mut tenant, open.to_str().unwrap(), "data_dir.space", "warning", &["KINSYNC_QUEUE_MAX_BYTES"]);
-    assert_eq!(files(&open), Vec::<String>::new(), "what was made is gone");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn something_else_at_the_address_of_the_server_is_not_taken_for_it() {
-    let mut tenant = Tenant::start().await;
-    let kinde = tenant.kinde.issuer().to_owned();
-    let examined = examine(&tenant, &["--server", &kinde]);
-    examined.is("server.health", "warning", &["not this version of kinsync", "--server"]);
-    tenant.set("PORT", "0");
-    examine(&tenant, &[]).is("server.health", "skipped", &["--server"]);
-}
-
-/// Both may be set: one is for the commands that use the admin routes, the other is where /health is.
-#[tokio::test(flavor = "multi_thread")]
-async fn health_is_asked_for_where_it_is_and_not_where_the_admin_routes_are() {
-    let mut tenant = Tenant::start().await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let metrics = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
-    app.set("KINSYNC_METRICS_BIND", metrics.as_str());
-    // It is ready when /health is; here that is elsewhere than where the test looks.
-    let client = app.client().clone();
-    tenant.set("KINSYNC_METRICS_BIND", metrics.as_str()).set("KINSYNC_SERVER", app.url(""));
-    let started = app.start();
-    let is_healthy = async {
-        while client.get(format!("http://{metrics}/health")).send().await.is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::select! { done = started => done.unwrap(), () = is_healthy => {} }
-    let examined = examine(&tenant, &[]);
-    examined.is("server.health", "ok", &[&metrics]);
-    let kinde = tenant.kinde.issuer().to_owned();
-    examine(&tenant, &["--server", &kinde]).is("server.health", "warning", &["not this version of kinsync"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn wrong_settings_are_78_and_weak_ones_a_warning() {
-    let mut tenant = Tenant::start().await;
-    tenant.set("KINDE_WEBHOOK_SECRET", "short");
-    examine(&tenant, &[]).is("settings", "warning", &["KINDE_WEBHOOK_SECRET", "config show"]);
-    let ran = tenant.run(&["doctor", "--json", "--port", "x"]);
-    assert_eq!((ran.code, ran.stdout.as_str()), (78, ""));
-    assert!(ran.stderr.contains("PORT"), "{}", ran.stderr);
 }

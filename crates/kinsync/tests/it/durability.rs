@@ -24,7 +24,7 @@ const BINARY: &str = env!("CARGO_BIN_EXE_kinsync");
 const SENDERS: u64 = 16;
 const SEED: u64 = 4711;
 
-/// Users whose creation was answered with 200.
+/// Users with a creation that was answered 200.
 type Acked = Arc<Mutex<BTreeSet<u64>>>;
 
 fn user_id(n: u64) -> String {
@@ -39,7 +39,7 @@ fn created(n: u64) -> String {
     )
 }
 
-/// Delivers new users, some of them twice, until told to stop; notes those answered 200. Answers
+/// Delivers new users, some of them twice, until `stop` is set; records those answered 200. Answers
 /// how many were refused.
 async fn send(
     client: reqwest::Client,
@@ -56,7 +56,7 @@ async fn send(
             let request = client.post(&url).header("x-kinde-signature", sign(SECRET, body.as_bytes()));
             match request.body(body.clone()).send().await {
                 Ok(answer) if answer.status().as_u16() == 200 => {
-                    acked.lock().expect("nobody panicked").insert(n);
+                    acked.lock().expect("no holder panicked").insert(n);
                 }
                 Ok(_) => refused += 1,
                 Err(_) => break,
@@ -87,7 +87,7 @@ async fn under_load(
 
 /// Every acked user is stored, written once, and its event logged.
 async fn assert_all_there(store: &dyn Store, acked: &Acked) -> Result<()> {
-    let acked: Vec<u64> = acked.lock().expect("nobody panicked").iter().copied().collect();
+    let acked: Vec<u64> = acked.lock().expect("no holder panicked").iter().copied().collect();
     for chunk in acked.chunks(1_000) {
         let ids: Vec<UserId> = chunk.iter().map(|n| UserId::parse(&user_id(*n))).collect::<Result<_, _>>()?;
         for (id, row) in ids.iter().zip(store.load(&ids).await?) {
@@ -117,7 +117,7 @@ async fn killed_under_load(mut app: TestApp) -> Result<(TestApp, Acked)> {
     }
     app.start().await?;
     app.drained(Duration::from_mins(1)).await?;
-    let answered = acked.lock().expect("nobody panicked").len();
+    let answered = acked.lock().expect("no holder panicked").len();
     assert!(answered > 2 * kills as usize, "only {answered} deliveries were answered: that is no load");
     assert!(!app.log().contains("panicked"), "no panic in the log");
     let status = app.stop().await?;
@@ -149,7 +149,7 @@ async fn mongo_store(uri: &str, database: String) -> Result<mongo::MongoStore> {
 
 /// Stops MongoDB for 30 seconds under load; returns when deliveries are projected again.
 async fn outage(app: &mut TestApp, mongo: &TestMongo, acked: &Acked) -> Result<()> {
-    let answered = || acked.lock().expect("nobody panicked").len();
+    let answered = || acked.lock().expect("no holder panicked").len();
     let before = answered();
     app.until("deliveries are answered", Duration::from_mins(1), async |_| Ok(answered() > before)).await?;
     // Before that nothing is projected, and the breaker has no call to judge.
@@ -173,7 +173,7 @@ async fn breaker(app: &mut TestApp, is_right: impl Fn(&Value) -> bool) -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn mongodb_away_for_30_seconds_refuses_nobody_and_loses_nobody() -> Result<()> {
+async fn an_outage_of_mongodb_of_30_seconds_refuses_no_delivery_and_loses_no_user() -> Result<()> {
     let mongo = TestMongo::start_own().await;
     let mut app = TestApp::new(BINARY)?;
     app.with_mongodb(&mongo.uri(), "outage");

@@ -1,5 +1,5 @@
 //! The Express and Mongoose example on a real MongoDB: asking kinsync itself, behind a real nginx, behind a real Caddy.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::request_path::{PATIENCE, Town, named};
+use crate::deployment::{DEADLINE, Deployment, named};
 
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 pub(crate) const MISSING: &str = "this test needs Node.js with npm, nginx and caddy: run `.ci/install`";
@@ -26,7 +26,7 @@ pub(crate) struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // nginx has workers, which end with a master that is told to and not with one that is killed.
+        // The workers of nginx end when their master gets SIGTERM, and not when it is killed.
         _ = Command::new("kill").arg("-TERM").arg(self.0.id().to_string()).status();
         let deadline = Instant::now() + std::time::Duration::from_secs(5);
         while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
@@ -54,20 +54,20 @@ pub(crate) async fn installed() -> PathBuf {
     example
 }
 
-/// The example; `asks`: the kinsync that it asks by itself, if there is no proxy that does.
-async fn application(town: &Town, asks: Option<&str>) -> (Running, u16) {
+/// The example application. With `verifier` it sends its own requests to that kinsync; otherwise a proxy does.
+async fn application(deployment: &Deployment, verifier: Option<&str>) -> (Running, u16) {
     let mut node = Command::new("node");
-    let database = town.users.namespace().db;
-    let uri = town.uri.replace("/?", &format!("/{database}?"));
+    let database = deployment.users.namespace().db;
+    let uri = deployment.uri.replace("/?", &format!("/{database}?"));
     node.arg(installed().await.join("server.mjs")).env("MONGODB_URI", uri).env("PORT", "0");
-    if let Some(url) = asks {
+    if let Some(url) = verifier {
         node.env("KINSYNC_URL", url);
     }
     let mut child = node.stdout(Stdio::piped()).spawn().expect(MISSING);
-    let mut said = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-    let port = said.trim().rsplit(':').next().and_then(|port| port.parse().ok());
-    (Running(child), port.unwrap_or_else(|| panic!("it does not listen: {said:?}")))
+    let mut output = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut output).unwrap();
+    let port = output.trim().rsplit(':').next().and_then(|port| port.parse().ok());
+    (Running(child), port.unwrap_or_else(|| panic!("it does not listen: {output:?}")))
 }
 
 /// An application that answers each request with the head of the request.
@@ -97,9 +97,9 @@ fn free_port() -> u16 {
 /// A configuration of the guide, with other ports.
 fn configuration(name: &str, kinsync: u16, application: u16, front: u16) -> String {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/guides/forward-auth").join(name)).unwrap();
-    [(5000, kinsync), (3000, application), (8080, front)].iter().fold(text, |text, (told, real)| {
-        assert!(text.contains(&format!("127.0.0.1:{told}")), "{name} has no port {told}");
-        text.replace(&format!("127.0.0.1:{told}"), &format!("127.0.0.1:{real}"))
+    [(5000, kinsync), (3000, application), (8080, front)].iter().fold(text, |text, (documented, real)| {
+        assert!(text.contains(&format!("127.0.0.1:{documented}")), "{name} has no port {documented}");
+        text.replace(&format!("127.0.0.1:{documented}"), &format!("127.0.0.1:{real}"))
     })
 }
 
@@ -111,8 +111,13 @@ pub(crate) enum Proxy {
 }
 
 impl Proxy {
-    pub(crate) async fn start(self, town: &Town, application: u16, folder: &Path) -> (Running, String) {
-        let (kinsync, front) = (town.apps[0].address().port(), free_port());
+    pub(crate) async fn start(
+        self,
+        deployment: &Deployment,
+        application: u16,
+        folder: &Path,
+    ) -> (Running, String) {
+        let (kinsync, front) = (deployment.apps[0].address().port(), free_port());
         let mut command = match self {
             Self::Nginx => {
                 let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| {
@@ -139,8 +144,8 @@ impl Proxy {
         };
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect(MISSING);
         let (running, url) = (Running(child), format!("http://127.0.0.1:{front}"));
-        let deadline = Instant::now() + PATIENCE;
-        while town.apps[0].client().get(&url).send().await.is_err() {
+        let deadline = Instant::now() + DEADLINE;
+        while deployment.apps[0].client().get(&url).send().await.is_err() {
             assert!(Instant::now() < deadline, "{self:?} does not listen");
         }
         (running, url)
@@ -155,19 +160,19 @@ async fn answer(request: RequestBuilder) -> (StatusCode, String, Value) {
 }
 
 /// What a user of the application meets at this address, from the first request to the deletion.
-async fn check(town: &mut Town, url: &str) {
-    let client = town.apps[0].client().clone();
+async fn check(deployment: &mut Deployment, url: &str) {
+    let client = deployment.apps[0].client().clone();
     let me = format!("{url}/me");
     let (status, challenge, problem) = answer(client.get(&me)).await;
     assert_eq!((status, challenge.as_str()), (StatusCode::UNAUTHORIZED, r#"Bearer realm="kinsync""#));
     assert_eq!(problem["reason"], "no_token", "{problem}");
-    // No webhook tells of them.
-    let ada = town.kinde.import_user(named(1)).unwrap().id;
-    let eve = town.kinde.import_user(named(2)).unwrap().id;
-    let token = town.token(&ada);
+    // No webhook is sent for these users.
+    let ada = deployment.kinde.import_user(named(1)).unwrap().id;
+    let eve = deployment.kinde.import_user(named(2)).unwrap().id;
+    let token = deployment.token(&ada);
     let forged = client.get(&me).header("x-kinsync-user-id", &eve);
-    assert_eq!(answer(forged).await.0, StatusCode::UNAUTHORIZED, "a name alone is nobody");
-    let deadline = Instant::now() + PATIENCE;
+    assert_eq!(answer(forged).await.0, StatusCode::UNAUTHORIZED, "a forged header authenticates no user");
+    let deadline = Instant::now() + DEADLINE;
     for visits in 1.. {
         let mine = client.get(&me).bearer_auth(&token).header("x-kinsync-user-id", &eve);
         let (status, _, user) = answer(mine).await;
@@ -188,7 +193,7 @@ async fn check(town: &mut Town, url: &str) {
             .0,
         201
     );
-    town.kinde.delete_user(&ada, kinde_emulator::Profile::Remove).unwrap();
+    deployment.kinde.delete_user(&ada, kinde_emulator::Profile::Remove).unwrap();
     loop {
         let (status, _, problem) = answer(client.get(&me).bearer_auth(&token)).await;
         if status == StatusCode::FORBIDDEN {
@@ -197,22 +202,23 @@ async fn check(town: &mut Town, url: &str) {
         }
         assert!(status == StatusCode::OK && Instant::now() < deadline, "{status}: {problem}");
     }
-    town.kinde.quiesce(PATIENCE).await.unwrap();
-    town.apps[0].drained(PATIENCE).await.unwrap();
-    town.apps[0].kill().unwrap();
-    let (status, _, said) = answer(client.get(&me).bearer_auth(town.token(&eve))).await;
-    assert!(status.is_server_error(), "without kinsync nobody gets through: {status}: {said}");
-    town.apps[0].start().await.unwrap();
+    deployment.kinde.quiesce(DEADLINE).await.unwrap();
+    deployment.apps[0].drained(DEADLINE).await.unwrap();
+    deployment.apps[0].kill().unwrap();
+    let (status, _, output) = answer(client.get(&me).bearer_auth(deployment.token(&eve))).await;
+    assert!(status.is_server_error(), "without kinsync every request is refused: {status}: {output}");
+    deployment.apps[0].start().await.unwrap();
 }
 
 /// Which of kinsync's headers the application sees.
-async fn check_headers(town: &Town, url: &str) {
+async fn check_headers(deployment: &Deployment, url: &str) {
     let canary = "the caller wrote this";
-    let ada = town.kinde.import_user(named(3)).unwrap().id;
-    let mut request = town.apps[0].client().get(format!("{url}/path?query=1")).bearer_auth(town.token(&ada));
+    let ada = deployment.kinde.import_user(named(3)).unwrap().id;
+    let mut request =
+        deployment.apps[0].client().get(format!("{url}/path?query=1")).bearer_auth(deployment.token(&ada));
     for name in ["user-id", "email", "org", "degraded", "profile"] {
         let name = format!("x-kinsync-{name}");
-        // Applications behind CGI, WSGI or Rack cannot tell the last two from the first.
+        // Applications behind CGI, WSGI or Rack read the last two as the first.
         for name in
             [name.clone(), name.to_ascii_uppercase(), name.replace('-', "_"), name.replacen('-', "_", 1)]
         {
@@ -222,22 +228,22 @@ async fn check_headers(town: &Town, url: &str) {
     let head = request.send().await.unwrap().text().await.unwrap();
     assert!(!head.contains(canary), "{head}");
     assert!(head.starts_with("GET /path?query=1 "), "{head}");
-    let said = |wanted: &str| -> Vec<_> {
+    let values = |wanted: &str| -> Vec<_> {
         let headers = head.lines().filter_map(|line| line.split_once(':'));
         headers.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim()).collect()
     };
-    assert_eq!(said("x-kinsync-user-id"), [ada.as_str()]);
-    assert!(said("x-kinsync-degraded").concat().is_empty(), "the store is there: {head}");
+    assert_eq!(values("x-kinsync-user-id"), [ada.as_str()]);
+    assert!(values("x-kinsync-degraded").concat().is_empty(), "the store is available: {head}");
 }
 
 async fn check_behind(proxy: Proxy) {
-    let mut town = Town::start(TestMongo::shared().await, 1).await;
+    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
     let folder = tempfile::tempdir().unwrap();
-    let (_echoing, url) = proxy.start(&town, echo(), folder.path()).await;
-    check_headers(&town, &url).await;
-    let (_application, port) = application(&town, None).await;
-    let (_running, url) = proxy.start(&town, port, folder.path()).await;
-    check(&mut town, &url).await;
+    let (_echoing, url) = proxy.start(&deployment, echo(), folder.path()).await;
+    check_headers(&deployment, &url).await;
+    let (_application, port) = application(&deployment, None).await;
+    let (_running, url) = proxy.start(&deployment, port, folder.path()).await;
+    check(&mut deployment, &url).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,9 +257,9 @@ async fn behind_caddy_the_application_meets_only_users_that_it_can_find() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_asks_kinsync_itself_meets_only_users_that_it_can_find() {
-    let mut town = Town::start(TestMongo::shared().await, 1).await;
-    let kinsync = town.apps[0].url("");
-    let (_application, port) = application(&town, Some(&kinsync)).await;
-    check(&mut town, &format!("http://127.0.0.1:{port}")).await;
+async fn an_application_that_calls_auth_verify_itself_finds_the_document_of_each_user() {
+    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let kinsync = deployment.apps[0].url("");
+    let (_application, port) = application(&deployment, Some(&kinsync)).await;
+    check(&mut deployment, &format!("http://127.0.0.1:{port}")).await;
 }

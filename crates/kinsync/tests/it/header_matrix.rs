@@ -14,8 +14,8 @@ use std::{
 use kinsync_testing::mongo::TestMongo;
 
 use crate::{
+    deployment::{Deployment, named},
     forward_auth::{Proxy, ROOT},
-    request_path::{Town, named},
 };
 
 /// What no application may see.
@@ -215,16 +215,23 @@ fn wrong(
 }
 
 async fn check_behind(proxy: Proxy) {
-    let town = Town::start(TestMongo::shared().await, 1).await;
+    let deployment = Deployment::start(TestMongo::shared().await, 1).await;
     let folder = tempfile::tempdir().unwrap();
     let application = Application::start();
-    let (_running, url) = proxy.start(&town, application.port, folder.path()).await;
+    let (_running, url) = proxy.start(&deployment, application.port, folder.path()).await;
     let port = url.rsplit(':').next().unwrap().parse().unwrap();
-    let (ada, eve) =
-        (town.kinde.import_user(named(1)).unwrap().id, town.kinde.import_user(named(2)).unwrap().id);
-    let (token, other) = (town.token(&ada), town.token(&eve));
-    let direct =
-        town.apps[0].client().get(town.apps[0].url("/auth/verify")).bearer_auth(&token).send().await.unwrap();
+    let (ada, eve) = (
+        deployment.kinde.import_user(named(1)).unwrap().id,
+        deployment.kinde.import_user(named(2)).unwrap().id,
+    );
+    let (token, other) = (deployment.token(&ada), deployment.token(&eve));
+    let direct = deployment.apps[0]
+        .client()
+        .get(deployment.apps[0].url("/auth/verify"))
+        .bearer_auth(&token)
+        .send()
+        .await
+        .unwrap();
     let organization = direct.headers()["x-kinsync-org"].to_str().unwrap().to_owned();
     assert!(!organization.is_empty(), "an absent one would not be noticed");
     let checks = move || {
@@ -250,10 +257,10 @@ fn preflights(port: u16, token: &str, application: &Application) {
     let origin = "origin: https://app.example.com\r\n";
     let allowed =
         |response: &str| values(response, "access-control-allow-origin") == ["https://app.example.com"];
-    let asked = format!(
+    let preflight_headers = format!(
         "{origin}access-control-request-method: GET\r\naccess-control-request-headers: authorization\r\n"
     );
-    let preflight = exchange(port, "OPTIONS", &asked, "");
+    let preflight = exchange(port, "OPTIONS", &preflight_headers, "");
     assert!(preflight.starts_with("HTTP/1.1 204") && allowed(&preflight), "{preflight}");
     assert!(
         values(&preflight, "access-control-allow-headers").concat().contains("authorization"),

@@ -1,5 +1,5 @@
 //! `examples/express-mongoose/run`, as a person starts it, follows it and ends it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     fs,
@@ -17,8 +17,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use crate::{
+    deployment::DEADLINE,
     forward_auth::{MISSING, ROOT, installed},
-    request_path::PATIENCE,
 };
 
 /// The folder of both binaries. `cargo test --workspace` has built the emulator; cargo builds it when kinsync is tested
@@ -36,36 +36,37 @@ fn binaries() -> PathBuf {
 /// The script with all that it started, in a process group of its own as in a terminal.
 struct Script {
     child: Child,
-    /// What it says to try.
+    /// The commands to try that it prints.
     steps: Vec<String>,
     temporary: TempDir,
 }
 
 impl Script {
-    /// Returns when it has said what to try.
+    /// Returns when it has printed the commands to try.
     fn start(example: &Path, args: &[&str]) -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let mut run = Command::new(example.join("run"));
         run.args(args).env("BIN", binaries()).env("TMPDIR", temporary.path()).process_group(0);
         let mut child = run.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect(MISSING);
-        let said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let output = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let mut script = Self { child, steps: Vec::new(), temporary };
         let mut is_ready = false;
         script.steps.extend(
-            said.take_while(|line| {
-                is_ready = line == "Press Ctrl-C to stop.";
-                !is_ready
-            })
-            .filter_map(|line| line.strip_prefix("  ").map(str::to_owned)),
+            output
+                .take_while(|line| {
+                    is_ready = line == "Press Ctrl-C to stop.";
+                    !is_ready
+                })
+                .filter_map(|line| line.strip_prefix("  ").map(str::to_owned)),
         );
         assert!(is_ready, "it ended early: {:?}", script.child.wait());
         script
     }
 
-    /// The one step with these words.
-    fn step(&self, words: &str) -> &str {
-        let found: Vec<_> = self.steps.iter().filter(|step| step.contains(words)).collect();
-        assert_eq!(found.len(), 1, "{words}: {:#?}", self.steps);
+    /// The only step that contains this text.
+    fn step(&self, text: &str) -> &str {
+        let found: Vec<_> = self.steps.iter().filter(|step| step.contains(text)).collect();
+        assert_eq!(found.len(), 1, "{text}: {:#?}", self.steps);
         found[0]
     }
 
@@ -78,10 +79,10 @@ impl Script {
 
     /// Her first request and, until the answer is right, the same again.
     fn ask_until(&self, is_right: impl Fn(&Value) -> bool) -> Value {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
-            let said = Self::follow(&[self.step("TOKEN="), self.step("curl ")]);
-            let answer = serde_json::from_str(&said).unwrap_or_else(|_| panic!("no JSON: {said}"));
+            let output = Self::follow(&[self.step("TOKEN="), self.step("curl ")]);
+            let answer = serde_json::from_str(&output).unwrap_or_else(|_| panic!("no JSON: {output}"));
             if is_right(&answer) {
                 return answer;
             }
@@ -99,7 +100,7 @@ impl Script {
     /// Ctrl-C.
     fn interrupt(&mut self) -> ExitStatus {
         assert!(self.signal("-INT"));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
@@ -128,7 +129,7 @@ async fn check(args: &'static [&'static str]) {
         assert!(script.step("users delete").contains(first["kindeId"].as_str().unwrap()));
         Script::follow(&[script.step("users delete")]);
         script.ask_until(|answer| answer["reason"] == "deleted");
-        // 0 where who started the tests ignores the signal, which a shell cannot undo: then the others end, and it with them.
+        // 0 if the parent of the tests ignores the signal, which a shell cannot undo: then the script ends after its processes.
         assert!(matches!(script.interrupt().code(), Some(130 | 0)), "ended by Ctrl-C");
         assert!(!script.signal("-0"), "something that it started still runs");
         let left: Vec<_> = fs::read_dir(script.temporary.path()).unwrap().collect();

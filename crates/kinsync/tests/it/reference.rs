@@ -114,7 +114,7 @@ kinsync writes one document per user into the collection `users` (`KINSYNC_USERS
 - The sub-document `kinsync` holds the versions of the fields and kinsync's own data. Do not read or write it.
 - The unique index on `kindeId` and the others are listed by `kinsync doctor`; `KINSYNC_UNIQUE_EMAIL` sets whether the one on \
 `email` is unique.
-- The section `[fields]` of the settings gives keys other names ([settings](settings.md)). The tables show the default names.
+- The section `[fields]` of the settings renames keys ([settings](settings.md)). The tables show the default names.
 
 kinsync updates only its own keys and never replaces a document. For Mongoose see [the guide](../guides/mongoose.md).
 
@@ -255,7 +255,7 @@ fn paragraph(described: &Value) -> String {
     described["description"].as_str().unwrap_or_default().replace('\n', " ").replace('|', "\\|")
 }
 
-/// The type of a value, in words.
+/// The type of a value, as text.
 fn type_of(schema: &Value) -> String {
     if let Some(reference) = schema["$ref"].as_str() {
         let name = reference.rsplit('/').next().unwrap();

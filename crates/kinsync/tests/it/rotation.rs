@@ -1,4 +1,4 @@
-//! Each secret of `docs/guides/security.md` is rotated as the guide says, while a sender delivers without a pause: no delivery
+//! Each secret of `docs/guides/security.md` is rotated by the steps of the guide, while a sender delivers without a pause: no delivery
 //! is refused.
 
 use std::{

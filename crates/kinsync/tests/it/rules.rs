@@ -1,6 +1,6 @@
-//! Rules of the application's database that reject documents: who is refused how, and what operators see, on the real
+//! Rules of the application's database that reject documents: the answers to requests and what operators see, on the real
 //! binary and the real MongoDB.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use bson::{Document, doc};
 use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use serde_json::{Value, json};
 
-use crate::request_path::{Town, named};
+use crate::deployment::{Deployment, named};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Creates the collection of users with this validator.
-async fn demanding(town: &Town, rule: Document) {
+async fn demanding(deployment: &Deployment, rule: Document) {
     let command = doc! { "collMod": "users", "validator": rule };
-    town.database().run_command(command).await.unwrap();
+    deployment.database().run_command(command).await.unwrap();
 }
 
 async fn answer(app: &TestApp, path: &str, token: &str) -> (u16, Value) {
@@ -29,18 +29,18 @@ fn text(value: &Value) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_allows_the_document() {
-    let mut town = Town::start(TestMongo::shared().await, 1).await;
-    demanding(&town, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
-    let ada = town.kinde.import_user(named(1)).unwrap().id;
-    let token = town.token(&ada);
+    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    demanding(&deployment, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
+    let ada = deployment.kinde.import_user(named(1)).unwrap().id;
+    let token = deployment.token(&ada);
     for _ in 0..3 {
-        let (status, body) = answer(&town.apps[0], "/api/me", &token).await;
+        let (status, body) = answer(&deployment.apps[0], "/api/me", &token).await;
         assert_eq!((status, &body["reason"]), (503, &json!("not_storable")), "{body}");
-        let (status, body) = answer(&town.apps[0], "/auth/verify", &token).await;
+        let (status, body) = answer(&deployment.apps[0], "/auth/verify", &token).await;
         assert_eq!((status, &body["reason"]), (403, &json!("not_storable")), "{body}");
     }
-    let app = &mut town.apps[0];
-    app.until("/health names the user", PATIENCE, async |app| {
+    let app = &mut deployment.apps[0];
+    app.until("/health counts the user", DEADLINE, async |app| {
         let health = app.health().await?;
         Ok(health.pointer("/components/store/refusedUsers") == Some(&json!(1)))
     })
@@ -52,8 +52,8 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
     assert!(text(&explained["rejected"]["reason"]).contains("tenant"), "{explained}");
     let lines = app.log().lines().filter(|line| line.contains("the store rejects a user")).count();
     assert_eq!(lines, 1, "one line for the user and the rule");
-    demanding(&town, doc! {}).await;
-    let app = &mut town.apps[0];
+    demanding(&deployment, doc! {}).await;
+    let app = &mut deployment.apps[0];
     app.until("the user is stored", Duration::from_mins(1), async |app| {
         Ok(answer(app, "/api/me", &token).await.0 == 200)
     })
@@ -65,12 +65,12 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
 #[tokio::test(flavor = "multi_thread")]
 async fn a_setting_lets_users_pass_that_the_store_rejects() {
     let settings = [("KINSYNC_REFUSED_USERS", "pass")];
-    let town = Town::with(TestMongo::shared().await, 1, &settings).await;
-    demanding(&town, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
-    let ada = town.kinde.import_user(named(1)).unwrap().id;
-    let app = &town.apps[0];
+    let deployment = Deployment::with(TestMongo::shared().await, 1, &settings).await;
+    demanding(&deployment, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
+    let ada = deployment.kinde.import_user(named(1)).unwrap().id;
+    let app = &deployment.apps[0];
     let answer =
-        app.client().get(app.url("/auth/verify")).bearer_auth(town.token(&ada)).send().await.unwrap();
+        app.client().get(app.url("/auth/verify")).bearer_auth(deployment.token(&ada)).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["x-kinsync-degraded"], "true");
 }

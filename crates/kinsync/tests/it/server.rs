@@ -52,7 +52,7 @@ impl Server {
         let mut child = command.envs(vars.iter().copied()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = lines_of(child.stderr.take().unwrap());
         let address = loop {
-            let line = lines.recv_timeout(DEADLINE).expect("the server says where it listens");
+            let line = lines.recv_timeout(DEADLINE).expect("the server prints its address");
             let line: Value = serde_json::from_str(&line).unwrap_or_default();
             if line["message"] == "listening" {
                 break line["address"].as_str().unwrap().parse().unwrap();
@@ -142,7 +142,7 @@ impl Server {
         self.request("POST", "/api/webhook", &[("x-kinde-signature", &signature)], body)
     }
 
-    /// Asks an admin route until the answer is as wanted.
+    /// Requests an admin route until the response is as expected.
     pub(crate) fn wait_for(&self, path: &str, wanted: impl Fn(u16, &Value) -> bool) -> Value {
         let began = Instant::now();
         loop {

@@ -1,4 +1,4 @@
-//! A local Kinde, and commands of the real binary that are told of it.
+//! A local Kinde, and commands of the real binary with settings for it.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ impl Tenant {
         Self::with(Config::default()).await
     }
 
-    /// With its machine-to-machine application in the settings, and no server at the port of them.
+    /// With its machine-to-machine application in the settings, and a port without a server.
     pub(crate) async fn with(config: Config) -> Self {
         let kinde = Emulator::start(config).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -77,7 +77,7 @@ impl Tenant {
         self.kinde.add_webhook(spec)
     }
 
-    /// Where each webhook delivers to, and what; sorted.
+    /// The endpoint and the event types of each webhook, sorted.
     pub(crate) fn webhooks(&self) -> Vec<(String, Vec<String>)> {
         let webhooks = self.kinde.webhooks().into_iter();
         let mut webhooks: Vec<_> =

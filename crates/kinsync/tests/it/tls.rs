@@ -85,8 +85,8 @@ fn files_that_cannot_be_used_are_named_at_the_start() {
         let mut command =
             kinsync(&["serve"], &[("PORT", "0"), ("KINDE_WEBHOOK_SECRET", crate::server::SECRET)]);
         let done = command.envs(vars).env("KINSYNC_DATA_DIR", data).output().unwrap();
-        let said = String::from_utf8(done.stderr).unwrap();
-        assert!(!done.status.success() && said.contains(expected), "{expected}: {said}");
+        let output = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success() && output.contains(expected), "{expected}: {output}");
     };
     check("cannot read");
     certificate(folder.path());

@@ -7,7 +7,7 @@ use kinsync_testing::app::TestApp;
 use tokio::time::Instant;
 
 use crate::{
-    request_path::{PATIENCE, named},
+    deployment::{DEADLINE, named},
     tenant::{Ran, Tenant, event_types},
 };
 
@@ -43,8 +43,8 @@ async fn setup_makes_one_webhook_however_often_it_runs_and_deliveries_arrive() {
     assert!(second.code == 0 && second.stdout.starts_with("nothing to do"), "{}", second.stdout);
     assert_eq!(tenant.webhooks(), made);
     let user = tenant.kinde.sign_up(named(1)).unwrap();
-    tenant.kinde.quiesce(PATIENCE).await.unwrap();
-    app.drained(PATIENCE).await.unwrap();
+    tenant.kinde.quiesce(DEADLINE).await.unwrap();
+    app.drained(DEADLINE).await.unwrap();
     let found =
         app.admin(&format!("/users/{}", user.id)).await.unwrap().expect("the delivery changes_by_source");
     assert_eq!(found["email"], "user1@example.com");
@@ -60,11 +60,14 @@ async fn missing_event_types_are_added_and_nothing_is_taken_away() {
     let dry = tenant.run(&[&SETUP[..], &["--dry-run", "--json"]].concat());
     assert_eq!((dry.code, tenant.webhooks()), (0, before.clone()), "{}", dry.stderr);
     let done = tenant.run(&[&SETUP[..], &["--json"]].concat());
-    for (said, dry_run) in [(dry.json(), true), (done.json(), false)] {
-        assert_eq!((&said["action"], &said["dryRun"]), (&"update".into(), &dry_run.into()));
-        assert_eq!((&said["webhook"], &said["others"][0]["endpoint"]), (&id.as_str().into(), &OTHER.into()));
+    for (output, dry_run) in [(dry.json(), true), (done.json(), false)] {
+        assert_eq!((&output["action"], &output["dryRun"]), (&"update".into(), &dry_run.into()));
+        assert_eq!(
+            (&output["webhook"], &output["others"][0]["endpoint"]),
+            (&id.as_str().into(), &OTHER.into())
+        );
         let added: Vec<&str> =
-            said["added"].as_array().unwrap().iter().filter_map(|kind| kind.as_str()).collect();
+            output["added"].as_array().unwrap().iter().filter_map(|kind| kind.as_str()).collect();
         assert!(added.contains(&"user.deleted") && !added.contains(&"user.abducted"), "{added:?}");
     }
     let mut now = tenant.webhooks();
@@ -91,23 +94,23 @@ async fn of_two_webhooks_of_this_address_the_full_one_counts_and_the_other_is_na
     assert_eq!(tenant.webhooks(), before);
 }
 
-/// Behind a proxy the path may be another one: then one setting says it to `setup` and to `doctor`.
+/// Behind a proxy the path may be another one. One setting configures it for `setup` and for `doctor`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_at_another_path_is_known_by_one_setting_and_never_made_twice() {
     const HOOK: &str = "https://app.example.com/hooks/kinde";
     let mut tenant = Tenant::start().await;
     tenant.set("KINSYNC_PUBLIC_URL", "https://app.example.com");
     let doctor = |tenant: &Tenant| -> (String, String) {
-        let said = tenant.run(&["doctor", "--json"]).json();
-        let findings = said["findings"].as_array().unwrap();
+        let output = tenant.run(&["doctor", "--json"]).json();
+        let findings = output["findings"].as_array().unwrap();
         let webhook = findings.iter().find(|one| one["id"] == "kinde.webhook").unwrap();
         (webhook["status"].as_str().unwrap().to_owned(), webhook.to_string())
     };
     let made = tenant.run(&["webhook", "setup", "--url", HOOK]);
     assert!(made.code == 0 && made.stdout.contains("set KINSYNC_WEBHOOK_URL"), "{}", made.stdout);
-    let (status, said) = doctor(&tenant);
-    assert_eq!(status, "warning", "{said}");
-    assert!(said.contains(HOOK) && said.contains("KINSYNC_WEBHOOK_URL"), "{said}");
+    let (status, output) = doctor(&tenant);
+    assert_eq!(status, "warning", "{output}");
+    assert!(output.contains(HOOK) && output.contains("KINSYNC_WEBHOOK_URL"), "{output}");
     tenant.set("KINSYNC_WEBHOOK_URL", HOOK);
     assert_eq!(doctor(&tenant).0, "ok");
     let again = tenant.run(&["webhook", "setup"]);
@@ -137,7 +140,7 @@ fn setup_struck_times(tenant: &Tenant, fault: FaultKind, times: u64) -> Ran {
         let began = Instant::now();
         // The webhooks have been listed by then: the next request for them is the one that makes one.
         while tenant.kinde.requests("event_types") == before {
-            assert!(began.elapsed() < PATIENCE, "it never asks");
+            assert!(began.elapsed() < DEADLINE, "it sends no request");
             std::thread::yield_now();
         }
         tenant.kinde.set_fault(Fault::times(fault, times).on("webhooks"));
@@ -145,7 +148,7 @@ fn setup_struck_times(tenant: &Tenant, fault: FaultKind, times: u64) -> Ran {
     })
 }
 
-/// The answer is cut off: nobody knows whether it took effect, and it did.
+/// The response is cut off, so its effect is unknown; it did take effect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_may_have_been_made_is_looked_for_before_another_one_is() {
     let tenant = Tenant::start().await;
@@ -211,7 +214,7 @@ async fn http_to_another_machine_is_refused_with_the_reason() {
             ran.stderr
         );
     }
-    assert_eq!(tenant.kinde.requests("token"), 0, "Kinde was not asked");
+    assert_eq!(tenant.kinde.requests("token"), 0, "no request was sent to Kinde");
 }
 
 #[tokio::test(flavor = "multi_thread")]

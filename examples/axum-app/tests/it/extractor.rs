@@ -1,4 +1,4 @@
-//! The extractor where somebody forgot the layer.
+//! The extractor on a route without the layer.
 
 use std::{
     net::Ipv4Addr,
@@ -15,18 +15,18 @@ use serde_json::Value;
 #[tokio::test]
 async fn without_a_layer_in_front_the_answer_is_500_and_the_handler_does_not_run() {
     let ran = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&ran);
-    let handler = async move |_: CurrentUser| told.store(true, Ordering::Relaxed);
+    let handler_ran = Arc::clone(&ran);
+    let handler = async move |_: CurrentUser| handler_ran.store(true, Ordering::Relaxed);
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let url = format!("http://{}/me", listener.local_addr().unwrap());
     let server = axum::serve(listener, Router::new().route("/me", get(handler)));
-    let ask = async {
+    let request = async {
         let client = reqwest::Client::builder().build().unwrap();
         // What a layer would have taken away proves nothing.
         client.get(&url).bearer_auth("token").header("x-kinsync-user-id", "kp_admin").send().await.unwrap()
     };
     let answer = tokio::select! {
-        answer = ask => answer,
+        answer = request => answer,
         stopped = server => panic!("{stopped:?}"),
     };
     assert_eq!(answer.status(), 500);

@@ -1,5 +1,5 @@
 //! The example as a process of its own, with a local Kinde, over HTTP.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod extractor;
 
@@ -18,12 +18,12 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 /// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The example on a free port, with these settings and no others. It ends with the test.
 struct App {
     child: Child,
-    said: Lines<BufReader<ChildStdout>>,
+    output: Lines<BufReader<ChildStdout>>,
     url: String,
     client: Client,
     _folder: TempDir,
@@ -35,11 +35,11 @@ impl App {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kinsync-example-axum-app"));
         command.env_clear().env("PORT", "0").env("KINSYNC_DATA_DIR", folder.path());
         let mut child = command.envs(settings.iter().copied()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-        let first = said.next().expect("it says where it listens").unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let first = output.next().expect("it prints its address").unwrap();
         let url = first.strip_prefix("listening on ").unwrap().to_owned();
-        let client = Client::builder().timeout(PATIENCE).build().unwrap();
-        Self { child, said, url, client, _folder: folder }
+        let client = Client::builder().timeout(DEADLINE).build().unwrap();
+        Self { child, output, url, client, _folder: folder }
     }
 
     fn get(&self, path: &str) -> RequestBuilder {
@@ -50,7 +50,7 @@ impl App {
     fn interrupt(mut self) -> bool {
         let interrupt = Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
         assert!(interrupt.unwrap().success());
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.success();
@@ -73,9 +73,9 @@ async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     (answer.status(), answer.json().await.unwrap_or_default())
 }
 
-/// Asks until the answer is right; whatever comes before must have a status that is allowed.
+/// Repeats the request until the response is as expected; each earlier response must have an allowed status.
 async fn until(request: &RequestBuilder, before: StatusCode, is_right: impl Fn(StatusCode, &Value) -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         let (status, body) = answer(request.try_clone().unwrap()).await;
         if is_right(status, &body) {
@@ -87,7 +87,7 @@ async fn until(request: &RequestBuilder, before: StatusCode, is_right: impl Fn(S
 }
 
 /// A local Kinde, and the application with these settings beside.
-async fn town(settings: &[(&str, &str)]) -> (Emulator, App) {
+async fn start(settings: &[(&str, &str)]) -> (Emulator, App) {
     let kinde = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
     let app = App::start(&[settings, &[("KINDE_DOMAIN", kinde.issuer())]].concat());
     kinde.add_webhook(WebhookSpec::new(format!("{}/api/webhook", app.url).parse().unwrap()));
@@ -107,7 +107,11 @@ async fn check(kinde: &Emulator, app: &App) -> String {
     let ada = kinde.import_user(ada()).unwrap().id;
     let me = app.get("/me").bearer_auth(token(kinde, &ada));
     let (status, body) = answer(me.try_clone().unwrap()).await;
-    assert_eq!((status, &body["kindeId"]), (StatusCode::OK, &ada.as_str().into()), "no webhook told of her");
+    assert_eq!(
+        (status, &body["kindeId"]),
+        (StatusCode::OK, &ada.as_str().into()),
+        "no webhook was delivered"
+    );
     until(&me, StatusCode::OK, |_, body| body["firstName"] == "Ada" && body["email"] == "ada@example.com")
         .await;
     let note = app.client.post(format!("{}/notes", app.url)).bearer_auth(token(kinde, &ada)).body("buy milk");
@@ -122,7 +126,7 @@ async fn check(kinde: &Emulator, app: &App) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_token_the_open_route_answers_and_the_others_say_why_not() {
-    let (_kinde, app) = town(&[]).await;
+    let (_kinde, app) = start(&[]).await;
     assert_eq!(answer(app.get("/")).await.0, StatusCode::OK);
     for path in ["/me", "/notes"] {
         let answer = app.get(path).header("x-kinsync-user-id", "kp_admin").send().await.unwrap();
@@ -135,14 +139,14 @@ async fn without_a_token_the_open_route_answers_and_the_others_say_why_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_of_whom_no_webhook_told_is_found_by_the_first_request_and_refused_once_deleted() {
-    let (kinde, app) = town(&[]).await;
+    let (kinde, app) = start(&[]).await;
     check(&kinde, &app).await;
     assert!(app.interrupt(), "Ctrl-C ends it well");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_of_whom_a_webhook_told_is_known_by_name_although_the_profile_cannot_be_asked_for() {
-    let (kinde, app) = town(&[]).await;
+    let (kinde, app) = start(&[]).await;
     kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("profile"));
     let ada = kinde.create_user(ada()).unwrap().id;
     let me = app.get("/me").bearer_auth(token(&kinde, &ada));
@@ -154,7 +158,7 @@ async fn with_a_mongodb_the_users_are_in_it() {
     let mongo = TestMongo::shared().await;
     let database = mongo.database();
     let uri = mongo.uri().replace("/?", &format!("/{database}?"));
-    let (kinde, app) = town(&[("MONGODB_URI", &uri)]).await;
+    let (kinde, app) = start(&[("MONGODB_URI", &uri)]).await;
     let ada = check(&kinde, &app).await;
     let users = mongo.client().await.database(&database).collection::<Document>("users");
     assert!(users.find_one(doc! { "kindeId": ada, "isDeleted": true }).await.unwrap().is_some());
@@ -175,10 +179,10 @@ async fn with_a_machine_what_no_webhook_told_of_is_repaired_without_a_request() 
         ("KINDE_M2M_CLIENT_SECRET", &machine.client_secret),
     ]);
     let users = mongo.client().await.database(&database).collection::<Document>("users");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     let found =
         async || users.find_one(doc! { "kindeId": &ada, "firstName": "Ada" }).await.unwrap().is_some();
-    // The keys are asked for before the first delivery needs them.
+    // The keys are fetched before the first delivery needs them.
     while !found().await || kinde.requests("jwks") == 0 {
         assert!(Instant::now() < deadline, "she was looked for: {}", found().await);
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -188,8 +192,8 @@ async fn with_a_machine_what_no_webhook_told_of_is_repaired_without_a_request() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_it_says_to_try_works_in_this_order() {
     let mut app = App::start(&[]);
-    let mut said = app.said.by_ref().map_while(Result::ok);
-    let mut steps = said.by_ref().take_while(|line| line != "Ctrl-C ends it.");
+    let mut output = app.output.by_ref().map_while(Result::ok);
+    let mut steps = output.by_ref().take_while(|line| line != "Ctrl-C ends it.");
     let token = steps.find_map(|line| line.trim().strip_prefix("TOKEN=").map(str::to_owned)).unwrap();
     let curls: Vec<_> = steps.filter(|line| line.starts_with("  curl ")).collect();
     let mut statuses = Vec::new();

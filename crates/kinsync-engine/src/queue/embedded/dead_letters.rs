@@ -91,12 +91,13 @@ pub(super) fn count(sqlite: &Connection) -> rusqlite::Result<DeadLetters> {
 /// Reduces the oldest to id and reason, and deletes what is beyond the number or the age allowed.
 pub(super) fn enforce(sqlite: &Connection, bounds: &DeadLetterBounds, now: Micros) -> rusqlite::Result<()> {
     let oldest = now.0.saturating_sub(micros(bounds.max_age));
-    let mut gone = sqlite.prepare_cached("DELETE FROM dead_letters WHERE dead_at < ?1")?.execute([oldest])?;
+    let mut removed =
+        sqlite.prepare_cached("DELETE FROM dead_letters WHERE dead_at < ?1")?.execute([oldest])?;
     let DeadLetters { count, bytes } = count(sqlite)?;
     if count > bounds.max_count {
         let excess = "DELETE FROM dead_letters WHERE id <=
             (SELECT id FROM dead_letters ORDER BY id DESC LIMIT 1 OFFSET ?1)";
-        gone += sqlite.prepare_cached(excess)?.execute([signed(bounds.max_count)])?;
+        removed += sqlite.prepare_cached(excess)?.execute([signed(bounds.max_count)])?;
     }
     let mut reduced = 0;
     if bytes > bounds.max_bytes {
@@ -105,11 +106,11 @@ pub(super) fn enforce(sqlite: &Connection, bounds: &DeadLetterBounds, now: Micro
             FROM dead_letters WHERE payload IS NOT NULL) WHERE total > ?1)";
         reduced = sqlite.prepare_cached(reduce)?.execute([signed(bounds.max_bytes)])?;
     }
-    metrics::counter!("kinsync_queue_dead_letters_removed_total").increment(gone as u64);
+    metrics::counter!("kinsync_queue_dead_letters_removed_total").increment(removed as u64);
     metrics::counter!("kinsync_queue_dead_letters_reduced_total").increment(reduced as u64);
-    if gone + reduced > 0 {
+    if removed + reduced > 0 {
         tracing::warn!(
-            gone,
+            removed,
             reduced,
             "old dead letters were deleted or lost their payload, to keep their bound"
         );

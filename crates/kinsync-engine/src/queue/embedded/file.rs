@@ -376,7 +376,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
         Err(TryLockError::Error(source)) => Err(unavailable(&path, source)),
         Err(TryLockError::WouldBlock) => {
             let hint = format!(
-                "the queue in `{}` is in use by another process; give each process its own KINSYNC_DATA_DIR",
+                "the queue in `{}` is in use by another process; set KINSYNC_DATA_DIR to another folder for each process",
                 dir.display()
             );
             Err(Error::Refused { hint, source: None })

@@ -1,4 +1,4 @@
-//! Reads entries for claims: first those whose wait has ended, then the next unread ones.
+//! Reads entries for claims: first those with a wait that has ended, then the next unread ones.
 //!
 //! What was read goes to [`State`] and is claimed from there without waiting, so
 //! that a cancelled claim takes nothing with it.

@@ -101,7 +101,7 @@ fn copy_file(old: &Path, new: &Path) -> Result<Copied, Refusal> {
     let new = file::connect(new)?;
     let mut copied = Copied::default();
     new.execute_batch("BEGIN IMMEDIATE")?;
-    // A file whose first page is damaged cannot be opened at all.
+    // A file with a damaged first page cannot be opened at all.
     if let Ok(old) = file::read_only(old).or_else(|_| file::read_only(old)) {
         for (table, key) in TABLES {
             copy_table(&old, &new, table, key, &mut copied)?;

@@ -54,7 +54,7 @@ impl Reserve {
         self.is_there
     }
 
-    /// Gives the space free.
+    /// Frees the space.
     pub(super) fn release(&mut self) {
         let _ = fs::remove_file(&self.path);
         self.is_there = false;

@@ -58,7 +58,7 @@ fn entry(row: &Row<'_>) -> Option<Entry> {
     Some(Entry { event_id: row.get(1).ok()?, received_at: Micros(row.get(3).ok()?), payload })
 }
 
-/// CRC-32 of everything that the entry says.
+/// CRC-32 of the whole content of the entry.
 pub(super) fn checksum(entry: &Entry) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     let Entry { event_id, received_at, payload } = entry;

@@ -148,7 +148,7 @@ impl State {
         }
     }
 
-    /// Entries whose lease or wait has ended, to be read again. The caller must end with
+    /// Entries with a lease or a wait that has ended, to be read again. The caller must end with
     /// [`State::offer_again`], [`State::postpone`] or [`State::remove`] for each.
     pub(super) fn take_due(&mut self, now: Instant, max: usize) -> Vec<i64> {
         let mut due = Vec::new();

@@ -379,7 +379,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives up the reserve, so that acks can be written to a full disk.
+    /// Frees the reserve, so that acks can be written to a full disk.
     fn make_room(&mut self) {
         self.reserve.release();
         let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
@@ -400,7 +400,7 @@ impl Writer {
         file::unavailable(self.file.path(), full)
     }
 
-    /// Gives the disk space of an empty queue free.
+    /// Frees the disk space of an empty queue.
     fn shrink(&mut self) {
         if self.shared.state().depth() > 0 {
             return;

@@ -119,7 +119,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(io_failure(&path, error)),
         Err(TryLockError::WouldBlock) => Err(refused(format!(
-            "another process writes to `{}`; stop it, or give each process its own KINSYNC_DATA_DIR",
+            "another process writes to `{}`; stop it, or set KINSYNC_DATA_DIR to another folder for each process",
             folder.display()
         ))),
     }

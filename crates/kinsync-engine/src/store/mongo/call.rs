@@ -29,7 +29,7 @@ const REFUSED: [i32; 16] = [2, 9, 14, 20, 59, 67, 72, 73, 115, 148, 166, 197, 23
 /// `CannotCreateIndex`.
 const NO_SUCH_INDEX: i32 = 67;
 
-/// Words of the description of a failed validator.
+/// Names in the description of a failed validator.
 const MAX_WORDS: usize = 24;
 
 /// Failures of a call without an error of the driver.
@@ -113,7 +113,7 @@ pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
         (ErrorKind::Command(failed), Some(13)) if failed.message.contains("requires authentication") => {
             "the server requires authentication: add a user and a password to MONGODB_URI"
         }
-        (_, Some(13)) => "give the database user of MONGODB_URI the role `readWrite` on this database",
+        (_, Some(13)) => "grant the database user of MONGODB_URI the role `readWrite` on this database",
         (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
         (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
         (ErrorKind::InvalidArgument { .. }, _) => "this is a bug of kinsync; report it with this message",
@@ -156,7 +156,7 @@ pub(super) struct WriteError {
     pub(super) code: i32,
     /// For a duplicate key: the keys of the index, or its name if an old server does not report the keys.
     pub(super) duplicate: Vec<String>,
-    /// For a duplicate key: the name of the index, if the server says it.
+    /// For a duplicate key: the name of the index, if the server reports it.
     pub(super) index_name: Option<String>,
     /// For a duplicate key: whether the document has none of the keys. The index then allows only one such document.
     pub(super) is_absent: bool,

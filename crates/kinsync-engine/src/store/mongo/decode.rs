@@ -124,7 +124,7 @@ impl StoredDocument {
         }
     }
 
-    /// Gives up keys that have another path in the current mapping. A value that the application changed stays where it is.
+    /// Releases keys that have another path in the current mapping. A value that the application changed stays where it is.
     fn leave(&mut self, row: &Row, former: &Keys, keys: &Keys, values: &Values<'_>) {
         self.is_moving = true;
         for key in DocumentKey::ALL.into_iter().filter(|key| former.dotted(*key) != keys.dotted(*key)) {
@@ -321,7 +321,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    /// Decodes the state, and adds the fields that only a newer kinsync knows to `newer`.
+    /// Decodes the state, and adds the fields of a newer kinsync to `newer`.
     fn state(self, newer: &mut BTreeMap<String, (Bson, Version)>) -> UserState {
         let mut fields = BTreeMap::new();
         let versions = self.versions.into_iter().flat_map(items);

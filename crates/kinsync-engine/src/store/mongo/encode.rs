@@ -191,7 +191,7 @@ impl Plan {
         plan
     }
 
-    /// A key whose value kinsync wrote before.
+    /// A key with a value that kinsync wrote before.
     fn owned(&mut self, key: DocumentKey, shown: Shown) {
         match shown {
             Shown::Value(value) => {

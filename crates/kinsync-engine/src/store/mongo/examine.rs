@@ -44,7 +44,7 @@ pub(super) struct Collection {
 }
 
 impl Collection {
-    /// Returns whether the collection compares texts by a collation unless a command says otherwise.
+    /// Returns whether the collection compares texts by a collation unless a command names another one.
     pub(super) fn is_collated(&self) -> bool {
         self.options
             .get_document("collation")

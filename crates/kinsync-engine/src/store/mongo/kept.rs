@@ -28,8 +28,8 @@ const LONGEST: Duration = Duration::from_secs(3);
 
 const DOING: &str = "list values of the application";
 
-/// The ways out of a value that stays, for an operator.
-pub const WAYS_OUT: &str = "under [fields] give kinsync another name for the key, or a `prefix` for all of them; name the key in \
+/// What an operator can do about a value that stays.
+pub const REMEDIES: &str = "under [fields] set another name for the key, or a `prefix` for all of them; name the key in \
                             `take_over` to replace the values; or remove them from the documents";
 
 /// Values of the application under one key.

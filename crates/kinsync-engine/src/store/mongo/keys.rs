@@ -181,7 +181,9 @@ impl Keys {
             };
             if let Some(path) = path.as_ref().filter(|path| overlaps(path)) {
                 let path = path.dotted.as_str();
-                return Err(refused(format!("`{path}` is the name of two keys; give each its own name")));
+                return Err(refused(format!(
+                    "`{path}` is the name of two keys; set another name for one of them"
+                )));
             }
             if path.is_none() && key == DocumentKey::KindeId {
                 return Err(refused("`kindeId` cannot be switched off: kinsync finds a user by it".into()));

@@ -41,7 +41,7 @@ struct Record {
     pending: BTreeSet<i64>,
 }
 
-/// The mappings that this process knows.
+/// The mappings that this process has read.
 #[derive(Debug)]
 pub(super) struct Known {
     /// The mapping of the settings.
@@ -150,7 +150,7 @@ impl Inner {
         }
     }
 
-    /// Returns ids of users, after this one, whose documents were written under another mapping.
+    /// Returns ids of users, after this one, with documents that were written under another mapping.
     async fn to_move(&self, path: &str, after: &str) -> Result<Vec<UserId>, Error> {
         let current = match self.keys.id {
             0 => doc! { "$exists": true },

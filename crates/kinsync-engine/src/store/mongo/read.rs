@@ -27,12 +27,12 @@ impl Inner {
             found.extend(rows.map(|row| (row.id.clone(), row)));
         }
         // A repeated id gets a repeated result.
-        let mut asked: HashMap<&UserId, u32> = HashMap::with_capacity(ids.len());
+        let mut requested: HashMap<&UserId, u32> = HashMap::with_capacity(ids.len());
         for id in ids {
-            *asked.entry(id).or_default() += 1;
+            *requested.entry(id).or_default() += 1;
         }
         let mut answer = |id| {
-            let left = asked.get_mut(id)?;
+            let left = requested.get_mut(id)?;
             *left -= 1;
             if *left == 0 { found.remove(id) } else { found.get(id).cloned() }
         };
@@ -280,7 +280,7 @@ impl Inner {
     }
 }
 
-/// Returns the filter of documents whose users have one of the addresses at Kinde.
+/// Returns the filter of documents of users that have one of the addresses at Kinde.
 fn claims(emails: &[String]) -> Document {
     doc! { "kinsync.values.email": { "$in": emails } }
 }

@@ -118,7 +118,7 @@ impl Inner {
 }
 
 fn record(doc: &RawDocument) -> Option<(String, Saved)> {
-    // A document that was changed by hand is a record that cannot be decoded, not a missing one.
+    // A document that an operator changed may be a record that cannot be decoded. It is not a missing one.
     let text = doc.get_str("value").unwrap_or_default();
     let value = serde_json::from_str(text).unwrap_or_else(|_| text.into());
     let revision = doc.get_i64("revision").unwrap_or(-1);

@@ -42,7 +42,7 @@ pub(super) static ROWS: &[Setting] = &[
         env: "KINDE_ALLOWED_CLIENT_IDS",
         flag: "kinde-allowed-client-ids",
         example: "dee7f3c57b3c47e8b96edde2c7ecab7d",
-        help: "The client ids of the applications whose access tokens are accepted, comma separated [default: all]",
+        help: "Client ids of the applications: only access tokens issued to them are accepted; comma separated [default: all]",
         set: |config, text| {
             put(
                 &mut config.kinde.allowed_client_ids,

@@ -82,7 +82,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "refused-users",
         default: Some("reject"),
         example: "pass",
-        help: "What happens to requests of a user whose document an index or a validator of the database rejects: \
+        help: "The answer to requests of a user if an index or a validator of the database rejects the document: \
                `reject` (503 not_storable, 403 at /auth/verify) or `pass` (marked as degraded)",
         set: |config, text| put(&mut config.store.refused_users, value::refused_users(text)),
         ..ROW

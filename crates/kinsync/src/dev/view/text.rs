@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::plural::plural;
+
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
 /// `1204` as `1,204`.
@@ -17,12 +19,7 @@ pub(super) fn grouped(number: u64) -> String {
     text
 }
 
-/// The singular for 1, else the plural.
-pub(super) fn plural(number: u64, one: &'static str, many: &'static str) -> &'static str {
-    if number == 1 { one } else { many }
-}
-
-/// `1 user`, `2 users`.
+/// `1 user`, `1,204 users`.
 pub(super) fn counted(number: u64, one: &'static str, many: &'static str) -> String {
     format!("{} {}", grouped(number), plural(number, one, many))
 }

@@ -196,7 +196,7 @@ impl Examiner<'_> {
             optional.iter().map(|key| format!("{}: {{ $exists: true }}", quoted(key))).collect();
         format!(
             "run `{drop}; db.{}.createIndex({{ {} }}, {{ name: \"{}\", unique: true, partialFilterExpression: {{ {} }} }})`, \
-             or give the key of kinsync another name with the setting `fields`",
+             or rename the key of kinsync with the setting `fields`",
             self.collection,
             keys.join(", "),
             index.name,

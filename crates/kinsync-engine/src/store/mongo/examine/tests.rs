@@ -79,7 +79,7 @@ fn the_commands_that_resolve_an_index_are_named() {
     assert!(fix(doc! { "email": 1 }).contains("`db.users.dropIndex(\"own\")`"));
 }
 
-/// Examines a validator. Returns the severities with the first words of what is found.
+/// Examines a validator. Returns the severities with the start of each finding.
 fn of_validator(rule: Document, options: Document) -> Vec<StoreProblem> {
     let mut all = doc! { "validator": rule };
     all.extend(options);

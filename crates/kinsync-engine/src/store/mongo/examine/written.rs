@@ -1,4 +1,4 @@
-//! What kinsync writes into a user document, as an index or a validator sees it.
+//! What kinsync writes into a user document, for the comparison with an index or a validator.
 
 use kinsync_core::Field;
 

@@ -1,0 +1,136 @@
+//! A stored user, as every store loads and writes it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kinsync_core::{RowMetadata, UserDocument, UserId, UserState};
+
+use super::{DocumentKey, StoredDocument};
+
+/// A stored user. Two rows are equal if they have the same state, whatever their documents contain beside it.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Id of the user.
+    pub id: UserId,
+    /// State of the user.
+    pub state: UserState,
+    /// Metadata of the document.
+    pub metadata: RowMetadata,
+    /// Revision. Increases by one with each write of kinsync; 0 before the first.
+    pub revision: i64,
+    /// Addresses with a pending decision about their owner, caused by a change of this row.
+    pub pending_emails: BTreeSet<String>,
+    /// Keys that a rule of the application keeps out of the document.
+    pub refused: RefusedKeys,
+    /// The document as it was read; `None` for a user without a document, and in a store without documents of an
+    /// application.
+    pub document: Option<Box<StoredDocument>>,
+}
+
+/// Keys that an index or a validator of the application keeps out of a document, each with the reason. The store keeps their
+/// values, and does not show them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RefusedKeys {
+    /// Single keys.
+    pub keys: BTreeMap<DocumentKey, String>,
+    /// Why the document shows only whether the user is deleted or suspended, and keeps every other key as it was.
+    pub all: Option<String>,
+}
+
+impl RefusedKeys {
+    /// Returns whether no key is refused.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.all.is_none()
+    }
+
+    /// Returns each refused key by name, `*` for all, with the reason.
+    pub fn reasons(&self) -> BTreeMap<String, String> {
+        let keys = self.keys.iter().map(|(key, reason)| (key.name().to_owned(), reason.clone()));
+        keys.chain(self.all.iter().map(|reason| (ALL_KEYS.to_owned(), reason.clone()))).collect()
+    }
+
+    pub(crate) fn insert(&mut self, name: &str, reason: &str) {
+        if name == ALL_KEYS {
+            self.all = Some(reason.to_owned());
+        } else if let Some(key) = DocumentKey::from_name(name) {
+            self.keys.insert(key, reason.to_owned());
+        }
+    }
+
+    /// Returns whether the same keys are refused, for whatever reason.
+    pub(crate) fn are_same_keys(&self, other: &Self) -> bool {
+        self.all.is_some() == other.all.is_some() && self.keys.keys().eq(other.keys.keys())
+    }
+}
+
+/// The name of all keys but the marks.
+const ALL_KEYS: &str = "*";
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { id, state, metadata, revision, pending_emails, refused, document: _ } = self;
+        (id, state, metadata) == (&other.id, &other.state, &other.metadata)
+            && (revision, pending_emails) == (&other.revision, &other.pending_emails)
+            && *refused == other.refused
+    }
+}
+
+impl Eq for Row {}
+
+impl Row {
+    /// Returns the row of a user without observations that is not stored.
+    pub fn unknown(id: UserId) -> Self {
+        Self {
+            id,
+            state: UserState::default(),
+            metadata: RowMetadata::default(),
+            revision: 0,
+            pending_emails: BTreeSet::new(),
+            refused: RefusedKeys::default(),
+            document: None,
+        }
+    }
+
+    /// Returns the user from the state, with the values of the application that the document shows instead.
+    pub fn document(&self) -> UserDocument {
+        let kept = self.document.as_ref().map(|stored| stored.values_of_the_application());
+        UserDocument {
+            kept: kept.unwrap_or_default(),
+            ..UserDocument::new(&self.id, &self.state, &self.metadata)
+        }
+    }
+
+    /// Returns the email address for which this user competes with others; `None` if the document keeps an address of the
+    /// application.
+    pub fn claimed_email(&self) -> Option<&str> {
+        self.state.claimed_email().filter(|_| !self.metadata.keeps_email)
+    }
+
+    /// Returns whether the document shows other values than the state.
+    pub fn is_edited(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.is_edited())
+    }
+
+    /// Returns whether the document has to be written without a new observation.
+    pub fn is_outdated(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.is_outdated())
+    }
+
+    /// Returns whether the document keeps an address of the application instead of the claimed one.
+    pub(crate) fn must_keep_email(&self) -> bool {
+        self.document.as_ref().is_some_and(|stored| stored.keeps_email(self.state.claimed_email()))
+    }
+
+    /// Marks the row as written: the store reads the document again before the next write.
+    pub(crate) fn written(&mut self) {
+        self.revision += 1;
+        if let Some(document) = &mut self.document {
+            document.written();
+        }
+    }
+
+    /// Returns the document as of the revision of this row.
+    #[cfg(feature = "mongodb")]
+    pub(crate) fn current_document(&self) -> Option<&StoredDocument> {
+        self.document.as_deref().filter(|document| document.is_current())
+    }
+}
