@@ -1,11 +1,11 @@
 //! The command line, and the order of the measurements.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Args, Parser};
+use clap::Parser;
 
+use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
 use crate::{baseline, deliveries, drain, footprint, lag, machine, me, reconcile};
@@ -38,57 +38,6 @@ pub enum Command {
         #[arg(long)]
         me: Option<PathBuf>,
     },
-}
-
-/// Options of a run.
-#[derive(Debug, Clone, Args)]
-pub struct Options {
-    /// Seconds of each measured window of load.
-    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
-    pub seconds: u64,
-    /// Number of turns of each server.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=99))]
-    pub rounds: u64,
-    /// Number of connections.
-    #[arg(long, default_value_t = 64)]
-    pub connections: usize,
-    /// Number of signed JWT deliveries; each takes about 0.3 ms on two cores; kept for the next run.
-    #[arg(long, default_value_t = 120_000)]
-    pub tokens: usize,
-    /// Number of events to drain, of a quarter as many users.
-    #[arg(long, default_value_t = 200_000)]
-    pub events: usize,
-    /// Number of access tokens that are sent once; signed in each run.
-    #[arg(long, default_value_t = 20_000)]
-    pub cold_tokens: usize,
-    /// Number of users in the memory measurement.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub cached: usize,
-    /// Number of users in the reconciliation.
-    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
-    pub users: u64,
-    /// Number of cold starts.
-    #[arg(long, default_value_t = 20)]
-    pub starts: usize,
-    /// Print JSON instead of the table.
-    #[arg(long)]
-    pub json: bool,
-    /// File for the JSON.
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Binary to measure [default: target/release/kinsync].
-    #[arg(long, value_name = "FILE")]
-    pub kinsync: Option<PathBuf>,
-    /// Keep the work folder with the logs of all servers.
-    #[arg(long)]
-    pub keep: bool,
-}
-
-impl Options {
-    /// The measured window.
-    pub fn window(&self) -> Duration {
-        Duration::from_secs(self.seconds)
-    }
 }
 
 impl Command {

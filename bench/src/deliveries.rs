@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 
-use crate::cli::Options;
 use crate::events::{Event, Source};
 use crate::jwt::{Jwks, Tokens};
 use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
 use crate::load::{self, Outcome, Pace, Plan, off_thread};
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::peer::Peer;
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
@@ -23,8 +23,8 @@ use crate::work::{Work, free_address};
 
 const PART: &str = "deliveries";
 const WARMUP: Duration = Duration::from_secs(1);
-const PATIENCE: Duration = Duration::from_mins(3);
-/// Users that the events speak of.
+const TIMEOUT: Duration = Duration::from_mins(3);
+/// Users of the events.
 const PEOPLE: u64 = 50_000;
 
 /// What the turns of one scheme gave.
@@ -77,7 +77,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
 #[derive(Debug)]
 struct Load {
     requests: Arc<Requests>,
-    /// Of what they speak, where that is known.
+    /// The users of the events, if known.
     events: Arc<Vec<Event>>,
 }
 
@@ -128,7 +128,7 @@ impl Bench<'_> {
         let plan = self.plan(kinsync.address(), load, false);
         let (outcome, mut turn) = Turn::run(plan, kinsync.process(), self.mongod).await?;
         let (stopped, left) = (Instant::now(), kinsync.metrics().await?.queue_depth()?);
-        let empty = kinsync.drained(PATIENCE).await?;
+        let empty = kinsync.drained(TIMEOUT).await?;
         eprintln!("  {left} events were still queued, for {:.1?}", empty - stopped);
         scheme.drained.push(1.0 - left as f64 / outcome.accepted.max(1) as f64);
         turn.fail(self.missing(name, EVENTS, outcome.accepted).await?);

@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
 
-use crate::cli::Options;
 use crate::events::{Event, Kind, Source};
 use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
 use crate::load::{self, Pace, Plan, off_thread};
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::process::own_cpu;
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
@@ -23,7 +23,7 @@ use crate::{oplog, raw};
 
 const PART: &str = "drain";
 const FILL: Duration = Duration::from_mins(10);
-const PATIENCE: Duration = Duration::from_mins(10);
+const TIMEOUT: Duration = Duration::from_mins(10);
 /// Events of one user in the burst.
 const BURST: usize = 10_000;
 
@@ -56,7 +56,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         let bare = layout.without_indexes();
         let same = raw::upsert(&mongod, &format!("raw-{name}"), &events, layout).await?;
         let least = raw::upsert(&mongod, &format!("raw-bare-{name}"), &events, bare).await?;
-        tell(name, &events, &drained, (same, least), report);
+        add_rows(name, &events, &drained, (same, least), report);
         if name == "shuffled" {
             sustained = drained.rate;
         }
@@ -95,8 +95,8 @@ async fn drain(
     anyhow::ensure!(full == events.len() as u64, "{full} of {} events are queued", events.len());
     let busy = [kinsync.process().cpu()?, Duration::ZERO, own_cpu()?];
     let up = mongod.start_again().await?;
-    let (first, left) = kinsync.below(full, PATIENCE).await?;
-    let empty = if left == 0 { first } else { kinsync.drained(PATIENCE).await? };
+    let (first, left) = kinsync.below(full, TIMEOUT).await?;
+    let empty = if left == 0 { first } else { kinsync.drained(TIMEOUT).await? };
     let busy_then = [kinsync.process().cpu()?, mongod.cpu()?, own_cpu()?];
     let share = |at: usize| busy_then[at].saturating_sub(busy[at]).as_secs_f64() / (empty - up).as_secs_f64();
     let whole = empty - up;
@@ -164,7 +164,7 @@ async fn check(mongod: &Mongod, name: &str, events: &[Event]) -> anyhow::Result<
     Ok((right != newest.len()).then(|| format!("{right} of {} users are correct", newest.len())))
 }
 
-fn tell(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report: &mut Report) {
+fn add_rows(name: &str, events: &[Event], drained: &Drained, raw: (f64, f64), report: &mut Report) {
     let Drained { rate, resume, whole, user_writes, log_writes, cores, problem } = drained;
     let (same, least) = raw;
     let count = events.len() as f64;
@@ -217,7 +217,7 @@ async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow:
     let mut kinsync = Kinsync::start(work, name, &settings).await?;
     let events = events(BURST);
     fill(&kinsync, &events).await?;
-    kinsync.drained(PATIENCE).await?;
+    kinsync.drained(TIMEOUT).await?;
     let writes = oplog::writes_since(mongod, before, &format!("{name}.{USERS}")).await?;
     let row = Row::new(PART, "the same, sent while MongoDB is available", writes as f64, Unit::Count);
     report.add(row.note("the batches are smaller").unless(check(mongod, name, &events).await?));

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::cli::Options;
 use crate::events::Source;
 use crate::kinsync::{self, Kinsync, SECRET, Settings};
 use crate::load::{self, Pace, Plan, off_thread};
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::process::{Memory, Process};
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Timeout of a response.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 const BUFFER: usize = 64 * 1024;
 
 /// A keep-alive connection for one request at a time.
@@ -83,7 +83,7 @@ fn bad(problem: &'static str) -> io::Error {
 
 /// Sends a GET request on a new connection.
 pub async fn get(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    timeout(PATIENCE, get_without_limit(to, path)).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
+    timeout(TIMEOUT, get_without_limit(to, path)).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
 }
 
 async fn get_without_limit(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {

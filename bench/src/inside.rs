@@ -6,14 +6,15 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use crate::cli::Options;
-use crate::me::PART;
+use crate::options::Options;
 use crate::process::Process;
 use crate::report::{Report, Row, Target, Unit};
 use crate::series::Spread;
 use crate::work::Work;
 
-const PATIENCE: Duration = Duration::from_mins(15);
+/// The name of the part.
+pub const PART: &str = "requests";
+const TIMEOUT: Duration = Duration::from_mins(15);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// The output of `inside`. Times are medians of single calls in microseconds, one for each round.
@@ -65,7 +66,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     command.arg(work.folder("inside")?).args([options.rounds.to_string(), options.cached.to_string()]);
     eprintln!("  inside: the layer, and the memory of {} users", options.cached);
     let printed =
-        Process::start("inside", &command, &work.path().join("inside.log"))?.finish(PATIENCE).await?;
+        Process::start("inside", &command, &work.path().join("inside.log"))?.finish(TIMEOUT).await?;
     let found: Found = serde_json::from_str(&printed).with_context(|| format!("reading {printed:?}"))?;
     tell_layer(&found.layer, report);
     tell_token(&found.token, report);

@@ -71,22 +71,22 @@ impl Kinsync {
     }
 
     /// Waits until the queue is below `depth`. Returns the time and the depth.
-    pub async fn below(&mut self, depth: u64, patience: Duration) -> anyhow::Result<(Instant, u64)> {
-        let deadline = Instant::now() + patience;
+    pub async fn below(&mut self, depth: u64, limit: Duration) -> anyhow::Result<(Instant, u64)> {
+        let deadline = Instant::now() + limit;
         loop {
             let now = self.metrics().await?.queue_depth()?;
             if now < depth {
                 return Ok((Instant::now(), now));
             }
             self.process.check()?;
-            anyhow::ensure!(Instant::now() < deadline, "{now} entries are still queued after {patience:?}");
+            anyhow::ensure!(Instant::now() < deadline, "{now} entries are still queued after {limit:?}");
             tokio::time::sleep(POLL).await;
         }
     }
 
     /// Waits until the queue is empty. Returns the time.
-    pub async fn drained(&mut self, patience: Duration) -> anyhow::Result<Instant> {
-        Ok(self.below(1, patience).await?.0)
+    pub async fn drained(&mut self, limit: Duration) -> anyhow::Result<Instant> {
+        Ok(self.below(1, limit).await?.0)
     }
 }
 

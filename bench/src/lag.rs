@@ -1,6 +1,6 @@
 //! Time from the 200 until the change is visible in MongoDB, at half the speed of the drain.
 //!
-//! One event in twenty is a probe: an update of a separate user, whose new last name is seen in a change stream. The
+//! One event in twenty is a probe: an update of the last name of a separate user, which appears in a change stream. The
 //! histogram of kinsync is shown for comparison. The load is an open loop.
 
 use std::collections::HashMap;
@@ -14,12 +14,12 @@ use hdrhistogram::Histogram;
 use mongodb::change_stream::ChangeStream;
 use tokio::time::timeout_at;
 
-use crate::cli::Options;
 use crate::drain;
 use crate::events::{Event, Kind, Source};
 use crate::kinsync::{Kinsync, SECRET, Settings, USERS};
 use crate::load::{self, Outcome, Pace, Plan, histogram, off_thread};
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::process::own_cpu;
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
@@ -28,7 +28,7 @@ use crate::work::Work;
 const PART: &str = "lag";
 const NAME: &str = "lag";
 const WARMUP: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_mins(2);
 /// Time after the load until the last probe must be visible.
 const LATEST: Duration = Duration::from_secs(30);
 /// One in this many events is a probe.
@@ -162,10 +162,10 @@ async fn introduce(
         (0..probes).map(|probe| source.event(PEOPLE + probe as u64, Kind::Created)).collect();
     let requests = off_thread(move || Arc::new(Requests::hmac(SECRET, &events))).await?;
     let plan =
-        Plan { warmup: Duration::ZERO, window: PATIENCE, ..plan(kinsync, options, requests, Pace::Closed) };
+        Plan { warmup: Duration::ZERO, window: TIMEOUT, ..plan(kinsync, options, requests, Pace::Closed) };
     let problem = load::run(plan).await?.problem();
     anyhow::ensure!(problem.is_none(), "creating the users: {}", problem.unwrap_or_default());
-    kinsync.drained(PATIENCE).await?;
+    kinsync.drained(TIMEOUT).await?;
     Ok(())
 }
 

@@ -22,7 +22,7 @@ use crate::http::Connection;
 use crate::requests::Requests;
 
 /// Timeout of a response.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// When requests are sent.
 #[derive(Debug, Clone, Copy)]
@@ -178,10 +178,10 @@ async fn send_all(mut connection: Connection, plan: Rc<Plan>, course: Rc<Course>
             sleep_until(due.into()).await;
         }
         let from = due.unwrap_or_else(Instant::now);
-        let (status, body) = match timeout(PATIENCE, connection.send(plan.requests.get(at))).await {
+        let (status, body) = match timeout(TIMEOUT, connection.send(plan.requests.get(at))).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Seen { broken: Some(error.to_string()), ..seen },
-            Err(_) => return Seen { broken: Some(format!("no response in {PATIENCE:?}")), ..seen },
+            Err(_) => return Seen { broken: Some(format!("no response in {TIMEOUT:?}")), ..seen },
         };
         let now = Instant::now();
         if status != 200 {

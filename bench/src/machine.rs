@@ -73,8 +73,8 @@ fn commit(root: &Path) -> String {
 /// The file system type of the mount of `path`.
 fn filesystem(path: &Path, mounts: &str) -> String {
     let rows = mounts.lines().filter_map(|line| {
-        let mut words = line.split(' ').skip(1);
-        Some((words.next()?, words.next()?))
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
     });
     let holds = rows.filter(|(at, _)| path.starts_with(at));
     holds.max_by_key(|(at, _)| at.len()).map(|(_, kind)| kind.to_owned()).unwrap_or_default()

@@ -21,6 +21,7 @@ mod me;
 mod metrics;
 mod mongo;
 mod oplog;
+mod options;
 mod peer;
 mod process;
 mod raw;

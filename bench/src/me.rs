@@ -11,26 +11,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use crate::cli::Options;
 use crate::events::{Event, Kind, Source, user_id};
 use crate::http::Connection;
-use crate::inside;
+use crate::inside::{self, PART};
 use crate::jwt::{Jwks, Tokens};
 use crate::kinsync::{Kinsync, SECRET, Settings};
 use crate::load::{self, Pace, Plan};
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::peer::Peer;
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
 use crate::series::{Series, Spread, Turn};
 use crate::work::Work;
 
-/// The name of the part.
-pub const PART: &str = "requests";
 const PEOPLE: u64 = 2_000;
 const WARMUP: Duration = Duration::from_secs(1);
 /// Timeout for creating the users, and for requesting each once.
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Measures all servers.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -49,7 +47,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         turns.peer.push(bench.peer(&format!("requests-peer{round}"), &mut turns.sizes).await?);
     }
     drop(mongod);
-    tell(&turns, options, report);
+    add_rows(&turns, options, report);
     inside::measure(work, options, report).await
 }
 
@@ -128,9 +126,9 @@ impl Bench<'_> {
 
     /// Sends each request once and checks each response.
     async fn all(&self, to: SocketAddr, requests: &Arc<Requests>) -> anyhow::Result<()> {
-        let outcome = load::run(self.once(to, requests, PATIENCE)).await?;
+        let outcome = load::run(self.once(to, requests, TIMEOUT)).await?;
         anyhow::ensure!(outcome.problem().is_none(), "before the measurement: {:?}", outcome.problem());
-        anyhow::ensure!(outcome.accepted == requests.len() as u64, "not done in {PATIENCE:?}");
+        anyhow::ensure!(outcome.accepted == requests.len() as u64, "not done in {TIMEOUT:?}");
         Ok(())
     }
 
@@ -140,7 +138,7 @@ impl Bench<'_> {
         let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
         let to = kinsync.address();
         self.all(to, &self.load.deliveries).await?;
-        kinsync.drained(PATIENCE).await?;
+        kinsync.drained(TIMEOUT).await?;
         self.all(to, &self.load.warm).await?;
         let document = self.document(to).await?;
         let (before, start) = (kinsync.metrics().await?, Instant::now());
@@ -192,7 +190,7 @@ impl Bench<'_> {
     }
 }
 
-fn tell(turns: &Turns, options: &Options, report: &mut Report) {
+fn add_rows(turns: &Turns, options: &Options, report: &mut Report) {
     let Turns { warm, cold, baseline, peer, calls, sizes } = turns;
     let load = format!("{} B, {PEOPLE} users, {} connections", sizes[0], options.connections);
     report.add(baseline.row(&format!("(b) a constant document: {load}")));

@@ -13,7 +13,7 @@ use mongodb::{Client, Database};
 use crate::process::Process;
 use crate::work::{Work, free_address};
 
-const PATIENCE: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A mongod and its client.
 #[derive(Debug)]
@@ -29,7 +29,7 @@ impl Mongod {
     /// Starts an empty mongod and waits until it accepts writes.
     pub async fn start(work: &Work, name: &str) -> anyhow::Result<Self> {
         let (program, folder, address) = (work.mongod()?, work.folder(name)?, free_address()?);
-        let client = client(address, "replicaSet=rs0", PATIENCE).await?;
+        let client = client(address, "replicaSet=rs0", TIMEOUT).await?;
         let mut mongod = Self { program, folder, address, process: None, client };
         mongod.launch()?;
         mongod.initiate().await?;
@@ -63,13 +63,13 @@ impl Mongod {
         command: Document,
         right: impl Fn(&Document) -> bool,
     ) -> anyhow::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let direct = client(self.address, "directConnection=true", Duration::from_millis(300)).await?;
             match direct.database("admin").run_command(command.clone()).await {
                 Ok(answer) if right(&answer) => return Ok(()),
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
-                _ => anyhow::ensure!(Instant::now() < deadline, "mongod was not ready in {PATIENCE:?}"),
+                _ => anyhow::ensure!(Instant::now() < deadline, "mongod was not ready in {TIMEOUT:?}"),
             }
             self.process()?.check()?;
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -83,7 +83,7 @@ impl Mongod {
     /// Stops it and keeps its files.
     pub async fn stop(&mut self) -> anyhow::Result<()> {
         match self.process.take() {
-            Some(process) => process.stop(PATIENCE).await,
+            Some(process) => process.stop(TIMEOUT).await,
             None => Ok(()),
         }
     }
@@ -117,9 +117,9 @@ impl Mongod {
     }
 }
 
-async fn client(to: SocketAddr, how: &str, patience: Duration) -> anyhow::Result<Client> {
+async fn client(to: SocketAddr, how: &str, limit: Duration) -> anyhow::Result<Client> {
     let mut options = ClientOptions::parse(format!("mongodb://{to}/?{how}")).await?;
-    options.server_selection_timeout = Some(patience);
-    options.connect_timeout = Some(patience);
+    options.server_selection_timeout = Some(limit);
+    options.connect_timeout = Some(limit);
     Ok(Client::with_options(options)?)
 }

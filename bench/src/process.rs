@@ -49,14 +49,14 @@ impl Process {
     }
 
     /// Waits until the process ends. Returns its output.
-    pub async fn finish(mut self, patience: Duration) -> anyhow::Result<String> {
-        let deadline = Instant::now() + patience;
+    pub async fn finish(mut self, limit: Duration) -> anyhow::Result<String> {
+        let deadline = Instant::now() + limit;
         loop {
             match self.child.try_wait()? {
                 Some(status) if status.success() => return Ok(fs::read_to_string(&self.log)?),
                 Some(status) => anyhow::bail!("{} ended with {status}: {}", self.name, self.log_tail()),
                 None => {
-                    anyhow::ensure!(Instant::now() < deadline, "{} did not end in {patience:?}", self.name);
+                    anyhow::ensure!(Instant::now() < deadline, "{} did not end in {limit:?}", self.name);
                 }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -64,7 +64,7 @@ impl Process {
     }
 
     /// Waits until the process ends and monitors it. Returns its output and its resource usage.
-    pub async fn watch(mut self, patience: Duration) -> anyhow::Result<(String, Used)> {
+    pub async fn watch(mut self, limit: Duration) -> anyhow::Result<(String, Used)> {
         let start = Instant::now();
         let (mut cpu, mut peak) = (Duration::ZERO, 0);
         let status = loop {
@@ -75,7 +75,7 @@ impl Process {
             if let (Ok(memory), Ok(used)) = (self.memory(), self.cpu()) {
                 (cpu, peak) = (used, memory.peak);
             }
-            anyhow::ensure!(start.elapsed() < patience, "{} did not end in {patience:?}", self.name);
+            anyhow::ensure!(start.elapsed() < limit, "{} did not end in {limit:?}", self.name);
             tokio::time::sleep(LOOK).await;
         };
         let took = start.elapsed();
@@ -84,12 +84,12 @@ impl Process {
     }
 
     /// Sends SIGTERM, and kills the process after the timeout.
-    pub async fn stop(mut self, patience: Duration) -> anyhow::Result<()> {
+    pub async fn stop(mut self, limit: Duration) -> anyhow::Result<()> {
         kill_process(self.pid(), Signal::TERM)?;
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + limit;
         while self.child.try_wait()?.is_none() {
             if Instant::now() > deadline {
-                eprintln!("bench: {} did not stop in {patience:?}; killing it", self.name);
+                eprintln!("bench: {} did not stop in {limit:?}; killing it", self.name);
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -187,12 +187,12 @@ fn copy(command: &Command, mut to: Command) -> Command {
 }
 
 /// Waits until `ready` succeeds. Fails if the process ends.
-pub async fn wait_until<F, R>(process: &mut Process, patience: Duration, mut ready: F) -> anyhow::Result<()>
+pub async fn wait_until<F, R>(process: &mut Process, limit: Duration, mut ready: F) -> anyhow::Result<()>
 where
     F: FnMut() -> R,
     R: Future<Output = io::Result<bool>>,
 {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + limit;
     loop {
         let answer = ready().await;
         if matches!(answer, Ok(true)) {
@@ -201,7 +201,7 @@ where
         process.check()?;
         if Instant::now() > deadline {
             let why = answer.err().map_or_else(|| "not ready".to_owned(), |error| error.to_string());
-            anyhow::bail!("{} was not ready in {patience:?} ({why}): {}", process.name(), process.log_tail());
+            anyhow::bail!("{} was not ready in {limit:?} ({why}): {}", process.name(), process.log_tail());
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde_json::Value;
 
-use crate::cli::Options;
 use crate::http;
 use crate::kinsync::USERS;
 use crate::mongo::Mongod;
+use crate::options::Options;
 use crate::process::{Process, Used, wait_until};
 use crate::report::{Report, Row, Target, Unit};
 use crate::work::{Work, free_address};
@@ -24,7 +24,7 @@ use crate::{oplog, raw};
 const PART: &str = "reconcile";
 const MIB: f64 = 1024.0 * 1024.0;
 const START: Duration = Duration::from_secs(20);
-const PATIENCE: Duration = Duration::from_mins(30);
+const TIMEOUT: Duration = Duration::from_mins(30);
 /// Users per page: the largest number in Kinde's documentation.
 const PAGE: u64 = 500;
 /// The rate limit: requests per window.
@@ -45,7 +45,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let before = oplog::end(&mongod).await?;
     let again = runs.run(&tenant, PART, "reconcile").await?;
     let written = oplog::writes_since(&mongod, before, &format!("{PART}.{USERS}")).await?;
-    tell(options.users, &backfill, bare, &again, written, report);
+    add_rows(options.users, &backfill, bare, &again, written, report);
     drop(tenant);
 
     let limits = format!("[limits]\nrequests = {LIMIT}\nwindow = \"{WINDOW}s\"\n");
@@ -108,7 +108,7 @@ impl Runs<'_> {
         let cpu = || anyhow::Ok([self.mongod.cpu()?, tenant.process.cpu()?]);
         let before = cpu()?;
         let process = Process::start("kinsync", &command, &folder.join("kinsync.log"))?;
-        let (printed, used) = process.watch(PATIENCE).await?;
+        let (printed, used) = process.watch(TIMEOUT).await?;
         let after = cpu()?;
         // Warnings may precede the line.
         let json = printed.find('{').map(|at| &printed[at..]).unwrap_or_default();
@@ -143,7 +143,7 @@ impl Done {
     }
 }
 
-fn tell(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, report: &mut Report) {
+fn add_rows(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, report: &mut Report) {
     let problem = backfill.problem(users);
     let what = format!("backfill of {users} users, pages of {PAGE}");
     let row = Row::new(PART, what, backfill.rate(), Unit::PerSecond);

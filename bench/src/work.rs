@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use crate::cli::Options;
+use crate::options::Options;
 
 /// The work folder and the paths of the measured programs.
 #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! A key whose signatures cost nothing, and tokens signed with it.
+//! A key with signatures that cost nothing, and tokens signed with it.
 //!
 //! Signing a million tokens with a real key would take a quarter of an hour. This key satisfies what a verifier can check
 //! (2048 bits, an odd exponent), but it is not secret: its modulus is a product of many small primes p whose p − 1 all divide

@@ -29,7 +29,7 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
     let requests = (0..USERS).map(|user| tenant.headers(user)).collect::<Result<Vec<_>, _>>()?;
     let tokens = tenant.tokens(USERS * 2);
     // As in production: users are reloaded every 400 ms during the calls.
-    let running = tenant.open(&tokens, Config::default());
+    let running = tenant.open(&tokens, Config::default()).await?;
     warm(&running.authenticator, &requests).await?;
     let (mut plain, mut empty, mut kinsync) =
         (handler(), behind_empty_layer(), behind(&running.authenticator));
@@ -39,10 +39,10 @@ pub async fn measure(folder: &Path, rounds: usize) -> anyhow::Result<Value> {
             times.push(median(call(router, &requests).await?) / 1000.0);
         }
     }
-    running.end().await?;
+    running.end().await;
     // Idle, so that nothing else allocates.
     let quiet = Config { refresh_after: NEVER, stale_after: NEVER, flush_every: NEVER, ..Config::default() };
-    let running = tenant.open(&tokens, quiet);
+    let running = tenant.open(&tokens, quiet).await?;
     warm(&running.authenticator, &requests).await?;
     let mut kinsync = behind(&running.authenticator);
     let base = allocations(&mut plain, &requests).await?;

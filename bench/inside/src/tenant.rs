@@ -1,7 +1,7 @@
 //! A tenant with stored users, their tokens, and the authenticator of their requests.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,10 +12,8 @@ use kinde::bearer::{self, CachingConfig, CachingVerifier, Verifier};
 use kinsync_core::{Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What};
 use kinsync_engine::Engine;
 use kinsync_engine::internal::apply::apply;
-use kinsync_tower::authenticator::{self, Authenticator};
+use kinsync_tower::authenticator::{self, Authenticator, Sources};
 use serde_json::json;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 use crate::key::FreeKey;
 
@@ -31,6 +29,7 @@ pub struct Tenant {
     jwks: Jwks,
     /// Opened, not started: no delivery arrives during a measurement.
     engine: Engine,
+    folder: PathBuf,
     now: Timestamp,
 }
 
@@ -42,7 +41,7 @@ impl Tenant {
         let issuer = kinde::parse_domain(ISSUER)?;
         let jwks = Jwks::from_document(&issuer, key.jwks().to_string().as_bytes())?;
         let engine = Engine::builder(folder).open().await?;
-        let tenant = Self { key, jwks, engine, now: Timestamp::now() };
+        let tenant = Self { key, jwks, engine, folder: folder.to_owned(), now: Timestamp::now() };
         for first in (0..users).step_by(BATCH) {
             let observations = (first..users.min(first + BATCH)).flat_map(|user| tenant.observations(user));
             let applied = apply(&**tenant.engine.store(), observations, tenant.micros()).await?;
@@ -80,21 +79,17 @@ impl Tenant {
         CachingVerifier::new(verifier, &CachingConfig { entries, ..CachingConfig::default() })
     }
 
-    /// Starts the authenticator and its background work.
-    pub fn open(&self, tokens: &CachingVerifier, config: authenticator::Config) -> Running {
-        let dependencies = authenticator::Dependencies {
-            tokens: tokens.clone(),
-            store: self.engine.store().clone(),
-            queue: self.engine.queue().clone(),
-            clock: self.engine.clock().clone(),
-            profiles: Vec::new(),
-            claims: Arc::new(authenticator::claims::Email),
-        };
-        let (authenticator, work) = Authenticator::new(dependencies, config);
-        let stop = CancellationToken::new();
-        let stopped = stop.clone();
-        let work = tokio::spawn(async move { work.run(stopped).await });
-        Running { authenticator, stop, work }
+    /// Starts an authenticator in an engine of its own, on the store of the tenant.
+    pub async fn open(
+        &self,
+        tokens: &CachingVerifier,
+        config: authenticator::Config,
+    ) -> anyhow::Result<Running> {
+        let store = self.engine.store().clone();
+        let engine = Engine::builder(self.folder.join("process")).store(store).open().await?;
+        let claims = Arc::new(authenticator::claims::Email);
+        let sources = Sources { tokens: tokens.clone(), profiles: Vec::new(), claims };
+        Ok(Running { authenticator: Authenticator::start(&engine, sources, config), engine })
     }
 
     /// An access token of this user.
@@ -114,20 +109,18 @@ impl Tenant {
     }
 }
 
-/// A running authenticator.
+/// A running authenticator and its engine.
 #[derive(Debug)]
 pub struct Running {
     /// The authenticator.
     pub authenticator: Authenticator,
-    stop: CancellationToken,
-    work: JoinHandle<()>,
+    engine: Engine,
 }
 
 impl Running {
     /// Stops the background work and releases the memory.
-    pub async fn end(self) -> anyhow::Result<()> {
-        self.stop.cancel();
-        Ok(self.work.await?)
+    pub async fn end(self) {
+        self.engine.stop().await;
     }
 }
 
