@@ -8,7 +8,7 @@ use clap::Parser;
 use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
-use crate::{baseline, deliveries, drain, footprint, lag, machine, me, reconcile};
+use crate::{baseline, deliveries, drain, existing, footprint, lag, machine, me, reconcile};
 
 /// Measure kinsync. `bench/run` builds the binaries and runs this command.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ pub enum Command {
     Requests(Options),
     /// Measure a backfill compared with the raw driver, and a reconciliation without changes.
     Reconcile(Options),
+    /// Measure the first scan of a cold server on documents of an application, compared with an empty collection.
+    Existing(Options),
     /// Measure memory, cold start and the size of the binary.
     Footprint(Options),
     /// Run the baseline server; used by the other commands.
@@ -52,6 +54,7 @@ impl Command {
                     Part::Lag,
                     Part::Requests,
                     Part::Reconcile,
+                    Part::Existing,
                     Part::Footprint,
                 ];
                 measure(options, &all).await
@@ -61,6 +64,7 @@ impl Command {
             Self::Lag(options) => measure(options, &[Part::Lag]).await,
             Self::Requests(options) => measure(options, &[Part::Requests]).await,
             Self::Reconcile(options) => measure(options, &[Part::Reconcile]).await,
+            Self::Existing(options) => measure(options, &[Part::Existing]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
         }
     }
@@ -73,6 +77,7 @@ enum Part {
     Lag,
     Requests,
     Reconcile,
+    Existing,
     Footprint,
 }
 
@@ -90,6 +95,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             Part::Lag => lag::measure(&work, &options, drained, &mut report).await,
             Part::Requests => me::measure(&work, &options, &mut report).await,
             Part::Reconcile => reconcile::measure(&work, &options, &mut report).await,
+            Part::Existing => existing::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
         // The completed measurements are still printed.

@@ -83,12 +83,22 @@ fn bad(problem: &'static str) -> io::Error {
 
 /// Sends a GET request on a new connection.
 pub async fn get(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    timeout(TIMEOUT, get_without_limit(to, path)).await.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
+    get_with(to, path, "").await
 }
 
-async fn get_without_limit(to: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+/// Sends a GET request with this bearer token on a new connection.
+pub async fn get_as(to: SocketAddr, path: &str, token: &str) -> io::Result<(u16, String)> {
+    get_with(to, path, &format!("authorization: Bearer {token}\r\n")).await
+}
+
+async fn get_with(to: SocketAddr, path: &str, headers: &str) -> io::Result<(u16, String)> {
+    let answer = timeout(TIMEOUT, get_without_limit(to, path, headers)).await;
+    answer.map_err(|_| io::Error::from(ErrorKind::TimedOut))?
+}
+
+async fn get_without_limit(to: SocketAddr, path: &str, headers: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(to).await?;
-    let request = format!("GET {path} HTTP/1.0\r\nhost: {to}\r\nconnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nhost: {to}\r\n{headers}connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await?;

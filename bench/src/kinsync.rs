@@ -17,6 +17,9 @@ pub const USERS: &str = "users";
 /// The collection of the event log, by kinsync's default.
 pub const EVENTS: &str = "user_events";
 
+/// The admin token.
+pub const ADMIN_TOKEN: &str = "bench-admin-token-0123456789abcdef";
+
 const START: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
 
@@ -101,7 +104,7 @@ pub fn prepare(
     let mut command = Command::new(work.kinsync()?);
     command.arg("serve");
     command.env("KINDE_WEBHOOK_SECRET", SECRET);
-    command.env("KINSYNC_ADMIN_TOKEN", "bench-admin-token-0123456789abcdef");
+    command.env("KINSYNC_ADMIN_TOKEN", ADMIN_TOKEN);
     command.env("KINSYNC_DATA_DIR", folder.join("data"));
     command.env("PORT", address.port().to_string());
     for (name, value) in [("MONGODB_URI", &settings.mongodb), ("KINDE_DOMAIN", &settings.domain)] {

@@ -9,6 +9,7 @@ mod cli;
 mod deliveries;
 mod drain;
 mod events;
+mod existing;
 mod footprint;
 mod http;
 mod inside;

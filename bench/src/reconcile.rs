@@ -59,13 +59,14 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
 }
 
 /// A running emulator.
-struct Tenant {
+pub struct Tenant {
     process: Process,
     address: SocketAddr,
 }
 
 impl Tenant {
-    async fn start(work: &Work, name: &str, users: u64, more: &str) -> anyhow::Result<Self> {
+    /// Starts the emulator with generated users.
+    pub async fn start(work: &Work, name: &str, users: u64, more: &str) -> anyhow::Result<Self> {
         let (folder, address) = (work.folder(name)?, free_address()?);
         let config = folder.join("emulator.toml");
         fs::write(&config, format!("[generated]\nusers = {users}\nseed = 1\n{more}"))?;
@@ -77,6 +78,14 @@ impl Tenant {
         })
         .await?;
         Ok(Self { process, address })
+    }
+
+    /// Sets the settings with which kinsync scans this tenant.
+    pub fn configure(&self, command: &mut Command) {
+        let (id, secret) = ("d4d3c5b74e064badb9625a4aa6241bcc", "emulator-secret");
+        command.env("KINDE_DOMAIN", format!("http://{}", self.address));
+        command.env("KINDE_M2M_CLIENT_ID", id).env("KINDE_M2M_CLIENT_SECRET", secret);
+        command.env("KINSYNC_RECONCILE_PAGE_SIZE", PAGE.to_string());
     }
 }
 
@@ -99,12 +108,9 @@ impl Runs<'_> {
         let folder = self.work.folder(&format!("{database}-{what}"))?;
         let mut command = Command::new(self.work.kinsync()?);
         command.args([what, "--json"]);
-        let (id, secret) = ("d4d3c5b74e064badb9625a4aa6241bcc", "emulator-secret");
-        command.env("KINDE_DOMAIN", format!("http://{}", tenant.address));
-        command.env("KINDE_M2M_CLIENT_ID", id).env("KINDE_M2M_CLIENT_SECRET", secret);
+        tenant.configure(&mut command);
         command.env("MONGODB_URI", self.mongod.uri(database));
         command.env("KINSYNC_DATA_DIR", folder.join("data"));
-        command.env("KINSYNC_RECONCILE_PAGE_SIZE", PAGE.to_string());
         let cpu = || anyhow::Ok([self.mongod.cpu()?, tenant.process.cpu()?]);
         let before = cpu()?;
         let process = Process::start("kinsync", &command, &folder.join("kinsync.log"))?;
