@@ -1,6 +1,6 @@
 //! The user document that an application reads, derived from the state and the metadata.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +21,8 @@ pub struct RowMetadata {
     /// Whether the document shows an email address of the application that kinsync does not replace. The user then does not
     /// compete for the claimed address.
     pub keeps_email: bool,
+    /// Whether the document shows the address in lower case. Users then compete for the address in that form.
+    pub lowercases_email: bool,
     /// Kinde id or `_id` of the document that shows the claimed email address instead, if one does.
     pub email_held_by: Option<String>,
     /// Time at which the row was inserted, by kinsync's clock.
@@ -142,8 +144,8 @@ impl UserDocument {
             kinde_id: id.clone(),
             email: state
                 .shown_email(metadata)
-                .or_else(|| state.claimed_email().filter(|_| metadata.keeps_email))
-                .map(ToOwned::to_owned),
+                .or_else(|| state.claimed_email().filter(|_| metadata.keeps_email).map(Cow::Borrowed))
+                .map(Cow::into_owned),
             email_conflict: state.email_conflict(metadata),
             email_verified: flag(Field::EmailVerified),
             first_name: text(Field::FirstName),
@@ -174,14 +176,20 @@ impl UserDocument {
 impl UserState {
     /// Returns the email address that the document shows: the claimed one, unless another document shows it or this one
     /// keeps an address of the application.
-    pub fn shown_email(&self, metadata: &RowMetadata) -> Option<&str> {
-        self.claimed_email().filter(|_| metadata.holds_email && !metadata.keeps_email)
+    pub fn shown_email(&self, metadata: &RowMetadata) -> Option<Cow<'_, str>> {
+        self.stored_email(metadata).filter(|_| metadata.holds_email && !metadata.keeps_email)
+    }
+
+    /// Returns the claimed email address in the form in which the document shows it.
+    pub fn stored_email(&self, metadata: &RowMetadata) -> Option<Cow<'_, str>> {
+        let email = self.claimed_email()?;
+        Some(if metadata.lowercases_email { email.to_lowercase().into() } else { email.into() })
     }
 
     /// Returns the claimed email address that the document does not show, with the document that shows it.
     pub fn email_conflict(&self, metadata: &RowMetadata) -> Option<EmailConflict> {
-        let email = self.claimed_email().filter(|_| !metadata.holds_email && !metadata.keeps_email)?;
-        Some(EmailConflict { email: email.to_owned(), held_by: metadata.email_held_by.clone() })
+        let email = self.stored_email(metadata).filter(|_| !metadata.holds_email && !metadata.keeps_email)?;
+        Some(EmailConflict { email: email.into_owned(), held_by: metadata.email_held_by.clone() })
     }
 
     /// Returns the time at which the user was created: Kinde's `created_on`, else the time of the first event or

@@ -31,9 +31,16 @@ impl UserState {
     }
 }
 
+/// Returns an address without surrounding white space and with ASCII letters in lower case. Two addresses with the same result
+/// are similar. Other letters stay: some of them have the lower case of an ASCII letter and reach another mailbox.
+pub fn folded(address: &str) -> String {
+    address.trim().to_ascii_lowercase()
+}
+
 /// Returns the owner of an address among its claimants, or `None` without claimants.
 ///
-/// The caller passes only users with the address as their [`UserState::claimed_email`].
+/// The caller passes only users with the address as their [`UserState::claimed_email`], or as their
+/// [`UserState::stored_email`] where the store changes its form.
 pub fn owner<'a>(claimants: impl IntoIterator<Item = (&'a UserId, &'a UserState)>) -> Option<&'a UserId> {
     claimants.into_iter().min_by_key(|(id, state)| seniority(id, state)).map(|(id, _)| id)
 }

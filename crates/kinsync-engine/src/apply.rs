@@ -5,7 +5,10 @@
 
 mod write;
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+};
 
 use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
 
@@ -198,11 +201,7 @@ async fn apply_deltas(
         let mut rechecks = Vec::new();
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
-            let next = if store.enforces_unique_emails() {
-                next
-            } else {
-                next.map(|next| hidden_until_decided(&row, next))
-            };
+            let next = next.map(|next| with_undecided_email(store, &row, next));
             rechecks.push((row.id.clone(), recheck));
             scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
@@ -333,16 +332,26 @@ fn count(source: Option<Source>) {
     metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
 }
 
-/// Hides an address that the row claims since this change until its owner is decided. Only for a store without a unique index
-/// on the address: nothing else finds that another document shows it.
-fn hidden_until_decided(before: &Row, next: Row) -> Row {
-    let is_new = next.metadata.holds_email && next.claimed_email() != before.claimed_email();
-    if is_new { without_email(next) } else { next }
+/// Marks an address whose owner no failed write reveals. In a store without a unique index that is one that the row claims since
+/// this change, which is hidden until its owner is decided, and one that the document shows in another form since this change.
+/// Where linking ignores case it is one that Kinde verified now.
+fn with_undecided_email(store: &dyn Store, before: &Row, mut next: Row) -> Row {
+    let is_new = next.claimed_email() != before.claimed_email();
+    let is_verified_now = next.state.has_verified_email() && (is_new || !before.state.has_verified_email());
+    let is_shown_anew = before.is_outdated() && !store.enforces_unique_emails();
+    if (store.links_in_any_case() && is_verified_now) || is_shown_anew {
+        let claimed = next.claimed_email().map(Cow::into_owned);
+        next.pending_emails.extend(claimed);
+    }
+    if is_new && next.metadata.holds_email && !store.enforces_unique_emails() {
+        return without_email(next);
+    }
+    next
 }
 
 fn without_email(mut row: Row) -> Row {
     row.metadata.holds_email = false;
-    let claimed = row.claimed_email().map(ToOwned::to_owned);
+    let claimed = row.claimed_email().map(Cow::into_owned);
     row.pending_emails.extend(claimed);
     row
 }
@@ -406,11 +415,11 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
         next.metadata.source = Some(delta.source);
     }
     next.metadata.keeps_email = next.must_keep_email();
-    let before = row.claimed_email();
-    let after = next.claimed_email().map(ToOwned::to_owned);
-    if before != after.as_deref() {
+    let before = row.claimed_email().map(Cow::into_owned);
+    let after = next.claimed_email().map(Cow::into_owned);
+    if before != after {
         // Another user may have an email conflict about the former address.
-        next.pending_emails.extend(before.filter(|_| row.metadata.holds_email).map(ToOwned::to_owned));
+        next.pending_emails.extend(before.filter(|_| row.metadata.holds_email));
         next.metadata.holds_email = after.is_some();
         next.metadata.email_held_by = None;
     } else if may_change_owner(&next.state, row) {

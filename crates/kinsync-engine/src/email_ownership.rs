@@ -7,8 +7,12 @@
 //! A transfer has three steps, each safe to interrupt and to repeat: other documents stop showing the address; the owner's
 //! document shows it; the pending marks are removed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+};
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kinsync_core::{Field, Micros, UserId, email};
 
 use crate::{
@@ -20,6 +24,9 @@ use crate::{
 /// Attempts with an address that is taken although no document shows it, before the address counts as refused. A concurrent
 /// write explains a few such attempts; more mean that an index of the application treats two addresses as equal.
 const MAX_HIDDEN: u32 = 8;
+
+/// Concurrent links: each is a transaction.
+const LINKS: usize = 4;
 
 /// Rows per sweep.
 const SWEEP: usize = 1000;
@@ -46,12 +53,12 @@ impl Sweep {
         let conflicted = store.conflicted(self.after.as_ref(), SWEEP).await?;
         self.after = position(&conflicted);
         let addresses: BTreeSet<String> =
-            conflicted.iter().filter_map(Row::claimed_email).map(ToOwned::to_owned).collect();
+            conflicted.iter().filter_map(Row::claimed_email).map(Cow::into_owned).collect();
         let holders = store.email_holders(&Vec::from_iter(addresses)).await?;
         let recorded_holders: HashMap<String, Option<String>> =
             conflicted.iter().map(|row| (row.id.to_string(), row.metadata.email_held_by.clone())).collect();
         for mut row in conflicted {
-            let Some(address) = row.claimed_email().map(ToOwned::to_owned) else { continue };
+            let Some(address) = row.claimed_email().map(Cow::into_owned) else { continue };
             let holder = holders.get(&address).map(Holder::name);
             let recorded = row.metadata.email_held_by.as_deref();
             // The recorded holder is the owner, and the owner in turn records the document that shows the address.
@@ -147,112 +154,168 @@ impl<'a> Transfer<'a> {
 
     /// Makes the owner's document the only one that shows each address. Returns `false` after a concurrent write.
     async fn run(&mut self, addresses: &BTreeSet<String>) -> Result<bool, Error> {
-        let mut is_done = true;
-        for address in addresses {
-            let claimants: Vec<UserId> = self.claimants(address).map(|row| row.id.clone()).collect();
-            let owner = email::owner(self.claimants(address).map(|row| (&row.id, &row.state))).cloned();
-            let Some(owner) = owner else { continue };
-            let others = claimants.iter().filter(|id| **id != owner);
-            let hidden: Vec<Row> =
-                others.filter_map(|id| self.with_holder(id, Some(owner.as_str()))).collect();
-            self.request_checks(&owner, &hidden).await?;
-            let is_transferred = match self.put(hidden).await? {
-                Outcome::Written => self.show(&owner, address).await?,
-                Outcome::Stale => false,
-                Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => self.refuse(address),
-            };
-            if !is_transferred && !self.hidden.contains(address) {
-                return Ok(false);
-            }
-            is_done &= is_transferred;
+        let (mut owners, mut hidden) = (BTreeMap::new(), Vec::new());
+        for (address, ids) in self.claimants(addresses) {
+            let rows = ids.iter().filter_map(|id| self.rows.get(id));
+            let Some(owner) = email::owner(rows.map(|row| (&row.id, &row.state))).cloned() else { continue };
+            let others = ids.iter().filter(|id| **id != owner);
+            let others = others.filter_map(|id| self.with_holder(id, Some(owner.as_str())));
+            hidden.extend(others.map(|row| (address.clone(), row)));
+            owners.insert(address, owner);
         }
-        Ok(is_done)
+        self.request_checks(&owners, &hidden).await?;
+        let outcomes = self.put(hidden).await?;
+        let mut is_done = self.drop_failed(outcomes, &mut owners);
+        if self.store.links_in_any_case() {
+            is_done &= self.link(&mut owners).await?;
+        }
+        Ok(self.show(owners).await? && is_done)
+    }
+
+    /// Returns the claimants of each address.
+    fn claimants(&self, addresses: &BTreeSet<String>) -> BTreeMap<String, Vec<UserId>> {
+        let mut claimants: BTreeMap<String, Vec<UserId>> = BTreeMap::new();
+        for row in self.rows.values() {
+            let claimed = row.claimed_email().and_then(|claimed| addresses.get(&*claimed));
+            if let Some(address) = claimed {
+                claimants.entry(address.clone()).or_default().push(row.id.clone());
+            }
+        }
+        claimants
     }
 
     /// Two users at Kinde cannot have one address, so an event of one of them was lost: a deletion or a change. Requested
     /// before the write, because a repetition after an interruption would find no new conflict.
-    async fn request_checks(&self, owner: &UserId, hidden: &[Row]) -> Result<(), Error> {
-        if hidden.is_empty() {
+    async fn request_checks(
+        &self,
+        owners: &BTreeMap<String, UserId>,
+        hidden: &[(String, Row)],
+    ) -> Result<(), Error> {
+        let users: BTreeSet<UserId> =
+            hidden.iter().flat_map(|(address, row)| [&owners[address], &row.id]).cloned().collect();
+        if users.is_empty() {
             return Ok(());
         }
-        let users: Vec<UserId> =
-            std::iter::once(owner).chain(hidden.iter().map(|row| &row.id)).cloned().collect();
-        PendingChecks::request(self.store, &users).await
+        PendingChecks::request(self.store, &Vec::from_iter(users)).await
     }
 
-    fn claimants(&self, address: &str) -> impl Iterator<Item = &Row> {
-        self.rows.values().filter(move |row| row.claimed_email() == Some(address))
-    }
-
-    /// Makes the owner's document show the address. If a document of the application shows it and cannot be linked, records
-    /// an email conflict instead. Returns `false` if the caller has to reload the rows and repeat.
-    async fn show(&mut self, owner: &UserId, address: &str) -> Result<bool, Error> {
-        let Some(shown) = self.with_holder(owner, None) else { return Ok(true) };
+    /// Makes the documents of the owners show their addresses. If a document of the application shows one and cannot be
+    /// linked, records an email conflict instead. Returns `false` if the caller has to reload the rows and repeat.
+    async fn show(&mut self, owners: BTreeMap<String, UserId>) -> Result<bool, Error> {
+        let mut is_done = true;
+        let hidden = owners.into_iter().filter_map(|(address, owner)| {
+            let row = self.decided(&address, self.with_holder(&owner, None)?);
+            Some((address, row))
+        });
+        let hidden: Vec<(String, Row)> = hidden.collect();
+        let addresses: Vec<String> = hidden.iter().map(|(address, _)| address.clone()).collect();
+        let holders = self.store.email_holders(&addresses).await?;
         // Without a unique index the write would succeed although another document shows the address.
-        let is_free = self.store.enforces_unique_emails()
-            || self.store.email_holders(&[address.to_owned()]).await?.is_empty();
-        let shown = if is_free { self.put(vec![shown]).await? } else { Outcome::EmailTaken };
-        match shown {
-            Outcome::Written => return Ok(true),
-            Outcome::EmailTaken => {}
-            Outcome::Stale => return Ok(false),
-            Outcome::Failed(_) | Outcome::Rejected(_) => return Ok(self.refuse(address)),
-        }
-        let holder = self.store.email_holders(&[address.to_owned()]).await?.remove(address);
-        let Some(holder) = holder else {
-            self.hidden.insert(address.to_owned());
-            return Ok(false);
+        let is_free = |(address, row): &(String, Row)| {
+            holders.get(address).is_none_or(|holder| *holder == Holder::User(row.id.clone()))
         };
-        if let Holder::User(id) = &holder
-            && !self.belongs_to_application(id, address).await?
-        {
-            return Ok(false);
+        let (free, taken): (Vec<_>, Vec<_>) = hidden.into_iter().partition(is_free);
+        for (address, outcome) in self.put(free).await? {
+            match outcome {
+                Outcome::Written => {}
+                Outcome::Stale => is_done = false,
+                Outcome::EmailTaken => {
+                    self.hidden.insert(address);
+                    is_done = false;
+                }
+                Outcome::Failed(_) | Outcome::Rejected(_) => _ = self.refused.insert(address),
+            }
         }
-        match self.link(owner).await? {
-            Outcome::Written => return Ok(true),
-            Outcome::Stale => return Ok(false),
-            Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => {}
+        let mut of_application = BTreeMap::new();
+        for (address, row) in taken {
+            if self.belongs_to_application(&holders[&address], &address).await? {
+                of_application.insert(address, row.id);
+            } else {
+                is_done = false;
+            }
         }
-        let conflict = self.with_holder(owner, Some(holder.name())).into_iter().collect();
-        Ok(match self.put(conflict).await? {
-            Outcome::Written => true,
-            Outcome::Stale => false,
-            Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => self.refuse(address),
-        })
+        Ok(self.link_or_record(of_application, &holders).await? && is_done)
     }
 
-    /// Records a refused address. Returns `true`, because a repetition would be refused again.
-    fn refuse(&mut self, address: &str) -> bool {
-        self.refused.insert(address.to_owned());
-        true
+    /// Links documents of the application that show addresses of owners, and records the conflicts with the others. Returns
+    /// `false` if the caller has to repeat.
+    async fn link_or_record(
+        &mut self,
+        mut owners: BTreeMap<String, UserId>,
+        holders: &HashMap<String, Holder>,
+    ) -> Result<bool, Error> {
+        let is_done = self.link(&mut owners).await?;
+        let conflict = |(address, owner): (&String, &UserId)| {
+            let row = self.with_holder(owner, Some(holders[address].name()))?;
+            Some((address.clone(), self.decided(address, row)))
+        };
+        let conflicts: Vec<(String, Row)> = owners.iter().filter_map(conflict).collect();
+        let outcomes = self.put(conflicts).await?;
+        Ok(self.drop_failed(outcomes, &mut owners) && is_done)
     }
 
-    /// Links the document of the application that shows the owner's address to the owner, if Kinde reported the address as
-    /// verified.
-    async fn link(&mut self, owner: &UserId) -> Result<Outcome, Error> {
-        let verified = self.rows.get(owner).filter(|row| row.state.has_verified_email());
-        let shown = verified.and_then(|_| self.with_holder(owner, None));
-        let Some(mut row) = shown else { return Ok(Outcome::EmailTaken) };
-        let outcome = self.store.link(&row).await?;
-        if outcome == Outcome::Written {
-            row.written();
-            self.rows.insert(row.id.clone(), row);
-            metrics::counter!("kinsync_users_linked_total").increment(1);
+    /// Records addresses with a refused write, and removes all addresses with a failed one. Returns `false` after a concurrent
+    /// write; the repetition of a refused write would be refused again.
+    fn drop_failed(
+        &mut self,
+        outcomes: HashMap<String, Outcome>,
+        owners: &mut BTreeMap<String, UserId>,
+    ) -> bool {
+        let mut is_done = true;
+        for (address, outcome) in outcomes.into_iter().filter(|(_, outcome)| *outcome != Outcome::Written) {
+            owners.remove(&address);
+            if outcome == Outcome::Stale {
+                is_done = false;
+            } else {
+                self.refused.insert(address);
+            }
         }
-        Ok(outcome)
+        is_done
     }
 
-    /// Returns whether the address in a document with a Kinde id belongs to the application: kinsync has not written it, or
-    /// has no observation of an address of that user. Returns `false` for a claimant that was not loaded yet, and for a document that should not
+    /// Links documents of the application that show addresses of owners, if Kinde reported the addresses as verified, and
+    /// removes these addresses. Returns `false` after a concurrent write.
+    async fn link(&mut self, owners: &mut BTreeMap<String, UserId>) -> Result<bool, Error> {
+        let verified = |(address, owner): (&String, &UserId)| {
+            let row = self.rows.get(owner).filter(|row| row.state.has_verified_email())?;
+            let row = self.with_holder(owner, None).unwrap_or_else(|| row.clone());
+            Some((address.clone(), self.decided(address, row)))
+        };
+        let rows: Vec<(String, Row)> = owners.iter().filter_map(verified).collect();
+        let store = self.store;
+        let link = |(address, row): (String, Row)| async move {
+            let outcome = store.link(&row).await?;
+            Ok::<_, Error>((address, row, outcome))
+        };
+        let linked = stream::iter(rows).map(link).buffer_unordered(LINKS);
+        let mut is_done = true;
+        for (address, mut row, outcome) in linked.try_collect::<Vec<_>>().await? {
+            match outcome {
+                Outcome::Written => {
+                    row.written();
+                    self.rows.insert(row.id.clone(), row);
+                    metrics::counter!("kinsync_users_linked_total").increment(1);
+                }
+                Outcome::Stale => is_done = false,
+                Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => continue,
+            }
+            owners.remove(&address);
+        }
+        Ok(is_done)
+    }
+
+    /// Returns whether the address in a document belongs to the application: kinsync has not written it, or has no observation
+    /// of an address of that user. Returns `false` for a claimant that was not loaded yet, and for a document that should not
     /// show the address: that document is written again.
-    async fn belongs_to_application(&self, holder: &UserId, address: &str) -> Result<bool, Error> {
+    async fn belongs_to_application(&self, holder: &Holder, address: &str) -> Result<bool, Error> {
+        let Holder::User(holder) = holder else { return Ok(true) };
         // The load returns nothing for a document that kinsync never wrote.
         let row = self.store.load(std::slice::from_ref(holder)).await?.pop().flatten();
         let has_observations = |row: &Row| {
             !row.metadata.keeps_email && (row.state.value(Field::Email).is_some() || !row.state.is_live())
         };
         let Some(row) = row.filter(has_observations) else { return Ok(true) };
-        if row.state.shown_email(&row.metadata) == Some(address) {
+        if row.state.shown_email(&row.metadata).as_deref() == Some(address) {
             return Ok(false);
         }
         // All keys: a rule may have kept the address in the document.
@@ -275,20 +338,30 @@ impl<'a> Transfer<'a> {
         Some(row)
     }
 
-    /// Writes the rows. Returns `Written` if all were written, else the first other outcome; `Stale` takes precedence,
-    /// because a repetition can succeed.
-    async fn put(&mut self, rows: Vec<Row>) -> Result<Outcome, Error> {
+    /// Returns the row without the mark of an address that this write decides.
+    fn decided(&self, address: &str, mut row: Row) -> Row {
+        row.pending_emails.remove(address);
+        row.metadata.updated_at = self.now;
+        row
+    }
+
+    /// Writes rows about addresses. Returns for each address `Written` if all its rows were written, else the first other
+    /// outcome; `Stale` takes precedence, because a repetition can succeed.
+    async fn put(&mut self, rows: Vec<(String, Row)>) -> Result<HashMap<String, Outcome>, Error> {
+        let mut worst = HashMap::new();
         if rows.is_empty() {
-            return Ok(Outcome::Written);
+            return Ok(worst);
         }
-        let mut worst = Outcome::Written;
+        let (addresses, rows): (Vec<String>, Vec<Row>) = rows.into_iter().unzip();
         let outcomes = self.store.write(&rows).await?;
-        for (mut row, outcome) in rows.into_iter().zip(outcomes) {
+        for ((address, mut row), outcome) in addresses.into_iter().zip(rows).zip(outcomes) {
             if outcome == Outcome::Written {
                 row.written();
                 self.rows.insert(row.id.clone(), row);
-            } else if worst == Outcome::Written || outcome == Outcome::Stale {
-                worst = outcome;
+            }
+            let known = worst.entry(address).or_insert(Outcome::Written);
+            if *known == Outcome::Written || outcome == Outcome::Stale {
+                *known = outcome;
             }
         }
         Ok(worst)

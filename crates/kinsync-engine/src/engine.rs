@@ -161,6 +161,8 @@ impl Builder {
             schedule,
             unprepared: watch::Sender::new(unprepared),
             unchecked_users: AtomicUsize::new(0),
+            #[cfg(feature = "mongodb")]
+            search: watch::Sender::default(),
             supervisor: Supervisor::default(),
         })))
     }
@@ -184,6 +186,9 @@ struct Inner {
     unprepared: watch::Sender<Option<Failure>>,
     /// Requested checks that no process carries out, because there is no Management API.
     unchecked_users: AtomicUsize,
+    /// The search for documents of the application that kinsync has not written.
+    #[cfg(feature = "mongodb")]
+    search: watch::Sender<store::mongo::SearchProgress>,
     supervisor: Supervisor,
 }
 
@@ -238,7 +243,8 @@ impl Engine {
                     let mut unprepared = engine.0.unprepared.subscribe();
                     let work = async {
                         if unprepared.wait_for(Option::is_none).await.is_ok() {
-                            Box::pin(engine.0.store.maintain_documents(&engine.0.clock)).await;
+                            let Inner { store, clock, search, .. } = &*engine.0;
+                            Box::pin(store.maintain_documents(clock, search)).await;
                         }
                     };
                     stop.run_until_cancelled(work).await;
@@ -333,6 +339,13 @@ impl Engine {
     /// What the store rejects, as of a few seconds ago.
     pub fn rejected_by_store(&self) -> RejectedByStore {
         self.0.projector.rejected().borrow().clone()
+    }
+
+    /// How far the search for documents of the application has come that kinsync has not written; `None` unless users are in
+    /// MongoDB.
+    #[cfg(feature = "mongodb")]
+    pub fn unwritten_search(&self) -> Option<store::mongo::SearchProgress> {
+        matches!(self.0.store, OpenedStore::Mongo(_)).then(|| *self.0.search.borrow())
     }
 
     /// The breaker between the projector and the store.

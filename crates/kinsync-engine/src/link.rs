@@ -4,10 +4,12 @@
 //! checks all documents at once: as a dry run before linking is enabled, and for users that kinsync stored before linking
 //! was enabled. [`Store::link`] alone decides whether a document is written.
 //!
-//! Addresses are compared byte by byte: `Ada@x.org` is not `ada@x.org`.
+//! Addresses are compared byte by byte, unless the settings let linking ignore case. A document with an address that differs
+//! from a user's in case or surrounding white space only is reported with that user.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kinsync_core::{Micros, UserId, email};
 use serde::Serialize;
 
@@ -18,6 +20,9 @@ use crate::store::{
 
 /// Documents per read.
 const PAGE: usize = 1000;
+
+/// Concurrent links: each is a transaction.
+const LINKS: usize = 4;
 
 /// An existing document with the email address of a Kinde user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
@@ -45,6 +50,8 @@ pub enum Verdict {
     SeveralRows,
     /// Both documents contain fields of the application.
     FieldsInBoth,
+    /// The address differs from the user's in case or in surrounding white space.
+    OtherForm,
     /// The document changed meanwhile, or linking is disabled.
     Refused,
 }
@@ -59,6 +66,10 @@ impl Verdict {
             }
             Self::SeveralRows => "merge the documents, or remove the address from all but one",
             Self::FieldsInBoth => "move the fields of the application into one of the two documents",
+            Self::OtherForm => {
+                "correct the address in your document or at Kinde; where only the case differs, \
+                 `link_by_email = \"verified-ignore-case\"` links them"
+            }
             Self::Refused => "run `kinsync link` again; check `link_by_email` in `kinsync config show`",
         }
     }
@@ -70,7 +81,7 @@ impl Verdict {
 pub struct LinkReport {
     /// Documents of the application with an email address and without a Kinde id.
     pub rows: u64,
-    /// Documents among them with an address that no Kinde user has.
+    /// Documents among them with an address that no Kinde user has in any form.
     pub unlinked: u64,
     /// The other documents, one candidate per address.
     pub candidates: Vec<Candidate>,
@@ -126,6 +137,14 @@ pub enum Run {
     Link,
 }
 
+/// The documents with one address, and the user that they match.
+struct Match<'a> {
+    address: String,
+    documents: BTreeSet<String>,
+    user: &'a Row,
+    verdict: Verdict,
+}
+
 async fn link_page(
     store: &MongoStore,
     now: Micros,
@@ -134,43 +153,111 @@ async fn link_page(
     report: &mut LinkReport,
 ) -> Result<(), Error> {
     let addresses: Vec<String> = rows.keys().cloned().collect();
-    let claimants = store.claimants(&addresses).await?;
-    let owner_of = |address: &str| {
-        let of_address = claimants.iter().filter(|row| row.claimed_email() == Some(address));
-        let owner = email::owner(of_address.map(|row| (&row.id, &row.state)));
-        owner.and_then(|id| claimants.iter().find(|row| row.id == *id))
-    };
-    let owners: Vec<&Row> = addresses.iter().filter_map(|address| owner_of(address)).collect();
-    let mut kept = store.kept_if_linked(&owners).await?;
-    for (address, ids) in rows {
-        let Some(owner) = owner_of(&address) else {
-            report.unlinked += ids.len() as u64;
-            continue;
-        };
-        let mut verdict = verdict(store, owner, ids.len()).await?;
-        if verdict == Verdict::Linked && run == Run::Link {
-            verdict = link_one(store, owner.clone(), now).await?;
+    let claimants = store.similar_claimants(&addresses).await?;
+    let in_any_case = store.count_unlinked_in_any_case(&addresses).await?;
+    let claimants = Claimants::of(&claimants);
+    let mut matches = Vec::new();
+    for (address, documents) in rows {
+        let in_any_case = in_any_case.as_ref().filter(|_| claimants.is_of_one_user(&address));
+        let count = in_any_case.and_then(|counts| counts.get(&address.to_ascii_lowercase()));
+        let count = count.copied().unwrap_or(documents.len());
+        match claimants.matching(&address, in_any_case.is_some()) {
+            Some((user, verdict)) => {
+                let is_ambiguous = verdict == Verdict::Linked && count > 1;
+                let verdict = if is_ambiguous { Verdict::SeveralRows } else { verdict };
+                matches.push(Match { address, documents, user, verdict });
+            }
+            None => report.unlinked += documents.len() as u64,
         }
-        let row = ids.into_iter().next().unwrap_or_default();
-        let kept = kept.remove(&owner.id).unwrap_or_default();
-        report.candidates.push(Candidate { row, user: owner.id.clone(), verdict, kept });
+    }
+    judge(store, &mut matches).await?;
+    let linkable: Vec<(&str, &Row)> = linkable(&matches).map(|one| (&*one.address, one.user)).collect();
+    let mut kept = store.kept_if_linked(&linkable).await?;
+    if run == Run::Link {
+        let links = linkable.iter().map(|(_, row)| link_one(store, (*row).clone(), now));
+        let linked: HashMap<UserId, Verdict> =
+            stream::iter(links).buffer_unordered(LINKS).try_collect().await?;
+        for one in &mut matches {
+            one.verdict = linked.get(&one.user.id).copied().unwrap_or(one.verdict);
+        }
+    }
+    let candidates = matches.into_iter().map(|Match { documents, user, verdict, .. }| {
+        let row = documents.into_iter().next().unwrap_or_default();
+        let kept = kept.remove(&user.id).unwrap_or_default();
+        Candidate { row, user: user.id.clone(), verdict, kept }
+    });
+    report.candidates.extend(candidates);
+    Ok(())
+}
+
+fn linkable<'a>(matches: &'a [Match<'a>]) -> impl Iterator<Item = &'a Match<'a>> {
+    matches.iter().filter(|one| one.verdict == Verdict::Linked)
+}
+
+/// Excludes users whose own documents contain fields of the application.
+async fn judge(store: &MongoStore, matches: &mut [Match<'_>]) -> Result<(), Error> {
+    let users: Vec<UserId> = linkable(matches).map(|one| one.user.id.clone()).collect();
+    let with_fields = store.with_fields_of_the_application(&users).await?;
+    for one in matches.iter_mut().filter(|one| one.verdict == Verdict::Linked) {
+        if with_fields.contains(&one.user.id) {
+            one.verdict = Verdict::FieldsInBoth;
+        }
     }
     Ok(())
 }
 
-async fn verdict(store: &MongoStore, owner: &Row, rows: usize) -> Result<Verdict, Error> {
-    Ok(match () {
-        () if !owner.state.has_verified_email() => Verdict::NotVerified,
-        () if rows > 1 => Verdict::SeveralRows,
-        () if store.has_fields_of_the_application(owner).await? => Verdict::FieldsInBoth,
-        () => Verdict::Linked,
-    })
+/// Live users by address.
+struct Claimants<'a> {
+    exact: HashMap<String, Vec<&'a Row>>,
+    /// By the address in lower case, without surrounding white space.
+    similar: HashMap<String, Vec<&'a Row>>,
 }
 
-async fn link_one(store: &MongoStore, mut owner: Row, now: Micros) -> Result<Verdict, Error> {
+impl<'a> Claimants<'a> {
+    fn of(rows: &'a [Row]) -> Self {
+        let (mut exact, mut similar) = (HashMap::new(), HashMap::new());
+        for row in rows {
+            let Some(address) = row.claimed_email() else { continue };
+            similar.entry(email::folded(&address)).or_insert_with(Vec::new).push(row);
+            exact.entry(address.into_owned()).or_insert_with(Vec::new).push(row);
+        }
+        Self { exact, similar }
+    }
+
+    /// Returns whether one user has the address, in any form.
+    fn is_of_one_user(&self, address: &str) -> bool {
+        self.similar.get(&email::folded(address)).is_some_and(|rows| rows.len() == 1)
+    }
+
+    /// Returns the user that documents with this address match, and whether they can be linked as far as the addresses show.
+    fn matching(&self, address: &str, links_in_any_case: bool) -> Option<(&'a Row, Verdict)> {
+        let owner = |rows: &[&'a Row]| {
+            let id = email::owner(rows.iter().map(|row| (&row.id, &row.state)))?;
+            rows.iter().copied().find(|row| row.id == *id)
+        };
+        let verified = |row: &'a Row| {
+            let is_verified = row.state.has_verified_email();
+            (row, if is_verified { Verdict::Linked } else { Verdict::NotVerified })
+        };
+        if let Some(rows) = self.exact.get(address) {
+            return owner(rows).map(verified);
+        }
+        let rows = self.similar.get(&email::folded(address))?;
+        match rows.as_slice() {
+            [row] if links_in_any_case && is_in_another_case(row, address) => Some(verified(row)),
+            rows => owner(rows).map(|row| (row, Verdict::OtherForm)),
+        }
+    }
+}
+
+fn is_in_another_case(row: &Row, address: &str) -> bool {
+    row.state.claimed_email().is_some_and(|claimed| claimed.eq_ignore_ascii_case(address))
+}
+
+async fn link_one(store: &MongoStore, mut owner: Row, now: Micros) -> Result<(UserId, Verdict), Error> {
     owner.metadata.holds_email = true;
     owner.metadata.email_held_by = None;
     owner.metadata.updated_at = now;
     let is_linked = store.link(&owner).await? == Outcome::Written;
-    Ok(if is_linked { Verdict::Linked } else { Verdict::Refused })
+    Ok((owner.id, if is_linked { Verdict::Linked } else { Verdict::Refused }))
 }

@@ -111,7 +111,8 @@ pub struct EventFilter {
 /// Filter of a list of users, in the order of their ids.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct UserFilter {
-    /// Only users with this email address, shown or in a conflict.
+    /// Only users with this email address, shown or in a conflict. The case of ASCII letters and surrounding white space are
+    /// ignored.
     pub email: Option<String>,
     /// Only users with this id of the application at Kinde (`provided_id`).
     pub provided_id: Option<String>,
@@ -257,7 +258,8 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(0)
     }
 
-    /// Returns the live rows with one of these newest addresses, shown or in a conflict.
+    /// Returns the live rows with one of these newest addresses, shown or in a conflict, in the form of
+    /// [`Row::claimed_email`].
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error>;
 
     /// Returns the documents that show these addresses, including documents that kinsync did not write.
@@ -328,6 +330,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// regularly: an application may change indexes and validators at any time.
     async fn examine(&self) -> Result<Vec<StoreProblem>, Error> {
         Ok(Vec::new())
+    }
+
+    /// Returns whether [`Store::link`] also finds a document that shows the address in another case.
+    fn links_in_any_case(&self) -> bool {
+        false
     }
 
     /// Returns whether the unique index on the address exists. Without it the caller has to look for documents with the

@@ -7,7 +7,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::{Ipv4Addr, TcpListener},
-    os::unix::process::CommandExt,
+    os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     sync::Mutex,
@@ -32,7 +32,9 @@ const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 mongod=$1 dir=$2 port=$3 set=$4 pid=
 start() {
-  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 $set --quiet \
+  auth=
+  [ ! -f "$dir.key" ] || auth="--auth --keyFile $dir.key"
+  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 $set $auth --quiet \
     --setParameter enableTestCommands=1 --wiredTigerCacheSizeGB 0.25 --nounixsocket \
     --logpath "$dir/mongod.log" --logappend </dev/null >/dev/null 2>&1 &
   pid=$!
@@ -52,7 +54,7 @@ while read -r command; do
 done
 kill -KILL "$pid" 2>/dev/null
 wait "$pid" 2>/dev/null
-rm -rf "$dir"
+rm -rf "$dir" "$dir.key"
 rmdir "${dir%/*}" 2>/dev/null
 "#;
 
@@ -82,10 +84,27 @@ impl TestMongo {
         Self::start_as("").await
     }
 
+    /// A server for one test alone that demands a user and a password. The user `root` has the password `secret`.
+    pub async fn start_with_access_control() -> Self {
+        let mongo = Self::start(SET, Access::Controlled).await;
+        let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
+        let admin = direct(mongo.port).await.database("admin");
+        admin.run_command(root).await.expect("the first user is created without one");
+        mongo
+    }
+
     async fn start_as(set: &'static str) -> Self {
+        Self::start(set, Access::Open).await
+    }
+
+    async fn start(set: &'static str, access: Access) -> Self {
         // Another process may take the port before mongod binds it.
         for _ in 0..5 {
-            let mongo = Self { port: free_port(), set, supervisor: Mutex::new(Supervisor::new()) };
+            let supervisor = Supervisor::new();
+            if access == Access::Controlled {
+                supervisor.write_key();
+            }
+            let mongo = Self { port: free_port(), set, supervisor: Mutex::new(supervisor) };
             mongo.launch();
             if mongo.become_primary().await {
                 return mongo;
@@ -98,6 +117,18 @@ impl TestMongo {
     pub fn uri(&self) -> String {
         let options = if self.set.is_empty() { "" } else { "?replicaSet=rs0" };
         format!("mongodb://127.0.0.1:{}/{options}", self.port)
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// What a client with a user and a password connects to.
+    pub fn uri_as(&self, user: &str, password: &str) -> String {
+        let uri = self.uri().replace("mongodb://", &format!("mongodb://{user}:{password}@"));
+        let separator = if uri.contains('?') { '&' } else { '?' };
+        format!("{uri}{separator}authSource=admin")
     }
 
     /// A name that no other test uses.
@@ -225,6 +256,13 @@ impl Drop for FailPoint {
     }
 }
 
+/// Whether a server demands a user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Access {
+    Open,
+    Controlled,
+}
+
 #[derive(Debug)]
 struct Supervisor {
     dir: PathBuf,
@@ -236,6 +274,14 @@ impl Supervisor {
         let dir = dir_of_process().join(format!("{:08x}", crate::random::<u32>()));
         std::fs::create_dir_all(&dir).expect("the folder for temporary files can be written");
         Self { dir, shell: None }
+    }
+
+    /// Writes the key that members of a replica set with access control share.
+    fn write_key(&self) {
+        let mut options = std::fs::File::options();
+        let mut key = options.create_new(true).write(true).mode(0o600).open(self.dir.with_extension("key"));
+        let key = key.as_mut().expect("the folder for temporary files can be written");
+        key.write_all(b"kinsyncTests").expect("the folder for temporary files can be written");
     }
 
     fn send(&mut self, command: &str) -> bool {

@@ -106,6 +106,8 @@ pub struct Store {
     pub unique_email: bool,
     /// When documents that the application created are linked to users.
     pub link_by_email: LinkByEmail,
+    /// Whether documents show the address in lower case.
+    pub lowercase_email: bool,
     /// What happens to the address of a deleted user where a rule rejects a document without one.
     pub tombstone_email: TombstoneEmail,
     /// The answer to requests of users with a document that a rule of the database rejects.

@@ -249,6 +249,7 @@ impl Problems {
             incomplete_users: rejected.incomplete_users,
             kind: kind.to_owned(),
             prepared: unprepared.is_none(),
+            document_search: state.engine.unwritten_search().map(Into::into),
             breaker: state.engine.breaker().state().into(),
             last_error,
         }

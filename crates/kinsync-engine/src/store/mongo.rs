@@ -21,15 +21,12 @@ use std::{
 use async_trait::async_trait;
 use bson::RawDocumentBuf;
 use kinsync_core::UserId;
-use mongodb::{
-    Client, Collection, Database,
-    error::ErrorKind,
-    options::{ClientOptions, CollectionOptions, ReadConcern, ReadPreference, SelectionCriteria},
-};
-use secrecy::{ExposeSecret, SecretString};
+use mongodb::{Collection, Database};
+use secrecy::SecretString;
 
+pub use self::connection::{Lookup, MongoStore};
 pub use self::inspect::{IndexFault, Server, Topology};
-pub use self::kept::{KeptKey, KeptKeys, KeptTally, REMEDIES};
+pub use self::kept::{KeptKey, KeptTally, REMEDIES, SearchProgress, UnwrittenSearch};
 pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
@@ -40,6 +37,7 @@ use super::{
 };
 
 mod call;
+mod connection;
 mod decode;
 mod encode;
 mod examine;
@@ -48,12 +46,12 @@ mod inspect;
 mod kept;
 mod keys;
 mod link;
+mod lockouts;
 mod log;
 mod mappings;
 mod privileges;
 mod read;
 mod state;
-mod tombstones;
 mod view;
 mod write;
 
@@ -89,6 +87,9 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Maximum connections, unless the URI sets it.
     pub max_pool: u32,
+    /// Replaces DNS, for tests.
+    #[doc(hidden)]
+    pub lookup: Option<Lookup>,
 }
 
 impl Config {
@@ -109,6 +110,7 @@ impl Config {
             server_selection_timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),
             max_pool: 16,
+            lookup: None,
         }
     }
 }
@@ -124,10 +126,7 @@ pub enum TombstoneEmail {
     Placeholder,
 }
 
-/// A store in MongoDB. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct MongoStore(Arc<Inner>);
-
+/// The connected store.
 #[derive(Debug)]
 struct Inner {
     database: Database,
@@ -149,175 +148,80 @@ struct Inner {
     /// Whether the unique index on the address exists.
     enforces_unique_emails: AtomicBool,
     last_build: Mutex<LastBuild>,
-    /// Which setting named the database.
-    database_origin: &'static str,
-}
-
-impl MongoStore {
-    /// Creates the store. Connects at the first call, so the server may be unavailable; a `mongodb+srv` URI requires a DNS
-    /// lookup.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] for an invalid URI or invalid field names; [`Error::Unavailable`] if the DNS lookup fails.
-    pub async fn connect(config: Config) -> Result<Self, Error> {
-        let mut keys = Keys::with_defaults(&config.fields, config.defaults.clone())?;
-        keys.tombstone_email = config.tombstone_email;
-        let keys = Arc::new(keys);
-        let options = options(&config).await?;
-        let connections = options.max_pool_size.unwrap_or(config.max_pool).max(1);
-        let (name, database_origin) = match (&config.database, &options.default_database) {
-            (Some(name), _) => (Some(name.clone()), "KINSYNC_DATABASE"),
-            (None, Some(name)) => (Some(name.clone()), "MONGODB_URI"),
-            (None, None) => (None, "the default, because MONGODB_URI names no database"),
-        };
-        let client = Client::with_options(options).map_err(|error| bad_uri(&error.kind))?;
-        let database = client.database(name.as_deref().unwrap_or("kinsync"));
-        let primary = SelectionCriteria::ReadPreference(ReadPreference::Primary);
-        let majority = CollectionOptions::builder()
-            .read_concern(ReadConcern::majority())
-            .selection_criteria(primary)
-            .build();
-        Ok(Self(Arc::new(Inner {
-            users: database.collection_with_options(&config.users, majority.clone()),
-            events: database.collection_with_options(&config.events, majority.clone()),
-            state: database.collection_with_options(&config.state, majority),
-            database,
-            mappings: Mappings::new(Arc::clone(&keys)),
-            keys,
-            unique_email: config.unique_email,
-            link_by_email: config.link_by_email,
-            op_timeout: config.op_timeout,
-            calls: Calls::new(connections),
-            is_prepared: AtomicBool::new(false),
-            is_collated: AtomicBool::new(false),
-            enforces_unique_emails: AtomicBool::new(config.unique_email),
-            last_build: Mutex::default(),
-            database_origin,
-        })))
-    }
-
-    /// Creates missing indexes and checks existing ones. Before it succeeds, [`Store::write`] fails with
-    /// [`Error::Unavailable`]; reads work. Repeat the call while it fails with that error itself. Takes minutes on a large
-    /// collection without indexes.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if the index on the Kinde id cannot be created; the hint names the reason with possible fixes.
-    /// [`Store::examine`] returns the problems of all other indexes.
-    pub async fn prepare(&self) -> Result<(), Error> {
-        timed("mongo", "prepare", self.0.register_mapping()).await?;
-        timed("mongo", "prepare", self.0.prepare()).await?;
-        self.0.is_prepared.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Returns the collection of users with its database, and the setting that named the database, for the log.
-    pub fn place(&self) -> (String, &'static str) {
-        (format!("{}.{}", self.0.database.name(), self.0.users.name()), self.0.database_origin)
-    }
-
-    /// Returns the database, for change streams and for kinsync's own records.
-    pub fn database(&self) -> &Database {
-        &self.0.database
-    }
-}
-
-async fn options(config: &Config) -> Result<ClientOptions, Error> {
-    let parsed = ClientOptions::parse(config.uri.expose_secret()).await;
-    let mut options = parsed.map_err(|error| bad_uri(&error.kind))?;
-    options.app_name.get_or_insert_with(|| "kinsync".into());
-    options.server_selection_timeout.get_or_insert(config.server_selection_timeout);
-    options.connect_timeout.get_or_insert(config.connect_timeout);
-    options.max_pool_size.get_or_insert(config.max_pool);
-    Ok(options)
-}
-
-/// Omits the message of the driver, which may contain the password.
-fn bad_uri(kind: &ErrorKind) -> Error {
-    let doing = "read MONGODB_URI";
-    match kind {
-        ErrorKind::DnsResolve { .. } => call::unavailable(doing, kind.clone()),
-        _ => Error::Refused {
-            doing,
-            hint: "it must look like `mongodb://user:password@host:27017/database?replicaSet=rs0`; \
-                   percent-encode `@ : / %` in the user and the password"
-                .into(),
-            source: None,
-        },
-    }
 }
 
 #[async_trait]
 impl Store for MongoStore {
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
-        timed("mongo", "load", self.0.load(ids)).await
+        timed("mongo", "load", self.inner()?.load(ids)).await
     }
 
     async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
-        timed("mongo", "load", self.0.load_to_write(ids)).await
+        timed("mongo", "load", self.inner()?.load_to_write(ids)).await
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
-        timed("mongo", "write", self.0.write(rows)).await
+        timed("mongo", "write", self.inner()?.write(rows)).await
     }
 
     async fn with_refused_keys(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "with_refused_keys", self.0.with_refused_keys(after, limit)).await
+        timed("mongo", "with_refused_keys", self.inner()?.with_refused_keys(after, limit)).await
     }
 
     async fn count_refused_keys(&self) -> Result<u64, Error> {
-        timed("mongo", "count_refused_keys", self.0.count_refused_keys()).await
+        timed("mongo", "count_refused_keys", self.inner()?.count_refused_keys()).await
     }
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
-        timed("mongo", "claimants", self.0.claimants(emails)).await
+        timed("mongo", "claimants", self.inner()?.claimants(emails)).await
     }
 
     async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, Error> {
-        timed("mongo", "email_holders", self.0.email_holders(emails)).await
+        timed("mongo", "email_holders", self.inner()?.email_holders(emails)).await
     }
 
     async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "conflicted", self.0.conflicted(after, limit)).await
+        timed("mongo", "conflicted", self.inner()?.conflicted(after, limit)).await
     }
 
     async fn link(&self, row: &Row) -> Result<Outcome, Error> {
-        timed("mongo", "link", Box::pin(self.0.link(row))).await
+        timed("mongo", "link", Box::pin(self.inner()?.link(row))).await
     }
 
     async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error> {
-        timed("mongo", "pending_emails", self.0.pending_emails(after, limit)).await
+        timed("mongo", "pending_emails", self.inner()?.pending_emails(after, limit)).await
     }
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
-        timed("mongo", "log", self.0.log(events)).await
+        timed("mongo", "log", self.inner()?.log(events)).await
     }
 
     async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
-        timed("mongo", "events", self.0.list_events(filter)).await
+        timed("mongo", "events", self.inner()?.list_events(filter)).await
     }
 
     async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
-        timed("mongo", "event", self.0.event(event_id)).await
+        timed("mongo", "event", self.inner()?.event(event_id)).await
     }
 
     async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
-        timed("mongo", "users", self.0.list_users(filter)).await
+        timed("mongo", "users", self.inner()?.list_users(filter)).await
     }
 
     async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
-        timed("mongo", "ids", self.0.ids(after, limit)).await
+        timed("mongo", "ids", self.inner()?.ids(after, limit)).await
     }
 
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
-        timed("mongo", "state", self.0.saved(key)).await
+        timed("mongo", "state", self.inner()?.saved(key)).await
     }
 
     async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
-        timed("mongo", "put_state", self.0.save(key, value, expected)).await
+        timed("mongo", "put_state", self.inner()?.save(key, value, expected)).await
     }
 
     async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, Error> {
-        timed("mongo", "states", self.0.all_saved(keys)).await
+        timed("mongo", "states", self.inner()?.all_saved(keys)).await
     }
 
     async fn list_states(
@@ -326,34 +230,39 @@ impl Store for MongoStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Saved)>, Error> {
-        timed("mongo", "list_states", self.0.list_saved(prefix, after, limit)).await
+        timed("mongo", "list_states", self.inner()?.list_saved(prefix, after, limit)).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, Error> {
-        timed("mongo", "count_states", self.0.count_saved(prefix)).await
+        timed("mongo", "count_states", self.inner()?.count_saved(prefix)).await
     }
 
     async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), Error> {
-        timed("mongo", "remove_states", self.0.remove_saved(records)).await
+        timed("mongo", "remove_states", self.inner()?.remove_saved(records)).await
     }
 
     async fn counts(&self) -> Result<Counts, Error> {
-        timed("mongo", "counts", self.0.counts()).await
+        timed("mongo", "counts", self.inner()?.counts()).await
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        timed("mongo", "ping", self.0.ping()).await
+        timed("mongo", "ping", self.inner()?.ping()).await
     }
 
     async fn examine(&self) -> Result<Vec<StoreProblem>, Error> {
-        timed("mongo", "examine", self.0.examine_again()).await
+        timed("mongo", "examine", self.inner()?.examine_again()).await
+    }
+
+    fn links_in_any_case(&self) -> bool {
+        self.config().link_by_email == LinkByEmail::VerifiedIgnoreCase
     }
 
     fn enforces_unique_emails(&self) -> bool {
-        self.0.enforces_unique_emails.load(Ordering::Acquire)
+        let inner = self.inner().ok();
+        inner.map_or(self.config().unique_email, |inner| inner.enforces_unique_emails.load(Ordering::Acquire))
     }
 
     async fn accepts_write_of(&self, row: &Row) -> Result<bool, Error> {
-        timed("mongo", "accepts_write_of", self.0.accepts_write_of(row)).await
+        timed("mongo", "accepts_write_of", self.inner()?.accepts_write_of(row)).await
     }
 }

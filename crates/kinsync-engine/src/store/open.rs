@@ -5,15 +5,25 @@ use std::time::Duration;
 use std::{path::Path, sync::Arc};
 
 #[cfg(feature = "mongodb")]
-use super::mongo::{self, MongoStore, REMEDIES};
+use super::mongo::{self, KeptKey, MongoStore, REMEDIES, SearchProgress, UnwrittenSearch};
 use super::{Error, Store, embedded::EmbeddedStore};
 
 #[cfg(feature = "mongodb")]
 use crate::{breaker::error_chain, clock::Clock};
+#[cfg(feature = "mongodb")]
+use tokio::sync::watch;
 
 /// Pause between two searches for documents under former names of keys.
 #[cfg(feature = "mongodb")]
 const MOVE_PAUSE: Duration = Duration::from_secs(30);
+
+/// Pause between two steps of the search for documents that kinsync has not written: it must not slow down other work.
+#[cfg(feature = "mongodb")]
+const SEARCH_PAUSE: Duration = Duration::from_millis(100);
+
+/// Pause after a failed step.
+#[cfg(feature = "mongodb")]
+const FAILED_PAUSE: Duration = Duration::from_secs(10);
 
 /// Where users are stored.
 #[derive(Clone, Debug, Default)]
@@ -78,21 +88,9 @@ impl OpenedStore {
 
     /// Reports values of the application that stay, and rewrites documents under former names of keys, until none is left.
     #[cfg(feature = "mongodb")]
-    pub(crate) async fn maintain_documents(&self, clock: &Clock) {
+    pub(crate) async fn maintain_documents(&self, clock: &Clock, search: &watch::Sender<SearchProgress>) {
         let Self::Mongo(store) = self else { return };
-        Box::pin(report_kept(store)).await;
-        while store.has_documents_to_move() {
-            match store.move_documents(clock.now()).await {
-                Ok(0) => {}
-                Ok(documents) => tracing::info!(documents, "moved values to their new names"),
-                Err(error) => tracing::warn!(
-                    error = error_chain(&error),
-                    "the move of values to their new names was interrupted and continues in a minute"
-                ),
-            }
-            // Another process with the former names may still write.
-            tokio::time::sleep(MOVE_PAUSE).await;
-        }
+        tokio::join!(report_kept(store, search), move_documents(store, clock));
     }
 
     /// The store behind the trait.
@@ -134,32 +132,64 @@ impl OpenedStore {
     }
 }
 
+/// Rewrites documents under former names of keys, until none is left.
 #[cfg(feature = "mongodb")]
-async fn report_kept(store: &MongoStore) {
-    let found = match store.kept_keys().await {
-        Ok(found) => found,
-        Err(error) => {
-            tracing::warn!(
+async fn move_documents(store: &MongoStore, clock: &Clock) {
+    while store.has_documents_to_move() {
+        match store.move_documents(clock.now()).await {
+            Ok(0) => {}
+            Ok(documents) => tracing::info!(documents, "moved values to their new names"),
+            Err(error) => tracing::warn!(
                 error = error_chain(&error),
-                "values of the application were not compared at the start"
-            );
-            return;
+                "the move of values to their new names was interrupted and continues in a minute"
+            ),
+        }
+        // Another process with the former names may still write.
+        tokio::time::sleep(MOVE_PAUSE).await;
+    }
+}
+
+/// Reports values of the application that stay. Searches a large collection for minutes, a step at a time.
+#[cfg(feature = "mongodb")]
+async fn report_kept(store: &MongoStore, progress: &watch::Sender<SearchProgress>) {
+    let kept = loop {
+        match store.kept_keys().await {
+            Ok(kept) => break kept,
+            Err(error) => pause_after(&error).await,
         }
     };
-    for (keys, message) in [
-        (found.kept, "the application's values stay under a key of kinsync"),
-        (
-            found.unwritten,
-            "documents with a Kinde id have values of the application, which stay unless they equal Kinde's",
-        ),
-    ] {
-        for key in keys {
-            tracing::warn!(
-                key = key.path,
-                documents = key.documents,
-                examples = key.examples.join(", "),
-                "{message}; remedies: {REMEDIES}"
-            );
+    report(kept, "the application's values stay under a key of kinsync");
+    let mut search = UnwrittenSearch::default();
+    while !search.progress().is_done {
+        match store.search_unwritten(&mut search).await {
+            Ok(()) => tokio::time::sleep(SEARCH_PAUSE).await,
+            Err(error) => pause_after(&error).await,
         }
+        progress.send_replace(search.progress());
+    }
+    report(
+        store.unwritten_keys(search),
+        "documents with a Kinde id have values of the application, which stay unless they equal Kinde's",
+    );
+}
+
+#[cfg(feature = "mongodb")]
+async fn pause_after(error: &Error) {
+    tracing::warn!(
+        error = error_chain(error),
+        "the search for values of the application was interrupted and continues in a moment"
+    );
+    tokio::time::sleep(FAILED_PAUSE).await;
+}
+
+#[cfg(feature = "mongodb")]
+fn report(keys: Vec<KeptKey>, message: &str) {
+    for key in keys {
+        tracing::warn!(
+            key = key.path,
+            documents = key.documents,
+            examples = key.examples.join(", "),
+            "{message}; remedies: {REMEDIES}"
+        );
     }
 }

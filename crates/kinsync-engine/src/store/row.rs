@@ -1,8 +1,11 @@
 //! A stored user, as every store loads and writes it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+};
 
-use kinsync_core::{RowMetadata, UserDocument, UserId, UserState};
+use kinsync_core::{Field, RowMetadata, UserDocument, UserId, UserState, Value};
 
 use super::{DocumentKey, StoredDocument};
 
@@ -21,6 +24,8 @@ pub struct Row {
     pub pending_emails: BTreeSet<String>,
     /// Keys that a rule of the application keeps out of the document.
     pub refused: RefusedKeys,
+    /// Whether kinsync's own collection has a record of the user, because the user is deleted or suspended, or was.
+    pub is_recorded: bool,
     /// The document as it was read; `None` for a user without a document, and in a store without documents of an
     /// application.
     pub document: Option<Box<StoredDocument>>,
@@ -67,7 +72,8 @@ const ALL_KEYS: &str = "*";
 
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {
-        let Self { id, state, metadata, revision, pending_emails, refused, document: _ } = self;
+        let Self { id, state, metadata, revision, pending_emails, refused, is_recorded: _, document: _ } =
+            self;
         (id, state, metadata) == (&other.id, &other.state, &other.metadata)
             && (revision, pending_emails) == (&other.revision, &other.pending_emails)
             && *refused == other.refused
@@ -86,6 +92,7 @@ impl Row {
             revision: 0,
             pending_emails: BTreeSet::new(),
             refused: RefusedKeys::default(),
+            is_recorded: false,
             document: None,
         }
     }
@@ -99,10 +106,10 @@ impl Row {
         }
     }
 
-    /// Returns the email address for which this user competes with others; `None` if the document keeps an address of the
-    /// application.
-    pub fn claimed_email(&self) -> Option<&str> {
-        self.state.claimed_email().filter(|_| !self.metadata.keeps_email)
+    /// Returns the email address for which this user competes with others, in the form in which the store shows it; `None` if
+    /// the document keeps an address of the application.
+    pub fn claimed_email(&self) -> Option<Cow<'_, str>> {
+        self.state.stored_email(&self.metadata).filter(|_| !self.metadata.keeps_email)
     }
 
     /// Returns whether the document shows other values than the state.
@@ -117,11 +124,19 @@ impl Row {
 
     /// Returns whether the document keeps an address of the application instead of the claimed one.
     pub(crate) fn must_keep_email(&self) -> bool {
-        self.document.as_ref().is_some_and(|stored| stored.keeps_email(self.state.claimed_email()))
+        self.document
+            .as_ref()
+            .is_some_and(|stored| stored.keeps_email(self.state.stored_email(&self.metadata).as_deref()))
+    }
+
+    /// Returns whether the user is suspended, or is or was deleted.
+    pub(crate) fn needs_record(&self) -> bool {
+        self.state.deleted.is_some() || self.state.value(Field::IsSuspended) == Some(&Value::Flag(true))
     }
 
     /// Marks the row as written: the store reads the document again before the next write.
     pub(crate) fn written(&mut self) {
+        self.is_recorded |= self.needs_record();
         self.revision += 1;
         if let Some(document) = &mut self.document {
             document.written();

@@ -109,7 +109,7 @@ async fn all_good_are_stored(pipeline: &Pipeline) -> bool {
 
 async fn index(store: &mongo::MongoStore, index: Document) {
     let command = doc! { "createIndexes": "users", "indexes": [index] };
-    store.database().run_command(command).await.unwrap();
+    store.database().unwrap().run_command(command).await.unwrap();
 }
 
 /// Sets aside exactly the events of these users and stores all others.
@@ -331,8 +331,9 @@ async fn a_suspension_that_a_validator_refuses_is_honoured_and_stored_once_it_ca
     let store = store().await;
     let pipeline = Pipeline::start(Arc::new(store.clone()), vec![named("kp_a"), named("kp_b")]).await;
     pipeline.until("both are stored", async |p| p.depth().await == 0).await;
-    let validator =
-        |rule: Document| store.database().run_command(doc! { "collMod": "users", "validator": rule });
+    let validator = |rule: Document| {
+        store.database().unwrap().run_command(doc! { "collMod": "users", "validator": rule })
+    };
     validator(doc! { "$jsonSchema": { "required": ["tenant"] } }).await.unwrap();
     let suspended = r#"{"id":"kp_a","is_suspended":true}"#;
     pipeline.queue.enqueue(event_entry("user.updated", 3, "suspension", suspended)).await.unwrap();
@@ -369,7 +370,7 @@ async fn what_a_write_of_the_marks_leaves_out_is_kept_and_shown_by_the_next_writ
 }
 
 fn rule(store: &mongo::MongoStore, rule: Document) -> impl Future<Output = mongodb::error::Result<Document>> {
-    let database = store.database().clone();
+    let database = store.database().unwrap().clone();
     async move { database.run_command(doc! { "collMod": "users", "validator": rule }).await }
 }
 

@@ -30,11 +30,16 @@ mod queue_model;
 
 mod replica_set;
 
+mod address_case;
+mod email_conflicts;
 mod linking;
+mod lost_documents;
 mod mongoose;
 mod own_keys;
 mod store_conformance;
+mod store_connection;
 mod store_embedded;
+mod store_indexes;
 mod store_mongo;
 mod store_outages;
 mod store_rows;

@@ -54,7 +54,7 @@ async fn the_type_and_the_schema_fit_the_documents_and_mongoose_changes_nothing_
     let observations = [event("kp_ada", 1_700_000_000_000_000, fields), profile("kp_eve", 2)];
     apply(&store, observations, Micros(1_790_000_000_000_000)).await.unwrap();
     let before = get(&store, "kp_ada").await.unwrap();
-    let uri = TestMongo::shared().await.uri().replace("/?", &format!("/{}?", store.database().name()));
+    let uri = TestMongo::shared().await.uri().replace("/?", &format!("/{}?", store.database_name()));
     let mut script = Command::new("node");
     script.arg("built/check.js").env("MONGODB_URI", uri).env("KINDE_ID", "kp_ada");
     let printed = run(&mut script).await;

@@ -12,7 +12,7 @@ use kinsync_engine::{
         reconcile::record::{DriftKind, RunMode},
         store::{
             DocumentKey,
-            mongo::{Config, FieldMapping, MongoStore},
+            mongo::{Config, FieldMapping, KeptKey, MongoStore, UnwrittenSearch},
         },
     },
 };
@@ -24,10 +24,10 @@ use crate::{
     stores,
 };
 
-const NOW: Micros = Micros(1_790_000_000_000_000);
+pub(crate) const NOW: Micros = Micros(1_790_000_000_000_000);
 
 /// The fields of a document that an application with Mongoose timestamps created years ago.
-fn of_the_application() -> Document {
+pub(crate) fn of_the_application() -> Document {
     let then = DateTime::from_millis(1_577_923_200_000);
     doc! {
         "email": "ada@example.com", "username": "ada99", "phone": "+4412345", "picture": "/avatars/1.png",
@@ -56,20 +56,20 @@ pub(crate) fn event(user: &str, at: i64, fields: Profile) -> Observation {
     Observation { user: id(user), version, source: Source::Webhook, what: What::Fields(fields) }
 }
 
-async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Observation>) {
+pub(crate) async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Observation>) {
     for observation in observations {
         let applied = apply(store, [observation], NOW).await.unwrap();
         assert_eq!((applied.rejected, applied.failed), (vec![], vec![]));
     }
 }
 
-async fn document(store: &MongoStore) -> Document {
+pub(crate) async fn document(store: &MongoStore) -> Document {
     let all = users(store).count_documents(doc! {}).await.unwrap();
     assert_eq!(all, 1, "one document for the user");
     users(store).find_one(doc! {}).await.unwrap().unwrap()
 }
 
-fn assert_unchanged(before: &Document, after: &Document) {
+pub(crate) fn assert_unchanged(before: &Document, after: &Document) {
     for (key, value) in before {
         assert_eq!(after.get(key), Some(value), "`{key}` of the application in {after}");
     }
@@ -272,20 +272,6 @@ async fn a_key_that_the_operator_names_is_taken_over_with_a_record_of_the_former
 }
 
 #[tokio::test]
-async fn a_document_that_lost_its_metadata_is_rebuilt_and_loses_nothing() {
-    let store = store().await;
-    let fields = Profile::new().with(Field::FirstName, "Ada").with(Field::Username, "ada");
-    observe(&store, [event("kp_ada", 1, fields)]).await;
-    let replaced = doc! { "kindeId": "kp_ada", "firstName": "Ada", "username": "zed", "plan": "pro" };
-    users(&store).replace_one(doc! {}, replaced).await.unwrap();
-    let fields = Profile::new().with(Field::FirstName, "Augusta").with(Field::Username, "ada");
-    observe(&store, [profile("kp_ada", 2), event("kp_ada", 3, fields)]).await;
-    let found = document(&store).await;
-    assert_eq!((found.get_str("username").unwrap(), found.get_str("plan").unwrap()), ("zed", "pro"));
-    assert_eq!(found.get_str("firstName").unwrap(), "Augusta", "an equal value is kinsync's");
-}
-
-#[tokio::test]
 async fn a_field_of_a_newer_version_survives_writes_of_this_one() {
     let store = store().await;
     observe(&store, [event("kp_ada", 1, Profile::new().with(Field::FirstName, "Ada"))]).await;
@@ -392,32 +378,6 @@ async fn names_that_two_keys_exchange_move_too() {
 }
 
 #[tokio::test]
-async fn after_the_application_deletes_two_documents_only_the_live_user_returns() {
-    let store = store().await;
-    let created = |user: &str, at| event(user, at, Profile::new().with(Field::FirstName, "A"));
-    let deleted = Observation { what: What::Deleted, ..created("kp_eve", 5) };
-    observe(&store, [created("kp_ada", 1), created("kp_eve", 1), deleted]).await;
-    users(&store).delete_many(doc! {}).await.unwrap();
-    let seen = |user: &str| Observation { what: What::Seen(Micros(9)), ..created(user, 9) };
-    observe(&store, [seen("kp_ada"), seen("kp_eve"), created("kp_eve", 2)]).await;
-    assert!(get(&store, "kp_ada").await.unwrap().state.is_live());
-    let eve = get(&store, "kp_eve").await.unwrap();
-    assert!(!eve.state.is_live(), "{eve:?}");
-    assert_eq!(eve.state.deleted_at(), Some(Micros(5)));
-    // The application inserts a document of its own with the id.
-    users(&store).delete_many(doc! {}).await.unwrap();
-    users(&store).insert_one(doc! { "kindeId": "kp_eve", "plan": "pro" }).await.unwrap();
-    observe(&store, [seen("kp_eve")]).await;
-    assert!(!get(&store, "kp_eve").await.unwrap().state.is_live());
-    // Two reads of Kinde restore the user, also after the next loss.
-    let exists = Observation { what: What::Exists(Profile::new()), ..profile("kp_eve", 20) };
-    observe(&store, [exists]).await;
-    users(&store).delete_many(doc! {}).await.unwrap();
-    observe(&store, [seen("kp_eve")]).await;
-    assert!(get(&store, "kp_eve").await.unwrap().state.is_live());
-}
-
-#[tokio::test]
 async fn defaults_are_set_on_insert_only_and_give_way_to_values_of_kinde() {
     let defaults = [
         ("role", serde_json::json!("member")),
@@ -449,6 +409,31 @@ async fn defaults_are_set_on_insert_only_and_give_way_to_values_of_kinde() {
     assert!(!get(&store, "kp_ada").await.unwrap().is_outdated());
 }
 
+async fn unwritten(store: &MongoStore) -> Vec<KeptKey> {
+    let mut search = UnwrittenSearch::default();
+    while !search.progress().is_done {
+        store.search_unwritten(&mut search).await.unwrap();
+    }
+    store.unwritten_keys(search)
+}
+
+#[tokio::test]
+async fn the_search_for_unwritten_documents_reads_a_large_collection_in_steps() {
+    let store = store().await;
+    let written = |n| doc! { "kindeId": format!("kp_{n:05}"), "kinsync": { "format": 1, "revision": 1_i64 } };
+    let last = doc! { "_id": "last", "kindeId": "kp_last", "username": "own" };
+    let lists = [["a", "b"], ["kp_x", "kp_y"]].map(|ids| doc! { "kindeId": ids.to_vec() });
+    users(&store).insert_many((0..10_500).map(written).chain(lists).chain([last])).await.unwrap();
+    let mut search = UnwrittenSearch::default();
+    let mut step = async || {
+        store.search_unwritten(&mut search).await.unwrap();
+        let progress = search.progress();
+        (progress.searched, progress.unwritten, progress.is_done)
+    };
+    assert_eq!([step().await, step().await], [(10_000, 0, false), (10_503, 1, true)]);
+    assert_eq!(store.unwritten_keys(search)[0].examples, ["last"]);
+}
+
 #[tokio::test]
 async fn values_that_stay_are_listed_by_key_before_and_after_the_first_write() {
     let store = store().await;
@@ -459,20 +444,19 @@ async fn values_that_stay_are_listed_by_key_before_and_after_the_first_write() {
         .insert_one(doc! { "_id": "mail", "email": "ada@example.com", "firstName": "own" })
         .await
         .unwrap();
-    let listed = store.kept_keys().await.unwrap();
-    let keys = |keys: &[kinsync_engine::internal::store::mongo::KeptKey]| {
+    let keys = |keys: &[KeptKey]| {
         keys.iter().map(|key| (key.path.clone(), key.documents, key.examples.len())).collect::<Vec<_>>()
     };
-    assert_eq!(keys(&listed.unwritten), [("phone".into(), 5, 3), ("username".into(), 5, 3)]);
+    assert_eq!(keys(&unwritten(&store).await), [("phone".into(), 5, 3), ("username".into(), 5, 3)]);
     let fields = Profile::new().with(Field::Username, "ada").with(Field::Phone, "1");
     observe(&store, (0..2).map(|n| event(&format!("kp_{n}"), 1, fields.clone()))).await;
-    let listed = store.kept_keys().await.unwrap();
-    assert_eq!(keys(&listed.kept), [("username".into(), 2, 2)], "an equal value is kinsync's");
-    assert_eq!(keys(&listed.unwritten), [("phone".into(), 3, 3), ("username".into(), 3, 3)]);
+    let kept = store.kept_keys().await.unwrap();
+    assert_eq!(keys(&kept), [("username".into(), 2, 2)], "an equal value is kinsync's");
+    assert_eq!(keys(&unwritten(&store).await), [("phone".into(), 3, 3), ("username".into(), 3, 3)]);
     // A dry run of linking.
     let created = event("kp_ada", 1, Profile::new().with(Field::Email, "ada@example.com"));
     let verified = prepared(Config {
-        database: Some(store.database().name().to_owned()),
+        database: Some(store.database_name().to_owned()),
         link_by_email: kinsync_engine::LinkByEmail::Never,
         ..fresh().await
     });

@@ -333,7 +333,11 @@ async fn users_are_listed_by_page_and_filter(store: Shared) {
     assert_eq!(list(live.clone()).await, ["kp_a", "kp_b", "kp_d", "kp_e"]);
     let claims = UserFilter { email: Some("kp_a@x.org".into()), ..live };
     assert_eq!(list(claims.clone()).await, ["kp_a", "kp_e"]);
-    assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..claims }).await, ["kp_e"]);
+    assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..claims.clone() }).await, ["kp_e"]);
+    let in_capitals = UserFilter { email: Some(" KP_A@X.ORG".into()), ..claims.clone() };
+    assert_eq!(list(in_capitals.clone()).await, ["kp_a", "kp_e"]);
+    assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..in_capitals }).await, ["kp_e"]);
+    assert_eq!(list(UserFilter { email: Some("kp_a@x.or".into()), ..claims }).await, [""; 0]);
     put(&*store, &with(row("kp_f", None), Field::ProvidedId, "own-7")).await;
     let provided = UserFilter { provided_id: Some("own-7".into()), limit: 9, ..UserFilter::default() };
     assert_eq!(list(provided).await, ["kp_f"]);

@@ -84,9 +84,12 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     let ada = put(&open(folder.path()), &row("kp_ada", None)).await;
     let sqlite = rusqlite::Connection::open(folder.path().join("kinsync.sqlite")).unwrap();
-    sqlite.execute_batch(
-            "DROP TABLE state; ALTER TABLE users DROP COLUMN compared_since; ALTER TABLE users DROP COLUMN changed_after",
-        ).unwrap();
+    sqlite
+        .execute_batch(
+            "DROP TABLE state; DROP INDEX users_address; ALTER TABLE users DROP COLUMN compared_since; \
+             ALTER TABLE users DROP COLUMN changed_after",
+        )
+        .unwrap();
     sqlite.pragma_update(None, "user_version", 1).unwrap();
     drop(sqlite);
     assert!(hint(EmbeddedStore::open_read_only(folder.path())).contains("start the server once"));

@@ -184,6 +184,7 @@ fn metadata() -> impl Strategy<Value = RowMetadata> {
     let comparisons = (option::of(any::<i64>()), option::of(any::<i64>()));
     (any::<bool>(), option::of(text()), micros(), micros(), option::of(source), comparisons).prop_map(
         |(holds_email, email_held_by, inserted_at, updated_at, source, comparisons)| RowMetadata {
+            lowercases_email: false,
             holds_email,
             keeps_email: false,
             email_held_by,

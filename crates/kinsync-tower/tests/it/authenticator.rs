@@ -115,7 +115,7 @@ async fn deletions_and_suspensions_that_a_validator_refuses_are_honoured() {
         assert_eq!(process.get(token).await.status, StatusCode::OK);
     }
     let validator = doc! { "$jsonSchema": { "required": ["tenant"] } };
-    mongo.database().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
+    mongo.database().unwrap().run_command(doc! { "collMod": "users", "validator": validator }).await.unwrap();
     observe(&store, &ada.0, What::Deleted).await;
     observe(&store, &eve.0, What::Fields(Profile::new().with(Field::IsSuspended, true))).await;
     for ((_, token), reason) in [(&ada, "deleted"), (&eve, "suspended")] {

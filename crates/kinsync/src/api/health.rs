@@ -7,7 +7,7 @@ use kinsync_engine::{
     internal::{
         breaker::State,
         reconcile::webhook_health::SilentWebhook,
-        store::{Severity, StoreProblem},
+        store::{Severity, StoreProblem, mongo::SearchProgress},
     },
 };
 use serde::{Deserialize, Serialize};
@@ -139,8 +139,29 @@ pub struct StoreHealth {
     pub refused_users: u64,
     /// Users with documents that lack keys, because an index or a validator of the database rejects their values.
     pub incomplete_users: u64,
+    /// The search for documents with a Kinde id that kinsync has not written yet; absent unless the store is MongoDB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub document_search: Option<DocumentSearch>,
     /// Rules of the database that conflict with what kinsync writes, and indexes of kinsync that cannot be created.
     pub conflicts: Vec<StoreConflict>,
+}
+
+/// The search at the start for documents with a Kinde id that kinsync has not written yet. The log lists their values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DocumentSearch {
+    /// Documents searched so far.
+    pub searched: u64,
+    /// Documents that kinsync has not written; the search ends at 1000 of them.
+    pub unwritten: u64,
+    /// Whether the search has ended.
+    pub done: bool,
+}
+
+impl From<SearchProgress> for DocumentSearch {
+    fn from(progress: SearchProgress) -> Self {
+        Self { searched: progress.searched, unwritten: progress.unwritten, done: progress.is_done }
+    }
 }
 
 /// A rule of the database that conflicts with what kinsync writes, or an index of kinsync that cannot be created.

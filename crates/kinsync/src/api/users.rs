@@ -12,7 +12,7 @@ use super::Time;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct UsersQuery {
-    /// List only the user with this email address, shown or in conflict.
+    /// List only users with this email address, shown or in conflict. Case is ignored.
     #[arg(long)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub email: Option<String>,

@@ -8,7 +8,10 @@ use kinsync_engine::{
     Engine, Error as EngineError,
     internal::{
         queue::{self, embedded},
-        store::{self, OpenedStore, mongo},
+        store::{
+            self, OpenedStore,
+            mongo::{self, FieldMapping},
+        },
     },
 };
 use kinsync_tower::{WebhookService, webhook};
@@ -150,7 +153,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         database: store.database.clone(),
         users: store.users.clone(),
         events: store.events.clone(),
-        fields: store.fields.clone(),
+        fields: FieldMapping { lowercase_email: store.lowercase_email, ..store.fields.clone() },
         defaults: store.defaults.clone(),
         unique_email: store.unique_email,
         link_by_email: store.link_by_email,

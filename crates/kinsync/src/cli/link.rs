@@ -26,9 +26,10 @@ use crate::{
 
 const AFTER_HELP: &str = "\
 Links each document that your application created to the Kinde user with the same email address, so that both become one \
-document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address \
-that is not verified links nothing. Addresses are compared as they are written. `kinsync serve` links a document by \
-itself as soon as Kinde reports the verified address, when the user signs in.
+document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address that \
+is not verified links nothing. Addresses are compared as they are written, unless KINSYNC_LINK_BY_EMAIL is \
+`verified-ignore-case`; documents with an address that differs in case or surrounding spaces only are listed with the user. \
+`kinsync serve` links a document by itself as soon as Kinde reports the verified address, when the user signs in.
 
 Run `kinsync backfill` first: it loads the users.
 
@@ -121,7 +122,7 @@ struct Report<'a> {
     dry_run: bool,
     /// Documents of the application that have an email address.
     documents: u64,
-    /// Of these, the documents with the address of no user.
+    /// Of these, the documents with the address of no user, in any form.
     without_user: u64,
     linked: usize,
     conflicts: usize,
@@ -194,6 +195,7 @@ fn outcome(verdict: Verdict, dry_run: bool) -> &'static str {
         Verdict::NotVerified => "address not verified",
         Verdict::SeveralRows => "several documents",
         Verdict::FieldsInBoth => "fields in both documents",
+        Verdict::OtherForm => "address in another form",
         Verdict::Refused => "changed meanwhile",
     }
 }

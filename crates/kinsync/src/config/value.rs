@@ -224,12 +224,14 @@ pub fn queue_kind(text: &str) -> Result<QueueKind> {
     }
 }
 
-/// `verified` or `never`. There is no `always`: a user could enter the address of another user and get that document.
+/// `verified`, `verified-ignore-case` or `never`. There is no `always`: a user could enter the address of
+/// another user and get that document.
 pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
     match text {
         "verified" => Ok(LinkByEmail::Verified),
+        "verified-ignore-case" => Ok(LinkByEmail::VerifiedIgnoreCase),
         "never" => Ok(LinkByEmail::Never),
-        _ => Err("is not `verified` or `never`".into()),
+        _ => Err("is not `verified`, `verified-ignore-case` or `never`".into()),
     }
 }
 

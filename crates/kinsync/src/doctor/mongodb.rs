@@ -2,15 +2,23 @@
 
 use std::time::Duration;
 
-use kinsync_engine::internal::{
-    refused_users,
-    store::{
-        Error, Severity, StoreProblem,
-        mongo::{Forbidden, IndexFault, KeptKey, KeptKeys, MongoStore, REMEDIES, Server, Topology},
+use kinsync_engine::{
+    Clock,
+    internal::{
+        link::{self, Verdict},
+        refused_users,
+        store::{
+            Error, Severity, StoreProblem,
+            mongo::{
+                Forbidden, IndexFault, KeptKey, MongoStore, REMEDIES, Server, Topology, UnwrittenSearch,
+            },
+        },
     },
 };
 use kinsync_tower::problem::chain;
 use secrecy::ExposeSecret;
+
+use tokio::time::Instant;
 
 use super::{Finding, some};
 use crate::{app::start::mongo_config, config::Config, plural::counted};
@@ -24,10 +32,11 @@ const INDEXES: &str = "mongodb.indexes";
 const VALIDATOR: &str = "mongodb.validator";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
+const OTHER_FORMS: &str = "mongodb.other_forms";
 const REFUSED_USERS: &str = "mongodb.refused_users";
 const KEPT: &str = "mongodb.kept_values";
 
-pub(super) const IDS: [&str; 11] = [
+pub(super) const IDS: [&str; 12] = [
     REACHABLE,
     VERSION,
     REPLICA_SET,
@@ -37,6 +46,7 @@ pub(super) const IDS: [&str; 11] = [
     VALIDATOR,
     EMAILS,
     CONFLICTS,
+    OTHER_FORMS,
     REFUSED_USERS,
     KEPT,
 ];
@@ -47,6 +57,8 @@ const OLDEST: (u32, u32) = (4, 4);
 const LARGEST_LAG: Duration = Duration::from_secs(10);
 /// This check reads every email address.
 const EMAILS_DEADLINE: Duration = Duration::from_secs(20);
+/// The search for documents that kinsync has not written ends then.
+const SEARCH_DEADLINE: Duration = Duration::from_secs(5);
 const MOST_CONFLICTS: usize = 1000;
 /// Refused users in the finding.
 const SHOWN_USERS: usize = 3;
@@ -68,7 +80,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         Ok(server) => server,
         Err(error) => return vec_with(Finding::failed(REACHABLE, chain(&error), fix_of(&error))),
     };
-    let database = store.database().name();
+    let database = store.database_name();
     let (collection, named_by) = store.place();
     let mut findings = vec![
         Finding::ok(REACHABLE, format!("users in {collection} (named by {named_by})")),
@@ -80,9 +92,14 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     let faults = store.index_faults().await;
     let rules = store.conflicting_rules().await;
     findings.extend([indexes(&faults, &rules), validator(&rules)]);
-    let (emails, conflicts, refused_users, kept) =
-        tokio::join!(emails(config, &store, &faults), conflicts(&store), refused_users(&store), kept(&store));
-    findings.extend([emails, conflicts, refused_users, kept]);
+    let (emails, conflicts, other_forms, refused_users, kept) = tokio::join!(
+        emails(config, &store, &faults),
+        conflicts(&store),
+        other_forms(&store),
+        refused_users(&store),
+        kept(&store)
+    );
+    findings.extend([emails, conflicts, other_forms, refused_users, kept]);
     findings
 }
 
@@ -95,7 +112,8 @@ fn vec_with(first: Finding) -> Vec<Finding> {
 fn fix_of(error: &Error) -> String {
     match error {
         Error::Refused { hint, .. } => hint.clone(),
-        _ => "check MONGODB_URI, that the server runs and has a primary, and that this machine can reach it"
+        _ => "check MONGODB_URI, that the server runs and has a primary, and that this machine can reach it; a mongodb+srv URI \
+              also needs DNS"
             .into(),
     }
 }
@@ -149,6 +167,9 @@ fn privileges(database: &str, forbidden: Result<Vec<Forbidden>, Error>) -> Findi
     let forbidden = match forbidden {
         Ok(forbidden) if forbidden.is_empty() => return Finding::ok(PRIVILEGES, "read and write"),
         Ok(forbidden) => forbidden,
+        Err(error) if !error.is_transient() => {
+            return Finding::failed(PRIVILEGES, chain(&error), fix_of(&error));
+        }
         Err(error) => return Finding::skipped(PRIVILEGES, chain(&error), fix_of(&error)),
     };
     let each: Vec<String> =
@@ -247,12 +268,13 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
 
 /// Values of the application under kinsync's keys. kinsync keeps them, so this is information and not an error.
 async fn kept(store: &MongoStore) -> Finding {
-    let KeptKeys { kept, unwritten } = match store.kept_keys().await {
-        Ok(keys) => keys,
+    let (kept, unwritten, searched) = match tokio::try_join!(store.kept_keys(), unwritten(store)) {
+        Ok((kept, search)) => (kept, search.0, search.1),
         Err(error) => return Finding::warning(KEPT, chain(&error), fix_of(&error)),
     };
     if kept.is_empty() && unwritten.is_empty() {
-        return Finding::ok(KEPT, "no document has a value of your application under a key of kinsync");
+        let what = "no document has a value of your application under a key of kinsync";
+        return Finding::ok(KEPT, format!("{what}{searched}"));
     }
     let each = |keys: Vec<KeptKey>, what: &str| -> Vec<String> {
         let one = |key: KeptKey| {
@@ -263,7 +285,19 @@ async fn kept(store: &MongoStore) -> Finding {
     };
     let mut found = each(kept, "keeps the value of your application in");
     found.extend(each(unwritten, "has values, which stay unless they equal Kinde's, in at least"));
-    Finding::warning(KEPT, found.join("; "), REMEDIES)
+    Finding::warning(KEPT, format!("{}{searched}", found.join("; ")), REMEDIES)
+}
+
+/// Values in documents that kinsync has not written, and what part of the documents was searched, if not all.
+async fn unwritten(store: &MongoStore) -> Result<(Vec<KeptKey>, String), Error> {
+    let (mut search, started) = (UnwrittenSearch::default(), Instant::now());
+    while !search.progress().is_done && started.elapsed() < SEARCH_DEADLINE {
+        store.search_unwritten(&mut search).await?;
+    }
+    let progress = search.progress();
+    let searched = format!(" (of the first {} documents; `kinsync serve` searches all)", progress.searched);
+    let searched = if progress.is_done { String::new() } else { searched };
+    Ok((store.unwritten_keys(search), searched))
 }
 
 async fn conflicts(store: &MongoStore) -> Finding {
@@ -285,6 +319,27 @@ async fn conflicts(store: &MongoStore) -> Finding {
              that can be linked",
         ),
     }
+}
+
+/// Documents of the application with the address of a user in another form. They look like documents without a user.
+async fn other_forms(store: &MongoStore) -> Finding {
+    let again = "run `kinsync link --dry-run`, which lists every document";
+    let compared = link::link(store, Clock::system().now(), link::Run::Dry, &|_| {});
+    let found = match tokio::time::timeout(EMAILS_DEADLINE, compared).await {
+        Ok(Ok(found)) => found.candidates,
+        Ok(Err(error)) => return Finding::warning(OTHER_FORMS, chain(&error), fix_of(&error)),
+        Err(_) => {
+            let late = format!("documents were not compared within {} s", EMAILS_DEADLINE.as_secs());
+            return Finding::skipped(OTHER_FORMS, late, again);
+        }
+    };
+    let of_form = found.iter().filter(|one| one.verdict == Verdict::OtherForm);
+    let each: Vec<String> = of_form.map(|one| format!("{} ({})", one.row, one.user)).collect();
+    if each.is_empty() {
+        return Finding::ok(OTHER_FORMS, "no document shows the address of a user in another form");
+    }
+    let what = "documents of your application show the address of a user in another case or with spaces, by `_id` (user)";
+    Finding::warning(OTHER_FORMS, format!("{what}: {}", some(&each)), Verdict::OtherForm.next_step())
 }
 
 async fn refused_users(store: &MongoStore) -> Finding {

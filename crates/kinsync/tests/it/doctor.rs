@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 25] = [
+const IDS: [&str; 26] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -29,6 +29,7 @@ const IDS: [&str; 25] = [
     "mongodb.validator",
     "mongodb.emails",
     "mongodb.conflicts",
+    "mongodb.other_forms",
     "mongodb.refused_users",
     "mongodb.kept_values",
     "data_dir.access",

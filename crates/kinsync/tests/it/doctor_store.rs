@@ -50,9 +50,7 @@ async fn a_mongodb_user_without_write_access_is_failed_with_the_role_to_grant() 
         let user = format!("{name}_{role}");
         let roles = [doc! { "role": role, "db": &name }];
         admin.run_command(doc! { "createUser": &user, "pwd": "secret", "roles": roles }).await.unwrap();
-        let uri = mongo.uri().replace("mongodb://", &format!("mongodb://{user}:secret@"));
-        let separator = if uri.contains('?') { '&' } else { '?' };
-        tenant.set("MONGODB_URI", format!("{uri}{separator}authSource=admin"));
+        tenant.set("MONGODB_URI", mongo.uri_as(&user, "secret"));
         examine(&tenant, &[]).is("mongodb.privileges", status, texts);
     }
 }

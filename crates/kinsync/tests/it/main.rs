@@ -1,6 +1,8 @@
 //! The binary and its server, as operators and senders meet them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod access;
+mod address_case;
 mod admin;
 mod admin_access;
 mod authenticated_routes;

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bson::{Document, doc};
+use kinde_emulator::{NewUser, Profile, UserEdit};
 use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use serde_json::{Value, json};
 
@@ -73,4 +74,66 @@ async fn a_setting_lets_users_pass_that_the_store_rejects() {
         app.client().get(app.url("/auth/verify")).bearer_auth(deployment.token(&ada)).send().await.unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(answer.headers()["x-kinsync-degraded"], "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_deleted_after_the_application_made_a_unique_index_are_refused_within_seconds_and_after_a_restart()
+ {
+    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let ids: Vec<String> = (1..=3).map(|n| deployment.kinde.create_user(named(n)).unwrap().id).collect();
+    deployment.kinde.create_user(NewUser::default()).unwrap();
+    deployment.converged().await;
+    let tokens: Vec<String> = ids.iter().map(|id| deployment.token(id)).collect();
+    for token in &tokens {
+        assert_eq!(answer(&deployment.apps[0], "/auth/verify", token).await.0, 200);
+    }
+    let index = doc! { "key": { "email": 1 }, "unique": true, "name": "email_1" };
+    let command = doc! { "createIndexes": "users", "indexes": [index] };
+    deployment.database().run_command(command).await.unwrap();
+    for id in &ids {
+        deployment.kinde.delete_user(id, Profile::Remove).unwrap();
+    }
+    let app = &mut deployment.apps[0];
+    for is_restarted in [false, true] {
+        if is_restarted {
+            app.stop().await.unwrap();
+            app.start().await.unwrap();
+        }
+        app.until("every deleted user is refused", DEADLINE, async |app| {
+            let asked = tokens.iter().map(|token| answer(app, "/auth/verify", token));
+            Ok(futures_util::future::join_all(asked).await.iter().all(|(status, _)| *status == 403))
+        })
+        .await
+        .unwrap();
+    }
+    let filter = doc! { "kindeId": { "$in": &ids }, "isDeleted": true };
+    assert_eq!(deployment.users.count_documents(filter).await.unwrap(), 3);
+    app.until("/health names the index", DEADLINE, async |app| {
+        Ok(app.health().await?["problems"].to_string().contains("email_1"))
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_user_whose_document_the_application_replaces_is_refused_at_once() {
+    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let ada = deployment.kinde.create_user(named(1)).unwrap().id;
+    let token = deployment.token(&ada);
+    deployment.converged().await;
+    let suspended = UserEdit { is_suspended: Some(true), ..UserEdit::default() };
+    deployment.kinde.update_user(&ada, suspended).unwrap();
+    deployment.converged().await;
+    deployment
+        .users
+        .replace_one(doc! { "kindeId": &ada }, doc! { "kindeId": &ada, "plan": "pro" })
+        .await
+        .unwrap();
+    // A process without a cache, so that the first request finds the document.
+    let app = &mut deployment.apps[0];
+    app.stop().await.unwrap();
+    app.start().await.unwrap();
+    app.prepared().await.unwrap();
+    let (status, body) = answer(app, "/auth/verify", &token).await;
+    assert_eq!((status, &body["reason"]), (403, &json!("suspended")), "{body}");
 }

@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Schema version. Increases with each change that an older kinsync cannot read.
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -56,6 +56,11 @@ ALTER TABLE users ADD COLUMN compared_since INTEGER;
 ALTER TABLE users ADD COLUMN changed_after INTEGER;
 ";
 
+/// Added by schema 4: the search for an address in any case.
+const ADDRESSES: &str = r"
+CREATE INDEX users_address ON users (trim(claim) COLLATE NOCASE);
+";
+
 /// Added by schema 2: kinsync's own records.
 const STATE: &str = r"
 CREATE TABLE state (
@@ -86,7 +91,7 @@ pub(super) fn for_reading(folder: &Path) -> Result<Connection, Error> {
     match version(&sqlite)? {
         SCHEMA => Ok(sqlite),
         0 => Err(refused(format!("`{}` is empty; start the server first", path.display()))),
-        1 | 2 => Err(refused(format!(
+        1..SCHEMA => Err(refused(format!(
             "`{}` was written by an older kinsync; start the server once to migrate it",
             path.display()
         ))),
@@ -144,9 +149,11 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
 fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
-        0 => make(sqlite, &[TABLES, STATE, COMPARISONS]).map_err(|error| failure(DOING, error)),
-        1 => make(sqlite, &[STATE, COMPARISONS]).map_err(|error| failure(DOING, error)),
-        2 => make(sqlite, &[COMPARISONS]).map_err(|error| failure(DOING, error)),
+        found @ 0..SCHEMA => {
+            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES];
+            let missing = usize::try_from(found).map_or(steps.as_slice(), |done| &steps[done..]);
+            make(sqlite, missing).map_err(|error| failure(DOING, error))
+        }
         _ => Err(newer(path)),
     }
 }

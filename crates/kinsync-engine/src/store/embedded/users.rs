@@ -45,7 +45,7 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
         ":revision": row.revision,
         ":live": state.is_live(),
         ":email": state.shown_email(metadata),
-        ":claim": state.claimed_email(),
+        ":claim": state.stored_email(metadata),
         ":state": json(state)?,
         ":holds_email": metadata.holds_email,
         ":held_by": metadata.email_held_by,
@@ -101,9 +101,11 @@ pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result
     let after = filter.after.as_deref().unwrap_or_default();
     let limit = bound(filter.limit.saturating_add(1));
     let rows = match &filter.email {
-        Some(email) => {
-            select_each(sqlite, "WHERE claim = ?1 AND id > ?2 ORDER BY id LIMIT ?3", (email, after, limit))
-        }
+        Some(email) => select_each(
+            sqlite,
+            "WHERE trim(claim) = ?1 COLLATE NOCASE AND id > ?2 ORDER BY id LIMIT ?3",
+            (email.trim(), after, limit),
+        ),
         None => select_each(
             sqlite,
             "WHERE id > ?1 AND (?2 OR live = 1) AND (?4 IS NULL OR ?4 = json_extract(state, \
@@ -172,6 +174,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         metadata: RowMetadata {
             holds_email: columns.get("holds_email")?,
             keeps_email: false,
+            lowercases_email: false,
             email_held_by: columns.get("held_by")?,
             inserted_at: Micros(columns.get("inserted_at")?),
             updated_at: Micros(columns.get("updated_at")?),
@@ -181,6 +184,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         },
         pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
         refused: RefusedKeys::default(),
+        is_recorded: false,
         document: None,
     })
 }

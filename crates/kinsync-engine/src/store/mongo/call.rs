@@ -47,6 +47,8 @@ pub(super) enum Cause {
     Write(i32),
     #[error("the server's reply is malformed")]
     Reply,
+    #[error("DNS has returned no servers so far")]
+    NoServers,
     #[error("the indexes do not exist yet")]
     Unprepared,
 }

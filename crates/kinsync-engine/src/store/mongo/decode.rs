@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use bson::{
     Bson, RawArray, RawDocument,
-    raw::{CStr, RawBsonRef},
+    raw::{CStr, RawBson, RawBsonRef},
     spec::ElementType,
 };
 use kinsync_core::{
@@ -57,12 +57,13 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     let refused = metadata.refused;
     let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
     if !is_written {
-        stored.compare(&Row::unknown(id.clone()), keys, &keys.values(doc));
-        return Some(Decoded::Unwritten(Row { document: Some(Box::new(stored)), ..Row::unknown(id) }));
+        let row = keys.unknown(id);
+        stored.compare(&row, keys, &keys.values(doc));
+        return Some(Decoded::Unwritten(Row { document: Some(Box::new(stored)), ..row }));
     }
     metadata.ownership(&mut stored);
     let mut row = Row {
-        metadata: metadata.metadata(),
+        metadata: RowMetadata { lowercases_email: keys.lowercases_email, ..metadata.metadata() },
         revision: metadata.revision,
         pending_emails: pending.map(texts).unwrap_or_default(),
         refused: refused.map(refused_keys).unwrap_or_default(),
@@ -75,6 +76,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     stored.compare(&row, keys, &keys.values(doc));
     stored.refused = row.refused.clone();
     row.document = Some(Box::new(stored));
+    row.is_recorded = row.needs_record();
     row.metadata.keeps_email = row.must_keep_email();
     Some(Decoded::Row(row))
 }
@@ -109,7 +111,9 @@ impl StoredDocument {
                 let is_refused = row.refused.keys.contains_key(&key);
                 let shown = if is_refused { Shown::Hidden } else { shown_or_default(row, keys, key) };
                 // An application that keeps the time of its own changes under the same key means the same by it.
-                let may_differ = self.unwritten.contains(key) || key == DocumentKey::UpdatedAt;
+                let may_differ = self.unwritten.contains(key)
+                    || key == DocumentKey::UpdatedAt
+                    || (self.is_moving && key == DocumentKey::EMAIL && is_in_another_case(&shown, value));
                 if !may_differ && !is_shown(&shown, value) {
                     self.edited.insert(key);
                 }
@@ -127,6 +131,8 @@ impl StoredDocument {
     /// Releases keys that have another path in the current mapping. A value that the application changed stays where it is.
     fn leave(&mut self, row: &Row, former: &Keys, keys: &Keys, values: &Values<'_>) {
         self.is_moving = true;
+        let mut row = row.clone();
+        row.metadata.lowercases_email = former.lowercases_email;
         for key in DocumentKey::ALL.into_iter().filter(|key| former.dotted(*key) != keys.dotted(*key)) {
             let Some(path) = former.dotted(key) else { continue };
             if key == DocumentKey::KindeId {
@@ -134,7 +140,7 @@ impl StoredDocument {
             }
             let value = values.of(key);
             let is_ours =
-                self.unwritten.contains(key) || is_shown(&shown_or_default(row, former, key), value);
+                self.unwritten.contains(key) || is_shown(&shown_or_default(&row, former, key), value);
             if let Some(value) = value.and_then(|value| Bson::try_from(value).ok())
                 && self.owned.contains(key)
                 && is_ours
@@ -153,6 +159,14 @@ fn is_shown(shown: &Shown, value: Option<RawBsonRef<'_>>) -> bool {
         (Shown::Value(shown), Some(value)) => shown.as_raw_bson_ref() == value,
         (Shown::Value(_), None) => false,
         (Shown::Hidden | Shown::Nothing, value) => value.is_none(),
+    }
+}
+
+/// Returns whether a document shows an address as the settings wanted it before.
+fn is_in_another_case(shown: &Shown, value: Option<RawBsonRef<'_>>) -> bool {
+    match (shown, value.and_then(RawBsonRef::as_str)) {
+        (Shown::Value(RawBson::String(shown)), Some(value)) => shown.to_lowercase() == value.to_lowercase(),
+        _ => false,
     }
 }
 

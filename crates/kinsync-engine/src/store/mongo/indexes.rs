@@ -8,9 +8,10 @@ use mongodb::{
     Collection, Database,
     action::{Action as _, Aggregate},
     error::Error as DriverError,
+    options::{Collation, CollationAlternate, CollationMaxVariable, CollationStrength},
 };
 
-use super::{Inner, call, examine::Collection as Described};
+use super::{Inner, LinkByEmail, call, examine::Collection as Described};
 use crate::store::{DocumentKey, Error, Severity, StoreProblem};
 
 /// Unique index on the Kinde id.
@@ -34,17 +35,32 @@ pub(super) struct Index {
     unique: bool,
     partial: Option<Document>,
     sparse: bool,
+    /// Whether it compares texts by [`any_form`].
+    is_any_form: bool,
     /// Whether kinsync works without it: MongoDB 4.4 has no two indexes on one key.
     is_optional: bool,
 }
 
 impl Index {
     fn on(name: &'static str, key: Document) -> Self {
-        Self { name, key, unique: false, partial: None, sparse: false, is_optional: false }
+        Self {
+            name,
+            key,
+            unique: false,
+            partial: None,
+            sparse: false,
+            is_any_form: false,
+            is_optional: false,
+        }
     }
 
     fn sparse(name: &'static str, key: Document) -> Self {
         Self { sparse: true, ..Self::on(name, key) }
+    }
+
+    /// Returns an index that finds addresses in any form.
+    fn any_form(name: &'static str, key: &str) -> Self {
+        Self { is_any_form: true, ..Self::sparse(name, doc! { key: 1 }) }
     }
 
     /// Returns a partial index over texts, because documents of the application may lack the key. The filter is `$gt: ""`
@@ -56,7 +72,9 @@ impl Index {
 
     fn document(&self, is_collated: bool) -> Document {
         let mut doc = doc! { "name": self.name, "key": self.key.clone() };
-        if is_collated {
+        if self.is_any_form {
+            doc.insert("collation", any_form_document());
+        } else if is_collated {
             // Without it the index takes the collation of the collection.
             doc.insert("collation", simple_collation());
         }
@@ -88,7 +106,18 @@ impl Index {
             && flag("unique") == self.unique
             && flag("sparse") == self.sparse
             && partial == self.partial.as_ref()
-            && !there.contains_key("collation")
+            && self.has_collation_of(there)
+    }
+
+    /// Returns whether an existing index compares texts as this one. The server adds defaults to a collation.
+    fn has_collation_of(&self, there: &Document) -> bool {
+        match there.get_document("collation") {
+            Ok(there) => {
+                self.is_any_form
+                    && any_form_document().iter().all(|(key, value)| there.get(key) == Some(value))
+            }
+            Err(_) => !self.is_any_form,
+        }
     }
 
     /// Returns whether kinsync made the index under this name for another mapping of the keys.
@@ -143,7 +172,7 @@ impl Inner {
         let id = self.keys.kinde_id();
         let mut indexes = vec![
             Index::texts(KINDE_ID, id, true),
-            Index::sparse("kinsync_claims", doc! { "kinsync.values.email": 1 }),
+            Index::any_form("kinsync_addresses", "kinsync.values.email"),
             held_by(id),
             of_metadata("kinsync_refused", id, "kinsync.refused"),
             of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
@@ -155,7 +184,11 @@ impl Inner {
         ];
         let provided_id = self.keys.dotted(DocumentKey::Field(Field::ProvidedId));
         indexes.extend(provided_id.map(|path| Index::sparse("kinsync_providedId", doc! { path: 1 })));
-        indexes.extend(self.keys.email().map(|email| Index::texts(EMAIL, email, self.unique_email)));
+        if let Some(email) = self.keys.email() {
+            indexes.push(Index::texts(EMAIL, email, self.unique_email));
+            let is_any_case = self.link_by_email == LinkByEmail::VerifiedIgnoreCase;
+            indexes.extend(is_any_case.then(|| Index::any_form("kinsync_email_any_case", email)));
+        }
         let of_readers = [
             ("kinsync_updatedAt", DocumentKey::UpdatedAt),
             ("kinsync_lastSeenAt", DocumentKey::LastSeenAt),
@@ -316,6 +349,21 @@ fn changed(collection: &Collection<RawDocumentBuf>, name: &str) -> Error {
         collection.name()
     );
     Error::Refused { doing: DOING, hint, source: None }
+}
+
+/// The comparison that treats addresses as equal that differ in case or white space only. Others may be equal to it too:
+/// each match has to be compared again.
+pub(super) fn any_form() -> Collation {
+    Collation::builder()
+        .locale("en")
+        .strength(CollationStrength::Secondary)
+        .alternate(CollationAlternate::Shifted)
+        .max_variable(CollationMaxVariable::Space)
+        .build()
+}
+
+fn any_form_document() -> Document {
+    doc! { "locale": "en", "strength": 2, "alternate": "shifted", "maxVariable": "space" }
 }
 
 /// The comparison of bytes.

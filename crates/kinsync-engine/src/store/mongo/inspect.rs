@@ -77,30 +77,31 @@ impl IndexFault {
 impl MongoStore {
     /// Returns version, topology and replication lag of the server.
     pub async fn server(&self) -> Result<Server, Error> {
-        timed("mongo", "server", self.0.server()).await
+        timed("mongo", "server", self.inner()?.server()).await
     }
 
     /// Returns the indexes that [`Self::prepare`] would create or reject. Creates none.
     pub async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
-        timed("mongo", "index_faults", self.0.index_faults()).await
+        timed("mongo", "index_faults", self.inner()?.index_faults()).await
     }
 
     /// Returns what the indexes and the validator of the application reject of the documents that kinsync writes. Creates
     /// no index.
     pub async fn conflicting_rules(&self) -> Result<Vec<StoreProblem>, Error> {
-        let rules = async { Ok(self.0.examine(&self.0.collection_of_users().await?)) };
+        let inner = self.inner()?;
+        let rules = async { Ok(inner.examine(&inner.collection_of_users().await?)) };
         timed("mongo", "conflicting_rules", rules).await
     }
 
     /// Returns a few pairs of documents with the same address, by `_id`. Reads every address, which may take long.
     pub async fn shared_emails(&self, limit: Duration) -> Result<Vec<String>, Error> {
-        let Some(email) = self.0.keys.email() else { return Ok(Vec::new()) };
-        timed("mongo", "shared_emails", self.0.shared(email, limit)).await
+        let Some(email) = self.keys().email() else { return Ok(Vec::new()) };
+        timed("mongo", "shared_emails", self.inner()?.shared(email, limit)).await
     }
 
     /// Returns at most `limit` ids of users with an email conflict.
     pub async fn email_conflicts(&self, limit: usize) -> Result<Vec<String>, Error> {
-        timed("mongo", "email_conflicts", self.0.email_conflicts(limit)).await
+        timed("mongo", "email_conflicts", self.inner()?.email_conflicts(limit)).await
     }
 }
 

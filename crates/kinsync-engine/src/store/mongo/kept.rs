@@ -1,9 +1,6 @@
 //! Lists values of the application under kinsync's keys, for the start, `kinsync doctor` and `kinsync link`.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use bson::{Bson, RawDocument, doc};
 use kinsync_core::UserId;
@@ -13,6 +10,7 @@ use super::{
     Inner, MongoStore,
     decode::{self, Decoded},
     encode,
+    keys::Keys,
     read::{Find, own_id},
 };
 use crate::store::{DocumentKey, Error, Row, timed};
@@ -23,8 +21,8 @@ const EXAMPLES: usize = 3;
 /// Documents compared before kinsync first writes them.
 const SAMPLE: usize = 1000;
 
-/// Time limit of the search for documents that kinsync has not written: millions of others may lie between.
-const LONGEST: Duration = Duration::from_secs(3);
+/// Documents per step of the search for those that kinsync has not written.
+const RANGE: usize = 10_000;
 
 const DOING: &str = "list values of the application";
 
@@ -46,14 +44,32 @@ pub struct KeptKey {
     pub examples: Vec<String>,
 }
 
-/// Values of the application that kinsync does not replace.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct KeptKeys {
-    /// In documents that kinsync writes.
-    pub kept: Vec<KeptKey>,
-    /// In documents with a Kinde id that kinsync has not written yet. A value stays unless it equals Kinde's. At most 1000
-    /// documents are compared, for at most 3 seconds.
-    pub unwritten: Vec<KeptKey>,
+/// A search for documents with a Kinde id that kinsync has not written yet, in the order of their ids. Compares 1000 of them at
+/// most.
+#[derive(Debug, Default)]
+pub struct UnwrittenSearch {
+    /// Last id of the steps so far.
+    after: String,
+    tally: KeptTally,
+    progress: SearchProgress,
+}
+
+/// How far the search for documents that kinsync has not written has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SearchProgress {
+    /// Documents with a Kinde id, written by kinsync or not.
+    pub searched: u64,
+    /// Those that kinsync has not written.
+    pub unwritten: u64,
+    /// Whether the search has ended.
+    pub is_done: bool,
+}
+
+impl UnwrittenSearch {
+    /// Returns how far the search has come.
+    pub fn progress(&self) -> SearchProgress {
+        self.progress
+    }
 }
 
 /// Counts documents by key.
@@ -74,41 +90,49 @@ impl KeptTally {
 }
 
 impl MongoStore {
-    /// Returns the values of the application under kinsync's keys.
+    /// Returns the values of the application that kinsync does not replace in documents that it writes.
     ///
     /// # Errors
     /// Fails when the store fails.
-    pub async fn kept_keys(&self) -> Result<KeptKeys, Error> {
-        let (kept, unwritten) = tokio::try_join!(
-            timed("mongo", "kept_keys", Box::pin(self.0.kept_keys())),
-            timed("mongo", "kept_keys", Box::pin(self.0.unwritten_keys())),
-        )?;
-        Ok(KeptKeys { kept, unwritten })
+    pub async fn kept_keys(&self) -> Result<Vec<KeptKey>, Error> {
+        timed("mongo", "kept_keys", self.inner()?.kept_keys()).await
+    }
+
+    /// Searches the next 10,000 documents. A step that fails can be repeated.
+    ///
+    /// # Errors
+    /// Fails when the store fails.
+    pub async fn search_unwritten(&self, search: &mut UnwrittenSearch) -> Result<(), Error> {
+        timed("mongo", "search_unwritten", self.inner()?.search_unwritten(search)).await
+    }
+
+    /// Returns the values of the application in the documents that a search has found. A value stays unless it equals Kinde's.
+    pub fn unwritten_keys(&self, search: UnwrittenSearch) -> Vec<KeptKey> {
+        with_paths(self.keys(), search.tally)
     }
 
     /// Returns the keys under which a document of the application keeps its value when it is linked to its user, for each of
-    /// these users.
+    /// these users and the address that its document shows.
     pub(crate) async fn kept_if_linked(
         &self,
-        owners: &[&Row],
+        owners: &[(&str, &Row)],
     ) -> Result<HashMap<UserId, Vec<DocumentKey>>, Error> {
-        timed("mongo", "kept_if_linked", self.0.kept_if_linked(owners)).await
+        timed("mongo", "kept_if_linked", self.inner()?.kept_if_linked(owners)).await
     }
 
     /// Returns the counts with the paths of the keys.
     pub fn with_paths(&self, tally: KeptTally) -> Vec<KeptKey> {
-        self.0.with_paths(tally)
+        with_paths(self.keys(), tally)
     }
 }
 
-impl Inner {
-    fn with_paths(&self, tally: KeptTally) -> Vec<KeptKey> {
-        let path = |key: DocumentKey| self.keys.dotted(key).unwrap_or(key.name()).to_owned();
-        let keys = tally.0.into_iter();
-        keys.map(|(key, (documents, examples))| KeptKey { key, path: path(key), documents, examples })
-            .collect()
-    }
+fn with_paths(keys: &Keys, tally: KeptTally) -> Vec<KeptKey> {
+    let path = |key: DocumentKey| keys.dotted(key).unwrap_or(key.name()).to_owned();
+    let counts = tally.0.into_iter();
+    counts.map(|(key, (documents, examples))| KeptKey { key, path: path(key), documents, examples }).collect()
+}
 
+impl Inner {
     /// Counts by the index on `kinsync.kept`.
     async fn kept_keys(&self) -> Result<Vec<KeptKey>, Error> {
         let pipeline = [
@@ -135,28 +159,51 @@ impl Inner {
             let examples = self.find(DOING, &self.users, find, |doc| Some(own_id(doc))).await?;
             tally.0.insert(key, (documents.unsigned_abs(), examples));
         }
-        Ok(self.with_paths(tally))
+        Ok(with_paths(&self.keys, tally))
     }
 
-    async fn unwritten_keys(&self) -> Result<Vec<KeptKey>, Error> {
+    /// The server reads the documents of one range of ids only: it cannot find the unwritten ones by an index.
+    async fn search_unwritten(&self, search: &mut UnwrittenSearch) -> Result<(), Error> {
         let known = self.mappings.known();
-        let filter = doc! { self.keys.kinde_id(): { "$gt": "" }, "kinsync": Bson::Null };
-        let find = Find::new(filter).limit(SAMPLE).within(LONGEST).projection(known.projection());
+        let path = self.keys.kinde_id();
+        let ids = self.ids_after(&search.after).await?;
+        let Some(last) = ids.iter().flatten().next_back() else {
+            search.progress.is_done = true;
+            return Ok(());
+        };
+        let range = doc! { "$gt": &search.after, "$lte": last };
+        let find = Find::new(doc! { path: range, "kinsync": Bson::Null }).projection(known.projection());
         let read = move |doc: &RawDocument| match decode::document(doc, &known)? {
             Decoded::Row(_) => None,
             Decoded::Unwritten(row) => Some((own_id(doc), row.document?.keys_of_the_application())),
         };
-        let mut tally = KeptTally::default();
-        for (id, keys) in self.find(DOING, &self.users, find, read).await? {
-            tally.add(&id, keys);
+        for (id, keys) in self.find(DOING, &self.users, find.limit(SAMPLE), read).await? {
+            search.tally.add(&id, keys);
+            search.progress.unwritten += 1;
         }
-        Ok(self.with_paths(tally))
+        search.progress.searched += ids.len() as u64;
+        search.progress.is_done = ids.len() < RANGE || search.progress.unwritten >= SAMPLE as u64;
+        search.after.clone_from(last);
+        Ok(())
     }
 
-    async fn kept_if_linked(&self, owners: &[&Row]) -> Result<HashMap<UserId, Vec<DocumentKey>>, Error> {
+    /// Returns the next Kinde ids, from the index alone; `None` for a value that is no text.
+    async fn ids_after(&self, after: &str) -> Result<Vec<Option<String>>, Error> {
+        let path = self.keys.kinde_id();
+        let find = Find::new(doc! { path: { "$gt": after } }).sort(doc! { path: 1 }).limit(RANGE);
+        let find = find.projection(doc! { "_id": 0, path: 1 });
+        let keys = self.keys.clone();
+        let read = move |doc: &RawDocument| Some(keys.kinde_id_of(doc).map(ToOwned::to_owned));
+        self.find(DOING, &self.users, find, read).await
+    }
+
+    async fn kept_if_linked(
+        &self,
+        owners: &[(&str, &Row)],
+    ) -> Result<HashMap<UserId, Vec<DocumentKey>>, Error> {
         let Some(email) = self.keys.email() else { return Ok(HashMap::new()) };
         let of_address: HashMap<String, Row> =
-            owners.iter().filter_map(|row| Some((row.claimed_email()?.to_owned(), (*row).clone()))).collect();
+            owners.iter().map(|(address, row)| ((*address).to_owned(), (*row).clone())).collect();
         let mut filter = self.foreign();
         filter.insert(email, doc! { "$in": of_address.keys().collect::<Vec<_>>() });
         let keys = self.keys.clone();

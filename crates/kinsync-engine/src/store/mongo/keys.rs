@@ -7,16 +7,16 @@ use bson::{
     Document, RawDocument,
     raw::{CStr, CString, RawBsonRef},
 };
-use kinsync_core::Field;
+use kinsync_core::{Field, UserId};
 use serde::{Deserialize, Serialize};
 
 use super::TombstoneEmail;
-use crate::store::{DocumentKey, Error, KeySet};
+use crate::store::{DocumentKey, Error, KeySet, Row};
 
 /// The sub-document with kinsync's metadata. Never mapped.
 pub(super) const METADATA: &str = "kinsync";
 
-/// Names of kinsync's keys in a user document, and the keys with values of the application that kinsync may replace.
+/// Names and form of kinsync's keys in a user document, and the keys with values of the application that kinsync may replace.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FieldMapping {
     /// Sub-document that contains every key without a name of its own, except [`DocumentKey::KindeId`]: existing documents of
@@ -27,6 +27,9 @@ pub struct FieldMapping {
     pub names: BTreeMap<DocumentKey, Option<String>>,
     /// Keys under which kinsync replaces a value that it did not write. It records the former value in `kinsync.replaced`.
     pub take_over: Vec<DocumentKey>,
+    /// Whether documents show the address in lower case, as Mongoose writes a key with `lowercase: true`. Users then compete for
+    /// addresses in that form. The address as Kinde has it stays in the state of the user.
+    pub lowercase_email: bool,
 }
 
 impl FieldMapping {
@@ -94,15 +97,22 @@ pub(super) struct Keys {
     pub(super) take_over: KeySet,
     /// Values of the settings by path: see [`super::Config::defaults`].
     defaults: Vec<(CString, serde_json::Value)>,
+    /// Whether documents show the address in lower case.
+    pub(super) lowercases_email: bool,
     /// What happens to the address of a deleted user where a rule rejects a document without one.
     pub(super) tombstone_email: TombstoneEmail,
     paths: Vec<(DocumentKey, Option<Path>)>,
 }
 
-/// The paths of a mapping by name, as stored in kinsync's record of mappings. `None`: switched off.
+/// A mapping as stored in kinsync's record of mappings.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct StoredPaths(BTreeMap<DocumentKey, Option<String>>);
+pub(super) struct StoredPaths {
+    #[serde(rename = "lowercaseEmail", default, skip_serializing_if = "std::ops::Not::not")]
+    lowercases_email: bool,
+    /// The paths by name. `None`: switched off.
+    #[serde(flatten)]
+    paths: BTreeMap<DocumentKey, Option<String>>,
+}
 
 /// The values that a document has under kinsync's keys.
 pub(super) struct Values<'a>(Vec<(DocumentKey, RawBsonRef<'a>)>);
@@ -128,7 +138,8 @@ impl Keys {
             mapping.names.get(&key).cloned().unwrap_or(Some(default))
         };
         let paths = DocumentKey::ALL.into_iter().map(|key| (key, path_of(key))).collect();
-        let keys = Self::from_paths(&StoredPaths(paths))?;
+        let lowercases_email = mapping.lowercase_email;
+        let keys = Self::from_paths(&StoredPaths { lowercases_email, paths })?;
         Ok(Self { take_over: mapping.take_over.iter().copied().collect(), ..keys })
     }
 
@@ -174,7 +185,7 @@ impl Keys {
     pub(super) fn from_paths(stored: &StoredPaths) -> Result<Self, Error> {
         let mut paths: Vec<(DocumentKey, Option<Path>)> = Vec::with_capacity(DocumentKey::ALL.len());
         for key in DocumentKey::ALL {
-            let path = stored.0.get(&key).and_then(Option::as_deref).map(Path::parse).transpose()?;
+            let path = stored.paths.get(&key).and_then(Option::as_deref).map(Path::parse).transpose()?;
             let overlaps = |path: &Path| {
                 let mut others = paths.iter().filter_map(|(_, other)| other.as_ref());
                 others.any(|other| path.overlaps(other))
@@ -190,10 +201,11 @@ impl Keys {
             }
             paths.push((key, path));
         }
-        let id =
-            if paths.iter().all(|(key, path)| is_default(*key, path.as_ref())) { 0 } else { hash(&paths) };
+        let lowercases_email = stored.lowercases_email;
+        let is_default = !lowercases_email && paths.iter().all(|(key, path)| is_default(*key, path.as_ref()));
         Ok(Self {
-            id,
+            id: if is_default { 0 } else { hash(&paths, lowercases_email) },
+            lowercases_email,
             take_over: KeySet::default(),
             tombstone_email: TombstoneEmail::default(),
             defaults: Vec::new(),
@@ -204,7 +216,15 @@ impl Keys {
     /// Returns the paths, to be stored.
     pub(super) fn stored(&self) -> StoredPaths {
         let text = |path: &Path| path.dotted.as_str().to_owned();
-        StoredPaths(self.paths.iter().map(|(key, path)| (*key, path.as_ref().map(text))).collect())
+        let paths = self.paths.iter().map(|(key, path)| (*key, path.as_ref().map(text))).collect();
+        StoredPaths { lowercases_email: self.lowercases_email, paths }
+    }
+
+    /// Returns the row of a user without observations that is not stored.
+    pub(super) fn unknown(&self, id: UserId) -> Row {
+        let mut row = Row::unknown(id);
+        row.metadata.lowercases_email = self.lowercases_email;
+        row
     }
 
     /// Returns the path of a key, or `None` if the settings switch it off.
@@ -298,8 +318,8 @@ fn is_default(key: DocumentKey, path: Option<&Path>) -> bool {
 }
 
 /// Returns a number that differs for different paths: FNV-1a, which is the same in every version of kinsync.
-fn hash(paths: &[(DocumentKey, Option<Path>)]) -> i64 {
-    let mut hash: u32 = 0x811c_9dc5;
+fn hash(paths: &[(DocumentKey, Option<Path>)], lowercases_email: bool) -> i64 {
+    let mut hash: u32 = if lowercases_email { 0x811c_9dc4 } else { 0x811c_9dc5 };
     for (key, path) in paths {
         let path = path.as_ref().map_or("", |path| path.dotted.as_str());
         for byte in key.name().bytes().chain([0]).chain(path.bytes()).chain([0]) {

@@ -3,12 +3,17 @@
 //! A link writes two documents and is therefore the only transaction: it deletes the document that kinsync created for the
 //! user, and writes kinsync's fields into the application's document, which keeps all its own fields.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use bson::{
     Bson, Document, RawDocument, RawDocumentBuf, doc,
     raw::{CStr, RawBsonRef},
 };
+use kinsync_core::UserId;
 use mongodb::{
     ClientSession, Collection,
     action::{Action as _, Delete, Find as FindDocuments, FindOne, Update},
@@ -22,6 +27,7 @@ use mongodb::{
 use super::{
     Inner, MongoStore, call, decode,
     encode::{self, default_value},
+    indexes::any_form,
     mappings::Known,
     read::{Find, own_id},
 };
@@ -37,6 +43,9 @@ const LONGEST: Duration = Duration::from_mins(10);
 /// Attempts of a commit with an unknown outcome.
 const COMMITS: u32 = 3;
 
+/// Documents compared with an address.
+const MATCHES: i64 = 100;
+
 /// Keys besides the fields that may be deleted with kinsync's document: mongoose adds `__v` to every document it saves.
 const UNOWNED_KEYS: [&str; 2] = ["_id", "__v"];
 
@@ -46,6 +55,9 @@ pub enum LinkByEmail {
     /// If Kinde reports the address as verified, and only one document has it.
     #[default]
     Verified,
+    /// Like [`Self::Verified`], and the document may show the address in another case. It keeps its form. If several users have
+    /// the address in different cases, only the exact form links.
+    VerifiedIgnoreCase,
     /// Never: the document keeps the address, and the user has an email conflict.
     Never,
 }
@@ -62,13 +74,30 @@ pub struct UnlinkedDocument {
 impl MongoStore {
     /// Returns documents without a Kinde id and with an address greater than `after`, ordered by address.
     pub async fn unlinked(&self, after: &str, limit: usize) -> Result<Vec<UnlinkedDocument>, Error> {
-        timed("mongo", "unlinked", self.0.list_unlinked(after, limit)).await
+        timed("mongo", "unlinked", self.inner()?.list_unlinked(after, limit)).await
     }
 
-    /// Returns whether the document that kinsync created for a user contains fields of the application. Such a document is
-    /// never deleted by a link.
-    pub async fn has_fields_of_the_application(&self, row: &Row) -> Result<bool, Error> {
-        timed("mongo", "foreign_fields", self.0.is_shared(row)).await
+    /// Returns those of these users whose documents, which kinsync created, contain fields of the application. Such a document
+    /// is never deleted by a link.
+    pub(crate) async fn with_fields_of_the_application(
+        &self,
+        users: &[UserId],
+    ) -> Result<HashSet<UserId>, Error> {
+        timed("mongo", "foreign_fields", self.inner()?.with_own_fields(users)).await
+    }
+
+    /// Returns the live users with one of these addresses, or with one that differs in case or surrounding white space.
+    pub(crate) async fn similar_claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        timed("mongo", "claimants", self.inner()?.claimants_in_any_form(emails)).await
+    }
+
+    /// Returns the number of documents without a Kinde id for each of these addresses, by the address in lower case. `None`
+    /// unless linking ignores case.
+    pub(crate) async fn count_unlinked_in_any_case(
+        &self,
+        emails: &[String],
+    ) -> Result<Option<HashMap<String, usize>>, Error> {
+        timed("mongo", "unlinked", self.inner()?.count_in_any_case(emails)).await
     }
 }
 
@@ -87,12 +116,49 @@ impl Inner {
         self.find("list the documents of the application", &self.users, find, read).await
     }
 
-    async fn is_shared(&self, row: &Row) -> Result<bool, Error> {
+    async fn with_own_fields(&self, users: &[UserId]) -> Result<HashSet<UserId>, Error> {
         let known = self.mappings.known();
-        let find = self.by_kinde_id(std::iter::once(row.id.as_str())).limit(1);
-        let shared = move |doc: &RawDocument| Some(has_own_fields(doc, &known));
-        let found = self.find("read a user's document", &self.users, find, shared).await?;
-        Ok(found.into_iter().any(|shared| shared))
+        let find = self.by_kinde_id(users.iter().map(UserId::as_str));
+        let shared = move |doc: &RawDocument| {
+            let id = known.current.values(doc).of(DocumentKey::KindeId)?.as_str()?;
+            has_own_fields(doc, &known).then(|| UserId::parse(id).ok()).flatten()
+        };
+        let found = self.find("read the documents of users", &self.users, find, shared).await?;
+        Ok(found.into_iter().collect())
+    }
+
+    pub(super) fn links_in_any_case(&self) -> bool {
+        self.link_by_email == LinkByEmail::VerifiedIgnoreCase
+    }
+
+    async fn count_in_any_case(&self, emails: &[String]) -> Result<Option<HashMap<String, usize>>, Error> {
+        let Some(email) = self.keys.email().filter(|_| self.links_in_any_case()) else { return Ok(None) };
+        let mut filter = self.foreign();
+        filter.insert(email, doc! { "$in": emails });
+        let find = Find::new(filter).projection(doc! { "_id": 0, email: 1 }).collation(any_form());
+        let keys = self.keys.clone();
+        let read = move |doc: &RawDocument| {
+            Some(keys.values(doc).of(DocumentKey::EMAIL)?.as_str()?.to_ascii_lowercase())
+        };
+        let mut counts = HashMap::new();
+        for address in self.find(DOING, &self.users, find.within(LONGEST), read).await? {
+            *counts.entry(address).or_default() += 1;
+        }
+        Ok(Some(counts))
+    }
+
+    /// Returns whether a document may show the address of this user in another case: linking ignores case, and no other user
+    /// has the address.
+    async fn is_linkable_in_any_case(&self, row: &Row, address: &str) -> Result<bool, Error> {
+        if !self.links_in_any_case() {
+            return Ok(false);
+        }
+        let claimants = self.claimants_in_any_form(&[address.to_owned()]).await?;
+        let mut others = claimants.iter().filter(|other| other.id != row.id);
+        let is_same = |other: &Row| {
+            other.state.claimed_email().is_some_and(|claimed| claimed.eq_ignore_ascii_case(address))
+        };
+        Ok(!others.any(is_same))
     }
 
     /// Returns the filter of documents without a Kinde id that kinsync has not written.
@@ -108,11 +174,14 @@ impl Inner {
             return Ok(Outcome::EmailTaken);
         }
         let Some(email) = self.keys.email() else { return Ok(Outcome::EmailTaken) };
+        let is_any_case = self.is_linkable_in_any_case(row, &address).await?;
         let mut theirs = self.foreign();
-        theirs.insert(email, address);
+        theirs.insert(email, &*address);
         let change = Change {
             users: self.users.clone(),
             theirs,
+            address: address.into_owned(),
+            is_any_case,
             ours: doc! { self.keys.kinde_id(): row.id.as_str(), "kinsync.revision": row.revision },
             known: self.mappings.known(),
             collation: self.collation(),
@@ -129,6 +198,10 @@ struct Change {
     users: Collection<RawDocumentBuf>,
     /// Filter of the application's document.
     theirs: Document,
+    /// The address that it shows.
+    address: String,
+    /// Whether it may show the address in another case.
+    is_any_case: bool,
     /// Filter of kinsync's document at its loaded revision.
     ours: Document,
     known: Arc<Known>,
@@ -167,12 +240,14 @@ impl Change {
         if has_own_fields(&ours, &self.known) {
             return Ok(Outcome::EmailTaken);
         }
-        let found = self.users.find(self.theirs.clone()).projection(self.known.current.projection()).limit(2);
-        let found = found.optional(self.collation.clone(), FindDocuments::collation);
+        let found =
+            self.users.find(self.theirs.clone()).projection(self.known.current.projection()).limit(MATCHES);
+        let collation = if self.is_any_case { Some(any_form()) } else { self.collation.clone() };
+        let found = found.optional(collation, FindDocuments::collation);
         let mut found = found.session(&mut *session).await?;
         let mut theirs = Vec::new();
         while let Some(document) = found.next(&mut *session).await {
-            theirs.push(document?);
+            theirs.extend(Some(document?).filter(|document| self.is_theirs(document)));
         }
         let [theirs] = theirs.as_slice() else { return Ok(Outcome::EmailTaken) };
         let Some((query, update)) = self.update(theirs) else { return Ok(Outcome::EmailTaken) };
@@ -183,17 +258,31 @@ impl Change {
         Ok(if updated.matched_count == 1 { Outcome::Written } else { Outcome::Stale })
     }
 
+    /// Returns whether a document shows the user's address. In lower case a letter outside ASCII can equal an ASCII letter, so
+    /// Kinde's address itself has to be the same.
+    fn is_theirs(&self, document: &RawDocument) -> bool {
+        let shown = self.known.current.values(document).of(DocumentKey::EMAIL).and_then(RawBsonRef::as_str);
+        let is_same = |of_kinde: &str, shown: &str| {
+            (self.is_any_case || shown == self.address) && shown.eq_ignore_ascii_case(of_kinde)
+        };
+        self.row.state.claimed_email().zip(shown).is_some_and(|(of_kinde, shown)| is_same(of_kinde, shown))
+    }
+
     /// Returns the update of the application's document: every value of the application stays.
     fn update(&self, theirs: &RawDocument) -> Option<(Document, Document)> {
         let keys = &self.known.current;
         let document = decode::unlinked(theirs, &self.row, keys);
-        let encoded = encode::update(&self.row, &document, keys, random::number())?;
+        let mut row = self.row.clone();
+        row.metadata.keeps_email = document.keeps_email(Some(&self.address));
+        let encoded = encode::update(&row, &document, keys, random::number())?;
         let mut update = doc! { "$set": Document::try_from(&*encoded.set).ok()? };
         if !encoded.unset.is_empty() {
             update.insert("$unset", Document::try_from(&*encoded.unset).ok()?);
         }
         let id = theirs.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok())?;
         let mut query = self.theirs.clone();
+        let shown = keys.values(theirs).of(DocumentKey::EMAIL)?;
+        query.insert(keys.email()?, Bson::try_from(shown).ok()?);
         query.insert("_id", id);
         Some((query, update))
     }

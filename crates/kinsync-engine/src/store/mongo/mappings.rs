@@ -189,7 +189,8 @@ impl MongoStore {
     /// # Errors
     /// Fails when the store fails.
     pub async fn move_documents(&self, now: Micros) -> Result<usize, Error> {
-        let known = self.0.mappings.known();
+        let inner = self.inner()?;
+        let known = inner.mappings.known();
         if known.pending.is_empty() {
             return Ok(0);
         }
@@ -198,7 +199,7 @@ impl MongoStore {
         for path in known.kinde_ids() {
             let mut after = String::new();
             loop {
-                let ids = self.0.to_move(path, &after).await?;
+                let ids = inner.to_move(path, &after).await?;
                 let Some(last) = ids.last() else { break };
                 after = last.to_string();
                 let applied = crate::apply::rewrite(self as &dyn Store, &ids, now).await?;
@@ -208,19 +209,19 @@ impl MongoStore {
         }
         if moved == 0 && left == 0 {
             // Another process may have registered its mapping meanwhile.
-            let number = self.0.keys.id;
+            let number = inner.keys.id;
             let done = |record: &mut Record| {
                 if record.current == number {
                     record.pending.clear();
                 }
             };
-            self.0.change_mappings(done).await?;
+            inner.change_mappings(done).await?;
         }
         Ok(moved)
     }
 
     /// Returns whether documents may have been written under another mapping.
     pub fn has_documents_to_move(&self) -> bool {
-        !self.0.mappings.known().pending.is_empty()
+        self.inner().is_ok_and(|inner| !inner.mappings.known().pending.is_empty())
     }
 }

@@ -19,8 +19,11 @@ pub struct Forbidden {
 
 impl MongoStore {
     /// Returns the missing privileges of the database user; none if the server has no access control.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the server has access control and the URI names no user.
     pub async fn forbidden(&self) -> Result<Vec<Forbidden>, Error> {
-        timed("mongo", "forbidden", self.0.forbidden()).await
+        timed("mongo", "forbidden", self.inner()?.forbidden()).await
     }
 }
 
@@ -32,6 +35,8 @@ impl Inner {
         let status = self.calls.run("read the privileges", self.op_timeout, ask).await?;
         let Ok(info) = status.get_document("authInfo") else { return Ok(Vec::new()) };
         if list(info, "authenticatedUsers").is_empty() {
+            // Fails unless the server has no access control.
+            self.indexes(&self.users).await?;
             return Ok(Vec::new());
         }
         let granted = list(info, "authenticatedUserPrivileges");

@@ -1,14 +1,21 @@
 //! Reads of user documents.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
-use kinsync_core::UserId;
-use mongodb::{Collection, options::FindOptions};
+use kinsync_core::{UserId, email};
+use mongodb::{
+    Collection,
+    options::{Collation, FindOptions},
+};
 
 use super::{
     Inner, call,
     decode::{self, Decoded},
+    indexes,
     keys::Keys,
 };
 use crate::store::{Counts, DocumentKey, Error, Holder, Page, Row, UserFilter};
@@ -47,19 +54,20 @@ impl Inner {
             });
             found.extend(rows);
         }
-        let row = |id: &UserId| found.get(id).cloned().unwrap_or_else(|| Row::unknown(id.clone()));
+        let row = |id: &UserId| found.get(id).cloned().unwrap_or_else(|| self.keys.unknown(id.clone()));
         let mut rows: Vec<Row> = ids.iter().map(row).collect();
-        self.join_tombstones(&mut rows).await?;
+        self.join_lockouts(&mut rows).await?;
         Ok(rows)
     }
 
-    /// Adds what is known of users without a document of kinsync: an application may have deleted it.
-    async fn join_tombstones(&self, rows: &mut [Row]) -> Result<(), Error> {
+    /// Adds what is known of users without a document of kinsync: an application may have deleted or replaced it.
+    async fn join_lockouts(&self, rows: &mut [Row]) -> Result<(), Error> {
         let unknown = rows.iter().filter(|row| row.revision == 0);
         let ids: Vec<UserId> = unknown.map(|row| row.id.clone()).collect();
-        let mut tombstones = if ids.is_empty() { HashMap::new() } else { self.tombstones(&ids).await? };
+        let mut lockouts = if ids.is_empty() { HashMap::new() } else { self.lockouts(&ids).await? };
         for row in rows.iter_mut().filter(|row| row.revision == 0) {
-            if let Some(state) = tombstones.remove(&row.id) {
+            if let Some(state) = lockouts.remove(&row.id) {
+                row.is_recorded = true;
                 row.state = std::mem::take(&mut row.state).join(state);
             }
         }
@@ -97,13 +105,19 @@ impl Inner {
     }
 
     pub(super) async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
+        let mut claimants = self.claimants_in_any_form(emails).await?;
+        let emails: HashSet<&str> = emails.iter().map(String::as_str).collect();
+        claimants.retain(|row| row.claimed_email().is_some_and(|claimed| emails.contains(&*claimed)));
+        Ok(claimants)
+    }
+
+    /// Returns the live rows with one of these addresses, or with one that differs in case or white space. The result may
+    /// contain rows with other addresses.
+    pub(super) async fn claimants_in_any_form(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
         let mut claimants = Vec::new();
         for emails in emails.chunks(CHUNK) {
-            let rows = self.rows("find the claimants of an address", Find::new(claims(emails))).await?;
-            let claims = |row: &Row| {
-                row.claimed_email().is_some_and(|claimed| emails.iter().any(|email| email == claimed))
-            };
-            claimants.extend(rows.into_iter().filter(claims));
+            let rows = self.rows("find the claimants of an address", claims(emails)).await?;
+            claimants.extend(rows.into_iter().filter(|row| row.claimed_email().is_some()));
         }
         Ok(claimants)
     }
@@ -174,12 +188,8 @@ impl Inner {
     }
 
     pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
-        let mut query = match &filter.email {
-            Some(email) => claims(std::slice::from_ref(email)),
-            None => doc! {},
-        };
         let id = self.keys.kinde_id();
-        query.insert(id, doc! { "$gt": filter.after.as_deref().unwrap_or_default() });
+        let mut query = doc! { id: { "$gt": filter.after.as_deref().unwrap_or_default() } };
         query.insert("kinsync.revision", doc! { "$exists": true });
         if let Some(provided_id) = &filter.provided_id {
             query.insert("kinsync.values.providedId", provided_id);
@@ -187,19 +197,30 @@ impl Inner {
         if !filter.with_deleted {
             query.insert("kinsync.deletedAt", doc! { "$exists": false });
         }
-        let mut find = Find::new(query).sort(doc! { id: 1 });
-        if filter.email.is_none() {
-            find = find.limit(filter.limit.saturating_add(1));
+        if let Some(email) = &filter.email {
+            return self.list_claimants(email, filter).await;
         }
+        let find = Find::new(query).sort(doc! { id: 1 }).limit(filter.limit.saturating_add(1));
         let known = self.mappings.known();
         let find = find.projection(known.projection());
         let read =
             move |doc: &RawDocument| Some(decode::row(doc, &known).ok_or_else(|| known.current.name_of(doc)));
-        let mut rows = self.find("list users", &self.users, find, read).await?;
-        if let Some(email) = &filter.email {
-            rows.retain(|row| row.as_ref().is_ok_and(|row| row.state.claimed_email() == Some(email)));
-        }
+        let rows = self.find("list users", &self.users, find, read).await?;
         Ok(Page::new(rows, filter.limit, |row| row.id.to_string()))
+    }
+
+    /// Lists users by address. Ids are compared here, because the comparison of addresses is not that of ids.
+    async fn list_claimants(&self, address: &str, filter: &UserFilter) -> Result<Page<Row>, Error> {
+        let mut rows = self.claimants_in_any_form(&[address.to_owned()]).await?;
+        let after = filter.after.as_deref().unwrap_or_default();
+        let is_listed = |row: &Row| {
+            let claimed = row.state.claimed_email();
+            claimed.is_some_and(|claimed| email::folded(claimed) == email::folded(address))
+                && row.id.as_str() > after
+        };
+        rows.retain(is_listed);
+        rows.sort_by(|one, other| one.id.cmp(&other.id));
+        Ok(Page::new(rows.into_iter().map(Ok).collect(), filter.limit, |row| row.id.to_string()))
     }
 
     /// Reads the index alone. The result includes documents with a Kinde id that kinsync never wrote.
@@ -267,7 +288,7 @@ impl Inner {
         }
         options.max_time = Some(limit);
         options.batch_size = Some(BATCH);
-        options.collation = self.collation();
+        options.collation = options.collation.or_else(|| self.collation());
         let all = async move {
             let mut cursor = collection.find(filter).with_options(options).await?;
             let mut found = Vec::new();
@@ -280,9 +301,9 @@ impl Inner {
     }
 }
 
-/// Returns the filter of documents of users that have one of the addresses at Kinde.
-fn claims(emails: &[String]) -> Document {
-    doc! { "kinsync.values.email": { "$in": emails } }
+/// Finds the documents whose users have one of the addresses at Kinde, in any form.
+fn claims(emails: &[String]) -> Find {
+    Find::new(doc! { "kinsync.values.email": { "$in": emails } }).collation(indexes::any_form())
 }
 
 /// Filter and options of a read.
@@ -304,6 +325,11 @@ impl Find {
         self
     }
 
+    pub(super) fn collation(mut self, collation: Collation) -> Self {
+        self.options.collation = Some(collation);
+        self
+    }
+
     pub(super) fn projection(mut self, projection: Document) -> Self {
         self.options.projection = Some(projection);
         self
@@ -321,7 +347,7 @@ impl Find {
 }
 
 impl Keys {
-    fn kinde_id_of<'a>(&self, doc: &'a RawDocument) -> Option<&'a str> {
+    pub(super) fn kinde_id_of<'a>(&self, doc: &'a RawDocument) -> Option<&'a str> {
         self.values(doc).of(DocumentKey::KindeId)?.as_str()
     }
 

@@ -70,7 +70,7 @@ pub(super) fn shown(row: &Row, key: DocumentKey) -> Shown {
 fn email(row: &Row) -> Shown {
     let (state, metadata) = (&row.state, &row.metadata);
     match state.shown_email(metadata) {
-        Some(email) => Shown::Value(text(email)),
+        Some(email) => Shown::Value(text(&email)),
         None if state.is_live() && state.claimed_email().is_none() => Shown::Nothing,
         None => Shown::Hidden,
     }

@@ -73,7 +73,7 @@ impl Inner {
         if !self.is_prepared.load(Ordering::Acquire) {
             return Err(call::unavailable(DOING, Cause::Unprepared));
         }
-        self.write_tombstones(rows).await?;
+        self.write_lockouts(rows).await?;
         let documents = self.read_again(rows).await?;
         let batch = Batch { inner: self, rows, documents, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];

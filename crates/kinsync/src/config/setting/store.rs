@@ -61,8 +61,19 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("verified"),
         example: "never",
         help: "When to link a document without a Kinde id to the user with its email address: `verified` (once Kinde \
-               has verified the address) or `never`",
+               has verified the address), `verified-ignore-case` (also if the case differs) or `never`",
         set: |config, text| put(&mut config.store.link_by_email, value::link_by_email(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.lowercase_email",
+        env: "KINSYNC_LOWERCASE_EMAIL",
+        flag: "lowercase-email",
+        default: Some("false"),
+        example: "true",
+        help: "Whether documents in MongoDB show `email` in lower case, as Mongoose writes a key with `lowercase: true`; users \
+               with one address in different cases then compete for it",
+        set: |config, text| put(&mut config.store.lowercase_email, value::flag(text)),
         ..ROW
     },
     Setting {
