@@ -63,6 +63,15 @@ impl<T> Patch<T> {
             Self::Value(value) => Patch::Value(change(value)),
         }
     }
+
+    /// As [`Self::map`], for a change that can fail.
+    pub(crate) fn try_map<U, E>(self, change: impl FnOnce(T) -> Result<U, E>) -> Result<Patch<U>, E> {
+        match self {
+            Self::Absent => Ok(Patch::Absent),
+            Self::Null => Ok(Patch::Null),
+            Self::Value(value) => change(value).map(Patch::Value),
+        }
+    }
 }
 
 /// Converts to a present key: `None` becomes `null`.

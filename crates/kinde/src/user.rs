@@ -100,13 +100,9 @@ impl EventUser {
 /// Entries without a code are skipped: Kinde's documentation shows `organizations: [{}]`.
 fn organizations(reader: &mut Reader<'_>) -> Result<Patch<Vec<Membership>>, Error> {
     let path = reader.field("organizations");
-    let entries = match reader.list("organizations")? {
-        Patch::Value(entries) => entries,
-        Patch::Null => return Ok(Patch::Null),
-        Patch::Absent => return Ok(Patch::Absent),
-    };
+    let list = reader.list("organizations")?;
     let read = |(index, entry)| Membership::read(&format!("{path}[{index}]"), entry).transpose();
-    entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
+    list.try_map(|entries| entries.into_iter().enumerate().filter_map(read).collect())
 }
 
 impl Membership {
@@ -130,13 +126,9 @@ impl Membership {
 
 fn named(reader: &mut Reader<'_>, key: &str) -> Result<Patch<Vec<Assignment>>, Error> {
     let path = reader.field(key);
-    let entries = match reader.list(key)? {
-        Patch::Value(entries) => entries,
-        Patch::Null => return Ok(Patch::Null),
-        Patch::Absent => return Ok(Patch::Absent),
-    };
+    let list = reader.list(key)?;
     let read = |(index, entry)| Assignment::read(format!("{path}[{index}]"), entry);
-    entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Patch::Value)
+    list.try_map(|entries| entries.into_iter().enumerate().map(read).collect())
 }
 
 impl Assignment {
@@ -235,13 +227,7 @@ impl ApiUser {
 
 #[cfg(feature = "management")]
 fn identities(reader: &mut Reader<'_>) -> Result<Patch<Vec<Identity>>, Error> {
-    Ok(match reader.objects("identities")? {
-        Patch::Value(entries) => {
-            Patch::Value(entries.into_iter().map(Identity::read).collect::<Result<_, _>>()?)
-        }
-        Patch::Null => Patch::Null,
-        Patch::Absent => Patch::Absent,
-    })
+    reader.objects("identities")?.try_map(|entries| entries.into_iter().map(Identity::read).collect())
 }
 
 #[cfg(feature = "management")]

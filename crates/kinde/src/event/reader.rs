@@ -112,16 +112,12 @@ impl<'a> Reader<'a> {
     /// A list of objects, each with a reader for its path.
     pub(crate) fn objects(&mut self, key: &str) -> Result<Patch<Vec<Self>>, Error> {
         let path = self.field(key);
-        let entries = match self.list(key)? {
-            Patch::Value(entries) => entries,
-            Patch::Null => return Ok(Patch::Null),
-            Patch::Absent => return Ok(Patch::Absent),
-        };
+        let list = self.list(key)?;
         let read = |(index, entry)| match entry {
             Json::Object(members) => Ok(Self::new(format!("{path}[{index}]"), members)),
             other => Err(wrong_type(format!("{path}[{index}]"), "an object", &other)),
         };
-        entries.into_iter().enumerate().map(read).collect::<Result<_, _>>().map(Patch::Value)
+        list.try_map(|entries| entries.into_iter().enumerate().map(read).collect())
     }
 
     /// A required list of objects. An absent list is an error, not an empty list.
@@ -132,17 +128,13 @@ impl<'a> Reader<'a> {
     /// A list of strings. Null entries are skipped.
     pub(crate) fn texts(&mut self, key: &str) -> Result<Patch<Vec<String>>, Error> {
         let path = self.field(key);
-        let entries = match self.list(key)? {
-            Patch::Value(entries) => entries,
-            Patch::Null => return Ok(Patch::Null),
-            Patch::Absent => return Ok(Patch::Absent),
-        };
+        let list = self.list(key)?;
         let read = |(index, entry)| match entry {
             Json::Text(text) => Some(Ok(text.into_owned())),
             Json::Null => None,
             other => Some(Err(wrong_type(format!("{path}[{index}]"), "a string", &other))),
         };
-        entries.into_iter().enumerate().filter_map(read).collect::<Result<_, _>>().map(Patch::Value)
+        list.try_map(|entries| entries.into_iter().enumerate().filter_map(read).collect())
     }
 
     /// A non-negative integer; `None` if absent or null.
