@@ -85,26 +85,10 @@ fn signed(body: &'static str) -> Request<Full<Bytes>> {
     post().header("x-kinde-signature", signature).body(text(body)).unwrap()
 }
 
-/// A body that never ends. Records whether it was polled.
-struct Endless(Arc<AtomicBool>);
+/// A body with the frames that a function returns.
+struct Frames<F>(F);
 
-impl http_body::Body for Endless {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.store(true, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b'x'; 16 * 1024])))))
-    }
-}
-
-/// A body that stops after its first bytes.
-struct Half(Option<Bytes>);
-
-impl http_body::Body for Half {
+impl<F: FnMut() -> Poll<Option<Bytes>> + Unpin> http_body::Body for Frames<F> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -112,29 +96,28 @@ impl http_body::Body for Half {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.take().map_or(Poll::Pending, |bytes| Poll::Ready(Some(Ok(Frame::data(bytes)))))
+        (self.0)().map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
+}
+
+/// A body that never ends. Records whether it was polled.
+fn endless(read: Arc<AtomicBool>) -> impl http_body::Body<Data = Bytes, Error = Infallible> + Send {
+    Frames(move || {
+        read.store(true, Ordering::Relaxed);
+        Poll::Ready(Some(Bytes::from_static(&[b'x'; 16 * 1024])))
+    })
+}
+
+/// A body that stops after its first bytes, or never arrives.
+fn stalled(mut first: Option<Bytes>) -> impl http_body::Body<Data = Bytes, Error = Infallible> + Send {
+    Frames(move || first.take().map_or(Poll::Pending, |bytes| Poll::Ready(Some(bytes))))
 }
 
 /// A body that arrives in pieces of 8 KiB.
-struct Chunks(std::collections::VecDeque<Bytes>);
-
-impl Chunks {
-    fn of(bytes: &[u8]) -> Self {
-        Self(bytes.chunks(8 * 1024).map(Bytes::copy_from_slice).collect())
-    }
-}
-
-impl http_body::Body for Chunks {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.pop_front().map(|bytes| Ok(Frame::data(bytes))))
-    }
+fn in_pieces(bytes: &[u8]) -> impl http_body::Body<Data = Bytes, Error = Infallible> + Send + use<> {
+    let pieces: Vec<Bytes> = bytes.chunks(8 * 1024).map(Bytes::copy_from_slice).collect();
+    let mut pieces = pieces.into_iter();
+    Frames(move || Poll::Ready(pieces.next()))
 }
 
 /// A delivery of 60 KiB and its signature.
@@ -143,21 +126,6 @@ fn large_delivery() -> (Vec<u8>, String) {
     let body = format!(r#"{{"type":"moon.landed","event_id":"large","padding":"{padding}"}}"#).into_bytes();
     let signature = sign::hmac_hex(SECRET, &body);
     (body, signature)
-}
-
-/// A body that never arrives.
-struct Silent;
-
-impl http_body::Body for Silent {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Pending
-    }
 }
 
 #[tokio::test]
@@ -264,7 +232,7 @@ async fn an_unknown_key_while_keys_cannot_be_fetched_leaves_the_endpoint_availab
 #[tokio::test]
 async fn an_unsigned_body_is_refused_at_its_first_bytes() {
     let bench = Bench::new();
-    let (head, body) = bench.send(post().body(Endless(Arc::default())).unwrap()).await;
+    let (head, body) = bench.send(post().body(endless(Arc::default())).unwrap()).await;
     assert_eq!((head.status(), &body["reason"]), (StatusCode::UNAUTHORIZED, &"missing_signature".into()));
     assert_eq!(head.headers()[header::CONNECTION], "close", "the rest of the body is not read");
 }
@@ -273,7 +241,7 @@ async fn an_unsigned_body_is_refused_at_its_first_bytes() {
 async fn large_bodies_share_a_budget_and_small_deliveries_do_not_need_it() {
     let config = Config { body_budget: 64 * 1024, ..Config::default() };
     let bench = Bench::with(QueueConfig::default(), config);
-    let half = |length| signed_as("00").body(Half(Some(vec![b'x'; length].into()))).unwrap();
+    let half = |length| signed_as("00").body(stalled(Some(vec![b'x'; length].into()))).unwrap();
     let mut filler = Box::pin(bench.service.clone().oneshot(half(60 * 1024)));
     assert!(futures_util::poll!(filler.as_mut()).is_pending());
     let (head, _) = bench.send(half(60 * 1024)).await;
@@ -284,7 +252,7 @@ async fn large_bodies_share_a_budget_and_small_deliveries_do_not_need_it() {
     assert_eq!(bench.service.activity().unavailable_since(), None);
     drop(filler);
     let (large, signature) = large_delivery();
-    let (head, _) = bench.send(signed_as(&signature).body(Chunks::of(&large)).unwrap()).await;
+    let (head, _) = bench.send(signed_as(&signature).body(in_pieces(&large)).unwrap()).await;
     assert_eq!(head.status(), StatusCode::OK, "the budget is free again");
 }
 
@@ -315,7 +283,7 @@ async fn only_post_is_allowed() {
 async fn a_compressed_body_is_rejected_unread() {
     let bench = Bench::new();
     let read = Arc::new(AtomicBool::new(false));
-    let request = post().header(header::CONTENT_ENCODING, "gzip").body(Endless(Arc::clone(&read))).unwrap();
+    let request = post().header(header::CONTENT_ENCODING, "gzip").body(endless(Arc::clone(&read))).unwrap();
     let (head, _) = bench.send(request).await;
     assert_eq!(head.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     assert!(!read.load(Ordering::Relaxed));
@@ -326,7 +294,7 @@ async fn a_content_length_above_the_limit_is_rejected_unread() {
     let bench = Bench::new();
     let read = Arc::new(AtomicBool::new(false));
     let request =
-        post().header(header::CONTENT_LENGTH, 1024 * 1024 + 1).body(Endless(Arc::clone(&read))).unwrap();
+        post().header(header::CONTENT_LENGTH, 1024 * 1024 + 1).body(endless(Arc::clone(&read))).unwrap();
     let (head, _) = bench.send(request).await;
     assert_eq!(head.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert!(!read.load(Ordering::Relaxed));
@@ -335,7 +303,7 @@ async fn a_content_length_above_the_limit_is_rejected_unread() {
 #[tokio::test]
 async fn a_body_without_content_length_is_read_up_to_the_limit() {
     let bench = Bench::new();
-    let (head, _) = bench.send(signed_as("00").body(Endless(Arc::default())).unwrap()).await;
+    let (head, _) = bench.send(signed_as("00").body(endless(Arc::default())).unwrap()).await;
     assert_eq!(head.status(), StatusCode::PAYLOAD_TOO_LARGE);
     assert_eq!(head.headers()[header::CONNECTION], "close");
 }
@@ -353,7 +321,7 @@ async fn a_body_of_exactly_the_limit_is_accepted() {
 async fn a_body_that_does_not_arrive_is_answered_408() {
     let config = Config { body_deadline: Duration::from_secs(15), ..Config::default() };
     let bench = Bench::with(QueueConfig::default(), config);
-    let (head, _) = bench.send(post().body(Silent).unwrap()).await;
+    let (head, _) = bench.send(post().body(stalled(None)).unwrap()).await;
     assert_eq!(head.status(), StatusCode::REQUEST_TIMEOUT);
 }
 
