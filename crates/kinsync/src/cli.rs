@@ -37,7 +37,7 @@ const DEV: &str = "";
 
 // Lines of examples fit into 80 columns; a paragraph is one line, which clap wraps.
 const EXAMPLES: &str = "  kinsync serve                             run the server
-  kinsync webhook setup --public-url URL    make Kinde deliver to it
+  kinsync webhook setup --public-url URL    register the webhook at Kinde
   kinsync backfill                          load the users of Kinde
 
 Inspect:
@@ -78,7 +78,7 @@ enum Command {
     Backfill(backfill::Args),
     /// Compare every user at Kinde with the store and repair the differences
     Reconcile(reconcile::Args),
-    /// List scans of a running server and what they found
+    /// List scans of a running server and their results
     #[command(subcommand)]
     Runs(runs::Command),
     /// Link existing MongoDB documents to Kinde users by verified email address
@@ -103,7 +103,7 @@ enum Command {
     /// List which operator read personal data or changed something
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Show what the queue in the data folder holds; a server may be running
+    /// Show the queue in the data folder; a server may be running
     #[command(subcommand)]
     Queue(queue::Command),
     /// List or reset the records that kinsync keeps in the store

@@ -19,7 +19,7 @@ use crate::api::runs::{Run, RunList, RunSummary};
 pub(super) enum Command {
     /// List the last scans, newest first
     List(List<NoFilters>),
-    /// Show what one scan found
+    /// Show the result of one scan
     Show(Show),
 }
 

@@ -23,8 +23,8 @@ Examples:
   kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
 
 const EXPLAIN_HELP: &str = "\
-Events are complete, from the event log. Of reads of Kinde and of tokens only values that still hold are known. The next \
-scan is determined by reading this user from Kinde, for at most a few seconds.
+All events of the user are listed, from the event log. Of reads of Kinde and of tokens, only the values that are still \
+current are known. For the next scan the user is read from Kinde, for at most a few seconds.
 
 Example:
   kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb";
@@ -36,7 +36,7 @@ pub(super) enum Command {
     List(List<UsersQuery>),
     /// Show one user as an application reads it
     Show(Show),
-    /// Show every observation of a user, what came of it, and what the next scan would do
+    /// Show every observation of a user, its outcome, and what the next scan would change
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Show),
 }
@@ -97,7 +97,7 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     } else {
         output::table(["KINDE'S TIME", "RECEIVED", "KIND", "VALUE", "OUTCOME"], rows);
     }
-    output::say("\nOf reads of Kinde and of tokens only values that still hold are known.");
+    output::say("\nOf reads of Kinde and of tokens, only the values that are still current are known.");
     if explanation.older_events_omitted {
         output::say("Older events are omitted: kinsync events list --user");
     }

@@ -36,7 +36,7 @@ Exit codes: 0 done, or nothing to do; 1 failed; 78 wrong settings";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make Kinde deliver to this server, with every event type that it reads
+    /// Register the webhook of this server at Kinde, with every event type that kinsync reads
     Setup(Setup),
 }
 

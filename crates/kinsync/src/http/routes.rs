@@ -68,7 +68,7 @@ fn of_operators() -> Vec<Route> {
             Get,
             PersonalData,
             "/api/admin/users/{id}/explain",
-            "List the observations of a user and what came of each",
+            "List the observations of a user and the outcome of each",
             admin::explain_user,
         ),
         operator(
@@ -82,7 +82,7 @@ fn of_operators() -> Vec<Route> {
             Get,
             PersonalData,
             "/api/admin/drift",
-            "Return what the newest complete scan found",
+            "Return the result of the newest complete scan",
             admin::drift,
         ),
         operator(Get, Figures, "/api/admin/runs", "List the last scans, newest first", admin::runs),

@@ -83,7 +83,7 @@ async fn explain_lists_tokens_events_of_clocks_that_are_ahead_and_events_without
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     let output = kinsync(&["users", "explain", &ada], &vars).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("only values that still hold are known"), "{text}");
+    assert!(text.contains("only the values that are still current are known"), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
