@@ -332,7 +332,7 @@ fn count(source: Option<Source>) {
     metrics::counter!("kinsync_user_changes_total", "source" => source).increment(1);
 }
 
-/// Marks an address whose owner no failed write reveals. In a store without a unique index that is one that the row claims since
+/// Marks an address if no failed write reveals its owner. In a store without a unique index that is one that the row claims since
 /// this change, which is hidden until its owner is decided, and one that the document shows in another form since this change.
 /// Where linking ignores case it is one that Kinde verified now.
 fn with_undecided_email(store: &dyn Store, before: &Row, mut next: Row) -> Row {

@@ -194,7 +194,7 @@ fn linkable<'a>(matches: &'a [Match<'a>]) -> impl Iterator<Item = &'a Match<'a>>
     matches.iter().filter(|one| one.verdict == Verdict::Linked)
 }
 
-/// Excludes users whose own documents contain fields of the application.
+/// Excludes users with own documents that contain fields of the application.
 async fn judge(store: &MongoStore, matches: &mut [Match<'_>]) -> Result<(), Error> {
     let users: Vec<UserId> = linkable(matches).map(|one| one.user.id.clone()).collect();
     let with_fields = store.with_fields_of_the_application(&users).await?;

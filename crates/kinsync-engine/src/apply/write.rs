@@ -101,7 +101,7 @@ fn report_refused(row: &Row) {
     metrics::counter!("kinsync_keys_refused_total").increment(1);
 }
 
-/// Keeps what the store rejects as records of kinsync, for [`super::apply_refused`] and for the request path. Of a user who only
+/// Keeps what the store rejects as records of kinsync, for [`super::apply_refused`] and for the request path. For a write that only
 /// failed, it keeps a deletion or a suspension: the caller applies everything else again.
 async fn keep_rejected(store: &dyn Store, done: &[(Row, Outcome)], now: Micros) -> Result<(), Error> {
     let is_kept = |row: &Row, outcome: &Outcome| match outcome {

@@ -22,7 +22,7 @@ async fn on_request(store: &MongoStore) -> UserDocument {
 }
 
 #[tokio::test]
-async fn a_suspended_user_whose_document_lost_its_metadata_or_is_deleted_stays_suspended() {
+async fn a_user_stays_suspended_after_the_document_lost_its_metadata_or_was_deleted() {
     let store = store().await;
     observe(&store, [suspended(1, true)]).await;
     let lost = doc! { "kindeId": "kp_ada", "plan": "pro" };
@@ -51,7 +51,7 @@ async fn a_suspension_that_ended_does_not_return_with_the_next_loss() {
         async || records.count_documents(doc! { "_id": { "$gt": "lockout/", "$lt": "lockout0" } }).await;
     assert_eq!(count().await.unwrap(), 1);
     observe(&store, [event("kp_bob", 1, Profile::new().with(Field::IsSuspended, false))]).await;
-    assert_eq!(count().await.unwrap(), 1, "a user who was never suspended has no record");
+    assert_eq!(count().await.unwrap(), 1, "a user that was never suspended has no record");
 }
 
 #[tokio::test]

@@ -95,7 +95,7 @@ async fn commands_and_options_that_the_server_does_not_know_are_refusals_with_a_
             assert!(text.contains("DocumentDB"), "{text}");
         }
         drop(fault);
-        store.prepare().await.expect("the same process goes on when the server accepts the commands");
+        store.prepare().await.expect("the same process continues when the server accepts the commands");
         put(&store, &row("kp_ada", None)).await;
     }
 }
@@ -121,7 +121,7 @@ async fn a_store_without_dns_is_unavailable_and_recovers_when_dns_answers() {
     let config = named(mongo, &is_known);
     let database = config.database.clone().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let engine = Engine::builder(folder.path()).mongodb(config).open().await.expect("the start goes on");
+    let engine = Engine::builder(folder.path()).mongodb(config).open().await.expect("the start continues");
     engine.start();
     let failure = until(|| engine.store_failure().filter(|failure| failure.summary.contains("DNS"))).await;
     assert!(!failure.is_refusal, "{failure:?}");

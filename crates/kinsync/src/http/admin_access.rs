@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn on_a_loopback_address_only_names_that_nobody_else_owns_are_served() {
+    fn on_a_loopback_address_only_own_names_are_served() {
         let check = |vars: &[(&str, &str)], host: &str, expected: bool| {
             let (access, request) = (access(vars), request(&[("host", host), ("authorization", "Bearer t")]));
             assert_eq!(access.authorize(&request, Scope::Read).is_ok(), expected, "{host} with {vars:?}");

@@ -37,12 +37,12 @@ impl Guarded {
 }
 
 /// Starts a server, waits until `/health` names the problem, and returns the server.
-async fn degraded(uri: &str, words: &[&str]) -> TestApp {
+async fn degraded(uri: &str, texts: &[&str]) -> TestApp {
     let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
     app.with_mongodb(uri, "app").start().await.unwrap();
     app.until("/health names the problem", DEADLINE, async |app| {
         let problems = app.health().await?["problems"].to_string();
-        Ok(words.iter().all(|word| problems.contains(word)))
+        Ok(texts.iter().all(|text| problems.contains(text)))
     })
     .await
     .unwrap();
@@ -51,10 +51,10 @@ async fn degraded(uri: &str, words: &[&str]) -> TestApp {
 }
 
 /// What `doctor` finds with this URI.
-async fn found(uri: &str, id: &str, words: &[&str]) {
+async fn found(uri: &str, id: &str, texts: &[&str]) {
     let mut tenant = Tenant::start().await;
     tenant.set("MONGODB_URI", uri).set("KINSYNC_DATABASE", "app");
-    examine(&tenant, &[]).is(id, "failed", words);
+    examine(&tenant, &[]).is(id, "failed", texts);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,9 +62,9 @@ async fn a_wrong_password_is_named_and_a_right_one_is_used_without_a_restart() {
     let guarded = Guarded::start().await;
     guarded.with_user("readWrite").await;
     let uri = guarded.mongo.uri_as("kinsync", "other");
-    let words = ["refuses", "the password", "authSource"];
-    let mut app = degraded(&uri, &words).await;
-    found(&uri, "mongodb.reachable", &words[1..]).await;
+    let texts = ["refuses", "the password", "authSource"];
+    let mut app = degraded(&uri, &texts).await;
+    found(&uri, "mongodb.reachable", &texts[1..]).await;
     guarded.change(doc! { "updateUser": "kinsync", "pwd": "other" }).await;
     app.prepared().await.unwrap();
 }

@@ -100,8 +100,8 @@ async fn users_deleted_after_the_application_made_a_unique_index_are_refused_wit
             app.start().await.unwrap();
         }
         app.until("every deleted user is refused", DEADLINE, async |app| {
-            let asked = tokens.iter().map(|token| answer(app, "/auth/verify", token));
-            Ok(futures_util::future::join_all(asked).await.iter().all(|(status, _)| *status == 403))
+            let requests = tokens.iter().map(|token| answer(app, "/auth/verify", token));
+            Ok(futures_util::future::join_all(requests).await.iter().all(|(status, _)| *status == 403))
         })
         .await
         .unwrap();
@@ -116,7 +116,7 @@ async fn users_deleted_after_the_application_made_a_unique_index_are_refused_wit
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_suspended_user_whose_document_the_application_replaces_is_refused_at_once() {
+async fn a_suspended_user_is_refused_at_once_after_the_application_replaced_the_document() {
     let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
     let ada = deployment.kinde.create_user(named(1)).unwrap().id;
     let token = deployment.token(&ada);

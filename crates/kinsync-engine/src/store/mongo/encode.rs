@@ -377,8 +377,8 @@ fn append_ownership(doc: &mut RawDocumentBuf, keys: &Keys, plan: &Plan) {
     }
 }
 
-/// Writes the values of the fields below `values` and the position of each version in `versions` below `at`. Fields that only a
-/// newer kinsync knows are written as they were read.
+/// Writes the values of the fields below `values` and the position of each version in `versions` below `at`. Fields of a newer
+/// kinsync are written as they were read.
 fn append_registers(doc: &mut RawDocumentBuf, state: &UserState, newer: &BTreeMap<String, (Bson, Version)>) {
     let (mut values, mut at, mut versions) = (RawDocumentBuf::new(), RawDocumentBuf::new(), Vec::new());
     let mut append_position = |key: &CStr, version: &Version| {

@@ -77,8 +77,8 @@ impl MongoStore {
         timed("mongo", "unlinked", self.inner()?.list_unlinked(after, limit)).await
     }
 
-    /// Returns those of these users whose documents, which kinsync created, contain fields of the application. Such a document
-    /// is never deleted by a link.
+    /// Returns those of these users that have a document which kinsync created and which contains fields of the application. A
+    /// link never deletes such a document.
     pub(crate) async fn with_fields_of_the_application(
         &self,
         users: &[UserId],

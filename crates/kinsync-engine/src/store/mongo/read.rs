@@ -301,7 +301,7 @@ impl Inner {
     }
 }
 
-/// Finds the documents whose users have one of the addresses at Kinde, in any form.
+/// Finds the documents of users that have one of the addresses at Kinde, in any form.
 fn claims(emails: &[String]) -> Find {
     Find::new(doc! { "kinsync.values.email": { "$in": emails } }).collation(indexes::any_form())
 }
