@@ -100,6 +100,19 @@ async fn commands_and_options_that_the_server_does_not_know_are_refusals_with_a_
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sharded_collection_without_the_kinde_id_in_its_key_is_refused_by_name() {
+    let mongo = TestMongo::start_own().await;
+    let config = Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) };
+    let store = MongoStore::connect(config).await.unwrap();
+    // What a router answers to a unique index that does not begin with the shard key.
+    let fault = doc! { "failCommands": ["createIndexes"], "errorCode": SENT };
+    let _fault = mongo.fail_point("alwaysOn", fault).await;
+    let text = store.prepare().await.unwrap_err().to_string();
+    assert!(text.contains("unique index on the Kinde id") && text.contains("shard key"), "{text}");
+    assert!(store.write(&[row("kp_ada", None)]).await.is_err(), "no user is written without the index");
+}
+
 /// A store whose name in DNS has servers once `is_known` is set.
 fn named(mongo: &TestMongo, is_known: &Arc<AtomicBool>) -> Config {
     let (uri, is_known) = (mongo.uri(), Arc::clone(is_known));

@@ -91,6 +91,11 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     for (key, reason) in &explanation.refused_keys {
         output::say(&format!("The document does not show {key}: {reason}"));
     }
+    for (key, value) in explanation.user.iter().flat_map(|user| &user.kept) {
+        output::say(&format!(
+            "The document keeps {key} of your application, which Kinde does not change: {value}"
+        ));
+    }
     let rows: Vec<_> = explanation.observations.iter().flat_map(lines).collect();
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");

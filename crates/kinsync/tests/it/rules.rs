@@ -9,7 +9,10 @@ use kinde_emulator::{NewUser, Profile, UserEdit};
 use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use serde_json::{Value, json};
 
-use crate::deployment::{Deployment, named};
+use crate::{
+    deployment::{Deployment, named},
+    reconcile::Environment,
+};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -136,4 +139,28 @@ async fn a_suspended_user_is_refused_at_once_after_the_application_replaced_the_
     app.prepared().await.unwrap();
     let (status, body) = answer(app, "/auth/verify", &token).await;
     assert_eq!((status, &body["reason"]), (403, &json!("suspended")), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backfill_counts_no_rejected_user_as_created_and_fails_until_the_rule_allows_the_documents() {
+    let environment = Environment::new(kinde_emulator::Config::default()).await;
+    for n in 1..=3 {
+        environment.kinde.import_user(named(n)).unwrap();
+    }
+    let database = environment.users.client().database(&environment.users.namespace().db);
+    let rule = doc! { "$jsonSchema": { "required": ["tenant"] } };
+    database.run_command(doc! { "create": "users", "validator": rule }).await.unwrap();
+    for command in ["backfill", "reconcile"] {
+        let (code, run) = environment.json(&[command, "--json"]).await;
+        assert_eq!(
+            (code, &run["drift"]["rejected"], &run["drift"]["missing"]),
+            (1, &json!(3), &Value::Null),
+            "{run}"
+        );
+    }
+    assert_eq!(environment.users.count_documents(doc! {}).await.unwrap(), 0);
+    database.run_command(doc! { "collMod": "users", "validator": {} }).await.unwrap();
+    let (code, run) = environment.json(&["reconcile", "--json"]).await;
+    assert_eq!(code, 0, "{run}");
+    assert_eq!(environment.users.count_documents(doc! { "kindeId": { "$gt": "" } }).await.unwrap(), 3);
 }
