@@ -35,8 +35,8 @@ pub(super) struct Index {
     unique: bool,
     partial: Option<Document>,
     sparse: bool,
-    /// Whether it compares texts by [`any_form`].
-    is_any_form: bool,
+    /// How it compares texts; `None`: by bytes.
+    collation: Option<Document>,
     /// Whether kinsync works without it: MongoDB 4.4 has no two indexes on one key.
     is_optional: bool,
 }
@@ -49,7 +49,7 @@ impl Index {
             unique: false,
             partial: None,
             sparse: false,
-            is_any_form: false,
+            collation: None,
             is_optional: false,
         }
     }
@@ -60,7 +60,7 @@ impl Index {
 
     /// Returns an index that finds addresses in any form.
     fn any_form(name: &'static str, key: &str) -> Self {
-        Self { is_any_form: true, ..Self::sparse(name, doc! { key: 1 }) }
+        Self { collation: Some(any_form_document()), ..Self::sparse(name, doc! { key: 1 }) }
     }
 
     /// Returns a partial index over texts, because documents of the application may lack the key. The filter is `$gt: ""`
@@ -72,8 +72,8 @@ impl Index {
 
     fn document(&self, is_collated: bool) -> Document {
         let mut doc = doc! { "name": self.name, "key": self.key.clone() };
-        if self.is_any_form {
-            doc.insert("collation", any_form_document());
+        if let Some(collation) = &self.collation {
+            doc.insert("collation", collation.clone());
         } else if is_collated {
             // Without it the index takes the collation of the collection.
             doc.insert("collation", simple_collation());
@@ -111,12 +111,9 @@ impl Index {
 
     /// Returns whether an existing index compares texts as this one. The server adds defaults to a collation.
     fn has_collation_of(&self, there: &Document) -> bool {
-        match there.get_document("collation") {
-            Ok(there) => {
-                self.is_any_form
-                    && any_form_document().iter().all(|(key, value)| there.get(key) == Some(value))
-            }
-            Err(_) => !self.is_any_form,
+        match (there.get_document("collation"), &self.collation) {
+            (Ok(there), Some(wanted)) => wanted.iter().all(|(key, value)| there.get(key) == Some(value)),
+            (there, wanted) => there.is_err() && wanted.is_none(),
         }
     }
 
