@@ -23,5 +23,4 @@ pub mod http;
 pub mod log;
 pub mod metrics;
 mod plural;
-#[cfg(feature = "dev")]
 pub mod registration;

@@ -43,15 +43,7 @@ pub(super) struct Index {
 
 impl Index {
     fn on(name: &'static str, key: Document) -> Self {
-        Self {
-            name,
-            key,
-            unique: false,
-            partial: None,
-            sparse: false,
-            collation: None,
-            is_optional: false,
-        }
+        Self { name, key, unique: false, partial: None, sparse: false, collation: None, is_optional: false }
     }
 
     fn sparse(name: &'static str, key: Document) -> Self {
