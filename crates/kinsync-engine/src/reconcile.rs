@@ -48,9 +48,6 @@ use crate::{
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Interval of the checks of single users during a scan.
-const CHECK_EVERY: Duration = Duration::from_secs(5);
-
 /// Settings of a reconciler.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -60,6 +57,8 @@ pub struct Config {
     pub between_reads: Duration,
     /// Age of a user's newest change below which the second read waits for Kinde's replicas.
     pub replica_lag: Duration,
+    /// Interval of the requested checks of single users during a scan.
+    pub check_every: Duration,
     /// Duration of the lease: time until another process replaces a killed one.
     pub lease: Duration,
     /// Process name recorded in the lease.
@@ -72,6 +71,7 @@ impl Default for Config {
             deletes: Thresholds::default(),
             between_reads: Duration::from_millis(200),
             replica_lag: Duration::from_secs(2),
+            check_every: Duration::from_secs(5),
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
         }
@@ -245,7 +245,8 @@ impl Reconciler {
         };
         run.tally = scanned.tally;
         progress(&run.tally);
-        if run.writes().is_some()
+        (run.start, run.end) = (scanned.number, scanned.last_comparison);
+        if let Some(term) = run.writes()
             && let Some(unlisted) = unlisted
             && let Some((at, _)) = scanned.sent
         {
@@ -255,7 +256,8 @@ impl Reconciler {
                 fields: scanned.fields.unwrap_or_default(),
                 unproven: scanned.unproven.into_iter().chain(unlisted).collect(),
             };
-            parts.retry_store(|| ScanWatermarks::record_proof(&*parts.store, &watermark)).await?;
+            let record = || ScanWatermarks::record_proof(&*parts.store, term, &watermark);
+            run.end = parts.retry_store(record).await?.ok_or(Error::LeaseLost)?;
         }
         Ok(if was_resumed { Outcome::Resumed } else { Outcome::Complete })
     }
@@ -360,7 +362,7 @@ impl Inner {
     /// Runs requested checks during a scan, because no other process can. A failure leaves the requests to the schedule.
     async fn check_regularly(&self, term: Term) {
         loop {
-            tokio::time::sleep(CHECK_EVERY).await;
+            tokio::time::sleep(self.config.check_every).await;
             if let Err(error) = self.run_checks(term).await {
                 tracing::debug!(error = crate::breaker::error_chain(&error), "checks during a scan failed");
             }

@@ -12,11 +12,11 @@
 //! writer that did not know of the last comparison changed it since, and if the scan has not left it undecided.
 //!
 //! An observation without a proof is applied by its version like any other, and the user is read again.
+//!
+//! Announcements and proofs carry the term of the lease: after another process has started a scan, a suspended one that
+//! continues changes nothing in this record.
 
-use std::{
-    collections::BTreeSet,
-    sync::atomic::{AtomicI64, Ordering},
-};
+use std::collections::BTreeSet;
 
 use kinsync_core::{
     Field, FirstVersions, Micros, Observation, Profile, Register, RowMetadata, Source, UserId, UserState,
@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     snapshot,
-    state_records::{self, Key},
+    state_records::{self, Key, Term},
     store::{Error, Row, Store},
 };
 
@@ -55,7 +55,7 @@ pub struct ScanWatermark {
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct ScanWatermarks {
-    /// Number of the newest comparison.
+    /// Number of the newest comparison, start or end of a scan.
     pub comparison: i64,
     /// The newest scan that has compared rows; it may be running or interrupted.
     pub newest: Option<Comparisons>,
@@ -107,36 +107,32 @@ impl ScanWatermarks {
         state_records::load(store, &KEY).await
     }
 
-    /// Starts a scan.
-    pub async fn start(store: &dyn Store) -> Result<ScanNumber, Error> {
-        let number = AtomicI64::new(0);
-        state_records::change(store, &KEY, |scans: &mut Self| {
-            number.store(scans.begin().0, Ordering::Relaxed);
-        })
-        .await?;
-        Ok(ScanNumber(number.into_inner()))
+    /// Starts a scan under the lease with this term. From here on a scan under an older lease announces and proves nothing.
+    /// Returns `None`, and starts nothing, if a process with a newer lease has started a scan.
+    pub async fn start(store: &dyn Store, term: Term) -> Result<Option<ScanNumber>, Error> {
+        state_records::change_under(store, &KEY, term, Self::begin).await
     }
 
     /// Announces that a scan is about to compare rows with responses that Kinde made in this time. Must precede the load of
-    /// these rows. Returns the number of the comparison.
+    /// these rows. Returns the number of the comparison, or `None` under an outdated lease.
     pub async fn announce(
         store: &dyn Store,
+        term: Term,
         scan: ScanNumber,
-        from: Micros,
-        until: Micros,
-    ) -> Result<i64, Error> {
-        let number = AtomicI64::new(0);
-        state_records::change(store, &KEY, |scans: &mut Self| {
-            number.store(scans.compare(scan, from, until), Ordering::Relaxed);
-        })
-        .await?;
-        Ok(number.into_inner())
+        (from, until): (Micros, Micros),
+    ) -> Result<Option<i64>, Error> {
+        let announce = |scans: &mut Self| scans.compare(scan, from, until);
+        state_records::change_under(store, &KEY, term, announce).await
     }
 
-    /// Records the proof of a complete scan, unless a later one is recorded or too many users are undecided. Returns whether
-    /// it is recorded.
-    pub async fn record_proof(store: &dyn Store, watermark: &ScanWatermark) -> Result<(), Error> {
-        state_records::change(store, &KEY, |scans: &mut Self| scans.prove(watermark)).await
+    /// Ends a complete scan: records its proof, unless a later one is recorded or too many users are undecided. Returns a
+    /// number that is greater than those of its comparisons, or `None` under an outdated lease.
+    pub async fn record_proof(
+        store: &dyn Store,
+        term: Term,
+        watermark: &ScanWatermark,
+    ) -> Result<Option<i64>, Error> {
+        state_records::change_under(store, &KEY, term, |scans: &mut Self| scans.prove(watermark)).await
     }
 
     /// Starts a scan. See [`Self::start`].
@@ -159,12 +155,14 @@ impl ScanWatermarks {
     }
 
     /// Adds a proof. See [`Self::record_proof`].
-    pub(crate) fn prove(&mut self, watermark: &ScanWatermark) {
+    pub(crate) fn prove(&mut self, watermark: &ScanWatermark) -> i64 {
+        self.comparison += 1;
         let is_newest =
             self.proof.as_ref().is_none_or(|known| known.last_comparison < watermark.last_comparison);
         if is_newest && watermark.unproven.len() <= MAX_UNPROVEN {
             self.proof = Some(watermark.clone());
         }
+        self.comparison
     }
 
     /// Classifies the observations in `delta` that are older than a comparison. `reader` is the scan that read them, if one

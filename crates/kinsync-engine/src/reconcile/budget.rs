@@ -100,17 +100,16 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Reads what is left, for this number of live users.
+    /// Reads what is left of a budget for this number of users, among them those of [`spent`].
     pub(super) async fn load(
         store: &dyn Store,
         thresholds: Thresholds,
-        live: u64,
+        users: u64,
         now: Micros,
     ) -> Result<Self, store::Error> {
         let known: Deletions = state_records::load(store, &KEY).await?;
         let spent = known.before(now);
-        // The share is of the users that were live before these deletions.
-        Ok(Self { most: thresholds.most(live.saturating_add(spent)), known, spent })
+        Ok(Self { most: thresholds.most(users), known, spent })
     }
 
     /// Returns whether `count` deletions, `users` among them, are more than what is left.
@@ -132,6 +131,12 @@ impl Budget {
         let draw = |deletions: &mut Deletions| deletions.draw(&users, self.most, now);
         state_records::change_under(store, &KEY, term, draw).await
     }
+}
+
+/// Returns the deletions in the last 24 hours. Read before the live users are counted, and added to them, it makes the number
+/// of users before these deletions; read afterwards, it would count users twice that are deleted meanwhile.
+pub(super) async fn spent(store: &dyn Store, now: Micros) -> Result<u64, store::Error> {
+    Ok(state_records::load::<Deletions>(store, &KEY).await?.before(now))
 }
 
 /// Refuses draws under an older lease from here on, and returns `false` if a process has

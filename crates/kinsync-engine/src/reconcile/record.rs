@@ -184,10 +184,10 @@ impl Tally {
 
     /// Counts a stored user without a missed event if it changed since the previous scan.
     pub(super) fn count_stored(&mut self, row: &Row, before: Option<PreviousScan>) {
-        let source = row.metadata.source.filter(|_| row.revision > 0);
-        let (Some(source), Some(before)) = (source, before) else { return };
-        let since = if source == Source::Reconcile { before.ended } else { before.began };
-        if since < row.metadata.updated_at {
+        let (Some(source), Some(before)) = (row.metadata.source, before) else { return };
+        // The repairs of the previous scan are in its own counts.
+        let since = if source == Source::Reconcile { before.end } else { before.start };
+        if row.metadata.changed_after.is_some_and(|known| known >= since) {
             *self.changes_by_source.entry(source).or_default() += 1;
         }
     }
@@ -216,20 +216,21 @@ fn add_counts<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
     }
 }
 
-/// Start and end of the previous complete scan, by kinsync's clock. Its own repairs are in its own counts.
+/// The previous complete scan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub struct PreviousScan {
-    /// Start.
+    /// Start, by kinsync's clock.
     pub began: Micros,
-    /// End.
-    pub ended: Micros,
+    /// Number of the start, by the counter of [`crate::scan_watermark`].
+    pub start: i64,
+    /// Number of the end.
+    pub end: i64,
 }
 
 impl PreviousScan {
     pub(super) fn of(runs: &[Run]) -> Option<Self> {
         let run = runs.iter().find(|run| run.is_complete())?;
-        Some(Self { began: run.started_at, ended: run.ended_at.unwrap_or(run.started_at) })
+        Some(Self { began: run.started_at, start: run.start, end: run.end })
     }
 }
 
@@ -269,6 +270,12 @@ pub struct Run {
     /// Number of the lease under which it ran; 0 for a dry run.
     #[serde(default)]
     pub term: Term,
+    /// Numbers of the start and of the end of the scan, by the counter of [`crate::scan_watermark`].
+    #[serde(default)]
+    pub start: i64,
+    /// See `start`.
+    #[serde(default)]
+    pub end: i64,
     /// The previous complete scan.
     #[serde(default)]
     pub before: Option<PreviousScan>,
@@ -303,7 +310,18 @@ impl Run {
         let id = format!("{}-{:04x}", at.strftime("%Y%m%d-%H%M%S"), random::number::<u16>());
         let (outcome, tally) = (Outcome::Running, Tally::default());
         let term = Term::default();
-        Self { id, mode, started_at: now, ended_at: None, outcome, term, before: None, tally }
+        Self {
+            id,
+            mode,
+            started_at: now,
+            ended_at: None,
+            outcome,
+            term,
+            start: 0,
+            end: 0,
+            before: None,
+            tally,
+        }
     }
 
     pub(super) fn ended(&mut self, outcome: Outcome, now: Micros) {

@@ -158,8 +158,8 @@ struct Batch {
 /// Options of the comparison of a batch.
 #[derive(Clone, Copy)]
 struct BatchOptions {
-    /// The scan; `None`: nothing is written.
-    scan: Option<ScanNumber>,
+    /// The scan and the term of its lease; `None`: nothing is written.
+    scan: Option<(Term, ScanNumber)>,
     /// Whether hashes of listed users are kept to detect deletions. A backfill keeps none.
     remembers: bool,
     /// Changes since this scan are counted by source.
@@ -193,13 +193,15 @@ pub(super) async fn scan(
         Some(token) => parts.kinde.users_from(token.as_str()),
         None => parts.kinde.users(),
     };
-    let start = || ScanWatermarks::start(&*parts.store);
-    let options = BatchOptions {
-        scan: if run.mode == RunMode::DryRun { None } else { Some(parts.retry_store(start).await?) },
-        remembers: run.mode != RunMode::Backfill,
-        before: run.before,
+    let scan = match run.writes() {
+        Some(term) => {
+            let number = parts.retry_store(|| ScanWatermarks::start(&*parts.store, term)).await?;
+            Some((term, number.ok_or(Error::LeaseLost)?))
+        }
+        None => None,
     };
-    scanned.number = options.scan.map_or(i64::MAX, |scan| scan.0);
+    let options = BatchOptions { scan, remembers: run.mode != RunMode::Backfill, before: run.before };
+    scanned.number = scan.map_or(i64::MAX, |(_, number)| number.0);
     let work = |batch: Result<Batch, Error>| {
         let parts = Arc::clone(parts);
         let task = tasks.spawn(async move { parts.compare(batch?, options).await });
@@ -316,7 +318,7 @@ impl Inner {
             tracing::warn!(users = unusable, "Kinde lists users with invalid ids; they are skipped");
         }
         let mut unproven = too_recent.users.clone();
-        let compared = options.scan.map(|scan| ComparedRows { scan, comparison, revisions });
+        let compared = options.scan.map(|(_, scan)| ComparedRows { scan, comparison, revisions });
         unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
         let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
@@ -337,12 +339,13 @@ impl Inner {
     /// Announces a comparison with pages from this time; nothing in a dry run.
     async fn announce(
         &self,
-        scan: Option<ScanNumber>,
+        scan: Option<(Term, ScanNumber)>,
         sent: Option<(Micros, Micros)>,
         until: Option<Micros>,
-    ) -> Result<i64, store::Error> {
-        let (Some(scan), Some((from, _)), Some(until)) = (scan, sent, until) else { return Ok(0) };
-        self.retry_store(|| ScanWatermarks::announce(&*self.store, scan, from, until)).await
+    ) -> Result<i64, Error> {
+        let (Some((term, scan)), Some((from, _)), Some(until)) = (scan, sent, until) else { return Ok(0) };
+        let announce = || ScanWatermarks::announce(&*self.store, term, scan, (from, until));
+        self.retry_store(announce).await?.ok_or(Error::LeaseLost)
     }
 
     /// Repairs a batch like [`Self::repair`], and marks its rows as compared. Without compared rows the run is dry. Returns

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    reconcile::{PATIENCE, World, quick},
+    reconcile::{PATIENCE, World, quick, until_requested},
     stores::{self, Fresh, on_every_store},
     suspended::Suspended,
 };
@@ -28,6 +28,7 @@ on_every_store! {
     checks_of_single_users_delete_no_more_than_the_budget
     no_scan_deletes_most_of_a_small_tenant
     scans_and_checks_draw_on_one_budget
+    a_scan_deletes_nothing_that_checks_have_drawn_meanwhile
     verified_deletions_draw_nothing
     a_process_that_was_suspended_during_its_deletions_deletes_no_more
     an_operator_approves_that_a_tenant_is_empty
@@ -115,6 +116,30 @@ async fn scans_and_checks_draw_on_one_budget(fresh: Fresh) {
     assert_eq!(live(&world).await, 31);
 }
 
+/// The scan reads the budget, then checks draw on it, then the scan draws.
+async fn a_scan_deletes_nothing_that_checks_have_drawn_meanwhile(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(60);
+    world.reconcile().await;
+    delete(&world, &users[10..22]);
+    world.later().await;
+    let pause = Duration::from_secs(2);
+    world.kinde.set_fault(Fault::times(FaultKind::Slow { min: pause, max: pause }, 1).on("user"));
+    let config = Config { check_every: Duration::from_millis(50), ..quick() };
+    let (reconciler, read) = (world.reconciler(10, config), world.kinde.requests("user"));
+    let stop = CancellationToken::new();
+    let checks = async {
+        // The list is complete, and its missing users are within the budget.
+        until_requested(&world, "user", read).await;
+        delete(&world, &users[30..42]);
+        PendingChecks::request(&*world.fresh.store, &ids(&users[30..42])).await.expect("kept");
+    };
+    let (run, ()) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), checks);
+    let run = run.expect("Kinde answers");
+    let counts = [DriftKind::Deleted, DriftKind::DeletionHeld].map(|kind| run.tally.of(kind));
+    assert_eq!((counts, live(&world).await), ([0, 12], 48), "{}: {run:?}", world.fresh.name);
+}
+
 async fn verified_deletions_draw_nothing(fresh: Fresh) {
     let world = World::new(fresh).await;
     let named = |n| NewUser::named(&format!("user{n}@example.com"), "First", "Last");
@@ -160,11 +185,12 @@ async fn a_process_that_was_suspended_during_its_deletions_deletes_no_more(fresh
     assert_eq!(live(&world).await, 110, "{}", world.fresh.name);
     let state =
         async |key: &str| world.fresh.store.state(key).await.expect("it answers").expect("stored").value;
-    let spent = state("reconcile.deletions").await;
+    let (spent, scans) = (state("reconcile.deletions").await, state("reconcile.scans").await);
     store.resume();
     let ended = run.await.expect("no panic");
     assert!(matches!(ended, Err(Error::LeaseLost)), "{ended:?}");
     assert_eq!(state("reconcile.deletions").await, spent, "it draws no more");
+    assert_eq!(state("reconcile.scans").await, scans, "it proves nothing");
     let drawn: u64 = spent["value"]["hours"]
         .as_object()
         .expect("a map")

@@ -13,16 +13,20 @@ use kinsync_engine::{
         pending_checks::PendingChecks,
         queue::{Entry, Payload},
         reconcile::{
-            Reconciler,
+            Config, Error, Reconciler,
             record::{DriftKind, Run, RunMode},
         },
+        scan_watermark::{ScanWatermark, ScanWatermarks},
+        state_records::Term,
+        store::Store,
     },
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     reconcile::{World, quick, until_requested},
     stores::{Fresh, on_every_store},
+    suspended::Suspended,
 };
 
 const SECOND: i64 = 1_000_000;
@@ -83,6 +87,8 @@ on_every_store! {
     a_user_stored_while_the_clock_was_ahead_is_deleted_by_the_next_scan
     a_scan_with_a_clock_ahead_makes_no_later_event_stale
     a_newer_change_of_another_field_keeps_the_proof
+    a_process_that_was_suspended_during_its_scan_announces_and_proves_nothing_more
+    a_scan_under_an_outdated_lease_proves_nothing
     proofs_and_deletions_reach_beyond_one_batch
     a_false_not_found_about_a_listed_user_deletes_no_user
     without_dates_a_scan_repairs_and_deletes_later_but_right
@@ -228,6 +234,48 @@ async fn a_newer_change_of_another_field_keeps_the_proof(fresh: Fresh) {
     world.deliver(vec![late]).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("First 0"), "{}", world.fresh.name);
     assert_eq!(checks(&world).await, PendingChecks::default(), "what is proved needs no check");
+}
+
+/// Two processes that share a store: the first is suspended for longer than its lease while it reads a page, and continues
+/// after the second has scanned.
+async fn a_process_that_was_suspended_during_its_scan_announces_and_proves_nothing_more(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    world.import(3);
+    let lease = Duration::from_secs(2);
+    let named = |name: &str| Config { name: name.into(), lease, ..quick() };
+    let slow = Duration::from_millis(300);
+    world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("users"));
+    let store = Suspended::new(world.fresh.store.clone());
+    let (shared, clock) = (Arc::clone(&store) as Arc<dyn Store>, Clock::system());
+    let first = Reconciler::new(world.client(10), shared, clock, named("first"));
+    let (tasks, asked) = (TaskTracker::new(), world.kinde.requests("users"));
+    let stop = CancellationToken::new();
+    let scan = tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await });
+    until_requested(&world, "users", asked).await;
+    store.suspend();
+    let second = world.reconciler(10, named("second"));
+    second.wait_until_free().await.expect("the store answers");
+    run(&second).await;
+    let scans = async || ScanWatermarks::load(&*world.fresh.store).await.expect("the store answers");
+    let known = scans().await;
+    store.resume();
+    let ended = scan.await.expect("no panic");
+    assert!(matches!(ended, Err(Error::LeaseLost)), "{}: {ended:?}", world.fresh.name);
+    assert_eq!(scans().await, known, "{}: the record is that of the second scan", world.fresh.name);
+}
+
+async fn a_scan_under_an_outdated_lease_proves_nothing(fresh: Fresh) {
+    let (store, now) = (&*fresh.store, Clock::system().now());
+    let scan = ScanWatermarks::start(store, Term(1)).await.expect("kept").expect("no newer lease");
+    let announce =
+        async || ScanWatermarks::announce(store, Term(1), scan, (now, now)).await.expect("it answers");
+    let last_comparison = announce().await.expect("no newer lease");
+    ScanWatermarks::start(store, Term(2)).await.expect("kept").expect("no newer lease");
+    let known = ScanWatermarks::load(store).await.expect("it answers");
+    let watermark = ScanWatermark { at: now, last_comparison, fields: Vec::new(), unproven: [].into() };
+    let proved = ScanWatermarks::record_proof(store, Term(1), &watermark).await.expect("it answers");
+    assert_eq!((announce().await, proved), (None, None), "{}", fresh.name);
+    assert_eq!(ScanWatermarks::load(store).await.expect("it answers"), known);
 }
 
 async fn proofs_and_deletions_reach_beyond_one_batch(fresh: Fresh) {

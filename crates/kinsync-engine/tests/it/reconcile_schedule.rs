@@ -127,6 +127,8 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         ended_at: Some(Micros(began * MINUTE + 1)),
         outcome: Outcome::Complete,
         term: Term::default(),
+        start: 0,
+        end: 0,
         before: None,
         tally: Tally { drift: [(record::DriftKind::Changed, missed)].into(), ..Tally::default() },
     };
