@@ -20,5 +20,5 @@ pub(crate) async fn pause(round: u32) {
 
 /// Returns the error of a write of users after [`MAX_ROUNDS`] attempts.
 pub(crate) fn error() -> Error {
-    Error::Unavailable { doing: "write users", source: REASON.into() }
+    Error::Unavailable { doing: "resolve email addresses", source: REASON.into() }
 }

@@ -31,7 +31,7 @@ use crate::{
     decode,
     queue::{self, Claimed, EntryId, Queue},
     random,
-    store::{self, LoggedEvent, Store},
+    store::{self, EventFilter, LoggedEvent, Store, WRITE_USERS},
 };
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
@@ -186,7 +186,8 @@ impl Projector {
                 pieces.push(piece);
             } else if piece.is_about_one() {
                 let reason = crate::breaker::error_chain(&error);
-                let verdict = self.put_apart(piece.items, Scope::Call, &reason).await;
+                let scope = if error.may_concern_one_user() { Scope::Call } else { Scope::Store };
+                let verdict = self.put_apart(piece.items, scope, &reason).await;
                 if verdict == Verdict::RetryUnproved {
                     self.try_another_user().await;
                 }
@@ -319,20 +320,26 @@ impl Projector {
         verdict
     }
 
-    /// Tests with the row of another user whether the store accepts any write.
+    /// Tests with another user and a logged event whether the store accepts what it failed to do.
     async fn try_another_user(&self) {
-        let Ok(mut ids) = self.store.ids(None, CANDIDATES).await else { return };
-        ids.retain(|id| !self.evidence.has_failed(id.as_str()));
-        if ids.is_empty() {
-            return;
-        }
-        let id = ids.swap_remove(usize::from(random::number::<u16>()) % ids.len());
-        let Ok(rows) = self.store.load(&[id]).await else { return };
-        let Some(row) = rows.into_iter().flatten().next() else { return };
-        if matches!(self.store.accepts_write_of(&row).await, Ok(true)) {
+        if let Ok(true) = self.accepts_another_user().await {
             self.breaker.succeeded();
             self.evidence.wrote();
         }
+    }
+
+    async fn accepts_another_user(&self) -> Result<bool, store::Error> {
+        let mut ids = self.store.ids(None, CANDIDATES).await?;
+        ids.retain(|id| !self.evidence.has_failed(id.as_str()));
+        if ids.is_empty() {
+            return Ok(false);
+        }
+        let id = ids.swap_remove(usize::from(random::number::<u16>()) % ids.len());
+        let Some(row) = self.store.load(&[id]).await?.into_iter().flatten().next() else { return Ok(false) };
+        // Logged once more, an event changes nothing.
+        let newest = self.store.events(&EventFilter { limit: 1, ..EventFilter::default() }).await?;
+        self.store.log(&newest).await?;
+        self.store.accepts_write_of(&row).await
     }
 
     /// Releases entries, to be claimed again after a pause.
@@ -380,7 +387,7 @@ fn refused(reason: &str) -> String {
 
 fn refused_all(reason: &str) -> store::Error {
     store::Error::Unavailable {
-        doing: "write users",
+        doing: WRITE_USERS,
         source: format!("every write is refused: {reason}").into(),
     }
 }

@@ -198,6 +198,13 @@ pub struct Counts {
     pub events: u64,
 }
 
+/// Loads rows of named users. Such a call may fail because of one of them, as may the two below.
+pub(crate) const LOAD_USERS: &str = "load users";
+/// Writes rows.
+pub(crate) const WRITE_USERS: &str = "write users";
+/// Logs events.
+pub(crate) const LOG_EVENTS: &str = "log events";
+
 /// Failures of a store.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -227,6 +234,13 @@ impl Error {
     /// Returns whether the same call may succeed later without a change by an operator.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
+    }
+
+    /// Returns whether the failure may concern one of the users or events of the call. Any other call, such as one about
+    /// kinsync's own records, fails for all of them.
+    pub(crate) fn may_concern_one_user(&self) -> bool {
+        let (Self::Unavailable { doing, .. } | Self::Refused { doing, .. }) = self;
+        [LOAD_USERS, WRITE_USERS, LOG_EVENTS].contains(doing)
     }
 }
 

@@ -25,6 +25,8 @@ pub(super) enum Scope {
     Row,
     /// The whole call failed. It may have been a lost connection.
     Call,
+    /// A call failed that concerns no user.
+    Store,
 }
 
 impl Scope {
@@ -34,6 +36,7 @@ impl Scope {
         match self {
             Self::Row => 3,
             Self::Call => 12,
+            Self::Store => u32::MAX,
         }
     }
 }
@@ -104,12 +107,12 @@ impl Evidence {
         let first = Failed { attempts: 0, counted: 0, successes };
         let failed = inner.failed.entry(subject.to_owned()).or_insert(first);
         let is_proved = failed.successes < successes;
-        failed.counted += u32::from(is_proved);
+        failed.counted += u32::from(is_proved && scope != Scope::Store);
         failed.successes = successes;
         failed.attempts = failed.attempts.saturating_add(1);
         let verdict = match () {
             () if failed.counted >= scope.failures_needed() => Verdict::SetAside,
-            () if is_proved || failed.attempts == 1 => Verdict::Retry,
+            () if is_proved || failed.attempts == 1 || scope == Scope::Store => Verdict::Retry,
             () => Verdict::RetryUnproved,
         };
         (verdict, self.pause(1 << failed.attempts.min(MAX_PAUSE)))
@@ -152,6 +155,16 @@ mod tests {
             });
             assert_eq!(set_aside, Some(failures), "{scope:?}");
         }
+    }
+
+    #[test]
+    fn a_call_that_concerns_no_user_sets_no_user_aside() {
+        let evidence = Evidence::new(Duration::from_millis(1));
+        for _ in 0..1_000 {
+            assert_eq!(evidence.failed("kp_a", Scope::Store).0, Verdict::Retry);
+            evidence.wrote();
+        }
+        assert!(!is_set_aside(&evidence, Scope::Row), "its failures count as none of the user's");
     }
 
     #[test]

@@ -10,7 +10,8 @@ use kinsync_core::UserId;
 
 use self::worker::Worker;
 use super::{
-    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter, timed,
+    Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LoggedEvent, Outcome, Page, Row, Saved,
+    Store, UserFilter, WRITE_USERS, timed,
 };
 
 mod events;
@@ -55,14 +56,14 @@ impl EmbeddedStore {
 impl Store for EmbeddedStore {
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {
         let ids = ids.to_vec();
-        let work = self.reader.call("load users", move |sqlite| users::load(sqlite, &ids));
+        let work = self.reader.call(LOAD_USERS, move |sqlite| users::load(sqlite, &ids));
         timed("embedded", "load", work).await
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
         let rows = rows.to_vec();
-        let writer = self.writer("write users")?;
-        let work = writer.call("write users", move |sqlite| users::write(sqlite, &rows));
+        let writer = self.writer(WRITE_USERS)?;
+        let work = writer.call(WRITE_USERS, move |sqlite| users::write(sqlite, &rows));
         timed("embedded", "write", work).await
     }
 
@@ -99,8 +100,8 @@ impl Store for EmbeddedStore {
 
     async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
         let events = events.to_vec();
-        let writer = self.writer("log events")?;
-        let work = writer.call("log events", move |sqlite| events::append(sqlite, &events));
+        let writer = self.writer(LOG_EVENTS)?;
+        let work = writer.call(LOG_EVENTS, move |sqlite| events::append(sqlite, &events));
         timed("embedded", "log", work).await
     }
 

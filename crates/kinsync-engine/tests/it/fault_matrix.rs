@@ -5,313 +5,47 @@
 //! | transient, before or after the effect | everything is stored, no dead letter |
 //! | permanent for one user | the event of this user is a dead letter, everything else is stored |
 //! | permanent for all | nothing is a dead letter, everything is stored after the repair, the cause is known meanwhile |
+//! | permanent, of a sweep or of a decision about addresses | everything is stored before the repair, no dead letter |
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
-use async_trait::async_trait;
 use futures_util::future::join_all;
-use kinsync_core::UserId;
 use kinsync_engine::{
     Breaker, Clock,
     internal::{
         breaker,
         projector::{self, Projector},
-        queue::{self, Claimed, DeadLetter, Enqueued, Entry, EntryId, Queue, Stats, embedded},
-        store::{
-            self, Counts, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter,
-        },
+        queue::{Entry, Queue, embedded},
+        store::Store,
     },
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{pipeline::event_entry, queue_embedded, store_rows::get, stores::Fresh};
-
-/// User with the failures of [`Failure::OneUser`], and its address, which another user has too.
-const BAD: &str = "kp_bad";
-const BAD_ADDRESS: &str = "bad@example.com";
+use crate::{
+    faulty::{BAD, BAD_ADDRESS, Failure, Fault, FaultyQueue, FaultyStore},
+    pipeline::event_entry,
+    queue_embedded,
+    store_rows::get,
+    stores::Fresh,
+};
 
 const GOOD: usize = 12;
 
 /// Longest time of one case.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// How an operation fails.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Failure {
-    /// The first calls fail without an effect.
-    Transient,
-    /// The first calls take effect, and the reply is lost.
-    UnknownOutcome,
-    /// Every call that names one user fails.
-    OneUser,
-    /// Every call fails until the repair.
-    All,
-}
+/// Operations that name a user.
+const OF_ONE_USER: [&str; 3] = ["load", "write", "log"];
 
-/// The failure of one operation.
-#[derive(Debug)]
-struct Fault {
-    operation: &'static str,
-    failure: Failure,
-    calls: AtomicUsize,
-    is_repaired: AtomicBool,
-}
+/// Operations without which no event is applied.
+const OF_STORE: [&str; 5] = ["load", "write", "log", "state", "put_state"];
 
-impl Fault {
-    fn new(operation: &'static str, failure: Failure) -> Arc<Self> {
-        Arc::new(Self { operation, failure, calls: AtomicUsize::new(0), is_repaired: AtomicBool::new(false) })
-    }
+/// Operations of decisions about addresses and of sweeps: no event waits for them.
+const BESIDE: [&str; 5] = ["claimants", "email_holders", "conflicted", "pending_emails", "count_states"];
 
-    /// Runs a call, which fails if the fault says so. `names_bad`: whether the call names the bad user.
-    async fn call<T, E>(
-        &self,
-        operation: &'static str,
-        names_bad: bool,
-        error: impl Fn() -> E,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        if operation != self.operation || self.is_repaired.load(Ordering::SeqCst) {
-            return work.await;
-        }
-        let fails = match self.failure {
-            Failure::OneUser => names_bad,
-            _ => true,
-        };
-        if !fails {
-            return work.await;
-        }
-        let earlier = self.calls.fetch_add(1, Ordering::SeqCst);
-        match self.failure {
-            Failure::Transient | Failure::UnknownOutcome if earlier >= 3 => work.await,
-            Failure::UnknownOutcome => {
-                work.await?;
-                Err(error())
-            }
-            _ => Err(error()),
-        }
-    }
-
-    fn has_struck(&self) -> bool {
-        self.calls.load(Ordering::SeqCst) > 0
-    }
-
-    fn repair(&self) {
-        self.is_repaired.store(true, Ordering::SeqCst);
-    }
-}
-
-fn store_error() -> store::Error {
-    store::Error::Unavailable { doing: "fail on purpose", source: "injected".into() }
-}
-
-fn queue_error() -> queue::Error {
-    queue::Error::Unavailable { hint: "fails on purpose".into(), source: "injected".into() }
-}
-
-/// A real store with a fault.
-#[derive(Debug)]
-struct FaultyStore {
-    store: Arc<dyn Store>,
-    fault: Arc<Fault>,
-}
-
-impl FaultyStore {
-    async fn call<T>(
-        &self,
-        operation: &'static str,
-        names_bad: bool,
-        work: impl Future<Output = Result<T, store::Error>>,
-    ) -> Result<T, store::Error> {
-        self.fault.call(operation, names_bad, store_error, work).await
-    }
-}
-
-fn names(ids: &[UserId]) -> bool {
-    ids.iter().any(|id| id.as_str() == BAD)
-}
-
-fn has_bad(rows: &[Row]) -> bool {
-    rows.iter().any(|row| row.id.as_str() == BAD)
-}
-
-fn has_address(emails: &[String]) -> bool {
-    emails.iter().any(|email| email == BAD_ADDRESS)
-}
-
-#[async_trait]
-impl Store for FaultyStore {
-    async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, store::Error> {
-        self.call("load", names(ids), self.store.load(ids)).await
-    }
-
-    async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, store::Error> {
-        self.call("write", has_bad(rows), self.store.write(rows)).await
-    }
-
-    async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, store::Error> {
-        self.call("claimants", has_address(emails), self.store.claimants(emails)).await
-    }
-
-    async fn email_holders(&self, emails: &[String]) -> Result<HashMap<String, Holder>, store::Error> {
-        self.call("email_holders", has_address(emails), self.store.email_holders(emails)).await
-    }
-
-    async fn conflicted(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, store::Error> {
-        self.call("conflicted", false, self.store.conflicted(after, limit)).await
-    }
-
-    async fn link(&self, row: &Row) -> Result<Outcome, store::Error> {
-        self.store.link(row).await
-    }
-
-    async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, store::Error> {
-        self.call("pending_emails", false, self.store.pending_emails(after, limit)).await
-    }
-
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, store::Error> {
-        let names_bad = events.iter().any(|event| event.user.as_deref() == Some(BAD));
-        self.call("log", names_bad, self.store.log(events)).await
-    }
-
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, store::Error> {
-        self.store.events(filter).await
-    }
-
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, store::Error> {
-        self.store.event(event_id).await
-    }
-
-    async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, store::Error> {
-        self.store.users(filter).await
-    }
-
-    async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, store::Error> {
-        self.store.ids(after, limit).await
-    }
-
-    async fn state(&self, key: &str) -> Result<Option<Saved>, store::Error> {
-        self.call("state", false, self.store.state(key)).await
-    }
-
-    async fn put_state(
-        &self,
-        key: &str,
-        value: &serde_json::Value,
-        expected: i64,
-    ) -> Result<bool, store::Error> {
-        self.call("put_state", false, self.store.put_state(key, value, expected)).await
-    }
-
-    async fn states(&self, keys: &[String]) -> Result<Vec<Option<Saved>>, store::Error> {
-        self.store.states(keys).await
-    }
-
-    async fn list_states(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<(String, Saved)>, store::Error> {
-        self.store.list_states(prefix, after, limit).await
-    }
-
-    async fn count_states(&self, prefix: &str) -> Result<u64, store::Error> {
-        self.call("count_states", false, self.store.count_states(prefix)).await
-    }
-
-    async fn remove_states(&self, records: &[(String, i64)]) -> Result<(), store::Error> {
-        self.store.remove_states(records).await
-    }
-
-    async fn accepts_write_of(&self, row: &Row) -> Result<bool, store::Error> {
-        self.call("write", row.id.as_str() == BAD, self.store.accepts_write_of(row)).await
-    }
-
-    async fn counts(&self) -> Result<Counts, store::Error> {
-        self.store.counts().await
-    }
-
-    async fn ping(&self) -> Result<(), store::Error> {
-        self.store.ping().await
-    }
-}
-
-/// A real queue with a fault.
-#[derive(Debug)]
-struct FaultyQueue {
-    queue: Arc<dyn Queue>,
-    fault: Arc<Fault>,
-}
-
-impl FaultyQueue {
-    async fn call<T>(
-        &self,
-        operation: &'static str,
-        work: impl Future<Output = Result<T, queue::Error>>,
-    ) -> Result<T, queue::Error> {
-        self.fault.call(operation, false, queue_error, work).await
-    }
-}
-
-#[async_trait]
-impl Queue for FaultyQueue {
-    async fn enqueue(&self, entry: Entry) -> Result<Enqueued, queue::Error> {
-        self.call("enqueue", self.queue.enqueue(entry)).await
-    }
-
-    async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, queue::Error> {
-        self.call("claim", self.queue.claim(max, lease)).await
-    }
-
-    async fn ack(&self, ids: &[EntryId]) -> Result<(), queue::Error> {
-        self.call("ack", self.queue.ack(ids)).await
-    }
-
-    async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), queue::Error> {
-        self.call("retry", self.queue.retry(ids, after)).await
-    }
-
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), queue::Error> {
-        self.call("dead_letter", self.queue.dead_letter(entries)).await
-    }
-
-    async fn stats(&self) -> Result<Stats, queue::Error> {
-        self.queue.stats().await
-    }
-
-    async fn dead_letters(
-        &self,
-        after: Option<&EntryId>,
-        limit: usize,
-    ) -> Result<Vec<DeadLetter>, queue::Error> {
-        self.queue.dead_letters(after, limit).await
-    }
-
-    async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, queue::Error> {
-        self.queue.find_dead_letter(id).await
-    }
-
-    async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), queue::Error> {
-        self.queue.retry_dead_letter(id).await
-    }
-
-    async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), queue::Error> {
-        self.queue.drop_dead_letter(id).await
-    }
-
-    async fn close(&self) {
-        self.queue.close().await;
-    }
-}
+const OF_QUEUE: [&str; 5] = ["enqueue", "claim", "ack", "retry", "dead_letter"];
 
 /// One operation that fails in one way, with a projector at work on it.
 struct Case {
@@ -331,18 +65,17 @@ impl Case {
         let queue: Arc<dyn Queue> =
             Arc::new(queue_embedded::open(dir.path(), embedded::Config::default()).unwrap());
         let fault = Fault::new(operation, failure);
-        let pause = Duration::from_millis(10);
+        let pause = Duration::from_millis(2);
         let limits = breaker::Config { pause, max_pause: pause, ..breaker::Config::default() };
         let breaker = Breaker::new("store", "projector", limits);
         let faulty_queue: Arc<dyn Queue> =
             Arc::new(FaultyQueue { queue: Arc::clone(&queue), fault: Arc::clone(&fault) });
-        let faulty_store =
-            Arc::new(FaultyStore { store: Arc::clone(&fresh.store), fault: Arc::clone(&fault) });
+        let faulty_store = Arc::new(FaultyStore { store: Arc::clone(&fresh.store), fault: fault.of_store() });
         let config = projector::Config {
             retry_after: Duration::from_millis(5),
             sweep_every: Duration::from_millis(50),
-            // After a lost reply of a claim its entries come again when the lease ends.
-            lease: Duration::from_secs(3),
+            // After a failure of the queue its entries come again when the lease ends.
+            lease: Duration::from_secs(2),
             ..projector::Config::default()
         };
         let projector =
@@ -396,18 +129,42 @@ impl Case {
     }
 
     async fn run(self) -> Result<(), String> {
-        let failure = self.fault.failure;
-        self.until("struck", async || self.fault.has_struck()).await?;
-        if failure == Failure::All && !self.fault.is_repaired.load(Ordering::SeqCst) {
-            // More failures than make a dead letter of one user. After a failure the queue is called once a second.
-            let enough = if OF_QUEUE.contains(&self.fault.operation) { 2 } else { 40 };
-            let calls = || self.fault.calls.load(Ordering::SeqCst);
-            self.until("struck often enough", async || calls() >= enough).await?;
-            if self.dead().await.iter().any(|id| id != "poison") {
-                return Err(format!("{}: an outage made dead letters: {:?}", self.name, self.dead().await));
-            }
+        self.until("struck", async || self.fault.calls() > 0).await?;
+        if self.fault.failure == Failure::All && !self.fault.is_repaired() {
+            self.holds().await?;
             self.fault.repair();
         }
+        self.until_stored().await?;
+        if !self.fault.stops_one_user() {
+            self.until("stored too", async || get(&*self.store, BAD).await.is_some()).await?;
+        }
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        Ok(())
+    }
+
+    /// Waits until the operation failed more often than makes a dead letter of one user.
+    async fn holds(&self) -> Result<(), String> {
+        let operation = self.fault.operation;
+        let enough = match operation {
+            _ if BESIDE.contains(&operation) => 20,
+            // After a failure the queue is called once a second.
+            _ if OF_QUEUE.contains(&operation) => 2,
+            _ => 600,
+        };
+        self.until("struck often enough", async || self.fault.calls() >= enough).await?;
+        if BESIDE.contains(&operation) {
+            return self.until_stored().await;
+        }
+        if self.dead().await.iter().any(|id| id != "poison") {
+            return Err(format!("{}: an outage made dead letters: {:?}", self.name, self.dead().await));
+        }
+        Ok(())
+    }
+
+    /// Waits until every event is applied or a dead letter.
+    async fn until_stored(&self) -> Result<(), String> {
         self.until("empty", async || self.is_empty().await).await?;
         for n in 0..GOOD {
             self.until("stored", async || self.is_stored(n).await).await?;
@@ -416,18 +173,9 @@ impl Case {
             get(&*self.store, "kp_deleted").await.is_some_and(|row| row.document().is_deleted)
         })
         .await?;
-        let expected: &[&str] = match failure {
-            Failure::OneUser => &["bad", "poison"],
-            _ => &["poison"],
-        };
-        self.until("the expected dead letters", async || self.dead().await == expected).await?;
-        if failure != Failure::OneUser {
-            self.until("stored too", async || get(&*self.store, BAD).await.is_some()).await?;
-        }
-        self.stop.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
-        Ok(())
+        let is_bad = self.fault.stops_one_user();
+        let expected: &[&str] = if is_bad { &["bad", "poison"] } else { &["poison"] };
+        self.until("the expected dead letters", async || self.dead().await == expected).await
     }
 }
 
@@ -450,24 +198,6 @@ fn entries() -> Vec<Entry> {
     entries.insert(3, event_entry("user.created", 1, "poison", r#"{"first_name":"without an id"}"#));
     entries
 }
-
-/// Operations that name a user.
-const OF_ONE_USER: [&str; 3] = ["load", "write", "log"];
-
-const OF_STORE: [&str; 10] = [
-    "load",
-    "write",
-    "log",
-    "claimants",
-    "email_holders",
-    "conflicted",
-    "pending_emails",
-    "state",
-    "put_state",
-    "count_states",
-];
-
-const OF_QUEUE: [&str; 4] = ["enqueue", "claim", "ack", "dead_letter"];
 
 /// Runs one case for each operation, each on a store of its own, and reports all that fail.
 async fn all_pass(new: impl AsyncFn() -> Fresh, operations: &[&'static str], failure: Failure) {
@@ -507,6 +237,10 @@ cases! {
     a_store_with_lost_replies_loses_nothing: super::OF_STORE, super::Failure::UnknownOutcome;
     a_store_that_fails_for_one_user_stores_all_others: super::OF_ONE_USER, super::Failure::OneUser;
     a_store_that_refuses_everything_holds_everything: super::OF_STORE, super::Failure::All;
+    decisions_and_sweeps_that_fail_for_a_while_delay_nothing: super::BESIDE, super::Failure::Transient;
+    decisions_and_sweeps_with_lost_replies_lose_nothing: super::BESIDE, super::Failure::UnknownOutcome;
+    decisions_and_sweeps_that_fail_delay_nothing: super::BESIDE, super::Failure::All;
+    decisions_that_fail_for_one_address_delay_nothing: ["claimants"], super::Failure::OneUser;
     a_queue_that_fails_for_a_while_delays_and_loses_nothing: super::OF_QUEUE, super::Failure::Transient;
     a_queue_with_lost_replies_loses_nothing: super::OF_QUEUE, super::Failure::UnknownOutcome;
     a_queue_that_refuses_everything_holds_everything: super::OF_QUEUE, super::Failure::All;

@@ -26,7 +26,7 @@ use crate::{
     queue_embedded::{drain, enqueue_all, open},
 };
 
-/// The compiled `disk.c`.
+/// Returns the compiled `disk.c`.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<(PathBuf, tempfile::TempDir)> = OnceLock::new();
     let (path, _) = LIBRARY.get_or_init(|| {
@@ -41,7 +41,8 @@ fn library() -> &'static Path {
     path
 }
 
-fn child(test: &str, dir: &Path, faults: &[(&str, String)]) -> String {
+/// Runs a test of this binary in a process with these faults of its disk. Returns its output.
+pub(crate) fn child(test: &str, dir: &Path, faults: &[(&str, String)]) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(child_arguments(test))
         .env(DIR, dir)
@@ -230,6 +231,33 @@ async fn child_that_works() {
         _ = produce => {}
         () = consume => {}
     }
+}
+
+#[test]
+fn the_dead_letters_of_a_batch_cost_one_sync() {
+    let (dir, trace) = (tempfile::tempdir().unwrap(), tempfile::NamedTempFile::new().unwrap());
+    let faults = [("KINSYNC_DISK_TRACE", trace.path().display().to_string())];
+    child("queue_disk::child_that_sets_a_batch_aside", dir.path(), &faults);
+    let is_after = |step: &Step, line: &str| matches!(step, Step::Print(text) if text.starts_with(line));
+    let steps = steps(trace.path());
+    let steps = steps.iter().skip_while(|step| !is_after(step, "claimed"));
+    let meanwhile = steps.take_while(|step| !is_after(step, "set aside"));
+    assert_eq!(meanwhile.filter(|step| matches!(step, Step::Sync(_))).count(), 1);
+}
+
+#[tokio::test]
+#[ignore = "the child of another test"]
+async fn child_that_sets_a_batch_aside() {
+    let Some(dir) = child_dir() else { return };
+    let queue = open(&dir, Config::default()).unwrap();
+    let names: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    enqueue_all(&queue, names.iter().map(String::as_str)).await;
+    let claimed = queue.claim(200, LEASE).await.unwrap();
+    assert_eq!(claimed.len(), 200);
+    let letters: Vec<_> = ids(&claimed).into_iter().map(|id| (id, "poison".to_owned())).collect();
+    print_line("claimed");
+    queue.dead_letter(&letters).await.unwrap();
+    print_line("set aside");
 }
 
 fn print_line(line: &str) {

@@ -186,3 +186,17 @@ fn behind_gap(next: &dyn Fn(i64) -> rusqlite::Result<Option<i64>>, after: i64) -
     }
     Some(good)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_damaged_files_are_kept() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let folders: Vec<PathBuf> =
+            (0..9).map(|now| aside(dir.path(), Micros(now)).expect("it can be written")).collect();
+        let kept: Vec<&PathBuf> = folders.iter().filter(|folder| folder.exists()).collect();
+        assert_eq!(kept, folders[9 - KEPT..].iter().collect::<Vec<_>>());
+    }
+}

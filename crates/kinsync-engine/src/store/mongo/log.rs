@@ -12,15 +12,13 @@ use super::{
     read::{Find, own_id},
     view::date,
 };
-use crate::store::{Error, EventFilter, LoggedEvent, Page};
+use crate::store::{Error, EventFilter, LOG_EVENTS, LoggedEvent, Page};
 
 /// Maximum events per command.
 const CHUNK: usize = 1000;
 
 /// Maximum bytes per command. The server accepts 16 MiB of BSON.
 const CHUNK_BYTES: usize = 12 << 20;
-
-const DOING: &str = "log events";
 
 impl Inner {
     pub(super) async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
@@ -46,15 +44,15 @@ impl Inner {
     async fn append(&self, documents: &RawArrayBuf) -> Result<usize, Error> {
         let command = self.write_command(cstr!("insert"), &self.events, cstr!("documents"), documents);
         let command = call::command(self.database.clone(), command);
-        let reply = self.calls.run(DOING, self.op_timeout, command).await?;
-        let (inserted, errors) = call::written(DOING, &reply)?;
+        let reply = self.calls.run(LOG_EVENTS, self.op_timeout, command).await?;
+        let (inserted, errors) = call::written(LOG_EVENTS, &reply)?;
         match errors.into_iter().find(|error| error.code != 11000) {
             None => Ok(inserted),
             Some(error) if error.is_about_the_server() => {
-                Err(call::unavailable(DOING, Cause::Write(error.code)))
+                Err(call::unavailable(LOG_EVENTS, Cause::Write(error.code)))
             }
             Some(error) => Err(Error::Refused {
-                doing: DOING,
+                doing: LOG_EVENTS,
                 hint: format!(
                     "MongoDB returned code {}; check for a validator on `{}`",
                     error.code,

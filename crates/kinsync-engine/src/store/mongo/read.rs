@@ -18,7 +18,7 @@ use super::{
     indexes,
     keys::Keys,
 };
-use crate::store::{Counts, DocumentKey, Error, Holder, Page, Row, UserFilter};
+use crate::store::{Counts, DocumentKey, Error, Holder, LOAD_USERS, Page, Row, UserFilter};
 
 /// Maximum ids per query.
 const CHUNK: usize = 1000;
@@ -82,7 +82,7 @@ impl Inner {
                 let is_unknown = decode::has_unknown_mapping(doc, &known);
                 if is_unknown { Some(None) } else { decode::document(doc, &known).map(Some) }
             };
-            let found = self.find("load users", &self.users, find, read).await?;
+            let found = self.find(LOAD_USERS, &self.users, find, read).await?;
             if attempt > 0 || found.iter().all(Option::is_some) {
                 return Ok(found.into_iter().flatten().collect());
             }

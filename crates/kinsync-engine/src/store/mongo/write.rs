@@ -25,9 +25,10 @@ use super::{
     keys::Keys,
     read::Find,
 };
-use crate::store::{DocumentKey, Error, Outcome, Rejection, Row, StoredDocument};
-
-use crate::random;
+use crate::{
+    random,
+    store::{DocumentKey, Error, Outcome, Rejection, Row, StoredDocument, WRITE_USERS},
+};
 
 /// Maximum statements per command.
 const CHUNK: usize = 1000;
@@ -40,8 +41,6 @@ const MAX_BYTES: usize = (16 << 20) - (16 << 10);
 
 /// Concurrent chunks per call.
 const CONCURRENCY: usize = 2;
-
-const DOING: &str = "write users";
 
 /// E11000.
 const DUPLICATE_KEY: i32 = 11000;
@@ -71,7 +70,7 @@ impl Inner {
     /// Writes rows, each without its refused keys.
     pub(super) async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
         if !self.is_prepared.load(Ordering::Acquire) {
-            return Err(call::unavailable(DOING, Cause::Unprepared));
+            return Err(call::unavailable(WRITE_USERS, Cause::Unprepared));
         }
         self.write_lockouts(rows).await?;
         let documents = self.read_again(rows).await?;
@@ -217,7 +216,8 @@ impl Batch<'_> {
     fn outcomes(&self, places: &[usize], failed: &[WriteError]) -> Result<Vec<(usize, Outcome)>, Error> {
         let mut done: Vec<_> = places.iter().map(|place| (*place, Outcome::Written)).collect();
         for error in failed {
-            let slot = done.get_mut(error.index).ok_or_else(|| call::unavailable(DOING, Cause::Reply))?;
+            let slot =
+                done.get_mut(error.index).ok_or_else(|| call::unavailable(WRITE_USERS, Cause::Reply))?;
             slot.1 = self.inner.outcome(error)?;
         }
         Ok(done)
@@ -232,7 +232,7 @@ impl Batch<'_> {
         let (keys, known) = (&self.inner.keys, self.inner.mappings.known());
         let find = self.documents_of(&places).projection(doc! { keys.kinde_id(): 1, "kinsync": 1 });
         let there = |doc: &RawDocument| Some(doc.to_owned());
-        let there = self.inner.find(DOING, &self.inner.users, find, there).await?;
+        let there = self.inner.find(WRITE_USERS, &self.inner.users, find, there).await?;
         let outcome = |place: usize| {
             let id = self.rows[place].id.as_str();
             let of_user = there.iter().find(|doc| decode::kinde_ids(doc, keys).any(|found| found == id))?;
@@ -256,7 +256,7 @@ impl Batch<'_> {
             let mark = mark_of(doc);
             Some((keys.values(doc).of(DocumentKey::KindeId)?.as_str()?.to_owned(), mark))
         };
-        let marks = self.inner.find(DOING, &self.inner.users, find, mark).await?;
+        let marks = self.inner.find(WRITE_USERS, &self.inner.users, find, mark).await?;
         Ok(marks.into_iter().collect())
     }
 }
@@ -272,8 +272,8 @@ impl Inner {
             }
         };
         let command = call::command(self.database.clone(), command);
-        let reply = self.calls.run(DOING, self.op_timeout, command).await?;
-        call::written(DOING, &reply)
+        let reply = self.calls.run(WRITE_USERS, self.op_timeout, command).await?;
+        call::written(WRITE_USERS, &reply)
     }
 
     /// Returns the command of an unordered write, acknowledged by a majority.
@@ -299,7 +299,7 @@ impl Inner {
     fn outcome(&self, error: &WriteError) -> Result<Outcome, Error> {
         match error.code {
             DUPLICATE_KEY => Ok(self.duplicate(error)),
-            code if error.is_about_the_server() => Err(call::unavailable(DOING, Cause::Write(code))),
+            code if error.is_about_the_server() => Err(call::unavailable(WRITE_USERS, Cause::Write(code))),
             VALIDATOR => Ok(Outcome::Rejected(Rejection {
                 reason: format!(
                     "a validator of the collection rejects the document (code 121){}",
