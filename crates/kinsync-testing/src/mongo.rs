@@ -174,7 +174,7 @@ impl TestMongo {
     }
 
     /// Returns a client of this server alone.
-    pub(crate) async fn direct(&self) -> Client {
+    pub async fn direct(&self) -> Client {
         direct(self.port).await
     }
 

@@ -9,10 +9,14 @@ use std::{
     time::Duration,
 };
 
-use bson::doc;
+use bson::{Document, doc};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, Version, What};
 use kinsync_engine::{
     Engine,
-    internal::store::{Store, mongo},
+    internal::{
+        apply::apply,
+        store::{Store, mongo},
+    },
 };
 use kinsync_testing::replica_set::{Replication, TestReplicaSet};
 use tokio::time::{Instant, sleep};
@@ -32,15 +36,19 @@ fn user(n: usize) -> String {
     format!("kp_{:02}", n % USERS)
 }
 
+fn config(set: &TestReplicaSet) -> mongo::Config {
+    mongo::Config {
+        database: Some(set.database()),
+        op_timeout: Duration::from_secs(2),
+        ..mongo::Config::new(set.uri())
+    }
+}
+
 /// Accepts updates of a few users while `disturb` runs, then expects the newest accepted update of each user in the store,
 /// as a majority of the members has it.
 async fn nothing_accepted_is_lost(disturb: impl AsyncFnOnce(&TestReplicaSet)) {
     let set = TestReplicaSet::start().await;
-    let config = mongo::Config {
-        database: Some(set.database()),
-        op_timeout: Duration::from_secs(2),
-        ..mongo::Config::new(set.uri())
-    };
+    let config = config(&set);
     let dir = tempfile::tempdir().unwrap();
     let engine = Engine::builder(dir.path()).mongodb(config.clone()).open().await.unwrap();
     engine.start();
@@ -123,27 +131,71 @@ async fn a_lost_majority_under_load_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_reach_the_primary_alone_and_are_rolled_back_are_written_again() {
     nothing_accepted_is_lost(async |set| {
-        let primary = set.primary().await;
-        let others: Vec<usize> = (0..3).filter(|n| *n != primary).collect();
-        for n in &others {
-            set.set_replication(*n, Replication::Stopped).await;
-        }
+        let primary = cut_off_primary(set).await;
         // The primary executes writes meanwhile and acknowledges none.
         sleep(Duration::from_secs(1)).await;
-        set.member(primary).stop();
-        for n in &others {
-            set.set_replication(*n, Replication::Running).await;
-        }
-        set.primary().await;
-        set.restart(primary);
-        // Without a rollback the primary would have had nothing that the others lacked.
-        let deadline = Instant::now() + RECOVERY;
-        while !set.member(primary).log().contains("ROLLBACK") {
-            assert!(Instant::now() < deadline, "the restarted member rolls nothing back");
-            sleep(Duration::from_millis(100)).await;
-        }
+        replace_primary(set, primary).await;
+        until_rolled_back(set, primary).await;
     })
     .await;
+}
+
+/// Stops the replication of all secondaries. Returns the primary.
+async fn cut_off_primary(set: &TestReplicaSet) -> usize {
+    let primary = set.primary().await;
+    for n in (0..3).filter(|n| *n != primary) {
+        set.set_replication(n, Replication::Stopped).await;
+    }
+    primary
+}
+
+/// Kills the primary that was cut off, and waits until another member is primary.
+async fn replace_primary(set: &TestReplicaSet, primary: usize) {
+    set.member(primary).stop();
+    for n in (0..3).filter(|n| *n != primary) {
+        set.set_replication(n, Replication::Running).await;
+    }
+    set.primary().await;
+}
+
+/// Restarts the former primary, which has to roll back what the others lack.
+async fn until_rolled_back(set: &TestReplicaSet, primary: usize) {
+    set.restart(primary);
+    let deadline = Instant::now() + RECOVERY;
+    while !set.member(primary).log().contains("ROLLBACK") {
+        assert!(Instant::now() < deadline, "the restarted member rolls nothing back");
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_only_a_cut_off_primary_has_is_never_taken_for_stored() {
+    let set = TestReplicaSet::start().await;
+    let config = config(&set);
+    let database = config.database.clone().unwrap();
+    let store = mongo::MongoStore::connect(config).await.unwrap();
+    store.prepare().await.unwrap();
+    let ada = || Observation {
+        user: id("kp_ada"),
+        version: Version::event(Micros(1), "event_1"),
+        source: Source::Webhook,
+        what: What::Fields(Profile::new().with(Field::FirstName, "Ada")),
+    };
+    let primary = cut_off_primary(&set).await;
+    let refused = apply(&store, [ada()], Micros(1)).await;
+    assert!(refused.is_err(), "no majority has it: {refused:?}");
+    let users = set.member(primary).direct().await.database(&database).collection::<Document>("users");
+    let local = users.find_one(doc! { "kindeId": "kp_ada" }).await.unwrap();
+    assert!(local.is_some(), "the primary has executed the write");
+    // "Nothing new" would end a delivery, and a stored user would be let in.
+    assert_eq!(store.load(&[id("kp_ada")]).await.unwrap(), [None]);
+    let repeated = apply(&store, [ada()], Micros(1)).await;
+    assert!(repeated.is_err(), "no majority has it: {repeated:?}");
+    replace_primary(&set, primary).await;
+    until_rolled_back(&set, primary).await;
+    set.until_whole().await;
+    apply(&store, [ada()], Micros(1)).await.unwrap();
+    assert_ne!(store.load(&[id("kp_ada")]).await.unwrap(), [None]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
