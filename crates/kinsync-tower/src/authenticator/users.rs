@@ -18,7 +18,7 @@ use kinsync_engine::{
     Clock,
     internal::{
         apply::apply,
-        breaker::{self, Breaker},
+        breaker::{self, Breaker, State},
         pending_checks::PendingChecks,
         refused_users::{KnownUser, KnownUsers},
         sighting::Sighting,
@@ -29,7 +29,7 @@ use metrics::Counter;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    time::{Instant, error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +46,8 @@ const QUEUE_CAPACITY: usize = 16_384;
 const COLLECT: Duration = Duration::from_millis(50);
 /// Time after the start in which requests wait for a store that has not answered yet, instead of being degraded at once.
 const COLD_START: Duration = Duration::from_secs(15);
+/// Interval of the probes while the breaker is open.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Pause between two loads of a waiting request in that time.
 const COLD_PAUSE: Duration = Duration::from_millis(25);
 /// Longest time for a call of the store. Longer than any request waits, so that a creation is not cut off.
@@ -294,11 +296,29 @@ impl Users {
         }
     }
 
-    /// Loads users until the token is cancelled. A slow call delays one of the four lanes for waiting requests.
+    /// Loads users, and probes the store after failures, until the token is cancelled. A slow call delays one of the four lanes for waiting requests.
     pub(super) async fn run(&self, queues: &LoadQueues, stop: &CancellationToken) {
         let LoadQueues { loads, reloads } = queues;
         let lane = || self.lane(loads, Duration::ZERO, BATCH, stop);
-        tokio::join!(lane(), lane(), lane(), lane(), self.lane(reloads, COLLECT, RELOAD_BATCH, stop));
+        let reload = self.lane(reloads, COLLECT, RELOAD_BATCH, stop);
+        tokio::join!(lane(), lane(), lane(), lane(), reload, self.probe(stop));
+    }
+
+    /// Closes the breaker after an outage also without requests: `/health` shows it.
+    async fn probe(&self, stop: &CancellationToken) {
+        while stop.run_until_cancelled(sleep(PROBE_EVERY)).await.is_some() {
+            if self.breaker.state() != State::Closed && self.breaker.try_ready() {
+                self.report(timeout(CALL_DEADLINE, self.store.ping()).await);
+            }
+        }
+    }
+
+    fn report(&self, outcome: Result<Result<(), Error>, Elapsed>) {
+        match outcome {
+            Ok(Ok(())) => self.breaker.succeeded(),
+            Ok(Err(error)) => self.breaker.failed(&error),
+            Err(elapsed) => self.breaker.failed(&elapsed),
+        }
     }
 
     async fn lane(
@@ -321,14 +341,11 @@ impl Users {
             if !self.is_cold() && !self.breaker.try_ready() {
                 continue;
             }
-            match timeout(CALL_DEADLINE, self.load(batch)).await {
-                Ok(Ok(())) => {
-                    self.has_answered.store(true, Relaxed);
-                    self.breaker.succeeded();
-                }
-                Ok(Err(error)) => self.breaker.failed(&error),
-                Err(elapsed) => self.breaker.failed(&elapsed),
+            let outcome = timeout(CALL_DEADLINE, self.load(batch)).await;
+            if matches!(outcome, Ok(Ok(()))) {
+                self.has_answered.store(true, Relaxed);
             }
+            self.report(outcome);
         }
     }
 

@@ -4,5 +4,6 @@
 mod authenticator;
 mod process;
 mod profiles;
+mod recovery;
 mod refusals;
 mod webhook;
