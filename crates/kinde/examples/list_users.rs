@@ -15,7 +15,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = Client::new(Config::new(domain, id, secret.into()))?;
     let mut pages = client.users();
     while let Some(page) = pages.next().await? {
-        for user in page.users {
+        for user in page.items {
             println!("{} {}", user.id, user.email.into_value().unwrap_or_default());
         }
     }

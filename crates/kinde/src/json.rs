@@ -105,6 +105,10 @@ impl<'a> Object<'a> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
+    pub(crate) fn into_members(self) -> impl Iterator<Item = (Cow<'a, str>, Json<'a>)> {
+        self.0.into_iter()
+    }
+
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Json<'a>> {
         self.0.iter_mut().find(|(known, _)| known == name).map(|(_, value)| value)
     }

@@ -1,4 +1,5 @@
-//! A client for Kinde's Management API: users, webhooks, event types, events.
+//! A client for Kinde's Management API: users and their properties, organizations, roles and permissions, webhooks, event
+//! types, events.
 //!
 //! It manages the machine-to-machine token, limits rates, retries within a budget per call, and reads responses strictly.
 //! It guarantees: a response that is incomplete, not JSON or of another shape is an error, never an empty list or an
@@ -8,8 +9,10 @@
 
 mod call;
 mod config;
+mod directory;
 mod error;
 mod pages;
+mod property;
 mod retry;
 mod token;
 mod webhook;
@@ -24,18 +27,22 @@ use url::Url;
 
 use self::call::{Call, Effect};
 pub use self::config::{Config, ConfigError, Expand, MAX_PAGE_SIZE, RetryPolicy};
+pub use self::directory::{Organization, OrganizationUser, RoleUser, UserPermission};
 pub use self::error::Error;
-pub use self::pages::{Pages, UsersPage};
+use self::pages::{List, Paging};
+pub use self::pages::{Page, Pages};
+pub use self::property::{Property, SearchedUser};
 use self::retry::Gate;
 use self::token::{Credentials, Tokens};
 pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookUpdate};
 use crate::domain;
 use crate::event::reader::Reader;
 use crate::event::{self, Event};
+pub use crate::event::{Permission, Role};
 use crate::http_client::{HttpClient, Limits};
 use crate::json::is_id;
 use crate::response::Response;
-pub use crate::user::{ApiUser as User, Identity};
+pub use crate::user::{ApiUser as User, Assignment, Identity};
 
 /// The scope of requests that read users.
 const USERS: &str = "read:users";
@@ -75,13 +82,23 @@ impl Client {
     }
 
     /// Lists all users from the first page. Scope `read:users`.
-    pub fn users(&self) -> Pages {
-        Pages::new(self.clone(), None)
+    pub fn users(&self) -> Pages<User> {
+        let expand = self.0.config.expand.query();
+        let list = List {
+            endpoint: "users",
+            scope: USERS,
+            url: self.url(&["users"]),
+            query: expand.map(|expand| ("expand", expand.to_owned())).into_iter().collect(),
+            member: "users",
+            paging: Paging::Token,
+            read: User::read,
+        };
+        Pages::new(self.clone(), list)
     }
 
-    /// Lists all users from the page of a [`UsersPage::next_token`]. Scope `read:users`.
-    pub fn users_from(&self, next_token: impl Into<String>) -> Pages {
-        Pages::new(self.clone(), Some(next_token.into()))
+    /// Lists all users from the page of a [`Page::next_token`]. Scope `read:users`.
+    pub fn users_from(&self, next_token: impl Into<String>) -> Pages<User> {
+        self.users().from(next_token.into())
     }
 
     /// Reads one user; `None` if Kinde reports that the user does not exist. Scope `read:users`.
@@ -136,7 +153,7 @@ impl Client {
                 })
             },
             // The API returns the payload of a webhook under `event`.
-            read: |mut response| event::read(response.required_object("event")?),
+            read: |mut response: Reader<'_>| event::read(response.required_object("event")?),
         };
         call.run(&self.0).await
     }
@@ -160,7 +177,7 @@ impl Client {
             effect: Effect::Creates,
             build: |http: &reqwest::Client| http.post(url.clone()).json(webhook),
             is_absent: NEVER,
-            read: |mut response| response.required_object("webhook")?.required_id("id"),
+            read: |mut response: Reader<'_>| response.required_object("webhook")?.required_id("id"),
         };
         self.existing(call).await
     }
@@ -175,7 +192,7 @@ impl Client {
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.patch(url.clone()).json(edit),
             is_absent: NEVER,
-            read: |_| Ok(()),
+            read: |_: Reader<'_>| Ok(()),
         };
         self.existing(call).await
     }
@@ -186,9 +203,10 @@ impl Client {
     }
 
     /// Runs a call for an object that cannot be absent.
-    async fn existing<Build, T>(&self, call: Call<Build, Never, T>) -> Result<Response<T>, Error>
+    async fn existing<Build, Read, T>(&self, call: Call<Build, Never, Read>) -> Result<Response<T>, Error>
     where
         Build: Fn(&reqwest::Client) -> RequestBuilder + Send + Sync,
+        Read: Fn(Reader<'_>) -> Result<T, event::Error> + Send + Sync,
     {
         let Response { value, timing } = call.run(&self.0).await?;
         let value = value.expect("`NEVER` maps no response to an absent object");
@@ -235,12 +253,12 @@ fn credentials(config: &Config, domain: &Url) -> Credentials {
 }
 
 /// A call that reads an object that always exists.
-fn reading<Build, T>(
+fn reading<Build, Read>(
     endpoint: &'static str,
     scope: &'static str,
     build: Build,
-    read: fn(Reader<'_>) -> Result<T, event::Error>,
-) -> Call<Build, Never, T> {
+    read: Read,
+) -> Call<Build, Never, Read> {
     Call { endpoint, scope, effect: Effect::Idempotent, build, is_absent: NEVER, read }
 }
 

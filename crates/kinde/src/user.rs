@@ -118,13 +118,13 @@ impl Membership {
         if !is_id(&code) {
             return Err(Error::InvalidIdentifier { field: reader.field("code") });
         }
-        let roles = named(&mut reader, "roles")?;
-        let permissions = named(&mut reader, "permissions")?;
+        let roles = assignments(&mut reader, "roles")?;
+        let permissions = assignments(&mut reader, "permissions")?;
         Ok(Some(Self { code, roles, permissions, extra: reader.into_rest() }))
     }
 }
 
-fn named(reader: &mut Reader<'_>, key: &str) -> Result<Patch<Vec<Assignment>>, Error> {
+pub(crate) fn assignments(reader: &mut Reader<'_>, key: &str) -> Result<Patch<Vec<Assignment>>, Error> {
     let path = reader.field(key);
     let list = reader.list(key)?;
     let read = |(index, entry)| Assignment::read(format!("{path}[{index}]"), entry);

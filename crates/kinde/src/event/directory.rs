@@ -55,7 +55,7 @@ pub struct Organization {
     pub extra: Map<String, Value>,
 }
 
-/// A role, of `role.created` and `role.updated`.
+/// A role: in `role.created` and `role.updated`, and in responses of the Management API.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Role {
     /// A UUID; opaque.
@@ -72,7 +72,7 @@ pub struct Role {
     pub extra: Map<String, Value>,
 }
 
-/// A permission, of `permission.created` and `permission.updated`.
+/// A permission: in `permission.created` and `permission.updated`, and in responses of the Management API.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Permission {
     /// A UUID; opaque.
@@ -126,7 +126,7 @@ impl Organization {
 }
 
 impl Role {
-    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
+    pub(crate) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             key: reader.text("key")?,
@@ -139,7 +139,7 @@ impl Role {
 }
 
 impl Permission {
-    pub(super) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
+    pub(crate) fn read(mut reader: Reader<'_>) -> Result<Self, Error> {
         Ok(Self {
             id: reader.required_id("id")?,
             key: reader.text("key")?,

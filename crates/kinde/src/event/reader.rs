@@ -1,5 +1,8 @@
 //! Takes typed fields out of a JSON object. Errors contain the path of the field and never its value.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -135,6 +138,21 @@ impl<'a> Reader<'a> {
             other => Some(Err(wrong_type(format!("{path}[{index}]"), "a string", &other))),
         };
         list.try_map(|entries| entries.into_iter().enumerate().filter_map(read).collect())
+    }
+
+    /// An object whose members are strings or null.
+    pub(crate) fn text_map(&mut self, key: &str) -> Result<Patch<BTreeMap<String, Patch<String>>>, Error> {
+        let path = self.field(key);
+        let members = self.take(key, "an object", |value| match value {
+            Json::Object(members) => Ok(members),
+            other => Err(other),
+        })?;
+        let read = |(name, value): (Cow<'_, str>, Json<'_>)| match value {
+            Json::Text(text) => Ok((name.into_owned(), Patch::Value(text.into_owned()))),
+            Json::Null => Ok((name.into_owned(), Patch::Null)),
+            other => Err(wrong_type(format!("{path}.{name}"), "a string", &other)),
+        };
+        members.try_map(|members| members.into_members().map(read).collect())
     }
 
     /// A non-negative integer; `None` if absent or null.

@@ -15,7 +15,7 @@ use crate::json;
 use crate::response::Response;
 
 /// A request and the reader of its response.
-pub(super) struct Call<Build, IsAbsent, T> {
+pub(super) struct Call<Build, IsAbsent, Read> {
     /// The label in metrics.
     pub(super) endpoint: &'static str,
     /// The scope that Kinde documents for the endpoint.
@@ -25,7 +25,7 @@ pub(super) struct Call<Build, IsAbsent, T> {
     /// Returns true for a status and code that mean that the object does not exist.
     pub(super) is_absent: IsAbsent,
     /// Reads the value from the response.
-    pub(super) read: fn(Reader<'_>) -> Result<T, event::Error>,
+    pub(super) read: Read,
 }
 
 /// Whether a request can be repeated if its outcome is unknown.
@@ -37,10 +37,11 @@ pub(super) enum Effect {
     Creates,
 }
 
-impl<Build, IsAbsent, T> Call<Build, IsAbsent, T>
+impl<Build, IsAbsent, Read, T> Call<Build, IsAbsent, Read>
 where
     Build: Fn(&Client) -> RequestBuilder + Send + Sync,
     IsAbsent: Fn(StatusCode, &str) -> bool + Send + Sync,
+    Read: Fn(Reader<'_>) -> Result<T, event::Error> + Send + Sync,
 {
     /// Returns the value of the response, or `None` if the object does not exist.
     pub(super) async fn run(&self, client: &Inner) -> Result<Response<Option<T>>, Error> {

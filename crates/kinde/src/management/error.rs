@@ -88,14 +88,17 @@ pub enum Error {
     /// The response contains another user than the requested one.
     #[error("the response contains another user than the requested one")]
     WrongUser,
+    /// The response contains another organization or role than the requested one.
+    #[error("the response contains another object than the requested one")]
+    WrongObject,
     /// The id is not valid, so no request was sent.
     #[error("not a valid id: 1 to 256 bytes without control characters")]
     InvalidIdentifier,
     /// The list refers to a page that was already read, so it would never end. Start again.
-    #[error("the list of users refers to a page that was already read: start again")]
+    #[error("the list refers to a page that was already read: start again")]
     RepeatedToken,
     /// The list has too many pages.
-    #[error("the list of users has more than {limit} pages: increase the limit if the tenant is that large")]
+    #[error("the list has more than {limit} pages: increase the limit if the tenant is that large")]
     TooManyPages {
         /// The limit.
         limit: u32,
@@ -146,7 +149,9 @@ impl Error {
             Self::Unreachable(_) => "unreachable",
             Self::UnexpectedStatus { .. } => "unexpected_status",
             Self::ResponseTooLarge { .. } => "response_too_large",
-            Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser => "invalid_response",
+            Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser | Self::WrongObject => {
+                "invalid_response"
+            }
             Self::InvalidIdentifier => "invalid_identifier",
             Self::RepeatedToken | Self::TooManyPages { .. } => "endless_pagination",
         }

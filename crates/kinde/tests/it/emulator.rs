@@ -3,7 +3,7 @@
 use kinde::account::ProfileClient;
 use kinde::management::{Client, Config, NewWebhook, WebhookUpdate};
 use kinde::{Patch, account, discovery, event};
-use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
+use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, RoleEdit, TokenSpec};
 
 async fn tenant() -> (Emulator, Client) {
     let emulator = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
@@ -23,7 +23,7 @@ async fn every_user_is_listed_once_and_can_be_read() {
     }
     let (mut pages, mut users, mut read) = (client.users(), Vec::new(), 0);
     while let Some(page) = pages.next().await.unwrap() {
-        users.extend(page.users);
+        users.extend(page.items);
         read += 1;
     }
     let unique: std::collections::BTreeSet<&str> = users.iter().map(|user| user.id.as_str()).collect();
@@ -116,4 +116,48 @@ async fn the_profile_of_a_machine_is_rejected() {
     let profiles = ProfileClient::new(account::Config::new(emulator.issuer().parse().unwrap())).unwrap();
     let machine = emulator.m2m_token(&TokenSpec::default());
     assert!(matches!(profiles.user_profile(&machine).await, Err(account::Error::TokenRejected)));
+}
+
+#[tokio::test]
+async fn organizations_members_roles_permissions_and_properties_are_read() {
+    let (emulator, client) = tenant().await;
+    let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    let role = emulator.create_role(RoleEdit::keyed("admin")).unwrap();
+    let edit = emulator.create_permission(RoleEdit::keyed("edit")).unwrap();
+    emulator.set_role_permissions(&role.id, &[edit.id], &[]).unwrap();
+    for number in 0..150 {
+        let user = emulator.import_user(NewUser::named(&format!("u{number}@example.com"), "U", "N")).unwrap();
+        emulator.add_to_organization(&user.id, "org_1", &keys(&["admin"]), &keys(&["read"])).unwrap();
+        emulator.set_properties(&user.id, [("n".to_owned(), Some(number.to_string()))]).unwrap();
+    }
+    let organizations = client.organizations().all().await.unwrap().value;
+    assert_eq!(
+        organizations.iter().map(|one| one.code.as_str()).collect::<Vec<_>>(),
+        [&emulator.config().org_code, "org_1"]
+    );
+    assert!(client.organization("org_1").await.unwrap().value.unwrap().created_on.is_some());
+    assert_eq!(client.organization("org_9").await.unwrap().value, None);
+    let members = client.organization_users("org_1").unwrap().all().await.unwrap().value;
+    assert_eq!((members.len(), &members[0].roles), (150, &Patch::Value(keys(&["admin"]))));
+    assert!(members[0].joined_on.is_some() && members[0].is_suspended == Patch::Value(false));
+    let user = members[0].id.as_deref().unwrap();
+    let roles = client.user_roles("org_1", user).unwrap().all().await.unwrap().value;
+    assert_eq!((roles.len(), &roles[0].id), (1, &role.id));
+    let permissions = client.user_permissions("org_1", user).unwrap().all().await.unwrap().value;
+    assert_eq!(permissions[0].permission.key, Patch::Value("read".to_owned()));
+    let of_role = client.role_permissions(&role.id).unwrap().all().await.unwrap().value;
+    assert_eq!(of_role[0].key, Patch::Value("edit".to_owned()));
+    assert_eq!(
+        client.roles().all().await.unwrap().value,
+        [client.role(&role.id).await.unwrap().value.unwrap()]
+    );
+    assert_eq!(client.role("unknown").await.unwrap().value, None);
+    assert_eq!(client.permissions().all().await.unwrap().value.len(), 2);
+    let with_role = client.role_users(&role.id).unwrap().all().await.unwrap().value;
+    assert_eq!((with_role.len(), &with_role[0].org_codes), (150, &keys(&["org_1"])));
+    let searched = client.users_with_properties().all().await.unwrap().value;
+    assert_eq!(searched.len(), 150);
+    assert_eq!(searched[149].properties.value().unwrap()["n"], Patch::Value("149".to_owned()));
+    let properties = client.user_properties(user).unwrap().all().await.unwrap().value;
+    assert_eq!(properties[0].value, Patch::Value("0".to_owned()));
 }

@@ -5,6 +5,7 @@ mod account;
 mod api;
 mod bearer;
 mod bearer_caching;
+mod directory;
 mod emulator;
 mod jwks;
 mod management;

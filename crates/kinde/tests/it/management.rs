@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
-use kinde::management::{Client, ConfigError, Error, NewWebhook, UsersPage, WebhookUpdate};
+use kinde::management::{Client, ConfigError, Error, NewWebhook, Page, User, WebhookUpdate};
 use kinde::{Clock, Patch};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ fn all_text(error: &Error) -> String {
     text
 }
 
-async fn all_pages(client: &Client) -> Result<Vec<UsersPage>, Error> {
+async fn all_pages(client: &Client) -> Result<Vec<Page<User>>, Error> {
     let (mut pages, mut found) = (client.users(), Vec::new());
     while let Some(page) = pages.next().await? {
         found.push(page);
@@ -33,8 +33,8 @@ async fn all_pages(client: &Client) -> Result<Vec<UsersPage>, Error> {
     Ok(found)
 }
 
-fn ids(pages: &[UsersPage]) -> Vec<&str> {
-    pages.iter().flat_map(|page| &page.users).map(|user| user.id.as_str()).collect()
+fn ids(pages: &[Page<User>]) -> Vec<&str> {
+    pages.iter().flat_map(|page| &page.items).map(|user| user.id.as_str()).collect()
 }
 
 /// Returns these responses in order, and the last one for all further requests.
@@ -55,7 +55,7 @@ fn last_page() -> Response {
 async fn every_field_of_a_listed_user_is_read() {
     let api = Api::start(in_turn(vec![last_page])).await;
     let pages = all_pages(&api.client()).await.unwrap();
-    let user = &pages[0].users[0];
+    let user = &pages[0].items[0];
     assert_eq!(user.email, Patch::Value("a@example.com".to_owned()));
     assert_eq!((&user.phone, &user.picture, &user.provided_id), (&Patch::Null, &Patch::Null, &Patch::Null));
     assert_eq!(user.is_suspended, Patch::Value(false));
@@ -80,7 +80,7 @@ async fn every_field_of_a_listed_user_is_read() {
 async fn a_missing_field_is_absent_and_not_null() {
     let api = Api::start(in_turn(vec![|| ok(&json!({"users": [{"id": "kp_1"}]}))])).await;
     let pages = all_pages(&api.client()).await.unwrap();
-    let user = &pages[0].users[0];
+    let user = &pages[0].items[0];
     assert!(user.email.is_absent() && user.organizations.is_absent() && user.identities.is_absent());
     assert!(user.is_suspended.is_absent() && user.created_on.is_none() && user.extra.is_empty());
 }
@@ -101,7 +101,7 @@ async fn all_pages_are_read_and_a_list_can_be_resumed() {
         assert_eq!(ids(&pages), ["kp_1", "kp_2", "kp_2", "kp_3"]);
         assert_eq!(pages[0].next_token.as_deref(), Some("a b&c"));
         let mut rest = client.users_from("d");
-        assert_eq!(rest.next().await.unwrap().unwrap().users.len(), 2);
+        assert_eq!(rest.next().await.unwrap().unwrap().items.len(), 2);
         assert_eq!(rest.next().await.unwrap(), None);
         assert_eq!((rest.next().await.unwrap(), api.tokens()), (None, 1));
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-use kinde::management::{Pages, UsersPage};
+use kinde::management::{Page, Pages, User};
 use kinsync_core::{Field, Micros, Observation, UserId};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -151,7 +151,7 @@ impl TooRecent {
 /// Consecutive pages.
 #[derive(Default)]
 struct Batch {
-    pages: Vec<UsersPage>,
+    pages: Vec<Page<User>>,
     users: usize,
 }
 
@@ -248,7 +248,7 @@ impl Scanned {
     }
 }
 
-fn batches(pages: Pages) -> impl Stream<Item = Result<Batch, Error>> {
+fn batches(pages: Pages<User>) -> impl Stream<Item = Result<Batch, Error>> {
     stream::unfold(Some(pages), async |pages| {
         let mut pages = pages?;
         match next(&mut pages).await {
@@ -260,10 +260,10 @@ fn batches(pages: Pages) -> impl Stream<Item = Result<Batch, Error>> {
 }
 
 /// Fetches the pages of the next batch. The last batch may be smaller.
-async fn next(pages: &mut Pages) -> Result<Option<Batch>, Error> {
+async fn next(pages: &mut Pages<User>) -> Result<Option<Batch>, Error> {
     let mut batch = Batch::default();
     while let Some(page) = pages.next().await.map_err(Error::Kinde)? {
-        batch.users += page.users.len();
+        batch.users += page.items.len();
         let is_last = page.next_token.is_none();
         batch.pages.push(page);
         if batch.users >= BATCH || is_last {
@@ -280,8 +280,8 @@ impl Inner {
         let sent = times().min().zip(times().max());
         let until = batch.pages.iter().map(|page| snapshot::not_after(&page.timing)).max();
         let next_token = batch.pages.last().and_then(|page| page.next_token.clone());
-        let users = batch.pages.into_iter().flat_map(|UsersPage { users, timing, .. }| {
-            users.into_iter().map(move |user| RemoteUser::new(user, &timing))
+        let users = batch.pages.into_iter().flat_map(|Page { items, timing, .. }| {
+            items.into_iter().map(move |user| RemoteUser::new(user, &timing))
         });
         let seen: Vec<RemoteUser> = users.flatten().collect();
         let unusable = batch.users - seen.len();
@@ -350,7 +350,7 @@ impl Inner {
 
     /// Repairs a batch like [`Self::repair`], and marks its rows as compared. Without compared rows the run is dry. Returns
     /// the users with a difference that was not repaired.
-    async fn repair_compared(
+    pub(super) async fn repair_compared(
         &self,
         observations: Vec<Observation>,
         differing: Vec<Drift>,

@@ -43,7 +43,7 @@ impl DeletionCheck {
 }
 
 /// Returns whether the failure may concern this one user only, not Kinde or the credentials.
-fn is_about_one(error: &management::Error) -> bool {
+pub(super) fn is_about_one(error: &management::Error) -> bool {
     use management::Error::{
         InvalidIdentifier, InvalidResponse, NotJson, ResponseTooLarge, UnexpectedStatus, WrongUser,
     };
@@ -311,7 +311,7 @@ impl Inner {
 
     async fn listed_users(&self) -> Result<Vec<String>, Error> {
         let page = self.kinde.users().next().await.map_err(Error::Kinde)?;
-        Ok(page.into_iter().flat_map(|page| page.users).take(CANARIES).map(|user| user.id).collect())
+        Ok(page.into_iter().flat_map(|page| page.items).take(CANARIES).map(|user| user.id).collect())
     }
 }
 

@@ -1,0 +1,113 @@
+//! Properties of users in the Management API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Map, Value};
+
+use super::pages::{List, Pages, Paging};
+use super::{Client, Error, USERS, check_id};
+use crate::event;
+use crate::event::reader::Reader;
+use crate::patch::Patch;
+
+/// A property of a user.
+#[derive(Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Property {
+    /// `prop_…`; opaque.
+    pub id: String,
+    /// Display name.
+    pub name: Patch<String>,
+    /// Description.
+    pub description: Patch<String>,
+    /// Key that applications refer to.
+    pub key: String,
+    /// The value of the user.
+    pub value: Patch<String>,
+    /// Unknown members.
+    pub extra: Map<String, Value>,
+}
+
+/// A result of the search for users.
+#[derive(Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct SearchedUser {
+    /// `kp_…`; opaque, 1 to 256 bytes without control characters.
+    pub id: String,
+    /// The values of the user's properties, by key.
+    pub properties: Patch<BTreeMap<String, Patch<String>>>,
+    /// All other members, which are those of a user of the list.
+    pub extra: Map<String, Value>,
+}
+
+/// Properties of users. Kinde sends no event when one changes.
+impl Client {
+    /// Lists the properties of a user. Scope `read:user_properties`.
+    pub fn user_properties(&self, user: &str) -> Result<Pages<Property>, Error> {
+        check_id(user)?;
+        let list = List {
+            endpoint: "user_properties",
+            scope: "read:user_properties",
+            url: self.url(&["users", user, "properties"]),
+            query: Vec::new(),
+            member: "properties",
+            paging: Paging::Unsized,
+            read: Property::read,
+        };
+        Ok(Pages::new(self.clone(), list))
+    }
+
+    /// Lists all users with the values of their properties. Scope `read:users`.
+    ///
+    /// The list continues after the last user of a page, and a page without users ends it.
+    pub fn users_with_properties(&self) -> Pages<SearchedUser> {
+        let list = List {
+            endpoint: "search_users",
+            scope: USERS,
+            url: self.url(&["search", "users"]),
+            query: vec![("query", "*".to_owned()), ("expand", "properties".to_owned())],
+            member: "results",
+            paging: Paging::After(|user: &SearchedUser| &user.id),
+            read: SearchedUser::read,
+        };
+        Pages::new(self.clone(), list)
+    }
+}
+
+impl Property {
+    fn read(mut reader: Reader<'_>) -> Result<Self, event::Error> {
+        Ok(Self {
+            id: reader.required_id("id")?,
+            name: reader.text("name")?,
+            description: reader.text("description")?,
+            key: reader.required_id("key")?,
+            value: reader.text("value")?,
+            extra: reader.into_rest(),
+        })
+    }
+}
+
+impl SearchedUser {
+    fn read(mut reader: Reader<'_>) -> Result<Self, event::Error> {
+        Ok(Self {
+            id: reader.required_id("id")?,
+            properties: reader.text_map("properties")?,
+            extra: reader.into_rest(),
+        })
+    }
+}
+
+/// Prints the key only: the value may be personal data.
+impl fmt::Debug for Property {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Property").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// Prints the id only: the other fields are personal data.
+impl fmt::Debug for SearchedUser {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("SearchedUser").field("id", &self.id).finish_non_exhaustive()
+    }
+}
