@@ -1,5 +1,6 @@
 //! The command line. `cli/serve.rs` and `cli/remote.rs` run the commands.
 
+mod directory;
 mod output;
 mod remote;
 mod serve;
@@ -30,6 +31,7 @@ Run it and send webhooks to an application:
 
 Control it from another terminal:
   kinde-emulator users create --email ada@example.com --first-name Ada
+  kinde-emulator organizations join kp_… org_1 --role admin
   kinde-emulator token access kp_…
   kinde-emulator faults set duplicate --chance 0.2
   kinde-emulator faults set rate_limit --with reset=30 --times 3
@@ -45,6 +47,15 @@ enum Command {
     /// Create, change and delete users.
     #[command(subcommand)]
     Users(Users),
+    /// Create, change and delete organizations and memberships.
+    #[command(subcommand)]
+    Organizations(directory::Organizations),
+    /// Create, change and delete roles.
+    #[command(subcommand)]
+    Roles(directory::Roles),
+    /// Create, change and delete permissions.
+    #[command(subcommand)]
+    Permissions(directory::Permissions),
     /// Create tokens.
     #[command(subcommand)]
     Token(Token),
@@ -155,6 +166,16 @@ enum Users {
         /// Id of the last user of the page before.
         #[arg(long, value_name = "ID")]
         after: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Set properties of a user; sends no event. An empty text removes a value.
+    SetProperties {
+        /// Id of the user.
+        id: String,
+        /// Property and value.
+        #[arg(value_name = "KEY=VALUE", value_parser = directory::key_text, required = true)]
+        values: Vec<(String, String)>,
         #[command(flatten)]
         target: Target,
     },
@@ -307,17 +328,17 @@ enum Kind {
     TruncatedJson,
     /// HTTP: send text that is not JSON.
     Garbage,
-    /// User list: no users.
+    /// Lists: no entries.
     EmptyList,
-    /// User list: repeat the page.
+    /// Lists: repeat the page.
     RepeatedNextToken,
-    /// User list: start the next page too early or too late (by).
+    /// Lists: start the next page too early or too late (by).
     PaginationDrift,
-    /// User list: an empty page with a token for the next page.
+    /// Lists: an empty page with a token for the next page.
     EmptyPage,
-    /// User list: continue with the first page after the last one.
+    /// Lists: continue with the first page after the last one.
     EndlessTokens,
-    /// Reading users: respond with an earlier state (lag).
+    /// Reading users and members: respond with an earlier state (lag).
     StaleReplica,
     /// Reading one user: respond as if it did not exist (status=404, id).
     UserNotFound,

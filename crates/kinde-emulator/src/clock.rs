@@ -48,6 +48,14 @@ impl Clock {
         format!("webhook_{:032x}", self.rng.random::<u128>())
     }
 
+    pub(crate) fn org_code(&mut self) -> String {
+        format!("org_{:011x}", self.rng.random::<u64>() >> 20)
+    }
+
+    pub(crate) fn property_id(&mut self) -> String {
+        format!("prop_{:032x}", self.rng.random::<u128>())
+    }
+
     /// A code, refresh token or session id. Not predictable without the seed.
     pub(crate) fn secret(&mut self) -> String {
         format!("{:032x}{:032x}", self.rng.random::<u128>(), self.rng.random::<u128>())

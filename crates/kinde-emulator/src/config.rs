@@ -285,6 +285,10 @@ pub struct Unknowns {
     pub sign_up_events: Vec<String>,
     /// Whether the profile endpoint rejects the tokens of a suspended user immediately.
     pub suspension_revokes_tokens: bool,
+    /// Whether the permissions of a member, in events and in the API, include those of the member's roles.
+    pub user_permissions: UserPermissions,
+    /// Whether the removal of a user from an organization sends `user.updated`.
+    pub leaving_sends_user_updated: bool,
     /// Whether a refresh returns the valid access token, or a new one with its claims, although the user has changed.
     pub refresh_returns_cached_claims: bool,
 }
@@ -305,9 +309,21 @@ impl Default for Unknowns {
             missing_in_api: Missing::Null,
             sign_up_events: vec!["user.created".to_owned(), "user.authenticated".to_owned()],
             suspension_revokes_tokens: false,
+            user_permissions: UserPermissions::Direct,
+            leaving_sends_user_updated: true,
             refresh_returns_cached_claims: false,
         }
     }
+}
+
+/// The content of a member's list of permissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UserPermissions {
+    /// The permissions that were assigned to the member.
+    Direct,
+    /// These and the permissions of the member's roles.
+    Effective,
 }
 
 /// The pagination of a list.

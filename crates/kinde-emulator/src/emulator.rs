@@ -1,5 +1,6 @@
 //! The handle of a running emulator: start, shutdown, and every operation on the tenant.
 
+mod directory;
 mod domains;
 mod login;
 mod tokens;
@@ -196,7 +197,9 @@ impl Emulator {
     }
 
     /// The number of requests to a route: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
-    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`. Includes rejected requests.
+    /// `profile`, `users`, `user`, `organizations`, `organization`, `members`, `member_roles`, `member_permissions`, `roles`,
+    /// `role_permissions`, `role_users`, `permissions`, `properties`, `search`, `webhooks`, `event_types`, `events`. Includes
+    /// rejected requests.
     pub fn requests(&self, route: &str) -> u64 {
         lock(&self.shared.requests).get(route).copied().unwrap_or_default()
     }
@@ -288,20 +291,6 @@ impl Emulator {
         let drafts = tenant.swap_emails(a, b)?;
         self.emit_all(&mut tenant, drafts);
         Ok(())
-    }
-
-    /// Adds a user to an organization or replaces its roles and permissions there: `user.updated`.
-    pub fn add_to_organization(
-        &self,
-        id: &str,
-        code: &str,
-        roles: &[String],
-        permissions: &[String],
-    ) -> Result<User, tenant::Error> {
-        let mut tenant = self.tenant();
-        let (user, drafts) = tenant.join(id, code, roles, permissions)?;
-        self.emit_all(&mut tenant, drafts);
-        Ok(user)
     }
 
     /// Deletes a user: `user.deleted`.

@@ -22,8 +22,9 @@ pub struct Fault {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub times: Option<u64>,
     /// For HTTP faults the route (`jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
-    /// `profile`, `users`, `user`, `webhooks`, `event_types`, `events`, or `management` for all under
-    /// `/api/v1`), for webhook faults the event type; all if absent.
+    /// `profile`, `users`, `user`, `organizations`, `organization`, `members`, `member_roles`, `member_permissions`,
+    /// `roles`, `role_permissions`, `role_users`, `permissions`, `properties`, `search`, `webhooks`, `event_types`,
+    /// `events`, or `management` for all under `/api/v1`), for webhook faults the event type; all if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
 }
@@ -159,21 +160,21 @@ pub enum FaultKind {
     TruncatedJson,
     /// HTTP: responds with 200 and text that is not JSON.
     Garbage,
-    /// `GET /api/v1/users`: responds with 200, no users and no `next_token`.
+    /// Lists of the Management API: responds with 200, no entries and no `next_token`.
     EmptyList,
-    /// `GET /api/v1/users`: responds with 200, no users and a `next_token` for the page that was requested.
+    /// Lists of the Management API: responds with 200, no entries and a `next_token` for the page that was requested.
     EmptyPage,
-    /// `GET /api/v1/users`: sends a `next_token` for the same page.
+    /// Lists of the Management API: sends a `next_token` for the same page.
     RepeatedNextToken,
-    /// `GET /api/v1/users`: sends a new `next_token` on the last page, for the first page.
+    /// Lists of the Management API: sends a new `next_token` on the last page, for the first page.
     EndlessTokens,
-    /// `GET /api/v1/users`: starts the next page too early or too late.
+    /// Lists of the Management API: starts the next page too early or too late.
     PaginationDrift {
-        /// Users that are skipped (positive) or repeated (negative) between two pages.
+        /// Entries that are skipped (positive) or repeated (negative) between two pages.
         by: i64,
     },
-    /// `GET /api/v1/users` and `GET /api/v1/user`: responds with the state of `lag` ago, at most `delivery.log`
-    /// changes back.
+    /// Users and members: responds with the state of `lag` ago, at most `delivery.log` changes back. The deletion of an
+    /// organization, a role or a permission has no earlier state.
     StaleReplica {
         /// Age of the state. Not scaled.
         #[serde(with = "span::one")]
@@ -312,8 +313,8 @@ impl Faults {
         self.occurring(wanted, targets)
     }
 
-    /// Returns the faults of a page of the user list.
-    pub(crate) fn on_page(&mut self) -> Vec<FaultKind> {
+    /// Returns the faults of a page of this list.
+    pub(crate) fn on_page(&mut self, route: &str) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
             use FaultKind::{
                 EmptyList, EmptyPage, EndlessTokens, PaginationDrift, RepeatedNextToken, StaleReplica,
@@ -328,7 +329,7 @@ impl Faults {
                     | StaleReplica { .. }
             )
         };
-        self.occurring(wanted, &["users", "management"])
+        self.occurring(wanted, &[route, "management"])
     }
 
     /// Returns the faults of reading this user.

@@ -1,5 +1,5 @@
-//! A local Kinde for development and tests: keys, tokens, users, signed webhooks with Kinde's retry schedule, and
-//! injected faults.
+//! A local Kinde for development and tests: keys, tokens, users, organizations, roles, signed webhooks with Kinde's retry
+//! schedule, and injected faults.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,12 +14,13 @@
 //! # }
 //! ```
 //!
-//! The login page requires no password. Consent, billing, roles and feature flags are not emulated.
+//! The login page requires no password. Consent, billing and feature flags are not emulated.
 
 pub mod activity;
 mod clock;
 pub mod config;
 pub mod delivery;
+mod directory;
 mod emulator;
 mod event;
 mod faults;
@@ -37,6 +38,7 @@ mod webhook;
 pub use activity::Activity;
 pub use config::Config;
 pub use delivery::{Delivery, DeliveryState, Stats, Webhook};
+pub use directory::{Organization, OrganizationEdit, Permission, Role, RoleEdit};
 pub use emulator::{Emulator, StartError};
 pub use event::{EVENT_TYPES, Event, Source};
 pub use faults::{Fault, FaultKind, FaultReport};

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 
 use crate::emulator::Emulator;
+use control::directory;
 
 pub(crate) use management::all_scopes;
 
@@ -40,7 +41,19 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/users/{id}/sign-in", post(control::sign_in))
         .route("/users/{id}/suspend", post(control::suspend))
         .route("/users/{id}/unsuspend", post(control::unsuspend))
-        .route("/users/{id}/organizations", post(control::join_organization))
+        .route("/users/{id}/organizations", post(directory::join))
+        .route("/users/{id}/organizations/{code}", patch(directory::suspend_member).delete(directory::leave))
+        .route("/users/{id}/properties", post(directory::set_properties))
+        .route("/organizations", get(directory::organizations).post(directory::create_organization))
+        .route(
+            "/organizations/{code}",
+            patch(directory::update_organization).delete(directory::delete_organization),
+        )
+        .route("/roles", get(directory::roles).post(directory::create_role))
+        .route("/roles/{id}", patch(directory::update_role).delete(directory::delete_role))
+        .route("/roles/{id}/permissions", post(directory::set_role_permissions))
+        .route("/permissions", get(directory::permissions).post(directory::create_permission))
+        .route("/permissions/{id}", patch(directory::update_permission).delete(directory::delete_permission))
         .route("/sign-up", post(control::sign_up))
         .route("/import", post(control::import))
         .route("/swap-emails", post(control::swap_emails))

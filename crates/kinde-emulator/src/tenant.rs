@@ -1,6 +1,8 @@
-//! The tenant's users and events in memory, and the rules for changes.
+//! The tenant's users, organizations, roles, permissions and events in memory, and the rules for changes.
 //!
 //! No I/O: a change returns the events that it causes, and the emulator sends them.
+
+mod directory;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -11,9 +13,12 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::directory::Directory;
 use crate::event::{Event, Source};
-use crate::user::{Grant, Membership, NewUser, User, UserEdit};
+use crate::user::{NewUser, User, UserEdit};
 use crate::users::Users;
+
+pub(crate) use directory::Assign;
 
 /// Why a change is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +36,21 @@ pub enum Error {
     /// The user is not a member of the requested organization.
     #[error("user `{0}` is not a member of the requested organization")]
     NotAMember(String),
+    /// The organization does not exist.
+    #[error("there is no organization `{0}`")]
+    UnknownOrganization(String),
+    /// The default organization cannot be deleted.
+    #[error("organization `{0}` is the default one and cannot be deleted")]
+    DefaultOrganization(String),
+    /// The role does not exist.
+    #[error("there is no role `{0}`")]
+    UnknownRole(String),
+    /// The permission does not exist.
+    #[error("there is no permission `{0}`")]
+    UnknownPermission(String),
+    /// The code or the key belongs to another organization, role or permission.
+    #[error("`{0}` is already used")]
+    Used(String),
 }
 
 /// Whether a deletion keeps the profile.
@@ -68,16 +88,20 @@ pub(crate) struct Tenant {
     pub(crate) clock: Clock,
     config: Arc<Config>,
     pub(crate) users: Users,
+    pub(crate) directory: Directory,
     events: BTreeMap<String, Arc<Event>>,
 }
 
 impl Tenant {
     pub(crate) fn new(config: Arc<Config>) -> Self {
-        Self { clock: Clock::new(config.seed), users: Users::new(&config), config, events: BTreeMap::new() }
+        let mut clock = Clock::new(config.seed);
+        let directory = Directory::new(&config.org_code, clock.tick());
+        Self { clock, users: Users::new(&config), directory, config, events: BTreeMap::new() }
     }
 
     pub(crate) fn clear(&mut self) {
         self.users = Users::new(&self.config);
+        self.directory = Directory::new(&self.config.org_code, self.clock.tick());
         self.events.clear();
     }
 
@@ -89,6 +113,9 @@ impl Tenant {
         }
         self.check_email(new.email.as_deref(), None)?;
         let at = self.clock.tick();
+        if let Some(code) = &new.organization {
+            self.directory.ensure_organization(code, at);
+        }
         let user = User::new(id, new, &self.config.org_code, at);
         self.users.add(user.clone(), at);
         Ok(user)
@@ -128,26 +155,6 @@ impl Tenant {
         let mut drafts = self.change(at_a, a, Source::Admin, |user| user.email = of_b).1;
         drafts.extend(self.change(at_b, b, Source::Admin, |user| user.email = of_a).1);
         Ok(drafts)
-    }
-
-    /// Adds the user to an organization or replaces the roles and permissions in it.
-    pub(crate) fn join(
-        &mut self,
-        id: &str,
-        code: &str,
-        roles: &[String],
-        permissions: &[String],
-    ) -> Result<(User, Vec<Draft>), Error> {
-        let (position, user) = self.existing(id)?;
-        let mut grants = |keys: &[String]| -> Vec<Grant> {
-            keys.iter().map(|key| Grant { id: self.clock.uuid(), key: key.clone() }).collect()
-        };
-        let member =
-            Membership { code: code.to_owned(), roles: grants(roles), permissions: grants(permissions) };
-        Ok(self.change(position, user, Source::Admin, |user| {
-            user.organizations.retain(|org| org.code != member.code);
-            user.organizations.push(member);
-        }))
     }
 
     pub(crate) fn delete(&mut self, id: &str, profile: Profile, source: Source) -> Result<Vec<Draft>, Error> {
@@ -248,6 +255,10 @@ impl Tenant {
     }
 
     fn data(&self, user: &User) -> Value {
-        user.webhook_data(self.config.unknowns.missing_email)
+        let unknowns = &self.config.unknowns;
+        user.webhook_data(unknowns.missing_email, |member| {
+            let listed = self.directory.permissions_of(member, unknowns.user_permissions);
+            listed.into_iter().map(|(permission, _)| permission.grant()).collect()
+        })
     }
 }

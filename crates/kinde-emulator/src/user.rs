@@ -2,6 +2,8 @@
 
 pub(crate) mod api;
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -36,6 +38,8 @@ pub struct User {
     pub is_password_reset_requested: bool,
     /// Organizations with roles and permissions.
     pub organizations: Vec<Membership>,
+    /// Values of the user's properties, by key.
+    pub properties: BTreeMap<String, String>,
     /// When the user was created.
     pub created_on: Timestamp,
     /// Time of the last change of the profile.
@@ -58,9 +62,13 @@ pub struct Membership {
     /// Roles in this organization.
     #[serde(default)]
     pub roles: Vec<Grant>,
-    /// Permissions in this organization.
+    /// Permissions in this organization, besides those of the roles.
     #[serde(default)]
     pub permissions: Vec<Grant>,
+    /// When the user joined.
+    pub joined_on: Timestamp,
+    /// Whether the user cannot sign in to this organization.
+    pub is_suspended: bool,
 }
 
 /// A role or a permission.
@@ -154,7 +162,8 @@ impl User {
             picture: new.picture,
             is_suspended: false,
             is_password_reset_requested: false,
-            organizations: vec![Membership { code, roles: Vec::new(), permissions: Vec::new() }],
+            organizations: vec![Membership::new(&code, at)],
+            properties: BTreeMap::new(),
             created_on: at,
             updated_on: at,
             last_signed_in: None,
@@ -185,8 +194,18 @@ impl User {
         parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
     }
 
-    /// `data` of `user.created` and `user.updated`.
-    pub(crate) fn webhook_data(&self, missing_email: Missing) -> Value {
+    /// Returns the membership in an organization.
+    #[must_use]
+    pub fn membership(&self, code: &str) -> Option<&Membership> {
+        self.organizations.iter().find(|member| member.code == code)
+    }
+
+    /// `data` of `user.created` and `user.updated`. `permissions` returns those of a membership.
+    pub(crate) fn webhook_data(
+        &self,
+        missing_email: Missing,
+        permissions: impl Fn(&Membership) -> Vec<Grant>,
+    ) -> Value {
         let mut user = json!({
             "id": self.id,
             "first_name": self.first_name,
@@ -195,7 +214,7 @@ impl User {
             "username": self.username,
             "is_suspended": self.is_suspended,
             "is_password_reset_requested": self.is_password_reset_requested,
-            "organizations": self.organizations.iter().map(Membership::webhook).collect::<Vec<_>>(),
+            "organizations": self.organizations.iter().map(|member| member.webhook(&permissions(member))).collect::<Vec<_>>(),
         });
         match (&self.email, missing_email) {
             (Some(email), _) => user["email"] = json!(email),
@@ -225,12 +244,17 @@ impl User {
 }
 
 impl Membership {
+    pub(crate) fn new(code: &str, joined_on: Timestamp) -> Self {
+        let code = code.to_owned();
+        Self { code, roles: Vec::new(), permissions: Vec::new(), joined_on, is_suspended: false }
+    }
+
     /// Empty roles and permissions are `null`, not `[]`.
-    fn webhook(&self) -> Value {
+    fn webhook(&self, permissions: &[Grant]) -> Value {
         let list = |grants: &[Grant]| if grants.is_empty() { Value::Null } else { json!(grants) };
         let mut item = Map::new();
         item.insert("code".to_owned(), json!(self.code));
-        item.insert("permissions".to_owned(), list(&self.permissions));
+        item.insert("permissions".to_owned(), list(permissions));
         item.insert("roles".to_owned(), list(&self.roles));
         Value::Object(item)
     }

@@ -114,6 +114,11 @@ impl Users {
         }
     }
 
+    /// Changes all users that are stored, without a record of the state before.
+    pub(crate) fn change_stored(&mut self, change: impl FnMut(&mut User)) {
+        self.stored.values_mut().flatten().for_each(change);
+    }
+
     /// The users that the API lists now.
     pub(crate) fn now(&self) -> View<'_> {
         View { users: self, previous: BTreeMap::new() }

@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::output::show;
-use super::{Command, Faults, Fields, Keys, Spec, Target, Token, Users, Webhooks};
+use super::{Command, Faults, Fields, Keys, Spec, Target, Token, Users, Webhooks, directory};
 
 /// A request to the control API.
-struct Request {
+pub(super) struct Request {
     target: Target,
     method: Method,
     path: Vec<String>,
@@ -20,17 +20,21 @@ struct Request {
 }
 
 impl Request {
-    fn new(target: Target, method: Method, path: &[&str]) -> Self {
+    pub(super) fn new(target: Target, method: Method, path: &[&str]) -> Self {
         let path = path.iter().map(|part| (*part).to_owned()).collect();
         Self { target, method, path, query: None, body: None }
     }
 
-    fn get(target: Target, path: &[&str]) -> Self {
+    pub(super) fn get(target: Target, path: &[&str]) -> Self {
         Self::new(target, Method::GET, path)
     }
 
-    fn post(target: Target, path: &[&str], body: Value) -> Self {
+    pub(super) fn post(target: Target, path: &[&str], body: Value) -> Self {
         Self { body: Some(body), ..Self::new(target, Method::POST, path) }
+    }
+
+    pub(super) fn patch(target: Target, path: &[&str], body: Value) -> Self {
+        Self { body: Some(body), ..Self::new(target, Method::PATCH, path) }
     }
 
     fn url(&self) -> anyhow::Result<Url> {
@@ -72,6 +76,9 @@ pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
     let request = match command {
         Command::Serve(_) => bail!("`serve` does not use the control API"),
         Command::Users(users) => users_request(users)?,
+        Command::Organizations(organizations) => directory::organizations_request(organizations),
+        Command::Roles(roles) => directory::roles_request(roles),
+        Command::Permissions(permissions) => directory::permissions_request(permissions),
         Command::Token(token) => token_request(token),
         Command::Keys(Keys::Rotate { drop, target }) => {
             let overlap = if drop { "drop" } else { "keep" };
@@ -92,10 +99,7 @@ fn users_request(users: Users) -> anyhow::Result<Request> {
         Users::Create { fields, sign_up, target } => {
             Request::post(target, &[if sign_up { "sign-up" } else { "users" }], fields_body(fields))
         }
-        Users::Update { id, fields, target } => Request {
-            body: Some(fields_body(fields)),
-            ..Request::new(target, Method::PATCH, &["users", &id])
-        },
+        Users::Update { id, fields, target } => Request::patch(target, &["users", &id], fields_body(fields)),
         Users::Suspend { id, undo, target } => {
             let verb = if undo { "unsuspend" } else { "suspend" };
             Request::new(target, Method::POST, &["users", &id, verb])
@@ -119,6 +123,7 @@ fn users_request(users: Users) -> anyhow::Result<Request> {
         Users::List { after, target } => {
             Request { query: after.map(|id| ("after", id)), ..Request::get(target, &["users"]) }
         }
+        Users::SetProperties { id, values, target } => directory::properties_request(&id, values, target),
         Users::SignIn { id, target } => Request::new(target, Method::POST, &["users", &id, "sign-in"]),
     })
 }

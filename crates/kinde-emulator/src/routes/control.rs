@@ -19,6 +19,8 @@ use crate::tokens::{Claims, MintOptions, TokenSpec};
 use crate::user::{NewUser, UserEdit};
 use crate::webhook::WebhookSpec;
 
+pub(super) mod directory;
+
 /// Largest number of users in one response.
 const MAX_PAGE: usize = 1000;
 
@@ -34,10 +36,15 @@ impl IntoResponse for Error {
 impl From<tenant::Error> for Error {
     fn from(error: tenant::Error) -> Self {
         let status = match error {
-            tenant::Error::UnknownUser(_) => StatusCode::NOT_FOUND,
-            tenant::Error::Taken(_) | tenant::Error::Suspended(_) | tenant::Error::NotAMember(_) => {
-                StatusCode::CONFLICT
-            }
+            tenant::Error::UnknownUser(_)
+            | tenant::Error::UnknownOrganization(_)
+            | tenant::Error::UnknownRole(_)
+            | tenant::Error::UnknownPermission(_) => StatusCode::NOT_FOUND,
+            tenant::Error::Taken(_)
+            | tenant::Error::Suspended(_)
+            | tenant::Error::NotAMember(_)
+            | tenant::Error::DefaultOrganization(_)
+            | tenant::Error::Used(_) => StatusCode::CONFLICT,
         };
         Self(status, error.to_string())
     }
@@ -161,23 +168,6 @@ pub(super) async fn suspend(State(emulator): State<Emulator>, Path(id): Path<Str
 
 pub(super) async fn unsuspend(State(emulator): State<Emulator>, Path(id): Path<String>) -> Reply {
     reply(json!(emulator.unsuspend(&id)?))
-}
-
-#[derive(Deserialize)]
-pub(super) struct JoinBody {
-    code: String,
-    #[serde(default)]
-    roles: Vec<String>,
-    #[serde(default)]
-    permissions: Vec<String>,
-}
-
-pub(super) async fn join_organization(
-    State(emulator): State<Emulator>,
-    Path(id): Path<String>,
-    Json(body): Json<JoinBody>,
-) -> Reply {
-    reply(json!(emulator.add_to_organization(&id, &body.code, &body.roles, &body.permissions)?))
 }
 
 #[derive(Deserialize)]

@@ -78,7 +78,20 @@ fn route_name(path: &str) -> Option<&'static str> {
         ["oauth2", "revoke"] => "revoke",
         ["logout"] => "logout",
         ["oauth2", "v2", "user_profile"] => "profile",
+        ["api", "v1", "users", _, "properties", ..] => "properties",
         ["api", "v1", "users", ..] => "users",
+        ["api", "v1", "search", "users"] => "search",
+        ["api", "v1", "organizations"] => "organizations",
+        ["api", "v1", "organization", ..] => "organization",
+        ["api", "v1", "organizations", _, "users", _, "roles", ..] => "member_roles",
+        ["api", "v1", "organizations", _, "users", _, "permissions", ..] => "member_permissions",
+        ["api", "v1", "organizations", _, "users", ..] => "members",
+        ["api", "v1", "roles", _, "permissions", ..] => "role_permissions",
+        ["api", "v1", "roles", _, "users"] | ["api", "v1", "organizations", _, "roles", _, "users"] => {
+            "role_users"
+        }
+        ["api", "v1", "roles", ..] => "roles",
+        ["api", "v1", "permissions", ..] => "permissions",
         ["api", "v1", "user"] => "user",
         ["api", "v1", "webhooks", ..] => "webhooks",
         ["api", "v1", "event_types"] => "event_types",

@@ -1,41 +1,83 @@
-//! Users, webhooks and events of the Management API, with the responses of its `OpenAPI` document.
+//! Users, organizations, roles, permissions, webhooks and events of the Management API, with the responses of its `OpenAPI` document.
 //!
 //! Source: <https://docs.kinde.com/kinde-apis/management/>.
 
 mod cursor;
+mod members;
+mod organizations;
+mod properties;
+mod roles;
 mod users;
 mod webhooks;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, patch};
+use axum::routing::{delete, get, patch, put};
 use serde_json::Value;
 
 use super::oauth::bearer;
 use super::response::{ErrorResponse, RouteNotFound};
 use crate::emulator::Emulator;
 
-/// The scope that a token needs, by method and first part of the path.
+/// The scope that a token needs, by method and path.
 const SCOPES: &[(&str, &str, &str)] = &[
     ("GET", "users", "read:users"),
     ("GET", "user", "read:users"),
     ("POST", "user", "create:users"),
     ("PATCH", "user", "update:users"),
     ("DELETE", "user", "delete:users"),
+    ("GET", "users/{id}/properties", "read:user_properties"),
+    ("PATCH", "users/{id}/properties", "update:user_properties"),
+    ("PUT", "users/{id}/properties/{key}", "update:user_properties"),
+    ("GET", "search/users", "read:users"),
+    ("GET", "organizations", "read:organizations"),
+    ("GET", "organization", "read:organizations"),
+    ("POST", "organization", "create:organizations"),
+    ("PATCH", "organization/{code}", "update:organizations"),
+    ("DELETE", "organization/{code}", "delete:organizations"),
+    ("GET", "organizations/{code}/users", "read:organization_users"),
+    ("POST", "organizations/{code}/users", "create:organization_users"),
+    ("PATCH", "organizations/{code}/users", "update:organization_users"),
+    ("DELETE", "organizations/{code}/users/{id}", "delete:organization_users"),
+    ("GET", "organizations/{code}/users/{id}/roles", "read:organization_user_roles"),
+    ("POST", "organizations/{code}/users/{id}/roles", "create:organization_user_roles"),
+    ("DELETE", "organizations/{code}/users/{id}/roles/{role}", "delete:organization_user_roles"),
+    ("GET", "organizations/{code}/users/{id}/permissions", "read:organization_user_permissions"),
+    ("POST", "organizations/{code}/users/{id}/permissions", "create:organization_user_permissions"),
+    (
+        "DELETE",
+        "organizations/{code}/users/{id}/permissions/{permission}",
+        "delete:organization_user_permissions",
+    ),
+    ("GET", "organizations/{code}/roles/{role}/users", "read:organization_user_roles"),
+    ("GET", "roles", "read:roles"),
+    ("POST", "roles", "create:roles"),
+    ("GET", "roles/{role}", "read:roles"),
+    ("PATCH", "roles/{role}", "update:roles"),
+    ("DELETE", "roles/{role}", "delete:roles"),
+    ("GET", "roles/{role}/users", "read:organization_user_roles"),
+    ("GET", "roles/{role}/permissions", "read:role_permissions"),
+    ("PATCH", "roles/{role}/permissions", "update:role_permissions"),
+    ("DELETE", "roles/{role}/permissions/{permission}", "delete:role_permissions"),
+    ("GET", "permissions", "read:permissions"),
+    ("POST", "permissions", "create:permissions"),
+    ("PATCH", "permissions/{permission}", "update:permissions"),
+    ("DELETE", "permissions/{permission}", "delete:permissions"),
     ("GET", "webhooks", "read:webhooks"),
     ("POST", "webhooks", "create:webhooks"),
-    ("PATCH", "webhooks", "update:webhooks"),
-    ("DELETE", "webhooks", "delete:webhooks"),
+    ("PATCH", "webhooks/{id}", "update:webhooks"),
+    ("DELETE", "webhooks/{id}", "delete:webhooks"),
     ("GET", "event_types", "read:event_types"),
-    ("GET", "events", "read:events"),
+    ("GET", "events/{id}", "read:events"),
 ];
 
 /// The scopes of all routes.
 pub(crate) fn all_scopes() -> Vec<String> {
     let mut scopes: Vec<String> = SCOPES.iter().map(|(_, _, scope)| (*scope).to_owned()).collect();
-    scopes.dedup();
+    let mut known = std::collections::HashSet::new();
+    scopes.retain(|scope| known.insert(scope.clone()));
     scopes
 }
 
@@ -45,6 +87,38 @@ pub(super) fn router(emulator: &Emulator) -> Router<Emulator> {
         .route(
             "/api/v1/user",
             get(users::read).post(users::create).patch(users::update).delete(users::delete),
+        )
+        .route("/api/v1/users/{id}/properties", get(properties::list).patch(properties::update))
+        .route("/api/v1/users/{id}/properties/{key}", put(properties::set))
+        .route("/api/v1/search/users", get(properties::search))
+        .route("/api/v1/organizations", get(organizations::list))
+        .route("/api/v1/organization", get(organizations::read).post(organizations::create))
+        .route("/api/v1/organization/{code}", patch(organizations::update).delete(organizations::delete))
+        .route(
+            "/api/v1/organizations/{code}/users",
+            get(members::list).post(members::add).patch(members::update),
+        )
+        .route("/api/v1/organizations/{code}/users/{id}", delete(members::remove))
+        .route("/api/v1/organizations/{code}/users/{id}/roles", get(members::roles).post(members::add_role))
+        .route("/api/v1/organizations/{code}/users/{id}/roles/{role}", delete(members::remove_role))
+        .route(
+            "/api/v1/organizations/{code}/users/{id}/permissions",
+            get(members::permissions).post(members::add_permission),
+        )
+        .route(
+            "/api/v1/organizations/{code}/users/{id}/permissions/{permission}",
+            delete(members::remove_permission),
+        )
+        .route("/api/v1/organizations/{code}/roles/{role}/users", get(roles::users_in_organization))
+        .route("/api/v1/roles", get(roles::list).post(roles::create))
+        .route("/api/v1/roles/{role}", get(roles::read).patch(roles::update).delete(roles::delete))
+        .route("/api/v1/roles/{role}/users", get(roles::users))
+        .route("/api/v1/roles/{role}/permissions", get(roles::permissions).patch(roles::set_permissions))
+        .route("/api/v1/roles/{role}/permissions/{permission}", delete(roles::remove_permission))
+        .route("/api/v1/permissions", get(roles::list_permissions).post(roles::create_permission))
+        .route(
+            "/api/v1/permissions/{permission}",
+            patch(roles::update_permission).delete(roles::delete_permission),
         )
         .route("/api/v1/webhooks", get(webhooks::list).post(webhooks::create))
         .route("/api/v1/webhooks/{id}", patch(webhooks::update).delete(webhooks::delete))
@@ -76,9 +150,10 @@ fn check(emulator: &Emulator, request: &Request) -> Result<(), ErrorResponse> {
     if claims.get("iss").and_then(Value::as_str) != Some(emulator.issuer()) || !has("aud", &audience) {
         return Err(invalid("The token is not for this API"));
     }
-    let part = request.uri().path().split('/').nth(3).unwrap_or_default();
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let route = route.trim_start_matches("/api/v1/");
     let method = request.method().as_str();
-    let scope = SCOPES.iter().find(|(verb, path, _)| *verb == method && *path == part);
+    let scope = SCOPES.iter().find(|(verb, path, _)| *verb == method && *path == route);
     match scope {
         Some((_, _, scope)) if !has("scp", &Value::from(*scope)) => Err(ErrorResponse::forbidden(
             "TOKEN_MISSING_SCOPE",

@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::config::Missing;
+
 /// An error response: `{"errors":[{"code","message"}]}` with a status.
 #[derive(Debug)]
 pub(super) struct ErrorResponse {
@@ -80,6 +82,21 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Params<T> {
             query.map_err(|error| ErrorResponse::bad_request("PARAMETER_INVALID", error.body_text()))?;
         Ok(Self(params))
     }
+}
+
+/// Sets a text, or the representation of an absent one.
+pub(super) fn optional(body: &mut Value, name: &str, text: Option<&str>, missing: Missing) {
+    match (text, missing) {
+        (Some(text), _) => body[name] = json!(text),
+        (None, Missing::Null) => body[name] = Value::Null,
+        (None, Missing::Empty) => body[name] = json!(""),
+        (None, Missing::Absent) => {}
+    }
+}
+
+/// A response with status 200 and this body.
+pub(super) fn json(body: &Value) -> Response {
+    Json(body).into_response()
 }
 
 /// A response with status 200 that adds `code` and `message` to `rest`.

@@ -15,6 +15,8 @@ use crate::config::Missing;
 pub(crate) enum Shape {
     /// An item of `GET /api/v1/users`.
     List,
+    /// An item of `GET /api/v1/search/users`, without the phone number.
+    Searched,
     /// The response of `GET /api/v1/user`, where the email is called `preferred_email`.
     Single,
 }
@@ -47,7 +49,7 @@ impl Serialize for Shown<'_> {
         let Self { user, shape, expand, missing } = *self;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("id", &user.id)?;
-        let email = if shape == Shape::List { "email" } else { "preferred_email" };
+        let email = if shape == Shape::Single { "preferred_email" } else { "email" };
         let texts = [
             ("provided_id", &user.provided_id),
             (email, &user.email),
@@ -57,7 +59,9 @@ impl Serialize for Shown<'_> {
             ("first_name", &user.first_name),
             ("picture", &user.picture),
         ];
-        for (name, value) in texts {
+        for (name, value) in
+            texts.into_iter().filter(|(name, _)| shape != Shape::Searched || *name != "phone")
+        {
             optional(&mut map, name, value.as_deref(), missing)?;
         }
         map.serialize_entry("is_suspended", &user.is_suspended)?;
@@ -76,7 +80,7 @@ impl Serialize for Shown<'_> {
         if expand.identities {
             map.serialize_entry("identities", &identities(user, shape))?;
         }
-        if expand.billing {
+        if expand.billing && shape != Shape::Searched {
             map.serialize_entry("billing", &Billing::of(user))?;
         }
         map.end()

@@ -1,5 +1,7 @@
 //! Generated users: user `k` is a pure function of the seed and `k`, and is not stored.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use crate::user::{Membership, User};
@@ -93,11 +95,8 @@ impl Generated {
             picture: one_in(32, 3).then(|| format!("https://pictures.example/{lo:016x}.png")),
             is_suspended: one_in(40, 200),
             is_password_reset_requested: false,
-            organizations: vec![Membership {
-                code: self.org_code.clone(),
-                roles: Vec::new(),
-                permissions: Vec::new(),
-            }],
+            organizations: vec![Membership::new(&self.org_code, at(0)?)],
+            properties: BTreeMap::new(),
             created_on: at(0)?,
             updated_on: at(0)?,
             last_signed_in: if signed_in { at(since) } else { None },

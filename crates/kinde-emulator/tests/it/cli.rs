@@ -86,6 +86,59 @@ async fn the_commands_change_a_running_emulator() {
     assert_eq!(emulator.json(&["stats"]).await["deliveries"]["events"], 0);
 }
 
+#[tokio::test]
+async fn the_commands_change_organizations_roles_and_permissions() {
+    let receiver = Receiver::start().await;
+    let emulator = Running::start(&["--webhook", receiver.url.as_str()]).await;
+    let user = emulator.json(&["users", "import", "--email", "a@example.com"]).await;
+    let user = user["users"][0]["id"].as_str().unwrap();
+    let made = emulator.json(&["organizations", "create", "Acme", "--code", "org_acme"]).await;
+    assert_eq!((&made["code"], &made["name"]), (&json!("org_acme"), &json!("Acme")));
+    assert_eq!(emulator.json(&["organizations", "rename", "org_acme", "A"]).await["name"], "A");
+    let role = emulator.json(&["roles", "create", "admin"]).await["id"].as_str().unwrap().to_owned();
+    let permission = emulator.json(&["permissions", "create", "edit"]).await;
+    let permission = permission["id"].as_str().unwrap();
+    let changed = emulator.json(&["roles", "permissions", &role, "--add", permission]).await;
+    assert_eq!(changed["permissions"], json!([permission]));
+    emulator.json(&["organizations", "join", user, "org_acme", "--role", "admin"]).await;
+    emulator.json(&["roles", "rename", &role, "owner"]).await;
+    let suspended = emulator.json(&["organizations", "suspend", user, "org_acme"]).await;
+    let member = &suspended["organizations"][1];
+    assert_eq!((&member["roles"][0]["key"], &member["is_suspended"]), (&json!("owner"), &json!(true)));
+    let changed = emulator.json(&["users", "set-properties", user, "tier=gold", "seats=3"]).await;
+    assert_eq!(changed["properties"], json!({"tier": "gold", "seats": "3"}));
+    let text = String::from_utf8(emulator.run(&["roles", "list"]).await.stdout).unwrap();
+    assert!(text.starts_with("ID") && text.contains("owner"), "{text}");
+    emulator.json(&["permissions", "rename", permission, "write"]).await;
+    assert_eq!(emulator.json(&["permissions", "list"]).await["permissions"][0]["key"], "write");
+    emulator.json(&["permissions", "delete", permission]).await;
+    emulator.json(&["roles", "delete", &role]).await;
+    emulator.json(&["organizations", "leave", user, "org_acme"]).await;
+    emulator.json(&["organizations", "delete", "org_acme"]).await;
+    let listed = emulator.json(&["organizations", "list"]).await;
+    assert_eq!(listed["organizations"].as_array().unwrap().len(), 1);
+    let refused = emulator.run(&["roles", "delete", &role]).await;
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("there is no role")
+    );
+    let mut kinds: Vec<String> = receiver.wait_for(11).await.iter().map(|one| one.kind()).collect();
+    kinds.sort();
+    let expect = [
+        "organization.created",
+        "organization.deleted",
+        "organization.updated",
+        "permission.created",
+        "permission.deleted",
+        "permission.updated",
+        "role.created",
+        "role.deleted",
+        "role.updated",
+        "user.updated",
+        "user.updated",
+    ];
+    assert_eq!(kinds, expect);
+}
+
 /// Peak memory of a process in MiB.
 #[cfg(target_os = "linux")]
 fn peak_mib(process: u32) -> u64 {

@@ -4,11 +4,13 @@
 mod activity;
 mod cli;
 mod deliveries;
+mod directory;
 mod faults;
 mod generated;
 mod login;
 mod management;
 mod receiver;
 mod sdk;
+mod sdk_directory;
 mod shapes;
 mod tokens;

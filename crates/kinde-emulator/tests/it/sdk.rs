@@ -21,8 +21,10 @@ async fn run(command: &mut Command) -> Output {
     output
 }
 
-/// Installs the packages of the lock file unless they are installed.
+/// Installs the packages of the lock file unless they are installed. Tests that run at the same time install them once.
 async fn install() {
+    static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _guard = ONE_AT_A_TIME.lock().await;
     let installed = Path::new(DIRECTORY).join("node_modules/.package-lock.json");
     let changed = |path: &Path| path.metadata().and_then(|file| file.modified()).ok();
     let lock = changed(&Path::new(DIRECTORY).join("package-lock.json"));
@@ -32,8 +34,13 @@ async fn install() {
 }
 
 async fn check(request: &Value) -> Value {
+    run_script("check.mjs", request).await
+}
+
+/// Runs a script of `tests/sdk` and returns what it prints.
+pub(crate) async fn run_script(script: &str, request: &Value) -> Value {
     install().await;
-    let output = run(Command::new("node").arg("check.mjs").env("CHECK", request.to_string())).await;
+    let output = run(Command::new("node").arg(script).env("CHECK", request.to_string())).await;
     serde_json::from_slice(&output.stdout).expect("the script prints JSON")
 }
 
@@ -49,7 +56,6 @@ fn as_if_from(issuer: &str) -> TokenSpec {
     TokenSpec { claims: [("iss".to_owned(), json!(issuer))].into_iter().collect(), ..TokenSpec::default() }
 }
 
-/// One test, so that the packages are installed once.
 #[tokio::test]
 async fn kindes_packages_work_with_the_emulator() {
     let (emulator, receiver) = start(Config::default()).await;

@@ -1,6 +1,6 @@
 //! Every response of the Management API has the members and types of Kinde's `OpenAPI` document.
 //!
-//! The table below describes the responses of the document for the routes of the emulator. An unknown member or a
+//! The table in `document` describes the responses of the document for the routes of the emulator. An unknown member or a
 //! wrong type is an error. The document requires no member; the emulator sends all members except those of `expand`
 //! and, depending on the settings, absent texts.
 
@@ -11,7 +11,10 @@ use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, Profile, Token
 use reqwest::Method;
 use serde_json::{Value, json};
 
+mod document;
+
 use crate::receiver::client;
+use document::{ANSWERS, CREATED, ERRORS, NOT_FOUND, USERS};
 
 /// The shape of a value.
 enum Shape {
@@ -33,103 +36,12 @@ enum Shape {
 
 use Shape::{Count, Expanded, Flag, List, MissingText, Object, Open, OrNull, Text, Time};
 
-const ERROR: Shape = Object(&[("code", Text), ("message", Text)]);
-const ERRORS: Shape = Object(&[("errors", List(&ERROR))]);
-const NOT_FOUND: Shape = Object(&[("errors", ERROR)]);
-const SUCCESS: Shape = Object(&[("code", Text), ("message", Text)]);
-const BILLING: Shape = Object(&[("customer_id", Text)]);
-const SIGN_IN: Shape = Object(&[("org_code", Text), ("last_signed_in", Text)]);
-const LISTED_IDENTITY: Shape =
-    Object(&[("type", Text), ("identity", Text), ("connection_id", OrNull(&Text))]);
-const LISTED_USER: Shape = Object(&[
-    ("id", Text),
-    ("provided_id", MissingText),
-    ("email", MissingText),
-    ("phone", MissingText),
-    ("username", MissingText),
-    ("last_name", MissingText),
-    ("first_name", MissingText),
-    ("is_suspended", Flag),
-    ("picture", MissingText),
-    ("total_sign_ins", OrNull(&Count)),
-    ("failed_sign_ins", OrNull(&Count)),
-    ("last_signed_in", OrNull(&Text)),
-    ("created_on", OrNull(&Text)),
-    ("last_organization_sign_ins", OrNull(&List(&SIGN_IN))),
-    ("organizations", Expanded(&List(&Text))),
-    ("identities", Expanded(&List(&LISTED_IDENTITY))),
-    ("billing", Expanded(&BILLING)),
-]);
-const USERS: Shape =
-    Object(&[("code", Text), ("message", Text), ("users", List(&LISTED_USER)), ("next_token", MissingText)]);
-const USER: Shape = Object(&[
-    ("id", Text),
-    ("provided_id", MissingText),
-    ("preferred_email", MissingText),
-    ("phone", MissingText),
-    ("username", MissingText),
-    ("last_name", MissingText),
-    ("first_name", MissingText),
-    ("is_suspended", Flag),
-    ("picture", MissingText),
-    ("total_sign_ins", OrNull(&Count)),
-    ("failed_sign_ins", OrNull(&Count)),
-    ("last_signed_in", OrNull(&Text)),
-    ("created_on", OrNull(&Text)),
-    ("organizations", Expanded(&List(&Text))),
-    ("identities", Expanded(&List(&Object(&[("type", Text), ("identity", Text)])))),
-    ("billing", Expanded(&BILLING)),
-]);
-const MADE_IDENTITY: Shape = Object(&[("type", Text), ("result", Object(&[("created", Flag)]))]);
-const USER_CREATED: Shape = Object(&[("id", Text), ("created", Flag), ("identities", List(&MADE_IDENTITY))]);
-const USER_UPDATED: Shape = Object(&[
-    ("id", Text),
-    ("given_name", MissingText),
-    ("family_name", MissingText),
-    ("email", MissingText),
-    ("is_suspended", Flag),
-    ("is_password_reset_requested", Flag),
-    ("picture", OrNull(&Text)),
-]);
-const WEBHOOK: Shape = Object(&[
-    ("id", Text),
-    ("name", Text),
-    ("endpoint", Text),
-    ("description", MissingText),
-    ("event_types", List(&Text)),
-    ("created_on", Text),
-]);
-const WEBHOOKS: Shape = Object(&[("code", Text), ("message", Text), ("webhooks", List(&WEBHOOK))]);
-const WEBHOOK_CREATED: Shape =
-    Object(&[("code", Text), ("message", Text), ("webhook", Object(&[("id", Text), ("endpoint", Text)]))]);
-const WEBHOOK_UPDATED: Shape =
-    Object(&[("code", Text), ("message", Text), ("webhook", Object(&[("id", Text)]))]);
-const EVENT_TYPE: Shape =
-    Object(&[("id", Text), ("code", Text), ("name", Text), ("origin", Text), ("schema", Open)]);
-const EVENT_TYPES: Shape = Object(&[("code", Text), ("message", Text), ("event_types", List(&EVENT_TYPE))]);
-const EVENT: Shape = Object(&[
-    ("code", Text),
-    ("message", Text),
-    (
-        "event",
-        Object(&[("type", Text), ("source", Text), ("event_id", Text), ("timestamp", Time), ("data", Open)]),
-    ),
-]);
-
-/// The responses with status 200 by method and path.
-const ANSWERS: &[(&str, &str, Shape)] = &[
-    ("GET", "users", USERS),
-    ("GET", "user", USER),
-    ("POST", "user", USER_CREATED),
-    ("PATCH", "user", USER_UPDATED),
-    ("DELETE", "user", SUCCESS),
-    ("GET", "webhooks", WEBHOOKS),
-    ("POST", "webhooks", WEBHOOK_CREATED),
-    ("PATCH", "webhooks/{id}", WEBHOOK_UPDATED),
-    ("DELETE", "webhooks/{id}", SUCCESS),
-    ("GET", "event_types", EVENT_TYPES),
-    ("GET", "events/{id}", EVENT),
-];
+/// Whether a path has the form of a pattern.
+fn has_form(path: &str, pattern: &str) -> bool {
+    let parts = pattern.split('/').zip(path.split('/'));
+    pattern.split('/').count() == path.split('/').count()
+        && parts.into_iter().all(|(pattern, part)| pattern.starts_with('{') || pattern == part)
+}
 
 /// The path of the first member with a different shape.
 fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<String> {
@@ -171,13 +83,13 @@ fn misfit(value: &Value, shape: &Shape, missing: Missing, path: &str) -> Option<
 /// Fails if a response of the Management API does not have the shape of the document.
 pub(crate) fn check(method: &str, path: &str, status: u16, body: &Value, missing: Missing) {
     let path = path.split('?').next().unwrap_or_default().trim_start_matches("/api/v1/");
-    let pattern = match path.split_once('/') {
-        Some((first, _)) => format!("{first}/{{id}}"),
-        None => path.to_owned(),
+    let answer = ANSWERS.iter().find(|(verb, known, _)| *verb == method && has_form(path, known));
+    let success = match answer {
+        Some((verb, known, _)) if CREATED.contains(&(*verb, *known)) => 201,
+        _ => 200,
     };
-    let answer = ANSWERS.iter().find(|(verb, known, _)| *verb == method && *known == pattern);
     let shape = match (status, answer) {
-        (200, Some((_, _, shape))) => shape,
+        (_, Some((_, _, shape))) if status == success => shape,
         (404, None) => &NOT_FOUND,
         (400 | 403 | 404 | 429 | 500.., Some(_)) => &ERRORS,
         _ => panic!("{method} {path}: no answer {status} is known"),
@@ -234,6 +146,7 @@ async fn tour(missing: Missing) {
         assert_eq!(api.send(Method::DELETE, &path, &json!({})).await.0, 200);
     }
     webhooks(&api).await;
+    directory(&api, &emulator.users()[0].id).await;
     let event = emulator.emit("user.deleted", json!({"user": {"id": "kp_1"}})).unwrap();
     assert_eq!(api.get(&format!("events/{}", event.id)).await.0, 200);
     assert_eq!(api.get("event_types").await.0, 200);
@@ -253,6 +166,70 @@ async fn webhooks(api: &Checked) {
     assert_eq!(api.send(Method::POST, "webhooks", &json!({"name": 1})).await.0, 400);
 }
 
+/// Every request for organizations, members, roles, permissions and properties.
+async fn directory(api: &Checked, user: &str) {
+    let none = json!({});
+    let send = async |method, path: &str, body: &Value, status| {
+        let (found, body) = api.send(method, path, body).await;
+        assert_eq!(found, status, "{path}: {body}");
+        body
+    };
+    let (get, post, patch) = (Method::GET, Method::POST, Method::PATCH);
+    let made = send(post.clone(), "organization", &json!({"name": "Acme"}), 200).await;
+    let code = made["organization"]["code"].as_str().unwrap();
+    let of_code = format!("organization/{code}");
+    send(patch.clone(), &of_code, &json!({"handle": "acme", "is_suspended": false}), 200).await;
+    send(get.clone(), &format!("organization?code={code}"), &none, 200).await;
+    send(get.clone(), "organizations?page_size=1", &none, 200).await;
+    let role = send(post.clone(), "roles", &json!({"key": "admin", "name": "Admin"}), 201).await;
+    let role = role["role"]["id"].as_str().unwrap();
+    send(post.clone(), "roles", &json!({"key": "admin", "name": "Admin"}), 400).await;
+    let of_role = format!("roles/{role}");
+    send(patch.clone(), &of_role, &json!({"key": "owner", "name": "Owner", "description": "all"}), 201).await;
+    send(get.clone(), &of_role, &none, 200).await;
+    send(post.clone(), "permissions", &json!({"key": "edit", "name": "Edit"}), 201).await;
+    let listed = send(get.clone(), "permissions", &none, 200).await;
+    let permission = listed["permissions"][0]["id"].as_str().unwrap();
+    let of_permission = format!("permissions/{permission}");
+    send(patch.clone(), &of_permission, &json!({"name": "Edits"}), 200).await;
+    let change = json!({"permissions": [{"id": permission}]});
+    send(patch.clone(), &format!("{of_role}/permissions"), &change, 200).await;
+    send(get.clone(), &format!("{of_role}/permissions"), &none, 200).await;
+
+    let members = format!("organizations/{code}/users");
+    let member = json!({"users": [{"id": user, "roles": ["owner"]}]});
+    send(post.clone(), &members, &member, 200).await;
+    send(patch.clone(), &members, &json!({"users": [{"id": user, "roles": []}]}), 200).await;
+    let one = format!("{members}/{user}");
+    send(post.clone(), &format!("{one}/roles"), &json!({"role_id": role}), 200).await;
+    send(post.clone(), &format!("{one}/permissions"), &json!({"permission_id": permission}), 200).await;
+    for path in [&members, &format!("{one}/roles"), &format!("{one}/permissions?expand=roles")] {
+        send(get.clone(), path, &none, 200).await;
+    }
+    let listed = send(get.clone(), &format!("{of_role}/users"), &none, 200).await;
+    assert_eq!(listed["users"], json!([{"id": user, "org_codes": [code]}]));
+    send(get.clone(), &format!("organizations/{code}/roles/{role}/users"), &none, 200).await;
+    let properties = format!("users/{user}/properties");
+    send(patch.clone(), &properties, &json!({"properties": {"tier": "gold", "seats": 3}}), 200).await;
+    send(Method::PUT, &format!("{properties}/tier?value=silver"), &none, 200).await;
+    send(get.clone(), &properties, &none, 200).await;
+    let found =
+        send(get, "search/users?query=*&expand=properties,organizations,identities", &none, 200).await;
+    assert_eq!(found["results"][0]["properties"], json!({"seats": "3", "tier": "silver"}));
+    for (path, again) in [
+        (&format!("{one}/roles/{role}"), 200),
+        (&format!("{one}/permissions/{permission}"), 200),
+        (&one, 400),
+        (&format!("{of_role}/permissions/{permission}"), 200),
+        (&of_role, 400),
+        (&of_permission, 400),
+        (&of_code, 400),
+    ] {
+        send(Method::DELETE, path, &none, 200).await;
+        send(Method::DELETE, path, &none, again).await;
+    }
+}
+
 async fn errors(emulator: &Emulator, api: &Checked, taken: &Value) {
     api.send(Method::POST, "user", taken).await;
     for (method, path, body) in [
@@ -268,7 +245,8 @@ async fn errors(emulator: &Emulator, api: &Checked, taken: &Value) {
     assert_eq!(api.send(Method::PUT, "unknown/route", &json!({})).await.0, 404);
     let weak = TokenSpec { scopes: Some(Vec::new()), ..TokenSpec::default() };
     let weak = Checked { base: api.base.clone(), token: emulator.m2m_token(&weak), missing: api.missing };
-    for path in ["users", "user?id=x", "webhooks", "event_types", "events/x"] {
+    let forbidden = ANSWERS.iter().filter(|(method, ..)| *method == "GET").map(|(_, path, _)| *path);
+    for path in forbidden {
         assert_eq!(weak.get(path).await.0, 403, "{path}");
     }
     for (kind, status) in [

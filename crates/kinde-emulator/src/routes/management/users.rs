@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::cursor::Cursor;
+use super::cursor::{Cursor, PageRequest};
 use crate::config::{Pagination, Unknowns};
 use crate::event::Source;
 use crate::faults::FaultKind;
@@ -20,8 +20,6 @@ use crate::user::api::{Expand, Page, Shape, Shown, Updated};
 use crate::user::{NewUser, User, UserEdit};
 use crate::users::View;
 use crate::{clock, emulator::Emulator};
-
-const DEFAULT_PAGE: usize = 10;
 
 #[derive(Deserialize)]
 pub(super) struct ListQuery {
@@ -41,54 +39,20 @@ pub(super) async fn list(
     Params(query): Params<ListQuery>,
 ) -> Result<Response, ErrorResponse> {
     let unknowns = &emulator.config().unknowns;
-    let size = page_size(query.page_size.as_deref(), unknowns.page_size_cap)?;
-    let from = query.next_token.as_deref().filter(|token| !token.is_empty());
-    let from = from.map_or(Ok(Cursor::first(unknowns.pagination)), Cursor::parse)?;
+    let page = PageRequest::new(&emulator, "users", query.page_size.as_deref(), query.next_token.as_deref())?;
     let filter = Filter::new(&query)?;
-    let faults = emulator.faults_table().on_page();
-    let (users, next_token) = if faults.contains(&FaultKind::EmptyList) {
-        (Vec::new(), None)
-    } else if faults.contains(&FaultKind::EmptyPage) {
-        (Vec::new(), Some(from.again()))
-    } else {
-        page(&emulator, from, size, &filter, &faults)
+    let (users, next_token) = {
+        let tenant = emulator.tenant();
+        let view = view(&tenant, &page.faults);
+        page.turn(filter.users(&view, page.from).map(|(position, user)| (position, user.into_owned())))
     };
     let expand = Expand::parse(query.expand.as_deref());
     let next_token = next_token.map(Cursor::token);
     Ok(json(&Page { users: &users, next_token, expand, missing: unknowns.missing_in_api }))
 }
 
-/// Returns the users of a page and the start of the next page, with the faults applied.
-fn page(
-    emulator: &Emulator,
-    from: Cursor,
-    size: usize,
-    filter: &Filter,
-    faults: &[FaultKind],
-) -> (Vec<User>, Option<Cursor>) {
-    let tenant = emulator.tenant();
-    let view = view(&tenant, faults);
-    let mut found = filter.users(&view, from);
-    let mut last = from;
-    let mut users = Vec::new();
-    for (position, user) in found.by_ref().take(size) {
-        users.push(user.into_owned());
-        last = last.after(position);
-    }
-    let mut next = found.next().map(|_| last);
-    for fault in faults {
-        next = match fault {
-            FaultKind::EndlessTokens if next.is_none() => Some(Cursor { at: 0, ..from.again() }),
-            FaultKind::RepeatedNextToken => next.map(|_| from),
-            FaultKind::PaginationDrift { by } => next.map(|next| next.moved(*by)),
-            _ => next,
-        };
-    }
-    (users, next)
-}
-
 /// The current users, or those of an earlier time with the fault `stale_replica`.
-fn view<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
+pub(super) fn view<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
     let lag = faults.iter().find_map(|fault| match fault {
         FaultKind::StaleReplica { lag } => Some(*lag),
         _ => None,
@@ -100,24 +64,9 @@ fn view<'a>(tenant: &'a Tenant, faults: &[FaultKind]) -> View<'a> {
 }
 
 /// Serializes without an intermediate value.
-fn json(shown: &impl Serialize) -> Response {
+pub(super) fn json(shown: &impl Serialize) -> Response {
     let text = serde_json::to_vec(shown).expect("the value has only text keys");
     ([(header::CONTENT_TYPE, "application/json")], text).into_response()
-}
-
-fn page_size(text: Option<&str>, cap: usize) -> Result<usize, ErrorResponse> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(DEFAULT_PAGE) };
-    match text.parse() {
-        Ok(size) if size > cap => Err(ErrorResponse::bad_request(
-            "PAGE_SIZE_LIMIT_EXCEEDED",
-            format!("page_size cannot be greater than {cap}"),
-        )),
-        Ok(size) if size > 0 => Ok(size),
-        _ => Err(ErrorResponse::bad_request(
-            "PAGE_SIZE_INVALID",
-            "page_size must be a whole number above zero",
-        )),
-    }
 }
 
 /// The filters of the list. Each is a comma-separated list of alternatives; emails match in any case.
@@ -332,7 +281,7 @@ pub(super) async fn delete(
     Ok(success("USER_DELETED", "User successfully deleted", json!({})))
 }
 
-fn no_user(unknowns: &Unknowns) -> ErrorResponse {
+pub(super) fn no_user(unknowns: &Unknowns) -> ErrorResponse {
     unknown(unknowns.unknown_user_status, &unknowns.unknown_user_code)
 }
 
@@ -341,11 +290,22 @@ fn unknown(status: u16, code: &str) -> ErrorResponse {
     ErrorResponse::new(status, code.to_owned(), "The user does not exist")
 }
 
-fn error_of(emulator: &Emulator, error: &tenant::Error) -> ErrorResponse {
+pub(super) fn error_of(emulator: &Emulator, error: &tenant::Error) -> ErrorResponse {
     match error {
         tenant::Error::UnknownUser(_) => no_user(&emulator.config().unknowns),
         tenant::Error::Taken(_) => ErrorResponse::bad_request("USER_ALREADY_EXISTS", error.to_string()),
         tenant::Error::NotAMember(_) => ErrorResponse::bad_request("USER_NOT_A_MEMBER", error.to_string()),
         tenant::Error::Suspended(_) => ErrorResponse::bad_request("USER_SUSPENDED", error.to_string()),
+        tenant::Error::UnknownOrganization(_) => {
+            ErrorResponse::bad_request("ORGANIZATION_INVALID", error.to_string())
+        }
+        tenant::Error::DefaultOrganization(_) => {
+            ErrorResponse::bad_request("DEFAULT_ORGANIZATION", error.to_string())
+        }
+        tenant::Error::UnknownRole(_) => ErrorResponse::bad_request("ROLE_INVALID", error.to_string()),
+        tenant::Error::UnknownPermission(_) => {
+            ErrorResponse::bad_request("PERMISSION_INVALID", error.to_string())
+        }
+        tenant::Error::Used(_) => ErrorResponse::bad_request("KEY_ALREADY_EXISTS", error.to_string()),
     }
 }

@@ -11,7 +11,7 @@ use crate::config::Missing;
 use crate::delivery::{Error, Webhook};
 use crate::emulator::Emulator;
 use crate::event::EVENT_TYPES;
-use crate::routes::response::{Body, ErrorResponse, success};
+use crate::routes::response::{Body, ErrorResponse, optional, success};
 use crate::webhook::WebhookSpec;
 
 pub(super) async fn list(State(emulator): State<Emulator>) -> Response {
@@ -33,12 +33,7 @@ fn shown(webhook: &Webhook, all: &[String], missing: Missing) -> Value {
         "event_types": event_types,
         "created_on": ApiTime(webhook.created_on),
     });
-    match (&webhook.spec.description, missing) {
-        (Some(text), _) => item["description"] = json!(text),
-        (None, Missing::Null) => item["description"] = Value::Null,
-        (None, Missing::Empty) => item["description"] = json!(""),
-        (None, Missing::Absent) => {}
-    }
+    optional(&mut item, "description", webhook.spec.description.as_deref(), missing);
     item
 }
 
