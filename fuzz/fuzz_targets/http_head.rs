@@ -1,65 +1,9 @@
-//! Every sequence of bytes on a connection is answered with well-formed responses or with none, without an internal error,
-//! and stores nothing.
 #![no_main]
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::LazyLock;
 
-use kinde_fuzz::server;
-use kinsync::http::server::{Limits, serve_one};
-use libfuzzer_sys::fuzz_target;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use kinde_fuzz::server::Server;
 
-fn limits() -> Limits {
-    let (deadline, grace) = (Duration::from_secs(5), Duration::from_secs(1));
-    Limits {
-        max_connections: 1,
-        max_connections_per_client: 1,
-        proxies: Vec::new(),
-        head_deadline: deadline,
-        write_stall: deadline,
-        grace,
-    }
-}
+static SERVER: LazyLock<Server> = LazyLock::new(Server::start);
 
-async fn exchange(input: &[u8]) -> Vec<u8> {
-    let server = server();
-    let (ours, theirs) = tokio::io::duplex(1 << 20);
-    let serve = serve_one(theirs, server.router.clone(), limits());
-    let client = async {
-        let (mut read, mut write) = tokio::io::split(ours);
-        let send = async {
-            _ = write.write_all(input).await;
-            _ = write.shutdown().await;
-        };
-        let mut responses = Vec::new();
-        let (_, read) = tokio::join!(send, read.read_to_end(&mut responses));
-        read.expect("a pipe does not fail");
-        responses
-    };
-    let (_, responses) = tokio::join!(serve, client);
-    responses
-}
-
-fuzz_target!(|input: &[u8]| {
-    if input.len() > 1 << 19 {
-        return;
-    }
-    let server = server();
-    let responses = server.runtime.block_on(exchange(input));
-    if let Some(first) = responses.get(..12) {
-        assert!(
-            first.starts_with(b"HTTP/1.1 ") || first.starts_with(b"HTTP/1.0 "),
-            "{:?}",
-            first.escape_ascii()
-        );
-        let status = std::str::from_utf8(&first[9..12]).expect("a status").parse::<u16>().expect("a status");
-        // Without keys of the issuer a token is answered 503; codings that are not known 501; HTTP/2 505.
-        assert!((100..500).contains(&status) || [501, 503, 505].contains(&status), "{status}");
-    }
-    static RUNS: AtomicU64 = AtomicU64::new(0);
-    if RUNS.fetch_add(1, Relaxed) % 512 == 0 {
-        let stats = server.runtime.block_on(server.state.engine.queue().stats()).expect("the queue answers");
-        assert_eq!((stats.depth, stats.dead_letters), (0, 0), "something without a signature was stored");
-    }
-});
+libfuzzer_sys::fuzz_target!(|input: &[u8]| kinde_fuzz::http_head::run(&SERVER, input));

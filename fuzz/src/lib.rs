@@ -1,44 +1,12 @@
-//! A server for the fuzz targets, inside the process: the real routes on an embedded queue and store.
-#![cfg(feature = "server")]
+//! The functions of the fuzz targets. Each panics on an input that breaks its promise.
+//!
+//! The tests of `kinsync` include this file and run each function on the kept seeds and on variations of them, so that every
+//! build covers them without fuzzing tools.
 
-use std::sync::{Arc, OnceLock};
-
-use axum::Router;
-use kinsync::app::{App, AppState};
-use kinsync::config::Config;
-use kinsync::http::router;
-use tokio::runtime::{Builder, Runtime};
-
-pub const ADMIN_TOKEN: &str = "a token that no input guesses: 7d1c2f2a9b";
-
-pub struct Server {
-    pub runtime: Runtime,
-    pub router: Router,
-    pub state: Arc<AppState>,
-    _folder: tempfile::TempDir,
-}
-
-/// The server of this process.
-pub fn server() -> &'static Server {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-        // In memory where possible: the audit log is synced for each record.
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a folder");
-        let config = Config::from_vars([
-            ("PORT", "0"),
-            // Nothing listens there: no token can be verified.
-            ("KINDE_DOMAIN", "http://127.0.0.1:9"),
-            ("KINDE_WEBHOOK_SECRET", "a secret that no input guesses: 7d1c2f2a9b"),
-            ("KINSYNC_ADMIN_TOKEN", ADMIN_TOKEN),
-            ("KINSYNC_TOKEN_COOKIE", "token"),
-            ("KINSYNC_CORS_ORIGINS", "https://app.example.com"),
-            ("KINSYNC_DATA_DIR", folder.path().to_str().expect("a UTF-8 path")),
-        ]);
-        let config = config.unwrap_or_else(|problems| panic!("{problems}"));
-        let app = runtime.block_on(App::start(config)).expect("the server starts");
-        let state = Arc::clone(app.state());
-        let router = router::public(&state);
-        Server { runtime, router, state, _folder: folder }
-    })
-}
+pub mod admin_parameters;
+pub mod decode_event;
+pub mod http_head;
+pub mod jwks_document;
+pub mod server;
+pub mod verify_bearer;
+pub mod verify_webhook;

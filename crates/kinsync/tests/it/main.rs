@@ -19,6 +19,7 @@ mod durability;
 mod evidence;
 mod explain;
 mod forward_auth;
+mod fuzz_seeds;
 mod header_matrix;
 mod key_sets;
 mod load;
