@@ -101,35 +101,15 @@ impl Verifier {
         let generation = jwks.generation();
         let kid = token.kid().into();
         let (verified, key) = jwks.verify::<VerificationError>(token).await?;
-        if let Some(tenant) = &self.0.tenant {
-            check_tenant(tenant, jwks).await?;
+        let token = claims::read(&self.0, issuer, verified.claims()?, now)?;
+        // Last, because it may need keys of the tenant that cannot be fetched now: a token that is wrong anyway is not retried.
+        if let Some(tenant) = &self.0.tenant
+            && !jwks.is_of_tenant(tenant).await?
+        {
+            return Err(VerificationError::OtherTenant);
         }
-        let signing_key = SigningKey { jwks: jwks.clone(), kid, key, generation };
-        Ok((claims::read(&self.0, issuer, verified.claims()?, now)?, signing_key))
+        Ok((token, SigningKey { jwks: jwks.clone(), kid, key, generation }))
     }
-}
-
-/// Fails unless the issuer has a key of the tenant. Fetches keys before it decides against the issuer, because one of the
-/// key sets may be from before a rotation; a fetch runs once per cool-down.
-#[cfg(feature = "fetch")]
-async fn check_tenant(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
-    if issuer.shares_key_with(tenant) == Some(true) {
-        return Ok(());
-    }
-    tenant.refresh().await?;
-    _ = issuer.refresh().await;
-    check_known_keys(tenant, issuer)
-}
-
-#[cfg(not(feature = "fetch"))]
-#[expect(clippy::unused_async, reason = "keys are fetched with the feature `fetch`")]
-async fn check_tenant(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
-    check_known_keys(tenant, issuer)
-}
-
-fn check_known_keys(tenant: &Jwks, issuer: &Jwks) -> Result<(), VerificationError> {
-    let shares_key = issuer.shares_key_with(tenant) == Some(true);
-    if shares_key { Ok(()) } else { Err(VerificationError::OtherTenant) }
 }
 
 /// The key that verified a token, and its origin.

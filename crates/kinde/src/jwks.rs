@@ -115,6 +115,10 @@ struct KeySet {
     exposes_private_key: bool,
     /// Changes whenever a key is added or removed.
     generation: u64,
+    /// The first fetch that returned these keys.
+    #[cfg(feature = "fetch")]
+    changed_at: Option<tokio::time::Instant>,
+    /// The last fetch that returned these keys.
     #[cfg(feature = "fetch")]
     fetched_at: Option<tokio::time::Instant>,
 }
@@ -157,14 +161,18 @@ impl Jwks {
         &self.0.issuer
     }
 
-    /// Returns whether this key set and the other one have a key in common, whatever its name; `None` while the keys of one
-    /// of them are not known. All issuers of one tenant have the same keys.
+    /// Returns whether this key set and the other one have a key in common, whatever its name: all issuers of one tenant have
+    /// the same keys.
+    ///
+    /// `None` while that is open: the keys of one of them are not known, or the two were fetched at different times and Kinde may
+    /// have replaced all keys in between.
     pub fn shares_key_with(&self, other: &Self) -> Option<bool> {
         let (ours, theirs) = (self.0.keys.load(), other.0.keys.load());
         if ours.keys.is_empty() || theirs.keys.is_empty() {
             return None;
         }
-        Some(ours.keys.values().any(|key| theirs.keys.values().any(|other| other == key)))
+        let shares_key = ours.keys.values().any(|key| theirs.keys.values().any(|other| other == key));
+        (shares_key || self.is_simultaneous_with(other)).then_some(shares_key)
     }
 
     /// Verifies the signature of a token and returns the key that verified it.
@@ -219,13 +227,17 @@ impl Jwks {
                  rotate the keys in Kinde"
             );
         }
-        let generation = known.generation + u64::from(keys != known.keys);
+        let is_new = keys != known.keys;
+        #[cfg(feature = "fetch")]
+        let now = Some(tokio::time::Instant::now());
         self.0.keys.store(Arc::new(KeySet {
             keys,
             exposes_private_key,
-            generation,
+            generation: known.generation + u64::from(is_new),
             #[cfg(feature = "fetch")]
-            fetched_at: Some(tokio::time::Instant::now()),
+            changed_at: if is_new { now } else { known.changed_at },
+            #[cfg(feature = "fetch")]
+            fetched_at: now,
         }));
     }
 }

@@ -30,9 +30,22 @@ impl Jwks {
     }
 
     /// The key that replaced `used` meanwhile.
+    #[cfg(any(feature = "webhook", feature = "bearer"))]
     #[expect(clippy::unused_async, reason = "waits with the feature `fetch`")]
     pub(super) async fn replaced_key(&self, kid: &str, used: &Key) -> Option<Key> {
         self.cached(kid).filter(|key| key != used)
+    }
+
+    #[expect(clippy::unused_self, reason = "depends on the times of the fetches with the feature `fetch`")]
+    pub(super) fn is_simultaneous_with(&self, _: &Self) -> bool {
+        true
+    }
+
+    /// Returns whether this issuer has a key of the tenant.
+    #[cfg(feature = "bearer")]
+    #[expect(clippy::unused_async, reason = "waits with the feature `fetch`")]
+    pub(crate) async fn is_of_tenant(&self, tenant: &Self) -> Result<bool, Error> {
+        Ok(self.shares_key_with(tenant) == Some(true))
     }
 
     #[expect(clippy::unused_self, reason = "depends on the age with the feature `fetch`")]

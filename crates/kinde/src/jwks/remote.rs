@@ -19,6 +19,9 @@ use crate::random;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Number of consecutive failures after which the pause between fetches stops growing, as a power of two.
 const MAX_BACKOFF_DOUBLINGS: u32 = 2;
+/// Fetches of two issuers of one tenant that are at most this far apart return a common key, except if Kinde replaces all keys
+/// in between.
+const SIMULTANEOUS: Duration = Duration::from_secs(5);
 /// Shortest retry delay that is given to a caller.
 const MIN_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -152,6 +155,31 @@ impl Jwks {
             finished(fetch).await;
         }
         self.cached(kid).filter(|key| key != used)
+    }
+
+    /// Returns whether this issuer has a key of the tenant. While that is open, fetches the older one of the two key sets again.
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if that fetch failed or is not allowed yet.
+    #[cfg(feature = "bearer")]
+    pub(crate) async fn is_of_tenant(&self, tenant: &Self) -> Result<bool, Error> {
+        if let Some(is_of_tenant) = self.shares_key_with(tenant) {
+            return Ok(is_of_tenant);
+        }
+        let fetched_at = |jwks: &Self| jwks.0.keys.load().fetched_at;
+        let older = if fetched_at(self) < fetched_at(tenant) { self } else { tenant };
+        older.refresh().await?;
+        self.shares_key_with(tenant).ok_or_else(|| older.unavailable())
+    }
+
+    /// Whether the known keys of both were valid at one time.
+    pub(super) fn is_simultaneous_with(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.0.keys.load(), other.0.keys.load());
+        let reaches =
+            |one: &KeySet, other: &KeySet| one.fetched_at.map(|at| at + SIMULTANEOUS) >= other.changed_at;
+        let is_fixed = self.0.remote.is_none() || other.0.remote.is_none();
+        is_fixed || (reaches(&ours, &theirs) && reaches(&theirs, &ours))
     }
 
     /// False if the keys exceed the maximum age. Starts a fetch in the background if they are old.

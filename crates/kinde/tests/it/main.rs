@@ -5,6 +5,7 @@ mod account;
 mod api;
 mod bearer;
 mod bearer_caching;
+mod bearer_tenant;
 mod directory;
 mod emulator;
 mod jwks;

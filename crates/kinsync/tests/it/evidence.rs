@@ -205,4 +205,6 @@ async fn tokens_of_a_second_tenant_are_refused_and_named_in_health() {
     assert_eq!(deployment.users.count_documents(doc! { "kindeId": &foreign }).await.unwrap(), 0);
     let health = app.health().await.unwrap()["problems"].to_string();
     assert!(health.contains(other.issuer()) && health.contains("another Kinde tenant"), "{health}");
+    deployment.kinde.quiesce(DEADLINE).await.unwrap();
+    deployment.apps[0].drained(DEADLINE).await.unwrap();
 }
