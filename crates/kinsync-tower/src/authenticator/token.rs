@@ -1,9 +1,11 @@
 //! Finds the access token of a request: one `Authorization: Bearer …` header or, where the application enables it, a
 //! cookie. A token in the URL is not accepted, because URLs are logged.
 
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::problem::{NO_TOKEN, Problem};
+
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Returns the token as sent, not verified. The cookie is used only without an `Authorization` header.
 pub(super) fn find<'a>(headers: &'a HeaderMap, cookie: Option<&str>) -> Result<&'a str, Problem> {
@@ -26,16 +28,27 @@ fn bearer(value: &[u8]) -> Option<&str> {
     (scheme.eq_ignore_ascii_case(b"bearer ") && !token.is_empty()).then_some(token)
 }
 
-/// Two cookies of one name are refused: another host of the same site may have set one of them.
+/// Browsers attach cookies to requests that other sites cause. Two cookies of one name are refused: another host of the same
+/// site may have set one of them.
 fn in_cookie<'a>(headers: &'a HeaderMap, name: &str) -> Result<&'a str, Problem> {
     let pairs = headers.get_all(header::COOKIE).iter().filter_map(as_text).flat_map(|line| line.split(';'));
     let mut values = pairs.filter_map(|pair| pair.trim_ascii().split_once('=')).filter(|pair| pair.0 == name);
     let Some((_, value)) = values.next() else { return Err(no_token()) };
+    if is_cross_site(headers) {
+        return Err(refuse("cross_site_cookie", "another site caused the request: its cookies are not used"));
+    }
     if values.next().is_some() {
         return Err(refuse("several_tokens", "there is more than one cookie with an access token"));
     }
     let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
     if value.is_empty() { Err(no_token()) } else { Ok(value) }
+}
+
+/// Whether the browser names another site as the cause of the request (Fetch Metadata). A link to this site, which has no
+/// `Origin`, is not one: it can neither change anything by `GET` nor read the response.
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::ORIGIN)
+        && headers.get(FETCH_SITE).is_some_and(|site| site.as_bytes() == b"cross-site")
 }
 
 fn as_text(value: &HeaderValue) -> Option<&str> {
@@ -52,8 +65,6 @@ fn refuse(reason: &'static str, detail: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderName;
-
     use super::*;
 
     fn check(
@@ -100,5 +111,22 @@ mod tests {
         check(&[(header::COOKIE, "token=abc")], None, Err("no_token"));
         let both = [(header::COOKIE, "token=abc"), (header::AUTHORIZATION, "Basic x")];
         check(&both, Some("token"), Err("not_a_bearer_token"));
+    }
+
+    #[test]
+    fn a_cookie_is_refused_in_a_request_that_another_site_caused() {
+        let cookies = |site: &'static str, origin: Option<&'static str>, expect| {
+            let origin = origin.map(|origin| (header::ORIGIN, origin));
+            let lines = [(header::COOKIE, "token=abc"), (FETCH_SITE, site)];
+            check(&lines.into_iter().chain(origin).collect::<Vec<_>>(), Some("token"), expect);
+        };
+        cookies("cross-site", Some("https://evil.example"), Err("cross_site_cookie"));
+        cookies("cross-site", Some("null"), Err("cross_site_cookie"));
+        cookies("cross-site", None, Ok("abc"));
+        cookies("same-site", Some("https://app.example.com"), Ok("abc"));
+        cookies("same-origin", Some("https://app.example.com"), Ok("abc"));
+        let bearer =
+            [(header::AUTHORIZATION, "Bearer abc"), (FETCH_SITE, "cross-site"), (header::ORIGIN, "x")];
+        check(&bearer, Some("token"), Ok("abc"));
     }
 }

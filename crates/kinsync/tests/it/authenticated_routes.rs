@@ -302,6 +302,28 @@ async fn a_token_in_the_configured_cookie_is_accepted_and_in_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cookie_in_a_request_of_another_site_and_two_cookies_are_refused() {
+    let deployment = Deployment::with(&[("KINSYNC_TOKEN_COOKIE", "session_token")]).await;
+    let cookie = format!("session_token={}", deployment.token);
+    let twice = format!("{cookie}; {cookie}");
+    let other_site =
+        [("cookie", &*cookie), ("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")];
+    let both = [("cookie", &*cookie), ("authorization", "Basic x")];
+    for route in GUARDED {
+        let refused = |method, headers: &[(&str, &str)], reason: &str| {
+            let (status, body) = deployment.server.request(method, route, headers, "");
+            assert!(status == 401 && body.contains(reason), "{method} {route}: {status} {body}");
+        };
+        let methods: &[&str] = if route.starts_with("/auth") { &["GET", "POST"] } else { &["GET"] };
+        for method in methods {
+            refused(method, &other_site, "cross_site_cookie");
+            refused(method, &[("cookie", &*twice)], "several_tokens");
+            refused(method, &both, "not_a_bearer_token");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_too_long_for_a_header_is_left_out_and_named() {
     let deployment = Deployment::start().await;
     let usual = deployment.request("GET", "/auth/verify", &[]).await;
