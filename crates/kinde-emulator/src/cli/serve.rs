@@ -1,6 +1,6 @@
 //! Runs the emulator until SIGINT or SIGTERM.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use kinde_emulator::{Activity, Config, Emulator, WebhookSpec};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,7 +42,8 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
         Some(path) => {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read the settings in `{}`", path.display()))?;
-            toml::from_str(&text).with_context(|| format!("cannot parse `{}`", path.display()))?
+            toml::from_str(&text)
+                .map_err(|error| anyhow!("cannot parse `{}`: {}", path.display(), place(&text, &error)))?
         }
         None => Config::default(),
     };
@@ -58,12 +59,27 @@ fn config(args: ServeArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
+/// The line and the message of an error in the settings, without values of the file, which may be secrets.
+fn place(text: &str, error: &toml::de::Error) -> String {
+    let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let message = error.message();
+    let Some((before, rest)) = message.split_once('"') else { return format!("line {line}: {message}") };
+    let after = rest.rsplit_once('"').map_or("", |(_, after)| after);
+    format!("line {line}: {before}\"…\"{after}")
+}
+
+/// The client secret if it is the documented default. Another one is not printed, because the output may be kept as a log.
+fn printable_secret(config: &Config) -> Option<String> {
+    let Config { client_secret: default, .. } = Config::default();
+    (config.client_secret == default).then_some(default)
+}
+
 fn summary(emulator: &Emulator) -> String {
     json!({
         "issuer": emulator.issuer(),
         "jwks": format!("{}/.well-known/jwks.json", emulator.issuer()),
         "client_id": emulator.config().client_id,
-        "client_secret": emulator.config().client_secret,
+        "client_secret": printable_secret(emulator.config()),
         "app_client_id": emulator.config().app_client_id,
         "audience": emulator.api_audience(),
     })
@@ -76,7 +92,8 @@ fn introduction(emulator: &Emulator) -> String {
         emulator.webhooks().iter().map(|webhook| webhook.spec.endpoint.to_string()).collect();
     let endpoints = if endpoints.is_empty() { "none".to_owned() } else { endpoints.join(", ") };
     let app = &config.app_client_id;
-    let (id, secret, audience) = (&config.client_id, &config.client_secret, emulator.api_audience());
+    let (id, audience) = (&config.client_id, emulator.api_audience());
+    let secret = printable_secret(config).unwrap_or_else(|| "<as in the settings file>".to_owned());
     format!(
         "A local Kinde is running. Press Ctrl-C to stop it.
 
@@ -94,7 +111,7 @@ Try:
   curl -X POST {issuer}/_emulator/sign-up -H 'Content-Type: application/json' \\
     -d '{{\"email\":\"ada@example.com\",\"first_name\":\"Ada\",\"last_name\":\"Lovelace\"}}'
   TOKEN=$(curl -s {issuer}/oauth2/token -d grant_type=client_credentials -d client_id={id} \\
-    -d client_secret={secret} -d audience={audience} | sed 's/.*\"access_token\":\"\\([^\"]*\\).*/\\1/')
+    -d 'client_secret={secret}' -d audience={audience} | sed 's/.*\"access_token\":\"\\([^\"]*\\).*/\\1/')
   curl -H \"Authorization: Bearer $TOKEN\" '{issuer}/api/v1/users?page_size=5'
   kinde-emulator stats --url {issuer}
 "

@@ -12,5 +12,6 @@ mod management;
 mod receiver;
 mod sdk;
 mod sdk_directory;
+mod secrets;
 mod shapes;
 mod tokens;
