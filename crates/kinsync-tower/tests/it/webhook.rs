@@ -224,8 +224,16 @@ async fn an_unknown_key_while_keys_cannot_be_fetched_leaves_the_endpoint_availab
     let bench = Bench::of(config, QueueConfig::default(), Config::default());
     // {"alg":"RS256","kid":"random"}
     let token = "eyJhbGciOiJSUzI1NiIsImtpZCI6InJhbmRvbSJ9.e30.AAAA";
-    let (head, _) = bench.send(post().body(text(token)).unwrap()).await;
-    assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE);
+    for attempt in ["the fetch fails", "no fetch is allowed yet"] {
+        let (head, _) = bench.send(post().body(text(token)).unwrap()).await;
+        let retry_after =
+            head.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+        assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE, "{attempt}");
+        assert!(
+            retry_after.is_some_and(|seconds: u64| (1..=60).contains(&seconds)),
+            "{attempt}: {retry_after:?}"
+        );
+    }
     assert_eq!(bench.service.activity().unavailable_since(), None, "no delivery was lost");
 }
 

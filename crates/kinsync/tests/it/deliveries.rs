@@ -1,5 +1,6 @@
 //! From a request to a user, on the real binary and the embedded parts.
 
+use kinde_emulator::{Emulator, MintOptions};
 use serde_json::Value;
 
 use crate::server::{BODY, Server};
@@ -160,4 +161,32 @@ fn a_delivery_that_was_answered_200_survives_a_kill() {
     drop(server);
     let server = Server::start(&data);
     server.wait_for("/api/admin/users/test", |status, _| status == 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_kinde_signed_is_stored_whatever_it_lacks() {
+    let kinde = Emulator::start(kinde_emulator::Config::default()).await.unwrap();
+    let user = serde_json::json!({"user": {"id": "kp_1", "email": "ada@example.com"}});
+    let webhooks = [
+        serde_json::json!({"type": "user.updated", "event_id": "event_1", "data": null}),
+        serde_json::json!({"type": "user.updated", "event_id": "event_2", "data": user}),
+        serde_json::json!({"type": "user.updated", "event_id": "x".repeat(257), "data": "moon"}),
+        serde_json::json!({"event_id": "event_4"}),
+    ];
+    let tokens = webhooks.map(|claims| kinde.mint(claims.as_object().unwrap(), &MintOptions::default()));
+    let issuer = kinde.issuer().to_owned();
+    let checks = move || {
+        let server = Server::start(&[("KINDE_DOMAIN", &issuer)]);
+        for token in &tokens {
+            let (status, body) =
+                server.request("POST", "/api/webhook", &[("content-type", "application/jwt")], token);
+            assert_eq!(status, 200, "Kinde would disable the webhook: {body}");
+        }
+        let all = |_: u16, value: &Value| value["deadLetters"].as_array().is_some_and(|list| list.len() == 4);
+        let list = server.wait_for("/api/admin/dead-letters", all);
+        for letter in list["deadLetters"].as_array().unwrap() {
+            assert!(letter["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{letter}");
+        }
+    };
+    tokio::task::spawn_blocking(checks).await.unwrap();
 }
