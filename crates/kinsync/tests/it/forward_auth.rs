@@ -1,4 +1,4 @@
-//! The Express and Mongoose example on a real MongoDB: asking kinsync itself, behind a real nginx, behind a real Caddy.
+//! The Express and Mongoose example on a real MongoDB: calling kinsync itself, and behind each proxy of the guide.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -19,7 +19,8 @@ use tokio::time::Instant;
 use crate::deployment::{DEADLINE, Deployment, named};
 
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-pub(crate) const MISSING: &str = "this test needs Node.js with npm, nginx and caddy: run `.ci/install`";
+pub(crate) const MISSING: &str =
+    "this test needs Node.js with npm, nginx, caddy, traefik and envoy: run `.ci/install`";
 
 /// A process that ends with the test.
 pub(crate) struct Running(Child);
@@ -98,8 +99,12 @@ fn free_port() -> u16 {
 fn configuration(name: &str, kinsync: u16, application: u16, front: u16) -> String {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/guides/forward-auth").join(name)).unwrap();
     [(5000, kinsync), (3000, application), (8080, front)].iter().fold(text, |text, (documented, real)| {
-        assert!(text.contains(&format!("127.0.0.1:{documented}")), "{name} has no port {documented}");
-        text.replace(&format!("127.0.0.1:{documented}"), &format!("127.0.0.1:{real}"))
+        let with_ports =
+            ["127.0.0.1:", "address: 127.0.0.1, port_value: "].iter().fold(text.clone(), |text, before| {
+                text.replace(&format!("{before}{documented}"), &format!("{before}{real}"))
+            });
+        assert_ne!(with_ports, text, "{name} has no port {documented}");
+        with_ports
     })
 }
 
@@ -108,6 +113,14 @@ fn configuration(name: &str, kinsync: u16, application: u16, front: u16) -> Stri
 pub(crate) enum Proxy {
     Nginx,
     Caddy,
+    Traefik,
+    Envoy,
+}
+
+/// A program that `.ci/install` downloads unless it is on the `PATH`.
+fn installed_program(name: &str) -> Command {
+    let downloaded = Path::new(ROOT).join(".tools/bin").join(name);
+    if downloaded.exists() { Command::new(downloaded) } else { Command::new(name) }
 }
 
 impl Proxy {
@@ -141,12 +154,33 @@ impl Proxy {
                 caddy.args(["run", "--adapter", "caddyfile", "--config"]).arg(file).env("HOME", folder);
                 caddy
             }
+            Self::Traefik => {
+                let text = configuration("traefik-dynamic.yaml", kinsync, application, front);
+                let file = folder.join(format!("{front}.yaml"));
+                fs::write(&file, &text).unwrap();
+                let documented = text.lines().find_map(|line| line.strip_prefix("#   traefik ")).unwrap();
+                let mut traefik = installed_program("traefik");
+                traefik.args(documented.replace("traefik-dynamic.yaml", file.to_str().unwrap()).split(' '));
+                traefik.current_dir(folder);
+                traefik
+            }
+            Self::Envoy => {
+                let text = configuration("envoy.yaml", kinsync, application, front);
+                let file = folder.join(format!("{front}.yaml"));
+                fs::write(&file, text).unwrap();
+                let mut envoy = installed_program("envoy");
+                envoy.args(["--disable-hot-restart", "--concurrency", "1", "--config-path"]).arg(file);
+                envoy
+            }
         };
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect(MISSING);
         let (running, url) = (Running(child), format!("http://127.0.0.1:{front}"));
         let deadline = Instant::now() + DEADLINE;
-        while deployment.apps[0].client().get(&url).send().await.is_err() {
-            assert!(Instant::now() < deadline, "{self:?} does not listen");
+        let client = deployment.apps[0].client();
+        while client.get(&url).send().await.map(|response| response.status()).ok()
+            != Some(StatusCode::UNAUTHORIZED)
+        {
+            assert!(Instant::now() < deadline, "{self:?} does not call kinsync");
         }
         (running, url)
     }
@@ -254,6 +288,16 @@ async fn behind_nginx_the_application_meets_only_users_that_it_can_find() {
 #[tokio::test(flavor = "multi_thread")]
 async fn behind_caddy_the_application_meets_only_users_that_it_can_find() {
     check_behind(Proxy::Caddy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_traefik_the_application_meets_only_users_that_it_can_find() {
+    check_behind(Proxy::Traefik).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_envoy_the_application_meets_only_users_that_it_can_find() {
+    check_behind(Proxy::Envoy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
