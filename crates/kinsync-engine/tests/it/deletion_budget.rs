@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    reconcile::{PATIENCE, World, quick, until_requested},
+    reconcile::{DEADLINE, World, quick, until_requested},
     stores::{self, Fresh, on_every_store},
     suspended::Suspended,
 };
@@ -154,7 +154,7 @@ async fn verified_deletions_draw_nothing(fresh: Fresh) {
 }
 
 /// Two processes that share a store: the first is suspended for longer than its lease after its first group of
-/// deletions, and goes on when the second has done the work.
+/// deletions, and continues after the second has done the work.
 async fn a_process_that_was_suspended_during_its_deletions_deletes_no_more(fresh: Fresh) {
     let lease = Duration::from_secs(2);
     let world = World::new(fresh).await;
@@ -172,7 +172,7 @@ async fn a_process_that_was_suspended_during_its_deletions_deletes_no_more(fresh
     let tasks = TaskTracker::new();
     let run =
         tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await });
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while live(&world).await == 200 {
         assert!(Instant::now() < deadline && !run.is_finished(), "no user is deleted");
     }
@@ -263,7 +263,7 @@ async fn a_user_that_changed_too_recently_is_counted_and_checked_again() {
     PendingChecks::request(&*world.fresh.store, &ids(&users[..1])).await.expect("kept");
     assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
     let pending = async || PendingChecks::load(&*world.fresh.store).await.expect("it answers").users.len();
-    assert_eq!((pending().await, live(&world).await), (1, 4), "it is asked again later");
+    assert_eq!((pending().await, live(&world).await), (1, 4), "the user is checked again later");
     world.later().await;
     assert!(!world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers"));
     assert_eq!((pending().await, live(&world).await), (0, 3));

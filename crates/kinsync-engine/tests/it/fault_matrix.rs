@@ -6,7 +6,7 @@
 //! | permanent for one user | the event of this user is a dead letter, everything else is stored |
 //! | permanent for all | nothing is a dead letter, everything is stored after the repair, the cause is known meanwhile |
 //! | permanent, of a sweep or of a decision about addresses | everything is stored before the repair, no dead letter |
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{sync::Arc, time::Duration};
 
@@ -183,7 +183,7 @@ fn good(n: usize) -> String {
     format!("kp_good_{n:02}")
 }
 
-/// Events of good users, of the bad one, of another user with the bad one's address, of a deleted user who is named again
+/// Events of good users, of the bad one, of another user with the bad one's address, of a deleted user that is named again
 /// later, and one that cannot be decoded.
 fn entries() -> Vec<Entry> {
     let created = |user: &str, event: &str, email: &str| {

@@ -63,7 +63,7 @@ impl Fault {
         fault.failure == Failure::OneUser && fault.operation != "claimants"
     }
 
-    /// Runs a call, which fails if the fault says so. `names_bad`: whether the call names the bad user.
+    /// Runs a call, which fails if the fault applies to it. `names_bad`: whether the call names the bad user.
     async fn call<T, E>(
         &self,
         operation: &'static str,

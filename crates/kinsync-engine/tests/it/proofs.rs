@@ -248,10 +248,10 @@ async fn a_process_that_was_suspended_during_its_scan_announces_and_proves_nothi
     let store = Suspended::new(world.fresh.store.clone());
     let (shared, clock) = (Arc::clone(&store) as Arc<dyn Store>, Clock::system());
     let first = Reconciler::new(world.client(10), shared, clock, named("first"));
-    let (tasks, asked) = (TaskTracker::new(), world.kinde.requests("users"));
+    let (tasks, requested) = (TaskTracker::new(), world.kinde.requests("users"));
     let stop = CancellationToken::new();
     let scan = tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await });
-    until_requested(&world, "users", asked).await;
+    until_requested(&world, "users", requested).await;
     store.suspend();
     let second = world.reconciler(10, named("second"));
     second.wait_until_free().await.expect("the store answers");

@@ -22,7 +22,7 @@ use kinsync_engine::{
 };
 use tokio::time::Instant;
 
-use crate::{pipeline::dead_letters, reconcile::PATIENCE, stores};
+use crate::{pipeline::dead_letters, reconcile::DEADLINE, stores};
 
 const MINUTE: i64 = 60_000_000;
 
@@ -61,7 +61,7 @@ fn event() -> Entry {
 }
 
 async fn until_set_aside(engine: &Engine, letters: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while dead_letters(engine).await != letters || engine.queue().stats().await.expect("it is open").depth > 0
     {
         assert!(Instant::now() < deadline, "{letters} dead letters");

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Longer than anything takes on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const DEADLINE: Duration = Duration::from_mins(1);
 
 /// A local Kinde, a store, and what stands between them.
 pub(crate) struct World {
@@ -152,7 +152,7 @@ impl World {
     /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.
     pub(crate) async fn later(&self) {
         let now = kinsync_testing::wall_clock() + Duration::from_secs(1);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + DEADLINE;
         loop {
             let page = self.client(1).users().next().await.expect("Kinde answers").expect("a first page");
             if page.timing.as_of > now {
@@ -164,11 +164,11 @@ impl World {
     }
 }
 
-/// Waits until Kinde was asked once more.
+/// Waits for another request to Kinde.
 pub(crate) async fn until_requested(world: &World, route: &str, before: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while world.kinde.requests(route) <= before {
-        assert!(Instant::now() < deadline, "Kinde is not asked");
+        assert!(Instant::now() < deadline, "no request to Kinde");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

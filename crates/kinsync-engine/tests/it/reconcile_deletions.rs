@@ -43,14 +43,14 @@ async fn a_single_not_found_deletes_no_user(fresh: Fresh) {
     let ids = world.import(11);
     world.reconcile().await;
     world.later().await;
-    // The list leaves the eleventh out, and the first read of them says that there is none.
+    // The list leaves the eleventh out, and the first read of that user answers that it does not exist.
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
     let absent = FaultKind::UserNotFound { status: 404, id: Some(ids[10].clone()) };
     world.kinde.set_fault(Fault::times(absent.clone(), 1));
     let run = world.reconcile().await;
     assert_eq!((run.tally.users, run.tally.of(DriftKind::Deleted)), (10, 0), "{}: {run:?}", world.fresh.name);
     let struck = world.kinde.faults().into_iter().find(|report| report.fault.kind == absent);
-    assert_eq!(struck.map(|report| report.occurrences), Some(1), "a read said so");
+    assert_eq!(struck.map(|report| report.occurrences), Some(1), "one read was answered so");
     world.assert_equal("after one wrong response").await;
 }
 
@@ -78,7 +78,7 @@ async fn an_unreadable_response_about_a_user_leaves_the_user_unchanged_and_stops
     world.kinde.delete_user(&ids[3], kinde_emulator::Profile::Remove).expect("there");
     world.later().await;
     for (round, status) in [422, 500].into_iter().enumerate() {
-        // The list leaves the last one out, and nothing that is said of them is an answer.
+        // The list leaves the last one out, and no read of that user gets a usable response.
         world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
         let odd = FaultKind::UserNotFound { status, id: Some(ids[11].clone()) };
         world.kinde.set_fault(Fault::always(odd));
@@ -104,7 +104,7 @@ async fn an_empty_list_deletes_no_user(fresh: Fresh) {
     // The list is empty: not even few users are deleted.
     world.kinde.set_fault(Fault::always(FaultKind::EmptyList));
     assert!(matches!(world.run(RunMode::Reconcile).await, Err(Error::EmptyTenant)));
-    // It lists all but one, and says of every single user that there is none.
+    // It lists all but one, and answers every read of a single user with "does not exist".
     world.kinde.clear_faults();
     world.kinde.delete_user(&ids[0], kinde_emulator::Profile::Remove).expect("there");
     world.later().await;
@@ -254,8 +254,8 @@ async fn a_user_made_after_the_scan_began_is_no_candidate(fresh: Fresh) {
     let reconciler = world.reconciler(2, quick());
     let stop = CancellationToken::new();
     let meanwhile = async {
-        let asked = world.kinde.requests("users");
-        while world.kinde.requests("users") == asked {
+        let requested = world.kinde.requests("users");
+        while world.kinde.requests("users") == requested {
             tokio::task::yield_now().await;
         }
         let new = world.kinde.create_user(NewUser::named("new@example.com", "N", "U")).expect("new").id;
@@ -307,10 +307,10 @@ async fn a_user_deleted_by_an_event_is_not_restored_by_a_list(fresh: Fresh) {
     let run = world.reconcile().await;
     assert_eq!(run.tally.of(DriftKind::ListedAfterDeletion), 1, "{run:?}");
     assert!(world.documents().await[&id].is_deleted, "{}", world.fresh.name);
-    let ask = UserId::parse(&id).expect("an id");
-    PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
+    let user = UserId::parse(&id).expect("an id");
+    PendingChecks::request(&*world.fresh.store, &[user]).await.expect("kept");
     world.reconciler(10, quick()).run_pending_checks().await.expect("Kinde answers");
-    assert!(world.documents().await[&id].is_deleted, "{}: nor by being asked for", world.fresh.name);
+    assert!(world.documents().await[&id].is_deleted, "{}: nor by a requested check", world.fresh.name);
 }
 
 async fn an_event_newer_than_the_deletion_requests_a_check(fresh: Fresh) {
@@ -339,8 +339,8 @@ async fn an_event_newer_than_the_deletion_requests_a_check(fresh: Fresh) {
     // The reverse: a check of a user deleted at Kinde. Most of the users are never deleted.
     world.reconcile().await;
     world.kinde.delete_user(&id, kinde_emulator::Profile::Remove).expect("there");
-    let ask = UserId::parse(&id).expect("an id");
-    PendingChecks::request(&*world.fresh.store, &[ask]).await.expect("kept");
+    let user = UserId::parse(&id).expect("an id");
+    PendingChecks::request(&*world.fresh.store, &[user]).await.expect("kept");
     world.later().await;
     assert!(!reconciler.run_pending_checks().await.expect("Kinde answers"));
     assert!(world.documents().await[&id].is_deleted);

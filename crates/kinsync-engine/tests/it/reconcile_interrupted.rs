@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    reconcile::{PATIENCE, World, quick, until_requested},
+    reconcile::{DEADLINE, World, quick, until_requested},
     stores::{self, Fresh, on_every_store},
 };
 
@@ -53,7 +53,7 @@ async fn an_interrupted_backfill_resumes_at_its_checkpoint(fresh: Fresh) {
             Err(Error::Stopped) => cuts += 1,
             Err(error) => panic!("{error:?}"),
         }
-        assert!(cuts < 30, "it goes on");
+        assert!(cuts < 30, "it continues");
     };
     assert!(cuts > 2, "{cuts}");
     assert_eq!((run.outcome.clone(), run.tally.users), (Outcome::Resumed, 6_300), "{run:?}");
@@ -106,7 +106,7 @@ async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fre
     world.import(3);
     let named = |name: &str| Config { name: name.into(), lease, ..quick() };
     let (first, second) = (world.reconciler(10, named("first")), world.reconciler(10, named("second")));
-    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users"));
+    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: DEADLINE, max: DEADLINE }).on("users"));
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let scan = {
@@ -114,7 +114,7 @@ async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fre
         tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await })
     };
     let held = |runs: &[Run]| runs.first().is_some_and(|run| run.outcome == Outcome::Running);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while !held(&record::runs(&*world.fresh.store).await.expect("it answers")) {
         assert!(Instant::now() < deadline, "the first one does not begin");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -137,7 +137,7 @@ async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fre
             Err(Error::Busy { .. }) => tokio::time::sleep(lease / 8).await,
             Err(error) => panic!("{error:?}"),
         }
-        assert!(killed.elapsed() < PATIENCE, "{}: no process takes over", world.fresh.name);
+        assert!(killed.elapsed() < DEADLINE, "{}: no process takes over", world.fresh.name);
     };
     assert_eq!(run.outcome, Outcome::Complete);
     let runs = record::runs(&*world.fresh.store).await.expect("it answers");
@@ -152,13 +152,13 @@ async fn a_process_that_waits_for_a_scan_begins_soon_after_its_end(fresh: Fresh)
     let slow = Duration::from_millis(400);
     world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("users"));
     let (first, second) = (world.reconciler(10, quick()), world.reconciler(10, quick()));
-    let (stop, asked) = (CancellationToken::new(), world.kinde.requests("users"));
+    let (stop, requested) = (CancellationToken::new(), world.kinde.requests("users"));
     let scan = async {
         first.run(RunMode::Reconcile, &|_| {}, &stop).await.expect("Kinde answers");
         Instant::now()
     };
     let wait = async {
-        until_requested(&world, "users", asked).await;
+        until_requested(&world, "users", requested).await;
         let began = Instant::now();
         second.wait_until_free().await.expect("the store answers");
         (began.elapsed(), Instant::now())
@@ -181,8 +181,8 @@ async fn the_second_read_of_a_user_without_a_recent_change_waits_for_no_replica(
     };
     apply(&*world.fresh.store, [seen], Clock::system().now()).await.expect("the store answers");
     PendingChecks::request(&*world.fresh.store, &[deleted]).await.expect("kept");
-    let reconciler = world.reconciler(10, Config { replica_lag: 2 * PATIENCE, ..quick() });
-    let checked = tokio::time::timeout(PATIENCE, reconciler.run_pending_checks()).await;
+    let reconciler = world.reconciler(10, Config { replica_lag: 2 * DEADLINE, ..quick() });
+    let checked = tokio::time::timeout(DEADLINE, reconciler.run_pending_checks()).await;
     checked.expect("it waits for no replica").expect("Kinde answers");
     assert!(world.row("kp_deleted").await.document().is_deleted, "{}", world.fresh.name);
 }
@@ -215,11 +215,7 @@ async fn too_many_pending_checks_become_one_scan() {
     PendingChecks::request(&*fresh.store, &users[..1000]).await.expect("kept");
     PendingChecks::request(&*fresh.store, &users[..1000]).await.expect("kept");
     let checks = PendingChecks::load(&*fresh.store).await.expect("it answers");
-    assert_eq!(
-        (checks.users.len(), checks.scan.is_some()),
-        (1000, false),
-        "asked for twice is asked for once"
-    );
+    assert_eq!((checks.users.len(), checks.scan.is_some()), (1000, false), "two requests are one");
     PendingChecks::request(&*fresh.store, &users).await.expect("kept");
     let checks = PendingChecks::load(&*fresh.store).await.expect("it answers");
     assert_eq!((checks.users.len(), checks.scan.is_some()), (0, true));

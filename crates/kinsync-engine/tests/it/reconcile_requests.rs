@@ -11,7 +11,7 @@ use kinsync_engine::internal::{
 use tokio::time::Instant;
 
 use crate::{
-    reconcile::{PATIENCE, World, quick},
+    reconcile::{DEADLINE, World, quick},
     reconcile_schedule::{often, start},
     stores::{Fresh, on_every_store},
 };
@@ -26,9 +26,9 @@ async fn pending(world: &World) -> PendingChecks {
     PendingChecks::load(&*world.fresh.store).await.expect("the store answers")
 }
 
-/// Waits until Kinde has been asked for users since.
+/// Waits for a request for users to Kinde.
 async fn until_scanning(world: &World, before: u64) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while world.kinde.requests("users") <= before {
         assert!(Instant::now() < deadline, "no scan begins");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -46,11 +46,11 @@ async fn a_request_survives_the_end_of_the_process_that_carries_it_out(fresh: Fr
     let held = world.reconcile().await.id;
     let approval = Approval::Run(held);
     PendingChecks::approve(&*world.fresh.store, &approval).await.expect("kept");
-    let slow = Fault::always(FaultKind::Slow { min: PATIENCE, max: PATIENCE }).on("users");
+    let slow = Fault::always(FaultKind::Slow { min: DEADLINE, max: DEADLINE }).on("users");
     world.kinde.set_fault(slow);
-    let asked = world.kinde.requests("users");
+    let requested = world.kinde.requests("users");
     let working = start(world.reconciler(10, quick()), often());
-    until_scanning(&world, asked).await;
+    until_scanning(&world, requested).await;
     assert_eq!(pending(&world).await.scan.and_then(|scan| scan.approves), Some(approval.clone()));
     // Its tasks end at once, as those of a killed process: nothing is stored any more.
     working.kill().await;
@@ -64,7 +64,7 @@ async fn a_request_survives_the_end_of_the_process_that_carries_it_out(fresh: Fr
     let runs = next.history().await.expect("it answers").runs;
     assert_eq!(runs[0].outcome, Outcome::Cut, "without another run");
     let _working = start(next, often());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while pending(&world).await != PendingChecks::default() {
         assert!(Instant::now() < deadline, "it is carried out");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -81,11 +81,11 @@ async fn a_scan_requested_during_a_scan_runs_after_it(fresh: Fresh) {
     PendingChecks::request_scan(store).await.expect("kept");
     let slow = Duration::from_millis(300);
     world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("users"));
-    let asked = world.kinde.requests("users");
+    let requested = world.kinde.requests("users");
     let _working = start(world.reconciler(10, quick()), often());
-    until_scanning(&world, asked).await;
+    until_scanning(&world, requested).await;
     PendingChecks::request_scan(store).await.expect("kept");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while pending(&world).await != PendingChecks::default() {
         assert!(Instant::now() < deadline, "both are done");
         tokio::time::sleep(Duration::from_millis(5)).await;

@@ -155,10 +155,10 @@ async fn an_event_from_the_middle_of_a_scan_that_arrives_after_it_requests_a_che
     world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
     let rename = |name: &str| UserEdit { first_name: Some(name.into()), ..UserEdit::default() };
     let reconciler = world.reconciler(1, quick());
-    let (stop, asked) = (CancellationToken::new(), world.kinde.requests("users"));
+    let (stop, requested) = (CancellationToken::new(), world.kinde.requests("users"));
     let changes = async {
-        // The first page was asked for, and the last one was not.
-        until_requested(&world, "users", asked).await;
+        // The first page was requested, and the last one was not.
+        until_requested(&world, "users", requested).await;
         world.kinde.update_user(&id, rename("Wrong")).expect("there");
         world.kinde.update_user(&id, rename("First 2")).expect("there");
     };
@@ -201,7 +201,7 @@ async fn a_run_counts_changes_by_source_and_missed_changes_by_previous_source(fr
         (None, &BTreeMap::from([(Source::Reconcile, 4)]))
     );
     let edit = || UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
-    world.kinde.create_user(NewUser::named("told@example.com", "T", "O")).expect("new");
+    world.kinde.create_user(NewUser::named("known@example.com", "T", "O")).expect("new");
     world.kinde.update_user(&ids[0], edit()).expect("there");
     world.kinde.delete_user(&ids[1], kinde_emulator::Profile::Remove).expect("there");
     world.deliver(world.events()).await;

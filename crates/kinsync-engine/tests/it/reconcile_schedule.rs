@@ -1,4 +1,4 @@
-//! When a process reconciles, and what it says of itself: schedules that run, against the emulator.
+//! When a process reconciles, and the status that it reports: running schedules against the emulator.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ use tokio_util::{
 };
 
 use crate::{
-    reconcile::{PATIENCE, World, quick},
+    reconcile::{DEADLINE, World, quick},
     stores::{self, Fresh, on_every_store},
 };
 
@@ -47,7 +47,7 @@ impl Working {
     }
 
     async fn until(&mut self, what: &str, is_so: impl FnMut(&Status) -> bool) -> Status {
-        let found = tokio::time::timeout(PATIENCE, self.status.wait_for(is_so)).await;
+        let found = tokio::time::timeout(DEADLINE, self.status.wait_for(is_so)).await;
         found.unwrap_or_else(|_| panic!("{what}")).expect("the schedule works").clone()
     }
 }
@@ -80,7 +80,7 @@ async fn checks(world: &World) -> PendingChecks {
 
 /// Waits until the newest runs are as they should be.
 async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -> Vec<Run> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     loop {
         let runs = runs(world).await;
         if is_so(&runs) {
@@ -95,23 +95,27 @@ async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -
 async fn a_failed_check_does_not_prevent_a_scan() {
     let world = World::new(stores::embedded()).await;
     let ids = world.import(5);
-    let asked = UserId::parse(&ids[0]).expect("an id");
+    let requested = UserId::parse(&ids[0]).expect("an id");
     // Of this one user there is no answer.
     let odd = FaultKind::UserNotFound { status: 422, id: Some(ids[0].clone()) };
     world.kinde.set_fault(Fault::always(odd));
-    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&requested)).await.expect("kept");
     let _working = start(world.reconciler(10, quick()), often());
     until_runs(&world, "a scan is due", |runs| runs.first().is_some_and(Run::is_complete)).await;
     assert!(checks(&world).await.users.is_empty(), "the scan has looked at the user");
-    // No single user can be asked about.
+    // No single user can be read.
     world.kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("user"));
-    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&asked)).await.expect("kept");
+    PendingChecks::request(&*world.fresh.store, std::slice::from_ref(&requested)).await.expect("kept");
     PendingChecks::request_scan(&*world.fresh.store).await.expect("kept");
-    until_runs(&world, "a scan was asked for", |runs| {
+    until_runs(&world, "a scan was requested", |runs| {
         runs.len() == 2 && runs.first().is_some_and(Run::is_complete)
     })
     .await;
-    assert_eq!(checks(&world).await.users.into_keys().collect::<Vec<_>>(), [asked], "the user still waits");
+    assert_eq!(
+        checks(&world).await.users.into_keys().collect::<Vec<_>>(),
+        [requested],
+        "the user still waits"
+    );
 }
 
 on_every_store! {
@@ -189,7 +193,7 @@ async fn a_failure_is_reported_until_a_run_of_any_process_completes() {
     world.import(5);
     let mut working = start(failing(&world), often());
     working.until("it fails", |status| status.failure.is_some()).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     let other = world.reconciler(10, quick());
     while other.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
         assert!(Instant::now() < deadline, "the lease is free now and then");
@@ -229,7 +233,7 @@ async fn a_requested_approval_is_carried_out_or_requested_again() {
     let held = world.reconcile().await.id;
     let approval = Approval::Run(held);
     PendingChecks::approve(&*world.fresh.store, &approval).await.expect("kept");
-    let rarely = schedule::Config { poll_every: PATIENCE, ..often() };
+    let rarely = schedule::Config { poll_every: DEADLINE, ..often() };
     let mut failing = start(failing(&world), rarely);
     failing.until("it fails", |status| status.failure.is_some()).await;
     let pending = checks(&world).await.scan.and_then(|scan| scan.approves);
@@ -237,7 +241,7 @@ async fn a_requested_approval_is_carried_out_or_requested_again() {
     drop(failing);
     let _working = start(world.reconciler(10, quick()), often());
     until_runs(&world, "it is carried out", |runs| runs[0].tally.of(record::DriftKind::Deleted) == 30).await;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while checks(&world).await != PendingChecks::default() {
         assert!(Instant::now() < deadline, "the request stays until the run is done, and no longer");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -250,7 +254,7 @@ async fn run_ahead(world: &World, ahead: Duration) {
     let clock = Clock::from_fn(move || Micros(Clock::system().now().0 + ahead));
     let client = Client::new(world.settings(10)).expect("the emulator's own settings");
     let reconciler = Reconciler::new(client, world.fresh.store.clone(), clock, quick());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while let Err(error) = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await {
         assert!(matches!(error, Error::Busy { .. }) && Instant::now() < deadline, "{error:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -282,7 +286,7 @@ async fn too_long_without_a_complete_scan_is_an_alarm_until_one_completes() {
     let mut failing = start(failing(&world), config);
     let status = failing.until("no scan completes", |status| status.overdue.is_some()).await;
     assert!(status.overdue > Some(Duration::from_millis(300)), "{status:?}");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     let other = world.reconciler(10, quick());
     while other.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await.is_err() {
         assert!(Instant::now() < deadline, "the lease is free now and then");

@@ -1,5 +1,5 @@
 //! A replica set with three members that fail under load: what was accepted is applied in the end, and only that.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     sync::{

@@ -113,7 +113,7 @@ async fn a_sharded_collection_without_the_kinde_id_in_its_key_is_refused_by_name
     assert!(store.write(&[row("kp_ada", None)]).await.is_err(), "no user is written without the index");
 }
 
-/// A store whose name in DNS has servers once `is_known` is set.
+/// A store with a name in DNS that has servers once `is_known` is set.
 fn named(mongo: &TestMongo, is_known: &Arc<AtomicBool>) -> Config {
     let (uri, is_known) = (mongo.uri(), Arc::clone(is_known));
     let lookup = move || {
