@@ -279,6 +279,6 @@ mod tests {
         let version = Version::event(Micros(10 * MINUTE), "event_1");
         let register = kinsync_core::Register { value: Value::Text("Ada".into()), version };
         row.state.fields.insert(Field::FirstName, register);
-        assert_eq!(outcome(Some(&row)), "set 1 of 1 fields");
+        assert_eq!(outcome(Some(&row)), "set 1 of 1 field");
     }
 }
