@@ -29,6 +29,9 @@ const REFUSED: [i32; 16] = [2, 9, 14, 20, 59, 67, 72, 73, 115, 148, 166, 197, 23
 /// `CannotCreateIndex`.
 const NO_SUCH_INDEX: i32 = 67;
 
+/// `CommandNotSupportedOnView`.
+const NOT_ON_A_VIEW: i32 = 166;
+
 /// Names in the description of a failed validator.
 const MAX_WORDS: usize = 24;
 
@@ -121,6 +124,10 @@ pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
         (ErrorKind::InvalidArgument { .. }, _) => "this is a bug of kinsync; report it with this message",
         (_, Some(NO_SUCH_INDEX)) => {
             "the server cannot create this index (code 67): in a sharded collection a unique index begins with the shard key"
+        }
+        (_, Some(NOT_ON_A_VIEW)) => {
+            "a collection of kinsync is a view, which takes no writes: name a collection (KINSYNC_USERS_COLLECTION, \
+             KINSYNC_EVENTS_COLLECTION)"
         }
         (ErrorKind::Command(failed), Some(code)) if REFUSED.contains(&code) => {
             let hint = format!(

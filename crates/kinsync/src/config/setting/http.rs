@@ -12,7 +12,9 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("127.0.0.1"),
         example: "0.0.0.0",
         help: "The address to listen on; 0.0.0.0 to accept connections from other machines",
-        set: |config, text| put(&mut config.http.bind, value::parsed(text, "an IP address")),
+        set: |config, text| {
+            put(&mut config.http.bind, value::parsed(text, "an IP address without a port (the port is PORT)"))
+        },
         ..ROW
     },
     Setting {
