@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::receiver::{DEADLINE, Receiver, claims, get};
+use crate::receiver::{Arrival, DEADLINE, Receiver, claims, get};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_kinde-emulator");
 
@@ -121,7 +121,7 @@ async fn the_commands_change_organizations_roles_and_permissions() {
     assert!(
         !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("there is no role")
     );
-    let mut kinds: Vec<String> = receiver.wait_for(11).await.iter().map(|one| one.kind()).collect();
+    let mut kinds: Vec<String> = receiver.wait_for(11).await.iter().map(Arrival::kind).collect();
     kinds.sort();
     let expect = [
         "organization.created",

@@ -4,7 +4,7 @@ use kinde_emulator::config::{Pagination, Unknowns, UserPermissions};
 use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, OrganizationEdit, RoleEdit, TokenSpec};
 use serde_json::{Value, json};
 
-use crate::receiver::{get, start};
+use crate::receiver::{Arrival, get, start};
 
 async fn read(emulator: &Emulator, path: &str) -> (u16, Value) {
     let token = emulator.m2m_token(&TokenSpec::default());
@@ -37,7 +37,7 @@ async fn a_change_of_a_role_or_an_organization_sends_nothing_about_the_members()
     emulator.delete_organization("org_1").unwrap();
     emulator.update_user(&ada.id, kinde_emulator::UserEdit::default()).unwrap();
     let arrivals = receiver.wait_for(9).await;
-    let mut payloads: Vec<Value> = arrivals.iter().map(|arrival| arrival.payload()).collect();
+    let mut payloads: Vec<Value> = arrivals.iter().map(Arrival::payload).collect();
     payloads.sort_by_key(|payload| payload["timestamp"].to_string());
     let expect = [
         ("organization.created", json!({"organization": {"code": "org_1", "handle": null, "name": "org_1"}})),
@@ -103,12 +103,8 @@ async fn the_permissions_of_a_member_are_direct_or_effective_by_a_setting() {
         assert_eq!(texts(&listed["permissions"], "key"), expect);
         let of_role = listed["permissions"].as_array().unwrap().iter().find(|one| one["key"] == "edit");
         assert!(of_role.is_none_or(|one| one["roles"] == json!([{"id": role.id, "key": "admin"}])));
-        let event = receiver
-            .wait_for(3)
-            .await
-            .iter()
-            .map(|one| one.payload())
-            .find(|one| one["type"] == "user.updated");
+        let event =
+            receiver.wait_for(3).await.iter().map(Arrival::payload).find(|one| one["type"] == "user.updated");
         let membership = &event.unwrap()["data"]["user"]["organizations"][1];
         assert_eq!(texts(&membership["permissions"], "key"), expect);
     }

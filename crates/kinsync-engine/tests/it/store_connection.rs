@@ -59,7 +59,9 @@ async fn documentdb(mongo: &TestMongo) -> (String, AbortOnDropHandle<()>) {
             connections.spawn(replace_codes(from_server, to_client));
         }
     };
-    (address, AbortOnDropHandle::new(tokio::spawn(serve)))
+    #[expect(clippy::disallowed_methods, reason = "the server is aborted when the test drops it")]
+    let server = tokio::spawn(serve);
+    (address, AbortOnDropHandle::new(server))
 }
 
 /// Copies whole messages: the first four bytes are the length. Returns when the connection ends.

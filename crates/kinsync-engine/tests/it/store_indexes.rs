@@ -5,7 +5,7 @@ use bson::{Document, doc};
 use kinsync_core::Field;
 use kinsync_engine::internal::store::{
     Outcome, Store,
-    mongo::{Config, IndexFault, MongoStore, Topology},
+    mongo::{IndexFault, MongoStore, Topology},
 };
 
 use crate::{

@@ -77,7 +77,9 @@ fn shown(user: &User, member: &Membership, missing: Missing) -> Value {
         ("first_name", &user.first_name),
         ("picture", &user.picture),
     ];
-    texts.into_iter().for_each(|(name, value)| optional(&mut item, name, value.as_deref(), missing));
+    for (name, value) in texts {
+        optional(&mut item, name, value.as_deref(), missing);
+    }
     item
 }
 
