@@ -22,22 +22,22 @@ use crate::report::{Report, Row, Target, Unit};
 use crate::work::Work;
 
 const PART: &str = "existing";
-/// Users, and documents of the application.
-const DOCUMENTS: u64 = 4000;
+/// Users. Nearly all of them have an address.
+const USER_COUNT: u64 = 4000;
 const TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Measures the first scans, in rounds.
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mongod = Mongod::start(work, "mongod-existing").await?;
     report.machine().version("mongod", mongod.version().await?);
-    let tenant = Tenant::start(work, "existing", DOCUMENTS, "").await?;
+    let tenant = Tenant::start(work, "existing", USER_COUNT, "").await?;
     let (mut empty, mut existing, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..options.rounds {
         let [without, with] = ["empty", "filled"].map(|what| format!("{PART}-{what}-{round}"));
         let first = scan(work, &mongod, &tenant, &without).await?;
-        fill(&mongod, &without, &with).await?;
+        let documents = fill(&mongod, &without, &with).await?;
         let second = scan(work, &mongod, &tenant, &with).await?;
-        check(&mongod, &with).await?;
+        check(&mongod, &with, documents).await?;
         empty.push(first);
         existing.push(second);
         ratios.push(second / first);
@@ -46,9 +46,9 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         let (median, min, max) = median(values);
         Row::new(PART, what, median, unit).spread(min, max)
     };
-    let users = format!("first scan of {DOCUMENTS} users, empty collection");
+    let users = format!("first scan of {USER_COUNT} users, empty collection");
     report.add(row(&users, empty, Unit::Millis));
-    report.add(row("first scan, as many documents with the same addresses", existing, Unit::Millis));
+    report.add(row("first scan, a document with each address", existing, Unit::Millis));
     report.add(row("existing documents / empty collection", ratios, Unit::Ratio).target(Target::AtMost(3.0)));
     Ok(())
 }
@@ -58,23 +58,24 @@ fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
     (values[values.len() / 2], values[0], values[values.len() - 1])
 }
 
-/// Inserts a document for each address in another database.
-async fn fill(mongod: &Mongod, from: &str, to: &str) -> anyhow::Result<()> {
+/// Inserts a document for each address in another database. Returns their number.
+async fn fill(mongod: &Mongod, from: &str, to: &str) -> anyhow::Result<u64> {
     let users = mongod.database(from).collection::<Document>(USERS);
     let users: Vec<Document> = users.find(doc! {}).projection(doc! { "email": 1 }).await?.try_collect().await?;
     let own = users.iter().filter_map(|user| Some(doc! { "email": user.get_str("email").ok()?, "plan": "pro" }));
     let own: Vec<Document> = own.collect();
-    anyhow::ensure!(own.len() as u64 == DOCUMENTS, "only {} users have an address", own.len());
+    let count = own.len() as u64;
+    anyhow::ensure!(count > USER_COUNT * 9 / 10, "only {count} users have an address");
     mongod.database(to).collection::<Document>(USERS).insert_many(own).await?;
-    Ok(())
+    Ok(count)
 }
 
 /// Fails unless every user has a document and every conflict names the document of the application.
-async fn check(mongod: &Mongod, database: &str) -> anyhow::Result<()> {
+async fn check(mongod: &Mongod, database: &str, documents: u64) -> anyhow::Result<()> {
     let users = mongod.database(database).collection::<Document>(USERS);
     let decided = doc! { "kindeId": { "$gt": "" }, "emailConflict.heldBy": { "$gt": "" }, "kinsync.pendingEmails": null };
     let count = users.count_documents(decided).await?;
-    anyhow::ensure!(count == DOCUMENTS, "{count} of {DOCUMENTS} conflicts are decided");
+    anyhow::ensure!(count == documents, "{count} of {documents} conflicts are decided");
     Ok(())
 }
 
@@ -88,7 +89,7 @@ async fn scan(work: &Work, mongod: &Mongod, tenant: &Tenant, database: &str) -> 
     let run = first_run(address).await?;
     process.stop(TIMEOUT).await?;
     let missing = run["drift"]["missing"].as_u64();
-    anyhow::ensure!(missing == Some(DOCUMENTS), "the scan found {run}");
+    anyhow::ensure!(missing == Some(USER_COUNT), "the scan found {run}");
     let at = |key: &str| run[key].as_str().and_then(|text| text.parse::<Timestamp>().ok());
     let took = at("startedAt").zip(at("endedAt")).map(|(start, end)| end.duration_since(start));
     Ok(took.context("the scan has no times")?.as_secs_f64() * 1e3)

@@ -43,7 +43,7 @@ async fn ignoring_case() -> MongoStore {
     prepared(Config { link_by_email: LinkByEmail::VerifiedIgnoreCase, ..fresh().await }).await
 }
 
-async fn in_lower_case() -> MongoStore {
+pub(crate) async fn in_lower_case() -> MongoStore {
     let fields = FieldMapping { lowercase_email: true, ..FieldMapping::default() };
     prepared(Config { fields, ..fresh().await }).await
 }

@@ -1,4 +1,5 @@
 //! Addresses that several documents have: which document shows one, and what others record.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{Document, doc};
 use kinsync_core::{Observation, Profile, What};
@@ -254,4 +255,21 @@ async fn without_a_unique_index_a_document_of_the_application_holds_its_address_
     assert_eq!(shown_by(&store, "a@x.org").await, (vec!["own".into()], vec!["kp_ada".into()]));
     observe(&store, vec![profile("kp_ada", 2, "a@x.org", true)]).await;
     assert!(is_linked(&store).await);
+}
+
+#[tokio::test]
+async fn every_batch_of_a_first_scan_records_the_documents_that_show_the_addresses() {
+    let store = store().await;
+    let address = |n| format!("u{n}@x.org");
+    users(&store).insert_many((0..9).map(|n| doc! { "_id": address(n), "email": address(n) })).await.unwrap();
+    // Addresses are looked up before an insert until most of them are free.
+    for batch in [0..4, 4..10, 10..20] {
+        apply(&store, batch.map(|n| event(&format!("kp_{n}"), 1, &address(n))), NOW).await.unwrap();
+    }
+    for n in 0..20 {
+        let row = get(&store, &format!("kp_{n}")).await.unwrap();
+        assert!(row.pending_emails.is_empty());
+        let expected = if n < 9 { (None, Some(address(n))) } else { (Some(address(n)), None) };
+        assert_eq!((row.document().email, row.metadata.email_held_by), expected, "{n}");
+    }
 }

@@ -4,12 +4,13 @@ use std::{path::Path, process::Stdio, time::Duration};
 
 use bson::doc;
 use kinsync_core::{Field, Identity, Micros, Organization, Profile, Value};
-use kinsync_engine::internal::apply::apply;
+use kinsync_engine::internal::{apply::apply, store::mongo::MongoStore};
 use kinsync_testing::mongo::TestMongo;
 use serde_json::Value as Json;
 use tokio::process::Command;
 
 use crate::{
+    address_case::in_lower_case,
     own_keys::{event, profile},
     store_mongo::{store, users},
     store_rows::get,
@@ -54,9 +55,8 @@ async fn the_type_and_the_schema_fit_the_documents_and_mongoose_changes_nothing_
     let observations = [event("kp_ada", 1_700_000_000_000_000, fields), profile("kp_eve", 2)];
     apply(&store, observations, Micros(1_790_000_000_000_000)).await.unwrap();
     let before = get(&store, "kp_ada").await.unwrap();
-    let uri = TestMongo::shared().await.uri().replace("/?", &format!("/{}?", store.database_name()));
     let mut script = Command::new("node");
-    script.arg("built/check.js").env("MONGODB_URI", uri).env("KINDE_ID", "kp_ada");
+    script.arg("built/check.js").env("MONGODB_URI", uri_of(&store).await).env("KINDE_ID", "kp_ada");
     let printed = run(&mut script).await;
     let seen: Json = serde_json::from_str(&printed).expect("the script prints JSON");
     assert_eq!(
@@ -75,4 +75,28 @@ async fn the_type_and_the_schema_fit_the_documents_and_mongoose_changes_nothing_
     assert!(!after.is_outdated());
     let saved = users(&store).find_one(doc! { "kindeId": "kp_ada" }).await.unwrap().unwrap();
     assert_eq!(saved.get_str("plan").unwrap(), "pro");
+    find_in_lower_case().await;
+}
+
+/// With `lowercase: true` Mongoose also changes the address in a query.
+async fn find_in_lower_case() {
+    const SCRIPT: &str = "const mongoose = require('mongoose');
+        const email = { type: String, lowercase: true };
+        const User = mongoose.model('User', new mongoose.Schema({ email }, { collection: 'users', autoIndex: false }));
+        (async () => {
+            await mongoose.connect(process.env.MONGODB_URI);
+            const found = await User.findOne({ email: 'Ada@X.org' });
+            console.log(found?.email);
+            await mongoose.disconnect();
+        })();";
+    let store = in_lower_case().await;
+    let fields = Profile::new().with(Field::Email, "Ada@X.org");
+    apply(&store, [event("kp_ada", 1, fields)], Micros(2)).await.unwrap();
+    let printed =
+        run(Command::new("node").args(["-e", SCRIPT]).env("MONGODB_URI", uri_of(&store).await)).await;
+    assert_eq!(printed.trim(), "ada@x.org");
+}
+
+async fn uri_of(store: &MongoStore) -> String {
+    TestMongo::shared().await.uri().replace("/?", &format!("/{}?", store.database_name()))
 }
