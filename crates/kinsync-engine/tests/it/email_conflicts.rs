@@ -262,7 +262,7 @@ async fn every_batch_of_a_first_scan_records_the_documents_that_show_the_address
     let store = store().await;
     let address = |n| format!("u{n}@x.org");
     users(&store).insert_many((0..9).map(|n| doc! { "_id": address(n), "email": address(n) })).await.unwrap();
-    // Addresses are looked up before an insert until most of them are free.
+    // Batches with taken addresses only, with some, and with none.
     for batch in [0..4, 4..10, 10..20] {
         apply(&store, batch.map(|n| event(&format!("kp_{n}"), 1, &address(n))), NOW).await.unwrap();
     }

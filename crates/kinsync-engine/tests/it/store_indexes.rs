@@ -4,7 +4,7 @@
 use bson::{Document, doc};
 use kinsync_core::Field;
 use kinsync_engine::internal::store::{
-    Outcome, Store,
+    Outcome, Severity, Store,
     mongo::{IndexFault, MongoStore, Topology},
 };
 
@@ -188,4 +188,17 @@ async fn a_collection_with_a_collation_of_its_own_is_used_by_the_comparison_of_b
     assert_eq!(get(&store, "kp_ADA").await, Some(renamed));
     let holders = store.email_holders(&["Ada@x.org".into()]).await.unwrap();
     assert_eq!(holders["Ada@x.org"].name(), "kp_ADA");
+}
+
+#[tokio::test]
+async fn a_validator_that_rejects_every_user_is_a_problem_with_a_command_that_resolves_it() {
+    let store = store().await;
+    assert_eq!(store.examine().await.unwrap(), []);
+    let rule = doc! { "$jsonSchema": { "required": ["tenant"] } };
+    store.database().unwrap().run_command(doc! { "collMod": "users", "validator": rule }).await.unwrap();
+    let problems = store.examine().await.unwrap();
+    assert_eq!(problems, store.conflicting_rules().await.unwrap());
+    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+    assert_eq!((problem.subject.as_str(), problem.severity), ("validator", Severity::Error));
+    assert!(problem.what.contains("tenant") && problem.fix.contains("collMod"), "{problem:?}");
 }
