@@ -13,6 +13,7 @@
 //! Properties, in every state:
 //! - a proof covers only rows that its scan compared, and would restore only values of that comparison;
 //! - a deleted user stays deleted, and no user is deleted that exists at Kinde;
+//! - a suspended user stays suspended until Kinde has ended the suspension;
 //! - when nothing is in flight, a user is stored as Kinde has it, unless an event was lost, and neither a scan compared the
 //!   user afterwards nor a single read repaired it.
 
@@ -25,7 +26,7 @@ use std::{
 };
 
 use kinsync_core::{
-    Field, Micros, Observation, Profile, RowMetadata, Source, UserId, UserState, Version, What,
+    Field, Micros, Observation, Profile, RowMetadata, Source, UserId, UserState, Value, Version, What,
 };
 
 use self::steps::{Label, Steps};
@@ -113,7 +114,7 @@ const fn user(name: &'static str, is_suspended: bool) -> Remote {
 struct History {
     before: [Option<Remote>; 2],
     changes: &'static [(usize, Option<Remote>)],
-    scans: usize,
+    writers: usize,
     kills: u8,
     duplicates: u8,
 }
@@ -218,7 +219,7 @@ struct World {
     watermarks: Shared<ScanWatermarks>,
     checks: [bool; 2],
     writers: [Writer; 2],
-    scans: [Scan; 2],
+    scans: [Scan; 1],
     /// The response of a running check, and whether the check was requested again.
     checker: Option<(Response, bool)>,
     kills: u8,
@@ -314,6 +315,9 @@ fn violation(history: &History, before: &World, world: &World) -> Option<String>
         if !row.state.is_live() && truth.is_some() {
             return Some(format!("user {n} is deleted and exists at Kinde"));
         }
+        if is_undone(history, before, world, n) {
+            return Some(format!("the suspension of user {n} is undone"));
+        }
         let is_same = (row, &world.watermarks) == (&before.rows[n], &before.watermarks);
         if let Some(problem) = (!is_same).then(|| unproved(history, world, n)).flatten() {
             return Some(format!("user {n}: {problem}"));
@@ -323,6 +327,19 @@ fn violation(history: &History, before: &World, world: &World) -> Option<String>
         }
     }
     None
+}
+
+/// Returns whether a shown suspension disappeared although Kinde has not ended it.
+fn is_undone(history: &History, before: &World, world: &World, user: usize) -> bool {
+    let is_shown = |world: &World| {
+        let state = &world.rows[user].state;
+        state.is_live() && state.value(Field::IsSuspended) == Some(&Value::Flag(true))
+    };
+    let is_suspended = |changes: &usize| history.truth(user, *changes).is_some_and(|user| user.is_suspended);
+    let mut until_now = 0..=world.changes;
+    let was_ended =
+        until_now.find(is_suspended).is_some() && until_now.any(|changes| !is_suspended(&changes));
+    is_shown(before) && !is_shown(world) && world.rows[user].state.is_live() && !was_ended
 }
 
 /// Returns what the proof would claim without a comparison.
@@ -408,12 +425,20 @@ const EVE: Option<Remote> = Some(user("Eve", false));
 
 /// A history with one scan and one kill.
 const fn history(before: [Option<Remote>; 2], changes: &'static [(usize, Option<Remote>)]) -> History {
-    History { before, changes, scans: 1, kills: 1, duplicates: 0 }
+    History { before, changes, writers: 2, kills: 1, duplicates: 0 }
 }
 
 #[test]
 fn a_value_that_changes_and_changes_back_is_shown_as_kinde_has_it() {
     explore(&history([ADA, EVE], &[(0, EVE), (0, ADA)]));
+}
+
+const SUSPENDED: Option<Remote> = Some(user("Ada", true));
+const SUSPENDED_EVE: Option<Remote> = Some(user("Eve", true));
+
+#[test]
+fn a_suspension_is_never_undone() {
+    explore(&history([ADA, EVE], &[(0, SUSPENDED), (0, SUSPENDED_EVE)]));
 }
 
 #[test]
