@@ -1,5 +1,4 @@
 //! Addresses that several documents have: which document shows one, and what others record.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{Document, doc};
 use kinsync_core::{Observation, Profile, What};

@@ -91,7 +91,7 @@ async fn find_in_lower_case() {
         })();";
     let store = in_lower_case().await;
     let fields = Profile::new().with(Field::Email, "Ada@X.org");
-    apply(&store, [event("kp_ada", 1, fields)], Micros(2)).await.unwrap();
+    apply(&store, [event("kp_ada", 1, fields)], Micros(2)).await.expect("the store answers");
     let printed =
         run(Command::new("node").args(["-e", SCRIPT]).env("MONGODB_URI", uri_of(&store).await)).await;
     assert_eq!(printed.trim(), "ada@x.org");
