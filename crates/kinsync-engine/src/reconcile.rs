@@ -15,6 +15,8 @@ mod compare;
 mod deletions;
 mod lease;
 #[cfg(test)]
+mod lease_model;
+#[cfg(test)]
 mod model;
 pub mod record;
 mod scan;

@@ -72,14 +72,15 @@ impl Deletions {
     /// Adds a draw if no more than `most` result. Returns whether it was added.
     fn draw(&mut self, users: &BTreeSet<u64>, most: u64, now: Micros) -> bool {
         let new = users.difference(&self.newest).count() as u64;
+        if new == 0 {
+            return true;
+        }
         if self.before(now).saturating_add(new) > most {
             return false;
         }
-        if new > 0 {
-            self.hours.retain(|hour, _| !is_over(*hour, now));
-            *self.hours.entry(now.0.div_euclid(MICROS_PER_HOUR)).or_default() += new;
-            self.newest.clone_from(users);
-        }
+        self.hours.retain(|hour, _| !is_over(*hour, now));
+        *self.hours.entry(now.0.div_euclid(MICROS_PER_HOUR)).or_default() += new;
+        self.newest.clone_from(users);
         true
     }
 }
@@ -100,22 +101,24 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// Reads what is left of a budget for this number of users, among them those of [`spent`].
+    /// Reads what is left of a budget for this number of live users. Users deleted before do not count, so that a draw that was
+    /// not carried out counts no user twice.
     pub(super) async fn load(
         store: &dyn Store,
         thresholds: Thresholds,
-        users: u64,
+        live: u64,
         now: Micros,
     ) -> Result<Self, store::Error> {
         let known: Deletions = state_records::load(store, &KEY).await?;
         let spent = known.before(now);
-        Ok(Self { most: thresholds.most(users), known, spent })
+        Ok(Self { most: thresholds.most(live), known, spent })
     }
 
     /// Returns whether `count` deletions, `users` among them, are more than what is left.
     pub(super) fn is_exceeded_by<'a>(&self, count: usize, users: impl Iterator<Item = &'a UserId>) -> bool {
         let again = users.filter(|user| self.known.newest.contains(&hash(user))).count();
-        self.spent.saturating_add(count.saturating_sub(again) as u64) > self.most
+        let new = count.saturating_sub(again) as u64;
+        new > 0 && self.spent.saturating_add(new) > self.most
     }
 
     /// Draws deletions before they are carried out. Returns `None` under an outdated lease, and `false` if fewer are left;
@@ -131,12 +134,6 @@ impl Budget {
         let draw = |deletions: &mut Deletions| deletions.draw(&users, self.most, now);
         state_records::change_under(store, &KEY, term, draw).await
     }
-}
-
-/// Returns the deletions in the last 24 hours. Read before the live users are counted, and added to them, it makes the number
-/// of users before these deletions; read afterwards, it would count users twice that are deleted meanwhile.
-pub(super) async fn spent(store: &dyn Store, now: Micros) -> Result<u64, store::Error> {
-    Ok(state_records::load::<Deletions>(store, &KEY).await?.before(now))
 }
 
 /// Refuses draws under an older lease from here on, and returns `false` if a process has

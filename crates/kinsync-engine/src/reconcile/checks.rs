@@ -7,7 +7,7 @@ use kinsync_core::{Micros, UserId};
 
 use super::{
     Error, Inner,
-    budget::{self, Budget},
+    budget::Budget,
     compare::drift,
     record::{self, DriftKind, Tally},
     single_reads::{CHUNK, Deletion, Findings, Unconfirmed},
@@ -115,12 +115,11 @@ impl Inner {
     }
 
     async fn check_budget(&self, now: Micros) -> Result<Budget, store::Error> {
-        let spent = budget::spent(&*self.store, now).await?;
         // The store estimates the number, and may count documents of the application.
         let stored = self.store.counts().await?.live_users;
         let runs = record::runs(&*self.store).await?;
         let listed = runs.iter().find(|run| run.is_complete()).map(|run| run.tally.users);
         let live = listed.map_or(stored, |listed| listed.min(stored));
-        Budget::load(&*self.store, self.config.deletes, spent + live, now).await
+        Budget::load(&*self.store, self.config.deletes, live, now).await
     }
 }

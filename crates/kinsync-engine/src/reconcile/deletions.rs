@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner,
-    budget::{self, Budget, hash},
+    budget::{Budget, hash},
     compare::drift,
     record::{DriftKind, EXAMPLES, Run, Tally},
     scan::Scanned,
@@ -116,12 +116,11 @@ impl Inner {
     ) -> Result<Vec<UserId>, Error> {
         scanned.listed.sort_unstable();
         let now = scanned.sent.map_or(Micros(i64::MIN), |(_, last)| last);
-        let spent = self.retry_store(|| budget::spent(&*self.store, now)).await?;
         let Candidates { approved, mut others, count, live, seen, unlisted } =
             self.candidates(run, scanned, approved).await?;
         scanned.tally.merge(seen);
-        let (thresholds, users) = (self.config.deletes, spent + live as u64);
-        let budget = self.retry_store(|| Budget::load(&*self.store, thresholds, users, now)).await?;
+        let (thresholds, live) = (self.config.deletes, live as u64);
+        let budget = self.retry_store(|| Budget::load(&*self.store, thresholds, live, now)).await?;
         let is_held = budget.is_exceeded_by(count, others.iter());
         if is_held {
             self.hold(run, &others, count, scanned).await?;

@@ -442,6 +442,13 @@ fn a_suspension_is_never_undone() {
 }
 
 #[test]
+#[ignore = "takes minutes: `.ci/nightly` runs it"]
+fn three_events_about_two_users_converge() {
+    let three = history([ADA, EVE], &[(0, SUSPENDED), (1, ADA), (0, SUSPENDED_EVE)]);
+    explore(&History { writers: 1, ..three });
+}
+
+#[test]
 fn a_deleted_user_stays_deleted_and_no_other_user_is_deleted() {
     explore(&history([ADA, EVE], &[(0, EVE), (0, None)]));
 }

@@ -91,7 +91,7 @@ async fn no_scan_deletes_most_of_a_small_tenant(fresh: Fresh) {
 
 async fn scans_and_checks_draw_on_one_budget(fresh: Fresh) {
     let world = World::new(fresh).await;
-    let users = world.import(60);
+    let users = world.import(70);
     world.reconcile().await;
     delete(&world, &users[..12]);
     world.later().await;
@@ -107,13 +107,13 @@ async fn scans_and_checks_draw_on_one_budget(fresh: Fresh) {
         (9, 0),
         "{held:?}"
     );
-    assert_eq!(live(&world).await, 48, "{}", world.fresh.name);
+    assert_eq!(live(&world).await, 58, "{}", world.fresh.name);
     // What is left is enough for eight. An approval draws nothing.
     world.run(RunMode::Approve(held.id)).await.expect("Kinde answers");
     delete(&world, &users[21..29]);
     world.later().await;
     assert_eq!(world.reconcile().await.tally.of(DriftKind::Deleted), 8);
-    assert_eq!(live(&world).await, 31);
+    assert_eq!(live(&world).await, 41);
 }
 
 /// The scan reads the budget, then checks draw on it, then the scan draws.
@@ -158,7 +158,7 @@ async fn verified_deletions_draw_nothing(fresh: Fresh) {
 async fn a_process_that_was_suspended_during_its_deletions_deletes_no_more(fresh: Fresh) {
     let lease = Duration::from_secs(2);
     let world = World::new(fresh).await;
-    let users = world.import(200);
+    let users = world.import(300);
     world.reconcile().await;
     delete(&world, &users[..90]);
     world.later().await;
@@ -173,16 +173,16 @@ async fn a_process_that_was_suspended_during_its_deletions_deletes_no_more(fresh
     let run =
         tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await });
     let deadline = Instant::now() + DEADLINE;
-    while live(&world).await == 200 {
+    while live(&world).await == 300 {
         assert!(Instant::now() < deadline && !run.is_finished(), "no user is deleted");
     }
     store.suspend();
-    assert!(live(&world).await > 110, "it is in the middle of its deletions");
+    assert!(live(&world).await > 210, "it is in the middle of its deletions");
     let second = world.reconciler(10, named("b"));
     second.wait_until_free().await.expect("the store answers");
     let took_over = second.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
     assert_eq!(took_over.expect("Kinde answers").outcome, Outcome::Complete);
-    assert_eq!(live(&world).await, 110, "{}", world.fresh.name);
+    assert_eq!(live(&world).await, 210, "{}", world.fresh.name);
     let state =
         async |key: &str| world.fresh.store.state(key).await.expect("it answers").expect("stored").value;
     let (spent, scans) = (state("reconcile.deletions").await, state("reconcile.scans").await);
