@@ -61,8 +61,10 @@ fn median(mut values: Vec<f64>) -> (f64, f64, f64) {
 /// Inserts a document for each address in another database. Returns their number.
 async fn fill(mongod: &Mongod, from: &str, to: &str) -> anyhow::Result<u64> {
     let users = mongod.database(from).collection::<Document>(USERS);
-    let users: Vec<Document> = users.find(doc! {}).projection(doc! { "email": 1 }).await?.try_collect().await?;
-    let own = users.iter().filter_map(|user| Some(doc! { "email": user.get_str("email").ok()?, "plan": "pro" }));
+    let users: Vec<Document> =
+        users.find(doc! {}).projection(doc! { "email": 1 }).await?.try_collect().await?;
+    let own =
+        users.iter().filter_map(|user| Some(doc! { "email": user.get_str("email").ok()?, "plan": "pro" }));
     let own: Vec<Document> = own.collect();
     let count = own.len() as u64;
     anyhow::ensure!(count > USER_COUNT * 9 / 10, "only {count} users have an address");

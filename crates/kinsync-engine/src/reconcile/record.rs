@@ -221,7 +221,7 @@ fn add_counts<K: Ord>(sums: &mut BTreeMap<K, u64>, more: BTreeMap<K, u64>) {
 pub struct PreviousScan {
     /// Start, by kinsync's clock.
     pub began: Micros,
-    /// Number of the start, by the counter of [`crate::scan_watermark`].
+    /// Number of the start, by the counter of the store.
     pub start: i64,
     /// Number of the end.
     pub end: i64,
@@ -270,7 +270,7 @@ pub struct Run {
     /// Number of the lease under which it ran; 0 for a dry run.
     #[serde(default)]
     pub term: Term,
-    /// Numbers of the start and of the end of the scan, by the counter of [`crate::scan_watermark`].
+    /// Numbers of the start and of the end of the scan, by the counter of the store.
     #[serde(default)]
     pub start: i64,
     /// See `start`.
