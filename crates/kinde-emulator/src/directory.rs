@@ -26,7 +26,7 @@ pub struct Organization {
     pub handle: Option<String>,
     /// Id of the organization in another system.
     pub external_id: Option<String>,
-    /// Whether users join it who request no other organization.
+    /// Whether users that request no other organization join it.
     pub is_default: bool,
     /// Whether users can sign up to it.
     pub is_allow_registrations: bool,

@@ -1,6 +1,6 @@
 //! Changes of organizations, memberships, roles, permissions and properties, with the events that Kinde sends for them.
 //!
-//! Kinde sends `user.updated` to the members whose own roles or permissions change, and to no member when a role, a
+//! Kinde sends `user.updated` to the members with changed roles or permissions of their own, and to no member when a role, a
 //! permission or an organization changes or is deleted.
 
 use serde_json::json;

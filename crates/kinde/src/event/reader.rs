@@ -140,7 +140,7 @@ impl<'a> Reader<'a> {
         list.try_map(|entries| entries.into_iter().enumerate().filter_map(read).collect())
     }
 
-    /// An object whose members are strings or null.
+    /// An object with members that are strings or null.
     pub(crate) fn text_map(&mut self, key: &str) -> Result<Patch<BTreeMap<String, Patch<String>>>, Error> {
         let path = self.field(key);
         let members = self.take(key, "an object", |value| match value {

@@ -3,7 +3,7 @@
 //! The processes run the real code: they take the lease, draw deletions on the budget, announce comparisons and record proofs.
 //! Only the records of the store and Kinde's answers are modelled.
 //!
-//! Bounds: a tenant of five users, of whom a budget of half of them allows two deletions; a process that scans, finds two users
+//! Bounds: a tenant of five users and a budget of half of them, so two deletions; a process that scans, finds two users
 //! missing, and checks a third one under the same lease meanwhile; a second process that scans and finds the same two missing.
 //! A lease that a process looks at twice without a change in between has expired: a process that is not chosen for that long
 //! is a suspended one, and it continues without knowing. At each store call the processes continue in this order, except for up
@@ -56,7 +56,7 @@ const ANSWERS: &str = "the store of the model answers";
 struct State {
     records: BTreeMap<String, Saved>,
     deleted: BTreeSet<u8>,
-    /// The process whose call runs, and whether it may make one.
+    /// The process of the call that runs, and whether it may make one.
     process: usize,
     is_granted: bool,
     terms: [Option<Term>; 2],

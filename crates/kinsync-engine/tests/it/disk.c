@@ -3,7 +3,7 @@
 // KINSYNC_DISK_TRACE: file that records what is written to the queue, when it is synced, and what the process prints.
 // KINSYNC_DISK_FAIL_SYNC: number of the sync of the queue that fails with EIO.
 // KINSYNC_DISK_BAD: "inode first last": reads of these bytes of a file fail with EIO.
-// KINSYNC_DISK_CONTROL: file whose first byte makes calls on the files of the store fail: `N` writes with ENOSPC, `W` writes
+// KINSYNC_DISK_CONTROL: file with a first byte that makes calls on the files of the store fail: `N` writes with ENOSPC, `W` writes
 // with EIO, `S` syncs with EIO, `R` reads with EIO. Its bytes 8 to 15 count the failures.
 #define _GNU_SOURCE
 #include <errno.h>
