@@ -76,6 +76,12 @@ fn find<'a>(tree: &'a [String], name: &str) -> Option<&'a String> {
     tree.iter().find(is_full).or_else(|| tree.iter().find(is_short))
 }
 
+/// Whether a source defines the test, as a function or as a line `name: …;` of a macro that makes one test for each store.
+fn has_test(source: &str, test: &str) -> bool {
+    source.contains(&format!("fn {test}("))
+        || source.lines().any(|line| line.trim_start().starts_with(&format!("{test}: ")))
+}
+
 /// What is wrong with the names in one document.
 fn unknown_names(tree: &[String], document: &str) -> Vec<String> {
     let (mut unknown, mut last) = (Vec::new(), None);
@@ -92,7 +98,7 @@ fn unknown_names(tree: &[String], document: &str) -> Vec<String> {
             }
         }
         let Some((test, file)) = test.zip(last) else { continue };
-        if !read(file).contains(&format!("fn {test}(")) {
+        if !has_test(&read(file), test) {
             unknown.push(format!("{document} names the test `{test}`, which is not in {file}"));
         }
     }
