@@ -57,7 +57,7 @@ impl Tenant {
     fn observations(&self, number: usize) -> [Observation; 2] {
         let user = UserId::parse(&user_id(number)).expect("an id is short text");
         let organization =
-            Organization { code: ORG.to_owned(), roles: Some(Vec::new()), permissions: Some(Vec::new()) };
+            Organization { roles: Some(Vec::new()), permissions: Some(Vec::new()), ..Organization::new(ORG) };
         let profile = Profile::new()
             .with(Field::Email, format!("daniel.rivers.{number}@example.com").as_str())
             .with(Field::FirstName, "Daniel")

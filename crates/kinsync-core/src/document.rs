@@ -207,29 +207,11 @@ impl UserState {
         if self.is_live() { None } else { self.deleted.as_ref().map(|version| version.at) }
     }
 
-    /// Returns the memberships, or `None` while no source has listed them. Events carry codes with roles and permissions,
-    /// scans carry codes alone: a newer scan decides the codes, and each code keeps the roles and permissions that the last
-    /// event gave it. A null list means no membership.
+    /// Returns the memberships, sorted by code, or `None` while no source has listed all of them.
     pub fn organizations(&self) -> Option<Vec<Organization>> {
-        let from_event = self.fields.get(&Field::Organizations);
-        let known: &[Organization] = match from_event.map(|register| &register.value) {
-            Some(Value::Organizations(list)) => list,
-            _ => &[],
-        };
-        let scanned = self.fields.get(&Field::OrganizationCodes);
-        let scanned = scanned.filter(|scan| from_event.is_none_or(|event| event.version < scan.version));
-        match scanned.map(|register| &register.value) {
-            Some(Value::Codes(codes)) => Some(codes.iter().map(|code| membership(code, known)).collect()),
-            Some(_) => Some(Vec::new()),
-            None => from_event.map(|_| known.to_vec()),
+        match self.value(Field::Organizations)? {
+            Value::Memberships(memberships) => memberships.organizations(),
+            _ => None,
         }
     }
-}
-
-fn membership(code: &str, known: &[Organization]) -> Organization {
-    known.iter().find(|organization| organization.code == code).cloned().unwrap_or_else(|| Organization {
-        code: code.to_owned(),
-        roles: None,
-        permissions: None,
-    })
 }

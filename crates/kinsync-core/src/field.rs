@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::version::Micros;
+use crate::{membership::Memberships, rfc3339, version::Micros};
 
 /// A synced field of a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -27,7 +27,8 @@ pub enum Field {
     CreatedOn,
     ProvidedId,
     Identities,
-    /// Organization codes as a scan lists them, without roles and permissions.
+    /// Organization codes as a scan lists them, without roles and permissions. A state contains them in
+    /// [`Self::Organizations`].
     OrganizationCodes,
 }
 
@@ -123,26 +124,45 @@ pub enum Value {
     Time(Micros),
     /// A text. Stores never evaluate it as an expression.
     Text(Arc<str>),
-    /// Memberships with roles and permissions, sorted by code.
+    /// All memberships with roles and permissions, sorted by code, in an observation. A state contains
+    /// [`Self::Memberships`].
     Organizations(Vec<Organization>),
-    /// Organization codes, sorted.
+    /// All organization codes, sorted, in an observation. A state contains [`Self::Memberships`].
     Codes(Vec<String>),
+    /// Memberships with a version for each part, in a state.
+    Memberships(Memberships),
     /// Sign-in identities, sorted. Equal entries stay: two passkeys have the same kind and no name.
     Identities(Vec<Identity>),
 }
 
 /// One membership.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(rename_all = "camelCase")]
 pub struct Organization {
     /// Kinde's code, such as `org_590d7f1a86a`.
     pub code: String,
     /// Keys of the roles in this organization. Absent while no source has listed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Vec<String>>,
-    /// Keys of the permissions in this organization. Absent while no source has listed them.
+    /// Keys of the permissions in this organization. Absent while no source has listed them, and after a read that shows
+    /// that the roles have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<Vec<String>>,
+    /// Whether the user cannot sign in to this organization. Absent while no scan has read it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_suspended: Option<bool>,
+    /// When the user joined the organization. Absent while no scan has read it.
+    #[serde(with = "rfc3339::optional", default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub joined_on: Option<Micros>,
+}
+
+impl Organization {
+    /// Returns a membership of which nothing else is known.
+    pub fn new(code: impl Into<String>) -> Self {
+        Self { code: code.into(), ..Self::default() }
+    }
 }
 
 /// One way in which a user signs in.

@@ -1,27 +1,23 @@
-//! The join of two states: register by register, the greater one wins.
+//! The join of two states: register by register, the greater one wins. Memberships join by themselves.
 //!
 //! Each register is a join semilattice (the maximum or minimum of a total order), and so is their product. The join is
 //! therefore associative, commutative and idempotent. See Shapiro et al., "Conflict-free Replicated
 //! Data Types" (2011), section 2.
 
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, btree_map::Entry};
 
-use crate::{observation::Observation, state::UserState};
+use crate::{
+    field::{Field, Value},
+    observation::Observation,
+    state::{Register, UserState},
+};
 
 impl UserState {
     /// Returns the join of two states of the same user.
     #[must_use]
     pub fn join(mut self, other: Self) -> Self {
         for (field, register) in other.fields {
-            match self.fields.entry(field) {
-                Entry::Vacant(vacant) => {
-                    vacant.insert(register);
-                }
-                Entry::Occupied(mut known) if register > *known.get() => {
-                    known.insert(register);
-                }
-                Entry::Occupied(_) => {}
-            }
+            self.fields = with_register(self.fields, field, register);
         }
         self.deleted = greatest(self.deleted, other.deleted);
         self.confirmed = greatest(self.confirmed, other.confirmed);
@@ -37,6 +33,32 @@ impl UserState {
     #[must_use]
     pub fn observe(self, observation: &Observation) -> Self {
         self.join(Self::of(observation))
+    }
+}
+
+/// Joins one register. Memberships are a lattice of their own, and the register has the newest version among them.
+pub(crate) fn with_register(
+    mut fields: BTreeMap<Field, Register>,
+    field: Field,
+    register: Register,
+) -> BTreeMap<Field, Register> {
+    match fields.entry(field) {
+        Entry::Vacant(vacant) => {
+            vacant.insert(register);
+        }
+        Entry::Occupied(mut known) => join_registers(known.get_mut(), register),
+    }
+    fields
+}
+
+fn join_registers(known: &mut Register, other: Register) {
+    if let (Value::Memberships(memberships), Value::Memberships(others)) = (&mut known.value, &other.value) {
+        *memberships = std::mem::take(memberships).join(others.clone());
+        if other.version > known.version {
+            known.version = other.version;
+        }
+    } else if other > *known {
+        *known = other;
     }
 }
 

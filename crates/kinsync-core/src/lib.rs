@@ -6,6 +6,7 @@
 //! - [`ids`]: user ids
 //! - [`version`]: the order of observations
 //! - [`field`]: the synced fields and their values
+//! - [`membership`]: the memberships in organizations
 //! - [`observation`]: facts about one user from one source
 //! - [`state`]: the state of one user
 //! - [`join`]: the join of two states
@@ -21,6 +22,8 @@ pub mod rfc3339;
 
 pub mod field;
 
+pub mod membership;
+
 pub mod observation;
 
 pub mod state;
@@ -34,6 +37,7 @@ pub mod document;
 pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;
+pub use membership::Memberships;
 pub use observation::{Observation, Source, What};
 pub use state::{FirstVersions, Register, UserState};
 pub use version::{Micros, Rank, Version};

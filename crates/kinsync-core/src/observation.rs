@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    field::Profile,
+    field::{Organization, Profile},
     ids::UserId,
     version::{Micros, Version},
 };
@@ -28,6 +28,14 @@ pub struct Observation {
 pub enum What {
     /// The fields had these values. `user.created` and `user.updated` events mean the same.
     Fields(Profile),
+    /// The user had this membership, or none in this organization. Values that are absent stay unknown. Other memberships
+    /// are not affected.
+    Membership {
+        /// Kinde's code of the organization.
+        code: String,
+        /// The membership; `None`: the user is no member.
+        membership: Option<Organization>,
+    },
     /// The user was deleted.
     Deleted,
     /// The user made an authenticated request at this time.

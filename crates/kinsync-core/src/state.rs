@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    field::{Field, Profile, Value},
+    field::{Field, Organization, Profile, Value},
+    join::with_register,
+    membership::Memberships,
     observation::{Observation, What},
     version::{Micros, Rank, Version},
 };
@@ -40,6 +42,7 @@ pub struct FirstVersions {
 #[serde(rename_all = "camelCase")]
 pub struct UserState {
     /// The newest value of each observed field.
+    #[serde(deserialize_with = "fields")]
     pub fields: BTreeMap<Field, Register>,
     /// The newest deletion (the tombstone).
     pub deleted: Option<Version>,
@@ -63,6 +66,10 @@ impl UserState {
             What::Exists(profile) => {
                 Self { confirmed: Some(version.clone()), ..empty }.with_fields(profile, version)
             }
+            What::Membership { code, membership } => {
+                let read = Memberships::read(code, membership.as_ref(), version);
+                empty.with_register(Field::Organizations, version.clone(), Value::Memberships(read))
+            }
             What::Deleted => Self { deleted: Some(version.clone()), ..empty },
             What::SignedIn(at) => Self { last_signed_in: Some(*at), ..empty },
             What::Seen(at) => Self { last_seen: Some(*at), ..Self::default() },
@@ -71,11 +78,25 @@ impl UserState {
 
     fn with_fields(mut self, profile: &Profile, version: &Version) -> Self {
         for (field, value) in profile.iter() {
-            self.fields.insert(field, Register { version: version.clone(), value: value.clone() });
+            self = self.with_register(field, version.clone(), value.clone());
         }
         if let Some(Value::Time(created_on)) = profile.value(Field::CreatedOn) {
             self.first.created_on = Some(*created_on);
         }
+        self
+    }
+
+    /// Returns the state with the join of one more register. Lists of memberships, in the forms of events and of scans, become
+    /// one register.
+    #[must_use]
+    pub fn with_register(mut self, field: Field, version: Version, value: Value) -> Self {
+        let (field, value) = match (field, value) {
+            (Field::Organizations | Field::OrganizationCodes, value) => {
+                (Field::Organizations, Value::Memberships(memberships(value, &version)))
+            }
+            other => other,
+        };
+        self.fields = with_register(self.fields, field, Register { version, value });
         self
     }
 
@@ -136,6 +157,27 @@ impl UserState {
             _ => None,
         }
     }
+}
+
+/// Returns the memberships in a value. A null list means no membership.
+fn memberships(value: Value, version: &Version) -> Memberships {
+    match value {
+        Value::Memberships(memberships) => memberships,
+        Value::Organizations(list) => Memberships::listed(&list, version),
+        Value::Codes(codes) => {
+            let list: Vec<Organization> = codes.into_iter().map(Organization::new).collect();
+            Memberships::listed(&list, version)
+        }
+        _ => Memberships::listed(&[], version),
+    }
+}
+
+/// Reads registers as [`UserState::with_register`] joins them: a row of an earlier version has lists of memberships.
+fn fields<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Field, Register>, D::Error> {
+    let stored = BTreeMap::<Field, Register>::deserialize(deserializer)?;
+    let join =
+        |state: UserState, (field, Register { version, value })| state.with_register(field, version, value);
+    Ok(stored.into_iter().fold(UserState::default(), join).fields)
 }
 
 impl FirstVersions {

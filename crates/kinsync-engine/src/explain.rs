@@ -134,6 +134,8 @@ impl Explainer<'_> {
                 };
                 (outcome, fields)
             }
+            // Not in the log: only reads of Kinde contain a single membership.
+            What::Membership { code, .. } => (format!("read the membership in {code}"), Vec::new()),
             What::Deleted => (self.deletion(version), Vec::new()),
             What::SignedIn(at) => (newest("sign-in", *at, state.last_signed_in), Vec::new()),
             What::Seen(at) => (newest("request", *at, state.last_seen), Vec::new()),

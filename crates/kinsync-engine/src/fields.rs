@@ -93,9 +93,9 @@ fn memberships(list: Vec<event::Membership>) -> Value {
         Some(keys)
     };
     let membership = |organization: event::Membership| Organization {
-        code: organization.code,
         roles: keys(organization.roles),
         permissions: keys(organization.permissions),
+        ..Organization::new(organization.code)
     };
     Value::Organizations(list.into_iter().map(membership).collect())
 }

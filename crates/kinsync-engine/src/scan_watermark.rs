@@ -19,8 +19,8 @@
 use std::collections::BTreeSet;
 
 use kinsync_core::{
-    Field, FirstVersions, Micros, Observation, Profile, Register, RowMetadata, Source, UserId, UserState,
-    Value, Version, What,
+    Field, FirstVersions, Memberships, Micros, Observation, Organization, Profile, Register, RowMetadata,
+    Source, UserId, UserState, Value, Version, What,
 };
 use serde::{Deserialize, Serialize};
 
@@ -190,7 +190,13 @@ impl ScanWatermarks {
                 .filter(|proof| observed.version < proof.version())
                 .and_then(|proof| proof.scanned_value(*field, row));
             match value {
-                Some((field, value)) => proved.set(field, value),
+                // A proof shows the organizations, not the roles.
+                Some((field, value)) => {
+                    if self.are_roles_news(row, observed, &value) {
+                        stale.recheck = stale.recheck.max(newest.recheck(&observed.version));
+                    }
+                    proved.set(field, value);
+                }
                 None => stale.recheck = stale.recheck.max(newest.recheck(&observed.version)),
             }
         }
@@ -211,8 +217,26 @@ impl ScanWatermarks {
             return false;
         }
         row.state.fields.get(&field).is_none_or(|known| {
-            (known.version < observed.version && known.value != observed.value)
-                || (known == observed && self.is_unconfirmed(&row.metadata))
+            changes(known, observed) || (known == observed && self.is_unconfirmed(&row.metadata))
+        })
+    }
+
+    /// Returns whether the observation contradicts known roles or permissions in organizations that the proof shows.
+    fn are_roles_news(&self, row: &Row, observed: &Register, proved: &Value) -> bool {
+        let Some(proof) = &self.proof else { return false };
+        let known = row.state.value(Field::Organizations);
+        let (Some(Value::Memberships(known)), Value::Memberships(observed), Value::Codes(codes)) =
+            (known, &observed.value, proved)
+        else {
+            return false;
+        };
+        let listed: Vec<Organization> = codes.iter().map(Organization::new).collect();
+        let known = known.clone().join(Memberships::listed(&listed, &proof.version()));
+        let after = known.clone().join(observed.clone());
+        known.organizations().into_iter().flatten().any(|known| {
+            let after = after.organization(&known.code).unwrap_or_default();
+            (known.roles.is_some() && known.roles != after.roles)
+                || (known.permissions.is_some() && known.permissions != after.permissions)
         })
     }
 
@@ -298,6 +322,17 @@ impl ScanWatermark {
         });
         // A proof shows nothing about the age of the user.
         UserState { first: FirstVersions::default(), ..proof }
+    }
+}
+
+/// Returns whether an observation of the field changes what the document shows. Memberships have versions of their own, and
+/// the version of the register orders none of them.
+fn changes(known: &Register, observed: &Register) -> bool {
+    match (&known.value, &observed.value) {
+        (Value::Memberships(known), Value::Memberships(observed)) => {
+            known.clone().join(observed.clone()).organizations() != known.organizations()
+        }
+        _ => known.version < observed.version && known.value != observed.value,
     }
 }
 

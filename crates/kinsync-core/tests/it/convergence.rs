@@ -82,8 +82,10 @@ proptest! {
         let before = fold(&observations);
         let after = before.clone().observe(&more);
         for (field, register) in &before.fields {
-            prop_assert!(after.fields[field] >= *register);
+            let is_lattice = *field == Field::Organizations;
+            prop_assert!(is_lattice || after.fields[field] >= *register);
         }
+        prop_assert_eq!(before.clone().join(after.clone()), after.clone());
         prop_assert!(after.deleted >= before.deleted);
         prop_assert!(after.last_seen >= before.last_seen);
         prop_assert!(after.last_signed_in >= before.last_signed_in);
@@ -111,8 +113,17 @@ proptest! {
             event(at, "e", What::Fields(observed.clone()))
         };
         let state = fold([&observation, &token]);
-        for (field, value) in observed.iter() {
+        let is_list = |field| matches!(field, Field::Organizations | Field::OrganizationCodes);
+        for (field, value) in observed.iter().filter(|(field, _)| !is_list(*field)) {
             prop_assert_eq!(state.value(field), Some(value));
+        }
+        if observed.iter().any(|(field, _)| is_list(field)) {
+            // A token may know what the observation leaves unknown.
+            let codes = |state: &UserState| {
+                let list = state.organizations().unwrap_or_default();
+                list.into_iter().map(|organization| organization.code).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(codes(&state), codes(&fold([&observation])));
         }
     }
 

@@ -3,7 +3,11 @@ use kinsync_core::{Field, Micros, Organization, Profile, RowMetadata, UserDocume
 use crate::strategies::{event, fold, named, snapshot, user};
 
 fn organization(code: &str, role: &str) -> Organization {
-    Organization { code: code.to_owned(), roles: Some(vec![role.to_owned()]), permissions: Some(Vec::new()) }
+    Organization {
+        roles: Some(vec![role.to_owned()]),
+        permissions: Some(Vec::new()),
+        ..Organization::new(code)
+    }
 }
 
 fn holding() -> RowMetadata {

@@ -3,4 +3,5 @@
 mod convergence;
 mod documents;
 mod emails;
+mod memberships;
 mod strategies;

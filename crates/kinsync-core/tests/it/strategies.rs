@@ -33,9 +33,13 @@ fn value(field: Field) -> BoxedStrategy<Value> {
             prop_oneof![any::<bool>().prop_map(Value::Flag), Just(Value::Null)].boxed()
         }
         Field::CreatedOn => (0..6_i64).prop_map(|at| Value::Time(Micros(at))).boxed(),
-        Field::Organizations => vec(select(vec!["org_a", "org_b"]), 0..3)
-            .prop_map(|codes| Value::Organizations(memberships(&codes)))
-            .boxed(),
+        Field::Organizations => prop_oneof![
+            all_memberships().prop_map(Value::Organizations),
+            vec(select(vec!["org_a", "org_b"]), 0..3)
+                .prop_map(|codes| Value::Organizations(memberships(&codes))),
+            Just(Value::Null),
+        ]
+        .boxed(),
         Field::OrganizationCodes => vec(select(vec!["org_a", "org_b"]), 0..3)
             .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
             .boxed(),
@@ -45,12 +49,30 @@ fn value(field: Field) -> BoxedStrategy<Value> {
 }
 
 fn memberships(codes: &[&str]) -> Vec<Organization> {
-    let one = |code: &&str| Organization {
-        code: (*code).to_owned(),
-        roles: Some(vec!["admin".to_owned()]),
-        permissions: None,
-    };
+    let one =
+        |code: &&str| Organization { roles: Some(vec!["admin".to_owned()]), ..Organization::new(*code) };
     codes.iter().map(one).collect()
+}
+
+/// A membership with roles and permissions that are known or not.
+pub(crate) fn membership(code: &'static str) -> impl Strategy<Value = Organization> {
+    let keys = || select(vec![None, Some(vec![]), Some(vec!["a".to_owned()]), Some(vec!["b".to_owned()])]);
+    (keys(), keys(), select(vec![None, Some(true), Some(false)])).prop_map(
+        move |(roles, permissions, is_suspended)| Organization {
+            roles,
+            permissions,
+            is_suspended,
+            ..Organization::new(code)
+        },
+    )
+}
+
+pub(crate) const CODES: [&str; 3] = ["org_a", "org_b", "org_c"];
+
+/// A list of all memberships: each code at most once.
+pub(crate) fn all_memberships() -> impl Strategy<Value = Vec<Organization>> {
+    let [a, b, c] = CODES.map(|code| proptest::option::of(membership(code)));
+    (a, b, c).prop_map(|(a, b, c)| [a, b, c].into_iter().flatten().collect())
 }
 
 pub(crate) fn profile() -> impl Strategy<Value = Profile> {
@@ -74,10 +96,19 @@ pub(crate) fn version() -> impl Strategy<Value = Version> {
     prop_oneof![9 => known, 1 => Just(Version::provisional())]
 }
 
+/// A read of one membership.
+pub(crate) fn read() -> impl Strategy<Value = What> {
+    select(CODES.to_vec()).prop_flat_map(|code| {
+        let read = |membership| What::Membership { code: code.to_owned(), membership };
+        proptest::option::of(membership(code)).prop_map(read)
+    })
+}
+
 /// Facts from events, scans and tokens: everything except a confirmation by two reads.
 pub(crate) fn without_confirmation() -> impl Strategy<Value = What> {
     prop_oneof![
         4 => profile().prop_map(What::Fields),
+        2 => read(),
         1 => Just(What::Deleted),
         1 => (0..6_i64).prop_map(|at| What::Seen(Micros(at))),
         1 => (0..6_i64).prop_map(|at| What::SignedIn(Micros(at))),

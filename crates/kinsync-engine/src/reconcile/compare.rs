@@ -218,7 +218,7 @@ fn is_shown(field: Field, value: &Value, state: &UserState) -> bool {
 fn newest_version(field: Field, state: &UserState) -> Option<&Version> {
     let version = |field| state.fields.get(&field).map(|register| &register.version);
     match field {
-        Field::OrganizationCodes => version(field).max(version(Field::Organizations)),
+        Field::OrganizationCodes => version(Field::Organizations),
         field => version(field),
     }
 }

@@ -93,9 +93,9 @@ impl History {
                 json!([{"code": "org_1", "roles": [{"id": "r", "key": "admin"}], "permissions": null}]),
             );
             let membership = Organization {
-                code: "org_1".into(),
                 roles: Some(vec!["admin".into()]),
                 permissions: Some(Vec::new()),
+                ..Organization::new("org_1")
             };
             profile.set(Field::Organizations, Value::Organizations(vec![membership]));
         }

@@ -42,8 +42,7 @@ async fn build() {
 async fn the_type_and_the_schema_fit_the_documents_and_mongoose_changes_nothing_of_kinsync() {
     build().await;
     let store = store().await;
-    let organization =
-        Organization { code: "org_1".into(), roles: Some(vec!["admin".into()]), permissions: None };
+    let organization = Organization { roles: Some(vec!["admin".into()]), ..Organization::new("org_1") };
     let identity = Identity { kind: "email".into(), identity: None };
     let fields = Profile::new()
         .with(Field::Email, "taken@x.org")

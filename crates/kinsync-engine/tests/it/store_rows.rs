@@ -122,7 +122,15 @@ fn version() -> impl Strategy<Value = Version> {
 fn organization() -> impl Strategy<Value = Organization> {
     let codes = prop::sample::select(vec!["org_a", "org_b", "$c"]).prop_map(ToOwned::to_owned);
     let list = || option::of(vec(text(), 0..3));
-    (codes, list(), list()).prop_map(|(code, roles, permissions)| Organization { code, roles, permissions })
+    (codes, list(), list(), option::of(any::<bool>())).prop_map(|(code, roles, permissions, is_suspended)| {
+        Organization { roles, permissions, is_suspended, ..Organization::new(code) }
+    })
+}
+
+/// With a value that only states store.
+fn membership() -> impl Strategy<Value = Organization> {
+    (organization(), option::of(micros()))
+        .prop_map(|(organization, joined_on)| Organization { joined_on, ..organization })
 }
 
 /// Any value for any field, fitting or not.
@@ -143,7 +151,7 @@ fn value() -> impl Strategy<Value = Value> {
 /// Values as the sources contain them, in most cases.
 fn fitting(field: Field) -> BoxedStrategy<Value> {
     let usual = match field {
-        Field::Organizations => vec(organization(), 0..3).prop_map(Value::Organizations).boxed(),
+        Field::Organizations => vec(membership(), 0..3).prop_map(Value::Organizations).boxed(),
         Field::OrganizationCodes => vec(prop::sample::select(vec!["org_a", "org_b"]), 0..3)
             .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
             .boxed(),
@@ -159,7 +167,9 @@ fn fields() -> impl Strategy<Value = BTreeMap<Field, Register>> {
             .prop_map(move |observed| observed.map(|(version, value)| (field, Register { version, value })))
     };
     let all: Vec<_> = Field::ALL.into_iter().map(one).collect();
-    all.prop_map(|all| all.into_iter().flatten().collect())
+    let join =
+        |state: UserState, (field, Register { version, value })| state.with_register(field, version, value);
+    all.prop_map(move |all| all.into_iter().flatten().fold(UserState::default(), join).fields)
 }
 
 fn state() -> impl Strategy<Value = UserState> {

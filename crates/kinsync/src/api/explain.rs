@@ -133,6 +133,9 @@ impl From<&Value> for FieldValue {
             Value::Time(at) => Self::Time((*at).into()),
             Value::Text(text) => Self::Text(text.to_string()),
             Value::Organizations(list) => Self::Organizations(list.clone()),
+            Value::Memberships(memberships) => {
+                Self::Organizations(memberships.organizations().unwrap_or_default())
+            }
             Value::Codes(list) => Self::Codes(list.clone()),
             Value::Identities(list) => Self::Identities(list.clone()),
         }

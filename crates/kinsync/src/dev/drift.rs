@@ -135,7 +135,7 @@ mod tests {
         document.first_name = Some(first_name.to_owned());
         document.email = Some("ada@example.com".to_owned());
         let code = "org_590d7f1a86a".to_owned();
-        document.organizations = Some(vec![Organization { code, roles: None, permissions: None }]);
+        document.organizations = Some(vec![Organization::new(code)]);
         document
     }
 

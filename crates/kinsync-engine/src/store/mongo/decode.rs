@@ -12,8 +12,8 @@ use bson::{
     spec::ElementType,
 };
 use kinsync_core::{
-    Field, FirstVersions, Identity, Micros, Organization, Rank, Register, RowMetadata, Source, UserId,
-    UserState, Value, Version,
+    Field, FirstVersions, Identity, Micros, Organization, Rank, RowMetadata, Source, UserId, UserState,
+    Value, Version,
 };
 
 use super::{
@@ -337,7 +337,7 @@ impl<'a> Metadata<'a> {
 
     /// Decodes the state, and adds the fields of a newer kinsync to `newer`.
     fn state(self, newer: &mut BTreeMap<String, (Bson, Version)>) -> UserState {
-        let mut fields = BTreeMap::new();
+        let mut state = UserState::default();
         let versions = self.versions.into_iter().flat_map(items);
         let versions: Vec<Option<Version>> =
             versions.map(|item| item.as_document().and_then(version)).collect();
@@ -348,13 +348,15 @@ impl<'a> Metadata<'a> {
         for (key, value) in self.values.into_iter().flat_map(entries) {
             let Some(version) = version_of(key) else { continue };
             if let Some(field) = Field::from_key(key.as_str()) {
-                fields.extend(stored_value(value).map(|value| (field, Register { version, value })));
+                if let Some(value) = stored_value(value) {
+                    state = state.with_register(field, version, value);
+                }
             } else if let Ok(value) = Bson::try_from(value) {
                 newer.insert(key.as_str().to_owned(), (value, version));
             }
         }
         UserState {
-            fields,
+            fields: state.fields,
             deleted: self.deleted,
             confirmed: self.confirmed,
             first: self.first,
@@ -401,6 +403,10 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
         other => other.as_document()?,
     };
     let (tag, list) = entries(doc).next()?;
+    if tag.as_str() == "memberships" {
+        let stored = whole_numbers(Bson::try_from(list).ok()?);
+        return bson::deserialize_from_bson(stored).ok().map(Value::Memberships);
+    }
     let list = list.as_array()?;
     match tag.as_str() {
         "organizations" => organizations(list).map(Value::Organizations),
@@ -410,13 +416,27 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
     }
 }
 
+/// Replaces doubles by the integers that they were: a JavaScript driver writes every number as a double.
+fn whole_numbers(value: Bson) -> Bson {
+    match value {
+        #[expect(clippy::cast_possible_truncation, reason = "an integer was stored")]
+        Bson::Double(number) => Bson::Int64(number as i64),
+        Bson::Array(list) => Bson::Array(list.into_iter().map(whole_numbers).collect()),
+        Bson::Document(doc) => {
+            Bson::Document(doc.into_iter().map(|(key, value)| (key, whole_numbers(value))).collect())
+        }
+        other => other,
+    }
+}
+
 fn organizations(list: &RawArray) -> Option<Vec<Organization>> {
     let one = |doc: &RawDocument| {
         let list = |key: &str| doc.get_array(key).ok().map(texts);
         Some(Organization {
-            code: doc.get_str("code").ok()?.to_owned(),
             roles: list("roles"),
             permissions: list("permissions"),
+            is_suspended: doc.get_bool("isSuspended").ok(),
+            ..Organization::new(doc.get_str("code").ok()?)
         })
     };
     items(list).map(|item| item.as_document().and_then(one)).collect()

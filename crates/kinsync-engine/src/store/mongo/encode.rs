@@ -439,6 +439,15 @@ fn append_value(values: &mut RawDocumentBuf, key: &CStr, value: &Value) {
         Value::Organizations(list) => {
             values.append(key, tagged(cstr!("organizations"), &organizations(list)));
         }
+        Value::Memberships(memberships) => {
+            let stored = bson::serialize_to_raw_document_buf(memberships);
+            let mut doc = RawDocumentBuf::new();
+            doc.append(
+                cstr!("memberships"),
+                stored.expect("memberships consist of texts, numbers and lists"),
+            );
+            values.append(key, doc);
+        }
         Value::Codes(list) => values.append(key, tagged(cstr!("codes"), &texts(list.iter()))),
         Value::Identities(list) => values.append(key, tagged(cstr!("identities"), &identities(list))),
     }

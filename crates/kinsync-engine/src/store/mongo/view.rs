@@ -105,6 +105,12 @@ pub(super) fn organizations(list: &[Organization]) -> RawArrayBuf {
                 doc.append(key, texts(list.iter()));
             }
         }
+        if let Some(is_suspended) = organization.is_suspended {
+            doc.append(cstr!("isSuspended"), is_suspended);
+        }
+        if let Some(joined_on) = organization.joined_on {
+            doc.append(cstr!("joinedOn"), date(joined_on));
+        }
         array.push(doc);
     }
     array
