@@ -2,11 +2,13 @@
 
 import { Schema } from 'mongoose';
 
-/** One membership. `roles` and `permissions` are absent until a webhook lists them. */
+/** One membership. `roles` and `permissions` are absent until a webhook or a scan of the roles lists them; the others until a scan of the roles reads them. */
 export interface KinsyncOrganization {
   code: string;
   roles?: string[];
   permissions?: string[];
+  isSuspended?: boolean;
+  joinedOn?: Date;
 }
 
 /** One way in which the user signs in. */
@@ -42,7 +44,13 @@ export interface KinsyncUser {
 }
 
 const organization = new Schema<KinsyncOrganization>(
-  { code: String, roles: { type: [String], default: undefined }, permissions: { type: [String], default: undefined } },
+  {
+    code: String,
+    roles: { type: [String], default: undefined },
+    permissions: { type: [String], default: undefined },
+    isSuspended: Boolean,
+    joinedOn: Date,
+  },
   { _id: false },
 );
 

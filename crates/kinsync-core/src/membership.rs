@@ -98,15 +98,6 @@ impl Memberships {
         let entry = self.entries.get(code).filter(|entry| entry.member.is_some())?;
         Some(entry.organization(code))
     }
-
-    /// Returns the version of the newest observed value of a membership, or of its absence.
-    pub fn version(&self, code: &str) -> Option<&Version> {
-        let Some(entry) = self.entries.get(code) else { return self.absent.as_ref() };
-        let roles = entry.roles.as_ref().map(|known| &known.version);
-        let permissions = entry.permissions.as_ref().map(|known| &known.version);
-        let suspended = entry.is_suspended.as_ref().map(|known| &known.version);
-        entry.absent.as_ref().max(roles).max(permissions).max(suspended)
-    }
 }
 
 impl Entry {

@@ -44,6 +44,30 @@ pub struct Decoded {
     pub event: LoggedEvent,
     /// Observations in the entry; empty for an event about no user.
     pub observations: Result<Vec<Observation>, Failure>,
+    /// What the event changes for users that it does not name.
+    pub changes: Changes,
+}
+
+/// What an event changes for users that it does not name. Kinde sends no `user.updated` for these changes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Changes {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// The roles of members: a role was deleted, or its key may be another one.
+    Roles,
+    /// Memberships: an organization was deleted.
+    Memberships,
+}
+
+impl Changes {
+    fn of(body: &Body) -> Self {
+        match body {
+            Body::OrganizationDeleted { .. } => Self::Memberships,
+            Body::RoleUpdated(_) | Body::RoleDeleted { .. } => Self::Roles,
+            _ => Self::Nothing,
+        }
+    }
 }
 
 impl Decoded {
@@ -105,6 +129,7 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
         scheme: entry.payload.scheme().to_owned(),
         payload: String::from_utf8_lossy(body).into_owned(),
     };
+    let changes = decoded.as_ref().map(|event| Changes::of(&event.body)).unwrap_or_default();
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
         let version = version(time, entry);
@@ -118,7 +143,7 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
             .into_iter()
             .collect())
     });
-    Decoded { event: logged, observations }
+    Decoded { event: logged, observations, changes }
 }
 
 fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
@@ -132,7 +157,8 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
         scheme: entry.payload.scheme().to_owned(),
         payload: String::from_utf8_lossy(body).into_owned(),
     };
-    Decoded { event, observations: read.map(|sighting| sighting.observations()) }
+    let observations = read.map(|sighting| sighting.observations());
+    Decoded { event, observations, changes: Changes::Nothing }
 }
 
 /// Returns the version of an event with this time. Without a time the order of receipt is the only one there is: the time

@@ -52,6 +52,8 @@ pub struct Config {
     pub lease: Duration,
     /// Whether to request a check at Kinde of each user with an event without a time. Pointless without a reconciler.
     pub check_without_time: bool,
+    /// Whether scans compare roles: a changed role then requests a scan.
+    pub compares_roles: bool,
     /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
@@ -75,6 +77,7 @@ impl Default for Config {
             sweep_every: Duration::from_secs(30),
             lease: Duration::from_mins(5),
             check_without_time: false,
+            compares_roles: false,
             retry_after: Duration::from_millis(250),
         }
     }

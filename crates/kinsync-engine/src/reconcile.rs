@@ -6,7 +6,8 @@
 //!
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
-//! missing at Kinde), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), [`record`]
+//! missing at Kinde), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), `memberships`
+//! (roles of members), [`record`]
 //! (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
 
 mod budget;
@@ -16,6 +17,7 @@ mod deletions;
 mod lease;
 #[cfg(test)]
 mod lease_model;
+mod memberships;
 #[cfg(test)]
 mod model;
 pub mod record;
@@ -30,7 +32,7 @@ use kinde::management::{self, Client};
 use kinsync_core::UserId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::budget::Thresholds;
+pub use self::{budget::Thresholds, memberships::MembershipTally};
 use self::{
     deletions::Approved,
     lease::{Lease, Leases},
@@ -65,6 +67,8 @@ pub struct Config {
     pub lease: Duration,
     /// Process name recorded in the lease.
     pub name: String,
+    /// Whether scans and checks compare the roles of members too.
+    pub roles: bool,
 }
 
 impl Default for Config {
@@ -76,7 +80,14 @@ impl Default for Config {
             check_every: Duration::from_secs(5),
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
+            roles: false,
         }
+    }
+}
+
+impl From<management::Error> for Error {
+    fn from(error: management::Error) -> Self {
+        Self::Kinde(error)
     }
 }
 
@@ -245,6 +256,9 @@ impl Reconciler {
             RunMode::Backfill => None,
             _ => Some(parts.delete_absent(run, &mut scanned, &approved).await?),
         };
+        if parts.config.roles {
+            run.memberships = Some(parts.compare_members(run, &mut scanned, progress).await?);
+        }
         run.tally = scanned.tally;
         progress(&run.tally);
         (run.start, run.end) = (scanned.number, scanned.last_comparison);

@@ -144,6 +144,8 @@ pub struct Reconcile {
     pub every: Option<Duration>,
     /// Users in one page of the Management API.
     pub page_size: u32,
+    /// Whether scans compare the roles of members too.
+    pub roles: bool,
     /// Deletions in one run that need no approval.
     pub max_deletes: u64,
     /// The share of live users that may be deleted without an approval, 0 to 1.

@@ -51,6 +51,9 @@ impl Inner {
             let users = ids.iter().cloned().zip(rows).collect();
             let found = self.examine(users, &canaries, &mut checked.tally).await?;
             unconfirmed.extend(self.keep(found, term, &mut checked).await?.unconfirmed);
+            if self.config.roles {
+                self.check_members(ids, term, &mut checked.tally).await?;
+            }
         }
         let deletions = self.confirm_all(unconfirmed, &canaries, term, &mut checked).await?;
         self.delete_checked(deletions, &canaries, term, &mut checked.tally).await?;

@@ -6,6 +6,7 @@ use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::memberships::MembershipTally;
 use crate::{
     random,
     state_records::{self, Key, Term},
@@ -279,6 +280,9 @@ pub struct Run {
     /// The previous complete scan.
     #[serde(default)]
     pub before: Option<PreviousScan>,
+    /// What the run compared of the roles of members; `None` if it did not compare them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memberships: Option<MembershipTally>,
     /// Differences found, and repaired unless the run was dry.
     #[serde(flatten)]
     pub tally: Tally,
@@ -320,6 +324,7 @@ impl Run {
             start: 0,
             end: 0,
             before: None,
+            memberships: None,
             tally,
         }
     }

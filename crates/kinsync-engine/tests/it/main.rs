@@ -33,6 +33,7 @@ mod queue_embedded;
 mod queue_model;
 
 mod replica_set;
+mod roles;
 
 mod address_case;
 mod email_conflicts;

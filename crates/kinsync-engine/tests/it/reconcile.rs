@@ -115,7 +115,11 @@ impl World {
     }
 
     pub(crate) async fn deliver(&self, entries: Vec<Entry>) {
-        let engine = engine(self.dir.path(), &self.fresh.store, projector::Config::default()).await;
+        self.deliver_with(entries, projector::Config::default()).await;
+    }
+
+    pub(crate) async fn deliver_with(&self, entries: Vec<Entry>, config: projector::Config) {
+        let engine = engine(self.dir.path(), &self.fresh.store, config).await;
         for entry in entries {
             engine.queue().enqueue(entry).await.expect("the queue takes it");
         }

@@ -3,7 +3,10 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use kinsync_core::{Field, Source};
-use kinsync_engine::internal::reconcile::record::{self, DriftKind};
+use kinsync_engine::internal::reconcile::{
+    MembershipTally,
+    record::{self, DriftKind},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -70,6 +73,38 @@ pub struct RunSummary {
     /// Users that changed since the previous scan, by the source of their newest change.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub changes_by_source: BTreeMap<Source, u64>,
+    /// What was compared of the roles of members; absent if `reconcile.roles` is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roles: Option<ComparedRoles>,
+}
+
+/// What a scan compared of the roles of members.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ComparedRoles {
+    /// Organizations whose members were listed.
+    pub organizations: u64,
+    /// Members in these lists.
+    pub members: u64,
+    /// Members whose roles differed from known ones. They count in `drift` as `changed` too.
+    pub changed: u64,
+    /// Members whose roles, suspension or time of joining were not known.
+    pub filled_in: u64,
+    /// Why roles were not compared, or not all, with the next step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_compared: Option<String>,
+}
+
+impl From<&MembershipTally> for ComparedRoles {
+    fn from(found: &MembershipTally) -> Self {
+        Self {
+            organizations: found.organizations,
+            members: found.members,
+            changed: found.changed,
+            filled_in: found.filled_in,
+            not_compared: found.not_compared.clone(),
+        }
+    }
 }
 
 /// A scan.
@@ -242,6 +277,7 @@ impl From<&record::Run> for RunSummary {
             missed_by_webhook: tally.missed(),
             previous_source: tally.previous_source.clone(),
             changes_by_source: tally.changes_by_source.clone(),
+            roles: run.memberships.as_ref().map(Into::into),
         }
     }
 }

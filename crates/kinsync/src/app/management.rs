@@ -44,9 +44,9 @@ pub(crate) fn reconciler(
 
 /// The limits of the reconciler.
 pub(super) fn limits(settings: &Reconcile) -> reconcile::Config {
-    let Reconcile { max_deletes, max_delete_share: share, .. } = settings;
+    let Reconcile { max_deletes, max_delete_share: share, roles, .. } = settings;
     let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
-    reconcile::Config { deletes, name: name(), ..reconcile::Config::default() }
+    reconcile::Config { deletes, name: name(), roles: *roles, ..reconcile::Config::default() }
 }
 
 /// Process name recorded in the lease.

@@ -213,6 +213,13 @@ fn show_sources(run: &RunSummary) {
     list(changes.collect(), "Changed since the previous scan, by source");
     let missed = run.previous_source.iter().map(|(source, count)| format!("{count} {source}"));
     list(missed.collect(), "Missed by webhook, by the source of the previous change");
+    if let Some(roles) = &run.roles {
+        output::say(&format!(
+            "Roles of {} members of {} organizations compared",
+            roles.members, roles.organizations
+        ));
+        roles.not_compared.iter().for_each(|reason| output::say(reason));
+    }
 }
 
 /// What was done about a difference, or what would be.

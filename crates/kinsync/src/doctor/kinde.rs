@@ -7,7 +7,7 @@ mod webhook;
 use kinde::bearer;
 
 use self::{api::ApiResult, issuers::Discovered};
-use super::{Finding, some};
+use super::{Finding, roles, some};
 use crate::config::Config;
 
 const CLOCK: &str = "kinde.clock";
@@ -19,14 +19,19 @@ const SCOPES: &str = "kinde.scopes";
 const WEBHOOK: &str = "kinde.webhook";
 const EVENT_TYPES: &str = "kinde.event_types";
 
-pub(super) const IDS: [&str; 8] = [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, SCOPES, WEBHOOK, EVENT_TYPES];
+pub(super) const IDS: [&str; 9] =
+    [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, SCOPES, WEBHOOK, EVENT_TYPES, roles::ROLES];
 
 /// A larger difference of the clocks is a warning, in seconds. A measurement is accurate to about a second.
 const NOTABLE_SKEW: f64 = 5.0;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let (key_sets, discovered, answers) =
-        tokio::join!(issuers::fetch_key_sets(config), issuers::discover(config), api::call_api(config));
+    let (key_sets, discovered, answers, roles) = tokio::join!(
+        issuers::fetch_key_sets(config),
+        issuers::discover(config),
+        api::call_api(config),
+        roles::examine(config)
+    );
     vec![
         clock(config, &discovered, &answers),
         issuers::keys(config, &key_sets),
@@ -36,6 +41,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         api::scopes(&answers),
         webhook::webhook(config, &answers),
         webhook::event_types(&answers),
+        roles,
     ]
 }
 

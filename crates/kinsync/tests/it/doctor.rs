@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 26] = [
+const IDS: [&str; 27] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -20,6 +20,7 @@ const IDS: [&str; 26] = [
     "kinde.scopes",
     "kinde.webhook",
     "kinde.event_types",
+    "kinde.roles",
     "mongodb.reachable",
     "mongodb.version",
     "mongodb.replica_set",
@@ -251,6 +252,16 @@ async fn unknown_event_types_are_a_warning_and_missing_ones_a_failure() {
     let types = event_types(&["user.deleted"], &[]);
     let tenant = Tenant::with(Config { event_types: types, ..Config::default() }).await;
     examine(&tenant, &[]).is("kinde.event_types", "failed", &["Kinde has no user.deleted", "KINDE_DOMAIN"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_of_roles_names_the_requests_of_a_scan_and_a_missing_scope() {
+    let mut tenant = Tenant::start().await;
+    examine(&tenant, &[]).is("kinde.roles", "ok", &["KINSYNC_RECONCILE_ROLES=true"]);
+    tenant.set("KINSYNC_RECONCILE_ROLES", "true");
+    examine(&tenant, &[]).is("kinde.roles", "ok", &["1 organizations: at least 2 requests"]);
+    tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("members"));
+    examine(&tenant, &[]).is("kinde.roles", "warning", &["lacks read:organization_users", "grant"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,6 +27,18 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "reconcile.roles",
+        env: "KINSYNC_RECONCILE_ROLES",
+        flag: "reconcile-roles",
+        default: Some("false"),
+        example: "true",
+        help: "Whether scans compare the roles of the members of every organization too; needs the scopes \
+               read:organizations, read:organization_users, read:organization_user_roles and \
+               read:organization_user_permissions, and at least one request per organization",
+        set: |config, text| put(&mut config.reconcile.roles, value::flag(text)),
+        ..ROW
+    },
+    Setting {
         key: "reconcile.max_deletes",
         env: "KINSYNC_RECONCILE_MAX_DELETES",
         flag: "reconcile-max-deletes",
