@@ -147,6 +147,9 @@ struct Inner {
     is_collated: AtomicBool,
     /// Whether the unique index on the address exists.
     enforces_unique_emails: AtomicBool,
+    /// Whether other documents showed the addresses of most of the last new users. `true` at the start: batches of the first
+    /// scan are written concurrently.
+    expects_taken: AtomicBool,
     last_build: Mutex<LastBuild>,
 }
 

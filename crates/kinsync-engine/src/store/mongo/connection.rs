@@ -158,6 +158,7 @@ impl Connection {
             is_prepared: AtomicBool::new(false),
             is_collated: AtomicBool::new(false),
             enforces_unique_emails: AtomicBool::new(self.config.unique_email),
+            expects_taken: AtomicBool::new(true),
             last_build: Mutex::default(),
         })
     }

@@ -4,7 +4,10 @@
 //! random mark, `kinsync.writer`; if the number is too small, the marks identify the successful writes. They also show, after
 //! a lost connection, what the first attempt has written.
 
-use std::{collections::HashMap, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::atomic::Ordering,
+};
 
 use bson::{
     Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
@@ -27,7 +30,7 @@ use super::{
 };
 use crate::{
     random,
-    store::{DocumentKey, Error, Outcome, Rejection, Row, StoredDocument, WRITE_USERS},
+    store::{DocumentKey, Error, Holder, Outcome, Rejection, Row, StoredDocument, WRITE_USERS},
 };
 
 /// Maximum statements per command.
@@ -74,10 +77,15 @@ impl Inner {
         }
         self.write_lockouts(rows).await?;
         let documents = self.read_again(rows).await?;
+        let taken = self.taken(rows).await?;
         let batch = Batch { inner: self, rows, documents, mark: random::number() };
         let mut outcomes = vec![Outcome::Stale; rows.len()];
         let mut chunks = Vec::new();
         for (place, outcome) in outcomes.iter_mut().enumerate() {
+            if taken.contains(&rows[place].id) {
+                *outcome = Outcome::EmailTaken;
+                continue;
+            }
             let Some((kind, statement)) = batch.statement(place) else { continue };
             if statement.as_bytes().len() > MAX_BYTES {
                 *outcome = Outcome::Rejected("MongoDB accepts documents up to 16 MiB".into());
@@ -90,7 +98,29 @@ impl Inner {
         for (place, outcome) in done.into_iter().flatten() {
             outcomes[place] = outcome;
         }
+        self.expect_taken(rows, &outcomes);
         Ok(outcomes)
+    }
+
+    /// Returns the new users whose addresses other documents show, unless that was so for few of the last ones. Meant for the
+    /// first scan of an application's users: after a failure a server inserts documents one by one, which costs more than this
+    /// query.
+    async fn taken(&self, rows: &[Row]) -> Result<HashSet<UserId>, Error> {
+        if !self.expects_taken.load(Ordering::Relaxed) {
+            return Ok(HashSet::new());
+        }
+        let new: HashMap<String, &UserId> = new_addresses(rows).collect();
+        let holders = self.email_holders(&new.keys().cloned().collect::<Vec<_>>()).await?;
+        let is_other = |(address, holder): &(String, Holder)| *holder != Holder::User(new[address].clone());
+        Ok(holders.into_iter().filter(is_other).map(|(address, _)| new[&address].clone()).collect())
+    }
+
+    fn expect_taken(&self, rows: &[Row], outcomes: &[Outcome]) {
+        let taken = outcomes.iter().filter(|outcome| **outcome == Outcome::EmailTaken).count();
+        match new_addresses(rows).count() {
+            0 => {}
+            new => self.expects_taken.store(taken * 2 > new, Ordering::Relaxed),
+        }
     }
 
     /// Reads the documents of stored rows that were written since they were loaded: a write changes the ownership of keys.
@@ -103,6 +133,12 @@ impl Inner {
         let found = self.load(&ids).await?.into_iter().flatten();
         Ok(found.filter_map(|row| Some((row.id, row.document?))).collect())
     }
+}
+
+/// Returns the addresses that new documents are to show.
+fn new_addresses(rows: &[Row]) -> impl Iterator<Item = (String, &UserId)> {
+    let new = rows.iter().filter(|row| row.revision == 0 && row.document.is_none());
+    new.filter_map(|row| Some((row.state.shown_email(&row.metadata)?.into_owned(), &row.id)))
 }
 
 /// Adds the statement to the last chunk of its kind, or starts a new chunk.
