@@ -5,6 +5,7 @@ import { Schema } from 'mongoose';
 /** One membership. `roles` and `permissions` are absent until a webhook or a scan of the roles lists them; the others until a scan of the roles reads them. */
 export interface KinsyncOrganization {
   code: string;
+  name?: string;
   roles?: string[];
   permissions?: string[];
   isSuspended?: boolean;
@@ -46,6 +47,7 @@ export interface KinsyncUser {
 const organization = new Schema<KinsyncOrganization>(
   {
     code: String,
+    name: String,
     roles: { type: [String], default: undefined },
     permissions: { type: [String], default: undefined },
     isSuspended: Boolean,

@@ -209,9 +209,6 @@ impl UserState {
 
     /// Returns the memberships, sorted by code, or `None` while no source has listed all of them.
     pub fn organizations(&self) -> Option<Vec<Organization>> {
-        match self.value(Field::Organizations)? {
-            Value::Memberships(memberships) => memberships.organizations(),
-            _ => None,
-        }
+        self.memberships()?.shown(&self.directory)
     }
 }

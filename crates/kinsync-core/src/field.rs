@@ -142,11 +142,14 @@ pub enum Value {
 pub struct Organization {
     /// Kinde's code, such as `org_590d7f1a86a`.
     pub code: String,
+    /// Name of the organization. Absent while no source has reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Keys of the roles in this organization. Absent while no source has listed them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub roles: Option<Vec<String>>,
-    /// Keys of the permissions in this organization. Absent while no source has listed them, and after a read that shows
-    /// that the roles have changed.
+    /// Keys of the permissions in this organization: those that the roles give, and those that an event or a read of this
+    /// user listed. Absent while no source has reported one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub permissions: Option<Vec<String>>,
     /// Whether the user cannot sign in to this organization. Absent while no scan has read it.

@@ -24,6 +24,7 @@ impl UserState {
         self.first.event = smallest(self.first.event, other.first.event);
         self.first.created_on = smallest(self.first.created_on, other.first.created_on);
         self.first.read = smallest(self.first.read, other.first.read);
+        self.directory = self.directory.join(other.directory);
         self.last_seen = greatest(self.last_seen, other.last_seen);
         self.last_signed_in = greatest(self.last_signed_in, other.last_signed_in);
         self

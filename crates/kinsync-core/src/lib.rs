@@ -7,6 +7,7 @@
 //! - [`version`]: the order of observations
 //! - [`field`]: the synced fields and their values
 //! - [`membership`]: the memberships in organizations
+//! - [`directory`]: the organizations, roles and permissions that memberships refer to
 //! - [`observation`]: facts about one user from one source
 //! - [`state`]: the state of one user
 //! - [`join`]: the join of two states
@@ -24,6 +25,8 @@ pub mod field;
 
 pub mod membership;
 
+pub mod directory;
+
 pub mod observation;
 
 pub mod state;
@@ -34,6 +37,7 @@ pub mod email;
 
 pub mod document;
 
+pub use directory::{Directory, Entry, Fact};
 pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;

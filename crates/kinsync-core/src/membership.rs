@@ -8,11 +8,12 @@
 //! A membership keeps its newest absence, and a role or a permission counts only if it is newer: it does not come back when a
 //! later list contains the code again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    directory::{self, Directory, Fact},
     field::Organization,
     version::{Micros, Version},
 };
@@ -86,7 +87,43 @@ impl Memberships {
         self
     }
 
-    /// Returns the memberships, sorted by code; `None` while no source has listed all of them.
+    /// Returns the codes of the memberships, sorted.
+    pub fn codes(&self) -> impl Iterator<Item = String> + '_ {
+        self.entries.iter().filter(|(_, entry)| entry.member.is_some()).map(|(code, _)| code.clone())
+    }
+
+    /// Returns the codes of the memberships and the ids of their roles and permissions.
+    pub fn references(&self) -> impl Iterator<Item = String> + '_ {
+        let members = self.entries.iter().filter(|(_, entry)| entry.member.is_some());
+        members.flat_map(|(code, entry)| {
+            let ids = entry.roles.iter().chain(&entry.permissions).flat_map(|known| &known.value);
+            std::iter::once(code).chain(ids).cloned()
+        })
+    }
+
+    /// Returns the memberships like [`Self::organizations`], with names and with the keys of roles and permissions.
+    pub fn shown(&self, directory: &Directory) -> Option<Vec<Organization>> {
+        self.absent.as_ref()?;
+        let members = self.entries.iter().filter(|(_, entry)| entry.member.is_some());
+        Some(members.map(|(code, entry)| entry.shown(code, directory)).collect())
+    }
+
+    /// Returns whether a listed permission is not shown, because it may have come from a role that does not give it any more.
+    pub fn has_uncertain_permission(&self, code: &str, directory: &Directory) -> bool {
+        let Some(entry) = self.entries.get(code) else { return false };
+        let is_taken = |known: &Known<Vec<String>>| {
+            known.value.iter().any(|id| entry.is_taken(id, &known.version, directory))
+        };
+        entry.permissions.as_ref().is_some_and(is_taken)
+    }
+
+    /// Returns the membership in one organization like [`Self::organization`], with the keys of roles and permissions.
+    pub fn shown_in(&self, code: &str, directory: &Directory) -> Option<Organization> {
+        let entry = self.entries.get(code).filter(|entry| entry.member.is_some())?;
+        Some(entry.shown(code, directory))
+    }
+
+    /// Returns the memberships with ids of roles and permissions, sorted by code; `None` while no source has listed all of them.
     pub fn organizations(&self) -> Option<Vec<Organization>> {
         self.absent.as_ref()?;
         let members = self.entries.iter().filter(|(_, entry)| entry.member.is_some());
@@ -116,9 +153,52 @@ impl Entry {
         }
     }
 
+    fn shown(&self, code: &str, directory: &Directory) -> Organization {
+        let owned = |keys: BTreeSet<&str>| keys.into_iter().map(str::to_owned).collect();
+        let roles = self.roles.as_ref().map(|known| directory.keys(&known.value, &known.version));
+        Organization {
+            name: directory.entry(code).and_then(|entry| entry.text(Fact::Name)).map(str::to_owned),
+            roles: roles.map(owned),
+            permissions: self.effective_permissions(directory).map(owned),
+            ..self.organization(code)
+        }
+    }
+
+    /// Returns whether a listed permission may have come from a role that does not give it any more: Kinde does not document
+    /// whether its lists contain the permissions of roles. The document does not show it until it is listed again.
+    fn is_taken(&self, permission: &String, listed: &Version, directory: &Directory) -> bool {
+        let roles = self.roles.iter().flat_map(|known| &known.value);
+        roles.filter_map(|id| directory.entry(id)).any(|role| role.has_taken(permission, listed))
+    }
+
+    /// Returns the permissions of the roles, and those that an event or a read listed. `None` if neither is known.
+    fn effective_permissions<'a>(&'a self, directory: &'a Directory) -> Option<BTreeSet<&'a str>> {
+        let listed = self.permissions.as_ref().map(|known| {
+            let version = &known.version;
+            directory.keys(known.value.iter().filter(|id| !self.is_taken(id, version, directory)), version)
+        });
+        let given = self.roles.as_ref().and_then(|roles| {
+            let live = roles.value.iter().filter_map(|id| match directory.entry(id) {
+                Some(entry) if entry.is_absent_at(&roles.version) => None,
+                entry => Some(entry.and_then(directory::Entry::permissions)),
+            });
+            // A role without a known list makes the whole unknown.
+            let given: Option<Vec<&[String]>> = live.collect();
+            Some(directory.keys(given?.into_iter().flatten(), &roles.version))
+        });
+        match (listed, given) {
+            (Some(mut listed), given) => {
+                listed.extend(given.into_iter().flatten());
+                Some(listed)
+            }
+            (None, given) => given.filter(|given| !given.is_empty()),
+        }
+    }
+
     fn organization(&self, code: &str) -> Organization {
         Organization {
             code: code.to_owned(),
+            name: None,
             roles: value(self.roles.as_ref()),
             permissions: value(self.permissions.as_ref()),
             is_suspended: value(self.is_suspended.as_ref()),

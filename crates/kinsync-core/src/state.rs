@@ -1,10 +1,11 @@
 //! The state of one user: a product of registers. A register only ever grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
+    directory::Directory,
     field::{Field, Organization, Profile, Value},
     join::with_register,
     membership::Memberships,
@@ -54,6 +55,9 @@ pub struct UserState {
     pub last_seen: Option<Micros>,
     /// Time of the newest sign-in at Kinde.
     pub last_signed_in: Option<Micros>,
+    /// What is known of the organizations, roles and permissions that the memberships refer to.
+    #[serde(default, skip_serializing_if = "Directory::is_empty")]
+    pub directory: Directory,
 }
 
 impl UserState {
@@ -128,8 +132,8 @@ impl UserState {
 
     /// Returns whether the two states are equal, apart from [`Self::last_seen`].
     pub fn eq_ignoring_last_seen(&self, other: &Self) -> bool {
-        let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in } = self;
-        fields == &other.fields
+        let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in, directory } = self;
+        (fields, directory) == (&other.fields, &other.directory)
             && (deleted, confirmed, first) == (&other.deleted, &other.confirmed, &other.first)
             && last_signed_in == &other.last_signed_in
     }
@@ -148,6 +152,48 @@ impl UserState {
     /// Returns the newest value of a field, or `None` if the field was never observed.
     pub fn value(&self, field: Field) -> Option<&Value> {
         self.fields.get(&field).map(|register| &register.value)
+    }
+
+    /// Returns the registers of the memberships; `None` while no source has observed one.
+    pub fn memberships(&self) -> Option<&Memberships> {
+        match self.value(Field::Organizations)? {
+            Value::Memberships(memberships) => Some(memberships),
+            _ => None,
+        }
+    }
+
+    /// Returns the state with what this directory has of the objects that the memberships refer to, and without other objects.
+    /// A membership ends with its organization, unless a newer observation contains it. A directory without all of these
+    /// objects changes nothing.
+    #[must_use]
+    pub fn with_directory(mut self, directory: &Directory) -> Self {
+        let references = self.references();
+        if !directory.has_all(&references) {
+            return self;
+        }
+        self.directory = self.directory.join(directory.only(&references));
+        let members: Vec<String> = self.memberships().into_iter().flat_map(Memberships::codes).collect();
+        let absence = |code: &String| self.directory.entry(code)?.absence().cloned();
+        let absences: Vec<Option<Version>> = members.iter().map(absence).collect();
+        for (code, absence) in members.iter().zip(absences) {
+            let Some(absence) = absence else { continue };
+            let read = Memberships::read(code, None, &absence);
+            self = self.with_register(Field::Organizations, absence, Value::Memberships(read));
+        }
+        // The permissions of roles are known now.
+        let references = self.references();
+        self.directory = self.directory.join(directory.only(&references)).only(&references);
+        self
+    }
+
+    /// Returns the codes and ids that the memberships refer to.
+    pub fn references(&self) -> BTreeSet<String> {
+        let mut references: BTreeSet<String> =
+            self.memberships().into_iter().flat_map(Memberships::references).collect();
+        let given = references.iter().filter_map(|id| self.directory.entry(id)?.permissions()).flatten();
+        let given: Vec<String> = given.cloned().collect();
+        references.extend(given);
+        references
     }
 
     /// Returns the newest text of a field; `None` also for null.

@@ -7,14 +7,16 @@ mod write;
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
 };
 
-use kinsync_core::{Micros, Observation, Source, UserId, UserState, Version};
+use futures_util::future::BoxFuture;
+use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
 use self::write::{reduced, write, write_without};
 use crate::{
     contention::{self, MAX_ROUNDS, pause},
+    directory,
     email_ownership::resolve,
     pending_checks::PendingChecks,
     refused_users::{self, Refused, RefusedUser},
@@ -82,6 +84,8 @@ struct Scans<'a> {
     compared: Option<&'a ComparedRows>,
     /// Whether an observation is stale and without a proof.
     is_stale: bool,
+    /// What the memberships of the rows refer to.
+    directory: Directory,
 }
 
 impl Scans<'_> {
@@ -167,10 +171,14 @@ pub(crate) async fn apply_compared(
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
-#[cfg(feature = "mongodb")]
-pub(crate) async fn rewrite(store: &dyn Store, users: &[UserId], now: Micros) -> Result<Applied, Error> {
+pub(crate) fn rewrite<'a>(
+    store: &'a dyn Store,
+    users: &'a [UserId],
+    now: Micros,
+) -> BoxFuture<'a, Result<Applied, Error>> {
     let deltas = users.iter().map(|user| (user.clone(), Delta::empty())).collect();
-    apply_deltas(store, deltas, now, None).await
+    // A pointer, because `apply_deltas` calls this.
+    Box::pin(apply_deltas(store, deltas, now, None))
 }
 
 async fn apply_deltas(
@@ -180,9 +188,15 @@ async fn apply_deltas(
     compared: Option<&ComparedRows>,
 ) -> Result<Applied, Error> {
     let mut is_dated = deltas.values().any(|delta| !delta.state.is_provisional());
-    let mut scans = Scans { watermarks: ScanWatermarks::default(), compared, is_stale: false };
+    let mut scans = Scans {
+        watermarks: ScanWatermarks::default(),
+        compared,
+        is_stale: false,
+        directory: Directory::default(),
+    };
     let mut applied = Applied::default();
     let mut written = Vec::new();
+    let mut referring = Vec::new();
     let mut to_resolve = Vec::new();
     let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
@@ -197,6 +211,7 @@ async fn apply_deltas(
         if is_dated && round == 0 {
             scans.watermarks = ScanWatermarks::load(store).await?;
         }
+        scans.directory = directory::load(store, references(&rows, &deltas)).await?;
         let mut writes = Vec::with_capacity(ids.len());
         let mut rechecks = Vec::new();
         for row in rows {
@@ -205,6 +220,9 @@ async fn apply_deltas(
             rechecks.push((row.id.clone(), recheck));
             scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
+                if !row.state.directory.has_all(&next.state.references()) {
+                    referring.push(next.id.clone());
+                }
                 writes.push(next);
             } else {
                 deltas.remove(&row.id);
@@ -240,9 +258,42 @@ async fn apply_deltas(
     if is_dated {
         recheck_written(store, &written, now, &scans).await?;
     }
+    if !referring.is_empty() {
+        spread_concurrent_changes(store, &written, &referring, now).await?;
+    }
     applied.failed.extend(deltas.into_keys().map(|user| (user, contention::REASON.into())));
     applied.unresolved = resolve(store, to_resolve, now).await.err();
     Ok(applied)
+}
+
+/// Returns what the memberships in these rows and deltas refer to.
+fn references(rows: &[Row], deltas: &HashMap<UserId, Delta>) -> BTreeSet<String> {
+    let of = |row: &Row| {
+        let delta = &deltas[&row.id];
+        let concerns_memberships = delta.is_empty() || delta.state.memberships().is_some();
+        concerns_memberships.then(|| [row.state.references(), delta.state.references()])
+    };
+    rows.iter().filter_map(of).flatten().flatten().collect()
+}
+
+/// Writes rows again that refer to an organization, a role or a permission for the first time, if it has changed meanwhile: the
+/// process that spread the change may have looked for the users before these rows were written.
+async fn spread_concurrent_changes(
+    store: &dyn Store,
+    written: &[(Row, UserState)],
+    referring: &[UserId],
+    now: Micros,
+) -> Result<(), Error> {
+    let rows: Vec<&Row> =
+        written.iter().map(|(row, _)| row).filter(|row| referring.contains(&row.id)).collect();
+    let ids = rows.iter().flat_map(|row| row.state.references()).collect();
+    let directory = directory::load(store, ids).await?;
+    let is_outdated = |row: &&&Row| row.state.clone().with_directory(&directory) != row.state;
+    let outdated: Vec<UserId> = rows.iter().filter(is_outdated).map(|row| row.id.clone()).collect();
+    if outdated.is_empty() {
+        return Ok(());
+    }
+    rewrite(store, &outdated, now).await.map(|_| ())
 }
 
 /// Requests checks of rows that a scan may have compared after the watermarks were loaded and before the rows were written,
@@ -379,7 +430,7 @@ fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, 
 
 /// Returns the row to write, or `None` if the delta contains nothing new, and whether the user must be read again.
 fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row>, Recheck) {
-    let mut state = row.state.clone().join(delta.state.clone());
+    let mut state = row.state.clone().join(delta.state.clone()).with_directory(&scans.directory);
     let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
     let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
     let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
@@ -439,7 +490,12 @@ pub(crate) fn join_into(
     compared: Option<&ComparedRows>,
 ) -> (Option<Row>, Recheck) {
     let delta = fold(observations).remove(&row.id).unwrap_or_else(Delta::empty);
-    next(row, &delta, now, &Scans { watermarks: watermarks.clone(), compared, is_stale: false })
+    next(
+        row,
+        &delta,
+        now,
+        &Scans { watermarks: watermarks.clone(), compared, is_stale: false, directory: Directory::default() },
+    )
 }
 
 /// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or

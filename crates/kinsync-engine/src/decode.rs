@@ -12,6 +12,7 @@ use kinde::{
 use kinsync_core::{Micros, Observation, Rank, Source, UserId, Version, What, ids};
 
 use crate::{
+    directory::{self, Change},
     fields,
     queue::{self, Entry, Payload},
     sighting::{self, Sighting},
@@ -44,30 +45,8 @@ pub struct Decoded {
     pub event: LoggedEvent,
     /// Observations in the entry; empty for an event about no user.
     pub observations: Result<Vec<Observation>, Failure>,
-    /// What the event changes for users that it does not name.
-    pub changes: Changes,
-}
-
-/// What an event changes for users that it does not name. Kinde sends no `user.updated` for these changes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
-pub enum Changes {
-    /// Nothing.
-    #[default]
-    Nothing,
-    /// The roles of members: a role was deleted, or its key may be another one.
-    Roles,
-    /// Memberships: an organization was deleted.
-    Memberships,
-}
-
-impl Changes {
-    fn of(body: &Body) -> Self {
-        match body {
-            Body::OrganizationDeleted { .. } => Self::Memberships,
-            Body::RoleUpdated(_) | Body::RoleDeleted { .. } => Self::Roles,
-            _ => Self::Nothing,
-        }
-    }
+    /// What the event observes of organizations, roles and permissions.
+    pub changes: Vec<Change>,
 }
 
 impl Decoded {
@@ -129,15 +108,23 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
         scheme: entry.payload.scheme().to_owned(),
         payload: String::from_utf8_lossy(body).into_owned(),
     };
-    let changes = decoded.as_ref().map(|event| Changes::of(&event.body)).unwrap_or_default();
+    let mut changes = Vec::new();
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);
         let version = version(time, entry);
+        let observed = directory::changes(&event.body, &version);
         let observation = observation_of(event.body, version.at);
         logged.user = observation.as_ref().map(|(user, _)| user.clone());
-        let Some((user, what)) = observation else { return Ok(Vec::new()) };
+        let Some((user, what)) = observation else {
+            if !observed.is_empty() {
+                reject_future(version.at, latest)?;
+            }
+            changes = observed;
+            return Ok(Vec::new());
+        };
         let user = UserId::parse(&user).map_err(Failure::BadUser)?;
         reject_future(version.at, latest)?;
+        changes = observed;
         Ok(what
             .map(|what| Observation { user, version, source: Source::Webhook, what })
             .into_iter()
@@ -158,7 +145,7 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
         payload: String::from_utf8_lossy(body).into_owned(),
     };
     let observations = read.map(|sighting| sighting.observations());
-    Decoded { event, observations, changes: Changes::Nothing }
+    Decoded { event, observations, changes: Vec::new() }
 }
 
 /// Returns the version of an event with this time. Without a time the order of receipt is the only one there is: the time

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kinsync_core::{Field, Micros, Observation, Rank, UserState, Value, Version, What};
+use kinsync_core::{Field, Micros, Observation, Organization, Rank, UserState, Value, Version, What};
 use serde::Serialize;
 
 use crate::{
@@ -147,10 +147,25 @@ impl Explainer<'_> {
         let newer = known.filter(|known| known.version > *version);
         ExplainedField {
             field: field.key(),
-            value: value.clone(),
+            value: self.with_keys(value),
             is_set: known.is_some_and(|known| known.version == *version),
             superseded_by: newer.map(|known| self.name(&known.version)),
         }
+    }
+
+    /// Replaces the ids of roles and permissions by keys.
+    fn with_keys(&self, value: &Value) -> Value {
+        let Value::Organizations(list) = value else { return value.clone() };
+        let keys = |ids: &Option<Vec<String>>| {
+            let key = |id: &String| self.state.directory.key(id).to_owned();
+            ids.as_ref().map(|ids| ids.iter().map(key).collect())
+        };
+        let shown = |one: &Organization| Organization {
+            roles: keys(&one.roles),
+            permissions: keys(&one.permissions),
+            ..one.clone()
+        };
+        Value::Organizations(list.iter().map(shown).collect())
     }
 
     fn deletion(&self, version: &Version) -> String {

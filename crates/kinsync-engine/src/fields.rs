@@ -83,18 +83,18 @@ impl ProfileBuilder {
 }
 
 fn memberships(list: Vec<event::Membership>) -> Value {
-    let keys = |named: Patch<Vec<event::Assignment>>| {
-        let mut keys: Vec<String> = match named {
+    let ids = |named: Patch<Vec<event::Assignment>>| {
+        let mut ids: Vec<String> = match named {
             Patch::Absent => return None,
             Patch::Null => Vec::new(),
-            Patch::Value(named) => named.into_iter().filter_map(|named| named.key.or(named.id)).collect(),
+            Patch::Value(named) => named.into_iter().filter_map(|named| named.id.or(named.key)).collect(),
         };
-        keys.sort();
-        Some(keys)
+        ids.sort();
+        Some(ids)
     };
     let membership = |organization: event::Membership| Organization {
-        roles: keys(organization.roles),
-        permissions: keys(organization.permissions),
+        roles: ids(organization.roles),
+        permissions: ids(organization.permissions),
         ..Organization::new(organization.code)
     };
     Value::Organizations(list.into_iter().map(membership).collect())

@@ -18,6 +18,7 @@
 //! - `scan_watermark`: treatment of events older than the last complete scan
 //! - `pending_checks`: single users to re-read from Kinde
 //! - `reconcile`: finds and repairs what the webhook missed
+//! - `directory`: organizations, roles and permissions
 //! - `explain`: the observations behind the state of a user
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
@@ -30,6 +31,7 @@ mod breaker;
 mod clock;
 mod contention;
 mod decode;
+mod directory;
 mod email_ownership;
 mod engine;
 mod explain;

@@ -28,7 +28,7 @@ use crate::{
     apply::{Applied, apply},
     breaker::Breaker,
     clock::Clock,
-    decode,
+    decode, directory,
     queue::{self, Claimed, EntryId, Queue},
     random,
     store::{self, EventFilter, LoggedEvent, Store, WRITE_USERS},
@@ -52,8 +52,6 @@ pub struct Config {
     pub lease: Duration,
     /// Whether to request a check at Kinde of each user with an event without a time. Pointless without a reconciler.
     pub check_without_time: bool,
-    /// Whether scans compare roles: a changed role then requests a scan.
-    pub compares_roles: bool,
     /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
@@ -77,7 +75,6 @@ impl Default for Config {
             sweep_every: Duration::from_secs(30),
             lease: Duration::from_mins(5),
             check_without_time: false,
-            compares_roles: false,
             retry_after: Duration::from_millis(250),
         }
     }
@@ -218,7 +215,10 @@ impl Projector {
             piece.is_logged = true;
         }
         self.request_checks(&piece.items).await?;
+        // Before the users: their documents show what is known of organizations, roles and permissions.
+        let changed = directory::observe(&*self.store, piece.changes()).await?;
         let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
+        directory::spread(&*self.store, &changed, self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
             self.breaker.failed(&refused_all(reason));

@@ -7,13 +7,13 @@
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
 //! missing at Kinde), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), `memberships`
-//! (roles of members), [`record`]
-//! (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
+//! (roles of members) and `directory` (organizations, roles and permissions), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
 
 mod budget;
 mod checks;
 mod compare;
 mod deletions;
+mod directory;
 mod lease;
 #[cfg(test)]
 mod lease_model;
@@ -457,7 +457,7 @@ fn measure(run: &Run) {
 }
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 7] {
+pub fn state_keys() -> [&'static Key; 8] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -466,6 +466,7 @@ pub fn state_keys() -> [&'static Key; 7] {
         &deletions::KEY,
         &record::KEY,
         &scan::KEY,
+        &crate::directory::LISTED,
     ]
 }
 

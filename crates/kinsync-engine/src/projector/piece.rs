@@ -2,7 +2,7 @@
 
 use kinsync_core::{Observation, UserId};
 
-use crate::{decode::Decoded, queue::EntryId};
+use crate::{decode::Decoded, directory::Change, queue::EntryId};
 
 /// A claimed entry, decoded.
 #[derive(Debug)]
@@ -41,6 +41,11 @@ impl Piece {
 
     pub(super) fn observations(&self) -> impl Iterator<Item = Observation> {
         self.items.iter().filter_map(|item| item.decoded.observations.as_ref().ok()).flatten().cloned()
+    }
+
+    /// What the entries observe of organizations, roles and permissions.
+    pub(super) fn changes(&self) -> Vec<Change> {
+        self.items.iter().flat_map(|item| &item.decoded.changes).cloned().collect()
     }
 
     /// Whether a split would isolate nothing: all entries are about one user.

@@ -1,14 +1,9 @@
-//! Requests of events to the reconciler. Events without a time of the sender: the order of receipt is the only one. Events
-//! that change the memberships of users that they do not name: only a scan finds those users.
+//! Events without a time of the sender: the order of receipt is the only one.
 
 use kinsync_core::UserId;
 
 use super::{Projector, piece::Item};
-use crate::{
-    decode::{self, Changes},
-    pending_checks::PendingChecks,
-    store,
-};
+use crate::{decode, pending_checks::PendingChecks, store};
 
 impl Projector {
     /// Sets the version of events without a time to that of their first delivery, so that a repeated delivery has the same order.
@@ -23,20 +18,14 @@ impl Projector {
         Ok(())
     }
 
-    /// Requests checks of users with an event without a time, and a scan after an event that changes roles or memberships.
-    /// Before the events are applied: after an interruption they are delivered again.
+    /// Requests checks of users with an event without a time. Before the events are applied: after an interruption they are
+    /// delivered again.
     pub(super) async fn request_checks(&self, items: &[Item]) -> Result<(), store::Error> {
         if !self.config.check_without_time {
             return Ok(());
         }
         let users: Vec<UserId> =
             items.iter().filter_map(|item| item.decoded.user_without_time()).cloned().collect();
-        PendingChecks::request(&*self.store, &users).await?;
-        // Only a scan finds the members: the event names none of them.
-        let least = if self.config.compares_roles { Changes::Roles } else { Changes::Memberships };
-        if items.iter().any(|item| item.decoded.changes >= least) {
-            PendingChecks::request_scan(&*self.store).await?;
-        }
-        Ok(())
+        PendingChecks::request(&*self.store, &users).await
     }
 }

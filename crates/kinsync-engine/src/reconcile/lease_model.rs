@@ -191,6 +191,10 @@ impl Store for Memory {
         unreachable!()
     }
 
+    async fn referring(&self, _: &[String], _: Option<&UserId>, _: usize) -> Result<Vec<UserId>, Error> {
+        unreachable!()
+    }
+
     async fn states(&self, _: &[String]) -> Result<Vec<Option<Saved>>, Error> {
         unreachable!()
     }

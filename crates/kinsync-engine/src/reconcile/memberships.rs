@@ -9,23 +9,34 @@
 
 use std::collections::HashMap;
 
-use kinde::management::{self, OrganizationUser};
+use kinde::management::{self, OrganizationUser, Role, UserPermission};
 use kinsync_core::{
-    Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value, What,
+    Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value,
+    Version, What,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner, Progress,
     compare::drift,
-    record::{Drift, DriftKind, Run, Tally},
+    directory::{Lists, RoleIds},
+    record::{DriftKind, Run, Tally},
     scan::Scanned,
     single_reads::is_about_one,
 };
-use crate::{apply::ComparedRows, scan_watermark::ScanNumber, snapshot, state_records::Term, store::Row};
+use crate::{
+    apply::ComparedRows,
+    directory::{self, Change},
+    scan_watermark::ScanNumber,
+    snapshot,
+    state_records::Term,
+    store::Row,
+};
 
 /// Organizations above which roles are not compared: each costs at least one request per scan.
 const MAX_ORGANIZATIONS: usize = 10_000;
+/// Members that differ before the roles are listed again and these members are repaired.
+const MAX_DIFFERING: usize = 1000;
 /// Permissions that one scan reads for single members. The next scan reads the rest.
 const MAX_PERMISSION_READS: usize = 1000;
 
@@ -42,14 +53,19 @@ pub struct MembershipTally {
     pub changed: u64,
     /// Members whose roles, suspension or time of joining were not known.
     pub filled_in: u64,
+    /// Organizations, roles and permissions that differed from what was stored.
+    pub directory_changed: u64,
     /// Why roles were not compared, or not all, with the next step.
     pub not_compared: Option<String>,
 }
 
-/// A membership as read from Kinde.
+/// A membership as read from Kinde. Roles and permissions are ids as far as those are known, else keys.
+#[derive(Clone)]
 struct Seen {
     user: UserId,
     membership: Organization,
+    /// Keys of the roles, sorted.
+    role_keys: Vec<String>,
     at: Micros,
 }
 
@@ -57,23 +73,51 @@ struct Seen {
 struct Unread {
     user: UserId,
     code: String,
-    /// Time of the request of the list, which preceded the read.
+    /// Time of the lists, which preceded the read.
     at: Micros,
+}
+
+/// The comparison of the members of all organizations.
+struct Comparison<'a> {
+    run: &'a Run,
+    lists: &'a Lists,
+    found: MembershipTally,
+    unread: Vec<Unread>,
+}
+
+impl Comparison<'_> {
+    /// Has the permissions of a member read after the lists.
+    fn add_unread(&mut self, seen: &Seen) {
+        if self.unread.len() < MAX_PERMISSION_READS {
+            let code = seen.membership.code.clone();
+            // The permissions are newer than both lists.
+            let at = seen.at.max(self.lists.roles.as_ref().map_or(seen.at, |roles| roles.at));
+            self.unread.push(Unread { user: seen.user.clone(), code, at });
+        }
+    }
 }
 
 impl Seen {
     /// Decodes a member of a list. Returns `None` without a valid id.
     fn listed(code: &str, member: OrganizationUser, at: Micros) -> Option<Self> {
         let user = UserId::parse(member.id.as_deref()?).ok()?;
-        let mut roles = member.roles.into_value().unwrap_or_default();
-        roles.sort();
+        let role_keys = sorted(member.roles.into_value().unwrap_or_default());
         let membership = Organization {
-            roles: Some(roles),
+            roles: Some(role_keys.clone()),
             is_suspended: member.is_suspended.into_value(),
             joined_on: member.joined_on.map(|at| Micros(at.as_microsecond())),
             ..Organization::new(code)
         };
-        Some(Self { user, membership, at })
+        Some(Self { user, membership, role_keys, at })
+    }
+
+    /// Replaces the keys of roles by ids. The roles have the older of the times of both lists; with a key that is not in
+    /// the list of roles they stay unknown.
+    fn resolved(mut self, roles: &RoleIds) -> Self {
+        let ids = |keys: Vec<String>| keys.iter().map(|key| roles.ids.get(key).cloned()).collect();
+        self.membership.roles = self.membership.roles.and_then(ids).map(sorted);
+        self.at = self.at.min(roles.at);
+        self
     }
 
     fn observe(&self, membership: Organization) -> Observation {
@@ -94,28 +138,33 @@ impl Seen {
         let row = row.filter(|row| row.revision > 0 && row.state.is_live())?;
         let code = &self.membership.code;
         let stored = memberships(&row.state);
-        let known = stored.organization(code);
-        let changed = self.differing(&known.clone().unwrap_or_default());
+        let known = stored.organization(code).unwrap_or_default();
+        let changed = self.differing(row, &known);
         let observation = self.observe(changed.clone());
-        let joined = stored.join(Memberships::read(code, Some(&changed), &observation.version));
+        let joined = stored.clone().join(Memberships::read(code, Some(&changed), &observation.version));
         let after = joined.organization(code);
-        if after == known {
+        if after == stored.organization(code) {
             return None;
         }
-        let (known, after) = (known.unwrap_or_default(), after.unwrap_or_default());
-        let is_missed = is_other(known.roles.as_ref(), after.roles.as_ref())
+        let after = after.unwrap_or_default();
+        let is_missed = (is_other(known.roles.as_ref(), after.roles.as_ref())
+            && shown_roles(row, &known).as_ref() != Some(&self.role_keys))
             || (changed.permissions.is_some()
                 && is_other(known.permissions.as_ref(), after.permissions.as_ref()));
         Some((if is_missed { DriftKind::Changed } else { DriftKind::FilledIn }, observation))
     }
 
     /// Returns the values that differ from known ones.
-    fn differing(&self, known: &Organization) -> Organization {
+    fn differing(&self, row: &Row, known: &Organization) -> Organization {
         let seen = &self.membership;
-        let are_other_roles = is_other(seen.roles.as_ref(), known.roles.as_ref());
+        // Keys in place of ids replace no ids with the same keys.
+        let is_resolved = seen.roles.as_ref() != Some(&self.role_keys);
+        let are_other_roles = is_other(seen.roles.as_ref(), known.roles.as_ref())
+            && (is_resolved || shown_roles(row, known).as_ref() != Some(&self.role_keys));
         let are_other_permissions = is_other(seen.permissions.as_ref(), known.permissions.as_ref());
         Organization {
             code: seen.code.clone(),
+            name: None,
             roles: seen.roles.clone().filter(|_| are_other_roles),
             // Known permissions do not count beside newer roles.
             permissions: seen.permissions.clone().filter(|_| are_other_roles || are_other_permissions),
@@ -125,9 +174,19 @@ impl Seen {
     }
 }
 
+/// Returns the keys of the roles that the document shows.
+fn shown_roles(row: &Row, known: &Organization) -> Option<Vec<String>> {
+    memberships(&row.state).shown_in(&known.code, &row.state.directory)?.roles
+}
+
 /// Returns whether a value is known and the other one differs.
 fn is_other<T: PartialEq>(known: Option<&T>, other: Option<&T>) -> bool {
     known.is_some() && other != known
+}
+
+fn sorted(mut ids: Vec<String>) -> Vec<String> {
+    ids.sort();
+    ids
 }
 
 fn memberships(state: &UserState) -> Memberships {
@@ -138,47 +197,40 @@ fn memberships(state: &UserState) -> Memberships {
 }
 
 /// Returns why roles cannot be read with these credentials.
-fn lacks_scope(error: &management::Error) -> Option<String> {
+pub(super) fn lacks_scope(error: &management::Error) -> Option<String> {
     use management::Error::{MissingScope, Unauthorized};
     matches!(error, MissingScope { .. } | Unauthorized { .. })
         .then(|| format!("roles are not compared: {}", crate::breaker::error_chain(error)))
 }
 
 impl Inner {
-    /// Lists the members of every organization and repairs roles that differ. Missing scopes are no failure: the result
-    /// names them.
+    /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs.
+    /// Missing scopes are no failure: the result names them.
     pub(super) async fn compare_members(
         &self,
         run: &Run,
         scanned: &mut Scanned,
         progress: Progress<'_>,
     ) -> Result<MembershipTally, Error> {
-        let mut found = MembershipTally::default();
-        let mut unread = Vec::new();
-        let listed = async {
-            let organizations = self.kinde.organizations().all().await?.value;
-            if organizations.len() > MAX_ORGANIZATIONS {
-                let reason = format!("roles are not compared: more than {MAX_ORGANIZATIONS} organizations");
-                found.not_compared = Some(reason);
-                return Ok(());
+        let lists = match self.compare_directory(run.writes()).await {
+            Err(Error::Kinde(error)) => {
+                let not_compared = lacks_scope(&error).ok_or(Error::Kinde(error))?;
+                return Ok(MembershipTally {
+                    not_compared: Some(not_compared),
+                    ..MembershipTally::default()
+                });
             }
-            for organization in organizations {
-                let members =
-                    self.compare_organization(&organization.code, run, scanned, &mut found, &mut unread);
-                match members.await {
-                    Err(Error::Kinde(error)) if is_about_one(&error) && !error.is_transient() => {
-                        let error = crate::breaker::error_chain(&error);
-                        let code = organization.code;
-                        tracing::warn!(organization = code, error, "the members cannot be listed");
-                        found.not_compared = Some(format!("the members of {code} cannot be listed: {error}"));
-                    }
-                    outcome => outcome?,
-                }
-                progress(&scanned.tally);
-            }
-            self.read_permissions(unread, run.writes(), &mut scanned.tally).await
+            lists => lists?,
         };
-        match listed.await {
+        let found = MembershipTally {
+            directory_changed: lists.changed,
+            not_compared: lists.not_compared.clone(),
+            ..MembershipTally::default()
+        };
+        let mut comparison = Comparison { run, lists: &lists, found, unread: Vec::new() };
+        let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
+        let mut found = comparison.found;
+        match outcome {
             Err(Error::Kinde(error)) => {
                 found.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
             }
@@ -190,58 +242,116 @@ impl Inner {
         Ok(found)
     }
 
+    async fn compare_organizations(
+        &self,
+        comparison: &mut Comparison<'_>,
+        scanned: &mut Scanned,
+        progress: Progress<'_>,
+    ) -> Result<(), Error> {
+        if comparison.lists.organizations.len() > MAX_ORGANIZATIONS {
+            let reason = format!("roles are not compared: more than {MAX_ORGANIZATIONS} organizations");
+            comparison.found.not_compared = Some(reason);
+            return Ok(());
+        }
+        for code in &comparison.lists.organizations {
+            match self.compare_organization(code, comparison, scanned).await {
+                Err(Error::Kinde(error)) if is_about_one(&error) && !error.is_transient() => {
+                    let error = crate::breaker::error_chain(&error);
+                    tracing::warn!(organization = code, error, "the members cannot be listed");
+                    let reason = format!("the members of {code} cannot be listed: {error}");
+                    comparison.found.not_compared = Some(reason);
+                }
+                outcome => outcome?,
+            }
+            progress(&scanned.tally);
+        }
+        let unread = std::mem::take(&mut comparison.unread);
+        self.read_permissions(unread, comparison.run.writes(), &mut scanned.tally).await
+    }
+
+    /// Compares the members of one organization. Those that differ are compared again after a second list of the roles.
     async fn compare_organization(
         &self,
         code: &str,
-        run: &Run,
+        comparison: &mut Comparison<'_>,
         scanned: &mut Scanned,
-        found: &mut MembershipTally,
-        unread: &mut Vec<Unread>,
     ) -> Result<(), Error> {
-        let compared = run.writes().map(|_| ComparedRows {
-            scan: ScanNumber(scanned.number),
-            comparison: scanned.last_comparison,
-            revisions: HashMap::new(),
-        });
         let mut pages = self.kinde.organization_users(code)?;
-        found.organizations += 1;
+        comparison.found.organizations += 1;
+        let mut differing = Vec::new();
         while let Some(page) = pages.next().await? {
             let at = snapshot::sent_at(&page.timing);
             let members = page.items.into_iter().filter_map(|member| Seen::listed(code, member, at));
             let members: Vec<Seen> = members.collect();
-            found.members += members.len() as u64;
-            let (repairs, drifts) = self.differing(&members, found, unread).await?;
-            self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
+            comparison.found.members += members.len() as u64;
+            let rows = self.rows(&members).await?;
+            let roles = comparison.lists.roles.as_ref();
+            let differs = |(seen, row): &(Seen, Option<Row>)| {
+                let seen = seen.clone();
+                roles.map_or(seen.clone(), |roles| seen.resolved(roles)).compare(row.as_ref()).is_some()
+            };
+            let is_uncertain = |(seen, row): &(Seen, Option<Row>)| {
+                let row = row.as_ref()?;
+                let is_uncertain =
+                    memberships(&row.state).has_uncertain_permission(code, &row.state.directory);
+                is_uncertain.then(|| seen.clone())
+            };
+            let members: Vec<(Seen, Option<Row>)> = members.into_iter().zip(rows).collect();
+            members.iter().filter_map(is_uncertain).for_each(|seen| comparison.add_unread(&seen));
+            let members = members.into_iter().filter(differs);
+            differing.extend(members.map(|(seen, _)| seen));
+            if differing.len() >= MAX_DIFFERING {
+                self.repair_members(std::mem::take(&mut differing), comparison, scanned).await?;
+            }
         }
-        Ok(())
+        self.repair_members(differing, comparison, scanned).await
     }
 
-    /// Returns the observations that repair these memberships, and the missed differences.
-    async fn differing(
-        &self,
-        members: &[Seen],
-        found: &mut MembershipTally,
-        unread: &mut Vec<Unread>,
-    ) -> Result<(Vec<Observation>, Vec<Drift>), Error> {
+    async fn rows(&self, members: &[Seen]) -> Result<Vec<Option<Row>>, Error> {
         let ids: Vec<UserId> = members.iter().map(|seen| seen.user.clone()).collect();
-        let rows = self.retry_store(|| self.store.load(&ids)).await?;
+        Ok(self.retry_store(|| self.store.load(&ids)).await?)
+    }
+
+    async fn repair_members(
+        &self,
+        members: Vec<Seen>,
+        comparison: &mut Comparison<'_>,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        if members.is_empty() {
+            return Ok(());
+        }
+        let members = match &comparison.lists.roles {
+            Some(before) => {
+                let roles = self.relist_roles(before).await?;
+                members.into_iter().map(|seen| seen.resolved(&roles)).collect()
+            }
+            None => members,
+        };
+        let rows = self.rows(&members).await?;
         let (mut repairs, mut drifts) = (Vec::new(), Vec::new());
         for (seen, row) in members.iter().zip(&rows) {
             let Some((kind, repair)) = seen.compare(row.as_ref()) else { continue };
             repairs.push(repair);
             if kind == DriftKind::FilledIn {
-                found.filled_in += 1;
+                comparison.found.filled_in += 1;
                 continue;
             }
-            found.changed += 1;
+            comparison.found.changed += 1;
             drifts.push(drift(seen.user.clone(), kind, vec![Field::Organizations], row.as_ref()));
             let code = &seen.membership.code;
             let known = row.as_ref().and_then(|row| memberships(&row.state).organization(code));
-            if known.is_some_and(|known| known.permissions.is_some()) && unread.len() < MAX_PERMISSION_READS {
-                unread.push(Unread { user: seen.user.clone(), code: code.clone(), at: seen.at });
+            if known.is_some_and(|known| known.permissions.is_some()) {
+                comparison.add_unread(seen);
             }
         }
-        Ok((repairs, drifts))
+        let compared = comparison.run.writes().map(|_| ComparedRows {
+            scan: ScanNumber(scanned.number),
+            comparison: scanned.last_comparison,
+            revisions: HashMap::new(),
+        });
+        self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
+        Ok(())
     }
 
     /// Reads the permissions of members whose roles have changed. Without the scope they stay unknown.
@@ -251,17 +361,20 @@ impl Inner {
         term: Option<Term>,
         tally: &mut Tally,
     ) -> Result<(), Error> {
+        let users: Vec<UserId> = unread.iter().map(|unread| unread.user.clone()).collect();
+        let rows = self.retry_store(|| self.store.load(&users)).await?;
         let mut read = Vec::new();
-        for Unread { user, code, at } in unread {
-            match self.member(&user, &code).await {
+        for (Unread { code, at, .. }, row) in unread.into_iter().zip(rows) {
+            let Some(row) = row else { continue };
+            match self.member(&row, &code, term).await {
                 // `Date` has seconds: the time of a later read may seem earlier.
                 Ok(Some(seen)) => {
                     let seen = Seen { at: seen.at.max(at), ..seen };
                     read.push(seen.observe(seen.membership.clone()));
                 }
                 Ok(None) => {}
-                Err(error) if lacks_scope(&error).is_some() => break,
-                Err(error) => return Err(Error::Kinde(error)),
+                Err(Error::Kinde(error)) if lacks_scope(&error).is_some() => break,
+                Err(error) => return Err(error),
             }
         }
         self.repair(read, Vec::new(), term.is_none(), tally).await
@@ -279,11 +392,11 @@ impl Inner {
             let mut repairs = Vec::new();
             let mut kinds = Vec::new();
             for organization in row.state.organizations().unwrap_or_default() {
-                let seen = match self.member(&row.id, &organization.code).await {
+                let seen = match self.member(&row, &organization.code, term).await {
                     Ok(Some(seen)) => seen,
                     Ok(None) => continue,
-                    Err(error) if lacks_scope(&error).is_some() => return Ok(()),
-                    Err(error) => return Err(Error::Kinde(error)),
+                    Err(Error::Kinde(error)) if lacks_scope(&error).is_some() => return Ok(()),
+                    Err(error) => return Err(error),
                 };
                 if let Some((kind, repair)) = seen.compare(Some(&row)) {
                     repairs.push(repair);
@@ -300,32 +413,43 @@ impl Inner {
 
     /// Reads the roles and permissions of one member; `None` if Kinde's response about this member is unusable, for example
     /// because the membership has ended. Permissions stay unknown without their scope.
-    async fn member(&self, user: &UserId, code: &str) -> Result<Option<Seen>, management::Error> {
-        let roles = match self.kinde.user_roles(code, user.as_str())?.all().await {
+    async fn member(&self, row: &Row, code: &str, term: Option<Term>) -> Result<Option<Seen>, Error> {
+        let roles = match self.kinde.user_roles(code, row.id.as_str())?.all().await {
             Ok(roles) => roles,
             Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
-        let permissions = match self.kinde.user_permissions(code, user.as_str())?.all().await {
+        let permissions = match self.kinde.user_permissions(code, row.id.as_str())?.all().await {
             Ok(permissions) => Some(permissions.value),
             Err(error) if lacks_scope(&error).is_some() => None,
             Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
-        let key = |key: kinde::Patch<String>, id: String| key.into_value().unwrap_or(id);
-        let sorted = |mut keys: Vec<String>| {
-            keys.sort();
-            keys
+        let version = Version::provisional();
+        let mut named: Vec<Change> =
+            roles.value.iter().map(|role| directory::of_role(role, None, &version)).collect();
+        let listed = permissions.iter().flatten();
+        named.extend(listed.map(|one| directory::of_permission(&one.permission, &version)));
+        if term.is_some() {
+            self.retry_store(|| directory::observe(&*self.store, named.clone())).await?;
+        }
+        let is_given_list_known = |role: &Role| {
+            row.state.directory.entry(&role.id).is_some_and(|role| role.permissions().is_some())
         };
-        let permissions = permissions.map(|list| {
-            sorted(list.into_iter().map(|one| key(one.permission.key, one.permission.id)).collect())
-        });
+        let are_given_known = roles.value.iter().all(is_given_list_known);
+        // What a role gives is not kept as the user's own: it would outlive the role.
+        let is_own = |one: &UserPermission| !are_given_known || one.roles.value().is_none_or(Vec::is_empty);
+        let own = |list: Vec<UserPermission>| {
+            sorted(list.into_iter().filter(is_own).map(|one| one.permission.id).collect())
+        };
+        let role_keys = roles.value.iter().map(|role| role.key.value().unwrap_or(&role.id).clone());
+        let role_keys = sorted(role_keys.collect());
         let membership = Organization {
-            roles: Some(sorted(roles.value.into_iter().map(|role| key(role.key, role.id)).collect())),
-            permissions,
+            roles: Some(sorted(roles.value.into_iter().map(|role| role.id).collect())),
+            permissions: permissions.map(own),
             ..Organization::new(code)
         };
         let at = snapshot::sent_at(&roles.timing);
-        Ok(Some(Seen { user: user.clone(), membership, at }))
+        Ok(Some(Seen { user: row.id.clone(), membership, role_keys, at }))
     }
 }

@@ -129,6 +129,17 @@ impl Store for EmbeddedStore {
         timed("embedded", "ids", work).await
     }
 
+    async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        let (ids, after) = (ids.to_vec(), after.cloned());
+        let list = move |sqlite: &rusqlite::Connection| users::referring(sqlite, &ids, after.as_ref(), limit);
+        timed("embedded", "referring", self.reader.call("list users of an organization", list)).await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
         let key = key.to_owned();
         let work = self.reader.call("read a record", move |sqlite| state::get(sqlite, &key));

@@ -215,6 +215,15 @@ impl Store for MongoStore {
         timed("mongo", "ids", self.inner()?.ids(after, limit)).await
     }
 
+    async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        timed("mongo", "referring", self.inner()?.referring(ids, after, limit)).await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
         timed("mongo", "state", self.inner()?.saved(key)).await
     }

@@ -111,6 +111,15 @@ impl Store for Failing {
         self.store.ids(after, limit).await
     }
 
+    async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        self.store.referring(ids, after, limit).await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
         self.store.state(key).await
     }

@@ -201,6 +201,15 @@ impl Store for FaultyStore {
         self.store.ids(after, limit).await
     }
 
+    async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, store::Error> {
+        self.store.referring(ids, after, limit).await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, store::Error> {
         self.call("state", false, self.store.state(key)).await
     }

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use kinde::webhook::Scheme;
 use kinsync_core::{
-    Field, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value, Version, What, email,
+    Directory, Fact, Field, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value,
+    Version, What, email,
 };
 use kinsync_engine::internal::queue::{Entry, Payload};
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::IndexedRandom};
@@ -93,7 +94,7 @@ impl History {
                 json!([{"code": "org_1", "roles": [{"id": "r", "key": "admin"}], "permissions": null}]),
             );
             let membership = Organization {
-                roles: Some(vec!["admin".into()]),
+                roles: Some(vec!["r".into()]),
                 permissions: Some(Vec::new()),
                 ..Organization::new("org_1")
             };
@@ -175,11 +176,16 @@ impl Expected {
         about: &str,
     ) {
         let ids: Vec<UserId> = self.states.keys().cloned().collect();
+        // What the events contain of the objects that they refer to.
+        let admin =
+            kinsync_core::Entry::observed([(Fact::Key, Value::from("admin"))], &Version::provisional());
+        let entries = [("org_1".to_owned(), kinsync_core::Entry::default()), ("r".to_owned(), admin)];
+        let referred: Directory = entries.into_iter().collect();
         for chunk in ids.chunks(2_000) {
             let rows = store.load(chunk).await.expect("the store answers");
             for (id, row) in chunk.iter().zip(rows) {
                 let row = row.unwrap_or_else(|| panic!("{about}: {id} is missing"));
-                let state = &self.states[id];
+                let state = &self.states[id].clone().with_directory(&referred);
                 assert_eq!(&row.state, state, "{about}: state of {id}");
                 assert!(row.pending_emails.is_empty(), "{about}: {id} is left pending_emails");
                 let Some(address) = state.claimed_email() else { continue };

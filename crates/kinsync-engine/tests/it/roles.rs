@@ -1,10 +1,14 @@
 //! The roles of members at Kinde and in the store apart, and brought together by a scan: on both stores, against the emulator.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use kinde_emulator::{Emulator, Fault, FaultKind, OrganizationEdit, RoleEdit, config};
 use kinsync_core::{Organization, UserId};
 use kinsync_engine::internal::{
+    directory,
     pending_checks::PendingChecks,
     projector,
     reconcile::{
@@ -16,7 +20,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    reconcile::{World, quick},
+    reconcile::{World, quick, until_requested},
     stores::{Fresh, on_every_store},
 };
 
@@ -24,12 +28,19 @@ on_every_store! {
     a_role_that_was_taken_away_with_its_event_lost_is_repaired_and_counted_as_missed
     roles_that_no_event_contained_are_unknown_until_a_scan_reads_them
     a_scan_without_drift_writes_no_member
-    a_renamed_or_deleted_role_and_a_deleted_organization_request_a_scan_that_repairs_every_member
+    a_renamed_role_a_deleted_role_and_a_deleted_organization_change_every_member_at_once
+    events_of_roles_organizations_and_members_have_one_result_in_any_order
+    a_change_of_a_role_during_changes_of_its_members_reaches_all_of_them
+    one_scan_repairs_lost_events_of_roles_permissions_and_organizations
+    an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life
+    a_key_that_moves_to_another_role_during_a_scan_changes_no_member
+    an_empty_list_of_roles_or_organizations_deletes_nothing
     without_the_scopes_users_are_compared_and_the_run_names_the_scope
     an_empty_list_of_members_takes_no_role
     a_late_event_with_former_roles_requests_a_check_that_repairs_them
     permissions_do_not_outlive_the_role_that_gave_them
     direct_permissions_are_known_after_a_change_of_roles
+    a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it
     after_one_complete_run_every_role_equals_kinde
 }
 
@@ -125,58 +136,179 @@ async fn a_scan_without_drift_writes_no_member(fresh: Fresh) {
     assert_eq!(run.memberships.map(|found| (found.members, found.filled_in)), Some((50, 0)));
 }
 
-/// What a schedule does with the pending requests.
-async fn scan_if_requested(world: &World) -> bool {
-    let requested = reconciler(world).run_pending_checks().await.expect("Kinde answers");
-    if requested {
-        reconcile(world).await;
-        let done = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
-        PendingChecks::remove(&*world.fresh.store, &done).await.expect("the store answers");
-    }
-    requested
+/// Delivers the events since `delivered`.
+async fn deliver_new(world: &World, delivered: &mut usize) {
+    let events = world.events();
+    let new = events[*delivered..].to_vec();
+    *delivered = events.len();
+    world.deliver(new).await;
 }
 
-async fn a_renamed_or_deleted_role_and_a_deleted_organization_request_a_scan_that_repairs_every_member(
-    fresh: Fresh,
-) {
+async fn a_renamed_role_a_deleted_role_and_a_deleted_organization_change_every_member_at_once(fresh: Fresh) {
     let world = World::new(fresh).await;
     let users = world.import(12);
-    let organization = OrganizationEdit { code: Some("org_1".into()), ..OrganizationEdit::default() };
+    let organization = OrganizationEdit {
+        code: Some("org_1".into()),
+        name: Some("One".into()),
+        ..OrganizationEdit::default()
+    };
     world.kinde.create_organization(organization).expect("a new code");
     let admin = world.kinde.create_role(RoleEdit::keyed("admin")).expect("a new key").id;
     for user in &users {
         join(&world, user, &["admin"]);
     }
-    let config =
-        projector::Config { check_without_time: true, compares_roles: true, ..projector::Config::default() };
     let mut delivered = 0;
-    let mut deliver = async || {
-        let events = world.events();
-        let new = events[delivered..].to_vec();
-        delivered = events.len();
-        world.deliver_with(new, config).await;
-    };
-    deliver().await;
-    assert!(!scan_if_requested(&world).await, "a new role and a new organization change no member");
-    reconcile(&world).await;
-    world.kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
-    deliver().await;
-    assert!(scan_if_requested(&world).await);
+    deliver_new(&world, &mut delivered).await;
+    let shown = async |user: &String| membership(&world, user).await.map(|found| (found.name, found.roles));
     for user in &users {
-        assert_eq!(roles(&world, user).await, Some(keys(&["owner"])), "{}", world.fresh.name);
+        assert_eq!(shown(user).await, Some((Some("One".into()), Some(keys(&["admin"])))));
+    }
+    world.kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
+    let renamed = OrganizationEdit { name: Some("First".into()), ..OrganizationEdit::default() };
+    world.kinde.update_organization("org_1", renamed).expect("there");
+    deliver_new(&world, &mut delivered).await;
+    for user in &users {
+        assert_eq!(shown(user).await, Some((Some("First".into()), Some(keys(&["owner"])))));
     }
     world.kinde.delete_role(&admin).expect("there");
-    deliver().await;
-    assert!(scan_if_requested(&world).await);
+    deliver_new(&world, &mut delivered).await;
     for user in &users {
         assert_eq!(roles(&world, user).await, Some(Vec::new()));
     }
     world.kinde.delete_organization("org_1").expect("there");
-    deliver().await;
-    assert!(scan_if_requested(&world).await);
+    deliver_new(&world, &mut delivered).await;
     for user in &users {
         assert_eq!(membership(&world, user).await, None);
     }
+}
+
+async fn events_of_roles_organizations_and_members_have_one_result_in_any_order(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(6);
+    let roles = ["admin", "member"].map(|key| world.kinde.create_role(RoleEdit::keyed(key)).expect("new").id);
+    for user in &users {
+        join(&world, user, &["admin", "member"]);
+        world.kinde.add_to_organization(user, "org_2", &keys(&["member"]), &[]).expect("a user");
+    }
+    world.kinde.update_role(&roles[0], RoleEdit::keyed("owner")).expect("there");
+    join(&world, &users[0], &["owner"]);
+    world.kinde.delete_role(&roles[1]).expect("there");
+    world.kinde.delete_organization("org_2").expect("there");
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut events = world.events();
+    events.extend(events.clone().into_iter().step_by(3));
+    events.shuffle(&mut rng);
+    // One by one, so that each order of writes occurs.
+    world.deliver_with(events, projector::Config { batch: 1, workers: 1, ..Default::default() }).await;
+    assert_equal(&world, "in a random order").await;
+}
+
+async fn a_change_of_a_role_during_changes_of_its_members_reaches_all_of_them(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(40);
+    let admin = world.kinde.create_role(RoleEdit::keyed("admin")).expect("a new key").id;
+    for (n, user) in users.iter().enumerate() {
+        let key = world.kinde.roles()[0].key.clone();
+        join(&world, user, &[&key]);
+        if n % 4 == 3 {
+            world.kinde.update_role(&admin, RoleEdit::keyed(&format!("admin-{n}"))).expect("there");
+        }
+    }
+    let mut events = world.events();
+    events.shuffle(&mut StdRng::seed_from_u64(3));
+    world.deliver_with(events, projector::Config { batch: 2, workers: 8, ..Default::default() }).await;
+    assert_equal(&world, "after concurrent changes").await;
+}
+
+async fn one_scan_repairs_lost_events_of_roles_permissions_and_organizations(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde = &world.kinde;
+    let users = world.import(5);
+    let [admin, member] =
+        ["admin", "member"].map(|key| kinde.create_role(RoleEdit::keyed(key)).expect("new").id);
+    let [read, write] =
+        ["read", "write"].map(|key| kinde.create_permission(RoleEdit::keyed(key)).expect("new").id);
+    for user in &users {
+        join(&world, user, &["admin", "member"]);
+        kinde.add_to_organization(user, "org_2", &keys(&["member"]), &[]).expect("a user");
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    assert_equal(&world, "before").await;
+    // No event of the following arrives.
+    kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
+    kinde.set_role_permissions(&admin, &[read.clone(), write.clone()], &[]).expect("there");
+    kinde.delete_role(&member).expect("there");
+    kinde.delete_organization("org_2").expect("there");
+    reconcile(&world).await;
+    assert_equal(&world, "after the first scan").await;
+    let permissions = membership(&world, &users[0]).await.and_then(|found| found.permissions);
+    assert_eq!(permissions, Some(keys(&["read", "write"])));
+    kinde.update_permission(&write, RoleEdit::keyed("change")).expect("there");
+    kinde.delete_permission(&read).expect("there");
+    let run = reconcile(&world).await;
+    assert_equal(&world, "after the second scan").await;
+    let permissions = membership(&world, &users[0]).await.and_then(|found| found.permissions);
+    assert_eq!(permissions, Some(keys(&["change"])));
+    // Two permissions, and the role that had both.
+    assert_eq!(run.memberships.map(|found| found.directory_changed), Some(3));
+    let run = reconcile(&world).await;
+    assert_eq!(run.memberships.map(|found| found.directory_changed), Some(0));
+}
+
+async fn an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    world.kinde.create_role(RoleEdit::keyed("member")).expect("new");
+    let lost = world.kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    join(&world, &ada, &["admin"]);
+    let events = world.events();
+    world.kinde.delete_role(&lost).expect("there");
+    reconcile(&world).await;
+    world.deliver(events).await;
+    let stored = directory::list(&*world.fresh.store).await.expect("the store answers");
+    assert!(!stored[&lost].entry.is_live());
+    assert_eq!(roles(&world, &ada).await, Some(Vec::new()));
+}
+
+async fn a_key_that_moves_to_another_role_during_a_scan_changes_no_member(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    let [one, other] =
+        ["one", "other"].map(|key| world.kinde.create_role(RoleEdit::keyed(key)).expect("new").id);
+    join(&world, &ada, &["one"]);
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    // The list of members is slow; meanwhile both roles get the key of the other.
+    let pause = Duration::from_millis(500);
+    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("members"));
+    let before = world.kinde.requests("members");
+    let swap = async {
+        until_requested(&world, "members", before).await;
+        for (id, key) in [(&one, "between"), (&other, "one"), (&one, "other")] {
+            world.kinde.update_role(id, RoleEdit::keyed(key)).expect("there");
+        }
+    };
+    let (run, ()) = tokio::join!(reconcile(&world), swap);
+    assert_eq!(run.memberships.map(|found| found.changed), Some(0));
+    world.kinde.clear_faults();
+    reconcile(&world).await;
+    assert_equal(&world, "after the next scan").await;
+}
+
+async fn an_empty_list_of_roles_or_organizations_deletes_nothing(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    join(&world, &ada, &["admin"]);
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    for route in ["roles", "organizations"] {
+        world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on(route));
+    }
+    reconcile(&world).await;
+    assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
+    let stored = directory::list(&*world.fresh.store).await.expect("the store answers");
+    assert!(stored.values().all(|stored| stored.entry.is_live()));
 }
 
 async fn without_the_scopes_users_are_compared_and_the_run_names_the_scope(fresh: Fresh) {
@@ -239,18 +371,41 @@ async fn permissions_do_not_outlive_the_role(fresh: Fresh, user_permissions: con
     let kinde: &Emulator = &world.kinde;
     let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
     let delete = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
-    kinde.set_role_permissions(&admin, &[delete], &[]).expect("there");
+    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
     let ada = world.import(1).remove(0);
     kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
     world.deliver(world.events()).await;
     reconcile(&world).await;
-    let listed = membership(&world, &ada).await.and_then(|found| found.permissions).expect("known");
-    let is_effective = user_permissions == config::UserPermissions::Effective;
-    assert_eq!(listed.contains(&"delete".to_owned()), is_effective);
+    let permissions = async || membership(&world, &ada).await.and_then(|found| found.permissions);
+    assert_eq!(permissions().await, Some(keys(&["delete", "read"])));
+    let check = [UserId::parse(&ada).expect("an id")];
+    reconciler(&world).check(&check).await.expect("Kinde answers");
+    kinde.set_role_permissions(&admin, &[], std::slice::from_ref(&delete)).expect("there");
+    reconcile(&world).await;
+    assert_eq!(permissions().await, Some(keys(&["read"])));
+    kinde.set_role_permissions(&admin, &[delete], &[]).expect("there");
+    reconcile(&world).await;
+    assert_eq!(permissions().await, Some(keys(&["delete", "read"])));
     kinde.add_to_organization(&ada, "org_1", &[], &keys(&["read"])).expect("a user");
     reconcile(&world).await;
     let found = membership(&world, &ada).await.expect("a member");
     assert_eq!((found.roles, found.permissions), (Some(Vec::new()), Some(keys(&["read"]))));
+}
+
+async fn a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde: &Emulator = &world.kinde;
+    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let delete = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
+    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
+    let ada = world.import(1).remove(0);
+    kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["delete"])).expect("a user");
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    kinde.set_role_permissions(&admin, &[], &[delete]).expect("there");
+    reconcile(&world).await;
+    let permissions = membership(&world, &ada).await.and_then(|found| found.permissions);
+    assert_eq!(permissions, Some(keys(&["delete"])));
 }
 
 /// Changes of memberships and roles, each with or without an event.
@@ -265,7 +420,22 @@ fn live(world: &World, users: &[String], rng: &mut StdRng, steps: usize) {
             .map(Into::into)
             .collect();
         let role = kinde.roles().into_iter().nth(rng.random_range(0..3));
-        match (rng.random_range(0..12), role) {
+        match (rng.random_range(0..14), role) {
+            (12, Some(role)) => {
+                let permission = ["read", "write"][rng.random_range(0..2)];
+                let known = kinde.permissions().into_iter().find(|one| one.key == permission);
+                let id = known
+                    .unwrap_or_else(|| kinde.create_permission(RoleEdit::keyed(permission)).expect("new"))
+                    .id;
+                let (add, remove) =
+                    if rng.random_bool(0.5) { (vec![id], vec![]) } else { (vec![], vec![id]) };
+                drop(kinde.set_role_permissions(&role.id, &add, &remove));
+            }
+            (13, _) => {
+                let name = format!("name-{}", rng.random_range(0..1000));
+                let edit = OrganizationEdit { name: Some(name), ..OrganizationEdit::default() };
+                drop(kinde.update_organization(&code, edit));
+            }
             (0, Some(role)) => {
                 let key = format!("key-{}", rng.random_range(0..1000));
                 drop(kinde.update_role(&role.id, RoleEdit::keyed(&key)));
@@ -300,19 +470,36 @@ async fn after_one_complete_run_every_role_equals_kinde(fresh: Fresh) {
     }
 }
 
-/// Panics unless the memberships of every user are Kinde's, with roles.
+/// A membership with its name and the keys of its roles and permissions.
+type Shown = (Option<String>, Option<Vec<String>>, Vec<String>);
+
+/// Panics unless the memberships of every user are Kinde's, with names, roles and the permissions of the roles.
 async fn assert_equal(world: &World, when: &str) {
     let stored = world.documents().await;
-    for user in world.kinde.users() {
+    let kinde = &world.kinde;
+    let names: BTreeMap<String, String> =
+        kinde.organizations().into_iter().map(|one| (one.code, one.name)).collect();
+    let keys_of = |ids: &mut dyn Iterator<Item = String>| {
+        let permissions = kinde.permissions();
+        let key = |id: String| permissions.iter().find(|one| one.id == id).map(|one| one.key.clone());
+        ids.filter_map(key).collect::<BTreeSet<String>>().into_iter().collect::<Vec<_>>()
+    };
+    for user in kinde.users() {
         let member = |member: &kinde_emulator::Membership| {
             let mut roles: Vec<String> = member.roles.iter().map(|grant| grant.key.clone()).collect();
             roles.sort();
-            (member.code.clone(), (Some(roles), Some(member.is_suspended)))
+            let granted =
+                kinde.roles().into_iter().filter(|role| member.roles.iter().any(|one| one.id == role.id));
+            let permissions = keys_of(&mut granted.flat_map(|role| role.permissions));
+            (member.code.clone(), (names.get(&member.code).cloned(), Some(roles), permissions))
         };
-        let kinde: BTreeMap<_, _> = user.organizations.iter().map(member).collect();
+        let expected: BTreeMap<String, Shown> = user.organizations.iter().map(member).collect();
         let found = stored[&user.id].organizations.clone().expect("listed");
-        let found: BTreeMap<_, _> =
-            found.into_iter().map(|one| (one.code, (one.roles, one.is_suspended))).collect();
-        assert_eq!(found, kinde, "{}, {when}: {}", world.fresh.name, user.id);
+        let shown = |one: Organization| {
+            let name = one.name.or_else(|| names.get(&one.code).cloned());
+            (one.code, (name, one.roles, one.permissions.unwrap_or_default()))
+        };
+        let found: BTreeMap<String, Shown> = found.into_iter().map(shown).collect();
+        assert_eq!(found, expected, "{}, {when}: {}", world.fresh.name, user.id);
     }
 }

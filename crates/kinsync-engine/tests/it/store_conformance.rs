@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
-use kinsync_core::{Field, Micros, Value};
+use kinsync_core::{Entry, Field, Micros, Value};
 use kinsync_engine::internal::store::{Counts, EventFilter, Holder, Outcome, Row, Saved, Store, UserFilter};
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
@@ -51,6 +51,7 @@ conformance! {
     events_are_listed_by_page_newest_first
     users_are_listed_by_page_and_filter
     ids_are_listed_by_page_with_the_deleted_ones
+    users_are_listed_by_what_they_refer_to
     users_and_events_are_counted
     a_large_batch_is_written_and_read
     a_record_is_written_over_what_was_read_and_nothing_else
@@ -349,6 +350,32 @@ async fn ids_are_listed_by_page_with_the_deleted_ones(store: Shared) {
     assert_eq!(store.ids(None, 2).await.unwrap(), [id("kp_a"), id("kp_b")]);
     assert_eq!(store.ids(Some(&id("kp_b")), 2).await.unwrap(), [id("kp_c")]);
     assert_eq!(store.ids(Some(&id("kp_c")), 2).await.unwrap(), []);
+}
+
+async fn users_are_listed_by_what_they_refer_to(store: Shared) {
+    let referring = |user: &str, ids: &[&str]| {
+        let mut row = row(user, None);
+        for id in ids {
+            row.state.directory.add(id, Entry::default());
+        }
+        row
+    };
+    let rows = [
+        referring("kp_a", &["org_a", "role"]),
+        referring("kp_b", &["org_b", "role"]),
+        referring("kp_c", &["org_a"]),
+        referring("kp_d", &[]),
+    ];
+    store.write(&rows).await.unwrap();
+    let list = async |ids: &[&str], after: Option<&str>, limit| {
+        let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+        let users = store.referring(&ids, after.map(id).as_ref(), limit).await.unwrap();
+        users.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(list(&["org_a"], None, 10).await, ["kp_a", "kp_c"]);
+    assert_eq!(list(&["org_a", "role"], None, 10).await, ["kp_a", "kp_b", "kp_c"]);
+    assert_eq!(list(&["org_a", "role"], Some("kp_a"), 1).await, ["kp_b"]);
+    assert_eq!(list(&["$ne"], None, 10).await, Vec::<String>::new());
 }
 
 async fn users_and_events_are_counted(store: Shared) {

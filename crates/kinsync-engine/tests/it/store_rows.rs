@@ -184,6 +184,7 @@ fn state() -> impl Strategy<Value = UserState> {
             first,
             last_seen,
             last_signed_in,
+            ..UserState::default()
         },
     )
 }

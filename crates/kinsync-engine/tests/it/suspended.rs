@@ -90,6 +90,15 @@ impl Store for Suspended {
         self.store().await.ids(after, limit).await
     }
 
+    async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        self.store().await.referring(ids, after, limit).await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
         self.store().await.state(key).await
     }

@@ -90,6 +90,8 @@ pub struct ComparedRoles {
     pub changed: u64,
     /// Members whose roles, suspension or time of joining were not known.
     pub filled_in: u64,
+    /// Organizations, roles and permissions that differed from what was stored.
+    pub directory_changed: u64,
     /// Why roles were not compared, or not all, with the next step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_compared: Option<String>,
@@ -102,6 +104,7 @@ impl From<&MembershipTally> for ComparedRoles {
             members: found.members,
             changed: found.changed,
             filled_in: found.filled_in,
+            directory_changed: found.directory_changed,
             not_compared: found.not_compared.clone(),
         }
     }

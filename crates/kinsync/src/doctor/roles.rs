@@ -8,7 +8,6 @@ use crate::{app::management::settings, config::Config};
 
 pub(super) const ROLES: &str = "kinde.roles";
 
-/// Reads what a scan reads: all organizations, and the first members of one of them with the roles and permissions of one.
 pub(super) async fn examine(config: &Config) -> Finding {
     if !config.reconcile.roles {
         let found = "scans do not compare roles, which are known from webhooks only; KINSYNC_RECONCILE_ROLES=true compares them";
@@ -18,10 +17,14 @@ pub(super) async fn examine(config: &Config) -> Finding {
         return Finding::needs(ROLES, "kinde.credentials");
     };
     match read(&client).await {
-        Ok(organizations) => {
-            let pages = organizations.div_ceil(config.reconcile.page_size as usize).max(1);
-            let least = organizations + pages;
-            Finding::ok(ROLES, format!("{organizations} organizations: at least {least} requests per scan"))
+        Ok(Found { organizations, roles }) => {
+            let pages = |items: usize| items.div_ceil(config.reconcile.page_size as usize).max(1);
+            // One list of permissions, and one list of members or permissions for each organization and role.
+            let least = pages(organizations) + pages(roles) + 1 + organizations + roles;
+            let found = format!(
+                "{organizations} organizations and {roles} roles: at least {least} requests per scan"
+            );
+            Finding::ok(ROLES, found)
         }
         Err(Error::MissingScope { scope }) => lacks(&scope),
         Err(Error::Unauthorized { scope, .. }) => lacks(scope),
@@ -40,15 +43,27 @@ fn lacks(scope: &str) -> Finding {
     Finding::warning(ROLES, found, fix)
 }
 
-/// Returns the number of organizations.
-async fn read(client: &Client) -> Result<usize, Error> {
+/// What each scan lists.
+struct Found {
+    organizations: usize,
+    roles: usize,
+}
+
+/// Reads what a scan reads, of one organization and one role.
+async fn read(client: &Client) -> Result<Found, Error> {
     let organizations = client.organizations().all().await?.value;
-    let Some(organization) = organizations.first() else { return Ok(0) };
+    let roles = client.roles().all().await?.value;
+    client.permissions().next().await?;
+    if let Some(role) = roles.first() {
+        client.role_permissions(&role.id)?.next().await?;
+    }
+    let found = Found { organizations: organizations.len(), roles: roles.len() };
+    let Some(organization) = organizations.first() else { return Ok(found) };
     let members = client.organization_users(&organization.code)?.next().await?;
     let member = members.and_then(|page| page.items.into_iter().find_map(|member| member.id));
     if let Some(member) = member {
         client.user_roles(&organization.code, &member)?.all().await?;
         client.user_permissions(&organization.code, &member)?.all().await?;
     }
-    Ok(organizations.len())
+    Ok(found)
 }

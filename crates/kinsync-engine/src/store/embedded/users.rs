@@ -122,11 +122,27 @@ pub(super) fn ids(
     limit: usize,
 ) -> rusqlite::Result<Vec<UserId>> {
     let mut select = sqlite.prepare_cached("SELECT id FROM users WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let ids = select.query_map((after.map_or("", UserId::as_str), bound(limit)), |row| {
-        let id: String = row.get(0)?;
-        Ok(UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?)
-    })?;
+    let ids = select.query_map((after.map_or("", UserId::as_str), bound(limit)), id)?;
     ids.collect()
+}
+
+pub(super) fn referring(
+    sqlite: &Connection,
+    ids: &[String],
+    after: Option<&UserId>,
+    limit: usize,
+) -> rusqlite::Result<Vec<UserId>> {
+    let sql = "SELECT id FROM users WHERE id > ?1 AND EXISTS (SELECT 1 FROM json_each(state, '$.directory.entries') AS entry \
+               WHERE json_extract(entry.value, '$.id') IN (SELECT value FROM json_each(?2))) ORDER BY id LIMIT ?3";
+    let mut select = sqlite.prepare_cached(sql)?;
+    let after = after.map_or("", UserId::as_str);
+    let users = select.query_map((after, json(&ids)?, bound(limit)), id)?;
+    users.collect()
+}
+
+fn id(columns: &rusqlite::Row<'_>) -> rusqlite::Result<UserId> {
+    let id: String = columns.get(0)?;
+    Ok(UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?)
 }
 
 pub(super) fn counts(sqlite: &Connection) -> rusqlite::Result<Counts> {

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use bson::{
-    Bson, RawArray, RawDocument,
+    Bson, Document, RawArray, RawDocument,
     raw::{CStr, RawBson, RawBsonRef},
     spec::ElementType,
 };
 use kinsync_core::{
-    Field, FirstVersions, Identity, Micros, Organization, Rank, RowMetadata, Source, UserId, UserState,
-    Value, Version,
+    Directory, Field, FirstVersions, Identity, Micros, Organization, Rank, RowMetadata, Source, UserId,
+    UserState, Value, Version,
 };
 
 use super::{
@@ -269,6 +269,7 @@ struct Metadata<'a> {
     refused: Option<&'a RawDocument>,
     mapping: i64,
     pending_emails: Option<&'a RawArray>,
+    directory: Option<&'a RawDocument>,
 }
 
 impl<'a> Metadata<'a> {
@@ -303,6 +304,7 @@ impl<'a> Metadata<'a> {
                 "replaced" => metadata.replaced = value.as_document(),
                 "refused" => metadata.refused = value.as_document(),
                 "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
+                "directory" => metadata.directory = value.as_document(),
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }
@@ -362,6 +364,7 @@ impl<'a> Metadata<'a> {
             first: self.first,
             last_seen: self.last_seen,
             last_signed_in: self.last_signed_in,
+            directory: self.directory.and_then(directory).unwrap_or_default(),
         }
     }
 }
@@ -391,6 +394,12 @@ fn rank_of(code: i64) -> Option<Rank> {
         3 => Some(Rank::Receipt),
         _ => None,
     }
+}
+
+/// Decodes `kinsync.directory`.
+fn directory(doc: &RawDocument) -> Option<Directory> {
+    let stored = whole_numbers(Bson::Document(Document::try_from(doc).ok()?));
+    bson::deserialize_from_bson(stored).ok()
 }
 
 /// Decodes a value in `kinsync.values`.

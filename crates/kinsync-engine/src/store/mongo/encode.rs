@@ -321,6 +321,10 @@ fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
         doc.append(cstr!("heldBy"), holder.as_str());
     }
     append_registers(&mut doc, state, &plan.newer_fields);
+    if !state.directory.is_empty() {
+        let stored = bson::serialize_to_raw_document_buf(&state.directory);
+        doc.append(cstr!("directory"), stored.expect("a directory consists of texts, numbers and lists"));
+    }
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
         (cstr!("confirmed"), &state.confirmed),

@@ -166,11 +166,16 @@ impl Inner {
             of_metadata("kinsync_refused", id, "kinsync.refused"),
             of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
             Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
+            Index::sparse("kinsync_directory", doc! { "kinsync.directory.entries.id": 1 }),
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
             Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),
             // A join cannot use a partial index: it may look for null.
             Index { is_optional: true, ..Index::on("kinsync_kindeId_join", doc! { id: 1 }) },
         ];
+        // For queries of the application: the members of an organization.
+        let organizations = self.keys.dotted(DocumentKey::Field(Field::Organizations));
+        let code = organizations.map(|path| format!("{path}.code"));
+        indexes.extend(code.map(|path| Index::sparse("kinsync_organizations", doc! { path: 1 })));
         let provided_id = self.keys.dotted(DocumentKey::Field(Field::ProvidedId));
         indexes.extend(provided_id.map(|path| Index::sparse("kinsync_providedId", doc! { path: 1 })));
         if let Some(email) = self.keys.email() {

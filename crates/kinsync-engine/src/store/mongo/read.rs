@@ -225,13 +225,33 @@ impl Inner {
 
     /// Reads the index alone. The result includes documents with a Kinde id that kinsync never wrote.
     pub(super) async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        self.ids_of("list ids", Document::new(), after, limit).await
+    }
+
+    pub(super) async fn referring(
+        &self,
+        ids: &[String],
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        let query = doc! { "kinsync.directory.entries.id": { "$in": ids } };
+        self.ids_of("list users of an organization", query, after, limit).await
+    }
+
+    async fn ids_of(
+        &self,
+        doing: &'static str,
+        mut query: Document,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
         let id = self.keys.kinde_id();
-        let query = doc! { id: { "$gt": after.map_or("", UserId::as_str) } };
+        query.insert(id, doc! { "$gt": after.map_or("", UserId::as_str) });
         let find = Find::new(query).sort(doc! { id: 1 }).limit(limit);
         let find = find.projection(doc! { "_id": 0, id: 1 });
         let keys = self.keys.clone();
         let id = move |doc: &RawDocument| UserId::parse(keys.kinde_id_of(doc)?).ok();
-        self.find("list ids", &self.users, find, id).await
+        self.find(doing, &self.users, find, id).await
     }
 
     /// Estimates the counts. Documents of the application without a Kinde id count as live users.

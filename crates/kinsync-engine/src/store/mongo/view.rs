@@ -98,6 +98,9 @@ pub(super) fn organizations(list: &[Organization]) -> RawArrayBuf {
     for organization in list {
         let mut doc = RawDocumentBuf::new();
         doc.append(cstr!("code"), organization.code.as_str());
+        if let Some(name) = &organization.name {
+            doc.append(cstr!("name"), name.as_str());
+        }
         let lists =
             [(cstr!("roles"), &organization.roles), (cstr!("permissions"), &organization.permissions)];
         for (key, list) in lists {

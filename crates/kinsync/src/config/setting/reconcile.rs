@@ -33,8 +33,9 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("false"),
         example: "true",
         help: "Whether scans compare the roles of the members of every organization too; needs the scopes \
-               read:organizations, read:organization_users, read:organization_user_roles and \
-               read:organization_user_permissions, and at least one request per organization",
+               read:organizations, read:organization_users, read:organization_user_roles, \
+               read:organization_user_permissions, read:roles, read:role_permissions and read:permissions, and at \
+               least one request per organization and role",
         set: |config, text| put(&mut config.reconcile.roles, value::flag(text)),
         ..ROW
     },

@@ -1,0 +1,225 @@
+//! Compares the organizations, roles and permissions with Kinde's lists.
+//!
+//! Kinde sends no event to a user when a role gets another key or another permission. A scan therefore lists all three kinds
+//! and the permissions of each role. What a list lacks is read again before it counts as deleted, and an empty list deletes
+//! nothing.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use kinde::management::{self, Organization, Permission, Role};
+use kinsync_core::{Entry, Fact, Value, Version};
+
+use super::{Error, Inner, memberships::lacks_scope};
+use crate::{
+    directory::{self, Change, Kind, Listed, Stored},
+    snapshot,
+    state_records::Term,
+};
+
+/// Results of the lists of a scan.
+#[derive(Default)]
+pub(super) struct Lists {
+    /// Codes of all organizations.
+    pub(super) organizations: Vec<String>,
+    /// Ids of roles by key; `None` without the scope: members then have keys in place of ids.
+    pub(super) roles: Option<RoleIds>,
+    /// Objects that differed from what was stored.
+    pub(super) changed: u64,
+    /// Why something was not compared.
+    pub(super) not_compared: Option<String>,
+}
+
+/// Ids of roles by key, with the time of the list.
+#[derive(Clone)]
+pub(super) struct RoleIds {
+    pub(super) ids: HashMap<String, String>,
+    pub(super) at: kinsync_core::Micros,
+}
+
+/// A complete list of one kind.
+struct Listing {
+    kind: Kind,
+    version: Version,
+    changes: Vec<Change>,
+}
+
+impl Inner {
+    /// Lists organizations, roles and permissions, and repairs what differs unless the run is dry. Missing scopes are no
+    /// failure, except that of organizations.
+    pub(super) async fn compare_directory(&self, term: Option<Term>) -> Result<Lists, Error> {
+        let mut lists = Lists::default();
+        let organizations = self.kinde.organizations().all().await?;
+        let version = Version::snapshot(snapshot::sent_at(&organizations.timing), "");
+        lists.organizations = organizations.value.iter().map(|one| one.code.clone()).collect();
+        let changes = organizations.value.iter().map(|one| of_organization(one, &version)).collect();
+        self.compare_listing(Listing { kind: Kind::Organization, version, changes }, term, &mut lists)
+            .await?;
+        match self.compare_roles(term, &mut lists).await {
+            Err(Error::Kinde(error)) => {
+                let reason = lacks_scope(&error).ok_or(Error::Kinde(error))?;
+                lists.not_compared = Some(reason);
+            }
+            outcome => outcome?,
+        }
+        Ok(lists)
+    }
+
+    async fn compare_roles(&self, term: Option<Term>, lists: &mut Lists) -> Result<(), Error> {
+        let roles = self.kinde.roles().all().await?;
+        let version = Version::snapshot(snapshot::sent_at(&roles.timing), "");
+        lists.roles = Some(role_ids(&roles.value, version.at));
+        let permissions = self.list_permissions(term, lists).await?;
+        let mut changes = Vec::with_capacity(roles.value.len());
+        for role in &roles.value {
+            let given = if permissions { self.given_by(&role.id, lists).await? } else { None };
+            changes.push(directory::of_role(role, given, &version));
+        }
+        self.compare_listing(Listing { kind: Kind::Role, version, changes }, term, lists).await
+    }
+
+    /// Compares the permissions. Returns `false` without the scope.
+    async fn list_permissions(&self, term: Option<Term>, lists: &mut Lists) -> Result<bool, Error> {
+        let permissions = match self.kinde.permissions().all().await {
+            Ok(permissions) => permissions,
+            Err(error) => {
+                lists.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
+                return Ok(false);
+            }
+        };
+        let version = Version::snapshot(snapshot::sent_at(&permissions.timing), "");
+        let changes = permissions.value.iter().map(|one| directory::of_permission(one, &version)).collect();
+        self.compare_listing(Listing { kind: Kind::Permission, version, changes }, term, lists).await?;
+        Ok(true)
+    }
+
+    /// Lists the ids of the permissions of a role; `None` without the scope or if the role has just been deleted.
+    async fn given_by(&self, role: &str, lists: &mut Lists) -> Result<Option<Vec<String>>, Error> {
+        match self.kinde.role_permissions(role)?.all().await {
+            Ok(given) => Ok(Some(given.value.into_iter().map(|one| one.id).collect())),
+            Err(error) if super::single_reads::is_about_one(&error) && !error.is_transient() => Ok(None),
+            Err(error) => {
+                lists.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Stores what differs from a complete list, and spreads it to the users.
+    async fn compare_listing(
+        &self,
+        listing: Listing,
+        term: Option<Term>,
+        lists: &mut Lists,
+    ) -> Result<(), Error> {
+        let Listing { kind, version, changes } = listing;
+        let known = self.retry_store(|| directory::list(&*self.store)).await?;
+        let listed: HashSet<&str> = changes.iter().map(|change| change.id.as_str()).collect();
+        let is_unlisted = |(id, stored): &(&String, &Stored)| {
+            stored.kind == kind && stored.entry.is_live() && !listed.contains(id.as_str())
+        };
+        let unlisted: Vec<String> = known.iter().filter(is_unlisted).map(|(id, _)| id.clone()).collect();
+        // An empty list deletes nothing.
+        let is_plausible = !changes.is_empty() || unlisted.is_empty();
+        let absent = if is_plausible { self.read_absent(kind, unlisted).await? } else { None };
+        let is_complete = absent.is_some();
+        let differing = changes.into_iter().filter(|change| differs(known.get(&change.id), &change.entry));
+        let differing = differing.map(|change| with_removed(known.get(&change.id), change, &version));
+        let differing: Vec<Change> = differing.chain(absent.into_iter().flatten()).collect();
+        lists.changed += differing.len() as u64;
+        let Some(term) = term else { return Ok(()) };
+        let mut changed = self.retry_store(|| directory::observe(&*self.store, differing.clone())).await?;
+        changed.extend(known.iter().filter(|(_, stored)| !stored.is_spread).map(|(id, _)| id.clone()));
+        changed.sort();
+        changed.dedup();
+        self.retry_store(|| directory::spread(&*self.store, &changed, self.clock.now())).await?;
+        if is_complete {
+            let record = || Listed::record(&*self.store, term, kind, &version);
+            let is_recorded = self.retry_store(record).await?;
+            return if is_recorded { Ok(()) } else { Err(Error::LeaseLost) };
+        }
+        Ok(())
+    }
+
+    /// Reads objects that a list lacks. Returns those that do not exist; `None` if the list was incomplete.
+    async fn read_absent(&self, kind: Kind, unlisted: Vec<String>) -> Result<Option<Vec<Change>>, Error> {
+        let mut absent = Vec::new();
+        if unlisted.is_empty() {
+            return Ok(Some(absent));
+        }
+        let relisted = self.relisted_permissions(kind).await?;
+        for id in unlisted {
+            let (exists, timing) = match kind {
+                Kind::Organization => {
+                    let read = self.kinde.organization(&id).await?;
+                    (read.value.is_some(), read.timing)
+                }
+                Kind::Role => {
+                    let read = self.kinde.role(&id).await?;
+                    (read.value.is_some(), read.timing)
+                }
+                Kind::Permission => (relisted.1.contains(&id), relisted.0.expect("permissions were listed")),
+            };
+            if exists {
+                tracing::warn!(id, ?kind, "Kinde's list lacks an object that a second read finds");
+                return Ok(None);
+            }
+            let entry = Entry::deleted(&Version::snapshot(snapshot::sent_at(&timing), ""));
+            absent.push(Change { kind, id, entry });
+        }
+        Ok(Some(absent))
+    }
+
+    /// Lists the permissions once more, because Kinde has no read of one.
+    async fn relisted_permissions(
+        &self,
+        kind: Kind,
+    ) -> Result<(Option<kinde::response::RequestTiming>, HashSet<String>), Error> {
+        if kind != Kind::Permission {
+            return Ok((None, HashSet::new()));
+        }
+        let permissions: kinde::response::Response<Vec<Permission>> = self.kinde.permissions().all().await?;
+        Ok((Some(permissions.timing), permissions.value.into_iter().map(|one| one.id).collect()))
+    }
+
+    /// Lists the roles once more. A key that does not have the same id in both lists is left out: it moved meanwhile.
+    pub(super) async fn relist_roles(&self, before: &RoleIds) -> Result<RoleIds, management::Error> {
+        let after = self.kinde.roles().all().await?;
+        let after = role_ids(&after.value, before.at);
+        let is_same = |(key, id): &(&String, &String)| after.ids.get(*key) == Some(*id);
+        let ids = before.ids.iter().filter(is_same);
+        Ok(RoleIds { ids: ids.map(|(key, id)| (key.clone(), id.clone())).collect(), at: before.at })
+    }
+}
+
+fn role_ids(roles: &[Role], at: kinsync_core::Micros) -> RoleIds {
+    let ids = roles.iter().filter_map(|role| Some((role.key.value()?.clone(), role.id.clone())));
+    RoleIds { ids: ids.collect(), at }
+}
+
+fn of_organization(organization: &Organization, version: &Version) -> Change {
+    let created_on = organization.created_on.map(|at| kinsync_core::Micros(at.as_microsecond()));
+    let facts = [
+        directory::fact(Fact::Name, &organization.name),
+        directory::fact(Fact::Handle, &organization.handle),
+        directory::fact(Fact::ExternalId, &organization.external_id),
+        created_on.map(|at| (Fact::CreatedOn, Value::Time(at))),
+    ];
+    let entry = Entry::observed(facts.into_iter().flatten(), version);
+    Change { kind: Kind::Organization, id: organization.code.clone(), entry }
+}
+
+/// Adds the permissions that a role no longer gives.
+fn with_removed(stored: Option<&Stored>, change: Change, version: &Version) -> Change {
+    let before = stored.and_then(|stored| stored.entry.permissions()).unwrap_or_default();
+    let Some(given) = change.entry.permissions() else { return change };
+    let removed: Vec<String> = before.iter().filter(|id| !given.contains(id)).cloned().collect();
+    Change { entry: change.entry.without_permissions(removed, version), ..change }
+}
+
+/// Returns whether a listed object differs from the stored one. An equal value keeps its version, so that a scan without a
+/// difference writes nothing.
+fn differs(stored: Option<&Stored>, listed: &Entry) -> bool {
+    let Some(stored) = stored.filter(|stored| stored.entry.is_live()) else { return true };
+    let facts: BTreeMap<Fact, &Value> = listed.values().collect();
+    facts.into_iter().any(|(fact, value)| stored.entry.value(fact) != Some(value))
+}
