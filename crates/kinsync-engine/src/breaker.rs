@@ -101,12 +101,29 @@ struct Inner {
     /// While open: earliest time of the next probe. While half-open: deadline of the probe.
     until: Instant,
     last_failure: Option<Failure>,
+    /// What distinguishes the cause of the last failure from others.
+    cause: String,
+}
+
+/// What a failure changes.
+#[derive(PartialEq, Eq, Debug)]
+enum Change {
+    Nothing,
+    Opened,
+    /// The breaker stays open for another cause.
+    NewCause,
 }
 
 impl Breaker {
     /// Creates a closed breaker. `dependency` and `caller` name it in logs and are the labels of `kinsync_breaker_state`.
     pub fn new(dependency: &'static str, caller: &'static str, config: Config) -> Self {
-        let inner = Inner { state: State::Closed, failures: 0, until: Instant::now(), last_failure: None };
+        let inner = Inner {
+            state: State::Closed,
+            failures: 0,
+            until: Instant::now(),
+            last_failure: None,
+            cause: String::new(),
+        };
         let breaker = Self(Arc::new(Shared {
             dependency,
             caller,
@@ -169,36 +186,44 @@ impl Breaker {
     /// Records a failed call. Call it only for failures that the dependency caused, such as a timeout.
     pub fn failed(&self, error: &(dyn std::error::Error + 'static)) {
         let failure = Failure::of(error);
-        let error = failure.chain.clone();
-        let mut inner = self.lock();
-        inner.failures = inner.failures.saturating_add(1);
-        let is_new_cause = inner.last_failure.as_ref() != Some(&failure);
-        inner.last_failure = Some(failure);
-        if inner.state == State::Closed && inner.failures < self.0.config.failures {
-            return;
-        }
-        let pause = self.pause(inner.failures);
-        let was = inner.state;
-        inner.state = State::Open;
-        inner.until = Instant::now() + pause;
-        drop(inner);
-        if was == State::Closed {
-            tracing::warn!(
+        let chain = failure.chain.clone();
+        match self.record(failure, cause(error)) {
+            Change::Nothing => {}
+            Change::Opened => tracing::warn!(
                 dependency = self.0.dependency,
                 caller = self.0.caller,
-                error,
+                error = chain,
                 "circuit breaker opened: calls are paused, and probes are sent until the dependency responds"
-            );
-        } else if is_new_cause {
+            ),
             // The cause of an outage can change; the log has to show the current one.
-            tracing::warn!(
+            Change::NewCause => tracing::warn!(
                 dependency = self.0.dependency,
-                error,
+                caller = self.0.caller,
+                error = chain,
                 "circuit breaker stays open: the cause changed"
-            );
+            ),
         }
+    }
+
+    fn record(&self, failure: Failure, cause: String) -> Change {
+        let mut inner = self.lock();
+        inner.failures = inner.failures.saturating_add(1);
+        inner.last_failure = Some(failure);
+        let former_cause = std::mem::replace(&mut inner.cause, cause);
+        if inner.state == State::Closed && inner.failures < self.0.config.failures {
+            return Change::Nothing;
+        }
+        let change = match inner.state {
+            State::Closed => Change::Opened,
+            _ if inner.cause == former_cause => Change::Nothing,
+            _ => Change::NewCause,
+        };
+        inner.state = State::Open;
+        inner.until = Instant::now() + self.pause(inner.failures);
+        drop(inner);
         self.export(State::Open);
         self.0.changed.notify_waiters();
+        change
     }
 
     /// Returns `None` if the call may pass, else the time of the next attempt.
@@ -245,6 +270,17 @@ impl fmt::Debug for Breaker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Breaker({}, {:?})", self.0.dependency, self.state())
     }
+}
+
+/// Returns the innermost error without what differs from call to call: numbers, such as round-trip times, and the labels of
+/// the MongoDB driver, which have no order. Which call failed is no part of it.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let innermost = std::iter::successors(Some(error), |error| error.source()).last();
+    let text = innermost.map(ToString::to_string).unwrap_or_default();
+    let mut parts = text.split("labels: {");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let stable = parts.fold(first, |text, part| text + part.split_once('}').map_or(part, |(_, rest)| rest));
+    stable.chars().filter(|char| !char.is_ascii_digit()).collect()
 }
 
 /// Formats an error and its causes in one line.
@@ -325,6 +361,23 @@ mod tests {
         breaker.failed(&error);
         let known = breaker.last_failure().unwrap().chain;
         assert!(known.contains("/data") && known.ends_with(": down"), "{known}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_cause_is_one_of_the_dependency_and_not_another_failed_call() {
+        let breaker = breaker();
+        let record = |doing: &'static str, source: &str| {
+            let error = store::Error::Unavailable { doing, source: source.into() };
+            breaker.record(Failure::of(&error), cause(&error))
+        };
+        let refused = |time, labels| format!("no server: {time} ms, labels: {{{labels}}}, refused");
+        assert_eq!(record("read", &refused(1, "A, B")), Change::Nothing);
+        assert_eq!(record("read", &refused(1, "A, B")), Change::Opened);
+        assert_eq!(record("write", &refused(20, "B, A")), Change::Nothing, "the same cause");
+        let shown = breaker.last_failure().unwrap().chain;
+        assert!(shown.contains("write") && shown.contains("20 ms"), "what is shown is current: {shown}");
+        assert_eq!(record("write", "the password is wrong"), Change::NewCause);
+        assert_eq!(record("read", "the password is wrong"), Change::Nothing);
     }
 
     #[tokio::test(start_paused = true)]
