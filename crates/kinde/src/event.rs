@@ -204,6 +204,23 @@ pub fn decode_jwt(payload: &[u8]) -> Result<Event, Error> {
     Ok(event)
 }
 
+/// Returns the type of an event and the id of the user of a `user.…` event, as far as they can be read. For a verified delivery
+/// that cannot be decoded: an operator sees what it is about, and the user can be read from the Management API.
+///
+/// ```
+/// let payload = br#"{"type":"user.deleted","timestamp":"?","data":{"user":{"id":"kp_1"}}}"#;
+/// assert!(kinde::event::decode(payload).is_err());
+/// let (event_type, user) = kinde::event::readable(payload);
+/// assert_eq!((event_type.as_deref(), user.as_deref()), (Some("user.deleted"), Some("kp_1")));
+/// ```
+pub fn readable(payload: &[u8]) -> (Option<String>, Option<String>) {
+    let Ok(mut envelope) = envelope(payload) else { return (None, None) };
+    let Ok(event_type) = envelope.required_id("type") else { return (None, None) };
+    let is_about_user = event_type.starts_with("user.");
+    let user = is_about_user.then(|| subject_id(&mut envelope, "user", "id").ok()).flatten();
+    (Some(event_type), user)
+}
+
 fn envelope(payload: &[u8]) -> Result<Reader<'_>, Error> {
     let members = json::object(payload).map_err(|error| match error {
         json::Error::Duplicate(member) => Error::DuplicateMember { member },

@@ -60,6 +60,14 @@ impl Decoded {
         let observation = self.observations.as_ref().ok()?.first()?;
         (observation.version.rank == Rank::Receipt).then_some(&observation.user)
     }
+
+    /// Returns the user whose state at Kinde this event does not show: the event has no time, or cannot be decoded.
+    pub fn user_to_check(&self) -> Option<UserId> {
+        match (&self.observations, &self.event.user) {
+            (Err(Failure::Undecodable(_)), Some(user)) => UserId::parse(user).ok(),
+            _ => self.user_without_time().cloned(),
+        }
+    }
 }
 
 /// Reasons why an event can never be applied. The display text becomes the reason of the dead letter.
@@ -108,6 +116,10 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
         scheme: entry.payload.scheme().to_owned(),
         payload: String::from_utf8_lossy(body).into_owned(),
     };
+    if decoded.is_err() {
+        let (event_type, user) = event::readable(body);
+        (logged.event_type, logged.user) = (event_type.unwrap_or_default(), user);
+    }
     let mut changes = Vec::new();
     let observations = decoded.and_then(|event| {
         logged.event_type.clone_from(&event.event_type);

@@ -50,7 +50,8 @@ pub struct Config {
     pub sweep_every: Duration,
     /// Lease of claimed entries. After it another projector may claim them too, which is safe but repeats work.
     pub lease: Duration,
-    /// Whether to request a check at Kinde of each user with an event without a time. Pointless without a reconciler.
+    /// Whether to request a check at Kinde of each user with an event without a time or one that cannot be decoded. Pointless
+    /// without a reconciler.
     pub check_without_time: bool,
     /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.

@@ -156,20 +156,35 @@ async fn an_explanation_names_events_without_a_time(fresh: Fresh) {
     assert!(by.starts_with(&format!("user.updated {newest} of ")), "{by}");
 }
 
-async fn a_user_with_an_event_without_a_time_is_checked(fresh: Fresh) {
+/// Delivers to an engine with a reconciler for which no Kinde listens: the checks stay pending. Returns their users.
+async fn checked(fresh: &Fresh, entries: [Entry; 2]) -> Vec<String> {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    // Nothing listens there, so the check stays pending.
     let kinde = management::Config::new("http://127.0.0.1:9".parse().expect("a URL"), "id", "secret".into());
     let builder = Engine::builder(dir.path()).store(fresh.store.clone());
     let engine = builder.management(kinde).scan_every(None).open().await.expect("the folder opens");
-    let timed = event_entry("user.updated", 0, "event_1", r#"{"id":"kp_eve"}"#);
-    for entry in [Sender::new().named("A"), timed] {
+    for entry in entries {
         engine.queue().enqueue(entry).await.expect("the queue accepts it");
     }
     drain(&engine).await;
     let checks = PendingChecks::load(&*fresh.store).await.expect("the store answers");
-    let users: Vec<&str> = checks.users.keys().map(UserId::as_str).collect();
+    checks.users.keys().map(|user| user.as_str().to_owned()).collect()
+}
+
+async fn a_user_with_an_event_without_a_time_is_checked(fresh: Fresh) {
+    let timed = event_entry("user.updated", 0, "event_1", r#"{"id":"kp_eve"}"#);
+    let users = checked(&fresh, [Sender::new().named("A"), timed]).await;
     assert_eq!(users, ["kp_ada"], "{}: Kinde's own time needs no check", fresh.name);
+}
+
+async fn a_user_with_an_event_that_cannot_be_decoded_is_listed_and_checked(fresh: Fresh) {
+    let sender = Sender::new();
+    let unreadable = sender.send(r#"{"type":"user.deleted","timestamp":"?","user":{"id":"kp_eve"}}"#);
+    let users = checked(&fresh, [unreadable, sender.send("{")]).await;
+    assert_eq!(users, ["kp_eve"], "{}", fresh.name);
+    let filter = EventFilter { event_type: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
+    let listed = fresh.store.events(&filter).await.expect("the store answers").items;
+    assert_eq!(listed.len(), 1, "{}: {listed:?}", fresh.name);
+    assert_eq!(listed[0].user.as_deref(), Some("kp_eve"));
 }
 
 on_every_store! {
@@ -182,4 +197,5 @@ on_every_store! {
     an_incomplete_jwt_of_kinde_becomes_a_dead_letter
     an_explanation_names_events_without_a_time
     a_user_with_an_event_without_a_time_is_checked
+    a_user_with_an_event_that_cannot_be_decoded_is_listed_and_checked
 }
