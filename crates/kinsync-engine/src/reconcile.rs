@@ -239,6 +239,8 @@ impl Reconciler {
         match (&run.mode, scanned.tally.users) {
             (RunMode::ApproveEmptyTenant, 1..) => return Err(Error::TenantNotEmpty),
             (RunMode::ApproveEmptyTenant, 0) | (_, 1..) => {}
+            // Nothing can be deleted by mistake.
+            (_, 0) if parts.stored_users().await? == 0 => {}
             (_, 0) => return Err(Error::EmptyTenant),
         }
         let second_reads = std::mem::take(&mut scanned.second_reads);
@@ -395,6 +397,10 @@ impl Inner {
             RunMode::ApproveEmptyTenant => Ok(Approved::All),
             RunMode::Backfill | RunMode::Reconcile | RunMode::DryRun => Ok(Approved::Users(HashSet::new())),
         }
+    }
+
+    async fn stored_users(&self) -> Result<u64, store::Error> {
+        Ok(self.retry_store(|| self.store.counts()).await?.live_users)
     }
 
     /// Stores the run under its lease.

@@ -24,7 +24,7 @@ use kinsync_engine::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    reconcile::{World, quick, until_requested},
+    reconcile::{DEADLINE, World, quick, until_requested},
     stores::{Fresh, on_every_store},
     suspended::Suspended,
 };
@@ -201,9 +201,13 @@ async fn a_scan_with_a_clock_ahead_makes_no_later_event_stale(fresh: Fresh) {
     let world = World::new(fresh).await;
     let id = world.import(3).remove(0);
     run(&reconciler_ahead(&world, 2 * DAY)).await;
-    world.later().await;
-    // Three seconds: the allowance for the end of a scan.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let scans = ScanWatermarks::load(&*world.fresh.store).await.expect("the store answers");
+    let until = scans.newest.expect("it compared users").until;
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    while Clock::system().now() <= until {
+        assert!(tokio::time::Instant::now() < deadline, "the scan ends in the future: {until:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     world.kinde.update_user(&id, rename("Countess")).expect("there");
     world.deliver(world.events()).await;
     assert_eq!(world.documents().await[&id].first_name.as_deref(), Some("Countess"), "{}", world.fresh.name);
