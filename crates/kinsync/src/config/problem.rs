@@ -41,8 +41,8 @@ pub struct Problems(pub Vec<Problem>);
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.len() {
-            1 => writeln!(f, "one setting is wrong; nothing was started")?,
-            n => writeln!(f, "{n} settings are wrong; nothing was started")?,
+            1 => writeln!(f, "one setting is wrong")?,
+            n => writeln!(f, "{n} settings are wrong")?,
         }
         for problem in &self.0 {
             write!(f, "\n  {}: {}", problem.name, problem.message)?;

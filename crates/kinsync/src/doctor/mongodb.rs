@@ -250,7 +250,11 @@ async fn emails(config: &Config, store: &MongoStore, faults: &Result<Vec<IndexFa
     let shared = match store.shared_emails(EMAILS_DEADLINE).await {
         Ok(shared) => shared,
         Err(error) => {
-            let fix = "try again when the server has less load: without an index every document is read";
+            let fix = if error.is_transient() {
+                "try again when the server has less load: without an index every document is read".into()
+            } else {
+                fix_of(&error)
+            };
             return Finding::warning(EMAILS, format!("could not be compared: {}", chain(&error)), fix);
         }
     };

@@ -20,7 +20,7 @@ fn wrong_settings_end_serve_with_78_and_every_problem_before_anything_is_started
     let (code, stdout, stderr) = run(&["serve"], &vars);
     assert_eq!((code, stdout.as_str()), (78, ""));
     let expected = "\
-kinsync: 2 settings are wrong; nothing was started
+kinsync: 2 settings are wrong
 
   KINDE_DOMAIN: not a URL: write it like `https://acme.kinde.com` (from environment KINDE_DOMAIN)
       for example: KINDE_DOMAIN=https://acme.kinde.com
