@@ -17,6 +17,7 @@ pub mod dead_letters;
 pub mod events;
 pub mod explain;
 pub mod health;
+pub mod organizations;
 pub mod runs;
 pub mod stats;
 pub mod time;

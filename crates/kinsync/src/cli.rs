@@ -17,6 +17,7 @@ pub mod exit;
 mod flags;
 mod link;
 mod list;
+mod organizations;
 mod output;
 mod queue;
 mod reconcile;
@@ -94,6 +95,9 @@ enum Command {
     /// List, show and explain the users of a running server
     #[command(subcommand)]
     Users(users::Command),
+    /// List and show the organizations that a running server has observed
+    #[command(subcommand)]
+    Organizations(organizations::Command),
     /// List and show the events that a running server received
     #[command(subcommand)]
     Events(events::Command),
@@ -130,6 +134,7 @@ pub fn run() -> ExitCode {
         Command::Webhook(command) => webhook::run(command),
         Command::Config(command) => config::run(command),
         Command::Users(command) => users::run(command),
+        Command::Organizations(command) => organizations::run(command),
         Command::Events(command) => events::run(command),
         Command::DeadLetters(command) => dead_letters::run(command),
         Command::Audit(command) => audit::run(command),

@@ -323,6 +323,9 @@ impl Problems {
                 id = run.id,
             ));
         }
+        if let Some(reason) = latest.and_then(|run| run.memberships.as_ref()?.not_compared.as_ref()) {
+            self.degraded.push(format!("the last scan did not compare everything: {reason}"));
+        }
         Some(ReconcileHealth {
             last_run: latest.map(|run| run.id.clone()),
             seconds_since_last_run: latest.map(|run| age(run.started_at, now)),

@@ -20,6 +20,14 @@ pub struct UsersQuery {
     #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provided_id: Option<String>,
+    /// List only members of the organization with this code.
+    #[arg(long, value_name = "CODE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// List only members with the role with this key, in the organization if one is named.
+    #[arg(long, value_name = "KEY")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// Include deleted users.
     #[arg(long)]
     #[serde(default)]

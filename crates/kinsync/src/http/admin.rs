@@ -31,6 +31,10 @@ use crate::{
     app::AppState,
 };
 
+mod organizations;
+
+pub use organizations::{organization, organizations};
+
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
 /// The longest page of a request without a limit.
@@ -77,13 +81,13 @@ pub async fn audit(state: Arc<AppState>, Params(query): Params<AuditQuery>) -> R
 pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> Result<UserPage> {
     let limit = limit(query.limit)?;
     let filter = UserFilter {
-        email: query.email,
-        provided_id: query.provided_id,
+        email: query.email.clone(),
+        provided_id: query.provided_id.clone(),
         with_deleted: query.deleted,
-        after: query.after,
+        after: query.after.clone(),
         limit,
     };
-    let page = state.engine.store().users(&filter).await?;
+    let page = organizations::members(&state, &filter, &query).await?;
     let users = page.iter().map(Row::document).collect();
     Ok(UserPage { users, next: page.next, undecodable: page.undecodable })
 }

@@ -80,6 +80,20 @@ fn of_operators() -> Vec<Route> {
         ),
         operator(
             Get,
+            Figures,
+            "/api/admin/organizations",
+            "List organizations in the order of their codes",
+            admin::organizations,
+        ),
+        operator(
+            Get,
+            Figures,
+            "/api/admin/organizations/{id}",
+            "Return one organization",
+            admin::organization,
+        ),
+        operator(
+            Get,
             PersonalData,
             "/api/admin/drift",
             "Return the result of the newest complete scan",

@@ -135,6 +135,56 @@ fn pages_follow_each_other_without_a_gap() {
 }
 
 #[test]
+fn organizations_and_their_members_are_listed() {
+    let server = Server::start(&[]);
+    let deliver = |n: u32, kind: &str, data: &str| {
+        let at = format!("2026-01-01T00:00:{n:02}Z");
+        server.deliver(&format!(r#"{{"type":"{kind}","event_id":"o{n}","timestamp":"{at}","data":{data}}}"#));
+    };
+    for (n, code) in [(1, "org_a"), (2, "org_b"), (3, "org_c")] {
+        let data = format!(r#"{{"organization":{{"code":"{code}","name":"Name {n}","handle":null}}}}"#);
+        deliver(n, "organization.created", &data);
+    }
+    deliver(4, "role.created", r#"{"role":{"id":"r1","key":"admin","name":"Admin"}}"#);
+    for (n, roles) in [(5, r#"[{"id":"r1","key":"admin"}]"#), (6, "null")] {
+        let organizations = format!(r#"[{{"code":"org_a","roles":{roles},"permissions":null}}]"#);
+        let data = format!(r#"{{"user":{{"id":"u{n}","organizations":{organizations}}}}}"#);
+        deliver(n, "user.created", &data);
+    }
+    deliver(7, "role.updated", r#"{"role":{"id":"r1","key":"owner","name":"Owner"}}"#);
+    deliver(8, "organization.deleted", r#"{"organization":{"code":"org_c"}}"#);
+    server.wait_for("/api/admin/users?role=owner", |_, page| {
+        page["users"].as_array().is_some_and(|u| u.len() == 1)
+    });
+    server.wait_for("/api/admin/organizations/org_c", |_, one| one["deletedAt"].is_string());
+    let list = |path: &str, list: &str, id: &str| {
+        let (status, page) = server.admin(path);
+        assert_eq!(status, 200, "{path}: {page}");
+        let items = page[list].as_array().unwrap().iter();
+        items.map(|item| item[id].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let organizations =
+        |query: &str| list(&format!("/api/admin/organizations{query}"), "organizations", "code");
+    assert_eq!(organizations(""), ["org_a", "org_b"]);
+    assert_eq!(organizations("?deleted=true&after=org_a"), ["org_b", "org_c"]);
+    assert_eq!(server.admin("/api/admin/organizations?limit=1").1["next"], "org_a");
+    let (_, one) = server.admin("/api/admin/organizations/org_a");
+    assert_eq!(one, serde_json::json!({ "code": "org_a", "name": "Name 1" }));
+    assert_eq!(server.admin("/api/admin/organizations/r1").0, 404, "a role is no organization");
+    let users = |query: &str| list(&format!("/api/admin/users?{query}"), "users", "kindeId");
+    assert_eq!(users("organization=org_a"), ["u5", "u6"]);
+    assert_eq!(users("organization=org_a&role=owner"), ["u5"]);
+    assert_eq!(users("role=owner"), ["u5"]);
+    assert_eq!(users("role=admin"), Vec::<String>::new());
+    assert_eq!(users("organization=org_b"), Vec::<String>::new());
+    let page = server.admin("/api/admin/users?organization=org_a&limit=1").1;
+    assert_eq!(
+        (&page["next"], &page["users"][0]["organizations"][0]["roles"][0]),
+        (&"u5".into(), &"owner".into())
+    );
+}
+
+#[test]
 fn unknown_routes_and_methods_are_problem_documents() {
     let server = Server::start(&[]);
     for (method, path, expect) in [
