@@ -3,16 +3,18 @@
 //! Safe to repeat, to run in any number of processes, and to interrupt at any point: each row is one atomic write of a join,
 //! and a lost compare-and-set repeats the join.
 
+mod references;
 mod write;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
 };
 
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
+use self::references::{references, spread_concurrent_changes};
 use self::write::{reduced, write, write_without};
 use crate::{
     contention::{self, MAX_ROUNDS, pause},
@@ -266,36 +268,6 @@ async fn apply_deltas(
     Ok(applied)
 }
 
-/// Returns what the memberships in these rows and deltas refer to.
-fn references(rows: &[Row], deltas: &HashMap<UserId, Delta>) -> BTreeSet<String> {
-    let of = |row: &Row| {
-        let delta = &deltas[&row.id];
-        let concerns_memberships = delta.is_empty() || delta.state.memberships().is_some();
-        concerns_memberships.then(|| [row.state.references(), delta.state.references()])
-    };
-    rows.iter().filter_map(of).flatten().flatten().collect()
-}
-
-/// Writes rows again that refer to an organization, a role or a permission for the first time, if it has changed meanwhile: the
-/// process that spread the change may have looked for the users before these rows were written.
-async fn spread_concurrent_changes(
-    store: &dyn Store,
-    written: &[(Row, UserState)],
-    referring: &[UserId],
-    now: Micros,
-) -> Result<(), Error> {
-    let rows: Vec<&Row> =
-        written.iter().map(|(row, _)| row).filter(|row| referring.contains(&row.id)).collect();
-    let ids = rows.iter().flat_map(|row| row.state.references()).collect();
-    let directory = directory::load(store, ids).await?;
-    let is_outdated = |row: &&&Row| row.state.clone().with_directory(&directory) != row.state;
-    let outdated: Vec<UserId> = rows.iter().filter(is_outdated).map(|row| row.id.clone()).collect();
-    if outdated.is_empty() {
-        return Ok(());
-    }
-    rewrite(store, &outdated, now).await.map(|_| ())
-}
-
 /// Requests checks of rows that a scan may have compared after the watermarks were loaded and before the rows were written,
 /// and once more of rows with a stale observation: a check may have ended before the write. After an interruption before
 /// this, the repetition of the observations requests them.
@@ -462,7 +434,8 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     if is_changed || row.is_edited() {
         next.metadata.updated_at = now;
     }
-    if is_changed {
+    // A change of an organization or a role that the user refers to is none of the user.
+    if is_changed && !delta.is_empty() {
         next.metadata.source = Some(delta.source);
     }
     next.metadata.keeps_email = next.must_keep_email();

@@ -368,11 +368,11 @@ impl Inner {
             let Some(row) = row else { continue };
             match self.member(&row, &code, term).await {
                 // `Date` has seconds: the time of a later read may seem earlier.
-                Ok(Some(seen)) => {
+                Ok(Some(seen)) if seen.membership.permissions.is_some() => {
                     let seen = Seen { at: seen.at.max(at), ..seen };
                     read.push(seen.observe(seen.membership.clone()));
                 }
-                Ok(None) => {}
+                Ok(_) => {}
                 Err(Error::Kinde(error)) if lacks_scope(&error).is_some() => break,
                 Err(error) => return Err(error),
             }

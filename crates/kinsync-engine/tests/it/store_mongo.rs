@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use bson::{Bson, Document, doc};
-use kinsync_core::{Field, Identity, Micros, Value};
+use kinsync_core::{Directory, Entry, Fact, Field, Identity, Micros, Organization, Value, Version};
 use kinsync_engine::internal::store::{
     DocumentKey, Holder, Outcome, Row, Store,
     mongo::{Config, FieldMapping, MongoStore},
@@ -316,4 +316,25 @@ async fn a_null_is_an_absent_key_and_read_back() {
     let ada = put(&store, &with(ada, Field::Phone, "+61 1")).await;
     put(&store, &with(ada, Field::Phone, Value::Null)).await;
     assert!(!document(&store, "kp_ada").await.contains_key("phone"), "and taken away");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_membership_shows_the_name_of_the_organization_and_the_keys_of_roles_and_permissions() {
+    let store = store().await;
+    let version = Version::event(Micros(1), "e");
+    let observed = |id: &str, fact, value: Value| (id.to_owned(), Entry::observed([(fact, value)], &version));
+    let membership = Organization { roles: Some(vec!["r".into()]), ..Organization::new("org_1") };
+    let list = Value::Organizations(vec![membership]);
+    let mut ada = row("kp_ada", None);
+    ada.state = ada.state.with_register(Field::Organizations, version.clone(), list);
+    ada.state.directory = Directory::from_iter([
+        observed("org_1", Fact::Name, "Acme".into()),
+        observed("r", Fact::Key, "admin".into()),
+        observed("r", Fact::Permissions, Value::Codes(vec!["p".into()])),
+        observed("p", Fact::Key, "read".into()),
+    ]);
+    put(&store, &ada).await;
+    let shown = document(&store, "kp_ada").await.get_array("organizations").unwrap().clone();
+    let expected = doc! { "code": "org_1", "name": "Acme", "roles": ["admin"], "permissions": ["read"] };
+    assert_eq!(shown, [Bson::Document(expected)]);
 }

@@ -1,6 +1,13 @@
 //! A store of a process that the kernel suspends: every call waits until the process continues.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use kinsync_core::UserId;
@@ -11,7 +18,9 @@ use tokio::sync::watch;
 
 pub(crate) struct Suspended {
     store: Arc<dyn Store>,
-    is_suspended: watch::Sender<bool>,
+    suspension: watch::Sender<bool>,
+    /// Whether the next write suspends the process.
+    at_next_write: AtomicBool,
 }
 
 impl fmt::Debug for Suspended {
@@ -22,19 +31,28 @@ impl fmt::Debug for Suspended {
 
 impl Suspended {
     pub(crate) fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, is_suspended: watch::Sender::new(false) })
+        Arc::new(Self { store, suspension: watch::Sender::new(false), at_next_write: AtomicBool::new(false) })
     }
 
     pub(crate) fn suspend(&self) {
-        self.is_suspended.send_replace(true);
+        self.suspension.send_replace(true);
+    }
+
+    /// Suspends the process when it writes next.
+    pub(crate) fn suspend_at_write(&self) {
+        self.at_next_write.store(true, Ordering::Release);
+    }
+
+    pub(crate) async fn until_suspended(&self) {
+        _ = self.suspension.subscribe().wait_for(|is_suspended| *is_suspended).await;
     }
 
     pub(crate) fn resume(&self) {
-        self.is_suspended.send_replace(false);
+        self.suspension.send_replace(false);
     }
 
     async fn store(&self) -> &dyn Store {
-        let mut watched = self.is_suspended.subscribe();
+        let mut watched = self.suspension.subscribe();
         _ = watched.wait_for(|is_suspended| !is_suspended).await;
         &*self.store
     }
@@ -47,6 +65,9 @@ impl Store for Suspended {
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
+        if !rows.is_empty() && self.at_next_write.swap(false, Ordering::AcqRel) {
+            self.suspend();
+        }
         self.store().await.write(rows).await
     }
 

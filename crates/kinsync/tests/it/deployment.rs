@@ -93,6 +93,14 @@ impl Deployment {
         Self::with(TestMongo::shared().await, processes, &settings).await
     }
 
+    /// With a reconciler that compares roles too, and scans on request.
+    pub(crate) async fn comparing_roles() -> Self {
+        let settings = settings("off");
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let settings = [&settings[..], &[("KINSYNC_RECONCILE_ROLES", "true")]].concat();
+        Self::with(TestMongo::shared().await, 1, &settings).await
+    }
+
     /// Waits until the document of this user exists and matches the filter.
     pub(crate) async fn until_stored(&self, id: &str, filter: Document) {
         let mut query = doc! { "kindeId": id };

@@ -14,6 +14,28 @@ use crate::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
+async fn health_names_the_scope_without_which_roles_are_not_compared() {
+    let deployment = Deployment::comparing_roles().await;
+    deployment.kinde.import_user(named(1)).unwrap();
+    deployment.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("members"));
+    let until = async |wanted: &dyn Fn(&str) -> bool| {
+        deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
+        let (app, deadline) = (&deployment.apps[0], Instant::now() + DEADLINE);
+        loop {
+            let health = app.client().get(app.url("/health")).send().await.unwrap().text().await.unwrap();
+            if wanted(&health) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{health}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    until(&|health| health.contains("read:organization_users") && health.contains("degraded")).await;
+    deployment.kinde.clear_faults();
+    until(&|health| !health.contains("read:organization_users")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_finds_imported_users_at_its_start_and_on_request() {
     let deployment = Deployment::reconciled(1, "1h").await;
     // The first scan finds no user at Kinde and fails; the next one starts soon.
