@@ -174,10 +174,12 @@ impl RemoteUser {
             return None;
         }
         let lead = |(field, value): (Field, &Value)| {
+            if is_shown(field, value, &row.state) {
+                return None;
+            }
             let known = newest_version(field, &row.state)?;
             let is_too_recent = known >= self.version() && known.at <= self.not_after;
-            (is_too_recent && !is_shown(field, value, &row.state))
-                .then(|| known.at.0.saturating_sub(self.at.0))
+            is_too_recent.then(|| known.at.0.saturating_sub(self.at.0))
         };
         let lead = self.profile.iter().filter_map(lead).max()?;
         Some(Duration::from_micros(lead.try_into().unwrap_or_default()))

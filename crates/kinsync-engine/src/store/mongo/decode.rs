@@ -12,8 +12,8 @@ use bson::{
     spec::ElementType,
 };
 use kinsync_core::{
-    Directory, Field, FirstVersions, Identity, Micros, Organization, Rank, RowMetadata, Source, UserId,
-    UserState, Value, Version,
+    Directory, Field, FirstVersions, Identity, Memberships, Micros, Organization, Rank, RowMetadata, Source,
+    UserId, UserState, Value, Version,
 };
 
 use super::{
@@ -31,6 +31,8 @@ pub(super) enum Decoded {
     Row(Row),
     /// A document of the application that kinsync has not written yet, as a row of revision 0.
     Unwritten(Row),
+    /// A document written under a mapping that this process has not read.
+    UnknownMapping,
 }
 
 impl Decoded {
@@ -38,7 +40,7 @@ impl Decoded {
     pub(super) fn stored(self) -> Option<Row> {
         match self {
             Self::Row(row) => Some(row),
-            Self::Unwritten(_) => None,
+            Self::Unwritten(_) | Self::UnknownMapping => None,
         }
     }
 }
@@ -46,19 +48,22 @@ impl Decoded {
 /// Decodes a user document. Returns `None` for a document that kinsync can never write: see [`fault`].
 pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
-    let (is_written, pending) = (metadata.revision > 0, metadata.pending_emails);
-    let written_under = if is_written { known.of(metadata.mapping)? } else { &known.current };
-    let id = written_under.values(doc).of(DocumentKey::KindeId)?.as_str();
-    let id = id.and_then(|id| UserId::parse(id).ok())?;
-    if fault(doc, known).is_some() {
+    let Some(written_under) = known.of(metadata.mapping) else { return Some(Decoded::UnknownMapping) };
+    let is_written = metadata.revision > 0;
+    let written_under = if is_written { written_under } else { &known.current };
+    let values = written_under.values(doc);
+    let id = values.of(DocumentKey::KindeId)?.as_str().and_then(|id| UserId::parse(id).ok())?;
+    // A document with a revision in the known format has no fault, and most documents are such.
+    let is_readable = is_written && metadata.format == Some(i64::from(FORMAT));
+    if !is_readable && fault(doc, known).is_some() {
         return None;
     }
     let keys = &*known.current;
-    let refused = metadata.refused;
+    let (refused, pending) = (metadata.refused, metadata.pending_emails);
     let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
     if !is_written {
         let row = keys.unknown(id);
-        stored.compare(&row, keys, &keys.values(doc));
+        stored.compare(&row, keys, &values);
         return Some(Decoded::Unwritten(Row { document: Some(Box::new(stored)), ..row }));
     }
     metadata.ownership(&mut stored);
@@ -70,10 +75,12 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         state: metadata.state(&mut stored.newer_fields),
         ..Row::unknown(id)
     };
-    if written_under.id != keys.id {
-        stored.leave(&row, written_under, keys, &written_under.values(doc));
+    if written_under.id == keys.id {
+        stored.compare(&row, keys, &values);
+    } else {
+        stored.leave(&row, written_under, keys, &values);
+        stored.compare(&row, keys, &keys.values(doc));
     }
-    stored.compare(&row, keys, &keys.values(doc));
     stored.refused = row.refused.clone();
     row.document = Some(Box::new(stored));
     row.is_recorded = row.needs_record();
@@ -84,12 +91,6 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
 /// Decodes the row of a document that kinsync wrote.
 pub(super) fn row(doc: &RawDocument, known: &Known) -> Option<Row> {
     document(doc, known)?.stored()
-}
-
-/// Returns whether a document was written under a mapping that this process has not read.
-pub(super) fn has_unknown_mapping(doc: &RawDocument, known: &Known) -> bool {
-    let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
-    known.of(metadata.mapping).is_none()
 }
 
 /// Returns what a document without a Kinde id contains, for the row that it is linked to.
@@ -215,7 +216,7 @@ pub(super) fn fault(doc: &RawDocument, known: &Known) -> Option<String> {
         (_, Some(RawBsonRef::Document(metadata))) => {
             match metadata.get("format").ok().flatten().and_then(integer) {
                 Some(format) if format == i64::from(FORMAT) => {
-                    if has_unknown_mapping(doc, known) {
+                    if known.of(Metadata::of(metadata).mapping).is_none() {
                         let found = "written under other names of keys, which this process has not read: start it again";
                         return Some(named(METADATA, doc, found));
                     }
@@ -246,6 +247,7 @@ fn named(key: &str, doc: &RawDocument, what: &str) -> String {
 /// The decoded sub-document `kinsync`.
 #[derive(Default)]
 struct Metadata<'a> {
+    format: Option<i64>,
     revision: i64,
     inserted_at: Micros,
     updated_at: Micros,
@@ -277,6 +279,7 @@ impl<'a> Metadata<'a> {
         let mut metadata = Self::default();
         for (key, value) in entries(doc) {
             match key.as_str() {
+                "format" => metadata.format = integer(value),
                 "revision" => metadata.revision = integer(value).unwrap_or_default(),
                 "insertedAt" => metadata.inserted_at = micros(value).unwrap_or_default(),
                 "updatedAt" => metadata.updated_at = micros(value).unwrap_or_default(),
@@ -343,9 +346,10 @@ impl<'a> Metadata<'a> {
         let versions = self.versions.into_iter().flat_map(items);
         let versions: Vec<Option<Version>> =
             versions.map(|item| item.as_document().and_then(version)).collect();
+        let positions: Vec<(&CStr, RawBsonRef<'_>)> = self.at.into_iter().flat_map(entries).collect();
         let version_of = |key: &CStr| {
-            let position = integer(self.at?.get(key.as_str()).ok().flatten()?)?;
-            versions.get(usize::try_from(position).ok()?)?.clone()
+            let (_, position) = positions.iter().find(|(known, _)| *known == key)?;
+            versions.get(usize::try_from(integer(*position)?).ok()?)?.clone()
         };
         for (key, value) in self.values.into_iter().flat_map(entries) {
             let Some(version) = version_of(key) else { continue };
@@ -413,8 +417,7 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
     };
     let (tag, list) = entries(doc).next()?;
     if tag.as_str() == "memberships" {
-        let stored = whole_numbers(Bson::try_from(list).ok()?);
-        return bson::deserialize_from_bson(stored).ok().map(Value::Memberships);
+        return memberships(list.as_document()?).map(Value::Memberships);
     }
     let list = list.as_array()?;
     match tag.as_str() {
@@ -423,6 +426,13 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
         "identities" => identities(list).map(Value::Identities),
         _ => None,
     }
+}
+
+fn memberships(stored: &RawDocument) -> Option<Memberships> {
+    bson::deserialize_from_slice(stored.as_bytes()).ok().or_else(|| {
+        let stored = Bson::Document(Document::try_from(stored).ok()?);
+        bson::deserialize_from_bson(whole_numbers(stored)).ok()
+    })
 }
 
 /// Replaces doubles by the integers that they were: a JavaScript driver writes every number as a double.

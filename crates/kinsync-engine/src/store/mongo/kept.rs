@@ -174,7 +174,7 @@ impl Inner {
         let range = doc! { "$gt": &search.after, "$lte": last };
         let find = Find::new(doc! { path: range, "kinsync": Bson::Null }).projection(known.projection());
         let read = move |doc: &RawDocument| match decode::document(doc, &known)? {
-            Decoded::Row(_) => None,
+            Decoded::Row(_) | Decoded::UnknownMapping => None,
             Decoded::Unwritten(row) => Some((own_id(doc), row.document?.keys_of_the_application())),
         };
         for (id, keys) in self.find(DOING, &self.users, find.limit(SAMPLE), read).await? {

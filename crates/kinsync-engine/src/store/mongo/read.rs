@@ -49,8 +49,9 @@ impl Inner {
     pub(super) async fn load_to_write(&self, ids: &[UserId]) -> Result<Vec<Row>, Error> {
         let mut found: HashMap<UserId, Row> = HashMap::with_capacity(ids.len());
         for ids in ids.chunks(CHUNK) {
-            let rows = self.documents(ids).await?.into_iter().map(|found| match found {
-                Decoded::Row(row) | Decoded::Unwritten(row) => (row.id.clone(), row),
+            let rows = self.documents(ids).await?.into_iter().filter_map(|found| match found {
+                Decoded::Row(row) | Decoded::Unwritten(row) => Some((row.id.clone(), row)),
+                Decoded::UnknownMapping => None,
             });
             found.extend(rows);
         }
@@ -78,13 +79,10 @@ impl Inner {
         for attempt in 0.. {
             let known = self.mappings.known();
             let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(known.projection());
-            let read = move |doc: &RawDocument| {
-                let is_unknown = decode::has_unknown_mapping(doc, &known);
-                if is_unknown { Some(None) } else { decode::document(doc, &known).map(Some) }
-            };
+            let read = move |doc: &RawDocument| decode::document(doc, &known);
             let found = self.find(LOAD_USERS, &self.users, find, read).await?;
-            if attempt > 0 || found.iter().all(Option::is_some) {
-                return Ok(found.into_iter().flatten().collect());
+            if attempt > 0 || !found.iter().any(|found| matches!(found, Decoded::UnknownMapping)) {
+                return Ok(found);
             }
             self.read_mappings().await?;
         }

@@ -106,7 +106,8 @@ impl Inner {
     /// first scan of an application's users: after a failure a server inserts documents one by one, which costs more than this
     /// query.
     async fn taken(&self, rows: &[Row]) -> Result<HashSet<UserId>, Error> {
-        if !self.expects_taken.load(Ordering::Relaxed) {
+        let is_unique = self.enforces_unique_emails.load(Ordering::Acquire);
+        if !is_unique || !self.expects_taken.load(Ordering::Relaxed) {
             return Ok(HashSet::new());
         }
         let new: HashMap<String, &UserId> = new_addresses(rows).collect();
