@@ -1,6 +1,7 @@
 //! Convergence of the join, on small domains where ties are common.
 
 mod convergence;
+mod directory;
 mod documents;
 mod emails;
 mod memberships;

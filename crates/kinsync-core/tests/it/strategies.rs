@@ -125,9 +125,9 @@ pub(crate) fn observations() -> impl Strategy<Value = Vec<Observation>> {
 }
 
 /// The same observations in another order, some of them several times.
-pub(crate) fn shuffled_with_duplicates(
-    observations: Vec<Observation>,
-) -> impl Strategy<Value = (Vec<Observation>, Vec<Observation>)> {
+pub(crate) fn shuffled_with_duplicates<T: Clone + std::fmt::Debug + 'static>(
+    observations: Vec<T>,
+) -> impl Strategy<Value = (Vec<T>, Vec<T>)> {
     let again = if observations.is_empty() {
         Just(Vec::new()).boxed()
     } else {
@@ -135,7 +135,7 @@ pub(crate) fn shuffled_with_duplicates(
     };
     let original = observations.clone();
     again.prop_flat_map(move |again| {
-        let all: Vec<Observation> = observations.iter().cloned().chain(again).collect();
+        let all: Vec<T> = observations.iter().cloned().chain(again).collect();
         (Just(original.clone()), Just(all).prop_shuffle())
     })
 }
