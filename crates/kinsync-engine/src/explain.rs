@@ -155,7 +155,14 @@ impl Explainer<'_> {
 
     /// Replaces the ids of roles and permissions by keys.
     fn with_keys(&self, value: &Value) -> Value {
-        let Value::Organizations(list) = value else { return value.clone() };
+        let list = match value {
+            Value::Organizations(list) => list,
+            Value::Memberships(memberships) => {
+                let shown = memberships.shown(&self.state.directory);
+                return Value::Organizations(shown.unwrap_or_default());
+            }
+            other => return other.clone(),
+        };
         let keys = |ids: &Option<Vec<String>>| {
             let key = |id: &String| self.state.directory.key(id).to_owned();
             ids.as_ref().map(|ids| ids.iter().map(key).collect())
@@ -236,7 +243,7 @@ impl Explainer<'_> {
         let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
         set.map(|(field, register)| ExplainedField {
             field: field.key(),
-            value: register.value.clone(),
+            value: self.with_keys(&register.value),
             is_set: true,
             superseded_by: None,
         })

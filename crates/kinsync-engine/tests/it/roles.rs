@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinde_emulator::{Emulator, Fault, FaultKind, OrganizationEdit, RoleEdit, config};
-use kinsync_core::{Organization, UserId};
+use kinsync_core::{Organization, UserId, Value};
 use kinsync_engine::internal::{
+    explain::explain,
     pending_checks::PendingChecks,
     reconcile::{
         Config, Reconciler,
@@ -101,6 +102,14 @@ async fn roles_that_no_event_contained_are_unknown_until_a_scan_reads_them(fresh
     let joined = world.kinde.user(&ada).expect("there").membership("org_1").expect("a member").joined_on;
     assert_eq!(found.joined_on.map(|at| at.0), Some(joined.as_microsecond()));
     assert_eq!((run.tally.missed(), run.memberships.map(|found| found.filled_in)), (0, Some(2)));
+    let explained = explain(Some(&world.row(&ada).await), &[]);
+    let values = explained.iter().flat_map(|one| &one.fields).map(|field| &field.value);
+    let lists = values.filter_map(|value| match value {
+        Value::Organizations(list) => Some(list),
+        _ => None,
+    });
+    let explained = lists.flatten().find(|one| one.code == "org_1").expect("explained");
+    assert_eq!(explained.roles, Some(keys(&["admin"])), "keys and no ids");
 }
 
 async fn a_scan_without_drift_writes_no_member(fresh: Fresh) {
