@@ -186,7 +186,7 @@ pub(crate) fn fact(fact: Fact, text: &kinde::Patch<String>) -> Option<(Fact, Val
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
-pub(crate) async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<Vec<String>, Error> {
+pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<Vec<String>, Error> {
     let mut left: BTreeMap<String, (Kind, Entry)> = BTreeMap::new();
     for Change { kind, id, entry } in changes {
         let (_, known) = left.entry(id).or_insert_with(|| (kind, Entry::default()));

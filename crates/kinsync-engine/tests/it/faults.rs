@@ -8,9 +8,10 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use kinsync_core::{Micros, Observation, UserId};
+use kinsync_core::{Entry, Fact, Micros, Observation, UserId, Value, Version};
 use kinsync_engine::internal::{
     apply::apply,
+    directory::{Change, Kind, observe},
     email_ownership::Sweep,
     store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},
 };
@@ -171,6 +172,10 @@ async fn disturbed(store: &Arc<dyn Store>, batches: &[Vec<Observation>], n: usiz
 
 /// `recover` is what happens after the failure: a redelivery, or a sweep alone.
 async fn every_failure_is_recovered_from(fresh: Fresh, strike: Strike, by_sweep: bool) {
+    // The projector stores what events contain of roles before it applies the observations of users.
+    let admin = Entry::observed([(Fact::Key, Value::from("admin"))], &Version::provisional());
+    let role = Change { kind: Kind::Role, id: "r".into(), entry: admin };
+    observe(&*fresh.store, vec![role]).await.expect("the store answers");
     for n in 0.. {
         let mut rng = StdRng::seed_from_u64(7);
         let mut batches: Vec<Vec<Observation>> = Vec::new();

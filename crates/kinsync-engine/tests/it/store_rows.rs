@@ -41,7 +41,8 @@ fn row_with(user: &str, what: What) -> Row {
 
 pub(crate) fn with(mut row: Row, field: Field, value: impl Into<Value>) -> Row {
     let version = Version::event(Micros(1_700_000_000_123_456), "event_of_with");
-    row.state.fields.insert(field, Register { version, value: value.into() });
+    row.state.fields.remove(&field);
+    row.state = row.state.with_register(field, version, value.into());
     row
 }
 
