@@ -101,7 +101,8 @@ async fn scan(work: &Work, mongod: &Mongod, tenant: &Tenant, database: &str) -> 
 async fn first_run(address: SocketAddr) -> anyhow::Result<Value> {
     let (status, body) = http::get_as(address, "/api/admin/runs", ADMIN_TOKEN).await?;
     anyhow::ensure!(status == 200, "{status}");
-    let run = serde_json::from_str::<Value>(&body)?["runs"].get(0).cloned().context("no scan is recorded yet")?;
+    let run =
+        serde_json::from_str::<Value>(&body)?["runs"].get(0).cloned().context("no scan is recorded yet")?;
     anyhow::ensure!(run["outcome"] == "complete", "the scan is not complete");
     Ok(run)
 }
