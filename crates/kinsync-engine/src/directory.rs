@@ -182,7 +182,7 @@ pub(crate) fn fact(fact: Fact, text: &kinde::Patch<String>) -> Option<(Fact, Val
     }
 }
 
-/// Joins observations into the records. Returns the codes and ids whose changes have to be spread.
+/// Joins observations into the records. Returns the codes and ids to spread.
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.

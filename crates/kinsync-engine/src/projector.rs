@@ -219,7 +219,13 @@ impl Projector {
         // Before the users: their documents show what is known of organizations, roles and permissions.
         let changed = directory::observe(&*self.store, piece.changes()).await?;
         let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
-        directory::spread(&*self.store, &changed, self.clock.now()).await?;
+        if let Err(error) = directory::spread(&*self.store, &changed, self.clock.now()).await {
+            // No reason to hold the entries: the records are marked, and the next event or scan continues.
+            tracing::warn!(
+                error = crate::breaker::error_chain(&error),
+                "documents of some users do not show a changed organization, role or permission yet"
+            );
+        }
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
             self.breaker.failed(&refused_all(reason));

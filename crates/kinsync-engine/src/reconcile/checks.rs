@@ -51,12 +51,13 @@ impl Inner {
             let users = ids.iter().cloned().zip(rows).collect();
             let found = self.examine(users, &canaries, &mut checked.tally).await?;
             unconfirmed.extend(self.keep(found, term, &mut checked).await?.unconfirmed);
-            if self.config.roles {
-                self.check_members(ids, term, &mut checked.tally).await?;
-            }
         }
         let deletions = self.confirm_all(unconfirmed, &canaries, term, &mut checked).await?;
         self.delete_checked(deletions, &canaries, term, &mut checked.tally).await?;
+        // Last, because a user in many organizations takes many reads, and deletions must not wait for them.
+        for ids in users.chunks(CHUNK).filter(|_| self.config.roles) {
+            self.check_members(ids, term, &mut checked.tally).await?;
+        }
         Ok(checked)
     }
 

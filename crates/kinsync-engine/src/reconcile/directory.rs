@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use kinde::management::{self, Organization, Permission, Role};
 use kinsync_core::{Entry, Fact, Value, Version};
 
-use super::{Error, Inner, memberships::lacks_scope};
+use super::{Error, Inner, memberships::not_compared};
 use crate::{
     directory::{self, Change, Kind, Listed, Stored},
     snapshot,
@@ -44,8 +44,8 @@ struct Listing {
 }
 
 impl Inner {
-    /// Lists organizations, roles and permissions, and repairs what differs unless the run is dry. Missing scopes are no
-    /// failure, except that of organizations.
+    /// Lists organizations, roles and permissions, and repairs what differs unless the run is dry. Fails if the organizations
+    /// cannot be listed; the result names what else cannot.
     pub(super) async fn compare_directory(&self, term: Option<Term>) -> Result<Lists, Error> {
         let mut lists = Lists::default();
         let organizations = self.kinde.organizations().all().await?;
@@ -55,10 +55,7 @@ impl Inner {
         self.compare_listing(Listing { kind: Kind::Organization, version, changes }, term, &mut lists)
             .await?;
         match self.compare_roles(term, &mut lists).await {
-            Err(Error::Kinde(error)) => {
-                let reason = lacks_scope(&error).ok_or(Error::Kinde(error))?;
-                lists.not_compared = Some(reason);
-            }
+            Err(Error::Kinde(error)) => lists.not_compared = Some(not_compared(&error)),
             outcome => outcome?,
         }
         Ok(lists)
@@ -82,7 +79,7 @@ impl Inner {
         let permissions = match self.kinde.permissions().all().await {
             Ok(permissions) => permissions,
             Err(error) => {
-                lists.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
+                lists.not_compared = Some(not_compared(&error));
                 return Ok(false);
             }
         };
@@ -94,11 +91,15 @@ impl Inner {
 
     /// Lists the ids of the permissions of a role; `None` without the scope or if the role has just been deleted.
     async fn given_by(&self, role: &str, lists: &mut Lists) -> Result<Option<Vec<String>>, Error> {
-        match self.kinde.role_permissions(role)?.all().await {
+        let listed = match self.kinde.role_permissions(role) {
+            Ok(pages) => pages.all().await,
+            Err(error) => Err(error),
+        };
+        match listed {
             Ok(given) => Ok(Some(given.value.into_iter().map(|one| one.id).collect())),
             Err(error) if super::single_reads::is_about_one(&error) && !error.is_transient() => Ok(None),
             Err(error) => {
-                lists.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
+                lists.not_compared = Some(not_compared(&error));
                 Ok(None)
             }
         }

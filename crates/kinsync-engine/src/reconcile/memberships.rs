@@ -1,15 +1,18 @@
 //! Compares the roles of members with Kinde's.
 //!
 //! The list of users has the organizations of each user and no roles. A scan therefore also lists the members of each
-//! organization, with the keys of their roles and with their suspension there. The list of users decides who is a member; a
-//! member who is missing in the list of an organization keeps the stored roles, so an incomplete list removes nothing.
+//! organization, with the keys of their roles and with their suspension there. The list of users determines the members; a
+//! member that the list of an organization lacks keeps the stored roles, so an incomplete list removes nothing.
 //!
 //! Lists contain no permissions. Where the roles of a member have changed, the stored permissions no longer count, and they
 //! are read for this member alone.
 
 use std::collections::HashMap;
 
-use kinde::management::{self, OrganizationUser, Role, UserPermission};
+use kinde::{
+    Patch,
+    management::{self, OrganizationUser, Role, UserPermission},
+};
 use kinsync_core::{
     Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value,
     Version, What,
@@ -37,21 +40,21 @@ use crate::{
 const MAX_ORGANIZATIONS: usize = 10_000;
 /// Members that differ before the roles are listed again and these members are repaired.
 const MAX_DIFFERING: usize = 1000;
-/// Permissions that one scan reads for single members. The next scan reads the rest.
+/// Members with permissions that one scan reads. Those of further members are unknown until an event or a check.
 const MAX_PERMISSION_READS: usize = 1000;
 
 /// What a scan compared of the roles of members.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MembershipTally {
-    /// Organizations whose members were listed.
+    /// Organizations with a list of members.
     pub organizations: u64,
     /// Members in these lists.
     pub members: u64,
-    /// Members whose roles or permissions differed from known ones: an event of the user or of the role was missed, or has
+    /// Members with roles or permissions other than the known ones: an event of the user or of the role was missed, or has
     /// requested this scan.
     pub changed: u64,
-    /// Members whose roles, suspension or time of joining were not known.
+    /// Members with unknown roles, suspension or time of joining.
     pub filled_in: u64,
     /// Organizations, roles and permissions that differed from what was stored.
     pub directory_changed: u64,
@@ -69,7 +72,7 @@ struct Seen {
     at: Micros,
 }
 
-/// A member whose permissions have to be read.
+/// A member with permissions to be read.
 struct Unread {
     user: UserId,
     code: String,
@@ -86,7 +89,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    /// Has the permissions of a member read after the lists.
+    /// Queues a read of the permissions of a member, after the lists.
     fn add_unread(&mut self, seen: &Seen) {
         if self.unread.len() < MAX_PERMISSION_READS {
             let code = seen.membership.code.clone();
@@ -101,9 +104,15 @@ impl Seen {
     /// Decodes a member of a list. Returns `None` without a valid id.
     fn listed(code: &str, member: OrganizationUser, at: Micros) -> Option<Self> {
         let user = UserId::parse(member.id.as_deref()?).ok()?;
-        let role_keys = sorted(member.roles.into_value().unwrap_or_default());
+        // A null list means no role, an absent one says nothing.
+        let roles = match member.roles {
+            Patch::Absent => None,
+            Patch::Null => Some(Vec::new()),
+            Patch::Value(keys) => Some(sorted(keys)),
+        };
+        let role_keys = roles.clone().unwrap_or_default();
         let membership = Organization {
-            roles: Some(role_keys.clone()),
+            roles,
             is_suspended: member.is_suspended.into_value(),
             joined_on: member.joined_on.map(|at| Micros(at.as_microsecond())),
             ..Organization::new(code)
@@ -139,11 +148,17 @@ impl Seen {
         let code = &self.membership.code;
         let stored = memberships(&row.state);
         let known = stored.organization(code).unwrap_or_default();
-        let changed = self.differing(row, &known);
+        // The document hides a permission that a role has lost until the user's own permissions are read again.
+        let is_hidden = self.membership.permissions.is_some()
+            && stored.has_uncertain_permission(code, &row.state.directory);
+        let mut changed = self.differing(row, &known);
+        if is_hidden {
+            changed.permissions.clone_from(&self.membership.permissions);
+        }
         let observation = self.observe(changed.clone());
         let joined = stored.clone().join(Memberships::read(code, Some(&changed), &observation.version));
         let after = joined.organization(code);
-        if after == stored.organization(code) {
+        if after == stored.organization(code) && !is_hidden {
             return None;
         }
         let after = after.unwrap_or_default();
@@ -196,16 +211,26 @@ fn memberships(state: &UserState) -> Memberships {
     }
 }
 
-/// Returns why roles cannot be read with these credentials.
-pub(super) fn lacks_scope(error: &management::Error) -> Option<String> {
+/// Returns whether these credentials cannot read roles.
+pub(super) fn lacks_scope(error: &management::Error) -> bool {
     use management::Error::{MissingScope, Unauthorized};
     matches!(error, MissingScope { .. } | Unauthorized { .. })
-        .then(|| format!("roles are not compared: {}", crate::breaker::error_chain(error)))
+}
+
+/// Returns why roles are not all compared.
+pub(super) fn not_compared(error: &management::Error) -> String {
+    format!("roles are not compared: {}", crate::breaker::error_chain(error))
+}
+
+fn skipped(row: &Row, organization: &str, error: &management::Error) {
+    let error = crate::breaker::error_chain(error);
+    tracing::warn!(user = row.id.as_str(), organization, error, "the roles of a member cannot be read");
 }
 
 impl Inner {
     /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs.
-    /// Missing scopes are no failure: the result names them.
+    /// A failure of Kinde here is no failure of the run, which has compared all users: the result names the reason, and the
+    /// next scan compares the roles again.
     pub(super) async fn compare_members(
         &self,
         run: &Run,
@@ -214,11 +239,8 @@ impl Inner {
     ) -> Result<MembershipTally, Error> {
         let lists = match self.compare_directory(run.writes()).await {
             Err(Error::Kinde(error)) => {
-                let not_compared = lacks_scope(&error).ok_or(Error::Kinde(error))?;
-                return Ok(MembershipTally {
-                    not_compared: Some(not_compared),
-                    ..MembershipTally::default()
-                });
+                let not_compared = Some(not_compared(&error));
+                return Ok(MembershipTally { not_compared, ..MembershipTally::default() });
             }
             lists => lists?,
         };
@@ -231,9 +253,7 @@ impl Inner {
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
         let mut found = comparison.found;
         match outcome {
-            Err(Error::Kinde(error)) => {
-                found.not_compared = Some(lacks_scope(&error).ok_or(Error::Kinde(error))?);
-            }
+            Err(Error::Kinde(error)) => found.not_compared = Some(not_compared(&error)),
             outcome => outcome?,
         }
         if let Some(reason) = &found.not_compared {
@@ -354,7 +374,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads the permissions of members whose roles have changed. Without the scope they stay unknown.
+    /// Reads the permissions of members with changed roles. Without the scope they stay unknown.
     async fn read_permissions(
         &self,
         unread: Vec<Unread>,
@@ -373,7 +393,8 @@ impl Inner {
                     read.push(seen.observe(seen.membership.clone()));
                 }
                 Ok(_) => {}
-                Err(Error::Kinde(error)) if lacks_scope(&error).is_some() => break,
+                Err(Error::Kinde(error)) if lacks_scope(&error) => break,
+                Err(Error::Kinde(error)) => skipped(&row, &code, &error),
                 Err(error) => return Err(error),
             }
         }
@@ -395,7 +416,12 @@ impl Inner {
                 let seen = match self.member(&row, &organization.code, term).await {
                     Ok(Some(seen)) => seen,
                     Ok(None) => continue,
-                    Err(Error::Kinde(error)) if lacks_scope(&error).is_some() => return Ok(()),
+                    Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(()),
+                    // The next scan compares the member. A check that failed here would be repeated for all users.
+                    Err(Error::Kinde(error)) => {
+                        skipped(&row, &organization.code, &error);
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 };
                 if let Some((kind, repair)) = seen.compare(Some(&row)) {
@@ -421,7 +447,7 @@ impl Inner {
         };
         let permissions = match self.kinde.user_permissions(code, row.id.as_str())?.all().await {
             Ok(permissions) => Some(permissions.value),
-            Err(error) if lacks_scope(&error).is_some() => None,
+            Err(error) if lacks_scope(&error) => None,
             Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
             Err(error) => return Err(error.into()),
         };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kinde_emulator::{Emulator, Fault, FaultKind, OrganizationEdit, RoleEdit, config};
+use kinde_emulator::{Emulator, Fault, FaultKind, OrganizationEdit, RoleEdit, UserEdit, config};
 use kinsync_core::{Organization, UserId, Value};
 use kinsync_engine::internal::{
     explain::explain,
@@ -25,12 +25,14 @@ on_every_store! {
     roles_that_no_event_contained_are_unknown_until_a_scan_reads_them
     a_scan_without_drift_writes_no_member
     without_the_scopes_users_are_compared_and_the_run_names_the_scope
+    a_failure_of_the_reads_of_roles_fails_no_scan_and_no_check
     an_empty_list_of_members_takes_no_role
     a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles
     a_late_event_with_former_roles_requests_a_check_that_repairs_them
     permissions_do_not_outlive_the_role_that_gave_them
     direct_permissions_are_known_after_a_change_of_roles
     a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it
+    a_check_shows_a_direct_permission_again_that_a_role_has_lost
     after_one_complete_run_every_role_equals_kinde
 }
 
@@ -151,6 +153,24 @@ async fn without_the_scopes_users_are_compared_and_the_run_names_the_scope(fresh
         .expect("a check needs no scope of roles");
 }
 
+async fn a_failure_of_the_reads_of_roles_fails_no_scan_and_no_check(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    join(&world, &ada, &["admin"]);
+    reconcile(&world).await;
+    let edit = UserEdit { first_name: Some("Grace".into()), ..UserEdit::default() };
+    world.kinde.update_user(&ada, edit).expect("there");
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 418 }).on("members"));
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 418 }).on("member_permissions"));
+    let run = reconcile(&world).await;
+    assert_eq!((run.outcome, run.tally.of(DriftKind::Changed)), (Outcome::Complete, 1));
+    let reason = run.memberships.and_then(|found| found.not_compared).expect("a reason");
+    assert!(reason.contains("418"), "{reason}");
+    let check = [UserId::parse(&ada).expect("an id")];
+    reconciler(&world).check(&check).await.expect("the user itself can be read");
+    assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
+}
+
 async fn an_empty_list_of_members_takes_no_role(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ada = world.import(1).remove(0);
@@ -235,6 +255,18 @@ async fn permissions_do_not_outlive_the_role(fresh: Fresh, user_permissions: con
 }
 
 async fn a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it(fresh: Fresh) {
+    a_hidden_permission_is_shown_again_by(fresh, async |world, _| drop(reconcile(world).await)).await;
+}
+
+async fn a_check_shows_a_direct_permission_again_that_a_role_has_lost(fresh: Fresh) {
+    let check = async |world: &World, ada: &str| {
+        let user = [UserId::parse(ada).expect("an id")];
+        reconciler(world).check(&user).await.expect("Kinde answers");
+    };
+    a_hidden_permission_is_shown_again_by(fresh, check).await;
+}
+
+async fn a_hidden_permission_is_shown_again_by(fresh: Fresh, read: impl AsyncFn(&World, &str)) {
     let world = World::new(fresh).await;
     let kinde: &Emulator = &world.kinde;
     let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
@@ -251,7 +283,7 @@ async fn a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_lo
     let permissions = async || membership(&world, &ada).await.and_then(|found| found.permissions);
     assert_eq!(permissions().await, Some(Vec::new()));
     kinde.clear_faults();
-    reconcile(&world).await;
+    read(&world, &ada).await;
     assert_eq!(permissions().await, Some(keys(&["delete"])));
 }
 

@@ -82,13 +82,13 @@ pub struct RunSummary {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ComparedRoles {
-    /// Organizations whose members were listed.
+    /// Organizations with a list of members.
     pub organizations: u64,
     /// Members in these lists.
     pub members: u64,
-    /// Members whose roles differed from known ones. They count in `drift` as `changed` too.
+    /// Members with roles other than the known ones. They count in `drift` as `changed` too.
     pub changed: u64,
-    /// Members whose roles, suspension or time of joining were not known.
+    /// Members with unknown roles, suspension or time of joining.
     pub filled_in: u64,
     /// Organizations, roles and permissions that differed from what was stored.
     pub directory_changed: u64,

@@ -179,25 +179,6 @@ fn refused_keys(doc: &RawDocument) -> RefusedKeys {
     refused
 }
 
-/// Types of a value under `kinsync` that kinsync did not write and does not replace.
-pub(super) const UNREADABLE: [&str; 15] = [
-    "array",
-    "string",
-    "double",
-    "int",
-    "long",
-    "decimal",
-    "bool",
-    "date",
-    "timestamp",
-    "objectId",
-    "binData",
-    "regex",
-    "javascript",
-    "minKey",
-    "maxKey",
-];
-
 /// The Kinde ids by which queries find the document: each element of a list is one.
 pub(super) fn kinde_ids<'a>(doc: &'a RawDocument, keys: &Keys) -> impl Iterator<Item = &'a str> {
     let value = keys.values(doc).of(DocumentKey::KindeId);

@@ -33,6 +33,25 @@ use crate::{
     store::{DocumentKey, Error, Holder, Outcome, Rejection, Row, StoredDocument, WRITE_USERS},
 };
 
+/// Types of a value under `kinsync` that kinsync did not write and does not replace.
+const UNREADABLE: [&str; 15] = [
+    "array",
+    "string",
+    "double",
+    "int",
+    "long",
+    "decimal",
+    "bool",
+    "date",
+    "timestamp",
+    "objectId",
+    "binData",
+    "regex",
+    "javascript",
+    "minKey",
+    "maxKey",
+];
+
 /// Maximum statements per command.
 const CHUNK: usize = 1000;
 
@@ -403,7 +422,7 @@ fn unwritten(key: &str, id: &str) -> Document {
     "$nor": [{ "kinsync.revision": { "$gt": 0, "$type": ["int", "long"] } }] };
     doc! {
         key: { "$eq": id, "$not": { "$type": "array" } },
-        "kinsync": { "$not": { "$type": decode::UNREADABLE.as_slice() } },
+        "kinsync": { "$not": { "$type": UNREADABLE.as_slice() } },
         "$or": [{ "kinsync": Bson::Null }, lost],
     }
 }
