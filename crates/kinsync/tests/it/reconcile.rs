@@ -278,7 +278,7 @@ async fn a_dry_run_creates_nothing_in_a_new_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_name_what_is_missing_for_a_request_to_kinde() {
-    let environment = Environment::new(kinde_emulator::Config::default()).await;
+    let environment = Environment::new(generated(3)).await;
     let with = |name: &str, value: Option<&str>| {
         let mut command = environment.command(&["backfill"]);
         match value {
@@ -293,6 +293,8 @@ async fn commands_name_what_is_missing_for_a_request_to_kinde() {
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(1) && stderr.contains(expected), "{stderr}");
     }
+    let (code, _, stderr) = environment.run(&["backfill"]).await;
+    assert_eq!(code, 0, "{stderr}");
     environment.kinde.set_fault(Fault::always(FaultKind::EmptyList));
     let (code, _, stderr) = environment.run(&["reconcile"]).await;
     assert!(code == 1 && stderr.contains("lists no users at all"), "{stderr}");
