@@ -61,7 +61,7 @@ impl Decoded {
         (observation.version.rank == Rank::Receipt).then_some(&observation.user)
     }
 
-    /// Returns the user whose state at Kinde this event does not show: the event has no time, or cannot be decoded.
+    /// Returns the user to read from Kinde, because the event has no time or cannot be decoded.
     pub fn user_to_check(&self) -> Option<UserId> {
         match (&self.observations, &self.event.user) {
             (Err(Failure::Undecodable(_)), Some(user)) => UserId::parse(user).ok(),

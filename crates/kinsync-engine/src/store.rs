@@ -310,7 +310,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Lists ids of users, including deleted ones, in order, after this id. Cheaper than [`Store::users`].
     async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
 
-    /// Lists users whose state contains an entry for one of these organizations, roles and permissions, after this id and in
+    /// Lists users with a reference to one of these organizations, roles and permissions, after this id and in
     /// the order of their ids.
     async fn referring(
         &self,

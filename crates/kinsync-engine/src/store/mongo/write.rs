@@ -121,7 +121,7 @@ impl Inner {
         Ok(outcomes)
     }
 
-    /// Returns the new users whose addresses other documents show, unless that was so for few of the last ones. Meant for the
+    /// Returns the new users with addresses that other documents show, unless few of the last new users had one. Meant for the
     /// first scan of an application's users: after a failure a server inserts documents one by one, which costs more than this
     /// query.
     async fn taken(&self, rows: &[Row]) -> Result<HashSet<UserId>, Error> {
