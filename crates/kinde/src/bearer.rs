@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-pub use self::access_token::{AccessToken, FlagValue};
+pub use self::access_token::{AccessToken, FlagValue, Role};
 pub use self::caching::{CachingConfig, CachingVerifier};
 pub use self::error::VerificationError;
 use crate::jwks::Jwks;

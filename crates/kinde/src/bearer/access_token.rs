@@ -20,12 +20,23 @@ pub struct AccessToken {
     pub issued_at: Option<Timestamp>,
     /// `azp`: the application.
     pub client_id: Option<String>,
-    /// `org_code`: the organization of the sign-in.
+    /// `org_code`: the organization of the sign-in. `None` also if the claim is no text.
     pub org_code: Option<String>,
     /// `email`: present only if the application is configured to add it to access tokens. It may be unverified.
     pub email: Option<String>,
     /// All claims.
     pub claims: Map<String, Value>,
+}
+
+/// A role in a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Role<'a> {
+    /// Kinde's id; `None` if the claim contains keys alone.
+    pub id: Option<&'a str>,
+    /// Key, such as `admin`.
+    pub key: &'a str,
+    /// Display name; `None` if the claim contains keys alone.
+    pub name: Option<&'a str>,
 }
 
 /// The value of a feature flag.
@@ -49,6 +60,51 @@ impl AccessToken {
             None | Some(Value::Null) => Ok(None),
             Some(value) => T::deserialize(value).map(Some),
         }
+    }
+
+    /// Returns the roles in the organization [`Self::org_code`], from the claim `roles` or `x-hasura-roles`: objects with
+    /// `id`, `key` and `name`, or keys alone. Tokens have roles only if the application adds them by token customization.
+    ///
+    /// `None` if the claim is absent, null, or has an entry that is neither: a part of a list would look complete. The roles
+    /// are those of the time when Kinde computed the claims, which can be earlier than [`Self::issued_at`].
+    ///
+    /// <https://docs.kinde.com/build/tokens/token-customization/>
+    pub fn roles(&self) -> Option<Vec<Role<'_>>> {
+        self.list("roles", "x-hasura-roles", |entry| {
+            let text = |name| entry.get(name).and_then(Value::as_str);
+            let key = entry.as_str().or_else(|| text("key"))?;
+            Some(Role { id: text("id"), key, name: text("name") })
+        })
+    }
+
+    /// Returns the keys of the permissions in the organization [`Self::org_code`], from the claim `permissions` or
+    /// `x-hasura-permissions`: keys, or objects with a `key`. `None`, and the age of the values, are as for [`Self::roles`].
+    ///
+    /// <https://docs.kinde.com/build/tokens/about-access-tokens/>
+    pub fn permissions(&self) -> Option<Vec<&str>> {
+        self.list("permissions", "x-hasura-permissions", |entry| {
+            entry.as_str().or_else(|| entry.get("key")?.as_str())
+        })
+    }
+
+    /// Returns the codes of all organizations of the user, from the claim `org_codes` or `x-hasura-org-codes`. A claim of ID
+    /// tokens, which access tokens have only if a workflow adds it. `None` is as for [`Self::roles`].
+    ///
+    /// <https://docs.kinde.com/build/tokens/about-id-tokens/>
+    pub fn org_codes(&self) -> Option<Vec<&str>> {
+        self.list("org_codes", "x-hasura-org-codes", Value::as_str)
+    }
+
+    /// Reads a list under its usual name, else under the name that Kinde's format for Hasura has.
+    fn list<'a, T>(
+        &'a self,
+        name: &str,
+        hasura: &str,
+        entry: impl Fn(&'a Value) -> Option<T>,
+    ) -> Option<Vec<T>> {
+        let is_present = |value: &&Value| !value.is_null();
+        let claim = [name, hasura].into_iter().find_map(|name| self.claims.get(name).filter(is_present))?;
+        claim.as_array()?.iter().map(entry).collect()
     }
 
     /// Reads a feature flag from the claim `feature_flags`. `None` if the flag is absent or its type is unknown.

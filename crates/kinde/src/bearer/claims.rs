@@ -44,7 +44,7 @@ pub(super) fn read(
         expires_at,
         issued_at,
         client_id,
-        org_code: optional_text(&claims, "org_code")?,
+        org_code: org_code(&claims),
         email: optional_text(&claims, "email")?,
         claims,
     })
@@ -81,6 +81,13 @@ fn optional_text(claims: &Claims, claim: &'static str) -> Result<Option<String>,
         Some(Value::Null) | None => Ok(None),
         Some(_) => Err(VerificationError::MalformedClaim { claim }),
     }
+}
+
+/// `x-hasura-org-code` is its name in Kinde's format for Hasura. A claim of another type counts as absent: it concerns what
+/// the user may do, not which user it is.
+fn org_code(claims: &Claims) -> Option<String> {
+    let text = |name| claims.get(name).and_then(Value::as_str).filter(|code| !code.is_empty());
+    text("org_code").or_else(|| text("x-hasura-org-code")).map(str::to_owned)
 }
 
 fn reject_machine(claims: &Claims) -> Result<(), VerificationError> {

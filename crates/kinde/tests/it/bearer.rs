@@ -1,6 +1,6 @@
 //! Access tokens: which are accepted, and why others are rejected.
 
-use kinde::bearer::{AccessToken, Config, FlagValue, VerificationError, Verifier};
+use kinde::bearer::{AccessToken, Config, FlagValue, Role, VerificationError, Verifier};
 use kinde::jws::MAX_TOKEN_BYTES;
 use serde_json::{Value, json};
 
@@ -37,6 +37,51 @@ async fn the_claims_of_an_access_token_are_read() {
     assert_eq!(token.email.as_deref(), Some("a@example.com"));
     assert_eq!(token.claims["permissions"], json!(["create:x"]));
     assert!(!format!("{token:?}").contains("example.com"));
+}
+
+#[tokio::test]
+async fn the_claims_of_the_organization_are_read_in_each_shape_that_kinde_has_sent() {
+    let read = async |changes: Value| verify(&with(access_claims(), &changes)).await.unwrap();
+    let objects = json!([{"id": "r-1", "key": "admin", "name": "Admin"}]);
+    for name in ["roles", "x-hasura-roles"] {
+        let token = read(json!({ name: objects })).await;
+        assert_eq!(token.roles().unwrap(), [Role { id: Some("r-1"), key: "admin", name: Some("Admin") }]);
+    }
+    let token =
+        read(json!({"roles": ["admin", "viewer"], "permissions": [{"id": "p-1", "key": "edit"}]})).await;
+    assert_eq!(token.roles().unwrap().iter().map(|role| role.key).collect::<Vec<_>>(), ["admin", "viewer"]);
+    assert_eq!(token.permissions().unwrap(), ["edit"]);
+    let hasura = json!({"org_code": null, "x-hasura-org-code": "org_2", "permissions": null,
+        "x-hasura-permissions": ["read"], "x-hasura-org-codes": ["org_2", "org_3"]});
+    let token = read(hasura).await;
+    assert_eq!(token.org_code.as_deref(), Some("org_2"));
+    assert_eq!(
+        (token.permissions().unwrap(), token.org_codes().unwrap()),
+        (vec!["read"], vec!["org_2", "org_3"])
+    );
+    let token = read(json!({"roles": [], "permissions": []})).await;
+    assert_eq!((token.roles().unwrap().len(), token.permissions().unwrap().len()), (0, 0), "empty is known");
+}
+
+#[tokio::test]
+async fn an_odd_claim_of_the_organization_is_absent_and_refuses_no_token() {
+    let odd = [
+        json!(7),
+        json!("admin"),
+        json!({"key": "admin"}),
+        json!(["admin", 7]),
+        json!([{"id": "r-1"}]),
+        json!([null]),
+    ];
+    for odd in odd.into_iter().chain([Value::Null]) {
+        let changes = json!({"roles": odd, "permissions": odd, "org_codes": odd});
+        let token = verify(&with(access_claims(), &changes)).await.unwrap();
+        assert_eq!((token.roles(), token.permissions(), token.org_codes()), (None, None, None), "{odd}");
+    }
+    for odd in [json!(7), json!(["org_1"]), json!({}), json!("")] {
+        let token = verify(&with(access_claims(), &json!({ "org_code": odd }))).await.unwrap();
+        assert_eq!(token.org_code, None, "{odd}");
+    }
 }
 
 #[tokio::test]
