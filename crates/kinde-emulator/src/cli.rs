@@ -32,7 +32,7 @@ Run it and send webhooks to an application:
 Control it from another terminal:
   kinde-emulator users create --email ada@example.com --first-name Ada
   kinde-emulator organizations join kp_… org_1 --role admin
-  kinde-emulator token access kp_…
+  kinde-emulator token access kp_… --org org_1 --roles
   kinde-emulator faults set duplicate --chance 0.2
   kinde-emulator faults set rate_limit --with reset=30 --times 3
   kinde-emulator keys rotate --drop
@@ -214,7 +214,16 @@ struct Fields {
 #[derive(Debug, Subcommand)]
 enum Token {
     /// Create an access token of a user.
-    Access(UserToken),
+    Access {
+        #[command(flatten)]
+        user: UserToken,
+        /// Organization of the token, of which the user must be a member [default: the first]
+        #[arg(long, value_name = "CODE")]
+        org: Option<String>,
+        /// Add the roles in the organization, which applications get by token customization.
+        #[arg(long)]
+        roles: bool,
+    },
     /// Create an ID token of a user, which no API should accept.
     Id(UserToken),
     /// Create a machine-to-machine token for the Management API.

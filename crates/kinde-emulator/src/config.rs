@@ -133,6 +133,8 @@ pub struct Tokens {
     pub audience: Vec<String>,
     /// Whether access tokens carry `email`. They do not by default, as at Kinde.
     pub email_in_access_token: bool,
+    /// Whether access tokens carry `roles`. They do not by default, as at Kinde.
+    pub roles_in_access_token: bool,
 }
 
 impl Default for Tokens {
@@ -145,6 +147,7 @@ impl Default for Tokens {
             code_lifetime: MINUTE,
             audience: Vec::new(),
             email_in_access_token: false,
+            roles_in_access_token: false,
         }
     }
 }

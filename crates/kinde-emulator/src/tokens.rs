@@ -23,8 +23,12 @@ pub struct TokenSpec {
     pub audience: Option<Vec<String>>,
     /// `scp`, and `scope` of an M2M token.
     pub scopes: Option<Vec<String>>,
-    /// `permissions` of a user's access token.
-    pub permissions: Vec<String>,
+    /// Organization of a user's access token, of which the user must be a member; `None` is the first one.
+    pub org: Option<String>,
+    /// `permissions` of a user's access token; `None`: those in the organization, given by roles or assigned.
+    pub permissions: Option<Vec<String>>,
+    /// Whether a user's access token has `roles`, those in the organization; `None` is the configured default.
+    pub roles: Option<bool>,
     /// Whether a user's access token has `email`; `None` is the configured default.
     pub email: Option<bool>,
     /// Claims that replace others at the end; `null` removes a claim.
@@ -112,6 +116,18 @@ pub(crate) struct Issue<'a> {
     pub(crate) jti: String,
 }
 
+/// Claims of an access token that come from the tenant.
+pub(crate) struct Access {
+    /// Whether it has `email`.
+    pub(crate) email: bool,
+    /// `org_code`.
+    pub(crate) org_code: Option<String>,
+    /// `permissions`.
+    pub(crate) permissions: Vec<String>,
+    /// `roles`, as objects with `id`, `key` and `name`.
+    pub(crate) roles: Option<Value>,
+}
+
 impl Issue<'_> {
     fn claims(&self, rest: Value) -> Claims {
         let mut claims = as_object(rest);
@@ -125,20 +141,26 @@ impl Issue<'_> {
         claims
     }
 
-    pub(crate) fn access(&self, user: &User, spec: &TokenSpec, audience: &[String], email: bool) -> Claims {
+    pub(crate) fn access(
+        &self,
+        user: &User,
+        spec: &TokenSpec,
+        audience: &[String],
+        access: Access,
+    ) -> Claims {
         let scopes = spec.scopes.clone().unwrap_or_else(default_scopes);
-        let org_code = user.organizations.first().map(|org| org.code.as_str());
         let mut claims = self.claims(json!({
             "aud": spec.audience.as_deref().unwrap_or(audience),
             "sub": user.id,
             "scp": scopes,
-            "org_code": org_code,
-            "permissions": spec.permissions,
+            "org_code": access.org_code,
+            "permissions": spec.permissions.as_ref().unwrap_or(&access.permissions),
             "feature_flags": {},
         }));
-        if spec.email.unwrap_or(email) {
+        if access.email {
             claims.insert("email".to_owned(), json!(user.email));
         }
+        claims.extend(access.roles.map(|roles| ("roles".to_owned(), roles)));
         overlay(claims, &spec.claims)
     }
 

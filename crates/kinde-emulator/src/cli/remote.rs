@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::output::show;
-use super::{Command, Faults, Fields, Keys, Spec, Target, Token, Users, Webhooks, directory};
+use super::{Command, Faults, Fields, Keys, Spec, Target, Token, UserToken, Users, Webhooks, directory};
 
 /// A request to the control API.
 pub(super) struct Request {
@@ -141,13 +141,18 @@ fn fields_body(fields: Fields) -> Value {
 }
 
 fn token_request(token: Token) -> Request {
-    let (kind, user) = match token {
-        Token::M2m { spec, target } => return Request::post(target, &["tokens", "m2m"], spec_body(spec)),
-        Token::Access(user) => ("access", user),
-        Token::Id(user) => ("id", user),
-    };
-    let body = json!({"user": user.user, "token": spec_body(user.spec)});
-    Request::post(user.target, &["tokens", kind], body)
+    match token {
+        Token::M2m { spec, target } => Request::post(target, &["tokens", "m2m"], spec_body(spec)),
+        Token::Id(UserToken { user, spec, target }) => {
+            Request::post(target, &["tokens", "id"], json!({"user": user, "token": spec_body(spec)}))
+        }
+        Token::Access { user: UserToken { user, spec, target }, org, roles } => {
+            let mut token = spec_body(spec);
+            token["org"] = json!(org);
+            token["roles"] = json!(roles.then_some(true));
+            Request::post(target, &["tokens", "access"], json!({"user": user, "token": token}))
+        }
+    }
 }
 
 fn spec_body(spec: Spec) -> Value {

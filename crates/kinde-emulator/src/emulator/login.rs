@@ -165,18 +165,15 @@ impl Emulator {
         cached: Option<(String, Claims)>,
     ) -> (String, Claims) {
         let tokens = &self.config().tokens;
-        let email = self.has_email_in_access_token(Some(application));
-        let mut spec = TokenSpec {
+        let spec = TokenSpec {
             audience: Some(grant.audience.clone()),
             scopes: Some(grant.scopes.clone()),
-            email: Some(email),
+            org: grant.org_code.clone(),
             ..TokenSpec::default()
         };
-        if let Some(org_code) = &grant.org_code {
-            spec.claims.insert("org_code".to_owned(), json!(org_code));
-        }
         let issue = self.issue(&grant.issuer, &grant.client_id, &spec, tokens.access_lifetime);
-        let mut claims = issue.access(user, &spec, &[], email);
+        let access = self.access_claims(user, &spec, Some(application));
+        let mut claims = issue.access(user, &spec, &[], access);
         if let Some((token, mut old)) = cached {
             if old.get("exp").and_then(Value::as_i64) > Some(issue.now) {
                 return (token, old);

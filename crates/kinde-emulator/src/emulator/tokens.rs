@@ -3,11 +3,12 @@
 use std::sync::RwLockReadGuard;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Emulator;
+use crate::config::{Application, UserPermissions};
 use crate::keys::{self, Key, Keyring, Overlap};
-use crate::tokens::{self, Claims, Issue, MintOptions, Signer, TokenSpec};
+use crate::tokens::{self, Access, Claims, Issue, MintOptions, Signer, TokenSpec};
 use crate::user::User;
 use crate::{clock, tenant};
 
@@ -34,12 +35,38 @@ impl Emulator {
     /// Returns an access token as the application `app_client_id` gets it.
     pub fn access_token(&self, user_id: &str, spec: &TokenSpec) -> Result<String, tenant::Error> {
         let user = self.known_user(user_id)?;
+        if spec.org.as_ref().is_some_and(|code| user.membership(code).is_none()) {
+            return Err(tenant::Error::NotAMember(user.id));
+        }
         let tokens = &self.config().tokens;
         let issue = self.issue(self.issuer(), &self.config().app_client_id, spec, tokens.access_lifetime);
         let application = self.application(&self.config().app_client_id);
-        let email = self.has_email_in_access_token(application.as_ref());
-        let claims = issue.access(&user, spec, &tokens.audience, email);
+        let access = self.access_claims(&user, spec, application.as_ref());
+        let claims = issue.access(&user, spec, &tokens.audience, access);
         Ok(self.mint(&claims, &spec.sign))
+    }
+
+    /// The claims that come from the tenant. A user that has left the organization has nothing in it.
+    pub(super) fn access_claims(
+        &self,
+        user: &User,
+        spec: &TokenSpec,
+        application: Option<&Application>,
+    ) -> Access {
+        let email = spec.email.unwrap_or_else(|| self.has_email_in_access_token(application));
+        let org_code = spec.org.clone().or_else(|| user.organizations.first().map(|org| org.code.clone()));
+        let member = org_code.as_ref().and_then(|code| user.membership(code));
+        let tenant = self.tenant();
+        let directory = &tenant.directory;
+        let permissions = member.map(|member| directory.permissions_of(member, UserPermissions::Effective));
+        let permissions = permissions.into_iter().flatten().map(|(permission, _)| permission.key.clone());
+        let roles = member.into_iter().flat_map(|member| &member.roles).map(|grant| {
+            let name = directory.roles.get(&grant.id).map(|role| &role.name);
+            json!({"id": grant.id, "key": grant.key, "name": name})
+        });
+        let has_roles = spec.roles.unwrap_or(self.config().tokens.roles_in_access_token);
+        let roles = has_roles.then(|| roles.collect());
+        Access { email, permissions: permissions.collect(), roles, org_code }
     }
 
     /// Returns an ID token of the user.

@@ -102,6 +102,12 @@ async fn the_commands_change_organizations_roles_and_permissions() {
     assert_eq!(changed["permissions"], json!([permission]));
     emulator.json(&["organizations", "join", user, "org_acme", "--role", "admin"]).await;
     emulator.json(&["roles", "rename", &role, "owner"]).await;
+    let token = emulator.json(&["token", "access", user, "--org", "org_acme", "--roles"]).await;
+    let access = claims(token["token"].as_str().unwrap());
+    assert_eq!((&access["org_code"], &access["permissions"]), (&json!("org_acme"), &json!(["edit"])));
+    assert_eq!(access["roles"][0]["key"], "owner");
+    let refused = emulator.run(&["token", "access", user, "--org", "org_other"]).await;
+    assert!(!refused.status.success(), "the user is no member");
     let suspended = emulator.json(&["organizations", "suspend", user, "org_acme"]).await;
     let member = &suspended["organizations"][1];
     assert_eq!((&member["roles"][0]["key"], &member["is_suspended"]), (&json!("owner"), &json!(true)));

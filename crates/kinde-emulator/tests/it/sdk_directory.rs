@@ -1,4 +1,4 @@
-//! Kinde's npm package for the Management API on organizations, members, roles, permissions and properties.
+//! Kinde's npm packages on organizations, members, roles, permissions, properties, and the claims of tokens.
 
 use kinde_emulator::{Config, Emulator, NewUser};
 use serde_json::{Value, json};
@@ -33,6 +33,9 @@ async fn kindes_package_manages_organizations_roles_permissions_and_properties()
     );
     assert_eq!(found["withRole"], json!([{"id": ada.id, "org_codes": [code]}]));
     assert_eq!(found["withRoleHere"], json!([{"id": ada.id}]));
+    let roles = json!([{"id": role, "key": "owner", "name": "Owner"}]);
+    let permissions = json!({"orgCode": code, "permissions": ["write"]});
+    assert_eq!(found["token"], json!({"org": code, "roles": roles, "permissions": permissions}));
     let values: Vec<_> =
         found["properties"].as_array().unwrap().iter().map(|one| (&one["key"], &one["value"])).collect();
     assert_eq!(values, [(&json!("plan"), &json!("pro")), (&json!("tier"), &json!("gold"))]);

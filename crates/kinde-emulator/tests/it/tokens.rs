@@ -1,7 +1,7 @@
 //! Keys, OAuth, tokens for applications, and forged tokens.
 
 use kinde_emulator::config::{Application, Unknowns};
-use kinde_emulator::{Alg, Config, Emulator, MintOptions, NewUser, Signer, TokenSpec, User};
+use kinde_emulator::{Alg, Config, Emulator, MintOptions, NewUser, RoleEdit, Signer, TokenSpec, User};
 use serde_json::{Value, json};
 
 use crate::receiver::{claims, client, get, is_signed_by, part};
@@ -89,6 +89,29 @@ async fn tokens_have_the_claims_of_kinde() {
     let id = claims(&emulator.id_token(&user.id, &TokenSpec::default()).unwrap());
     assert_eq!((&id["name"], &id["given_name"]), (&json!("Ada Lovelace"), &json!("Ada")));
     assert!(id.get("scp").is_none() && id["org_codes"].is_array());
+}
+
+#[tokio::test]
+async fn a_token_has_the_permissions_in_its_organization_and_roles_if_the_application_requests_them() {
+    let (emulator, user) = emulator().await;
+    let role =
+        emulator.create_role(RoleEdit { name: Some("Admin".into()), ..RoleEdit::keyed("admin") }).unwrap();
+    let given = emulator.create_permission(RoleEdit::keyed("read")).unwrap();
+    emulator.set_role_permissions(&role.id, &[given.id], &[]).unwrap();
+    let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    emulator.add_to_organization(&user.id, "org_2", &keys(&["admin"]), &keys(&["write"])).unwrap();
+    let minted = |spec: TokenSpec| emulator.access_token(&user.id, &spec).map(|token| claims(&token));
+    let of = |org: &str| TokenSpec { org: Some(org.to_owned()), ..TokenSpec::default() };
+    let first = minted(TokenSpec::default()).unwrap();
+    assert_eq!((&first["org_code"], &first["permissions"]), (&json!(emulator.config().org_code), &json!([])));
+    let other = minted(of("org_2")).unwrap();
+    assert_eq!((&other["org_code"], &other["permissions"]), (&json!("org_2"), &json!(["read", "write"])));
+    assert!(other.get("roles").is_none(), "an application has to add them");
+    let with_roles = minted(TokenSpec { roles: Some(true), ..of("org_2") }).unwrap();
+    assert_eq!(with_roles["roles"], json!([{"id": role.id, "key": "admin", "name": "Admin"}]));
+    let chosen = minted(TokenSpec { permissions: Some(Vec::new()), ..of("org_2") }).unwrap();
+    assert_eq!(chosen["permissions"], json!([]));
+    assert!(minted(of("org_3")).is_err(), "the user is no member");
 }
 
 #[tokio::test]

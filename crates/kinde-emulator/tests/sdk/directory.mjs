@@ -1,5 +1,6 @@
-// Kinde's management package on organizations, members, roles, permissions and properties of a running emulator. Reads the
+// Kinde's packages on organizations, members, roles, permissions, properties and tokens of a running emulator. Reads the
 // address, the credentials and a user as JSON from the environment variable CHECK, and prints what the package returned as JSON.
+import { MemoryStorage, StorageKeys, getCurrentOrganization, getPermissions, getRoles, setActiveStorage } from "@kinde/js-utils";
 import { Organizations, Permissions, Roles, Search, Users, init } from "@kinde/management-api-js";
 
 const { issuer, clientId, clientSecret, user } = JSON.parse(process.env.CHECK);
@@ -30,6 +31,13 @@ const permissions = (await Organizations.getOrganizationUserPermissions({ ...mem
 const withRole = (await Roles.getRoleUsers({ roleId })).users;
 const withRoleHere = (await Organizations.getOrganizationRoleUsers({ orgCode, roleId })).users;
 
+const body = JSON.stringify({ user, token: { org: orgCode, roles: true } });
+const minted = await fetch(`${issuer}/_emulator/tokens/access`, { method: "POST", headers: { "content-type": "application/json" }, body });
+const session = new MemoryStorage();
+await session.setSessionItem(StorageKeys.accessToken, (await minted.json()).token);
+setActiveStorage(session);
+const token = { org: await getCurrentOrganization(), roles: await getRoles(), permissions: await getPermissions() };
+
 await Users.updateUserProperties({ userId: user, requestBody: { properties: { tier: "gold" } } });
 await Users.updateUserProperty({ userId: user, propertyKey: "plan", value: "pro" });
 const properties = (await Users.getUserPropertyValues({ userId: user })).properties;
@@ -52,5 +60,5 @@ const left = {
 };
 
 const answer = { orgCode, roleId, permissionId, organization, organizations, role, rolePermissions, members, roles };
-Object.assign(answer, { permissions, withRole, withRoleHere, properties, searched, updated, left });
+Object.assign(answer, { permissions, withRole, withRoleHere, token, properties, searched, updated, left });
 process.stdout.write(JSON.stringify(answer));
