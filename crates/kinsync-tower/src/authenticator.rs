@@ -79,6 +79,8 @@ pub struct Config {
     pub profile_deadline: Duration,
     /// What happens to requests of a user that the store rejects.
     pub refused_users: RefusedUsers,
+    /// Roles and permissions of a user where the store does not know them.
+    pub unknown_roles: UnknownRoles,
 }
 
 impl Default for Config {
@@ -98,6 +100,7 @@ impl Default for Config {
             profile_spacing: Duration::from_millis(20),
             profile_deadline: Duration::from_secs(2),
             refused_users: RefusedUsers::default(),
+            unknown_roles: UnknownRoles::default(),
         }
     }
 }
@@ -111,6 +114,18 @@ pub enum RefusedUsers {
     Reject,
     /// They continue, marked as degraded, with the data of the user that kinsync has.
     Pass,
+}
+
+/// Roles and permissions in the organization of the token where the store does not know them: before the first event about
+/// the user or scan that compares roles, or while the store does not answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnknownRoles {
+    /// They stay unknown, and a request that needs one is refused.
+    #[default]
+    Refuse,
+    /// Those of the token count, if it has any. A role or a membership that was taken away at Kinde then counts until the token
+    /// expires, for up to a day. What the store knows always outranks the token.
+    UseToken,
 }
 
 /// How old a profile may be for [`Authenticator::refresh`] not to request it again.
@@ -225,6 +240,11 @@ impl Authenticator {
     }
 
     async fn current_user(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
+        let user = self.loaded_user(headers).await?;
+        Ok(user.with(self.shared.config.unknown_roles))
+    }
+
+    async fn loaded_user(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
         let shared = &self.shared;
         let raw = token::find(headers, self.cookie.as_deref())?;
         let token = shared.verify(raw).await?;
@@ -275,10 +295,12 @@ impl Authenticator {
         let Some(refreshed) = refreshed else { return Ok((user, outcome)) };
         require_active(&refreshed)?;
         let token = Arc::clone(user.token());
-        if refreshed.is_not_storable {
-            return Ok((self.shared.without_document(token, refreshed)?, outcome));
-        }
-        Ok((CurrentUser::stored(token, refreshed), outcome))
+        let user = if refreshed.is_not_storable {
+            self.shared.without_document(token, refreshed)?
+        } else {
+            CurrentUser::stored(token, refreshed)
+        };
+        Ok((user.with(self.shared.config.unknown_roles), outcome))
     }
 
     /// Returns the circuit breaker between requests and the store.

@@ -3,11 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use kinde::bearer::AccessToken;
-use kinsync_core::UserDocument;
+use kinsync_core::{Organization, UserDocument};
 
 use crate::{
-    authenticator::CachedUser,
+    authenticator::{CachedUser, UnknownRoles},
     document::{Json, TokenUser},
+    membership::Membership,
+    problem::{Problem, RequestId},
 };
 
 /// The authenticated user. Cheap to clone. With the feature `axum` it is an extractor: a handler that takes it runs
@@ -17,15 +19,20 @@ pub struct CurrentUser {
     token: Arc<AccessToken>,
     cached: Option<Arc<CachedUser>>,
     degraded: bool,
+    unknown_roles: UnknownRoles,
 }
 
 impl CurrentUser {
     pub(crate) fn stored(token: Arc<AccessToken>, cached: Arc<CachedUser>) -> Self {
-        Self { token, cached: Some(cached), degraded: false }
+        Self { token, cached: Some(cached), degraded: false, unknown_roles: UnknownRoles::Refuse }
     }
 
     pub(crate) fn degraded(token: Arc<AccessToken>, cached: Option<Arc<CachedUser>>) -> Self {
-        Self { token, cached, degraded: true }
+        Self { token, cached, degraded: true, unknown_roles: UnknownRoles::Refuse }
+    }
+
+    pub(crate) fn with(self, unknown_roles: UnknownRoles) -> Self {
+        Self { unknown_roles, ..self }
     }
 
     /// Returns Kinde's id of the user.
@@ -57,6 +64,52 @@ impl CurrentUser {
         }
     }
 
+    /// Returns what the store has of the user in the organization of the token.
+    pub fn membership(&self) -> Membership<'_> {
+        let memberships = self.document().and_then(|document| document.organizations.as_deref());
+        Membership::of(self.token.org_code.as_deref(), memberships)
+    }
+
+    /// Returns the code of the organization of the token, unless the store has that the user is no member or suspended there.
+    /// A membership that is not known does not contradict the token.
+    pub fn organization(&self) -> Option<&str> {
+        match self.membership() {
+            Membership::Unknown | Membership::Member(_) => self.token.org_code.as_deref(),
+            Membership::NoOrganization | Membership::NotMember | Membership::Suspended(_) => None,
+        }
+    }
+
+    /// Returns the keys of the roles in the organization of the token, as stored. Empty if the user has none there, or no
+    /// organization or no active membership. `None` if they are not known, unless [`UnknownRoles::UseToken`] is set and the
+    /// token has them.
+    pub fn roles(&self) -> Option<Vec<&str>> {
+        let claimed = || Some(self.token.roles()?.into_iter().map(|role| role.key).collect());
+        self.granted(|member| member.roles.as_deref(), claimed)
+    }
+
+    /// Returns the keys of the permissions in the organization of the token, as [`Self::roles`] does: those that the roles
+    /// give and those of the user.
+    pub fn permissions(&self) -> Option<Vec<&str>> {
+        self.granted(|member| member.permissions.as_deref(), || self.token.permissions())
+    }
+
+    fn granted<'a>(
+        &'a self,
+        stored: impl Fn(&'a Organization) -> Option<&'a [String]>,
+        claimed: impl Fn() -> Option<Vec<&'a str>>,
+    ) -> Option<Vec<&'a str>> {
+        let stored = match self.membership() {
+            Membership::Member(member) => stored(member),
+            Membership::Unknown => None,
+            Membership::NoOrganization | Membership::NotMember | Membership::Suspended(_) => Some(&[][..]),
+        };
+        match (stored, self.unknown_roles) {
+            (Some(keys), _) => Some(keys.iter().map(String::as_str).collect()),
+            (None, UnknownRoles::UseToken) => claimed(),
+            (None, UnknownRoles::Refuse) => None,
+        }
+    }
+
     /// Returns the verified token.
     pub fn token(&self) -> &Arc<AccessToken> {
         &self.token
@@ -78,6 +131,13 @@ impl fmt::Debug for CurrentUser {
     }
 }
 
+/// Logs that the route of a request has no [`KinsyncLayer`](crate::KinsyncLayer) outside, and returns the 500.
+pub(crate) fn without_layer(path: &str) -> Problem {
+    let request = RequestId::next();
+    tracing::error!(%request, path, "this route has no KinsyncLayer, or has it inside: add one as the outer layer");
+    Problem::Internal { request }
+}
+
 #[cfg(feature = "axum")]
 #[cfg_attr(docsrs, doc(cfg(feature = "axum")))]
 impl<S: Sync> axum_core::extract::FromRequestParts<S> for CurrentUser {
@@ -87,10 +147,9 @@ impl<S: Sync> axum_core::extract::FromRequestParts<S> for CurrentUser {
         head: &mut http::request::Parts,
         _: &S,
     ) -> Result<Self, axum_core::response::Response> {
-        head.extensions.get::<Self>().cloned().ok_or_else(|| {
-            let request = crate::problem::RequestId::next();
-            tracing::error!(%request, path = head.uri.path(), "this handler has no KinsyncLayer: add one to its route");
-            crate::Problem::Internal { request }.into_response().map(axum_core::body::Body::new)
-        })
+        head.extensions
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| without_layer(head.uri.path()).into_response().map(axum_core::body::Body::new))
     }
 }

@@ -131,4 +131,9 @@ impl AuthenticationMetrics {
     pub(crate) fn failed(reason: &'static str) {
         counter!("kinsync_authentication_failures_total", "reason" => reason).increment(1);
     }
+
+    /// Looks the counter up by its label, as above.
+    pub(crate) fn not_permitted(reason: &'static str) {
+        counter!("kinsync_authorizations_refused_total", "reason" => reason).increment(1);
+    }
 }

@@ -20,6 +20,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 
+use crate::require::Requirement;
+
 /// The media type of RFC 9457 section 3.
 pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -83,6 +85,18 @@ pub enum Problem {
     UserRefused {
         /// `deleted` or `suspended`.
         reason: &'static str,
+    },
+    /// The user has not the role or permission that the request needs in the organization of the token.
+    NotPermitted {
+        /// `missing_role`, `missing_permission`, `no_organization`, `not_a_member` or `suspended_in_organization`.
+        reason: &'static str,
+        /// What the request needs.
+        needed: Requirement,
+    },
+    /// The request needs a role or a permission, and the store does not know those of the user.
+    RolesUnknown {
+        /// What the request needs.
+        needed: Requirement,
     },
     /// The token is valid, and the store has no document of its user, because an index or a validator of the database
     /// rejects it.
@@ -149,9 +163,11 @@ impl Problem {
             }
             Self::TooManyWrongTokens { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::UserRefused { .. } | Self::Disabled { .. } | Self::MissingScope { .. } => {
-                StatusCode::FORBIDDEN
-            }
+            Self::UserRefused { .. }
+            | Self::NotPermitted { .. }
+            | Self::RolesUnknown { .. }
+            | Self::Disabled { .. }
+            | Self::MissingScope { .. } => StatusCode::FORBIDDEN,
             Self::NoRoute | Self::NotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -178,6 +194,8 @@ impl Problem {
             Self::Unverified { .. } => "unverified-delivery",
             Self::Unauthenticated { .. } => "unauthenticated",
             Self::UserRefused { .. } => "user-refused",
+            Self::NotPermitted { .. } => "not-permitted",
+            Self::RolesUnknown { .. } => "roles-unknown",
             Self::NotStorable { .. } => "not-storable",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal { .. } => "internal",
@@ -206,6 +224,8 @@ impl Problem {
             Self::Unverified { .. } => "delivery not verified",
             Self::Unauthenticated { .. } => "access token missing or invalid",
             Self::UserRefused { .. } => "user deleted or suspended",
+            Self::NotPermitted { .. } => "role or permission missing",
+            Self::RolesUnknown { .. } => "roles not known",
             Self::NotStorable { .. } => "user not storable",
             Self::Unavailable { .. } => "temporarily unavailable",
             Self::Internal { .. } => "internal error",
@@ -243,6 +263,12 @@ impl Problem {
             Self::UserRefused { reason } => {
                 format!("the user of this token is {reason} at Kinde; a new token does not change that")
             }
+            Self::NotPermitted { reason, needed } => not_permitted(reason, needed),
+            Self::RolesUnknown { needed } => format!(
+                "this needs {needed} in the organization of the token, and those of the user are not known yet. They come with \
+                 the next event about the user, or with scans that compare roles: KINSYNC_RECONCILE_ROLES=true, and the scopes \
+                 that `kinsync doctor` names. KINSYNC_UNKNOWN_ROLES=token uses the claims of the token until then"
+            ),
             Self::NotStorable { .. } => {
                 "a rule of the database rejects the document of this user; `kinsync users explain` names the rule, and \
                  the user is stored as soon as the rule allows it"
@@ -278,7 +304,9 @@ impl Problem {
         match self {
             Self::Unverified { reason, .. }
             | Self::Unauthenticated { reason, .. }
-            | Self::UserRefused { reason } => Some(reason),
+            | Self::UserRefused { reason }
+            | Self::NotPermitted { reason, .. } => Some(reason),
+            Self::RolesUnknown { .. } => Some("roles_unknown"),
             Self::NotStorable { .. } => Some("not_storable"),
             _ => None,
         }
@@ -360,6 +388,21 @@ impl Problem {
             response.headers_mut().insert(name, value);
         }
         response
+    }
+}
+
+fn not_permitted(reason: &str, needed: &Requirement) -> String {
+    match reason {
+        "no_organization" => {
+            format!("this needs {needed}, and the token names no organization: sign in to one")
+        }
+        "not_a_member" => format!(
+            "this needs {needed} in the organization of the token, and the user is not a member of it, or it was deleted"
+        ),
+        "suspended_in_organization" => {
+            format!("this needs {needed} in the organization of the token, and the user is suspended in it")
+        }
+        _ => format!("this needs {needed} in the organization of the token, and the user does not have it"),
     }
 }
 

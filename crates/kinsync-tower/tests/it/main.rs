@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod authenticator;
+mod authorization;
 mod process;
 mod profiles;
 mod recovery;

@@ -1,0 +1,222 @@
+//! Layers that pass on only requests of users with a role or a permission in the organization of their token.
+//!
+//! They belong inside a [`KinsyncLayer`](crate::KinsyncLayer), which authenticates the user. In axum the layer that is added
+//! last is the outermost one, so [`require_role`] comes first:
+//!
+//! ```
+//! # #[cfg(feature = "axum")]
+//! # mod example {
+//! use axum::{Router, routing::delete};
+//! use kinsync_tower::{Authenticator, KinsyncLayer, require_permission, require_role};
+//!
+//! fn admin(authenticator: Authenticator) -> Router {
+//!     Router::new()
+//!         .route("/admin/things/{id}", delete(async || "deleted\n"))
+//!         // Both are required. `require_any_role` accepts several roles.
+//!         .route_layer(require_permission("delete:things"))
+//!         .route_layer(require_role("admin"))
+//!         .route_layer(KinsyncLayer::new(authenticator))
+//! }
+//! # }
+//! ```
+//!
+//! In the wrong order, or without a [`KinsyncLayer`](crate::KinsyncLayer), every request is answered 500, and the log names
+//! the missing layer. A handler can check a [`Requirement`] itself:
+//!
+//! ```
+//! use kinsync_tower::{CurrentUser, Problem, Requirement};
+//!
+//! fn may_publish(user: &CurrentUser) -> Result<(), Problem> {
+//!     Requirement::any_role(["editor", "admin"]).check(user)
+//! }
+//! ```
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body_util::Either;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{
+    current_user::{self, CurrentUser},
+    membership::Membership,
+    metrics::AuthenticationMetrics,
+    problem::{Body, Problem, RequestId},
+};
+
+/// `Retry-After` while the store does not answer and no document of the user is cached.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// A role or a permission that a user needs in the organization of the token. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Requirement {
+    kind: Kind,
+    any_of: Arc<[String]>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Role,
+    Permission,
+}
+
+impl Requirement {
+    /// Requires the role with this key.
+    pub fn role(key: impl Into<String>) -> Self {
+        Self::any_role([key])
+    }
+
+    /// Requires one of the roles with these keys. Without a key no user meets it.
+    pub fn any_role(keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { kind: Kind::Role, any_of: keys.into_iter().map(Into::into).collect() }
+    }
+
+    /// Requires the permission with this key, given by a role or to the user.
+    pub fn permission(key: impl Into<String>) -> Self {
+        Self::any_permission([key])
+    }
+
+    /// Requires one of the permissions with these keys. Without a key no user meets it.
+    pub fn any_permission(keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self { kind: Kind::Permission, any_of: keys.into_iter().map(Into::into).collect() }
+    }
+
+    /// Checks whether the user meets the requirement. A refusal is counted in
+    /// `kinsync_authorizations_refused_total{reason}`.
+    ///
+    /// While the store does not answer, the last loaded roles count.
+    ///
+    /// # Errors
+    /// [`Problem::NotPermitted`]; [`Problem::RolesUnknown`] if roles or permissions are not known and
+    /// [`UnknownRoles`](crate::authenticator::UnknownRoles) allows nothing else; [`Problem::Unavailable`] if the store did not
+    /// answer and has no part in the answer so far.
+    pub fn check(&self, user: &CurrentUser) -> Result<(), Problem> {
+        let outcome = self.outcome(user);
+        if let Err(problem) = &outcome {
+            AuthenticationMetrics::not_permitted(problem.reason().unwrap_or("unavailable"));
+        }
+        outcome
+    }
+
+    fn outcome(&self, user: &CurrentUser) -> Result<(), Problem> {
+        let refused = |reason| Err(Problem::NotPermitted { reason, needed: self.clone() });
+        match user.membership() {
+            Membership::NoOrganization => return refused("no_organization"),
+            Membership::NotMember => return refused("not_a_member"),
+            Membership::Suspended(_) => return refused("suspended_in_organization"),
+            Membership::Unknown | Membership::Member(_) => {}
+        }
+        let (keys, missing) = match self.kind {
+            Kind::Role => (user.roles(), "missing_role"),
+            Kind::Permission => (user.permissions(), "missing_permission"),
+        };
+        match keys {
+            Some(keys) if self.any_of.iter().any(|key| keys.contains(&key.as_str())) => Ok(()),
+            Some(_) => refused(missing),
+            None if user.document().is_none() => {
+                let request = RequestId::next();
+                tracing::debug!(%request, "the store does not answer: the roles of a user are not known");
+                Err(Problem::Unavailable { retry_after: RETRY_AFTER, request })
+            }
+            None => Err(Problem::RolesUnknown { needed: self.clone() }),
+        }
+    }
+}
+
+/// Such as ``the role `admin` ``.
+impl fmt::Display for Requirement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.kind {
+            Kind::Role => "role",
+            Kind::Permission => "permission",
+        };
+        match &*self.any_of {
+            [] => write!(f, "a {name} that does not exist"),
+            [key] => write!(f, "the {name} `{key}`"),
+            keys => write!(f, "one of the {name}s `{}`", keys.join("`, `")),
+        }
+    }
+}
+
+/// Passes on requests of users with this role in the organization of the token.
+pub fn require_role(key: impl Into<String>) -> RequireLayer {
+    Requirement::role(key).into()
+}
+
+/// Passes on requests of users with one of these roles.
+pub fn require_any_role(keys: impl IntoIterator<Item = impl Into<String>>) -> RequireLayer {
+    Requirement::any_role(keys).into()
+}
+
+/// Passes on requests of users with this permission in the organization of the token.
+pub fn require_permission(key: impl Into<String>) -> RequireLayer {
+    Requirement::permission(key).into()
+}
+
+/// Passes on requests of users with one of these permissions.
+pub fn require_any_permission(keys: impl IntoIterator<Item = impl Into<String>>) -> RequireLayer {
+    Requirement::any_permission(keys).into()
+}
+
+/// A layer that answers requests of other users with the problem of [`Requirement::check`]. Several layers require all of
+/// their requirements.
+#[derive(Clone, Debug)]
+pub struct RequireLayer {
+    requirement: Requirement,
+}
+
+impl From<Requirement> for RequireLayer {
+    fn from(requirement: Requirement) -> Self {
+        Self { requirement }
+    }
+}
+
+impl<S> Layer<S> for RequireLayer {
+    type Service = RequireService<S>;
+
+    fn layer(&self, inner: S) -> RequireService<S> {
+        RequireService { inner, requirement: self.requirement.clone() }
+    }
+}
+
+/// A service that receives only requests of users that meet a requirement.
+#[derive(Clone, Debug)]
+pub struct RequireService<S> {
+    inner: S,
+    requirement: Requirement,
+}
+
+impl<S, B, R> Service<Request<B>> for RequireService<S>
+where
+    S: Service<Request<B>, Response = Response<R>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Either<R, Body>>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let checked = match request.extensions().get::<CurrentUser>() {
+            Some(user) => self.requirement.check(user),
+            None => Err(current_user::without_layer(request.uri().path())),
+        };
+        match checked {
+            Ok(()) => {
+                let response = self.inner.call(request);
+                Box::pin(async move { Ok(response.await?.map(Either::Left)) })
+            }
+            Err(problem) => Box::pin(async move { Ok(problem.into_response().map(Either::Right)) }),
+        }
+    }
+}
