@@ -18,3 +18,18 @@ export const kinsync = (url) => async (req, res, next) => {
   if (challenge) res.set('www-authenticate', challenge);
   res.status(response.status).type('application/problem+json').send(await response.text());
 };
+
+// Requires a role in the organization of the token (see docs/guides/authorization.md).
+export const verifiesRole = (url, role) => async (req, res, next) => {
+  let status = 503;
+  try {
+    const headers = { authorization: req.headers.authorization };
+    const query = new URLSearchParams({ role });
+    const response = await fetch(`${url}/auth/verify?${query}`, { headers, signal: AbortSignal.timeout(2000) });
+    if (response.ok) return next();
+    if (response.status === 403) status = 403;
+  } catch {
+    // Answered 503.
+  }
+  res.status(status).json({ title: `the role ${role} is required`, status });
+};

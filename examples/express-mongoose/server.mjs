@@ -2,8 +2,8 @@
 
 import express from 'express';
 import mongoose from 'mongoose';
-import { kinsync } from './kinsync.mjs';
-import { proxied } from './proxied.mjs';
+import { kinsync, verifiesRole } from './kinsync.mjs';
+import { hasRole, proxied } from './proxied.mjs';
 
 const { MONGODB_URI, KINSYNC_URL, PORT = '3000', HOST = '127.0.0.1' } = process.env;
 if (!MONGODB_URI) throw new Error('set MONGODB_URI to the database that kinsync writes to');
@@ -18,11 +18,12 @@ const Note = mongoose.model('Note', new mongoose.Schema({ kindeId: { type: Strin
 
 // With KINSYNC_URL the application calls kinsync for each request. Without it the proxy does.
 const user = KINSYNC_URL ? kinsync(KINSYNC_URL) : proxied;
+const admin = KINSYNC_URL ? verifiesRole(KINSYNC_URL, 'admin') : hasRole('admin');
 
 const app = express();
 app.disable('x-powered-by').use(express.json());
 
-app.get('/', (req, res) => res.json({ routes: ['/me', '/notes'] }));
+app.get('/', (req, res) => res.json({ routes: ['/me', '/notes', '/statistics'] }));
 
 app.get('/me', user, async (req, res) => {
   const { kindeId } = req.user;
@@ -41,6 +42,10 @@ app.post('/notes', user, async (req, res) => {
   if (typeof text !== 'string') return res.status(400).json({ title: 'send {"text": "…"}', status: 400 });
   await Note.create({ kindeId: req.user.kindeId, text });
   res.status(201).end();
+});
+
+app.get('/statistics', user, admin, async (req, res) => {
+  res.json({ notes: await Note.countDocuments() });
 });
 
 await mongoose.connect(MONGODB_URI);

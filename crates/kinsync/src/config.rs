@@ -22,7 +22,7 @@ use std::{
 
 use http::HeaderValue;
 use kinsync_engine::{LinkByEmail, TombstoneEmail, internal::store::mongo::FieldMapping};
-use kinsync_tower::authenticator::RefusedUsers;
+use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
 
@@ -199,6 +199,8 @@ pub struct Http {
     pub cors_origins: Vec<HeaderValue>,
     /// The cookie that may carry the access token.
     pub token_cookie: Option<String>,
+    /// Roles and permissions of a user where the store does not know them.
+    pub unknown_roles: UnknownRoles,
     /// Users, and verified tokens, in memory.
     pub cached_users: usize,
     /// The longest time to finish after SIGTERM.
@@ -321,6 +323,7 @@ impl Config {
                 trusted_proxies: Vec::new(),
                 cors_origins: Vec::new(),
                 token_cookie: None,
+                unknown_roles: UnknownRoles::Refuse,
                 cached_users: 0,
                 shutdown_grace: Duration::ZERO,
             },

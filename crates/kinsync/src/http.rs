@@ -25,6 +25,7 @@ pub mod connections;
 pub mod cors;
 pub mod deliveries;
 pub mod description;
+pub mod forward_auth;
 pub mod network;
 pub mod openapi;
 pub mod operation;

@@ -254,6 +254,11 @@ pub const METRICS: &[Metric] = &[
         help: "Requests of users that were not authenticated, by reason",
     },
     Metric {
+        name: "kinsync_authorizations_refused_total",
+        kind: Kind::Counter,
+        help: "Requests that lacked a required role or permission, by reason; `roles_unknown` and `unavailable`: not known",
+    },
+    Metric {
         name: "kinsync_users_created_by_requests_total",
         kind: Kind::Counter,
         help: "Users created by their first request",

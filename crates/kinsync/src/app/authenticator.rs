@@ -46,7 +46,13 @@ pub(super) fn start(
         CachingVerifier::new(verifier, &CachingConfig { entries: cached_users, ..CachingConfig::default() });
     let sources = Sources { tokens, profiles, claims: Arc::new(authenticator::claims::Email) };
     let refused_users = config.store.refused_users;
-    let settings = authenticator::Config { cached_users, refused_users, ..authenticator::Config::default() };
+    let unknown_roles = config.http.unknown_roles;
+    let settings = authenticator::Config {
+        cached_users,
+        refused_users,
+        unknown_roles,
+        ..authenticator::Config::default()
+    };
     let authenticator = Authenticator::start(engine, sources, settings);
     Ok(Some(match &config.http.token_cookie {
         Some(cookie) => authenticator.with_token_cookie(cookie.as_str()),

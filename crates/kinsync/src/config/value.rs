@@ -7,7 +7,7 @@ use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
 use kinsync_engine::{LinkByEmail, TombstoneEmail};
-use kinsync_tower::authenticator::RefusedUsers;
+use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
 
@@ -250,6 +250,15 @@ pub fn refused_users(text: &str) -> Result<RefusedUsers> {
         "reject" => Ok(RefusedUsers::Reject),
         "pass" => Ok(RefusedUsers::Pass),
         _ => Err("is not `reject` or `pass`".into()),
+    }
+}
+
+/// `refuse` or `token`.
+pub fn unknown_roles(text: &str) -> Result<UnknownRoles> {
+    match text {
+        "refuse" => Ok(UnknownRoles::Refuse),
+        "token" => Ok(UnknownRoles::UseToken),
+        _ => Err("is not `refuse` or `token`".into()),
     }
 }
 

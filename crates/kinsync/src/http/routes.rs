@@ -4,7 +4,7 @@
 use super::{
     admin,
     admin_access::Access::{Action, Figures, PersonalData},
-    deliveries, description, operation,
+    deliveries, description, forward_auth, operation,
     route::{
         self,
         Audience::{Monitoring, Public},
@@ -44,10 +44,10 @@ fn of_senders_and_users() -> Vec<Route> {
         // Envoy appends the path of the request to its prefix. A wildcard does not match an empty rest.
         user(
             Any,
-            "/auth/verify",
-            "Authenticate a request for a reverse proxy (forward-auth)",
-            user_routes::verify,
-            user_routes::describe_verify,
+            forward_auth::PATH,
+            "Authenticate a request for a reverse proxy (forward-auth), and require roles or permissions",
+            forward_auth::verify,
+            forward_auth::describe,
         )
         .also_at(&["/auth/verify/", "/auth/verify/{*path}"]),
     ]

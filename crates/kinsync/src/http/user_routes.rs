@@ -3,13 +3,9 @@
 
 use std::sync::Arc;
 
-use axum::{
-    body::Body,
-    extract::State,
-    response::{IntoResponse, Response},
-};
+use axum::{body::Body, extract::State, response::Response};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{CurrentUser, authenticator::Refresh, layer::DEGRADED, problem};
+use kinsync_tower::{CurrentUser, authenticator::Refresh, problem};
 use serde::Deserialize;
 use utoipa::{IntoParams, openapi::path::OperationBuilder};
 
@@ -20,13 +16,6 @@ use super::{
 };
 use crate::{api::users::User, app::AppState};
 
-const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
-const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
-const ORG: HeaderName = HeaderName::from_static("x-kinsync-org");
-/// Names of the headers with values that no header can carry. They are sent empty.
-const OMITTED: HeaderName = HeaderName::from_static("x-kinsync-omitted");
-/// Longest value in a header. Proxies limit all headers of a response together, usually to 4 KiB.
-const MAX_VALUE_BYTES: usize = 512;
 /// The outcome of the refresh: `refreshed`, `recent`, `refused` or `unavailable`.
 const PROFILE: HeaderName = HeaderName::from_static("x-kinsync-profile");
 /// The user's own browser may keep a copy and has to revalidate it each time.
@@ -55,18 +44,6 @@ pub fn describe_profile(operation: OperationBuilder, schemas: &mut Schemas) -> O
     describe_me(openapi::query::<ProfileQuery>(operation), schemas)
 }
 
-/// Describes `/auth/verify`.
-pub fn describe_verify(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
-    let headers = [
-        (USER_ID, "The Kinde id of the user."),
-        (EMAIL, "The email address of the user; empty when there is none."),
-        (ORG, "The code of the organization in the token; empty when there is none."),
-        (OMITTED, "Names of the headers with a value that is too long or cannot be sent; else empty."),
-        (DEGRADED, "`true` while the store is unavailable and only the token is known; else empty."),
-    ];
-    openapi::answers_headers(operation, &headers)
-}
-
 /// GET /api/me: the user document as stored.
 pub async fn me(user: CurrentUser, headers: HeaderMap) -> Response {
     document(&user, &headers).map(Body::new)
@@ -87,32 +64,6 @@ pub async fn profile(
     let mut response = document(&user, &headers).map(Body::new);
     response.headers_mut().insert(PROFILE, HeaderValue::from_static(refreshed.as_str()));
     Ok(response)
-}
-
-/// ANY /auth/verify: 200 with the identity of the user in headers, for a proxy. An unknown value is an empty header, and so
-/// is `x-kinsync-degraded` (until the layer writes it): a proxy that copies the headers overwrites those of the caller.
-pub async fn verify(user: CurrentUser) -> impl IntoResponse {
-    let mut headers = HeaderMap::new();
-    let mut omitted = Vec::new();
-    let values = [
-        (USER_ID, Some(user.id())),
-        (EMAIL, user.email()),
-        (ORG, user.token().org_code.as_deref()),
-        (DEGRADED, None),
-    ];
-    for (name, value) in values {
-        let value = value.unwrap_or_default();
-        let fits = value.len() <= MAX_VALUE_BYTES;
-        let value = HeaderValue::from_bytes(value.as_bytes()).ok().filter(|_| fits);
-        if value.is_none() {
-            omitted.push(name.as_str().to_owned());
-        }
-        headers.insert(name, value.unwrap_or(HeaderValue::from_static("")));
-    }
-    let omitted = HeaderValue::try_from(omitted.join(", ")).expect("header names are ASCII");
-    headers.insert(OMITTED, omitted);
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers
 }
 
 /// The stored document; while the store is unavailable, the data of the token.

@@ -326,8 +326,9 @@ async fn a_cookie_in_a_request_of_another_site_and_two_cookies_are_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_value_too_long_for_a_header_is_left_out_and_named() {
     let deployment = Deployment::start().await;
+    let unknown = "x-kinsync-roles, x-kinsync-permissions";
     let usual = deployment.request("GET", "/auth/verify", &[]).await;
-    assert_eq!(usual.header("x-kinsync-omitted"), Some(""));
+    assert_eq!(usual.header("x-kinsync-omitted"), Some(unknown));
     let org = "o".repeat(600);
     let token = deployment
         .kinde
@@ -339,9 +340,80 @@ async fn a_value_too_long_for_a_header_is_left_out_and_named() {
     assert_eq!(answer.status, 200, "{bearer}");
     assert_eq!(
         (answer.header("x-kinsync-org"), answer.header("x-kinsync-omitted")),
-        (Some(""), Some("x-kinsync-org"))
+        (Some(""), Some(&*format!("x-kinsync-org, {unknown}")))
     );
     assert_eq!(answer.header("x-kinsync-user-id"), Some(&*deployment.user));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forward_auth_marks_unknown_roles_and_refuses_what_needs_one() {
+    let mut deployment = Deployment::start().await;
+    let answer = deployment.request("GET", "/auth/verify", &[]).await;
+    let unknown = Some("x-kinsync-roles, x-kinsync-permissions");
+    assert_eq!((answer.header("x-kinsync-roles"), answer.header("x-kinsync-omitted")), (Some(""), unknown));
+    assert_eq!(answer.header("x-kinsync-org"), Some(deployment.kinde.config().org_code.as_str()));
+    let me = deployment.request("GET", "/api/me", &[]).await;
+    assert_eq!(me.body.get("organizations"), None, "what no source has listed is absent");
+    for query in ["?role=admin", "?permission=read&role=admin"] {
+        let answer = deployment.request("POST", &format!("/auth/verify{query}"), &[]).await;
+        let kind = "urn:problem-type:kinsync:roles-unknown";
+        assert_eq!((answer.status, &answer.body["type"]), (403, &kind.into()), "{}", answer.body);
+    }
+    for query in ["?roles=admin", "?role=", "?role=admin&text=a"] {
+        assert_eq!(
+            deployment.request("GET", &format!("/auth/verify{query}"), &[]).await.status,
+            400,
+            "{query}"
+        );
+    }
+    assert_eq!(deployment.request("GET", "/auth/verify/users?role=admin", &[]).await.status, 200);
+    deployment.token.push('x');
+    assert_eq!(
+        deployment.request("GET", "/auth/verify?roles=admin", &[]).await.status,
+        401,
+        "first the token"
+    );
+    let (_, metrics) = deployment.server.request("GET", "/metrics", &[], "");
+    let line = "kinsync_authorizations_refused_total{reason=\"roles_unknown\"} 2\n";
+    assert!(metrics.contains(line), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_of_the_token_count_where_the_setting_allows_it() {
+    let mut deployment = Deployment::with(&[("KINSYNC_UNKNOWN_ROLES", "token")]).await;
+    let claims = serde_json::json!({"roles": [{"id": "r-1", "key": "admin", "name": "Admin"}], "permissions": ["read"]});
+    deployment.token = deployment.kinde.access_token(&deployment.user, &spec(&claims)).unwrap();
+    let answer = deployment.request("GET", "/auth/verify?role=admin&permission=read,write", &[]).await;
+    let of = |name| answer.header(name);
+    assert_eq!(
+        (answer.status, of("x-kinsync-roles"), of("x-kinsync-permissions"), of("x-kinsync-omitted")),
+        (200, Some("admin"), Some("read"), Some(""))
+    );
+    let answer = deployment.request("GET", "/auth/verify?role=owner", &[]).await;
+    assert_eq!((answer.status, &answer.body["reason"]), (403, &"missing_role".into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_identity_fits_into_what_proxies_accept_and_more_is_left_out() {
+    let mut deployment = Deployment::with(&[("KINSYNC_UNKNOWN_ROLES", "token")]).await;
+    let with = async |deployment: &mut Deployment, permissions: usize| {
+        let permissions: Vec<String> = (0..permissions).map(|n| format!("permission:{n:08}")).collect();
+        let claims = serde_json::json!({
+            "org_code": "o".repeat(512), "roles": ["r".repeat(512)], "permissions": permissions,
+            "email": format!("{}@example.com", "e".repeat(500)),
+        });
+        deployment.token = deployment.kinde.access_token(&deployment.user, &spec(&claims)).unwrap();
+        deployment.request("GET", "/auth/verify", &[]).await
+    };
+    let longest = with(&mut deployment, 51).await;
+    assert_eq!((longest.status, longest.header("x-kinsync-omitted")), (200, Some("")), "{}", longest.head);
+    assert_eq!(longest.header("x-kinsync-permissions").unwrap().len(), 51 * 20 - 1);
+    assert!(longest.head.len() + 256 < 4096, "with the longest id: {}", longest.head.len());
+    let more = with(&mut deployment, 150).await;
+    assert_eq!(more.header("x-kinsync-permissions"), Some(""), "a part would look complete");
+    assert_eq!(more.header("x-kinsync-omitted"), Some("x-kinsync-permissions"));
+    let required = deployment.request("GET", "/auth/verify?permission=permission:00000149", &[]).await;
+    assert_eq!(required.status, 200, "a permission without a header can be required");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,9 +95,29 @@ fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
+/// A change of a configuration of the guide.
+type Edit = fn(&str) -> String;
+
+/// Removes the `#` of the lines after each comment about a path that needs a role.
+fn with_a_path_that_needs_a_role(text: &str) -> String {
+    let mut is_example = false;
+    let lines = text.lines().map(|line| {
+        let (indent, comment) = line.split_at(line.len() - line.trim_start().len());
+        match comment.strip_prefix("# ") {
+            Some(code) if is_example => format!("{indent}{code}\n"),
+            _ => {
+                is_example = comment.contains("path that needs a role");
+                format!("{line}\n")
+            }
+        }
+    });
+    lines.collect()
+}
+
 /// A configuration of the guide, with other ports.
-fn configuration(name: &str, kinsync: u16, application: u16, front: u16) -> String {
+fn configuration(name: &str, edit: Edit, [kinsync, application, front]: [u16; 3]) -> String {
     let text = fs::read_to_string(Path::new(ROOT).join("docs/guides/forward-auth").join(name)).unwrap();
+    let text = edit(&text);
     [(5000, kinsync), (3000, application), (8080, front)].iter().fold(text, |text, (documented, real)| {
         let with_ports =
             ["127.0.0.1:", "address: 127.0.0.1, port_value: "].iter().fold(text.clone(), |text, before| {
@@ -130,13 +150,25 @@ impl Proxy {
         application: u16,
         folder: &Path,
     ) -> (Running, String) {
-        let (kinsync, front) = (deployment.apps[0].address().port(), free_port());
+        self.start_edited(deployment, application, folder, str::to_owned).await
+    }
+
+    async fn start_edited(
+        self,
+        deployment: &Deployment,
+        application: u16,
+        folder: &Path,
+        edit: Edit,
+    ) -> (Running, String) {
+        let front = free_port();
+        let configuration =
+            |name| configuration(name, edit, [deployment.apps[0].address().port(), application, front]);
         let mut command = match self {
             Self::Nginx => {
                 let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(|kind| {
                     format!("{kind}_temp_path {};", folder.join(format!("{front}.{kind}")).display())
                 });
-                let site = configuration("nginx.conf", kinsync, application, front);
+                let site = configuration("nginx.conf");
                 let pid = folder.join(format!("{front}.pid"));
                 let head = format!("daemon off; pid {}; error_log stderr warn; events {{}}", pid.display());
                 let text = format!("{head} http {{ access_log off; {} {site} }}", temporary.concat());
@@ -147,7 +179,7 @@ impl Proxy {
                 nginx
             }
             Self::Caddy => {
-                let text = configuration("Caddyfile", kinsync, application, front);
+                let text = configuration("Caddyfile");
                 let file = folder.join(format!("{front}.Caddyfile"));
                 fs::write(&file, format!("{{\n\tadmin off\n}}\n{text}")).unwrap();
                 let mut caddy = Command::new("caddy");
@@ -155,7 +187,7 @@ impl Proxy {
                 caddy
             }
             Self::Traefik => {
-                let text = configuration("traefik-dynamic.yaml", kinsync, application, front);
+                let text = configuration("traefik-dynamic.yaml");
                 let file = folder.join(format!("{front}.yaml"));
                 fs::write(&file, &text).unwrap();
                 let documented = text.lines().find_map(|line| line.strip_prefix("#   traefik ")).unwrap();
@@ -165,7 +197,7 @@ impl Proxy {
                 traefik
             }
             Self::Envoy => {
-                let text = configuration("envoy.yaml", kinsync, application, front);
+                let text = configuration("envoy.yaml");
                 let file = folder.join(format!("{front}.yaml"));
                 fs::write(&file, text).unwrap();
                 let mut envoy = installed_program("envoy");
@@ -227,6 +259,22 @@ async fn check(deployment: &mut Deployment, url: &str) {
             .0,
         201
     );
+    let statistics = || answer(client.get(format!("{url}/statistics")).bearer_auth(&token));
+    assert_eq!(
+        statistics().await.0,
+        StatusCode::FORBIDDEN,
+        "no source has listed the roles of an imported user"
+    );
+    let (org, admin) = (&deployment.kinde.config().org_code, ["admin".to_owned()]);
+    deployment.kinde.add_to_organization(&ada, org, &admin, &[]).unwrap();
+    loop {
+        let (status, _, body) = statistics().await;
+        if status == StatusCode::OK {
+            assert_eq!(body["notes"], 1, "{body}");
+            break;
+        }
+        assert!(status == StatusCode::FORBIDDEN && Instant::now() < deadline, "{status}: {body}");
+    }
     deployment.kinde.delete_user(&ada, kinde_emulator::Profile::Remove).unwrap();
     loop {
         let (status, _, problem) = answer(client.get(&me).bearer_auth(&token)).await;
@@ -278,6 +326,86 @@ async fn check_behind(proxy: Proxy) {
     let (_application, port) = application(&deployment, None).await;
     let (_running, url) = proxy.start(&deployment, port, folder.path()).await;
     check(&mut deployment, &url).await;
+}
+
+/// The headers of kinsync that an application behind the proxy sees, and which requests of a path that needs a role it sees.
+async fn check_roles(proxy: Proxy) {
+    let deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let org = deployment.kinde.config().org_code.clone();
+    let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
+    let (ada, eve) = (
+        deployment.kinde.import_user(named(1)).unwrap().id,
+        deployment.kinde.import_user(named(2)).unwrap().id,
+    );
+    let join = |user: &str, roles: &[&str], permissions: &[&str]| {
+        deployment.kinde.add_to_organization(user, &org, &keys(roles), &keys(permissions)).unwrap();
+    };
+    join(&ada, &["admin", "über,admin"], &["delete:things"]);
+    join(&eve, &["viewer"], &[]);
+    for user in [&ada, &eve] {
+        deployment.until_stored(user, bson::doc! { "organizations.roles": { "$exists": true } }).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (_running, url) =
+        proxy.start_edited(&deployment, echo(), folder.path(), with_a_path_that_needs_a_role).await;
+    let get = async |path: &str, user: &str| {
+        let request = deployment.apps[0].client().get(format!("{url}{path}"));
+        let answer = request.bearer_auth(deployment.token(user)).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    };
+    let (status, head) = get("/path?role=nobody&text=a", &ada).await;
+    assert_eq!(status, StatusCode::OK, "the query of a client requires nothing: {head}");
+    let value = |head: &str, name: &str| {
+        let lines = head.lines().filter_map(|line| line.split_once(": "));
+        lines
+            .filter(|line| line.0.eq_ignore_ascii_case(name))
+            .map(|line| line.1.to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(value(&head, "x-kinsync-org"), [org.as_str()]);
+    assert_eq!(value(&head, "x-kinsync-roles"), ["admin,%C3%BCber%2Cadmin"]);
+    assert_eq!(value(&head, "x-kinsync-permissions"), ["delete:things"]);
+    if matches!(proxy, Proxy::Envoy) {
+        return;
+    }
+    for path in ["/admin", "/admin/", "/admin/users?role=viewer", "/ADMIN/users"] {
+        let (status, head) = get(path, &ada).await;
+        assert!(status == StatusCode::OK && head.starts_with("GET /"), "{path}: {status} {head}");
+        assert_eq!(value(&head, "x-kinsync-user-id"), [ada.as_str()], "{path}");
+        let (status, problem) = get(path, &eve).await;
+        assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {problem}");
+        let problem: Value = serde_json::from_str(&problem).unwrap();
+        assert_eq!(problem["reason"], "missing_role", "{path}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains("the role `admin`"), "{problem}");
+    }
+    assert_eq!(get("/administrators", &eve).await.0, StatusCode::OK, "another path");
+    let without = deployment.apps[0].client().get(format!("{url}/admin")).send().await.unwrap();
+    assert_eq!(without.status(), StatusCode::UNAUTHORIZED);
+    join(&ada, &[], &[]);
+    let deadline = Instant::now() + DEADLINE;
+    while get("/admin", &ada).await.0 != StatusCode::FORBIDDEN {
+        assert!(Instant::now() < deadline, "a role that was taken away still counts");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_nginx_a_path_can_need_a_role() {
+    check_roles(Proxy::Nginx).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_caddy_a_path_can_need_a_role() {
+    check_roles(Proxy::Caddy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_traefik_a_path_can_need_a_role() {
+    check_roles(Proxy::Traefik).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn behind_envoy_the_application_sees_roles_and_permissions() {
+    check_roles(Proxy::Envoy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

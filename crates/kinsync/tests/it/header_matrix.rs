@@ -19,7 +19,7 @@ use crate::{
 
 /// What no application may see.
 const CANARY: &str = "kp_canary";
-/// Every header that kinsync writes or may write later.
+/// Every header that kinsync writes.
 const NAMES: [&str; 8] =
     ["user-id", "email", "org", "degraded", "omitted", "profile", "roles", "permissions"];
 
@@ -209,18 +209,12 @@ fn is_forged(head: &str) -> bool {
 }
 
 /// What the application saw, if it is not what was expected.
-fn wrong(
-    trick: &Trick,
-    (user, organization): (&str, &str),
-    response: &str,
-    heads: &[String],
-) -> Option<String> {
+fn wrong(trick: &Trick, identity: &[(&str, String); 4], response: &str, heads: &[String]) -> Option<String> {
     let is_answered = response.ends_with("\r\n\r\nok");
     let seen = match heads {
         [] => trick.expect != Expect::User && !is_answered,
         [head] => {
-            let is_user = values(head, "x-kinsync-user-id") == [user]
-                && values(head, "x-kinsync-org") == [organization];
+            let is_user = identity.iter().all(|(name, value)| values(head, name) == [value.as_str()]);
             is_user && head.contains(" /path HTTP/1.1") && !is_forged(head) && trick.expect != Expect::Refusal
         }
         _ => false,
@@ -242,6 +236,9 @@ async fn check_behind(proxy: Proxy) {
         deployment.kinde.import_user(named(2)).unwrap().id,
     );
     let (token, other) = (deployment.token(&ada), deployment.token(&eve));
+    let (org, grants) = (&deployment.kinde.config().org_code, ["editor".to_owned(), "edit".to_owned()]);
+    deployment.kinde.add_to_organization(&ada, org, &grants[..1], &grants[1..]).unwrap();
+    deployment.until_stored(&ada, bson::doc! { "organizations.roles": "editor" }).await;
     let direct = deployment.apps[0]
         .client()
         .get(deployment.apps[0].url("/auth/verify"))
@@ -249,8 +246,9 @@ async fn check_behind(proxy: Proxy) {
         .send()
         .await
         .unwrap();
-    let organization = direct.headers()["x-kinsync-org"].to_str().unwrap().to_owned();
-    assert!(!organization.is_empty(), "an absent one would not be noticed");
+    let identity = ["x-kinsync-user-id", "x-kinsync-org", "x-kinsync-roles", "x-kinsync-permissions"]
+        .map(|name| (name, direct.headers()[name].to_str().unwrap().to_owned()));
+    assert!(identity.iter().all(|(_, value)| !value.is_empty()), "an absent one would not be noticed");
     let checks = move || {
         application.take();
         let mut failures = String::new();
@@ -261,7 +259,7 @@ async fn check_behind(proxy: Proxy) {
                 _ => "POST",
             };
             let response = exchange(port, method, &trick.lines, trick.body);
-            failures.extend(wrong(&trick, (&ada, &organization), &response, &application.take()));
+            failures.extend(wrong(&trick, &identity, &response, &application.take()));
         }
         assert!(failures.is_empty(), "behind {proxy:?}:\n{failures}");
         preflights(port, &token, &application);

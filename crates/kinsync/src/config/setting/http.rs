@@ -138,4 +138,15 @@ pub(super) static ROWS: &[Setting] = &[
         set: |config, text| put(&mut config.http.token_cookie, value::cookie_name(text).map(Some)),
         ..ROW
     },
+    Setting {
+        key: "http.unknown_roles",
+        env: "KINSYNC_UNKNOWN_ROLES",
+        flag: "unknown-roles",
+        default: Some("refuse"),
+        example: "token",
+        help: "What a required role or permission does where those of the user are not known: `refuse` (403 roles_unknown), or \
+               `token` (the claims of the token count, which are up to a day old)",
+        set: |config, text| put(&mut config.http.unknown_roles, value::unknown_roles(text)),
+        ..ROW
+    },
 ];
