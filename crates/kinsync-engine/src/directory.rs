@@ -1,8 +1,7 @@
 //! Organizations, roles and permissions of the tenant: one record for each among kinsync's own.
 //!
-//! Events and lists join into the records. User documents show names and keys, so a change of a record is spread: the rows of
-//! the users that refer to it are written again. A record that is not spread yet is marked, and the next event or scan
-//! continues after an interruption.
+//! Events and lists join into the records. User documents show names and keys, so a change of a record is spread to the users
+//! that refer to it ([`crate::spread`]). The write of a changed record marks it, so no kill loses that a spread is due.
 //!
 //! A complete list of one kind is a proof: an older event changes nothing that the list contains, and what the list does not
 //! contain did not exist at that time.
@@ -11,11 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kinde::event::{self, Body};
-use kinsync_core::{Directory, Entry, Fact, Micros, Value, Version};
+use kinsync_core::{Directory, Entry, Fact, Value, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    apply,
     contention::{MAX_ROUNDS, pause},
     state_records::{self, Key, Term},
     store::{Error, Saved, Store},
@@ -26,7 +24,7 @@ const PREFIX: &str = "directory/";
 /// Version of the format of a record.
 const FORMAT: u32 = 1;
 
-/// Records of one page of a list, and users of one write.
+/// Records of one page of a list.
 const PAGE: usize = 1000;
 
 /// Records written concurrently.
@@ -67,13 +65,24 @@ pub struct Stored {
     pub kind: Kind,
     /// What is known of it.
     pub entry: Entry,
-    /// Whether the documents of the users that refer to it show it as it is.
-    pub is_spread: bool,
+    /// Number of changes that user documents show.
+    pub changes: u64,
+    /// Number of those that the documents of all users that refer to it show.
+    pub spread: u64,
+}
+
+impl Stored {
+    /// Returns whether some documents may not show it as it is.
+    pub fn is_due(&self) -> bool {
+        self.spread < self.changes
+    }
 }
 
 #[derive(Serialize, Deserialize)]
 struct Record {
     format: u32,
+    /// The mark by which the store finds the record ([`Store::due_states`]).
+    due: bool,
     #[serde(flatten)]
     stored: Stored,
 }
@@ -182,21 +191,22 @@ pub(crate) fn fact(fact: Fact, text: &kinde::Patch<String>) -> Option<(Fact, Val
     }
 }
 
-/// Joins observations into the records. Returns the codes and ids to spread.
+/// Joins observations into the records, and marks those with a change that user documents show. Returns whether a record is
+/// marked.
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
-pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<Vec<String>, Error> {
+pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<bool, Error> {
     let mut left: BTreeMap<String, (Kind, Entry)> = BTreeMap::new();
     for Change { kind, id, entry } in changes {
         let (_, known) = left.entry(id).or_insert_with(|| (kind, Entry::default()));
         *known = std::mem::take(known).join(entry);
     }
     if left.is_empty() {
-        return Ok(Vec::new());
+        return Ok(false);
     }
     let listed: Listed = state_records::load(store, &LISTED).await?;
-    let mut to_spread = Vec::new();
+    let mut is_due = false;
     for round in 0..MAX_ROUNDS {
         pause(round).await;
         let keys: Vec<String> = left.keys().map(|id| format!("{PREFIX}{id}")).collect();
@@ -218,17 +228,16 @@ pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<Vec<Stri
         let writes = jobs.into_iter().map(|job| join_one(store, job));
         let done: Vec<(String, Option<bool>)> =
             stream::iter(writes).buffer_unordered(CONCURRENCY).try_collect().await?;
-        for (id, is_spread) in done {
-            let Some(is_spread) = is_spread else { continue };
+        for (id, is_marked) in done {
+            let Some(is_marked) = is_marked else { continue };
             left.remove(&id);
-            to_spread.extend((!is_spread).then_some(id));
+            is_due |= is_marked;
         }
         if left.is_empty() {
-            return Ok(to_spread);
+            return Ok(is_due);
         }
     }
-    let source = "other processes write the organizations and roles continuously".into();
-    Err(Error::Unavailable { doing: "write a record of kinsync", source })
+    Err(contended())
 }
 
 /// A record to write.
@@ -241,37 +250,34 @@ struct Job {
     listed: Option<Version>,
 }
 
-/// Returns whether the record is spread; `None` after a concurrent write.
+/// Returns whether the record is marked; `None` after a concurrent write.
 async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>), Error> {
     let Job { id, key, saved, kind, entry, listed } = job;
     let known = saved.as_ref().map(|saved| decode(&key, saved)).transpose()?;
     let next = joined(known.clone(), kind, &entry, listed.as_ref());
     if known.as_ref() == Some(&next) {
-        return Ok((id, Some(next.is_spread)));
+        return Ok((id, Some(next.is_due())));
     }
     let is_written = put(store, &key, &next, saved.map_or(0, |saved| saved.revision)).await?;
-    Ok((id, is_written.then_some(next.is_spread)))
+    Ok((id, is_written.then_some(next.is_due())))
 }
 
 fn joined(known: Option<Stored>, kind: Kind, entry: &Entry, listed: Option<&Version>) -> Stored {
     let is_older = entry.newest().zip(listed).is_some_and(|(newest, listed)| newest <= listed);
-    match (known, listed) {
-        (None, Some(listed)) if is_older => {
-            let entry = entry.clone().join(Entry::deleted(listed));
-            Stored { kind, entry, is_spread: false }
-        }
-        (None, _) => Stored { kind, entry: entry.clone(), is_spread: false },
-        (Some(known), _) if is_older => known,
-        (Some(known), _) => {
-            let entry = known.entry.clone().join(entry.clone());
-            let is_spread = known.is_spread && entry.shown() == known.entry.shown();
-            Stored { kind, entry, is_spread }
-        }
+    let Some(known) = known else {
+        let absent = listed.filter(|_| is_older).map(Entry::deleted).unwrap_or_default();
+        return Stored { kind, entry: entry.clone().join(absent), changes: 1, spread: 0 };
+    };
+    if is_older {
+        return known;
     }
+    let entry = known.entry.clone().join(entry.clone());
+    let changes = known.changes + u64::from(entry.shown() != known.entry.shown());
+    Stored { kind, entry, changes, spread: known.spread }
 }
 
 async fn put(store: &dyn Store, key: &str, stored: &Stored, revision: i64) -> Result<bool, Error> {
-    let record = Record { format: FORMAT, stored: stored.clone() };
+    let record = Record { format: FORMAT, due: stored.is_due(), stored: stored.clone() };
     let value = serde_json::to_value(record).expect("texts and numbers are JSON");
     store.put_state(key, &value, revision).await
 }
@@ -290,38 +296,33 @@ fn decode(key: &str, saved: &Saved) -> Result<Stored, Error> {
     record.map(|record| record.stored).map_err(|error| refused(format!("cannot be decoded ({error})")))
 }
 
-/// Writes the rows of all users that refer to these objects again, and marks the records as spread.
-///
-/// # Errors
-/// Fails when the store fails. A repetition is safe.
-pub(crate) async fn spread(store: &dyn Store, ids: &[String], now: Micros) -> Result<(), Error> {
-    if ids.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
-    let before = store.states(&keys).await?;
-    let mut after = None;
-    let mut are_all_written = true;
-    loop {
-        let users = store.referring(ids, after.as_ref(), PAGE).await?;
-        let applied = apply::rewrite(store, &users, now).await?;
-        are_all_written &= applied.failed.is_empty();
-        if users.len() < PAGE {
-            break;
+/// Lists marked records, by code or id.
+pub(crate) async fn due(store: &dyn Store) -> Result<Vec<(String, Stored)>, Error> {
+    let records = store.due_states(PAGE).await?;
+    let ours = records.iter().filter_map(|(key, saved)| Some((key.strip_prefix(PREFIX)?, key, saved)));
+    ours.map(|(id, key, saved)| Ok((id.to_owned(), decode(key, saved)?))).collect()
+}
+
+/// Stores that the documents show this change. A newer change, also a concurrent one, keeps the record marked.
+pub(crate) async fn mark_spread(store: &dyn Store, id: &str, change: u64) -> Result<(), Error> {
+    let key = format!("{PREFIX}{id}");
+    for round in 0..MAX_ROUNDS {
+        pause(round).await;
+        let Some(saved) = store.state(&key).await? else { return Ok(()) };
+        let stored = decode(&key, &saved)?;
+        if stored.spread >= change {
+            return Ok(());
         }
-        after = users.into_iter().next_back();
+        if put(store, &key, &Stored { spread: change, ..stored }, saved.revision).await? {
+            return Ok(());
+        }
     }
-    if !are_all_written {
-        tracing::warn!("documents of some users do not show a changed organization, role or permission yet");
-        return Ok(());
-    }
-    for (key, saved) in keys.iter().zip(before) {
-        let Some(saved) = saved else { continue };
-        let stored = Stored { is_spread: true, ..decode(key, &saved)? };
-        // A concurrent change is spread by the process that made it.
-        put(store, key, &stored, saved.revision).await?;
-    }
-    Ok(())
+    Err(contended())
+}
+
+fn contended() -> Error {
+    let source = "other processes write the organizations and roles continuously".into();
+    Error::Unavailable { doing: "write a record of kinsync", source }
 }
 
 /// Loads what is known of these objects and of the permissions that the roles among them give. The result has an entry for

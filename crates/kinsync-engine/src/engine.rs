@@ -16,6 +16,7 @@ use std::{
 use kinde::management::{self, Client};
 use kinsync_core::UserId;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     breaker::{self, Breaker, Failure},
@@ -31,6 +32,7 @@ use crate::{
         self, Reconciler, record,
         schedule::{self, Schedule, Status},
     },
+    spread::SpreadStatus,
     store::{self, OpenedStore, Store},
     supervisor::Supervisor,
 };
@@ -254,13 +256,20 @@ impl Engine {
             });
         }
         let engine = self.clone();
+        self.0.supervisor.spawn("spread", move |stop| {
+            let engine = engine.clone();
+            async move {
+                if engine.until_prepared(&stop).await {
+                    engine.0.projector.spread().run(stop).await;
+                }
+            }
+        });
+        let engine = self.clone();
         let name = if self.0.schedule.is_some() { "reconciler" } else { "unchecked users" };
         self.0.supervisor.spawn(name, move |stop| {
             let engine = engine.clone();
             async move {
-                let mut unprepared = engine.0.unprepared.subscribe();
-                let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
-                if stop.run_until_cancelled(prepared).await != Some(true) {
+                if !engine.until_prepared(&stop).await {
                     return;
                 }
                 match &engine.0.schedule {
@@ -269,6 +278,13 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Waits until the store is prepared. Returns `false` if stopped before.
+    async fn until_prepared(&self, stop: &CancellationToken) -> bool {
+        let mut unprepared = self.0.unprepared.subscribe();
+        let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
+        stop.run_until_cancelled(prepared).await == Some(true)
     }
 
     /// Counts the requested checks from time to time. Nothing carries them out without a Management API.
@@ -340,6 +356,11 @@ impl Engine {
     /// What the store rejects, as of a few seconds ago.
     pub fn rejected_by_store(&self) -> RejectedByStore {
         self.0.projector.rejected().borrow().clone()
+    }
+
+    /// Changed organizations, roles and permissions that the documents of some users do not show yet, as of a few seconds ago.
+    pub fn spread_status(&self) -> SpreadStatus {
+        self.0.projector.spread().status()
     }
 
     /// How far the search for documents of the application has come that kinsync has not written; `None` unless users are in

@@ -13,6 +13,6 @@ macro_rules! expose {
 expose! {
     apply audit breaker clock decode directory email_ownership explain fields
     #[cfg(feature = "mongodb")] link
-    pending_checks projector queue random reconcile refused_users scan_watermark sighting snapshot state_records store
+    pending_checks projector queue random reconcile refused_users scan_watermark sighting snapshot spread state_records store
     supervisor
 }

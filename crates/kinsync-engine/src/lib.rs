@@ -19,6 +19,7 @@
 //! - `pending_checks`: single users to re-read from Kinde
 //! - `reconcile`: finds and repairs what the webhook missed
 //! - `directory`: organizations, roles and permissions
+//! - `spread`: their changes in the documents of the users
 //! - `explain`: the observations behind the state of a user
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
@@ -47,6 +48,7 @@ mod refused_users;
 mod scan_watermark;
 mod sighting;
 mod snapshot;
+mod spread;
 mod state_records;
 mod store;
 mod supervisor;
@@ -60,6 +62,7 @@ pub use engine::{Builder, Engine, Error, ReconcilerHandle};
 pub use projector::RejectedByStore;
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
 pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
+pub use spread::SpreadStatus;
 #[cfg(feature = "mongodb")]
 pub use store::mongo::{Config as MongoConfig, LinkByEmail, TombstoneEmail};
 pub use store::{Error as StoreError, Row, Store, UserFilter};

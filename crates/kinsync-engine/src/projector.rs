@@ -31,6 +31,7 @@ use crate::{
     decode, directory,
     queue::{self, Claimed, EntryId, Queue},
     random,
+    spread::{self, Spread},
     store::{self, EventFilter, LoggedEvent, Store, WRITE_USERS},
 };
 use evidence::{Evidence, Scope, Verdict};
@@ -56,6 +57,8 @@ pub struct Config {
     /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
+    /// Settings of the spread of changed organizations, roles and permissions.
+    pub spread: spread::Config,
 }
 
 /// Pause after a failure of the queue, and before entries are claimed again after their dead letter could not be written.
@@ -77,6 +80,7 @@ impl Default for Config {
             lease: Duration::from_mins(5),
             check_without_time: false,
             retry_after: Duration::from_millis(250),
+            spread: spread::Config::default(),
         }
     }
 }
@@ -92,6 +96,7 @@ pub struct Projector {
     evidence: Evidence,
     quarantine: Quarantine,
     rejected: watch::Sender<RejectedByStore>,
+    spread: Arc<Spread>,
     /// Whether the next look at the store sweeps, although its time has not come.
     sweep_soon: AtomicBool,
 }
@@ -105,10 +110,16 @@ impl Projector {
         clock: Clock,
         config: Config,
     ) -> Self {
+        let spread = Arc::new(Spread::new(Arc::clone(&store), clock.clone(), config.spread));
         let evidence = Evidence::new(config.retry_after);
         let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
         let quarantine = Quarantine::default();
-        Self { queue, store, breaker, clock, config, evidence, quarantine, rejected, sweep_soon }
+        Self { queue, store, breaker, clock, config, evidence, quarantine, rejected, spread, sweep_soon }
+    }
+
+    /// Returns the spread of changed organizations, roles and permissions, which this projector wakes.
+    pub fn spread(&self) -> &Arc<Spread> {
+        &self.spread
     }
 
     /// Runs until `stop` is cancelled, then completes writes in progress. Other entries stay in the queue.
@@ -217,15 +228,10 @@ impl Projector {
         }
         self.request_checks(&piece.items).await?;
         // Before the users: their documents show what is known of organizations, roles and permissions.
-        let changed = directory::observe(&*self.store, piece.changes()).await?;
-        let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
-        if let Err(error) = directory::spread(&*self.store, &changed, self.clock.now()).await {
-            // No reason to hold the entries: the records are marked, and the next event or scan continues.
-            tracing::warn!(
-                error = crate::breaker::error_chain(&error),
-                "documents of some users do not show a changed organization, role or permission yet"
-            );
+        if directory::observe(&*self.store, piece.changes()).await? {
+            self.spread.wake();
         }
+        let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
             self.breaker.failed(&refused_all(reason));

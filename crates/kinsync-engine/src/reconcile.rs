@@ -44,6 +44,7 @@ use crate::{
     pending_checks::{self, PendingChecks},
     random,
     scan_watermark::{self, ScanWatermark, ScanWatermarks},
+    spread::{self, Spread},
     state_records::{Key, Term},
     store::{self, Store},
 };
@@ -162,13 +163,15 @@ struct Inner {
     clock: Clock,
     config: Config,
     leases: Leases,
+    spread: Spread,
 }
 
 impl Reconciler {
     /// Returns a reconciler of a tenant and a store.
     pub fn new(kinde: Client, store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
         let leases = Leases::new(Arc::clone(&store), config.name.clone(), config.lease);
-        Self(Arc::new(Inner { kinde, store, clock, config, leases }))
+        let spread = Spread::new(Arc::clone(&store), clock.clone(), spread::Config::default());
+        Self(Arc::new(Inner { kinde, store, clock, config, leases, spread }))
     }
 
     /// Runs once in this mode, and stores the result unless the mode is dry. Calls `progress` during the run. Returns `Ok`

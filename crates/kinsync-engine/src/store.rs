@@ -311,7 +311,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error>;
 
     /// Lists users with a reference to one of these organizations, roles and permissions, after this id and in
-    /// the order of their ids.
+    /// the order of their ids. Reads an index, never all users.
     async fn referring(
         &self,
         ids: &[String],
@@ -336,6 +336,10 @@ pub trait Store: fmt::Debug + Send + Sync {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<(String, Saved)>, Error>;
+
+    /// Lists records of kinsync that are marked: their value is an object with `"due": true`. In the order of their keys, and
+    /// by an index: a poll without marked records costs nothing.
+    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error>;
 
     /// Returns the number of records of kinsync with a key that begins with `prefix`.
     async fn count_states(&self, prefix: &str) -> Result<u64, Error>;
@@ -370,6 +374,11 @@ pub trait Store: fmt::Debug + Send + Sync {
     async fn accepts_write_of(&self, _row: &Row) -> Result<bool, Error> {
         self.ping().await.map(|()| true)
     }
+}
+
+/// Returns whether a record of kinsync is marked.
+fn is_due(value: &serde_json::Value) -> bool {
+    value.get("due") == Some(&serde_json::Value::Bool(true))
 }
 
 /// Returns the key that sorts after every key with this prefix.

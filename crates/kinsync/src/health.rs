@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    ComponentStatus,
+    ComponentStatus, SpreadStatus,
     internal::{
         breaker::{Breaker, Failure, State},
         queue::{self, Stats},
@@ -243,15 +243,37 @@ impl Problems {
         if let Some(failure) = &rejected.failure {
             self.degraded.push(format!("the last sweep of the store failed: {}", self.cause(Some(failure))));
         }
+        let spread = state.engine.spread_status();
+        self.spread(&spread);
         StoreHealth {
             conflicts: rejected.problems.iter().map(StoreConflict::from).collect(),
             refused_users: rejected.users,
             incomplete_users: rejected.incomplete_users,
+            pending_spreads: spread.pending,
+            outdated_users: spread.set_aside,
             kind: kind.to_owned(),
             prepared: unprepared.is_none(),
             document_search: state.engine.unwritten_search().map(Into::into),
             breaker: state.engine.breaker().state().into(),
             last_error,
+        }
+    }
+
+    fn spread(&mut self, SpreadStatus { pending, set_aside, examples, failure }: &SpreadStatus) {
+        if let Some((user, reason)) = examples.first() {
+            self.degraded.push(format!(
+                "documents of {}, such as {user}, show a former organization, role or permission, because their write fails, \
+                 and it is repeated: {}",
+                counted(*set_aside, "user", "users"),
+                self.cause(Some(reason))
+            ));
+        }
+        if let Some(failure) = failure {
+            self.degraded.push(format!(
+                "documents of some users do not show {} yet, and it is repeated: {}",
+                counted(*pending as u64, "changed organization or role", "changed organizations or roles"),
+                self.cause(Some(failure))
+            ));
         }
     }
 

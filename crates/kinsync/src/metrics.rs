@@ -218,6 +218,16 @@ pub const METRICS: &[Metric] = &[
         help: "Users with documents that lack keys, because an index or a validator of the database rejects their values",
     },
     Metric {
+        name: "kinsync_spread_pending",
+        kind: Kind::Gauge,
+        help: "Changed organizations, roles and permissions that the documents of some users do not show yet",
+    },
+    Metric {
+        name: "kinsync_outdated_users",
+        kind: Kind::Gauge,
+        help: "Users with documents that show a former organization, role or permission, because their write fails",
+    },
+    Metric {
         name: "kinsync_keys_refused_total",
         kind: Kind::Counter,
         help: "Documents written without keys that an index or a validator of the database rejects",
@@ -362,6 +372,9 @@ pub async fn render(state: &AppState) -> String {
     let rejected = state.engine.rejected_by_store();
     gauge!("kinsync_refused_users").set(float(rejected.users));
     gauge!("kinsync_incomplete_users").set(float(rejected.incomplete_users));
+    let spread = state.engine.spread_status();
+    gauge!("kinsync_spread_pending").set(float(spread.pending as u64));
+    gauge!("kinsync_outdated_users").set(float(spread.set_aside));
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
 }

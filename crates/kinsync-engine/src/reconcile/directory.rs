@@ -58,6 +58,10 @@ impl Inner {
             Err(Error::Kinde(error)) => lists.not_compared = Some(not_compared(&error)),
             outcome => outcome?,
         }
+        if term.is_some() {
+            // Before the members are compared: what their rows contain of the directory counts there.
+            self.retry_store(|| self.spread.finish()).await?;
+        }
         Ok(lists)
     }
 
@@ -105,7 +109,7 @@ impl Inner {
         }
     }
 
-    /// Stores what differs from a complete list, and spreads it to the users.
+    /// Stores what differs from a complete list.
     async fn compare_listing(
         &self,
         listing: Listing,
@@ -128,11 +132,7 @@ impl Inner {
         let differing: Vec<Change> = differing.chain(absent.into_iter().flatten()).collect();
         lists.changed += differing.len() as u64;
         let Some(term) = term else { return Ok(()) };
-        let mut changed = self.retry_store(|| directory::observe(&*self.store, differing.clone())).await?;
-        changed.extend(known.iter().filter(|(_, stored)| !stored.is_spread).map(|(id, _)| id.clone()));
-        changed.sort();
-        changed.dedup();
-        self.retry_store(|| directory::spread(&*self.store, &changed, self.clock.now())).await?;
+        self.retry_store(|| directory::observe(&*self.store, differing.clone())).await?;
         if is_complete {
             let record = || Listed::record(&*self.store, term, kind, &version);
             let is_recorded = self.retry_store(record).await?;

@@ -203,6 +203,10 @@ impl Store for Memory {
         unreachable!()
     }
 
+    async fn due_states(&self, _: usize) -> Result<Vec<(String, Saved)>, Error> {
+        unreachable!()
+    }
+
     async fn count_states(&self, _: &str) -> Result<u64, Error> {
         unreachable!()
     }

@@ -147,7 +147,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn put_state(&self, key: &str, value: &serde_json::Value, expected: i64) -> Result<bool, Error> {
-        let (key, value) = (key.to_owned(), value.to_string());
+        let (key, value) = (key.to_owned(), value.clone());
         let writer = self.writer("write a record")?;
         let work = writer.call("write a record", move |sqlite| state::put(sqlite, &key, &value, expected));
         timed("embedded", "put_state", work).await
@@ -169,6 +169,11 @@ impl Store for EmbeddedStore {
         let (prefix, after) = (prefix.to_owned(), after.map(ToOwned::to_owned));
         let list = move |sqlite: &rusqlite::Connection| state::list(sqlite, &prefix, after.as_deref(), limit);
         timed("embedded", "list_states", self.reader.call("list records", list)).await
+    }
+
+    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        let list = move |sqlite: &rusqlite::Connection| state::due(sqlite, limit);
+        timed("embedded", "due_states", self.reader.call("list marked records", list)).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, Error> {

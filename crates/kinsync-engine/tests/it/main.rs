@@ -35,6 +35,7 @@ mod queue_model;
 
 mod replica_set;
 mod roles;
+mod spread;
 
 mod address_case;
 mod email_conflicts;

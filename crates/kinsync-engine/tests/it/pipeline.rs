@@ -33,7 +33,7 @@ pub(crate) async fn dead_letters(engine: &Engine) -> u64 {
     engine.queue().stats().await.expect("the queue is open").dead_letters
 }
 
-/// Starts the engine and waits until its queue is empty.
+/// Starts the engine and waits until its queue is empty, and until all users show what is known of organizations and roles.
 pub(crate) async fn drain(engine: &Engine) {
     engine.start();
     let empty = async {
@@ -42,6 +42,17 @@ pub(crate) async fn drain(engine: &Engine) {
         }
     };
     tokio::time::timeout(Duration::from_mins(10), empty).await.expect("the queue drains within ten minutes");
+    until_spread(&**engine.store()).await;
+}
+
+/// Waits until no changed organization, role or permission is to be spread.
+pub(crate) async fn until_spread(store: &dyn Store) {
+    let spread = async {
+        while !store.due_states(1).await.expect("the store answers").is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), spread).await.expect("spread within a minute");
 }
 
 /// Opens an engine on this store, enqueues the entries and waits until they are applied.
@@ -74,6 +85,16 @@ pub(crate) fn event_entry(kind: &str, at: i64, event_id: &str, user: &str) -> En
         &format!(
             r#"{{"type":"{kind}","event_id":"{event_id}","timestamp":"{time}","data":{{"user":{user}}}}}"#
         ),
+    )
+}
+
+/// An event about a role, newer than that of a user.
+pub(crate) fn role_event(kind: &str, event_id: &str, role: &str) -> Entry {
+    let time = jiff::Timestamp::from_second(1_790_000_000).expect("in range");
+    let data = format!(r#"{{"role":{role}}}"#);
+    entry(
+        event_id,
+        &format!(r#"{{"type":"{kind}","event_id":"{event_id}","timestamp":"{time}","data":{data}}}"#),
     )
 }
 

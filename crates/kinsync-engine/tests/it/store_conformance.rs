@@ -57,6 +57,7 @@ conformance! {
     a_record_is_written_over_what_was_read_and_nothing_else
     of_many_concurrent_writes_of_a_record_one_succeeds
     records_are_listed_by_prefix_and_removed_at_the_revision_that_was_read
+    marked_records_are_listed_until_the_mark_is_removed
 }
 
 async fn a_row_comes_back_as_it_was_written(store: Shared) {
@@ -458,4 +459,24 @@ async fn records_are_listed_by_prefix_and_removed_at_the_revision_that_was_read(
     assert!(store.put_state("set/b", &json!("newer"), 1).await.unwrap());
     store.remove_states(&[("set/a".into(), 1), ("set/b".into(), 1), ("none".into(), 1)]).await.unwrap();
     assert_eq!(names(store.list_states("set/", None, 10).await.unwrap()), ["set/b", "set/äc"]);
+}
+
+async fn marked_records_are_listed_until_the_mark_is_removed(store: Shared) {
+    let [marked, other] = [json!({ "due": true, "n": 1 }), json!({ "due": false })];
+    for (key, value) in [("b", &marked), ("a", &marked), ("c", &other), ("d", &json!("due"))] {
+        assert!(store.put_state(key, value, 0).await.unwrap());
+    }
+    let due = async |limit| {
+        let records = store.due_states(limit).await.unwrap();
+        records.into_iter().map(|(key, saved)| (key, saved.revision)).collect::<Vec<_>>()
+    };
+    assert_eq!(due(10).await, [("a".to_owned(), 1), ("b".to_owned(), 1)]);
+    assert_eq!(due(1).await, [("a".to_owned(), 1)]);
+    assert!(store.put_state("a", &other, 1).await.unwrap());
+    assert!(store.put_state("c", &marked, 1).await.unwrap());
+    assert!(!store.put_state("b", &other, 7).await.unwrap());
+    assert_eq!(due(10).await, [("b".to_owned(), 1), ("c".to_owned(), 2)]);
+    store.remove_states(&[("b".into(), 1)]).await.unwrap();
+    assert_eq!(due(10).await, [("c".to_owned(), 2)]);
+    assert_eq!(store.due_states(1).await.unwrap()[0].1.value, marked);
 }

@@ -82,11 +82,13 @@ async fn a_file_of_a_newer_kinsync_is_refused() {
 #[tokio::test]
 async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
-    let ada = put(&open(folder.path()), &row("kp_ada", None)).await;
+    let mut ada = row("kp_ada", None);
+    ada.state.directory.add("org_a", kinsync_core::Entry::default());
+    let ada = put(&open(folder.path()), &ada).await;
     let sqlite = rusqlite::Connection::open(folder.path().join("kinsync.sqlite")).unwrap();
     sqlite
         .execute_batch(
-            "DROP TABLE state; DROP INDEX users_address; ALTER TABLE users DROP COLUMN compared_since; \
+            "DROP TABLE state; DROP TABLE user_references; DROP INDEX users_address; ALTER TABLE users DROP COLUMN compared_since; \
              ALTER TABLE users DROP COLUMN changed_after",
         )
         .unwrap();
@@ -94,6 +96,7 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
     drop(sqlite);
     assert!(hint(EmbeddedStore::open_read_only(folder.path())).contains("start the server once"));
     let store = open(folder.path());
+    assert_eq!(store.referring(&["org_a".into()], None, 10).await.unwrap(), std::slice::from_ref(&ada.id));
     assert_eq!(get(&store, "kp_ada").await, Some(ada));
     assert!(store.put_state("lease", &serde_json::json!(1), 0).await.unwrap());
 }

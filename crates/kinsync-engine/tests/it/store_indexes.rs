@@ -22,9 +22,10 @@ async fn index_faults_lists_the_indexes_that_prepare_creates_and_creates_none() 
     store.prepare().await.unwrap();
     assert_eq!(store.index_faults().await.unwrap(), []);
     let mut names = users(&store).list_index_names().await.unwrap();
-    names.extend(
-        store.database().unwrap().collection::<Document>("user_events").list_index_names().await.unwrap(),
-    );
+    for collection in ["user_events", "kinsync_state"] {
+        let collection = store.database().unwrap().collection::<Document>(collection);
+        names.extend(collection.list_index_names().await.unwrap());
+    }
     names.retain(|name| name != "_id_");
     assert_eq!(missing.iter().filter_map(IndexFault::missing).collect::<Vec<_>>(), names);
     let server = store.server().await.unwrap();
@@ -96,6 +97,30 @@ async fn email_conflicts_are_found_by_an_index() {
     let filter = doc! { "kinsync.heldBy": { "$exists": true }, "kindeId": { "$gt": "" } };
     let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 2 };
     assert_eq!(documents_read_by(&store, find).await, 2);
+}
+
+#[tokio::test]
+async fn the_users_of_an_organization_are_found_by_an_index_page_by_page() {
+    let store = store().await;
+    let mut many: Vec<_> = (0..300).map(|n| row(&format!("kp_{n:03}"), None)).collect();
+    for row in &mut many[..200] {
+        row.state.directory.add("org_a", kinsync_core::Entry::default());
+        row.state.directory.add("role", kinsync_core::Entry::default());
+    }
+    store.write(&many).await.unwrap();
+    let marked = serde_json::json!({ "due": true });
+    for n in 0..20 {
+        let value = if n == 7 { marked.clone() } else { serde_json::json!({}) };
+        assert!(store.put_state(&format!("directory/{n}"), &value, 0).await.unwrap());
+    }
+    for ids in [vec!["org_a"], vec!["org_a", "role", "other"]] {
+        let filter = doc! { "kinsync.directory.entries.id": { "$in": &ids }, "kindeId": { "$gt": "kp_100" } };
+        let find = doc! { "find": "users", "filter": filter, "sort": { "kindeId": 1 }, "limit": 10, "projection": { "_id": 0, "kindeId": 1 } };
+        assert!(documents_read_by(&store, find).await <= 10 * i32::try_from(ids.len()).unwrap(), "{ids:?}");
+    }
+    let find =
+        doc! { "find": "kinsync_state", "filter": { "isDue": true }, "sort": { "_id": 1 }, "limit": 10 };
+    assert_eq!(documents_read_by(&store, find).await, 1);
 }
 
 pub(crate) async fn documents_read_by(store: &MongoStore, find: Document) -> i32 {

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -21,6 +21,9 @@ pub(crate) struct Suspended {
     suspension: watch::Sender<bool>,
     /// Whether the next write suspends the process.
     at_next_write: AtomicBool,
+    /// Calls so far, and the one that suspends the process.
+    calls: AtomicUsize,
+    at_call: AtomicUsize,
 }
 
 impl fmt::Debug for Suspended {
@@ -31,7 +34,9 @@ impl fmt::Debug for Suspended {
 
 impl Suspended {
     pub(crate) fn new(store: Arc<dyn Store>) -> Arc<Self> {
-        Arc::new(Self { store, suspension: watch::Sender::new(false), at_next_write: AtomicBool::new(false) })
+        let (suspension, at_next_write) = (watch::Sender::new(false), AtomicBool::new(false));
+        let (calls, at_call) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
+        Arc::new(Self { store, suspension, at_next_write, calls, at_call })
     }
 
     pub(crate) fn suspend(&self) {
@@ -43,6 +48,17 @@ impl Suspended {
         self.at_next_write.store(true, Ordering::Release);
     }
 
+    /// Suspends the process instead of the call after this number of calls.
+    pub(crate) fn suspend_at_call(&self, call: usize) {
+        self.at_call.store(call, Ordering::Release);
+    }
+
+    /// Resumes the process, and suspends it again instead of the call after this number of further calls.
+    pub(crate) fn suspend_after(&self, calls: usize) {
+        self.at_call.store(self.calls.load(Ordering::Acquire) + calls, Ordering::Release);
+        self.resume();
+    }
+
     pub(crate) async fn until_suspended(&self) {
         _ = self.suspension.subscribe().wait_for(|is_suspended| *is_suspended).await;
     }
@@ -52,6 +68,9 @@ impl Suspended {
     }
 
     async fn store(&self) -> &dyn Store {
+        if self.calls.fetch_add(1, Ordering::AcqRel) == self.at_call.load(Ordering::Acquire) {
+            self.suspend();
+        }
         let mut watched = self.suspension.subscribe();
         _ = watched.wait_for(|is_suspended| !is_suspended).await;
         &*self.store
@@ -139,6 +158,10 @@ impl Store for Suspended {
         limit: usize,
     ) -> Result<Vec<(String, Saved)>, Error> {
         self.store().await.list_states(prefix, after, limit).await
+    }
+
+    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        self.store().await.due_states(limit).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, Error> {

@@ -139,6 +139,10 @@ pub struct StoreHealth {
     pub refused_users: u64,
     /// Users with documents that lack keys, because an index or a validator of the database rejects their values.
     pub incomplete_users: u64,
+    /// Changed organizations, roles and permissions that the documents of some users do not show yet.
+    pub pending_spreads: usize,
+    /// Users with a document that shows a former organization, role or permission, because its write fails.
+    pub outdated_users: u64,
     /// The search for documents with a Kinde id that kinsync has not written yet; absent unless the store is MongoDB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document_search: Option<DocumentSearch>,

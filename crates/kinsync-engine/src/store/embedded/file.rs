@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Schema version. Increases with each change that an older kinsync cannot read.
-const SCHEMA: i64 = 4;
+const SCHEMA: i64 = 5;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -59,6 +59,20 @@ ALTER TABLE users ADD COLUMN changed_after INTEGER;
 /// Added by schema 4: the search for an address in any case.
 const ADDRESSES: &str = r"
 CREATE INDEX users_address ON users (trim(claim) COLLATE NOCASE);
+";
+
+/// Added by schema 5: which records are marked, and the users that refer to an organization, a role or a permission.
+const REFERENCES: &str = r"
+ALTER TABLE state ADD COLUMN is_due INTEGER;
+CREATE INDEX state_due ON state (key) WHERE is_due = 1;
+CREATE TABLE user_references (
+    user      TEXT NOT NULL,
+    reference TEXT NOT NULL,
+    PRIMARY KEY (user, reference)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX user_references_users ON user_references (reference, user);
+INSERT INTO user_references SELECT DISTINCT users.id, json_extract(entry.value, '$.id')
+    FROM users, json_each(users.state, '$.directory.entries') AS entry;
 ";
 
 /// Added by schema 2: kinsync's own records.
@@ -150,7 +164,7 @@ fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
         found @ 0..SCHEMA => {
-            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES];
+            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES, REFERENCES];
             let missing = usize::try_from(found).map_or(steps.as_slice(), |done| &steps[done..]);
             make(sqlite, missing).map_err(|error| failure(DOING, error))
         }

@@ -1,8 +1,9 @@
 //! kinsync's own records in SQL.
 
 use rusqlite::{Connection, OptionalExtension};
+use serde_json::Value;
 
-use crate::store::{Saved, end_of};
+use crate::store::{Saved, end_of, is_due};
 
 pub(super) fn get(sqlite: &Connection, key: &str) -> rusqlite::Result<Option<Saved>> {
     let mut select = sqlite.prepare_cached("SELECT revision, value FROM state WHERE key = ?1")?;
@@ -10,13 +11,14 @@ pub(super) fn get(sqlite: &Connection, key: &str) -> rusqlite::Result<Option<Sav
     Ok(row.map(|(revision, text)| Saved { value: parse(text), revision }))
 }
 
-pub(super) fn put(sqlite: &Connection, key: &str, value: &str, expected: i64) -> rusqlite::Result<bool> {
+pub(super) fn put(sqlite: &Connection, key: &str, value: &Value, expected: i64) -> rusqlite::Result<bool> {
+    let (text, is_due) = (value.to_string(), is_due(value));
     let written = if expected == 0 {
-        let sql = "INSERT INTO state (key, revision, value) VALUES (?1, 1, ?2) ON CONFLICT (key) DO NOTHING";
-        sqlite.prepare_cached(sql)?.execute((key, value))?
+        let sql = "INSERT INTO state (key, revision, value, is_due) VALUES (?1, 1, ?2, ?3) ON CONFLICT (key) DO NOTHING";
+        sqlite.prepare_cached(sql)?.execute((key, text, is_due))?
     } else {
-        let sql = "UPDATE state SET revision = revision + 1, value = ?2 WHERE key = ?1 AND revision = ?3";
-        sqlite.prepare_cached(sql)?.execute((key, value, expected))?
+        let sql = "UPDATE state SET revision = revision + 1, value = ?2, is_due = ?3 WHERE key = ?1 AND revision = ?4";
+        sqlite.prepare_cached(sql)?.execute((key, text, is_due, expected))?
     };
     Ok(written == 1)
 }
@@ -30,10 +32,17 @@ pub(super) fn list(
     let sql = "SELECT key, revision, value FROM state WHERE key > ?1 AND key < ?2 ORDER BY key LIMIT ?3";
     let mut select = sqlite.prepare_cached(sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let records = select.query_map((after.unwrap_or(prefix), end_of(prefix), limit), |row| {
-        Ok((row.get(0)?, Saved { revision: row.get(1)?, value: parse(row.get(2)?) }))
-    })?;
-    records.collect()
+    select.query_map((after.unwrap_or(prefix), end_of(prefix), limit), record)?.collect()
+}
+
+pub(super) fn due(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<(String, Saved)>> {
+    let sql = "SELECT key, revision, value FROM state WHERE is_due = 1 ORDER BY key LIMIT ?1";
+    let mut select = sqlite.prepare_cached(sql)?;
+    select.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], record)?.collect()
+}
+
+fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, Saved)> {
+    Ok((row.get(0)?, Saved { revision: row.get(1)?, value: parse(row.get(2)?) }))
 }
 
 pub(super) fn count(sqlite: &Connection, prefix: &str) -> rusqlite::Result<u64> {
@@ -48,6 +57,6 @@ pub(super) fn remove(sqlite: &Connection, records: &[(String, i64)]) -> rusqlite
 }
 
 /// A text that is not JSON becomes a string, which no record is.
-fn parse(text: String) -> serde_json::Value {
+fn parse(text: String) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|_| text.into())
 }

@@ -1,6 +1,6 @@
 //! User rows in SQL.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use kinsync_core::{Micros, RowMetadata, Source, UserId, UserState};
 use rusqlite::{
@@ -58,7 +58,7 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
     });
     match written {
         Ok(0) => Ok(Outcome::Stale),
-        Ok(_) => Ok(Outcome::Written),
+        Ok(_) => write_references(sqlite, row).map(|()| Outcome::Written),
         // The only remaining constraint: `email` is unique.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
             Ok(Outcome::EmailTaken)
@@ -68,6 +68,18 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Keeps the index of [`referring`]. Unchanged references cost no write.
+fn write_references(sqlite: &Connection, row: &Row) -> rusqlite::Result<()> {
+    let (user, ids): (_, Vec<&str>) =
+        (row.id.as_str(), row.state.directory.iter().map(|(id, _)| id).collect());
+    let ids = json(&ids)?;
+    let delete =
+        "DELETE FROM user_references WHERE user = ?1 AND reference NOT IN (SELECT value FROM json_each(?2))";
+    sqlite.prepare_cached(delete)?.execute((user, &ids))?;
+    let insert = "INSERT OR IGNORE INTO user_references SELECT ?1, value FROM json_each(?2)";
+    sqlite.prepare_cached(insert)?.execute((user, &ids)).map(|_| ())
 }
 
 pub(super) fn claimants(sqlite: &Connection, emails: &[String]) -> rusqlite::Result<Vec<Row>> {
@@ -132,12 +144,17 @@ pub(super) fn referring(
     after: Option<&UserId>,
     limit: usize,
 ) -> rusqlite::Result<Vec<UserId>> {
-    let sql = "SELECT id FROM users WHERE id > ?1 AND EXISTS (SELECT 1 FROM json_each(state, '$.directory.entries') AS entry \
-               WHERE json_extract(entry.value, '$.id') IN (SELECT value FROM json_each(?2))) ORDER BY id LIMIT ?3";
+    let sql = "SELECT user FROM user_references WHERE reference = ?1 AND user > ?2 ORDER BY user LIMIT ?3";
     let mut select = sqlite.prepare_cached(sql)?;
     let after = after.map_or("", UserId::as_str);
-    let users = select.query_map((after, json(&ids)?, bound(limit)), id)?;
-    users.collect()
+    let mut users = BTreeSet::new();
+    // Each page costs one range of the index for each reference, also where the references have many users.
+    for reference in ids {
+        for user in select.query_map((reference, after, bound(limit)), id)? {
+            users.insert(user?);
+        }
+    }
+    Ok(users.into_iter().take(limit).collect())
 }
 
 fn id(columns: &rusqlite::Row<'_>) -> rusqlite::Result<UserId> {

@@ -11,7 +11,7 @@ use mongodb::{
     options::{Collation, CollationAlternate, CollationMaxVariable, CollationStrength},
 };
 
-use super::{Inner, LinkByEmail, call, examine::Collection as Described};
+use super::{Inner, LinkByEmail, call, examine::Collection as Described, state::DUE};
 use crate::store::{DocumentKey, Error, Severity, StoreProblem};
 
 /// Unique index on the Kinde id.
@@ -19,6 +19,9 @@ pub(super) const KINDE_ID: &str = "kinsync_kindeId";
 
 /// Index on the email address, unique by default.
 pub(super) const EMAIL: &str = "kinsync_email";
+
+/// Path of the codes and ids that a user refers to.
+pub(super) const REFERENCES: &str = "kinsync.directory.entries.id";
 
 /// Time limit of the build of one index.
 const BUILD: Duration = Duration::from_hours(1);
@@ -132,6 +135,17 @@ fn of_metadata(name: &'static str, kinde_id: &str, key: &str) -> Index {
     Index { partial, ..Index::on(name, doc! { kinde_id: 1, key: 1 }) }
 }
 
+/// Returns the index of the users that refer to an organization, a role or a permission, in the order of their ids.
+fn of_references(kinde_id: &str) -> Index {
+    let partial = Some(doc! { REFERENCES: { "$gt": "" } });
+    Index { partial, ..Index::on("kinsync_directory", doc! { REFERENCES: 1, kinde_id: 1 }) }
+}
+
+/// Returns the index of marked records.
+pub(super) fn of_state() -> Index {
+    Index { partial: Some(doc! { DUE: true }), ..Index::on("kinsync_due", doc! { DUE: 1, "_id": 1 }) }
+}
+
 /// Returns the indexes of the event log: newest first, of all events, of a user and of a type.
 pub(super) fn of_events() -> [Index; 3] {
     let received = || doc! { "kinsync.receivedAt": -1, "_id": -1 };
@@ -153,6 +167,8 @@ impl Inner {
             self.make(&self.users, &users.indexes, &self.of_users(), users.is_collated()).await?;
         let there = self.indexes(&self.events).await?;
         problems.extend(self.make(&self.events, &there, &of_events(), false).await?);
+        let there = self.indexes(&self.state).await?;
+        problems.extend(self.make(&self.state, &there, &[of_state()], false).await?);
         Ok(problems)
     }
 
@@ -166,7 +182,7 @@ impl Inner {
             of_metadata("kinsync_refused", id, "kinsync.refused"),
             of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
             Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
-            Index::sparse("kinsync_directory", doc! { "kinsync.directory.entries.id": 1 }),
+            of_references(id),
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
             Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),
             // A join cannot use a partial index: it may look for null.

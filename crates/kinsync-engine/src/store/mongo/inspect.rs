@@ -6,7 +6,7 @@ use bson::{Bson, Document, doc};
 
 use super::{
     Inner, MongoStore,
-    indexes::{EMAIL, Index, of_events},
+    indexes::{EMAIL, Index, of_events, of_state},
     read::Find,
 };
 use crate::store::{Error, StoreProblem, timed};
@@ -123,6 +123,8 @@ impl Inner {
         let mut faults = faults_of(self.users.name(), &there, &self.of_users());
         let there = self.indexes(&self.events).await?;
         faults.extend(faults_of(self.events.name(), &there, &of_events()));
+        let there = self.indexes(&self.state).await?;
+        faults.extend(faults_of(self.state.name(), &there, &[of_state()]));
         Ok(faults)
     }
 

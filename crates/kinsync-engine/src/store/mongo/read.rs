@@ -232,7 +232,7 @@ impl Inner {
         after: Option<&UserId>,
         limit: usize,
     ) -> Result<Vec<UserId>, Error> {
-        let query = doc! { "kinsync.directory.entries.id": { "$in": ids } };
+        let query = doc! { indexes::REFERENCES: { "$in": ids } };
         self.ids_of("list users of an organization", query, after, limit).await
     }
 

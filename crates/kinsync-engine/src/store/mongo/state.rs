@@ -12,7 +12,7 @@ use super::{
     call::{self, Cause},
     read::Find,
 };
-use crate::store::{Error, Saved, end_of};
+use crate::store::{Error, Saved, end_of, is_due};
 
 use crate::random;
 
@@ -26,6 +26,9 @@ const REMOVE: &str = "remove records";
 
 /// Maximum records per command.
 const CHUNK: usize = 1000;
+
+/// Key of the mark of [`crate::store::Store::due_states`].
+pub(super) const DUE: &str = "isDue";
 
 /// E11000: the key exists.
 const DUPLICATE_KEY: i32 = 11000;
@@ -52,6 +55,11 @@ impl Inner {
         limit: usize,
     ) -> Result<Vec<(String, Saved)>, Error> {
         let find = Find::new(with_prefix(prefix, after)).sort(doc! { "_id": 1 }).limit(limit);
+        self.find(LIST, &self.state, find, record).await
+    }
+
+    pub(super) async fn due_saved(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        let find = Find::new(doc! { DUE: true }).sort(doc! { "_id": 1 }).limit(limit);
         self.find(LIST, &self.state, find, record).await
     }
 
@@ -87,7 +95,11 @@ impl Inner {
     ) -> Result<bool, Error> {
         let mark: i64 = random::number();
         let text = value.to_string();
-        let record = rawdoc! { "revision": expected + 1, "value": text, "writer": mark };
+        let mut record = rawdoc! { "revision": expected + 1, "value": text, "writer": mark };
+        let is_due = is_due(value);
+        if is_due {
+            record.append(cstr!("isDue"), true);
+        }
         let mut statements = RawArrayBuf::new();
         let (verb, list) = if expected == 0 {
             let mut document = rawdoc! { "_id": key };
@@ -96,7 +108,11 @@ impl Inner {
             (cstr!("insert"), cstr!("documents"))
         } else {
             let query = rawdoc! { "_id": key, "revision": expected };
-            statements.push(rawdoc! { "q": query, "u": { "$set": record } });
+            let mut update = rawdoc! { "$set": record };
+            if !is_due {
+                update.append(cstr!("$unset"), rawdoc! { "isDue": true });
+            }
+            statements.push(rawdoc! { "q": query, "u": update });
             (cstr!("update"), cstr!("updates"))
         };
         let command = self.write_command(verb, &self.state, list, &statements);
