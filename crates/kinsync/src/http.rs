@@ -3,6 +3,7 @@
 //! In reading order:
 //! - [`routes`]: every route, once
 //! - [`route`]: what a route consists of
+//! - [`mount`]: what surrounds the handler of each route
 //! - [`router`]: the router made from the list
 //! - [`openapi`], [`description`]: the description made from the list
 //! - [`server`], [`stall`]: connections and their limits
@@ -26,6 +27,7 @@ pub mod cors;
 pub mod deliveries;
 pub mod description;
 pub mod forward_auth;
+pub mod mount;
 pub mod network;
 pub mod openapi;
 pub mod operation;

@@ -2,21 +2,17 @@
 //!
 //! A cached token is never accepted when [`Verifier`] would reject it. An entry is valid until the `exp` of its token
 //! (without leeway), until its age reaches [`CachingConfig::max_age`], and while its issuer has the key that verified it.
-//! Rejected tokens are not cached. Entries are found by the SHA-256 of the whole token, so a forged signature after
-//! genuine claims finds no entry.
+//! Rejected tokens are not cached. Entries are found by the whole token, so a forged signature after genuine claims finds no
+//! entry. The cache therefore holds credentials in memory. Only verified tokens are in it, so a client cannot choose keys that
+//! collide.
 
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use jiff::{SignedDuration, Timestamp};
-use quick_cache::{
-    Weighter,
-    sync::{Cache, DefaultLifecycle},
-};
+use quick_cache::{Weighter, sync::Cache};
 use serde_json::Value;
 
 use super::{AccessToken, SigningKey, VerificationError, Verifier};
@@ -49,7 +45,8 @@ pub struct CachingVerifier(Arc<Inner>);
 struct Inner {
     verifier: Verifier,
     max_age: SignedDuration,
-    entries: Cache<Digest, Arc<Entry>, BySize, BuildHasherDefault<DigestHasher>>,
+    /// By the token.
+    entries: Cache<Box<str>, Arc<Entry>, BySize>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -60,34 +57,14 @@ struct Entry {
     valid_until: Timestamp,
 }
 
-/// The SHA-256 of a token.
-type Digest = [u8; 32];
-
-/// Uses the first bytes of a digest as its hash: digests are uniformly distributed.
-#[derive(Default)]
-struct DigestHasher(u64);
-
-impl Hasher for DigestHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let first = bytes.first_chunk().copied().unwrap_or_default();
-        self.0 = u64::from_ne_bytes(first);
-    }
-
-    /// Ignores the length that a slice writes first: it is always the same.
-    fn write_usize(&mut self, _: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
-/// Weighs entries by the memory of their claims.
+/// Weighs entries by the memory of the token and its claims.
 #[derive(Clone)]
 struct BySize;
 
-impl Weighter<Digest, Arc<Entry>> for BySize {
-    fn weight(&self, _: &Digest, entry: &Arc<Entry>) -> u64 {
-        entry.token.claims.values().map(bytes_of).sum::<usize>().max(USUAL_BYTES) as u64
+impl Weighter<Box<str>, Arc<Entry>> for BySize {
+    fn weight(&self, token: &Box<str>, entry: &Arc<Entry>) -> u64 {
+        let claims = entry.token.claims.values().map(bytes_of).sum::<usize>();
+        (token.len() + claims).max(USUAL_BYTES) as u64
     }
 }
 
@@ -119,12 +96,10 @@ impl CachingVerifier {
         Self(Arc::new(Inner {
             verifier,
             max_age: SignedDuration::try_from(config.max_age).unwrap_or(SignedDuration::MAX),
-            entries: Cache::with(
+            entries: Cache::with_weighter(
                 config.entries.max(1),
                 (config.entries.max(1) * USUAL_BYTES) as u64,
                 BySize,
-                BuildHasherDefault::default(),
-                DefaultLifecycle::default(),
             ),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -138,18 +113,17 @@ impl CachingVerifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(jws::Error::TooLong { limit: MAX_TOKEN_BYTES }.into());
         }
-        let key = key_of(token);
-        if let Some(token) = self.lookup(&key, now) {
+        if let Some(token) = self.lookup(token, now) {
             return Ok(token);
         }
         self.0.misses.fetch_add(1, Ordering::Relaxed);
-        let (token, signing_key) = self.0.verifier.verify_with_key(token, now).await?;
-        Ok(self.insert(key, token, signing_key, now))
+        let (verified, signing_key) = self.0.verifier.verify_with_key(token, now).await?;
+        Ok(self.insert(token, verified, signing_key, now))
     }
 
     /// Returns the token if it is cached and valid. Never waits.
     pub fn get(&self, token: &str, now: Timestamp) -> Option<Arc<AccessToken>> {
-        if token.len() > MAX_TOKEN_BYTES { None } else { self.lookup(&key_of(token), now) }
+        self.lookup(token, now)
     }
 
     /// Returns the number of tokens that were found in the cache.
@@ -172,7 +146,7 @@ impl CachingVerifier {
         self.0.entries.is_empty()
     }
 
-    fn lookup(&self, key: &Digest, now: Timestamp) -> Option<Arc<AccessToken>> {
+    fn lookup(&self, key: &str, now: Timestamp) -> Option<Arc<AccessToken>> {
         let entry = self.0.entries.get(key)?;
         if !entry.is_valid(now) {
             self.0.entries.remove(key);
@@ -184,7 +158,7 @@ impl CachingVerifier {
 
     fn insert(
         &self,
-        key: Digest,
+        key: &str,
         token: AccessToken,
         signing_key: SigningKey,
         now: Timestamp,
@@ -196,7 +170,7 @@ impl CachingVerifier {
         if now < valid_until {
             self.0
                 .entries
-                .insert(key, Arc::new(Entry { token: Arc::clone(&token), signing_key, valid_until }));
+                .insert(key.into(), Arc::new(Entry { token: Arc::clone(&token), signing_key, valid_until }));
         }
         token
     }
@@ -212,10 +186,4 @@ impl fmt::Debug for CachingVerifier {
             .field("misses", &self.misses())
             .finish_non_exhaustive()
     }
-}
-
-fn key_of(token: &str) -> Digest {
-    let mut key = [0; 32];
-    key.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
-    key
 }

@@ -12,6 +12,7 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
+use super::mount::Finish;
 use crate::config::Http;
 
 /// How long a browser may reuse the response to a preflight, in seconds.
@@ -73,10 +74,23 @@ impl Cors {
     }
 }
 
+/// The allowed origins of a path, and what its responses get.
+#[derive(Clone, Debug)]
+pub struct CrossOrigin {
+    /// The allowed origins.
+    pub cors: Cors,
+    /// Applied to preflights, which do not reach the services of the path.
+    pub finish: Finish,
+}
+
 /// Answers preflights and adds the headers to every other response.
-pub async fn cross_origin(State(cors): State<Cors>, request: Request, next: Next) -> Response {
+pub async fn cross_origin(
+    State(CrossOrigin { cors, finish }): State<CrossOrigin>,
+    request: Request,
+    next: Next,
+) -> Response {
     if let Some(response) = cors.preflight(request.method(), request.headers()) {
-        return response;
+        return finish.apply(response);
     }
     let headers = request.headers().clone();
     let mut response = next.run(request).await;

@@ -3,11 +3,10 @@
 //! The proxy may require roles and permissions with the parameters of exactly this path. Behind a further `/` the query is
 //! that of the client, which Envoy appends, and is not read.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 
-use axum::response::IntoResponse;
-use http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
-use kinsync_tower::{CurrentUser, Problem, Requirement, layer::DEGRADED};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, Uri, header, request::Parts};
+use kinsync_tower::{CurrentUser, Problem, Requirement, layer::DEGRADED, problem::Body};
 use serde::Deserialize;
 use url::form_urlencoded;
 use utoipa::{IntoParams, openapi::path::OperationBuilder};
@@ -16,6 +15,7 @@ use super::{
     answer::Result,
     openapi::{self, Schemas},
 };
+use crate::app::AppState;
 
 /// The path with parameters.
 pub const PATH: &str = "/auth/verify";
@@ -74,11 +74,13 @@ pub fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilde
 
 /// ANY /auth/verify: 200 with the identity of the user in headers. An unknown value is an empty header, and so is
 /// `x-kinsync-degraded` (until the layer writes it): a proxy that copies the headers overwrites those of the caller.
-pub async fn verify(user: CurrentUser, uri: Uri) -> Result<impl IntoResponse> {
-    for requirement in requirements(&uri)? {
+pub async fn verify(_: Arc<AppState>, user: CurrentUser, head: Parts) -> Result<Response<Body>> {
+    for requirement in requirements(&head.uri)? {
         requirement.check(&user)?;
     }
-    Ok(identity(&user))
+    let mut response = Response::new(Body::default());
+    *response.headers_mut() = identity(&user);
+    Ok(response)
 }
 
 /// Reads the parameters. An unknown one is refused: a misspelt one would require nothing.

@@ -1,7 +1,7 @@
 //! One route: method, path, audience, handler and description. The constructors tie a handler to the check that its
 //! audience has to pass, and to the types that `/openapi.json` describes, so that neither can be forgotten.
 
-use std::sync::Arc;
+use std::{convert::Infallible, fmt, sync::Arc};
 
 use axum::{
     Json,
@@ -9,17 +9,19 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request, State},
     handler::Handler,
     response::IntoResponse,
-    routing::{MethodFilter, MethodRouter, any, on},
+    routing::MethodRouter,
 };
-use http::{StatusCode, header, request};
-use kinsync_tower::Problem;
+use http::{Response, StatusCode, header, request};
+use kinsync_tower::{CurrentUser, KinsyncLayer, Problem, problem};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
+use tower::{Layer, service_fn};
 use utoipa::{IntoParams, ToSchema, openapi::path::OperationBuilder};
 
 use super::{
     admin_access::{self, Access},
     answer::{Failure, Result},
+    mount::Mount,
     openapi::{self, Schemas},
 };
 use crate::{app::AppState, config::Scope, health::Detail};
@@ -53,19 +55,6 @@ impl Verb {
         match self {
             Self::Get => "GET, HEAD",
             Self::Post | Self::Delete | Self::Any => self.as_str(),
-        }
-    }
-
-    fn router<H, T>(self, handler: H) -> MethodRouter<Arc<AppState>>
-    where
-        H: Handler<T, Arc<AppState>>,
-        T: 'static,
-    {
-        match self {
-            Self::Get => on(MethodFilter::GET, handler),
-            Self::Post => on(MethodFilter::POST, handler),
-            Self::Delete => on(MethodFilter::DELETE, handler),
-            Self::Any => any(handler),
         }
     }
 }
@@ -104,8 +93,10 @@ impl Audience {
 /// Adds parameters, body and responses to the description of a route.
 pub type Describe = fn(OperationBuilder, &mut Schemas) -> OperationBuilder;
 
+/// Adds the handler of a route to its path.
+pub type AddHandler = Box<dyn FnOnce(&Mount) -> MethodRouter>;
+
 /// One route.
-#[derive(Debug)]
 pub struct Route {
     /// The methods.
     pub verb: Verb,
@@ -117,10 +108,16 @@ pub struct Route {
     pub summary: &'static str,
     /// What may use it.
     pub audience: Audience,
-    /// Runs it.
-    pub handler: MethodRouter<Arc<AppState>>,
+    /// Adds what runs it.
+    pub add: AddHandler,
     /// The rest of its description.
     pub describe: Describe,
+}
+
+impl fmt::Debug for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Route").field("verb", &self.verb).field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Route {
@@ -164,36 +161,63 @@ where
         aliases: &[],
         summary,
         audience: Audience::Operator,
-        handler: verb.router(run),
+        add: handled_by(verb, run),
         describe: |operation, schemas| {
             openapi::answers::<O>(I::describe(operation, schemas), StatusCode::OK, schemas)
         },
     }
 }
 
-/// A route for users. Its handler runs behind the layer that verifies the access token and loads the user.
-pub fn user<H, T>(
+/// A route for users. Its handler runs behind the layer that verifies the access token and loads the user. Everything
+/// that it waits for has a deadline of its own.
+pub fn user<F>(
     verb: Verb,
     path: &'static str,
     summary: &'static str,
-    handler: H,
+    handler: fn(Arc<AppState>, CurrentUser, request::Parts) -> F,
     describe: Describe,
 ) -> Route
 where
-    H: Handler<T, Arc<AppState>>,
-    T: 'static,
+    F: Future<Output = Result<Response<problem::Body>>> + Send + 'static,
 {
-    let handler = verb.router(handler);
-    Route { verb, path, aliases: &[], summary, audience: Audience::User, handler, describe }
+    let add = move |mount: &Mount| {
+        let state = Arc::clone(mount.state());
+        let Some(authenticator) = state.authenticator.clone() else {
+            return mount.service(verb, service_fn(async |_: Request| Ok(DISABLED.into_response())));
+        };
+        let layer = KinsyncLayer::new(authenticator);
+        // The route that answers every method is the one for reverse proxies: nginx handles no refusal but 401 and 403.
+        let layer = if verb == Verb::Any { layer.for_proxy() } else { layer };
+        let run = move |request: Request| {
+            let (mut head, _) = request.into_parts();
+            let user = head.extensions.remove::<CurrentUser>().expect("the layer adds the user");
+            let response = handler(Arc::clone(&state), user, head);
+            async move {
+                Ok::<_, Infallible>(response.await.unwrap_or_else(|failure| failure.problem.into_response()))
+            }
+        };
+        mount.service(verb, layer.layer(service_fn(run)))
+    };
+    Route { verb, path, aliases: &[], summary, audience: Audience::User, add: Box::new(add), describe }
 }
+
+/// What the routes of users answer without a trusted issuer.
+const DISABLED: Problem = Problem::Disabled { what: "routes for users", enabled_by: "KINDE_DOMAIN" };
 
 /// The route of deliveries. Their signature is verified by the service behind it, which has a deadline of its own.
 pub fn deliveries(path: &'static str, summary: &'static str, describe: Describe) -> Route {
-    let run = |State(state): State<Arc<AppState>>, request: Request| async move {
-        state.webhook.answer(request).await.map(axum::body::Body::new)
-    };
     let (verb, audience) = (Verb::Post, Audience::Sender);
-    Route { verb, path, aliases: &[], summary, audience, handler: verb.router(run), describe }
+    let add = move |mount: &Mount| mount.service(verb, mount.state().webhook.clone());
+    Route { verb, path, aliases: &[], summary, audience, add: Box::new(add), describe }
+}
+
+/// Adds a handler with a deadline.
+fn handled_by<H, T>(verb: Verb, handler: H) -> AddHandler
+where
+    H: Handler<T, Arc<AppState>> + Sync,
+    T: 'static,
+{
+    Box::new(move |mount| mount.handler(verb, handler))
 }
 
 /// A route for monitoring that answers 200 or 503 with one document.
@@ -208,7 +232,7 @@ where
         let (status, document) = look(state, detail).await;
         (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
     };
-    probe_route(path, summary, Verb::Get.router(run), describe_probe::<O>)
+    probe_route(path, summary, handled_by(Verb::Get, run), describe_probe::<O>)
 }
 
 /// The same with parameters in the query.
@@ -226,19 +250,14 @@ where
         let (status, document) = look(state, query).await;
         (status, [(header::CACHE_CONTROL, "no-store")], Json(document))
     };
-    probe_route(path, summary, Verb::Get.router(run), |operation, schemas| {
+    probe_route(path, summary, handled_by(Verb::Get, run), |operation, schemas| {
         describe_probe::<O>(openapi::query::<Q>(operation), schemas)
     })
 }
 
-fn probe_route(
-    path: &'static str,
-    summary: &'static str,
-    handler: MethodRouter<Arc<AppState>>,
-    describe: Describe,
-) -> Route {
+fn probe_route(path: &'static str, summary: &'static str, add: AddHandler, describe: Describe) -> Route {
     let (verb, audience) = (Verb::Get, Audience::Monitoring);
-    Route { verb, path, aliases: &[], summary, audience, handler, describe }
+    Route { verb, path, aliases: &[], summary, audience, add, describe }
 }
 
 fn describe_probe<O>(operation: OperationBuilder, schemas: &mut Schemas) -> OperationBuilder
@@ -269,7 +288,7 @@ where
         aliases: &[],
         summary,
         audience,
-        handler: Verb::Get.router(run),
+        add: handled_by(Verb::Get, run),
         describe: |operation, _| openapi::answers_text(operation),
     }
 }

@@ -1,21 +1,15 @@
 //! Makes the router from the list of routes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use axum::{
-    Router,
-    extract::{Request, State},
-    middleware::{Next, from_fn_with_state, map_response},
-    response::{IntoResponse, Response},
-    routing::{MethodRouter, any},
-};
-use http::{HeaderMap, HeaderValue, header};
-use kinsync_tower::{KinsyncLayer, Problem};
+use axum::{Router, middleware::from_fn_with_state, response::IntoResponse, routing::MethodRouter};
+use kinsync_tower::Problem;
 
 use super::{
     answer::Failure,
-    cors::{Cors, cross_origin},
-    route::{Audience, Route, Verb},
+    cors::{Cors, CrossOrigin, cross_origin},
+    mount::Mount,
+    route::{AddHandler, Audience, Route, Verb},
     routes::routes,
 };
 use crate::{app::AppState, metrics::RouteMeter};
@@ -46,15 +40,11 @@ fn router(routes: impl Iterator<Item = Route>, state: &Arc<AppState>) -> Router 
         }
     }
     let unmatched = RouteMeter::new("unmatched");
-    paths
-        .into_iter()
-        .fold(Router::new(), |router, path| path.mount(router, state))
-        .fallback(move || {
-            let response = Failure::from(Problem::NoRoute).into_response();
-            unmatched.count(response.status());
-            async { response }
-        })
-        .with_state(Arc::clone(state))
+    paths.into_iter().fold(Router::new(), |router, path| path.mount(router, state)).fallback(move || {
+        let response = Failure::from(Problem::NoRoute).into_response();
+        unmatched.count(response.status());
+        async { response }
+    })
 }
 
 /// The routes of one path, by method.
@@ -64,7 +54,7 @@ struct PathRoutes {
     audience: Audience,
     /// The value of `Allow`; `None`: it answers every method.
     allow: Option<String>,
-    methods: MethodRouter<Arc<AppState>>,
+    handlers: Vec<AddHandler>,
 }
 
 impl PathRoutes {
@@ -74,68 +64,34 @@ impl PathRoutes {
             aliases: route.aliases,
             audience: route.audience,
             allow: (route.verb != Verb::Any).then(|| route.verb.allow().to_owned()),
-            methods: route.handler,
+            handlers: vec![route.add],
         }
     }
 
     fn add(&mut self, route: Route) {
         self.allow = self.allow.take().map(|allow| format!("{allow}, {}", route.verb.allow()));
-        self.methods = std::mem::take(&mut self.methods).merge(route.handler);
+        self.handlers.push(route.add);
     }
 
-    /// Adds the path with its checks, its deadline and its meter.
-    fn mount(self, router: Router<Arc<AppState>>, state: &Arc<AppState>) -> Router<Arc<AppState>> {
-        let Self { path, aliases, audience, allow, methods } = self;
-        let (methods, allow) = match (audience, &state.authenticator) {
-            // Everything that these routes wait for has a deadline of its own.
-            (Audience::User, Some(authenticator)) => {
-                let layer = KinsyncLayer::new(authenticator.clone());
-                // The route that answers every method is the one for reverse proxies: nginx handles no refusal but 401 and 403.
-                let layer = if allow.is_none() { layer.for_proxy() } else { layer };
-                (methods.layer(layer), allow)
-            }
-            (Audience::Sender, _) => (methods, allow),
-            (Audience::User, None) => (any(async || Failure::from(DISABLED)), None),
-            _ => (methods.layer(from_fn_with_state(state.config.http.request_deadline, deadline)), allow),
-        };
+    fn mount(self, router: Router, state: &Arc<AppState>) -> Router {
+        let Self { path, aliases, audience, allow, handlers } = self;
+        let mount = Mount::new(state, path, audience);
+        let methods =
+            handlers.into_iter().fold(MethodRouter::new(), |methods, add| methods.merge(add(&mount)));
         let is_document = audience == Audience::User && allow.is_some();
         // The handler of every method is the fallback of the method router, and so is this one.
         let methods = match allow {
-            Some(allow) => methods.fallback(move || async move {
-                Failure::from(Problem::MethodNotAllowed { allow: allow.into() })
-            }),
+            Some(allow) => mount.or_method_not_allowed(methods, allow),
             None => methods,
         };
         let methods = match Cors::of(&state.config.http) {
-            Some(cors) if is_document => methods.layer(from_fn_with_state(cors, cross_origin)),
+            Some(cors) if is_document => {
+                let cross = CrossOrigin { cors, finish: mount.finish().clone() };
+                methods.layer(from_fn_with_state(cross, cross_origin))
+            }
             _ => methods,
         };
-        let meter = RouteMeter::new(path);
-        let methods = methods.layer(map_response(move |mut response: Response| {
-            meter.count(response.status());
-            protect(response.headers_mut(), audience);
-            async { response }
-        }));
         let paths = std::iter::once(&path).chain(aliases);
         paths.fold(router, |router, path| router.route(path, methods.clone()))
-    }
-}
-
-/// Adds what keeps browsers from storing a response for operators, and from taking a response for another type.
-fn protect(headers: &mut HeaderMap, audience: Audience) {
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    if audience == Audience::Operator {
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    }
-}
-
-/// What the routes of users answer without a trusted issuer.
-const DISABLED: Problem = Problem::Disabled { what: "routes for users", enabled_by: "KINDE_DOMAIN" };
-
-/// Ends a request that takes too long. The webhook and the routes of users have deadlines of their own.
-async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(passed) => Failure::unavailable(&passed).into_response(),
     }
 }

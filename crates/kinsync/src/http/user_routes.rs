@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use axum::{body::Body, extract::State, response::Response};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use kinsync_tower::{CurrentUser, authenticator::Refresh, problem};
+use axum::extract::FromRequestParts;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
+use kinsync_tower::{CurrentUser, authenticator::Refresh, problem::Body};
 use serde::Deserialize;
 use utoipa::{IntoParams, openapi::path::OperationBuilder};
 
@@ -45,31 +45,27 @@ pub fn describe_profile(operation: OperationBuilder, schemas: &mut Schemas) -> O
 }
 
 /// GET /api/me: the user document as stored.
-pub async fn me(user: CurrentUser, headers: HeaderMap) -> Response {
-    document(&user, &headers).map(Body::new)
+pub async fn me(_: Arc<AppState>, user: CurrentUser, head: Parts) -> Result<Response<Body>> {
+    Ok(document(&user, &head.headers))
 }
 
 /// GET /api/profile: the same, refreshed from Kinde; the stored document when Kinde does not answer.
-pub async fn profile(
-    user: CurrentUser,
-    State(state): State<Arc<AppState>>,
-    Params(query): Params<ProfileQuery>,
-    headers: HeaderMap,
-) -> Result<Response> {
+pub async fn profile(state: Arc<AppState>, user: CurrentUser, mut head: Parts) -> Result<Response<Body>> {
+    let Params(query) = Params::<ProfileQuery>::from_request_parts(&mut head, &state).await?;
     let Some(authenticator) = &state.authenticator else {
         return Err(Failure::from(kinsync_tower::Problem::NoRoute));
     };
     let wanted = if query.refresh { Refresh::Force } else { Refresh::WhenOld };
-    let (user, refreshed) = authenticator.refresh(user, &headers, wanted).await?;
-    let mut response = document(&user, &headers).map(Body::new);
+    let (user, refreshed) = authenticator.refresh(user, &head.headers, wanted).await?;
+    let mut response = document(&user, &head.headers);
     response.headers_mut().insert(PROFILE, HeaderValue::from_static(refreshed.as_str()));
     Ok(response)
 }
 
 /// The stored document; while the store is unavailable, the data of the token.
-fn document(user: &CurrentUser, headers: &HeaderMap) -> http::Response<problem::Body> {
+fn document(user: &CurrentUser, headers: &HeaderMap) -> Response<Body> {
     let json = user.json();
-    let mut response = http::Response::new(problem::Body::default());
+    let mut response = Response::new(Body::default());
     if is_known(headers, json.etag()) {
         *response.status_mut() = StatusCode::NOT_MODIFIED;
     } else {

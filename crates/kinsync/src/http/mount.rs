@@ -1,0 +1,120 @@
+//! What surrounds the handler of each route: the count of its responses, their headers and its deadline.
+//!
+//! Each service is wrapped once and boxed once, by its type: a layer of the router would add a box per request.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    body::Bytes,
+    extract::{Request, State},
+    handler::Handler,
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{MethodFilter, MethodRouter, any_service, on_service},
+};
+use http::{HeaderValue, header};
+use kinsync_tower::Problem;
+use tower::{BoxError, Layer, Service, util::MapResponse};
+
+use super::{
+    answer::Failure,
+    route::{Audience, Verb},
+};
+use crate::{app::AppState, metrics::RouteMeter};
+
+/// What the routes of one path share.
+#[derive(Clone, Debug)]
+pub struct Mount {
+    state: Arc<AppState>,
+    finish: Finish,
+}
+
+impl Mount {
+    /// `path` is the `route` label of the request metrics.
+    pub fn new(state: &Arc<AppState>, path: &'static str, audience: Audience) -> Self {
+        Self { state: Arc::clone(state), finish: Finish { meter: RouteMeter::new(path), audience } }
+    }
+
+    /// Returns what every response of the path gets.
+    pub fn finish(&self) -> &Finish {
+        &self.finish
+    }
+
+    /// Returns the state of the application.
+    pub fn state(&self) -> &Arc<AppState> {
+        &self.state
+    }
+
+    /// Adds a service that has its own deadline.
+    pub fn service<S, B>(&self, verb: Verb, service: S) -> MethodRouter
+    where
+        S: Service<Request, Response = http::Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        let service = self.counted(service);
+        match verb {
+            Verb::Get => on_service(MethodFilter::GET, service),
+            Verb::Post => on_service(MethodFilter::POST, service),
+            Verb::Delete => on_service(MethodFilter::DELETE, service),
+            Verb::Any => any_service(service),
+        }
+    }
+
+    /// Adds a handler with a deadline.
+    pub fn handler<H, T>(&self, verb: Verb, handler: H) -> MethodRouter
+    where
+        H: Handler<T, Arc<AppState>> + Sync,
+        T: 'static,
+    {
+        let limit = self.state.config.http.request_deadline;
+        let service = handler.with_state(Arc::clone(&self.state));
+        self.service(verb, from_fn_with_state(limit, deadline).layer(service))
+    }
+
+    /// Adds the response to every other method.
+    pub fn or_method_not_allowed(&self, methods: MethodRouter, allow: String) -> MethodRouter {
+        let refuse = async move || Failure::from(Problem::MethodNotAllowed { allow: allow.into() });
+        methods.fallback_service(self.counted(refuse.with_state(())))
+    }
+
+    fn counted<S, B>(
+        &self,
+        service: S,
+    ) -> MapResponse<S, impl Fn(http::Response<B>) -> http::Response<B> + Clone + use<S, B>>
+    where
+        S: Service<Request, Response = http::Response<B>>,
+    {
+        let finish = self.finish.clone();
+        MapResponse::new(service, move |response| finish.apply(response))
+    }
+}
+
+/// What every response of a path gets.
+#[derive(Clone, Debug)]
+pub struct Finish {
+    meter: RouteMeter,
+    audience: Audience,
+}
+
+impl Finish {
+    /// Counts the response, and adds what keeps browsers from storing a response for operators and from taking a response
+    /// for another type.
+    pub fn apply<B>(&self, mut response: http::Response<B>) -> http::Response<B> {
+        self.meter.count(response.status());
+        let headers = response.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.audience == Audience::Operator {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+        response
+    }
+}
+
+/// Ends a request that takes too long.
+async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(passed) => Failure::unavailable(&passed).into_response(),
+    }
+}
