@@ -352,6 +352,14 @@ async fn load_exactly(store: &dyn Store, ids: BTreeSet<String>) -> Result<Direct
     Ok(directory)
 }
 
+/// Counts all organizations, roles and permissions, deleted ones included. Reads no record.
+///
+/// # Errors
+/// Fails when the store fails.
+pub(crate) async fn count(store: &dyn Store) -> Result<u64, Error> {
+    store.count_states(PREFIX).await
+}
+
 /// Lists all organizations, roles and permissions, in the order of their codes and ids.
 ///
 /// # Errors

@@ -294,6 +294,7 @@ impl Engine {
                 // Too many users become one scan.
                 let users =
                     checks.users.len() + if checks.scan.is_some() { pending_checks::MAX_USERS } else { 0 };
+                reconcile::gauges::pending_checks(users);
                 self.0.unchecked_users.store(users, Ordering::Relaxed);
             }
             tokio::time::sleep(COUNT_EVERY).await;

@@ -14,6 +14,7 @@ mod checks;
 mod compare;
 mod deletions;
 mod directory;
+pub(crate) mod gauges;
 mod lease;
 #[cfg(test)]
 mod lease_model;
@@ -342,6 +343,7 @@ impl Reconciler {
     pub async fn run_pending_checks(&self) -> Result<bool, Error> {
         let parts = &self.0;
         let requested = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
+        gauges::pending_checks(requested.users.len());
         if requested.users.is_empty() {
             return Ok(requested.scan.is_some());
         }

@@ -309,6 +309,36 @@ pub const METRICS: &[Metric] = &[
         help: "Users that changed between the last two scans, by source of the newest change",
     },
     Metric {
+        name: "kinsync_pending_checks",
+        kind: Kind::Gauge,
+        help: "Users that are read again from Kinde soon, with their roles, because something about them is uncertain",
+    },
+    Metric {
+        name: "kinsync_directory_records",
+        kind: Kind::Gauge,
+        help: "Stored organizations, roles and permissions, deleted ones included",
+    },
+    Metric {
+        name: "kinsync_roles_compared",
+        kind: Kind::Gauge,
+        help: "1 if the last scan compared the roles of all members, 0 if it could not (see /health); absent without reconcile.roles",
+    },
+    Metric {
+        name: "kinsync_organizations",
+        kind: Kind::Gauge,
+        help: "Organizations with members that the last scan compared",
+    },
+    Metric {
+        name: "kinsync_memberships",
+        kind: Kind::Gauge,
+        help: "Members of these organizations; a user counts in each of its organizations",
+    },
+    Metric {
+        name: "kinsync_memberships_in_drift",
+        kind: Kind::Gauge,
+        help: "Members that differed in the last scan: `changed` (missed by events) or `filled_in` (roles were unknown)",
+    },
+    Metric {
         name: "kinsync_webhook_silent",
         kind: Kind::Gauge,
         help: "1 while the webhook is probably disabled (see /health), else 0",

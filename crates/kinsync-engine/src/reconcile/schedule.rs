@@ -9,17 +9,18 @@ use std::{
     time::Duration,
 };
 
-use kinsync_core::{Micros, Source};
+use kinsync_core::Micros;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, Reconciler,
+    Error, Reconciler, gauges,
     record::{DriftKind, Run, RunMode},
     webhook_health::{self, SilentWebhook},
 };
 use crate::{
+    directory,
     pending_checks::{Approval, PendingChecks},
     random,
     store::{self, Store},
@@ -251,7 +252,7 @@ impl Schedule {
         }
         let overdue = self.overdue(&runs, now);
         let latest = runs.iter().find(|run| run.is_whole()).cloned();
-        export(latest.as_ref());
+        gauges::export(latest.as_ref(), directory::count(&*self.store).await?);
         let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
         self.status.send_modify(|status| {
             let failure = status.failure.take().filter(|_| !is_well);
@@ -299,18 +300,4 @@ impl Schedule {
     fn now(&self) -> Micros {
         self.reconciler.0.clock.now()
     }
-}
-
-/// Exports the results of the newest whole run, equal in every process.
-#[expect(clippy::cast_precision_loss, reason = "a gauge")]
-fn export(latest: Option<&Run>) {
-    let Some(run) = latest else { return };
-    for kind in DriftKind::ALL {
-        metrics::gauge!("kinsync_users_in_drift", "kind" => kind.as_str()).set(run.tally.of(kind) as f64);
-    }
-    for source in Source::ALL {
-        let users = run.tally.changes_by_source.get(&source).copied().unwrap_or_default();
-        metrics::gauge!("kinsync_users_changed_between_scans", "source" => source.as_str()).set(users as f64);
-    }
-    metrics::gauge!("kinsync_reconcile_last_timestamp_seconds").set(run.started_at.0 as f64 / 1e6);
 }

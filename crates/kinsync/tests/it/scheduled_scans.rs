@@ -36,6 +36,47 @@ async fn health_names_the_scope_without_which_roles_are_not_compared() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn metrics_show_what_the_last_scan_compared_of_roles() {
+    let deployment = Deployment::comparing_roles().await;
+    let (org, admin) = (deployment.kinde.config().org_code.clone(), ["admin".to_owned()]);
+    for n in 1..=3 {
+        deployment.kinde.import_user(named(n)).unwrap();
+    }
+    let lost = deployment.kinde.users()[0].id.clone();
+    deployment.kinde.set_fault(Fault::always(FaultKind::Silent));
+    let scanned = async |wanted: &[&str]| {
+        deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
+        let (app, deadline) = (&deployment.apps[0], Instant::now() + DEADLINE);
+        loop {
+            let page = app.client().get(app.url("/metrics")).send().await.unwrap().text().await.unwrap();
+            let missing: Vec<_> =
+                wanted.iter().filter(|line| !page.contains(&format!("\n{line}\n"))).collect();
+            if missing.is_empty() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{missing:?} in {page}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    scanned(&[
+        "kinsync_roles_compared 1",
+        "kinsync_organizations 1",
+        "kinsync_memberships 3",
+        "kinsync_memberships_in_drift{kind=\"filled_in\"} 3",
+        "kinsync_directory_records 1",
+        "kinsync_pending_checks 0",
+    ])
+    .await;
+    deployment.kinde.add_to_organization(&lost, &org, &admin, &[]).unwrap();
+    scanned(&[
+        "kinsync_memberships_in_drift{kind=\"changed\"} 1",
+        "kinsync_memberships_in_drift{kind=\"filled_in\"} 0",
+        "kinsync_directory_records 2",
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_finds_imported_users_at_its_start_and_on_request() {
     let deployment = Deployment::reconciled(1, "1h").await;
     // The first scan finds no user at Kinde and fails; the next one starts soon.
