@@ -27,6 +27,7 @@ mod one_command;
 mod reconcile;
 mod reference;
 mod request_path;
+mod roles;
 mod rotation;
 mod rules;
 mod scheduled_scans;
