@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     field::Value,
+    join::smallest,
+    packed::{self, Versions},
     state::Register,
     version::{Micros, Version},
 };
@@ -51,17 +53,22 @@ pub struct Entry {
     /// Newest observation that it does not exist.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     absent: Option<Version>,
-    /// Permissions that a role no longer gives, each with the newest observation of that.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    removed: BTreeMap<String, Version>,
+    /// Oldest list of the permissions of a role.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    listed_since: Option<Version>,
+    /// Permissions of a role that a list contained and the newest one does not.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    former: BTreeSet<String>,
 }
 
 impl Entry {
     /// Returns an entry with these facts.
     pub fn observed(facts: impl IntoIterator<Item = (Fact, Value)>, version: &Version) -> Self {
         let register = |value| Register { version: version.clone(), value };
-        let facts = facts.into_iter().map(|(fact, value)| (fact, register(value))).collect();
-        Self { facts, present: Some(version.clone()), ..Self::default() }
+        let facts: BTreeMap<Fact, Register> =
+            facts.into_iter().map(|(fact, value)| (fact, register(value))).collect();
+        let listed_since = facts.contains_key(&Fact::Permissions).then(|| version.clone());
+        Self { facts, present: Some(version.clone()), listed_since, ..Self::default() }
     }
 
     /// Returns the entry of an object that does not exist.
@@ -69,29 +76,70 @@ impl Entry {
         Self { absent: Some(version.clone()), ..Self::default() }
     }
 
-    /// Returns the entry with permissions that the role no longer gives.
-    #[must_use]
-    pub fn without_permissions(mut self, ids: impl IntoIterator<Item = String>, version: &Version) -> Self {
-        self.removed.extend(ids.into_iter().map(|id| (id, version.clone())));
-        self
-    }
-
     /// Returns the join of two entries.
     #[must_use]
     pub fn join(mut self, other: Self) -> Self {
+        let listed: Vec<String> =
+            [&self, &other].into_iter().filter_map(Self::permissions).flatten().cloned().collect();
         for (fact, register) in other.facts {
             let known = self.facts.entry(fact).or_insert_with(|| register.clone());
             if register > *known {
                 *known = register;
             }
         }
-        for (id, version) in other.removed {
-            let known = self.removed.entry(id).or_insert_with(|| version.clone());
-            *known = version.max(known.clone());
-        }
         self.present = self.present.max(other.present);
         self.absent = self.absent.max(other.absent);
+        self.listed_since = smallest(self.listed_since, other.listed_since);
+        self.former.extend(other.former.into_iter().chain(listed));
+        let given: BTreeSet<String> = self.permissions().into_iter().flatten().cloned().collect();
+        self.former.retain(|id| !given.contains(id));
         self
+    }
+
+    /// Returns what is known of an object after one more observation. `listed` is the version of the newest complete list of
+    /// objects of this kind.
+    ///
+    /// That list is a proof: an object that was not known then did not exist, and what is known of a live one is as of the
+    /// list. An older observation adds only what is not known. The result does not depend on the order of the observations
+    /// and of the list.
+    #[must_use]
+    pub fn observe(known: Option<Self>, entry: Self, listed: Option<&Version>) -> Self {
+        let Some(listed) = listed else { return known.unwrap_or_default().join(entry) };
+        match known {
+            Some(known) if known.is_live() => known.observe_listed(entry, listed),
+            known => {
+                let known = known.unwrap_or_default();
+                let next = known.clone().join(entry);
+                // Without anything new the absence stays as it is: a repetition writes nothing.
+                if next == known { known } else { next.join(Self::deleted(listed)) }
+            }
+        }
+    }
+
+    fn observe_listed(self, mut entry: Self, listed: &Version) -> Self {
+        entry.former.extend(entry.permissions().into_iter().flatten().cloned().collect::<Vec<_>>());
+        let adds = |fact: &Fact, register: &mut Register| {
+            register.version > *listed || !self.facts.contains_key(fact)
+        };
+        entry.facts.retain(adds);
+        let mut next = self.join(entry);
+        if next.absence().is_some_and(|absent| absent < listed) {
+            next.present = Some(listed.clone());
+        }
+        next
+    }
+
+    /// Returns whether an object in a complete list differs from what is stored. An equal value keeps its version, so that a
+    /// list without a difference writes nothing.
+    pub fn differs(&self, listed: &Self) -> bool {
+        let is_other = |(fact, register): (&Fact, &Register)| self.value(*fact) != Some(&register.value);
+        !self.is_live() || listed.facts.iter().any(is_other) || listed.is_listed_earlier(self)
+    }
+
+    fn is_listed_earlier(&self, other: &Self) -> bool {
+        self.listed_since
+            .as_ref()
+            .is_some_and(|since| other.listed_since.as_ref().is_none_or(|known| since < known))
     }
 
     /// Returns the newest value of a fact.
@@ -128,12 +176,24 @@ impl Entry {
         }
     }
 
-    /// Returns whether the role may have given this permission at this version, and does not any more: the role was deleted or
-    /// lost the permission since.
-    pub fn has_taken(&self, permission: &String, since: &Version) -> bool {
-        let gave = self.permissions().is_some_and(|ids| ids.contains(permission));
-        (gave && self.is_absent_at(since))
-            || self.removed.get(permission).is_some_and(|removed| removed > since)
+    /// Returns the list of the permissions of a role, with its version.
+    pub fn listed_permissions(&self) -> Option<(&[String], &Version)> {
+        Some((self.permissions()?, &self.facts.get(&Fact::Permissions)?.version))
+    }
+
+    /// Returns whether a list of the role has contained this permission.
+    pub fn has_given(&self, permission: &String) -> bool {
+        self.former.contains(permission) || self.permissions().is_some_and(|ids| ids.contains(permission))
+    }
+
+    /// Returns whether a list of the role, as of this version, is known: the permissions that it gave then are.
+    pub fn was_listed_at(&self, version: &Version) -> bool {
+        self.listed_since.as_ref().is_some_and(|since| since.at <= version.at)
+    }
+
+    /// Returns whether the role has lost permissions by a list that is newer than this version.
+    pub fn has_lost_since(&self, version: &Version) -> bool {
+        !self.former.is_empty() && self.listed_permissions().is_some_and(|(_, listed)| listed.at > version.at)
     }
 
     /// Returns whether no deletion is newer than the newest observation.
@@ -151,9 +211,22 @@ impl Entry {
         self.present.as_ref().max(self.absent.as_ref())
     }
 
+    /// Returns the newest deletion, also if the object was observed again later.
+    pub fn deletion(&self) -> Option<&Version> {
+        self.absent.as_ref()
+    }
+
     /// Returns whether the object did not exist as of this version.
     pub fn is_absent_at(&self, version: &Version) -> bool {
         self.absence().is_some_and(|absent| absent >= version)
+    }
+
+    /// Returns the entry with what the newest complete list of organizations proves: a deleted one did not exist then either.
+    /// Only organizations can exist again, because roles and permissions have ids that Kinde uses once.
+    #[must_use]
+    pub fn as_of(&self, listed: Option<&Version>) -> Self {
+        let absent = self.absence().and(listed).cloned();
+        self.clone().join(Self { absent, ..Self::default() })
     }
 
     /// Returns what user documents show, and the deletion.
@@ -165,7 +238,8 @@ impl Entry {
             // Without a deletion it means nothing to a document, and it changes with every list.
             present: self.present.clone().filter(|_| self.absent.is_some()),
             absent: self.absent.clone(),
-            removed: self.removed.clone(),
+            listed_since: self.listed_since.clone(),
+            former: self.former.clone(),
         }
     }
 }
@@ -252,6 +326,7 @@ struct Packed {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct PackedEntry {
     id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -259,8 +334,10 @@ struct PackedEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     absent: Option<u32>,
     facts: Vec<PackedFact>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    removed: Vec<(String, u32)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    listed_since: Option<u32>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    former: BTreeSet<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -272,28 +349,23 @@ struct PackedFact {
 
 impl From<Directory> for Packed {
     fn from(directory: Directory) -> Self {
-        let mut versions = Vec::new();
-        let mut position = |version: Version| {
-            let known = versions.iter().position(|known| *known == version);
-            let position = known.unwrap_or_else(|| {
-                versions.push(version);
-                versions.len() - 1
-            });
-            u32::try_from(position).expect("a document holds fewer than 2^32 versions")
-        };
+        let mut versions = Versions::default();
+        let mut position = |version| versions.position(version);
         let mut entries = Vec::with_capacity(directory.0.len());
         for (id, entry) in directory.0 {
-            let facts = entry.facts.into_iter().map(|(fact, register)| PackedFact {
-                fact,
-                at: position(register.version),
-                value: register.value,
+            let fact =
+                |(fact, Register { version, value })| PackedFact { fact, at: position(version), value };
+            let facts = entry.facts.into_iter().map(fact).collect();
+            entries.push(PackedEntry {
+                id,
+                facts,
+                present: entry.present.map(&mut position),
+                absent: entry.absent.map(&mut position),
+                listed_since: entry.listed_since.map(&mut position),
+                former: entry.former,
             });
-            let facts = facts.collect();
-            let (present, absent) = (entry.present.map(&mut position), entry.absent.map(&mut position));
-            let removed = entry.removed.into_iter().map(|(id, version)| (id, position(version))).collect();
-            entries.push(PackedEntry { id, present, absent, facts, removed });
         }
-        Self { versions, entries }
+        Self { versions: versions.into_list(), entries }
     }
 }
 
@@ -301,21 +373,15 @@ impl TryFrom<Packed> for Directory {
     type Error = &'static str;
 
     fn try_from(Packed { versions, entries }: Packed) -> Result<Self, Self::Error> {
-        let version = |position: u32| {
-            let known = usize::try_from(position).ok().and_then(|position| versions.get(position));
-            known.cloned().ok_or("an entry refers to a version that is not stored")
-        };
+        let version = |position| packed::at(&versions, position);
         let fact = |PackedFact { fact, at, value }| Ok((fact, Register { version: version(at)?, value }));
         let entry = |entry: PackedEntry| {
             let registers = Entry {
                 facts: entry.facts.into_iter().map(fact).collect::<Result<_, Self::Error>>()?,
                 present: entry.present.map(version).transpose()?,
                 absent: entry.absent.map(version).transpose()?,
-                removed: entry.removed.into_iter().map(|(id, at)| Ok((id, version(at)?))).collect::<Result<
-                    _,
-                    Self::Error,
-                >>(
-                )?,
+                listed_since: entry.listed_since.map(version).transpose()?,
+                former: entry.former,
             };
             Ok((entry.id, registers))
         };

@@ -69,7 +69,7 @@ fn greatest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
 }
 
 /// Returns the smaller of two values; `None` is greater than any value.
-fn smallest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+pub(crate) fn smallest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
     match (a, b) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (known, None) | (None, known) => known,

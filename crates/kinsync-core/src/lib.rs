@@ -33,6 +33,8 @@ pub mod state;
 
 pub mod join;
 
+mod packed;
+
 pub mod email;
 
 pub mod document;

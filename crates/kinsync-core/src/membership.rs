@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     directory::{self, Directory, Fact},
     field::Organization,
-    version::{Micros, Version},
+    packed::{self, Versions},
+    version::{Micros, Rank, Version},
 };
 
 /// The memberships of a user, by organization code.
@@ -38,6 +39,16 @@ struct Entry {
     permissions: Option<Known<Vec<String>>>,
     is_suspended: Option<Known<bool>>,
     joined_on: Option<Known<Micros>>,
+}
+
+/// Origin of a listed permission.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    /// A role gives it, or gave it.
+    Role,
+    /// The member has it apart from roles.
+    Member,
+    Unknown,
 }
 
 /// The newest value of a register, with the version of its observation.
@@ -108,19 +119,35 @@ impl Memberships {
         Some(members.map(|(code, entry)| entry.shown(code, directory)).collect())
     }
 
-    /// Returns whether a listed permission is not shown, because it may have come from a role that does not give it any more.
-    pub fn has_uncertain_permission(&self, code: &str, directory: &Directory) -> bool {
-        let Some(entry) = self.entries.get(code) else { return false };
-        let is_taken = |known: &Known<Vec<String>>| {
-            known.value.iter().any(|id| entry.is_taken(id, &known.version, directory))
-        };
-        entry.permissions.as_ref().is_some_and(is_taken)
+    /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
+    /// permission that no role gives, or a role has lost permissions since they were listed.
+    pub fn needs_read_of_permissions(&self, code: &str, directory: &Directory) -> bool {
+        self.entries.get(code).is_some_and(|entry| entry.needs_read(directory))
     }
 
     /// Returns the membership in one organization like [`Self::organization`], with the keys of roles and permissions.
     pub fn shown_in(&self, code: &str, directory: &Directory) -> Option<Organization> {
         let entry = self.entries.get(code).filter(|entry| entry.member.is_some())?;
         Some(entry.shown(code, directory))
+    }
+
+    /// Returns the permissions that [`Self::shown_in`] contains, each with the roles that give it, by keys. A permission without a
+    /// role was listed for the member by an event or a read. `None` while the permissions are not known.
+    pub fn permission_roles<'a>(
+        &'a self,
+        code: &str,
+        directory: &'a Directory,
+    ) -> Option<BTreeMap<&'a str, BTreeSet<&'a str>>> {
+        let entry = self.entries.get(code).filter(|entry| entry.member.is_some())?;
+        let shown = entry.effective_permissions(directory)?;
+        let given = entry.given_permissions(directory)?;
+        let roles_of = |permission| {
+            let gives = |(_, ids, version): &&(&str, &'a [String], &Version)| {
+                directory.keys(*ids, version).contains(permission)
+            };
+            given.iter().filter(gives).map(|(role, ..)| directory.key(role)).collect()
+        };
+        Some(shown.into_iter().map(|permission| (permission, roles_of(permission))).collect())
     }
 
     /// Returns the memberships with ids of roles and permissions, sorted by code; `None` while no source has listed all of them.
@@ -164,35 +191,80 @@ impl Entry {
         }
     }
 
-    /// Returns whether a listed permission may have come from a role that does not give it any more: Kinde does not document
-    /// whether its lists contain the permissions of roles. The document does not show it until it is listed again.
-    fn is_taken(&self, permission: &String, listed: &Version, directory: &Directory) -> bool {
-        let roles = self.roles.iter().flat_map(|known| &known.value);
-        roles.filter_map(|id| directory.entry(id)).any(|role| role.has_taken(permission, listed))
+    /// Returns the permissions of the roles, and those that an event or a read listed. `None` if a list of a role or the
+    /// origin of a listed permission is not known.
+    fn effective_permissions<'a>(&'a self, directory: &'a Directory) -> Option<BTreeSet<&'a str>> {
+        let given = self.given_permissions(directory)?;
+        let mut shown: BTreeSet<&str> =
+            given.iter().flat_map(|(_, ids, version)| directory.keys(*ids, version)).collect();
+        let Some(listed) = &self.permissions else {
+            return Some(shown).filter(|shown| !shown.is_empty());
+        };
+        for (id, origin) in self.origins(&given, directory) {
+            match origin {
+                Origin::Role => {}
+                Origin::Member => shown.extend(directory.keys([id], &listed.version)),
+                Origin::Unknown => return None,
+            }
+        }
+        Some(shown)
     }
 
-    /// Returns the permissions of the roles, and those that an event or a read listed. `None` if neither is known.
-    fn effective_permissions<'a>(&'a self, directory: &'a Directory) -> Option<BTreeSet<&'a str>> {
-        let listed = self.permissions.as_ref().map(|known| {
-            let version = &known.version;
-            directory.keys(known.value.iter().filter(|id| !self.is_taken(id, version, directory)), version)
+    /// Returns the roles that exist, each with its permissions and the version of that list. `None` if one is not known.
+    fn given_permissions<'a>(
+        &'a self,
+        directory: &'a Directory,
+    ) -> Option<Vec<(&'a str, &'a [String], &'a Version)>> {
+        let roles = self.roles.as_ref()?;
+        let entries = roles.value.iter().map(|id| (id.as_str(), directory.entry(id)));
+        let live = entries.filter(|(_, entry)| entry.is_none_or(|entry| !entry.is_absent_at(&roles.version)));
+        let given = live.map(|(id, entry)| {
+            let (ids, version) = entry?.listed_permissions()?;
+            Some((id, ids, version))
         });
-        let given = self.roles.as_ref().and_then(|roles| {
-            let live = roles.value.iter().filter_map(|id| match directory.entry(id) {
-                Some(entry) if entry.is_absent_at(&roles.version) => None,
-                entry => Some(entry.and_then(directory::Entry::permissions)),
-            });
-            // A role without a known list makes the whole unknown.
-            let given: Option<Vec<&[String]>> = live.collect();
-            Some(directory.keys(given?.into_iter().flatten(), &roles.version))
-        });
-        match (listed, given) {
-            (Some(mut listed), given) => {
-                listed.extend(given.into_iter().flatten());
-                Some(listed)
-            }
-            (None, given) => given.filter(|given| !given.is_empty()),
-        }
+        given.collect()
+    }
+
+    /// Returns the listed permissions, each with its origin.
+    ///
+    /// Kinde does not document whether the lists in events contain the permissions of roles. A permission that a role has
+    /// given therefore counts as the role's, so that it does not outlive the role. If a role was not listed before the event,
+    /// it may have given any permission. A read separates what roles give.
+    fn origins<'a>(
+        &'a self,
+        given: &[(&str, &[String], &Version)],
+        directory: &'a Directory,
+    ) -> impl Iterator<Item = (&'a String, Origin)> {
+        let listed =
+            self.permissions.iter().flat_map(|known| known.value.iter().map(|id| (id, &known.version)));
+        let roles: Vec<&directory::Entry> =
+            self.roles.iter().flat_map(|known| &known.value).filter_map(|id| directory.entry(id)).collect();
+        listed.map(move |(id, version)| {
+            let origin = if version.rank == Rank::Snapshot {
+                Origin::Member
+            } else if given.iter().any(|(_, ids, _)| ids.contains(id))
+                || roles.iter().any(|role| role.has_given(id))
+            {
+                Origin::Role
+            } else if roles.iter().all(|role| role.was_listed_at(version)) {
+                Origin::Member
+            } else {
+                Origin::Unknown
+            };
+            (id, origin)
+        })
+    }
+
+    /// Returns whether a read of the member's own permissions shows more than what is known.
+    fn needs_read(&self, directory: &Directory) -> bool {
+        let (Some(listed), Some(given)) = (&self.permissions, self.given_permissions(directory)) else {
+            return false;
+        };
+        let is_given = |id: &String| given.iter().any(|(_, ids, _)| ids.contains(id));
+        let is_event = listed.version.rank != Rank::Snapshot;
+        let roles = self.roles.iter().flat_map(|known| &known.value).filter_map(|id| directory.entry(id));
+        (is_event && listed.value.iter().any(|id| !is_given(id)))
+            || roles.into_iter().any(|role| role.has_lost_since(&listed.version))
     }
 
     fn organization(&self, code: &str) -> Organization {
@@ -276,15 +348,8 @@ struct PackedEntry {
 
 impl From<Memberships> for Packed {
     fn from(memberships: Memberships) -> Self {
-        let mut versions = Vec::new();
-        let mut position = |version: Version| {
-            let known = versions.iter().position(|known| *known == version);
-            let position = known.unwrap_or_else(|| {
-                versions.push(version);
-                versions.len() - 1
-            });
-            u32::try_from(position).expect("a document holds fewer than 2^32 versions")
-        };
+        let mut versions = Versions::default();
+        let mut position = |version| versions.position(version);
         let absent = memberships.absent.map(&mut position);
         let mut entries = Vec::with_capacity(memberships.entries.len());
         for (code, entry) in memberships.entries {
@@ -298,7 +363,7 @@ impl From<Memberships> for Packed {
                 joined_on: entry.joined_on.map(|known| known.map(&mut position)),
             });
         }
-        Self { versions, absent, entries }
+        Self { versions: versions.into_list(), absent, entries }
     }
 }
 
@@ -306,10 +371,7 @@ impl TryFrom<Packed> for Memberships {
     type Error = &'static str;
 
     fn try_from(Packed { versions, absent, entries }: Packed) -> Result<Self, Self::Error> {
-        let version = |position: u32| {
-            let known = usize::try_from(position).ok().and_then(|position| versions.get(position));
-            known.cloned().ok_or("a membership refers to a version that is not stored")
-        };
+        let version = |position| packed::at(&versions, position);
         let entry = |entry: PackedEntry| -> Result<(String, Entry), &'static str> {
             let registers = Entry {
                 absent: entry.absent.map(version).transpose()?,

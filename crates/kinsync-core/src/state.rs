@@ -172,18 +172,22 @@ impl UserState {
             return self;
         }
         self.directory = self.directory.join(directory.only(&references));
-        let members: Vec<String> = self.memberships().into_iter().flat_map(Memberships::codes).collect();
-        let absence = |code: &String| self.directory.entry(code)?.absence().cloned();
-        let absences: Vec<Option<Version>> = members.iter().map(absence).collect();
-        for (code, absence) in members.iter().zip(absences) {
-            let Some(absence) = absence else { continue };
-            let read = Memberships::read(code, None, &absence);
-            self = self.with_register(Field::Organizations, absence, Value::Memberships(read));
+        for (code, deletion) in self.deleted_organizations() {
+            let read = Memberships::read(&code, None, &deletion);
+            self = self.with_register(Field::Organizations, deletion, Value::Memberships(read));
         }
         // The permissions of roles are known now.
         let references = self.references();
         self.directory = self.directory.join(directory.only(&references)).only(&references);
         self
+    }
+
+    /// Returns the newest deletion of each organization with a membership. It counts also if the organization was created
+    /// again later: the members of the former one are none of the new one.
+    fn deleted_organizations(&self) -> Vec<(String, Version)> {
+        let members = self.memberships().into_iter().flat_map(Memberships::codes);
+        let deletion = |code: String| Some((self.directory.entry(&code)?.deletion()?.clone(), code));
+        members.filter_map(deletion).map(|(deletion, code)| (code, deletion)).collect()
     }
 
     /// Returns the codes and ids that the memberships refer to.

@@ -92,6 +92,14 @@ struct Record {
 pub(crate) struct Listed(BTreeMap<Kind, Version>);
 
 impl Listed {
+    /// Returns what documents show of a record.
+    fn shown(&self, stored: Stored) -> Entry {
+        match stored.kind {
+            Kind::Organization => stored.entry.as_of(self.0.get(&stored.kind)),
+            Kind::Role | Kind::Permission => stored.entry,
+        }
+    }
+
     /// Stores that a complete list of this kind has this version. Returns `false` if a process has a newer lease.
     pub(crate) async fn record(
         store: &dyn Store,
@@ -263,17 +271,10 @@ async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>),
 }
 
 fn joined(known: Option<Stored>, kind: Kind, entry: &Entry, listed: Option<&Version>) -> Stored {
-    let is_older = entry.newest().zip(listed).is_some_and(|(newest, listed)| newest <= listed);
-    let Some(known) = known else {
-        let absent = listed.filter(|_| is_older).map(Entry::deleted).unwrap_or_default();
-        return Stored { kind, entry: entry.clone().join(absent), changes: 1, spread: 0 };
-    };
-    if is_older {
-        return known;
-    }
-    let entry = known.entry.clone().join(entry.clone());
-    let changes = known.changes + u64::from(entry.shown() != known.entry.shown());
-    Stored { kind, entry, changes, spread: known.spread }
+    let next = Entry::observe(known.as_ref().map(|known| known.entry.clone()), entry.clone(), listed);
+    let Some(known) = known else { return Stored { kind, entry: next, changes: 1, spread: 0 } };
+    let changes = known.changes + u64::from(next.shown() != known.entry.shown());
+    Stored { kind, entry: next, changes, spread: known.spread }
 }
 
 async fn put(store: &dyn Store, key: &str, stored: &Stored, revision: i64) -> Result<bool, Error> {
@@ -338,15 +339,16 @@ pub(crate) async fn load(store: &dyn Store, ids: BTreeSet<String>) -> Result<Dir
 }
 
 async fn load_exactly(store: &dyn Store, ids: BTreeSet<String>) -> Result<Directory, Error> {
-    if ids.is_empty() {
-        return Ok(Directory::default());
-    }
-    let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
     let mut directory = Directory::default();
-    for (keys, ids) in keys.chunks(PAGE).zip(ids.into_iter().collect::<Vec<_>>().chunks(PAGE)) {
-        for ((key, id), saved) in keys.iter().zip(ids).zip(store.states(keys).await?) {
+    for ids in ids.into_iter().collect::<Vec<_>>().chunks(PAGE) {
+        let mut keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
+        keys.push(LISTED.name.to_owned());
+        let mut saved = store.states(&keys).await?;
+        let listed = saved.pop().flatten().map(|saved| state_records::decode(&LISTED, saved)).transpose()?;
+        let listed: Listed = listed.map(|record| record.value).unwrap_or_default();
+        for ((key, id), saved) in keys.iter().zip(ids).zip(saved) {
             let stored = saved.map(|saved| decode(key, &saved)).transpose()?;
-            directory.add(id, stored.map(|stored| stored.entry).unwrap_or_default());
+            directory.add(id, stored.map(|stored| listed.shown(stored)).unwrap_or_default());
         }
     }
     Ok(directory)

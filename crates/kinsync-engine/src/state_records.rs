@@ -151,7 +151,8 @@ struct Envelope {
     value: Value,
 }
 
-fn decode<T: DeserializeOwned + Default>(key: &Key, saved: Saved) -> Result<Record<T>, Error> {
+/// Decodes a record that was read together with others.
+pub(crate) fn decode<T: DeserializeOwned + Default>(key: &Key, saved: Saved) -> Result<Record<T>, Error> {
     let Key { name, reset, .. } = key;
     let refused = |problem: String| Error::Refused {
         doing: READ,

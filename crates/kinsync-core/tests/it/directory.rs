@@ -1,6 +1,8 @@
 //! The directory: any order of observations has one result, and a deletion holds against older observations.
 
-use kinsync_core::{Directory, Entry, Fact, Field, Micros, Organization, UserState, Value, Version};
+use kinsync_core::{
+    Directory, Entry, Fact, Field, Memberships, Micros, Organization, UserState, Value, Version,
+};
 use proptest::{collection::vec, prelude::*};
 
 use crate::strategies::{shuffled_with_duplicates, version};
@@ -12,12 +14,10 @@ fn entry() -> impl Strategy<Value = Entry> {
     let fact = prop::sample::select(vec![Fact::Key, Fact::Name]);
     let observed = (fact, text, version())
         .prop_map(|(fact, text, version)| Entry::observed([(fact, Value::from(text))], &version));
-    let taken = (version(), version()).prop_map(|(version, taken)| {
-        let given = Value::Codes(vec!["permission".to_owned()]);
-        Entry::observed([(Fact::Permissions, given)], &version)
-            .without_permissions(["other".to_owned()], &taken)
-    });
-    prop_oneof![3 => observed, 1 => taken, 1 => version().prop_map(|version| Entry::deleted(&version))]
+    let given = prop::sample::subsequence(vec!["permission".to_owned(), "other".to_owned()], 0..=2);
+    let listed = (given, version())
+        .prop_map(|(given, version)| Entry::observed([(Fact::Permissions, Value::Codes(given))], &version));
+    prop_oneof![3 => observed, 2 => listed, 1 => version().prop_map(|version| Entry::deleted(&version))]
 }
 
 fn observation() -> impl Strategy<Value = (String, Entry)> {
@@ -45,17 +45,38 @@ fn at(micros: i64) -> Version {
     Version::event(Micros(micros), "e")
 }
 
-/// A member with a role, as an event at 5 lists it.
-fn member() -> UserState {
-    let membership = Organization { roles: Some(vec!["role".to_owned()]), ..Organization::new("org_a") };
+/// A member with a role, as an event at 5 lists it, of permissions that are known or not.
+fn member(permissions: Option<&[&str]>) -> UserState {
+    let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
+    let (roles, permissions) = (Some(ids(&["role"])), permissions.map(ids));
+    let membership = Organization { roles, permissions, ..Organization::new("org_a") };
     let list = Value::Organizations(vec![membership]);
     UserState::default().with_register(Field::Organizations, at(5), list)
 }
 
-fn shown(entries: impl IntoIterator<Item = (&'static str, Entry)>) -> Option<Vec<Organization>> {
+fn shown_of(state: UserState, entries: Vec<(&'static str, Entry)>) -> Option<Vec<Organization>> {
     let known = IDS.map(|id| (id.to_owned(), Entry::default())).into_iter();
     let entries = entries.into_iter().map(|(id, entry)| (id.to_owned(), entry));
-    member().with_directory(&known.chain(entries).collect()).organizations()
+    state.with_directory(&known.chain(entries).collect()).organizations()
+}
+
+fn shown(entries: impl IntoIterator<Item = (&'static str, Entry)>) -> Option<Vec<Organization>> {
+    shown_of(member(None), entries.into_iter().collect())
+}
+
+/// The permissions of a member with a permission that an event at 5 lists beside the role.
+fn listed(entries: Vec<(&'static str, Entry)>) -> Option<Vec<String>> {
+    shown_of(member(Some(&["permission"])), entries).expect("listed").remove(0).permissions
+}
+
+/// The role, with a list of its permissions at this time.
+fn gives(ids: &[&str], micros: i64) -> (&'static str, Entry) {
+    let ids = ids.iter().map(|id| (*id).to_owned()).collect();
+    ("role", Entry::observed([(Fact::Permissions, Value::Codes(ids))], &at(micros)))
+}
+
+fn permission() -> Vec<String> {
+    vec!["permission".to_owned()]
 }
 
 #[test]
@@ -66,24 +87,84 @@ fn a_deletion_counts_against_what_is_not_newer() {
     assert_eq!(roles(Entry::deleted(&at(5)).join(Entry::observed([], &at(6)))), ["role"]);
     assert_eq!(shown([("org_a", Entry::deleted(&at(4)))]).map(|list| list.len()), Some(1));
     assert_eq!(shown([("org_a", Entry::deleted(&at(5)))]), Some(Vec::new()));
+    let again = Entry::deleted(&at(6)).join(Entry::observed([], &at(8)));
+    assert_eq!(
+        shown([("org_a", again)]),
+        Some(Vec::new()),
+        "a new organization with the code of the deleted one"
+    );
 }
 
 #[test]
 fn permissions_of_a_role_are_shown_by_key_and_unknown_without_a_list() {
     let permissions =
         |entries: Vec<(&'static str, Entry)>| shown(entries).expect("listed").remove(0).permissions;
-    let given = |ids: &[&str]| {
-        let ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        ("role", Entry::observed([(Fact::Permissions, Value::Codes(ids))], &at(6)))
-    };
     let named = ("permission", Entry::observed([(Fact::Key, "read".into())], &at(1)));
     assert_eq!(permissions(vec![named.clone()]), None);
-    assert_eq!(permissions(vec![given(&["permission"]), named.clone()]), Some(vec!["read".to_owned()]));
-    assert_eq!(permissions(vec![given(&[]), named]), None, "permissions of the user are unknown");
+    assert_eq!(permissions(vec![gives(&["permission"], 6), named.clone()]), Some(vec!["read".to_owned()]));
+    assert_eq!(permissions(vec![gives(&[], 6), named]), None, "permissions of the user are unknown");
 }
 
 #[test]
 fn a_directory_without_every_object_changes_nothing() {
     let part = Directory::from_iter([("org_a".to_owned(), Entry::deleted(&at(9)))]);
-    assert_eq!(member().with_directory(&part), member());
+    assert_eq!(member(None).with_directory(&part), member(None));
+}
+
+#[test]
+fn a_permission_that_a_deleted_role_may_have_given_is_unknown() {
+    let deleted = || ("role", Entry::deleted(&at(6)));
+    assert_eq!(listed(vec![deleted()]), None, "no list of the role was ever read");
+    assert_eq!(listed(vec![gives(&[], 6), deleted()]), None, "only a later one");
+    assert_eq!(listed(vec![gives(&["permission"], 4), deleted()]), Some(Vec::new()), "the role gave it");
+    assert_eq!(listed(vec![gives(&[], 4), deleted()]), Some(permission()), "the role did not give it");
+}
+
+#[test]
+fn a_permission_that_a_role_may_have_lost_is_unknown() {
+    assert_eq!(listed(vec![gives(&[], 7)]), None, "it may have left the role before the first list");
+    assert_eq!(listed(vec![gives(&["permission"], 4), gives(&[], 7)]), Some(Vec::new()), "it left the role");
+    assert_eq!(listed(vec![gives(&[], 4), gives(&[], 7)]), Some(permission()));
+    assert_eq!(listed(vec![gives(&["permission"], 7)]), Some(permission()));
+    let membership = Organization {
+        roles: Some(vec!["role".to_owned()]),
+        permissions: Some(permission()),
+        ..Organization::new("org_a")
+    };
+    let version = Version::snapshot(Micros(6), "h");
+    let read = Value::Memberships(Memberships::read("org_a", Some(&membership), &version));
+    let read = member(None).with_register(Field::Organizations, version, read);
+    let shown = shown_of(read, vec![gives(&["permission"], 4), gives(&[], 7)]).expect("listed").remove(0);
+    assert_eq!(shown.permissions, Some(permission()), "a read separates what roles give");
+}
+
+#[test]
+fn permissions_are_unknown_while_a_list_of_one_role_is() {
+    let membership = |permissions| Organization {
+        roles: Some(vec!["org_a".to_owned(), "role".to_owned()]),
+        permissions,
+        ..Organization::new("org_a")
+    };
+    for listed in [Some(Vec::new()), Some(permission()), None] {
+        let list = Value::Organizations(vec![membership(listed)]);
+        let state = UserState::default().with_register(Field::Organizations, at(5), list);
+        let found = shown_of(state, vec![gives(&["permission"], 4)]).expect("listed").remove(0);
+        assert_eq!(found.permissions, None);
+    }
+}
+
+#[test]
+fn a_deleted_permission_is_not_given_by_an_older_list() {
+    let later = Organization { roles: Some(vec!["role".to_owned()]), ..Organization::new("org_a") };
+    let state = member(None).with_register(Field::Organizations, at(9), Value::Organizations(vec![later]));
+    let other = (
+        "role",
+        Entry::observed(
+            [(Fact::Permissions, Value::Codes(vec!["permission".into(), "org_a".into()]))],
+            &at(7),
+        ),
+    );
+    let found =
+        shown_of(state, vec![other, ("permission", Entry::deleted(&at(8)))]).expect("listed").remove(0);
+    assert_eq!(found.permissions, Some(vec!["org_a".to_owned()]));
 }

@@ -4,5 +4,6 @@ mod convergence;
 mod directory;
 mod documents;
 mod emails;
+mod histories;
 mod memberships;
 mod strategies;

@@ -4,7 +4,7 @@
 //! and the permissions of each role. What a list lacks is read again before it counts as deleted, and an empty list deletes
 //! nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use kinde::management::{self, Organization, Permission, Role};
 use kinsync_core::{Entry, Fact, Value, Version};
@@ -127,8 +127,9 @@ impl Inner {
         let is_plausible = !changes.is_empty() || unlisted.is_empty();
         let absent = if is_plausible { self.read_absent(kind, unlisted).await? } else { None };
         let is_complete = absent.is_some();
-        let differing = changes.into_iter().filter(|change| differs(known.get(&change.id), &change.entry));
-        let differing = differing.map(|change| with_removed(known.get(&change.id), change, &version));
+        let differs =
+            |change: &Change| known.get(&change.id).is_none_or(|stored| stored.entry.differs(&change.entry));
+        let differing = changes.into_iter().filter(differs);
         let differing: Vec<Change> = differing.chain(absent.into_iter().flatten()).collect();
         lists.changed += differing.len() as u64;
         let Some(term) = term else { return Ok(()) };
@@ -207,20 +208,4 @@ fn of_organization(organization: &Organization, version: &Version) -> Change {
     ];
     let entry = Entry::observed(facts.into_iter().flatten(), version);
     Change { kind: Kind::Organization, id: organization.code.clone(), entry }
-}
-
-/// Adds the permissions that a role no longer gives.
-fn with_removed(stored: Option<&Stored>, change: Change, version: &Version) -> Change {
-    let before = stored.and_then(|stored| stored.entry.permissions()).unwrap_or_default();
-    let Some(given) = change.entry.permissions() else { return change };
-    let removed: Vec<String> = before.iter().filter(|id| !given.contains(id)).cloned().collect();
-    Change { entry: change.entry.without_permissions(removed, version), ..change }
-}
-
-/// Returns whether a listed object differs from the stored one. An equal value keeps its version, so that a scan without a
-/// difference writes nothing.
-fn differs(stored: Option<&Stored>, listed: &Entry) -> bool {
-    let Some(stored) = stored.filter(|stored| stored.entry.is_live()) else { return true };
-    let facts: BTreeMap<Fact, &Value> = listed.values().collect();
-    facts.into_iter().any(|(fact, value)| stored.entry.value(fact) != Some(value))
 }

@@ -14,8 +14,8 @@ use kinde::{
     management::{self, OrganizationUser, Role, UserPermission},
 };
 use kinsync_core::{
-    Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value,
-    Version, What,
+    Directory, Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState,
+    Value, Version, What,
 };
 use serde::{Deserialize, Serialize};
 
@@ -148,17 +148,17 @@ impl Seen {
         let code = &self.membership.code;
         let stored = memberships(&row.state);
         let known = stored.organization(code).unwrap_or_default();
-        // The document hides a permission that a role has lost until the user's own permissions are read again.
-        let is_hidden = self.membership.permissions.is_some()
-            && stored.has_uncertain_permission(code, &row.state.directory);
+        // An equal list is stored too: a read separates what roles give, and an event does not.
+        let is_due = self.membership.permissions.is_some()
+            && stored.needs_read_of_permissions(code, &row.state.directory);
         let mut changed = self.differing(row, &known);
-        if is_hidden {
+        if is_due {
             changed.permissions.clone_from(&self.membership.permissions);
         }
         let observation = self.observe(changed.clone());
         let joined = stored.clone().join(Memberships::read(code, Some(&changed), &observation.version));
         let after = joined.organization(code);
-        if after == stored.organization(code) && !is_hidden {
+        if after == stored.organization(code) && !is_due {
             return None;
         }
         let after = after.unwrap_or_default();
@@ -197,6 +197,20 @@ fn shown_roles(row: &Row, known: &Organization) -> Option<Vec<String>> {
 /// Returns whether a value is known and the other one differs.
 fn is_other<T: PartialEq>(known: Option<&T>, other: Option<&T>) -> bool {
     known.is_some() && other != known
+}
+
+/// Returns the permissions that a member has apart from roles. What a role gives is not kept as the member's own: it would
+/// outlive the role. If Kinde's list does not name the roles, their known lists decide; without one the result is `None`.
+fn own_permissions(list: Vec<UserPermission>, roles: &[Role], directory: &Directory) -> Option<Vec<String>> {
+    let given = roles.iter().map(|role| directory.entry(&role.id)?.permissions());
+    let given: Option<Vec<&[String]>> = given.collect();
+    let is_own = |one: &UserPermission| match &one.roles {
+        Patch::Value(roles) => Some(roles.is_empty()),
+        Patch::Null => Some(true),
+        Patch::Absent => Some(!given.as_ref()?.iter().any(|ids| ids.contains(&one.permission.id))),
+    };
+    let own = list.into_iter().map(|one| Some(is_own(&one)?.then_some(one.permission.id)));
+    own.collect::<Option<Vec<_>>>().map(|own| sorted(own.into_iter().flatten().collect()))
 }
 
 fn sorted(mut ids: Vec<String>) -> Vec<String> {
@@ -310,14 +324,12 @@ impl Inner {
                 let seen = seen.clone();
                 roles.map_or(seen.clone(), |roles| seen.resolved(roles)).compare(row.as_ref()).is_some()
             };
-            let is_uncertain = |(seen, row): &(Seen, Option<Row>)| {
-                let row = row.as_ref()?;
-                let is_uncertain =
-                    memberships(&row.state).has_uncertain_permission(code, &row.state.directory);
-                is_uncertain.then(|| seen.clone())
+            let is_due = |(seen, row): &(Seen, Option<Row>)| {
+                let state = &row.as_ref()?.state;
+                memberships(state).needs_read_of_permissions(code, &state.directory).then(|| seen.clone())
             };
             let members: Vec<(Seen, Option<Row>)> = members.into_iter().zip(rows).collect();
-            members.iter().filter_map(is_uncertain).for_each(|seen| comparison.add_unread(&seen));
+            members.iter().filter_map(is_due).for_each(|seen| comparison.add_unread(&seen));
             let members = members.into_iter().filter(differs);
             differing.extend(members.map(|(seen, _)| seen));
             if differing.len() >= MAX_DIFFERING {
@@ -459,20 +471,12 @@ impl Inner {
         if term.is_some() {
             self.retry_store(|| directory::observe(&*self.store, named.clone())).await?;
         }
-        let is_given_list_known = |role: &Role| {
-            row.state.directory.entry(&role.id).is_some_and(|role| role.permissions().is_some())
-        };
-        let are_given_known = roles.value.iter().all(is_given_list_known);
-        // What a role gives is not kept as the user's own: it would outlive the role.
-        let is_own = |one: &UserPermission| !are_given_known || one.roles.value().is_none_or(Vec::is_empty);
-        let own = |list: Vec<UserPermission>| {
-            sorted(list.into_iter().filter(is_own).map(|one| one.permission.id).collect())
-        };
+        let own = permissions.and_then(|list| own_permissions(list, &roles.value, &row.state.directory));
         let role_keys = roles.value.iter().map(|role| role.key.value().unwrap_or(&role.id).clone());
         let role_keys = sorted(role_keys.collect());
         let membership = Organization {
             roles: Some(sorted(roles.value.into_iter().map(|role| role.id).collect())),
-            permissions: permissions.map(own),
+            permissions: own,
             ..Organization::new(code)
         };
         let at = snapshot::sent_at(&roles.timing);

@@ -6,8 +6,11 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use kinde_emulator::{Emulator, NewUser, TokenSpec};
-use kinsync_core::{Field, Organization, Profile, Value, What};
-use kinsync_engine::Store;
+use kinsync_core::{Entry, Fact, Field, Organization, Profile, Value, Version, What};
+use kinsync_engine::{
+    Store,
+    internal::directory::{self, Change, Kind},
+};
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser, KinsyncLayer, Requirement,
@@ -43,6 +46,13 @@ fn member(roles: &[&str], permissions: &[&str]) -> Organization {
 async fn set(store: &Arc<dyn Store>, user: &str, organizations: Vec<Organization>) {
     let profile = Profile::new().with(Field::Organizations, Value::Organizations(organizations));
     observe(store, user, What::Fields(profile)).await;
+}
+
+/// Stores that a role gives no permission: otherwise the permissions of its members are unknown.
+async fn gives_nothing(store: &Arc<dyn Store>, role: &str) {
+    let entry = Entry::observed([(Fact::Permissions, Value::Codes(Vec::new()))], &Version::provisional());
+    let listed = Change { kind: Kind::Role, id: role.to_owned(), entry };
+    directory::observe(&**store, vec![listed]).await.unwrap();
 }
 
 /// Sends a request through both layers; returns the status, the last part of the type and the detail of a problem.
@@ -83,6 +93,7 @@ async fn a_request_needs_the_roles_and_permissions_of_the_stored_membership() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
     let process = Process::start(&kinde, &store, fresh(UnknownRoles::UseToken)).await;
     let (ada, token) = token(&kinde);
+    gives_nothing(&store, "editor").await;
     let elsewhere = Organization { roles: Some(keys(&["owner"])), ..Organization::new("org_other") };
     set(&store, &ada, vec![elsewhere, member(&["editor"], &["edit:things", "read:things"])]).await;
     let missing_role = "not-permitted missing_role";

@@ -330,7 +330,7 @@ async fn check_behind(proxy: Proxy) {
 
 /// The headers of kinsync that an application behind the proxy sees, and which requests of a path that needs a role it sees.
 async fn check_roles(proxy: Proxy) {
-    let deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let deployment = Deployment::comparing_roles().await;
     let org = deployment.kinde.config().org_code.clone();
     let keys = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>();
     let (ada, eve) = (
@@ -345,6 +345,9 @@ async fn check_roles(proxy: Proxy) {
     for user in [&ada, &eve] {
         deployment.until_stored(user, bson::doc! { "organizations.roles": { "$exists": true } }).await;
     }
+    // The permissions of a member with roles are known when those of the roles are.
+    deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
+    deployment.until_stored(&ada, bson::doc! { "organizations.permissions": "delete:things" }).await;
     let folder = tempfile::tempdir().unwrap();
     let (_running, url) =
         proxy.start_edited(&deployment, echo(), folder.path(), with_a_path_that_needs_a_role).await;

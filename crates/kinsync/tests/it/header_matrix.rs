@@ -10,8 +10,6 @@ use std::{
     time::Duration,
 };
 
-use kinsync_testing::mongo::TestMongo;
-
 use crate::{
     deployment::{Deployment, named},
     forward_auth::{Proxy, ROOT},
@@ -223,7 +221,7 @@ fn wrong(trick: &Trick, identity: &[(&str, String); 4], response: &str, heads: &
 }
 
 async fn check_behind(proxy: Proxy) {
-    let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
+    let mut deployment = Deployment::comparing_roles().await;
     deployment.apps[0].stop().await.unwrap();
     deployment.apps[0].set("KINSYNC_TOKEN_COOKIE", "token");
     deployment.apps[0].start().await.unwrap();
@@ -239,6 +237,8 @@ async fn check_behind(proxy: Proxy) {
     let (org, grants) = (&deployment.kinde.config().org_code, ["editor".to_owned(), "edit".to_owned()]);
     deployment.kinde.add_to_organization(&ada, org, &grants[..1], &grants[1..]).unwrap();
     deployment.until_stored(&ada, bson::doc! { "organizations.roles": "editor" }).await;
+    deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
+    deployment.until_stored(&ada, bson::doc! { "organizations.permissions": "edit" }).await;
     let direct = deployment.apps[0]
         .client()
         .get(deployment.apps[0].url("/auth/verify"))
