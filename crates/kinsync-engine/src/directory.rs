@@ -16,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     contention::{MAX_ROUNDS, pause},
     state_records::{self, Key, Term},
-    store::{Error, Saved, Store},
+    store::{Error, Page, Saved, Store},
 };
 
-const PREFIX: &str = "directory/";
+/// Prefix of the keys of the records.
+pub const PREFIX: &str = "directory/";
 
 /// Version of the format of a record.
 const FORMAT: u32 = 1;
@@ -58,7 +59,7 @@ pub struct Change {
 }
 
 /// A stored organization, role or permission.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stored {
     /// What the object is.
@@ -89,11 +90,11 @@ struct Record {
 
 /// Versions of the newest complete lists.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Listed(BTreeMap<Kind, Version>);
+pub(crate) struct Listed(pub(crate) BTreeMap<Kind, Version>);
 
 impl Listed {
     /// Returns what documents show of a record.
-    fn shown(&self, stored: Stored) -> Entry {
+    pub(crate) fn shown(&self, stored: Stored) -> Entry {
         match stored.kind {
             Kind::Organization => stored.entry.as_of(self.0.get(&stored.kind)),
             Kind::Role | Kind::Permission => stored.entry,
@@ -261,7 +262,10 @@ struct Job {
 /// Returns whether the record is marked; `None` after a concurrent write.
 async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>), Error> {
     let Job { id, key, saved, kind, entry, listed } = job;
-    let known = saved.as_ref().map(|saved| decode(&key, saved)).transpose()?;
+    let Ok(known) = saved.as_ref().map(|saved| decode(&key, saved)).transpose() else {
+        // Nothing is lost: the log has the event, and a scan observes the object again after the reset of the record.
+        return Ok((id, Some(false)));
+    };
     let next = joined(known.clone(), kind, &entry, listed.as_ref());
     if known.as_ref() == Some(&next) {
         return Ok((id, Some(next.is_due())));
@@ -270,7 +274,8 @@ async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>),
     Ok((id, is_written.then_some(next.is_due())))
 }
 
-fn joined(known: Option<Stored>, kind: Kind, entry: &Entry, listed: Option<&Version>) -> Stored {
+/// Returns the record after one more observation.
+pub(crate) fn joined(known: Option<Stored>, kind: Kind, entry: &Entry, listed: Option<&Version>) -> Stored {
     let next = Entry::observe(known.as_ref().map(|known| known.entry.clone()), entry.clone(), listed);
     let Some(known) = known else { return Stored { kind, entry: next, changes: 1, spread: 0 } };
     let changes = known.changes + u64::from(next.shown() != known.entry.shown());
@@ -283,25 +288,33 @@ async fn put(store: &dyn Store, key: &str, stored: &Stored, revision: i64) -> Re
     store.put_state(key, &value, revision).await
 }
 
-fn decode(key: &str, saved: &Saved) -> Result<Stored, Error> {
-    let refused = |problem: String| Error::Refused {
-        doing: "read a record of kinsync",
-        hint: format!("the record `{key}` {problem}: run the version of kinsync that wrote it"),
-        source: None,
-    };
+/// Decodes a record. An error is logged here: one unreadable record must not stop the others.
+fn decode(key: &str, saved: &Saved) -> Result<Stored, Unreadable> {
     let format = saved.value.get("format").and_then(serde_json::Value::as_u64);
-    if format != Some(u64::from(FORMAT)) {
-        return Err(refused(format!("has format {format:?}, and this version reads format {FORMAT}")));
-    }
-    let record = Record::deserialize(&saved.value);
-    record.map(|record| record.stored).map_err(|error| refused(format!("cannot be decoded ({error})")))
+    let known = format == Some(u64::from(FORMAT));
+    let record = known.then(|| Record::deserialize(&saved.value));
+    let problem = match record {
+        Some(Ok(record)) => return Ok(record.stored),
+        Some(Err(error)) => format!("cannot be decoded ({error})"),
+        None => format!("has format {format:?}, and this version reads format {FORMAT}"),
+    };
+    let unreadable = Unreadable(format!(
+        "the record `{key}` {problem}: run the version of kinsync that wrote it, or reset the record with `kinsync state reset \
+         {key}` while no other kinsync runs, and the next scan with `reconcile.roles` stores it again"
+    ));
+    tracing::error!(record = key, error = unreadable.0, "documents show the object as it was known before");
+    Err(unreadable)
 }
+
+/// Why a record cannot be read, with the next step.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unreadable(pub String);
 
 /// Lists marked records, by code or id.
 pub(crate) async fn due(store: &dyn Store) -> Result<Vec<(String, Stored)>, Error> {
     let records = store.due_states(PAGE).await?;
     let ours = records.iter().filter_map(|(key, saved)| Some((key.strip_prefix(PREFIX)?, key, saved)));
-    ours.map(|(id, key, saved)| Ok((id.to_owned(), decode(key, saved)?))).collect()
+    Ok(ours.filter_map(|(id, key, saved)| Some((id.to_owned(), decode(key, saved).ok()?))).collect())
 }
 
 /// Stores that the documents show this change. A newer change, also a concurrent one, keeps the record marked.
@@ -310,7 +323,7 @@ pub(crate) async fn mark_spread(store: &dyn Store, id: &str, change: u64) -> Res
     for round in 0..MAX_ROUNDS {
         pause(round).await;
         let Some(saved) = store.state(&key).await? else { return Ok(()) };
-        let stored = decode(&key, &saved)?;
+        let Ok(stored) = decode(&key, &saved) else { return Ok(()) };
         if stored.spread >= change {
             return Ok(());
         }
@@ -327,7 +340,7 @@ fn contended() -> Error {
 }
 
 /// Loads what is known of these objects and of the permissions that the roles among them give. The result has an entry for
-/// each, also if nothing is known.
+/// each, also if nothing is known, except for those with an unreadable record.
 ///
 /// # Errors
 /// Fails when the store fails.
@@ -347,7 +360,7 @@ async fn load_exactly(store: &dyn Store, ids: BTreeSet<String>) -> Result<Direct
         let listed = saved.pop().flatten().map(|saved| state_records::decode(&LISTED, saved)).transpose()?;
         let listed: Listed = listed.map(|record| record.value).unwrap_or_default();
         for ((key, id), saved) in keys.iter().zip(ids).zip(saved) {
-            let stored = saved.map(|saved| decode(key, &saved)).transpose()?;
+            let Ok(stored) = saved.map(|saved| decode(key, &saved)).transpose() else { continue };
             directory.add(id, stored.map(|stored| listed.shown(stored)).unwrap_or_default());
         }
     }
@@ -362,21 +375,87 @@ pub(crate) async fn count(store: &dyn Store) -> Result<u64, Error> {
     store.count_states(PREFIX).await
 }
 
-/// Lists all organizations, roles and permissions, in the order of their codes and ids.
+/// All organizations, roles and permissions.
+#[derive(Debug, Default)]
+pub struct All {
+    /// The records, by code or id.
+    pub stored: HashMap<String, Stored>,
+    /// Records that cannot be read.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// Lists all organizations, roles and permissions.
 ///
 /// # Errors
-/// Fails when the store fails, or when a newer kinsync wrote a record.
-pub async fn list(store: &dyn Store) -> Result<HashMap<String, Stored>, Error> {
-    let mut all = HashMap::new();
-    let mut after: Option<String> = None;
+/// Fails when the store fails.
+pub async fn list(store: &dyn Store) -> Result<All, Error> {
+    let mut all = All::default();
+    let mut after = None;
     loop {
         let page = store.list_states(PREFIX, after.as_deref(), PAGE).await?;
         for (key, saved) in &page {
-            all.insert(key[PREFIX.len()..].to_owned(), decode(key, saved)?);
+            match decode(key, saved) {
+                Ok(stored) => drop(all.stored.insert(id_of(key), stored)),
+                Err(unreadable) => all.unreadable.push(unreadable),
+            }
         }
         if page.len() < PAGE {
             return Ok(all);
         }
         after = page.into_iter().next_back().map(|(key, _)| key);
     }
+}
+
+/// Returns the record of one organization, role or permission; `None` if it is not stored or cannot be read.
+///
+/// # Errors
+/// Fails when the store fails.
+pub async fn find(store: &dyn Store, id: &str) -> Result<Option<Stored>, Error> {
+    let key = format!("{PREFIX}{id}");
+    Ok(store.state(&key).await?.and_then(|saved| decode(&key, &saved).ok()))
+}
+
+/// Lists at most `limit` organizations after this code, in the order of their codes.
+///
+/// # Errors
+/// Fails when the store fails.
+pub async fn organizations(
+    store: &dyn Store,
+    after: &str,
+    limit: usize,
+    is_shown: impl Fn(&Stored) -> bool,
+) -> Result<Page<(String, Stored)>, Error> {
+    let mut found = Vec::new();
+    let mut after = format!("{PREFIX}{after}");
+    loop {
+        let page = store.list_states(PREFIX, Some(&after), PAGE).await?;
+        for (key, saved) in &page {
+            match decode(key, saved) {
+                Ok(stored) if stored.kind == Kind::Organization && is_shown(&stored) => {
+                    found.push(Ok((id_of(key), stored)));
+                }
+                Ok(_) => {}
+                Err(_) => found.push(Err(id_of(key))),
+            }
+        }
+        let is_last = page.len() < PAGE;
+        if is_last || found.len() > limit {
+            return Ok(Page::new(found, limit, |(code, _)| code.clone()));
+        }
+        after = page.into_iter().next_back().map(|(key, _)| key).unwrap_or(after);
+    }
+}
+
+/// Removes the record of an organization, a role or a permission. Returns whether it was stored.
+///
+/// # Errors
+/// Fails when the store fails.
+pub async fn reset(store: &dyn Store, key: &str) -> Result<bool, Error> {
+    let Some(saved) = store.state(key).await? else { return Ok(false) };
+    store.remove_states(&[(key.to_owned(), saved.revision)]).await?;
+    Ok(true)
+}
+
+fn id_of(key: &str) -> String {
+    key[PREFIX.len()..].to_owned()
 }

@@ -139,7 +139,7 @@ pub struct Page<T> {
 impl<T> Page<T> {
     /// The page of what was read for it: one more than `limit`, if there is more. `Err`: the name of a document that cannot
     /// be decoded. `name` is what the next page starts after.
-    fn new(read: Vec<Result<T, String>>, limit: usize, name: impl Fn(&T) -> String) -> Self {
+    pub(crate) fn new(read: Vec<Result<T, String>>, limit: usize, name: impl Fn(&T) -> String) -> Self {
         let has_more = read.len() > limit;
         let mut page = Self { items: Vec::new(), next: None, undecodable: Vec::new() };
         let mut last = None;

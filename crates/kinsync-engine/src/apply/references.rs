@@ -93,7 +93,9 @@ fn decode(key: &str, saved: &Saved) -> Result<BTreeMap<UserId, i64>, Error> {
 pub(super) fn references(rows: &[Row], deltas: &HashMap<UserId, Delta>) -> BTreeSet<String> {
     let of = |row: &Row| {
         let delta = &deltas[&row.id];
-        let concerns_memberships = delta.is_empty() || delta.state.memberships().is_some();
+        // The copy of a row may have been removed by hand.
+        let is_known = || row.state.directory.has_all(&row.state.references());
+        let concerns_memberships = delta.is_empty() || delta.state.memberships().is_some() || !is_known();
         concerns_memberships.then(|| [row.state.references(), delta.state.references()])
     };
     rows.iter().filter_map(of).flatten().flatten().collect()

@@ -117,7 +117,9 @@ impl Inner {
         lists: &mut Lists,
     ) -> Result<(), Error> {
         let Listing { kind, version, changes } = listing;
-        let known = self.retry_store(|| directory::list(&*self.store)).await?;
+        let directory::All { stored: known, unreadable } =
+            self.retry_store(|| directory::list(&*self.store)).await?;
+        lists.not_compared = unreadable.into_iter().next().map(|one| one.0).or(lists.not_compared.take());
         let listed: HashSet<&str> = changes.iter().map(|change| change.id.as_str()).collect();
         let is_unlisted = |(id, stored): &(&String, &Stored)| {
             stored.kind == kind && stored.entry.is_live() && !listed.contains(id.as_str())

@@ -186,7 +186,7 @@ async fn an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life(
     world.kinde.delete_role(&lost).expect("there");
     reconcile(&world).await;
     world.deliver(events).await;
-    let stored = directory::list(&*world.fresh.store).await.expect("the store answers");
+    let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(!stored[&lost].entry.is_live());
     assert_eq!(roles(&world, &ada).await, Some(Vec::new()));
 }
@@ -227,6 +227,6 @@ async fn an_empty_list_of_roles_or_organizations_deletes_nothing(fresh: Fresh) {
     }
     reconcile(&world).await;
     assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
-    let stored = directory::list(&*world.fresh.store).await.expect("the store answers");
+    let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(stored.values().all(|stored| stored.entry.is_live()));
 }

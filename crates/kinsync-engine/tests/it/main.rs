@@ -25,6 +25,7 @@ mod reconcile_scans;
 mod reconcile_schedule;
 mod state_records;
 mod suspended;
+mod unreadable;
 
 mod queue_conformance;
 mod queue_crash;

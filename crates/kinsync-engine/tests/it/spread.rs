@@ -122,7 +122,7 @@ async fn assert_clean(fresh: &Fresh) {
         assert_eq!(left, [], "{}", fresh.name);
     }
     let stored = directory::list(&*fresh.store).await.expect("the store answers");
-    assert!(stored.values().all(|stored| !stored.is_due()));
+    assert!(stored.stored.values().all(|stored| !stored.is_due()));
 }
 
 /// Runs a process that is suspended at this call, until nothing is marked, or until `then` is done. Returns whether it came that far.

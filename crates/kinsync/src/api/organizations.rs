@@ -69,4 +69,7 @@ pub struct OrganizationPage {
     /// Where the next page starts; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Codes and ids of records on this page that this version of kinsync cannot read. The log has the reason and the next step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undecodable: Vec<String>,
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use clap::Subcommand;
 use kinsync_engine::internal::{
-    reconcile,
+    directory, reconcile,
     state_records::{self, Key},
     store::{Error, Store},
 };
@@ -42,7 +42,7 @@ pub(super) struct List {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Reset {
-    /// The record, such as `reconcile.held`
+    /// The record, such as `reconcile.held` or `directory/ID` for an organization, a role or a permission
     record: String,
     #[command(flatten)]
     flags: ServerFlags,
@@ -79,18 +79,36 @@ async fn state(store: &dyn Store, key: &Key) -> Result<&'static str, Error> {
 }
 
 async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
+    if record.starts_with(directory::PREFIX) {
+        return reset_directory(record, flags).await;
+    }
     let keys = reconcile::state_keys();
     let key = keys.iter().find(|key| key.name == record).ok_or_else(|| {
         let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
-        anyhow!("there is no record `{record}`; the records are {}", names.join(", "))
+        anyhow!("there is no record `{record}`; the records are {} and directory/ID", names.join(", "))
     })?;
     let config = Config::load(&Sources::of_process(flags.0))?.config;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     let is_stored = state_records::reset(&*store, key).await.map_err(anyhow::Error::from)?;
-    output::say(&if is_stored {
-        format!("reset: {}", key.reset)
-    } else {
-        format!("`{record}` is not stored; nothing was changed")
-    });
+    report(record, is_stored.then_some(key.reset));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes the record of an organization, a role or a permission.
+async fn reset_directory(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
+    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    let is_stored = directory::reset(&*store, record).await.map_err(anyhow::Error::from)?;
+    report(
+        record,
+        is_stored.then_some("a later event, or the next scan that compares roles, stores it again"),
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(record: &str, after: Option<&str>) {
+    output::say(&match after {
+        Some(after) => format!("reset: {after}"),
+        None => format!("`{record}` is not stored; nothing was changed"),
+    });
 }

@@ -29,7 +29,28 @@ const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, e
 
 pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
-    ids.iter().map(|id| select.query_row([id.as_str()], row).optional()).collect()
+    // A row that cannot be decoded is refused when it is written, and must not stop the others.
+    ids.iter().map(|id| select.query_row([id.as_str()], readable).optional().map(Option::flatten)).collect()
+}
+
+/// Decodes a row; `None` if it cannot be decoded.
+fn readable(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
+    match row(columns) {
+        Err(rusqlite::Error::FromSqlConversionFailure(..)) => Ok(None),
+        decoded => decoded.map(Some),
+    }
+}
+
+/// Returns why the row of a user cannot be decoded; `None` if it can.
+fn fault(sqlite: &Connection, id: &UserId) -> rusqlite::Result<Option<String>> {
+    let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
+    match select.query_row([id.as_str()], row).optional() {
+        Err(rusqlite::Error::FromSqlConversionFailure(.., error)) => Ok(Some(format!(
+            "the row of the user {id} in the embedded store cannot be decoded ({error}): run the version of kinsync that wrote it, \
+             or restore the data folder"
+        ))),
+        decoded => decoded.map(|_| None),
+    }
 }
 
 pub(super) fn write(sqlite: &Connection, rows: &[Row]) -> rusqlite::Result<Vec<Outcome>> {
@@ -57,7 +78,10 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
         ":pending_emails": pending_emails,
     });
     match written {
-        Ok(0) => Ok(Outcome::Stale),
+        Ok(0) => {
+            let fault = if row.revision == 0 { fault(sqlite, &row.id)? } else { None };
+            Ok(fault.map_or(Outcome::Stale, |why| Outcome::Rejected(why.into())))
+        }
         Ok(_) => write_references(sqlite, row).map(|()| Outcome::Written),
         // The only remaining constraint: `email` is unique.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
@@ -176,9 +200,11 @@ fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
+/// Returns rows. Those that cannot be decoded are left out: see [`select_each`].
 fn select(sqlite: &Connection, tail: &str, parameters: impl Params) -> rusqlite::Result<Vec<Row>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
-    select.query_map(parameters, row)?.collect()
+    let rows = select.query_map(parameters, readable)?;
+    rows.filter_map(Result::transpose).collect()
 }
 
 /// Like [`select`]; a row that cannot be decoded is the error with its id.

@@ -54,7 +54,8 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     let values = written_under.values(doc);
     let id = values.of(DocumentKey::KindeId)?.as_str().and_then(|id| UserId::parse(id).ok())?;
     // A document with a revision in the known format has no fault, and most documents are such.
-    let is_readable = is_written && metadata.format == Some(i64::from(FORMAT));
+    let is_readable =
+        is_written && metadata.format == Some(i64::from(FORMAT)) && metadata.directory != Copy::Unreadable;
     if !is_readable && fault(doc, known).is_some() {
         return None;
     }
@@ -197,7 +198,13 @@ pub(super) fn fault(doc: &RawDocument, known: &Known) -> Option<String> {
         (_, Some(RawBsonRef::Document(metadata))) => {
             match metadata.get("format").ok().flatten().and_then(integer) {
                 Some(format) if format == i64::from(FORMAT) => {
-                    if known.of(Metadata::of(metadata).mapping).is_none() {
+                    let read = Metadata::of(metadata);
+                    if read.directory == Copy::Unreadable {
+                        let found = "unreadable: if a newer kinsync wrote it, run that version; else remove the key, and the next \
+                                     event or scan of the user writes it again";
+                        return Some(named(&format!("{METADATA}.directory"), doc, found));
+                    }
+                    if known.of(read.mapping).is_none() {
                         let found = "written under other names of keys, which this process has not read: start it again";
                         return Some(named(METADATA, doc, found));
                     }
@@ -252,7 +259,21 @@ struct Metadata<'a> {
     refused: Option<&'a RawDocument>,
     mapping: i64,
     pending_emails: Option<&'a RawArray>,
-    directory: Option<&'a RawDocument>,
+    /// An unreadable one must not count as empty: the document would show ids in place of keys.
+    directory: Copy,
+}
+
+/// The copy of what is known of organizations, roles and permissions.
+#[derive(PartialEq)]
+enum Copy {
+    Readable(Directory),
+    Unreadable,
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self::Readable(Directory::default())
+    }
 }
 
 impl<'a> Metadata<'a> {
@@ -288,7 +309,10 @@ impl<'a> Metadata<'a> {
                 "replaced" => metadata.replaced = value.as_document(),
                 "refused" => metadata.refused = value.as_document(),
                 "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
-                "directory" => metadata.directory = value.as_document(),
+                "directory" => {
+                    let read = value.as_document().and_then(directory);
+                    metadata.directory = read.map_or(Copy::Unreadable, Copy::Readable);
+                }
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }
@@ -349,7 +373,11 @@ impl<'a> Metadata<'a> {
             first: self.first,
             last_seen: self.last_seen,
             last_signed_in: self.last_signed_in,
-            directory: self.directory.and_then(directory).unwrap_or_default(),
+            directory: match self.directory {
+                Copy::Readable(directory) => directory,
+                // A fault of the document, which has no row.
+                Copy::Unreadable => Directory::default(),
+            },
         }
     }
 }

@@ -24,23 +24,17 @@ pub async fn organizations(
     Params(query): Params<OrganizationsQuery>,
 ) -> Result<OrganizationPage> {
     let limit = limit(query.limit)?;
-    let all = directory::list(&**state.engine.store()).await?;
     let after = query.after.unwrap_or_default();
-    let is_listed = |(code, stored): &(String, Stored)| {
-        stored.kind == Kind::Organization && *code > after && (query.deleted || stored.entry.is_live())
-    };
-    let mut found: Vec<(String, Stored)> = all.into_iter().filter(is_listed).collect();
-    found.sort_by(|(one, _), (other, _)| one.cmp(other));
-    let has_more = found.len() > limit;
-    found.truncate(limit);
-    let next = found.last().map(|(code, _)| code.clone()).filter(|_| has_more);
-    let organizations = found.into_iter().map(|(code, stored)| OrganizationDetails::new(code, &stored));
-    Ok(OrganizationPage { organizations: organizations.collect(), next })
+    let is_shown = |stored: &Stored| query.deleted || stored.entry.is_live();
+    let page = directory::organizations(&**state.engine.store(), &after, limit, is_shown).await?;
+    let (next, undecodable) = (page.next, page.undecodable);
+    let organizations = page.items.into_iter().map(|(code, stored)| OrganizationDetails::new(code, &stored));
+    Ok(OrganizationPage { organizations: organizations.collect(), next, undecodable })
 }
 
 /// GET /api/admin/organizations/{id}
 pub async fn organization(state: Arc<AppState>, Id(code): Id) -> Result<OrganizationDetails> {
-    let stored = directory::list(&**state.engine.store()).await?.remove(&code);
+    let stored = directory::find(&**state.engine.store(), &code).await?;
     let stored = stored.filter(|stored| stored.kind == Kind::Organization);
     stored.map(|stored| OrganizationDetails::new(code, &stored)).ok_or_else(|| not_found("organization"))
 }
@@ -69,7 +63,7 @@ async fn references(state: &AppState, query: &UsersQuery) -> Result<Option<Vec<S
     let Some(role) = query.role.as_ref().filter(|_| query.organization.is_none()) else {
         return Ok(query.organization.clone().map(|code| vec![code]));
     };
-    let all = directory::list(&**state.engine.store()).await?;
+    let all = directory::list(&**state.engine.store()).await?.stored;
     let has_key = |(_, stored): &(&String, &Stored)| stored.entry.text(Fact::Key) == Some(role);
     let ids = all.iter().filter(has_key).map(|(id, _)| id.clone());
     // An old event contains keys alone.
