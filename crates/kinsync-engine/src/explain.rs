@@ -39,8 +39,8 @@ pub struct ExplainedObservation {
 pub struct ExplainedField {
     /// Key of the field in a user document.
     pub field: &'static str,
-    /// Observed value.
-    pub value: Value,
+    /// Observed value; `None`: memberships of which no source has listed all.
+    pub value: Option<Value>,
     /// Whether this observation determines the current value.
     pub is_set: bool,
     /// The newer observation that determines the current value instead.
@@ -153,15 +153,14 @@ impl Explainer<'_> {
         }
     }
 
-    /// Replaces the ids of roles and permissions by keys.
-    fn with_keys(&self, value: &Value) -> Value {
+    /// Replaces the ids of roles and permissions by keys. Returns `None` for memberships that are not all known.
+    fn with_keys(&self, value: &Value) -> Option<Value> {
         let list = match value {
             Value::Organizations(list) => list,
             Value::Memberships(memberships) => {
-                let shown = memberships.shown(&self.state.directory);
-                return Value::Organizations(shown.unwrap_or_default());
+                return memberships.shown(&self.state.directory).map(Value::Organizations);
             }
-            other => return other.clone(),
+            other => return Some(other.clone()),
         };
         let keys = |ids: &Option<Vec<String>>| {
             let key = |id: &String| self.state.directory.key(id).to_owned();
@@ -172,7 +171,7 @@ impl Explainer<'_> {
             permissions: keys(&one.permissions),
             ..one.clone()
         };
-        Value::Organizations(list.iter().map(shown).collect())
+        Some(Value::Organizations(list.iter().map(shown).collect()))
     }
 
     fn deletion(&self, version: &Version) -> String {
@@ -292,6 +291,18 @@ mod tests {
             scheme: "hmac_sha256".into(),
             payload: payload.into(),
         }
+    }
+
+    #[test]
+    fn memberships_that_no_source_has_listed_are_unknown_and_not_none() {
+        let version = Version::snapshot(Micros(MINUTE), "h");
+        let membership = Organization { roles: Some(Vec::new()), ..Organization::new("org_1") };
+        let what = What::Membership { code: "org_1".into(), membership: Some(membership) };
+        let (user, source) = (UserId::parse("kp_1").unwrap(), kinsync_core::Source::Reconcile);
+        let mut row = Row::unknown(user.clone());
+        row.state = row.state.observe(&Observation { user, version, source, what });
+        let [read] = explain(Some(&row), &[]).try_into().unwrap();
+        assert_eq!(read.fields.iter().map(|field| &field.value).collect::<Vec<_>>(), [&None]);
     }
 
     #[test]

@@ -105,7 +105,7 @@ async fn roles_that_no_event_contained_are_unknown_until_a_scan_reads_them(fresh
     assert_eq!(found.joined_on.map(|at| at.0), Some(joined.as_microsecond()));
     assert_eq!((run.tally.missed(), run.memberships.map(|found| found.filled_in)), (0, Some(2)));
     let explained = explain(Some(&world.row(&ada).await), &[]);
-    let values = explained.iter().flat_map(|one| &one.fields).map(|field| &field.value);
+    let values = explained.iter().flat_map(|one| &one.fields).filter_map(|field| field.value.as_ref());
     let lists = values.filter_map(|value| match value {
         Value::Organizations(list) => Some(list),
         _ => None,

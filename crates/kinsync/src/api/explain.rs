@@ -1,8 +1,8 @@
 //! Why a user is as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use kinsync_core::{Identity, Organization, Value};
+use kinsync_core::{Identity, Organization, UserState, Value};
 use kinsync_engine::internal::{
     explain as engine,
     reconcile::record::{self, DriftKind},
@@ -26,6 +26,9 @@ pub struct Explanation {
     /// deletion and a suspension.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refused_keys: BTreeMap<String, String>,
+    /// The known memberships; absent when only events are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memberships: Option<Memberships>,
     /// The observations, oldest first. Events are complete; of reads of Kinde and of tokens only values that still hold
     /// are known.
     pub observations: Vec<Observation>,
@@ -45,6 +48,40 @@ pub struct Rejected {
     pub since: Time,
     /// Whether the database has no document of the user at all.
     pub is_missing: bool,
+}
+
+/// What is known of the memberships of a user.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Memberships {
+    /// Whether a source has listed all memberships. If not, the user may have others.
+    pub are_all_known: bool,
+    /// The memberships, sorted by code.
+    pub list: Vec<Membership>,
+}
+
+/// What is known of one membership.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Membership {
+    /// The code of the organization.
+    pub code: String,
+    /// Keys of the roles; absent while they are unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub roles: Option<Vec<String>>,
+    /// The permissions; absent while they are unknown, for example because a list of one of the roles is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub permissions: Option<Vec<Permission>>,
+}
+
+/// A permission of a member.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Permission {
+    /// The key.
+    pub key: String,
+    /// Keys of the roles that give it. Empty: an event or a read listed it for the user.
+    pub roles: Vec<String>,
 }
 
 /// One observation of a user.
@@ -88,6 +125,11 @@ pub struct ObservedField {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum FieldValue {
+    /// A value that is not known.
+    Unknown {
+        /// Why not.
+        unknown: String,
+    },
     /// No value.
     Null,
     /// Yes or no.
@@ -125,6 +167,12 @@ pub enum NextScan {
     },
 }
 
+impl FieldValue {
+    fn not_listed() -> Self {
+        Self::Unknown { unknown: "no source has listed all memberships".to_owned() }
+    }
+}
+
 impl From<&Value> for FieldValue {
     fn from(value: &Value) -> Self {
         match value {
@@ -134,11 +182,32 @@ impl From<&Value> for FieldValue {
             Value::Text(text) => Self::Text(text.to_string()),
             Value::Organizations(list) => Self::Organizations(list.clone()),
             Value::Memberships(memberships) => {
-                Self::Organizations(memberships.organizations().unwrap_or_default())
+                memberships.organizations().map_or_else(Self::not_listed, Self::Organizations)
             }
             Value::Codes(list) => Self::Codes(list.clone()),
             Value::Identities(list) => Self::Identities(list.clone()),
         }
+    }
+}
+
+impl From<&UserState> for Memberships {
+    fn from(state: &UserState) -> Self {
+        let directory = &state.directory;
+        let membership = |known: &kinsync_core::Memberships, code: String| {
+            let permissions = known.permission_roles(&code, directory);
+            let permission = |(key, roles): (&str, BTreeSet<&str>)| Permission {
+                key: key.to_owned(),
+                roles: roles.into_iter().map(ToOwned::to_owned).collect(),
+            };
+            Membership {
+                roles: known.shown_in(&code, directory).and_then(|shown| shown.roles),
+                permissions: permissions.map(|list| list.into_iter().map(permission).collect()),
+                code,
+            }
+        };
+        let known = state.memberships();
+        let list = known.map(|known| known.codes().map(|code| membership(known, code)).collect());
+        Self { are_all_known: state.organizations().is_some(), list: list.unwrap_or_default() }
     }
 }
 
@@ -159,7 +228,7 @@ impl From<&engine::ExplainedField> for ObservedField {
     fn from(field: &engine::ExplainedField) -> Self {
         Self {
             field: field.field.to_owned(),
-            value: (&field.value).into(),
+            value: field.value.as_ref().map_or_else(FieldValue::not_listed, Into::into),
             is_current: field.is_set,
             superseded_by: field.superseded_by.clone(),
         }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::api::{
     Time,
-    explain::{Explanation, NextScan, Observation},
+    explain::{Explanation, Membership, Memberships, NextScan, Observation, Permission},
     users::{User, UserPage, UsersQuery},
 };
 
@@ -96,6 +96,7 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
             "The document keeps {key} of your application, which Kinde does not change: {value}"
         ));
     }
+    explanation.memberships.iter().flat_map(membership_lines).for_each(|line| output::say(&line));
     let rows: Vec<_> = explanation.observations.iter().flat_map(lines).collect();
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");
@@ -108,6 +109,27 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     }
     output::say(&format!("\nThe next scan: {}", next_scan(&explanation.next_scan)));
     Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each membership, with what is known and what is not.
+fn membership_lines(memberships: &Memberships) -> Vec<String> {
+    let known = |list: Option<Vec<String>>| match list {
+        None => "unknown".to_owned(),
+        Some(list) if list.is_empty() => "none".to_owned(),
+        Some(list) => list.join(", "),
+    };
+    let permission = |permission: &Permission| match permission.roles.as_slice() {
+        [] => permission.key.clone(),
+        roles => format!("{} (from {})", permission.key, roles.join(" and ")),
+    };
+    let line = |one: &Membership| {
+        let permissions = one.permissions.as_ref().map(|list| list.iter().map(permission).collect());
+        let (roles, permissions) = (known(one.roles.clone()), known(permissions));
+        format!("Member of {}: roles {roles}; permissions {permissions}", one.code)
+    };
+    let others = "Other memberships are unknown: no event or scan has listed them all.".to_owned();
+    let others = (!memberships.are_all_known).then_some(others);
+    memberships.list.iter().map(line).chain(others).collect()
 }
 
 /// One line for the observation, and one for each of its fields.
@@ -138,5 +160,33 @@ fn next_scan(next: &NextScan) -> String {
         NextScan::Drift { kind, fields } => {
             format!("the user {}: {}", super::scan::would(*kind), fields.join(", "))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_roles_and_permissions_are_no_empty_lists() {
+        let member = |roles: Option<&[&str]>, permissions: Option<Vec<Permission>>| Membership {
+            code: "org_1".into(),
+            roles: roles.map(|keys| keys.iter().map(|key| (*key).to_owned()).collect()),
+            permissions,
+        };
+        let permission = |key: &str, roles: &[&str]| Permission {
+            key: key.into(),
+            roles: roles.iter().map(|key| (*key).to_owned()).collect(),
+        };
+        let known = vec![permission("delete", &["admin", "owner"]), permission("read", &[])];
+        let list = vec![member(Some(&[]), None), member(None, None), member(Some(&["admin"]), Some(known))];
+        let lines = membership_lines(&Memberships { are_all_known: false, list });
+        let expected = [
+            "Member of org_1: roles none; permissions unknown",
+            "Member of org_1: roles unknown; permissions unknown",
+            "Member of org_1: roles admin; permissions delete (from admin and owner), read",
+            "Other memberships are unknown: no event or scan has listed them all.",
+        ];
+        assert_eq!(lines, expected);
     }
 }

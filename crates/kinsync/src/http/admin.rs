@@ -168,6 +168,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
     }
     Ok(Explanation {
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
+        memberships: row.as_ref().map(|row| (&row.state).into()),
         user: row.map(|row| row.document()),
         rejected,
         refused_keys,

@@ -182,6 +182,13 @@ fn organizations_and_their_members_are_listed() {
         (&page["next"], &page["users"][0]["organizations"][0]["roles"][0]),
         (&"u5".into(), &"owner".into())
     );
+    let memberships =
+        |user: &str| server.admin(&format!("/api/admin/users/{user}/explain")).1["memberships"].clone();
+    let known = |one: Value| serde_json::json!({ "areAllKnown": true, "list": [one] });
+    let unknown = serde_json::json!({ "code": "org_a", "roles": ["owner"] });
+    assert_eq!(memberships("u5"), known(unknown), "what the role gives is unknown");
+    let none = serde_json::json!({ "code": "org_a", "roles": [], "permissions": [] });
+    assert_eq!(memberships("u6"), known(none));
 }
 
 #[test]
