@@ -4,25 +4,25 @@
 //! organization, with the keys of their roles and with their suspension there. The list of users determines the members; a
 //! member that the list of an organization lacks keeps the stored roles, so an incomplete list removes nothing.
 //!
-//! Lists contain no permissions. Where the roles of a member have changed, the stored permissions no longer count, and they
-//! are read for this member alone.
+//! Lists contain no permissions. Where the roles of a member have changed, the stored permissions no longer count: they are read for
+//! this member alone, and written together with the roles.
+
+mod seen;
 
 use std::collections::HashMap;
 
 use kinde::{
     Patch,
-    management::{self, OrganizationUser, Role, UserPermission},
+    management::{self, Role, UserPermission},
 };
-use kinsync_core::{
-    Directory, Field, Memberships, Micros, Observation, Organization, Profile, Source, UserId, UserState,
-    Value, Version, What,
-};
+use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
 use serde::{Deserialize, Serialize};
 
+use self::seen::{Seen, memberships, sorted};
 use super::{
     Error, Inner, Progress,
     compare::drift,
-    directory::{Lists, RoleIds},
+    directory::Lists,
     record::{DriftKind, Run, Tally},
     scan::Scanned,
     single_reads::is_about_one,
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     apply::ComparedRows,
     directory::{self, Change},
+    pending_checks::PendingChecks,
     scan_watermark::ScanNumber,
     snapshot,
     state_records::Term,
@@ -40,8 +41,10 @@ use crate::{
 const MAX_ORGANIZATIONS: usize = 10_000;
 /// Members that differ before the roles are listed again and these members are repaired.
 const MAX_DIFFERING: usize = 1000;
-/// Members with permissions that one scan reads. Those of further members are unknown until an event or a check.
-const MAX_PERMISSION_READS: usize = 1000;
+/// Members with other roles that are written together, after a read of their permissions.
+const REPAIRED_TOGETHER: usize = 100;
+/// Members with permissions that need a read, per scan. The next scan finds the others again.
+const MAX_DUE: usize = 1000;
 
 /// What a scan compared of the roles of members.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -62,17 +65,8 @@ pub struct MembershipTally {
     pub not_compared: Option<String>,
 }
 
-/// A membership as read from Kinde. Roles and permissions are ids as far as those are known, else keys.
-#[derive(Clone)]
-struct Seen {
-    user: UserId,
-    membership: Organization,
-    /// Keys of the roles, sorted.
-    role_keys: Vec<String>,
-    at: Micros,
-}
-
 /// A member with permissions to be read.
+#[derive(Clone)]
 struct Unread {
     user: UserId,
     code: String,
@@ -85,118 +79,22 @@ struct Comparison<'a> {
     run: &'a Run,
     lists: &'a Lists,
     found: MembershipTally,
-    unread: Vec<Unread>,
+    /// Members with permissions that need a read.
+    due: Vec<Unread>,
 }
 
 impl Comparison<'_> {
-    /// Queues a read of the permissions of a member, after the lists.
-    fn add_unread(&mut self, seen: &Seen) {
-        if self.unread.len() < MAX_PERMISSION_READS {
-            let code = seen.membership.code.clone();
-            // The permissions are newer than both lists.
-            let at = seen.at.max(self.lists.roles.as_ref().map_or(seen.at, |roles| roles.at));
-            self.unread.push(Unread { user: seen.user.clone(), code, at });
+    fn unread(&self, seen: &Seen) -> Unread {
+        // The permissions are newer than both lists.
+        let at = seen.at.max(self.lists.roles.as_ref().map_or(seen.at, |roles| roles.at));
+        Unread { user: seen.user.clone(), code: seen.membership.code.clone(), at }
+    }
+
+    fn add_due(&mut self, seen: &Seen) {
+        if self.due.len() < MAX_DUE {
+            self.due.push(self.unread(seen));
         }
     }
-}
-
-impl Seen {
-    /// Decodes a member of a list. Returns `None` without a valid id.
-    fn listed(code: &str, member: OrganizationUser, at: Micros) -> Option<Self> {
-        let user = UserId::parse(member.id.as_deref()?).ok()?;
-        // A null list means no role, an absent one says nothing.
-        let roles = match member.roles {
-            Patch::Absent => None,
-            Patch::Null => Some(Vec::new()),
-            Patch::Value(keys) => Some(sorted(keys)),
-        };
-        let role_keys = roles.clone().unwrap_or_default();
-        let membership = Organization {
-            roles,
-            is_suspended: member.is_suspended.into_value(),
-            joined_on: member.joined_on.map(|at| Micros(at.as_microsecond())),
-            ..Organization::new(code)
-        };
-        Some(Self { user, membership, role_keys, at })
-    }
-
-    /// Replaces the keys of roles by ids. The roles have the older of the times of both lists; with a key that is not in
-    /// the list of roles they stay unknown.
-    fn resolved(mut self, roles: &RoleIds) -> Self {
-        let ids = |keys: Vec<String>| keys.iter().map(|key| roles.ids.get(key).cloned()).collect();
-        self.membership.roles = self.membership.roles.and_then(ids).map(sorted);
-        self.at = self.at.min(roles.at);
-        self
-    }
-
-    fn observe(&self, membership: Organization) -> Observation {
-        let content = Value::Organizations(vec![membership.clone()]);
-        let content = Profile::new().with(Field::Organizations, content);
-        Observation {
-            user: self.user.clone(),
-            version: snapshot::version(self.at, &content),
-            source: Source::Reconcile,
-            what: What::Membership { code: self.membership.code.clone(), membership: Some(membership) },
-        }
-    }
-
-    /// Returns how the stored membership differs, and the observation of the values that differ: an equal value keeps its
-    /// version. `None` if the join changes nothing, because the values are equal or newer ones are stored, and for a user that
-    /// is not stored or deleted: those are left to the scan of users.
-    fn compare(&self, row: Option<&Row>) -> Option<(DriftKind, Observation)> {
-        let row = row.filter(|row| row.revision > 0 && row.state.is_live())?;
-        let code = &self.membership.code;
-        let stored = memberships(&row.state);
-        let known = stored.organization(code).unwrap_or_default();
-        // An equal list is stored too: a read separates what roles give, and an event does not.
-        let is_due = self.membership.permissions.is_some()
-            && stored.needs_read_of_permissions(code, &row.state.directory);
-        let mut changed = self.differing(row, &known);
-        if is_due {
-            changed.permissions.clone_from(&self.membership.permissions);
-        }
-        let observation = self.observe(changed.clone());
-        let joined = stored.clone().join(Memberships::read(code, Some(&changed), &observation.version));
-        let after = joined.organization(code);
-        if after == stored.organization(code) && !is_due {
-            return None;
-        }
-        let after = after.unwrap_or_default();
-        let is_missed = (is_other(known.roles.as_ref(), after.roles.as_ref())
-            && shown_roles(row, &known).as_ref() != Some(&self.role_keys))
-            || (changed.permissions.is_some()
-                && is_other(known.permissions.as_ref(), after.permissions.as_ref()));
-        Some((if is_missed { DriftKind::Changed } else { DriftKind::FilledIn }, observation))
-    }
-
-    /// Returns the values that differ from known ones.
-    fn differing(&self, row: &Row, known: &Organization) -> Organization {
-        let seen = &self.membership;
-        // Keys in place of ids replace no ids with the same keys.
-        let is_resolved = seen.roles.as_ref() != Some(&self.role_keys);
-        let are_other_roles = is_other(seen.roles.as_ref(), known.roles.as_ref())
-            && (is_resolved || shown_roles(row, known).as_ref() != Some(&self.role_keys));
-        let are_other_permissions = is_other(seen.permissions.as_ref(), known.permissions.as_ref());
-        Organization {
-            code: seen.code.clone(),
-            name: None,
-            roles: seen.roles.clone().filter(|_| are_other_roles),
-            // Known permissions do not count beside newer roles.
-            permissions: seen.permissions.clone().filter(|_| are_other_roles || are_other_permissions),
-            is_suspended: seen.is_suspended.filter(|seen| known.is_suspended != Some(*seen)),
-            joined_on: seen.joined_on.filter(|seen| known.joined_on != Some(*seen)),
-        }
-    }
-}
-
-/// Returns the keys of the roles that the document shows.
-fn shown_roles(row: &Row, known: &Organization) -> Option<Vec<String>> {
-    memberships(&row.state).shown_in(&known.code, &row.state.directory)?.roles
-}
-
-/// Returns whether a value is known and the other one differs.
-fn is_other<T: PartialEq>(known: Option<&T>, other: Option<&T>) -> bool {
-    known.is_some() && other != known
 }
 
 /// Returns the permissions that a member has apart from roles. What a role gives is not kept as the member's own: it would
@@ -211,18 +109,6 @@ fn own_permissions(list: Vec<UserPermission>, roles: &[Role], directory: &Direct
     };
     let own = list.into_iter().map(|one| Some(is_own(&one)?.then_some(one.permission.id)));
     own.collect::<Option<Vec<_>>>().map(|own| sorted(own.into_iter().flatten().collect()))
-}
-
-fn sorted(mut ids: Vec<String>) -> Vec<String> {
-    ids.sort();
-    ids
-}
-
-fn memberships(state: &UserState) -> Memberships {
-    match state.value(Field::Organizations) {
-        Some(Value::Memberships(memberships)) => memberships.clone(),
-        _ => Memberships::default(),
-    }
 }
 
 /// Returns whether these credentials cannot read roles.
@@ -263,7 +149,7 @@ impl Inner {
             not_compared: lists.not_compared.clone(),
             ..MembershipTally::default()
         };
-        let mut comparison = Comparison { run, lists: &lists, found, unread: Vec::new() };
+        let mut comparison = Comparison { run, lists: &lists, found, due: Vec::new() };
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
         let mut found = comparison.found;
         match outcome {
@@ -299,8 +185,12 @@ impl Inner {
             }
             progress(&scanned.tally);
         }
-        let unread = std::mem::take(&mut comparison.unread);
-        self.read_permissions(unread, comparison.run.writes(), &mut scanned.tally).await
+        let (term, due) = (comparison.run.writes(), std::mem::take(&mut comparison.due));
+        for unread in due.chunks(REPAIRED_TOGETHER) {
+            let read = self.permissions_of(unread.to_vec(), term).await?;
+            self.repair(read, Vec::new(), term.is_none(), &mut scanned.tally).await?;
+        }
+        Ok(())
     }
 
     /// Compares the members of one organization. Those that differ are compared again after a second list of the roles.
@@ -329,7 +219,7 @@ impl Inner {
                 memberships(state).needs_read_of_permissions(code, &state.directory).then(|| seen.clone())
             };
             let members: Vec<(Seen, Option<Row>)> = members.into_iter().zip(rows).collect();
-            members.iter().filter_map(is_due).for_each(|seen| comparison.add_unread(&seen));
+            members.iter().filter_map(is_due).for_each(|seen| comparison.add_due(&seen));
             let members = members.into_iter().filter(differs);
             differing.extend(members.map(|(seen, _)| seen));
             if differing.len() >= MAX_DIFFERING {
@@ -360,8 +250,22 @@ impl Inner {
             }
             None => members,
         };
-        let rows = self.rows(&members).await?;
-        let (mut repairs, mut drifts) = (Vec::new(), Vec::new());
+        for members in members.chunks(REPAIRED_TOGETHER) {
+            self.repair_piece(members, comparison, scanned).await?;
+        }
+        Ok(())
+    }
+
+    /// Repairs members. Roles are written together with the permissions that were read after them: written alone, they would make
+    /// the known permissions unknown, and nothing would read those after a kill.
+    async fn repair_piece(
+        &self,
+        members: &[Seen],
+        comparison: &mut Comparison<'_>,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        let rows = self.rows(members).await?;
+        let (mut repairs, mut drifts, mut unread) = (Vec::new(), Vec::new(), Vec::new());
         for (seen, row) in members.iter().zip(&rows) {
             let Some((kind, repair)) = seen.compare(row.as_ref()) else { continue };
             repairs.push(repair);
@@ -371,12 +275,13 @@ impl Inner {
             }
             comparison.found.changed += 1;
             drifts.push(drift(seen.user.clone(), kind, vec![Field::Organizations], row.as_ref()));
-            let code = &seen.membership.code;
-            let known = row.as_ref().and_then(|row| memberships(&row.state).organization(code));
+            let known =
+                row.as_ref().and_then(|row| memberships(&row.state).organization(&seen.membership.code));
             if known.is_some_and(|known| known.permissions.is_some()) {
-                comparison.add_unread(seen);
+                unread.push(comparison.unread(seen));
             }
         }
+        repairs.extend(self.permissions_of(unread, comparison.run.writes()).await?);
         let compared = comparison.run.writes().map(|_| ComparedRows {
             scan: ScanNumber(scanned.number),
             comparison: scanned.last_comparison,
@@ -386,16 +291,16 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads the permissions of members with changed roles. Without the scope they stay unknown.
-    async fn read_permissions(
+    /// Reads the roles and permissions of members. Without the scope they stay unknown. A member that cannot be read is checked
+    /// later: until then the permissions are unknown, because a revoked role must not stay.
+    async fn permissions_of(
         &self,
         unread: Vec<Unread>,
         term: Option<Term>,
-        tally: &mut Tally,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Observation>, Error> {
         let users: Vec<UserId> = unread.iter().map(|unread| unread.user.clone()).collect();
         let rows = self.retry_store(|| self.store.load(&users)).await?;
-        let mut read = Vec::new();
+        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
         for (Unread { code, at, .. }, row) in unread.into_iter().zip(rows) {
             let Some(row) = row else { continue };
             match self.member(&row, &code, term).await {
@@ -406,11 +311,17 @@ impl Inner {
                 }
                 Ok(_) => {}
                 Err(Error::Kinde(error)) if lacks_scope(&error) => break,
-                Err(Error::Kinde(error)) => skipped(&row, &code, &error),
+                Err(Error::Kinde(error)) => {
+                    skipped(&row, &code, &error);
+                    unreadable.push(row.id);
+                }
                 Err(error) => return Err(error),
             }
         }
-        self.repair(read, Vec::new(), term.is_none(), tally).await
+        if term.is_some() {
+            self.retry_store(|| PendingChecks::request_if_few(&*self.store, &unreadable)).await?;
+        }
+        Ok(read)
     }
 
     /// Compares the roles and permissions of these users in all their organizations. Without the scopes nothing is compared.

@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kinde_emulator::{Emulator, Fault, FaultKind, OrganizationEdit, RoleEdit, UserEdit, config};
 use kinsync_core::{Organization, UserId, Value};
-use kinsync_engine::internal::{
-    explain::explain,
-    pending_checks::PendingChecks,
-    reconcile::{
-        Config, Reconciler,
-        record::{DriftKind, Outcome, Run, RunMode},
+use kinsync_engine::{
+    Clock,
+    internal::{
+        explain::explain,
+        pending_checks::PendingChecks,
+        reconcile::{
+            Config, Reconciler,
+            record::{DriftKind, Outcome, Run, RunMode},
+            state_keys,
+        },
+        state_records,
     },
 };
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -18,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     reconcile::{World, quick},
     stores::{Fresh, on_every_store},
+    suspended::Suspended,
 };
 
 on_every_store! {
@@ -33,6 +39,7 @@ on_every_store! {
     direct_permissions_are_known_after_a_change_of_roles
     a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it
     a_check_shows_a_direct_permission_again_that_a_role_has_lost
+    a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time
     after_one_complete_run_every_role_equals_kinde
 }
 
@@ -287,6 +294,46 @@ async fn a_hidden_permission_is_shown_again_by(fresh: Fresh, read: impl AsyncFn(
     kinde.clear_faults();
     read(&world, &ada).await;
     assert_eq!(permissions().await, Some(keys(&["delete"])));
+}
+
+async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    let join = |role: &str, permission: &str| {
+        world.kinde.add_to_organization(&ada, "org_1", &keys(&[role]), &keys(&[permission])).expect("a user");
+    };
+    join("member", "read");
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    let shown = async || {
+        let found = membership(&world, &ada).await.expect("a member");
+        (found.roles.expect("known"), found.permissions)
+    };
+    let [before, after] = [("member", "read"), ("admin", "write")]
+        .map(|(role, permission)| (keys(&[role]), Some(keys(&[permission]))));
+    assert_eq!(shown().await, before);
+    join("admin", "write");
+    world.later().await;
+    for call in 0.. {
+        let process = Suspended::new(world.fresh.store.clone());
+        process.suspend_at_call(call);
+        // Otherwise it waits until the lease of the killed one expires.
+        for key in state_keys().into_iter().filter(|key| key.name == "reconcile.lease") {
+            state_records::reset(&*world.fresh.store, key).await.expect("the store answers");
+        }
+        let scanner = Reconciler::new(world.client(10), process.clone(), Clock::system(), with_roles());
+        let stop = CancellationToken::new();
+        tokio::select! {
+            run = scanner.run(RunMode::Reconcile, &|_| {}, &stop) => drop(run),
+            () = process.until_suspended() => {}
+        }
+        let found = shown().await;
+        if found == after {
+            assert!(call > 10, "several calls precede the write: {call}");
+            return;
+        }
+        assert_eq!(found, before, "{}, killed at call {call}", world.fresh.name);
+    }
 }
 
 /// Changes of memberships and roles, each with or without an event.
