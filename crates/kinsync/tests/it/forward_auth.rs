@@ -328,6 +328,21 @@ async fn check_behind(proxy: Proxy) {
     check(&mut deployment, &url).await;
 }
 
+/// What kinsync itself answers about a user, once it knows everything: the first requests of a process may be degraded.
+pub(crate) async fn identity(deployment: &Deployment, token: &str) -> [(&'static str, String); 4] {
+    let (app, deadline) = (&deployment.apps[0], Instant::now() + DEADLINE);
+    loop {
+        let answer = app.client().get(app.url("/auth/verify")).bearer_auth(token).send().await.unwrap();
+        let value = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        let identity = ["x-kinsync-user-id", "x-kinsync-org", "x-kinsync-roles", "x-kinsync-permissions"]
+            .map(|name| (name, value(name)));
+        if identity.iter().all(|(_, value)| !value.is_empty()) {
+            return identity;
+        }
+        assert!(Instant::now() < deadline, "an absent one would not be noticed: {identity:?}");
+    }
+}
+
 /// The headers of kinsync that an application behind the proxy sees, and which requests of a path that needs a role it sees.
 async fn check_roles(proxy: Proxy) {
     let deployment = Deployment::comparing_roles().await;
@@ -356,6 +371,7 @@ async fn check_roles(proxy: Proxy) {
         let answer = request.bearer_auth(deployment.token(user)).send().await.unwrap();
         (answer.status(), answer.text().await.unwrap())
     };
+    identity(&deployment, &deployment.token(&ada)).await;
     let (status, head) = get("/path?role=nobody&text=a", &ada).await;
     assert_eq!(status, StatusCode::OK, "the query of a client requires nothing: {head}");
     let value = |head: &str, name: &str| {

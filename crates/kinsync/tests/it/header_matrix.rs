@@ -12,7 +12,7 @@ use std::{
 
 use crate::{
     deployment::{Deployment, named},
-    forward_auth::{Proxy, ROOT},
+    forward_auth::{Proxy, ROOT, identity},
 };
 
 /// What no application may see.
@@ -239,16 +239,7 @@ async fn check_behind(proxy: Proxy) {
     deployment.until_stored(&ada, bson::doc! { "organizations.roles": "editor" }).await;
     deployment.admin(reqwest::Method::POST, "/api/admin/reconcile").await;
     deployment.until_stored(&ada, bson::doc! { "organizations.permissions": "edit" }).await;
-    let direct = deployment.apps[0]
-        .client()
-        .get(deployment.apps[0].url("/auth/verify"))
-        .bearer_auth(&token)
-        .send()
-        .await
-        .unwrap();
-    let identity = ["x-kinsync-user-id", "x-kinsync-org", "x-kinsync-roles", "x-kinsync-permissions"]
-        .map(|name| (name, direct.headers()[name].to_str().unwrap().to_owned()));
-    assert!(identity.iter().all(|(_, value)| !value.is_empty()), "an absent one would not be noticed");
+    let identity = identity(&deployment, &token).await;
     let checks = move || {
         application.take();
         let mut failures = String::new();
