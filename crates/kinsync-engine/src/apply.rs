@@ -8,14 +8,13 @@ mod write;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
 };
 
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
-pub(crate) use self::references::Note;
-use self::references::{confirm, references};
+use self::references::{references, spread_concurrent_changes};
 use self::write::{reduced, write, write_without};
 use crate::{
     contention::{self, MAX_ROUNDS, pause},
@@ -199,7 +198,8 @@ async fn apply_deltas(
     };
     let mut applied = Applied::default();
     let mut written = Vec::new();
-    let mut notes = Vec::new();
+    let mut referring = HashSet::new();
+    let mut first_read = Directory::default();
     let mut to_resolve = Vec::new();
     let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
@@ -215,9 +215,11 @@ async fn apply_deltas(
             scans.watermarks = ScanWatermarks::load(store).await?;
         }
         scans.directory = directory::load(store, references(&rows, &deltas)).await?;
+        if round == 0 {
+            first_read = scans.directory.clone();
+        }
         let mut writes = Vec::with_capacity(ids.len());
         let mut rechecks = Vec::new();
-        let mut referring = BTreeMap::new();
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
             let next = next.map(|next| with_undecided_email(store, &row, next));
@@ -225,7 +227,7 @@ async fn apply_deltas(
             scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
                 if !row.state.directory.has_all(&next.state.references()) {
-                    referring.insert(next.id.clone(), row.revision);
+                    referring.insert(next.id.clone());
                 }
                 writes.push(next);
             } else {
@@ -234,9 +236,8 @@ async fn apply_deltas(
                 to_resolve.extend(Some(row).filter(|row| !row.pending_emails.is_empty()));
             }
         }
-        // Before the write: after an interruption, a repetition would find nothing new.
-        let ((), note) = tokio::try_join!(request_checks(store, &rechecks), Note::of(store, referring))?;
-        notes.extend(note);
+        // Requested before the write: after an interruption, a repetition would find nothing new and request no check.
+        request_checks(store, &rechecks).await?;
         for (row, outcome) in write(store, writes, now).await? {
             match outcome {
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
@@ -263,7 +264,9 @@ async fn apply_deltas(
     if is_dated {
         recheck_written(store, &written, now, &scans).await?;
     }
-    confirm(store, &written, notes, now).await?;
+    if !referring.is_empty() {
+        spread_concurrent_changes(store, &written, &referring, &first_read, now).await?;
+    }
     applied.failed.extend(deltas.into_keys().map(|user| (user, contention::REASON.into())));
     applied.unresolved = resolve(store, to_resolve, now).await.err();
     Ok(applied)

@@ -11,11 +11,7 @@
 mod position;
 mod rewrite;
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -52,8 +48,6 @@ pub struct Config {
     pub take_over_after: Duration,
     /// Interval of the attempts to write the rows that were set aside.
     pub retry_every: Duration,
-    /// Age of the note of a write after which its process counts as ended.
-    pub confirm_after: Duration,
 }
 
 impl Default for Config {
@@ -63,7 +57,6 @@ impl Default for Config {
             poll_every: Duration::from_secs(5),
             take_over_after: Duration::from_secs(10),
             retry_every: Duration::from_secs(30),
-            confirm_after: Duration::from_mins(1),
         }
     }
 }
@@ -90,8 +83,6 @@ pub struct Spread {
     claims: Claims,
     woken: watch::Sender<()>,
     status: watch::Sender<SpreadStatus>,
-    /// Since when this process knows the notes of writes.
-    notes: Mutex<HashMap<String, Instant>>,
 }
 
 /// A marked record with its users still to be written.
@@ -107,7 +98,7 @@ impl Spread {
     pub fn new(store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
         let claims = Claims::new(config.take_over_after);
         let (woken, status) = (watch::Sender::new(()), watch::Sender::default());
-        Self { store, clock, config, claims, woken, status, notes: Mutex::default() }
+        Self { store, clock, config, claims, woken, status }
     }
 
     /// Makes [`Self::run`] look for marked records at once.
@@ -157,7 +148,6 @@ impl Spread {
         if retries {
             self.retry_set_aside().await?;
         }
-        self.confirm_notes().await?;
         self.walk_all().await
     }
 

@@ -1,18 +1,13 @@
-//! Writes rows again, sets users aside with a row that cannot be written, and completes writes of processes that ended.
+//! Writes rows again, and sets users aside with a row that cannot be written.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::PoisonError,
-    time::Duration,
-};
+use std::collections::HashSet;
 
 use futures_util::future::BoxFuture;
 use kinsync_core::UserId;
-use tokio::time::Instant;
 
 use super::Spread;
 use crate::{
-    apply::{self, Note},
+    apply,
     breaker::error_chain,
     store::{Error, WRITE_USERS},
 };
@@ -25,10 +20,6 @@ const PAGE: usize = 100;
 
 /// Users named in the status.
 const EXAMPLES: usize = 3;
-
-/// How long a note is kept although a row of it was not written: longer than any process is suspended between the read and the
-/// write of a row.
-const KEPT: Duration = Duration::from_hours(24);
 
 /// Users with a row that cannot be written, each with the reason.
 type Failed = Vec<(UserId, String)>;
@@ -105,40 +96,6 @@ impl Spread {
             }
             after = page.into_iter().next_back().map(|(key, _)| key);
         }
-    }
-
-    /// Completes writes of processes that ended: their rows may contain what the directory contained before a change.
-    pub(super) async fn confirm_notes(&self) -> Result<(), Error> {
-        let notes = Note::list(&*self.store).await?;
-        let known = self.known_since(&notes);
-        for (note, age) in notes.into_iter().zip(known) {
-            if age < self.config.confirm_after {
-                continue;
-            }
-            let users: Vec<UserId> = note.rows.keys().cloned().collect();
-            let rows = self.store.load(&users).await?.into_iter().flatten();
-            let revisions: HashMap<UserId, i64> = rows.map(|row| (row.id, row.revision)).collect();
-            // A later write of the noted revision is refused.
-            let is_written =
-                |(user, noted): (&UserId, &i64)| revisions.get(user).is_some_and(|known| known > noted);
-            let are_all_written = note.rows.iter().all(is_written);
-            self.write_again(&users).await?;
-            if are_all_written || age > KEPT {
-                note.remove(&*self.store).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns for how long this process has known each note.
-    fn known_since(&self, notes: &[Note]) -> Vec<Duration> {
-        let mut known = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        *known = notes
-            .iter()
-            .map(|note| (note.key.clone(), known.get(&note.key).copied().unwrap_or(now)))
-            .collect();
-        notes.iter().map(|note| now - known[&note.key]).collect()
     }
 }
 
