@@ -119,6 +119,18 @@ impl Memberships {
         Some(members.map(|(code, entry)| entry.shown(code, directory)).collect())
     }
 
+    /// Returns whether a value or an absence of this version counts.
+    pub fn contains(&self, version: &Version) -> bool {
+        let is_it = |known: &Version| known == version;
+        let of_entry = |entry: &Entry| {
+            entry.absent.as_ref().is_some_and(is_it)
+                || entry.member.as_ref().is_some_and(is_it)
+                || entry.roles.as_ref().is_some_and(|known| is_it(&known.version))
+                || entry.permissions.as_ref().is_some_and(|known| is_it(&known.version))
+        };
+        self.absent.as_ref().is_some_and(is_it) || self.entries.values().any(of_entry)
+    }
+
     /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
     /// permission that no role gives, or a role has lost permissions since they were listed.
     pub fn needs_read_of_permissions(&self, code: &str, directory: &Directory) -> bool {

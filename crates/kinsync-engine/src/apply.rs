@@ -457,22 +457,18 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     (Some(next), recheck)
 }
 
-/// Joins observations of one user into a row, as [`apply`] does. For the model.
+/// Joins observations of one user into a row, as [`apply`] does. For the models.
 #[cfg(test)]
 pub(crate) fn join_into(
     row: &Row,
     observations: Vec<Observation>,
     now: Micros,
-    watermarks: &ScanWatermarks,
-    compared: Option<&ComparedRows>,
+    scans: (&ScanWatermarks, Option<&ComparedRows>),
+    directory: Directory,
 ) -> (Option<Row>, Recheck) {
     let delta = fold(observations).remove(&row.id).unwrap_or_else(Delta::empty);
-    next(
-        row,
-        &delta,
-        now,
-        &Scans { watermarks: watermarks.clone(), compared, is_stale: false, directory: Directory::default() },
-    )
+    let (watermarks, compared) = (scans.0.clone(), scans.1);
+    next(row, &delta, now, &Scans { watermarks, compared, is_stale: false, directory })
 }
 
 /// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or

@@ -217,7 +217,7 @@ impl ScanWatermarks {
             return false;
         }
         row.state.fields.get(&field).is_none_or(|known| {
-            changes(known, observed) || (known == observed && self.is_unconfirmed(&row.metadata))
+            changes(known, observed) || (is_set_by(known, observed) && self.is_unconfirmed(&row.metadata))
         })
     }
 
@@ -333,6 +333,14 @@ fn changes(known: &Register, observed: &Register) -> bool {
             known.clone().join(observed.clone()).organizations() != known.organizations()
         }
         _ => known.version < observed.version && known.value != observed.value,
+    }
+}
+
+/// Returns whether the observation determines the stored value, or a part of the memberships.
+fn is_set_by(known: &Register, observed: &Register) -> bool {
+    match &known.value {
+        Value::Memberships(known) => known.contains(&observed.version),
+        _ => known == observed,
     }
 }
 

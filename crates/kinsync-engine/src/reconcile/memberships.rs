@@ -9,6 +9,9 @@
 
 mod seen;
 
+#[cfg(test)]
+mod model;
+
 use std::collections::HashMap;
 
 use kinde::{

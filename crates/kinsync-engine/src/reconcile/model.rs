@@ -32,7 +32,7 @@ use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version,
 
 use self::explore::explore;
 
-mod explore;
+pub(super) mod explore;
 mod properties;
 mod steps;
 mod world;

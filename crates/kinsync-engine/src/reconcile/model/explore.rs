@@ -13,13 +13,13 @@ use crate::{scan_watermark::ScanWatermarks, store::Row};
 
 /// A value that many states share, with its hash. It is never freed: there are few thousand of them.
 #[derive(Debug)]
-pub(super) struct Shared<T: 'static> {
+pub(in crate::reconcile) struct Shared<T: 'static> {
     value: &'static T,
-    pub(super) hash: u64,
+    pub(in crate::reconcile) hash: u64,
 }
 
 impl<T: Hash> Shared<T> {
-    pub(super) fn new(value: T) -> Self {
+    pub(in crate::reconcile) fn new(value: T) -> Self {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(&value);
         Self { value: Box::leak(Box::new(value)), hash }
     }
@@ -58,7 +58,7 @@ impl<T> Deref for Shared<T> {
 /// Hashes words. In a debug build it takes a tenth of the time of the hasher of the standard library. Each step is a
 /// bijection of the former hash, so that two states collide as rarely as random numbers do.
 #[derive(Debug, Default)]
-pub(super) struct Words(u64);
+pub(in crate::reconcile) struct Words(u64);
 
 impl Hasher for Words {
     fn write_u64(&mut self, word: u64) {
@@ -85,7 +85,7 @@ impl Hasher for Words {
     }
 }
 
-pub(super) fn hash(value: impl Hash) -> u64 {
+pub(in crate::reconcile) fn hash(value: impl Hash) -> u64 {
     let mut hasher = Words::default();
     value.hash(&mut hasher);
     hasher.finish()
@@ -93,7 +93,7 @@ pub(super) fn hash(value: impl Hash) -> u64 {
 
 /// The results of a function by the hashes of its arguments: the real code runs once for each of them.
 #[derive(Debug)]
-pub(super) struct Memo<T>(RefCell<HashMap<u64, T, BuildHasherDefault<Words>>>);
+pub(in crate::reconcile) struct Memo<T>(RefCell<HashMap<u64, T, BuildHasherDefault<Words>>>);
 
 impl<T> Default for Memo<T> {
     fn default() -> Self {
@@ -102,7 +102,7 @@ impl<T> Default for Memo<T> {
 }
 
 impl<T: Copy> Memo<T> {
-    pub(super) fn get(&self, arguments: impl Hash, compute: impl FnOnce() -> T) -> T {
+    pub(in crate::reconcile) fn get(&self, arguments: impl Hash, compute: impl FnOnce() -> T) -> T {
         *self.0.borrow_mut().entry(hash(arguments)).or_insert_with(compute)
     }
 }

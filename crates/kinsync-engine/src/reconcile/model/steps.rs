@@ -1,6 +1,6 @@
 //! The steps of the processes of the model.
 
-use kinsync_core::{Observation, Source, UserState, Version, What};
+use kinsync_core::{Directory, Observation, Source, UserState, Version, What};
 
 use super::{
     FIELDS, History, NOW,
@@ -324,7 +324,7 @@ fn joined(
     watermarks: &ScanWatermarks,
     compared: Option<&ComparedRows>,
 ) -> Effect {
-    let (next, recheck) = join_into(row, observations, NOW, watermarks, compared);
+    let (next, recheck) = join_into(row, observations, NOW, (watermarks, compared), Directory::default());
     let next = next.map(|next| Shared::new(Row { revision: 1, ..next }));
     Effect { next, is_recheck: recheck > Recheck::No, is_decided: true, differs: true }
 }
