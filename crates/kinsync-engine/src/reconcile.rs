@@ -33,7 +33,10 @@ use kinde::management::{self, Client};
 use kinsync_core::UserId;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{budget::Thresholds, memberships::MembershipTally};
+pub use self::{
+    budget::Thresholds,
+    memberships::{MAX_ORGANIZATIONS, MembershipTally},
+};
 use self::{
     deletions::Approved,
     lease::{Lease, Leases},

@@ -9,7 +9,10 @@ use std::collections::{HashMap, HashSet};
 use kinde::management::{self, Organization, Permission, Role};
 use kinsync_core::{Entry, Fact, Value, Version};
 
-use super::{Error, Inner, memberships::not_compared};
+use super::{
+    Error, Inner,
+    memberships::{also, not_compared},
+};
 use crate::{
     directory::{self, Change, Kind, Listed, Stored},
     snapshot,
@@ -25,7 +28,7 @@ pub(super) struct Lists {
     pub(super) roles: Option<RoleIds>,
     /// Objects that differed from what was stored.
     pub(super) changed: u64,
-    /// Why something was not compared.
+    /// Why something was not compared: see [`also`].
     pub(super) not_compared: Option<String>,
 }
 
@@ -55,7 +58,7 @@ impl Inner {
         self.compare_listing(Listing { kind: Kind::Organization, version, changes }, term, &mut lists)
             .await?;
         match self.compare_roles(term, &mut lists).await {
-            Err(Error::Kinde(error)) => lists.not_compared = Some(not_compared(&error)),
+            Err(Error::Kinde(error)) => also(&mut lists.not_compared, &not_compared(&error)),
             outcome => outcome?,
         }
         if term.is_some() {
@@ -83,7 +86,7 @@ impl Inner {
         let permissions = match self.kinde.permissions().all().await {
             Ok(permissions) => permissions,
             Err(error) => {
-                lists.not_compared = Some(not_compared(&error));
+                also(&mut lists.not_compared, &not_compared(&error));
                 return Ok(false);
             }
         };
@@ -103,7 +106,7 @@ impl Inner {
             Ok(given) => Ok(Some(given.value.into_iter().map(|one| one.id).collect())),
             Err(error) if super::single_reads::is_about_one(&error) && !error.is_transient() => Ok(None),
             Err(error) => {
-                lists.not_compared = Some(not_compared(&error));
+                also(&mut lists.not_compared, &not_compared(&error));
                 Ok(None)
             }
         }
@@ -119,7 +122,9 @@ impl Inner {
         let Listing { kind, version, changes } = listing;
         let directory::All { stored: known, unreadable } =
             self.retry_store(|| directory::list(&*self.store)).await?;
-        lists.not_compared = unreadable.into_iter().next().map(|one| one.0).or(lists.not_compared.take());
+        for one in &unreadable {
+            also(&mut lists.not_compared, &one.0);
+        }
         let listed: HashSet<&str> = changes.iter().map(|change| change.id.as_str()).collect();
         let is_unlisted = |(id, stored): &(&String, &Stored)| {
             stored.kind == kind && stored.entry.is_live() && !listed.contains(id.as_str())

@@ -41,13 +41,16 @@ use crate::{
 };
 
 /// Organizations above which roles are not compared: each costs at least one request per scan.
-const MAX_ORGANIZATIONS: usize = 10_000;
+pub const MAX_ORGANIZATIONS: usize = 10_000;
 /// Members that differ before the roles are listed again and these members are repaired.
 const MAX_DIFFERING: usize = 1000;
 /// Members with other roles that are written together, after a read of their permissions.
 const REPAIRED_TOGETHER: usize = 100;
 /// Members with permissions that need a read, per scan. The next scan finds the others again.
 const MAX_DUE: usize = 1000;
+/// Reasons of a run that are kept.
+const MAX_REASONS: usize = 5;
+const MORE: &str = "; the log has more";
 
 /// What a scan compared of the roles of members.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -64,7 +67,7 @@ pub struct MembershipTally {
     pub filled_in: u64,
     /// Organizations, roles and permissions that differed from what was stored.
     pub directory_changed: u64,
-    /// Why roles were not compared, or not all, with the next step.
+    /// Why roles were not compared, or not all, with the next step: the first reasons of the run, separated by `; `.
     pub not_compared: Option<String>,
 }
 
@@ -120,6 +123,21 @@ pub(super) fn lacks_scope(error: &management::Error) -> bool {
     matches!(error, MissingScope { .. } | Unauthorized { .. })
 }
 
+/// Adds a reason why something was not compared. Keeps the first ones: the later ones are in the log.
+pub(super) fn also(reasons: &mut Option<String>, reason: &str) {
+    tracing::warn!(reason, "organizations or roles are not all compared");
+    let Some(known) = reasons else {
+        *reasons = Some(reason.to_owned());
+        return;
+    };
+    if known.split("; ").count() < MAX_REASONS && !known.contains(reason) {
+        known.push_str("; ");
+        known.push_str(reason);
+    } else if !known.contains(reason) && !known.ends_with(MORE) {
+        known.push_str(MORE);
+    }
+}
+
 /// Returns why roles are not all compared.
 pub(super) fn not_compared(error: &management::Error) -> String {
     format!("roles are not compared: {}", crate::breaker::error_chain(error))
@@ -156,11 +174,8 @@ impl Inner {
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
         let mut found = comparison.found;
         match outcome {
-            Err(Error::Kinde(error)) => found.not_compared = Some(not_compared(&error)),
+            Err(Error::Kinde(error)) => also(&mut found.not_compared, &not_compared(&error)),
             outcome => outcome?,
-        }
-        if let Some(reason) = &found.not_compared {
-            tracing::warn!(reason, "roles of organizations are not all compared");
         }
         Ok(found)
     }
@@ -173,16 +188,15 @@ impl Inner {
     ) -> Result<(), Error> {
         if comparison.lists.organizations.len() > MAX_ORGANIZATIONS {
             let reason = format!("roles are not compared: more than {MAX_ORGANIZATIONS} organizations");
-            comparison.found.not_compared = Some(reason);
+            also(&mut comparison.found.not_compared, &reason);
             return Ok(());
         }
         for code in &comparison.lists.organizations {
             match self.compare_organization(code, comparison, scanned).await {
                 Err(Error::Kinde(error)) if is_about_one(&error) && !error.is_transient() => {
                     let error = crate::breaker::error_chain(&error);
-                    tracing::warn!(organization = code, error, "the members cannot be listed");
                     let reason = format!("the members of {code} cannot be listed: {error}");
-                    comparison.found.not_compared = Some(reason);
+                    also(&mut comparison.found.not_compared, &reason);
                 }
                 outcome => outcome?,
             }
@@ -395,5 +409,23 @@ impl Inner {
         };
         let at = snapshot::sent_at(&roles.timing);
         Ok(Some(Seen { user: row.id.clone(), membership, role_keys, at }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MAX_REASONS, also};
+
+    #[test]
+    fn a_later_reason_does_not_replace_an_earlier_one() {
+        let mut reasons = None;
+        also(&mut reasons, "no scope");
+        also(&mut reasons, "no answer");
+        also(&mut reasons, "no scope");
+        assert_eq!(reasons.as_deref(), Some("no scope; no answer"));
+        (0..20).for_each(|n| also(&mut reasons, &format!("org_{n}")));
+        let reasons = reasons.expect("kept");
+        assert_eq!(reasons.split("; ").count(), MAX_REASONS + 1);
+        assert!(reasons.ends_with("; the log has more"), "{reasons}");
     }
 }

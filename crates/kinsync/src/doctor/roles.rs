@@ -1,6 +1,7 @@
 //! Whether scans can compare roles: the scopes, and the requests that each scan needs.
 
 use kinde::management::{Client, Error};
+use kinsync_engine::internal::reconcile::MAX_ORGANIZATIONS;
 use kinsync_tower::problem::chain;
 
 use super::Finding;
@@ -24,6 +25,12 @@ pub(super) async fn examine(config: &Config) -> Finding {
             let found = format!(
                 "{organizations} organizations and {roles} roles: at least {least} requests per scan"
             );
+            if organizations > MAX_ORGANIZATIONS {
+                let limit =
+                    format!("scans do not compare the roles of more than {MAX_ORGANIZATIONS} organizations");
+                let fix = "set KINSYNC_RECONCILE_ROLES=false: roles are then known from webhooks only";
+                return Finding::warning(ROLES, format!("{found}, but {limit}"), fix);
+            }
             Finding::ok(ROLES, found)
         }
         Err(Error::MissingScope { scope }) => lacks(&scope),
