@@ -12,6 +12,7 @@
 //! - when nothing is in flight, the document shows the memberships, roles and permissions of Kinde, or leaves roles and
 //!   permissions out, unless an event was lost and no complete scan has read everything since.
 
+mod responses;
 mod steps;
 mod world;
 
@@ -21,15 +22,27 @@ use kinsync_core::{
     Entry, Fact, Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What,
 };
 
-use self::{
-    steps::{Memos, successors},
-    world::World,
-};
+use self::{steps::successors, world::World};
 use crate::{
-    directory::Kind,
-    reconcile::model::explore::{Words, hash},
+    directory::{Kind, Stored},
+    reconcile::model::explore::{Memo, Shared, Words, hash},
+    scan_watermark::ScanWatermarks,
     store::Row,
 };
+
+/// No revision of a row of the model.
+const OUTDATED: i64 = -1;
+
+/// Results of the real code: it runs once for each combination of arguments.
+#[derive(Debug, Default)]
+struct Memos {
+    rows: Memo<(Option<Shared<Row>>, bool)>,
+    records: Memo<Shared<Stored>>,
+    watermarks: Memo<Shared<ScanWatermarks>>,
+    stale: Memo<bool>,
+    problems: Memo<Option<&'static str>>,
+    exact: Memo<bool>,
+}
 
 /// Later than every instant of the model.
 const NOW: Micros = Micros(1_000_000);

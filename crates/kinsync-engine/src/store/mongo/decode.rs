@@ -4,6 +4,8 @@
 //! which values are the application's. A part of the sub-document that was edited into an invalid form counts as unknown, so
 //! that the next event or scan repairs it; a sub-document in an unknown format is refused by name.
 
+mod copy;
+
 use std::collections::BTreeMap;
 
 use bson::{
@@ -16,6 +18,7 @@ use kinsync_core::{
     UserId, UserState, Value, Version,
 };
 
+use self::copy::Copy;
 use super::{
     encode::{FORMAT, shown_or_default},
     keys::{Keys, METADATA, Values},
@@ -263,19 +266,6 @@ struct Metadata<'a> {
     directory: Copy,
 }
 
-/// The copy of what is known of organizations, roles and permissions.
-#[derive(PartialEq)]
-enum Copy {
-    Readable(Directory),
-    Unreadable,
-}
-
-impl Default for Copy {
-    fn default() -> Self {
-        Self::Readable(Directory::default())
-    }
-}
-
 impl<'a> Metadata<'a> {
     fn of(doc: &'a RawDocument) -> Self {
         let mut metadata = Self::default();
@@ -309,10 +299,7 @@ impl<'a> Metadata<'a> {
                 "replaced" => metadata.replaced = value.as_document(),
                 "refused" => metadata.refused = value.as_document(),
                 "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
-                "directory" => {
-                    let read = value.as_document().and_then(directory);
-                    metadata.directory = read.map_or(Copy::Unreadable, Copy::Readable);
-                }
+                "directory" => metadata.directory = Copy::of(value),
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }
@@ -407,12 +394,6 @@ fn rank_of(code: i64) -> Option<Rank> {
         3 => Some(Rank::Receipt),
         _ => None,
     }
-}
-
-/// Decodes `kinsync.directory`.
-fn directory(doc: &RawDocument) -> Option<Directory> {
-    let stored = whole_numbers(Bson::Document(Document::try_from(doc).ok()?));
-    bson::deserialize_from_bson(stored).ok()
 }
 
 /// Decodes a value in `kinsync.values`.

@@ -2,10 +2,12 @@
 
 use std::{collections::HashMap, hash::Hash};
 
-use kinsync_core::{Entry, Fact, Field, Micros, Observation, Organization, UserState, Value, Version};
+use kinsync_core::{Entry, Fact, Field, Observation, UserState, Value, Version};
 
 use super::{
-    CODE, Event, History, NOW, ROLES, Tenant, id, kind, time,
+    CODE, Event, History, Memos, NOW, OUTDATED, id, kind,
+    responses::{listed, read, role_ids},
+    time,
     world::{Scan, Step, World, Writer},
 };
 use crate::{
@@ -13,28 +15,13 @@ use crate::{
     directory::{Kind, Stored, joined},
     reconcile::{
         compare::{Comparison, RemoteUser},
-        directory::RoleIds,
-        memberships::{Seen, memberships},
-        model::explore::{Memo, Shared},
+        memberships::memberships,
+        model::explore::Shared,
         record::DriftKind,
     },
     scan_watermark::{Recheck, ScanNumber, ScanWatermark, ScanWatermarks},
     store::Row,
 };
-
-/// No revision of a row of the model.
-const OUTDATED: i64 = -1;
-
-/// Results of the real code: it runs once for each combination of arguments.
-#[derive(Debug, Default)]
-pub(super) struct Memos {
-    rows: Memo<(Option<Shared<Row>>, bool)>,
-    records: Memo<Shared<Stored>>,
-    watermarks: Memo<Shared<ScanWatermarks>>,
-    stale: Memo<bool>,
-    pub(super) problems: Memo<Option<&'static str>>,
-    pub(super) exact: Memo<bool>,
-}
 
 /// Returns the successors of a state, each with the name of the step.
 pub(super) fn successors(history: &History, memos: &Memos, from: &World) -> Vec<(&'static str, World)> {
@@ -508,24 +495,4 @@ impl Steps<'_> {
             world.check = is_again || !is_decided || is_recheck || is_recheck_of_member;
         });
     }
-}
-
-/// The member in the list of an organization.
-fn listed(tenant: Tenant, at: Micros) -> Seen {
-    let membership = Organization { roles: Some(tenant.keys()), ..Organization::new(CODE) };
-    Seen { user: id(), membership, role_keys: tenant.keys(), at }
-}
-
-/// The roles and the own permissions of the member, read for this member alone.
-fn read(tenant: Tenant, at: Micros) -> Option<Seen> {
-    let roles = tenant.member?.iter().map(|role| ROLES[*role].to_owned()).collect();
-    let membership =
-        Organization { roles: Some(roles), permissions: Some(Vec::new()), ..Organization::new(CODE) };
-    Some(Seen { user: id(), membership, role_keys: tenant.keys(), at })
-}
-
-fn role_ids(tenant: Tenant, at: Micros) -> RoleIds {
-    let ids = tenant.roles.iter().zip(ROLES);
-    let ids = ids.filter_map(|(role, id)| Some(((*role)?.0.to_owned(), id.to_owned())));
-    RoleIds { ids: ids.collect(), at }
 }
