@@ -6,7 +6,7 @@
 //!
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
-//! missing at Kinde), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), `memberships`
+//! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), `memberships`
 //! (roles of members) and `directory` (organizations, roles and permissions), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
 
 mod budget;
@@ -22,6 +22,7 @@ mod memberships;
 #[cfg(test)]
 mod model;
 pub mod record;
+mod removals;
 mod scan;
 pub mod schedule;
 mod single_reads;
@@ -265,9 +266,11 @@ impl Reconciler {
             RunMode::Backfill => None,
             _ => Some(parts.delete_absent(run, &mut scanned, &approved).await?),
         };
+        parts.remove_members(run, &mut scanned, &approved).await?;
         if parts.config.roles {
             run.memberships = Some(parts.compare_members(run, &mut scanned, progress).await?);
         }
+        parts.keep_held(run, &scanned.held).await?;
         run.tally = scanned.tally;
         progress(&run.tally);
         (run.start, run.end) = (scanned.number, scanned.last_comparison);
@@ -471,12 +474,13 @@ fn measure(run: &Run) {
 }
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 8] {
+pub fn state_keys() -> [&'static Key; 9] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
         &lease::KEY,
         &budget::KEY,
+        &budget::REMOVALS,
         &deletions::KEY,
         &record::KEY,
         &scan::KEY,
@@ -484,7 +488,7 @@ pub fn state_keys() -> [&'static Key; 8] {
     ]
 }
 
-/// Returns whether deletions held by this run still wait for an approval.
+/// Returns whether deletions and removals held by this run still wait for an approval.
 pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
     Ok(deletions::approved(store, run).await?.is_some())
 }

@@ -345,6 +345,15 @@ impl Problems {
                 id = run.id,
             ));
         }
+        if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::RemovalHeld) > 0) {
+            self.degraded.push(format!(
+                "{users} removals from organizations are held, because unusually many members of an organization have lost their \
+                 membership at Kinde: check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
+                 --approve {id}`",
+                users = run.tally.of(DriftKind::RemovalHeld),
+                id = run.id,
+            ));
+        }
         if let Some(reason) = latest.and_then(|run| run.memberships.as_ref()?.not_compared.as_ref()) {
             self.degraded.push(format!("the last scan did not compare everything: {reason}"));
         }

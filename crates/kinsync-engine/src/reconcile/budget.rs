@@ -20,6 +20,13 @@ use crate::{
 pub(super) const KEY: Key =
     Key::new("reconcile.deletions", "as many users may be deleted again as in the last 24 hours");
 
+/// Record of the removals of members, by organization.
+pub(super) const REMOVALS: Key =
+    Key::new("reconcile.removals", "as many members may lose their membership again as in the last 24 hours");
+
+/// Removals in an organization that are allowed although they are more than half of its members.
+const FEW: u64 = 5;
+
 /// Hours that an entry counts. One more than a day: an entry may be from the end of its hour.
 const HOURS: i64 = 25;
 
@@ -136,6 +143,43 @@ impl Budget {
     }
 }
 
+/// How many members a scan may remove from one organization.
+#[derive(Clone, Debug)]
+pub(super) struct RemovalBudget<'a> {
+    /// Code of the organization.
+    pub(super) code: &'a str,
+    /// Number of its members.
+    pub(super) members: u64,
+    pub(super) thresholds: Thresholds,
+}
+
+impl RemovalBudget<'_> {
+    /// Returns how many removals are allowed in 24 hours.
+    pub(super) fn most(&self) -> u64 {
+        // Few members often leave together, and a read of its own confirms each of them.
+        self.thresholds.most(self.members).max(FEW.min(self.thresholds.count as u64))
+    }
+
+    /// Draws removals before they are carried out; without a term it only compares. Returns `None` under an outdated lease, and
+    /// `false` if fewer are left; none is drawn then. A repetition of the newest draw draws nothing more.
+    pub(super) async fn draw(
+        &self,
+        store: &dyn Store,
+        term: Option<Term>,
+        removals: &BTreeSet<u64>,
+        now: Micros,
+    ) -> Result<Option<bool>, store::Error> {
+        let draw = |all: &mut BTreeMap<String, Deletions>| {
+            all.retain(|_, drawn| drawn.hours.keys().any(|hour| !is_over(*hour, now)));
+            all.entry(self.code.to_owned()).or_default().draw(removals, self.most(), now)
+        };
+        match term {
+            Some(term) => state_records::change_under(store, &REMOVALS, term, draw).await,
+            None => Ok(Some(draw(&mut state_records::load(store, &REMOVALS).await?))),
+        }
+    }
+}
+
 /// Refuses draws under an older lease from here on, and returns `false` if a process has
 /// a newer one.
 pub(super) async fn seal(store: &dyn Store, term: Term) -> Result<bool, store::Error> {
@@ -145,7 +189,16 @@ pub(super) async fn seal(store: &dyn Store, term: Term) -> Result<bool, store::E
 
 /// Returns the first eight bytes of the SHA-256 of the id. Stable across versions, because it is stored.
 pub(super) fn hash(user: &UserId) -> u64 {
-    let digest = digest(&SHA256, user.as_str().as_bytes());
+    hash_of(user.as_str())
+}
+
+/// Returns the hash of a member of an organization.
+pub(super) fn hash_of_member(user: &UserId, code: &str) -> u64 {
+    hash_of(&format!("{user} {code}"))
+}
+
+fn hash_of(text: &str) -> u64 {
+    let digest = digest(&SHA256, text.as_bytes());
     digest.as_ref()[..8].iter().fold(0, |hash, byte| hash << 8 | u64::from(*byte))
 }
 

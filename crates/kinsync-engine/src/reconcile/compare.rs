@@ -7,7 +7,7 @@ use std::{sync::OnceLock, time::Duration};
 
 use kinde::{management, response::RequestTiming};
 use kinsync_core::{
-    Field, Group, Micros, Observation, Profile, Source, UserId, UserState, Value, Version, What,
+    Field, Group, Micros, Observation, Organization, Profile, Source, UserId, UserState, Value, Version, What,
 };
 
 use super::record::{Drift, DriftKind};
@@ -154,6 +154,49 @@ impl RemoteUser {
         let fields = edited.filter_map(DocumentKey::field).collect();
         let restore = vec![self.observe(What::Fields(Profile::new()))];
         Comparison::Differs(self.drift(DriftKind::Edited, fields, Some(row)), restore)
+    }
+
+    /// Takes lost memberships out of a repair: a list may lack them by mistake, so they are confirmed before they are removed. Returns
+    /// the rest, in which every other membership of the list is added alone, and the codes of the lost memberships.
+    pub(super) fn without_removals(
+        &self,
+        row: Option<&Row>,
+        repair: Vec<Observation>,
+    ) -> (Vec<Observation>, Vec<String>) {
+        let of_codes = |value: Option<Value>| match value {
+            Some(Value::Codes(codes)) => codes,
+            _ => Vec::new(),
+        };
+        let stored = of_codes(row.and_then(|row| codes(&row.state)));
+        let listed = of_codes(self.profile.value(Field::OrganizationCodes).cloned());
+        let lost: Vec<String> = stored.iter().filter(|code| !listed.contains(code)).cloned().collect();
+        let contains_list = |one: &Observation| matches!(&one.what, What::Fields(profile) if profile.value(Field::OrganizationCodes).is_some());
+        if lost.is_empty() || !repair.iter().any(contains_list) {
+            return (repair, Vec::new());
+        }
+        let mut rest = Vec::new();
+        for observation in repair {
+            let What::Fields(profile) = &observation.what else {
+                rest.push(observation);
+                continue;
+            };
+            let mut others = Profile::new();
+            for (field, value) in profile.iter().filter(|(field, _)| *field != Field::OrganizationCodes) {
+                others.set(field, value.clone());
+            }
+            rest.push(self.observe(What::Fields(others)));
+        }
+        for code in listed.into_iter().filter(|code| !stored.contains(code)) {
+            let membership = Some(Organization::new(code.clone()));
+            rest.push(self.observe(What::Membership { code, membership }));
+        }
+        (rest, lost)
+    }
+
+    /// Returns whether Kinde lists this membership of the user.
+    pub(super) fn is_member_of(&self, code: &str) -> bool {
+        let listed = self.profile.value(Field::OrganizationCodes);
+        matches!(listed, Some(Value::Codes(codes)) if codes.iter().any(|listed| listed == code))
     }
 
     fn all(&self) -> Vec<Observation> {

@@ -2,7 +2,8 @@
 //!
 //! A user missing from every page is only a candidate: pages shift while users are added and removed. Only a complete scan
 //! names candidates, and two single reads (`single_reads`) confirm each of them. What exceeds the deletion budget
-//! ([`super::budget`]) is held as a whole until an operator approves it, because a broken response looks the same.
+//! ([`super::budget`]) is held as a whole until an operator approves it, because a broken response looks the same. The record of held
+//! deletions contains held removals of members ([`super::removals`]) too.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner,
-    budget::{Budget, hash},
+    budget::{Budget, hash, hash_of_member},
     compare::drift,
     record::{DriftKind, EXAMPLES, Run, Tally},
     scan::Scanned,
@@ -55,6 +56,14 @@ pub(super) enum Approved {
 }
 
 impl Approved {
+    /// Returns whether the removal of this member is approved.
+    pub(super) fn contains_member(&self, user: &UserId, code: &str) -> bool {
+        match self {
+            Self::Users(approved) => approved.contains(&hash_of_member(user, code)),
+            Self::All => false,
+        }
+    }
+
     fn contains(&self, user: &UserId) -> bool {
         match self {
             Self::Users(users) => users.contains(&hash(user)),
@@ -246,8 +255,16 @@ impl Inner {
              `kinsync reconcile --approve {}` (with `--soon` while `kinsync serve` runs)",
             run.id
         );
-        let users: HashSet<u64> = users.iter().map(hash).collect();
-        let is_kept = self.retry_store(|| keep_held(&*self.store, run, &users)).await?;
+        scanned.held.extend(users.iter().map(hash));
+        Ok(())
+    }
+
+    /// Records what this run held.
+    pub(super) async fn keep_held(&self, run: &Run, held: &HashSet<u64>) -> Result<(), Error> {
+        if held.is_empty() || run.writes().is_none() {
+            return Ok(());
+        }
+        let is_kept = self.retry_store(|| keep_held(&*self.store, run, held)).await?;
         if is_kept { Ok(()) } else { Err(Error::LeaseLost) }
     }
 

@@ -58,6 +58,9 @@ pub enum DriftKind {
     Deleted,
     /// Deleted at Kinde; the deletion waits for an operator's approval.
     DeletionHeld,
+    /// Has lost a membership according to the list of users, and so have unusually many members of the organization; the removal
+    /// waits for an operator's approval.
+    RemovalHeld,
     /// Deleted in the store; two reads of Kinde confirmed that the user exists.
     Restored,
     /// Deleted by an event of Kinde and still listed. Left unchanged.
@@ -75,13 +78,14 @@ pub enum DriftKind {
 
 impl DriftKind {
     /// All kinds.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Missing,
         Self::Changed,
         Self::FilledIn,
         Self::SignedIn,
         Self::Deleted,
         Self::DeletionHeld,
+        Self::RemovalHeld,
         Self::Restored,
         Self::ListedAfterDeletion,
         Self::Rejected,
@@ -99,6 +103,7 @@ impl DriftKind {
             Self::SignedIn => "signed_in",
             Self::Deleted => "deleted",
             Self::DeletionHeld => "deletion_held",
+            Self::RemovalHeld => "removal_held",
             Self::Restored => "restored",
             Self::ListedAfterDeletion => "listed_after_deletion",
             Self::Rejected => "rejected",
@@ -155,6 +160,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Returns the number of deletions and removals that wait for an operator's approval.
+    pub fn held(&self) -> u64 {
+        self.of(DriftKind::DeletionHeld) + self.of(DriftKind::RemovalHeld)
+    }
+
     /// Returns the number of users of this kind.
     pub fn of(&self, kind: DriftKind) -> u64 {
         self.drift.get(&kind).copied().unwrap_or_default()

@@ -21,6 +21,7 @@ use super::{
     budget::hash,
     compare::{Comparison, RemoteUser},
     record::{Drift, DriftKind, PreviousScan, Run, RunMode, Tally},
+    removals::Removals,
 };
 use crate::{
     apply::{Applied, ComparedRows, apply, apply_compared},
@@ -124,6 +125,10 @@ pub(super) struct Scanned {
     pub(super) last_comparison: i64,
     /// Ids of some listed users.
     pub(super) canaries: Vec<String>,
+    /// Memberships that the list lacks.
+    pub(super) removals: Removals,
+    /// Hashes of held deletions and removals.
+    pub(super) held: HashSet<u64>,
 }
 
 /// Users with a difference that cannot be ordered, because the stored value is from the time of the scan.
@@ -176,6 +181,7 @@ struct Compared {
     unproven: Vec<UserId>,
     comparison: i64,
     canaries: Vec<String>,
+    removals: Removals,
     sent: Option<(Micros, Micros)>,
     next_token: Option<String>,
 }
@@ -225,6 +231,7 @@ pub(super) async fn scan(
         };
         scanned.canaries.extend(compared.canaries);
         scanned.canaries.truncate(CANARIES);
+        scanned.removals.merge(compared.removals);
         // The last page has no next token: the previous checkpoint stays until the end of the run.
         if run.mode == RunMode::Backfill && compared.next_token.is_some() {
             let checkpoint = from.at(compared.next_token, scanned.tally.clone());
@@ -291,6 +298,7 @@ impl Inner {
         let mut tally = Tally { pages, users: ids.len() as u64, ..Tally::default() };
         let (mut observations, mut second_reads, mut differing) = (Vec::new(), Vec::new(), Vec::new());
         let (mut too_recent, mut revisions) = (TooRecent::default(), HashMap::new());
+        let mut removals = Removals::default();
         for (seen, row) in seen.iter().zip(&rows) {
             let found = seen.compare(row.as_ref());
             let lead = row.as_ref().and_then(|row| seen.lead(row));
@@ -309,15 +317,24 @@ impl Inner {
                 Comparison::NeedsSecondRead => second_reads.push(seen.user.clone()),
                 Comparison::ListedAfterDeletion(drift) => tally.add(drift),
                 Comparison::Differs(drift, repair) => {
-                    differing.push(drift);
+                    let (repair, lost) = seen.without_removals(row.as_ref(), repair);
                     observations.extend(repair);
+                    if lost.is_empty() {
+                        differing.push(drift);
+                    } else {
+                        // The rest of the difference is repaired; the user is counted with the removal.
+                        revisions.remove(&seen.user);
+                        removals.add(&seen.user, lost, seen.at);
+                    }
                 }
             }
+            removals.count_members(row.as_ref());
         }
         if unusable > 0 {
             tracing::warn!(users = unusable, "Kinde lists users with invalid ids; they are skipped");
         }
         let mut unproven = too_recent.users.clone();
+        unproven.extend(removals.users());
         let compared = options.scan.map(|(_, scan)| ComparedRows { scan, comparison, revisions });
         unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
@@ -331,6 +348,7 @@ impl Inner {
             unproven,
             comparison,
             canaries: ids.iter().take(CANARIES).map(UserId::to_string).collect(),
+            removals,
             sent,
             next_token,
         })

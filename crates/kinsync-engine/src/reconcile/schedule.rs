@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Error, Reconciler, gauges,
-    record::{DriftKind, Run, RunMode},
+    record::{Run, RunMode},
     webhook_health::{self, SilentWebhook},
 };
 use crate::{
@@ -215,7 +215,7 @@ impl Schedule {
             run = run.id,
             users = run.tally.users,
             missed = run.tally.missed(),
-            held = run.tally.of(DriftKind::DeletionHeld),
+            held = run.tally.held(),
             "reconciliation complete"
         );
         self.review().await?;

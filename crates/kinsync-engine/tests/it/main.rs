@@ -34,6 +34,7 @@ mod queue_disk;
 mod queue_embedded;
 mod queue_model;
 
+mod removals;
 mod replica_set;
 mod roles;
 mod spread;

@@ -91,7 +91,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
             scan::show(&Run::from(&run), args.json);
             run.tally
         };
-        Ok(if tally.of(DriftKind::DeletionHeld) > 0 {
+        Ok(if tally.held() > 0 {
             exit::approval_required()
         } else if args.dry_run {
             ExitCode::SUCCESS

@@ -47,7 +47,10 @@ impl Page for RunList {
         ("OUTCOME", |run| run.outcome.as_str().to_owned()),
         ("USERS", |run| run.users.to_string()),
         ("MISSED BY WEBHOOK", |run| run.missed_by_webhook.to_string()),
-        ("HELD", |run| run.drift.get(&DriftKind::DeletionHeld).copied().unwrap_or_default().to_string()),
+        ("HELD", |run| {
+            let held = |kind| run.drift.get(&kind).copied().unwrap_or_default();
+            (held(DriftKind::DeletionHeld) + held(DriftKind::RemovalHeld)).to_string()
+        }),
         ("ENDED", |run| cell(run.ended_at.as_ref())),
     ];
 

@@ -161,11 +161,12 @@ pub(super) fn show(run: &Run, as_json: bool) {
              stored as soon as the rule allows it.",
         );
     }
-    let is_held = summary.drift.get(&DriftKind::DeletionHeld).is_some_and(|held| *held > 0);
+    let is_held = |kind| summary.drift.get(&kind).is_some_and(|held| *held > 0);
+    let is_held = is_held(DriftKind::DeletionHeld) || is_held(DriftKind::RemovalHeld);
     if is_held && !is_dry && summary.approved_by.is_none() {
         output::say(&format!(
-            "Unusually many users are missing at Kinde, so their deletion needs approval. If it is right, run: kinsync \
-             reconcile --approve {}",
+            "Unusually many users are missing at Kinde, or in an organization, so their deletion or removal needs approval. If it \
+             is right, run: kinsync reconcile --approve {}",
             summary.id
         ));
     }
@@ -235,6 +236,7 @@ fn done(kind: DriftKind) -> &'static str {
         DriftKind::SignedIn => "with a newer sign-in",
         DriftKind::Deleted => "deleted",
         DriftKind::DeletionHeld => "deletion held",
+        DriftKind::RemovalHeld => "removal from an organization held",
         DriftKind::Restored => "restored",
         DriftKind::ListedAfterDeletion => "left deleted, although listed",
         DriftKind::Rejected => "rejected by the store",
@@ -253,6 +255,7 @@ pub(super) fn would(kind: DriftKind) -> &'static str {
         DriftKind::SignedIn => "would get a newer sign-in",
         DriftKind::Deleted => "would be deleted",
         DriftKind::DeletionHeld => "would be deleted after approval",
+        DriftKind::RemovalHeld => "would be removed from an organization after approval",
         DriftKind::Restored => "would be restored",
         DriftKind::ListedAfterDeletion => "would be left deleted, although listed",
         DriftKind::Rejected => "would be rejected by the store",

@@ -1,0 +1,193 @@
+//! Removes memberships that the list of users no longer contains.
+//!
+//! A list that lacks entries by mistake looks like one of an organization that lost members. So reads of some of these members have to
+//! confirm the removals of an organization, and unusually many are held as a whole until an operator approves them
+//! ([`super::budget::RemovalBudget`]). Everything else of the lists takes effect at once.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use kinsync_core::{Field, Memberships, Micros, Observation, Source, UserId, Version, What};
+
+use super::{
+    Error, Inner,
+    budget::{RemovalBudget, hash_of_member},
+    compare::{RemoteUser, drift},
+    deletions::Approved,
+    record::{DriftKind, EXAMPLES, Run},
+    scan::Scanned,
+    single_reads::is_about_one,
+};
+use crate::{scan_watermark, state_records::Term, store::Row};
+
+/// Maximum removals per scan, made or held. The next scan finds the rest.
+const MOST: usize = 100_000;
+/// Members that are read before removals of an organization are carried out or held.
+const SAMPLE: usize = 20;
+/// Removals that are written together.
+const CHUNK: usize = 1000;
+
+/// Memberships that the list of users lacks, by organization.
+#[derive(Debug, Default)]
+pub(super) struct Removals {
+    lost: BTreeMap<String, Vec<(UserId, Micros)>>,
+    /// Number of entries of `lost`.
+    count: usize,
+    /// Stored members of each organization.
+    members: HashMap<String, u64>,
+}
+
+impl Removals {
+    /// Adds memberships that a list of this time lacks.
+    pub(super) fn add(&mut self, user: &UserId, codes: Vec<String>, at: Micros) {
+        for code in codes.into_iter().take(MOST.saturating_sub(self.count)) {
+            self.lost.entry(code).or_default().push((user.clone(), at));
+            self.count += 1;
+        }
+    }
+
+    /// Counts the stored memberships of a listed user.
+    pub(super) fn count_members(&mut self, row: Option<&Row>) {
+        let codes = row.and_then(|row| row.state.memberships()).into_iter().flat_map(Memberships::codes);
+        for code in codes {
+            *self.members.entry(code).or_default() += 1;
+        }
+    }
+
+    /// Returns the users without one of their memberships.
+    pub(super) fn users(&self) -> impl Iterator<Item = UserId> + '_ {
+        self.lost.values().flatten().map(|(user, _)| user.clone()).take(scan_watermark::MAX_UNPROVEN + 1)
+    }
+
+    pub(super) fn merge(&mut self, other: Self) {
+        for (code, lost) in other.lost {
+            let room = MOST.saturating_sub(self.count);
+            self.count += lost.len().min(room);
+            self.lost.entry(code).or_default().extend(lost.into_iter().take(room));
+        }
+        for (code, members) in other.members {
+            *self.members.entry(code).or_default() += members;
+        }
+    }
+
+    /// Returns the stored members of an organization.
+    fn members_of(&self, code: &str) -> u64 {
+        self.members.get(code).copied().unwrap_or_default()
+    }
+}
+
+/// Which of the removals of an organization are carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Decision {
+    /// All of them.
+    All,
+    /// Those that an operator approved. The others are held.
+    Approved,
+}
+
+impl Inner {
+    /// Removes or holds the memberships that the list of users lacks.
+    pub(super) async fn remove_members(
+        &self,
+        run: &Run,
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<(), Error> {
+        for (code, mut lost) in std::mem::take(&mut scanned.removals.lost) {
+            if !self.are_gone(&code, &lost).await? {
+                tracing::warn!(
+                    organization = code,
+                    "Kinde's list of users lacks members of an organization that single reads find"
+                );
+                scanned.tally.add_count(DriftKind::Undetermined, lost.len());
+                continue;
+            }
+            let users: Vec<UserId> = lost.iter().map(|(user, _)| user.clone()).collect();
+            if self.decide(run, &code, &users, scanned, approved).await? == Decision::Approved {
+                lost.retain(|(user, _)| approved.contains_member(user, &code));
+            }
+            for lost in lost.chunks(CHUNK) {
+                self.write_removals(&code, lost, run.writes(), scanned).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads some of the users. Returns whether none of them is a member.
+    async fn are_gone(&self, code: &str, lost: &[(UserId, Micros)]) -> Result<bool, Error> {
+        let every = lost.len().div_ceil(SAMPLE).max(1);
+        for (user, _) in lost.iter().step_by(every) {
+            let read = match self.kinde.user(user.as_str()).await {
+                Ok(read) => read,
+                Err(error) if is_about_one(&error) && !error.is_transient() => continue,
+                Err(error) => return Err(error.into()),
+            };
+            let found = read.value.and_then(|user| RemoteUser::new(user, &read.timing));
+            if found.is_some_and(|found| found.is_member_of(code)) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Draws removals of members of an organization on its budget. Holds those that exceed it, unless they are approved.
+    async fn decide(
+        &self,
+        run: &Run,
+        code: &str,
+        users: &[UserId],
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<Decision, Error> {
+        let others: Vec<&UserId> =
+            users.iter().filter(|user| !approved.contains_member(user, code)).collect();
+        let hashes: BTreeSet<u64> = others.iter().map(|user| hash_of_member(user, code)).collect();
+        let members = scanned.removals.members_of(code);
+        let budget = RemovalBudget { code, members, thresholds: self.config.deletes };
+        let now = scanned.sent.map_or(Micros(i64::MIN), |(_, last)| last);
+        let draw = || budget.draw(&*self.store, run.writes(), &hashes, now);
+        if self.retry_store(draw).await?.ok_or(Error::LeaseLost)? {
+            return Ok(Decision::All);
+        }
+        tracing::error!(
+            run = run.id,
+            organization = code,
+            members = others.len(),
+            "unusually many members of an organization have lost their membership at Kinde, so the removal is held: \
+             check the run, then run `kinsync reconcile --approve {}` (with `--soon` while `kinsync serve` runs)",
+            run.id
+        );
+        for user in others.iter().take(EXAMPLES) {
+            scanned.tally.add(drift(
+                (*user).clone(),
+                DriftKind::RemovalHeld,
+                vec![Field::Organizations],
+                None,
+            ));
+        }
+        scanned.tally.add_count(DriftKind::RemovalHeld, others.len().saturating_sub(EXAMPLES));
+        scanned.held.extend(hashes);
+        Ok(Decision::Approved)
+    }
+
+    async fn write_removals(
+        &self,
+        code: &str,
+        lost: &[(UserId, Micros)],
+        term: Option<Term>,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        let users: Vec<UserId> = lost.iter().map(|(user, _)| user.clone()).collect();
+        let rows = self.retry_store(|| self.store.load(&users)).await?;
+        let drifts = users.iter().zip(&rows).map(|(user, row)| {
+            drift(user.clone(), DriftKind::Changed, vec![Field::OrganizationCodes], row.as_ref())
+        });
+        let removal = |(user, at): &(UserId, Micros)| Observation {
+            user: user.clone(),
+            version: Version::snapshot(*at, "not listed"),
+            source: Source::Reconcile,
+            what: What::Membership { code: code.to_owned(), membership: None },
+        };
+        self.repair(lost.iter().map(removal).collect(), drifts.collect(), term.is_none(), &mut scanned.tally)
+            .await
+    }
+}
