@@ -34,6 +34,9 @@ const GROUP: usize = 64;
 /// before it is alone.
 const FAILURES: u32 = GROUP.ilog2() + 3;
 
+/// Interval of the search while other processes have claimed what is left.
+const PENDING_POLL: Duration = Duration::from_secs(1);
+
 /// Pause while other processes work on all that is left.
 const WAIT: Duration = Duration::from_millis(200);
 
@@ -122,10 +125,13 @@ impl Spread {
             retried = retried.filter(|_| !is_due).or_else(|| Some(Instant::now()));
             failures = if done.is_ok() { 0 } else { failures + 1 };
             self.report(done.err());
-            let pause = (self.config.poll_every * (1 << failures.min(10))).min(LONGEST_PAUSE);
+            // What is pending after a round without a failure was claimed by another process, which may have ended.
+            let poll_every = if self.status().pending > 0 { PENDING_POLL } else { LONGEST_PAUSE };
+            let poll_every = self.config.poll_every.min(poll_every);
+            let pause = (poll_every * (1 << failures.min(10))).min(LONGEST_PAUSE);
             tokio::select! {
                 () = tokio::time::sleep(random::jitter(pause, 0.5..=1.0)) => {}
-                // A failing store is not asked for each event.
+                // An event does not cause a call of a failing store.
                 _ = woken.changed(), if failures == 0 => {}
                 () = stop.cancelled() => return,
             }
@@ -163,6 +169,8 @@ impl Spread {
             self.status.send_modify(|status| status.pending = due.len());
             let mut walks = self.claims.open(&*self.store, due).await?;
             walks.retain(|walk| !failed.walks.contains(&walk.id));
+            // In no fixed order: walks that fail end a round, and must not be before the same others each time.
+            walks.sort_by_cached_key(|_| random::number::<u64>());
             if walks.is_empty() {
                 return failed.newest.map_or(Ok(()), Err);
             }

@@ -88,7 +88,7 @@ impl CurrentUser {
     }
 
     /// Returns the keys of the permissions in the organization of the token, as [`Self::roles`] does: those that the roles
-    /// give and those of the user.
+    /// give and those of the user. Those of the token never count where the roles are known.
     pub fn permissions(&self) -> Option<Vec<&str>> {
         self.granted(|member| member.permissions.as_deref(), || self.token.permissions())
     }
@@ -98,15 +98,18 @@ impl CurrentUser {
         stored: impl Fn(&'a Organization) -> Option<&'a [String]>,
         claimed: impl Fn() -> Option<Vec<&'a str>>,
     ) -> Option<Vec<&'a str>> {
-        let stored = match self.membership() {
-            Membership::Member(member) => stored(member),
-            Membership::Unknown => None,
-            Membership::NoOrganization | Membership::NotMember | Membership::Suspended(_) => Some(&[][..]),
+        let (stored, are_roles_known) = match self.membership() {
+            Membership::Member(member) => (stored(member), member.roles.is_some()),
+            Membership::Unknown => (None, false),
+            Membership::NoOrganization | Membership::NotMember | Membership::Suspended(_) => {
+                (Some(&[][..]), true)
+            }
         };
         match (stored, self.unknown_roles) {
             (Some(keys), _) => Some(keys.iter().map(String::as_str).collect()),
-            (None, UnknownRoles::UseToken) => claimed(),
-            (None, UnknownRoles::Refuse) => None,
+            // With known roles, the permissions of the token may be those of a former role.
+            (None, UnknownRoles::UseToken) if !are_roles_known => claimed(),
+            (None, _) => None,
         }
     }
 

@@ -63,7 +63,14 @@ impl Inner {
         }
         if term.is_some() {
             // Before the members are compared: what their rows contain of the directory counts there.
-            self.retry_store(|| self.spread.finish()).await?;
+            if let Err(error) = self.retry_store(|| self.spread.finish()).await {
+                // One organization must not stop the comparison of all others. A store that is down fails the next call.
+                let cause = crate::breaker::error_chain(&error);
+                let reason = format!(
+                    "documents of some members do not show a changed organization or role yet: {cause}"
+                );
+                also(&mut lists.not_compared, &reason);
+            }
         }
         Ok(lists)
     }

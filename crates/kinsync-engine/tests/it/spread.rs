@@ -31,6 +31,7 @@ on_every_store! {
     a_rename_during_the_walk_of_another_one_reaches_all_members
     a_new_member_shows_the_new_key_whatever_call_of_its_write_is_the_last_one
     a_new_member_shows_a_key_that_changes_before_its_write_whatever_call_is_the_last_one
+    a_position_that_cannot_be_read_begins_the_walk_again
     a_process_leaves_the_walk_of_another_one_and_continues_it_when_that_one_stops
     a_member_that_cannot_be_written_stops_no_other_and_is_written_later
     a_small_organization_does_not_wait_for_a_large_one
@@ -235,6 +236,16 @@ async fn a_new_member_shows_a_key_that_changes_before_its_write_whatever_call_is
             break;
         }
     }
+    assert_clean(&fresh).await;
+}
+
+async fn a_position_that_cannot_be_read_begins_the_walk_again(fresh: Fresh) {
+    with_members(&fresh).await;
+    rename(&fresh, "r", "key 1", 2).await;
+    let unreadable = serde_json::json!({ "format": 2 });
+    assert!(fresh.store.put_state("spread/r", &unreadable, 0).await.expect("the store answers"));
+    spread(&fresh).await;
+    assert_all_show(&fresh, "key 1", "after an unreadable position").await;
     assert_clean(&fresh).await;
 }
 

@@ -168,6 +168,12 @@ async fn unknown_roles_refuse_a_request_unless_those_of_the_token_are_allowed() 
     for part in ["the role `admin`", "KINSYNC_RECONCILE_ROLES", "kinsync doctor", "KINSYNC_UNKNOWN_ROLES"] {
         assert!(detail.contains(part), "{part}: {detail}");
     }
+    // The permission in the token may be of a former role.
+    set(&store, &ada, vec![of(Some(keys(&["unlisted"])), None)]).await;
+    for process in [&refusing, &using_token] {
+        check(process, &[require_role("admin")], &token, "not-permitted missing_role").await;
+        check(process, &[require_permission("claimed")], &token, unknown).await;
+    }
     // An empty list is known, and outranks the token.
     set(&store, &ada, vec![of(Some(keys(&[])), Some(keys(&[])))]).await;
     for process in [&refusing, &using_token] {
