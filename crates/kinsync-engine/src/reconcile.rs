@@ -6,8 +6,10 @@
 //!
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
-//! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit deletions), `checks` (single users), `memberships`
-//! (roles of members) and `directory` (organizations, roles and permissions), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
+//! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit
+//! deletions and removals), `checks` (single users), `memberships` (roles of members) and `directory` (organizations, roles and
+//! permissions), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook
+//! still delivers).
 
 mod budget;
 mod checks;

@@ -5,8 +5,8 @@
 //! organization with very many members delays no event.
 //!
 //! Any number of processes may do this at the same time: a repeated write of a row changes nothing. A walk of more than one page
-//! has a durable position, which is also the claim of the process that works on it; another process continues a walk whose
-//! position has not moved for a while. A user with a row that cannot be written is set aside and tried again apart.
+//! has a durable position, which is also the claim of the process that works on it; another process continues a walk
+//! after its position has not moved for a while. A user with a row that cannot be written is set aside and tried again apart.
 
 mod position;
 mod rewrite;
