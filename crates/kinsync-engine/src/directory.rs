@@ -310,11 +310,24 @@ fn decode(key: &str, saved: &Saved) -> Result<Stored, Unreadable> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unreadable(pub String);
 
-/// Lists marked records, by code or id.
+/// Lists marked records, by code or id: at least a page of them if there are as many. Unreadable ones do not count, or the others
+/// would wait for them.
 pub(crate) async fn due(store: &dyn Store) -> Result<Vec<(String, Stored)>, Error> {
-    let records = store.due_states(PAGE).await?;
-    let ours = records.iter().filter_map(|(key, saved)| Some((key.strip_prefix(PREFIX)?, key, saved)));
-    Ok(ours.filter_map(|(id, key, saved)| Some((id.to_owned(), decode(key, saved).ok()?))).collect())
+    let (mut due, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.due_states(after.as_deref(), PAGE).await?;
+        let ours = page.iter().filter_map(|(key, saved)| Some((key.strip_prefix(PREFIX)?, key, saved)));
+        due.extend(ours.filter_map(|(id, key, saved)| Some((id.to_owned(), decode(key, saved).ok()?))));
+        if page.len() < PAGE || due.len() >= PAGE {
+            return Ok(due);
+        }
+        after = page.into_iter().next_back().map(|(key, _)| key);
+    }
+}
+
+/// Returns whether a record is marked, also one that cannot be read.
+pub(crate) async fn is_any_due(store: &dyn Store) -> Result<bool, Error> {
+    Ok(!store.due_states(None, 1).await?.is_empty())
 }
 
 /// Stores that the documents show this change. A newer change, also a concurrent one, keeps the record marked.

@@ -37,6 +37,7 @@ mod email_ownership;
 mod engine;
 mod explain;
 mod fields;
+mod known_users;
 #[cfg(feature = "mongodb")]
 mod link;
 mod pending_checks;

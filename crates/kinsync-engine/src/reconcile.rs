@@ -225,6 +225,9 @@ impl Reconciler {
         };
         run.ended(ended, parts.clock.now());
         measure(&run);
+        if outcome.is_err() {
+            parts.spread.release().await;
+        }
         if !matches!(outcome, Err(Error::LeaseLost)) {
             parts.save(&run).await?;
             if run.mode == RunMode::Backfill && outcome.is_ok() {

@@ -4,18 +4,11 @@
 //! The projector then writes it, without a further event. The request path joins the record into what it loads, so that
 //! a deletion or a suspension takes effect although no document shows it.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kinsync_core::{Micros, Source, UserId, UserState};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
-use crate::store::{Error, Row, Saved, Store};
+use crate::store::{Error, Saved, Store};
 
 const PREFIX: &str = "refused/";
 
@@ -27,9 +20,6 @@ const PAGE: usize = 1000;
 
 /// Records written concurrently.
 const CONCURRENCY: usize = 8;
-
-/// How long the answer "no user is refused" is used.
-const MAX_AGE: Duration = Duration::from_millis(200);
 
 /// What the store rejects of a user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,6 +113,11 @@ pub(crate) async fn page(
     Ok((page, next))
 }
 
+/// Returns whether any user is refused.
+pub(crate) async fn is_any(store: &dyn Store) -> Result<bool, Error> {
+    Ok(!store.list_states(PREFIX, None, 1).await?.is_empty())
+}
+
 /// Returns the number of refused users.
 ///
 /// # Errors
@@ -162,68 +157,5 @@ fn decode(key: &str, saved: &Saved) -> Result<Refused, Error> {
             hint: format!("this kinsync cannot read the record `{key}`; run the version that wrote it"),
             source: None,
         }),
-    }
-}
-
-/// A user for the request path.
-#[derive(Clone, PartialEq, Debug)]
-pub struct KnownUser {
-    /// The row, joined with what the store rejects of it.
-    pub row: Row,
-    /// Whether the store has no document of the user, because a rule rejects it.
-    pub is_not_storable: bool,
-}
-
-impl KnownUser {
-    /// Joins the row of a user with what the store rejects of it. `None` without both.
-    pub fn of(id: &UserId, row: Option<Row>, refused: Option<RefusedUser>) -> Option<Self> {
-        let is_not_storable = row.is_none();
-        let Some(refused) = refused else { return row.map(|row| Self { row, is_not_storable: false }) };
-        let row = row.unwrap_or_else(|| Row::unknown(id.clone()));
-        let state = row.state.clone().join(refused.state);
-        Some(Self { row: Row { state, ..row }, is_not_storable })
-    }
-}
-
-/// Loads users for the request path, each with what the store rejects of it.
-#[derive(Debug, Default)]
-pub struct KnownUsers(Mutex<Option<Instant>>);
-
-impl KnownUsers {
-    /// Returns these users, in the same order; `None` for a user without a document and without a record.
-    ///
-    /// # Errors
-    /// Fails when the store fails, or when a newer kinsync wrote a record.
-    pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
-        let (rows, mut refused) = tokio::try_join!(store.load(ids), self.refused(store, ids))?;
-        let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, refused.remove(id)));
-        Ok(known.collect())
-    }
-
-    /// Reads the records at the next load, because a user was refused.
-    pub fn expect_refused(&self) {
-        *self.lock() = None;
-    }
-
-    /// Returns the records of these users. Reads none while no user at all is refused, as of at most [`MAX_AGE`] ago.
-    async fn refused(
-        &self,
-        store: &dyn Store,
-        ids: &[UserId],
-    ) -> Result<HashMap<UserId, RefusedUser>, Error> {
-        if self.lock().is_some_and(|read_at| read_at.elapsed() < MAX_AGE) {
-            return Ok(HashMap::new());
-        }
-        let read_at = Instant::now();
-        if store.list_states(PREFIX, None, 1).await?.is_empty() {
-            *self.lock() = Some(read_at);
-            return Ok(HashMap::new());
-        }
-        let refused = of(store, ids).await?;
-        Ok(ids.iter().cloned().zip(refused).filter_map(|(id, user)| Some((id, user?))).collect())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

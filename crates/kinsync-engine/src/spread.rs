@@ -6,12 +6,20 @@
 //!
 //! Any number of processes may do this at the same time: a repeated write of a row changes nothing. A walk of more than one page
 //! has a durable position, which is also the claim of the process that works on it; another process continues a walk
-//! after its position has not moved for a while. A user with a row that cannot be written is set aside and tried again apart.
+//! after its position has not moved for a while, or at once if the other one was stopped. A user with a row that cannot be written
+//! is set aside and tried again apart. What is not spread yet is joined into each load for a request ([`crate::known_users`]).
 
 mod position;
 mod rewrite;
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -37,6 +45,9 @@ const FAILURES: u32 = GROUP.ilog2() + 3;
 /// Interval of the search while other processes have claimed what is left.
 const PENDING_POLL: Duration = Duration::from_secs(1);
 
+/// Longest time for the page in progress at the end, and to leave walks to other processes. After it they take them over later.
+const END: Duration = Duration::from_secs(1);
+
 /// Pause while other processes work on all that is left.
 const WAIT: Duration = Duration::from_millis(200);
 
@@ -58,7 +69,8 @@ impl Default for Config {
         Self {
             page: 200,
             poll_every: Duration::from_secs(5),
-            take_over_after: Duration::from_secs(10),
+            // A page takes some 50 ms. After a kill nothing else delays the others, and two processes at one walk do no harm.
+            take_over_after: Duration::from_secs(3),
             retry_every: Duration::from_secs(30),
         }
     }
@@ -85,7 +97,14 @@ pub struct Spread {
     config: Config,
     claims: Claims,
     woken: watch::Sender<()>,
+    /// Whether the walks end after the page in progress.
+    is_ending: AtomicBool,
     status: watch::Sender<SpreadStatus>,
+}
+
+/// Returns whether some rows may not show yet what is known of organizations, roles and permissions.
+pub(crate) async fn is_any(store: &dyn Store) -> Result<bool, Error> {
+    Ok(directory::is_any_due(store).await? || rewrite::is_any_set_aside(store).await?)
 }
 
 /// A marked record with its users still to be written.
@@ -101,7 +120,7 @@ impl Spread {
     pub fn new(store: Arc<dyn Store>, clock: Clock, config: Config) -> Self {
         let claims = Claims::new(config.take_over_after);
         let (woken, status) = (watch::Sender::new(()), watch::Sender::default());
-        Self { store, clock, config, claims, woken, status }
+        Self { store, clock, config, claims, woken, is_ending: AtomicBool::new(false), status }
     }
 
     /// Makes [`Self::run`] look for marked records at once.
@@ -114,14 +133,42 @@ impl Spread {
         self.status.borrow().clone()
     }
 
-    /// Runs until `stop` is cancelled. Logs failures and retries with growing pauses.
+    /// Runs until `stop` is cancelled, and leaves begun walks to other processes then. Logs failures and retries with growing pauses.
     pub async fn run(&self, stop: CancellationToken) {
+        self.work_until(&stop).await;
+        self.release().await;
+    }
+
+    /// Leaves begun walks to other processes. Without success they take them over a few seconds later.
+    pub(crate) async fn release(&self) {
+        match tokio::time::timeout(END, self.claims.release(&*self.store)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(error = error_chain(&error), "walks could not be left to other processes");
+            }
+            Err(_) => tracing::debug!("walks could not be left to other processes in time"),
+        }
+    }
+
+    /// Does what is due. `None`: stopped.
+    async fn round(&self, retries: bool, stop: &CancellationToken) -> Option<Result<(), Error>> {
+        let mut work = Box::pin(self.work(retries));
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = stop.cancelled() => self.is_ending.store(true, Ordering::Release),
+        }
+        // A cancelled write of a position may be made after the walk was left to others, and would claim it again.
+        _ = tokio::time::timeout(END, work).await;
+        None
+    }
+
+    async fn work_until(&self, stop: &CancellationToken) {
         let (mut woken, mut failures) = (self.woken.subscribe(), 0_u32);
         let mut retried = None;
         loop {
             woken.mark_unchanged();
             let is_due = retried.is_none_or(|at: Instant| at.elapsed() >= self.config.retry_every);
-            let Some(done) = stop.run_until_cancelled(Box::pin(self.work(is_due))).await else { return };
+            let Some(done) = self.round(is_due, stop).await else { return };
             retried = retried.filter(|_| !is_due).or_else(|| Some(Instant::now()));
             failures = if done.is_ok() { 0 } else { failures + 1 };
             self.report(done.err());
@@ -171,7 +218,7 @@ impl Spread {
             walks.retain(|walk| !failed.walks.contains(&walk.id));
             // In no fixed order: walks that fail end a round, and must not be before the same others each time.
             walks.sort_by_cached_key(|_| random::number::<u64>());
-            if walks.is_empty() {
+            if walks.is_empty() || self.is_ending.load(Ordering::Acquire) {
                 return failed.newest.map_or(Ok(()), Err);
             }
             // New ones first, and one page of each other one in turn: a small organization does not wait for a large one.
@@ -179,6 +226,9 @@ impl Spread {
                 walks.into_iter().partition(|walk| walk.position.is_begun);
             self.begin(new, &mut failed).await?;
             for walk in begun {
+                if self.is_ending.load(Ordering::Acquire) {
+                    break;
+                }
                 match self.next_page(&walk).await {
                     Ok(()) => failed.in_a_row = 0,
                     Err(error) => failed.add(&[walk], error)?,
@@ -204,7 +254,7 @@ impl Spread {
     /// Spreads records with few users together, and claims the others.
     async fn begin(&self, walks: Vec<Walk>, failed: &mut Failed) -> Result<(), Error> {
         let mut groups = vec![walks];
-        while let Some(mut group) = groups.pop() {
+        while let Some(mut group) = groups.pop().filter(|_| !self.is_ending.load(Ordering::Acquire)) {
             let outcome = match group.as_slice() {
                 [] => continue,
                 [_, ..] if group.len() > GROUP => Ok(false),

@@ -338,8 +338,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     ) -> Result<Vec<(String, Saved)>, Error>;
 
     /// Lists records of kinsync that are marked: their value is an object with `"due": true`. In the order of their keys, and
-    /// by an index: a poll without marked records costs nothing.
-    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error>;
+    /// by an index, after the key `after`: a poll without marked records costs nothing.
+    async fn due_states(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Saved)>, Error>;
 
     /// Returns the number of records of kinsync with a key that begins with `prefix`.
     async fn count_states(&self, prefix: &str) -> Result<u64, Error>;

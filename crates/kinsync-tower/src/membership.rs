@@ -2,9 +2,8 @@
 
 use kinsync_core::Organization;
 
-/// What the store has of the user in the organization of the token. As fresh as the refusal of deleted users: a change of the
-/// user's row that any process stores is visible within a second. A deleted organization or role is written to the rows of its
-/// members one after another.
+/// What the store has of the user in the organization of the token. As fresh as the refusal of deleted users: what any process
+/// stores of the user, the organization or a role is visible within a second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Membership<'a> {
     /// The token names no organization.

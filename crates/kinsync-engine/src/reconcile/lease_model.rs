@@ -203,7 +203,7 @@ impl Store for Memory {
         unreachable!()
     }
 
-    async fn due_states(&self, _: usize) -> Result<Vec<(String, Saved)>, Error> {
+    async fn due_states(&self, _: Option<&str>, _: usize) -> Result<Vec<(String, Saved)>, Error> {
         unreachable!()
     }
 

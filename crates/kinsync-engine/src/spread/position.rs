@@ -28,6 +28,9 @@ struct Record {
     change: u64,
     /// The last user of the walk so far.
     after: Option<UserId>,
+    /// Whether the process that worked on it has stopped.
+    #[serde(default)]
+    is_released: bool,
 }
 
 /// The position of a walk.
@@ -77,12 +80,12 @@ impl Claims {
             let revision = saved.map_or(0, |saved| saved.revision);
             // The position of an earlier walk says nothing about this one.
             let begun = record.filter(|record| (stored.spread + 1..=stored.changes).contains(&record.change));
-            let Some(Record { change, after, .. }) = begun else {
+            let Some(Record { change, after, is_released, .. }) = begun else {
                 let position = Position { revision, ..Position::default() };
                 walks.push(Walk { id, change: stored.changes, position });
                 continue;
             };
-            if self.is_free(key, revision) {
+            if is_released || self.is_free(key, revision) {
                 // A newer change is spread afterwards: with it the walk would begin again, maybe without end.
                 walks.push(Walk { id, change, position: Position { is_begun: true, after, revision } });
             }
@@ -118,10 +121,15 @@ impl Claims {
 
     async fn put(&self, store: &dyn Store, walk: &Walk, after: Option<UserId>) -> Result<(), Error> {
         let (key, revision) = (key(&walk.id), walk.position.revision);
-        let record = Record { format: FORMAT, change: walk.change, after };
+        let record = Record { format: FORMAT, change: walk.change, after, is_released: false };
         let value = serde_json::to_value(record).expect("texts and numbers are JSON");
+        let seen = |revision| Seen { revision, since: Instant::now(), is_ours: true };
+        // Before the write: a cancelled one may have been made.
+        self.seen().insert(key.clone(), seen(revision));
         if store.put_state(&key, &value, revision).await? {
-            self.seen().insert(key, Seen { revision: revision + 1, since: Instant::now(), is_ours: true });
+            self.seen().insert(key, seen(revision + 1));
+        } else {
+            self.seen().remove(&key);
         }
         Ok(())
     }
@@ -129,6 +137,25 @@ impl Claims {
     /// Removes the position.
     pub(super) async fn finish(&self, store: &dyn Store, walk: &Walk) -> Result<(), Error> {
         store.remove_states(&[(key(&walk.id), walk.position.revision)]).await
+    }
+
+    /// Leaves the walks of this process to others, which continue them at once.
+    pub(super) async fn release(&self, store: &dyn Store) -> Result<(), Error> {
+        let ours: Vec<(String, i64)> = {
+            let seen = self.seen();
+            let ours = seen.iter().filter(|(_, seen)| seen.is_ours);
+            ours.map(|(key, seen)| (key.clone(), seen.revision)).collect()
+        };
+        for (key, revision) in ours {
+            // The write of the newest position may have been cancelled: then its revision is not among those seen.
+            let saved = store.state(&key).await?.filter(|saved| saved.revision <= revision + 1);
+            let Some((record, saved)) = saved.and_then(|saved| Some((decode(&saved)?, saved))) else {
+                continue;
+            };
+            let record = serde_json::to_value(Record { is_released: true, ..record });
+            store.put_state(&key, &record.expect("texts and numbers are JSON"), saved.revision).await?;
+        }
+        Ok(())
     }
 
     fn seen(&self) -> MutexGuard<'_, HashMap<String, Seen>> {

@@ -9,7 +9,7 @@ use super::Spread;
 use crate::{
     apply,
     breaker::error_chain,
-    store::{Error, WRITE_USERS},
+    store::{Error, Store, WRITE_USERS},
 };
 
 /// Records of users that were set aside.
@@ -23,6 +23,11 @@ const EXAMPLES: usize = 3;
 
 /// Users with a row that cannot be written, each with the reason.
 type Failed = Vec<(UserId, String)>;
+
+/// Returns whether a user is set aside.
+pub(super) async fn is_any_set_aside(store: &dyn Store) -> Result<bool, Error> {
+    Ok(!store.list_states(PREFIX, None, 1).await?.is_empty())
+}
 
 impl Spread {
     /// Writes the rows of these users again. Users with a row that cannot be written are set aside, while the rows of others can.

@@ -171,8 +171,9 @@ impl Store for EmbeddedStore {
         timed("embedded", "list_states", self.reader.call("list records", list)).await
     }
 
-    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
-        let list = move |sqlite: &rusqlite::Connection| state::due(sqlite, limit);
+    async fn due_states(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        let after = after.map(ToOwned::to_owned);
+        let list = move |sqlite: &rusqlite::Connection| state::due(sqlite, after.as_deref(), limit);
         timed("embedded", "due_states", self.reader.call("list marked records", list)).await
     }
 

@@ -245,8 +245,8 @@ impl Store for MongoStore {
         timed("mongo", "list_states", self.inner()?.list_saved(prefix, after, limit)).await
     }
 
-    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
-        timed("mongo", "due_states", self.inner()?.due_saved(limit)).await
+    async fn due_states(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        timed("mongo", "due_states", self.inner()?.due_saved(after, limit)).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, Error> {

@@ -236,8 +236,12 @@ impl Store for FaultyStore {
         self.store.list_states(prefix, after, limit).await
     }
 
-    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, store::Error> {
-        self.store.due_states(limit).await
+    async fn due_states(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, store::Error> {
+        self.store.due_states(after, limit).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, store::Error> {

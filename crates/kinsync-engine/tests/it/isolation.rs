@@ -9,9 +9,11 @@ use kinsync_engine::{
     Engine,
     internal::{
         apply::{apply, apply_refused, apply_refused_keys},
-        breaker, projector,
+        breaker,
+        known_users::KnownUsers,
+        projector,
         queue::{Entry, Queue},
-        refused_users::{self, KnownUsers},
+        refused_users,
         store::{RefusedKeys, Row, Store, embedded::EmbeddedStore, mongo},
     },
 };

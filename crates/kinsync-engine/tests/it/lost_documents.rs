@@ -3,7 +3,7 @@
 
 use bson::{Bson, Document, doc};
 use kinsync_core::{Field, Micros, Observation, Profile, UserDocument, What};
-use kinsync_engine::internal::{refused_users::KnownUsers, store::mongo::MongoStore};
+use kinsync_engine::internal::{known_users::KnownUsers, store::mongo::MongoStore};
 
 use crate::{
     own_keys::{document, event, observe, profile},

@@ -48,7 +48,7 @@ pub(crate) async fn drain(engine: &Engine) {
 /// Waits until no changed organization, role or permission is to be spread.
 pub(crate) async fn until_spread(store: &dyn Store) {
     let spread = async {
-        while !store.due_states(1).await.expect("the store answers").is_empty() {
+        while !store.due_states(None, 1).await.expect("the store answers").is_empty() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };

@@ -10,6 +10,7 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         directory::{self, Change, Kind, observe},
+        known_users::KnownUsers,
         projector,
         spread::{Config, Spread, SpreadStatus},
         store::Store,
@@ -36,6 +37,11 @@ on_every_store! {
     a_member_that_cannot_be_written_stops_no_other_and_is_written_later
     a_small_organization_does_not_wait_for_a_large_one
     an_event_about_a_role_is_shown_by_all_members_within_a_second
+    a_stopped_process_leaves_its_walk_to_another_one_at_once
+    requests_see_a_change_before_its_spread
+    requests_see_a_change_whatever_part_of_its_spread_a_load_meets
+    requests_see_a_change_of_a_member_that_cannot_be_written
+    a_thousand_unreadable_records_delay_no_other_one
 }
 
 const MEMBERS: usize = 7;
@@ -366,4 +372,116 @@ async fn an_event_about_a_role_is_shown_by_all_members_within_a_second(fresh: Fr
     assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     engine.stop().await;
     assert_all_show(&fresh, "owner", "after the event").await;
+}
+
+async fn a_stopped_process_leaves_its_walk_to_another_one_at_once(fresh: Fresh) {
+    with_members(&fresh).await;
+    for call in 0.. {
+        let key = format!("key {}", call + 1);
+        rename(&fresh, "r", &key, 2 + i64::try_from(call).expect("few")).await;
+        let process = Suspended::new(fresh.store.clone());
+        process.suspend_at_call(call);
+        let store: Arc<dyn Store> = process.clone();
+        let (first, stop) = (Spread::new(store, Clock::system(), quick()), CancellationToken::new());
+        let steps = async {
+            tokio::select! {
+                () = process.until_suspended() => {}
+                () = until_spread(&*fresh.store) => {}
+            }
+            stop.cancel();
+            process.resume();
+        };
+        tokio::join!(first.run(stop.clone()), steps);
+        let is_complete = fresh.store.due_states(None, 1).await.expect("the store answers").is_empty();
+        let patient = Config { take_over_after: 10 * DEADLINE, ..quick() };
+        run_until(&fresh.store, patient, async |_| until_spread(&*fresh.store).await).await;
+        assert_all_show(&fresh, &key, &format!("stopped at call {call}")).await;
+        if is_complete {
+            assert!(call > 20, "the walk has several pages: {call} calls");
+            break;
+        }
+    }
+    assert_clean(&fresh).await;
+}
+
+async fn delete(fresh: &Fresh, kind: Kind, id: &str, at: i64) {
+    let entry = Entry::deleted(&Version::event(Micros(at), "deleted"));
+    let change = Change { kind, id: id.into(), entry };
+    assert!(observe(&*fresh.store, vec![change]).await.expect("the store answers"), "a record is marked");
+}
+
+/// The keys of the roles that a request of the user sees; `None` if it sees no organization.
+async fn requested(known: &KnownUsers, store: &dyn Store, user: &str) -> Option<Vec<String>> {
+    let ids = [UserId::parse(user).expect("an id")];
+    let user = known.load(store, &ids).await.expect("the store answers").pop().flatten().expect("stored");
+    user.row.document().organizations.expect("known").pop()?.roles
+}
+
+async fn requests_see_a_change_before_its_spread(fresh: Fresh) {
+    with_members(&fresh).await;
+    let known = KnownUsers::default();
+    let sees = async || requested(&known, &*fresh.store, "kp_6").await;
+    let roles = |key: &str| Some(vec![key.to_owned()]);
+    assert_eq!(sees().await, roles("key 0"));
+    let changed = Instant::now();
+    rename(&fresh, "r", "key 1", 2).await;
+    until("a request sees the new key", async || sees().await == roles("key 1")).await;
+    delete(&fresh, Kind::Role, "r", 3).await;
+    assert_eq!(sees().await, Some(vec![]), "at once, while something is marked");
+    delete(&fresh, Kind::Organization, "org_1", 4).await;
+    assert_eq!(sees().await, None);
+    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
+    assert_eq!(shown(&*fresh.store, "kp_6").await, roles("key 0"), "nothing was spread");
+    spread(&fresh).await;
+    assert_eq!(sees().await, None);
+}
+
+async fn requests_see_a_change_whatever_part_of_its_spread_a_load_meets(fresh: Fresh) {
+    with_members(&fresh).await;
+    for call in 0.. {
+        let key = format!("key {}", call + 1);
+        rename(&fresh, "r", &key, 2 + i64::try_from(call).expect("few")).await;
+        let process = Suspended::new(fresh.store.clone());
+        process.suspend_at_call(call);
+        // A load that is suspended meanwhile must not return the former value.
+        let known = KnownUsers::default();
+        let mut is_suspended = false;
+        let steps = async {
+            tokio::select! {
+                () = process.until_suspended() => is_suspended = true,
+                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+            }
+            spread(&fresh).await;
+            process.resume();
+        };
+        let (seen, ()) = tokio::join!(requested(&known, &*process, "kp_6"), steps);
+        assert_eq!(seen, Some(vec![key]), "suspended at call {call}");
+        if !is_suspended {
+            assert!(call > 2, "{call} calls");
+            break;
+        }
+    }
+}
+
+async fn requests_see_a_change_of_a_member_that_cannot_be_written(fresh: Fresh) {
+    with_members(&fresh).await;
+    write(&*fresh.store, vec![member(BAD, "r", 1)]).await;
+    let fault = Fault::new("write", Failure::OneUser);
+    let faulty: Arc<dyn Store> = Arc::new(FaultyStore { store: fresh.store.clone(), fault });
+    delete(&fresh, Kind::Role, "r", 2).await;
+    spread_through(&faulty, &fresh).await;
+    assert_eq!(shown(&*fresh.store, BAD).await, Some(vec!["key 0".to_owned()]), "set aside");
+    assert_eq!(requested(&KnownUsers::default(), &*fresh.store, BAD).await, Some(vec![]));
+}
+
+async fn a_thousand_unreadable_records_delay_no_other_one(fresh: Fresh) {
+    with_members(&fresh).await;
+    rename(&fresh, "r", "key 1", 2).await;
+    let unreadable = serde_json::json!({ "due": true, "format": 99 });
+    for n in 0..1000 {
+        let key = format!("directory/a{n}");
+        assert!(fresh.store.put_state(&key, &unreadable, 0).await.expect("the store answers"));
+    }
+    let shows = async || shown(&*fresh.store, "kp_6").await == Some(vec!["key 1".to_owned()]);
+    run_until(&fresh.store, quick(), async |_| until("the new key is shown", shows).await).await;
 }

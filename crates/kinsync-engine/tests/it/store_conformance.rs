@@ -466,11 +466,13 @@ async fn marked_records_are_listed_until_the_mark_is_removed(store: Shared) {
     for (key, value) in [("b", &marked), ("a", &marked), ("c", &other), ("d", &json!("due"))] {
         assert!(store.put_state(key, value, 0).await.unwrap());
     }
-    let due = async |limit| {
-        let records = store.due_states(limit).await.unwrap();
+    let due_after = async |after, limit| {
+        let records = store.due_states(after, limit).await.unwrap();
         records.into_iter().map(|(key, saved)| (key, saved.revision)).collect::<Vec<_>>()
     };
+    let due = async |limit| due_after(None, limit).await;
     assert_eq!(due(10).await, [("a".to_owned(), 1), ("b".to_owned(), 1)]);
+    assert_eq!(due_after(Some("a"), 10).await, [("b".to_owned(), 1)]);
     assert_eq!(due(1).await, [("a".to_owned(), 1)]);
     assert!(store.put_state("a", &other, 1).await.unwrap());
     assert!(store.put_state("c", &marked, 1).await.unwrap());
@@ -478,5 +480,5 @@ async fn marked_records_are_listed_until_the_mark_is_removed(store: Shared) {
     assert_eq!(due(10).await, [("b".to_owned(), 1), ("c".to_owned(), 2)]);
     store.remove_states(&[("b".into(), 1)]).await.unwrap();
     assert_eq!(due(10).await, [("c".to_owned(), 2)]);
-    assert_eq!(store.due_states(1).await.unwrap()[0].1.value, marked);
+    assert_eq!(store.due_states(None, 1).await.unwrap()[0].1.value, marked);
 }

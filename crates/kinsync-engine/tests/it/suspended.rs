@@ -160,8 +160,8 @@ impl Store for Suspended {
         self.store().await.list_states(prefix, after, limit).await
     }
 
-    async fn due_states(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
-        self.store().await.due_states(limit).await
+    async fn due_states(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
+        self.store().await.due_states(after, limit).await
     }
 
     async fn count_states(&self, prefix: &str) -> Result<u64, Error> {

@@ -19,8 +19,8 @@ use kinsync_engine::{
     internal::{
         apply::apply,
         breaker::{self, Breaker, State},
+        known_users::{KnownUser, KnownUsers},
         pending_checks::PendingChecks,
-        refused_users::{KnownUser, KnownUsers},
         sighting::Sighting,
         store::{Error, Store},
     },

@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     explain::explain,
+    known_users::KnownUser,
     pending_checks::Approval,
     queue::EntryId,
     reconcile::{self, record::History},
-    refused_users::{self, KnownUser},
+    refused_users,
     store::{EventFilter, Row, UserFilter},
 };
 use kinsync_tower::Problem;

@@ -35,10 +35,15 @@ pub(super) fn list(
     select.query_map((after.unwrap_or(prefix), end_of(prefix), limit), record)?.collect()
 }
 
-pub(super) fn due(sqlite: &Connection, limit: usize) -> rusqlite::Result<Vec<(String, Saved)>> {
-    let sql = "SELECT key, revision, value FROM state WHERE is_due = 1 ORDER BY key LIMIT ?1";
+pub(super) fn due(
+    sqlite: &Connection,
+    after: Option<&str>,
+    limit: usize,
+) -> rusqlite::Result<Vec<(String, Saved)>> {
+    let sql = "SELECT key, revision, value FROM state INDEXED BY state_due WHERE is_due = 1 AND key > ?1 ORDER BY key LIMIT ?2";
     let mut select = sqlite.prepare_cached(sql)?;
-    select.query_map([i64::try_from(limit).unwrap_or(i64::MAX)], record)?.collect()
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    select.query_map((after.unwrap_or_default(), limit), record)?.collect()
 }
 
 fn record(row: &rusqlite::Row<'_>) -> rusqlite::Result<(String, Saved)> {

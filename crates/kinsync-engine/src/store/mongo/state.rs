@@ -58,8 +58,13 @@ impl Inner {
         self.find(LIST, &self.state, find, record).await
     }
 
-    pub(super) async fn due_saved(&self, limit: usize) -> Result<Vec<(String, Saved)>, Error> {
-        let find = Find::new(doc! { DUE: true }).sort(doc! { "_id": 1 }).limit(limit);
+    pub(super) async fn due_saved(
+        &self,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<(String, Saved)>, Error> {
+        let filter = doc! { DUE: true, "_id": { "$gt": after.unwrap_or_default() } };
+        let find = Find::new(filter).sort(doc! { "_id": 1 }).limit(limit);
         self.find(LIST, &self.state, find, record).await
     }
 

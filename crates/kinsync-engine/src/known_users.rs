@@ -1,0 +1,130 @@
+//! Loads users for the request path.
+//!
+//! Kinsync may know more of a user than the row shows: a rule of the store rejects the row, or a changed organization, role or
+//! permission is still being written to the rows of its users. Both are joined into what is loaded, so they take effect at once. That
+//! costs two small reads every [`MAX_AGE`] while there is neither.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kinsync_core::UserId;
+use tokio::time::Instant;
+
+use crate::{
+    directory,
+    refused_users::{self, RefusedUser},
+    spread,
+    store::{Error, Row, Store},
+};
+
+/// How long the answer that there is nothing to join is used.
+const MAX_AGE: Duration = Duration::from_millis(200);
+
+/// A user for the request path.
+#[derive(Clone, PartialEq, Debug)]
+pub struct KnownUser {
+    /// The row, joined with what it does not show yet.
+    pub row: Row,
+    /// Whether the store has no document of the user, because a rule rejects it.
+    pub is_not_storable: bool,
+}
+
+impl KnownUser {
+    /// Joins the row of a user with what the store rejects of it. `None` without both.
+    pub fn of(id: &UserId, row: Option<Row>, refused: Option<RefusedUser>) -> Option<Self> {
+        let is_not_storable = row.is_none();
+        let Some(refused) = refused else { return row.map(|row| Self { row, is_not_storable: false }) };
+        let row = row.unwrap_or_else(|| Row::unknown(id.clone()));
+        let state = row.state.clone().join(refused.state);
+        Some(Self { row: Row { state, ..row }, is_not_storable })
+    }
+}
+
+/// Loads users for the request path, each with what its row does not show yet.
+#[derive(Debug, Default)]
+pub struct KnownUsers {
+    no_refused: Nothing,
+    no_spread: Nothing,
+}
+
+impl KnownUsers {
+    /// Returns these users, in the same order; `None` for a user without a document and without a record.
+    ///
+    /// # Errors
+    /// Fails when the store fails, or when a newer kinsync wrote a record.
+    pub async fn load(&self, store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<KnownUser>>, Error> {
+        // Before the rows: in the other order, what is written to the rows and done with in between would be in neither.
+        let refused = self.refused(store, ids);
+        let (mut refused, is_spreading) =
+            tokio::try_join!(refused, self.no_spread.or_some(spread::is_any(store)))?;
+        let rows = store.load(ids).await?;
+        let known = ids.iter().zip(rows).map(|(id, row)| KnownUser::of(id, row, refused.remove(id)));
+        let mut known: Vec<Option<KnownUser>> = known.collect();
+        if is_spreading {
+            join_directory(store, &mut known).await?;
+        }
+        Ok(known)
+    }
+
+    /// Reads the records at the next load, because a user was refused.
+    pub fn expect_refused(&self) {
+        self.no_refused.forget();
+    }
+
+    /// Returns the records of these users.
+    async fn refused(
+        &self,
+        store: &dyn Store,
+        ids: &[UserId],
+    ) -> Result<HashMap<UserId, RefusedUser>, Error> {
+        if !self.no_refused.or_some(refused_users::is_any(store)).await? {
+            return Ok(HashMap::new());
+        }
+        let refused = refused_users::of(store, ids).await?;
+        Ok(ids.iter().cloned().zip(refused).filter_map(|(id, user)| Some((id, user?))).collect())
+    }
+}
+
+/// Joins what is known of the organizations, roles and permissions that the users refer to. Reads the records of these alone: a
+/// scan may have changed very many others.
+async fn join_directory(store: &dyn Store, users: &mut [Option<KnownUser>]) -> Result<(), Error> {
+    let references: BTreeSet<String> =
+        users.iter().flatten().flat_map(|user| user.row.state.references()).collect();
+    if references.is_empty() {
+        return Ok(());
+    }
+    let directory = directory::load(store, references).await?;
+    for user in users.iter_mut().flatten() {
+        let state = std::mem::take(&mut user.row.state);
+        user.row.state = state.with_directory(&directory);
+    }
+    Ok(())
+}
+
+/// The answer that there is nothing to join, used for [`MAX_AGE`].
+#[derive(Debug, Default)]
+struct Nothing(Mutex<Option<Instant>>);
+
+impl Nothing {
+    /// Returns whether there is something. Reads it unless the last answer, that there is nothing, is young enough.
+    async fn or_some(&self, is_any: impl Future<Output = Result<bool, Error>>) -> Result<bool, Error> {
+        if self.lock().is_some_and(|read_at| read_at.elapsed() < MAX_AGE) {
+            return Ok(false);
+        }
+        let read_at = Instant::now();
+        let is_any = is_any.await?;
+        *self.lock() = Some(read_at).filter(|_| !is_any);
+        Ok(is_any)
+    }
+
+    fn forget(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
