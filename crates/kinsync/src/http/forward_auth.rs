@@ -1,7 +1,8 @@
-//! `/auth/verify`: authenticates a request for a reverse proxy and returns the identity of the user in headers.
+//! `/auth/verify` and `/auth/ext-authz/…`: authenticate a request for a reverse proxy and return the identity of the user in headers.
 //!
-//! The proxy may require roles and permissions with the parameters of exactly this path. Behind a further `/` the query is
-//! that of the client, which Envoy appends, and is not read.
+//! The proxy may require roles and permissions. At `/auth/verify` they are the query. Envoy appends the path and the query of the
+//! client to its prefix, so behind `/auth/ext-authz/` the first segment contains them, and nothing else is read. Each of the two
+//! refuses the form of the other one: a requirement at the wrong place would require nothing.
 
 use std::{borrow::Cow, fmt::Write as _, sync::Arc};
 
@@ -20,6 +21,12 @@ use crate::app::AppState;
 /// The path with parameters.
 pub const PATH: &str = "/auth/verify";
 
+/// The prefix for proxies that append the path of the client.
+const APPENDED: &str = "/auth/ext-authz/";
+
+/// The segment without a requirement.
+const NO_REQUIREMENT: &str = "user";
+
 const USER_ID: HeaderName = HeaderName::from_static("x-kinsync-user-id");
 const EMAIL: HeaderName = HeaderName::from_static("x-kinsync-email");
 const ORG: HeaderName = HeaderName::from_static("x-kinsync-org");
@@ -34,7 +41,7 @@ const MAX_VALUE_BYTES: usize = 512;
 const MAX_PERMISSIONS_BYTES: usize = 1024;
 
 /// What the user needs in the organization of the token. A list of keys needs one of them; a parameter may be repeated, and
-/// each one has to be met. At `/auth/verify` only: behind a further `/` the query is that of the client.
+/// each one has to be met.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "describes the parameters, which may be repeated")]
@@ -47,8 +54,26 @@ struct Parameters {
     permission: Vec<String>,
 }
 
-/// Describes the route.
+/// What the user needs, in the path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+#[expect(dead_code, reason = "describes the parameter")]
+struct Segment {
+    /// `user`, or what the user needs, in the form of the query of `/auth/verify`: `role=admin&permission=delete:things`.
+    requirements: String,
+}
+
+/// Describes the route with a query.
 pub fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+    answers_identity(openapi::query::<Parameters>(operation))
+}
+
+/// Describes the route with a segment.
+pub fn describe_appended(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+    answers_identity(operation.parameters(Some(Segment::into_params(|| None))))
+}
+
+fn answers_identity(operation: OperationBuilder) -> OperationBuilder {
     let headers = [
         (USER_ID, "The Kinde id of the user."),
         (EMAIL, "The email address of the user; empty when there is none."),
@@ -69,39 +94,70 @@ pub fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilde
         ),
         (DEGRADED, "`true` while the store is unavailable and only the token is known; else empty."),
     ];
-    openapi::answers_headers(openapi::query::<Parameters>(operation), &headers)
+    openapi::answers_headers(operation, &headers)
 }
 
 /// ANY /auth/verify: 200 with the identity of the user in headers. An unknown value is an empty header, and so is
 /// `x-kinsync-degraded` (until the layer writes it): a proxy that copies the headers overwrites those of the caller.
 pub async fn verify(_: Arc<AppState>, user: CurrentUser, head: Parts) -> Result<Response<Body>> {
-    for requirement in requirements(&head.uri)? {
-        requirement.check(&user)?;
+    answer(&user, &of_query(&head.uri)?)
+}
+
+/// ANY /auth/ext-authz/{requirements}/…: the same behind a proxy that appends the path and the query of the client.
+pub async fn verify_appended(_: Arc<AppState>, user: CurrentUser, head: Parts) -> Result<Response<Body>> {
+    answer(&user, &of_segment(head.uri.path())?)
+}
+
+fn answer(user: &CurrentUser, requirements: &[Requirement]) -> Result<Response<Body>> {
+    for requirement in requirements {
+        requirement.check(user)?;
     }
     let mut response = Response::new(Body::default());
-    *response.headers_mut() = identity(&user);
+    *response.headers_mut() = identity(user);
     Ok(response)
 }
 
-/// Reads the parameters. An unknown one is refused: a misspelt one would require nothing.
-fn requirements(uri: &Uri) -> Result<Vec<Requirement>> {
-    let query = uri.query().filter(|_| uri.path() == PATH).unwrap_or_default();
-    let wrong = |detail: String| Err(Problem::BadParameter { detail }.into());
+/// Reads the requirements in the query of exactly [`PATH`].
+fn of_query(uri: &Uri) -> Result<Vec<Requirement>> {
+    if uri.path() != PATH {
+        return wrong(format!(
+            "parameters are read directly behind {PATH} only; a proxy that appends the path of the client calls \
+             {APPENDED}{NO_REQUIREMENT} or {APPENDED}role=KEY"
+        ));
+    }
+    requirements(uri.query().unwrap_or_default())
+}
+
+/// Reads the requirements in the segment behind [`APPENDED`].
+fn of_segment(path: &str) -> Result<Vec<Requirement>> {
+    let segment = path.strip_prefix(APPENDED).and_then(|path| path.split('/').next());
+    match segment.unwrap_or_default() {
+        "" => wrong(format!("{APPENDED} needs a segment: `{NO_REQUIREMENT}` or `role=KEY`")),
+        NO_REQUIREMENT => Ok(Vec::new()),
+        segment => requirements(segment),
+    }
+}
+
+/// Reads requirements. An unknown name is refused: a misspelt one would require nothing.
+fn requirements(text: &str) -> Result<Vec<Requirement>> {
     let requirement = |(name, keys): (Cow<'_, str>, Cow<'_, str>)| {
         let keys: Vec<&str> = keys.split(',').map(str::trim).collect();
-        if keys.iter().any(|key| key.is_empty()) {
-            return wrong(format!("`{name}` needs keys, separated by commas"));
-        }
         match &*name {
+            "role" | "permission" if keys.iter().any(|key| key.is_empty()) => {
+                wrong(format!("`{name}` needs keys, separated by commas"))
+            }
             "role" => Ok(Requirement::any_role(keys)),
             "permission" => Ok(Requirement::any_permission(keys)),
             other => wrong(format!(
-                "`{other}` is no parameter: {PATH} has `role` and `permission`, and a proxy must not pass on the query of the \
-                 client"
+                "`{other}` is no parameter: there are `role` and `permission`, and a proxy must not pass on the query of the client"
             )),
         }
     };
-    form_urlencoded::parse(query.as_bytes()).map(requirement).collect()
+    form_urlencoded::parse(text.as_bytes()).map(requirement).collect()
+}
+
+fn wrong<T>(detail: String) -> Result<T> {
+    Err(Problem::BadParameter { detail }.into())
 }
 
 fn identity(user: &CurrentUser) -> HeaderMap {
@@ -152,35 +208,64 @@ fn list(keys: Vec<&str>) -> Cow<'static, str> {
 mod tests {
     use super::*;
 
-    fn check(uri: &str, expect: std::result::Result<&[Requirement], &str>) {
-        let found = requirements(&uri.parse().unwrap());
-        match (&found, expect) {
-            (Ok(found), Ok(expect)) => assert_eq!(found, expect, "{uri}"),
+    fn check(found: &Result<Vec<Requirement>>, expect: std::result::Result<&[Requirement], &str>) {
+        match (found, expect) {
+            (Ok(found), Ok(expect)) => assert_eq!(found, expect),
             (Err(failure), Err(part)) => {
                 let document = failure.problem.document();
-                assert!(document.status == 400 && document.detail.contains(part), "{uri}: {document:?}");
+                assert!(document.status == 400 && document.detail.contains(part), "{document:?}");
             }
-            _ => panic!("{uri}: {found:?}"),
+            _ => panic!("{found:?}, expected {expect:?}"),
         }
+    }
+
+    fn query(uri: &str) -> Result<Vec<Requirement>> {
+        of_query(&uri.parse().unwrap())
     }
 
     #[test]
     fn parameters_are_read_at_the_exact_path_and_a_wrong_one_is_refused() {
-        check("/auth/verify", Ok(&[]));
-        check("/auth/verify?", Ok(&[]));
-        check("/auth/verify?role=admin", Ok(&[Requirement::role("admin")]));
+        check(&query("/auth/verify"), Ok(&[]));
+        check(&query("/auth/verify?"), Ok(&[]));
+        check(&query("/auth/verify?role=admin"), Ok(&[Requirement::role("admin")]));
         let both = [Requirement::any_role(["admin", "owner"]), Requirement::permission("delete:things")];
-        check("/auth/verify?role=admin,owner&permission=delete:things", Ok(&both));
-        check("/auth/verify?role=admin%2Cowner&permission=delete%3Athings", Ok(&both));
-        check("/auth/verify?role=a&role=b", Ok(&[Requirement::role("a"), Requirement::role("b")]));
-        check("/auth/verify/users?role=admin&x=1", Ok(&[]));
-        check("/auth/verify/?role=admin", Ok(&[]));
-        for wrong in ["role", "role=", "role=,", "role=a,,b", "permission=%20"] {
-            check(&format!("/auth/verify?{wrong}"), Err("needs keys"));
+        check(&query("/auth/verify?role=admin,owner&permission=delete:things"), Ok(&both));
+        check(&query("/auth/verify?role=admin%2Cowner&permission=delete%3Athings"), Ok(&both));
+        check(&query("/auth/verify?role=a&role=b"), Ok(&[Requirement::role("a"), Requirement::role("b")]));
+        for path in
+            ["/auth/verify/", "/auth/verify/?role=admin", "/auth/verify/role=admin", "/auth/verify/x?role=a"]
+        {
+            check(&query(path), Err("directly behind /auth/verify"));
         }
-        check("/auth/verify?roles=admin", Err("`roles` is no parameter"));
-        check("/auth/verify?role=admin&text=a", Err("`text` is no parameter"));
-        check("/auth/verify?Role=admin", Err("`Role` is no parameter"));
+        for wrong in ["role", "role=", "role=,", "role=a,,b", "permission=%20"] {
+            check(&query(&format!("/auth/verify?{wrong}")), Err("needs keys"));
+        }
+        check(&query("/auth/verify?roles=admin"), Err("`roles` is no parameter"));
+        check(&query("/auth/verify?role=admin&text=a"), Err("`text` is no parameter"));
+        check(&query("/auth/verify?Role=admin"), Err("`Role` is no parameter"));
+    }
+
+    #[test]
+    fn the_first_segment_is_that_of_the_proxy_and_has_to_be_understood() {
+        let admin = [Requirement::role("admin")];
+        for (path, expect) in [
+            ("user", Ok(&[][..])),
+            ("user/", Ok(&[])),
+            ("user/role=admin", Ok(&[])),
+            ("role=admin", Ok(&admin)),
+            ("role=admin/", Ok(&admin)),
+            ("role=admin/../user", Ok(&admin)),
+            ("role=admin//auth/ext-authz/user", Ok(&admin)),
+            ("", Err("needs a segment")),
+            ("/things", Err("needs a segment")),
+            ("users/things", Err("`users` is no parameter")),
+            ("user%2F", Err("`user/` is no parameter")),
+            ("role/admin", Err("needs keys")),
+            ("role:admin/things", Err("`role:admin` is no parameter")),
+            ("user&role=admin/things", Err("`user` is no parameter")),
+        ] {
+            check(&of_segment(&format!("/auth/ext-authz/{path}")), expect);
+        }
     }
 
     #[test]

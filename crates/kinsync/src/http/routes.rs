@@ -41,7 +41,7 @@ fn of_senders_and_users() -> Vec<Route> {
             user_routes::profile,
             user_routes::describe_profile,
         ),
-        // Envoy appends the path of the request to its prefix. A wildcard does not match an empty rest.
+        // Requests behind a further `/` are answered with the next step.
         user(
             Any,
             forward_auth::PATH,
@@ -50,6 +50,15 @@ fn of_senders_and_users() -> Vec<Route> {
             forward_auth::describe,
         )
         .also_at(&["/auth/verify/", "/auth/verify/{*path}"]),
+        // A wildcard does not match an empty rest.
+        user(
+            Any,
+            "/auth/ext-authz/{requirements}",
+            "Do the same for a proxy that appends the path of the client, as Envoy does: the first segment is the requirement",
+            forward_auth::verify_appended,
+            forward_auth::describe_appended,
+        )
+        .also_at(&["/auth/ext-authz/", "/auth/ext-authz/{requirements}/", "/auth/ext-authz/{requirements}/{*path}"]),
     ]
 }
 

@@ -230,7 +230,7 @@ fn a_405_names_every_method_of_its_path() {
 #[test]
 fn without_an_issuer_the_routes_of_users_name_the_setting_that_enables_them() {
     let server = Server::start(&[]);
-    for path in ["/api/me", "/api/profile", "/auth/verify", "/auth/verify/x"] {
+    for path in ["/api/me", "/api/profile", "/auth/verify", "/auth/ext-authz/user/x"] {
         let (status, body) = server.request("GET", path, &[], "");
         assert_eq!(status, 403, "{path}: {body}");
         assert!(body.contains("KINDE_DOMAIN"), "{path}: {body}");

@@ -7,8 +7,14 @@ use serde_json::Value;
 use crate::server::{Server, TOKEN};
 
 /// Every route for users with an access token.
-const GUARDED: [&str; 5] =
-    ["/api/me", "/api/profile", "/auth/verify", "/auth/verify/", "/auth/verify/any/path"];
+const GUARDED: [&str; 6] = [
+    "/api/me",
+    "/api/profile",
+    "/auth/verify",
+    "/auth/ext-authz/user",
+    "/auth/ext-authz/user/",
+    "/auth/ext-authz/user/any/path",
+];
 
 struct Deployment {
     kinde: Emulator,
@@ -175,7 +181,7 @@ async fn forward_auth_answers_the_same_whatever_path_envoy_puts_behind_it() {
         assert_eq!(plain.status, status, "{}", plain.body);
         for path in paths {
             for method in ["GET", "POST"] {
-                let appended = deployment.request(method, &format!("/auth/verify{path}"), &[]).await;
+                let appended = deployment.request(method, &format!("/auth/ext-authz/user{path}"), &[]).await;
                 assert_eq!(what(&appended), what(&plain), "{method} {path}");
             }
         }
@@ -366,7 +372,19 @@ async fn forward_auth_marks_unknown_roles_and_refuses_what_needs_one() {
             "{query}"
         );
     }
-    assert_eq!(deployment.request("GET", "/auth/verify/users?role=admin", &[]).await.status, 200);
+    for (path, status) in [
+        ("/auth/verify/", 400),
+        ("/auth/verify/?role=admin", 400),
+        ("/auth/verify/users?role=admin", 400),
+        ("/auth/ext-authz", 404),
+        ("/auth/ext-authz/", 400),
+        ("/auth/ext-authz//users", 400),
+        ("/auth/ext-authz/roles=admin/users", 400),
+        ("/auth/ext-authz/role=admin/users?role=nobody", 403),
+        ("/auth/ext-authz/user/users?role=nobody", 200),
+    ] {
+        assert_eq!(deployment.request("GET", path, &[]).await.status, status, "{path}");
+    }
     deployment.token.push('x');
     assert_eq!(
         deployment.request("GET", "/auth/verify?roles=admin", &[]).await.status,
@@ -374,7 +392,7 @@ async fn forward_auth_marks_unknown_roles_and_refuses_what_needs_one() {
         "first the token"
     );
     let (_, metrics) = deployment.server.request("GET", "/metrics", &[], "");
-    let line = "kinsync_authorizations_refused_total{reason=\"roles_unknown\"} 2\n";
+    let line = "kinsync_authorizations_refused_total{reason=\"roles_unknown\"} 3\n";
     assert!(metrics.contains(line), "{metrics}");
 }
 
