@@ -3,6 +3,7 @@
 //! Safe to repeat, to run in any number of processes, and to interrupt at any point: each row is one atomic write of a join,
 //! and a lost compare-and-set repeats the join.
 
+mod memberships;
 mod references;
 mod write;
 
@@ -14,6 +15,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
+use self::memberships::{show_memberships, with_unshown_memberships};
 use self::references::{references, spread_concurrent_changes};
 use self::write::{reduced, write, write_without};
 use crate::{
@@ -223,6 +225,7 @@ async fn apply_deltas(
         for row in rows {
             let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
             let next = next.map(|next| with_undecided_email(store, &row, next));
+            let next = next.map(|next| with_unshown_memberships(store, &row, next));
             rechecks.push((row.id.clone(), recheck));
             scans.is_stale |= recheck > Recheck::No;
             if let Some(next) = next {
@@ -261,6 +264,7 @@ async fn apply_deltas(
             deltas.remove(&row.id);
         }
     }
+    show_memberships(store, &applied.changed).await;
     if is_dated {
         recheck_written(store, &written, now, &scans).await?;
     }

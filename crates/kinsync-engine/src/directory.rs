@@ -66,9 +66,9 @@ pub struct Stored {
     pub kind: Kind,
     /// What is known of it.
     pub entry: Entry,
-    /// Number of changes that user documents show.
+    /// Number of changes that documents show.
     pub changes: u64,
-    /// Number of those that the documents of all users that refer to it show.
+    /// Number of those that its document and those of all users that refer to it show.
     pub spread: u64,
 }
 
@@ -278,7 +278,9 @@ async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>),
 pub(crate) fn joined(known: Option<Stored>, kind: Kind, entry: &Entry, listed: Option<&Version>) -> Stored {
     let next = Entry::observe(known.as_ref().map(|known| known.entry.clone()), entry.clone(), listed);
     let Some(known) = known else { return Stored { kind, entry: next, changes: 1, spread: 0 } };
-    let changes = known.changes + u64::from(next.shown() != known.entry.shown());
+    // Every fact, also one that only the document of the organization or the role shows.
+    let is_changed = next.shown() != known.entry.shown() || !next.values().eq(known.entry.values());
+    let changes = known.changes + u64::from(is_changed);
     Stored { kind, entry: next, changes, spread: known.spread }
 }
 
@@ -419,6 +421,25 @@ pub async fn list(store: &dyn Store) -> Result<All, Error> {
     }
 }
 
+/// Returns those of these records that are stored and can be read, by code or id.
+///
+/// # Errors
+/// Fails when the store fails.
+pub async fn read(store: &dyn Store, ids: &[String]) -> Result<BTreeMap<String, Stored>, Error> {
+    let mut found = BTreeMap::new();
+    for ids in ids.chunks(PAGE) {
+        let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
+        let saved = store.states(&keys).await?;
+        let stored = ids
+            .iter()
+            .zip(&keys)
+            .zip(saved)
+            .filter_map(|((id, key), saved)| Some((id.clone(), decode(key, &saved?).ok()?)));
+        found.extend(stored);
+    }
+    Ok(found)
+}
+
 /// Returns the record of one organization, role or permission; `None` if it is not stored or cannot be read.
 ///
 /// # Errors
@@ -428,12 +449,13 @@ pub async fn find(store: &dyn Store, id: &str) -> Result<Option<Stored>, Error> 
     Ok(store.state(&key).await?.and_then(|saved| decode(&key, &saved).ok()))
 }
 
-/// Lists at most `limit` organizations after this code, in the order of their codes.
+/// Lists at most `limit` objects of a kind after this code or id, in the order of their codes or ids.
 ///
 /// # Errors
 /// Fails when the store fails.
-pub async fn organizations(
+pub async fn page(
     store: &dyn Store,
+    kind: Kind,
     after: &str,
     limit: usize,
     is_shown: impl Fn(&Stored) -> bool,
@@ -444,7 +466,7 @@ pub async fn organizations(
         let page = store.list_states(PREFIX, Some(&after), PAGE).await?;
         for (key, saved) in &page {
             match decode(key, saved) {
-                Ok(stored) if stored.kind == Kind::Organization && is_shown(&stored) => {
+                Ok(stored) if stored.kind == kind && is_shown(&stored) => {
                     found.push(Ok((id_of(key), stored)));
                 }
                 Ok(_) => {}
@@ -453,7 +475,7 @@ pub async fn organizations(
         }
         let is_last = page.len() < PAGE;
         if is_last || found.len() > limit {
-            return Ok(Page::new(found, limit, |(code, _)| code.clone()));
+            return Ok(Page::new(found, limit, |(id, _)| id.clone()));
         }
         after = page.into_iter().next_back().map(|(key, _)| key).unwrap_or(after);
     }

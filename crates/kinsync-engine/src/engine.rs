@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
+    derived,
     pending_checks::{self, Approval, PendingChecks},
     projector::{self, Projector, RejectedByStore},
     queue::{
@@ -261,6 +262,15 @@ impl Engine {
             async move {
                 if engine.until_prepared(&stop).await {
                     engine.0.projector.spread().run(stop).await;
+                }
+            }
+        });
+        let engine = self.clone();
+        self.0.supervisor.spawn("derived collections", move |stop| {
+            let engine = engine.clone();
+            async move {
+                if engine.until_prepared(&stop).await {
+                    derived::run(Arc::clone(engine.store()), engine.clock().clone(), stop).await;
                 }
             }
         });

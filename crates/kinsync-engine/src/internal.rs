@@ -11,7 +11,7 @@ macro_rules! expose {
 }
 
 expose! {
-    apply audit breaker clock decode directory email_ownership explain fields known_users
+    apply audit breaker clock decode derived directory email_ownership explain fields known_users
     #[cfg(feature = "mongodb")] link
     pending_checks projector queue random reconcile refused_users scan_watermark sighting snapshot spread state_records store
     supervisor

@@ -20,6 +20,7 @@
 //! - `reconcile`: finds and repairs what the webhook missed
 //! - `directory`: organizations, roles and permissions
 //! - `spread`: their changes in the documents of the users
+//! - `derived`: collections of organizations, roles and memberships
 //! - `explain`: the observations behind the state of a user
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
@@ -32,6 +33,7 @@ mod breaker;
 mod clock;
 mod contention;
 mod decode;
+mod derived;
 mod directory;
 mod email_ownership;
 mod engine;
@@ -65,6 +67,6 @@ pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Confi
 pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
 pub use spread::SpreadStatus;
 #[cfg(feature = "mongodb")]
-pub use store::mongo::{Config as MongoConfig, LinkByEmail, TombstoneEmail};
+pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};
 pub use store::{Error as StoreError, Row, Store, UserFilter};
 pub use supervisor::{ComponentStatus, Supervisor};

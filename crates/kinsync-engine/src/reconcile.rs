@@ -276,6 +276,9 @@ impl Reconciler {
             run.memberships = Some(parts.compare_members(run, &mut scanned, progress).await?);
         }
         parts.keep_held(run, &scanned.held).await?;
+        if run.writes().is_some() {
+            parts.show_directory().await;
+        }
         run.tally = scanned.tally;
         progress(&run.tally);
         (run.start, run.end) = (scanned.number, scanned.last_comparison);
@@ -479,7 +482,7 @@ fn measure(run: &Run) {
 }
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 9] {
+pub fn state_keys() -> [&'static Key; 10] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -490,6 +493,7 @@ pub fn state_keys() -> [&'static Key; 9] {
         &record::KEY,
         &scan::KEY,
         &crate::directory::LISTED,
+        &crate::derived::KEY,
     ]
 }
 

@@ -1,4 +1,4 @@
-//! Spreads changed organizations, roles and permissions to the documents of the users that refer to them.
+//! Spreads changed organizations, roles and permissions to their own documents and to those of the users that refer to them.
 //!
 //! The write of a changed record marks it ([`crate::directory`]). This module walks the users of a marked record page by page,
 //! writes their rows again, and removes the mark if no newer change was made meanwhile. It runs beside the projector, so an
@@ -283,6 +283,7 @@ impl Spread {
             return Ok(false);
         }
         self.write_again(&users).await?;
+        self.store.show_directory(&ids, self.clock.now()).await?;
         for walk in walks {
             directory::mark_spread(&*self.store, &walk.id, walk.change).await?;
         }
@@ -297,6 +298,7 @@ impl Spread {
         if users.len() >= self.config.page {
             return self.claims.advance(&*self.store, walk, users.last()).await;
         }
+        self.store.show_directory(std::slice::from_ref(&walk.id), self.clock.now()).await?;
         // A kill in between repeats the walk. In the other order it would leave a position for ever.
         self.claims.finish(&*self.store, walk).await?;
         directory::mark_spread(&*self.store, &walk.id, walk.change).await

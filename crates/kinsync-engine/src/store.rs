@@ -319,6 +319,44 @@ pub trait Store: fmt::Debug + Send + Sync {
         limit: usize,
     ) -> Result<Vec<UserId>, Error>;
 
+    /// Counts the live users that are members of these organizations, by code. An organization without members may be absent.
+    /// Reads an index.
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error>;
+
+    /// Returns a text that identifies the collections of organizations, roles and memberships that this store writes, and the
+    /// names of their keys; `None` without any.
+    fn derived_collections(&self) -> Option<String> {
+        None
+    }
+
+    /// Returns whether the store has a collection of memberships.
+    fn shows_memberships(&self) -> bool {
+        false
+    }
+
+    /// Makes the documents of these organizations and roles, by code or id, show their records. Of a permission it writes the
+    /// roles that give it. Does nothing without such collections. A document that the database refuses is logged and is no
+    /// failure.
+    async fn show_directory(&self, _ids: &[String], _now: Micros) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Makes the documents of the memberships of these users show their rows, and removes the marks
+    /// [`Row::has_unshown_memberships`] of rows that are shown. Does nothing without such a collection. A document that the
+    /// database refuses is logged and is no failure: the mark stays.
+    async fn show_memberships(&self, _users: &[UserId]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Returns marked users, after this id and in the order of their ids.
+    async fn unshown_memberships(
+        &self,
+        _after: Option<&UserId>,
+        _limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        Ok(Vec::new())
+    }
+
     /// Reads a record of kinsync, as acknowledged by a majority.
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error>;
 

@@ -21,6 +21,7 @@ mod organizations;
 mod output;
 mod queue;
 mod reconcile;
+mod roles;
 mod runs;
 mod runtime;
 mod scan;
@@ -98,6 +99,9 @@ enum Command {
     /// List and show the organizations that a running server has observed
     #[command(subcommand)]
     Organizations(organizations::Command),
+    /// List and show the roles that a running server has observed
+    #[command(subcommand)]
+    Roles(roles::Command),
     /// List and show the events that a running server received
     #[command(subcommand)]
     Events(events::Command),
@@ -135,6 +139,7 @@ pub fn run() -> ExitCode {
         Command::Config(command) => config::run(command),
         Command::Users(command) => users::run(command),
         Command::Organizations(command) => organizations::run(command),
+        Command::Roles(command) => roles::run(command),
         Command::Events(command) => events::run(command),
         Command::DeadLetters(command) => dead_letters::run(command),
         Command::Audit(command) => audit::run(command),

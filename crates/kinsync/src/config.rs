@@ -7,7 +7,7 @@
 //! - [`setting`]: the list
 //! - [`source`]: the sources of a value: flags > environment > file > default
 //! - [`mod@file`]: the TOML file
-//! - [`fields`]: names of the keys of the user document
+//! - [`fields`]: names of the keys of the documents
 //! - [`value`]: texts parsed into types
 //! - [`rules`]: rules between settings, and what a setting disables
 //! - [`problem`]: every problem, reported together
@@ -21,7 +21,9 @@ use std::{
 };
 
 use http::HeaderValue;
-use kinsync_engine::{LinkByEmail, TombstoneEmail, internal::store::mongo::FieldMapping};
+use kinsync_engine::{
+    Derived, DerivedConfig, LinkByEmail, TombstoneEmail, internal::store::mongo::FieldMapping,
+};
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
@@ -114,6 +116,8 @@ pub struct Store {
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.
     pub fields: FieldMapping,
+    /// Collections of organizations, roles and memberships, with the names of their keys.
+    pub derived: BTreeMap<Derived, DerivedConfig>,
     /// Values of keys in documents that kinsync inserts.
     pub defaults: BTreeMap<String, serde_json::Value>,
 }
@@ -274,6 +278,7 @@ impl Config {
             }
         }
         config.store.fields = fields::mapping(&merged, &mut problems);
+        fields::derived(&merged, &mut config.store.derived, &mut problems);
         config.store.defaults = merged.defaults.clone();
         rules::check(&config, &merged, &mut problems);
         if problems.is_empty() {

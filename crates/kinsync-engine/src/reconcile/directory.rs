@@ -14,6 +14,7 @@ use super::{
     memberships::{also, not_compared},
 };
 use crate::{
+    derived,
     directory::{self, Change, Kind, Listed, Stored},
     snapshot,
     state_records::Term,
@@ -47,6 +48,16 @@ struct Listing {
 }
 
 impl Inner {
+    /// Compares the documents of organizations and roles, and counts the members. A failure is none of the run: documents are
+    /// compared again every day.
+    pub(super) async fn show_directory(&self) {
+        let shown = self.retry_store(|| derived::show_directory(&*self.store, self.clock.now())).await;
+        if let Err(error) = shown {
+            let error = crate::breaker::error_chain(&error);
+            tracing::warn!(error, "documents of organizations or roles may be outdated");
+        }
+    }
+
     /// Lists organizations, roles and permissions, and repairs what differs unless the run is dry. Fails if the organizations
     /// cannot be listed; the result names what else cannot.
     pub(super) async fn compare_directory(&self, term: Option<Term>) -> Result<Lists, Error> {

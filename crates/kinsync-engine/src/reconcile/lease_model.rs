@@ -151,6 +151,10 @@ impl Store for Memory {
         unreachable!()
     }
 
+    async fn count_members(&self, _: &[String]) -> Result<HashMap<String, u64>, Error> {
+        unreachable!()
+    }
+
     async fn claimants(&self, _: &[String]) -> Result<Vec<Row>, Error> {
         unreachable!()
     }

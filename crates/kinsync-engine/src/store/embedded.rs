@@ -140,6 +140,13 @@ impl Store for EmbeddedStore {
         timed("embedded", "referring", self.reader.call("list users of an organization", list)).await
     }
 
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {
+        let codes = codes.to_vec();
+        let count = move |sqlite: &rusqlite::Connection| users::count_members(sqlite, codes);
+        timed("embedded", "count_members", self.reader.call("count the members of organizations", count))
+            .await
+    }
+
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {
         let key = key.to_owned();
         let work = self.reader.call("read a record", move |sqlite| state::get(sqlite, &key));

@@ -20,17 +20,18 @@ use std::{
 
 use async_trait::async_trait;
 use bson::RawDocumentBuf;
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 use mongodb::{Collection, Database};
 use secrecy::SecretString;
 
 pub use self::connection::{Lookup, MongoStore};
+pub use self::derived::{Derived, DerivedConfig};
 pub use self::inspect::{IndexFault, Server, Topology};
 pub use self::kept::{KeptKey, KeptTally, REMEDIES, SearchProgress, UnwrittenSearch};
 pub use self::keys::FieldMapping;
 pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
-use self::{call::Calls, examine::LastBuild, keys::Keys, mappings::Mappings};
+use self::{call::Calls, derived::DerivedCollection, examine::LastBuild, keys::Keys, mappings::Mappings};
 use super::{
     Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, StoreProblem,
     UserFilter, timed,
@@ -39,6 +40,7 @@ use super::{
 mod call;
 mod connection;
 mod decode;
+mod derived;
 mod encode;
 mod examine;
 mod indexes;
@@ -68,6 +70,8 @@ pub struct Config {
     pub events: String,
     /// Collection of kinsync's own records.
     pub state: String,
+    /// Collections of organizations, roles and memberships. Those without an entry are not written.
+    pub derived: BTreeMap<Derived, DerivedConfig>,
     /// Names of kinsync's keys in a user document.
     pub fields: FieldMapping,
     /// Values of keys of the application in documents that kinsync inserts; `{kindeId}` in a text is replaced. Under a key of
@@ -101,6 +105,7 @@ impl Config {
             users: "users".into(),
             events: "user_events".into(),
             state: "kinsync_state".into(),
+            derived: BTreeMap::new(),
             fields: FieldMapping::default(),
             defaults: BTreeMap::new(),
             unique_email: true,
@@ -133,6 +138,8 @@ struct Inner {
     users: Collection<RawDocumentBuf>,
     events: Collection<RawDocumentBuf>,
     state: Collection<RawDocumentBuf>,
+    /// The collections of organizations, roles and memberships.
+    derived: Vec<DerivedCollection>,
     /// The mapping of the settings.
     keys: Arc<Keys>,
     mappings: Mappings,
@@ -222,6 +229,30 @@ impl Store for MongoStore {
         limit: usize,
     ) -> Result<Vec<UserId>, Error> {
         timed("mongo", "referring", self.inner()?.referring(ids, after, limit)).await
+    }
+
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {
+        timed("mongo", "count_members", self.inner()?.count_members(codes)).await
+    }
+
+    fn derived_collections(&self) -> Option<String> {
+        self.inner().ok()?.derived_collections()
+    }
+
+    fn shows_memberships(&self) -> bool {
+        self.config().derived.get(&Derived::Memberships).is_some_and(|one| one.collection.is_some())
+    }
+
+    async fn show_directory(&self, ids: &[String], now: Micros) -> Result<(), Error> {
+        timed("mongo", "show_directory", Box::pin(self.show_directory_of(ids, now))).await
+    }
+
+    async fn show_memberships(&self, users: &[UserId]) -> Result<(), Error> {
+        timed("mongo", "show_memberships", Box::pin(self.show_memberships_of(users))).await
+    }
+
+    async fn unshown_memberships(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        timed("mongo", "unshown_memberships", self.inner()?.unshown_memberships(after, limit)).await
     }
 
     async fn state(&self, key: &str) -> Result<Option<Saved>, Error> {

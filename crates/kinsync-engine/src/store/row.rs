@@ -24,6 +24,8 @@ pub struct Row {
     pub pending_emails: BTreeSet<String>,
     /// Keys that a rule of the application keeps out of the document.
     pub refused: RefusedKeys,
+    /// Whether the collection of memberships may not show the memberships of this row. Only MongoDB has such a collection.
+    pub has_unshown_memberships: bool,
     /// Whether kinsync's own collection has a record of the user, because the user is deleted or suspended, or was.
     pub is_recorded: bool,
     /// The document as it was read; `None` for a user without a document, and in a store without documents of an
@@ -72,8 +74,17 @@ const ALL_KEYS: &str = "*";
 
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {
-        let Self { id, state, metadata, revision, pending_emails, refused, is_recorded: _, document: _ } =
-            self;
+        let Self {
+            id,
+            state,
+            metadata,
+            revision,
+            pending_emails,
+            refused,
+            has_unshown_memberships: _,
+            is_recorded: _,
+            document: _,
+        } = self;
         (id, state, metadata) == (&other.id, &other.state, &other.metadata)
             && (revision, pending_emails) == (&other.revision, &other.pending_emails)
             && *refused == other.refused
@@ -92,6 +103,7 @@ impl Row {
             revision: 0,
             pending_emails: BTreeSet::new(),
             refused: RefusedKeys::default(),
+            has_unshown_memberships: false,
             is_recorded: false,
             document: None,
         }

@@ -68,6 +68,10 @@ impl Store for Failing {
         self.after(self.store.write(rows).await)
     }
 
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {
+        self.store.count_members(codes).await
+    }
+
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {
         self.before()?;
         self.after(self.store.claimants(emails).await)

@@ -160,6 +160,10 @@ impl Store for FaultyStore {
         self.call("write", has_bad(rows), self.store.write(rows)).await
     }
 
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, store::Error> {
+        self.store.count_members(codes).await
+    }
+
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, store::Error> {
         self.call("claimants", has_address(emails), self.store.claimants(emails)).await
     }

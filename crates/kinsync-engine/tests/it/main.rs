@@ -14,6 +14,7 @@ mod receipt_order;
 mod sightings;
 
 mod deletion_budget;
+mod derived;
 mod directory;
 mod proofs;
 mod quarantine;

@@ -53,6 +53,7 @@ conformance! {
     ids_are_listed_by_page_with_the_deleted_ones
     users_are_listed_by_what_they_refer_to
     users_and_events_are_counted
+    live_members_are_counted
     a_large_batch_is_written_and_read
     a_record_is_written_over_what_was_read_and_nothing_else
     of_many_concurrent_writes_of_a_record_one_succeeds
@@ -377,6 +378,23 @@ async fn users_are_listed_by_what_they_refer_to(store: Shared) {
     assert_eq!(list(&["org_a", "role"], None, 10).await, ["kp_a", "kp_b", "kp_c"]);
     assert_eq!(list(&["org_a", "role"], Some("kp_a"), 1).await, ["kp_b"]);
     assert_eq!(list(&["$ne"], None, 10).await, Vec::<String>::new());
+}
+
+async fn live_members_are_counted(store: Shared) {
+    for (user, codes) in [("kp_1", ["org_a", "org_b"].as_slice()), ("kp_2", &["org_a"]), ("kp_3", &[])] {
+        let mut row = row(user, None);
+        for code in codes {
+            row.state.directory.add(code, Entry::default());
+        }
+        put(&*store, &row).await;
+    }
+    let mut deleted = tombstone("kp_4");
+    deleted.state.directory.add("org_a", Entry::default());
+    put(&*store, &deleted).await;
+    let codes: Vec<String> = ["org_a", "org_b", "org_c"].map(Into::into).into();
+    let counts = store.count_members(&codes).await.unwrap();
+    let count = |code: &str| counts.get(code).copied().unwrap_or_default();
+    assert_eq!((count("org_a"), count("org_b"), count("org_c")), (2, 1, 0));
 }
 
 async fn users_and_events_are_counted(store: Shared) {

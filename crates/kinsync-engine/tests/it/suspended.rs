@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 use kinsync_engine::internal::store::{
     Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter,
 };
@@ -88,6 +88,30 @@ impl Store for Suspended {
             self.suspend();
         }
         self.store().await.write(rows).await
+    }
+
+    async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {
+        self.store().await.count_members(codes).await
+    }
+
+    fn derived_collections(&self) -> Option<String> {
+        self.store.derived_collections()
+    }
+
+    fn shows_memberships(&self) -> bool {
+        self.store.shows_memberships()
+    }
+
+    async fn show_directory(&self, ids: &[String], now: Micros) -> Result<(), Error> {
+        self.store().await.show_directory(ids, now).await
+    }
+
+    async fn show_memberships(&self, users: &[UserId]) -> Result<(), Error> {
+        self.store().await.show_memberships(users).await
+    }
+
+    async fn unshown_memberships(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
+        self.store().await.unshown_memberships(after, limit).await
     }
 
     async fn claimants(&self, emails: &[String]) -> Result<Vec<Row>, Error> {

@@ -154,6 +154,7 @@ pub(crate) fn mongo_config(store: &config::Store, uri: &str) -> mongo::Config {
         users: store.users.clone(),
         events: store.events.clone(),
         fields: FieldMapping { lowercase_email: store.lowercase_email, ..store.fields.clone() },
+        derived: store.derived.clone(),
         defaults: store.defaults.clone(),
         unique_email: store.unique_email,
         link_by_email: store.link_by_email,

@@ -61,6 +61,10 @@ fn print(document: &Document) {
         output::say("\nKeys of the user document");
         output::one(&document.fields, false);
     }
+    for (table, fields) in &document.other_fields {
+        output::say(&format!("\nKeys in [{table}]"));
+        output::one(fields, false);
+    }
     if !document.defaults.is_empty() {
         output::say("\nDefaults of inserted documents");
         output::one(&document.defaults, false);

@@ -44,6 +44,7 @@ impl Page for OrganizationPage {
         ("NAME", |one| cell(one.name.as_ref())),
         ("HANDLE", |one| cell(one.handle.as_ref())),
         ("EXTERNAL ID", |one| cell(one.external_id.as_ref())),
+        ("MEMBERS", |one| one.member_count.to_string()),
         ("DELETED", |one| cell(one.deleted_at.as_ref())),
     ];
 

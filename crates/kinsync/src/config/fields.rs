@@ -1,6 +1,12 @@
-//! The table `[fields]`: names of the keys of the user document.
+//! The table `[fields]`: names of the keys of the user document, and the tables of the documents of organizations, roles and
+//! memberships.
 
-use kinsync_engine::internal::store::{DocumentKey, Error, mongo::FieldMapping};
+use std::collections::BTreeMap;
+
+use kinsync_engine::{
+    Derived, DerivedConfig,
+    internal::store::{DocumentKey, Error, mongo::FieldMapping},
+};
 use serde_json::Value;
 
 use super::{file::nearest, problem::Problem, source::Merged};
@@ -50,4 +56,51 @@ fn key(name: &str) -> Result<DocumentKey, String> {
         };
         format!("`{name}` is not a key of the user document; {hint}")
     })
+}
+
+/// Reads the tables of the other documents into their collections. Adds what is wrong to the problems.
+pub fn derived(
+    merged: &Merged,
+    collections: &mut BTreeMap<Derived, DerivedConfig>,
+    problems: &mut Vec<Problem>,
+) {
+    for derived in Derived::ALL {
+        let table = derived.table();
+        let Some(values) = merged.other_fields.get(table) else { continue };
+        let config = collections.entry(derived).or_default();
+        let known = problems.len();
+        for (name, value) in values {
+            if let Err(wrong) = read_derived(derived, config, name, value) {
+                problems.push(Problem::new(format!("{table}.{name}"), wrong));
+            }
+        }
+        if problems.len() == known
+            && let Err(Error::Refused { hint, .. }) = config.check(derived)
+        {
+            problems.push(Problem::new(table, hint));
+        }
+    }
+}
+
+fn read_derived(
+    derived: Derived,
+    config: &mut DerivedConfig,
+    name: &str,
+    value: &Value,
+) -> Result<(), String> {
+    if name == "prefix" {
+        config.prefix = Some(value.as_str().ok_or("is not a text")?.to_owned());
+        return Ok(());
+    }
+    let keys = || derived.keys().iter().copied();
+    if !keys().any(|key| key == name) {
+        return Err(format!("`{name}` is not a key; there are {}", keys().collect::<Vec<_>>().join(", ")));
+    }
+    let path = match value {
+        Value::String(path) => Some(path.clone()),
+        Value::Bool(false) => None,
+        _ => return Err("is neither a name nor `false`".into()),
+    };
+    config.names.insert(name.to_owned(), path);
+    Ok(())
 }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use kinsync_engine::Derived;
 use toml::{Table, Value};
 
 use super::{problem::Problem, setting::settings};
@@ -14,6 +15,8 @@ pub struct File {
     pub values: BTreeMap<String, String>,
     /// The table of the keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The tables of the keys of other documents, by the name of the table.
+    pub other_fields: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
     /// The table of defaults, as in the file.
     pub defaults: BTreeMap<String, serde_json::Value>,
 }
@@ -34,6 +37,9 @@ impl File {
             let key = if prefix.is_empty() { name } else { format!("{prefix}.{name}") };
             match value {
                 Value::Table(table) if key == "fields" => read_table(&key, table, &mut self.fields, problems),
+                Value::Table(table) if is_table_of_fields(&key) => {
+                    read_table(&key, table, self.other_fields.entry(key.clone()).or_default(), problems);
+                }
                 Value::Table(table) if key == "defaults" => {
                     read_table(&key, table, &mut self.defaults, problems);
                 }
@@ -77,11 +83,16 @@ fn contains_date(value: &Value) -> bool {
 
 fn unknown(key: String) -> Problem {
     let keys = settings().map(|setting| setting.key);
-    let message = match nearest(&key, keys.chain(["fields", "defaults"])) {
+    let tables = Derived::ALL.map(Derived::table);
+    let message = match nearest(&key, keys.chain(["fields", "defaults"]).chain(tables)) {
         Some(near) => format!("is not a setting; did you mean `{near}`?"),
         None => "is not a setting; `kinsync config show` lists them all".to_owned(),
     };
     Problem::new(key, message)
+}
+
+fn is_table_of_fields(key: &str) -> bool {
+    Derived::ALL.iter().any(|derived| derived.table() == key)
 }
 
 fn is_table(key: &str) -> bool {

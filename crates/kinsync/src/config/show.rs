@@ -43,6 +43,9 @@ pub struct Document {
     pub settings: Vec<ShownSetting>,
     /// The keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The keys of other documents, as in the file, by the name of the table.
+    #[serde(flatten)]
+    pub other_fields: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
     /// The defaults of inserted documents, as in the file.
     pub defaults: BTreeMap<String, serde_json::Value>,
     /// Notable combinations of settings that are not errors.
@@ -83,6 +86,7 @@ impl Document {
         Self {
             settings: settings.collect(),
             fields: merged.fields.clone(),
+            other_fields: merged.other_fields.clone(),
             defaults: merged.defaults.clone(),
             warnings,
             disabled,

@@ -83,6 +83,8 @@ pub struct Merged {
     pub settings: Vec<Resolved>,
     /// The keys of the user document, as in the file.
     pub fields: BTreeMap<String, serde_json::Value>,
+    /// The keys of other documents, as in the file, by the name of the table.
+    pub other_fields: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
     /// The defaults of inserted documents, as in the file.
     pub defaults: BTreeMap<String, serde_json::Value>,
     /// Variables that are probably misspelled settings.
@@ -122,6 +124,7 @@ impl Sources {
             empty: self.empty(),
             settings: resolved,
             fields: file.fields,
+            other_fields: file.other_fields,
             defaults: file.defaults,
         }
     }

@@ -29,6 +29,7 @@ const REPLICA_SET: &str = "mongodb.replica_set";
 const MAJORITY: &str = "mongodb.majority";
 const PRIVILEGES: &str = "mongodb.privileges";
 const INDEXES: &str = "mongodb.indexes";
+const COLLECTIONS: &str = "mongodb.collections";
 const VALIDATOR: &str = "mongodb.validator";
 const EMAILS: &str = "mongodb.emails";
 const CONFLICTS: &str = "mongodb.conflicts";
@@ -36,13 +37,14 @@ const OTHER_FORMS: &str = "mongodb.other_forms";
 const REFUSED_USERS: &str = "mongodb.refused_users";
 const KEPT: &str = "mongodb.kept_values";
 
-pub(super) const IDS: [&str; 12] = [
+pub(super) const IDS: [&str; 13] = [
     REACHABLE,
     VERSION,
     REPLICA_SET,
     MAJORITY,
     PRIVILEGES,
     INDEXES,
+    COLLECTIONS,
     VALIDATOR,
     EMAILS,
     CONFLICTS,
@@ -91,7 +93,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     ];
     let faults = store.index_faults().await;
     let rules = store.conflicting_rules().await;
-    findings.extend([indexes(&faults, &rules), validator(&rules)]);
+    findings.extend([indexes(&faults, &rules), collections(config, &rules), validator(&rules)]);
     let (emails, conflicts, other_forms, refused_users, kept) = tokio::join!(
         emails(config, &store, &faults),
         conflicts(&store),
@@ -212,6 +214,27 @@ fn indexes(faults: &Result<Vec<IndexFault>, Error>, rules: &Result<Vec<StoreProb
         format!("missing: {}", some(&missing)),
         "start `kinsync serve`, which creates them; on a large collection this takes minutes",
     )
+}
+
+/// Whether the collections of organizations, roles and memberships can be written.
+fn collections(config: &Config, rules: &Result<Vec<StoreProblem>, Error>) -> Finding {
+    let rules = match rules {
+        Err(error) => return Finding::failed(COLLECTIONS, chain(error), fix_of(error)),
+        Ok(rules) => rules,
+    };
+    let problems = rules.iter().filter(|problem| problem.subject.starts_with("collection "));
+    let problems: Vec<&StoreProblem> = problems.collect();
+    if !problems.is_empty() {
+        return conflicting(COLLECTIONS, &problems);
+    }
+    let names = config.store.derived.values().filter_map(|one| one.collection.as_deref());
+    let names: Vec<&str> = names.collect();
+    if names.is_empty() {
+        let found = "none for organizations, roles or memberships; KINSYNC_ORGANIZATIONS_COLLECTION, KINSYNC_ROLES_COLLECTION and \
+                     KINSYNC_MEMBERSHIPS_COLLECTION name them";
+        return Finding::ok(COLLECTIONS, found);
+    }
+    Finding::ok(COLLECTIONS, some(&names))
 }
 
 fn validator(rules: &Result<Vec<StoreProblem>, Error>) -> Finding {

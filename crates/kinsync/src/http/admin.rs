@@ -34,7 +34,7 @@ use crate::{
 
 mod organizations;
 
-pub use organizations::{organization, organizations};
+pub use organizations::{organization, organizations, role, roles};
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;

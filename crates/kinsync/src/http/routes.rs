@@ -101,6 +101,8 @@ fn of_operators() -> Vec<Route> {
             "Return one organization",
             admin::organization,
         ),
+        operator(Get, Figures, "/api/admin/roles", "List roles in the order of their ids", admin::roles),
+        operator(Get, Figures, "/api/admin/roles/{id}", "Return one role", admin::role),
         operator(
             Get,
             PersonalData,

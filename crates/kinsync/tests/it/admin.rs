@@ -169,8 +169,17 @@ fn organizations_and_their_members_are_listed() {
     assert_eq!(organizations("?deleted=true&after=org_a"), ["org_b", "org_c"]);
     assert_eq!(server.admin("/api/admin/organizations?limit=1").1["next"], "org_a");
     let (_, one) = server.admin("/api/admin/organizations/org_a");
-    assert_eq!(one, serde_json::json!({ "code": "org_a", "name": "Name 1" }));
+    let counted_at = &one["membersAsOf"];
+    assert!(counted_at.is_string(), "{one}");
+    let counted =
+        serde_json::json!({ "code": "org_a", "name": "Name 1", "memberCount": 2, "membersAsOf": counted_at });
+    assert_eq!(one, counted);
+    assert_eq!(server.admin("/api/admin/organizations").1["organizations"][1]["memberCount"], 0);
     assert_eq!(server.admin("/api/admin/organizations/r1").0, 404, "a role is no organization");
+    assert_eq!(list("/api/admin/roles", "roles", "id"), ["r1"]);
+    let role = serde_json::json!({ "id": "r1", "key": "owner", "name": "Owner" });
+    assert_eq!(server.admin("/api/admin/roles/r1").1, role, "its permissions are unknown");
+    assert_eq!(server.admin("/api/admin/roles/org_a").0, 404, "an organization is no role");
     let users = |query: &str| list(&format!("/api/admin/users?{query}"), "users", "kindeId");
     assert_eq!(users("organization=org_a"), ["u5", "u6"]);
     assert_eq!(users("organization=org_a&role=owner"), ["u5"]);

@@ -266,6 +266,24 @@ fn renamed_fields_are_checked_for_typos_and_clashes() {
 }
 
 #[test]
+fn the_keys_of_the_other_collections_are_checked_too() {
+    let problems = |tables: &str| {
+        let text = format!("[kinde]\ndomain = \"https://acme.kinde.com\"\n{tables}");
+        let (_folder, sources) = with_file(&text);
+        let list = Config::load(&sources).err().map(|Problems(list)| list).unwrap_or_default();
+        list.into_iter().map(|problem| problem.name).collect::<Vec<_>>()
+    };
+    let wrong =
+        "[organization_fields]\ncod = \"a\"\nname = 1\n[role_fields]\nid = false\n[membership_field]\n";
+    assert_eq!(
+        problems(wrong),
+        ["membership_field", "organization_fields.cod", "organization_fields.name", "role_fields"]
+    );
+    let right = "[store]\nroles_collection = \"r\"\n[role_fields]\nprefix = \"kinde\"\nname = false\n";
+    assert_eq!(problems(right), Vec::<String>::new());
+}
+
+#[test]
 fn no_secret_is_ever_shown() {
     let hidden = "hunter2-hunter2-hunter2";
     let mut vars: Vec<(&str, String)> = settings()

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 27] = [
+const IDS: [&str; 28] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -27,6 +27,7 @@ const IDS: [&str; 27] = [
     "mongodb.majority",
     "mongodb.privileges",
     "mongodb.indexes",
+    "mongodb.collections",
     "mongodb.validator",
     "mongodb.emails",
     "mongodb.conflicts",

@@ -56,6 +56,21 @@ async fn a_mongodb_user_without_write_access_is_failed_with_the_role_to_grant() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_collection_of_the_application_that_kinsync_does_not_write_is_named() {
+    let mut tenant = Tenant::start().await;
+    let mongo = TestMongo::shared().await;
+    let name = mongo.database();
+    tenant.set("KINSYNC_DATABASE", name.as_str());
+    tenant.set("MONGODB_URI", mongo.uri());
+    examine(&tenant, &[]).is("mongodb.collections", "ok", &["none", "KINSYNC_ORGANIZATIONS_COLLECTION"]);
+    let organizations = mongo.client().await.database(&name).collection::<Document>("organizations");
+    organizations.insert_one(doc! { "_id": "acme", "code": "ours" }).await.unwrap();
+    tenant.set("KINSYNC_ORGANIZATIONS_COLLECTION", "organizations");
+    let texts = ["`organizations` has documents of the application", "acme", "[organization_fields]"];
+    examine(&tenant, &[]).is("mongodb.collections", "failed", &texts);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn documents_and_indexes_that_prevent_the_start_are_named() {
     let mut tenant = Tenant::start().await;
     let mongo = TestMongo::shared().await;

@@ -181,6 +181,20 @@ pub(super) fn referring(
     Ok(users.into_iter().take(limit).collect())
 }
 
+pub(super) fn count_members(
+    sqlite: &Connection,
+    codes: Vec<String>,
+) -> rusqlite::Result<HashMap<String, u64>> {
+    let sql = "SELECT count(*) FROM user_references JOIN users ON users.id = user_references.user \
+               WHERE user_references.reference = ?1 AND users.live = 1";
+    let mut select = sqlite.prepare_cached(sql)?;
+    let count = |code: String| {
+        let count: i64 = select.query_row([&code], |row| row.get(0))?;
+        Ok((code, count.unsigned_abs()))
+    };
+    codes.into_iter().map(count).collect()
+}
+
 fn id(columns: &rusqlite::Row<'_>) -> rusqlite::Result<UserId> {
     let id: String = columns.get(0)?;
     Ok(UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?)
@@ -243,6 +257,7 @@ fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         },
         pending_emails: pending_emails.as_deref().map(parse).transpose()?.unwrap_or_default(),
         refused: RefusedKeys::default(),
+        has_unshown_memberships: false,
         is_recorded: false,
         document: None,
     })

@@ -23,6 +23,7 @@ use tokio::{sync::OnceCell, time::timeout};
 use super::{
     Config, Inner,
     call::{self, Calls, Cause},
+    derived::DerivedCollection,
     keys::Keys,
     mappings::Mappings,
 };
@@ -63,6 +64,7 @@ impl MongoStore {
     /// [`Error::Refused`] for an invalid URI or invalid field names.
     pub async fn connect(config: Config) -> Result<Self, Error> {
         let mut keys = Keys::with_defaults(&config.fields, config.defaults.clone())?;
+        check_derived(&config)?;
         keys.tombstone_email = config.tombstone_email;
         let parsed = ConnectionString::parse(config.uri.expose_secret());
         let parsed = parsed.map_err(|error| bad_uri(&error.kind))?;
@@ -144,7 +146,11 @@ impl Connection {
             .selection_criteria(primary)
             .build();
         let collection = |name: &str| database.collection_with_options(name, majority.clone());
+        let derived = self.config.derived.iter();
+        let derived = derived.map(|(derived, config)| DerivedCollection::new(*derived, config, collection));
+        let derived = derived.filter_map(Result::transpose).collect::<Result<_, _>>()?;
         Ok(Inner {
+            derived,
             users: collection(&self.config.users),
             events: collection(&self.config.events),
             state: collection(&self.config.state),
@@ -162,6 +168,24 @@ impl Connection {
             last_build: Mutex::default(),
         })
     }
+}
+
+/// Checks the names of the derived collections and of their keys.
+fn check_derived(config: &Config) -> Result<(), Error> {
+    let mut names = vec![&config.users, &config.events, &config.state];
+    for (derived, one) in &config.derived {
+        one.check(*derived)?;
+        let Some(name) = &one.collection else { continue };
+        if names.contains(&name) {
+            return Err(Error::Refused {
+                doing: "use the configured collections",
+                hint: format!("`{name}` is the name of two collections; set another name for one of them"),
+                source: None,
+            });
+        }
+        names.push(name);
+    }
+    Ok(())
 }
 
 async fn options(config: &Config) -> Result<ClientOptions, Error> {

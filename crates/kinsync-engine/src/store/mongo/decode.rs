@@ -63,7 +63,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         return None;
     }
     let keys = &*known.current;
-    let (refused, pending) = (metadata.refused, metadata.pending_emails);
+    let (refused, pending, unshown) = (metadata.refused, metadata.pending_emails, metadata.is_unshown);
     let mut stored = StoredDocument { take_over: keys.take_over, ..StoredDocument::default() };
     if !is_written {
         let row = keys.unknown(id);
@@ -76,6 +76,7 @@ pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
         revision: metadata.revision,
         pending_emails: pending.map(texts).unwrap_or_default(),
         refused: refused.map(refused_keys).unwrap_or_default(),
+        has_unshown_memberships: unshown,
         state: metadata.state(&mut stored.newer_fields),
         ..Row::unknown(id)
     };
@@ -262,6 +263,7 @@ struct Metadata<'a> {
     refused: Option<&'a RawDocument>,
     mapping: i64,
     pending_emails: Option<&'a RawArray>,
+    is_unshown: bool,
     /// An unreadable one must not count as empty: the document would show ids in place of keys.
     directory: Copy,
 }
@@ -300,6 +302,7 @@ impl<'a> Metadata<'a> {
                 "refused" => metadata.refused = value.as_document(),
                 "mapping" => metadata.mapping = micros(value).map_or(0, |number| number.0),
                 "directory" => metadata.directory = Copy::of(value),
+                "unshown" => metadata.is_unshown = true,
                 "pendingEmails" => metadata.pending_emails = value.as_array(),
                 _ => {}
             }

@@ -355,6 +355,9 @@ fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
         }
         doc.append(cstr!("refused"), refused);
     }
+    if row.has_unshown_memberships {
+        doc.append(cstr!("unshown"), true);
+    }
     if !row.pending_emails.is_empty() {
         doc.append(cstr!("pendingEmails"), texts(row.pending_emails.iter()));
     }

@@ -80,6 +80,7 @@ impl Inner {
         let collection = self.collection_of_users().await?;
         self.compare_bytes_if(collection.is_collated());
         self.build_indexes(&collection).await?;
+        self.prepare_derived().await?;
         Ok(())
     }
 
@@ -89,6 +90,7 @@ impl Inner {
         self.compare_bytes_if(collection.is_collated());
         let mut problems = self.index_problems(&collection).await?;
         problems.extend(self.examine(&collection));
+        problems.extend(self.prepare_derived().await?);
         Ok(problems)
     }
 

@@ -11,7 +11,12 @@ use mongodb::{
     options::{Collation, CollationAlternate, CollationMaxVariable, CollationStrength},
 };
 
-use super::{Inner, LinkByEmail, call, examine::Collection as Described, state::DUE};
+use super::{
+    Inner, LinkByEmail, call,
+    derived::{self, Derived},
+    examine::Collection as Described,
+    state::DUE,
+};
 use crate::store::{DocumentKey, Error, Severity, StoreProblem};
 
 /// Unique index on the Kinde id.
@@ -49,8 +54,12 @@ impl Index {
         Self { name, key, unique: false, partial: None, sparse: false, collation: None, is_optional: false }
     }
 
-    fn sparse(name: &'static str, key: Document) -> Self {
+    pub(super) fn sparse(name: &'static str, key: Document) -> Self {
         Self { sparse: true, ..Self::on(name, key) }
+    }
+
+    pub(super) fn unique_sparse(name: &'static str, key: Document) -> Self {
+        Self { unique: true, ..Self::sparse(name, key) }
     }
 
     /// Returns an index that finds addresses in any form.
@@ -188,6 +197,9 @@ impl Inner {
             // A join cannot use a partial index: it may look for null.
             Index { is_optional: true, ..Index::on("kinsync_kindeId_join", doc! { id: 1 }) },
         ];
+        if self.has(Derived::Memberships) {
+            indexes.push(of_metadata("kinsync_unshown", id, derived::UNSHOWN));
+        }
         // For queries of the application: the members of an organization.
         let organizations = self.keys.dotted(DocumentKey::Field(Field::Organizations));
         let code = organizations.map(|path| format!("{path}.code"));
@@ -218,7 +230,7 @@ impl Inner {
         self.calls.run(DOING, self.op_timeout, list).await
     }
 
-    async fn make(
+    pub(super) async fn make(
         &self,
         collection: &Collection<RawDocumentBuf>,
         there: &[Document],

@@ -89,7 +89,11 @@ impl MongoStore {
     /// no index.
     pub async fn conflicting_rules(&self) -> Result<Vec<StoreProblem>, Error> {
         let inner = self.inner()?;
-        let rules = async { Ok(inner.examine(&inner.collection_of_users().await?)) };
+        let rules = async {
+            let mut rules = inner.examine(&inner.collection_of_users().await?);
+            rules.extend(inner.examine_derived().await?);
+            Ok(rules)
+        };
         timed("mongo", "conflicting_rules", rules).await
     }
 

@@ -54,7 +54,7 @@ pub(super) struct Path {
 }
 
 impl Path {
-    fn parse(text: &str) -> Result<Self, Error> {
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let parts: Vec<&str> = text.split('.').collect();
         let is_plain = |part: &&str| !part.is_empty() && !part.contains(['$', '\0']);
         let is_taken = parts[0] == METADATA || parts[0] == "_id";
@@ -80,7 +80,7 @@ impl Path {
     }
 
     /// Returns whether one of the paths is the other, or contains it.
-    fn overlaps(&self, other: &Self) -> bool {
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
         match (&self.outer, &other.outer) {
             (Some(_), Some(_)) | (None, None) => self.dotted == other.dotted,
             _ => self.first() == other.first(),

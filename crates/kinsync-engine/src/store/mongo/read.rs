@@ -236,7 +236,7 @@ impl Inner {
         self.ids_of("list users of an organization", query, after, limit).await
     }
 
-    async fn ids_of(
+    pub(super) async fn ids_of(
         &self,
         doing: &'static str,
         mut query: Document,

@@ -1,7 +1,9 @@
 //! The store of users.
 
+use kinsync_engine::Derived;
+
 use super::{ROW, Secrecy, Setting, put};
-use crate::config::value;
+use crate::config::{Config, value};
 
 /// The settings of this area, in the order in which they are shown.
 pub(super) static ROWS: &[Setting] = &[
@@ -42,6 +44,33 @@ pub(super) static ROWS: &[Setting] = &[
         example: "user_events",
         help: "The collection of the event log",
         set: |config, text| put(&mut config.store.events, value::name(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.organizations_collection",
+        env: "KINSYNC_ORGANIZATIONS_COLLECTION",
+        flag: "organizations-collection",
+        example: "organizations",
+        help: "The collection with one document per organization; fields of your own in it are not changed [default: none, because many applications have a collection of that name]",
+        set: |config, text| derived(config, Derived::Organizations, text),
+        ..ROW
+    },
+    Setting {
+        key: "store.roles_collection",
+        env: "KINSYNC_ROLES_COLLECTION",
+        flag: "roles-collection",
+        example: "kinde_roles",
+        help: "The collection with one document per role [default: none]",
+        set: |config, text| derived(config, Derived::Roles, text),
+        ..ROW
+    },
+    Setting {
+        key: "store.memberships_collection",
+        env: "KINSYNC_MEMBERSHIPS_COLLECTION",
+        flag: "memberships-collection",
+        example: "memberships",
+        help: "The collection with one document per user and organization [default: none]",
+        set: |config, text| derived(config, Derived::Memberships, text),
         ..ROW
     },
     Setting {
@@ -99,3 +128,8 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
 ];
+
+fn derived(config: &mut Config, derived: Derived, text: &str) -> Result<(), String> {
+    let collection = &mut config.store.derived.entry(derived).or_default().collection;
+    put(collection, value::name(text).map(Some))
+}
