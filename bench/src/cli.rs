@@ -39,6 +39,9 @@ pub enum Command {
         /// File with the response of /api/me.
         #[arg(long)]
         me: Option<PathBuf>,
+        /// Keep a copy of the response for each token, and find it by the token.
+        #[arg(long)]
+        by_token: bool,
     },
 }
 
@@ -46,7 +49,7 @@ impl Command {
     /// Runs all measurements. Dropping it stops all servers.
     pub async fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Baseline { port, me } => baseline::serve(port, me).await,
+            Self::Baseline { port, me, by_token } => baseline::serve(port, me, by_token).await,
             Self::All(options) => {
                 let all = [
                     Part::Deliveries,

@@ -15,7 +15,7 @@ use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
 use crate::load::{self, Outcome, Pace, Plan, off_thread};
 use crate::mongo::Mongod;
 use crate::options::Options;
-use crate::peer::Peer;
+use crate::peer::{Me, Peer};
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
 use crate::series::{Series, Spread, Turn};
@@ -103,7 +103,7 @@ impl Bench<'_> {
     /// How many distinct requests a turn can use up: as many as the baseline answers.
     async fn calibrate(&self) -> anyhow::Result<usize> {
         let load = Load::hmac(10_000).await?;
-        let server = Peer::baseline(self.work, None).await?;
+        let server = Peer::baseline(self.work, Me::Empty).await?;
         let plan = self.plan(server.address(), &load, true);
         let rate = load::run(Plan { window: Duration::from_secs(2), ..plan }).await?.rate();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
@@ -148,7 +148,7 @@ impl Bench<'_> {
     }
 
     async fn baseline(&self, load: &Load) -> anyhow::Result<Turn> {
-        let server = Peer::baseline(self.work, None).await?;
+        let server = Peer::baseline(self.work, Me::Empty).await?;
         Ok(Turn::run(self.plan(server.address(), load, true), server.process(), self.mongod).await?.1)
     }
 

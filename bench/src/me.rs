@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::kinsync::{Kinsync, SECRET, Settings};
 use crate::load::{self, Pace, Plan};
 use crate::mongo::Mongod;
 use crate::options::Options;
-use crate::peer::Peer;
+use crate::peer::{Me, Peer};
 use crate::report::{Report, Row, Target, Unit};
 use crate::requests::Requests;
 use crate::series::{Series, Spread, Turn};
@@ -43,7 +43,8 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     for round in 1..=options.rounds {
         eprintln!("  round {round} of {}", options.rounds);
         let document = bench.kinsync(&format!("requests{round}"), &mut turns).await?;
-        turns.baseline.push(bench.baseline(&document).await?);
+        turns.baseline.push(bench.baseline(Me::Constant(&document)).await?);
+        turns.lookup.push(bench.baseline(Me::ByToken(&document)).await?);
         turns.peer.push(bench.peer(&format!("requests-peer{round}"), &mut turns.sizes).await?);
     }
     drop(mongod);
@@ -89,6 +90,7 @@ struct Turns {
     warm: Series,
     cold: Series,
     baseline: Series,
+    lookup: Series,
     peer: Series,
     /// Calls to MongoDB per second with known tokens.
     calls: Vec<f64>,
@@ -99,8 +101,9 @@ struct Turns {
 impl Turns {
     fn new() -> Self {
         let series = || Series::new(PART);
-        let (warm, cold, baseline, peer) = (series(), series(), series(), series());
-        Self { warm, cold, baseline, peer, calls: Vec::new(), sizes: [0; 2] }
+        let (warm, cold, peer) = (series(), series(), series());
+        let (baseline, lookup) = (series(), series());
+        Self { warm, cold, baseline, lookup, peer, calls: Vec::new(), sizes: [0; 2] }
     }
 }
 
@@ -163,8 +166,8 @@ impl Bench<'_> {
         Ok(file)
     }
 
-    async fn baseline(&self, document: &Path) -> anyhow::Result<Turn> {
-        let server = Peer::baseline(self.work, Some(document)).await?;
+    async fn baseline(&self, me: Me<'_>) -> anyhow::Result<Turn> {
+        let server = Peer::baseline(self.work, me).await?;
         let plan = self.again(server.address(), &self.load.constant);
         Ok(Turn::run(plan, server.process(), self.mongod).await?.1)
     }
@@ -191,15 +194,20 @@ impl Bench<'_> {
 }
 
 fn add_rows(turns: &Turns, options: &Options, report: &mut Report) {
-    let Turns { warm, cold, baseline, peer, calls, sizes } = turns;
+    let Turns { warm, cold, baseline, lookup, peer, calls, sizes } = turns;
     let load = format!("{} B, {PEOPLE} users, {} connections", sizes[0], options.connections);
     report.add(baseline.row(&format!("(b) a constant document: {load}")));
     let calls = format!("{:.0} calls to MongoDB per second", Spread::of(calls).median);
     report.add(warm.row("(a) kinsync /api/me, known tokens").note(calls));
+    report.add(lookup.row("(b') a document for each token, from a map in memory"));
+    report.add(baseline.cpu_row("(b) CPU time per request"));
+    report.add(lookup.cpu_row("(b') CPU time per request"));
+    report.add(warm.cpu_row("(a) CPU time per request"));
     let row = peer.row("(c) Express + jose + Mongoose: findOne and updateOne awaited");
     report.add(row.note(format!("{} B", sizes[1])));
     let why = format!("CPU {}", warm.cpu());
     report.add(warm.ratio("/api/me (a)/(b)", baseline).target(Target::AtLeast(0.8)).because(&why));
+    report.add(warm.ratio("/api/me (a)/(b')", lookup));
     report.add(warm.ratio("/api/me (a)/(c)", peer).target(Target::AtLeast(40.0)).because(&why));
     let each = format!("{} tokens of the same users, each sent once", options.cold_tokens);
     report.add(cold.row("(a) kinsync /api/me, new tokens").note(each));

@@ -14,6 +14,17 @@ use crate::work::{Work, free_address, on_path};
 
 const START: Duration = Duration::from_secs(30);
 
+/// What the baseline answers at /api/me.
+#[derive(Debug, Clone, Copy)]
+pub enum Me<'a> {
+    /// Nothing.
+    Empty,
+    /// The document in this file.
+    Constant(&'a Path),
+    /// A copy of the document in this file for each token, found by the token.
+    ByToken(&'a Path),
+}
+
 /// A server that accepts deliveries at /api/webhook and returns the user at /api/me.
 #[derive(Debug)]
 pub struct Peer {
@@ -22,13 +33,15 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Starts the baseline, which is this program in a separate process. `me` is the file with its response of /api/me.
-    pub async fn baseline(work: &Work, me: Option<&Path>) -> anyhow::Result<Self> {
+    /// Starts the baseline, which is this program in a separate process.
+    pub async fn baseline(work: &Work, me: Me<'_>) -> anyhow::Result<Self> {
         let address = free_address()?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["baseline", "--port", &address.port().to_string()]);
-        if let Some(me) = me {
-            command.arg("--me").arg(me);
+        match me {
+            Me::Empty => {}
+            Me::Constant(document) => drop(command.arg("--me").arg(document)),
+            Me::ByToken(document) => drop(command.arg("--by-token").arg("--me").arg(document)),
         }
         Self::start(work, "baseline", &command, address).await
     }
