@@ -121,14 +121,12 @@ impl Memberships {
 
     /// Returns whether a value or an absence of this version counts.
     pub fn contains(&self, version: &Version) -> bool {
-        let is_it = |known: &Version| known == version;
-        let of_entry = |entry: &Entry| {
-            entry.absent.as_ref().is_some_and(is_it)
-                || entry.member.as_ref().is_some_and(is_it)
-                || entry.roles.as_ref().is_some_and(|known| is_it(&known.version))
-                || entry.permissions.as_ref().is_some_and(|known| is_it(&known.version))
-        };
-        self.absent.as_ref().is_some_and(is_it) || self.entries.values().any(of_entry)
+        self.versions().any(|known| known == version)
+    }
+
+    /// Returns the versions of all values and absences that count.
+    pub fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.absent.iter().chain(self.entries.values().flat_map(Entry::versions))
     }
 
     /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
@@ -177,6 +175,19 @@ impl Memberships {
 }
 
 impl Entry {
+    fn versions(&self) -> impl Iterator<Item = &Version> {
+        let Self { absent, member, roles, permissions, is_suspended, joined_on } = self;
+        let versions = [
+            absent.as_ref(),
+            member.as_ref(),
+            roles.as_ref().map(|known| &known.version),
+            permissions.as_ref().map(|known| &known.version),
+            is_suspended.as_ref().map(|known| &known.version),
+            joined_on.as_ref().map(|known| &known.version),
+        ];
+        versions.into_iter().flatten()
+    }
+
     fn absent(absent: Option<Version>) -> Self {
         Self { absent, ..Self::default() }
     }

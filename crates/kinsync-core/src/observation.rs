@@ -23,8 +23,9 @@ pub struct Observation {
     pub what: What,
 }
 
-/// The fact that an observation states.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// The fact that an observation states. The serialized form is that of the event log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum What {
     /// The fields had these values. `user.created` and `user.updated` events mean the same.
     Fields(Profile),
@@ -34,6 +35,7 @@ pub enum What {
         /// Kinde's code of the organization.
         code: String,
         /// The membership; `None`: the user is no member.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         membership: Option<Organization>,
     },
     /// The user was deleted.

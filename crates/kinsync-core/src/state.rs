@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::{
-    directory::Directory,
+    directory::{self, Directory},
     field::{Field, Organization, Profile, Value},
     join::with_register,
     membership::Memberships,
@@ -171,23 +171,35 @@ impl UserState {
         if !directory.has_all(&references) {
             return self;
         }
+        let ended = self.ended(&self.directory).join(self.ended(directory));
         self.directory = self.directory.join(directory.only(&references));
-        for (code, deletion) in self.deleted_organizations() {
-            let read = Memberships::read(&code, None, &deletion);
-            self = self.with_register(Field::Organizations, deletion, Value::Memberships(read));
-        }
+        self = self.join(ended);
         // The permissions of roles are known now.
         let references = self.references();
         self.directory = self.directory.join(directory.only(&references)).only(&references);
         self
     }
 
+    /// Returns what [`Self::with_directory`] adds to the memberships, as a state to join: the ends of those in deleted
+    /// organizations.
+    #[must_use]
+    pub fn ended_by(&self, directory: &Directory) -> Self {
+        if self.memberships().is_none() || !directory.has_all(&self.references()) {
+            return Self::default();
+        }
+        self.ended(&self.directory).join(self.ended(directory))
+    }
+
     /// Returns the newest deletion of each organization with a membership. It counts also if the organization was created
     /// again later: the members of the former one are none of the new one.
-    fn deleted_organizations(&self) -> Vec<(String, Version)> {
-        let members = self.memberships().into_iter().flat_map(Memberships::codes);
-        let deletion = |code: String| Some((self.directory.entry(&code)?.deletion()?.clone(), code));
-        members.filter_map(deletion).map(|(deletion, code)| (code, deletion)).collect()
+    fn ended(&self, directory: &Directory) -> Self {
+        let codes = self.memberships().into_iter().flat_map(Memberships::codes);
+        codes.fold(Self::default(), |ended, code| {
+            let deletion = directory.entry(&code).and_then(directory::Entry::deletion);
+            let Some(deletion) = deletion else { return ended };
+            let end = Memberships::read(&code, None, deletion);
+            ended.with_register(Field::Organizations, deletion.clone(), Value::Memberships(end))
+        })
     }
 
     /// Returns the codes and ids that the memberships refer to.
@@ -198,6 +210,19 @@ impl UserState {
         let given: Vec<String> = given.cloned().collect();
         references.extend(given);
         references
+    }
+
+    /// Returns the versions of the observations that determine the state.
+    pub fn versions(&self) -> impl Iterator<Item = &Version> {
+        let memberships = self.memberships().into_iter().flat_map(Memberships::versions);
+        let is_list = |field: &Field| *field == Field::Organizations;
+        let fields = self.fields.iter().filter(move |(field, _)| !is_list(field));
+        let first = self.first.event.iter().chain(&self.first.read);
+        fields
+            .map(|(_, register)| &register.version)
+            .chain(memberships)
+            .chain(self.deleted.iter().chain(&self.confirmed))
+            .chain(first)
     }
 
     /// Returns the newest text of a field; `None` also for null.

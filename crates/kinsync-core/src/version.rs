@@ -32,6 +32,26 @@ pub enum Rank {
     Snapshot,
 }
 
+impl Rank {
+    /// All ranks, in ascending order.
+    pub const ALL: [Self; 4] = [Self::Provisional, Self::Receipt, Self::Event, Self::Snapshot];
+
+    /// Returns the name in a stored version.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Provisional => "provisional",
+            Self::Receipt => "receipt",
+            Self::Event => "event",
+            Self::Snapshot => "snapshot",
+        }
+    }
+
+    /// Returns the rank with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|rank| rank.as_str() == name)
+    }
+}
+
 /// The totally ordered version of an observation: (provider time, rank, tie-break).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Version {

@@ -1,8 +1,12 @@
 //! The single write path of observations: load, join, write changed rows with compare-and-set.
 //!
+//! The log contains every observation that changes a state, whatever its source. An entry is stored before the row that it
+//! explains.
+//!
 //! Safe to repeat, to run in any number of processes, and to interrupt at any point: each row is one atomic write of a join,
 //! and a lost compare-and-set repeats the join.
 
+mod entries;
 mod memberships;
 mod references;
 mod write;
@@ -15,6 +19,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
+use self::entries::{Derived, Logging};
 use self::memberships::{show_memberships, with_unshown_memberships};
 use self::references::{references, spread_concurrent_changes};
 use self::write::{reduced, write, write_without};
@@ -62,6 +67,8 @@ struct Delta {
     state: UserState,
     newest: Version,
     source: Source,
+    /// The observations that are not in the log yet.
+    unlogged: Vec<Observation>,
 }
 
 /// Rows that a scan compared with Kinde's users.
@@ -101,7 +108,12 @@ impl Scans<'_> {
 impl Delta {
     /// No observation: the row is written only if its document or its marks need it.
     fn empty() -> Self {
-        Self { state: UserState::default(), newest: Version::provisional(), source: Source::Reconcile }
+        Self {
+            state: UserState::default(),
+            newest: Version::provisional(),
+            source: Source::Reconcile,
+            unlogged: Vec::new(),
+        }
     }
 
     /// Returns whether the delta is [`Self::empty`]. A token without claims about the user has an empty state too, and it
@@ -112,7 +124,8 @@ impl Delta {
 
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
-        Self { state, newest: Version::provisional(), source }
+        // Logged before the rule rejected it.
+        Self { state, newest: Version::provisional(), source, unlogged: Vec::new() }
     }
 }
 
@@ -145,7 +158,7 @@ pub async fn apply_refused(
     }
 }
 
-/// Joins observations into the stored users. Several observations of one user cost one write.
+/// Joins observations into the stored users, and logs those that change one. Several observations of one user cost one write.
 ///
 /// # Errors
 /// Fails when the store fails. Any subset of the users may have been written; a repetition is safe.
@@ -154,7 +167,19 @@ pub async fn apply(
     observations: impl IntoIterator<Item = Observation>,
     now: Micros,
 ) -> Result<Applied, Error> {
-    apply_deltas(store, fold(observations), now, None).await
+    apply_deltas(store, fold(observations, Logging::Due), now, None).await
+}
+
+/// Joins observations like [`apply`]. The caller has logged what they come from.
+///
+/// # Errors
+/// Fails when the store fails. Any subset of the users may have been written; a repetition is safe.
+pub async fn apply_logged(
+    store: &dyn Store,
+    observations: impl IntoIterator<Item = Observation>,
+    now: Micros,
+) -> Result<Applied, Error> {
+    apply_deltas(store, fold(observations, Logging::Done), now, None).await
 }
 
 /// Joins the observations of a scan like [`apply`], and marks the rows that the scan compared.
@@ -164,7 +189,7 @@ pub(crate) async fn apply_compared(
     now: Micros,
     compared: &ComparedRows,
 ) -> Result<Applied, Error> {
-    let mut deltas = fold(observations);
+    let mut deltas = fold(observations, Logging::Due);
     for user in compared.revisions.keys() {
         deltas.entry(user.clone()).or_insert_with(Delta::empty);
     }
@@ -183,6 +208,37 @@ pub(crate) fn rewrite<'a>(
     let deltas = users.iter().map(|user| (user.clone(), Delta::empty())).collect();
     // A pointer, because `apply_deltas` calls this.
     Box::pin(apply_deltas(store, deltas, now, None))
+}
+
+/// Replaces the states of rows by these, which the log explains, with the sources of their newest observations. Their addresses get
+/// their owners decided anew, and no proof of a scan covers them.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub(crate) async fn restore(
+    store: &dyn Store,
+    rows: Vec<(Row, UserState, Option<Source>)>,
+    now: Micros,
+) -> Result<HashMap<UserId, Outcome>, Error> {
+    let restored = |(row, state, source): (Row, UserState, Option<Source>)| {
+        let mut next = Row { state, ..row.clone() };
+        next.metadata.updated_at = now;
+        next.metadata.source = row.metadata.source.or(source);
+        next.metadata.compared_since = None;
+        if row.revision == 0 {
+            next.metadata.inserted_at = now;
+        }
+        let mut next = with_undecided_email(store, &row, with_owner_pending(&row, next));
+        let claimed = next.claimed_email().map(Cow::into_owned);
+        next.pending_emails.extend(claimed);
+        with_unshown_memberships(store, &row, next)
+    };
+    let done = write(store, rows.into_iter().map(restored).collect(), now).await?;
+    let is_written = |(_, outcome): &&(Row, Outcome)| *outcome == Outcome::Written;
+    let written: Vec<Row> = done.iter().filter(is_written).map(|(row, _)| row.clone()).collect();
+    show_memberships(store, &written).await;
+    resolve(store, written, now).await?;
+    Ok(done.into_iter().map(|(row, outcome)| (row.id, outcome)).collect())
 }
 
 async fn apply_deltas(
@@ -221,9 +277,14 @@ async fn apply_deltas(
             first_read = scans.directory.clone();
         }
         let mut writes = Vec::with_capacity(ids.len());
+        let mut entries = Vec::new();
         let mut rechecks = Vec::new();
         for row in rows {
-            let (next, recheck) = next(&row, &deltas[&row.id], now, &scans);
+            let delta = &deltas[&row.id];
+            let Next { row: next, recheck, derived } = next(&row, delta, now, &scans);
+            if let Some(next) = &next {
+                entries.extend(entries::of(&row, next, delta, &derived, scans.compared.is_some(), now));
+            }
             let next = next.map(|next| with_undecided_email(store, &row, next));
             let next = next.map(|next| with_unshown_memberships(store, &row, next));
             rechecks.push((row.id.clone(), recheck));
@@ -241,6 +302,9 @@ async fn apply_deltas(
         }
         // Requested before the write: after an interruption, a repetition would find nothing new and request no check.
         request_checks(store, &rechecks).await?;
+        if !entries.is_empty() {
+            store.log(&entries).await?;
+        }
         for (row, outcome) in write(store, writes, now).await? {
             match outcome {
                 Outcome::Stale | Outcome::EmailTaken if stuck.is_so(&row) => {
@@ -387,35 +451,55 @@ fn without_email(mut row: Row) -> Row {
     row
 }
 
-fn fold(observations: impl IntoIterator<Item = Observation>) -> HashMap<UserId, Delta> {
+fn fold(observations: impl IntoIterator<Item = Observation>, logging: Logging) -> HashMap<UserId, Delta> {
     let mut deltas: HashMap<UserId, Delta> = HashMap::new();
     for observation in observations {
         let state = UserState::of(&observation);
-        match deltas.get_mut(&observation.user) {
+        let delta = match deltas.get_mut(&observation.user) {
             None => {
-                let Observation { user, version: newest, source, .. } = observation;
-                deltas.insert(user, Delta { state, newest, source });
+                let Observation { user, version: newest, source, .. } = observation.clone();
+                deltas.entry(user).or_insert(Delta { state, newest, source, unlogged: Vec::new() })
             }
             Some(delta) => {
                 delta.state = std::mem::take(&mut delta.state).join(state);
                 if observation.version >= delta.newest {
-                    delta.newest = observation.version;
+                    delta.newest = observation.version.clone();
                     delta.source = observation.source;
                 }
+                delta
             }
+        };
+        if logging == Logging::Due {
+            delta.unlogged.push(observation);
         }
     }
     deltas
 }
 
-/// Returns the row to write, or `None` if the delta contains nothing new, and whether the user must be read again.
-fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row>, Recheck) {
-    let mut state = row.state.clone().join(delta.state.clone()).with_directory(&scans.directory);
+/// Result of a join.
+struct Next {
+    /// The row to write, or `None` if the delta contains nothing new.
+    row: Option<Row>,
+    /// Whether the user must be read again.
+    recheck: Recheck,
+    derived: Derived,
+}
+
+impl Next {
+    fn unchanged(row: Option<Row>, recheck: Recheck) -> Self {
+        Self { row, recheck, derived: Derived::default() }
+    }
+}
+
+fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> Next {
+    let joined = row.state.clone().join(delta.state.clone());
+    let ended = joined.ended_by(&scans.directory);
+    let mut state = joined.with_directory(&scans.directory);
     let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
     let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
     let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
     if row.revision == 0 && delta.is_empty() {
-        return (None, stale.recheck);
+        return Next::unchanged(None, stale.recheck);
     }
     if state == row.state && row.revision > 0 && !row.is_outdated() {
         let unmarked = comparison.filter(|_| !scan_watermark::is_compared(&row.metadata));
@@ -424,10 +508,10 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
             scan_watermark::mark_compared(&mut row.metadata, comparison);
             row
         };
-        return (unmarked.map(marked), stale.recheck);
+        return Next::unchanged(unmarked.map(marked), stale.recheck);
     }
-    if let Some(proved) = stale.proof {
-        state = state.join(proved);
+    if let Some(proved) = &stale.proof {
+        state = state.join(proved.clone());
     }
     let metadata = scans.watermarks.changed(row, &state, stale.recheck);
     let mut next = Row { state, metadata, ..row.clone() };
@@ -438,7 +522,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
         next.metadata.inserted_at = now;
     }
     // A new `last_seen` alone is no change of the user and must not trigger consumers of changes.
-    let is_changed = row.revision == 0 || !next.state.eq_ignoring_last_seen(&row.state);
+    let is_changed = is_changed(row, &next.state);
     if is_changed || row.is_edited() {
         next.metadata.updated_at = now;
     }
@@ -446,6 +530,18 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     if is_changed && !delta.is_empty() {
         next.metadata.source = Some(delta.source);
     }
+    let next = with_owner_pending(row, next);
+    let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
+    Next { row: Some(next), recheck, derived: Derived { proof: stale.proof, ended } }
+}
+
+/// Returns whether a row with this state differs from the stored one in more than `last_seen`.
+fn is_changed(row: &Row, next: &UserState) -> bool {
+    row.revision == 0 || !next.eq_ignoring_last_seen(&row.state)
+}
+
+/// Returns the row with a mark for each address with an owner that the change from `row` may change.
+fn with_owner_pending(row: &Row, mut next: Row) -> Row {
     next.metadata.keeps_email = next.must_keep_email();
     let before = row.claimed_email().map(Cow::into_owned);
     let after = next.claimed_email().map(Cow::into_owned);
@@ -457,8 +553,7 @@ fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> (Option<Row
     } else if may_change_owner(&next.state, row) {
         next.pending_emails.extend(after);
     }
-    let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
-    (Some(next), recheck)
+    next
 }
 
 /// Joins observations of one user into a row, as [`apply`] does. For the models.
@@ -470,9 +565,10 @@ pub(crate) fn join_into(
     scans: (&ScanWatermarks, Option<&ComparedRows>),
     directory: Directory,
 ) -> (Option<Row>, Recheck) {
-    let delta = fold(observations).remove(&row.id).unwrap_or_else(Delta::empty);
+    let delta = fold(observations, Logging::Done).remove(&row.id).unwrap_or_else(Delta::empty);
     let (watermarks, compared) = (scans.0.clone(), scans.1);
-    next(row, &delta, now, &Scans { watermarks, compared, is_stale: false, directory })
+    let next = next(row, &delta, now, &Scans { watermarks, compared, is_stale: false, directory });
+    (next.row, next.recheck)
 }
 
 /// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or

@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use kinsync_core::Micros;
+use kinsync_core::{Micros, UserId};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
 use crate::{
+    log_entry::{LogEntry, LogSource, kind},
     random,
     store::{Error, Store},
 };
@@ -106,6 +107,15 @@ impl Record {
         Self { route, parameters, ..self }
     }
 
+    /// Returns the entry of the log. It names no address: applications read the log.
+    fn entry(&self) -> LogEntry {
+        let Self { id, actor, route, parameters, at, .. } = self;
+        let user = parameters.get("id").filter(|_| route.contains("/users/")).and_then(Value::as_str);
+        let user = user.and_then(|user| UserId::parse(user).ok());
+        let content = json!({ "audit": id, "actor": actor, "route": route, "parameters": parameters });
+        LogEntry::action(kind::OPERATOR, user.as_ref(), LogSource::Operator, &content, *at)
+    }
+
     fn repeats(&self, earlier: &Self) -> bool {
         let is_soon = self.at.0.saturating_sub(earlier.at.0) < micros(REPEATED);
         let same = |record: &Self| {
@@ -157,8 +167,11 @@ impl AuditLog {
         Self { bounds, newest: Mutex::default() }
     }
 
-    /// Adds a record. When this returns, it is stored. Cancelled or failed: it may be stored.
+    /// Adds a record, and logs an action. When this returns, both are stored. Cancelled or failed: they may be stored.
     pub async fn add(&self, store: &dyn Store, record: &Record) -> Result<(), Error> {
+        if record.kind == Kind::Action {
+            store.log(&[record.entry()]).await?;
+        }
         let mut newest = self.newest.lock().await;
         let number = &mut newest[record.kind as usize];
         loop {

@@ -9,14 +9,14 @@ use kinde::{
     event::{self, Body},
     webhook::Scheme,
 };
-use kinsync_core::{Micros, Observation, Rank, Source, UserId, Version, What, ids};
+use kinsync_core::{Micros, Observation, Rank, Source, UserId, UserState, Version, What, ids};
 
 use crate::{
     directory::{self, Change},
     fields,
+    log_entry::{self, LogEntry, LogSource, kind},
     queue::{self, Entry, Payload},
-    sighting::{self, Sighting},
-    store::LoggedEvent,
+    sighting::Sighting,
 };
 
 /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
@@ -31,18 +31,61 @@ pub fn latest(now: Micros, tolerance: Duration) -> Micros {
 }
 
 /// Decodes an event of the log again. Returns `None` for a scheme that this version does not support.
-pub fn decode_logged(event: &LoggedEvent, latest: Micros) -> Option<Decoded> {
+pub fn decode_logged(event: &LogEntry, latest: Micros) -> Option<Decoded> {
     let body = event.payload.clone().into_bytes().into();
     let payload = Payload::from_parts(&event.scheme, event.at, body)?;
-    let entry = Entry { event_id: event.event_id.clone(), received_at: event.received_at, payload };
+    let entry = Entry { event_id: event.id.clone(), received_at: event.received_at, payload };
     Some(decode(&entry, latest))
+}
+
+/// Returns what an entry of the log adds to the state of its user: the default state for an entry that was never applied, or
+/// that changes no user.
+///
+/// # Errors
+/// When this version cannot read the entry. The state of its user is then not known.
+pub fn state_of(entry: &LogEntry, latest: Micros) -> Result<UserState, Undecodable> {
+    let undecodable = |why: String| Undecodable { id: entry.id.clone(), why };
+    let json = |error: serde_json::Error| undecodable(error.to_string());
+    match entry.scheme.as_str() {
+        log_entry::ACTION => Ok(UserState::default()),
+        log_entry::STATE => log_entry::state(&entry.payload).map_err(json),
+        log_entry::OBSERVATION => Ok(UserState::of(&observation_in(entry)?)),
+        scheme => {
+            let decoded = decode_logged(entry, latest);
+            let decoded = decoded.ok_or_else(|| undecodable(format!("its scheme `{scheme}` is unknown")))?;
+            // A dead letter, or an event in quarantine.
+            let observations = decoded.observations.unwrap_or_default();
+            Ok(observations.iter().fold(UserState::default(), UserState::observe))
+        }
+    }
+}
+
+/// Returns the observation in an entry with the scheme [`log_entry::OBSERVATION`].
+pub(crate) fn observation_in(entry: &LogEntry) -> Result<Observation, Undecodable> {
+    let undecodable = |why: String| Undecodable { id: entry.id.clone(), why };
+    let user = entry.user.as_deref().and_then(|user| UserId::parse(user).ok());
+    let parts = user.zip(entry.version.clone()).zip(entry.source.of_user());
+    let ((user, version), source) =
+        parts.ok_or_else(|| undecodable("it has no user, no version or no source".into()))?;
+    let what = log_entry::observed(&entry.payload).map_err(|error| undecodable(error.to_string()))?;
+    Ok(Observation { user, version, source, what })
+}
+
+/// An entry of the log that this version cannot read.
+#[derive(Debug, thiserror::Error)]
+#[error("this version cannot read the entry `{id}`: {why}")]
+pub struct Undecodable {
+    /// Id of the entry.
+    pub id: String,
+    /// Why.
+    pub why: String,
 }
 
 /// A decoded entry.
 #[derive(Debug)]
 pub struct Decoded {
     /// Event for the log, also when decoding failed.
-    pub event: LoggedEvent,
+    pub event: LogEntry,
     /// Observations in the entry; empty for an event about no user.
     pub observations: Result<Vec<Observation>, Failure>,
     /// What the event observes of organizations, roles and permissions.
@@ -52,7 +95,7 @@ pub struct Decoded {
 impl Decoded {
     /// Returns whether an earlier delivery of the event may have another version: the sender gave an id and no time.
     pub fn may_be_logged_before(&self) -> bool {
-        self.user_without_time().is_some() && queue::is_signed_id(&self.event.event_id)
+        self.user_without_time().is_some() && queue::is_signed_id(&self.event.id)
     }
 
     /// Returns the user of an event that is ordered by its receipt, because its sender sent no time.
@@ -107,10 +150,12 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     let time = decoded.as_ref().ok().and_then(|event| event.time);
     let time = time.map(|at| Micros(at.as_microsecond()));
     let at = time.or(entry.payload.signed_at());
-    let mut logged = LoggedEvent {
-        event_id: entry.event_id.clone(),
-        event_type: String::new(),
+    let mut logged = LogEntry {
+        id: entry.event_id.clone(),
+        kind: String::new(),
         user: None,
+        source: LogSource::Webhook,
+        version: None,
         at,
         received_at: entry.received_at,
         scheme: entry.payload.scheme().to_owned(),
@@ -118,12 +163,13 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
     };
     if decoded.is_err() {
         let (event_type, user) = event::readable(body);
-        (logged.event_type, logged.user) = (event_type.unwrap_or_default(), user);
+        (logged.kind, logged.user) = (event_type.unwrap_or_default(), user);
     }
     let mut changes = Vec::new();
     let observations = decoded.and_then(|event| {
-        logged.event_type.clone_from(&event.event_type);
+        logged.kind.clone_from(&event.event_type);
         let version = version(time, entry);
+        logged.version = Some(version.clone());
         let observed = directory::changes(&event.body, &version);
         let observation = observation_of(event.body, version.at);
         logged.user = observation.as_ref().map(|(user, _)| user.clone());
@@ -147,9 +193,11 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
 
 fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
     let read = serde_json::from_slice::<Sighting>(body).map_err(Failure::BadSighting);
-    let event = LoggedEvent {
-        event_id: entry.event_id.clone(),
-        event_type: sighting::EVENT_TYPE.to_owned(),
+    let event = LogEntry {
+        id: entry.event_id.clone(),
+        kind: kind::LOGIN.to_owned(),
+        source: LogSource::Login,
+        version: read.is_ok().then(Version::provisional),
         user: read.as_ref().ok().map(|sighting| sighting.user.as_str().to_owned()),
         at: None,
         received_at: entry.received_at,

@@ -10,11 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use kinde::event::{self, Body};
-use kinsync_core::{Directory, Entry, Fact, Value, Version};
+use kinsync_core::{Directory, Entry, Fact, Micros, Value, Version};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     contention::{MAX_ROUNDS, pause},
+    log_entry::{LogEntry, LogSource, kind},
     state_records::{self, Key, Term},
     store::{Error, Page, Saved, Store},
 };
@@ -247,6 +249,36 @@ pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<bool, Er
         }
     }
     Err(contended())
+}
+
+/// Joins observations of a scan like [`observe`], and logs those that change a record.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub(crate) async fn observe_read(
+    store: &dyn Store,
+    changes: Vec<Change>,
+    now: Micros,
+) -> Result<bool, Error> {
+    let listed: Listed = state_records::load(store, &LISTED).await?;
+    let keys: Vec<String> = changes.iter().map(|change| format!("{PREFIX}{}", change.id)).collect();
+    let saved = store.states(&keys).await?;
+    let is_news = |((key, change), saved): &((&String, &Change), Option<Saved>)| {
+        let Ok(known) = saved.as_ref().map(|saved| decode(key, saved)).transpose() else { return false };
+        let next = joined(known.clone(), change.kind, &change.entry, listed.0.get(&change.kind));
+        known.as_ref() != Some(&next)
+    };
+    let news = keys.iter().zip(&changes).zip(saved).filter(is_news);
+    let entries: Vec<LogEntry> = news.map(|((_, change), _)| entry_of(change, now)).collect();
+    if !entries.is_empty() {
+        store.log(&entries).await?;
+    }
+    observe(store, changes).await
+}
+
+fn entry_of(change: &Change, now: Micros) -> LogEntry {
+    let content = json!({ "kind": change.kind, "id": change.id, "entry": change.entry });
+    LogEntry::action(kind::DIRECTORY_READ, None, LogSource::Reconcile, &content, now)
 }
 
 /// A record to write.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
-    derived,
+    derived, log_snapshots,
     pending_checks::{self, Approval, PendingChecks},
     projector::{self, Projector, RejectedByStore},
     queue::{
@@ -257,6 +257,16 @@ impl Engine {
             });
         }
         let engine = self.clone();
+        self.0.supervisor.spawn("log", move |stop| {
+            let engine = engine.clone();
+            async move {
+                if engine.until_prepared(&stop).await {
+                    stop.run_until_cancelled(engine.complete_log()).await;
+                }
+                stop.cancelled().await;
+            }
+        });
+        let engine = self.clone();
         self.0.supervisor.spawn("spread", move |stop| {
             let engine = engine.clone();
             async move {
@@ -295,6 +305,24 @@ impl Engine {
         let mut unprepared = self.0.unprepared.subscribe();
         let prepared = async { unprepared.wait_for(Option::is_none).await.is_ok() };
         stop.run_until_cancelled(prepared).await == Some(true)
+    }
+
+    /// Completes the log of a store from before the log contained every observation, however long that takes.
+    async fn complete_log(&self) {
+        loop {
+            match log_snapshots::complete(&**self.store(), &self.0.clock).await {
+                Ok(0) => return,
+                Ok(users) => {
+                    tracing::info!(users, "logged the states of users from before the log was complete");
+                    return;
+                }
+                Err(error) => tracing::warn!(
+                    error = breaker::error_chain(&error),
+                    "logging the states of users failed; it continues in a moment"
+                ),
+            }
+            tokio::time::sleep(MAX_PAUSE).await;
+        }
     }
 
     /// Counts the requested checks from time to time. Nothing carries them out without a Management API.

@@ -1,17 +1,18 @@
 //! Explains the state of a stored user: its observations, their sources, and the outcome of each field.
 //!
-//! Pure. The log contains events and sightings. It contains no reads of Kinde (scans, checks, profiles) and no tokens: the
-//! versions in the row show those that still determine a field; superseded ones are unknown.
+//! Pure. The log contains every observation that changed the user. Before the log was complete it contained events and
+//! sightings alone: of reads of Kinde and of tokens from that time, the versions in the row show those that still determine a
+//! field; superseded ones are unknown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use kinsync_core::{Field, Micros, Observation, Organization, Rank, UserState, Value, Version, What};
 use serde::Serialize;
 
 use crate::{
-    decode::{FUTURE_TOLERANCE, decode_logged, event_id, latest},
-    sighting,
-    store::{LoggedEvent, Row},
+    decode::{FUTURE_TOLERANCE, decode_logged, event_id, latest, observation_in},
+    log_entry::{self, LogEntry, kind},
+    store::Row,
 };
 
 /// An observation of the user, with its outcome.
@@ -23,9 +24,10 @@ pub struct ExplainedObservation {
     pub at: Option<Micros>,
     /// Time of receipt by kinsync's clock, if recorded.
     pub received_at: Option<Micros>,
-    /// Event type such as `user.updated`, `kinsync.login` for a sighting, `read` for a read of Kinde, or `token`.
+    /// Type of the entry such as `user.updated` or `kinsync.scan.read`; `read` for a read of Kinde and `token` for a token
+    /// that are not in the log.
     pub kind: String,
-    /// Event id, for events.
+    /// Id of the entry in the log.
     pub event_id: Option<String>,
     /// Effect of the whole observation, as a sentence.
     pub outcome: String,
@@ -47,19 +49,22 @@ pub struct ExplainedField {
     pub superseded_by: Option<String>,
 }
 
-/// Returns the known observations of a user, oldest first. `events` are the user's events in the log.
-pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObservation> {
+/// Returns the known observations of a user, oldest first. `events` are the user's entries in the log.
+pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservation> {
     let nothing = UserState::default();
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
-        events.iter().map(|event| (event.event_id.as_str(), event.event_type.as_str())).collect();
-    let explainer = Explainer { state, names: &names };
+        events.iter().map(|event| (event.id.as_str(), event.kind.as_str())).collect();
+    let reads = events.iter().filter_map(|event| Some((event.version.as_ref()?, event.kind.as_str())));
+    let reads: HashMap<&Version, &str> =
+        reads.filter(|(version, _)| version.rank == Rank::Snapshot).collect();
+    let explainer = Explainer { state, names, reads };
     let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
         events.iter().flat_map(|event| explainer.event(event)).collect();
     explained.extend(explainer.reads());
     // A sighting in the log already explains the fields of a token.
     let is_from_sighting = |explained: &ExplainedObservation| {
-        explained.kind == sighting::EVENT_TYPE && explained.fields.iter().any(|field| field.is_set)
+        explained.kind == kind::LOGIN && explained.fields.iter().any(|field| field.is_set)
     };
     if !explained.iter().any(|(_, explained)| is_from_sighting(explained)) {
         explained.extend(explainer.token());
@@ -70,20 +75,26 @@ pub fn explain(row: Option<&Row>, events: &[LoggedEvent]) -> Vec<ExplainedObserv
 
 struct Explainer<'a> {
     state: &'a UserState,
-    /// Event types of the log, by event id.
-    names: &'a BTreeMap<&'a str, &'a str>,
+    /// Types of the entries, by id.
+    names: BTreeMap<&'a str, &'a str>,
+    /// Types of the entries with reads of Kinde, by version.
+    reads: HashMap<&'a Version, &'a str>,
 }
 
 impl Explainer<'_> {
-    fn event(&self, event: &LoggedEvent) -> Vec<(Option<Version>, ExplainedObservation)> {
+    fn event(&self, event: &LogEntry) -> Vec<(Option<Version>, ExplainedObservation)> {
         let explained = |at, outcome: String, fields| ExplainedObservation {
             at,
             received_at: Some(event.received_at),
-            kind: event.event_type.clone(),
-            event_id: Some(event.event_id.clone()),
+            kind: event.kind.clone(),
+            event_id: Some(event.id.clone()),
             outcome,
             fields,
         };
+        if let Some(own) = self.own_entry(event) {
+            let (outcome, fields) = own.unwrap_or_else(|unreadable| (unreadable, Vec::new()));
+            return vec![(event.version.clone(), explained(event.at, outcome, fields))];
+        }
         let Some(decoded) = decode_logged(event, self.latest(event)) else {
             let outcome = format!("this version of kinsync does not support the scheme `{}`", event.scheme);
             return vec![(None, explained(event.at, outcome, Vec::new()))];
@@ -104,11 +115,27 @@ impl Explainer<'_> {
         }
     }
 
+    /// Explains an entry that kinsync made; `None` for an event and a sighting.
+    fn own_entry(&self, entry: &LogEntry) -> Option<Result<(String, Vec<ExplainedField>), String>> {
+        Some(match entry.scheme.as_str() {
+            log_entry::ACTION => Ok((action(entry), Vec::new())),
+            log_entry::STATE => {
+                let joined = log_entry::state(&entry.payload).map_err(|error| error.to_string());
+                joined.map(|joined| self.state(entry, &joined))
+            }
+            log_entry::OBSERVATION => {
+                let observation = observation_in(entry).map_err(|error| error.to_string());
+                observation.map(|observation| self.observation(&observation))
+            }
+            _ => return None,
+        })
+    }
+
     /// Returns the latest acceptable time of an event. The result repeats the projector's decision at the time of receipt,
     /// unless the event was released from quarantine later, by the clock or by an operator.
-    fn latest(&self, event: &LoggedEvent) -> Micros {
+    fn latest(&self, event: &LogEntry) -> Micros {
         let mut versions = self.state.fields.values().map(|register| &register.version);
-        let is_known = versions.any(|version| is_event(version) && event_id(version) == event.event_id);
+        let is_known = versions.any(|version| is_event(version) && event_id(version) == event.id);
         if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
     }
 
@@ -134,12 +161,33 @@ impl Explainer<'_> {
                 };
                 (outcome, fields)
             }
-            // Not in the log: only reads of Kinde contain a single membership.
-            What::Membership { code, .. } => (format!("read the membership in {code}"), Vec::new()),
+            What::Membership { code, membership } => {
+                let is_current = state.memberships().is_some_and(|known| known.contains(version));
+                let what = if membership.is_some() { "is a member" } else { "is no member" };
+                let after = if is_current { "" } else { "; superseded" };
+                (format!("{what} of {code}{after}"), Vec::new())
+            }
             What::Deleted => (self.deletion(version), Vec::new()),
             What::SignedIn(at) => (newest("sign-in", *at, state.last_signed_in), Vec::new()),
             What::Seen(at) => (newest("request", *at, state.last_seen), Vec::new()),
         }
+    }
+
+    /// Explains a state that was joined as a whole: each field has a version of its own.
+    fn state(&self, entry: &LogEntry, joined: &UserState) -> (String, Vec<ExplainedField>) {
+        let fields: Vec<ExplainedField> = joined
+            .fields
+            .iter()
+            .map(|(field, register)| self.field(*field, &register.value, &register.version))
+            .collect();
+        let set = fields.iter().filter(|field| field.is_set).count();
+        let what = match entry.kind.as_str() {
+            kind::SNAPSHOT => "the stored user when the log began",
+            kind::SCAN_PROOF => "what a complete scan proved",
+            kind::ORGANIZATION_DELETED => "the organization was deleted",
+            _ => "a joined state",
+        };
+        (format!("{what}; set {set} of {}", counted(fields.len())), fields)
     }
 
     fn field(&self, field: Field, value: &Value, version: &Version) -> ExplainedField {
@@ -193,17 +241,20 @@ impl Explainer<'_> {
                 let kind = self.names.get(id).copied().unwrap_or("an event");
                 format!("{kind} {id} of {}", time(version.at))
             }
-            Rank::Snapshot => format!("a read of Kinde at {}", time(version.at)),
+            Rank::Snapshot => match self.reads.get(version) {
+                Some(kind) => format!("{kind} of {}", time(version.at)),
+                None => format!("a read of Kinde at {}", time(version.at)),
+            },
         }
     }
 
-    /// Returns the reads of Kinde that still determine a field, a deletion or a confirmation.
+    /// Returns the reads of Kinde that are not in the log and still determine a field, a deletion or a confirmation.
     fn reads(&self) -> Vec<(Option<Version>, ExplainedObservation)> {
         let fields = self.state.fields.values().map(|register| &register.version);
         let versions: BTreeSet<&Version> = fields
             .chain(&self.state.deleted)
             .chain(&self.state.confirmed)
-            .filter(|version| version.rank == Rank::Snapshot)
+            .filter(|version| version.rank == Rank::Snapshot && !self.reads.contains_key(version))
             .collect();
         versions.into_iter().map(|version| (Some(version.clone()), self.read(version))).collect()
     }
@@ -250,6 +301,17 @@ impl Explainer<'_> {
     }
 }
 
+/// Returns the content of an entry that changed no state, such as `document: 65f1…; kept: plan`.
+fn action(entry: &LogEntry) -> String {
+    let content: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&entry.payload).unwrap_or_default();
+    let part = |(key, value): (String, serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{key}: {text}"),
+        other => format!("{key}: {other}"),
+    };
+    content.into_iter().map(part).collect::<Vec<_>>().join("; ")
+}
+
 fn is_event(version: &Version) -> bool {
     matches!(version.rank, Rank::Event | Rank::Receipt)
 }
@@ -280,11 +342,13 @@ mod tests {
     const MINUTE: i64 = 60_000_000;
 
     /// An event with a time ten minutes after its receipt.
-    fn future_event() -> LoggedEvent {
+    fn future_event() -> LogEntry {
         let payload = r#"{"type":"user.updated","event_id":"event_1","timestamp":"1970-01-01T00:10:00Z","data":{"user":{"id":"kp_1","first_name":"Ada"}}}"#;
-        LoggedEvent {
-            event_id: "event_1".into(),
-            event_type: "user.updated".into(),
+        LogEntry {
+            id: "event_1".into(),
+            kind: "user.updated".into(),
+            source: log_entry::LogSource::Webhook,
+            version: None,
             user: Some("kp_1".into()),
             at: Some(Micros(10 * MINUTE)),
             received_at: Micros(0),

@@ -22,6 +22,9 @@
 //! - `spread`: their changes in the documents of the users
 //! - `derived`: collections of organizations, roles and memberships
 //! - `explain`: the observations behind the state of a user
+//! - `log_entry`: entries of the event log
+//! - `log_snapshots`: completes the log of a store from before it contained every observation
+//! - `rebuild`: derives the stored users anew from the log
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
 //! - `breaker`: circuit breaker per dependency
@@ -42,10 +45,13 @@ mod fields;
 mod known_users;
 #[cfg(feature = "mongodb")]
 mod link;
+mod log_entry;
+mod log_snapshots;
 mod pending_checks;
 mod projector;
 mod queue;
 mod random;
+mod rebuild;
 mod reconcile;
 mod refused_users;
 mod scan_watermark;

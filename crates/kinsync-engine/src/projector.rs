@@ -25,14 +25,14 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::upkeep::RejectedByStore;
 use crate::{
-    apply::{Applied, apply},
+    apply::{Applied, apply_logged},
     breaker::Breaker,
     clock::Clock,
     decode, directory,
     queue::{self, Claimed, EntryId, Queue},
     random,
     spread::{self, Spread},
-    store::{self, EventFilter, LoggedEvent, Store, WRITE_USERS},
+    store::{self, EventFilter, LogEntry, Store, WRITE_USERS},
 };
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
@@ -231,7 +231,7 @@ impl Projector {
         if directory::observe(&*self.store, piece.changes()).await? {
             self.spread.wake();
         }
-        let applied = apply(&*self.store, piece.observations(), self.clock.now()).await?;
+        let applied = apply_logged(&*self.store, piece.observations(), self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;
         if let (Some((_, reason)), true) = (applied.failed.first(), nothing_written) {
             self.breaker.failed(&refused_all(reason));
@@ -385,7 +385,7 @@ impl Projector {
         Ok(())
     }
 
-    fn measure(&self, event: &LoggedEvent) {
+    fn measure(&self, event: &LogEntry) {
         let now = self.clock.now();
         metrics::histogram!("kinsync_lag_seconds", "from" => "receipt")
             .record(seconds(event.received_at, now));

@@ -482,7 +482,7 @@ fn measure(run: &Run) {
 }
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 10] {
+pub fn state_keys() -> [&'static Key; 12] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -494,6 +494,8 @@ pub fn state_keys() -> [&'static Key; 10] {
         &scan::KEY,
         &crate::directory::LISTED,
         &crate::derived::KEY,
+        &crate::log_snapshots::KEY,
+        &crate::rebuild::KEY,
     ]
 }
 

@@ -10,9 +10,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::queue::{Entry, Payload};
 
-/// Event type in the log.
-pub const EVENT_TYPE: &str = "kinsync.login";
-
 /// Length of a time bucket in microseconds. Sightings of one user in one bucket have the same id.
 const BUCKET: i64 = 3_600_000_000;
 

@@ -2,9 +2,10 @@
 //!
 //! Pure. The version of a read is the time of its request by Kinde's clock, so that an event during the read wins.
 
-use aws_lc_rs::digest::{SHA256, digest};
 use kinde::response::RequestTiming;
 use kinsync_core::{Field, Micros, Profile, Version};
+
+use crate::log_entry;
 
 /// Returns the version of a read with this request time, by Kinde's clock, and this content.
 pub fn version(sent_at: Micros, profile: &Profile) -> Version {
@@ -31,6 +32,5 @@ pub fn can_observe(field: Field) -> bool {
 fn hash(profile: &Profile) -> String {
     let content =
         serde_json::to_vec(&profile.iter().collect::<Vec<_>>()).expect("fields and their values are JSON");
-    let digest = digest(&SHA256, &content);
-    digest.as_ref()[..16].iter().fold(String::with_capacity(32), |text, byte| text + &format!("{byte:02x}"))
+    log_entry::hash(&content)
 }

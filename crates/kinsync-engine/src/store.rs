@@ -7,7 +7,7 @@ use std::{collections::HashMap, fmt, ops::Deref};
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, UserId};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::time::Instant;
 
 mod document_key;
@@ -17,6 +17,8 @@ pub mod mongo;
 mod open;
 mod row;
 mod stored_document;
+
+pub use crate::log_entry::{LogEntry, LogSource};
 
 pub use self::{
     document_key::{DocumentKey, KeySet},
@@ -75,34 +77,16 @@ impl<T: Into<String>> From<T> for Rejection {
     }
 }
 
-/// A verified event in the log.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct LoggedEvent {
-    /// Signed event id. Unique in the log.
-    pub event_id: String,
-    /// Event type such as `user.updated`; empty if the event could not be decoded.
-    pub event_type: String,
-    /// Id of the user in the event, if any.
-    pub user: Option<String>,
-    /// Provider time.
-    pub at: Option<Micros>,
-    /// Time of receipt by kinsync's clock.
-    pub received_at: Micros,
-    /// Scheme of the verification.
-    pub scheme: String,
-    /// Event as JSON text, as received. Never evaluated.
-    pub payload: String,
-}
-
-/// Filter of a list of events, newest receipt first.
+/// Filter of a list of entries of the log, newest receipt first.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EventFilter {
-    /// Only events of this user.
+    /// Only entries of this user.
     pub user: Option<String>,
-    /// Only events of this type.
-    pub event_type: Option<String>,
-    /// Continue after this event.
+    /// Only entries of this type.
+    pub kind: Option<String>,
+    /// Only entries from this source.
+    pub source: Option<LogSource>,
+    /// Continue after this entry.
     pub after: Option<String>,
     /// Maximum number of items.
     pub limit: usize,
@@ -122,6 +106,26 @@ pub struct UserFilter {
     pub after: Option<String>,
     /// Maximum number of items.
     pub limit: usize,
+}
+
+/// Entries of the log in the order of their users.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UserEntries {
+    /// The entries, ordered by user.
+    pub entries: Vec<LogEntry>,
+    /// Entries that are not as kinsync wrote them.
+    pub damaged: Vec<DamagedEntry>,
+    /// The user after which the next page starts; `None` if no entry is left.
+    pub next: Option<String>,
+}
+
+/// An entry of the log that is not as kinsync wrote it, or that this version cannot read.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+pub struct DamagedEntry {
+    /// Id of the entry.
+    pub id: String,
+    /// The user under which it is stored.
+    pub user: Option<String>,
 }
 
 /// A page of a list.
@@ -295,14 +299,23 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Returns at most `limit` rows with pending email resolutions, after this id and in the order of their ids.
     async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
-    /// Appends events to the log and skips known event ids. Returns the number of new events.
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error>;
+    /// Appends entries to the log and skips known ids. Acknowledged durably (majority). Returns the number of new entries.
+    async fn log(&self, entries: &[LogEntry]) -> Result<usize, Error>;
 
-    /// Lists events of the log, ordered by `received_at`.
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error>;
+    /// Lists entries of the log, ordered by `received_at`.
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error>;
 
-    /// Returns one event of the log.
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error>;
+    /// Lists all entries of the users after `after`, up to and including `until`, in the order of the users. Returns about
+    /// `limit` entries: always all of a user, and always those of one.
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error>;
+
+    /// Returns one entry of the log; `None` also if it is damaged.
+    async fn event(&self, id: &str) -> Result<Option<LogEntry>, Error>;
 
     /// Lists users in the order of their ids.
     async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error>;

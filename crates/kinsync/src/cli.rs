@@ -20,6 +20,7 @@ mod list;
 mod organizations;
 mod output;
 mod queue;
+mod rebuild;
 mod reconcile;
 mod roles;
 mod runs;
@@ -49,6 +50,7 @@ Inspect:
   kinsync reconcile --dry-run               list differences from Kinde
   kinsync dead-letters list                 list failed deliveries
   kinsync link --dry-run                    list documents to link to users
+  kinsync rebuild --verify                  compare users with the event log
 
 A setting is a flag, an environment variable or a line of a TOML file (--config). \
 Flags take precedence over the environment, and the environment over the file.
@@ -85,6 +87,8 @@ enum Command {
     Runs(runs::Command),
     /// Link existing MongoDB documents to Kinde users by verified email address
     Link(link::Args),
+    /// Derive the stored users from the event log again, or verify that both agree
+    Rebuild(rebuild::Args),
     /// Check the Kinde, MongoDB, disk and server configuration and print a fix for each problem
     Doctor(doctor::Args),
     /// Create or update the webhook at Kinde
@@ -134,6 +138,7 @@ pub fn run() -> ExitCode {
         Command::Reconcile(args) => reconcile::run(args),
         Command::Runs(command) => runs::run(command),
         Command::Link(args) => link::run(args),
+        Command::Rebuild(args) => rebuild::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Webhook(command) => webhook::run(command),
         Command::Config(command) => config::run(command),

@@ -11,7 +11,7 @@ impl Projector {
     pub(super) async fn recall(&self, items: &mut [Item]) -> Result<(), store::Error> {
         let limit = self.latest();
         for item in items.iter_mut().filter(|item| item.decoded.may_be_logged_before()) {
-            let logged = self.store.event(&item.decoded.event.event_id).await?;
+            let logged = self.store.event(&item.decoded.event.id).await?;
             if let Some(first) = logged.and_then(|event| decode::decode_logged(&event, limit)) {
                 item.decoded = first;
             }

@@ -158,7 +158,8 @@ impl Inner {
         let differing: Vec<Change> = differing.chain(absent.into_iter().flatten()).collect();
         lists.changed += differing.len() as u64;
         let Some(term) = term else { return Ok(()) };
-        self.retry_store(|| directory::observe(&*self.store, differing.clone())).await?;
+        let now = self.clock.now();
+        self.retry_store(|| directory::observe_read(&*self.store, differing.clone(), now)).await?;
         if is_complete {
             let record = || Listed::record(&*self.store, term, kind, &version);
             let is_recorded = self.retry_store(record).await?;

@@ -34,7 +34,10 @@ use super::{
 use crate::{
     scan_watermark::{ScanWatermark, ScanWatermarks},
     state_records::Term,
-    store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},
+    store::{
+        Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
+        UserFilter,
+    },
 };
 
 /// Switches to another task, and kills, per execution.
@@ -175,15 +178,19 @@ impl Store for Memory {
         unreachable!()
     }
 
-    async fn log(&self, _: &[LoggedEvent]) -> Result<usize, Error> {
+    async fn log(&self, _: &[LogEntry]) -> Result<usize, Error> {
         unreachable!()
     }
 
-    async fn events(&self, _: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    async fn events(&self, _: &EventFilter) -> Result<Page<LogEntry>, Error> {
         unreachable!()
     }
 
-    async fn event(&self, _: &str) -> Result<Option<LoggedEvent>, Error> {
+    async fn user_entries(&self, _: &str, _: Option<&str>, _: usize) -> Result<UserEntries, Error> {
+        unreachable!()
+    }
+
+    async fn event(&self, _: &str) -> Result<Option<LogEntry>, Error> {
         unreachable!()
     }
 

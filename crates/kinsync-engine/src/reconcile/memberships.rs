@@ -397,7 +397,8 @@ impl Inner {
         let listed = permissions.iter().flatten();
         named.extend(listed.map(|one| directory::of_permission(&one.permission, &version)));
         if term.is_some() {
-            self.retry_store(|| directory::observe(&*self.store, named.clone())).await?;
+            let now = self.clock.now();
+            self.retry_store(|| directory::observe_read(&*self.store, named.clone(), now)).await?;
         }
         let own = permissions.and_then(|list| own_permissions(list, &roles.value, &row.state.directory));
         let role_keys = roles.value.iter().map(|role| role.key.value().unwrap_or(&role.id).clone());

@@ -9,10 +9,7 @@ use kinsync_core::Micros;
 use serde::Serialize;
 
 use super::record::Run;
-use crate::{
-    queue,
-    store::{Error, EventFilter, Store},
-};
+use crate::store::{Error, EventFilter, LogSource, Store};
 
 /// Number of newest events that define the usual pause.
 const EVENTS: usize = 200;
@@ -86,12 +83,12 @@ pub async fn assess(
 /// Returns the times of receipt of Kinde's newest events, newest first. A time in the future comes from a wrong clock and
 /// shows nothing.
 async fn received(store: &dyn Store, now: Micros) -> Result<Vec<Micros>, Error> {
-    let mut filter = EventFilter { limit: EVENTS, ..EventFilter::default() };
+    let mut filter =
+        EventFilter { source: Some(LogSource::Webhook), limit: EVENTS, ..EventFilter::default() };
     let mut received = Vec::new();
     for _ in 0..PAGES {
         let page = store.events(&filter).await?;
-        let of_kinde = page.iter().filter(|event| event.scheme != queue::SIGHTING_SCHEME);
-        received.extend(of_kinde.map(|event| event.received_at).filter(|at| *at <= now));
+        received.extend(page.iter().map(|event| event.received_at).filter(|at| *at <= now));
         if page.next.is_none() || received.len() >= EVENTS {
             received.truncate(EVENTS);
             return Ok(received);

@@ -10,8 +10,8 @@ use kinsync_core::UserId;
 
 use self::worker::Worker;
 use super::{
-    Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LoggedEvent, Outcome, Page, Row, Saved,
-    Store, UserFilter, WRITE_USERS, timed,
+    Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LogEntry, Outcome, Page, Row, Saved, Store,
+    UserEntries, UserFilter, WRITE_USERS, timed,
 };
 
 mod events;
@@ -98,20 +98,32 @@ impl Store for EmbeddedStore {
         timed("embedded", "pending_emails", work).await
     }
 
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
         let events = events.to_vec();
         let writer = self.writer(LOG_EVENTS)?;
         let work = writer.call(LOG_EVENTS, move |sqlite| events::append(sqlite, &events));
         timed("embedded", "log", work).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         let filter = filter.clone();
         let work = self.reader.call("list events", move |sqlite| events::list(sqlite, &filter));
         timed("embedded", "events", work).await
     }
 
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error> {
+        let (after, until) = (after.to_owned(), until.map(ToOwned::to_owned));
+        let read =
+            move |sqlite: &rusqlite::Connection| events::of_users(sqlite, &after, until.as_deref(), limit);
+        timed("embedded", "user_entries", self.reader.call("read the entries of users", read)).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         let id = event_id.to_owned();
         let work = self.reader.call("read an event", move |sqlite| events::one(sqlite, &id));
         timed("embedded", "event", work).await

@@ -33,8 +33,8 @@ pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
 use self::{call::Calls, derived::DerivedCollection, examine::LastBuild, keys::Keys, mappings::Mappings};
 use super::{
-    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, StoreProblem,
-    UserFilter, timed,
+    Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, StoreProblem,
+    UserEntries, UserFilter, timed,
 };
 
 mod call;
@@ -202,15 +202,24 @@ impl Store for MongoStore {
         timed("mongo", "pending_emails", self.inner()?.pending_emails(after, limit)).await
     }
 
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
         timed("mongo", "log", self.inner()?.log(events)).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         timed("mongo", "events", self.inner()?.list_events(filter)).await
     }
 
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error> {
+        timed("mongo", "user_entries", self.inner()?.user_entries(after, until, limit)).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         timed("mongo", "event", self.inner()?.event(event_id)).await
     }
 

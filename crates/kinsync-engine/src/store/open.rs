@@ -7,9 +7,10 @@ use std::{path::Path, sync::Arc};
 #[cfg(feature = "mongodb")]
 use super::mongo::{self, KeptKey, MongoStore, REMEDIES, SearchProgress, UnwrittenSearch};
 use super::{Error, Store, embedded::EmbeddedStore};
+use crate::{breaker::error_chain, log_snapshots};
 
 #[cfg(feature = "mongodb")]
-use crate::{breaker::error_chain, clock::Clock};
+use crate::clock::Clock;
 #[cfg(feature = "mongodb")]
 use tokio::sync::watch;
 
@@ -122,13 +123,20 @@ impl OpenedStore {
     }
 
     /// Makes what the store needs before its first write. See [`MongoStore::prepare`].
-    #[cfg_attr(not(feature = "mongodb"), expect(clippy::unused_async, reason = "only MongoDB is prepared"))]
     pub async fn prepare(&self) -> Result<(), Error> {
         match self {
             #[cfg(feature = "mongodb")]
-            Self::Mongo(store) => store.prepare().await,
-            Self::Embedded(_) | Self::Prepared(_) => Ok(()),
+            Self::Mongo(store) => store.prepare().await?,
+            Self::Embedded(_) | Self::Prepared(_) => {}
         }
+        if let Err(error) = log_snapshots::begin(&*self.store()).await {
+            // Some users get an entry more than they need.
+            tracing::debug!(
+                error = error_chain(&error),
+                "the log of an empty store could not be marked as complete"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -13,7 +13,10 @@ use kinsync_engine::internal::{
     apply::apply,
     directory::{Change, Kind, observe},
     email_ownership::Sweep,
-    store::{Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},
+    store::{
+        Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
+        UserFilter,
+    },
 };
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -96,15 +99,24 @@ impl Store for Failing {
         self.store.pending_emails(after, limit).await
     }
 
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
         self.store.log(events).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         self.store.events(filter).await
     }
 
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error> {
+        self.store.user_entries(after, until, limit).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         self.store.event(event_id).await
     }
 

@@ -13,7 +13,10 @@ use async_trait::async_trait;
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     queue::{self, Claimed, DeadLetter, Enqueued, Entry, EntryId, Queue, Stats},
-    store::{self, Counts, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter},
+    store::{
+        self, Counts, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
+        UserFilter,
+    },
 };
 
 /// User with the failures of [`Failure::OneUser`], and its address, which another user has too.
@@ -184,16 +187,25 @@ impl Store for FaultyStore {
         self.call("pending_emails", false, self.store.pending_emails(after, limit)).await
     }
 
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, store::Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<usize, store::Error> {
         let names_bad = events.iter().any(|event| event.user.as_deref() == Some(BAD));
         self.call("log", names_bad, self.store.log(events)).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, store::Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, store::Error> {
         self.store.events(filter).await
     }
 
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, store::Error> {
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, store::Error> {
+        self.store.user_entries(after, until, limit).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, store::Error> {
         self.store.event(event_id).await
     }
 

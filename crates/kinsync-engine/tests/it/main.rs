@@ -18,6 +18,7 @@ mod derived;
 mod directory;
 mod proofs;
 mod quarantine;
+mod rebuild;
 mod reconcile;
 mod reconcile_deletions;
 mod reconcile_interrupted;

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     histories::{Arrival, Expected, History, deliveries},
+    rebuild::assert_explained,
     stores::{self, Fresh, on_every_store},
 };
 
@@ -129,6 +130,7 @@ async fn ten_thousand_histories_end_as_the_join_predicts(fresh: Fresh) {
     drain(&engine).await;
     assert_eq!(dead_letters(&engine).await, 0);
     expected.assert_stored(&*fresh.store, &format!("{} with seed {SEED}", fresh.name)).await;
+    assert_explained(&*fresh.store, fresh.name).await;
     let users = fresh.store.counts().await.expect("the store answers");
     assert_eq!(
         users.live_users + users.deleted_users,

@@ -181,7 +181,7 @@ async fn a_user_with_an_event_that_cannot_be_decoded_is_listed_and_checked(fresh
     let unreadable = sender.send(r#"{"type":"user.deleted","timestamp":"?","user":{"id":"kp_eve"}}"#);
     let users = checked(&fresh, [unreadable, sender.send("{")]).await;
     assert_eq!(users, ["kp_eve"], "{}", fresh.name);
-    let filter = EventFilter { event_type: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
+    let filter = EventFilter { kind: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
     let listed = fresh.store.events(&filter).await.expect("the store answers").items;
     assert_eq!(listed.len(), 1, "{}: {listed:?}", fresh.name);
     assert_eq!(listed[0].user.as_deref(), Some("kp_eve"));

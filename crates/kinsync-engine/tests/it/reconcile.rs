@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     pipeline::{dead_letters, drain, engine},
+    rebuild::assert_explained,
     stores::Fresh,
 };
 
@@ -151,6 +152,7 @@ impl World {
         }
         let live = stored.values().filter(|document| !document.is_deleted).count();
         assert_eq!(live, users.len(), "{name}, {when}: no other user is live");
+        assert_explained(&*self.fresh.store, &format!("{name}, {when}")).await;
     }
 
     /// Waits until a read of Kinde is newer than everything that happened there, also one that takes a second longer.

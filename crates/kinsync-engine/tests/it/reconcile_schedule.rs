@@ -17,7 +17,7 @@ use kinsync_engine::{
             webhook_health::{self, SilentWebhook},
         },
         state_records::Term,
-        store::LoggedEvent,
+        store::{LogEntry, LogSource},
     },
 };
 use tokio::sync::{Notify, watch};
@@ -137,10 +137,12 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         before: None,
         tally: Tally { drift: [(record::DriftKind::Changed, missed)].into(), ..Tally::default() },
     };
-    let event = |id: String, scheme: &str, at: i64| LoggedEvent {
-        event_id: id,
-        event_type: "any".into(),
+    let event = |id: String, scheme: &str, at: i64| LogEntry {
+        id,
+        kind: "any".into(),
         user: None,
+        source: if scheme == queue::SIGHTING_SCHEME { LogSource::Login } else { LogSource::Webhook },
+        version: None,
         at: None,
         received_at: Micros(at * MINUTE),
         scheme: scheme.into(),
@@ -148,7 +150,7 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
     };
     let seen = (0..450).map(|n| event(format!("seen_{n}"), queue::SIGHTING_SCHEME, 120));
     let delivered = event("event_1".into(), "kinde_jwt", 110);
-    let events: Vec<LoggedEvent> = seen.chain([delivered]).collect();
+    let events: Vec<LogEntry> = seen.chain([delivered]).collect();
     fresh.store.log(&events[..450]).await.expect("kept");
     let runs = [run(130, 1), run(100, 0)];
     let listen = async || {

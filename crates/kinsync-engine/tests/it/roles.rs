@@ -403,6 +403,7 @@ type Shown = (Option<String>, Option<Vec<String>>, Vec<String>);
 
 /// Panics unless the memberships of every user are Kinde's, with names, roles and the permissions of the roles.
 pub(crate) async fn assert_equal(world: &World, when: &str) {
+    crate::rebuild::assert_explained(&*world.fresh.store, when).await;
     let stored = world.documents().await;
     let kinde = &world.kinde;
     let names: BTreeMap<String, String> =

@@ -4,8 +4,9 @@ use kinde::webhook::Scheme;
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserDocument, UserId, Version, What};
 use kinsync_engine::internal::{
     apply::apply,
+    log_entry,
     queue::{Entry, Payload},
-    sighting::{self, Sighting},
+    sighting::Sighting,
     store::EventFilter,
 };
 
@@ -57,7 +58,7 @@ async fn a_sighting_creates_the_user_with_the_time_of_the_request(fresh: Fresh) 
     assert_eq!(ada.email.as_deref(), Some("ada@x.org"), "{}", fresh.name);
     assert_eq!(ada.last_seen_at, Some(NOW));
     let logged = fresh.store.events(&EventFilter { limit: 9, ..EventFilter::default() }).await;
-    assert_eq!(logged.expect("the store answers")[0].event_type, sighting::EVENT_TYPE);
+    assert_eq!(logged.expect("the store answers")[0].kind, log_entry::kind::LOGIN);
 }
 
 async fn every_event_and_snapshot_outranks_a_sighting_in_any_order(fresh: Fresh) {

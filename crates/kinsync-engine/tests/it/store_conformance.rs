@@ -266,8 +266,8 @@ async fn an_event_is_logged_once(store: Shared) {
     let first = event("event_1", Some("kp_ada"), 1_000_001);
     assert_eq!(store.log(std::slice::from_ref(&first)).await.unwrap(), 1);
     let again = event("event_1", Some("kp_eve"), 9);
-    let unread = kinsync_engine::internal::store::LoggedEvent {
-        event_type: String::new(),
+    let unread = kinsync_engine::internal::store::LogEntry {
+        kind: String::new(),
         user: None,
         at: None,
         payload: "\0 not JSON 😀 {\"$ne\": null}".into(),
@@ -284,13 +284,13 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     let mut events: Vec<_> =
         (0..9).map(|n| event(&format!("event_{n}"), Some("kp_ada"), 1_000_000 + n / 2)).collect();
     events.push(event("event_bob", Some("kp_bob"), 1));
-    events[4].event_type = "user.deleted".into();
+    events[4].kind = "user.deleted".into();
     store.log(&events).await.unwrap();
     let list = |filter: EventFilter| {
         let store = store.clone();
         async move {
             let listed = store.events(&filter).await.unwrap();
-            listed.into_iter().map(|event| event.event_id).collect::<Vec<_>>()
+            listed.into_iter().map(|event| event.id).collect::<Vec<_>>()
         }
     };
     let mut all = Vec::new();
@@ -305,7 +305,7 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     assert_eq!(all, newest_first);
     let bob = EventFilter { user: Some("kp_bob".into()), limit: 9, ..EventFilter::default() };
     assert_eq!(list(bob).await, ["event_bob"]);
-    let deleted = EventFilter { event_type: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
+    let deleted = EventFilter { kind: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
     assert_eq!(list(deleted.clone()).await, ["event_4"]);
     assert_eq!(list(EventFilter { after: Some("event_4".into()), ..deleted }).await, [""; 0]);
     assert_eq!(

@@ -89,7 +89,9 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
     sqlite
         .execute_batch(
             "DROP TABLE state; DROP TABLE user_references; DROP INDEX users_address; ALTER TABLE users DROP COLUMN compared_since; \
-             ALTER TABLE users DROP COLUMN changed_after",
+             ALTER TABLE users DROP COLUMN changed_after; DROP INDEX events_source; ALTER TABLE events DROP COLUMN source; \
+             ALTER TABLE events DROP COLUMN version; ALTER TABLE events DROP COLUMN schema; \
+             ALTER TABLE events DROP COLUMN checksum",
         )
         .unwrap();
     sqlite.pragma_update(None, "user_version", 1).unwrap();

@@ -144,7 +144,7 @@ async fn pending_resolutions_and_events_of_a_type_are_found_by_an_index() {
     assert_eq!(documents_read_by(&store, find).await, 2);
 
     let mut events: Vec<_> = (1..300).map(|n| event(&format!("e{n}"), Some("kp_a"), n)).collect();
-    events[150].event_type = "user.deleted".into();
+    events[150].kind = "user.deleted".into();
     store.log(&events).await.unwrap();
     let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
     let filter = doc! { "type": "user.deleted" };

@@ -7,7 +7,7 @@ use kinsync_core::{
     Field, FirstVersions, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata,
     Source, UserId, UserState, Value, Version, What,
 };
-use kinsync_engine::internal::store::{Holder, LoggedEvent, Outcome, Row, Store};
+use kinsync_engine::internal::store::{Holder, LogEntry, LogSource, Outcome, Row, Store};
 use proptest::{collection::vec, option, prelude::*};
 
 pub(crate) fn id(text: &str) -> UserId {
@@ -69,10 +69,12 @@ pub(crate) async fn holder(store: &dyn Store, email: &str) -> Option<Holder> {
     store.email_holders(&[email.to_owned()]).await.unwrap().remove(email)
 }
 
-pub(crate) fn event(event_id: &str, user: Option<&str>, received_at: i64) -> LoggedEvent {
-    LoggedEvent {
-        event_id: event_id.into(),
-        event_type: "user.updated".into(),
+pub(crate) fn event(event_id: &str, user: Option<&str>, received_at: i64) -> LogEntry {
+    LogEntry {
+        id: event_id.into(),
+        kind: "user.updated".into(),
+        source: LogSource::Webhook,
+        version: Some(Version::event(Micros(received_at - 1), event_id)),
         user: user.map(ToOwned::to_owned),
         at: Some(Micros(received_at - 1)),
         received_at: Micros(received_at),

@@ -12,7 +12,7 @@ use std::{
 use async_trait::async_trait;
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::internal::store::{
-    Counts, Error, EventFilter, Holder, LoggedEvent, Outcome, Page, Row, Saved, Store, UserFilter,
+    Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries, UserFilter,
 };
 use tokio::sync::watch;
 
@@ -134,15 +134,24 @@ impl Store for Suspended {
         self.store().await.pending_emails(after, limit).await
     }
 
-    async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
         self.store().await.log(events).await
     }
 
-    async fn events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         self.store().await.events(filter).await
     }
 
-    async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+    async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error> {
+        self.store().await.user_entries(after, until, limit).await
+    }
+
+    async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         self.store().await.event(event_id).await
     }
 

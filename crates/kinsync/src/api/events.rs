@@ -1,6 +1,6 @@
 //! The event log.
 
-use kinsync_engine::internal::store::LoggedEvent;
+use kinsync_engine::internal::store::{LogEntry, LogSource};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -20,6 +20,10 @@ pub struct EventsQuery {
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     #[param(rename = "type")]
     pub event_type: Option<String>,
+    /// List only events from this source: `webhook`, `login`, `profile`, `reconcile`, `operator` or `kinsync`.
+    #[arg(long, value_name = "SOURCE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// Continue after this event: `next` of the page before.
     #[arg(long, value_name = "ID")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,43 +46,48 @@ pub struct EventPage {
     pub undecodable: Vec<String>,
 }
 
-/// A verified event, without its payload.
+/// An entry of the event log, without its payload.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct EventSummary {
-    /// The id that Kinde signed. Unique in the log.
+    /// The id that Kinde signed, or one that kinsync derived from the content. Unique in the log.
     pub event_id: String,
-    /// The type, such as `user.updated`; empty when the event could not be decoded.
+    /// The type, such as `user.updated`, or `kinsync.scan.read` for an observation that is no event; empty when the event could
+    /// not be decoded.
     #[serde(rename = "type")]
     pub event_type: String,
     /// The user that the event is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Where the observation comes from: `webhook`, `login`, `profile`, `reconcile`, `operator` or `kinsync`.
+    #[schema(value_type = String)]
+    pub source: LogSource,
     /// When it happened, by Kinde's clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Time>,
     /// When kinsync received it.
     pub received_at: Time,
-    /// The verification scheme that accepted it.
+    /// The verification scheme that accepted it; `kinsync.observation`, `kinsync.state` or `kinsync.action` for kinsync's own.
     pub scheme: String,
 }
 
-/// A verified event.
+/// An entry of the event log.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     #[serde(flatten)]
     #[expect(missing_docs, reason = "its fields are those of the document")]
     pub summary: EventSummary,
-    /// The event as Kinde sent it; a text where it is not valid JSON.
+    /// The event as Kinde sent it, or the observation; a text where it is not valid JSON.
     pub payload: serde_json::Value,
 }
 
-impl From<&LoggedEvent> for EventSummary {
-    fn from(event: &LoggedEvent) -> Self {
+impl From<&LogEntry> for EventSummary {
+    fn from(event: &LogEntry) -> Self {
         Self {
-            event_id: event.event_id.clone(),
-            event_type: event.event_type.clone(),
+            event_id: event.id.clone(),
+            event_type: event.kind.clone(),
             user: event.user.clone(),
+            source: event.source,
             at: event.at.map(Time::from),
             received_at: event.received_at.into(),
             scheme: event.scheme.clone(),
@@ -86,8 +95,8 @@ impl From<&LoggedEvent> for EventSummary {
     }
 }
 
-impl From<&LoggedEvent> for Event {
-    fn from(event: &LoggedEvent) -> Self {
+impl From<&LogEntry> for Event {
+    fn from(event: &LogEntry) -> Self {
         Self { summary: event.into(), payload: payload(&event.payload) }
     }
 }

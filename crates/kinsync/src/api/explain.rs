@@ -29,8 +29,7 @@ pub struct Explanation {
     /// The known memberships; absent when only events are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memberships: Option<Memberships>,
-    /// The observations, oldest first. Events are complete; of reads of Kinde and of tokens only values that still hold
-    /// are known.
+    /// The observations that changed the user, oldest first.
     pub observations: Vec<Observation>,
     /// Whether older events exist that are not among the observations.
     pub older_events_omitted: bool,
@@ -95,9 +94,10 @@ pub struct Observation {
     /// When kinsync received it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub received_at: Option<Time>,
-    /// An event type, `read` or `token`.
+    /// An event type, the type of an entry of kinsync such as `kinsync.scan.read`, or `read` or `token` for one that is not in the
+    /// log.
     pub kind: String,
-    /// The id of the event.
+    /// The id in the event log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
     /// What came of it.

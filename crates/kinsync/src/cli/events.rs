@@ -40,6 +40,7 @@ impl Page for EventPage {
     const COLUMNS: &'static [Column<EventSummary>] = &[
         ("EVENT", |event| event.event_id.clone()),
         ("TYPE", |event| event.event_type.clone()),
+        ("SOURCE", |event| event.source.as_str().to_owned()),
         ("USER", |event| cell(event.user.as_ref())),
         ("KINDE'S TIME", |event| cell(event.at.as_ref())),
         ("RECEIVED", |event| event.received_at.to_string()),

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use crate::config::Problems;
 
 /// The codes, for `--help` and docs/reference/exit-codes.md.
-pub const CODES: [(u8, &str); 7] = [
+pub const CODES: [(u8, &str); 8] = [
     (SUCCESS, "done"),
     (FAILED, "failed"),
     (USAGE, "wrong usage"),
     (APPROVAL, "operator approval required"),
+    (DIFFERENT, "stored users differ from the event log"),
     (UNAVAILABLE, "the server cannot be reached, or another process is scanning"),
     (NO_PERMISSION, "no permission: the admin token is missing or wrong"),
     (CONFIG, "wrong settings"),
@@ -20,6 +21,7 @@ const FAILED: u8 = 1;
 /// Of clap.
 const USAGE: u8 = 2;
 const APPROVAL: u8 = 3;
+const DIFFERENT: u8 = 4;
 /// `EX_UNAVAILABLE`.
 const UNAVAILABLE: u8 = 69;
 /// `EX_NOPERM`.
@@ -30,6 +32,11 @@ const CONFIG: u8 = 78;
 /// The code of a scan that held deletions.
 pub(super) fn approval_required() -> ExitCode {
     ExitCode::from(APPROVAL)
+}
+
+/// The code of a rebuild after which users still differ from the log.
+pub(super) fn users_differ() -> ExitCode {
+    ExitCode::from(DIFFERENT)
 }
 
 /// The code of a scan: `FAILED` if the store rejected users.

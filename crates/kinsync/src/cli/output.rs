@@ -28,6 +28,11 @@ pub(super) fn json(document: &impl Serialize) {
     say(&serde_json::to_string_pretty(document).expect("a document has only text keys"));
 }
 
+/// Prints a document for programs on one line.
+pub(super) fn line(document: &impl Serialize) {
+    say(&serde_json::to_string(document).expect("a document has only text keys"));
+}
+
 /// Prints rows for people, or that there are none.
 pub(super) fn table<'a>(
     titles: impl IntoIterator<Item = &'a str>,

@@ -23,8 +23,9 @@ Examples:
   kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
 
 const EXPLAIN_HELP: &str = "\
-All events of the user are listed, from the event log. Of reads of Kinde and of tokens, only the values that are still \
-current are known. For the next scan the user is read from Kinde, for at most a few seconds.
+All observations that changed the user are listed, from the event log: events, reads of Kinde and tokens. An upgraded kinsync \
+begins its log with the stored user; of reads and tokens before that, only the values that are still current are known. For \
+the next scan the user is read from Kinde, for at most a few seconds.
 
 Example:
   kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb";
@@ -103,7 +104,6 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     } else {
         output::table(["KINDE'S TIME", "RECEIVED", "KIND", "VALUE", "OUTCOME"], rows);
     }
-    output::say("\nOf reads of Kinde and of tokens, only the values that are still current are known.");
     if explanation.older_events_omitted {
         output::say("Older events are omitted: kinsync events list --user");
     }

@@ -10,7 +10,7 @@ use kinsync_engine::internal::{
     queue::EntryId,
     reconcile::{self, record::History},
     refused_users,
-    store::{EventFilter, Row, UserFilter},
+    store::{EventFilter, LogSource, Row, UserFilter},
 };
 use kinsync_tower::Problem;
 
@@ -55,6 +55,11 @@ fn limit(requested: Option<usize>) -> Result<usize> {
 
 fn bad_parameter(detail: impl Into<String>) -> Failure {
     Problem::BadParameter { detail: detail.into() }.into()
+}
+
+fn unknown_source() -> Failure {
+    let names = LogSource::ALL.map(LogSource::as_str).join(", ");
+    bad_parameter(format!("`source` must be one of {names}"))
 }
 
 fn not_found(what: &'static str) -> Failure {
@@ -103,7 +108,9 @@ pub async fn user(state: Arc<AppState>, Id(id): Id) -> Result<User> {
 /// GET /api/admin/events
 pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) -> Result<EventPage> {
     let limit = limit(query.limit)?;
-    let filter = EventFilter { user: query.user, event_type: query.event_type, after: query.after, limit };
+    let source = query.source.as_deref().map(|name| LogSource::from_name(name).ok_or_else(unknown_source));
+    let source = source.transpose()?;
+    let filter = EventFilter { user: query.user, kind: query.event_type, source, after: query.after, limit };
     let page = state.engine.store().events(&filter).await?;
     let events = page.iter().map(Into::into).collect();
     Ok(EventPage { events, next: page.next, undecodable: page.undecodable })

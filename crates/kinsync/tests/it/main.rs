@@ -24,6 +24,7 @@ mod header_matrix;
 mod key_sets;
 mod load;
 mod one_command;
+mod rebuild;
 mod reconcile;
 mod reference;
 mod request_path;

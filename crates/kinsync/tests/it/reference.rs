@@ -118,7 +118,7 @@ kinsync writes one document per user into the collection `users` (`KINSYNC_USERS
 
 kinsync updates only its own keys and never replaces a document. For Mongoose see [the guide](../guides/mongoose.md).
 
-The collection `user_events` holds every verified event with its payload, one document per event id. It is a log: read it, and \
+The collection `user_events` holds every verified event with its payload, and every other observation that changed a user: reads of Kinde, tokens, links and actions of operators, with types that begin with `kinsync.`. The key `source` is `webhook`, `login`, `profile`, `reconcile`, `operator` or `kinsync`. It is a log: read it, and \
 write nothing into it.
 ";
 

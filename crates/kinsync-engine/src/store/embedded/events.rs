@@ -1,37 +1,51 @@
 //! The event log in SQL.
 
 use kinsync_core::Micros;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::FromSqlError};
 
-use crate::store::{EventFilter, LoggedEvent, Page};
+use crate::{
+    log_entry::SCHEMA,
+    store::{DamagedEntry, EventFilter, LogEntry, LogSource, Page, UserEntries},
+};
 
-const COLUMNS: &str = "SELECT event_id, type, user, at, received_at, scheme, payload FROM events";
+const COLUMNS: &str = "SELECT event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum \
+                       FROM events";
 
-pub(super) fn append(sqlite: &Connection, events: &[LoggedEvent]) -> rusqlite::Result<usize> {
-    let sql = "INSERT INTO events (event_id, type, user, at, received_at, scheme, payload) \
-               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (event_id) DO NOTHING";
+/// Bytes of payload after which a page of [`of_users`] ends.
+const PAGE_BYTES: usize = 8 << 20;
+
+pub(super) fn append(sqlite: &Connection, entries: &[LogEntry]) -> rusqlite::Result<usize> {
+    let sql = "INSERT INTO events \
+               (event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum) \
+               VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (event_id) DO NOTHING";
     let mut insert = sqlite.prepare_cached(sql)?;
     let mut new = 0;
-    for event in events {
+    for entry in entries {
+        let version = entry.version.as_ref().map(|version| serde_json::json!(version).to_string());
         new += insert.execute(params![
-            event.event_id,
-            event.event_type,
-            event.user,
-            event.at.map(|at| at.0),
-            event.received_at.0,
-            event.scheme,
-            event.payload,
+            entry.id,
+            entry.kind,
+            entry.user,
+            entry.source.as_str(),
+            version,
+            entry.at.map(|at| at.0),
+            entry.received_at.0,
+            entry.scheme,
+            entry.payload,
+            SCHEMA,
+            entry.checksum(),
         ])?;
     }
     Ok(new)
 }
 
-pub(super) fn one(sqlite: &Connection, event_id: &str) -> rusqlite::Result<Option<LoggedEvent>> {
+pub(super) fn one(sqlite: &Connection, event_id: &str) -> rusqlite::Result<Option<LogEntry>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE event_id = ?1"))?;
-    select.query_row([event_id], event).optional()
+    let read = |row: &Row<'_>| Ok(event(row).ok());
+    select.query_row([event_id], read).optional().map(Option::flatten)
 }
 
-pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<Page<LoggedEvent>> {
+pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<Page<LogEntry>> {
     // Each shape of the filter is a statement of its own, so that each finds its index.
     let mut sql = format!("{COLUMNS} WHERE true");
     let mut parameters: Vec<&dyn ToSql> = Vec::new();
@@ -39,9 +53,14 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
         sql.push_str(" AND user = ?");
         parameters.push(user);
     }
-    if let Some(event_type) = &filter.event_type {
+    if let Some(kind) = &filter.kind {
         sql.push_str(" AND type = ?");
-        parameters.push(event_type);
+        parameters.push(kind);
+    }
+    let source = filter.source.map(LogSource::as_str);
+    if let Some(source) = &source {
+        sql.push_str(" AND source = ?");
+        parameters.push(source);
     }
     if let Some(after) = &filter.after {
         sql.push_str(" AND (received_at, event_id) < ");
@@ -57,17 +76,60 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
         Ok(event(row).map_err(|_| id))
     };
     let events: Vec<_> = select.query_map(parameters.as_slice(), read)?.collect::<rusqlite::Result<_>>()?;
-    Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
+    Ok(Page::new(events, filter.limit, |event| event.id.clone()))
 }
 
-fn event(row: &Row<'_>) -> rusqlite::Result<LoggedEvent> {
-    Ok(LoggedEvent {
-        event_id: row.get("event_id")?,
-        event_type: row.get("type")?,
+pub(super) fn of_users(
+    sqlite: &Connection,
+    after: &str,
+    until: Option<&str>,
+    limit: usize,
+) -> rusqlite::Result<UserEntries> {
+    let mut page = UserEntries::default();
+    let sql = format!("{COLUMNS} WHERE user > ?1 AND (?2 IS NULL OR user <= ?2) ORDER BY user");
+    let mut select = sqlite.prepare_cached(&sql)?;
+    let mut rows = select.query((after, until))?;
+    let (mut read, mut bytes, mut last) = (0, 0, String::new());
+    while let Some(row) = rows.next()? {
+        let (id, user): (String, String) = (row.get("event_id")?, row.get("user")?);
+        // Only after the last entry of a user.
+        if (read >= limit || bytes >= PAGE_BYTES) && user != last {
+            page.next = Some(last);
+            return Ok(page);
+        }
+        read += 1;
+        match event(row) {
+            Ok(entry) => {
+                bytes += entry.payload.len();
+                page.entries.push(entry);
+            }
+            Err(_) => page.damaged.push(DamagedEntry { id, user: Some(user.clone()) }),
+        }
+        last = user;
+    }
+    Ok(page)
+}
+
+fn event(row: &Row<'_>) -> rusqlite::Result<LogEntry> {
+    let source: String = row.get("source")?;
+    let version: Option<String> = row.get("version")?;
+    let damaged = |why: &str| FromSqlError::Other(why.into());
+    let version = version.map(|version| serde_json::from_str(&version)).transpose();
+    let entry = LogEntry {
+        id: row.get("event_id")?,
+        kind: row.get("type")?,
         user: row.get("user")?,
+        source: LogSource::from_name(&source).ok_or_else(|| damaged("an unknown source"))?,
+        version: version.map_err(|_| damaged("not a version"))?,
         at: row.get::<_, Option<i64>>("at")?.map(Micros),
         received_at: Micros(row.get("received_at")?),
         scheme: row.get("scheme")?,
         payload: row.get("payload")?,
-    })
+    };
+    let (schema, checksum): (_, Option<String>) = (row.get("schema")?, row.get("checksum")?);
+    if entry.is_intact(schema, checksum.as_deref()) {
+        Ok(entry)
+    } else {
+        Err(damaged("a wrong checksum").into())
+    }
 }

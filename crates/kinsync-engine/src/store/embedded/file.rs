@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Schema version. Increases with each change that an older kinsync cannot read.
-const SCHEMA: i64 = 5;
+const SCHEMA: i64 = 6;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -73,6 +73,16 @@ CREATE TABLE user_references (
 CREATE INDEX user_references_users ON user_references (reference, user);
 INSERT INTO user_references SELECT DISTINCT users.id, json_extract(entry.value, '$.id')
     FROM users, json_each(users.state, '$.directory.entries') AS entry;
+";
+
+/// Added by schema 6: entries of the log from every source, with checksums.
+const SOURCES: &str = r"
+ALTER TABLE events ADD COLUMN source TEXT NOT NULL DEFAULT 'webhook';
+ALTER TABLE events ADD COLUMN version TEXT;
+ALTER TABLE events ADD COLUMN schema INTEGER;
+ALTER TABLE events ADD COLUMN checksum TEXT;
+UPDATE events SET source = 'login' WHERE scheme = 'login';
+CREATE INDEX events_source ON events (source, received_at, event_id);
 ";
 
 /// Added by schema 2: kinsync's own records.
@@ -164,7 +174,7 @@ fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
         found @ 0..SCHEMA => {
-            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES, REFERENCES];
+            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES, REFERENCES, SOURCES];
             let missing = usize::try_from(found).map_or(steps.as_slice(), |done| &steps[done..]);
             make(sqlite, missing).map_err(|error| failure(DOING, error))
         }

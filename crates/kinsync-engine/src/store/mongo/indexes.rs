@@ -155,14 +155,15 @@ pub(super) fn of_state() -> Index {
     Index { partial: Some(doc! { DUE: true }), ..Index::on("kinsync_due", doc! { DUE: 1, "_id": 1 }) }
 }
 
-/// Returns the indexes of the event log: newest first, of all events, of a user and of a type.
-pub(super) fn of_events() -> [Index; 3] {
+/// Returns the indexes of the event log: newest first, of all entries, of a user, of a type and of a source.
+pub(super) fn of_events() -> [Index; 4] {
     let received = || doc! { "kinsync.receivedAt": -1, "_id": -1 };
     let newest_of = |key: &str| doc! { key: 1 }.into_iter().chain(received()).collect();
     [
         Index::on("kinsync_receivedAt", received()),
         Index::on("kinsync_user", newest_of("user")),
         Index::on("kinsync_type", newest_of("type")),
+        Index::on("kinsync_source", newest_of("source")),
     ]
 }
 

@@ -23,17 +23,21 @@ use mongodb::{
     },
     options::{Collation, ReadConcern, TransactionOptions, WriteConcern},
 };
+use serde_json::json;
 
 use super::{
     Inner, MongoStore, call, decode,
     encode::{self, default_value},
     indexes::any_form,
+    log,
     mappings::Known,
     read::{Find, own_id},
 };
-use crate::store::{DocumentKey, Error, Outcome, Row, timed};
-
-use crate::random;
+use crate::{
+    log_entry::{LogEntry, LogSource, kind},
+    random,
+    store::{DocumentKey, Error, Outcome, Row, timed},
+};
 
 const DOING: &str = "link a document of the application";
 
@@ -179,6 +183,7 @@ impl Inner {
         theirs.insert(email, &*address);
         let change = Change {
             users: self.users.clone(),
+            events: self.events.clone(),
             theirs,
             address: address.into_owned(),
             is_any_case,
@@ -193,9 +198,10 @@ impl Inner {
     }
 }
 
-/// The write of a link: an update and a deletion.
+/// The write of a link: an update, a deletion and an entry of the log.
 struct Change {
     users: Collection<RawDocumentBuf>,
+    events: Collection<RawDocumentBuf>,
     /// Filter of the application's document.
     theirs: Document,
     /// The address that it shows.
@@ -251,6 +257,7 @@ impl Change {
         }
         let [theirs] = theirs.as_slice() else { return Ok(Outcome::EmailTaken) };
         let Some((query, update)) = self.update(theirs) else { return Ok(Outcome::EmailTaken) };
+        self.events.insert_one(log::encode(&self.entry(theirs))).session(&mut *session).await?;
         let delete = self.users.delete_one(self.ours.clone()).session(&mut *session);
         delete.optional(self.collation.clone(), Delete::collation).await?;
         let update = self.users.update_one(query, update).session(&mut *session);
@@ -266,6 +273,15 @@ impl Change {
             (self.is_any_case || shown == self.address) && shown.eq_ignore_ascii_case(of_kinde)
         };
         self.row.state.claimed_email().zip(shown).is_some_and(|(of_kinde, shown)| is_same(of_kinde, shown))
+    }
+
+    /// Returns the entry of the log: which document became that of the user, and under which keys it keeps its values.
+    fn entry(&self, theirs: &RawDocument) -> LogEntry {
+        let document = decode::unlinked(theirs, &self.row, &self.known.current);
+        let kept: Vec<String> = document.values_of_the_application().into_keys().collect();
+        let content = json!({ "document": own_id(theirs), "kept": kept, "revision": self.row.revision });
+        let now = self.row.metadata.updated_at;
+        LogEntry::action(kind::LINK, Some(&self.row.id), LogSource::Kinsync, &content, now)
     }
 
     /// Returns the update of the application's document: every value of the application stays.

@@ -1,18 +1,30 @@
-//! The event log: append-only, one document per event id.
+//! The event log: append-only, one document per entry.
+
+use std::time::Duration;
 
 use bson::{
-    Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
+    Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc,
     raw::{RawBsonRef, cstr},
 };
-use kinsync_core::Micros;
+use kinsync_core::{Micros, Rank, Version};
 
 use super::{
     Inner,
     call::{self, Cause},
-    read::{Find, own_id},
+    read::{BATCH, Find, own_id},
     view::date,
 };
-use crate::store::{Error, EventFilter, LOG_EVENTS, LoggedEvent, Page};
+use crate::{
+    log_entry::SCHEMA,
+    queue::SIGHTING_SCHEME,
+    store::{DamagedEntry, Error, EventFilter, LOG_EVENTS, LogEntry, LogSource, Page, UserEntries},
+};
+
+/// Time limit of a read of the entries of many users.
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// Bytes after which a read of the entries of many users ends.
+const PAGE_BYTES: usize = 8 << 20;
 
 /// Maximum events per command.
 const CHUNK: usize = 1000;
@@ -21,7 +33,7 @@ const CHUNK: usize = 1000;
 const CHUNK_BYTES: usize = 12 << 20;
 
 impl Inner {
-    pub(super) async fn log(&self, events: &[LoggedEvent]) -> Result<usize, Error> {
+    pub(super) async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
         let mut new = 0;
         let mut chunk = RawArrayBuf::new();
         let mut count = 0;
@@ -63,22 +75,31 @@ impl Inner {
         }
     }
 
-    pub(super) async fn event(&self, event_id: &str) -> Result<Option<LoggedEvent>, Error> {
+    pub(super) async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         let find = Find::new(doc! { "_id": event_id });
         Ok(self.find("read an event", &self.events, find, decode).await?.pop())
     }
 
-    pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Page<LoggedEvent>, Error> {
+    pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         let mut query = Document::new();
         if let Some(user) = &filter.user {
             query.insert("user", user);
         }
-        if let Some(event_type) = &filter.event_type {
-            query.insert("type", event_type);
+        if let Some(kind) = &filter.kind {
+            query.insert("type", kind);
+        }
+        match filter.source {
+            // An entry of an earlier version has no source.
+            Some(LogSource::Webhook) => {
+                query.insert("source", doc! { "$in": [LogSource::Webhook.as_str(), Bson::Null] });
+                query.insert("scheme", doc! { "$ne": SIGHTING_SCHEME });
+            }
+            Some(source) => _ = query.insert("source", source.as_str()),
+            None => {}
         }
         if let Some(after) = &filter.after {
             let Some(at) = self.received_at(after).await? else {
-                return Ok(Page::new(Vec::new(), filter.limit, |event: &LoggedEvent| event.event_id.clone()));
+                return Ok(Page::new(Vec::new(), filter.limit, |event: &LogEntry| event.id.clone()));
             };
             query.insert("kinsync.receivedAt", doc! { "$lte": at });
             let before = doc! { "kinsync.receivedAt": { "$lt": at } };
@@ -88,7 +109,58 @@ impl Inner {
         let find = Find::new(query).sort(newest_first).limit(filter.limit.saturating_add(1));
         let read = |doc: &RawDocument| Some(decode(doc).ok_or_else(|| own_id(doc)));
         let events = self.find("list events", &self.events, find, read).await?;
-        Ok(Page::new(events, filter.limit, |event| event.event_id.clone()))
+        Ok(Page::new(events, filter.limit, |event| event.id.clone()))
+    }
+
+    pub(super) async fn user_entries(
+        &self,
+        after: &str,
+        until: Option<&str>,
+        limit: usize,
+    ) -> Result<UserEntries, Error> {
+        let mut users = doc! { "$gt": after };
+        if let Some(until) = until {
+            users.insert("$lte", until);
+        }
+        let (mut read, is_last) = self.read_entries(users, limit).await?;
+        if is_last {
+            return Ok(read.into_page(None));
+        }
+        let Some(last) = read.0.last().map(|(user, _)| user.clone()) else {
+            return Ok(UserEntries::default());
+        };
+        // Those of the last user may not be complete.
+        read.0.retain(|(user, _)| *user != last);
+        if read.0.is_empty() {
+            let (all, _) = self.read_entries(doc! { "$eq": &last }, usize::MAX).await?;
+            return Ok(all.into_page(Some(last)));
+        }
+        let next = read.0.last().map(|(user, _)| user.clone());
+        Ok(read.into_page(next))
+    }
+
+    /// Returns entries of these users, and whether they are all.
+    async fn read_entries(&self, users: Document, limit: usize) -> Result<(Entries, bool), Error> {
+        let bytes_limit = if limit == usize::MAX { usize::MAX } else { PAGE_BYTES };
+        let events = self.events.clone();
+        let read = async move {
+            // The order of the index.
+            let order = doc! { "user": 1, "kinsync.receivedAt": -1, "_id": -1 };
+            let find = events.find(doc! { "user": users }).sort(order).max_time(LONGEST);
+            let mut cursor = find.batch_size(BATCH).await?;
+            let (mut entries, mut bytes) = (Vec::new(), 0);
+            while cursor.advance().await? {
+                let doc = cursor.current();
+                if entries.len() >= limit || bytes >= bytes_limit {
+                    return Ok((Entries(entries), false));
+                }
+                bytes += doc.as_bytes().len();
+                let user = doc.get_str("user").unwrap_or_default().to_owned();
+                entries.push((user, decode(doc).ok_or_else(|| own_id(doc))));
+            }
+            Ok((Entries(entries), true))
+        };
+        self.calls.run("read the entries of users", LONGEST, read).await
     }
 
     /// Returns the time of receipt of an event, also if the rest of it cannot be decoded.
@@ -99,39 +171,84 @@ impl Inner {
     }
 }
 
-/// Encodes an event: dates for readers and for a TTL index, exact instants in `kinsync`.
-fn encode(event: &LoggedEvent) -> RawDocumentBuf {
+/// Entries with the users under which they are stored; an id for a damaged one.
+struct Entries(Vec<(String, Result<LogEntry, String>)>);
+
+impl Entries {
+    fn into_page(self, next: Option<String>) -> UserEntries {
+        let mut page = UserEntries { next, ..UserEntries::default() };
+        for (user, entry) in self.0 {
+            match entry {
+                Ok(entry) => page.entries.push(entry),
+                Err(id) => page.damaged.push(DamagedEntry { id, user: Some(user) }),
+            }
+        }
+        page
+    }
+}
+
+/// Encodes an entry: dates for readers and for a TTL index, exact values in `kinsync`.
+pub(super) fn encode(entry: &LogEntry) -> RawDocumentBuf {
     let mut exact = RawDocumentBuf::new();
-    exact.append(cstr!("receivedAt"), event.received_at.0);
+    exact.append(cstr!("receivedAt"), entry.received_at.0);
     let mut doc = RawDocumentBuf::new();
-    doc.append(cstr!("_id"), event.event_id.as_str());
-    doc.append(cstr!("type"), event.event_type.as_str());
-    doc.append(cstr!("user"), event.user.as_deref().map_or(RawBsonRef::Null, RawBsonRef::String));
-    match event.at {
+    doc.append(cstr!("_id"), entry.id.as_str());
+    doc.append(cstr!("type"), entry.kind.as_str());
+    doc.append(cstr!("user"), entry.user.as_deref().map_or(RawBsonRef::Null, RawBsonRef::String));
+    doc.append(cstr!("source"), entry.source.as_str());
+    match entry.at {
         Some(at) => {
             doc.append(cstr!("at"), date(at));
             exact.append(cstr!("at"), at.0);
         }
         None => doc.append(cstr!("at"), RawBsonRef::Null),
     }
-    doc.append(cstr!("receivedAt"), date(event.received_at));
-    doc.append(cstr!("scheme"), event.scheme.as_str());
-    doc.append(cstr!("payload"), event.payload.as_str());
+    if let Some(Version { at, rank, tie }) = &entry.version {
+        let mut version = RawDocumentBuf::new();
+        version.append(cstr!("at"), at.0);
+        version.append(cstr!("rank"), rank.as_str());
+        version.append(cstr!("tie"), &**tie);
+        exact.append(cstr!("version"), version);
+    }
+    exact.append(cstr!("schema"), SCHEMA);
+    exact.append(cstr!("checksum"), entry.checksum().as_str());
+    doc.append(cstr!("receivedAt"), date(entry.received_at));
+    doc.append(cstr!("scheme"), entry.scheme.as_str());
+    doc.append(cstr!("payload"), entry.payload.as_str());
     doc.append(cstr!("kinsync"), exact);
     doc
 }
 
-/// Decodes an event. Returns `None` for a document that kinsync did not write.
-fn decode(doc: &RawDocument) -> Option<LoggedEvent> {
+/// Decodes an entry. Returns `None` for a document that is not as kinsync wrote it.
+fn decode(doc: &RawDocument) -> Option<LogEntry> {
     let text = |key: &str| doc.get_str(key).ok().map(ToOwned::to_owned);
     let exact = doc.get_document("kinsync").ok()?;
-    Some(LoggedEvent {
-        event_id: text("_id")?,
-        event_type: text("type")?,
+    let scheme = text("scheme")?;
+    let source = match doc.get("source").ok()? {
+        Some(source) => LogSource::from_name(source.as_str()?)?,
+        None if scheme == SIGHTING_SCHEME => LogSource::Login,
+        None => LogSource::Webhook,
+    };
+    let version = match exact.get_document("version") {
+        Ok(version) => Some(Version {
+            at: Micros(version.get_i64("at").ok()?),
+            rank: Rank::from_name(version.get_str("rank").ok()?)?,
+            tie: version.get_str("tie").ok()?.into(),
+        }),
+        Err(_) => None,
+    };
+    let entry = LogEntry {
+        id: text("_id")?,
+        kind: text("type")?,
         user: text("user"),
+        source,
+        version,
         at: exact.get_i64("at").ok().map(Micros),
         received_at: Micros(exact.get_i64("receivedAt").ok()?),
-        scheme: text("scheme")?,
+        scheme,
         payload: text("payload")?,
-    })
+    };
+    let schema = exact.get("schema").ok()?.map(|schema| schema.as_i32().map_or(-1, i64::from));
+    let checksum = exact.get("checksum").ok()?.map(|sum| sum.as_str().unwrap_or_default());
+    entry.is_intact(schema, checksum).then_some(entry)
 }

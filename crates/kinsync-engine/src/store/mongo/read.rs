@@ -24,7 +24,7 @@ use crate::store::{Counts, DocumentKey, Error, Holder, LOAD_USERS, Page, Row, Us
 const CHUNK: usize = 1000;
 
 /// Maximum documents per reply.
-const BATCH: u32 = 1000;
+pub(super) const BATCH: u32 = 1000;
 
 impl Inner {
     pub(super) async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, Error> {

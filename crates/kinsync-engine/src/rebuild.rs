@@ -1,0 +1,310 @@
+//! Derives the stored users anew from the log, and compares or replaces them.
+//!
+//! The row of a user is loaded before the log is read. The log contains an entry before a row contains what it says, so the
+//! entries that are read contain everything that the row does. The derived state is written in place by compare-and-set at the
+//! loaded revision: after a concurrent write the user is loaded and derived again. An application reads a complete document
+//! at any time, and live events lose nothing.
+//!
+//! A rebuild discards nothing on its own: a user with a damaged entry, or with a stored value that no entry explains, is
+//! reported and left as it is. [`Mode::ReplaceUnexplained`] replaces the latter too.
+
+mod compare;
+mod derive;
+
+use std::collections::{BTreeMap, HashMap};
+
+use kinsync_core::{Micros, UserId};
+use serde::{Deserialize, Serialize};
+
+use self::{
+    compare::compared,
+    derive::{Derived, derive},
+};
+use crate::{
+    apply,
+    contention::{MAX_ROUNDS, pause},
+    decode, directory,
+    state_records::{self, Key},
+    store::{DamagedEntry, Error, EventFilter, LogEntry, Outcome, Row, Store},
+};
+
+pub use self::compare::{Difference, DifferentField, Finding};
+
+/// Record of the position of an interrupted rebuild.
+pub(crate) const KEY: Key = Key::new("log.rebuild", "an interrupted rebuild begins again");
+
+/// Users per page.
+const USERS: usize = 1000;
+
+/// Entries per read.
+const ENTRIES: usize = 20_000;
+
+/// What to do about a user that differs from the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Reports it.
+    Verify,
+    /// Replaces the stored state, unless it contains a value that no entry explains.
+    Replace,
+    /// Replaces the stored state. Values that no entry explains are lost.
+    ReplaceUnexplained,
+}
+
+/// Result of a rebuild.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Compared users.
+    pub users: u64,
+    /// Entries read from the log.
+    pub entries: u64,
+    /// Users that differed.
+    pub different: u64,
+    /// Users that were written.
+    pub rebuilt: u64,
+    /// Damaged entries.
+    pub damaged: u64,
+}
+
+/// What a rebuild reports while it runs.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A user that differs, with what was done.
+    Different(&'a Difference),
+    /// A damaged entry.
+    Damaged(&'a DamagedEntry),
+    /// The counts so far, after a page.
+    Progress(&'a Report),
+}
+
+/// Position of an interrupted rebuild.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Position {
+    after: Option<String>,
+    report: Report,
+}
+
+/// A rebuild.
+pub struct Rebuild<'a> {
+    store: &'a dyn Store,
+    mode: Mode,
+    now: Micros,
+    report: Report,
+    listen: &'a mut (dyn FnMut(Event<'_>) + Send),
+}
+
+impl std::fmt::Debug for Rebuild<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rebuild")
+            .field("mode", &self.mode)
+            .field("report", &self.report)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The entries of one user.
+#[derive(Debug, Default)]
+struct Entries {
+    entries: Vec<LogEntry>,
+    damaged: Vec<DamagedEntry>,
+}
+
+/// A user to compare: the row, loaded before the entries were read.
+struct Loaded {
+    row: Row,
+    entries: Entries,
+}
+
+impl<'a> Rebuild<'a> {
+    /// Returns a rebuild that reports to `listen`.
+    pub fn new(
+        store: &'a dyn Store,
+        mode: Mode,
+        now: Micros,
+        listen: &'a mut (dyn FnMut(Event<'_>) + Send),
+    ) -> Self {
+        Self { store, mode, now, report: Report::default(), listen }
+    }
+
+    /// Compares all users, page by page. A rebuild that replaces stores its position after each page, and continues an
+    /// interrupted one. Cancel safe.
+    ///
+    /// # Errors
+    /// Fails when the store fails. The next rebuild continues.
+    pub async fn run(mut self) -> Result<Report, Error> {
+        let is_kept = self.mode != Mode::Verify;
+        let mut after = String::new();
+        if is_kept {
+            let position: Position = state_records::load(self.store, &KEY).await?;
+            after = position.after.unwrap_or_default();
+            self.report = position.report;
+        }
+        loop {
+            let from = UserId::parse(&after).ok();
+            // Loaded before the entries are read.
+            let ids = self.store.ids(from.as_ref(), USERS).await?;
+            let until = ids.last().filter(|_| ids.len() == USERS).cloned();
+            let rows = self.store.load_to_write(&ids).await?;
+            self.range(&after, until.as_ref(), rows).await?;
+            let position = Position {
+                after: until.as_ref().map(ToString::to_string),
+                report: if until.is_some() { self.report.clone() } else { Report::default() },
+            };
+            if is_kept {
+                state_records::change(self.store, &KEY, |known: &mut Position| known.clone_from(&position))
+                    .await?;
+            }
+            (self.listen)(Event::Progress(&self.report));
+            let Some(until) = until else { return Ok(self.report) };
+            after = until.to_string();
+        }
+    }
+
+    /// Compares one user.
+    ///
+    /// # Errors
+    /// Fails when the store fails.
+    pub async fn run_one(mut self, user: &UserId) -> Result<Report, Error> {
+        self.again(vec![user.clone()]).await?;
+        Ok(self.report)
+    }
+
+    /// Compares the users in a range of ids: those with rows, and those with entries alone.
+    async fn range(&mut self, after: &str, until: Option<&UserId>, rows: Vec<Row>) -> Result<(), Error> {
+        let mut rows: BTreeMap<UserId, Row> = rows.into_iter().map(|row| (row.id.clone(), row)).collect();
+        let mut after = after.to_owned();
+        let mut again = Vec::new();
+        loop {
+            let page = self.store.user_entries(&after, until.map(UserId::as_str), ENTRIES).await?;
+            let mut entries = grouped(page.entries, page.damaged);
+            let is_in_page = |id: &UserId| page.next.as_deref().is_none_or(|next| id.as_str() <= next);
+            let rest: BTreeMap<UserId, Row> = rows.extract_if(.., |id, _| !is_in_page(id)).collect();
+            let loaded: Vec<Loaded> = std::mem::replace(&mut rows, rest)
+                .into_values()
+                .map(|row| Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row })
+                .collect();
+            again.extend(self.compare(loaded).await?);
+            // Without a row when the rows were loaded.
+            again.extend(entries.keys().filter_map(|user| UserId::parse(user).ok()));
+            match page.next {
+                Some(next) => after = next,
+                None => break,
+            }
+        }
+        for users in again.chunks(USERS) {
+            self.again(users.to_vec()).await?;
+        }
+        Ok(())
+    }
+
+    /// Loads and compares users until no concurrent write interferes.
+    async fn again(&mut self, mut users: Vec<UserId>) -> Result<(), Error> {
+        for round in 0..MAX_ROUNDS {
+            if users.is_empty() {
+                return Ok(());
+            }
+            pause(round).await;
+            let mut loaded = Vec::with_capacity(users.len());
+            for row in self.store.load_to_write(&users).await? {
+                let entries = self.entries_of(&row.id).await?;
+                loaded.push(Loaded { row, entries });
+            }
+            users = self.compare(loaded).await?;
+        }
+        Err(crate::contention::error())
+    }
+
+    async fn entries_of(&self, user: &UserId) -> Result<Entries, Error> {
+        let mut filter = EventFilter { user: Some(user.to_string()), limit: USERS, ..EventFilter::default() };
+        let mut found = Entries::default();
+        loop {
+            let page = self.store.events(&filter).await?;
+            let damaged = |id: &String| DamagedEntry { id: id.clone(), user: Some(user.to_string()) };
+            found.damaged.extend(page.undecodable.iter().map(damaged));
+            found.entries.extend(page.items);
+            match page.next {
+                Some(next) => filter.after = Some(next),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Compares users, and writes those that differ. Returns the users with a concurrent write.
+    async fn compare(&mut self, loaded: Vec<Loaded>) -> Result<Vec<UserId>, Error> {
+        let latest = decode::latest(self.now, decode::FUTURE_TOLERANCE);
+        let mut derived: Vec<(Loaded, Derived)> = Vec::with_capacity(loaded.len());
+        for one in loaded {
+            // A document with a Kinde id that kinsync never wrote is no user.
+            if one.row.revision == 0 && one.entries.entries.is_empty() && one.entries.damaged.is_empty() {
+                continue;
+            }
+            let states = derive(&one.row, &one.entries, latest);
+            derived.push((one, states));
+        }
+        let references = derived.iter().flat_map(|(_, derived)| derived.state.references()).collect();
+        let directory = directory::load(self.store, references).await?;
+        let mut differing = BTreeMap::new();
+        let mut writes = Vec::new();
+        for (Loaded { row, entries }, derived) in derived {
+            let derived = derived.with_directory(&row, &directory);
+            let Some(difference) = compared(&row, &entries.entries, &derived) else {
+                self.count(&entries);
+                continue;
+            };
+            if difference.is_replaced(self.mode) {
+                writes.push((row.clone(), derived));
+            }
+            differing.insert(row.id.clone(), (difference, entries));
+        }
+        let outcomes = self.write(writes).await?;
+        let mut stale = Vec::new();
+        for (user, (mut difference, entries)) in differing {
+            match outcomes.get(&user) {
+                Some(Outcome::Stale | Outcome::EmailTaken) => {
+                    stale.push(user);
+                    continue;
+                }
+                Some(outcome) => difference.written(outcome),
+                None => {}
+            }
+            self.count(&entries);
+            self.report.different += 1;
+            self.report.rebuilt += u64::from(difference.is_rebuilt);
+            (self.listen)(Event::Different(&difference));
+        }
+        Ok(stale)
+    }
+
+    fn count(&mut self, entries: &Entries) {
+        self.report.users += 1;
+        self.report.entries += (entries.entries.len() + entries.damaged.len()) as u64;
+        self.report.damaged += entries.damaged.len() as u64;
+        entries.damaged.iter().for_each(|one| (self.listen)(Event::Damaged(one)));
+    }
+
+    async fn write(&self, writes: Vec<(Row, Derived)>) -> Result<HashMap<UserId, Outcome>, Error> {
+        if writes.is_empty() {
+            return Ok(HashMap::new());
+        }
+        // A deletion of an organization may not have reached the row yet.
+        let logged = writes.iter().filter_map(|(row, derived)| derived.unlogged(&row.id, self.now));
+        let logged: Vec<LogEntry> = logged.collect();
+        self.store.log(&logged).await?;
+        let rows = writes.into_iter().map(|(row, derived)| (row, derived.state, derived.source)).collect();
+        apply::restore(self.store, rows, self.now).await
+    }
+}
+
+/// Groups entries by user.
+fn grouped(entries: Vec<LogEntry>, damaged: Vec<DamagedEntry>) -> HashMap<String, Entries> {
+    let mut grouped: HashMap<String, Entries> = HashMap::new();
+    for entry in entries {
+        let user = entry.user.clone().unwrap_or_default();
+        grouped.entry(user).or_default().entries.push(entry);
+    }
+    for one in damaged {
+        grouped.entry(one.user.clone().unwrap_or_default()).or_default().damaged.push(one);
+    }
+    grouped
+}

@@ -1,0 +1,66 @@
+//! Derives the state of a user from the entries of the log.
+
+use kinsync_core::{Directory, Micros, Source, UserId, UserState, Version};
+
+use super::Entries;
+use crate::{
+    decode,
+    log_entry::{LogEntry, LogSource, kind},
+    store::Row,
+};
+
+/// The state of a user, derived from the log.
+#[derive(Debug)]
+pub(super) struct Derived {
+    /// The join of the entries, with the time of the last request from the row.
+    pub(super) state: UserState,
+    /// Ends of memberships that follow from the directory and are not in the log.
+    ended: UserState,
+    /// Source of the newest observation.
+    pub(super) source: Option<Source>,
+    /// Why entries could not be used. The user must not be written then.
+    pub(super) unusable: Vec<String>,
+}
+
+/// Joins the entries of a user.
+pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
+    let mut state = UserState { last_seen: row.state.last_seen, ..UserState::default() };
+    let mut unusable: Vec<String> = entries.damaged.iter().map(|one| one.id.clone()).collect();
+    let mut newest: Option<(&Version, Source)> = None;
+    for entry in &entries.entries {
+        match decode::state_of(entry, latest) {
+            Ok(observed) => state = state.join(observed),
+            Err(_) => unusable.push(entry.id.clone()),
+        }
+        if let Some((version, source)) = entry.version.as_ref().zip(entry.source.of_user())
+            && newest.is_none_or(|(known, _)| known <= version)
+        {
+            newest = Some((version, source));
+        }
+    }
+    // A copy of other records, which a log entry never determines.
+    state.directory = row.state.directory.clone();
+    Derived { state, ended: UserState::default(), source: newest.map(|(_, source)| source), unusable }
+}
+
+impl Derived {
+    /// Returns the state with what documents show of organizations, roles and permissions: the records themselves, or the copy
+    /// in the row where a record cannot be read.
+    pub(super) fn with_directory(mut self, row: &Row, directory: &Directory) -> Self {
+        self.state.directory = Directory::default();
+        if !directory.has_all(&self.state.references()) {
+            self.state.directory = row.state.directory.clone();
+        }
+        self.ended = self.state.ended_by(directory);
+        self.state = self.state.with_directory(directory);
+        self
+    }
+
+    /// Returns the entry of what follows from the directory, unless the log contains it.
+    pub(super) fn unlogged(&self, user: &UserId, now: Micros) -> Option<LogEntry> {
+        let is_empty = self.ended == UserState::default();
+        let entry =
+            || LogEntry::of_state(user, kind::ORGANIZATION_DELETED, LogSource::Reconcile, &self.ended, now);
+        (!is_empty).then(entry)
+    }
+}

@@ -1,0 +1,219 @@
+//! `kinsync rebuild`
+
+use std::{process::ExitCode, sync::Arc};
+
+use anyhow::{Context as _, anyhow};
+use indicatif::ProgressBar;
+use kinsync_core::UserId;
+use kinsync_engine::{
+    Clock, Store,
+    internal::{
+        audit::{AuditLog, Kind, Record},
+        log_snapshots,
+        rebuild::{Difference, DifferentField, Event, Finding, Mode, Rebuild, Report},
+        store::embedded::EmbeddedStore,
+    },
+};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    exit::{self, Exit},
+    flags::ServerFlags,
+    output,
+    runtime::block_on_all,
+};
+use crate::{
+    app::start::open_store,
+    config::{Config, Sources},
+    plural::counted,
+};
+
+const AFTER_HELP: &str = "\
+The event log contains every observation that changed a user: events, reads of Kinde and tokens. A rebuild derives each user from \
+the log again and replaces the stored state where it differs, one user at a time: applications read complete documents at any \
+time, fields of your own are not changed, and servers may run meanwhile (the embedded store is open in one process, so stop the \
+server first; `--verify` works beside it). An interrupted rebuild continues at the last page.
+
+A user with a damaged log entry, or with a stored value that no entry explains, is reported and left as it is.
+
+Examples:
+  kinsync rebuild --verify           compare, change nothing
+  kinsync rebuild --verify --json    one JSON object per line
+  kinsync rebuild --user kp_0190932d7592c68bda50d62b2ffa8cbb
+  kinsync rebuild
+
+Exit codes: 0 users and log agree; 1 failed, run it again to continue; 4 users differ from the log; 78 wrong settings";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct Args {
+    /// Compare the stored users with the log, and change nothing
+    #[arg(long)]
+    verify: bool,
+    /// Compare or rebuild only this user
+    #[arg(long, value_name = "ID")]
+    user: Option<String>,
+    /// Replace stored values that no log entry explains too; they are lost
+    #[arg(long, conflicts_with = "verify")]
+    replace_unexplained: bool,
+    /// Print one JSON object per line
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    flags: ServerFlags,
+}
+
+impl Args {
+    fn mode(&self) -> Mode {
+        match (self.verify, self.replace_unexplained) {
+            (true, _) => Mode::Verify,
+            (false, true) => Mode::ReplaceUnexplained,
+            (false, false) => Mode::Replace,
+        }
+    }
+}
+
+pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
+    block_on_all(rebuild(args))
+}
+
+async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
+    let config = Config::load(&Sources::of_process(args.flags.0.clone()))?.config;
+    let user = args.user.as_deref().map(UserId::parse).transpose().map_err(anyhow::Error::from)?;
+    let clock = Clock::system();
+    let store = open(&config, args.mode()).await?;
+    if args.verify {
+        is_complete(&*store).await?;
+    } else {
+        complete(&*store, &clock, &args).await?;
+    }
+    let bar = if user.is_some() {
+        output::counter("users")
+    } else {
+        let counts = store.counts().await.map_err(anyhow::Error::from)?;
+        output::counter_to("users", counts.live_users + counts.deleted_users)
+    };
+    let mut printer = Printer { bar, as_json: args.json, is_different: false };
+    let mut listen = |event: Event<'_>| printer.print(&event);
+    let rebuild = Rebuild::new(&*store, args.mode(), clock.now(), &mut listen);
+    let report = match &user {
+        Some(user) => rebuild.run_one(user).await,
+        None => rebuild.run().await,
+    };
+    printer.bar.finish_and_clear();
+    let report = report.context("the rebuild was interrupted; run the command again to continue")?;
+    if args.json {
+        output::line(&json!({ "report": report }));
+    } else {
+        output::say(&summary(&report, args.verify));
+    }
+    Ok(if printer.is_different { exit::users_differ() } else { ExitCode::SUCCESS })
+}
+
+/// Opens the store. A comparison reads the embedded store beside a running server.
+async fn open(config: &Config, mode: Mode) -> Result<Arc<dyn Store>, Exit> {
+    if mode == Mode::Verify && config.store.mongodb_uri.is_none() {
+        let folder = config.data_dir.clone();
+        let open = tokio::task::spawn_blocking(move || EmbeddedStore::open_read_only(&folder));
+        let store = open.await.map_err(anyhow::Error::from)?.map_err(anyhow::Error::from)?;
+        return Ok(Arc::new(store));
+    }
+    let opened = open_store(config).await.map_err(anyhow::Error::from)?;
+    if mode != Mode::Verify {
+        opened.prepare().await.map_err(anyhow::Error::from)?;
+    }
+    Ok(opened.store())
+}
+
+async fn is_complete(store: &dyn Store) -> Result<(), Exit> {
+    let is_complete = log_snapshots::is_complete(store).await.map_err(anyhow::Error::from)?;
+    let incomplete = || {
+        anyhow!(
+            "the log does not explain every user yet: an earlier version of kinsync stored some. `kinsync serve` completes the log \
+             in the background, and `kinsync rebuild` at its start"
+        )
+    };
+    if is_complete { Ok(()) } else { Err(incomplete().into()) }
+}
+
+/// Completes the log of an earlier version, and records the rebuild in the audit log and in the event log.
+async fn complete(store: &dyn Store, clock: &Clock, args: &Args) -> Result<(), Exit> {
+    let spinner = output::spinner("completing the log");
+    let logged = log_snapshots::complete(store, clock).await;
+    spinner.finish_and_clear();
+    logged.context("completing the log was interrupted; run the command again to continue")?;
+    let parameters = json!({ "id": args.user, "replaceUnexplained": args.replace_unexplained });
+    let record = Record::new(Kind::Action, clock.now(), ("command line".into(), "local".into()));
+    let record = record.of("kinsync rebuild".into(), parameters.as_object().cloned().unwrap_or_default());
+    AuditLog::default().add(store, &record).await.map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// Prints what a rebuild reports.
+struct Printer {
+    bar: ProgressBar,
+    as_json: bool,
+    /// Whether a user still differs from the log, or an entry is damaged.
+    is_different: bool,
+}
+
+impl Printer {
+    fn print(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Progress(report) => self.bar.set_position(report.users),
+            Event::Different(one) => {
+                self.is_different |= !one.is_rebuilt;
+                self.line(&json!({ "difference": one }), || difference(one));
+            }
+            Event::Damaged(one) => {
+                self.is_different = true;
+                let user = output::cell(one.user.as_ref());
+                let text = format!("the log entry {} of the user {user} is not as it was written", one.id);
+                self.line(&json!({ "damaged": one }), || text);
+            }
+        }
+    }
+
+    fn line(&self, document: &impl Serialize, text: impl FnOnce() -> String) {
+        self.bar.suspend(|| {
+            if self.as_json { output::line(document) } else { output::say(&output::plain(&text())) }
+        });
+    }
+}
+
+/// `kp_1: the stored state differs: firstName (since event_1), phone; rebuilt`
+fn difference(one: &Difference) -> String {
+    let finding = match one.finding {
+        Finding::Missing => "the document is missing",
+        Finding::Different => "the stored state differs",
+        Finding::Edited => "the application changed values of kinsync",
+        Finding::Unexplained => "the stored state contains values that no log entry explains",
+        Finding::Unusable => "entries of the log cannot be used",
+    };
+    let field = |field: &DifferentField| match &field.since {
+        Some(since) => format!("{} (since {since})", field.field),
+        None => field.field.clone(),
+    };
+    let fields: Vec<String> = one.fields.iter().map(field).chain(one.unusable.iter().cloned()).collect();
+    let done = match (&one.refused, one.is_rebuilt) {
+        (Some(reason), _) => format!("; the store refuses it: {reason}"),
+        (None, true) => "; rebuilt".to_owned(),
+        (None, false) => String::new(),
+    };
+    format!("{}: {finding}: {}{done}", one.user, fields.join(", "))
+}
+
+fn summary(report: &Report, is_dry: bool) -> String {
+    let rebuilt = if is_dry { String::new() } else { format!(", {} rebuilt", report.rebuilt) };
+    let damaged = match report.damaged {
+        0 => String::new(),
+        damaged => format!("; {}", counted(damaged, "damaged entry", "damaged entries")),
+    };
+    format!(
+        "{} and {} of the log compared: {} different{rebuilt}{damaged}",
+        counted(report.users, "user", "users"),
+        counted(report.entries, "entry", "entries"),
+        report.different
+    )
+}
