@@ -339,6 +339,8 @@ enum Kind {
     Garbage,
     /// Lists: no entries.
     EmptyList,
+    /// Members: no role of any member.
+    NoRoles,
     /// Lists: repeat the page.
     RepeatedNextToken,
     /// Lists: start the next page too early or too late (by).

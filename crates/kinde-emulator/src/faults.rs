@@ -173,6 +173,8 @@ pub enum FaultKind {
         /// Entries that are skipped (positive) or repeated (negative) between two pages.
         by: i64,
     },
+    /// Members of an organization: the list contains no role of any member.
+    NoRoles,
     /// Users and members: responds with the state of `lag` ago, at most `delivery.log` changes back. The deletion of an
     /// organization, a role or a permission has no earlier state.
     StaleReplica {
@@ -317,13 +319,15 @@ impl Faults {
     pub(crate) fn on_page(&mut self, route: &str) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
             use FaultKind::{
-                EmptyList, EmptyPage, EndlessTokens, PaginationDrift, RepeatedNextToken, StaleReplica,
+                EmptyList, EmptyPage, EndlessTokens, NoRoles, PaginationDrift, RepeatedNextToken,
+                StaleReplica,
             };
             matches!(
                 kind,
                 EmptyList
                     | EmptyPage
                     | EndlessTokens
+                    | NoRoles
                     | RepeatedNextToken
                     | PaginationDrift { .. }
                     | StaleReplica { .. }

@@ -107,7 +107,7 @@ impl Memberships {
     pub fn references(&self) -> impl Iterator<Item = String> + '_ {
         let members = self.entries.iter().filter(|(_, entry)| entry.member.is_some());
         members.flat_map(|(code, entry)| {
-            let ids = entry.roles.iter().chain(&entry.permissions).flat_map(|known| &known.value);
+            let ids = entry.roles.iter().chain(entry.permissions()).flat_map(|known| &known.value);
             std::iter::once(code).chain(ids).cloned()
         })
     }
@@ -130,7 +130,7 @@ impl Memberships {
     }
 
     /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
-    /// permission that no role gives, or a role has lost permissions since they were listed.
+    /// permission that no role gives, a role has lost permissions since they were listed, or the roles are newer.
     pub fn needs_read_of_permissions(&self, code: &str, directory: &Directory) -> bool {
         self.entries.get(code).is_some_and(|entry| entry.needs_read(directory))
     }
@@ -176,12 +176,12 @@ impl Memberships {
 
 impl Entry {
     fn versions(&self) -> impl Iterator<Item = &Version> {
-        let Self { absent, member, roles, permissions, is_suspended, joined_on } = self;
+        let Self { absent, member, roles, is_suspended, joined_on, .. } = self;
         let versions = [
             absent.as_ref(),
             member.as_ref(),
             roles.as_ref().map(|known| &known.version),
-            permissions.as_ref().map(|known| &known.version),
+            self.permissions().map(|known| &known.version),
             is_suspended.as_ref().map(|known| &known.version),
             joined_on.as_ref().map(|known| &known.version),
         ];
@@ -220,7 +220,7 @@ impl Entry {
         let given = self.given_permissions(directory)?;
         let mut shown: BTreeSet<&str> =
             given.iter().flat_map(|(_, ids, version)| directory.keys(*ids, version)).collect();
-        let Some(listed) = &self.permissions else {
+        let Some(listed) = self.permissions() else {
             return Some(shown).filter(|shown| !shown.is_empty());
         };
         for (id, origin) in self.origins(&given, directory) {
@@ -258,8 +258,10 @@ impl Entry {
         given: &[(&str, &[String], &Version)],
         directory: &'a Directory,
     ) -> impl Iterator<Item = (&'a String, Origin)> {
-        let listed =
-            self.permissions.iter().flat_map(|known| known.value.iter().map(|id| (id, &known.version)));
+        let listed = self
+            .permissions()
+            .into_iter()
+            .flat_map(|known| known.value.iter().map(|id| (id, &known.version)));
         let roles: Vec<&directory::Entry> =
             self.roles.iter().flat_map(|known| &known.value).filter_map(|id| directory.entry(id)).collect();
         listed.map(move |(id, version)| {
@@ -280,7 +282,10 @@ impl Entry {
 
     /// Returns whether a read of the member's own permissions shows more than what is known.
     fn needs_read(&self, directory: &Directory) -> bool {
-        let (Some(listed), Some(given)) = (&self.permissions, self.given_permissions(directory)) else {
+        if self.permissions.is_some() && self.permissions().is_none() {
+            return true;
+        }
+        let (Some(listed), Some(given)) = (self.permissions(), self.given_permissions(directory)) else {
             return false;
         };
         let is_given = |id: &String| given.iter().any(|(_, ids, _)| ids.contains(id));
@@ -295,10 +300,19 @@ impl Entry {
             code: code.to_owned(),
             name: None,
             roles: value(self.roles.as_ref()),
-            permissions: value(self.permissions.as_ref()),
+            permissions: value(self.permissions()),
             is_suspended: value(self.is_suspended.as_ref()),
             joined_on: value(self.joined_on.as_ref()),
         }
+    }
+
+    /// Returns the listed permissions, unless the roles are newer. A read of roles alone shows that they changed, and permissions
+    /// may come from roles: they are unknown until they are observed again. Otherwise a permission would outlive its role. By time and
+    /// not by version: two reads within one second have the same time and no order.
+    fn permissions(&self) -> Option<&Known<Vec<String>>> {
+        let is_current =
+            |known: &&Known<_>| self.roles.as_ref().is_none_or(|roles| known.version.at >= roles.version.at);
+        self.permissions.as_ref().filter(is_current)
     }
 
     /// Joins register by register and drops what no longer counts. What is dropped here would be dropped after any further
@@ -306,20 +320,13 @@ impl Entry {
     fn join(self, other: Self) -> Self {
         let absent = self.absent.max(other.absent);
         let is_newer = |version: &Version| Some(version) > absent.as_ref();
-        let roles = newest(self.roles, other.roles, is_newer);
-        // A read of roles alone shows that they changed, and permissions may come from roles: they are unknown until they are
-        // observed again. Otherwise a permission would outlive its role. By time and not by version: two reads within one second
-        // have the same time and no order.
-        let are_newer = |version: &Version| {
-            is_newer(version) && roles.as_ref().is_none_or(|roles| version.at >= roles.version.at)
-        };
-        let permissions = newest(self.permissions, other.permissions, are_newer);
         Self {
             member: self.member.max(other.member).filter(is_newer),
             is_suspended: newest(self.is_suspended, other.is_suspended, is_newer),
             joined_on: newest(self.joined_on, other.joined_on, is_newer),
-            roles,
-            permissions,
+            roles: newest(self.roles, other.roles, is_newer),
+            // Kept if the roles are newer: a scan then reads them again.
+            permissions: newest(self.permissions, other.permissions, is_newer),
             absent,
         }
     }

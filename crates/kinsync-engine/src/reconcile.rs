@@ -7,8 +7,8 @@
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
 //! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit
-//! deletions and removals), `checks` (single users), `memberships` (roles of members) and `directory` (organizations, roles and
-//! permissions), [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook
+//! deletions and removals), `checks` (single users), `memberships` (roles of members), `directory` (organizations, roles and
+//! permissions) and `role_permissions`, [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook
 //! still delivers).
 
 mod budget;
@@ -25,6 +25,7 @@ mod memberships;
 mod model;
 pub mod record;
 mod removals;
+mod role_permissions;
 mod scan;
 pub mod schedule;
 mod single_reads;
@@ -38,7 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     budget::Thresholds,
-    memberships::{MAX_ORGANIZATIONS, MembershipTally},
+    memberships::{MAX_ORGANIZATIONS, MAX_READS, MembershipTally},
 };
 use self::{
     deletions::Approved,
@@ -77,6 +78,8 @@ pub struct Config {
     pub name: String,
     /// Whether scans and checks compare the roles of members too.
     pub roles: bool,
+    /// Members with permissions that a scan reads, with two requests for each.
+    pub member_reads: usize,
 }
 
 impl Default for Config {
@@ -89,6 +92,7 @@ impl Default for Config {
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
             roles: false,
+            member_reads: MAX_READS,
         }
     }
 }
@@ -273,7 +277,8 @@ impl Reconciler {
         };
         parts.remove_members(run, &mut scanned, &approved).await?;
         if parts.config.roles {
-            run.memberships = Some(parts.compare_members(run, &mut scanned, progress).await?);
+            let found = parts.compare_members(run, &mut scanned, &approved, progress).await?;
+            run.memberships = Some(found);
         }
         parts.keep_held(run, &scanned.held).await?;
         if run.writes().is_some() {

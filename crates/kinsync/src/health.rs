@@ -347,8 +347,8 @@ impl Problems {
         }
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::RemovalHeld) > 0) {
             self.degraded.push(format!(
-                "{users} removals from organizations are held, because unusually many members of an organization have lost their \
-                 membership at Kinde: check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
+                "{users} removals of memberships, roles or permissions are held, because unusually many are missing at Kinde: \
+                 check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
                  --approve {id}`",
                 users = run.tally.of(DriftKind::RemovalHeld),
                 id = run.id,

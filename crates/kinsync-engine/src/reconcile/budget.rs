@@ -20,9 +20,11 @@ use crate::{
 pub(super) const KEY: Key =
     Key::new("reconcile.deletions", "as many users may be deleted again as in the last 24 hours");
 
-/// Record of the removals of members, by organization.
-pub(super) const REMOVALS: Key =
-    Key::new("reconcile.removals", "as many members may lose their membership again as in the last 24 hours");
+/// Record of the removals of memberships and roles by organization, and of permissions of roles.
+pub(super) const REMOVALS: Key = Key::new(
+    "reconcile.removals",
+    "as many members may lose their membership or a role again as in the last 24 hours",
+);
 
 /// Removals in an organization that are allowed although they are more than half of its members.
 const FEW: u64 = 5;
@@ -143,21 +145,21 @@ impl Budget {
     }
 }
 
-/// How many members a scan may remove from one organization.
+/// How many of some objects, such as the members of one organization, a scan may remove.
 #[derive(Clone, Debug)]
 pub(super) struct RemovalBudget<'a> {
-    /// Code of the organization.
-    pub(super) code: &'a str,
-    /// Number of its members.
-    pub(super) members: u64,
+    /// Name of the objects in the record.
+    pub(super) of: &'a str,
+    /// Number of the objects.
+    pub(super) count: u64,
     pub(super) thresholds: Thresholds,
 }
 
 impl RemovalBudget<'_> {
     /// Returns how many removals are allowed in 24 hours.
     pub(super) fn most(&self) -> u64 {
-        // Few members often leave together, and a read of its own confirms each of them.
-        self.thresholds.most(self.members).max(FEW.min(self.thresholds.count as u64))
+        // Few members often leave together, and a second read confirms it.
+        self.thresholds.most(self.count).max(FEW.min(self.thresholds.count as u64))
     }
 
     /// Draws removals before they are carried out; without a term it only compares. Returns `None` under an outdated lease, and
@@ -171,7 +173,7 @@ impl RemovalBudget<'_> {
     ) -> Result<Option<bool>, store::Error> {
         let draw = |all: &mut BTreeMap<String, Deletions>| {
             all.retain(|_, drawn| drawn.hours.keys().any(|hour| !is_over(*hour, now)));
-            all.entry(self.code.to_owned()).or_default().draw(removals, self.most(), now)
+            all.entry(self.of.to_owned()).or_default().draw(removals, self.most(), now)
         };
         match term {
             Some(term) => state_records::change_under(store, &REMOVALS, term, draw).await,
@@ -192,9 +194,9 @@ pub(super) fn hash(user: &UserId) -> u64 {
     hash_of(user.as_str())
 }
 
-/// Returns the hash of a member of an organization.
-pub(super) fn hash_of_member(user: &UserId, code: &str) -> u64 {
-    hash_of(&format!("{user} {code}"))
+/// Returns the hash of a removal, such as that of a user from an organization.
+pub(super) fn hash_of_removal(what: &str, from: &str) -> u64 {
+    hash_of(&format!("{what} {from}"))
 }
 
 fn hash_of(text: &str) -> u64 {

@@ -3,7 +3,7 @@
 //! A user missing from every page is only a candidate: pages shift while users are added and removed. Only a complete scan
 //! names candidates, and two single reads (`single_reads`) confirm each of them. What exceeds the deletion budget
 //! ([`super::budget`]) is held as a whole until an operator approves it, because a broken response looks the same. The record of held
-//! deletions contains held removals of members ([`super::removals`]) too.
+//! deletions contains held removals ([`super::removals`]) too.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner,
-    budget::{Budget, hash, hash_of_member},
+    budget::{Budget, hash},
     compare::drift,
     record::{DriftKind, EXAMPLES, Run, Tally},
     scan::Scanned,
@@ -56,10 +56,10 @@ pub(super) enum Approved {
 }
 
 impl Approved {
-    /// Returns whether the removal of this member is approved.
-    pub(super) fn contains_member(&self, user: &UserId, code: &str) -> bool {
+    /// Returns whether the removal with this hash is approved.
+    pub(super) fn contains_removal(&self, hash: u64) -> bool {
         match self {
-            Self::Users(approved) => approved.contains(&hash_of_member(user, code)),
+            Self::Users(approved) => approved.contains(&hash),
             Self::All => false,
         }
     }

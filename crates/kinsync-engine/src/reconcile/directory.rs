@@ -11,7 +11,10 @@ use kinsync_core::{Entry, Fact, Value, Version};
 
 use super::{
     Error, Inner,
+    deletions::Approved,
     memberships::{also, not_compared},
+    record::Run,
+    scan::Scanned,
 };
 use crate::{
     derived,
@@ -60,7 +63,13 @@ impl Inner {
 
     /// Lists organizations, roles and permissions, and repairs what differs unless the run is dry. Fails if the organizations
     /// cannot be listed; the result names what else cannot.
-    pub(super) async fn compare_directory(&self, term: Option<Term>) -> Result<Lists, Error> {
+    pub(super) async fn compare_directory(
+        &self,
+        run: &Run,
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<Lists, Error> {
+        let term = run.writes();
         let mut lists = Lists::default();
         let organizations = self.kinde.organizations().all().await?;
         let version = Version::snapshot(snapshot::sent_at(&organizations.timing), "");
@@ -68,7 +77,7 @@ impl Inner {
         let changes = organizations.value.iter().map(|one| of_organization(one, &version)).collect();
         self.compare_listing(Listing { kind: Kind::Organization, version, changes }, term, &mut lists)
             .await?;
-        match self.compare_roles(term, &mut lists).await {
+        match self.compare_roles(run, &mut lists, scanned, approved).await {
             Err(Error::Kinde(error)) => also(&mut lists.not_compared, &not_compared(&error)),
             outcome => outcome?,
         }
@@ -86,16 +95,23 @@ impl Inner {
         Ok(lists)
     }
 
-    async fn compare_roles(&self, term: Option<Term>, lists: &mut Lists) -> Result<(), Error> {
+    async fn compare_roles(
+        &self,
+        run: &Run,
+        lists: &mut Lists,
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<(), Error> {
+        let term = run.writes();
         let roles = self.kinde.roles().all().await?;
         let version = Version::snapshot(snapshot::sent_at(&roles.timing), "");
         lists.roles = Some(role_ids(&roles.value, version.at));
         let permissions = self.list_permissions(term, lists).await?;
-        let mut changes = Vec::with_capacity(roles.value.len());
-        for role in &roles.value {
-            let given = if permissions { self.given_by(&role.id, lists).await? } else { None };
-            changes.push(directory::of_role(role, given, &version));
-        }
+        let mut given =
+            if permissions { self.list_given(&roles.value, lists).await? } else { HashMap::new() };
+        self.keep_permissions(run, &mut given, lists, (scanned, approved)).await?;
+        let change = |role: &Role| directory::of_role(role, given.remove(&role.id), &version);
+        let changes = roles.value.iter().map(change).collect();
         self.compare_listing(Listing { kind: Kind::Role, version, changes }, term, lists).await
     }
 
@@ -112,22 +128,6 @@ impl Inner {
         let changes = permissions.value.iter().map(|one| directory::of_permission(one, &version)).collect();
         self.compare_listing(Listing { kind: Kind::Permission, version, changes }, term, lists).await?;
         Ok(true)
-    }
-
-    /// Lists the ids of the permissions of a role; `None` without the scope or if the role has just been deleted.
-    async fn given_by(&self, role: &str, lists: &mut Lists) -> Result<Option<Vec<String>>, Error> {
-        let listed = match self.kinde.role_permissions(role) {
-            Ok(pages) => pages.all().await,
-            Err(error) => Err(error),
-        };
-        match listed {
-            Ok(given) => Ok(Some(given.value.into_iter().map(|one| one.id).collect())),
-            Err(error) if super::single_reads::is_about_one(&error) && !error.is_transient() => Ok(None),
-            Err(error) => {
-                also(&mut lists.not_compared, &not_compared(&error));
-                Ok(None)
-            }
-        }
     }
 
     /// Stores what differs from a complete list.

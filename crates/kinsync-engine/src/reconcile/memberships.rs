@@ -5,8 +5,10 @@
 //! member that the list of an organization lacks keeps the stored roles, so an incomplete list removes nothing.
 //!
 //! Lists contain no permissions. Where the roles of a member have changed, the stored permissions no longer count: they are read for
-//! this member alone, and written together with the roles.
+//! this member alone, and written together with the roles. A scan makes a limited number of such reads. Above it the roles are
+//! written alone, and the next scan finds the members with permissions that are older than the roles.
 
+mod lost_roles;
 mod seen;
 
 #[cfg(test)]
@@ -21,10 +23,14 @@ use kinde::{
 use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
 use serde::{Deserialize, Serialize};
 
-use self::seen::{Seen, memberships, sorted};
+use self::{
+    lost_roles::LostRoles,
+    seen::{Seen, memberships, sorted},
+};
 use super::{
     Error, Inner, Progress,
     compare::drift,
+    deletions::Approved,
     directory::Lists,
     record::{DriftKind, Run, Tally},
     scan::Scanned,
@@ -46,8 +52,9 @@ pub const MAX_ORGANIZATIONS: usize = 10_000;
 const MAX_DIFFERING: usize = 1000;
 /// Members with other roles that are written together, after a read of their permissions.
 const REPAIRED_TOGETHER: usize = 100;
-/// Members with permissions that need a read, per scan. The next scan finds the others again.
-const MAX_DUE: usize = 1000;
+/// Members with permissions that a scan reads, with two requests for each. The next scan finds the others again. One role that 50,000
+/// members have lost would otherwise cost 100,000 requests at once, hours at the rate that Kinde allows.
+pub const MAX_READS: usize = 1000;
 /// Reasons of a run that are kept.
 const MAX_REASONS: usize = 5;
 const MORE: &str = "; the log has more";
@@ -83,10 +90,15 @@ struct Unread {
 /// The comparison of the members of all organizations.
 struct Comparison<'a> {
     run: &'a Run,
+    approved: &'a Approved,
     lists: &'a Lists,
     found: MembershipTally,
     /// Members with permissions that need a read.
     due: Vec<Unread>,
+    /// Reads of members that are left.
+    reads: usize,
+    /// Members with permissions that this scan does not read.
+    postponed: usize,
 }
 
 impl Comparison<'_> {
@@ -97,9 +109,19 @@ impl Comparison<'_> {
     }
 
     fn add_due(&mut self, seen: &Seen) {
-        if self.due.len() < MAX_DUE {
+        if self.due.len() < self.reads {
             self.due.push(self.unread(seen));
+        } else {
+            self.postponed += 1;
         }
+    }
+
+    /// Returns as many members as may still be read.
+    fn draw_reads(&mut self, mut unread: Vec<Unread>) -> Vec<Unread> {
+        self.postponed += unread.len().saturating_sub(self.reads);
+        unread.truncate(self.reads);
+        self.reads -= unread.len();
+        unread
     }
 }
 
@@ -156,9 +178,10 @@ impl Inner {
         &self,
         run: &Run,
         scanned: &mut Scanned,
+        approved: &Approved,
         progress: Progress<'_>,
     ) -> Result<MembershipTally, Error> {
-        let lists = match self.compare_directory(run.writes()).await {
+        let lists = match self.compare_directory(run, scanned, approved).await {
             Err(Error::Kinde(error)) => {
                 let not_compared = Some(not_compared(&error));
                 return Ok(MembershipTally { not_compared, ..MembershipTally::default() });
@@ -170,12 +193,22 @@ impl Inner {
             not_compared: lists.not_compared.clone(),
             ..MembershipTally::default()
         };
-        let mut comparison = Comparison { run, lists: &lists, found, due: Vec::new() };
+        let (due, reads, postponed) = (Vec::new(), self.config.member_reads, 0);
+        let mut comparison = Comparison { run, approved, lists: &lists, found, due, reads, postponed };
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
+        let postponed = comparison.postponed;
         let mut found = comparison.found;
         match outcome {
             Err(Error::Kinde(error)) => also(&mut found.not_compared, &not_compared(&error)),
             outcome => outcome?,
+        }
+        if postponed > 0 {
+            let reason = format!(
+                "the permissions of {postponed} members are not compared: a scan reads those of {} members, and the next \
+                 scans continue",
+                self.config.member_reads
+            );
+            also(&mut found.not_compared, &reason);
         }
         Ok(found)
     }
@@ -203,7 +236,7 @@ impl Inner {
             progress(&scanned.tally);
         }
         let (term, due) = (comparison.run.writes(), std::mem::take(&mut comparison.due));
-        for unread in due.chunks(REPAIRED_TOGETHER) {
+        for unread in comparison.draw_reads(due).chunks(REPAIRED_TOGETHER) {
             let read = self.permissions_of(unread.to_vec(), term).await?;
             self.repair(read, Vec::new(), term.is_none(), &mut scanned.tally).await?;
         }
@@ -219,7 +252,7 @@ impl Inner {
     ) -> Result<(), Error> {
         let mut pages = self.kinde.organization_users(code)?;
         comparison.found.organizations += 1;
-        let mut differing = Vec::new();
+        let (mut differing, mut lost) = (Vec::new(), LostRoles::default());
         while let Some(page) = pages.next().await? {
             let at = snapshot::sent_at(&page.timing);
             let members = page.items.into_iter().filter_map(|member| Seen::listed(code, member, at));
@@ -227,6 +260,7 @@ impl Inner {
             comparison.found.members += members.len() as u64;
             let rows = self.rows(&members).await?;
             let roles = comparison.lists.roles.as_ref();
+            lost.count(code, &rows);
             let differs = |(seen, row): &(Seen, Option<Row>)| {
                 let seen = seen.clone();
                 roles.map_or(seen.clone(), |roles| seen.resolved(roles)).compare(row.as_ref()).is_some()
@@ -237,13 +271,15 @@ impl Inner {
             };
             let members: Vec<(Seen, Option<Row>)> = members.into_iter().zip(rows).collect();
             members.iter().filter_map(is_due).for_each(|seen| comparison.add_due(&seen));
-            let members = members.into_iter().filter(differs);
-            differing.extend(members.map(|(seen, _)| seen));
+            for (seen, row) in members.into_iter().filter(differs) {
+                if seen.lacks(row.as_ref()).is_empty() { differing.push(seen) } else { lost.add(seen) }
+            }
             if differing.len() >= MAX_DIFFERING {
                 self.repair_members(std::mem::take(&mut differing), comparison, scanned).await?;
             }
         }
-        self.repair_members(differing, comparison, scanned).await
+        self.repair_members(differing, comparison, scanned).await?;
+        self.take_roles(code, lost, comparison, scanned).await
     }
 
     async fn rows(&self, members: &[Seen]) -> Result<Vec<Option<Row>>, Error> {
@@ -273,8 +309,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Repairs members. Roles are written together with the permissions that were read after them: written alone, they would make
-    /// the known permissions unknown, and nothing would read those after a kill.
+    /// Repairs members. Roles are written together with the permissions that were read after them: written alone, they make the
+    /// known permissions unknown until the next scan.
     async fn repair_piece(
         &self,
         members: &[Seen],
@@ -298,6 +334,7 @@ impl Inner {
                 unread.push(comparison.unread(seen));
             }
         }
+        let unread = comparison.draw_reads(unread);
         repairs.extend(self.permissions_of(unread, comparison.run.writes()).await?);
         let compared = comparison.run.writes().map(|_| ComparedRows {
             scan: ScanNumber(scanned.number),

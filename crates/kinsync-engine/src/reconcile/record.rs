@@ -58,8 +58,8 @@ pub enum DriftKind {
     Deleted,
     /// Deleted at Kinde; the deletion waits for an operator's approval.
     DeletionHeld,
-    /// Has lost a membership according to the list of users, and so have unusually many members of the organization; the removal
-    /// waits for an operator's approval.
+    /// Has lost a membership or a role according to a list, and so have unusually many members of the organization; the removal
+    /// waits for an operator's approval. Counts held permissions of roles too.
     RemovalHeld,
     /// Deleted in the store; two reads of Kinde confirmed that the user exists.
     Restored,

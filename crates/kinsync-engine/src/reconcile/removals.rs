@@ -10,7 +10,7 @@ use kinsync_core::{Field, Memberships, Micros, Observation, Source, UserId, Vers
 
 use super::{
     Error, Inner,
-    budget::{RemovalBudget, hash_of_member},
+    budget::{RemovalBudget, hash_of_removal},
     compare::{RemoteUser, drift},
     deletions::Approved,
     record::{DriftKind, EXAMPLES, Run},
@@ -22,7 +22,7 @@ use crate::{scan_watermark, state_records::Term, store::Row};
 /// Maximum removals per scan, made or held. The next scan finds the rest.
 const MOST: usize = 100_000;
 /// Members that are read before removals of an organization are carried out or held.
-const SAMPLE: usize = 20;
+pub(super) const SAMPLE: usize = 20;
 /// Removals that are written together.
 const CHUNK: usize = 1000;
 
@@ -75,9 +75,43 @@ impl Removals {
     }
 }
 
+/// What a list lacks of the members of an organization.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Lost {
+    /// The membership.
+    Membership,
+    /// A role.
+    Role,
+}
+
+impl Lost {
+    /// The name of the removals in the record of the budget, and in their hashes.
+    fn from(self, code: &str) -> String {
+        match self {
+            Self::Membership => code.to_owned(),
+            // No code contains a space.
+            Self::Role => format!("roles of {code}"),
+        }
+    }
+
+    pub(super) fn is_approved(self, user: &UserId, code: &str, approved: &Approved) -> bool {
+        approved.contains_removal(hash_of_removal(user.as_str(), &self.from(code)))
+    }
+}
+
+/// Confirmed removals in one organization.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Confirmed<'a> {
+    pub(super) lost: Lost,
+    pub(super) code: &'a str,
+    pub(super) users: &'a [UserId],
+    /// Number of users that had it.
+    pub(super) had: u64,
+}
+
 /// Which of the removals of an organization are carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Decision {
+pub(super) enum Decision {
     /// All of them.
     All,
     /// Those that an operator approved. The others are held.
@@ -102,8 +136,10 @@ impl Inner {
                 continue;
             }
             let users: Vec<UserId> = lost.iter().map(|(user, _)| user.clone()).collect();
-            if self.decide(run, &code, &users, scanned, approved).await? == Decision::Approved {
-                lost.retain(|(user, _)| approved.contains_member(user, &code));
+            let had = scanned.removals.members_of(&code);
+            let removal = Confirmed { lost: Lost::Membership, code: &code, users: &users, had };
+            if self.decide(run, removal, scanned, approved).await? == Decision::Approved {
+                lost.retain(|(user, _)| Lost::Membership.is_approved(user, &code, approved));
             }
             for lost in lost.chunks(CHUNK) {
                 self.write_removals(&code, lost, run.writes(), scanned).await?;
@@ -129,20 +165,20 @@ impl Inner {
         Ok(true)
     }
 
-    /// Draws removals of members of an organization on its budget. Holds those that exceed it, unless they are approved.
-    async fn decide(
+    /// Draws removals in an organization on its budget. Holds those that exceed it, unless they are approved.
+    pub(super) async fn decide(
         &self,
         run: &Run,
-        code: &str,
-        users: &[UserId],
+        removal: Confirmed<'_>,
         scanned: &mut Scanned,
         approved: &Approved,
     ) -> Result<Decision, Error> {
+        let Confirmed { lost, code, users, had } = removal;
         let others: Vec<&UserId> =
-            users.iter().filter(|user| !approved.contains_member(user, code)).collect();
-        let hashes: BTreeSet<u64> = others.iter().map(|user| hash_of_member(user, code)).collect();
-        let members = scanned.removals.members_of(code);
-        let budget = RemovalBudget { code, members, thresholds: self.config.deletes };
+            users.iter().filter(|user| !lost.is_approved(user, code, approved)).collect();
+        let from = lost.from(code);
+        let hashes: BTreeSet<u64> = others.iter().map(|user| hash_of_removal(user.as_str(), &from)).collect();
+        let budget = RemovalBudget { of: &from, count: had, thresholds: self.config.deletes };
         let now = scanned.sent.map_or(Micros(i64::MIN), |(_, last)| last);
         let draw = || budget.draw(&*self.store, run.writes(), &hashes, now);
         if self.retry_store(draw).await?.ok_or(Error::LeaseLost)? {
@@ -152,7 +188,8 @@ impl Inner {
             run = run.id,
             organization = code,
             members = others.len(),
-            "unusually many members of an organization have lost their membership at Kinde, so the removal is held: \
+            ?lost,
+            "unusually many members of an organization have lost their membership or a role at Kinde, so the removal is held: \
              check the run, then run `kinsync reconcile --approve {}` (with `--soon` while `kinsync serve` runs)",
             run.id
         );

@@ -34,6 +34,12 @@ on_every_store! {
     a_failure_of_the_reads_of_roles_fails_no_scan_and_no_check
     an_empty_list_of_members_takes_no_role
     a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles
+    roles_that_a_list_lacks_and_single_reads_find_stay
+    a_role_that_most_members_have_lost_is_held_until_an_approval
+    permissions_that_one_list_of_a_role_lacks_stay
+    a_role_that_has_lost_most_permissions_is_held_until_an_approval
+    small_losses_of_many_roles_are_held_together
+    the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_ones
     a_late_event_with_former_roles_requests_a_check_that_repairs_them
     permissions_do_not_outlive_the_role_that_gave_them
     direct_permissions_are_known_after_a_change_of_roles
@@ -205,6 +211,161 @@ async fn a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles(fr
     assert_eq!(run.tally.drift, BTreeMap::new());
     for user in &users {
         assert_eq!(roles(&world, user).await, Some(keys(&["admin"])));
+    }
+}
+
+/// Users with this role, as events and a scan know them.
+async fn with_members(fresh: Fresh, count: usize, role: &str) -> (World, Vec<String>) {
+    let world = World::new(fresh).await;
+    let users = world.import(count);
+    for user in &users {
+        join(&world, user, &[role]);
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    (world, users)
+}
+
+async fn with_role(world: &World, role: &str) -> usize {
+    let has = |document: &kinsync_core::UserDocument| {
+        let all = document.organizations.iter().flatten();
+        all.filter_map(|one| one.roles.as_ref()).flatten().any(|key| key == role)
+    };
+    world.documents().await.values().filter(|document| has(document)).count()
+}
+
+async fn approve(world: &World, held: Run) -> Run {
+    world.later().await;
+    let mode = RunMode::Approve(held.id);
+    reconciler(world).run(mode, &|_| {}, &CancellationToken::new()).await.expect("Kinde answers")
+}
+
+fn not_compared(run: &Run) -> Option<&str> {
+    run.memberships.as_ref().expect("roles were compared").not_compared.as_deref()
+}
+
+async fn roles_that_a_list_lacks_and_single_reads_find_stay(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 4, "admin").await;
+    world.kinde.set_fault(Fault::always(FaultKind::NoRoles).on("members"));
+    world.kinde.suspend_in_organization(&users[0], "org_1", true).expect("a member");
+    let run = reconcile(&world).await;
+    assert_eq!(run.tally.of(DriftKind::Undetermined), 4, "{:?}", run.tally);
+    assert_eq!(with_role(&world, "admin").await, 4, "{}", world.fresh.name);
+    let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
+    assert_eq!(suspended, Some(true), "everything else takes effect");
+}
+
+async fn a_role_that_most_members_have_lost_is_held_until_an_approval(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 12, "admin").await;
+    users[..7].iter().for_each(|user| join(&world, user, &["viewer"]));
+    world.kinde.suspend_in_organization(&users[0], "org_1", true).expect("a member");
+    for _ in 0..2 {
+        let held = reconcile(&world).await;
+        assert_eq!(held.tally.of(DriftKind::RemovalHeld), 7, "{:?}", held.tally);
+        assert_eq!(with_role(&world, "admin").await, 12, "held, however often the list repeats it");
+    }
+    let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
+    assert_eq!(suspended, Some(true), "everything else takes effect");
+    let held = reconcile(&world).await;
+    let approved = approve(&world, held).await;
+    assert_eq!((approved.tally.of(DriftKind::RemovalHeld), approved.tally.of(DriftKind::Changed)), (0, 7));
+    assert_eq!((with_role(&world, "admin").await, with_role(&world, "viewer").await), (5, 7));
+    users[7..9].iter().for_each(|user| join(&world, user, &[]));
+    reconcile(&world).await;
+    assert_eq!(with_role(&world, "admin").await, 3, "a few at once");
+}
+
+/// A member with roles that give these numbers of permissions.
+async fn with_permissions(fresh: Fresh, numbers: &[usize]) -> (World, String, Vec<(String, Vec<String>)>) {
+    let world = World::new(fresh).await;
+    let mut roles = Vec::new();
+    for (n, count) in numbers.iter().enumerate() {
+        let key = |one| format!("permission_{n}_{one}");
+        let permission = |one| world.kinde.create_permission(RoleEdit::keyed(&key(one))).expect("new").id;
+        let permissions: Vec<String> = (0..*count).map(permission).collect();
+        let role = world.kinde.create_role(RoleEdit::keyed(&format!("role_{n}"))).expect("new").id;
+        world.kinde.set_role_permissions(&role, &permissions, &[]).expect("there");
+        roles.push((role, permissions));
+    }
+    let ada = world.import(1).remove(0);
+    let assigned: Vec<String> = (0..numbers.len()).map(|n| format!("role_{n}")).collect();
+    world.kinde.add_to_organization(&ada, "org_1", &assigned, &[]).expect("a user");
+    reconcile(&world).await;
+    assert_eq!(permissions(&world, &ada).await, numbers.iter().sum::<usize>());
+    (world, ada, roles)
+}
+
+async fn permissions(world: &World, user: &str) -> usize {
+    membership(world, user).await.and_then(|found| found.permissions).expect("known").len()
+}
+
+async fn permissions_that_one_list_of_a_role_lacks_stay(fresh: Fresh) {
+    let (world, ada, _) = with_permissions(fresh, &[4]).await;
+    world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1).on("role_permissions"));
+    let run = reconcile(&world).await;
+    assert_eq!(permissions(&world, &ada).await, 4, "{}", world.fresh.name);
+    let reason = not_compared(&run).expect("a reason");
+    assert!(reason.contains("two lists of them differ"), "{reason}");
+    assert_eq!(not_compared(&reconcile(&world).await), None);
+}
+
+async fn a_role_that_has_lost_most_permissions_is_held_until_an_approval(fresh: Fresh) {
+    let (world, ada, roles) = with_permissions(fresh, &[8, 8]).await;
+    let (role, given) = &roles[0];
+    world.kinde.set_role_permissions(role, &[], &given[..6]).expect("there");
+    let held = reconcile(&world).await;
+    assert_eq!((held.tally.of(DriftKind::RemovalHeld), permissions(&world, &ada).await), (6, 16));
+    approve(&world, held).await;
+    assert_eq!(permissions(&world, &ada).await, 10, "{}", world.fresh.name);
+    let (role, given) = &roles[1];
+    world.kinde.set_role_permissions(role, &[], &given[..3]).expect("there");
+    assert_eq!(reconcile(&world).await.tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!(permissions(&world, &ada).await, 7, "a few at once");
+}
+
+async fn small_losses_of_many_roles_are_held_together(fresh: Fresh) {
+    let (world, ada, roles) = with_permissions(fresh, &[3, 3, 3, 3]).await;
+    world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on("role_permissions"));
+    let held = reconcile(&world).await;
+    assert_eq!((held.tally.of(DriftKind::RemovalHeld), permissions(&world, &ada).await), (12, 12));
+    world.kinde.clear_faults();
+    let (role, given) = &roles[0];
+    world.kinde.set_role_permissions(role, &[], given).expect("there");
+    assert_eq!(reconcile(&world).await.tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!(permissions(&world, &ada).await, 9, "one role alone");
+}
+
+async fn the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_ones(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(5);
+    let read = keys(&["read"]);
+    for user in &users {
+        world.kinde.add_to_organization(user, "org_1", &keys(&["admin"]), &read).expect("a user");
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    for user in &users {
+        world.kinde.add_to_organization(user, "org_1", &[], &read).expect("a user");
+    }
+    let reconciler = world.reconciler(10, Config { member_reads: 2, ..with_roles() });
+    let known = async || {
+        let has = |document: &kinsync_core::UserDocument| {
+            let mut all = document.organizations.iter().flatten();
+            all.any(|one| one.code == "org_1" && one.permissions.as_ref() == Some(&read))
+        };
+        world.documents().await.values().filter(|document| has(document)).count()
+    };
+    for (count, postponed) in [(2, Some(3)), (4, Some(1)), (5, None)] {
+        world.later().await;
+        let run = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
+        let run = run.expect("Kinde and the store answer");
+        assert_eq!(with_role(&world, "admin").await, 0, "the role itself is taken away at once");
+        assert_eq!(known().await, count, "{}", world.fresh.name);
+        let reason =
+            postponed.map(|members| format!("the permissions of {members} members are not compared"));
+        let found = not_compared(&run);
+        assert!(found.is_some() == reason.is_some(), "{found:?}");
+        assert!(found.is_none_or(|found| found.contains(reason.as_deref().unwrap_or_default())), "{found:?}");
     }
 }
 

@@ -13,6 +13,7 @@ use crate::clock::ApiTime;
 use crate::config::Missing;
 use crate::emulator::Emulator;
 use crate::event::Source;
+use crate::faults::FaultKind;
 use crate::routes::response::{Body, ErrorResponse, Params, optional, success};
 use crate::tenant::{self, Assign};
 use crate::user::{Membership, User};
@@ -53,9 +54,14 @@ pub(super) async fn list(
         crate::config::Pagination::Offset => 0,
     };
     let view = view(&tenant, &request.faults);
+    let has_roles = !request.faults.contains(&FaultKind::NoRoles);
     let members = view.from(start).filter_map(|(position, user)| {
         let member = user.membership(&code).filter(|member| has(member))?;
-        Some((position, shown(&user, member, missing)))
+        let mut item = shown(&user, member, missing);
+        if !has_roles {
+            item["roles"] = json!([]);
+        }
+        Some((position, item))
     });
     let (items, next) = request.turn(request.skip(members));
     Ok(page(&emulator, "organization_users", &items, next))

@@ -87,6 +87,19 @@ impl Seen {
         Some((if is_missed { DriftKind::Changed } else { DriftKind::FilledIn }, observation))
     }
 
+    /// Returns the keys of the roles that the document shows and the list lacks.
+    pub(super) fn lacks(&self, row: Option<&Row>) -> Vec<String> {
+        let shown = row.filter(|_| self.membership.roles.is_some()).and_then(|row| {
+            memberships(&row.state).shown_in(&self.membership.code, &row.state.directory)?.roles
+        });
+        shown.into_iter().flatten().filter(|key| !self.role_keys.contains(key)).collect()
+    }
+
+    /// Returns what the list has apart from roles.
+    pub(super) fn without_roles(self) -> Self {
+        Self { membership: Organization { roles: None, ..self.membership }, ..self }
+    }
+
     /// Returns the values that differ from known ones.
     fn differing(&self, row: &Row, known: &Organization) -> Organization {
         let seen = &self.membership;

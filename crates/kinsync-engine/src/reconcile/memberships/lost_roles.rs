@@ -1,0 +1,97 @@
+//! Roles that the list of the members of an organization lacks.
+//!
+//! A list that lacks roles by mistake looks like members that have lost them. The rule is the one for memberships
+//! ([`crate::reconcile::removals`]): reads of some of these members have to confirm it, and unusually many in one organization are held as
+//! a whole until an operator approves them. What else the list has of these members takes effect at once.
+
+use kinsync_core::UserId;
+
+use super::{Comparison, Error, Inner, lacks_scope, memberships, seen::Seen};
+use crate::{
+    reconcile::{
+        record::DriftKind,
+        removals::{Confirmed, Decision, Lost, SAMPLE},
+        scan::Scanned,
+    },
+    state_records::Term,
+    store::Row,
+};
+
+/// Members of one organization that lose a role with one scan, or are held. The next scan finds the rest.
+const MOST: usize = 50_000;
+
+/// Members of an organization that lack a role in its list.
+#[derive(Default)]
+pub(super) struct LostRoles {
+    members: Vec<Seen>,
+    /// Stored members with a role.
+    had: u64,
+}
+
+impl LostRoles {
+    /// Counts the stored members with a role.
+    pub(super) fn count(&mut self, code: &str, rows: &[Option<Row>]) {
+        let has_role = |row: &&Row| {
+            let known = memberships(&row.state).shown_in(code, &row.state.directory);
+            known.and_then(|known| known.roles).is_some_and(|roles| !roles.is_empty())
+        };
+        self.had += rows.iter().flatten().filter(has_role).count() as u64;
+    }
+
+    pub(super) fn add(&mut self, seen: Seen) {
+        if self.members.len() < MOST {
+            self.members.push(seen);
+        }
+    }
+}
+
+impl Inner {
+    /// Takes the roles from these members, or holds that.
+    pub(super) async fn take_roles(
+        &self,
+        code: &str,
+        lost: LostRoles,
+        comparison: &mut Comparison<'_>,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        let LostRoles { members, had } = lost;
+        if members.is_empty() {
+            return Ok(());
+        }
+        let (run, approved) = (comparison.run, comparison.approved);
+        if !self.have_lost(code, &members, run.writes()).await? {
+            tracing::warn!(organization = code, "Kinde's list of members lacks roles that single reads find");
+            scanned.tally.add_count(DriftKind::Undetermined, members.len());
+            let others = members.into_iter().map(Seen::without_roles).collect();
+            return self.repair_members(others, comparison, scanned).await;
+        }
+        let users: Vec<UserId> = members.iter().map(|seen| seen.user.clone()).collect();
+        let removal = Confirmed { lost: Lost::Role, code, users: &users, had };
+        let decision = self.decide(run, removal, scanned, approved).await?;
+        let decided = members.into_iter().map(|seen| match decision {
+            Decision::Approved if !Lost::Role.is_approved(&seen.user, code, approved) => seen.without_roles(),
+            Decision::All | Decision::Approved => seen,
+        });
+        self.repair_members(decided.collect(), comparison, scanned).await
+    }
+
+    /// Reads some of the members. Returns whether none of them has a role that the list lacks.
+    async fn have_lost(&self, code: &str, lost: &[Seen], term: Option<Term>) -> Result<bool, Error> {
+        let every = lost.len().div_ceil(SAMPLE).max(1);
+        let sample: Vec<Seen> = lost.iter().step_by(every).cloned().collect();
+        let rows = self.rows(&sample).await?;
+        for (listed, row) in sample.iter().zip(rows) {
+            let Some(row) = row else { continue };
+            let read = match self.member(&row, code, term).await {
+                // A revoked role must not stay because of a missing scope. The budget still counts.
+                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(true),
+                read => read?,
+            };
+            let has = |key: &String| read.as_ref().is_some_and(|read| read.role_keys.contains(key));
+            if listed.lacks(Some(&row)).iter().any(has) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
