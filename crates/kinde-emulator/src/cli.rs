@@ -56,6 +56,9 @@ enum Command {
     /// Create, change and delete permissions.
     #[command(subcommand)]
     Permissions(directory::Permissions),
+    /// List and create the properties that users can have; `users set-properties` sets values.
+    #[command(subcommand)]
+    Properties(directory::Properties),
     /// Create tokens.
     #[command(subcommand)]
     Token(Token),

@@ -108,13 +108,42 @@ impl RoleEdit {
     }
 }
 
+/// A property that users can have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Property {
+    /// `prop_…`.
+    pub id: String,
+    /// Key that applications refer to.
+    pub key: String,
+    /// Display name.
+    pub name: String,
+    /// Description.
+    pub description: Option<String>,
+    /// Whether tokens and front ends do not get the values.
+    pub is_private: bool,
+}
+
+/// A new property.
+#[derive(Debug, Clone, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct PropertyEdit {
+    /// Key.
+    pub key: String,
+    /// Name; by default the key.
+    pub name: Option<String>,
+    /// Description.
+    pub description: Option<String>,
+    /// Whether it is private; by default it is not.
+    pub is_private: Option<bool>,
+}
+
 /// Everything that a tenant has besides users.
 pub(crate) struct Directory {
     pub(crate) organizations: Table<Organization>,
     pub(crate) roles: Table<Role>,
     pub(crate) permissions: Table<Permission>,
-    /// Ids of the property keys.
-    pub(crate) properties: BTreeMap<String, String>,
+    /// Properties of users by key.
+    pub(crate) properties: BTreeMap<String, Property>,
 }
 
 impl Directory {
@@ -174,6 +203,18 @@ impl Directory {
                 || content == UserPermissions::Effective && !roles.is_empty()
         };
         self.permissions.iter().map(|permission| (permission, of(permission))).filter(is_listed).collect()
+    }
+}
+
+impl Property {
+    pub(crate) fn new(id: String, edit: PropertyEdit) -> Self {
+        Self {
+            id,
+            name: edit.name.unwrap_or_else(|| edit.key.clone()),
+            key: edit.key,
+            description: edit.description,
+            is_private: edit.is_private.unwrap_or_default(),
+        }
     }
 }
 

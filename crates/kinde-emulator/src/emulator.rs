@@ -198,7 +198,7 @@ impl Emulator {
 
     /// The number of requests to a route: `jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
     /// `profile`, `users`, `user`, `organizations`, `organization`, `members`, `member_roles`, `member_permissions`, `roles`,
-    /// `role_permissions`, `role_users`, `permissions`, `properties`, `search`, `webhooks`, `event_types`, `events`. Includes
+    /// `role_permissions`, `role_users`, `permissions`, `properties`, `property_definitions`, `search`, `webhooks`, `event_types`, `events`. Includes
     /// rejected requests.
     pub fn requests(&self, route: &str) -> u64 {
         lock(&self.shared.requests).get(route).copied().unwrap_or_default()

@@ -23,7 +23,7 @@ pub struct Fault {
     pub times: Option<u64>,
     /// For HTTP faults the route (`jwks`, `openid`, `auth`, `token`, `logout`, `introspect`, `revoke`,
     /// `profile`, `users`, `user`, `organizations`, `organization`, `members`, `member_roles`, `member_permissions`,
-    /// `roles`, `role_permissions`, `role_users`, `permissions`, `properties`, `search`, `webhooks`, `event_types`,
+    /// `roles`, `role_permissions`, `role_users`, `permissions`, `properties`, `property_definitions`, `search`, `webhooks`, `event_types`,
     /// `events`, or `management` for all under `/api/v1`), for webhook faults the event type; all if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,

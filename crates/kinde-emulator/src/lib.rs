@@ -38,7 +38,7 @@ mod webhook;
 pub use activity::Activity;
 pub use config::Config;
 pub use delivery::{Delivery, DeliveryState, Stats, Webhook};
-pub use directory::{Organization, OrganizationEdit, Permission, Role, RoleEdit};
+pub use directory::{Organization, OrganizationEdit, Permission, Property, PropertyEdit, Role, RoleEdit};
 pub use emulator::{Emulator, StartError};
 pub use event::{EVENT_TYPES, Event, Source};
 pub use faults::{Fault, FaultKind, FaultReport};

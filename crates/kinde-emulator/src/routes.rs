@@ -44,6 +44,7 @@ pub(crate) fn router(emulator: Emulator) -> Router {
         .route("/users/{id}/organizations", post(directory::join))
         .route("/users/{id}/organizations/{code}", patch(directory::suspend_member).delete(directory::leave))
         .route("/users/{id}/properties", post(directory::set_properties))
+        .route("/properties", get(directory::properties).post(directory::create_property))
         .route("/organizations", get(directory::organizations).post(directory::create_organization))
         .route(
             "/organizations/{code}",

@@ -31,7 +31,7 @@ pub use self::directory::{Organization, OrganizationUser, RoleUser, UserPermissi
 pub use self::error::Error;
 use self::pages::{List, Paging};
 pub use self::pages::{Page, Pages};
-pub use self::property::{Property, SearchedUser};
+pub use self::property::{Property, PropertyDefinition, SearchedUser};
 use self::retry::Gate;
 use self::token::{Credentials, Tokens};
 pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookUpdate};

@@ -80,6 +80,9 @@ pub struct UserDocument {
     /// Sign-in identities. Empty if the user has none, absent while no source has listed them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub identities: Option<Vec<Identity>>,
+    /// Values of the properties of the settings, by key. A property without a value is absent. Absent while no scan has read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub properties: Option<BTreeMap<String, String>>,
     /// Whether Kinde refuses sign-ins.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub is_suspended: Option<bool>,
@@ -158,6 +161,9 @@ impl UserDocument {
             identities: state.value(Field::Identities).map(|value| match value {
                 Value::Identities(list) => list.clone(),
                 _ => Vec::new(),
+            }),
+            properties: state.properties().map(|properties| {
+                properties.values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
             }),
             is_suspended: flag(Field::IsSuspended),
             is_password_reset_requested: flag(Field::IsPasswordResetRequested),

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{membership::Memberships, rfc3339, version::Micros};
+use crate::{membership::Memberships, property::Properties, rfc3339, version::Micros};
 
 /// A synced field of a user.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -30,6 +30,8 @@ pub enum Field {
     /// Organization codes as a scan lists them, without roles and permissions. A state contains them in
     /// [`Self::Organizations`].
     OrganizationCodes,
+    /// Properties, which only a read of their own carries.
+    Properties,
 }
 
 /// The kind of source that usually carries a field.
@@ -43,7 +45,7 @@ pub enum Group {
 
 impl Field {
     /// All fields, in the order of their variants. Append only: documents store positions in this list.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Email,
         Self::FirstName,
         Self::LastName,
@@ -58,6 +60,7 @@ impl Field {
         Self::ProvidedId,
         Self::Identities,
         Self::OrganizationCodes,
+        Self::Properties,
     ];
 
     /// Returns the key in a user document, unless the settings map it to another key.
@@ -77,6 +80,7 @@ impl Field {
             Self::ProvidedId => "providedId",
             Self::Identities => "identities",
             Self::OrganizationCodes => "organizationCodes",
+            Self::Properties => "properties",
         }
     }
 
@@ -101,7 +105,8 @@ impl Field {
             | Self::CreatedOn
             | Self::ProvidedId
             | Self::Identities
-            | Self::OrganizationCodes => Group::Scan,
+            | Self::OrganizationCodes
+            | Self::Properties => Group::Scan,
         }
     }
 
@@ -133,6 +138,8 @@ pub enum Value {
     Memberships(Memberships),
     /// Sign-in identities, sorted. Equal entries stay: two passkeys have the same kind and no name.
     Identities(Vec<Identity>),
+    /// Properties with a version for each.
+    Properties(Properties),
 }
 
 /// One membership.

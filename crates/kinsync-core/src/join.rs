@@ -1,4 +1,4 @@
-//! The join of two states: register by register, the greater one wins. Memberships join by themselves.
+//! The join of two states: register by register, the greater one wins. Memberships and properties join by themselves.
 //!
 //! Each register is a join semilattice (the maximum or minimum of a total order), and so is their product. The join is
 //! therefore associative, commutative and idempotent. See Shapiro et al., "Conflict-free Replicated
@@ -37,7 +37,7 @@ impl UserState {
     }
 }
 
-/// Joins one register. Memberships are a lattice of their own, and the register has the newest version among them.
+/// Joins one register. Memberships and properties are lattices of their own, and the register has the newest version among them.
 pub(crate) fn with_register(
     mut fields: BTreeMap<Field, Register>,
     field: Field,
@@ -55,6 +55,13 @@ pub(crate) fn with_register(
 fn join_registers(known: &mut Register, other: Register) {
     if let (Value::Memberships(memberships), Value::Memberships(others)) = (&mut known.value, &other.value) {
         *memberships = std::mem::take(memberships).join(others.clone());
+        if other.version > known.version {
+            known.version = other.version;
+        }
+    } else if let (Value::Properties(properties), Value::Properties(others)) =
+        (&mut known.value, &other.value)
+    {
+        *properties = std::mem::take(properties).join(others.clone());
         if other.version > known.version {
             known.version = other.version;
         }

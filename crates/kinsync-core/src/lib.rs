@@ -27,6 +27,8 @@ pub mod membership;
 
 pub mod directory;
 
+pub mod property;
+
 pub mod observation;
 
 pub mod state;
@@ -45,5 +47,6 @@ pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;
 pub use membership::Memberships;
 pub use observation::{Observation, Source, What};
+pub use property::Properties;
 pub use state::{FirstVersions, Register, UserState};
 pub use version::{Micros, Rank, Version};

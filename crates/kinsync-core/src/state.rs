@@ -10,6 +10,7 @@ use crate::{
     join::with_register,
     membership::Memberships,
     observation::{Observation, What},
+    property::Properties,
     version::{Micros, Rank, Version},
 };
 
@@ -158,6 +159,14 @@ impl UserState {
     pub fn memberships(&self) -> Option<&Memberships> {
         match self.value(Field::Organizations)? {
             Value::Memberships(memberships) => Some(memberships),
+            _ => None,
+        }
+    }
+
+    /// Returns the registers of the properties; `None` while no read has observed one.
+    pub fn properties(&self) -> Option<&Properties> {
+        match self.value(Field::Properties)? {
+            Value::Properties(properties) => Some(properties),
             _ => None,
         }
     }

@@ -70,7 +70,9 @@ pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
 pub use projector::RejectedByStore;
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
-pub use reconcile::{Config as ReconcileConfig, Thresholds, schedule::Status as ReconcilerStatus};
+pub use reconcile::{
+    Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,
+};
 pub use spread::SpreadStatus;
 #[cfg(feature = "mongodb")]
 pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};

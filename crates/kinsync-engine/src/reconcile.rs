@@ -8,8 +8,8 @@
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
 //! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit
 //! deletions and removals), `checks` (single users), `memberships` (roles of members), `directory` (organizations, roles and
-//! permissions) and `role_permissions`, [`record`] (stored results of runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook
-//! still delivers).
+//! permissions), `role_permissions`, `properties` (of users), [`record`] (stored results of runs), [`schedule`] (when a run
+//! starts), [`webhook_health`] (whether the webhook still delivers).
 
 mod budget;
 mod checks;
@@ -23,6 +23,7 @@ mod lease_model;
 mod memberships;
 #[cfg(test)]
 mod model;
+mod properties;
 pub mod record;
 mod removals;
 mod role_permissions;
@@ -40,6 +41,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use self::{
     budget::Thresholds,
     memberships::{MAX_ORGANIZATIONS, MAX_READS, MembershipTally},
+    properties::{ALL as ALL_PROPERTIES, PropertyConfig, PropertyTally},
 };
 use self::{
     deletions::Approved,
@@ -80,6 +82,8 @@ pub struct Config {
     pub roles: bool,
     /// Members with permissions that a scan reads, with two requests for each.
     pub member_reads: usize,
+    /// Which properties of users scans compare.
+    pub properties: PropertyConfig,
 }
 
 impl Default for Config {
@@ -93,6 +97,7 @@ impl Default for Config {
             name: format!("process {}", std::process::id()),
             roles: false,
             member_reads: MAX_READS,
+            properties: PropertyConfig::default(),
         }
     }
 }
@@ -280,6 +285,7 @@ impl Reconciler {
             let found = parts.compare_members(run, &mut scanned, &approved, progress).await?;
             run.memberships = Some(found);
         }
+        run.properties = parts.compare_properties(run, &mut scanned, progress).await?;
         parts.keep_held(run, &scanned.held).await?;
         if run.writes().is_some() {
             parts.show_directory().await;
@@ -487,7 +493,7 @@ fn measure(run: &Run) {
 }
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 12] {
+pub fn state_keys() -> [&'static Key; 13] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -501,6 +507,7 @@ pub fn state_keys() -> [&'static Key; 12] {
         &crate::derived::KEY,
         &crate::log_snapshots::KEY,
         &crate::rebuild::KEY,
+        &properties::KEY,
     ]
 }
 

@@ -22,10 +22,10 @@ pub fn not_after(timing: &RequestTiming) -> Micros {
     Micros(timing.not_after.as_microsecond())
 }
 
-/// Returns whether a read can determine this field. For [`Field::Organizations`] it determines the memberships, not the
+/// Returns whether a read of a user can determine this field. For [`Field::Organizations`] it determines the memberships, not the
 /// roles.
 pub fn can_observe(field: Field) -> bool {
-    field != Field::IsPasswordResetRequested
+    !matches!(field, Field::IsPasswordResetRequested | Field::Properties)
 }
 
 /// Returns the first half of the SHA-256 of the content as hex: a deterministic tie-break between reads of one instant.

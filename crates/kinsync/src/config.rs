@@ -150,6 +150,10 @@ pub struct Reconcile {
     pub page_size: u32,
     /// Whether scans compare the roles of members too.
     pub roles: bool,
+    /// Keys of the properties of users that are mirrored, or `*`.
+    pub properties: Vec<String>,
+    /// The shortest interval between two comparisons of properties.
+    pub properties_every: Duration,
     /// Deletions in one run that need no approval.
     pub max_deletes: u64,
     /// The share of live users that may be deleted without an approval, 0 to 1.

@@ -7,6 +7,7 @@
 //! In reading order:
 //! - `kinde`: clock, signing keys, issuers, credentials, scopes, the webhook, event types
 //! - `roles`: the scopes and requests of a comparison of roles
+//! - `properties`: those of a comparison of properties
 //! - `schema`: the fields of a user that Kinde's event schemas declare
 //! - `mongodb`: server, replica set, majority, privileges, indexes, email addresses
 //! - `data_dir`: access, free space, the duration of a sync, dead letters
@@ -15,6 +16,7 @@
 mod data_dir;
 mod kinde;
 mod mongodb;
+mod properties;
 mod roles;
 mod schema;
 mod server;

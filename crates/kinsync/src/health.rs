@@ -357,6 +357,9 @@ impl Problems {
         if let Some(reason) = latest.and_then(|run| run.memberships.as_ref()?.not_compared.as_ref()) {
             self.degraded.push(format!("the last scan did not compare everything: {reason}"));
         }
+        if let Some(reason) = latest.and_then(|run| run.properties.as_ref()?.not_compared.as_ref()) {
+            self.degraded.push(format!("the last scan did not compare the properties of users: {reason}"));
+        }
         Some(ReconcileHealth {
             last_run: latest.map(|run| run.id.clone()),
             seconds_since_last_run: latest.map(|run| age(run.started_at, now)),

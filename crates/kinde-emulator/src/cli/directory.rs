@@ -114,6 +114,22 @@ pub(super) enum Permissions {
     Delete(Delete),
 }
 
+#[derive(Debug, Subcommand)]
+pub(super) enum Properties {
+    /// List all properties in the order of their keys.
+    List(Target),
+    /// Create a property; sends no event.
+    Create {
+        /// Key, for example `plan`.
+        key: String,
+        /// Make it private.
+        #[arg(long)]
+        private: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(super) struct New {
     /// Key, for example `admin`.
@@ -186,6 +202,15 @@ pub(super) fn permissions_request(permissions: Permissions) -> Request {
         Permissions::Rename(change) => rename("permissions", change),
         Permissions::Delete(Delete { id, target }) => {
             Request::new(target, Method::DELETE, &["permissions", &id])
+        }
+    }
+}
+
+pub(super) fn definitions_request(properties: Properties) -> Request {
+    match properties {
+        Properties::List(target) => Request::get(target, &["properties"]),
+        Properties::Create { key, private, target } => {
+            Request::post(target, &["properties"], json!({"key": key, "is_private": private}))
         }
     }
 }

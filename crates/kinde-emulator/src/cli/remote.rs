@@ -79,6 +79,7 @@ pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
         Command::Organizations(organizations) => directory::organizations_request(organizations),
         Command::Roles(roles) => directory::roles_request(roles),
         Command::Permissions(permissions) => directory::permissions_request(permissions),
+        Command::Properties(properties) => directory::definitions_request(properties),
         Command::Token(token) => token_request(token),
         Command::Keys(Keys::Rotate { drop, target }) => {
             let overlap = if drop { "drop" } else { "keep" };

@@ -1,6 +1,6 @@
 //! Operations on organizations, memberships, roles, permissions and properties.
 
-use crate::directory::{Organization, OrganizationEdit, Permission, Role, RoleEdit};
+use crate::directory::{Organization, OrganizationEdit, Permission, Property, PropertyEdit, Role, RoleEdit};
 use crate::event::Source;
 use crate::tenant::{Assign, Draft, Error, Tenant};
 use crate::user::User;
@@ -89,6 +89,16 @@ impl Emulator {
         source: Source,
     ) -> Result<User, Error> {
         self.change(|tenant| tenant.assign(id, code, assign, source))
+    }
+
+    /// The properties that users can have, in the order of their keys.
+    pub fn properties(&self) -> Vec<Property> {
+        self.tenant().directory.properties.values().cloned().collect()
+    }
+
+    /// Creates a property that users can have. Setting a value of an unknown key does it too.
+    pub fn create_property(&self, edit: PropertyEdit) -> Result<Property, Error> {
+        self.tenant().create_property(edit)
     }
 
     /// Sets properties of a user, or removes those without a value. Sends no event.

@@ -79,6 +79,7 @@ fn route_name(path: &str) -> Option<&'static str> {
         ["logout"] => "logout",
         ["oauth2", "v2", "user_profile"] => "profile",
         ["api", "v1", "users", _, "properties", ..] => "properties",
+        ["api", "v1", "properties"] => "property_definitions",
         ["api", "v1", "users", ..] => "users",
         ["api", "v1", "search", "users"] => "search",
         ["api", "v1", "organizations"] => "organizations",

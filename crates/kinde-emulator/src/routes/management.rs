@@ -31,6 +31,8 @@ const SCOPES: &[(&str, &str, &str)] = &[
     ("GET", "users/{id}/properties", "read:user_properties"),
     ("PATCH", "users/{id}/properties", "update:user_properties"),
     ("PUT", "users/{id}/properties/{key}", "update:user_properties"),
+    ("GET", "properties", "read:properties"),
+    ("POST", "properties", "create:properties"),
     ("GET", "search/users", "read:users"),
     ("GET", "organizations", "read:organizations"),
     ("GET", "organization", "read:organizations"),
@@ -88,6 +90,7 @@ pub(super) fn router(emulator: &Emulator) -> Router<Emulator> {
             "/api/v1/user",
             get(users::read).post(users::create).patch(users::update).delete(users::delete),
         )
+        .route("/api/v1/properties", get(properties::definitions).post(properties::create))
         .route("/api/v1/users/{id}/properties", get(properties::list).patch(properties::update))
         .route("/api/v1/users/{id}/properties/{key}", put(properties::set))
         .route("/api/v1/search/users", get(properties::search))

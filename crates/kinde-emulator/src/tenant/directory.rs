@@ -6,7 +6,7 @@
 use serde_json::json;
 
 use super::{Draft, Error, Tenant};
-use crate::directory::{Organization, OrganizationEdit, Permission, Role, RoleEdit};
+use crate::directory::{Organization, OrganizationEdit, Permission, Property, PropertyEdit, Role, RoleEdit};
 use crate::event::Source;
 use crate::user::{Grant, Membership, User};
 
@@ -250,7 +250,13 @@ impl Tenant {
         let (position, mut user) = self.existing(id)?;
         for (key, value) in values {
             let Self { directory, clock, .. } = self;
-            directory.properties.entry(key.clone()).or_insert_with(|| clock.property_id());
+            let property = || {
+                Property::new(
+                    clock.property_id(),
+                    PropertyEdit { key: key.clone(), ..PropertyEdit::default() },
+                )
+            };
+            directory.properties.entry(key.clone()).or_insert_with(property);
             match value {
                 Some(value) => drop(user.properties.insert(key, value)),
                 None => drop(user.properties.remove(&key)),
@@ -259,6 +265,16 @@ impl Tenant {
         let at = self.clock.tick();
         self.users.put(position, Some(user.clone()), at);
         Ok(user)
+    }
+
+    /// Creates a property that users can have.
+    pub(crate) fn create_property(&mut self, edit: PropertyEdit) -> Result<Property, Error> {
+        if edit.key.is_empty() || self.directory.properties.contains_key(&edit.key) {
+            return Err(Error::Used(edit.key));
+        }
+        let property = Property::new(self.clock.property_id(), edit);
+        self.directory.properties.insert(property.key.clone(), property.clone());
+        Ok(property)
     }
 
     fn check_role_key(&self, id: Option<&str>, key: &str) -> Result<(), Error> {

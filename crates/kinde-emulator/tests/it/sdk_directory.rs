@@ -39,6 +39,8 @@ async fn kindes_package_manages_organizations_roles_permissions_and_properties()
     let values: Vec<_> =
         found["properties"].as_array().unwrap().iter().map(|one| (&one["key"], &one["value"])).collect();
     assert_eq!(values, [(&json!("plan"), &json!("pro")), (&json!("tier"), &json!("gold"))]);
+    let defined = &found["defined"][0];
+    assert_eq!((&defined["key"], &defined["is_private"]), (&json!("tier"), &json!(true)));
     assert_eq!(found["searched"][0]["properties"], json!({"plan": "pro", "tier": "gold"}));
     assert_eq!(found["updated"]["users_removed"], json!([ada.id]));
     assert_eq!(found["left"], json!({"organizations": 1, "roles": 0, "permissions": 0}));

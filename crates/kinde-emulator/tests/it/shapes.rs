@@ -209,6 +209,16 @@ async fn directory(api: &Checked, user: &str) {
     let listed = send(get.clone(), &format!("{of_role}/users"), &none, 200).await;
     assert_eq!(listed["users"], json!([{"id": user, "org_codes": [code]}]));
     send(get.clone(), &format!("organizations/{code}/roles/{role}/users"), &none, 200).await;
+    let property = json!({
+        "key": "tier", "name": "Tier", "type": "single_line_text", "context": "usr", "is_private": true,
+        "category_id": "cat_1", "description": "The tier",
+    });
+    send(post.clone(), "properties", &property, 201).await;
+    let defined = send(get.clone(), "properties?context=usr", &none, 200).await;
+    assert_eq!(
+        (&defined["properties"][0]["key"], &defined["properties"][0]["is_private"]),
+        (&json!("tier"), &json!(true))
+    );
     let properties = format!("users/{user}/properties");
     send(patch.clone(), &properties, &json!({"properties": {"tier": "gold", "seats": 3}}), 200).await;
     send(Method::PUT, &format!("{properties}/tier?value=silver"), &none, 200).await;

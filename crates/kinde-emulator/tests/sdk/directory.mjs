@@ -1,7 +1,7 @@
 // Kinde's packages on organizations, members, roles, permissions, properties and tokens of a running emulator. Reads the
 // address, the credentials and a user as JSON from the environment variable CHECK, and prints what the package returned as JSON.
 import { MemoryStorage, StorageKeys, getCurrentOrganization, getPermissions, getRoles, setActiveStorage } from "@kinde/js-utils";
-import { Organizations, Permissions, Roles, Search, Users, init } from "@kinde/management-api-js";
+import { Organizations, Permissions, Properties, Roles, Search, Users, init } from "@kinde/management-api-js";
 
 const { issuer, clientId, clientSecret, user } = JSON.parse(process.env.CHECK);
 init({ kindeDomain: issuer, clientId, clientSecret });
@@ -38,6 +38,10 @@ await session.setSessionItem(StorageKeys.accessToken, (await minted.json()).toke
 setActiveStorage(session);
 const token = { org: await getCurrentOrganization(), roles: await getRoles(), permissions: await getPermissions() };
 
+await Properties.createProperty({
+  requestBody: { key: "tier", name: "Tier", type: "single_line_text", context: "usr", is_private: true, category_id: "cat_1" },
+});
+const defined = (await Properties.getProperties({ context: "usr" })).properties;
 await Users.updateUserProperties({ userId: user, requestBody: { properties: { tier: "gold" } } });
 await Users.updateUserProperty({ userId: user, propertyKey: "plan", value: "pro" });
 const properties = (await Users.getUserPropertyValues({ userId: user })).properties;
@@ -60,5 +64,5 @@ const left = {
 };
 
 const answer = { orgCode, roleId, permissionId, organization, organizations, role, rolePermissions, members, roles };
-Object.assign(answer, { permissions, withRole, withRoleHere, token, properties, searched, updated, left });
+Object.assign(answer, { permissions, withRole, withRoleHere, token, properties, defined, searched, updated, left });
 process.stdout.write(JSON.stringify(answer));

@@ -29,6 +29,26 @@ pub struct Property {
     pub extra: Map<String, Value>,
 }
 
+/// A property that users can have.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct PropertyDefinition {
+    /// `prop_…`; opaque.
+    pub id: String,
+    /// Key that applications refer to.
+    pub key: String,
+    /// Display name.
+    pub name: Patch<String>,
+    /// Description.
+    pub description: Patch<String>,
+    /// True if tokens and front ends do not get the values.
+    pub is_private: Patch<bool>,
+    /// True for a property that Kinde defines.
+    pub is_kinde_property: Patch<bool>,
+    /// Unknown members.
+    pub extra: Map<String, Value>,
+}
+
 /// A result of the search for users.
 #[derive(Clone, Default, PartialEq)]
 #[non_exhaustive]
@@ -43,6 +63,20 @@ pub struct SearchedUser {
 
 /// Properties of users. Kinde sends no event when one changes.
 impl Client {
+    /// Lists the properties that users can have. Scope `read:properties`. Kinde does not return the category of a property.
+    pub fn user_property_definitions(&self) -> Pages<PropertyDefinition> {
+        let list = List {
+            endpoint: "properties",
+            scope: "read:properties",
+            url: self.url(&["properties"]),
+            query: vec![("context", "usr".to_owned())],
+            member: "properties",
+            paging: Paging::After(|property: &PropertyDefinition| &property.id),
+            read: PropertyDefinition::read,
+        };
+        Pages::new(self.clone(), list)
+    }
+
     /// Lists the properties of a user. Scope `read:user_properties`.
     pub fn user_properties(&self, user: &str) -> Result<Pages<Property>, Error> {
         check_id(user)?;
@@ -83,6 +117,20 @@ impl Property {
             description: reader.text("description")?,
             key: reader.required_id("key")?,
             value: reader.text("value")?,
+            extra: reader.into_rest(),
+        })
+    }
+}
+
+impl PropertyDefinition {
+    fn read(mut reader: Reader<'_>) -> Result<Self, event::Error> {
+        Ok(Self {
+            id: reader.required_id("id")?,
+            key: reader.required_id("key")?,
+            name: reader.text("name")?,
+            description: reader.text("description")?,
+            is_private: reader.flag("is_private")?,
+            is_kinde_property: reader.flag("is_kinde_property")?,
             extra: reader.into_rest(),
         })
     }

@@ -1,6 +1,6 @@
 //! Organizations, members, roles, permissions and properties: what the client requests and how it reads the responses.
 
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use kinde::Patch;
 use kinde::management::{Client, Error, Page, Pages};
 use serde_json::{Value, json};
@@ -207,4 +207,30 @@ async fn a_missing_scope_is_named() {
         "users",
     ];
     assert_eq!(named, expect.map(|scope| format!("read:{scope}")));
+}
+
+#[tokio::test]
+async fn definitions_of_properties_continue_after_the_last_one() {
+    let (api, client) = answering_by(|seen| {
+        let body = if seen.query.contains("starting_after=prop_1") {
+            json!({"properties": [], "has_more": false})
+        } else {
+            json!({"properties": [{"id": "prop_1", "key": "plan", "is_private": true, "description": null, "new": 1}]})
+        };
+        ok(&body)
+    })
+    .await;
+    let defined = client.user_property_definitions().all().await.unwrap().value;
+    assert_eq!((defined[0].key.as_str(), &defined[0].is_private), ("plan", &Patch::Value(true)));
+    assert_eq!((&defined[0].description, &defined[0].is_kinde_property), (&Patch::Null, &Patch::Absent));
+    let requests: Vec<String> =
+        api.seen("/api/v1/properties").iter().map(|request| request.query.clone()).collect();
+    assert_eq!(requests, ["page_size=200&context=usr", "page_size=200&starting_after=prop_1&context=usr"]);
+    for refusal in [api_error(403, "NO", "x"), api_error_in_object(403, "NO")] {
+        let body = axum::body::to_bytes(refusal.into_body(), 1000).await.unwrap();
+        let answer = move |_: &Seen| (axum::http::StatusCode::FORBIDDEN, body.clone()).into_response();
+        let (_api, client) = answering_by(answer).await;
+        let error = client.user_property_definitions().all().await.unwrap_err();
+        assert!(matches!(error, Error::Unauthorized { scope: "read:properties", .. }), "{error:?}");
+    }
 }

@@ -82,7 +82,7 @@ proptest! {
         let before = fold(&observations);
         let after = before.clone().observe(&more);
         for (field, register) in &before.fields {
-            let is_lattice = *field == Field::Organizations;
+            let is_lattice = matches!(field, Field::Organizations | Field::Properties);
             prop_assert!(is_lattice || after.fields[field] >= *register);
         }
         prop_assert_eq!(before.clone().join(after.clone()), after.clone());
@@ -114,7 +114,9 @@ proptest! {
         };
         let state = fold([&observation, &token]);
         let is_list = |field| matches!(field, Field::Organizations | Field::OrganizationCodes);
-        for (field, value) in observed.iter().filter(|(field, _)| !is_list(*field)) {
+        // No token carries properties.
+        let is_alone = |field| !is_list(field) && field != Field::Properties;
+        for (field, value) in observed.iter().filter(|(field, _)| is_alone(*field)) {
             prop_assert_eq!(state.value(field), Some(value));
         }
         if observed.iter().any(|(field, _)| is_list(field)) {

@@ -1,4 +1,6 @@
-use kinsync_core::{Field, Micros, Organization, Profile, RowMetadata, UserDocument, Value, What};
+use kinsync_core::{
+    Field, Micros, Organization, Profile, Properties, RowMetadata, UserDocument, Value, Version, What,
+};
 
 use crate::strategies::{event, fold, named, snapshot, user};
 
@@ -48,6 +50,10 @@ fn observed(field: Field) -> Value {
         Field::Identities => Value::Identities(Vec::new()),
         Field::CreatedOn => Micros(1).into(),
         Field::OrganizationCodes => Value::Codes(vec!["org_a".to_owned()]),
+        Field::Properties => {
+            let read = [("plan".to_owned(), Some("pro".to_owned()))];
+            Value::Properties(Properties::read(read, &Version::snapshot(Micros(1), "")))
+        }
         _ => "text".into(),
     }
 }

@@ -1,7 +1,8 @@
 //! Generated observations from small domains, where equal times, equal versions and equal addresses are common.
 
 use kinsync_core::{
-    Field, Micros, Observation, Organization, Profile, Rank, Source, UserId, UserState, Value, Version, What,
+    Field, Micros, Observation, Organization, Profile, Properties, Rank, Source, UserId, UserState, Value,
+    Version, What,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
@@ -44,8 +45,16 @@ fn value(field: Field) -> BoxedStrategy<Value> {
             .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
             .boxed(),
         Field::Identities => Just(Value::Identities(Vec::new())).boxed(),
+        Field::Properties => properties().prop_map(Value::Properties).boxed(),
         _ => prop_oneof![text, Just(Value::Null)].boxed(),
     }
+}
+
+/// A read of some properties, with a version of its own: a state has several.
+fn properties() -> impl Strategy<Value = Properties> {
+    let value = proptest::option::of(select(vec!["a", "b"])).prop_map(|value| value.map(ToOwned::to_owned));
+    let values = vec((select(vec!["plan", "tier"]).prop_map(ToOwned::to_owned), value), 0..3);
+    (values, version()).prop_map(|(values, version)| Properties::read(values, &version))
 }
 
 fn memberships(codes: &[&str]) -> Vec<Organization> {

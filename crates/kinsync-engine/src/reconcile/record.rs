@@ -6,7 +6,7 @@ use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::memberships::MembershipTally;
+use super::{memberships::MembershipTally, properties::PropertyTally};
 use crate::{
     random,
     state_records::{self, Key, Term},
@@ -293,6 +293,9 @@ pub struct Run {
     /// What the run compared of the roles of members; `None` if it did not compare them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memberships: Option<MembershipTally>,
+    /// What the run compared of the properties of users; `None` if that was not due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub properties: Option<PropertyTally>,
     /// Differences found, and repaired unless the run was dry.
     #[serde(flatten)]
     pub tally: Tally,
@@ -335,6 +338,7 @@ impl Run {
             end: 0,
             before: None,
             memberships: None,
+            properties: None,
             tally,
         }
     }

@@ -17,6 +17,7 @@ mod deletion_budget;
 mod derived;
 mod directory;
 mod proofs;
+mod properties;
 mod quarantine;
 mod rebuild;
 mod reconcile;

@@ -134,6 +134,7 @@ async fn sightings_hide_no_events_from_the_webhook_assessment(fresh: Fresh) {
         start: 0,
         end: 0,
         memberships: None,
+        properties: None,
         before: None,
         tally: Tally { drift: [(record::DriftKind::Changed, missed)].into(), ..Tally::default() },
     };

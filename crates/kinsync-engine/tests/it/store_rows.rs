@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use kinsync_core::{
-    Field, FirstVersions, Identity, Micros, Observation, Organization, Profile, Rank, Register, RowMetadata,
-    Source, UserId, UserState, Value, Version, What,
+    Field, FirstVersions, Identity, Micros, Observation, Organization, Profile, Properties, Rank, Register,
+    RowMetadata, Source, UserId, UserState, Value, Version, What,
 };
 use kinsync_engine::internal::store::{Holder, LogEntry, LogSource, Outcome, Row, Store};
 use proptest::{collection::vec, option, prelude::*};
@@ -136,6 +136,11 @@ fn membership() -> impl Strategy<Value = Organization> {
         .prop_map(|(organization, joined_on)| Organization { joined_on, ..organization })
 }
 
+fn properties() -> impl Strategy<Value = Properties> {
+    let value = (text(), option::of(text()));
+    (vec(value, 0..3), micros()).prop_map(|(values, at)| Properties::read(values, &Version::snapshot(at, "")))
+}
+
 /// Any value for any field, fitting or not.
 fn value() -> impl Strategy<Value = Value> {
     let identity = (text(), option::of(text())).prop_map(|(kind, identity)| Identity { kind, identity });
@@ -148,6 +153,7 @@ fn value() -> impl Strategy<Value = Value> {
         vec(organization(), 0..3).prop_map(Value::Organizations),
         vec(code, 0..3).prop_map(Value::Codes),
         vec(identity, 0..3).prop_map(Value::Identities),
+        properties().prop_map(Value::Properties),
     ]
 }
 
@@ -159,6 +165,7 @@ fn fitting(field: Field) -> BoxedStrategy<Value> {
             .prop_map(|codes| Value::Codes(codes.into_iter().map(ToOwned::to_owned).collect()))
             .boxed(),
         Field::CreatedOn => micros().prop_map(Value::Time).boxed(),
+        Field::Properties => properties().prop_map(Value::Properties).boxed(),
         _ => text().prop_map(|text| Value::Text(text.into())).boxed(),
     };
     prop_oneof![2 => usual, 1 => value()].boxed()

@@ -144,6 +144,8 @@ pub enum FieldValue {
     Organizations(Vec<Organization>),
     /// Sign-in identities.
     Identities(Vec<Identity>),
+    /// Properties.
+    Properties(BTreeMap<String, String>),
 }
 
 /// What the next scan would do with a user.
@@ -186,6 +188,9 @@ impl From<&Value> for FieldValue {
             }
             Value::Codes(list) => Self::Codes(list.clone()),
             Value::Identities(list) => Self::Identities(list.clone()),
+            Value::Properties(properties) => Self::Properties(
+                properties.values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+            ),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use kinsync_core::{Field, Source};
 use kinsync_engine::internal::reconcile::{
-    MembershipTally,
+    MembershipTally, PropertyTally,
     record::{self, DriftKind},
 };
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,9 @@ pub struct RunSummary {
     /// What was compared of the roles of members; absent if `reconcile.roles` is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub roles: Option<ComparedRoles>,
+    /// What was compared of the properties of users; absent if that was not due.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub properties: Option<ComparedProperties>,
 }
 
 /// What a scan compared of the roles of members.
@@ -95,6 +98,25 @@ pub struct ComparedRoles {
     /// Why roles were not compared, or not all, with the next step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_compared: Option<String>,
+}
+
+/// What a scan compared of the properties of users.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ComparedProperties {
+    /// Users in the list.
+    pub users: u64,
+    /// Users with a property that differed from the known one or was unknown. They count in `drift` as `filled_in` too.
+    pub changed: u64,
+    /// Why properties were not compared, or not all, with the next step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_compared: Option<String>,
+}
+
+impl From<&PropertyTally> for ComparedProperties {
+    fn from(found: &PropertyTally) -> Self {
+        Self { users: found.users, changed: found.changed, not_compared: found.not_compared.clone() }
+    }
 }
 
 impl From<&MembershipTally> for ComparedRoles {
@@ -281,6 +303,7 @@ impl From<&record::Run> for RunSummary {
             previous_source: tally.previous_source.clone(),
             changes_by_source: tally.changes_by_source.clone(),
             roles: run.memberships.as_ref().map(Into::into),
+            properties: run.properties.as_ref().map(Into::into),
         }
     }
 }

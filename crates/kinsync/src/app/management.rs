@@ -44,9 +44,11 @@ pub(crate) fn reconciler(
 
 /// The limits of the reconciler.
 pub(super) fn limits(settings: &Reconcile) -> reconcile::Config {
-    let Reconcile { max_deletes, max_delete_share: share, roles, .. } = settings;
+    let Reconcile { max_deletes, max_delete_share: share, roles, properties, properties_every, .. } =
+        settings;
+    let properties = reconcile::PropertyConfig { keys: properties.clone(), every: *properties_every };
     let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
-    reconcile::Config { deletes, name: name(), roles: *roles, ..reconcile::Config::default() }
+    reconcile::Config { deletes, name: name(), roles: *roles, properties, ..reconcile::Config::default() }
 }
 
 /// Process name recorded in the lease.

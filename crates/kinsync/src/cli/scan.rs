@@ -221,6 +221,11 @@ fn show_sources(run: &RunSummary) {
         ));
         roles.not_compared.iter().for_each(|reason| output::say(reason));
     }
+    if let Some(properties) = &run.properties {
+        let (users, changed) = (properties.users, properties.changed);
+        output::say(&format!("Properties of {users} users compared, {changed} with a difference"));
+        properties.not_compared.iter().for_each(|reason| output::say(reason));
+    }
 }
 
 /// What was done about a difference, or what would be.

@@ -7,7 +7,7 @@ mod webhook;
 use kinde::bearer;
 
 use self::{api::ApiResult, issuers::Discovered};
-use super::{Finding, roles, some};
+use super::{Finding, properties, roles, some};
 use crate::config::Config;
 
 const CLOCK: &str = "kinde.clock";
@@ -19,18 +19,29 @@ const SCOPES: &str = "kinde.scopes";
 const WEBHOOK: &str = "kinde.webhook";
 const EVENT_TYPES: &str = "kinde.event_types";
 
-pub(super) const IDS: [&str; 9] =
-    [CLOCK, KEYS, ISSUERS, AUDIENCE, CREDENTIALS, SCOPES, WEBHOOK, EVENT_TYPES, roles::ROLES];
+pub(super) const IDS: [&str; 10] = [
+    CLOCK,
+    KEYS,
+    ISSUERS,
+    AUDIENCE,
+    CREDENTIALS,
+    SCOPES,
+    WEBHOOK,
+    EVENT_TYPES,
+    roles::ROLES,
+    properties::PROPERTIES,
+];
 
 /// A larger difference of the clocks is a warning, in seconds. A measurement is accurate to about a second.
 const NOTABLE_SKEW: f64 = 5.0;
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let (key_sets, discovered, answers, roles) = tokio::join!(
+    let (key_sets, discovered, answers, roles, properties) = tokio::join!(
         issuers::fetch_key_sets(config),
         issuers::discover(config),
         api::call_api(config),
-        roles::examine(config)
+        roles::examine(config),
+        properties::examine(config)
     );
     vec![
         clock(config, &discovered, &answers),
@@ -42,6 +53,7 @@ pub(super) async fn examine(config: &Config) -> Vec<Finding> {
         webhook::webhook(config, &answers),
         webhook::event_types(&answers),
         roles,
+        properties,
     ]
 }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 28] = [
+const IDS: [&str; 29] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -21,6 +21,7 @@ const IDS: [&str; 28] = [
     "kinde.webhook",
     "kinde.event_types",
     "kinde.roles",
+    "kinde.properties",
     "mongodb.reachable",
     "mongodb.version",
     "mongodb.replica_set",
@@ -263,6 +264,17 @@ async fn the_check_of_roles_names_the_requests_of_a_scan_and_a_missing_scope() {
     examine(&tenant, &[]).is("kinde.roles", "ok", &["1 organizations and 0 roles: at least 4 requests"]);
     tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("members"));
     examine(&tenant, &[]).is("kinde.roles", "warning", &["lacks read:organization_users", "grant"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_check_of_properties_names_the_requests_of_a_comparison_and_a_missing_scope() {
+    let mut tenant = Tenant::start().await;
+    examine(&tenant, &[]).is("kinde.properties", "ok", &["KINSYNC_PROPERTIES"]);
+    tenant.set("KINSYNC_PROPERTIES", "plan,*");
+    let texts = ["plan, *: one request per 200 users, at most every 24 h"];
+    examine(&tenant, &[]).is("kinde.properties", "ok", &texts);
+    tenant.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("property_definitions"));
+    examine(&tenant, &[]).is("kinde.properties", "warning", &["lacks read:properties", "grant"]);
 }
 
 /// Asserts the reported difference. Kinde's `Date` has whole seconds, and a response takes longer on a busy machine.

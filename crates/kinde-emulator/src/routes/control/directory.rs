@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Reply, reply};
-use crate::directory::{OrganizationEdit, RoleEdit};
+use crate::directory::{OrganizationEdit, PropertyEdit, RoleEdit};
 use crate::emulator::Emulator;
 
 #[derive(Deserialize)]
@@ -56,6 +56,17 @@ pub(in crate::routes) async fn set_properties(
     Json(values): Json<BTreeMap<String, Option<String>>>,
 ) -> Reply {
     reply(json!(emulator.set_properties(&id, values)?))
+}
+
+pub(in crate::routes) async fn properties(State(emulator): State<Emulator>) -> Reply {
+    reply(json!({"properties": emulator.properties()}))
+}
+
+pub(in crate::routes) async fn create_property(
+    State(emulator): State<Emulator>,
+    Json(new): Json<PropertyEdit>,
+) -> Reply {
+    reply(json!(emulator.create_property(new)?))
 }
 
 pub(in crate::routes) async fn organizations(State(emulator): State<Emulator>) -> Reply {

@@ -1,19 +1,93 @@
-//! `/api/v1/users/{id}/properties` and `/api/v1/search/users`.
+//! `/api/v1/properties`, `/api/v1/users/{id}/properties` and `/api/v1/search/users`.
 
 use std::collections::BTreeMap;
 
 use axum::extract::{Path, State};
-use axum::response::Response;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::cursor::PageRequest;
 use super::organizations::page;
 use super::users::{error_of, no_user, view};
+use crate::config::Missing;
+use crate::directory::{Property, PropertyEdit};
 use crate::emulator::Emulator;
 use crate::routes::response::{Body, ErrorResponse, Params, optional, success};
 use crate::user::User;
 use crate::user::api::{Expand, Shape, Shown};
+
+#[derive(Deserialize)]
+pub(super) struct DefinitionsQuery {
+    page_size: Option<String>,
+    starting_after: Option<String>,
+    context: Option<String>,
+}
+
+/// Lists the properties that users can have, in the order of their keys. `ending_before` is not emulated, nor are properties of
+/// organizations and applications.
+pub(super) async fn definitions(
+    State(emulator): State<Emulator>,
+    Params(query): Params<DefinitionsQuery>,
+) -> Result<Response, ErrorResponse> {
+    let request = PageRequest::new(&emulator, "property_definitions", query.page_size.as_deref(), None)?;
+    let missing = emulator.config().unknowns.missing_in_api;
+    let tenant = emulator.tenant();
+    let is_of_users = query.context.as_deref().is_none_or(|context| context == "usr");
+    let all: Vec<&Property> = tenant.directory.properties.values().filter(|_| is_of_users).collect();
+    let start = match query.starting_after.as_deref().filter(|id| !id.is_empty()) {
+        Some(id) => {
+            let unknown = || ErrorResponse::bad_request("PROPERTY_INVALID", "Property does not exist");
+            all.iter().position(|property| property.id == id).ok_or_else(unknown)? + 1
+        }
+        None => 0,
+    };
+    let shown = (0..).zip(all[start..].iter().map(|property| shown(property, missing)));
+    let (items, next) = request.turn(shown);
+    Ok(success("OK", "Success", json!({"properties": items, "has_more": next.is_some()})))
+}
+
+fn shown(property: &Property, missing: Missing) -> Value {
+    let mut item = json!({
+        "id": property.id,
+        "key": property.key,
+        "name": property.name,
+        "is_private": property.is_private,
+        "is_kinde_property": false,
+    });
+    optional(&mut item, "description", property.description.as_deref(), missing);
+    item
+}
+
+/// The fields of a new property. `type`, `context` and `category_id` are required by Kinde and have no effect here.
+#[derive(Deserialize)]
+pub(super) struct CreateBody {
+    key: String,
+    name: String,
+    description: Option<String>,
+    is_private: bool,
+    context: String,
+}
+
+/// Creates a property that users can have.
+pub(super) async fn create(
+    State(emulator): State<Emulator>,
+    Body(body): Body<CreateBody>,
+) -> Result<Response, ErrorResponse> {
+    if body.context != "usr" {
+        return Err(ErrorResponse::bad_request("CONTEXT_INVALID", "only properties of users are emulated"));
+    }
+    let edit = PropertyEdit {
+        key: body.key,
+        name: Some(body.name),
+        description: body.description,
+        is_private: Some(body.is_private),
+    };
+    let property = emulator.create_property(edit).map_err(|error| error_of(&emulator, &error))?;
+    let created = success("PROPERTY_CREATED", "Property created", json!({"property": {"id": property.id}}));
+    Ok((StatusCode::CREATED, created).into_response())
+}
 
 /// Lists the properties of a user that have a value.
 pub(super) async fn list(
@@ -24,9 +98,10 @@ pub(super) async fn list(
     let user = emulator.user(&id).ok_or_else(|| no_user(unknowns))?;
     let tenant = emulator.tenant();
     let item = |(key, value): (&String, &String)| {
-        let id = tenant.directory.properties.get(key);
-        let mut item = json!({"id": id, "name": key, "key": key, "value": value});
-        optional(&mut item, "description", None, unknowns.missing_in_api);
+        let Property { id, name, description, .. } =
+            tenant.directory.properties.get(key).expect("a value is of a known property");
+        let mut item = json!({"id": id, "name": name, "key": key, "value": value});
+        optional(&mut item, "description", description.as_deref(), unknowns.missing_in_api);
         item
     };
     let items: Vec<Value> = user.properties.iter().map(item).collect();

@@ -204,6 +204,24 @@ const PROPERTIES: Shape = Object(&[
     ("properties", List(&PROPERTY)),
     ("next_token", MissingText),
 ]);
+const PROPERTY_DEFINITIONS: Shape = Object(&[
+    ("code", Text),
+    ("message", Text),
+    (
+        "properties",
+        List(&Object(&[
+            ("id", Text),
+            ("key", Text),
+            ("name", Text),
+            ("is_private", Flag),
+            ("description", MissingText),
+            ("is_kinde_property", Flag),
+        ])),
+    ),
+    ("has_more", Flag),
+]);
+const PROPERTY_CREATED: Shape =
+    Object(&[("message", Text), ("code", Text), ("property", Object(&[("id", Text)]))]);
 const SEARCHED_USER: Shape = Object(&[
     ("id", Text),
     ("provided_id", MissingText),
@@ -268,9 +286,11 @@ pub(super) const ANSWERS: &[(&str, &str, Shape)] = &[
     ("GET", "users/{id}/properties", PROPERTIES),
     ("PATCH", "users/{id}/properties", SUCCESS),
     ("PUT", "users/{id}/properties/{key}", SUCCESS),
+    ("GET", "properties", PROPERTY_DEFINITIONS),
+    ("POST", "properties", PROPERTY_CREATED),
     ("GET", "search/users", SEARCH),
 ];
 
 /// The responses with status 201 in the document.
 pub(super) const CREATED: &[(&str, &str)] =
-    &[("POST", "roles"), ("PATCH", "roles/{role}"), ("POST", "permissions")];
+    &[("POST", "properties"), ("POST", "roles"), ("PATCH", "roles/{role}"), ("POST", "permissions")];

@@ -14,9 +14,11 @@ use bson::{
     spec::ElementType,
 };
 use kinsync_core::{
-    Directory, Field, FirstVersions, Identity, Memberships, Micros, Organization, Rank, RowMetadata, Source,
-    UserId, UserState, Value, Version,
+    Directory, Field, FirstVersions, Identity, Micros, Organization, Rank, RowMetadata, Source, UserId,
+    UserState, Value, Version,
 };
+
+use serde::de::DeserializeOwned;
 
 use self::copy::Copy;
 use super::{
@@ -410,7 +412,10 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
     };
     let (tag, list) = entries(doc).next()?;
     if tag.as_str() == "memberships" {
-        return memberships(list.as_document()?).map(Value::Memberships);
+        return deserialized(list.as_document()?).map(Value::Memberships);
+    }
+    if tag.as_str() == "properties" {
+        return deserialized(list.as_document()?).map(Value::Properties);
     }
     let list = list.as_array()?;
     match tag.as_str() {
@@ -421,7 +426,7 @@ fn stored_value(value: RawBsonRef<'_>) -> Option<Value> {
     }
 }
 
-fn memberships(stored: &RawDocument) -> Option<Memberships> {
+fn deserialized<T: DeserializeOwned>(stored: &RawDocument) -> Option<T> {
     bson::deserialize_from_slice(stored.as_bytes()).ok().or_else(|| {
         let stored = Bson::Document(Document::try_from(stored).ok()?);
         bson::deserialize_from_bson(whole_numbers(stored)).ok()

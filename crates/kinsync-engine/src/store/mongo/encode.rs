@@ -455,6 +455,12 @@ fn append_value(values: &mut RawDocumentBuf, key: &CStr, value: &Value) {
             );
             values.append(key, doc);
         }
+        Value::Properties(properties) => {
+            let stored = bson::serialize_to_raw_document_buf(properties);
+            let mut doc = RawDocumentBuf::new();
+            doc.append(cstr!("properties"), stored.expect("properties consist of texts, numbers and lists"));
+            values.append(key, doc);
+        }
         Value::Codes(list) => values.append(key, tagged(cstr!("codes"), &texts(list.iter()))),
         Value::Identities(list) => values.append(key, tagged(cstr!("identities"), &identities(list))),
     }

@@ -5,9 +5,9 @@
 
 use bson::{
     DateTime, RawArrayBuf, RawDocumentBuf,
-    raw::{RawBson, RawBsonRef, cstr},
+    raw::{CString, RawBson, RawBsonRef, cstr},
 };
-use kinsync_core::{Field, Identity, Micros, Organization, Value};
+use kinsync_core::{Field, Identity, Micros, Organization, Properties, Value};
 
 use crate::store::{DocumentKey, Row};
 
@@ -45,6 +45,7 @@ pub(super) fn shown(row: &Row, key: DocumentKey) -> Shown {
             Some(Value::Identities(list)) => Some(identities(list)).into(),
             observed => observed.map(|_| RawArrayBuf::new()).into(),
         },
+        DocumentKey::Field(Field::Properties) => state.properties().map(properties).into(),
         DocumentKey::Field(field) => plain(state.value(field)),
         DocumentKey::EmailConflict => {
             let conflict = state.email_conflict(metadata).map(|conflict| {
@@ -117,6 +118,18 @@ pub(super) fn organizations(list: &[Organization]) -> RawArrayBuf {
         array.push(doc);
     }
     array
+}
+
+/// A key that MongoDB does not accept in a sub-document is left out.
+fn properties(properties: &Properties) -> RawDocumentBuf {
+    let mut doc = RawDocumentBuf::new();
+    let is_plain = |key: &str| !key.is_empty() && !key.starts_with('$') && !key.contains('.');
+    for (key, value) in properties.values().filter(|(key, _)| is_plain(key)) {
+        if let Ok(key) = CString::try_from(key) {
+            doc.append(key, value);
+        }
+    }
+    doc
 }
 
 pub(super) fn identities(list: &[Identity]) -> RawArrayBuf {

@@ -40,6 +40,30 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "reconcile.properties",
+        env: "KINSYNC_PROPERTIES",
+        flag: "properties",
+        example: "kp_usr_city,plan",
+        help: "The properties of users to mirror under `properties` of the user document, by key, comma separated; `*` for all that \
+               are not private (needs the scope read:properties); a private property only by its key [default: none]",
+        set: |config, text| {
+            config.reconcile.properties = value::list(text).into_iter().map(str::to_owned).collect();
+            Ok(())
+        },
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.properties_every",
+        env: "KINSYNC_PROPERTIES_EVERY",
+        flag: "properties-every",
+        default: Some("24h"),
+        example: "24h",
+        help: "The shortest interval between two scans that compare properties, which Kinde announces by no event; such a scan lists all \
+               users once more",
+        set: |config, text| put(&mut config.reconcile.properties_every, value::duration(text)),
+        ..ROW
+    },
+    Setting {
         key: "reconcile.max_deletes",
         env: "KINSYNC_RECONCILE_MAX_DELETES",
         flag: "reconcile-max-deletes",

@@ -82,6 +82,7 @@ fn nature(key: DocumentKey) -> (Presence, &'static str) {
             (Presence::Shared, "string")
         }
         DocumentKey::Field(Field::Organizations | Field::Identities) => (Presence::Shared, "array"),
+        DocumentKey::Field(Field::Properties) => (Presence::Shared, "object"),
         DocumentKey::Field(_) => (Presence::Shared, "bool"),
         DocumentKey::EmailConflict => (Presence::Distinct, "object"),
         DocumentKey::CreatedAt | DocumentKey::UpdatedAt => (Presence::Always, "date"),

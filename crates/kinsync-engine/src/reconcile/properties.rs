@@ -1,0 +1,211 @@
+//! Compares the properties of users with Kinde's.
+//!
+//! Kinde sends no event when a property changes, and only its search lists the properties of all users. A scan therefore reads that
+//! list too, at an interval of its own. A read determines every property of the settings: one that it does not list has no value.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    time::Duration,
+};
+
+use kinde::{Patch, management::SearchedUser};
+use kinsync_core::{Field, Micros, Observation, Profile, Properties, Source, UserId, Value, Version, What};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Error, Inner, Progress,
+    compare::drift,
+    record::{DriftKind, Run, RunMode},
+    scan::Scanned,
+};
+use crate::{
+    apply::ComparedRows,
+    scan_watermark::{ScanNumber, is_compared},
+    snapshot,
+    state_records::{self, Key},
+    store::Row,
+};
+
+/// Record of the last comparison.
+pub(super) const KEY: Key =
+    Key::new("reconcile.properties", "the next scan compares the properties of users");
+
+/// The key that stands for all properties that are not private.
+pub const ALL: &str = "*";
+
+/// Which properties are compared, and how often.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PropertyConfig {
+    /// Keys of properties, or [`ALL`]. Empty: none. A private property is compared only if its key is among them.
+    pub keys: Vec<String>,
+    /// Shortest interval between two comparisons. Each is a part of a scan.
+    pub every: Duration,
+}
+
+impl Default for PropertyConfig {
+    fn default() -> Self {
+        Self { keys: Vec::new(), every: Duration::from_hours(24) }
+    }
+}
+
+/// What a scan compared of the properties of users.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PropertyTally {
+    /// Users in the list.
+    pub users: u64,
+    /// Users with a property that differed from the known one or was unknown.
+    pub changed: u64,
+    /// Why properties were not compared, or not all, with the next step.
+    pub not_compared: Option<String>,
+}
+
+/// The last complete comparison.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct LastComparison {
+    keys: Vec<String>,
+    began: Option<Micros>,
+}
+
+impl LastComparison {
+    fn is_due(&self, config: &PropertyConfig, now: Micros) -> bool {
+        let every = i64::try_from(config.every.as_micros()).unwrap_or(i64::MAX);
+        let is_recent = |began: Micros| (0..every).contains(&now.0.saturating_sub(began.0));
+        self.keys != config.keys || !self.began.is_some_and(is_recent)
+    }
+}
+
+/// The properties of a user, as listed.
+struct Listed {
+    user: UserId,
+    values: BTreeMap<String, String>,
+}
+
+impl Listed {
+    /// Decodes a result of the search. `None` without a valid id, or if the result does not contain properties.
+    fn new(user: SearchedUser) -> Option<Self> {
+        let id = UserId::parse(&user.id).ok()?;
+        let values = match user.properties {
+            Patch::Absent => return None,
+            Patch::Null => BTreeMap::new(),
+            Patch::Value(values) => values,
+        };
+        let values = values.into_iter().filter_map(|(key, value)| Some((key, value.into_value()?)));
+        Some(Self { user: id, values: values.collect() })
+    }
+
+    /// Returns the observation of the properties that differ; `None` if the join changes nothing, and for a user that is not
+    /// stored or deleted: those are left to the scan of users.
+    fn compare(&self, row: Option<&Row>, keys: &BTreeSet<String>, at: Micros) -> Option<Observation> {
+        let row = row.filter(|row| row.revision > 0 && row.state.is_live())?;
+        let known = row.state.properties().cloned().unwrap_or_default();
+        // A property that is no longer among the keys has no value any more.
+        let former = known.values().map(|(key, _)| key).filter(|key| !keys.contains(*key));
+        let wanted = keys.iter().map(String::as_str).map(|key| (key, self.values.get(key)));
+        let differing = wanted
+            .chain(former.map(|key| (key, None)))
+            .filter(|(key, value)| known.value(key) != Some(value.map(String::as_str)));
+        let differing: Vec<(String, Option<String>)> =
+            differing.map(|(key, value)| (key.to_owned(), value.cloned())).collect();
+        if differing.is_empty() {
+            return None;
+        }
+        let profile = |version: &Version| {
+            Profile::new()
+                .with(Field::Properties, Value::Properties(Properties::read(differing.clone(), version)))
+        };
+        let version = snapshot::version(at, &profile(&Version::provisional()));
+        if known.clone().join(Properties::read(differing.clone(), &version)) == known {
+            return None;
+        }
+        let what = What::Fields(profile(&version));
+        Some(Observation { user: self.user.clone(), version, source: Source::Reconcile, what })
+    }
+}
+
+impl Inner {
+    /// Compares the properties if that is due, and repairs what differs. `None` if it is not. A failure of Kinde here is no failure of
+    /// the run, which has compared all users: the result names the reason, and the next scan tries again.
+    pub(super) async fn compare_properties(
+        &self,
+        run: &Run,
+        scanned: &mut Scanned,
+        progress: Progress<'_>,
+    ) -> Result<Option<PropertyTally>, Error> {
+        let config = &self.config.properties;
+        let last: LastComparison = self.retry_store(|| state_records::load(&*self.store, &KEY)).await?;
+        let is_due = last.is_due(config, run.started_at) || run.mode == RunMode::DryRun;
+        if config.keys.is_empty() || !is_due {
+            return Ok(None);
+        }
+        let mut found = PropertyTally::default();
+        match self.compare_all_properties(run, &mut found, scanned, progress).await {
+            Err(Error::Kinde(error)) => {
+                let reason = format!("properties are not compared: {}", crate::breaker::error_chain(&error));
+                tracing::warn!(reason, "the properties of users are not all compared");
+                found.not_compared = Some(reason);
+                return Ok(Some(found));
+            }
+            outcome => outcome?,
+        }
+        if let Some(term) = run.writes() {
+            let ended = LastComparison { keys: config.keys.clone(), began: Some(run.started_at) };
+            let record = |last: &mut LastComparison| last.clone_from(&ended);
+            let saved =
+                self.retry_store(|| state_records::change_under(&*self.store, &KEY, term, record)).await?;
+            saved.ok_or(Error::LeaseLost)?;
+        }
+        Ok(Some(found))
+    }
+
+    async fn compare_all_properties(
+        &self,
+        run: &Run,
+        found: &mut PropertyTally,
+        scanned: &mut Scanned,
+        progress: Progress<'_>,
+    ) -> Result<(), Error> {
+        let keys = self.keys_of_properties().await?;
+        let mut pages = self.kinde.users_with_properties();
+        while let Some(page) = pages.next().await? {
+            let at = snapshot::sent_at(&page.timing);
+            let listed: Vec<Listed> = page.items.into_iter().filter_map(Listed::new).collect();
+            found.users += listed.len() as u64;
+            let users: Vec<UserId> = listed.iter().map(|listed| listed.user.clone()).collect();
+            let rows = self.retry_store(|| self.store.load(&users)).await?;
+            let (mut repairs, mut drifts, mut revisions) = (Vec::new(), Vec::new(), HashMap::new());
+            for (listed, row) in listed.iter().zip(&rows) {
+                let Some(repair) = listed.compare(row.as_ref(), &keys, at) else { continue };
+                repairs.push(repair);
+                // The row stays compared: otherwise the next scan would mark it again.
+                let is_marked = |row: &&Row| is_compared(&row.metadata);
+                revisions.extend(row.as_ref().filter(is_marked).map(|row| (row.id.clone(), row.revision)));
+                let fields = vec![Field::Properties];
+                drifts.push(drift(listed.user.clone(), DriftKind::FilledIn, fields, row.as_ref()));
+            }
+            found.changed += repairs.len() as u64;
+            let compared = run.writes().map(|_| ComparedRows {
+                scan: ScanNumber(scanned.number),
+                comparison: scanned.last_comparison,
+                revisions,
+            });
+            self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
+            progress(&scanned.tally);
+        }
+        Ok(())
+    }
+
+    /// Returns the keys to compare: those of the settings, and for [`ALL`] those of all user properties that are not private.
+    async fn keys_of_properties(&self) -> Result<BTreeSet<String>, Error> {
+        let (all, named): (Vec<String>, Vec<String>) =
+            self.config.properties.keys.iter().cloned().partition(|key| key == ALL);
+        let mut keys: BTreeSet<String> = named.into_iter().collect();
+        if !all.is_empty() {
+            let defined = self.kinde.user_property_definitions().all().await?.value;
+            let public = defined.into_iter().filter(|one| one.is_private.value() == Some(&false));
+            keys.extend(public.map(|one| one.key));
+        }
+        Ok(keys)
+    }
+}
