@@ -24,6 +24,7 @@
 //! - `explain`: the observations behind the state of a user
 //! - `log_entry`: entries of the event log
 //! - `log_snapshots`: completes the log of a store from before it contained every observation
+//! - `replay`: applies entries of the log again
 //! - `rebuild`: derives the stored users anew from the log
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
@@ -54,6 +55,7 @@ mod random;
 mod rebuild;
 mod reconcile;
 mod refused_users;
+mod replay;
 mod scan_watermark;
 mod sighting;
 mod snapshot;

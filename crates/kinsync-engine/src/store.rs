@@ -86,6 +86,10 @@ pub struct EventFilter {
     pub kind: Option<String>,
     /// Only entries from this source.
     pub source: Option<LogSource>,
+    /// Only entries that were received at this time or later.
+    pub since: Option<Micros>,
+    /// Only entries that were received before this time.
+    pub until: Option<Micros>,
     /// Continue after this entry.
     pub after: Option<String>,
     /// Maximum number of items.

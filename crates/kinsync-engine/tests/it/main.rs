@@ -38,6 +38,7 @@ mod queue_embedded;
 mod queue_model;
 
 mod removals;
+mod replay;
 mod replica_set;
 mod roles;
 mod spread;

@@ -303,6 +303,12 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     }
     let newest_first = ["8", "7", "6", "5", "4", "3", "2", "1", "0", "bob"].map(|n| format!("event_{n}"));
     assert_eq!(all, newest_first);
+    let at = |micros| Some(Micros(micros));
+    let between =
+        EventFilter { since: at(1_000_001), until: at(1_000_003), limit: 9, ..EventFilter::default() };
+    assert_eq!(list(between.clone()).await, ["event_5", "event_4", "event_3", "event_2"]);
+    let rest = EventFilter { after: Some("event_4".into()), ..between };
+    assert_eq!(list(rest).await, ["event_3", "event_2"]);
     let bob = EventFilter { user: Some("kp_bob".into()), limit: 9, ..EventFilter::default() };
     assert_eq!(list(bob).await, ["event_bob"]);
     let deleted = EventFilter { kind: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };

@@ -1,6 +1,9 @@
 //! The event log.
 
-use kinsync_engine::internal::store::{LogEntry, LogSource};
+use kinsync_engine::internal::{
+    replay,
+    store::{LogEntry, LogSource},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -98,5 +101,78 @@ impl From<&LogEntry> for EventSummary {
 impl From<&LogEntry> for Event {
     fn from(event: &LogEntry) -> Self {
         Self { summary: event.into(), payload: payload(&event.payload) }
+    }
+}
+
+/// Which entries of the event log to apply again. At least one criterion is needed.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ReplayRequest {
+    /// Only this entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    /// Only entries of this user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Only entries of this type.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub event_type: Option<String>,
+    /// Only entries that were received at this time or later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Only entries that were received before this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Time>,
+    /// Continue after this entry: `next` of the answer before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// Report what would change, and change nothing.
+    #[serde(default)]
+    #[schema(required = false)]
+    pub dry_run: bool,
+}
+
+/// Result of a replay of a page of entries, newest received first.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Replayed {
+    /// Entries on this page.
+    pub entries: u64,
+    /// Users that changed; in a dry run, that would change.
+    pub changed: Vec<ChangedUser>,
+    /// Entries that were not applied, and users that the store refuses.
+    pub skipped: Vec<SkippedEntry>,
+    /// Where the next page starts; absent on the last page.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A user that a replay changes.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ChangedUser {
+    /// The user.
+    pub user: String,
+    /// Keys of the changed fields in the user document. A field with an equal value and another version counts.
+    pub fields: Vec<String>,
+}
+
+/// An entry that a replay does not apply.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct SkippedEntry {
+    /// Id of the entry, or of the user that the store refuses.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl From<replay::Replayed> for Replayed {
+    fn from(replayed: replay::Replayed) -> Self {
+        let replay::Replayed { entries, changed, skipped, next } = replayed;
+        let changed = changed.into_iter().map(|(user, fields)| ChangedUser {
+            user: user.to_string(),
+            fields: fields.into_iter().map(str::to_owned).collect(),
+        });
+        let skipped = skipped.into_iter().map(|(id, reason)| SkippedEntry { id, reason });
+        Self { entries, changed: changed.collect(), skipped: skipped.collect(), next }
     }
 }

@@ -1,6 +1,6 @@
 //! Instants as RFC 3339 text in UTC with microseconds, such as `2024-05-01T07:41:45.592145Z`.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use kinsync_core::{Micros, rfc3339};
 use serde::{Deserialize, Serialize};
@@ -20,5 +20,19 @@ impl From<Micros> for Time {
 impl fmt::Display for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&rfc3339::format(self.0))
+    }
+}
+
+impl From<Time> for Micros {
+    fn from(at: Time) -> Self {
+        at.0
+    }
+}
+
+impl FromStr for Time {
+    type Err = serde_json::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        serde_json::from_value(text.into())
     }
 }

@@ -33,8 +33,10 @@ use crate::{
 };
 
 mod organizations;
+mod replay;
 
 pub use organizations::{organization, organizations, role, roles};
+pub use replay::replay;
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
@@ -110,7 +112,14 @@ pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) ->
     let limit = limit(query.limit)?;
     let source = query.source.as_deref().map(|name| LogSource::from_name(name).ok_or_else(unknown_source));
     let source = source.transpose()?;
-    let filter = EventFilter { user: query.user, kind: query.event_type, source, after: query.after, limit };
+    let filter = EventFilter {
+        user: query.user,
+        kind: query.event_type,
+        source,
+        after: query.after,
+        limit,
+        ..EventFilter::default()
+    };
     let page = state.engine.store().events(&filter).await?;
     let events = page.iter().map(Into::into).collect();
     Ok(EventPage { events, next: page.next, undecodable: page.undecodable })

@@ -17,7 +17,7 @@ use super::{
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
-    [of_senders_and_users(), of_operators(), of_operation()].into_iter().flatten().collect()
+    [of_senders_and_users(), of_operators(), of_the_log(), of_operation()].into_iter().flatten().collect()
 }
 
 fn of_senders_and_users() -> Vec<Route> {
@@ -119,6 +119,18 @@ fn of_operators() -> Vec<Route> {
             "Request a scan, or approve held deletions",
             admin::reconcile,
         ),
+        operator(
+            Get,
+            PersonalData,
+            "/api/admin/audit",
+            "List which operator read personal data or changed something, newest first",
+            admin::audit,
+        ),
+    ]
+}
+
+fn of_the_log() -> Vec<Route> {
+    vec![
         operator(Get, PersonalData, "/api/admin/events", "List events, newest received first", admin::events),
         operator(
             Get,
@@ -126,6 +138,13 @@ fn of_operators() -> Vec<Route> {
             "/api/admin/events/{id}",
             "Return one event with its payload",
             admin::event,
+        ),
+        operator(
+            Post,
+            Action,
+            "/api/admin/events/replay",
+            "Apply entries of the event log again, or report what that would change",
+            admin::replay,
         ),
         operator(
             Get,
@@ -154,13 +173,6 @@ fn of_operators() -> Vec<Route> {
             "/api/admin/dead-letters/{id}/retry",
             "Put a dead letter back into the queue",
             admin::retry_dead_letter,
-        ),
-        operator(
-            Get,
-            PersonalData,
-            "/api/admin/audit",
-            "List which operator read personal data or changed something, newest first",
-            admin::audit,
         ),
     ]
 }

@@ -62,6 +62,15 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
         sql.push_str(" AND source = ?");
         parameters.push(source);
     }
+    let (since, until) = (filter.since.map(|at| at.0), filter.until.map(|at| at.0));
+    if let Some(since) = &since {
+        sql.push_str(" AND received_at >= ?");
+        parameters.push(since);
+    }
+    if let Some(until) = &until {
+        sql.push_str(" AND received_at < ?");
+        parameters.push(until);
+    }
     if let Some(after) = &filter.after {
         sql.push_str(" AND (received_at, event_id) < ");
         sql.push_str("(SELECT received_at, event_id FROM events WHERE event_id = ?)");

@@ -97,13 +97,19 @@ impl Inner {
             Some(source) => _ = query.insert("source", source.as_str()),
             None => {}
         }
+        // Before `until`.
+        let mut newest = filter.until.map_or(i64::MAX, |until| until.0.saturating_sub(1));
         if let Some(after) = &filter.after {
             let Some(at) = self.received_at(after).await? else {
                 return Ok(Page::new(Vec::new(), filter.limit, |event: &LogEntry| event.id.clone()));
             };
-            query.insert("kinsync.receivedAt", doc! { "$lte": at });
+            newest = newest.min(at);
             let before = doc! { "kinsync.receivedAt": { "$lt": at } };
             query.insert("$or", vec![before, doc! { "_id": { "$lt": after } }]);
+        }
+        let oldest = filter.since.map_or(i64::MIN, |since| since.0);
+        if (oldest, newest) != (i64::MIN, i64::MAX) {
+            query.insert("kinsync.receivedAt", doc! { "$gte": oldest, "$lte": newest });
         }
         let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
         let find = Find::new(query).sort(newest_first).limit(filter.limit.saturating_add(1));
