@@ -25,6 +25,7 @@ mod memberships;
 mod model;
 mod properties;
 pub mod record;
+mod records;
 mod removals;
 mod role_permissions;
 mod scan;
@@ -42,6 +43,7 @@ pub use self::{
     budget::Thresholds,
     memberships::{MAX_ORGANIZATIONS, MAX_READS, MembershipTally},
     properties::{ALL as ALL_PROPERTIES, PropertyConfig, PropertyTally},
+    records::{is_held, state_keys},
 };
 use self::{
     deletions::Approved,
@@ -51,11 +53,11 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    pending_checks::{self, PendingChecks},
+    pending_checks::PendingChecks,
     random,
-    scan_watermark::{self, ScanWatermark, ScanWatermarks},
+    scan_watermark::{ScanWatermark, ScanWatermarks},
     spread::{self, Spread},
-    state_records::{Key, Term},
+    state_records::Term,
     store::{self, Store},
 };
 
@@ -490,28 +492,4 @@ fn measure(run: &Run) {
         metrics::histogram!("kinsync_time_to_consistency_seconds", "source" => "reconcile")
             .record_many(longest.as_secs_f64(), missed);
     }
-}
-
-/// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 13] {
-    [
-        &pending_checks::KEY,
-        &scan_watermark::KEY,
-        &lease::KEY,
-        &budget::KEY,
-        &budget::REMOVALS,
-        &deletions::KEY,
-        &record::KEY,
-        &scan::KEY,
-        &crate::directory::LISTED,
-        &crate::derived::KEY,
-        &crate::log_snapshots::KEY,
-        &crate::rebuild::KEY,
-        &properties::KEY,
-    ]
-}
-
-/// Returns whether deletions and removals held by this run still wait for an approval.
-pub async fn is_held(store: &dyn Store, run: &str) -> Result<bool, store::Error> {
-    Ok(deletions::approved(store, run).await?.is_some())
 }
