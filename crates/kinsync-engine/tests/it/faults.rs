@@ -22,6 +22,7 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     histories::{Expected, History, deliveries},
+    rebuild::assert_explained,
     stores::{Fresh, on_every_store},
 };
 
@@ -219,6 +220,7 @@ async fn every_failure_is_recovered_from(fresh: Fresh, strike: Strike, by_sweep:
         expected
             .assert_stored(&*fresh.store, &format!("{} failing at call {n} {strike:?}", fresh.name))
             .await;
+        assert_explained(&*fresh.store, &format!("failure of call {n}")).await;
         if !failed {
             assert!(n > 10, "the loop reached every call");
             break;
