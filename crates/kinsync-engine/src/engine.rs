@@ -146,12 +146,14 @@ impl Builder {
         let queue = open_queue(&data_dir, queue, clock.clone()).await?;
         let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
+        let compares_roles = reconcile.roles;
         let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
         let unprepared = store.needs_preparation().then(Failure::not_connected);
         let breaker = Breaker::new("store", "projector", breaker);
         let check_without_time = projector.check_without_time || reconciler.is_some();
-        let projector = projector::Config { check_without_time, ..projector };
+        let check_roles = projector.check_roles || (reconciler.is_some() && compares_roles);
+        let projector = projector::Config { check_without_time, check_roles, ..projector };
         let projector =
             Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
         Ok(Engine(Arc::new(Inner {

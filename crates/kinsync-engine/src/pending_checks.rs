@@ -1,7 +1,7 @@
-//! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, and
+//! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, roles with an event, and
 //! scans. A durable record: a request stays until its work is done, whatever is killed meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kinsync_core::UserId;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ pub(crate) const KEY: Key =
 /// Maximum number of pending users. Above this limit a full scan is requested instead.
 pub(crate) const MAX_USERS: usize = 1000;
 
+/// Maximum number of pending roles. Above this limit a full scan, which lists all of them, is requested instead.
+const MAX_ROLES: usize = 100;
+
 /// Maximum number of pending users with further requests that only save time.
 const FEW_USERS: usize = 100;
 
@@ -28,6 +31,9 @@ pub struct PendingChecks {
     /// Users to re-read, each with a random mark of its newest request. A request during a check gets a new mark and
     /// stays, because it needs a read that starts later.
     pub users: BTreeMap<UserId, u32>,
+    /// Ids of roles to re-read, with the same marks.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub roles: BTreeMap<String, u32>,
     /// A requested scan.
     pub scan: Option<RequestedScan>,
 }
@@ -94,6 +100,26 @@ impl PendingChecks {
         .await
     }
 
+    /// Returns whether neither a user nor a role is to be re-read.
+    pub fn is_empty(&self) -> bool {
+        self.users.is_empty() && self.roles.is_empty()
+    }
+
+    /// Requests re-reads of roles, of what they give, and of members with permissions that this makes uncertain. Cancel safe.
+    pub async fn request_roles(store: &dyn Store, roles: &BTreeSet<String>) -> Result<(), Error> {
+        if roles.is_empty() {
+            return Ok(());
+        }
+        state_records::change(store, &KEY, |checks: &mut Self| {
+            checks.roles.extend(roles.iter().map(|role| (role.clone(), random::number())));
+            if checks.roles.len() > MAX_ROLES {
+                checks.add_scan(None);
+                checks.roles.clear();
+            }
+        })
+        .await
+    }
+
     /// Requests a scan. A pending approval stays. Cancel safe.
     pub async fn request_scan(store: &dyn Store) -> Result<(), Error> {
         state_records::change(store, &KEY, |checks: &mut Self| checks.add_scan(None)).await
@@ -113,6 +139,7 @@ impl PendingChecks {
     pub async fn remove(store: &dyn Store, done: &Self) -> Result<(), Error> {
         state_records::change(store, &KEY, |checks: &mut Self| {
             checks.users.retain(|user, mark| done.users.get(user) != Some(mark));
+            checks.roles.retain(|role, mark| done.roles.get(role) != Some(mark));
             checks.scan = checks.scan.take().and_then(|scan| scan.without(done.scan.as_ref()));
         })
         .await

@@ -29,6 +29,7 @@ use crate::{
     breaker::Breaker,
     clock::Clock,
     decode, directory,
+    pending_checks::PendingChecks,
     queue::{self, Claimed, EntryId, Queue},
     random,
     spread::{self, Spread},
@@ -54,6 +55,9 @@ pub struct Config {
     /// Whether to request a check at Kinde of each user with an event without a time or one that cannot be decoded. Pointless
     /// without a reconciler.
     pub check_without_time: bool,
+    /// Whether to request a re-read of each role with an event: events contain no permissions of the role. Pointless without a
+    /// reconciler that compares roles.
+    pub check_roles: bool,
     /// Pause before a user that could not be written is tried again, apart from the others. Doubles
     /// with each failure, up to eight times as long.
     pub retry_after: Duration,
@@ -79,6 +83,7 @@ impl Default for Config {
             sweep_every: Duration::from_secs(30),
             lease: Duration::from_mins(5),
             check_without_time: false,
+            check_roles: false,
             retry_after: Duration::from_millis(250),
             spread: spread::Config::default(),
         }
@@ -230,6 +235,9 @@ impl Projector {
         // Before the users: their documents show what is known of organizations, roles and permissions.
         if directory::observe(&*self.store, piece.changes()).await? {
             self.spread.wake();
+        }
+        if self.config.check_roles {
+            PendingChecks::request_roles(&*self.store, &piece.changed_roles()).await?;
         }
         let applied = apply_logged(&*self.store, piece.observations(), self.clock.now()).await?;
         let nothing_written = applied.changed.is_empty() && applied.failed.len() > 1;

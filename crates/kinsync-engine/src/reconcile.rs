@@ -7,11 +7,12 @@
 //! A run has no input except Kinde and the store; a schedule, a signal or an operator only triggers it. One run is active at
 //! a time among all processes (`lease`). In reading order: `compare` (one user), `scan` (all users), `deletions` (users
 //! missing at Kinde), `removals` (memberships that the list of users lacks), `single_reads` and `budget` (which confirm and limit
-//! deletions and removals), `checks` (single users), `memberships` (roles of members), `directory` (organizations, roles and
-//! permissions), `role_permissions`, `properties` (of users), [`record`] (stored results of runs), [`schedule`] (when a run
-//! starts), [`webhook_health`] (whether the webhook still delivers).
+//! deletions and removals), `checks` (single users), `changed_roles` (roles with an event), `memberships` (roles of members),
+//! `directory` (organizations, roles and permissions), `role_permissions`, `properties` (of users), [`record`] (stored results of
+//! runs), [`schedule`] (when a run starts), [`webhook_health`] (whether the webhook still delivers).
 
 mod budget;
+mod changed_roles;
 mod checks;
 mod compare;
 mod deletions;
@@ -371,7 +372,7 @@ impl Reconciler {
         let parts = &self.0;
         let requested = parts.retry_store(|| PendingChecks::load(&*parts.store)).await?;
         gauges::pending_checks(requested.users.len());
-        if requested.users.is_empty() {
+        if requested.is_empty() {
             return Ok(requested.scan.is_some());
         }
         let lease = match parts.take_lease().await {

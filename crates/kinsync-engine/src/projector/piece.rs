@@ -1,8 +1,14 @@
 //! Part of a claimed batch, small enough to find out which entry fails.
 
+use std::collections::BTreeSet;
+
 use kinsync_core::{Observation, UserId};
 
-use crate::{decode::Decoded, directory::Change, queue::EntryId};
+use crate::{
+    decode::Decoded,
+    directory::{Change, Kind},
+    queue::EntryId,
+};
 
 /// A claimed entry, decoded.
 #[derive(Debug)]
@@ -46,6 +52,16 @@ impl Piece {
     /// What the entries observe of organizations, roles and permissions.
     pub(super) fn changes(&self) -> Vec<Change> {
         self.items.iter().flat_map(|item| &item.decoded.changes).cloned().collect()
+    }
+
+    /// The roles with an event of their own. Events of users name roles too.
+    pub(super) fn changed_roles(&self) -> BTreeSet<String> {
+        let changes = self.items.iter().flat_map(|item| &item.decoded.changes);
+        let is_own = |change: &&Change| {
+            change.kind == Kind::Role
+                && change.entry.newest().is_some_and(|version| !version.is_provisional())
+        };
+        changes.filter(is_own).map(|change| change.id.clone()).collect()
     }
 
     /// Whether a split would isolate nothing: all entries are about one user.

@@ -25,12 +25,20 @@ impl Inner {
     /// Runs the requested checks and removes their requests. Returns whether a scan is requested.
     pub(super) async fn run_checks(&self, term: Term) -> Result<bool, Error> {
         let mut requested = self.retry_store(|| PendingChecks::load(&*self.store)).await?;
-        if requested.users.is_empty() {
+        if requested.is_empty() {
             return Ok(requested.scan.is_some());
         }
+        let mut is_held = false;
+        if !requested.roles.is_empty() && self.config.roles {
+            let roles: Vec<String> = requested.roles.keys().cloned().collect();
+            is_held = self.check_roles(&roles, term).await?;
+        }
         let users: Vec<UserId> = requested.users.keys().cloned().collect();
-        let Checked { tally, too_recent } = self.check(&users, Some(term)).await?;
-        let is_held = tally.of(DriftKind::DeletionHeld) > 0;
+        let Checked { tally, too_recent } = match users.as_slice() {
+            [] => Checked { tally: Tally::default(), too_recent: Vec::new() },
+            users => self.check(users, Some(term)).await?,
+        };
+        is_held |= tally.of(DriftKind::DeletionHeld) > 0;
         if is_held {
             self.retry_store(|| PendingChecks::request_scan(&*self.store)).await?;
         }

@@ -30,6 +30,8 @@ pub(super) struct Lists {
     pub(super) organizations: Vec<String>,
     /// Ids of roles by key; `None` without the scope: members then have keys in place of ids.
     pub(super) roles: Option<RoleIds>,
+    /// Permissions in the lists of roles. An event may not have named them.
+    pub(super) named: Vec<Change>,
     /// Objects that differed from what was stored.
     pub(super) changed: u64,
     /// Why something was not compared: see [`also`].
@@ -109,7 +111,8 @@ impl Inner {
         let permissions = self.list_permissions(term, lists).await?;
         let mut given =
             if permissions { self.list_given(&roles.value, lists).await? } else { HashMap::new() };
-        self.keep_permissions(run, &mut given, lists, (scanned, approved)).await?;
+        let held = self.keep_permissions(term, &mut given, lists, (version.at, approved)).await?;
+        Self::hold_losses(run, &held, scanned);
         let change = |role: &Role| directory::of_role(role, given.remove(&role.id), &version);
         let changes = roles.value.iter().map(change).collect();
         self.compare_listing(Listing { kind: Kind::Role, version, changes }, term, lists).await

@@ -23,9 +23,10 @@ use kinde::{
 use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
 use serde::{Deserialize, Serialize};
 
+pub(super) use self::seen::memberships;
 use self::{
     lost_roles::LostRoles,
-    seen::{Seen, memberships, sorted},
+    seen::{Seen, sorted},
 };
 use super::{
     Error, Inner, Progress,
@@ -80,11 +81,11 @@ pub struct MembershipTally {
 
 /// A member with permissions to be read.
 #[derive(Clone)]
-struct Unread {
-    user: UserId,
-    code: String,
+pub(super) struct Unread {
+    pub(super) user: UserId,
+    pub(super) code: String,
     /// Time of the lists, which preceded the read.
-    at: Micros,
+    pub(super) at: Micros,
 }
 
 /// The comparison of the members of all organizations.
@@ -347,7 +348,7 @@ impl Inner {
 
     /// Reads the roles and permissions of members. Without the scope they stay unknown. A member that cannot be read is checked
     /// later: until then the permissions are unknown, because a revoked role must not stay.
-    async fn permissions_of(
+    pub(super) async fn permissions_of(
         &self,
         unread: Vec<Unread>,
         term: Option<Term>,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use kinde::management::Role;
-use kinsync_core::{Directory, Entry, Micros};
+use kinsync_core::{Directory, Entry, Micros, Version};
 
 use super::{
     Error, Inner,
@@ -19,7 +19,7 @@ use super::{
     scan::Scanned,
     single_reads::is_about_one,
 };
-use crate::directory;
+use crate::{directory, state_records::Term};
 
 /// Name of all permissions of roles in the record of the budget.
 const ALL: &str = "permissions of roles";
@@ -28,7 +28,7 @@ const ALL: &str = "permissions of roles";
 pub(super) type Given = HashMap<String, Vec<String>>;
 
 /// A role with permissions that its list lacks.
-struct Loss {
+pub(super) struct Loss {
     role: String,
     lost: Vec<String>,
     /// Number of the stored ones.
@@ -60,7 +60,11 @@ impl Inner {
             Err(error) => Err(error),
         };
         match listed {
-            Ok(given) => Ok(Some(given.value.into_iter().map(|one| one.id).collect())),
+            Ok(given) => {
+                let version = Version::provisional();
+                lists.named.extend(given.value.iter().map(|one| directory::of_permission(one, &version)));
+                Ok(Some(given.value.into_iter().map(|one| one.id).collect()))
+            }
             Err(error) if is_about_one(&error) && !error.is_transient() => Ok(None),
             Err(error) => {
                 also(&mut lists.not_compared, &not_compared(&error));
@@ -69,17 +73,18 @@ impl Inner {
         }
     }
 
-    /// Leaves out roles with losses that a second list does not confirm, or that are held.
+    /// Leaves out roles with losses that a second list does not confirm, or that exceed the budget. Returns the latter. `now` is the time
+    /// of the lists.
     pub(super) async fn keep_permissions(
         &self,
-        run: &Run,
+        term: Option<Term>,
         given: &mut Given,
         lists: &mut Lists,
-        (scanned, approved): (&mut Scanned, &Approved),
-    ) -> Result<(), Error> {
+        (now, approved): (Micros, &Approved),
+    ) -> Result<Vec<Loss>, Error> {
         let ids: BTreeSet<String> = given.keys().cloned().collect();
-        let stored = self.retry_store(|| directory::load(&*self.store, ids.clone())).await?;
-        let total: usize = ids.iter().map(|role| stored_permissions(&stored, role).len()).sum();
+        let all = self.retry_store(|| directory::list(&*self.store)).await?.stored;
+        let stored: Directory = all.into_iter().map(|(id, stored)| (id, stored.entry)).collect();
         let mut losses = Vec::new();
         for role in ids {
             let had = stored_permissions(&stored, &role);
@@ -103,8 +108,15 @@ impl Inner {
                 format!("the permissions of the role {role} are not compared: two lists of them differ");
             also(&mut lists.not_compared, &reason);
         }
-        for held in self.held_losses(run, losses, total, (&mut *scanned, approved)).await? {
-            given.remove(&held.role);
+        let total = stored.iter().map(|(id, _)| stored_permissions(&stored, id).len()).sum();
+        let held = self.exceeding(term, losses, total, (now, approved)).await?;
+        given.retain(|role, _| held.iter().all(|held| held.role != *role));
+        Ok(held)
+    }
+
+    /// Holds losses until an operator approves them.
+    pub(super) fn hold_losses(run: &Run, held: &[Loss], scanned: &mut Scanned) {
+        for held in held {
             tracing::error!(
                 run = run.id,
                 role = held.role,
@@ -116,16 +128,15 @@ impl Inner {
             scanned.tally.add_count(DriftKind::RemovalHeld, held.lost.len());
             scanned.held.extend(held.hashes());
         }
-        Ok(())
     }
 
     /// Draws losses on the budget. Returns those that exceed it: all of them, or roles that have lost too much alone.
-    async fn held_losses(
+    async fn exceeding(
         &self,
-        run: &Run,
+        term: Option<Term>,
         mut losses: Vec<Loss>,
         total: usize,
-        (scanned, approved): (&Scanned, &Approved),
+        (now, approved): (Micros, &Approved),
     ) -> Result<Vec<Loss>, Error> {
         losses.retain(|loss| !loss.hashes().all(|hash| approved.contains_removal(hash)));
         let budget =
@@ -133,9 +144,8 @@ impl Inner {
         let (held, rest): (Vec<Loss>, Vec<Loss>) =
             losses.into_iter().partition(|loss| loss.lost.len() as u64 > budget(ALL, loss.had).most());
         let hashes: BTreeSet<u64> = rest.iter().flat_map(Loss::hashes).collect();
-        let now = scanned.sent.map_or(Micros(i64::MIN), |(_, last)| last);
         let all = budget(ALL, total);
-        let draw = || all.draw(&*self.store, run.writes(), &hashes, now);
+        let draw = || all.draw(&*self.store, term, &hashes, now);
         let is_drawn = hashes.is_empty() || self.retry_store(draw).await?.ok_or(Error::LeaseLost)?;
         Ok(if is_drawn { held } else { held.into_iter().chain(rest).collect() })
     }

@@ -9,6 +9,7 @@ use kinsync_engine::{
     internal::{
         explain::explain,
         pending_checks::PendingChecks,
+        projector,
         reconcile::{
             Config, Reconciler,
             record::{DriftKind, Outcome, Run, RunMode},
@@ -40,6 +41,7 @@ on_every_store! {
     a_role_that_has_lost_most_permissions_is_held_until_an_approval
     small_losses_of_many_roles_are_held_together
     the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_ones
+    an_event_about_a_role_reads_what_it_gives_and_the_members_that_this_concerns
     a_late_event_with_former_roles_requests_a_check_that_repairs_them
     permissions_do_not_outlive_the_role_that_gave_them
     direct_permissions_are_known_after_a_change_of_roles
@@ -367,6 +369,61 @@ async fn the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_
         assert!(found.is_some() == reason.is_some(), "{found:?}");
         assert!(found.is_none_or(|found| found.contains(reason.as_deref().unwrap_or_default())), "{found:?}");
     }
+}
+
+/// Delivers new events as a process with a reconciler that compares roles, and carries out the checks that they request.
+async fn deliver_and_check(world: &World, delivered: &mut usize) {
+    let new = world.events().split_off(*delivered);
+    *delivered += new.len();
+    let config = projector::Config { check_roles: true, ..projector::Config::default() };
+    world.deliver_with(new, config).await;
+    world.later().await;
+    reconciler(world).run_pending_checks().await.expect("Kinde answers");
+    let pending = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+    assert!(pending.is_empty(), "{pending:?}");
+}
+
+async fn an_event_about_a_role_reads_what_it_gives_and_the_members_that_this_concerns(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde: &Emulator = &world.kinde;
+    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let [delete, read] =
+        ["delete", "read"].map(|key| kinde.create_permission(RoleEdit::keyed(key)).expect("new").id);
+    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
+    let users = world.import(3);
+    let (ada, eve, bob) = (&users[0], &users[1], &users[2]);
+    kinde.add_to_organization(ada, "org_1", &keys(&["admin"]), &keys(&["delete"])).expect("a user");
+    kinde.add_to_organization(eve, "org_1", &keys(&["admin"]), &[]).expect("a user");
+    join(&world, bob, &["viewer"]);
+    let mut delivered = 0;
+    deliver_and_check(&world, &mut delivered).await;
+    reconcile(&world).await;
+    let permissions = async |user: &str| membership(&world, user).await.and_then(|found| found.permissions);
+    assert_eq!(permissions(eve).await, Some(keys(&["delete"])));
+    // Kinde sends no event of the first change.
+    kinde.set_role_permissions(&admin, &[read], &[delete]).expect("there");
+    kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
+    let requests = || (kinde.requests("members"), kinde.requests("member_permissions"));
+    let before = requests();
+    deliver_and_check(&world, &mut delivered).await;
+    assert_eq!(permissions(eve).await, Some(keys(&["read"])), "{}", world.fresh.name);
+    assert_eq!(
+        permissions(ada).await,
+        Some(keys(&["delete", "read"])),
+        "read again: the role may have given it"
+    );
+    assert_eq!(roles(&world, eve).await, Some(keys(&["owner"])));
+    assert_eq!(
+        requests(),
+        (before.0, before.1 + 2),
+        "no list of members, and each member with the role once"
+    );
+    kinde.delete_role(&admin).expect("there");
+    deliver_and_check(&world, &mut delivered).await;
+    assert_eq!(
+        (roles(&world, eve).await, permissions(ada).await),
+        (Some(Vec::new()), Some(keys(&["delete"])))
+    );
 }
 
 async fn a_late_event_with_former_roles_requests_a_check_that_repairs_them(fresh: Fresh) {

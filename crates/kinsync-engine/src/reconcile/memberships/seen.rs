@@ -135,7 +135,7 @@ pub(super) fn sorted(mut ids: Vec<String>) -> Vec<String> {
     ids
 }
 
-pub(super) fn memberships(state: &UserState) -> Memberships {
+pub(in crate::reconcile) fn memberships(state: &UserState) -> Memberships {
     match state.value(Field::Organizations) {
         Some(Value::Memberships(memberships)) => memberships.clone(),
         _ => Memberships::default(),
