@@ -6,12 +6,15 @@
 //! A complete list of one kind is a proof: an older event changes nothing that the list contains, and what the list does not
 //! contain did not exist at that time.
 
+mod observed;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
-use kinde::event::{self, Body};
-use kinsync_core::{Directory, Entry, Fact, Micros, Value, Version};
+use kinsync_core::{Directory, Entry, Micros, Version};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::observed::{changes, fact, of_permission, of_role};
 use serde_json::json;
 
 use crate::{
@@ -115,90 +118,6 @@ impl Listed {
             *known = known.clone().max(version.clone());
         };
         Ok(state_records::change_under(store, &LISTED, term, change).await?.is_some())
-    }
-}
-
-/// Returns what an event observes of organizations, roles and permissions.
-pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
-    let deleted = |kind, id: &String| Change { kind, id: id.clone(), entry: Entry::deleted(version) };
-    match body {
-        Body::OrganizationCreated(organization) | Body::OrganizationUpdated(organization) => {
-            vec![of_organization(organization, version)]
-        }
-        Body::RoleCreated(role) | Body::RoleUpdated(role) => vec![of_role(role, None, version)],
-        Body::PermissionCreated(permission) | Body::PermissionUpdated(permission) => {
-            vec![of_permission(permission, version)]
-        }
-        Body::OrganizationDeleted { code } => vec![deleted(Kind::Organization, code)],
-        Body::RoleDeleted { id } => vec![deleted(Kind::Role, id)],
-        Body::PermissionDeleted { id } => vec![deleted(Kind::Permission, id)],
-        Body::UserCreated(user) | Body::UserUpdated(user) => of_user(user),
-        _ => Vec::new(),
-    }
-}
-
-/// The keys in an event about a user. They count while nothing else is known: a role or permission event and a list outrank
-/// them.
-fn of_user(user: &event::User) -> Vec<Change> {
-    let organizations = user.organizations.value().into_iter().flatten();
-    let assigned = organizations.flat_map(|organization| {
-        let of = |kind, list: &kinde::Patch<Vec<event::Assignment>>| {
-            list.value().into_iter().flatten().filter_map(move |one| named(kind, one)).collect::<Vec<_>>()
-        };
-        [of(Kind::Role, &organization.roles), of(Kind::Permission, &organization.permissions)].concat()
-    });
-    assigned.collect()
-}
-
-/// Returns the key of an assigned role or permission, if it has an id too.
-pub(crate) fn named(kind: Kind, assignment: &event::Assignment) -> Option<Change> {
-    let (id, key) = (assignment.id.clone()?, assignment.key.as_deref()?);
-    let entry = Entry::observed([(Fact::Key, Value::from(key))], &Version::provisional());
-    Some(Change { kind, id, entry })
-}
-
-fn of_organization(organization: &event::Organization, version: &Version) -> Change {
-    let facts = [
-        fact(Fact::Name, &organization.name),
-        fact(Fact::Handle, &organization.handle),
-        fact(Fact::ExternalId, &organization.external_id),
-    ];
-    let entry = Entry::observed(facts.into_iter().flatten(), version);
-    Change { kind: Kind::Organization, id: organization.code.clone(), entry }
-}
-
-/// Returns what a role is, with the ids of its permissions if they were listed.
-pub(crate) fn of_role(role: &event::Role, permissions: Option<Vec<String>>, version: &Version) -> Change {
-    let permissions = permissions.map(|mut ids| {
-        ids.sort();
-        (Fact::Permissions, Value::Codes(ids))
-    });
-    let facts = [
-        fact(Fact::Key, &role.key),
-        fact(Fact::Name, &role.name),
-        fact(Fact::Description, &role.description),
-        permissions,
-    ];
-    let entry = Entry::observed(facts.into_iter().flatten(), version);
-    Change { kind: Kind::Role, id: role.id.clone(), entry }
-}
-
-pub(crate) fn of_permission(permission: &event::Permission, version: &Version) -> Change {
-    let facts = [
-        fact(Fact::Key, &permission.key),
-        fact(Fact::Name, &permission.name),
-        fact(Fact::Description, &permission.description),
-    ];
-    let entry = Entry::observed(facts.into_iter().flatten(), version);
-    Change { kind: Kind::Permission, id: permission.id.clone(), entry }
-}
-
-/// Returns a fact of a text; `None` if the source does not contain it.
-pub(crate) fn fact(fact: Fact, text: &kinde::Patch<String>) -> Option<(Fact, Value)> {
-    match text {
-        kinde::Patch::Absent => None,
-        kinde::Patch::Null => Some((fact, Value::Null)),
-        kinde::Patch::Value(text) => Some((fact, Value::from(text.as_str()))),
     }
 }
 

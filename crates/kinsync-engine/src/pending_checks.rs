@@ -1,5 +1,5 @@
-//! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, roles with an event, and
-//! scans. A durable record: a request stays until its work is done, whatever is killed meanwhile.
+//! Requests to the reconciler: single users to re-read from Kinde, because their observations contradict each other, roles with
+//! an event, and scans. A durable record: a request stays until its work is done, whatever is killed meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 
