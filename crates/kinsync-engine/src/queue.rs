@@ -15,6 +15,11 @@ use serde::{Deserialize, Serialize};
 use crate::random;
 
 pub mod embedded;
+#[cfg(feature = "redis")]
+pub mod redis;
+
+/// Largest event id and payload together.
+const MAX_ENTRY: usize = 16 << 20;
 
 /// The scheme of sightings, which no delivery can have.
 pub const SIGHTING_SCHEME: &str = "login";

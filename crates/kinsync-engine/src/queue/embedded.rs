@@ -34,7 +34,7 @@ use self::{
     state::State,
     writer::{Command, ROUND, Reply, Writer},
 };
-use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Queue, Stats};
+use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Queue, Stats};
 use crate::clock::Clock;
 
 mod dead_letters;
@@ -51,8 +51,6 @@ mod writer;
 
 /// Most dead letters in one list.
 const MAX_LISTED: usize = 1000;
-/// Largest event id and payload together.
-const MAX_ENTRY: usize = 16 << 20;
 
 /// Bounds of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

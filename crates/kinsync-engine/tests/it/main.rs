@@ -36,6 +36,7 @@ mod queue_damage;
 mod queue_disk;
 mod queue_embedded;
 mod queue_model;
+mod queue_redis;
 
 mod removals;
 mod replay;

@@ -34,7 +34,7 @@ pub(crate) fn open(dir: &Path, config: Config) -> Result<EmbeddedQueue, Error> {
 pub(crate) fn embedded() -> Fresh {
     let dir = tempfile::tempdir().unwrap();
     let queue = Arc::new(open(dir.path(), Config::default()).unwrap());
-    Fresh { queue, _dir: dir }
+    Fresh { queue, _dir: Some(dir) }
 }
 
 pub(crate) async fn enqueue_all(queue: &dyn Queue, ids: impl IntoIterator<Item = impl ToString>) {

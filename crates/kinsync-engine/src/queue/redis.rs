@@ -1,0 +1,439 @@
+//! The queue in Redis Streams, for any number of processes. Needs Redis 7 or a server that is compatible with it.
+//!
+//! - `connection`: connections, and errors in terms of the queue
+//! - `rows`: entries and dead letters as fields of a stream
+//! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
+//!
+//! The stream holds exactly the entries that are not acked: an ack deletes the entry, and nothing trims the stream. All
+//! processes are one consumer: a claim ends with its lease, whether or not its process lives. The lease is kept in the idle time
+//! of a pending entry, which a claim sets to [`FAR`] minus the lease; an entry with an idle time of [`FAR`] can be claimed again.
+//! When the server loses its data, the group is made again from the start of the stream.
+//!
+//! How durable an accepted entry is depends on the server: see `docs/guides/redis.md`.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use redis::{Cmd, Pipeline, Value, cmd};
+use secrecy::SecretString;
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use self::connection::{Connection, Failure};
+use super::{
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Queue, Stats, embedded::DeadLetterBounds,
+};
+use crate::clock::Clock;
+
+mod connection;
+mod rows;
+
+/// Name of the consumer group, and of its only consumer.
+const GROUP: &str = "kinsync";
+/// Idle time at which a claim has ended. Longer than any lease and any delay of a retry.
+const FAR: Duration = Duration::from_hours(30 * 24);
+/// Entries per script.
+const BATCH: usize = 128;
+/// Scripts that store entries at the same time.
+const IN_FLIGHT: usize = 4;
+/// Calls that wait for a script, beyond those in one.
+const WAITING: usize = 16_384;
+/// Longest wait for a new entry before leases and retries are looked at again.
+const POLL: Duration = Duration::from_millis(200);
+/// Most dead letters in one list.
+const MAX_LISTED: usize = 1000;
+
+/// Address and bounds of the queue.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address, such as `redis://user:password@host:6379/0`; `rediss://` for TLS.
+    pub url: SecretString,
+    /// Start of the names of all keys. Processes with the same prefix share a queue.
+    pub prefix: String,
+    /// Entries at which more are refused with [`Error::Full`]; sightings are refused at half of it.
+    pub max_entries: u64,
+    /// Event ids that are remembered to detect duplicates.
+    pub dedupe_window: usize,
+    /// Bounds of the dead letters. Those of bytes do not apply: `maxmemory` of the server does.
+    pub dead_letters: DeadLetterBounds,
+    /// Replicas that must confirm an entry before it is accepted (`WAIT`).
+    pub replicas: u32,
+}
+
+impl Config {
+    /// Usual bounds at this address.
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            prefix: "kinsync".into(),
+            max_entries: 1_000_000,
+            dedupe_window: 131_072,
+            dead_letters: DeadLetterBounds::default(),
+            replicas: 0,
+        }
+    }
+}
+
+/// A queue in Redis.
+pub struct RedisQueue {
+    shared: Arc<Shared>,
+    enqueues: mpsc::Sender<Enqueue>,
+}
+
+impl fmt::Debug for RedisQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisQueue").field("keys", &self.shared.keys).finish_non_exhaustive()
+    }
+}
+
+struct Enqueue {
+    entry: Entry,
+    reply: oneshot::Sender<Result<Enqueued, Error>>,
+}
+
+struct Shared {
+    config: Config,
+    keys: Keys,
+    clock: Clock,
+    commands: Connection,
+    /// Waits for new entries. Of its own: a command that blocks delays all that share its connection.
+    waiting: Mutex<Connection>,
+    closed: CancellationToken,
+}
+
+/// Names of the keys. The braces put all of them into one slot of a cluster.
+#[derive(Debug)]
+struct Keys {
+    stream: String,
+    seen: String,
+    dead: String,
+}
+
+impl RedisQueue {
+    /// Creates the queue. Connects when it is first used, and again whenever the connection is lost.
+    ///
+    /// Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the address cannot be understood.
+    pub fn new(config: Config, clock: Clock) -> Result<Self, Error> {
+        let key = |name: &str| format!("{{{}}}:{name}", config.prefix);
+        let keys = Keys { stream: key("queue"), seen: key("seen"), dead: key("dead") };
+        let commands = Connection::new(&config.url)?;
+        let waiting = Mutex::new(Connection::new(&config.url)?);
+        let closed = CancellationToken::new();
+        let shared = Arc::new(Shared { config, keys, clock, commands, waiting, closed });
+        let (enqueues, pending) = mpsc::channel(WAITING);
+        tokio::spawn(Arc::clone(&shared).store_all(pending));
+        Ok(Self { shared, enqueues })
+    }
+}
+
+impl Shared {
+    fn open(&self) -> Result<(), Error> {
+        if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Stores entries until all senders are dropped: what waits while a script runs shares the next one.
+    async fn store_all(self: Arc<Self>, mut pending: mpsc::Receiver<Enqueue>) {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let mut batch = Vec::with_capacity(BATCH);
+        while pending.recv_many(&mut batch, BATCH).await > 0 {
+            let permit = Arc::clone(&in_flight).acquire_owned().await;
+            let (shared, batch) = (Arc::clone(&self), std::mem::take(&mut batch));
+            tokio::spawn(async move {
+                shared.store(batch).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn store(&self, batch: Vec<Enqueue>) {
+        let mut script = self.script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
+        script.arg(self.config.max_entries).arg(self.config.dedupe_window);
+        for Enqueue { entry, .. } in &batch {
+            rows::add_entry(&mut script, entry);
+        }
+        let stored = self.stored(script).await;
+        for (at, Enqueue { reply, .. }) in batch.into_iter().enumerate() {
+            let answer = match &stored {
+                Ok(answers) => self.answer(answers.get(at)),
+                Err(Stored::Failed(failure)) => Err(failure.clone().into()),
+                Err(Stored::TooFewReplicas(have)) => Err(Failure::too_few_replicas(self.config.replicas, *have)),
+            };
+            // The caller may have been cancelled.
+            _ = reply.send(answer);
+        }
+    }
+
+    async fn stored(&self, script: Cmd) -> Result<Vec<i64>, Stored> {
+        if self.config.replicas == 0 {
+            return self.commands.run(&script).await.map_err(Stored::Failed);
+        }
+        let mut both = Pipeline::new();
+        let mut wait = cmd("WAIT");
+        wait.arg(self.config.replicas).arg(WAIT.as_millis() as u64);
+        both.add_command(script).add_command(wait);
+        let (answers, have): (Vec<i64>, u32) = self.commands.run_all(&both).await.map_err(Stored::Failed)?;
+        if have < self.config.replicas { Err(Stored::TooFewReplicas(have)) } else { Ok(answers) }
+    }
+
+    fn answer(&self, answer: Option<&i64>) -> Result<Enqueued, Error> {
+        match answer {
+            Some(1) => Ok(Enqueued::New),
+            Some(0) => Ok(Enqueued::Duplicate),
+            _ => Err(Error::Full { depth: self.config.max_entries, bytes: 0 }),
+        }
+    }
+
+    fn script(&self, text: &str, keys: &[&str]) -> Cmd {
+        let mut script = cmd("EVAL");
+        script.arg(text).arg(keys.len()).arg(keys);
+        script
+    }
+
+    /// Claims what can be claimed now. Returns also the newest id of the stream.
+    async fn claim_now(&self, max: usize, lease: Duration) -> Result<(String, Vec<Claimed>), Error> {
+        let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
+        let mut script = self.script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
+        script.arg(GROUP).arg(max.max(1)).arg(millis(idle)).arg(millis(FAR));
+        let claimed: (String, Vec<(String, i64, Value)>) = match self.commands.run(&script).await {
+            Err(failure) if failure.is_no_group() => {
+                self.make_group().await?;
+                self.commands.run(&script).await?
+            }
+            claimed => claimed?,
+        };
+        let (newest, entries) = claimed;
+        let mut decoded = Vec::with_capacity(entries.len());
+        let mut unknown = Vec::new();
+        for (id, earlier, fields) in entries {
+            let id = EntryId::new(id);
+            match rows::entry(&fields) {
+                Some(entry) => {
+                    let attempts = u32::try_from(earlier).unwrap_or_default();
+                    decoded.push(Claimed { id, attempts, entry });
+                }
+                None => unknown.push((id, "this version of kinsync cannot read the entry".to_owned())),
+            }
+        }
+        if !unknown.is_empty() {
+            self.dead_letter(&unknown).await?;
+        }
+        Ok((newest, decoded))
+    }
+
+    /// Makes the consumer group, from the first entry of the stream.
+    async fn make_group(&self) -> Result<(), Error> {
+        let mut create = cmd("XGROUP");
+        create.arg("CREATE").arg(&self.keys.stream).arg(GROUP).arg("0").arg("MKSTREAM");
+        match self.commands.run::<Value>(&create).await {
+            Err(failure) if !failure.is_group_known() => Err(failure.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for an entry that is newer than this id, for a limited time.
+    async fn wait_beyond(&self, newest: &str) -> Result<(), Error> {
+        let mut read = cmd("XREAD");
+        read.arg("COUNT").arg(1).arg("BLOCK").arg(millis(POLL)).arg("STREAMS");
+        read.arg(&self.keys.stream).arg(newest);
+        let waiting = self.waiting.lock().await;
+        waiting.run::<Value>(&read).await?;
+        Ok(())
+    }
+
+    async fn release(&self, ids: &[EntryId], after: Duration) -> Result<(), Error> {
+        let ids = rows::valid(ids);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut claim = cmd("XCLAIM");
+        claim.arg(&self.keys.stream).arg(GROUP).arg(GROUP).arg(0).arg(ids);
+        claim.arg("IDLE").arg(millis(FAR.saturating_sub(after))).arg("JUSTID");
+        self.unless_lost(self.commands.run::<Value>(&claim).await)
+    }
+
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        let now = self.clock.now();
+        let oldest = now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
+        let keys = [self.keys.stream.as_str(), self.keys.dead.as_str()];
+        let mut script = self.script(include_str!("redis/dead_letter.lua"), &keys);
+        script.arg(GROUP).arg(now.0).arg(self.config.dead_letters.max_count).arg(oldest.max(0));
+        for (id, reason) in entries.iter().filter(|(id, _)| rows::is_valid(id)) {
+            script.arg(id.as_str()).arg(reason);
+        }
+        self.unless_lost(self.commands.run::<Value>(&script).await)
+    }
+
+    /// Without a group there is no claimed entry to act on.
+    fn unless_lost(&self, done: Result<Value, Failure>) -> Result<(), Error> {
+        match done {
+            Err(failure) if !failure.is_no_group() => Err(failure.into()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn find(&self, id: &EntryId) -> Result<DeadLetter, Error> {
+        let missing = || Error::NoSuchDeadLetter { id: id.clone() };
+        if !rows::is_valid(id) {
+            return Err(missing());
+        }
+        let mut range = cmd("XRANGE");
+        range.arg(&self.keys.dead).arg(id.as_str()).arg(id.as_str());
+        let found: Vec<(String, Value)> = self.commands.run(&range).await?;
+        found.first().and_then(|(id, fields)| rows::dead_letter(id, fields)).ok_or_else(missing)
+    }
+}
+
+/// Why entries are not stored as required.
+enum Stored {
+    Failed(Failure),
+    /// Number of replicas that have the entries.
+    TooFewReplicas(u32),
+}
+
+/// Longest time that replicas have to confirm an entry.
+const WAIT: Duration = Duration::from_secs(1);
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Claimed entries on their way to a caller, who may be cancelled: then they are released.
+struct OnTheWay {
+    shared: Arc<Shared>,
+    claimed: Vec<Claimed>,
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        let claimed = std::mem::take(&mut self.claimed);
+        if !claimed.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            let ids: Vec<EntryId> = claimed.into_iter().map(|claimed| claimed.id).collect();
+            tokio::spawn(async move {
+                if let Err(error) = shared.release(&ids, Duration::ZERO).await {
+                    tracing::warn!(%error, "claimed entries could not be released; they come again after their lease");
+                }
+            });
+        }
+    }
+}
+
+#[async_trait]
+impl Queue for RedisQueue {
+    async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
+        self.shared.open()?;
+        let bytes = entry.event_id.len() + entry.payload.bytes().len();
+        if bytes > MAX_ENTRY {
+            return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
+        }
+        let (reply, stored) = oneshot::channel();
+        self.enqueues.send(Enqueue { entry, reply }).await.map_err(|_| Error::Closed)?;
+        stored.await.unwrap_or(Err(Error::Closed))
+    }
+
+    async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
+        loop {
+            self.shared.open()?;
+            let (reply, claimed) = oneshot::channel();
+            let shared = Arc::clone(&self.shared);
+            // Not cancelled with this call: what Redis has claimed meanwhile is released.
+            tokio::spawn(async move {
+                let claimed = shared.claim_now(max, lease).await;
+                _ = reply.send(claimed.map(|(newest, claimed)| (newest, OnTheWay { shared, claimed })));
+            });
+            let (newest, mut claimed) = claimed.await.unwrap_or(Err(Error::Closed))?;
+            if !claimed.claimed.is_empty() {
+                return Ok(std::mem::take(&mut claimed.claimed));
+            }
+            let wait = self.shared.wait_beyond(&newest);
+            self.shared.closed.run_until_cancelled(wait).await.unwrap_or(Err(Error::Closed))?;
+        }
+    }
+
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
+        self.shared.open()?;
+        let ids = rows::valid(ids);
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let mut both = Pipeline::new();
+        both.atomic().cmd("XACK").arg(&self.shared.keys.stream).arg(GROUP).arg(&ids);
+        both.cmd("XDEL").arg(&self.shared.keys.stream).arg(&ids);
+        self.shared.commands.run_all::<Value>(&both).await?;
+        Ok(())
+    }
+
+    async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.release(ids, after).await
+    }
+
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.dead_letter(entries).await
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        let shared = &self.shared;
+        shared.open()?;
+        let Keys { stream, dead, .. } = &shared.keys;
+        let mut reads = Pipeline::new();
+        reads.cmd("XLEN").arg(stream).cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1);
+        reads.cmd("MEMORY").arg("USAGE").arg(stream).cmd("XLEN").arg(dead).cmd("MEMORY").arg("USAGE").arg(dead);
+        type Read = (u64, Vec<(String, Value)>, Option<u64>, u64, Option<u64>);
+        let (depth, oldest, bytes, dead_letters, dead_bytes): Read = shared.commands.run_all(&reads).await?;
+        let oldest = oldest.first().and_then(|(_, fields)| rows::entry(fields));
+        Ok(Stats {
+            depth,
+            oldest_received_at: oldest.map(|entry| entry.received_at),
+            bytes: bytes.filter(|_| depth > 0).unwrap_or_default(),
+            dead_letters,
+            dead_letter_bytes: dead_bytes.filter(|_| dead_letters > 0).unwrap_or_default(),
+        })
+    }
+
+    async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        self.shared.open()?;
+        let from = match after.filter(|id| rows::is_valid(id)) {
+            Some(after) => format!("({after}"),
+            None => "-".to_owned(),
+        };
+        let mut range = cmd("XRANGE");
+        range.arg(&self.shared.keys.dead).arg(from).arg("+").arg("COUNT").arg(limit.min(MAX_LISTED));
+        let found: Vec<(String, Value)> = self.shared.commands.run(&range).await?;
+        Ok(found.iter().filter_map(|(id, fields)| rows::dead_letter(id, fields)).collect())
+    }
+
+    async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error> {
+        self.shared.open()?;
+        self.shared.find(id).await
+    }
+
+    async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        self.shared.open()?;
+        let keys = [self.shared.keys.stream.as_str(), self.shared.keys.dead.as_str()];
+        let mut script = self.shared.script(include_str!("redis/retry_dead_letter.lua"), &keys);
+        script.arg(id.as_str());
+        let moved: u64 = if rows::is_valid(id) { self.shared.commands.run(&script).await? } else { 0 };
+        if moved == 0 { Err(Error::NoSuchDeadLetter { id: id.clone() }) } else { Ok(()) }
+    }
+
+    async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        self.shared.open()?;
+        let mut delete = cmd("XDEL");
+        delete.arg(&self.shared.keys.dead).arg(id.as_str());
+        let deleted: u64 = if rows::is_valid(id) { self.shared.commands.run(&delete).await? } else { 0 };
+        if deleted == 0 { Err(Error::NoSuchDeadLetter { id: id.clone() }) } else { Ok(()) }
+    }
+
+    async fn close(&self) {
+        self.shared.closed.cancel();
+    }
+}

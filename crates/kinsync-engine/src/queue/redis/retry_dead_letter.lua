@@ -1,0 +1,12 @@
+-- Moves a dead letter back into the stream. KEYS: stream, dead letters. ARGV: id. Returns the number of moved letters.
+local found = redis.call('XRANGE', KEYS[2], ARGV[1], ARGV[1])
+if not found[1] then return 0 end
+local kept, fields = {}, found[1][2]
+for i = 1, #fields, 2 do
+  if fields[i] ~= 'dead_at' and fields[i] ~= 'reason' then
+    kept[#kept + 1] = fields[i]
+    kept[#kept + 1] = fields[i + 1]
+  end
+end
+redis.call('XADD', KEYS[1], '*', unpack(kept))
+return redis.call('XDEL', KEYS[2], ARGV[1])

@@ -1,0 +1,72 @@
+//! Entries and dead letters as fields of a stream.
+
+use bytes::Bytes;
+use kinsync_core::Micros;
+use redis::{Cmd, Value};
+
+use crate::queue::{DeadLetter, Entry, EntryId, Payload};
+
+/// Adds the fields of an entry to a script, in the order that the script expects.
+pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
+    let signed_at = entry.payload.signed_at().map(|at| at.0.to_string()).unwrap_or_default();
+    script.arg(&entry.event_id).arg(entry.payload.scheme()).arg(entry.received_at.0).arg(signed_at);
+    script.arg(&entry.payload.bytes()[..]);
+}
+
+/// Returns the entry of these fields; `None` if this version cannot read it.
+pub(super) fn entry(fields: &Value) -> Option<Entry> {
+    let signed_at = text(fields, "signed_at")?;
+    let signed_at = if signed_at.is_empty() { None } else { Some(Micros(signed_at.parse().ok()?)) };
+    let body = Bytes::copy_from_slice(field(fields, "body")?);
+    Some(Entry {
+        event_id: text(fields, "event_id")?.to_owned(),
+        received_at: time(fields, "received_at")?,
+        payload: Payload::from_parts(text(fields, "scheme")?, signed_at, body)?,
+    })
+}
+
+/// Returns the dead letter of these fields.
+pub(super) fn dead_letter(id: &str, fields: &Value) -> Option<DeadLetter> {
+    Some(DeadLetter {
+        id: EntryId::new(id),
+        event_id: text(fields, "event_id")?.to_owned(),
+        scheme: text(fields, "scheme")?.to_owned(),
+        received_at: time(fields, "received_at")?,
+        dead_at: time(fields, "dead_at")?,
+        reason: text(fields, "reason")?.to_owned(),
+        payload: Some(String::from_utf8_lossy(field(fields, "body")?).into_owned()),
+    })
+}
+
+/// Returns the ids that a stream can have.
+pub(super) fn valid(ids: &[EntryId]) -> Vec<&str> {
+    ids.iter().filter(|id| is_valid(id)).map(EntryId::as_str).collect()
+}
+
+/// Returns whether a stream can have this id.
+pub(super) fn is_valid(id: &EntryId) -> bool {
+    let parts = id.as_str().split_once('-');
+    parts.is_some_and(|(time, number)| time.parse::<u64>().is_ok() && number.parse::<u64>().is_ok())
+}
+
+fn time(fields: &Value, name: &str) -> Option<Micros> {
+    Some(Micros(text(fields, name)?.parse().ok()?))
+}
+
+fn text<'a>(fields: &'a Value, name: &str) -> Option<&'a str> {
+    std::str::from_utf8(field(fields, name)?).ok()
+}
+
+fn field<'a>(fields: &'a Value, name: &str) -> Option<&'a [u8]> {
+    let Value::Array(fields) = fields else { return None };
+    let pairs = fields.chunks_exact(2);
+    let found = pairs.into_iter().find(|pair| bytes(&pair[0]) == Some(name.as_bytes()))?;
+    bytes(&found[1])
+}
+
+fn bytes(value: &Value) -> Option<&[u8]> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes),
+        _ => None,
+    }
+}

@@ -1,0 +1,194 @@
+//! The queue on real Redis servers: kills, restarts, lost data.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use kinsync_core::Micros;
+use kinsync_engine::{
+    Clock,
+    internal::queue::{
+        Enqueued, Error, Queue,
+        redis::{Config, RedisQueue},
+    },
+};
+use kinsync_testing::redis::{DURABLE, TestRedis};
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::queue_conformance::{Fresh, claim, counts, entry, event_ids, ids};
+
+fn open(redis: &TestRedis, prefix: &str) -> RedisQueue {
+    let config = Config { prefix: prefix.into(), ..Config::new(redis.url().into()) };
+    RedisQueue::new(config, Clock::from_fn(|| Micros(5_000))).unwrap()
+}
+
+/// An empty queue on the shared server.
+pub(crate) fn redis() -> Fresh {
+    Fresh { queue: Arc::new(open(TestRedis::shared(), &TestRedis::prefix())), _dir: None }
+}
+
+/// Repeats until the server is back.
+async fn until_accepted(queue: &RedisQueue, id: &str) -> Enqueued {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match queue.enqueue(entry(id)).await {
+            Ok(enqueued) => return enqueued,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_file_synced_on_each_change_nothing_accepted_is_lost_by_a_kill() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = Arc::new(open(&redis, "kinsync"));
+    let mut producers = JoinSet::new();
+    for producer in 0..8 {
+        let queue = Arc::clone(&queue);
+        producers.spawn(async move {
+            let mut accepted = Vec::new();
+            for number in 0.. {
+                let id = format!("{producer}-{number}");
+                match queue.enqueue(entry(&id)).await {
+                    Ok(_) => accepted.push(id),
+                    Err(Error::Unavailable { .. }) => return accepted,
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            accepted
+        });
+    }
+    while counts(&*queue).await.0 < 500 {
+        tokio::task::yield_now().await;
+    }
+    redis.kill();
+    let accepted: Vec<String> = producers.join_all().await.into_iter().flatten().collect();
+    redis.launch();
+    until_accepted(&queue, "after").await;
+    let mut found = BTreeSet::new();
+    while (found.len() as u64) < counts(&*queue).await.0 {
+        let claimed = claim(&*queue, 500).await;
+        found.extend(claimed.into_iter().map(|claimed| claimed.entry.event_id));
+    }
+    assert!(accepted.len() >= 500);
+    assert_eq!(accepted.iter().find(|id| !found.contains(*id)), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lost_its_data_takes_and_gives_entries_again() {
+    let redis = TestRedis::start(&["--appendonly", "no"]);
+    let queue = open(&redis, "kinsync");
+    queue.enqueue(entry("lost")).await.unwrap();
+    let lost = ids(&claim(&queue, 1).await);
+    for is_killed in [false, true] {
+        if is_killed {
+            redis.kill();
+            redis.launch();
+        } else {
+            assert!(redis.run("FLUSHALL").starts_with("+OK"));
+        }
+        let id = format!("killed: {is_killed}");
+        assert_eq!(until_accepted(&queue, &id).await, Enqueued::New);
+        let claimed = claim(&queue, 9).await;
+        assert_eq!(event_ids(&claimed), [id]);
+        // What a worker still holds of the lost entries changes nothing.
+        queue.ack(&lost).await.unwrap();
+        queue.retry(&lost, Duration::ZERO).await.unwrap();
+        queue.dead_letter(&[(lost[0].clone(), "why".into())]).await.unwrap();
+        queue.ack(&ids(&claimed)).await.unwrap();
+        assert_eq!(counts(&queue).await, (0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_dead_process_are_claimed_by_another_after_their_lease() {
+    let (redis, prefix) = (TestRedis::shared(), TestRedis::prefix());
+    let (dead, live) = (open(redis, &prefix), open(redis, &prefix));
+    dead.enqueue(entry("a")).await.unwrap();
+    let lease = Duration::from_millis(300);
+    let began = Instant::now();
+    assert_eq!(event_ids(&dead.claim(1, lease).await.unwrap()), ["a"]);
+    drop(dead);
+    let claimed = claim(&live, 1).await;
+    assert!(began.elapsed() >= lease);
+    assert_eq!((event_ids(&claimed), claimed[0].attempts), (vec!["a"], 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_of_another_process_ends_the_wait_of_a_claim() {
+    let (redis, prefix) = (TestRedis::shared(), TestRedis::prefix());
+    let (one, other) = (open(redis, &prefix), open(redis, &prefix));
+    let (claimed, _) = tokio::join!(claim(&one, 1), async {
+        tokio::task::yield_now().await;
+        other.enqueue(entry("new")).await.unwrap()
+    });
+    assert_eq!(event_ids(&claimed), ["new"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_refuses_sightings_first_and_accepts_again_after_an_ack() {
+    let (redis, prefix) = (TestRedis::shared(), TestRedis::prefix());
+    let config = Config { prefix, max_entries: 4, ..Config::new(redis.url().into()) };
+    let queue = RedisQueue::new(config, Clock::system()).unwrap();
+    for id in ["1", "2", "3"] {
+        queue.enqueue(entry(id)).await.unwrap();
+    }
+    let sighting = kinsync_engine::internal::queue::Entry {
+        payload: kinsync_engine::internal::queue::Payload::Sighting("{}".into()),
+        ..entry("sighting")
+    };
+    assert!(matches!(queue.enqueue(sighting.clone()).await, Err(Error::Full { .. })));
+    queue.enqueue(entry("4")).await.unwrap();
+    assert!(matches!(queue.enqueue(entry("5")).await, Err(Error::Full { .. })));
+    assert_eq!(queue.enqueue(entry("4")).await.unwrap(), Enqueued::Duplicate, "it is stored");
+    let claimed = claim(&queue, 3).await;
+    queue.ack(&ids(&claimed)).await.unwrap();
+    assert_eq!(queue.enqueue(entry("5")).await.unwrap(), Enqueued::New, "a refused id is not remembered");
+    assert_eq!(queue.enqueue(sighting).await.unwrap_err().to_string().contains("full"), true);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_is_refused_without_the_required_replicas_and_without_memory() {
+    let redis = TestRedis::start(&["--maxmemory", "2mb", "--maxmemory-policy", "noeviction"]);
+    let config = Config { replicas: 1, ..Config::new(redis.url().into()) };
+    let queue = RedisQueue::new(config, Clock::system()).unwrap();
+    let refused = queue.enqueue(entry("a")).await.unwrap_err();
+    assert!(refused.to_string().contains("0 replicas"), "{refused}");
+    let queue = open(&redis, "other");
+    let refused = loop {
+        let id = format!("{:0>30000}", counts(&queue).await.0);
+        if let Err(refused) = queue.enqueue(entry(&id)).await {
+            break refused;
+        }
+    };
+    assert!(refused.to_string().contains("maxmemory"), "{refused}");
+    assert!(!claim(&queue, 10_000).await.is_empty(), "what was accepted can be processed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_and_a_missing_permission_are_reported() {
+    let redis = TestRedis::start(&["--requirepass", "secret"]);
+    let queue = open(&redis, "kinsync");
+    let refused = queue.enqueue(entry("a")).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { hint, .. } if hint.contains("password")), "{refused:?}");
+    let config = |user: &str| Config::new(redis.url().replace("//", &format!("//{user}@")).into());
+    let queue = RedisQueue::new(config("default:secret"), Clock::system()).unwrap();
+    assert_eq!(queue.enqueue(entry("a")).await.unwrap(), Enqueued::New);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_there_is_an_error_within_its_deadline_and_is_found_later() {
+    let redis = TestRedis::start(DURABLE);
+    redis.kill();
+    let queue = open(&redis, "kinsync");
+    let began = Instant::now();
+    assert!(matches!(queue.enqueue(entry("a")).await, Err(Error::Unavailable { .. })));
+    assert!(began.elapsed() < Duration::from_secs(10));
+    redis.launch();
+    until_accepted(&queue, "a").await;
+    redis.pause();
+    assert!(matches!(queue.enqueue(entry("b")).await, Err(Error::Unavailable { .. })));
+    redis.resume();
+    until_accepted(&queue, "b").await;
+    assert_eq!(claim(&queue, 9).await.len(), 2, "the entry of a timed-out call is stored once");
+}

@@ -1,0 +1,138 @@
+//! Real Redis servers for tests. A shell supervises each and kills it when the test process ends, however it ends.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Child, ChildStdin, Command, Stdio},
+    sync::{Mutex, OnceLock},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long a server may take to start.
+const START: Duration = Duration::from_secs(30);
+
+/// Reads one command a line. The first argument is the port, the second the folder, the rest goes to the server.
+const SUPERVISOR: &str = r#"
+trap '' INT TERM HUP
+port=$1 dir=$2; shift 2
+while read -r command; do
+  case $command in
+    start) redis-server --port "$port" --bind 127.0.0.1 --dir "$dir" --save "" "$@" </dev/null >>"$dir/log" 2>&1 & pid=$! ;;
+    stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null; echo stopped ;;
+    pause) kill -STOP "$pid" ;;
+    resume) kill -CONT "$pid" ;;
+  esac
+done
+kill -KILL "$pid" 2>/dev/null
+"#;
+
+/// Options of a server that writes each change to its file before it answers.
+pub const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"];
+
+/// A running Redis.
+#[derive(Debug)]
+pub struct TestRedis {
+    port: u16,
+    dir: TempDir,
+    supervisor: Mutex<(Child, ChildStdin)>,
+}
+
+impl TestRedis {
+    /// The server that all tests of this process share. Each uses a prefix of its own, and none stops it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<TestRedis> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start(DURABLE))
+    }
+
+    /// Starts a server for one test, with these options.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start(options: &[&str]) -> Self {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+        let port = port.expect("loopback has a free port").port();
+        let dir = TempDir::with_prefix("kinsync-redis-").expect("the folder for temporary files can be written");
+        let mut command = Command::new("sh");
+        command.args(["-c", SUPERVISOR, "sh", &port.to_string()]).arg(dir.path()).args(options);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("a shell starts");
+        let commands = child.stdin.take().expect("its input is a pipe");
+        let redis = Self { port, dir, supervisor: Mutex::new((child, commands)) };
+        redis.launch();
+        redis
+    }
+
+    /// Address of the server.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// A prefix that no other test uses.
+    pub fn prefix() -> String {
+        format!("test{:016x}", crate::random::<u64>())
+    }
+
+    /// Kills the server with SIGKILL and waits for its end.
+    pub fn kill(&self) {
+        self.send("stop");
+        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
+        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
+        let mut line = String::new();
+        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
+    }
+
+    /// Stops the processes of the server, which then neither answers nor closes its connections.
+    pub fn pause(&self) {
+        self.send("pause");
+    }
+
+    /// Continues them.
+    pub fn resume(&self) {
+        self.send("resume");
+    }
+
+    /// Starts the server again, on the files that it left.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn launch(&self) {
+        self.send("start");
+        let deadline = Instant::now() + START;
+        while !self.answers() {
+            assert!(Instant::now() < deadline, "redis-server does not start: {}", self.log());
+            std::thread::yield_now();
+        }
+    }
+
+    /// Runs one command, given as a line.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    pub fn run(&self, command: &str) -> String {
+        self.ask(command).expect("the server answers")
+    }
+
+    fn answers(&self) -> bool {
+        self.ask("PING").is_ok_and(|answer| answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
+    }
+
+    fn ask(&self, command: &str) -> std::io::Result<String> {
+        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        connection.set_read_timeout(Some(START))?;
+        connection.write_all(format!("{command}\r\n").as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(connection).read_line(&mut line)?;
+        Ok(line)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn send(&self, command: &str) {
+        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
+        writeln!(supervisor.1, "{command}").expect("the supervisor runs");
+    }
+}
