@@ -27,6 +27,7 @@ use crate::{
     queue::{
         self, Queue,
         embedded::{self, EmbeddedQueue},
+        spooled::SpooledQueue,
     },
     random,
     reconcile::{
@@ -66,6 +67,9 @@ pub enum Error {
     },
 }
 
+/// Longest lease of an entry of a shared queue. A batch that takes longer is repeated by another process, which changes nothing.
+const SHARED_LEASE: Duration = Duration::from_secs(30);
+
 /// Settings of an engine. Made by [`Engine::builder`].
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `open` is called"]
@@ -73,6 +77,7 @@ pub struct Builder {
     data_dir: PathBuf,
     clock: Clock,
     queue: embedded::Config,
+    shared_queue: Option<Arc<dyn Queue>>,
     store: store::Location,
     breaker: breaker::Config,
     management: Option<management::Config>,
@@ -114,6 +119,13 @@ impl Builder {
         self
     }
 
+    /// Shares this queue with other processes. The queue in the data folder then is the spool: it accepts entries while the
+    /// shared queue does not.
+    pub fn shared_queue(mut self, shared: Arc<dyn Queue>) -> Self {
+        self.shared_queue = Some(shared);
+        self
+    }
+
     /// Sets the source of time.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
@@ -141,9 +153,14 @@ impl Builder {
     /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
     /// does not answer is no error.
     pub async fn open(self) -> Result<Engine, Error> {
-        let Self { data_dir, clock, queue, store, breaker, management, reconcile, scan_every, projector } =
-            self;
-        let queue = open_queue(&data_dir, queue, clock.clone()).await?;
+        let Self { data_dir, clock, queue, shared_queue, store, breaker, management, reconcile, .. } = self;
+        let (scan_every, projector) = (self.scan_every, self.projector);
+        let local = open_queue(&data_dir, queue, clock.clone()).await?;
+        let spooled = shared_queue.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
+        let queue: Arc<dyn Queue> = match &spooled {
+            Some(spooled) => Arc::clone(spooled) as _,
+            None => local,
+        };
         let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
         let compares_roles = reconcile.roles;
@@ -153,11 +170,16 @@ impl Builder {
         let breaker = Breaker::new("store", "projector", breaker);
         let check_without_time = projector.check_without_time || reconciler.is_some();
         let check_roles = projector.check_roles || (reconciler.is_some() && compares_roles);
-        let projector = projector::Config { check_without_time, check_roles, ..projector };
+        let mut projector = projector::Config { check_without_time, check_roles, ..projector };
+        if spooled.is_some() {
+            // Another process waits this long for the entries of one that was killed.
+            projector.lease = projector.lease.min(SHARED_LEASE);
+        }
         let projector =
             Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
         Ok(Engine(Arc::new(Inner {
             queue,
+            spooled,
             shared_store: store.store(),
             store,
             clock,
@@ -181,6 +203,8 @@ pub struct Engine(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     queue: Arc<dyn Queue>,
+    /// The same queue, if several processes share it.
+    spooled: Option<Arc<SpooledQueue>>,
     store: OpenedStore,
     shared_store: Arc<dyn Store>,
     clock: Clock,
@@ -215,6 +239,7 @@ impl Engine {
             data_dir: data_dir.into(),
             clock: Clock::system(),
             queue: embedded::Config::default(),
+            shared_queue: None,
             store: store::Location::default(),
             breaker: breaker::Config::default(),
             management: None,
@@ -268,6 +293,13 @@ impl Engine {
                 stop.cancelled().await;
             }
         });
+        if let Some(spooled) = &self.0.spooled {
+            let spooled = Arc::clone(spooled);
+            self.0.supervisor.spawn("spool", move |stop| {
+                let spooled = Arc::clone(&spooled);
+                async move { spooled.run(stop).await }
+            });
+        }
         let engine = self.clone();
         self.0.supervisor.spawn("spread", move |stop| {
             let engine = engine.clone();

@@ -71,6 +71,8 @@ pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
 pub use projector::RejectedByStore;
+#[cfg(feature = "redis")]
+pub use queue::redis::{Config as RedisConfig, RedisQueue};
 pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
 pub use reconcile::{
     Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,

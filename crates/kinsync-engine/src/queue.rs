@@ -17,6 +17,7 @@ use crate::random;
 pub mod embedded;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod spooled;
 
 /// Largest event id and payload together.
 const MAX_ENTRY: usize = 16 << 20;
@@ -191,6 +192,19 @@ pub struct Stats {
     pub dead_letters: u64,
     /// Bytes used by dead letters.
     pub dead_letter_bytes: u64,
+    /// State of the spool of this process; `None` without a shared queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<Spool>,
+}
+
+/// State of the spool of a process: the entries that wait for the shared queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Spool {
+    /// Entries of this process that the shared queue did not accept yet. Included in [`Stats::depth`].
+    pub entries: u64,
+    /// Whether the shared queue answers. If not, the other values are those of the spool alone.
+    pub is_shared_queue_available: bool,
 }
 
 /// Cause of a failure, as the backend reports it.

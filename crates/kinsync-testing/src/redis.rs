@@ -5,10 +5,11 @@ use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Mutex, OnceLock},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);
@@ -53,7 +54,8 @@ impl TestRedis {
     pub fn start(options: &[&str]) -> Self {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
         let port = port.expect("loopback has a free port").port();
-        let dir = TempDir::with_prefix("kinsync-redis-").expect("the folder for temporary files can be written");
+        let dir =
+            TempDir::with_prefix("kinsync-redis-").expect("the folder for temporary files can be written");
         let mut command = Command::new("sh");
         command.args(["-c", SUPERVISOR, "sh", &port.to_string()]).arg(dir.path()).args(options);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

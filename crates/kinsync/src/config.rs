@@ -123,11 +123,13 @@ pub struct Store {
 }
 
 /// A kind of queue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub enum QueueKind {
-    /// Files in the data folder.
+    /// A file in the data folder.
     #[default]
     Embedded,
+    /// Redis at this address.
+    Redis(SecretString),
 }
 
 /// The queue of deliveries and its limits.
@@ -135,6 +137,10 @@ pub enum QueueKind {
 pub struct Queue {
     /// The kind of queue.
     pub kind: QueueKind,
+    /// Start of the names of all keys in a shared queue.
+    pub prefix: String,
+    /// Replicas of Redis that must confirm a delivery.
+    pub replicas: u32,
     /// The largest number of queued deliveries; further ones are answered 503.
     pub max_entries: u64,
     /// The largest size on disk in bytes; further deliveries are answered 503.

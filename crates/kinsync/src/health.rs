@@ -196,6 +196,13 @@ impl Problems {
                 LATE.as_secs()
             ));
         }
+        if queued.spool.is_some_and(|spool| !spool.is_shared_queue_available) {
+            let waiting = queued.spool.map_or(0, |spool| spool.entries);
+            self.degraded.push(format!(
+                "the queue at KINSYNC_QUEUE does not answer: {} on this machine; the log has the cause",
+                counted(waiting, "delivery waits", "deliveries wait")
+            ));
+        }
         if queued.dead_letters > 0 {
             let count = queued.dead_letters;
             self.degraded.push(format!(

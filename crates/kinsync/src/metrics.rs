@@ -142,6 +142,11 @@ pub const METRICS: &[Metric] = &[
     Metric { name: "kinsync_queue_oldest_seconds", kind: Kind::Gauge, help: "Age of the oldest of them" },
     Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the deliveries in the queue" },
     Metric {
+        name: "kinsync_queue_spooled",
+        kind: Kind::Gauge,
+        help: "Deliveries of this process that wait for the shared queue; 0 without one",
+    },
+    Metric {
         name: "kinsync_queue_dead_letters",
         kind: Kind::Gauge,
         help: "Deliveries set aside because they could not be processed",
@@ -386,6 +391,7 @@ pub async fn render(state: &AppState) -> String {
         gauge!("kinsync_queue_depth").set(float(queue.depth));
         gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
         gauge!("kinsync_queue_bytes").set(float(queue.bytes));
+        gauge!("kinsync_queue_spooled").set(float(queue.spool.map_or(0, |spool| spool.entries)));
         gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
         gauge!("kinsync_queue_dead_letter_bytes").set(float(queue.dead_letter_bytes));
     }

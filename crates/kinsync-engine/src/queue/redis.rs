@@ -2,6 +2,7 @@
 //!
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
+//! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
 //!
 //! The stream holds exactly the entries that are not acked: an ack deletes the entry, and nothing trims the stream. All
@@ -11,19 +12,16 @@
 //!
 //! How durable an accepted entry is depends on the server: see `docs/guides/redis.md`.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use redis::{Cmd, Pipeline, Value, cmd};
 use secrecy::SecretString;
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::connection::{Connection, Failure};
+pub use self::server::{Durability, Server};
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Queue, Stats, embedded::DeadLetterBounds,
 };
@@ -31,6 +29,7 @@ use crate::clock::Clock;
 
 mod connection;
 mod rows;
+mod server;
 
 /// Name of the consumer group, and of its only consumer.
 const GROUP: &str = "kinsync";
@@ -103,6 +102,8 @@ struct Shared {
     /// Waits for new entries. Of its own: a command that blocks delays all that share its connection.
     waiting: Mutex<Connection>,
     closed: CancellationToken,
+    /// Scripts in progress.
+    tasks: TaskTracker,
 }
 
 /// Names of the keys. The braces put all of them into one slot of a cluster.
@@ -125,11 +126,19 @@ impl RedisQueue {
         let keys = Keys { stream: key("queue"), seen: key("seen"), dead: key("dead") };
         let commands = Connection::new(&config.url)?;
         let waiting = Mutex::new(Connection::new(&config.url)?);
-        let closed = CancellationToken::new();
-        let shared = Arc::new(Shared { config, keys, clock, commands, waiting, closed });
+        let (closed, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let shared = Arc::new(Shared { config, keys, clock, commands, waiting, closed, tasks });
         let (enqueues, pending) = mpsc::channel(WAITING);
-        tokio::spawn(Arc::clone(&shared).store_all(pending));
+        shared.tasks.spawn(Arc::clone(&shared).store_all(pending));
         Ok(Self { shared, enqueues })
+    }
+
+    /// Reads what the configuration of the server means for accepted entries.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the server does not answer, [`Error::Refused`] if it refuses the user.
+    pub async fn inspect(&self) -> Result<Server, Error> {
+        server::inspect(&self.shared.commands).await
     }
 }
 
@@ -138,14 +147,14 @@ impl Shared {
         if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Stores entries until all senders are dropped: what waits while a script runs shares the next one.
+    /// Stores entries until the queue is closed: what waits while a script runs shares the next one.
     async fn store_all(self: Arc<Self>, mut pending: mpsc::Receiver<Enqueue>) {
         let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
         let mut batch = Vec::with_capacity(BATCH);
-        while pending.recv_many(&mut batch, BATCH).await > 0 {
+        while let Some(1..) = self.closed.run_until_cancelled(pending.recv_many(&mut batch, BATCH)).await {
             let permit = Arc::clone(&in_flight).acquire_owned().await;
             let (shared, batch) = (Arc::clone(&self), std::mem::take(&mut batch));
-            tokio::spawn(async move {
+            self.tasks.spawn(async move {
                 shared.store(batch).await;
                 drop(permit);
             });
@@ -153,7 +162,7 @@ impl Shared {
     }
 
     async fn store(&self, batch: Vec<Enqueue>) {
-        let mut script = self.script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
+        let mut script = script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
         script.arg(self.config.max_entries).arg(self.config.dedupe_window);
         for Enqueue { entry, .. } in &batch {
             rows::add_entry(&mut script, entry);
@@ -163,7 +172,9 @@ impl Shared {
             let answer = match &stored {
                 Ok(answers) => self.answer(answers.get(at)),
                 Err(Stored::Failed(failure)) => Err(failure.clone().into()),
-                Err(Stored::TooFewReplicas(have)) => Err(Failure::too_few_replicas(self.config.replicas, *have)),
+                Err(Stored::TooFewReplicas(have)) => {
+                    Err(Failure::too_few_replicas(self.config.replicas, *have))
+                }
             };
             // The caller may have been cancelled.
             _ = reply.send(answer);
@@ -176,7 +187,7 @@ impl Shared {
         }
         let mut both = Pipeline::new();
         let mut wait = cmd("WAIT");
-        wait.arg(self.config.replicas).arg(WAIT.as_millis() as u64);
+        wait.arg(self.config.replicas).arg(millis(WAIT));
         both.add_command(script).add_command(wait);
         let (answers, have): (Vec<i64>, u32) = self.commands.run_all(&both).await.map_err(Stored::Failed)?;
         if have < self.config.replicas { Err(Stored::TooFewReplicas(have)) } else { Ok(answers) }
@@ -190,16 +201,10 @@ impl Shared {
         }
     }
 
-    fn script(&self, text: &str, keys: &[&str]) -> Cmd {
-        let mut script = cmd("EVAL");
-        script.arg(text).arg(keys.len()).arg(keys);
-        script
-    }
-
     /// Claims what can be claimed now. Returns also the newest id of the stream.
     async fn claim_now(&self, max: usize, lease: Duration) -> Result<(String, Vec<Claimed>), Error> {
         let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
-        let mut script = self.script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
+        let mut script = script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
         script.arg(GROUP).arg(max.max(1)).arg(millis(idle)).arg(millis(FAR));
         let claimed: (String, Vec<(String, i64, Value)>) = match self.commands.run(&script).await {
             Err(failure) if failure.is_no_group() => {
@@ -255,27 +260,20 @@ impl Shared {
         let mut claim = cmd("XCLAIM");
         claim.arg(&self.keys.stream).arg(GROUP).arg(GROUP).arg(0).arg(ids);
         claim.arg("IDLE").arg(millis(FAR.saturating_sub(after))).arg("JUSTID");
-        self.unless_lost(self.commands.run::<Value>(&claim).await)
+        unless_lost(self.commands.run::<Value>(&claim).await)
     }
 
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         let now = self.clock.now();
-        let oldest = now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
+        let oldest =
+            now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
         let keys = [self.keys.stream.as_str(), self.keys.dead.as_str()];
-        let mut script = self.script(include_str!("redis/dead_letter.lua"), &keys);
+        let mut script = script(include_str!("redis/dead_letter.lua"), &keys);
         script.arg(GROUP).arg(now.0).arg(self.config.dead_letters.max_count).arg(oldest.max(0));
         for (id, reason) in entries.iter().filter(|(id, _)| rows::is_valid(id)) {
             script.arg(id.as_str()).arg(reason);
         }
-        self.unless_lost(self.commands.run::<Value>(&script).await)
-    }
-
-    /// Without a group there is no claimed entry to act on.
-    fn unless_lost(&self, done: Result<Value, Failure>) -> Result<(), Error> {
-        match done {
-            Err(failure) if !failure.is_no_group() => Err(failure.into()),
-            _ => Ok(()),
-        }
+        unless_lost(self.commands.run::<Value>(&script).await)
     }
 
     async fn find(&self, id: &EntryId) -> Result<DeadLetter, Error> {
@@ -297,8 +295,25 @@ enum Stored {
     TooFewReplicas(u32),
 }
 
+/// Depth, oldest entry, bytes; the same without the entry for dead letters.
+type StatsReply = (u64, Vec<(String, Value)>, Option<u64>, u64, Option<u64>);
+
 /// Longest time that replicas have to confirm an entry.
 const WAIT: Duration = Duration::from_secs(1);
+
+fn script(text: &str, keys: &[&str]) -> Cmd {
+    let mut script = cmd("EVAL");
+    script.arg(text).arg(keys.len()).arg(keys);
+    script
+}
+
+/// Without a group there is no claimed entry to act on.
+fn unless_lost(done: Result<Value, Failure>) -> Result<(), Error> {
+    match done {
+        Err(failure) if !failure.is_no_group() => Err(failure.into()),
+        _ => Ok(()),
+    }
+}
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -316,7 +331,7 @@ impl Drop for OnTheWay {
         if !claimed.is_empty() {
             let shared = Arc::clone(&self.shared);
             let ids: Vec<EntryId> = claimed.into_iter().map(|claimed| claimed.id).collect();
-            tokio::spawn(async move {
+            self.shared.tasks.spawn(async move {
                 if let Err(error) = shared.release(&ids, Duration::ZERO).await {
                     tracing::warn!(%error, "claimed entries could not be released; they come again after their lease");
                 }
@@ -344,7 +359,7 @@ impl Queue for RedisQueue {
             let (reply, claimed) = oneshot::channel();
             let shared = Arc::clone(&self.shared);
             // Not cancelled with this call: what Redis has claimed meanwhile is released.
-            tokio::spawn(async move {
+            self.shared.tasks.spawn(async move {
                 let claimed = shared.claim_now(max, lease).await;
                 _ = reply.send(claimed.map(|(newest, claimed)| (newest, OnTheWay { shared, claimed })));
             });
@@ -386,9 +401,17 @@ impl Queue for RedisQueue {
         let Keys { stream, dead, .. } = &shared.keys;
         let mut reads = Pipeline::new();
         reads.cmd("XLEN").arg(stream).cmd("XRANGE").arg(stream).arg("-").arg("+").arg("COUNT").arg(1);
-        reads.cmd("MEMORY").arg("USAGE").arg(stream).cmd("XLEN").arg(dead).cmd("MEMORY").arg("USAGE").arg(dead);
-        type Read = (u64, Vec<(String, Value)>, Option<u64>, u64, Option<u64>);
-        let (depth, oldest, bytes, dead_letters, dead_bytes): Read = shared.commands.run_all(&reads).await?;
+        reads
+            .cmd("MEMORY")
+            .arg("USAGE")
+            .arg(stream)
+            .cmd("XLEN")
+            .arg(dead)
+            .cmd("MEMORY")
+            .arg("USAGE")
+            .arg(dead);
+        let (depth, oldest, bytes, dead_letters, dead_bytes): StatsReply =
+            shared.commands.run_all(&reads).await?;
         let oldest = oldest.first().and_then(|(_, fields)| rows::entry(fields));
         Ok(Stats {
             depth,
@@ -396,6 +419,7 @@ impl Queue for RedisQueue {
             bytes: bytes.filter(|_| depth > 0).unwrap_or_default(),
             dead_letters,
             dead_letter_bytes: dead_bytes.filter(|_| dead_letters > 0).unwrap_or_default(),
+            spool: None,
         })
     }
 
@@ -419,7 +443,7 @@ impl Queue for RedisQueue {
     async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         self.shared.open()?;
         let keys = [self.shared.keys.stream.as_str(), self.shared.keys.dead.as_str()];
-        let mut script = self.shared.script(include_str!("redis/retry_dead_letter.lua"), &keys);
+        let mut script = script(include_str!("redis/retry_dead_letter.lua"), &keys);
         script.arg(id.as_str());
         let moved: u64 = if rows::is_valid(id) { self.shared.commands.run(&script).await? } else { 0 };
         if moved == 0 { Err(Error::NoSuchDeadLetter { id: id.clone() }) } else { Ok(()) }
@@ -435,5 +459,7 @@ impl Queue for RedisQueue {
 
     async fn close(&self) {
         self.shared.closed.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
     }
 }

@@ -55,6 +55,7 @@ impl RefusedKeys {
         keys.chain(self.all.iter().map(|reason| (ALL_KEYS.to_owned(), reason.clone()))).collect()
     }
 
+    #[cfg(feature = "mongodb")]
     pub(crate) fn insert(&mut self, name: &str, reason: &str) {
         if name == ALL_KEYS {
             self.all = Some(reason.to_owned());

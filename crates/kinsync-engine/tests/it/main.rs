@@ -37,6 +37,7 @@ mod queue_disk;
 mod queue_embedded;
 mod queue_model;
 mod queue_redis;
+mod queue_spooled;
 
 mod removals;
 mod replay;

@@ -42,6 +42,9 @@ pub struct QueueStats {
     pub dead_letters: u64,
     /// Bytes of their payloads.
     pub dead_letter_bytes: u64,
+    /// Deliveries of this process that wait for the shared queue, included in `depth`; absent without a shared queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spooled: Option<u64>,
 }
 
 impl From<store::Counts> for StoreStats {
@@ -59,6 +62,7 @@ impl From<&queue::Stats> for QueueStats {
             bytes: stats.bytes,
             dead_letters: stats.dead_letters,
             dead_letter_bytes: stats.dead_letter_bytes,
+            spooled: stats.spool.map(|spool| spool.entries),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
-    Engine, Error as EngineError,
+    Clock, Engine, Error as EngineError, RedisConfig, RedisQueue,
     internal::{
         queue::{self, embedded},
         store::{
@@ -74,7 +74,6 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
 /// Opens the queue and the store that the settings name.
 async fn open_engine(config: &Config) -> Result<Engine, Error> {
     check_data_dir(config)?;
-    let config::QueueKind::Embedded = config.queue.kind;
     let queue = embedded::Config {
         max_entries: config.queue.max_entries,
         max_bytes: config.queue.max_bytes,
@@ -84,6 +83,10 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
         .queue(queue)
         .reconcile(management::limits(&config.reconcile))
         .scan_every(config.reconcile.every);
+    if let Some(redis) = redis_config(config) {
+        let redis = RedisQueue::new(redis, Clock::system()).map_err(|error| Error::Queue(Arc::new(error)))?;
+        builder = builder.shared_queue(Arc::new(redis));
+    }
     if let Some(mongodb) = mongodb(config) {
         builder = builder.mongodb(mongodb);
     }
@@ -91,6 +94,17 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
         builder = builder.management(api);
     }
     builder.open().await.map_err(|error| cannot_open(&config.data_dir, error))
+}
+
+/// The shared queue that the settings name, if any.
+pub(crate) fn redis_config(config: &Config) -> Option<RedisConfig> {
+    let config::QueueKind::Redis(url) = &config.queue.kind else { return None };
+    Some(RedisConfig {
+        prefix: config.queue.prefix.clone(),
+        replicas: config.queue.replicas,
+        max_entries: config.queue.max_entries,
+        ..RedisConfig::new(url.clone())
+    })
 }
 
 fn check_data_dir(config: &Config) -> Result<(), Error> {

@@ -216,11 +216,28 @@ pub fn name(text: &str) -> Result<String> {
     Ok(text.into())
 }
 
+/// A whole number, 0 included.
+pub fn number(text: &str) -> Result<u32> {
+    parsed(text, "a whole number")
+}
+
+/// The start of the names in a shared queue.
+pub fn queue_prefix(text: &str) -> Result<String> {
+    let is_usual = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    if text.is_empty() || !text.chars().all(is_usual) {
+        return Err("may contain only letters, digits, `-`, `_`, `.` and `:`".into());
+    }
+    Ok(text.into())
+}
+
 /// A kind of queue.
 pub fn queue_kind(text: &str) -> Result<QueueKind> {
     match text {
         "embedded" => Ok(QueueKind::Embedded),
-        _ => Err("is not `embedded`, the only queue of this version".into()),
+        _ if text.starts_with("redis://") || text.starts_with("rediss://") => {
+            Ok(QueueKind::Redis(text.into()))
+        }
+        _ => Err("is neither `embedded` nor an address such as redis://HOST:PORT (rediss:// for TLS)".into()),
     }
 }
 

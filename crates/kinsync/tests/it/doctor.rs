@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 29] = [
+const IDS: [&str; 32] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -39,6 +39,9 @@ const IDS: [&str; 29] = [
     "data_dir.space",
     "data_dir.fsync",
     "queue.dead_letters",
+    "queue.reachable",
+    "queue.durable",
+    "queue.eviction",
     "server.health",
 ];
 

@@ -33,6 +33,7 @@ mod rotation;
 mod rules;
 mod scheduled_scans;
 mod server;
+mod shared_queue;
 mod tenant;
 mod tls;
 mod webhook_setup;

@@ -29,9 +29,11 @@ impl Connection {
     /// # Errors
     /// [`Error::Refused`] if the address cannot be understood.
     pub(super) fn new(url: &SecretString) -> Result<Self, Error> {
-        let wrong = |error: RedisError| Error::Refused {
+        let wrong = |error: RedisError| {
+            Error::Refused {
             hint: "the address of the Redis server cannot be understood; write redis://HOST:PORT, rediss:// for TLS".into(),
             source: Some(Box::new(error)),
+        }
         };
         let info = url.expose_secret().into_connection_info().map_err(wrong)?;
         let address = info.addr().to_string();
@@ -62,11 +64,17 @@ impl Connection {
             ("NOGROUP", _) => Kind::NoGroup,
             ("OOM", _) => Kind::Unavailable("it has no memory left: raise `maxmemory`"),
             ("MISCONF", _) => Kind::Unavailable("it cannot write its file: see its log"),
-            ("WRONGTYPE", _) => Kind::Refused("a key of another program has the name of the queue: set another prefix"),
-            ("NOAUTH" | "WRONGPASS" | "NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => {
-                Kind::Refused("it refuses the user: check user and password in the address, and the permissions of the user")
+            ("WRONGTYPE", _) => {
+                Kind::Refused("a key of another program has the name of the queue: set another prefix")
             }
+            ("NOAUTH" | "WRONGPASS" | "NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(
+                "it refuses the user: check user and password in the address, and the permissions of the user",
+            ),
             (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),
+            // A large command without the password.
+            _ if text.contains("unauthenticated") => {
+                Kind::Refused("it requires a password: write it into the address")
+            }
             _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
         };
         Failure { address: self.address.clone(), kind, text }

@@ -1,6 +1,6 @@
 //! The queue of deliveries and its limits.
 
-use super::{ROW, Setting, put};
+use super::{ROW, Secrecy, Setting, put};
 use crate::config::value;
 
 /// The settings of this area, in the order in which they are shown.
@@ -11,8 +11,31 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "queue",
         default: Some("embedded"),
         example: "embedded",
-        help: "The queue for accepted deliveries",
+        secrecy: Secrecy::Credentials,
+        help: "The queue for accepted deliveries: embedded, or the address of a Redis server that several \
+               processes share",
         set: |config, text| put(&mut config.queue.kind, value::queue_kind(text)),
+        ..ROW
+    },
+    Setting {
+        key: "queue.prefix",
+        env: "KINSYNC_QUEUE_PREFIX",
+        flag: "queue-prefix",
+        default: Some("kinsync"),
+        example: "kinsync",
+        help: "The start of all names of a shared queue; processes with the same one share it",
+        set: |config, text| put(&mut config.queue.prefix, value::queue_prefix(text)),
+        ..ROW
+    },
+    Setting {
+        key: "queue.replicas",
+        env: "KINSYNC_QUEUE_REPLICAS",
+        flag: "queue-replicas",
+        default: Some("0"),
+        example: "1",
+        help: "The replicas of Redis that must confirm a delivery before it is accepted; until then it waits \
+               on this machine",
+        set: |config, text| put(&mut config.queue.replicas, value::number(text)),
         ..ROW
     },
     Setting {

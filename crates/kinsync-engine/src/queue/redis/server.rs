@@ -1,0 +1,55 @@
+//! What the configuration of the server means for accepted entries.
+
+use redis::cmd;
+
+use super::{Connection, Error};
+
+/// What of an accepted entry survives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// Each change is on disk before the answer (`appendfsync always`).
+    Synced,
+    /// The file is written at once and synced once a second or later: a crash of the process loses nothing, a crash of the machine
+    /// the last second or more.
+    Delayed,
+    /// There is no file of changes: a restart loses every entry since the last snapshot, if there is one.
+    Memory,
+}
+
+/// The configuration of a server, as far as it concerns the queue.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    /// Version of the server.
+    pub version: String,
+    /// What of an accepted entry survives. `None` if the user may not read it (`CONFIG GET`).
+    pub durability: Option<Durability>,
+    /// The eviction policy, if it may remove entries of the queue.
+    pub evicts: Option<String>,
+    /// Connected replicas.
+    pub replicas: u32,
+}
+
+/// Reads the configuration.
+pub(super) async fn inspect(connection: &Connection) -> Result<Server, Error> {
+    let info: String = connection.run(cmd("INFO").arg("everything")).await?;
+    let value = |name: &str| {
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map(|value| value.trim().to_owned())
+    };
+    let setting = async |name: &str| {
+        let read: Vec<String> = connection.run(cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
+        read.into_iter().nth(1)
+    };
+    let durability = match (setting("appendonly").await.as_deref(), setting("appendfsync").await.as_deref()) {
+        (Some("yes"), Some("always")) => Some(Durability::Synced),
+        (Some("yes"), Some(_)) => Some(Durability::Delayed),
+        (Some(_), _) => Some(Durability::Memory),
+        (None, _) => None,
+    };
+    Ok(Server {
+        version: value("redis_version").unwrap_or_default(),
+        durability,
+        evicts: value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")),
+        replicas: value("connected_slaves").and_then(|count| count.parse().ok()).unwrap_or_default(),
+    })
+}

@@ -1,0 +1,130 @@
+//! A shared queue on a real Redis with the spool in front: outages, kills, a full server.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use kinsync_core::Micros;
+use kinsync_engine::{
+    Clock,
+    internal::queue::{
+        Enqueued, Queue, Spool,
+        embedded::{self, EmbeddedQueue},
+        redis::{Config, RedisQueue},
+        spooled::SpooledQueue,
+    },
+};
+use kinsync_testing::redis::{DURABLE, TestRedis};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::queue_conformance::{claim, entry, ids};
+
+struct World {
+    queue: Arc<SpooledQueue>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl World {
+    fn start(redis: &TestRedis, dir: &Path) -> Self {
+        let clock = Clock::from_fn(|| Micros(5_000));
+        let spool = EmbeddedQueue::open(dir, embedded::Config::default(), clock.clone()).unwrap();
+        let shared = RedisQueue::new(Config::new(redis.url().into()), clock).unwrap();
+        let queue = Arc::new(SpooledQueue::new(Arc::new(shared), Arc::new(spool)));
+        let (stop, moving) = (CancellationToken::new(), Arc::clone(&queue));
+        let stopped = stop.clone();
+        let tasks = TaskTracker::new();
+        tasks.spawn(async move { moving.run(stopped).await });
+        tasks.close();
+        Self { queue, stop, tasks }
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.tasks.wait().await;
+        self.queue.close().await;
+    }
+
+    async fn spool(&self) -> Spool {
+        self.queue.stats().await.unwrap().spool.unwrap()
+    }
+
+    async fn until_moved(&self) {
+        let moved = async {
+            while self.spool().await != (Spool { entries: 0, is_shared_queue_available: true }) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(30), moved).await.expect("the spool is emptied");
+    }
+
+    /// Claims and acks all entries.
+    async fn drained(&self) -> BTreeSet<String> {
+        let mut found = BTreeSet::new();
+        while self.queue.stats().await.unwrap().depth > 0 {
+            let claimed = claim(&*self.queue, 100).await;
+            self.queue.ack(&ids(&claimed)).await.unwrap();
+            found.extend(claimed.into_iter().map(|claimed| claimed.entry.event_id));
+        }
+        found
+    }
+}
+
+fn numbered(range: std::ops::Range<u32>) -> BTreeSet<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_an_outage_wait_in_the_spool_and_reach_the_shared_queue_after_it() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let world = World::start(&redis, dir.path());
+    for number in 0..300 {
+        match number {
+            100 => redis.kill(),
+            200 => redis.launch(),
+            _ => {}
+        }
+        let enqueued = timeout(Duration::from_secs(5), world.queue.enqueue(entry(&number.to_string())));
+        assert_eq!(enqueued.await.expect("within the deadline").unwrap(), Enqueued::New);
+        if number == 199 {
+            assert_eq!(world.spool().await, Spool { entries: 100, is_shared_queue_available: false });
+        }
+    }
+    world.until_moved().await;
+    assert_eq!(world.drained().await, numbered(0..300));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_a_process_that_was_stopped_during_the_outage_are_moved_by_the_next_one() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    redis.kill();
+    let world = World::start(&redis, dir.path());
+    for number in 0..20 {
+        world.queue.enqueue(entry(&number.to_string())).await.unwrap();
+    }
+    world.end().await;
+    redis.launch();
+    let world = World::start(&redis, dir.path());
+    world.until_moved().await;
+    assert_eq!(world.drained().await, numbered(0..20));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_answer_delays_one_entry_and_not_each() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let world = World::start(&redis, dir.path());
+    redis.pause();
+    let all = async {
+        for number in 0..50 {
+            world.queue.enqueue(entry(&number.to_string())).await.unwrap();
+        }
+    };
+    timeout(Duration::from_secs(10), all).await.expect("only the first one waits for the server");
+    redis.resume();
+    world.until_moved().await;
+    assert_eq!(world.drained().await, numbered(0..50), "the entry of the call that timed out is there once");
+    world.end().await;
+}

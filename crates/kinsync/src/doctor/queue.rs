@@ -1,0 +1,82 @@
+//! The shared queue: whether the server answers, what of an accepted delivery survives, and whether it may evict entries.
+
+use kinsync_engine::{
+    Clock, RedisQueue,
+    internal::queue::redis::{Durability, Server},
+};
+use kinsync_tower::problem::chain;
+
+use super::Finding;
+use crate::{app::start::redis_config, config::Config};
+
+const REACHABLE: &str = "queue.reachable";
+const DURABLE: &str = "queue.durable";
+const EVICTION: &str = "queue.eviction";
+
+pub(super) const IDS: [&str; 3] = [REACHABLE, DURABLE, EVICTION];
+
+pub(super) async fn examine(config: &Config) -> Vec<Finding> {
+    let Some(redis) = redis_config(config) else {
+        let found = "the queue is a file in the data folder, which other processes cannot use";
+        return IDS.map(|id| Finding::ok(id, found)).to_vec();
+    };
+    let server = match RedisQueue::new(redis, Clock::system()) {
+        Ok(queue) => queue.inspect().await,
+        Err(error) => Err(error),
+    };
+    match server {
+        Ok(server) => vec![reachable(&server, config.queue.replicas), durable(&server), eviction(&server)],
+        Err(error) => {
+            let fix =
+                "until it answers, deliveries wait in the data folder of each process and change no user";
+            let failed = Finding::failed(REACHABLE, chain(&error), fix);
+            vec![failed, Finding::needs(DURABLE, REACHABLE), Finding::needs(EVICTION, REACHABLE)]
+        }
+    }
+}
+
+fn reachable(server: &Server, required: u32) -> Finding {
+    let Server { version, replicas, .. } = server;
+    if *replicas < required {
+        let found = format!(
+            "Redis {version} has {replicas} replicas, and KINSYNC_QUEUE_REPLICAS requires {required}"
+        );
+        let fix = "until there are enough, deliveries wait in the data folder: start replicas, or lower the setting";
+        return Finding::failed(REACHABLE, found, fix);
+    }
+    Finding::ok(REACHABLE, format!("Redis {version} answers"))
+}
+
+fn durable(server: &Server) -> Finding {
+    match server.durability {
+        Some(Durability::Synced) => {
+            Finding::ok(DURABLE, "each delivery is on the disk of Redis before it is answered 200")
+        }
+        Some(Durability::Delayed) => Finding::warning(
+            DURABLE,
+            "Redis syncs its file once a second: a crash of its machine loses deliveries of that time, and a scan repairs their users",
+            "set `appendfsync always` in redis.conf, if that is too long",
+        ),
+        Some(Durability::Memory) => Finding::warning(
+            DURABLE,
+            "Redis keeps deliveries in memory only: a restart loses them, and only a scan repairs their users",
+            "set `appendonly yes` in redis.conf",
+        ),
+        None => Finding::skipped(
+            DURABLE,
+            "the user may not read the configuration of Redis (`CONFIG GET`), so it is unknown whether a restart loses deliveries",
+            "look for `appendonly yes` and `appendfsync` in redis.conf, or allow `+config|get`",
+        ),
+    }
+}
+
+fn eviction(server: &Server) -> Finding {
+    match &server.evicts {
+        Some(policy) => Finding::failed(
+            EVICTION,
+            format!("with `maxmemory-policy {policy}` Redis deletes the whole queue when its memory is full"),
+            "set `maxmemory-policy noeviction`, or use a Redis of its own",
+        ),
+        None => Finding::ok(EVICTION, "Redis deletes no queued delivery when its memory is full"),
+    }
+}
