@@ -13,6 +13,9 @@ use super::{
 /// The value, masked where it may be secret.
 pub fn masked(resolved: &Resolved) -> Option<String> {
     let text = resolved.text.as_ref()?;
+    if resolved.setting.default == Some(text) {
+        return Some(text.clone());
+    }
     Some(match resolved.setting.secrecy {
         // A setting that is not for secrets may contain one. The value is then rejected, and shown in the message.
         Secrecy::Open if text.contains("://") && text.contains('@') => without_credentials(text),
