@@ -220,19 +220,25 @@ impl Default for DeliverySettings {
     }
 }
 
-/// A large tenant without memory: user `k` is generated from the seed and `k` at each access.
+/// A large tenant. User `k` is generated from these settings and `k` at each access and uses no memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Generated {
     /// Number of users.
     pub users: u64,
-    /// Seed of ids, names and emails.
+    /// Seed of ids, names, emails and roles of members.
     pub seed: u64,
+    /// Number of organizations, `org_code` included.
+    pub organizations: u64,
+    /// Organizations of each user, `org_code` included. The members of all others are as many, or differ by one.
+    pub memberships_per_user: u64,
+    /// Number of roles, each with five permissions. A member has none, one or two of them.
+    pub roles: u64,
 }
 
 impl Default for Generated {
     fn default() -> Self {
-        Self { users: 0, seed: 1 }
+        Self { users: 0, seed: 1, organizations: 1, memberships_per_user: 1, roles: 0 }
     }
 }
 

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::config::UserPermissions;
-use crate::user::{Grant, Membership};
+use crate::user::{Grant, Membership, User};
+use crate::users::Objects;
 
 pub(crate) use table::Table;
 
@@ -157,6 +158,29 @@ impl Directory {
             roles: Table::default(),
             permissions: Table::default(),
             properties: BTreeMap::new(),
+        }
+    }
+
+    /// Adds generated objects.
+    pub(crate) fn add_generated(&mut self, objects: Objects) {
+        objects.organizations.into_iter().for_each(|one| self.organizations.add(&one.code.clone(), one));
+        objects.permissions.into_iter().for_each(|one| self.permissions.add(&one.id.clone(), one));
+        objects.roles.into_iter().for_each(|one| self.roles.add(&one.id.clone(), one));
+    }
+
+    /// Removes generated objects that were not deleted.
+    pub(crate) fn remove_generated(&mut self, objects: &Objects) {
+        objects.organizations.iter().for_each(|one| drop(self.organizations.remove(&one.code)));
+        objects.permissions.iter().for_each(|one| drop(self.permissions.remove(&one.id)));
+        objects.roles.iter().for_each(|one| drop(self.roles.remove(&one.id)));
+    }
+
+    /// Removes the memberships and grants of a user that refer to nothing in this directory.
+    pub(crate) fn remove_dangling(&self, user: &mut User) {
+        user.organizations.retain(|member| self.organizations.get(&member.code).is_some());
+        for member in &mut user.organizations {
+            member.roles.retain(|grant| self.roles.get(&grant.id).is_some());
+            member.permissions.retain(|grant| self.permissions.get(&grant.id).is_some());
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Application, Config, Limits};
+use crate::config::{Application, Config, Generated, Limits};
 use crate::delivery::engine::Engine;
 use crate::delivery::{self, Delivery, Stats, Webhook};
 use crate::event::{Event, Source};
@@ -357,11 +357,17 @@ impl Emulator {
         self.tenant().users.now().count()
     }
 
-    /// Sets the number of generated users, which use no memory until they are changed. Emits no events.
+    /// Changes what is generated, except the seed. Users use no memory until they are changed. Emits no events.
     ///
-    /// User `k` is a function of `generated.seed` and `k`. Users below the new number keep their changes.
-    pub fn set_generated(&self, users: u64) {
-        self.tenant().users.set_generated(users);
+    /// User `k` is a function of the settings and `k`. Users below the new number keep their changes, except memberships and
+    /// roles that no longer exist. Changes of generated organizations, roles and permissions are discarded.
+    pub fn set_generated(&self, change: impl FnOnce(&mut Generated)) {
+        self.tenant().set_generated(change);
+    }
+
+    /// The settings of what is generated.
+    pub fn generated(&self) -> Generated {
+        self.tenant().users.generated()
     }
 
     /// Emits an event of any type with this `data`. Returns `None` if the fault `silent` suppressed it.

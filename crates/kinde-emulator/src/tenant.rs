@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, Generated};
 use crate::directory::Directory;
 use crate::event::{Event, Source};
 use crate::user::{NewUser, User, UserEdit};
-use crate::users::Users;
+use crate::users::{Objects, Users};
 
 pub(crate) use directory::Assign;
 
@@ -95,14 +95,31 @@ pub(crate) struct Tenant {
 impl Tenant {
     pub(crate) fn new(config: Arc<Config>) -> Self {
         let mut clock = Clock::new(config.seed);
-        let directory = Directory::new(&config.org_code, clock.tick());
+        let mut directory = Directory::new(&config.org_code, clock.tick());
+        directory.add_generated(Objects::new(&config.generated));
         Self { clock, users: Users::new(&config), directory, config, events: BTreeMap::new() }
     }
 
     pub(crate) fn clear(&mut self) {
         self.users = Users::new(&self.config);
         self.directory = Directory::new(&self.config.org_code, self.clock.tick());
+        self.directory.add_generated(Objects::new(&self.config.generated));
         self.events.clear();
+    }
+
+    /// Generates other users, organizations, roles and permissions. Changed users keep their changes, except memberships and
+    /// grants of what no longer exists; changes of generated organizations, roles and permissions are discarded.
+    pub(crate) fn set_generated(&mut self, change: impl FnOnce(&mut Generated)) {
+        let before = self.users.generated();
+        let mut wanted = before;
+        change(&mut wanted);
+        // Positions and ids of stored users are those of this seed.
+        wanted.seed = before.seed;
+        self.users.set_generated(wanted, &self.config.org_code);
+        self.directory.remove_generated(&Objects::new(&before));
+        self.directory.add_generated(Objects::new(&wanted));
+        let Self { users, directory, .. } = self;
+        users.change_stored(|user| directory.remove_dangling(user));
     }
 
     /// Adds a user without an event.

@@ -11,9 +11,11 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use jiff::Timestamp;
 
-use crate::config::Config;
-use crate::user::User;
+use crate::config::{self, Config};
+use crate::user::{Grant, User};
 use generated::Generated;
+
+pub(crate) use generated::Objects;
 
 /// The position of the first created user, above every generated one.
 const FIRST_CREATED: u64 = 1 << 40;
@@ -41,9 +43,8 @@ pub(crate) struct Users {
 
 impl Users {
     pub(crate) fn new(config: &Config) -> Self {
-        let wanted = &config.generated;
         Self {
-            generated: Generated::new(wanted.users, wanted.seed, &config.org_code),
+            generated: Generated::new(config.generated, &config.org_code),
             stored: BTreeMap::new(),
             by_id: HashMap::new(),
             by_email: HashMap::new(),
@@ -54,9 +55,14 @@ impl Users {
         }
     }
 
-    /// Sets the number of generated users and discards the changes of those above it.
-    pub(crate) fn set_generated(&mut self, count: u64) {
-        self.generated.set_count(count);
+    /// The settings of the generated users.
+    pub(crate) fn generated(&self) -> config::Generated {
+        self.generated.settings()
+    }
+
+    /// Generates other users and discards the changes of those above the new number.
+    pub(crate) fn set_generated(&mut self, settings: config::Generated, org_code: &str) {
+        self.generated = Generated::new(settings, org_code);
         let count = self.generated.count();
         let exists = |position: u64| position < count || position >= FIRST_CREATED;
         self.stored.retain(|position, _| exists(*position));
@@ -114,6 +120,30 @@ impl Users {
         }
     }
 
+    /// Ends all memberships in a deleted organization.
+    pub(crate) fn remove_organization(&mut self, code: &str) {
+        self.generated.remove_organization(code);
+        self.change_stored(|user| user.organizations.retain(|member| member.code != code));
+    }
+
+    /// Takes a deleted role from all members.
+    pub(crate) fn remove_role(&mut self, id: &str) {
+        self.generated.set_role(id, None);
+        self.change_stored(|user| {
+            let members = user.organizations.iter_mut();
+            members.for_each(|member| member.roles.retain(|grant| grant.id != id));
+        });
+    }
+
+    /// Changes the key of a role in all memberships.
+    pub(crate) fn rename_role(&mut self, role: &Grant) {
+        self.generated.set_role(&role.id, Some(role));
+        self.change_stored(|user| {
+            let grants = user.organizations.iter_mut().flat_map(|member| &mut member.roles);
+            grants.filter(|grant| grant.id == role.id).for_each(|grant| grant.key.clone_from(&role.key));
+        });
+    }
+
     /// Changes all users that are stored, without a record of the state before.
     pub(crate) fn change_stored(&mut self, change: impl FnMut(&mut User)) {
         self.stored.values_mut().flatten().for_each(change);
@@ -156,6 +186,21 @@ impl<'a> View<'a> {
         let created = self.users.stored.range(position.max(FIRST_CREATED)..).map(|(position, _)| *position);
         let positions = (position..self.users.generated.count()).chain(created);
         positions.filter_map(|position| Some((position, self.at(position)?)))
+    }
+
+    /// The users from a position on that may be members of an organization, with their positions.
+    pub(crate) fn members(
+        &self,
+        code: &str,
+        from: u64,
+    ) -> Box<dyn Iterator<Item = (u64, Cow<'a, User>)> + '_> {
+        let Some(mut positions) = self.users.generated.members(code, from) else {
+            return Box::new(self.from(from));
+        };
+        positions.extend(self.users.stored.range(from..).map(|(position, _)| *position));
+        positions.sort_unstable();
+        positions.dedup();
+        Box::new(positions.into_iter().filter_map(|position| Some((position, self.at(position)?))))
     }
 
     /// The positions that may have users with these lower-case emails, in order.
@@ -211,7 +256,7 @@ mod tests {
     use crate::user::NewUser;
 
     fn users(generated: u64) -> Users {
-        let generated = config::Generated { users: generated, seed: 3 };
+        let generated = config::Generated { users: generated, seed: 3, ..config::Generated::default() };
         Users::new(&Config { generated, ..Config::default() })
     }
 
@@ -279,7 +324,7 @@ mod tests {
         assert_eq!((users.owner(&email), users.owner("New@x.org")), (None, Some(position)));
         users.put(position, None, time(2));
         assert_eq!(users.owner("new@x.org"), None);
-        users.set_generated(position);
+        users.set_generated(config::Generated { users: position, ..users.generated() }, "org_1");
         assert_eq!((users.at(position), users.now().count()), (None, usize::try_from(position).unwrap()));
     }
 }

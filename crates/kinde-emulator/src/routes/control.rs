@@ -184,15 +184,24 @@ pub(super) async fn swap_emails(State(emulator): State<Emulator>, Json(body): Js
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GeneratedBody {
-    users: u64,
+    users: Option<u64>,
+    organizations: Option<u64>,
+    memberships_per_user: Option<u64>,
+    roles: Option<u64>,
 }
 
 pub(super) async fn set_generated(
     State(emulator): State<Emulator>,
     Json(body): Json<GeneratedBody>,
 ) -> Reply {
-    emulator.set_generated(body.users);
-    reply(json!({"users": emulator.user_count()}))
+    emulator.set_generated(|generated| {
+        generated.users = body.users.unwrap_or(generated.users);
+        generated.organizations = body.organizations.unwrap_or(generated.organizations);
+        generated.memberships_per_user = body.memberships_per_user.unwrap_or(generated.memberships_per_user);
+        generated.roles = body.roles.unwrap_or(generated.roles);
+    });
+    let (users, organizations) = (emulator.user_count(), emulator.organizations().len());
+    reply(json!({"users": users, "organizations": organizations, "roles": emulator.roles().len()}))
 }
 
 pub(super) async fn set_limits(State(emulator): State<Emulator>, Json(limits): Json<Limits>) -> Reply {

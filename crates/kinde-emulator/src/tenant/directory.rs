@@ -64,7 +64,7 @@ impl Tenant {
         }
         let removed = self.directory.organizations.remove(code);
         removed.ok_or_else(|| Error::UnknownOrganization(code.to_owned()))?;
-        self.users.change_stored(|user| user.organizations.retain(|member| member.code != code));
+        self.users.remove_organization(code);
         Ok(vec![Draft::new("organization.deleted", source, json!({"organization": {"code": code}}))])
     }
 
@@ -169,10 +169,7 @@ impl Tenant {
         let role = self.directory.roles.get_mut(id).expect("the role was found above");
         role.apply(edit);
         let role = role.clone();
-        self.users.change_stored(|user| {
-            let grants = user.organizations.iter_mut().flat_map(|member| &mut member.roles);
-            grants.filter(|grant| grant.id == id).for_each(|grant| grant.key.clone_from(&role.key));
-        });
+        self.users.rename_role(&role.grant());
         let draft = Draft::new("role.updated", source, role.data());
         Ok((role, vec![draft]))
     }
@@ -180,10 +177,7 @@ impl Tenant {
     /// Deletes a role and takes it from all members.
     pub(crate) fn delete_role(&mut self, id: &str, source: Source) -> Result<Vec<Draft>, Error> {
         self.directory.roles.remove(id).ok_or_else(|| Error::UnknownRole(id.to_owned()))?;
-        self.users.change_stored(|user| {
-            let members = user.organizations.iter_mut();
-            members.for_each(|member| member.roles.retain(|grant| grant.id != id));
-        });
+        self.users.remove_role(id);
         Ok(vec![Draft::new("role.deleted", source, json!({"role": {"id": id}}))])
     }
 

@@ -1,10 +1,16 @@
-//! Generated users: user `k` is a pure function of the seed and `k`, and is not stored.
+//! Generated users: user `k` is a pure function of the settings and `k`, and is not stored.
+
+mod directory;
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use crate::user::{Membership, User};
+use crate::config;
+use crate::user::{Grant, User};
+use directory::Memberships;
+
+pub(crate) use directory::Objects;
 
 const NAMES: &[(&str, &str)] = &[
     ("Ada", "ada"),
@@ -46,21 +52,22 @@ const INTERVAL: i64 = 7;
 const MAX: u64 = 1 << 34;
 
 /// A number of generated users.
-#[derive(Clone, Debug)]
 pub(crate) struct Generated {
+    settings: config::Generated,
     count: u64,
     key: u64,
-    org_code: String,
+    memberships: Memberships,
 }
 
 impl Generated {
-    pub(crate) fn new(count: u64, seed: u64, org_code: &str) -> Self {
-        let key = mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
-        Self { count: count.min(MAX), key, org_code: org_code.to_owned() }
+    pub(crate) fn new(settings: config::Generated, org_code: &str) -> Self {
+        let key = mix(settings.seed.wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let memberships = Memberships::new(&settings, org_code);
+        Self { settings, count: settings.users.min(MAX), key, memberships }
     }
 
-    pub(crate) fn set_count(&mut self, count: u64) {
-        self.count = count.min(MAX);
+    pub(crate) fn settings(&self) -> config::Generated {
+        self.settings
     }
 
     pub(crate) fn count(&self) -> u64 {
@@ -95,7 +102,7 @@ impl Generated {
             picture: one_in(32, 3).then(|| format!("https://pictures.example/{lo:016x}.png")),
             is_suspended: one_in(40, 200),
             is_password_reset_requested: false,
-            organizations: vec![Membership::new(&self.org_code, at(0)?)],
+            organizations: self.memberships.of(k, lo, at(0)?),
             properties: BTreeMap::new(),
             created_on: at(0)?,
             updated_on: at(0)?,
@@ -120,6 +127,19 @@ impl Generated {
         let (_, number) = email.strip_suffix(DOMAIN)?.rsplit_once('.')?;
         let k = number.parse().ok()?;
         (self.user(k)?.email.as_deref() == Some(email)).then_some(k)
+    }
+
+    /// The numbers of the users from `from` on that are members of an organization; `None` if all of them are.
+    pub(crate) fn members(&self, code: &str, from: u64) -> Option<Vec<u64>> {
+        self.memberships.members(code, from, self.count)
+    }
+
+    pub(crate) fn remove_organization(&mut self, code: &str) {
+        self.memberships.remove_organization(code);
+    }
+
+    pub(crate) fn set_role(&mut self, id: &str, grant: Option<&Grant>) {
+        self.memberships.set_role(id, grant);
     }
 
     fn email(&self, k: u64) -> String {
@@ -160,9 +180,13 @@ mod tests {
 
     use super::*;
 
+    fn generated(users: u64, seed: u64) -> Generated {
+        Generated::new(config::Generated { users, seed, ..config::Generated::default() }, "org_1")
+    }
+
     #[test]
     fn users_are_found_by_id_and_email() {
-        let users = Generated::new(1_000_000, 7, "org_1");
+        let users = generated(1_000_000, 7);
         let mut seen = HashSet::new();
         for k in (0..1_000_000).step_by(997) {
             let user = users.user(k).unwrap();
@@ -175,15 +199,15 @@ mod tests {
         let ada = users.user(3).unwrap();
         assert_eq!(users.user(3).unwrap(), ada, "the same user each time");
         assert_eq!(users.by_id(&ada.id.replace("kp_", "kp:")), None);
-        assert_eq!(Generated::new(3, 7, "org_1").by_id(&ada.id), None, "above the count");
-        assert_eq!(Generated::new(9, 8, "org_1").by_id(&ada.id), None, "another seed");
+        assert_eq!(generated(3, 7).by_id(&ada.id), None, "above the count");
+        assert_eq!(generated(9, 8).by_id(&ada.id), None, "another seed");
         assert_eq!(users.by_email("ada.x@generated.example"), None);
         assert_eq!(users.by_id("kp_ö123456789012345678901234567890"), None);
     }
 
     #[test]
     fn generated_users_differ() {
-        let users = Generated::new(10_000, 1, "org_1");
+        let users = generated(10_000, 1);
         let count =
             |wanted: fn(&User) -> bool| (0..10_000).filter(|k| wanted(&users.user(*k).unwrap())).count();
         assert!((100..500).contains(&count(|user| user.email.is_none())));

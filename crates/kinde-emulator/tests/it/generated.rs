@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use kinde_emulator::config::{Generated, Limits, Pagination, Unknowns};
-use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, Profile, TokenSpec, UserEdit};
+use kinde_emulator::{
+    Config, Emulator, Fault, FaultKind, NewUser, Profile, RoleEdit, TokenSpec, User, UserEdit,
+};
 use serde_json::{Value, json};
 
 use crate::receiver::{client, get};
@@ -22,7 +24,8 @@ impl Api {
     }
 
     async fn of(users: u64) -> Self {
-        Self::start(Config { generated: Generated { users, seed: 1 }, ..Config::default() }).await
+        Self::start(Config { generated: Generated { users, ..Generated::default() }, ..Config::default() })
+            .await
     }
 
     async fn get(&self, path: &str) -> (u16, Value) {
@@ -36,6 +39,19 @@ impl Api {
         let id = |user: &Value| user["id"].as_str().unwrap().to_owned();
         let ids = page["users"].as_array().unwrap().iter().map(id).collect();
         (ids, page["next_token"].as_str().map(str::to_owned))
+    }
+
+    /// Ids of the members of an organization with the keys of their roles, in pages of seven.
+    async fn members(&self, code: &str) -> Vec<(String, Vec<String>)> {
+        let (mut members, mut next) = (Vec::new(), String::new());
+        loop {
+            let page = self.get(&format!("organizations/{code}/users?page_size=7{next}")).await.1;
+            let listed = page["organization_users"].as_array().unwrap().iter();
+            let roles = |member: &Value| serde_json::from_value(member["roles"].clone()).unwrap();
+            members.extend(listed.map(|member| (member["id"].as_str().unwrap().to_owned(), roles(member))));
+            let Some(token) = page["next_token"].as_str() else { return members };
+            next = format!("&next_token={token}");
+        }
     }
 
     async fn all(&self, size: usize) -> Vec<String> {
@@ -79,16 +95,67 @@ async fn generated_users_are_listed_with_created_ones() {
     assert_eq!(found["users"][1]["id"], created.id);
     assert!(api.emulator.create_user(NewUser::named(&by_email, "A", "B")).is_err(), "the email is in use");
 
-    api.emulator.set_generated(5);
+    api.emulator.set_generated(|generated| generated.users = 5);
     assert_eq!(api.all(2).await.len(), 6);
     api.emulator.reset();
     assert_eq!(api.emulator.user_count(), 1_200);
 }
 
 #[tokio::test]
+async fn generated_organizations_have_the_members_and_roles_of_their_settings() {
+    let generated = Generated { organizations: 7, memberships_per_user: 3, roles: 4, users: 100, seed: 9 };
+    let api = Api::start(Config { generated, ..Config::default() }).await;
+    let users = api.emulator.users();
+    let organizations = api.emulator.organizations();
+    assert_eq!((organizations.len(), api.emulator.roles().len()), (7, 4));
+    let removed = users[20].organizations[1].code.clone();
+    api.emulator.remove_from_organization(&users[20].id, &removed).unwrap();
+    let added = organizations.iter().find(|one| users[21].membership(&one.code).is_none()).unwrap();
+    api.emulator.add_to_organization(&users[21].id, &added.code, &["role-1".to_owned()], &[]).unwrap();
+
+    let users = api.emulator.users();
+    let (mut members, mut with_roles) = (0, 0);
+    for organization in &organizations {
+        let listed = api.members(&organization.code).await;
+        let member = |user: &User| {
+            let member = user.membership(&organization.code)?;
+            let keys = member.roles.iter().map(|grant| grant.key.clone()).collect::<Vec<_>>();
+            Some((user.id.clone(), keys))
+        };
+        assert_eq!(listed, users.iter().filter_map(member).collect::<Vec<_>>(), "{}", organization.code);
+        members += listed.len();
+        with_roles += listed.iter().filter(|(_, roles)| !roles.is_empty()).count();
+    }
+    assert_eq!(members, 300);
+    assert!((150..300).contains(&with_roles), "{with_roles}");
+    let permissions = api.get(&format!("roles/{}/permissions", api.emulator.roles()[3].id)).await.1;
+    assert_eq!(permissions["permissions"].as_array().unwrap().len(), 5);
+
+    // Deletions and a renamed role are visible at generated users too.
+    let role = api.emulator.roles().remove(0).id;
+    api.emulator.update_role(&role, RoleEdit::keyed("renamed")).unwrap();
+    api.emulator.delete_role(&api.emulator.roles()[1].id).unwrap();
+    api.emulator.delete_organization(&organizations[3].code).unwrap();
+    let users = api.emulator.users();
+    let members = || users.iter().flat_map(|user| &user.organizations);
+    let keys: HashSet<&str> =
+        members().flat_map(|member| &member.roles).map(|grant| grant.key.as_str()).collect();
+    assert_eq!(keys, HashSet::from(["renamed", "role-2", "role-3"]));
+    assert!(members().all(|member| member.code != organizations[3].code));
+
+    // The same settings generate the same objects again.
+    api.emulator.set_generated(|generated| (generated.organizations, generated.roles) = (2, 0));
+    assert_eq!((api.emulator.organizations().len(), api.emulator.roles().len()), (2, 0));
+    let user = api.emulator.user(&users[21].id).unwrap();
+    assert!(user.organizations.iter().all(|member| member.roles.is_empty()), "a changed user");
+    api.emulator.set_generated(|settings| *settings = generated);
+    assert_eq!(api.emulator.organizations()[1..], organizations[1..]);
+}
+
+#[tokio::test]
 async fn a_million_users_are_available_at_the_start() {
     let unknowns = Unknowns { pagination: Pagination::Offset, ..Unknowns::default() };
-    let generated = Generated { users: 1_000_000, seed: 1 };
+    let generated = Generated { users: 1_000_000, ..Generated::default() };
     let api = Api::start(Config { unknowns, generated, ..Config::default() }).await;
     assert_eq!(api.emulator.user_count(), 1_000_000);
     let (ids, next) = api.page(500, Some("c2tpcDo5OTk2MDA6MA")).await;
@@ -112,9 +179,9 @@ async fn pages_by_offset_skip_users_when_the_list_changes_and_cursors_do_not() {
         assert_eq!(before[..20].iter().filter(|id| !seen.contains(id)).count(), hidden, "{pagination:?}");
 
         // An inserted user moves the last user of the first page to the second page.
-        api.emulator.set_generated(0);
+        api.emulator.set_generated(|generated| generated.users = 0);
         let (first, next) = api.page(10, None).await;
-        api.emulator.set_generated(1);
+        api.emulator.set_generated(|generated| generated.users = 1);
         let (second, _) = api.page(10, next.as_deref()).await;
         assert_eq!(second.iter().filter(|id| first.contains(id)).count(), repeated, "{pagination:?}");
     }

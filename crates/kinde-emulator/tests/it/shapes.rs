@@ -123,7 +123,7 @@ impl Checked {
 
 async fn tour(missing: Missing) {
     let unknowns = Unknowns { missing_in_api: missing, ..Unknowns::default() };
-    let generated = Generated { users: 400, seed: 2 };
+    let generated = Generated { users: 400, seed: 2, ..Generated::default() };
     let emulator = Emulator::start(Config { unknowns, generated, ..Config::default() }).await.unwrap();
     let token = emulator.m2m_token(&TokenSpec::default());
     let api = Checked { base: emulator.issuer().to_owned(), token, missing };

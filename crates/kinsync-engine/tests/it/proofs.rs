@@ -283,7 +283,7 @@ async fn a_scan_under_an_outdated_lease_proves_nothing(fresh: Fresh) {
 }
 
 async fn proofs_and_deletions_reach_beyond_one_batch(fresh: Fresh) {
-    let generated = Generated { users: 2_600, seed: 5 };
+    let generated = Generated { users: 2_600, seed: 5, ..Generated::default() };
     let config = kinde_emulator::Config { generated, ..Default::default() };
     let world = Arc::new(World::with(fresh, config).await);
     let scan = async || {

@@ -36,7 +36,7 @@ on_every_store! {
 }
 
 async fn an_interrupted_backfill_resumes_at_its_checkpoint(fresh: Fresh) {
-    let generated = Generated { users: 6_300, seed: 3 };
+    let generated = Generated { users: 6_300, seed: 3, ..Generated::default() };
     let config = kinde_emulator::Config { generated, ..Default::default() };
     let world = World::with(fresh, config).await;
     let (mut cuts, written) = (0, AtomicU64::new(0));
@@ -78,7 +78,7 @@ async fn cut_backfill(world: &World) {
 }
 
 async fn a_backfill_interrupted_long_ago_starts_again(fresh: Fresh) {
-    let generated = Generated { users: 4_500, seed: 3 };
+    let generated = Generated { users: 4_500, seed: 3, ..Generated::default() };
     let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
     cut_backfill(&world).await;
     let later = Clock::from_fn(|| kinsync_core::Micros(Clock::system().now().0 + 13 * 3_600_000_000));
@@ -90,7 +90,7 @@ async fn a_backfill_interrupted_long_ago_starts_again(fresh: Fresh) {
 }
 
 async fn an_interrupted_backfill_with_an_empty_next_page_starts_again(fresh: Fresh) {
-    let generated = Generated { users: 4_500, seed: 3 };
+    let generated = Generated { users: 4_500, seed: 3, ..Generated::default() };
     let world = World::with(fresh, kinde_emulator::Config { generated, ..Default::default() }).await;
     cut_backfill(&world).await;
     world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1));

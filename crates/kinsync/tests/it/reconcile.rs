@@ -105,7 +105,10 @@ impl Environment {
 }
 
 pub(crate) fn generated(users: u64) -> kinde_emulator::Config {
-    kinde_emulator::Config { generated: Generated { users, seed: 5 }, ..kinde_emulator::Config::default() }
+    kinde_emulator::Config {
+        generated: Generated { users, seed: 5, ..Generated::default() },
+        ..kinde_emulator::Config::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

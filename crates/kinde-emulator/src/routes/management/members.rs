@@ -55,7 +55,7 @@ pub(super) async fn list(
     };
     let view = view(&tenant, &request.faults);
     let has_roles = !request.faults.contains(&FaultKind::NoRoles);
-    let members = view.from(start).filter_map(|(position, user)| {
+    let members = view.members(&code, start).filter_map(|(position, user)| {
         let member = user.membership(&code).filter(|member| has(member))?;
         let mut item = shown(&user, member, missing);
         if !has_roles {
