@@ -38,24 +38,24 @@ pub fn decode_logged(event: &LogEntry, latest: Micros) -> Option<Decoded> {
     Some(decode(&entry, latest))
 }
 
-/// Returns what an entry of the log adds to the state of its user: the default state for an entry that was never applied, or
-/// that changes no user.
+/// Returns what an entry of the log adds to the state of its user; `None` for an entry that was never applied, or that changes
+/// no user.
 ///
 /// # Errors
 /// When this version cannot read the entry. The state of its user is then not known.
-pub fn state_of(entry: &LogEntry, latest: Micros) -> Result<UserState, Undecodable> {
+pub fn state_of(entry: &LogEntry, latest: Micros) -> Result<Option<UserState>, Undecodable> {
     let undecodable = |why: String| Undecodable { id: entry.id.clone(), why };
     let json = |error: serde_json::Error| undecodable(error.to_string());
     match entry.scheme.as_str() {
-        log_entry::ACTION => Ok(UserState::default()),
-        log_entry::STATE => log_entry::state(&entry.payload).map_err(json),
-        log_entry::OBSERVATION => Ok(UserState::of(&observation_in(entry)?)),
+        log_entry::ACTION => Ok(None),
+        log_entry::STATE => log_entry::state(&entry.payload).map(Some).map_err(json),
+        log_entry::OBSERVATION => Ok(Some(UserState::of(&observation_in(entry)?))),
         scheme => {
             let decoded = decode_logged(entry, latest);
             let decoded = decoded.ok_or_else(|| undecodable(format!("its scheme `{scheme}` is unknown")))?;
             // A dead letter, or an event in quarantine.
             let observations = decoded.observations.unwrap_or_default();
-            Ok(observations.iter().fold(UserState::default(), UserState::observe))
+            Ok(observations.iter().map(UserState::of).reduce(UserState::join))
         }
     }
 }

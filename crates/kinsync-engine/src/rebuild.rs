@@ -287,8 +287,8 @@ impl<'a> Rebuild<'a> {
         if writes.is_empty() {
             return Ok(HashMap::new());
         }
-        // A deletion of an organization may not have reached the row yet.
-        let logged = writes.iter().filter_map(|(row, derived)| derived.unlogged(&row.id, self.now));
+        // A deletion of an organization may not have reached the row yet, and a lockout may be older than the log.
+        let logged = writes.iter().flat_map(|(row, derived)| derived.unlogged(&row.id, self.now));
         let logged: Vec<LogEntry> = logged.collect();
         self.store.log(&logged).await?;
         let rows = writes.into_iter().map(|(row, derived)| (row, derived.state, derived.source)).collect();

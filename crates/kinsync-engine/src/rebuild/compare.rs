@@ -110,6 +110,7 @@ fn origins(entries: &[LogEntry]) -> Origins {
     for entry in entries {
         // Decoded once more: only users that differ pay for this.
         let Ok(state) = decode::state_of(entry, kinsync_core::Micros(i64::MAX)) else { continue };
+        let state = state.unwrap_or_default();
         let versions: HashSet<Version> = state.versions().cloned().chain(entry.version.clone()).collect();
         origins.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
     }

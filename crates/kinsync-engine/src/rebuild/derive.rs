@@ -16,6 +16,8 @@ pub(super) struct Derived {
     pub(super) state: UserState,
     /// Ends of memberships that follow from the directory and are not in the log.
     ended: UserState,
+    /// A deletion or a suspension that the store contains without a document, and that is not in the log.
+    lockout: UserState,
     /// Source of the newest observation.
     pub(super) source: Option<Source>,
     /// Why entries could not be used. The user must not be written then.
@@ -29,7 +31,7 @@ pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
     let mut newest: Option<(&Version, Source)> = None;
     for entry in &entries.entries {
         match decode::state_of(entry, latest) {
-            Ok(observed) => state = state.join(observed),
+            Ok(observed) => state = state.join(observed.unwrap_or_default()),
             Err(_) => unusable.push(entry.id.clone()),
         }
         if let Some((version, source)) = entry.version.as_ref().zip(entry.source.of_user())
@@ -38,9 +40,20 @@ pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
             newest = Some((version, source));
         }
     }
+    let mut lockout = UserState::default();
+    // Without a document, the store knows no more of a user than the deletion and the suspension. They outlive both the
+    // document and the log.
+    if row.revision == 0 {
+        let joined = state.clone().join(row.state.clone());
+        if joined != state {
+            lockout.clone_from(&row.state);
+        }
+        state = joined;
+    }
     // A copy of other records, which a log entry never determines.
     state.directory = row.state.directory.clone();
-    Derived { state, ended: UserState::default(), source: newest.map(|(_, source)| source), unusable }
+    let source = newest.map(|(_, source)| source);
+    Derived { state, ended: UserState::default(), lockout, source, unusable }
 }
 
 impl Derived {
@@ -56,11 +69,12 @@ impl Derived {
         self
     }
 
-    /// Returns the entry of what follows from the directory, unless the log contains it.
-    pub(super) fn unlogged(&self, user: &UserId, now: Micros) -> Option<LogEntry> {
-        let is_empty = self.ended == UserState::default();
-        let entry =
-            || LogEntry::of_state(user, kind::ORGANIZATION_DELETED, LogSource::Reconcile, &self.ended, now);
-        (!is_empty).then(entry)
+    /// Returns the entries of what follows from the directory and from a lockout, unless the log contains them.
+    pub(super) fn unlogged(&self, user: &UserId, now: Micros) -> impl Iterator<Item = LogEntry> {
+        let ended = (kind::ORGANIZATION_DELETED, LogSource::Reconcile, &self.ended);
+        let lockout = (kind::SNAPSHOT, LogSource::Kinsync, &self.lockout);
+        let is_some = |(_, _, state): &(_, _, &UserState)| **state != UserState::default();
+        let entry = move |(kind, source, state)| LogEntry::of_state(user, kind, source, state, now);
+        [ended, lockout].into_iter().filter(is_some).map(entry)
     }
 }

@@ -20,6 +20,7 @@ mod proofs;
 mod properties;
 mod quarantine;
 mod rebuild;
+mod rebuild_losses;
 mod reconcile;
 mod reconcile_deletions;
 mod reconcile_interrupted;
