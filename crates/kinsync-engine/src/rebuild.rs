@@ -235,11 +235,12 @@ impl<'a> Rebuild<'a> {
         let latest = decode::latest(self.now, decode::FUTURE_TOLERANCE);
         let mut derived: Vec<(Loaded, Derived)> = Vec::with_capacity(loaded.len());
         for one in loaded {
-            // A document with a Kinde id that kinsync never wrote is no user.
-            if one.row.revision == 0 && one.entries.entries.is_empty() && one.entries.damaged.is_empty() {
+            let states = derive(&one.row, &one.entries, latest);
+            // A document with a Kinde id that kinsync never wrote is no user. An id in entries that were not applied is none.
+            if one.row.revision == 0 && !states.is_observed && states.unusable.is_empty() {
+                self.report.entries += one.entries.entries.len() as u64;
                 continue;
             }
-            let states = derive(&one.row, &one.entries, latest);
             derived.push((one, states));
         }
         let references = derived.iter().flat_map(|(_, derived)| derived.state.references()).collect();

@@ -18,6 +18,8 @@ pub(super) struct Derived {
     ended: UserState,
     /// A deletion or a suspension that the store contains without a document, and that is not in the log.
     lockout: UserState,
+    /// Whether an entry observes the user.
+    pub(super) is_observed: bool,
     /// Source of the newest observation.
     pub(super) source: Option<Source>,
     /// Why entries could not be used. The user must not be written then.
@@ -28,10 +30,15 @@ pub(super) struct Derived {
 pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
     let mut state = UserState { last_seen: row.state.last_seen, ..UserState::default() };
     let mut unusable: Vec<String> = entries.damaged.iter().map(|one| one.id.clone()).collect();
+    let mut is_observed = false;
     let mut newest: Option<(&Version, Source)> = None;
     for entry in &entries.entries {
         match decode::state_of(entry, latest) {
-            Ok(observed) => state = state.join(observed.unwrap_or_default()),
+            Ok(Some(observed)) => {
+                is_observed = true;
+                state = state.join(observed);
+            }
+            Ok(None) => {}
             Err(_) => unusable.push(entry.id.clone()),
         }
         if let Some((version, source)) = entry.version.as_ref().zip(entry.source.of_user())
@@ -53,7 +60,7 @@ pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
     // A copy of other records, which a log entry never determines.
     state.directory = row.state.directory.clone();
     let source = newest.map(|(_, source)| source);
-    Derived { state, ended: UserState::default(), lockout, source, unusable }
+    Derived { state, ended: UserState::default(), lockout, is_observed, source, unusable }
 }
 
 impl Derived {

@@ -1,20 +1,28 @@
 //! A rebuild revives no deleted user, creates none that never existed, and loses no value silently.
 
 use bson::{Document, doc};
-use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version, What};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
 use kinsync_engine::{
     Clock,
     internal::{
         apply::apply,
+        log_entry::{LogSource, kind},
         rebuild::{Finding, Mode},
-        store::{Row, Store},
+        store::{LogEntry, Row, Store},
     },
 };
+use serde_json::json;
 
 use crate::{
+    pipeline::{deliver, event_entry},
     rebuild::{assert_explained, rebuild},
     store_mongo,
+    stores::{Fresh, on_every_store},
 };
+
+on_every_store! {
+    entries_that_observe_nothing_create_no_user
+}
 
 fn id(user: &str) -> UserId {
     UserId::parse(user).expect("a plain id")
@@ -53,4 +61,30 @@ async fn a_deleted_user_stays_deleted_after_the_document_and_the_entry_are_lost(
     assert!(!state.is_live(), "{state:?}");
     assert_eq!(state.text(Field::FirstName), Some("Ada"));
     assert_explained(&store, "the deletion is in the log again").await;
+}
+
+async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
+    let store = &*fresh.store;
+    let events = [
+        event_entry("user.authentication_failed", 1, "e1", r#"{"id":"kp_a"}"#),
+        event_entry("user.created", 4_000_000_000, "e2", r#"{"id":"kp_b","first_name":"Future"}"#),
+        event_entry("user.updated", 1, "e3", r#"{"id":"kp_c","first_name":7}"#),
+    ];
+    deliver(&fresh, events).await;
+    let action =
+        LogEntry::action(kind::OPERATOR, Some(&id("kp_d")), LogSource::Operator, &json!({}), Micros(1));
+    store.log(&[action]).await.expect("the store answers");
+    // A token without claims.
+    let login = Observation {
+        version: Version::provisional(),
+        source: Source::Login,
+        ..read("kp_e", 1, What::Fields(Profile::new()))
+    };
+    observe(store, login).await;
+    let found = rebuild(store, Mode::Replace).await;
+    assert_eq!(found.differences, [], "{}", fresh.name);
+    assert_eq!((found.report.users, found.report.entries), (1, 5), "{}", fresh.name);
+    let users = store.ids(None, 9).await.expect("the store answers");
+    assert_eq!(users, [id("kp_e")], "{}", fresh.name);
+    assert_eq!(row(store, "kp_e").await.state, UserState::default());
 }
