@@ -249,7 +249,7 @@ impl<'a> Rebuild<'a> {
         let mut writes = Vec::new();
         for (Loaded { row, entries }, derived) in derived {
             let derived = derived.with_directory(&row, &directory);
-            let Some(difference) = compared(&row, &entries.entries, &derived) else {
+            let Some(difference) = compared(&row, &entries.entries, &derived, latest) else {
                 self.count(&entries);
                 continue;
             };

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use kinsync_core::{Field, Register, UserId, UserState, Version};
+use kinsync_core::{Field, Micros, Register, UserId, UserState, Version};
 use serde::Serialize;
 
 use super::{Mode, derive::Derived};
@@ -78,12 +78,17 @@ impl Difference {
 }
 
 /// Compares a row with the state that its entries lead to. `None`: they are equal.
-pub(super) fn compared(row: &Row, entries: &[LogEntry], derived: &Derived) -> Option<Difference> {
+pub(super) fn compared(
+    row: &Row,
+    entries: &[LogEntry],
+    derived: &Derived,
+    latest: Micros,
+) -> Option<Difference> {
     let is_equal = row.revision > 0 && row.state.eq_ignoring_last_seen(&derived.state) && !row.is_edited();
     if is_equal && derived.unusable.is_empty() {
         return None;
     }
-    let origins = origins(entries);
+    let origins = origins(entries, latest);
     let finding = if !derived.unusable.is_empty() {
         Finding::Unusable
     } else if row.revision == 0 {
@@ -102,16 +107,16 @@ pub(super) fn compared(row: &Row, entries: &[LogEntry], derived: &Derived) -> Op
     Some(Difference { user: row.id.clone(), finding, fields, is_rebuilt: false, refused: None, unusable })
 }
 
-/// Versions that the entries contain, each with the id of an entry.
+/// Versions of the values in the derived state and of those that they replaced, each with the id of an entry. A version in an
+/// entry that was not joined explains no stored value.
 struct Origins(HashMap<Version, String>);
 
-fn origins(entries: &[LogEntry]) -> Origins {
+fn origins(entries: &[LogEntry], latest: Micros) -> Origins {
     let mut origins = HashMap::new();
     for entry in entries {
         // Decoded once more: only users that differ pay for this.
-        let Ok(state) = decode::state_of(entry, kinsync_core::Micros(i64::MAX)) else { continue };
-        let state = state.unwrap_or_default();
-        let versions: HashSet<Version> = state.versions().cloned().chain(entry.version.clone()).collect();
+        let Ok(Some(state)) = decode::state_of(entry, latest) else { continue };
+        let versions: HashSet<Version> = state.versions().cloned().collect();
         origins.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
     }
     Origins(origins)

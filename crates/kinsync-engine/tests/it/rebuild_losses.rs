@@ -1,14 +1,14 @@
 //! A rebuild revives no deleted user, creates none that never existed, and loses no value silently.
 
 use bson::{Document, doc};
-use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Value, Version, What};
 use kinsync_engine::{
     Clock,
     internal::{
         apply::apply,
         log_entry::{LogSource, kind},
-        rebuild::{Finding, Mode},
-        store::{LogEntry, Row, Store},
+        rebuild::{Event, Finding, Mode, Rebuild},
+        store::{LogEntry, Outcome, Row, Store},
     },
 };
 use serde_json::json;
@@ -21,6 +21,8 @@ use crate::{
 };
 
 on_every_store! {
+    a_clock_that_runs_behind_undoes_no_deletion
+    an_entry_that_observes_nothing_explains_no_value
     entries_that_observe_nothing_create_no_user
 }
 
@@ -45,6 +47,22 @@ async fn row(store: &dyn Store, user: &str) -> Row {
     store.load(&[id(user)]).await.expect("the store answers").pop().flatten().expect("stored")
 }
 
+/// Adds a value to a row that the log does not contain.
+async fn add_unlogged(store: &dyn Store, user: &str, field: Field, version: Version, value: Value) {
+    let mut row = row(store, user).await;
+    row.state = row.state.with_register(field, version, value);
+    assert_eq!(store.write(&[row]).await.expect("the store answers"), [Outcome::Written]);
+}
+
+/// Rebuilds, and asserts that one user has values that no entry explains and stays as it is.
+async fn assert_unexplained(store: &dyn Store, user: &str) {
+    let before = row(store, user).await;
+    let found = rebuild(store, Mode::Replace).await;
+    let [one] = found.differences.as_slice() else { panic!("{found:?}") };
+    assert_eq!((one.user.as_str(), one.finding, one.is_rebuilt), (user, Finding::Unexplained, false));
+    assert_eq!(row(store, user).await.state, before.state);
+}
+
 #[tokio::test]
 async fn a_deleted_user_stays_deleted_after_the_document_and_the_entry_are_lost() {
     let store = store_mongo::store().await;
@@ -61,6 +79,37 @@ async fn a_deleted_user_stays_deleted_after_the_document_and_the_entry_are_lost(
     assert!(!state.is_live(), "{state:?}");
     assert_eq!(state.text(Field::FirstName), Some("Ada"));
     assert_explained(&store, "the deletion is in the log again").await;
+}
+
+async fn a_clock_that_runs_behind_undoes_no_deletion(fresh: Fresh) {
+    let store = &*fresh.store;
+    let events = [
+        event_entry("user.created", 1, "e1", r#"{"id":"kp_ada","first_name":"Ada"}"#),
+        event_entry("user.deleted", 1000, "e2", r#"{"id":"kp_ada"}"#),
+    ];
+    deliver(&fresh, events).await;
+    let mut findings = Vec::new();
+    let mut listen = |event: Event<'_>| {
+        if let Event::Different(one) = event {
+            findings.push((one.finding, one.is_rebuilt));
+        }
+    };
+    let behind = Micros(1_700_000_002_000_000);
+    Rebuild::new(store, Mode::Replace, behind, &mut listen).run().await.expect("the store answers");
+    assert_eq!(findings, [(Finding::Unexplained, false)], "{}", fresh.name);
+    assert!(!row(store, "kp_ada").await.state.is_live());
+}
+
+async fn an_entry_that_observes_nothing_explains_no_value(fresh: Fresh) {
+    let store = &*fresh.store;
+    observe(store, read("kp_ada", 1, What::Fields(Profile::new().with(Field::FirstName, "Ada")))).await;
+    let version = Version::event(Micros(2), "e2");
+    let nothing =
+        LogEntry::action(kind::OPERATOR, Some(&id("kp_ada")), LogSource::Operator, &json!({}), Micros(1));
+    let nothing = LogEntry { version: Some(version.clone()), ..nothing };
+    store.log(&[nothing]).await.expect("the store answers");
+    add_unlogged(store, "kp_ada", Field::FirstName, version, Value::Text("Augusta".into())).await;
+    assert_unexplained(store, "kp_ada").await;
 }
 
 async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
