@@ -54,6 +54,11 @@ impl Properties {
         self.0.get(key).map(|known| known.value.as_deref())
     }
 
+    /// Returns the versions of all values and absences that count.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
+        self.0.values().map(|known| &known.version)
+    }
+
     /// Returns whether no read has observed a property.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

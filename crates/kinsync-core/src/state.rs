@@ -224,12 +224,14 @@ impl UserState {
     /// Returns the versions of the observations that determine the state.
     pub fn versions(&self) -> impl Iterator<Item = &Version> {
         let memberships = self.memberships().into_iter().flat_map(Memberships::versions);
+        let properties = self.properties().into_iter().flat_map(Properties::versions);
         let is_list = |field: &Field| *field == Field::Organizations;
         let fields = self.fields.iter().filter(move |(field, _)| !is_list(field));
         let first = self.first.event.iter().chain(&self.first.read);
         fields
             .map(|(_, register)| &register.version)
             .chain(memberships)
+            .chain(properties)
             .chain(self.deleted.iter().chain(&self.confirmed))
             .chain(first)
     }

@@ -1,7 +1,9 @@
 //! A rebuild revives no deleted user, creates none that never existed, and loses no value silently.
 
 use bson::{Document, doc};
-use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Value, Version, What};
+use kinsync_core::{
+    Field, Micros, Observation, Profile, Properties, Source, UserId, UserState, Value, Version, What,
+};
 use kinsync_engine::{
     Clock,
     internal::{
@@ -23,6 +25,7 @@ use crate::{
 on_every_store! {
     a_clock_that_runs_behind_undoes_no_deletion
     an_entry_that_observes_nothing_explains_no_value
+    properties_that_no_entry_explains_stay
     entries_that_observe_nothing_create_no_user
 }
 
@@ -110,6 +113,21 @@ async fn an_entry_that_observes_nothing_explains_no_value(fresh: Fresh) {
     store.log(&[nothing]).await.expect("the store answers");
     add_unlogged(store, "kp_ada", Field::FirstName, version, Value::Text("Augusta".into())).await;
     assert_unexplained(store, "kp_ada").await;
+}
+
+async fn properties_that_no_entry_explains_stay(fresh: Fresh) {
+    let store = &*fresh.store;
+    let one = |key: &str, at: i64| {
+        let version = Version::snapshot(Micros(at), format!("h{at}"));
+        let read = Properties::read([(key.to_owned(), Some("a".to_owned()))], &version);
+        (version, Value::Properties(read))
+    };
+    let (_, tier) = one("tier", 2000);
+    observe(store, read("kp_ada", 2000, What::Fields(Profile::new().with(Field::Properties, tier)))).await;
+    let (version, plan) = one("plan", 1000);
+    add_unlogged(store, "kp_ada", Field::Properties, version, plan).await;
+    assert_unexplained(store, "kp_ada").await;
+    assert_eq!(row(store, "kp_ada").await.state.properties().expect("read").values().count(), 2);
 }
 
 async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
