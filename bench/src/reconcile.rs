@@ -1,8 +1,10 @@
 //! A large tenant: a backfill into an empty MongoDB compared with the raw driver and the same documents, a reconciliation
-//! without changes, and a backfill with a rate limit such as Kinde's.
+//! without changes, and a backfill with a rate limit such as Kinde's. Then the same with the roles of members.
 //!
 //! Kinde is the emulator in a separate process on the same cores, with generated users. Times count from before the
 //! process of kinsync is created until it has ended.
+
+mod roles;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -38,7 +40,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let mongod = Mongod::start(work, "mongod-reconcile").await?;
     report.machine().version("mongod", mongod.version().await?);
     let tenant = Tenant::start(work, "tenant", options.users, "").await?;
-    let runs = Runs { work, mongod: &mongod };
+    let runs = Runs { work, mongod: &mongod, name: "users", settings: &[] };
 
     let backfill = runs.run(&tenant, PART, "backfill").await?;
     let bare = raw::copy(&mongod, PART, "raw-users").await?;
@@ -55,7 +57,8 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let ratio = limited.rate() / (LIMIT * PAGE / WINDOW) as f64;
     let what = format!("backfill at {LIMIT} requests of {PAGE} users per {WINDOW} s, share of the limit");
     report.add(Row::new(PART, what, ratio, Unit::Ratio).note(limited.note()).unless(limited.problem(users)));
-    Ok(())
+    drop(tenant);
+    roles::measure(work, &mongod, options, report).await
 }
 
 /// A running emulator.
@@ -65,7 +68,7 @@ pub struct Tenant {
 }
 
 impl Tenant {
-    /// Starts the emulator with generated users.
+    /// Starts the emulator with generated users. `more` are further settings of `[generated]`, and tables after it.
     pub async fn start(work: &Work, name: &str, users: u64, more: &str) -> anyhow::Result<Self> {
         let (folder, address) = (work.folder(name)?, free_address()?);
         let config = folder.join("emulator.toml");
@@ -80,6 +83,25 @@ impl Tenant {
         Ok(Self { process, address })
     }
 
+    /// The number of requests that it has received.
+    async fn requests(&self) -> anyhow::Result<u64> {
+        let (_, stats) = http::get(self.address, "/_emulator/stats").await?;
+        let stats: Value = serde_json::from_str(&stats)?;
+        let routes = stats["requests"].as_object().context("no requests in the statistics")?;
+        Ok(routes.values().filter_map(Value::as_u64).sum())
+    }
+
+    /// Limits the requests per window of this many seconds.
+    async fn limit(&self, requests: u64, window: u64) -> anyhow::Result<()> {
+        let body = format!("{{\"requests\": {requests}, \"window\": \"{window}s\"}}");
+        let head = format!("POST /_emulator/limits HTTP/1.1\r\nhost: {}\r\n", self.address);
+        let length = format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        let mut connection = http::Connection::open(self.address).await?;
+        let (status, _) = connection.send(format!("{head}{length}{body}").as_bytes()).await?;
+        anyhow::ensure!(status == 200, "the emulator refused the limit with {status}");
+        Ok(())
+    }
+
     /// Sets the settings with which kinsync scans this tenant.
     pub fn configure(&self, command: &mut Command) {
         let (id, secret) = ("d4d3c5b74e064badb9625a4aa6241bcc", "emulator-secret");
@@ -92,6 +114,10 @@ impl Tenant {
 struct Runs<'a> {
     work: &'a Work,
     mongod: &'a Mongod,
+    /// Prefix of the folders of the runs: a folder is used once.
+    name: &'static str,
+    /// Settings of kinsync as environment variables.
+    settings: &'a [(&'static str, &'static str)],
 }
 
 /// The result of one command.
@@ -105,10 +131,11 @@ struct Done {
 impl Runs<'_> {
     /// Runs a command of kinsync.
     async fn run(&self, tenant: &Tenant, database: &str, what: &str) -> anyhow::Result<Done> {
-        let folder = self.work.folder(&format!("{database}-{what}"))?;
+        let folder = self.work.folder(&format!("{}-{database}-{what}", self.name))?;
         let mut command = Command::new(self.work.kinsync()?);
         command.args([what, "--json"]);
         tenant.configure(&mut command);
+        command.envs(self.settings.iter().copied());
         command.env("MONGODB_URI", self.mongod.uri(database));
         command.env("KINSYNC_DATA_DIR", folder.join("data"));
         let cpu = || anyhow::Ok([self.mongod.cpu()?, tenant.process.cpu()?]);
@@ -149,6 +176,11 @@ impl Done {
     }
 }
 
+fn memory(what: &str, done: &Done) -> Row {
+    let row = Row::new(PART, what, done.used.peak as f64 / MIB, Unit::MiB);
+    row.target(Target::Below(128.0)).note("VmHWM")
+}
+
 fn add_rows(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, report: &mut Report) {
     let problem = backfill.problem(users);
     let what = format!("backfill of {users} users, pages of {PAGE}");
@@ -159,10 +191,6 @@ fn add_rows(users: u64, backfill: &Done, bare: f64, again: &Done, written: u64, 
     let row = Row::new(PART, "backfill / raw upserts", backfill.rate() / bare, Unit::Ratio);
     let why = "the emulator and kinsync share the cores with MongoDB; the raw driver does not";
     report.add(row.target(Target::AtLeast(0.7)).because(why).unless(problem.clone()));
-    let memory = |what: &str, done: &Done| {
-        let row = Row::new(PART, what, done.used.peak as f64 / MIB, Unit::MiB);
-        row.target(Target::Below(128.0)).note("VmHWM")
-    };
     report.add(memory("backfill: peak memory", backfill).unless(problem));
 
     let unchanged = again.run["unchanged"].as_u64();

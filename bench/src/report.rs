@@ -35,6 +35,8 @@ pub enum Unit {
     Ratio,
     /// Events, requests or documents per second.
     PerSecond,
+    /// Seconds.
+    Seconds,
     /// Milliseconds.
     Millis,
     /// Microseconds.
@@ -79,6 +81,7 @@ impl Unit {
             Self::Ratio if value >= 10.0 => format!("{value:.1}x"),
             Self::Ratio => format!("{value:.2}x"),
             Self::PerSecond => format!("{}/s", grouped(value)),
+            Self::Seconds => format!("{value:.1} s"),
             Self::Millis => format!("{value:.2} ms"),
             Self::Micros => format!("{value:.2} µs"),
             Self::Bytes => format!("{} B", grouped(value)),
