@@ -1,7 +1,7 @@
 //! Real Redis servers for tests. A shell supervises each and kills it when the test process ends, however it ends.
 
 use std::{
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Mutex, OnceLock},
@@ -116,13 +116,33 @@ impl TestRedis {
         self.ask(command).expect("the server answers")
     }
 
+    /// Runs one command with a text as its answer, which may have many lines.
+    ///
+    /// # Panics
+    /// When the server does not answer with a text.
+    pub fn text(&self, command: &str) -> String {
+        let mut connection = self.connect().expect("the server runs");
+        connection.write_all(format!("{command}\r\n").as_bytes()).expect("the server runs");
+        let (mut reader, mut line) = (BufReader::new(connection), String::new());
+        reader.read_line(&mut line).expect("the server answers");
+        let length = line.trim().strip_prefix('$').and_then(|length| length.parse().ok());
+        let mut text = vec![0; length.expect("the answer is a text")];
+        reader.read_exact(&mut text).expect("the whole text comes");
+        String::from_utf8(text).expect("the text is UTF-8")
+    }
+
+    fn connect(&self) -> std::io::Result<TcpStream> {
+        let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        connection.set_read_timeout(Some(START))?;
+        Ok(connection)
+    }
+
     fn answers(&self) -> bool {
         self.ask("PING").is_ok_and(|answer| answer.starts_with("+PONG") || answer.starts_with("-NOAUTH"))
     }
 
     fn ask(&self, command: &str) -> std::io::Result<String> {
-        let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
-        connection.set_read_timeout(Some(START))?;
+        let mut connection = self.connect()?;
         connection.write_all(format!("{command}\r\n").as_bytes())?;
         let mut line = String::new();
         BufReader::new(connection).read_line(&mut line)?;

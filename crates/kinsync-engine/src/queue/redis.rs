@@ -39,6 +39,8 @@ const FAR: Duration = Duration::from_hours(30 * 24);
 const BATCH: usize = 128;
 /// Scripts that store entries at the same time.
 const IN_FLIGHT: usize = 4;
+/// Bytes after which a claim stops: larger responses would delay every other one.
+const CLAIM_BYTES: usize = 8 << 20;
 /// Calls that wait for a script, beyond those in one.
 const WAITING: usize = 16_384;
 /// Longest wait for a new entry before leases and retries are looked at again.
@@ -205,7 +207,7 @@ impl Shared {
     async fn claim_now(&self, max: usize, lease: Duration) -> Result<(String, Vec<Claimed>), Error> {
         let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
         let mut script = script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
-        script.arg(GROUP).arg(max.max(1)).arg(millis(idle)).arg(millis(FAR));
+        script.arg(GROUP).arg(max.max(1)).arg(CLAIM_BYTES).arg(millis(idle)).arg(millis(FAR));
         let claimed: (String, Vec<(String, i64, Value)>) = match self.commands.run(&script).await {
             Err(failure) if failure.is_no_group() => {
                 self.make_group().await?;

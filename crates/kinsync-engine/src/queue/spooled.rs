@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Queue, Spool, Stats};
+use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Payload, Queue, Spool, Stats};
 
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -48,6 +48,21 @@ impl SpooledQueue {
 
     /// Moves entries from the spool into the shared queue until the token is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.move_regularly(&stop), self.probe(&stop));
+    }
+
+    /// Finds out when a failing shared queue answers again. With an empty spool no entry would.
+    async fn probe(&self, stop: &CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some() {
+            if self.is_failing.load(Relaxed)
+                && matches!(timeout(DEADLINE, self.shared.stats()).await, Ok(Ok(_)))
+            {
+                self.note(None);
+            }
+        }
+    }
+
+    async fn move_regularly(&self, stop: &CancellationToken) {
         while let Some(claimed) = stop.run_until_cancelled(self.spool.claim(BATCH, LEASE)).await {
             let moved = match claimed {
                 Ok(claimed) => self.move_all(claimed).await,
@@ -66,9 +81,11 @@ impl SpooledQueue {
         let moves = claimed.iter().map(|claimed| self.accept(claimed.entry.clone(), MOVE_DEADLINE));
         let outcomes = join_all(moves).await;
         let (mut moved, mut kept, mut failure) = (Vec::new(), Vec::new(), None);
-        for (Claimed { id, .. }, outcome) in claimed.into_iter().zip(outcomes) {
+        for (Claimed { id, entry, .. }, outcome) in claimed.into_iter().zip(outcomes) {
             match outcome {
                 Ok(_) => moved.push(id),
+                // The next request of the user makes it again; kept, it would hold up deliveries.
+                Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => moved.push(id),
                 Err(error) => {
                     kept.push(id);
                     failure = Some(error);
@@ -86,7 +103,11 @@ impl SpooledQueue {
             let hint = format!("the shared queue did not answer within {deadline:?}");
             Err(Error::Unavailable { hint, source: elapsed.into() })
         });
-        self.note(accepted.as_ref().err());
+        match &accepted {
+            Ok(_) => self.note(None),
+            Err(error @ (Error::Unavailable { .. } | Error::Refused { .. })) => self.note(Some(error)),
+            Err(_) => {}
+        }
         accepted
     }
 
@@ -107,9 +128,16 @@ impl SpooledQueue {
 impl Queue for SpooledQueue {
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
         if self.is_failing.load(Relaxed) {
-            return self.spool.enqueue(entry).await;
+            return match self.spool.enqueue(entry.clone()).await {
+                Err(Error::Unavailable { .. } | Error::Full { .. } | Error::Refused { .. }) => {
+                    self.accept(entry, DEADLINE).await
+                }
+                answer => answer,
+            };
         }
         match self.accept(entry.clone(), DEADLINE).await {
+            // The next request of the user makes it again.
+            full @ Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => full,
             Err(Error::Unavailable { .. } | Error::Refused { .. } | Error::Full { .. }) => {
                 self.spool.enqueue(entry).await
             }

@@ -4,12 +4,14 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
+use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
     internal::queue::{
-        Enqueued, Error, Queue,
-        redis::{Config, RedisQueue},
+        Enqueued, Entry, Error, Payload, Queue,
+        redis::{Config, Durability, RedisQueue},
     },
 };
 use kinsync_testing::redis::{DURABLE, TestRedis};
@@ -133,10 +135,7 @@ async fn a_full_queue_refuses_sightings_first_and_accepts_again_after_an_ack() {
     for id in ["1", "2", "3"] {
         queue.enqueue(entry(id)).await.unwrap();
     }
-    let sighting = kinsync_engine::internal::queue::Entry {
-        payload: kinsync_engine::internal::queue::Payload::Sighting("{}".into()),
-        ..entry("sighting")
-    };
+    let sighting = Entry { payload: Payload::Sighting("{}".into()), ..entry("sighting") };
     assert!(matches!(queue.enqueue(sighting.clone()).await, Err(Error::Full { .. })));
     queue.enqueue(entry("4")).await.unwrap();
     assert!(matches!(queue.enqueue(entry("5")).await, Err(Error::Full { .. })));
@@ -174,6 +173,65 @@ async fn a_wrong_password_and_a_missing_permission_are_reported() {
     let config = |user: &str| Config::new(redis.url().replace("//", &format!("//{user}@")).into());
     let queue = RedisQueue::new(config("default:secret"), Clock::system()).unwrap();
     assert_eq!(queue.enqueue(entry("a")).await.unwrap(), Enqueued::New);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_of_the_guide_may_do_everything_and_is_found_after_a_refused_login() {
+    let redis = TestRedis::start(DURABLE);
+    let url = redis.url().replace("//", "//kinsync:password@");
+    let queue = RedisQueue::new(Config::new(url.into()), Clock::system()).unwrap();
+    let refused = queue.enqueue(entry("a")).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { hint, .. } if hint.contains("password")), "{refused:?}");
+    let guide = include_str!("../../../../docs/guides/redis.md");
+    let line = guide.lines().find(|line| line.starts_with("ACL SETUSER")).expect("the guide has the command");
+    let answer = redis.run(line);
+    assert!(answer.starts_with("+OK"), "{answer}");
+    for id in ["a", "b"] {
+        assert_eq!(queue.enqueue(entry(id)).await.unwrap(), Enqueued::New);
+    }
+    let claimed = ids(&claim(&queue, 9).await);
+    queue.retry(&claimed, Duration::ZERO).await.unwrap();
+    let claimed = ids(&claim(&queue, 9).await);
+    queue.dead_letter(&[(claimed[0].clone(), "why".into())]).await.unwrap();
+    queue.ack(&claimed[1..]).await.unwrap();
+    let dead = queue.dead_letters(None, 9).await.unwrap();
+    queue.find_dead_letter(&dead[0].id).await.unwrap();
+    queue.retry_dead_letter(&dead[0].id).await.unwrap();
+    assert_eq!(counts(&queue).await, (1, 0));
+    assert_eq!(queue.inspect().await.unwrap().durability, Some(Durability::Synced));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_carries_nothing_any_more_is_replaced() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = open(&redis, "kinsync");
+    queue.enqueue(entry("a")).await.unwrap();
+    // For longer than a response may take, as behind a firewall that dropped its state.
+    assert!(redis.run("CLIENT PAUSE 7000 ALL").starts_with("+OK"));
+    assert!(matches!(queue.enqueue(entry("b")).await, Err(Error::Unavailable { .. })));
+    let connections = || {
+        let info = redis.text("INFO stats");
+        let line = info.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    let before = connections();
+    until_accepted(&queue, "b").await;
+    assert!(connections() > before + 1, "more than that of this question");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_stops_after_some_megabytes_and_the_rest_comes_next() {
+    let queue = open(TestRedis::shared(), &TestRedis::prefix());
+    for number in 0..40 {
+        let body = Bytes::from(vec![b'x'; 1 << 20]);
+        let payload = Payload::Delivery { scheme: Scheme::Hmac, signed_at: None, body };
+        queue.enqueue(Entry { payload, ..entry(&number.to_string()) }).await.unwrap();
+    }
+    let mut sizes = Vec::new();
+    while sizes.iter().sum::<usize>() < 40 {
+        sizes.push(claim(&queue, 100).await.len());
+    }
+    assert_eq!(sizes, [16, 16, 8], "a script reads 16 entries at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
     internal::queue::{
-        Enqueued, Queue, Spool,
+        Enqueued, Entry, Error, Payload, Queue, Spool,
         embedded::{self, EmbeddedQueue},
         redis::{Config, RedisQueue},
         spooled::SpooledQueue,
@@ -28,9 +28,17 @@ struct World {
 
 impl World {
     fn start(redis: &TestRedis, dir: &Path) -> Self {
+        Self::start_with(redis, dir, embedded::Config::default())
+    }
+
+    fn start_with(redis: &TestRedis, dir: &Path, spool: embedded::Config) -> Self {
+        Self::start_between(Config::new(redis.url().into()), dir, spool)
+    }
+
+    fn start_between(shared: Config, dir: &Path, spool: embedded::Config) -> Self {
         let clock = Clock::from_fn(|| Micros(5_000));
-        let spool = EmbeddedQueue::open(dir, embedded::Config::default(), clock.clone()).unwrap();
-        let shared = RedisQueue::new(Config::new(redis.url().into()), clock).unwrap();
+        let spool = EmbeddedQueue::open(dir, spool, clock.clone()).unwrap();
+        let shared = RedisQueue::new(shared, clock).unwrap();
         let queue = Arc::new(SpooledQueue::new(Arc::new(shared), Arc::new(spool)));
         let (stop, moving) = (CancellationToken::new(), Arc::clone(&queue));
         let stopped = stop.clone();
@@ -109,6 +117,52 @@ async fn entries_of_a_process_that_was_stopped_during_the_outage_are_moved_by_th
     let world = World::start(&redis, dir.path());
     world.until_moved().await;
     assert_eq!(world.drained().await, numbered(0..20));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spool_that_cannot_store_is_bypassed_as_soon_as_the_server_answers() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let config = embedded::Config { max_entries: 0, ..embedded::Config::default() };
+    let world = World::start_with(&redis, dir.path(), config);
+    redis.kill();
+    assert!(matches!(world.queue.enqueue(entry("a")).await, Err(Error::Full { .. })));
+    redis.launch();
+    let accepted = async { while world.queue.enqueue(entry("a")).await.is_err() {} };
+    timeout(Duration::from_secs(20), accepted).await.expect("the server answers again");
+    world.until_moved().await;
+    assert_eq!(world.drained().await, BTreeSet::from(["a".into()]));
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_returns_after_an_outage_without_an_entry() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let config = embedded::Config { max_entries: 0, ..embedded::Config::default() };
+    let world = World::start_with(&redis, dir.path(), config);
+    redis.kill();
+    assert!(world.queue.enqueue(entry("a")).await.is_err());
+    assert!(!world.spool().await.is_shared_queue_available);
+    redis.launch();
+    world.until_moved().await;
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sighting_that_a_full_queue_refuses_is_not_kept() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let shared = Config { max_entries: 2, ..Config::new(redis.url().into()) };
+    let world = World::start_between(shared, dir.path(), embedded::Config::default());
+    let sighting = |id: &str| Entry { payload: Payload::Sighting("{}".into()), ..entry(id) };
+    world.queue.enqueue(entry("1")).await.unwrap();
+    assert!(matches!(world.queue.enqueue(sighting("s1")).await, Err(Error::Full { .. })));
+    // One that waits in the spool from an outage holds up no delivery.
+    redis.kill();
+    world.queue.enqueue(sighting("s2")).await.unwrap();
+    world.queue.enqueue(entry("2")).await.unwrap();
+    redis.launch();
+    world.until_moved().await;
+    assert_eq!(world.drained().await, BTreeSet::from(["1".into(), "2".into()]));
     world.end().await;
 }
 

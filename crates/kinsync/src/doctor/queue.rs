@@ -54,8 +54,8 @@ fn durable(server: &Server) -> Finding {
         }
         Some(Durability::Delayed) => Finding::warning(
             DURABLE,
-            "Redis syncs its file once a second: a crash of its machine loses deliveries of that time, and a scan repairs their users",
-            "set `appendfsync always` in redis.conf, if that is too long",
+            "Redis syncs its file later than it answers: a crash of its machine loses the deliveries of a second or more, and a scan repairs their users",
+            "set `appendfsync always` and `no-appendfsync-on-rewrite no` in redis.conf",
         ),
         Some(Durability::Memory) => Finding::warning(
             DURABLE,

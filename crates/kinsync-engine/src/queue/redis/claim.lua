@@ -1,25 +1,32 @@
--- Claims entries, oldest first. KEYS: stream. ARGV: group, number of entries, idle time to set, idle time at which a claim has
--- ended. Returns the newest id of the stream, and for each entry its id, earlier deliveries and fields.
-local stream, group, most = KEYS[1], ARGV[1], tonumber(ARGV[2])
+-- Claims entries, oldest first. KEYS: stream. ARGV: group, number of entries, bytes after which it stops, idle time to set, idle
+-- time at which a claim has ended. Returns the newest id of the stream, and for each entry its id, earlier deliveries and
+-- fields.
+local stream, group, most, bytes = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local claimed, cursor = {}, '0-0'
+local function room()
+  return bytes > 0 and math.min(most - #claimed, 16) or 0
+end
+local function add(entry, earlier)
+  claimed[#claimed + 1] = { entry[1], earlier, entry[2] }
+  for _, value in ipairs(entry[2]) do bytes = bytes - #value end
+end
 repeat
-  local page = redis.call('XAUTOCLAIM', stream, group, group, ARGV[4], cursor, 'COUNT', most - #claimed)
+  local page = redis.call('XAUTOCLAIM', stream, group, group, ARGV[5], cursor, 'COUNT', room())
   cursor = page[1]
   for _, entry in ipairs(page[2]) do
     local pending = redis.call('XPENDING', stream, group, entry[1], entry[1], 1)
-    claimed[#claimed + 1] = { entry[1], pending[1][4] - 1, entry[2] }
+    add(entry, pending[1][4] - 1)
   end
-until cursor == '0-0' or #claimed >= most
-if #claimed < most then
-  local read = redis.call('XREADGROUP', 'GROUP', group, group, 'COUNT', most - #claimed, 'STREAMS', stream, '>')
-  for _, entry in ipairs(read and read[1][2] or {}) do
-    claimed[#claimed + 1] = { entry[1], 0, entry[2] }
-  end
+until cursor == '0-0' or room() == 0
+while room() > 0 do
+  local read = redis.call('XREADGROUP', 'GROUP', group, group, 'COUNT', room(), 'STREAMS', stream, '>')
+  if not read then break end
+  for _, entry in ipairs(read[1][2]) do add(entry, 0) end
 end
 for i = 1, #claimed, 1000 do
   local lease = { 'XCLAIM', stream, group, group, 0 }
   for n = i, math.min(i + 999, #claimed) do lease[#lease + 1] = claimed[n][1] end
-  for _, word in ipairs({ 'IDLE', ARGV[3], 'JUSTID' }) do lease[#lease + 1] = word end
+  for _, word in ipairs({ 'IDLE', ARGV[4], 'JUSTID' }) do lease[#lease + 1] = word end
   redis.call(unpack(lease))
 end
 local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)

@@ -1,9 +1,13 @@
 //! Connections to Redis, and its errors in terms of the queue.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use redis::{
-    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, ServerErrorKind,
+    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
+    ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -17,10 +21,14 @@ const CONNECT: Duration = Duration::from_secs(2);
 /// Longest pause between two attempts to connect.
 const RECONNECT: Duration = Duration::from_secs(1);
 
-/// A connection that is opened when it is first used, and again after it was lost. Clones share it.
-#[derive(Clone)]
+/// A connection that is opened when it is first used, and again after it was lost.
+///
+/// The manager of the library opens a connection again after an error of the network only. After a timeout, which may be the only
+/// sign of a lost connection, and after a refused login this one replaces the manager.
 pub(super) struct Connection {
-    manager: ConnectionManager,
+    client: Client,
+    /// The number increases with each manager.
+    manager: Mutex<(u64, ConnectionManager)>,
     /// Host and port, for messages.
     address: String,
 }
@@ -37,24 +45,39 @@ impl Connection {
         };
         let info = url.expose_secret().into_connection_info().map_err(wrong)?;
         let address = info.addr().to_string();
-        let config = ConnectionManagerConfig::new()
-            .set_response_timeout(Some(RESPONSE))
-            .set_connection_timeout(Some(CONNECT))
-            .set_max_delay(RECONNECT)
-            .set_number_of_retries(1);
         let client = Client::open(info).map_err(wrong)?;
-        let manager = ConnectionManager::new_lazy_with_config(client, config).map_err(wrong)?;
-        Ok(Self { manager, address })
+        let manager = Mutex::new((0, manager(&client).map_err(wrong)?));
+        Ok(Self { client, manager, address })
     }
 
     /// Runs a command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        command.query_async(&mut self.manager.clone()).await.map_err(|error| self.failure(&error))
+        let (number, mut manager) = self.manager().clone();
+        command.query_async(&mut manager).await.map_err(|error| self.failed(number, &error))
     }
 
     /// Runs several commands in one round trip.
     pub(super) async fn run_all<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Failure> {
-        commands.query_async(&mut self.manager.clone()).await.map_err(|error| self.failure(&error))
+        let (number, mut manager) = self.manager().clone();
+        commands.query_async(&mut manager).await.map_err(|error| self.failed(number, &error))
+    }
+
+    fn failed(&self, number: u64, error: &RedisError) -> Failure {
+        let is_usable = matches!(error.kind(), ErrorKind::Server(kind) if kind != ServerErrorKind::ReadOnly)
+            && !LOGIN.contains(&error.code().unwrap_or_default());
+        let mut current = self.manager();
+        // Other calls may have failed with the same manager.
+        if !is_usable
+            && current.0 == number
+            && let Ok(manager) = manager(&self.client)
+        {
+            *current = (number + 1, manager);
+        }
+        self.failure(error)
+    }
+
+    fn manager(&self) -> MutexGuard<'_, (u64, ConnectionManager)> {
+        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failure(&self, error: &RedisError) -> Failure {
@@ -67,9 +90,8 @@ impl Connection {
             ("WRONGTYPE", _) => {
                 Kind::Refused("a key of another program has the name of the queue: set another prefix")
             }
-            ("NOAUTH" | "WRONGPASS" | "NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(
-                "it refuses the user: check user and password in the address, and the permissions of the user",
-            ),
+            ("NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(USER),
+            (code, _) if LOGIN.contains(&code) => Kind::Refused(USER),
             (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),
             // A large command without the password.
             _ if text.contains("unauthenticated") => {
@@ -79,6 +101,20 @@ impl Connection {
         };
         Failure { address: self.address.clone(), kind, text }
     }
+}
+
+/// Codes of a refused login.
+const LOGIN: [&str; 2] = ["NOAUTH", "WRONGPASS"];
+const USER: &str =
+    "it refuses the user: check user and password in the address, and the permissions of the user";
+
+fn manager(client: &Client) -> RedisResult<ConnectionManager> {
+    let config = ConnectionManagerConfig::new()
+        .set_response_timeout(Some(RESPONSE))
+        .set_connection_timeout(Some(CONNECT))
+        .set_max_delay(RECONNECT)
+        .set_number_of_retries(1);
+    ConnectionManager::new_lazy_with_config(client.clone(), config)
 }
 
 /// A failed command.

@@ -7,10 +7,10 @@ use super::{Connection, Error};
 /// What of an accepted entry survives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Durability {
-    /// Each change is on disk before the answer (`appendfsync always`).
+    /// Each change is on disk before the answer (`appendfsync always`, `no-appendfsync-on-rewrite no`).
     Synced,
-    /// The file is written at once and synced once a second or later: a crash of the process loses nothing, a crash of the machine
-    /// the last second or more.
+    /// The file is written and synced later: a crash of the machine loses the last second or more, and one of the process up to two
+    /// seconds while the disk is slow.
     Delayed,
     /// There is no file of changes: a restart loses every entry since the last snapshot, if there is one.
     Memory,
@@ -40,12 +40,15 @@ pub(super) async fn inspect(connection: &Connection) -> Result<Server, Error> {
         let read: Vec<String> = connection.run(cmd("CONFIG").arg("GET").arg(name)).await.ok()?;
         read.into_iter().nth(1)
     };
-    let durability = match (setting("appendonly").await.as_deref(), setting("appendfsync").await.as_deref()) {
-        (Some("yes"), Some("always")) => Some(Durability::Synced),
-        (Some("yes"), Some(_)) => Some(Durability::Delayed),
-        (Some(_), _) => Some(Durability::Memory),
-        (None, _) => None,
-    };
+    let file = setting("appendonly").await;
+    let (sync, not_on_rewrite) = (setting("appendfsync").await, setting("no-appendfsync-on-rewrite").await);
+    // With `no-appendfsync-on-rewrite yes` nothing is synced while the file is rewritten.
+    let is_synced = sync.as_deref() == Some("always") && not_on_rewrite.as_deref() == Some("no");
+    let durability = file.map(|file| match file.as_str() {
+        "yes" if is_synced => Durability::Synced,
+        "yes" => Durability::Delayed,
+        _ => Durability::Memory,
+    });
     Ok(Server {
         version: value("redis_version").unwrap_or_default(),
         durability,
