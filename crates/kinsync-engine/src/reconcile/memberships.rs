@@ -41,7 +41,7 @@ use crate::{
     apply::ComparedRows,
     directory::{self, Change},
     pending_checks::PendingChecks,
-    scan_watermark::ScanNumber,
+    scan_watermark::{ScanNumber, is_compared},
     snapshot,
     state_records::Term,
     store::Row,
@@ -320,9 +320,13 @@ impl Inner {
     ) -> Result<(), Error> {
         let rows = self.rows(members).await?;
         let (mut repairs, mut drifts, mut unread) = (Vec::new(), Vec::new(), Vec::new());
+        let mut revisions = HashMap::new();
         for (seen, row) in members.iter().zip(&rows) {
             let Some((kind, repair)) = seen.compare(row.as_ref()) else { continue };
             repairs.push(repair);
+            // The row stays compared: otherwise the next scan would mark it again.
+            let is_marked = |row: &&Row| is_compared(&row.metadata);
+            revisions.extend(row.as_ref().filter(is_marked).map(|row| (row.id.clone(), row.revision)));
             if kind == DriftKind::FilledIn {
                 comparison.found.filled_in += 1;
                 continue;
@@ -340,7 +344,7 @@ impl Inner {
         let compared = comparison.run.writes().map(|_| ComparedRows {
             scan: ScanNumber(scanned.number),
             comparison: scanned.last_comparison,
-            revisions: HashMap::new(),
+            revisions,
         });
         self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
         Ok(())

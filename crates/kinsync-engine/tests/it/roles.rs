@@ -136,7 +136,6 @@ async fn a_scan_without_drift_writes_no_member(fresh: Fresh) {
     }
     world.deliver(world.events()).await;
     reconcile(&world).await;
-    reconcile(&world).await;
     let revisions = async || {
         let mut revisions = Vec::new();
         for id in world.documents().await.keys() {

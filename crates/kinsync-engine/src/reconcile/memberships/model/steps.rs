@@ -1,6 +1,6 @@
 //! The steps of the processes of the model.
 
-use std::{collections::HashMap, hash::Hash};
+use std::hash::Hash;
 
 use kinsync_core::{Entry, Fact, Field, Observation, UserState, Value, Version};
 
@@ -19,7 +19,7 @@ use crate::{
         model::explore::Shared,
         record::DriftKind,
     },
-    scan_watermark::{Recheck, ScanNumber, ScanWatermark, ScanWatermarks},
+    scan_watermark::{Recheck, ScanNumber, ScanWatermark, ScanWatermarks, is_compared},
     store::Row,
 };
 
@@ -399,10 +399,11 @@ impl Steps<'_> {
             })
         };
         let (next, is_recheck) = self.join(from, (3, arguments, scan.number, scan.last_comparison), || {
+            let is_marked = is_compared(&from.row.metadata);
             let compared = ComparedRows {
                 scan: ScanNumber(scan.number),
                 comparison: scan.last_comparison,
-                revisions: HashMap::new(),
+                revisions: is_marked.then(|| (id(), from.row.revision)).into_iter().collect(),
             };
             let Some((kind, repair)) = compare() else { return (Vec::new(), Some(compared)) };
             let read = (kind == DriftKind::Changed).then(permissions).flatten();
