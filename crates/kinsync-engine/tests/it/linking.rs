@@ -134,6 +134,17 @@ async fn a_document_that_an_index_of_the_application_rejects_is_not_linked_and_b
 }
 
 #[tokio::test]
+async fn a_document_is_linked_again_after_both_were_lost() {
+    let store = store().await;
+    for now in [NOW, Micros(NOW.0 + 1)] {
+        users(&store).delete_many(doc! {}).await.unwrap();
+        with_own_row(&store).await;
+        apply(&store, [profile("kp_ada", 2, "a@x.org", true)], now).await.unwrap();
+        assert!(is_linked(&store).await);
+    }
+}
+
+#[tokio::test]
 async fn a_new_user_with_a_verified_address_is_linked_at_once() {
     let store = store().await;
     with_own_row(&store).await;

@@ -279,8 +279,10 @@ impl Change {
     fn entry(&self, theirs: &RawDocument) -> LogEntry {
         let document = decode::unlinked(theirs, &self.row, &self.known.current);
         let kept: Vec<String> = document.values_of_the_application().into_keys().collect();
-        let content = json!({ "document": own_id(theirs), "kept": kept, "revision": self.row.revision });
         let now = self.row.metadata.updated_at;
+        // With the time: a link after both documents were lost is another one, and its entry needs another id.
+        let content =
+            json!({ "document": own_id(theirs), "kept": kept, "revision": self.row.revision, "at": now.0 });
         LogEntry::action(kind::LINK, Some(&self.row.id), LogSource::Kinsync, &content, now)
     }
 
