@@ -11,7 +11,10 @@
 mod compare;
 mod derive;
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use kinsync_core::{Micros, UserId};
 use serde::{Deserialize, Serialize};
@@ -39,8 +42,12 @@ const USERS: usize = 1000;
 /// Entries per read.
 const ENTRIES: usize = 20_000;
 
+/// Age after which an interrupted rebuild begins again: users that it compared may differ by now.
+const MAX_AGE: Duration = Duration::from_hours(6);
+
 /// What to do about a user that differs from the log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// Reports it.
     Verify,
@@ -66,9 +73,19 @@ pub struct Report {
     pub damaged: u64,
 }
 
+impl Report {
+    /// Returns whether a user still differs from the log, or an entry is damaged. Counts also what an interrupted rebuild found
+    /// before this one continued it.
+    pub fn is_different(&self) -> bool {
+        self.different > self.rebuilt || self.damaged > 0
+    }
+}
+
 /// What a rebuild reports while it runs.
 #[derive(Debug)]
 pub enum Event<'a> {
+    /// The rebuild continues an interrupted one after this user, which compared the users in this report.
+    Continues(&'a str, &'a Report),
     /// A user that differs, with what was done.
     Different(&'a Difference),
     /// A damaged entry.
@@ -83,6 +100,16 @@ pub enum Event<'a> {
 struct Position {
     after: Option<String>,
     report: Report,
+    mode: Option<Mode>,
+    started_at: Micros,
+}
+
+impl Position {
+    /// Returns whether a rebuild in this mode continues the interrupted one.
+    fn is_continued_by(&self, mode: Mode, now: Micros) -> bool {
+        let age = u64::try_from(now.0.saturating_sub(self.started_at.0));
+        self.mode == Some(mode) && age.is_ok_and(|age| Duration::from_micros(age) <= MAX_AGE)
+    }
 }
 
 /// A rebuild.
@@ -127,18 +154,23 @@ impl<'a> Rebuild<'a> {
         Self { store, mode, now, report: Report::default(), listen }
     }
 
-    /// Compares all users, page by page. A rebuild that replaces stores its position after each page, and continues an
-    /// interrupted one. Cancel safe.
+    /// Compares all users, page by page. A rebuild that replaces stores its position after each page, and continues one that was
+    /// interrupted in the same mode and began within six hours. Cancel safe.
     ///
     /// # Errors
     /// Fails when the store fails. The next rebuild continues.
     pub async fn run(mut self) -> Result<Report, Error> {
         let is_kept = self.mode != Mode::Verify;
-        let mut after = String::new();
+        let (mut after, mut started_at) = (String::new(), self.now);
         if is_kept {
-            let position: Position = state_records::load(self.store, &KEY).await?;
-            after = position.after.unwrap_or_default();
-            self.report = position.report;
+            let stored: Position = state_records::load(self.store, &KEY).await?;
+            let is_continued = stored.is_continued_by(self.mode, self.now);
+            if let Position { after: Some(user), report, started_at: at, .. } = stored
+                && is_continued
+            {
+                (self.listen)(Event::Continues(&user, &report));
+                (after, started_at, self.report) = (user, at, report);
+            }
         }
         loop {
             let from = UserId::parse(&after).ok();
@@ -147,9 +179,14 @@ impl<'a> Rebuild<'a> {
             let until = ids.last().filter(|_| ids.len() == USERS).cloned();
             let rows = self.store.load_to_write(&ids).await?;
             self.range(&after, until.as_ref(), rows).await?;
-            let position = Position {
-                after: until.as_ref().map(ToString::to_string),
-                report: if until.is_some() { self.report.clone() } else { Report::default() },
+            let position = match &until {
+                Some(until) => Position {
+                    after: Some(until.to_string()),
+                    report: self.report.clone(),
+                    mode: Some(self.mode),
+                    started_at,
+                },
+                None => Position::default(),
             };
             if is_kept {
                 state_records::change(self.store, &KEY, |known: &mut Position| known.clone_from(&position))

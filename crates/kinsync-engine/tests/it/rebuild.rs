@@ -52,11 +52,26 @@ pub(crate) async fn rebuild(store: &dyn Store, mode: Mode) -> Reported {
     let mut listen = |event: Event<'_>| match event {
         Event::Different(one) => reported.differences.push(one.clone()),
         Event::Damaged(one) => reported.damaged.push(one.clone()),
-        Event::Progress(_) => {}
+        Event::Progress(_) | Event::Continues(..) => {}
     };
     let done = Rebuild::new(store, mode, Clock::system().now(), &mut listen).run().await;
     reported.report = done.expect("the store answers");
     reported
+}
+
+/// Starts a rebuild at this time, and interrupts it after the first page.
+pub(crate) async fn interrupt(store: &dyn Store, mode: Mode, now: Micros) {
+    let (page, mut pages) = tokio::sync::mpsc::unbounded_channel();
+    let mut listen = |event: Event<'_>| {
+        if matches!(event, Event::Progress(_)) {
+            _ = page.send(());
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = pages.recv() => {}
+        _ = Rebuild::new(store, mode, now, &mut listen).run() => {}
+    }
 }
 
 /// Panics unless the log explains the state of every user.
@@ -254,17 +269,7 @@ async fn an_interrupted_rebuild_continues(fresh: Fresh) {
     let name = async |user: &str| documents(store).await[user].first_name.clone();
     wipe("kp_0001").await;
     wipe("kp_2400").await;
-    let (page, mut pages) = tokio::sync::mpsc::unbounded_channel();
-    let mut listen = |event: Event<'_>| {
-        if matches!(event, Event::Progress(_)) {
-            _ = page.send(());
-        }
-    };
-    tokio::select! {
-        biased;
-        _ = pages.recv() => {}
-        _ = Rebuild::new(store, Mode::Replace, Micros(1), &mut listen).run() => {}
-    }
+    interrupt(store, Mode::Replace, Clock::system().now()).await;
     assert_eq!(name("kp_0001").await.as_deref(), Some("Ada"));
     assert_eq!(name("kp_2400").await, None, "it was interrupted before");
     wipe("kp_0001").await;

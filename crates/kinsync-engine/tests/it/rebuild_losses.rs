@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     pipeline::{deliver, event_entry},
-    rebuild::{assert_explained, rebuild},
+    rebuild::{assert_explained, interrupt, rebuild},
     store_mongo,
     stores::{Fresh, on_every_store},
 };
@@ -27,6 +27,8 @@ on_every_store! {
     an_entry_that_observes_nothing_explains_no_value
     properties_that_no_entry_explains_stay
     entries_that_observe_nothing_create_no_user
+    a_rebuild_that_continues_reports_what_the_interrupted_one_found
+    a_rebuild_in_another_mode_or_hours_later_begins_again
 }
 
 fn id(user: &str) -> UserId {
@@ -154,4 +156,38 @@ async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
     let users = store.ids(None, 9).await.expect("the store answers");
     assert_eq!(users, [id("kp_e")], "{}", fresh.name);
     assert_eq!(row(store, "kp_e").await.state, UserState::default());
+}
+
+/// Two pages of users. The first user has a value that no entry explains.
+async fn two_pages(store: &dyn Store) {
+    let named =
+        |n: usize| read(&format!("kp_{n:04}"), 1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
+    apply(store, (0..1200).map(named), Clock::system().now()).await.expect("the store answers");
+    let version = Version::snapshot(Micros(7), "lost");
+    add_unlogged(store, "kp_0000", Field::FirstName, version, Value::Text("Countess".into())).await;
+}
+
+async fn a_rebuild_that_continues_reports_what_the_interrupted_one_found(fresh: Fresh) {
+    let store = &*fresh.store;
+    two_pages(store).await;
+    interrupt(store, Mode::Replace, Clock::system().now()).await;
+    let found = rebuild(store, Mode::Replace).await;
+    assert_eq!((found.differences.len(), found.report.users), (0, 1200), "{}", fresh.name);
+    assert!(found.report.is_different(), "{}: {found:?}", fresh.name);
+}
+
+async fn a_rebuild_in_another_mode_or_hours_later_begins_again(fresh: Fresh) {
+    let store = &*fresh.store;
+    two_pages(store).await;
+    let now = Clock::system().now();
+    for begun in [Micros(now.0 - 7 * 3_600_000_000), Micros(now.0 + 3_600_000_000)] {
+        interrupt(store, Mode::Replace, begun).await;
+        let found = rebuild(store, Mode::Replace).await;
+        assert_eq!((found.differences.len(), found.report.users), (1, 1200), "{}", fresh.name);
+    }
+    interrupt(store, Mode::Replace, now).await;
+    let found = rebuild(store, Mode::ReplaceUnexplained).await;
+    assert_eq!((found.report.rebuilt, found.report.users), (1, 1200), "{}", fresh.name);
+    assert!(!found.report.is_different(), "{}", fresh.name);
+    assert_explained(store, fresh.name).await;
 }

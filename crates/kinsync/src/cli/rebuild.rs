@@ -33,7 +33,7 @@ const AFTER_HELP: &str = "\
 The event log contains every observation that changed a user: events, reads of Kinde and tokens. A rebuild derives each user from \
 the log again and replaces the stored state where it differs, one user at a time: applications read complete documents at any \
 time, fields of your own are not changed, and servers may run meanwhile (the embedded store is open in one process, so stop the \
-server first; `--verify` works beside it). An interrupted rebuild continues at the last page.
+server first; `--verify` works beside it). An interrupted rebuild continues at the last page if it is run again with the same flags within six hours.
 
 A user with a damaged log entry, or with a stored value that no entry explains, is reported and left as it is.
 
@@ -94,7 +94,7 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
         let counts = store.counts().await.map_err(anyhow::Error::from)?;
         output::counter_to("users", counts.live_users + counts.deleted_users)
     };
-    let mut printer = Printer { bar, as_json: args.json, is_different: false };
+    let printer = Printer { bar, as_json: args.json };
     let mut listen = |event: Event<'_>| printer.print(&event);
     let rebuild = Rebuild::new(&*store, args.mode(), clock.now(), &mut listen);
     let report = match &user {
@@ -108,7 +108,7 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     } else {
         output::say(&summary(&report, args.verify));
     }
-    Ok(if printer.is_different { exit::users_differ() } else { ExitCode::SUCCESS })
+    Ok(if report.is_different() { exit::users_differ() } else { ExitCode::SUCCESS })
 }
 
 /// Opens the store. A comparison reads the embedded store beside a running server.
@@ -154,20 +154,20 @@ async fn complete(store: &dyn Store, clock: &Clock, args: &Args) -> Result<(), E
 struct Printer {
     bar: ProgressBar,
     as_json: bool,
-    /// Whether a user still differs from the log, or an entry is damaged.
-    is_different: bool,
 }
 
 impl Printer {
-    fn print(&mut self, event: &Event<'_>) {
+    fn print(&self, event: &Event<'_>) {
         match event {
+            Event::Continues(user, report) => {
+                let text = || format!("continues after {user}; before: {}", summary(report, false));
+                self.line(&json!({ "continuesAfter": user, "report": report }), text);
+            }
             Event::Progress(report) => self.bar.set_position(report.users),
             Event::Different(one) => {
-                self.is_different |= !one.is_rebuilt;
                 self.line(&json!({ "difference": one }), || difference(one));
             }
             Event::Damaged(one) => {
-                self.is_different = true;
                 let user = output::cell(one.user.as_ref());
                 let text = format!("the log entry {} of the user {user} is not as it was written", one.id);
                 self.line(&json!({ "damaged": one }), || text);
