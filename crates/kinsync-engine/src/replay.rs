@@ -55,7 +55,7 @@ pub async fn replay(
     Ok(replayed)
 }
 
-/// Applies one entry again. Returns `None` if the log does not contain it.
+/// Applies one entry again. Returns `None` if the log does not contain it; a damaged entry is skipped.
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
@@ -65,10 +65,9 @@ pub async fn replay_one(
     mode: Mode,
     now: Micros,
 ) -> Result<Option<Replayed>, Error> {
-    let Some(entry) = store.event(id).await? else { return Ok(None) };
-    let mut replayed = Replayed { entries: 1, ..Replayed::default() };
-    replay_entries(store, vec![entry], mode, now, &mut replayed).await?;
-    Ok(Some(replayed))
+    let filter = EventFilter { id: Some(id.to_owned()), limit: 1, ..EventFilter::default() };
+    let replayed = replay(store, &filter, mode, now).await?;
+    Ok((replayed.entries > 0).then_some(replayed))
 }
 
 async fn replay_entries(

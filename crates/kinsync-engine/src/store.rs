@@ -80,6 +80,8 @@ impl<T: Into<String>> From<T> for Rejection {
 /// Filter of a list of entries of the log, newest receipt first.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct EventFilter {
+    /// Only the entry with this id.
+    pub id: Option<String>,
     /// Only entries of this user.
     pub user: Option<String>,
     /// Only entries of this type.

@@ -16,6 +16,7 @@ use kinsync_engine::{
         log_entry::{LogSource, kind},
         log_snapshots, projector,
         rebuild::{Difference, Event, Finding, Mode, Rebuild, Report},
+        replay::{self, replay_one},
         store::{DamagedEntry, EventFilter, LogEntry, Outcome, Row, Store, embedded::EmbeddedStore},
     },
 };
@@ -362,6 +363,8 @@ async fn two_users(store: &dyn Store) -> String {
 
 async fn assert_reports_damage(store: &dyn Store, entry: &str, where_: &str) {
     let found = rebuild(store, Mode::ReplaceUnexplained).await;
+    let replayed = replay_one(store, entry, replay::Mode::Dry, Micros(9)).await.expect("the store answers");
+    assert!(replayed.expect("in the log").skipped.contains_key(entry), "{where_}");
     let ids: Vec<&str> = found.damaged.iter().map(|one| one.id.as_str()).collect();
     assert_eq!(ids, [entry], "{where_}");
     let of_user: Vec<(&str, bool)> =

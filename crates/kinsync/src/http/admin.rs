@@ -127,8 +127,14 @@ pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) ->
 
 /// GET /api/admin/events/{id}
 pub async fn event(state: Arc<AppState>, Id(id): Id) -> Result<Event> {
-    let event = state.engine.store().event(&id).await?;
-    event.as_ref().map(Event::from).ok_or_else(|| not_found("event"))
+    let filter = EventFilter { id: Some(id), limit: 1, ..EventFilter::default() };
+    let page = state.engine.store().events(&filter).await?;
+    match page.undecodable.first() {
+        Some(id) => {
+            Err(bad_parameter(format!("the log entry `{id}` is damaged: it is not as it was written")))
+        }
+        None => page.items.first().map(Event::from).ok_or_else(|| not_found("event")),
+    }
 }
 
 /// GET /api/admin/dead-letters

@@ -49,6 +49,10 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
     // Each shape of the filter is a statement of its own, so that each finds its index.
     let mut sql = format!("{COLUMNS} WHERE true");
     let mut parameters: Vec<&dyn ToSql> = Vec::new();
+    if let Some(id) = &filter.id {
+        sql.push_str(" AND event_id = ?");
+        parameters.push(id);
+    }
     if let Some(user) = &filter.user {
         sql.push_str(" AND user = ?");
         parameters.push(user);

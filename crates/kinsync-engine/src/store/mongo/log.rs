@@ -82,6 +82,9 @@ impl Inner {
 
     pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         let mut query = Document::new();
+        if let Some(id) = &filter.id {
+            query.insert("_id", id);
+        }
         if let Some(user) = &filter.user {
             query.insert("user", user);
         }
