@@ -321,7 +321,7 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Claimed entries on their way to a caller, who may be cancelled: then they are released.
+/// Claimed entries on their way to a caller. They are released if the call was cancelled.
 struct OnTheWay {
     shared: Arc<Shared>,
     claimed: Vec<Claimed>,

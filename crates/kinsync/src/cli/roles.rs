@@ -15,7 +15,7 @@ const LIST_HELP: &str = "\
 Roles are known from events, and from scans with KINSYNC_RECONCILE_ROLES=true, which also list their permissions.
 
 Examples:
-  kinsync roles list --json | jq -r '.roles[] | [.key, (.permissions // [] | map(.key) | join(\" \"))] | @tsv'
+  kinsync roles list --json | jq '.roles[] | {key, permissions}'
   kinsync users list --role admin";
 
 #[derive(Debug, Subcommand)]
