@@ -7,7 +7,7 @@
 //!
 //! The stream holds exactly the entries that are not acked: an ack deletes the entry, and nothing trims the stream. All
 //! processes are one consumer: a claim ends with its lease, whether or not its process lives. The lease is kept in the idle time
-//! of a pending entry, which a claim sets to [`FAR`] minus the lease; an entry with an idle time of [`FAR`] can be claimed again.
+//! of a pending entry, which a claim sets to `FAR` minus the lease; an entry with an idle time of `FAR` can be claimed again.
 //! When the server loses its data, the group is made again from the start of the stream.
 //!
 //! How durable an accepted entry is depends on the server: see `docs/guides/redis.md`.
