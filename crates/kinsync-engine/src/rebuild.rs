@@ -283,7 +283,7 @@ impl<'a> Rebuild<'a> {
         let references = derived.iter().flat_map(|(_, derived)| derived.state.references()).collect();
         let directory = directory::load(self.store, references).await?;
         let mut differing = BTreeMap::new();
-        let mut writes = Vec::new();
+        let (mut writes, mut unwritten) = (Vec::new(), Vec::new());
         for (Loaded { row, entries }, derived) in derived {
             let derived = derived.with_directory(&row, &directory);
             let Some(difference) = compared(&row, &entries.entries, &derived, latest) else {
@@ -292,11 +292,16 @@ impl<'a> Rebuild<'a> {
             };
             if difference.is_replaced(self.mode) {
                 writes.push((row.clone(), derived));
+            } else {
+                unwritten.push((row.id.clone(), row.revision));
             }
             differing.insert(row.id.clone(), (difference, entries));
         }
         let outcomes = self.write(writes).await?;
-        let mut stale = Vec::new();
+        let mut stale = self.written_meanwhile(unwritten).await?;
+        for user in &stale {
+            differing.remove(user);
+        }
         for (user, (mut difference, entries)) in differing {
             match outcomes.get(&user) {
                 Some(Outcome::Stale | Outcome::EmailTaken) => {
@@ -312,6 +317,17 @@ impl<'a> Rebuild<'a> {
             (self.listen)(Event::Different(&difference));
         }
         Ok(stale)
+    }
+
+    /// Returns the users whose rows do not have this revision any more. Their log was newer than the row, which is no difference.
+    async fn written_meanwhile(&self, loaded: Vec<(UserId, i64)>) -> Result<Vec<UserId>, Error> {
+        if loaded.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (users, revisions): (Vec<UserId>, Vec<i64>) = loaded.into_iter().unzip();
+        let rows = self.store.load_to_write(&users).await?.into_iter();
+        let is_written = |(row, revision): &(Row, i64)| row.revision != *revision;
+        Ok(rows.zip(revisions).filter(is_written).map(|(row, _)| row.id).collect())
     }
 
     fn count(&mut self, entries: &Entries) {

@@ -2,8 +2,10 @@
 
 use std::{
     collections::HashMap,
+    fmt,
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -45,6 +47,17 @@ pub(crate) struct Fault {
     is_repaired: AtomicBool,
     /// A second failure, without which the operation would never run.
     with: Option<Arc<Fault>>,
+    after_first_read: AfterFirstRead,
+}
+
+/// Work that runs once, after the first read of rows or of the log.
+#[derive(Default)]
+struct AfterFirstRead(Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>);
+
+impl fmt::Debug for AfterFirstRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AfterFirstRead").finish_non_exhaustive()
+    }
 }
 
 impl Fault {
@@ -52,7 +65,23 @@ impl Fault {
         // Entries are retried after a failure of one user.
         let with = (operation == "retry").then(|| Self::new("write", Failure::OneUser));
         let (calls, is_repaired) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Arc::new(Self { operation, failure, calls, is_repaired, with })
+        let after_first_read = AfterFirstRead::default();
+        Arc::new(Self { operation, failure, calls, is_repaired, with, after_first_read })
+    }
+
+    /// Makes nothing fail, and runs `work` after the first read of rows or of the log.
+    pub(crate) fn after_first_read(work: impl Future<Output = ()> + Send + 'static) -> Arc<Self> {
+        let fault = Self::new("none", Failure::All);
+        *fault.after_first_read.0.lock().expect("not poisoned") = Some(Box::pin(work));
+        fault
+    }
+
+    async fn read<T>(&self, read: Result<T, store::Error>) -> Result<T, store::Error> {
+        let work = self.after_first_read.0.lock().expect("not poisoned").take();
+        if let Some(work) = work {
+            work.await;
+        }
+        read
     }
 
     /// Returns the failure of calls to the store.
@@ -156,7 +185,8 @@ fn has_address(emails: &[String]) -> bool {
 #[async_trait]
 impl Store for FaultyStore {
     async fn load(&self, ids: &[UserId]) -> Result<Vec<Option<Row>>, store::Error> {
-        self.call("load", names(ids), self.store.load(ids)).await
+        let read = self.call("load", names(ids), self.store.load(ids)).await;
+        self.fault.read(read).await
     }
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, store::Error> {
@@ -193,7 +223,7 @@ impl Store for FaultyStore {
     }
 
     async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, store::Error> {
-        self.store.events(filter).await
+        self.fault.read(self.store.events(filter).await).await
     }
 
     async fn user_entries(
@@ -202,7 +232,7 @@ impl Store for FaultyStore {
         until: Option<&str>,
         limit: usize,
     ) -> Result<UserEntries, store::Error> {
-        self.store.user_entries(after, until, limit).await
+        self.fault.read(self.store.user_entries(after, until, limit).await).await
     }
 
     async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, store::Error> {

@@ -23,6 +23,7 @@ use kinsync_engine::{
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::{
+    faulty::{Fault, FaultyStore},
     histories::{Arrival, History, deliveries},
     pipeline::{drain, engine, event_entry},
     reconcile::World,
@@ -34,6 +35,7 @@ on_every_store! {
     the_log_explains_random_histories_and_a_rebuild_restores_every_field
     a_value_that_no_entry_explains_is_reported_and_stays
     a_rebuild_under_live_observations_loses_none
+    an_observation_between_the_two_reads_of_a_rebuild_is_kept
     an_interrupted_rebuild_continues
     users_from_before_the_log_was_complete_are_logged_once
     an_undisturbed_scan_logs_nothing
@@ -256,6 +258,35 @@ async fn a_rebuild_under_live_observations_loses_none(fresh: Fresh) {
     rebuild(&*fresh.store, Mode::Replace).await;
     assert_eq!(states(&*fresh.store).await, expected, "{}", fresh.name);
     assert_explained(&*fresh.store, fresh.name).await;
+}
+
+async fn an_observation_between_the_two_reads_of_a_rebuild_is_kept(fresh: Fresh) {
+    let store = &*fresh.store;
+    let ada = id("kp_ada");
+    observe(store, [named("kp_ada", 1, "Ada")]).await;
+    let runs = [Mode::Verify, Mode::ReplaceUnexplained].map(|mode| [(mode, false), (mode, true)]);
+    for (n, (mode, is_of_one)) in (2..).zip(runs.into_iter().flatten()) {
+        let name = format!("Name {n}");
+        let (live, observation) = (fresh.store.clone(), named("kp_ada", n, &name));
+        let fault = Fault::after_first_read(async move { observe(&*live, [observation]).await });
+        let faulty = FaultyStore { store: fresh.store.clone(), fault };
+        let mut differences = Vec::new();
+        let mut listen = |event: Event<'_>| differences.extend(is_difference(&event));
+        let rebuild = Rebuild::new(&faulty, mode, Micros(1), &mut listen);
+        let done = if is_of_one { rebuild.run_one(&ada).await } else { rebuild.run().await };
+        let when = format!("{}, {mode:?}, of one: {is_of_one}", fresh.name);
+        assert_eq!(done.expect("the store answers").rebuilt, 0, "{when}");
+        assert_eq!(differences, [], "{when}");
+        assert_eq!(documents(store).await["kp_ada"].first_name.as_deref(), Some(&*name), "{when}");
+        assert_explained(store, &when).await;
+    }
+}
+
+fn is_difference(event: &Event<'_>) -> Option<Difference> {
+    match event {
+        Event::Different(one) => Some((*one).clone()),
+        _ => None,
+    }
 }
 
 async fn an_interrupted_rebuild_continues(fresh: Fresh) {
