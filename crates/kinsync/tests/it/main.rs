@@ -27,6 +27,7 @@ mod one_command;
 mod rebuild;
 mod reconcile;
 mod reference;
+mod replay;
 mod request_path;
 mod roles;
 mod rotation;
