@@ -1,8 +1,13 @@
-//! `kinsync audit list`
+//! `kinsync audit list`, and the records of commands that change something without a server
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use kinsync_engine::{
+    Clock, Store,
+    internal::audit::{AuditLog, Kind, Record},
+};
+use serde_json::Value;
 
 use super::{
     exit::Exit,
@@ -28,6 +33,14 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::List(list) => list.run::<AuditPage>(),
     }
+}
+
+/// Records a command that changes something in the audit log and in the event log. Comes before the change, so that no change is
+/// without a record. `parameters` is a JSON object.
+pub(super) async fn record(store: &dyn Store, command: &str, parameters: Value) -> Result<(), Exit> {
+    let record = Record::new(Kind::Action, Clock::system().now(), ("command line".into(), "local".into()));
+    let record = record.of(command.to_owned(), parameters.as_object().cloned().unwrap_or_default());
+    Ok(AuditLog::default().add(store, &record).await.map_err(anyhow::Error::from)?)
 }
 
 impl Page for AuditPage {

@@ -17,7 +17,7 @@ use kinsync_engine::{
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
-use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use super::{audit, exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::start::mongo_config,
     config::{Config, Sources},
@@ -99,6 +99,9 @@ async fn link(args: Args) -> Result<ExitCode, Exit> {
     if store.users(&first).await.map_err(anyhow::Error::from)?.is_empty() {
         let text = "no users are loaded yet, so no document can be linked: run `kinsync backfill` first";
         return Err(anyhow::anyhow!(text).into());
+    }
+    if !args.dry_run {
+        audit::record(&store, "kinsync link", serde_json::json!({})).await?;
     }
     let bar = output::counter("documents read");
     let progress = |found: &LinkReport| bar.set_position(found.rows);

@@ -8,7 +8,6 @@ use kinsync_core::UserId;
 use kinsync_engine::{
     Clock, Store,
     internal::{
-        audit::{AuditLog, Kind, Record},
         log_snapshots,
         rebuild::{Difference, DifferentField, Event, Finding, Mode, Rebuild, Report},
         store::embedded::EmbeddedStore,
@@ -18,6 +17,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
+    audit,
     exit::{self, Exit},
     flags::ServerFlags,
     output,
@@ -144,10 +144,7 @@ async fn complete(store: &dyn Store, clock: &Clock, args: &Args) -> Result<(), E
     spinner.finish_and_clear();
     logged.context("completing the log was interrupted; run the command again to continue")?;
     let parameters = json!({ "id": args.user, "replaceUnexplained": args.replace_unexplained });
-    let record = Record::new(Kind::Action, clock.now(), ("command line".into(), "local".into()));
-    let record = record.of("kinsync rebuild".into(), parameters.as_object().cloned().unwrap_or_default());
-    AuditLog::default().add(store, &record).await.map_err(anyhow::Error::from)?;
-    Ok(())
+    audit::record(store, "kinsync rebuild", parameters).await
 }
 
 /// Prints what a rebuild reports.

@@ -15,7 +15,7 @@ use kinsync_engine::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{exit::Exit, output};
+use super::{audit, exit::Exit, output};
 use crate::{
     api::runs::{Run, RunMode, RunSummary},
     app::{management::reconciler, start::open_store},
@@ -55,6 +55,9 @@ impl Scanner {
         let reconciler = reconciler.ok_or_else(missing)?;
         if *mode != record::RunMode::DryRun {
             opened.prepare().await.map_err(anyhow::Error::from)?;
+        }
+        if let Some(approved) = approved(mode) {
+            audit::record(&*store, "kinsync reconcile", approved).await?;
         }
         Ok(Self { reconciler, store })
     }
@@ -122,6 +125,15 @@ impl Scanner {
             Some(end) => output::counter_to("users", end),
             None => output::counter("users"),
         })
+    }
+}
+
+/// Returns what an operator approves with a scan.
+fn approved(mode: &record::RunMode) -> Option<serde_json::Value> {
+    match mode {
+        record::RunMode::Approve(run) => Some(serde_json::json!({ "approve": run })),
+        record::RunMode::ApproveEmptyTenant => Some(serde_json::json!({ "approveEmptyTenant": true })),
+        _ => None,
     }
 }
 

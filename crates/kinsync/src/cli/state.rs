@@ -9,8 +9,9 @@ use kinsync_engine::internal::{
     state_records::{self, Key},
     store::{Error, Store},
 };
+use serde_json::json;
 
-use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use super::{audit, exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     app::start::open_store,
     config::{Config, Sources},
@@ -24,6 +25,9 @@ first: the embedded store is open in one process, and a running server may need 
 Examples:
   kinsync state list
   kinsync state reset reconcile.held";
+
+/// Name of the command in the audit log.
+const COMMAND: &str = "kinsync state reset";
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = AFTER_HELP)]
@@ -89,6 +93,7 @@ async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
     })?;
     let config = Config::load(&Sources::of_process(flags.0))?.config;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = state_records::reset(&*store, key).await.map_err(anyhow::Error::from)?;
     report(record, is_stored.then_some(key.reset));
     Ok(ExitCode::SUCCESS)
@@ -98,6 +103,7 @@ async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
 async fn reset_directory(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
     let config = Config::load(&Sources::of_process(flags.0))?.config;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
+    audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = directory::reset(&*store, record).await.map_err(anyhow::Error::from)?;
     report(
         record,

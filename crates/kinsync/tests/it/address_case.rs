@@ -53,5 +53,10 @@ async fn a_document_in_another_case_is_listed_with_the_user_and_linked_if_the_se
     })
     .await
     .unwrap();
+    let events = deployment.database().collection::<bson::Document>("user_events");
+    let commands = events.find(doc! { "type": "kinsync.operator" }).await.unwrap();
+    let commands: Vec<bson::Document> = futures_util::TryStreamExt::try_collect(commands).await.unwrap();
+    assert_eq!(commands.len(), 1, "not the dry runs: {commands:?}");
+    assert!(commands[0].get_str("payload").unwrap().contains("\"kinsync link\""), "{commands:?}");
     assert_eq!(deployment.users.count_documents(doc! {}).await.unwrap(), 1);
 }

@@ -5,7 +5,7 @@ use std::{process::Stdio, time::Duration};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, UserState, Version, What};
 use kinsync_engine::internal::{
     apply::apply,
-    store::{Row, Store, embedded::EmbeddedStore, mongo},
+    store::{EventFilter, Row, Store, embedded::EmbeddedStore, mongo},
 };
 use kinsync_testing::mongo::TestMongo;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -99,4 +99,27 @@ async fn killed_rebuilds_restore_every_user_in_the_embedded_store() {
     wiped(&EmbeddedStore::open(folder.path()).unwrap()).await;
     let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap()), ("KINDE_WEBHOOK_SECRET", "secret")];
     assert_killed_rebuilds_restore_every_user(&vars);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_of_a_record_is_in_the_log_and_in_the_audit_log() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(EmbeddedStore::open(folder.path()).unwrap());
+    let vars = [("KINSYNC_DATA_DIR", folder.path().to_str().unwrap()), ("KINDE_WEBHOOK_SECRET", "secret")];
+    for record in ["reconcile.held", "directory/org_1"] {
+        let output = kinsync(&["state", "reset", record], &vars).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+    let store = EmbeddedStore::open(folder.path()).unwrap();
+    let logged = store.events(&EventFilter { limit: 9, ..EventFilter::default() }).await.unwrap();
+    let content = |payload: &str| -> Value { serde_json::from_str(payload).unwrap() };
+    let resets: Vec<(Value, Value)> = logged
+        .iter()
+        .map(|entry| {
+            (content(&entry.payload)["route"].clone(), content(&entry.payload)["parameters"].clone())
+        })
+        .collect();
+    let reset = |record: &str| ("kinsync state reset".into(), serde_json::json!({ "record": record }));
+    assert_eq!(resets, [reset("directory/org_1"), reset("reconcile.held")]);
+    assert_eq!(store.count_states("audit.actions.").await.unwrap(), 1);
 }
