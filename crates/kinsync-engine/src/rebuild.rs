@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::{
     compare::compared,
-    derive::{Derived, derive},
+    derive::{Derived, Entries},
 };
 use crate::{
     apply,
@@ -39,11 +39,17 @@ pub(crate) const KEY: Key = Key::new("log.rebuild", "an interrupted rebuild begi
 /// Users per page.
 const USERS: usize = 1000;
 
+/// Users that are loaded again at once: up to [`ENTRIES_OF_ONE`] entries of each are in memory.
+const USERS_AGAIN: usize = 50;
+
 /// Entries per read.
 const ENTRIES: usize = 20_000;
 
 /// Age after which an interrupted rebuild begins again: users that it compared may differ by now.
 const MAX_AGE: Duration = Duration::from_hours(6);
+
+/// Entries per read of one user. A user may have any number of entries, and entries may be long.
+const ENTRIES_OF_ONE: usize = 200;
 
 /// What to do about a user that differs from the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -130,13 +136,6 @@ impl std::fmt::Debug for Rebuild<'_> {
     }
 }
 
-/// The entries of one user.
-#[derive(Debug, Default)]
-struct Entries {
-    entries: Vec<LogEntry>,
-    damaged: Vec<DamagedEntry>,
-}
-
 /// A user to compare: the row, loaded before the entries were read.
 struct Loaded {
     row: Row,
@@ -214,6 +213,10 @@ impl<'a> Rebuild<'a> {
         let mut again = Vec::new();
         loop {
             let page = self.store.user_entries(&after, until.map(UserId::as_str), ENTRIES).await?;
+            if let Some(large) = page.large.as_deref().and_then(|user| UserId::parse(user).ok()) {
+                rows.remove(&large);
+                again.push(large);
+            }
             let mut entries = grouped(page.entries, page.damaged);
             let is_in_page = |id: &UserId| page.next.as_deref().is_none_or(|next| id.as_str() <= next);
             let rest: BTreeMap<UserId, Row> = rows.extract_if(.., |id, _| !is_in_page(id)).collect();
@@ -229,7 +232,7 @@ impl<'a> Rebuild<'a> {
                 None => break,
             }
         }
-        for users in again.chunks(USERS) {
+        for users in again.chunks(USERS_AGAIN) {
             self.again(users.to_vec()).await?;
         }
         Ok(())
@@ -244,7 +247,7 @@ impl<'a> Rebuild<'a> {
             pause(round).await;
             let mut loaded = Vec::with_capacity(users.len());
             for row in self.store.load_to_write(&users).await? {
-                let entries = self.entries_of(&row.id).await?;
+                let entries = self.entries_of(&row).await?;
                 loaded.push(Loaded { row, entries });
             }
             users = self.compare(loaded).await?;
@@ -252,30 +255,37 @@ impl<'a> Rebuild<'a> {
         Err(crate::contention::error())
     }
 
-    async fn entries_of(&self, user: &UserId) -> Result<Entries, Error> {
-        let mut filter = EventFilter { user: Some(user.to_string()), limit: USERS, ..EventFilter::default() };
-        let mut found = Entries::default();
+    /// Reads the entries of a user, and joins those of all pages but the last.
+    async fn entries_of(&self, row: &Row) -> Result<Entries, Error> {
+        let user = Some(row.id.to_string());
+        let mut filter = EventFilter { user: user.clone(), limit: ENTRIES_OF_ONE, ..EventFilter::default() };
+        let mut entries = Entries::default();
         loop {
             let page = self.store.events(&filter).await?;
-            let damaged = |id: &String| DamagedEntry { id: id.clone(), user: Some(user.to_string()) };
-            found.damaged.extend(page.undecodable.iter().map(damaged));
-            found.entries.extend(page.items);
+            entries.add_damaged(
+                page.undecodable.iter().map(|id| DamagedEntry { id: id.clone(), user: user.clone() }),
+            );
+            entries.add(page.items);
             match page.next {
                 Some(next) => filter.after = Some(next),
-                None => return Ok(found),
+                None => return Ok(entries),
             }
+            entries.release(row, self.latest());
         }
+    }
+
+    fn latest(&self) -> Micros {
+        decode::latest(self.now, decode::FUTURE_TOLERANCE)
     }
 
     /// Compares users, and writes those that differ. Returns the users with a concurrent write.
     async fn compare(&mut self, loaded: Vec<Loaded>) -> Result<Vec<UserId>, Error> {
-        let latest = decode::latest(self.now, decode::FUTURE_TOLERANCE);
         let mut derived: Vec<(Loaded, Derived)> = Vec::with_capacity(loaded.len());
-        for one in loaded {
-            let states = derive(&one.row, &one.entries, latest);
+        for mut one in loaded {
+            let states = one.entries.derive(&one.row, self.latest());
             // A document with a Kinde id that kinsync never wrote is no user. An id in entries that were not applied is none.
             if one.row.revision == 0 && !states.is_observed && states.unusable.is_empty() {
-                self.report.entries += one.entries.entries.len() as u64;
+                self.report.entries += one.entries.count();
                 continue;
             }
             derived.push((one, states));
@@ -286,7 +296,7 @@ impl<'a> Rebuild<'a> {
         let (mut writes, mut unwritten) = (Vec::new(), Vec::new());
         for (Loaded { row, entries }, derived) in derived {
             let derived = derived.with_directory(&row, &directory);
-            let Some(difference) = compared(&row, &entries.entries, &derived, latest) else {
+            let Some(difference) = compared(&row, &entries, &derived, self.latest()) else {
                 self.count(&entries);
                 continue;
             };
@@ -332,9 +342,9 @@ impl<'a> Rebuild<'a> {
 
     fn count(&mut self, entries: &Entries) {
         self.report.users += 1;
-        self.report.entries += (entries.entries.len() + entries.damaged.len()) as u64;
-        self.report.damaged += entries.damaged.len() as u64;
-        entries.damaged.iter().for_each(|one| (self.listen)(Event::Damaged(one)));
+        self.report.entries += entries.count();
+        self.report.damaged += entries.damaged().len() as u64;
+        entries.damaged().iter().for_each(|one| (self.listen)(Event::Damaged(one)));
     }
 
     async fn write(&self, writes: Vec<(Row, Derived)>) -> Result<HashMap<UserId, Outcome>, Error> {
@@ -355,10 +365,10 @@ fn grouped(entries: Vec<LogEntry>, damaged: Vec<DamagedEntry>) -> HashMap<String
     let mut grouped: HashMap<String, Entries> = HashMap::new();
     for entry in entries {
         let user = entry.user.clone().unwrap_or_default();
-        grouped.entry(user).or_default().entries.push(entry);
+        grouped.entry(user).or_default().add([entry]);
     }
     for one in damaged {
-        grouped.entry(one.user.clone().unwrap_or_default()).or_default().damaged.push(one);
+        grouped.entry(one.user.clone().unwrap_or_default()).or_default().add_damaged([one]);
     }
     grouped
 }

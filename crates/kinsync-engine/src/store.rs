@@ -17,6 +17,7 @@ pub mod mongo;
 mod open;
 mod row;
 mod stored_document;
+mod user_entries;
 
 pub use crate::log_entry::{LogEntry, LogSource};
 
@@ -25,6 +26,7 @@ pub use self::{
     open::{Location, OpenedStore, open},
     row::{RefusedKeys, Row},
     stored_document::StoredDocument,
+    user_entries::{DamagedEntry, UserEntries},
 };
 
 /// The document that shows an address.
@@ -112,26 +114,6 @@ pub struct UserFilter {
     pub after: Option<String>,
     /// Maximum number of items.
     pub limit: usize,
-}
-
-/// Entries of the log in the order of their users.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct UserEntries {
-    /// The entries, ordered by user.
-    pub entries: Vec<LogEntry>,
-    /// Entries that are not as kinsync wrote them.
-    pub damaged: Vec<DamagedEntry>,
-    /// The user after which the next page starts; `None` if no entry is left.
-    pub next: Option<String>,
-}
-
-/// An entry of the log that is not as kinsync wrote it, or that this version cannot read.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
-pub struct DamagedEntry {
-    /// Id of the entry.
-    pub id: String,
-    /// The user under which it is stored.
-    pub user: Option<String>,
 }
 
 /// A page of a list.
@@ -311,14 +293,17 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Lists entries of the log, ordered by `received_at`.
     async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error>;
 
-    /// Lists all entries of the users after `after`, up to and including `until`, in the order of the users. Returns about
-    /// `limit` entries: always all of a user, and always those of one.
+    /// Lists the entries of the users after `after`, up to and including `until`, in the order of the users. Returns at most
+    /// `limit` entries, and fewer if they are long: all of a user or, of a [`UserEntries::large`] one, none.
     async fn user_entries(
         &self,
         after: &str,
         until: Option<&str>,
         limit: usize,
     ) -> Result<UserEntries, Error>;
+
+    /// Counts the entries of a user. Reads an index.
+    async fn count_user_entries(&self, user: &str) -> Result<u64, Error>;
 
     /// Returns one entry of the log; `None` also if it is damaged.
     async fn event(&self, id: &str) -> Result<Option<LogEntry>, Error>;

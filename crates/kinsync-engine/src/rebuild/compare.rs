@@ -5,7 +5,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use kinsync_core::{Field, Micros, Register, UserId, UserState, Version};
 use serde::Serialize;
 
-use super::{Mode, derive::Derived};
+use super::{
+    Mode,
+    derive::{Derived, Entries},
+};
 use crate::{
     decode,
     store::{LogEntry, Outcome, Row},
@@ -78,17 +81,12 @@ impl Difference {
 }
 
 /// Compares a row with the state that its entries lead to. `None`: they are equal.
-pub(super) fn compared(
-    row: &Row,
-    entries: &[LogEntry],
-    derived: &Derived,
-    latest: Micros,
-) -> Option<Difference> {
+pub(super) fn compared(row: &Row, entries: &Entries, derived: &Derived, latest: Micros) -> Option<Difference> {
     let is_equal = row.revision > 0 && row.state.eq_ignoring_last_seen(&derived.state) && !row.is_edited();
     if is_equal && derived.unusable.is_empty() {
         return None;
     }
-    let origins = origins(entries, latest);
+    let origins = entries.origins(latest);
     let finding = if !derived.unusable.is_empty() {
         Finding::Unusable
     } else if row.revision == 0 {
@@ -109,17 +107,23 @@ pub(super) fn compared(
 
 /// Versions of the values in the derived state and of those that they replaced, each with the id of an entry. A version in an
 /// entry that was not joined explains no stored value.
-struct Origins(HashMap<Version, String>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origins(HashMap<Version, String>);
 
-fn origins(entries: &[LogEntry], latest: Micros) -> Origins {
-    let mut origins = HashMap::new();
-    for entry in entries {
-        // Decoded once more: only users that differ pay for this.
-        let Ok(Some(state)) = decode::state_of(entry, latest) else { continue };
-        let versions: HashSet<Version> = state.versions().cloned().collect();
-        origins.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
+impl Origins {
+    /// Adds the versions in these entries. Decodes each once more: only users that differ pay for this, and very large ones.
+    pub(super) fn add(&mut self, entries: &[LogEntry], latest: Micros) {
+        for entry in entries {
+            let Ok(Some(state)) = decode::state_of(entry, latest) else { continue };
+            let versions: HashSet<Version> = state.versions().cloned().collect();
+            self.0.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
+        }
     }
-    Origins(origins)
+
+    /// Removes all versions but these.
+    pub(super) fn retain(&mut self, versions: &HashSet<&Version>) {
+        self.0.retain(|version, _| versions.contains(version));
+    }
 }
 
 /// Returns whether a stored value has a version that no entry contains, or whether a sign-in is newer than those of all entries.

@@ -1,12 +1,14 @@
 //! Derives the state of a user from the entries of the log.
 
+use std::collections::HashSet;
+
 use kinsync_core::{Directory, Micros, Source, UserId, UserState, Version};
 
-use super::Entries;
+use super::compare::Origins;
 use crate::{
     decode,
     log_entry::{LogEntry, LogSource, kind},
-    store::Row,
+    store::{DamagedEntry, Row},
 };
 
 /// The state of a user, derived from the log.
@@ -26,41 +28,94 @@ pub(super) struct Derived {
     pub(super) unusable: Vec<String>,
 }
 
-/// Joins the entries of a user.
-pub(super) fn derive(row: &Row, entries: &Entries, latest: Micros) -> Derived {
-    let mut state = UserState { last_seen: row.state.last_seen, ..UserState::default() };
-    let mut unusable: Vec<String> = entries.damaged.iter().map(|one| one.id.clone()).collect();
-    let mut is_observed = false;
-    let mut newest: Option<(&Version, Source)> = None;
-    for entry in &entries.entries {
-        match decode::state_of(entry, latest) {
-            Ok(Some(observed)) => {
-                is_observed = true;
-                state = state.join(observed);
+/// The entries of one user: those in memory, and the join of those that were released.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    loaded: Vec<LogEntry>,
+    damaged: Vec<DamagedEntry>,
+    released: u64,
+    joined: UserState,
+    is_observed: bool,
+    newest: Option<(Version, Source)>,
+    unreadable: Vec<String>,
+    origins: Origins,
+}
+
+impl Entries {
+    pub(super) fn add(&mut self, entries: impl IntoIterator<Item = LogEntry>) {
+        self.loaded.extend(entries);
+    }
+
+    pub(super) fn add_damaged(&mut self, damaged: impl IntoIterator<Item = DamagedEntry>) {
+        self.damaged.extend(damaged);
+    }
+
+    pub(super) fn damaged(&self) -> &[DamagedEntry] {
+        &self.damaged
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.released + (self.loaded.len() + self.damaged.len()) as u64
+    }
+
+    /// Joins the entries in memory and drops them. Of their ids, those remain that explain a value of the row or of the join.
+    pub(super) fn release(&mut self, row: &Row, latest: Micros) {
+        self.join(latest);
+        self.origins.add(&self.loaded, latest);
+        let needed: HashSet<&Version> = row.state.versions().chain(self.joined.versions()).collect();
+        self.origins.retain(&needed);
+        self.released += self.loaded.len() as u64;
+        self.loaded.clear();
+    }
+
+    /// Derives the state of the user from all entries. Called once.
+    pub(super) fn derive(&mut self, row: &Row, latest: Micros) -> Derived {
+        self.join(latest);
+        let mut state = std::mem::take(&mut self.joined);
+        state.last_seen = row.state.last_seen;
+        let mut lockout = UserState::default();
+        // Without a document, the store knows no more of a user than the deletion and the suspension. They outlive both the
+        // document and the log.
+        if row.revision == 0 {
+            let joined = state.clone().join(row.state.clone());
+            if joined != state {
+                lockout.clone_from(&row.state);
             }
-            Ok(None) => {}
-            Err(_) => unusable.push(entry.id.clone()),
+            state = joined;
         }
-        if let Some((version, source)) = entry.version.as_ref().zip(entry.source.of_user())
-            && newest.is_none_or(|(known, _)| known <= version)
-        {
-            newest = Some((version, source));
+        // A copy of other records, which a log entry never determines.
+        state.directory = row.state.directory.clone();
+        let damaged = self.damaged.iter().map(|one| one.id.clone());
+        let unusable = damaged.chain(std::mem::take(&mut self.unreadable)).collect();
+        let source = self.newest.take().map(|(_, source)| source);
+        let is_observed = self.is_observed;
+        Derived { state, ended: UserState::default(), lockout, is_observed, source, unusable }
+    }
+
+    /// Returns the versions in the entries, each with the id of an entry.
+    pub(super) fn origins(&self, latest: Micros) -> Origins {
+        let mut origins = self.origins.clone();
+        origins.add(&self.loaded, latest);
+        origins
+    }
+
+    fn join(&mut self, latest: Micros) {
+        for entry in &self.loaded {
+            match decode::state_of(entry, latest) {
+                Ok(Some(observed)) => {
+                    self.is_observed = true;
+                    self.joined = std::mem::take(&mut self.joined).join(observed);
+                }
+                Ok(None) => {}
+                Err(_) => self.unreadable.push(entry.id.clone()),
+            }
+            if let Some((version, source)) = entry.version.as_ref().zip(entry.source.of_user())
+                && self.newest.as_ref().is_none_or(|(known, _)| known <= version)
+            {
+                self.newest = Some((version.clone(), source));
+            }
         }
     }
-    let mut lockout = UserState::default();
-    // Without a document, the store knows no more of a user than the deletion and the suspension. They outlive both the
-    // document and the log.
-    if row.revision == 0 {
-        let joined = state.clone().join(row.state.clone());
-        if joined != state {
-            lockout.clone_from(&row.state);
-        }
-        state = joined;
-    }
-    // A copy of other records, which a log entry never determines.
-    state.directory = row.state.directory.clone();
-    let source = newest.map(|(_, source)| source);
-    Derived { state, ended: UserState::default(), lockout, is_observed, source, unusable }
 }
 
 impl Derived {

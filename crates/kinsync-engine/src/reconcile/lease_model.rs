@@ -190,6 +190,10 @@ impl Store for Memory {
         unreachable!()
     }
 
+    async fn count_user_entries(&self, _: &str) -> Result<u64, Error> {
+        unreachable!()
+    }
+
     async fn event(&self, _: &str) -> Result<Option<LogEntry>, Error> {
         unreachable!()
     }

@@ -123,6 +123,13 @@ impl Store for EmbeddedStore {
         timed("embedded", "user_entries", self.reader.call("read the entries of users", read)).await
     }
 
+    async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {
+        let user = user.to_owned();
+        let count = move |sqlite: &rusqlite::Connection| events::count_of(sqlite, &user);
+        let count = self.reader.call("count the entries of a user", count);
+        timed("embedded", "count_user_entries", count).await
+    }
+
     async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         let id = event_id.to_owned();
         let work = self.reader.call("read an event", move |sqlite| events::one(sqlite, &id));

@@ -219,6 +219,10 @@ impl Store for MongoStore {
         timed("mongo", "user_entries", self.inner()?.user_entries(after, until, limit)).await
     }
 
+    async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {
+        timed("mongo", "count_user_entries", self.inner()?.count_user_entries(user)).await
+    }
+
     async fn event(&self, event_id: &str) -> Result<Option<LogEntry>, Error> {
         timed("mongo", "event", self.inner()?.event(event_id)).await
     }

@@ -108,6 +108,10 @@ impl Store for Failing {
         self.store.events(filter).await
     }
 
+    async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {
+        self.store.count_user_entries(user).await
+    }
+
     async fn user_entries(
         &self,
         after: &str,

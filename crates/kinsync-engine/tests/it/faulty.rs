@@ -226,6 +226,10 @@ impl Store for FaultyStore {
         self.fault.read(self.store.events(filter).await).await
     }
 
+    async fn count_user_entries(&self, user: &str) -> Result<u64, store::Error> {
+        self.store.count_user_entries(user).await
+    }
+
     async fn user_entries(
         &self,
         after: &str,

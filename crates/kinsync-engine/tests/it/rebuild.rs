@@ -36,6 +36,7 @@ on_every_store! {
     a_value_that_no_entry_explains_is_reported_and_stays
     a_rebuild_under_live_observations_loses_none
     an_observation_between_the_two_reads_of_a_rebuild_is_kept
+    a_user_with_more_entries_than_a_page_is_rebuilt_page_by_page
     an_interrupted_rebuild_continues
     users_from_before_the_log_was_complete_are_logged_once
     an_undisturbed_scan_logs_nothing
@@ -287,6 +288,39 @@ fn is_difference(event: &Event<'_>) -> Option<Difference> {
         Event::Different(one) => Some((*one).clone()),
         _ => None,
     }
+}
+
+async fn a_user_with_more_entries_than_a_page_is_rebuilt_page_by_page(fresh: Fresh) {
+    const ENTRIES: i64 = 250;
+    let store = &*fresh.store;
+    let long = "x".repeat(40_000);
+    for user in ["kp_a", "kp_m", "kp_z"] {
+        observe(store, [named(user, 1, "Ada")]).await;
+    }
+    for n in 2..=ENTRIES {
+        observe(store, [named("kp_m", n, &format!("{n} {long}"))]).await;
+    }
+    let page = store.user_entries("kp_a", None, 20_000).await.expect("the store answers");
+    let found = (page.large.as_deref(), page.next.as_deref(), page.entries.len());
+    assert_eq!(found, (Some("kp_m"), Some("kp_m"), 0), "{}", fresh.name);
+    let before = states(store).await;
+    let found = rebuild(store, Mode::Verify).await;
+    assert_eq!((found.report.users, found.report.entries), (3, 252), "{}", fresh.name);
+    assert_eq!(found.differences, [], "{}", fresh.name);
+    let mut wrong = rows(store).await;
+    for row in &mut wrong {
+        row.state = UserState::default();
+    }
+    store.write(&wrong).await.expect("the store answers");
+    let found = rebuild(store, Mode::Replace).await;
+    assert_eq!(found.report.rebuilt, 3, "{}: {found:?}", fresh.name);
+    let since = found.differences.iter().map(|one| one.fields[0].since.clone());
+    for since in since {
+        let entry = store.event(&since.expect("an entry")).await.expect("the store answers").expect("logged");
+        let newest = if entry.user.as_deref() == Some("kp_m") { ENTRIES } else { 1 };
+        assert_eq!(entry.at, Some(Micros(newest)), "{}", fresh.name);
+    }
+    assert_eq!(states(store).await, before, "{}", fresh.name);
 }
 
 async fn an_interrupted_rebuild_continues(fresh: Fresh) {

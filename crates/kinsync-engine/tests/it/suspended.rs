@@ -142,6 +142,10 @@ impl Store for Suspended {
         self.store().await.events(filter).await
     }
 
+    async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {
+        self.store().await.count_user_entries(user).await
+    }
+
     async fn user_entries(
         &self,
         after: &str,

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::FromSql
 
 use crate::{
     log_entry::SCHEMA,
-    store::{DamagedEntry, EventFilter, LogEntry, LogSource, Page, UserEntries},
+    store::{EventFilter, LogEntry, LogSource, Page, UserEntries},
 };
 
 const COLUMNS: &str = "SELECT event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum \
@@ -102,25 +102,22 @@ pub(super) fn of_users(
     let sql = format!("{COLUMNS} WHERE user > ?1 AND (?2 IS NULL OR user <= ?2) ORDER BY user");
     let mut select = sqlite.prepare_cached(&sql)?;
     let mut rows = select.query((after, until))?;
-    let (mut read, mut bytes, mut last) = (0, 0, String::new());
+    let mut bytes = 0;
     while let Some(row) = rows.next()? {
+        if page.len() >= limit || bytes >= PAGE_BYTES {
+            return Ok(page.without_last_user());
+        }
         let (id, user): (String, String) = (row.get("event_id")?, row.get("user")?);
-        // Only after the last entry of a user.
-        if (read >= limit || bytes >= PAGE_BYTES) && user != last {
-            page.next = Some(last);
-            return Ok(page);
-        }
-        read += 1;
-        match event(row) {
-            Ok(entry) => {
-                bytes += entry.payload.len();
-                page.entries.push(entry);
-            }
-            Err(_) => page.damaged.push(DamagedEntry { id, user: Some(user.clone()) }),
-        }
-        last = user;
+        let entry = event(row).map_err(|_| id);
+        bytes += entry.as_ref().map_or(0, |entry| entry.payload.len());
+        page.push(&user, entry);
     }
     Ok(page)
+}
+
+pub(super) fn count_of(sqlite: &Connection, user: &str) -> rusqlite::Result<u64> {
+    let mut select = sqlite.prepare_cached("SELECT count(*) FROM events WHERE user = ?1")?;
+    select.query_row([user], |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
 }
 
 fn event(row: &Row<'_>) -> rusqlite::Result<LogEntry> {

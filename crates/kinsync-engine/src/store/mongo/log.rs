@@ -17,7 +17,7 @@ use super::{
 use crate::{
     log_entry::SCHEMA,
     queue::SIGHTING_SCHEME,
-    store::{DamagedEntry, Error, EventFilter, LOG_EVENTS, LogEntry, LogSource, Page, UserEntries},
+    store::{Error, EventFilter, LOG_EVENTS, LogEntry, LogSource, Page, UserEntries},
 };
 
 /// Time limit of a read of the entries of many users.
@@ -131,45 +131,31 @@ impl Inner {
         if let Some(until) = until {
             users.insert("$lte", until);
         }
-        let (mut read, is_last) = self.read_entries(users, limit).await?;
-        if is_last {
-            return Ok(read.into_page(None));
-        }
-        let Some(last) = read.0.last().map(|(user, _)| user.clone()) else {
-            return Ok(UserEntries::default());
-        };
-        // Those of the last user may not be complete.
-        read.0.retain(|(user, _)| *user != last);
-        if read.0.is_empty() {
-            let (all, _) = self.read_entries(doc! { "$eq": &last }, usize::MAX).await?;
-            return Ok(all.into_page(Some(last)));
-        }
-        let next = read.0.last().map(|(user, _)| user.clone());
-        Ok(read.into_page(next))
-    }
-
-    /// Returns entries of these users, and whether they are all.
-    async fn read_entries(&self, users: Document, limit: usize) -> Result<(Entries, bool), Error> {
-        let bytes_limit = if limit == usize::MAX { usize::MAX } else { PAGE_BYTES };
         let events = self.events.clone();
         let read = async move {
             // The order of the index.
             let order = doc! { "user": 1, "kinsync.receivedAt": -1, "_id": -1 };
             let find = events.find(doc! { "user": users }).sort(order).max_time(LONGEST);
             let mut cursor = find.batch_size(BATCH).await?;
-            let (mut entries, mut bytes) = (Vec::new(), 0);
+            let (mut page, mut bytes) = (UserEntries::default(), 0);
             while cursor.advance().await? {
                 let doc = cursor.current();
-                if entries.len() >= limit || bytes >= bytes_limit {
-                    return Ok((Entries(entries), false));
+                if page.len() >= limit || bytes >= PAGE_BYTES {
+                    return Ok(page.without_last_user());
                 }
                 bytes += doc.as_bytes().len();
-                let user = doc.get_str("user").unwrap_or_default().to_owned();
-                entries.push((user, decode(doc).ok_or_else(|| own_id(doc))));
+                let user = doc.get_str("user").unwrap_or_default();
+                page.push(user, decode(doc).ok_or_else(|| own_id(doc)));
             }
-            Ok((Entries(entries), true))
+            Ok(page)
         };
         self.calls.run("read the entries of users", LONGEST, read).await
+    }
+
+    pub(super) async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {
+        let (events, query) = (self.events.clone(), doc! { "user": user });
+        let count = async move { events.count_documents(query).max_time(LONGEST).await };
+        self.calls.run("count the entries of a user", LONGEST, count).await
     }
 
     /// Returns the time of receipt of an event, also if the rest of it cannot be decoded.
@@ -177,22 +163,6 @@ impl Inner {
         let find = Find::new(doc! { "_id": event_id }).projection(doc! { "kinsync.receivedAt": 1 });
         let read = |doc: &RawDocument| doc.get_document("kinsync").ok()?.get_i64("receivedAt").ok();
         Ok(self.find("read an event", &self.events, find, read).await?.pop())
-    }
-}
-
-/// Entries with the users under which they are stored; an id for a damaged one.
-struct Entries(Vec<(String, Result<LogEntry, String>)>);
-
-impl Entries {
-    fn into_page(self, next: Option<String>) -> UserEntries {
-        let mut page = UserEntries { next, ..UserEntries::default() };
-        for (user, entry) in self.0 {
-            match entry {
-                Ok(entry) => page.entries.push(entry),
-                Err(id) => page.damaged.push(DamagedEntry { id, user: Some(user) }),
-            }
-        }
-        page
     }
 }
 
