@@ -29,10 +29,12 @@ pub struct Explanation {
     /// The known memberships; absent when only events are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memberships: Option<Memberships>,
-    /// The observations that changed the user, oldest first.
+    /// The observations that changed the user, oldest first: those of the newest 1,000 entries of the log.
     pub observations: Vec<Observation>,
-    /// Whether older events exist that are not among the observations.
-    pub older_events_omitted: bool,
+    /// Number of older entries of the log that are not among the observations.
+    pub older_entries_omitted: u64,
+    /// Ids of entries that are not as kinsync wrote them. They are not among the observations.
+    pub damaged_entries: Vec<String>,
     /// What the next scan would do with the user.
     pub next_scan: NextScan,
 }

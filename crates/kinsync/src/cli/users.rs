@@ -16,6 +16,7 @@ use crate::api::{
     explain::{Explanation, Membership, Memberships, NextScan, Observation, Permission},
     users::{User, UserPage, UsersQuery},
 };
+use crate::plural::counted;
 
 const LIST_HELP: &str = "\
 Examples:
@@ -79,7 +80,7 @@ impl Page for UserPage {
 
 async fn explain(args: Show) -> Result<ExitCode, Exit> {
     let explanation: Explanation =
-        Client::new(args.flags)?.get(&[UserPage::PATH, &args.id, "explain"]).await?;
+        Client::new(args.flags)?.get(&[UserPage::PATH, args.id.as_str(), "explain"]).await?;
     if args.json {
         output::json(&explanation);
         return Ok(ExitCode::SUCCESS);
@@ -104,8 +105,13 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     } else {
         output::table(["KINDE'S TIME", "RECEIVED", "KIND", "VALUE", "OUTCOME"], rows);
     }
-    if explanation.older_events_omitted {
-        output::say("Older events are omitted: kinsync events list --user");
+    if explanation.older_entries_omitted > 0 {
+        let omitted = counted(explanation.older_entries_omitted, "older entry", "older entries");
+        output::say(&format!("\n{omitted} of the log not listed: kinsync events list --user {}", args.id));
+    }
+    if !explanation.damaged_entries.is_empty() {
+        let damaged = explanation.damaged_entries.join(", ");
+        output::say(&format!("\nEntries of the log that are not as they were written: {damaged}"));
     }
     output::say(&format!("\nThe next scan: {}", next_scan(&explanation.next_scan)));
     Ok(ExitCode::SUCCESS)

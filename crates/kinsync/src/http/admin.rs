@@ -42,7 +42,7 @@ pub use replay::replay;
 const MAX_LIMIT: usize = 1000;
 /// The longest page of a request without a limit.
 const LIMIT: usize = 100;
-/// Events of one user in an explanation.
+/// Entries of the log in an explanation.
 const EXPLAINED: usize = 1000;
 /// How long an explanation waits for Kinde: well below the deadline of the request, so that the data of the store is
 /// answered in any case.
@@ -186,16 +186,21 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
     let row = KnownUser::of(&user, stored, refused).map(|known| known.row);
     let filter = EventFilter { user: Some(id), limit: EXPLAINED, ..EventFilter::default() };
     let events = store.events(&filter).await?;
-    if row.is_none() && events.is_empty() {
+    if row.is_none() && events.is_empty() && events.undecodable.is_empty() {
         return Err(not_found("user"));
     }
+    let omitted = match events.next {
+        Some(_) => store.count_user_entries(user.as_str()).await?.saturating_sub(EXPLAINED as u64),
+        None => 0,
+    };
     Ok(Explanation {
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
         memberships: row.as_ref().map(|row| (&row.state).into()),
         user: row.map(|row| row.document()),
         rejected,
         refused_keys,
-        older_events_omitted: events.next.is_some(),
+        older_entries_omitted: omitted,
+        damaged_entries: events.undecodable,
         next_scan: next_scan(&state, user).await,
     })
 }

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use bson::doc;
 use kinde_emulator::{Fault, FaultKind, Profile, UserEdit};
-use serde_json::Value;
+use kinsync_core::{Micros, UserId};
+use kinsync_engine::internal::{
+    log_entry::{LogEntry, LogSource, kind},
+    store::{Store, mongo},
+};
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::{
@@ -177,4 +182,38 @@ async fn explain_lists_every_observation_its_outcome_and_the_effect_of_the_next_
         assert!(output.status.success() && Instant::now() < deadline, "{text}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_reports_how_many_entries_it_leaves_out_and_which_are_damaged() {
+    let mut deployment = Deployment::reconciled(1, "off").await;
+    let ada = deployment.kinde.sign_up(named(1)).unwrap().id;
+    deployment.converged().await;
+    assert_eq!(explained(&deployment, &ada).await["olderEntriesOmitted"], 0);
+    let database = deployment.database().name().to_owned();
+    let config = mongo::Config { database: Some(database), ..mongo::Config::new(deployment.uri.clone()) };
+    let store = mongo::MongoStore::connect(config).await.unwrap();
+    let user = UserId::parse(&ada).unwrap();
+    // Older than the events.
+    let action = |n: i64| {
+        LogEntry::action(kind::OPERATOR, Some(&user), LogSource::Operator, &json!({ "n": n }), Micros(n))
+    };
+    let entries: Vec<LogEntry> = (1..=1003).map(action).collect();
+    store.log(&entries).await.unwrap();
+    let events = deployment.database().collection::<bson::Document>("user_events");
+    let damaged = entries[1002].id.as_str();
+    events.update_one(doc! { "_id": damaged }, doc! { "$set": { "payload": "{}" } }).await.unwrap();
+
+    let found = explained(&deployment, &ada).await;
+    let omitted = events.count_documents(doc! { "user": &ada }).await.unwrap() - 1000;
+    assert!(omitted > 3, "{omitted}");
+    assert_eq!(found["olderEntriesOmitted"], omitted);
+    assert_eq!(found["damagedEntries"], json!([damaged]));
+    assert_eq!(found["observations"].as_array().unwrap().len(), 999);
+    let url = deployment.apps[0].url("");
+    let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
+    let output = kinsync(&["users", "explain", &ada], &vars).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains(&format!("{omitted} older entries of the log not listed")), "{text}");
+    assert!(text.contains(damaged) && text.contains("not as they were written"), "{text}");
 }
