@@ -140,6 +140,11 @@ pub async fn of(store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<RefusedU
     decoded.collect()
 }
 
+/// Returns the key of the record of a user.
+pub fn key(user: &UserId) -> String {
+    format!("{PREFIX}{user}")
+}
+
 /// Removes the records of users that the store has taken, unless they have changed since they were read.
 pub(crate) async fn remove(store: &dyn Store, taken: &[Refused]) -> Result<(), Error> {
     let records: Vec<(String, i64)> =

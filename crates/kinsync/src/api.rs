@@ -16,6 +16,7 @@ pub mod audit;
 pub mod dead_letters;
 pub mod events;
 pub mod explain;
+pub mod export;
 pub mod health;
 pub mod organizations;
 pub mod runs;

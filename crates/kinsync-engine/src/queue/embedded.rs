@@ -28,7 +28,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::inspect::{Listed, inspect, list};
+pub use self::inspect::{Found, Listed, containing, inspect, list};
 use self::{
     file::{Failure, QueueFile},
     state::State,

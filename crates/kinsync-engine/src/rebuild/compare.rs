@@ -81,7 +81,12 @@ impl Difference {
 }
 
 /// Compares a row with the state that its entries lead to. `None`: they are equal.
-pub(super) fn compared(row: &Row, entries: &Entries, derived: &Derived, latest: Micros) -> Option<Difference> {
+pub(super) fn compared(
+    row: &Row,
+    entries: &Entries,
+    derived: &Derived,
+    latest: Micros,
+) -> Option<Difference> {
     let is_equal = row.revision > 0 && row.state.eq_ignoring_last_seen(&derived.state) && !row.is_edited();
     if is_equal && derived.unusable.is_empty() {
         return None;

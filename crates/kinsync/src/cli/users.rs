@@ -1,4 +1,4 @@
-//! `kinsync users list|show|explain`
+//! `kinsync users list|show|explain|export`
 
 use std::process::ExitCode;
 
@@ -7,6 +7,7 @@ use clap::Subcommand;
 use super::{
     client::Client,
     exit::Exit,
+    flags::ClientFlags,
     list::{Column, List, Page, Show},
     output::{self, cell},
     runtime::block_on,
@@ -14,6 +15,7 @@ use super::{
 use crate::api::{
     Time,
     explain::{Explanation, Membership, Memberships, NextScan, Observation, Permission},
+    export::{ExportQuery, UserExport},
     users::{User, UserPage, UsersQuery},
 };
 use crate::plural::counted;
@@ -41,6 +43,26 @@ pub(super) enum Command {
     /// Show every observation of a user, its outcome, and what the next scan would change
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Show),
+    /// Print everything that is stored about a user as JSON
+    #[command(after_help = EXPORT_HELP)]
+    Export(Export),
+}
+
+const EXPORT_HELP: &str = "\
+For requests of users about their data (GDPR articles 15 and 20). Prints the document, the state, all entries of the event log, \
+dead letters, queued deliveries, records of kinsync, and requests of operators about the user. Fields of your application are not \
+part of it. Dead letters and the queue are those of the server that answers: with several servers, run the command once for each. \
+The export itself is recorded in the audit log. A queue in Redis is not searched.
+
+Example:
+  kinsync users export kp_0190932d7592c68bda50d62b2ffa8cbb > export.json";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Export {
+    /// The id of the user
+    id: String,
+    #[command(flatten)]
+    flags: ClientFlags,
 }
 
 pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
@@ -48,7 +70,22 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
         Command::List(list) => list.run::<UserPage>(),
         Command::Show(show) => show.run::<User>(UserPage::PATH),
         Command::Explain(args) => block_on(explain(args)),
+        Command::Export(args) => block_on(export(args)),
     }
+}
+
+async fn export(args: Export) -> Result<ExitCode, Exit> {
+    let (client, path) = (Client::new(args.flags)?, [UserPage::PATH, args.id.as_str(), "export"]);
+    let mut export: UserExport = client.get(&path).await?;
+    while let Some(after) = export.next.take() {
+        let query = ExportQuery { after: Some(after) };
+        let page: UserExport = client.list(&path, &query).await?;
+        export.entries.extend(page.entries);
+        export.damaged_entries.extend(page.damaged_entries);
+        export.next = page.next;
+    }
+    output::json(&export);
+    Ok(ExitCode::SUCCESS)
 }
 
 impl Page for UserPage {

@@ -32,9 +32,11 @@ use crate::{
     app::AppState,
 };
 
+mod export;
 mod organizations;
 mod replay;
 
+pub use export::export_user;
 pub use organizations::{organization, organizations, role, roles};
 pub use replay::replay;
 

@@ -372,6 +372,29 @@ impl<T: DeserializeOwned + Serialize + IntoParams + Send> Input for Params<T> {
     }
 }
 
+/// The `{id}` in the path, and the parameters of the query.
+#[derive(Debug)]
+pub struct IdAndParams<T>(pub String, pub T);
+
+impl<T: DeserializeOwned + Serialize + IntoParams + Send> Input for IdAndParams<T> {
+    async fn read(request: Request, state: &Arc<AppState>) -> Result<Self> {
+        let (mut head, body) = request.into_parts();
+        let Params(params) = Params::from_request_parts(&mut head, state).await?;
+        let Id(id) = Id::read(Request::from_parts(head, body), state).await?;
+        Ok(Self(id, params))
+    }
+
+    fn parameters(&self) -> Map<String, Value> {
+        let mut parameters = admin_access::audited(&self.1);
+        parameters.insert("id".to_owned(), self.0.clone().into());
+        parameters
+    }
+
+    fn describe(operation: OperationBuilder, _: &mut Schemas) -> OperationBuilder {
+        openapi::query::<T>(operation.parameter(openapi::id()))
+    }
+}
+
 /// A JSON body. An empty one is the default.
 #[derive(Debug)]
 pub struct Body<T>(pub T);

@@ -81,6 +81,13 @@ fn of_operators() -> Vec<Route> {
             admin::explain_user,
         ),
         operator(
+            Get,
+            PersonalData,
+            "/api/admin/users/{id}/export",
+            "Return everything that is stored about a user",
+            admin::export_user,
+        ),
+        operator(
             Post,
             Action,
             "/api/admin/users/{id}/check",

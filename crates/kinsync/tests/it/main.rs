@@ -18,6 +18,7 @@ mod doctor_store;
 mod durability;
 mod evidence;
 mod explain;
+mod export;
 mod forward_auth;
 mod fuzz_seeds;
 mod header_matrix;
