@@ -17,7 +17,7 @@ use super::{
     single_reads::is_about_one,
 };
 use crate::{
-    directory::{self, Change, Kind},
+    directory::{self, Change},
     snapshot,
     state_records::Term,
     store::Row,
@@ -29,10 +29,12 @@ const MOST_MEMBERS: usize = 10_000;
 const PAGE: usize = 1000;
 
 impl Inner {
-    /// Re-reads these roles. Returns whether one has lost more permissions than the budget allows: nothing of that is stored, and a scan
-    /// holds it for an operator.
+    /// Re-reads these roles. Returns whether a scan is needed: one has lost more permissions than the budget allows, and the scan holds
+    /// that for an operator; or Kinde does not find one that is stored. One response deletes no role: the list of all roles decides.
     pub(super) async fn check_roles(&self, ids: &[String], term: Term) -> Result<bool, Error> {
-        let (mut roles, mut changes) = (HashMap::new(), Vec::new());
+        let stored =
+            self.retry_store(|| directory::load(&*self.store, ids.iter().cloned().collect())).await?;
+        let (mut roles, mut is_missing) = (HashMap::new(), false);
         for id in ids {
             let read = match self.kinde.role(id).await {
                 Ok(read) => read,
@@ -43,28 +45,19 @@ impl Inner {
             let version = Version::snapshot(snapshot::sent_at(&read.timing), "");
             match read.value {
                 Some(role) => drop(roles.insert(id.clone(), (role, version))),
-                None => {
-                    changes.push(Change {
-                        kind: Kind::Role,
-                        id: id.clone(),
-                        entry: Entry::deleted(&version),
-                    });
-                }
+                None => is_missing |= stored.entry(id).is_some_and(Entry::is_live),
             }
         }
-        let (listed, is_exceeded) = self.list_changed(&roles, term).await?;
-        changes.extend(listed);
+        let (mut changes, is_exceeded) = self.list_changed(&roles, term).await?;
         let stored =
             self.retry_store(|| directory::load(&*self.store, ids.iter().cloned().collect())).await?;
-        let differs = |change: &Change| match stored.entry(&change.id) {
-            Some(known) if change.entry.is_live() => known.differs(&change.entry),
-            known => known.is_none_or(Entry::is_live),
-        };
+        let differs =
+            |change: &Change| stored.entry(&change.id).is_none_or(|known| known.differs(&change.entry));
         changes.retain(differs);
         self.retry_store(|| directory::observe(&*self.store, changes.clone())).await?;
         self.spread.walk_all().await?;
         self.read_uncertain(ids, term).await?;
-        Ok(is_exceeded)
+        Ok(is_exceeded || is_missing)
     }
 
     /// Lists what these roles give. Returns what they are with that, and whether one has lost too much.

@@ -42,6 +42,7 @@ on_every_store! {
     small_losses_of_many_roles_are_held_together
     the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_ones
     an_event_about_a_role_reads_what_it_gives_and_the_members_that_this_concerns
+    a_role_that_one_read_does_not_find_stays_and_requests_a_scan
     a_late_event_with_former_roles_requests_a_check_that_repairs_them
     permissions_do_not_outlive_the_role_that_gave_them
     direct_permissions_are_known_after_a_change_of_roles
@@ -423,6 +424,27 @@ async fn an_event_about_a_role_reads_what_it_gives_and_the_members_that_this_con
         (roles(&world, eve).await, permissions(ada).await),
         (Some(Vec::new()), Some(keys(&["delete"])))
     );
+}
+
+async fn a_role_that_one_read_does_not_find_stays_and_requests_a_scan(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let admin = world.kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let ada = world.import(1).remove(0);
+    join(&world, &ada, &["admin"]);
+    let mut delivered = 0;
+    deliver_and_check(&world, &mut delivered).await;
+    reconcile(&world).await;
+    world.kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
+    let config = projector::Config { check_roles: true, ..projector::Config::default() };
+    world.deliver_with(world.events().split_off(delivered), config).await;
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 404 }).on("roles"));
+    world.later().await;
+    let is_scan_requested = reconciler(&world).run_pending_checks().await.expect("Kinde answers");
+    assert!(is_scan_requested, "the list of all roles decides");
+    assert_eq!(roles(&world, &ada).await, Some(keys(&["owner"])));
+    world.kinde.clear_faults();
+    reconcile(&world).await;
+    assert_eq!(roles(&world, &ada).await, Some(keys(&["owner"])));
 }
 
 async fn a_late_event_with_former_roles_requests_a_check_that_repairs_them(fresh: Fresh) {
