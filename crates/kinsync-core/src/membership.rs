@@ -130,7 +130,8 @@ impl Memberships {
     }
 
     /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
-    /// permission that no role gives, a role has lost permissions since they were listed, or the roles are newer.
+    /// permission that no role gives, a role has lost permissions since they were listed, the roles are newer, or roles give
+    /// permissions and none was ever listed for the member.
     pub fn needs_read_of_permissions(&self, code: &str, directory: &Directory) -> bool {
         self.entries.get(code).is_some_and(|entry| entry.needs_read(directory))
     }
@@ -158,6 +159,15 @@ impl Memberships {
             given.iter().filter(gives).map(|(role, ..)| directory.key(role)).collect()
         };
         Some(shown.into_iter().map(|permission| (permission, roles_of(permission))).collect())
+    }
+
+    /// Returns the keys of the permissions that the known lists of the member's roles contain. They are a part of those of
+    /// [`Self::shown_in`], and they are known also while its permissions are not.
+    pub fn permissions_of_roles<'a>(&'a self, code: &str, directory: &'a Directory) -> BTreeSet<&'a str> {
+        let member = self.entries.get(code).filter(|entry| entry.member.is_some());
+        let given =
+            member.into_iter().flat_map(|entry| entry.role_lists(directory)).filter_map(|(_, list)| list);
+        given.flat_map(|(ids, version)| directory.keys(ids, version)).collect()
     }
 
     /// Returns the memberships with ids of roles and permissions, sorted by code; `None` while no source has listed all of them.
@@ -214,15 +224,13 @@ impl Entry {
         }
     }
 
-    /// Returns the permissions of the roles, and those that an event or a read listed. `None` if a list of a role or the
-    /// origin of a listed permission is not known.
+    /// Returns the permissions of the roles, and those that an event or a read listed. `None` if a list of a role, the
+    /// member's own list or the origin of a permission in it is not known: the others alone would look complete.
     fn effective_permissions<'a>(&'a self, directory: &'a Directory) -> Option<BTreeSet<&'a str>> {
         let given = self.given_permissions(directory)?;
         let mut shown: BTreeSet<&str> =
             given.iter().flat_map(|(_, ids, version)| directory.keys(*ids, version)).collect();
-        let Some(listed) = self.permissions() else {
-            return Some(shown).filter(|shown| !shown.is_empty());
-        };
+        let listed = self.permissions()?;
         for (id, origin) in self.origins(&given, directory) {
             match origin {
                 Origin::Role => {}
@@ -238,14 +246,23 @@ impl Entry {
         &'a self,
         directory: &'a Directory,
     ) -> Option<Vec<(&'a str, &'a [String], &'a Version)>> {
-        let roles = self.roles.as_ref()?;
-        let entries = roles.value.iter().map(|id| (id.as_str(), directory.entry(id)));
-        let live = entries.filter(|(_, entry)| entry.is_none_or(|entry| !entry.is_absent_at(&roles.version)));
-        let given = live.map(|(id, entry)| {
-            let (ids, version) = entry?.listed_permissions()?;
-            Some((id, ids, version))
-        });
+        self.roles.as_ref()?;
+        let given =
+            self.role_lists(directory).map(|(id, list)| list.map(|(ids, version)| (id, ids, version)));
         given.collect()
+    }
+
+    /// Returns the roles that exist, each with the newest list of its permissions and the version of that list, if one is known.
+    fn role_lists<'a>(
+        &'a self,
+        directory: &'a Directory,
+    ) -> impl Iterator<Item = (&'a str, Option<(&'a [String], &'a Version)>)> {
+        self.roles.iter().flat_map(move |roles| {
+            let entries = roles.value.iter().map(|id| (id.as_str(), directory.entry(id)));
+            let live =
+                entries.filter(|(_, entry)| entry.is_none_or(|entry| !entry.is_absent_at(&roles.version)));
+            live.map(|(id, entry)| (id, entry.and_then(directory::Entry::listed_permissions)))
+        })
     }
 
     /// Returns the listed permissions, each with its origin.
@@ -285,8 +302,9 @@ impl Entry {
         if self.permissions.is_some() && self.permissions().is_none() {
             return true;
         }
-        let (Some(listed), Some(given)) = (self.permissions(), self.given_permissions(directory)) else {
-            return false;
+        let Some(given) = self.given_permissions(directory) else { return false };
+        let Some(listed) = self.permissions() else {
+            return given.iter().any(|(_, ids, _)| !ids.is_empty());
         };
         let is_given = |id: &String| given.iter().any(|(_, ids, _)| ids.contains(id));
         let is_event = listed.version.rank != Rank::Snapshot;

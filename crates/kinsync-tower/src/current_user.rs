@@ -88,9 +88,21 @@ impl CurrentUser {
     }
 
     /// Returns the keys of the permissions in the organization of the token, as [`Self::roles`] does: those that the roles
-    /// give and those of the user. Those of the token never count where the roles are known.
+    /// give and those of the user. `None` while one of both parts is not known. Those of the token never count where the roles are
+    /// known.
     pub fn permissions(&self) -> Option<Vec<&str>> {
         self.granted(|member| member.permissions.as_deref(), || self.token.permissions())
+    }
+
+    /// Returns the keys of the permissions that the user has for certain. All of them, if [`Self::permissions`] is known;
+    /// otherwise those that the roles in the organization of the token give.
+    pub(crate) fn certain_permissions(&self) -> Vec<&str> {
+        let of_roles = || match (self.membership(), &self.cached) {
+            (Membership::Member(member), Some(cached)) => cached.permissions_of_roles.get(&member.code),
+            _ => None,
+        };
+        let of_roles = || of_roles().into_iter().flatten().map(String::as_str).collect();
+        self.permissions().unwrap_or_else(of_roles)
     }
 
     fn granted<'a>(

@@ -91,7 +91,8 @@ impl Requirement {
     /// Checks whether the user meets the requirement. A refusal is counted in
     /// `kinsync_authorizations_refused_total{reason}`.
     ///
-    /// While the store does not answer, the last loaded roles count.
+    /// While the store does not answer, the last loaded roles count. A permission that a role gives counts also while those of the
+    /// user are not known.
     ///
     /// # Errors
     /// [`Problem::NotPermitted`]; [`Problem::RolesUnknown`] if roles or permissions are not known and
@@ -113,19 +114,25 @@ impl Requirement {
             Membership::Suspended(_) => return refused("suspended_in_organization"),
             Membership::Unknown | Membership::Member(_) => {}
         }
-        let (keys, missing) = match self.kind {
-            Kind::Role => (user.roles(), "missing_role"),
-            Kind::Permission => (user.permissions(), "missing_permission"),
+        let (certain, is_known, missing) = match self.kind {
+            Kind::Role => (user.roles().unwrap_or_default(), user.roles().is_some(), "missing_role"),
+            Kind::Permission => {
+                (user.certain_permissions(), user.permissions().is_some(), "missing_permission")
+            }
         };
-        match keys {
-            Some(keys) if self.any_of.iter().any(|key| keys.contains(&key.as_str())) => Ok(()),
-            Some(_) => refused(missing),
-            None if user.document().is_none() => {
+        if self.any_of.iter().any(|key| certain.contains(&key.as_str())) {
+            return Ok(());
+        }
+        if is_known {
+            return refused(missing);
+        }
+        match () {
+            () if user.document().is_none() => {
                 let request = RequestId::next();
                 tracing::debug!(%request, "the store does not answer: the roles of a user are not known");
                 Err(Problem::Unavailable { retry_after: RETRY_AFTER, request })
             }
-            None => Err(Problem::RolesUnknown { needed: self.clone() }),
+            () => Err(Problem::RolesUnknown { needed: self.clone() }),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The directory: any order of observations has one result, and a deletion holds against older observations.
 
 use kinsync_core::{
-    Directory, Entry, Fact, Field, Memberships, Micros, Organization, UserState, Value, Version,
+    Directory, Entry, Fact, Field, Memberships, Micros, Organization, Profile, UserState, Value, Version,
+    What,
 };
 use proptest::{collection::vec, prelude::*};
 
-use crate::strategies::{shuffled_with_duplicates, version};
+use crate::strategies::{event, fold, shuffled_with_duplicates, version};
 
 const IDS: [&str; 3] = ["org_a", "role", "permission"];
 
@@ -97,12 +98,16 @@ fn a_deletion_counts_against_what_is_not_newer() {
 
 #[test]
 fn permissions_of_a_role_are_shown_by_key_and_unknown_without_a_list() {
-    let permissions =
-        |entries: Vec<(&'static str, Entry)>| shown(entries).expect("listed").remove(0).permissions;
+    let of = |state, entries| shown_of(state, entries).expect("listed").remove(0).permissions;
+    let permissions = |entries| of(member(Some(&[])), entries);
     let named = ("permission", Entry::observed([(Fact::Key, "read".into())], &at(1)));
     assert_eq!(permissions(vec![named.clone()]), None);
     assert_eq!(permissions(vec![gives(&["permission"], 6), named.clone()]), Some(vec!["read".to_owned()]));
-    assert_eq!(permissions(vec![gives(&[], 6), named]), None, "permissions of the user are unknown");
+    assert_eq!(permissions(vec![gives(&[], 6), named.clone()]), Some(Vec::new()));
+    for given in [&["permission"][..], &[]] {
+        let found = of(member(None), vec![gives(given, 6), named.clone()]);
+        assert_eq!(found, None, "permissions of the user are unknown");
+    }
 }
 
 #[test]
@@ -155,7 +160,11 @@ fn permissions_are_unknown_while_a_list_of_one_role_is() {
 
 #[test]
 fn a_deleted_permission_is_not_given_by_an_older_list() {
-    let later = Organization { roles: Some(vec!["role".to_owned()]), ..Organization::new("org_a") };
+    let later = Organization {
+        roles: Some(vec!["role".to_owned()]),
+        permissions: Some(Vec::new()),
+        ..Organization::new("org_a")
+    };
     let state = member(None).with_register(Field::Organizations, at(9), Value::Organizations(vec![later]));
     let other = (
         "role",
@@ -167,4 +176,25 @@ fn a_deleted_permission_is_not_given_by_an_older_list() {
     let found =
         shown_of(state, vec![other, ("permission", Entry::deleted(&at(8)))]).expect("listed").remove(0);
     assert_eq!(found.permissions, Some(vec!["org_a".to_owned()]));
+}
+
+#[test]
+fn permissions_of_roles_are_no_whole_list_while_those_of_the_member_are_unknown() {
+    let observed = |at, permissions| {
+        let roles = Some(vec!["role".to_owned()]);
+        let membership = Organization { roles, permissions, ..Organization::new("org_a") };
+        let list = Value::Organizations(vec![membership]);
+        event(at, "e", What::Fields(Profile::new().with(Field::Organizations, list)))
+    };
+    let never = fold(&[observed(5, None)]);
+    let earlier = fold(&[observed(3, Some(permission())), observed(5, None)]);
+    for state in [never, earlier] {
+        let entries = [gives(&["org_a"], 6), ("permission", Entry::default())];
+        let directory = entries.map(|(id, entry)| (id.to_owned(), entry)).into_iter().collect();
+        let (memberships, code) = (state.memberships().expect("listed"), "org_a");
+        assert_eq!(memberships.shown_in(code, &directory).and_then(|shown| shown.permissions), None);
+        assert_eq!(memberships.permission_roles(code, &directory), None);
+        let of_roles = memberships.permissions_of_roles(code, &directory);
+        assert_eq!(of_roles.into_iter().collect::<Vec<_>>(), ["org_a"]);
+    }
 }

@@ -321,6 +321,7 @@ impl Inner {
         let rows = self.rows(members).await?;
         let (mut repairs, mut drifts, mut unread) = (Vec::new(), Vec::new(), Vec::new());
         let mut revisions = HashMap::new();
+        let mut unlisted = Vec::new();
         for (seen, row) in members.iter().zip(&rows) {
             let Some((kind, repair)) = seen.compare(row.as_ref()) else { continue };
             repairs.push(repair);
@@ -329,6 +330,7 @@ impl Inner {
             revisions.extend(row.as_ref().filter(is_marked).map(|row| (row.id.clone(), row.revision)));
             if kind == DriftKind::FilledIn {
                 comparison.found.filled_in += 1;
+                unlisted.push(seen.clone());
                 continue;
             }
             comparison.found.changed += 1;
@@ -337,6 +339,8 @@ impl Inner {
                 row.as_ref().and_then(|row| memberships(&row.state).organization(&seen.membership.code));
             if known.is_some_and(|known| known.permissions.is_some()) {
                 unread.push(comparison.unread(seen));
+            } else {
+                unlisted.push(seen.clone());
             }
         }
         let unread = comparison.draw_reads(unread);
@@ -347,6 +351,17 @@ impl Inner {
             revisions,
         });
         self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
+        self.add_unlisted(&unlisted, comparison).await
+    }
+
+    /// Adds the members that need a read now that their roles are stored: none of their own permissions was ever listed.
+    async fn add_unlisted(&self, members: &[Seen], comparison: &mut Comparison<'_>) -> Result<(), Error> {
+        for (seen, row) in members.iter().zip(self.rows(members).await?) {
+            let Some(Row { state, .. }) = row else { continue };
+            if memberships(&state).needs_read_of_permissions(&seen.membership.code, &state.directory) {
+                comparison.add_due(seen);
+            }
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 //! same time. A request waits for its own deadline only; the load continues and serves the next request.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use kinde::bearer::AccessToken;
-use kinsync_core::{Micros, Observation, UserDocument, UserId};
+use kinsync_core::{Micros, Observation, UserDocument, UserId, UserState};
 use kinsync_engine::{
     Clock,
     internal::{
@@ -56,6 +56,9 @@ const CALL_DEADLINE: Duration = Duration::from_secs(2);
 /// A user as loaded from the store.
 pub(crate) struct CachedUser {
     pub(crate) document: Arc<UserDocument>,
+    /// By code of the organization: what the roles give, where the document has no permissions because those of the user are not
+    /// known.
+    pub(crate) permissions_of_roles: BTreeMap<String, Vec<String>>,
     /// Serialized on first use.
     json: OnceLock<Json>,
     /// A copy, so that a usual request does not touch the document.
@@ -81,7 +84,16 @@ impl CachedUser {
         let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
         let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
         let is_not_storable = *is_not_storable && refused.is_none();
-        Arc::new(Self { document, json, last_seen_at, refused, is_unconfirmed, is_not_storable })
+        let permissions_of_roles = permissions_of_roles(&row.state, &document);
+        Arc::new(Self {
+            document,
+            permissions_of_roles,
+            json,
+            last_seen_at,
+            refused,
+            is_unconfirmed,
+            is_not_storable,
+        })
     }
 
     pub(crate) fn json(&self) -> &Json {
@@ -91,8 +103,20 @@ impl CachedUser {
     /// Whether the difference changes nothing for a request.
     fn is_equivalent_to(&self, other: &Self) -> bool {
         let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_not_storable);
-        flags(self) == flags(other) && self.document == other.document
+        flags(self) == flags(other)
+            && self.document == other.document
+            && self.permissions_of_roles == other.permissions_of_roles
     }
+}
+
+fn permissions_of_roles(state: &UserState, document: &UserDocument) -> BTreeMap<String, Vec<String>> {
+    let Some(memberships) = state.memberships() else { return BTreeMap::new() };
+    let incomplete = document.organizations.iter().flatten().filter(|one| one.permissions.is_none());
+    let given = incomplete.map(|one| {
+        let keys = memberships.permissions_of_roles(&one.code, &state.directory);
+        (one.code.clone(), keys.into_iter().map(str::to_owned).collect())
+    });
+    given.filter(|(_, keys): &(_, Vec<_>)| !keys.is_empty()).collect()
 }
 
 impl std::fmt::Debug for CachedUser {

@@ -50,7 +50,12 @@ async fn set(store: &Arc<dyn Store>, user: &str, organizations: Vec<Organization
 
 /// Stores that a role gives no permission: otherwise the permissions of its members are unknown.
 async fn gives_nothing(store: &Arc<dyn Store>, role: &str) {
-    let entry = Entry::observed([(Fact::Permissions, Value::Codes(Vec::new()))], &Version::provisional());
+    gives(store, role, &[]).await;
+}
+
+async fn gives(store: &Arc<dyn Store>, role: &str, permissions: &[&str]) {
+    let entry =
+        Entry::observed([(Fact::Permissions, Value::Codes(keys(permissions)))], &Version::provisional());
     let listed = Change { kind: Kind::Role, id: role.to_owned(), entry };
     directory::observe(&**store, vec![listed]).await.unwrap();
 }
@@ -180,6 +185,27 @@ async fn unknown_roles_refuse_a_request_unless_those_of_the_token_are_allowed() 
         check(process, &[require_role("admin")], &token, "not-permitted missing_role").await;
         check(process, &[require_permission("claimed")], &token, "not-permitted missing_permission").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_permission_of_a_role_counts_and_another_is_unknown_while_those_of_the_user_are() {
+    let (kinde, (store, _folder)) = (kinde().await, embedded());
+    let process = Process::start(&kinde, &store, fresh(UnknownRoles::UseToken)).await;
+    let (ada, token) = token(&kinde);
+    gives(&store, "editor", &["read:things"]).await;
+    let unread = Organization { roles: Some(keys(&["editor"])), ..Organization::new(ORG) };
+    set(&store, &ada, vec![unread]).await;
+    for (layer, expect) in [
+        (require_permission("read:things"), ""),
+        (require_any_permission(["delete:things", "read:things"]), ""),
+        (require_permission("delete:things"), "roles-unknown roles_unknown"),
+        (require_permission("claimed"), "roles-unknown roles_unknown"),
+    ] {
+        check(&process, &[layer], &token, expect).await;
+    }
+    set(&store, &ada, vec![member(&["editor"], &[])]).await;
+    check(&process, &[require_permission("read:things")], &token, "").await;
+    check(&process, &[require_permission("claimed")], &token, "not-permitted missing_permission").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
