@@ -8,7 +8,9 @@
 
 mod entries;
 mod memberships;
+mod next;
 mod references;
+mod refused;
 mod write;
 
 use std::{
@@ -19,26 +21,24 @@ use std::{
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
-use self::entries::{Derived, Logging};
+use self::entries::Logging;
 use self::memberships::{show_memberships, with_unshown_memberships};
+use self::next::{Next, next, with_owner_pending};
 use self::references::{references, spread_concurrent_changes};
-use self::write::{reduced, write, write_without};
+pub use self::refused::{apply_refused, apply_refused_keys};
+use self::write::write;
 use crate::{
     contention::{self, MAX_ROUNDS, pause},
     directory,
     email_ownership::resolve,
     pending_checks::PendingChecks,
-    refused_users::{self, Refused, RefusedUser},
-    scan_watermark::{self, Recheck, ScanNumber, ScanWatermarks},
-    store::{Error, Outcome, RefusedKeys, Row, Store},
+    scan_watermark::{Recheck, ScanNumber, ScanWatermarks},
+    store::{Error, Outcome, Row, Store},
 };
 
 /// Rounds in which a row is refused as stale and loaded again at the same revision. A few are usual:
 /// a read returns what a majority has, which may be older than the concurrent write.
 const MAX_STUCK: u32 = 16;
-
-/// Rows with refused keys that are written again per call.
-const REFUSED_PAGE: usize = 1000;
 
 const STUCK: &str = "its document is read at one revision and refused at the same one as outdated";
 
@@ -120,41 +120,6 @@ impl Delta {
     /// creates the user.
     fn is_empty(&self) -> bool {
         self.source == Source::Reconcile && self.state == UserState::default()
-    }
-
-    fn of(refused: &Refused) -> Self {
-        let RefusedUser { state, source, .. } = refused.user.clone();
-        // Logged before the rule rejected it.
-        Self { state, newest: Version::provisional(), source, unlogged: Vec::new() }
-    }
-}
-
-/// Writes the refused users that the store now accepts, and removes their records. Returns their number.
-///
-/// Reads a page of records per call, after the user `after`, and further pages while the store accepts users: a rule that
-/// rejects very many users costs the same with each call, and all of them are stored soon after it allows them.
-///
-/// # Errors
-/// Fails when the store fails. A repetition is safe.
-pub async fn apply_refused(
-    store: &dyn Store,
-    after: &mut Option<UserId>,
-    now: Micros,
-) -> Result<usize, Error> {
-    let mut stored = 0;
-    loop {
-        let (mut page, next) = refused_users::page(store, after.as_ref()).await?;
-        *after = next;
-        let deltas = page.iter().map(|refused| (refused.id.clone(), Delta::of(refused))).collect();
-        let applied = apply_deltas(store, deltas, now, None).await?;
-        let rejected: HashSet<UserId> =
-            applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect();
-        page.retain(|refused| !rejected.contains(&refused.id));
-        refused_users::remove(store, &page).await?;
-        stored += page.len();
-        if page.is_empty() || after.is_none() {
-            return Ok(stored);
-        }
     }
 }
 
@@ -385,42 +350,6 @@ impl Stuck {
     }
 }
 
-/// Writes keys that a rule had kept out of documents and that the store now accepts. Checks a limited number of rows per
-/// call, after the user `after`. Returns the number of rows with a changed document.
-///
-/// # Errors
-/// Fails when the store fails. A repetition is safe.
-pub async fn apply_refused_keys(
-    store: &dyn Store,
-    after: &mut Option<UserId>,
-    now: Micros,
-) -> Result<usize, Error> {
-    let before = store.with_refused_keys(after.as_ref(), REFUSED_PAGE).await?;
-    *after = before.last().filter(|_| before.len() == REFUSED_PAGE).map(|row| row.id.clone());
-    let known: HashMap<UserId, RefusedKeys> =
-        before.iter().map(|row| (row.id.clone(), row.refused.clone())).collect();
-    let whole = |mut row: Row| {
-        row.metadata.updated_at = now;
-        Row { refused: RefusedKeys::default(), ..row }
-    };
-    // The same keys as before: the document is as it was.
-    let is_other = |row: &Row| !known.get(&row.id).is_some_and(|known| known.are_same_keys(&row.refused));
-    let next = |row: &Row, outcome: &Outcome| reduced(row, outcome).filter(is_other);
-    let done = write_without(store, before.into_iter().map(whole).collect(), next).await?;
-    let written: Vec<Row> = done
-        .into_iter()
-        .filter(|(_, outcome)| *outcome == Outcome::Written)
-        .map(|(mut row, _)| {
-            row.written();
-            row
-        })
-        .collect();
-    let changed = written.len();
-    let pending = written.into_iter().filter(|row| !row.pending_emails.is_empty()).collect();
-    resolve(store, pending, now).await?;
-    Ok(changed)
-}
-
 /// Counts changes by source.
 fn count(source: Option<Source>) {
     let source = source.map_or("unknown", Source::as_str);
@@ -476,86 +405,6 @@ fn fold(observations: impl IntoIterator<Item = Observation>, logging: Logging) -
     deltas
 }
 
-/// Result of a join.
-struct Next {
-    /// The row to write, or `None` if the delta contains nothing new.
-    row: Option<Row>,
-    /// Whether the user must be read again.
-    recheck: Recheck,
-    derived: Derived,
-}
-
-impl Next {
-    fn unchanged(row: Option<Row>, recheck: Recheck) -> Self {
-        Self { row, recheck, derived: Derived::default() }
-    }
-}
-
-fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> Next {
-    let joined = row.state.clone().join(delta.state.clone());
-    let ended = joined.ended_by(&scans.directory);
-    let mut state = joined.with_directory(&scans.directory);
-    let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
-    let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
-    let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
-    if row.revision == 0 && delta.is_empty() {
-        return Next::unchanged(None, stale.recheck);
-    }
-    if state == row.state && row.revision > 0 && !row.is_outdated() {
-        let unmarked = comparison.filter(|_| !scan_watermark::is_compared(&row.metadata));
-        let marked = |comparison| {
-            let mut row = row.clone();
-            scan_watermark::mark_compared(&mut row.metadata, comparison);
-            row
-        };
-        return Next::unchanged(unmarked.map(marked), stale.recheck);
-    }
-    if let Some(proved) = &stale.proof {
-        state = state.join(proved.clone());
-    }
-    let metadata = scans.watermarks.changed(row, &state, stale.recheck);
-    let mut next = Row { state, metadata, ..row.clone() };
-    if let Some(comparison) = comparison {
-        scan_watermark::mark_compared(&mut next.metadata, comparison);
-    }
-    if row.revision == 0 {
-        next.metadata.inserted_at = now;
-    }
-    // A new `last_seen` alone is no change of the user and must not trigger consumers of changes.
-    let is_changed = is_changed(row, &next.state);
-    if is_changed || row.is_edited() {
-        next.metadata.updated_at = now;
-    }
-    // A change of an organization or a role that the user refers to is none of the user.
-    if is_changed && !delta.is_empty() {
-        next.metadata.source = Some(delta.source);
-    }
-    let next = with_owner_pending(row, next);
-    let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
-    Next { row: Some(next), recheck, derived: Derived { proof: stale.proof, ended } }
-}
-
-/// Returns whether a row with this state differs from the stored one in more than `last_seen`.
-fn is_changed(row: &Row, next: &UserState) -> bool {
-    row.revision == 0 || !next.eq_ignoring_last_seen(&row.state)
-}
-
-/// Returns the row with a mark for each address with an owner that the change from `row` may change.
-fn with_owner_pending(row: &Row, mut next: Row) -> Row {
-    next.metadata.keeps_email = next.must_keep_email();
-    let before = row.claimed_email().map(Cow::into_owned);
-    let after = next.claimed_email().map(Cow::into_owned);
-    if before != after {
-        // Another user may have an email conflict about the former address.
-        next.pending_emails.extend(before.filter(|_| row.metadata.holds_email));
-        next.metadata.holds_email = after.is_some();
-        next.metadata.email_held_by = None;
-    } else if may_change_owner(&next.state, row) {
-        next.pending_emails.extend(after);
-    }
-    next
-}
-
 /// Joins observations of one user into a row, as [`apply`] does. For the models.
 #[cfg(test)]
 pub(crate) fn join_into(
@@ -569,14 +418,4 @@ pub(crate) fn join_into(
     let (watermarks, compared) = (scans.0.clone(), scans.1);
     let next = next(row, &delta, now, &Scans { watermarks, compared, is_stale: false, directory });
     (next.row, next.recheck)
-}
-
-/// Returns whether the owner of the user's address may change: a user without it became older or its address verified, or
-/// the user that holds it became younger. The latter happens when `created_on` replaces the early version of a read.
-fn may_change_owner(next: &UserState, row: &Row) -> bool {
-    let (before, after) = (row.state.first_version(), next.first_version());
-    if row.metadata.holds_email {
-        return before.is_some() && after > before;
-    }
-    row.is_outdated() || after != before || (next.has_verified_email() && !row.state.has_verified_email())
 }

@@ -2,7 +2,7 @@
 
 use kinsync_core::{Micros, Observation, UserState, What};
 
-use super::{Delta, is_changed};
+use super::{Delta, next::is_changed};
 use crate::{
     log_entry::{LogEntry, LogSource, kind, kind_of},
     store::Row,

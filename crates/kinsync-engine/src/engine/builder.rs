@@ -1,0 +1,212 @@
+//! Settings of an engine, and its composition.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+
+use kinde::management::{self, Client};
+use tokio::sync::{Notify, watch};
+
+use super::{Engine, Inner, ReconcilerHandle};
+use crate::{
+    breaker::{self, Breaker, Failure},
+    clock::Clock,
+    projector::{self, Projector},
+    queue::{
+        self, Queue,
+        embedded::{self, EmbeddedQueue},
+        spooled::SpooledQueue,
+    },
+    reconcile::{
+        self, Reconciler,
+        schedule::{self, Schedule},
+    },
+    store::{self, Store},
+    supervisor::Supervisor,
+};
+
+/// Why the engine could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The queue could not be opened.
+    #[error("cannot open the queue")]
+    Queue(#[source] queue::Error),
+    /// The store could not be opened or prepared.
+    #[error("cannot use the store")]
+    Store(#[source] store::Error),
+    /// The client of the Management API could not be made.
+    #[error("cannot use the Management API")]
+    Management(#[source] management::ConfigError),
+    /// A task that opened a file ended.
+    #[error("opening {part} ended unexpectedly")]
+    Ended {
+        /// What was opened.
+        part: &'static str,
+    },
+}
+
+/// Longest lease of an entry of a shared queue. A batch that takes longer is repeated by another process, which changes nothing.
+const SHARED_LEASE: Duration = Duration::from_secs(30);
+
+/// Settings of an engine. Made by [`Engine::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `open` is called"]
+pub struct Builder {
+    data_dir: PathBuf,
+    clock: Clock,
+    queue: embedded::Config,
+    shared_queue: Option<Arc<dyn Queue>>,
+    store: store::Location,
+    breaker: breaker::Config,
+    management: Option<management::Config>,
+    reconcile: reconcile::Config,
+    scan_every: Option<Duration>,
+    projector: projector::Config,
+}
+
+impl Builder {
+    pub(super) fn new(data_dir: PathBuf) -> Self {
+        Self {
+            data_dir,
+            clock: Clock::system(),
+            queue: embedded::Config::default(),
+            shared_queue: None,
+            store: store::Location::default(),
+            breaker: breaker::Config::default(),
+            management: None,
+            reconcile: reconcile::Config::default(),
+            scan_every: Some(Duration::from_hours(1)),
+            projector: projector::Config::default(),
+        }
+    }
+
+    /// Keeps users in this MongoDB. Without it they are kept in an SQLite file in the data folder.
+    #[cfg(feature = "mongodb")]
+    pub fn mongodb(mut self, config: store::mongo::Config) -> Self {
+        self.store = store::Location::Mongo(Box::new(config));
+        self
+    }
+
+    /// Reconciles users with the Management API of the tenant. Without it nothing repairs what webhooks miss.
+    pub fn management(mut self, config: management::Config) -> Self {
+        self.management = Some(config);
+        self
+    }
+
+    /// Sets the limits of the reconciler. Only used with [`Builder::management`].
+    pub fn reconcile(mut self, config: reconcile::Config) -> Self {
+        self.reconcile = config;
+        self
+    }
+
+    /// Sets the time from the start of one scan to the start of the next; one hour unless set. `None` scans only on
+    /// request.
+    pub fn scan_every(mut self, every: Option<Duration>) -> Self {
+        self.scan_every = every;
+        self
+    }
+
+    /// Sets the limits of the queue.
+    pub fn queue(mut self, config: embedded::Config) -> Self {
+        self.queue = config;
+        self
+    }
+
+    /// Shares this queue with other processes. The queue in the data folder then is the spool: it accepts entries while the
+    /// shared queue does not.
+    pub fn shared_queue(mut self, shared: Arc<dyn Queue>) -> Self {
+        self.shared_queue = Some(shared);
+        self
+    }
+
+    /// Sets the source of time.
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Uses this prepared store, for tests of one.
+    #[doc(hidden)]
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = store::Location::Prepared(store);
+        self
+    }
+
+    /// Sets the limits of the projector and of its breaker, for tests that cannot wait for the usual pauses.
+    #[doc(hidden)]
+    pub fn projector(mut self, config: projector::Config, breaker: breaker::Config) -> Self {
+        self.projector = config;
+        self.breaker = breaker;
+        self
+    }
+
+    /// Opens the queue and the store. Starts nothing; call [`Engine::start`] next.
+    ///
+    /// # Errors
+    /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
+    /// does not answer is no error.
+    pub async fn open(self) -> Result<Engine, Error> {
+        let Self { data_dir, clock, queue, shared_queue, store, breaker, management, reconcile, .. } = self;
+        let (scan_every, projector) = (self.scan_every, self.projector);
+        let local = open_queue(&data_dir, queue, clock.clone()).await?;
+        let spooled = shared_queue.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
+        let queue: Arc<dyn Queue> = match &spooled {
+            Some(spooled) => Arc::clone(spooled) as _,
+            None => local,
+        };
+        let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
+        let client = management.map(Client::new).transpose().map_err(Error::Management)?;
+        let compares_roles = reconcile.roles;
+        let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
+        let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
+        let unprepared = store.needs_preparation().then(Failure::not_connected);
+        let breaker = Breaker::new("store", "projector", breaker);
+        let check_without_time = projector.check_without_time || reconciler.is_some();
+        let check_roles = projector.check_roles || (reconciler.is_some() && compares_roles);
+        let mut projector = projector::Config { check_without_time, check_roles, ..projector };
+        if spooled.is_some() {
+            // Another process waits this long for the entries of one that was killed.
+            projector.lease = projector.lease.min(SHARED_LEASE);
+        }
+        let projector =
+            Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
+        Ok(Engine(Arc::new(Inner {
+            queue,
+            spooled,
+            shared_store: store.store(),
+            store,
+            clock,
+            breaker,
+            projector,
+            reconciler,
+            schedule,
+            unprepared: watch::Sender::new(unprepared),
+            unchecked_users: AtomicUsize::new(0),
+            #[cfg(feature = "mongodb")]
+            search: watch::Sender::default(),
+            supervisor: Supervisor::default(),
+        })))
+    }
+}
+
+async fn open_queue(
+    data_dir: &Path,
+    config: embedded::Config,
+    clock: Clock,
+) -> Result<Arc<dyn Queue>, Error> {
+    let data_dir = data_dir.to_owned();
+    let open = move || EmbeddedQueue::open(&data_dir, config, clock);
+    let opened = tokio::task::spawn_blocking(open).await;
+    let queue = opened.map_err(|_| Error::Ended { part: "the queue" })?.map_err(Error::Queue)?;
+    Ok(Arc::new(queue))
+}
+
+fn scheduled(reconciler: Reconciler, every: Option<Duration>) -> (ReconcilerHandle, Schedule) {
+    let wake = Arc::new(Notify::new());
+    let config = schedule::Config::every(every);
+    let (schedule, status) = Schedule::new(reconciler.clone(), config, Arc::clone(&wake));
+    (ReconcilerHandle { reconciler, status, wake }, schedule)
+}
