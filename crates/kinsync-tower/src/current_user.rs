@@ -46,8 +46,8 @@ impl CurrentUser {
         self.cached.as_ref().map(|cached| &cached.document)
     }
 
-    /// Returns the document as JSON with its entity tag, as `/api/me` of the server sends it. Serialized once per
-    /// change of the user. Without a document it holds the id and the email address of the token.
+    /// Returns the document as JSON with its entity tag, as `/api/me` of the server sends it: without properties, among
+    /// which private ones may be. Serialized once per change of the user. Without a document it holds the id and the email address of the token.
     pub fn json(&self) -> Json {
         match &self.cached {
             Some(cached) => cached.json().clone(),

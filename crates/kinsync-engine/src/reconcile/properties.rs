@@ -136,7 +136,9 @@ impl Inner {
         let config = &self.config.properties;
         let last: LastComparison = self.retry_store(|| state_records::load(&*self.store, &KEY)).await?;
         let is_due = last.is_due(config, run.started_at) || run.mode == RunMode::DryRun;
-        if config.keys.is_empty() || !is_due {
+        // Keys that were named before are removed once, also when none is left.
+        let has_keys = !config.keys.is_empty() || !last.keys.is_empty();
+        if !has_keys || !is_due {
             return Ok(None);
         }
         let mut found = PropertyTally::default();

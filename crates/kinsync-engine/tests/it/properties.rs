@@ -80,6 +80,11 @@ async fn properties_are_absent_until_a_scan_reads_them_and_follow_each_change(fr
     assert_eq!(properties(&world, bob).await, Some(map(&[("tier", "silver")])));
     reconcile(&world, &["plan"], ALWAYS).await;
     assert_eq!(properties(&world, bob).await, Some(map(&[])), "a key that is no longer named disappears");
+    assert_eq!(properties(&world, ada).await, Some(map(&[("plan", "free")])));
+    let run = reconcile(&world, &[], ALWAYS).await;
+    assert_eq!(run.properties.expect("compared once more").changed, 1);
+    assert_eq!(properties(&world, ada).await, Some(map(&[])), "also the last one");
+    assert_eq!(reconcile(&world, &[], ALWAYS).await.properties, None);
 }
 
 async fn properties_are_compared_at_their_own_interval(fresh: Fresh) {

@@ -96,8 +96,9 @@ impl CachedUser {
         })
     }
 
+    /// Returns the document for the user's own client. Without properties: a private one may be among them.
     pub(crate) fn json(&self) -> &Json {
-        self.json.get_or_init(|| Json::of(&*self.document))
+        self.json.get_or_init(|| Json::of(&UserDocument { properties: None, ..(*self.document).clone() }))
     }
 
     /// Whether the difference changes nothing for a request.
@@ -452,10 +453,25 @@ fn by_user(batch: Vec<LoadRequest>) -> HashMap<UserId, Waiters> {
 
 #[cfg(test)]
 mod tests {
-    use kinsync_core::{Source, Version, What};
+    use kinsync_core::{Field, Profile, Properties, Source, Value, Version, What};
     use kinsync_engine::internal::store::{Row, embedded::EmbeddedStore};
 
     use super::*;
+
+    #[test]
+    fn properties_are_for_the_application_and_not_for_the_client_of_the_user() {
+        let row = Row::unknown(UserId::parse("kp_ada").unwrap());
+        let at = Version::event(Micros(1), "event_1");
+        let properties = Properties::read([("secret".to_owned(), Some("s3cr3t".to_owned()))], &at);
+        let profile = Profile::new().with(Field::Properties, Value::Properties(properties));
+        let what = What::Fields(profile.with(Field::FirstName, "Ada"));
+        let read = Observation { user: row.id.clone(), version: at, source: Source::Reconcile, what };
+        let row = Row { state: row.state.clone().observe(&read), ..row };
+        let user = CachedUser::of(&KnownUser { row, is_not_storable: false });
+        assert_eq!(user.document.properties.as_ref().unwrap()["secret"], "s3cr3t");
+        let json = String::from_utf8(user.json().body().to_vec()).unwrap();
+        assert!(json.contains("Ada") && !json.contains("properties"), "{json}");
+    }
 
     #[tokio::test]
     async fn a_load_that_began_earlier_and_ends_later_does_not_restore_a_deleted_user() {
