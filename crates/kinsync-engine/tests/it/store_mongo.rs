@@ -323,7 +323,11 @@ async fn a_membership_shows_the_name_of_the_organization_and_the_keys_of_roles_a
     let store = store().await;
     let version = Version::event(Micros(1), "e");
     let observed = |id: &str, fact, value: Value| (id.to_owned(), Entry::observed([(fact, value)], &version));
-    let membership = Organization { roles: Some(vec!["r".into()]), ..Organization::new("org_1") };
+    let membership = Organization {
+        roles: Some(vec!["r".into()]),
+        permissions: Some(Vec::new()),
+        ..Organization::new("org_1")
+    };
     let list = Value::Organizations(vec![membership]);
     let mut ada = row("kp_ada", None);
     ada.state = ada.state.with_register(Field::Organizations, version.clone(), list);
