@@ -14,7 +14,7 @@ use kinsync_core::{Field, Micros, Observation, Profile, Source, Version, What};
 use kinsync_engine::{
     Engine,
     internal::{
-        apply::{apply, apply_logged},
+        apply::apply_logged,
         store::{Store, mongo},
     },
 };

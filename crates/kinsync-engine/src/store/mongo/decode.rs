@@ -50,7 +50,7 @@ impl Decoded {
     }
 }
 
-/// Decodes a user document. Returns `None` for a document that kinsync can never write: see [`fault`].
+/// Decodes a user document. Returns `None` for a document that kinsync can never write: see [`fault()`].
 pub(super) fn document(doc: &RawDocument, known: &Known) -> Option<Decoded> {
     let metadata = doc.get_document(METADATA).map(Metadata::of).unwrap_or_default();
     let Some(written_under) = known.of(metadata.mapping) else { return Some(Decoded::UnknownMapping) };
