@@ -25,13 +25,12 @@ pub async fn serve(port: u16, me: Option<PathBuf>, by_token: bool) -> anyhow::Re
         let token = headers.get(header::AUTHORIZATION).filter(|_| by_token);
         let Some(token) = token else { return (json, me.clone()) };
         let mut documents = documents.lock().expect("no holder of the lock panics");
-        let document = match documents.get(token) {
-            Some(document) => document.clone(),
+        let document = if let Some(document) = documents.get(token) {
+            document.clone()
+        } else {
             // Copies: the headers of a request share the buffer of its connection.
-            None => {
-                let token = HeaderValue::from_bytes(token.as_bytes()).expect("it was a header");
-                documents.entry(token).or_insert(Bytes::copy_from_slice(&me)).clone()
-            }
+            let token = HeaderValue::from_bytes(token.as_bytes()).expect("it was a header");
+            documents.entry(token).or_insert(Bytes::copy_from_slice(&me)).clone()
         };
         (json, document)
     };
