@@ -36,6 +36,8 @@ use super::{
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Time for a connection that is closed for another one to finish a response.
 const EVICTION_GRACE: Duration = Duration::from_millis(250);
+/// Time after the stop for the first bytes on a new connection: its client has usually sent a request already.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
 /// The first bytes of HTTP/2 without TLS (RFC 9113 section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 const HTTP2_RESPONSE: &[u8] =
@@ -99,15 +101,12 @@ impl Server {
         let mut tasks = JoinSet::new();
         while let Some((stream, slot)) = stop.run_until_cancelled(next(&listener, &slots)).await {
             while tasks.try_join_next().is_some() {}
-            // A child token: all connections would contend for the lock of a shared one.
-            let (shared, stop) = (Arc::clone(&shared), stop.child_token());
-            tasks.spawn(async move {
-                if let Err(error) = serve_connection(stream, &shared, &slot, stop).await {
-                    tracing::debug!(%error, "connection ended early");
-                }
-            });
+            tasks.spawn(log_end(stream, Arc::clone(&shared), slot, stop.child_token()));
         }
-        drop(listener);
+        for stream in accepted_by_the_kernel(listener) {
+            let Some(slot) = slot_of(&stream, &slots).await else { continue };
+            tasks.spawn(log_end(stream, Arc::clone(&shared), slot, stop.child_token()));
+        }
         let finished = async { while tasks.join_next().await.is_some() {} };
         if timeout(grace, finished).await.is_err() {
             tracing::warn!("connections did not finish within the grace and are closed");
@@ -126,6 +125,30 @@ pub async fn serve_one(
     let slots = Connections::new(1, 1, Vec::new());
     let Ok(slot) = slots.open(Ipv4Addr::LOCALHOST.into()).await else { return Ok(()) };
     serve_http(stream, &Shared { router, limits, tls: None }, &slot, CancellationToken::new()).await
+}
+
+/// Closes the listener and returns the connections that are established and not accepted yet: the end of the listener would reset
+/// them, and their clients could not know whether a request was carried out.
+fn accepted_by_the_kernel(listener: TcpListener) -> Vec<TcpStream> {
+    let Ok(listener) = listener.into_std() else { return Vec::new() };
+    let streams = std::iter::from_fn(|| listener.accept().ok());
+    let streams = streams.filter_map(|(stream, _)| {
+        stream.set_nonblocking(true).ok()?;
+        TcpStream::from_std(stream).ok()
+    });
+    streams.collect()
+}
+
+/// `None` if the client has left or has too many connections.
+async fn slot_of(stream: &TcpStream, slots: &Arc<Connections>) -> Option<Slot> {
+    slots.open(stream.peer_addr().ok()?.ip()).await.ok()
+}
+
+/// `stop` is a child token: all connections would contend for the lock of a shared one.
+async fn log_end(stream: TcpStream, shared: Arc<Shared>, slot: Slot, stop: CancellationToken) {
+    if let Err(error) = serve_connection(stream, &shared, &slot, stop).await {
+        tracing::debug!(%error, "connection ended early");
+    }
 }
 
 /// Runs until the client, the stop or an eviction ends it. A request in progress gets its response.
@@ -158,14 +181,19 @@ async fn serve_connection(
     Ok(())
 }
 
-/// `None` if the stop or an eviction comes first.
+/// `None` if an eviction comes first, or the stop and [`FIRST_REQUEST`] after it.
 async fn or_end<T>(work: impl Future<Output = T>, slot: &Slot, stop: &CancellationToken) -> Option<T> {
     tokio::select! {
         biased;
         done = work => Some(done),
-        () = stop.cancelled() => None,
+        () = after(stop) => None,
         () = slot.evicted() => None,
     }
+}
+
+async fn after(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(FIRST_REQUEST).await;
 }
 
 async fn serve_http(
