@@ -15,6 +15,7 @@ mod doctor;
 mod events;
 pub mod exit;
 mod flags;
+mod health;
 mod link;
 mod list;
 mod organizations;
@@ -91,6 +92,8 @@ enum Command {
     Rebuild(rebuild::Args),
     /// Check the Kinde, MongoDB, disk and server configuration and print a fix for each problem
     Doctor(doctor::Args),
+    /// Check whether the running server accepts deliveries: exit code 0 or 1
+    Health(health::Args),
     /// Create or update the webhook at Kinde
     #[command(subcommand)]
     Webhook(webhook::Command),
@@ -140,6 +143,7 @@ pub fn run() -> ExitCode {
         Command::Link(args) => link::run(args),
         Command::Rebuild(args) => rebuild::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Health(args) => health::run(args),
         Command::Webhook(command) => webhook::run(command),
         Command::Config(command) => config::run(command),
         Command::Users(command) => users::run(command),

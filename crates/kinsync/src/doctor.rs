@@ -21,7 +21,7 @@ mod properties;
 mod queue;
 mod roles;
 mod schema;
-mod server;
+pub(crate) mod server;
 
 use std::time::Duration;
 

@@ -18,6 +18,8 @@ use kinsync_engine::{
 };
 use kinsync_tower::problem::chain;
 
+pub use problem::{Code, Problem};
+
 use crate::{
     api::health::{
         AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, QueueHealth,
@@ -27,6 +29,8 @@ use crate::{
     metrics::age,
     plural::counted,
 };
+
+mod problem;
 
 /// A delivery that could not be stored makes the server unready for this long. Then the server is ready again, and the
 /// next delivery shows whether it can be stored.
@@ -51,9 +55,9 @@ pub enum Detail {
 #[derive(Debug)]
 pub struct Health {
     /// Why deliveries cannot be accepted; empty when they can.
-    pub failing: Vec<String>,
+    pub failing: Vec<Problem>,
     /// What an operator should look at.
-    pub degraded: Vec<String>,
+    pub degraded: Vec<Problem>,
     components: Components,
     uptime: Duration,
 }
@@ -82,6 +86,11 @@ impl Health {
         self.failing.is_empty()
     }
 
+    /// Every problem, the worst first.
+    pub fn problems(&self) -> impl Iterator<Item = &Problem> {
+        self.failing.iter().chain(&self.degraded)
+    }
+
     /// What `GET /health` answers.
     pub fn report(self) -> HealthReport {
         let accepting = self.is_ready();
@@ -103,26 +112,35 @@ impl Health {
 
 /// Why requests of users cannot be authenticated; empty when they can. Needs the keys of one issuer: while the store is
 /// unavailable, requests are degraded, and a full queue does not affect them.
-pub fn login_problems(state: &AppState) -> Vec<String> {
+pub fn login_problems(state: &AppState) -> Vec<Problem> {
+    let one = |code, detail: &str| vec![Problem { code, detail: detail.into() }];
     if state.authenticator.is_none() {
-        return vec!["no issuer of tokens is configured: set KINDE_DOMAIN or KINDE_ISSUERS".into()];
+        return one(Code::NoIssuer, "no issuer of tokens is configured: set KINDE_DOMAIN or KINDE_ISSUERS");
     }
     let issuers: Vec<String> = state.config.kinde.trusted_issuers().map(issuer_of).collect();
     let mut statuses = state.key_sets.iter().map(Jwks::status).filter(|keys| issuers.contains(&keys.issuer));
     if statuses.any(|keys| keys.key_count > 0) {
         return Vec::new();
     }
-    vec!["the signing keys of no issuer are known yet, so every token is answered 503".into()]
+    one(Code::KeysUnknown, "the signing keys of no issuer are known yet, so every token is answered 503")
 }
 
 #[derive(Debug)]
 struct Problems {
-    failing: Vec<String>,
-    degraded: Vec<String>,
+    failing: Vec<Problem>,
+    degraded: Vec<Problem>,
     detail: Detail,
 }
 
 impl Problems {
+    fn failing(&mut self, code: Code, detail: impl Into<String>) {
+        self.failing.push(Problem { code, detail: detail.into() });
+    }
+
+    fn degraded(&mut self, code: Code, detail: impl Into<String>) {
+        self.degraded.push(Problem { code, detail: detail.into() });
+    }
+
     /// The cause of an error, which may name hosts.
     fn cause(&self, chain: Option<&str>) -> String {
         let hidden = "the log and the answer to the admin token name the cause";
@@ -148,18 +166,15 @@ impl Problems {
         let (activity, failures) =
             (state.webhook.activity(), state.webhook.activity().consecutive_failures());
         if failures >= MANY_FAILURES {
-            self.degraded.push(format!(
+            self.degraded(Code::VerificationFails, format!(
                 "{failures} deliveries in a row failed verification, and Kinde disables a webhook after 72 h of \
                  failures: compare KINDE_DOMAIN and KINDE_WEBHOOK_SECRET with the sender's settings"
             ));
         }
         let without_time = activity.last_without_time().map(|at| age(at, now));
         if without_time.is_some_and(|age| age < REPORTED_FOR.as_secs_f64()) {
-            self.degraded.push(
-                "a sender leaves out the time of its events, so they take effect in the order of receipt: send \
-                 `event_id` and `timestamp` with each event"
-                    .into(),
-            );
+            self.degraded(Code::EventsWithoutTime, "a sender leaves out the time of its events, so they take effect in the order of receipt: send \
+                 `event_id` and `timestamp` with each event");
         }
         let schemes = Scheme::ALL.into_iter().filter(|scheme| state.verifier.is_enabled(*scheme));
         WebhookHealth {
@@ -173,42 +188,50 @@ impl Problems {
     fn queue(&mut self, state: &AppState, now: Micros, queued: Result<Stats, queue::Error>) -> QueueHealth {
         let queued = queued.unwrap_or_else(|error| {
             let cause = self.cause(Some(&chain(&error)));
-            self.failing.push(format!("the queue does not answer: {cause}"));
+            self.failing(Code::QueueUnavailable, format!("the queue does not answer: {cause}"));
             Stats::default()
         });
         let oldest = queued.oldest_received_at.map(|at| age(at, now));
         let failed = state.webhook.activity().unavailable_since().map(|at| age(at, now));
         if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
-            self.failing
-                .push("a delivery could not be stored a moment ago: see the log for the cause".into());
+            self.failing(
+                Code::DeliveryNotStored,
+                "a delivery could not be stored a moment ago: see the log for the cause",
+            );
         }
         if queued.depth >= state.config.queue.max_entries || queued.bytes >= state.config.queue.max_bytes {
-            self.failing.push(
+            self.failing(
+                Code::QueueFull,
                 "the queue is full: repair the store, or raise KINSYNC_QUEUE_MAX_ENTRIES and \
-                 KINSYNC_QUEUE_MAX_BYTES"
-                    .into(),
+                 KINSYNC_QUEUE_MAX_BYTES",
             );
         }
         if oldest.is_some_and(|age| age > LATE.as_secs_f64()) {
             let depth = queued.depth;
-            self.degraded.push(format!(
+            self.degraded(Code::QueueDelayed, format!(
                 "the oldest of {depth} queued deliveries is older than {} s: see the log for what delays the store",
                 LATE.as_secs()
             ));
         }
         if queued.spool.is_some_and(|spool| !spool.is_shared_queue_available) {
             let waiting = queued.spool.map_or(0, |spool| spool.entries);
-            self.degraded.push(format!(
-                "the queue at KINSYNC_QUEUE does not answer: {} on this machine; the log has the cause",
-                counted(waiting, "delivery waits", "deliveries wait")
-            ));
+            self.degraded(
+                Code::SharedQueueUnavailable,
+                format!(
+                    "the queue at KINSYNC_QUEUE does not answer: {} on this machine; the log has the cause",
+                    counted(waiting, "delivery waits", "deliveries wait")
+                ),
+            );
         }
         if queued.dead_letters > 0 {
             let count = queued.dead_letters;
-            self.degraded.push(format!(
-                "the queue contains {}: `kinsync dead-letters list` shows the reasons",
-                counted(count, "dead letter", "dead letters")
-            ));
+            self.degraded(
+                Code::DeadLetters,
+                format!(
+                    "the queue contains {}: `kinsync dead-letters list` shows the reasons",
+                    counted(count, "dead letter", "dead letters")
+                ),
+            );
         }
         QueueHealth { stats: (&queued).into(), oldest_age_seconds: oldest }
     }
@@ -224,20 +247,20 @@ impl Problems {
                 "is unavailable"
             };
             let cause = self.failure(failure.as_ref());
-            self.degraded.push(format!(
+            self.degraded(Code::StoreUnavailable, format!(
                 "the store ({kind}) {what}; deliveries are accepted and queued, and users that are stored are served: {cause}"
             ));
         }
         let rejected = state.engine.rejected_by_store();
         if let Some((user, reason)) = rejected.examples.first() {
-            self.degraded.push(format!(
+            self.degraded(Code::UsersRejected, format!(
                 "a rule of the database rejects documents of {}, such as {user}: {reason}; `kinsync users explain` names the \
                  rule for each, and `kinsync doctor` the remedies",
                 counted(rejected.users, "user", "users")
             ));
         }
         if rejected.incomplete_users > 0 {
-            self.degraded.push(format!(
+            self.degraded(Code::UsersIncomplete, format!(
                 "a rule of the database rejects values of {}, stored without them: `kinsync.refused` in the documents and \
                  `kinsync users explain` name the keys and the rules",
                 counted(rejected.incomplete_users, "user", "users")
@@ -245,10 +268,13 @@ impl Problems {
         }
         let serious = rejected.problems.iter().filter(|problem| problem.severity == Severity::Error);
         for StoreProblem { what, fix, .. } in serious {
-            self.degraded.push(format!("{what}: {fix}"));
+            self.degraded(Code::StoreConflict, format!("{what}: {fix}"));
         }
         if let Some(failure) = &rejected.failure {
-            self.degraded.push(format!("the last sweep of the store failed: {}", self.cause(Some(failure))));
+            self.degraded(
+                Code::StoreSweepFailed,
+                format!("the last sweep of the store failed: {}", self.cause(Some(failure))),
+            );
         }
         let spread = state.engine.spread_status();
         self.spread(&spread);
@@ -268,7 +294,7 @@ impl Problems {
 
     fn spread(&mut self, SpreadStatus { pending, set_aside, examples, failure }: &SpreadStatus) {
         if let Some((user, reason)) = examples.first() {
-            self.degraded.push(format!(
+            self.degraded(Code::DocumentsOutdated, format!(
                 "documents of {}, such as {user}, show a former organization, role or permission, because their write fails, \
                  and it is repeated: {}",
                 counted(*set_aside, "user", "users"),
@@ -276,22 +302,32 @@ impl Problems {
             ));
         }
         if let Some(failure) = failure {
-            self.degraded.push(format!(
-                "documents of some users do not show {} yet, and it is repeated: {}",
-                counted(*pending as u64, "changed organization or role", "changed organizations or roles"),
-                self.cause(Some(failure))
-            ));
+            self.degraded(
+                Code::SpreadFailed,
+                format!(
+                    "documents of some users do not show {} yet, and it is repeated: {}",
+                    counted(
+                        *pending as u64,
+                        "changed organization or role",
+                        "changed organizations or roles"
+                    ),
+                    self.cause(Some(failure))
+                ),
+            );
         }
     }
 
     fn tasks(&mut self, status: BTreeMap<&'static str, ComponentStatus>) -> BTreeMap<String, TaskHealth> {
         for (name, ComponentStatus { restarts, failure }) in &status {
             if let Some(failure) = failure {
-                self.degraded.push(format!(
-                    "the task `{name}` failed and was restarted ({}): {}; report it with the log",
-                    counted(*restarts, "restart", "restarts"),
-                    self.cause(Some(failure))
-                ));
+                self.degraded(
+                    Code::TaskRestarted,
+                    format!(
+                        "the task `{name}` failed and was restarted ({}): {}; report it with the log",
+                        counted(*restarts, "restart", "restarts"),
+                        self.cause(Some(failure))
+                    ),
+                );
             }
         }
         let shown = |status: ComponentStatus| {
@@ -306,17 +342,20 @@ impl Problems {
         let failure = breaker.last_failure();
         let last_error = failure.as_ref().map(|failure| self.failure(Some(failure)));
         if breaker.state() != State::Closed {
-            self.degraded.push(format!(
-                "authenticated requests are answered without the store and marked as degraded: {}",
-                self.failure(failure.as_ref())
-            ));
+            self.degraded(
+                Code::AuthenticationDegraded,
+                format!(
+                    "authenticated requests are answered without the store and marked as degraded: {}",
+                    self.failure(failure.as_ref())
+                ),
+            );
         }
         Some(AuthenticationHealth { breaker: breaker.state().into(), last_error })
     }
 
     fn unchecked(&mut self, users: usize) {
         if users > 0 {
-            self.degraded.push(format!(
+            self.degraded(Code::UsersUnchecked, format!(
                 "at least {} may differ from Kinde: events contradict each other, or Kinde refused a token. Set \
                  KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, so that kinsync can read the users from Kinde",
                 counted(users, "user", "users")
@@ -331,21 +370,24 @@ impl Problems {
         };
         let status = reconciler.status.borrow();
         if let Some(silent) = &status.silent_webhook {
-            self.degraded.push(format!("{silent}; {}", webhook_health::FIX));
+            self.degraded(Code::WebhookSilent, format!("{silent}; {}", webhook_health::FIX));
         }
         if let Some(overdue) = status.overdue {
-            self.degraded.push(format!(
+            self.degraded(Code::ScanOverdue, format!(
                 "no scan of Kinde has completed for {} minutes, more than three times the interval: `kinsync runs list` \
                  shows why",
                 overdue.as_secs() / 60
             ));
         }
         if let Some(failure) = &status.failure {
-            self.degraded.push(format!("the last scan of Kinde failed: {}", self.cause(Some(failure))));
+            self.degraded(
+                Code::ScanFailed,
+                format!("the last scan of Kinde failed: {}", self.cause(Some(failure))),
+            );
         }
         let latest = status.latest.as_ref();
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::DeletionHeld) > 0) {
-            self.degraded.push(format!(
+            self.degraded(Code::DeletionsHeld, format!(
                 "{users} deletions are held, because unusually many users are missing at Kinde: check them with \
                  `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon --approve {id}`",
                 users = run.tally.of(DriftKind::DeletionHeld),
@@ -353,7 +395,7 @@ impl Problems {
             ));
         }
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::RemovalHeld) > 0) {
-            self.degraded.push(format!(
+            self.degraded(Code::RemovalsHeld, format!(
                 "{users} removals of memberships, roles or permissions are held, because unusually many are missing at Kinde: \
                  check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
                  --approve {id}`",
@@ -362,10 +404,16 @@ impl Problems {
             ));
         }
         if let Some(reason) = latest.and_then(|run| run.memberships.as_ref()?.not_compared.as_ref()) {
-            self.degraded.push(format!("the last scan did not compare everything: {reason}"));
+            self.degraded(
+                Code::RolesNotCompared,
+                format!("the last scan did not compare everything: {reason}"),
+            );
         }
         if let Some(reason) = latest.and_then(|run| run.properties.as_ref()?.not_compared.as_ref()) {
-            self.degraded.push(format!("the last scan did not compare the properties of users: {reason}"));
+            self.degraded(
+                Code::PropertiesNotCompared,
+                format!("the last scan did not compare the properties of users: {reason}"),
+            );
         }
         Some(ReconcileHealth {
             last_run: latest.map(|run| run.id.clone()),
@@ -388,15 +436,22 @@ impl Problems {
                 state.config.kinde.domain.as_ref().map(issuer_of).as_deref() == Some(keys.issuer());
             let others =
                 Scheme::ALL.into_iter().any(|s| s != Scheme::KindeJwt && state.verifier.is_enabled(s));
-            if signs_webhooks && !others { self.failing.push(problem) } else { self.degraded.push(problem) }
+            if signs_webhooks && !others {
+                self.failing(Code::KeysUnknown, problem);
+            } else {
+                self.degraded(Code::KeysUnknown, problem);
+            }
         } else if status.consecutive_failures > 0 {
-            self.degraded.push(format!(
-                "the signing keys of {} cannot be refreshed, and the known ones are used: {why}",
-                status.issuer
-            ));
+            self.degraded(
+                Code::KeysOutdated,
+                format!(
+                    "the signing keys of {} cannot be refreshed, and the known ones are used: {why}",
+                    status.issuer
+                ),
+            );
         }
         if status.exposes_private_key {
-            self.degraded.push(format!(
+            self.degraded(Code::PrivateKeyExposed, format!(
                 "the key set of {} contains a private key, with which every reader of it can sign tokens and webhooks: \
                  rotate the keys at Kinde",
                 status.issuer
@@ -405,7 +460,7 @@ impl Problems {
         if let Some(tenant) = state.tenant_keys()
             && keys.shares_key_with(tenant) == Some(false)
         {
-            self.degraded.push(format!(
+            self.degraded(Code::OtherTenant, format!(
                 "{} is an issuer of another Kinde tenant than {}: they share no signing key, so its tokens are refused; remove \
                  it from KINDE_ISSUERS, and run one kinsync for each tenant",
                 status.issuer,

@@ -1,18 +1,22 @@
 //! Metrics for Prometheus: the list of all metrics, the recorder (one per process, as the facade requires), and the gauges
 //! that are set at each scrape.
 
-use std::{
-    fmt,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::OnceLock, time::Duration};
 
-use http::StatusCode;
 use kinsync_core::Micros;
-use metrics::{Counter, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
-use crate::app::AppState;
+use crate::{
+    app::AppState,
+    health::{Code, Detail, Health},
+};
+
+pub mod labels;
+mod process;
+mod route_meter;
+
+pub use route_meter::RouteMeter;
 
 /// Interval at which samples are added to the histograms, so that they do not accumulate between scrapes.
 pub const UPKEEP: Duration = Duration::from_secs(5);
@@ -95,6 +99,16 @@ pub const METRICS: &[Metric] = &[
         help: "Answered requests, by route and status class",
     },
     Metric {
+        name: "kinsync_http_request_seconds",
+        kind: Kind::Histogram,
+        help: "Duration of requests, by route; deliveries have kinsync_delivery_duration_seconds instead",
+    },
+    Metric {
+        name: "kinsync_health_problem",
+        kind: Kind::Gauge,
+        help: "1 while /health reports the problem with this code, else 0",
+    },
+    Metric {
         name: "kinsync_http_connections_refused_total",
         kind: Kind::Counter,
         help: "Connections above the limit per client, closed at once",
@@ -141,6 +155,16 @@ pub const METRICS: &[Metric] = &[
     },
     Metric { name: "kinsync_queue_oldest_seconds", kind: Kind::Gauge, help: "Age of the oldest of them" },
     Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the deliveries in the queue" },
+    Metric {
+        name: "kinsync_queue_max_entries",
+        kind: Kind::Gauge,
+        help: "The limit of kinsync_queue_depth, at which deliveries are answered 503",
+    },
+    Metric {
+        name: "kinsync_queue_max_bytes",
+        kind: Kind::Gauge,
+        help: "The limit of kinsync_queue_bytes, at which deliveries are answered 503",
+    },
     Metric {
         name: "kinsync_queue_spooled",
         kind: Kind::Gauge,
@@ -274,6 +298,11 @@ pub const METRICS: &[Metric] = &[
         help: "Requests that lacked a required role or permission, by reason; `roles_unknown` and `unavailable`: not known",
     },
     Metric {
+        name: "kinsync_users_linked_total",
+        kind: Kind::Counter,
+        help: "Existing documents that were linked to users by email address",
+    },
+    Metric {
         name: "kinsync_users_created_by_requests_total",
         kind: Kind::Counter,
         help: "Users created by their first request",
@@ -364,6 +393,16 @@ pub const METRICS: &[Metric] = &[
         help: "Access tokens requested for the Management API",
     },
     Metric { name: "kinsync_jwks_keys", kind: Kind::Gauge, help: "Known signing keys, by issuer" },
+    Metric {
+        name: "process_resident_memory_bytes",
+        kind: Kind::Gauge,
+        help: "Resident memory of the process; only on Linux",
+    },
+    Metric {
+        name: "process_open_fds",
+        kind: Kind::Gauge,
+        help: "Open file descriptors of the process; only on Linux",
+    },
     Metric { name: "kinsync_build_info", kind: Kind::Gauge, help: "Always 1, with the version as a label" },
 ];
 
@@ -375,7 +414,7 @@ fn describe() {
             Kind::Histogram => describe_histogram!(name, help),
         }
     }
-    counter!("kinsync_http_connections_refused_total").absolute(0);
+    labels::register_counters();
 }
 
 /// Counts a request to the admin routes that was refused, by the code of the problem.
@@ -386,8 +425,15 @@ pub fn count_refused_admin_request(code: &'static str) {
 /// Writes every metric in the Prometheus text format.
 pub async fn render(state: &AppState) -> String {
     let now = state.engine.clock().now();
+    let (health, queue) = tokio::join!(Health::of(state, Detail::Open), state.engine.queue().stats());
+    for code in Code::ALL {
+        let is_reported = health.problems().any(|problem| problem.code == *code);
+        gauge!("kinsync_health_problem", "code" => code.as_str()).set(f64::from(u8::from(is_reported)));
+    }
+    gauge!("kinsync_queue_max_entries").set(float(state.config.queue.max_entries));
+    gauge!("kinsync_queue_max_bytes").set(float(state.config.queue.max_bytes));
     // A queue that does not answer leaves its gauges as they were.
-    if let Ok(queue) = state.engine.queue().stats().await {
+    if let Ok(queue) = queue {
         gauge!("kinsync_queue_depth").set(float(queue.depth));
         gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
         gauge!("kinsync_queue_bytes").set(float(queue.bytes));
@@ -411,33 +457,9 @@ pub async fn render(state: &AppState) -> String {
     let spread = state.engine.spread_status();
     gauge!("kinsync_spread_pending").set(float(spread.pending as u64));
     gauge!("kinsync_outdated_users").set(float(spread.set_aside));
+    process::export();
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
-}
-
-/// Counts the answers of one route by status class: `kinsync_http_requests_total{route,status}`. Every series exists from
-/// the start, and a request touches no registry.
-#[derive(Clone)]
-pub struct RouteMeter(Arc<[Counter; 5]>);
-
-impl RouteMeter {
-    /// The meter of this route. Uses the recorder that is installed at this time.
-    pub fn new(route: &'static str) -> Self {
-        let of = |status| counter!("kinsync_http_requests_total", "route" => route, "status" => status);
-        Self(Arc::new(["1xx", "2xx", "3xx", "4xx", "5xx"].map(of)))
-    }
-
-    /// Counts an answer with this status.
-    pub fn count(&self, status: StatusCode) {
-        let class = usize::from(status.as_u16() / 100).clamp(1, 5);
-        self.0[class - 1].increment(1);
-    }
-}
-
-impl fmt::Debug for RouteMeter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("RouteMeter")
-    }
 }
 
 /// Seconds from one instant to a later one.

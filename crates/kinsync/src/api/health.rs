@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{Time, stats::QueueStats};
+use crate::health::Problem;
 
 /// Whether the server works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
@@ -40,7 +41,7 @@ pub struct Readiness {
     /// `ok` or `failing`.
     pub status: HealthStatus,
     /// Why deliveries cannot be accepted, each with what to do about it.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
 }
 
 /// The state of the server and of everything that it depends on.
@@ -52,7 +53,7 @@ pub struct HealthReport {
     /// Whether deliveries can be accepted.
     pub accepting: bool,
     /// What an operator should look at, each with what to do about it.
-    pub problems: Vec<String>,
+    pub problems: Vec<Problem>,
     /// The version of kinsync.
     pub version: String,
     /// Seconds since the server started.

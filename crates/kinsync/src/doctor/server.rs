@@ -42,7 +42,7 @@ async fn health(loaded: &Loaded) -> Finding {
 
 /// The address of /health: from `--server`, else from the settings. With `KINSYNC_METRICS_BIND` it differs from the address
 /// of the admin routes, which `KINSYNC_SERVER` names.
-fn address(loaded: &Loaded) -> Option<Url> {
+pub(crate) fn address(loaded: &Loaded) -> Option<Url> {
     let config = &loaded.config;
     if let Some(server) = &config.server
         && (config.http.metrics_bind.is_none() || is_flag(loaded, Setting::of("KINSYNC_SERVER")))
@@ -67,7 +67,7 @@ fn is_flag(loaded: &Loaded, setting: &Setting) -> bool {
 }
 
 /// The answer to `GET /health`. The error is of the connection, or of a body that is not a health report.
-async fn read_health(base: &Url) -> reqwest::Result<HealthReport> {
+pub(crate) async fn read_health(base: &Url) -> reqwest::Result<HealthReport> {
     let http = reqwest::Client::builder().connect_timeout(TIMEOUT).timeout(TIMEOUT).no_proxy().build()?;
     let mut url = base.clone();
     if let Ok(mut path) = url.path_segments_mut() {
@@ -77,7 +77,8 @@ async fn read_health(base: &Url) -> reqwest::Result<HealthReport> {
 }
 
 fn finding(at: &str, health: &HealthReport) -> Finding {
-    let problems = health.problems.join("; ");
+    let problems: Vec<&str> = health.problems.iter().map(|problem| problem.detail.as_str()).collect();
+    let problems = problems.join("; ");
     let fix = "each problem names its fix; the log of the server has more details";
     match health.status {
         HealthStatus::Ok => Finding::ok(HEALTH, format!("{at} accepts deliveries{}", last_delivery(health))),

@@ -14,7 +14,7 @@ use axum::{
 };
 use http::{HeaderValue, header};
 use kinsync_tower::Problem;
-use tower::{BoxError, Layer, Service, util::MapResponse};
+use tower::{BoxError, Layer, Service, ServiceExt as _};
 
 use super::{
     answer::Failure,
@@ -81,12 +81,30 @@ impl Mount {
     fn counted<S, B>(
         &self,
         service: S,
-    ) -> MapResponse<S, impl Fn(http::Response<B>) -> http::Response<B> + Clone + use<S, B>>
+    ) -> impl Service<
+        Request,
+        Response = http::Response<B>,
+        Error = S::Error,
+        Future: Future<Output = Result<http::Response<B>, S::Error>> + Send + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + use<S, B>
     where
-        S: Service<Request, Response = http::Response<B>>,
+        S: Service<Request, Response = http::Response<B>> + Clone + Send + Sync,
+        S::Future: Send + 'static,
+        S::Error: Send + 'static,
+        B: Send + 'static,
     {
         let finish = self.finish.clone();
-        MapResponse::new(service, move |response| finish.apply(response))
+        service.map_future(move |response: S::Future| {
+            let (finish, began) = (finish.clone(), finish.meter.begin());
+            async move {
+                let response = response.await?;
+                finish.meter.took(began);
+                Ok(finish.apply(response))
+            }
+        })
     }
 }
 

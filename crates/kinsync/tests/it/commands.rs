@@ -218,9 +218,32 @@ fn a_command_prints_why_the_server_cannot_do_it() {
     assert!(stderr.contains("127.0.0.1:9") && stderr.contains("Connection refused"), "{stderr}");
     assert!(!stderr.contains("send it again"), "{stderr}");
     let (_, health) = server.admin("/health");
-    for cause in [&health["problems"][0], &health["components"]["store"]["lastError"]] {
+    for cause in [&health["problems"][0]["detail"], &health["components"]["store"]["lastError"]] {
         assert!(cause.as_str().unwrap().contains("Connection refused"), "the whole chain: {health}");
     }
+}
+
+#[test]
+fn the_health_check_of_a_container_succeeds_while_deliveries_are_accepted() {
+    let health = |server: Option<&Server>| {
+        let port = server.map_or(9, |server| server.address.port()).to_string();
+        run(&["health"], &[("PORT", &port), ("KINDE_WEBHOOK_SECRET", SECRET)])
+    };
+    let server = Server::start(&[]);
+    assert_eq!(health(Some(&server)), (0, String::new(), String::new()));
+    // A problem that an operator should look at is no reason to restart a container.
+    let server = Server::start(&[("MONGODB_URI", "mongodb://127.0.0.1:9/app")]);
+    let (code, _, stderr) = health(Some(&server));
+    assert!(
+        code == 0 && stderr.contains("store_unavailable: the store (mongodb) is unavailable"),
+        "{code} {stderr}"
+    );
+    // Without signing keys no delivery can be verified.
+    let server = Server::start(&[("KINDE_WEBHOOK_SECRET", ""), ("KINDE_DOMAIN", "http://127.0.0.1:9")]);
+    let (code, _, stderr) = health(Some(&server));
+    assert!(code == 1 && stderr.contains("keys_unknown: "), "{code} {stderr}");
+    let (code, _, stderr) = health(None);
+    assert!(code == 1 && stderr.contains("cannot read http://127.0.0.1:9/health"), "{code} {stderr}");
 }
 
 #[test]
