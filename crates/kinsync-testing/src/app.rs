@@ -72,6 +72,12 @@ impl TestApp {
         self
     }
 
+    /// Uses another binary for the next start.
+    pub fn replace_binary(&mut self, binary: impl AsRef<Path>) -> &mut Self {
+        binary.as_ref().clone_into(&mut self.binary);
+        self
+    }
+
     /// Keeps users in this MongoDB instead.
     pub fn with_mongodb(&mut self, uri: &str, database: &str) -> &mut Self {
         self.set("MONGODB_URI", uri).set("KINSYNC_DATABASE", database)
