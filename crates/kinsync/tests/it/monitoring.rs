@@ -56,7 +56,7 @@ fn is_of(series: &str, metric: &str) -> bool {
 /// A metric in an expression, with its matchers: label, operator, value.
 type Selector<'a> = (&'a str, Vec<(&'a str, &'a str, &'a str)>);
 
-/// The metrics of kinsync in a PromQL expression.
+/// The metrics of kinsync in a `PromQL` expression.
 fn selectors(expression: &str) -> Vec<Selector<'_>> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();

@@ -90,7 +90,7 @@ async fn deliver(balancer: Arc<LoadBalancer>, user: usize, stop: Arc<AtomicBool>
     sent
 }
 
-async fn ask_for_the_user(balancer: Arc<LoadBalancer>, token: String, stop: Arc<AtomicBool>) {
+async fn request_the_user(balancer: Arc<LoadBalancer>, token: String, stop: Arc<AtomicBool>) {
     while !stop.load(Relaxed) {
         let request = |client: &reqwest::Client, address| {
             client.get(format!("http://{address}/api/me")).bearer_auth(&token)
@@ -169,8 +169,9 @@ async fn roll(before: &str) {
         let load = deliver(Arc::clone(&balancer), user, Arc::clone(&stop));
         senders.spawn(async move { (user, load.await) });
     }
-    let requests = tokio::spawn(ask_for_the_user(Arc::clone(&balancer), token, Arc::clone(&stop)));
-    let watched = tokio::spawn(watch(users.clone(), Arc::clone(&stop)));
+    let (mut requests, mut watched) = (JoinSet::new(), JoinSet::new());
+    requests.spawn(request_the_user(Arc::clone(&balancer), token, Arc::clone(&stop)));
+    watched.spawn(watch(users.clone(), Arc::clone(&stop)));
     for (app, (_, in_rotation)) in apps.iter_mut().zip(&balancer.processes) {
         assert!(app.stop().await.unwrap().success());
         assert!(
@@ -183,13 +184,13 @@ async fn roll(before: &str) {
     }
     stop.store(true, Relaxed);
     let sent: BTreeMap<usize, usize> = senders.join_all().await.into_iter().collect();
-    requests.await.unwrap();
+    requests.join_all().await;
     for app in &mut apps {
         app.drained(WITHIN).await.unwrap();
     }
 
     assert_eq!(*balancer.failures.lock().unwrap(), Vec::<String>::new());
-    assert_eq!(watched.await.unwrap(), Vec::<String>::new(), "no version is lowered");
+    assert_eq!(watched.join_all().await.concat(), Vec::<String>::new(), "no version is lowered");
     let shown = shown(&users).await;
     for (user, sent) in &sent {
         assert_eq!(shown[&format!("kp_{user}")], format!("{sent:06}"), "the last change of {user}");
