@@ -27,7 +27,11 @@ impl UserState {
         self.directory = self.directory.join(other.directory);
         self.last_seen = greatest(self.last_seen, other.last_seen);
         self.last_signed_in = greatest(self.last_signed_in, other.last_signed_in);
-        self
+        // An erased state absorbs every other one, and its deletion never changes: the log contains no later one.
+        match greatest(self.erased.take(), other.erased) {
+            Some(deletion) => Self::erased(deletion),
+            None => self,
+        }
     }
 
     /// Returns the join of this state and one more observation of the same user.

@@ -59,9 +59,17 @@ pub struct UserState {
     /// What is known of the organizations, roles and permissions that the memberships refer to.
     #[serde(default, skip_serializing_if = "Directory::is_empty")]
     pub directory: Directory,
+    /// The deletion after which the user was erased. Such a state contains this deletion and nothing else: see [`Self::erased`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub erased: Option<Version>,
 }
 
 impl UserState {
+    /// Returns the state of a user that was erased after this deletion. A join with any other state adds nothing to it.
+    pub fn erased(deletion: Version) -> Self {
+        Self { deleted: Some(deletion.clone()), erased: Some(deletion), ..Self::default() }
+    }
+
     /// Returns the state with this observation only.
     pub fn of(observation: &Observation) -> Self {
         let version = &observation.version;
@@ -133,8 +141,9 @@ impl UserState {
 
     /// Returns whether the two states are equal, apart from [`Self::last_seen`].
     pub fn eq_ignoring_last_seen(&self, other: &Self) -> bool {
-        let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in, directory } = self;
-        (fields, directory) == (&other.fields, &other.directory)
+        let Self { fields, deleted, confirmed, first, last_seen: _, last_signed_in, directory, erased } =
+            self;
+        (fields, directory, erased) == (&other.fields, &other.directory, &other.erased)
             && (deleted, confirmed, first) == (&other.deleted, &other.confirmed, &other.first)
             && last_signed_in == &other.last_signed_in
     }

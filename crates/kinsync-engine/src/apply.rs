@@ -31,6 +31,7 @@ use crate::{
     contention::{self, MAX_ROUNDS, pause},
     directory,
     email_ownership::resolve,
+    erasure::entries::erase_entries,
     pending_checks::PendingChecks,
     scan_watermark::{Recheck, ScanNumber, ScanWatermarks},
     store::{Error, Outcome, Row, Store},
@@ -121,6 +122,11 @@ impl Delta {
     fn is_empty(&self) -> bool {
         self.source == Source::Reconcile && self.state == UserState::default()
     }
+
+    /// Returns whether the delta contains an observation, and not only an erasure.
+    fn is_observation(&self) -> bool {
+        !self.is_empty() && self.state.erased.is_none()
+    }
 }
 
 /// Joins observations into the stored users, and logs those that change one. Several observations of one user cost one write.
@@ -175,6 +181,21 @@ pub(crate) fn rewrite<'a>(
     Box::pin(apply_deltas(store, deltas, now, None))
 }
 
+/// Replaces the state of a deleted user by the deletion alone. The caller has logged it.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub(crate) async fn erase(
+    store: &dyn Store,
+    user: &UserId,
+    deletion: Version,
+    now: Micros,
+) -> Result<Applied, Error> {
+    let state = UserState::erased(deletion.clone());
+    let delta = Delta { state, newest: deletion, source: Source::Reconcile, unlogged: Vec::new() };
+    apply_deltas(store, HashMap::from([(user.clone(), delta)]), now, None).await
+}
+
 /// Replaces the states of rows by these, which the log explains, with the sources of their newest observations. Their addresses get
 /// their owners decided anew, and no proof of a scan covers them.
 ///
@@ -224,6 +245,7 @@ async fn apply_deltas(
     let mut referring = HashSet::new();
     let mut first_read = Directory::default();
     let mut to_resolve = Vec::new();
+    let mut erased = HashSet::new();
     let mut stuck = Stuck::default();
     for round in 0..MAX_ROUNDS {
         if deltas.is_empty() {
@@ -246,6 +268,9 @@ async fn apply_deltas(
         let mut rechecks = Vec::new();
         for row in rows {
             let delta = &deltas[&row.id];
+            if row.state.erased.is_some() && delta.is_observation() {
+                erased.insert(row.id.clone());
+            }
             let Next { row: next, recheck, derived } = next(&row, delta, now, &scans);
             if let Some(next) = &next {
                 entries.extend(entries::of(&row, next, delta, &derived, scans.compared.is_some(), now));
@@ -292,6 +317,10 @@ async fn apply_deltas(
             }
             deltas.remove(&row.id);
         }
+    }
+    // What these observations say may have been logged before the user was erased.
+    for user in erased {
+        Box::pin(erase_entries(store, &user, now)).await?;
     }
     show_memberships(store, &applied.changed).await;
     if is_dated {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Mutex;
 
 use crate::{
+    erasure::subjects::Subjects,
     log_entry::{LogEntry, LogSource, kind},
     random,
     store::{Error, Store},
@@ -215,6 +216,37 @@ impl AuditLog {
         Ok(records)
     }
 
+    /// Counts the records that [`Self::erase`] would change.
+    pub(crate) async fn count(&self, store: &dyn Store, subjects: &Subjects) -> Result<u64, Error> {
+        let records = self.chunks(store).await?.into_iter().flat_map(|(_, chunk, _)| chunk.records);
+        Ok(records.filter(|record| erased(record.clone(), subjects).as_ref() != Some(record)).count() as u64)
+    }
+
+    /// Removes the records of reads that name one of these users, and replaces the texts beside their ids in records of actions that
+    /// do. Returns the number of records.
+    pub(crate) async fn erase(&self, store: &dyn Store, subjects: &Subjects) -> Result<u64, Error> {
+        let mut changed = 0;
+        for (key, _, _) in self.chunks(store).await? {
+            while let Some((mut chunk, revision)) = load(store, &key).await? {
+                let before = chunk.records.clone();
+                chunk.records.retain_mut(|record| match erased(record.clone(), subjects) {
+                    Some(next) => {
+                        *record = next;
+                        true
+                    }
+                    None => false,
+                });
+                let removed = before.len() - chunk.records.len();
+                let replaced = chunk.records.iter().filter(|record| !before.contains(record)).count();
+                if removed + replaced == 0 || save(store, &key, &chunk, revision).await? {
+                    changed += (removed + replaced) as u64;
+                    break;
+                }
+            }
+        }
+        Ok(changed)
+    }
+
     /// Removes the records above the maximum age.
     pub async fn remove_outdated(&self, store: &dyn Store, now: Micros) -> Result<(), Error> {
         for (key, mut chunk, revision) in self.chunks(store).await? {
@@ -244,6 +276,19 @@ impl AuditLog {
             }
         }
         Ok(chunks)
+    }
+}
+
+/// Returns the record without these users; `None` for a read of one of them.
+fn erased(record: Record, subjects: &Subjects) -> Option<Record> {
+    let is_named = record.parameters.values().any(|value| subjects.are_named(value));
+    match record.kind {
+        Kind::Read => (!is_named).then_some(record),
+        Kind::Action if !is_named => Some(record),
+        Kind::Action => {
+            let without = |(key, value): (String, Value)| (key, subjects.without_texts(&value));
+            Some(Record { parameters: record.parameters.into_iter().map(without).collect(), ..record })
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub fn state_of(entry: &LogEntry, latest: Micros) -> Result<Option<UserState>, U
     let undecodable = |why: String| Undecodable { id: entry.id.clone(), why };
     let json = |error: serde_json::Error| undecodable(error.to_string());
     match entry.scheme.as_str() {
-        log_entry::ACTION => Ok(None),
+        log_entry::ACTION | log_entry::ERASED => Ok(None),
         log_entry::STATE => log_entry::state(&entry.payload).map(Some).map_err(json),
         log_entry::OBSERVATION => Ok(Some(UserState::of(&observation_in(entry)?))),
         scheme => {

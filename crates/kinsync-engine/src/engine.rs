@@ -23,7 +23,9 @@ pub use self::builder::{Builder, Error};
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
-    derived, log_snapshots,
+    derived,
+    erasure::{Automatic, Eraser},
+    log_snapshots,
     pending_checks::{self, Approval, PendingChecks},
     projector::{Projector, RejectedByStore},
     queue::{Queue, spooled::SpooledQueue},
@@ -32,6 +34,7 @@ use crate::{
         self, Reconciler, record,
         schedule::{Schedule, Status},
     },
+    retention::Retention,
     spread::SpreadStatus,
     store::{self, OpenedStore, Store},
     supervisor::Supervisor,
@@ -67,6 +70,11 @@ struct Inner {
     /// The search for documents of the application that kinsync has not written.
     #[cfg(feature = "mongodb")]
     search: watch::Sender<store::mongo::SearchProgress>,
+    eraser: Eraser,
+    /// `None` unless users are erased some time after their deletion.
+    automatic: Option<Automatic>,
+    /// `None` if all entries of the log are kept.
+    retention: Option<Retention>,
     supervisor: Supervisor,
 }
 
@@ -130,6 +138,7 @@ impl Engine {
                 stop.cancelled().await;
             }
         });
+        self.start_erasures();
         if let Some(spooled) = &self.0.spooled {
             let spooled = Arc::clone(spooled);
             self.0.supervisor.spawn("spool", move |stop| {
@@ -169,6 +178,43 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Starts the erasures of users and the removal of old entries of the log.
+    fn start_erasures(&self) {
+        let engine = self.clone();
+        self.0.supervisor.spawn("erasure", move |stop| {
+            let engine = engine.clone();
+            async move {
+                if engine.until_prepared(&stop).await {
+                    engine.0.eraser.run(&stop).await;
+                }
+            }
+        });
+        if self.0.automatic.is_some() {
+            let engine = self.clone();
+            self.0.supervisor.spawn("automatic erasure", move |stop| {
+                let engine = engine.clone();
+                async move {
+                    if let (true, Some(automatic)) = (engine.until_prepared(&stop).await, &engine.0.automatic)
+                    {
+                        automatic.run(&stop).await;
+                    }
+                }
+            });
+        }
+        if self.0.retention.is_some() {
+            let engine = self.clone();
+            self.0.supervisor.spawn("retention", move |stop| {
+                let engine = engine.clone();
+                async move {
+                    if let (true, Some(retention)) = (engine.until_prepared(&stop).await, &engine.0.retention)
+                    {
+                        retention.run(&stop).await;
+                    }
+                }
+            });
+        }
     }
 
     /// Waits until the store is prepared. Returns `false` if stopped before.
@@ -256,6 +302,11 @@ impl Engine {
     /// `mongodb` or `embedded`.
     pub fn store_kind(&self) -> &'static str {
         self.0.store.kind()
+    }
+
+    /// Erases users.
+    pub fn eraser(&self) -> &Eraser {
+        &self.0.eraser
     }
 
     /// Why the store is not prepared yet; `None` once it is.

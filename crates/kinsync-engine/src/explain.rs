@@ -119,6 +119,7 @@ impl Explainer<'_> {
     fn own_entry(&self, entry: &LogEntry) -> Option<Result<(String, Vec<ExplainedField>), String>> {
         Some(match entry.scheme.as_str() {
             log_entry::ACTION => Ok((action(entry), Vec::new())),
+            log_entry::ERASED => Ok(("the content was erased".into(), Vec::new())),
             log_entry::STATE => {
                 let joined = log_entry::state(&entry.payload).map_err(|error| error.to_string());
                 joined.map(|joined| self.state(entry, &joined))
@@ -180,8 +181,12 @@ impl Explainer<'_> {
             .iter()
             .map(|(field, register)| self.field(*field, &register.value, &register.version))
             .collect();
+        if joined.erased.is_some() {
+            return ("the user was erased; nothing restores it".into(), fields);
+        }
         let set = fields.iter().filter(|field| field.is_set).count();
         let what = match entry.kind.as_str() {
+            kind::RETENTION => "replaced the older entries, which retention removed",
             kind::SNAPSHOT => "the stored user when the log began",
             kind::SCAN_PROOF => "what a complete scan proved",
             kind::ORGANIZATION_DELETED => "the organization was deleted",

@@ -106,11 +106,14 @@ async fn join_directory(store: &dyn Store, users: &mut [Option<KnownUser>]) -> R
 
 /// The answer that there is nothing to join, used for [`MAX_AGE`].
 #[derive(Debug, Default)]
-struct Nothing(Mutex<Option<Instant>>);
+pub(crate) struct Nothing(Mutex<Option<Instant>>);
 
 impl Nothing {
     /// Returns whether there is something. Reads it unless the last answer, that there is nothing, is young enough.
-    async fn or_some(&self, is_any: impl Future<Output = Result<bool, Error>>) -> Result<bool, Error> {
+    pub(crate) async fn or_some(
+        &self,
+        is_any: impl Future<Output = Result<bool, Error>>,
+    ) -> Result<bool, Error> {
         if self.lock().is_some_and(|read_at| read_at.elapsed() < MAX_AGE) {
             return Ok(false);
         }

@@ -25,6 +25,9 @@
 //! - `log_entry`: entries of the event log
 //! - `log_snapshots`: completes the log of a store from before it contained every observation
 //! - `replay`: applies entries of the log again
+//! - `erasure`: removes the personal data of a deleted user everywhere
+//! - `retention`: replaces old entries of the log by one for each user
+//! - `work_lease`: one process at a time does a background task
 //! - `rebuild`: derives the stored users anew from the log
 //! - `store`: storage of users and of the event log
 //! - `audit`: which operator read personal data or changed something
@@ -41,6 +44,7 @@ mod derived;
 mod directory;
 mod email_ownership;
 mod engine;
+mod erasure;
 mod explain;
 mod fields;
 mod known_users;
@@ -56,6 +60,7 @@ mod rebuild;
 mod reconcile;
 mod refused_users;
 mod replay;
+mod retention;
 mod scan_watermark;
 mod sighting;
 mod snapshot;
@@ -63,6 +68,7 @@ mod spread;
 mod state_records;
 mod store;
 mod supervisor;
+mod work_lease;
 
 #[doc(hidden)]
 pub mod internal;
@@ -70,6 +76,7 @@ pub mod internal;
 pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle};
+pub use erasure::Eraser;
 pub use projector::RejectedByStore;
 #[cfg(feature = "redis")]
 pub use queue::redis::{Config as RedisConfig, RedisQueue};
@@ -77,6 +84,7 @@ pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Confi
 pub use reconcile::{
     Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,
 };
+pub use retention::{MIN_AGE as MIN_RETENTION, Rules as RetentionRules};
 pub use spread::SpreadStatus;
 #[cfg(feature = "mongodb")]
 pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};

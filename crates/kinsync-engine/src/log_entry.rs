@@ -22,6 +22,9 @@ pub const STATE: &str = "kinsync.state";
 /// Scheme of an entry that changes no state of a user. The payload is a JSON object.
 pub const ACTION: &str = "kinsync.action";
 
+/// Scheme of an entry that was erased. The payload is a JSON object with the hash of the former one.
+pub const ERASED: &str = "kinsync.erased";
+
 /// Types of kinsync's own entries. Kinde's types begin with the name of an object, never with `kinsync.`.
 pub mod kind {
     /// A token on an authenticated request created the user or set a field.
@@ -44,6 +47,10 @@ pub mod kind {
     pub const LINK: &str = "kinsync.link";
     /// The whole state of a user that was stored before the log was complete.
     pub const SNAPSHOT: &str = "kinsync.snapshot";
+    /// The erasure of a deleted user.
+    pub const ERASURE: &str = "kinsync.erasure";
+    /// What the entries said that retention removed.
+    pub const RETENTION: &str = "kinsync.retention";
     /// A request of an operator that changed something.
     pub const OPERATOR: &str = "kinsync.operator";
 }
@@ -162,6 +169,19 @@ impl LogEntry {
         now: Micros,
     ) -> Self {
         Self::new(kind, user, source, None, (ACTION, json(content)), now)
+    }
+
+    /// Returns the marker that replaces this entry when its user is erased: without a version, which may contain a hash of
+    /// the observed values.
+    #[must_use]
+    pub(crate) fn marker(&self) -> Self {
+        let payload = serde_json::json!({ "sha256": hash(self.payload.as_bytes()) });
+        Self { version: None, scheme: ERASED.to_owned(), payload: json(&payload), ..self.clone() }
+    }
+
+    /// Returns whether the entry contains nothing of its user but the erasure.
+    pub(crate) fn is_erased(&self) -> bool {
+        self.scheme == ERASED || self.kind == kind::ERASURE
     }
 
     fn new(

@@ -11,7 +11,7 @@ mod upkeep;
 mod without_time;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +29,7 @@ use crate::{
     breaker::Breaker,
     clock::Clock,
     decode, directory,
+    erasure::ErasedUsers,
     pending_checks::PendingChecks,
     queue::{self, Claimed, EntryId, Queue},
     random,
@@ -100,6 +101,7 @@ pub struct Projector {
     config: Config,
     evidence: Evidence,
     quarantine: Quarantine,
+    erased: ErasedUsers,
     rejected: watch::Sender<RejectedByStore>,
     spread: Arc<Spread>,
     /// Whether the next look at the store sweeps, although its time has not come.
@@ -118,8 +120,20 @@ impl Projector {
         let spread = Arc::new(Spread::new(Arc::clone(&store), clock.clone(), config.spread));
         let evidence = Evidence::new(config.retry_after);
         let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
-        let quarantine = Quarantine::default();
-        Self { queue, store, breaker, clock, config, evidence, quarantine, rejected, spread, sweep_soon }
+        let (quarantine, erased) = (Quarantine::default(), ErasedUsers::default());
+        Self {
+            queue,
+            store,
+            breaker,
+            clock,
+            config,
+            evidence,
+            quarantine,
+            erased,
+            rejected,
+            spread,
+            sweep_soon,
+        }
     }
 
     /// Returns the spread of changed organizations, roles and permissions, which this projector wakes.
@@ -177,7 +191,7 @@ impl Projector {
                 // New deliveries, which wait for their response, have priority.
                 tokio::task::yield_now().await;
             }
-            items.push(Item { id, decoded: decode::decode(&entry, limit) });
+            items.push(Item { id, decoded: decode::decode(&entry, limit), is_erased: false });
         }
         items
     }
@@ -226,7 +240,8 @@ impl Projector {
     async fn try_persist(&self, piece: &mut Piece) -> Result<(), store::Error> {
         if !piece.is_logged {
             self.recall(&mut piece.items).await?;
-            let events: Vec<_> = piece.items.iter().map(|item| item.decoded.event.clone()).collect();
+            self.mark_erased(&mut piece.items).await?;
+            let events: Vec<_> = piece.items.iter().map(Item::logged).collect();
             let new = self.store.log(&events).await?;
             count("duplicate", events.len() - new.min(events.len()));
             piece.is_logged = true;
@@ -265,6 +280,17 @@ impl Projector {
         Ok(())
     }
 
+    /// Marks the entries of erased users: of them only that they arrived is logged, and none becomes a dead letter.
+    async fn mark_erased(&self, items: &mut [Item]) -> Result<(), store::Error> {
+        let users: HashSet<String> =
+            items.iter().filter_map(|item| item.decoded.event.user.clone()).collect();
+        let erased = self.erased.among(&*self.store, &users).await?;
+        for item in items {
+            item.is_erased = item.decoded.event.user.as_ref().is_some_and(|user| erased.contains(user));
+        }
+        Ok(())
+    }
+
     fn latest(&self) -> Micros {
         decode::latest(self.clock.now(), self.config.future_tolerance)
     }
@@ -276,7 +302,9 @@ impl Projector {
         let mut quarantined = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
-            if let Err(failure) = &item.decoded.observations {
+            if item.is_erased {
+                acks.push(item.id);
+            } else if let Err(failure) = &item.decoded.observations {
                 if let decode::Failure::InTheFuture { at, .. } = failure {
                     quarantined.push((*at, item.id.clone()));
                 }

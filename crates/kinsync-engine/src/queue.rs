@@ -4,7 +4,7 @@
 //! lease ends or the process restarts, so everything behind the queue is idempotent. Entries may
 //! arrive in any order; the versions of the observations decide.
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -271,6 +271,35 @@ pub enum Error {
     Closed,
 }
 
+/// Returns whether an entry with this scheme and this payload is searched for.
+pub type Matcher = Arc<dyn Fn(&str, &[u8]) -> bool + Send + Sync>;
+
+/// What happens to the entries that a search finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Search {
+    /// They are counted.
+    Count,
+    /// They are removed.
+    Remove,
+}
+
+/// What a search has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Matched {
+    /// Entries, including claimed ones.
+    pub queued: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+}
+
+impl std::ops::Add for Matched {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { queued: self.queued + other.queued, dead_letters: self.dead_letters + other.dead_letters }
+    }
+}
+
 /// A durable queue. All futures are cancel safe: a cancelled call may still have taken effect.
 #[async_trait]
 pub trait Queue: fmt::Debug + Send + Sync {
@@ -306,6 +335,10 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Deletes a dead letter.
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error>;
+
+    /// Counts or removes the entries and the dead letters that the matcher finds, for the erasure of a user. Reads every payload. A
+    /// claimed entry is removed too, or stays until the consumer that has claimed it acks it.
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error>;
 
     /// Completes pending writes and releases the backend. Later calls return [`Error::Closed`].
     async fn close(&self);

@@ -140,6 +140,15 @@ pub async fn of(store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<RefusedU
     decoded.collect()
 }
 
+/// Removes the record of a user.
+pub(crate) async fn forget(store: &dyn Store, user: &UserId) -> Result<(), Error> {
+    let key = key(user);
+    match store.state(&key).await? {
+        Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
+        None => Ok(()),
+    }
+}
+
 /// Returns the key of the record of a user.
 pub fn key(user: &UserId) -> String {
     format!("{PREFIX}{user}")

@@ -104,6 +104,7 @@ fn contents(entry: &LogEntry, now: Micros) -> Result<(Vec<Observation>, Vec<dire
     let latest = decode::latest(now, decode::FUTURE_TOLERANCE);
     match entry.scheme.as_str() {
         log_entry::ACTION => Err("it changes no user".into()),
+        log_entry::ERASED => Err("its content was erased".into()),
         log_entry::STATE => Err("only `kinsync rebuild` joins a whole state".into()),
         log_entry::OBSERVATION => {
             let observation = decode::observation_in(entry).map_err(|error| error.to_string())?;

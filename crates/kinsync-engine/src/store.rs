@@ -14,6 +14,7 @@ mod document_key;
 pub mod embedded;
 #[cfg(feature = "mongodb")]
 pub mod mongo;
+mod old_entries;
 mod open;
 mod row;
 mod stored_document;
@@ -23,6 +24,7 @@ pub use crate::log_entry::{LogEntry, LogSource};
 
 pub use self::{
     document_key::{DocumentKey, KeySet},
+    old_entries::{Kinds, OldEntries, OldEntry},
     open::{Location, OpenedStore, open},
     row::{RefusedKeys, Row},
     stored_document::StoredDocument,
@@ -86,6 +88,8 @@ pub struct EventFilter {
     pub id: Option<String>,
     /// Only entries of this user.
     pub user: Option<String>,
+    /// Only entries about no user.
+    pub without_user: bool,
     /// Only entries of this type.
     pub kind: Option<String>,
     /// Only entries from this source.
@@ -301,6 +305,42 @@ pub trait Store: fmt::Debug + Send + Sync {
         until: Option<&str>,
         limit: usize,
     ) -> Result<UserEntries, Error>;
+
+    /// Replaces the entries with these ids. An entry that is not in the log is left out. Acknowledged durably (majority).
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), Error>;
+
+    /// Lists entries without their content, also damaged ones. Reads an index.
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, Error>;
+
+    /// Removes entries by id. Acknowledged durably (majority).
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), Error>;
+
+    /// Lists users that were deleted before this time and are not erased, after this id and in the order of their ids.
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error>;
+
+    /// Returns the top-level fields of the application in the document of a user, also those that contain keys of kinsync.
+    async fn application_fields(&self, _user: &UserId) -> Result<Vec<String>, Error> {
+        Ok(Vec::new())
+    }
+
+    /// Removes these fields from the document of a user, except for kinsync's keys in them. Returns why the database refuses it.
+    async fn erase_application_fields(
+        &self,
+        _user: &UserId,
+        _fields: &[String],
+    ) -> Result<Option<String>, Error> {
+        Ok(None)
+    }
+
+    /// Makes the files of the store contain nothing that was removed, where the store can.
+    async fn scrub(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Counts the entries of a user. Reads an index.
     async fn count_user_entries(&self, user: &str) -> Result<u64, Error>;

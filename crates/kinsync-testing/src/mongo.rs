@@ -27,6 +27,11 @@ const START: Duration = Duration::from_mins(1);
 /// What makes a server a member of a replica set.
 const SET: &str = "--replSet rs0";
 
+/// The same, with files in which a text can be found: nothing is compressed, the files of a database are in a folder of its name, and
+/// no former version of a document is kept for readers of the past.
+const READABLE: &str = "--replSet rs0 --directoryperdb --wiredTigerCollectionBlockCompressor none \
+     --wiredTigerIndexPrefixCompression false --setParameter minSnapshotHistoryWindowInSeconds=0";
+
 /// Reads one command a line, and answers each with a line.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
@@ -77,6 +82,16 @@ impl TestMongo {
     /// A server for one test alone.
     pub async fn start_own() -> Self {
         Self::start_as(SET).await
+    }
+
+    /// A server for one test alone with files in which a text can be found: see [`TestMongo::folder`].
+    pub async fn start_readable() -> Self {
+        Self::start_as(READABLE).await
+    }
+
+    /// Returns the folder of the files of the server.
+    pub fn folder(&self) -> PathBuf {
+        self.supervisor.lock().expect("no test panics while it holds this").dir.clone()
     }
 
     /// A server for one test alone that is no replica set.

@@ -30,7 +30,7 @@ use kinde::{
 use kinsync_core::UserId;
 use kinsync_engine::{Breaker, Clock, Engine, Queue, internal::sighting::Sighting};
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, broadcast, mpsc},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -173,6 +173,7 @@ struct BackgroundTasks {
     authenticator: Authenticator,
     loads: LoadQueues,
     profile_requests: Mutex<mpsc::Receiver<ProfileRequest>>,
+    erased: Mutex<broadcast::Receiver<UserId>>,
 }
 
 impl Authenticator {
@@ -194,7 +195,8 @@ impl Authenticator {
         let shared = Shared { tokens, users, profiles, last_seen, queue, claims, clock, config, metrics };
         let authenticator = Self { shared: Arc::new(shared), cookie: None };
         let profile_requests = Mutex::new(profile_requests);
-        let tasks = BackgroundTasks { authenticator: authenticator.clone(), loads, profile_requests };
+        let erased = Mutex::new(engine.eraser().subscribe());
+        let tasks = BackgroundTasks { authenticator: authenticator.clone(), loads, profile_requests, erased };
         let tasks = Arc::new(tasks);
         engine.supervisor().spawn("authenticator", move |stop| {
             let tasks = Arc::clone(&tasks);
@@ -320,6 +322,7 @@ impl BackgroundTasks {
                 shared.users.run(&self.loads, &stop),
                 shared.profiles.run(&self.profile_requests, &stop),
                 shared.last_seen.run(&stop),
+                shared.users.forget_erased(&self.erased, &stop),
             )
         });
         tasks.await;

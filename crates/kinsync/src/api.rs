@@ -14,6 +14,7 @@
 
 pub mod audit;
 pub mod dead_letters;
+pub mod erasure;
 pub mod events;
 pub mod explain;
 pub mod export;

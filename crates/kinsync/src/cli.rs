@@ -12,6 +12,7 @@ mod dead_letters;
 #[cfg(feature = "dev")]
 mod dev;
 mod doctor;
+mod erase;
 mod events;
 pub mod exit;
 mod flags;

@@ -22,7 +22,7 @@ use std::{
 
 use http::HeaderValue;
 use kinsync_engine::{
-    Derived, DerivedConfig, LinkByEmail, TombstoneEmail, internal::store::mongo::FieldMapping,
+    Derived, DerivedConfig, LinkByEmail, RetentionRules, TombstoneEmail, internal::store::mongo::FieldMapping,
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
@@ -112,6 +112,10 @@ pub struct Store {
     pub lowercase_email: bool,
     /// What happens to the address of a deleted user where a rule rejects a document without one.
     pub tombstone_email: TombstoneEmail,
+    /// How long entries of the event log are kept.
+    pub retention: RetentionRules,
+    /// How long after their deletion users are erased; `None`: only on request.
+    pub erase_deleted_after: Option<Duration>,
     /// The answer to requests of users with a document that a rule of the database rejects.
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.

@@ -10,12 +10,14 @@
 //! - `properties`: those of a comparison of properties
 //! - `schema`: the fields of a user that Kinde's event schemas declare
 //! - `mongodb`: server, replica set, majority, privileges, indexes, email addresses
+//! - `log`: the growth of the event log
 //! - `data_dir`: access, free space, the duration of a sync, dead letters
 //! - `queue`: the shared queue, what it keeps after a crash
 //! - `server`: what a running server reports about itself
 
 mod data_dir;
 mod kinde;
+mod log;
 mod mongodb;
 mod properties;
 mod queue;
@@ -96,19 +98,21 @@ impl Finding {
 }
 
 /// Groups of checks, in the order of [`examine`].
-pub const GROUPS: [&str; 5] = ["Kinde", "the store", "the data folder", "the queue", "the server"];
+pub const GROUPS: [&str; 6] =
+    ["Kinde", "the store", "the event log", "the data folder", "the queue", "the server"];
 
 /// Runs every check. Calls `done` with the name of each group when it ends.
 pub async fn examine(loaded: &Loaded, done: impl Fn(&'static str)) -> Vec<Finding> {
     let config = &loaded.config;
-    let [kinde, store, folder, queue, server] = GROUPS;
+    let [kinde, store, log, folder, queue, server] = GROUPS;
     let kinde = group(kinde, &done, &kinde::IDS, kinde::examine(config));
     let store = group(store, &done, &mongodb::IDS, mongodb::examine(config));
+    let log = group(log, &done, &log::IDS, log::examine(config));
     let folder = group(folder, &done, &data_dir::IDS, data_dir::examine(config));
     let queue = group(queue, &done, &queue::IDS, queue::examine(config));
     let server = group(server, &done, &server::IDS, server::examine(loaded));
-    let (kinde, store, folder, queue, server) = tokio::join!(kinde, store, folder, queue, server);
-    [vec![settings(&loaded.warnings)], kinde, store, folder, queue, server].concat()
+    let (kinde, store, log, folder, queue, server) = tokio::join!(kinde, store, log, folder, queue, server);
+    [vec![settings(&loaded.warnings)], kinde, store, log, folder, queue, server].concat()
 }
 
 async fn group(

@@ -217,6 +217,16 @@ pub const METRICS: &[Metric] = &[
         help: "Duration from a change at Kinde to the store, by source; for `reconcile` an upper bound",
     },
     Metric {
+        name: "kinsync_users_erased_total",
+        kind: Kind::Counter,
+        help: "Erased users; a repetition counts again",
+    },
+    Metric {
+        name: "kinsync_log_entries_removed_total",
+        kind: Kind::Counter,
+        help: "Entries of the event log that retention removed",
+    },
+    Metric {
         name: "kinsync_user_changes_total",
         kind: Kind::Counter,
         help: "Changes written to users, by source",

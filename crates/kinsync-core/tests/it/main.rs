@@ -4,6 +4,7 @@ mod convergence;
 mod directory;
 mod documents;
 mod emails;
+mod erased;
 mod histories;
 mod memberships;
 mod strategies;

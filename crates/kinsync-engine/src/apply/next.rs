@@ -6,7 +6,7 @@ use kinsync_core::{Micros, UserState};
 
 use super::{Delta, Scans, entries::Derived};
 use crate::{
-    scan_watermark::{self, Recheck},
+    scan_watermark::{self, Recheck, StaleObservations},
     store::Row,
 };
 
@@ -28,9 +28,15 @@ impl Next {
 /// Joins a delta into a row. Pure.
 pub(super) fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> Next {
     let joined = row.state.clone().join(delta.state.clone());
+    // Nothing that a scan proved is added to an erased user.
+    let is_erased = joined.erased.is_some();
     let ended = joined.ended_by(&scans.directory);
     let mut state = joined.with_directory(&scans.directory);
-    let stale = scans.watermarks.classify(row, &delta.state, scans.reader(), now);
+    let stale = if is_erased {
+        StaleObservations::default()
+    } else {
+        scans.watermarks.classify(row, &delta.state, scans.reader(), now)
+    };
     let comparison = scans.compared.and_then(|compared| compared.comparison_of(row));
     let comparison = comparison.filter(|_| stale.recheck == Recheck::No);
     if row.revision == 0 && delta.is_empty() {
@@ -62,7 +68,7 @@ pub(super) fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> 
         next.metadata.updated_at = now;
     }
     // A change of an organization or a role that the user refers to is none of the user.
-    if is_changed && !delta.is_empty() {
+    if is_changed && !delta.is_empty() && !is_erased {
         next.metadata.source = Some(delta.source);
     }
     let next = with_owner_pending(row, next);

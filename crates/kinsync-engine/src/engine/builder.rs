@@ -13,6 +13,7 @@ use super::{Engine, Inner, ReconcilerHandle};
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
+    erasure::{Automatic, Eraser},
     projector::{self, Projector},
     queue::{
         self, Queue,
@@ -23,6 +24,7 @@ use crate::{
         self, Reconciler,
         schedule::{self, Schedule},
     },
+    retention::{Retention, Rules},
     store::{self, Store},
     supervisor::Supervisor,
 };
@@ -65,6 +67,8 @@ pub struct Builder {
     reconcile: reconcile::Config,
     scan_every: Option<Duration>,
     projector: projector::Config,
+    erase_deleted_after: Option<Duration>,
+    retention: Rules,
 }
 
 impl Builder {
@@ -80,6 +84,8 @@ impl Builder {
             reconcile: reconcile::Config::default(),
             scan_every: Some(Duration::from_hours(1)),
             projector: projector::Config::default(),
+            erase_deleted_after: None,
+            retention: Rules::default(),
         }
     }
 
@@ -99,6 +105,18 @@ impl Builder {
     /// Sets the limits of the reconciler. Only used with [`Builder::management`].
     pub fn reconcile(mut self, config: reconcile::Config) -> Self {
         self.reconcile = config;
+        self
+    }
+
+    /// Erases users this long after their deletion. Without it they are erased on request only.
+    pub fn erase_deleted_after(mut self, age: Option<Duration>) -> Self {
+        self.erase_deleted_after = age;
+        self
+    }
+
+    /// Sets how long entries of the event log are kept; for ever unless set.
+    pub fn retention(mut self, rules: Rules) -> Self {
+        self.retention = rules;
         self
     }
 
@@ -151,6 +169,7 @@ impl Builder {
     pub async fn open(self) -> Result<Engine, Error> {
         let Self { data_dir, clock, queue, shared_queue, store, breaker, management, reconcile, .. } = self;
         let (scan_every, projector) = (self.scan_every, self.projector);
+        let (erase_deleted_after, rules) = (self.erase_deleted_after, self.retention);
         let local = open_queue(&data_dir, queue, clock.clone()).await?;
         let spooled = shared_queue.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
         let queue: Arc<dyn Queue> = match &spooled {
@@ -173,7 +192,13 @@ impl Builder {
         }
         let projector =
             Projector::new(Arc::clone(&queue), store.store(), breaker.clone(), clock.clone(), projector);
+        let eraser = Eraser::new(store.store(), Arc::clone(&queue), clock.clone());
+        let automatic = erase_deleted_after.map(|after| Automatic::new(eraser.clone(), after));
+        let retention = (!rules.keep_all()).then(|| Retention::new(store.store(), clock.clone(), rules));
         Ok(Engine(Arc::new(Inner {
+            eraser,
+            automatic,
+            retention,
             queue,
             spooled,
             shared_store: store.store(),

@@ -7,6 +7,7 @@ use kinsync_core::{Observation, UserId};
 use crate::{
     decode::Decoded,
     directory::{Change, Kind},
+    log_entry::LogEntry,
     queue::EntryId,
 };
 
@@ -15,6 +16,8 @@ use crate::{
 pub(super) struct Item {
     pub(super) id: EntryId,
     pub(super) decoded: Decoded,
+    /// Whether the entry is about a user that was erased.
+    pub(super) is_erased: bool,
 }
 
 impl Item {
@@ -22,6 +25,11 @@ impl Item {
     pub(super) fn user(&self) -> Option<&UserId> {
         let observations = self.decoded.observations.as_ref().ok()?;
         observations.first().map(|observation| &observation.user)
+    }
+
+    /// The entry of the log.
+    pub(super) fn logged(&self) -> LogEntry {
+        if self.is_erased { self.decoded.event.marker() } else { self.decoded.event.clone() }
     }
 
     /// What fails when the entry fails: its user, or the entry itself where it changes no user.

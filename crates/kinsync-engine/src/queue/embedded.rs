@@ -10,6 +10,7 @@
 //! - `repair`: replaces a damaged file by what can be read of it; `wal`: finds damage in the log of
 //!   `SQLite`, which `SQLite` itself ignores
 //! - `reserve`: disk space that lets acks succeed on a full disk
+//! - `search`: finds entries by their payload, to erase them
 //! - `inspect`: reads the file beside the process that owns it
 //!
 //! An ack is committed without an fsync of its own: after a power cut the entry may come again.
@@ -34,7 +35,9 @@ use self::{
     state::State,
     writer::{Command, ROUND, Reply, Writer},
 };
-use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Queue, Stats};
+use super::{
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Matched, Matcher, Queue, Search, Stats,
+};
 use crate::clock::Clock;
 
 mod dead_letters;
@@ -44,6 +47,7 @@ mod reader;
 mod repair;
 mod reserve;
 mod rows;
+mod search;
 mod state;
 mod wal;
 mod window;
@@ -294,6 +298,10 @@ impl Queue for EmbeddedQueue {
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         let id = dead_letter(id)?;
         self.call(|reply| Command::DropDeadLetter { id, reply }).await
+    }
+
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {
+        self.call(|reply| Command::Search { matcher: search::Shown(matcher), search, reply }).await
     }
 
     async fn close(&self) {

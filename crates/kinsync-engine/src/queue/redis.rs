@@ -2,6 +2,7 @@
 //!
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
+//! - `search`: finds entries by their payload, to erase them
 //! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
 //!
@@ -23,12 +24,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::connection::{Connection, Failure};
 pub use self::server::{Durability, Server};
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Queue, Stats, embedded::DeadLetterBounds,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Matched, Matcher, Queue, Search, Stats,
+    embedded::DeadLetterBounds,
 };
 use crate::clock::Clock;
 
 mod connection;
 mod rows;
+mod search;
 mod server;
 
 /// Name of the consumer group, and of its only consumer.
@@ -457,6 +460,11 @@ impl Queue for RedisQueue {
         delete.arg(&self.shared.keys.dead).arg(id.as_str());
         let deleted: u64 = if rows::is_valid(id) { self.shared.commands.run(&delete).await? } else { 0 };
         if deleted == 0 { Err(Error::NoSuchDeadLetter { id: id.clone() }) } else { Ok(()) }
+    }
+
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {
+        self.shared.open()?;
+        self.shared.search(&matcher, search).await
     }
 
     async fn close(&self) {

@@ -18,7 +18,10 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Payload, Queue, Spool, Stats};
+use super::{
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Matched, Matcher, Payload, Queue, Search, Spool,
+    Stats,
+};
 
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
 const DEADLINE: Duration = Duration::from_secs(1);
@@ -191,6 +194,12 @@ impl Queue for SpooledQueue {
 
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
         self.shared.drop_dead_letter(id).await
+    }
+
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {
+        // The spool first: what moves meanwhile is found in the shared queue.
+        let in_spool = self.spool.search(Arc::clone(&matcher), search).await?;
+        Ok(in_spool + self.shared.search(matcher, search).await?)
     }
 
     async fn close(&self) {

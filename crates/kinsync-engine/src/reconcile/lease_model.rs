@@ -35,8 +35,8 @@ use crate::{
     scan_watermark::{ScanWatermark, ScanWatermarks},
     state_records::Term,
     store::{
-        Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
-        UserFilter,
+        Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
+        UserEntries, UserFilter,
     },
 };
 
@@ -151,6 +151,22 @@ impl Store for Memory {
     }
 
     async fn write(&self, _: &[Row]) -> Result<Vec<Outcome>, Error> {
+        unreachable!()
+    }
+
+    async fn replace_entries(&self, _: &[LogEntry]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    async fn old_entries(&self, _: &OldEntries, _: usize) -> Result<Vec<OldEntry>, Error> {
+        unreachable!()
+    }
+
+    async fn remove_entries(&self, _: &[String]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    async fn deleted_before(&self, _: Micros, _: Option<&UserId>, _: usize) -> Result<Vec<UserId>, Error> {
         unreachable!()
     }
 

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 13] {
+pub fn state_keys() -> [&'static Key; 16] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -23,6 +23,9 @@ pub fn state_keys() -> [&'static Key; 13] {
         &crate::log_snapshots::KEY,
         &crate::rebuild::KEY,
         &properties::KEY,
+        &crate::erasure::LEASE,
+        &crate::retention::LEASE,
+        &crate::retention::POSITION,
     ]
 }
 

@@ -3,15 +3,18 @@
 //! One process writes; a lock file keeps out a second one. Other processes may read concurrently
 //! ([`EmbeddedStore::open_read_only`]). A write returns after its transaction is on disk.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use async_trait::async_trait;
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 
 use self::worker::Worker;
 use super::{
-    Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LogEntry, Outcome, Page, Row, Saved, Store,
-    UserEntries, UserFilter, WRITE_USERS, timed,
+    Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LogEntry, OldEntries, OldEntry, Outcome,
+    Page, Row, Saved, Store, UserEntries, UserFilter, WRITE_USERS, timed,
 };
 
 mod events;
@@ -26,6 +29,7 @@ pub struct EmbeddedStore {
     reader: Worker,
     /// `None` if the file is open for reading only.
     writer: Option<Worker>,
+    folder: PathBuf,
 }
 
 impl EmbeddedStore {
@@ -37,13 +41,13 @@ impl EmbeddedStore {
         let (lock, connection) = file::for_writing(folder)?;
         let writer = Worker::start("store-writer", "BEGIN IMMEDIATE", connection, Some(lock))?;
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
-        Ok(Self { reader, writer: Some(writer) })
+        Ok(Self { reader, writer: Some(writer), folder: folder.to_owned() })
     }
 
     /// Opens the file for reading, also while another process writes it. Every write is refused. Blocks.
     pub fn open_read_only(folder: &Path) -> Result<Self, Error> {
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
-        Ok(Self { reader, writer: None })
+        Ok(Self { reader, writer: None, folder: folder.to_owned() })
     }
 
     fn writer(&self, doing: &'static str) -> Result<&Worker, Error> {
@@ -121,6 +125,45 @@ impl Store for EmbeddedStore {
         let read =
             move |sqlite: &rusqlite::Connection| events::of_users(sqlite, &after, until.as_deref(), limit);
         timed("embedded", "user_entries", self.reader.call("read the entries of users", read)).await
+    }
+
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), Error> {
+        let entries = entries.to_vec();
+        let writer = self.writer("replace entries")?;
+        let work = writer.call("replace entries", move |sqlite| events::replace(sqlite, &entries));
+        timed("embedded", "replace_entries", work).await
+    }
+
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, Error> {
+        let filter = filter.clone();
+        let work = self.reader.call("list old entries", move |sqlite| events::old(sqlite, &filter, limit));
+        timed("embedded", "old_entries", work).await
+    }
+
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), Error> {
+        let ids = ids.to_vec();
+        let writer = self.writer("remove entries")?;
+        let work = writer.call("remove entries", move |sqlite| events::remove(sqlite, &ids));
+        timed("embedded", "remove_entries", work).await
+    }
+
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        let after = after.map_or_else(String::new, ToString::to_string);
+        let list = move |sqlite: &rusqlite::Connection| users::deleted_before(sqlite, at, &after, limit);
+        timed("embedded", "deleted_before", self.reader.call("list deleted users", list)).await
+    }
+
+    /// Moves the write-ahead log into the file. What is removed is overwritten there (`secure_delete`).
+    async fn scrub(&self) -> Result<(), Error> {
+        self.writer("empty the write-ahead log")?;
+        let folder = self.folder.clone();
+        let done = tokio::task::spawn_blocking(move || file::checkpoint(&folder)).await;
+        done.unwrap_or_else(|_| Ok(()))
     }
 
     async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {

@@ -33,8 +33,8 @@ pub use self::link::{LinkByEmail, UnlinkedDocument};
 pub use self::privileges::Forbidden;
 use self::{call::Calls, derived::DerivedCollection, examine::LastBuild, keys::Keys, mappings::Mappings};
 use super::{
-    Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, StoreProblem,
-    UserEntries, UserFilter, timed,
+    Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
+    StoreProblem, UserEntries, UserFilter, timed,
 };
 
 mod call;
@@ -42,6 +42,7 @@ mod connection;
 mod decode;
 mod derived;
 mod encode;
+mod erase;
 mod examine;
 mod indexes;
 mod inspect;
@@ -217,6 +218,39 @@ impl Store for MongoStore {
         limit: usize,
     ) -> Result<UserEntries, Error> {
         timed("mongo", "user_entries", self.inner()?.user_entries(after, until, limit)).await
+    }
+
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), Error> {
+        timed("mongo", "replace_entries", self.inner()?.replace_entries(entries)).await
+    }
+
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, Error> {
+        timed("mongo", "old_entries", self.inner()?.old_entries(filter, limit)).await
+    }
+
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), Error> {
+        timed("mongo", "remove_entries", self.inner()?.remove_entries(ids)).await
+    }
+
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        timed("mongo", "deleted_before", self.inner()?.deleted_before(at, after, limit)).await
+    }
+
+    async fn application_fields(&self, user: &UserId) -> Result<Vec<String>, Error> {
+        timed("mongo", "application_fields", self.inner()?.application_fields(user)).await
+    }
+
+    async fn erase_application_fields(
+        &self,
+        user: &UserId,
+        fields: &[String],
+    ) -> Result<Option<String>, Error> {
+        timed("mongo", "erase_application_fields", self.inner()?.erase_application_fields(user, fields)).await
     }
 
     async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {

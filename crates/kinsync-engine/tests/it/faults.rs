@@ -14,8 +14,8 @@ use kinsync_engine::internal::{
     directory::{Change, Kind, observe},
     email_ownership::Sweep,
     store::{
-        Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
-        UserFilter,
+        Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
+        UserEntries, UserFilter,
     },
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -70,6 +70,31 @@ impl Store for Failing {
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, Error> {
         self.before()?;
         self.after(self.store.write(rows).await)
+    }
+
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), Error> {
+        self.before()?;
+        self.after(self.store.replace_entries(entries).await)
+    }
+
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, Error> {
+        self.before()?;
+        self.after(self.store.old_entries(filter, limit).await)
+    }
+
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), Error> {
+        self.before()?;
+        self.after(self.store.remove_entries(ids).await)
+    }
+
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        self.before()?;
+        self.after(self.store.deleted_before(at, after, limit).await)
     }
 
     async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {

@@ -12,12 +12,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kinsync_core::UserId;
+use kinsync_core::{Micros, UserId};
 use kinsync_engine::internal::{
-    queue::{self, Claimed, DeadLetter, Enqueued, Entry, EntryId, Queue, Stats},
+    queue::{self, Claimed, DeadLetter, Enqueued, Entry, EntryId, Matched, Matcher, Queue, Search, Stats},
     store::{
-        self, Counts, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries,
-        UserFilter,
+        self, Counts, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
+        UserEntries, UserFilter,
     },
 };
 
@@ -191,6 +191,27 @@ impl Store for FaultyStore {
 
     async fn write(&self, rows: &[Row]) -> Result<Vec<Outcome>, store::Error> {
         self.call("write", has_bad(rows), self.store.write(rows)).await
+    }
+
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), store::Error> {
+        self.call("replace_entries", false, self.store.replace_entries(entries)).await
+    }
+
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, store::Error> {
+        self.call("old_entries", false, self.store.old_entries(filter, limit)).await
+    }
+
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), store::Error> {
+        self.call("remove_entries", false, self.store.remove_entries(ids)).await
+    }
+
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, store::Error> {
+        self.store.deleted_before(at, after, limit).await
     }
 
     async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, store::Error> {
@@ -376,6 +397,10 @@ impl Queue for FaultyQueue {
 
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), queue::Error> {
         self.queue.drop_dead_letter(id).await
+    }
+
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, queue::Error> {
+        self.call("search", self.queue.search(matcher, search)).await
     }
 
     async fn close(&self) {

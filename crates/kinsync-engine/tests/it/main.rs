@@ -16,6 +16,8 @@ mod sightings;
 mod deletion_budget;
 mod derived;
 mod directory;
+mod erasure;
+mod erasure_files;
 mod proofs;
 mod properties;
 mod quarantine;
@@ -43,6 +45,7 @@ mod queue_spooled;
 mod removals;
 mod replay;
 mod replica_set;
+mod retention;
 mod roles;
 mod spread;
 

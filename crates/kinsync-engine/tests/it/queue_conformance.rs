@@ -14,7 +14,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use kinde::webhook::Scheme;
 use kinsync_core::Micros;
-use kinsync_engine::internal::queue::{Claimed, Enqueued, Entry, EntryId, Error, Payload, Queue};
+use kinsync_engine::internal::queue::{
+    Claimed, Enqueued, Entry, EntryId, Error, Matched, Payload, Queue, Search,
+};
 use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -64,6 +66,7 @@ conformance!(
         acks_may_come_twice_and_for_unknown_ids,
         a_dead_letter_is_kept_listed_and_put_back,
         dead_letters_are_paged_in_order,
+        a_search_removes_entries_of_every_state_and_no_others,
         an_entry_larger_than_the_queue_accepts_is_refused,
         a_closed_queue_refuses_every_call,
     ]
@@ -311,6 +314,28 @@ async fn a_dead_letter_is_kept_listed_and_put_back(Fresh { queue, .. }: Fresh) {
             assert!(matches!(outcome, Err(Error::NoSuchDeadLetter { .. })), "{outcome:?}");
         }
     }
+}
+
+async fn a_search_removes_entries_of_every_state_and_no_others(Fresh { queue, .. }: Fresh) {
+    for id in ["dead", "dead-other", "claimed", "claimed-other", "waiting", "waiting-other"] {
+        queue.enqueue(entry(id)).await.unwrap();
+    }
+    let first = claim(&*queue, 4).await;
+    dead_letter(&*queue, &first[..2], "why").await;
+    let is_wanted =
+        |scheme: &str, payload: &[u8]| scheme == "hmac_sha256" && !payload.ends_with(b"-other\"}");
+    let found = async |search| queue.search(Arc::new(is_wanted), search).await.unwrap();
+    let expected = Matched { queued: 2, dead_letters: 1 };
+    assert_eq!(found(Search::Count).await, expected);
+    assert_eq!(counts(&*queue).await, (4, 2), "a count removes nothing");
+    assert_eq!(found(Search::Remove).await, expected);
+    assert_eq!(counts(&*queue).await, (2, 1));
+    assert_eq!(found(Search::Count).await, Matched::default());
+    // The consumer of a removed entry does not know it.
+    queue.ack(&ids(&first[2..])).await.unwrap();
+    assert_eq!(event_ids(&claim(&*queue, 9).await), ["waiting-other"]);
+    assert!(is_empty(&*queue).await);
+    assert_eq!(queue.dead_letters(None, 9).await.unwrap()[0].event_id, "dead-other");
 }
 
 async fn dead_letters_are_paged_in_order(Fresh { queue, .. }: Fresh) {

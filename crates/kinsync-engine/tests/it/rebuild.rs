@@ -85,19 +85,19 @@ pub(crate) async fn assert_explained(store: &dyn Store, when: &str) {
     assert_eq!(found.differences, [], "{when}");
 }
 
-async fn rows(store: &dyn Store) -> Vec<Row> {
+pub(crate) async fn rows(store: &dyn Store) -> Vec<Row> {
     let ids = store.ids(None, 100_000).await.expect("the store answers");
     store.load(&ids).await.expect("the store answers").into_iter().flatten().collect()
 }
 
 /// What readers see, apart from the time of the newest write.
-async fn documents(store: &dyn Store) -> BTreeMap<String, UserDocument> {
+pub(crate) async fn documents(store: &dyn Store) -> BTreeMap<String, UserDocument> {
     let rows = rows(store).await.into_iter();
     let document = |row: Row| UserDocument { updated_at: Micros(0), ..row.document() };
     rows.map(|row| (row.id.to_string(), document(row))).collect()
 }
 
-async fn states(store: &dyn Store) -> BTreeMap<UserId, UserState> {
+pub(crate) async fn states(store: &dyn Store) -> BTreeMap<UserId, UserState> {
     rows(store).await.into_iter().map(|row| (row.id, row.state)).collect()
 }
 
@@ -120,7 +120,7 @@ async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Obser
 }
 
 /// Observations of the sources that are no events, about the users of events.
-fn read(arrival: &Arrival, rng: &mut StdRng) -> Observation {
+pub(crate) fn read(arrival: &Arrival, rng: &mut StdRng) -> Observation {
     let observation = arrival.observation.clone();
     let at = Micros(observation.version.at.0 + rng.random_range(-2..3));
     let snapshot = Version::snapshot(at, format!("h{}", rng.random_range(0..3)));
@@ -138,7 +138,7 @@ fn read(arrival: &Arrival, rng: &mut StdRng) -> Observation {
 }
 
 /// Makes the state of a row wrong without a version that no entry contains.
-fn corrupted(mut row: Row, rng: &mut StdRng) -> Row {
+pub(crate) fn corrupted(mut row: Row, rng: &mut StdRng) -> Row {
     let fields: Vec<Field> = row.state.fields.keys().copied().collect();
     match rng.random_range(0..5) {
         0 => row.state = UserState { last_seen: row.state.last_seen, ..UserState::default() },

@@ -239,7 +239,7 @@ async fn with_role(world: &World, role: &str) -> usize {
 async fn approve(world: &World, held: Run) -> Run {
     world.later().await;
     let mode = RunMode::Approve(held.id);
-    reconciler(world).run(mode, &|_| {}, &CancellationToken::new()).await.expect("Kinde answers")
+    Box::pin(reconciler(world).run(mode, &|_| {}, &CancellationToken::new())).await.expect("Kinde answers")
 }
 
 fn not_compared(run: &Run) -> Option<&str> {

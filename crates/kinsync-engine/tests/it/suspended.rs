@@ -12,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::internal::store::{
-    Counts, Error, EventFilter, Holder, LogEntry, Outcome, Page, Row, Saved, Store, UserEntries, UserFilter,
+    Counts, Error, EventFilter, Holder, LogEntry, OldEntries, OldEntry, Outcome, Page, Row, Saved, Store,
+    UserEntries, UserFilter,
 };
 use tokio::sync::watch;
 
@@ -88,6 +89,27 @@ impl Store for Suspended {
             self.suspend();
         }
         self.store().await.write(rows).await
+    }
+
+    async fn replace_entries(&self, entries: &[LogEntry]) -> Result<(), Error> {
+        self.store().await.replace_entries(entries).await
+    }
+
+    async fn old_entries(&self, filter: &OldEntries, limit: usize) -> Result<Vec<OldEntry>, Error> {
+        self.store().await.old_entries(filter, limit).await
+    }
+
+    async fn remove_entries(&self, ids: &[String]) -> Result<(), Error> {
+        self.store().await.remove_entries(ids).await
+    }
+
+    async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        self.store().await.deleted_before(at, after, limit).await
     }
 
     async fn count_members(&self, codes: &[String]) -> Result<HashMap<String, u64>, Error> {

@@ -28,7 +28,11 @@ use kinsync_engine::{
 use metrics::Counter;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::{
+        Mutex,
+        broadcast::{self, error::RecvError},
+        mpsc, oneshot,
+    },
     time::{Instant, error::Elapsed, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -268,6 +272,22 @@ impl Users {
     /// Returns the cached user, however old.
     pub(super) fn peek(&self, user: &str) -> Option<Arc<CachedUser>> {
         self.cache.peek(user).map(|entry| Arc::clone(&entry.user))
+    }
+
+    /// Drops erased users from the cache until the token is cancelled.
+    pub(super) async fn forget_erased(
+        &self,
+        erased: &Mutex<broadcast::Receiver<UserId>>,
+        stop: &CancellationToken,
+    ) {
+        let mut erased = erased.lock().await;
+        loop {
+            match stop.run_until_cancelled(erased.recv()).await {
+                Some(Ok(user)) => _ = self.cache.remove(user.as_str()),
+                Some(Err(RecvError::Lagged(_))) => self.cache.clear(),
+                Some(Err(RecvError::Closed)) | None => return,
+            }
+        }
     }
 
     /// Whether the breaker lets calls of the store through.

@@ -59,6 +59,14 @@ impl Client {
         self.send(self.request(Method::POST, path)?).await
     }
 
+    pub(super) async fn post_query<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        query: &impl Serialize,
+    ) -> Result<T, Exit> {
+        self.send(self.request(Method::POST, path)?.query(query)).await
+    }
+
     pub(super) async fn post_json<T: DeserializeOwned>(
         &self,
         path: &[&str],

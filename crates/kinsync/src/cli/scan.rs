@@ -70,8 +70,9 @@ impl Scanner {
             bar.set_message(progress_text(tally));
         };
         let stop = CancellationToken::new();
-        let run =
-            self.when_free(&bar, &stop, async || self.reconciler.run(mode.clone(), &progress, &stop).await);
+        let run = self.when_free(&bar, &stop, async || {
+            Box::pin(self.reconciler.run(mode.clone(), &progress, &stop)).await
+        });
         let stopped = async {
             _ = tokio::signal::ctrl_c().await;
             stop.cancel();

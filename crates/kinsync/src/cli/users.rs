@@ -1,4 +1,4 @@
-//! `kinsync users list|show|explain|export`
+//! `kinsync users list|show|explain|export|erase`
 
 use std::process::ExitCode;
 
@@ -43,6 +43,9 @@ pub(super) enum Command {
     /// Show every observation of a user, its outcome, and what the next scan would change
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Show),
+    /// Erase the personal data of a deleted user
+    #[command(after_help = super::erase::AFTER_HELP)]
+    Erase(super::erase::Args),
     /// Print everything that is stored about a user as JSON
     #[command(after_help = EXPORT_HELP)]
     Export(Export),
@@ -70,6 +73,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
         Command::List(list) => list.run::<UserPage>(),
         Command::Show(show) => show.run::<User>(UserPage::PATH),
         Command::Explain(args) => block_on(explain(args)),
+        Command::Erase(args) => block_on(super::erase::erase(args)),
         Command::Export(args) => block_on(export(args)),
     }
 }

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::{LinkByEmail, TombstoneEmail};
+use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, TombstoneEmail};
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
@@ -53,6 +53,41 @@ pub fn interval(text: &str) -> Result<Option<Duration>> {
     } else {
         duration(text).map(Some).map_err(|problem| format!("{problem}, or `off`"))
     }
+}
+
+/// A time in days, such as `30d`, or one as in [`duration`].
+fn age_of(text: &str) -> Result<Duration> {
+    let Some(days) = text.strip_suffix('d').map(str::trim) else { return duration(text) };
+    let days = count(days).map_err(|problem| format!("{problem}, such as `30d`"))?;
+    Ok(Duration::from_secs(days.saturating_mul(24 * 60 * 60)))
+}
+
+/// An age such as `30d`, or `off`.
+pub fn age(text: &str) -> Result<Option<Duration>> {
+    if text == "off" { Ok(None) } else { age_of(text).map(Some) }
+}
+
+/// How long entries of the event log are kept, such as `user.updated=90d,*=365d`, or `off`.
+pub fn retention(text: &str) -> Result<RetentionRules> {
+    let mut rules = RetentionRules::default();
+    if text == "off" {
+        return Ok(rules);
+    }
+    for rule in list(text) {
+        let (kind, age) = rule.split_once('=').ok_or("must be like `user.updated=90d,*=365d`, or `off`")?;
+        let age = age_of(age.trim())?;
+        if age < MIN_RETENTION {
+            return Err("must keep entries for at least 7d".into());
+        }
+        let known = match kind.trim() {
+            "*" => rules.others.replace(age),
+            kind => rules.by_kind.insert(kind.to_owned(), age),
+        };
+        if known.is_some() {
+            return Err("names a type twice".into());
+        }
+    }
+    Ok(rules)
 }
 
 /// A whole number, zero included.

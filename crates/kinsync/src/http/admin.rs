@@ -32,10 +32,12 @@ use crate::{
     app::AppState,
 };
 
+mod erase;
 mod export;
 mod organizations;
 mod replay;
 
+pub use erase::erase_user;
 pub use export::export_user;
 pub use organizations::{organization, organizations, role, roles};
 pub use replay::replay;

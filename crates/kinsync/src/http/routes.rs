@@ -90,6 +90,13 @@ fn of_operators() -> Vec<Route> {
         operator(
             Post,
             Action,
+            "/api/admin/users/{id}/erase",
+            "Erase the personal data of a deleted user, or report what that would remove",
+            admin::erase_user,
+        ),
+        operator(
+            Post,
+            Action,
             "/api/admin/users/{id}/check",
             "Read this user from Kinde again, soon",
             admin::check_user,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Every check, in this order: programs rely on it.
-const IDS: [&str; 32] = [
+const IDS: [&str; 33] = [
     "settings",
     "kinde.clock",
     "kinde.keys",
@@ -35,6 +35,7 @@ const IDS: [&str; 32] = [
     "mongodb.other_forms",
     "mongodb.refused_users",
     "mongodb.kept_values",
+    "log.growth",
     "data_dir.access",
     "data_dir.space",
     "data_dir.fsync",

@@ -16,6 +16,7 @@ mod dev;
 mod doctor;
 mod doctor_store;
 mod durability;
+mod erase;
 mod evidence;
 mod explain;
 mod export;

@@ -223,6 +223,15 @@ impl State {
         true
     }
 
+    /// Removes an entry that is not in the file any more, whether or not it was read.
+    pub(super) fn erase(&mut self, id: i64, bytes: u64) {
+        if !self.remove(id) && id > self.cursor {
+            self.unread = self.unread.saturating_sub(1);
+            self.bytes = self.bytes.saturating_sub(bytes);
+        }
+        self.ready.retain(|(ready, _)| *ready != id);
+    }
+
     /// The claimed entry can be claimed again from `at` on. Nothing happens if it is not claimed.
     pub(super) fn retry(&mut self, id: i64, at: Instant) {
         if self.held.get(&id).is_some_and(|held| matches!(held.phase, Phase::Claimed(_))) {

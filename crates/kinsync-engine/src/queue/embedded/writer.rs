@@ -14,13 +14,13 @@ use super::{
     Config, Shared, dead_letters,
     file::{self, Failure, PAGE, QueueFile},
     reserve::Reserve,
-    rows,
+    rows, search,
     state::entry_id,
     window::{self, Fingerprint, Window},
 };
 use crate::{
     clock::Clock,
-    queue::{Enqueued, Entry, Error, Payload},
+    queue::{Enqueued, Entry, Error, Matched, Payload, Search},
 };
 
 /// Most commands in one transaction.
@@ -55,6 +55,11 @@ pub(super) enum Command {
         id: i64,
         reply: Reply<()>,
     },
+    Search {
+        matcher: search::Shown,
+        search: Search,
+        reply: Reply<Matched>,
+    },
     /// A read failed.
     Repair {
         reply: Reply<()>,
@@ -75,6 +80,7 @@ impl Command {
 #[derive(Debug)]
 enum Outcome {
     Enqueued(Enqueued),
+    Matched(Matched),
     Done,
     Refused(Error),
 }
@@ -89,6 +95,8 @@ struct Effects {
     bytes: u64,
     received_at: Option<Micros>,
     set_aside: Vec<i64>,
+    /// Entries that were erased, with their sizes.
+    erased: Vec<(i64, u64)>,
     touches_dead_letters: bool,
 }
 
@@ -212,6 +220,12 @@ impl Writer {
                 Command::DeadLetter { letters, .. } => self.set_aside(letters, effects)?,
                 Command::RetryDeadLetter { id, .. } => self.retry_dead_letter(*id, effects)?,
                 Command::DropDeadLetter { id, .. } => self.drop_dead_letter(*id, effects)?,
+                Command::Search { matcher, search, .. } => {
+                    let found = search::run(self.file.sqlite(), &matcher.0, *search)?;
+                    effects.touches_dead_letters |= *search == Search::Remove;
+                    effects.erased.extend(found.removed);
+                    Outcome::Matched(found.matched)
+                }
                 Command::Repair { .. } | Command::Acked | Command::Close { .. } => Outcome::Done,
             };
             effects.outcomes.push(outcome);
@@ -324,6 +338,9 @@ impl Writer {
         for id in effects.set_aside {
             state.remove(id);
         }
+        for (id, bytes) in effects.erased {
+            state.erase(id, bytes);
+        }
         if let Some(Ok(dead_letters)) = dead_letters {
             state.set_dead_letters(dead_letters);
         }
@@ -337,10 +354,11 @@ impl Writer {
     fn answer(&mut self, commands: &mut Vec<Command>, outcomes: Vec<Outcome>) -> Option<oneshot::Sender<()>> {
         let mut closing = None;
         for (command, outcome) in commands.drain(..).zip(outcomes) {
+            let matched = if let Outcome::Matched(matched) = outcome { matched } else { Matched::default() };
             let done = match outcome {
                 Outcome::Refused(error) => Err(error),
                 Outcome::Enqueued(enqueued) => Ok(Some(enqueued)),
-                Outcome::Done => Ok(None),
+                Outcome::Done | Outcome::Matched(_) => Ok(None),
             };
             match command {
                 Command::Enqueue { reply, .. } => {
@@ -350,6 +368,12 @@ impl Writer {
                 | Command::RetryDeadLetter { reply, .. }
                 | Command::DropDeadLetter { reply, .. } => {
                     let _ = reply.send(done.map(drop));
+                }
+                Command::Search { search, reply, .. } => {
+                    if search == Search::Remove && done.is_ok() {
+                        self.scrub();
+                    }
+                    let _ = reply.send(done.map(|_| matched));
                 }
                 Command::Repair { reply } => {
                     let _ = reply.send(self.repair());
@@ -411,6 +435,23 @@ impl Writer {
         }) && let Err(error) = self.file.sqlite().execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
         {
             tracing::debug!(%error, "the file of the empty queue stays large");
+        }
+    }
+
+    /// Rewrites the file, so that it contains nothing that was removed. A large one stays as it is: its free pages may contain
+    /// removed entries until it is empty or the search is repeated.
+    fn scrub(&mut self) {
+        let pages = self.file.sqlite().pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
+        let is_small = pages.is_ok_and(|pages| {
+            pages.unsigned_abs() * u64::from(PAGE) <= LARGE + self.config.dead_letters.max_bytes
+        });
+        let rewrite = if is_small {
+            "VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"
+        } else {
+            "PRAGMA wal_checkpoint(TRUNCATE)"
+        };
+        if let Err(error) = self.file.sqlite().execute_batch(rewrite) {
+            tracing::warn!(%error, "the queue's file may still contain removed entries in free pages");
         }
     }
 

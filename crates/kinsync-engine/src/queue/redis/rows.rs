@@ -38,6 +38,11 @@ pub(super) fn dead_letter(id: &str, fields: &Value) -> Option<DeadLetter> {
     })
 }
 
+/// Returns the scheme and the payload of an entry or a dead letter.
+pub(super) fn content(fields: &Value) -> Option<(&str, &[u8])> {
+    Some((text(fields, "scheme")?, field(fields, "body")?))
+}
+
 /// Returns the ids that a stream can have.
 pub(super) fn valid(ids: &[EntryId]) -> Vec<&str> {
     ids.iter().filter(|id| is_valid(id)).map(EntryId::as_str).collect()

@@ -1,11 +1,11 @@
 //! The event log in SQL.
 
 use kinsync_core::Micros;
-use rusqlite::{Connection, OptionalExtension, Row, ToSql, params, types::FromSqlError};
+use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params, types::FromSqlError};
 
 use crate::{
     log_entry::SCHEMA,
-    store::{EventFilter, LogEntry, LogSource, Page, UserEntries},
+    store::{EventFilter, Kinds, LogEntry, LogSource, OldEntries, OldEntry, Page, UserEntries},
 };
 
 const COLUMNS: &str = "SELECT event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum \
@@ -21,22 +21,26 @@ pub(super) fn append(sqlite: &Connection, entries: &[LogEntry]) -> rusqlite::Res
     let mut insert = sqlite.prepare_cached(sql)?;
     let mut new = 0;
     for entry in entries {
-        let version = entry.version.as_ref().map(|version| serde_json::json!(version).to_string());
-        new += insert.execute(params![
-            entry.id,
-            entry.kind,
-            entry.user,
-            entry.source.as_str(),
-            version,
-            entry.at.map(|at| at.0),
-            entry.received_at.0,
-            entry.scheme,
-            entry.payload,
-            SCHEMA,
-            entry.checksum(),
-        ])?;
+        new += execute(&mut insert, entry)?;
     }
     Ok(new)
+}
+
+fn execute(statement: &mut Statement<'_>, entry: &LogEntry) -> rusqlite::Result<usize> {
+    let version = entry.version.as_ref().map(|version| serde_json::json!(version).to_string());
+    statement.execute(params![
+        entry.id,
+        entry.kind,
+        entry.user,
+        entry.source.as_str(),
+        version,
+        entry.at.map(|at| at.0),
+        entry.received_at.0,
+        entry.scheme,
+        entry.payload,
+        SCHEMA,
+        entry.checksum(),
+    ])
 }
 
 pub(super) fn one(sqlite: &Connection, event_id: &str) -> rusqlite::Result<Option<LogEntry>> {
@@ -56,6 +60,9 @@ pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Resul
     if let Some(user) = &filter.user {
         sql.push_str(" AND user = ?");
         parameters.push(user);
+    }
+    if filter.without_user {
+        sql.push_str(" AND user IS NULL");
     }
     if let Some(kind) = &filter.kind {
         sql.push_str(" AND type = ?");
@@ -113,6 +120,40 @@ pub(super) fn of_users(
         page.push(&user, entry);
     }
     Ok(page)
+}
+
+pub(super) fn replace(sqlite: &Connection, entries: &[LogEntry]) -> rusqlite::Result<()> {
+    let sql = "UPDATE events SET type = ?2, user = ?3, source = ?4, version = ?5, at = ?6, received_at = ?7, scheme = ?8, \
+               payload = ?9, schema = ?10, checksum = ?11 WHERE event_id = ?1";
+    let mut update = sqlite.prepare_cached(sql)?;
+    entries.iter().try_for_each(|entry| execute(&mut update, entry).map(|_| ()))
+}
+
+/// Lists entries by the index on the time of receipt, or on the type and that time.
+pub(super) fn old(sqlite: &Connection, filter: &OldEntries, limit: usize) -> rusqlite::Result<Vec<OldEntry>> {
+    let (is_of_kind, kinds) = match &filter.kinds {
+        Kinds::One(kind) => ("type = ?", vec![kind.clone()]),
+        Kinds::Except(kinds) => ("type NOT IN (SELECT value FROM json_each(?))", kinds.clone()),
+    };
+    let kinds = match &filter.kinds {
+        Kinds::One(_) => kinds.concat(),
+        Kinds::Except(_) => serde_json::json!(kinds).to_string(),
+    };
+    let (at, id) = filter.after.clone().unwrap_or((Micros(i64::MIN), String::new()));
+    let sql = format!(
+        "SELECT event_id, user, received_at FROM events WHERE {is_of_kind} AND received_at < ? \
+         AND (received_at, event_id) > (?, ?) ORDER BY received_at, event_id LIMIT ?"
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut select = sqlite.prepare_cached(&sql)?;
+    let read =
+        |row: &Row<'_>| Ok(OldEntry { id: row.get(0)?, user: row.get(1)?, received_at: Micros(row.get(2)?) });
+    select.query_map(params![kinds, filter.before.0, at.0, id, limit], read)?.collect()
+}
+
+pub(super) fn remove(sqlite: &Connection, ids: &[String]) -> rusqlite::Result<()> {
+    let mut delete = sqlite.prepare_cached("DELETE FROM events WHERE event_id = ?1")?;
+    ids.iter().try_for_each(|id| delete.execute([id]).map(|_| ()))
 }
 
 pub(super) fn count_of(sqlite: &Connection, user: &str) -> rusqlite::Result<u64> {

@@ -129,6 +129,20 @@ pub(super) fn touch(sqlite: &Connection) -> rusqlite::Result<()> {
     sqlite.prepare_cached(sql)?.execute([]).map(|_| ())
 }
 
+/// Moves the write-ahead log into the file and empties it, as soon as no reader needs it.
+pub(super) fn checkpoint(folder: &Path) -> Result<(), Error> {
+    let sqlite = connect(&path(folder), OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let is_busy = sqlite.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, bool>(0));
+    match is_busy {
+        Ok(false) => Ok(()),
+        Ok(true) => {
+            let source = "a reader needs the write-ahead log".into();
+            Err(Error::Unavailable { doing: "empty the write-ahead log", source })
+        }
+        Err(error) => Err(failure("empty the write-ahead log", error)),
+    }
+}
+
 fn path(folder: &Path) -> PathBuf {
     folder.join("kinsync.sqlite")
 }
@@ -162,6 +176,8 @@ fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, Error> {
         if flags.contains(OpenFlags::SQLITE_OPEN_READ_WRITE) {
             sqlite.pragma_update(None, "journal_mode", "wal")?;
             sqlite.pragma_update(None, "synchronous", "full")?;
+            // What is removed is overwritten with zeros.
+            sqlite.pragma_update(None, "secure_delete", true)?;
         }
         sqlite.set_prepared_statement_cache_capacity(32);
         Ok(())

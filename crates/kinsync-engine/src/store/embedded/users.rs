@@ -162,6 +162,18 @@ pub(super) fn ids(
     ids.collect()
 }
 
+pub(super) fn deleted_before(
+    sqlite: &Connection,
+    at: Micros,
+    after: &str,
+    limit: usize,
+) -> rusqlite::Result<Vec<UserId>> {
+    let sql = "SELECT id FROM users WHERE live = 0 AND id > ?1 AND json_extract(state, '$.deleted.t') < ?2 \
+               AND json_extract(state, '$.erased') IS NULL ORDER BY id LIMIT ?3";
+    let mut select = sqlite.prepare_cached(sql)?;
+    select.query_map((after, at.0, bound(limit)), id)?.collect()
+}
+
 pub(super) fn referring(
     sqlite: &Connection,
     ids: &[String],

@@ -198,6 +198,7 @@ struct Metadata<'a> {
     versions: Option<&'a RawArray>,
     at: Option<&'a RawDocument>,
     deleted: Option<Version>,
+    erased: Option<Version>,
     confirmed: Option<Version>,
     first: FirstVersions,
     last_seen: Option<Micros>,
@@ -232,6 +233,7 @@ impl<'a> Metadata<'a> {
                 "versions" => metadata.versions = value.as_array(),
                 "at" => metadata.at = value.as_document(),
                 "deleted" => metadata.deleted = value.as_document().and_then(version),
+                "erased" => metadata.erased = value.as_document().and_then(version),
                 "confirmed" => metadata.confirmed = value.as_document().and_then(version),
                 "firstEvent" => metadata.first.event = value.as_document().and_then(version),
                 "firstRead" => metadata.first.read = value.as_document().and_then(version),
@@ -309,6 +311,7 @@ impl<'a> Metadata<'a> {
         UserState {
             fields: state.fields,
             deleted: self.deleted,
+            erased: self.erased,
             confirmed: self.confirmed,
             first: self.first,
             last_seen: self.last_seen,

@@ -151,21 +151,27 @@ fn condition(value: Option<&Bson>) -> Bson {
 
 impl Plan {
     fn new(row: &Row, stored: &StoredDocument, keys: &Keys) -> Self {
+        let is_erased = row.state.erased.is_some();
         let mut plan = Self {
             // Keys of a newer kinsync stay owned: their values in the document are not the application's.
             owned: stored.owned.unknown(),
             unwritten: stored.unwritten.unknown(),
             kept: stored.kept,
-            replaced: stored.replaced.clone(),
-            newer_fields: stored.newer_fields.clone(),
             ..Self::default()
         };
+        if !is_erased {
+            plan.replaced = stored.replaced.clone();
+            plan.newer_fields = stored.newer_fields.clone();
+        }
         for key in DocumentKey::ALL.into_iter().filter(|key| keys.path(*key).is_some()) {
             let is_written = is_in_scope(row, keys, key);
             let shown = shown_in_scope(row, keys, key);
             match stored.owned.contains(key) {
-                // A null of Kinde does not remove what the application wrote instead.
-                true if is_written && stored.edited.contains(key) && is_nothing(row, keys, key) => {}
+                // A null of Kinde does not remove what the application wrote instead. An erasure does.
+                true if is_written
+                    && !is_erased
+                    && stored.edited.contains(key)
+                    && is_nothing(row, keys, key) => {}
                 true if is_written => plan.owned(key, shown),
                 true => {
                     plan.owned.insert(key);
@@ -327,6 +333,7 @@ fn metadata(row: &Row, keys: &Keys, mark: i64, plan: &Plan) -> RawDocumentBuf {
     }
     for (key, at) in [
         (cstr!("deleted"), &state.deleted),
+        (cstr!("erased"), &state.erased),
         (cstr!("confirmed"), &state.confirmed),
         (cstr!("firstEvent"), &state.first.event),
         (cstr!("firstRead"), &state.first.read),

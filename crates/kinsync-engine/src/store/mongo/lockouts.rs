@@ -75,7 +75,12 @@ fn statement(row: &Row) -> Option<RawDocumentBuf> {
     let suspended = row.state.fields.get(&Field::IsSuspended);
     let suspended = suspended.filter(|register| row.is_recorded || register.value == Value::Flag(true));
     let mut newest = RawDocumentBuf::new();
-    for (key, at) in [(cstr!("deleted"), &row.state.deleted), (cstr!("confirmed"), &row.state.confirmed)] {
+    let marks = [
+        (cstr!("deleted"), &row.state.deleted),
+        (cstr!("confirmed"), &row.state.confirmed),
+        (cstr!("erased"), &row.state.erased),
+    ];
+    for (key, at) in marks {
         if let Some(at) = at.as_ref().filter(|_| row.state.deleted.is_some()) {
             newest.append(key, comparable(at));
         }
@@ -133,6 +138,9 @@ fn decode_one(doc: &RawDocument) -> Result<(UserId, UserState), Error> {
     }
     let mut state =
         UserState { deleted: at("deleted")?, confirmed: at("confirmed")?, ..UserState::default() };
+    if let Some(deletion) = at("erased")? {
+        return Ok((id, UserState::erased(deletion)));
+    }
     if let Some(version) = at("suspended")? {
         let flag = doc.get_document("suspended").and_then(|found| found.get_bool("v"));
         let value = Value::Flag(flag.map_err(|_| unreadable())?);

@@ -88,6 +88,9 @@ impl Inner {
         if let Some(user) = &filter.user {
             query.insert("user", user);
         }
+        if filter.without_user {
+            query.insert("user", Bson::Null);
+        }
         if let Some(kind) = &filter.kind {
             query.insert("type", kind);
         }

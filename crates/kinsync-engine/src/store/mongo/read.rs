@@ -6,7 +6,7 @@ use std::{
 };
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
-use kinsync_core::{UserId, email};
+use kinsync_core::{Micros, UserId, email};
 use mongodb::{
     Collection,
     options::{Collation, FindOptions},
@@ -234,6 +234,16 @@ impl Inner {
     ) -> Result<Vec<UserId>, Error> {
         let query = doc! { indexes::REFERENCES: { "$in": ids } };
         self.ids_of("list users of an organization", query, after, limit).await
+    }
+
+    pub(super) async fn deleted_before(
+        &self,
+        at: Micros,
+        after: Option<&UserId>,
+        limit: usize,
+    ) -> Result<Vec<UserId>, Error> {
+        let query = doc! { "kinsync.deletedAt": { "$lt": at.0 }, "kinsync.erased": Bson::Null };
+        self.ids_of("list deleted users", query, after, limit).await
     }
 
     pub(super) async fn ids_of(

@@ -117,6 +117,29 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "store.retention",
+        env: "KINSYNC_RETENTION",
+        flag: "retention",
+        default: Some("off"),
+        example: "user.updated=90d,*=365d",
+        help: "How long entries of the event log are kept, by type, comma separated, at least 7d; `*` for all other types. Before old \
+               entries of a user are removed, one entry with what they say is written, so `kinsync rebuild` works as before; `off`: \
+               for ever",
+        set: |config, text| put(&mut config.store.retention, value::retention(text)),
+        ..ROW
+    },
+    Setting {
+        key: "store.erase_deleted_after",
+        env: "KINSYNC_ERASE_DELETED_AFTER",
+        flag: "erase-deleted-after",
+        default: Some("off"),
+        example: "30d",
+        help: "The time after the deletion of a user at which the personal data is erased, as by `kinsync users erase`; \
+               `off`: only on request",
+        set: |config, text| put(&mut config.store.erase_deleted_after, value::age(text)),
+        ..ROW
+    },
+    Setting {
         key: "store.refused_users",
         env: "KINSYNC_REFUSED_USERS",
         flag: "refused-users",

@@ -13,6 +13,7 @@ use crate::{
 };
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
+    erasure,
     queue::{DeadLetter, embedded},
     reconcile, refused_users,
     store::{EventFilter, Row},
@@ -59,9 +60,10 @@ async fn add_records(state: &AppState, user: &UserId, export: &mut UserExport) -
         export.has_lockout_record = row.is_recorded;
         export.state = Some(serde_json::to_value(&row.state).expect("a state is JSON"));
     }
-    let key = refused_users::key(user);
-    if let Some(saved) = store.state(&key).await? {
-        export.records.insert(key, saved.value);
+    for key in erasure::keys(user).into_iter().chain([refused_users::key(user)]) {
+        if let Some(saved) = store.state(&key).await? {
+            export.records.insert(key, saved.value);
+        }
     }
     let shared: Vec<String> = reconcile::state_keys().iter().map(|key| key.name.to_owned()).collect();
     let saved = store.states(&shared).await?;

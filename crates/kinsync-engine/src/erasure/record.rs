@@ -1,0 +1,178 @@
+//! Records of erasures: which users were erased, and which erasures are in progress.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
+
+use kinsync_core::{Micros, UserId};
+use serde::{Deserialize, Serialize};
+
+use super::subjects::Subjects;
+use crate::{
+    contention::{self, MAX_ROUNDS, pause},
+    known_users::Nothing,
+    store::{Error, Saved, Store},
+};
+
+const ERASED: &str = "erased/";
+
+const IN_PROGRESS: &str = "erasing/";
+
+/// Version of the format of both records.
+const FORMAT: u32 = 1;
+
+/// Time after which another process continues an erasure.
+const TAKE_OVER_AFTER: Duration = Duration::from_secs(30);
+
+/// Time after which everything is erased once more: what a process had read before the erasure and logged afterwards. Longer than
+/// the lease of a queued delivery.
+const SETTLED_AFTER: Duration = Duration::from_mins(10);
+
+/// What happens to the fields of the application in the document of the user.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ApplicationFields {
+    /// They stay.
+    #[default]
+    Keep,
+    /// They are removed.
+    Erase,
+}
+
+/// An erasure that is not over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct InProgress {
+    format: u32,
+    pub(super) requested_at: Micros,
+    /// Hashes of the addresses of the user.
+    pub(super) addresses: BTreeSet<String>,
+    pub(super) application_fields: ApplicationFields,
+    /// When everything was erased for the first time.
+    pub(super) completed_at: Option<Micros>,
+}
+
+impl InProgress {
+    pub(super) fn new(
+        addresses: BTreeSet<String>,
+        application_fields: ApplicationFields,
+        now: Micros,
+    ) -> Self {
+        Self { format: FORMAT, requested_at: now, addresses, application_fields, completed_at: None }
+    }
+
+    /// Returns the user in the form in which texts are searched.
+    pub(super) fn subjects(&self, user: &UserId) -> Subjects {
+        let mut subjects = Subjects::default();
+        subjects.add(user.clone(), self.addresses.iter().cloned());
+        subjects
+    }
+
+    /// Returns whether some process has to continue it, or to erase everything once more.
+    pub(super) fn is_due(&self, now: Micros) -> bool {
+        let (since, pause) = match self.completed_at {
+            Some(at) => (at, SETTLED_AFTER),
+            None => (self.requested_at, TAKE_OVER_AFTER),
+        };
+        u64::try_from(now.0.saturating_sub(since.0)).is_ok_and(|age| Duration::from_micros(age) >= pause)
+    }
+}
+
+/// Stores that the user is being erased, and with an earlier interrupted erasure what that one has found.
+pub(super) async fn begin(store: &dyn Store, user: &UserId, begun: InProgress) -> Result<InProgress, Error> {
+    put_erased(store, user, begun.requested_at).await?;
+    let key = format!("{IN_PROGRESS}{user}");
+    for round in 0..MAX_ROUNDS {
+        pause(round).await;
+        let saved = store.state(&key).await?;
+        let earlier = saved.as_ref().and_then(|saved| decode(&saved.value));
+        let mut next = begun.clone();
+        if let Some(earlier) = earlier {
+            next.addresses.extend(earlier.addresses);
+            next.application_fields = next.application_fields.max(earlier.application_fields);
+        }
+        let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
+        if store.put_state(&key, &value, saved.map_or(0, |saved| saved.revision)).await? {
+            return Ok(next);
+        }
+    }
+    Err(contention::error())
+}
+
+async fn put_erased(store: &dyn Store, user: &UserId, at: Micros) -> Result<(), Error> {
+    let value = serde_json::json!({ "format": FORMAT, "at": at });
+    // Exists already: the user was erased before.
+    store.put_state(&format!("{ERASED}{user}"), &value, 0).await.map(drop)
+}
+
+/// Marks an erasure as complete. It is repeated once, after a while.
+pub(super) async fn complete(
+    store: &dyn Store,
+    user: &UserId,
+    known: &InProgress,
+    now: Micros,
+) -> Result<(), Error> {
+    let key = format!("{IN_PROGRESS}{user}");
+    let Some(Saved { revision, .. }) = store.state(&key).await? else { return Ok(()) };
+    let next = InProgress { completed_at: Some(now), ..known.clone() };
+    let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
+    // After a concurrent change another process completes it.
+    store.put_state(&key, &value, revision).await.map(drop)
+}
+
+/// Removes the record of an erasure that is over.
+pub(super) async fn remove(store: &dyn Store, user: &UserId) -> Result<(), Error> {
+    let key = format!("{IN_PROGRESS}{user}");
+    match store.state(&key).await? {
+        Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
+        None => Ok(()),
+    }
+}
+
+/// Returns erasures that are not over, in the order of the users.
+pub(super) async fn in_progress(store: &dyn Store, limit: usize) -> Result<Vec<(UserId, InProgress)>, Error> {
+    let records = store.list_states(IN_PROGRESS, None, limit).await?;
+    let decoded = records.into_iter().filter_map(|(key, saved)| {
+        let user = UserId::parse(key.strip_prefix(IN_PROGRESS)?).ok()?;
+        Some((user, decode(&saved.value)?))
+    });
+    Ok(decoded.collect())
+}
+
+fn decode(value: &serde_json::Value) -> Option<InProgress> {
+    InProgress::deserialize(value).ok().filter(|known| known.format == FORMAT)
+}
+
+/// Returns the keys of the records of a user.
+pub fn keys(user: &UserId) -> [String; 2] {
+    [format!("{ERASED}{user}"), format!("{IN_PROGRESS}{user}")]
+}
+
+/// Finds erased users before anything about them is logged. Without erased users that costs one small read every 200 ms.
+#[derive(Debug, Default)]
+pub(crate) struct ErasedUsers(Nothing);
+
+impl ErasedUsers {
+    /// Returns those of these users that were erased. An erasure that began less than 200 ms ago may be missed: what is logged then
+    /// is erased when the row is loaded.
+    pub(crate) async fn among(
+        &self,
+        store: &dyn Store,
+        users: &HashSet<String>,
+    ) -> Result<HashSet<String>, Error> {
+        let is_any = async { Ok(!store.list_states(ERASED, None, 1).await?.is_empty()) };
+        if users.is_empty() || !self.0.or_some(is_any).await? {
+            return Ok(HashSet::new());
+        }
+        let users: Vec<&String> = users.iter().collect();
+        let keys: Vec<String> = users.iter().map(|user| format!("{ERASED}{user}")).collect();
+        let records = store.states(&keys).await?;
+        Ok(users
+            .into_iter()
+            .zip(records)
+            .filter(|(_, record)| record.is_some())
+            .map(|(user, _)| user.clone())
+            .collect())
+    }
+}

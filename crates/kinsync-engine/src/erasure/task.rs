@@ -1,0 +1,116 @@
+//! The part of each process in the erasures of all: its own queue, its caches, and the continuation of interrupted ones.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use kinsync_core::{Micros, UserId};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Eraser, Error, record};
+use crate::{
+    breaker::error_chain,
+    queue::{EntryId, Search},
+};
+
+/// Interval of the search for erasures: a cache must not show an erased user for more than a second.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// Erasures per search.
+const PAGE: usize = 500;
+
+/// Pause between two attempts to continue an erasure.
+const RETRY_EVERY: Duration = Duration::from_secs(30);
+
+/// Dead letters per read.
+const DEAD_LETTERS: usize = 100;
+
+/// What this process has done.
+#[derive(Default)]
+struct Done {
+    /// Erasures that this process knows, by the time of the request.
+    local: HashMap<UserId, Micros>,
+    tried: HashMap<UserId, Instant>,
+    dead_letters: bool,
+}
+
+impl Eraser {
+    /// Runs until `stop` is cancelled.
+    pub(crate) async fn run(&self, stop: &CancellationToken) {
+        let mut done = Done::default();
+        let mut failed = false;
+        loop {
+            let round = Box::pin(stop.run_until_cancelled(self.round(&mut done)));
+            match round.await {
+                None => return,
+                Some(Ok(())) => failed = false,
+                Some(Err(error)) if failed => {
+                    tracing::debug!(error = error_chain(&error), "an erasure failed again");
+                }
+                Some(Err(error)) => {
+                    failed = true;
+                    tracing::warn!(error = error_chain(&error), "an erasure failed; it is repeated");
+                }
+            }
+            let pause = if failed { RETRY_EVERY / 10 } else { EVERY };
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn round(&self, done: &mut Done) -> Result<(), Error> {
+        if !done.dead_letters {
+            self.drop_dead_letters().await?;
+            done.dead_letters = true;
+        }
+        let known = record::in_progress(&*self.store, PAGE).await?;
+        done.local.retain(|user, _| known.iter().any(|(known, _)| known == user));
+        for (user, progress) in known {
+            if done.local.get(&user) != Some(&progress.requested_at) {
+                self.in_queue(&progress.subjects(&user), Search::Remove).await?;
+                // Without a cache nothing reads it.
+                _ = self.erased.send(user.clone());
+                done.local.insert(user.clone(), progress.requested_at);
+            }
+            let is_pause_over = done.tried.get(&user).is_none_or(|at| at.elapsed() >= RETRY_EVERY);
+            if progress.is_due(self.clock.now()) && is_pause_over {
+                done.tried.insert(user.clone(), Instant::now());
+                let is_last = progress.completed_at.is_some();
+                let report =
+                    self.erase_all(vec![self.known(&user).await?], progress.application_fields).await?;
+                if is_last && report.refused.is_none() {
+                    record::remove(&*self.store, &user).await?;
+                    done.tried.remove(&user);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes dead letters of users that were erased while this process did not run.
+    async fn drop_dead_letters(&self) -> Result<(), Error> {
+        let mut after: Option<EntryId> = None;
+        let erased = record::ErasedUsers::default();
+        loop {
+            let page = self.queue.dead_letters(after.as_ref(), DEAD_LETTERS).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+            let named: Vec<(EntryId, HashSet<String>)> = page
+                .into_iter()
+                .map(|letter| {
+                    (letter.id, super::subjects::strings(letter.payload.as_deref().unwrap_or_default()))
+                })
+                .collect();
+            let all: HashSet<String> = named.iter().flat_map(|(_, names)| names).cloned().collect();
+            let erased = erased.among(&*self.store, &all).await?;
+            for (id, names) in named {
+                if !names.is_disjoint(&erased) {
+                    self.queue.drop_dead_letter(&id).await?;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Finds entries by their payload, to erase them.
+
+use redis::{Pipeline, Value, cmd};
+
+use super::{GROUP, Shared, rows};
+use crate::queue::{Error, Matched, Matcher, Search};
+
+/// Entries per read.
+const PAGE: usize = 500;
+
+impl Shared {
+    /// Reads every entry and every dead letter. A claimed entry is removed too: the ack of its consumer finds nothing.
+    pub(super) async fn search(&self, matcher: &Matcher, search: Search) -> Result<Matched, Error> {
+        Ok(Matched {
+            queued: self.search_stream(&self.keys.stream, matcher, search).await?,
+            dead_letters: self.search_stream(&self.keys.dead, matcher, search).await?,
+        })
+    }
+
+    async fn search_stream(&self, stream: &str, matcher: &Matcher, search: Search) -> Result<u64, Error> {
+        let (mut from, mut found) = ("-".to_owned(), 0);
+        loop {
+            let mut range = cmd("XRANGE");
+            range.arg(stream).arg(&from).arg("+").arg("COUNT").arg(PAGE);
+            let page: Vec<(String, Value)> = self.commands.run(&range).await?;
+            let Some((last, _)) = page.last() else { return Ok(found) };
+            from = format!("({last}");
+            let is_found =
+                |fields: &Value| rows::content(fields).is_some_and(|(scheme, body)| matcher(scheme, body));
+            let ids: Vec<&str> =
+                page.iter().filter(|(_, fields)| is_found(fields)).map(|(id, _)| id.as_str()).collect();
+            found += ids.len() as u64;
+            if search == Search::Remove && !ids.is_empty() {
+                let mut remove = Pipeline::new();
+                remove.atomic();
+                if stream == self.keys.stream {
+                    remove.cmd("XACK").arg(stream).arg(GROUP).arg(&ids);
+                }
+                remove.cmd("XDEL").arg(stream).arg(&ids);
+                self.commands.run_all::<Value>(&remove).await?;
+            }
+        }
+    }
+}
