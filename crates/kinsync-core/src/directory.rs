@@ -4,7 +4,10 @@
 //! the objects that the user refers to. It is a function from ids to registers, and its join is that of the registers: the
 //! order of arrival of a rename, a deletion and a change of the user does not matter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet, btree_map},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -242,22 +245,44 @@ impl Entry {
             former: self.former.clone(),
         }
     }
+
+    /// Returns whether [`Self::shown`] returns the same.
+    fn is_shown(&self) -> bool {
+        self.facts.keys().all(|fact| Fact::SHOWN.contains(fact))
+            && (self.present.is_none() || self.absent.is_some())
+    }
 }
 
 /// Organizations by code, roles and permissions by id.
+///
+/// Entries are shared: all members of an organization refer to the same few, and an entry is many times as large as a pointer.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(try_from = "Packed", into = "Packed")]
-pub struct Directory(BTreeMap<String, Entry>);
+pub struct Directory(BTreeMap<String, Arc<Entry>>);
+
+/// Equal entries of several directories, each once.
+#[derive(Debug, Default)]
+pub struct SharedEntries(HashSet<Arc<Entry>>);
+
+impl SharedEntries {
+    fn share(&mut self, entry: &mut Arc<Entry>) {
+        if let Some(known) = self.0.get(entry) {
+            entry.clone_from(known);
+        } else {
+            self.0.insert(Arc::clone(entry));
+        }
+    }
+}
 
 impl Directory {
     /// Returns the entry with this code or id.
     pub fn entry(&self, id: &str) -> Option<&Entry> {
-        self.0.get(id)
+        self.0.get(id).map(Arc::as_ref)
     }
 
     /// Returns the entries, sorted by code or id.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.0.iter().map(|(id, entry)| (id.as_str(), entry))
+        self.0.iter().map(|(id, entry)| (id.as_str(), &**entry))
     }
 
     /// Returns whether the directory has all of these entries.
@@ -268,8 +293,19 @@ impl Directory {
     /// Returns what user documents show of these entries.
     #[must_use]
     pub fn only<'a>(&self, ids: impl IntoIterator<Item = &'a String>) -> Self {
-        let entry = |id: &'a String| Some((id.clone(), self.entry(id)?.shown()));
+        let entry = |id: &'a String| Some((id.clone(), shown(self.0.get(id)?)));
         Self(ids.into_iter().filter_map(entry).collect())
+    }
+
+    /// Returns what user documents show of all entries.
+    #[must_use]
+    pub fn shown(&self) -> Self {
+        Self(self.0.iter().map(|(id, entry)| (id.clone(), shown(entry))).collect())
+    }
+
+    /// Replaces the entries by equal ones of other directories.
+    pub fn share(&mut self, shared: &mut SharedEntries) {
+        self.0.values_mut().for_each(|entry| shared.share(entry));
     }
 
     /// Returns whether nothing is known.
@@ -279,17 +315,30 @@ impl Directory {
 
     /// Adds what is known of one object.
     pub fn add(&mut self, id: &str, entry: Entry) {
-        let known = self.0.entry(id.to_owned()).or_default();
-        *known = std::mem::take(known).join(entry);
+        self.join_entry(id.to_owned(), Arc::new(entry));
     }
 
     /// Returns the join of two directories.
     #[must_use]
     pub fn join(mut self, other: Self) -> Self {
         for (id, entry) in other.0 {
-            self.add(&id, entry);
+            self.join_entry(id, entry);
         }
         self
+    }
+
+    /// Joins an entry, and shares it if the result equals it.
+    fn join_entry(&mut self, id: String, entry: Arc<Entry>) {
+        match self.0.entry(id) {
+            btree_map::Entry::Vacant(vacant) => {
+                vacant.insert(entry);
+            }
+            btree_map::Entry::Occupied(mut known) if **known.get() == *entry => drop(known.insert(entry)),
+            btree_map::Entry::Occupied(mut known) => {
+                let joined = Entry::clone(known.get()).join(Entry::clone(&entry));
+                known.insert(if joined == *entry { entry } else { Arc::new(joined) });
+            }
+        }
     }
 
     /// Returns the key of a role or a permission; the id itself if it is not known.
@@ -307,6 +356,11 @@ impl Directory {
         let existed = |id: &&String| self.entry(id).is_none_or(|entry| !entry.is_absent_at(version));
         ids.into_iter().filter(existed).map(|id| self.key(id)).collect()
     }
+}
+
+/// Returns what user documents show of an entry, shared if that is all of it.
+fn shown(entry: &Arc<Entry>) -> Arc<Entry> {
+    if entry.is_shown() { Arc::clone(entry) } else { Arc::new(entry.shown()) }
 }
 
 impl FromIterator<(String, Entry)> for Directory {
@@ -353,6 +407,7 @@ impl From<Directory> for Packed {
         let mut position = |version| versions.position(version);
         let mut entries = Vec::with_capacity(directory.0.len());
         for (id, entry) in directory.0 {
+            let entry = Arc::unwrap_or_clone(entry);
             let fact =
                 |(fact, Register { version, value })| PackedFact { fact, at: position(version), value };
             let facts = entry.facts.into_iter().map(fact).collect();
@@ -383,7 +438,7 @@ impl TryFrom<Packed> for Directory {
                 listed_since: entry.listed_since.map(version).transpose()?,
                 former: entry.former,
             };
-            Ok((entry.id, registers))
+            Ok((entry.id, Arc::new(registers)))
         };
         entries.into_iter().map(entry).collect::<Result<BTreeMap<_, _>, Self::Error>>().map(Self)
     }

@@ -41,7 +41,7 @@ pub mod email;
 
 pub mod document;
 
-pub use directory::{Directory, Entry, Fact};
+pub use directory::{Directory, Entry, Fact, SharedEntries};
 pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value};
 pub use ids::UserId;

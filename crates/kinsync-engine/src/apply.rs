@@ -259,7 +259,7 @@ async fn apply_deltas(
         if is_dated && round == 0 {
             scans.watermarks = ScanWatermarks::load(store).await?;
         }
-        scans.directory = directory::load(store, references(&rows, &deltas)).await?;
+        scans.directory = directory::load(store, references(&rows, &deltas)).await?.shown();
         if round == 0 {
             first_read = scans.directory.clone();
         }

@@ -1,8 +1,8 @@
 //! The directory: any order of observations has one result, and a deletion holds against older observations.
 
 use kinsync_core::{
-    Directory, Entry, Fact, Field, Memberships, Micros, Organization, Profile, UserState, Value, Version,
-    What,
+    Directory, Entry, Fact, Field, Memberships, Micros, Organization, Profile, SharedEntries, UserState,
+    Value, Version, What,
 };
 use proptest::{collection::vec, prelude::*};
 
@@ -197,4 +197,28 @@ fn permissions_of_roles_are_no_whole_list_while_those_of_the_member_are_unknown(
         let of_roles = memberships.permissions_of_roles(code, &directory);
         assert_eq!(of_roles.into_iter().collect::<Vec<_>>(), ["org_a"]);
     }
+}
+
+#[test]
+fn directories_with_equal_entries_share_them() {
+    let decoded = || {
+        let role = Entry::observed([(Fact::Key, Value::from("admin"))], &at(1)).shown();
+        Directory::from_iter([("role".to_owned(), role)])
+    };
+    let is_same = |one: &Directory, other: &Directory| {
+        let entry = |directory: &Directory| std::ptr::from_ref(directory.entry("role").expect("there"));
+        entry(one) == entry(other)
+    };
+    let (mut one, mut other) = (decoded(), decoded());
+    assert!(!is_same(&one, &other));
+    let mut shared = SharedEntries::default();
+    one.share(&mut shared);
+    other.share(&mut shared);
+    assert!(is_same(&one, &other));
+    assert!(is_same(&one, &one.clone()));
+    assert!(is_same(&one, &one.only(&["role".to_owned()])), "nothing is left out");
+    assert!(is_same(&one, &decoded().join(one.clone())), "the join equals it");
+    let renamed = Entry::observed([(Fact::Key, Value::from("owner"))], &at(2)).shown();
+    let renamed = Directory::from_iter([("role".to_owned(), renamed)]);
+    assert!(is_same(&renamed, &one.join(renamed.clone())), "the join equals the newer one");
 }

@@ -39,7 +39,7 @@ pub(super) async fn spread_concurrent_changes(
     let rows: Vec<&Row> =
         written.iter().map(|(row, _)| row).filter(|row| referring.contains(&row.id)).collect();
     let ids: BTreeSet<String> = rows.iter().flat_map(|row| row.state.references()).collect();
-    let directory = directory::load(store, ids.clone()).await?;
+    let directory = directory::load(store, ids.clone()).await?.shown();
     if directory == first_read.only(&ids) {
         return Ok(());
     }

@@ -336,13 +336,16 @@ impl Inner {
         let mut unproven = too_recent.users.clone();
         unproven.extend(removals.users());
         let compared = options.scan.map(|(_, scan)| ComparedRows { scan, comparison, revisions });
-        unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
         let first_fields = seen.first().map(|seen| seen.profile.iter().map(|(field, _)| field));
         let is_in_all = |field: &Field| seen.iter().all(|seen| seen.profile.value(*field).is_some());
+        let fields = first_fields.map(|fields| fields.filter(is_in_all).collect());
+        // The repair loads the rows again.
+        drop((rows, seen));
+        unproven.extend(self.repair_compared(observations, differing, compared.as_ref(), &mut tally).await?);
         Ok(Compared {
             tally,
             listed: if options.remembers { ids.iter().map(hash).collect() } else { Vec::new() },
-            fields: first_fields.map(|fields| fields.filter(is_in_all).collect()),
+            fields,
             second_reads,
             too_recent,
             unproven,

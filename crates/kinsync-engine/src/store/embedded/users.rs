@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use kinsync_core::{Micros, RowMetadata, Source, UserId, UserState};
+use kinsync_core::{Micros, RowMetadata, SharedEntries, Source, UserId, UserState};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Params, named_params,
     types::{FromSqlError, Type},
@@ -29,8 +29,16 @@ const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, e
 
 pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
-    // A row that cannot be decoded is refused when it is written, and must not stop the others.
-    ids.iter().map(|id| select.query_row([id.as_str()], readable).optional().map(Option::flatten)).collect()
+    let mut shared = SharedEntries::default();
+    let mut one = |id: &UserId| {
+        // A row that cannot be decoded is refused when it is written, and must not stop the others.
+        let mut row = select.query_row([id.as_str()], readable).optional()?.flatten();
+        if let Some(row) = &mut row {
+            row.state.directory.share(&mut shared);
+        }
+        Ok(row)
+    };
+    ids.iter().map(&mut one).collect()
 }
 
 /// Decodes a row; `None` if it cannot be decoded.

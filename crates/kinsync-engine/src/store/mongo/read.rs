@@ -6,7 +6,7 @@ use std::{
 };
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
-use kinsync_core::{Micros, UserId, email};
+use kinsync_core::{Micros, SharedEntries, UserId, email};
 use mongodb::{
     Collection,
     options::{Collation, FindOptions},
@@ -79,7 +79,14 @@ impl Inner {
         for attempt in 0.. {
             let known = self.mappings.known();
             let find = self.by_kinde_id(ids.iter().map(UserId::as_str)).projection(known.projection());
-            let read = move |doc: &RawDocument| decode::document(doc, &known);
+            let mut shared = SharedEntries::default();
+            let read = move |doc: &RawDocument| {
+                let mut found = decode::document(doc, &known);
+                if let Some(Decoded::Row(row)) = &mut found {
+                    row.state.directory.share(&mut shared);
+                }
+                found
+            };
             let found = self.find(LOAD_USERS, &self.users, find, read).await?;
             if attempt > 0 || !found.iter().any(|found| matches!(found, Decoded::UnknownMapping)) {
                 return Ok(found);
@@ -306,7 +313,7 @@ impl Inner {
         doing: &'static str,
         collection: &Collection<RawDocumentBuf>,
         find: Find,
-        read: impl Fn(&RawDocument) -> Option<T> + Send + 'static,
+        mut read: impl FnMut(&RawDocument) -> Option<T> + Send + 'static,
     ) -> Result<Vec<T>, Error> {
         let collection = collection.clone();
         let Find { filter, mut options, limit } = find;
