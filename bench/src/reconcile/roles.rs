@@ -10,7 +10,8 @@ use crate::report::{Report, Row, Target, Unit};
 use crate::work::Work;
 
 const DATABASE: &str = "roles";
-const SETTINGS: &[(&str, &str)] = &[("KINSYNC_RECONCILE_ROLES", "true")];
+/// No reads of the permissions of single members: without a limit they would be two requests for each member with a role.
+const SETTINGS: &[(&str, &str)] = &[("KINSYNC_RECONCILE_ROLES", "true"), ("KINSYNC_PERMISSION_READS", "0")];
 const MEMBERS: u64 = 200;
 const MEMBERSHIPS: u64 = 2;
 const ROLES: u64 = 20;

@@ -344,6 +344,8 @@ enum Kind {
     EmptyList,
     /// Members: no role of any member.
     NoRoles,
+    /// Search: no property of any user.
+    NoProperties,
     /// Lists: repeat the page.
     RepeatedNextToken,
     /// Lists: start the next page too early or too late (by).

@@ -175,6 +175,8 @@ pub enum FaultKind {
     },
     /// Members of an organization: the list contains no role of any member.
     NoRoles,
+    /// Search for users: the results contain no property of any user.
+    NoProperties,
     /// Users and members: responds with the state of `lag` ago, at most `delivery.log` changes back. The deletion of an
     /// organization, a role or a permission has no earlier state.
     StaleReplica {
@@ -319,14 +321,15 @@ impl Faults {
     pub(crate) fn on_page(&mut self, route: &str) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {
             use FaultKind::{
-                EmptyList, EmptyPage, EndlessTokens, NoRoles, PaginationDrift, RepeatedNextToken,
-                StaleReplica,
+                EmptyList, EmptyPage, EndlessTokens, NoProperties, NoRoles, PaginationDrift,
+                RepeatedNextToken, StaleReplica,
             };
             matches!(
                 kind,
                 EmptyList
                     | EmptyPage
                     | EndlessTokens
+                    | NoProperties
                     | NoRoles
                     | RepeatedNextToken
                     | PaginationDrift { .. }

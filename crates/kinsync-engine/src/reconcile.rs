@@ -18,6 +18,7 @@ mod compare;
 mod deletions;
 mod directory;
 pub(crate) mod gauges;
+mod last_comparison;
 mod lease;
 #[cfg(test)]
 mod lease_model;
@@ -42,7 +43,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     budget::Thresholds,
-    memberships::{MAX_ORGANIZATIONS, MAX_READS, MembershipTally},
+    memberships::{MAX_ORGANIZATIONS, MembershipTally},
     properties::{ALL as ALL_PROPERTIES, PropertyConfig, PropertyTally},
     records::{is_held, state_keys},
 };
@@ -83,7 +84,10 @@ pub struct Config {
     pub name: String,
     /// Whether scans and checks compare the roles of members too.
     pub roles: bool,
-    /// Members with permissions that a scan reads, with two requests for each.
+    /// Shortest interval between two scans that compare them; zero: each scan does.
+    pub roles_every: Duration,
+    /// Members with permissions that a scan reads, with two requests for each. The next scan finds the others again. One role that 50,000
+    /// members have lost would otherwise cost 100,000 requests at once, hours at the rate that Kinde allows.
     pub member_reads: usize,
     /// Which properties of users scans compare.
     pub properties: PropertyConfig,
@@ -99,7 +103,8 @@ impl Default for Config {
             lease: Duration::from_secs(30),
             name: format!("process {}", std::process::id()),
             roles: false,
-            member_reads: MAX_READS,
+            roles_every: Duration::ZERO,
+            member_reads: 1000,
             properties: PropertyConfig::default(),
         }
     }
@@ -284,10 +289,7 @@ impl Reconciler {
             _ => Some(parts.delete_absent(run, &mut scanned, &approved).await?),
         };
         parts.remove_members(run, &mut scanned, &approved).await?;
-        if parts.config.roles {
-            let found = parts.compare_members(run, &mut scanned, &approved, progress).await?;
-            run.memberships = Some(found);
-        }
+        run.memberships = parts.compare_members(run, &mut scanned, &approved, progress).await?;
         run.properties = parts.compare_properties(run, &mut scanned, progress).await?;
         parts.keep_held(run, &scanned.held).await?;
         if run.writes().is_some() {

@@ -160,6 +160,10 @@ pub struct Reconcile {
     pub page_size: u32,
     /// Whether scans compare the roles of members too.
     pub roles: bool,
+    /// The shortest interval between two scans that do; zero: each scan does.
+    pub roles_every: Duration,
+    /// Members with unknown permissions that a scan reads.
+    pub permission_reads: u64,
     /// Keys of the properties of users that are mirrored, or `*`.
     pub properties: Vec<String>,
     /// The shortest interval between two comparisons of properties.

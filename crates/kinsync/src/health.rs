@@ -419,6 +419,7 @@ impl Problems {
             last_run: latest.map(|run| run.id.clone()),
             seconds_since_last_run: latest.map(|run| age(run.started_at, now)),
             missed_by_webhook: latest.map(|run| run.tally.missed()),
+            unknown_permissions: latest.and_then(|run| Some(run.memberships.as_ref()?.unknown_permissions)),
             webhook_silence: status.silent_webhook.as_ref().map(Into::into),
             last_error: status.failure.as_deref().map(|failure| self.cause(Some(failure))),
         })

@@ -378,6 +378,11 @@ pub const METRICS: &[Metric] = &[
         help: "Members of these organizations; a user counts in each of its organizations",
     },
     Metric {
+        name: "kinsync_members_with_unknown_permissions",
+        kind: Kind::Gauge,
+        help: "Members with permissions that are still unknown after the last scan, because it reads those of a limited number of members",
+    },
+    Metric {
         name: "kinsync_memberships_in_drift",
         kind: Kind::Gauge,
         help: "Members that differed in the last scan: `changed` (missed by events) or `filled_in` (roles were unknown)",

@@ -66,6 +66,9 @@ impl Inner {
         for ids in users.chunks(CHUNK).filter(|_| self.config.roles) {
             self.check_members(ids, term, &mut checked.tally).await?;
         }
+        for ids in users.chunks(CHUNK) {
+            self.check_properties(ids, term, &mut checked.tally).await?;
+        }
         if term.is_some() && self.config.roles {
             // The reads may have named a role for the first time.
             self.spread.walk_all().await?;

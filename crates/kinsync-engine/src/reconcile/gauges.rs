@@ -23,6 +23,7 @@ pub(super) fn export(latest: Option<&Run>, directory_records: u64) {
     gauge!("kinsync_roles_compared").set(f64::from(u8::from(found.not_compared.is_none())));
     gauge!("kinsync_organizations").set(found.organizations as f64);
     gauge!("kinsync_memberships").set(found.members as f64);
+    gauge!("kinsync_members_with_unknown_permissions").set(found.unknown_permissions as f64);
     for (kind, members) in [("changed", found.changed), ("filled_in", found.filled_in)] {
         gauge!("kinsync_memberships_in_drift", "kind" => kind).set(members as f64);
     }

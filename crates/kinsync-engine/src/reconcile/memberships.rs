@@ -9,6 +9,7 @@
 //! written alone, and the next scan finds the members with permissions that are older than the roles.
 
 mod lost_roles;
+mod reasons;
 mod seen;
 
 #[cfg(test)]
@@ -23,17 +24,20 @@ use kinde::{
 use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::seen::memberships;
 use self::{
     lost_roles::LostRoles,
     seen::{Seen, sorted},
+};
+pub(super) use self::{
+    reasons::{also, not_compared},
+    seen::memberships,
 };
 use super::{
     Error, Inner, Progress,
     compare::drift,
     deletions::Approved,
     directory::Lists,
-    record::{DriftKind, Run, Tally},
+    record::{DriftKind, Run, RunMode, Tally},
     scan::Scanned,
     single_reads::is_about_one,
 };
@@ -43,9 +47,12 @@ use crate::{
     pending_checks::PendingChecks,
     scan_watermark::{ScanNumber, is_compared},
     snapshot,
-    state_records::Term,
+    state_records::{Key, Term},
     store::Row,
 };
+
+/// Record of the last comparison.
+pub(super) const KEY: Key = Key::new("reconcile.roles", "the next scan compares the roles of members");
 
 /// Organizations above which roles are not compared: each costs at least one request per scan.
 pub const MAX_ORGANIZATIONS: usize = 10_000;
@@ -53,12 +60,6 @@ pub const MAX_ORGANIZATIONS: usize = 10_000;
 const MAX_DIFFERING: usize = 1000;
 /// Members with other roles that are written together, after a read of their permissions.
 const REPAIRED_TOGETHER: usize = 100;
-/// Members with permissions that a scan reads, with two requests for each. The next scan finds the others again. One role that 50,000
-/// members have lost would otherwise cost 100,000 requests at once, hours at the rate that Kinde allows.
-pub const MAX_READS: usize = 1000;
-/// Reasons of a run that are kept.
-const MAX_REASONS: usize = 5;
-const MORE: &str = "; the log has more";
 
 /// What a scan compared of the roles of members.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -75,6 +76,8 @@ pub struct MembershipTally {
     pub filled_in: u64,
     /// Organizations, roles and permissions that differed from what was stored.
     pub directory_changed: u64,
+    /// Members with permissions that are still unknown: the limit of reads per scan left them to the next ones, or a read failed.
+    pub unknown_permissions: u64,
     /// Why roles were not compared, or not all, with the next step: the first reasons of the run, separated by `; `.
     pub not_compared: Option<String>,
 }
@@ -98,8 +101,6 @@ struct Comparison<'a> {
     due: Vec<Unread>,
     /// Reads of members that are left.
     reads: usize,
-    /// Members with permissions that this scan does not read.
-    postponed: usize,
 }
 
 impl Comparison<'_> {
@@ -113,17 +114,29 @@ impl Comparison<'_> {
         if self.due.len() < self.reads {
             self.due.push(self.unread(seen));
         } else {
-            self.postponed += 1;
+            self.found.unknown_permissions += 1;
         }
+    }
+
+    /// Returns what a write of these rows has to know of the scan; `None` in a dry run.
+    fn rows(&self, scanned: &Scanned, revisions: HashMap<UserId, i64>) -> Option<ComparedRows> {
+        let (scan, comparison) = (ScanNumber(scanned.number), scanned.last_comparison);
+        self.run.writes().map(|_| ComparedRows { scan, comparison, revisions })
     }
 
     /// Returns as many members as may still be read.
     fn draw_reads(&mut self, mut unread: Vec<Unread>) -> Vec<Unread> {
-        self.postponed += unread.len().saturating_sub(self.reads);
+        self.found.unknown_permissions += unread.len().saturating_sub(self.reads) as u64;
         unread.truncate(self.reads);
         self.reads -= unread.len();
         unread
     }
+}
+
+/// Returns the revision of a row that the scan has compared. The write of a repair leaves it compared: otherwise the next scan would
+/// mark it again.
+fn compared_revision(row: &Row) -> Option<(UserId, i64)> {
+    is_compared(&row.metadata).then(|| (row.id.clone(), row.revision))
 }
 
 /// Returns the permissions that a member has apart from roles. What a role gives is not kept as the member's own: it would
@@ -146,36 +159,43 @@ pub(super) fn lacks_scope(error: &management::Error) -> bool {
     matches!(error, MissingScope { .. } | Unauthorized { .. })
 }
 
-/// Adds a reason why something was not compared. Keeps the first ones: the later ones are in the log.
-pub(super) fn also(reasons: &mut Option<String>, reason: &str) {
-    tracing::warn!(reason, "organizations or roles are not all compared");
-    let Some(known) = reasons else {
-        *reasons = Some(reason.to_owned());
-        return;
-    };
-    if known.split("; ").count() < MAX_REASONS && !known.contains(reason) {
-        known.push_str("; ");
-        known.push_str(reason);
-    } else if !known.contains(reason) && !known.ends_with(MORE) {
-        known.push_str(MORE);
-    }
-}
-
-/// Returns why roles are not all compared.
-pub(super) fn not_compared(error: &management::Error) -> String {
-    format!("roles are not compared: {}", crate::breaker::error_chain(error))
-}
-
 fn skipped(row: &Row, organization: &str, error: &management::Error) {
     let error = crate::breaker::error_chain(error);
     tracing::warn!(user = row.id.as_str(), organization, error, "the roles of a member cannot be read");
 }
 
 impl Inner {
-    /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs.
-    /// A failure of Kinde here is no failure of the run, which has compared all users: the result names the reason, and the
-    /// next scan compares the roles again.
+    /// Compares the roles of members if that is due; `None` if it is not. A failure of Kinde here is no failure of the run, which has
+    /// compared all users: the result names the reason, and the next scan compares the roles again.
     pub(super) async fn compare_members(
+        &self,
+        run: &Run,
+        scanned: &mut Scanned,
+        approved: &Approved,
+        progress: Progress<'_>,
+    ) -> Result<Option<MembershipTally>, Error> {
+        if !self.config.roles || !self.are_roles_due(run).await? {
+            return Ok(None);
+        }
+        // A pointer, because the future is large.
+        let found = Box::pin(self.compare_all_members(run, scanned, approved, progress)).await?;
+        if found.not_compared.is_none() {
+            self.ended_comparison(&KEY, &[], run).await?;
+        }
+        Ok(Some(found))
+    }
+
+    /// Returns whether this run compares roles. An approval is about them too, and a requested scan may be about an event of a role.
+    async fn are_roles_due(&self, run: &Run) -> Result<bool, Error> {
+        let (last, every) = (self.last_comparison(&KEY).await?, self.config.roles_every);
+        if run.mode != RunMode::Reconcile || last.is_due(&[], every, run.started_at) {
+            return Ok(true);
+        }
+        Ok(self.retry_store(|| PendingChecks::load(&*self.store)).await?.scan.is_some())
+    }
+
+    /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs.
+    async fn compare_all_members(
         &self,
         run: &Run,
         scanned: &mut Scanned,
@@ -194,22 +214,13 @@ impl Inner {
             not_compared: lists.not_compared.clone(),
             ..MembershipTally::default()
         };
-        let (due, reads, postponed) = (Vec::new(), self.config.member_reads, 0);
-        let mut comparison = Comparison { run, approved, lists: &lists, found, due, reads, postponed };
+        let (due, reads) = (Vec::new(), self.config.member_reads);
+        let mut comparison = Comparison { run, approved, lists: &lists, found, due, reads };
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
-        let postponed = comparison.postponed;
         let mut found = comparison.found;
         match outcome {
             Err(Error::Kinde(error)) => also(&mut found.not_compared, &not_compared(&error)),
             outcome => outcome?,
-        }
-        if postponed > 0 {
-            let reason = format!(
-                "the permissions of {postponed} members are not compared: a scan reads those of {} members, and the next \
-                 scans continue",
-                self.config.member_reads
-            );
-            also(&mut found.not_compared, &reason);
         }
         Ok(found)
     }
@@ -236,12 +247,28 @@ impl Inner {
             }
             progress(&scanned.tally);
         }
-        let (term, due) = (comparison.run.writes(), std::mem::take(&mut comparison.due));
+        let due = std::mem::take(&mut comparison.due);
         for unread in comparison.draw_reads(due).chunks(REPAIRED_TOGETHER) {
-            let read = self.permissions_of(unread.to_vec(), term).await?;
-            self.repair(read, Vec::new(), term.is_none(), &mut scanned.tally).await?;
+            self.read_due(unread, comparison, scanned).await?;
         }
         Ok(())
+    }
+
+    /// Reads the permissions of these members, and stores them.
+    async fn read_due(
+        &self,
+        unread: &[Unread],
+        comparison: &mut Comparison<'_>,
+        scanned: &mut Scanned,
+    ) -> Result<(), Error> {
+        let users: Vec<UserId> = unread.iter().map(|unread| unread.user.clone()).collect();
+        let rows = self.retry_store(|| self.store.load(&users)).await?;
+        let revisions = rows.iter().flatten().filter_map(compared_revision).collect();
+        drop(rows);
+        let read = self.permissions_of(unread.to_vec(), comparison.run.writes()).await?;
+        comparison.found.unknown_permissions += unread.len().saturating_sub(read.len()) as u64;
+        let compared = comparison.rows(scanned, revisions);
+        self.repair_compared(read, Vec::new(), compared.as_ref(), &mut scanned.tally).await.map(|_| ())
     }
 
     /// Compares the members of one organization. Those that differ are compared again after a second list of the roles.
@@ -325,9 +352,7 @@ impl Inner {
         for (seen, row) in members.iter().zip(&rows) {
             let Some((kind, repair)) = seen.compare(row.as_ref()) else { continue };
             repairs.push(repair);
-            // The row stays compared: otherwise the next scan would mark it again.
-            let is_marked = |row: &&Row| is_compared(&row.metadata);
-            revisions.extend(row.as_ref().filter(is_marked).map(|row| (row.id.clone(), row.revision)));
+            revisions.extend(row.as_ref().and_then(compared_revision));
             if kind == DriftKind::FilledIn {
                 comparison.found.filled_in += 1;
                 unlisted.push(seen.clone());
@@ -344,12 +369,11 @@ impl Inner {
             }
         }
         let unread = comparison.draw_reads(unread);
-        repairs.extend(self.permissions_of(unread, comparison.run.writes()).await?);
-        let compared = comparison.run.writes().map(|_| ComparedRows {
-            scan: ScanNumber(scanned.number),
-            comparison: scanned.last_comparison,
-            revisions,
-        });
+        let wanted = unread.len();
+        let read = self.permissions_of(unread, comparison.run.writes()).await?;
+        comparison.found.unknown_permissions += wanted.saturating_sub(read.len()) as u64;
+        repairs.extend(read);
+        let compared = comparison.rows(scanned, revisions);
         self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
         self.add_unlisted(&unlisted, comparison).await
     }
@@ -467,23 +491,5 @@ impl Inner {
         };
         let at = snapshot::sent_at(&roles.timing);
         Ok(Some(Seen { user: row.id.clone(), membership, role_keys, at }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{MAX_REASONS, also};
-
-    #[test]
-    fn a_later_reason_does_not_replace_an_earlier_one() {
-        let mut reasons = None;
-        also(&mut reasons, "no scope");
-        also(&mut reasons, "no answer");
-        also(&mut reasons, "no scope");
-        assert_eq!(reasons.as_deref(), Some("no scope; no answer"));
-        (0..20).for_each(|n| also(&mut reasons, &format!("org_{n}")));
-        let reasons = reasons.expect("kept");
-        assert_eq!(reasons.split("; ").count(), MAX_REASONS + 1);
-        assert!(reasons.ends_with("; the log has more"), "{reasons}");
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Kinde sends no event when a property changes, and only its search lists the properties of all users. A scan therefore reads that
 //! list too, at an interval of its own. A read determines every property of the settings: one that it does not list has no value.
+//! Single reads of some users have to confirm the values that a page of the list lacks.
+
+mod single;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error, Inner, Progress,
     compare::drift,
+    memberships::lacks_scope,
     record::{DriftKind, Run, RunMode},
     scan::Scanned,
 };
@@ -22,7 +26,7 @@ use crate::{
     apply::ComparedRows,
     scan_watermark::{ScanNumber, is_compared},
     snapshot,
-    state_records::{self, Key},
+    state_records::Key,
     store::Row,
 };
 
@@ -60,22 +64,6 @@ pub struct PropertyTally {
     pub not_compared: Option<String>,
 }
 
-/// The last complete comparison.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct LastComparison {
-    keys: Vec<String>,
-    began: Option<Micros>,
-}
-
-impl LastComparison {
-    fn is_due(&self, config: &PropertyConfig, now: Micros) -> bool {
-        let every = i64::try_from(config.every.as_micros()).unwrap_or(i64::MAX);
-        let is_recent = |began: Micros| (0..every).contains(&now.0.saturating_sub(began.0));
-        self.keys != config.keys || !self.began.is_some_and(is_recent)
-    }
-}
-
 /// The properties of a user, as listed.
 struct Listed {
     user: UserId,
@@ -93,6 +81,13 @@ impl Listed {
         };
         let values = values.into_iter().filter_map(|(key, value)| Some((key, value.into_value()?)));
         Some(Self { user: id, values: values.collect() })
+    }
+
+    /// Returns the keys with a value in the document and none in the list.
+    fn lacks(&self, row: Option<&Row>, keys: &BTreeSet<String>) -> Vec<String> {
+        let shown = row.and_then(|row| row.state.properties()).into_iter().flat_map(Properties::values);
+        let lacking = shown.map(|(key, _)| key).filter(|key| keys.contains(*key));
+        lacking.filter(|key| !self.values.contains_key(*key)).map(ToOwned::to_owned).collect()
     }
 
     /// Returns the observation of the properties that differ; `None` if the join changes nothing, and for a user that is not
@@ -134,8 +129,8 @@ impl Inner {
         progress: Progress<'_>,
     ) -> Result<Option<PropertyTally>, Error> {
         let config = &self.config.properties;
-        let last: LastComparison = self.retry_store(|| state_records::load(&*self.store, &KEY)).await?;
-        let is_due = last.is_due(config, run.started_at) || run.mode == RunMode::DryRun;
+        let last = self.last_comparison(&KEY).await?;
+        let is_due = last.is_due(&config.keys, config.every, run.started_at) || run.mode == RunMode::DryRun;
         // Keys that were named before are removed once, also when none is left.
         let has_keys = !config.keys.is_empty() || !last.keys.is_empty();
         if !has_keys || !is_due {
@@ -151,12 +146,8 @@ impl Inner {
             }
             outcome => outcome?,
         }
-        if let Some(term) = run.writes() {
-            let ended = LastComparison { keys: config.keys.clone(), began: Some(run.started_at) };
-            let record = |last: &mut LastComparison| last.clone_from(&ended);
-            let saved =
-                self.retry_store(|| state_records::change_under(&*self.store, &KEY, term, record)).await?;
-            saved.ok_or(Error::LeaseLost)?;
+        if found.not_compared.is_none() {
+            self.ended_comparison(&KEY, &config.keys, run).await?;
         }
         Ok(Some(found))
     }
@@ -177,7 +168,19 @@ impl Inner {
             let users: Vec<UserId> = listed.iter().map(|listed| listed.user.clone()).collect();
             let rows = self.retry_store(|| self.store.load(&users)).await?;
             let (mut repairs, mut drifts, mut revisions) = (Vec::new(), Vec::new(), HashMap::new());
-            for (listed, row) in listed.iter().zip(&rows) {
+            let lacks = |(listed, row): (&Listed, &Option<Row>)| {
+                let lacking = listed.lacks(row.as_ref(), &keys);
+                (!lacking.is_empty()).then(|| (listed.user.clone(), lacking))
+            };
+            let lacking: BTreeMap<UserId, Vec<String>> = listed.iter().zip(&rows).filter_map(lacks).collect();
+            let have_lost = self.have_lost_values(&lacking).await?;
+            if !have_lost {
+                let reason = "Kinde's search lacks values of properties that single reads find, so they stay";
+                tracing::warn!(users = lacking.len(), reason, "the properties of users are not all compared");
+                found.not_compared = Some(reason.to_owned());
+            }
+            let is_believed = |listed: &Listed| have_lost || !lacking.contains_key(&listed.user);
+            for (listed, row) in listed.iter().zip(&rows).filter(|(listed, _)| is_believed(listed)) {
                 let Some(repair) = listed.compare(row.as_ref(), &keys, at) else { continue };
                 repairs.push(repair);
                 // The row stays compared: otherwise the next scan would mark it again.

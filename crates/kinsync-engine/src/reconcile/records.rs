@@ -1,6 +1,6 @@
 //! The records of kinsync that an operator can reset.
 
-use super::{budget, deletions, lease, properties, record, scan};
+use super::{budget, deletions, lease, memberships, properties, record, scan};
 use crate::{
     pending_checks, scan_watermark,
     state_records::Key,
@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 16] {
+pub fn state_keys() -> [&'static Key; 17] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -23,6 +23,7 @@ pub fn state_keys() -> [&'static Key; 16] {
         &crate::log_snapshots::KEY,
         &crate::rebuild::KEY,
         &properties::KEY,
+        &memberships::KEY,
         &crate::erasure::LEASE,
         &crate::retention::LEASE,
         &crate::retention::POSITION,

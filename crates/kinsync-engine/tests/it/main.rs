@@ -47,6 +47,9 @@ mod replay;
 mod replica_set;
 mod retention;
 mod roles;
+mod roles_convergence;
+mod roles_held;
+mod roles_permissions;
 mod spread;
 
 mod address_case;

@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use kinde_emulator::PropertyEdit;
+use kinde_emulator::{Fault, FaultKind, PropertyEdit};
 use kinsync_core::{Field, Micros, Observation, Profile, Properties, Source, UserId, Value, Version, What};
 use kinsync_engine::internal::{
     apply::apply,
     reconcile::{
-        Config, PropertyConfig,
+        Config, PropertyConfig, Reconciler,
         record::{DriftKind, Run, RunMode},
     },
 };
@@ -24,13 +24,19 @@ on_every_store! {
     all_public_properties_are_mirrored_and_a_private_one_by_its_key_only
     without_the_scope_users_are_compared_and_the_run_names_the_scope
     a_late_read_of_properties_does_not_replace_a_newer_one
+    a_check_of_one_user_compares_its_properties
+    values_that_the_search_lacks_and_single_reads_find_stay
+}
+
+fn reconciler(world: &World, keys: &[&str], every: Duration) -> Reconciler {
+    let keys = keys.iter().map(|key| (*key).to_owned()).collect();
+    world.reconciler(2, Config { properties: PropertyConfig { keys, every }, ..quick() })
 }
 
 async fn reconcile(world: &World, keys: &[&str], every: Duration) -> Run {
     world.later().await;
-    let keys = keys.iter().map(|key| (*key).to_owned()).collect();
-    let config = Config { properties: PropertyConfig { keys, every }, ..quick() };
-    let run = world.reconciler(2, config).run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
+    let reconciler = reconciler(world, keys, every);
+    let run = reconciler.run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
     run.expect("Kinde and the store answer")
 }
 
@@ -152,4 +158,53 @@ async fn a_late_read_of_properties_does_not_replace_a_newer_one(fresh: Fresh) {
         let document = row.expect("stored").document();
         assert_eq!(document.properties.expect("read").get("plan").map(String::as_str), shown);
     }
+}
+
+async fn a_check_of_one_user_compares_its_properties(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(2);
+    let keys = ["plan", "tier"];
+    reconcile(&world, &keys, ALWAYS).await;
+    for user in &users {
+        set(&world, user, &[("plan", Some("pro")), ("other", Some("x"))]);
+    }
+    world.later().await;
+    let user = [UserId::parse(&users[0]).expect("an id")];
+    let tally = reconciler(&world, &keys, ALWAYS).check(&user).await.expect("Kinde answers");
+    assert_eq!(tally.of(DriftKind::FilledIn), 1);
+    assert_eq!(properties(&world, &users[0]).await, Some(map(&[("plan", "pro")])), "{}", world.fresh.name);
+    assert_eq!(properties(&world, &users[1]).await, Some(map(&[])), "the other one was not read");
+    set(&world, &users[0], &[("plan", None)]);
+    world.later().await;
+    world.kinde.set_fault(Fault::always(FaultKind::Status { status: 403 }).on("properties"));
+    reconciler(&world, &keys, ALWAYS).check(&user).await.expect("a check needs no scope of properties");
+    assert_eq!(properties(&world, &users[0]).await, Some(map(&[("plan", "pro")])));
+    world.kinde.clear_faults();
+    reconciler(&world, &keys, ALWAYS).check(&user).await.expect("Kinde answers");
+    assert_eq!(properties(&world, &users[0]).await, Some(map(&[])));
+}
+
+async fn values_that_the_search_lacks_and_single_reads_find_stay(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(5);
+    for user in &users {
+        set(&world, user, &[("plan", Some("pro"))]);
+    }
+    let day = Duration::from_hours(24);
+    reconcile(&world, &["plan"], day).await;
+    world.kinde.set_fault(Fault::always(FaultKind::NoProperties).on("search"));
+    let run = reconcile(&world, &["plan"], ALWAYS).await;
+    for user in &users {
+        assert_eq!(properties(&world, user).await, Some(map(&[("plan", "pro")])), "{}", world.fresh.name);
+    }
+    let reason = run.properties.and_then(|found| found.not_compared).expect("a reason");
+    assert!(reason.contains("single reads find"), "{reason}");
+    world.kinde.clear_faults();
+    let own = reconcile(&world, &["plan", "tier"], day).await;
+    assert!(own.properties.is_some_and(|found| found.not_compared.is_none()), "compared again");
+    for user in &users {
+        set(&world, user, &[("plan", None)]);
+    }
+    reconcile(&world, &["plan"], ALWAYS).await;
+    assert_eq!(properties(&world, &users[0]).await, Some(map(&[])), "really removed");
 }

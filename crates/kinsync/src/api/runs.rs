@@ -73,7 +73,7 @@ pub struct RunSummary {
     /// Users that changed since the previous scan, by the source of their newest change.
     #[schema(value_type = BTreeMap<String, u64>)]
     pub changes_by_source: BTreeMap<Source, u64>,
-    /// What was compared of the roles of members; absent if `reconcile.roles` is off.
+    /// What was compared of the roles of members; absent if `reconcile.roles` is off, and if that was not due.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub roles: Option<ComparedRoles>,
     /// What was compared of the properties of users; absent if that was not due.
@@ -95,6 +95,8 @@ pub struct ComparedRoles {
     pub filled_in: u64,
     /// Organizations, roles and permissions that differed from what was stored.
     pub directory_changed: u64,
+    /// Members with permissions that are still unknown: `reconcile.permission_reads` limits the reads of one scan.
+    pub unknown_permissions: u64,
     /// Why roles were not compared, or not all, with the next step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_compared: Option<String>,
@@ -127,6 +129,7 @@ impl From<&MembershipTally> for ComparedRoles {
             changed: found.changed,
             filled_in: found.filled_in,
             directory_changed: found.directory_changed,
+            unknown_permissions: found.unknown_permissions,
             not_compared: found.not_compared.clone(),
         }
     }

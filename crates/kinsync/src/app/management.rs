@@ -1,6 +1,6 @@
 //! The Management API as the settings say, and what is done with it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kinde::management::{self, Client};
 use kinsync_engine::{
@@ -39,16 +39,25 @@ pub(crate) fn reconciler(
     clock: Clock,
 ) -> Result<Option<Reconciler>, Error> {
     let client = client(config)?;
-    Ok(client.map(|kinde| Reconciler::new(kinde, store, clock, limits(&config.reconcile))))
+    // The scan of a command compares roles, whenever the last one did.
+    let limits = reconcile::Config { roles_every: Duration::ZERO, ..limits(&config.reconcile) };
+    Ok(client.map(|kinde| Reconciler::new(kinde, store, clock, limits)))
 }
 
 /// The limits of the reconciler.
 pub(super) fn limits(settings: &Reconcile) -> reconcile::Config {
-    let Reconcile { max_deletes, max_delete_share: share, roles, properties, properties_every, .. } =
-        settings;
+    let Reconcile { max_deletes, max_delete_share: share, properties, properties_every, .. } = settings;
     let properties = reconcile::PropertyConfig { keys: properties.clone(), every: *properties_every };
-    let deletes = Thresholds { count: usize::try_from(*max_deletes).unwrap_or(usize::MAX), share: *share };
-    reconcile::Config { deletes, name: name(), roles: *roles, properties, ..reconcile::Config::default() }
+    let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+    reconcile::Config {
+        deletes: Thresholds { count: count(*max_deletes), share: *share },
+        name: name(),
+        roles: settings.roles,
+        roles_every: settings.roles_every,
+        member_reads: count(settings.permission_reads),
+        properties,
+        ..reconcile::Config::default()
+    }
 }
 
 /// Process name recorded in the lease.

@@ -232,6 +232,12 @@ fn show_sources(run: &RunSummary) {
             "Roles of {} members of {} organizations compared",
             roles.members, roles.organizations
         ));
+        if roles.unknown_permissions > 0 {
+            output::say(&format!(
+                "Permissions of {} members are unknown yet; each scan reads those of KINSYNC_PERMISSION_READS members",
+                roles.unknown_permissions
+            ));
+        }
         roles.not_compared.iter().for_each(|reason| output::say(reason));
     }
     if let Some(properties) = &run.properties {

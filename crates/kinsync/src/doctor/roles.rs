@@ -1,7 +1,7 @@
 //! Whether scans can compare roles: the scopes, and the requests that each scan needs.
 
 use kinde::management::{Client, Error};
-use kinsync_engine::internal::reconcile::{MAX_ORGANIZATIONS, MAX_READS};
+use kinsync_engine::internal::reconcile::MAX_ORGANIZATIONS;
 use kinsync_tower::problem::chain;
 
 use super::Finding;
@@ -22,10 +22,10 @@ pub(super) async fn examine(config: &Config) -> Finding {
             let pages = |items: usize| items.div_ceil(config.reconcile.page_size as usize).max(1);
             // One list of permissions, and one list of members or permissions for each organization and role.
             let least = pages(organizations) + pages(roles) + 1 + organizations + roles;
-            let most = 2 * MAX_READS;
+            let most = 2 * config.reconcile.permission_reads;
             let found = format!(
                 "{organizations} organizations and {roles} roles: at least {least} requests per scan, and up to {most} for members with \
-                 changed roles"
+                 unknown permissions (KINSYNC_PERMISSION_READS)"
             );
             if organizations > MAX_ORGANIZATIONS {
                 let limit =

@@ -65,6 +65,7 @@ async fn metrics_show_what_the_last_scan_compared_of_roles() {
         "kinsync_roles_compared 1",
         "kinsync_organizations 1",
         "kinsync_memberships 3",
+        "kinsync_members_with_unknown_permissions 0",
         "kinsync_memberships_in_drift{kind=\"filled_in\"} 3",
         "kinsync_directory_records 1",
         "kinsync_pending_checks 0",

@@ -14,6 +14,7 @@ use super::users::{error_of, no_user, view};
 use crate::config::Missing;
 use crate::directory::{Property, PropertyEdit};
 use crate::emulator::Emulator;
+use crate::faults::FaultKind;
 use crate::routes::response::{Body, ErrorResponse, Params, optional, success};
 use crate::user::User;
 use crate::user::api::{Expand, Shape, Shown};
@@ -171,13 +172,14 @@ pub(super) async fn search(
         Some(id) => tenant.users.position(id).ok_or_else(|| no_user(&emulator.config().unknowns))? + 1,
         None => 0,
     };
+    let has_properties = !request.faults.contains(&FaultKind::NoProperties);
     let view = view(&tenant, &request.faults);
     let found = view.from(start).filter(|(_, user)| matches(user, query.query.as_deref()));
     let shown = found.map(|(position, user)| {
         let shown = Shown { user: &user, shape: Shape::Searched, expand, missing };
         let mut item = serde_json::to_value(&shown).expect("the value has only text keys");
         if properties {
-            item["properties"] = json!(user.properties);
+            item["properties"] = if has_properties { json!(user.properties) } else { json!({}) };
         }
         (position, item)
     });

@@ -40,6 +40,26 @@ pub(super) static ROWS: &[Setting] = &[
         ..ROW
     },
     Setting {
+        key: "reconcile.roles_every",
+        env: "KINSYNC_RECONCILE_ROLES_EVERY",
+        flag: "reconcile-roles-every",
+        example: "6h",
+        help: "The shortest interval between two scans that compare roles; the others list the users alone [default: each scan]",
+        set: |config, text| put(&mut config.reconcile.roles_every, value::duration(text)),
+        ..ROW
+    },
+    Setting {
+        key: "reconcile.permission_reads",
+        env: "KINSYNC_PERMISSION_READS",
+        flag: "permission-reads",
+        default: Some("1000"),
+        example: "1000",
+        help: "The number of members with unknown permissions that one scan with `reconcile.roles` reads, with two requests for each; the next \
+               scans continue",
+        set: |config, text| put(&mut config.reconcile.permission_reads, value::whole(text)),
+        ..ROW
+    },
+    Setting {
         key: "reconcile.properties",
         env: "KINSYNC_PROPERTIES",
         flag: "properties",

@@ -1,0 +1,85 @@
+//! Reads of the properties of single users: for a check, and to confirm what a list lacks.
+
+use std::collections::BTreeMap;
+
+use kinde::management;
+use kinsync_core::{Field, Micros, UserId};
+
+use super::{Error, Inner, Listed, lacks_scope};
+use crate::{
+    reconcile::{
+        compare::drift,
+        record::{DriftKind, Tally},
+        single_reads::is_about_one,
+    },
+    snapshot,
+    state_records::Term,
+};
+
+/// Users of a page that are read before what the page lacks counts as lost.
+const SAMPLE: usize = 5;
+
+impl Inner {
+    /// Compares the properties of these users. Without the scope nothing is compared.
+    pub(in crate::reconcile) async fn check_properties(
+        &self,
+        users: &[UserId],
+        term: Option<Term>,
+        tally: &mut Tally,
+    ) -> Result<(), Error> {
+        if self.config.properties.keys.is_empty() {
+            return Ok(());
+        }
+        // The next scan compares the properties. A check that failed here would be repeated for all users.
+        match self.check_each(users, term, tally).await {
+            Err(Error::Kinde(error)) => {
+                let error = crate::breaker::error_chain(&error);
+                tracing::warn!(error, "the properties of a user cannot be read");
+                Ok(())
+            }
+            checked => checked,
+        }
+    }
+
+    async fn check_each(&self, users: &[UserId], term: Option<Term>, tally: &mut Tally) -> Result<(), Error> {
+        let keys = self.keys_of_properties().await?;
+        let rows = self.retry_store(|| self.store.load(users)).await?;
+        for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
+            let Some((read, at)) = self.read_properties(&row.id).await? else { continue };
+            let Some(repair) = read.compare(Some(&row), &keys, at) else { continue };
+            let found = drift(row.id.clone(), DriftKind::FilledIn, vec![Field::Properties], Some(&row));
+            self.repair(vec![repair], vec![found], term.is_none(), tally).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads some of these users. Returns whether none of them has a value under the keys that a list lacks. Without the scope the list
+    /// is believed.
+    pub(super) async fn have_lost_values(
+        &self,
+        lacking: &BTreeMap<UserId, Vec<String>>,
+    ) -> Result<bool, Error> {
+        let every = lacking.len().div_ceil(SAMPLE).max(1);
+        for (user, keys) in lacking.iter().step_by(every) {
+            let read = match self.read_properties(user).await {
+                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(true),
+                read => read?,
+            };
+            if read.is_some_and(|(read, _)| keys.iter().any(|key| read.values.contains_key(key))) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads the properties of a user; `None` if Kinde's response about this user is unusable, for example because the user was deleted.
+    async fn read_properties(&self, user: &UserId) -> Result<Option<(Listed, Micros)>, Error> {
+        let read = match self.kinde.user_properties(user.as_str())?.all().await {
+            Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
+            read => read?,
+        };
+        let one = |property: management::Property| Some((property.key, property.value.into_value()?));
+        let values: BTreeMap<String, String> = read.value.into_iter().filter_map(one).collect();
+        Ok(Some((Listed { user: user.clone(), values }, snapshot::sent_at(&read.timing))))
+    }
+}

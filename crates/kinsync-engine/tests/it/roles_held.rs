@@ -1,0 +1,162 @@
+//! Lists that lack roles, members or permissions: what is kept, and what is held until an operator approves it.
+
+use std::collections::BTreeMap;
+
+use kinde_emulator::{Fault, FaultKind, RoleEdit};
+use kinsync_engine::internal::reconcile::record::{DriftKind, Run, RunMode};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    reconcile::World,
+    roles::{join, keys, membership, not_compared, reconcile, reconciler, roles, with_role},
+    stores::{Fresh, on_every_store},
+};
+
+on_every_store! {
+    an_empty_list_of_members_takes_no_role
+    a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles
+    roles_that_a_list_lacks_and_single_reads_find_stay
+    a_role_that_most_members_have_lost_is_held_until_an_approval
+    permissions_that_one_list_of_a_role_lacks_stay
+    a_role_that_has_lost_most_permissions_is_held_until_an_approval
+    small_losses_of_many_roles_are_held_together
+}
+
+/// Users with this role, as events and a scan know them.
+async fn with_members(fresh: Fresh, count: usize, role: &str) -> (World, Vec<String>) {
+    let world = World::new(fresh).await;
+    let users = world.import(count);
+    for user in &users {
+        join(&world, user, &[role]);
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    (world, users)
+}
+
+async fn approve(world: &World, held: Run) -> Run {
+    world.later().await;
+    let mode = RunMode::Approve(held.id);
+    Box::pin(reconciler(world).run(mode, &|_| {}, &CancellationToken::new())).await.expect("Kinde answers")
+}
+
+async fn an_empty_list_of_members_takes_no_role(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    join(&world, &ada, &["admin"]);
+    reconcile(&world).await;
+    world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on("members"));
+    let run = reconcile(&world).await;
+    assert_eq!(run.memberships.map(|found| found.members), Some(0));
+    assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
+}
+
+async fn a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let users = world.import(30);
+    for user in &users {
+        join(&world, user, &["admin"]);
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    world.kinde.set_fault(Fault::always(FaultKind::PaginationDrift { by: 5 }).on("members"));
+    let run = reconcile(&world).await;
+    let compared = run.memberships.expect("roles were compared");
+    // Both organizations lack ten.
+    assert_eq!((compared.organizations, compared.members, compared.changed), (2, 40, 0));
+    assert_eq!(run.tally.drift, BTreeMap::new());
+    for user in &users {
+        assert_eq!(roles(&world, user).await, Some(keys(&["admin"])));
+    }
+}
+
+async fn roles_that_a_list_lacks_and_single_reads_find_stay(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 4, "admin").await;
+    world.kinde.set_fault(Fault::always(FaultKind::NoRoles).on("members"));
+    world.kinde.suspend_in_organization(&users[0], "org_1", true).expect("a member");
+    let run = reconcile(&world).await;
+    assert_eq!(run.tally.of(DriftKind::Undetermined), 4, "{:?}", run.tally);
+    assert_eq!(with_role(&world, "admin").await, 4, "{}", world.fresh.name);
+    let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
+    assert_eq!(suspended, Some(true), "everything else takes effect");
+}
+
+async fn a_role_that_most_members_have_lost_is_held_until_an_approval(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 12, "admin").await;
+    users[..7].iter().for_each(|user| join(&world, user, &["viewer"]));
+    world.kinde.suspend_in_organization(&users[0], "org_1", true).expect("a member");
+    for _ in 0..2 {
+        let held = reconcile(&world).await;
+        assert_eq!(held.tally.of(DriftKind::RemovalHeld), 7, "{:?}", held.tally);
+        assert_eq!(with_role(&world, "admin").await, 12, "held, however often the list repeats it");
+    }
+    let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
+    assert_eq!(suspended, Some(true), "everything else takes effect");
+    let held = reconcile(&world).await;
+    let approved = approve(&world, held).await;
+    assert_eq!((approved.tally.of(DriftKind::RemovalHeld), approved.tally.of(DriftKind::Changed)), (0, 7));
+    assert_eq!((with_role(&world, "admin").await, with_role(&world, "viewer").await), (5, 7));
+    users[7..9].iter().for_each(|user| join(&world, user, &[]));
+    reconcile(&world).await;
+    assert_eq!(with_role(&world, "admin").await, 3, "a few at once");
+}
+
+/// A member with roles that give these numbers of permissions.
+async fn with_permissions(fresh: Fresh, numbers: &[usize]) -> (World, String, Vec<(String, Vec<String>)>) {
+    let world = World::new(fresh).await;
+    let mut roles = Vec::new();
+    for (n, count) in numbers.iter().enumerate() {
+        let key = |one| format!("permission_{n}_{one}");
+        let permission = |one| world.kinde.create_permission(RoleEdit::keyed(&key(one))).expect("new").id;
+        let permissions: Vec<String> = (0..*count).map(permission).collect();
+        let role = world.kinde.create_role(RoleEdit::keyed(&format!("role_{n}"))).expect("new").id;
+        world.kinde.set_role_permissions(&role, &permissions, &[]).expect("there");
+        roles.push((role, permissions));
+    }
+    let ada = world.import(1).remove(0);
+    let assigned: Vec<String> = (0..numbers.len()).map(|n| format!("role_{n}")).collect();
+    world.kinde.add_to_organization(&ada, "org_1", &assigned, &[]).expect("a user");
+    reconcile(&world).await;
+    assert_eq!(permissions(&world, &ada).await, numbers.iter().sum::<usize>());
+    (world, ada, roles)
+}
+
+async fn permissions(world: &World, user: &str) -> usize {
+    membership(world, user).await.and_then(|found| found.permissions).expect("known").len()
+}
+
+async fn permissions_that_one_list_of_a_role_lacks_stay(fresh: Fresh) {
+    let (world, ada, _) = with_permissions(fresh, &[4]).await;
+    world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1).on("role_permissions"));
+    let run = reconcile(&world).await;
+    assert_eq!(permissions(&world, &ada).await, 4, "{}", world.fresh.name);
+    let reason = not_compared(&run).expect("a reason");
+    assert!(reason.contains("two lists of them differ"), "{reason}");
+    assert_eq!(not_compared(&reconcile(&world).await), None);
+}
+
+async fn a_role_that_has_lost_most_permissions_is_held_until_an_approval(fresh: Fresh) {
+    let (world, ada, roles) = with_permissions(fresh, &[8, 8]).await;
+    let (role, given) = &roles[0];
+    world.kinde.set_role_permissions(role, &[], &given[..6]).expect("there");
+    let held = reconcile(&world).await;
+    assert_eq!((held.tally.of(DriftKind::RemovalHeld), permissions(&world, &ada).await), (6, 16));
+    approve(&world, held).await;
+    assert_eq!(permissions(&world, &ada).await, 10, "{}", world.fresh.name);
+    let (role, given) = &roles[1];
+    world.kinde.set_role_permissions(role, &[], &given[..3]).expect("there");
+    assert_eq!(reconcile(&world).await.tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!(permissions(&world, &ada).await, 7, "a few at once");
+}
+
+async fn small_losses_of_many_roles_are_held_together(fresh: Fresh) {
+    let (world, ada, roles) = with_permissions(fresh, &[3, 3, 3, 3]).await;
+    world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on("role_permissions"));
+    let held = reconcile(&world).await;
+    assert_eq!((held.tally.of(DriftKind::RemovalHeld), permissions(&world, &ada).await), (12, 12));
+    world.kinde.clear_faults();
+    let (role, given) = &roles[0];
+    world.kinde.set_role_permissions(role, &[], given).expect("there");
+    assert_eq!(reconcile(&world).await.tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!(permissions(&world, &ada).await, 9, "one role alone");
+}
