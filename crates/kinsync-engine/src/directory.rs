@@ -7,6 +7,7 @@
 //! contain did not exist at that time.
 
 mod observed;
+mod role_keys;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,6 +16,7 @@ use kinsync_core::{Directory, Entry, Micros, Version};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::observed::{changes, fact, of_permission, of_role};
+pub use self::role_keys::roles_with_key;
 use serde_json::json;
 
 use crate::{
@@ -221,6 +223,7 @@ async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>),
     if known.as_ref() == Some(&next) {
         return Ok((id, Some(next.is_due())));
     }
+    role_keys::add(store, &id, known.as_ref(), &next).await?;
     let is_written = put(store, &key, &next, saved.map_or(0, |saved| saved.revision)).await?;
     Ok((id, is_written.then_some(next.is_due())))
 }

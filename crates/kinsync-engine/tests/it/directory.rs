@@ -4,13 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use kinde_emulator::{Fault, FaultKind, OrganizationEdit, RoleEdit};
 use kinsync_core::Source;
-use kinsync_engine::internal::{directory, projector, store::Store};
+use kinsync_engine::internal::{directory, pending_checks::PendingChecks, projector, store::Store};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 use crate::{
     pipeline::{drain, engine},
     reconcile::{World, until_requested},
-    roles::{assert_equal, join, keys, membership, reconcile, roles},
+    roles::{join, keys, membership, reconcile, roles},
+    roles_convergence::assert_equal,
     stores::{Fresh, on_every_store},
     suspended::Suspended,
 };
@@ -24,6 +25,8 @@ on_every_store! {
     an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
+    events_about_organizations_and_permissions_change_their_members_without_a_read
+    roles_are_found_by_their_current_key
 }
 
 /// Delivers the events since `delivered`.
@@ -229,4 +232,58 @@ async fn an_empty_list_of_roles_or_organizations_deletes_nothing(fresh: Fresh) {
     assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(stored.values().all(|stored| stored.entry.is_live()));
+}
+
+async fn events_about_organizations_and_permissions_change_their_members_without_a_read(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde = &world.kinde;
+    let edit = OrganizationEdit {
+        code: Some("org_1".into()),
+        name: Some("One".into()),
+        ..OrganizationEdit::default()
+    };
+    kinde.create_organization(edit).expect("a new code");
+    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let [given, own] =
+        ["given", "own"].map(|key| kinde.create_permission(RoleEdit::keyed(key)).expect("new").id);
+    kinde.set_role_permissions(&admin, std::slice::from_ref(&given), &[]).expect("there");
+    let ada = world.import(1).remove(0);
+    kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["own"])).expect("a user");
+    let mut delivered = 0;
+    deliver_new(&world, &mut delivered).await;
+    reconcile(&world).await;
+    let shown = async || membership(&world, &ada).await.map(|found| (found.name, found.permissions));
+    assert_eq!(shown().await, Some((Some("One".into()), Some(keys(&["given", "own"])))));
+    let renamed = OrganizationEdit { name: Some("First".into()), ..OrganizationEdit::default() };
+    kinde.update_organization("org_1", renamed).expect("there");
+    kinde.update_permission(&given, RoleEdit::keyed("gave")).expect("there");
+    kinde.delete_permission(&own).expect("there");
+    let config = projector::Config { check_roles: true, ..projector::Config::default() };
+    world.deliver_with(world.events().split_off(delivered), config).await;
+    assert_eq!(shown().await, Some((Some("First".into()), Some(keys(&["gave"])))), "{}", world.fresh.name);
+    let pending = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+    assert!(pending.is_empty(), "the events contain everything: {pending:?}");
+}
+
+async fn roles_are_found_by_their_current_key(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let store = &*world.fresh.store;
+    let role = |key: &str| world.kinde.create_role(RoleEdit::keyed(key)).expect("a new key").id;
+    let (admin, longer) = (role("admin"), role("admin/eu"));
+    let mut delivered = 0;
+    deliver_new(&world, &mut delivered).await;
+    let found = async |key: &str| directory::roles_with_key(store, key).await.expect("the store answers");
+    assert_eq!((found("admin").await, found("admin/eu").await), (vec![admin.clone()], vec![longer]));
+    assert_eq!(found("adm").await, Vec::<String>::new());
+    world.kinde.update_role(&admin, RoleEdit::keyed("owner")).expect("there");
+    let second = role("admin");
+    deliver_new(&world, &mut delivered).await;
+    assert_eq!((found("owner").await, found("admin").await), (vec![admin.clone()], vec![second.clone()]));
+    world.kinde.delete_role(&second).expect("there");
+    world.kinde.update_role(&admin, RoleEdit::keyed("admin")).expect("there");
+    reconcile(&world).await;
+    let (mut now, mut both) = (found("admin").await, vec![admin, second]);
+    now.sort();
+    both.sort();
+    assert_eq!((found("owner").await, now), (Vec::new(), both), "deleted ones too");
 }

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use kinsync_core::{Fact, UserId};
+use kinsync_core::UserId;
 use kinsync_engine::internal::{
     directory::{self, Kind, Stored},
     store::{Page, Row, Store, UserFilter},
@@ -110,11 +110,9 @@ async fn references(state: &AppState, query: &UsersQuery) -> Result<Option<Vec<S
     let Some(role) = query.role.as_ref().filter(|_| query.organization.is_none()) else {
         return Ok(query.organization.clone().map(|code| vec![code]));
     };
-    let all = directory::list(&**state.engine.store()).await?.stored;
-    let has_key = |(_, stored): &(&String, &Stored)| stored.entry.text(Fact::Key) == Some(role);
-    let ids = all.iter().filter(has_key).map(|(id, _)| id.clone());
+    let ids = directory::roles_with_key(&**state.engine.store(), role).await?;
     // An old event contains keys alone.
-    Ok(Some(ids.chain([role.clone()]).collect()))
+    Ok(Some(ids.into_iter().chain([role.clone()]).collect()))
 }
 
 fn is_member(row: &Row, query: &UsersQuery) -> bool {
