@@ -23,7 +23,7 @@ use crate::{
     contention::{MAX_ROUNDS, pause},
     log_entry::{LogEntry, LogSource, kind},
     state_records::{self, Key, Term},
-    store::{Error, Page, Saved, Store},
+    store::{Error, Page, PageItem, Saved, Store},
 };
 
 /// Prefix of the keys of the records.
@@ -419,17 +419,17 @@ pub async fn page(
     loop {
         let page = store.list_states(PREFIX, Some(&after), PAGE).await?;
         for (key, saved) in &page {
-            match decode(key, saved) {
-                Ok(stored) if stored.kind == kind && is_shown(&stored) => {
-                    found.push(Ok((id_of(key), stored)));
-                }
-                Ok(_) => {}
-                Err(_) => found.push(Err(id_of(key))),
-            }
+            let position = id_of(key);
+            let item = match decode(key, saved) {
+                Ok(stored) if stored.kind == kind && is_shown(&stored) => Ok((position.clone(), stored)),
+                Ok(_) => continue,
+                Err(_) => Err(position.clone()),
+            };
+            found.push(PageItem { position, item });
         }
         let is_last = page.len() < PAGE;
         if is_last || found.len() > limit {
-            return Ok(Page::new(found, limit, |(id, _)| id.clone()));
+            return Ok(Page::new(found, limit));
         }
         after = page.into_iter().next_back().map(|(key, _)| key).unwrap_or(after);
     }

@@ -88,5 +88,5 @@ pub use retention::{MIN_AGE as MIN_RETENTION, Rules as RetentionRules};
 pub use spread::SpreadStatus;
 #[cfg(feature = "mongodb")]
 pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};
-pub use store::{Error as StoreError, Row, Store, UserFilter};
+pub use store::{Error as StoreError, Row, Selection, Store, UserFilter};
 pub use supervisor::{ComponentStatus, Supervisor};

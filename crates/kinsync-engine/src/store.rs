@@ -3,7 +3,7 @@
 //! A store is deliberately simple: it loads rows, writes them with compare-and-set, and stores events. [`mod@crate::apply`] and
 //! [`crate::email_ownership`] decide the content of every write, once for all stores.
 
-use std::{collections::HashMap, fmt, ops::Deref};
+use std::{collections::HashMap, fmt};
 
 use async_trait::async_trait;
 use kinsync_core::{Micros, UserId};
@@ -12,23 +12,30 @@ use tokio::time::Instant;
 
 mod document_key;
 pub mod embedded;
+mod event_filter;
 #[cfg(feature = "mongodb")]
 pub mod mongo;
 mod old_entries;
 mod open;
+mod page;
 mod row;
 mod stored_document;
 mod user_entries;
+mod user_filter;
 
 pub use crate::log_entry::{LogEntry, LogSource};
 
+pub(crate) use self::page::PageItem;
 pub use self::{
     document_key::{DocumentKey, KeySet},
+    event_filter::{EventFilter, EventPosition},
     old_entries::{Kinds, OldEntries, OldEntry},
     open::{Location, OpenedStore, open},
+    page::Page,
     row::{RefusedKeys, Row},
     stored_document::StoredDocument,
     user_entries::{DamagedEntry, UserEntries},
+    user_filter::{Selection, UserFilter},
 };
 
 /// The document that shows an address.
@@ -78,98 +85,6 @@ pub struct Rejection {
 impl<T: Into<String>> From<T> for Rejection {
     fn from(reason: T) -> Self {
         Self { reason: reason.into(), keys: Vec::new() }
-    }
-}
-
-/// Filter of a list of entries of the log, newest receipt first.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct EventFilter {
-    /// Only the entry with this id.
-    pub id: Option<String>,
-    /// Only entries of this user.
-    pub user: Option<String>,
-    /// Only entries about no user.
-    pub without_user: bool,
-    /// Only entries of this type.
-    pub kind: Option<String>,
-    /// Only entries from this source.
-    pub source: Option<LogSource>,
-    /// Only entries that were received at this time or later.
-    pub since: Option<Micros>,
-    /// Only entries that were received before this time.
-    pub until: Option<Micros>,
-    /// Continue after this entry.
-    pub after: Option<String>,
-    /// Maximum number of items.
-    pub limit: usize,
-}
-
-/// Filter of a list of users, in the order of their ids.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct UserFilter {
-    /// Only users with this email address, shown or in a conflict. The case of ASCII letters and surrounding white space are
-    /// ignored.
-    pub email: Option<String>,
-    /// Only users with this id of the application at Kinde (`provided_id`).
-    pub provided_id: Option<String>,
-    /// Whether the list contains deleted users.
-    pub with_deleted: bool,
-    /// Continue after this id.
-    pub after: Option<String>,
-    /// Maximum number of items.
-    pub limit: usize,
-}
-
-/// A page of a list.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Page<T> {
-    /// The items of the page, at most as many as the limit of the filter.
-    pub items: Vec<T>,
-    /// The `after` of the next page; `None` on the last one. Never inferred from the number of items: a page of which some
-    /// documents cannot be decoded is shorter.
-    pub next: Option<String>,
-    /// Names of documents on the page that kinsync wrote and cannot decode any more.
-    pub undecodable: Vec<String>,
-}
-
-impl<T> Page<T> {
-    /// The page of what was read for it: one more than `limit`, if there is more. `Err`: the name of a document that cannot
-    /// be decoded. `name` is what the next page starts after.
-    pub(crate) fn new(read: Vec<Result<T, String>>, limit: usize, name: impl Fn(&T) -> String) -> Self {
-        let has_more = read.len() > limit;
-        let mut page = Self { items: Vec::new(), next: None, undecodable: Vec::new() };
-        let mut last = None;
-        for one in read.into_iter().take(limit) {
-            match one {
-                Ok(item) => {
-                    last = Some(name(&item));
-                    page.items.push(item);
-                }
-                Err(undecodable) => {
-                    last = Some(undecodable.clone());
-                    page.undecodable.push(undecodable);
-                }
-            }
-        }
-        page.next = last.filter(|_| has_more);
-        page
-    }
-}
-
-impl<T> Deref for Page<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        &self.items
-    }
-}
-
-impl<T> IntoIterator for Page<T> {
-    type Item = T;
-    type IntoIter = std::vec::IntoIter<T>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.items.into_iter()
     }
 }
 
@@ -345,10 +260,24 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Counts the entries of a user. Reads an index.
     async fn count_user_entries(&self, user: &str) -> Result<u64, Error>;
 
+    /// Counts the entries that this filter lists on all pages. Reads an index if the filter is a time, or a time with one of user,
+    /// type and source.
+    async fn count_events(&self, filter: &EventFilter) -> Result<u64, Error> {
+        let (mut count, mut filter) = (0, filter.clone());
+        loop {
+            let page = self.events(&filter).await?;
+            count += (page.items.len() + page.undecodable.len()) as u64;
+            match page.next {
+                Some(next) => filter.after = Some(next),
+                None => return Ok(count),
+            }
+        }
+    }
+
     /// Returns one entry of the log; `None` also if it is damaged.
     async fn event(&self, id: &str) -> Result<Option<LogEntry>, Error>;
 
-    /// Lists users in the order of their ids.
+    /// Lists users.
     async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error>;
 
     /// Lists ids of users, including deleted ones, in order, after this id. Cheaper than [`Store::users`].

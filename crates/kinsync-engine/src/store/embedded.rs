@@ -19,6 +19,7 @@ use super::{
 
 mod events;
 mod file;
+mod list;
 mod state;
 mod users;
 mod worker;
@@ -115,6 +116,12 @@ impl Store for EmbeddedStore {
         timed("embedded", "events", work).await
     }
 
+    async fn count_events(&self, filter: &EventFilter) -> Result<u64, Error> {
+        let filter = filter.clone();
+        let count = self.reader.call("count events", move |sqlite| events::count(sqlite, &filter));
+        timed("embedded", "count_events", count).await
+    }
+
     async fn user_entries(
         &self,
         after: &str,
@@ -181,7 +188,7 @@ impl Store for EmbeddedStore {
 
     async fn users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
         let filter = filter.clone();
-        let work = self.reader.call("list users", move |sqlite| users::list(sqlite, &filter));
+        let work = self.reader.call("list users", move |sqlite| list::list(sqlite, &filter));
         timed("embedded", "users", work).await
     }
 

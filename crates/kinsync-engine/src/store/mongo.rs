@@ -49,6 +49,7 @@ mod inspect;
 mod kept;
 mod keys;
 mod link;
+mod list;
 mod lockouts;
 mod log;
 mod mappings;
@@ -209,6 +210,10 @@ impl Store for MongoStore {
 
     async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
         timed("mongo", "events", self.inner()?.list_events(filter)).await
+    }
+
+    async fn count_events(&self, filter: &EventFilter) -> Result<u64, Error> {
+        timed("mongo", "count_events", self.inner()?.count_events(filter)).await
     }
 
     async fn user_entries(

@@ -6,7 +6,7 @@ use kinsync_engine::internal::{
     apply::apply,
     link::{self, LinkReport, Run, Verdict},
     store::{
-        Store, UserFilter,
+        Selection, Store, UserFilter,
         mongo::{Config, FieldMapping, LinkByEmail, MongoStore},
     },
 };
@@ -31,7 +31,7 @@ fn verdicts(report: &LinkReport) -> Vec<(&str, &str, Verdict)> {
 }
 
 async fn found_by(store: &MongoStore, email: &str) -> Vec<String> {
-    let filter = UserFilter { email: Some(email.into()), limit: 9, ..UserFilter::default() };
+    let filter = UserFilter { selection: Selection::Email(email.into()), limit: 9, ..UserFilter::default() };
     store.users(&filter).await.unwrap().into_iter().map(|row| row.id.to_string()).collect()
 }
 

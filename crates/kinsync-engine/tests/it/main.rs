@@ -8,6 +8,7 @@ mod fault_matrix;
 mod faults;
 mod faulty;
 mod isolation;
+mod lists;
 mod pipeline;
 mod receipt_order;
 

@@ -4,7 +4,9 @@
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};
 
 use kinsync_core::{Entry, Field, Micros, Value};
-use kinsync_engine::internal::store::{Counts, EventFilter, Holder, Outcome, Row, Saved, Store, UserFilter};
+use kinsync_engine::internal::store::{
+    Counts, EventFilter, Holder, Outcome, Row, Saved, Selection, Store, UserFilter,
+};
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::json;
 
@@ -286,20 +288,20 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     events.push(event("event_bob", Some("kp_bob"), 1));
     events[4].kind = "user.deleted".into();
     store.log(&events).await.unwrap();
-    let list = |filter: EventFilter| {
+    let page = |filter: EventFilter| {
         let store = store.clone();
-        async move {
-            let listed = store.events(&filter).await.unwrap();
-            listed.into_iter().map(|event| event.id).collect::<Vec<_>>()
-        }
+        async move { store.events(&filter).await.unwrap() }
     };
+    let list = async |filter| page(filter).await.into_iter().map(|event| event.id).collect::<Vec<_>>();
     let mut all = Vec::new();
     let mut filter = EventFilter { limit: 4, ..EventFilter::default() };
     loop {
-        let page = list(filter.clone()).await;
-        let Some(end) = page.last() else { break };
-        filter.after = Some(end.clone());
-        all.extend(page);
+        let page = page(filter.clone()).await;
+        filter.after.clone_from(&page.next);
+        all.extend(page.into_iter().map(|event| event.id));
+        if filter.after.is_none() {
+            break;
+        }
     }
     let newest_first = ["8", "7", "6", "5", "4", "3", "2", "1", "0", "bob"].map(|n| format!("event_{n}"));
     assert_eq!(all, newest_first);
@@ -307,17 +309,20 @@ async fn events_are_listed_by_page_newest_first(store: Shared) {
     let between =
         EventFilter { since: at(1_000_001), until: at(1_000_003), limit: 9, ..EventFilter::default() };
     assert_eq!(list(between.clone()).await, ["event_5", "event_4", "event_3", "event_2"]);
-    let rest = EventFilter { after: Some("event_4".into()), ..between };
+    let rest = EventFilter { after: Some("1000002:event_4".into()), ..between };
     assert_eq!(list(rest).await, ["event_3", "event_2"]);
     let bob = EventFilter { user: Some("kp_bob".into()), limit: 9, ..EventFilter::default() };
     assert_eq!(list(bob).await, ["event_bob"]);
     let deleted = EventFilter { kind: Some("user.deleted".into()), limit: 9, ..EventFilter::default() };
     assert_eq!(list(deleted.clone()).await, ["event_4"]);
-    assert_eq!(list(EventFilter { after: Some("event_4".into()), ..deleted }).await, [""; 0]);
+    assert_eq!(list(EventFilter { after: Some("1000002:event_4".into()), ..deleted }).await, [""; 0]);
+    let removed = EventFilter { after: Some("1000002:event_50".into()), limit: 2, ..EventFilter::default() };
     assert_eq!(
-        list(EventFilter { after: Some("deleted".into()), limit: 9, ..EventFilter::default() }).await,
-        [""; 0]
+        list(removed.clone()).await,
+        ["event_5", "event_4"],
+        "the position of an entry that is removed"
     );
+    assert_eq!(list(EventFilter { after: Some("event_4".into()), ..removed }).await, [""; 0]);
 }
 
 async fn users_are_listed_by_page_and_filter(store: Shared) {
@@ -340,15 +345,16 @@ async fn users_are_listed_by_page_and_filter(store: Shared) {
     assert_eq!(list(UserFilter { after: Some("kp_c".into()), ..all }).await, ["kp_d", "kp_e"]);
     let live = UserFilter { limit: 9, ..UserFilter::default() };
     assert_eq!(list(live.clone()).await, ["kp_a", "kp_b", "kp_d", "kp_e"]);
-    let claims = UserFilter { email: Some("kp_a@x.org".into()), ..live };
+    let claims = UserFilter { selection: Selection::Email("kp_a@x.org".into()), ..live };
     assert_eq!(list(claims.clone()).await, ["kp_a", "kp_e"]);
     assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..claims.clone() }).await, ["kp_e"]);
-    let in_capitals = UserFilter { email: Some(" KP_A@X.ORG".into()), ..claims.clone() };
+    let in_capitals = UserFilter { selection: Selection::Email(" KP_A@X.ORG".into()), ..claims.clone() };
     assert_eq!(list(in_capitals.clone()).await, ["kp_a", "kp_e"]);
     assert_eq!(list(UserFilter { after: Some("kp_a".into()), ..in_capitals }).await, ["kp_e"]);
-    assert_eq!(list(UserFilter { email: Some("kp_a@x.or".into()), ..claims }).await, [""; 0]);
+    assert_eq!(list(UserFilter { selection: Selection::Email("kp_a@x.or".into()), ..claims }).await, [""; 0]);
     put(&*store, &with(row("kp_f", None), Field::ProvidedId, "own-7")).await;
-    let provided = UserFilter { provided_id: Some("own-7".into()), limit: 9, ..UserFilter::default() };
+    let provided =
+        UserFilter { selection: Selection::ProvidedId("own-7".into()), limit: 9, ..UserFilter::default() };
     assert_eq!(list(provided).await, ["kp_f"]);
 }
 

@@ -3,9 +3,10 @@
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
-use kinsync_engine::internal::store::{Error, Store, embedded::EmbeddedStore};
+use kinsync_core::Field;
+use kinsync_engine::internal::store::{Error, Selection, Store, UserFilter, embedded::EmbeddedStore};
 
-use crate::store_rows::{event, get, put, row};
+use crate::store_rows::{event, get, put, row, tombstone, with};
 
 fn hint<T: std::fmt::Debug>(refused: Result<T, Error>) -> String {
     match refused {
@@ -84,7 +85,9 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     let mut ada = row("kp_ada", None);
     ada.state.directory.add("org_a", kinsync_core::Entry::default());
+    ada = with(with(ada, Field::IsSuspended, true), Field::ProvidedId, "own-7");
     let ada = put(&open(folder.path()), &ada).await;
+    put(&open(folder.path()), &tombstone("kp_eve")).await;
     let sqlite = rusqlite::Connection::open(folder.path().join("kinsync.sqlite")).unwrap();
     sqlite
         .execute_batch(
@@ -94,12 +97,38 @@ async fn a_file_of_an_older_kinsync_is_brought_up_to_date() {
              ALTER TABLE events DROP COLUMN checksum",
         )
         .unwrap();
+    for index in [
+        "first_name",
+        "last_name",
+        "phone",
+        "provided_id",
+        "updated_at",
+        "live",
+        "deleted_at",
+        "suspended",
+        "in_conflict",
+    ] {
+        sqlite.execute_batch(&format!("DROP INDEX users_{index}")).unwrap();
+    }
+    for column in ["first_name", "last_name", "phone", "provided_id", "is_suspended", "deleted_at"] {
+        sqlite.execute_batch(&format!("ALTER TABLE users DROP COLUMN {column}")).unwrap();
+    }
     sqlite.pragma_update(None, "user_version", 1).unwrap();
     drop(sqlite);
     assert!(hint(EmbeddedStore::open_read_only(folder.path())).contains("start the server once"));
     let store = open(folder.path());
     assert_eq!(store.referring(&["org_a".into()], None, 10).await.unwrap(), std::slice::from_ref(&ada.id));
     assert_eq!(get(&store, "kp_ada").await, Some(ada));
+    let lists = [
+        (Selection::NamePrefix("ADA".into()), "kp_ada"),
+        (Selection::ProvidedId("own-7".into()), "kp_ada"),
+        (Selection::Suspended, "kp_ada"),
+        (Selection::Deleted, "kp_eve"),
+    ];
+    for (selection, user) in lists {
+        let listed = store.users(&UserFilter { selection, limit: 9, ..UserFilter::default() }).await.unwrap();
+        assert_eq!(listed.iter().map(|row| row.id.as_str()).collect::<Vec<_>>(), [user]);
+    }
     assert!(store.put_state("lease", &serde_json::json!(1), 0).await.unwrap());
 }
 

@@ -9,7 +9,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{Time, payload};
 
-/// Which events to list.
+/// Which events to list. An index answers the time with `user`, `type` or `source`; `user` goes with the other two, and `type` not
+/// with `source`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -27,8 +28,18 @@ pub struct EventsQuery {
     #[arg(long, value_name = "SOURCE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Continue after this event: `next` of the page before.
-    #[arg(long, value_name = "ID")]
+    /// List only events received at this time or later, such as `2026-11-01T00:00:00Z`.
+    #[arg(long, value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub since: Option<Time>,
+    /// List only events received before this time.
+    #[arg(long, value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[param(value_type = Option<String>, format = DateTime)]
+    pub until: Option<Time>,
+    /// Continue after this position: `next` of the page before.
+    #[arg(long, value_name = "POSITION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
     /// List at most this many, 1 to 1000; larger numbers count as 1000. Default: 100.

@@ -23,7 +23,8 @@ use crate::{
 const LIST_HELP: &str = "\
 Examples:
   kinsync events list --user kp_0190932d7592c68bda50d62b2ffa8cbb
-  kinsync events list --type user.deleted --json";
+  kinsync events list --type user.deleted --json
+  kinsync events list --source operator --since 2026-11-01T00:00:00Z";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

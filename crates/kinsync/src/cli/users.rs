@@ -21,8 +21,15 @@ use crate::api::{
 use crate::plural::counted;
 
 const LIST_HELP: &str = "\
+--email, --phone and --provided-id select few users and go with every other filter. Of the others one is possible at a time, because an \
+index answers it: --email-prefix, --name-prefix, --organization with --role, --state, or --changed-since. A page may be shorter than \
+the limit and not be the last one.
+
 Examples:
   kinsync users list --email ada@example.com
+  kinsync users list --name-prefix ada
+  kinsync users list --state suspended
+  kinsync users list --changed-since 2026-11-01T00:00:00Z --deleted
   kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
 
 const EXPLAIN_HELP: &str = "\
@@ -35,9 +42,9 @@ Example:
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List users in the order of their ids
+    /// List users, in the order of their ids or of the value of the filter
     #[command(after_help = LIST_HELP)]
-    List(List<UsersQuery>),
+    List(Box<List<UsersQuery>>),
     /// Show one user as an application reads it
     Show(Show),
     /// Show every observation of a user, its outcome, and what the next scan would change

@@ -10,7 +10,7 @@ use kinsync_engine::internal::{
     queue::EntryId,
     reconcile::{self, record::History},
     refused_users,
-    store::{EventFilter, LogSource, Row, UserFilter},
+    store::{EventFilter, EventPosition, LogSource},
 };
 use kinsync_tower::Problem;
 
@@ -27,7 +27,7 @@ use crate::{
         explain::{Explanation, NextScan, Rejected},
         runs::{DriftReport, Run, RunList, RunSummary, ScanRequest, ScanRequested},
         stats::Stats,
-        users::{CheckRequested, User, UserPage, UsersQuery},
+        users::{CheckRequested, User},
     },
     app::AppState,
 };
@@ -36,11 +36,13 @@ mod erase;
 mod export;
 mod organizations;
 mod replay;
+mod users;
 
 pub use erase::erase_user;
 pub use export::export_user;
 pub use organizations::{organization, organizations, role, roles};
 pub use replay::replay;
+pub use users::users;
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
@@ -62,6 +64,9 @@ fn limit(requested: Option<usize>) -> Result<usize> {
 fn bad_parameter(detail: impl Into<String>) -> Failure {
     Problem::BadParameter { detail: detail.into() }.into()
 }
+
+/// Why a position is refused.
+const NO_POSITION: &str = "`after` must be `next` of a page with the same filter";
 
 fn unknown_source() -> Failure {
     let names = LogSource::ALL.map(LogSource::as_str).join(", ");
@@ -89,21 +94,6 @@ pub async fn audit(state: Arc<AppState>, Params(query): Params<AuditQuery>) -> R
     Ok(AuditPage { records: found.into_iter().map(Into::into).collect(), next })
 }
 
-/// GET /api/admin/users
-pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> Result<UserPage> {
-    let limit = limit(query.limit)?;
-    let filter = UserFilter {
-        email: query.email.clone(),
-        provided_id: query.provided_id.clone(),
-        with_deleted: query.deleted,
-        after: query.after.clone(),
-        limit,
-    };
-    let page = organizations::members(&state, &filter, &query).await?;
-    let users = page.iter().map(Row::document).collect();
-    Ok(UserPage { users, next: page.next, undecodable: page.undecodable })
-}
-
 /// GET /api/admin/users/{id}
 pub async fn user(state: Arc<AppState>, Id(id): Id) -> Result<User> {
     let id = UserId::parse(&id).map_err(|_| not_found("user"))?;
@@ -116,13 +106,24 @@ pub async fn events(state: Arc<AppState>, Params(query): Params<EventsQuery>) ->
     let limit = limit(query.limit)?;
     let source = query.source.as_deref().map(|name| LogSource::from_name(name).ok_or_else(unknown_source));
     let source = source.transpose()?;
+    if query.user.is_none() && query.event_type.is_some() && source.is_some() {
+        return Err(bad_parameter(
+            "`type` and `source` cannot be combined: an index answers one of them; leave one out, or add `user`",
+        ));
+    }
+    if query.after.as_deref().is_some_and(|after| EventPosition::parse(after).is_none()) {
+        return Err(bad_parameter(NO_POSITION));
+    }
     let filter = EventFilter {
+        id: None,
         user: query.user,
+        without_user: false,
         kind: query.event_type,
         source,
+        since: query.since.map(Into::into),
+        until: query.until.map(Into::into),
         after: query.after,
         limit,
-        ..EventFilter::default()
     };
     let page = state.engine.store().events(&filter).await?;
     let events = page.iter().map(Into::into).collect();

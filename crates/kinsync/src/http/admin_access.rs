@@ -206,15 +206,20 @@ impl fmt::Debug for Token {
     }
 }
 
-/// The parameters of a request as the audit log keeps them: an email address would outlive the user's erasure, so the start
-/// of its SHA-256 replaces it.
+/// Parameters with a value of a user.
+const PERSONAL: [&str; 4] = ["email", "email_prefix", "name_prefix", "phone"];
+
+/// The parameters of a request as the audit log keeps them: the value of a user would outlive the user's erasure, so the start
+/// of its SHA-256 replaces it. The position of a page, which can contain such a value, is left out.
 pub fn audited(parameters: &impl serde::Serialize) -> Map<String, Value> {
     let Ok(Value::Object(mut parameters)) = serde_json::to_value(parameters) else { return Map::new() };
-    parameters.retain(|_, value| !value.is_null());
-    if let Some(Value::String(email)) = parameters.get_mut("email") {
-        let hash = digest::digest(&digest::SHA256, email.trim().to_lowercase().as_bytes());
-        let start = hash.as_ref().first_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
-        *email = format!("sha256:{start:016x}");
+    parameters.retain(|name, value| !value.is_null() && name != "after");
+    for name in PERSONAL {
+        if let Some(Value::String(text)) = parameters.get_mut(name) {
+            let hash = digest::digest(&digest::SHA256, text.trim().to_lowercase().as_bytes());
+            let start = hash.as_ref().first_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
+            *text = format!("sha256:{start:016x}");
+        }
     }
     parameters
 }

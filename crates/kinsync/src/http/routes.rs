@@ -71,7 +71,13 @@ fn of_operators() -> Vec<Route> {
             "Count stored users, events and queued deliveries",
             admin::stats,
         ),
-        operator(Get, PersonalData, "/api/admin/users", "List users in the order of their ids", admin::users),
+        operator(
+            Get,
+            PersonalData,
+            "/api/admin/users",
+            "List users, each filter by an index, page by page",
+            admin::users,
+        ),
         operator(Get, PersonalData, "/api/admin/users/{id}", "Return one user", admin::user),
         operator(
             Get,

@@ -5,7 +5,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params, typ
 
 use crate::{
     log_entry::SCHEMA,
-    store::{EventFilter, Kinds, LogEntry, LogSource, OldEntries, OldEntry, Page, UserEntries},
+    store::{
+        EventFilter, EventPosition, Kinds, LogEntry, LogSource, OldEntries, OldEntry, Page, PageItem, UserEntries,
+    },
 };
 
 const COLUMNS: &str = "SELECT event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum \
@@ -50,53 +52,67 @@ pub(super) fn one(sqlite: &Connection, event_id: &str) -> rusqlite::Result<Optio
 }
 
 pub(super) fn list(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<Page<LogEntry>> {
-    // Each shape of the filter is a statement of its own, so that each finds its index.
-    let mut sql = format!("{COLUMNS} WHERE true");
-    let mut parameters: Vec<&dyn ToSql> = Vec::new();
-    if let Some(id) = &filter.id {
-        sql.push_str(" AND event_id = ?");
-        parameters.push(id);
-    }
-    if let Some(user) = &filter.user {
-        sql.push_str(" AND user = ?");
-        parameters.push(user);
-    }
-    if filter.without_user {
-        sql.push_str(" AND user IS NULL");
-    }
-    if let Some(kind) = &filter.kind {
-        sql.push_str(" AND type = ?");
-        parameters.push(kind);
-    }
-    let source = filter.source.map(LogSource::as_str);
-    if let Some(source) = &source {
-        sql.push_str(" AND source = ?");
-        parameters.push(source);
-    }
-    let (since, until) = (filter.since.map(|at| at.0), filter.until.map(|at| at.0));
-    if let Some(since) = &since {
-        sql.push_str(" AND received_at >= ?");
-        parameters.push(since);
-    }
-    if let Some(until) = &until {
-        sql.push_str(" AND received_at < ?");
-        parameters.push(until);
-    }
-    if let Some(after) = &filter.after {
-        sql.push_str(" AND (received_at, event_id) < ");
-        sql.push_str("(SELECT received_at, event_id FROM events WHERE event_id = ?)");
-        parameters.push(after);
-    }
-    sql.push_str(" ORDER BY received_at DESC, event_id DESC LIMIT ?");
+    let Some((conditions, parameters)) = conditions(filter) else {
+        return Ok(Page::new(Vec::new(), filter.limit));
+    };
+    let mut parameters: Vec<&dyn ToSql> = parameters.iter().map(|one| &**one).collect();
     let limit = i64::try_from(filter.limit.saturating_add(1)).unwrap_or(i64::MAX);
     parameters.push(&limit);
-    let mut select = sqlite.prepare_cached(&sql)?;
+    let mut select = sqlite.prepare_cached(&list_statement(&conditions))?;
     let read = |row: &Row<'_>| {
         let id: String = row.get("event_id")?;
-        Ok(event(row).map_err(|_| id))
+        let position = EventPosition::of(row.get("received_at")?, &id);
+        Ok(PageItem { position, item: event(row).map_err(|_| id) })
     };
     let events: Vec<_> = select.query_map(parameters.as_slice(), read)?.collect::<rusqlite::Result<_>>()?;
-    Ok(Page::new(events, filter.limit, |event| event.id.clone()))
+    Ok(Page::new(events, filter.limit))
+}
+
+fn list_statement(conditions: &str) -> String {
+    format!("{COLUMNS} WHERE {conditions} ORDER BY received_at DESC, event_id DESC LIMIT ?")
+}
+
+pub(super) fn count(sqlite: &Connection, filter: &EventFilter) -> rusqlite::Result<u64> {
+    let Some((conditions, parameters)) = conditions(filter) else { return Ok(0) };
+    let parameters: Vec<&dyn ToSql> = parameters.iter().map(|one| &**one).collect();
+    let mut select = sqlite.prepare_cached(&format!("SELECT count(*) FROM events WHERE {conditions}"))?;
+    select.query_row(parameters.as_slice(), |row| row.get::<_, i64>(0)).map(i64::unsigned_abs)
+}
+
+/// Returns the conditions of a filter with their parameters; `None` if its position is none. Each shape of the filter is a
+/// statement of its own, so that each finds its index.
+fn conditions(filter: &EventFilter) -> Option<(String, Vec<Box<dyn ToSql>>)> {
+    let mut sql = "true".to_owned();
+    let mut parameters: Vec<Box<dyn ToSql>> = Vec::new();
+    let mut add = |condition: &str, values: Vec<Box<dyn ToSql>>| {
+        sql.push_str(" AND ");
+        sql.push_str(condition);
+        parameters.extend(values);
+    };
+    let texts = [
+        ("event_id = ?", filter.id.clone()),
+        ("user = ?", filter.user.clone()),
+        ("type = ?", filter.kind.clone()),
+        ("source = ?", filter.source.map(|source| source.as_str().to_owned())),
+    ];
+    for (condition, text) in texts {
+        if let Some(text) = text {
+            add(condition, vec![Box::new(text)]);
+        }
+    }
+    if filter.without_user {
+        add("user IS NULL", Vec::new());
+    }
+    for (condition, time) in [("received_at >= ?", filter.since), ("received_at < ?", filter.until)] {
+        if let Some(time) = time {
+            add(condition, vec![Box::new(time.0)]);
+        }
+    }
+    if let Some(after) = &filter.after {
+        let EventPosition { received_at, id } = EventPosition::parse(after)?;
+        add("(received_at, event_id) < (?, ?)", vec![Box::new(received_at), Box::new(id)]);
+    }
+    Some((sql, parameters))
 }
 
 pub(super) fn of_users(
@@ -182,5 +198,46 @@ fn event(row: &Row<'_>) -> rusqlite::Result<LogEntry> {
         Ok(entry)
     } else {
         Err(damaged("a wrong checksum").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::Micros;
+
+    use super::*;
+    use crate::store::embedded::file;
+
+    #[test]
+    fn every_list_of_the_log_reads_a_range_of_an_index_in_its_order() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (_lock, sqlite) = file::for_writing(folder.path()).expect("an empty folder opens");
+        // Names every part of the filter, so that a new one does not compile without a place here.
+        let EventFilter { id: _, user: _, without_user: _, kind: _, source: _, since: _, until: _, after: _, limit } =
+            EventFilter::default();
+        let all = EventFilter { limit, ..EventFilter::default() };
+        let text = || Some("a".to_owned());
+        let of = [
+            all.clone(),
+            EventFilter { user: text(), ..all.clone() },
+            EventFilter { without_user: true, ..all.clone() },
+            EventFilter { kind: text(), ..all.clone() },
+            EventFilter { source: Some(LogSource::Webhook), ..all.clone() },
+            EventFilter { user: text(), kind: text(), ..all },
+        ];
+        let times =
+            |one: &EventFilter| EventFilter { since: Some(Micros(1)), until: Some(Micros(9)), ..one.clone() };
+        let after = |one: &EventFilter| EventFilter { after: Some("5:a".into()), ..one.clone() };
+        for one in of.iter().flat_map(|one| [one.clone(), times(one), after(one), after(&times(one))]) {
+            let (conditions, parameters) = conditions(&one).expect("a position");
+            let mut parameters: Vec<&dyn ToSql> = parameters.iter().map(|one| &**one).collect();
+            parameters.push(&9);
+            let explain = format!("EXPLAIN QUERY PLAN {}", list_statement(&conditions));
+            let mut explain = sqlite.prepare(&explain).expect("valid SQL");
+            let plan = explain.query_map(parameters.as_slice(), |row| row.get::<_, String>("detail"));
+            let plan: Vec<String> = plan.expect("a plan").map(|step| step.expect("a step")).collect();
+            let [step] = plan.as_slice() else { panic!("{one:?} sorts: {plan:?}") };
+            assert!(step.contains("USING INDEX events_") && !step.contains("autoindex"), "{one:?}: {step}");
+        }
     }
 }

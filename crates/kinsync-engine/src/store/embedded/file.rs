@@ -14,7 +14,7 @@ use super::worker::failure;
 use crate::store::Error;
 
 /// Schema version. Increases with each change that an older kinsync cannot read.
-const SCHEMA: i64 = 6;
+const SCHEMA: i64 = 7;
 
 const TABLES: &str = r"
 CREATE TABLE users (
@@ -83,6 +83,35 @@ ALTER TABLE events ADD COLUMN schema INTEGER;
 ALTER TABLE events ADD COLUMN checksum TEXT;
 UPDATE events SET source = 'login' WHERE scheme = 'login';
 CREATE INDEX events_source ON events (source, received_at, event_id);
+";
+
+/// Added by schema 7: the lists of users.
+const LISTS: &str = r"
+ALTER TABLE users ADD COLUMN first_name TEXT;
+ALTER TABLE users ADD COLUMN last_name TEXT;
+ALTER TABLE users ADD COLUMN phone TEXT;
+ALTER TABLE users ADD COLUMN provided_id TEXT;
+ALTER TABLE users ADD COLUMN is_suspended INTEGER;
+ALTER TABLE users ADD COLUMN deleted_at INTEGER;
+UPDATE users SET
+    first_name   = json_extract(state, '$.fields.firstName.value.text'),
+    last_name    = json_extract(state, '$.fields.lastName.value.text'),
+    phone        = json_extract(state, '$.fields.phone.value.text'),
+    provided_id  = json_extract(state, '$.fields.providedId.value.text'),
+    is_suspended = json_extract(state, '$.fields.isSuspended.value.flag'),
+    deleted_at   = CASE live WHEN 0 THEN json_extract(state, '$.deleted.t') END
+    WHERE json_valid(state);
+DROP INDEX users_address;
+CREATE INDEX users_address ON users (trim(claim) COLLATE NOCASE, id);
+CREATE INDEX users_first_name ON users (first_name COLLATE NOCASE, id);
+CREATE INDEX users_last_name ON users (last_name COLLATE NOCASE, id);
+CREATE INDEX users_phone ON users (phone, id);
+CREATE INDEX users_provided_id ON users (provided_id, id);
+CREATE INDEX users_updated_at ON users (updated_at, id);
+CREATE INDEX users_live ON users (id) WHERE live = 1;
+CREATE INDEX users_deleted_at ON users (deleted_at, id) WHERE live = 0;
+CREATE INDEX users_suspended ON users (id) WHERE is_suspended = 1;
+CREATE INDEX users_in_conflict ON users (id) WHERE held_by IS NOT NULL;
 ";
 
 /// Added by schema 2: kinsync's own records.
@@ -190,7 +219,7 @@ fn migrate(sqlite: &mut Connection, path: &Path) -> Result<(), Error> {
     match version(sqlite)? {
         SCHEMA => Ok(()),
         found @ 0..SCHEMA => {
-            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES, REFERENCES, SOURCES];
+            let steps = [TABLES, STATE, COMPARISONS, ADDRESSES, REFERENCES, SOURCES, LISTS];
             let missing = usize::try_from(found).map_or(steps.as_slice(), |done| &steps[done..]);
             make(sqlite, missing).map_err(|error| failure(DOING, error))
         }

@@ -2,22 +2,24 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use kinsync_core::{Micros, RowMetadata, SharedEntries, Source, UserId, UserState};
+use kinsync_core::{Field, Micros, RowMetadata, SharedEntries, Source, UserId, UserState, Value};
 use rusqlite::{
     Connection, ErrorCode, OptionalExtension, Params, named_params,
     types::{FromSqlError, Type},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::store::{Counts, Holder, Outcome, Page, RefusedKeys, Row, UserFilter};
+use crate::store::{Counts, Holder, Outcome, RefusedKeys, Row};
 
-const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
+pub(super) const COLUMNS: &str = "SELECT id, revision, state, holds_email, held_by, inserted_at, updated_at, source, \
                        compared_since, changed_after, pending_emails FROM users";
 
 const INSERT: &str = "INSERT INTO users (id, revision, live, email, claim, state, holds_email, held_by, \
-                      inserted_at, updated_at, source, compared_since, changed_after, pending_emails) \
+                      inserted_at, updated_at, source, compared_since, changed_after, pending_emails, \
+                      first_name, last_name, phone, provided_id, is_suspended, deleted_at) \
                       SELECT :id, :revision + 1, :live, :email, :claim, :state, :holds_email, :held_by, \
-                      :inserted_at, :updated_at, :source, :compared_since, :changed_after, :pending_emails \
+                      :inserted_at, :updated_at, :source, :compared_since, :changed_after, :pending_emails, \
+                      :first_name, :last_name, :phone, :provided_id, :is_suspended, :deleted_at \
                       WHERE :revision = 0 \
                       ON CONFLICT (id) DO NOTHING";
 
@@ -25,7 +27,9 @@ const UPDATE: &str = "UPDATE users SET revision = :revision + 1, live = :live, e
                       claim = :claim, state = :state, holds_email = :holds_email, held_by = :held_by, \
                       inserted_at = :inserted_at, updated_at = :updated_at, source = :source, \
                       compared_since = :compared_since, changed_after = :changed_after, \
-                      pending_emails = :pending_emails WHERE id = :id AND revision = :revision";
+                      pending_emails = :pending_emails, first_name = :first_name, last_name = :last_name, \
+                      phone = :phone, provided_id = :provided_id, is_suspended = :is_suspended, \
+                      deleted_at = :deleted_at WHERE id = :id AND revision = :revision";
 
 pub(super) fn load(sqlite: &Connection, ids: &[UserId]) -> rusqlite::Result<Vec<Option<Row>>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} WHERE id = ?1"))?;
@@ -84,6 +88,12 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
         ":compared_since": metadata.compared_since,
         ":changed_after": metadata.changed_after,
         ":pending_emails": pending_emails,
+        ":first_name": state.text(Field::FirstName),
+        ":last_name": state.text(Field::LastName),
+        ":phone": state.text(Field::Phone),
+        ":provided_id": state.text(Field::ProvidedId),
+        ":is_suspended": state.value(Field::IsSuspended) == Some(&Value::Flag(true)),
+        ":deleted_at": state.deleted_at().map(|at| at.0),
     });
     match written {
         Ok(0) => {
@@ -139,25 +149,6 @@ pub(super) fn email_holders(
 pub(super) fn pending_emails(sqlite: &Connection, after: &str, limit: usize) -> rusqlite::Result<Vec<Row>> {
     let filter = "WHERE pending_emails IS NOT NULL AND id > ?1 ORDER BY id LIMIT ?2";
     select(sqlite, filter, (after, bound(limit)))
-}
-
-pub(super) fn list(sqlite: &Connection, filter: &UserFilter) -> rusqlite::Result<Page<Row>> {
-    let after = filter.after.as_deref().unwrap_or_default();
-    let limit = bound(filter.limit.saturating_add(1));
-    let rows = match &filter.email {
-        Some(email) => select_each(
-            sqlite,
-            "WHERE trim(claim) = ?1 COLLATE NOCASE AND id > ?2 ORDER BY id LIMIT ?3",
-            (email.trim(), after, limit),
-        ),
-        None => select_each(
-            sqlite,
-            "WHERE id > ?1 AND (?2 OR live = 1) AND (?4 IS NULL OR ?4 = json_extract(state, \
-             '$.fields.providedId.value.text')) ORDER BY id LIMIT ?3",
-            (after, filter.with_deleted, limit, &filter.provided_id),
-        ),
-    };
-    Ok(Page::new(rows?, filter.limit, |row| row.id.to_string()))
 }
 
 pub(super) fn ids(
@@ -230,32 +221,18 @@ pub(super) fn counts(sqlite: &Connection) -> rusqlite::Result<Counts> {
     Ok(Counts { live_users: users - deleted_users, deleted_users, events })
 }
 
-fn bound(limit: usize) -> i64 {
+pub(super) fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Returns rows. Those that cannot be decoded are left out: see [`select_each`].
+/// Returns rows. Those that cannot be decoded are left out.
 fn select(sqlite: &Connection, tail: &str, parameters: impl Params) -> rusqlite::Result<Vec<Row>> {
     let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
     let rows = select.query_map(parameters, readable)?;
     rows.filter_map(Result::transpose).collect()
 }
 
-/// Like [`select`]; a row that cannot be decoded is the error with its id.
-fn select_each(
-    sqlite: &Connection,
-    tail: &str,
-    parameters: impl Params,
-) -> rusqlite::Result<Vec<Result<Row, String>>> {
-    let mut select = sqlite.prepare_cached(&format!("{COLUMNS} {tail}"))?;
-    let read = |columns: &rusqlite::Row<'_>| {
-        let id: String = columns.get("id")?;
-        Ok(row(columns).map_err(|_| id))
-    };
-    select.query_map(parameters, read)?.collect()
-}
-
-fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+pub(super) fn row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     let id: String = columns.get("id")?;
     let id = UserId::parse(&id).map_err(|error| FromSqlError::Other(error.into()))?;
     let source: Option<String> = columns.get("source")?;

@@ -15,9 +15,10 @@ use super::{
     Inner, LinkByEmail, call,
     derived::{self, Derived},
     examine::Collection as Described,
+    list,
     state::DUE,
 };
-use crate::store::{DocumentKey, Error, Severity, StoreProblem};
+use crate::store::{DocumentKey, Error, Severity, StoreProblem, user_filter::Index as Listed};
 
 /// Unique index on the Kinde id.
 pub(super) const KINDE_ID: &str = "kinsync_kindeId";
@@ -62,16 +63,21 @@ impl Index {
         Self { unique: true, ..Self::sparse(name, key) }
     }
 
-    /// Returns an index that finds addresses in any form.
-    fn any_form(name: &'static str, key: &str) -> Self {
-        Self { collation: Some(any_form_document()), ..Self::sparse(name, doc! { key: 1 }) }
+    /// Returns an index that finds texts in any form.
+    fn any_form(name: &'static str, key: Document) -> Self {
+        Self { collation: Some(any_form_document()), ..Self::sparse(name, key) }
     }
 
     /// Returns a partial index over texts, because documents of the application may lack the key. The filter is `$gt: ""`
     /// instead of `$type: "string"`: the planner derives it from an equality and uses the index for any query.
     fn texts(name: &'static str, key: &str, unique: bool) -> Self {
-        let partial = Some(doc! { key: { "$gt": "" } });
-        Self { unique, partial, ..Self::on(name, doc! { key: 1 }) }
+        Self { unique, ..Self::texts_and(name, key, Document::new()) }
+    }
+
+    /// Returns a partial index over texts, followed by other keys.
+    fn texts_and(name: &'static str, key: &str, others: Document) -> Self {
+        let keys = doc! { key: 1 }.into_iter().chain(others).collect();
+        Self { partial: Some(doc! { key: { "$gt": "" } }), ..Self::on(name, keys) }
     }
 
     fn document(&self, is_collated: bool) -> Document {
@@ -150,6 +156,28 @@ fn of_references(kinde_id: &str) -> Index {
     Index { partial, ..Index::on("kinsync_directory", doc! { REFERENCES: 1, kinde_id: 1 }) }
 }
 
+/// Returns the indexes of the lists of users, each by a value and then by id, or by id among the users with a mark.
+fn of_lists(kinde_id: &str) -> [Index; 8] {
+    let path = |index| list::path(index).expect("an index with values");
+    let by = |index| doc! { path(index): 1, kinde_id: 1 };
+    let of_id = || doc! { kinde_id: 1 };
+    let suspended = "kinsync.values.isSuspended";
+    [
+        Index::any_form("kinsync_addresses", by(Listed::Email)),
+        Index::any_form("kinsync_firstNames", by(Listed::FirstName)),
+        Index::any_form("kinsync_lastNames", by(Listed::LastName)),
+        Index::texts_and("kinsync_phones", path(Listed::Phone), of_id()),
+        Index::texts_and("kinsync_providedIds", path(Listed::ProvidedId), of_id()),
+        // Also of the users without this value: those that are not deleted.
+        Index::on("kinsync_deleted", by(Listed::DeletedAt)),
+        Index::sparse("kinsync_changed", by(Listed::UpdatedAt)),
+        Index {
+            partial: Some(doc! { suspended: true }),
+            ..Index::on("kinsync_suspended", doc! { kinde_id: 1, suspended: 1 })
+        },
+    ]
+}
+
 /// Returns the index of marked records.
 pub(super) fn of_state() -> Index {
     Index { partial: Some(doc! { DUE: true }), ..Index::on("kinsync_due", doc! { DUE: 1, "_id": 1 }) }
@@ -187,17 +215,15 @@ impl Inner {
         let id = self.keys.kinde_id();
         let mut indexes = vec![
             Index::texts(KINDE_ID, id, true),
-            Index::any_form("kinsync_addresses", "kinsync.values.email"),
             held_by(id),
             of_metadata("kinsync_refused", id, "kinsync.refused"),
             of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
-            Index::sparse("kinsync_deleted", doc! { "kinsync.deletedAt": 1 }),
             of_references(id),
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
-            Index::sparse("kinsync_providedIds", doc! { "kinsync.values.providedId": 1 }),
             // A join cannot use a partial index: it may look for null.
             Index { is_optional: true, ..Index::on("kinsync_kindeId_join", doc! { id: 1 }) },
         ];
+        indexes.extend(of_lists(id));
         if self.has(Derived::Memberships) {
             indexes.push(of_metadata("kinsync_unshown", id, derived::UNSHOWN));
         }
@@ -210,7 +236,7 @@ impl Inner {
         if let Some(email) = self.keys.email() {
             indexes.push(Index::texts(EMAIL, email, self.unique_email));
             let is_any_case = self.link_by_email == LinkByEmail::VerifiedIgnoreCase;
-            indexes.extend(is_any_case.then(|| Index::any_form("kinsync_email_any_case", email)));
+            indexes.extend(is_any_case.then(|| Index::any_form("kinsync_email_any_case", doc! { email: 1 })));
         }
         let of_readers = [
             ("kinsync_updatedAt", DocumentKey::UpdatedAt),

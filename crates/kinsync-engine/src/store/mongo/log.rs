@@ -17,7 +17,9 @@ use super::{
 use crate::{
     log_entry::SCHEMA,
     queue::SIGHTING_SCHEME,
-    store::{Error, EventFilter, LOG_EVENTS, LogEntry, LogSource, Page, UserEntries},
+    store::{
+        Error, EventFilter, EventPosition, LOG_EVENTS, LogEntry, LogSource, Page, PageItem, UserEntries,
+    },
 };
 
 /// Time limit of a read of the entries of many users.
@@ -81,47 +83,28 @@ impl Inner {
     }
 
     pub(super) async fn list_events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error> {
-        let mut query = Document::new();
-        if let Some(id) = &filter.id {
-            query.insert("_id", id);
+        let query = criteria(filter);
+        let mut read: Vec<PageItem<LogEntry>> = Vec::new();
+        for times in times(filter) {
+            let mut query = query.clone();
+            query.extend(times);
+            let wanted = filter.limit.saturating_add(1) - read.len();
+            let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
+            let find = Find::new(query).sort(newest_first).limit(wanted);
+            read.extend(self.find("list events", &self.events, find, |doc| Some(listed(doc))).await?);
         }
-        if let Some(user) = &filter.user {
-            query.insert("user", user);
+        Ok(Page::new(read, filter.limit))
+    }
+
+    pub(super) async fn count_events(&self, filter: &EventFilter) -> Result<u64, Error> {
+        let mut count = 0;
+        for times in times(filter) {
+            let (events, mut query) = (self.events.clone(), criteria(filter));
+            query.extend(times);
+            let counted = async move { events.count_documents(query).max_time(LONGEST).await };
+            count += self.calls.run("count events", LONGEST, counted).await?;
         }
-        if filter.without_user {
-            query.insert("user", Bson::Null);
-        }
-        if let Some(kind) = &filter.kind {
-            query.insert("type", kind);
-        }
-        match filter.source {
-            // An entry of an earlier version has no source.
-            Some(LogSource::Webhook) => {
-                query.insert("source", doc! { "$in": [LogSource::Webhook.as_str(), Bson::Null] });
-                query.insert("scheme", doc! { "$ne": SIGHTING_SCHEME });
-            }
-            Some(source) => _ = query.insert("source", source.as_str()),
-            None => {}
-        }
-        // Before `until`.
-        let mut newest = filter.until.map_or(i64::MAX, |until| until.0.saturating_sub(1));
-        if let Some(after) = &filter.after {
-            let Some(at) = self.received_at(after).await? else {
-                return Ok(Page::new(Vec::new(), filter.limit, |event: &LogEntry| event.id.clone()));
-            };
-            newest = newest.min(at);
-            let before = doc! { "kinsync.receivedAt": { "$lt": at } };
-            query.insert("$or", vec![before, doc! { "_id": { "$lt": after } }]);
-        }
-        let oldest = filter.since.map_or(i64::MIN, |since| since.0);
-        if (oldest, newest) != (i64::MIN, i64::MAX) {
-            query.insert("kinsync.receivedAt", doc! { "$gte": oldest, "$lte": newest });
-        }
-        let newest_first = doc! { "kinsync.receivedAt": -1, "_id": -1 };
-        let find = Find::new(query).sort(newest_first).limit(filter.limit.saturating_add(1));
-        let read = |doc: &RawDocument| Some(decode(doc).ok_or_else(|| own_id(doc)));
-        let events = self.find("list events", &self.events, find, read).await?;
-        Ok(Page::new(events, filter.limit, |event| event.id.clone()))
+        Ok(count)
     }
 
     pub(super) async fn user_entries(
@@ -160,12 +143,63 @@ impl Inner {
         let count = async move { events.count_documents(query).max_time(LONGEST).await };
         self.calls.run("count the entries of a user", LONGEST, count).await
     }
+}
 
-    /// Returns the time of receipt of an event, also if the rest of it cannot be decoded.
-    async fn received_at(&self, event_id: &str) -> Result<Option<i64>, Error> {
-        let find = Find::new(doc! { "_id": event_id }).projection(doc! { "kinsync.receivedAt": 1 });
-        let read = |doc: &RawDocument| doc.get_document("kinsync").ok()?.get_i64("receivedAt").ok();
-        Ok(self.find("read an event", &self.events, find, read).await?.pop())
+/// Returns the conditions of a filter besides the time of receipt.
+fn criteria(filter: &EventFilter) -> Document {
+    let mut query = Document::new();
+    if let Some(id) = &filter.id {
+        query.insert("_id", id);
+    }
+    if let Some(user) = &filter.user {
+        query.insert("user", user);
+    }
+    if filter.without_user {
+        query.insert("user", Bson::Null);
+    }
+    if let Some(kind) = &filter.kind {
+        query.insert("type", kind);
+    }
+    match filter.source {
+        // An entry of an earlier version has no source.
+        Some(LogSource::Webhook) => {
+            query.insert("source", doc! { "$in": [LogSource::Webhook.as_str(), Bson::Null] });
+            query.insert("scheme", doc! { "$ne": SIGHTING_SCHEME });
+        }
+        Some(source) => _ = query.insert("source", source.as_str()),
+        None => {}
+    }
+    query
+}
+
+/// Returns the ranges of the time of receipt to read, newest first. A range is exact: a page reads no key of the page before.
+fn times(filter: &EventFilter) -> Vec<Document> {
+    // Before `until`.
+    let newest = filter.until.map_or(i64::MAX, |until| until.0.saturating_sub(1));
+    let oldest = filter.since.map_or(i64::MIN, |since| since.0);
+    let between = |newest: i64| {
+        if (oldest, newest) == (i64::MIN, i64::MAX) {
+            return Document::new();
+        }
+        doc! { "kinsync.receivedAt": { "$gte": oldest, "$lte": newest } }
+    };
+    let Some(after) = &filter.after else { return vec![between(newest)] };
+    match EventPosition::parse(after) {
+        Some(EventPosition { received_at, id }) if (oldest..=newest).contains(&received_at) => {
+            let same = doc! { "kinsync.receivedAt": received_at, "_id": { "$lt": id } };
+            vec![same, between(received_at.saturating_sub(1))]
+        }
+        Some(EventPosition { received_at, .. }) if received_at > newest => vec![between(newest)],
+        _ => Vec::new(),
+    }
+}
+
+fn listed(doc: &RawDocument) -> PageItem<LogEntry> {
+    let received_at = doc.get_document("kinsync").and_then(|exact| exact.get_i64("receivedAt"));
+    let id = own_id(doc);
+    PageItem {
+        position: EventPosition::of(received_at.unwrap_or(i64::MIN), &id),
+        item: decode(doc).ok_or(id),
     }
 }
 

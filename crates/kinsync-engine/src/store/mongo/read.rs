@@ -6,7 +6,7 @@ use std::{
 };
 
 use bson::{Bson, Document, RawDocument, RawDocumentBuf, doc, raw::RawBsonRef};
-use kinsync_core::{Micros, SharedEntries, UserId, email};
+use kinsync_core::{Micros, SharedEntries, UserId};
 use mongodb::{
     Collection,
     options::{Collation, FindOptions},
@@ -18,7 +18,7 @@ use super::{
     indexes,
     keys::Keys,
 };
-use crate::store::{Counts, DocumentKey, Error, Holder, LOAD_USERS, Page, Row, UserFilter};
+use crate::store::{Counts, DocumentKey, Error, Holder, LOAD_USERS, Row};
 
 /// Maximum ids per query.
 const CHUNK: usize = 1000;
@@ -192,42 +192,6 @@ impl Inner {
         self.rows("find pending email resolutions", find).await
     }
 
-    pub(super) async fn list_users(&self, filter: &UserFilter) -> Result<Page<Row>, Error> {
-        let id = self.keys.kinde_id();
-        let mut query = doc! { id: { "$gt": filter.after.as_deref().unwrap_or_default() } };
-        query.insert("kinsync.revision", doc! { "$exists": true });
-        if let Some(provided_id) = &filter.provided_id {
-            query.insert("kinsync.values.providedId", provided_id);
-        }
-        if !filter.with_deleted {
-            query.insert("kinsync.deletedAt", doc! { "$exists": false });
-        }
-        if let Some(email) = &filter.email {
-            return self.list_claimants(email, filter).await;
-        }
-        let find = Find::new(query).sort(doc! { id: 1 }).limit(filter.limit.saturating_add(1));
-        let known = self.mappings.known();
-        let find = find.projection(known.projection());
-        let read =
-            move |doc: &RawDocument| Some(decode::row(doc, &known).ok_or_else(|| known.current.name_of(doc)));
-        let rows = self.find("list users", &self.users, find, read).await?;
-        Ok(Page::new(rows, filter.limit, |row| row.id.to_string()))
-    }
-
-    /// Lists users by address. Ids are compared here, because the comparison of addresses is not that of ids.
-    async fn list_claimants(&self, address: &str, filter: &UserFilter) -> Result<Page<Row>, Error> {
-        let mut rows = self.claimants_in_any_form(&[address.to_owned()]).await?;
-        let after = filter.after.as_deref().unwrap_or_default();
-        let is_listed = |row: &Row| {
-            let claimed = row.state.claimed_email();
-            claimed.is_some_and(|claimed| email::folded(claimed) == email::folded(address))
-                && row.id.as_str() > after
-        };
-        rows.retain(is_listed);
-        rows.sort_by(|one, other| one.id.cmp(&other.id));
-        Ok(Page::new(rows.into_iter().map(Ok).collect(), filter.limit, |row| row.id.to_string()))
-    }
-
     /// Reads the index alone. The result includes documents with a Kinde id that kinsync never wrote.
     pub(super) async fn ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, Error> {
         self.ids_of("list ids", Document::new(), after, limit).await
@@ -274,7 +238,7 @@ impl Inner {
         let (users, events, limit) = (self.users.clone(), self.events.clone(), self.op_timeout);
         let count = async move {
             let documents = users.estimated_document_count().max_time(limit).await?;
-            let deleted = doc! { "kinsync.deletedAt": { "$exists": true } };
+            let deleted = doc! { "kinsync.deletedAt": { "$gte": i64::MIN } };
             let deleted_users = users.count_documents(deleted).max_time(limit).await?;
             let events = events.estimated_document_count().max_time(limit).await?;
             Ok(Counts { live_users: documents.saturating_sub(deleted_users), deleted_users, events })

@@ -1,23 +1,19 @@
-//! Organizations and roles, and users by organization and role.
+//! Organizations and roles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use kinsync_core::UserId;
 use kinsync_engine::internal::{
     directory::{self, Kind, Stored},
-    store::{Page, Row, Store, UserFilter},
+    store::Store,
 };
 
 use super::{Params, limit, not_found};
 use crate::{
-    api::{
-        organizations::{
-            OrganizationDetails, OrganizationPage, OrganizationsQuery, RoleDetails, RolePage, RolesQuery,
-        },
-        users::UsersQuery,
+    api::organizations::{
+        OrganizationDetails, OrganizationPage, OrganizationsQuery, RoleDetails, RolePage, RolesQuery,
     },
     app::AppState,
     http::{answer::Result, route::Id},
@@ -84,44 +80,4 @@ async fn permissions<'a>(
     let given = roles.flat_map(|role| role.entry.permissions().into_iter().flatten());
     let given: BTreeSet<String> = given.cloned().collect();
     Ok(directory::read(store, &given.into_iter().collect::<Vec<_>>()).await?)
-}
-
-/// Returns the users that the filter finds and that are members of the organization of the query, with its role. A page may
-/// contain fewer users than the limit, also if it is not the last one.
-pub(super) async fn members(state: &AppState, filter: &UserFilter, query: &UsersQuery) -> Result<Page<Row>> {
-    let store = state.engine.store();
-    let is_by_value = filter.email.is_some() || filter.provided_id.is_some();
-    let mut page = match references(state, query).await? {
-        Some(ids) if !is_by_value => {
-            let after = filter.after.as_deref().and_then(|id| UserId::parse(id).ok());
-            let users = store.referring(&ids, after.as_ref(), filter.limit).await?;
-            let next = users.last().map(ToString::to_string).filter(|_| users.len() == filter.limit);
-            let items = store.load(&users).await?.into_iter().flatten().collect();
-            Page { items, next, undecodable: Vec::new() }
-        }
-        _ => store.users(filter).await?,
-    };
-    page.items.retain(|row| (filter.with_deleted || row.state.is_live()) && is_member(row, query));
-    Ok(page)
-}
-
-/// Returns the code of the organization, else the ids of the roles with the key; `None` without such a filter.
-async fn references(state: &AppState, query: &UsersQuery) -> Result<Option<Vec<String>>> {
-    let Some(role) = query.role.as_ref().filter(|_| query.organization.is_none()) else {
-        return Ok(query.organization.clone().map(|code| vec![code]));
-    };
-    let ids = directory::roles_with_key(&**state.engine.store(), role).await?;
-    // An old event contains keys alone.
-    Ok(Some(ids.into_iter().chain([role.clone()]).collect()))
-}
-
-fn is_member(row: &Row, query: &UsersQuery) -> bool {
-    if query.organization.is_none() && query.role.is_none() {
-        return true;
-    }
-    row.state.organizations().into_iter().flatten().any(|one| {
-        let has_role = |key| one.roles.iter().flatten().any(|known| known == key);
-        query.organization.as_ref().is_none_or(|code| one.code == *code)
-            && query.role.as_ref().is_none_or(has_role)
-    })
 }
