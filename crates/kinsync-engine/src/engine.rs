@@ -27,6 +27,7 @@ use crate::{
     erasure::{Automatic, Eraser},
     log_snapshots,
     pending_checks::{self, Approval, PendingChecks},
+    projections,
     projector::{Projector, RejectedByStore},
     queue::{Queue, spooled::SpooledQueue},
     random,
@@ -63,6 +64,8 @@ struct Inner {
     projector: Projector,
     reconciler: Option<ReconcilerHandle>,
     schedule: Option<Schedule>,
+    /// Interval of the projections; `None`: they are off.
+    project_every: Option<Duration>,
     /// Why the store is not prepared; `None` once it is.
     unprepared: watch::Sender<Option<Failure>>,
     /// Requested checks that no process carries out, because there is no Management API.
@@ -164,6 +167,18 @@ impl Engine {
                 }
             }
         });
+        if let Some(every) = self.0.project_every {
+            let engine = self.clone();
+            self.0.supervisor.spawn("projections", move |stop| {
+                let engine = engine.clone();
+                async move {
+                    if engine.until_prepared(&stop).await {
+                        projections::run(Arc::clone(engine.store()), engine.clock().clone(), every, stop)
+                            .await;
+                    }
+                }
+            });
+        }
         let engine = self.clone();
         let name = if self.0.schedule.is_some() { "reconciler" } else { "unchecked users" };
         self.0.supervisor.spawn(name, move |stop| {

@@ -25,6 +25,7 @@
 //! - `log_entry`: entries of the event log
 //! - `log_snapshots`: completes the log of a store from before it contained every observation
 //! - `replay`: applies entries of the log again
+//! - `projections`: figures of each day, from the log
 //! - `erasure`: removes the personal data of a deleted user everywhere
 //! - `retention`: replaces old entries of the log by one for each user
 //! - `work_lease`: one process at a time does a background task
@@ -53,6 +54,7 @@ mod link;
 mod log_entry;
 mod log_snapshots;
 mod pending_checks;
+mod projections;
 mod projector;
 mod queue;
 mod random;

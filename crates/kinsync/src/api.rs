@@ -11,6 +11,7 @@
 //! - [`runs`]: scans and what they found
 //! - [`audit`]: requests of operators
 //! - [`health`], [`stats`]: the state of the server
+//! - [`projections`]: figures of days
 
 pub mod audit;
 pub mod dead_letters;
@@ -20,6 +21,7 @@ pub mod explain;
 pub mod export;
 pub mod health;
 pub mod organizations;
+pub mod projections;
 pub mod runs;
 pub mod stats;
 pub mod time;

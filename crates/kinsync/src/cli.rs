@@ -30,6 +30,7 @@ mod runtime;
 mod scan;
 mod serve;
 mod state;
+mod stats;
 mod users;
 mod webhook;
 
@@ -113,6 +114,9 @@ enum Command {
     /// List and show the events that a running server received
     #[command(subcommand)]
     Events(events::Command),
+    /// Show figures of each day: growth of the tenant, and operation of kinsync
+    #[command(subcommand)]
+    Stats(stats::Command),
     /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
@@ -151,6 +155,7 @@ pub fn run() -> ExitCode {
         Command::Organizations(command) => organizations::run(command),
         Command::Roles(command) => roles::run(command),
         Command::Events(command) => events::run(command),
+        Command::Stats(command) => stats::run(command),
         Command::DeadLetters(command) => dead_letters::run(command),
         Command::Audit(command) => audit::run(command),
         Command::Queue(command) => queue::run(command),

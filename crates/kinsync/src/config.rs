@@ -56,6 +56,8 @@ pub struct Config {
     pub queue: Queue,
     /// Scans of Kinde.
     pub reconcile: Reconcile,
+    /// Figures of days.
+    pub projections: Projections,
     /// The HTTP server.
     pub http: Http,
     /// Logging.
@@ -149,6 +151,13 @@ pub struct Queue {
     pub max_entries: u64,
     /// The largest size on disk in bytes; further deliveries are answered 503.
     pub max_bytes: u64,
+}
+
+/// Figures of days.
+#[derive(Clone, Debug, Default)]
+pub struct Projections {
+    /// The shortest interval between two computations; `None`: never.
+    pub every: Option<Duration>,
 }
 
 /// Scans of Kinde, and what they may delete without approval.
@@ -324,6 +333,7 @@ impl Config {
             store: Store::default(),
             queue: Queue::default(),
             reconcile: Reconcile::default(),
+            projections: Projections::default(),
             http: Http {
                 bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
                 port: 0,

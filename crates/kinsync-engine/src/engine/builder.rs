@@ -66,6 +66,7 @@ pub struct Builder {
     management: Option<management::Config>,
     reconcile: reconcile::Config,
     scan_every: Option<Duration>,
+    project_every: Option<Duration>,
     projector: projector::Config,
     erase_deleted_after: Option<Duration>,
     retention: Rules,
@@ -83,6 +84,7 @@ impl Builder {
             management: None,
             reconcile: reconcile::Config::default(),
             scan_every: Some(Duration::from_hours(1)),
+            project_every: Some(Duration::from_mins(5)),
             projector: projector::Config::default(),
             erase_deleted_after: None,
             retention: Rules::default(),
@@ -124,6 +126,12 @@ impl Builder {
     /// request.
     pub fn scan_every(mut self, every: Option<Duration>) -> Self {
         self.scan_every = every;
+        self
+    }
+
+    /// Sets the shortest interval at which the figures of days are computed; five minutes unless set. `None` computes none.
+    pub fn project_every(mut self, every: Option<Duration>) -> Self {
+        self.project_every = every;
         self
     }
 
@@ -208,6 +216,7 @@ impl Builder {
             projector,
             reconciler,
             schedule,
+            project_every: self.project_every,
             unprepared: watch::Sender::new(unprepared),
             unchecked_users: AtomicUsize::new(0),
             #[cfg(feature = "mongodb")]

@@ -27,6 +27,7 @@ pub fn state_keys() -> [&'static Key; 17] {
         &crate::erasure::LEASE,
         &crate::retention::LEASE,
         &crate::retention::POSITION,
+        &crate::projections::LEASE,
     ]
 }
 

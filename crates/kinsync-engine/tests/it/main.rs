@@ -10,6 +10,7 @@ mod faulty;
 mod isolation;
 mod lists;
 mod pipeline;
+mod projections;
 mod receipt_order;
 
 mod sightings;

@@ -84,7 +84,8 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
         .reconcile(management::limits(&config.reconcile))
         .scan_every(config.reconcile.every)
         .erase_deleted_after(config.store.erase_deleted_after)
-        .retention(config.store.retention.clone());
+        .retention(config.store.retention.clone())
+        .project_every(config.projections.every);
     if let Some(redis) = redis_config(config) {
         let redis = RedisQueue::new(redis, Clock::system()).map_err(|error| Error::Queue(Arc::new(error)))?;
         builder = builder.shared_queue(Arc::new(redis));

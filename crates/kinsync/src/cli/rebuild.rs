@@ -8,7 +8,7 @@ use kinsync_core::UserId;
 use kinsync_engine::{
     Clock, Store,
     internal::{
-        log_snapshots,
+        log_snapshots, projections,
         rebuild::{Difference, DifferentField, Event, Finding, Mode, Rebuild, Report},
         store::embedded::EmbeddedStore,
     },
@@ -42,6 +42,7 @@ Examples:
   kinsync rebuild --verify --json    one JSON object per line
   kinsync rebuild --user kp_0190932d7592c68bda50d62b2ffa8cbb
   kinsync rebuild
+  kinsync rebuild --projection growth
 
 Exit codes: 0 users and log agree; 1 failed, run it again to continue; 4 users differ from the log; 78 wrong settings";
 
@@ -57,6 +58,9 @@ pub(super) struct Args {
     /// Replace stored values that no log entry explains too; they are lost
     #[arg(long, conflicts_with = "verify")]
     replace_unexplained: bool,
+    /// Compute the figures of all days of this projection again, `growth` or `system`, and rebuild no user
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["verify", "user", "replace_unexplained"])]
+    projection: Option<String>,
     /// Print one JSON object per line
     #[arg(long)]
     json: bool,
@@ -80,6 +84,9 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
 
 async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     let config = Config::load(&Sources::of_process(args.flags.0.clone()))?.config;
+    if let Some(name) = &args.projection {
+        return rebuild_projection(&config, name, args.json).await;
+    }
     let user = args.user.as_deref().map(UserId::parse).transpose().map_err(anyhow::Error::from)?;
     let clock = Clock::system();
     let store = open(&config, args.mode()).await?;
@@ -109,6 +116,31 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
         output::say(&summary(&report, args.verify));
     }
     Ok(if report.is_different() { exit::users_differ() } else { ExitCode::SUCCESS })
+}
+
+async fn rebuild_projection(config: &Config, name: &str, as_json: bool) -> Result<ExitCode, Exit> {
+    if !projections::NAMES.contains(&name) {
+        return Err(anyhow!("`{name}` is no projection: {}", projections::UnknownName).into());
+    }
+    let store = open(config, Mode::Replace).await?;
+    audit::record(&*store, "kinsync rebuild", json!({ "projection": name })).await?;
+    let bar = output::counter("days");
+    let mut progress = |_| bar.inc(1);
+    let rebuilt = projections::rebuild(&*store, name, Clock::system().now(), &mut progress).await;
+    bar.finish_and_clear();
+    let report = rebuilt.map_err(anyhow::Error::from)?;
+    let report = report.context("the rebuild was interrupted; run the command again")?;
+    if as_json {
+        output::line(&json!({ "report": report }));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (days, entries) =
+        (counted(report.computed, "day", "days"), counted(report.entries, "entry", "entries"));
+    output::say(&format!("{days} computed from {entries} of the log"));
+    if let Some(day) = report.kept_until {
+        output::say(&format!("days up to {day} are kept as they were where the log has lost entries"));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Opens the store. A comparison reads the embedded store beside a running server.

@@ -10,6 +10,7 @@ mod http;
 mod http_limits;
 mod kinde;
 mod log;
+mod projections;
 mod queue;
 mod reconcile;
 mod store;
@@ -105,6 +106,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         store::ROWS,
         queue::ROWS,
         reconcile::ROWS,
+        projections::ROWS,
         http::ROWS,
         http_limits::ROWS,
         log::ROWS,

@@ -35,12 +35,14 @@ use crate::{
 mod erase;
 mod export;
 mod organizations;
+mod projections;
 mod replay;
 mod users;
 
 pub use erase::erase_user;
 pub use export::export_user;
 pub use organizations::{organization, organizations, role, roles};
+pub use projections::{growth, system};
 pub use replay::replay;
 pub use users::users;
 

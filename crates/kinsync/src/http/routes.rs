@@ -73,6 +73,20 @@ fn of_operators() -> Vec<Route> {
         ),
         operator(
             Get,
+            Figures,
+            "/api/admin/stats/growth",
+            "List sign-ups, deletions and active users by day",
+            admin::growth,
+        ),
+        operator(
+            Get,
+            Figures,
+            "/api/admin/stats/system",
+            "List deliveries, their lag and drift by day",
+            admin::system,
+        ),
+        operator(
+            Get,
             PersonalData,
             "/api/admin/users",
             "List users, each filter by an index, page by page",

@@ -28,6 +28,7 @@ mod key_sets;
 mod load;
 mod monitoring;
 mod one_command;
+mod queries;
 mod rebuild;
 mod reconcile;
 mod reference;
