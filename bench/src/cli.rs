@@ -8,7 +8,7 @@ use clap::Parser;
 use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
-use crate::{baseline, deliveries, drain, existing, footprint, lag, machine, me, reconcile};
+use crate::{baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, reconcile};
 
 /// Measure kinsync. `bench/run` builds the binaries and runs this command.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ pub enum Command {
     Reconcile(Options),
     /// Measure the first scan of a cold server on documents of an application, compared with an empty collection.
     Existing(Options),
+    /// Measure the lists of users and of the log on both stores.
+    Queries(Options),
     /// Measure memory, cold start and the size of the binary.
     Footprint(Options),
     /// Run the baseline server; used by the other commands.
@@ -58,6 +60,7 @@ impl Command {
                     Part::Requests,
                     Part::Reconcile,
                     Part::Existing,
+                    Part::Queries,
                     Part::Footprint,
                 ];
                 measure(options, &all).await
@@ -68,6 +71,7 @@ impl Command {
             Self::Requests(options) => measure(options, &[Part::Requests]).await,
             Self::Reconcile(options) => measure(options, &[Part::Reconcile]).await,
             Self::Existing(options) => measure(options, &[Part::Existing]).await,
+            Self::Queries(options) => measure(options, &[Part::Queries]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
         }
     }
@@ -81,6 +85,7 @@ enum Part {
     Requests,
     Reconcile,
     Existing,
+    Queries,
     Footprint,
 }
 
@@ -99,6 +104,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             Part::Requests => me::measure(&work, &options, &mut report).await,
             Part::Reconcile => reconcile::measure(&work, &options, &mut report).await,
             Part::Existing => existing::measure(&work, &options, &mut report).await,
+            Part::Queries => queries::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
         // The completed measurements are still printed.

@@ -2,7 +2,7 @@
 //!
 //! Modules: the requests ([`events`], [`requests`], [`jwt`]), the load generator ([`load`], [`http`]), the servers
 //! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
-//! [`me`], [`inside`], [`reconcile`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
+//! [`me`], [`inside`], [`reconcile`], [`queries`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -25,6 +25,7 @@ mod oplog;
 mod options;
 mod peer;
 mod process;
+mod queries;
 mod raw;
 mod reconcile;
 mod report;

@@ -35,6 +35,12 @@ pub struct Options {
     /// Number of users in the reconciliation with roles; with two memberships each, and one organization per 200 users.
     #[arg(long, default_value_t = 200_000, value_parser = clap::value_parser!(u64).range(400..))]
     pub role_users: u64,
+    /// Number of users in the lists.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub listed_users: u64,
+    /// Number of entries of the log in the lists.
+    #[arg(long, default_value_t = 5_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
+    pub listed_entries: u64,
     /// Number of cold starts.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,

@@ -1,11 +1,12 @@
 //! Measures in one process: the cost of the layer ([`layer`]), the verification of a token ([`token`]), and the memory of
-//! users and tokens ([`memory`]). Prints one line of JSON.
+//! users and tokens ([`memory`]); or the time of the lists of both stores ([`queries`]). Prints one line of JSON.
 //!
-//! Usage: `inside FOLDER ROUNDS USERS`. The bench runs it.
+//! Usage: `inside FOLDER ROUNDS USERS`, or `inside queries FOLDER URI USERS ENTRIES`. The bench runs it.
 
 mod key;
 mod layer;
 mod memory;
+mod queries;
 mod tenant;
 mod token;
 
@@ -22,7 +23,14 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.next_if_eq("queries").is_some() {
+        let mut next = || arguments.next().context("inside queries FOLDER URI USERS ENTRIES");
+        let (folder, uri) = (PathBuf::from(next()?), next()?);
+        let sizes = (next()?.parse()?, next()?.parse()?);
+        println!("{}", queries::measure(&folder, uri, sizes).await?);
+        return Ok(());
+    }
     let mut next = || arguments.next().context("inside FOLDER ROUNDS USERS");
     let (folder, rounds, users) = (PathBuf::from(next()?), next()?.parse()?, next()?.parse()?);
     let results = json!({

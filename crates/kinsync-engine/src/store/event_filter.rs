@@ -14,6 +14,8 @@ pub struct EventFilter {
     pub id: Option<String>,
     /// Only entries of this user.
     pub user: Option<String>,
+    /// Only entries about no user.
+    pub without_user: bool,
     /// Only entries of this type.
     pub kind: Option<String>,
     /// Only entries from this source.

@@ -255,8 +255,17 @@ async fn mongodb_answers_every_list_of_the_log_by_an_index_in_its_order() {
     });
     store.log(&entries.collect::<Vec<_>>()).await.unwrap();
     // Names every part of the filter, so that a new one does not compile without a place here.
-    let EventFilter { id: _, user: _, without_user: _, kind: _, source: _, since: _, until: _, after: _, limit } =
-        EventFilter { limit: 9, ..EventFilter::default() };
+    let EventFilter {
+        id: _,
+        user: _,
+        without_user: _,
+        kind: _,
+        source: _,
+        since: _,
+        until: _,
+        after: _,
+        limit,
+    } = EventFilter { limit: 9, ..EventFilter::default() };
     let all = EventFilter { limit, ..EventFilter::default() };
     let of = [
         all.clone(),

@@ -6,7 +6,8 @@ use rusqlite::{Connection, OptionalExtension, Row, Statement, ToSql, params, typ
 use crate::{
     log_entry::SCHEMA,
     store::{
-        EventFilter, EventPosition, Kinds, LogEntry, LogSource, OldEntries, OldEntry, Page, PageItem, UserEntries,
+        EventFilter, EventPosition, Kinds, LogEntry, LogSource, OldEntries, OldEntry, Page, PageItem,
+        UserEntries,
     },
 };
 
@@ -213,8 +214,17 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (_lock, sqlite) = file::for_writing(folder.path()).expect("an empty folder opens");
         // Names every part of the filter, so that a new one does not compile without a place here.
-        let EventFilter { id: _, user: _, without_user: _, kind: _, source: _, since: _, until: _, after: _, limit } =
-            EventFilter::default();
+        let EventFilter {
+            id: _,
+            user: _,
+            without_user: _,
+            kind: _,
+            source: _,
+            since: _,
+            until: _,
+            after: _,
+            limit,
+        } = EventFilter::default();
         let all = EventFilter { limit, ..EventFilter::default() };
         let text = || Some("a".to_owned());
         let of = [
