@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 17] {
+pub fn state_keys() -> [&'static Key; 18] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
