@@ -8,7 +8,9 @@ use clap::Parser;
 use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
-use crate::{baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, reconcile};
+use crate::{
+    baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, rebuild, reconcile,
+};
 
 /// Measure kinsync. `bench/run` builds the binaries and runs this command.
 #[derive(Debug, Parser)]
@@ -26,6 +28,8 @@ pub enum Command {
     Requests(Options),
     /// Measure a backfill compared with the raw driver, and a reconciliation without changes.
     Reconcile(Options),
+    /// Measure a rebuild of lost users from the log, compared with the raw driver.
+    Rebuild(Options),
     /// Measure the first scan of a cold server on documents of an application, compared with an empty collection.
     Existing(Options),
     /// Measure the lists of users and of the log on both stores.
@@ -59,6 +63,7 @@ impl Command {
                     Part::Lag,
                     Part::Requests,
                     Part::Reconcile,
+                    Part::Rebuild,
                     Part::Existing,
                     Part::Queries,
                     Part::Footprint,
@@ -70,6 +75,7 @@ impl Command {
             Self::Lag(options) => measure(options, &[Part::Lag]).await,
             Self::Requests(options) => measure(options, &[Part::Requests]).await,
             Self::Reconcile(options) => measure(options, &[Part::Reconcile]).await,
+            Self::Rebuild(options) => measure(options, &[Part::Rebuild]).await,
             Self::Existing(options) => measure(options, &[Part::Existing]).await,
             Self::Queries(options) => measure(options, &[Part::Queries]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
@@ -84,6 +90,7 @@ enum Part {
     Lag,
     Requests,
     Reconcile,
+    Rebuild,
     Existing,
     Queries,
     Footprint,
@@ -103,6 +110,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             Part::Lag => lag::measure(&work, &options, drained, &mut report).await,
             Part::Requests => me::measure(&work, &options, &mut report).await,
             Part::Reconcile => reconcile::measure(&work, &options, &mut report).await,
+            Part::Rebuild => rebuild::measure(&work, &options, &mut report).await,
             Part::Existing => existing::measure(&work, &options, &mut report).await,
             Part::Queries => queries::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,

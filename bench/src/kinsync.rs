@@ -58,6 +58,11 @@ impl Kinsync {
         Ok(Self { process, address })
     }
 
+    /// Stops it with SIGTERM.
+    pub async fn stop(self, limit: Duration) -> anyhow::Result<()> {
+        self.process.stop(limit).await
+    }
+
     /// Its process.
     pub fn process(&self) -> &Process {
         &self.process

@@ -2,7 +2,8 @@
 //!
 //! Modules: the requests ([`events`], [`requests`], [`jwt`]), the load generator ([`load`], [`http`]), the servers
 //! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
-//! [`me`], [`inside`], [`reconcile`], [`queries`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
+//! [`me`], [`inside`], [`reconcile`], [`rebuild`],
+//! [`queries`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -27,6 +28,7 @@ mod peer;
 mod process;
 mod queries;
 mod raw;
+mod rebuild;
 mod reconcile;
 mod report;
 mod requests;

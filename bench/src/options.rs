@@ -41,6 +41,9 @@ pub struct Options {
     /// Number of entries of the log in the lists.
     #[arg(long, default_value_t = 5_000_000, value_parser = clap::value_parser!(u64).range(1000..))]
     pub listed_entries: u64,
+    /// Number of events in the log of the rebuild, of a tenth as many users.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub logged_events: usize,
     /// Number of cold starts.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,

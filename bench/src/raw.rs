@@ -8,10 +8,10 @@ use std::time::Instant;
 use anyhow::Context as _;
 use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use mongodb::{Database, IndexModel};
+use mongodb::{Collection, Database, IndexModel};
 
 use crate::events::{Event, Kind};
-use crate::kinsync::USERS;
+use crate::kinsync::{EVENTS, USERS};
 use crate::mongo::Mongod;
 
 const STATEMENTS: usize = 1000;
@@ -31,9 +31,7 @@ impl Layout {
     /// Reads the layout of the users in this database.
     pub async fn of(mongod: &Mongod, database: &str) -> anyhow::Result<Self> {
         let users = mongod.database(database).collection::<Document>(USERS);
-        let indexes: Vec<_> = users.list_indexes().await?.try_collect().await?;
-        let indexes =
-            indexes.into_iter().filter(|index: &IndexModel| !index.keys.contains_key("_id")).collect();
+        let indexes = indexes_of(&users).await?;
         let stats = [doc! { "$collStats": { "storageStats": {} } }];
         let stats = users.aggregate(stats).await?.try_next().await?.context("there are no users")?;
         let bytes = stats.get_document("storageStats")?.get_i32("avgObjSize")?;
@@ -49,11 +47,40 @@ impl Layout {
 
 /// Upserts all events. Returns upserts per second.
 pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layout) -> anyhow::Result<f64> {
-    let statements =
-        |part: &[Event]| part.iter().map(|event| statement(event, layout.bytes)).collect::<Vec<_>>();
-    let batches: Vec<_> = events.chunks(STATEMENTS).map(statements).collect();
+    let batches: Vec<_> = events.chunks(STATEMENTS).map(|part| statements(part, layout.bytes)).collect();
     let users = events.iter().map(|event| event.user).collect::<HashSet<_>>().len() as u64;
     send(mongod, name, layout.indexes, &batches, users).await
+}
+
+/// Inserts the log of the database `from` unchanged and upserts all events, a thousand of each at a time. Returns events per
+/// second.
+pub async fn upsert_and_log(
+    mongod: &Mongod,
+    from: &str,
+    name: &str,
+    events: &[Event],
+    layout: Layout,
+) -> anyhow::Result<f64> {
+    let (source, database) = (mongod.database(from), mongod.database(name));
+    let log = source.collection::<RawDocumentBuf>(EVENTS);
+    let users = database.collection::<Document>(USERS);
+    create_indexes(&users, layout.indexes.clone()).await?;
+    create_indexes(&database.collection(EVENTS), indexes_of(&log).await?).await?;
+    let entries = log.find(doc! {}).await?.try_chunks(STATEMENTS).map_err(|chunk| chunk.1);
+    let inserts: Vec<_> = entries.map_ok(|chunk| insert(&chunk)).try_collect().await?;
+    let upserts = events.chunks(STATEMENTS).map(|part| statements(part, layout.bytes)).collect::<Vec<_>>();
+    anyhow::ensure!(inserts.len() == upserts.len(), "the log has not one entry per event");
+    let commands: Vec<_> = upserts.iter().map(|batch| command(batch)).collect();
+    let start = Instant::now();
+    let work = inserts.into_iter().zip(commands).zip(&upserts).map(async |((insert, command), batch)| {
+        let inserted = database.run_raw_command(insert).await?;
+        anyhow::ensure!(!inserted.contains_key("writeErrors"), "the raw driver: {inserted}");
+        apply(&database, command, batch).await
+    });
+    stream::iter(work).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
+    let took = start.elapsed();
+    database.drop().await?;
+    Ok(events.len() as f64 / took.as_secs_f64())
 }
 
 /// Upserts the users of the database `from` unchanged. Returns upserts per second.
@@ -81,9 +108,7 @@ async fn send(
     expect: u64,
 ) -> anyhow::Result<f64> {
     let database = mongod.database(name);
-    if !indexes.is_empty() {
-        database.collection::<Document>(USERS).create_indexes(indexes).await?;
-    }
+    create_indexes(&database.collection(USERS), indexes).await?;
     let commands: Vec<_> = batches.iter().map(|batch| command(batch)).collect();
     let start = Instant::now();
     let work = commands.into_iter().zip(batches).map(|(command, batch)| apply(&database, command, batch));
@@ -93,6 +118,30 @@ async fn send(
     anyhow::ensure!(users == expect, "the raw driver wrote {users} of {expect} users");
     database.drop().await?;
     Ok(batches.iter().map(Vec::len).sum::<usize>() as f64 / took.as_secs_f64())
+}
+
+async fn indexes_of<T: Send + Sync>(collection: &Collection<T>) -> anyhow::Result<Vec<IndexModel>> {
+    let indexes: Vec<IndexModel> = collection.list_indexes().await?.try_collect().await?;
+    Ok(indexes.into_iter().filter(|index| !index.keys.contains_key("_id")).collect())
+}
+
+async fn create_indexes(collection: &Collection<Document>, indexes: Vec<IndexModel>) -> anyhow::Result<()> {
+    if !indexes.is_empty() {
+        collection.create_indexes(indexes).await?;
+    }
+    Ok(())
+}
+
+fn insert(entries: &[RawDocumentBuf]) -> RawDocumentBuf {
+    let mut documents = RawArrayBuf::new();
+    for entry in entries {
+        documents.push(entry.clone());
+    }
+    rawdoc! { "insert": EVENTS, "documents": documents, "ordered": false, "writeConcern": { "w": "majority" } }
+}
+
+fn statements(events: &[Event], bytes: usize) -> Vec<RawDocumentBuf> {
+    events.iter().map(|event| statement(event, bytes)).collect()
 }
 
 fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {

@@ -142,6 +142,30 @@ struct Loaded {
     entries: Entries,
 }
 
+/// Rows that were loaded before the entries of their users are read.
+#[derive(Default)]
+struct Rows {
+    loaded: BTreeMap<UserId, Row>,
+    /// No user between the position and this one has a row that was not loaded. `None`: there are no further rows.
+    until: Option<String>,
+}
+
+impl Rows {
+    async fn load(store: &dyn Store, after: &str) -> Result<Self, Error> {
+        let ids = store.ids(UserId::parse(after).ok().as_ref(), USERS).await?;
+        let until = ids.last().filter(|_| ids.len() == USERS).map(ToString::to_string);
+        let rows = store.load_to_write(&ids).await?;
+        Ok(Self { loaded: rows.into_iter().map(|row| (row.id.clone(), row)).collect(), until })
+    }
+
+    /// Removes and returns the rows up to and including `last`, or all.
+    fn take(&mut self, last: Option<&str>) -> impl Iterator<Item = Row> + use<> {
+        let is_in_page = |id: &UserId| last.is_none_or(|last| id.as_str() <= last);
+        let rest = self.loaded.extract_if(.., |id, _| !is_in_page(id)).collect();
+        std::mem::replace(&mut self.loaded, rest).into_values()
+    }
+}
+
 impl<'a> Rebuild<'a> {
     /// Returns a rebuild that reports to `listen`.
     pub fn new(
@@ -171,29 +195,22 @@ impl<'a> Rebuild<'a> {
                 (after, started_at, self.report) = (user, at, report);
             }
         }
+        let mut rows = Rows::default();
         loop {
-            let from = UserId::parse(&after).ok();
-            // Loaded before the entries are read.
-            let ids = self.store.ids(from.as_ref(), USERS).await?;
-            let until = ids.last().filter(|_| ids.len() == USERS).cloned();
-            let rows = self.store.load_to_write(&ids).await?;
-            self.range(&after, until.as_ref(), rows).await?;
-            let position = match &until {
-                Some(until) => Position {
-                    after: Some(until.to_string()),
+            let next = self.page(&after, &mut rows).await?;
+            if is_kept {
+                let position = next.clone().map_or_else(Position::default, |after| Position {
+                    after: Some(after),
                     report: self.report.clone(),
                     mode: Some(self.mode),
                     started_at,
-                },
-                None => Position::default(),
-            };
-            if is_kept {
+                });
                 state_records::change(self.store, &KEY, |known: &mut Position| known.clone_from(&position))
                     .await?;
             }
             (self.listen)(Event::Progress(&self.report));
-            let Some(until) = until else { return Ok(self.report) };
-            after = until.to_string();
+            let Some(next) = next else { return Ok(self.report) };
+            after = next;
         }
     }
 
@@ -206,36 +223,55 @@ impl<'a> Rebuild<'a> {
         Ok(self.report)
     }
 
-    /// Compares the users in a range of ids: those with rows, and those with entries alone.
-    async fn range(&mut self, after: &str, until: Option<&UserId>, rows: Vec<Row>) -> Result<(), Error> {
-        let mut rows: BTreeMap<UserId, Row> = rows.into_iter().map(|row| (row.id.clone(), row)).collect();
-        let mut after = after.to_owned();
+    /// Compares the next users after an id: those with rows, and those with entries alone. Returns the last one, or `None` at the
+    /// end.
+    async fn page(&mut self, after: &str, rows: &mut Rows) -> Result<Option<String>, Error> {
+        if rows.loaded.is_empty() {
+            *rows = Rows::load(self.store, after).await?;
+        }
+        let page = self.store.user_entries(after, rows.until.as_deref(), ENTRIES).await?;
+        let next = page.next.or_else(|| rows.until.clone());
+        let mut entries = grouped(page.entries, page.damaged);
         let mut again = Vec::new();
-        loop {
-            let page = self.store.user_entries(&after, until.map(UserId::as_str), ENTRIES).await?;
-            if let Some(large) = page.large.as_deref().and_then(|user| UserId::parse(user).ok()) {
-                rows.remove(&large);
-                again.push(large);
+        let mut loaded = Vec::new();
+        for row in rows.take(next.as_deref()) {
+            if page.large.as_deref() == Some(row.id.as_str()) {
+                again.push(row.id);
+            } else {
+                loaded.push(Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row });
             }
-            let mut entries = grouped(page.entries, page.damaged);
-            let is_in_page = |id: &UserId| page.next.as_deref().is_none_or(|next| id.as_str() <= next);
-            let rest: BTreeMap<UserId, Row> = rows.extract_if(.., |id, _| !is_in_page(id)).collect();
-            let loaded: Vec<Loaded> = std::mem::replace(&mut rows, rest)
-                .into_values()
-                .map(|row| Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row })
-                .collect();
-            again.extend(self.compare(loaded).await?);
-            // Without a row when the rows were loaded.
-            again.extend(entries.keys().filter_map(|user| UserId::parse(user).ok()));
-            match page.next {
-                Some(next) => after = next,
-                None => break,
-            }
+        }
+        again.extend(self.compare(loaded).await?);
+        again.extend(self.compare_without_rows(entries).await?);
+        if let Some(large) = page.large.as_deref().and_then(|user| UserId::parse(user).ok())
+            && !again.contains(&large)
+        {
+            again.push(large);
         }
         for users in again.chunks(USERS_AGAIN) {
             self.again(users.to_vec()).await?;
         }
-        Ok(())
+        Ok(next)
+    }
+
+    /// Compares users that had no row when the rows were loaded. A row that is still missing contains nothing that the entries
+    /// lack, so its entries need not be read again. Returns the users that have a row by now.
+    async fn compare_without_rows(
+        &mut self,
+        mut entries: HashMap<String, Entries>,
+    ) -> Result<Vec<UserId>, Error> {
+        let ids: Vec<UserId> = entries.keys().filter_map(|user| UserId::parse(user).ok()).collect();
+        let mut again = Vec::new();
+        for ids in ids.chunks(USERS) {
+            let (missing, stored): (Vec<Row>, Vec<Row>) =
+                self.store.load_to_write(ids).await?.into_iter().partition(|row| row.revision == 0);
+            again.extend(stored.into_iter().map(|row| row.id));
+            let loaded = missing
+                .into_iter()
+                .map(|row| Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row });
+            again.extend(self.compare(loaded.collect()).await?);
+        }
+        Ok(again)
     }
 
     /// Loads and compares users until no concurrent write interferes.

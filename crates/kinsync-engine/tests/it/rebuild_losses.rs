@@ -86,6 +86,33 @@ async fn a_deleted_user_stays_deleted_after_the_document_and_the_entry_are_lost(
     assert_explained(&store, "the deletion is in the log again").await;
 }
 
+#[tokio::test]
+async fn a_rebuild_of_lost_documents_continues_after_a_page_of_the_log() {
+    let store = store_mongo::store().await;
+    // Long enough that the entries of all users are more than a page, although the users are few.
+    let name = "a".repeat(400_000);
+    for n in 0..60 {
+        let named = Profile::new().with(Field::FirstName, name.as_str());
+        observe(&store, read(&format!("kp_{n:02}"), 1, What::Exists(named))).await;
+    }
+    store_mongo::users(&store).delete_many(doc! {}).await.expect("it answers");
+    interrupt(&store, Mode::Replace, Clock::system().now()).await;
+    let stored = store_mongo::users(&store).count_documents(doc! {}).await.expect("it answers");
+    assert!((1..60).contains(&stored), "{stored} users after the first page");
+    let mut first = None;
+    let mut listen = |event: Event<'_>| {
+        if let Event::Continues(after, report) = event {
+            first = Some((after.to_owned(), report.users));
+        }
+    };
+    let now = Clock::system().now();
+    let report =
+        Rebuild::new(&store, Mode::Replace, now, &mut listen).run().await.expect("the store answers");
+    assert_eq!(first, Some((format!("kp_{:02}", stored - 1), stored)));
+    assert_eq!((report.users, report.rebuilt), (60, 60));
+    assert_explained(&store, "rebuilt").await;
+}
+
 async fn a_clock_that_runs_behind_undoes_no_deletion(fresh: Fresh) {
     let store = &*fresh.store;
     let events = [
