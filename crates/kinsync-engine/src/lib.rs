@@ -34,6 +34,7 @@
 //! - `audit`: which operator read personal data or changed something
 //! - `breaker`: circuit breaker per dependency
 //! - `clock`: the current time
+//! - `trace`: spans of a delivery
 
 mod apply;
 mod audit;
@@ -70,6 +71,7 @@ mod spread;
 mod state_records;
 mod store;
 mod supervisor;
+mod trace;
 mod work_lease;
 
 #[doc(hidden)]

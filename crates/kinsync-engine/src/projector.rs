@@ -185,13 +185,14 @@ impl Projector {
 
     async fn decode(&self, claimed: Vec<Claimed>) -> Vec<Item> {
         let limit = self.latest();
-        let mut items = Vec::with_capacity(claimed.len());
-        for (n, Claimed { id, entry, .. }) in claimed.into_iter().enumerate() {
+        let batch = claimed.len();
+        let mut items = Vec::with_capacity(batch);
+        for (n, claimed) in claimed.into_iter().enumerate() {
             if n % 64 == 63 {
                 // New deliveries, which wait for their response, have priority.
                 tokio::task::yield_now().await;
             }
-            items.push(Item { id, decoded: decode::decode(&entry, limit), is_erased: false });
+            items.push(Item::new(claimed, limit, batch));
         }
         items
     }
@@ -298,23 +299,24 @@ impl Projector {
     /// Acks applied entries first, so that a failed dead letter does not delay them.
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
-        let (mut acks, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
+        let (mut done, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
         let mut quarantined = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
             if item.is_erased {
-                acks.push(item.id);
+                done.push(item);
             } else if let Err(failure) = &item.decoded.observations {
                 if let decode::Failure::InTheFuture { at, .. } = failure {
                     quarantined.push((*at, item.id.clone()));
                 }
+                item.span.record("outcome", "dead_lettered");
                 dead.push((item.id, failure.to_string()));
             } else if let Some(user) = of_failed {
                 apart.entry(user).or_insert_with(Vec::new).push(item);
             } else {
                 self.measure(&item.decoded.event);
                 self.evidence.forget(item.subject());
-                acks.push(item.id);
+                done.push(item);
             }
         }
         for user in applied.users_to_recheck {
@@ -324,7 +326,12 @@ impl Projector {
                 "an event names a deleted user; events never restore one, Kinde is read instead"
             );
         }
-        let acked = self.ack(&acks).await;
+        let ids: Vec<EntryId> = done.iter().map(|item| item.id.clone()).collect();
+        let acked = self.ack(&ids).await;
+        let outcome = if acked.is_ok() { "applied" } else { "released" };
+        for item in done {
+            item.span.record("outcome", outcome);
+        }
         let mut verdicts = Vec::with_capacity(apart.len());
         for (user, items) in apart {
             verdicts.push(self.put_apart(items, Scope::Row, &failed[&user]).await);
@@ -356,7 +363,12 @@ impl Projector {
         let subject = items.first().map(|item| item.subject().to_owned()).unwrap_or_default();
         let (verdict, pause) = self.evidence.failed(&subject, scope);
         tracing::debug!(subject, reason, ?verdict, "applying the entries of one user failed");
-        let ids: Vec<EntryId> = items.into_iter().map(|item| item.id).collect();
+        let outcome = if verdict == Verdict::SetAside { "dead_lettered" } else { "released" };
+        let id = |item: Item| {
+            item.span.record("outcome", outcome);
+            item.id
+        };
+        let ids: Vec<EntryId> = items.into_iter().map(id).collect();
         if verdict != Verdict::SetAside {
             self.release(&ids, pause).await;
             return verdict;

@@ -29,6 +29,7 @@ use kinsync_engine::{
     internal::{
         clock::ReceiptClock,
         queue::{self, Enqueued, Entry, Queue},
+        trace,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 use tower_service::Service;
+use tracing::field::Empty;
 
 use crate::{
     activity::Activity,
@@ -220,6 +222,9 @@ impl Shared {
         B: http_body::Body,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        // Exported only with an id: what cannot be verified belongs to no event.
+        let span =
+            tracing::trace_span!(target: trace::TARGET, trace::RECEIVE, event_id = Empty, outcome = Empty);
         let (head, body) = request.into_parts();
         check(&head)?;
         let body = body::read(&head.headers, body, &self.config, &self.body_budget).await?;
@@ -230,7 +235,9 @@ impl Shared {
         let scheme = delivery.scheme();
         let entry = Entry::new(&delivery, self.receipts.next());
         let event_id = entry.event_id.clone();
+        span.record("event_id", event_id.as_str());
         let enqueued = self.queue.enqueue(entry).await.map_err(|error| Stop::Queue(scheme, error))?;
+        span.record("outcome", if enqueued == Enqueued::New { "accepted" } else { "duplicate" });
         Ok(Accepted { event_id, scheme, received_at: now, enqueued, is_ordered: is_ordered(&delivery) })
     }
 

@@ -282,6 +282,12 @@ pub struct Log {
     pub filter: String,
     /// `None`: text on a terminal, else JSON.
     pub format: Option<LogFormat>,
+    /// Base URL of an OTLP collector; `None`: nothing is exported.
+    pub otlp_endpoint: Option<Url>,
+    /// Headers of each export.
+    pub otlp_headers: Option<SecretString>,
+    /// Share of events with exported spans.
+    pub otlp_sample: f64,
 }
 
 /// The format of a log line.

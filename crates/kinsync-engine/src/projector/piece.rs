@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use kinsync_core::{Observation, UserId};
+use kinsync_core::{Micros, Observation, UserId};
+use tracing::{Span, field::Empty};
 
 use crate::{
-    decode::Decoded,
+    decode::{self, Decoded},
     directory::{Change, Kind},
     log_entry::LogEntry,
-    queue::EntryId,
+    queue::{Claimed, EntryId},
+    trace,
 };
 
 /// A claimed entry, decoded.
@@ -18,9 +20,22 @@ pub(super) struct Item {
     pub(super) decoded: Decoded,
     /// Whether the entry is about a user that was erased.
     pub(super) is_erased: bool,
+    /// From the claim until the entry is acked, released or set aside.
+    pub(super) span: Span,
 }
 
 impl Item {
+    /// Decodes a claimed entry.
+    pub(super) fn new(claimed: Claimed, limit: Micros, batch: usize) -> Self {
+        let Claimed { id, entry, .. } = claimed;
+        let decoded = decode::decode(&entry, limit);
+        let span = tracing::trace_span!(
+            target: trace::TARGET, trace::APPLY,
+            event_id = entry.event_id, r#type = decoded.event.kind, batch, outcome = Empty,
+        );
+        Self { id, decoded, is_erased: false, span }
+    }
+
     /// The user that the entry would change.
     pub(super) fn user(&self) -> Option<&UserId> {
         let observations = self.decoded.observations.as_ref().ok()?;

@@ -35,7 +35,8 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     let loaded = Config::load(&Sources::of_process(args.flags.0))?;
-    log::start(&loaded.config.log);
+    // Dropped at the end, outside of the runtime: it exports the last traces.
+    let _traces = log::start(&loaded.config.log)?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }

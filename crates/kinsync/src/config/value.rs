@@ -198,6 +198,26 @@ pub fn public_url(text: &str) -> Result<Url> {
     }
 }
 
+/// The base URL of a collector.
+pub fn otlp_endpoint(text: &str) -> Result<Url> {
+    let url: Url = parsed(text, "a URL such as `http://127.0.0.1:4318`")?;
+    if matches!(url.scheme(), "http" | "https") && url.has_host() {
+        Ok(url)
+    } else {
+        Err("must start with `http://` or `https://`".into())
+    }
+}
+
+/// A comma list of `name=value`. The error repeats no value.
+pub fn header_list(text: &str) -> Result<SecretString> {
+    let is_header = |pair: &&str| {
+        pair.split_once('=').is_some_and(|(name, value)| {
+            http::HeaderName::try_from(name.trim()).is_ok() && HeaderValue::from_str(value.trim()).is_ok()
+        })
+    };
+    if list(text).iter().all(is_header) { Ok(text.into()) } else { Err("is no list of `name=value`".into()) }
+}
+
 /// A secret without spaces around it.
 pub fn secret(text: &str) -> Result<SecretString> {
     if text.trim() == text { Ok(text.into()) } else { Err("starts or ends with a space".into()) }

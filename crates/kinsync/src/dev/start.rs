@@ -102,7 +102,8 @@ fn folder(options: &Options) -> Result<Folder> {
 fn start_log(options: &Options, folder: &Path) -> Result<()> {
     let filter = |default: &str| options.log.clone().unwrap_or_else(|| default.to_owned());
     if options.style != Style::Live {
-        log::start(&crate::config::Log { filter: filter("error"), ..Default::default() });
+        // Without an endpoint nothing is exported.
+        drop(log::start(&crate::config::Log { filter: filter("error"), ..Default::default() })?);
         return Ok(());
     }
     let filter = tracing_subscriber::EnvFilter::try_new(filter("info")).context("cannot read --log")?;

@@ -290,7 +290,8 @@ fn no_secret_is_ever_shown() {
         .filter(|setting| setting.secrecy == Secrecy::Hidden)
         .map(|setting| (setting.env, hidden.to_owned()))
         .collect();
-    vars.retain(|(name, _)| *name != "KINSYNC_ADMIN_TOKENS");
+    vars.retain(|(name, _)| !matches!(*name, "KINSYNC_ADMIN_TOKENS" | "KINSYNC_OTLP_HEADERS"));
+    vars.push(("KINSYNC_OTLP_HEADERS", format!("authorization={hidden}")));
     vars.push(("KINSYNC_ADMIN_TOKENS", format!("ada:read:{hidden}")));
     vars.push(("MONGODB_URI", format!("mongodb://app:{hidden}@db.example/app")));
     vars.push(("KINDE_M2M_CLIENT_ID", "id".into()));

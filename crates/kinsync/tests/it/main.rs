@@ -44,4 +44,6 @@ mod server;
 mod shared_queue;
 mod tenant;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod webhook_setup;
