@@ -5,6 +5,7 @@
 //! the projector starts when it answers.
 
 mod builder;
+mod roles;
 
 use std::{
     path::PathBuf,
@@ -19,7 +20,10 @@ use kinsync_core::UserId;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-pub use self::builder::{Builder, Error};
+pub use self::{
+    builder::{Builder, Error},
+    roles::Roles,
+};
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
@@ -54,6 +58,7 @@ pub struct Engine(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    roles: Roles,
     queue: Arc<dyn Queue>,
     /// The same queue, if several processes share it.
     spooled: Option<Arc<SpooledQueue>>,
@@ -97,8 +102,34 @@ impl Engine {
         Builder::new(data_dir.into())
     }
 
-    /// Starts the projector and the reconciler. Call it once.
+    /// Starts what the roles of the process need. Call it once.
     pub fn start(&self) {
+        if let Some(spooled) = &self.0.spooled {
+            let spooled = Arc::clone(spooled);
+            self.0.supervisor.spawn("spool", move |stop| {
+                let spooled = Arc::clone(&spooled);
+                async move { spooled.run(stop).await }
+            });
+        }
+        let Roles { project, reconcile, .. } = self.0.roles;
+        if project {
+            self.start_projector();
+        } else if self.0.roles.uses_store() {
+            let engine = self.clone();
+            self.0.supervisor.spawn("store", move |stop| {
+                let engine = engine.clone();
+                async move {
+                    Box::pin(stop.run_until_cancelled(engine.prepare_store())).await;
+                    stop.cancelled().await;
+                }
+            });
+        }
+        if reconcile {
+            self.start_reconciler();
+        }
+    }
+
+    fn start_projector(&self) {
         if let Some((collection, named_by)) = self.0.store.place() {
             tracing::info!(collection, named_by, "users are stored in MongoDB");
         }
@@ -142,13 +173,6 @@ impl Engine {
             }
         });
         self.start_erasures();
-        if let Some(spooled) = &self.0.spooled {
-            let spooled = Arc::clone(spooled);
-            self.0.supervisor.spawn("spool", move |stop| {
-                let spooled = Arc::clone(&spooled);
-                async move { spooled.run(stop).await }
-            });
-        }
         let engine = self.clone();
         self.0.supervisor.spawn("spread", move |stop| {
             let engine = engine.clone();
@@ -179,6 +203,9 @@ impl Engine {
                 }
             });
         }
+    }
+
+    fn start_reconciler(&self) {
         let engine = self.clone();
         let name = if self.0.schedule.is_some() { "reconciler" } else { "unchecked users" };
         self.0.supervisor.spawn(name, move |stop| {
@@ -302,6 +329,11 @@ impl Engine {
     /// Runs the tasks of the engine. An embedding application adds its own.
     pub fn supervisor(&self) -> &Supervisor {
         &self.0.supervisor
+    }
+
+    /// What this process does.
+    pub fn roles(&self) -> Roles {
+        self.0.roles
     }
 
     /// The queue that accepts deliveries.

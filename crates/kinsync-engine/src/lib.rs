@@ -79,12 +79,16 @@ pub mod internal;
 
 pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
-pub use engine::{Builder, Engine, Error, ReconcilerHandle};
+pub use engine::{Builder, Engine, Error, ReconcilerHandle, Roles};
 pub use erasure::Eraser;
 pub use projector::RejectedByStore;
+#[cfg(feature = "rabbitmq")]
+pub use queue::rabbitmq::{Config as RabbitmqConfig, RabbitmqQueue};
 #[cfg(feature = "redis")]
 pub use queue::redis::{Config as RedisConfig, RedisQueue};
-pub use queue::{Error as QueueError, Queue, Stats as QueueStats, embedded::Config as QueueConfig};
+pub use queue::{
+    Error as QueueError, Queue, SharedQueue, Stats as QueueStats, embedded::Config as QueueConfig,
+};
 pub use reconcile::{
     Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,
 };

@@ -15,9 +15,14 @@ use serde::{Deserialize, Serialize};
 use crate::random;
 
 pub mod embedded;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod shared;
 pub mod spooled;
+
+pub use shared::SharedQueue;
 
 /// Largest event id and payload together.
 const MAX_ENTRY: usize = 16 << 20;
@@ -182,15 +187,16 @@ pub struct DeadLetter {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
-    /// Entries not yet acked or dead-lettered, including claimed ones.
+    /// Entries not yet acked or dead-lettered, including claimed ones. Without those that other processes claimed where the backend
+    /// does not count them (RabbitMQ).
     pub depth: u64,
-    /// When the oldest of them was received.
+    /// When the oldest of them was received, as far as this process can know it.
     pub oldest_received_at: Option<Micros>,
-    /// Bytes used by entries.
+    /// Bytes used by entries; 0 where the backend does not report them.
     pub bytes: u64,
     /// Dead letters.
     pub dead_letters: u64,
-    /// Bytes used by dead letters.
+    /// Bytes used by dead letters; 0 where the backend does not report them.
     pub dead_letter_bytes: u64,
     /// State of the spool of this process; `None` without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -303,10 +309,11 @@ impl std::ops::Add for Matched {
 /// A durable queue. All futures are cancel safe: a cancelled call may still have taken effect.
 #[async_trait]
 pub trait Queue: fmt::Debug + Send + Sync {
-    /// Stores the entry durably. After `Ok` the entry survives SIGKILL and power loss.
+    /// Stores the entry durably. After `Ok` the entry survives SIGKILL and power loss. A backend that remembers no ids returns
+    /// [`Enqueued::New`] for a repetition too, and the entry is claimed again.
     async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error>;
 
-    /// Claims up to `max` entries, oldest first; waits until there is at least one. A claim ends
+    /// Claims up to `max` entries, oldest first; waits until there is at least one. There may be more than it returns. A claim ends
     /// with an ack, a retry or a dead letter. An entry that is still claimed after `lease` can be
     /// claimed again.
     async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error>;
@@ -317,8 +324,8 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// Releases claimed entries; they can be claimed again after the delay. Unknown ids are ignored.
     async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error>;
 
-    /// Moves claimed entries to the dead letters, each with a reason for an operator. All of them
-    /// or, after an error, none; then they stay claimed. Unknown ids are ignored.
+    /// Moves claimed entries to the dead letters, each with a reason for an operator. After an error they stay claimed, and a
+    /// repetition makes no second dead letter of one. Unknown ids are ignored.
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error>;
 
     /// Reads the state of the queue.

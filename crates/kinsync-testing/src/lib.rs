@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod mongo;
+pub mod rabbitmq;
 pub mod redis;
 pub mod replica_set;
 pub mod tokens;

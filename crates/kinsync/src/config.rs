@@ -22,7 +22,8 @@ use std::{
 
 use http::HeaderValue;
 use kinsync_engine::{
-    Derived, DerivedConfig, LinkByEmail, RetentionRules, TombstoneEmail, internal::store::mongo::FieldMapping,
+    Derived, DerivedConfig, LinkByEmail, RetentionRules, Roles, TombstoneEmail,
+    internal::store::mongo::FieldMapping,
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
@@ -48,6 +49,8 @@ pub use source::{Flags, Origin, Sources};
 pub struct Config {
     /// The folder of the embedded queue and store.
     pub data_dir: PathBuf,
+    /// What the process does.
+    pub roles: Roles,
     /// The Kinde tenant and its credentials.
     pub kinde: Kinde,
     /// The store of users.
@@ -136,6 +139,8 @@ pub enum QueueKind {
     Embedded,
     /// Redis at this address.
     Redis(SecretString),
+    /// RabbitMQ at this address.
+    Rabbitmq(SecretString),
 }
 
 /// The queue of deliveries and its limits.
@@ -335,6 +340,7 @@ impl Config {
     fn blank() -> Self {
         Self {
             data_dir: PathBuf::new(),
+            roles: Roles::ALL,
             kinde: Kinde::default(),
             store: Store::default(),
             queue: Queue::default(),

@@ -67,17 +67,24 @@ impl Health {
     pub async fn of(state: &AppState, detail: Detail) -> Self {
         let queued = state.engine.queue().stats().await;
         let now = state.engine.clock().now();
+        let roles = state.engine.roles();
         let mut problems = Problems { failing: Vec::new(), degraded: Vec::new(), detail };
         let components = Components {
             webhook: problems.webhook(state, now),
             queue: problems.queue(state, now, queued),
-            store: problems.store(state),
+            store: problems.store_of(state),
             key_sets: state.key_sets.iter().map(|keys| problems.keys(state, keys)).collect(),
             authentication: problems.authentication(state),
             reconcile: problems.reconcile(state, now),
             tasks: problems.tasks(state.engine.supervisor().status()),
         };
         let Problems { failing, degraded, .. } = problems;
+        // Only deliveries fail. What keeps other processes from them is a problem of those.
+        let (failing, degraded) = if roles.ingest {
+            (failing, degraded)
+        } else {
+            (Vec::new(), failing.into_iter().chain(degraded).collect())
+        };
         Self { failing, degraded, components, uptime: state.started.elapsed() }
     }
 
@@ -236,6 +243,16 @@ impl Problems {
         QueueHealth { stats: (&queued).into(), oldest_age_seconds: oldest }
     }
 
+    /// The store. A process that only accepts deliveries does not use it, so nothing of it is a problem.
+    fn store_of(&mut self, state: &AppState) -> StoreHealth {
+        let known = self.degraded.len();
+        let health = self.store(state);
+        if !state.engine.roles().uses_store() {
+            self.degraded.truncate(known);
+        }
+        health
+    }
+
     fn store(&mut self, state: &AppState) -> StoreHealth {
         let (unprepared, kind) = (state.engine.store_failure(), state.engine.store_kind());
         let failure = unprepared.clone().or_else(|| state.engine.breaker().last_failure());
@@ -364,6 +381,9 @@ impl Problems {
     }
 
     fn reconcile(&mut self, state: &AppState, now: Micros) -> Option<ReconcileHealth> {
+        if !state.engine.roles().reconcile {
+            return None;
+        }
         let Some(reconciler) = state.engine.reconciler() else {
             self.unchecked(state.engine.unchecked_users());
             return None;

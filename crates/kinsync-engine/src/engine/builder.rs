@@ -9,14 +9,14 @@ use std::{
 use kinde::management::{self, Client};
 use tokio::sync::{Notify, watch};
 
-use super::{Engine, Inner, ReconcilerHandle};
+use super::{Engine, Inner, ReconcilerHandle, Roles};
 use crate::{
     breaker::{self, Breaker, Failure},
     clock::Clock,
     erasure::{Automatic, Eraser},
     projector::{self, Projector},
     queue::{
-        self, Queue,
+        self, Queue, SharedQueue,
         embedded::{self, EmbeddedQueue},
         spooled::SpooledQueue,
     },
@@ -58,9 +58,10 @@ const SHARED_LEASE: Duration = Duration::from_secs(30);
 #[must_use = "a builder does nothing until `open` is called"]
 pub struct Builder {
     data_dir: PathBuf,
+    roles: Roles,
     clock: Clock,
     queue: embedded::Config,
-    shared_queue: Option<Arc<dyn Queue>>,
+    shared_queue: Option<SharedQueue>,
     store: store::Location,
     breaker: breaker::Config,
     management: Option<management::Config>,
@@ -76,6 +77,7 @@ impl Builder {
     pub(super) fn new(data_dir: PathBuf) -> Self {
         Self {
             data_dir,
+            roles: Roles::ALL,
             clock: Clock::system(),
             queue: embedded::Config::default(),
             shared_queue: None,
@@ -135,6 +137,12 @@ impl Builder {
         self
     }
 
+    /// Sets what this process does; everything unless set.
+    pub fn roles(mut self, roles: Roles) -> Self {
+        self.roles = roles;
+        self
+    }
+
     /// Sets the limits of the queue.
     pub fn queue(mut self, config: embedded::Config) -> Self {
         self.queue = config;
@@ -143,7 +151,7 @@ impl Builder {
 
     /// Shares this queue with other processes. The queue in the data folder then is the spool: it accepts entries while the
     /// shared queue does not.
-    pub fn shared_queue(mut self, shared: Arc<dyn Queue>) -> Self {
+    pub fn shared_queue(mut self, shared: SharedQueue) -> Self {
         self.shared_queue = Some(shared);
         self
     }
@@ -175,24 +183,30 @@ impl Builder {
     /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
     /// does not answer is no error.
     pub async fn open(self) -> Result<Engine, Error> {
-        let Self { data_dir, clock, queue, shared_queue, store, breaker, management, reconcile, .. } = self;
+        let Self {
+            data_dir, roles, clock, queue, shared_queue, store, breaker, management, reconcile, ..
+        } = self;
         let (scan_every, projector) = (self.scan_every, self.projector);
         let (erase_deleted_after, rules) = (self.erase_deleted_after, self.retention);
         let local = open_queue(&data_dir, queue, clock.clone()).await?;
-        let spooled = shared_queue.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
+        let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
+        let shared = shared_queue.map(|shared| shared.create(&store.store(), &clock));
+        let shared = shared.transpose().map_err(Error::Queue)?;
+        let spooled = shared.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
         let queue: Arc<dyn Queue> = match &spooled {
             Some(spooled) => Arc::clone(spooled) as _,
             None => local,
         };
-        let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
         let client = management.map(Client::new).transpose().map_err(Error::Management)?;
         let compares_roles = reconcile.roles;
         let reconciler = client.map(|kinde| Reconciler::new(kinde, store.store(), clock.clone(), reconcile));
         let (reconciler, schedule) = reconciler.map(|reconciler| scheduled(reconciler, scan_every)).unzip();
         let unprepared = store.needs_preparation().then(Failure::not_connected);
         let breaker = Breaker::new("store", "projector", breaker);
-        let check_without_time = projector.check_without_time || reconciler.is_some();
-        let check_roles = projector.check_roles || (reconciler.is_some() && compares_roles);
+        // A projector without the role of a reconciler leaves checks to the process that has it.
+        let has_reconciler = reconciler.is_some() || !roles.reconcile;
+        let check_without_time = projector.check_without_time || has_reconciler;
+        let check_roles = projector.check_roles || (has_reconciler && compares_roles);
         let mut projector = projector::Config { check_without_time, check_roles, ..projector };
         if spooled.is_some() {
             // Another process waits this long for the entries of one that was killed.
@@ -207,6 +221,7 @@ impl Builder {
             eraser,
             automatic,
             retention,
+            roles,
             queue,
             spooled,
             shared_store: store.store(),

@@ -41,6 +41,7 @@ mod queue_damage;
 mod queue_disk;
 mod queue_embedded;
 mod queue_model;
+mod queue_rabbitmq;
 mod queue_redis;
 mod queue_spooled;
 

@@ -31,7 +31,7 @@ pub(crate) fn open(dir: &Path, config: Config) -> Result<EmbeddedQueue, Error> {
 }
 
 /// An empty queue.
-pub(crate) fn embedded() -> Fresh {
+pub(crate) async fn embedded() -> Fresh {
     let dir = tempfile::tempdir().unwrap();
     let queue = Arc::new(open(dir.path(), Config::default()).unwrap());
     Fresh { queue, _dir: Some(dir) }

@@ -25,7 +25,7 @@ fn open(redis: &TestRedis, prefix: &str) -> RedisQueue {
 }
 
 /// An empty queue on the shared server.
-pub(crate) fn redis() -> Fresh {
+pub(crate) async fn redis() -> Fresh {
     Fresh { queue: Arc::new(open(TestRedis::shared(), &TestRedis::prefix())), _dir: None }
 }
 
@@ -162,6 +162,13 @@ async fn an_entry_is_refused_without_the_required_replicas_and_without_memory() 
     };
     assert!(refused.to_string().contains("maxmemory"), "{refused}");
     assert!(!claim(&queue, 10_000).await.is_empty(), "what was accepted can be processed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_refused_by_its_name() {
+    let redis = TestRedis::start(&["--cluster-enabled", "yes"]);
+    let refused = open(&redis, "kinsync").enqueue(entry("a")).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { hint, .. } if hint.contains("Redis Cluster")), "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,4 +1,4 @@
-//! A shared queue on a real Redis with the spool in front: outages, kills, a full server.
+//! A shared queue on a real Redis or RabbitMQ with the spool in front: outages, kills, a full server.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -14,11 +14,17 @@ use kinsync_engine::{
         spooled::SpooledQueue,
     },
 };
-use kinsync_testing::redis::{DURABLE, TestRedis};
+use kinsync_testing::{
+    rabbitmq::TestRabbitmq,
+    redis::{DURABLE, TestRedis},
+};
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::queue_conformance::{claim, entry, ids};
+use crate::{
+    queue_conformance::{claim, entry, ids},
+    queue_rabbitmq::open,
+};
 
 struct World {
     queue: Arc<SpooledQueue>,
@@ -36,10 +42,13 @@ impl World {
     }
 
     fn start_between(shared: Config, dir: &Path, spool: embedded::Config) -> Self {
-        let clock = Clock::from_fn(|| Micros(5_000));
-        let spool = EmbeddedQueue::open(dir, spool, clock.clone()).unwrap();
-        let shared = RedisQueue::new(shared, clock).unwrap();
-        let queue = Arc::new(SpooledQueue::new(Arc::new(shared), Arc::new(spool)));
+        let shared = RedisQueue::new(shared, Clock::from_fn(|| Micros(5_000))).unwrap();
+        Self::start_on(Arc::new(shared), dir, spool)
+    }
+
+    fn start_on(shared: Arc<dyn Queue>, dir: &Path, spool: embedded::Config) -> Self {
+        let spool = EmbeddedQueue::open(dir, spool, Clock::from_fn(|| Micros(5_000))).unwrap();
+        let queue = Arc::new(SpooledQueue::new(shared, Arc::new(spool)));
         let (stop, moving) = (CancellationToken::new(), Arc::clone(&queue));
         let stopped = stop.clone();
         let tasks = TaskTracker::new();
@@ -180,5 +189,29 @@ async fn a_server_that_does_not_answer_delays_one_entry_and_not_each() {
     redis.resume();
     world.until_moved().await;
     assert_eq!(world.drained().await, numbered(0..50), "the entry of the call that timed out is there once");
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rabbitmq_killed_and_started_again_loses_no_accepted_entry() {
+    let (rabbitmq, dir) = (TestRabbitmq::start(), tempfile::tempdir().unwrap());
+    let world = World::start_on(open(&rabbitmq, "kinsync").queue, dir.path(), embedded::Config::default());
+    for number in 0..300 {
+        match number {
+            100 => {
+                rabbitmq.until_saved("kinsync");
+                rabbitmq.kill();
+            }
+            200 => rabbitmq.launch(),
+            _ => {}
+        }
+        let enqueued = timeout(Duration::from_secs(5), world.queue.enqueue(entry(&number.to_string())));
+        assert_eq!(enqueued.await.expect("within the deadline").unwrap(), Enqueued::New);
+        if number == 199 {
+            assert_eq!(world.spool().await, Spool { entries: 100, is_shared_queue_available: false });
+        }
+    }
+    world.until_moved().await;
+    assert_eq!(world.drained().await, numbered(0..300));
     world.end().await;
 }

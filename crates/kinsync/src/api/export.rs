@@ -43,7 +43,7 @@ pub struct UserExport {
     pub mentioned_in: Vec<String>,
     /// Deliveries that this server set aside.
     pub dead_letters: Vec<DeadLetter>,
-    /// Deliveries in the local queue of this server. A queue in Redis is not searched.
+    /// Deliveries in the local queue of this server. A shared queue is not searched.
     pub queued: Vec<QueuedDelivery>,
     /// Requests of operators about this user.
     pub audit: Vec<AuditRecord>,

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
-    Clock, Engine, Error as EngineError, RedisConfig, RedisQueue,
+    Engine, Error as EngineError, RabbitmqConfig, RedisConfig, SharedQueue,
     internal::{
         queue::{self, embedded},
         store::{
@@ -42,7 +42,12 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let engine = open_engine(&config).await?;
     let tenant = key_set(&config)?;
     let verifier = verifier(&config, tenant.clone())?;
-    let mut key_sets = authenticator::key_sets(&config, tenant.as_ref())?;
+    let mut key_sets = if config.roles.api {
+        authenticator::key_sets(&config, tenant.as_ref())?
+    } else {
+        // Nothing here verifies tokens of users.
+        Vec::new()
+    };
     let authenticator = authenticator::start(&config, &key_sets, tenant.as_ref(), &engine)?;
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
@@ -79,35 +84,45 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
         max_bytes: config.queue.max_bytes,
         ..embedded::Config::default()
     };
+    let roles = config.roles;
     let mut builder = Engine::builder(&config.data_dir)
+        .roles(roles)
         .queue(queue)
         .reconcile(management::limits(&config.reconcile))
         .scan_every(config.reconcile.every)
         .erase_deleted_after(config.store.erase_deleted_after)
         .retention(config.store.retention.clone())
         .project_every(config.projections.every);
-    if let Some(redis) = redis_config(config) {
-        let redis = RedisQueue::new(redis, Clock::system()).map_err(|error| Error::Queue(Arc::new(error)))?;
-        builder = builder.shared_queue(Arc::new(redis));
+    if let Some(shared) = shared_queue(config) {
+        builder = builder.shared_queue(shared);
     }
     if let Some(mongodb) = mongodb(config) {
         builder = builder.mongodb(mongodb);
     }
-    if let Some(api) = management::settings(config) {
+    // An operator requests scans and reads runs at a process with the role `api`.
+    if let Some(api) = management::settings(config).filter(|_| roles.reconcile || roles.api) {
         builder = builder.management(api);
     }
     builder.open().await.map_err(|error| cannot_open(&config.data_dir, error))
 }
 
 /// The shared queue that the settings name, if any.
-pub(crate) fn redis_config(config: &Config) -> Option<RedisConfig> {
-    let config::QueueKind::Redis(url) = &config.queue.kind else { return None };
-    Some(RedisConfig {
-        prefix: config.queue.prefix.clone(),
-        replicas: config.queue.replicas,
-        max_entries: config.queue.max_entries,
-        ..RedisConfig::new(url.clone())
-    })
+pub(crate) fn shared_queue(config: &Config) -> Option<SharedQueue> {
+    let config::Queue { kind, prefix, replicas, max_entries, .. } = &config.queue;
+    match kind {
+        config::QueueKind::Embedded => None,
+        config::QueueKind::Redis(url) => Some(SharedQueue::Redis(RedisConfig {
+            prefix: prefix.clone(),
+            replicas: *replicas,
+            max_entries: *max_entries,
+            ..RedisConfig::new(url.clone())
+        })),
+        config::QueueKind::Rabbitmq(url) => Some(SharedQueue::Rabbitmq(RabbitmqConfig {
+            prefix: prefix.clone(),
+            max_entries: *max_entries,
+            ..RabbitmqConfig::new(url.clone())
+        })),
+    }
 }
 
 fn check_data_dir(config: &Config) -> Result<(), Error> {
@@ -209,7 +224,7 @@ impl Servers {
         let http = &state.config.http;
         let main = bind(SocketAddr::new(http.bind, http.port), state, tls).await?;
         let monitoring = bind_also(http.metrics_bind, state, None).await?;
-        let admin = bind_also(http.admin_bind, state, tls).await?;
+        let admin = bind_also(http.admin_bind.filter(|_| state.config.roles.api), state, tls).await?;
         let only = |audience| router::only(audience, state);
         Ok(Addresses {
             main: self.serve(state, "http server", main, router::public(state)),
@@ -250,8 +265,10 @@ fn supervise(state: &Arc<AppState>) {
     let supervisor = state.engine.supervisor();
     let metrics = state.metrics.clone();
     supervisor.spawn("metrics", move |stop| upkeep(metrics.clone(), stop));
-    let app = Arc::clone(state);
-    supervisor.spawn("audit log", move |stop| limit_audit_log(Arc::clone(&app), stop));
+    if state.config.roles.api {
+        let app = Arc::clone(state);
+        supervisor.spawn("audit log", move |stop| limit_audit_log(Arc::clone(&app), stop));
+    }
     for keys in state.key_sets.clone() {
         supervisor.spawn_once("signing keys", learn_keys(keys));
     }

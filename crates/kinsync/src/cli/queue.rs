@@ -3,18 +3,25 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use kinsync_engine::internal::queue::{self, embedded};
+use kinsync_engine::{
+    Clock, SharedQueue,
+    internal::queue::{self, Spool, Stats as Counts, embedded},
+};
 use serde::Serialize;
 
-use super::{exit::Exit, flags::ServerFlags, output};
+use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     api::{Time, stats::QueueStats},
+    app::start::{open_store, shared_queue},
     config::{Config, Sources},
 };
 
 const AFTER_HELP: &str = "\
 Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has \
 just processed may still be listed.
+
+With a shared queue (KINSYNC_QUEUE) the file holds the deliveries of this process that wait for it. `stats` adds what is in the \
+shared queue; of RabbitMQ that is what no process has taken yet. `list` lists the file alone.
 
 Examples:
   kinsync queue stats
@@ -70,9 +77,30 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 
 fn stats(args: Stats) -> Result<ExitCode, Exit> {
     let config = config(args.flags)?;
-    let stats: QueueStats = (&embedded::inspect(&config.data_dir).map_err(failed)?).into();
-    output::one(&stats, args.json);
+    let local = embedded::inspect(&config.data_dir).map_err(failed)?;
+    let counts = match shared_queue(&config) {
+        Some(shared) => block_on(with_shared(&config, shared, local))?,
+        None => local,
+    };
+    output::one(&QueueStats::from(&counts), args.json);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Adds what is in the shared queue to what waits for it in the data folder.
+async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Result<Counts, Exit> {
+    let store = open_store(config).await.map_err(anyhow::Error::from)?;
+    let queue = shared.create(&store.store(), &Clock::system()).map_err(failed)?;
+    let counted = queue.stats().await;
+    queue.close().await;
+    let shared = counted.map_err(failed)?;
+    let oldest = [shared.oldest_received_at, local.oldest_received_at];
+    Ok(Counts {
+        depth: shared.depth + local.depth,
+        oldest_received_at: oldest.into_iter().flatten().min(),
+        bytes: shared.bytes + local.bytes,
+        spool: Some(Spool { entries: local.depth, is_shared_queue_available: true }),
+        ..shared
+    })
 }
 
 fn list(args: List) -> Result<ExitCode, Exit> {

@@ -21,6 +21,11 @@ Examples:
     export KINDE_DOMAIN=https://acme.kinde.com KINSYNC_BIND=0.0.0.0
     kinsync serve --data-dir /var/lib/kinsync
 
+  Split the work over processes that share a queue and a MongoDB:
+    export KINSYNC_QUEUE=redis://queue.internal MONGODB_URI=mongodb://db.internal/app
+    kinsync serve --role ingest,api
+    kinsync serve --role project,reconcile
+
 With KINDE_M2M_CLIENT_ID set, all users at Kinde are compared with the store every hour; SIGUSR1 starts a scan now.
 
 SIGTERM or SIGINT stops the server: it answers the requests in flight, finishes the batch and exits with 0. A second signal \

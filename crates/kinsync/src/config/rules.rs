@@ -1,9 +1,10 @@
 //! Rules between settings, warnings, and the parts that a setting disables.
 
+use kinsync_engine::Roles;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
-use super::{Config, problem::Problem, setting::Setting, source::Merged};
+use super::{Config, Kinde, QueueKind, problem::Problem, setting::Setting, source::Merged};
 
 /// Shorter secrets can be guessed; RFC 2104 section 3 advises the length of the hash.
 const SHORT_SECRET: usize = 16;
@@ -13,6 +14,7 @@ pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     let found: Vec<String> = problems.iter().map(|problem| problem.name.clone()).collect();
     let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));
     check_verification(config, merged, &unread, problems);
+    check_roles(config, &unread, problems);
     check_m2m(config, &unread, problems);
     check_tls(config, &unread, problems);
     check_admin_tokens(config, problems);
@@ -29,7 +31,7 @@ fn check_verification(
     let is_set = config.kinde.domain.is_some()
         || !config.kinde.webhook_secrets.is_empty()
         || !config.kinde.standard_webhooks_secrets.is_empty();
-    if is_set || unread(domain) || unread(secret) {
+    if is_set || !config.roles.ingest || unread(domain) || unread(secret) {
         return;
     }
     // The one that the operator tried to set comes first.
@@ -49,6 +51,53 @@ fn check_verification(
     let other = Setting::of(other);
     problem.example = problem.example.map(|line| format!("{line}   or   {}={}", other.env, other.example));
     problems.push(problem);
+}
+
+/// Processes with different roles share a queue, and a MongoDB where they use users.
+fn check_roles(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
+    let (roles, role) = (config.roles, "KINSYNC_ROLE");
+    if unread(role) {
+        return;
+    }
+    if roles.needs_shared_queue()
+        && matches!(config.queue.kind, QueueKind::Embedded)
+        && !unread("KINSYNC_QUEUE")
+    {
+        let missing = if roles.project {
+            "no process fills the embedded queue, which other processes cannot use"
+        } else {
+            "no process empties the embedded queue, which other processes cannot use"
+        };
+        problems.push(Problem::of(
+            Setting::of(role),
+            format!("splits the work, and {missing}: set KINSYNC_QUEUE to a queue that all processes share, or add the role"),
+        ));
+    }
+    if roles != Roles::ALL
+        && roles.uses_store()
+        && config.store.mongodb_uri.is_none()
+        && !unread("MONGODB_URI")
+    {
+        problems.push(Problem::of(
+            Setting::of(role),
+            "splits the work, and other processes cannot use the users in this data folder: set MONGODB_URI"
+                .to_owned(),
+        ));
+    }
+    if roles == Roles::ALL || !roles.reconcile {
+        return;
+    }
+    let Kinde { domain, m2m_client_id, .. } = &config.kinde;
+    for (name, is_set) in
+        [("KINDE_DOMAIN", domain.is_some()), ("KINDE_M2M_CLIENT_ID", m2m_client_id.is_some())]
+    {
+        if !is_set && !unread(name) {
+            problems.push(Problem::of(
+                Setting::of(name),
+                format!("is not set, and the role `reconcile` in {role} needs it"),
+            ));
+        }
+    }
 }
 
 fn check_m2m(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
@@ -139,16 +188,21 @@ pub fn disabled(config: &Config) -> Vec<Disabled> {
     } else {
         "webhooks that Kinde signs itself (JWT)"
     };
+    let Roles { ingest, reconcile, api, .. } = config.roles;
     let parts = [
-        (config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
-        (config.kinde.webhook_secrets.is_empty(), "deliveries signed by HMAC-SHA256", "KINDE_WEBHOOK_SECRET"),
+        ((ingest || api) && config.kinde.domain.is_none(), of_domain, "KINDE_DOMAIN"),
         (
-            config.http.admin_token.is_none() && config.http.admin_tokens.is_empty(),
+            ingest && config.kinde.webhook_secrets.is_empty(),
+            "deliveries signed by HMAC-SHA256",
+            "KINDE_WEBHOOK_SECRET",
+        ),
+        (
+            api && config.http.admin_token.is_none() && config.http.admin_tokens.is_empty(),
             "admin routes, and the commands that use them",
             "KINSYNC_ADMIN_TOKEN",
         ),
         (
-            config.kinde.domain.is_none() || config.kinde.m2m_client_id.is_none(),
+            reconcile && (config.kinde.domain.is_none() || config.kinde.m2m_client_id.is_none()),
             "reconciliation, so lost deliveries are not repaired",
             "KINDE_M2M_CLIENT_ID",
         ),

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, TombstoneEmail};
+use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, Roles, TombstoneEmail};
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
@@ -285,14 +285,42 @@ pub fn queue_prefix(text: &str) -> Result<String> {
     Ok(text.into())
 }
 
+const ONE_REDIS: &str = "names several servers, and Redis Sentinel and Redis Cluster are not supported: write the address of one \
+                         server or of a proxy that follows the primary, or use RabbitMQ, which may have several hosts";
+
+/// A list of roles, or `all`.
+pub fn roles(text: &str) -> Result<Roles> {
+    let mut roles = Roles::NONE;
+    for role in list(text) {
+        match role {
+            "all" => roles = Roles::ALL,
+            "ingest" => roles.ingest = true,
+            "project" => roles.project = true,
+            "reconcile" => roles.reconcile = true,
+            "api" => roles.api = true,
+            _ => return Err("is not a list of `ingest`, `project`, `reconcile`, `api` or `all`".into()),
+        }
+    }
+    if roles == Roles::NONE { Err("names no role".into()) } else { Ok(roles) }
+}
+
 /// A kind of queue.
 pub fn queue_kind(text: &str) -> Result<QueueKind> {
     match text {
         "embedded" => Ok(QueueKind::Embedded),
         _ if text.starts_with("redis://") || text.starts_with("rediss://") => {
-            Ok(QueueKind::Redis(text.into()))
+            let hosts = text.rsplit_once('@').map_or(text, |(_, hosts)| hosts);
+            if hosts.contains(',') { Err(ONE_REDIS.into()) } else { Ok(QueueKind::Redis(text.into())) }
         }
-        _ => Err("is neither `embedded` nor an address such as redis://HOST:PORT (rediss:// for TLS)".into()),
+        _ if text.starts_with("redis") && (text.contains("sentinel") || text.contains("cluster")) => {
+            Err(ONE_REDIS.into())
+        }
+        _ if text.starts_with("amqp://") || text.starts_with("amqps://") => {
+            Ok(QueueKind::Rabbitmq(text.into()))
+        }
+        _ => Err("is neither `embedded` nor an address such as redis://HOST:PORT or amqp://HOST:PORT (rediss:// and amqps:// \
+                  for TLS)"
+            .into()),
     }
 }
 
@@ -426,6 +454,31 @@ mod tests {
         assert_eq!(shown, [("ada", operate, "new:1"), ("ada", operate, "old"), ("grafana", read, "t")]);
         for wrong in ["t", "ada:t", "ada:admin:t", ":read:t", "a b:read:t", "ada:read:", "ada:READ:t"] {
             assert!(admin_tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_one_address_of_a_supported_server() {
+        assert!(matches!(queue_kind("embedded"), Ok(QueueKind::Embedded)));
+        for redis in ["redis://a", "rediss://u:p,w@a:1/0"] {
+            assert!(matches!(queue_kind(redis), Ok(QueueKind::Redis(_))), "{redis}");
+        }
+        for rabbitmq in ["amqp://a", "amqps://u:p@a,b:5673/vhost"] {
+            assert!(matches!(queue_kind(rabbitmq), Ok(QueueKind::Rabbitmq(_))), "{rabbitmq}");
+        }
+        for several in ["redis://a,b", "redis+sentinel://a/primary", "redis-cluster://a"] {
+            assert!(queue_kind(several).is_err_and(|error| error.contains("Sentinel")), "{several}");
+        }
+        assert!(queue_kind("kafka://a").is_err());
+    }
+
+    #[test]
+    fn roles_are_a_list_of_known_names() {
+        assert_eq!(roles("all"), Ok(Roles::ALL));
+        assert_eq!(roles("api, ingest"), Ok(Roles { api: true, ingest: true, ..Roles::NONE }));
+        assert_eq!(roles("ingest,project,reconcile,api"), Ok(Roles::ALL));
+        for wrong in ["", ",", "projector", "Ingest"] {
+            assert!(roles(wrong).is_err(), "{wrong}");
         }
     }
 

@@ -1,13 +1,13 @@
 //! The shared queue: whether the server answers, what of an accepted delivery survives, and whether it may evict entries.
 
 use kinsync_engine::{
-    Clock, RedisQueue,
+    Clock, QueueError, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue, SharedQueue,
     internal::queue::redis::{Durability, Server},
 };
 use kinsync_tower::problem::chain;
 
 use super::Finding;
-use crate::{app::start::redis_config, config::Config};
+use crate::{app::start::shared_queue, config::Config};
 
 const REACHABLE: &str = "queue.reachable";
 const DURABLE: &str = "queue.durable";
@@ -16,23 +16,47 @@ const EVICTION: &str = "queue.eviction";
 pub(super) const IDS: [&str; 3] = [REACHABLE, DURABLE, EVICTION];
 
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
-    let Some(redis) = redis_config(config) else {
-        let found = "the queue is a file in the data folder, which other processes cannot use";
-        return IDS.map(|id| Finding::ok(id, found)).to_vec();
-    };
+    match shared_queue(config) {
+        Some(SharedQueue::Redis(redis)) => examine_redis(redis, config.queue.replicas).await,
+        Some(SharedQueue::Rabbitmq(rabbitmq)) => examine_rabbitmq(rabbitmq).await,
+        _ => {
+            let found = "the queue is a file in the data folder, which other processes cannot use";
+            IDS.map(|id| Finding::ok(id, found)).to_vec()
+        }
+    }
+}
+
+async fn examine_redis(redis: RedisConfig, replicas: u32) -> Vec<Finding> {
     let server = match RedisQueue::new(redis, Clock::system()) {
         Ok(queue) => queue.inspect().await,
         Err(error) => Err(error),
     };
     match server {
-        Ok(server) => vec![reachable(&server, config.queue.replicas), durable(&server), eviction(&server)],
-        Err(error) => {
-            let fix =
-                "until it answers, deliveries wait in the data folder of each process and change no user";
-            let failed = Finding::failed(REACHABLE, chain(&error), fix);
-            vec![failed, Finding::needs(DURABLE, REACHABLE), Finding::needs(EVICTION, REACHABLE)]
-        }
+        Ok(server) => vec![reachable(&server, replicas), durable(&server), eviction(&server)],
+        Err(error) => unreachable(&error),
     }
+}
+
+/// Accepted arguments of the queue prove what AMQP can show: another kind of queue of the same name is refused.
+async fn examine_rabbitmq(rabbitmq: RabbitmqConfig) -> Vec<Finding> {
+    match RabbitmqQueue::examine(rabbitmq).await {
+        Ok(address) => vec![
+            Finding::ok(REACHABLE, format!("RabbitMQ at {address} answers, and its queue exists")),
+            Finding::ok(
+                DURABLE,
+                "each delivery is on the disks of a majority of the members of a quorum queue before it is answered 200; AMQP does \
+                 not show the number of members: see `rabbitmq-queues quorum_status`",
+            ),
+            Finding::ok(EVICTION, "a full queue refuses new deliveries and drops none"),
+        ],
+        Err(error) => unreachable(&error),
+    }
+}
+
+fn unreachable(error: &QueueError) -> Vec<Finding> {
+    let fix = "until it answers, deliveries wait in the data folder of each process and change no user";
+    let failed = Finding::failed(REACHABLE, chain(error), fix);
+    vec![failed, Finding::needs(DURABLE, REACHABLE), Finding::needs(EVICTION, REACHABLE)]
 }
 
 fn reachable(server: &Server, required: u32) -> Finding {

@@ -31,7 +31,7 @@ pub async fn live(_: Arc<AppState>, _: Detail) -> (StatusCode, Liveness) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// `/api/webhook`.
+    /// `/api/webhook`. Without the role `ingest` the same as logins; ready at once without the role `api` too.
     #[default]
     Deliveries,
     /// `/api/me`, `/api/profile` and `/auth/verify`. A full queue does not affect them.
@@ -51,9 +51,12 @@ pub struct ReadyQuery {
 
 /// GET /health/ready
 pub async fn ready(state: Arc<AppState>, query: ReadyQuery) -> (StatusCode, Readiness) {
+    let roles = state.engine.roles();
     let problems = match query.role {
-        Role::Deliveries => Health::of(&state, Detail::Open).await.failing,
-        Role::Logins => health::login_problems(&state),
+        Role::Deliveries if roles.ingest => Health::of(&state, Detail::Open).await.failing,
+        // What a process without deliveries is ready for.
+        Role::Deliveries if !roles.api => Vec::new(),
+        Role::Deliveries | Role::Logins => health::login_problems(&state),
     };
     let (code, status) = if problems.is_empty() {
         (StatusCode::OK, HealthStatus::Ok)

@@ -18,10 +18,13 @@ use crate::{app::AppState, metrics::RouteMeter};
 /// their own.
 pub fn public(state: &Arc<AppState>) -> Router {
     let http = &state.config.http;
+    let roles = state.config.roles;
     let is_here = |route: &Route| match route.audience {
+        Audience::Sender => roles.ingest,
+        Audience::User => roles.api,
         Audience::Monitoring => http.metrics_bind.is_none(),
-        Audience::Operator => http.admin_bind.is_none(),
-        _ => true,
+        Audience::Operator => roles.api && http.admin_bind.is_none(),
+        Audience::Public => true,
     };
     router(routes().into_iter().filter(is_here), state)
 }

@@ -90,6 +90,9 @@ impl Connection {
             ("WRONGTYPE", _) => {
                 Kind::Refused("a key of another program has the name of the queue: set another prefix")
             }
+            ("CLUSTERDOWN" | "MOVED" | "ASK", _) => {
+                Kind::Refused("it is a node of a Redis Cluster, which is not supported: use a single server")
+            }
             ("NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(USER),
             (code, _) if LOGIN.contains(&code) => Kind::Refused(USER),
             (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),

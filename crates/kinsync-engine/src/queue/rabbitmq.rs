@@ -1,0 +1,481 @@
+//! The queue in RabbitMQ, for any number of processes. Needs RabbitMQ 3.10 or later.
+//!
+//! - `address`: hosts, user and virtual host
+//! - `connection`: connections, the declared queues, and errors in terms of the queue
+//! - `rows`: entries as messages
+//! - `publisher`: entries that are published together, and their confirms
+//! - `held`: what the server has delivered and what is not acked: leases and pauses
+//! - `dead_letters`: dead letters, in the store of users
+//!
+//! Entries are persistent messages in a quorum queue; an entry is accepted when a majority of its members confirmed it. A process
+//! publishes on one connection and consumes on another: a server without memory stops reading from publishers, and acks have to
+//! reach it then. It consumes from its first claim on.
+//!
+//! What AMQP cannot do: it detects no duplicates (applying an event again changes nothing), and it counts only the messages that no
+//! process holds.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use kinsync_core::Micros;
+use lapin::{
+    message::DeliveryResult,
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
+    types::FieldTable,
+};
+use secrecy::SecretString;
+use tokio::{
+    sync::{Mutex, mpsc, oneshot},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    connection::{Failure, Link, Live, RESPONSE, Topology},
+    dead_letters::DeadLetters,
+    held::{Held, Taken},
+    publisher::Enqueue,
+};
+use super::{
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Matched, Matcher, Queue, Search, Stats,
+    embedded::DeadLetterBounds,
+};
+use crate::{clock::Clock, random, store::Store};
+
+mod address;
+mod connection;
+mod dead_letters;
+mod held;
+mod publisher;
+mod rows;
+
+/// Largest event id and payload together. A dead letter has to fit into a document of MongoDB.
+const MAX_ENTRY: usize = 7 << 20;
+/// Entries that the server delivers to a process before it acks one.
+const PREFETCH: u16 = 1024;
+/// Calls that wait to be published.
+const WAITING: usize = 16_384;
+/// Longest wait before leases and the connection are looked at again.
+const POLL: Duration = Duration::from_secs(1);
+/// Most dead letters in one list.
+const MAX_LISTED: usize = 1000;
+
+/// Address and bounds of the queue.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Address, such as `amqp://user:password@host,host/vhost`; `amqps://` for TLS.
+    pub url: SecretString,
+    /// Start of the names of the queues. Processes with the same prefix share a queue.
+    pub prefix: String,
+    /// Entries at which more are refused with [`Error::Full`]; sightings are refused at half of it. Entries that a process holds
+    /// do not count.
+    pub max_entries: u64,
+    /// Bounds of the dead letters. Those of bytes do not apply.
+    pub dead_letters: DeadLetterBounds,
+    /// Deliveries of one entry after which RabbitMQ moves it to a second queue, from which it is published again. It is never
+    /// dropped. Fixed when the queue is declared first.
+    pub delivery_limit: u32,
+    /// Time without a claim after which a process gives back what RabbitMQ delivered to it.
+    pub give_back_after: Duration,
+}
+
+impl Config {
+    /// Usual bounds at this address.
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            prefix: "kinsync".into(),
+            max_entries: 1_000_000,
+            dead_letters: DeadLetterBounds::default(),
+            delivery_limit: 1_000_000,
+            give_back_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A queue in RabbitMQ.
+pub struct RabbitmqQueue {
+    shared: Arc<Shared>,
+    enqueues: mpsc::Sender<Enqueue>,
+}
+
+impl fmt::Debug for RabbitmqQueue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqQueue")
+            .field("queue", &self.shared.publishing.topology().queue)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for RabbitmqQueue {
+    /// Ends the tasks, and with them the connections: RabbitMQ delivers what was held to another process.
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
+
+struct Shared {
+    config: Config,
+    clock: Clock,
+    publishing: Link,
+    consuming: Link,
+    /// Locked while a connection starts to consume.
+    start: Mutex<()>,
+    held: Arc<Held>,
+    dead_letters: DeadLetters,
+    /// The last known number of dead letters, for while the store does not answer.
+    dead_letter_count: AtomicU64,
+    /// Number of the next message of this process.
+    next_message: AtomicU32,
+    /// Entries that no process holds, and when they were counted.
+    ready: Mutex<Option<(Instant, u64)>>,
+    closed: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl RabbitmqQueue {
+    /// Creates the queue, with dead letters in this store. Connects when it is first used, and again whenever the connection is lost.
+    ///
+    /// Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the address cannot be understood.
+    pub fn new(config: Config, store: Arc<dyn Store>, clock: Clock) -> Result<Self, Error> {
+        let hosts = address::hosts(&config.url)?;
+        let topology = Topology::of(&config);
+        let tasks = TaskTracker::new();
+        let shared = Arc::new(Shared {
+            publishing: Link::new(hosts.clone(), topology.clone(), tasks.clone()),
+            consuming: Link::new(hosts, topology, tasks.clone()),
+            start: Mutex::default(),
+            held: Arc::default(),
+            dead_letters: DeadLetters::new(store, clock.clone(), config.dead_letters),
+            dead_letter_count: AtomicU64::new(0),
+            next_message: AtomicU32::new(0),
+            ready: Mutex::default(),
+            closed: CancellationToken::new(),
+            tasks,
+            config,
+            clock,
+        });
+        let (enqueues, pending) = mpsc::channel(WAITING);
+        shared.tasks.spawn(Arc::clone(&shared).publish_all(pending));
+        shared.tasks.spawn(Arc::clone(&shared).give_back_regularly());
+        Ok(Self { shared, enqueues })
+    }
+
+    /// Connects and declares the queues. Returns the address of the host that answered.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if no host answers, [`Error::Refused`] if one refuses the user or the queues.
+    pub async fn examine(config: Config) -> Result<String, Error> {
+        let link = Link::new(address::hosts(&config.url)?, Topology::of(&config), TaskTracker::new());
+        let address = link.live().await?.address.to_string();
+        link.close().await;
+        Ok(address)
+    }
+}
+
+impl Shared {
+    fn open(&self) -> Result<(), Error> {
+        if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    /// Returns the id of a new message, which sorts after those before it.
+    fn message_id(&self) -> String {
+        let (now, number) = (self.clock.now().0, self.next_message.fetch_add(1, Relaxed));
+        format!("{now:016x}-{number:08x}-{:08x}", random::number::<u32>())
+    }
+
+    /// Makes the server deliver to this process, if it does not.
+    async fn consume(self: &Arc<Self>) -> Result<(), Error> {
+        if let Some(generation) = self.consuming.generation().await
+            && self.held.is_consuming(generation)
+        {
+            return Ok(());
+        }
+        // Not cancelled with the caller: what has begun is completed or undone.
+        let shared = Arc::clone(self);
+        let started = self.tasks.spawn(async move { shared.consumer().await });
+        Ok(started.await.map_err(|_| Error::Closed)??)
+    }
+
+    async fn consumer(self: &Arc<Self>) -> Result<(), Failure> {
+        let _start = self.start.lock().await;
+        let mut live = self.consuming.live().await?;
+        if self.held.is_consuming(live.generation) {
+            return Ok(());
+        }
+        if self.held.has_begun(live.generation) {
+            // The server ended the delivery: a queue was deleted, for example. Only a new connection declares it again.
+            self.consuming.replace(live.generation).await;
+            live = self.consuming.live().await?;
+        }
+        self.held.begin(live.generation);
+        let started = self.start_consuming(&live).await;
+        if started.is_err() {
+            self.held.lose(live.generation);
+            self.consuming.replace(live.generation).await;
+        }
+        started
+    }
+
+    async fn start_consuming(self: &Arc<Self>, live: &Live) -> Result<(), Failure> {
+        let Topology { queue, returned, .. } = self.consuming.topology();
+        let consume = |queue: &str| {
+            let options = BasicConsumeOptions::default();
+            live.channel.basic_consume(queue.into(), queue.into(), options, FieldTable::default())
+        };
+        live.within(live.channel.basic_qos(PREFETCH, BasicQosOptions::default())).await?;
+        let (held, generation) = (Arc::clone(&self.held), live.generation);
+        // The library calls it in the order of the frames. So what was delivered before an answer is held when the answer is there.
+        live.within(consume(queue)).await?.set_delegate(move |delivery: DeliveryResult| {
+            held.receive(generation, delivery);
+            std::future::ready(())
+        });
+        let shared = Arc::clone(self);
+        live.within(consume(returned)).await?.set_delegate(move |delivery: DeliveryResult| {
+            let shared = Arc::clone(&shared);
+            async move { shared.publish_again(generation, delivery).await }
+        });
+        Ok(())
+    }
+
+    /// Publishes an entry again that the server had moved to the second queue.
+    async fn publish_again(&self, generation: u64, delivery: DeliveryResult) {
+        let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
+        let message = rows::of_delivery(&mut delivery);
+        tracing::warn!(
+            event = message.entry.as_ref().map(|entry| &entry.event_id),
+            "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
+        );
+        let properties = match &message.entry {
+            Some(entry) => rows::properties(entry, &message.id),
+            None => delivery.properties.clone(),
+        };
+        while delivery.acker.usable() {
+            match self.publish(&[(properties.clone(), &message.body)]).await.pop() {
+                Some(Ok(())) => {
+                    _ = delivery.acker.ack(BasicAckOptions::default()).await;
+                    return;
+                }
+                _ => sleep(POLL).await,
+            }
+        }
+    }
+
+    /// Gives back what the server delivered while nothing claims it, so that another process gets it.
+    async fn give_back_regularly(self: Arc<Self>) {
+        while self.closed.run_until_cancelled(sleep(POLL)).await.is_some() {
+            let after = self.config.give_back_after;
+            if let Some(generation) = self.held.neglected(after) {
+                tracing::warn!(
+                    "no entry was claimed for {after:?}; those that RabbitMQ delivered are given back"
+                );
+                self.held.lose(generation);
+                self.consuming.replace(generation).await;
+            }
+        }
+    }
+
+    /// Dead-letters messages that this version cannot read, and returns the others.
+    async fn decode(&self, taken: Vec<Taken>) -> Result<Vec<Claimed>, Error> {
+        let (mut claimed, mut unknown) = (Vec::with_capacity(taken.len()), Vec::new());
+        for Taken { id, attempts, message } in taken {
+            match message.entry {
+                Some(entry) => claimed.push(Claimed { id, attempts, entry }),
+                None => unknown.push((id, "this version of kinsync cannot read the entry".to_owned())),
+            }
+        }
+        if !unknown.is_empty() {
+            self.dead_letter(&unknown).await?;
+        }
+        Ok(claimed)
+    }
+
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        for (id, reason) in entries {
+            if let Some(message) = self.held.message(id) {
+                let name = if message.id.is_empty() { self.message_id() } else { message.id };
+                self.dead_letters.add(&name, message.entry.as_ref(), &message.body, reason).await?;
+            }
+        }
+        let ids: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
+        self.ack(&ids).await?;
+        if let Err(error) = self.dead_letters.limit().await {
+            tracing::warn!(
+                error = crate::breaker::error_chain(&error),
+                "old dead letters could not be removed"
+            );
+        }
+        Ok(())
+    }
+
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
+        let acks = self.held.remove(ids);
+        let sent = join_all(acks.iter().map(|acker| acker.ack(BasicAckOptions::default())));
+        // An ack that does not reach the server lets the entry come again, which changes nothing.
+        let Ok(sent) = timeout(RESPONSE, sent).await else { return Ok(()) };
+        if let Some(error) = sent.into_iter().find_map(Result::err) {
+            tracing::warn!(%error, "acked entries come again: the connection to RabbitMQ was lost");
+        }
+        Ok(())
+    }
+
+    async fn search(self: &Arc<Self>, matcher: &Matcher, search: Search) -> Result<Matched, Error> {
+        let waiting = self.depth().await?.0.saturating_sub(self.held.depth().0);
+        if waiting > 0 {
+            return Err(Error::Unavailable {
+                hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
+                source: format!("{waiting} deliveries are queued").into(),
+            });
+        }
+        let ids = self.held.matching(matcher);
+        let queued = ids.len() as u64;
+        if search == Search::Remove {
+            self.ack(&ids).await?;
+        }
+        Ok(Matched { queued, dead_letters: self.dead_letters.search(matcher, search).await? })
+    }
+
+    /// Counts the entries that no process holds.
+    async fn count_ready(&self, live: &Live) -> Result<u64, Failure> {
+        let Topology { queue, returned, .. } = self.publishing.topology();
+        let count = |queue: &str| {
+            let options = QueueDeclareOptions::durable().passive();
+            live.channel.queue_declare(queue.into(), options, FieldTable::default())
+        };
+        let (ready, moved) = tokio::join!(live.within(count(queue)), live.within(count(returned)));
+        Ok(u64::from(ready?.message_count()) + u64::from(moved?.message_count()))
+    }
+
+    /// Counts on the connection that delivers, if there is one: its answer comes after what was delivered before it.
+    async fn depth(self: &Arc<Self>) -> Result<(u64, Option<Micros>), Error> {
+        // Not cancelled with a caller that does not wait as long as it takes to connect.
+        let shared = Arc::clone(self);
+        let connecting = self.tasks.spawn(async move { shared.consuming.live().await });
+        let live = connecting.await.map_err(|_| Error::Closed)??;
+        let ready = match self.count_ready(&live).await {
+            Ok(ready) => ready,
+            Err(failure) => {
+                self.held.lose(live.generation);
+                self.consuming.replace(live.generation).await;
+                return Err(failure.into());
+            }
+        };
+        let (held, oldest) = self.held.depth();
+        Ok((ready + held, oldest))
+    }
+
+    async fn count_dead_letters(&self) -> u64 {
+        if let Ok(Ok(count)) = timeout(dead_letters::COUNT, self.dead_letters.count()).await {
+            self.dead_letter_count.store(count, Relaxed);
+        }
+        self.dead_letter_count.load(Relaxed)
+    }
+}
+
+#[async_trait]
+impl Queue for RabbitmqQueue {
+    async fn enqueue(&self, entry: Entry) -> Result<Enqueued, Error> {
+        self.shared.open()?;
+        let bytes = entry.event_id.len() + entry.payload.bytes().len();
+        if bytes > MAX_ENTRY {
+            return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
+        }
+        let (reply, stored) = oneshot::channel();
+        self.enqueues.send(Enqueue { entry, reply }).await.map_err(|_| Error::Closed)?;
+        stored.await.unwrap_or(Err(Error::Closed)).map(|()| Enqueued::New)
+    }
+
+    async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
+        let shared = &self.shared;
+        loop {
+            shared.open()?;
+            shared.closed.run_until_cancelled(shared.consume()).await.ok_or(Error::Closed)??;
+            let mut changed = std::pin::pin!(shared.held.changed.notified());
+            changed.as_mut().enable();
+            let claims = shared.held.claim(max, lease);
+            let claimed = shared.decode(claims.taken).await?;
+            if !claimed.is_empty() {
+                return Ok(claimed);
+            }
+            let poll = Instant::now() + POLL;
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until(claims.next.map_or(poll, |next| next.min(poll))) => {}
+                () = shared.closed.cancelled() => {}
+            }
+        }
+    }
+
+    async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.ack(ids).await
+    }
+
+    async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.held.retry(ids, after);
+        Ok(())
+    }
+
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.dead_letter(entries).await
+    }
+
+    async fn stats(&self) -> Result<Stats, Error> {
+        self.shared.open()?;
+        let (depth, dead_letters) = tokio::join!(self.shared.depth(), self.shared.count_dead_letters());
+        let (depth, oldest_received_at) = depth?;
+        Ok(Stats { depth, oldest_received_at, dead_letters, ..Stats::default() })
+    }
+
+    async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
+        self.shared.open()?;
+        self.shared.dead_letters.list(after, limit.min(MAX_LISTED)).await
+    }
+
+    async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error> {
+        self.shared.open()?;
+        self.shared.dead_letters.find(id).await
+    }
+
+    async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        self.shared.open()?;
+        let (entry, revision) = self.shared.dead_letters.entry(id).await?;
+        let properties = rows::properties(&entry, &self.shared.message_id());
+        let published = self.shared.publish(&[(properties, entry.payload.bytes())]).await.pop();
+        published.unwrap_or(Ok(()))?;
+        // Last: an entry that is in both for a moment is applied and changes nothing.
+        self.shared.dead_letters.remove_revision(id, revision).await
+    }
+
+    async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
+        self.shared.open()?;
+        self.shared.dead_letters.remove(id).await
+    }
+
+    /// Searches what this process holds and the dead letters. Fails while other entries are queued, which RabbitMQ does not show: they
+    /// become observations or dead letters first.
+    async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {
+        self.shared.open()?;
+        self.shared.search(&matcher, search).await
+    }
+
+    async fn close(&self) {
+        self.shared.closed.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+        tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
+    }
+}

@@ -1,0 +1,285 @@
+//! Connections to RabbitMQ, the declared queues, and errors in terms of the queue.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    Channel, Connection, ConnectionProperties, ErrorKind,
+    options::QueueDeclareOptions,
+    protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError},
+    types::{AMQPValue, FieldTable},
+    uri::AMQPUri,
+};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use super::Config;
+use crate::queue::Error;
+
+/// Longest time to connect to one host and to declare the queues there.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Pause after no host could be reached; calls meanwhile fail at once.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Longest time for an answer of the server.
+pub(super) const RESPONSE: Duration = Duration::from_secs(5);
+/// Longest time to close a connection.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// The queues on the server.
+#[derive(Clone, Debug)]
+pub(super) struct Topology {
+    /// Holds the entries.
+    pub(super) queue: String,
+    /// Receives entries that the server removed from the queue: after a limit of deliveries or a time to live of a policy.
+    pub(super) returned: String,
+    /// Deliveries of one entry after which the server moves it.
+    pub(super) delivery_limit: u32,
+}
+
+impl Topology {
+    pub(super) fn of(Config { prefix, delivery_limit, .. }: &Config) -> Self {
+        let name = |name: &str| format!("{prefix}.{name}");
+        Self { queue: name("queue"), returned: name("returned"), delivery_limit: *delivery_limit }
+    }
+}
+
+/// A connection that is opened when it is first used, and again after it was lost, to any of the hosts.
+pub(super) struct Link {
+    hosts: Vec<AMQPUri>,
+    topology: Topology,
+    state: Mutex<State>,
+    /// Closes connections that were given up.
+    tasks: TaskTracker,
+}
+
+#[derive(Default)]
+struct State {
+    live: Option<Live>,
+    generation: u64,
+    /// The host that is tried first.
+    first: usize,
+    failed: Option<(Instant, Failure)>,
+}
+
+/// An open connection with one channel.
+#[derive(Clone)]
+pub(super) struct Live {
+    connection: Arc<Connection>,
+    pub(super) channel: Channel,
+    /// Increases with each connection.
+    pub(super) generation: u64,
+    /// Host and port, for messages.
+    pub(super) address: Arc<str>,
+}
+
+impl Live {
+    fn is_usable(&self) -> bool {
+        self.connection.status().connected() && self.channel.status().connected()
+    }
+
+    /// Whether the server stopped reading from publishers.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    pub(super) fn failure(&self, error: &lapin::Error) -> Failure {
+        Failure::of(&self.address, error)
+    }
+
+    pub(super) fn unavailable(&self, hint: &'static str, text: impl Into<String>) -> Failure {
+        Failure { address: Arc::clone(&self.address), kind: Kind::Unavailable(hint), text: text.into() }
+    }
+
+    pub(super) fn rejected(&self, hint: &'static str) -> Failure {
+        Failure { address: Arc::clone(&self.address), kind: Kind::Rejected(hint), text: "basic.nack".into() }
+    }
+
+    /// Waits for an answer of the server, for a limited time.
+    pub(super) async fn within<T>(
+        &self,
+        answer: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, Failure> {
+        match timeout(RESPONSE, answer).await {
+            Ok(answer) => answer.map_err(|error| self.failure(&error)),
+            Err(elapsed) => Err(self.unavailable(SILENT, elapsed.to_string())),
+        }
+    }
+}
+
+impl Link {
+    pub(super) fn new(hosts: Vec<AMQPUri>, topology: Topology, tasks: TaskTracker) -> Self {
+        Self { hosts, topology, state: Mutex::default(), tasks }
+    }
+
+    pub(super) fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Returns the open connection, or opens one: to the last host that answered, then to the others.
+    pub(super) async fn live(&self) -> Result<Live, Failure> {
+        let mut state = self.state.lock().await;
+        if let Some(live) = state.live.as_ref().filter(|live| live.is_usable()) {
+            return Ok(live.clone());
+        }
+        if let Some((at, failure)) = &state.failed
+            && at.elapsed() < PAUSE
+        {
+            return Err(failure.clone());
+        }
+        state.live = None;
+        let mut failures = Vec::with_capacity(self.hosts.len());
+        for offset in 0..self.hosts.len() {
+            let at = (state.first + offset) % self.hosts.len();
+            match self.open(&self.hosts[at], state.generation + 1).await {
+                Ok(live) => {
+                    state.generation = live.generation;
+                    (state.first, state.failed) = (at, None);
+                    return Ok(state.live.insert(live).clone());
+                }
+                Err(failure) => failures.push(failure),
+            }
+        }
+        // A host that answers and refuses says more than those that do not answer.
+        let refused = failures.iter().position(Failure::is_refusal).unwrap_or(failures.len() - 1);
+        let failure = failures.swap_remove(refused);
+        state.failed = Some((Instant::now(), failure.clone()));
+        Err(failure)
+    }
+
+    /// Returns the number of the open connection.
+    pub(super) async fn generation(&self) -> Option<u64> {
+        let state = self.state.lock().await;
+        state.live.as_ref().filter(|live| live.is_usable()).map(|live| live.generation)
+    }
+
+    /// Gives up the connection of this generation; the next call opens another one.
+    pub(super) async fn replace(&self, generation: u64) {
+        let mut state = self.state.lock().await;
+        if let Some(live) = state.live.take_if(|live| live.generation == generation) {
+            self.tasks.spawn(close(live));
+        }
+    }
+
+    /// Closes the connection, if one is open.
+    pub(super) async fn close(&self) {
+        let live = self.state.lock().await.live.take();
+        if let Some(live) = live {
+            close(live).await;
+        }
+    }
+
+    async fn open(&self, host: &AMQPUri, generation: u64) -> Result<Live, Failure> {
+        let address = Arc::from(format!("{}:{}", host.authority.host, host.authority.port));
+        let opened = timeout(CONNECT, async {
+            let named = ConnectionProperties::default().with_connection_name("kinsync".into());
+            let connection = Connection::connect_uri(host.clone(), named).await?;
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
+            self.declare(&channel).await?;
+            Ok((Arc::new(connection), channel))
+        });
+        match opened.await {
+            Ok(Ok((connection, channel))) => Ok(Live { connection, channel, generation, address }),
+            Ok(Err(error)) => Err(Failure::of(&address, &error)),
+            Err(elapsed) => {
+                Err(Failure { address, kind: Kind::Unavailable(SILENT), text: elapsed.to_string() })
+            }
+        }
+    }
+
+    /// Declares the queues. Changes nothing where they exist.
+    async fn declare(&self, channel: &Channel) -> lapin::Result<()> {
+        let Topology { queue, returned, delivery_limit } = &self.topology;
+        let limit = i64::from(*delivery_limit);
+        let mut arguments = FieldTable::default();
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        arguments.insert("x-queue-type".into(), text("quorum"));
+        // Without a limit RabbitMQ 4 removes an entry after 20 deliveries.
+        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+        // A policy may bound the queue: new entries are refused then, never the oldest dropped.
+        arguments.insert("x-overflow".into(), text("reject-publish"));
+        let options = QueueDeclareOptions::durable();
+        let mut unlimited = arguments.clone();
+        unlimited.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
+        channel.queue_declare(returned.as_str().into(), options, unlimited).await?;
+        arguments.insert("x-dead-letter-exchange".into(), text(""));
+        arguments.insert("x-dead-letter-routing-key".into(), text(returned));
+        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+        channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+        Ok(())
+    }
+}
+
+async fn close(live: Live) {
+    // What the server does not answer in time ends with the heartbeat.
+    _ = timeout(CLOSE, live.connection.close(200, "closed".into())).await;
+}
+
+const SILENT: &str = "it does not answer: see its log, and whether this machine reaches it";
+const USER: &str = "it refuses the user: check user and password in the address, and the permissions of the user on the virtual \
+                    host";
+
+/// A failed call.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    address: Arc<str>,
+    kind: Kind,
+    text: String,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Unavailable(&'static str),
+    /// The server rejected one entry, on a connection that works.
+    Rejected(&'static str),
+    Refused(&'static str),
+}
+
+impl Failure {
+    fn of(address: &Arc<str>, error: &lapin::Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::ProtocolError(error) => match error.kind() {
+                AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => Kind::Refused(USER),
+                AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => Kind::Refused(
+                    "a queue of this name exists with other properties: set another KINSYNC_QUEUE_PREFIX, or delete the queue \
+                     when it is empty",
+                ),
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Kind::Refused(
+                    "the virtual host does not exist, or the user has no access to it: see the path of the address",
+                ),
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
+                    Kind::Unavailable("a queue was deleted; it is declared again")
+                }
+                _ => Kind::Unavailable("see its log"),
+            },
+            ErrorKind::AuthProviderError(_) => Kind::Refused(USER),
+            _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
+        };
+        Self { address: Arc::clone(address), kind, text: error.to_string() }
+    }
+
+    /// Whether a new connection may succeed where this one failed.
+    pub(super) fn ends_connection(&self) -> bool {
+        !matches!(self.kind, Kind::Rejected(_))
+    }
+
+    fn is_refusal(&self) -> bool {
+        matches!(self.kind, Kind::Refused(_))
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(Failure { address, kind, text }: Failure) -> Self {
+        match kind {
+            Kind::Refused(hint) => {
+                Self::Refused { hint: format!("RabbitMQ at {address}: {hint}"), source: Some(text.into()) }
+            }
+            Kind::Unavailable(hint) | Kind::Rejected(hint) => Self::Unavailable {
+                hint: format!("RabbitMQ at {address} failed; {hint}"),
+                source: text.into(),
+            },
+        }
+    }
+}

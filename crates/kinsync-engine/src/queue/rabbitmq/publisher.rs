@@ -1,0 +1,131 @@
+//! Entries that are published together. Each group has one wait for its confirms, and several groups are on their way at once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions};
+use tokio::{
+    sync::{Semaphore, mpsc, oneshot},
+    time::{Instant, timeout},
+};
+
+use super::{
+    POLL, Shared,
+    connection::{Failure, Live, RESPONSE},
+    rows,
+};
+use crate::queue::{Entry, Error, Payload};
+
+/// Entries in one group.
+const BATCH: usize = 128;
+/// Groups that wait for their confirms at the same time.
+const IN_FLIGHT: usize = 8;
+
+/// An entry that waits to be published.
+pub(super) struct Enqueue {
+    pub(super) entry: Entry,
+    pub(super) reply: oneshot::Sender<Result<(), Error>>,
+}
+
+impl Shared {
+    /// Publishes entries until the queue is closed.
+    pub(super) async fn publish_all(self: Arc<Self>, mut pending: mpsc::Receiver<Enqueue>) {
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        let mut batch = Vec::with_capacity(BATCH);
+        while let Some(1..) = self.closed.run_until_cancelled(pending.recv_many(&mut batch, BATCH)).await {
+            let permit = Arc::clone(&in_flight).acquire_owned().await;
+            let (shared, batch) = (Arc::clone(&self), std::mem::take(&mut batch));
+            self.tasks.spawn(async move {
+                shared.store(batch).await;
+                drop(permit);
+            });
+        }
+    }
+
+    async fn store(&self, mut batch: Vec<Enqueue>) {
+        if let Ok(ready) = self.ready_recently().await {
+            let most = self.config.max_entries;
+            // A sighting can be made again by the next request.
+            let bound =
+                |entry: &Entry| if matches!(entry.payload, Payload::Sighting(_)) { most / 2 } else { most };
+            for Enqueue { reply, .. } in batch.extract_if(.., |one| ready >= bound(&one.entry)) {
+                _ = reply.send(Err(Error::Full { depth: ready, bytes: 0 }));
+            }
+        }
+        let messages: Vec<_> = batch
+            .iter()
+            .map(|Enqueue { entry, .. }| (rows::properties(entry, &self.message_id()), entry.payload.bytes()))
+            .collect();
+        let published = self.publish(&messages).await;
+        for (Enqueue { reply, .. }, published) in batch.into_iter().zip(published) {
+            // The caller may have been cancelled.
+            _ = reply.send(published.map_err(Into::into));
+        }
+    }
+
+    /// Publishes messages and waits for their confirms. The results are in the order of the messages.
+    pub(super) async fn publish(&self, messages: &[(BasicProperties, &Bytes)]) -> Vec<Result<(), Failure>> {
+        let every = |failure: Failure| messages.iter().map(|_| Err(failure.clone())).collect();
+        let live = match self.publishing.live().await {
+            Ok(live) => live,
+            Err(failure) => return every(failure),
+        };
+        if live.is_blocked() {
+            const ALARM: &str = "it accepts no entries: its memory or its disk is nearly full";
+            return every(live.unavailable(ALARM, "connection.blocked"));
+        }
+        let sent = messages.iter().map(|(properties, body)| self.publish_one(&live, properties, body));
+        // In order: the futures of `join_all` are polled in the order of the messages.
+        let published = match timeout(RESPONSE, join_all(sent)).await {
+            Ok(published) => published,
+            Err(elapsed) => {
+                every(live.unavailable("it does not confirm entries: see its log", elapsed.to_string()))
+            }
+        };
+        if published.iter().any(|one| one.as_ref().is_err_and(Failure::ends_connection)) {
+            // A new connection declares a queue again that was deleted.
+            self.publishing.replace(live.generation).await;
+        }
+        published
+    }
+
+    async fn publish_one(
+        &self,
+        live: &Live,
+        properties: &BasicProperties,
+        body: &[u8],
+    ) -> Result<(), Failure> {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let queue = self.publishing.topology().queue.as_str();
+        let published =
+            live.channel.basic_publish("".into(), queue.into(), options, body, properties.clone());
+        let confirm = published.await.map_err(|error| live.failure(&error))?;
+        match confirm.await.map_err(|error| live.failure(&error))? {
+            Confirmation::Ack(None) => Ok(()),
+            // The library reports a message without a queue as acked.
+            Confirmation::Ack(Some(_)) => {
+                Err(live.unavailable("the queue was deleted; it is declared again", "not routed"))
+            }
+            Confirmation::Nack(_) | Confirmation::NotRequested => {
+                const REFUSED: &str =
+                    "it refused an entry: a policy limits the length of the queue, or see its log";
+                Err(live.rejected(REFUSED))
+            }
+        }
+    }
+
+    /// Returns the number of entries that no process holds, counted at most a second ago.
+    async fn ready_recently(&self) -> Result<u64, Failure> {
+        let mut ready = self.ready.lock().await;
+        if let Some((at, count)) = *ready
+            && at.elapsed() < POLL
+        {
+            return Ok(count);
+        }
+        let live = self.publishing.live().await?;
+        let count = self.count_ready(&live).await?;
+        *ready = Some((Instant::now(), count));
+        Ok(count)
+    }
+}

@@ -1,0 +1,37 @@
+//! The queues that several processes share.
+
+use std::sync::Arc;
+
+use super::{Error, Queue};
+use crate::{clock::Clock, store::Store};
+
+/// Settings of a queue that several processes share.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SharedQueue {
+    /// Redis Streams.
+    #[cfg(feature = "redis")]
+    Redis(super::redis::Config),
+    /// RabbitMQ. Its dead letters are kept in the store.
+    #[cfg(feature = "rabbitmq")]
+    Rabbitmq(super::rabbitmq::Config),
+}
+
+impl SharedQueue {
+    /// Creates the queue. Connects when it is first used. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the address cannot be understood.
+    pub fn create(self, store: &Arc<dyn Store>, clock: &Clock) -> Result<Arc<dyn Queue>, Error> {
+        _ = (store, clock);
+        match self {
+            #[cfg(feature = "redis")]
+            Self::Redis(config) => Ok(Arc::new(super::redis::RedisQueue::new(config, clock.clone())?)),
+            #[cfg(feature = "rabbitmq")]
+            Self::Rabbitmq(config) => {
+                let queue = super::rabbitmq::RabbitmqQueue::new(config, Arc::clone(store), clock.clone())?;
+                Ok(Arc::new(queue))
+            }
+        }
+    }
+}

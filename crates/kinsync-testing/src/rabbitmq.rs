@@ -1,0 +1,198 @@
+//! Real RabbitMQ servers for tests. A shell supervises each and kills it when the test process ends, however it ends.
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::time::Instant;
+
+/// How long a server may take to start.
+const START: Duration = Duration::from_mins(2);
+
+/// Reads one command a line. Each server is a session of its own with a name server of its own, so that neither it nor the node of this
+/// machine sees the other.
+const SUPERVISOR: &str = r#"
+trap '' INT TERM HUP
+epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1 </dev/null >/dev/null 2>&1 & names=$!
+server=/usr/lib/rabbitmq/bin/rabbitmq-server
+[ -x "$server" ] || server=rabbitmq-server
+while read -r command; do
+  case $command in
+    start) setsid "$server" </dev/null >>"$HOME/log" 2>&1 & pid=$! ;;
+    stop) kill -KILL "-$pid"; wait "$pid" 2>/dev/null; echo stopped ;;
+    pause) kill -STOP "-$pid" ;;
+    resume) kill -CONT "-$pid" ;;
+  esac
+done
+kill -KILL "-$pid" "$names" 2>/dev/null
+"#;
+
+/// A running RabbitMQ.
+#[derive(Debug)]
+pub struct TestRabbitmq {
+    port: u16,
+    dir: TempDir,
+    settings: Vec<(&'static str, String)>,
+    supervisor: Mutex<(Child, ChildStdin)>,
+}
+
+impl TestRabbitmq {
+    /// The server that all tests of this process share. Each uses a prefix of its own, and none stops it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<TestRabbitmq> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Starts a server for one test.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start() -> Self {
+        let dir = TempDir::with_prefix("kinsync-rabbitmq-");
+        let dir = dir.expect("the folder for temporary files can be written");
+        let [port, names, distribution] = free_ports();
+        let file = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::write(file("plugins"), "[].\n").expect("the folder can be written");
+        std::fs::write(file("rabbitmq.conf"), CONFIG).expect("the folder can be written");
+        let settings = vec![
+            ("HOME", file("")),
+            ("ERL_EPMD_PORT", names.to_string()),
+            ("RABBITMQ_NODENAME", format!("kinsync{port}@localhost")),
+            ("RABBITMQ_NODE_PORT", port.to_string()),
+            ("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1".into()),
+            ("RABBITMQ_DIST_PORT", distribution.to_string()),
+            ("RABBITMQ_MNESIA_BASE", file("mnesia")),
+            ("RABBITMQ_LOG_BASE", file("logs")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", file("plugins")),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".into()),
+            ("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf")),
+            // One scheduler: a start with one for each core takes longer where tests share few cores.
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none".into()),
+        ];
+        let mut command = Command::new("sh");
+        command.args(["-c", SUPERVISOR]).envs(settings.iter().cloned());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("a shell starts");
+        let commands = child.stdin.take().expect("its input is a pipe");
+        let rabbitmq = Self { port, dir, settings, supervisor: Mutex::new((child, commands)) };
+        rabbitmq.launch();
+        rabbitmq
+    }
+
+    /// Address of the server.
+    pub fn url(&self) -> String {
+        format!("amqp://127.0.0.1:{}", self.port)
+    }
+
+    /// Port of the server.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A prefix that no other test uses.
+    pub fn prefix() -> String {
+        format!("test{:016x}", crate::random::<u64>())
+    }
+
+    /// Kills the server with SIGKILL and waits for its end.
+    pub fn kill(&self) {
+        self.send("stop");
+        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
+        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
+        let mut line = String::new();
+        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
+    }
+
+    /// Stops the process of the server, which then neither answers nor closes its connections.
+    pub fn pause(&self) {
+        self.send("pause");
+    }
+
+    /// Continues it.
+    pub fn resume(&self) {
+        self.send("resume");
+    }
+
+    /// Starts the server again, on the files that it left.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn launch(&self) {
+        self.send("start");
+        let deadline = Instant::now() + START;
+        while !self.answers() {
+            assert!(Instant::now() < deadline, "rabbitmq-server does not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until the server has saved which files belong to the queue with this prefix. RabbitMQ 3.10 does so half a second after a
+    /// queue was declared; killed before, it starts the queue empty and without a leader.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn until_saved(&self, prefix: &str) {
+        let (node, name) = (format!("kinsync{}@localhost", self.port), format!("{prefix}.queue"));
+        let names = self.dir.path().join("mnesia").join(&node).join("quorum").join(&node).join("names.dets");
+        let is_saved = || {
+            let content = std::fs::read(&names).unwrap_or_default();
+            content.windows(name.len()).any(|part| part == name.as_bytes())
+        };
+        let deadline = Instant::now() + START;
+        while !is_saved() {
+            assert!(Instant::now() < deadline, "{} does not name {name}", names.display());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Runs `rabbitmqctl` with these arguments. Takes seconds.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn control(&self, arguments: &[&str]) -> String {
+        let installed = std::path::Path::new("/usr/lib/rabbitmq/bin/rabbitmqctl");
+        let program = if installed.exists() { installed } else { "rabbitmqctl".as_ref() };
+        let ran = Command::new(program).args(arguments).envs(self.settings.iter().cloned()).output();
+        let Output { status, stdout, stderr } = ran.expect("rabbitmqctl is installed");
+        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        String::from_utf8_lossy(&stdout).into_owned()
+    }
+
+    /// Whether it answers the header of the protocol. The port is open before the server is ready.
+    fn answers(&self) -> bool {
+        let answer = || -> std::io::Result<u8> {
+            let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+            connection.set_read_timeout(Some(Duration::from_secs(1)))?;
+            connection.write_all(b"AMQP\x00\x00\x09\x01")?;
+            let mut first = [0];
+            connection.read_exact(&mut first)?;
+            Ok(first[0])
+        };
+        // A frame of type 1: the server starts the connection.
+        answer().is_ok_and(|first| first == 1)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    fn send(&self, command: &str) {
+        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
+        writeln!(supervisor.1, "{command}").expect("the supervisor runs");
+    }
+}
+
+/// The usual alarm for free space would stop publishers on a disk that tests filled.
+const CONFIG: &str = "log.console = true\nlog.file = false\ndisk_free_limit.absolute = 10MB\n";
+
+/// Ports that were free a moment ago, all different.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners =
+        [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port"));
+    listeners.map(|listener| listener.local_addr().expect("a listener has an address").port())
+}
