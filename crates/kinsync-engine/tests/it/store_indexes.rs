@@ -60,6 +60,69 @@ async fn indexes_of_the_application_are_used_or_reported() {
     assert!(matches!(&eve, Outcome::Rejected(why) if why.reason.contains("username")), "{eve:?}");
 }
 
+/// Creates the indexes that the version before the lists of users has, as a process of that version does.
+pub(crate) async fn make_former_indexes(store: &MongoStore) {
+    let collation = doc! { "locale": "en", "strength": 2, "alternate": "shifted", "maxVariable": "space" };
+    let indexes = [
+        doc! { "name": "kinsync_addresses", "key": { "kinsync.values.email": 1 }, "sparse": true, "collation": collation },
+        doc! { "name": "kinsync_deleted", "key": { "kinsync.deletedAt": 1 }, "sparse": true },
+        doc! { "name": "kinsync_providedIds", "key": { "kinsync.values.providedId": 1 }, "sparse": true },
+    ];
+    make(store, indexes.into()).await;
+}
+
+async fn make(store: &MongoStore, indexes: Vec<Document>) {
+    let command = doc! { "createIndexes": "users", "indexes": indexes };
+    store.database().unwrap().run_command(command).await.unwrap();
+}
+
+#[tokio::test]
+async fn processes_of_two_versions_keep_the_indexes_of_each_other() {
+    let config = fresh().await;
+    let older = MongoStore::connect(config.clone()).await.unwrap();
+    make_former_indexes(&older).await;
+    let former = users(&older).list_index_names().await.unwrap();
+    for _ in 0..2 {
+        let newer = prepared(config.clone()).await;
+        assert_eq!((newer.index_faults().await.unwrap(), newer.examine().await.unwrap()), (vec![], vec![]));
+        assert_eq!(users(&newer).list_index_names().await.unwrap()[..former.len()], former);
+        make_former_indexes(&older).await;
+    }
+}
+
+#[tokio::test]
+async fn an_index_of_another_version_stays_and_one_of_another_mapping_is_replaced() {
+    let config = fresh().await;
+    let store = MongoStore::connect(config.clone()).await.unwrap();
+    let of_a_version = doc! { "name": "kinsync_changed", "key": { "kinsync.updatedAt": 1 }, "sparse": true };
+    let held_by = doc! { "externalId": 1, "kinsync.heldBy": 1 };
+    let rule = doc! { "kinsync.heldBy": { "$exists": true } };
+    let of_a_mapping = doc! { "name": "kinsync_heldBy", "key": held_by, "partialFilterExpression": rule };
+    make(&store, vec![of_a_version, of_a_mapping]).await;
+    store.prepare().await.unwrap();
+    let faults = store.index_faults().await.unwrap();
+    let [IndexFault::Changed { name: "kinsync_changed", .. }] = faults[..] else { panic!("{faults:?}") };
+    let problems = store.examine().await.unwrap();
+    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+    assert!(problem.fix.contains(r#"dropIndex("kinsync_changed")"#), "{problem:?}");
+}
+
+#[tokio::test]
+async fn many_indexes_of_the_application_leave_the_unique_ones_and_the_problem_names_the_limit() {
+    let store = MongoStore::connect(fresh().await).await.unwrap();
+    let of_the_application =
+        (0..48).map(|n| doc! { "name": format!("own_{n}"), "key": { format!("own{n}"): 1 } });
+    make(&store, of_the_application.collect()).await;
+    store.prepare().await.unwrap();
+    assert!(store.enforces_unique_emails());
+    let problems = store.examine().await.unwrap();
+    assert!(!problems.is_empty());
+    for problem in problems {
+        assert_eq!(problem.severity, Severity::Warning, "{problem:?}");
+        assert!(problem.fix.contains("64 indexes") && !problem.fix.contains("shard"), "{problem:?}");
+    }
+}
+
 #[tokio::test]
 async fn queries_by_id_and_by_address_use_their_indexes() {
     let store = store().await;

@@ -29,6 +29,10 @@ const REFUSED: [i32; 16] = [2, 9, 14, 20, 59, 67, 72, 73, 115, 148, 166, 197, 23
 /// `CannotCreateIndex`.
 const NO_SUCH_INDEX: i32 = 67;
 
+/// Hint for `CannotCreateIndex` in a collection with as many indexes as MongoDB allows.
+pub(super) const TOO_MANY_INDEXES: &str = "the collection has 64 indexes, the limit of MongoDB: drop those that no query uses (`$indexStats` \
+                                           lists their use), and kinsync creates its own";
+
 /// `CommandNotSupportedOnView`.
 const NOT_ON_A_VIEW: i32 = 166;
 
@@ -122,6 +126,9 @@ pub(super) fn failure(doing: &'static str, error: &DriverError) -> Error {
         (ErrorKind::InvalidTlsConfig { .. }, _) => "check the TLS options in MONGODB_URI",
         (ErrorKind::IncompatibleServer { .. }, _) => "use MongoDB 4.4 or later",
         (ErrorKind::InvalidArgument { .. }, _) => "this is a bug of kinsync; report it with this message",
+        (ErrorKind::Command(failed), Some(NO_SUCH_INDEX)) if failed.message.contains("too many indexes") => {
+            TOO_MANY_INDEXES
+        }
         (_, Some(NO_SUCH_INDEX)) => {
             "the server cannot create this index (code 67): in a sharded collection a unique index begins with the shard key"
         }

@@ -127,10 +127,12 @@ impl Index {
         }
     }
 
-    /// Returns whether kinsync made the index under this name for another mapping of the keys.
+    /// Returns whether kinsync made the index under this name for another mapping of the keys. An index with other keys of the same
+    /// mapping is one of another version of kinsync, which may run beside this one: each would replace the index of the other.
     fn is_of_former_names(&self, there: &[Document]) -> bool {
         let named = there.iter().find(|there| there.get_str("name").is_ok_and(|name| name == self.name));
-        named.is_some_and(|there| !same_key(there, &self.key))
+        let key = named.and_then(|there| there.get_document("key").ok());
+        key.is_some_and(|key| directions(key) != directions(&self.key) && has_form_of(key, &self.key))
     }
 
     /// Returns whether an existing index has the same name.
@@ -156,20 +158,21 @@ fn of_references(kinde_id: &str) -> Index {
     Index { partial, ..Index::on("kinsync_directory", doc! { REFERENCES: 1, kinde_id: 1 }) }
 }
 
-/// Returns the indexes of the lists of users, each by a value and then by id, or by id among the users with a mark.
+/// Returns the indexes of the lists of users, each by a value and then by id, or by id among the users with a mark. Earlier versions
+/// have others under the names `kinsync_addresses`, `kinsync_providedIds` and `kinsync_deleted`.
 fn of_lists(kinde_id: &str) -> [Index; 8] {
     let path = |index| list::path(index).expect("an index with values");
     let by = |index| doc! { path(index): 1, kinde_id: 1 };
     let of_id = || doc! { kinde_id: 1 };
     let suspended = "kinsync.values.isSuspended";
     [
-        Index::any_form("kinsync_addresses", by(Listed::Email)),
+        Index::any_form("kinsync_addresses_id", by(Listed::Email)),
         Index::any_form("kinsync_firstNames", by(Listed::FirstName)),
         Index::any_form("kinsync_lastNames", by(Listed::LastName)),
         Index::texts_and("kinsync_phones", path(Listed::Phone), of_id()),
-        Index::texts_and("kinsync_providedIds", path(Listed::ProvidedId), of_id()),
+        Index::texts_and("kinsync_providedIds_id", path(Listed::ProvidedId), of_id()),
         // Also of the users without this value: those that are not deleted.
-        Index::on("kinsync_deleted", by(Listed::DeletedAt)),
+        Index::on("kinsync_deleted_id", by(Listed::DeletedAt)),
         Index::sparse("kinsync_changed", by(Listed::UpdatedAt)),
         Index {
             partial: Some(doc! { suspended: true }),
@@ -210,11 +213,13 @@ impl Inner {
         Ok(problems)
     }
 
-    /// Returns the indexes of the users. A key that the settings switch off has none.
+    /// Returns the indexes of the users, the unique ones first and those of the lists last: MongoDB limits their number. A key that the
+    /// settings switch off has none.
     pub(super) fn of_users(&self) -> Vec<Index> {
         let id = self.keys.kinde_id();
-        let mut indexes = vec![
-            Index::texts(KINDE_ID, id, true),
+        let mut indexes = vec![Index::texts(KINDE_ID, id, true)];
+        indexes.extend(self.keys.email().map(|email| Index::texts(EMAIL, email, self.unique_email)));
+        indexes.extend([
             held_by(id),
             of_metadata("kinsync_refused", id, "kinsync.refused"),
             of_metadata("kinsync_pending", id, "kinsync.pendingEmails"),
@@ -222,8 +227,7 @@ impl Inner {
             Index::sparse("kinsync_kept", doc! { "kinsync.kept": 1 }),
             // A join cannot use a partial index: it may look for null.
             Index { is_optional: true, ..Index::on("kinsync_kindeId_join", doc! { id: 1 }) },
-        ];
-        indexes.extend(of_lists(id));
+        ]);
         if self.has(Derived::Memberships) {
             indexes.push(of_metadata("kinsync_unshown", id, derived::UNSHOWN));
         }
@@ -233,11 +237,9 @@ impl Inner {
         indexes.extend(code.map(|path| Index::sparse("kinsync_organizations", doc! { path: 1 })));
         let provided_id = self.keys.dotted(DocumentKey::Field(Field::ProvidedId));
         indexes.extend(provided_id.map(|path| Index::sparse("kinsync_providedId", doc! { path: 1 })));
-        if let Some(email) = self.keys.email() {
-            indexes.push(Index::texts(EMAIL, email, self.unique_email));
-            let is_any_case = self.link_by_email == LinkByEmail::VerifiedIgnoreCase;
-            indexes.extend(is_any_case.then(|| Index::any_form("kinsync_email_any_case", doc! { email: 1 })));
-        }
+        let is_any_case = self.link_by_email == LinkByEmail::VerifiedIgnoreCase;
+        let email = self.keys.email().filter(|_| is_any_case);
+        indexes.extend(email.map(|email| Index::any_form("kinsync_email_any_case", doc! { email: 1 })));
         let of_readers = [
             ("kinsync_updatedAt", DocumentKey::UpdatedAt),
             ("kinsync_lastSeenAt", DocumentKey::LastSeenAt),
@@ -245,6 +247,7 @@ impl Inner {
         ];
         let on = |(name, key)| Some(Index::on(name, doc! { self.keys.dotted(key)?: 1 }));
         indexes.extend(of_readers.into_iter().filter_map(on));
+        indexes.extend(of_lists(id));
         indexes
     }
 
@@ -367,9 +370,11 @@ impl Inner {
 /// The problem of an index that cannot be created.
 fn not_created(name: &'static str, mut fix: String) -> StoreProblem {
     let (severity, consequence) = if name == EMAIL {
-        fix.push_str(
-            "; or set `unique_email = false`, if kinsync alone shall decide which user shows an address",
-        );
+        if fix != call::TOO_MANY_INDEXES {
+            fix.push_str(
+                "; or set `unique_email = false`, if kinsync alone shall decide which user shows an address",
+            );
+        }
         (
             Severity::Error,
             "kinsync alone decides which user shows an address, and other writers may show it twice",
@@ -422,11 +427,20 @@ pub(super) fn simple_collation() -> Document {
 
 /// Compares directions as numbers, because a shell stores them as doubles.
 fn same_key(there: &Document, wanted: &Document) -> bool {
-    let Ok(key) = there.get_document("key") else { return false };
-    let directions = |key: &Document| -> Vec<(String, Option<i64>)> {
-        key.iter().map(|(name, direction)| (name.clone(), number(direction))).collect()
-    };
-    directions(key) == directions(wanted)
+    there.get_document("key").is_ok_and(|key| directions(key) == directions(wanted))
+}
+
+fn directions(key: &Document) -> Vec<(&str, Option<i64>)> {
+    key.iter().map(|(name, direction)| (name.as_str(), number(direction))).collect()
+}
+
+/// Returns whether the keys of two indexes differ in names of the mapping only. No setting renames what is below `kinsync`.
+fn has_form_of(key: &Document, wanted: &Document) -> bool {
+    let own = |name: &str| name.starts_with("kinsync.");
+    key.len() == wanted.len()
+        && directions(key).into_iter().zip(directions(wanted)).all(|((name, direction), wanted)| {
+            (name, direction) == wanted || (direction == wanted.1 && !own(name) && !own(wanted.0))
+        })
 }
 
 fn number(value: &Bson) -> Option<i64> {
