@@ -1,4 +1,4 @@
-//! Which process computes. Two at a time would do no harm, only the same work twice.
+//! Which process computes: usually one. Two at a time do no harm, only the same work twice.
 
 use serde::{Deserialize, Serialize};
 
