@@ -51,7 +51,7 @@ async fn of(store: &dyn Store, users: u64, entries: u64) -> anyhow::Result<serde
     }
     eprintln!("  and {entries} entries in {:?}", started.elapsed());
     let mut results = serde_json::Map::new();
-    for kind in 0..KINDS.len() {
+    for (kind, name) in KINDS.iter().enumerate() {
         let mut times = Vec::new();
         let mut returned = 0;
         for n in 0..QUERIES {
@@ -67,7 +67,7 @@ async fn of(store: &dyn Store, users: u64, entries: u64) -> anyhow::Result<serde
                 }
             }
         }
-        results.insert(format!("users by {}", KINDS[kind]), summary(times, returned));
+        results.insert(format!("users by {name}"), summary(times, returned));
     }
     let mut times = Vec::new();
     let mut returned = 0;
@@ -166,7 +166,7 @@ fn email(n: u64) -> String {
 }
 
 fn phone(n: u64) -> String {
-    format!("+49{:09}", n)
+    format!("+49{n:09}")
 }
 
 fn id(n: u64) -> String {
@@ -220,7 +220,7 @@ fn entry(n: u64, users: u64, entries: u64) -> LogEntry {
         id: format!("event_{n}"),
         kind: kind[usize::try_from(n % 5).unwrap_or_default()].into(),
         user: Some(user),
-        source: if n % 10 == 0 { LogSource::Reconcile } else { LogSource::Webhook },
+        source: if n.is_multiple_of(10) { LogSource::Reconcile } else { LogSource::Webhook },
         version: Some(Version::event(received_at, format!("event_{n}"))),
         at: Some(received_at),
         received_at,
@@ -232,8 +232,7 @@ fn entry(n: u64, users: u64, entries: u64) -> LogEntry {
 /// The median, the 99th percentile and the longest time in milliseconds, and the items of a page.
 fn summary(mut times: Vec<Duration>, returned: usize) -> serde_json::Value {
     times.sort_unstable();
-    let of =
-        |share: f64| times[((times.len() as f64 * share) as usize).min(times.len() - 1)].as_secs_f64() * 1e3;
+    let of = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)].as_secs_f64() * 1e3;
     let items = returned as f64 / times.len() as f64;
-    json!({ "p50": of(0.5), "p99": of(0.99), "max": of(1.0), "items": items, "queries": times.len() })
+    json!({ "p50": of(50), "p99": of(99), "max": of(100), "items": items, "queries": times.len() })
 }
