@@ -99,6 +99,12 @@ async fn request_the_user(balancer: Arc<LoadBalancer>, token: String, stop: Arc<
     }
 }
 
+async fn until_refused(in_rotation: &AtomicBool) {
+    while in_rotation.load(Relaxed) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 async fn shown(users: &Collection<Document>) -> BTreeMap<String, String> {
     let found: Vec<Document> = users.find(doc! {}).await.unwrap().try_collect().await.unwrap();
     let text = |document: &Document, key| document.get_str(key).unwrap_or_default().to_owned();
@@ -174,10 +180,8 @@ async fn roll(before: &str) {
     watched.spawn(watch(users.clone(), Arc::clone(&stop)));
     for (app, (_, in_rotation)) in apps.iter_mut().zip(&balancer.processes) {
         assert!(app.stop().await.unwrap().success());
-        assert!(
-            !balancer.processes.iter().all(|(_, one)| one.load(Relaxed)),
-            "the load met the stopped process"
-        );
+        let met = tokio::time::timeout(WITHIN, until_refused(in_rotation)).await;
+        met.expect("the load meets the stopped process");
         app.replace_binary(BINARY).start().await.unwrap();
         app.prepared().await.unwrap();
         in_rotation.store(true, Relaxed);
