@@ -17,6 +17,9 @@ const PAGE: usize = 100;
 /// Pause between two pages, so that events and requests go first.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// Time in which the other processes see an erasure, and erase the users from their queues and caches.
+const SEEN: Duration = Duration::from_secs(1);
+
 /// Time without a renewal after which another process continues.
 const EXPIRES: Duration = Duration::from_mins(1);
 
@@ -95,6 +98,7 @@ impl Automatic {
         let users = known.len() as u64;
         let report = self.eraser.erase_all(known, ApplicationFields::Keep).await?;
         if report.refused.is_none() {
+            tokio::time::sleep(SEEN).await;
             for user in page {
                 record::remove(&*self.eraser.store, user).await?;
             }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bson::{Document, doc};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, UserId, Version, What};
 use kinsync_engine::{
     Clock, Engine,
@@ -30,7 +31,8 @@ use crate::{
     faulty::{Fault, FaultyStore},
     pipeline::{deliver, drain, engine, event_entry},
     rebuild::{assert_explained, rebuild},
-    stores::{Fresh, on_every_store},
+    store_mongo,
+    stores::{self, Fresh, on_every_store},
 };
 
 on_every_store! {
@@ -309,4 +311,24 @@ async fn users_are_erased_some_time_after_their_deletion(fresh: Fresh) {
         assert!(row.state.text(Field::FirstName).is_some(), "{user} stays");
     }
     assert_explained(store, fresh.name).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_entry_of_an_erased_user_loses_its_content() {
+    let store = store_mongo::store().await;
+    let events = store.database().expect("connected").collection::<Document>("user_events");
+    let fresh = stores::over(store);
+    deleted_user(&*fresh.store, "kp_ada").await;
+    let filter = EventFilter { user: Some("kp_ada".into()), limit: 1000, ..EventFilter::default() };
+    let entry = fresh.store.events(&filter).await.expect("the store answers").items.pop().expect("an entry");
+    let damage = doc! { "$set": { "payload": format!("{{\"half\":\"{CANARY}") } };
+    events.update_one(doc! { "_id": &entry.id }, damage).await.expect("the server answers");
+    let page = fresh.store.events(&filter).await.expect("the store answers");
+    assert_eq!(page.undecodable, [entry.id.clone()]);
+    let (engine, _dir) = opened(&fresh).await;
+    erase(engine.eraser(), "kp_ada").await.expect("deleted");
+    let stored =
+        events.find_one(doc! { "_id": &entry.id }).await.expect("the server answers").expect("stays");
+    assert!(!stored.to_string().contains(CANARY), "{stored}");
+    assert_explained(&*fresh.store, fresh.name).await;
 }
