@@ -60,6 +60,15 @@ pub fn state_of(entry: &LogEntry, latest: Micros) -> Result<Option<UserState>, U
     }
 }
 
+/// Returns whether an entry was applied, or changes nothing: it is no dead letter, and its time has come.
+pub(crate) fn is_applied(entry: &LogEntry, latest: Micros) -> bool {
+    entry.at.is_none_or(|at| at <= latest)
+        && match entry.scheme.as_str() {
+            log_entry::ACTION | log_entry::ERASED | log_entry::STATE | log_entry::OBSERVATION => true,
+            _ => decode_logged(entry, latest).is_some_and(|decoded| decoded.observations.is_ok()),
+        }
+}
+
 /// Returns the observation in an entry with the scheme [`log_entry::OBSERVATION`].
 pub(crate) fn observation_in(entry: &LogEntry) -> Result<Observation, Undecodable> {
     let undecodable = |why: String| Undecodable { id: entry.id.clone(), why };

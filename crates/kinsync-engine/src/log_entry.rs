@@ -181,7 +181,7 @@ impl LogEntry {
 
     /// Returns whether the entry contains nothing of its user but the erasure.
     pub(crate) fn is_erased(&self) -> bool {
-        self.scheme == ERASED || self.kind == kind::ERASURE
+        self.scheme == ERASED || (self.scheme == STATE && self.kind == kind::ERASURE)
     }
 
     fn new(

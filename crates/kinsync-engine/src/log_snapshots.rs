@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Clock,
+    erasure::entries::erase_logged,
     log_entry::{LogEntry, LogSource, kind},
     refused_users,
     state_records::{self, Key},
@@ -87,6 +88,7 @@ async fn log_users(store: &dyn Store, ids: &[UserId], now: Micros) -> Result<u64
     let rows = store.load(ids).await?.into_iter().flatten().filter(|row| row.revision > 0);
     let entries: Vec<LogEntry> = rows.map(|row| snapshot(&row.id, row.state, now)).collect();
     store.log(&entries).await?;
+    erase_logged(store, ids, now).await?;
     Ok(entries.len() as u64)
 }
 

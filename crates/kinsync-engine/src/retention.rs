@@ -20,6 +20,7 @@ use crate::{
     breaker::error_chain,
     clock::Clock,
     decode,
+    erasure::entries::erase_logged,
     log_entry::{LogEntry, LogSource, kind},
     state_records::{self, Key},
     store::{Error, EventFilter, Kinds, OldEntries, Store},
@@ -156,9 +157,16 @@ impl Retention {
         let new: Vec<LogEntry> = replaced.iter().filter_map(|one| one.by.clone()).collect();
         // Before anything is removed.
         self.store.log(&new).await?;
+        let logged = new.iter().filter_map(|entry| UserId::parse(entry.user.as_deref()?).ok());
+        erase_logged(&*self.store, &logged.collect::<Vec<_>>(), now).await?;
         removed.users += replaced.iter().filter(|one| !one.old.is_empty()).count() as u64;
         // Of no user: organizations, roles and permissions have records of their own.
-        let others = page.iter().filter(|entry| entry.user.is_none()).map(|entry| entry.id.clone());
+        let latest = decode::latest(now, decode::FUTURE_TOLERANCE);
+        let mut others = Vec::new();
+        for entry in page.iter().filter(|entry| entry.user.is_none()) {
+            let stored = self.store.event(&entry.id).await?;
+            others.extend(stored.filter(|entry| decode::is_applied(entry, latest)).map(|entry| entry.id));
+        }
         let old: Vec<String> = replaced.into_iter().flat_map(|one| one.old).chain(others).collect();
         self.store.remove_entries(&old).await?;
         removed.entries += old.len() as u64;
@@ -178,7 +186,7 @@ impl Retention {
                 let is_former = entry.kind == kind::RETENTION;
                 let is_old = !KEPT.contains(&entry.kind.as_str()) && self.rules.is_old(entry, now);
                 let Ok(state) = decode::state_of(entry, latest) else { continue };
-                if !(is_old || is_former) || entry.at.is_some_and(|at| at > latest) {
+                if !(is_old || is_former) || !decode::is_applied(entry, latest) {
                     continue;
                 }
                 has_old |= is_old;

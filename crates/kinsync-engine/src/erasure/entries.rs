@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use kinsync_core::{Micros, UserId};
 use serde_json::json;
 
-use super::subjects::{Subjects, addresses};
+use super::{
+    record::ErasedUsers,
+    subjects::{Subjects, addresses},
+};
 use crate::{
     decode,
     log_entry::{ERASED, LogEntry, LogSource},
@@ -23,6 +26,25 @@ const PAGE: usize = 200;
 pub async fn erase_entries(store: &dyn Store, user: &UserId, now: Micros) -> Result<u64, Error> {
     let of_user = EventFilter { user: Some(user.to_string()), limit: PAGE, ..EventFilter::default() };
     replace(store, of_user, Some(user), now, |_| true).await
+}
+
+/// Replaces the entries of those of these users that were erased. For entries that were derived from a read before the erasure and
+/// logged after it: the record of an erasure exists before anything is erased.
+///
+/// # Errors
+/// Fails when the store fails.
+pub(crate) async fn erase_logged(
+    store: &dyn Store,
+    users: impl IntoIterator<Item = &UserId>,
+    now: Micros,
+) -> Result<(), Error> {
+    let users = users.into_iter().map(ToString::to_string).collect();
+    for user in ErasedUsers::default().among(store, &users).await? {
+        if let Ok(user) = UserId::parse(&user) {
+            erase_entries(store, &user, now).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Replaces the entries about no user that name one of these.

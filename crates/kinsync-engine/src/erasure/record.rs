@@ -12,8 +12,12 @@ use super::subjects::Subjects;
 use crate::{
     contention::{self, MAX_ROUNDS, pause},
     known_users::Nothing,
-    store::{Error, Saved, Store},
+    log_entry::kind,
+    store::{Error, EventFilter, Saved, Store},
 };
+
+/// Entries of one erasure: repetitions have other times.
+const PAGE: usize = 100;
 
 const ERASED: &str = "erased/";
 
@@ -115,7 +119,9 @@ pub(super) async fn complete(
 ) -> Result<(), Error> {
     let key = format!("{IN_PROGRESS}{user}");
     let Some(Saved { revision, .. }) = store.state(&key).await? else { return Ok(()) };
-    let next = InProgress { completed_at: Some(now), ..known.clone() };
+    // The repetition must not remove what the application has written since.
+    let application_fields = ApplicationFields::Keep;
+    let next = InProgress { completed_at: Some(now), application_fields, ..known.clone() };
     let value = serde_json::to_value(&next).expect("texts and numbers are JSON");
     // After a concurrent change another process completes it.
     store.put_state(&key, &value, revision).await.map(drop)
@@ -128,6 +134,20 @@ pub(super) async fn remove(store: &dyn Store, user: &UserId) -> Result<(), Error
         Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
         None => Ok(()),
     }
+}
+
+/// Takes an erasure back that did not reach the row of the user: removes its entry of the log, from which a rebuild would erase the
+/// row, and its records.
+pub(super) async fn withdraw(store: &dyn Store, user: &UserId) -> Result<(), Error> {
+    let kind = Some(kind::ERASURE.to_owned());
+    let filter = EventFilter { user: Some(user.to_string()), kind, limit: PAGE, ..EventFilter::default() };
+    let entries: Vec<String> = store.events(&filter).await?.into_iter().map(|entry| entry.id).collect();
+    store.remove_entries(&entries).await?;
+    let mut known = Vec::new();
+    for key in keys(user) {
+        known.extend(store.state(&key).await?.map(|saved| (key, saved.revision)));
+    }
+    store.remove_states(&known).await
 }
 
 /// Returns erasures that are not over, in the order of the users.

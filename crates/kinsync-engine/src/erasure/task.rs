@@ -1,18 +1,15 @@
 //! The part of each process in the erasures of all: its own queue, its caches, and the continuation of interrupted ones.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use kinsync_core::{Micros, UserId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Eraser, Error, record};
+use super::{Eraser, Error, Subjects, record};
 use crate::{
     breaker::error_chain,
-    queue::{EntryId, Search},
+    queue::{DeadLetter, EntryId, Search},
 };
 
 /// Interval of the search for erasures: a cache must not show an erased user for more than a second.
@@ -79,8 +76,16 @@ impl Eraser {
             if progress.is_due(self.clock.now()) && is_pause_over {
                 done.tried.insert(user.clone(), Instant::now());
                 let is_last = progress.completed_at.is_some();
-                let report =
-                    self.erase_all(vec![self.known(&user).await?], progress.application_fields).await?;
+                let known = match self.known(&user).await {
+                    Ok(known) => known,
+                    Err(Error::NotDeleted { .. }) => {
+                        // Restored by Kinde between the request and the erasure of the row: nothing is erased.
+                        record::withdraw(&*self.store, &user).await?;
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let report = self.erase_all(vec![known], progress.application_fields).await?;
                 if is_last && report.refused.is_none() {
                     record::remove(&*self.store, &user).await?;
                     done.tried.remove(&user);
@@ -98,17 +103,16 @@ impl Eraser {
             let page = self.queue.dead_letters(after.as_ref(), DEAD_LETTERS).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id.clone());
-            let named: Vec<(EntryId, HashSet<String>)> = page
-                .into_iter()
-                .map(|letter| {
-                    (letter.id, super::subjects::strings(letter.payload.as_deref().unwrap_or_default()))
-                })
-                .collect();
-            let all: HashSet<String> = named.iter().flat_map(|(_, names)| names).cloned().collect();
-            let erased = erased.among(&*self.store, &all).await?;
-            for (id, names) in named {
-                if !names.is_disjoint(&erased) {
-                    self.queue.drop_dead_letter(&id).await?;
+            let payload = |letter: &DeadLetter| letter.payload.clone().unwrap_or_default();
+            let names = page.iter().flat_map(|letter| super::subjects::strings(&payload(letter))).collect();
+            let mut subjects = Subjects::default();
+            for user in erased.among(&*self.store, &names).await? {
+                subjects.users.extend(UserId::parse(&user).ok());
+            }
+            for letter in &page {
+                // A letter that only names the user is about another one, and is still to be applied.
+                if !subjects.users.is_empty() && subjects.are_in(&letter.scheme, payload(letter).as_bytes()) {
+                    self.queue.drop_dead_letter(&letter.id).await?;
                 }
             }
         }

@@ -62,9 +62,16 @@ fn age_of(text: &str) -> Result<Duration> {
     Ok(Duration::from_secs(days.saturating_mul(24 * 60 * 60)))
 }
 
-/// An age such as `30d`, or `off`.
+/// An age of a week or more, such as `30d`, or `off`.
 pub fn age(text: &str) -> Result<Option<Duration>> {
-    if text == "off" { Ok(None) } else { age_of(text).map(Some) }
+    match text {
+        "off" => Ok(None),
+        // One pass is enough only for users of whom nothing arrives any more.
+        _ => match age_of(text)? {
+            age if age < MIN_RETENTION => Err("must be at least 7d".into()),
+            age => Ok(Some(age)),
+        },
+    }
 }
 
 /// How long entries of the event log are kept, such as `user.updated=90d,*=365d`, or `off`.

@@ -147,12 +147,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Export {
     fn on_close(&self, id: Id, context: layer::Context<'_, S>) {
         let Some(span) = context.span(&id) else { return };
         let Some(recorded) = span.extensions_mut().remove::<Recorded>() else { return };
-        self.export(span.name(), recorded);
+        self.export(span.name(), &recorded);
     }
 }
 
 impl Export {
-    fn export(&self, name: &'static str, recorded: Recorded) {
+    fn export(&self, name: &'static str, recorded: &Recorded) {
         let Some(event_id) = &recorded.event_id else { return };
         let place = Place::of(event_id);
         // A repeated delivery is a second span of the same name, below the root.

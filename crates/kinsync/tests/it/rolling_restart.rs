@@ -101,7 +101,7 @@ async fn request_the_user(balancer: Arc<LoadBalancer>, token: String, stop: Arc<
 
 async fn until_refused(in_rotation: &AtomicBool) {
     while in_rotation.load(Relaxed) {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::task::yield_now().await;
     }
 }
 

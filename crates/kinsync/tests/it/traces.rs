@@ -16,6 +16,7 @@ use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest, common::v1::any_value::Value, trace::v1::Span,
 };
 use prost::Message as _;
+use tokio::task::JoinSet;
 
 const WITHIN: Duration = Duration::from_mins(2);
 
@@ -24,13 +25,14 @@ const WITHIN: Duration = Duration::from_mins(2);
 struct Collector(Arc<Mutex<Vec<Span>>>);
 
 impl Collector {
-    async fn start() -> (Self, String) {
+    async fn start() -> (Self, String, JoinSet<std::io::Result<()>>) {
         let collector = Self::default();
         let routes = Router::new().route("/v1/traces", post(collect)).with_state(collector.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move { axum::serve(listener, routes).await });
-        (collector, format!("http://{address}"))
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { axum::serve(listener, routes).await });
+        (collector, format!("http://{address}"), tasks)
     }
 
     fn spans(&self) -> Vec<Span> {
@@ -71,7 +73,7 @@ async fn serve(redis: &TestRedis, mongo: &TestMongo, database: &str, settings: &
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delivery_and_its_write_in_another_process_are_one_trace() {
-    let (collector, endpoint) = Collector::start().await;
+    let (collector, endpoint, _server) = Collector::start().await;
     let settings = [
         ("KINSYNC_OTLP_ENDPOINT", endpoint.as_str()),
         ("KINSYNC_OTLP_HEADERS", "authorization=Bearer collector-token"),
@@ -127,7 +129,7 @@ async fn a_collector_that_is_away_delays_no_delivery_and_no_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_share_of_zero_exports_nothing() {
-    let (collector, endpoint) = Collector::start().await;
+    let (collector, endpoint, _server) = Collector::start().await;
     let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
     app.set("KINSYNC_OTLP_ENDPOINT", endpoint).set("KINSYNC_OTLP_SAMPLE", "0%");
     app.start().await.unwrap();

@@ -134,7 +134,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "erase-deleted-after",
         default: Some("off"),
         example: "30d",
-        help: "The time after the deletion of a user at which the personal data is erased, as by `kinsync users erase`; \
+        help: "The time after the deletion of a user at which the personal data is erased, as by `kinsync users erase`; at least 7d; \
                `off`: only on request",
         set: |config, text| put(&mut config.store.erase_deleted_after, value::age(text)),
         ..ROW

@@ -26,7 +26,7 @@ pub async fn erase_user(
     let user = UserId::parse(&id).map_err(|_| not_found("user"))?;
     let mode = if query.dry_run { Mode::Dry } else { Mode::Erase };
     let fields = if query.application_fields { ApplicationFields::Erase } else { ApplicationFields::Keep };
-    if is_listed(&state, &user).await {
+    if is_listed(&state, &user).await? {
         return Err(bad_parameter("Kinde still has the user: delete the user in Kinde first"));
     }
     // A client that ends the connection interrupts this; a server continues it.
@@ -35,13 +35,19 @@ pub async fn erase_user(
     Ok(Erased::new(id, query.dry_run, report))
 }
 
-/// Returns whether Kinde has a user that is deleted in the store. If Kinde cannot be read, the stored deletion counts.
-async fn is_listed(state: &AppState, user: &UserId) -> bool {
-    let Some(reconcile) = state.engine.reconciler() else { return false };
-    let looked =
-        tokio::time::timeout(KINDE_TIMEOUT, reconcile.reconciler.look(std::slice::from_ref(user))).await;
+/// Returns whether Kinde has a user that is deleted in the store. Without access to Kinde the stored deletion counts.
+///
+/// # Errors
+/// Fails when Kinde does not answer: an erasure cannot be taken back.
+async fn is_listed(state: &AppState, user: &UserId) -> Result<bool> {
+    let Some(reconcile) = state.engine.reconciler() else { return Ok(false) };
+    let looked = reconcile.reconciler.look(std::slice::from_ref(user));
+    let tally = tokio::time::timeout(KINDE_TIMEOUT, looked)
+        .await
+        .map_err(|elapsed| Failure::unavailable(&elapsed))?
+        .map_err(|error| Failure::unavailable(&error))?;
     let kinds = [DriftKind::Restored, DriftKind::ListedAfterDeletion];
-    matches!(looked, Ok(Ok(tally)) if tally.examples.iter().any(|one| kinds.contains(&one.kind)))
+    Ok(tally.examples.iter().any(|one| kinds.contains(&one.kind)))
 }
 
 fn failure(error: Error) -> Failure {
