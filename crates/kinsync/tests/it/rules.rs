@@ -54,6 +54,12 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
     assert!(problems.contains("required `tenant`") && problems.contains(&ada), "{problems}");
     let explained = app.admin(&format!("/users/{ada}/explain")).await.unwrap().unwrap();
     assert!(text(&explained["rejected"]["reason"]).contains("tenant"), "{explained}");
+    for (filter, is_found) in
+        [("", true), ("&email=USER1@example.com", true), ("&email=eve@example.com", false)]
+    {
+        let page = app.admin(&format!("/users?state=refused{filter}")).await.unwrap().unwrap();
+        assert_eq!(page["users"][0]["kindeId"] == json!(ada), is_found, "{filter}: {page}");
+    }
     let lines = app.log().lines().filter(|line| line.contains("the store rejects a user")).count();
     assert_eq!(lines, 1, "one line for the user and the rule");
     demanding(&deployment, doc! {}).await;

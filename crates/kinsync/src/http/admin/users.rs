@@ -78,15 +78,17 @@ pub async fn users(state: Arc<AppState>, Params(query): Params<UsersQuery>) -> R
         Answer::Refused => refused(store, &filter).await?,
     };
     page.items.retain(|row| (with_deleted || row.state.is_live()) && is_listed(row, &query, standing));
-    if standing == Some(Standing::Refused) {
-        retain_refused(store, &mut page.items).await?;
-    }
     let users = page.iter().map(Row::document).collect();
     Ok(UserPage { users, next: page.next, undecodable: page.undecodable })
 }
 
 /// Chooses the filter that an index answers.
 async fn answer(state: &AppState, query: &UsersQuery, standing: Option<Standing>) -> Result<Answer> {
+    let selects_few = query.email.is_some() || query.provided_id.is_some() || query.phone.is_some();
+    if selects_few && standing == Some(Standing::Refused) {
+        // No index of a value contains the users without a document.
+        return Ok(Answer::Refused);
+    }
     if let Some(email) = &query.email {
         return Ok(Answer::Selection(Selection::Email(email.clone())));
     }
@@ -185,14 +187,7 @@ async fn refused(store: &dyn Store, filter: &UserFilter) -> Result<Page<Row>> {
     Ok(Page { items, next, undecodable: keys.undecodable })
 }
 
-async fn retain_refused(store: &dyn Store, rows: &mut Vec<Row>) -> Result<()> {
-    let ids: Vec<UserId> = rows.iter().map(|row| row.id.clone()).collect();
-    let mut refused = refused_users::of(store, &ids).await?.into_iter();
-    rows.retain(|row| refused.next().flatten().is_some() || !row.refused.is_empty());
-    Ok(())
-}
-
-/// Returns whether a user has everything that the query filters by, apart from whether the database refuses the user.
+/// Returns whether a user has everything that the query filters by, apart from the state `refused`, which the list of these users answers.
 fn is_listed(row: &Row, query: &UsersQuery, standing: Option<Standing>) -> bool {
     let (state, claimed) = (&row.state, row.state.claimed_email().map(folded));
     let is = |field, wanted: &Option<String>| {
