@@ -84,7 +84,8 @@ pub struct Config {
     pub name: String,
     /// Whether scans and checks compare the roles of members too.
     pub roles: bool,
-    /// Shortest interval between two scans that compare them; zero: each scan does.
+    /// Shortest interval between two scans that compare them; zero: each scan does. A scan after an incomplete comparison, or after one
+    /// that held removals, compares them at once.
     pub roles_every: Duration,
     /// Members with permissions that a scan reads, with two requests for each. The next scan finds the others again. One role that 50,000
     /// members have lost would otherwise cost 100,000 requests at once, hours at the rate that Kinde allows.

@@ -110,5 +110,6 @@ fn uncertain(row: &Row, roles: &[String]) -> Vec<Unread> {
             && stored.needs_read_of_permissions(code, &row.state.directory)
     };
     let codes = stored.codes().filter(needs_read);
-    codes.map(|code| Unread { user: row.id.clone(), code, at: kinsync_core::Micros(i64::MIN) }).collect()
+    let at = kinsync_core::Micros(i64::MIN);
+    codes.map(|code| Unread { user: row.id.clone(), code, at, listed: None }).collect()
 }

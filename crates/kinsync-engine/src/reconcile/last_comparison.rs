@@ -33,8 +33,17 @@ impl Inner {
 
     /// Stores that this run compared everything, unless it is dry.
     pub(super) async fn ended_comparison(&self, key: &Key, keys: &[String], run: &Run) -> Result<(), Error> {
+        self.record_comparison(key, LastComparison { keys: keys.to_vec(), began: Some(run.started_at) }, run)
+            .await
+    }
+
+    /// Stores that the next run compares everything again, unless this one is dry.
+    pub(super) async fn repeat_comparison(&self, key: &Key, run: &Run) -> Result<(), Error> {
+        self.record_comparison(key, LastComparison::default(), run).await
+    }
+
+    async fn record_comparison(&self, key: &Key, ended: LastComparison, run: &Run) -> Result<(), Error> {
         let Some(term) = run.writes() else { return Ok(()) };
-        let ended = LastComparison { keys: keys.to_vec(), began: Some(run.started_at) };
         let record = |last: &mut LastComparison| last.clone_from(&ended);
         let saved = self.retry_store(|| state_records::change_under(&*self.store, key, term, record)).await?;
         saved.ok_or(Error::LeaseLost)

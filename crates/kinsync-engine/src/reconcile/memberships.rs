@@ -9,6 +9,7 @@
 //! written alone, and the next scan finds the members with permissions that are older than the roles.
 
 mod lost_roles;
+mod reads;
 mod reasons;
 mod seen;
 
@@ -17,18 +18,12 @@ mod model;
 
 use std::collections::HashMap;
 
-use kinde::{
-    Patch,
-    management::{self, Role, UserPermission},
-};
-use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
+use kinsync_core::{Field, UserId};
 use serde::{Deserialize, Serialize};
 
-use self::{
-    lost_roles::LostRoles,
-    seen::{Seen, sorted},
-};
+use self::{lost_roles::LostRoles, seen::Seen};
 pub(super) use self::{
+    reads::{Unread, lacks_scope},
     reasons::{also, not_compared},
     seen::memberships,
 };
@@ -37,17 +32,16 @@ use super::{
     compare::drift,
     deletions::Approved,
     directory::Lists,
-    record::{DriftKind, Run, RunMode, Tally},
+    record::{DriftKind, Run, RunMode},
     scan::Scanned,
     single_reads::is_about_one,
 };
 use crate::{
     apply::ComparedRows,
-    directory::{self, Change},
     pending_checks::PendingChecks,
     scan_watermark::{ScanNumber, is_compared},
     snapshot,
-    state_records::{Key, Term},
+    state_records::Key,
     store::Row,
 };
 
@@ -82,15 +76,6 @@ pub struct MembershipTally {
     pub not_compared: Option<String>,
 }
 
-/// A member with permissions to be read.
-#[derive(Clone)]
-pub(super) struct Unread {
-    pub(super) user: UserId,
-    pub(super) code: String,
-    /// Time of the lists, which preceded the read.
-    pub(super) at: Micros,
-}
-
 /// The comparison of the members of all organizations.
 struct Comparison<'a> {
     run: &'a Run,
@@ -101,21 +86,37 @@ struct Comparison<'a> {
     due: Vec<Unread>,
     /// Reads of members that are left.
     reads: usize,
+    /// Whether the limit has left members to the next scan.
+    is_limited: bool,
+    /// Whether a read has made permissions known.
+    has_read: bool,
 }
 
 impl Comparison<'_> {
     fn unread(&self, seen: &Seen) -> Unread {
         // The permissions are newer than both lists.
         let at = seen.at.max(self.lists.roles.as_ref().map_or(seen.at, |roles| roles.at));
-        Unread { user: seen.user.clone(), code: seen.membership.code.clone(), at }
+        let listed = seen.membership.roles.as_ref().map(|_| seen.role_keys.clone());
+        Unread { user: seen.user.clone(), code: seen.membership.code.clone(), at, listed }
     }
 
     fn add_due(&mut self, seen: &Seen) {
         if self.due.len() < self.reads {
             self.due.push(self.unread(seen));
         } else {
-            self.found.unknown_permissions += 1;
+            self.postpone(1);
         }
+    }
+
+    fn postpone(&mut self, members: usize) {
+        self.found.unknown_permissions += members as u64;
+        self.is_limited |= members > 0;
+    }
+
+    /// Counts the reads that made permissions known, of as many as were wanted.
+    fn count_read(&mut self, wanted: usize, read: usize) {
+        self.found.unknown_permissions += wanted.saturating_sub(read) as u64;
+        self.has_read |= read > 0;
     }
 
     /// Returns what a write of these rows has to know of the scan; `None` in a dry run.
@@ -126,7 +127,7 @@ impl Comparison<'_> {
 
     /// Returns as many members as may still be read.
     fn draw_reads(&mut self, mut unread: Vec<Unread>) -> Vec<Unread> {
-        self.found.unknown_permissions += unread.len().saturating_sub(self.reads) as u64;
+        self.postpone(unread.len().saturating_sub(self.reads));
         unread.truncate(self.reads);
         self.reads -= unread.len();
         unread
@@ -139,34 +140,10 @@ fn compared_revision(row: &Row) -> Option<(UserId, i64)> {
     is_compared(&row.metadata).then(|| (row.id.clone(), row.revision))
 }
 
-/// Returns the permissions that a member has apart from roles. What a role gives is not kept as the member's own: it would
-/// outlive the role. If Kinde's list does not name the roles, their known lists decide; without one the result is `None`.
-fn own_permissions(list: Vec<UserPermission>, roles: &[Role], directory: &Directory) -> Option<Vec<String>> {
-    let given = roles.iter().map(|role| directory.entry(&role.id)?.permissions());
-    let given: Option<Vec<&[String]>> = given.collect();
-    let is_own = |one: &UserPermission| match &one.roles {
-        Patch::Value(roles) => Some(roles.is_empty()),
-        Patch::Null => Some(true),
-        Patch::Absent => Some(!given.as_ref()?.iter().any(|ids| ids.contains(&one.permission.id))),
-    };
-    let own = list.into_iter().map(|one| Some(is_own(&one)?.then_some(one.permission.id)));
-    own.collect::<Option<Vec<_>>>().map(|own| sorted(own.into_iter().flatten().collect()))
-}
-
-/// Returns whether these credentials cannot read roles.
-pub(super) fn lacks_scope(error: &management::Error) -> bool {
-    use management::Error::{MissingScope, Unauthorized};
-    matches!(error, MissingScope { .. } | Unauthorized { .. })
-}
-
-fn skipped(row: &Row, organization: &str, error: &management::Error) {
-    let error = crate::breaker::error_chain(error);
-    tracing::warn!(user = row.id.as_str(), organization, error, "the roles of a member cannot be read");
-}
-
 impl Inner {
     /// Compares the roles of members if that is due; `None` if it is not. A failure of Kinde here is no failure of the run, which has
-    /// compared all users: the result names the reason, and the next scan compares the roles again.
+    /// compared all users: the result names the reason. The next scan compares the roles again after a failure, while removals of
+    /// roles or permissions are held, and while the limit leaves members with unknown permissions.
     pub(super) async fn compare_members(
         &self,
         run: &Run,
@@ -178,8 +155,13 @@ impl Inner {
             return Ok(None);
         }
         // A pointer, because the future is large.
-        let found = Box::pin(self.compare_all_members(run, scanned, approved, progress)).await?;
-        if found.not_compared.is_none() {
+        let held = scanned.tally.of(DriftKind::RemovalHeld);
+        let (found, continues) = Box::pin(self.compare_all_members(run, scanned, approved, progress)).await?;
+        // `/health` has the held removals of the newest scan, so the next one compares them again.
+        let is_held = scanned.tally.of(DriftKind::RemovalHeld) > held;
+        if found.not_compared.is_some() || continues || is_held {
+            self.repeat_comparison(&KEY, run).await?;
+        } else {
             self.ended_comparison(&KEY, &[], run).await?;
         }
         Ok(Some(found))
@@ -194,18 +176,19 @@ impl Inner {
         Ok(self.retry_store(|| PendingChecks::load(&*self.store)).await?.scan.is_some())
     }
 
-    /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs.
+    /// Compares organizations, roles and permissions, lists the members of every organization, and repairs what differs. Returns
+    /// with it whether the next scan continues to read permissions.
     async fn compare_all_members(
         &self,
         run: &Run,
         scanned: &mut Scanned,
         approved: &Approved,
         progress: Progress<'_>,
-    ) -> Result<MembershipTally, Error> {
+    ) -> Result<(MembershipTally, bool), Error> {
         let lists = match self.compare_directory(run, scanned, approved).await {
             Err(Error::Kinde(error)) => {
                 let not_compared = Some(not_compared(&error));
-                return Ok(MembershipTally { not_compared, ..MembershipTally::default() });
+                return Ok((MembershipTally { not_compared, ..MembershipTally::default() }, false));
             }
             lists => lists?,
         };
@@ -215,14 +198,18 @@ impl Inner {
             ..MembershipTally::default()
         };
         let (due, reads) = (Vec::new(), self.config.member_reads);
-        let mut comparison = Comparison { run, approved, lists: &lists, found, due, reads };
+        let (is_limited, has_read) = (false, false);
+        let mut comparison =
+            Comparison { run, approved, lists: &lists, found, due, reads, is_limited, has_read };
         let outcome = self.compare_organizations(&mut comparison, scanned, progress).await;
+        // Where no read succeeds, for example without the scope, an earlier scan reads no more.
+        let continues = comparison.is_limited && comparison.has_read;
         let mut found = comparison.found;
         match outcome {
             Err(Error::Kinde(error)) => also(&mut found.not_compared, &not_compared(&error)),
             outcome => outcome?,
         }
-        Ok(found)
+        Ok((found, continues))
     }
 
     async fn compare_organizations(
@@ -266,7 +253,7 @@ impl Inner {
         let revisions = rows.iter().flatten().filter_map(compared_revision).collect();
         drop(rows);
         let read = self.permissions_of(unread.to_vec(), comparison.run.writes()).await?;
-        comparison.found.unknown_permissions += unread.len().saturating_sub(read.len()) as u64;
+        comparison.count_read(unread.len(), read.len());
         let compared = comparison.rows(scanned, revisions);
         self.repair_compared(read, Vec::new(), compared.as_ref(), &mut scanned.tally).await.map(|_| ())
     }
@@ -293,14 +280,28 @@ impl Inner {
                 let seen = seen.clone();
                 roles.map_or(seen.clone(), |roles| seen.resolved(roles)).compare(row.as_ref()).is_some()
             };
-            let is_due = |(seen, row): &(Seen, Option<Row>)| {
-                let state = &row.as_ref()?.state;
-                memberships(state).needs_read_of_permissions(code, &state.directory).then(|| seen.clone())
+            let needs_read = |(_, row): &(Seen, Option<Row>)| {
+                let state = row.as_ref().map(|row| &row.state);
+                state
+                    .is_some_and(|state| memberships(state).needs_read_of_permissions(code, &state.directory))
             };
-            let members: Vec<(Seen, Option<Row>)> = members.into_iter().zip(rows).collect();
-            members.iter().filter_map(is_due).for_each(|seen| comparison.add_due(&seen));
-            for (seen, row) in members.into_iter().filter(differs) {
-                if seen.lacks(row.as_ref()).is_empty() { differing.push(seen) } else { lost.add(seen) }
+            for member in members.into_iter().zip(rows) {
+                let (differs, needs_read) = (differs(&member), needs_read(&member));
+                let (seen, row) = member;
+                if differs && !seen.lacks(row.as_ref()).is_empty() {
+                    // A read of permissions contains the roles, so it has to wait for the decision about them.
+                    if needs_read {
+                        lost.add_unread(&seen.user);
+                    }
+                    lost.add(seen);
+                    continue;
+                }
+                if needs_read {
+                    comparison.add_due(&seen);
+                }
+                if differs {
+                    differing.push(seen);
+                }
             }
             if differing.len() >= MAX_DIFFERING {
                 self.repair_members(std::mem::take(&mut differing), comparison, scanned).await?;
@@ -371,7 +372,7 @@ impl Inner {
         let unread = comparison.draw_reads(unread);
         let wanted = unread.len();
         let read = self.permissions_of(unread, comparison.run.writes()).await?;
-        comparison.found.unknown_permissions += wanted.saturating_sub(read.len()) as u64;
+        comparison.count_read(wanted, read.len());
         repairs.extend(read);
         let compared = comparison.rows(scanned, revisions);
         self.repair_compared(repairs, drifts, compared.as_ref(), &mut scanned.tally).await?;
@@ -382,114 +383,13 @@ impl Inner {
     async fn add_unlisted(&self, members: &[Seen], comparison: &mut Comparison<'_>) -> Result<(), Error> {
         for (seen, row) in members.iter().zip(self.rows(members).await?) {
             let Some(Row { state, .. }) = row else { continue };
-            if memberships(&state).needs_read_of_permissions(&seen.membership.code, &state.directory) {
+            // Without roles, the repair has caused no need.
+            if seen.membership.roles.is_some()
+                && memberships(&state).needs_read_of_permissions(&seen.membership.code, &state.directory)
+            {
                 comparison.add_due(seen);
             }
         }
         Ok(())
-    }
-
-    /// Reads the roles and permissions of members. Without the scope they stay unknown. A member that cannot be read is checked
-    /// later: until then the permissions are unknown, because a revoked role must not stay.
-    pub(super) async fn permissions_of(
-        &self,
-        unread: Vec<Unread>,
-        term: Option<Term>,
-    ) -> Result<Vec<Observation>, Error> {
-        let users: Vec<UserId> = unread.iter().map(|unread| unread.user.clone()).collect();
-        let rows = self.retry_store(|| self.store.load(&users)).await?;
-        let (mut read, mut unreadable) = (Vec::new(), Vec::new());
-        for (Unread { code, at, .. }, row) in unread.into_iter().zip(rows) {
-            let Some(row) = row else { continue };
-            match self.member(&row, &code, term).await {
-                // `Date` has seconds: the time of a later read may seem earlier.
-                Ok(Some(seen)) if seen.membership.permissions.is_some() => {
-                    let seen = Seen { at: seen.at.max(at), ..seen };
-                    read.push(seen.observe(seen.membership.clone()));
-                }
-                Ok(_) => {}
-                Err(Error::Kinde(error)) if lacks_scope(&error) => break,
-                Err(Error::Kinde(error)) => {
-                    skipped(&row, &code, &error);
-                    unreadable.push(row.id);
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if term.is_some() {
-            self.retry_store(|| PendingChecks::request_if_few(&*self.store, &unreadable)).await?;
-        }
-        Ok(read)
-    }
-
-    /// Compares the roles and permissions of these users in all their organizations. Without the scopes nothing is compared.
-    pub(super) async fn check_members(
-        &self,
-        users: &[UserId],
-        term: Option<Term>,
-        tally: &mut Tally,
-    ) -> Result<(), Error> {
-        let rows = self.retry_store(|| self.store.load(users)).await?;
-        for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
-            let mut repairs = Vec::new();
-            let mut kinds = Vec::new();
-            for organization in row.state.organizations().unwrap_or_default() {
-                let seen = match self.member(&row, &organization.code, term).await {
-                    Ok(Some(seen)) => seen,
-                    Ok(None) => continue,
-                    Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(()),
-                    // The next scan compares the member. A check that failed here would be repeated for all users.
-                    Err(Error::Kinde(error)) => {
-                        skipped(&row, &organization.code, &error);
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                if let Some((kind, repair)) = seen.compare(Some(&row)) {
-                    repairs.push(repair);
-                    kinds.push(kind);
-                }
-            }
-            let missed = kinds.contains(&DriftKind::Changed);
-            let drifts = missed
-                .then(|| drift(row.id.clone(), DriftKind::Changed, vec![Field::Organizations], Some(&row)));
-            self.repair(repairs, drifts.into_iter().collect(), term.is_none(), tally).await?;
-        }
-        Ok(())
-    }
-
-    /// Reads the roles and permissions of one member; `None` if Kinde's response about this member is unusable, for example
-    /// because the membership has ended. Permissions stay unknown without their scope.
-    async fn member(&self, row: &Row, code: &str, term: Option<Term>) -> Result<Option<Seen>, Error> {
-        let roles = match self.kinde.user_roles(code, row.id.as_str())?.all().await {
-            Ok(roles) => roles,
-            Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let permissions = match self.kinde.user_permissions(code, row.id.as_str())?.all().await {
-            Ok(permissions) => Some(permissions.value),
-            Err(error) if lacks_scope(&error) => None,
-            Err(error) if is_about_one(&error) && !error.is_transient() => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let version = Version::provisional();
-        let mut named: Vec<Change> =
-            roles.value.iter().map(|role| directory::of_role(role, None, &version)).collect();
-        let listed = permissions.iter().flatten();
-        named.extend(listed.map(|one| directory::of_permission(&one.permission, &version)));
-        if term.is_some() {
-            let now = self.clock.now();
-            self.retry_store(|| directory::observe_read(&*self.store, named.clone(), now)).await?;
-        }
-        let own = permissions.and_then(|list| own_permissions(list, &roles.value, &row.state.directory));
-        let role_keys = roles.value.iter().map(|role| role.key.value().unwrap_or(&role.id).clone());
-        let role_keys = sorted(role_keys.collect());
-        let membership = Organization {
-            roles: Some(sorted(roles.value.into_iter().map(|role| role.id).collect())),
-            permissions: own,
-            ..Organization::new(code)
-        };
-        let at = snapshot::sent_at(&roles.timing);
-        Ok(Some(Seen { user: row.id.clone(), membership, role_keys, at }))
     }
 }

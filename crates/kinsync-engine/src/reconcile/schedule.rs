@@ -69,7 +69,8 @@ pub struct Status {
     pub silent_webhook: Option<SilentWebhook>,
     /// Time without a complete scan of any process, once it is more than three intervals.
     pub overdue: Option<Duration>,
-    /// Newest complete run with detection of deletions, of any process.
+    /// Newest complete run with detection of deletions, of any process. If it did not compare the roles of members, it has what the
+    /// newest run with such a comparison found of them.
     pub latest: Option<Run>,
     /// Cause of this process's last failure, until a run of any process completes.
     pub failure: Option<String>,
@@ -251,7 +252,7 @@ impl Schedule {
             tracing::error!(fix = webhook_health::FIX, "{silent}");
         }
         let overdue = self.overdue(&runs, now);
-        let latest = runs.iter().find(|run| run.is_whole()).cloned();
+        let latest = self.latest(&runs);
         gauges::export(latest.as_ref(), directory::count(&*self.store).await?);
         let is_well = runs.iter().find(|run| run.ended_at.is_some()).is_some_and(Run::is_complete);
         self.status.send_modify(|status| {
@@ -259,6 +260,15 @@ impl Schedule {
             *status = Status { silent_webhook: silent, overdue, latest, failure };
         });
         Ok(())
+    }
+
+    /// Returns the newest whole run, with the newest comparison of roles if scans compare them.
+    fn latest(&self, runs: &[Run]) -> Option<Run> {
+        let mut whole = runs.iter().filter(|run| run.is_whole());
+        let newest = whole.next()?;
+        let known =
+            || whole.find_map(|run| run.memberships.clone()).filter(|_| self.reconciler.0.config.roles);
+        Some(Run { memberships: newest.memberships.clone().or_else(known), ..newest.clone() })
     }
 
     /// Returns the time without a complete scan if it is an alarm.

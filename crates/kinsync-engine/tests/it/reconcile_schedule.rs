@@ -11,7 +11,7 @@ use kinsync_engine::{
         pending_checks::{Approval, PendingChecks},
         queue,
         reconcile::{
-            Error, Reconciler,
+            self, Error, Reconciler,
             record::{self, Outcome, Run, RunMode, Tally},
             schedule::{self, Schedule, Status},
             webhook_health::{self, SilentWebhook},
@@ -29,6 +29,7 @@ use tokio_util::{
 
 use crate::{
     reconcile::{DEADLINE, World, quick},
+    roles,
     stores::{self, Fresh, on_every_store},
 };
 
@@ -89,6 +90,26 @@ async fn until_runs(world: &World, what: &str, is_so: impl Fn(&[Run]) -> bool) -
         assert!(Instant::now() < deadline, "{what}: {runs:?}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_has_the_newest_comparison_of_roles_after_a_scan_without_one() {
+    let world = World::new(stores::embedded()).await;
+    world.import(3);
+    let compared = roles::reconcile(&world).await;
+    let found = compared.memberships.expect("roles were compared");
+    assert_eq!(found.members, 3);
+    world.later().await;
+    let run = world.reconcile().await;
+    assert_eq!(run.memberships, None);
+    let config = reconcile::Config { roles_every: Duration::from_hours(6), ..roles::with_roles() };
+    let mut working = start(world.reconciler(10, config), often());
+    let status = working.until("the runs are known", |status| status.latest.is_some()).await;
+    let latest = status.latest.expect("a run");
+    assert_eq!((latest.id, latest.memberships), (run.id, Some(found)));
+    let mut working = start(world.reconciler(10, quick()), often());
+    let status = working.until("the runs are known", |status| status.latest.is_some()).await;
+    assert_eq!(status.latest.and_then(|run| run.memberships), None, "scans compare no roles");
 }
 
 #[tokio::test(flavor = "multi_thread")]

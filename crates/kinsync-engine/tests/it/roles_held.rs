@@ -1,14 +1,20 @@
 //! Lists that lack roles, members or permissions: what is kept, and what is held until an operator approves it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kinde_emulator::{Fault, FaultKind, RoleEdit};
-use kinsync_engine::internal::reconcile::record::{DriftKind, Run, RunMode};
+use kinsync_engine::internal::{
+    pending_checks::PendingChecks,
+    reconcile::{
+        Config,
+        record::{DriftKind, Run, RunMode},
+    },
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     reconcile::World,
-    roles::{join, keys, membership, not_compared, reconcile, reconciler, roles, with_role},
+    roles::{join, keys, membership, not_compared, reconcile, reconciler, roles, with_role, with_roles},
     stores::{Fresh, on_every_store},
 };
 
@@ -17,6 +23,10 @@ on_every_store! {
     a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles
     roles_that_a_list_lacks_and_single_reads_find_stay
     a_role_that_most_members_have_lost_is_held_until_an_approval
+    a_held_removal_of_roles_stays_held_where_permissions_are_unknown
+    a_read_of_permissions_takes_no_role
+    held_removals_of_roles_are_held_by_each_scan_whatever_the_interval
+    members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_the_interval
     permissions_that_one_list_of_a_role_lacks_stay
     a_role_that_has_lost_most_permissions_is_held_until_an_approval
     small_losses_of_many_roles_are_held_together
@@ -99,6 +109,97 @@ async fn a_role_that_most_members_have_lost_is_held_until_an_approval(fresh: Fre
     users[7..9].iter().for_each(|user| join(&world, user, &[]));
     reconcile(&world).await;
     assert_eq!(with_role(&world, "admin").await, 3, "a few at once");
+}
+
+/// Members with a role that gives a permission, and with unknown permissions.
+async fn with_unknown_permissions(fresh: Fresh, count: usize) -> (World, Vec<String>) {
+    let world = World::new(fresh).await;
+    let read = world.kinde.create_permission(RoleEdit::keyed("read")).expect("new").id;
+    let admin = world.kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    world.kinde.set_role_permissions(&admin, &[read], &[]).expect("there");
+    let users = world.import(count);
+    for user in &users {
+        join(&world, user, &["admin"]);
+    }
+    let run = reconcile_with(&world, Config { member_reads: 0, ..with_roles() }).await;
+    assert_eq!(unknown_permissions(&run), count as u64);
+    assert_eq!(with_role(&world, "admin").await, count);
+    (world, users)
+}
+
+async fn reconcile_with(world: &World, config: Config) -> Run {
+    world.later().await;
+    let run = world.reconciler(10, config).run(RunMode::Reconcile, &|_| {}, &CancellationToken::new()).await;
+    run.expect("Kinde and the store answer")
+}
+
+fn unknown_permissions(run: &Run) -> u64 {
+    run.memberships.as_ref().expect("roles were compared").unknown_permissions
+}
+
+async fn a_held_removal_of_roles_stays_held_where_permissions_are_unknown(fresh: Fresh) {
+    let (world, users) = with_unknown_permissions(fresh, 30).await;
+    for user in &users {
+        join(&world, user, &[]);
+    }
+    world.kinde.suspend_in_organization(&users[0], "org_1", true).expect("a member");
+    for _ in 0..2 {
+        let held = reconcile(&world).await;
+        assert_eq!((held.tally.of(DriftKind::RemovalHeld), unknown_permissions(&held)), (30, 30));
+        assert_eq!(with_role(&world, "admin").await, 30, "{}", world.fresh.name);
+    }
+    let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
+    assert_eq!(suspended, Some(true), "everything else takes effect");
+    let held = reconcile(&world).await;
+    assert_eq!(approve(&world, held).await.tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!(with_role(&world, "admin").await, 0);
+}
+
+async fn a_read_of_permissions_takes_no_role(fresh: Fresh) {
+    let (world, users) = with_unknown_permissions(fresh, 3).await;
+    for user in &users {
+        join(&world, user, &[]);
+    }
+    let row = world.row(&users[0]).await;
+    let stored = row.state.memberships().and_then(|all| all.organization("org_1"));
+    let admin = stored.and_then(|one| one.roles).expect("known").into_iter().collect();
+    PendingChecks::request_roles(&*world.fresh.store, &admin).await.expect("the store answers");
+    let before = world.kinde.requests("member_permissions");
+    world.later().await;
+    reconciler(&world).run_pending_checks().await.expect("Kinde answers");
+    assert_eq!(world.kinde.requests("member_permissions"), before + 3);
+    assert_eq!(with_role(&world, "admin").await, 3, "{}: the next lists decide", world.fresh.name);
+}
+
+fn seldom() -> Config {
+    Config { roles_every: Duration::from_hours(6), ..with_roles() }
+}
+
+async fn held_removals_of_roles_are_held_by_each_scan_whatever_the_interval(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 12, "admin").await;
+    users[..7].iter().for_each(|user| join(&world, user, &[]));
+    PendingChecks::request_scan(&*world.fresh.store).await.expect("the store answers");
+    assert_eq!(reconcile_with(&world, seldom()).await.tally.of(DriftKind::RemovalHeld), 7);
+    let scan = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+    PendingChecks::remove(&*world.fresh.store, &scan).await.expect("the store answers");
+    let held = reconcile_with(&world, seldom()).await;
+    assert_eq!(held.tally.of(DriftKind::RemovalHeld), 7, "{}: not decided yet", world.fresh.name);
+    approve(&world, held).await;
+    assert_eq!(with_role(&world, "admin").await, 5);
+    assert_eq!(reconcile_with(&world, seldom()).await.memberships, None, "the interval counts again");
+}
+
+async fn members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_the_interval(fresh: Fresh) {
+    let (world, _) = with_unknown_permissions(fresh, 5).await;
+    assert_eq!(reconcile_with(&world, seldom()).await.memberships, None, "without reads none continues");
+    PendingChecks::request_scan(&*world.fresh.store).await.expect("the store answers");
+    for unknown in [3, 1, 0] {
+        let run = reconcile_with(&world, Config { member_reads: 2, ..seldom() }).await;
+        assert_eq!(unknown_permissions(&run), unknown, "{}", world.fresh.name);
+        let scan = PendingChecks::load(&*world.fresh.store).await.expect("the store answers");
+        PendingChecks::remove(&*world.fresh.store, &scan).await.expect("the store answers");
+    }
+    assert_eq!(reconcile_with(&world, seldom()).await.memberships, None, "all are read");
 }
 
 /// A member with roles that give these numbers of permissions.

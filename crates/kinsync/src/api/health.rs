@@ -243,7 +243,7 @@ pub struct ReconcileHealth {
     /// Users with a change that it found although an event should have been delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed_by_webhook: Option<u64>,
-    /// Members with permissions that are still unknown after it; absent if it did not compare roles.
+    /// Members with permissions that are still unknown after the newest scan that compared roles; absent before the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unknown_permissions: Option<u64>,
     /// Why the webhook is probably disabled; absent while it works.

@@ -4,6 +4,8 @@
 //! ([`crate::reconcile::removals`]): reads of some of these members have to confirm it, and unusually many in one organization are held as
 //! a whole until an operator approves them. What else the list has of these members takes effect at once.
 
+use std::collections::HashSet;
+
 use kinsync_core::UserId;
 
 use super::{Comparison, Error, Inner, lacks_scope, memberships, seen::Seen};
@@ -24,6 +26,8 @@ const MOST: usize = 50_000;
 #[derive(Default)]
 pub(super) struct LostRoles {
     members: Vec<Seen>,
+    /// Those with permissions that need a read.
+    unread: HashSet<UserId>,
     /// Stored members with a role.
     had: u64,
 }
@@ -36,6 +40,12 @@ impl LostRoles {
             known.and_then(|known| known.roles).is_some_and(|roles| !roles.is_empty())
         };
         self.had += rows.iter().flatten().filter(has_role).count() as u64;
+    }
+
+    pub(super) fn add_unread(&mut self, user: &UserId) {
+        if self.members.len() < MOST {
+            self.unread.insert(user.clone());
+        }
     }
 
     pub(super) fn add(&mut self, seen: Seen) {
@@ -54,25 +64,41 @@ impl Inner {
         comparison: &mut Comparison<'_>,
         scanned: &mut Scanned,
     ) -> Result<(), Error> {
-        let LostRoles { members, had } = lost;
-        if members.is_empty() {
+        if lost.members.is_empty() {
             return Ok(());
         }
+        let decision = self.decide_about(code, &lost, comparison, scanned).await?;
+        let is_taken = |seen: &Seen| match decision {
+            Some(Decision::All) => true,
+            Some(Decision::Approved) => Lost::Role.is_approved(&seen.user, code, comparison.approved),
+            None => false,
+        };
+        let (taken, kept): (Vec<Seen>, Vec<Seen>) = lost.members.into_iter().partition(is_taken);
+        // A read would contain the roles: until the decision about these their permissions stay unknown.
+        let unread = kept.iter().filter(|seen| lost.unread.contains(&seen.user)).count();
+        comparison.found.unknown_permissions += unread as u64;
+        self.repair_members(taken, comparison, scanned).await?;
+        self.repair_members(kept.into_iter().map(Seen::without_roles).collect(), comparison, scanned).await
+    }
+
+    /// Returns which of the roles are taken; `None` if single reads find some of them.
+    async fn decide_about(
+        &self,
+        code: &str,
+        lost: &LostRoles,
+        comparison: &Comparison<'_>,
+        scanned: &mut Scanned,
+    ) -> Result<Option<Decision>, Error> {
+        let LostRoles { members, had, .. } = lost;
         let (run, approved) = (comparison.run, comparison.approved);
-        if !self.have_lost(code, &members, run.writes()).await? {
+        if !self.have_lost(code, members, run.writes()).await? {
             tracing::warn!(organization = code, "Kinde's list of members lacks roles that single reads find");
             scanned.tally.add_count(DriftKind::Undetermined, members.len());
-            let others = members.into_iter().map(Seen::without_roles).collect();
-            return self.repair_members(others, comparison, scanned).await;
+            return Ok(None);
         }
         let users: Vec<UserId> = members.iter().map(|seen| seen.user.clone()).collect();
-        let removal = Confirmed { lost: Lost::Role, code, users: &users, had };
-        let decision = self.decide(run, removal, scanned, approved).await?;
-        let decided = members.into_iter().map(|seen| match decision {
-            Decision::Approved if !Lost::Role.is_approved(&seen.user, code, approved) => seen.without_roles(),
-            Decision::All | Decision::Approved => seen,
-        });
-        self.repair_members(decided.collect(), comparison, scanned).await
+        let removal = Confirmed { lost: Lost::Role, code, users: &users, had: *had };
+        self.decide(run, removal, scanned, approved).await.map(Some)
     }
 
     /// Reads some of the members. Returns whether none of them has a role that the list lacks.
