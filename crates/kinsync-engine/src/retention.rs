@@ -4,7 +4,7 @@
 //! their join, so a rebuild derives the same state. It is stored before anything is removed, and an interruption in between leaves
 //! both, which changes no join. The next removal joins it with the entries that have become old.
 //!
-//! Never removed: entries that cannot be read, events whose time has not come, and erasures.
+//! Never removed: entries that cannot be read, events in the future and dead letters, and erasures.
 
 mod rules;
 

@@ -22,7 +22,7 @@ pub struct Growth {
     pub sign_ups: u64,
     /// Users with a `user.deleted` event, or with a deletion that a scan found.
     pub deletions: u64,
-    /// Users that signed up or in at Kinde (`user.authenticated`), and users of whom a request or a read of their profile brought news.
+    /// Users that signed up or in at Kinde (`user.authenticated`), and users with an entry of a token or of a profile read.
     pub active_users: u64,
     /// The organizations with most active users, by code.
     pub organizations: BTreeMap<String, OrganizationGrowth>,

@@ -40,7 +40,7 @@ impl UserEntries {
         }
     }
 
-    /// Returns the page without the last user, of whom not all entries may have been read.
+    /// Returns the page without the last user: not all entries of that user may have been read.
     pub(super) fn without_last_user(mut self) -> Self {
         let Some(last) = self.last_user() else { return self };
         self.entries.retain(|entry| entry.user.as_ref() != Some(&last));

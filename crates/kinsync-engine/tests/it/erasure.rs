@@ -71,7 +71,7 @@ fn deletion(user: &str) -> Observation {
     Observation { user: id(user), version, source: Source::Webhook, what: What::Deleted }
 }
 
-/// A user with observations of every source, who is deleted.
+/// A deleted user with observations of every source.
 async fn deleted_user(store: &dyn Store, user: &str) {
     observe(store, personal(user, Version::provisional(), Source::Login)).await;
     observe(store, personal(user, Version::event(Micros(1), "e"), Source::Webhook)).await;

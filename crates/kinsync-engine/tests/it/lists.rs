@@ -145,7 +145,7 @@ async fn a_list_continues_while_users_are_added_and_changed(fresh: Fresh) {
         let of_before: Vec<&String> = listed.iter().filter(|id| before.contains(id.as_str())).collect();
         let expected = rows.iter().filter(|row| is_selected(&selection, row)).count();
         if matches!(selection, Selection::ChangedSince(_)) {
-            // Users whose change moved them behind the position are listed again, with the new state.
+            // Users that a change moved behind the position are listed again, with the new state.
             let once: BTreeSet<&&String> = of_before.iter().collect();
             assert_eq!(once.len(), expected, "{selection:?}");
         } else {

@@ -66,7 +66,7 @@ fn age_of(text: &str) -> Result<Duration> {
 pub fn age(text: &str) -> Result<Option<Duration>> {
     match text {
         "off" => Ok(None),
-        // One pass is enough only for users of whom nothing arrives any more.
+        // One pass is enough only when nothing about the user arrives any more.
         _ => match age_of(text)? {
             age if age < MIN_RETENTION => Err("must be at least 7d".into()),
             age => Ok(Some(age)),

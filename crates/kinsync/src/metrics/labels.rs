@@ -1,6 +1,6 @@
 //! The labels of the metrics and their values.
 //!
-//! Counters whose values are known in advance are registered with 0 at the start: Prometheus sees no increase when a series
+//! Counters with label values that are known in advance are registered with 0 at the start: Prometheus sees no increase when a series
 //! first appears with 1, so an alert on it would miss the first event. A test compares the list with what a server exports.
 
 use metrics::counter;
@@ -176,7 +176,7 @@ pub(super) fn register_counters() {
                     counter!(metric.name, name => *value).increment(0);
                 }
             }
-            // The others are registered by those who count, except the outcomes of requests to Kinde.
+            // The others are registered where they are counted, except the outcomes of requests to Kinde.
             _ => {}
         }
     }
