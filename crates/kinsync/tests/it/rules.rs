@@ -54,6 +54,12 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
     assert!(problems.contains("required `tenant`") && problems.contains(&ada), "{problems}");
     let explained = app.admin(&format!("/users/{ada}/explain")).await.unwrap().unwrap();
     assert!(text(&explained["rejected"]["reason"]).contains("tenant"), "{explained}");
+    // The token contains no address.
+    let event = format!(
+        r#"{{"type":"user.updated","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"{ada}","email":"user1@example.com"}}}}}}"#
+    );
+    assert_eq!(app.deliver(event).await.unwrap(), 200);
+    app.drained(DEADLINE).await.unwrap();
     for (filter, is_found) in
         [("", true), ("&email=USER1@example.com", true), ("&email=eve@example.com", false)]
     {
