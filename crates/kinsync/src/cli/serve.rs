@@ -22,7 +22,8 @@ Examples:
     kinsync serve --data-dir /var/lib/kinsync
 
   Split the work over processes that share a queue and a MongoDB:
-    export KINSYNC_QUEUE=redis://queue.internal MONGODB_URI=mongodb://db.internal/app
+    export KINSYNC_QUEUE=redis://queue.internal
+    export MONGODB_URI=mongodb://db.internal/app
     kinsync serve --role ingest,api
     kinsync serve --role project,reconcile
 

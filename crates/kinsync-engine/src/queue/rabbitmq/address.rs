@@ -30,6 +30,10 @@ pub(super) fn hosts(url: &SecretString) -> Result<Vec<AMQPUri>, Error> {
     let tail = if tail == "/" { "" } else { tail };
     let separator = if user.is_empty() { "" } else { "@" };
     let parse = |host: &str| {
+        // To the library, no host is this machine.
+        if host.is_empty() {
+            return Err(wrong("a host is missing".into()));
+        }
         let mut uri: AMQPUri =
             format!("{scheme}://{user}{separator}{host}{tail}").parse().map_err(|error: String| {
                 // The message may repeat the address with its password.
@@ -60,7 +64,7 @@ mod tests {
         let of = |host: &str, port, user: &str, vhost: &str| (host.into(), port, user.into(), vhost.into());
         assert_eq!(
             parsed("amqps://ada:se%40cret@a.internal,b.internal:5673/users?heartbeat=3"),
-            [of("a.internal", 5672, "ada", "users"), of("b.internal", 5673, "ada", "users")]
+            [of("a.internal", 5671, "ada", "users"), of("b.internal", 5673, "ada", "users")]
         );
         for usual in ["amqp://a", "amqp://a/", "amqp://a:5672/%2f"] {
             assert_eq!(parsed(usual), [of("a", 5672, "guest", "/")], "{usual}");
