@@ -160,7 +160,7 @@ async fn a_rename_reaches_all_members_whatever_call_of_the_walk_is_the_last_one(
         spread(&fresh).await;
         assert_all_show(&fresh, &key, &format!("killed at call {call}")).await;
         if !is_killed {
-            assert!(call > 20, "the walk has several pages: {call} calls");
+            assert!(call > 15, "the walk has several pages: {call} calls");
             break;
         }
     }
@@ -397,7 +397,7 @@ async fn a_stopped_process_leaves_its_walk_to_another_one_at_once(fresh: Fresh) 
         run_until(&fresh.store, patient, async |_| until_spread(&*fresh.store).await).await;
         assert_all_show(&fresh, &key, &format!("stopped at call {call}")).await;
         if is_complete {
-            assert!(call > 20, "the walk has several pages: {call} calls");
+            assert!(call > 15, "the walk has several pages: {call} calls");
             break;
         }
     }
