@@ -140,15 +140,15 @@ async fn child_on_a_disk_that_fails_for_all() {
 }
 
 #[tokio::test]
-#[ignore = "fails: another user is not written either; to be examined, perhaps an effect of `secure_delete`"]
 async fn an_unreadable_sector_costs_the_events_of_the_user_on_it() {
     let dir = tempfile::tempdir().unwrap();
+    // No index contains this value: a page of an index concerns other users too.
     let long = "z".repeat(20_000);
-    let user = |name: &str, first_name: &str| Observation {
+    let user = |name: &str, picture: &str| Observation {
         user: id(name),
         version: Version::event(Micros(1), "created"),
         source: Source::Webhook,
-        what: What::Fields(Profile::new().with(Field::FirstName, first_name)),
+        what: What::Fields(Profile::new().with(Field::Picture, picture)),
     };
     let store = EmbeddedStore::open(dir.path()).unwrap();
     let users = (0..USERS).map(|n| user(&format!("kp_{n:02}"), "Ada")).chain([user("kp_bad", &long)]);
