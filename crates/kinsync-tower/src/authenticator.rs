@@ -14,6 +14,7 @@
 //! In reading order: `token` (finds the token in the request), [`claims`] (claims → profile fields), `users` (cache and
 //! loads), `profiles` (fields from Kinde's profile endpoint), `last_seen` (background writes).
 
+mod cached_user;
 pub mod claims;
 mod last_seen;
 mod profiles;
@@ -35,7 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::users::CachedUser;
+pub(crate) use self::cached_user::CachedUser;
 pub use self::{claims::Claims, profiles::RefreshOutcome};
 use self::{
     last_seen::LastSeenWriter,

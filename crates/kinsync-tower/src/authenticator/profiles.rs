@@ -28,10 +28,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    Config,
-    users::{CachedUser, Users},
-};
+use super::{Config, cached_user::CachedUser, users::Users};
 use crate::problem::chain;
 
 /// Capacity of the background queue. Users above it are queued by their next request.

@@ -1,17 +1,20 @@
 //! Texts parsed into types. An error message continues the name of the setting and never repeats the text, which may be a
 //! secret in the wrong place.
 
+mod queue;
+
 use std::{net::SocketAddr, time::Duration};
 
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, Roles, TombstoneEmail};
+use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, TombstoneEmail};
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
 
-use super::{AdminToken, LogFormat, QueueKind, Scope};
+pub use self::queue::{queue_kind, queue_prefix, roles};
+use super::{AdminToken, LogFormat, Scope};
 use crate::http::network::Network;
 
 /// The value, or what is wrong with the text.
@@ -283,54 +286,6 @@ pub fn number(text: &str) -> Result<u32> {
     parsed(text, "a whole number")
 }
 
-/// The start of the names in a shared queue.
-pub fn queue_prefix(text: &str) -> Result<String> {
-    let is_usual = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
-    if text.is_empty() || !text.chars().all(is_usual) {
-        return Err("may contain only letters, digits, `-`, `_`, `.` and `:`".into());
-    }
-    Ok(text.into())
-}
-
-const ONE_REDIS: &str = "names several servers, and Redis Sentinel and Redis Cluster are not supported: write the address of one \
-                         server or of a proxy that follows the primary, or use RabbitMQ, which may have several hosts";
-
-/// A list of roles, or `all`.
-pub fn roles(text: &str) -> Result<Roles> {
-    let mut roles = Roles::NONE;
-    for role in list(text) {
-        match role {
-            "all" => roles = Roles::ALL,
-            "ingest" => roles.ingest = true,
-            "project" => roles.project = true,
-            "reconcile" => roles.reconcile = true,
-            "api" => roles.api = true,
-            _ => return Err("is not a list of `ingest`, `project`, `reconcile`, `api` or `all`".into()),
-        }
-    }
-    if roles == Roles::NONE { Err("names no role".into()) } else { Ok(roles) }
-}
-
-/// A kind of queue.
-pub fn queue_kind(text: &str) -> Result<QueueKind> {
-    match text {
-        "embedded" => Ok(QueueKind::Embedded),
-        _ if text.starts_with("redis://") || text.starts_with("rediss://") => {
-            let hosts = text.rsplit_once('@').map_or(text, |(_, hosts)| hosts);
-            if hosts.contains(',') { Err(ONE_REDIS.into()) } else { Ok(QueueKind::Redis(text.into())) }
-        }
-        _ if text.starts_with("redis") && (text.contains("sentinel") || text.contains("cluster")) => {
-            Err(ONE_REDIS.into())
-        }
-        _ if text.starts_with("amqp://") || text.starts_with("amqps://") => {
-            Ok(QueueKind::Rabbitmq(text.into()))
-        }
-        _ => Err("is neither `embedded` nor an address such as redis://HOST:PORT or amqp://HOST:PORT (rediss:// and amqps:// \
-                  for TLS)"
-            .into()),
-    }
-}
-
 /// `verified`, `verified-ignore-case` or `never`. There is no `always`: a user could enter the address of
 /// another user and get that document.
 pub fn link_by_email(text: &str) -> Result<LinkByEmail> {
@@ -390,7 +345,10 @@ pub fn log_filter(text: &str) -> Result<String> {
 mod tests {
     use secrecy::ExposeSecret as _;
 
+    use kinsync_engine::Roles;
+
     use super::*;
+    use crate::config::QueueKind;
 
     #[test]
     fn sizes_have_binary_units() {

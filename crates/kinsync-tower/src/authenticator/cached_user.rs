@@ -1,0 +1,84 @@
+//! A user in the cache, with what requests need of it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use kinsync_core::{Micros, UserDocument, UserState};
+use kinsync_engine::internal::known_users::KnownUser;
+
+use crate::document::Json;
+
+/// A user as loaded from the store.
+pub(crate) struct CachedUser {
+    pub(crate) document: Arc<UserDocument>,
+    /// By code of the organization: what the roles give, where the document has no permissions because those of the user are not
+    /// known.
+    pub(crate) permissions_of_roles: BTreeMap<String, Vec<String>>,
+    /// Serialized on first use.
+    json: OnceLock<Json>,
+    /// A copy, so that a usual request does not touch the document.
+    pub(super) last_seen_at: Option<Micros>,
+    /// `deleted` or `suspended`: the reason to reject requests.
+    pub(super) refused: Option<&'static str>,
+    /// Whether Kinde's profile endpoint has more to say: only tokens and sign-ins are known of the user, or another user
+    /// has the email address, which changes owner if Kinde has verified it for this user.
+    pub(super) is_unconfirmed: bool,
+    /// Whether the store has no document of the user, because a rule of the database rejects it.
+    pub(super) is_not_storable: bool,
+}
+
+impl CachedUser {
+    pub(super) fn of(KnownUser { row, is_not_storable }: &KnownUser) -> Arc<Self> {
+        let document = Arc::new(row.document());
+        let refused = match () {
+            () if document.is_deleted => Some("deleted"),
+            () if document.is_suspended == Some(true) => Some("suspended"),
+            () => None,
+        };
+        let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();
+        let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
+        let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
+        let is_not_storable = *is_not_storable && refused.is_none();
+        let permissions_of_roles = permissions_of_roles(&row.state, &document);
+        Arc::new(Self {
+            document,
+            permissions_of_roles,
+            json,
+            last_seen_at,
+            refused,
+            is_unconfirmed,
+            is_not_storable,
+        })
+    }
+
+    /// Returns the document for the user's own client. Without properties: a private one may be among them.
+    pub(crate) fn json(&self) -> &Json {
+        self.json.get_or_init(|| Json::of(&UserDocument { properties: None, ..(*self.document).clone() }))
+    }
+
+    /// Whether the difference changes nothing for a request.
+    pub(super) fn is_equivalent_to(&self, other: &Self) -> bool {
+        let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_not_storable);
+        flags(self) == flags(other)
+            && self.document == other.document
+            && self.permissions_of_roles == other.permissions_of_roles
+    }
+}
+
+fn permissions_of_roles(state: &UserState, document: &UserDocument) -> BTreeMap<String, Vec<String>> {
+    let Some(memberships) = state.memberships() else { return BTreeMap::new() };
+    let incomplete = document.organizations.iter().flatten().filter(|one| one.permissions.is_none());
+    let given = incomplete.map(|one| {
+        let keys = memberships.permissions_of_roles(&one.code, &state.directory);
+        (one.code.clone(), keys.into_iter().map(str::to_owned).collect())
+    });
+    given.filter(|(_, keys): &(_, Vec<_>)| !keys.is_empty()).collect()
+}
+
+impl std::fmt::Debug for CachedUser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedUser").field("refused", &self.refused).finish_non_exhaustive()
+    }
+}
