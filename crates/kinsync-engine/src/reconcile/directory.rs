@@ -1,26 +1,26 @@
 //! Compares the organizations, roles and permissions with Kinde's lists.
 //!
 //! Kinde sends no event to a user when a role gets another key or another permission. A scan therefore lists all three kinds
-//! and the permissions of each role. What a list lacks is read again before it counts as deleted, and an empty list deletes
-//! nothing.
+//! and the permissions of each role. What a list lacks is read again before it counts as deleted, an empty list deletes
+//! nothing, and unusually many deletions of one kind are held as a whole until an operator approves them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use kinde::management::{self, Organization, Permission, Role};
-use kinsync_core::{Entry, Fact, Value, Version};
+use kinsync_core::{Entry, Fact, Micros, Value, Version};
 
 use super::{
     Error, Inner,
+    budget::{RemovalBudget, hash_of_removal},
     deletions::Approved,
     memberships::{also, not_compared},
-    record::Run,
+    record::{DriftKind, Run},
     scan::Scanned,
 };
 use crate::{
     derived,
     directory::{self, Change, Kind, Listed, Stored},
     snapshot,
-    state_records::Term,
 };
 
 /// Results of the lists of a scan.
@@ -42,7 +42,7 @@ pub(super) struct Lists {
 #[derive(Clone)]
 pub(super) struct RoleIds {
     pub(super) ids: HashMap<String, String>,
-    pub(super) at: kinsync_core::Micros,
+    pub(super) at: Micros,
 }
 
 /// A complete list of one kind.
@@ -77,8 +77,8 @@ impl Inner {
         let version = Version::snapshot(snapshot::sent_at(&organizations.timing), "");
         lists.organizations = organizations.value.iter().map(|one| one.code.clone()).collect();
         let changes = organizations.value.iter().map(|one| of_organization(one, &version)).collect();
-        self.compare_listing(Listing { kind: Kind::Organization, version, changes }, term, &mut lists)
-            .await?;
+        let listing = Listing { kind: Kind::Organization, version, changes };
+        self.compare_listing(listing, run, &mut lists, scanned, approved).await?;
         match self.compare_roles(run, &mut lists, scanned, approved).await {
             Err(Error::Kinde(error)) => also(&mut lists.not_compared, &not_compared(&error)),
             outcome => outcome?,
@@ -108,18 +108,25 @@ impl Inner {
         let roles = self.kinde.roles().all().await?;
         let version = Version::snapshot(snapshot::sent_at(&roles.timing), "");
         lists.roles = Some(role_ids(&roles.value, version.at));
-        let permissions = self.list_permissions(term, lists).await?;
+        let permissions = self.list_permissions(run, lists, scanned, approved).await?;
         let mut given =
             if permissions { self.list_given(&roles.value, lists).await? } else { HashMap::new() };
         let held = self.keep_permissions(term, &mut given, lists, (version.at, approved)).await?;
         Self::hold_losses(run, &held, scanned);
         let change = |role: &Role| directory::of_role(role, given.remove(&role.id), &version);
         let changes = roles.value.iter().map(change).collect();
-        self.compare_listing(Listing { kind: Kind::Role, version, changes }, term, lists).await
+        let listing = Listing { kind: Kind::Role, version, changes };
+        self.compare_listing(listing, run, lists, scanned, approved).await
     }
 
     /// Compares the permissions. Returns `false` without the scope.
-    async fn list_permissions(&self, term: Option<Term>, lists: &mut Lists) -> Result<bool, Error> {
+    async fn list_permissions(
+        &self,
+        run: &Run,
+        lists: &mut Lists,
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<bool, Error> {
         let permissions = match self.kinde.permissions().all().await {
             Ok(permissions) => permissions,
             Err(error) => {
@@ -129,7 +136,8 @@ impl Inner {
         };
         let version = Version::snapshot(snapshot::sent_at(&permissions.timing), "");
         let changes = permissions.value.iter().map(|one| directory::of_permission(one, &version)).collect();
-        self.compare_listing(Listing { kind: Kind::Permission, version, changes }, term, lists).await?;
+        let listing = Listing { kind: Kind::Permission, version, changes };
+        self.compare_listing(listing, run, lists, scanned, approved).await?;
         Ok(true)
     }
 
@@ -137,8 +145,10 @@ impl Inner {
     async fn compare_listing(
         &self,
         listing: Listing,
-        term: Option<Term>,
+        run: &Run,
         lists: &mut Lists,
+        scanned: &mut Scanned,
+        approved: &Approved,
     ) -> Result<(), Error> {
         let Listing { kind, version, changes } = listing;
         let directory::All { stored: known, unreadable } =
@@ -154,13 +164,19 @@ impl Inner {
         // An empty list deletes nothing.
         let is_plausible = !changes.is_empty() || unlisted.is_empty();
         let absent = if is_plausible { self.read_absent(kind, unlisted).await? } else { None };
-        let is_complete = absent.is_some();
+        let mut is_complete = absent.is_some();
+        let mut absent = absent.unwrap_or_default();
+        let live = known.values().filter(|stored| stored.kind == kind && stored.entry.is_live()).count();
+        if !self.may_delete(&absent, (kind, live, version.at), run, scanned, approved).await? {
+            absent.retain(|change| approved.contains_removal(hash_of_deletion(change)));
+            is_complete = false;
+        }
         let differs =
             |change: &Change| known.get(&change.id).is_none_or(|stored| stored.entry.differs(&change.entry));
         let differing = changes.into_iter().filter(differs);
-        let differing: Vec<Change> = differing.chain(absent.into_iter().flatten()).collect();
+        let differing: Vec<Change> = differing.chain(absent).collect();
         lists.changed += differing.len() as u64;
-        let Some(term) = term else { return Ok(()) };
+        let Some(term) = run.writes() else { return Ok(()) };
         let now = self.clock.now();
         self.retry_store(|| directory::observe_read(&*self.store, differing.clone(), now)).await?;
         if is_complete {
@@ -169,6 +185,37 @@ impl Inner {
             return if is_recorded { Ok(()) } else { Err(Error::LeaseLost) };
         }
         Ok(())
+    }
+
+    /// Draws the deletions of `live` objects of a kind on their budget. Returns `false`, and reports them as held, if those without an
+    /// approval exceed it: a second read by the credentials of another tenant confirms a deletion too.
+    async fn may_delete(
+        &self,
+        absent: &[Change],
+        (kind, live, now): (Kind, usize, Micros),
+        run: &Run,
+        scanned: &mut Scanned,
+        approved: &Approved,
+    ) -> Result<bool, Error> {
+        let hashes = absent.iter().map(hash_of_deletion);
+        let hashes: BTreeSet<u64> = hashes.filter(|hash| !approved.contains_removal(*hash)).collect();
+        let budget = RemovalBudget { of: all_of(kind), count: live as u64, thresholds: self.config.deletes };
+        let draw = || budget.draw(&*self.store, run.writes(), &hashes, now);
+        if hashes.is_empty() || self.retry_store(draw).await?.ok_or(Error::LeaseLost)? {
+            return Ok(true);
+        }
+        tracing::error!(
+            run = run.id,
+            ?kind,
+            missing = hashes.len(),
+            "unusually many of {} are missing at Kinde, so their removal is held: check the run, then run `kinsync reconcile \
+             --approve {}` (with `--soon` while `kinsync serve` runs)",
+            all_of(kind),
+            run.id
+        );
+        scanned.tally.add_count(DriftKind::RemovalHeld, hashes.len());
+        scanned.held.extend(hashes);
+        Ok(false)
     }
 
     /// Reads objects that a list lacks. Returns those that do not exist; `None` if the list was incomplete.
@@ -222,13 +269,26 @@ impl Inner {
     }
 }
 
-fn role_ids(roles: &[Role], at: kinsync_core::Micros) -> RoleIds {
+/// Name of all objects of a kind in the record of the budget. It contains a space, which no code of an organization does.
+fn all_of(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Organization => "all organizations",
+        Kind::Role => "all roles",
+        Kind::Permission => "all permissions",
+    }
+}
+
+fn hash_of_deletion(change: &Change) -> u64 {
+    hash_of_removal(&change.id, all_of(change.kind))
+}
+
+fn role_ids(roles: &[Role], at: Micros) -> RoleIds {
     let ids = roles.iter().filter_map(|role| Some((role.key.value()?.clone(), role.id.clone())));
     RoleIds { ids: ids.collect(), at }
 }
 
 fn of_organization(organization: &Organization, version: &Version) -> Change {
-    let created_on = organization.created_on.map(|at| kinsync_core::Micros(at.as_microsecond()));
+    let created_on = organization.created_on.map(|at| Micros(at.as_microsecond()));
     let facts = [
         directory::fact(Fact::Name, &organization.name),
         directory::fact(Fact::Handle, &organization.handle),

@@ -4,13 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use kinde_emulator::{Fault, FaultKind, OrganizationEdit, RoleEdit};
 use kinsync_core::Source;
-use kinsync_engine::internal::{directory, pending_checks::PendingChecks, projector, store::Store};
+use kinsync_engine::internal::{
+    directory,
+    pending_checks::PendingChecks,
+    projector,
+    reconcile::record::{DriftKind, RunMode},
+    store::Store,
+};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     pipeline::{drain, engine},
     reconcile::{World, until_requested},
-    roles::{join, keys, membership, reconcile, roles},
+    roles::{join, keys, membership, reconcile, reconciler, roles as roles_of},
     roles_convergence::assert_equal,
     stores::{Fresh, on_every_store},
     suspended::Suspended,
@@ -25,6 +32,7 @@ on_every_store! {
     an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
+    many_deletions_of_one_kind_are_held_until_an_operator_approves_them
     events_about_organizations_and_permissions_change_their_members_without_a_read
     roles_are_found_by_their_current_key
 }
@@ -67,7 +75,7 @@ async fn a_renamed_role_a_deleted_role_and_a_deleted_organization_change_every_m
     world.kinde.delete_role(&admin).expect("there");
     deliver_new(&world, &mut delivered).await;
     for user in &users {
-        assert_eq!(roles(&world, user).await, Some(Vec::new()));
+        assert_eq!(roles_of(&world, user).await, Some(Vec::new()));
     }
     world.kinde.delete_organization("org_1").expect("there");
     deliver_new(&world, &mut delivered).await;
@@ -140,7 +148,7 @@ async fn a_rename_while_another_process_writes_a_new_member_reaches_that_member(
     };
     tokio::join!(drain(&engine), rename);
     engine.stop().await;
-    assert_eq!(roles(&world, &ada).await, Some(keys(&["owner"])));
+    assert_eq!(roles_of(&world, &ada).await, Some(keys(&["owner"])));
 }
 
 async fn one_scan_repairs_lost_events_of_roles_permissions_and_organizations(fresh: Fresh) {
@@ -191,7 +199,7 @@ async fn an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life(
     world.deliver(events).await;
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(!stored[&lost].entry.is_live());
-    assert_eq!(roles(&world, &ada).await, Some(Vec::new()));
+    assert_eq!(roles_of(&world, &ada).await, Some(Vec::new()));
 }
 
 async fn a_key_that_moves_to_another_role_during_a_scan_changes_no_member(fresh: Fresh) {
@@ -229,9 +237,37 @@ async fn an_empty_list_of_roles_or_organizations_deletes_nothing(fresh: Fresh) {
         world.kinde.set_fault(Fault::always(FaultKind::EmptyList).on(route));
     }
     reconcile(&world).await;
-    assert_eq!(roles(&world, &ada).await, Some(keys(&["admin"])));
+    assert_eq!(roles_of(&world, &ada).await, Some(keys(&["admin"])));
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(stored.values().all(|stored| stored.entry.is_live()));
+}
+
+async fn many_deletions_of_one_kind_are_held_until_an_operator_approves_them(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let kinde = &world.kinde;
+    world.import(1);
+    let keyed = |prefix: &str, n: usize| RoleEdit::keyed(&format!("{prefix}{n}"));
+    let permissions: Vec<String> =
+        (0..30).map(|n| kinde.create_permission(keyed("may", n)).expect("new").id).collect();
+    let roles: Vec<String> = (0..30).map(|n| kinde.create_role(keyed("role", n)).expect("new").id).collect();
+    reconcile(&world).await;
+    permissions[..20].iter().for_each(|id| kinde.delete_permission(id).map(drop).expect("there"));
+    roles[..20].iter().for_each(|id| kinde.delete_role(id).map(drop).expect("there"));
+    let live = async |ids: &[String]| {
+        let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
+        ids.iter().filter(|id| stored[*id].entry.is_live()).count()
+    };
+    let held = reconcile(&world).await;
+    assert_eq!(held.tally.of(DriftKind::RemovalHeld), 40, "{held:?}");
+    assert_eq!((live(&permissions).await, live(&roles).await), (30, 30));
+    // An incomplete list proves nothing about an older event.
+    let again = reconcile(&world).await;
+    assert_eq!(again.tally.of(DriftKind::RemovalHeld), 40, "{again:?}");
+    world.later().await;
+    let approve = RunMode::Approve(again.id);
+    let approved = reconciler(&world).run(approve, &|_| {}, &CancellationToken::new()).await;
+    assert_eq!(approved.expect("Kinde answers").tally.of(DriftKind::RemovalHeld), 0);
+    assert_eq!((live(&permissions).await, live(&roles).await), (10, 10));
 }
 
 async fn events_about_organizations_and_permissions_change_their_members_without_a_read(fresh: Fresh) {
