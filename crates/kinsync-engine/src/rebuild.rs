@@ -166,6 +166,39 @@ impl Rows {
     }
 }
 
+/// The next users after an id: those with rows, and those with entries alone.
+struct Page {
+    loaded: Vec<Loaded>,
+    without_rows: HashMap<String, Entries>,
+    /// Users to be loaded again, with their entries in smaller pages.
+    again: Vec<UserId>,
+    /// A user with more entries than fit on a page, with or without a row.
+    large: Option<UserId>,
+    /// The last user of the page; `None` at the end.
+    next: Option<String>,
+}
+
+impl Page {
+    async fn read(store: &dyn Store, after: &str, rows: &mut Rows) -> Result<Self, Error> {
+        if rows.loaded.is_empty() {
+            *rows = Rows::load(store, after).await?;
+        }
+        let page = store.user_entries(after, rows.until.as_deref(), ENTRIES).await?;
+        let next = page.next.or_else(|| rows.until.clone());
+        let mut entries = grouped(page.entries, page.damaged);
+        let (mut loaded, mut again) = (Vec::new(), Vec::new());
+        for row in rows.take(next.as_deref()) {
+            if page.large.as_deref() == Some(row.id.as_str()) {
+                again.push(row.id);
+            } else {
+                loaded.push(Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row });
+            }
+        }
+        let large = page.large.as_deref().and_then(|user| UserId::parse(user).ok());
+        Ok(Self { loaded, without_rows: entries, again, large, next })
+    }
+}
+
 impl<'a> Rebuild<'a> {
     /// Returns a rebuild that reports to `listen`.
     pub fn new(
@@ -195,9 +228,19 @@ impl<'a> Rebuild<'a> {
                 (after, started_at, self.report) = (user, at, report);
             }
         }
+        let store = self.store;
         let mut rows = Rows::default();
+        let mut page = Page::read(store, &after, &mut rows).await?;
         loop {
-            let next = self.page(&after, &mut rows).await?;
+            let next = page.next.clone();
+            // The database reads the next page meanwhile.
+            let read_next = async {
+                match &next {
+                    Some(after) => Page::read(store, after, &mut rows).await.map(Some),
+                    None => Ok(None),
+                }
+            };
+            let ((), following) = tokio::try_join!(self.compare_page(page), read_next)?;
             if is_kept {
                 let position = next.clone().map_or_else(Position::default, |after| Position {
                     after: Some(after),
@@ -209,8 +252,8 @@ impl<'a> Rebuild<'a> {
                     .await?;
             }
             (self.listen)(Event::Progress(&self.report));
-            let Some(next) = next else { return Ok(self.report) };
-            after = next;
+            let Some(following) = following else { return Ok(self.report) };
+            page = following;
         }
     }
 
@@ -223,35 +266,19 @@ impl<'a> Rebuild<'a> {
         Ok(self.report)
     }
 
-    /// Compares the next users after an id: those with rows, and those with entries alone. Returns the last one, or `None` at the
-    /// end.
-    async fn page(&mut self, after: &str, rows: &mut Rows) -> Result<Option<String>, Error> {
-        if rows.loaded.is_empty() {
-            *rows = Rows::load(self.store, after).await?;
-        }
-        let page = self.store.user_entries(after, rows.until.as_deref(), ENTRIES).await?;
-        let next = page.next.or_else(|| rows.until.clone());
-        let mut entries = grouped(page.entries, page.damaged);
-        let mut again = Vec::new();
-        let mut loaded = Vec::new();
-        for row in rows.take(next.as_deref()) {
-            if page.large.as_deref() == Some(row.id.as_str()) {
-                again.push(row.id);
-            } else {
-                loaded.push(Loaded { entries: entries.remove(row.id.as_str()).unwrap_or_default(), row });
-            }
-        }
+    async fn compare_page(
+        &mut self,
+        Page { loaded, without_rows, mut again, large, .. }: Page,
+    ) -> Result<(), Error> {
         again.extend(self.compare(loaded).await?);
-        again.extend(self.compare_without_rows(entries).await?);
-        if let Some(large) = page.large.as_deref().and_then(|user| UserId::parse(user).ok())
-            && !again.contains(&large)
-        {
+        again.extend(self.compare_without_rows(without_rows).await?);
+        if let Some(large) = large.filter(|large| !again.contains(large)) {
             again.push(large);
         }
         for users in again.chunks(USERS_AGAIN) {
             self.again(users.to_vec()).await?;
         }
-        Ok(next)
+        Ok(())
     }
 
     /// Compares users that had no row when the rows were loaded. A row that is still missing contains nothing that the entries
