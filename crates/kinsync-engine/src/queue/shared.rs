@@ -5,6 +5,11 @@ use std::sync::Arc;
 use super::{Error, Queue};
 use crate::{clock::Clock, store::Store};
 
+/// What to do about a certificate of the server that is not accepted.
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+pub(super) const CERTIFICATE: &str = "its certificate is not accepted: the host in the address has to be one of its names, and \
+                                      SSL_CERT_FILE names a file with the certificate of a private authority";
+
 /// Settings of a queue that several processes share.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -42,6 +42,7 @@ mod queue_disk;
 mod queue_embedded;
 mod queue_model;
 mod queue_rabbitmq;
+mod queue_rabbitmq_promises;
 mod queue_redis;
 mod queue_spooled;
 

@@ -24,7 +24,7 @@ use tokio::{
 
 use crate::queue_conformance::{Fresh, LEASE, claim, claim_all, counts, dead_letter, entry, event_ids, ids};
 
-const WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// A queue with dead letters in a store of its own.
 pub(crate) fn open(rabbitmq: &TestRabbitmq, prefix: &str) -> Fresh {
@@ -35,7 +35,7 @@ pub(crate) fn open_at(url: &str, prefix: &str) -> Fresh {
     open_with(Config { prefix: prefix.into(), ..Config::new(url.into()) })
 }
 
-fn open_with(config: Config) -> Fresh {
+pub(crate) fn open_with(config: Config) -> Fresh {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
     let queue = RabbitmqQueue::new(config, store, Clock::from_fn(|| Micros(5_000))).unwrap();
@@ -60,7 +60,7 @@ async fn until_accepted(queue: &dyn Queue, id: &str) -> Enqueued {
 }
 
 /// Claims as soon as a claim succeeds.
-async fn until_claimed(queue: &dyn Queue, id: &str) {
+pub(crate) async fn until_claimed(queue: &dyn Queue, id: &str) {
     let claimed = async {
         loop {
             if let Ok(claimed) = queue.claim(9, LEASE).await {
@@ -76,7 +76,7 @@ async fn until_claimed(queue: &dyn Queue, id: &str) {
 }
 
 /// A connection of another program.
-async fn other_program(rabbitmq: &TestRabbitmq) -> (Connection, Channel) {
+pub(crate) async fn other_program(rabbitmq: &TestRabbitmq) -> (Connection, Channel) {
     let connection = Connection::connect(&rabbitmq.url(), ConnectionProperties::default()).await.unwrap();
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(lapin_options::ConfirmSelectOptions::default()).await.unwrap();

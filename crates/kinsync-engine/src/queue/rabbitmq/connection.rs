@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::Config;
-use crate::queue::Error;
+use crate::queue::{Error, shared::CERTIFICATE};
 
 /// Longest time to connect to one host and to declare the queues there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -72,6 +72,7 @@ pub(super) struct Live {
     pub(super) generation: u64,
     /// Host and port, for messages.
     pub(super) address: Arc<str>,
+    pub(super) opened: Instant,
 }
 
 impl Live {
@@ -181,7 +182,9 @@ impl Link {
             Ok((Arc::new(connection), channel))
         });
         match opened.await {
-            Ok(Ok((connection, channel))) => Ok(Live { connection, channel, generation, address }),
+            Ok(Ok((connection, channel))) => {
+                Ok(Live { connection, channel, generation, address, opened: Instant::now() })
+            }
             Ok(Err(error)) => Err(Failure::of(&address, &error)),
             Err(elapsed) => {
                 Err(Failure { address, kind: Kind::Unavailable(SILENT), text: elapsed.to_string() })
@@ -255,6 +258,7 @@ impl Failure {
                 _ => Kind::Unavailable("see its log"),
             },
             ErrorKind::AuthProviderError(_) => Kind::Refused(USER),
+            _ if error.to_string().contains("certificate") => Kind::Refused(CERTIFICATE),
             _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
         };
         Self { address: Arc::clone(address), kind, text: error.to_string() }

@@ -1,6 +1,6 @@
 //! Entries that are published together. Each group has one wait for its confirms, and several groups are on their way at once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -21,6 +21,10 @@ use crate::queue::{Entry, Error, Payload};
 const BATCH: usize = 128;
 /// Groups that wait for their confirms at the same time.
 const IN_FLIGHT: usize = 8;
+
+/// Age of a connection that is replaced when the server refuses an entry. RabbitMQ 3.10 refuses the entries of a channel for ever once a
+/// policy limited the queue, also after the policy was removed.
+const RENEW: Duration = Duration::from_secs(10);
 
 /// An entry that waits to be published.
 pub(super) struct Enqueue {
@@ -83,7 +87,9 @@ impl Shared {
                 every(live.unavailable("it does not confirm entries: see its log", elapsed.to_string()))
             }
         };
-        if published.iter().any(|one| one.as_ref().is_err_and(Failure::ends_connection)) {
+        let is_old = live.opened.elapsed() > RENEW;
+        let ends = |failure: &Failure| failure.ends_connection() || is_old;
+        if published.iter().any(|one| one.as_ref().is_err_and(ends)) {
             // A new connection declares a queue again that was deleted.
             self.publishing.replace(live.generation).await;
         }

@@ -1,0 +1,230 @@
+//! What no accepted entry and no dead letter in RabbitMQ is lost by: limits, refusals of the server, failures of the store.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures_util::future::try_join_all;
+use kinsync_engine::{
+    Clock,
+    internal::{
+        queue::{
+            Error, Queue,
+            rabbitmq::{Config, RabbitmqQueue},
+        },
+        store::embedded::EmbeddedStore,
+    },
+};
+use kinsync_testing::rabbitmq::TestRabbitmq;
+use lapin::{Channel, options as lapin_options, types::FieldTable};
+use tokio::time::timeout;
+
+use crate::{
+    faulty::{Failure, Fault, FaultyStore},
+    queue_conformance::{Fresh, LEASE, claim, counts, dead_letter, entry, event_ids, ids},
+    queue_rabbitmq::{WITHIN, open, open_with, other_program, until_claimed},
+};
+
+/// Limits the queue with this prefix, until it is dropped.
+struct Policy<'a> {
+    rabbitmq: &'a TestRabbitmq,
+    name: String,
+}
+
+impl<'a> Policy<'a> {
+    fn set(rabbitmq: &'a TestRabbitmq, prefix: &str, definition: &str) -> Self {
+        let (name, pattern) = (prefix.to_owned(), format!(r"^{prefix}\.queue$"));
+        rabbitmq.control(&["set_policy", &name, &pattern, definition]);
+        Self { rabbitmq, name }
+    }
+
+    fn clear(self) {
+        self.rabbitmq.control(&["clear_policy", &self.name]);
+    }
+}
+
+/// Entries of this queue that no process holds.
+async fn ready(channel: &Channel, queue: &str) -> u32 {
+    let options = lapin_options::QueueDeclareOptions::durable().passive();
+    channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
+}
+
+async fn until_ready(channel: &Channel, queue: &str, count: u32) {
+    let counted = async {
+        while ready(channel, queue).await != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN, counted).await.unwrap_or_else(|_| panic!("{queue} has not {count} entries"));
+}
+
+/// Takes the entries of the queue and gives them back, until one is in the second queue.
+async fn exceed_the_limit(channel: &Channel, prefix: &str) {
+    let (queue, returned) = (format!("{prefix}.queue"), format!("{prefix}.returned"));
+    let moved = async {
+        while ready(channel, &returned).await == 0 {
+            let options = lapin_options::BasicGetOptions::default();
+            if let Some(taken) = channel.basic_get(queue.as_str().into(), options).await.unwrap() {
+                let requeue = lapin_options::BasicNackOptions { requeue: true, ..Default::default() };
+                taken.delivery.acker.nack(requeue).await.unwrap();
+            }
+        }
+    };
+    timeout(WITHIN, moved).await.expect("the queue has a limit of deliveries");
+}
+
+/// Adds this many entries.
+async fn fill(queue: &dyn Queue, count: usize) {
+    let entries = (0..count).map(|number| entry(&format!("filler {number}")));
+    try_join_all(entries.map(|entry| queue.enqueue(entry))).await.unwrap();
+}
+
+/// Adds entries until one is refused. Returns the ids of the others.
+async fn until_refused(queue: &dyn Queue) -> BTreeSet<String> {
+    let mut accepted = BTreeSet::new();
+    while accepted.len() < 1000 {
+        let id = accepted.len().to_string();
+        match queue.enqueue(entry(&id)).await {
+            Ok(_) => accepted.insert(id),
+            Err(Error::Unavailable { hint, .. }) if hint.contains("policy") => return accepted,
+            Err(other) => panic!("{other}"),
+        };
+    }
+    panic!("a policy limits the queue, and nothing is refused");
+}
+
+/// Claims and acks all entries.
+async fn drained(queue: &dyn Queue) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    while counts(queue).await.0 > 0 {
+        let claimed = claim(queue, 100).await;
+        queue.ack(&ids(&claimed)).await.unwrap();
+        found.extend(claimed.into_iter().map(|claimed| claimed.entry.event_id));
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_limits_the_length_makes_the_server_refuse_entries_and_drop_none() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let Fresh { queue, .. } = &open(rabbitmq, &prefix);
+    queue.stats().await.unwrap();
+    let policy = Policy::set(rabbitmq, &prefix, r#"{"max-length":3}"#);
+    let accepted = until_refused(&**queue).await;
+    assert_eq!(drained(&**queue).await, accepted);
+    policy.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_beyond_a_limit_of_deliveries_or_of_time_is_in_the_second_queue() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let config = Config { prefix: prefix.clone(), delivery_limit: 2, ..Config::new(rabbitmq.url().into()) };
+    let (_connection, channel) = other_program(rabbitmq).await;
+    let producer = open_with(config.clone());
+    producer.queue.enqueue(entry("often")).await.unwrap();
+    exceed_the_limit(&channel, &prefix).await;
+    let policy = Policy::set(rabbitmq, &prefix, r#"{"message-ttl":1}"#);
+    producer.queue.enqueue(entry("late")).await.unwrap();
+    until_ready(&channel, &format!("{prefix}.returned"), 2).await;
+    policy.clear();
+    let Fresh { queue, .. } = open_with(config);
+    let both = async {
+        let mut found = BTreeSet::new();
+        while found.len() < 2 {
+            let claimed = claim(&*queue, 9).await;
+            queue.ack(&ids(&claimed)).await.unwrap();
+            found.extend(claimed.into_iter().map(|claimed| claimed.entry.event_id));
+        }
+        found
+    };
+    let found = timeout(WITHIN, both).await.expect("both come again");
+    assert_eq!(found, BTreeSet::from(["late".into(), "often".into()]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_the_server_does_not_take_back_stays_in_the_second_queue() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let config = Config { prefix: prefix.clone(), delivery_limit: 3, ..Config::new(rabbitmq.url().into()) };
+    let (_connection, channel) = other_program(rabbitmq).await;
+    let (one, returned) = (open_with(config.clone()), format!("{prefix}.returned"));
+    one.queue.enqueue(entry("survivor")).await.unwrap();
+    exceed_the_limit(&channel, &prefix).await;
+    // More than one process holds: the queue stays full while this one consumes.
+    fill(&*one.queue, 1100).await;
+    let policy = Policy::set(rabbitmq, &prefix, r#"{"max-length":0}"#);
+    until_refused(&*one.queue).await;
+    claim(&*one.queue, 1).await;
+    until_ready(&channel, &returned, 0).await;
+    // The answer comes after those to what this process sent before.
+    assert!(one.queue.enqueue(entry("refused")).await.is_err());
+    one.queue.close().await;
+    until_ready(&channel, &returned, 1).await;
+    policy.clear();
+    until_claimed(&*open_with(config).queue, "survivor").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_the_store_does_not_take_stays_queued() {
+    let (rabbitmq, dir) = (TestRabbitmq::shared(), tempfile::tempdir().unwrap());
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let fault = Fault::new("put_state", Failure::All);
+    let store = FaultyStore { store, fault: Arc::clone(&fault) };
+    let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(rabbitmq.url().into()) };
+    let open = {
+        let store = Arc::new(store);
+        move || {
+            RabbitmqQueue::new(config.clone(), Arc::<FaultyStore>::clone(&store), Clock::system()).unwrap()
+        }
+    };
+    let queue = open();
+    queue.enqueue(entry("poison")).await.unwrap();
+    let claimed = claim(&queue, 1).await;
+    let refused = queue.dead_letter(&[(claimed[0].id.clone(), "why".into())]).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    assert_eq!(counts(&queue).await, (1, 0));
+    queue.close().await;
+    let queue = open();
+    let claimed = claim(&queue, 1).await;
+    assert_eq!(event_ids(&claimed), ["poison"]);
+    fault.repair();
+    dead_letter(&queue, &claimed, "why").await;
+    assert_eq!(counts(&queue).await, (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_that_cannot_be_published_stays_one() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let config = Config { prefix: prefix.clone(), ..Config::new(rabbitmq.url().into()) };
+    let open =
+        || RabbitmqQueue::new(config.clone(), Arc::<EmbeddedStore>::clone(&store), Clock::system()).unwrap();
+    let other = open();
+    other.enqueue(entry("poison")).await.unwrap();
+    dead_letter(&other, &claim(&other, 1).await, "why").await;
+    other.close().await;
+    // A process that claims nothing, so that the queue gets full.
+    let queue = &open();
+    let letter = queue.dead_letters(None, 9).await.unwrap().remove(0);
+    let policy = Policy::set(rabbitmq, &prefix, r#"{"max-length":0}"#);
+    until_refused(queue).await;
+    let refused = queue.retry_dead_letter(&letter.id).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    assert_eq!(queue.find_dead_letter(&letter.id).await.unwrap(), letter);
+    policy.clear();
+    let retried = async { while queue.retry_dead_letter(&letter.id).await.is_err() {} };
+    timeout(WITHIN, retried).await.expect("the queue accepts entries again");
+    until_claimed(queue, "poison").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_holds_a_part_of_a_long_queue_and_leaves_the_rest_to_others() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let (one, other) = (open(rabbitmq, &prefix), open(rabbitmq, &prefix));
+    fill(&*one.queue, 1100).await;
+    let (_connection, channel) = other_program(rabbitmq).await;
+    assert!(!claim(&*one.queue, 1).await.is_empty());
+    until_ready(&channel, &format!("{prefix}.queue"), 1100 - 1024).await;
+    let claimed = timeout(WITHIN, other.queue.claim(100, LEASE)).await.expect("the others can be claimed");
+    assert!(!claimed.unwrap().is_empty());
+}
