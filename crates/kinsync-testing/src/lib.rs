@@ -5,6 +5,7 @@ pub mod mongo;
 pub mod rabbitmq;
 pub mod redis;
 pub mod replica_set;
+pub mod sentinels;
 pub mod tokens;
 
 /// Returns the time of the machine's clock.

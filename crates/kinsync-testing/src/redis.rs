@@ -14,13 +14,13 @@ use tokio::time::Instant;
 /// How long a server may take to start.
 const START: Duration = Duration::from_secs(30);
 
-/// Reads one command a line. The first argument is the port, the second the folder, the rest goes to the server.
+/// Reads one command a line. The first argument is the folder, the rest goes to the server.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
-port=$1 dir=$2; shift 2
+dir=$1; shift
 while read -r command; do
   case $command in
-    start) redis-server --port "$port" --bind 127.0.0.1 --dir "$dir" --save "" "$@" </dev/null >>"$dir/log" 2>&1 & pid=$! ;;
+    start) redis-server "$@" </dev/null >>"$dir/log" 2>&1 & pid=$! ;;
     stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null; echo stopped ;;
     pause) kill -STOP "$pid" ;;
     resume) kill -CONT "$pid" ;;
@@ -52,12 +52,33 @@ impl TestRedis {
     /// # Panics
     /// When it does not start.
     pub fn start(options: &[&str]) -> Self {
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-        let port = port.expect("loopback has a free port").port();
-        let dir =
-            TempDir::with_prefix("kinsync-redis-").expect("the folder for temporary files can be written");
+        let (port, dir) = (free_port(), folder());
+        let (number, path) = (port.to_string(), dir.path().display().to_string());
+        let usual = ["--port", &number, "--bind", "127.0.0.1", "--dir", &path, "--save", ""];
+        Self::supervise(port, &[&usual, options].concat(), dir)
+    }
+
+    /// Starts a Redis Sentinel that watches the primary on this port, with these other lines of its file. `quorum` sentinels have to agree that the
+    /// primary fails.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_sentinel(name: &str, primary: u16, quorum: u8, lines: &[&str]) -> Self {
+        let (port, dir) = (free_port(), folder());
+        let file = dir.path().join("sentinel.conf");
+        let mut content = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {name} 127.0.0.1 {primary} {quorum}\n",
+            dir.path().display(),
+        );
+        content.extend(lines.iter().map(|line| format!("{line}\n")));
+        // The sentinel writes into it what it finds out.
+        std::fs::write(&file, content).expect("the folder can be written");
+        Self::supervise(port, &[&file.display().to_string(), "--sentinel"], dir)
+    }
+
+    fn supervise(port: u16, arguments: &[&str], dir: TempDir) -> Self {
         let mut command = Command::new("sh");
-        command.args(["-c", SUPERVISOR, "sh", &port.to_string()]).arg(dir.path()).args(options);
+        command.args(["-c", SUPERVISOR, "sh"]).arg(dir.path()).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("a shell starts");
         let commands = child.stdin.take().expect("its input is a pipe");
@@ -69,6 +90,11 @@ impl TestRedis {
     /// Address of the server.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Port of the server.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// A prefix that no other test uses.
@@ -121,14 +147,19 @@ impl TestRedis {
     /// # Panics
     /// When the server does not answer with a text.
     pub fn text(&self, command: &str) -> String {
-        let mut connection = self.connect().expect("the server runs");
-        connection.write_all(format!("{command}\r\n").as_bytes()).expect("the server runs");
+        self.try_text(command).expect("the server answers with a text")
+    }
+
+    /// As [`Self::text`], for a server that may close the connection.
+    pub fn try_text(&self, command: &str) -> std::io::Result<String> {
+        let mut connection = self.connect()?;
+        connection.write_all(format!("{command}\r\n").as_bytes())?;
         let (mut reader, mut line) = (BufReader::new(connection), String::new());
-        reader.read_line(&mut line).expect("the server answers");
+        reader.read_line(&mut line)?;
         let length = line.trim().strip_prefix('$').and_then(|length| length.parse().ok());
-        let mut text = vec![0; length.expect("the answer is a text")];
-        reader.read_exact(&mut text).expect("the whole text comes");
-        String::from_utf8(text).expect("the text is UTF-8")
+        let mut text = vec![0; length.ok_or(std::io::ErrorKind::InvalidData)?];
+        reader.read_exact(&mut text)?;
+        String::from_utf8(text).map_err(std::io::Error::other)
     }
 
     fn connect(&self) -> std::io::Result<TcpStream> {
@@ -157,4 +188,14 @@ impl TestRedis {
         let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
         writeln!(supervisor.1, "{command}").expect("the supervisor runs");
     }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    port.expect("loopback has a free port").port()
+}
+
+fn folder() -> TempDir {
+    TempDir::with_prefix("kinsync-redis-").expect("the folder for temporary files can be written")
 }

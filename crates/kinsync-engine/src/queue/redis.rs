@@ -1,5 +1,6 @@
 //! The queue in Redis Streams, for any number of processes. Needs Redis 7 or a server that is compatible with it.
 //!
+//! - `address`: the server, or the sentinels that know it
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
 //! - `search`: finds entries by their payload, to erase them
@@ -29,6 +30,7 @@ use super::{
 };
 use crate::clock::Clock;
 
+mod address;
 mod connection;
 mod rows;
 mod search;
@@ -54,7 +56,7 @@ const MAX_LISTED: usize = 1000;
 /// Address and bounds of the queue.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Address, such as `redis://user:password@host:6379/0`; `rediss://` for TLS.
+    /// Address, such as `redis://user:password@host:6379/0` or `redis+sentinel://host:26379,host:26379/primary/0`; `rediss` for TLS.
     pub url: SecretString,
     /// Start of the names of all keys. Processes with the same prefix share a queue.
     pub prefix: String,
@@ -129,8 +131,9 @@ impl RedisQueue {
     pub fn new(config: Config, clock: Clock) -> Result<Self, Error> {
         let key = |name: &str| format!("{{{}}}:{name}", config.prefix);
         let keys = Keys { stream: key("queue"), seen: key("seen"), dead: key("dead") };
-        let commands = Connection::new(&config.url)?;
-        let waiting = Mutex::new(Connection::new(&config.url)?);
+        let address = address::parse(&config.url)?;
+        let commands = Connection::new(address.clone())?;
+        let waiting = Mutex::new(Connection::new(address)?);
         let (closed, tasks) = (CancellationToken::new(), TaskTracker::new());
         let shared = Arc::new(Shared { config, keys, clock, commands, waiting, closed, tasks });
         let (enqueues, pending) = mpsc::channel(WAITING);

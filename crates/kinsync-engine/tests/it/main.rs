@@ -44,6 +44,7 @@ mod queue_model;
 mod queue_rabbitmq;
 mod queue_rabbitmq_promises;
 mod queue_redis;
+mod queue_sentinel;
 mod queue_spooled;
 
 mod removals;

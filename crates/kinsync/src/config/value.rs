@@ -425,13 +425,13 @@ mod tests {
     #[test]
     fn a_queue_has_one_address_of_a_supported_server() {
         assert!(matches!(queue_kind("embedded"), Ok(QueueKind::Embedded)));
-        for redis in ["redis://a", "rediss://u:p,w@a:1/0"] {
+        for redis in ["redis://a", "rediss://u:p,w@a:1/0", "redis+sentinel://a,b/main"] {
             assert!(matches!(queue_kind(redis), Ok(QueueKind::Redis(_))), "{redis}");
         }
         for rabbitmq in ["amqp://a", "amqps://u:p@a,b:5673/vhost"] {
             assert!(matches!(queue_kind(rabbitmq), Ok(QueueKind::Rabbitmq(_))), "{rabbitmq}");
         }
-        for several in ["redis://a,b", "redis+sentinel://a/primary", "redis-cluster://a"] {
+        for several in ["redis://a,b", "redis-sentinel://a/main", "redis+cluster://a"] {
             assert!(queue_kind(several).is_err_and(|error| error.contains("Sentinel")), "{several}");
         }
         assert!(queue_kind("kafka://a").is_err());

@@ -32,7 +32,7 @@ async fn examine_redis(redis: RedisConfig, replicas: u32) -> Vec<Finding> {
         Err(error) => Err(error),
     };
     match server {
-        Ok(server) => vec![reachable(&server, replicas), durable(&server), eviction(&server)],
+        Ok(server) => vec![reachable(&server, replicas), durable(&server, replicas), eviction(&server)],
         Err(error) => unreachable(&error),
     }
 }
@@ -60,7 +60,7 @@ fn unreachable(error: &QueueError) -> Vec<Finding> {
 }
 
 fn reachable(server: &Server, required: u32) -> Finding {
-    let Server { version, replicas, .. } = server;
+    let Server { address, watched, version, replicas, .. } = server;
     if *replicas < required {
         let found = format!(
             "Redis {version} has {replicas} replicas, and KINSYNC_QUEUE_REPLICAS requires {required}"
@@ -68,11 +68,22 @@ fn reachable(server: &Server, required: u32) -> Finding {
         let fix = "until there are enough, deliveries wait in the data folder: start replicas, or lower the setting";
         return Finding::failed(REACHABLE, found, fix);
     }
-    Finding::ok(REACHABLE, format!("Redis {version} answers"))
+    let of_sentinels = watched.as_ref().map(|name| format!(", the primary `{name}` of the sentinels"));
+    Finding::ok(
+        REACHABLE,
+        format!("Redis {version} at {address} answers{}", of_sentinels.unwrap_or_default()),
+    )
 }
 
-fn durable(server: &Server) -> Finding {
+fn durable(server: &Server, required: u32) -> Finding {
     match server.durability {
+        Some(Durability::Synced | Durability::Delayed) if server.watched.is_some() && required == 0 => {
+            Finding::warning(
+                DURABLE,
+                "a failover of Redis Sentinel loses the deliveries that the new primary had not received, and a scan repairs their users",
+                "set KINSYNC_QUEUE_REPLICAS=1, so that each delivery is on a replica before it is answered 200",
+            )
+        }
         Some(Durability::Synced) => {
             Finding::ok(DURABLE, "each delivery is on the disk of Redis before it is answered 200")
         }

@@ -42,6 +42,7 @@ mod rules;
 mod scheduled_scans;
 mod server;
 mod shared_queue;
+mod shared_queue_failover;
 mod tenant;
 mod tls;
 #[cfg(feature = "otlp")]

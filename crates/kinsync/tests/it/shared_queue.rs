@@ -21,23 +21,23 @@ use crate::{
     tenant::Tenant,
 };
 
-const WITHIN: Duration = Duration::from_mins(1);
+pub(crate) const WITHIN: Duration = Duration::from_mins(1);
 
-fn created(user: &str) -> String {
+pub(crate) fn created(user: &str) -> String {
     format!(
         r#"{{"type":"user.created","event_id":"event_of_{user}","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"{user}","first_name":"User"}}}}}}"#
     )
 }
 
 /// A process that shares the queue of this server.
-async fn serve(queue: &str, mongo: &TestMongo, database: &str) -> TestApp {
+pub(crate) async fn serve(queue: &str, mongo: &TestMongo, database: &str) -> TestApp {
     let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
     app.with_mongodb(&mongo.uri(), database).set("KINSYNC_QUEUE", queue);
     app.start().await.unwrap();
     app
 }
 
-async fn store(mongo: &TestMongo, database: &str) -> mongo::MongoStore {
+pub(crate) async fn store(mongo: &TestMongo, database: &str) -> mongo::MongoStore {
     let config = mongo::Config { database: Some(database.into()), ..mongo::Config::new(mongo.uri()) };
     mongo::MongoStore::connect(config).await.unwrap()
 }
@@ -47,7 +47,7 @@ async fn stored(store: &mongo::MongoStore, users: &[String]) -> usize {
     store.load(&ids).await.unwrap().iter().flatten().count()
 }
 
-async fn until_stored(store: &mongo::MongoStore, users: &[String]) {
+pub(crate) async fn until_stored(store: &mongo::MongoStore, users: &[String]) {
     let all = async {
         while stored(store, users).await < users.len() {
             tokio::task::yield_now().await;

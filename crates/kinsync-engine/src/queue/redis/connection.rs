@@ -1,18 +1,19 @@
 //! Connections to Redis, and its errors in terms of the queue.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use redis::{
-    Client, Cmd, ErrorKind, FromRedisValue, IntoConnectionInfo, Pipeline, RedisError, RedisResult,
-    ServerErrorKind,
+    Client, Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, ServerErrorKind,
     aio::{ConnectionManager, ConnectionManagerConfig},
+    sentinel::{Sentinel, SentinelNodeConnectionInfo},
 };
-use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 
-use crate::queue::Error;
+use super::address::{Address, Sentinels};
+use crate::queue::{Error, shared::CERTIFICATE};
 
 /// Longest time that a response takes, unless the command itself waits.
 const RESPONSE: Duration = Duration::from_secs(5);
@@ -20,89 +21,143 @@ const RESPONSE: Duration = Duration::from_secs(5);
 const CONNECT: Duration = Duration::from_secs(2);
 /// Longest pause between two attempts to connect.
 const RECONNECT: Duration = Duration::from_secs(1);
+/// Longest time to ask the sentinels.
+const ASK: Duration = Duration::from_secs(3);
+/// Pause after the sentinels named no primary; calls meanwhile fail at once.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// A connection that is opened when it is first used, and again after it was lost.
 ///
-/// The manager of the library opens a connection again after an error of the network only. After a timeout, which may be the only
-/// sign of a lost connection, and after a refused login this one replaces the manager.
+/// The manager of the library opens a connection again after an error of the network only, and to the same server. After a timeout,
+/// which may be the only sign of a lost connection, after a refused login and after the server became a replica this one replaces
+/// the manager. With sentinels it asks them for the primary each time.
 pub(super) struct Connection {
-    client: Client,
-    /// The number increases with each manager.
-    manager: Mutex<(u64, ConnectionManager)>,
+    /// Name of the primary that sentinels watch.
+    watched: Option<String>,
+    state: Mutex<State>,
+}
+
+struct State {
+    source: Source,
+    /// Increases with each manager.
+    number: u64,
+    live: Option<Live>,
+    failed: Option<(Instant, Failure)>,
+}
+
+enum Source {
+    Server(Client),
+    Sentinels { sentinel: Sentinel, name: String, login: SentinelNodeConnectionInfo },
+}
+
+/// A manager.
+#[derive(Clone)]
+struct Live {
+    number: u64,
+    manager: ConnectionManager,
     /// Host and port, for messages.
-    address: String,
+    address: Arc<str>,
 }
 
 impl Connection {
     /// # Errors
-    /// [`Error::Refused`] if the address cannot be understood.
-    pub(super) fn new(url: &SecretString) -> Result<Self, Error> {
-        let wrong = |error: RedisError| {
-            Error::Refused {
-            hint: "the address of the Redis server cannot be understood; write redis://HOST:PORT, rediss:// for TLS".into(),
+    /// [`Error::Refused`] if the address cannot be used.
+    pub(super) fn new(address: Address) -> Result<Self, Error> {
+        let wrong = |error: RedisError| Error::Refused {
+            hint: "the address of Redis cannot be used".into(),
             source: Some(Box::new(error)),
-        }
         };
-        let info = url.expose_secret().into_connection_info().map_err(wrong)?;
-        let address = info.addr().to_string();
-        let client = Client::open(info).map_err(wrong)?;
-        let manager = Mutex::new((0, manager(&client).map_err(wrong)?));
-        Ok(Self { client, manager, address })
+        let (source, watched) = match address {
+            Address::Server(server) => (Source::Server(Client::open(server).map_err(wrong)?), None),
+            Address::Sentinels(Sentinels { addresses, name, login }) => {
+                let sentinel = Sentinel::build(addresses).map_err(wrong)?;
+                (Source::Sentinels { sentinel, name: name.clone(), login }, Some(name))
+            }
+        };
+        let state = State { source, number: 0, live: None, failed: None };
+        Ok(Self { watched, state: Mutex::new(state) })
+    }
+
+    /// Returns the name of the primary that sentinels watch, if they do.
+    pub(super) fn watched(&self) -> Option<&str> {
+        self.watched.as_deref()
+    }
+
+    /// Returns host and port of the server.
+    pub(super) async fn address(&self) -> Result<Arc<str>, Failure> {
+        Ok(self.live().await?.address)
     }
 
     /// Runs a command.
     pub(super) async fn run<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
-        let (number, mut manager) = self.manager().clone();
-        command.query_async(&mut manager).await.map_err(|error| self.failed(number, &error))
+        let mut live = self.live().await?;
+        match command.query_async(&mut live.manager).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.failed(&live, &error).await),
+        }
     }
 
     /// Runs several commands in one round trip.
     pub(super) async fn run_all<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, Failure> {
-        let (number, mut manager) = self.manager().clone();
-        commands.query_async(&mut manager).await.map_err(|error| self.failed(number, &error))
+        let mut live = self.live().await?;
+        match commands.query_async(&mut live.manager).await {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(self.failed(&live, &error).await),
+        }
     }
 
-    fn failed(&self, number: u64, error: &RedisError) -> Failure {
+    async fn live(&self) -> Result<Live, Failure> {
+        let mut state = self.state.lock().await;
+        if let Some(live) = &state.live {
+            return Ok(live.clone());
+        }
+        if let Some((at, failure)) = &state.failed
+            && at.elapsed() < PAUSE
+        {
+            return Err(failure.clone());
+        }
+        let number = state.number + 1;
+        match state.source.open(number).await {
+            Ok(live) => {
+                state.number = number;
+                Ok(state.live.insert(live).clone())
+            }
+            Err(failure) => {
+                state.failed = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    async fn failed(&self, live: &Live, error: &RedisError) -> Failure {
         let is_usable = matches!(error.kind(), ErrorKind::Server(kind) if kind != ServerErrorKind::ReadOnly)
             && !LOGIN.contains(&error.code().unwrap_or_default());
-        let mut current = self.manager();
-        // Other calls may have failed with the same manager.
-        if !is_usable
-            && current.0 == number
-            && let Ok(manager) = manager(&self.client)
-        {
-            *current = (number + 1, manager);
+        if !is_usable {
+            // Other calls may have failed with the same manager.
+            _ = self.state.lock().await.live.take_if(|current| current.number == live.number);
         }
-        self.failure(error)
+        Failure::of(&live.address, error)
     }
+}
 
-    fn manager(&self) -> MutexGuard<'_, (u64, ConnectionManager)> {
-        self.manager.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failure(&self, error: &RedisError) -> Failure {
-        let text = error.to_string();
-        let code = error.code().unwrap_or_default();
-        let kind = match (code, error.kind()) {
-            ("NOGROUP", _) => Kind::NoGroup,
-            ("OOM", _) => Kind::Unavailable("it has no memory left: raise `maxmemory`"),
-            ("MISCONF", _) => Kind::Unavailable("it cannot write its file: see its log"),
-            ("WRONGTYPE", _) => {
-                Kind::Refused("a key of another program has the name of the queue: set another prefix")
+impl Source {
+    async fn open(&mut self, number: u64) -> Result<Live, Failure> {
+        let found;
+        let client = match self {
+            Self::Server(client) => client,
+            Self::Sentinels { sentinel, name, login } => {
+                let place = || Arc::from(format!("the primary `{name}`"));
+                let asked = timeout(ASK, sentinel.async_master_for(name, Some(login))).await;
+                found = match asked {
+                    Ok(found) => found.map_err(|error| Failure::of(&place(), &error))?,
+                    Err(elapsed) => return Err(Failure::silent(place(), elapsed.to_string())),
+                };
+                &found
             }
-            ("CLUSTERDOWN" | "MOVED" | "ASK", _) => {
-                Kind::Refused("it is a node of a Redis Cluster, which is not supported: use a single server")
-            }
-            ("NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(USER),
-            (code, _) if LOGIN.contains(&code) => Kind::Refused(USER),
-            (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),
-            // A large command without the password.
-            _ if text.contains("unauthenticated") => {
-                Kind::Refused("it requires a password: write it into the address")
-            }
-            _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
         };
-        Failure { address: self.address.clone(), kind, text }
+        let address = Arc::from(client.get_connection_info().addr().to_string());
+        let manager = manager(client).map_err(|error| Failure::of(&address, &error))?;
+        Ok(Live { number, manager, address })
     }
 }
 
@@ -123,7 +178,7 @@ fn manager(client: &Client) -> RedisResult<ConnectionManager> {
 /// A failed command.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
-    address: String,
+    address: Arc<str>,
     kind: Kind,
     text: String,
 }
@@ -137,6 +192,40 @@ enum Kind {
 }
 
 impl Failure {
+    fn of(address: &Arc<str>, error: &RedisError) -> Self {
+        let text = error.to_string();
+        let code = error.code().unwrap_or_default();
+        let kind = match (code, error.kind()) {
+            ("NOGROUP", _) => Kind::NoGroup,
+            ("OOM", _) => Kind::Unavailable("it has no memory left: raise `maxmemory`"),
+            ("MISCONF", _) => Kind::Unavailable("it cannot write its file: see its log"),
+            ("WRONGTYPE", _) => {
+                Kind::Refused("a key of another program has the name of the queue: set another prefix")
+            }
+            ("NOREPLICAS", _) => Kind::Unavailable("it has fewer replicas than `min-replicas-to-write`"),
+            (_, ErrorKind::MasterNameNotFoundBySentinel) => Kind::Unavailable(
+                "the sentinels know none of this name that is up: check the name in the address",
+            ),
+            ("CLUSTERDOWN" | "MOVED" | "ASK", _) => {
+                Kind::Refused("it is a node of a Redis Cluster, which is not supported: use a single server")
+            }
+            ("NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(USER),
+            (code, _) if LOGIN.contains(&code) => Kind::Refused(USER),
+            (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),
+            // A large command without the password.
+            _ if text.contains("unauthenticated") => {
+                Kind::Refused("it requires a password: write it into the address")
+            }
+            _ if text.contains("certificate") => Kind::Refused(CERTIFICATE),
+            _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
+        };
+        Self { address: Arc::clone(address), kind, text }
+    }
+
+    fn silent(address: Arc<str>, text: String) -> Self {
+        Self { address, kind: Kind::Unavailable("the sentinels do not answer"), text }
+    }
+
     /// Whether the consumer group does not exist.
     pub(super) fn is_no_group(&self) -> bool {
         self.kind == Kind::NoGroup

@@ -19,6 +19,10 @@ pub enum Durability {
 /// The configuration of a server, as far as it concerns the queue.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Server {
+    /// Host and port of the server.
+    pub address: String,
+    /// Name of the primary that sentinels watch, if the address is theirs.
+    pub watched: Option<String>,
     /// Version of the server.
     pub version: String,
     /// What of an accepted entry survives. `None` if the user may not read it (`CONFIG GET`).
@@ -50,6 +54,8 @@ pub(super) async fn inspect(connection: &Connection) -> Result<Server, Error> {
         _ => Durability::Memory,
     });
     Ok(Server {
+        address: connection.address().await?.to_string(),
+        watched: connection.watched().map(str::to_owned),
         version: value("redis_version").unwrap_or_default(),
         durability,
         evicts: value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")),

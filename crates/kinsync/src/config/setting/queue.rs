@@ -12,8 +12,8 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("embedded"),
         example: "embedded",
         secrecy: Secrecy::Credentials,
-        help: "The queue for accepted deliveries: embedded, or the address of Redis or RabbitMQ servers that \
-               several processes share",
+        help: "The queue for accepted deliveries: embedded, or the address of Redis, Redis Sentinel or \
+               RabbitMQ servers that several processes share",
         set: |config, text| put(&mut config.queue.kind, value::queue_kind(text)),
         ..ROW
     },

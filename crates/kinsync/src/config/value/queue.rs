@@ -14,8 +14,8 @@ pub fn queue_prefix(text: &str) -> Result<String> {
     Ok(text.into())
 }
 
-const ONE_REDIS: &str = "names several servers, and Redis Sentinel and Redis Cluster are not supported: write the address of one \
-                         server or of a proxy that follows the primary, or use RabbitMQ, which may have several hosts";
+const ONE_REDIS: &str = "names several servers: with Redis Sentinel write redis+sentinel://HOST:PORT,HOST:PORT/NAME with the name of \
+                         the primary; Redis Cluster is not supported";
 
 /// A list of roles, or `all`.
 pub fn roles(text: &str) -> Result<Roles> {
@@ -37,6 +37,9 @@ pub fn roles(text: &str) -> Result<Roles> {
 pub fn queue_kind(text: &str) -> Result<QueueKind> {
     match text {
         "embedded" => Ok(QueueKind::Embedded),
+        _ if text.starts_with("redis+sentinel://") || text.starts_with("rediss+sentinel://") => {
+            Ok(QueueKind::Redis(text.into()))
+        }
         _ if text.starts_with("redis://") || text.starts_with("rediss://") => {
             let hosts = text.rsplit_once('@').map_or(text, |(_, hosts)| hosts);
             if hosts.contains(',') { Err(ONE_REDIS.into()) } else { Ok(QueueKind::Redis(text.into())) }
