@@ -6,6 +6,7 @@ pub mod rabbitmq;
 pub mod redis;
 pub mod replica_set;
 pub mod sentinels;
+pub mod slow;
 pub mod tokens;
 
 /// Returns the time of the machine's clock.

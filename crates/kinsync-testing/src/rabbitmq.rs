@@ -53,12 +53,20 @@ impl TestRabbitmq {
     /// # Panics
     /// When it does not start.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// Starts a server with these further lines of its configuration.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn start_with(lines: &str) -> Self {
         let dir = TempDir::with_prefix("kinsync-rabbitmq-");
         let dir = dir.expect("the folder for temporary files can be written");
         let [port, names, distribution] = free_ports();
         let file = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(file("plugins"), "[].\n").expect("the folder can be written");
-        std::fs::write(file("rabbitmq.conf"), CONFIG).expect("the folder can be written");
+        std::fs::write(file("rabbitmq.conf"), format!("{CONFIG}{lines}")).expect("the folder can be written");
         let settings = vec![
             ("HOME", file("")),
             ("ERL_EPMD_PORT", names.to_string()),

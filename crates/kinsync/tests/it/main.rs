@@ -43,6 +43,8 @@ mod scheduled_scans;
 mod server;
 mod shared_queue;
 mod shared_queue_failover;
+mod shared_queue_slow;
+mod shared_queue_tls;
 mod tenant;
 mod tls;
 #[cfg(feature = "otlp")]
