@@ -22,8 +22,14 @@ pub const STATE: &str = "kinsync.state";
 /// Scheme of an entry that changes no state of a user. The payload is a JSON object.
 pub const ACTION: &str = "kinsync.action";
 
-/// Scheme of an entry that was erased. The payload is a JSON object with the hash of the former one.
+/// Scheme of an entry that was erased. The payload is a JSON object with the hash of the former one and the cause of the change.
 pub const ERASED: &str = "kinsync.erased";
+
+/// Causes of a change of a user, see [`LogEntry::cause`].
+const CAUSES: [&str; 4] = [DELETED, "restored", "membership", "fields"];
+
+/// The cause of a deletion that kinsync observed.
+pub(crate) const DELETED: &str = "deleted";
 
 /// Types of kinsync's own entries. Kinde's types begin with the name of an object, never with `kinsync.`.
 pub mod kind {
@@ -172,16 +178,35 @@ impl LogEntry {
     }
 
     /// Returns the marker that replaces this entry when its user is erased: without a version, which may contain a hash of
-    /// the observed values.
+    /// the observed values. The figures of days need the cause.
     #[must_use]
     pub(crate) fn marker(&self) -> Self {
-        let payload = serde_json::json!({ "sha256": hash(self.payload.as_bytes()) });
+        let payload = serde_json::json!({ "sha256": hash(self.payload.as_bytes()), "cause": self.cause() });
         Self { version: None, scheme: ERASED.to_owned(), payload: json(&payload), ..self.clone() }
     }
 
     /// Returns whether the entry contains nothing of its user but the erasure.
     pub(crate) fn is_erased(&self) -> bool {
         self.scheme == ERASED || (self.scheme == STATE && self.kind == kind::ERASURE)
+    }
+
+    /// Returns what an entry of kinsync changes, also of a marker of it: `deleted`, `restored`, `membership` or `fields`. `None` for a
+    /// delivery, which its type describes, for an entry that changes no user, and for one that cannot be read.
+    pub(crate) fn cause(&self) -> Option<&'static str> {
+        match self.scheme.as_str() {
+            STATE => Some("fields"),
+            OBSERVATION => Some(match observed(&self.payload).ok()? {
+                What::Deleted => DELETED,
+                What::Exists(_) => "restored",
+                What::Membership { .. } => "membership",
+                What::Fields(_) | What::Seen(_) | What::SignedIn(_) => "fields",
+            }),
+            ERASED => {
+                let marker: serde_json::Value = serde_json::from_str(&self.payload).ok()?;
+                CAUSES.into_iter().find(|cause| marker["cause"] == **cause)
+            }
+            _ => None,
+        }
     }
 
     fn new(

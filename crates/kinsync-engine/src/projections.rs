@@ -2,15 +2,14 @@
 //!
 //! A day is a day of receipt in UTC. Its figures are a record of kinsync, with the number of log entries that they count. They are
 //! always computed from all entries of the day: a later run compares this number with that of the index and computes the day again
-//! if they differ. The log only grows, so equal numbers mean equal entries, whatever process logged them and when: no order of
-//! commits, no mark and no position in the log is needed, and a kill at any point leaves a day to compute again. A rebuild runs the
-//! same code for every day.
+//! if they differ. Only retention removes entries, so equal numbers mean equal entries, whatever process logged them and when: no
+//! order of commits, no mark and no position in the log is needed, and a kill at any point leaves a day to compute again. A rebuild
+//! runs the same code for every day.
 //!
-//! A day with fewer entries than its figures count has lost some to retention. Its figures are kept from then on.
+//! Before retention removes entries of a day it calls `keep`: the figures are brought up to date and kept from then on.
 
 mod day;
 mod growth;
-mod lease;
 mod system;
 mod task;
 
@@ -20,16 +19,17 @@ use kinsync_core::Micros;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    contention::{self, MAX_ROUNDS, pause},
     log_entry::LogEntry,
     store::{Error, EventFilter, Page, Saved, Store},
 };
 
+pub(crate) use self::task::{LEASE, run};
 pub use self::{
     day::Day,
     growth::{Growth, OrganizationGrowth},
     system::{Lag, System},
 };
-pub(crate) use self::{lease::KEY as LEASE, task::run};
 
 /// Entries per read.
 const PAGE: usize = 500;
@@ -64,7 +64,7 @@ pub struct Record<F> {
     pub entries: u64,
     /// Damaged entries, which have no figures.
     pub damaged: u64,
-    /// Whether the log has lost entries of the day. The figures are not computed again.
+    /// Whether retention has removed entries of the day. The figures are not computed again.
     pub is_kept: bool,
     /// The figures.
     pub figures: F,
@@ -91,7 +91,7 @@ pub struct Report {
     pub computed: u64,
     /// Entries that were read.
     pub entries: u64,
-    /// The newest day that cannot be computed any more, because the log has lost entries of it. Later days can.
+    /// The newest day that cannot be computed any more, because retention has removed entries of it. Later days can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kept_until: Option<Day>,
 }
@@ -217,29 +217,55 @@ async fn compute<P: Projection>(
 ) -> Result<(), Error> {
     report.days += 1;
     // Read before the entries, so that a process with older entries writes over no newer record.
-    let saved = store.state(&key::<P>(day)).await?;
-    let revision = saved.as_ref().map_or(0, |saved| saved.revision);
-    let known = saved.map(|saved| decode::<P>(day, &saved)).transpose()?.unwrap_or_default();
-    let counted = store.count_events(&of(day)).await?;
-    if known.is_kept || counted < known.entries {
+    let (known, revision) = load::<P>(store, day).await?;
+    if known.is_kept {
         report.kept_until = report.kept_until.max(Some(day));
-        if !known.is_kept {
-            put::<P>(store, day, &Record { is_kept: true, ..known }, revision).await?;
-        }
         return Ok(());
     }
-    if scope != Scope::All && counted == known.entries {
+    if scope != Scope::All && store.count_events(&of(day)).await? == known.entries {
         return Ok(());
     }
     let record = read::<P>(store, day).await?;
     report.computed += 1;
     report.entries += record.entries;
-    // Removed since they were counted.
-    let is_less = record.entries < known.entries;
-    if record != known && !is_less {
+    if record != known {
         put::<P>(store, day, &record, revision).await?;
     }
     Ok(())
+}
+
+/// Brings the figures of a day up to date for the last time, because entries of the day are removed next.
+///
+/// # Errors
+/// Fails when the store fails, or when a newer kinsync wrote a record. No entry of the day may be removed then.
+pub(crate) async fn keep(store: &dyn Store, day: Day) -> Result<(), Error> {
+    keep_of::<growth::Projector>(store, day).await?;
+    keep_of::<system::Projector>(store, day).await
+}
+
+async fn keep_of<P: Projection>(store: &dyn Store, day: Day) -> Result<(), Error> {
+    for round in 0..MAX_ROUNDS {
+        pause(round).await;
+        let (known, revision) = load::<P>(store, day).await?;
+        if known.is_kept {
+            return Ok(());
+        }
+        let is_current = revision > 0 && store.count_events(&of(day)).await? == known.entries;
+        let record = if is_current { known } else { read::<P>(store, day).await? };
+        // A computation that has begun before writes nothing any more: the revision is another one.
+        if put::<P>(store, day, &Record { is_kept: true, ..record }, revision).await? {
+            return Ok(());
+        }
+    }
+    Err(contention::error())
+}
+
+/// Returns the record of a day and its revision; an empty one of revision 0 if there is none.
+async fn load<P: Projection>(store: &dyn Store, day: Day) -> Result<(Record<P::Figures>, i64), Error> {
+    match store.state(&key::<P>(day)).await? {
+        Some(saved) => Ok((decode::<P>(day, &saved)?, saved.revision)),
+        None => Ok((Record::default(), 0)),
+    }
 }
 
 async fn read<P: Projection>(store: &dyn Store, day: Day) -> Result<Record<P::Figures>, Error> {

@@ -4,6 +4,8 @@
 //! their join, so a rebuild derives the same state. It is stored before anything is removed, and an interruption in between leaves
 //! both, which changes no join. The next removal joins it with the entries that have become old.
 //!
+//! Before entries of a day are removed, the figures of the day are brought up to date and kept from then on.
+//!
 //! Never removed: entries that cannot be read, events in the future and dead letters, and erasures.
 
 mod rules;
@@ -22,8 +24,9 @@ use crate::{
     decode,
     erasure::entries::erase_logged,
     log_entry::{LogEntry, LogSource, kind},
+    projections::{self, Day},
     state_records::{self, Key},
-    store::{Error, EventFilter, Kinds, OldEntries, Store},
+    store::{Error, EventFilter, OldEntries, Store},
     work_lease::WorkLease,
 };
 
@@ -115,58 +118,67 @@ impl Retention {
     /// Fails when the store fails. The next round continues.
     pub async fn round(&self) -> Result<Removed, Error> {
         let Some(mut held) = self.lease.take().await? else { return Ok(Removed::default()) };
-        let mut removed = Removed::default();
+        let Some(removed) = held.during(self.remove_old()).await? else { return Ok(Removed::default()) };
+        held.release().await?;
+        Ok(removed)
+    }
+
+    async fn remove_old(&self) -> Result<Removed, Error> {
+        let (mut removed, mut kept) = (Removed::default(), BTreeSet::new());
         let (now, searches) = (self.clock.now(), self.rules.searches());
         let mut position: Position = state_records::load(&*self.store, &POSITION).await?;
         while let Some((kinds, age)) = searches.get(position.rule) {
-            let before = rules::before(now, *age);
-            position.after = self.page(kinds, before, position.after.take(), now, &mut removed).await?;
+            let filter =
+                OldEntries { kinds: kinds.clone(), before: rules::before(now, *age), after: position.after };
+            position.after = self.page(&filter, now, &mut kept, &mut removed).await?;
             if position.after.is_none() {
                 position.rule += 1;
             }
             let next = position.clone();
             state_records::change(&*self.store, &POSITION, |known: &mut Position| known.clone_from(&next))
                 .await?;
-            if !held.renew().await? {
-                return Ok(removed);
-            }
             tokio::time::sleep(PAUSE).await;
         }
         state_records::change(&*self.store, &POSITION, |known: &mut Position| *known = Position::default())
             .await?;
-        held.release().await?;
         Ok(removed)
     }
 
-    /// Removes the entries on one page. Returns where the next page starts.
+    /// Removes the entries on one page. Returns where the next page starts. `kept` are the days with figures that are kept.
     async fn page(
         &self,
-        kinds: &Kinds,
-        before: Micros,
-        after: Option<(Micros, String)>,
+        filter: &OldEntries,
         now: Micros,
+        kept: &mut BTreeSet<Day>,
         removed: &mut Removed,
     ) -> Result<Option<(Micros, String)>, Error> {
         let before_page = removed.entries;
-        let filter = OldEntries { kinds: kinds.clone(), before, after };
-        let page = self.store.old_entries(&filter, PAGE).await?;
+        let page = self.store.old_entries(filter, PAGE).await?;
         let next = page.last().filter(|_| page.len() == PAGE).map(|last| (last.received_at, last.id.clone()));
         let users: BTreeSet<String> = page.iter().filter_map(|entry| entry.user.clone()).collect();
         let replaced = stream::iter(users).map(|user| self.replaced(user, now)).buffer_unordered(CONCURRENCY);
         let replaced: Vec<Replaced> = replaced.try_collect().await?;
         let new: Vec<LogEntry> = replaced.iter().filter_map(|one| one.by.clone()).collect();
-        // Before anything is removed.
-        self.store.log(&new).await?;
-        let logged = new.iter().filter_map(|entry| UserId::parse(entry.user.as_deref()?).ok());
-        erase_logged(&*self.store, &logged.collect::<Vec<_>>(), now).await?;
-        removed.users += replaced.iter().filter(|one| !one.old.is_empty()).count() as u64;
         // Of no user: organizations, roles and permissions have records of their own.
         let latest = decode::latest(now, decode::FUTURE_TOLERANCE);
         let mut others = Vec::new();
         for entry in page.iter().filter(|entry| entry.user.is_none()) {
             let stored = self.store.event(&entry.id).await?;
-            others.extend(stored.filter(|entry| decode::is_applied(entry, latest)).map(|entry| entry.id));
+            let stored = stored.filter(|entry| decode::is_applied(entry, latest));
+            others.extend(stored.map(|entry| (entry.id, Day::of(entry.received_at))));
         }
+        // Before anything is removed.
+        let days = replaced.iter().flat_map(|one| one.days.iter().copied());
+        for day in days.chain(others.iter().map(|(_, day)| *day)) {
+            if kept.insert(day) {
+                projections::keep(&*self.store, day).await?;
+            }
+        }
+        self.store.log(&new).await?;
+        let logged = new.iter().filter_map(|entry| UserId::parse(entry.user.as_deref()?).ok());
+        erase_logged(&*self.store, &logged.collect::<Vec<_>>(), now).await?;
+        removed.users += replaced.iter().filter(|one| !one.old.is_empty()).count() as u64;
+        let others = others.into_iter().map(|(id, _)| id);
         let old: Vec<String> = replaced.into_iter().flat_map(|one| one.old).chain(others).collect();
         self.store.remove_entries(&old).await?;
         removed.entries += old.len() as u64;
@@ -178,7 +190,8 @@ impl Retention {
     async fn replaced(&self, user: String, now: Micros) -> Result<Replaced, Error> {
         let (store, id) = (&*self.store, UserId::parse(&user).ok());
         let latest = decode::latest(now, decode::FUTURE_TOLERANCE);
-        let (mut old, mut has_old, mut joined) = (Vec::new(), false, None::<UserState>);
+        let (mut old, mut days, mut joined) = (Vec::new(), BTreeSet::new(), None::<UserState>);
+        let mut newest = None;
         let mut filter = EventFilter { user: Some(user), limit: ENTRIES_OF_ONE, ..EventFilter::default() };
         loop {
             let page = store.events(&filter).await?;
@@ -189,7 +202,11 @@ impl Retention {
                 if !(is_old || is_former) || !decode::is_applied(entry, latest) {
                     continue;
                 }
-                has_old |= is_old;
+                // A former replacement is on the day of an entry that it replaced.
+                if is_old {
+                    days.insert(Day::of(entry.received_at));
+                    newest = newest.max(Some(entry.received_at));
+                }
                 old.push(entry.id.clone());
                 joined = match (joined, state) {
                     (Some(one), Some(other)) => Some(one.join(other)),
@@ -201,13 +218,11 @@ impl Retention {
                 None => break,
             }
         }
-        if !has_old {
-            return Ok(Replaced::default());
-        }
-        let by = joined.zip(id).map(|(state, user)| replacement(&user, state, now));
+        let Some(newest) = newest else { return Ok(Replaced::default()) };
+        let by = joined.zip(id).map(|(state, user)| replacement(&user, state, newest));
         // Nothing new since it was written.
         old.retain(|id| by.as_ref().is_none_or(|entry| *id != entry.id));
-        Ok(Replaced { old, by })
+        Ok(Replaced { old, days, by })
     }
 }
 
@@ -216,12 +231,15 @@ impl Retention {
 struct Replaced {
     /// Their ids.
     old: Vec<String>,
+    /// Their days.
+    days: BTreeSet<Day>,
     /// The entry with what they say; `None` if they change no state.
     by: Option<LogEntry>,
 }
 
-/// Returns the entry that replaces others, without what a rebuild takes from elsewhere.
-fn replacement(user: &UserId, state: UserState, now: Micros) -> LogEntry {
+/// Returns the entry that replaces others, without what a rebuild takes from elsewhere. It has the time of receipt of the newest of
+/// them, a day with figures that are kept: neither the entry nor its removal changes the figures of another day.
+fn replacement(user: &UserId, state: UserState, newest: Micros) -> LogEntry {
     let state = UserState { last_seen: None, directory: Directory::default(), ..state };
-    LogEntry::of_state(user, kind::RETENTION, LogSource::Kinsync, &state, now)
+    LogEntry::of_state(user, kind::RETENTION, LogSource::Kinsync, &state, newest)
 }

@@ -4,12 +4,13 @@
 //! suspended for longer may continue beside the new one, so the work must be safe to do twice.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     random,
@@ -75,8 +76,23 @@ impl WorkLease {
 }
 
 impl Held<'_> {
+    /// Does work and renews the lease meanwhile. Returns `None`, and drops the work, when another process has the lease.
+    pub(crate) async fn during<T, E: From<Error>>(
+        &mut self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<Option<T>, E> {
+        let mut work = pin!(work);
+        loop {
+            match timeout(self.lease.duration / 4, &mut work).await {
+                Ok(done) => return done.map(Some),
+                Err(_) if self.renew().await? => {}
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
     /// Renews the lease. Returns `false` if another process has it: the work must end.
-    pub(crate) async fn renew(&mut self) -> Result<bool, Error> {
+    async fn renew(&mut self) -> Result<bool, Error> {
         self.renewals += 1;
         let is_renewed = self.put(Some(self.lease.process)).await?;
         self.revision += 1;
@@ -92,5 +108,47 @@ impl Held<'_> {
         let value = Holder { process, renewals: self.renewals };
         let record = Record { value, term: Term::default(), revision: self.revision };
         state_records::put(&*self.lease.store, self.lease.key, &record).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::embedded::EmbeddedStore;
+
+    static KEY: Key = Key::new("test.lease", "nothing");
+
+    fn lease(store: &Arc<dyn Store>, duration: Duration) -> WorkLease {
+        WorkLease::new(Arc::clone(store), &KEY, duration)
+    }
+
+    async fn revision(store: &Arc<dyn Store>) -> i64 {
+        store.state(KEY.name).await.expect("the store answers").map_or(0, |saved| saved.revision)
+    }
+
+    #[tokio::test]
+    async fn a_lease_is_renewed_during_long_work_which_ends_when_another_process_takes_it() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir.path()).expect("an empty folder"));
+        let (one, other) = (lease(&store, Duration::from_millis(40)), lease(&store, Duration::ZERO));
+        let mut held = one.take().await.expect("the store answers").expect("it is free");
+        let first = revision(&store).await;
+        let renewed = held.during(async {
+            while revision(&store).await < first + 3 {
+                tokio::task::yield_now().await;
+            }
+            Ok::<_, Error>("done")
+        });
+        assert_eq!(renewed.await.expect("the store answers"), Some("done"));
+
+        let lost = held.during(async {
+            // A lease of another process that does not wait for its expiry.
+            while other.take().await?.is_none() {
+                tokio::task::yield_now().await;
+            }
+            std::future::pending::<Result<(), Error>>().await
+        });
+        assert_eq!(lost.await.expect("the store answers"), None);
+        assert!(one.take().await.expect("the store answers").is_none(), "the other one has it");
     }
 }

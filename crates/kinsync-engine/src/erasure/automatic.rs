@@ -63,19 +63,20 @@ impl Automatic {
     /// Erases the users that are due, page by page. Returns their number; 0 also if another process does it.
     pub(crate) async fn round(&self) -> Result<u64, Error> {
         let Some(mut held) = self.lease.take().await? else { return Ok(0) };
+        let Some(users) = held.during(self.erase_due()).await? else { return Ok(0) };
+        held.release().await?;
+        Ok(users)
+    }
+
+    async fn erase_due(&self) -> Result<u64, Error> {
         let (mut users, mut after) = (0, None);
         loop {
             let page = self.due(after.as_ref()).await?;
-            let Some(last) = page.last().cloned() else { break };
+            let Some(last) = page.last().cloned() else { return Ok(users) };
             users += self.erase(&page).await?;
             after = Some(last);
             tokio::time::sleep(PAUSE).await;
-            if !held.renew().await? {
-                return Ok(users);
-            }
         }
-        held.release().await?;
-        Ok(users)
     }
 
     async fn due(&self, after: Option<&UserId>) -> Result<Vec<UserId>, Error> {

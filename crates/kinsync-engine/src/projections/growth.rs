@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::Projection;
 use crate::{
     decode,
-    log_entry::{self, LogEntry, LogSource},
+    log_entry::{DELETED, LogEntry, LogSource},
 };
 
 /// Organizations with figures of their own. Those of the others are summed.
@@ -64,12 +64,11 @@ impl Projection for Projector {
     fn add(&mut self, entry: &LogEntry) {
         let Some(id) = &entry.user else { return };
         let user = self.users.entry(id.clone()).or_default();
-        let is_deletion = entry.scheme == log_entry::OBSERVATION && entry.payload == "\"deleted\"";
         match entry.kind.as_str() {
             "user.created" => (user.signed_up, user.active) = (true, true),
             "user.authenticated" => user.active = true,
             "user.deleted" => user.deleted = true,
-            _ => user.deleted |= is_deletion,
+            _ => user.deleted |= entry.cause() == Some(DELETED),
         }
         user.active |= matches!(entry.source, LogSource::Login | LogSource::Profile);
         user.organizations.extend(organizations(entry));

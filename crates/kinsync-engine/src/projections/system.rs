@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kinsync_core::{Micros, What};
+use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
 
 use super::Projection;
-use crate::log_entry::{self, LogEntry, LogSource};
+use crate::log_entry::{LogEntry, LogSource};
 
 /// Operation of kinsync on a day.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -104,7 +104,8 @@ impl Projection for Projector {
                 }
             }
             LogSource::Reconcile => {
-                *figures.drift.entry(cause(entry).to_owned()).or_default() += 1;
+                let cause = entry.cause().unwrap_or("unknown");
+                *figures.drift.entry(cause.to_owned()).or_default() += 1;
             }
             LogSource::Login | LogSource::Profile | LogSource::Operator | LogSource::Kinsync => {}
         }
@@ -112,19 +113,6 @@ impl Projection for Projector {
 
     fn figures(self) -> System {
         self.0
-    }
-}
-
-fn cause(entry: &LogEntry) -> &'static str {
-    if entry.scheme == log_entry::STATE {
-        return "fields";
-    }
-    match log_entry::observed(&entry.payload) {
-        Ok(What::Deleted) => "deleted",
-        Ok(What::Exists(_)) => "restored",
-        Ok(What::Membership { .. }) => "membership",
-        Ok(What::Fields(_) | What::Seen(_) | What::SignedIn(_)) => "fields",
-        Err(_) => "unknown",
     }
 }
 

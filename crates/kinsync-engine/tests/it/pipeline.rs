@@ -67,7 +67,7 @@ pub(crate) async fn deliver(fresh: &Fresh, entries: impl IntoIterator<Item = Ent
     (engine, dir)
 }
 
-fn entry(event_id: &str, payload: &str) -> Entry {
+pub(crate) fn entry(event_id: &str, payload: &str) -> Entry {
     Entry {
         event_id: event_id.into(),
         received_at: Clock::system().now(),

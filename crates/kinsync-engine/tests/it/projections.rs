@@ -4,13 +4,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
-use kinsync_core::Micros;
-use kinsync_engine::internal::{
-    log_entry::kind,
-    projections::{self, Day, Growth, OrganizationGrowth, Record, Scope, System},
-    store::{LogEntry, LogSource, Store},
+use kinsync_core::{Field, Micros, Profile, UserId, Version, What};
+use kinsync_engine::{
+    Clock,
+    internal::{
+        erasure::erase_entries,
+        log_entry::kind,
+        projections::{self, Day, Growth, OrganizationGrowth, Record, Scope, System},
+        retention::{Retention, Rules},
+        store::{LogEntry, LogSource, Store},
+    },
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio_util::task::TaskTracker;
@@ -23,8 +29,9 @@ use crate::{
 on_every_store! {
     figures_equal_a_count_of_the_log_after_concurrent_writers_and_kills
     an_entry_logged_long_after_its_receipt_is_counted
-    days_that_lost_entries_keep_their_figures
     figures_contain_no_value_of_a_user
+    an_erasure_changes_no_figure_of_deletions_and_drift
+    the_figures_of_a_day_are_complete_when_retention_removes_its_entries
 }
 
 const DAY: i64 = 86_400_000_000;
@@ -188,6 +195,13 @@ async fn an_entry_logged_long_after_its_receipt_is_counted(fresh: Fresh) {
     let store = &*fresh.store;
     let mut random = StdRng::seed_from_u64(9);
     let mut entries: Vec<LogEntry> = (0..50).map(|n| any_entry(&mut random, &format!("e{n}"))).collect();
+    // More than one page of a day.
+    let of_one_day = (0..600).map(|n| LogEntry {
+        received_at: Micros(NOW.0 - 9 * DAY - n),
+        at: Some(Micros(NOW.0 - 10 * DAY)),
+        ..any_entry(&mut random, &format!("one{n}"))
+    });
+    entries.extend(of_one_day);
     store.log(&entries).await.unwrap();
     projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
     let mut late = event("late", Some("kp_late"), NOW.0 - 9 * DAY);
@@ -202,34 +216,90 @@ async fn an_entry_logged_long_after_its_receipt_is_counted(fresh: Fresh) {
     assert_counted(store, &entries).await;
 }
 
-/// As after a removal: the record counts one entry more than the log has.
-async fn lose_an_entry(store: &dyn Store, name: &str, day: Day) {
-    let key = format!("projection/{name}/{day}");
-    let saved = store.state(&key).await.unwrap().unwrap();
-    let mut value = saved.value;
-    value["entries"] = (value["entries"].as_u64().unwrap() + 1).into();
-    assert!(store.put_state(&key, &value, saved.revision).await.unwrap());
+fn sign_up(user: &str, at: i64) -> LogEntry {
+    let payload = format!(
+        r#"{{"type":"user.created","event_id":"{user}","timestamp":"2024-01-01T00:00:00Z","data":{{"user":{{"id":"{user}"}}}}}}"#
+    );
+    LogEntry { kind: "user.created".into(), payload, ..event(user, Some(user), at) }
 }
 
-async fn days_that_lost_entries_keep_their_figures(fresh: Fresh) {
+async fn remove_old(store: &Arc<dyn Store>, now: i64) -> u64 {
+    let rules = Rules { others: Some(Duration::from_hours(7 * 24)), ..Rules::default() };
+    let retention = Retention::new(Arc::clone(store), Clock::from_fn(move || Micros(now)), rules);
+    retention.round().await.unwrap().entries
+}
+
+async fn the_figures_of_a_day_are_complete_when_retention_removes_its_entries(fresh: Fresh) {
     let store = &*fresh.store;
-    let old = Day::of(NOW).before(5);
-    let sign_up = |id: &str, at| LogEntry { kind: "user.created".into(), ..event(id, Some(id), at) };
-    store.log(&[sign_up("kp_1", NOW.0 - 5 * DAY), sign_up("kp_2", NOW.0)]).await.unwrap();
+    let day = |before| Day::of(NOW).before(before);
+    let sign_ups = [sign_up("kp_1", NOW.0 - 9 * DAY), sign_up("kp_2", NOW.0 - 9 * DAY)];
+    let signed_in =
+        LogEntry { id: "in".into(), kind: "user.authenticated".into(), ..sign_up("kp_1", NOW.0 - 3 * DAY) };
+    store.log(&[sign_ups.to_vec(), vec![signed_in, sign_up("kp_3", NOW.0 - DAY)]].concat()).await.unwrap();
+    // No day was computed before.
+    assert_eq!(remove_old(&fresh.store, NOW.0).await, 2, "{}", fresh.name);
+    let kept = growth(store).await;
+    assert_eq!(kept.keys().collect::<Vec<_>>(), [&day(9)], "{}", fresh.name);
+    assert_eq!((kept[&day(9)].figures.sign_ups, kept[&day(9)].entries), (2, 2), "{}", fresh.name);
+    assert_eq!(system(store).await[&day(9)].figures.deliveries["user.created"], 2, "{}", fresh.name);
     projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
-    lose_an_entry(store, "growth", old).await;
-    projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
-    let known = growth(store).await;
-    assert!(known[&old].is_kept && !known[&Day::of(NOW)].is_kept);
-    // Even when later entries make up for the number.
-    store.log(&[sign_up("kp_3", NOW.0 - 5 * DAY), sign_up("kp_4", NOW.0 - 5 * DAY)]).await.unwrap();
-    projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
-    let report = projections::rebuild(store, "growth", NOW, &mut |_| {}).await.unwrap().unwrap();
-    assert_eq!((report.computed, report.kept_until), (1, Some(old)));
+    assert_eq!(growth(store).await[&day(1)].figures.sign_ups, 1, "{}", fresh.name);
+
+    // The entry that replaced the first ones is replaced too: that concerns the day of no other entry.
+    assert_eq!(remove_old(&fresh.store, NOW.0 + 5 * DAY).await, 2, "{}", fresh.name);
+    store
+        .log(&[sign_up("kp_4", NOW.0), sign_up("kp_5", NOW.0 - DAY), sign_up("kp_6", NOW.0 - 9 * DAY)])
+        .await
+        .unwrap();
+    let report = projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
+    assert_eq!(report.kept_until, Some(day(3)), "{}", fresh.name);
     let after = growth(store).await;
-    assert_eq!(after, known);
-    assert_eq!((after[&old].figures.sign_ups, after[&old].entries), (1, 2));
+    let figures = |before| (after[&day(before)].is_kept, after[&day(before)].figures.sign_ups);
+    assert_eq!(
+        [figures(9), figures(3), figures(1), figures(0)],
+        [(true, 2), (true, 0), (false, 2), (false, 1)],
+        "{}",
+        fresh.name
+    );
+    assert_eq!(after[&day(3)].figures.active_users, 1, "{}", fresh.name);
+    for name in projections::NAMES {
+        let report = projections::rebuild(store, name, NOW, &mut |_| {}).await.unwrap().unwrap();
+        assert_eq!((report.computed, report.kept_until), (2, Some(day(3))), "{}", fresh.name);
+    }
+    assert_eq!(growth(store).await, after, "{}: a rebuild changes nothing", fresh.name);
     assert!(projections::rebuild(store, "users", NOW, &mut |_| {}).await.is_err());
+}
+
+async fn an_erasure_changes_no_figure_of_deletions_and_drift(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (user, version) = (UserId::parse("kp_1").unwrap(), Version::snapshot(NOW, "h"));
+    let observed = |what: &What, n: i64| LogEntry {
+        id: format!("scan {n}"),
+        kind: kind::SCAN_READ.into(),
+        source: LogSource::Reconcile,
+        scheme: "kinsync.observation".into(),
+        payload: serde_json::to_string(what).unwrap(),
+        version: Some(version.clone()),
+        ..event("", Some("kp_1"), NOW.0 - n * DAY)
+    };
+    let profile = Profile::new().with(Field::FirstName, "Ada");
+    let entries = [
+        sign_up("kp_1", NOW.0 - 4 * DAY),
+        observed(&What::Fields(profile.clone()), 3),
+        observed(&What::Exists(profile), 2),
+        observed(&What::Deleted, 1),
+    ];
+    store.log(&entries).await.unwrap();
+    projections::advance_all(store, Scope::Changed, NOW).await.unwrap();
+    let before = (growth(store).await, system(store).await);
+    assert_eq!(erase_entries(store, &user, NOW).await.unwrap(), 4);
+    for name in projections::NAMES {
+        projections::rebuild(store, name, NOW, &mut |_| {}).await.unwrap().unwrap();
+    }
+    assert_eq!((growth(store).await, system(store).await), before, "{}", fresh.name);
+    let drift = |days| before.1[&Day::of(NOW).before(days)].figures.drift.keys().cloned().collect::<Vec<_>>();
+    assert_eq!([drift(3), drift(2), drift(1)], [["fields"], ["restored"], ["deleted"]], "{}", fresh.name);
+    assert_eq!(before.0[&Day::of(NOW).before(1)].figures.deletions, 1, "{}", fresh.name);
 }
 
 async fn figures_contain_no_value_of_a_user(fresh: Fresh) {
