@@ -260,7 +260,7 @@ impl Report {
 
     async fn erase_fields(&mut self, store: &dyn Store, user: &UserId) -> Result<(), store::Error> {
         let fields = store.application_fields(user).await?;
-        match store.erase_application_fields(user, &fields).await? {
+        match store.erase_application_fields(user).await? {
             None => self.application_fields = fields.into_iter().collect(),
             Some(refusal) => self.refused = Some(refusal),
         }

@@ -107,7 +107,7 @@ async fn log_refused(store: &dyn Store, now: Micros) -> Result<(), Error> {
 }
 
 /// Returns the entry of a whole state, without what a rebuild takes from elsewhere.
-fn snapshot(user: &UserId, state: UserState, now: Micros) -> LogEntry {
+pub(crate) fn snapshot(user: &UserId, state: UserState, now: Micros) -> LogEntry {
     let state = UserState { last_seen: None, directory: Directory::default(), ..state };
     LogEntry::of_state(user, kind::SNAPSHOT, LogSource::Kinsync, &state, now)
 }

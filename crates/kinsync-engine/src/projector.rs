@@ -11,7 +11,7 @@ mod upkeep;
 mod without_time;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -283,11 +283,12 @@ impl Projector {
 
     /// Marks the entries of erased users: of them only that they arrived is logged, and none becomes a dead letter.
     async fn mark_erased(&self, items: &mut [Item]) -> Result<(), store::Error> {
-        let users: HashSet<String> =
-            items.iter().filter_map(|item| item.decoded.event.user.clone()).collect();
+        let users = items.iter().flat_map(Item::named_users).collect();
         let erased = self.erased.among(&*self.store, &users).await?;
-        for item in items {
-            item.is_erased = item.decoded.event.user.as_ref().is_some_and(|user| erased.contains(user));
+        if !erased.is_empty() {
+            for item in items {
+                item.is_erased = !item.named_users().is_disjoint(&erased);
+            }
         }
         Ok(())
     }
@@ -303,7 +304,7 @@ impl Projector {
         let mut quarantined = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
-            if item.is_erased {
+            if item.ends_as_marker() {
                 done.push(item);
             } else if let Err(failure) = &item.decoded.observations {
                 if let decode::Failure::InTheFuture { at, .. } = failure {

@@ -243,12 +243,8 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Removes these fields from the document of a user, except for kinsync's keys in them. Returns why the database refuses it.
-    async fn erase_application_fields(
-        &self,
-        _user: &UserId,
-        _fields: &[String],
-    ) -> Result<Option<String>, Error> {
+    /// Removes the fields of the application from the document of a user. Returns why the database refuses it.
+    async fn erase_application_fields(&self, _user: &UserId) -> Result<Option<String>, Error> {
         Ok(None)
     }
 

@@ -129,25 +129,24 @@ pub(super) async fn complete(
 
 /// Removes the record of an erasure that is over.
 pub(super) async fn remove(store: &dyn Store, user: &UserId) -> Result<(), Error> {
-    let key = format!("{IN_PROGRESS}{user}");
-    match store.state(&key).await? {
-        Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
-        None => Ok(()),
-    }
+    remove_state(store, format!("{IN_PROGRESS}{user}")).await
 }
 
 /// Takes an erasure back that did not reach the row of the user: removes its entry of the log, from which a rebuild would erase the
-/// row, and its records.
+/// row, and the mark of the user. [`remove`] ends it.
 pub(super) async fn withdraw(store: &dyn Store, user: &UserId) -> Result<(), Error> {
     let kind = Some(kind::ERASURE.to_owned());
     let filter = EventFilter { user: Some(user.to_string()), kind, limit: PAGE, ..EventFilter::default() };
     let entries: Vec<String> = store.events(&filter).await?.into_iter().map(|entry| entry.id).collect();
     store.remove_entries(&entries).await?;
-    let mut known = Vec::new();
-    for key in keys(user) {
-        known.extend(store.state(&key).await?.map(|saved| (key, saved.revision)));
+    remove_state(store, format!("{ERASED}{user}")).await
+}
+
+async fn remove_state(store: &dyn Store, key: String) -> Result<(), Error> {
+    match store.state(&key).await? {
+        Some(saved) => store.remove_states(&[(key, saved.revision)]).await,
+        None => Ok(()),
     }
-    store.remove_states(&known).await
 }
 
 /// Returns erasures that are not over, in the order of the users.
@@ -174,7 +173,7 @@ pub fn keys(user: &UserId) -> [String; 2] {
 pub(crate) struct ErasedUsers(Nothing);
 
 impl ErasedUsers {
-    /// Returns those of these users that were erased. An erasure that began less than 200 ms ago may be missed: what is logged then
+    /// Returns those of these users that were erased; a text that is no id is none. An erasure that began less than 200 ms ago may be missed: what is logged then
     /// is erased when the row is loaded.
     pub(crate) async fn among(
         &self,
@@ -185,7 +184,7 @@ impl ErasedUsers {
         if users.is_empty() || !self.0.or_some(is_any).await? {
             return Ok(HashSet::new());
         }
-        let users: Vec<&String> = users.iter().collect();
+        let users: Vec<&String> = users.iter().filter(|user| UserId::parse(user).is_ok()).collect();
         let keys: Vec<String> = users.iter().map(|user| format!("{ERASED}{user}")).collect();
         let records = store.states(&keys).await?;
         Ok(users

@@ -84,13 +84,16 @@ impl Subjects {
     }
 }
 
-/// Returns the strings in a JSON text: some of them may be ids of users.
-pub(super) fn strings(text: &str) -> HashSet<String> {
+/// Returns the strings and keys in a JSON text: some of them may be ids of users.
+pub(crate) fn strings(text: &str) -> HashSet<String> {
     fn add(value: &Value, found: &mut HashSet<String>) {
         match value {
             Value::String(text) => _ = found.insert(text.clone()),
             Value::Array(list) => list.iter().for_each(|value| add(value, found)),
-            Value::Object(members) => members.values().for_each(|value| add(value, found)),
+            Value::Object(members) => members.iter().for_each(|(key, value)| {
+                found.insert(key.clone());
+                add(value, found);
+            }),
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }

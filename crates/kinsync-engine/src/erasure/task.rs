@@ -9,6 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::{Eraser, Error, Subjects, record};
 use crate::{
     breaker::error_chain,
+    log_entry::LogEntry,
+    log_snapshots,
     queue::{DeadLetter, EntryId, Search},
 };
 
@@ -79,8 +81,8 @@ impl Eraser {
                 let known = match self.known(&user).await {
                     Ok(known) => known,
                     Err(Error::NotDeleted { .. }) => {
-                        // Restored by Kinde between the request and the erasure of the row: nothing is erased.
-                        record::withdraw(&*self.store, &user).await?;
+                        // Restored by Kinde between the request and the erasure of the row.
+                        self.withdraw(&user).await?;
                         continue;
                     }
                     Err(error) => return Err(error),
@@ -93,6 +95,20 @@ impl Eraser {
             }
         }
         Ok(())
+    }
+
+    /// Takes an erasure back. Entries of the user may have been replaced by markers: one with the state of the row explains it.
+    async fn withdraw(&self, user: &UserId) -> Result<(), Error> {
+        let store = &*self.store;
+        record::withdraw(store, user).await?;
+        let rows = store.load_to_write(std::slice::from_ref(user)).await?.into_iter();
+        let now = self.clock.now();
+        let snapshots: Vec<LogEntry> =
+            rows.map(|row| log_snapshots::snapshot(&row.id, row.state, now)).collect();
+        store.log(&snapshots).await?;
+        // The log may contain the same snapshot as a marker.
+        store.replace_entries(&snapshots).await?;
+        Ok(record::remove(store, user).await?)
     }
 
     /// Removes dead letters of users that were erased while this process did not run.

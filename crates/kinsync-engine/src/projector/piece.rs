@@ -1,6 +1,6 @@
 //! Part of a claimed batch, small enough to find out which entry fails.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use kinsync_core::{Micros, Observation, UserId};
 use tracing::{Span, field::Empty};
@@ -8,6 +8,7 @@ use tracing::{Span, field::Empty};
 use crate::{
     decode::{self, Decoded},
     directory::{Change, Kind},
+    erasure::subjects,
     log_entry::LogEntry,
     queue::{Claimed, EntryId},
     trace,
@@ -18,7 +19,7 @@ use crate::{
 pub(super) struct Item {
     pub(super) id: EntryId,
     pub(super) decoded: Decoded,
-    /// Whether the entry is about a user that was erased.
+    /// Whether the entry is about a user that was erased, or about no user and names one.
     pub(super) is_erased: bool,
     /// From the claim until the entry is acked, released or set aside.
     pub(super) span: Span,
@@ -40,6 +41,21 @@ impl Item {
     pub(super) fn user(&self) -> Option<&UserId> {
         let observations = self.decoded.observations.as_ref().ok()?;
         observations.first().map(|observation| &observation.user)
+    }
+
+    /// The ids of the users that the entry is about or, if it is about no user, all texts in it, which may be ids.
+    pub(super) fn named_users(&self) -> HashSet<String> {
+        match &self.decoded.event.user {
+            Some(user) => HashSet::from([user.clone()]),
+            None => subjects::strings(&self.decoded.event.payload),
+        }
+    }
+
+    /// Returns whether the marker in the log is all that remains of the entry. An event of an organization, a role or a permission
+    /// is applied, when its time has come.
+    pub(super) fn ends_as_marker(&self) -> bool {
+        let is_early = matches!(self.decoded.observations, Err(decode::Failure::InTheFuture { .. }));
+        self.is_erased && (self.decoded.event.user.is_some() || !is_early)
     }
 
     /// The entry of the log.

@@ -250,12 +250,8 @@ impl Store for MongoStore {
         timed("mongo", "application_fields", self.inner()?.application_fields(user)).await
     }
 
-    async fn erase_application_fields(
-        &self,
-        user: &UserId,
-        fields: &[String],
-    ) -> Result<Option<String>, Error> {
-        timed("mongo", "erase_application_fields", self.inner()?.erase_application_fields(user, fields)).await
+    async fn erase_application_fields(&self, user: &UserId) -> Result<Option<String>, Error> {
+        timed("mongo", "erase_application_fields", self.inner()?.erase_application_fields(user)).await
     }
 
     async fn count_user_entries(&self, user: &str) -> Result<u64, Error> {

@@ -29,6 +29,7 @@ use kinsync_engine::{
 use serde_json::json;
 
 use crate::{
+    erasure_records::continue_later,
     faulty::{Fault, FaultyStore},
     pipeline::{deliver, drain, engine, event_entry},
     rebuild::{assert_explained, rebuild},
@@ -48,20 +49,20 @@ on_every_store! {
 }
 
 /// In every value of the user, and nowhere else.
-const CANARY: &str = "canary7391";
+pub(crate) const CANARY: &str = "canary7391";
 
-fn id(user: &str) -> UserId {
+pub(crate) fn id(user: &str) -> UserId {
     UserId::parse(user).expect("a plain id")
 }
 
-fn personal(user: &str, version: Version, source: Source) -> Observation {
+pub(crate) fn personal(user: &str, version: Version, source: Source) -> Observation {
     let profile = Profile::new()
         .with(Field::Email, format!("{CANARY}.{user}@example.com").as_str())
         .with(Field::FirstName, format!("{CANARY} {source}").as_str());
     Observation { user: id(user), version, source, what: What::Fields(profile) }
 }
 
-async fn observe(store: &dyn Store, one: Observation) {
+pub(crate) async fn observe(store: &dyn Store, one: Observation) {
     let applied = apply(store, [one], Clock::system().now()).await.expect("the store answers");
     assert!(applied.failed.is_empty() && applied.rejected.is_empty(), "{applied:?}");
 }
@@ -72,7 +73,7 @@ fn deletion(user: &str) -> Observation {
 }
 
 /// A deleted user with observations of every source.
-async fn deleted_user(store: &dyn Store, user: &str) {
+pub(crate) async fn deleted_user(store: &dyn Store, user: &str) {
     observe(store, personal(user, Version::provisional(), Source::Login)).await;
     observe(store, personal(user, Version::event(Micros(1), "e"), Source::Webhook)).await;
     observe(store, personal(user, Version::snapshot(Micros(2), "h"), Source::Profile)).await;
@@ -91,7 +92,7 @@ async fn deleted_user(store: &dyn Store, user: &str) {
 }
 
 /// Everything that the store contains, as text.
-async fn everything(store: &dyn Store) -> String {
+pub(crate) async fn everything(store: &dyn Store) -> String {
     let mut texts = Vec::new();
     let filter = EventFilter { limit: 100_000, ..EventFilter::default() };
     let page = store.events(&filter).await.expect("the store answers");
@@ -105,16 +106,16 @@ async fn everything(store: &dyn Store) -> String {
     texts.join("\n")
 }
 
-fn canaries(text: &str) -> Vec<&str> {
+pub(crate) fn canaries(text: &str) -> Vec<&str> {
     text.lines().filter(|line| line.contains(CANARY)).collect()
 }
 
-async fn opened(fresh: &Fresh) -> (Engine, tempfile::TempDir) {
+pub(crate) async fn opened(fresh: &Fresh) -> (Engine, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a temporary folder");
     (engine(dir.path(), &fresh.store, projector::Config::default()).await, dir)
 }
 
-async fn erase(eraser: &Eraser, user: &str) -> Result<Report, Error> {
+pub(crate) async fn erase(eraser: &Eraser, user: &str) -> Result<Report, Error> {
     eraser.erase(&id(user), Mode::Erase, ApplicationFields::Keep).await
 }
 
@@ -200,6 +201,8 @@ async fn nothing_that_arrives_later_is_stored_of_an_erased_user(fresh: Fresh) {
         let (engine, _dir) = opened(&fresh).await;
         deleted_user(store, user).await;
         erase(engine.eraser(), user).await.expect("deleted");
+        // While the erasure is in progress, what is about the user is removed from the queue.
+        continue_later(&fresh.store, Duration::from_mins(11)).await;
     }
     let state = async || {
         store.load(&[id(user)]).await.expect("the store answers").pop().flatten().expect("stored").state
@@ -297,6 +300,7 @@ async fn a_restart_drops_the_dead_letters_of_erased_users_alone(fresh: Fresh) {
     drain(&stopped).await;
     stopped.stop().await;
     erase(running.eraser(), "kp_ada").await.expect("deleted");
+    continue_later(&fresh.store, Duration::from_mins(11)).await;
     let started = engine(other.path(), &fresh.store, projector::Config::default()).await;
     started.start();
     let letters = async || {

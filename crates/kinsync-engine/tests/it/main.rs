@@ -20,6 +20,7 @@ mod derived;
 mod directory;
 mod erasure;
 mod erasure_files;
+mod erasure_records;
 mod proofs;
 mod properties;
 mod quarantine;

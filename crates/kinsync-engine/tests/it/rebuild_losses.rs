@@ -187,9 +187,10 @@ async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
 
 /// Two pages of users. The first user has a value that no entry explains.
 async fn two_pages(store: &dyn Store) {
-    let named =
-        |n: usize| read(&format!("kp_{n:04}"), 1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
-    apply(store, (0..1200).map(named), Clock::system().now()).await.expect("the store answers");
+    let named = |id: String| read(&id, 1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
+    // The second page begins with an id that the last one of the first page begins.
+    let ids = (0..1199).map(|n| format!("kp_{n:04}")).chain(["kp_09990".to_owned()]);
+    apply(store, ids.map(named), Clock::system().now()).await.expect("the store answers");
     let version = Version::snapshot(Micros(7), "lost");
     add_unlogged(store, "kp_0000", Field::FirstName, version, Value::Text("Countess".into())).await;
 }

@@ -198,6 +198,17 @@ fn a_misspelled_or_empty_secret_is_named_where_it_is_why_nothing_starts() {
 }
 
 #[test]
+fn an_age_below_a_week_is_refused_for_erasures_and_retention() {
+    for (name, short, week) in
+        [("KINSYNC_ERASE_DELETED_AFTER", "6d", "7d"), ("KINSYNC_RETENTION", "*=167h", "*=168h")]
+    {
+        let found = problems(&[SECRET, (name, short)]);
+        assert!(found[name].contains("at least 7d"), "{found:?}");
+        Config::from_vars([SECRET, (name, week)]).unwrap();
+    }
+}
+
+#[test]
 fn a_short_secret_is_a_warning_and_not_a_problem() {
     let loaded = Config::load(&Sources::from_vars([("KINDE_WEBHOOK_SECRET", "test")])).unwrap();
     assert!(loaded.warnings.iter().any(|w| w.contains("KINDE_WEBHOOK_SECRET")), "{:?}", loaded.warnings);

@@ -2,6 +2,7 @@
 
 use std::{fs, path::Path};
 
+use kinde_emulator::{Config, Emulator, Fault, FaultKind};
 use serde_json::Value;
 
 use crate::server::{Server, TOKEN, kinsync};
@@ -123,4 +124,30 @@ fn an_erasure_that_a_kill_interrupts_is_completed_by_the_next_command() {
     let (code, _, why) = run(&server, &["users", "erase", "kp_ada", "--yes"]);
     assert_eq!(code, 0, "{why}");
     assert_eq!(is_in_files(server.folder.path()), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_erased_while_kinde_does_not_answer() {
+    let kinde = Emulator::start(Config::default()).await.unwrap();
+    let settings = kinde.config();
+    let vars = [
+        ("KINDE_DOMAIN", kinde.issuer()),
+        ("KINDE_M2M_CLIENT_ID", settings.client_id.as_str()),
+        ("KINDE_M2M_CLIENT_SECRET", settings.client_secret.as_str()),
+        ("KINDE_ALLOWED_CLIENT_IDS", settings.app_client_id.as_str()),
+    ];
+    kinde.set_fault(Fault::always(FaultKind::Status { status: 503 }).on("management"));
+    tokio::task::block_in_place(|| {
+        let server = Server::start(&vars);
+        fill(&server);
+        delete(&server);
+        let token = format!("Bearer {TOKEN}");
+        let path = "/api/admin/users/kp_ada/erase";
+        let (status, answer) = server.request("POST", path, &[("authorization", &token)], "");
+        assert_eq!(status, 503, "{answer}");
+        let (code, _, why) = run(&server, &["users", "erase", "kp_ada", "--yes"]);
+        assert_ne!(code, 0, "{why}");
+        let (_, export, _) = run(&server, &["users", "export", "kp_ada"]);
+        assert!(export.contains(CANARY), "{export}");
+    });
 }

@@ -1,6 +1,6 @@
 //! Replaces and removes entries of the log, and removes fields of the application.
 
-use bson::{Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc, raw::cstr, rawdoc};
+use bson::{Bson, Document, RawArrayBuf, RawDocument, RawDocumentBuf, doc, raw::cstr, rawdoc};
 use kinsync_core::{Micros, UserId};
 
 use super::{
@@ -98,50 +98,51 @@ impl Inner {
     /// Returns the paths of fields that kinsync does not own: top-level fields, and fields in a sub-document that contains keys of
     /// kinsync.
     pub(super) async fn application_fields(&self, user: &UserId) -> Result<Vec<String>, Error> {
-        let ours: Vec<String> = DocumentKey::ALL
-            .into_iter()
-            .filter_map(|key| self.keys.dotted(key))
-            .map(ToOwned::to_owned)
-            .collect();
+        Ok(self.foreign_paths(user).await?.iter().map(|path| path.join(".")).collect())
+    }
+
+    async fn foreign_paths(&self, user: &UserId) -> Result<Vec<Path>, Error> {
+        let ours: Vec<&str> = DocumentKey::ALL.into_iter().filter_map(|key| self.keys.dotted(key)).collect();
         let find = self.by_kinde_id(std::iter::once(user.as_str()));
         let read = |doc: &RawDocument| Document::try_from(doc).ok();
-        let Some(document) = self.find(FIELDS, &self.users, find, read).await?.pop() else {
+        let Some(mut document) = self.find(FIELDS, &self.users, find, read).await?.pop() else {
             return Ok(Vec::new());
         };
-        let mut fields = Vec::new();
         let row = self.load(std::slice::from_ref(user)).await?.pop().flatten();
         let foreign = row.and_then(|row| row.document).map(|stored| stored.foreign).unwrap_or_default();
         let kept: Vec<&str> = foreign.keys().filter_map(|key| self.keys.dotted(*key)).collect();
-        for (name, value) in &document {
-            let prefix = format!("{name}.");
-            let inner = value.as_document().filter(|_| ours.iter().any(|path| path.starts_with(&prefix)));
-            match inner {
-                _ if name == "_id" || name == METADATA => {}
-                Some(inner) => {
-                    let paths = inner.keys().map(|key| format!("{prefix}{key}"));
-                    fields.extend(paths.filter(|path| !ours.contains(path) || kept.contains(&path.as_str())));
-                }
-                None if ours.contains(name) && !kept.contains(&name.as_str()) => {}
-                None => fields.push(name.clone()),
-            }
-        }
-        fields.retain(|path| path != self.keys.kinde_id());
-        Ok(fields)
+        let mut ours: Vec<&str> = ours.into_iter().filter(|path| !kept.contains(path)).collect();
+        ours.push(self.keys.kinde_id());
+        document.remove("_id");
+        document.remove(METADATA);
+        let mut found = Vec::new();
+        add_foreign(&document, &[], &ours, &mut found);
+        Ok(found)
     }
 
-    pub(super) async fn erase_application_fields(
-        &self,
-        user: &UserId,
-        fields: &[String],
-    ) -> Result<Option<String>, Error> {
-        if fields.is_empty() {
-            return Ok(None);
-        }
-        let unset: Document = fields.iter().map(|path| (path.clone(), true.into())).collect();
-        let statement = doc! { "q": { self.keys.kinde_id(): user.as_str() }, "u": { "$unset": unset } };
+    pub(super) async fn erase_application_fields(&self, user: &UserId) -> Result<Option<String>, Error> {
+        let (special, plain): (Vec<Path>, Vec<Path>) = self
+            .foreign_paths(user)
+            .await?
+            .into_iter()
+            .partition(|path| path.iter().any(|name| is_special(name)));
         let mut statements = RawArrayBuf::new();
-        if let Ok(statement) = RawDocumentBuf::try_from(&statement) {
-            statements.push(statement);
+        let mut add = |update: Bson| {
+            let statement = doc! { "q": { self.keys.kinde_id(): user.as_str() }, "u": update };
+            statements
+                .push(RawDocumentBuf::try_from(&statement).expect("names of fields that BSON contained"));
+        };
+        if !plain.is_empty() {
+            let unset: Document = plain.iter().map(|path| (path.join("."), true.into())).collect();
+            add(doc! { "$unset": unset }.into());
+        }
+        if !special.is_empty() {
+            let stages: Vec<Document> =
+                special.iter().map(|path| doc! { "$replaceWith": without(path, "$$ROOT".into()) }).collect();
+            add(stages.into());
+        }
+        if plain.is_empty() && special.is_empty() {
+            return Ok(None);
         }
         let command = self.write_command(cstr!("update"), &self.users, cstr!("updates"), &statements);
         let command = call::command(self.database.clone(), command);
@@ -158,4 +159,37 @@ impl Inner {
             ))),
         }
     }
+}
+
+/// Names from the document down to a field.
+type Path = Vec<String>;
+
+/// Returns whether a path of names joined by dots does not lead to a field with this name. Such a field is none of kinsync.
+fn is_special(name: &str) -> bool {
+    name.contains('.') || name.starts_with('$') || name.is_empty()
+}
+
+fn add_foreign(document: &Document, at: &[String], ours: &[&str], found: &mut Vec<Path>) {
+    for (name, value) in document {
+        let path = [at, std::slice::from_ref(name)].concat();
+        let (dotted, is_special) = (path.join("."), is_special(name));
+        let contains_ours =
+            ours.iter().any(|one| one.strip_prefix(&dotted).is_some_and(|rest| rest.starts_with('.')));
+        match value.as_document() {
+            _ if !is_special && ours.contains(&dotted.as_str()) => {}
+            Some(inner) if !is_special && contains_ours => add_foreign(inner, &path, ours, found),
+            _ => found.push(path),
+        }
+    }
+}
+
+/// Returns the expression of a document without a field that `$unset` cannot name. Names are literals. MongoDB 5.0 or later.
+fn without(path: &[String], input: Bson) -> Document {
+    let Some((name, rest)) = path.split_first() else { return Document::new() };
+    let field = doc! { "$literal": name };
+    if rest.is_empty() {
+        return doc! { "$unsetField": { "field": field, "input": input } };
+    }
+    let inner = doc! { "$getField": { "field": field.clone(), "input": input.clone() } };
+    doc! { "$setField": { "field": field, "input": input, "value": without(rest, inner.into()) } }
 }

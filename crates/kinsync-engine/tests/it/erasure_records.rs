@@ -1,0 +1,195 @@
+//! Erasures across processes: withdrawn, repeated, and what names an erased user later.
+
+use std::{sync::Arc, time::Duration};
+
+use bson::{Document, doc};
+use kinsync_core::{Field, Micros, Observation, Profile, Source, Version, What};
+use kinsync_engine::{
+    Clock, Engine,
+    internal::{
+        erasure::{ApplicationFields, Eraser, Mode},
+        log_entry::kind,
+        log_snapshots,
+        store::{EventFilter, LogEntry, Store},
+    },
+};
+
+use crate::{
+    erasure::{CANARY, canaries, deleted_user, erase, everything, id, observe, opened, personal},
+    faulty::{Failure, Fault, FaultyStore},
+    pipeline::{drain, entry, event_entry},
+    rebuild::assert_explained,
+    store_mongo,
+    stores::{self, Fresh, on_every_store},
+};
+
+on_every_store! {
+    an_erasure_of_a_user_that_kinde_has_restored_is_withdrawn
+    an_erasure_that_is_withdrawn_while_the_log_is_completed_is_explained
+    a_later_event_about_no_user_that_names_an_erased_one_is_logged_as_a_hash
+    a_delivery_with_the_type_of_an_erasure_is_one_like_any_other
+}
+
+/// Starts another process with a clock that is ahead, and waits until no erasure is in progress.
+pub(crate) async fn continue_later(store: &Arc<dyn Store>, by: Duration) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let by = i64::try_from(by.as_micros()).expect("minutes");
+    let clock = Clock::from_fn(move || Micros(Clock::system().now().0 + by));
+    let engine = Engine::builder(dir.path()).store(Arc::clone(store)).clock(clock).open().await;
+    let engine = engine.expect("the folder opens");
+    engine.start();
+    let is_over = async {
+        while !store.list_states("erasing/", None, 1).await.expect("the store answers").is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), is_over).await.expect("the erasure is over within a minute");
+    engine.stop().await;
+}
+
+async fn entries(store: &dyn Store, filter: EventFilter) -> Vec<LogEntry> {
+    let filter = EventFilter { limit: 1000, ..filter };
+    store.events(&filter).await.expect("the store answers").items
+}
+
+async fn an_erasure_of_a_user_that_kinde_has_restored_is_withdrawn(fresh: Fresh) {
+    log_snapshots::complete(&*fresh.store, &Clock::system()).await.expect("the store answers");
+    withdraw(&fresh).await;
+}
+
+/// The states of all users are logged meanwhile, and replaced by markers.
+async fn an_erasure_that_is_withdrawn_while_the_log_is_completed_is_explained(fresh: Fresh) {
+    withdraw(&fresh).await;
+}
+
+async fn withdraw(fresh: &Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(fresh).await;
+    deleted_user(store, "kp_ada").await;
+    let fault = Fault::new("write", Failure::All);
+    let broken = FaultyStore { store: Arc::clone(&fresh.store), fault };
+    let eraser = Eraser::new(Arc::new(broken), Arc::clone(engine.queue()), Clock::system());
+    erase(&eraser, "kp_ada").await.expect_err("the row cannot be written");
+    let erasures = EventFilter { kind: Some(kind::ERASURE.into()), ..EventFilter::default() };
+    assert_eq!(entries(store, erasures.clone()).await.len(), 1, "{}", fresh.name);
+
+    let exists = Observation {
+        what: What::Exists(Profile::new().with(Field::FirstName, "Ada")),
+        ..personal("kp_ada", Version::snapshot(Micros(1_794_500_000_000_000), "h"), Source::Reconcile)
+    };
+    observe(store, exists).await;
+    // Logged without its content: the record of the erasure exists.
+    let late = event_entry("user.updated", 95_000_000, "late", r#"{"id":"kp_ada","last_name":"Lovelace"}"#);
+    engine.queue().enqueue(late).await.expect("the queue takes it");
+    drain(&engine).await;
+    engine.stop().await;
+    continue_later(&fresh.store, Duration::from_mins(1)).await;
+
+    assert_eq!(entries(store, erasures).await, [], "{}", fresh.name);
+    let records = store.list_states("eras", None, 10).await.expect("the store answers");
+    assert!(!records.iter().any(|(key, _)| key.contains("kp_ada")), "{}: {records:?}", fresh.name);
+    let row = store.load(&[id("kp_ada")]).await.expect("the store answers").pop().flatten().expect("stored");
+    let name = |field| row.state.text(field).map(str::to_owned);
+    assert!(row.state.is_live() && row.state.erased.is_none(), "{}: {row:?}", fresh.name);
+    assert_eq!(
+        (name(Field::FirstName).as_deref(), name(Field::LastName).as_deref()),
+        (Some("Ada"), Some("Lovelace")),
+        "{}",
+        fresh.name
+    );
+    assert_explained(store, fresh.name).await;
+}
+
+async fn a_later_event_about_no_user_that_names_an_erased_one_is_logged_as_a_hash(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(&fresh).await;
+    deleted_user(store, "kp_ada").await;
+    erase(engine.eraser(), "kp_ada").await.expect("deleted");
+    // While the erasure is in progress, what names the user is removed from the queue.
+    continue_later(&fresh.store, Duration::from_mins(11)).await;
+    let event = |kind: &str, id: &str, data: &str| {
+        let time = "2026-01-01T00:00:00Z";
+        entry(id, &format!(r#"{{"type":"{kind}","event_id":"{id}","timestamp":"{time}","data":{data}}}"#))
+    };
+    let named = [
+        event("passkey.added", "passkey", r#"{"user_id":"kp_ada","device":"canary7391"}"#),
+        event("unknown.type", "key", r#"{"kp_ada":"canary7391"}"#),
+        entry("broken", r#"{"who":"kp_ada","text":"canary7391"}"#),
+        event(
+            "organization.created",
+            "organization",
+            r#"{"organization":{"code":"org_1","name":"One"},"by":"kp_ada","note":"canary7391"}"#,
+        ),
+    ];
+    // Is applied when its time has come.
+    let early = r#"{"organization":{"code":"org_1","name":"Early"},"by":"kp_ada","note":"canary7391"}"#;
+    let early = event("organization.updated", "early", early).payload;
+    let early = String::from_utf8_lossy(early.bytes()).replace("2026-01-01", "2999-01-01");
+    let early = entry("early", &early);
+    let other = event("passkey.added", "other", r#"{"user_id":"kp_bob","device":"of Bob"}"#);
+    for one in named.into_iter().chain([early, other]) {
+        engine.queue().enqueue(one).await.expect("the queue takes it");
+    }
+    drain(&engine).await;
+    let letters = engine.queue().dead_letters(None, 9).await.expect("the queue is open");
+    let letters: Vec<&str> = letters.iter().map(|letter| letter.event_id.as_str()).collect();
+    assert_eq!(letters, ["early"], "{}", fresh.name);
+    engine.stop().await;
+    assert_eq!(canaries(&everything(store).await), [""; 0], "{}", fresh.name);
+    for id in ["passkey", "key", "broken", "organization", "early"] {
+        let logged = store.event(id).await.expect("the store answers").expect("logged");
+        assert!(logged.payload.contains("sha256"), "{}: {logged:?}", fresh.name);
+    }
+    let other = store.event("other").await.expect("the store answers").expect("logged");
+    assert!(other.payload.contains("of Bob"), "{}: {other:?}", fresh.name);
+    let organization = store.state("directory/org_1").await.expect("the store answers");
+    assert!(organization.is_some_and(|saved| saved.value.to_string().contains("One")), "{}", fresh.name);
+}
+
+async fn a_delivery_with_the_type_of_an_erasure_is_one_like_any_other(fresh: Fresh) {
+    let store = &*fresh.store;
+    let (engine, _dir) = opened(&fresh).await;
+    observe(store, personal("kp_ada", Version::event(Micros(1), "e"), Source::Webhook)).await;
+    let user = r#"{"id":"kp_ada","first_name":"canary7391"}"#;
+    for kind in [kind::ERASURE, kind::RETENTION, kind::SNAPSHOT] {
+        let event = event_entry(kind, 1, &format!("fake {kind}"), user);
+        engine.queue().enqueue(event).await.expect("the queue takes it");
+    }
+    drain(&engine).await;
+    let row = store.load(&[id("kp_ada")]).await.expect("the store answers").pop().flatten().expect("stored");
+    assert!(row.state.is_live() && row.state.erased.is_none(), "{}: {row:?}", fresh.name);
+    assert_explained(store, fresh.name).await;
+    deleted_user(store, "kp_ada").await;
+    erase(engine.eraser(), "kp_ada").await.expect("deleted");
+    engine.stop().await;
+    assert_eq!(canaries(&everything(store).await), [""; 0], "{}", fresh.name);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_the_application_are_removed_once_and_whatever_their_names() {
+    let store = store_mongo::store().await;
+    let users = store.database().expect("connected").collection::<Document>("users");
+    let fresh = stores::over(store);
+    deleted_user(&*fresh.store, "kp_ada").await;
+    let of_ada = doc! { "kindeId": "kp_ada" };
+    let read = async || users.find_one(of_ada.clone()).await.expect("the server answers").expect("stored");
+    let mut document = read().await;
+    for name in ["plain", "a.b", "$price", "a.$b.c"] {
+        document.insert(name, CANARY);
+    }
+    document.insert("nested", doc! { "x.y": CANARY });
+    users.delete_one(of_ada.clone()).await.expect("the server answers");
+    users.insert_one(document).await.expect("the server accepts such names");
+    let (engine, _dir) = opened(&fresh).await;
+    let done = engine.eraser().erase(&id("kp_ada"), Mode::Erase, ApplicationFields::Erase).await;
+    let done = done.expect("deleted");
+    assert_eq!((done.refused, done.application_fields.len()), (None, 5));
+    let left = read().await;
+    assert!(!left.to_string().contains(CANARY) && left.contains_key("kindeId"), "{left}");
+
+    // A server repeats the erasure after ten minutes.
+    users.update_one(of_ada.clone(), doc! { "$set": { "note": "of later" } }).await.expect("accepted");
+    engine.stop().await;
+    continue_later(&fresh.store, Duration::from_mins(11)).await;
+    assert_eq!(read().await.get_str("note").ok(), Some("of later"));
+}
