@@ -166,7 +166,7 @@ impl Eraser {
         addresses.extend(subjects::addresses(&known.state));
         let subjects = InProgress::new(addresses, application_fields, self.clock.now()).subjects(&known.user);
         (report.entries, report.other_entries) = entries::count(store, &known.user, &subjects).await?;
-        report.add(self.in_queue(&subjects, Search::Count).await?);
+        report.add(&self.in_queue(&subjects, Search::Count).await?);
         report.audit_records = AuditLog::default().count(store, &subjects).await?;
         if application_fields == ApplicationFields::Erase {
             report.application_fields = store.application_fields(&known.user).await?.into_iter().collect();
@@ -206,7 +206,7 @@ impl Eraser {
             report.join(of_user);
         }
         // 5. What concerns no single user.
-        report.add(self.in_queue(&subjects, Search::Remove).await?);
+        report.add(&self.in_queue(&subjects, Search::Remove).await?);
         report.other_entries = entries::erase_others(store, &subjects, now).await?;
         report.audit_records = AuditLog::default().erase(store, &subjects).await?;
         store.scrub().await?;
@@ -253,7 +253,7 @@ impl Report {
         Self { was_erased: state.erased.is_some(), fields, ..Self::default() }
     }
 
-    fn add(&mut self, found: queue::Matched) {
+    fn add(&mut self, found: &queue::Matched) {
         self.queued += found.queued;
         self.dead_letters += found.dead_letters;
     }

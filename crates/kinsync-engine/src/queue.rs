@@ -285,24 +285,55 @@ pub type Matcher = Arc<dyn Fn(&str, &[u8]) -> bool + Send + Sync>;
 pub enum Search {
     /// They are counted.
     Count,
+    /// They are counted, and the entries are returned.
+    List,
     /// They are removed.
     Remove,
 }
 
 /// What a search has found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Matched {
     /// Entries, including claimed ones.
     pub queued: u64,
     /// Dead letters.
     pub dead_letters: u64,
+    /// The entries, with [`Search::List`] only.
+    pub entries: Vec<Found>,
+}
+
+/// An entry that a search has found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// Id of the event.
+    pub event_id: String,
+    /// Name of the verification scheme; `login` for a sighting.
+    pub scheme: String,
+    /// When it was received.
+    pub received_at: Micros,
+    /// The payload as text; bytes that are not UTF-8 become U+FFFD.
+    pub payload: String,
+}
+
+impl From<&Entry> for Found {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            event_id: entry.event_id.clone(),
+            scheme: entry.payload.scheme().to_owned(),
+            received_at: entry.received_at,
+            payload: String::from_utf8_lossy(entry.payload.bytes()).into_owned(),
+        }
+    }
 }
 
 impl std::ops::Add for Matched {
     type Output = Self;
 
-    fn add(self, other: Self) -> Self {
-        Self { queued: self.queued + other.queued, dead_letters: self.dead_letters + other.dead_letters }
+    fn add(mut self, other: Self) -> Self {
+        self.queued += other.queued;
+        self.dead_letters += other.dead_letters;
+        self.entries.extend(other.entries);
+        self
     }
 }
 
@@ -343,8 +374,8 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// Deletes a dead letter.
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error>;
 
-    /// Counts or removes the entries and the dead letters that the matcher finds, for the erasure of a user. Reads every payload. A
-    /// claimed entry is removed too, or stays until the consumer that has claimed it acks it.
+    /// Counts, lists or removes the entries and the dead letters that the matcher finds, for the export and the erasure of a user.
+    /// Reads every payload. A claimed entry is removed too, or stays until the consumer that has claimed it acks it.
     async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error>;
 
     /// Completes pending writes and releases the backend. Later calls return [`Error::Closed`].

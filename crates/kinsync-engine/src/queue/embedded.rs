@@ -29,7 +29,7 @@ use tokio::{
     time::Instant,
 };
 
-pub use self::inspect::{Found, Listed, containing, inspect, list};
+pub use self::inspect::{Listed, inspect, list};
 use self::{
     file::{Failure, QueueFile},
     state::State,
@@ -301,6 +301,9 @@ impl Queue for EmbeddedQueue {
     }
 
     async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {
+        if search == Search::List {
+            return self.read(move |shared| Ok(search::list(&shared.reader(), &matcher)?)).await;
+        }
         self.call(|reply| Command::Search { matcher: search::Shown(matcher), search, reply }).await
     }
 

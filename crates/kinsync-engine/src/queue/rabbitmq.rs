@@ -338,12 +338,15 @@ impl Shared {
                 source: format!("{waiting} deliveries are queued").into(),
             });
         }
-        let ids = self.held.matching(matcher);
+        let (ids, mut entries): (Vec<EntryId>, Vec<_>) = self.held.matching(matcher).into_iter().unzip();
         let queued = ids.len() as u64;
         if search == Search::Remove {
             self.ack(&ids).await?;
         }
-        Ok(Matched { queued, dead_letters: self.dead_letters.search(matcher, search).await? })
+        if search != Search::List {
+            entries.clear();
+        }
+        Ok(Matched { queued, dead_letters: self.dead_letters.search(matcher, search).await?, entries })
     }
 
     /// Counts the entries that no process holds.

@@ -15,7 +15,7 @@ use futures_util::future::join_all;
 use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use kinsync_engine::internal::queue::{
-    Claimed, Enqueued, Entry, EntryId, Error, Matched, Payload, Queue, Search,
+    Claimed, Enqueued, Entry, EntryId, Error, Found, Matched, Payload, Queue, Search,
 };
 use tokio::time::timeout;
 
@@ -356,8 +356,11 @@ async fn a_search_removes_entries_of_every_state_and_no_others(Fresh { queue, ..
     let is_wanted =
         |scheme: &str, payload: &[u8]| scheme == "hmac_sha256" && !payload.ends_with(b"-other\"}");
     let found = async |search| queue.search(Arc::new(is_wanted), search).await.unwrap();
-    let expected = Matched { queued: 2, dead_letters: 1 };
+    let expected = Matched { queued: 2, dead_letters: 1, entries: Vec::new() };
     assert_eq!(found(Search::Count).await, expected);
+    let listed = found(Search::List).await;
+    let entries = ["claimed", "waiting"].map(|id| Found::from(&entry(id))).to_vec();
+    assert_eq!(listed, Matched { entries, ..expected.clone() });
     assert_eq!(counts(&*queue).await, (4, 2), "a count removes nothing");
     assert_eq!(found(Search::Remove).await, expected);
     assert_eq!(counts(&*queue).await, (2, 1));

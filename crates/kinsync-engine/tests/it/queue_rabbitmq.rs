@@ -9,7 +9,7 @@ use kinsync_engine::{
     Clock,
     internal::{
         queue::{
-            Enqueued, Entry, Error, Payload, Queue,
+            Enqueued, Entry, Error, Found, Matched, Payload, Queue, Search,
             rabbitmq::{Config, RabbitmqQueue},
         },
         store::embedded::EmbeddedStore,
@@ -119,6 +119,25 @@ async fn nothing_accepted_is_lost_by_a_kill_of_the_server() {
     }
     assert!(accepted.len() >= 500);
     assert_eq!(accepted.iter().find(|id| !found.contains(*id)), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_finds_claimed_entries_and_dead_letters_and_refuses_while_others_wait() {
+    let Fresh { queue, .. } = &rabbitmq().await;
+    for id in ["dead", "claimed"] {
+        queue.enqueue(entry(id)).await.unwrap();
+    }
+    let found = async |search| queue.search(Arc::new(|_: &str, body: &[u8]| !body.is_empty()), search).await;
+    let refused = found(Search::List).await;
+    assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    let claimed = claim_all(&**queue, 2).await;
+    dead_letter(&**queue, &claimed[..1], "why").await;
+    let expected = Matched { queued: 1, dead_letters: 1, entries: Vec::new() };
+    let entries = vec![Found::from(&entry("claimed"))];
+    assert_eq!(found(Search::List).await.unwrap(), Matched { entries, ..expected.clone() });
+    assert_eq!(counts(&**queue).await, (1, 1), "a list removes nothing");
+    assert_eq!(found(Search::Remove).await.unwrap(), expected);
+    assert_eq!(counts(&**queue).await, (0, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

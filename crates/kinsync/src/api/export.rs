@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kinsync_engine::internal::queue::embedded::Found;
+use kinsync_engine::internal::queue::Found;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -41,9 +41,10 @@ pub struct UserExport {
     pub records: BTreeMap<String, serde_json::Value>,
     /// Keys of records about several users that name this user.
     pub mentioned_in: Vec<String>,
-    /// Deliveries that this server set aside.
+    /// Deliveries that were set aside. In the data folder: those of this server.
     pub dead_letters: Vec<DeadLetter>,
-    /// Deliveries in the local queue of this server. A shared queue is not searched.
+    /// Deliveries in the data folder of this server and in the shared queue. RabbitMQ does not show deliveries: while some wait there,
+    /// no user can be exported.
     pub queued: Vec<QueuedDelivery>,
     /// Requests of operators about this user.
     pub audit: Vec<AuditRecord>,
@@ -70,12 +71,12 @@ pub struct QueuedDelivery {
     pub payload: serde_json::Value,
 }
 
-impl From<&Found> for QueuedDelivery {
-    fn from(found: &Found) -> Self {
+impl From<Found> for QueuedDelivery {
+    fn from(found: Found) -> Self {
         Self {
-            event_id: found.listed.event_id.clone(),
-            scheme: found.listed.scheme.clone(),
-            received_at: found.listed.received_at.into(),
+            event_id: found.event_id,
+            scheme: found.scheme,
+            received_at: found.received_at.into(),
             payload: payload(&found.payload),
         }
     }

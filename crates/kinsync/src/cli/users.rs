@@ -61,8 +61,9 @@ pub(super) enum Command {
 const EXPORT_HELP: &str = "\
 For requests of users about their data (GDPR articles 15 and 20). Prints the document, the state, all entries of the event log, \
 dead letters, queued deliveries, records of kinsync, and requests of operators about the user. Fields of your application are not \
-part of it. Dead letters and the queue are those of the server that answers: with several servers, run the command once for each. \
-The export itself is recorded in the audit log. A shared queue is not searched.
+part of it. Dead letters and the queue are those of the server that answers, and of the shared queue: with several servers, run the \
+command once for each. The export itself is recorded in the audit log. With RabbitMQ it fails while deliveries wait: they cannot be \
+listed.
 
 Example:
   kinsync users export kp_0190932d7592c68bda50d62b2ffa8cbb > export.json";

@@ -321,3 +321,53 @@ fn a_role_that_needs_other_processes_is_refused_without_what_they_share() {
     assert_eq!(refused("ingest,project,api", &[mongo]), None);
     assert_eq!(refused("all", &[]), None);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_contains_what_waits_in_redis() {
+    let (redis, mongo) = (TestRedis::start(DURABLE), TestMongo::shared().await);
+    let database = mongo.database();
+    let mut app = accepting(&redis.url(), mongo, &database).await;
+    for user in ["kp_ada", "kp_bob"] {
+        assert_eq!(app.deliver(created(user)).await.unwrap(), 200);
+    }
+    let export = app.admin("/users/kp_ada/export").await.unwrap().expect("it is queued");
+    let queued = export["queued"].as_array().unwrap();
+    assert_eq!((queued.len(), &queued[0]["eventId"]), (1, &"event_of_kp_ada".into()), "{export}");
+    assert_eq!(queued[0]["payload"]["data"]["user"]["first_name"], "User", "{export}");
+    app.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_contains_dead_letters_of_rabbitmq_and_fails_while_deliveries_wait() {
+    let (rabbitmq, mongo) = (TestRabbitmq::start(), TestMongo::shared().await);
+    let database = mongo.database();
+    let mut app = accepting(&rabbitmq.url(), mongo, &database).await;
+    let far = created("kp_ada").replace("2026-01-01", "2999-01-01");
+    assert_eq!(app.deliver(far).await.unwrap(), 200);
+    let why = app.admin("/users/kp_ada/export").await.unwrap_err().to_string();
+    assert!(why.contains("503"), "{why}");
+    let mut worker = serve(&rabbitmq.url(), mongo, &database).await;
+    worker.leaves_entries();
+    let exported = async {
+        loop {
+            if let Ok(Some(export)) = app.admin("/users/kp_ada/export").await
+                && export["deadLetters"][0]["eventId"] == "event_of_kp_ada"
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(WITHIN, exported).await.expect("the dead letter is exported");
+    worker.stop().await.unwrap();
+    app.stop().await.unwrap();
+}
+
+/// A process that accepts deliveries, serves the API and applies nothing.
+async fn accepting(queue: &str, mongo: &TestMongo, database: &str) -> TestApp {
+    let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
+    app.with_mongodb(&mongo.uri(), database).set("KINSYNC_QUEUE", queue).set("KINSYNC_ROLE", "ingest,api");
+    app.leaves_entries();
+    app.start().await.unwrap();
+    app
+}

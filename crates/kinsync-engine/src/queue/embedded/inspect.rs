@@ -68,38 +68,6 @@ pub fn list(dir: &Path, limit: usize) -> Result<Vec<Listed>, Error> {
     Ok(listed?.unwrap_or_default())
 }
 
-/// An entry in the file with its payload.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Found {
-    /// The entry.
-    pub listed: Listed,
-    /// The payload as text; bytes that are not UTF-8 become U+FFFD.
-    pub payload: String,
-}
-
-/// Finds the entries in the folder `queue` of `dir` whose payload contains this text, oldest first. Reads every payload; blocks on
-/// the disk.
-///
-/// # Errors
-/// As [`inspect`].
-pub fn containing(dir: &Path, text: &str) -> Result<Vec<Found>, Error> {
-    let select = "SELECT id, event_id, scheme, received_at, payload
-        FROM entries WHERE instr(payload, CAST(?1 AS BLOB)) > 0 ORDER BY id";
-    let found = read(dir, |sqlite| {
-        let mut select = sqlite.prepare(select)?;
-        let rows = select.query_map([text], |row| {
-            let id: i64 = row.get(0)?;
-            let (id, event_id, scheme) = (id.to_string(), row.get(1)?, row.get(2)?);
-            let payload: Vec<u8> = row.get(4)?;
-            let (received_at, bytes) = (Micros(row.get(3)?), payload.len() as u64);
-            let payload = String::from_utf8_lossy(&payload).into_owned();
-            Ok(Found { listed: Listed { id, event_id, scheme, received_at, bytes }, payload })
-        })?;
-        Ok(rows.collect::<rusqlite::Result<_>>()?)
-    });
-    Ok(found?.unwrap_or_default())
-}
-
 /// `None` if there is no file.
 fn read<T>(
     dir: &Path,

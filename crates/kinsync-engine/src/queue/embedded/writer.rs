@@ -354,11 +354,15 @@ impl Writer {
     fn answer(&mut self, commands: &mut Vec<Command>, outcomes: Vec<Outcome>) -> Option<oneshot::Sender<()>> {
         let mut closing = None;
         for (command, outcome) in commands.drain(..).zip(outcomes) {
-            let matched = if let Outcome::Matched(matched) = outcome { matched } else { Matched::default() };
+            let mut found = Matched::default();
             let done = match outcome {
                 Outcome::Refused(error) => Err(error),
                 Outcome::Enqueued(enqueued) => Ok(Some(enqueued)),
-                Outcome::Done | Outcome::Matched(_) => Ok(None),
+                Outcome::Done => Ok(None),
+                Outcome::Matched(matched) => {
+                    found = matched;
+                    Ok(None)
+                }
             };
             match command {
                 Command::Enqueue { reply, .. } => {
@@ -373,7 +377,7 @@ impl Writer {
                     if search == Search::Remove && done.is_ok() {
                         self.scrub();
                     }
-                    let _ = reply.send(done.map(|_| matched));
+                    let _ = reply.send(done.map(|_| found));
                 }
                 Command::Repair { reply } => {
                     let _ = reply.send(self.repair());

@@ -17,7 +17,7 @@ use lapin::{
 use tokio::{sync::Notify, time::Instant};
 
 use super::rows::{self, Message};
-use crate::queue::{EntryId, Matcher};
+use crate::queue::{EntryId, Found, Matcher};
 
 /// Entries by their number on the channel of the server.
 #[derive(Default)]
@@ -177,12 +177,21 @@ impl Held {
     }
 
     /// Returns the entries that the matcher finds.
-    pub(super) fn matching(&self, matcher: &Matcher) -> Vec<EntryId> {
+    pub(super) fn matching(&self, matcher: &Matcher) -> Vec<(EntryId, Found)> {
         let inner = self.lock();
         let scheme =
             |message: &Message| message.entry.as_ref().map_or("unknown", |entry| entry.payload.scheme());
         let found = inner.entries.iter().filter(|(_, one)| matcher(scheme(&one.message), &one.message.body));
-        found.map(|(tag, _)| name(inner.generation, *tag)).collect()
+        let listed = |message: &Message| match &message.entry {
+            Some(entry) => entry.into(),
+            None => Found {
+                event_id: String::new(),
+                scheme: "unknown".into(),
+                received_at: Micros(0),
+                payload: String::from_utf8_lossy(&message.body).into_owned(),
+            },
+        };
+        found.map(|(tag, one)| (name(inner.generation, *tag), listed(&one.message))).collect()
     }
 
     /// Returns the number of entries, and when the oldest was received.

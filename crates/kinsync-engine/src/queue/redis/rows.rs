@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kinsync_core::Micros;
 use redis::{Cmd, Value};
 
-use crate::queue::{DeadLetter, Entry, EntryId, Payload};
+use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload};
 
 /// Adds the fields of an entry to a script, in the order that the script expects.
 pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
@@ -41,6 +41,17 @@ pub(super) fn dead_letter(id: &str, fields: &Value) -> Option<DeadLetter> {
 /// Returns the scheme and the payload of an entry or a dead letter.
 pub(super) fn content(fields: &Value) -> Option<(&str, &[u8])> {
     Some((text(fields, "scheme")?, field(fields, "body")?))
+}
+
+/// Returns an entry as a search lists it, also one that this version cannot apply.
+pub(super) fn found(fields: &Value) -> Option<Found> {
+    let (scheme, body) = content(fields)?;
+    Some(Found {
+        event_id: text(fields, "event_id").unwrap_or_default().to_owned(),
+        scheme: scheme.to_owned(),
+        received_at: time(fields, "received_at").unwrap_or(Micros(0)),
+        payload: String::from_utf8_lossy(body).into_owned(),
+    })
 }
 
 /// Returns the ids that a stream can have.

@@ -1,9 +1,9 @@
-//! Finds entries by their payload, to erase them.
+//! Finds entries by their payload, to export or erase them.
 
 use redis::{Pipeline, Value, cmd};
 
 use super::{GROUP, Shared, rows};
-use crate::queue::{Error, Matched, Matcher, Search};
+use crate::queue::{Error, Found, Matched, Matcher, Search};
 
 /// Entries per read.
 const PAGE: usize = 500;
@@ -11,13 +11,20 @@ const PAGE: usize = 500;
 impl Shared {
     /// Reads every entry and every dead letter. A claimed entry is removed too: the ack of its consumer finds nothing.
     pub(super) async fn search(&self, matcher: &Matcher, search: Search) -> Result<Matched, Error> {
-        Ok(Matched {
-            queued: self.search_stream(&self.keys.stream, matcher, search).await?,
-            dead_letters: self.search_stream(&self.keys.dead, matcher, search).await?,
-        })
+        let mut matched = Matched::default();
+        let entries = &mut matched.entries;
+        matched.queued = self.search_stream(&self.keys.stream, matcher, search, entries).await?;
+        matched.dead_letters = self.search_stream(&self.keys.dead, matcher, search, &mut Vec::new()).await?;
+        Ok(matched)
     }
 
-    async fn search_stream(&self, stream: &str, matcher: &Matcher, search: Search) -> Result<u64, Error> {
+    async fn search_stream(
+        &self,
+        stream: &str,
+        matcher: &Matcher,
+        search: Search,
+        entries: &mut Vec<Found>,
+    ) -> Result<u64, Error> {
         let (mut from, mut found) = ("-".to_owned(), 0);
         loop {
             let mut range = cmd("XRANGE");
@@ -27,9 +34,12 @@ impl Shared {
             from = format!("({last}");
             let is_found =
                 |fields: &Value| rows::content(fields).is_some_and(|(scheme, body)| matcher(scheme, body));
-            let ids: Vec<&str> =
-                page.iter().filter(|(_, fields)| is_found(fields)).map(|(id, _)| id.as_str()).collect();
-            found += ids.len() as u64;
+            let matching: Vec<_> = page.iter().filter(|(_, fields)| is_found(fields)).collect();
+            found += matching.len() as u64;
+            if search == Search::List {
+                entries.extend(matching.iter().filter_map(|(_, fields)| rows::found(fields)));
+            }
+            let ids: Vec<&str> = matching.iter().map(|(id, _)| id.as_str()).collect();
             if search == Search::Remove && !ids.is_empty() {
                 let mut remove = Pipeline::new();
                 remove.atomic();

@@ -6,15 +6,12 @@ use super::{MAX_LIMIT, not_found, now};
 use crate::{
     api::export::{ExportQuery, UserExport},
     app::AppState,
-    http::{
-        answer::{Failure, Result},
-        route::IdAndParams,
-    },
+    http::{answer::Result, route::IdAndParams},
 };
 use kinsync_core::UserId;
 use kinsync_engine::internal::{
     erasure,
-    queue::{DeadLetter, embedded},
+    queue::{DeadLetter, Matcher, Search},
     reconcile, refused_users,
     store::{EventFilter, Row},
 };
@@ -80,12 +77,12 @@ async fn add_records(state: &AppState, user: &UserId, export: &mut UserExport) -
     Ok(())
 }
 
-/// Adds the queue and the dead letters of this process.
+/// Adds the queue and the dead letters.
 async fn add_deliveries(state: &AppState, user: &UserId, export: &mut UserExport) -> Result<()> {
-    let (folder, text) = (state.config.data_dir.clone(), quoted(user));
-    let queued = tokio::task::spawn_blocking(move || embedded::containing(&folder, &text)).await;
-    let queued = queued.map_err(|error| Failure::internal(&error))??;
-    export.queued = queued.iter().map(Into::into).collect();
+    let text = quoted(user);
+    let matcher: Matcher = Arc::new(move |_, payload| String::from_utf8_lossy(payload).contains(&text));
+    let found = state.engine.queue().search(matcher, Search::List).await?;
+    export.queued = found.entries.into_iter().map(Into::into).collect();
     let mut after = None;
     loop {
         let page = state.engine.queue().dead_letters(after.as_ref(), DEAD_LETTERS).await?;
