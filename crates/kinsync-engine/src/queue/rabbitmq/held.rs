@@ -73,6 +73,8 @@ impl Held {
         let mut inner = self.lock();
         inner.entries.clear();
         (inner.generation, inner.is_consuming) = (generation, true);
+        // The time without a claim begins here: before the first claim, what arrives would be given back at once.
+        inner.last_claim = Some(Instant::now());
     }
 
     /// Whether entries of this connection are held or were.
