@@ -119,10 +119,16 @@ impl Engine {
             self.0.supervisor.spawn("store", move |stop| {
                 let engine = engine.clone();
                 async move {
-                    Box::pin(stop.run_until_cancelled(engine.prepare_store())).await;
-                    stop.cancelled().await;
+                    let work = async {
+                        engine.prepare_store().await;
+                        engine.watch_store().await;
+                    };
+                    Box::pin(stop.run_until_cancelled(work)).await;
                 }
             });
+        }
+        if self.0.roles.uses_store() {
+            self.start_erasures();
         }
         if reconcile {
             self.start_reconciler();
@@ -172,7 +178,7 @@ impl Engine {
                 stop.cancelled().await;
             }
         });
-        self.start_erasures();
+        self.start_removals();
         let engine = self.clone();
         self.0.supervisor.spawn("spread", move |stop| {
             let engine = engine.clone();
@@ -222,7 +228,7 @@ impl Engine {
         });
     }
 
-    /// Starts the erasures of users and the removal of old entries of the log.
+    /// Starts what each process does for the erasures of all: its queue and its caches contain a user too.
     fn start_erasures(&self) {
         let engine = self.clone();
         self.0.supervisor.spawn("erasure", move |stop| {
@@ -233,6 +239,10 @@ impl Engine {
                 }
             }
         });
+    }
+
+    /// Starts the erasures of users that were deleted long ago, and the removal of old entries of the log.
+    fn start_removals(&self) {
         if self.0.automatic.is_some() {
             let engine = self.clone();
             self.0.supervisor.spawn("automatic erasure", move |stop| {
@@ -318,6 +328,17 @@ impl Engine {
         }
         tracing::info!(store = kind, "the store is ready");
         self.0.unprepared.send_replace(None);
+    }
+
+    /// Finds out whether the store answers, in a process without the projector, which does so otherwise.
+    async fn watch_store(&self) {
+        loop {
+            match self.store().ping().await {
+                Ok(()) => self.0.breaker.succeeded(),
+                Err(error) => self.0.breaker.failed(&error),
+            }
+            tokio::time::sleep(random::jitter(MAX_PAUSE, 0.5..=1.0)).await;
+        }
     }
 
     /// Stops the tasks after their current batch, then closes the queue. Cancel safe: what was accepted stays queued.

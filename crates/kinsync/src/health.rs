@@ -68,12 +68,14 @@ impl Health {
         let queued = state.engine.queue().stats().await;
         let now = state.engine.clock().now();
         let roles = state.engine.roles();
+        // Others verify neither deliveries nor tokens.
+        let key_sets = state.key_sets.iter().filter(|_| roles.ingest || roles.api);
         let mut problems = Problems { failing: Vec::new(), degraded: Vec::new(), detail };
         let components = Components {
             webhook: problems.webhook(state, now),
             queue: problems.queue(state, now, queued),
             store: problems.store_of(state),
-            key_sets: state.key_sets.iter().map(|keys| problems.keys(state, keys)).collect(),
+            key_sets: key_sets.map(|keys| problems.keys(state, keys)).collect(),
             authentication: problems.authentication(state),
             reconcile: problems.reconcile(state, now),
             tasks: problems.tasks(state.engine.supervisor().status()),
@@ -121,6 +123,9 @@ impl Health {
 /// unavailable, requests are degraded, and a full queue does not affect them.
 pub fn login_problems(state: &AppState) -> Vec<Problem> {
     let one = |code, detail: &str| vec![Problem { code, detail: detail.into() }];
+    if !state.engine.roles().api {
+        return one(Code::NoIssuer, "this process authenticates no users, because it lacks the role `api`");
+    }
     if state.authenticator.is_none() {
         return one(Code::NoIssuer, "no issuer of tokens is configured: set KINDE_DOMAIN or KINDE_ISSUERS");
     }

@@ -54,7 +54,7 @@ impl Inner {
         let differs =
             |change: &Change| stored.entry(&change.id).is_none_or(|known| known.differs(&change.entry));
         changes.retain(differs);
-        self.retry_store(|| directory::observe(&*self.store, changes.clone())).await?;
+        self.retry_store(|| directory::observe_read(&*self.store, changes.clone(), self.clock.now())).await?;
         self.spread.walk_all().await?;
         self.read_uncertain(ids, term).await?;
         Ok(is_exceeded || is_missing)
@@ -75,7 +75,7 @@ impl Inner {
         let approved = Approved::Users(HashSet::new());
         let held = self.keep_permissions(Some(term), &mut given, &mut lists, (now, &approved)).await?;
         let named = &lists.named;
-        self.retry_store(|| directory::observe(&*self.store, named.clone())).await?;
+        self.retry_store(|| directory::observe_read(&*self.store, named.clone(), self.clock.now())).await?;
         let change = |(role, version): &(Role, Version)| {
             directory::of_role(role, given.get(&role.id).cloned(), version)
         };

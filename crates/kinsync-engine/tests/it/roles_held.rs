@@ -9,6 +9,7 @@ use kinsync_engine::internal::{
         Config,
         record::{DriftKind, Run, RunMode},
     },
+    store::EventFilter,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ on_every_store! {
     a_role_that_most_members_have_lost_is_held_until_an_approval
     a_held_removal_of_roles_stays_held_where_permissions_are_unknown
     a_read_of_permissions_takes_no_role
+    a_check_of_a_role_logs_the_permissions_that_it_read
     held_removals_of_roles_are_held_by_each_scan_whatever_the_interval
     members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_the_interval
     permissions_that_one_list_of_a_role_lacks_stay
@@ -169,6 +171,25 @@ async fn a_read_of_permissions_takes_no_role(fresh: Fresh) {
     reconciler(&world).run_pending_checks().await.expect("Kinde answers");
     assert_eq!(world.kinde.requests("member_permissions"), before + 3);
     assert_eq!(with_role(&world, "admin").await, 3, "{}: the next lists decide", world.fresh.name);
+}
+
+async fn a_check_of_a_role_logs_the_permissions_that_it_read(fresh: Fresh) {
+    let (world, ada, roles) = with_permissions(fresh, &[4]).await;
+    let (role, given) = &roles[0];
+    let store = &*world.fresh.store;
+    let of_role =
+        EventFilter { kind: Some("kinsync.directory.read".into()), limit: 1000, ..EventFilter::default() };
+    let logged = async || {
+        let entries = store.events(&of_role).await.expect("the store answers").items;
+        entries.iter().filter(|entry| entry.payload.contains(role)).count()
+    };
+    let before = logged().await;
+    world.kinde.set_role_permissions(role, &[], &given[..1]).expect("there");
+    PendingChecks::request_roles(store, &[role.clone()].into()).await.expect("the store answers");
+    world.later().await;
+    reconciler(&world).run_pending_checks().await.expect("Kinde answers");
+    assert_eq!(permissions(&world, &ada).await, 3, "{}", world.fresh.name);
+    assert_eq!(logged().await, before + 1);
 }
 
 fn seldom() -> Config {

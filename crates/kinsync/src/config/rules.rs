@@ -73,16 +73,17 @@ fn check_roles(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Ve
             format!("splits the work, and {missing}: set KINSYNC_QUEUE to a queue that all processes share, or add the role"),
         ));
     }
-    if roles != Roles::ALL
-        && roles.uses_store()
-        && config.store.mongodb_uri.is_none()
-        && !unread("MONGODB_URI")
-    {
-        problems.push(Problem::of(
-            Setting::of(role),
-            "splits the work, and other processes cannot use the users in this data folder: set MONGODB_URI"
-                .to_owned(),
-        ));
+    let is_embedded = config.store.mongodb_uri.is_none() && !unread("MONGODB_URI");
+    if roles.uses_store() && is_embedded {
+        let shared = !matches!(config.queue.kind, QueueKind::Embedded) && !unread("KINSYNC_QUEUE");
+        let others = "and other processes cannot use the users in this data folder: set MONGODB_URI";
+        if roles != Roles::ALL {
+            problems.push(Problem::of(Setting::of(role), format!("splits the work, {others}")));
+        } else if shared {
+            let setting = Setting::of("KINSYNC_QUEUE");
+            problems
+                .push(Problem::of(setting, format!("names a queue that several processes share, {others}")));
+        }
     }
     if roles == Roles::ALL || !roles.reconcile {
         return;

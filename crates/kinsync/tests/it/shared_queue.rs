@@ -70,7 +70,12 @@ async fn what_one_process_accepts_another_stores_after_the_first_was_killed() {
     first.kill().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (queue, folder) = (redis.url(), folder.path().display().to_string());
-    let vars = [("KINSYNC_QUEUE", &*queue), ("KINSYNC_DATA_DIR", &*folder), ("KINDE_WEBHOOK_SECRET", SECRET)];
+    let vars = [
+        ("KINSYNC_QUEUE", &*queue),
+        ("KINSYNC_DATA_DIR", &*folder),
+        ("KINDE_WEBHOOK_SECRET", SECRET),
+        ("KINSYNC_ROLE", "ingest"),
+    ];
     let counted = kinsync(&["queue", "stats", "--json"], &vars).output().unwrap();
     let counted: serde_json::Value = serde_json::from_slice(&counted.stdout).unwrap();
     assert_eq!((&counted["depth"], &counted["spooled"]), (&100.into(), &0.into()), "{counted}");
@@ -297,6 +302,31 @@ async fn processes_with_one_role_each_work_together_and_go_on_after_a_kill() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_without_the_projector_report_a_store_that_is_away() {
+    let (redis, mongo, tenant) =
+        (TestRedis::start(DURABLE), TestMongo::start_own().await, Tenant::start().await);
+    let mut api = with_role("api", &redis.url(), &mongo, &mongo.database());
+    api.set("KINDE_DOMAIN", tenant.kinde.issuer());
+    api.start().await.unwrap();
+    api.prepared().await.unwrap();
+    let until = async |status: &str| {
+        let reported = async {
+            while api.health().await.unwrap()["status"] != status {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_mins(2), reported).await.unwrap();
+    };
+    until("ok").await;
+    mongo.stop();
+    until("degraded").await;
+    let problems = api.health().await.unwrap()["problems"].to_string();
+    assert!(problems.contains("store_unavailable"), "{problems}");
+    mongo.restart().await;
+    until("ok").await;
+}
+
 #[test]
 fn a_role_that_needs_other_processes_is_refused_without_what_they_share() {
     let refused = |role: &str, vars: &[(&str, &str)]| {
@@ -311,7 +341,7 @@ fn a_role_that_needs_other_processes_is_refused_without_what_they_share() {
         let text = refused(role, &[mongo]).unwrap_or_else(|| panic!("{role} on the embedded queue"));
         assert!(text.contains("KINSYNC_QUEUE"), "{text}");
     }
-    for role in ["project", "api"] {
+    for role in ["project", "api", "all"] {
         let text = refused(role, &[redis]).unwrap_or_else(|| panic!("{role} on the embedded store"));
         assert!(text.contains("MONGODB_URI"), "{text}");
     }
