@@ -421,7 +421,7 @@ impl Problems {
         }
         if let Some(run) = latest.filter(|run| run.tally.of(DriftKind::RemovalHeld) > 0) {
             self.degraded(Code::RemovalsHeld, format!(
-                "{users} removals of memberships, roles or permissions are held, because unusually many are missing at Kinde: \
+                "{users} removals of memberships, organizations, roles or permissions are held, because unusually many are missing at Kinde: \
                  check them with `kinsync runs show {id}`, then approve them with `kinsync reconcile --soon \
                  --approve {id}`",
                 users = run.tally.of(DriftKind::RemovalHeld),
