@@ -2,6 +2,7 @@
 
 mod directory;
 mod domains;
+mod held;
 mod login;
 mod tokens;
 
@@ -27,6 +28,7 @@ use crate::user::{NewUser, User, UserEdit};
 use crate::webhook::WebhookSpec;
 use domains::Domains;
 
+pub use held::Held;
 pub(crate) use login::Denied;
 
 /// Why the emulator did not start.
@@ -69,6 +71,7 @@ struct Shared {
     tenant: Mutex<Tenant>,
     engine: Engine,
     requests: Mutex<BTreeMap<String, u64>>,
+    holds: held::Holds,
     limiter: Mutex<Limiter>,
     tasks: TaskTracker,
     cancel: CancellationToken,
@@ -139,6 +142,7 @@ impl Emulator {
             tenant,
             engine,
             requests: Mutex::default(),
+            holds: held::Holds::default(),
             tasks,
             cancel,
         };

@@ -39,7 +39,7 @@ pub use activity::Activity;
 pub use config::Config;
 pub use delivery::{Delivery, DeliveryState, Stats, Webhook};
 pub use directory::{Organization, OrganizationEdit, Permission, Property, PropertyEdit, Role, RoleEdit};
-pub use emulator::{Emulator, StartError};
+pub use emulator::{Emulator, Held, StartError};
 pub use event::{EVENT_TYPES, Event, Source};
 pub use faults::{Fault, FaultKind, FaultReport};
 pub use keys::{Error as KeyError, Overlap};

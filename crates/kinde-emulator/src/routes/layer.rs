@@ -29,11 +29,17 @@ pub(super) async fn count_and_fault(
     let path = request.uri().path();
     let Some(route) = route_name(path) else { return next.run(request).await };
     let is_management = path.starts_with("/api/v1/");
+    let slot = is_management.then(|| Slot::take(&emulator)).transpose();
+    // Held before it is counted: a test sees the count and holds the next one.
+    let released = slot.is_ok().then(|| emulator.held(route)).flatten();
     emulator.count_request(route);
-    let _slot = match is_management.then(|| Slot::take(&emulator)).transpose() {
+    let _slot = match slot {
         Ok(slot) => slot,
         Err(wait) => return throttled(limits::seconds(wait)),
     };
+    if let Some(released) = released {
+        released.cancelled().await;
+    }
     let mut faults = emulator.faults_table().on_request(route, is_management);
     for fault in &faults {
         if let FaultKind::Slow { min, max } = fault {

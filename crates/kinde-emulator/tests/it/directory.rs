@@ -4,7 +4,7 @@ use kinde_emulator::config::{Pagination, Unknowns, UserPermissions};
 use kinde_emulator::{Config, Emulator, Fault, FaultKind, NewUser, OrganizationEdit, RoleEdit, TokenSpec};
 use serde_json::{Value, json};
 
-use crate::receiver::{Arrival, get, start};
+use crate::receiver::{Arrival, DEADLINE, get, start};
 
 async fn read(emulator: &Emulator, path: &str) -> (u16, Value) {
     let token = emulator.m2m_token(&TokenSpec::default());
@@ -80,7 +80,7 @@ async fn leaving_an_organization_sends_user_updated_only_if_the_setting_says_so(
         let ada = emulator.import_user(NewUser::default()).unwrap();
         emulator.add_to_organization(&ada.id, "org_1", &[], &[]).unwrap();
         emulator.remove_from_organization(&ada.id, "org_1").unwrap();
-        emulator.quiesce(std::time::Duration::from_secs(10)).await.unwrap();
+        emulator.quiesce(DEADLINE).await.unwrap();
         assert_eq!(receiver.arrivals().len(), count);
         assert!(emulator.user(&ada.id).unwrap().membership("org_1").is_none());
     }

@@ -209,3 +209,21 @@ async fn an_edit_without_an_event_changes_the_user() {
     emulator.update_user(&user.id, edit).unwrap();
     assert_eq!((emulator.user(&user.id).unwrap().last_name, emulator.stats().events), (None, 0));
 }
+
+#[tokio::test]
+async fn held_requests_wait_for_their_release_and_no_others_do() {
+    let (emulator, url, token) = with_users(1).await;
+    let held = emulator.hold("users", 1);
+    let waiting = tokio::spawn({
+        let (url, token) = (url.clone(), token.clone());
+        async move { get(&url, Some(&token)).await.0 }
+    });
+    while emulator.requests("users") == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(&url, Some(&token)).await.0, 200, "only one is held");
+    assert!(!waiting.is_finished());
+    drop(held);
+    assert_eq!(waiting.await.unwrap(), 200);
+    assert_eq!(get(&url, Some(&token)).await.0, 200);
+}

@@ -253,12 +253,17 @@ async fn the_limits_apply_to_the_management_api_only() {
     assert!(get(&format!("{}/.well-known/jwks.json", api.emulator.issuer()), None).await.0 == 200);
 
     api.emulator.set_limits(Limits { concurrency: 2, ..Limits::default() });
-    let slow = Duration::from_secs(1);
-    api.emulator.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }));
-    let statuses = futures_util::future::join_all((0..6).map(|_| api.get("users"))).await;
+    let (held, before) = (api.emulator.hold("users", 2), api.emulator.requests("users"));
+    let release = async {
+        while api.emulator.requests("users") < before + 6 {
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+    };
+    let requests = futures_util::future::join_all((0..6).map(|_| api.get("users")));
+    let (statuses, ()) = tokio::join!(requests, release);
     let throttled = statuses.iter().filter(|(status, _)| *status == 429).count();
     assert_eq!(throttled, 4, "two concurrent requests");
-    api.emulator.clear_faults();
     assert_eq!(api.get("users").await.0, 200, "the concurrent requests have ended");
 }
 

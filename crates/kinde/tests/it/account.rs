@@ -11,7 +11,7 @@ use crate::api::{Api, api_error, html, ok, raw, status};
 
 fn client(api: &Api) -> ProfileClient {
     let mut config = Config::new(api.domain.clone());
-    config.timeout = Duration::from_millis(500);
+    config.timeout = Duration::from_secs(2);
     ProfileClient::new(config).unwrap()
 }
 

@@ -77,7 +77,7 @@ impl Api {
         let mut config = Config::new(self.domain.clone(), "client-1", SECRET.into());
         config.retry = RetryPolicy {
             max_attempts: 4,
-            max_elapsed: Duration::from_secs(20),
+            max_elapsed: Duration::from_secs(30),
             initial_backoff: Duration::from_millis(1),
             max_backoff: Duration::from_millis(5),
         };

@@ -135,7 +135,7 @@ async fn a_known_key_does_not_wait_for_a_running_fetch() {
     let mut waiting = tokio::task::JoinSet::new();
     waiting.spawn(async move { slow.key("unknown").await.map(|_| ()) });
     eventually(|| server.requests() == 2).await;
-    tokio::time::timeout(Duration::from_millis(50), jwks.key(KID)).await.expect("it waited").unwrap();
+    tokio::time::timeout(Duration::from_secs(30), jwks.key(KID)).await.expect("it waited").unwrap();
     assert_eq!(jwks.fetch_count(), 2);
 }
 
@@ -153,9 +153,12 @@ async fn a_slow_response_ends_at_the_time_limit() {
 #[tokio::test]
 async fn a_dropped_caller_does_not_end_the_fetch() {
     let server = Server::with_keys(tenant_keys()).await;
-    server.answer_after(Duration::from_millis(50));
+    server.answer_after(Duration::from_millis(500));
     let jwks = jwks(&server);
-    assert!(tokio::time::timeout(Duration::from_millis(5), jwks.key(KID)).await.is_err());
+    tokio::select! {
+        _ = jwks.key(KID) => panic!("the answer takes half a second"),
+        () = eventually(|| server.requests() == 1) => {}
+    }
     eventually(|| jwks.status().key_count == 1).await;
     assert_eq!((jwks.fetch_count(), server.requests()), (1, 1));
 }

@@ -274,7 +274,7 @@ async fn a_pause_beyond_the_budget_is_an_error_at_once() {
     // Other calls know it without a request.
     assert!(matches!(client.user("kp_1").await, Err(Error::RateLimited { .. })));
     assert_eq!((api.seen("/api/v1/users").len(), api.seen("/api/v1/user").len()), (1, 0));
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(45), "below the minute of the pause");
 }
 
 #[tokio::test]
@@ -282,7 +282,7 @@ async fn the_time_and_the_size_of_a_response_are_limited() {
     let api = Api::start(in_turn(vec![last_page])).await;
     let mut config = api.config();
     config.retry.max_attempts = 2;
-    config.timeout = Duration::from_millis(50);
+    config.timeout = Duration::from_secs(1);
     let client = Client::new(config.clone()).unwrap();
     all_pages(&client).await.unwrap();
     api.answer_after(Duration::from_mins(1));

@@ -214,12 +214,12 @@ async fn respond(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     answer(uri.path())
 }
 
-/// Waits until the predicate is true, for at most ten seconds.
+/// Waits until the predicate is true, for at most a minute.
 pub(crate) async fn eventually(holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), wait).await.expect("the predicate stayed false");
+    tokio::time::timeout(Duration::from_mins(1), wait).await.expect("the predicate stayed false");
 }

@@ -103,8 +103,7 @@ async fn a_scan_proves_nothing_about_a_user_that_its_list_leaves_out(fresh: Fres
     world.later().await;
     // The list leaves the eleventh user out, and a profile read is stored during the scan: no single read decides.
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-    let slow = Duration::from_millis(300);
-    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
+    let held = world.kinde.hold("users", 1);
     let requested = world.kinde.requests("users");
     let profile_read = async {
         until_requested(&world, "users", requested).await;
@@ -117,6 +116,7 @@ async fn a_scan_proves_nothing_about_a_user_that_its_list_leaves_out(fresh: Fres
             what: What::Fields(profile),
         };
         apply(&*world.fresh.store, [observation], now).await.expect("the store answers");
+        drop(held);
     };
     let (run, ()) = tokio::join!(world.reconcile(), profile_read);
     assert_eq!(run.tally.users, 10, "{run:?}");
@@ -139,12 +139,12 @@ async fn events_about_a_user_first_stored_during_a_scan_apply_in_order_with_any_
     let id = world.kinde.import_user(NewUser::named("new@example.com", "New", "L")).expect("new").id;
     world.later().await;
     world.kinde.set_fault(Fault::times(FaultKind::PaginationDrift { by: 1 }, 1));
-    let slow = Duration::from_millis(300);
-    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: slow, max: slow }).on("users"));
+    let held = world.kinde.hold("users", 1);
     let (scanner, requested) = (reconciler_ahead(&world, 30 * SECOND), world.kinde.requests("users"));
     let first = async {
         until_requested(&world, "users", requested).await;
         world.deliver(vec![event(&id, "One", 40 * SECOND)]).await;
+        drop(held);
     };
     tokio::join!(run(&scanner), first);
     world.kinde.clear_faults();
@@ -247,8 +247,7 @@ async fn a_process_that_was_suspended_during_its_scan_announces_and_proves_nothi
     world.import(3);
     let lease = Duration::from_secs(2);
     let named = |name: &str| Config { name: name.into(), lease, ..quick() };
-    let slow = Duration::from_millis(300);
-    world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("users"));
+    let held = world.kinde.hold("users", 1);
     let store = Suspended::new(world.fresh.store.clone());
     let (shared, clock) = (Arc::clone(&store) as Arc<dyn Store>, Clock::system());
     let first = Reconciler::new(world.client(10), shared, clock, named("first"));
@@ -257,6 +256,7 @@ async fn a_process_that_was_suspended_during_its_scan_announces_and_proves_nothi
     let scan = tasks.spawn(async move { first.run(RunMode::Reconcile, &|_| {}, &stop).await });
     until_requested(&world, "users", requested).await;
     store.suspend();
+    drop(held);
     let second = world.reconciler(10, named("second"));
     second.wait_until_free().await.expect("the store answers");
     run(&second).await;

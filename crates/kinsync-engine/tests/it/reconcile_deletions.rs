@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    reconcile::{World, quick},
+    reconcile::{World, quick, until_requested},
     stores::{self, Fresh, on_every_store},
 };
 
@@ -246,20 +246,19 @@ async fn a_user_made_after_the_scan_began_is_no_candidate(fresh: Fresh) {
     let imported = Instant::now();
     world.reconcile().await;
     // A replica of Kinde's that lags: neither its list nor its single reads know the new user.
-    let lag = Duration::from_secs(3);
+    // Longer than the scan takes on a busy machine.
+    let lag = Duration::from_secs(10);
     tokio::time::sleep_until(imported + lag).await;
     world.kinde.set_fault(Fault::always(FaultKind::StaleReplica { lag }));
-    let pause = Duration::from_millis(100);
-    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
+    let held = world.kinde.hold("users", 1);
+    let requested = world.kinde.requests("users");
     let reconciler = world.reconciler(2, quick());
     let stop = CancellationToken::new();
     let meanwhile = async {
-        let requested = world.kinde.requests("users");
-        while world.kinde.requests("users") == requested {
-            tokio::task::yield_now().await;
-        }
+        until_requested(&world, "users", requested).await;
         let new = world.kinde.create_user(NewUser::named("new@example.com", "N", "U")).expect("new").id;
         world.deliver(world.events()).await;
+        drop(held);
         new
     };
     let (run, new) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), meanwhile);

@@ -79,12 +79,12 @@ async fn a_scan_requested_during_a_scan_runs_after_it(fresh: Fresh) {
     world.reconcile().await;
     let store = &*world.fresh.store;
     PendingChecks::request_scan(store).await.expect("kept");
-    let slow = Duration::from_millis(300);
-    world.kinde.set_fault(Fault::times(FaultKind::Slow { min: slow, max: slow }, 1).on("users"));
+    let held = world.kinde.hold("users", 1);
     let requested = world.kinde.requests("users");
     let _working = start(world.reconciler(10, quick()), often());
     until_scanning(&world, requested).await;
     PendingChecks::request_scan(store).await.expect("kept");
+    drop(held);
     let deadline = Instant::now() + DEADLINE;
     while pending(&world).await != PendingChecks::default() {
         assert!(Instant::now() < deadline, "both are done");

@@ -1,8 +1,7 @@
 //! Memberships that the list of users lacks: removed, held, or left, on both stores.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use kinde_emulator::{Fault, FaultKind};
 use kinsync_engine::internal::reconcile::record::{DriftKind, RunMode};
 
 use crate::{
@@ -101,16 +100,20 @@ async fn members_that_a_single_read_finds_keep_their_membership(fresh: Fresh) {
     let (world, users) = with_members(fresh, 30).await;
     leave(&world, &users[..4]);
     world.later().await;
-    let pause = Duration::from_millis(500);
-    world.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
+    let mut held = world.kinde.hold("users", 1);
     let listed = world.kinde.requests("users");
     let reconciler = world.reconciler(10, quick());
     let rejoin = async {
-        // The pages with the first users were sent.
+        // The pages with the first users were sent, and the last one was not.
+        for page in 0..2 {
+            until_requested(&world, "users", listed + page).await;
+            held = world.kinde.hold("users", 1);
+        }
         until_requested(&world, "users", listed + 2).await;
         for user in &users[..4] {
             join(&world, user, &[]);
         }
+        drop(held);
     };
     let stop = tokio_util::sync::CancellationToken::new();
     let (run, ()) = tokio::join!(reconciler.run(RunMode::Reconcile, &|_| {}, &stop), rejoin);

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode, header};
-use kinde_emulator::{Emulator, Fault, FaultKind};
+use kinde_emulator::Emulator;
 use kinsync_core::{Field, Micros, Profile, What};
 use kinsync_engine::{Store, internal::pending_checks::PendingChecks};
 use kinsync_testing::mongo::TestMongo;
@@ -11,12 +11,9 @@ use kinsync_tower::{
     CurrentUser,
     authenticator::{Config, Refresh, RefreshOutcome},
 };
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
-use crate::process::{Process, embedded, kinde, observe, on_mongo, stored, token, until};
-
-/// The delay of the endpoint: longer than any deadline here.
-const SLOW: Duration = Duration::from_secs(2);
+use crate::process::{DEADLINE, Process, embedded, kinde, observe, on_mongo, stored, token, until};
 
 fn bearer(token: &str) -> HeaderMap {
     HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())])
@@ -29,10 +26,6 @@ async fn authenticate(process: &Process, token: &str) -> CurrentUser {
 async fn refresh(process: &Process, token: &str) -> RefreshOutcome {
     let user = authenticate(process, token).await;
     process.authenticator.refresh(user, &bearer(token), Refresh::Force).await.unwrap().1
-}
-
-fn slow(kinde: &Emulator) {
-    kinde.set_fault(Fault::always(FaultKind::Slow { min: SLOW, max: SLOW }).on("profile"));
 }
 
 /// A stored user without a name, which only the profile endpoint returns.
@@ -52,12 +45,11 @@ async fn a_refresh_ends_at_its_deadline_and_a_late_profile_is_stored() {
     let config = Config { profile_deadline: Duration::from_millis(200), ..Config::default() };
     let process = Process::start(&kinde, &store, config).await;
     let (id, token) = known(&kinde, &store).await;
-    slow(&kinde);
-    let began = Instant::now();
-    let refreshes = (0..8).map(|_| refresh(&process, &token));
-    let became = futures_util::future::join_all(refreshes).await;
+    let held = kinde.hold("profile", 1);
+    let refreshes = futures_util::future::join_all((0..8).map(|_| refresh(&process, &token)));
+    let became = timeout(DEADLINE, refreshes).await.expect("each ends at its deadline");
     assert!(became.iter().all(|became| *became == RefreshOutcome::Unavailable), "{became:?}");
-    assert!(began.elapsed() < SLOW, "{:?}", began.elapsed());
+    drop(held);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
     assert_eq!(kinde.requests("profile"), 1, "concurrent refreshes of one user share one request");
 }
@@ -65,12 +57,15 @@ async fn a_refresh_ends_at_its_deadline_and_a_late_profile_is_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_is_stored_although_its_request_was_cancelled() {
     let (kinde, (store, _folder)) = (kinde().await, embedded());
-    let config = Config { profile_deadline: 2 * SLOW, ..Config::default() };
+    let config = Config { profile_deadline: DEADLINE, ..Config::default() };
     let process = Process::start(&kinde, &store, config).await;
     let (id, token) = known(&kinde, &store).await;
-    slow(&kinde);
-    let cancelled = timeout(Duration::from_millis(200), refresh(&process, &token)).await;
-    assert!(cancelled.is_err(), "the endpoint is slow");
+    let held = kinde.hold("profile", 1);
+    tokio::select! {
+        became = refresh(&process, &token) => panic!("the request is held: {became:?}"),
+        () = until(async || kinde.requests("profile") == 1) => {}
+    }
+    drop(held);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
     assert_eq!(kinde.requests("profile"), 1);
 }
