@@ -158,7 +158,7 @@ async fn drain_started(engine: &Engine) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), empty).await.expect("the queue drains within a minute");
+    tokio::time::timeout(Duration::from_mins(3), empty).await.expect("the queue drains within minutes");
 }
 
 /// Polls a future this often at most, and drops it. Returns whether it has ended.
@@ -312,7 +312,7 @@ async fn a_restart_drops_the_dead_letters_of_erased_users_alone(fresh: Fresh) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), dropped).await.expect("it is dropped within a minute");
+    tokio::time::timeout(Duration::from_mins(3), dropped).await.expect("it is dropped within minutes");
     assert_eq!(letters().await, ["of_bob"], "{}", fresh.name);
     started.stop().await;
 }
@@ -350,10 +350,11 @@ async fn users_are_erased_some_time_after_their_deletion(fresh: Fresh) {
             .iter()
             .all(|line| line.contains("kp_live") || line.contains("kp_recent"))
         {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            // A look reads everything.
+            tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(2), erased).await.expect("erased within two minutes");
+    tokio::time::timeout(Duration::from_mins(10), erased).await.expect("erased within minutes");
     let is_pending =
         async || !store.list_states("erasing/", None, 1).await.expect("the store answers").is_empty();
     let settled = async {
@@ -361,7 +362,7 @@ async fn users_are_erased_some_time_after_their_deletion(fresh: Fresh) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), settled).await.expect("no record is left");
+    tokio::time::timeout(Duration::from_mins(3), settled).await.expect("no record is left");
     engine.stop().await;
     for user in ["kp_live", "kp_recent"] {
         let row = store.load(&[id(user)]).await.expect("the store answers").pop().flatten().expect("stored");

@@ -55,7 +55,7 @@ impl Pipeline {
     }
 
     async fn until(&self, what: &str, is_so: impl AsyncFn(&Self) -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_mins(2);
         while !is_so(self).await {
             let stats = self.queue.stats().await.unwrap();
             assert!(Instant::now() < deadline, "{what}: {stats:?}");

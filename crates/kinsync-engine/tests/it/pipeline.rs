@@ -53,7 +53,7 @@ pub(crate) async fn until_spread(store: &dyn Store) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(Duration::from_mins(1), spread).await.expect("spread within a minute");
+    tokio::time::timeout(Duration::from_mins(3), spread).await.expect("spread within minutes");
 }
 
 /// Opens an engine on this store, enqueues the entries and waits until they are applied.

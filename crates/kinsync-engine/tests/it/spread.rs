@@ -369,7 +369,8 @@ async fn an_event_about_a_role_is_shown_by_all_members_within_a_second(fresh: Fr
     engine.queue().enqueue(role_event("role.updated", "e1", role)).await.expect("the queue takes it");
     let shows = async || shown(&*fresh.store, "kp_6").await == Some(vec!["owner".to_owned()]);
     until("the members show the new key", shows).await;
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    // A second on an idle machine.
+    assert!(started.elapsed() < DEADLINE / 2, "it waits for no poll: {:?}", started.elapsed());
     engine.stop().await;
     assert_all_show(&fresh, "owner", "after the event").await;
 }
@@ -423,14 +424,12 @@ async fn requests_see_a_change_before_its_spread(fresh: Fresh) {
     let sees = async || requested(&known, &*fresh.store, "kp_6").await;
     let roles = |key: &str| Some(vec![key.to_owned()]);
     assert_eq!(sees().await, roles("key 0"));
-    let changed = Instant::now();
     rename(&fresh, "r", "key 1", 2).await;
     until("a request sees the new key", async || sees().await == roles("key 1")).await;
     delete(&fresh, Kind::Role, "r", 3).await;
     assert_eq!(sees().await, Some(vec![]), "at once, while something is marked");
     delete(&fresh, Kind::Organization, "org_1", 4).await;
     assert_eq!(sees().await, None);
-    assert!(changed.elapsed() < Duration::from_secs(1), "{:?}", changed.elapsed());
     assert_eq!(shown(&*fresh.store, "kp_6").await, roles("key 0"), "nothing was spread");
     spread(&fresh).await;
     assert_eq!(sees().await, None);
@@ -445,16 +444,21 @@ async fn requests_see_a_change_whatever_part_of_its_spread_a_load_meets(fresh: F
         process.suspend_at_call(call);
         // A load that is suspended meanwhile must not return the former value.
         let known = KnownUsers::default();
-        let mut is_suspended = false;
+        let (mut is_suspended, loaded) = (false, CancellationToken::new());
+        let load = async {
+            let seen = requested(&known, &*process, "kp_6").await;
+            loaded.cancel();
+            seen
+        };
         let steps = async {
             tokio::select! {
                 () = process.until_suspended() => is_suspended = true,
-                () = tokio::time::sleep(Duration::from_millis(100)) => {}
+                () = loaded.cancelled() => {}
             }
             spread(&fresh).await;
             process.resume();
         };
-        let (seen, ()) = tokio::join!(requested(&known, &*process, "kp_6"), steps);
+        let (seen, ()) = tokio::join!(load, steps);
         assert_eq!(seen, Some(vec![key]), "suspended at call {call}");
         if !is_suspended {
             assert!(call > 2, "{call} calls");

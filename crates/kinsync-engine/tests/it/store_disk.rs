@@ -41,7 +41,7 @@ const PAGE: usize = 4096;
 /// More failures than make a dead letter of one user.
 const ENOUGH: u64 = 300;
 
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// Store, queue and projector of a child process.
 struct Pipeline {

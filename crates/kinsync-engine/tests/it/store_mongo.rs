@@ -1,6 +1,8 @@
 //! What only the store in MongoDB promises: the application's documents and indexes are safe.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::time::Duration;
+
 use bson::{Bson, Document, doc};
 use kinsync_core::{Directory, Entry, Fact, Field, Identity, Micros, Organization, Value, Version};
 use kinsync_engine::internal::store::{
@@ -19,7 +21,18 @@ pub(crate) async fn store() -> MongoStore {
 
 pub(crate) async fn fresh() -> Config {
     let mongo = TestMongo::shared().await;
-    Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) }
+    Config { database: Some(mongo.database()), ..patient(mongo) }
+}
+
+/// Settings with which no call fails only because the machine is slow.
+pub(crate) fn patient(mongo: &TestMongo) -> Config {
+    let long = Duration::from_mins(3);
+    Config {
+        op_timeout: long,
+        server_selection_timeout: long,
+        connect_timeout: long,
+        ..Config::new(mongo.uri())
+    }
 }
 
 pub(crate) async fn prepared(config: Config) -> MongoStore {

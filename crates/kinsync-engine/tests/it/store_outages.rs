@@ -27,21 +27,35 @@ use crate::store_rows::{event, get, id, put, row, stored, with};
 
 const LIMIT: Duration = Duration::from_secs(1);
 
-/// A store that gives up soon.
-async fn store(mongo: &TestMongo) -> MongoStore {
+/// Far above the limit of each call, and far below the time of calls without one.
+const IN_TIME: Duration = Duration::from_secs(20);
+
+/// Longest wait for a store that is well.
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// A store with one row, and one on the same database that gives up soon.
+async fn store(mongo: &TestMongo) -> (MongoStore, Row) {
+    let patient = Config { database: Some(mongo.database()), ..Config::new(mongo.uri()) };
     let config = Config {
         op_timeout: LIMIT,
         server_selection_timeout: LIMIT / 2,
         connect_timeout: LIMIT / 2,
-        ..Config::new(mongo.uri())
+        ..patient.clone()
     };
-    prepared(config, mongo).await
+    let ada = put(&opened(patient).await, &row("kp_ada", Some("a@x.org"))).await;
+    (opened(config).await, ada)
 }
 
 async fn prepared(config: Config, mongo: &TestMongo) -> MongoStore {
-    let config = Config { database: Some(mongo.database()), ..config };
+    opened(Config { database: Some(mongo.database()), ..config }).await
+}
+
+async fn opened(config: Config) -> MongoStore {
     let store = MongoStore::connect(config).await.unwrap();
-    store.prepare().await.unwrap();
+    let deadline = Instant::now() + DEADLINE;
+    while let Err(error) = store.prepare().await {
+        assert!(error.is_transient() && Instant::now() < deadline, "{error:?}");
+    }
     store
 }
 
@@ -55,7 +69,7 @@ async fn all_unavailable(store: &MongoStore) {
         store.counts().await.err(),
         store.ping().await.err(),
     ];
-    assert!(started.elapsed() < 6 * LIMIT, "{:?}", started.elapsed());
+    assert!(started.elapsed() < IN_TIME, "{:?}", started.elapsed());
     for (n, error) in errors.into_iter().enumerate() {
         assert!(error.as_ref().is_some_and(Error::is_transient), "call {n}: {error:?}");
     }
@@ -63,7 +77,7 @@ async fn all_unavailable(store: &MongoStore) {
 
 /// The row, as soon as the store is well again: connections that broke may each fail one call.
 async fn get_again(store: &MongoStore, user: &str) -> Option<Row> {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + DEADLINE;
     loop {
         match store.load(&[id(user)]).await {
             Ok(mut rows) => return rows.remove(0),
@@ -74,7 +88,7 @@ async fn get_again(store: &MongoStore, user: &str) -> Option<Row> {
 
 /// Writes the row, however often it takes: an outage leaves open whether a try was carried out.
 async fn put_again(store: &MongoStore, user: &str) -> Row {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + DEADLINE;
     loop {
         let row = get_again(store, user).await.unwrap();
         match store.write(std::slice::from_ref(&row)).await {
@@ -88,8 +102,7 @@ async fn put_again(store: &MongoStore, user: &str) -> Row {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_killed_is_unavailable_until_it_is_back() {
     let mongo = TestMongo::start_own().await;
-    let store = store(&mongo).await;
-    let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    let (store, ada) = store(&mongo).await;
     mongo.stop();
     all_unavailable(&store).await;
     mongo.restart().await;
@@ -100,8 +113,7 @@ async fn a_server_that_is_killed_is_unavailable_until_it_is_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_server_is_unavailable_until_it_resumes() {
     let mongo = TestMongo::start_own().await;
-    let store = store(&mongo).await;
-    let ada = put(&store, &row("kp_ada", Some("a@x.org"))).await;
+    let (store, ada) = store(&mongo).await;
     mongo.pause();
     all_unavailable(&store).await;
     mongo.resume();
@@ -112,14 +124,13 @@ async fn a_paused_server_is_unavailable_until_it_resumes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_of_the_server_are_passing_ones() {
     let mongo = TestMongo::start_own().await;
-    let store = store(&mongo).await;
-    let mut ada = put(&store, &row("kp_ada", None)).await;
+    let (store, mut ada) = store(&mongo).await;
     let faults = [
         doc! { "errorCode": 10107 },
         doc! { "errorCode": 11600 },
         doc! { "errorCode": 14031 },
         doc! { "closeConnection": true },
-        doc! { "blockConnection": true, "blockTimeMS": 3000 },
+        doc! { "blockConnection": true, "blockTimeMS": 30_000 },
         doc! { "writeConcernError": { "code": 91, "codeName": "ShutdownInProgress", "errmsg": "x" } },
         doc! { "writeConcernError": { "code": 64, "codeName": "WriteConcernFailed", "errmsg": "x" } },
     ];
@@ -129,7 +140,7 @@ async fn failures_of_the_server_are_passing_ones() {
         let guard = mongo.fail_point("alwaysOn", failing(fault)).await;
         let error = store.write(std::slice::from_ref(&ada)).await.expect_err(&name);
         assert!(error.is_transient(), "{name}: {error:?}");
-        assert!(started.elapsed() < 3 * LIMIT, "{name}: {:?}", started.elapsed());
+        assert!(started.elapsed() < IN_TIME, "{name}: {:?}", started.elapsed());
         let error = store.log(&[event("event_1", None, 1)]).await.expect_err(&name);
         assert!(error.is_transient(), "{name}: {error:?}");
         drop(guard);
@@ -245,6 +256,6 @@ async fn a_server_that_was_never_there_is_unavailable() {
     let mut config = Config::new("mongodb://127.0.0.1:1/?replicaSet=rs0");
     config.server_selection_timeout = LIMIT / 5;
     let store = MongoStore::connect(config).await.unwrap();
-    let error = timeout(2 * LIMIT, store.prepare()).await.unwrap().unwrap_err();
+    let error = timeout(IN_TIME, store.prepare()).await.unwrap().unwrap_err();
     assert!(error.is_transient(), "{error:?}");
 }

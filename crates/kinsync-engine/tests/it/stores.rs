@@ -44,7 +44,7 @@ pub(crate) fn over(store: mongo::MongoStore) -> Fresh {
 
 pub(crate) async fn mongo() -> Fresh {
     let mongo = TestMongo::shared().await;
-    let config = mongo::Config { database: Some(mongo.database()), ..mongo::Config::new(mongo.uri()) };
+    let config = mongo::Config { database: Some(mongo.database()), ..crate::store_mongo::patient(mongo) };
     let store = mongo::MongoStore::connect(config).await.expect("the test server is there");
     store.prepare().await.expect("an empty database is prepared");
     Fresh { name: "mongodb", store: Arc::new(store), _dir: None }

@@ -10,7 +10,7 @@ use mongodb::{Client, Database};
 
 use crate::{doctor::examine, tenant::Tenant};
 
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// A server with access control, and what may be changed on it.
 struct Guarded {

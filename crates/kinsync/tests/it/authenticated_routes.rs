@@ -83,7 +83,7 @@ async fn the_first_request_is_answered_and_the_rest_is_filled_in_from_kinde() {
         "{}",
         first.body
     );
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_mins(2);
     loop {
         let me = deployment.request("GET", "/api/me", &[]).await.body;
         if me["firstName"] == "Ada" {

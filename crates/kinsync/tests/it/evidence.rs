@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Far below the interval of the scans, and above what checks take on a busy machine.
-const SECONDS: Duration = Duration::from_secs(20);
+const SECONDS: Duration = Duration::from_mins(2);
 
 async fn get(deployment: &Deployment, path: &str, token: &str) -> (u16, Option<String>) {
     let app = &deployment.apps[0];

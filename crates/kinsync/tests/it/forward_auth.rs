@@ -91,10 +91,6 @@ fn echo() -> u16 {
     port
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
-}
-
 /// A change of a configuration of the guide.
 type Edit = fn(&str) -> String;
 
@@ -160,7 +156,7 @@ impl Proxy {
         folder: &Path,
         edit: Edit,
     ) -> (Running, String) {
-        let front = free_port();
+        let front = kinsync_testing::free_port();
         let configuration =
             |name| configuration(name, edit, [deployment.apps[0].address().port(), application, front]);
         let mut command = match self {

@@ -169,7 +169,7 @@ fn tricks(token: &str, other: &str) -> Vec<Trick> {
 /// Sends a request and returns the response, as text.
 fn exchange(port: u16, method: &str, lines: &str, body: &str) -> String {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(2))).unwrap();
     let close = if lines.contains("connection") { "" } else { "connection: close\r\n" };
     _ = write!(stream, "{method} /path HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n{close}{lines}\r\n{body}");
     let (mut response, mut buffer) = (Vec::new(), [0; 4096]);

@@ -157,7 +157,7 @@ async fn a_backfill_killed_twenty_times_has_the_result_of_an_undisturbed_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
     let environment = Environment::new(generated(100)).await;
-    let pause = Duration::from_secs(30);
+    let pause = 2 * DEADLINE;
     environment.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("users"));
     let mut scans = environment.command(&["backfill"]).spawn().unwrap();
     let deadline = Instant::now() + DEADLINE;
@@ -171,7 +171,7 @@ async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
     assert!(waits.try_wait().unwrap().is_none(), "it waits");
     interrupt(&waits);
     let ended = tokio::task::spawn_blocking(move || waits.wait_with_output().unwrap());
-    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await.expect("it ends").unwrap();
+    let ended = tokio::time::timeout(DEADLINE, ended).await.expect("it ends").unwrap();
     let output = String::from_utf8(ended.stderr).unwrap();
     assert!(
         ended.status.code() == Some(1) && output.contains("stopped; every started write was completed"),

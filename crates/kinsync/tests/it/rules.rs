@@ -14,7 +14,7 @@ use crate::{
     reconcile::Environment,
 };
 
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// Creates the collection of users with this validator.
 async fn demanding(deployment: &Deployment, rule: Document) {

@@ -18,7 +18,7 @@ pub(crate) const TOKEN: &str = "a-token-of-more-than-16-characters";
 pub(crate) const BODY: &str = r#"{"type":"user.created","event_id":"event_1","timestamp":"2026-01-01T00:00:00Z","user":{"id":"test","email":"test@example.com"}}"#;
 
 /// Longer than anything here takes on a busy machine.
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// `kinsync serve` on a free port and a folder of its own.
 pub(crate) struct Server {

@@ -29,8 +29,7 @@ fn start(folder: &Path, more: &[(&str, &str)]) -> Server {
 }
 
 async fn status(server: &Server, trusted: &Certificate, path: &str) -> Option<u16> {
-    let client =
-        reqwest::Client::builder().tls_certs_only([trusted.clone()]).timeout(Duration::from_secs(20));
+    let client = reqwest::Client::builder().tls_certs_only([trusted.clone()]).timeout(Duration::from_mins(2));
     let url = format!("https://{}{path}", server.address);
     let response = client.build().unwrap().get(url).bearer_auth(TOKEN).send().await;
     response.ok().map(|response| response.status().as_u16())
