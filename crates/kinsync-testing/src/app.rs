@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
@@ -27,7 +27,7 @@ pub const ADMIN_TOKEN: &str = "an admin token of the tests";
 const CLIENT_IDLE: Duration = Duration::from_secs(2);
 
 /// Longest time for a start, a stop or a request.
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The real binary, running or killed.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl TestApp {
     /// `env!("CARGO_BIN_EXE_kinsync")`.
     pub fn new(binary: impl AsRef<Path>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let address = free_address()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, crate::free_port()));
         let mut app = Self {
             binary: binary.as_ref().to_owned(),
             settings: BTreeMap::new(),
@@ -278,10 +278,6 @@ fn blocking_health(address: SocketAddr) -> Result<Value> {
     let start = answer.find('{').context("no JSON in the answer")?;
     let end = answer.rfind('}').context("no JSON in the answer")?;
     Ok(serde_json::from_str(&answer[start..=end])?)
-}
-
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// HMAC-SHA256 in hexadecimal, made apart from the code that verifies it.

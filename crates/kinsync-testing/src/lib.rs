@@ -24,6 +24,17 @@ where
     rand::random()
 }
 
+/// Returns a port of the loopback interface that is free at this moment, below those that the system gives to clients: a connection
+/// of another process does not take it before a server binds it.
+///
+/// # Panics
+/// When no port is free.
+pub fn free_port() -> u16 {
+    let ports = std::iter::repeat_with(|| 10_000 + random::<u16>() % 20_000).take(1_000);
+    let is_free = |port: &u16| std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, *port)).is_ok();
+    ports.into_iter().find(is_free).expect("loopback has a free port")
+}
+
 /// Returns how often a test repeats its disturbance: the environment variable `variable`, which `.ci/nightly` sets, or `default`.
 ///
 /// # Panics

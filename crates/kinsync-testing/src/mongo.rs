@@ -6,7 +6,6 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::{Ipv4Addr, TcpListener},
     os::unix::{fs::OpenOptionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
@@ -22,7 +21,7 @@ use tokio::{
 };
 
 /// How long a server may take to start and to elect itself.
-const START: Duration = Duration::from_mins(1);
+const START: Duration = Duration::from_mins(3);
 
 /// What makes a server a member of a replica set.
 const SET: &str = "--replSet rs0";
@@ -119,7 +118,7 @@ impl TestMongo {
             if access == Access::Controlled {
                 supervisor.write_key();
             }
-            let mongo = Self { port: free_port(), set, supervisor: Mutex::new(supervisor) };
+            let mongo = Self { port: crate::free_port(), set, supervisor: Mutex::new(supervisor) };
             mongo.launch();
             if mongo.become_primary().await {
                 return mongo;
@@ -172,7 +171,7 @@ impl TestMongo {
 
     /// Starts a server that is meant to become a member of a replica set, which the caller initiates.
     pub(crate) fn launch_member() -> Self {
-        let mongo = Self { port: free_port(), set: SET, supervisor: Mutex::new(Supervisor::new()) };
+        let mongo = Self { port: crate::free_port(), set: SET, supervisor: Mutex::new(Supervisor::new()) };
         mongo.launch();
         mongo
     }
@@ -349,11 +348,6 @@ impl Drop for Shell {
 async fn direct(port: u16) -> Client {
     let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS=500");
     Client::with_uri_str(uri).await.expect("the URI is well-formed")
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
 }
 
 fn dir_of_process() -> PathBuf {

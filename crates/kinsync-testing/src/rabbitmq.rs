@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     process::{Child, ChildStdin, Command, Output, Stdio},
     sync::{Mutex, OnceLock},
     time::Duration,
@@ -12,9 +12,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_mins(2);
+const START: Duration = Duration::from_mins(5);
 
-/// Reads one command a line. Each server is a session of its own with a name server of its own, so that neither it nor the node of this
+/// Reads one command a line, and answers each with a line. Each server is a session of its own with a name server of its own, so that neither it nor the node of this
 /// machine sees the other.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
@@ -24,10 +24,17 @@ server=/usr/lib/rabbitmq/bin/rabbitmq-server
 while read -r command; do
   case $command in
     start) setsid "$server" </dev/null >>"$HOME/log" 2>&1 & pid=$! ;;
-    stop) kill -KILL "-$pid"; wait "$pid" 2>/dev/null; echo stopped ;;
-    pause) kill -STOP "-$pid" ;;
+    stop) kill -KILL "-$pid"; wait "$pid" 2>/dev/null ;;
+    pause)
+      kill -STOP "-$pid"
+      # Its threads stop one after another: until the last one has, it may still answer.
+      for process in $(pgrep -g "$pid"); do
+        while grep -qs '^State:[[:space:]]*[RSD]' /proc/"$process"/task/*/status; do :; done
+      done ;;
     resume) kill -CONT "-$pid" ;;
+    alive) case $(ps -o stat= -p "$pid") in ''|Z*) echo no; continue ;; esac ;;
   esac
+  echo yes
 done
 kill -KILL "-$pid" "$names" 2>/dev/null
 "#;
@@ -61,9 +68,15 @@ impl TestRabbitmq {
     /// # Panics
     /// When it does not start.
     pub fn start_with(lines: &str) -> Self {
+        // Another process may take a port before the server binds it.
+        let started = std::iter::repeat_with(|| Self::prepare(lines)).take(5).find(Self::starts);
+        started.expect("rabbitmq-server starts with one of five sets of ports")
+    }
+
+    fn prepare(lines: &str) -> Self {
         let dir = TempDir::with_prefix("kinsync-rabbitmq-");
         let dir = dir.expect("the folder for temporary files can be written");
-        let [port, names, distribution] = free_ports();
+        let [port, names, distribution] = std::array::from_fn(|_| crate::free_port());
         let file = |name: &str| dir.path().join(name).display().to_string();
         std::fs::write(file("plugins"), "[].\n").expect("the folder can be written");
         std::fs::write(file("rabbitmq.conf"), format!("{CONFIG}{lines}")).expect("the folder can be written");
@@ -87,9 +100,7 @@ impl TestRabbitmq {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("a shell starts");
         let commands = child.stdin.take().expect("its input is a pipe");
-        let rabbitmq = Self { port, dir, settings, supervisor: Mutex::new((child, commands)) };
-        rabbitmq.launch();
-        rabbitmq
+        Self { port, dir, settings, supervisor: Mutex::new((child, commands)) }
     }
 
     /// Address of the server.
@@ -110,10 +121,6 @@ impl TestRabbitmq {
     /// Kills the server with SIGKILL and waits for its end.
     pub fn kill(&self) {
         self.send("stop");
-        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
-        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
-        let mut line = String::new();
-        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
     }
 
     /// Stops the process of the server, which then neither answers nor closes its connections.
@@ -131,12 +138,20 @@ impl TestRabbitmq {
     /// # Panics
     /// When it does not start.
     pub fn launch(&self) {
+        assert!(self.starts(), "rabbitmq-server does not start: {}", self.log());
+    }
+
+    /// `false` when the server ends, or does not answer in time.
+    fn starts(&self) -> bool {
         self.send("start");
         let deadline = Instant::now() + START;
-        while !self.answers() {
-            assert!(Instant::now() < deadline, "rabbitmq-server does not start: {}", self.log());
-            std::thread::sleep(Duration::from_millis(20));
+        while Instant::now() < deadline && self.send("alive") {
+            if self.answers() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
         }
+        false
     }
 
     /// Waits until the server has saved which files belong to the queue with this prefix. RabbitMQ 3.10 does so half a second after a
@@ -158,17 +173,22 @@ impl TestRabbitmq {
         }
     }
 
-    /// Runs `rabbitmqctl` with these arguments. Takes seconds.
+    /// Runs `rabbitmqctl` with these arguments. Takes seconds. Repeated when it fails: it gives up after seconds on a busy machine.
     ///
     /// # Panics
     /// When it fails.
     pub fn control(&self, arguments: &[&str]) -> String {
         let installed = std::path::Path::new("/usr/lib/rabbitmq/bin/rabbitmqctl");
         let program = if installed.exists() { installed } else { "rabbitmqctl".as_ref() };
-        let ran = Command::new(program).args(arguments).envs(self.settings.iter().cloned()).output();
-        let Output { status, stdout, stderr } = ran.expect("rabbitmqctl is installed");
-        assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
-        String::from_utf8_lossy(&stdout).into_owned()
+        let deadline = Instant::now() + START;
+        loop {
+            let ran = Command::new(program).args(arguments).envs(self.settings.iter().cloned()).output();
+            let Output { status, stdout, stderr } = ran.expect("rabbitmqctl is installed");
+            if status.success() {
+                return String::from_utf8_lossy(&stdout).into_owned();
+            }
+            assert!(Instant::now() < deadline, "{}", String::from_utf8_lossy(&stderr));
+        }
     }
 
     /// Whether it answers the header of the protocol. The port is open before the server is ready.
@@ -189,18 +209,16 @@ impl TestRabbitmq {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn send(&self, command: &str) {
+    /// Sends a command to the supervisor and waits until it is done.
+    fn send(&self, command: &str) -> bool {
         let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
         writeln!(supervisor.1, "{command}").expect("the supervisor runs");
+        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
+        let mut line = String::new();
+        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
+        line.trim() == "yes"
     }
 }
 
 /// The usual alarm for free space would stop publishers on a disk that tests filled.
 const CONFIG: &str = "log.console = true\nlog.file = false\ndisk_free_limit.absolute = 10MB\n";
-
-/// Ports that were free a moment ago, all different.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners =
-        [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port"));
-    listeners.map(|listener| listener.local_addr().expect("a listener has an address").port())
-}

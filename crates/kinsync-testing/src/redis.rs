@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpStream},
     process::{Child, ChildStdin, Command, Stdio},
     sync::{Mutex, OnceLock},
     time::Duration,
@@ -12,19 +12,24 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 
 /// How long a server may take to start.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_mins(2);
 
-/// Reads one command a line. The first argument is the folder, the rest goes to the server.
+/// Reads one command a line, and answers each with a line. The first argument is the folder, the rest goes to the server.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 dir=$1; shift
 while read -r command; do
   case $command in
     start) redis-server "$@" </dev/null >>"$dir/log" 2>&1 & pid=$! ;;
-    stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null; echo stopped ;;
-    pause) kill -STOP "$pid" ;;
+    stop) kill -KILL "$pid"; wait "$pid" 2>/dev/null ;;
+    pause)
+      kill -STOP "$pid"
+      # Its threads stop one after another: until the last one has, it may still answer.
+      while grep -qs '^State:[[:space:]]*[RSD]' /proc/"$pid"/task/*/status; do :; done ;;
     resume) kill -CONT "$pid" ;;
+    alive) case $(ps -o stat= -p "$pid") in ''|Z*) echo no; continue ;; esac ;;
   esac
+  echo yes
 done
 kill -KILL "$pid" 2>/dev/null
 "#;
@@ -52,7 +57,11 @@ impl TestRedis {
     /// # Panics
     /// When it does not start.
     pub fn start(options: &[&str]) -> Self {
-        let (port, dir) = (free_port(), folder());
+        first_that_starts(|| Self::prepare(options))
+    }
+
+    fn prepare(options: &[&str]) -> Self {
+        let (port, dir) = (crate::free_port(), folder());
         let (number, path) = (port.to_string(), dir.path().display().to_string());
         let usual = ["--port", &number, "--bind", "127.0.0.1", "--dir", &path, "--save", ""];
         Self::supervise(port, &[&usual, options].concat(), dir)
@@ -64,7 +73,11 @@ impl TestRedis {
     /// # Panics
     /// When it does not start.
     pub fn start_sentinel(name: &str, primary: u16, quorum: u8, lines: &[&str]) -> Self {
-        let (port, dir) = (free_port(), folder());
+        first_that_starts(|| Self::prepare_sentinel(name, primary, quorum, lines))
+    }
+
+    fn prepare_sentinel(name: &str, primary: u16, quorum: u8, lines: &[&str]) -> Self {
+        let (port, dir) = (crate::free_port(), folder());
         let file = dir.path().join("sentinel.conf");
         let mut content = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {name} 127.0.0.1 {primary} {quorum}\n",
@@ -76,15 +89,14 @@ impl TestRedis {
         Self::supervise(port, &[&file.display().to_string(), "--sentinel"], dir)
     }
 
+    /// A server that is not started yet.
     fn supervise(port: u16, arguments: &[&str], dir: TempDir) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", SUPERVISOR, "sh"]).arg(dir.path()).args(arguments);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().expect("a shell starts");
         let commands = child.stdin.take().expect("its input is a pipe");
-        let redis = Self { port, dir, supervisor: Mutex::new((child, commands)) };
-        redis.launch();
-        redis
+        Self { port, dir, supervisor: Mutex::new((child, commands)) }
     }
 
     /// Address of the server.
@@ -105,10 +117,6 @@ impl TestRedis {
     /// Kills the server with SIGKILL and waits for its end.
     pub fn kill(&self) {
         self.send("stop");
-        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
-        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
-        let mut line = String::new();
-        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
     }
 
     /// Stops the processes of the server, which then neither answers nor closes its connections.
@@ -126,12 +134,20 @@ impl TestRedis {
     /// # Panics
     /// When it does not start.
     pub fn launch(&self) {
+        assert!(self.starts(), "redis-server does not start: {}", self.log());
+    }
+
+    /// `false` when the server ends, or does not answer in time.
+    fn starts(&self) -> bool {
         self.send("start");
         let deadline = Instant::now() + START;
-        while !self.answers() {
-            assert!(Instant::now() < deadline, "redis-server does not start: {}", self.log());
-            std::thread::yield_now();
+        while Instant::now() < deadline && self.send("alive") {
+            if self.answers() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
+        false
     }
 
     /// Runs one command, given as a line.
@@ -184,16 +200,21 @@ impl TestRedis {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn send(&self, command: &str) {
+    /// Sends a command to the supervisor and waits until it is done.
+    fn send(&self, command: &str) -> bool {
         let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
         writeln!(supervisor.1, "{command}").expect("the supervisor runs");
+        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
+        let mut line = String::new();
+        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
+        line.trim() == "yes"
     }
 }
 
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    port.expect("loopback has a free port").port()
+/// Another process may take the port of a server before the server binds it.
+fn first_that_starts(prepare: impl Fn() -> TestRedis) -> TestRedis {
+    let started = std::iter::repeat_with(prepare).take(5).find(TestRedis::starts);
+    started.expect("redis-server starts on one of five ports")
 }
 
 fn folder() -> TempDir {

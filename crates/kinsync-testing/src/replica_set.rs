@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::mongo::TestMongo;
 
 /// Longest time until the set has a primary. Elections take a few seconds with the timeout set below.
-const ELECTION: Duration = Duration::from_mins(1);
+const ELECTION: Duration = Duration::from_mins(3);
 
 /// Whether a secondary copies writes of the primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,7 +134,7 @@ impl TestReplicaSet {
 async fn state(member: &TestMongo) -> Option<String> {
     let client = member.direct().await;
     let admin = client.database("admin");
-    let hello = tokio::time::timeout(Duration::from_secs(1), admin.run_command(doc! { "hello": 1 }));
+    let hello = tokio::time::timeout(Duration::from_secs(5), admin.run_command(doc! { "hello": 1 }));
     let hello = hello.await.ok()?.ok()?;
     let is = |key: &str| hello.get_bool(key).unwrap_or_default();
     Some(

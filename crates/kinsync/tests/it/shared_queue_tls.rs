@@ -6,8 +6,9 @@ use std::fs;
 
 use kinsync_testing::{
     app::TestApp,
+    free_port,
     rabbitmq::TestRabbitmq,
-    redis::{DURABLE, TestRedis, free_port},
+    redis::{DURABLE, TestRedis},
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;

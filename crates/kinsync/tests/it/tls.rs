@@ -69,7 +69,7 @@ async fn a_renewed_certificate_is_used_without_a_restart_and_a_half_written_one_
 async fn a_client_that_sends_no_handshake_is_cut_off_and_keeps_no_one_out() {
     let folder = tempfile::tempdir().unwrap();
     let trusted = certificate(folder.path());
-    let server = start(folder.path(), &[("KINSYNC_HEAD_DEADLINE", "300ms")]);
+    let server = start(folder.path(), &[("KINSYNC_HEAD_DEADLINE", "3s")]);
     let mut silent = server.connect();
     assert_eq!(status(&server, &trusted, "/health/live").await, Some(200));
     assert_eq!(crate::server::answer(&mut silent).0, 0);
