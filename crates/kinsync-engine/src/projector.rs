@@ -301,15 +301,17 @@ impl Projector {
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
         let (mut done, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
-        let mut quarantined = Vec::new();
+        // The times of the dead letters that are quarantined.
+        let mut times = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
             if item.ends_as_marker() {
                 done.push(item);
             } else if let Err(failure) = &item.decoded.observations {
-                if let decode::Failure::InTheFuture { at, .. } = failure {
-                    quarantined.push((*at, item.id.clone()));
-                }
+                times.push(match failure {
+                    decode::Failure::InTheFuture { at, .. } => Some(*at),
+                    _ => None,
+                });
                 item.span.record("outcome", "dead_lettered");
                 dead.push((item.id, failure.to_string()));
             } else if let Some(user) = of_failed {
@@ -342,11 +344,10 @@ impl Projector {
         } else if verdicts.contains(&Verdict::RetryUnproved) {
             self.try_another_user().await;
         }
-        let set_aside = self.set_aside(&dead).await;
-        if set_aside.is_ok() {
-            self.quarantine.extend(quarantined);
-        }
-        set_aside.and(acked)
+        let letters = self.set_aside(&dead).await?;
+        let quarantined = letters.into_iter().zip(times);
+        self.quarantine.extend(quarantined.filter_map(|(letter, at)| Some((at?, letter?))));
+        acked
     }
 
     /// Acks entries. When that fails they are released: applied again, they change nothing.
@@ -376,7 +377,7 @@ impl Projector {
         }
         let dead: Vec<_> = ids.into_iter().map(|id| (id, refused(reason))).collect();
         match self.set_aside(&dead).await {
-            Ok(()) => self.evidence.forget(&subject),
+            Ok(_) => self.evidence.forget(&subject),
             Err(error) => tracing::error!(
                 error = crate::breaker::error_chain(&error),
                 "writing a dead letter failed; the entry is claimed again"
@@ -417,21 +418,27 @@ impl Projector {
         }
     }
 
-    /// Dead-letters entries. After a failure they are released and claimed again after a pause.
-    async fn set_aside(&self, dead: &[(EntryId, String)]) -> Result<(), queue::Error> {
+    /// Dead-letters entries and returns the ids of the dead letters. After a failure they are released and claimed again after a
+    /// pause.
+    async fn set_aside(&self, dead: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, queue::Error> {
         if dead.is_empty() {
-            return Ok(());
+            return Ok(Vec::new());
         }
-        if let Err(error) = self.queue.dead_letter(dead).await {
-            let ids: Vec<_> = dead.iter().map(|(id, _)| id.clone()).collect();
-            self.queue.retry(&ids, PAUSE).await?;
-            return Err(error);
+        let letters = match self.queue.dead_letter(dead).await {
+            Ok(letters) => letters,
+            Err(error) => {
+                let ids: Vec<_> = dead.iter().map(|(id, _)| id.clone()).collect();
+                self.queue.retry(&ids, PAUSE).await?;
+                return Err(error);
+            }
+        };
+        for (letter, (_, reason)) in letters.iter().zip(dead) {
+            if let Some(id) = letter {
+                tracing::warn!(%id, reason, "an event became a dead letter");
+            }
         }
-        for (id, reason) in dead {
-            tracing::warn!(%id, reason, "an event became a dead letter");
-        }
-        count("dead_lettered", dead.len());
-        Ok(())
+        count("dead_lettered", letters.iter().flatten().count());
+        Ok(letters)
     }
 
     fn measure(&self, event: &LogEntry) {

@@ -1,7 +1,8 @@
 //! Releases quarantined events when this machine's clock reaches their time.
 //!
 //! An event from the future is a dead letter. Its time comes: the clock was behind, or the sender's was ahead. Each process
-//! keeps a list of the quarantined dead letters of its queue, and reads them from the queue once after its start.
+//! keeps a list of the quarantined dead letters that it made, and adds those of other processes from the queue: after its start,
+//! then regularly.
 
 use std::{
     collections::BTreeSet,
@@ -22,6 +23,8 @@ use crate::{
 
 /// Longest interval at which the times are compared with the clock.
 const EVERY: Duration = Duration::from_secs(10);
+/// Comparisons with the clock after which the dead letters are read from the queue again.
+const READ_AFTER: u32 = 60;
 /// Dead letters per page.
 const PAGE: usize = 500;
 
@@ -45,9 +48,12 @@ impl Quarantine {
 impl Projector {
     /// Runs until `stop` is cancelled.
     pub(super) async fn release_regularly(&self, stop: &CancellationToken) {
-        let mut is_loaded = false;
+        let mut rounds_to_read = 0;
         loop {
-            is_loaded = is_loaded || logged(self.load_quarantined().await);
+            if rounds_to_read == 0 && logged(self.load_quarantined().await) {
+                rounds_to_read = READ_AFTER;
+            }
+            rounds_to_read = rounds_to_read.saturating_sub(1);
             logged(self.release_quarantined().await);
             let pause = tokio::time::sleep(EVERY.min(self.config.sweep_every));
             if stop.run_until_cancelled(pause).await.is_none() {

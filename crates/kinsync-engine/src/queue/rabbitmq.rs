@@ -301,11 +301,15 @@ impl Shared {
         Ok(claimed)
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
+        let mut letters = Vec::with_capacity(entries.len());
         for (id, reason) in entries {
+            letters.push(None);
             if let Some(message) = self.held.message(id) {
                 let name = if message.id.is_empty() { self.message_id() } else { message.id };
                 self.dead_letters.add(&name, message.entry.as_ref(), &message.body, reason).await?;
+                letters.pop();
+                letters.push(Some(EntryId::new(name)));
             }
         }
         let ids: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
@@ -316,7 +320,7 @@ impl Shared {
                 "old dead letters could not be removed"
             );
         }
-        Ok(())
+        Ok(letters)
     }
 
     async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
@@ -431,7 +435,7 @@ impl Queue for RabbitmqQueue {
         Ok(())
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
         self.shared.open()?;
         self.shared.dead_letter(entries).await
     }

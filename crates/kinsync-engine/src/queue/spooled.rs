@@ -160,7 +160,7 @@ impl Queue for SpooledQueue {
         self.shared.retry(ids, after).await
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
         self.shared.dead_letter(entries).await
     }
 

@@ -13,13 +13,14 @@ use bytes::Bytes;
 use kinde::webhook::Scheme;
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
-    Clock, Engine,
+    Clock, Engine, RabbitmqConfig, RedisConfig, SharedQueue,
     internal::{
         breaker, projector,
         queue::{Entry, Payload},
         store::Store,
     },
 };
+use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
 use tokio::time::Instant;
 
 use crate::{pipeline::dead_letters, reconcile::DEADLINE, stores};
@@ -41,13 +42,31 @@ impl WrongClock {
     }
 }
 
-async fn engine(folder: &Path, store: &Arc<dyn Store>, clock: Clock) -> Engine {
+async fn engine(
+    folder: &Path,
+    store: &Arc<dyn Store>,
+    clock: Clock,
+    queue: Option<&SharedQueue>,
+) -> Engine {
     let config = projector::Config { sweep_every: Duration::from_millis(20), ..Default::default() };
-    let builder = Engine::builder(folder).store(store.clone()).clock(clock);
+    let mut builder = Engine::builder(folder).store(store.clone()).clock(clock);
+    if let Some(queue) = queue {
+        builder = builder.shared_queue(queue.clone());
+    }
     let engine =
         builder.projector(config, breaker::Config::default()).open().await.expect("the folder opens");
     engine.start();
     engine
+}
+
+fn redis() -> SharedQueue {
+    let config = RedisConfig::new(TestRedis::shared().url().into());
+    SharedQueue::Redis(RedisConfig { prefix: TestRedis::prefix(), ..config })
+}
+
+fn rabbitmq() -> SharedQueue {
+    let config = RabbitmqConfig::new(TestRabbitmq::shared().url().into());
+    SharedQueue::Rabbitmq(RabbitmqConfig { prefix: TestRabbitmq::prefix(), ..config })
 }
 
 fn event() -> Entry {
@@ -76,10 +95,24 @@ async fn is_stored(store: &Arc<dyn Store>) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quarantined_event_is_applied_when_the_clock_reaches_its_time() {
+    it_is_applied_in_its_time(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_event_in_redis_is_applied_when_the_clock_reaches_its_time() {
+    it_is_applied_in_its_time(Some(redis())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_event_in_rabbitmq_is_applied_when_the_clock_reaches_its_time() {
+    it_is_applied_in_its_time(Some(rabbitmq())).await;
+}
+
+async fn it_is_applied_in_its_time(queue: Option<SharedQueue>) {
     let (fresh, clock) = (stores::embedded(), WrongClock::default());
     clock.set_ahead(-10 * MINUTE);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let engine = engine(folder.path(), &fresh.store, clock.clock()).await;
+    let engine = engine(folder.path(), &fresh.store, clock.clock(), queue.as_ref()).await;
     engine.queue().enqueue(event()).await.expect("the queue takes it");
     until_set_aside(&engine, 1).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -92,15 +125,38 @@ async fn a_quarantined_event_is_applied_when_the_clock_reaches_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quarantined_event_of_another_process_is_applied_too() {
+    let (fresh, other, clock) = (stores::embedded(), stores::embedded(), WrongClock::default());
+    clock.set_ahead(-10 * MINUTE);
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let (one_queue, two_queue) = (redis(), redis());
+    let one = engine(folders[0].path(), &fresh.store, clock.clock(), Some(&one_queue)).await;
+    let two = engine(folders[1].path(), &other.store, clock.clock(), Some(&two_queue)).await;
+    for engine in [&one, &two] {
+        engine.queue().enqueue(event()).await.expect("the queue takes it");
+        until_set_aside(engine, 1).await;
+    }
+    // The first one stops; the second one releases its own, so it has read the dead letters that were there at its start.
+    one.stop().await;
+    clock.set_ahead(0);
+    until_set_aside(&two, 0).await;
+    let [SharedQueue::Redis(from), SharedQueue::Redis(to)] = [one_queue, two_queue] else { unreachable!() };
+    let copied = TestRedis::shared().run(&format!("COPY {{{}}}:dead {{{}}}:dead REPLACE", from.prefix, to.prefix));
+    assert_eq!(copied.trim(), ":1");
+    until_set_aside(&two, 0).await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_quarantined_event_is_applied_after_a_restart_with_the_right_clock() {
     let (fresh, clock) = (stores::embedded(), WrongClock::default());
     clock.set_ahead(-10 * MINUTE);
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let first = engine(folder.path(), &fresh.store, clock.clock()).await;
+    let first = engine(folder.path(), &fresh.store, clock.clock(), None).await;
     first.queue().enqueue(event()).await.expect("the queue takes it");
     until_set_aside(&first, 1).await;
     first.stop().await;
-    let second = engine(folder.path(), &fresh.store, Clock::system()).await;
+    let second = engine(folder.path(), &fresh.store, Clock::system(), None).await;
     until_set_aside(&second, 0).await;
     assert!(is_stored(&fresh.store).await);
     second.stop().await;
