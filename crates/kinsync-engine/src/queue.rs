@@ -25,7 +25,10 @@ pub mod spooled;
 pub use shared::SharedQueue;
 
 /// Largest event id and payload together.
-const MAX_ENTRY: usize = 16 << 20;
+pub const MAX_ENTRY: usize = 16 << 20;
+
+/// Most dead letters in one list.
+const MAX_LISTED: usize = 1000;
 
 /// The scheme of sightings, which no delivery can have.
 pub const SIGHTING_SCHEME: &str = "login";
@@ -209,8 +212,13 @@ pub struct Stats {
 pub struct Spool {
     /// Entries of this process that the shared queue did not accept yet. Included in [`Stats::depth`].
     pub entries: u64,
-    /// Whether the shared queue answers. If not, the other values are those of the spool alone.
+    /// Bytes of these entries. Included in [`Stats::bytes`].
+    pub bytes: u64,
+    /// Whether the shared queue answers and accepted the newest entry.
     pub is_shared_queue_available: bool,
+    /// How old the values of the shared queue are, if it does not answer. Before its first answer they are 0, and this is `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub age_of_shared_values: Option<Duration>,
 }
 
 /// Cause of a failure, as the backend reports it.
@@ -357,7 +365,7 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Moves claimed entries to the dead letters, each with a reason for an operator. Returns the id of each dead letter, in the
     /// order of the entries; `None` where the id is unknown. After an error they stay claimed, and a repetition makes no second
-    /// dead letter of one.
+    /// dead letter of one. Applies the bounds of the dead letters, also without an entry.
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error>;
 
     /// Reads the state of the queue.

@@ -281,6 +281,11 @@ impl Shared {
                 &"the deadline passed before the verification",
                 retry_after,
             ),
+            // Sent again, it is as large.
+            Stop::Queue(_, queue::Error::TooLarge { max, .. }) => {
+                self.metrics.unverified(Unverified::TooLarge);
+                Problem::BodyTooLarge { limit: max }.into_response()
+            }
             Stop::Queue(scheme, error) => {
                 self.metrics.verified(scheme, Verified::Unavailable);
                 self.not_stored(&chain(&error))

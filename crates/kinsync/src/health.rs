@@ -11,19 +11,17 @@ use kinsync_engine::{
     ComponentStatus, SpreadStatus,
     internal::{
         breaker::{Breaker, Failure, State},
-        queue::{self, Stats},
         reconcile::{record::DriftKind, webhook_health},
         store::{Severity, StoreProblem},
     },
 };
-use kinsync_tower::problem::chain;
 
 pub use problem::{Code, Problem};
 
 use crate::{
     api::health::{
-        AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, QueueHealth,
-        ReconcileHealth, StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
+        AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, ReconcileHealth,
+        StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
     },
     app::AppState,
     metrics::age,
@@ -31,12 +29,8 @@ use crate::{
 };
 
 mod problem;
+mod queue;
 
-/// A delivery that could not be stored makes the server unready for this long. Then the server is ready again, and the
-/// next delivery shows whether it can be stored.
-const UNREADY_FOR: Duration = Duration::from_secs(30);
-/// A delivery that is queued for longer is a problem.
-const LATE: Duration = Duration::from_mins(1);
 /// An event without a time is reported for this long.
 const REPORTED_FOR: Duration = Duration::from_hours(1);
 /// Failed verifications in a row that are a problem.
@@ -195,57 +189,6 @@ impl Problems {
             consecutive_failed_verifications: failures,
             seconds_since_last_event_without_time: without_time,
         }
-    }
-
-    fn queue(&mut self, state: &AppState, now: Micros, queued: Result<Stats, queue::Error>) -> QueueHealth {
-        let queued = queued.unwrap_or_else(|error| {
-            let cause = self.cause(Some(&chain(&error)));
-            self.failing(Code::QueueUnavailable, format!("the queue does not answer: {cause}"));
-            Stats::default()
-        });
-        let oldest = queued.oldest_received_at.map(|at| age(at, now));
-        let failed = state.webhook.activity().unavailable_since().map(|at| age(at, now));
-        if failed.is_some_and(|age| age < UNREADY_FOR.as_secs_f64()) {
-            self.failing(
-                Code::DeliveryNotStored,
-                "a delivery could not be stored a moment ago: see the log for the cause",
-            );
-        }
-        if queued.depth >= state.config.queue.max_entries || queued.bytes >= state.config.queue.max_bytes {
-            self.failing(
-                Code::QueueFull,
-                "the queue is full: repair the store, or raise KINSYNC_QUEUE_MAX_ENTRIES and \
-                 KINSYNC_QUEUE_MAX_BYTES",
-            );
-        }
-        if oldest.is_some_and(|age| age > LATE.as_secs_f64()) {
-            let depth = queued.depth;
-            self.degraded(Code::QueueDelayed, format!(
-                "the oldest of {depth} queued deliveries is older than {} s: see the log for what delays the store",
-                LATE.as_secs()
-            ));
-        }
-        if queued.spool.is_some_and(|spool| !spool.is_shared_queue_available) {
-            let waiting = queued.spool.map_or(0, |spool| spool.entries);
-            self.degraded(
-                Code::SharedQueueUnavailable,
-                format!(
-                    "the queue at KINSYNC_QUEUE does not answer: {} on this machine; the log has the cause",
-                    counted(waiting, "delivery waits", "deliveries wait")
-                ),
-            );
-        }
-        if queued.dead_letters > 0 {
-            let count = queued.dead_letters;
-            self.degraded(
-                Code::DeadLetters,
-                format!(
-                    "the queue contains {}: `kinsync dead-letters list` shows the reasons",
-                    counted(count, "dead letter", "dead letters")
-                ),
-            );
-        }
-        QueueHealth { stats: (&queued).into(), oldest_age_seconds: oldest }
     }
 
     /// The store. A process that only accepts deliveries does not use it, so nothing of it is a problem.

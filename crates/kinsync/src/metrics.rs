@@ -154,7 +154,11 @@ pub const METRICS: &[Metric] = &[
         help: "Accepted deliveries that are not processed yet",
     },
     Metric { name: "kinsync_queue_oldest_seconds", kind: Kind::Gauge, help: "Age of the oldest of them" },
-    Metric { name: "kinsync_queue_bytes", kind: Kind::Gauge, help: "Size of the deliveries in the queue" },
+    Metric {
+        name: "kinsync_queue_bytes",
+        kind: Kind::Gauge,
+        help: "Size of the deliveries in the queue; with a shared queue, of those that wait for it",
+    },
     Metric {
         name: "kinsync_queue_max_entries",
         kind: Kind::Gauge,
@@ -451,7 +455,8 @@ pub async fn render(state: &AppState) -> String {
     if let Ok(queue) = queue {
         gauge!("kinsync_queue_depth").set(float(queue.depth));
         gauge!("kinsync_queue_oldest_seconds").set(queue.oldest_received_at.map_or(0.0, |at| age(at, now)));
-        gauge!("kinsync_queue_bytes").set(float(queue.bytes));
+        // The limit of bytes is that of the data folder.
+        gauge!("kinsync_queue_bytes").set(float(queue.spool.map_or(queue.bytes, |spool| spool.bytes)));
         gauge!("kinsync_queue_spooled").set(float(queue.spool.map_or(0, |spool| spool.entries)));
         gauge!("kinsync_queue_dead_letters").set(float(queue.dead_letters));
         gauge!("kinsync_queue_dead_letter_bytes").set(float(queue.dead_letter_bytes));

@@ -188,6 +188,7 @@ impl Builder {
         } = self;
         let (scan_every, projector) = (self.scan_every, self.projector);
         let (erase_deleted_after, rules) = (self.erase_deleted_after, self.retention);
+        let queue = embedded::Config { is_spool: shared_queue.is_some(), ..queue };
         let local = open_queue(&data_dir, queue, clock.clone()).await?;
         let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
         let shared = shared_queue.map(|shared| shared.create(&store.store(), &clock));

@@ -63,6 +63,8 @@ impl Projector {
     }
 
     async fn load_quarantined(&self) -> Result<(), queue::Error> {
+        // Dead letters reach their age also where there are no new ones.
+        self.queue.dead_letter(&[]).await?;
         let mut page = self.queue.dead_letters(None, PAGE).await?;
         while let Some(last) = page.last().map(|letter| letter.id.clone()) {
             self.quarantine.extend(page.into_iter().filter_map(quarantined));

@@ -36,7 +36,8 @@ use self::{
     writer::{Command, ROUND, Reply, Writer},
 };
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Matched, Matcher, Queue, Search, Stats,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
+    Search, Stats,
 };
 use crate::clock::Clock;
 
@@ -53,9 +54,6 @@ mod wal;
 mod window;
 mod writer;
 
-/// Most dead letters in one list.
-const MAX_LISTED: usize = 1000;
-
 /// Bounds of the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -67,6 +65,9 @@ pub struct Config {
     pub dedupe_window: usize,
     /// Bounds of the dead letters.
     pub dead_letters: DeadLetterBounds,
+    /// Whether acked entries are in another queue, which detects repetitions of them: their ids are forgotten. Without this, an
+    /// entry that the other queue loses would be a duplicate for ever.
+    pub is_spool: bool,
 }
 
 /// Bounds of the dead letters. They never make the queue refuse an entry.
@@ -87,6 +88,7 @@ impl Default for Config {
             max_bytes: 1 << 30,
             dedupe_window: 131_072,
             dead_letters: DeadLetterBounds::default(),
+            is_spool: false,
         }
     }
 }
@@ -143,7 +145,10 @@ impl EmbeddedQueue {
     pub fn open(dir: &Path, config: Config, clock: Clock) -> Result<Self, Error> {
         let file = QueueFile::open(&dir.join("queue"), &clock)?;
         let failed = |failure: Failure| failure.at(file.path());
-        let window = file.window(config.dedupe_window).map_err(failed)?;
+        let mut window = file.window(config.dedupe_window).map_err(failed)?;
+        if config.is_spool {
+            window.0 = file.window_of_entries(config.dedupe_window).map_err(failed)?;
+        }
         let shared = Arc::new(Shared {
             path: file.path().to_owned(),
             state: Mutex::new(State::new(file.totals(0).map_err(failed)?)),

@@ -6,6 +6,7 @@
 //! - `publisher`: entries that are published together, and their confirms
 //! - `held`: what the server has delivered and what is not acked: leases and pauses
 //! - `dead_letters`: dead letters, in the store of users
+//! - `examine`: what a server shows without a change
 //!
 //! Entries are persistent messages in a quorum queue; an entry is accepted when a majority of its members confirmed it. A process
 //! publishes on one connection and consumes on another: a server without memory stops reading from publishers, and acks have to
@@ -28,7 +29,7 @@ use futures_util::future::join_all;
 use kinsync_core::Micros;
 use lapin::{
     message::DeliveryResult,
-    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions},
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 use secrecy::SecretString;
@@ -38,14 +39,16 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::examine::Examined;
 use self::{
     connection::{Failure, Link, Live, RESPONSE, Topology},
     dead_letters::DeadLetters,
+    examine::count_ready,
     held::{Held, Taken},
     publisher::Enqueue,
 };
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Matched, Matcher, Queue, Search, Stats,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, Search, Stats,
     embedded::DeadLetterBounds,
 };
 use crate::{clock::Clock, random, store::Store};
@@ -53,20 +56,19 @@ use crate::{clock::Clock, random, store::Store};
 mod address;
 mod connection;
 mod dead_letters;
+mod examine;
 mod held;
 mod publisher;
 mod rows;
 
 /// Largest event id and payload together. A dead letter has to fit into a document of MongoDB.
-const MAX_ENTRY: usize = 7 << 20;
+pub const MAX_ENTRY: usize = 7 << 20;
 /// Entries that the server delivers to a process before it acks one.
 const PREFETCH: u16 = 1024;
 /// Calls that wait to be published.
 const WAITING: usize = 16_384;
 /// Longest wait before leases and the connection are looked at again.
 const POLL: Duration = Duration::from_secs(1);
-/// Most dead letters in one list.
-const MAX_LISTED: usize = 1000;
 
 /// Address and bounds of the queue.
 #[derive(Clone, Debug)]
@@ -170,17 +172,6 @@ impl RabbitmqQueue {
         shared.tasks.spawn(Arc::clone(&shared).publish_all(pending));
         shared.tasks.spawn(Arc::clone(&shared).give_back_regularly());
         Ok(Self { shared, enqueues })
-    }
-
-    /// Connects and declares the queues. Returns the address of the host that answered.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] if no host answers, [`Error::Refused`] if one refuses the user or the queues.
-    pub async fn examine(config: Config) -> Result<String, Error> {
-        let link = Link::new(address::hosts(&config.url)?, Topology::of(&config), TaskTracker::new());
-        let address = link.live().await?.address.to_string();
-        link.close().await;
-        Ok(address)
     }
 }
 
@@ -353,24 +344,13 @@ impl Shared {
         Ok(Matched { queued, dead_letters: self.dead_letters.search(matcher, search).await?, entries })
     }
 
-    /// Counts the entries that no process holds.
-    async fn count_ready(&self, live: &Live) -> Result<u64, Failure> {
-        let Topology { queue, returned, .. } = self.publishing.topology();
-        let count = |queue: &str| {
-            let options = QueueDeclareOptions::durable().passive();
-            live.channel.queue_declare(queue.into(), options, FieldTable::default())
-        };
-        let (ready, moved) = tokio::join!(live.within(count(queue)), live.within(count(returned)));
-        Ok(u64::from(ready?.message_count()) + u64::from(moved?.message_count()))
-    }
-
     /// Counts on the connection that delivers, if there is one: its answer comes after what was delivered before it.
     async fn depth(self: &Arc<Self>) -> Result<(u64, Option<Micros>), Error> {
         // Not cancelled with a caller that does not wait as long as it takes to connect.
         let shared = Arc::clone(self);
         let connecting = self.tasks.spawn(async move { shared.consuming.live().await });
         let live = connecting.await.map_err(|_| Error::Closed)??;
-        let ready = match self.count_ready(&live).await {
+        let ready = match count_ready(&live, self.publishing.topology()).await {
             Ok(ready) => ready,
             Err(failure) => {
                 self.held.lose(live.generation);

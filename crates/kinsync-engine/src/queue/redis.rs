@@ -25,8 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use self::connection::{Connection, Failure};
 pub use self::server::{Durability, Server};
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, Matched, Matcher, Queue, Search, Stats,
-    embedded::DeadLetterBounds,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
+    Search, Stats, embedded::DeadLetterBounds,
 };
 use crate::clock::Clock;
 
@@ -50,8 +50,6 @@ const CLAIM_BYTES: usize = 8 << 20;
 const WAITING: usize = 16_384;
 /// Longest wait for a new entry before leases and retries are looked at again.
 const POLL: Duration = Duration::from_millis(200);
-/// Most dead letters in one list.
-const MAX_LISTED: usize = 1000;
 
 /// Address and bounds of the queue.
 #[derive(Clone, Debug)]
@@ -106,6 +104,8 @@ struct Shared {
     keys: Keys,
     clock: Clock,
     commands: Connection,
+    /// Stores entries. Of its own: one that waits for replicas delays all that share its connection.
+    entries: Connection,
     /// Waits for new entries. Of its own: a command that blocks delays all that share its connection.
     waiting: Mutex<Connection>,
     closed: CancellationToken,
@@ -133,9 +133,10 @@ impl RedisQueue {
         let keys = Keys { stream: key("queue"), seen: key("seen"), dead: key("dead") };
         let address = address::parse(&config.url)?;
         let commands = Connection::new(address.clone())?;
+        let entries = Connection::new(address.clone())?;
         let waiting = Mutex::new(Connection::new(address)?);
         let (closed, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Arc::new(Shared { config, keys, clock, commands, waiting, closed, tasks });
+        let shared = Arc::new(Shared { config, keys, clock, commands, entries, waiting, closed, tasks });
         let (enqueues, pending) = mpsc::channel(WAITING);
         shared.tasks.spawn(Arc::clone(&shared).store_all(pending));
         Ok(Self { shared, enqueues })
@@ -191,13 +192,13 @@ impl Shared {
 
     async fn stored(&self, script: Cmd) -> Result<Vec<i64>, Stored> {
         if self.config.replicas == 0 {
-            return self.commands.run(&script).await.map_err(Stored::Failed);
+            return self.entries.run(&script).await.map_err(Stored::Failed);
         }
         let mut both = Pipeline::new();
         let mut wait = cmd("WAIT");
         wait.arg(self.config.replicas).arg(millis(WAIT));
         both.add_command(script).add_command(wait);
-        let (answers, have): (Vec<i64>, u32) = self.commands.run_all(&both).await.map_err(Stored::Failed)?;
+        let (answers, have): (Vec<i64>, u32) = self.entries.run_all(&both).await.map_err(Stored::Failed)?;
         if have < self.config.replicas { Err(Stored::TooFewReplicas(have)) } else { Ok(answers) }
     }
 

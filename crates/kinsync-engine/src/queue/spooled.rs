@@ -4,10 +4,13 @@
 //! shared queue; until it succeeds, new entries go to the spool at once. An entry may be in both for a moment: the shared queue
 //! knows its id, and a repetition changes nothing. What waits in a spool is on the disk of one machine: it is delayed while
 //! that machine is off, and lost with its disk.
+//!
+//! Dead letters of the spool are those of the data folder before there was a shared queue, and entries that the shared queue never
+//! accepts. They are listed before those of the shared queue, under ids of their own.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -15,12 +18,12 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, Matched, Matcher, Payload, Queue, Search, Spool,
-    Stats,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Payload, Queue,
+    Search, Spool, Stats,
 };
 
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
@@ -33,39 +36,29 @@ const BATCH: usize = 128;
 const LEASE: Duration = Duration::from_mins(1);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Start of the ids of the dead letters of the spool.
+const OF_SPOOL: &str = "spool-";
 
 /// A shared queue with a spool.
 #[derive(Debug)]
 pub struct SpooledQueue {
     shared: Arc<dyn Queue>,
     spool: Arc<dyn Queue>,
-    /// Whether the shared queue did not accept the newest entry.
+    /// Whether the shared queue did not accept the newest entry. Only one that it accepts ends this: a server without memory or
+    /// without replicas answers every question.
     is_failing: AtomicBool,
+    /// The last known state of the shared queue.
+    last: Mutex<Option<(Instant, Stats)>>,
 }
 
 impl SpooledQueue {
     /// Combines both. [`Self::run`] moves entries from the spool.
     pub fn new(shared: Arc<dyn Queue>, spool: Arc<dyn Queue>) -> Self {
-        Self { shared, spool, is_failing: AtomicBool::new(false) }
+        Self { shared, spool, is_failing: AtomicBool::new(false), last: Mutex::default() }
     }
 
     /// Moves entries from the spool into the shared queue until the token is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
-        tokio::join!(self.move_regularly(&stop), self.probe(&stop));
-    }
-
-    /// Finds out when a failing shared queue answers again. With an empty spool no entry would.
-    async fn probe(&self, stop: &CancellationToken) {
-        while stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some() {
-            if self.is_failing.load(Relaxed)
-                && matches!(timeout(DEADLINE, self.shared.stats()).await, Ok(Ok(_)))
-            {
-                self.note(None);
-            }
-        }
-    }
-
-    async fn move_regularly(&self, stop: &CancellationToken) {
         while let Some(claimed) = stop.run_until_cancelled(self.spool.claim(BATCH, LEASE)).await {
             let moved = match claimed {
                 Ok(claimed) => self.move_all(claimed).await,
@@ -79,16 +72,18 @@ impl SpooledQueue {
         }
     }
 
-    /// Moves entries. Those that the shared queue does not accept stay in the spool.
+    /// Moves entries. Those that the shared queue does not accept now stay in the spool; those that it never accepts become dead
+    /// letters of the spool.
     async fn move_all(&self, claimed: Vec<Claimed>) -> Result<(), Error> {
         let moves = claimed.iter().map(|claimed| self.accept(claimed.entry.clone(), MOVE_DEADLINE));
         let outcomes = join_all(moves).await;
-        let (mut moved, mut kept, mut failure) = (Vec::new(), Vec::new(), None);
+        let (mut moved, mut kept, mut dead, mut failure) = (Vec::new(), Vec::new(), Vec::new(), None);
         for (Claimed { id, entry, .. }, outcome) in claimed.into_iter().zip(outcomes) {
             match outcome {
                 Ok(_) => moved.push(id),
                 // The next request of the user makes it again; kept, it would hold up deliveries.
                 Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => moved.push(id),
+                Err(error @ Error::TooLarge { .. }) => dead.push((id, error.to_string())),
                 Err(error) => {
                     kept.push(id);
                     failure = Some(error);
@@ -97,6 +92,11 @@ impl SpooledQueue {
         }
         self.spool.ack(&moved).await?;
         self.spool.retry(&kept, PAUSE).await?;
+        if !dead.is_empty() {
+            for id in self.spool.dead_letter(&dead).await?.into_iter().flatten() {
+                tracing::error!(id = %of_spool(&id), "the shared queue never accepts an entry of this size; it became a dead letter");
+            }
+        }
         failure.map_or(Ok(()), Err)
     }
 
@@ -114,6 +114,16 @@ impl SpooledQueue {
         accepted
     }
 
+    /// Returns the newest known state of the shared queue, and how old it is if it is not of now.
+    fn newest(&self, counted: Option<Stats>) -> (Stats, Option<Duration>) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stats) = counted {
+            *last = Some((Instant::now(), stats));
+            return (stats, None);
+        }
+        last.map_or_else(Default::default, |(at, stats)| (stats, Some(at.elapsed())))
+    }
+
     /// Logs when the shared queue begins and ends to fail.
     fn note(&self, failure: Option<&Error>) {
         match (failure, self.is_failing.swap(failure.is_some(), Relaxed)) {
@@ -124,6 +134,25 @@ impl SpooledQueue {
             (None, true) => tracing::info!("the shared queue accepts entries again"),
             _ => {}
         }
+    }
+}
+
+/// The id of a dead letter of the spool, as callers know it.
+fn of_spool(id: &EntryId) -> EntryId {
+    EntryId::new(format!("{OF_SPOOL}{id}"))
+}
+
+/// The id in the spool; `None` for an id of the shared queue.
+fn in_spool(id: &EntryId) -> Option<EntryId> {
+    id.as_str().strip_prefix(OF_SPOOL).map(EntryId::new)
+}
+
+/// An error of the spool with the id that the caller knows.
+fn renamed(error: Error) -> Error {
+    match error {
+        Error::NoSuchDeadLetter { id } => Error::NoSuchDeadLetter { id: of_spool(&id) },
+        Error::PayloadRemoved { id } => Error::PayloadRemoved { id: of_spool(&id) },
+        other => other,
     }
 }
 
@@ -164,36 +193,63 @@ impl Queue for SpooledQueue {
         self.shared.dead_letter(entries).await
     }
 
-    /// Adds the entries of the spool to those of the shared queue. While that does not answer, the state is that of the spool.
+    /// Adds the state of the spool to that of the shared queue. While that does not answer, to the last known one.
     async fn stats(&self) -> Result<Stats, Error> {
         let (spool, shared) = tokio::join!(self.spool.stats(), timeout(DEADLINE, self.shared.stats()));
         let (spool, shared) = (spool?, shared.ok().and_then(Result::ok));
         let is_available = shared.is_some() && !self.is_failing.load(Relaxed);
-        let shared = shared.unwrap_or_default();
+        let (shared, age_of_shared_values) = self.newest(shared);
         let oldest = [shared.oldest_received_at, spool.oldest_received_at];
         Ok(Stats {
             depth: shared.depth + spool.depth,
             oldest_received_at: oldest.into_iter().flatten().min(),
             bytes: shared.bytes + spool.bytes,
-            spool: Some(Spool { entries: spool.depth, is_shared_queue_available: is_available }),
-            ..shared
+            dead_letters: shared.dead_letters + spool.dead_letters,
+            dead_letter_bytes: shared.dead_letter_bytes + spool.dead_letter_bytes,
+            spool: Some(Spool {
+                entries: spool.depth,
+                bytes: spool.bytes,
+                is_shared_queue_available: is_available,
+                age_of_shared_values,
+            }),
         })
     }
 
     async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
-        self.shared.dead_letters(after, limit).await
+        let limit = limit.min(MAX_LISTED);
+        let after_in_spool = after.map(in_spool);
+        // An id of the shared queue: those of the spool were before it.
+        if after_in_spool == Some(None) {
+            return self.shared.dead_letters(after, limit).await;
+        }
+        let mut letters = self.spool.dead_letters(after_in_spool.flatten().as_ref(), limit).await?;
+        for letter in &mut letters {
+            letter.id = of_spool(&letter.id);
+        }
+        if letters.len() < limit {
+            letters.extend(self.shared.dead_letters(None, limit - letters.len()).await?);
+        }
+        Ok(letters)
     }
 
     async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error> {
-        self.shared.find_dead_letter(id).await
+        let Some(inner) = in_spool(id) else { return self.shared.find_dead_letter(id).await };
+        let found = self.spool.find_dead_letter(&inner).await.map_err(renamed)?;
+        Ok(DeadLetter { id: id.clone(), ..found })
     }
 
     async fn retry_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
-        self.shared.retry_dead_letter(id).await
+        match in_spool(id) {
+            Some(inner) => self.spool.retry_dead_letter(&inner).await.map_err(renamed),
+            None => self.shared.retry_dead_letter(id).await,
+        }
     }
 
     async fn drop_dead_letter(&self, id: &EntryId) -> Result<(), Error> {
-        self.shared.drop_dead_letter(id).await
+        match in_spool(id) {
+            Some(inner) => self.spool.drop_dead_letter(&inner).await.map_err(renamed),
+            None => self.shared.drop_dead_letter(id).await,
+        }
     }
 
     async fn search(&self, matcher: Matcher, search: Search) -> Result<Matched, Error> {

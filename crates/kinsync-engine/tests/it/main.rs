@@ -36,6 +36,7 @@ mod state_records;
 mod suspended;
 mod unreadable;
 
+mod queue_bounds;
 mod queue_conformance;
 mod queue_crash;
 mod queue_damage;
@@ -46,6 +47,7 @@ mod queue_rabbitmq;
 mod queue_rabbitmq_promises;
 mod queue_redis;
 mod queue_sentinel;
+mod queue_spool_states;
 mod queue_spooled;
 
 mod removals;

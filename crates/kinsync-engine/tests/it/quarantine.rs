@@ -42,12 +42,7 @@ impl WrongClock {
     }
 }
 
-async fn engine(
-    folder: &Path,
-    store: &Arc<dyn Store>,
-    clock: Clock,
-    queue: Option<&SharedQueue>,
-) -> Engine {
+async fn engine(folder: &Path, store: &Arc<dyn Store>, clock: Clock, queue: Option<&SharedQueue>) -> Engine {
     let config = projector::Config { sweep_every: Duration::from_millis(20), ..Default::default() };
     let mut builder = Engine::builder(folder).store(store.clone()).clock(clock);
     if let Some(queue) = queue {
@@ -141,7 +136,8 @@ async fn a_quarantined_event_of_another_process_is_applied_too() {
     clock.set_ahead(0);
     until_set_aside(&two, 0).await;
     let [SharedQueue::Redis(from), SharedQueue::Redis(to)] = [one_queue, two_queue] else { unreachable!() };
-    let copied = TestRedis::shared().run(&format!("COPY {{{}}}:dead {{{}}}:dead REPLACE", from.prefix, to.prefix));
+    let copied =
+        TestRedis::shared().run(&format!("COPY {{{}}}:dead {{{}}}:dead REPLACE", from.prefix, to.prefix));
     assert_eq!(copied.trim(), ":1");
     until_set_aside(&two, 0).await;
     two.stop().await;

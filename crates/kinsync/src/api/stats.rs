@@ -45,6 +45,9 @@ pub struct QueueStats {
     /// Deliveries of this process that wait for the shared queue, included in `depth`; absent without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spooled: Option<u64>,
+    /// Seconds since the shared queue answered last, if it does not answer now: the other values contain what it had then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared_queue_age_seconds: Option<u64>,
 }
 
 impl From<store::Counts> for StoreStats {
@@ -63,6 +66,10 @@ impl From<&queue::Stats> for QueueStats {
             dead_letters: stats.dead_letters,
             dead_letter_bytes: stats.dead_letter_bytes,
             spooled: stats.spool.map(|spool| spool.entries),
+            shared_queue_age_seconds: stats
+                .spool
+                .and_then(|spool| spool.age_of_shared_values)
+                .map(|age| age.as_secs()),
         }
     }
 }

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use kinsync_engine::{
-    Clock, SharedQueue,
-    internal::queue::{self, Spool, Stats as Counts, embedded},
+    Clock, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue, SharedQueue,
+    internal::queue::{self, Queue as _, Spool, Stats as Counts, embedded, rabbitmq::Examined},
 };
 use serde::Serialize;
 
 use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
 use crate::{
     api::{Time, stats::QueueStats},
+    app,
     app::start::{open_store, shared_queue},
     config::{Config, Sources},
 };
@@ -21,7 +22,8 @@ Reads the file of the queue in the data folder. A server may run on it; nothing 
 just processed may still be listed.
 
 With a shared queue (KINSYNC_QUEUE) the file holds the deliveries of this process that wait for it. `stats` adds what is in the \
-shared queue; of RabbitMQ that is what no process has taken yet. `list` lists the file alone.
+shared queue; of RabbitMQ that is what no process has taken yet. If the shared queue does not answer, `stats` shows the file alone \
+and exits with 1. `list` lists the file alone.
 
 Examples:
   kinsync queue stats
@@ -78,29 +80,71 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 fn stats(args: Stats) -> Result<ExitCode, Exit> {
     let config = config(args.flags)?;
     let local = embedded::inspect(&config.data_dir).map_err(failed)?;
-    let counts = match shared_queue(&config) {
-        Some(shared) => block_on(with_shared(&config, shared, local))?,
-        None => local,
+    let counted = match shared_queue(&config) {
+        Some(shared) => block_on(async { Ok(with_shared(&config, shared, local).await) })?,
+        None => Ok(local),
+    };
+    let (counts, failure) = match counted {
+        Ok(counts) => (counts, None),
+        Err(failure) => {
+            let spool = Spool { entries: local.depth, bytes: local.bytes, ..Spool::default() };
+            (Counts { spool: Some(spool), ..local }, Some(failure))
+        }
     };
     output::one(&QueueStats::from(&counts), args.json);
-    Ok(ExitCode::SUCCESS)
+    let Some(failure) = failure else { return Ok(ExitCode::SUCCESS) };
+    Err(Exit::Failed(anyhow::Error::from(failure).context("these are the deliveries of this machine alone")))
 }
 
 /// Adds what is in the shared queue to what waits for it in the data folder.
-async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Result<Counts, Exit> {
-    let store = open_store(config).await.map_err(anyhow::Error::from)?;
-    let queue = shared.create(&store.store(), &Clock::system()).map_err(failed)?;
+async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Result<Counts, queue::Error> {
+    let counted = match shared {
+        SharedQueue::Redis(redis) => count_in_redis(redis).await,
+        SharedQueue::Rabbitmq(rabbitmq) => count_in_rabbitmq(config, rabbitmq).await,
+        _ => return Ok(local),
+    };
+    counted.map(|shared| {
+        let oldest = [shared.oldest_received_at, local.oldest_received_at];
+        Counts {
+            depth: shared.depth + local.depth,
+            oldest_received_at: oldest.into_iter().flatten().min(),
+            bytes: shared.bytes + local.bytes,
+            dead_letters: shared.dead_letters + local.dead_letters,
+            dead_letter_bytes: shared.dead_letter_bytes + local.dead_letter_bytes,
+            spool: Some(Spool {
+                entries: local.depth,
+                bytes: local.bytes,
+                is_shared_queue_available: true,
+                age_of_shared_values: None,
+            }),
+        }
+    })
+}
+
+async fn count_in_redis(redis: RedisConfig) -> Result<Counts, queue::Error> {
+    let queue = RedisQueue::new(redis, Clock::system())?;
     let counted = queue.stats().await;
     queue.close().await;
-    let shared = counted.map_err(failed)?;
-    let oldest = [shared.oldest_received_at, local.oldest_received_at];
-    Ok(Counts {
-        depth: shared.depth + local.depth,
-        oldest_received_at: oldest.into_iter().flatten().min(),
-        bytes: shared.bytes + local.bytes,
-        spool: Some(Spool { entries: local.depth, is_shared_queue_available: true }),
-        ..shared
-    })
+    counted
+}
+
+/// Dead letters are counted where other programs may read the store: a server locks the one in the data folder.
+async fn count_in_rabbitmq(config: &Config, rabbitmq: RabbitmqConfig) -> Result<Counts, queue::Error> {
+    let Examined { entries, .. } = RabbitmqQueue::examine(rabbitmq).await?;
+    if entries.is_none() {
+        output::complain("the queue in RabbitMQ does not exist yet; `kinsync serve` declares it");
+    }
+    let counts = Counts { depth: entries.unwrap_or_default(), ..Counts::default() };
+    if config.store.mongodb_uri.is_none() {
+        output::complain("dead letters are not counted without MONGODB_URI: see `kinsync health`");
+        return Ok(counts);
+    }
+    let unavailable = |error: app::Error| queue::Error::Unavailable {
+        hint: "the store has the dead letters".into(),
+        source: error.into(),
+    };
+    let store = open_store(config).await.map_err(unavailable)?;
+    Ok(Counts { dead_letters: RabbitmqQueue::dead_letters_in(store.store()).await?, ..counts })
 }
 
 fn list(args: List) -> Result<ExitCode, Exit> {

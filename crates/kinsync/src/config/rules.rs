@@ -1,6 +1,6 @@
 //! Rules between settings, warnings, and the parts that a setting disables.
 
-use kinsync_engine::Roles;
+use kinsync_engine::{Roles, internal::queue};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 
@@ -18,6 +18,24 @@ pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
     check_m2m(config, &unread, problems);
     check_tls(config, &unread, problems);
     check_admin_tokens(config, problems);
+    check_body_limit(config, &unread, problems);
+}
+
+/// What the queue never accepts must not be read. The rest is for the id of the event.
+fn check_body_limit(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Vec<Problem>) {
+    const FOR_THE_ID: usize = 1 << 20;
+    let name = "KINSYNC_BODY_LIMIT";
+    let (max, queue) = match config.queue.kind {
+        QueueKind::Rabbitmq(_) => (queue::rabbitmq::MAX_ENTRY - FOR_THE_ID, " in RabbitMQ"),
+        _ => (queue::MAX_ENTRY - FOR_THE_ID, ""),
+    };
+    if config.http.body_limit > max && !unread(name) {
+        let mib = max >> 20;
+        problems.push(Problem::of(
+            Setting::of(name),
+            format!("is more than the queue{queue} accepts: set at most {mib}MiB"),
+        ));
+    }
 }
 
 /// Without a domain and without a secret the server could accept no delivery.

@@ -2,7 +2,10 @@
 
 use kinsync_engine::{
     Clock, QueueError, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue, SharedQueue,
-    internal::queue::redis::{Durability, Server},
+    internal::queue::{
+        rabbitmq::Examined,
+        redis::{Durability, Server},
+    },
 };
 use kinsync_tower::problem::chain;
 
@@ -12,6 +15,8 @@ use crate::{app::start::shared_queue, config::Config};
 const REACHABLE: &str = "queue.reachable";
 const DURABLE: &str = "queue.durable";
 const EVICTION: &str = "queue.eviction";
+
+const NO_QUEUE: &str = "the queue does not exist yet";
 
 pub(super) const IDS: [&str; 3] = [REACHABLE, DURABLE, EVICTION];
 
@@ -40,7 +45,17 @@ async fn examine_redis(redis: RedisConfig, replicas: u32) -> Vec<Finding> {
 /// Accepted arguments of the queue prove what AMQP can show: another kind of queue of the same name is refused.
 async fn examine_rabbitmq(rabbitmq: RabbitmqConfig) -> Vec<Finding> {
     match RabbitmqQueue::examine(rabbitmq).await {
-        Ok(address) => vec![
+        Ok(Examined { address, entries: None }) => vec![
+            Finding::ok(
+                REACHABLE,
+                format!(
+                    "RabbitMQ at {address} answers; the queue does not exist yet, `kinsync serve` declares it"
+                ),
+            ),
+            Finding::skipped(DURABLE, NO_QUEUE, "start `kinsync serve` and run this again"),
+            Finding::skipped(EVICTION, NO_QUEUE, "start `kinsync serve` and run this again"),
+        ],
+        Ok(Examined { address, .. }) => vec![
             Finding::ok(REACHABLE, format!("RabbitMQ at {address} answers, and its queue exists")),
             Finding::ok(
                 DURABLE,

@@ -44,6 +44,7 @@ mod server;
 mod shared_queue;
 mod shared_queue_failover;
 mod shared_queue_slow;
+mod shared_queue_states;
 mod shared_queue_tls;
 mod tenant;
 mod tls;

@@ -2,11 +2,14 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{process::Command, time::Duration};
+use std::{process::Command, sync::Arc, time::Duration};
 
 use kinde_emulator::{NewUser, TokenSpec};
 use kinsync_core::UserId;
-use kinsync_engine::internal::store::{Store, mongo};
+use kinsync_engine::{
+    Clock, Queue as _, RabbitmqConfig, RabbitmqQueue,
+    internal::store::{Store, embedded::EmbeddedStore, mongo},
+};
 use kinsync_testing::{
     app::TestApp,
     mongo::TestMongo,
@@ -150,7 +153,11 @@ async fn doctor_says_what_a_restart_of_redis_loses() {
 async fn doctor_says_that_rabbitmq_keeps_deliveries_on_disk_and_what_it_cannot_see() {
     let (mut tenant, rabbitmq) = (Tenant::start().await, TestRabbitmq::shared());
     let prefix = TestRabbitmq::prefix();
-    tenant.set("KINSYNC_QUEUE", rabbitmq.url()).set("KINSYNC_QUEUE_PREFIX", prefix);
+    tenant.set("KINSYNC_QUEUE", rabbitmq.url()).set("KINSYNC_QUEUE_PREFIX", &prefix);
+    let config = RabbitmqConfig { prefix, ..RabbitmqConfig::new(rabbitmq.url().into()) };
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
+    RabbitmqQueue::new(config, store, Clock::system()).unwrap().stats().await.unwrap();
     let examined = examine(&tenant, &[]);
     examined.is("queue.reachable", "ok", &["RabbitMQ"]).is(
         "queue.durable",
@@ -325,6 +332,21 @@ async fn processes_without_the_projector_report_a_store_that_is_away() {
     assert!(problems.contains("store_unavailable"), "{problems}");
     mongo.restart().await;
     until("ok").await;
+}
+
+#[test]
+fn a_body_limit_above_what_the_queue_accepts_is_refused() {
+    for (queue, limit, is_refused) in [
+        ("embedded", "15MiB", false),
+        ("embedded", "16MiB", true),
+        ("amqp://localhost", "6MiB", false),
+        ("amqp://localhost", "7MiB", true),
+    ] {
+        let vars =
+            [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_QUEUE", queue), ("KINSYNC_BODY_LIMIT", limit)];
+        let output = kinsync(&["config", "check"], &vars).output().unwrap();
+        assert_eq!(!output.status.success(), is_refused, "{queue} {limit}: {output:?}");
+    }
 }
 
 #[test]

@@ -202,6 +202,17 @@ impl QueueFile {
         Ok((window, next_id))
     }
 
+    /// Reads the ids of the queued entries.
+    pub(super) fn window_of_entries(&self, capacity: usize) -> Result<Window, Failure> {
+        let mut window = Window::new(capacity);
+        let mut select = self.sqlite.prepare("SELECT event_id FROM entries ORDER BY id")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            window.insert(rows::fingerprint(row)?);
+        }
+        Ok(window)
+    }
+
     /// Whether the file has its tables, and what a start reads can be read.
     fn probe(&self) -> Result<bool, Failure> {
         self.totals(0)?;

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use kinsync_core::Micros;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::state::Item;
+use super::{
+    state::Item,
+    window::{self, Fingerprint},
+};
 use crate::queue::{Entry, Payload};
 
 /// Bytes that a row takes beside its event id and payload, about.
@@ -36,6 +39,20 @@ pub(super) fn insert(sqlite: &Connection, id: i64, entry: &Entry) -> rusqlite::R
         checksum(entry),
     ])?;
     Ok(())
+}
+
+/// Deletes entries by ascending ids, a run of consecutive ones at once.
+pub(super) fn delete(sqlite: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
+    let mut delete = sqlite.prepare_cached("DELETE FROM entries WHERE id BETWEEN ?1 AND ?2")?;
+    for run in ids.chunk_by(|one, next| *next == one + 1) {
+        delete.execute((run.first(), run.last()))?;
+    }
+    Ok(())
+}
+
+/// Reads the fingerprint of the event id in the first column.
+pub(super) fn fingerprint(row: &Row<'_>) -> rusqlite::Result<Fingerprint> {
+    Ok(window::fingerprint(&String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?)))
 }
 
 /// Reads one entry; `None` if it is not in the file.

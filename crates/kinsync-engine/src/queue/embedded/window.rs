@@ -3,6 +3,9 @@
 use std::collections::{HashSet, VecDeque};
 
 use aws_lc_rs::digest;
+use rusqlite::{Connection, OptionalExtension as _};
+
+use super::rows;
 
 /// The first half of the SHA-256 of an event id. Two ids with the same one cannot be made, so a
 /// sender cannot hide an event behind another.
@@ -41,6 +44,26 @@ impl Window {
         {
             self.known.remove(&oldest);
         }
+    }
+
+    fn remove(&mut self, fingerprint: &Fingerprint) {
+        if self.known.remove(fingerprint)
+            // Entries leave a spool about in their order, so it is among the first.
+            && let Some(at) = self.order.iter().position(|one| one == fingerprint)
+        {
+            self.order.remove(at);
+        }
+    }
+
+    /// Removes those of acked entries. Also if the transaction fails: their repetitions are for the other queue.
+    pub(super) fn forget_acked(&mut self, sqlite: &Connection, acked: &[i64]) -> rusqlite::Result<()> {
+        let mut select = sqlite.prepare_cached("SELECT event_id FROM entries WHERE id = ?1")?;
+        for id in acked {
+            if let Some(fingerprint) = select.query_row([id], rows::fingerprint).optional()? {
+                self.remove(&fingerprint);
+            }
+        }
+        Ok(())
     }
 
     /// Removes the newest ones again that are in `fingerprints`: their transaction failed.

@@ -209,7 +209,10 @@ impl Writer {
         effects: &mut Effects,
     ) -> Result<(), Failure> {
         self.file.sqlite().execute_batch("BEGIN IMMEDIATE")?;
-        delete(self.file.sqlite(), acked)?;
+        if self.config.is_spool {
+            self.window.forget_acked(self.file.sqlite(), acked)?;
+        }
+        rows::delete(self.file.sqlite(), acked)?;
         let first = self.next_id;
         for command in commands {
             let outcome = match command {
@@ -270,7 +273,8 @@ impl Writer {
             self.window.insert(fingerprint);
             effects.fingerprints.push(fingerprint);
         }
-        effects.hashes.extend(fingerprint);
+        // A queue that is not a spool any more would read the ids of entries that have moved.
+        effects.hashes.extend(if self.config.is_spool { Fingerprint::default() } else { fingerprint });
         effects.entries += 1;
         effects.bytes += rows::size(entry);
         effects.received_at = effects.received_at.or(Some(entry.received_at));
@@ -322,7 +326,7 @@ impl Writer {
 
     fn bound_dead_letters(&mut self, effects: &mut Effects) -> Result<(), Failure> {
         let is_due = self.cleaned.is_none_or(|at| at.elapsed() >= CLEAN_EVERY);
-        if is_due || !effects.set_aside.is_empty() {
+        if is_due || effects.touches_dead_letters {
             dead_letters::enforce(self.file.sqlite(), &self.config.dead_letters, self.clock.now())?;
             effects.touches_dead_letters = true;
             self.cleaned = Some(Instant::now());
@@ -482,15 +486,6 @@ impl Drop for Writer {
         self.shared.state().closed = true;
         self.shared.wake.notify_waiters();
     }
-}
-
-/// Deletes entries by ascending ids, a run of consecutive ones at once.
-fn delete(sqlite: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
-    let mut delete = sqlite.prepare_cached("DELETE FROM entries WHERE id BETWEEN ?1 AND ?2")?;
-    for run in ids.chunk_by(|one, next| *next == one + 1) {
-        delete.execute((run.first(), run.last()))?;
-    }
-    Ok(())
 }
 
 /// The same error for another caller of the shared transaction.

@@ -49,6 +49,8 @@ impl Topology {
 pub(super) struct Link {
     hosts: Vec<AMQPUri>,
     topology: Topology,
+    /// Whether each new connection declares the queues.
+    declares: bool,
     state: Mutex<State>,
     /// Closes connections that were given up.
     tasks: TaskTracker,
@@ -111,7 +113,17 @@ impl Live {
 
 impl Link {
     pub(super) fn new(hosts: Vec<AMQPUri>, topology: Topology, tasks: TaskTracker) -> Self {
-        Self { hosts, topology, state: Mutex::default(), tasks }
+        Self { hosts, topology, declares: true, state: Mutex::default(), tasks }
+    }
+
+    /// A connection that declares nothing.
+    pub(super) fn examining(hosts: Vec<AMQPUri>, topology: Topology) -> Self {
+        Self { declares: false, ..Self::new(hosts, topology, TaskTracker::new()) }
+    }
+
+    /// Declares the queues.
+    pub(super) async fn declare(&self, live: &Live) -> Result<(), Failure> {
+        live.within(self.declare_on(&live.channel)).await
     }
 
     pub(super) fn topology(&self) -> &Topology {
@@ -178,7 +190,9 @@ impl Link {
             let connection = Connection::connect_uri(host.clone(), named).await?;
             let channel = connection.create_channel().await?;
             channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
-            self.declare(&channel).await?;
+            if self.declares {
+                self.declare_on(&channel).await?;
+            }
             Ok((Arc::new(connection), channel))
         });
         match opened.await {
@@ -193,7 +207,7 @@ impl Link {
     }
 
     /// Declares the queues. Changes nothing where they exist.
-    async fn declare(&self, channel: &Channel) -> lapin::Result<()> {
+    async fn declare_on(&self, channel: &Channel) -> lapin::Result<()> {
         let Topology { queue, returned, delivery_limit } = &self.topology;
         let limit = i64::from(*delivery_limit);
         let mut arguments = FieldTable::default();
@@ -238,6 +252,8 @@ enum Kind {
     /// The server rejected one entry, on a connection that works.
     Rejected(&'static str),
     Refused(&'static str),
+    /// A queue does not exist.
+    Missing,
 }
 
 impl Failure {
@@ -252,9 +268,7 @@ impl Failure {
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => Kind::Refused(
                     "the virtual host does not exist, or the user has no access to it: see the path of the address",
                 ),
-                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => {
-                    Kind::Unavailable("a queue was deleted; it is declared again")
-                }
+                AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND) => Kind::Missing,
                 _ => Kind::Unavailable("see its log"),
             },
             ErrorKind::AuthProviderError(_) => Kind::Refused(USER),
@@ -269,6 +283,11 @@ impl Failure {
         !matches!(self.kind, Kind::Rejected(_))
     }
 
+    /// Whether a queue does not exist.
+    pub(super) fn is_missing(&self) -> bool {
+        matches!(self.kind, Kind::Missing)
+    }
+
     fn is_refusal(&self) -> bool {
         matches!(self.kind, Kind::Refused(_))
     }
@@ -277,6 +296,10 @@ impl Failure {
 impl From<Failure> for Error {
     fn from(Failure { address, kind, text }: Failure) -> Self {
         match kind {
+            Kind::Missing => Self::Unavailable {
+                hint: format!("a queue of RabbitMQ at {address} was deleted; it is declared again"),
+                source: text.into(),
+            },
             Kind::Refused(hint) => {
                 Self::Refused { hint: format!("RabbitMQ at {address}: {hint}"), source: Some(text.into()) }
             }

@@ -82,23 +82,26 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Removes the oldest dead letters above the bounds.
+    /// Removes the oldest dead letters until the others are within the bounds.
     pub(super) async fn limit(&self) -> Result<(), Error> {
-        let surplus = self.count().await?.saturating_sub(self.bounds.max_count);
-        let surplus = usize::try_from(surplus).unwrap_or(PAGE).min(PAGE);
         let age = i64::try_from(self.bounds.max_age.as_micros()).unwrap_or(i64::MAX);
         let oldest = self.clock.now().0.saturating_sub(age);
-        let page = self.store.list_states(PREFIX, None, PAGE).await.map_err(failed)?;
-        let is_old = |saved: &Saved| decode(saved).is_some_and(|stored| stored.dead_at < oldest);
-        let page = page.into_iter().enumerate();
-        let outdated: Vec<(String, i64)> = page
-            .filter(|(n, (_, saved))| *n < surplus || is_old(saved))
-            .map(|(_, (key, saved))| (key, saved.revision))
-            .collect();
-        if outdated.is_empty() {
-            return Ok(());
+        loop {
+            // Counted each time: other processes remove some too.
+            let surplus = self.count().await?.saturating_sub(self.bounds.max_count);
+            let surplus = usize::try_from(surplus).unwrap_or(PAGE).min(PAGE);
+            let page = self.store.list_states(PREFIX, None, PAGE).await.map_err(failed)?;
+            let is_old = |saved: &Saved| decode(saved).is_some_and(|stored| stored.dead_at < oldest);
+            let page = page.into_iter().enumerate();
+            let outdated: Vec<(String, i64)> = page
+                .filter(|(n, (_, saved))| *n < surplus || is_old(saved))
+                .map(|(_, (key, saved))| (key, saved.revision))
+                .collect();
+            if outdated.is_empty() {
+                return Ok(());
+            }
+            self.store.remove_states(&outdated).await.map_err(failed)?;
         }
-        self.store.remove_states(&outdated).await.map_err(failed)
     }
 
     pub(super) async fn count(&self) -> Result<u64, Error> {

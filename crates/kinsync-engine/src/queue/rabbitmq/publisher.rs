@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     POLL, Shared,
     connection::{Failure, Live, RESPONSE},
+    examine::count_ready,
     rows,
 };
 use crate::queue::{Entry, Error, Payload};
@@ -130,7 +131,7 @@ impl Shared {
             return Ok(count);
         }
         let live = self.publishing.live().await?;
-        let count = self.count_ready(&live).await?;
+        let count = count_ready(&live, self.publishing.topology()).await?;
         *ready = Some((Instant::now(), count));
         Ok(count)
     }

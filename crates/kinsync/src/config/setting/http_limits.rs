@@ -42,7 +42,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "body-limit",
         default: Some("1MiB"),
         example: "1MiB",
-        help: "Largest body of a delivery; larger ones are answered 413",
+        help: "Largest body of a delivery; larger ones are answered 413. At most 15 MiB, and 6 MiB with RabbitMQ",
         set: |config, text| put(&mut config.http.body_limit, value::size(text)),
         ..ROW
     },

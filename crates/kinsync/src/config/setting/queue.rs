@@ -45,7 +45,7 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("1000000"),
         example: "1000000",
         help: "The largest number of queued deliveries; further ones are answered 503, and Kinde sends them \
-               again",
+               again. With a shared queue they wait on this machine, up to the same number",
         set: |config, text| put(&mut config.queue.max_entries, value::count(text)),
         ..ROW
     },
@@ -55,7 +55,8 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "queue-max-bytes",
         default: Some("1GiB"),
         example: "1GiB",
-        help: "The largest size of the queue on disk; further deliveries are answered 503",
+        help: "The largest size of the queue on the disk of this machine; further deliveries are answered 503. \
+               With a shared queue this limits the deliveries that wait for it",
         set: |config, text| put(&mut config.queue.max_bytes, value::bytes(text)),
         ..ROW
     },
