@@ -214,7 +214,7 @@ async fn an_edit_without_an_event_changes_the_user() {
 async fn held_requests_wait_for_their_release_and_no_others_do() {
     let (emulator, url, token) = with_users(1).await;
     let held = emulator.hold("users", 1);
-    let waiting = tokio::spawn({
+    let waiting = tokio_util::task::TaskTracker::new().spawn({
         let (url, token) = (url.clone(), token.clone());
         async move { get(&url, Some(&token)).await.0 }
     });
