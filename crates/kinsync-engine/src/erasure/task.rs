@@ -11,6 +11,7 @@ use crate::{
     breaker::error_chain,
     log_entry::LogEntry,
     log_snapshots,
+    pending_checks::PendingChecks,
     queue::{DeadLetter, EntryId, Search},
 };
 
@@ -98,6 +99,7 @@ impl Eraser {
     }
 
     /// Takes an erasure back. Entries of the user may have been replaced by markers: one with the state of the row explains it.
+    /// Deliveries of the user were removed from queues: a check reads what they said.
     async fn withdraw(&self, user: &UserId) -> Result<(), Error> {
         let store = &*self.store;
         record::withdraw(store, user).await?;
@@ -108,6 +110,7 @@ impl Eraser {
         store.log(&snapshots).await?;
         // The log may contain the same snapshot as a marker.
         store.replace_entries(&snapshots).await?;
+        PendingChecks::request(store, std::slice::from_ref(user)).await?;
         Ok(record::remove(store, user).await?)
     }
 

@@ -91,17 +91,16 @@ fn check_roles(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &mut Ve
             format!("splits the work, and {missing}: set KINSYNC_QUEUE to a queue that all processes share, or add the role"),
         ));
     }
-    let is_embedded = config.store.mongodb_uri.is_none() && !unread("MONGODB_URI");
-    if roles.uses_store() && is_embedded {
-        let shared = !matches!(config.queue.kind, QueueKind::Embedded) && !unread("KINSYNC_QUEUE");
-        let others = "and other processes cannot use the users in this data folder: set MONGODB_URI";
-        if roles != Roles::ALL {
-            problems.push(Problem::of(Setting::of(role), format!("splits the work, {others}")));
-        } else if shared {
-            let setting = Setting::of("KINSYNC_QUEUE");
-            problems
-                .push(Problem::of(setting, format!("names a queue that several processes share, {others}")));
-        }
+    if roles != Roles::ALL
+        && roles.uses_store()
+        && config.store.mongodb_uri.is_none()
+        && !unread("MONGODB_URI")
+    {
+        problems.push(Problem::of(
+            Setting::of(role),
+            "splits the work, and other processes cannot use the users in this data folder: set MONGODB_URI"
+                .to_owned(),
+        ));
     }
     if roles == Roles::ALL || !roles.reconcile {
         return;
@@ -186,6 +185,16 @@ pub fn warnings(config: &Config) -> Vec<String> {
             "{name} holds a token of less than {SHORT_SECRET} characters, which can be guessed; make one with \
              `openssl rand -hex 32`"
         ));
+    }
+    if !matches!(config.queue.kind, QueueKind::Embedded)
+        && config.roles.uses_store()
+        && config.store.mongodb_uri.is_none()
+    {
+        warnings.push(
+            "KINSYNC_QUEUE names a queue that several processes share, and MONGODB_URI is not set: each process stores the users of \
+             the deliveries that it gets in its own data folder; set MONGODB_URI before a second process uses the queue"
+                .to_owned(),
+        );
     }
     warnings
 }

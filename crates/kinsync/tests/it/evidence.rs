@@ -121,7 +121,7 @@ async fn in_the_middle_of_deletions(environment: &Environment) -> std::process::
         environment.kinde.delete_user(&user.id, Profile::Remove).unwrap();
     }
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let pause = Duration::from_millis(30);
+    let pause = Duration::from_millis(100);
     environment.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("user"));
     let scan = environment.command(&["reconcile", "--json"]).spawn().unwrap();
     let deadline = Instant::now() + DEADLINE;

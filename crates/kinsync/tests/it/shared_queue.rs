@@ -363,7 +363,7 @@ fn a_role_that_needs_other_processes_is_refused_without_what_they_share() {
         let text = refused(role, &[mongo]).unwrap_or_else(|| panic!("{role} on the embedded queue"));
         assert!(text.contains("KINSYNC_QUEUE"), "{text}");
     }
-    for role in ["project", "api", "all"] {
+    for role in ["project", "api"] {
         let text = refused(role, &[redis]).unwrap_or_else(|| panic!("{role} on the embedded store"));
         assert!(text.contains("MONGODB_URI"), "{text}");
     }
@@ -372,6 +372,13 @@ fn a_role_that_needs_other_processes_is_refused_without_what_they_share() {
     assert_eq!(refused("ingest", &[redis]), None);
     assert_eq!(refused("ingest,project,api", &[mongo]), None);
     assert_eq!(refused("all", &[]), None);
+    let warned = |vars: &[(&str, &str)]| {
+        let vars = [&[("KINDE_WEBHOOK_SECRET", SECRET)], vars].concat();
+        let output = kinsync(&["config", "check"], &vars).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap() + &String::from_utf8(output.stdout).unwrap();
+        text.contains("before a second process uses the queue")
+    };
+    assert_eq!([warned(&[redis]), warned(&[redis, mongo]), warned(&[mongo])], [true, false, false]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
