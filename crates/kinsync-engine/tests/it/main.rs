@@ -25,6 +25,7 @@ mod proofs;
 mod properties;
 mod quarantine;
 mod rebuild;
+mod rebuild_damage;
 mod rebuild_losses;
 mod reconcile;
 mod reconcile_deletions;
