@@ -13,7 +13,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use serde_json::Value;
 
 use crate::events::{Event, Kind, Source};
-use crate::kinsync::{EVENTS, Kinsync, Settings, USERS};
+use crate::kinsync::{EVENTS, Kinsync, SECRET, Settings, USERS};
 use crate::mongo::Mongod;
 use crate::options::Options;
 use crate::process::{Process, Used};
@@ -80,6 +80,7 @@ impl Run<'_> {
         let mut command = Command::new(self.work.kinsync()?);
         command.args(["rebuild", "--json"]).args(arguments);
         command.env("MONGODB_URI", self.mongod.uri(PART)).env("KINSYNC_DATA_DIR", folder.join("data"));
+        command.env("KINDE_WEBHOOK_SECRET", SECRET);
         let before = self.mongod.cpu()?;
         let process = Process::start("kinsync", &command, &folder.join("kinsync.log"))?;
         let (printed, used) = process.watch(TIMEOUT).await?;
