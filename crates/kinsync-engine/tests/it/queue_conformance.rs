@@ -5,7 +5,10 @@
 use std::{
     collections::BTreeSet,
     future::{Future as _, poll_fn},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -17,9 +20,9 @@ use kinsync_core::Micros;
 use kinsync_engine::internal::queue::{
     Claimed, Enqueued, Entry, EntryId, Error, Found, Matched, Payload, Queue, Search,
 };
-use tokio::time::timeout;
+use tokio::{task::JoinSet, time::timeout};
 
-const DEADLINE: Duration = Duration::from_secs(30);
+const DEADLINE: Duration = Duration::from_mins(2);
 /// Longer than any test.
 pub(crate) const LEASE: Duration = Duration::from_hours(1);
 
@@ -101,6 +104,39 @@ pub(crate) async fn claim(queue: &dyn Queue, max: usize) -> Vec<Claimed> {
 
 async fn claim_for(queue: &dyn Queue, max: usize, lease: Duration) -> Vec<Claimed> {
     timeout(DEADLINE, queue.claim(max, lease)).await.expect("there is something to claim").unwrap()
+}
+
+/// Enqueues from eight tasks until the server is killed, and returns what was accepted: at least 500 entries.
+pub(crate) async fn accepted_until_killed(queue: &Arc<dyn Queue>, kill: impl FnOnce()) -> BTreeSet<String> {
+    let (accepted, is_killed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut producers = JoinSet::new();
+    for producer in 0..8 {
+        let (queue, count, is_killed) = (Arc::clone(queue), Arc::clone(&accepted), Arc::clone(&is_killed));
+        producers.spawn(async move {
+            let mut accepted = BTreeSet::new();
+            loop {
+                let id = format!("{producer}-{}", accepted.len());
+                match queue.enqueue(entry(&id)).await {
+                    Ok(_) => {
+                        accepted.insert(id);
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(Error::Unavailable { .. }) if is_killed.load(Ordering::Relaxed) => return accepted,
+                    Err(Error::Unavailable { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+        });
+    }
+    let enough = async {
+        while accepted.load(Ordering::Relaxed) < 500 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, enough).await.expect("500 entries are accepted");
+    is_killed.store(true, Ordering::Relaxed);
+    kill();
+    producers.join_all().await.into_iter().flatten().collect()
 }
 
 /// Claims until there are this many: a backend may return fewer than it holds.

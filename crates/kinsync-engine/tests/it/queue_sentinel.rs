@@ -15,12 +15,9 @@ use kinsync_testing::{
     redis::{DURABLE, TestRedis},
     sentinels::{FAILOVER, TestSentinels},
 };
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 
-use crate::queue_conformance::{LEASE, counts, entry, event_ids, ids};
+use crate::queue_conformance::{LEASE, accepted_until_killed, entry, event_ids, ids};
 
 fn open(url: &str, replicas: u32) -> RedisQueue {
     RedisQueue::new(Config { replicas, ..Config::new(url.into()) }, Clock::system()).unwrap()
@@ -55,28 +52,8 @@ async fn what_a_replica_confirmed_is_there_after_the_primary_was_killed() {
     let redis = TestSentinels::start();
     // With one replica, as long as there is no other one nothing more is accepted.
     let (queue, other) = (Arc::new(open(&redis.url(), 1)), open(&redis.url(), 0));
-    let mut producers = JoinSet::new();
-    for producer in 0..8 {
-        let queue = Arc::clone(&queue);
-        producers.spawn(async move {
-            let mut accepted = Vec::new();
-            for number in 0.. {
-                let id = format!("{producer}-{number}");
-                match queue.enqueue(entry(&id)).await {
-                    Ok(_) => accepted.push(id),
-                    Err(Error::Unavailable { .. }) => return accepted,
-                    Err(other) => panic!("{other}"),
-                }
-            }
-            accepted
-        });
-    }
-    while counts(&*queue).await.0 < 500 {
-        tokio::task::yield_now().await;
-    }
-    redis.servers()[0].kill();
-    let accepted: BTreeSet<String> = producers.join_all().await.into_iter().flatten().collect();
-    assert!(accepted.len() >= 500);
+    let producers: Arc<dyn Queue> = queue.clone();
+    let accepted = accepted_until_killed(&producers, || redis.servers()[0].kill()).await;
     until_claimed(&other, &accepted).await;
     until_accepted(&other, "after the failover").await;
     until_claimed(&other, &BTreeSet::from(["after the failover".into()])).await;
