@@ -9,7 +9,7 @@ use crate::options::Options;
 use crate::report::Report;
 use crate::work::Work;
 use crate::{
-    baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, rebuild, reconcile,
+    baseline, deliveries, drain, existing, footprint, lag, machine, me, queries, queue, rebuild, reconcile,
 };
 
 /// Measure kinsync. `bench/run` builds the binaries and runs this command.
@@ -34,6 +34,8 @@ pub enum Command {
     Existing(Options),
     /// Measure the lists of users and of the log on both stores.
     Queries(Options),
+    /// Measure each queue compared with the client of its backend, and two processes on one queue compared with one.
+    Queue(Options),
     /// Measure memory, cold start and the size of the binary.
     Footprint(Options),
     /// Run the baseline server; used by the other commands.
@@ -66,6 +68,7 @@ impl Command {
                     Part::Rebuild,
                     Part::Existing,
                     Part::Queries,
+                    Part::Queue,
                     Part::Footprint,
                 ];
                 measure(options, &all).await
@@ -78,6 +81,7 @@ impl Command {
             Self::Rebuild(options) => measure(options, &[Part::Rebuild]).await,
             Self::Existing(options) => measure(options, &[Part::Existing]).await,
             Self::Queries(options) => measure(options, &[Part::Queries]).await,
+            Self::Queue(options) => measure(options, &[Part::Queue]).await,
             Self::Footprint(options) => measure(options, &[Part::Footprint]).await,
         }
     }
@@ -93,6 +97,7 @@ enum Part {
     Rebuild,
     Existing,
     Queries,
+    Queue,
     Footprint,
 }
 
@@ -113,6 +118,7 @@ async fn measure(options: Options, parts: &[Part]) -> anyhow::Result<()> {
             Part::Rebuild => rebuild::measure(&work, &options, &mut report).await,
             Part::Existing => existing::measure(&work, &options, &mut report).await,
             Part::Queries => queries::measure(&work, &options, &mut report).await,
+            Part::Queue => queue::measure(&work, &options, &mut report).await,
             Part::Footprint => footprint::measure(&work, &options, &mut report).await,
         };
         // The completed measurements are still printed.

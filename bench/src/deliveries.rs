@@ -123,7 +123,11 @@ impl Bench<'_> {
     }
 
     async fn kinsync(&self, name: &str, load: &Load, scheme: &mut Scheme) -> anyhow::Result<()> {
-        let settings = Settings { mongodb: Some(self.mongod.uri(name)), domain: Some(self.jwks.domain()) };
+        let settings = Settings {
+            mongodb: Some(self.mongod.uri(name)),
+            domain: Some(self.jwks.domain()),
+            ..Settings::default()
+        };
         let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
         let plan = self.plan(kinsync.address(), load, false);
         let (outcome, mut turn) = Turn::run(plan, kinsync.process(), self.mongod).await?;
@@ -142,7 +146,7 @@ impl Bench<'_> {
     /// Kinsync while MongoDB is away: the durable queue alone.
     async fn kinsync_alone(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
         let nowhere = format!("mongodb://{}/{name}?replicaSet=rs0", free_address()?);
-        let settings = Settings { mongodb: Some(nowhere), domain: None };
+        let settings = Settings { mongodb: Some(nowhere), ..Settings::default() };
         let kinsync = Kinsync::start_without_store(self.work, name, &settings).await?;
         Ok(Turn::run(self.plan(kinsync.address(), load, false), kinsync.process(), self.mongod).await?.1)
     }

@@ -90,7 +90,7 @@ async fn drain(
 ) -> anyhow::Result<Drained> {
     let before = oplog::end(mongod).await?;
     mongod.stop().await?;
-    let settings = Settings { mongodb: Some(mongod.uri(name)), domain: None };
+    let settings = Settings { mongodb: Some(mongod.uri(name)), ..Settings::default() };
     let mut kinsync = Kinsync::start_without_store(work, name, &settings).await?;
     fill(&kinsync, events).await?;
     let full = kinsync.metrics().await?.queue_depth()?;
@@ -228,7 +228,7 @@ async fn burst(work: &Work, mongod: &mut Mongod, report: &mut Report) -> anyhow:
 
     let name = "burst-live";
     let before = oplog::end(mongod).await?;
-    let settings = Settings { mongodb: Some(mongod.uri(name)), domain: None };
+    let settings = Settings { mongodb: Some(mongod.uri(name)), ..Settings::default() };
     let mut kinsync = Kinsync::start(work, name, &settings).await?;
     let events = events(BURST);
     fill(&kinsync, &events).await?;

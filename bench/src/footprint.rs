@@ -42,7 +42,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
 
 async fn under_load(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mongod = Mongod::start(work, "mongod-footprint").await?;
-    let settings = Settings { mongodb: Some(mongod.uri(PART)), domain: None };
+    let settings = Settings { mongodb: Some(mongod.uri(PART)), ..Settings::default() };
     let kinsync = Kinsync::start(work, PART, &settings).await?;
     let idle = kinsync.process().memory()?;
     let count = EVENTS_PER_SECOND * usize::try_from(options.seconds)?;

@@ -30,6 +30,8 @@ pub struct Settings {
     pub mongodb: Option<String>,
     /// `KINDE_DOMAIN`; without it JWT webhooks are rejected.
     pub domain: Option<String>,
+    /// `KINSYNC_QUEUE`; `None` is the embedded queue.
+    pub queue: Option<String>,
 }
 
 /// A running kinsync.
@@ -112,7 +114,8 @@ pub fn prepare(
     command.env("KINSYNC_ADMIN_TOKEN", ADMIN_TOKEN);
     command.env("KINSYNC_DATA_DIR", folder.join("data"));
     command.env("PORT", address.port().to_string());
-    for (name, value) in [("MONGODB_URI", &settings.mongodb), ("KINDE_DOMAIN", &settings.domain)] {
+    let Settings { mongodb, domain, queue } = settings;
+    for (name, value) in [("MONGODB_URI", mongodb), ("KINDE_DOMAIN", domain), ("KINSYNC_QUEUE", queue)] {
         if let Some(value) = value {
             command.env(name, value);
         }

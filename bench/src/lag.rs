@@ -54,7 +54,7 @@ pub async fn measure(
     let seconds = (WARMUP + options.window()).as_secs_f64();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
     let count = (rate * seconds) as usize;
-    let settings = Settings { mongodb: Some(mongod.uri(NAME)), domain: None };
+    let settings = Settings { mongodb: Some(mongod.uri(NAME)), ..Settings::default() };
     let mut kinsync = Kinsync::start(work, NAME, &settings).await?;
 
     let mut source = Source::now();

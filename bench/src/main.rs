@@ -1,9 +1,9 @@
 //! Compares kinsync with a baseline server and with a hand-written peer.
 //!
 //! Modules: the requests ([`events`], [`requests`], [`jwt`]), the load generator ([`load`], [`http`]), the servers
-//! ([`process`], [`mongo`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
+//! ([`process`], [`mongo`], [`redis`], [`kinsync`], [`peer`], [`baseline`]), the measurements ([`deliveries`], [`drain`], [`lag`],
 //! [`me`], [`inside`], [`reconcile`], [`rebuild`],
-//! [`queries`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
+//! [`queries`], [`queue`], [`footprint`]) and the report ([`series`], [`report`], [`machine`]).
 
 mod baseline;
 mod cli;
@@ -27,9 +27,11 @@ mod options;
 mod peer;
 mod process;
 mod queries;
+mod queue;
 mod raw;
 mod rebuild;
 mod reconcile;
+mod redis;
 mod report;
 mod requests;
 mod series;

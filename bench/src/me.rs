@@ -137,7 +137,11 @@ impl Bench<'_> {
 
     /// Runs two turns. Returns the file with the document of the first user.
     async fn kinsync(&self, name: &str, turns: &mut Turns) -> anyhow::Result<PathBuf> {
-        let settings = Settings { mongodb: Some(self.mongod.uri(name)), domain: Some(self.domain.clone()) };
+        let settings = Settings {
+            mongodb: Some(self.mongod.uri(name)),
+            domain: Some(self.domain.clone()),
+            ..Settings::default()
+        };
         let mut kinsync = Kinsync::start(self.work, name, &settings).await?;
         let to = kinsync.address();
         self.all(to, &self.load.deliveries).await?;

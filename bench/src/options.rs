@@ -44,6 +44,15 @@ pub struct Options {
     /// Number of events in the log of the rebuild, of a tenth as many users.
     #[arg(long, default_value_t = 1_000_000)]
     pub logged_events: usize,
+    /// Number of entries of each turn of a queue.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub entries: u64,
+    /// Number of entries of a queue that are not acknowledged yet, at any time.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..))]
+    pub outstanding: u64,
+    /// Bytes of an entry of a queue.
+    #[arg(long, default_value_t = 450)]
+    pub payload: u64,
     /// Number of cold starts.
     #[arg(long, default_value_t = 20)]
     pub starts: usize,

@@ -32,7 +32,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let mongod = Mongod::start(work, "mongod-rebuild").await?;
     report.machine().version("mongod", mongod.version().await?);
     let events = Arc::new(histories(options.logged_events));
-    let settings = Settings { mongodb: Some(mongod.uri(PART)), domain: None };
+    let settings = Settings { mongodb: Some(mongod.uri(PART)), ..Settings::default() };
     let mut kinsync = Kinsync::start(work, PART, &settings).await?;
     drain::fill(&kinsync, &events).await?;
     kinsync.drained(TIMEOUT).await?;

@@ -1,12 +1,15 @@
 //! Measures in one process: the cost of the layer ([`layer`]), the verification of a token ([`token`]), and the memory of
-//! users and tokens ([`memory`]); or the time of the lists of both stores ([`queries`]). Prints one line of JSON.
+//! users and tokens ([`memory`]); or the time of the lists of both stores ([`queries`]); or the queues ([`queue`]). Prints
+//! one line of JSON.
 //!
-//! Usage: `inside FOLDER ROUNDS USERS`, or `inside queries FOLDER URI USERS ENTRIES`. The bench runs it.
+//! Usage: `inside FOLDER ROUNDS USERS`, `inside queries FOLDER URI USERS ENTRIES`, or
+//! `inside queue FOLDER ROUNDS ENTRIES WINDOW BYTES`. The bench runs it.
 
 mod key;
 mod layer;
 mod memory;
 mod queries;
+mod queue;
 mod tenant;
 mod token;
 
@@ -29,6 +32,14 @@ async fn main() -> anyhow::Result<()> {
         let (folder, uri) = (PathBuf::from(next()?), next()?);
         let sizes = (next()?.parse()?, next()?.parse()?);
         println!("{}", queries::measure(&folder, uri, sizes).await?);
+        return Ok(());
+    }
+    if arguments.next_if_eq("queue").is_some() {
+        let mut next = || arguments.next().context("inside queue FOLDER ROUNDS ENTRIES WINDOW BYTES");
+        let folder = PathBuf::from(next()?);
+        let mut next = || anyhow::Ok(next()?.parse()?);
+        let sizes = queue::Sizes { rounds: next()?, entries: next()?, window: next()?, payload: next()? };
+        println!("{}", queue::measure(&folder, sizes).await?);
         return Ok(());
     }
     let mut next = || arguments.next().context("inside FOLDER ROUNDS USERS");
