@@ -39,7 +39,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::examine::Examined;
+pub use self::{address::check_address, examine::Examined};
 use self::{
     connection::{Failure, Link, Live, RESPONSE, Topology},
     dead_letters::DeadLetters,

@@ -23,7 +23,10 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::connection::{Connection, Failure};
-pub use self::server::{Durability, Server};
+pub use self::{
+    address::check_address,
+    server::{Durability, Server},
+};
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
     Search, Stats, embedded::DeadLetterBounds,

@@ -50,6 +50,42 @@ fn config_check_succeeds_or_fails() {
 }
 
 #[test]
+fn a_wrong_address_of_the_queue_fails_config_check_as_it_fails_serve() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("data");
+    for wrong in [
+        "redis://u:hunter2@",
+        "redis://u:hunter2@h:notaport",
+        "redis://u:hunter2@h/notadb",
+        "redis://u:hunter2@h,h2",
+        "redis+cluster://u:hunter2@h",
+        "redis-sentinel://u:hunter2@h/main",
+        "redis+sentinel://u:hunter2@h:1",
+        "redis+sentinel://u:hunter2@h:notaport/main",
+        "rediss+sentinel://u:hunter2@h,,h2/main",
+        "redis+sentinel://h/main?password=hunter2",
+        "amqp://u:hunter2@",
+        "amqp://u:hunter2@h:notaport",
+        "amqps://u:hunter2@h,,h2/vhost",
+        "amqp://u:hunter2@h,h2:notaport",
+        "amqp://u:hunter2@h?heartbeat=soon",
+        "amqp+tls://u:hunter2@h",
+        "kafka://u:hunter2@h",
+    ] {
+        let vars = [
+            ("KINDE_WEBHOOK_SECRET", SECRET),
+            ("KINSYNC_QUEUE", wrong),
+            ("KINSYNC_DATA_DIR", data.to_str().unwrap()),
+        ];
+        let (code, _, checked) = run(&["config", "check"], &vars);
+        assert_eq!(code, 78, "{wrong}: {checked}");
+        assert!(checked.contains("KINSYNC_QUEUE: ") && !checked.contains("hunter2"), "{wrong}: {checked}");
+        assert_eq!(run(&["serve"], &vars), (78, String::new(), checked), "{wrong}");
+    }
+    assert!(!data.exists(), "nothing was started");
+}
+
+#[test]
 fn config_show_prints_values_origins_and_what_is_disabled_and_no_secret() {
     let vars = [("KINDE_WEBHOOK_SECRET", SECRET), ("KINSYNC_BIND", "0.0.0.0")];
     let (code, stdout, _) = run(&["config", "show", "--port", "6000"], &vars);

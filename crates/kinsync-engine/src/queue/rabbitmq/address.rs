@@ -8,6 +8,14 @@ use crate::queue::{Error, Source};
 /// Time without a frame after which a connection counts as lost, in seconds, unless the address sets `heartbeat`.
 const HEARTBEAT: u16 = 10;
 
+/// Checks the address of a [`Config`](super::Config) as [`RabbitmqQueue::new`](super::RabbitmqQueue::new) does.
+///
+/// # Errors
+/// [`Error::Refused`] if it cannot be understood.
+pub fn check_address(url: &SecretString) -> Result<(), Error> {
+    hosts(url).map(drop)
+}
+
 /// Returns one address per host of `amqp://user:password@host,host/vhost`.
 ///
 /// # Errors

@@ -25,6 +25,14 @@ pub(super) struct Sentinels {
     pub(super) login: SentinelNodeConnectionInfo,
 }
 
+/// Checks the address of a [`Config`](super::Config) as [`RedisQueue::new`](super::RedisQueue::new) does.
+///
+/// # Errors
+/// [`Error::Refused`] if it cannot be understood.
+pub fn check_address(url: &SecretString) -> Result<(), Error> {
+    parse(url).map(drop)
+}
+
 /// Reads `redis://USER:PASSWORD@HOST:PORT/DB` or `redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/NAME/DB`, with `rediss` for TLS.
 ///
 /// # Errors
@@ -33,17 +41,28 @@ pub(super) fn parse(url: &SecretString) -> Result<Address, Error> {
     let wrong = |source| {
         Error::Refused {
         hint: "the address of Redis cannot be understood; write redis://HOST:PORT, or redis+sentinel://HOST:PORT,HOST:PORT/NAME with \
-               the name of the primary, and rediss for TLS"
+               the name of the primary, and rediss for TLS; Redis Cluster is not supported"
             .into(),
         source: Some(source),
     }
     };
     let url = url.expose_secret();
-    let parsed = match url.split_once("+sentinel://") {
-        Some((scheme, rest)) => sentinels(scheme, rest).map(Address::Sentinels),
-        None => url.into_connection_info().map(Address::Server).map_err(Into::into),
+    let parsed = match url.split_once("://") {
+        Some(("redis+sentinel", rest)) => sentinels("redis", rest).map(Address::Sentinels),
+        Some(("rediss+sentinel", rest)) => sentinels("rediss", rest).map(Address::Sentinels),
+        Some(("redis" | "rediss", rest)) => server(url, rest).map(Address::Server),
+        _ => Err("the scheme is none of these".into()),
     };
     parsed.map_err(wrong)
+}
+
+fn server(url: &str, rest: &str) -> Result<ConnectionInfo, Source> {
+    let hosts = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
+    // To the library, a list is the name of one host.
+    if hosts.contains(',') {
+        return Err("it names several servers".into());
+    }
+    Ok(url.into_connection_info()?)
 }
 
 fn sentinels(scheme: &str, rest: &str) -> Result<Sentinels, Source> {
@@ -114,6 +133,12 @@ mod tests {
     fn a_wrong_address_is_refused_without_its_password() {
         for wrong in [
             "redis",
+            "redis://u:secret@",
+            "redis://u:secret@a:port",
+            "redis://u:secret@a/first",
+            "redis://u:secret@a,b",
+            "redis+cluster://u:secret@a",
+            "redis-sentinel://u:secret@a/main",
             "redis+sentinel://u:secret@a",
             "redis+sentinel://u:secret@a/",
             "redis+sentinel://u:secret@a,,b/main",

@@ -1,6 +1,10 @@
 //! The queue, and the roles of processes that share one.
 
-use kinsync_engine::Roles;
+use kinsync_engine::{
+    Roles,
+    internal::queue::{Error, rabbitmq, redis},
+};
+use secrecy::SecretString;
 
 use super::{Result, list};
 use crate::config::QueueKind;
@@ -13,9 +17,6 @@ pub fn queue_prefix(text: &str) -> Result<String> {
     }
     Ok(text.into())
 }
-
-const ONE_REDIS: &str = "names several servers: with Redis Sentinel write redis+sentinel://HOST:PORT,HOST:PORT/NAME with the name of \
-                         the primary; Redis Cluster is not supported";
 
 /// A list of roles, or `all`.
 pub fn roles(text: &str) -> Result<Roles> {
@@ -33,25 +34,22 @@ pub fn roles(text: &str) -> Result<Roles> {
     if roles == Roles::NONE { Err("names no role".into()) } else { Ok(roles) }
 }
 
-/// A kind of queue.
+/// A kind of queue, with an address that the queue accepts.
 pub fn queue_kind(text: &str) -> Result<QueueKind> {
-    match text {
-        "embedded" => Ok(QueueKind::Embedded),
-        _ if text.starts_with("redis+sentinel://") || text.starts_with("rediss+sentinel://") => {
-            Ok(QueueKind::Redis(text.into()))
-        }
-        _ if text.starts_with("redis://") || text.starts_with("rediss://") => {
-            let hosts = text.rsplit_once('@').map_or(text, |(_, hosts)| hosts);
-            if hosts.contains(',') { Err(ONE_REDIS.into()) } else { Ok(QueueKind::Redis(text.into())) }
-        }
-        _ if text.starts_with("redis") && (text.contains("sentinel") || text.contains("cluster")) => {
-            Err(ONE_REDIS.into())
-        }
-        _ if text.starts_with("amqp://") || text.starts_with("amqps://") => {
-            Ok(QueueKind::Rabbitmq(text.into()))
-        }
-        _ => Err("is neither `embedded` nor an address such as redis://HOST:PORT or amqp://HOST:PORT (rediss:// and amqps:// \
-                  for TLS)"
-            .into()),
+    let address = SecretString::from(text);
+    if text == "embedded" {
+        Ok(QueueKind::Embedded)
+    } else if text.starts_with("redis") {
+        redis::check_address(&address).map_err(refused)?;
+        Ok(QueueKind::Redis(address))
+    } else if text.starts_with("amqp") {
+        rabbitmq::check_address(&address).map_err(refused)?;
+        Ok(QueueKind::Rabbitmq(address))
+    } else {
+        Err("is neither `embedded` nor an address such as redis://HOST:PORT or amqp://HOST:PORT (rediss:// and amqps:// for TLS)".into())
     }
+}
+
+fn refused(error: Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
 }
