@@ -68,6 +68,7 @@ mod lost_documents;
 mod mongoose;
 mod own_keys;
 mod store_conformance;
+mod store_conformance_records;
 mod store_connection;
 mod store_disk;
 mod store_embedded;
