@@ -6,6 +6,7 @@ pub mod rabbitmq;
 pub mod redis;
 pub mod replica_set;
 pub mod sentinels;
+mod shell;
 pub mod slow;
 pub mod tokens;
 

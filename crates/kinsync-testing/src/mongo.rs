@@ -1,14 +1,11 @@
 //! Real MongoDB servers for tests: one for the whole test process, or one of a test's own that
 //! may be stopped, paused and started again.
-//!
-//! A shell supervises each server and kills it when its standard input ends, which the system
-//! does, however the test process ends.
 
 use std::{
-    io::{BufRead, BufReader, Write},
-    os::unix::{fs::OpenOptionsExt, process::CommandExt},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::Command,
     sync::Mutex,
     time::Duration,
 };
@@ -19,6 +16,8 @@ use tokio::{
     sync::OnceCell,
     time::{Instant, sleep},
 };
+
+use crate::shell::Shell;
 
 /// How long a server may take to start and to elect itself.
 const START: Duration = Duration::from_mins(3);
@@ -31,7 +30,7 @@ const SET: &str = "--replSet rs0";
 const READABLE: &str = "--replSet rs0 --directoryperdb --wiredTigerCollectionBlockCompressor none \
      --wiredTigerIndexPrefixCompression false --setParameter minSnapshotHistoryWindowInSeconds=0";
 
-/// Reads one command a line, and answers each with a line.
+/// Supervises a server.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 mongod=$1 dir=$2 port=$3 set=$4 pid=
@@ -216,7 +215,10 @@ impl TestMongo {
     fn launch(&self) {
         let mut supervisor = self.supervisor.lock().expect("no test panics while it holds this");
         if supervisor.shell.is_none() {
-            supervisor.shell = Some(Shell::new(&supervisor.dir, self.port, self.set));
+            let (mongod, dir, port) = (mongod(), supervisor.dir.clone(), self.port.to_string());
+            let paths = [mongod.as_os_str(), dir.as_os_str()];
+            let arrange = |sh: &mut Command| _ = sh.args(paths).args([port.as_str(), self.set]);
+            supervisor.shell = Some(Shell::new(SUPERVISOR, arrange));
         }
         supervisor.send("start");
     }
@@ -300,47 +302,6 @@ impl Supervisor {
 
     fn send(&mut self, command: &str) -> bool {
         self.shell.as_mut().is_some_and(|shell| shell.send(command))
-    }
-}
-
-#[derive(Debug)]
-struct Shell {
-    child: Child,
-    commands: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Shell {
-    fn new(dir: &Path, port: u16, set: &str) -> Self {
-        let mut child = Command::new("sh")
-            .args(["-c", SUPERVISOR, "mongod"])
-            .args([mongod().as_os_str(), dir.as_os_str()])
-            .arg(port.to_string())
-            .arg(set)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            // A process group of its own: Ctrl-C must not end it before its supervisor cleans up.
-            .process_group(0)
-            .spawn()
-            .expect("there is a shell");
-        let commands = child.stdin.take();
-        let answers = BufReader::new(child.stdout.take().expect("it is piped"));
-        Self { child, commands, answers }
-    }
-
-    fn send(&mut self, command: &str) -> bool {
-        let mut answer = String::new();
-        let commands = self.commands.as_mut().expect("taken only when dropped");
-        writeln!(commands, "{command}").expect("the supervisor reads until we end");
-        self.answers.read_line(&mut answer).expect("the supervisor answers");
-        answer.trim() == "yes"
-    }
-}
-
-impl Drop for Shell {
-    fn drop(&mut self) {
-        drop(self.commands.take());
-        let _ = self.child.wait();
     }
 }
 

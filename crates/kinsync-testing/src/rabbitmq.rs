@@ -1,20 +1,22 @@
-//! Real RabbitMQ servers for tests. A shell supervises each and kills it when the test process ends, however it ends.
+//! Real RabbitMQ servers for tests.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{Ipv4Addr, TcpStream},
-    process::{Child, ChildStdin, Command, Output, Stdio},
-    sync::{Mutex, OnceLock},
+    process::{Command, Output},
+    sync::{Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use crate::shell::Shell;
+
 /// How long a server may take to start.
 const START: Duration = Duration::from_mins(5);
 
-/// Reads one command a line, and answers each with a line. Each server is a session of its own with a name server of its own, so that neither it nor the node of this
+/// Supervises a server. Each server is a session of its own with a name server of its own, so that neither it nor the node of this
 /// machine sees the other.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
@@ -43,9 +45,9 @@ kill -KILL "-$pid" "$names" 2>/dev/null
 #[derive(Debug)]
 pub struct TestRabbitmq {
     port: u16,
+    supervisor: Mutex<Shell>,
     dir: TempDir,
     settings: Vec<(&'static str, String)>,
-    supervisor: Mutex<(Child, ChildStdin)>,
 }
 
 impl TestRabbitmq {
@@ -95,12 +97,8 @@ impl TestRabbitmq {
             // One scheduler: a start with one for each core takes longer where tests share few cores.
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 1:1 +sbwt none".into()),
         ];
-        let mut command = Command::new("sh");
-        command.args(["-c", SUPERVISOR]).envs(settings.iter().cloned());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("a shell starts");
-        let commands = child.stdin.take().expect("its input is a pipe");
-        Self { port, dir, settings, supervisor: Mutex::new((child, commands)) }
+        let shell = Shell::new(SUPERVISOR, |sh| _ = sh.envs(settings.iter().cloned()));
+        Self { port, supervisor: Mutex::new(shell), dir, settings }
     }
 
     /// Address of the server.
@@ -120,17 +118,17 @@ impl TestRabbitmq {
 
     /// Kills the server with SIGKILL and waits for its end.
     pub fn kill(&self) {
-        self.send("stop");
+        self.supervisor().send("stop");
     }
 
     /// Stops the process of the server, which then neither answers nor closes its connections.
     pub fn pause(&self) {
-        self.send("pause");
+        self.supervisor().send("pause");
     }
 
     /// Continues it.
     pub fn resume(&self) {
-        self.send("resume");
+        self.supervisor().send("resume");
     }
 
     /// Starts the server again, on the files that it left.
@@ -143,15 +141,7 @@ impl TestRabbitmq {
 
     /// `false` when the server ends, or does not answer in time.
     fn starts(&self) -> bool {
-        self.send("start");
-        let deadline = Instant::now() + START;
-        while Instant::now() < deadline && self.send("alive") {
-            if self.answers() {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        false
+        self.supervisor().start(START, || self.answers())
     }
 
     /// Waits until the server has saved which files belong to the queue with this prefix. RabbitMQ 3.10 does so half a second after a
@@ -209,14 +199,8 @@ impl TestRabbitmq {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Sends a command to the supervisor and waits until it is done.
-    fn send(&self, command: &str) -> bool {
-        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
-        writeln!(supervisor.1, "{command}").expect("the supervisor runs");
-        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
-        let mut line = String::new();
-        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
-        line.trim() == "yes"
+    fn supervisor(&self) -> MutexGuard<'_, Shell> {
+        self.supervisor.lock().expect("no test panics with the lock")
     }
 }
 

@@ -1,20 +1,20 @@
-//! Real Redis servers for tests. A shell supervises each and kills it when the test process ends, however it ends.
+//! Real Redis servers for tests.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, TcpStream},
-    process::{Child, ChildStdin, Command, Stdio},
-    sync::{Mutex, OnceLock},
+    sync::{Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
 use tempfile::TempDir;
-use tokio::time::Instant;
+
+use crate::shell::Shell;
 
 /// How long a server may take to start.
 const START: Duration = Duration::from_mins(2);
 
-/// Reads one command a line, and answers each with a line. The first argument is the folder, the rest goes to the server.
+/// Supervises a server. The first argument is the folder, the rest goes to the server.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 dir=$1; shift
@@ -41,8 +41,8 @@ pub const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"]
 #[derive(Debug)]
 pub struct TestRedis {
     port: u16,
+    supervisor: Mutex<Shell>,
     dir: TempDir,
-    supervisor: Mutex<(Child, ChildStdin)>,
 }
 
 impl TestRedis {
@@ -91,12 +91,8 @@ impl TestRedis {
 
     /// A server that is not started yet.
     fn supervise(port: u16, arguments: &[&str], dir: TempDir) -> Self {
-        let mut command = Command::new("sh");
-        command.args(["-c", SUPERVISOR, "sh"]).arg(dir.path()).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("a shell starts");
-        let commands = child.stdin.take().expect("its input is a pipe");
-        Self { port, dir, supervisor: Mutex::new((child, commands)) }
+        let shell = Shell::new(SUPERVISOR, |sh| _ = sh.arg(dir.path()).args(arguments));
+        Self { port, supervisor: Mutex::new(shell), dir }
     }
 
     /// Address of the server.
@@ -116,17 +112,17 @@ impl TestRedis {
 
     /// Kills the server with SIGKILL and waits for its end.
     pub fn kill(&self) {
-        self.send("stop");
+        self.supervisor().send("stop");
     }
 
     /// Stops the processes of the server, which then neither answers nor closes its connections.
     pub fn pause(&self) {
-        self.send("pause");
+        self.supervisor().send("pause");
     }
 
     /// Continues them.
     pub fn resume(&self) {
-        self.send("resume");
+        self.supervisor().send("resume");
     }
 
     /// Starts the server again, on the files that it left.
@@ -139,15 +135,7 @@ impl TestRedis {
 
     /// `false` when the server ends, or does not answer in time.
     fn starts(&self) -> bool {
-        self.send("start");
-        let deadline = Instant::now() + START;
-        while Instant::now() < deadline && self.send("alive") {
-            if self.answers() {
-                return true;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        false
+        self.supervisor().start(START, || self.answers())
     }
 
     /// Runs one command, given as a line.
@@ -200,14 +188,8 @@ impl TestRedis {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Sends a command to the supervisor and waits until it is done.
-    fn send(&self, command: &str) -> bool {
-        let mut supervisor = self.supervisor.lock().expect("no test panics with the lock");
-        writeln!(supervisor.1, "{command}").expect("the supervisor runs");
-        let stdout = supervisor.0.stdout.as_mut().expect("its output is a pipe");
-        let mut line = String::new();
-        BufReader::with_capacity(1, stdout).read_line(&mut line).expect("the supervisor answers");
-        line.trim() == "yes"
+    fn supervisor(&self) -> MutexGuard<'_, Shell> {
+        self.supervisor.lock().expect("no test panics with the lock")
     }
 }
 
