@@ -20,7 +20,7 @@ use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
     internal::queue::{
-        Queue,
+        MAX_ENTRY, Queue,
         embedded::{Config as QueueConfig, EmbeddedQueue},
     },
 };
@@ -323,6 +323,20 @@ async fn a_body_of_exactly_the_limit_is_accepted() {
     let signature = sign::hmac_hex(SECRET, &body);
     let (head, _) = bench.send(signed_as(&signature).body(Full::<Bytes>::from(body)).unwrap()).await;
     assert_eq!(head.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_delivery_larger_than_the_queue_accepts_is_answered_413_and_not_503() {
+    let config = Config { body_limit: 2 * MAX_ENTRY, body_budget: 4 * MAX_ENTRY, ..Config::default() };
+    let bench = Bench::with(QueueConfig::default(), config);
+    let body = vec![b'x'; MAX_ENTRY + 1];
+    let signature = sign::hmac_hex(SECRET, &body);
+    let (head, body) = bench.send(signed_as(&signature).body(Full::<Bytes>::from(body)).unwrap()).await;
+    assert_eq!((head.status(), &body["status"]), (StatusCode::PAYLOAD_TOO_LARGE, &413.into()));
+    assert!(body["detail"].as_str().unwrap().contains(&MAX_ENTRY.to_string()), "{body}");
+    assert_eq!(head.headers().get(header::RETRY_AFTER), None, "sent again, it is as large");
+    assert_eq!(bench.queue.stats().await.unwrap().depth, 0);
+    assert_eq!(bench.service.activity().unavailable_since(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -303,6 +303,16 @@ async fn processes_with_one_role_each_work_together_and_go_on_after_a_kill() {
         assert_eq!(elsewhere.status(), 404);
         let health = ingest.health().await.unwrap();
         assert_eq!(health["status"], "ok", "a process without a store is healthy: {health}");
+        let logins = ingest.client().get(ingest.url("/health/ready?for=logins")).send().await.unwrap();
+        assert_eq!(logins.status(), 503);
+        let logins = logins.text().await.unwrap();
+        assert!(logins.contains("lacks the role `api`"), "{logins}");
+        // Its queue and its caches contain an erased user too.
+        for (app, erases) in [(&ingest, false), (&project, true), (&api, true), (&reconcile, true)] {
+            let health = app.health().await.unwrap();
+            let erasure = health.pointer("/components/tasks/erasure");
+            assert_eq!(erasure.is_some(), erases, "{health}");
+        }
         for app in [&mut ingest, &mut project, &mut api, &mut reconcile] {
             app.kill().unwrap();
         }

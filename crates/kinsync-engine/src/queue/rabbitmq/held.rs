@@ -230,3 +230,19 @@ impl Inner {
 fn name(generation: u64, tag: u64) -> EntryId {
     EntryId::new(format!("{generation}-{tag}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_arrives_before_the_first_claim_is_given_back_only_after_the_pause() {
+        let held = Held::default();
+        held.begin(1);
+        held.receive(1, Ok(Some(Delivery::mock(1, "".into(), "queue".into(), false, Vec::new()))));
+        assert_eq!(held.neglected(Duration::from_hours(1)), None);
+        while held.neglected(Duration::ZERO).is_none() {}
+        assert_eq!(held.claim(1, Duration::from_hours(1)).taken.len(), 1);
+        assert_eq!(held.neglected(Duration::ZERO), None, "its lease is valid");
+    }
+}
