@@ -38,7 +38,6 @@ use crate::{
 };
 use evidence::{Evidence, Scope, Verdict};
 use piece::{Item, Piece};
-use quarantine::Quarantine;
 
 /// Settings of the projector.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +48,8 @@ pub struct Config {
     pub workers: usize,
     /// Tolerated lead of an event's time over kinsync's clock. An event beyond it is quarantined.
     pub future_tolerance: Duration,
-    /// Interval of the sweep for refused users, interrupted transfers of email addresses and outdated email conflicts.
+    /// Interval of the sweep for refused users, interrupted transfers of email addresses and outdated email conflicts. Quarantined
+    /// events are released at four times this interval.
     pub sweep_every: Duration,
     /// Lease of claimed entries. After it another projector may claim them too, which is safe but repeats work.
     pub lease: Duration,
@@ -100,7 +100,6 @@ pub struct Projector {
     clock: Clock,
     config: Config,
     evidence: Evidence,
-    quarantine: Quarantine,
     erased: ErasedUsers,
     rejected: watch::Sender<RejectedByStore>,
     spread: Arc<Spread>,
@@ -120,7 +119,6 @@ impl Projector {
         let spread = Arc::new(Spread::new(Arc::clone(&store), clock.clone(), config.spread));
         let evidence = Evidence::new(config.retry_after);
         let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
-        let (quarantine, erased) = (Quarantine::default(), ErasedUsers::default());
         Self {
             queue,
             store,
@@ -128,8 +126,7 @@ impl Projector {
             clock,
             config,
             evidence,
-            quarantine,
-            erased,
+            erased: ErasedUsers::default(),
             rejected,
             spread,
             sweep_soon,
@@ -301,19 +298,13 @@ impl Projector {
     async fn finish(&self, items: Vec<Item>, applied: Applied) -> Result<(), queue::Error> {
         let failed: HashMap<UserId, String> = applied.failed.into_iter().collect();
         let (mut done, mut dead, mut apart) = (Vec::new(), Vec::new(), HashMap::new());
-        // The times of the dead letters that are quarantined.
-        let mut times = Vec::new();
         for item in items {
             let of_failed = item.user().filter(|user| failed.contains_key(*user)).cloned();
             if item.ends_as_marker() {
                 done.push(item);
             } else if let Err(failure) = &item.decoded.observations {
-                times.push(match failure {
-                    decode::Failure::InTheFuture { at, .. } => Some(*at),
-                    _ => None,
-                });
-                item.span.record("outcome", "dead_lettered");
-                dead.push((item.id, failure.to_string()));
+                let reason = failure.to_string();
+                dead.push((item, reason));
             } else if let Some(user) = of_failed {
                 apart.entry(user).or_insert_with(Vec::new).push(item);
             } else {
@@ -344,9 +335,7 @@ impl Projector {
         } else if verdicts.contains(&Verdict::RetryUnproved) {
             self.try_another_user().await;
         }
-        let letters = self.set_aside(&dead).await?;
-        let quarantined = letters.into_iter().zip(times);
-        self.quarantine.extend(quarantined.filter_map(|(letter, at)| Some((at?, letter?))));
+        self.set_aside(dead).await?;
         acked
     }
 
@@ -365,19 +354,18 @@ impl Projector {
         let subject = items.first().map(|item| item.subject().to_owned()).unwrap_or_default();
         let (verdict, pause) = self.evidence.failed(&subject, scope);
         tracing::debug!(subject, reason, ?verdict, "applying the entries of one user failed");
-        let outcome = if verdict == Verdict::SetAside { "dead_lettered" } else { "released" };
-        let id = |item: Item| {
-            item.span.record("outcome", outcome);
-            item.id
-        };
-        let ids: Vec<EntryId> = items.into_iter().map(id).collect();
         if verdict != Verdict::SetAside {
+            let id = |item: Item| {
+                item.span.record("outcome", "released");
+                item.id
+            };
+            let ids: Vec<EntryId> = items.into_iter().map(id).collect();
             self.release(&ids, pause).await;
             return verdict;
         }
-        let dead: Vec<_> = ids.into_iter().map(|id| (id, refused(reason))).collect();
-        match self.set_aside(&dead).await {
-            Ok(_) => self.evidence.forget(&subject),
+        let dead = items.into_iter().map(|item| (item, refused(reason))).collect();
+        match self.set_aside(dead).await {
+            Ok(()) => self.evidence.forget(&subject),
             Err(error) => tracing::error!(
                 error = crate::breaker::error_chain(&error),
                 "writing a dead letter failed; the entry is claimed again"
@@ -418,27 +406,26 @@ impl Projector {
         }
     }
 
-    /// Dead-letters entries and returns the ids of the dead letters. After a failure they are released and claimed again after a
-    /// pause.
-    async fn set_aside(&self, dead: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, queue::Error> {
-        if dead.is_empty() {
-            return Ok(Vec::new());
+    /// Dead-letters entries. After a failure they are released and claimed again after a pause.
+    async fn set_aside(&self, items: Vec<(Item, String)>) -> Result<(), queue::Error> {
+        if items.is_empty() {
+            return Ok(());
         }
-        let letters = match self.queue.dead_letter(dead).await {
-            Ok(letters) => letters,
-            Err(error) => {
-                let ids: Vec<_> = dead.iter().map(|(id, _)| id.clone()).collect();
-                self.queue.retry(&ids, PAUSE).await?;
-                return Err(error);
+        let dead: Vec<_> = items.iter().map(|(item, reason)| (item.id.clone(), reason.clone())).collect();
+        if let Err(error) = self.queue.dead_letter(&dead).await {
+            let ids: Vec<_> = dead.into_iter().map(|(id, _)| id).collect();
+            self.queue.retry(&ids, PAUSE).await?;
+            for (item, _) in &items {
+                item.span.record("outcome", "released");
             }
-        };
-        for (letter, (_, reason)) in letters.iter().zip(dead) {
-            if let Some(id) = letter {
-                tracing::warn!(%id, reason, "an event became a dead letter");
-            }
+            return Err(error);
         }
-        count("dead_lettered", letters.iter().flatten().count());
-        Ok(letters)
+        for (item, reason) in &items {
+            item.span.record("outcome", "dead_lettered");
+            tracing::warn!(event = item.decoded.event.id, reason, "an event became a dead letter");
+        }
+        count("dead_lettered", items.len());
+        Ok(())
     }
 
     fn measure(&self, event: &LogEntry) {

@@ -363,10 +363,10 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// Releases claimed entries; they can be claimed again after the delay. Unknown ids are ignored.
     async fn retry(&self, ids: &[EntryId], after: Duration) -> Result<(), Error>;
 
-    /// Moves claimed entries to the dead letters, each with a reason for an operator. Returns the id of each dead letter, in the
-    /// order of the entries; `None` where the id is unknown. After an error they stay claimed, and a repetition makes no second
-    /// dead letter of one. Applies the bounds of the dead letters, also without an entry.
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error>;
+    /// Moves claimed entries to the dead letters, each with a reason for an operator. Unknown ids are ignored. After an error they
+    /// stay claimed, and a repetition makes no second dead letter of one. Applies the bounds of the dead letters, also without an
+    /// entry.
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error>;
 
     /// Reads the state of the queue.
     async fn stats(&self) -> Result<Stats, Error>;

@@ -265,16 +265,13 @@ impl Queue for EmbeddedQueue {
         Ok(())
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
-        let held: Vec<Option<i64>> = {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
+        let letters = {
             let state = self.shared.open_state()?;
             let held = |id| state::number(id).filter(|id| state.is_held(*id));
-            entries.iter().map(|(id, _)| held(id)).collect()
+            entries.iter().filter_map(|(id, reason)| Some((held(id)?, reason.clone()))).collect()
         };
-        let letters = held.iter().zip(entries).filter_map(|(id, (_, reason))| Some(((*id)?, reason.clone())));
-        let letters = letters.collect();
-        self.call(|reply| Command::DeadLetter { letters, reply }).await?;
-        Ok(held.into_iter().map(|id| id.map(state::entry_id)).collect())
+        self.call(|reply| Command::DeadLetter { letters, reply }).await
     }
 
     async fn stats(&self) -> Result<Stats, Error> {

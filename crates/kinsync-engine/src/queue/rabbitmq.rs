@@ -292,15 +292,11 @@ impl Shared {
         Ok(claimed)
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
-        let mut letters = Vec::with_capacity(entries.len());
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         for (id, reason) in entries {
-            letters.push(None);
             if let Some(message) = self.held.message(id) {
                 let name = if message.id.is_empty() { self.message_id() } else { message.id };
                 self.dead_letters.add(&name, message.entry.as_ref(), &message.body, reason).await?;
-                letters.pop();
-                letters.push(Some(EntryId::new(name)));
             }
         }
         let ids: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();
@@ -311,7 +307,7 @@ impl Shared {
                 "old dead letters could not be removed"
             );
         }
-        Ok(letters)
+        Ok(())
     }
 
     async fn ack(&self, ids: &[EntryId]) -> Result<(), Error> {
@@ -415,7 +411,7 @@ impl Queue for RabbitmqQueue {
         Ok(())
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         self.shared.open()?;
         self.shared.dead_letter(entries).await
     }

@@ -276,21 +276,18 @@ impl Shared {
         Ok(())
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         let now = self.clock.now();
         let oldest =
             now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
         let keys = [self.keys.stream.as_str(), self.keys.dead.as_str()];
         let mut script = script(include_str!("redis/dead_letter.lua"), &keys);
         script.arg(GROUP).arg(now.0).arg(self.config.dead_letters.max_count).arg(oldest.max(0));
-        for (id, reason) in entries {
-            // No entry has this id.
-            let id = if rows::is_valid(id) { id.as_str() } else { "0-0" };
-            script.arg(id).arg(reason);
+        for (id, reason) in entries.iter().filter(|(id, _)| rows::is_valid(id)) {
+            script.arg(id.as_str()).arg(reason);
         }
-        let letters: Vec<String> = unless_lost(self.commands.run(&script).await)?.unwrap_or_default();
-        let mut letters = letters.into_iter().map(|id| (!id.is_empty()).then(|| EntryId::new(id)));
-        Ok(entries.iter().map(|_| letters.next().flatten()).collect())
+        unless_lost(self.commands.run::<Value>(&script).await)?;
+        Ok(())
     }
 
     async fn find(&self, id: &EntryId) -> Result<DeadLetter, Error> {
@@ -407,7 +404,7 @@ impl Queue for RedisQueue {
         self.shared.release(ids, after).await
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         self.shared.open()?;
         self.shared.dead_letter(entries).await
     }

@@ -93,9 +93,11 @@ impl SpooledQueue {
         self.spool.ack(&moved).await?;
         self.spool.retry(&kept, PAUSE).await?;
         if !dead.is_empty() {
-            for id in self.spool.dead_letter(&dead).await?.into_iter().flatten() {
-                tracing::error!(id = %of_spool(&id), "the shared queue never accepts an entry of this size; it became a dead letter");
-            }
+            self.spool.dead_letter(&dead).await?;
+            tracing::error!(
+                entries = dead.len(),
+                "the shared queue never accepts entries of this size; they became dead letters"
+            );
         }
         failure.map_or(Ok(()), Err)
     }
@@ -189,7 +191,7 @@ impl Queue for SpooledQueue {
         self.shared.retry(ids, after).await
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         self.shared.dead_letter(entries).await
     }
 

@@ -371,7 +371,7 @@ impl Queue for FaultyQueue {
         self.call("retry", self.queue.retry(ids, after)).await
     }
 
-    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<Vec<Option<EntryId>>, queue::Error> {
+    async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), queue::Error> {
         self.call("dead_letter", self.queue.dead_letter(entries)).await
     }
 
