@@ -43,7 +43,7 @@ pub use self::{address::check_address, examine::Examined};
 use self::{
     connection::{Failure, Link, Live, RESPONSE, Topology},
     dead_letters::DeadLetters,
-    examine::count_ready,
+    examine::{count_ready, count_waiting},
     held::{Held, Taken},
     publisher::Enqueue,
 };
@@ -213,8 +213,7 @@ impl Shared {
         self.held.begin(live.generation);
         let started = self.start_consuming(&live).await;
         if started.is_err() {
-            self.held.lose(live.generation);
-            self.consuming.replace(live.generation).await;
+            self.give_up(live.generation).await;
         }
         started
     }
@@ -271,10 +270,15 @@ impl Shared {
                 tracing::warn!(
                     "no entry was claimed for {after:?}; those that RabbitMQ delivered are given back"
                 );
-                self.held.lose(generation);
-                self.consuming.replace(generation).await;
+                self.give_up(generation).await;
             }
         }
+    }
+
+    /// Gives up the connection that delivers, with what it delivered.
+    async fn give_up(&self, generation: u64) {
+        self.held.lose(generation);
+        self.consuming.replace(generation).await;
     }
 
     /// Dead-letters messages that this version cannot read, and returns the others.
@@ -322,13 +326,7 @@ impl Shared {
     }
 
     async fn search(self: &Arc<Self>, matcher: &Matcher, search: Search) -> Result<Matched, Error> {
-        let waiting = self.depth().await?.0.saturating_sub(self.held.depth().0);
-        if waiting > 0 {
-            return Err(Error::Unavailable {
-                hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
-                source: format!("{waiting} deliveries are queued").into(),
-            });
-        }
+        self.fail_while_some_wait().await?;
         let (ids, mut entries): (Vec<EntryId>, Vec<_>) = self.held.matching(matcher).into_iter().unzip();
         let queued = ids.len() as u64;
         if search == Search::Remove {
@@ -340,6 +338,25 @@ impl Shared {
         Ok(Matched { queued, dead_letters: self.dead_letters.search(matcher, search).await?, entries })
     }
 
+    async fn fail_while_some_wait(self: &Arc<Self>) -> Result<(), Error> {
+        let shared = Arc::clone(self);
+        let counted = self.tasks.spawn(async move {
+            let live = shared.consuming.live().await?;
+            let waiting = count_waiting(&live, shared.consuming.topology()).await;
+            if waiting.is_err() {
+                shared.give_up(live.generation).await;
+            }
+            waiting
+        });
+        match counted.await.map_err(|_| Error::Closed)?? {
+            0 => Ok(()),
+            waiting => Err(Error::Unavailable {
+                hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
+                source: format!("{waiting} deliveries are queued").into(),
+            }),
+        }
+    }
+
     /// Counts on the connection that delivers, if there is one: its answer comes after what was delivered before it.
     async fn depth(self: &Arc<Self>) -> Result<(u64, Option<Micros>), Error> {
         // Not cancelled with a caller that does not wait as long as it takes to connect.
@@ -349,8 +366,7 @@ impl Shared {
         let ready = match count_ready(&live, self.publishing.topology()).await {
             Ok(ready) => ready,
             Err(failure) => {
-                self.held.lose(live.generation);
-                self.consuming.replace(live.generation).await;
+                self.give_up(live.generation).await;
                 return Err(failure.into());
             }
         };

@@ -9,7 +9,7 @@ use kinsync_engine::{
     Clock,
     internal::{
         queue::{
-            Error, Queue,
+            Error, Matched, Queue, Search,
             rabbitmq::{Config, RabbitmqQueue},
         },
         store::embedded::EmbeddedStore,
@@ -113,6 +113,24 @@ async fn a_policy_that_limits_the_length_makes_the_server_refuse_entries_and_dro
     let accepted = until_refused(&**queue).await;
     assert_eq!(drained(&**queue).await, accepted);
     policy.clear();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_fails_while_the_server_cannot_count_the_queue() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let Fresh { queue, .. } = &open(rabbitmq, &prefix);
+    let search = async || queue.search(Arc::new(|_: &str, _: &[u8]| true), Search::Count).await;
+    assert_eq!(search().await.unwrap(), Matched::default());
+    queue.enqueue(entry("waits")).await.unwrap();
+    let leader = |call: &str| {
+        rabbitmq.control(&["eval", &format!("sys:{call}({{'%2F_{prefix}.queue', node()}}).")]);
+    };
+    leader("suspend");
+    assert_eq!(counts(&**queue).await.0, 0, "the server counts none");
+    let found = search().await;
+    leader("resume");
+    assert!(matches!(found, Err(Error::Unavailable { .. })), "{found:?}");
+    until_claimed(&**queue, "waits").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
