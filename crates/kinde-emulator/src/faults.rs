@@ -317,6 +317,11 @@ impl Faults {
         self.occurring(wanted, targets)
     }
 
+    /// Whether this list, which has no pages, is empty.
+    pub(crate) fn empties(&mut self, route: &str) -> bool {
+        !self.occurring(|kind| matches!(kind, FaultKind::EmptyList), &[route, "management"]).is_empty()
+    }
+
     /// Returns the faults of a page of this list.
     pub(crate) fn on_page(&mut self, route: &str) -> Vec<FaultKind> {
         let wanted = |kind: &FaultKind| {

@@ -17,8 +17,8 @@ use crate::{pending_checks::PendingChecks, state_records::Term, store};
 /// Result of a round of checks.
 pub(super) struct Checked {
     pub(super) tally: Tally,
-    /// Users that changed too recently to be judged. Check them again later.
-    pub(super) too_recent: Vec<UserId>,
+    /// Users that changed too recently to be judged, or with reads that differ. Check them again later.
+    pub(super) undecided: Vec<UserId>,
 }
 
 impl Inner {
@@ -34,15 +34,15 @@ impl Inner {
             is_held = self.check_roles(&roles, term).await?;
         }
         let users: Vec<UserId> = requested.users.keys().cloned().collect();
-        let Checked { tally, too_recent } = match users.as_slice() {
-            [] => Checked { tally: Tally::default(), too_recent: Vec::new() },
+        let Checked { tally, undecided } = match users.as_slice() {
+            [] => Checked { tally: Tally::default(), undecided: Vec::new() },
             users => self.check(users, Some(term)).await?,
         };
         is_held |= tally.of(DriftKind::DeletionHeld) > 0;
         if is_held {
             self.retry_store(|| PendingChecks::request_scan(&*self.store)).await?;
         }
-        requested.users.retain(|user, _| !too_recent.contains(user));
+        requested.users.retain(|user, _| !undecided.contains(user));
         let is_scan = requested.scan.take().is_some() || is_held;
         self.retry_store(|| PendingChecks::remove(&*self.store, &requested)).await?;
         Ok(is_scan)
@@ -52,7 +52,7 @@ impl Inner {
     /// Restores a user that is deleted in the store and confirmed by two reads.
     pub(super) async fn check(&self, users: &[UserId], term: Option<Term>) -> Result<Checked, Error> {
         let canaries = self.canaries().await?;
-        let mut checked = Checked { tally: Tally::default(), too_recent: Vec::new() };
+        let mut checked = Checked { tally: Tally::default(), undecided: Vec::new() };
         let mut unconfirmed = Vec::new();
         for ids in users.chunks(CHUNK) {
             let rows = self.retry_store(|| self.store.load(ids)).await?;
@@ -64,7 +64,8 @@ impl Inner {
         self.delete_checked(deletions, &canaries, term, &mut checked.tally).await?;
         // Last, because a user in many organizations takes many reads, and deletions must not wait for them.
         for ids in users.chunks(CHUNK).filter(|_| self.config.roles) {
-            self.check_members(ids, term, &mut checked.tally).await?;
+            let undetermined = self.check_members(ids, term, &mut checked.tally).await?;
+            checked.undecided.extend(undetermined);
         }
         for ids in users.chunks(CHUNK) {
             self.check_properties(ids, term, &mut checked.tally).await?;
@@ -102,7 +103,7 @@ impl Inner {
     ) -> Result<Findings, Error> {
         let (repairs, differing) = (std::mem::take(&mut found.repairs), std::mem::take(&mut found.differing));
         self.repair(repairs, differing, term.is_none(), &mut checked.tally).await?;
-        checked.too_recent.append(&mut found.too_recent);
+        checked.undecided.append(&mut found.too_recent);
         Ok(found)
     }
 

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kinde_emulator::{Fault, FaultKind, RoleEdit};
+use kinsync_core::UserId;
 use kinsync_engine::internal::{
     pending_checks::PendingChecks,
     reconcile::{
@@ -27,6 +28,7 @@ on_every_store! {
     a_held_removal_of_roles_stays_held_where_permissions_are_unknown
     a_read_of_permissions_takes_no_role
     a_check_of_a_role_logs_the_permissions_that_it_read
+    a_check_of_a_member_reads_again_what_one_read_lacks
     held_removals_of_roles_are_held_by_each_scan_whatever_the_interval
     members_above_the_limit_of_reads_are_read_by_the_next_scans_whatever_the_interval
     permissions_that_one_list_of_a_role_lacks_stay
@@ -190,6 +192,39 @@ async fn a_check_of_a_role_logs_the_permissions_that_it_read(fresh: Fresh) {
     reconciler(&world).run_pending_checks().await.expect("Kinde answers");
     assert_eq!(permissions(&world, &ada).await, 3, "{}", world.fresh.name);
     assert_eq!(logged().await, before + 1);
+}
+
+async fn a_check_of_a_member_reads_again_what_one_read_lacks(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    world.kinde.create_permission(RoleEdit::keyed("read")).expect("new");
+    let ada = world.import(1).remove(0);
+    let found = world.kinde.user(&ada).expect("there");
+    world.kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
+    for other in found.organizations {
+        // A fault is meant for the reads of one membership.
+        world.kinde.remove_from_organization(&ada, &other.code).expect("a member");
+    }
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    let store = &*world.fresh.store;
+    let is_requested = async || !PendingChecks::load(store).await.expect("the store answers").is_empty();
+    let check = async || {
+        PendingChecks::request(store, &[UserId::parse(&ada).expect("an id")]).await.expect("kept");
+        world.later().await;
+        reconciler(&world).run_pending_checks().await.expect("Kinde answers");
+        let found = membership(&world, &ada).await.expect("a member");
+        (found.roles.expect("known"), found.permissions.expect("known"))
+    };
+    for list in ["member_roles", "member_permissions"] {
+        world.kinde.set_fault(Fault::times(FaultKind::EmptyList, 1).on(list));
+        assert_eq!(check().await, (keys(&["admin"]), keys(&["read"])), "{}: {list}", world.fresh.name);
+        assert!(is_requested().await, "the reads differ: {list}");
+        assert_eq!(check().await, (keys(&["admin"]), keys(&["read"])), "{}: {list}", world.fresh.name);
+        assert!(!is_requested().await, "{list}");
+    }
+    world.kinde.add_to_organization(&ada, "org_1", &[], &[]).expect("a user");
+    assert_eq!(check().await, (Vec::new(), Vec::new()), "{}: both reads lack them", world.fresh.name);
+    assert!(!is_requested().await);
 }
 
 fn seldom() -> Config {

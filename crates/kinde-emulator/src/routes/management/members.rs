@@ -170,7 +170,10 @@ pub(super) async fn roles(
     State(emulator): State<Emulator>,
     Path((code, id)): Path<(String, String)>,
 ) -> Result<Response, ErrorResponse> {
-    let member = member(&emulator, &code, &id)?;
+    let mut member = member(&emulator, &code, &id)?;
+    if emulator.faults_table().empties("member_roles") {
+        member.roles.clear();
+    }
     let tenant = emulator.tenant();
     let roles = member.roles.iter().filter_map(|grant| tenant.directory.roles.get(&grant.id));
     let items: Vec<Value> =
@@ -189,6 +192,7 @@ pub(super) async fn permissions(
     Params(query): Params<PermissionsQuery>,
 ) -> Result<Response, ErrorResponse> {
     let member = member(&emulator, &code, &id)?;
+    let is_empty = emulator.faults_table().empties("member_permissions");
     let unknowns = &emulator.config().unknowns;
     let tenant = emulator.tenant();
     let listed = tenant.directory.permissions_of(&member, unknowns.user_permissions);
@@ -200,7 +204,7 @@ pub(super) async fn permissions(
         }
         item
     };
-    let items: Vec<Value> = listed.into_iter().map(item).collect();
+    let items: Vec<Value> = listed.into_iter().filter(|_| !is_empty).map(item).collect();
     Ok(success("OK", "Success", json!({"permissions": items})))
 }
 

@@ -71,6 +71,15 @@ fn skipped(row: &Row, organization: &str, error: &management::Error) {
     tracing::warn!(user = row.id.as_str(), organization, error, "the roles of a member cannot be read");
 }
 
+/// Result of the reads of a member.
+enum Confirmed {
+    Member(Seen),
+    /// Kinde's response about this member is unusable.
+    Unusable,
+    /// A second read differs from one that lacks roles or permissions.
+    Differing,
+}
+
 impl Inner {
     /// Reads the roles and permissions of members. Without the scope they stay unknown. A member that cannot be read is checked
     /// later: until then the permissions are unknown, because a revoked role must not stay. They also stay unknown for a member with a
@@ -115,21 +124,28 @@ impl Inner {
     }
 
     /// Compares the roles and permissions of these users in all their organizations. Without the scopes nothing is compared.
+    /// Returns the users with two reads that differ: what they have lost is not known.
     pub(in crate::reconcile) async fn check_members(
         &self,
         users: &[UserId],
         term: Option<Term>,
         tally: &mut Tally,
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<UserId>, Error> {
+        let mut undetermined = Vec::new();
         let rows = self.retry_store(|| self.store.load(users)).await?;
         for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
             let mut repairs = Vec::new();
             let mut kinds = Vec::new();
             for organization in row.state.organizations().unwrap_or_default() {
-                let seen = match self.member(&row, &organization.code, term).await {
-                    Ok(Some(seen)) => seen,
-                    Ok(None) => continue,
-                    Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(()),
+                let seen = match self.confirmed_member(&row, &organization.code, term).await {
+                    Ok(Confirmed::Member(seen)) => seen,
+                    Ok(Confirmed::Unusable) => continue,
+                    Ok(Confirmed::Differing) => {
+                        tally.add(drift(row.id.clone(), DriftKind::Undetermined, Vec::new(), Some(&row)));
+                        undetermined.push(row.id.clone());
+                        continue;
+                    }
+                    Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(undetermined),
                     // The next scan compares the member. A check that failed here would be repeated for all users.
                     Err(Error::Kinde(error)) => {
                         skipped(&row, &organization.code, &error);
@@ -147,7 +163,18 @@ impl Inner {
                 .then(|| drift(row.id.clone(), DriftKind::Changed, vec![Field::Organizations], Some(&row)));
             self.repair(repairs, drifts.into_iter().collect(), term.is_none(), tally).await?;
         }
-        Ok(())
+        Ok(undetermined)
+    }
+
+    /// Reads the roles and permissions of one member, and reads them again if some are lost: one read may lack them by mistake.
+    async fn confirmed_member(&self, row: &Row, code: &str, term: Option<Term>) -> Result<Confirmed, Error> {
+        let Some(first) = self.member(row, code, term).await? else { return Ok(Confirmed::Unusable) };
+        if !first.takes_from(row) {
+            return Ok(Confirmed::Member(first));
+        }
+        let second = self.member(row, code, term).await?;
+        let is_same = second.is_some_and(|second| second.membership == first.membership);
+        Ok(if is_same { Confirmed::Member(first) } else { Confirmed::Differing })
     }
 
     /// Reads the roles and permissions of one member; `None` if Kinde's response about this member is unusable, for example

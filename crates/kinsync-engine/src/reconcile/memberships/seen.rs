@@ -95,6 +95,15 @@ impl Seen {
         shown.into_iter().flatten().filter(|key| !self.role_keys.contains(key)).collect()
     }
 
+    /// Returns whether the read lacks roles or permissions that are stored.
+    pub(super) fn takes_from(&self, row: &Row) -> bool {
+        let read = self.membership.permissions.as_ref();
+        let known = memberships(&row.state).organization(&self.membership.code);
+        let known = known.and_then(|known| known.permissions).unwrap_or_default();
+        !self.lacks(Some(row)).is_empty()
+            || read.is_some_and(|read| known.iter().any(|id| !read.contains(id)))
+    }
+
     /// Returns what the list has apart from roles.
     pub(super) fn without_roles(self) -> Self {
         Self { membership: Organization { roles: None, ..self.membership }, ..self }
