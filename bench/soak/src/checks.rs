@@ -1,0 +1,155 @@
+//! What has to hold after the load and all faults.
+
+use std::collections::{HashMap, HashSet};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bson::{Document, doc};
+use futures_util::TryStreamExt as _;
+use kinde_emulator::DeliveryState;
+use serde_json::Value;
+use tokio::time::sleep;
+
+use crate::deployment::{DATABASE, Deployment};
+use crate::load::{self, Users};
+
+/// Longest time until all deliveries are accepted and applied. A batch that a killed process had claimed in Redis comes again after five
+/// minutes.
+const DRAIN: Duration = Duration::from_mins(8);
+/// Differences that a scan repairs.
+const REPAIRED: [&str; 5] = ["missing", "changed", "filled_in", "signed_in", "deleted"];
+
+/// What was found, and whether it is as it has to be.
+#[derive(Debug, Default)]
+pub struct Verdicts(Vec<(bool, String)>);
+
+impl Verdicts {
+    /// Adds and prints one.
+    pub fn add(&mut self, holds: bool, what: String) {
+        println!("{} {what}", if holds { "ok   " } else { "FALSE" });
+        self.0.push((holds, what));
+    }
+
+    /// Prints the number of each; fails if something is false.
+    pub fn tell(&self) -> ExitCode {
+        let wrong = self.0.iter().filter(|(holds, _)| !holds).count();
+        println!("{} checks hold, {wrong} do not", self.0.len() - wrong);
+        if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Waits until all deliveries are applied, and checks the result.
+pub async fn check(mut deployment: Deployment, users: &Users, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+    deliveries(&mut deployment, verdicts).await?;
+    let wrong = load::ask_all(&deployment, users).await?;
+    verdicts.add(wrong.is_empty(), format!("requests at each process that are not answered 200: {wrong:?}"));
+    differences(&deployment, verdicts).await?;
+    let rebuild = deployment.run(&["rebuild", "--verify"]).await?;
+    verdicts.add(rebuild.0 == 0, format!("rebuild --verify: {}", rebuild.1.trim()));
+    for app in &mut deployment.apps {
+        let status = app.stop().await?;
+        verdicts.add(status.success(), format!("a process ended with {status}"));
+        let panics = app.log().matches("panicked at").count();
+        verdicts.add(panics == 0, format!("panics in its log: {panics}"));
+    }
+    Ok(())
+}
+
+/// Every event that was accepted is in the log, and nothing waits.
+async fn deliveries(deployment: &mut Deployment, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+    let Deployment { apps, kinde, mongo, .. } = deployment;
+    let accepted = kinde.quiesce(DRAIN).await;
+    let stats = kinde.stats();
+    let all = accepted.is_ok() && stats.given_up + stats.abandoned == 0;
+    verdicts.add(all, format!("every delivery that was sent is accepted: {stats:?}"));
+    for (number, app) in apps.iter_mut().enumerate() {
+        let drained = app.drained(DRAIN).await;
+        let health = app.health().await?;
+        let queue = &health["components"]["queue"];
+        let letters = queue["deadLetters"].as_u64();
+        let empty = drained.is_ok() && letters == Some(0);
+        verdicts.add(
+            empty,
+            format!("queue of process {number}: depth {}, dead letters {letters:?}", queue["depth"]),
+        );
+    }
+    let deliveries = kinde.deliveries().into_iter();
+    let accepted: HashSet<String> = deliveries
+        .filter(|delivery| delivery.state == DeliveryState::Delivered)
+        .map(|delivery| delivery.event_id)
+        .collect();
+    let log = mongo.client().await.database(DATABASE).collection::<Document>("user_events");
+    let ids = log.find(doc! {}).projection(doc! { "_id": 1 }).await?;
+    let ids: Vec<Document> = ids.try_collect().await?;
+    let logged = ids.iter().filter_map(|one| Some(one.get_str("_id").ok()?.to_owned())).collect();
+    let missing: Vec<_> = accepted.difference(&logged).take(10).collect();
+    let what = format!("accepted events that are not in the log, of {}: {missing:?}", accepted.len());
+    verdicts.add(missing.is_empty() && !accepted.is_empty(), what);
+    Ok(())
+}
+
+/// Users differ only after a lost event or without any event with their fields; not after a scan; and the next scan finds nothing.
+async fn differences(deployment: &Deployment, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+    // Kinde's clock has whole seconds.
+    sleep(Duration::from_secs(3)).await;
+    let deliveries = deployment.kinde.deliveries();
+    let of = |state: DeliveryState, kinds: &[&str]| -> HashSet<&str> {
+        let selected = deliveries
+            .iter()
+            .filter(|one| one.state == state && (kinds.is_empty() || kinds.contains(&&*one.event_type)));
+        selected.filter_map(|one| one.user_id.as_deref()).collect()
+    };
+    let lost = of(DeliveryState::Dropped, &[]);
+    let announced = of(DeliveryState::Delivered, &["user.created", "user.updated"]);
+    let before = differing(deployment, false).await?;
+    let is_explained = |user: &&String| lost.contains(&***user) || !announced.contains(&***user);
+    let unexplained: Vec<_> = before.iter().filter(|user| !is_explained(user)).collect();
+    let what = format!("users that differ from Kinde: {}, without a reason: {unexplained:?}", before.len());
+    verdicts.add(unexplained.is_empty(), what);
+
+    let scanned = scan(deployment).await?;
+    let drift = scanned["drift"].as_object().context("the scan has no `drift`")?;
+    let is_complete = scanned["outcome"] == "complete";
+    let holds = is_complete && drift.keys().all(|kind| REPAIRED.contains(&&**kind));
+    verdicts.add(holds, format!("a scan repairs {drift:?}; {} users have a lost event", lost.len()));
+    let after = differing(deployment, true).await?;
+    verdicts.add(after.is_empty(), format!("users that differ from Kinde afterwards: {after:?}"));
+    let again = scan(deployment).await?;
+    let none = again["drift"].as_object().is_some_and(|drift| drift.values().all(|count| count == 0));
+    verdicts.add(none && again["outcome"] == "complete", format!("the next scan finds {}", again["drift"]));
+    Ok(())
+}
+
+/// The users with another document than at Kinde. Which of several users shows an address depends on events of all of them.
+async fn differing(deployment: &Deployment, with_email: bool) -> anyhow::Result<Vec<String>> {
+    let client = deployment.mongo.client().await;
+    let users = client.database(DATABASE).collection::<Document>("users");
+    let live: Vec<Document> = users.find(doc! { "isDeleted": false }).await?.try_collect().await?;
+    let text = |document: &Document, key| document.get_str(key).ok().map(str::to_owned);
+    let stored = live.iter().filter_map(|document| {
+        let email = text(document, "email").filter(|_| with_email);
+        let suspended = document.get_bool("isSuspended").unwrap_or_default();
+        Some((
+            text(document, "kindeId")?,
+            (text(document, "firstName"), text(document, "lastName"), email, suspended),
+        ))
+    });
+    let mut stored: HashMap<_, _> = stored.collect();
+    let mut differing = Vec::new();
+    for user in deployment.kinde.users() {
+        let expect = (user.first_name, user.last_name, user.email.filter(|_| with_email), user.is_suspended);
+        if stored.remove(&user.id).is_none_or(|found| found != expect) {
+            differing.push(user.id);
+        }
+    }
+    differing.extend(stored.into_keys());
+    Ok(differing)
+}
+
+/// Runs `reconcile`, which waits for the scan of another process.
+async fn scan(deployment: &Deployment) -> anyhow::Result<Value> {
+    let (code, printed) = deployment.run(&["reconcile", "--json"]).await?;
+    let json = printed.find('{').map(|at| &printed[at..]).unwrap_or_default();
+    serde_json::from_str(json).with_context(|| format!("reconcile ended with {code}: {printed}"))
+}

@@ -1,0 +1,137 @@
+//! Faults of every kind, one after the other: in each cycle every kind once, in random order.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use fastrand::Rng;
+use kinde_emulator::{Fault, FaultKind};
+use kinsync_testing::rabbitmq::TestRabbitmq;
+use kinsync_testing::redis::TestRedis;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::block_in_place;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::deployment::Deployment;
+
+const KINDS: [&str; 13] = [
+    "process killed",
+    "process killed with a backlog",
+    "process paused",
+    "queue killed",
+    "queue killed with a backlog",
+    "queue paused",
+    "network slow",
+    "MongoDB killed",
+    "MongoDB paused",
+    "events lost",
+    "events repeated",
+    "events reordered",
+    "Kinde unavailable",
+];
+
+/// Time for which MongoDB is paused before, so that entries wait in the queue.
+const BACKLOG: Duration = Duration::from_secs(4);
+
+/// Inflicts faults until `length` after `start`. None is in effect afterwards.
+pub async fn inflict(
+    deployment: &mut Deployment,
+    seed: u64,
+    start: Instant,
+    length: Duration,
+) -> anyhow::Result<()> {
+    let (mut random, end) = (Rng::with_seed(seed), start + length);
+    let mut kinds = Vec::new();
+    loop {
+        sleep(Duration::from_millis(random.u64(1000..5000))).await;
+        if kinds.is_empty() {
+            kinds = KINDS.to_vec();
+            random.shuffle(&mut kinds);
+        }
+        let hold = Duration::from_millis(random.u64(2000..15_000));
+        let Some(kind) = kinds.pop().filter(|_| Instant::now() + hold < end) else {
+            sleep_until(end).await;
+            return Ok(());
+        };
+        println!("{:>6.0} s  {kind} for {hold:.0?}", start.elapsed().as_secs_f64());
+        one(kind, deployment, &mut random, hold).await.with_context(|| kind.to_owned())?;
+    }
+}
+
+async fn one(
+    kind: &str,
+    deployment: &mut Deployment,
+    random: &mut Rng,
+    hold: Duration,
+) -> anyhow::Result<()> {
+    let Deployment { apps, kinde, mongo, queue, network, .. } = deployment;
+    let of_kinde = async |faults: Vec<Fault>| {
+        for fault in faults {
+            kinde.set_fault(fault);
+        }
+        sleep(hold).await;
+        kinde.clear_faults();
+    };
+    if kind.ends_with("with a backlog") {
+        block_in_place(|| mongo.pause());
+        sleep(BACKLOG).await;
+    }
+    match kind {
+        "process killed" | "process killed with a backlog" => {
+            // Not the first: its memory is compared.
+            let app = random.usize(1..apps.len());
+            apps[app].kill()?;
+            block_in_place(|| mongo.resume());
+            sleep(hold).await;
+            apps[app].start().await?;
+        }
+        "process paused" => {
+            let app = &apps[random.usize(..apps.len())];
+            let pid =
+                app.pid().and_then(|pid| Pid::from_raw(pid.cast_signed())).context("it is not running")?;
+            kill_process(pid, Signal::STOP)?;
+            sleep(hold).await;
+            kill_process(pid, Signal::CONT)?;
+        }
+        "queue killed" | "queue killed with a backlog" => {
+            queue.run(TestRedis::kill, TestRabbitmq::kill);
+            block_in_place(|| mongo.resume());
+            sleep(hold).await;
+            queue.run(TestRedis::launch, TestRabbitmq::launch);
+        }
+        "queue paused" => {
+            queue.run(TestRedis::pause, TestRabbitmq::pause);
+            sleep(hold).await;
+            queue.run(TestRedis::resume, TestRabbitmq::resume);
+        }
+        "network slow" => {
+            // Above one second deliveries wait in the data folder.
+            network.set_delay(Duration::from_millis(random.u64(20..2000)));
+            sleep(hold).await;
+            network.set_delay(Duration::ZERO);
+        }
+        "MongoDB killed" => {
+            block_in_place(|| mongo.stop());
+            sleep(hold).await;
+            mongo.restart().await;
+        }
+        "MongoDB paused" => {
+            block_in_place(|| mongo.pause());
+            sleep(hold).await;
+            block_in_place(|| mongo.resume());
+        }
+        "events lost" => of_kinde(vec![Fault::chance(FaultKind::Drop, 0.3)]).await,
+        "events repeated" => {
+            of_kinde(vec![Fault::chance(FaultKind::Duplicate { copies: 2 }, 0.5)]).await;
+        }
+        "events reordered" => {
+            let hold = Duration::from_secs(5);
+            of_kinde(vec![Fault::chance(FaultKind::Reorder { behind: 20, hold }, 0.5)]).await;
+        }
+        "Kinde unavailable" => {
+            let fails = |route| Fault::chance(FaultKind::Status { status: 503 }, 0.8).on(route);
+            of_kinde(["jwks", "token", "management"].map(fails).into()).await;
+        }
+        _ => anyhow::bail!("it has no effect"),
+    }
+    Ok(())
+}
