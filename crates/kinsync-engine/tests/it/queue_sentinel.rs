@@ -81,6 +81,26 @@ async fn a_primary_that_was_made_a_replica_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_keeps_its_connections_is_left() {
+    let (old, new) = (TestRedis::start(DURABLE), TestRedis::start(DURABLE));
+    let sentinel = TestRedis::start_sentinel("main", old.port(), 1, &[]);
+    let queue = open(&format!("redis+sentinel://127.0.0.1:{}/main", sentinel.port()), 0);
+    until_accepted(&queue, "before").await;
+    // A failover by Sentinel closes all connections to the former primary.
+    for (server, command) in [
+        (&sentinel, "SENTINEL REMOVE main".to_owned()),
+        (&sentinel, format!("SENTINEL MONITOR main 127.0.0.1 {} 1", new.port())),
+        (&old, format!("REPLICAOF 127.0.0.1 {}", new.port())),
+    ] {
+        assert_eq!(server.run(&command).trim(), "+OK", "{command}");
+    }
+    let refused = queue.enqueue(entry("refused")).await.unwrap_err();
+    assert!(refused.to_string().contains("it is a replica"), "{refused}");
+    until_accepted(&queue, "after").await;
+    until_claimed(&queue, &BTreeSet::from(["after".into()])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_sentinel_an_open_connection_goes_on_and_a_new_one_fails_in_time() {
     let redis = TestSentinels::start();
     let queue = open(&redis.url(), 0);

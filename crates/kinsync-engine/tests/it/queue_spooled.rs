@@ -17,6 +17,7 @@ use kinsync_engine::{
 use kinsync_testing::{
     rabbitmq::TestRabbitmq,
     redis::{DURABLE, TestRedis},
+    slow::SlowNetwork,
 };
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -47,9 +48,7 @@ impl World {
     }
 
     pub(crate) fn start_on(shared: Arc<dyn Queue>, dir: &Path, spool: embedded::Config) -> Self {
-        let spool = embedded::Config { is_spool: true, ..spool };
-        let spool = EmbeddedQueue::open(dir, spool, Clock::from_fn(|| Micros(5_000))).unwrap();
-        let queue = Arc::new(SpooledQueue::new(shared, Arc::new(spool)));
+        let queue = Arc::new(spooled(shared, dir, spool));
         let (stop, moving) = (CancellationToken::new(), Arc::clone(&queue));
         let stopped = stop.clone();
         let tasks = TaskTracker::new();
@@ -87,6 +86,13 @@ impl World {
         }
         found
     }
+}
+
+/// A queue with a spool that nothing empties.
+fn spooled(shared: Arc<dyn Queue>, dir: &Path, spool: embedded::Config) -> SpooledQueue {
+    let spool = embedded::Config { is_spool: true, ..spool };
+    let spool = EmbeddedQueue::open(dir, spool, Clock::from_fn(|| Micros(5_000))).unwrap();
+    SpooledQueue::new(shared, Arc::new(spool))
 }
 
 fn numbered(range: std::ops::Range<u32>) -> BTreeSet<String> {
@@ -179,6 +185,21 @@ async fn a_server_that_does_not_answer_delays_one_entry_and_not_each() {
     world.until_moved().await;
     assert_eq!(world.drained().await, numbered(0..50), "the entry of the call that timed out is there once");
     world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_the_server_takes_too_slowly_is_in_the_spool() {
+    let (redis, dir) = (TestRedis::start(DURABLE), tempfile::tempdir().unwrap());
+    let network = SlowNetwork::start(redis.port()).await;
+    let url = format!("redis://{}", network.address());
+    let shared = RedisQueue::new(Config::new(url.into()), Clock::from_fn(|| Micros(5_000))).unwrap();
+    let queue = spooled(Arc::new(shared), dir.path(), embedded::Config::default());
+    queue.enqueue(entry("fast")).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap().spool.unwrap().entries, 0);
+    // The server answers after twice this time: later than an entry waits for it, and earlier than the connection gives up.
+    network.set_delay(Duration::from_secs(2));
+    queue.enqueue(entry("slow")).await.unwrap();
+    assert_eq!(queue.stats().await.unwrap().spool.unwrap().entries, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
