@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -232,18 +233,24 @@ impl Users {
         }
     }
 
-    /// Applies an observation of one user and returns the user as stored; `None` if the store did not answer.
+    /// Applies an observation of one user and returns the user as stored; `None` if the store failed. A store that does not answer in
+    /// time opens the breaker, and the call continues up to the deadlines of the store: the log may contain the observation already,
+    /// and nothing repeats it. For the same reason the caller runs this on a task of its own.
     pub(super) async fn apply(&self, observation: Observation) -> Option<Arc<CachedUser>> {
         if !self.breaker.try_ready() {
             return None;
         }
-        match timeout(CALL_DEADLINE, self.apply_and_load(observation)).await {
+        let mut call = pin!(self.apply_and_load(observation));
+        match timeout(CALL_DEADLINE, &mut call).await {
             Ok(Ok(user)) => {
                 self.breaker.succeeded();
                 return user;
             }
             Ok(Err(error)) => self.breaker.failed(&error),
-            Err(elapsed) => self.breaker.failed(&elapsed),
+            Err(elapsed) => {
+                self.breaker.failed(&elapsed);
+                return call.await.ok().flatten();
+            }
         }
         None
     }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bson::doc;
 use http::{HeaderMap, StatusCode, header};
 use kinde_emulator::Emulator;
 use kinsync_core::{Field, Micros, Profile, What};
@@ -91,6 +92,21 @@ async fn profiles_are_not_requested_while_the_store_is_unavailable_and_at_once_a
     server.resume();
     until(async || !is_degraded().await).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Now, "at once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_is_stored_although_the_log_takes_it_slowly() {
+    let (kinde, server) = (kinde().await, TestMongo::start_own().await);
+    let store = on_mongo(&server).await;
+    let process = Process::start(&kinde, &store, Config::default()).await;
+    let (id, token) = known(&kinde, &store).await;
+    authenticate(&process, &token).await;
+    // Only the log is written by inserts. Longer than the authenticator waits for the store.
+    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 4_000 };
+    let _slow = server.fail_point(doc! { "times": 1 }, slow).await;
+    assert_eq!(refresh(&process, &token).await, RefreshOutcome::Unavailable);
+    until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
+    assert_eq!(kinde.requests("profile"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
