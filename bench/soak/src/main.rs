@@ -78,7 +78,7 @@ async fn run(mut options: Options) -> anyhow::Result<Verdicts> {
     let mut deployment = Deployment::start(&options, seed).await?;
     let (length, start) = (Duration::from_secs(options.minutes * 60), Instant::now());
     let load = load::Load::start(&deployment, &options, seed)?;
-    let samples = samples::Samples::start(deployment.apps[0].pid());
+    let samples = samples::Samples::start(&deployment.apps[0]);
     faults::inflict(&mut deployment, seed, start, length).await?;
     let (users, answers) = load.stop().await?;
     println!("{:>6.0} s  the load ends", start.elapsed().as_secs_f64());
