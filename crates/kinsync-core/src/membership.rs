@@ -25,7 +25,8 @@ use crate::{
 pub struct Memberships {
     /// Newest absence of the codes without an entry.
     absent: Option<Version>,
-    entries: BTreeMap<String, Entry>,
+    // A node of the map has room for eleven values, and most users have one or two.
+    entries: BTreeMap<String, Box<Entry>>,
 }
 
 /// The registers of one code. Registers that no longer count are dropped, so that equal knowledge is an equal value.
@@ -65,7 +66,7 @@ impl Memberships {
     pub fn listed(list: &[Organization], version: &Version) -> Self {
         let mut memberships = Self { absent: Some(version.clone()), entries: BTreeMap::new() };
         for organization in list {
-            let entry = memberships.entries.entry(organization.code.clone()).or_default();
+            let entry = &mut **memberships.entries.entry(organization.code.clone()).or_default();
             *entry = std::mem::take(entry).join(Entry::of(organization, version));
         }
         memberships
@@ -77,7 +78,7 @@ impl Memberships {
             || Entry { absent: Some(version.clone()), ..Entry::default() },
             |membership| Entry::of(membership, version),
         );
-        Self { absent: None, entries: BTreeMap::from([(code.to_owned(), entry)]) }
+        Self { absent: None, entries: BTreeMap::from([(code.to_owned(), Box::new(entry))]) }
     }
 
     /// Returns the join of two values.
@@ -85,16 +86,17 @@ impl Memberships {
     pub fn join(mut self, other: Self) -> Self {
         let Self { absent, mut entries } = other;
         for (code, entry) in &mut self.entries {
-            let other = entries.remove(code).unwrap_or_else(|| Entry::absent(absent.clone()));
-            *entry = std::mem::take(entry).join(other);
+            let other = entries.remove(code).map_or_else(|| Entry::absent(absent.clone()), |other| *other);
+            **entry = std::mem::take(&mut **entry).join(other);
         }
-        let others =
-            entries.into_iter().map(|(code, entry)| (code, entry.join(Entry::absent(self.absent.clone()))));
-        self.entries.extend(others);
+        for (code, entry) in entries {
+            let entry = entry.join(Entry::absent(self.absent.clone()));
+            self.entries.insert(code, Box::new(entry));
+        }
         self.absent = self.absent.max(absent);
         // An entry that equals the one of every other code says nothing: a departed member leaves no trace.
         let default = Entry::absent(self.absent.clone());
-        self.entries.retain(|_, entry| *entry != default);
+        self.entries.retain(|_, entry| **entry != default);
         self
     }
 
@@ -126,7 +128,7 @@ impl Memberships {
 
     /// Returns the versions of all values and absences that count.
     pub fn versions(&self) -> impl Iterator<Item = &Version> {
-        self.absent.iter().chain(self.entries.values().flat_map(Entry::versions))
+        self.absent.iter().chain(self.entries.values().flat_map(|entry| entry.versions()))
     }
 
     /// Returns whether a read of the member's own permissions would show more than what is known: an event listed a
@@ -401,6 +403,7 @@ impl From<Memberships> for Packed {
         let absent = memberships.absent.map(&mut position);
         let mut entries = Vec::with_capacity(memberships.entries.len());
         for (code, entry) in memberships.entries {
+            let entry = *entry;
             entries.push(PackedEntry {
                 code,
                 absent: entry.absent.map(&mut position),
@@ -420,7 +423,7 @@ impl TryFrom<Packed> for Memberships {
 
     fn try_from(Packed { versions, absent, entries }: Packed) -> Result<Self, Self::Error> {
         let version = |position| packed::at(&versions, position);
-        let entry = |entry: PackedEntry| -> Result<(String, Entry), &'static str> {
+        let entry = |entry: PackedEntry| -> Result<(String, Box<Entry>), &'static str> {
             let registers = Entry {
                 absent: entry.absent.map(version).transpose()?,
                 member: entry.member.map(version).transpose()?,
@@ -429,7 +432,7 @@ impl TryFrom<Packed> for Memberships {
                 is_suspended: entry.is_suspended.map(|known| known.try_map(version)).transpose()?,
                 joined_on: entry.joined_on.map(|known| known.try_map(version)).transpose()?,
             };
-            Ok((entry.code, registers))
+            Ok((entry.code, Box::new(registers)))
         };
         Ok(Self {
             absent: absent.map(version).transpose()?,
