@@ -215,8 +215,11 @@ pub(crate) async fn restore(
             next.metadata.inserted_at = now;
         }
         let mut next = with_undecided_email(store, &row, with_owner_pending(&row, next));
-        let claimed = next.claimed_email().map(Cow::into_owned);
-        next.pending_emails.extend(claimed);
+        // The state may have lost what decided the owner. The insertion of a missing row decides as for any new user.
+        if row.revision > 0 {
+            let claimed = next.claimed_email().map(Cow::into_owned);
+            next.pending_emails.extend(claimed);
+        }
         with_unshown_memberships(store, &row, next)
     };
     let done = write(store, rows.into_iter().map(restored).collect(), now).await?;

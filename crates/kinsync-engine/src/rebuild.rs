@@ -37,7 +37,7 @@ pub use self::compare::{Difference, DifferentField, Finding};
 pub(crate) const KEY: Key = Key::new("log.rebuild", "an interrupted rebuild begins again");
 
 /// Users per page.
-const USERS: usize = 1000;
+const USERS: usize = 2000;
 
 /// Users that are loaded again at once: up to [`ENTRIES_OF_ONE`] entries of each are in memory.
 const USERS_AGAIN: usize = 50;
