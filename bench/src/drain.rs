@@ -195,13 +195,10 @@ fn add_rows(name: &str, events: &[Event], drained: &Drained, raw: &Raw, report: 
     )));
     let with_log = "raw driver, the same entries of the log and upserts";
     let row = Row::new(PART, format!("{name}: {with_log}"), raw.both, Unit::PerSecond);
-    report.add(row.note("same indexes and document size"));
+    report.add(row.note("same indexes and documents"));
     let row = Row::new(PART, format!("{name}: raw driver, upserts alone"), raw.same, Unit::PerSecond);
     report.add(
-        row.note(format!(
-            "same indexes and document size; with only the index on kindeId {:.0}/s",
-            raw.least
-        )),
+        row.note(format!("same indexes and documents; with only the index on kindeId {:.0}/s", raw.least)),
     );
     let why = format!("kinsync writes {:.2} documents per event", writes / count);
     let whole_rate = count / whole.as_secs_f64();

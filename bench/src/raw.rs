@@ -2,10 +2,12 @@
 //!
 //! The commands are built before the measurement, so this is the upper bound for programs on this mongod.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use bson::raw::cstr;
 use bson::{Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use mongodb::{Collection, Database, IndexModel};
@@ -17,14 +19,13 @@ use crate::mongo::Mongod;
 const STATEMENTS: usize = 1000;
 const IN_FLIGHT: usize = 2;
 const DUPLICATE_KEY: i32 = 11000;
-/// Size of the document without the padding.
-const OVERHEAD: usize = 48;
 
-/// The indexes and the document size of kinsync's users.
+/// The indexes of kinsync's users, and what their documents contain besides the fields of the events.
 #[derive(Debug, Clone)]
 pub struct Layout {
     indexes: Vec<IndexModel>,
-    bytes: usize,
+    /// The sub-document `kinsync` of each user.
+    kinsync: Arc<HashMap<String, Document>>,
 }
 
 impl Layout {
@@ -32,22 +33,44 @@ impl Layout {
     pub async fn of(mongod: &Mongod, database: &str) -> anyhow::Result<Self> {
         let users = mongod.database(database).collection::<Document>(USERS);
         let indexes = indexes_of(&users).await?;
-        let stats = [doc! { "$collStats": { "storageStats": {} } }];
-        let stats = users.aggregate(stats).await?.try_next().await?.context("there are no users")?;
-        let bytes = stats.get_document("storageStats")?.get_i32("avgObjSize")?;
-        Ok(Self { indexes, bytes: usize::try_from(bytes)? })
+        let mut kinsync = HashMap::new();
+        let mut all = users.find(doc! {}).projection(doc! { "_id": 0, "kindeId": 1, "kinsync": 1 }).await?;
+        while let Some(user) = all.try_next().await? {
+            kinsync.insert(user.get_str("kindeId")?.to_owned(), user.get_document("kinsync")?.clone());
+        }
+        Ok(Self { indexes, kinsync: Arc::new(kinsync) })
     }
 
     /// The same documents with only the index that an upsert by Kinde id needs.
     pub fn without_indexes(&self) -> Self {
         let needed = |index: &&IndexModel| index.keys.contains_key("kindeId");
-        Self { indexes: self.indexes.iter().filter(needed).cloned().collect(), bytes: self.bytes }
+        let indexes = self.indexes.iter().filter(needed).cloned().collect();
+        Self { indexes, kinsync: Arc::clone(&self.kinsync) }
+    }
+
+    fn statements(&self, events: &[Event]) -> anyhow::Result<Vec<RawDocumentBuf>> {
+        events.iter().map(|event| self.statement(event)).collect()
+    }
+
+    /// The upsert of an event: its fields, and the sub-document with what the event changes there, so that the same indexes
+    /// get the same entries. A sign-in changes one field.
+    fn statement(&self, event: &Event) -> anyhow::Result<RawDocumentBuf> {
+        let id = event.user_id();
+        let mut set = event.fields();
+        if event.kind != Kind::Authenticated {
+            let mut kinsync = self.kinsync.get(&id).context("a user is missing")?.clone();
+            kinsync.get_document_mut("values")?.insert("lastName", &event.last_name);
+            kinsync.insert("updatedAt", event.at);
+            kinsync.insert("writer", event.at);
+            set.append(cstr!("kinsync"), RawDocumentBuf::try_from(&kinsync)?);
+        }
+        Ok(rawdoc! { "q": { "kindeId": id }, "u": { "$set": set }, "upsert": true })
     }
 }
 
 /// Upserts all events. Returns upserts per second.
 pub async fn upsert(mongod: &Mongod, name: &str, events: &[Event], layout: Layout) -> anyhow::Result<f64> {
-    let batches: Vec<_> = events.chunks(STATEMENTS).map(|part| statements(part, layout.bytes)).collect();
+    let batches = batches(events, &layout)?;
     let users = events.iter().map(|event| event.user).collect::<HashSet<_>>().len() as u64;
     send(mongod, name, layout.indexes, &batches, users).await
 }
@@ -68,7 +91,7 @@ pub async fn upsert_and_log(
     create_indexes(&database.collection(EVENTS), indexes_of(&log).await?).await?;
     let entries = log.find(doc! {}).await?.try_chunks(STATEMENTS).map_err(|chunk| chunk.1);
     let inserts: Vec<_> = entries.map_ok(|chunk| insert(&chunk)).try_collect().await?;
-    let upserts = events.chunks(STATEMENTS).map(|part| statements(part, layout.bytes)).collect::<Vec<_>>();
+    let upserts = batches(events, &layout)?;
     anyhow::ensure!(inserts.len() == upserts.len(), "the log has not one entry per event");
     let commands: Vec<_> = upserts.iter().map(|batch| command(batch)).collect();
     let start = Instant::now();
@@ -85,8 +108,8 @@ pub async fn upsert_and_log(
 
 /// Upserts the users of the database `from` unchanged. Returns upserts per second.
 pub async fn copy(mongod: &Mongod, from: &str, name: &str) -> anyhow::Result<f64> {
-    let layout = Layout::of(mongod, from).await?;
     let users = mongod.database(from).collection::<RawDocumentBuf>(USERS);
+    let indexes = indexes_of(&users).await?;
     let users = users.find(doc! {}).projection(doc! { "_id": 0 }).await?;
     let statement = |user: RawDocumentBuf| {
         let statement =
@@ -96,7 +119,7 @@ pub async fn copy(mongod: &Mongod, from: &str, name: &str) -> anyhow::Result<f64
     let statements = users.map_err(anyhow::Error::from).and_then(async |user| statement(user));
     let batches: Vec<_> = statements.try_chunks(STATEMENTS).map_err(|chunk| chunk.1).try_collect().await?;
     let count = batches.iter().map(Vec::len).sum::<usize>() as u64;
-    send(mongod, name, layout.indexes, &batches, count).await
+    send(mongod, name, indexes, &batches, count).await
 }
 
 /// Runs the batches on an empty collection and checks the number of users.
@@ -140,20 +163,8 @@ fn insert(entries: &[RawDocumentBuf]) -> RawDocumentBuf {
     rawdoc! { "insert": EVENTS, "documents": documents, "ordered": false, "writeConcern": { "w": "majority" } }
 }
 
-fn statements(events: &[Event], bytes: usize) -> Vec<RawDocumentBuf> {
-    events.iter().map(|event| statement(event, bytes)).collect()
-}
-
-fn statement(event: &Event, bytes: usize) -> RawDocumentBuf {
-    let id = event.user_id();
-    let mut set = event.fields();
-    // The field of kinsync's versions; a sign-in changes only a part of it.
-    let padding = bytes.saturating_sub(set.as_bytes().len() + id.len() + OVERHEAD);
-    if event.kind != Kind::Authenticated {
-        let text: String = event.id().chars().cycle().take(padding).collect();
-        set.append(bson::cstr!("kinsync"), text);
-    }
-    rawdoc! { "q": { "kindeId": id }, "u": { "$set": set }, "upsert": true }
+fn batches(events: &[Event], layout: &Layout) -> anyhow::Result<Vec<Vec<RawDocumentBuf>>> {
+    events.chunks(STATEMENTS).map(|part| layout.statements(part)).collect()
 }
 
 fn command(statements: &[RawDocumentBuf]) -> RawDocumentBuf {
