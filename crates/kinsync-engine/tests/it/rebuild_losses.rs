@@ -10,12 +10,13 @@ use kinsync_engine::{
         apply::apply,
         log_entry::{LogSource, kind},
         rebuild::{Event, Finding, Mode, Rebuild},
-        store::{LogEntry, Outcome, Row, Store},
+        store::{LogEntry, Outcome, Row, Store, mongo::Config},
     },
 };
 use serde_json::json;
 
 use crate::{
+    linking::{self, event},
     pipeline::{deliver, event_entry},
     rebuild::{assert_explained, interrupt, rebuild},
     store_mongo,
@@ -113,6 +114,27 @@ async fn a_rebuild_of_lost_documents_continues_after_a_page_of_the_log() {
     assert_explained(&store, "rebuilt").await;
 }
 
+#[tokio::test]
+async fn lost_users_with_one_address_have_the_same_owner_again() {
+    for unique_email in [true, false] {
+        let store = store_mongo::prepared(Config { unique_email, ..store_mongo::fresh().await }).await;
+        let claims = vec![event("kp_younger", 2, "a@x.org"), event("kp_older", 1, "a@x.org")];
+        linking::observe(&store, claims).await;
+        let holders = async || {
+            let rows = [row(&store, "kp_older").await, row(&store, "kp_younger").await];
+            rows.map(|row| (row.metadata.holds_email, row.metadata.email_held_by, row.pending_emails.len()))
+        };
+        let before = holders().await;
+        assert_eq!(before, [(true, None, 0), (false, Some("kp_older".into()), 0)]);
+        for lost in [&["kp_older"][..], &["kp_younger"], &["kp_older", "kp_younger"]] {
+            let lost = doc! { "kindeId": { "$in": lost } };
+            store_mongo::users(&store).delete_many(lost).await.expect("it answers");
+            assert!(rebuild(&store, Mode::Replace).await.report.rebuilt > 0);
+            assert_eq!(holders().await, before, "unique: {unique_email}");
+        }
+    }
+}
+
 async fn a_clock_that_runs_behind_undoes_no_deletion(fresh: Fresh) {
     let store = &*fresh.store;
     let events = [
@@ -189,7 +211,7 @@ async fn entries_that_observe_nothing_create_no_user(fresh: Fresh) {
 async fn two_pages(store: &dyn Store) {
     let named = |id: String| read(&id, 1, What::Fields(Profile::new().with(Field::FirstName, "Ada")));
     // The second page begins with an id that the last one of the first page begins.
-    let ids = (0..1199).map(|n| format!("kp_{n:04}")).chain(["kp_09990".to_owned()]);
+    let ids = (0..2199).map(|n| format!("kp_{n:04}")).chain(["kp_19990".to_owned()]);
     apply(store, ids.map(named), Clock::system().now()).await.expect("the store answers");
     let version = Version::snapshot(Micros(7), "lost");
     add_unlogged(store, "kp_0000", Field::FirstName, version, Value::Text("Countess".into())).await;
@@ -200,7 +222,7 @@ async fn a_rebuild_that_continues_reports_what_the_interrupted_one_found(fresh: 
     two_pages(store).await;
     interrupt(store, Mode::Replace, Clock::system().now()).await;
     let found = rebuild(store, Mode::Replace).await;
-    assert_eq!((found.differences.len(), found.report.users), (0, 1200), "{}", fresh.name);
+    assert_eq!((found.differences.len(), found.report.users), (0, 2200), "{}", fresh.name);
     assert!(found.report.is_different(), "{}: {found:?}", fresh.name);
 }
 
@@ -211,11 +233,11 @@ async fn a_rebuild_in_another_mode_or_hours_later_begins_again(fresh: Fresh) {
     for begun in [Micros(now.0 - 7 * 3_600_000_000), Micros(now.0 + 3_600_000_000)] {
         interrupt(store, Mode::Replace, begun).await;
         let found = rebuild(store, Mode::Replace).await;
-        assert_eq!((found.differences.len(), found.report.users), (1, 1200), "{}", fresh.name);
+        assert_eq!((found.differences.len(), found.report.users), (1, 2200), "{}", fresh.name);
     }
     interrupt(store, Mode::Replace, now).await;
     let found = rebuild(store, Mode::ReplaceUnexplained).await;
-    assert_eq!((found.report.rebuilt, found.report.users), (1, 1200), "{}", fresh.name);
+    assert_eq!((found.report.rebuilt, found.report.users), (1, 2200), "{}", fresh.name);
     assert!(!found.report.is_different(), "{}", fresh.name);
     assert_explained(store, fresh.name).await;
 }
