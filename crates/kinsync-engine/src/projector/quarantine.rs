@@ -12,10 +12,11 @@ use crate::{
     breaker::error_chain,
     decode,
     queue::{self, DeadLetter, Entry, EntryId, Payload},
+    random,
 };
 
-/// Sweeps of the store between two reads of the dead letters, which may be many: an event waits for this time, two minutes usually,
-/// after its own has come.
+/// Sweeps of the store between two reads of all dead letters. An event is applied at most this long after its time: two minutes by
+/// default.
 const SWEEPS: u32 = 4;
 /// Dead letters per page.
 const PAGE: usize = 100;
@@ -24,15 +25,17 @@ impl Projector {
     /// Runs until `stop` is cancelled.
     pub(super) async fn release_regularly(&self, stop: &CancellationToken) {
         loop {
-            match self.release_quarantined().await {
-                Ok(()) | Err(queue::Error::Closed) => {}
-                Err(error) => tracing::warn!(
+            match stop.run_until_cancelled(self.release_quarantined()).await {
+                None => return,
+                Some(Ok(()) | Err(queue::Error::Closed)) => {}
+                Some(Err(error)) => tracing::warn!(
                     error = error_chain(&error),
                     "quarantined events could not be released; this is repeated"
                 ),
             }
-            let pause = tokio::time::sleep(self.config.sweep_every * SWEEPS);
-            if stop.run_until_cancelled(pause).await.is_none() {
+            // Processes that started together do not read together.
+            let pause = random::jitter(self.config.sweep_every * SWEEPS, 0.8..=1.0);
+            if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                 return;
             }
         }
@@ -66,8 +69,8 @@ impl Projector {
         }
         let payload = Payload::from_parts(&letter.scheme, None, Bytes::from(letter.payload?))?;
         let entry = Entry { event_id: letter.event_id, received_at: letter.received_at, payload };
-        // An event without a time of its own is retried at once: the queue keeps the time of its signature.
-        let at = decode::decode(&entry, Micros(i64::MAX)).event.at;
-        at.is_none_or(|at| at <= self.latest()).then_some(letter.id)
+        // The dead letter of an event without a time of its own does not show the time of its signature.
+        let at = decode::decode(&entry, Micros(i64::MAX)).event.at.unwrap_or(letter.received_at);
+        (at <= self.latest()).then_some(letter.id)
     }
 }
