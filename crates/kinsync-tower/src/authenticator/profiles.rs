@@ -49,7 +49,7 @@ pub enum RefreshOutcome {
     /// Kinde rejected the token: the user is suspended or deleted there, or the token was revoked. The reconciler reads the
     /// user from Kinde soon.
     Refused,
-    /// Kinde or the store did not response in time: the document did not change.
+    /// Kinde or the store did not respond in time. The profile may be stored later.
     Unavailable,
 }
 
@@ -174,13 +174,13 @@ impl Profiles {
         }
     }
 
-    /// Runs the queued requests until the token is cancelled.
+    /// Runs the queued requests until the token is cancelled, and then until each profile that was read is stored.
     pub(super) async fn run(&self, queued: &Mutex<mpsc::Receiver<ProfileRequest>>, stop: &CancellationToken) {
         let lane = async || {
             let next = async || queued.lock().await.recv().await;
             while let Some(Some(ProfileRequest { token, raw })) = stop.run_until_cancelled(next()).await {
                 let state = self.0.state(&token.subject);
-                let mut state = state.lock().await;
+                let Some(mut state) = stop.run_until_cancelled(state.lock()).await else { break };
                 state.is_queued = false;
                 let max_age = state.background_age(self.0.min_age, self.0.max_age);
                 drop(state);
@@ -191,6 +191,8 @@ impl Profiles {
             }
         };
         tokio::join!(lane(), lane(), lane(), lane());
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
     }
 
     /// Requests the profile, unless the last one is younger than `max_age`, and stores it. Waits for the deadline at

@@ -55,7 +55,7 @@ const COLD_START: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Pause between two loads of a waiting request in that time.
 const COLD_PAUSE: Duration = Duration::from_millis(25);
-/// Longest time for a call of the store. Longer than any request waits, so that a creation is not cut off.
+/// Time after which a call of the store counts as failed. Longer than any request waits, so that a creation is not cut off.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Result of a lookup for a request.

@@ -334,8 +334,11 @@ async fn a_panic_in_the_loader_is_reported_and_degrades_requests_only_for_a_mome
     let token = kinde.access_token(&ada, &TokenSpec::default()).unwrap();
     let answer = process.get(&token).await;
     assert!(answer.headers.contains_key("x-kinsync-degraded"), "the load panicked");
-    let status = process.engine.supervisor().status()["authenticator"].clone();
-    assert!(status.failure.is_some_and(|cause| cause.contains("a fault in the application's claims")));
+    until(async || {
+        let failure = process.engine.supervisor().status()["authenticator"].failure.clone();
+        failure.is_some_and(|cause| cause.contains("a fault in the application's claims"))
+    })
+    .await;
     until(async || !process.get(&token).await.headers.contains_key("x-kinsync-degraded")).await;
     assert_eq!(process.engine.supervisor().status()["authenticator"].restarts, 1);
     process.engine.stop().await;

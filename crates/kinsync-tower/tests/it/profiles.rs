@@ -101,8 +101,8 @@ async fn a_profile_is_stored_although_the_log_takes_it_slowly() {
     let process = Process::start(&kinde, &store, Config::default()).await;
     let (id, token) = known(&kinde, &store).await;
     authenticate(&process, &token).await;
-    // Only the log is written by inserts. Longer than the authenticator waits for the store.
-    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 4_000 };
+    // Here only the log is written by inserts. Longer than the authenticator waits for the store, and shorter than the store waits.
+    let slow = doc! { "failCommands": ["insert"], "blockConnection": true, "blockTimeMS": 2_200 };
     let _slow = server.fail_point(doc! { "times": 1 }, slow).await;
     assert_eq!(refresh(&process, &token).await, RefreshOutcome::Unavailable);
     until(async || first_name(&store, &id).await.as_deref() == Some("Ada")).await;
