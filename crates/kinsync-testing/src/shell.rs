@@ -35,7 +35,7 @@ impl Shell {
     pub(crate) fn send(&mut self, command: &str) -> bool {
         let mut answer = String::new();
         let commands = self.commands.as_mut().expect("taken only when dropped");
-        writeln!(commands, "{command}").expect("the supervisor reads until we end");
+        writeln!(commands, "{command}").expect("the supervisor reads until its input ends");
         self.answers.read_line(&mut answer).expect("the supervisor answers");
         answer.trim() == "yes"
     }

@@ -6,7 +6,7 @@
 //! - `publisher`: entries that are published together, and their confirms
 //! - `held`: what the server has delivered and what is not acked: leases and pauses
 //! - `dead_letters`: dead letters, in the store of users
-//! - `examine`: what a server shows without a change
+//! - `examine`: what a server shows of the queue
 //!
 //! Entries are persistent messages in a quorum queue; an entry is accepted when a majority of its members confirmed it. A process
 //! publishes on one connection and consumes on another: a server without memory stops reading from publishers, and acks have to

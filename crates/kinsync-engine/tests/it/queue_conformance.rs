@@ -20,7 +20,10 @@ use kinsync_core::Micros;
 use kinsync_engine::internal::queue::{
     Claimed, Enqueued, Entry, EntryId, Error, Found, Matched, Payload, Queue, Search,
 };
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 const DEADLINE: Duration = Duration::from_mins(2);
 /// Longer than any test.
@@ -130,7 +133,7 @@ pub(crate) async fn accepted_until_killed(queue: &Arc<dyn Queue>, kill: impl FnO
     }
     let enough = async {
         while accepted.load(Ordering::Relaxed) < 500 {
-            tokio::task::yield_now().await;
+            sleep(Duration::from_millis(1)).await;
         }
     };
     timeout(DEADLINE, enough).await.expect("500 entries are accepted");
