@@ -49,7 +49,7 @@ use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, Search, Stats,
-    embedded::DeadLetterBounds,
+    embedded::DeadLetterBounds, shared::UNREADABLE,
 };
 use crate::{clock::Clock, random, store::Store};
 
@@ -287,7 +287,7 @@ impl Shared {
         for Taken { id, attempts, message } in taken {
             match message.entry {
                 Some(entry) => claimed.push(Claimed { id, attempts, entry }),
-                None => unknown.push((id, "this version of kinsync cannot read the entry".to_owned())),
+                None => unknown.push((id, UNREADABLE.to_owned())),
             }
         }
         if !unknown.is_empty() {
@@ -342,15 +342,18 @@ impl Shared {
         let shared = Arc::clone(self);
         let counted = self.tasks.spawn(async move {
             let live = shared.consuming.live().await?;
-            let waiting = count_waiting(&live, shared.consuming.topology()).await;
-            if waiting.is_err() {
+            let count = count_waiting(&live, shared.consuming.topology());
+            let waiting = shared.closed.run_until_cancelled(count).await;
+            // Without the connection, the server has again what an attempt took.
+            if !matches!(waiting, Some(Ok(_))) {
                 shared.give_up(live.generation).await;
             }
-            waiting
+            waiting.transpose()
         });
         match counted.await.map_err(|_| Error::Closed)?? {
-            0 => Ok(()),
-            waiting => Err(Error::Unavailable {
+            None => Err(Error::Closed),
+            Some(0) => Ok(()),
+            Some(waiting) => Err(Error::Unavailable {
                 hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
                 source: format!("{waiting} deliveries are queued").into(),
             }),

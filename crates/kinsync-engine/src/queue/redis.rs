@@ -29,7 +29,7 @@ pub use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
-    Search, Stats, embedded::DeadLetterBounds,
+    Search, Stats, embedded::DeadLetterBounds, shared::UNREADABLE,
 };
 use crate::clock::Clock;
 
@@ -235,7 +235,7 @@ impl Shared {
                     let attempts = u32::try_from(earlier).unwrap_or_default();
                     decoded.push(Claimed { id, attempts, entry });
                 }
-                None => unknown.push((id, "this version of kinsync cannot read the entry".to_owned())),
+                None => unknown.push((id, UNREADABLE.to_owned())),
             }
         }
         if !unknown.is_empty() {
@@ -298,7 +298,7 @@ impl Shared {
         let mut range = cmd("XRANGE");
         range.arg(&self.keys.dead).arg(id.as_str()).arg(id.as_str());
         let found: Vec<(String, Value)> = self.commands.run(&range).await?;
-        found.first().and_then(|(id, fields)| rows::dead_letter(id, fields)).ok_or_else(missing)
+        found.first().map(|(id, fields)| rows::dead_letter(id, fields)).ok_or_else(missing)
     }
 }
 
@@ -446,7 +446,7 @@ impl Queue for RedisQueue {
         let mut range = cmd("XRANGE");
         range.arg(&self.shared.keys.dead).arg(from).arg("+").arg("COUNT").arg(limit.min(MAX_LISTED));
         let found: Vec<(String, Value)> = self.shared.commands.run(&range).await?;
-        Ok(found.iter().filter_map(|(id, fields)| rows::dead_letter(id, fields)).collect())
+        Ok(found.iter().map(|(id, fields)| rows::dead_letter(id, fields)).collect())
     }
 
     async fn find_dead_letter(&self, id: &EntryId) -> Result<DeadLetter, Error> {

@@ -10,6 +10,10 @@ use crate::{clock::Clock, store::Store};
 pub(super) const CERTIFICATE: &str = "its certificate is not accepted: the host in the address has to be one of its names, and \
                                       SSL_CERT_FILE names a file with the certificate of a private authority";
 
+/// Reason of a dead letter that another version of kinsync wrote.
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
+
 /// Settings of a queue that several processes share.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

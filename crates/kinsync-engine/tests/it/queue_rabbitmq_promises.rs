@@ -115,21 +115,57 @@ async fn a_policy_that_limits_the_length_makes_the_server_refuse_entries_and_dro
     policy.clear();
 }
 
+/// Suspends or resumes the process of the server that leads the queue with this prefix.
+fn leader(rabbitmq: &TestRabbitmq, prefix: &str, call: &str) {
+    rabbitmq.control(&["eval", &format!("sys:{call}({{'%2F_{prefix}.queue', node()}}).")]);
+}
+
+async fn count(queue: &dyn Queue) -> Result<Matched, Error> {
+    queue.search(Arc::new(|_: &str, _: &[u8]| true), Search::Count).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_fails_while_the_server_cannot_count_the_queue() {
     let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
     let Fresh { queue, .. } = &open(rabbitmq, &prefix);
-    let search = async || queue.search(Arc::new(|_: &str, _: &[u8]| true), Search::Count).await;
-    assert_eq!(search().await.unwrap(), Matched::default());
+    assert_eq!(count(&**queue).await.unwrap(), Matched::default());
     queue.enqueue(entry("waits")).await.unwrap();
-    let leader = |call: &str| {
-        rabbitmq.control(&["eval", &format!("sys:{call}({{'%2F_{prefix}.queue', node()}}).")]);
-    };
-    leader("suspend");
+    leader(rabbitmq, &prefix, "suspend");
     assert_eq!(counts(&**queue).await.0, 0, "the server counts none");
-    let found = search().await;
-    leader("resume");
+    let found = count(&**queue).await;
+    leader(rabbitmq, &prefix, "resume");
     assert!(matches!(found, Err(Error::Unavailable { .. })), "{found:?}");
+    until_claimed(&**queue, "waits").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_a_search_took_from_a_slow_server_goes_back() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let fresh = open(rabbitmq, &prefix);
+    let other = open(rabbitmq, &prefix);
+    fresh.queue.enqueue(entry("waits")).await.unwrap();
+    leader(rabbitmq, &prefix, "suspend");
+    // The server answers it within seconds, when it runs again.
+    let (found, ()) = tokio::join!(count(&*fresh.queue), async {
+        tokio::task::block_in_place(|| leader(rabbitmq, &prefix, "resume"));
+    });
+    let Err(Error::Unavailable { source, .. }) = found else { panic!("{found:?}") };
+    assert_eq!(source.to_string(), "1 deliveries are queued");
+    // By a process whose connection is not that of the search.
+    until_claimed(&*other.queue, "waits").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_ends_when_the_queue_is_closed() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let Fresh { queue, .. } = &open(rabbitmq, &prefix);
+    queue.enqueue(entry("waits")).await.unwrap();
+    leader(rabbitmq, &prefix, "suspend");
+    assert_eq!(counts(&**queue).await.0, 0, "the server counts none");
+    let (found, ()) = tokio::join!(count(&**queue), queue.close());
+    leader(rabbitmq, &prefix, "resume");
+    assert!(matches!(found, Err(Error::Closed)), "{found:?}");
+    let Fresh { queue, .. } = &open(rabbitmq, &prefix);
     until_claimed(&**queue, "waits").await;
 }
 

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     clock::Clock,
-    queue::{DeadLetter, Entry, EntryId, Error, Matcher, Payload, Search, embedded::DeadLetterBounds},
+    queue::{
+        DeadLetter, Entry, EntryId, Error, Matcher, Payload, Search, embedded::DeadLetterBounds,
+        shared::UNREADABLE,
+    },
     store::{self, Saved, Store},
 };
 
@@ -111,24 +114,21 @@ impl DeadLetters {
     pub(super) async fn list(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {
         let after = after.map(|id| key(id.as_str()));
         let page = self.store.list_states(PREFIX, after.as_deref(), limit).await.map_err(failed)?;
-        let letters =
-            page.iter().filter_map(|(key, saved)| letter(key.strip_prefix(PREFIX)?, decode(saved)?));
-        Ok(letters.collect())
+        Ok(page.iter().map(|(key, saved)| letter(key.strip_prefix(PREFIX).unwrap_or(key), saved)).collect())
     }
 
     pub(super) async fn find(&self, id: &EntryId) -> Result<DeadLetter, Error> {
-        let (stored, _) = self.read(id).await?;
-        letter(id.as_str(), stored).ok_or_else(|| Error::NoSuchDeadLetter { id: id.clone() })
+        Ok(letter(id.as_str(), &self.read(id).await?))
     }
 
     /// Returns the entry of a dead letter, and the revision of its record.
     pub(super) async fn entry(&self, id: &EntryId) -> Result<(Entry, i64), Error> {
-        let (stored, revision) = self.read(id).await?;
-        let entry = stored.entry().ok_or_else(|| Error::Refused {
-            hint: format!("this version of kinsync cannot read the entry of dead letter {id}"),
+        let saved = self.read(id).await?;
+        let entry = decode(&saved).and_then(|stored| stored.entry()).ok_or_else(|| Error::Refused {
+            hint: format!("dead letter {id}: {UNREADABLE}"),
             source: None,
         })?;
-        Ok((entry, revision))
+        Ok((entry, saved.revision))
     }
 
     /// Counts or removes the dead letters that the matcher finds.
@@ -153,7 +153,7 @@ impl DeadLetters {
 
     /// Removes a dead letter.
     pub(super) async fn remove(&self, id: &EntryId) -> Result<(), Error> {
-        let (_, revision) = self.read(id).await?;
+        let revision = self.read(id).await?.revision;
         self.remove_revision(id, revision).await
     }
 
@@ -161,14 +161,9 @@ impl DeadLetters {
         self.store.remove_states(&[(key(id.as_str()), revision)]).await.map_err(failed)
     }
 
-    async fn read(&self, id: &EntryId) -> Result<(Stored, i64), Error> {
-        let missing = || Error::NoSuchDeadLetter { id: id.clone() };
-        let saved = self.store.state(&key(id.as_str())).await.map_err(failed)?.ok_or_else(missing)?;
-        let stored = decode(&saved).ok_or_else(|| Error::Refused {
-            hint: format!("dead letter {id} has a format that this version of kinsync cannot read"),
-            source: None,
-        })?;
-        Ok((stored, saved.revision))
+    async fn read(&self, id: &EntryId) -> Result<Saved, Error> {
+        let saved = self.store.state(&key(id.as_str())).await.map_err(failed)?;
+        saved.ok_or_else(|| Error::NoSuchDeadLetter { id: id.clone() })
     }
 }
 
@@ -181,17 +176,29 @@ fn decode(saved: &Saved) -> Option<Stored> {
     (stored.format == FORMAT).then_some(stored)
 }
 
-fn letter(id: &str, stored: Stored) -> Option<DeadLetter> {
-    let payload = String::from_utf8_lossy(&stored.body.bytes()?).into_owned();
-    Some(DeadLetter {
-        id: EntryId::new(id),
-        event_id: stored.event_id,
-        scheme: stored.scheme,
-        received_at: Micros(stored.received_at),
-        dead_at: Micros(stored.dead_at),
-        reason: stored.reason,
-        payload: Some(payload),
-    })
+/// Returns the dead letter of a record, also of one that another version wrote.
+fn letter(id: &str, saved: &Saved) -> DeadLetter {
+    let id = EntryId::new(id);
+    match decode(saved) {
+        Some(stored) => DeadLetter {
+            id,
+            payload: stored.body.bytes().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+            event_id: stored.event_id,
+            scheme: stored.scheme,
+            received_at: Micros(stored.received_at),
+            dead_at: Micros(stored.dead_at),
+            reason: stored.reason,
+        },
+        None => DeadLetter {
+            id,
+            event_id: "unknown".into(),
+            scheme: "unknown".into(),
+            received_at: Micros(0),
+            dead_at: Micros(0),
+            reason: UNREADABLE.into(),
+            payload: None,
+        },
+    }
 }
 
 impl Stored {

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kinsync_core::Micros;
 use redis::{Cmd, Value};
 
-use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload};
+use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload, shared::UNREADABLE};
 
 /// Adds the fields of an entry to a script, in the order that the script expects.
 pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
@@ -25,17 +25,18 @@ pub(super) fn entry(fields: &Value) -> Option<Entry> {
     })
 }
 
-/// Returns the dead letter of these fields.
-pub(super) fn dead_letter(id: &str, fields: &Value) -> Option<DeadLetter> {
-    Some(DeadLetter {
+/// Returns the dead letter of these fields, also one that another version wrote.
+pub(super) fn dead_letter(id: &str, fields: &Value) -> DeadLetter {
+    let name = |field| text(fields, field).unwrap_or("unknown").to_owned();
+    DeadLetter {
         id: EntryId::new(id),
-        event_id: text(fields, "event_id")?.to_owned(),
-        scheme: text(fields, "scheme")?.to_owned(),
-        received_at: time(fields, "received_at")?,
-        dead_at: time(fields, "dead_at")?,
-        reason: text(fields, "reason")?.to_owned(),
-        payload: Some(String::from_utf8_lossy(field(fields, "body")?).into_owned()),
-    })
+        event_id: name("event_id"),
+        scheme: name("scheme"),
+        received_at: time(fields, "received_at").unwrap_or(Micros(0)),
+        dead_at: time(fields, "dead_at").unwrap_or(Micros(0)),
+        reason: text(fields, "reason").unwrap_or(UNREADABLE).to_owned(),
+        payload: field(fields, "body").map(|body| String::from_utf8_lossy(body).into_owned()),
+    }
 }
 
 /// Returns the scheme and the payload of an entry or a dead letter.
