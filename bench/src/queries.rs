@@ -45,7 +45,9 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     command.args([options.listed_users.to_string(), options.listed_entries.to_string()]);
     let log = work.path().join("queries.log");
     let printed = Process::start("inside", &command, &log)?.finish(TIMEOUT).await?;
-    let found: Found = serde_json::from_str(&printed).with_context(|| format!("reading {printed:?}"))?;
+    // The lines before it show the progress.
+    let last = printed.lines().last().unwrap_or_default();
+    let found: Found = serde_json::from_str(last).with_context(|| format!("reading {printed:?}"))?;
     let sizes = format!("{} users, {} entries", options.listed_users, options.listed_entries);
     for (store, lists) in [("MongoDB", found.mongodb), ("embedded", found.embedded)] {
         for (list, times) in lists {

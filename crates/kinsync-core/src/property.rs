@@ -55,7 +55,7 @@ impl Properties {
     }
 
     /// Returns the versions of all values and absences that count.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = &Version> {
+    pub fn versions(&self) -> impl Iterator<Item = &Version> {
         self.0.values().map(|known| &known.version)
     }
 

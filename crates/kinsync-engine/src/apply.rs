@@ -21,7 +21,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use kinsync_core::{Directory, Micros, Observation, Source, UserId, UserState, Version};
 
-use self::entries::Logging;
+use self::entries::{Derived, Logging};
 use self::memberships::{show_memberships, with_unshown_memberships};
 use self::next::{Next, next, with_owner_pending};
 use self::references::{references, spread_concurrent_changes};
@@ -70,6 +70,8 @@ struct Delta {
     source: Source,
     /// The observations that are not in the log yet.
     unlogged: Vec<Observation>,
+    /// What followed from them and was logged, before a write that was refused as stale.
+    derived: UserState,
 }
 
 /// Rows that a scan compared with Kinde's users.
@@ -114,6 +116,7 @@ impl Delta {
             newest: Version::provisional(),
             source: Source::Reconcile,
             unlogged: Vec::new(),
+            derived: UserState::default(),
         }
     }
 
@@ -121,6 +124,12 @@ impl Delta {
     /// creates the user.
     fn is_empty(&self) -> bool {
         self.source == Source::Reconcile && self.state == UserState::default()
+    }
+
+    /// Adds what was logged of a join. The next round joins it too: the row that it meets may not lead to it.
+    fn add_derived(&mut self, Derived { proof, ended }: Derived) {
+        let known = std::mem::take(&mut self.derived);
+        self.derived = known.join(proof.unwrap_or_default()).join(ended);
     }
 
     /// Returns whether the delta contains an observation, and not only an erasure.
@@ -151,6 +160,20 @@ pub async fn apply_logged(
     now: Micros,
 ) -> Result<Applied, Error> {
     apply_deltas(store, fold(observations, Logging::Done), now, None).await
+}
+
+/// Joins states that entries of the log lead to, with the version and the source of the newest entry of each user.
+///
+/// # Errors
+/// Fails when the store fails. A repetition is safe.
+pub(crate) async fn apply_states(
+    store: &dyn Store,
+    states: HashMap<UserId, (UserState, Version, Source)>,
+    now: Micros,
+) -> Result<Applied, Error> {
+    let delta = |(state, newest, source)| Delta { state, newest, source, ..Delta::empty() };
+    let deltas = states.into_iter().map(|(user, logged)| (user, delta(logged))).collect();
+    apply_deltas(store, deltas, now, None).await
 }
 
 /// Joins the observations of a scan like [`apply`], and marks the rows that the scan compared.
@@ -192,7 +215,7 @@ pub(crate) async fn erase(
     now: Micros,
 ) -> Result<Applied, Error> {
     let state = UserState::erased(deletion.clone());
-    let delta = Delta { state, newest: deletion, source: Source::Reconcile, unlogged: Vec::new() };
+    let delta = Delta { state, newest: deletion, ..Delta::empty() };
     apply_deltas(store, HashMap::from([(user.clone(), delta)]), now, None).await
 }
 
@@ -270,13 +293,17 @@ async fn apply_deltas(
         let mut entries = Vec::new();
         let mut rechecks = Vec::new();
         for row in rows {
-            let delta = &deltas[&row.id];
+            let Some(delta) = deltas.get_mut(&row.id) else { continue };
             if row.state.erased.is_some() && delta.is_observation() {
                 erased.insert(row.id.clone());
             }
             let Next { row: next, recheck, derived } = next(&row, delta, now, &scans);
             if let Some(next) = &next {
-                entries.extend(entries::of(&row, next, delta, &derived, scans.compared.is_some(), now));
+                let logged = entries::of(&row, next, delta, &derived, scans.compared.is_some(), now);
+                if !logged.is_empty() {
+                    delta.add_derived(derived);
+                }
+                entries.extend(logged);
             }
             let next = next.map(|next| with_undecided_email(store, &row, next));
             let next = next.map(|next| with_unshown_memberships(store, &row, next));
@@ -419,7 +446,7 @@ fn fold(observations: impl IntoIterator<Item = Observation>, logging: Logging) -
         let delta = match deltas.get_mut(&observation.user) {
             None => {
                 let Observation { user, version: newest, source, .. } = observation.clone();
-                deltas.entry(user).or_insert(Delta { state, newest, source, unlogged: Vec::new() })
+                deltas.entry(user).or_insert(Delta { state, newest, source, ..Delta::empty() })
             }
             Some(delta) => {
                 delta.state = std::mem::take(&mut delta.state).join(state);

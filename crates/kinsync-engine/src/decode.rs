@@ -15,7 +15,7 @@ use crate::{
     directory::{self, Change},
     fields,
     log_entry::{self, LogEntry, LogSource, kind},
-    queue::{self, Entry, Payload},
+    queue::{Entry, Payload},
     sighting::Sighting,
 };
 
@@ -102,11 +102,6 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// Returns whether an earlier delivery of the event may have another version: the sender gave an id and no time.
-    pub fn may_be_logged_before(&self) -> bool {
-        self.user_without_time().is_some() && queue::is_signed_id(&self.event.id)
-    }
-
     /// Returns the user of an event that is ordered by its receipt, because its sender sent no time.
     pub fn user_without_time(&self) -> Option<&UserId> {
         let observation = self.observations.as_ref().ok()?.first()?;

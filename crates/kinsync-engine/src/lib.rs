@@ -23,6 +23,7 @@
 //! - `derived`: collections of organizations, roles and memberships
 //! - `explain`: the observations behind the state of a user
 //! - `log_entry`: entries of the event log
+//! - `log_follower`: joins entries of the log into rows that lack them
 //! - `log_snapshots`: completes the log of a store from before it contained every observation
 //! - `replay`: applies entries of the log again
 //! - `projections`: figures of each day, from the log
@@ -53,6 +54,7 @@ mod known_users;
 #[cfg(feature = "mongodb")]
 mod link;
 mod log_entry;
+mod log_follower;
 mod log_snapshots;
 mod pending_checks;
 mod projections;

@@ -5,6 +5,7 @@
 //! only when the module `evidence` shows that it is about this user: the writes of others succeed.
 
 mod evidence;
+mod logged;
 mod piece;
 mod quarantine;
 mod upkeep;
@@ -144,6 +145,7 @@ impl Projector {
         tokio::join!(
             futures_util::future::join_all(workers),
             self.sweep_regularly(&stop),
+            self.follow_regularly(&stop),
             self.release_regularly(&stop)
         );
     }
@@ -237,11 +239,11 @@ impl Projector {
     /// Applies a piece and acks it. `Err` when the store failed as a whole.
     async fn try_persist(&self, piece: &mut Piece) -> Result<(), store::Error> {
         if !piece.is_logged {
-            self.recall(&mut piece.items).await?;
             self.mark_erased(&mut piece.items).await?;
             let events: Vec<_> = piece.items.iter().map(Item::logged).collect();
-            let new = self.store.log(&events).await?;
-            count("duplicate", events.len() - new.min(events.len()));
+            let known = self.store.log(&events).await?;
+            count("duplicate", known.len());
+            self.recall(&mut piece.items, &known).await?;
             piece.is_logged = true;
         }
         self.request_checks(&piece.items).await?;

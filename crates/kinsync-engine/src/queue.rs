@@ -44,16 +44,13 @@ pub struct Entry {
     pub payload: Payload,
 }
 
-/// Start of the ids that kinsync makes for events without one.
-const OWN_ID: &str = "kinsync:event:";
-
 impl Entry {
     /// Returns the entry of a delivery that was received at this time.
     ///
     /// If the sender signed no id, the entry gets a new one: a repeated request may be a new event with the same content,
     /// as when a user is renamed from A to B and back to A.
     pub fn new(delivery: &Delivery, received_at: Micros) -> Self {
-        let new_id = || format!("{OWN_ID}{:032x}", random::number::<u128>());
+        let new_id = || format!("kinsync:event:{:032x}", random::number::<u128>());
         Self {
             event_id: delivery.event_id().map_or_else(new_id, ToOwned::to_owned),
             received_at,
@@ -64,11 +61,6 @@ impl Entry {
             },
         }
     }
-}
-
-/// Returns whether the sender gave this id of an event, so that another delivery of the event has it too.
-pub fn is_signed_id(event_id: &str) -> bool {
-    !event_id.starts_with(OWN_ID)
 }
 
 /// Content of an entry, as received.

@@ -176,7 +176,8 @@ impl ScanWatermarks {
     ) -> StaleObservations {
         let mut stale = StaleObservations::default();
         let Some(newest) = self.newest.filter(|newest| reader != Some(newest.scan)) else { return stale };
-        if !row.state.is_live() || delta.deleted.is_some() {
+        let is_deleted = delta.deleted.is_some() && !row.state.clone().join(delta.clone()).is_live();
+        if !row.state.is_live() || is_deleted {
             return stale;
         }
         // A proof with a time in the future comes from a wrong clock.
@@ -348,4 +349,57 @@ fn is_set_by(known: &Register, observed: &Register) -> bool {
 pub(crate) fn codes(state: &UserState) -> Option<Value> {
     let codes = state.organizations()?.into_iter().map(|organization| organization.code);
     Some(Value::Codes(codes.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::Directory;
+
+    use super::*;
+    use crate::apply::join_into;
+
+    const NOW: Micros = Micros(1_000);
+
+    fn ada(version: Version, what: What) -> Observation {
+        let user = UserId::parse("kp_ada").expect("an id");
+        Observation { user, version, source: Source::Webhook, what }
+    }
+
+    fn named(name: &str) -> Profile {
+        Profile::new().with(Field::FirstName, name)
+    }
+
+    /// A user who was deleted at 10 and restored at 15, and whom a complete scan at 30 found with the name A.
+    fn restored() -> (Row, ScanWatermarks) {
+        let mut watermarks = ScanWatermarks::default();
+        let scan = watermarks.begin();
+        let last_comparison = watermarks.compare(scan, Micros(29), Micros(31));
+        let unproven = BTreeSet::new();
+        watermarks.prove(&ScanWatermark {
+            at: Micros(30),
+            last_comparison,
+            fields: vec![Field::FirstName],
+            unproven,
+        });
+        let history = [
+            ada(Version::event(Micros(10), "deletion"), What::Deleted),
+            ada(Version::snapshot(Micros(15), "read"), What::Exists(named("A"))),
+        ];
+        let row = Row::unknown(history[0].user.clone());
+        let state = history.iter().fold(UserState::default(), UserState::observe);
+        let mut row = Row { state, revision: 1, ..row };
+        mark_compared(&mut row.metadata, last_comparison);
+        (row, watermarks)
+    }
+
+    #[test]
+    fn a_repeated_deletion_in_a_batch_leaves_the_proof_of_a_restored_user() {
+        let (row, watermarks) = restored();
+        let late = ada(Version::event(Micros(22), "late"), What::Fields(named("B")));
+        let deletion = ada(Version::event(Micros(10), "deletion"), What::Deleted);
+        let (next, _) = join_into(&row, vec![deletion, late], NOW, (&watermarks, None), Directory::default());
+        let state = next.expect("the late event is new").state;
+        assert!(state.is_live());
+        assert_eq!(state.text(Field::FirstName), Some("A"), "the scan read A later than B was set");
+    }
 }

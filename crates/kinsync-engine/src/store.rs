@@ -206,8 +206,9 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Returns at most `limit` rows with pending email resolutions, after this id and in the order of their ids.
     async fn pending_emails(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<Row>, Error>;
 
-    /// Appends entries to the log and skips known ids. Acknowledged durably (majority). Returns the number of new entries.
-    async fn log(&self, entries: &[LogEntry]) -> Result<usize, Error>;
+    /// Appends entries to the log and skips known ids. Acknowledged durably (majority). Returns the positions of those with an id
+    /// that the log has already, ascending.
+    async fn log(&self, entries: &[LogEntry]) -> Result<Vec<usize>, Error>;
 
     /// Lists entries of the log, ordered by `received_at`.
     async fn events(&self, filter: &EventFilter) -> Result<Page<LogEntry>, Error>;

@@ -162,7 +162,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_queue_max_entries",
         kind: Kind::Gauge,
-        help: "The limit of kinsync_queue_depth, at which deliveries are answered 503",
+        help: "The limit of kinsync_queue_depth, at which deliveries are answered 503; with a shared queue, when the spool is full too",
     },
     Metric {
         name: "kinsync_queue_max_bytes",

@@ -27,9 +27,12 @@ impl Next {
 
 /// Joins a delta into a row. Pure.
 pub(super) fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> Next {
-    let joined = row.state.clone().join(delta.state.clone());
+    let mut joined = row.state.clone().join(delta.state.clone());
     // Nothing that a scan proved is added to an erased user.
     let is_erased = joined.erased.is_some();
+    if !is_erased {
+        joined = joined.join(delta.derived.clone());
+    }
     let ended = joined.ended_by(&scans.directory);
     let mut state = joined.with_directory(&scans.directory);
     let stale = if is_erased {

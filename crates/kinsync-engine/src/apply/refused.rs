@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use kinsync_core::{Micros, UserId, Version};
+use kinsync_core::{Micros, UserId};
 
 use super::{
     Delta, apply_deltas,
@@ -21,7 +21,7 @@ impl Delta {
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
         // Logged before the rule rejected it.
-        Self { state, newest: Version::provisional(), source, unlogged: Vec::new() }
+        Self { state, source, ..Self::empty() }
     }
 }
 

@@ -49,7 +49,8 @@ use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, Search, Stats,
-    embedded::DeadLetterBounds, shared::UNREADABLE,
+    embedded::DeadLetterBounds,
+    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
 use crate::{clock::Clock, random, store::Store};
 
@@ -290,8 +291,13 @@ impl Shared {
                 None => unknown.push((id, UNREADABLE.to_owned())),
             }
         }
-        if !unknown.is_empty() {
-            self.dead_letter(&unknown).await?;
+        // Not an error of the claim: the others would wait for the end of their lease.
+        if !unknown.is_empty()
+            && let Err(error) = self.dead_letter(&unknown).await
+        {
+            log_unreadable(unknown.len(), &error);
+            let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
+            self.held.retry(&ids, UNREADABLE_PAUSE);
         }
         Ok(claimed)
     }

@@ -29,7 +29,9 @@ pub use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
-    Search, Stats, embedded::DeadLetterBounds, shared::UNREADABLE,
+    Search, Stats,
+    embedded::DeadLetterBounds,
+    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
 use crate::clock::Clock;
 
@@ -173,7 +175,12 @@ impl Shared {
         }
     }
 
-    async fn store(&self, batch: Vec<Enqueue>) {
+    async fn store(&self, mut batch: Vec<Enqueue>) {
+        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
+        batch.retain(|one| !one.reply.is_closed());
+        if batch.is_empty() {
+            return;
+        }
         let mut script = script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
         script.arg(self.config.max_entries).arg(self.config.dedupe_window);
         for Enqueue { entry, .. } in &batch {
@@ -238,8 +245,13 @@ impl Shared {
                 None => unknown.push((id, UNREADABLE.to_owned())),
             }
         }
-        if !unknown.is_empty() {
-            self.dead_letter(&unknown).await?;
+        // Not an error of the claim: the others would wait for the end of their lease.
+        if !unknown.is_empty()
+            && let Err(error) = self.dead_letter(&unknown).await
+        {
+            log_unreadable(unknown.len(), &error);
+            let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
+            self.release(&ids, UNREADABLE_PAUSE).await?;
         }
         Ok((newest, decoded))
     }

@@ -104,12 +104,16 @@ impl SpooledQueue {
 
     /// Offers an entry to the shared queue.
     async fn accept(&self, entry: Entry, deadline: Duration) -> Result<Enqueued, Error> {
+        let started = Instant::now();
         let accepted = timeout(deadline, self.shared.enqueue(entry)).await.unwrap_or_else(|elapsed| {
             let hint = format!("the shared queue did not answer within {deadline:?}");
             Err(Error::Unavailable { hint, source: elapsed.into() })
         });
         match &accepted {
-            Ok(_) => self.note(None),
+            // One that is slower would make deliveries wait again.
+            Ok(_) if started.elapsed() > DEADLINE => {}
+            // A full queue answers.
+            Ok(_) | Err(Error::Full { .. }) => self.note(None),
             Err(error @ (Error::Unavailable { .. } | Error::Refused { .. })) => self.note(Some(error)),
             Err(_) => {}
         }
@@ -133,7 +137,7 @@ impl SpooledQueue {
                 error = crate::breaker::error_chain(error),
                 "the shared queue does not accept entries; they wait in the spool of this process"
             ),
-            (None, true) => tracing::info!("the shared queue accepts entries again"),
+            (None, true) => tracing::info!("the shared queue answers again"),
             _ => {}
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use kinsync_core::{Field, Micros, Register, UserId, UserState, Version};
+use kinsync_core::{Field, Micros, UserId, UserState, Value, Version, rfc3339};
 use serde::Serialize;
 
 use super::{
@@ -56,8 +56,11 @@ pub enum Finding {
 pub struct DifferentField {
     /// Key in a user document.
     pub field: String,
-    /// Id of the entry since which it differs; `None` if no entry contains the field.
+    /// Id of the entry since which it differs: that of the oldest value that the row lacks, else of the oldest that it should not have.
     pub since: Option<String>,
+    /// Time and id of the oldest stored value that no entry explains, such as `2026-11-28T12:00:00Z event_1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unexplained: Option<String>,
 }
 
 impl Difference {
@@ -105,7 +108,7 @@ pub(super) fn compared(
     };
     let mut fields = different_fields(&row.state, &derived.state, &origins);
     let edited = row.document.iter().flat_map(|document| document.edited().iter());
-    fields.extend(edited.map(|key| DifferentField { field: key.name().to_owned(), since: None }));
+    fields.extend(edited.map(|key| DifferentField::new(key.name(), Default::default(), &origins)));
     let unusable = derived.unusable.clone();
     Some(Difference { user: row.id.clone(), finding, fields, is_rebuilt: false, refused: None, unusable })
 }
@@ -138,25 +141,53 @@ fn is_unexplained(stored: &UserState, origins: &Origins, derived: &UserState) ->
 }
 
 fn different_fields(stored: &UserState, derived: &UserState, origins: &Origins) -> Vec<DifferentField> {
-    let since = |version: Option<&Version>| version.and_then(|version| origins.0.get(version)).cloned();
     let all: BTreeSet<Field> = stored.fields.keys().chain(derived.fields.keys()).copied().collect();
     let differs = |field: &Field| stored.fields.get(field) != derived.fields.get(field);
-    let of_field = |field: Field| DifferentField {
-        field: field.key().to_owned(),
-        since: since(derived.fields.get(&field).map(|Register { version, .. }| version)),
+    let of_field = |field: Field| {
+        let versions = [stored, derived].map(|state| versions_of(state, field));
+        DifferentField::new(field.key(), versions, origins)
     };
     let mut fields: Vec<DifferentField> = all.into_iter().filter(differs).map(of_field).collect();
-    let mut other = |is_different: bool, field: &str, version: Option<&Version>| {
+    let mut other = |is_different: bool, key: &str, versions: [Vec<&Version>; 2]| {
         if is_different {
-            fields.push(DifferentField { field: field.to_owned(), since: since(version) });
+            fields.push(DifferentField::new(key, versions.map(HashSet::from_iter), origins));
         }
     };
-    other(stored.deleted != derived.deleted, "deletedAt", derived.deleted.as_ref());
-    other(stored.confirmed != derived.confirmed, "confirmed", derived.confirmed.as_ref());
-    let first = derived.first.event.as_ref().or(derived.first.read.as_ref());
+    let both = |of: fn(&UserState) -> Vec<&Version>| [of(stored), of(derived)];
+    other(stored.deleted != derived.deleted, "deletedAt", both(|one| one.deleted.iter().collect()));
+    other(stored.confirmed != derived.confirmed, "confirmed", both(|one| one.confirmed.iter().collect()));
+    let first = both(|one| one.first.event.iter().chain(&one.first.read).collect());
     other(stored.first != derived.first, "createdAt", first);
-    other(stored.last_signed_in != derived.last_signed_in, "lastSignedInAt", None);
+    other(stored.last_signed_in != derived.last_signed_in, "lastSignedInAt", Default::default());
     let is_listed = stored.fields.get(&Field::Organizations) == derived.fields.get(&Field::Organizations);
-    other(is_listed && stored.directory != derived.directory, "organizations", None);
+    other(is_listed && stored.directory != derived.directory, "organizations", Default::default());
     fields
+}
+
+/// Returns the versions of the values of a field: several of memberships and properties, which are registers of their own.
+fn versions_of(state: &UserState, field: Field) -> HashSet<&Version> {
+    match state.fields.get(&field).map(|register| (&register.value, &register.version)) {
+        None => HashSet::new(),
+        Some((Value::Memberships(memberships), _)) => memberships.versions().collect(),
+        Some((Value::Properties(properties), _)) => properties.versions().collect(),
+        Some((_, version)) => HashSet::from([version]),
+    }
+}
+
+impl DifferentField {
+    fn new(key: &str, [stored, derived]: [HashSet<&Version>; 2], origins: &Origins) -> Self {
+        let unexplained = stored.iter().filter(|version| !origins.0.contains_key(**version)).min();
+        let unexplained = unexplained.map(|version| {
+            let at = rfc3339::format(version.at);
+            format!("{at} {}", decode::event_id(version))
+        });
+        // The oldest value that the row lacks; without one, the oldest that the log does not lead to.
+        let only = |one: &HashSet<&'_ Version>, other: &HashSet<&Version>| {
+            let only = one.iter().filter(|version| !other.contains(**version));
+            let oldest = only.filter_map(|version| Some((*version, origins.0.get(*version)?))).min();
+            oldest.map(|(_, id)| id.clone())
+        };
+        let since = only(&derived, &stored).or_else(|| only(&stored, &derived));
+        Self { field: key.to_owned(), since, unexplained }
+    }
 }

@@ -194,7 +194,7 @@ impl Store for Memory {
         unreachable!()
     }
 
-    async fn log(&self, _: &[LogEntry]) -> Result<usize, Error> {
+    async fn log(&self, _: &[LogEntry]) -> Result<Vec<usize>, Error> {
         unreachable!()
     }
 

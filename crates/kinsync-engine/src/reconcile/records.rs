@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Returns the keys of all records of kinsync.
-pub fn state_keys() -> [&'static Key; 18] {
+pub fn state_keys() -> [&'static Key; 19] {
     [
         &pending_checks::KEY,
         &scan_watermark::KEY,
@@ -27,6 +27,7 @@ pub fn state_keys() -> [&'static Key; 18] {
         &crate::erasure::LEASE,
         &crate::retention::LEASE,
         &crate::retention::POSITION,
+        &crate::log_follower::POSITION,
         &crate::projections::LEASE,
     ]
 }

@@ -103,7 +103,7 @@ impl Store for EmbeddedStore {
         timed("embedded", "pending_emails", work).await
     }
 
-    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, Error> {
         let events = events.to_vec();
         let writer = self.writer(LOG_EVENTS)?;
         let work = writer.call(LOG_EVENTS, move |sqlite| events::append(sqlite, &events));

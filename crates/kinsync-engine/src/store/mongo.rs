@@ -204,7 +204,7 @@ impl Store for MongoStore {
         timed("mongo", "pending_emails", self.inner()?.pending_emails(after, limit)).await
     }
 
-    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, Error> {
         timed("mongo", "log", self.inner()?.log(events)).await
     }
 

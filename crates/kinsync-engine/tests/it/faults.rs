@@ -125,7 +125,7 @@ impl Store for Failing {
         self.store.pending_emails(after, limit).await
     }
 
-    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, Error> {
         self.store.log(events).await
     }
 

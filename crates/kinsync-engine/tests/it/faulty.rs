@@ -238,7 +238,7 @@ impl Store for FaultyStore {
         self.call("pending_emails", false, self.store.pending_emails(after, limit)).await
     }
 
-    async fn log(&self, events: &[LogEntry]) -> Result<usize, store::Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, store::Error> {
         let names_bad = events.iter().any(|event| event.user.as_deref() == Some(BAD));
         self.call("log", names_bad, self.store.log(events)).await
     }

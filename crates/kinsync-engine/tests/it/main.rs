@@ -64,6 +64,7 @@ mod spread;
 mod address_case;
 mod email_conflicts;
 mod linking;
+mod log_follower;
 mod lost_documents;
 mod mongoose;
 mod own_keys;

@@ -12,7 +12,7 @@ use kinsync_engine::{
             Enqueued, Entry, Error, Found, Matched, Payload, Queue, Search,
             rabbitmq::{Config, RabbitmqQueue},
         },
-        store::embedded::EmbeddedStore,
+        store::{Store, embedded::EmbeddedStore},
     },
 };
 use kinsync_testing::rabbitmq::TestRabbitmq;
@@ -300,6 +300,27 @@ async fn a_dead_letter_of_one_process_is_seen_and_retried_by_another() {
     other.retry_dead_letter(&letter.id).await.unwrap();
     until_claimed(&one, "poison").await;
     assert_eq!((counts(&one).await, counts(&other).await), ((0, 0), (0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_of_another_version_are_listed_and_hide_no_others() {
+    let (rabbitmq, dir) = (TestRabbitmq::shared(), tempfile::tempdir().unwrap());
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(rabbitmq.url().into()) };
+    let queue = RabbitmqQueue::new(config, Arc::<EmbeddedStore>::clone(&store), Clock::system()).unwrap();
+    for id in ["0", "1"] {
+        let record = serde_json::json!({ "format": 9 });
+        assert!(store.put_state(&format!("dead_letter/{id}"), &record, 0).await.unwrap());
+    }
+    queue.enqueue(entry("poison")).await.unwrap();
+    dead_letter(&queue, &claim(&queue, 1).await, "no user id").await;
+    let first = queue.dead_letters(None, 2).await.unwrap();
+    assert!(first.iter().all(|letter| letter.reason.contains("cannot read") && letter.payload.is_none()));
+    let second = queue.dead_letters(Some(&first[1].id), 2).await.unwrap();
+    assert_eq!((first.len(), second[0].event_id.as_str()), (2, "poison"));
+    assert!(matches!(queue.retry_dead_letter(&first[0].id).await, Err(Error::Refused { .. })));
+    queue.drop_dead_letter(&first[0].id).await.unwrap();
+    assert_eq!(counts(&queue).await, (0, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -262,7 +262,7 @@ async fn hostile_texts_are_stored_as_they_are(store: Shared) {
 
 async fn an_event_is_logged_once(store: Shared) {
     let first = event("event_1", Some("kp_ada"), 1_000_001);
-    assert_eq!(store.log(std::slice::from_ref(&first)).await.unwrap(), 1);
+    assert_eq!(store.log(std::slice::from_ref(&first)).await.unwrap(), [0_usize; 0]);
     let again = event("event_1", Some("kp_eve"), 9);
     let unread = kinsync_engine::internal::store::LogEntry {
         kind: String::new(),
@@ -271,11 +271,15 @@ async fn an_event_is_logged_once(store: Shared) {
         payload: "\0 not JSON 😀 {\"$ne\": null}".into(),
         ..event("event_2", None, i64::MIN + 1)
     };
-    assert_eq!(store.log(&[again, unread.clone(), unread.clone()]).await.unwrap(), 1);
+    assert_eq!(store.log(&[again, unread.clone(), unread.clone()]).await.unwrap(), [0, 2]);
     assert_eq!(store.event("event_1").await.unwrap(), Some(first), "the first is kept");
     assert_eq!(store.event("event_2").await.unwrap(), Some(unread));
     assert_eq!(store.event("event_3").await.unwrap(), None);
-    assert_eq!(store.log(&[]).await.unwrap(), 0);
+    assert_eq!(store.log(&[]).await.unwrap(), [0_usize; 0]);
+    // More than one command to MongoDB.
+    let mut many: Vec<_> = (0..1500).map(|n| event(&format!("many_{n}"), None, n)).collect();
+    many[1200].id = "event_1".into();
+    assert_eq!(store.log(&many).await.unwrap(), [1200]);
 }
 
 async fn events_are_listed_by_page_newest_first(store: Shared) {

@@ -156,7 +156,7 @@ impl Store for Suspended {
         self.store().await.pending_emails(after, limit).await
     }
 
-    async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
+    async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, Error> {
         self.store().await.log(events).await
     }
 

@@ -220,9 +220,10 @@ fn difference(one: &Difference) -> String {
         Finding::Unexplained => "the stored state contains values that no log entry explains",
         Finding::Unusable => "entries of the log cannot be used",
     };
-    let field = |field: &DifferentField| match &field.since {
-        Some(since) => format!("{} (since {since})", field.field),
-        None => field.field.clone(),
+    let field = |DifferentField { field, since, unexplained }: &DifferentField| match (unexplained, since) {
+        (Some(unexplained), _) => format!("{field} (unexplained: {unexplained})"),
+        (None, Some(since)) => format!("{field} (since {since})"),
+        (None, None) => field.clone(),
     };
     let fields: Vec<String> = one.fields.iter().map(field).chain(one.unusable.iter().cloned()).collect();
     let done = match (&one.refused, one.is_rebuilt) {

@@ -60,9 +60,13 @@ async fn examine_rabbitmq(rabbitmq: RabbitmqConfig) -> Vec<Finding> {
             Finding::ok(
                 DURABLE,
                 "each delivery is on the disks of a majority of the members of a quorum queue before it is answered 200; AMQP does \
-                 not show the number of members: see `rabbitmq-queues quorum_status`",
+                 not show the number of members, which may be one: see `rabbitmq-queues quorum_status`",
             ),
-            Finding::ok(EVICTION, "a full queue refuses new deliveries and drops none"),
+            Finding::skipped(
+                EVICTION,
+                "the queue is declared to refuse deliveries when it is full; AMQP does not show the policies, which outweigh that",
+                "see `rabbitmqctl list_policies`: none with `overflow: drop-head`, `message-ttl` or `expires` may match the queue",
+            ),
         ],
         Err(error) => unreachable(&error),
     }

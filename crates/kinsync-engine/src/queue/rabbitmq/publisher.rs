@@ -27,6 +27,8 @@ const IN_FLIGHT: usize = 8;
 /// policy limited the queue, also after the policy was removed.
 const RENEW: Duration = Duration::from_secs(10);
 
+const ALARM: &str = "it accepts no entries: its memory or its disk is nearly full";
+
 /// An entry that waits to be published.
 pub(super) struct Enqueue {
     pub(super) entry: Entry,
@@ -49,6 +51,11 @@ impl Shared {
     }
 
     async fn store(&self, mut batch: Vec<Enqueue>) {
+        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
+        batch.retain(|one| !one.reply.is_closed());
+        if batch.is_empty() {
+            return;
+        }
         if let Ok(ready) = self.ready_recently().await {
             let most = self.config.max_entries;
             // A sighting can be made again by the next request.
@@ -77,7 +84,6 @@ impl Shared {
             Err(failure) => return every(failure),
         };
         if live.is_blocked() {
-            const ALARM: &str = "it accepts no entries: its memory or its disk is nearly full";
             return every(live.unavailable(ALARM, "connection.blocked"));
         }
         let sent = messages.iter().map(|(properties, body)| self.publish_one(&live, properties, body));
@@ -131,6 +137,10 @@ impl Shared {
             return Ok(count);
         }
         let live = self.publishing.live().await?;
+        if live.is_blocked() {
+            // It answers nothing on this connection.
+            return Err(live.unavailable(ALARM, "connection.blocked"));
+        }
         let count = count_ready(&live, self.publishing.topology()).await?;
         *ready = Some((Instant::now(), count));
         Ok(count)

@@ -8,12 +8,14 @@ for i = 3, #ARGV, 5 do
   -- A sighting can be made again by the next request.
   local bound = scheme == 'login' and most / 2 or most
   if redis.call('ZSCORE', KEYS[2], id) then
+    -- A write, because WAIT waits for the last write of its connection: an entry from another connection may not be replicated.
+    redis.call('ZINCRBY', KEYS[2], 1, id)
     answers[#answers + 1] = 0
   elseif depth >= bound then
     answers[#answers + 1] = -1
   else
     -- The entry first: an id without its entry would lose the repetition.
-    redis.call('XADD', KEYS[1], '*', 'event_id', id, 'scheme', scheme, 'received_at', ARGV[i + 2], 'signed_at', ARGV[i + 3],
+    redis.call('XADD', KEYS[1], '*', 'format', '1', 'event_id', id, 'scheme', scheme, 'received_at', ARGV[i + 2], 'signed_at', ARGV[i + 3],
       'body', ARGV[i + 4])
     redis.call('ZADD', KEYS[2], score, id)
     depth = depth + 1

@@ -6,6 +6,9 @@ use redis::{Cmd, Value};
 
 use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload, shared::UNREADABLE};
 
+/// Format of the fields of an entry, which `enqueue.lua` writes.
+const FORMAT: &str = "1";
+
 /// Adds the fields of an entry to a script, in the order that the script expects.
 pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
     let signed_at = entry.payload.signed_at().map(|at| at.0.to_string()).unwrap_or_default();
@@ -15,6 +18,9 @@ pub(super) fn add_entry(script: &mut Cmd, entry: &Entry) {
 
 /// Returns the entry of these fields; `None` if this version cannot read it.
 pub(super) fn entry(fields: &Value) -> Option<Entry> {
+    if text(fields, "format")? != FORMAT {
+        return None;
+    }
     let signed_at = text(fields, "signed_at")?;
     let signed_at = if signed_at.is_empty() { None } else { Some(Micros(signed_at.parse().ok()?)) };
     let body = Bytes::copy_from_slice(field(fields, "body")?);

@@ -17,16 +17,19 @@ const COLUMNS: &str = "SELECT event_id, type, user, source, version, at, receive
 /// Bytes of payload after which a page of [`of_users`] ends.
 const PAGE_BYTES: usize = 8 << 20;
 
-pub(super) fn append(sqlite: &Connection, entries: &[LogEntry]) -> rusqlite::Result<usize> {
+/// Returns the positions of the entries with a known id.
+pub(super) fn append(sqlite: &Connection, entries: &[LogEntry]) -> rusqlite::Result<Vec<usize>> {
     let sql = "INSERT INTO events \
                (event_id, type, user, source, version, at, received_at, scheme, payload, schema, checksum) \
                VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11) ON CONFLICT (event_id) DO NOTHING";
     let mut insert = sqlite.prepare_cached(sql)?;
-    let mut new = 0;
-    for entry in entries {
-        new += execute(&mut insert, entry)?;
+    let mut known = Vec::new();
+    for (n, entry) in entries.iter().enumerate() {
+        if execute(&mut insert, entry)? == 0 {
+            known.push(n);
+        }
     }
-    Ok(new)
+    Ok(known)
 }
 
 fn execute(statement: &mut Statement<'_>, entry: &LogEntry) -> rusqlite::Result<usize> {

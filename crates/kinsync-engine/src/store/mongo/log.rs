@@ -35,33 +35,39 @@ const CHUNK: usize = 1000;
 const CHUNK_BYTES: usize = 12 << 20;
 
 impl Inner {
-    pub(super) async fn log(&self, events: &[LogEntry]) -> Result<usize, Error> {
-        let mut new = 0;
+    pub(super) async fn log(&self, events: &[LogEntry]) -> Result<Vec<usize>, Error> {
+        let mut known = Vec::new();
         let mut chunk = RawArrayBuf::new();
-        let mut count = 0;
-        for event in events {
+        let mut first = 0;
+        for (n, event) in events.iter().enumerate() {
             let document = encode(event);
-            let full = chunk.as_bytes().len() + document.as_bytes().len() > CHUNK_BYTES || count == CHUNK;
-            if full && count > 0 {
-                new += self.append(&std::mem::take(&mut chunk)).await?;
-                count = 0;
+            let full = chunk.as_bytes().len() + document.as_bytes().len() > CHUNK_BYTES || n - first == CHUNK;
+            if full && n > first {
+                self.append(&std::mem::take(&mut chunk), first, &mut known).await?;
+                first = n;
             }
             chunk.push(document);
-            count += 1;
         }
-        if count > 0 {
-            new += self.append(&chunk).await?;
+        if events.len() > first {
+            self.append(&chunk, first, &mut known).await?;
         }
-        Ok(new)
+        Ok(known)
     }
 
-    async fn append(&self, documents: &RawArrayBuf) -> Result<usize, Error> {
+    /// Appends a part that begins at the position `first`, and adds the positions of the entries with a known id.
+    async fn append(
+        &self,
+        documents: &RawArrayBuf,
+        first: usize,
+        known: &mut Vec<usize>,
+    ) -> Result<(), Error> {
         let command = self.write_command(cstr!("insert"), &self.events, cstr!("documents"), documents);
         let command = call::command(self.database.clone(), command);
         let reply = self.calls.run(LOG_EVENTS, self.op_timeout, command).await?;
-        let (inserted, errors) = call::written(LOG_EVENTS, &reply)?;
+        let (_, errors) = call::written(LOG_EVENTS, &reply)?;
+        known.extend(errors.iter().filter(|error| error.code == 11000).map(|error| first + error.index));
         match errors.into_iter().find(|error| error.code != 11000) {
-            None => Ok(inserted),
+            None => Ok(()),
             Some(error) if error.is_about_the_server() => {
                 Err(call::unavailable(LOG_EVENTS, Cause::Write(error.code)))
             }
