@@ -483,6 +483,7 @@ impl Queue for RabbitmqQueue {
     async fn close(&self) {
         self.shared.closed.cancel();
         self.shared.tasks.close();
+        tokio::join!(self.shared.publishing.abort(), self.shared.consuming.abort());
         self.shared.tasks.wait().await;
         tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
     }

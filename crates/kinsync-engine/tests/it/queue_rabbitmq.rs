@@ -308,7 +308,7 @@ async fn dead_letters_of_another_version_are_listed_and_hide_no_others() {
     let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
     let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(rabbitmq.url().into()) };
     let queue = RabbitmqQueue::new(config, Arc::<EmbeddedStore>::clone(&store), Clock::system()).unwrap();
-    for id in ["0", "1"] {
+    for id in ["0", "00"] {
         let record = serde_json::json!({ "format": 9 });
         assert!(store.put_state(&format!("dead_letter/{id}"), &record, 0).await.unwrap());
     }
@@ -321,6 +321,37 @@ async fn dead_letters_of_another_version_are_listed_and_hide_no_others() {
     assert!(matches!(queue.retry_dead_letter(&first[0].id).await, Err(Error::Refused { .. })));
     queue.drop_dead_letter(&first[0].id).await.unwrap();
     assert_eq!(counts(&queue).await, (0, 2));
+}
+
+/// Open connections to this port.
+fn connections(port: u16) -> usize {
+    let established = |line: &&str| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        columns[2].ends_with(&format!(":{port:04X}")) && columns[3] == "01"
+    };
+    std::fs::read_to_string("/proc/self/net/tcp").unwrap().lines().skip(1).filter(established).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_server_gets_one_connection_for_each_direction() {
+    let rabbitmq = TestRabbitmq::start();
+    rabbitmq.pause();
+    let Fresh { queue, .. } = &open(&rabbitmq, "kinsync");
+    let mut attempts = 0;
+    while attempts < 3 {
+        let began = Instant::now();
+        let (enqueued, stats) = tokio::join!(queue.enqueue(entry("a")), queue.stats());
+        assert!(matches!(enqueued, Err(Error::Unavailable { .. })), "{enqueued:?}");
+        assert!(matches!(stats, Err(Error::Unavailable { .. })), "{stats:?}");
+        // Soon after a failure, calls fail at once.
+        attempts += u32::from(began.elapsed() > Duration::from_secs(1));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(connections(rabbitmq.port()), 2, "one publishes, and one delivers");
+    rabbitmq.resume();
+    until_accepted(&**queue, "b").await;
+    until_claimed(&**queue, "b").await;
+    queue.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Connections to RabbitMQ, the declared queues, and errors in terms of the queue.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use lapin::{
     Channel, Connection, ConnectionProperties, ErrorKind,
@@ -11,6 +11,7 @@ use lapin::{
 };
 use tokio::{
     sync::Mutex,
+    task::JoinHandle,
     time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -18,8 +19,10 @@ use tokio_util::task::TaskTracker;
 use super::Config;
 use crate::queue::{Error, shared::CERTIFICATE};
 
-/// Longest time to connect to one host and to declare the queues there.
+/// Longest time to wait for a connection to one host and for the declaration of the queues there.
 const CONNECT: Duration = Duration::from_secs(3);
+/// Age of an attempt to connect at which another one to the same host begins.
+const ABANDON: Duration = Duration::from_mins(5);
 /// Pause after no host could be reached; calls meanwhile fail at once.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest time for an answer of the server.
@@ -63,6 +66,14 @@ struct State {
     /// The host that is tried first.
     first: usize,
     failed: Option<(Instant, Failure)>,
+    /// Attempts to connect, by the position of the host. The library has a thread for each, which a cancellation does not end, so an
+    /// attempt that takes too long goes on, and the next call waits for it again.
+    attempts: HashMap<usize, Attempt>,
+}
+
+struct Attempt {
+    began: Instant,
+    connecting: JoinHandle<lapin::Result<(Arc<Connection>, Channel)>>,
 }
 
 /// An open connection with one channel.
@@ -123,7 +134,7 @@ impl Link {
 
     /// Declares the queues.
     pub(super) async fn declare(&self, live: &Live) -> Result<(), Failure> {
-        live.within(self.declare_on(&live.channel)).await
+        live.within(declare(&self.topology, &live.channel)).await
     }
 
     pub(super) fn topology(&self) -> &Topology {
@@ -145,7 +156,7 @@ impl Link {
         let mut failures = Vec::with_capacity(self.hosts.len());
         for offset in 0..self.hosts.len() {
             let at = (state.first + offset) % self.hosts.len();
-            match self.open(&self.hosts[at], state.generation + 1).await {
+            match self.open(at, &mut state).await {
                 Ok(live) => {
                     state.generation = live.generation;
                     (state.first, state.failed) = (at, None);
@@ -175,6 +186,12 @@ impl Link {
         }
     }
 
+    /// Ends the attempts to connect.
+    pub(super) async fn abort(&self) {
+        let attempts = std::mem::take(&mut self.state.lock().await.attempts);
+        attempts.into_values().for_each(|attempt| attempt.connecting.abort());
+    }
+
     /// Closes the connection, if one is open.
     pub(super) async fn close(&self) {
         let live = self.state.lock().await.live.take();
@@ -183,50 +200,63 @@ impl Link {
         }
     }
 
-    async fn open(&self, host: &AMQPUri, generation: u64) -> Result<Live, Failure> {
+    /// Waits for an attempt to connect to the host at this position. Cancel safe.
+    async fn open(&self, at: usize, state: &mut State) -> Result<Live, Failure> {
+        let host = &self.hosts[at];
         let address = Arc::from(format!("{}:{}", host.authority.host, host.authority.port));
-        let opened = timeout(CONNECT, async {
-            let named = ConnectionProperties::default().with_connection_name("kinsync".into());
-            let connection = Connection::connect_uri(host.clone(), named).await?;
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
-            if self.declares {
-                self.declare_on(&channel).await?;
-            }
-            Ok((Arc::new(connection), channel))
+        let generation = state.generation + 1;
+        state.attempts.retain(|_, attempt| attempt.began.elapsed() < ABANDON);
+        let attempt = state.attempts.entry(at).or_insert_with(|| Attempt {
+            began: Instant::now(),
+            connecting: self.tasks.spawn(connect(host.clone(), self.declares.then(|| self.topology.clone()))),
         });
-        match opened.await {
-            Ok(Ok((connection, channel))) => {
+        let opened = timeout(CONNECT, &mut attempt.connecting).await;
+        if opened.is_ok() {
+            state.attempts.remove(&at);
+        }
+        match opened {
+            Ok(Ok(Ok((connection, channel)))) => {
                 Ok(Live { connection, channel, generation, address, opened: Instant::now() })
             }
-            Ok(Err(error)) => Err(Failure::of(&address, &error)),
-            Err(elapsed) => {
-                Err(Failure { address, kind: Kind::Unavailable(SILENT), text: elapsed.to_string() })
-            }
+            Ok(Ok(Err(error))) => Err(Failure::of(&address, &error)),
+            Ok(Err(ended)) => Err(Failure::silent(address, &ended)),
+            Err(elapsed) => Err(Failure::silent(address, &elapsed)),
         }
     }
+}
 
-    /// Declares the queues. Changes nothing where they exist.
-    async fn declare_on(&self, channel: &Channel) -> lapin::Result<()> {
-        let Topology { queue, returned, delivery_limit } = &self.topology;
-        let limit = i64::from(*delivery_limit);
-        let mut arguments = FieldTable::default();
-        let text = |text: &str| AMQPValue::LongString(text.into());
-        arguments.insert("x-queue-type".into(), text("quorum"));
-        // Without a limit RabbitMQ 4 removes an entry after 20 deliveries.
-        arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
-        // A policy may bound the queue: new entries are refused then, never the oldest dropped.
-        arguments.insert("x-overflow".into(), text("reject-publish"));
-        let options = QueueDeclareOptions::durable();
-        let mut unlimited = arguments.clone();
-        unlimited.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
-        channel.queue_declare(returned.as_str().into(), options, unlimited).await?;
-        arguments.insert("x-dead-letter-exchange".into(), text(""));
-        arguments.insert("x-dead-letter-routing-key".into(), text(returned));
-        arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-        channel.queue_declare(queue.as_str().into(), options, arguments).await?;
-        Ok(())
+async fn connect(mut host: AMQPUri, declared: Option<Topology>) -> lapin::Result<(Arc<Connection>, Channel)> {
+    host.query.connection_timeout.get_or_insert(CONNECT.as_millis().try_into().unwrap_or(u64::MAX));
+    let named = ConnectionProperties::default().with_connection_name("kinsync".into());
+    let connection = Connection::connect_uri(host, named).await?;
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(lapin::options::ConfirmSelectOptions::default()).await?;
+    if let Some(topology) = declared {
+        declare(&topology, &channel).await?;
     }
+    Ok((Arc::new(connection), channel))
+}
+
+/// Declares the queues. Changes nothing where they exist.
+async fn declare(topology: &Topology, channel: &Channel) -> lapin::Result<()> {
+    let Topology { queue, returned, delivery_limit } = topology;
+    let limit = i64::from(*delivery_limit);
+    let mut arguments = FieldTable::default();
+    let text = |text: &str| AMQPValue::LongString(text.into());
+    arguments.insert("x-queue-type".into(), text("quorum"));
+    // Without a limit RabbitMQ 4 removes an entry after 20 deliveries.
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+    // A policy may bound the queue: new entries are refused then, never the oldest dropped.
+    arguments.insert("x-overflow".into(), text("reject-publish"));
+    let options = QueueDeclareOptions::durable();
+    let mut unlimited = arguments.clone();
+    unlimited.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(i64::from(u32::MAX)));
+    channel.queue_declare(returned.as_str().into(), options, unlimited).await?;
+    arguments.insert("x-dead-letter-exchange".into(), text(""));
+    arguments.insert("x-dead-letter-routing-key".into(), text(returned));
+    arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+    channel.queue_declare(queue.as_str().into(), options, arguments).await?;
+    Ok(())
 }
 
 async fn close(live: Live) {
@@ -276,6 +306,11 @@ impl Failure {
             _ => Kind::Unavailable("see its log, and whether this machine reaches it"),
         };
         Self { address: Arc::clone(address), kind, text: error.to_string() }
+    }
+
+    /// A host that did not answer in time.
+    fn silent(address: Arc<str>, cause: &impl ToString) -> Self {
+        Self { address, kind: Kind::Unavailable(SILENT), text: cause.to_string() }
     }
 
     /// Whether a new connection may succeed where this one failed.
