@@ -22,6 +22,7 @@ mod list;
 mod organizations;
 mod output;
 mod queue;
+mod queue_move;
 mod rebuild;
 mod reconcile;
 mod roles;
@@ -123,7 +124,7 @@ enum Command {
     /// List which operator read personal data or changed something
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Show the queue in the data folder; a server may be running
+    /// Show the queue in the data folder while a server may be running, or move what is queued elsewhere
     #[command(subcommand)]
     Queue(queue::Command),
     /// List or reset the records that kinsync keeps in the store

@@ -99,7 +99,14 @@ impl SpooledQueue {
                 "the shared queue never accepts entries of this size; they became dead letters"
             );
         }
-        failure.map_or(Ok(()), Err)
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        // Also after slow answers: nothing is left that a faster one could follow.
+        if self.spool.stats().await?.depth == 0 {
+            self.note(None);
+        }
+        Ok(())
     }
 
     /// Offers an entry to the shared queue.
@@ -110,7 +117,7 @@ impl SpooledQueue {
             Err(Error::Unavailable { hint, source: elapsed.into() })
         });
         match &accepted {
-            // One that is slower would make deliveries wait again.
+            // Not a slow one while others wait: deliveries would wait for the next ones.
             Ok(_) if started.elapsed() > DEADLINE => {}
             // A full queue answers.
             Ok(_) | Err(Error::Full { .. }) => self.note(None),

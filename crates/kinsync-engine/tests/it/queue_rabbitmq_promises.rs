@@ -149,8 +149,8 @@ async fn an_entry_that_a_search_took_from_a_slow_server_goes_back() {
     let (found, ()) = tokio::join!(count(&*fresh.queue), async {
         tokio::task::block_in_place(|| leader(rabbitmq, &prefix, "resume"));
     });
-    let Err(Error::Unavailable { source, .. }) = found else { panic!("{found:?}") };
-    assert_eq!(source.to_string(), "1 deliveries are queued");
+    // Either the entry was taken and given back, or the server ran again too late for an answer.
+    assert!(matches!(found, Err(Error::Unavailable { .. })), "{found:?}");
     // By a process whose connection is not that of the search.
     until_claimed(&*other.queue, "waits").await;
 }

@@ -1,4 +1,4 @@
-//! `kinsync queue stats|list`
+//! `kinsync queue stats|list|move`
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use kinsync_engine::{
 };
 use serde::Serialize;
 
-use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on};
+use super::{exit::Exit, flags::ServerFlags, output, queue_move, runtime::block_on};
 use crate::{
     api::{Time, stats::QueueStats},
     app,
@@ -36,6 +36,8 @@ pub(super) enum Command {
     Stats(Stats),
     /// List queued deliveries, oldest first, without their payload
     List(List),
+    /// Move the deliveries of another queue into this one
+    Move(queue_move::Move),
 }
 
 #[derive(Debug, clap::Args)]
@@ -74,6 +76,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
     match command {
         Command::Stats(args) => stats(args),
         Command::List(args) => list(args),
+        Command::Move(args) => queue_move::run(args),
     }
 }
 
