@@ -288,7 +288,7 @@ impl Problems {
                 self.degraded(
                     Code::TaskRestarted,
                     format!(
-                        "the task `{name}` failed and was restarted ({}): {}; report it with the log",
+                        "the task `{name}` failed ({}): {}; report it with the log",
                         counted(*restarts, "restart", "restarts"),
                         self.cause(Some(failure))
                     ),
