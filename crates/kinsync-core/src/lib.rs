@@ -43,7 +43,7 @@ pub mod document;
 
 pub use directory::{Directory, Entry, Fact, SharedEntries};
 pub use document::{RowMetadata, UserDocument};
-pub use field::{Field, Group, Identity, Organization, Profile, Value};
+pub use field::{Field, Group, Identity, Organization, Profile, Value, ValueKind};
 pub use ids::UserId;
 pub use membership::Memberships;
 pub use observation::{Observation, Source, What};
