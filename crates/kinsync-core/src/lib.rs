@@ -9,6 +9,7 @@
 //! - [`membership`]: the memberships in organizations
 //! - [`directory`]: the organizations, roles and permissions that memberships refer to
 //! - [`observation`]: facts about one user from one source
+//! - [`register`]: the newest value of one field
 //! - [`state`]: the state of one user
 //! - [`join`]: the join of two states
 //! - [`email`]: ownership of email addresses
@@ -31,6 +32,8 @@ pub mod property;
 
 pub mod observation;
 
+pub mod register;
+
 pub mod state;
 
 pub mod join;
@@ -48,5 +51,6 @@ pub use ids::UserId;
 pub use membership::Memberships;
 pub use observation::{Observation, Source, What};
 pub use property::Properties;
-pub use state::{FirstVersions, Register, UserState};
+pub use register::Register;
+pub use state::{FirstVersions, UserState};
 pub use version::{Micros, Rank, Version};

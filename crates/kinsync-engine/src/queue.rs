@@ -23,6 +23,8 @@ pub mod rabbitmq;
 pub mod redis;
 mod shared;
 pub mod spooled;
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+mod unreadable;
 
 pub use shared::SharedQueue;
 

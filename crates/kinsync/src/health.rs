@@ -19,12 +19,14 @@ use kinsync_engine::{
 pub use problem::{Code, Problem};
 
 use crate::{
-    api::health::{
-        AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, ReconcileHealth,
-        StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
+    api::{
+        health::{
+            AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, ReconcileHealth,
+            StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
+        },
+        time::age,
     },
     app::AppState,
-    metrics::age,
     plural::counted,
 };
 

@@ -51,8 +51,8 @@ use super::{
     Search, Stats,
     batches::Batches,
     embedded::DeadLetterBounds,
-    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
     unanswered,
+    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
 use crate::{clock::Clock, random, store::Store, supervisor::Supervisor};
 
@@ -259,29 +259,6 @@ impl Shared {
             async move { shared.publish_again(generation, delivery).await }
         });
         Ok(())
-    }
-
-    /// Publishes an entry again that the server had moved to the second queue.
-    async fn publish_again(&self, generation: u64, delivery: DeliveryResult) {
-        let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
-        let message = rows::of_delivery(&mut delivery);
-        tracing::warn!(
-            event = message.entry.as_ref().map(|entry| &entry.event_id),
-            "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
-        );
-        let properties = match &message.entry {
-            Some(entry) => rows::properties(entry, &message.id),
-            None => delivery.properties.clone(),
-        };
-        while delivery.acker.usable() {
-            match self.publish(&[(properties.clone(), &message.body)]).await.pop() {
-                Some(Ok(())) => {
-                    _ = delivery.acker.ack(BasicAckOptions::default()).await;
-                    return;
-                }
-                _ => sleep(POLL).await,
-            }
-        }
     }
 
     /// Gives back what the server delivered while nothing claims it, so that another process gets it.

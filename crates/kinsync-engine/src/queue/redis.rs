@@ -3,6 +3,7 @@
 //! - `address`: the server, or the sentinels that know it
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
+//! - `storing`: entries that are stored together
 //! - `search`: finds entries by their payload, to erase them
 //! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
@@ -30,10 +31,10 @@ pub use self::{
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
     SHARED_TASK, Search, Stats,
-    batches::{Batches, Pending},
+    batches::Batches,
     embedded::DeadLetterBounds,
-    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
     unanswered,
+    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
 use crate::{clock::Clock, supervisor::Supervisor};
 
@@ -42,6 +43,7 @@ mod connection;
 mod rows;
 mod search;
 mod server;
+mod storing;
 
 /// Name of the consumer group, and of its only consumer.
 const GROUP: &str = "kinsync";
@@ -190,51 +192,6 @@ impl Shared {
         if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    async fn store(&self, mut batch: Vec<Pending>) {
-        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
-        batch.retain(|one| !one.reply.is_closed());
-        if batch.is_empty() {
-            return;
-        }
-        let mut script = script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
-        script.arg(self.config.max_entries).arg(self.config.dedupe_window);
-        for Pending { entry, .. } in &batch {
-            rows::add_entry(&mut script, entry);
-        }
-        let stored = self.stored(script).await;
-        for (at, Pending { reply, .. }) in batch.into_iter().enumerate() {
-            let answer = match &stored {
-                Ok(answers) => self.answer(answers.get(at)),
-                Err(Stored::Failed(failure)) => Err(failure.clone().into()),
-                Err(Stored::TooFewReplicas(have)) => {
-                    Err(Failure::too_few_replicas(self.config.replicas, *have))
-                }
-            };
-            // The caller may have been cancelled.
-            _ = reply.send(answer);
-        }
-    }
-
-    async fn stored(&self, script: Cmd) -> Result<Vec<i64>, Stored> {
-        if self.config.replicas == 0 {
-            return self.entries.run(&script).await.map_err(Stored::Failed);
-        }
-        let mut both = Pipeline::new();
-        let mut wait = cmd("WAIT");
-        wait.arg(self.config.replicas).arg(millis(WAIT));
-        both.add_command(script).add_command(wait);
-        let (answers, have): (Vec<i64>, u32) = self.entries.run_all(&both).await.map_err(Stored::Failed)?;
-        if have < self.config.replicas { Err(Stored::TooFewReplicas(have)) } else { Ok(answers) }
-    }
-
-    fn answer(&self, answer: Option<&i64>) -> Result<Enqueued, Error> {
-        match answer {
-            Some(1) => Ok(Enqueued::New),
-            Some(0) => Ok(Enqueued::Duplicate),
-            _ => Err(Error::Full { depth: self.config.max_entries, bytes: 0 }),
-        }
-    }
-
     /// Claims what can be claimed now. Returns also the newest id of the stream.
     async fn claim_now(&self, max: usize, lease: Duration) -> Result<(String, Vec<Claimed>), Error> {
         let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
@@ -329,18 +286,8 @@ impl Shared {
     }
 }
 
-/// Why entries are not stored as required.
-enum Stored {
-    Failed(Failure),
-    /// Number of replicas that have the entries.
-    TooFewReplicas(u32),
-}
-
 /// Depth, oldest entry, bytes; the same without the entry for dead letters.
 type StatsReply = (u64, Vec<(String, Value)>, Option<u64>, u64, Option<u64>);
-
-/// Longest time that replicas have to confirm an entry.
-const WAIT: Duration = Duration::from_secs(1);
 
 fn script(text: &str, keys: &[&str]) -> Cmd {
     let mut script = cmd("EVAL");

@@ -5,25 +5,6 @@ use std::sync::Arc;
 use super::{Error, Queue};
 use crate::{clock::Clock, store::Store, supervisor::Supervisor};
 
-/// Reason of a dead letter that another version of kinsync wrote.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
-
-/// Pause before an entry of another version is claimed again that could not become a dead letter.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) const UNREADABLE_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Logs that entries of another version could not become dead letters.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) fn log_unreadable(entries: usize, error: &Error) {
-    let error = crate::breaker::error_chain(error);
-    tracing::warn!(
-        entries,
-        error,
-        "entries that cannot be read could not become dead letters; they stay queued"
-    );
-}
-
 /// Settings of a queue that several processes share.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

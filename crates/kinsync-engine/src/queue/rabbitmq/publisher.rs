@@ -4,8 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions};
-use tokio::time::{Instant, timeout};
+use lapin::{
+    BasicProperties, Confirmation,
+    message::DeliveryResult,
+    options::{BasicAckOptions, BasicPublishOptions},
+};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -109,6 +113,29 @@ impl Shared {
                 const REFUSED: &str =
                     "it refused an entry: a policy limits the length of the queue, or see its log";
                 Err(live.rejected(REFUSED))
+            }
+        }
+    }
+
+    /// Publishes an entry again that the server had moved to the second queue.
+    pub(super) async fn publish_again(&self, generation: u64, delivery: DeliveryResult) {
+        let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
+        let message = rows::of_delivery(&mut delivery);
+        tracing::warn!(
+            event = message.entry.as_ref().map(|entry| &entry.event_id),
+            "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
+        );
+        let properties = match &message.entry {
+            Some(entry) => rows::properties(entry, &message.id),
+            None => delivery.properties.clone(),
+        };
+        while delivery.acker.usable() {
+            match self.publish(&[(properties.clone(), &message.body)]).await.pop() {
+                Some(Ok(())) => {
+                    _ = delivery.acker.ack(BasicAckOptions::default()).await;
+                    return;
+                }
+                _ => sleep(POLL).await,
             }
         }
     }
