@@ -3,6 +3,7 @@
 mod directory;
 mod output;
 mod remote;
+mod request;
 mod serve;
 
 use std::io::Write as _;

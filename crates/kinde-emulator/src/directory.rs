@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use crate::clock::Clock;
 use crate::config::UserPermissions;
 use crate::user::{Grant, Membership, User};
-use crate::users::Objects;
 
 pub(crate) use table::Table;
 
@@ -145,6 +144,13 @@ pub(crate) struct Directory {
     pub(crate) permissions: Table<Permission>,
     /// Properties of users by key.
     pub(crate) properties: BTreeMap<String, Property>,
+}
+
+/// The generated organizations, roles and permissions.
+pub(crate) struct Objects {
+    pub(crate) organizations: Vec<Organization>,
+    pub(crate) roles: Vec<Role>,
+    pub(crate) permissions: Vec<Permission>,
 }
 
 impl Directory {

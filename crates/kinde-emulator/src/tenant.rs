@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::config::{Config, Generated};
-use crate::directory::Directory;
+use crate::directory::{Directory, Objects};
 use crate::event::{Event, Source};
 use crate::user::{NewUser, User, UserEdit};
-use crate::users::{Objects, Users};
+use crate::users::Users;
 
 pub(crate) use directory::Assign;
 

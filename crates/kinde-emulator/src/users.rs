@@ -15,8 +15,6 @@ use crate::config::{self, Config};
 use crate::user::{Grant, User};
 use generated::Generated;
 
-pub(crate) use generated::Objects;
-
 /// The position of the first created user, above every generated one.
 const FIRST_CREATED: u64 = 1 << 40;
 

@@ -6,15 +6,19 @@
 //! Shapes: <https://docs.kinde.com/integrate/webhooks/about-webhooks/>, kinde-oss/webhook `lib/types.ts`.
 
 mod directory;
+mod error;
 pub(crate) mod reader;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-pub use self::directory::{AccessRequest, Organization, Permission, Role, Subscriber};
 use self::reader::Reader;
+pub use self::{
+    directory::{AccessRequest, Organization, Permission, Role, Subscriber},
+    error::Error,
+};
+use crate::json;
 pub use crate::user::{Assignment, EventUser as User, Membership};
-use crate::{json, timestamp};
 
 /// One event.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,52 +135,6 @@ impl Body {
             | Self::Unknown(_) => None,
         }
     }
-}
-
-/// The reason why a payload cannot be decoded. The message contains names of fields and types, never values.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The payload is not a JSON object.
-    #[error("the payload is not a JSON object")]
-    NotAnObject(#[source] serde_json::Error),
-    /// An object has two members with the same name, so its meaning is ambiguous.
-    #[error("duplicate member {member:?}")]
-    DuplicateMember {
-        /// The name of the member.
-        member: String,
-    },
-    /// A required field is absent or null.
-    #[error("`{field}` is missing")]
-    MissingField {
-        /// The path of the field.
-        field: String,
-    },
-    /// A field has the wrong type.
-    #[error("`{field}` is {found}, not {expected}")]
-    WrongType {
-        /// The path of the field.
-        field: String,
-        /// The expected type.
-        expected: &'static str,
-        /// The actual type.
-        found: &'static str,
-    },
-    /// An identifier is not valid.
-    #[error("`{field}` is not an identifier: 1 to 256 bytes without control characters")]
-    InvalidIdentifier {
-        /// The path of the field.
-        field: String,
-    },
-    /// A time cannot be parsed.
-    #[error("`{field}` is not a time")]
-    InvalidTime {
-        /// The path of the field.
-        field: String,
-        /// The parse error.
-        #[source]
-        source: timestamp::Error,
-    },
 }
 
 /// Decodes the JSON payload of a verified delivery in both shapes, `{type, data: {user}}` and `{type, user}`.

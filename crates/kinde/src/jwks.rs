@@ -9,6 +9,8 @@
 //!
 //! <https://docs.kinde.com/build/tokens/verifying-json-web-tokens/>
 
+#[cfg(feature = "fetch")]
+mod config;
 mod document;
 #[cfg(feature = "fetch")]
 mod fetch;
@@ -25,6 +27,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use url::Url;
 
+#[cfg(feature = "fetch")]
+pub use self::config::{Config, ConfigError};
 use self::document::Document;
 pub use self::document::DocumentError;
 #[cfg(feature = "fetch")]
@@ -33,8 +37,6 @@ pub use self::fetch::FetchError;
 use self::fixed::Remote;
 #[cfg(feature = "fetch")]
 use self::remote::Remote;
-#[cfg(feature = "fetch")]
-pub use self::remote::{Config, ConfigError};
 use crate::domain;
 use crate::jws::Key;
 #[cfg(any(feature = "webhook", feature = "bearer"))]

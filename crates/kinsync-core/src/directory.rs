@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     field::Value,
-    join::smallest,
     packed::{self, Versions},
-    state::Register,
+    register::{Register, smallest},
     version::{Micros, Version},
 };
 

@@ -43,6 +43,21 @@ pub enum Group {
     Scan,
 }
 
+/// The kind of the values of a field, as a document shows them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ValueKind {
+    /// A text.
+    Text,
+    /// A boolean.
+    Flag,
+    /// An instant.
+    Time,
+    /// A list.
+    List,
+    /// A document with keys of its own.
+    Document,
+}
+
 impl Field {
     /// All fields, in the order of their variants. Append only: documents store positions in this list.
     pub const ALL: [Self; 15] = [
@@ -107,6 +122,23 @@ impl Field {
             | Self::Identities
             | Self::OrganizationCodes
             | Self::Properties => Group::Scan,
+        }
+    }
+
+    /// Returns the kind of the values.
+    pub fn value_kind(self) -> ValueKind {
+        match self {
+            Self::Email
+            | Self::FirstName
+            | Self::LastName
+            | Self::Phone
+            | Self::Username
+            | Self::Picture
+            | Self::ProvidedId => ValueKind::Text,
+            Self::IsSuspended | Self::IsPasswordResetRequested | Self::EmailVerified => ValueKind::Flag,
+            Self::CreatedOn => ValueKind::Time,
+            Self::Organizations | Self::Identities | Self::OrganizationCodes => ValueKind::List,
+            Self::Properties => ValueKind::Document,
         }
     }
 

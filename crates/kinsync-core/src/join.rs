@@ -4,12 +4,10 @@
 //! therefore associative, commutative and idempotent. See Shapiro et al., "Conflict-free Replicated
 //! Data Types" (2011), section 2.
 
-use std::collections::{BTreeMap, btree_map::Entry};
-
 use crate::{
-    field::{Field, Value},
     observation::Observation,
-    state::{Register, UserState},
+    register::{greatest, smallest, with_register},
+    state::UserState,
 };
 
 impl UserState {
@@ -38,51 +36,5 @@ impl UserState {
     #[must_use]
     pub fn observe(self, observation: &Observation) -> Self {
         self.join(Self::of(observation))
-    }
-}
-
-/// Joins one register. Memberships and properties are lattices of their own, and the register has the newest version among them.
-pub(crate) fn with_register(
-    mut fields: BTreeMap<Field, Register>,
-    field: Field,
-    register: Register,
-) -> BTreeMap<Field, Register> {
-    match fields.entry(field) {
-        Entry::Vacant(vacant) => {
-            vacant.insert(register);
-        }
-        Entry::Occupied(mut known) => join_registers(known.get_mut(), register),
-    }
-    fields
-}
-
-fn join_registers(known: &mut Register, other: Register) {
-    if let (Value::Memberships(memberships), Value::Memberships(others)) = (&mut known.value, &other.value) {
-        *memberships = std::mem::take(memberships).join(others.clone());
-        if other.version > known.version {
-            known.version = other.version;
-        }
-    } else if let (Value::Properties(properties), Value::Properties(others)) =
-        (&mut known.value, &other.value)
-    {
-        *properties = std::mem::take(properties).join(others.clone());
-        if other.version > known.version {
-            known.version = other.version;
-        }
-    } else if other > *known {
-        *known = other;
-    }
-}
-
-/// Returns the greater of two values; `None` is less than any value.
-fn greatest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
-    a.max(b)
-}
-
-/// Returns the smaller of two values; `None` is greater than any value.
-pub(crate) fn smallest<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (known, None) | (None, known) => known,
     }
 }

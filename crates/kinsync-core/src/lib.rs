@@ -9,6 +9,7 @@
 //! - [`membership`]: the memberships in organizations
 //! - [`directory`]: the organizations, roles and permissions that memberships refer to
 //! - [`observation`]: facts about one user from one source
+//! - [`register`]: the newest value of one field
 //! - [`state`]: the state of one user
 //! - [`join`]: the join of two states
 //! - [`email`]: ownership of email addresses
@@ -31,6 +32,8 @@ pub mod property;
 
 pub mod observation;
 
+pub mod register;
+
 pub mod state;
 
 pub mod join;
@@ -43,10 +46,11 @@ pub mod document;
 
 pub use directory::{Directory, Entry, Fact, SharedEntries};
 pub use document::{RowMetadata, UserDocument};
-pub use field::{Field, Group, Identity, Organization, Profile, Value};
+pub use field::{Field, Group, Identity, Organization, Profile, Value, ValueKind};
 pub use ids::UserId;
 pub use membership::Memberships;
 pub use observation::{Observation, Source, What};
 pub use property::Properties;
-pub use state::{FirstVersions, Register, UserState};
+pub use register::Register;
+pub use state::{FirstVersions, UserState};
 pub use version::{Micros, Rank, Version};

@@ -7,22 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::{
     directory::{self, Directory},
     field::{Field, Organization, Profile, Value},
-    join::with_register,
     membership::Memberships,
     observation::{Observation, What},
     property::Properties,
+    register::{Register, with_register},
     version::{Micros, Rank, Version},
 };
-
-/// The newest value of one field, with the version of its observation.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-pub struct Register {
-    // The derived order compares the version first, then the value. The join depends on that.
-    /// Version of the observation.
-    pub version: Version,
-    /// Observed value.
-    pub value: Value,
-}
 
 /// The smallest versions of a user, one for each kind of source. They decide the ownership of an email address.
 ///

@@ -6,6 +6,8 @@
 
 mod builder;
 mod roles;
+#[cfg(test)]
+mod tests;
 
 use std::{
     path::PathBuf,

@@ -5,6 +5,7 @@
 //!
 //! - `engine`: composes queue, store, projector and reconciler
 //! - `supervisor`: runs and restarts the long-running tasks
+//! - `thread`: threads of the embedded queue and store
 //! - `queue`: durable storage of accepted deliveries, before the sender receives 200
 //! - `decode`: from a delivery to observations
 //! - `sighting`: authenticated requests recorded while the store was unavailable
@@ -73,6 +74,7 @@ mod spread;
 mod state_records;
 mod store;
 mod supervisor;
+mod thread;
 mod trace;
 mod work_lease;
 

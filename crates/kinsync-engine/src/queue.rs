@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::random;
 
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+mod batches;
 pub mod embedded;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
@@ -21,11 +23,22 @@ pub mod rabbitmq;
 pub mod redis;
 mod shared;
 pub mod spooled;
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+mod unreadable;
 
 pub use shared::SharedQueue;
 
 /// Largest event id and payload together.
 pub const MAX_ENTRY: usize = 16 << 20;
+
+/// What to do about a certificate of the server that is not accepted.
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+const CERTIFICATE: &str = "its certificate is not accepted: the host in the address has to be one of its names, and \
+                           SSL_CERT_FILE names a file with the certificate of a private authority";
+
+/// Name of the supervised task of a shared queue.
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+const SHARED_TASK: &str = "shared queue";
 
 /// Most dead letters in one list.
 const MAX_LISTED: usize = 1000;
@@ -275,6 +288,14 @@ pub enum Error {
     /// The queue was closed.
     #[error("the queue is closed")]
     Closed,
+}
+
+/// The error of a call whose task ended without an answer. The panic of the task is reported where it happened.
+fn unanswered() -> Error {
+    Error::Unavailable {
+        hint: "a task of it ended without an answer: see the log".into(),
+        source: "no answer".into(),
+    }
 }
 
 /// Returns whether an entry with this scheme and this payload is searched for.

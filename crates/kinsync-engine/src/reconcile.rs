@@ -43,8 +43,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     budget::Thresholds,
-    memberships::{MAX_ORGANIZATIONS, MembershipTally},
-    properties::{ALL as ALL_PROPERTIES, PropertyConfig, PropertyTally},
+    memberships::MAX_ORGANIZATIONS,
+    properties::{ALL as ALL_PROPERTIES, PropertyConfig},
+    record::{MembershipTally, PropertyTally},
     records::{is_held, state_keys},
 };
 use self::{

@@ -32,8 +32,8 @@ pub use self::{
     old_entries::{Kinds, OldEntries, OldEntry},
     open::{Location, OpenedStore, open},
     page::Page,
-    row::{RefusedKeys, Row},
-    stored_document::StoredDocument,
+    row::Row,
+    stored_document::{RefusedKeys, StoredDocument},
     user_entries::{DamagedEntry, UserEntries},
     user_filter::{Selection, UserFilter},
 };

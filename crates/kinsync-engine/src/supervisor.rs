@@ -1,8 +1,9 @@
 //! Runs the long-running tasks of a process and restarts those that end.
 //!
 //! A panic or an unexpected end of a task is decided here and nowhere else: it is logged as an error, the component is
-//! reported as failed, and the task starts again after a back-off. A task that cannot do its work without a change by an
-//! operator reports that through [`Supervisor::fail`], which ends the process.
+//! reported as failed, and the task starts again after a back-off. What cannot start again, a thread for example, ends the
+//! process ([`Supervisor::end_process_after`]), as does a task that cannot do its work without a change by an operator
+//! ([`Supervisor::fail`]).
 
 use std::{
     any::Any,
@@ -65,10 +66,29 @@ impl Supervisor {
     where
         F: Future<Output = ()> + Send,
     {
+        self.spawn_until(component, self.0.stop.clone(), task);
+    }
+
+    /// Starts a component as [`Self::spawn`] does, for a part that may be closed before the process stops: the task ends, and
+    /// is not restarted, when `stop` is cancelled. `stop` is a [`Self::child_token`].
+    pub(crate) fn spawn_until<F>(
+        &self,
+        component: &'static str,
+        stop: CancellationToken,
+        task: impl Fn(CancellationToken) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send,
+    {
         self.components().entry(component).or_default();
         restarts(component, 0);
         let supervisor = self.clone();
-        self.0.tasks.spawn(async move { supervisor.supervise(component, task).await });
+        self.0.tasks.spawn(async move { supervisor.supervise(component, stop, task).await });
+    }
+
+    /// Returns a token that is cancelled when the tasks are stopped.
+    #[cfg(any(feature = "redis", feature = "rabbitmq"))]
+    pub(crate) fn child_token(&self) -> CancellationToken {
+        self.0.stop.child_token()
     }
 
     /// Starts a task that may end by itself, for example one that waits for something once. A panic is logged and
@@ -78,7 +98,25 @@ impl Supervisor {
         let (supervisor, stop) = (self.clone(), self.0.stop.clone());
         self.0.tasks.spawn(async move {
             if let Some(Err(panic)) = stop.run_until_cancelled(AssertUnwindSafe(task).catch_unwind()).await {
-                supervisor.failed(component, panic_message(&*panic));
+                supervisor.failed(component, panic_message(&*panic), "it is not restarted");
+            }
+        });
+    }
+
+    /// Ends the process when this future returns an error: what it waits for cannot be restarted. `None` is an intended end.
+    pub(crate) fn end_process_after<E>(
+        &self,
+        component: &'static str,
+        failure: impl Future<Output = Option<E>> + Send + 'static,
+    ) where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        self.components().entry(component).or_default();
+        let (supervisor, stop) = (self.clone(), self.0.stop.clone());
+        self.0.tasks.spawn(async move {
+            if let Some(Some(error)) = stop.run_until_cancelled(failure).await {
+                supervisor.failed(component, error.to_string(), "the process ends");
+                supervisor.fail(Arc::new(error));
             }
         });
     }
@@ -86,11 +124,12 @@ impl Supervisor {
     async fn supervise<F: Future<Output = ()> + Send>(
         &self,
         component: &'static str,
+        stop: CancellationToken,
         task: impl Fn(CancellationToken) -> F + Send,
     ) {
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut run = std::pin::pin!(AssertUnwindSafe(task(self.0.stop.clone())).catch_unwind());
+            let mut run = std::pin::pin!(AssertUnwindSafe(task(stop.clone())).catch_unwind());
             let outcome = tokio::select! {
                 outcome = &mut run => outcome,
                 () = tokio::time::sleep(HEALTHY_AFTER) => {
@@ -100,13 +139,13 @@ impl Supervisor {
                 }
             };
             let cause = match outcome {
-                Ok(()) if self.0.stop.is_cancelled() => return,
+                Ok(()) if stop.is_cancelled() => return,
                 Ok(()) => "it ended unexpectedly".to_owned(),
                 Err(panic) => panic_message(&*panic),
             };
-            self.failed(component, cause);
+            self.failed(component, cause, "it is restarted");
             let sleep = tokio::time::sleep(random::jitter(pause, 0.5..=1.0));
-            if self.0.stop.run_until_cancelled(sleep).await.is_none() {
+            if stop.run_until_cancelled(sleep).await.is_none() {
                 return;
             }
             self.components().entry(component).or_default().restarts += 1;
@@ -115,8 +154,8 @@ impl Supervisor {
         }
     }
 
-    fn failed(&self, component: &'static str, cause: String) {
-        tracing::error!(component, cause, "a component failed; it is restarted");
+    fn failed(&self, component: &'static str, cause: String, consequence: &str) {
+        tracing::error!(component, cause, "a component failed; {consequence}");
         self.components().entry(component).or_default().failure = Some(cause);
     }
 
@@ -164,7 +203,8 @@ fn restarts(component: &'static str, count: u64) {
     metrics::counter!("kinsync_component_restarts_total", "component" => component).increment(count);
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// Returns the message of a panic, as a sentence about what panicked.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text =
         panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("it panicked: {}", text.unwrap_or("without a message"))
@@ -220,6 +260,41 @@ mod tests {
         let (supervisor, _) = supervised(6, || {}).await;
         assert!(started.elapsed() > Duration::from_secs(20), "{:?}", started.elapsed());
         supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_task_that_is_done_once_is_reported_and_not_restarted() {
+        let supervisor = Supervisor::default();
+        supervisor.spawn_once("once", async { panic!("out of range") });
+        tokio::time::sleep(MAX_PAUSE).await;
+        let status = supervisor.status()["once"].clone();
+        assert_eq!((status.restarts, status.failure.as_deref()), (0, Some("it panicked: out of range")));
+        supervisor.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_is_closed_before_the_process_stops_is_not_restarted() {
+        let (supervisor, runs) = (Supervisor::default(), Arc::new(AtomicU32::new(0)));
+        let (part, counter) = (supervisor.0.stop.child_token(), Arc::clone(&runs));
+        supervisor.spawn_until("part", part.clone(), move |stop| {
+            counter.fetch_add(1, Ordering::SeqCst);
+            async move { stop.cancelled().await }
+        });
+        part.cancel();
+        tokio::time::sleep(MAX_PAUSE).await;
+        assert_eq!(runs.load(Ordering::SeqCst), 1);
+        assert_eq!(supervisor.status()["part"], ComponentStatus::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_failure_of_what_cannot_be_restarted_ends_the_process() {
+        let supervisor = Supervisor::default();
+        supervisor.end_process_after("closed", async { None::<std::io::Error> });
+        tokio::time::sleep(MAX_PAUSE).await;
+        assert!(supervisor.0.fatal.borrow().is_none(), "an intended end");
+        supervisor.end_process_after("thread", async { Some(std::io::Error::other("it panicked")) });
+        assert_eq!(supervisor.fatal().await.to_string(), "it panicked");
+        assert_eq!(supervisor.status()["thread"].failure.as_deref(), Some("it panicked"));
     }
 
     #[tokio::test]

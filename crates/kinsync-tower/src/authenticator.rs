@@ -43,6 +43,7 @@ use self::{
     profiles::{ProfileRequest, Profiles},
     users::{CacheLookup, LoadQueues, Users},
 };
+pub use crate::current_user::UnknownRoles;
 use crate::{
     current_user::CurrentUser,
     metrics::{Authentication, AuthenticationMetrics},
@@ -115,18 +116,6 @@ pub enum RefusedUsers {
     Reject,
     /// They continue, marked as degraded, with the data of the user that kinsync has.
     Pass,
-}
-
-/// Roles and permissions in the organization of the token where the store does not know them: before the first event about
-/// the user or scan that compares roles, or while the store does not answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum UnknownRoles {
-    /// They stay unknown, and a request that needs one is refused.
-    #[default]
-    Refuse,
-    /// Those of the token count, if it has any. A role or a membership that was taken away at Kinde then counts until the token
-    /// expires, for up to a day. What the store knows always outranks the token.
-    UseToken,
 }
 
 /// How old a profile may be for [`Authenticator::refresh`] not to request it again.

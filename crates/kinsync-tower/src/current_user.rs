@@ -6,12 +6,23 @@ use kinde::bearer::AccessToken;
 use kinsync_core::{Organization, UserDocument};
 
 use crate::{
-    authenticator::{CachedUser, UnknownRoles},
+    authenticator::CachedUser,
     document::{Json, TokenUser},
     membership::Membership,
     problem::{Problem, RequestId},
 };
 
+/// Roles and permissions in the organization of the token where the store does not know them: before the first event about
+/// the user or scan that compares roles, or while the store does not answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnknownRoles {
+    /// They stay unknown, and a request that needs one is refused.
+    #[default]
+    Refuse,
+    /// Those of the token count, if it has any. A role or a membership that was taken away at Kinde then counts until the token
+    /// expires, for up to a day. What the store knows always outranks the token.
+    UseToken,
+}
 /// The authenticated user. Cheap to clone. With the feature `axum` it is an extractor: a handler that takes it runs
 /// only for verified users that are neither deleted nor suspended.
 #[derive(Clone)]

@@ -23,6 +23,7 @@ pub mod membership;
 mod metrics;
 pub mod problem;
 pub mod require;
+mod requirement;
 pub mod webhook;
 
 pub use activity::Activity;

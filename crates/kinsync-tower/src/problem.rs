@@ -20,7 +20,7 @@ use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use serde::{Deserialize, Serialize};
 
-use crate::require::Requirement;
+use crate::requirement::Requirement;
 
 /// The media type of RFC 9457 section 3.
 pub const MEDIA_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");

@@ -32,9 +32,7 @@
 //! ```
 
 use std::{
-    fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -49,45 +47,15 @@ use crate::{
     membership::Membership,
     metrics::AuthenticationMetrics,
     problem::{Body, Problem, RequestId},
+    requirement::Kind,
 };
+
+pub use crate::requirement::Requirement;
 
 /// `Retry-After` while the store does not answer and no document of the user is cached.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// A role or a permission that a user needs in the organization of the token. Cheap to clone.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Requirement {
-    kind: Kind,
-    any_of: Arc<[String]>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
-    Role,
-    Permission,
-}
-
 impl Requirement {
-    /// Requires the role with this key.
-    pub fn role(key: impl Into<String>) -> Self {
-        Self::any_role([key])
-    }
-
-    /// Requires one of the roles with these keys. Without a key no user meets it.
-    pub fn any_role(keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { kind: Kind::Role, any_of: keys.into_iter().map(Into::into).collect() }
-    }
-
-    /// Requires the permission with this key, given by a role or to the user.
-    pub fn permission(key: impl Into<String>) -> Self {
-        Self::any_permission([key])
-    }
-
-    /// Requires one of the permissions with these keys. Without a key no user meets it.
-    pub fn any_permission(keys: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self { kind: Kind::Permission, any_of: keys.into_iter().map(Into::into).collect() }
-    }
-
     /// Checks whether the user meets the requirement. A refusal is counted in
     /// `kinsync_authorizations_refused_total{reason}`.
     ///
@@ -133,21 +101,6 @@ impl Requirement {
                 Err(Problem::Unavailable { retry_after: RETRY_AFTER, request })
             }
             () => Err(Problem::RolesUnknown { needed: self.clone() }),
-        }
-    }
-}
-
-/// Such as ``the role `admin` ``.
-impl fmt::Display for Requirement {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.kind {
-            Kind::Role => "role",
-            Kind::Permission => "permission",
-        };
-        match &*self.any_of {
-            [] => write!(f, "a {name} that does not exist"),
-            [key] => write!(f, "the {name} `{key}`"),
-            keys => write!(f, "one of the {name}s `{}`", keys.join("`, `")),
         }
     }
 }

@@ -19,12 +19,14 @@ use kinsync_engine::{
 pub use problem::{Code, Problem};
 
 use crate::{
-    api::health::{
-        AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, ReconcileHealth,
-        StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
+    api::{
+        health::{
+            AuthenticationHealth, Components, HealthReport, HealthStatus, KeySetHealth, ReconcileHealth,
+            StoreConflict, StoreHealth, TaskHealth, WebhookHealth,
+        },
+        time::age,
     },
     app::AppState,
-    metrics::age,
     plural::counted,
 };
 
@@ -288,7 +290,7 @@ impl Problems {
                 self.degraded(
                     Code::TaskRestarted,
                     format!(
-                        "the task `{name}` failed and was restarted ({}): {}; report it with the log",
+                        "the task `{name}` failed ({}): {}; report it with the log",
                         counted(*restarts, "restart", "restarts"),
                         self.cause(Some(failure))
                     ),

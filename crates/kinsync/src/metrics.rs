@@ -4,10 +4,11 @@
 use std::{sync::OnceLock, time::Duration};
 
 use kinsync_core::Micros;
-use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::{
+    api::time::age,
     app::AppState,
     health::{Code, Detail, Health},
 };
@@ -436,11 +437,6 @@ fn describe() {
     labels::register_counters();
 }
 
-/// Counts a request to the admin routes that was refused, by the code of the problem.
-pub fn count_refused_admin_request(code: &'static str) {
-    counter!("kinsync_admin_requests_refused_total", "reason" => code).increment(1);
-}
-
 /// Writes every metric in the Prometheus text format.
 pub async fn render(state: &AppState) -> String {
     let now = state.engine.clock().now();
@@ -480,12 +476,6 @@ pub async fn render(state: &AppState) -> String {
     process::export();
     gauge!("kinsync_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     state.metrics.render()
-}
-
-/// Seconds from one instant to a later one.
-pub fn age(from: Micros, to: Micros) -> f64 {
-    let micros = u64::try_from(to.0.saturating_sub(from.0)).unwrap_or_default();
-    Duration::from_micros(micros).as_secs_f64()
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; counts above 2^53 do not occur")]

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::json;
 
 use super::Target;
-use super::remote::Request;
+use super::request::Request;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Organizations {

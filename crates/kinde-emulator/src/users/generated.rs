@@ -10,8 +10,6 @@ use crate::config;
 use crate::user::{Grant, User};
 use directory::Memberships;
 
-pub(crate) use directory::Objects;
-
 const NAMES: &[(&str, &str)] = &[
     ("Ada", "ada"),
     ("Zoë", "zoe"),

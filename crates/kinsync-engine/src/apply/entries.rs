@@ -2,7 +2,7 @@
 
 use kinsync_core::{Micros, Observation, UserState, What};
 
-use super::{Delta, next::is_changed};
+use super::Delta;
 use crate::{
     log_entry::{LogEntry, LogSource, kind, kind_of},
     store::Row,
@@ -45,6 +45,11 @@ pub(super) fn of(
     let ended = Some(&derived.ended).filter(|ended| **ended != UserState::default());
     let ended = ended.map(|ended| (kind::ORGANIZATION_DELETED, ended));
     observed.chain(proof.into_iter().chain(ended).map(of_state)).collect()
+}
+
+/// Returns whether a row with this state differs from the stored one in more than `last_seen`.
+pub(super) fn is_changed(row: &Row, next: &UserState) -> bool {
+    row.revision == 0 || !next.eq_ignoring_last_seen(&row.state)
 }
 
 /// Returns whether an observation changes the row. A request alone only makes a missing row.

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use kinsync_core::{Micros, UserState};
 
-use super::{Delta, Scans, entries::Derived};
+use super::{
+    Delta, Scans,
+    entries::{Derived, is_changed},
+};
 use crate::{
     scan_watermark::{self, Recheck, StaleObservations},
     store::Row,
@@ -77,11 +80,6 @@ pub(super) fn next(row: &Row, delta: &Delta, now: Micros, scans: &Scans<'_>) -> 
     let next = with_owner_pending(row, next);
     let recheck = if next.state.needs_check() { Recheck::Yes } else { stale.recheck };
     Next { row: Some(next), recheck, derived: Derived { proof: stale.proof, ended } }
-}
-
-/// Returns whether a row with this state differs from the stored one in more than `last_seen`.
-pub(super) fn is_changed(row: &Row, next: &UserState) -> bool {
-    row.revision == 0 || !next.eq_ignoring_last_seen(&row.state)
 }
 
 /// Returns the row with a mark for each address with an owner that the change from `row` may change.

@@ -20,7 +20,14 @@ pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
         Body::RoleDeleted { id } => vec![deleted(Kind::Role, id)],
         Body::PermissionDeleted { id } => vec![deleted(Kind::Permission, id)],
         Body::UserCreated(user) | Body::UserUpdated(user) => of_user(user),
-        _ => Vec::new(),
+        Body::UserDeleted { .. }
+        | Body::UserAuthenticated { .. }
+        | Body::UserAuthenticationFailed { .. }
+        | Body::AccessRequestCreated(_)
+        | Body::SubscriberCreated(_)
+        | Body::Passkey { .. }
+        | Body::Customer { .. }
+        | Body::Unknown(_) => Vec::new(),
     }
 }
 

@@ -177,7 +177,7 @@ impl Builder {
         self
     }
 
-    /// Opens the queue and the store. Starts nothing; call [`Engine::start`] next.
+    /// Opens the queue and the store. The queue accepts deliveries then; [`Engine::start`] starts everything else.
     ///
     /// # Errors
     /// When the data folder cannot be used or is used by another process, or when a setting is wrong. A MongoDB that
@@ -191,9 +191,14 @@ impl Builder {
         let queue = embedded::Config { is_spool: shared_queue.is_some(), ..queue };
         let local = open_queue(&data_dir, queue, clock.clone()).await?;
         let store = store::open(&data_dir, store).await.map_err(Error::Store)?;
-        let shared = shared_queue.map(|shared| shared.create(&store.store(), &clock));
+        let supervisor = Supervisor::default();
+        supervisor.end_process_after("queue writer", local.panicked());
+        if let Some(panicked) = store.panicked() {
+            supervisor.end_process_after("store threads", panicked);
+        }
+        let shared = shared_queue.map(|shared| shared.create(&store.store(), &clock, &supervisor));
         let shared = shared.transpose().map_err(Error::Queue)?;
-        let spooled = shared.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
+        let spooled = shared.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local) as _)));
         let queue: Arc<dyn Queue> = match &spooled {
             Some(spooled) => Arc::clone(spooled) as _,
             None => local,
@@ -237,7 +242,7 @@ impl Builder {
             unchecked_users: AtomicUsize::new(0),
             #[cfg(feature = "mongodb")]
             search: watch::Sender::default(),
-            supervisor: Supervisor::default(),
+            supervisor,
         })))
     }
 }
@@ -246,7 +251,7 @@ async fn open_queue(
     data_dir: &Path,
     config: embedded::Config,
     clock: Clock,
-) -> Result<Arc<dyn Queue>, Error> {
+) -> Result<Arc<EmbeddedQueue>, Error> {
     let data_dir = data_dir.to_owned();
     let open = move || EmbeddedQueue::open(&data_dir, config, clock);
     let opened = tokio::task::spawn_blocking(open).await;

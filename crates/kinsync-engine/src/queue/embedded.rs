@@ -18,7 +18,6 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -39,7 +38,10 @@ use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
     Search, Stats,
 };
-use crate::clock::Clock;
+use crate::{
+    clock::Clock,
+    thread::{Panicked, Thread},
+};
 
 mod dead_letters;
 mod file;
@@ -105,8 +107,9 @@ impl Default for DeadLetterBounds {
 #[derive(Debug)]
 pub struct EmbeddedQueue {
     shared: Arc<Shared>,
-    commands: Option<mpsc::Sender<Command>>,
-    writer: Option<JoinHandle<()>>,
+    /// Dropped before the writer, which ends then.
+    commands: mpsc::Sender<Command>,
+    writer: Thread,
 }
 
 /// State that the writer shares with the callers.
@@ -157,14 +160,18 @@ impl EmbeddedQueue {
         });
         let writer = Writer::new(Arc::clone(&shared), file, window, clock, config);
         let (commands, inbox) = mpsc::channel(ROUND);
-        let thread = thread::Builder::new().name("kinsync-queue".into()).spawn(move || writer.run(inbox));
-        let thread = thread.map_err(|source| file::unavailable(&shared.path, source))?;
-        Ok(Self { shared, commands: Some(commands), writer: Some(thread) })
+        let writer = Thread::start("kinsync-queue", move || writer.run(inbox));
+        let writer = writer.map_err(|source| file::unavailable(&shared.path, source))?;
+        Ok(Self { shared, commands, writer })
+    }
+
+    /// Waits for the end of the writer. Returns its panic, after which the queue stays closed; `None`: it was closed.
+    pub(crate) fn panicked(&self) -> impl Future<Output = Option<Panicked>> + Send + use<> {
+        self.writer.panicked()
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {
-        let commands = self.commands.as_ref().ok_or(Error::Closed)?;
-        commands.send(command).await.map_err(|_| Error::Closed)
+        self.commands.send(command).await.map_err(|_| Error::Closed)
     }
 
     async fn call<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, Error> {
@@ -175,9 +182,7 @@ impl EmbeddedQueue {
 
     /// Lets the writer delete what was acked. A writer with a full inbox does so anyway.
     fn nudge(&self) {
-        if let Some(commands) = &self.commands {
-            let _ = commands.try_send(Command::Acked);
-        }
+        let _ = self.commands.try_send(Command::Acked);
     }
 
     /// Runs a read on a blocking thread: a backlog larger than memory waits for the disk.
@@ -190,7 +195,7 @@ impl EmbeddedQueue {
             drop(self.shared.open_state()?);
             let (shared, read) = (Arc::clone(&self.shared), read.clone());
             let done = tokio::task::spawn_blocking(move || read(&shared)).await;
-            match done.map_err(|_| Error::Closed)? {
+            match done.map_err(|_| super::unanswered())? {
                 Err(failure) if failure.is_damage() && !repaired => {
                     self.call(|reply| Command::Repair { reply }).await?;
                     repaired = true;
@@ -313,17 +318,6 @@ impl Queue for EmbeddedQueue {
         let (reply, done) = oneshot::channel();
         if self.send(Command::Close { reply }).await.is_ok() {
             let _ = done.await;
-        }
-    }
-}
-
-impl Drop for EmbeddedQueue {
-    fn drop(&mut self) {
-        self.commands = None;
-        if let Some(writer) = self.writer.take()
-            && writer.join().is_err()
-        {
-            tracing::error!("the writer of the queue panicked; entries that it acknowledged are on disk");
         }
     }
 }

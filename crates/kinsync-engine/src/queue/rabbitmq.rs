@@ -34,7 +34,7 @@ use lapin::{
 };
 use secrecy::SecretString;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot},
+    sync::Mutex,
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -45,14 +45,16 @@ use self::{
     dead_letters::DeadLetters,
     examine::{count_ready, count_waiting},
     held::{Held, Taken},
-    publisher::Enqueue,
 };
 use super::{
-    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, Search, Stats,
+    Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, SHARED_TASK,
+    Search, Stats,
+    batches::Batches,
     embedded::DeadLetterBounds,
-    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
+    unanswered,
+    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
-use crate::{clock::Clock, random, store::Store};
+use crate::{clock::Clock, random, store::Store, supervisor::Supervisor};
 
 mod address;
 mod connection;
@@ -66,8 +68,6 @@ mod rows;
 pub const MAX_ENTRY: usize = 7 << 20;
 /// Entries that the server delivers to a process before it acks one.
 const PREFETCH: u16 = 1024;
-/// Calls that wait to be published.
-const WAITING: usize = 16_384;
 /// Longest wait before leases and the connection are looked at again.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -107,7 +107,6 @@ impl Config {
 /// A queue in RabbitMQ.
 pub struct RabbitmqQueue {
     shared: Arc<Shared>,
-    enqueues: mpsc::Sender<Enqueue>,
 }
 
 impl fmt::Debug for RabbitmqQueue {
@@ -122,6 +121,7 @@ impl Drop for RabbitmqQueue {
     /// Ends the tasks, and with them the connections: RabbitMQ delivers what was held to another process.
     fn drop(&mut self) {
         self.shared.closed.cancel();
+        self.shared.working.cancel();
     }
 }
 
@@ -140,6 +140,9 @@ struct Shared {
     next_message: AtomicU32,
     /// Entries that no process holds, and when they were counted.
     ready: Mutex<Option<(Instant, u64)>>,
+    batches: Batches,
+    /// Ends the task that publishes entries and gives back what nothing claims.
+    working: CancellationToken,
     closed: CancellationToken,
     tasks: TaskTracker,
 }
@@ -152,6 +155,20 @@ impl RabbitmqQueue {
     /// # Errors
     /// [`Error::Refused`] if the address cannot be understood.
     pub fn new(config: Config, store: Arc<dyn Store>, clock: Clock) -> Result<Self, Error> {
+        Self::supervised(config, store, clock, &Supervisor::default())
+    }
+
+    /// Creates the queue as [`Self::new`] does. This supervisor runs the task that publishes entries and gives back what nothing
+    /// claims.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn supervised(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        supervisor: &Supervisor,
+    ) -> Result<Self, Error> {
         let hosts = address::hosts(&config.url)?;
         let topology = Topology::of(&config);
         let tasks = TaskTracker::new();
@@ -164,15 +181,19 @@ impl RabbitmqQueue {
             dead_letter_count: AtomicU64::new(0),
             next_message: AtomicU32::new(0),
             ready: Mutex::default(),
+            batches: Batches::default(),
+            working: supervisor.child_token(),
             closed: CancellationToken::new(),
             tasks,
             config,
             clock,
         });
-        let (enqueues, pending) = mpsc::channel(WAITING);
-        shared.tasks.spawn(Arc::clone(&shared).publish_all(pending));
-        shared.tasks.spawn(Arc::clone(&shared).give_back_regularly());
-        Ok(Self { shared, enqueues })
+        let working = Arc::clone(&shared);
+        supervisor.spawn_until(SHARED_TASK, shared.working.clone(), move |stop| {
+            let shared = Arc::clone(&working);
+            async move { _ = tokio::join!(shared.publish_all(&stop), shared.give_back_regularly(&stop)) }
+        });
+        Ok(Self { shared })
     }
 }
 
@@ -197,7 +218,7 @@ impl Shared {
         // Not cancelled with the caller: what has begun is completed or undone.
         let shared = Arc::clone(self);
         let started = self.tasks.spawn(async move { shared.consumer().await });
-        Ok(started.await.map_err(|_| Error::Closed)??)
+        Ok(started.await.map_err(|_| unanswered())??)
     }
 
     async fn consumer(self: &Arc<Self>) -> Result<(), Failure> {
@@ -240,32 +261,9 @@ impl Shared {
         Ok(())
     }
 
-    /// Publishes an entry again that the server had moved to the second queue.
-    async fn publish_again(&self, generation: u64, delivery: DeliveryResult) {
-        let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
-        let message = rows::of_delivery(&mut delivery);
-        tracing::warn!(
-            event = message.entry.as_ref().map(|entry| &entry.event_id),
-            "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
-        );
-        let properties = match &message.entry {
-            Some(entry) => rows::properties(entry, &message.id),
-            None => delivery.properties.clone(),
-        };
-        while delivery.acker.usable() {
-            match self.publish(&[(properties.clone(), &message.body)]).await.pop() {
-                Some(Ok(())) => {
-                    _ = delivery.acker.ack(BasicAckOptions::default()).await;
-                    return;
-                }
-                _ => sleep(POLL).await,
-            }
-        }
-    }
-
     /// Gives back what the server delivered while nothing claims it, so that another process gets it.
-    async fn give_back_regularly(self: Arc<Self>) {
-        while self.closed.run_until_cancelled(sleep(POLL)).await.is_some() {
+    async fn give_back_regularly(&self, stop: &CancellationToken) {
+        while stop.run_until_cancelled(sleep(POLL)).await.is_some() {
             let after = self.config.give_back_after;
             if let Some(generation) = self.held.neglected(after) {
                 tracing::warn!(
@@ -356,7 +354,7 @@ impl Shared {
             }
             waiting.transpose()
         });
-        match counted.await.map_err(|_| Error::Closed)?? {
+        match counted.await.map_err(|_| unanswered())?? {
             None => Err(Error::Closed),
             Some(0) => Ok(()),
             Some(waiting) => Err(Error::Unavailable {
@@ -371,7 +369,7 @@ impl Shared {
         // Not cancelled with a caller that does not wait as long as it takes to connect.
         let shared = Arc::clone(self);
         let connecting = self.tasks.spawn(async move { shared.consuming.live().await });
-        let live = connecting.await.map_err(|_| Error::Closed)??;
+        let live = connecting.await.map_err(|_| unanswered())??;
         let ready = match count_ready(&live, self.publishing.topology()).await {
             Ok(ready) => ready,
             Err(failure) => {
@@ -399,9 +397,7 @@ impl Queue for RabbitmqQueue {
         if bytes > MAX_ENTRY {
             return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
         }
-        let (reply, stored) = oneshot::channel();
-        self.enqueues.send(Enqueue { entry, reply }).await.map_err(|_| Error::Closed)?;
-        stored.await.unwrap_or(Err(Error::Closed)).map(|()| Enqueued::New)
+        self.shared.batches.enqueue(entry).await
     }
 
     async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
@@ -482,8 +478,10 @@ impl Queue for RabbitmqQueue {
 
     async fn close(&self) {
         self.shared.closed.cancel();
+        self.shared.working.cancel();
         self.shared.tasks.close();
         tokio::join!(self.shared.publishing.abort(), self.shared.consuming.abort());
+        self.shared.batches.close().await;
         self.shared.tasks.wait().await;
         tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
     }

@@ -3,6 +3,7 @@
 //! - `address`: the server, or the sentinels that know it
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
+//! - `storing`: entries that are stored together
 //! - `search`: finds entries by their payload, to erase them
 //! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
@@ -19,7 +20,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use redis::{Cmd, Pipeline, Value, cmd};
 use secrecy::SecretString;
-use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::sync::{Mutex, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::connection::{Connection, Failure};
@@ -29,30 +30,29 @@ pub use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
-    Search, Stats,
+    SHARED_TASK, Search, Stats,
+    batches::Batches,
     embedded::DeadLetterBounds,
-    shared::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
+    unanswered,
+    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
 };
-use crate::clock::Clock;
+use crate::{clock::Clock, supervisor::Supervisor};
 
 mod address;
 mod connection;
 mod rows;
 mod search;
 mod server;
+mod storing;
 
 /// Name of the consumer group, and of its only consumer.
 const GROUP: &str = "kinsync";
 /// Idle time at which a claim has ended. Longer than any lease and any delay of a retry.
 const FAR: Duration = Duration::from_hours(30 * 24);
-/// Entries per script.
-const BATCH: usize = 128;
 /// Scripts that store entries at the same time.
 const IN_FLIGHT: usize = 4;
 /// Bytes after which a claim stops: larger responses would delay every other one.
 const CLAIM_BYTES: usize = 8 << 20;
-/// Calls that wait for a script, beyond those in one.
-const WAITING: usize = 16_384;
 /// Longest wait for a new entry before leases and retries are looked at again.
 const POLL: Duration = Duration::from_millis(200);
 
@@ -90,18 +90,19 @@ impl Config {
 /// A queue in Redis.
 pub struct RedisQueue {
     shared: Arc<Shared>,
-    enqueues: mpsc::Sender<Enqueue>,
+}
+
+impl Drop for RedisQueue {
+    /// Ends the task that stores entries.
+    fn drop(&mut self) {
+        self.shared.storing.cancel();
+    }
 }
 
 impl fmt::Debug for RedisQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisQueue").field("keys", &self.shared.keys).finish_non_exhaustive()
     }
-}
-
-struct Enqueue {
-    entry: Entry,
-    reply: oneshot::Sender<Result<Enqueued, Error>>,
 }
 
 struct Shared {
@@ -113,6 +114,9 @@ struct Shared {
     entries: Connection,
     /// Waits for new entries. Of its own: a command that blocks delays all that share its connection.
     waiting: Mutex<Connection>,
+    batches: Batches,
+    /// Ends the task that stores entries.
+    storing: CancellationToken,
     closed: CancellationToken,
     /// Scripts in progress.
     tasks: TaskTracker,
@@ -134,17 +138,44 @@ impl RedisQueue {
     /// # Errors
     /// [`Error::Refused`] if the address cannot be understood.
     pub fn new(config: Config, clock: Clock) -> Result<Self, Error> {
+        Self::supervised(config, clock, &Supervisor::default())
+    }
+
+    /// Creates the queue as [`Self::new`] does. This supervisor runs the task that stores entries.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn supervised(config: Config, clock: Clock, supervisor: &Supervisor) -> Result<Self, Error> {
         let key = |name: &str| format!("{{{}}}:{name}", config.prefix);
         let keys = Keys { stream: key("queue"), seen: key("seen"), dead: key("dead") };
         let address = address::parse(&config.url)?;
         let commands = Connection::new(address.clone())?;
         let entries = Connection::new(address.clone())?;
         let waiting = Mutex::new(Connection::new(address)?);
-        let (closed, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let shared = Arc::new(Shared { config, keys, clock, commands, entries, waiting, closed, tasks });
-        let (enqueues, pending) = mpsc::channel(WAITING);
-        shared.tasks.spawn(Arc::clone(&shared).store_all(pending));
-        Ok(Self { shared, enqueues })
+        let shared = Arc::new(Shared {
+            config,
+            keys,
+            clock,
+            commands,
+            entries,
+            waiting,
+            batches: Batches::default(),
+            storing: supervisor.child_token(),
+            closed: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let storing = Arc::clone(&shared);
+        supervisor.spawn_until(SHARED_TASK, shared.storing.clone(), move |stop| {
+            let shared = Arc::clone(&storing);
+            async move {
+                let store = |batch| {
+                    let shared = Arc::clone(&shared);
+                    async move { shared.store(batch).await }
+                };
+                shared.batches.run(IN_FLIGHT, &shared.tasks, &stop, store).await;
+            }
+        });
+        Ok(Self { shared })
     }
 
     /// Reads what the configuration of the server means for accepted entries.
@@ -159,65 +190,6 @@ impl RedisQueue {
 impl Shared {
     fn open(&self) -> Result<(), Error> {
         if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
-    }
-
-    /// Stores entries until the queue is closed: what waits while a script runs shares the next one.
-    async fn store_all(self: Arc<Self>, mut pending: mpsc::Receiver<Enqueue>) {
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        let mut batch = Vec::with_capacity(BATCH);
-        while let Some(1..) = self.closed.run_until_cancelled(pending.recv_many(&mut batch, BATCH)).await {
-            let permit = Arc::clone(&in_flight).acquire_owned().await;
-            let (shared, batch) = (Arc::clone(&self), std::mem::take(&mut batch));
-            self.tasks.spawn(async move {
-                shared.store(batch).await;
-                drop(permit);
-            });
-        }
-    }
-
-    async fn store(&self, mut batch: Vec<Enqueue>) {
-        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
-        batch.retain(|one| !one.reply.is_closed());
-        if batch.is_empty() {
-            return;
-        }
-        let mut script = script(include_str!("redis/enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
-        script.arg(self.config.max_entries).arg(self.config.dedupe_window);
-        for Enqueue { entry, .. } in &batch {
-            rows::add_entry(&mut script, entry);
-        }
-        let stored = self.stored(script).await;
-        for (at, Enqueue { reply, .. }) in batch.into_iter().enumerate() {
-            let answer = match &stored {
-                Ok(answers) => self.answer(answers.get(at)),
-                Err(Stored::Failed(failure)) => Err(failure.clone().into()),
-                Err(Stored::TooFewReplicas(have)) => {
-                    Err(Failure::too_few_replicas(self.config.replicas, *have))
-                }
-            };
-            // The caller may have been cancelled.
-            _ = reply.send(answer);
-        }
-    }
-
-    async fn stored(&self, script: Cmd) -> Result<Vec<i64>, Stored> {
-        if self.config.replicas == 0 {
-            return self.entries.run(&script).await.map_err(Stored::Failed);
-        }
-        let mut both = Pipeline::new();
-        let mut wait = cmd("WAIT");
-        wait.arg(self.config.replicas).arg(millis(WAIT));
-        both.add_command(script).add_command(wait);
-        let (answers, have): (Vec<i64>, u32) = self.entries.run_all(&both).await.map_err(Stored::Failed)?;
-        if have < self.config.replicas { Err(Stored::TooFewReplicas(have)) } else { Ok(answers) }
-    }
-
-    fn answer(&self, answer: Option<&i64>) -> Result<Enqueued, Error> {
-        match answer {
-            Some(1) => Ok(Enqueued::New),
-            Some(0) => Ok(Enqueued::Duplicate),
-            _ => Err(Error::Full { depth: self.config.max_entries, bytes: 0 }),
-        }
     }
 
     /// Claims what can be claimed now. Returns also the newest id of the stream.
@@ -314,18 +286,8 @@ impl Shared {
     }
 }
 
-/// Why entries are not stored as required.
-enum Stored {
-    Failed(Failure),
-    /// Number of replicas that have the entries.
-    TooFewReplicas(u32),
-}
-
 /// Depth, oldest entry, bytes; the same without the entry for dead letters.
 type StatsReply = (u64, Vec<(String, Value)>, Option<u64>, u64, Option<u64>);
-
-/// Longest time that replicas have to confirm an entry.
-const WAIT: Duration = Duration::from_secs(1);
 
 fn script(text: &str, keys: &[&str]) -> Cmd {
     let mut script = cmd("EVAL");
@@ -374,9 +336,7 @@ impl Queue for RedisQueue {
         if bytes > MAX_ENTRY {
             return Err(Error::TooLarge { bytes, max: MAX_ENTRY });
         }
-        let (reply, stored) = oneshot::channel();
-        self.enqueues.send(Enqueue { entry, reply }).await.map_err(|_| Error::Closed)?;
-        stored.await.unwrap_or(Err(Error::Closed))
+        self.shared.batches.enqueue(entry).await
     }
 
     async fn claim(&self, max: usize, lease: Duration) -> Result<Vec<Claimed>, Error> {
@@ -389,7 +349,7 @@ impl Queue for RedisQueue {
                 let claimed = shared.claim_now(max, lease).await;
                 _ = reply.send(claimed.map(|(newest, claimed)| (newest, OnTheWay { shared, claimed })));
             });
-            let (newest, mut claimed) = claimed.await.unwrap_or(Err(Error::Closed))?;
+            let (newest, mut claimed) = claimed.await.unwrap_or_else(|_| Err(unanswered()))?;
             if !claimed.claimed.is_empty() {
                 return Ok(std::mem::take(&mut claimed.claimed));
             }
@@ -490,6 +450,8 @@ impl Queue for RedisQueue {
 
     async fn close(&self) {
         self.shared.closed.cancel();
+        self.shared.storing.cancel();
+        self.shared.batches.close().await;
         self.shared.tasks.close();
         self.shared.tasks.wait().await;
     }

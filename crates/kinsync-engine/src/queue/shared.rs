@@ -3,31 +3,7 @@
 use std::sync::Arc;
 
 use super::{Error, Queue};
-use crate::{clock::Clock, store::Store};
-
-/// What to do about a certificate of the server that is not accepted.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) const CERTIFICATE: &str = "its certificate is not accepted: the host in the address has to be one of its names, and \
-                                      SSL_CERT_FILE names a file with the certificate of a private authority";
-
-/// Reason of a dead letter that another version of kinsync wrote.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
-
-/// Pause before an entry of another version is claimed again that could not become a dead letter.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) const UNREADABLE_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
-
-/// Logs that entries of another version could not become dead letters.
-#[cfg(any(feature = "redis", feature = "rabbitmq"))]
-pub(super) fn log_unreadable(entries: usize, error: &Error) {
-    let error = crate::breaker::error_chain(error);
-    tracing::warn!(
-        entries,
-        error,
-        "entries that cannot be read could not become dead letters; they stay queued"
-    );
-}
+use crate::{clock::Clock, store::Store, supervisor::Supervisor};
 
 /// Settings of a queue that several processes share.
 #[derive(Clone, Debug)]
@@ -42,18 +18,27 @@ pub enum SharedQueue {
 }
 
 impl SharedQueue {
-    /// Creates the queue. Connects when it is first used. Call it within a tokio runtime.
+    /// Creates the queue, with its background task in this supervisor. Connects when it is first used. Call it within a tokio
+    /// runtime.
     ///
     /// # Errors
     /// [`Error::Refused`] if the address cannot be understood.
-    pub fn create(self, store: &Arc<dyn Store>, clock: &Clock) -> Result<Arc<dyn Queue>, Error> {
-        _ = (store, clock);
+    pub fn create(
+        self,
+        store: &Arc<dyn Store>,
+        clock: &Clock,
+        supervisor: &Supervisor,
+    ) -> Result<Arc<dyn Queue>, Error> {
+        _ = (store, clock, supervisor);
         match self {
             #[cfg(feature = "redis")]
-            Self::Redis(config) => Ok(Arc::new(super::redis::RedisQueue::new(config, clock.clone())?)),
+            Self::Redis(config) => {
+                Ok(Arc::new(super::redis::RedisQueue::supervised(config, clock.clone(), supervisor)?))
+            }
             #[cfg(feature = "rabbitmq")]
             Self::Rabbitmq(config) => {
-                let queue = super::rabbitmq::RabbitmqQueue::new(config, Arc::clone(store), clock.clone())?;
+                let (store, clock) = (Arc::clone(store), clock.clone());
+                let queue = super::rabbitmq::RabbitmqQueue::supervised(config, store, clock, supervisor)?;
                 Ok(Arc::new(queue))
             }
         }

@@ -183,7 +183,7 @@ impl Queue for SpooledQueue {
         match self.accept(entry.clone(), DEADLINE).await {
             // The next request of the user makes it again.
             full @ Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => full,
-            Err(Error::Unavailable { .. } | Error::Refused { .. } | Error::Full { .. }) => {
+            Err(Error::Unavailable { .. } | Error::Refused { .. } | Error::Full { .. } | Error::Closed) => {
                 self.spool.enqueue(entry).await
             }
             answer => answer,

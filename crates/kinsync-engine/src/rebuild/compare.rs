@@ -1,17 +1,17 @@
 //! Compares the stored state of a user with the derived one.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 
 use kinsync_core::{Field, Micros, UserId, UserState, Value, Version, rfc3339};
 use serde::Serialize;
 
 use super::{
     Mode,
-    derive::{Derived, Entries},
+    derive::{Derived, Entries, Origins},
 };
 use crate::{
     decode,
-    store::{LogEntry, Outcome, Row},
+    store::{Outcome, Row},
 };
 
 /// A user that differs from the log.
@@ -113,30 +113,9 @@ pub(super) fn compared(
     Some(Difference { user: row.id.clone(), finding, fields, is_rebuilt: false, refused: None, unusable })
 }
 
-/// Versions of the values in the derived state and of those that they replaced, each with the id of an entry. A version in an
-/// entry that was not joined explains no stored value.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origins(HashMap<Version, String>);
-
-impl Origins {
-    /// Adds the versions in these entries. Decodes each once more: only users that differ pay for this, and very large ones.
-    pub(super) fn add(&mut self, entries: &[LogEntry], latest: Micros) {
-        for entry in entries {
-            let Ok(Some(state)) = decode::state_of(entry, latest) else { continue };
-            let versions: HashSet<Version> = state.versions().cloned().collect();
-            self.0.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
-        }
-    }
-
-    /// Removes all versions but these.
-    pub(super) fn retain(&mut self, versions: &HashSet<&Version>) {
-        self.0.retain(|version, _| versions.contains(version));
-    }
-}
-
 /// Returns whether a stored value has a version that no entry contains, or whether a sign-in is newer than those of all entries.
 fn is_unexplained(stored: &UserState, origins: &Origins, derived: &UserState) -> bool {
-    stored.versions().any(|version| !origins.0.contains_key(version))
+    stored.versions().any(|version| origins.entry(version).is_none())
         || stored.last_signed_in > derived.last_signed_in
 }
 
@@ -176,7 +155,7 @@ fn versions_of(state: &UserState, field: Field) -> HashSet<&Version> {
 
 impl DifferentField {
     fn new(key: &str, [stored, derived]: [HashSet<&Version>; 2], origins: &Origins) -> Self {
-        let unexplained = stored.iter().filter(|version| !origins.0.contains_key(**version)).min();
+        let unexplained = stored.iter().filter(|version| origins.entry(version).is_none()).min();
         let unexplained = unexplained.map(|version| {
             let at = rfc3339::format(version.at);
             format!("{at} {}", decode::event_id(version))
@@ -184,7 +163,7 @@ impl DifferentField {
         // The oldest value that the row lacks; without one, the oldest that the log does not lead to.
         let only = |one: &HashSet<&'_ Version>, other: &HashSet<&Version>| {
             let only = one.iter().filter(|version| !other.contains(**version));
-            let oldest = only.filter_map(|version| Some((*version, origins.0.get(*version)?))).min();
+            let oldest = only.filter_map(|version| Some((*version, origins.entry(version)?))).min();
             oldest.map(|(_, id)| id.clone())
         };
         let since = only(&derived, &stored).or_else(|| only(&stored, &derived));

@@ -1,10 +1,9 @@
 //! Derives the state of a user from the entries of the log.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use kinsync_core::{Directory, Micros, Source, UserId, UserState, Version};
 
-use super::compare::Origins;
 use crate::{
     decode,
     log_entry::{LogEntry, LogSource, kind},
@@ -26,6 +25,32 @@ pub(super) struct Derived {
     pub(super) source: Option<Source>,
     /// Why entries could not be used. The user must not be written then.
     pub(super) unusable: Vec<String>,
+}
+
+/// Versions of the values in the derived state and of those that they replaced, each with the id of an entry. A version in an
+/// entry that was not joined explains no stored value.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origins(HashMap<Version, String>);
+
+impl Origins {
+    /// Adds the versions in these entries. Decodes each once more: only users that differ pay for this, and very large ones.
+    pub(super) fn add(&mut self, entries: &[LogEntry], latest: Micros) {
+        for entry in entries {
+            let Ok(Some(state)) = decode::state_of(entry, latest) else { continue };
+            let versions: HashSet<Version> = state.versions().cloned().collect();
+            self.0.extend(versions.into_iter().map(|version| (version, entry.id.clone())));
+        }
+    }
+
+    /// Returns the id of an entry with this version.
+    pub(super) fn entry(&self, version: &Version) -> Option<&String> {
+        self.0.get(version)
+    }
+
+    /// Removes all versions but these.
+    pub(super) fn retain(&mut self, versions: &HashSet<&Version>) {
+        self.0.retain(|version, _| versions.contains(version));
+    }
 }
 
 /// The entries of one user: those in memory, and the join of those that were released.

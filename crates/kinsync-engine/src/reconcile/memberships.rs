@@ -19,7 +19,6 @@ mod model;
 use std::collections::HashMap;
 
 use kinsync_core::{Field, UserId};
-use serde::{Deserialize, Serialize};
 
 use self::{lost_roles::LostRoles, seen::Seen};
 pub(super) use self::{
@@ -32,7 +31,7 @@ use super::{
     compare::drift,
     deletions::Approved,
     directory::Lists,
-    record::{DriftKind, Run, RunMode},
+    record::{DriftKind, MembershipTally, Run, RunMode},
     scan::Scanned,
     single_reads::is_about_one,
 };
@@ -54,27 +53,6 @@ pub const MAX_ORGANIZATIONS: usize = 10_000;
 const MAX_DIFFERING: usize = 1000;
 /// Members with other roles that are written together, after a read of their permissions.
 const REPAIRED_TOGETHER: usize = 100;
-
-/// What a scan compared of the roles of members.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct MembershipTally {
-    /// Organizations with a list of members.
-    pub organizations: u64,
-    /// Members in these lists.
-    pub members: u64,
-    /// Members with roles or permissions other than the known ones: an event of the user or of the role was missed, or has
-    /// requested this scan.
-    pub changed: u64,
-    /// Members with unknown roles, suspension or time of joining.
-    pub filled_in: u64,
-    /// Organizations, roles and permissions that differed from what was stored.
-    pub directory_changed: u64,
-    /// Members with permissions that are still unknown: the limit of reads per scan left them to the next ones, or a read failed.
-    pub unknown_permissions: u64,
-    /// Why roles were not compared, or not all, with the next step: the first reasons of the run, separated by `; `.
-    pub not_compared: Option<String>,
-}
 
 /// The comparison of the members of all organizations.
 struct Comparison<'a> {

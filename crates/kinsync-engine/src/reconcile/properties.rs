@@ -13,13 +13,12 @@ use std::{
 
 use kinde::{Patch, management::SearchedUser};
 use kinsync_core::{Field, Micros, Observation, Profile, Properties, Source, UserId, Value, Version, What};
-use serde::{Deserialize, Serialize};
 
 use super::{
     Error, Inner, Progress,
     compare::drift,
     memberships::lacks_scope,
-    record::{DriftKind, Run, RunMode},
+    record::{DriftKind, PropertyTally, Run, RunMode},
     scan::Scanned,
 };
 use crate::{
@@ -50,18 +49,6 @@ impl Default for PropertyConfig {
     fn default() -> Self {
         Self { keys: Vec::new(), every: Duration::from_hours(24) }
     }
-}
-
-/// What a scan compared of the properties of users.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct PropertyTally {
-    /// Users in the list.
-    pub users: u64,
-    /// Users with a property that differed from the known one or was unknown.
-    pub changed: u64,
-    /// Why properties were not compared, or not all, with the next step.
-    pub not_compared: Option<String>,
 }
 
 /// The properties of a user, as listed.

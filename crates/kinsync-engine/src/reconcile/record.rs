@@ -1,12 +1,14 @@
 //! Stored results of runs.
 
+mod tallies;
+
 use std::collections::BTreeMap;
 
 use kinsync_core::{Field, Micros, Source, UserId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{memberships::MembershipTally, properties::PropertyTally};
+pub use self::tallies::{MembershipTally, PropertyTally};
 use crate::{
     random,
     state_records::{self, Key, Term},

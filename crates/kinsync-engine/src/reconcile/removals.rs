@@ -4,9 +4,9 @@
 //! confirm the removals of an organization, and unusually many are held as a whole until an operator approves them
 //! ([`super::budget::RemovalBudget`]). Everything else of the lists takes effect at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
-use kinsync_core::{Field, Memberships, Micros, Observation, Source, UserId, Version, What};
+use kinsync_core::{Field, Micros, Observation, Source, UserId, Version, What};
 
 use super::{
     Error, Inner,
@@ -17,63 +17,12 @@ use super::{
     scan::Scanned,
     single_reads::is_about_one,
 };
-use crate::{scan_watermark, state_records::Term, store::Row};
+use crate::state_records::Term;
 
-/// Maximum removals per scan, made or held. The next scan finds the rest.
-const MOST: usize = 100_000;
 /// Members that are read before removals of an organization are carried out or held.
 pub(super) const SAMPLE: usize = 20;
 /// Removals that are written together.
 const CHUNK: usize = 1000;
-
-/// Memberships that the list of users lacks, by organization.
-#[derive(Debug, Default)]
-pub(super) struct Removals {
-    lost: BTreeMap<String, Vec<(UserId, Micros)>>,
-    /// Number of entries of `lost`.
-    count: usize,
-    /// Stored members of each organization.
-    members: HashMap<String, u64>,
-}
-
-impl Removals {
-    /// Adds memberships that a list of this time lacks.
-    pub(super) fn add(&mut self, user: &UserId, codes: Vec<String>, at: Micros) {
-        for code in codes.into_iter().take(MOST.saturating_sub(self.count)) {
-            self.lost.entry(code).or_default().push((user.clone(), at));
-            self.count += 1;
-        }
-    }
-
-    /// Counts the stored memberships of a listed user.
-    pub(super) fn count_members(&mut self, row: Option<&Row>) {
-        let codes = row.and_then(|row| row.state.memberships()).into_iter().flat_map(Memberships::codes);
-        for code in codes {
-            *self.members.entry(code).or_default() += 1;
-        }
-    }
-
-    /// Returns the users without one of their memberships.
-    pub(super) fn users(&self) -> impl Iterator<Item = UserId> + '_ {
-        self.lost.values().flatten().map(|(user, _)| user.clone()).take(scan_watermark::MAX_UNPROVEN + 1)
-    }
-
-    pub(super) fn merge(&mut self, other: Self) {
-        for (code, lost) in other.lost {
-            let room = MOST.saturating_sub(self.count);
-            self.count += lost.len().min(room);
-            self.lost.entry(code).or_default().extend(lost.into_iter().take(room));
-        }
-        for (code, members) in other.members {
-            *self.members.entry(code).or_default() += members;
-        }
-    }
-
-    /// Returns the stored members of an organization.
-    fn members_of(&self, code: &str) -> u64 {
-        self.members.get(code).copied().unwrap_or_default()
-    }
-}
 
 /// What a list lacks of the members of an organization.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

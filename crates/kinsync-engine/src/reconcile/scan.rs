@@ -3,8 +3,10 @@
 //! Pages are requested one after the other; batches are compared and written while the next pages are fetched. Batches
 //! complete in order, so an interrupted backfill resumes at the first incomplete page.
 
+mod scanned;
+
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -13,15 +15,15 @@ use futures_util::{Stream, StreamExt, stream};
 use kinde::management::{Page, Pages, User};
 use kinsync_core::{Field, Micros, Observation, UserId};
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+pub(super) use self::scanned::Scanned;
+use self::scanned::{MAX_SECOND_READS, Removals, TooRecent};
 use super::{
     Error, Inner, Progress,
     budget::hash,
     compare::{Comparison, RemoteUser},
     record::{Drift, DriftKind, PreviousScan, Run, RunMode, Tally},
-    removals::Removals,
 };
 use crate::{
     apply::{Applied, ComparedRows, apply, apply_compared},
@@ -43,12 +45,6 @@ const BATCH: usize = 1000;
 const BATCHES_IN_PROGRESS: usize = 3;
 /// Number of canary users: listed users that single reads must find.
 const CANARIES: usize = 8;
-/// Longest wait until reads can order what a scan could not order. A longer one shows a wrong clock, and there is none.
-const LONGEST_LEAD: Duration = Duration::from_secs(10);
-/// Resolution of the time of a response.
-const DATE_RESOLUTION: Duration = Duration::from_secs(1);
-/// Maximum second reads of deleted users per scan. The next scan handles the rest.
-const MAX_SECOND_READS: usize = 1000;
 
 /// Position of an interrupted backfill.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -100,56 +96,6 @@ impl Checkpoint {
         // An age below zero comes from a wrong clock and is unknown.
         let is_expired = |began: Micros| !(0..=longest).contains(&now.0.saturating_sub(began.0));
         self.next_token.is_none() || self.began.is_none_or(is_expired)
-    }
-}
-
-/// Result of a scan.
-#[derive(Debug, Default)]
-pub(super) struct Scanned {
-    pub(super) tally: Tally,
-    /// Hashes of the users that were listed.
-    pub(super) listed: Vec<u64>,
-    /// Request times of the first and last page, by Kinde's clock.
-    pub(super) sent: Option<(Micros, Micros)>,
-    /// Fields present in every user.
-    pub(super) fields: Option<Vec<Field>>,
-    /// Users deleted in the store that need a second read.
-    pub(super) second_reads: Vec<UserId>,
-    /// Users with a difference from the time of the scan, which cannot be ordered.
-    pub(super) too_recent: TooRecent,
-    /// Users with a difference that was not repaired.
-    pub(super) unproven: BTreeSet<UserId>,
-    /// Number of the scan.
-    pub(super) number: i64,
-    /// Number of the last comparison.
-    pub(super) last_comparison: i64,
-    /// Ids of some listed users.
-    pub(super) canaries: Vec<String>,
-    /// Memberships that the list lacks.
-    pub(super) removals: Removals,
-    /// Hashes of held deletions and removals.
-    pub(super) held: HashSet<u64>,
-}
-
-/// Users with a difference that cannot be ordered, because the stored value is from the time of the scan.
-#[derive(Debug, Default)]
-pub(super) struct TooRecent {
-    pub(super) users: Vec<UserId>,
-    /// Time from which a read can order the differences.
-    pub(super) not_before: Option<Instant>,
-}
-
-impl TooRecent {
-    fn add(&mut self, user: UserId, lead: Duration) {
-        self.users.push(user);
-        let wait = if lead <= LONGEST_LEAD { lead + DATE_RESOLUTION } else { Duration::ZERO };
-        self.not_before = self.not_before.max(Some(Instant::now() + wait));
-    }
-
-    fn merge(&mut self, mut other: Self) {
-        self.users.append(&mut other.users);
-        self.users.truncate(MAX_SECOND_READS);
-        self.not_before = self.not_before.max(other.not_before);
     }
 }
 
@@ -240,19 +186,6 @@ pub(super) async fn scan(
         progress(&scanned.tally);
     }
     Ok(scanned)
-}
-
-impl Scanned {
-    fn add(&mut self, tally: Tally, fields: Option<Vec<Field>>) {
-        self.tally.merge(tally);
-        self.fields = match (self.fields.take(), fields) {
-            (Some(mut known), Some(fields)) => {
-                known.retain(|field| fields.contains(field));
-                Some(known)
-            }
-            (known, fields) => known.or(fields),
-        };
-    }
 }
 
 fn batches(pages: Pages<User>) -> impl Stream<Item = Result<Batch, Error>> {

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures_util::future::select_all;
 use kinsync_core::{Micros, UserId};
 
 use self::worker::Worker;
@@ -16,6 +17,7 @@ use super::{
     Counts, Error, EventFilter, Holder, LOAD_USERS, LOG_EVENTS, LogEntry, OldEntries, OldEntry, Outcome,
     Page, Row, Saved, Store, UserEntries, UserFilter, WRITE_USERS, timed,
 };
+use crate::thread::Panicked;
 
 mod events;
 mod file;
@@ -49,6 +51,21 @@ impl EmbeddedStore {
     pub fn open_read_only(folder: &Path) -> Result<Self, Error> {
         let reader = Worker::start("store-reader", "BEGIN", file::for_reading(folder)?, None)?;
         Ok(Self { reader, writer: None, folder: folder.to_owned() })
+    }
+
+    /// Waits for the end of a thread. Returns its panic, after which every call of the thread fails; `None`: it was dropped.
+    pub(crate) fn panicked(&self) -> impl Future<Output = Option<Panicked>> + Send + use<> {
+        let threads = [Some(&self.reader), self.writer.as_ref()].into_iter().flatten().map(Worker::panicked);
+        let ended = select_all(threads.map(Box::pin).collect::<Vec<_>>());
+        async move { ended.await.0 }
+    }
+
+    /// Panics in a thread.
+    #[cfg(test)]
+    pub(crate) async fn inject_panic(&self, is_writer: bool) {
+        let worker = if is_writer { self.writer.as_ref().expect("open for writing") } else { &self.reader };
+        let ended = worker.call("panic", |_| -> rusqlite::Result<()> { panic!("injected") }).await;
+        assert!(ended.is_err());
     }
 
     fn writer(&self, doing: &'static str) -> Result<&Worker, Error> {

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 #[cfg(feature = "mongodb")]
 use super::mongo::{self, KeptKey, MongoStore, REMEDIES, SearchProgress, UnwrittenSearch};
 use super::{Error, Store, embedded::EmbeddedStore};
-use crate::{breaker::error_chain, log_snapshots};
+use crate::{breaker::error_chain, log_snapshots, thread::Panicked};
 
 #[cfg(feature = "mongodb")]
 use crate::clock::Clock;
@@ -101,6 +101,16 @@ impl OpenedStore {
             Self::Mongo(store) => Arc::new(store.clone()),
             Self::Embedded(store) => Arc::clone(store) as Arc<dyn Store>,
             Self::Prepared(store) => Arc::clone(store),
+        }
+    }
+
+    /// Waits for the end of a thread of the embedded store, as [`EmbeddedStore::panicked`] does; `None` for another store.
+    pub(crate) fn panicked(&self) -> Option<impl Future<Output = Option<Panicked>> + Send + use<>> {
+        match self {
+            #[cfg(feature = "mongodb")]
+            Self::Mongo(_) => None,
+            Self::Embedded(store) => Some(store.panicked()),
+            Self::Prepared(_) => None,
         }
     }
 

@@ -1,13 +1,10 @@
 //! A stored user, as every store loads and writes it.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{borrow::Cow, collections::BTreeSet};
 
 use kinsync_core::{Field, RowMetadata, UserDocument, UserId, UserState, Value};
 
-use super::{DocumentKey, StoredDocument};
+use super::{RefusedKeys, StoredDocument};
 
 /// A stored user. Two rows are equal if they have the same state, whatever their documents contain beside it.
 #[derive(Clone, Debug)]
@@ -32,46 +29,6 @@ pub struct Row {
     /// application.
     pub document: Option<Box<StoredDocument>>,
 }
-
-/// Keys that an index or a validator of the application keeps out of a document, each with the reason. The store keeps their
-/// values, and does not show them.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RefusedKeys {
-    /// Single keys.
-    pub keys: BTreeMap<DocumentKey, String>,
-    /// Why the document shows only whether the user is deleted or suspended, and keeps every other key as it was.
-    pub all: Option<String>,
-}
-
-impl RefusedKeys {
-    /// Returns whether no key is refused.
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.all.is_none()
-    }
-
-    /// Returns each refused key by name, `*` for all, with the reason.
-    pub fn reasons(&self) -> BTreeMap<String, String> {
-        let keys = self.keys.iter().map(|(key, reason)| (key.name().to_owned(), reason.clone()));
-        keys.chain(self.all.iter().map(|reason| (ALL_KEYS.to_owned(), reason.clone()))).collect()
-    }
-
-    #[cfg(feature = "mongodb")]
-    pub(crate) fn insert(&mut self, name: &str, reason: &str) {
-        if name == ALL_KEYS {
-            self.all = Some(reason.to_owned());
-        } else if let Some(key) = DocumentKey::from_name(name) {
-            self.keys.insert(key, reason.to_owned());
-        }
-    }
-
-    /// Returns whether the same keys are refused, for whatever reason.
-    pub(crate) fn are_same_keys(&self, other: &Self) -> bool {
-        self.all.is_some() == other.all.is_some() && self.keys.keys().eq(other.keys.keys())
-    }
-}
-
-/// The name of all keys but the marks.
-const ALL_KEYS: &str = "*";
 
 impl PartialEq for Row {
     fn eq(&self, other: &Self) -> bool {

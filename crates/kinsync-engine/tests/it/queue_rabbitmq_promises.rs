@@ -2,14 +2,21 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use futures_util::future::try_join_all;
+use kinsync_core::Micros;
 use kinsync_engine::{
-    Clock,
+    Clock, Supervisor,
     internal::{
         queue::{
-            Error, Matched, Queue, Search,
+            Enqueued, Error, Matched, Queue, Search, embedded,
             rabbitmq::{Config, RabbitmqQueue},
         },
         store::embedded::EmbeddedStore,
@@ -23,6 +30,7 @@ use crate::{
     faulty::{Failure, Fault, FaultyStore},
     queue_conformance::{Fresh, LEASE, claim, counts, dead_letter, entry, event_ids, ids},
     queue_rabbitmq::{WITHIN, open, open_with, other_program, until_claimed},
+    queue_spooled::World,
 };
 
 /// Limits the queue with this prefix, until it is dropped.
@@ -281,4 +289,32 @@ async fn a_process_holds_a_part_of_a_long_queue_and_leaves_the_rest_to_others() 
     until_ready(&channel, &format!("{prefix}.queue"), 1100 - 1024).await;
     let claimed = timeout(WITHIN, other.queue.claim(100, LEASE)).await.expect("the others can be claimed");
     assert!(!claimed.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_of_the_task_that_publishes_refuses_no_entry_and_is_reported() {
+    let (rabbitmq, dir) = (TestRabbitmq::shared(), tempfile::tempdir().unwrap());
+    let (supervisor, injected) = (Supervisor::default(), Arc::new(AtomicBool::new(false)));
+    let panics = Arc::clone(&injected);
+    // Each message is named by the time.
+    let clock = Clock::from_fn(move || {
+        assert!(!panics.swap(false, Ordering::Relaxed), "injected");
+        Micros(5_000)
+    });
+    let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(rabbitmq.url().into()) };
+    let store = Arc::new(EmbeddedStore::open(&dir.path().join("store")).unwrap());
+    let shared = RabbitmqQueue::supervised(config, store, clock, &supervisor).unwrap();
+    let world = World::start_on(Arc::new(shared), dir.path(), embedded::Config::default());
+    for id in ["before", "during", "after"] {
+        injected.store(id == "during", Ordering::Relaxed);
+        assert_eq!(world.queue.enqueue(entry(id)).await.unwrap(), Enqueued::New, "{id}");
+    }
+    assert!(!injected.load(Ordering::Relaxed), "it panicked");
+    let failure = supervisor.status()["shared queue"].failure.clone();
+    assert_eq!(failure.as_deref(), Some("it panicked: injected"));
+    world.until_moved().await;
+    assert_eq!(world.drained().await.len(), 3);
+    assert_eq!(supervisor.status()["shared queue"].restarts, 1);
+    world.end().await;
+    supervisor.stop().await;
 }

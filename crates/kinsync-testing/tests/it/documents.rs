@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// Documents in which every file and test in backticks must exist.
 const MAPS: [&str; 3] = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"];
 /// Folders that no document describes.
@@ -16,7 +16,7 @@ const FOLDERS: [&str; 8] =
     [".ci/", ".github/", "bench/", "config/", "crates/", "docs/", "examples/", "fuzz/"];
 
 /// Every file and folder of the repository, relative to its root, with `/` at the end of a folder.
-fn tree() -> Vec<String> {
+pub(crate) fn tree() -> Vec<String> {
     fn walk(folder: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
             let path = entry.path();
@@ -35,7 +35,7 @@ fn tree() -> Vec<String> {
     found
 }
 
-fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -45,12 +45,12 @@ fn prose(document: &str) -> String {
 }
 
 /// What stands in single backticks.
-fn quoted(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
 /// `store/{mongo,embedded}.rs` is two files.
-fn expanded(name: &str) -> Vec<String> {
+pub(crate) fn expanded(name: &str) -> Vec<String> {
     let parts = name.split_once('{').and_then(|(before, rest)| Some((before, rest.split_once('}')?)));
     parts.map_or_else(
         || vec![name.to_owned()],

@@ -152,6 +152,18 @@ pub(crate) async fn until(mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Sends requests until one is refused. Those that are sent a second after the change or later have to be, however long the machine
+/// takes to answer them.
+pub(crate) async fn refused_within_a_second(changed: Instant, request: impl AsyncFn() -> StatusCode) {
+    loop {
+        let sent = changed.elapsed();
+        match request().await {
+            StatusCode::FORBIDDEN => return,
+            status => assert!(sent < Duration::from_secs(1), "{status} for a request after {sent:?}"),
+        }
+    }
+}
+
 pub(crate) fn token(kinde: &Emulator, email: &str) -> (String, String) {
     let user = kinde.import_user(NewUser::named(email, "Ada", "Lovelace")).unwrap();
     let spec = TokenSpec { email: Some(true), ..TokenSpec::default() };

@@ -84,7 +84,7 @@ pub struct Components {
     pub tasks: BTreeMap<String, TaskHealth>,
 }
 
-/// A long-running task. It is restarted after a failure.
+/// A long-running task. It is restarted after a failure unless its work is done once.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskHealth {

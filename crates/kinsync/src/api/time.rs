@@ -1,6 +1,6 @@
 //! Instants as RFC 3339 text in UTC with microseconds, such as `2024-05-01T07:41:45.592145Z`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use kinsync_core::{Micros, rfc3339};
 use serde::{Deserialize, Serialize};
@@ -35,4 +35,10 @@ impl FromStr for Time {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         serde_json::from_value(text.into())
     }
+}
+
+/// Seconds from one instant to a later one.
+pub fn age(from: Micros, to: Micros) -> f64 {
+    let micros = u64::try_from(to.0.saturating_sub(from.0)).unwrap_or_default();
+    Duration::from_micros(micros).as_secs_f64()
 }

@@ -22,7 +22,7 @@ use super::{
     meters::{Page, Window},
     snapshot::{Deliveries, Lag, Queue, Reconciler, Snapshot, Users, display_name, recent},
 };
-use crate::{app::AppState, metrics};
+use crate::{api::time::age, app::AppState, metrics};
 
 /// Users per read of the store.
 const PAGE: usize = 1000;
@@ -151,9 +151,7 @@ impl Sampler {
             },
             queue: Queue {
                 depth: queue.depth,
-                oldest_seconds: queue
-                    .oldest_received_at
-                    .map(|at| metrics::age(at, self.state.engine.clock().now())),
+                oldest_seconds: queue.oldest_received_at.map(|at| age(at, self.state.engine.clock().now())),
                 dead_letters: queue.dead_letters,
             },
             breaker: self.state.engine.breaker().state().as_str(),
@@ -174,7 +172,7 @@ impl Sampler {
         Some(Reconciler {
             scans: self.scans.count,
             repaired: self.scans.repaired,
-            last_scan_seconds_ago: ended_at.map(|at| metrics::age(at, self.state.engine.clock().now())),
+            last_scan_seconds_ago: ended_at.map(|at| age(at, self.state.engine.clock().now())),
             failure: status.failure,
         })
     }

@@ -65,7 +65,7 @@ codes! {
     DocumentsOutdated = "documents_outdated",
     /// A changed organization or role could not be written to the documents of its members yet.
     SpreadFailed = "spread_failed",
-    /// A long-running task failed and was restarted.
+    /// A long-running task failed.
     TaskRestarted = "task_restarted",
     /// Authenticated requests are answered without the store.
     AuthenticationDegraded = "authentication_degraded",

@@ -7,7 +7,12 @@ use kinsync_engine::internal::queue::{Error, Spool, Stats};
 use kinsync_tower::problem::chain;
 
 use super::{Code, Problems};
-use crate::{api::health::QueueHealth, app::AppState, config, metrics::age, plural::counted};
+use crate::{
+    api::{health::QueueHealth, time::age},
+    app::AppState,
+    config,
+    plural::counted,
+};
 
 /// A delivery that could not be stored makes the server unready for this long. Then the server is ready again, and the
 /// next delivery shows whether it can be stored.

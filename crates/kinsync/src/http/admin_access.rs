@@ -18,7 +18,6 @@ use super::{
 use crate::{
     app::AppState,
     config::{Http, Scope},
-    metrics::count_refused_admin_request,
 };
 
 /// The name of the token in `KINSYNC_ADMIN_TOKEN`.
@@ -165,9 +164,9 @@ impl AdminAccess {
     }
 }
 
-/// Answers a request for operators that was refused.
+/// Answers a request for operators that was refused, and counts it by the code of the problem.
 pub fn refused(problem: Problem) -> answer::Failure {
-    count_refused_admin_request(problem.code());
+    metrics::counter!("kinsync_admin_requests_refused_total", "reason" => problem.code()).increment(1);
     problem.into()
 }
 

@@ -93,6 +93,14 @@ impl Deployment {
         Self::with(TestMongo::shared().await, processes, &settings).await
     }
 
+    /// With a reconciler in each process, and this filter of their logs.
+    pub(crate) async fn logging(every: &str, processes: usize, filter: &str) -> Self {
+        let settings = settings(every);
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let settings = [&settings[..], &[("KINSYNC_LOG", filter)]].concat();
+        Self::with(TestMongo::shared().await, processes, &settings).await
+    }
+
     /// With a reconciler that compares roles too, and scans on request.
     pub(crate) async fn comparing_roles() -> Self {
         let settings = settings("off");

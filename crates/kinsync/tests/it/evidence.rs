@@ -97,7 +97,7 @@ async fn reconcile_checks_a_single_user() {
     let users = environment.kinde.users();
     let (removed, kept) = (users[3].id.as_str(), users[4].id.as_str());
     environment.kinde.delete_user(removed, Profile::Remove).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    environment.until_reads_are_newer().await;
     let deleted = async || environment.users.count_documents(doc! { "isDeleted": true }).await.unwrap();
     let (code, dry) = environment.json(&["reconcile", "--user", removed, "--dry-run", "--json"]).await;
     assert_eq!(
@@ -120,7 +120,7 @@ async fn in_the_middle_of_deletions(environment: &Environment) -> std::process::
     for user in &environment.kinde.users()[..200] {
         environment.kinde.delete_user(&user.id, Profile::Remove).unwrap();
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    environment.until_reads_are_newer().await;
     let pause = Duration::from_millis(100);
     environment.kinde.set_fault(Fault::always(FaultKind::Slow { min: pause, max: pause }).on("user"));
     let scan = environment.command(&["reconcile", "--json"]).spawn().unwrap();

@@ -71,6 +71,23 @@ impl Environment {
         (code, value)
     }
 
+    /// Waits until a read has a newer version than all before: Kinde's clock has whole seconds, less the duration of a response.
+    pub(crate) async fn until_reads_are_newer(&self) {
+        let first = self.kindes_clock().await;
+        let deadline = Instant::now() + DEADLINE;
+        while self.kindes_clock().await < first + jiff::SignedDuration::from_secs(3) {
+            assert!(Instant::now() < deadline, "Kinde's clock stands still at {first}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn kindes_clock(&self) -> jiff::Timestamp {
+        let keys = format!("{}/.well-known/jwks.json", self.kinde.issuer());
+        let response = reqwest::get(keys).await.unwrap();
+        let date = response.headers()[reqwest::header::DATE].to_str().unwrap();
+        jiff::fmt::rfc2822::parse(date).unwrap().timestamp()
+    }
+
     /// The collection of kinsync's own records.
     pub(crate) async fn state(&self) -> Collection<Document> {
         let client = TestMongo::shared().await.client().await;
@@ -165,10 +182,22 @@ async fn ctrl_c_ends_a_command_that_waits_for_another_scan() {
         assert!(Instant::now() < deadline && scans.try_wait().unwrap().is_none(), "it does not scan");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let mut waits = environment.command(&["backfill"]).spawn().unwrap();
-    // Long enough for it to begin to wait. Before that, Ctrl-C would end it too.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(waits.try_wait().unwrap().is_none(), "it waits");
+    // Before it waits, Ctrl-C would end it too.
+    let uri = environment.vars.iter().find(|(name, _)| *name == "MONGODB_URI").unwrap().1.clone();
+    let separator = if uri.contains('?') { '&' } else { '?' };
+    let mut waiting = environment.command(&["backfill"]);
+    let state = environment.state().await;
+    let database = TestMongo::shared().await.client().await.database(&state.namespace().db);
+    database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let mut waits = waiting.env("MONGODB_URI", format!("{uri}{separator}appName=waits")).spawn().unwrap();
+    let looks =
+        doc! { "appName": "waits", "command.find": "kinsync_state", "command.filter._id": "reconcile.lease" };
+    let profile = database.collection::<Document>("system.profile");
+    while profile.count_documents(looks.clone()).await.unwrap() < 3 {
+        assert!(Instant::now() < deadline && waits.try_wait().unwrap().is_none(), "it does not wait");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
     interrupt(&waits);
     let ended = tokio::task::spawn_blocking(move || waits.wait_with_output().unwrap());
     let ended = tokio::time::timeout(DEADLINE, ended).await.expect("it ends").unwrap();
@@ -221,9 +250,7 @@ async fn reconcile_lists_and_repairs_differences_holds_deletions_and_carries_out
     let edit = UserEdit { first_name: Some("New".into()), ..UserEdit::default() };
     environment.kinde.update_user(&users[40].id, edit).unwrap();
     environment.kinde.import_user(named(1)).unwrap();
-    // Kinde's clock has whole seconds, less the duration of a response. Two reads within that time may have versions in
-    // either order.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    environment.until_reads_are_newer().await;
     let before = environment.documents().await;
     let (code, dry) = environment.json(&["reconcile", "--dry-run", "--json"]).await;
     let drift = |kind: &str| dry["drift"][kind].as_u64();
@@ -262,7 +289,7 @@ async fn an_unknown_error_code_for_missing_users_deletes_no_user_until_it_is_con
     let [ada, _] = [1, 2].map(|n| environment.kinde.import_user(named(n)).unwrap().id);
     assert_eq!(environment.run(&["backfill"]).await.0, 0);
     environment.kinde.delete_user(&ada, Profile::Remove).unwrap();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    environment.until_reads_are_newer().await;
     let (code, run) = environment.json(&["reconcile", "--json"]).await;
     assert_eq!((code, &run["drift"]), (0, &json!({ "undetermined": 1 })), "{run}");
     environment.vars.push(("KINSYNC_UNKNOWN_USER_CODES", "OTHER, NO_SUCH_USER".to_owned()));

@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use bson::{Document, doc};
 use kinde_emulator::{Fault, FaultKind, NewUser, Profile, UserEdit};
-use kinsync_testing::mongo::TestMongo;
+use kinsync_testing::{app::TestApp, mongo::TestMongo};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -249,7 +249,7 @@ async fn a_disabled_webhook_is_reported_until_it_is_enabled_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_three_servers_one_scans_and_another_continues_when_it_is_killed() {
-    let mut deployment = Deployment::reconciled(3, "1s").await;
+    let mut deployment = Deployment::logging("1s", 3, "info,kinsync_engine::reconcile::schedule=debug").await;
     let first = deployment.kinde.import_user(named(1)).unwrap().id;
     deployment.until_stored(&first, doc! {}).await;
     // A scan that does not end.
@@ -273,7 +273,13 @@ async fn of_three_servers_one_scans_and_another_continues_when_it_is_killed() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let requests = deployment.kinde.requests("users");
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    let waits = |app: &TestApp| app.log().matches("another process scans").count();
+    for app in deployment.apps.iter_mut().filter(|app| app.pid() != Some(leader)) {
+        let before = waits(app);
+        app.until("it has tried several times", DEADLINE, async |app| Ok(waits(app) >= before + 3))
+            .await
+            .unwrap();
+    }
     assert_eq!(
         (holder().await, deployment.kinde.requests("users")),
         (Some(leader), requests),

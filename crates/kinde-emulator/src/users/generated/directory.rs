@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{FIRST_CREATED_ON, mix};
 use crate::config;
-use crate::directory::{Organization, Permission, Role};
+use crate::directory::{Objects, Organization, Permission, Role};
 use crate::user::{Grant, Membership};
 
 /// Permissions of each role, and generated permissions per role: neighbouring roles share some.
@@ -17,13 +17,6 @@ const PERMISSIONS_OF_ROLE: usize = 5;
 const PERMISSIONS_PER_ROLE: usize = 2;
 /// The largest number of organizations and of roles.
 const MAX: usize = 1 << 20;
-
-/// The generated organizations, roles and permissions.
-pub(crate) struct Objects {
-    pub(crate) organizations: Vec<Organization>,
-    pub(crate) roles: Vec<Role>,
-    pub(crate) permissions: Vec<Permission>,
-}
 
 impl Objects {
     pub(crate) fn new(wanted: &config::Generated) -> Self {

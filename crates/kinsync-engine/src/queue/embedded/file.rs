@@ -13,7 +13,7 @@ use super::{
     dead_letters, repair, rows,
     state::Totals,
     wal,
-    window::{Fingerprint, Window},
+    window::{self, Fingerprint, Window},
 };
 use crate::{
     clock::Clock,
@@ -208,7 +208,7 @@ impl QueueFile {
         let mut select = self.sqlite.prepare("SELECT event_id FROM entries ORDER BY id")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
-            window.insert(rows::fingerprint(row)?);
+            window.insert(window::fingerprint_in(row)?);
         }
         Ok(window)
     }

@@ -4,10 +4,7 @@ use bytes::Bytes;
 use kinsync_core::Micros;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 
-use super::{
-    state::Item,
-    window::{self, Fingerprint},
-};
+use super::state::Item;
 use crate::queue::{Entry, Payload};
 
 /// Bytes that a row takes beside its event id and payload, about.
@@ -48,11 +45,6 @@ pub(super) fn delete(sqlite: &Connection, ids: &[i64]) -> rusqlite::Result<()> {
         delete.execute((run.first(), run.last()))?;
     }
     Ok(())
-}
-
-/// Reads the fingerprint of the event id in the first column.
-pub(super) fn fingerprint(row: &Row<'_>) -> rusqlite::Result<Fingerprint> {
-    Ok(window::fingerprint(&String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?)))
 }
 
 /// Reads one entry; `None` if it is not in the file.

@@ -3,9 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 use aws_lc_rs::digest;
-use rusqlite::{Connection, OptionalExtension as _};
-
-use super::rows;
+use rusqlite::{Connection, OptionalExtension as _, Row};
 
 /// The first half of the SHA-256 of an event id. Two ids with the same one cannot be made, so a
 /// sender cannot hide an event behind another.
@@ -14,6 +12,11 @@ pub(super) type Fingerprint = [u8; 16];
 pub(super) fn fingerprint(event_id: &str) -> Fingerprint {
     let digest = digest::digest(&digest::SHA256, event_id.as_bytes());
     *digest.as_ref().first_chunk().expect("SHA-256 has 32 bytes")
+}
+
+/// Reads the fingerprint of the event id in the first column.
+pub(super) fn fingerprint_in(row: &Row<'_>) -> rusqlite::Result<Fingerprint> {
+    Ok(fingerprint(&String::from_utf8_lossy(row.get_ref(0)?.as_bytes()?)))
 }
 
 /// The last `capacity` fingerprints.
@@ -59,7 +62,7 @@ impl Window {
     pub(super) fn forget_acked(&mut self, sqlite: &Connection, acked: &[i64]) -> rusqlite::Result<()> {
         let mut select = sqlite.prepare_cached("SELECT event_id FROM entries WHERE id = ?1")?;
         for id in acked {
-            if let Some(fingerprint) = select.query_row([id], rows::fingerprint).optional()? {
+            if let Some(fingerprint) = select.query_row([id], fingerprint_in).optional()? {
                 self.remove(&fingerprint);
             }
         }

@@ -17,7 +17,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::Config;
-use crate::queue::{Error, shared::CERTIFICATE};
+use crate::queue::{CERTIFICATE, Error};
 
 /// Longest time to wait for a connection to one host and for the declaration of the queues there.
 const CONNECT: Duration = Duration::from_secs(3);

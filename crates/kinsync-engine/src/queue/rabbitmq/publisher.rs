@@ -4,11 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use lapin::{BasicProperties, Confirmation, options::BasicPublishOptions};
-use tokio::{
-    sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, timeout},
+use lapin::{
+    BasicProperties, Confirmation,
+    message::DeliveryResult,
+    options::{BasicAckOptions, BasicPublishOptions},
 };
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     POLL, Shared,
@@ -16,10 +18,8 @@ use super::{
     examine::count_ready,
     rows,
 };
-use crate::queue::{Entry, Error, Payload};
+use crate::queue::{Enqueued, Entry, Error, Payload, batches::Pending};
 
-/// Entries in one group.
-const BATCH: usize = 128;
 /// Groups that wait for their confirms at the same time.
 const IN_FLIGHT: usize = 8;
 
@@ -29,28 +29,17 @@ const RENEW: Duration = Duration::from_secs(10);
 
 const ALARM: &str = "it accepts no entries: its memory or its disk is nearly full";
 
-/// An entry that waits to be published.
-pub(super) struct Enqueue {
-    pub(super) entry: Entry,
-    pub(super) reply: oneshot::Sender<Result<(), Error>>,
-}
-
 impl Shared {
-    /// Publishes entries until the queue is closed.
-    pub(super) async fn publish_all(self: Arc<Self>, mut pending: mpsc::Receiver<Enqueue>) {
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        let mut batch = Vec::with_capacity(BATCH);
-        while let Some(1..) = self.closed.run_until_cancelled(pending.recv_many(&mut batch, BATCH)).await {
-            let permit = Arc::clone(&in_flight).acquire_owned().await;
-            let (shared, batch) = (Arc::clone(&self), std::mem::take(&mut batch));
-            self.tasks.spawn(async move {
-                shared.store(batch).await;
-                drop(permit);
-            });
-        }
+    /// Publishes entries until the token is cancelled.
+    pub(super) async fn publish_all(self: &Arc<Self>, stop: &CancellationToken) {
+        let store = |batch| {
+            let shared = Arc::clone(self);
+            async move { shared.store(batch).await }
+        };
+        self.batches.run(IN_FLIGHT, &self.tasks, stop, store).await;
     }
 
-    async fn store(&self, mut batch: Vec<Enqueue>) {
+    async fn store(&self, mut batch: Vec<Pending>) {
         // Their callers no longer wait: those of a spool, which has the entries meanwhile.
         batch.retain(|one| !one.reply.is_closed());
         if batch.is_empty() {
@@ -61,18 +50,18 @@ impl Shared {
             // A sighting can be made again by the next request.
             let bound =
                 |entry: &Entry| if matches!(entry.payload, Payload::Sighting(_)) { most / 2 } else { most };
-            for Enqueue { reply, .. } in batch.extract_if(.., |one| ready >= bound(&one.entry)) {
+            for Pending { reply, .. } in batch.extract_if(.., |one| ready >= bound(&one.entry)) {
                 _ = reply.send(Err(Error::Full { depth: ready, bytes: 0 }));
             }
         }
         let messages: Vec<_> = batch
             .iter()
-            .map(|Enqueue { entry, .. }| (rows::properties(entry, &self.message_id()), entry.payload.bytes()))
+            .map(|Pending { entry, .. }| (rows::properties(entry, &self.message_id()), entry.payload.bytes()))
             .collect();
         let published = self.publish(&messages).await;
-        for (Enqueue { reply, .. }, published) in batch.into_iter().zip(published) {
+        for (Pending { reply, .. }, published) in batch.into_iter().zip(published) {
             // The caller may have been cancelled.
-            _ = reply.send(published.map_err(Into::into));
+            _ = reply.send(published.map(|()| Enqueued::New).map_err(Into::into));
         }
     }
 
@@ -124,6 +113,29 @@ impl Shared {
                 const REFUSED: &str =
                     "it refused an entry: a policy limits the length of the queue, or see its log";
                 Err(live.rejected(REFUSED))
+            }
+        }
+    }
+
+    /// Publishes an entry again that the server had moved to the second queue.
+    pub(super) async fn publish_again(&self, generation: u64, delivery: DeliveryResult) {
+        let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
+        let message = rows::of_delivery(&mut delivery);
+        tracing::warn!(
+            event = message.entry.as_ref().map(|entry| &entry.event_id),
+            "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
+        );
+        let properties = match &message.entry {
+            Some(entry) => rows::properties(entry, &message.id),
+            None => delivery.properties.clone(),
+        };
+        while delivery.acker.usable() {
+            match self.publish(&[(properties.clone(), &message.body)]).await.pop() {
+                Some(Ok(())) => {
+                    _ = delivery.acker.ack(BasicAckOptions::default()).await;
+                    return;
+                }
+                _ => sleep(POLL).await,
             }
         }
     }

@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::address::{Address, Sentinels};
-use crate::queue::{Error, shared::CERTIFICATE};
+use crate::queue::{CERTIFICATE, Error};
 
 /// Longest time that a response takes, unless the command itself waits.
 const RESPONSE: Duration = Duration::from_secs(5);

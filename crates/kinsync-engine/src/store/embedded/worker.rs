@@ -1,6 +1,6 @@
 //! One thread with one SQLite connection. Concurrent calls share one transaction and therefore one fsync.
 
-use std::{fs::File, sync::Arc, thread, time::Duration};
+use std::{fs::File, sync::Arc, time::Duration};
 
 use rusqlite::{Connection, ErrorCode};
 use tokio::{
@@ -8,7 +8,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::store::Error;
+use crate::{
+    store::Error,
+    thread::{Panicked, Thread},
+};
 
 /// Capacity of the channel of calls.
 const WAITING: usize = 256;
@@ -22,14 +25,15 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// A thread that runs SQLite calls in order. Dropping it waits for the last call.
 #[derive(Debug)]
 pub(super) struct Worker {
-    calls: Option<mpsc::Sender<Box<dyn Call>>>,
-    thread: Option<thread::JoinHandle<()>>,
+    /// Dropped before the thread, which ends then.
+    calls: mpsc::Sender<Box<dyn Call>>,
+    thread: Thread,
 }
 
 impl Worker {
     /// Starts the thread. `begin` is the statement that begins a transaction. The thread holds the lock until it ends.
     pub(super) fn start(
-        name: &str,
+        name: &'static str,
         begin: &'static str,
         sqlite: Connection,
         lock: Option<File>,
@@ -42,9 +46,14 @@ impl Worker {
             drop(sqlite);
             drop(lock);
         };
-        let thread = thread::Builder::new().name(name.into()).spawn(run);
-        let thread = thread.map_err(|error| unavailable("start the embedded store", error))?;
-        Ok(Self { calls: Some(calls), thread: Some(thread) })
+        let thread =
+            Thread::start(name, run).map_err(|error| unavailable("start the embedded store", error))?;
+        Ok(Self { calls, thread })
+    }
+
+    /// Waits for the end of the thread. Returns its panic, after which every call fails; `None`: it was dropped.
+    pub(super) fn panicked(&self) -> impl Future<Output = Option<Panicked>> + Send + use<> {
+        self.thread.panicked()
     }
 
     /// Runs one call in a transaction. Cancelling the future does not undo the call.
@@ -56,8 +65,7 @@ impl Worker {
         let deadline = Instant::now() + LIMIT;
         let (reply, answer) = oneshot::channel();
         let call = Box::new(Pending { work: Some(work), done: None, reply });
-        let calls = self.calls.as_ref().expect("taken only when dropped");
-        match timeout_at(deadline, calls.send(call)).await {
+        match timeout_at(deadline, self.calls.send(call)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(unavailable(doing, "the thread of the store has ended")),
             Err(_) => return Err(unavailable(doing, "the queue of calls to the store is full")),
@@ -66,16 +74,6 @@ impl Worker {
             Ok(Ok(answer)) => answer.map_err(|error| shared_failure(doing, error)),
             Ok(Err(_)) => Err(unavailable(doing, "the thread of the store has ended")),
             Err(_) => Err(unavailable(doing, "the disk did not respond in time")),
-        }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        drop(self.calls.take());
-        if let Some(thread) = self.thread.take() {
-            // After a panic of the thread, its waiting calls have already failed.
-            let _ = thread.join();
         }
     }
 }

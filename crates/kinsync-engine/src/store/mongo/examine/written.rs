@@ -1,6 +1,6 @@
 //! What kinsync writes into a user document, for the comparison with an index or a validator.
 
-use kinsync_core::Field;
+use kinsync_core::{Field, ValueKind};
 
 use super::super::keys::{Keys, METADATA};
 use crate::store::DocumentKey;
@@ -75,15 +75,7 @@ impl Written {
 fn nature(key: DocumentKey) -> (Presence, &'static str) {
     match key {
         DocumentKey::KindeId => (Presence::Identifies, "string"),
-        DocumentKey::Field(Field::Email | Field::Phone | Field::Username | Field::ProvidedId) => {
-            (Presence::Distinct, "string")
-        }
-        DocumentKey::Field(Field::FirstName | Field::LastName | Field::Picture) => {
-            (Presence::Shared, "string")
-        }
-        DocumentKey::Field(Field::Organizations | Field::Identities) => (Presence::Shared, "array"),
-        DocumentKey::Field(Field::Properties) => (Presence::Shared, "object"),
-        DocumentKey::Field(_) => (Presence::Shared, "bool"),
+        DocumentKey::Field(field) => (presence(field), kind(field.value_kind())),
         DocumentKey::EmailConflict => (Presence::Distinct, "object"),
         DocumentKey::CreatedAt | DocumentKey::UpdatedAt => (Presence::Always, "date"),
         DocumentKey::LastSeenAt | DocumentKey::LastSignedInAt | DocumentKey::DeletedAt => {
@@ -91,5 +83,24 @@ fn nature(key: DocumentKey) -> (Presence, &'static str) {
         }
         DocumentKey::Source => (Presence::Always, "string"),
         DocumentKey::IsDeleted => (Presence::Always, "bool"),
+    }
+}
+
+/// A field is taken as one whose values several users may have unless Kinde lets only one have them: then an examination reports a
+/// unique index that can refuse a write.
+fn presence(field: Field) -> Presence {
+    match field {
+        Field::Email | Field::Phone | Field::Username | Field::ProvidedId => Presence::Distinct,
+        _ => Presence::Shared,
+    }
+}
+
+fn kind(kind: ValueKind) -> &'static str {
+    match kind {
+        ValueKind::Text => "string",
+        ValueKind::Flag => "bool",
+        ValueKind::Time => "date",
+        ValueKind::List => "array",
+        ValueKind::Document => "object",
     }
 }
