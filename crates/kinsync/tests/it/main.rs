@@ -29,6 +29,7 @@ mod load;
 mod monitoring;
 mod one_command;
 mod queries;
+mod readme;
 mod rebuild;
 mod reconcile;
 mod reference;
