@@ -68,8 +68,8 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
         bench.kinsync(&format!("jwt{round}"), &load, &mut tokens).await?;
         tokens.baseline.push(bench.baseline(&load).await?);
     }
-    tell_hmac(&hmac, body, options, report);
-    tell_jwt(&tokens, &jwt, options, report);
+    report_hmac(&hmac, body, options, report);
+    report_jwt(&tokens, &jwt, options, report);
     Ok(())
 }
 
@@ -140,10 +140,10 @@ impl Bench<'_> {
             turn.fail(self.missing(name, USERS, users_of(&outcome, load)).await?);
         }
         scheme.kinsync.push(turn);
-        self.forget(name).await
+        self.drop_database(name).await
     }
 
-    /// Kinsync while MongoDB is away: the durable queue alone.
+    /// Kinsync while MongoDB is unavailable: the durable queue alone.
     async fn kinsync_alone(&self, name: &str, load: &Load) -> anyhow::Result<Turn> {
         let nowhere = format!("mongodb://{}/{name}?replicaSet=rs0", free_address()?);
         let settings = Settings { mongodb: Some(nowhere), ..Settings::default() };
@@ -162,7 +162,7 @@ impl Bench<'_> {
         let (outcome, mut turn) = Turn::run(plan, server.process(), self.mongod).await?;
         turn.fail(self.missing(name, "users", users_of(&outcome, load)).await?);
         drop(server);
-        self.forget(name).await?;
+        self.drop_database(name).await?;
         Ok(turn)
     }
 
@@ -173,24 +173,24 @@ impl Bench<'_> {
         Ok((found != expect).then(|| format!("{found} of {expect} documents are in `{collection}`")))
     }
 
-    async fn forget(&self, database: &str) -> anyhow::Result<()> {
+    async fn drop_database(&self, database: &str) -> anyhow::Result<()> {
         Ok(self.mongod.database(database).drop().await?)
     }
 }
 
-/// How many users the accepted requests spoke of.
+/// Number of different users in the accepted requests.
 fn users_of(outcome: &Outcome, load: &Load) -> u64 {
     let users: HashSet<_> = outcome.answered.iter().map(|(at, _)| load.events[*at].user).collect();
     users.len() as u64
 }
 
-fn tell_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Report) {
+fn report_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Report) {
     let Scheme { kinsync, alone, baseline, peer, .. } = scheme;
     let load = format!("HMAC, {body} B, {} connections", options.connections);
     report.add(baseline.row(&format!("(b) only reads and answers: {load}")));
     report.add(kinsync.row("(a) kinsync: durable, then 200").note(drained(scheme)));
     report.add(peer.row("(c) Express + Mongoose: upsert awaited, then 200"));
-    report.add(alone.row("(a') kinsync with MongoDB away: queue alone"));
+    report.add(alone.row("(a') kinsync while MongoDB is unavailable: queue alone"));
     report.add(alone.cpu_row("CPU per acknowledged delivery, MongoDB unavailable"));
     let why = format!("CPU {}; queue alone (a')/(b) = {:.2}", kinsync.cpu(), alone.over(baseline).median);
     report.add(kinsync.ratio("HMAC (a)/(b)", baseline).target(Target::AtLeast(0.6)).because(&why));
@@ -200,7 +200,7 @@ fn tell_hmac(scheme: &Scheme, body: usize, options: &Options, report: &mut Repor
     report.add(row.unless(kinsync.problem().or_else(|| peer.problem())).because(&why));
 }
 
-fn tell_jwt(scheme: &Scheme, requests: &Requests, options: &Options, report: &mut Report) {
+fn report_jwt(scheme: &Scheme, requests: &Requests, options: &Options, report: &mut Report) {
     let Scheme { kinsync, baseline, .. } = scheme;
     let load = format!("JWT, {} B, {} connections", requests.body_bytes(), options.connections);
     report.add(

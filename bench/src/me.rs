@@ -153,7 +153,7 @@ impl Bench<'_> {
             Turn::run(self.again(to, &self.load.warm), kinsync.process(), self.mongod).await?;
         let (after, took) = (kinsync.metrics().await?, start.elapsed());
         let grown = |name: &str| after.total(name) - before.total(name);
-        turns.calls.push(grown("kinsync_store_seconds_count") / took.as_secs_f64());
+        turns.calls.push(grown("kinsync_store_call_duration_seconds_count") / took.as_secs_f64());
         let without = |samples: &crate::metrics::Samples| {
             samples.labelled("kinsync_authentications_total", "outcome", "degraded")
         };

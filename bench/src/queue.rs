@@ -55,9 +55,15 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     for (name, version) in found.versions {
         report.machine().version(&name, version);
     }
-    tell("embedded", "a table of SQLite, one transaction per window", &found.embedded, options, report);
-    tell("Redis", "pipelined XADD; XREADGROUP and XACK", &found.redis, options, report);
-    tell("RabbitMQ", "confirmed publishes; consume and ack of many", &found.rabbitmq, options, report);
+    report_rows(
+        "embedded",
+        "a table of SQLite, one transaction per window",
+        &found.embedded,
+        options,
+        report,
+    );
+    report_rows("Redis", "pipelined XADD; XREADGROUP and XACK", &found.redis, options, report);
+    report_rows("RabbitMQ", "confirmed publishes; consume and ack of many", &found.rabbitmq, options, report);
     processes::measure(work, options, report).await
 }
 
@@ -78,7 +84,7 @@ async fn inside(work: &Work, options: &Options) -> anyhow::Result<Found> {
     Ok(found)
 }
 
-fn tell(backend: &str, client: &str, sides: &Sides, options: &Options, report: &mut Report) {
+fn report_rows(backend: &str, client: &str, sides: &Sides, options: &Options, report: &mut Report) {
     let Options { entries, outstanding, payload, .. } = options;
     let of =
         |turns: &[Turn], value: fn(&Turn) -> f64| Spread::of(&turns.iter().map(value).collect::<Vec<_>>());

@@ -60,7 +60,7 @@ const identity = new Schema<KinsyncIdentity>({ kind: String, identity: String },
 
 /**
  * The keys of kinsync for a schema. Lists have no default, so that "not known" stays different from "none". kinsync creates
- * the indexes: declare none here, and set `autoIndex: false` or leave `unique` away.
+ * the indexes: declare none here, and set `autoIndex: false` or omit `unique`.
  */
 export const kinsyncKeys = {
   kindeId: { type: String, immutable: true },

@@ -45,7 +45,7 @@ impl Tenant {
         for first in (0..users).step_by(BATCH) {
             let observations = (first..users.min(first + BATCH)).flat_map(|user| tenant.observations(user));
             let applied = apply(&**tenant.engine.store(), observations, tenant.micros()).await?;
-            anyhow::ensure!(applied.rejected.is_empty(), "the store rejected users");
+            anyhow::ensure!(applied.refused.is_empty(), "the store refused users");
         }
         Ok(tenant)
     }

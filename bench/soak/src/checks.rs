@@ -37,7 +37,7 @@ impl Verdicts {
     }
 
     /// Prints the number of each; fails if something is false.
-    pub fn tell(&self) -> ExitCode {
+    pub fn finish(&self) -> ExitCode {
         let wrong = self.0.iter().filter(|(holds, _)| !holds).count();
         println!("{} checks hold, {wrong} do not", self.0.len() - wrong);
         if wrong == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

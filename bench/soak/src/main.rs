@@ -62,7 +62,7 @@ async fn main() -> ExitCode {
         _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("stopped by Ctrl-C")),
     };
     match result {
-        Ok(verdicts) => verdicts.tell(),
+        Ok(verdicts) => verdicts.finish(),
         Err(error) => {
             eprintln!("soak: {error:#}");
             ExitCode::FAILURE

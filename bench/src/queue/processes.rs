@@ -66,7 +66,7 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
             two.push(turn(2).await?);
         }
     }
-    tell(&one, &two, report);
+    report_rows(&one, &two, report);
     Ok(())
 }
 
@@ -150,7 +150,7 @@ async fn until_logged(mongod: &Mongod, database: &str, accepted: u64) -> anyhow:
     }
 }
 
-fn tell(one: &[Turn], two: &[Turn], report: &mut Report) {
+fn report_rows(one: &[Turn], two: &[Turn], report: &mut Report) {
     let problem = one.iter().chain(two).find_map(|turn| turn.problem.clone());
     let of = |turns: &[Turn], value: &dyn Fn(&Turn) -> f64| {
         Spread::of(&turns.iter().map(value).collect::<Vec<_>>())

@@ -15,11 +15,12 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use crate::domain;
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::event::reader::Reader;
 use crate::http_client::{Failure, HttpClient, Limits, RawResponse};
 use crate::json;
-
+use crate::labels::labels;
 use crate::patch::Patch;
 use crate::response::{Clock, Response};
 
@@ -113,17 +114,19 @@ impl Error {
             _ => false,
         }
     }
+}
 
+labels! {
+    /// Every [`Self::outcome`]. That of a profile is `ok`.
+    OUTCOMES,
     /// Returns a stable label for metrics.
-    pub const fn outcome(&self) -> &'static str {
-        match self {
-            Self::TokenRejected => "token_rejected",
-            Self::RateLimited { .. } => "rate_limited",
-            Self::Unreachable(_) => "unreachable",
-            Self::UnexpectedStatus(_) => "unexpected_status",
-            Self::ResponseTooLarge => "response_too_large",
-            Self::NotJson | Self::InvalidResponse(_) | Self::ConflictingIds => "invalid_response",
-        }
+    outcome of Error {
+        Self::TokenRejected => "token_rejected",
+        Self::RateLimited { .. } => "rate_limited",
+        Self::Unreachable(_) => "unreachable",
+        Self::UnexpectedStatus(_) => "unexpected_status",
+        Self::ResponseTooLarge => "response_too_large",
+        Self::NotJson | Self::InvalidResponse(_) | Self::ConflictingIds => "invalid_response",
     }
 }
 
@@ -191,7 +194,7 @@ impl ProfileClient {
     pub async fn user_profile(&self, access_token: &str) -> Result<Response<UserProfile>, Error> {
         let outcome = self.request_profile(access_token).await;
         let label = outcome.as_ref().map_or_else(Error::outcome, |_| "ok");
-        metrics::counter!("kinde_api_requests_total", "endpoint" => "user_profile", "outcome" => label)
+        metrics::counter!("kinde_api_requests_total", "endpoint" => Endpoint::UserProfile.as_str(), "outcome" => label)
             .increment(1);
         outcome
     }

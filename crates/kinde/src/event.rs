@@ -210,14 +210,23 @@ pub fn is_known(event_type: &str) -> bool {
     decoder(event_type).is_some()
 }
 
+/// `user.created`.
+pub const USER_CREATED: &str = "user.created";
+/// `user.updated`.
+pub const USER_UPDATED: &str = "user.updated";
+/// `user.deleted`.
+pub const USER_DELETED: &str = "user.deleted";
+/// `user.authenticated`: a sign-in.
+pub const USER_AUTHENTICATED: &str = "user.authenticated";
+
 type Decoder = fn(&mut Reader<'_>) -> Result<Body, Error>;
 
 /// All event types with a documented shape. This is the only list of them.
 const TYPES: &[(&str, Decoder)] = &[
-    ("user.created", |event| Ok(Body::UserCreated(User::read(event.subject("user")?)?))),
-    ("user.updated", |event| Ok(Body::UserUpdated(User::read(event.subject("user")?)?))),
-    ("user.deleted", |event| Ok(Body::UserDeleted { id: subject_id(event, "user", "id")? })),
-    ("user.authenticated", |event| {
+    (USER_CREATED, |event| Ok(Body::UserCreated(User::read(event.subject("user")?)?))),
+    (USER_UPDATED, |event| Ok(Body::UserUpdated(User::read(event.subject("user")?)?))),
+    (USER_DELETED, |event| Ok(Body::UserDeleted { id: subject_id(event, "user", "id")? })),
+    (USER_AUTHENTICATED, |event| {
         let id = subject_id(event, "user", "id")?;
         Ok(Body::UserAuthenticated { id, ip_address: ip_address(event)? })
     }),

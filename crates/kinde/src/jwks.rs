@@ -41,6 +41,7 @@ use crate::domain;
 use crate::jws::Key;
 #[cfg(any(feature = "webhook", feature = "bearer"))]
 use crate::jws::{self, Unverified, Verified};
+use crate::labels::labels;
 
 /// The reason why there is no key for a `kid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -61,15 +62,17 @@ pub enum Error {
     },
 }
 
-impl Error {
+labels! {
+    /// Every [`Self::reason`].
+    REASONS,
     /// Returns a stable label for metrics and problem documents.
-    pub const fn reason(self) -> &'static str {
-        match self {
-            Self::UnknownKey => "unknown_key",
-            Self::Unavailable { .. } => "keys_unavailable",
-        }
+    reason of Error {
+        Self::UnknownKey => "unknown_key",
+        Self::Unavailable { .. } => "keys_unavailable",
     }
+}
 
+impl Error {
     /// Returns the time for `Retry-After`, if the keys may be available later.
     pub const fn retry_after(self) -> Option<Duration> {
         match self {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use crate::json;
+use crate::labels::labels;
 
 /// Maximum length of a bearer token, in bytes.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;
@@ -83,21 +84,19 @@ pub enum Error {
     SignatureMismatch,
 }
 
-impl Error {
+labels! {
+    /// Every [`Self::reason`].
+    REASONS,
     /// Returns a stable label for metrics and problem documents.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::TooLong { .. } => "token_too_long",
-            Self::HeaderTooLong | Self::PartCount | Self::Encoding { .. } | Self::Json { .. } => {
-                "malformed_token"
-            }
-            Self::DuplicateMember { .. } => "duplicate_member",
-            Self::WrongAlgorithm => "wrong_algorithm",
-            Self::MissingKeyId => "missing_key_id",
-            Self::UnsupportedHeader { member: "crit" } => "critical_header",
-            Self::UnsupportedHeader { .. } => "unsupported_header",
-            Self::SignatureMismatch => "signature_mismatch",
-        }
+    reason of Error {
+        Self::TooLong { .. } => "token_too_long",
+        Self::HeaderTooLong | Self::PartCount | Self::Encoding { .. } | Self::Json { .. } => "malformed_token",
+        Self::DuplicateMember { .. } => "duplicate_member",
+        Self::WrongAlgorithm => "wrong_algorithm",
+        Self::MissingKeyId => "missing_key_id",
+        Self::UnsupportedHeader { member: "crit" } => "critical_header",
+        Self::UnsupportedHeader { .. } => "unsupported_header",
+        Self::SignatureMismatch => "signature_mismatch",
     }
 }
 

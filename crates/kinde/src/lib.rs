@@ -23,6 +23,8 @@ pub mod bearer;
 #[cfg(feature = "fetch")]
 pub mod discovery;
 pub mod domain;
+#[cfg(feature = "_http")]
+mod endpoint;
 #[cfg_attr(
     not(feature = "management"),
     expect(dead_code, reason = "some field types occur in responses of the Management API only")
@@ -43,6 +45,8 @@ mod json;
 pub mod jwks;
 #[cfg(feature = "_keys")]
 pub mod jws;
+#[cfg(any(feature = "_keys", feature = "_http"))]
+mod labels;
 #[cfg(feature = "management")]
 pub mod management;
 pub mod patch;
@@ -64,6 +68,8 @@ pub mod webhook;
 #[doc(no_inline)]
 pub use bytes;
 pub use domain::parse_domain;
+#[cfg(feature = "_http")]
+pub use endpoint::Endpoint;
 pub use event::Event;
 #[cfg(feature = "webhook")]
 #[doc(no_inline)]

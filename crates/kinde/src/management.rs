@@ -36,6 +36,7 @@ use self::retry::Gate;
 use self::token::{Credentials, Tokens};
 pub use self::webhook::{EventType, NewWebhook, Webhook, WebhookUpdate};
 use crate::domain;
+use crate::endpoint::Endpoint;
 use crate::event::reader::Reader;
 use crate::event::{self, Event};
 pub use crate::event::{Permission, Role};
@@ -85,7 +86,7 @@ impl Client {
     pub fn users(&self) -> Pages<User> {
         let expand = self.0.config.expand.query();
         let list = List {
-            endpoint: "users",
+            endpoint: Endpoint::Users,
             scope: USERS,
             url: self.url(&["users"]),
             query: expand.map(|expand| ("expand", expand.to_owned())).into_iter().collect(),
@@ -110,7 +111,7 @@ impl Client {
         let url = self.url(&["user"]);
         let expand = self.0.config.expand.query().map(|expand| ("expand", expand));
         let call = Call {
-            endpoint: "user",
+            endpoint: Endpoint::User,
             scope: USERS,
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| {
@@ -135,7 +136,7 @@ impl Client {
         let url = self.url(&["event_types"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
         let read = |response: Reader<'_>| list(response, "event_types", EventType::read);
-        self.existing(reading("event_types", "read:event_types", get, read)).await
+        self.existing(reading(Endpoint::EventTypes, "read:event_types", get, read)).await
     }
 
     /// Reads one event; `None` if Kinde does not have it. Scope `read:events`.
@@ -143,7 +144,7 @@ impl Client {
         check_id(id)?;
         let url = self.url(&["events", id]);
         let call = Call {
-            endpoint: "event",
+            endpoint: Endpoint::Event,
             scope: "read:events",
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.get(url.clone()),
@@ -163,7 +164,7 @@ impl Client {
         let url = self.url(&["webhooks"]);
         let get = |http: &reqwest::Client| http.get(url.clone());
         let read = |response: Reader<'_>| list(response, "webhooks", Webhook::read);
-        self.existing(reading("webhooks", "read:webhooks", get, read)).await
+        self.existing(reading(Endpoint::Webhooks, "read:webhooks", get, read)).await
     }
 
     /// Creates a webhook and returns its id. Scope `create:webhooks`.
@@ -172,7 +173,7 @@ impl Client {
     pub async fn create_webhook(&self, webhook: &NewWebhook) -> Result<Response<String>, Error> {
         let url = self.url(&["webhooks"]);
         let call = Call {
-            endpoint: "create_webhook",
+            endpoint: Endpoint::CreateWebhook,
             scope: "create:webhooks",
             effect: Effect::Creates,
             build: |http: &reqwest::Client| http.post(url.clone()).json(webhook),
@@ -187,7 +188,7 @@ impl Client {
         check_id(id)?;
         let url = self.url(&["webhooks", id]);
         let call = Call {
-            endpoint: "update_webhook",
+            endpoint: Endpoint::UpdateWebhook,
             scope: "update:webhooks",
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.patch(url.clone()).json(edit),
@@ -254,7 +255,7 @@ fn credentials(config: &Config, domain: &Url) -> Credentials {
 
 /// A call that reads an object that always exists.
 fn reading<Build, Read>(
-    endpoint: &'static str,
+    endpoint: Endpoint,
     scope: &'static str,
     build: Build,
     read: Read,

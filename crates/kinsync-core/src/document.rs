@@ -34,7 +34,7 @@ pub struct RowMetadata {
     /// Number of the comparison, in the order of the store, by which a scan first found the fields of this row equal to
     /// Kinde's or repaired them; `None`: no scan did, and no proof of a scan covers the row.
     pub compared_since: Option<i64>,
-    /// Number of the newest comparison that the writer of the newest change of a field knew of; `None`: a scan has
+    /// Number of the newest comparison that the writer of the newest change of a field had read; `None`: a scan has
     /// compared the row since that change.
     pub changed_after: Option<i64>,
 }

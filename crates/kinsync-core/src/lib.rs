@@ -8,10 +8,12 @@
 //! - [`field`]: the synced fields and their values
 //! - [`membership`]: the memberships in organizations
 //! - [`directory`]: the organizations, roles and permissions that memberships refer to
+//! - [`property`]: the properties of users
 //! - [`observation`]: facts about one user from one source
 //! - [`register`]: the newest value of one field
 //! - [`state`]: the state of one user
 //! - [`join`]: the join of two states
+//! - `packed`: the versions in a stored value, each one once
 //! - [`email`]: ownership of email addresses
 //! - [`document`]: the user document that an application reads
 //! - [`rfc3339`]: instants as text

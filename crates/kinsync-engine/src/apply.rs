@@ -50,9 +50,9 @@ pub struct Applied {
     pub changed: Vec<Row>,
     /// Users without a new observation.
     pub unchanged: usize,
-    /// Users with a row that a rule of the store rejects, and the reason. Their state is kept as a record of kinsync, and
+    /// Users with a row that a rule of the store refuses, and the reason. Their state is kept as a record of kinsync, and
     /// [`apply_refused`] writes it when the rule allows it: do not apply their observations again.
-    pub rejected: Vec<(UserId, String)>,
+    pub refused: Vec<(UserId, String)>,
     /// Users with a write that failed alone, and why. Whether the store will ever accept it is not known:
     /// apply their observations again, later and apart from others.
     pub failed: Vec<(UserId, String)>,
@@ -332,7 +332,7 @@ async fn apply_deltas(
                 }
                 Outcome::Stale | Outcome::EmailTaken => continue,
                 Outcome::Failed(reason) => applied.failed.push((row.id.clone(), reason)),
-                Outcome::Rejected(rule) => applied.rejected.push((row.id.clone(), rule.reason)),
+                Outcome::Refused(rule) => applied.refused.push((row.id.clone(), rule.reason)),
                 Outcome::Written => {
                     // Not counted as changed: only `last_seen` is new.
                     if row.metadata.updated_at == now {

@@ -223,7 +223,7 @@ impl<'a> Transfer<'a> {
                     self.hidden.insert(address);
                     is_done = false;
                 }
-                Outcome::Failed(_) | Outcome::Rejected(_) => _ = self.refused.insert(address),
+                Outcome::Failed(_) | Outcome::Refused(_) => _ = self.refused.insert(address),
             }
         }
         let mut of_application = BTreeMap::new();
@@ -297,7 +297,7 @@ impl<'a> Transfer<'a> {
                     metrics::counter!("kinsync_users_linked_total").increment(1);
                 }
                 Outcome::Stale => is_done = false,
-                Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Rejected(_) => continue,
+                Outcome::EmailTaken | Outcome::Failed(_) | Outcome::Refused(_) => continue,
             }
             owners.remove(&address);
         }

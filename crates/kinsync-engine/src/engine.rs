@@ -34,7 +34,7 @@ use crate::{
     log_snapshots,
     pending_checks::{self, Approval, PendingChecks},
     projections,
-    projector::{Projector, RejectedByStore},
+    projector::{Projector, RefusedByStore},
     queue::{Queue, spooled::SpooledQueue},
     random,
     reconcile::{
@@ -384,9 +384,9 @@ impl Engine {
         self.0.unprepared.borrow().clone()
     }
 
-    /// What the store rejects, as of a few seconds ago.
-    pub fn rejected_by_store(&self) -> RejectedByStore {
-        self.0.projector.rejected().borrow().clone()
+    /// What the store refuses, as of a few seconds ago.
+    pub fn refused_by_store(&self) -> RefusedByStore {
+        self.0.projector.refused().borrow().clone()
     }
 
     /// Changed organizations, roles and permissions that the documents of some users do not show yet, as of a few seconds ago.

@@ -76,7 +76,7 @@ pub struct Report {
     pub audit_records: u64,
     /// Top-level fields of the application in the documents.
     pub application_fields: BTreeSet<String>,
-    /// Why documents still show personal data: a rule of the database rejects them without it.
+    /// Why documents still show personal data: a rule of the database refuses them without it.
     pub refused: Option<String>,
 }
 
@@ -221,7 +221,7 @@ impl Eraser {
         Ok(report)
     }
 
-    /// Erases the row, and the record of what a rule of the database rejects. Returns why the document still shows personal data.
+    /// Erases the row, and the record of what a rule of the database refuses. Returns why the document still shows personal data.
     async fn erase_row(&self, known: &Known, now: Micros) -> Result<Option<String>, Error> {
         let store = &*self.store;
         let applied = apply::erase(store, &known.user, known.deletion.clone(), now).await?;
@@ -229,14 +229,14 @@ impl Eraser {
         let row: Option<Row> = store.load(ids).await?.pop().flatten();
         let Some(row) = row else {
             // The record of the deletion contains the erasure, and there is no document.
-            refused_users::forget(store, &known.user).await?;
+            refused_users::remove_user(store, &known.user).await?;
             return Ok(None);
         };
         if row.state.erased.is_none() {
-            let reasons = applied.rejected.into_iter().chain(applied.failed).map(|(_, reason)| reason);
+            let reasons = applied.refused.into_iter().chain(applied.failed).map(|(_, reason)| reason);
             return Ok(Some(reasons.last().unwrap_or_else(|| "the row changes continuously".to_owned())));
         }
-        refused_users::forget(store, &known.user).await?;
+        refused_users::remove_user(store, &known.user).await?;
         Ok(row.refused.all)
     }
 

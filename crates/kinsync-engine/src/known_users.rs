@@ -1,8 +1,8 @@
 //! Loads users for the request path.
 //!
-//! Kinsync may know more of a user than the row shows: a rule of the store rejects the row, or a changed organization, role or
-//! permission is still being written to the rows of its users. Both are joined into what is loaded, so they take effect at once. That
-//! costs two small reads every [`MAX_AGE`] while there is neither.
+//! The row of a user may be older than the records of kinsync: a rule of the store refuses the row, or a changed organization, role
+//! or permission is still being written to the rows of its users. Both are joined into the loaded user, so they take effect at once.
+//! While there is neither, that costs two small reads every [`MAX_AGE`].
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,18 +28,18 @@ const MAX_AGE: Duration = Duration::from_millis(200);
 pub struct KnownUser {
     /// The row, joined with what it does not show yet.
     pub row: Row,
-    /// Whether the store has no document of the user, because a rule rejects it.
-    pub is_not_storable: bool,
+    /// Whether the store has no document of the user, because a rule refuses it.
+    pub is_document_refused: bool,
 }
 
 impl KnownUser {
-    /// Joins the row of a user with what the store rejects of it. `None` without both.
+    /// Joins the row of a user with what the store refuses of it. `None` without both.
     pub fn of(id: &UserId, row: Option<Row>, refused: Option<RefusedUser>) -> Option<Self> {
-        let is_not_storable = row.is_none();
-        let Some(refused) = refused else { return row.map(|row| Self { row, is_not_storable: false }) };
+        let is_document_refused = row.is_none();
+        let Some(refused) = refused else { return row.map(|row| Self { row, is_document_refused: false }) };
         let row = row.unwrap_or_else(|| Row::unknown(id.clone()));
         let state = row.state.clone().join(refused.state);
-        Some(Self { row: Row { state, ..row }, is_not_storable })
+        Some(Self { row: Row { state, ..row }, is_document_refused })
     }
 }
 
@@ -71,7 +71,7 @@ impl KnownUsers {
 
     /// Reads the records at the next load, because a user was refused.
     pub fn expect_refused(&self) {
-        self.no_refused.forget();
+        self.no_refused.clear();
     }
 
     /// Returns the records of these users.
@@ -123,7 +123,7 @@ impl Nothing {
         Ok(is_any)
     }
 
-    fn forget(&self) {
+    fn clear(&self) {
         *self.lock() = None;
     }
 

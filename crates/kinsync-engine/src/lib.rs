@@ -14,6 +14,8 @@
 //! - `projector`: claim, fold, apply, acknowledge
 //! - `apply`: the single write path of all observations
 //! - `contention`: repeated compare-and-set attempts
+//! - `refused_users`: users that a rule of the store refuses
+//! - `known_users`: loads users for the request path, with what their rows do not show yet
 //! - `email_ownership`: the owner of an email address that several users have
 //! - `link`: existing documents of an application that become documents of users
 //! - `scan_watermark`: treatment of events older than the last complete scan
@@ -33,10 +35,13 @@
 //! - `work_lease`: one process at a time does a background task
 //! - `rebuild`: derives the stored users anew from the log
 //! - `store`: storage of users and of the event log
+//! - `state_records`: kinsync's own records in the store
 //! - `audit`: which operator read personal data or changed something
 //! - `breaker`: circuit breaker per dependency
 //! - `clock`: the current time
+//! - `random`: random numbers
 //! - `trace`: spans of a delivery
+//! - `internal`: what the other crates of the workspace use beside the public interface
 
 mod apply;
 mod audit;
@@ -85,7 +90,7 @@ pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle, Roles};
 pub use erasure::Eraser;
-pub use projector::RejectedByStore;
+pub use projector::RefusedByStore;
 #[cfg(feature = "rabbitmq")]
 pub use queue::rabbitmq::{Config as RabbitmqConfig, RabbitmqQueue};
 #[cfg(feature = "redis")]

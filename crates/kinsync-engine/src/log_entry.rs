@@ -55,7 +55,7 @@ pub mod kind {
     pub const SNAPSHOT: &str = "kinsync.snapshot";
     /// The erasure of a deleted user.
     pub const ERASURE: &str = "kinsync.erasure";
-    /// What the entries said that retention removed.
+    /// The observations of the entries that retention removed.
     pub const RETENTION: &str = "kinsync.retention";
     /// A request of an operator that changed something.
     pub const OPERATOR: &str = "kinsync.operator";

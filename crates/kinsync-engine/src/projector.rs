@@ -24,7 +24,7 @@ use kinsync_core::{Micros, UserId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use self::upkeep::RejectedByStore;
+pub use self::upkeep::RefusedByStore;
 use crate::{
     apply::{Applied, apply_logged},
     breaker::Breaker,
@@ -102,7 +102,7 @@ pub struct Projector {
     config: Config,
     evidence: Evidence,
     erased: ErasedUsers,
-    rejected: watch::Sender<RejectedByStore>,
+    refused: watch::Sender<RefusedByStore>,
     spread: Arc<Spread>,
     /// Whether the next look at the store sweeps, although its time has not come.
     sweep_soon: AtomicBool,
@@ -119,7 +119,7 @@ impl Projector {
     ) -> Self {
         let spread = Arc::new(Spread::new(Arc::clone(&store), clock.clone(), config.spread));
         let evidence = Evidence::new(config.retry_after);
-        let (rejected, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
+        let (refused, sweep_soon) = (watch::Sender::default(), AtomicBool::new(false));
         Self {
             queue,
             store,
@@ -128,7 +128,7 @@ impl Projector {
             config,
             evidence,
             erased: ErasedUsers::default(),
-            rejected,
+            refused,
             spread,
             sweep_soon,
         }
@@ -311,7 +311,7 @@ impl Projector {
                 apart.entry(user).or_insert_with(Vec::new).push(item);
             } else {
                 self.measure(&item.decoded.event);
-                self.evidence.forget(item.subject());
+                self.evidence.remove(item.subject());
                 done.push(item);
             }
         }
@@ -337,7 +337,7 @@ impl Projector {
         } else if verdicts.contains(&Verdict::RetryUnproved) {
             self.try_another_user().await;
         }
-        self.set_aside(dead).await?;
+        self.dead_letter(dead).await?;
         acked
     }
 
@@ -356,7 +356,7 @@ impl Projector {
         let subject = items.first().map(|item| item.subject().to_owned()).unwrap_or_default();
         let (verdict, pause) = self.evidence.failed(&subject, scope);
         tracing::debug!(subject, reason, ?verdict, "applying the entries of one user failed");
-        if verdict != Verdict::SetAside {
+        if verdict != Verdict::DeadLetter {
             let id = |item: Item| {
                 item.span.record("outcome", "released");
                 item.id
@@ -366,8 +366,8 @@ impl Projector {
             return verdict;
         }
         let dead = items.into_iter().map(|item| (item, refused(reason))).collect();
-        match self.set_aside(dead).await {
-            Ok(()) => self.evidence.forget(&subject),
+        match self.dead_letter(dead).await {
+            Ok(()) => self.evidence.remove(&subject),
             Err(error) => tracing::error!(
                 error = crate::breaker::error_chain(&error),
                 "writing a dead letter failed; the entry is claimed again"
@@ -409,7 +409,7 @@ impl Projector {
     }
 
     /// Dead-letters entries. After a failure they are released and claimed again after a pause.
-    async fn set_aside(&self, items: Vec<(Item, String)>) -> Result<(), queue::Error> {
+    async fn dead_letter(&self, items: Vec<(Item, String)>) -> Result<(), queue::Error> {
         if items.is_empty() {
             return Ok(());
         }
@@ -443,7 +443,7 @@ impl Projector {
 }
 
 fn refused(reason: &str) -> String {
-    format!("the store rejected the user: {reason}")
+    format!("the store refused the user: {reason}")
 }
 
 fn refused_all(reason: &str) -> store::Error {

@@ -170,7 +170,7 @@ pub struct Claimed {
     pub entry: Entry,
 }
 
-/// An entry that was set aside, with the reason.
+/// An event that can never be applied, with the reason.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeadLetter {
@@ -182,9 +182,9 @@ pub struct DeadLetter {
     pub scheme: String,
     /// When it was received.
     pub received_at: Micros,
-    /// When it was set aside.
+    /// When it became a dead letter.
     pub dead_at: Micros,
-    /// Why it was set aside, for an operator.
+    /// Why it became a dead letter, for an operator.
     pub reason: String,
     /// The event as text; bytes that are not UTF-8 become U+FFFD. `None` after the queue removed it
     /// to keep its bound: such a dead letter cannot be retried.

@@ -1,6 +1,6 @@
 //! Derives the stored users anew from the log, and compares or replaces them.
 //!
-//! The row of a user is loaded before the log is read. The log contains an entry before a row contains what it says, so the
+//! The row of a user is loaded before the log is read. The log contains each observation before a row does, so the
 //! entries that are read contain everything that the row does. The derived state is written in place by compare-and-set at the
 //! loaded revision: after a concurrent write the user is loaded and derived again. An application reads a complete document
 //! at any time, and live events lose nothing.

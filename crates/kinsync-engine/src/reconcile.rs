@@ -488,7 +488,7 @@ fn measure(run: &Run) {
     }
     let took = run.ended_at.unwrap_or(run.started_at).0.saturating_sub(run.started_at.0);
     let took = Duration::from_micros(took.try_into().unwrap_or_default());
-    metrics::gauge!("kinsync_reconcile_last_seconds").set(took.as_secs_f64());
+    metrics::gauge!("kinsync_reconcile_last_duration_seconds").set(took.as_secs_f64());
     // Kinde does not report when a user changed. The previous scan is the earliest possible time.
     if let Some(before) = run.before.filter(|_| run.is_representative()) {
         let longest = run.started_at.0.saturating_sub(before.began.0);

@@ -1,4 +1,4 @@
-//! Users that a rule of the store rejects: an index or a validator of the application.
+//! Users that a rule of the store refuses: an index or a validator of the application.
 //!
 //! What the store does not take of a user is kept as one record among kinsync's own, until the rule allows the document.
 //! The projector then writes it, without a further event. The request path joins the record into what it loads, so that
@@ -21,7 +21,7 @@ const PAGE: usize = 1000;
 /// Records written concurrently.
 const CONCURRENCY: usize = 8;
 
-/// What the store rejects of a user.
+/// What the store refuses of a user.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedUser {
@@ -31,7 +31,7 @@ pub struct RefusedUser {
     pub source: Source,
     /// The rule that failed, for an operator.
     pub reason: String,
-    /// Time of the first rejection.
+    /// Time of the first refusal.
     pub since: Micros,
 }
 
@@ -47,17 +47,17 @@ struct Record {
 pub struct Refused {
     /// Id of the user.
     pub id: UserId,
-    /// What the store rejects.
+    /// What the store refuses.
     pub user: RefusedUser,
     revision: i64,
 }
 
-/// Adds what the store rejects of these users to their records.
+/// Adds what the store refuses of these users to their records.
 ///
 /// # Errors
 /// Fails when the store fails, or when a newer kinsync wrote a record. A repetition is safe.
-pub(crate) async fn add(store: &dyn Store, rejected: Vec<(UserId, RefusedUser)>) -> Result<(), Error> {
-    let writes = rejected.into_iter().map(|(id, user)| add_one(store, id, user));
+pub(crate) async fn add(store: &dyn Store, refused: Vec<(UserId, RefusedUser)>) -> Result<(), Error> {
+    let writes = refused.into_iter().map(|(id, user)| add_one(store, id, user));
     stream::iter(writes).buffer_unordered(CONCURRENCY).try_collect().await
 }
 
@@ -84,7 +84,7 @@ async fn add_one(store: &dyn Store, id: UserId, user: RefusedUser) -> Result<(),
                 tracing::error!(
                     user = id.as_str(),
                     reason = user.reason,
-                    "the store rejects a user; the user is stored as soon as the rule allows it"
+                    "the store refuses a user; the user is stored as soon as the rule allows it"
                 );
                 metrics::counter!("kinsync_users_refused_total").increment(1);
             }
@@ -126,7 +126,7 @@ pub async fn count(store: &dyn Store) -> Result<u64, Error> {
     store.count_states(PREFIX).await
 }
 
-/// Returns what the store rejects of these users, in the same order.
+/// Returns what the store refuses of these users, in the same order.
 ///
 /// # Errors
 /// Fails when the store fails, or when a newer kinsync wrote a record.
@@ -141,7 +141,7 @@ pub async fn of(store: &dyn Store, ids: &[UserId]) -> Result<Vec<Option<RefusedU
 }
 
 /// Removes the record of a user.
-pub(crate) async fn forget(store: &dyn Store, user: &UserId) -> Result<(), Error> {
+pub(crate) async fn remove_user(store: &dyn Store, user: &UserId) -> Result<(), Error> {
     let key = key(user);
     match store.state(&key).await? {
         Some(saved) => store.remove_states(&[(key, saved.revision)]).await,

@@ -91,7 +91,7 @@ async fn replay_entries(
     if mode == Mode::Apply {
         directory::observe(store, changes).await?;
         let applied = apply_logged(store, observations, now).await?;
-        let refused = applied.rejected.into_iter().chain(applied.failed);
+        let refused = applied.refused.into_iter().chain(applied.failed);
         let refused =
             refused.map(|(user, reason)| (user.to_string(), format!("the store refuses it: {reason}")));
         replayed.skipped.extend(refused);

@@ -69,20 +69,20 @@ pub enum Outcome {
     /// The write of this row failed, others may have succeeded. Whether the store will take it later
     /// is not known. The reason is for a person.
     Failed(String),
-    /// A rule of the store rejects this row, and will until the rule or the row changes.
-    Rejected(Rejection),
+    /// A rule of the store refuses this row, and will until the rule or the row changes.
+    Refused(Refusal),
 }
 
-/// Why a rule of the store rejects a row.
+/// Why a rule of the store refuses a row.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Rejection {
+pub struct Refusal {
     /// Names the rule, for an operator. Contains no value of the document.
     pub reason: String,
     /// Keys that the rule names and that the document can lack. Without them the store may accept the document.
     pub keys: Vec<DocumentKey>,
 }
 
-impl<T: Into<String>> From<T> for Rejection {
+impl<T: Into<String>> From<T> for Refusal {
     fn from(reason: T) -> Self {
         Self { reason: reason.into(), keys: Vec::new() }
     }
@@ -420,6 +420,7 @@ pub struct StoreProblem {
 async fn timed<T>(store: &'static str, op: &'static str, work: impl Future<Output = T>) -> T {
     let started = Instant::now();
     let done = work.await;
-    metrics::histogram!("kinsync_store_seconds", "store" => store, "op" => op).record(started.elapsed());
+    metrics::histogram!("kinsync_store_call_duration_seconds", "store" => store, "op" => op)
+        .record(started.elapsed());
     done
 }

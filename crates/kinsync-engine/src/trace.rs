@@ -7,5 +7,5 @@
 pub const TARGET: &str = "kinsync::delivery";
 /// Name of the span from the arrival of a delivery to the response.
 pub const RECEIVE: &str = "receive delivery";
-/// Name of the span from the claim of a queue entry until it is applied, set aside or released.
+/// Name of the span from the claim of a queue entry until it is applied, dead-lettered or released.
 pub const APPLY: &str = "apply event";

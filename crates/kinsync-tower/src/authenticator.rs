@@ -79,7 +79,7 @@ pub struct Config {
     pub profile_spacing: Duration,
     /// Longest time that a request waits for a refresh, the store included. A refresh that takes longer is still stored.
     pub profile_deadline: Duration,
-    /// What happens to requests of a user that the store rejects.
+    /// What happens to requests of a user that the store refuses.
     pub refused_users: RefusedUsers,
     /// Roles and permissions of a user where the store does not know them.
     pub unknown_roles: UnknownRoles,
@@ -108,12 +108,12 @@ impl Default for Config {
 }
 
 /// What happens to requests of a user that the store has no document of, because an index or a validator of the database
-/// rejects it.
+/// refuses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum RefusedUsers {
-    /// They are answered [`Problem::NotStorable`].
+    /// They are answered [`Problem::DocumentRefused`].
     #[default]
-    Reject,
+    Refuse,
     /// They continue, marked as degraded, with the data of the user that kinsync has.
     Pass,
 }
@@ -209,7 +209,7 @@ impl Authenticator {
     /// `kinsync_authentications_total{outcome}`.
     ///
     /// # Errors
-    /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], [`Problem::NotStorable`], or [`Problem::Unavailable`]
+    /// [`Problem::Unauthenticated`], [`Problem::UserRefused`], [`Problem::DocumentRefused`], or [`Problem::Unavailable`]
     /// while the issuer's keys cannot be fetched. Counted in `kinsync_authentication_failures_total{reason}`.
     pub async fn authenticate(&self, headers: &HeaderMap) -> Result<CurrentUser, Problem> {
         let outcome = self.current_user(headers).await;
@@ -221,7 +221,7 @@ impl Authenticator {
                 metrics.count(match problem {
                     Problem::Unavailable { .. } => Authentication::Unavailable,
                     Problem::UserRefused { .. } => Authentication::Forbidden,
-                    Problem::NotStorable { .. } => Authentication::NotStorable,
+                    Problem::DocumentRefused { .. } => Authentication::DocumentRefused,
                     _ => Authentication::Refused,
                 });
                 let reason = problem.reason().unwrap_or("keys_unavailable");
@@ -241,7 +241,7 @@ impl Authenticator {
         let raw = token::find(headers, self.cookie.as_deref())?;
         let token = shared.verify(raw).await?;
         match shared.users.lookup(&token, shared.config.deadline).await {
-            CacheLookup::Fresh(user) if user.is_not_storable => shared.without_document(token, user),
+            CacheLookup::Fresh(user) if user.is_document_refused => shared.without_document(token, user),
             CacheLookup::Fresh(user) => {
                 require_active(&user)?;
                 shared.last_seen.record(&user, shared.clock.now());
@@ -269,8 +269,8 @@ impl Authenticator {
     /// request that was sent is still stored.
     ///
     /// # Errors
-    /// [`Problem::UserRefused`] if the refreshed user is deleted or suspended, [`Problem::NotStorable`] if the store
-    /// rejects it.
+    /// [`Problem::UserRefused`] if the refreshed user is deleted or suspended, [`Problem::DocumentRefused`] if the store
+    /// refuses it.
     pub async fn refresh(
         &self,
         user: CurrentUser,
@@ -287,7 +287,7 @@ impl Authenticator {
         let Some(refreshed) = refreshed else { return Ok((user, outcome)) };
         require_active(&refreshed)?;
         let token = Arc::clone(user.token());
-        let user = if refreshed.is_not_storable {
+        let user = if refreshed.is_document_refused {
             self.shared.without_document(token, refreshed)?
         } else {
             CurrentUser::stored(token, refreshed)
@@ -312,7 +312,7 @@ impl BackgroundTasks {
                 shared.users.run(&self.loads, &stop),
                 shared.profiles.run(&self.profile_requests, &stop),
                 shared.last_seen.run(&stop),
-                shared.users.forget_erased(&self.erased, &stop),
+                shared.users.remove_erased(&self.erased, &stop),
             )
         });
         tasks.await;
@@ -320,14 +320,14 @@ impl BackgroundTasks {
 }
 
 impl Shared {
-    /// Decides about a user that the store has no document of, because a rule of the database rejects it.
+    /// Decides about a user that the store has no document of, because a rule of the database refuses it.
     fn without_document(
         &self,
         token: Arc<AccessToken>,
         user: Arc<CachedUser>,
     ) -> Result<CurrentUser, Problem> {
         match self.config.refused_users {
-            RefusedUsers::Reject => Err(Problem::NotStorable { status: StatusCode::SERVICE_UNAVAILABLE }),
+            RefusedUsers::Refuse => Err(Problem::DocumentRefused { status: StatusCode::SERVICE_UNAVAILABLE }),
             RefusedUsers::Pass => Ok(CurrentUser::degraded(token, Some(user))),
         }
     }

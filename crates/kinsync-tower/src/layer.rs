@@ -29,19 +29,19 @@ const PREFIX: &str = "x-kinsync-";
 #[derive(Clone, Debug)]
 pub struct KinsyncLayer {
     authenticator: Authenticator,
-    not_storable: StatusCode,
+    document_refused: StatusCode,
 }
 
 impl KinsyncLayer {
     /// Creates a layer that uses this authenticator.
     pub fn new(authenticator: Authenticator) -> Self {
-        Self { authenticator, not_storable: StatusCode::SERVICE_UNAVAILABLE }
+        Self { authenticator, document_refused: StatusCode::SERVICE_UNAVAILABLE }
     }
 
-    /// Answers 403 instead of 503 to a user that the store rejects, for a reverse proxy that handles no other refusal.
+    /// Answers 403 instead of 503 to a user that the store refuses, for a reverse proxy that handles no other refusal.
     #[must_use]
     pub fn for_proxy(self) -> Self {
-        Self { not_storable: StatusCode::FORBIDDEN, ..self }
+        Self { document_refused: StatusCode::FORBIDDEN, ..self }
     }
 }
 
@@ -78,13 +78,13 @@ where
         // tower requires that the service that was polled ready is the one that is called.
         let next = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, next);
-        let KinsyncLayer { authenticator, not_storable } = self.layer.clone();
+        let KinsyncLayer { authenticator, document_refused } = self.layer.clone();
         Box::pin(async move {
             strip(request.headers_mut());
             let user = match authenticator.authenticate(request.headers()).await {
                 Ok(user) => user,
-                Err(Problem::NotStorable { .. }) => {
-                    let problem = Problem::NotStorable { status: not_storable };
+                Err(Problem::DocumentRefused { .. }) => {
+                    let problem = Problem::DocumentRefused { status: document_refused };
                     return Ok(problem.into_response().map(Either::Right));
                 }
                 Err(problem) => return Ok(problem.into_response().map(Either::Right)),

@@ -11,6 +11,7 @@
 //! - [`document`]: the user document as JSON
 //! - [`activity`]: the state of the webhook, for a health page
 //! - [`problem`]: every error response, as RFC 9457 problem documents
+//! - `metrics`: the counters of both services
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -100,8 +100,8 @@ pub(crate) enum Authentication {
     Forbidden,
     /// The issuer's keys could not be fetched; 503.
     Unavailable,
-    /// A rule of the database rejects the document of the user; 503, or 403 for a reverse proxy.
-    NotStorable,
+    /// A rule of the database refuses the document of the user; 503, or 403 for a reverse proxy.
+    DocumentRefused,
 }
 
 /// Metrics of one authenticator: `kinsync_authentications_total{outcome}`. The success rate is `accepted` and
@@ -115,7 +115,7 @@ pub(crate) struct AuthenticationMetrics {
 impl AuthenticationMetrics {
     /// Registers the series with the recorder that is installed now.
     pub(crate) fn new() -> Self {
-        let outcomes = ["accepted", "degraded", "refused", "forbidden", "unavailable", "not_storable"];
+        let outcomes = ["accepted", "degraded", "refused", "forbidden", "unavailable", "document_refused"];
         Self {
             outcomes: outcomes.map(|o| counter!("kinsync_authentications_total", "outcome" => o)),
             users_created: counter!("kinsync_users_created_by_requests_total"),

@@ -99,8 +99,8 @@ pub enum Problem {
         needed: Requirement,
     },
     /// The token is valid, and the store has no document of its user, because an index or a validator of the database
-    /// rejects it.
-    NotStorable {
+    /// refuses it.
+    DocumentRefused {
         /// 503, or 403 for a reverse proxy that handles no other refusal.
         status: StatusCode,
     },
@@ -175,7 +175,7 @@ impl Problem {
             Self::EncodedBody => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::NotStorable { status } => *status,
+            Self::DocumentRefused { status } => *status,
         }
     }
 
@@ -196,7 +196,7 @@ impl Problem {
             Self::UserRefused { .. } => "user-refused",
             Self::NotPermitted { .. } => "not-permitted",
             Self::RolesUnknown { .. } => "roles-unknown",
-            Self::NotStorable { .. } => "not-storable",
+            Self::DocumentRefused { .. } => "document-refused",
             Self::Unavailable { .. } => "unavailable",
             Self::Internal { .. } => "internal",
             Self::BadParameter { .. } => "bad-parameter",
@@ -226,7 +226,7 @@ impl Problem {
             Self::UserRefused { .. } => "user deleted or suspended",
             Self::NotPermitted { .. } => "role or permission missing",
             Self::RolesUnknown { .. } => "roles not known",
-            Self::NotStorable { .. } => "user not storable",
+            Self::DocumentRefused { .. } => "document of the user refused",
             Self::Unavailable { .. } => "temporarily unavailable",
             Self::Internal { .. } => "internal error",
             Self::BadParameter { .. } => "invalid parameter",
@@ -269,8 +269,8 @@ impl Problem {
                  the next event about the user, or with scans that compare roles: KINSYNC_RECONCILE_ROLES=true, and the scopes \
                  that `kinsync doctor` names. KINSYNC_UNKNOWN_ROLES=token uses the claims of the token until then"
             ),
-            Self::NotStorable { .. } => {
-                "a rule of the database rejects the document of this user; `kinsync users explain` names the rule, and \
+            Self::DocumentRefused { .. } => {
+                "a rule of the database refuses the document of this user; `kinsync users explain` names the rule, and \
                  the user is stored as soon as the rule allows it"
                     .into()
             }
@@ -307,7 +307,7 @@ impl Problem {
             | Self::UserRefused { reason }
             | Self::NotPermitted { reason, .. } => Some(reason),
             Self::RolesUnknown { .. } => Some("roles_unknown"),
-            Self::NotStorable { .. } => Some("not_storable"),
+            Self::DocumentRefused { .. } => Some("document_refused"),
             _ => None,
         }
     }
@@ -361,7 +361,7 @@ impl Problem {
                 (header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1)))
             }
             // The server tries to store the user once a minute.
-            Self::NotStorable { status: StatusCode::SERVICE_UNAVAILABLE } => {
+            Self::DocumentRefused { status: StatusCode::SERVICE_UNAVAILABLE } => {
                 (header::RETRY_AFTER, HeaderValue::from_static("60"))
             }
             // The unread rest of the body would be parsed as the next request.

@@ -7,7 +7,7 @@
 //! In reading order:
 //! - `time`: instants
 //! - [`users`], [`explain`]: users, and why one is as it is
-//! - [`events`], [`dead_letters`]: the event log, and deliveries set aside
+//! - [`events`], [`dead_letters`]: the event log, and the dead letters
 //! - [`runs`]: scans and what they found
 //! - [`audit`]: requests of operators
 //! - [`health`], [`stats`]: the state of the server

@@ -115,13 +115,13 @@ pub struct Store {
     pub link_by_email: LinkByEmail,
     /// Whether documents show the address in lower case.
     pub lowercase_email: bool,
-    /// What happens to the address of a deleted user where a rule rejects a document without one.
+    /// What happens to the address of a deleted user where a rule refuses a document without one.
     pub tombstone_email: TombstoneEmail,
     /// How long entries of the event log are kept.
     pub retention: RetentionRules,
     /// How long after their deletion users are erased; `None`: only on request.
     pub erase_deleted_after: Option<Duration>,
-    /// The answer to requests of users with a document that a rule of the database rejects.
+    /// The answer to requests of users with a document that a rule of the database refuses.
     pub refused_users: RefusedUsers,
     /// Names of kinsync's keys in the user document.
     pub fields: FieldMapping,

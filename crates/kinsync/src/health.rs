@@ -218,26 +218,26 @@ impl Problems {
                 "the store ({kind}) {what}; deliveries are accepted and queued, and users that are stored are served: {cause}"
             ));
         }
-        let rejected = state.engine.rejected_by_store();
-        if let Some((user, reason)) = rejected.examples.first() {
-            self.degraded(Code::UsersRejected, format!(
-                "a rule of the database rejects documents of {}, such as {user}: {reason}; `kinsync users explain` names the \
+        let refused = state.engine.refused_by_store();
+        if let Some((user, reason)) = refused.examples.first() {
+            self.degraded(Code::UsersRefused, format!(
+                "a rule of the database refuses documents of {}, such as {user}: {reason}; `kinsync users explain` names the \
                  rule for each, and `kinsync doctor` the remedies",
-                counted(rejected.users, "user", "users")
+                counted(refused.users, "user", "users")
             ));
         }
-        if rejected.incomplete_users > 0 {
+        if refused.incomplete_users > 0 {
             self.degraded(Code::UsersIncomplete, format!(
-                "a rule of the database rejects values of {}, stored without them: `kinsync.refused` in the documents and \
+                "a rule of the database refuses values of {}, stored without them: `kinsync.refused` in the documents and \
                  `kinsync users explain` name the keys and the rules",
-                counted(rejected.incomplete_users, "user", "users")
+                counted(refused.incomplete_users, "user", "users")
             ));
         }
-        let serious = rejected.problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let serious = refused.problems.iter().filter(|problem| problem.severity == Severity::Error);
         for StoreProblem { what, fix, .. } in serious {
             self.degraded(Code::StoreConflict, format!("{what}: {fix}"));
         }
-        if let Some(failure) = &rejected.failure {
+        if let Some(failure) = &refused.failure {
             self.degraded(
                 Code::StoreSweepFailed,
                 format!("the last sweep of the store failed: {}", self.cause(Some(failure))),
@@ -246,9 +246,9 @@ impl Problems {
         let spread = state.engine.spread_status();
         self.spread(&spread);
         StoreHealth {
-            conflicts: rejected.problems.iter().map(StoreConflict::from).collect(),
-            refused_users: rejected.users,
-            incomplete_users: rejected.incomplete_users,
+            conflicts: refused.problems.iter().map(StoreConflict::from).collect(),
+            refused_users: refused.users,
+            incomplete_users: refused.incomplete_users,
             pending_spreads: spread.pending,
             outdated_users: spread.set_aside,
             kind: kind.to_owned(),

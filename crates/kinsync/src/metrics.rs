@@ -100,7 +100,7 @@ pub const METRICS: &[Metric] = &[
         help: "Answered requests, by route and status class",
     },
     Metric {
-        name: "kinsync_http_request_seconds",
+        name: "kinsync_http_request_duration_seconds",
         kind: Kind::Histogram,
         help: "Duration of requests, by route; deliveries have kinsync_delivery_duration_seconds instead",
     },
@@ -137,7 +137,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_delivery_duration_seconds",
         kind: Kind::Histogram,
-        help: "Duration from the head of an accepted delivery to its response",
+        help: "Duration of accepted deliveries, from the head of the request to the response",
     },
     Metric {
         name: "kinsync_consecutive_verification_failures",
@@ -178,25 +178,25 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_queue_dead_letters",
         kind: Kind::Gauge,
-        help: "Deliveries set aside because they could not be processed",
+        help: "Dead letters: deliveries that could not be processed",
     },
     Metric {
         name: "kinsync_queue_dead_letter_bytes",
         kind: Kind::Gauge,
-        help: "Size of the payloads of the deliveries set aside",
+        help: "Size of the payloads of the dead letters",
     },
     Metric {
         name: "kinsync_queue_dead_letters_reduced_total",
         kind: Kind::Counter,
-        help: "Deliveries set aside that lost their payload, to limit the size",
+        help: "Dead letters that lost their payload, to limit the size",
     },
     Metric {
         name: "kinsync_queue_dead_letters_removed_total",
         kind: Kind::Counter,
-        help: "Deliveries set aside that were deleted, by age or number",
+        help: "Dead letters that were deleted, by age or number",
     },
     Metric {
-        name: "kinsync_queue_commit_seconds",
+        name: "kinsync_queue_commit_duration_seconds",
         kind: Kind::Histogram,
         help: "Duration of one sync of the queue to disk",
     },
@@ -242,7 +242,7 @@ pub const METRICS: &[Metric] = &[
         help: "Events that are newer than the deletion of their user and change nothing",
     },
     Metric {
-        name: "kinsync_store_seconds",
+        name: "kinsync_store_call_duration_seconds",
         kind: Kind::Histogram,
         help: "Duration of calls to the store, by operation",
     },
@@ -254,12 +254,12 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_refused_users",
         kind: Kind::Gauge,
-        help: "Users with a document that an index or a validator of the database rejects",
+        help: "Users with a document that an index or a validator of the database refuses",
     },
     Metric {
         name: "kinsync_incomplete_users",
         kind: Kind::Gauge,
-        help: "Users with documents that lack keys, because an index or a validator of the database rejects their values",
+        help: "Users with documents that lack keys, because an index or a validator of the database refuses their values",
     },
     Metric {
         name: "kinsync_spread_pending",
@@ -274,12 +274,12 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_keys_refused_total",
         kind: Kind::Counter,
-        help: "Documents written without keys that an index or a validator of the database rejects",
+        help: "Documents written without keys that an index or a validator of the database refuses",
     },
     Metric {
         name: "kinsync_users_refused_total",
         kind: Kind::Counter,
-        help: "Rejections of users by an index or a validator of the database, one per user and rule",
+        help: "Refusals of users by an index or a validator of the database, one per user and rule",
     },
     Metric {
         name: "kinsync_document_edits_total",
@@ -300,7 +300,7 @@ pub const METRICS: &[Metric] = &[
         name: "kinsync_authentications_total",
         kind: Kind::Counter,
         help: "Requests of users, by outcome: `accepted`, `degraded` (without the store), `refused`, `forbidden`, \
-               `unavailable`, `not_storable`",
+               `unavailable`, `document_refused`",
     },
     Metric {
         name: "kinsync_authentication_failures_total",
@@ -333,7 +333,7 @@ pub const METRICS: &[Metric] = &[
         help: "Scans of all users at Kinde, by outcome",
     },
     Metric {
-        name: "kinsync_reconcile_last_seconds",
+        name: "kinsync_reconcile_last_duration_seconds",
         kind: Kind::Gauge,
         help: "Duration of the last scan of this process",
     },
@@ -467,9 +467,9 @@ pub async fn render(state: &AppState) -> String {
         gauge!("kinsync_jwks_keys", "issuer" => issuer).set(float(keys.status().key_count as u64));
     }
     gauge!("kinsync_store_prepared").set(f64::from(u8::from(state.engine.store_failure().is_none())));
-    let rejected = state.engine.rejected_by_store();
-    gauge!("kinsync_refused_users").set(float(rejected.users));
-    gauge!("kinsync_incomplete_users").set(float(rejected.incomplete_users));
+    let refused = state.engine.refused_by_store();
+    gauge!("kinsync_refused_users").set(float(refused.users));
+    gauge!("kinsync_incomplete_users").set(float(refused.incomplete_users));
     let spread = state.engine.spread_status();
     gauge!("kinsync_spread_pending").set(float(spread.pending as u64));
     gauge!("kinsync_outdated_users").set(float(spread.set_aside));

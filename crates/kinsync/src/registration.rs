@@ -16,7 +16,8 @@ use crate::config::Http;
 const PATH: [&str; 2] = ["api", "webhook"];
 
 /// The event types without which stored users become outdated.
-pub const REQUIRED: [&str; 4] = ["user.created", "user.updated", "user.deleted", "user.authenticated"];
+pub const REQUIRED: [&str; 4] =
+    [event::USER_CREATED, event::USER_UPDATED, event::USER_DELETED, event::USER_AUTHENTICATED];
 
 /// The scopes that `webhook setup` needs.
 pub const SCOPES: [&str; 4] = ["read:webhooks", "read:event_types", "create:webhooks", "update:webhooks"];

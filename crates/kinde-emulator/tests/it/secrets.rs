@@ -247,8 +247,8 @@ async fn an_error_in_the_settings_names_the_line_and_quotes_no_value() {
         std::fs::write(&config, text).unwrap();
         let serve = ["serve", "--port", "0", "--config", config.to_str().unwrap()];
         let Output { status, stderr, .. } = Command::new(BINARY).args(serve).output().await.unwrap();
-        let said = String::from_utf8(stderr).unwrap();
-        assert!(!status.success() && said.contains(expected) && !said.contains(MISPLACED), "{said}");
+        let printed = String::from_utf8(stderr).unwrap();
+        assert!(!status.success() && printed.contains(expected) && !printed.contains(MISPLACED), "{printed}");
     };
     check(format!("seed = 1\nclient_secret = {MISPLACED}\n"), "line 2: ").await;
     check(format!("port = \"{MISPLACED}\"\n"), "line 1: invalid type: string \"…\", expected u16").await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::labels::labels;
 use crate::{jwks, jws};
 
 /// The reason why a token is not an accepted access token. Contains nothing of the token but names of claims.
@@ -65,29 +66,33 @@ pub enum VerificationError {
     Webhook,
 }
 
-impl VerificationError {
+labels! {
+    /// Every [`Self::reason`].
+    REASONS,
     /// Returns a stable label for metrics and problem documents.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::Token(error) => error.reason(),
-            Self::Key(error) => error.reason(),
-            Self::ApiKey => "api_key",
-            Self::UnknownIssuer => "unknown_issuer",
-            Self::OtherTenant => "other_tenant",
-            Self::MissingClaim { claim: "sub" } => "missing_subject",
-            Self::MissingClaim { .. } => "missing_claim",
-            Self::MalformedClaim { .. } => "malformed_claim",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not_yet_valid",
-            Self::IssuedInFuture => "issued_in_future",
-            Self::WrongAudience => "wrong_audience",
-            Self::UnauthorizedClient => "unauthorized_client",
-            Self::MachineToken => "machine_token",
-            Self::IdToken => "id_token",
-            Self::Webhook => "webhook_token",
-        }
+    reason of VerificationError {
+        Self::ApiKey => "api_key",
+        Self::UnknownIssuer => "unknown_issuer",
+        Self::OtherTenant => "other_tenant",
+        Self::MissingClaim { claim: "sub" } => "missing_subject",
+        Self::MissingClaim { .. } => "missing_claim",
+        Self::MalformedClaim { .. } => "malformed_claim",
+        Self::Expired => "expired",
+        Self::NotYetValid => "not_yet_valid",
+        Self::IssuedInFuture => "issued_in_future",
+        Self::WrongAudience => "wrong_audience",
+        Self::UnauthorizedClient => "unauthorized_client",
+        Self::MachineToken => "machine_token",
+        Self::IdToken => "id_token",
+        Self::Webhook => "webhook_token",
     }
+    inner {
+        Self::Token(error) => error.reason(), jws::Error::REASONS;
+        Self::Key(error) => error.reason(), jwks::Error::REASONS;
+    }
+}
 
+impl VerificationError {
     /// Returns true if the token may be valid and cannot be verified now: respond with 503, not 401.
     pub const fn is_unavailable(&self) -> bool {
         self.retry_after().is_some()

@@ -7,6 +7,7 @@ use url::Url;
 
 use super::Config;
 use super::document::{self, Document, DocumentError};
+use crate::labels::labels;
 
 /// Paths of the document: the one that Kinde's SDKs use, then the one in Kinde's documentation.
 const PATHS: [&str; 2] = ["/.well-known/jwks.json", "/.well-known/jwks"];
@@ -31,16 +32,18 @@ pub enum FetchError {
     Document(#[source] DocumentError),
 }
 
-impl FetchError {
+labels! {
+    /// Every [`Self::outcome`]. That of a successful fetch is `ok`.
+    OUTCOMES,
     /// Returns a stable label for metrics.
-    pub fn outcome(&self) -> &'static str {
-        match self {
-            Self::Unreachable(_) => "unreachable",
-            Self::UnexpectedStatus(_) => "unexpected_status",
-            Self::ResponseTooLarge | Self::Document(_) => "invalid_response",
-        }
+    outcome of FetchError {
+        Self::Unreachable(_) => "unreachable",
+        Self::UnexpectedStatus(_) => "unexpected_status",
+        Self::ResponseTooLarge | Self::Document(_) => "invalid_response",
     }
+}
 
+impl FetchError {
     /// Returns the message with those of all causes on one line.
     pub(super) fn with_causes(&self) -> String {
         let mut text = self.to_string();

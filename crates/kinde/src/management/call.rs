@@ -8,6 +8,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use super::retry::Budget;
 use super::token::Token;
 use super::{Error, Inner};
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::event::reader::Reader;
 use crate::http_client::{ApiError, Failure, RawResponse};
@@ -17,7 +18,7 @@ use crate::response::Response;
 /// A request and the reader of its response.
 pub(super) struct Call<Build, IsAbsent, Read> {
     /// The label in metrics.
-    pub(super) endpoint: &'static str,
+    pub(super) endpoint: Endpoint,
     /// The scope that Kinde documents for the endpoint.
     pub(super) scope: &'static str,
     pub(super) effect: Effect,
@@ -135,7 +136,7 @@ where
             Ok(false) => "absent",
             outcome => Error::outcome_of(outcome.err()),
         };
-        metrics::counter!("kinde_api_requests_total", "endpoint" => self.endpoint, "outcome" => outcome)
+        metrics::counter!("kinde_api_requests_total", "endpoint" => self.endpoint.as_str(), "outcome" => outcome)
             .increment(1);
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use super::call::{Call, Effect};
 use super::pages::{List, Pages, Paging};
 use super::{Client, Error, Permission, Role, check_id, is_missing};
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::event::reader::Reader;
 use crate::patch::Patch;
@@ -110,7 +111,7 @@ impl Client {
     /// Lists all organizations. Scope `read:organizations`.
     pub fn organizations(&self) -> Pages<Organization> {
         let list = List {
-            endpoint: "organizations",
+            endpoint: Endpoint::Organizations,
             scope: "read:organizations",
             url: self.url(&["organizations"]),
             query: Vec::new(),
@@ -126,7 +127,7 @@ impl Client {
         check_id(code)?;
         let url = self.url(&["organization"]);
         let call = Call {
-            endpoint: "organization",
+            endpoint: Endpoint::Organization,
             scope: "read:organizations",
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.get(url.clone()).query(&[("code", code)]),
@@ -144,7 +145,7 @@ impl Client {
     pub fn organization_users(&self, code: &str) -> Result<Pages<OrganizationUser>, Error> {
         check_id(code)?;
         let list = List {
-            endpoint: "organization_users",
+            endpoint: Endpoint::OrganizationUsers,
             scope: "read:organization_users",
             url: self.url(&["organizations", code, "users"]),
             query: Vec::new(),
@@ -159,7 +160,7 @@ impl Client {
     pub fn user_roles(&self, code: &str, user: &str) -> Result<Pages<Role>, Error> {
         [code, user].into_iter().try_for_each(check_id)?;
         let list = List {
-            endpoint: "user_roles",
+            endpoint: Endpoint::UserRoles,
             scope: "read:organization_user_roles",
             url: self.url(&["organizations", code, "users", user, "roles"]),
             query: Vec::new(),
@@ -177,7 +178,7 @@ impl Client {
     pub fn user_permissions(&self, code: &str, user: &str) -> Result<Pages<UserPermission>, Error> {
         [code, user].into_iter().try_for_each(check_id)?;
         let list = List {
-            endpoint: "user_permissions",
+            endpoint: Endpoint::UserPermissions,
             scope: "read:organization_user_permissions",
             url: self.url(&["organizations", code, "users", user, "permissions"]),
             query: vec![("expand", "roles".to_owned())],
@@ -191,7 +192,7 @@ impl Client {
     /// Lists all roles. Scope `read:roles`.
     pub fn roles(&self) -> Pages<Role> {
         let list = List {
-            endpoint: "roles",
+            endpoint: Endpoint::Roles,
             scope: "read:roles",
             url: self.url(&["roles"]),
             query: Vec::new(),
@@ -207,7 +208,7 @@ impl Client {
         check_id(id)?;
         let url = self.url(&["roles", id]);
         let call = Call {
-            endpoint: "role",
+            endpoint: Endpoint::Role,
             scope: "read:roles",
             effect: Effect::Idempotent,
             build: |http: &reqwest::Client| http.get(url.clone()),
@@ -225,7 +226,7 @@ impl Client {
     pub fn role_permissions(&self, role: &str) -> Result<Pages<Permission>, Error> {
         check_id(role)?;
         let list = List {
-            endpoint: "role_permissions",
+            endpoint: Endpoint::RolePermissions,
             scope: "read:role_permissions",
             url: self.url(&["roles", role, "permissions"]),
             query: Vec::new(),
@@ -240,7 +241,7 @@ impl Client {
     pub fn role_users(&self, role: &str) -> Result<Pages<RoleUser>, Error> {
         check_id(role)?;
         let list = List {
-            endpoint: "role_users",
+            endpoint: Endpoint::RoleUsers,
             scope: "read:organization_user_roles",
             url: self.url(&["roles", role, "users"]),
             query: Vec::new(),
@@ -254,7 +255,7 @@ impl Client {
     /// Lists all permissions. Scope `read:permissions`.
     pub fn permissions(&self) -> Pages<Permission> {
         let list = List {
-            endpoint: "permissions",
+            endpoint: Endpoint::Permissions,
             scope: "read:permissions",
             url: self.url(&["permissions"]),
             query: Vec::new(),

@@ -7,6 +7,7 @@ use reqwest::StatusCode;
 use serde_json::error::Category;
 
 use super::retry::Again;
+use crate::labels::labels;
 use crate::{event, json};
 
 /// The reason why a call failed. Contains no credential and no personal data.
@@ -136,25 +137,25 @@ impl Error {
             _ => Again::Never,
         }
     }
+}
 
+labels! {
+    /// Every [`Self::outcome`]. Without an error it is `ok` or `absent`.
+    OUTCOMES,
     /// Returns a stable label for metrics.
-    pub const fn outcome(&self) -> &'static str {
-        match self {
-            Self::TokenUnavailable(_) => "token_unavailable",
-            Self::InvalidCredentials { .. } => "invalid_credentials",
-            Self::Unauthorized { .. } => "unauthorized",
-            Self::MissingScope { .. } => "missing_scope",
-            Self::RateLimited { .. } => "rate_limited",
-            Self::ConcurrencyTimeout => "concurrency_timeout",
-            Self::Unreachable(_) => "unreachable",
-            Self::UnexpectedStatus { .. } => "unexpected_status",
-            Self::ResponseTooLarge { .. } => "response_too_large",
-            Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser | Self::WrongObject => {
-                "invalid_response"
-            }
-            Self::InvalidIdentifier => "invalid_identifier",
-            Self::RepeatedToken | Self::TooManyPages { .. } => "endless_pagination",
-        }
+    outcome of Error {
+        Self::TokenUnavailable(_) => "token_unavailable",
+        Self::InvalidCredentials { .. } => "invalid_credentials",
+        Self::Unauthorized { .. } => "unauthorized",
+        Self::MissingScope { .. } => "missing_scope",
+        Self::RateLimited { .. } => "rate_limited",
+        Self::ConcurrencyTimeout => "concurrency_timeout",
+        Self::Unreachable(_) => "unreachable",
+        Self::UnexpectedStatus { .. } => "unexpected_status",
+        Self::ResponseTooLarge { .. } => "response_too_large",
+        Self::NotJson { .. } | Self::InvalidResponse(_) | Self::WrongUser | Self::WrongObject => "invalid_response",
+        Self::InvalidIdentifier => "invalid_identifier",
+        Self::RepeatedToken | Self::TooManyPages { .. } => "endless_pagination",
     }
 }
 

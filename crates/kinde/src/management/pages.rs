@@ -9,6 +9,7 @@ use url::Url;
 
 use super::call::{Call, Effect};
 use super::{Client, Error, NEVER};
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::event::reader::Reader;
 use crate::response::{RequestTiming, Response};
@@ -33,7 +34,7 @@ pub struct Page<T> {
 /// A list of the API: its address, its parameters and the reader of its entries.
 pub(super) struct List<T> {
     /// The label in metrics.
-    pub(super) endpoint: &'static str,
+    pub(super) endpoint: Endpoint,
     /// The scope that Kinde documents for the endpoint.
     pub(super) scope: &'static str,
     pub(super) url: Url,

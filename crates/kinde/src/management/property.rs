@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::pages::{List, Pages, Paging};
 use super::{Client, Error, USERS, check_id};
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::event::reader::Reader;
 use crate::patch::Patch;
@@ -66,7 +67,7 @@ impl Client {
     /// Lists the properties that users can have. Scope `read:properties`. Kinde does not return the category of a property.
     pub fn user_property_definitions(&self) -> Pages<PropertyDefinition> {
         let list = List {
-            endpoint: "properties",
+            endpoint: Endpoint::Properties,
             scope: "read:properties",
             url: self.url(&["properties"]),
             query: vec![("context", "usr".to_owned())],
@@ -81,7 +82,7 @@ impl Client {
     pub fn user_properties(&self, user: &str) -> Result<Pages<Property>, Error> {
         check_id(user)?;
         let list = List {
-            endpoint: "user_properties",
+            endpoint: Endpoint::UserProperties,
             scope: "read:user_properties",
             url: self.url(&["users", user, "properties"]),
             query: Vec::new(),
@@ -97,7 +98,7 @@ impl Client {
     /// The list continues after the last user of a page, and a page without users ends it.
     pub fn users_with_properties(&self) -> Pages<SearchedUser> {
         let list = List {
-            endpoint: "search_users",
+            endpoint: Endpoint::SearchUsers,
             scope: USERS,
             url: self.url(&["search", "users"]),
             query: vec![("query", "*".to_owned()), ("expand", "properties".to_owned())],

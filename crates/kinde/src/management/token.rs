@@ -20,6 +20,7 @@ use url::Url;
 use super::Error;
 use super::config::RetryPolicy;
 use super::retry::Budget;
+use crate::endpoint::Endpoint;
 use crate::event;
 use crate::http_client::{ApiError, Failure, HttpClient, RawResponse};
 use crate::json;
@@ -163,7 +164,7 @@ impl Inner {
             let started = Instant::now();
             let outcome = self.attempt(&budget, started).await;
             let label = Error::outcome_of(outcome.as_ref().err());
-            metrics::counter!("kinde_api_requests_total", "endpoint" => "token", "outcome" => label)
+            metrics::counter!("kinde_api_requests_total", "endpoint" => Endpoint::Token.as_str(), "outcome" => label)
                 .increment(1);
             let error = match outcome {
                 Ok(token) => return Ok(self.counted(token)),

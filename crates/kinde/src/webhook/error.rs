@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::Scheme;
+use crate::labels::labels;
 use crate::{jwks, jws};
 
 /// The reason why a request is not a delivery. Contains nothing of the request but names of members.
@@ -53,21 +54,25 @@ pub enum VerificationError {
     },
 }
 
-impl VerificationError {
+labels! {
+    /// Every [`Self::reason`].
+    REASONS,
     /// Returns a stable label for metrics and problem documents.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            Self::MissingSignature => "missing_signature",
-            Self::MalformedSignature { .. } => "malformed_signature",
-            Self::SignatureMismatch { .. } => "signature_mismatch",
-            Self::SchemeNotConfigured { .. } => "scheme_not_configured",
-            Self::StaleTimestamp => "stale_timestamp",
-            Self::Token(error) => error.reason(),
-            Self::Key(error) => error.reason(),
-            Self::TokenNotWebhook { .. } => "token_not_webhook",
-        }
+    reason of VerificationError {
+        Self::MissingSignature => "missing_signature",
+        Self::MalformedSignature { .. } => "malformed_signature",
+        Self::SchemeNotConfigured { .. } => "scheme_not_configured",
+        Self::StaleTimestamp => "stale_timestamp",
+        Self::TokenNotWebhook { .. } => "token_not_webhook",
     }
+    inner {
+        Self::SignatureMismatch { .. } => jws::Error::SignatureMismatch.reason(), &[];
+        Self::Token(error) => error.reason(), jws::Error::REASONS;
+        Self::Key(error) => error.reason(), jwks::Error::REASONS;
+    }
+}
 
+impl VerificationError {
     /// Returns true if the request may be genuine and cannot be verified now: respond with 503, not 401.
     pub const fn is_unavailable(&self) -> bool {
         self.retry_after().is_some()

@@ -12,6 +12,7 @@ mod jwks;
 mod management;
 mod management_tokens;
 mod never_panics;
+mod readme;
 mod support;
 mod tokens;
 mod webhook;

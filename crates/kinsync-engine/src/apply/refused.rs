@@ -1,4 +1,4 @@
-//! Users and keys that a rule of the store rejected: written when the rule allows it.
+//! Users and keys that a rule of the store refused: written when the rule allows it.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,7 +20,7 @@ const REFUSED_PAGE: usize = 1000;
 impl Delta {
     fn of(refused: &Refused) -> Self {
         let RefusedUser { state, source, .. } = refused.user.clone();
-        // Logged before the rule rejected it.
+        // Logged before the rule refused it.
         Self { state, source, ..Self::empty() }
     }
 }
@@ -28,7 +28,7 @@ impl Delta {
 /// Writes the refused users that the store now accepts, and removes their records. Returns their number.
 ///
 /// Reads a page of records per call, after the user `after`, and further pages while the store accepts users: a rule that
-/// rejects very many users costs the same with each call, and all of them are stored soon after it allows them.
+/// refuses very many users costs the same with each call, and all of them are stored soon after it allows them.
 ///
 /// # Errors
 /// Fails when the store fails. A repetition is safe.
@@ -43,9 +43,9 @@ pub async fn apply_refused(
         *after = next;
         let deltas = page.iter().map(|refused| (refused.id.clone(), Delta::of(refused))).collect();
         let applied = apply_deltas(store, deltas, now, None).await?;
-        let rejected: HashSet<UserId> =
-            applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect();
-        page.retain(|refused| !rejected.contains(&refused.id));
+        let refused_ids: HashSet<UserId> =
+            applied.refused.into_iter().chain(applied.failed).map(|(user, _)| user).collect();
+        page.retain(|refused| !refused_ids.contains(&refused.id));
         refused_users::remove(store, &page).await?;
         stored += page.len();
         if page.is_empty() || after.is_none() {

@@ -1,4 +1,4 @@
-//! Writes rows with as many keys as the store accepts, and keeps what it rejects as records of kinsync.
+//! Writes rows with as many keys as the store accepts, and keeps what it refuses as records of kinsync.
 
 use std::collections::HashSet;
 
@@ -24,12 +24,12 @@ pub(super) async fn write(
     let marked = |row: &Row, outcome: &Outcome| {
         let reason = refusal(outcome)?.to_owned();
         let is_due =
-            is_locked_out(row) || (is_stored.contains(&row.id) && matches!(outcome, Outcome::Rejected(_)));
+            is_locked_out(row) || (is_stored.contains(&row.id) && matches!(outcome, Outcome::Refused(_)));
         let refused = RefusedKeys { all: Some(reason), ..RefusedKeys::default() };
         (is_due && row.refused.all.is_none()).then(|| Row { refused, ..row.clone() })
     };
     retry(store, &mut done, marked).await?;
-    keep_rejected(store, &done, now).await?;
+    keep_refused(store, &done, now).await?;
     for (row, _) in done.iter_mut().filter(|(_, outcome)| *outcome == Outcome::Written) {
         report_edits(row);
         report_refused(row);
@@ -38,7 +38,7 @@ pub(super) async fn write(
     Ok(done)
 }
 
-/// Writes the rows. A row that the store rejects is written again as `next` returns it, until it returns none.
+/// Writes the rows. A row that the store refuses is written again as `next` returns it, until it returns none.
 pub(super) async fn write_without(
     store: &dyn Store,
     rows: Vec<Row>,
@@ -50,7 +50,7 @@ pub(super) async fn write_without(
     Ok(done)
 }
 
-/// Writes the rows that `next` returns instead of rejected ones. Returns whether there were any. A rejection of such a row
+/// Writes the rows that `next` returns instead of refused ones. Returns whether there were any. A refusal of such a row
 /// leaves the former one, unless `next` has a further one for it.
 async fn retry(
     store: &dyn Store,
@@ -70,12 +70,12 @@ async fn retry(
     Ok(true)
 }
 
-/// Returns the row without what the store rejects: an address that another document shows, which gets a pending mark, or keys
+/// Returns the row without what the store refuses: an address that another document shows, which gets a pending mark, or keys
 /// that a rule of the application names.
 pub(super) fn reduced(row: &Row, outcome: &Outcome) -> Option<Row> {
     match outcome {
         Outcome::EmailTaken if row.metadata.holds_email => Some(without_email(row.clone())),
-        Outcome::Rejected(rule) => {
+        Outcome::Refused(rule) => {
             let mut next = row.clone();
             let is_new = |key: &&DocumentKey| !row.refused.keys.contains_key(key);
             next.refused.keys.extend(rule.keys.iter().filter(is_new).map(|key| (*key, rule.reason.clone())));
@@ -101,11 +101,11 @@ fn report_refused(row: &Row) {
     metrics::counter!("kinsync_keys_refused_total").increment(1);
 }
 
-/// Keeps what the store rejects as records of kinsync, for [`super::apply_refused`] and for the request path. For a write that only
+/// Keeps what the store refuses as records of kinsync, for [`super::apply_refused`] and for the request path. For a write that only
 /// failed, it keeps a deletion or a suspension: the caller applies everything else again.
-async fn keep_rejected(store: &dyn Store, done: &[(Row, Outcome)], now: Micros) -> Result<(), Error> {
+async fn keep_refused(store: &dyn Store, done: &[(Row, Outcome)], now: Micros) -> Result<(), Error> {
     let is_kept = |row: &Row, outcome: &Outcome| match outcome {
-        Outcome::Rejected(_) => true,
+        Outcome::Refused(_) => true,
         Outcome::Failed(_) => is_locked_out(row),
         Outcome::Written | Outcome::Stale | Outcome::EmailTaken => false,
     };
@@ -130,7 +130,7 @@ fn is_locked_out(row: &Row) -> bool {
 /// Why the row was refused, unless it was written or has to be loaded again.
 fn refusal(outcome: &Outcome) -> Option<&str> {
     match outcome {
-        Outcome::Rejected(rule) => Some(&rule.reason),
+        Outcome::Refused(rule) => Some(&rule.reason),
         Outcome::Failed(reason) => Some(reason),
         Outcome::EmailTaken | Outcome::Stale | Outcome::Written => None,
     }

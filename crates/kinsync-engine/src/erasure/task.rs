@@ -99,7 +99,7 @@ impl Eraser {
     }
 
     /// Takes an erasure back. Entries of the user may have been replaced by markers: one with the state of the row explains it.
-    /// Deliveries of the user were removed from queues: a check reads what they said.
+    /// Deliveries of the user were removed from queues: a check reads the user from Kinde instead.
     async fn withdraw(&self, user: &UserId) -> Result<(), Error> {
         let store = &*self.store;
         record::withdraw(store, user).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use kinde::event;
 use kinsync_core::Micros;
 use serde::{Deserialize, Serialize};
 
@@ -65,9 +66,9 @@ impl Projection for Projector {
         let Some(id) = &entry.user else { return };
         let user = self.users.entry(id.clone()).or_default();
         match entry.kind.as_str() {
-            "user.created" => (user.signed_up, user.active) = (true, true),
-            "user.authenticated" => user.active = true,
-            "user.deleted" => user.deleted = true,
+            event::USER_CREATED => (user.signed_up, user.active) = (true, true),
+            event::USER_AUTHENTICATED => user.active = true,
+            event::USER_DELETED => user.deleted = true,
             _ => user.deleted |= entry.cause() == Some(DELETED),
         }
         user.active |= matches!(entry.source, LogSource::Login | LogSource::Profile);

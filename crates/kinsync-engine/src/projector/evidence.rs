@@ -30,7 +30,7 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    /// Counted failures after which a user is set aside. A call fails by chance, and on a bad
+    /// Counted failures after which the entries of a user become dead letters. A call fails by chance, and on a bad
     /// network at every other attempt; a refusal of one row does not.
     fn failures_needed(self) -> u32 {
         match self {
@@ -48,8 +48,8 @@ pub(super) enum Verdict {
     Retry,
     /// Retry them likewise. There is no evidence: nothing was written since the last failure.
     RetryUnproved,
-    /// Set them aside: others were written between the failures.
-    SetAside,
+    /// Dead-letter them: others were written between the failures.
+    DeadLetter,
 }
 
 /// What failed and what succeeded, for all workers of a projector.
@@ -91,8 +91,8 @@ impl Evidence {
         self.lock().successes += 1;
     }
 
-    /// Forgets a subject: it was applied, or set aside.
-    pub(super) fn forget(&self, subject: &str) {
+    /// Removes a subject: it was applied, or is a dead letter.
+    pub(super) fn remove(&self, subject: &str) {
         self.lock().failed.remove(subject);
     }
 
@@ -111,7 +111,7 @@ impl Evidence {
         failed.successes = successes;
         failed.attempts = failed.attempts.saturating_add(1);
         let verdict = match () {
-            () if failed.counted >= scope.failures_needed() => Verdict::SetAside,
+            () if failed.counted >= scope.failures_needed() => Verdict::DeadLetter,
             () if is_proved || failed.attempts == 1 || scope == Scope::Store => Verdict::Retry,
             () => Verdict::RetryUnproved,
         };
@@ -131,29 +131,29 @@ impl Evidence {
 mod tests {
     use super::*;
 
-    fn is_set_aside(evidence: &Evidence, scope: Scope) -> bool {
-        evidence.failed("kp_a", scope).0 == Verdict::SetAside
+    fn is_dead_lettered(evidence: &Evidence, scope: Scope) -> bool {
+        evidence.failed("kp_a", scope).0 == Verdict::DeadLetter
     }
 
     #[test]
     fn failures_without_a_success_between_them_prove_nothing() {
         let evidence = Evidence::new(Duration::from_millis(1));
         evidence.wrote();
-        assert!((0..1_000).all(|_| !is_set_aside(&evidence, Scope::Row)));
+        assert!((0..1_000).all(|_| !is_dead_lettered(&evidence, Scope::Row)));
         evidence.wrote();
-        assert!((0..1_000).all(|_| !is_set_aside(&evidence, Scope::Row)), "one success counts once");
+        assert!((0..1_000).all(|_| !is_dead_lettered(&evidence, Scope::Row)), "one success counts once");
     }
 
     #[test]
-    fn a_user_who_fails_between_successes_is_set_aside() {
+    fn a_user_that_fails_between_successes_becomes_a_dead_letter() {
         for (scope, failures) in [(Scope::Row, 4), (Scope::Call, 13)] {
             let evidence = Evidence::new(Duration::from_millis(1));
-            let set_aside = (1..100).find(|_| {
-                let is_set_aside = is_set_aside(&evidence, scope);
+            let dead_lettered_after = (1..100).find(|_| {
+                let is_dead_lettered = is_dead_lettered(&evidence, scope);
                 evidence.wrote();
-                is_set_aside
+                is_dead_lettered
             });
-            assert_eq!(set_aside, Some(failures), "{scope:?}");
+            assert_eq!(dead_lettered_after, Some(failures), "{scope:?}");
         }
     }
 
@@ -164,17 +164,17 @@ mod tests {
             assert_eq!(evidence.failed("kp_a", Scope::Store).0, Verdict::Retry);
             evidence.wrote();
         }
-        assert!(!is_set_aside(&evidence, Scope::Row), "its failures count as none of the user's");
+        assert!(!is_dead_lettered(&evidence, Scope::Row), "its failures count as none of the user's");
     }
 
     #[test]
-    fn a_success_of_the_user_forgets_its_failures() {
+    fn a_success_of_the_user_clears_its_failures() {
         let evidence = Evidence::new(Duration::from_millis(1));
         for _ in 0..3 {
-            assert!(!is_set_aside(&evidence, Scope::Row));
+            assert!(!is_dead_lettered(&evidence, Scope::Row));
             evidence.wrote();
         }
-        evidence.forget("kp_a");
-        assert!(!is_set_aside(&evidence, Scope::Row) && evidence.has_failed("kp_a"));
+        evidence.remove("kp_a");
+        assert!(!is_dead_lettered(&evidence, Scope::Row) && evidence.has_failed("kp_a"));
     }
 }

@@ -21,7 +21,7 @@ pub(super) struct Item {
     pub(super) decoded: Decoded,
     /// Whether the entry is about a user that was erased, or about no user and names one.
     pub(super) is_erased: bool,
-    /// From the claim until the entry is acked, released or set aside.
+    /// From the claim until the entry is acked, released or dead-lettered.
     pub(super) span: Span,
 }
 

@@ -1,5 +1,5 @@
 //! Regular work on the store: writes refused users that a rule now allows, completes interrupted transfers of addresses, and
-//! counts what the store rejects.
+//! counts what the store refuses.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -22,12 +22,12 @@ const COUNT_EVERY: Duration = Duration::from_secs(3);
 /// Refused users named in the status.
 const EXAMPLES: usize = 3;
 
-/// What the store rejects, as of a few seconds ago.
+/// What the store refuses, as of a few seconds ago.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct RejectedByStore {
-    /// Users that the store has nothing of, or not their newest state, because a rule rejects their documents.
+pub struct RefusedByStore {
+    /// Users that the store has nothing of, or not their newest state, because a rule refuses their documents.
     pub users: u64,
-    /// Users with documents that lack keys, because a rule rejects them.
+    /// Users with documents that lack keys, because a rule refuses them.
     pub incomplete_users: u64,
     /// Some refused users, each with the rule.
     pub examples: Vec<(UserId, String)>,
@@ -46,9 +46,9 @@ struct Positions {
 }
 
 impl Projector {
-    /// Returns what the store rejects.
-    pub fn rejected(&self) -> watch::Receiver<RejectedByStore> {
-        self.rejected.subscribe()
+    /// Returns what the store refuses.
+    pub fn refused(&self) -> watch::Receiver<RefusedByStore> {
+        self.refused.subscribe()
     }
 
     pub(super) async fn sweep_regularly(&self, stop: &CancellationToken) {
@@ -63,7 +63,7 @@ impl Projector {
                     self.breaker.failed(&error);
                     let cause = error_chain(&error);
                     tracing::error!(error = cause, "the sweep of the store failed; the next one repeats it");
-                    self.rejected.send_modify(|rejected| rejected.failure = Some(cause));
+                    self.refused.send_modify(|refused| refused.failure = Some(cause));
                 }
             }
             if is_due {
@@ -91,12 +91,12 @@ impl Projector {
         let examples =
             if users == 0 { Vec::new() } else { refused_users::list(&*self.store, None, EXAMPLES).await? };
         let examples = examples.into_iter().map(|refused| (refused.id, refused.user.reason)).collect();
-        self.rejected.send_if_modified(|rejected| {
-            let failure = if is_due { None } else { rejected.failure.clone() };
-            let problems = problems.unwrap_or_else(|| rejected.problems.clone());
-            let now = RejectedByStore { users, incomplete_users, examples, problems, failure };
-            let is_new = *rejected != now;
-            *rejected = now;
+        self.refused.send_if_modified(|refused| {
+            let failure = if is_due { None } else { refused.failure.clone() };
+            let problems = problems.unwrap_or_else(|| refused.problems.clone());
+            let now = RefusedByStore { users, incomplete_users, examples, problems, failure };
+            let is_new = *refused != now;
+            *refused = now;
             is_new
         });
         Ok(())
@@ -104,7 +104,7 @@ impl Projector {
 
     /// Logs problems that the last examination did not find.
     fn log_new(&self, problems: &[StoreProblem]) {
-        let known = self.rejected.borrow();
+        let known = self.refused.borrow();
         for problem in problems.iter().filter(|problem| !known.problems.contains(problem)) {
             let StoreProblem { subject, what, fix, .. } = problem;
             match problem.severity {
@@ -119,11 +119,11 @@ impl Projector {
         let now = self.clock.now();
         let users = apply_refused(&*self.store, &mut positions.refused, now).await?;
         if users > 0 {
-            tracing::info!(users, "stored users that a rule of the store had rejected");
+            tracing::info!(users, "stored users that a rule of the store had refused");
         }
         let users = apply_refused_keys(&*self.store, &mut positions.refused_keys, now).await?;
         if users > 0 {
-            tracing::info!(users, "wrote keys that a rule of the store had rejected");
+            tracing::info!(users, "wrote keys that a rule of the store had refused");
         }
         let rows = positions.emails.run(&*self.store, now).await?;
         if rows > 0 {

@@ -1,6 +1,6 @@
 //! The queue in Redis Streams, for any number of processes. Needs Redis 7 or a server that is compatible with it.
 //!
-//! - `address`: the server, or the sentinels that know it
+//! - `address`: the server, or its sentinels
 //! - `connection`: connections, and errors in terms of the queue
 //! - `rows`: entries and dead letters as fields of a stream
 //! - `storing`: entries that are stored together
@@ -110,9 +110,9 @@ struct Shared {
     keys: Keys,
     clock: Clock,
     commands: Connection,
-    /// Stores entries. Of its own: one that waits for replicas delays all that share its connection.
+    /// Stores entries. A separate connection, because a command that waits for replicas delays all others on its connection.
     entries: Connection,
-    /// Waits for new entries. Of its own: a command that blocks delays all that share its connection.
+    /// Waits for new entries. A separate connection, because a command that blocks delays all others on its connection.
     waiting: Mutex<Connection>,
     batches: Batches,
     /// Ends the task that stores entries.

@@ -76,7 +76,7 @@ impl Difference {
     pub(super) fn written(&mut self, outcome: &Outcome) {
         match outcome {
             Outcome::Written => self.is_rebuilt = true,
-            Outcome::Rejected(rule) => self.refused = Some(rule.reason.clone()),
+            Outcome::Refused(rule) => self.refused = Some(rule.reason.clone()),
             Outcome::Failed(reason) => self.refused = Some(reason.clone()),
             Outcome::Stale | Outcome::EmailTaken => {}
         }

@@ -166,8 +166,8 @@ impl Inner {
                 tracing::warn!(users = lacking.len(), reason, "the properties of users are not all compared");
                 found.not_compared = Some(reason.to_owned());
             }
-            let is_believed = |listed: &Listed| have_lost || !lacking.contains_key(&listed.user);
-            for (listed, row) in listed.iter().zip(&rows).filter(|(listed, _)| is_believed(listed)) {
+            let is_confirmed = |listed: &Listed| have_lost || !lacking.contains_key(&listed.user);
+            for (listed, row) in listed.iter().zip(&rows).filter(|(listed, _)| is_confirmed(listed)) {
                 let Some(repair) = listed.compare(row.as_ref(), &keys, at) else { continue };
                 repairs.push(repair);
                 // The row stays compared: otherwise the next scan would mark it again.

@@ -67,8 +67,8 @@ pub enum DriftKind {
     Restored,
     /// Deleted by an event of Kinde and still listed. Left unchanged.
     ListedAfterDeletion,
-    /// The store rejected the user.
-    Rejected,
+    /// The store refused the user.
+    Refused,
     /// Kinde's response about the user is inconclusive. Left unchanged.
     Undetermined,
     /// Differs or is not listed, and the store has an observation as new as Kinde's response, or a newer one. Left
@@ -90,7 +90,7 @@ impl DriftKind {
         Self::RemovalHeld,
         Self::Restored,
         Self::ListedAfterDeletion,
-        Self::Rejected,
+        Self::Refused,
         Self::Undetermined,
         Self::TooRecent,
         Self::Edited,
@@ -108,7 +108,7 @@ impl DriftKind {
             Self::RemovalHeld => "removal_held",
             Self::Restored => "restored",
             Self::ListedAfterDeletion => "listed_after_deletion",
-            Self::Rejected => "rejected",
+            Self::Refused => "refused",
             Self::Undetermined => "undetermined",
             Self::TooRecent => "too_recent",
             Self::Edited => "edited",
@@ -442,7 +442,7 @@ pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<bool, store::Er
             }
         }
         runs.insert(0, Stored::Run(Box::new(run.clone())));
-        forget(&mut runs);
+        remove_oldest(&mut runs);
         *stored = runs.into_iter().map(Stored::encode).collect();
     });
     Ok(saved.await?.is_some())
@@ -450,7 +450,7 @@ pub(super) async fn save(store: &dyn Store, run: &Run) -> Result<bool, store::Er
 
 /// Removes the oldest runs. Failed runs replace only failed runs. The last run with missed changes and the complete run
 /// before it always stay, because [`super::webhook_health`] needs them.
-fn forget(runs: &mut Vec<Stored>) {
+fn remove_oldest(runs: &mut Vec<Stored>) {
     let position = |from: usize, is_so: &dyn Fn(&Run) -> bool| {
         runs.iter().skip(from).position(|one| one.run().is_some_and(is_so)).map(|at| at + from)
     };
@@ -487,7 +487,7 @@ mod tests {
         let mut runs = Vec::new();
         let mut add = |run: Run| {
             runs.insert(0, Stored::Run(Box::new(run)));
-            forget(&mut runs);
+            remove_oldest(&mut runs);
         };
         add(run(0, Outcome::Complete, 0));
         add(run(1, Outcome::Complete, 3));

@@ -311,7 +311,7 @@ impl Inner {
         compared: Option<&ComparedRows>,
         tally: &mut Tally,
     ) -> Result<HashSet<UserId>, Error> {
-        let rejected = match compared {
+        let refused = match compared {
             None => self.refused(&differing).await?,
             Some(compared) if observations.is_empty() && compared.revisions.is_empty() => HashSet::new(),
             Some(compared) => {
@@ -320,12 +320,12 @@ impl Inner {
                 not_written(self.retry_store(apply).await?)
             }
         };
-        count(differing, &rejected, tally);
-        Ok(rejected)
+        count(differing, &refused, tally);
+        Ok(refused)
     }
 
     /// Counts users with a difference, and writes the observations with [`apply`] unless the run is dry. A user that the
-    /// store rejects counts as rejected and not as created or changed.
+    /// store refuses counts as refused and not as created or changed.
     pub(super) async fn repair(
         &self,
         observations: Vec<Observation>,
@@ -333,13 +333,12 @@ impl Inner {
         is_dry: bool,
         tally: &mut Tally,
     ) -> Result<(), Error> {
-        let rejected =
-            if is_dry { self.refused(&differing).await? } else { self.write(observations).await? };
-        count(differing, &rejected, tally);
+        let refused = if is_dry { self.refused(&differing).await? } else { self.write(observations).await? };
+        count(differing, &refused, tally);
         Ok(())
     }
 
-    /// Returns those of these users with documents that a rule of the store rejects.
+    /// Returns those of these users with documents that a rule of the store refuses.
     async fn refused(&self, differing: &[Drift]) -> Result<HashSet<UserId>, Error> {
         let users: Vec<UserId> = differing.iter().map(|drift| drift.user.clone()).collect();
         let refused = self.retry_store(|| refused_users::of(&*self.store, &users)).await?;
@@ -362,12 +361,12 @@ impl Inner {
     }
 }
 
-/// Counts users with a difference. One that the store rejects counts as rejected and not as created or changed.
-fn count(differing: Vec<Drift>, rejected: &HashSet<UserId>, tally: &mut Tally) {
+/// Counts users with a difference. One that the store refuses counts as refused and not as created or changed.
+fn count(differing: Vec<Drift>, refused: &HashSet<UserId>, tally: &mut Tally) {
     for drift in differing {
         // The request path honors a deletion in any case.
-        let is_refused = rejected.contains(&drift.user) && drift.kind != DriftKind::Deleted;
-        tally.add(if is_refused { Drift { kind: DriftKind::Rejected, ..drift } } else { drift });
+        let is_refused = refused.contains(&drift.user) && drift.kind != DriftKind::Deleted;
+        tally.add(if is_refused { Drift { kind: DriftKind::Refused, ..drift } } else { drift });
     }
 }
 
@@ -376,7 +375,7 @@ fn not_written(applied: Applied) -> HashSet<UserId> {
     for (user, reason) in &applied.failed {
         tracing::warn!(user = user.as_str(), reason, "the store failed to write a user");
     }
-    applied.rejected.into_iter().chain(applied.failed).map(|(user, _)| user).collect()
+    applied.refused.into_iter().chain(applied.failed).map(|(user, _)| user).collect()
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ pub struct Config {
     pub unique_email: bool,
     /// Whether an existing document is linked to the user with its verified address.
     pub link_by_email: LinkByEmail,
-    /// What happens to the address of a deleted user where a rule of the application rejects a document without one.
+    /// What happens to the address of a deleted user where a rule of the application refuses a document without one.
     pub tombstone_email: TombstoneEmail,
     /// Time limit of one call.
     pub op_timeout: Duration,
@@ -122,7 +122,7 @@ impl Config {
     }
 }
 
-/// What happens to the address of a deleted user where a rule of the application, such as a non-sparse unique index, rejects
+/// What happens to the address of a deleted user where a rule of the application, such as a non-sparse unique index, refuses
 /// a document without one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TombstoneEmail {

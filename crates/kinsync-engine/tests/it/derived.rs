@@ -154,7 +154,7 @@ fn member(id: &str, codes: &[&str], role: &str, at: i64) -> Observation {
 
 async fn write(store: &dyn Store, observations: Vec<Observation>) {
     let applied = apply(store, observations, Micros(1)).await.unwrap();
-    assert_eq!((applied.failed, applied.rejected), (vec![], vec![]));
+    assert_eq!((applied.failed, applied.refused), (vec![], vec![]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,7 +29,7 @@ on_every_store! {
     a_change_of_a_role_during_changes_of_its_members_reaches_all_of_them
     a_rename_while_another_process_writes_a_new_member_reaches_that_member
     one_scan_repairs_lost_events_of_roles_permissions_and_organizations
-    an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life
+    an_old_event_about_an_object_that_a_list_lacked_restores_nothing
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
     many_deletions_of_one_kind_are_held_until_an_operator_approves_them
@@ -187,7 +187,7 @@ async fn one_scan_repairs_lost_events_of_roles_permissions_and_organizations(fre
     assert_eq!(run.memberships.map(|found| found.directory_changed), Some(0));
 }
 
-async fn an_old_event_about_an_object_that_a_list_lacked_brings_nothing_to_life(fresh: Fresh) {
+async fn an_old_event_about_an_object_that_a_list_lacked_restores_nothing(fresh: Fresh) {
     let world = World::new(fresh).await;
     let ada = world.import(1).remove(0);
     world.kinde.create_role(RoleEdit::keyed("member")).expect("new");

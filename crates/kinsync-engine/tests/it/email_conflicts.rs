@@ -93,7 +93,7 @@ async fn conflicts_beyond_the_limit_of_one_sweep_are_resolved_by_later_sweeps() 
 }
 
 #[tokio::test]
-async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
+async fn an_address_refused_by_an_index_or_a_validator_blocks_no_other_user() {
     let store = store().await;
     let database = store.database().unwrap();
     let collation = doc! { "locale": "en", "strength": 2 };
@@ -102,25 +102,25 @@ async fn an_address_rejected_by_an_index_or_a_validator_blocks_no_other_user() {
     database.run_command(doc! { "createIndexes": "users", "indexes": [index] }).await.unwrap();
     let lower = [event("kp_low", 2, "a@x.org"), event("kp_other", 2, "b@x.org")];
     observe(&store, vec![event("kp_up", 1, "A@x.org")]).await;
-    apply(&store, lower, NOW).await.expect("a rejected address blocks no user");
+    apply(&store, lower, NOW).await.expect("a refused address blocks no user");
     let email = async |user: &str| get(&store, user).await.unwrap().document().email;
     assert_eq!((email("kp_low").await, email("kp_other").await), (None, Some("b@x.org".into())));
     Sweep::default().run(&store, NOW).await.expect("nor does a sweep");
     observe(&store, vec![event("kp_up", 3, "c@x.org")]).await;
     Sweep::default().run(&store, NOW).await.unwrap();
     assert_eq!(email("kp_low").await.as_deref(), Some("a@x.org"), "as soon as the index lets it");
-    // A validator that rejects the owner with the address, the former holder without it, or every write.
+    // A validator that refuses the owner with the address, the former holder without it, or every write.
     let forbid = async |users: Document| {
         let command = doc! { "collMod": "users", "validator": { "$nor": [users] } };
         database.run_command(command).await.unwrap();
     };
     observe(&store, vec![event("kp_eve", 5, "d@x.org"), event("kp_dan", 6, "d@x.org")]).await;
     forbid(doc! { "kindeId": "kp_dan", "email": "d@x.org" }).await;
-    apply(&store, [event("kp_eve", 7, "e@x.org")], NOW).await.expect("a rejected address blocks no user");
+    apply(&store, [event("kp_eve", 7, "e@x.org")], NOW).await.expect("a refused address blocks no user");
     assert_eq!((email("kp_eve").await.as_deref(), email("kp_dan").await), (Some("e@x.org"), None));
     observe(&store, vec![event("kp_one", 8, "f@x.org"), event("kp_two", 9, "f@x.org")]).await;
     forbid(doc! { "kindeId": "kp_one", "email": { "$exists": false } }).await;
-    apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("a rejected address blocks no user");
+    apply(&store, [event("kp_two", 4, "f@x.org")], NOW).await.expect("a refused address blocks no user");
     assert_eq!((email("kp_one").await.as_deref(), email("kp_two").await), (Some("f@x.org"), None));
     let mut marked = get(&store, "kp_eve").await.unwrap();
     marked.pending_emails.insert("g@x.org".into());
@@ -158,7 +158,7 @@ async fn a_thousand_marks_that_cannot_be_removed_hide_no_other_one() {
 }
 
 #[tokio::test]
-async fn many_rejected_addresses_block_no_other_user() {
+async fn many_refused_addresses_block_no_other_user() {
     let store = store().await;
     let index = doc! { "key": { "email": 1 }, "unique": true, "name": "any_case",
     "collation": { "locale": "en", "strength": 2 }, "partialFilterExpression": { "email": { "$gt": "" } } };
@@ -172,7 +172,7 @@ async fn many_rejected_addresses_block_no_other_user() {
     users(&store).insert_many(own.chain([doc! { "_id": "own", "email": "z@x.org" }])).await.unwrap();
     observe(&store, vec![event("kp_ada", 1, "z@x.org")]).await;
     let many = (0..20).map(|n| event(&format!("kp_{n}"), 2, &format!("U{n}@x.org")));
-    apply(&store, many, NOW).await.expect("a rejected address blocks no user");
+    apply(&store, many, NOW).await.expect("a refused address blocks no user");
     users(&store).delete_one(doc! { "_id": "own" }).await.unwrap();
     Sweep::default().run(&store, NOW).await.expect("nor does a sweep");
     assert_eq!(get(&store, "kp_ada").await.unwrap().document().email.as_deref(), Some("z@x.org"));

@@ -64,7 +64,7 @@ pub(crate) fn personal(user: &str, version: Version, source: Source) -> Observat
 
 pub(crate) async fn observe(store: &dyn Store, one: Observation) {
     let applied = apply(store, [one], Clock::system().now()).await.expect("the store answers");
-    assert!(applied.failed.is_empty() && applied.rejected.is_empty(), "{applied:?}");
+    assert!(applied.failed.is_empty() && applied.refused.is_empty(), "{applied:?}");
 }
 
 fn deletion(user: &str) -> Observation {

@@ -52,7 +52,7 @@ const CANARIES: [&str; 16] = [
     "cnry-link",
 ];
 
-/// Those that only MongoDB has: a document of the application that was linked, and a user that a validator rejects.
+/// Those that only MongoDB has: a document of the application that was linked, and a user that a validator refuses.
 const OF_MONGODB: [&str; 2] = ["cnry-app", "cnry-refused"];
 
 fn id() -> UserId {
@@ -250,7 +250,7 @@ async fn the_files_of_mongodb_contain_nothing_of_an_erased_user_after_compact() 
     assert!(!oplog.is_empty(), "the oplog keeps what was written: docs/guides/erasure.md");
 }
 
-/// Lets a validator reject a value of the user.
+/// Lets a validator refuse a value of the user.
 async fn refuse(store: &dyn Store, database: &Database) {
     let validator = |rule: Document| doc! { "collMod": "users", "validator": rule };
     let rule = doc! { "firstName": { "$ne": "cnry-refused" } };

@@ -111,15 +111,12 @@ impl Case {
         Ok(())
     }
 
-    /// The ids of the dead letters. The reason of what the store rejects is not that of what cannot be decoded.
+    /// The ids of the dead letters. The reason of what the store refuses is not that of what cannot be decoded.
     async fn dead(&self) -> Vec<String> {
         let dead = self.queue.dead_letters(None, 100).await.unwrap();
         for letter in &dead {
-            let cause = if letter.event_id == "poison" {
-                "the event cannot be decoded"
-            } else {
-                "the store rejected"
-            };
+            let cause =
+                if letter.event_id == "poison" { "the event cannot be decoded" } else { "the store refused" };
             assert!(letter.reason.starts_with(cause), "{}: {letter:?}", self.name);
         }
         let mut dead: Vec<String> = dead.into_iter().map(|letter| letter.event_id).collect();

@@ -29,7 +29,7 @@ use crate::{
 /// When the failure strikes.
 #[derive(Clone, Copy, Debug)]
 enum Strike {
-    /// Before the store hears of it.
+    /// Before the call reaches the store.
     Before,
     /// After the store did it: the answer is lost.
     After,

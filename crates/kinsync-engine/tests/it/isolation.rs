@@ -134,7 +134,7 @@ async fn only_these_are_refused(store: Arc<dyn Store>, bad: &[&str], reason: &st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_compound_index_over_two_arrays_costs_the_users_it_rejects_their_own_array_alone() {
+async fn a_compound_index_over_two_arrays_costs_the_users_it_refuses_their_own_array_alone() {
     let store = store().await;
     index(&store, doc! { "key": { "organizations.code": 1, "tags": 1 }, "name": "own" }).await;
     let own = ["kp_a", "kp_b"].map(|user| doc! { "kindeId": user, "tags": [] });
@@ -166,7 +166,7 @@ fn with_phone(user: &str, at: i64, phone: &str) -> Entry {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_that_a_unique_index_rejects_costs_that_key_alone_until_it_is_free() {
+async fn a_value_that_a_unique_index_refuses_costs_that_key_alone_until_it_is_free() {
     let store = store().await;
     index(&store, doc! { "key": { "phone": 1 }, "unique": true, "sparse": true, "name": "phone_1" }).await;
     let pipeline = Pipeline::start(Arc::new(store.clone()), vec![with_phone("kp_a", 1, "+441")]).await;
@@ -191,7 +191,7 @@ async fn a_value_that_a_unique_index_rejects_costs_that_key_alone_until_it_is_fr
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_that_a_validator_rejects_cost_their_keys_alone() {
+async fn values_that_a_validator_refuses_cost_their_keys_alone() {
     let store = store().await;
     let properties =
         doc! { "phone": { "pattern": "^0" }, "source": { "enum": ["web"] }, "firstName": { "minLength": 9 } };
@@ -424,7 +424,7 @@ async fn more_users_than_one_page_of_records_are_refused_and_stored_by_the_next_
         what: What::Fields(Profile::new()),
     });
     let applied = apply(&store, observations, Micros(1)).await.unwrap();
-    assert_eq!((applied.rejected.len(), refused_users::count(&store).await.unwrap()), (1_500, 1_500));
+    assert_eq!((applied.refused.len(), refused_users::count(&store).await.unwrap()), (1_500, 1_500));
     let mut after = None;
     assert_eq!(apply_refused(&store, &mut after, Micros(1)).await.unwrap(), 0, "still refused");
     rule(&store, doc! {}).await.unwrap();

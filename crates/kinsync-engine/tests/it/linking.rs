@@ -107,7 +107,7 @@ async fn a_document_with_a_kinde_id_as_its_own_id_is_linked_like_any_other() {
 }
 
 #[tokio::test]
-async fn a_document_that_an_index_of_the_application_rejects_is_not_linked_and_blocks_no_user() {
+async fn a_document_that_an_index_of_the_application_refuses_is_not_linked_and_blocks_no_user() {
     let store = store().await;
     with_own_row(&store).await;
     // One first name for each plan, and another document on this plan has it.

@@ -59,7 +59,7 @@ pub(crate) fn event(user: &str, at: i64, fields: Profile) -> Observation {
 pub(crate) async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Observation>) {
     for observation in observations {
         let applied = apply(store, [observation], NOW).await.unwrap();
-        assert_eq!((applied.rejected, applied.failed), (vec![], vec![]));
+        assert_eq!((applied.refused, applied.failed), (vec![], vec![]));
     }
 }
 
@@ -314,8 +314,8 @@ async fn a_document_in_an_unknown_format_is_refused_by_name() {
         let before = document(&store).await;
         let applied = apply(&store, [event("kp_ada", 2, Profile::new().with(Field::FirstName, "A"))], NOW);
         let applied = applied.await.unwrap();
-        assert!(applied.rejected[0].1.contains(expected), "{:?}", applied.rejected);
-        assert!(applied.rejected[0].1.contains(&before.get_object_id("_id").unwrap().to_hex()));
+        assert!(applied.refused[0].1.contains(expected), "{:?}", applied.refused);
+        assert!(applied.refused[0].1.contains(&before.get_object_id("_id").unwrap().to_hex()));
         assert_eq!(document(&store).await, before);
     }
 }

@@ -61,7 +61,7 @@ enum Step {
     Write(String, usize, Vec<u8>),
     Truncate(String, usize),
     Sync(String),
-    /// The system forgets what it could not write, and calls the next sync a success.
+    /// The system drops the data that it could not write, and the next sync succeeds.
     FailedSync(String),
     Remove(String),
     Print(String),

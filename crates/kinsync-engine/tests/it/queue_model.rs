@@ -22,7 +22,7 @@ enum Step {
     /// These act on one of the claimed entries.
     Ack(usize),
     Retry(usize),
-    SetAside(usize),
+    DeadLetter(usize),
     /// These on one of the dead letters.
     RetryDead(usize),
     DropDead(usize),
@@ -35,7 +35,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1..6_usize).prop_map(Step::Claim),
         3 => any::<usize>().prop_map(Step::Ack),
         1 => any::<usize>().prop_map(Step::Retry),
-        1 => any::<usize>().prop_map(Step::SetAside),
+        1 => any::<usize>().prop_map(Step::DeadLetter),
         1 => any::<usize>().prop_map(Step::RetryDead),
         1 => any::<usize>().prop_map(Step::DropDead),
         1 => Just(Step::Reopen),
@@ -104,7 +104,7 @@ async fn run(steps: Vec<Step>) {
                     model.wait(id);
                 }
             }
-            Step::SetAside(at) => {
+            Step::DeadLetter(at) => {
                 if let Some((entry_id, id)) = pick(&mut model.claimed, at) {
                     queue.dead_letter(&[(entry_id.clone(), "why".into())]).await.unwrap();
                     model.dead.push((entry_id, id));

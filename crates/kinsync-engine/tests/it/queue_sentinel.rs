@@ -1,4 +1,4 @@
-//! The queue on a Redis that Sentinel watches: failovers, logins, sentinels that are away.
+//! The queue on a Redis that Sentinel watches: failovers, logins, unavailable sentinels.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

@@ -115,7 +115,7 @@ pub(crate) fn named(user: &str, at: i64, name: &str) -> Observation {
 
 pub(crate) async fn observe(store: &dyn Store, observations: impl IntoIterator<Item = Observation>) {
     let applied = apply(store, observations, Clock::system().now()).await.expect("the store answers");
-    assert!(applied.failed.is_empty() && applied.rejected.is_empty(), "{applied:?}");
+    assert!(applied.failed.is_empty() && applied.refused.is_empty(), "{applied:?}");
 }
 
 /// Observations of the sources that are no events, about the users of events.

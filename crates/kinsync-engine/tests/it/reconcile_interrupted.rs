@@ -100,7 +100,7 @@ async fn an_interrupted_backfill_with_an_empty_next_page_starts_again(fresh: Fre
 }
 
 async fn one_scan_runs_at_a_time_and_another_process_takes_over_after_a_kill(fresh: Fresh) {
-    // Longer than a busy machine forgets a task.
+    // Longer than a busy machine leaves a task unscheduled.
     let lease = Duration::from_secs(4);
     let world = World::new(fresh).await;
     world.import(3);

@@ -65,7 +65,7 @@ fn member(user: &str, role: &str, at: i64) -> Observation {
 
 async fn write(store: &dyn Store, members: Vec<Observation>) {
     let applied = apply(store, members, Micros(1)).await.expect("the store answers");
-    assert_eq!((applied.failed, applied.rejected), (vec![], vec![]));
+    assert_eq!((applied.failed, applied.refused), (vec![], vec![]));
 }
 
 async fn with_members(fresh: &Fresh) {
@@ -122,7 +122,7 @@ async fn assert_all_show(fresh: &Fresh, key: &str, when: &str) {
     }
 }
 
-/// Nothing is left but the records of the directory.
+/// Checks that only the records of the directory are left.
 async fn assert_clean(fresh: &Fresh) {
     for prefix in ["spread/", "outdated/"] {
         let left = fresh.store.list_states(prefix, None, 10).await.expect("the store answers");
@@ -132,7 +132,7 @@ async fn assert_clean(fresh: &Fresh) {
     assert!(stored.stored.values().all(|stored| !stored.is_due()));
 }
 
-/// Runs a process that is suspended at this call, until nothing is marked, or until `then` is done. Returns whether it came that far.
+/// Runs a process that is suspended at this call, until nothing is marked, or until `then` is done. Returns whether it reached that call.
 async fn run_until_call(fresh: &Fresh, call: usize, then: impl AsyncFnOnce(&Suspended)) -> bool {
     let process = Suspended::new(fresh.store.clone());
     process.suspend_at_call(call);
@@ -337,13 +337,13 @@ async fn a_member_that_cannot_be_written_stops_no_other_and_is_written_later(fre
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_validator_that_rejects_a_member_stops_no_other() {
+async fn a_validator_that_refuses_a_member_stops_no_other() {
     let store = crate::store_mongo::store().await;
     let database = store.database().expect("connected").clone();
     let fresh = stores::over(store);
     with_members(&fresh).await;
-    let rejected = bson::doc! { "kindeId": "kp_3", "organizations.roles": "key 1" };
-    let command = bson::doc! { "collMod": "users", "validator": { "$nor": [rejected] } };
+    let refused = bson::doc! { "kindeId": "kp_3", "organizations.roles": "key 1" };
+    let command = bson::doc! { "collMod": "users", "validator": { "$nor": [refused] } };
     database.run_command(command).await.expect("the server accepts a validator");
     rename(&fresh, "r", "key 1", 2).await;
     spread(&fresh).await;

@@ -1,4 +1,4 @@
-//! What every store promises, proved for each on its real server or file.
+//! The contract of every store, tested on its real server or file.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::{Arc, atomic::AtomicU64, atomic::Ordering};

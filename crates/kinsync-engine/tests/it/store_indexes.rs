@@ -57,7 +57,7 @@ async fn indexes_of_the_application_are_used_or_reported() {
     assert!(!names.contains(&"kinsync_updatedAt".to_owned()), "the application's serves: {names:?}");
     put(&store, &with(row("kp_ada", None), Field::Username, "ada")).await;
     let eve = outcome(&store, &with(row("kp_eve", None), Field::Username, "ada")).await;
-    assert!(matches!(&eve, Outcome::Rejected(why) if why.reason.contains("username")), "{eve:?}");
+    assert!(matches!(&eve, Outcome::Refused(why) if why.reason.contains("username")), "{eve:?}");
 }
 
 /// Creates the indexes that the version before the lists of users has, as a process of that version does.
@@ -240,7 +240,7 @@ async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_i
     ];
     let outcomes = store.write(&batch).await.unwrap();
     assert_eq!(outcomes[..3], vec![Outcome::Stale; 3], "a document appeared since the load: {outcomes:?}");
-    assert!(outcomes[3..5].iter().all(|refused| matches!(refused, Outcome::Rejected(_))), "{outcomes:?}");
+    assert!(outcomes[3..5].iter().all(|refused| matches!(refused, Outcome::Refused(_))), "{outcomes:?}");
     assert_eq!(outcomes[5], Outcome::EmailTaken);
     let again = [of_its_document(&store, &batch[0]).await, of_its_document(&store, &batch[1]).await];
     assert_eq!(store.write(&again).await.unwrap(), vec![Outcome::Written; 2]);
@@ -251,7 +251,7 @@ async fn whichever_index_refuses_first_a_user_gets_the_document_with_the_kinde_i
     users(&store).insert_one(doc! { "kindeId": "kp_pat", "plan": "free" }).await.unwrap();
     database.run_command(validator).await.unwrap();
     let outcomes = store.write(&[row("kp_pat", None), row("kp_ned", None)]).await.unwrap();
-    assert!(matches!(outcomes[..], [Outcome::Stale, Outcome::Rejected(_)]), "{outcomes:?}");
+    assert!(matches!(outcomes[..], [Outcome::Stale, Outcome::Refused(_)]), "{outcomes:?}");
     let pat = of_its_document(&store, &row("kp_pat", None)).await;
     assert_eq!(outcome(&store, &pat).await, Outcome::Written);
 }
@@ -279,7 +279,7 @@ async fn a_collection_with_a_collation_of_its_own_is_used_by_the_comparison_of_b
 }
 
 #[tokio::test]
-async fn a_validator_that_rejects_every_user_is_a_problem_with_a_command_that_resolves_it() {
+async fn a_validator_that_refuses_every_user_is_a_problem_with_a_command_that_resolves_it() {
     let store = store().await;
     assert_eq!(store.examine().await.unwrap(), []);
     let rule = doc! { "$jsonSchema": { "required": ["tenant"] } };

@@ -232,7 +232,7 @@ pub(crate) async fn of_its_document(store: &MongoStore, row: &Row) -> Row {
 }
 
 #[tokio::test]
-async fn a_rejected_row_does_not_delay_the_others() {
+async fn a_refused_row_does_not_delay_the_others() {
     let store = store().await;
     let validator = doc! { "collMod": "users", "validator": { "firstName": { "$ne": "bad" } } };
     store.database().unwrap().run_command(validator).await.unwrap();
@@ -246,17 +246,17 @@ async fn a_rejected_row_does_not_delay_the_others() {
     ];
     let outcomes = store.write(&batch).await.unwrap();
     assert!(
-        matches!(&outcomes[1], Outcome::Rejected(why) if why.reason.contains("validator")),
+        matches!(&outcomes[1], Outcome::Refused(why) if why.reason.contains("validator")),
         "{outcomes:?}"
     );
-    assert!(matches!(&outcomes[2], Outcome::Rejected(why) if why.reason.contains("16 MiB")), "{outcomes:?}");
+    assert!(matches!(&outcomes[2], Outcome::Refused(why) if why.reason.contains("16 MiB")), "{outcomes:?}");
     for n in [0, 3, 4] {
         assert_eq!(outcomes[n], Outcome::Written, "{n}");
     }
     let update =
         [with(stored(&batch[0]), Field::FirstName, "bad"), with(stored(&batch[3]), Field::LastName, "b")];
     let outcomes = store.write(&update).await.unwrap();
-    assert!(matches!(outcomes[..], [Outcome::Rejected(_), Outcome::Written]), "{outcomes:?}");
+    assert!(matches!(outcomes[..], [Outcome::Refused(_), Outcome::Written]), "{outcomes:?}");
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn an_unreadable_directory_of_a_document_is_named_and_does_not_count_as_em
         users(&store).update_one(doc! { "kindeId": "kp_ada" }, set).await.unwrap();
         let observations = [named("kp_ada", 2, "Augusta"), named("kp_eve", 2, "Eve")];
         let applied = apply(&store, observations, Micros(2)).await.unwrap();
-        let [(user, reason)] = applied.rejected.try_into().unwrap();
+        let [(user, reason)] = applied.refused.try_into().unwrap();
         assert_eq!(user, id("kp_ada"));
         assert!(reason.contains("`kinsync.directory` of the document with `_id`"), "{reason}");
         assert!(reason.contains("remove the key"), "{reason}");
@@ -111,7 +111,7 @@ async fn an_unreadable_row_of_the_embedded_store_is_named_and_stops_no_other() {
     assert_eq!(sqlite.execute(damage, []).unwrap(), 1);
     let observations = [named("kp_ada", 2, "Augusta"), named("kp_eve", 2, "Evelyn")];
     let applied = apply(&store, observations, Micros(2)).await.unwrap();
-    let [(user, reason)] = applied.rejected.try_into().unwrap();
+    let [(user, reason)] = applied.refused.try_into().unwrap();
     assert_eq!(user, id("kp_ada"));
     assert!(reason.contains("kp_ada in the embedded store cannot be decoded"), "{reason}");
     let eve = get(&store, "kp_eve").await.unwrap().document();

@@ -1,13 +1,14 @@
-//! Files and tests that the documents name exist, and so do the targets of their links.
+//! Files, tests, features and metrics that the documents name exist, and so do the targets of their links.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
 
 pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-/// Documents in which every file and test in backticks must exist.
-const MAPS: [&str; 3] = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md"];
+/// Documents in which every file and test in backticks must exist, besides the READMEs of the crates and examples.
+const MAPS: [&str; 5] = ["ARCHITECTURE.md", "CONTRIBUTING.md", "README.md", "docs/guides/", "docs/adr/"];
 /// Folders that no document describes.
 const IGNORED: [&str; 5] = ["target", "node_modules", ".git", ".tools", "corpus"];
 const EXTENSIONS: [&str; 7] = [".rs", ".md", ".toml", ".mjs", ".yml", ".json", ".html"];
@@ -66,13 +67,18 @@ fn is_path(name: &str) -> bool {
     let is_folder = name.ends_with('/') && name.matches('/').count() > 1;
     (has_extension || is_in_folder || is_folder)
         && !name.starts_with(['/', '<'])
-        && !name.contains([' ', '<', '…', ':'])
+        && !name.contains([' ', '<', '…', ':', '*'])
 }
 
-/// The file that a document means: a path from the root or from `crates/`, or the end of a path in a crate's sources.
-fn find<'a>(tree: &'a [String], name: &str) -> Option<&'a String> {
-    let is_short = |path: &&String| path.contains("/src/") && path.ends_with(&format!("/{name}"));
-    let is_full = |path: &&String| **path == name || **path == format!("crates/{name}");
+/// The file that a document means: a path from the root, from `crates/` or from the folder of the document, or the end of a path in
+/// a crate's sources or tests.
+fn find<'a>(tree: &'a [String], document: &str, name: &str) -> Option<&'a String> {
+    let folder = document.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let name = name.trim_end_matches('/');
+    let full = [name.to_owned(), format!("crates/{name}"), format!("{folder}/{name}")];
+    let is_full = |path: &&String| full.iter().any(|full| path.trim_end_matches('/') == full);
+    let is_source = |path: &&String| ["/src/", "/tests/"].iter().any(|folder| path.contains(folder));
+    let is_short = |path: &&String| is_source(path) && path.ends_with(&format!("/{name}"));
     tree.iter().find(is_full).or_else(|| tree.iter().find(is_short))
 }
 
@@ -92,7 +98,7 @@ fn unknown_names(tree: &[String], document: &str) -> Vec<String> {
             continue;
         }
         for path in if path == "…" { Vec::new() } else { expanded(path) } {
-            last = find(tree, &path);
+            last = find(tree, document, &path);
             if last.is_none() {
                 unknown.push(format!("{document} names `{path}`, which does not exist"));
             }
@@ -121,8 +127,75 @@ fn broken_links(document: &str) -> Vec<String> {
 #[test]
 fn every_file_and_test_that_the_documents_name_exists() {
     let tree = tree();
-    let unknown: Vec<String> = MAPS.iter().flat_map(|document| unknown_names(&tree, document)).collect();
+    let is_map = |path: &&String| {
+        let is_readme = path.starts_with("crates/") || path.starts_with("examples/");
+        let is_named = MAPS.iter().any(|map| path == map || (map.ends_with('/') && path.starts_with(map)));
+        path.ends_with(".md") && (is_named || (is_readme && path.ends_with("/README.md")))
+    };
+    let maps: Vec<&String> = tree.iter().filter(is_map).collect();
+    assert!(maps.len() > 40, "{maps:?}");
+    let unknown: Vec<String> = maps.iter().flat_map(|document| unknown_names(&tree, document)).collect();
     assert!(unknown.is_empty(), "{unknown:#?}");
+}
+
+/// The public features of a manifest, and whether each is a default one.
+fn features(manifest: &str) -> BTreeMap<String, bool> {
+    let section = manifest.split("[features]").nth(1).map_or("", |rest| rest.split("\n[").next().unwrap());
+    let lines = section.lines().filter_map(|line| line.split_once(" = "));
+    let features: BTreeMap<&str, &str> = lines.collect();
+    let defaults = features.get("default").copied().unwrap_or_default();
+    let is_default = |name: &str| defaults.contains(&format!("\"{name}\""));
+    let public = features.keys().filter(|name| **name != "default" && !name.starts_with('_'));
+    public.map(|name| ((*name).to_owned(), is_default(name))).collect()
+}
+
+/// The features in the table of a README.
+fn documented_features(readme: &str) -> BTreeMap<String, bool> {
+    let section = readme.split("## Features").nth(1).map_or("", |rest| rest.split("\n## ").next().unwrap());
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let cells = rows.map(|row| row.split('|').map(|cell| cell.trim().trim_matches('`')));
+    cells.map(|mut cells| (cells.nth(1).unwrap().to_owned(), cells.next().unwrap() == "yes")).collect()
+}
+
+#[test]
+fn the_readme_of_a_crate_lists_its_features() {
+    let tree = tree();
+    let is_readme = |path: &&String| path.starts_with("crates/") && path.matches('/').count() == 2;
+    let readmes = tree.iter().filter(|path| path.ends_with("/README.md")).filter(is_readme);
+    let mut count = 0;
+    for readme in readmes {
+        let features = features(&read(&readme.replace("README.md", "Cargo.toml")));
+        assert_eq!(documented_features(&read(readme)), features, "{readme}");
+        count += features.len();
+    }
+    assert!(count > 8, "{count}");
+}
+
+/// The text literals in the sources of a crate that begin like the name of a metric in a macro.
+fn metrics(tree: &[String], folder: &str) -> BTreeSet<String> {
+    let sources = tree.iter().filter(|path| path.starts_with(folder) && path.ends_with(".rs"));
+    let names = |source: &String| {
+        let source = read(source);
+        let literals = ["counter!(\"", "gauge!(\"", "histogram!(\""]
+            .iter()
+            .flat_map(|start| source.split(start).skip(1));
+        literals.map(|rest| rest.split('"').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    sources.flat_map(names).collect()
+}
+
+#[test]
+fn the_readme_of_a_library_lists_its_metrics() {
+    let tree = tree();
+    // The engine records the state of a breaker for the authenticator.
+    for (library, inner) in [("kinde", None), ("kinsync-tower", Some("kinsync_breaker_state"))] {
+        let readme = read(&format!("crates/{library}/README.md"));
+        let section = readme.split("## Metrics").nth(1).unwrap();
+        let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let recorded = metrics(&tree, &format!("crates/{library}/src/"));
+        let expected: BTreeSet<&str> = recorded.iter().map(String::as_str).chain(inner).collect();
+        assert_eq!(rows.collect::<BTreeSet<_>>(), expected, "{library}");
+    }
 }
 
 #[test]
@@ -135,4 +208,21 @@ fn every_local_link_of_every_document_leads_to_a_file() {
     assert!(documents.len() > 10, "{documents:?}");
     let broken: Vec<String> = documents.iter().flat_map(|document| broken_links(document)).collect();
     assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn a_list_of_modules_in_a_crate_names_each_module() {
+    let mut count = 0;
+    for path in tree().iter().filter(|path| path.starts_with("crates/") && path.ends_with("/src/lib.rs")) {
+        let source = read(path);
+        let list: String = source.lines().filter(|line| line.starts_with("//! - ")).collect();
+        let modules = source.lines().filter_map(|line| {
+            line.strip_prefix("pub ").unwrap_or(line).strip_prefix("mod ")?.strip_suffix(';')
+        });
+        for module in modules.filter(|_| !list.is_empty()) {
+            assert!(list.contains(&format!("`{module}`")), "the list in {path} lacks `{module}`");
+            count += 1;
+        }
+    }
+    assert!(count > 60, "{count}");
 }

@@ -25,12 +25,12 @@ pub(crate) struct CachedUser {
     /// Whether Kinde's profile endpoint has more to say: only tokens and sign-ins are known of the user, or another user
     /// has the email address, which changes owner if Kinde has verified it for this user.
     pub(super) is_unconfirmed: bool,
-    /// Whether the store has no document of the user, because a rule of the database rejects it.
-    pub(super) is_not_storable: bool,
+    /// Whether the store has no document of the user, because a rule of the database refuses it.
+    pub(super) is_document_refused: bool,
 }
 
 impl CachedUser {
-    pub(super) fn of(KnownUser { row, is_not_storable }: &KnownUser) -> Arc<Self> {
+    pub(super) fn of(KnownUser { row, is_document_refused }: &KnownUser) -> Arc<Self> {
         let document = Arc::new(row.document());
         let refused = match () {
             () if document.is_deleted => Some("deleted"),
@@ -40,7 +40,7 @@ impl CachedUser {
         let has_open_conflict = document.email_conflict.is_some() && !row.state.has_verified_email();
         let is_unconfirmed = row.state.has_no_kinde_fields() || has_open_conflict;
         let (last_seen_at, json) = (document.last_seen_at, OnceLock::new());
-        let is_not_storable = *is_not_storable && refused.is_none();
+        let is_document_refused = *is_document_refused && refused.is_none();
         let permissions_of_roles = permissions_of_roles(&row.state, &document);
         Arc::new(Self {
             document,
@@ -49,7 +49,7 @@ impl CachedUser {
             last_seen_at,
             refused,
             is_unconfirmed,
-            is_not_storable,
+            is_document_refused,
         })
     }
 
@@ -60,7 +60,7 @@ impl CachedUser {
 
     /// Whether the difference changes nothing for a request.
     pub(super) fn is_equivalent_to(&self, other: &Self) -> bool {
-        let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_not_storable);
+        let flags = |user: &Self| (user.refused, user.is_unconfirmed, user.is_document_refused);
         flags(self) == flags(other)
             && self.document == other.document
             && self.permissions_of_roles == other.permissions_of_roles

@@ -203,7 +203,7 @@ impl Users {
     }
 
     /// Drops erased users from the cache until the token is cancelled.
-    pub(super) async fn forget_erased(
+    pub(super) async fn remove_erased(
         &self,
         erased: &Mutex<broadcast::Receiver<UserId>>,
         stop: &CancellationToken,
@@ -340,13 +340,13 @@ impl Users {
         let applied = apply(&*self.store, missing, now).await?;
         self.created.increment(applied.changed.len() as u64);
         for row in applied.changed {
-            self.reply(&KnownUser { row, is_not_storable: false }, loaded_at, &mut waiters);
+            self.reply(&KnownUser { row, is_document_refused: false }, loaded_at, &mut waiters);
         }
         for (user, reason) in applied.failed {
             tracing::error!(user = user.as_str(), reason, "storing the user of a request failed");
             waiters.remove(&user);
         }
-        if !applied.rejected.is_empty() {
+        if !applied.refused.is_empty() {
             self.known.expect_refused();
         }
         // Another process has created the others in the meantime.
@@ -421,7 +421,7 @@ mod tests {
         let what = What::Fields(profile.with(Field::FirstName, "Ada"));
         let read = Observation { user: row.id.clone(), version: at, source: Source::Reconcile, what };
         let row = Row { state: row.state.clone().observe(&read), ..row };
-        let user = CachedUser::of(&KnownUser { row, is_not_storable: false });
+        let user = CachedUser::of(&KnownUser { row, is_document_refused: false });
         assert_eq!(user.document.properties.as_ref().unwrap()["secret"], "s3cr3t");
         let json = String::from_utf8(user.json().body().to_vec()).unwrap();
         assert!(json.contains("Ada") && !json.contains("properties"), "{json}");
@@ -434,7 +434,7 @@ mod tests {
         let claims = Arc::new(super::super::claims::Email);
         let (users, _loads) = Users::new(store, claims, Clock::system(), Counter::noop(), &Config::default());
         let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
-        let known = |row| KnownUser { row, is_not_storable: false };
+        let known = |row| KnownUser { row, is_document_refused: false };
         let live = Row::unknown(UserId::parse("kp_ada").unwrap());
         let deletion = Observation {
             user: live.id.clone(),

@@ -1,4 +1,4 @@
-//! Deliveries set aside because they could not be processed.
+//! Dead letters: deliveries that could not be processed.
 
 use kinsync_engine::internal::queue;
 use serde::{Deserialize, Serialize};
@@ -44,9 +44,9 @@ pub struct DeadLetterSummary {
     pub scheme: String,
     /// When kinsync received the delivery.
     pub received_at: Time,
-    /// When it was set aside.
+    /// When it became a dead letter.
     pub dead_at: Time,
-    /// Why it was set aside.
+    /// Why it became a dead letter.
     pub reason: String,
 }
 

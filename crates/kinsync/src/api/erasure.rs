@@ -37,13 +37,13 @@ pub struct Erased {
     pub other_entries: u64,
     /// Deliveries in the queue of this server, or in the shared queue.
     pub queued: u64,
-    /// Deliveries that were set aside.
+    /// Dead letters.
     pub dead_letters: u64,
     /// Records of the audit log: of reads, removed, and of actions, in which texts beside the id are replaced.
     pub audit_records: u64,
     /// Fields of the application.
     pub application_fields: Vec<String>,
-    /// Why the document still shows personal data: a rule of the database rejects it without.
+    /// Why the document still shows personal data: a rule of the database refuses it without.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }

@@ -19,9 +19,9 @@ pub struct Explanation {
     /// The stored user; absent when only events are known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<User>,
-    /// The rule of the database that rejects the document of the user; absent when none does.
+    /// The rule of the database that refuses the document of the user; absent when none does.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rejected: Option<Rejected>,
+    pub refused: Option<RefusedDocument>,
     /// Keys that a rule of the database keeps out of the document, each with the rule; `*` for all but the marks of a
     /// deletion and a suspension.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -39,13 +39,13 @@ pub struct Explanation {
     pub next_scan: NextScan,
 }
 
-/// A rule of the database that rejects the document of a user. The user is stored as soon as the rule allows it.
+/// A rule of the database that refuses the document of a user. The user is stored as soon as the rule allows it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Rejected {
+pub struct RefusedDocument {
     /// The rule: the index or the part of the validator.
     pub reason: String,
-    /// When it rejected the user first.
+    /// When it refused the user first.
     pub since: Time,
     /// Whether the database has no document of the user at all.
     pub is_missing: bool,

@@ -30,18 +30,18 @@ pub struct UserExport {
     /// The user as an application reads it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document: Option<User>,
-    /// The stored state, with the version of each value.
+    /// The stored state, with the version of each value. Internal: each version of kinsync may change its form.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     pub state: Option<serde_json::Value>,
-    /// Whether a record of a deletion or a suspension exists beside the document. The state contains what it says.
+    /// Whether a record of a deletion or a suspension exists beside the document. The state includes it.
     pub has_lockout_record: bool,
-    /// Other records of kinsync about this user alone, by key.
+    /// Other records of kinsync about this user alone, by key. Internal: each version of kinsync may change their form.
     #[schema(value_type = Object)]
     pub records: BTreeMap<String, serde_json::Value>,
     /// Keys of records about several users that name this user.
     pub mentioned_in: Vec<String>,
-    /// Deliveries that were set aside. In the data folder: those of this server.
+    /// Dead letters. In the data folder: those of this server.
     pub dead_letters: Vec<DeadLetter>,
     /// Deliveries in the data folder of this server and in the shared queue. RabbitMQ does not show deliveries: while some wait there,
     /// no user can be exported.

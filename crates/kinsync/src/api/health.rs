@@ -136,9 +136,9 @@ pub struct StoreHealth {
     /// The last error; absent while the store works. With all its causes only in the answer to the admin token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Users with a document that an index or a validator of the database rejects.
+    /// Users with a document that an index or a validator of the database refuses.
     pub refused_users: u64,
-    /// Users with documents that lack keys, because an index or a validator of the database rejects their values.
+    /// Users with documents that lack keys, because an index or a validator of the database refuses their values.
     pub incomplete_users: u64,
     /// Changed organizations, roles and permissions that the documents of some users do not show yet.
     pub pending_spreads: usize,

@@ -38,7 +38,7 @@ pub struct QueueStats {
     pub oldest_received_at: Option<Time>,
     /// Bytes of these deliveries.
     pub bytes: u64,
-    /// Deliveries set aside.
+    /// Dead letters.
     pub dead_letters: u64,
     /// Bytes of their payloads.
     pub dead_letter_bytes: u64,

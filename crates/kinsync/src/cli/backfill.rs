@@ -27,7 +27,7 @@ Examples:
   kinsync backfill --expect 250000   show the time left; Kinde has no total
   kinsync backfill --json | jq .drift
 
-Exit codes: 0 done; 1 failed, run it again to continue, or users were rejected by the store; 69 another process is scanning; 78 wrong settings";
+Exit codes: 0 done; 1 failed, run it again to continue, or users were refused by the store; 69 another process is scanning; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -48,6 +48,6 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
         let scanner = Scanner::open(&config, &RunMode::Backfill).await?;
         let run = scanner.run(RunMode::Backfill, args.expect).await?;
         scan::show(&Run::from(&run), args.json);
-        Ok(exit::of_scan(run.tally.of(DriftKind::Rejected)))
+        Ok(exit::of_scan(run.tally.of(DriftKind::Refused)))
     })
 }

@@ -85,7 +85,7 @@ impl Page for DeadLetterPage {
     const COLUMNS: &'static [Column<DeadLetterSummary>] = &[
         ("ID", |letter| letter.id.clone()),
         ("EVENT", |letter| letter.event_id.clone()),
-        ("SET ASIDE", |letter| letter.dead_at.to_string()),
+        ("SINCE", |letter| letter.dead_at.to_string()),
         ("REASON", |letter| letter.reason.clone()),
     ];
 

@@ -39,9 +39,9 @@ pub(super) fn users_differ() -> ExitCode {
     ExitCode::from(DIFFERENT)
 }
 
-/// The code of a scan: `FAILED` if the store rejected users.
-pub(super) fn of_scan(rejected: u64) -> ExitCode {
-    ExitCode::from(if rejected > 0 { FAILED } else { SUCCESS })
+/// The code of a scan: `FAILED` if the store refused users.
+pub(super) fn of_scan(refused: u64) -> ExitCode {
+    ExitCode::from(if refused > 0 { FAILED } else { SUCCESS })
 }
 
 /// Why a command failed.

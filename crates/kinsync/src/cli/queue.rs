@@ -32,7 +32,7 @@ Examples:
 #[derive(Debug, Subcommand)]
 #[command(after_help = AFTER_HELP)]
 pub(super) enum Command {
-    /// Show how many deliveries are queued and set aside
+    /// Show how many deliveries are queued, and how many dead letters there are
     Stats(Stats),
     /// List queued deliveries, oldest first, without their payload
     List(List),

@@ -10,7 +10,7 @@ use kinsync_engine::{
     internal::{
         log_snapshots, projections,
         rebuild::{Difference, DifferentField, Event, Finding, Mode, Rebuild, Report},
-        store::embedded::EmbeddedStore,
+        store::{DamagedEntry, embedded::EmbeddedStore},
     },
 };
 use serde::Serialize;
@@ -36,6 +36,10 @@ time, fields of your own are not changed, and servers may run meanwhile (the emb
 server first; `--verify` works beside it). An interrupted rebuild continues at the last page if it is run again with the same flags within six hours.
 
 A user with a damaged log entry, or with a stored value that no entry explains, is reported and left as it is.
+
+With --json each line is an object with one member: `continues` (an interrupted rebuild, with the last user `after` which it continues), \
+`difference` (a user that differs), `damaged` (a log entry that is not as it was written), and at the end `report` (the counts), or \
+`projection` (the counts of --projection).
 
 Examples:
   kinsync rebuild --verify           compare, change nothing
@@ -111,7 +115,7 @@ async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
     printer.bar.finish_and_clear();
     let report = report.context("the rebuild was interrupted; run the command again to continue")?;
     if args.json {
-        output::line(&json!({ "report": report }));
+        output::line(&Line::Report(&report));
     } else {
         output::say(&summary(&report, args.verify));
     }
@@ -131,7 +135,7 @@ async fn rebuild_projection(config: &Config, name: &str, as_json: bool) -> Resul
     let report = rebuilt.map_err(anyhow::Error::from)?;
     let report = report.context("the rebuild was interrupted; run the command again")?;
     if as_json {
-        output::line(&json!({ "report": report }));
+        output::line(&Line::Projection(&report));
         return Ok(ExitCode::SUCCESS);
     }
     let (days, entries) =
@@ -179,6 +183,17 @@ async fn complete(store: &dyn Store, clock: &Clock, args: &Args) -> Result<(), E
     audit::record(store, "kinsync rebuild", parameters).await
 }
 
+/// A line of `--json`: an object with one member.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+enum Line<'a> {
+    Continues { after: &'a str, report: &'a Report },
+    Difference(&'a Difference),
+    Damaged(&'a DamagedEntry),
+    Report(&'a Report),
+    Projection(&'a projections::Report),
+}
+
 /// Prints what a rebuild reports.
 struct Printer {
     bar: ProgressBar,
@@ -190,21 +205,21 @@ impl Printer {
         match event {
             Event::Continues(user, report) => {
                 let text = || format!("continues after {user}; before: {}", summary(report, false));
-                self.line(&json!({ "continuesAfter": user, "report": report }), text);
+                self.line(&Line::Continues { after: user, report }, text);
             }
             Event::Progress(report) => self.bar.set_position(report.users),
             Event::Different(one) => {
-                self.line(&json!({ "difference": one }), || difference(one));
+                self.line(&Line::Difference(one), || difference(one));
             }
             Event::Damaged(one) => {
                 let user = output::cell(one.user.as_ref());
                 let text = format!("the log entry {} of the user {user} is not as it was written", one.id);
-                self.line(&json!({ "damaged": one }), || text);
+                self.line(&Line::Damaged(one), || text);
             }
         }
     }
 
-    fn line(&self, document: &impl Serialize, text: impl FnOnce() -> String) {
+    fn line(&self, document: &Line<'_>, text: impl FnOnce() -> String) {
         self.bar.suspend(|| {
             if self.as_json { output::line(document) } else { output::say(&output::plain(&text())) }
         });

@@ -38,7 +38,7 @@ Examples:
   kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        list the last scans
 
-Exit codes: 0 done; 1 failed, or users were rejected by the store; 2 wrong usage; 3 operator approval \
+Exit codes: 0 done; 1 failed, or users were refused by the store; 2 wrong usage; 3 operator approval \
 required; 69 another process is scanning, or the server cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
@@ -96,7 +96,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
         } else if args.dry_run {
             ExitCode::SUCCESS
         } else {
-            exit::of_scan(tally.of(DriftKind::Rejected))
+            exit::of_scan(tally.of(DriftKind::Refused))
         })
     })
 }

@@ -168,9 +168,9 @@ pub(super) fn show(run: &Run, as_json: bool) {
     if summary.since.is_some() {
         show_sources(summary);
     }
-    if summary.drift.get(&DriftKind::Rejected).is_some_and(|rejected| *rejected > 0) {
+    if summary.drift.get(&DriftKind::Refused).is_some_and(|refused| *refused > 0) {
         output::say(
-            "An index or a validator of the database rejects users: `kinsync users explain ID` names the rule. They are \
+            "An index or a validator of the database refuses users: `kinsync users explain ID` names the rule. They are \
              stored as soon as the rule allows it.",
         );
     }
@@ -263,7 +263,7 @@ fn done(kind: DriftKind) -> &'static str {
         DriftKind::RemovalHeld => "removal of a membership, role or permission held",
         DriftKind::Restored => "restored",
         DriftKind::ListedAfterDeletion => "left deleted, although listed",
-        DriftKind::Rejected => "rejected by the store",
+        DriftKind::Refused => "refused by the store",
         DriftKind::Undetermined => "left, because Kinde gave no clear answer",
         DriftKind::TooRecent => "left to the next scan, because a change is as new as the scan",
         DriftKind::Edited => "restored, because the application had changed values of kinsync",
@@ -282,7 +282,7 @@ pub(super) fn would(kind: DriftKind) -> &'static str {
         DriftKind::RemovalHeld => "would lose a membership, role or permission after approval",
         DriftKind::Restored => "would be restored",
         DriftKind::ListedAfterDeletion => "would be left deleted, although listed",
-        DriftKind::Rejected => "would be rejected by the store",
+        DriftKind::Refused => "would be refused by the store",
         DriftKind::Undetermined => "would be left, because Kinde gave no clear answer",
         DriftKind::TooRecent => "would be left to the next scan, because a change is as new as the scan",
         DriftKind::Edited => "would be restored, because the application has changed values of kinsync",

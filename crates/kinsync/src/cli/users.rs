@@ -134,10 +134,10 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
         output::json(&explanation);
         return Ok(ExitCode::SUCCESS);
     }
-    if let Some(rejected) = &explanation.rejected {
-        let what = if rejected.is_missing { "the document" } else { "the newest state" };
-        let (since, reason) = (&rejected.since, &rejected.reason);
-        output::say(&format!("The database rejects {what} of this user since {since}: {reason}\n"));
+    if let Some(refused) = &explanation.refused {
+        let what = if refused.is_missing { "the document" } else { "the newest state" };
+        let (since, reason) = (&refused.since, &refused.reason);
+        output::say(&format!("The database refuses {what} of this user since {since}: {reason}\n"));
     }
     for (key, reason) in &explanation.refused_keys {
         output::say(&format!("The document does not show {key}: {reason}"));

@@ -306,12 +306,12 @@ pub fn tombstone_email(text: &str) -> Result<TombstoneEmail> {
     }
 }
 
-/// `reject` or `pass`.
+/// `refuse` or `pass`.
 pub fn refused_users(text: &str) -> Result<RefusedUsers> {
     match text {
-        "reject" => Ok(RefusedUsers::Reject),
+        "refuse" => Ok(RefusedUsers::Refuse),
         "pass" => Ok(RefusedUsers::Pass),
-        _ => Err("is not `reject` or `pass`".into()),
+        _ => Err("is not `refuse` or `pass`".into()),
     }
 }
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use jiff::Timestamp;
+use kinde::event;
 use kinde_emulator::{Delivery, DeliveryState, Event, User};
 use kinsync_core::{Micros, UserDocument};
 use serde_json::{Value, json};
@@ -17,6 +18,17 @@ use serde_json::{Value, json};
 /// Largest difference between Kinde's time of a sign-in and the time of its event.
 const SIGN_IN_TOLERANCE_MICROS: u64 = 50_000;
 const SIGN_IN: &str = "lastSignedInAt";
+/// Document keys and the members of `user` in a payload, besides the organizations.
+const KEYS: [(&str, &str); 7] = [
+    ("email", "email"),
+    ("firstName", "first_name"),
+    ("lastName", "last_name"),
+    ("phone", "phone"),
+    ("username", "username"),
+    ("isSuspended", "is_suspended"),
+    ("isPasswordResetRequested", "is_password_reset_requested"),
+];
+const ORGANIZATIONS: &str = "organizations";
 
 /// The synced fields of one user by document key, in one form for events, Kinde and the store: without empty values.
 pub(super) type Fields = BTreeMap<&'static str, Value>;
@@ -30,22 +42,18 @@ pub(super) fn at_kinde(user: &User) -> Fields {
 
 /// The fields of the `user` in a webhook payload.
 fn of_payload(user: &Value) -> Fields {
-    const KEYS: [(&str, &str); 7] = [
-        ("email", "email"),
-        ("firstName", "first_name"),
-        ("lastName", "last_name"),
-        ("phone", "phone"),
-        ("username", "username"),
-        ("isSuspended", "is_suspended"),
-        ("isPasswordResetRequested", "is_password_reset_requested"),
-    ];
     let mut fields = Fields::new();
     for (key, wire) in KEYS {
         set(&mut fields, key, user[wire].clone());
     }
     let organizations = user["organizations"].as_array().into_iter().flatten();
-    set(&mut fields, "organizations", codes(organizations.filter_map(|org| org["code"].as_str())));
+    set(&mut fields, ORGANIZATIONS, codes(organizations.filter_map(|org| org["code"].as_str())));
     fields
+}
+
+/// The keys that `user.created` and `user.updated` set.
+fn payload_fields() -> impl Iterator<Item = &'static str> {
+    KEYS.into_iter().map(|(key, _)| key).chain([ORGANIZATIONS])
 }
 
 /// The fields as the store has them; `email` is passed in because a conflict may hide it.
@@ -61,7 +69,7 @@ pub(super) fn stored(document: &UserDocument, email: Option<&str>) -> Fields {
     }));
     set(
         &mut fields,
-        "organizations",
+        ORGANIZATIONS,
         codes(document.organizations.iter().flatten().map(|org| org.code.as_str())),
     );
     set(&mut fields, SIGN_IN, json!(document.last_signed_in_at.map(|Micros(at)| at)));
@@ -147,15 +155,15 @@ impl UserHistory {
     fn add_event(&mut self, event: &Event, is_delivered: bool) {
         self.is_delivered |= is_delivered;
         match event.kind.as_str() {
-            "user.created" | "user.updated" => {
+            event::USER_CREATED | event::USER_UPDATED => {
                 let mut fields = of_payload(&event.data["user"]);
-                for key in PAYLOAD_FIELDS {
+                for key in payload_fields() {
                     let value = fields.remove(key);
                     self.fields.entry(key).or_default().add(event.at, value, is_delivered);
                 }
             }
-            "user.deleted" => self.is_deleted |= is_delivered,
-            "user.authenticated" => {
+            event::USER_DELETED => self.is_deleted |= is_delivered,
+            event::USER_AUTHENTICATED => {
                 let at = json!(event.at.as_microsecond());
                 self.fields.entry(SIGN_IN).or_default().add(event.at, Some(at), is_delivered);
             }
@@ -165,24 +173,12 @@ impl UserHistory {
 
     fn add_sample(&mut self, at: Timestamp, user: &User) {
         let mut fields = at_kinde(user);
-        for key in PAYLOAD_FIELDS.into_iter().chain([SIGN_IN]) {
+        for key in payload_fields().chain([SIGN_IN]) {
             let value = fields.remove(key);
             self.fields.entry(key).or_default().add(at, value, false);
         }
     }
 }
-
-/// The keys that `user.created` and `user.updated` set.
-const PAYLOAD_FIELDS: [&str; 8] = [
-    "email",
-    "firstName",
-    "lastName",
-    "phone",
-    "username",
-    "isSuspended",
-    "isPasswordResetRequested",
-    "organizations",
-];
 
 /// The history of every user, and the deliveries that are pending.
 #[derive(Debug, Default)]
@@ -236,10 +232,18 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    use kinsync_core::{Field, Group};
+
     use super::*;
 
     fn time(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn every_field_that_events_carry_is_compared() {
+        let of_events = Field::ALL.into_iter().filter(|field| field.group() == Group::Event);
+        assert_eq!(payload_fields().collect::<Vec<_>>(), of_events.map(Field::key).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde::Serialize;
-use serde_json::json;
 use tokio::time::Instant;
 
 use super::{
@@ -54,6 +53,7 @@ pub(super) struct Output {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Line<'a> {
+    Started { about: &'a str, note: Option<&'a str>, addresses: &'a Addresses, steps: &'a [Step] },
     Snapshot(&'a Snapshot),
     Summary(&'a Snapshot),
 }
@@ -71,10 +71,10 @@ impl Output {
                 let lines = about.chain([String::new()]).chain(view::preamble(&addresses, &steps, canvas()));
                 lines.for_each(|line| print(&line));
             }
-            Style::Json => print(&json!({
-                "type": "started", "about": title.text, "note": title.note, "addresses": addresses, "steps": steps,
-            })
-            .to_string()),
+            Style::Json => {
+                let (about, note) = (title.text.as_str(), title.note.as_deref());
+                print(&line(&Line::Started { about, note, addresses: &addresses, steps: &steps }));
+            }
         }
         Ok(Self { screen, style, title, addresses, steps, page: None, printed: None })
     }
@@ -135,7 +135,7 @@ impl Output {
 }
 
 fn line(line: &Line<'_>) -> String {
-    serde_json::to_string(line).expect("a snapshot has only text keys and finite numbers")
+    serde_json::to_string(line).expect("a line has only text keys and finite numbers")
 }
 
 /// The canvas for printed lines: not limited.

@@ -383,7 +383,7 @@ async fn refused_users(store: &MongoStore) -> Finding {
     Finding::failed(
         REFUSED_USERS,
         format!(
-            "the database rejects documents of {}, such as {}",
+            "the database refuses documents of {}, such as {}",
             counted(count, "user", "users"),
             each.join("; ")
         ),

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use kinde::{event::User, management::EventType};
+use kinde::{
+    event::{self, User},
+    management::EventType,
+};
 
 /// Events that carry the fields of a user.
-const WITH_FIELDS: [&str; 2] = ["user.created", "user.updated"];
+const WITH_FIELDS: [&str; 2] = [event::USER_CREATED, event::USER_UPDATED];
 /// The fields in Kinde's schema of `user.updated` (in its documentation in 2026-04). The schema lacks `email` and `username`,
 /// which events carry nevertheless.
 const DECLARED: [&str; 7] = [

@@ -53,9 +53,9 @@ codes! {
     EventsWithoutTime = "events_without_time",
     /// The store is unavailable or refuses what kinsync needs.
     StoreUnavailable = "store_unavailable",
-    /// A rule of the database rejects documents of users.
-    UsersRejected = "users_rejected",
-    /// A rule of the database rejects values of users, which are stored without them.
+    /// A rule of the database refuses documents of users.
+    UsersRefused = "users_refused",
+    /// A rule of the database refuses values of users, which are stored without them.
     UsersIncomplete = "users_incomplete",
     /// A rule of the database, or a missing index, conflicts with what kinsync writes.
     StoreConflict = "store_conflict",

@@ -24,7 +24,7 @@ use crate::{
         audit::{AuditPage, AuditQuery},
         dead_letters::{DeadLetter, DeadLetterChanged, DeadLetterPage, DeadLetterStatus, DeadLettersQuery},
         events::{Event, EventPage, EventsQuery},
-        explain::{Explanation, NextScan, Rejected},
+        explain::{Explanation, NextScan, RefusedDocument},
         runs::{DriftReport, Run, RunList, RunSummary, ScanRequest, ScanRequested},
         stats::Stats,
         users::{CheckRequested, User},
@@ -32,19 +32,12 @@ use crate::{
     app::AppState,
 };
 
-mod erase;
-mod export;
-mod organizations;
-mod projections;
-mod replay;
-mod users;
-
-pub use erase::erase_user;
-pub use export::export_user;
-pub use organizations::{organization, organizations, role, roles};
-pub use projections::{growth, system};
-pub use replay::replay;
-pub use users::users;
+pub mod erase;
+pub mod export;
+pub mod organizations;
+pub mod projections;
+pub mod replay;
+pub mod users;
 
 /// The longest page of a list.
 const MAX_LIMIT: usize = 1000;
@@ -184,7 +177,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
     let ids = std::slice::from_ref(&user);
     let stored = store.load(ids).await?.pop().flatten();
     let refused = refused_users::of(store, ids).await?.pop().flatten();
-    let rejected = refused.as_ref().map(|refused| Rejected {
+    let document = refused.as_ref().map(|refused| RefusedDocument {
         reason: refused.reason.clone(),
         since: refused.since.into(),
         is_missing: stored.is_none(),
@@ -204,7 +197,7 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
         observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
         memberships: row.as_ref().map(|row| (&row.state).into()),
         user: row.map(|row| row.document()),
-        rejected,
+        refused: document,
         refused_keys,
         older_entries_omitted: omitted,
         damaged_entries: events.undecodable,

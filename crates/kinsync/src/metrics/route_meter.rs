@@ -10,7 +10,7 @@ use tokio::time::Instant;
 const DELIVERIES: &str = "/api/webhook";
 
 /// Counts the answers of one route by status class, `kinsync_http_requests_total{route,status}`, and measures their duration,
-/// `kinsync_http_request_seconds{route}`. Every series exists from the start, and a request touches no registry.
+/// `kinsync_http_request_duration_seconds{route}`. Every series exists from the start, and a request touches no registry.
 #[derive(Clone)]
 pub struct RouteMeter {
     answers: Arc<[Counter; 5]>,
@@ -22,7 +22,7 @@ impl RouteMeter {
     /// The meter of this route. Uses the recorder that is installed at this time.
     pub fn new(route: &'static str) -> Self {
         let of = |status| counter!("kinsync_http_requests_total", "route" => route, "status" => status);
-        let seconds = || histogram!("kinsync_http_request_seconds", "route" => route);
+        let seconds = || histogram!("kinsync_http_request_duration_seconds", "route" => route);
         Self {
             answers: Arc::new(["1xx", "2xx", "3xx", "4xx", "5xx"].map(of)),
             seconds: (route != DELIVERIES).then(seconds),

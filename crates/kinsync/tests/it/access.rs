@@ -90,7 +90,7 @@ async fn a_user_that_may_only_read_is_named_and_a_granted_role_is_used_without_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_database_and_the_collection_in_use_are_said_also_where_the_uri_names_none() {
+async fn the_database_and_the_collection_in_use_are_logged_also_where_the_uri_names_none() {
     let mongo = TestMongo::start_own().await;
     let mut app = TestApp::new(env!("CARGO_BIN_EXE_kinsync")).unwrap();
     app.set("MONGODB_URI", mongo.uri()).start().await.unwrap();

@@ -130,7 +130,9 @@ async fn no_more_users_are_kept_in_memory_than_the_setting_says() {
     let metrics = deployment.server.request("GET", "/metrics", &[], "").1;
     let loads = metrics
         .lines()
-        .find_map(|line| line.strip_prefix(r#"kinsync_store_seconds_count{store="embedded",op="load"} "#))
+        .find_map(|line| {
+            line.strip_prefix(r#"kinsync_store_call_duration_seconds_count{store="embedded",op="load"} "#)
+        })
         .unwrap_or_else(|| panic!("{metrics}"));
     // There is room for one of the two, so that the other one is loaded each time.
     assert!(loads.parse::<usize>().unwrap() >= REQUESTS / 2, "{loads} loads for {REQUESTS} requests");

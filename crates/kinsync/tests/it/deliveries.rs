@@ -97,7 +97,7 @@ fn the_metrics_count_deliveries_failures_lag_and_the_store() {
         r#"kinsync_breaker_state{dependency="store",caller="projector"} 0"#,
         r#"kinsync_lag_seconds_bucket{from="receipt","#,
         r#"kinsync_lag_seconds_bucket{from="kinde","#,
-        "# TYPE kinsync_store_seconds histogram",
+        "# TYPE kinsync_store_call_duration_seconds histogram",
         "kinsync_queue_depth ",
         "kinsync_queue_oldest_seconds ",
     ];

@@ -1,4 +1,4 @@
-//! 200 means durable: the real binary, killed with SIGKILL under load, and with MongoDB away.
+//! 200 means durable: the real binary, killed with SIGKILL under load, and while MongoDB is unavailable.
 
 use std::{
     collections::BTreeSet,
@@ -187,7 +187,7 @@ async fn an_outage_of_mongodb_of_30_seconds_refuses_no_delivery_and_loses_no_use
         Ok(())
     })
     .await?;
-    assert_eq!(refused, 0, "no delivery is refused while MongoDB is away");
+    assert_eq!(refused, 0, "no delivery is refused while MongoDB is unavailable");
     app.drained(Duration::from_mins(2)).await?;
     assert_eq!(app.pid(), pid, "kinsync was not restarted");
     let dead = app.health().await?.pointer("/components/queue/deadLetters").cloned();

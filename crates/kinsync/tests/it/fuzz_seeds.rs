@@ -17,7 +17,7 @@ use targets::{
     admin_parameters, decode_event, http_head, jwks_document, server::Server, verify_bearer, verify_webhook,
 };
 
-/// Of each seed.
+/// Variations of each seed.
 const VARIATIONS: usize = 100;
 /// Bytes that often matter to a parser.
 const TOKENS: [&[u8]; 12] =

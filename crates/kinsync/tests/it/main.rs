@@ -30,6 +30,7 @@ mod monitoring;
 mod one_command;
 mod queries;
 mod queue_move;
+mod readme;
 mod rebuild;
 mod reconcile;
 mod reference;

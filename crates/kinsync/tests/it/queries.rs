@@ -154,7 +154,7 @@ fn figures_of_the_day_are_computed_and_rebuilt_to_the_same() {
     let rebuilt = kinsync(&["rebuild", "--projection", "growth", "--json"], &of_server).output().unwrap();
     let report: Value = serde_json::from_slice(&rebuilt.stdout).unwrap();
     assert_eq!(
-        (&report["report"]["days"], &report["report"]["entries"]),
+        (&report["projection"]["days"], &report["projection"]["entries"]),
         (&1.into(), &6.into()),
         "with its own entry"
     );

@@ -66,6 +66,14 @@ fn the_reference_of_the_metrics_describes_every_metric() {
 }
 
 #[test]
+fn the_name_of_a_duration_ends_with_its_unit() {
+    for Metric { name, help, .. } in METRICS {
+        let is_duration = help.starts_with("Duration of ");
+        assert_eq!(is_duration, name.ends_with("_duration_seconds"), "{name}: {help}");
+    }
+}
+
+#[test]
 fn every_exported_metric_is_in_the_list() {
     let server = Server::start(&[("KINDE_DOMAIN", "https://acme.kinde.com")]);
     server.deliver(BODY);

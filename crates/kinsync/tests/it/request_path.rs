@@ -266,9 +266,9 @@ async fn an_existing_document_is_linked_to_the_user_that_signs_in_with_its_verif
     };
     let (ada, eve) = (sign_up("ada@example.com", true), sign_up("eve@example.com", false));
     let deadline = Instant::now() + DEADLINE;
-    let adopted = doc! { "_id": "own", "kindeId": &ada, "plan": "pro", "firstName": "Ada" };
-    while deployment.users.find_one(adopted.clone()).await.unwrap().is_none() {
-        assert!(Instant::now() < deadline, "not adopted: {}", deployment.apps[0].log());
+    let linked = doc! { "_id": "own", "kindeId": &ada, "plan": "pro", "firstName": "Ada" };
+    while deployment.users.find_one(linked.clone()).await.unwrap().is_none() {
+        assert!(Instant::now() < deadline, "not linked: {}", deployment.apps[0].log());
         for (process, user) in [(0, &ada), (1, &ada), (1, &eve)] {
             assert_eq!(request(&deployment, process, "/api/me", &deployment.token(user)).await.status, 200);
         }

@@ -1,4 +1,4 @@
-//! Rules of the application's database that reject documents: the answers to requests and what operators see, on the real
+//! Rules of the application's database that refuse documents: the answers to requests and what operators see, on the real
 //! binary and the real MongoDB.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -32,16 +32,16 @@ fn text(value: &Value) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_allows_the_document() {
+async fn a_user_that_a_validator_refuses_is_refused_and_named_until_the_rule_allows_the_document() {
     let mut deployment = Deployment::start(TestMongo::shared().await, 1).await;
     demanding(&deployment, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
     let ada = deployment.kinde.import_user(named(1)).unwrap().id;
     let token = deployment.token(&ada);
     for _ in 0..3 {
         let (status, body) = answer(&deployment.apps[0], "/api/me", &token).await;
-        assert_eq!((status, &body["reason"]), (503, &json!("not_storable")), "{body}");
+        assert_eq!((status, &body["reason"]), (503, &json!("document_refused")), "{body}");
         let (status, body) = answer(&deployment.apps[0], "/auth/verify", &token).await;
-        assert_eq!((status, &body["reason"]), (403, &json!("not_storable")), "{body}");
+        assert_eq!((status, &body["reason"]), (403, &json!("document_refused")), "{body}");
     }
     let app = &mut deployment.apps[0];
     app.until("/health counts the user", DEADLINE, async |app| {
@@ -53,7 +53,7 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
     let problems = app.health().await.unwrap()["problems"].to_string();
     assert!(problems.contains("required `tenant`") && problems.contains(&ada), "{problems}");
     let explained = app.admin(&format!("/users/{ada}/explain")).await.unwrap().unwrap();
-    assert!(text(&explained["rejected"]["reason"]).contains("tenant"), "{explained}");
+    assert!(text(&explained["refused"]["reason"]).contains("tenant"), "{explained}");
     // The token contains no address.
     let event = format!(
         r#"{{"type":"user.updated","event_id":"e1","timestamp":"2026-01-01T00:00:00Z","data":{{"user":{{"id":"{ada}","email":"user1@example.com"}}}}}}"#
@@ -66,7 +66,7 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
         let page = app.admin(&format!("/users?state=refused{filter}")).await.unwrap().unwrap();
         assert_eq!(page["users"][0]["kindeId"] == json!(ada), is_found, "{filter}: {page}");
     }
-    let lines = app.log().lines().filter(|line| line.contains("the store rejects a user")).count();
+    let lines = app.log().lines().filter(|line| line.contains("the store refuses a user")).count();
     assert_eq!(lines, 1, "one line for the user and the rule");
     demanding(&deployment, doc! {}).await;
     let app = &mut deployment.apps[0];
@@ -79,7 +79,7 @@ async fn a_user_that_a_validator_rejects_is_refused_and_named_until_the_rule_all
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_setting_lets_users_pass_that_the_store_rejects() {
+async fn a_setting_lets_users_pass_that_the_store_refuses() {
     let settings = [("KINSYNC_REFUSED_USERS", "pass")];
     let deployment = Deployment::with(TestMongo::shared().await, 1, &settings).await;
     demanding(&deployment, doc! { "$jsonSchema": { "required": ["tenant"] } }).await;
@@ -154,7 +154,7 @@ async fn a_suspended_user_is_refused_at_once_after_the_application_replaced_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_backfill_counts_no_rejected_user_as_created_and_fails_until_the_rule_allows_the_documents() {
+async fn a_backfill_counts_no_refused_user_as_created_and_fails_until_the_rule_allows_the_documents() {
     let environment = Environment::new(kinde_emulator::Config::default()).await;
     for n in 1..=3 {
         environment.kinde.import_user(named(n)).unwrap();
@@ -165,7 +165,7 @@ async fn a_backfill_counts_no_rejected_user_as_created_and_fails_until_the_rule_
     for command in ["backfill", "reconcile"] {
         let (code, run) = environment.json(&[command, "--json"]).await;
         assert_eq!(
-            (code, &run["drift"]["rejected"], &run["drift"]["missing"]),
+            (code, &run["drift"]["refused"], &run["drift"]["missing"]),
             (1, &json!(3), &Value::Null),
             "{run}"
         );

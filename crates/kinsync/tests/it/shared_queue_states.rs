@@ -1,4 +1,4 @@
-//! What a process shows of a shared queue that is full, away or not there yet, and what its commands leave alone.
+//! What a process shows of a shared queue that is full, unavailable or not created yet, and what its commands leave alone.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

@@ -235,7 +235,7 @@ async fn the_scope_that_is_missing_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_that_is_not_set_is_said_at_once() {
+async fn every_missing_setting_is_named_at_once() {
     let mut tenant = Tenant::start().await;
     tenant.unset("KINDE_DOMAIN").unset("KINDE_M2M_CLIENT_ID").unset("KINDE_M2M_CLIENT_SECRET");
     let ran = tenant.run(&["webhook", "setup"]);

@@ -133,7 +133,7 @@ impl QueueFile {
         wal::examine(dir, clock.now());
         let opened = connect(&path);
         let sqlite = match opened {
-            Err(Refusal::Failed(failure)) if failure.is_damage() => {
+            Err(OpenError::Failed(failure)) if failure.is_damage() => {
                 repair::replace(dir, clock.now())?;
                 connect(&path)
             }
@@ -287,18 +287,18 @@ fn last_id(sqlite: &Connection, table: &str) -> Result<i64, Failure> {
 }
 
 /// Why a file was not opened.
-pub(super) enum Refusal {
+pub(super) enum OpenError {
     Failed(Failure),
     Unknown { application: i64, version: i64 },
 }
 
-impl<T: Into<Failure>> From<T> for Refusal {
+impl<T: Into<Failure>> From<T> for OpenError {
     fn from(failure: T) -> Self {
         Self::Failed(failure.into())
     }
 }
 
-impl Refusal {
+impl OpenError {
     pub(super) fn at(self, path: &Path) -> Error {
         match self {
             Self::Failed(failure) => failure.at(path),
@@ -320,7 +320,7 @@ impl Refusal {
 }
 
 /// Opens or creates a file, for writing.
-pub(super) fn connect(path: &Path) -> Result<Connection, Refusal> {
+pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
     // Created here and not by `SQLite`, so that it is never readable for others. `SQLite` gives the
     // files beside it the same permissions. An error shows when it is opened.
     if private_file().open(path).is_ok() {
@@ -355,14 +355,14 @@ pub(super) fn read_only(path: &Path) -> Result<Connection, Failure> {
 }
 
 /// Refuses what this version cannot read. True for a file without content.
-pub(super) fn check_version(sqlite: &Connection) -> Result<bool, Refusal> {
+pub(super) fn check_version(sqlite: &Connection) -> Result<bool, OpenError> {
     let pragma = |name| sqlite.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (application, version) = (pragma("application_id")?, pragma("user_version")?);
     let tables: i64 = sqlite.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     match (application, version, tables) {
         (APPLICATION, VERSION, _) => Ok(false),
         (0, 0, 0) => Ok(true),
-        _ => Err(Refusal::Unknown { application, version }),
+        _ => Err(OpenError::Unknown { application, version }),
     }
 }
 

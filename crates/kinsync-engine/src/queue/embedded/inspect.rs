@@ -5,7 +5,7 @@ use std::path::Path;
 use kinsync_core::Micros;
 use serde::Serialize;
 
-use super::file::{self, NAME, Refusal};
+use super::file::{self, NAME, OpenError};
 use crate::queue::{Error, Stats};
 
 /// An entry in the file, without its payload.
@@ -71,7 +71,7 @@ pub fn list(dir: &Path, limit: usize) -> Result<Vec<Listed>, Error> {
 /// `None` if there is no file.
 fn read<T>(
     dir: &Path,
-    read: impl Fn(&rusqlite::Connection) -> Result<T, Refusal>,
+    read: impl Fn(&rusqlite::Connection) -> Result<T, OpenError>,
 ) -> Result<Option<T>, Error> {
     let path = dir.join("queue").join(NAME);
     match path.try_exists() {
@@ -80,7 +80,7 @@ fn read<T>(
         Err(error) => return Err(file::unavailable(&path, error)),
     }
     let found = file::read_only(&path)
-        .map_err(Refusal::from)
+        .map_err(OpenError::from)
         .and_then(|sqlite| if file::check_version(&sqlite)? { Ok(None) } else { read(&sqlite).map(Some) });
     found.map_err(|refusal| refusal.at(&path))
 }

@@ -12,7 +12,7 @@ use std::{
 use kinsync_core::Micros;
 use rusqlite::{Connection, OptionalExtension as _, params_from_iter, types::Value};
 
-use super::file::{self, Failure, NAME, Refusal, make_dir, sync_dir, unavailable};
+use super::file::{self, Failure, NAME, OpenError, make_dir, sync_dir, unavailable};
 use crate::queue::Error;
 
 /// The new file, complete.
@@ -97,7 +97,7 @@ struct Copied {
     lost: u64,
 }
 
-fn copy_file(old: &Path, new: &Path) -> Result<Copied, Refusal> {
+fn copy_file(old: &Path, new: &Path) -> Result<Copied, OpenError> {
     let new = file::connect(new)?;
     let mut copied = Copied::default();
     new.execute_batch("BEGIN IMMEDIATE")?;

@@ -218,7 +218,7 @@ impl State {
     /// Removes a held entry that is not in the file any more. False if it was not held.
     pub(super) fn remove(&mut self, id: i64) -> bool {
         let Some(held) = self.held.remove(&id) else { return false };
-        self.forget_due(id, held.phase);
+        self.remove_due(id, held.phase);
         self.bytes = self.bytes.saturating_sub(held.bytes);
         true
     }
@@ -254,13 +254,13 @@ impl State {
     fn set_phase(&mut self, id: i64, phase: Phase) {
         let Some(held) = self.held.get_mut(&id) else { return };
         let before = std::mem::replace(&mut held.phase, phase);
-        self.forget_due(id, before);
+        self.remove_due(id, before);
         if let Phase::Claimed(at) | Phase::Waiting(at) = phase {
             self.due.insert((at, id));
         }
     }
 
-    fn forget_due(&mut self, id: i64, phase: Phase) {
+    fn remove_due(&mut self, id: i64, phase: Phase) {
         if let Phase::Claimed(at) | Phase::Waiting(at) = phase {
             self.due.remove(&(at, id));
         }

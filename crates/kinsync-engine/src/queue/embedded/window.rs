@@ -59,7 +59,7 @@ impl Window {
     }
 
     /// Removes those of acked entries. Also if the transaction fails: their repetitions are for the other queue.
-    pub(super) fn forget_acked(&mut self, sqlite: &Connection, acked: &[i64]) -> rusqlite::Result<()> {
+    pub(super) fn remove_acked(&mut self, sqlite: &Connection, acked: &[i64]) -> rusqlite::Result<()> {
         let mut select = sqlite.prepare_cached("SELECT event_id FROM entries WHERE id = ?1")?;
         for id in acked {
             if let Some(fingerprint) = select.query_row([id], fingerprint_in).optional()? {
@@ -70,7 +70,7 @@ impl Window {
     }
 
     /// Removes the newest ones again that are in `fingerprints`: their transaction failed.
-    pub(super) fn forget(&mut self, fingerprints: &[Fingerprint]) {
+    pub(super) fn remove_newest(&mut self, fingerprints: &[Fingerprint]) {
         for fingerprint in fingerprints.iter().rev() {
             if self.order.back() == Some(fingerprint) {
                 self.order.pop_back();
@@ -85,14 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_window_forgets_the_oldest_and_what_was_not_kept() {
+    fn the_window_drops_the_oldest_and_what_was_not_kept() {
         let mut window = Window::new(2);
         let [a, b, c] = ["a", "b", "c"].map(fingerprint);
         window.insert(a);
         window.insert(b);
         window.insert(c);
         assert!(!window.contains(&a) && window.contains(&b) && window.contains(&c));
-        window.forget(&[c]);
+        window.remove_newest(&[c]);
         assert!(window.contains(&b) && !window.contains(&c));
     }
 }

@@ -186,7 +186,7 @@ impl Writer {
         let mut effects = Effects::default();
         let applied = self.apply(commands, acked, has_reserve, &mut effects);
         if applied.is_err() {
-            self.window.forget(&effects.fingerprints);
+            self.window.remove_newest(&effects.fingerprints);
             // A connection that cannot roll back fails at the next begin.
             if !self.file.sqlite().is_autocommit() {
                 let _ = self.file.sqlite().execute_batch("ROLLBACK");
@@ -194,7 +194,7 @@ impl Writer {
         }
         applied?;
         if effects.entries > 0 {
-            metrics::histogram!("kinsync_queue_commit_seconds").record(started.elapsed());
+            metrics::histogram!("kinsync_queue_commit_duration_seconds").record(started.elapsed());
             #[expect(clippy::cast_precision_loss, reason = "a batch is far smaller than 2^52")]
             metrics::histogram!("kinsync_queue_commit_entries").record(effects.entries as f64);
         }
@@ -210,7 +210,7 @@ impl Writer {
     ) -> Result<(), Failure> {
         self.file.sqlite().execute_batch("BEGIN IMMEDIATE")?;
         if self.config.is_spool {
-            self.window.forget_acked(self.file.sqlite(), acked)?;
+            self.window.remove_acked(self.file.sqlite(), acked)?;
         }
         rows::delete(self.file.sqlite(), acked)?;
         let first = self.next_id;

@@ -1,4 +1,4 @@
-//! The address of the server: its own, or those of the sentinels that know it.
+//! The address of the server: its own, or those of its sentinels.
 
 use redis::{ConnectionInfo, IntoConnectionInfo, TlsMode, sentinel::SentinelNodeConnectionInfo};
 use secrecy::{ExposeSecret, SecretString};
@@ -15,7 +15,7 @@ pub(super) enum Address {
     Sentinels(Sentinels),
 }
 
-/// Sentinels, which know the primary.
+/// Sentinels, which return the address of the primary.
 #[derive(Clone)]
 pub(super) struct Sentinels {
     pub(super) addresses: Vec<ConnectionInfo>,
@@ -84,7 +84,7 @@ fn sentinels(scheme: &str, rest: &str) -> Result<Sentinels, Source> {
         Ok(format!("{scheme}://{sentinel_user}{host}{port}").into_connection_info()?)
     };
     let addresses = hosts.split(',').map(sentinel).collect::<Result<_, _>>()?;
-    // Only its login is used: the sentinels know the host.
+    // Only its login is used: the sentinels return the host.
     let server = format!("{scheme}://{user}127.0.0.1/{db}").into_connection_info()?;
     let login =
         SentinelNodeConnectionInfo::default().set_redis_connection_info(server.redis_settings().clone());

@@ -53,8 +53,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads some of these users. Returns whether none of them has a value under the keys that a list lacks. Without the scope the list
-    /// is believed.
+    /// Reads some of these users. Returns whether none of them has a value under the keys that a list lacks. Without the scope it
+    /// returns true, so the list is used as it is.
     pub(super) async fn have_lost_values(
         &self,
         lacking: &BTreeMap<UserId, Vec<String>>,

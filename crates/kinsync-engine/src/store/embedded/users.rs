@@ -98,7 +98,7 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
     match written {
         Ok(0) => {
             let fault = if row.revision == 0 { fault(sqlite, &row.id)? } else { None };
-            Ok(fault.map_or(Outcome::Stale, |why| Outcome::Rejected(why.into())))
+            Ok(fault.map_or(Outcome::Stale, |why| Outcome::Refused(why.into())))
         }
         Ok(_) => write_references(sqlite, row).map(|()| Outcome::Written),
         // The only remaining constraint: `email` is unique.
@@ -106,7 +106,7 @@ fn write_one(sqlite: &Connection, row: &Row) -> rusqlite::Result<Outcome> {
             Ok(Outcome::EmailTaken)
         }
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::TooBig) => {
-            Ok(Outcome::Rejected("SQLite accepts texts up to 1 GB".into()))
+            Ok(Outcome::Refused("SQLite accepts texts up to 1 GB".into()))
         }
         Err(error) => Err(error),
     }

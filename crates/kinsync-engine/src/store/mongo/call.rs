@@ -178,7 +178,7 @@ pub(super) struct WriteError {
     pub(super) is_absent: bool,
     /// For a validator: what it demands and which keys fail it, after a colon; empty before MongoDB 5.
     pub(super) rule: String,
-    /// Keys of the document that a validator rejects for their value, or two arrays that one index covers.
+    /// Keys of the document that a validator refuses for their value, or two arrays that one index covers.
     pub(super) keys: Vec<String>,
 }
 

@@ -464,8 +464,8 @@ fn reason(error: &call::WriteError) -> String {
         return if error.is_absent {
             format!("the unique index `{index}` allows only one document without `{keys}`: {fix}")
         } else {
-            format!("the unique index `{index}` on `{keys}` rejects the document")
+            format!("the unique index `{index}` on `{keys}` refuses the document")
         };
     }
-    format!("the database rejects the document (code {}){}", error.code, error.rule)
+    format!("the database refuses the document (code {}){}", error.code, error.rule)
 }

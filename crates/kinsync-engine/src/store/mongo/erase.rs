@@ -150,11 +150,11 @@ impl Inner {
         match call::written(FIELDS, &reply)?.1.first() {
             None => Ok(None),
             Some(error) if error.code == VALIDATOR => Ok(Some(format!(
-                "a validator of the collection rejects the document without the fields of the application (code 121){}",
+                "a validator of the collection refuses the document without the fields of the application (code 121){}",
                 error.rule
             ))),
             Some(error) => Ok(Some(format!(
-                "MongoDB rejects the document without the fields of the application (code {})",
+                "MongoDB refuses the document without the fields of the application (code {})",
                 error.code
             ))),
         }

@@ -67,7 +67,7 @@ impl Inner {
         Ok(Collection { options, indexes: self.indexes(&self.users).await? })
     }
 
-    /// Returns what the rules of the application reject of the documents that kinsync writes.
+    /// Returns what the rules of the application refuse of the documents that kinsync writes.
     pub(super) fn examine(&self, collection: &Collection) -> Vec<StoreProblem> {
         let (written, name) = (Written::by(&self.keys), self.users.name());
         let mut found = indexes::indexes(&collection.indexes, &written, name);

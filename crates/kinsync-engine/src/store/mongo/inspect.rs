@@ -80,12 +80,12 @@ impl MongoStore {
         timed("mongo", "server", self.inner()?.server()).await
     }
 
-    /// Returns the indexes that [`Self::prepare`] would create or reject. Creates none.
+    /// Returns the indexes that [`Self::prepare`] would create or refuse. Creates none.
     pub async fn index_faults(&self) -> Result<Vec<IndexFault>, Error> {
         timed("mongo", "index_faults", self.inner()?.index_faults()).await
     }
 
-    /// Returns what the indexes and the validator of the application reject of the documents that kinsync writes. Creates
+    /// Returns what the indexes and the validator of the application refuse of the documents that kinsync writes. Creates
     /// no index.
     pub async fn conflicting_rules(&self) -> Result<Vec<StoreProblem>, Error> {
         let inner = self.inner()?;

@@ -99,7 +99,7 @@ pub(super) struct Keys {
     defaults: Vec<(CString, serde_json::Value)>,
     /// Whether documents show the address in lower case.
     pub(super) lowercases_email: bool,
-    /// What happens to the address of a deleted user where a rule rejects a document without one.
+    /// What happens to the address of a deleted user where a rule refuses a document without one.
     pub(super) tombstone_email: TombstoneEmail,
     paths: Vec<(DocumentKey, Option<Path>)>,
 }

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     random,
-    store::{DocumentKey, Error, Holder, Outcome, Rejection, Row, StoredDocument, WRITE_USERS},
+    store::{DocumentKey, Error, Holder, Outcome, Refusal, Row, StoredDocument, WRITE_USERS},
 };
 
 /// Types of a value under `kinsync` that kinsync did not write and does not replace.
@@ -107,7 +107,7 @@ impl Inner {
             }
             let Some((kind, statement)) = batch.statement(place) else { continue };
             if statement.as_bytes().len() > MAX_BYTES {
-                *outcome = Outcome::Rejected("MongoDB accepts documents up to 16 MiB".into());
+                *outcome = Outcome::Refused("MongoDB accepts documents up to 16 MiB".into());
             } else {
                 push(&mut chunks, kind, place, &statement);
             }
@@ -294,7 +294,7 @@ impl Batch<'_> {
             let of_user = there.iter().find(|doc| decode::kinde_ids(doc, keys).any(|found| found == id))?;
             let is_ours = mark_of(of_user) == Some(self.mark(place));
             let there = if is_ours { Outcome::Written } else { Outcome::Stale };
-            Some((place, decode::fault(of_user, &known).map_or(there, |why| Outcome::Rejected(why.into()))))
+            Some((place, decode::fault(of_user, &known).map_or(there, |why| Outcome::Refused(why.into()))))
         };
         Ok(places.into_iter().filter_map(outcome).collect())
     }
@@ -356,18 +356,18 @@ impl Inner {
         match error.code {
             DUPLICATE_KEY => Ok(self.duplicate(error)),
             code if error.is_about_the_server() => Err(call::unavailable(WRITE_USERS, Cause::Write(code))),
-            VALIDATOR => Ok(Outcome::Rejected(Rejection {
+            VALIDATOR => Ok(Outcome::Refused(Refusal {
                 reason: format!(
-                    "a validator of the collection rejects the document (code 121){}",
+                    "a validator of the collection refuses the document (code 121){}",
                     error.rule
                 ),
                 keys: self.keys.optional_at(&error.keys),
             })),
-            PARALLEL_ARRAYS => Ok(Outcome::Rejected(Rejection {
+            PARALLEL_ARRAYS => Ok(Outcome::Refused(Refusal {
                 reason: "an index of the application covers two arrays of the document (code 171)".into(),
                 keys: Keys::arrays(),
             })),
-            code => Ok(Outcome::Failed(format!("MongoDB rejects the document (code {code})"))),
+            code => Ok(Outcome::Failed(format!("MongoDB refuses the document (code {code})"))),
         }
     }
 
@@ -385,12 +385,12 @@ impl Inner {
             keys => keys.join(", "),
         };
         let index = error.index_name.as_deref().unwrap_or("?");
-        Outcome::Rejected(if error.is_absent {
-            // Without the key the document is rejected as well.
+        Outcome::Refused(if error.is_absent {
+            // Without the key the document is refused as well.
             format!("the unique index `{index}` allows only one document without `{keys}`").into()
         } else {
-            let reason = format!("the unique index `{index}` on `{keys}` rejects the document");
-            Rejection { reason, keys: self.keys.optional_at(&error.duplicate) }
+            let reason = format!("the unique index `{index}` on `{keys}` refuses the document");
+            Refusal { reason, keys: self.keys.optional_at(&error.duplicate) }
         })
     }
 

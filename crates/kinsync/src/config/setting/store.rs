@@ -111,7 +111,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "tombstone-email",
         default: Some("keep"),
         example: "placeholder",
-        help: "What happens to the address of a deleted user where a unique index or a validator of the database rejects a \
+        help: "What happens to the address of a deleted user where a unique index or a validator of the database refuses a \
                document without one: `keep`, or `placeholder` (`deleted+<Kinde id>@kinsync.invalid`)",
         set: |config, text| put(&mut config.store.tombstone_email, value::tombstone_email(text)),
         ..ROW
@@ -143,10 +143,10 @@ pub(super) static ROWS: &[Setting] = &[
         key: "store.refused_users",
         env: "KINSYNC_REFUSED_USERS",
         flag: "refused-users",
-        default: Some("reject"),
+        default: Some("refuse"),
         example: "pass",
-        help: "The answer to requests of a user if an index or a validator of the database rejects the document: \
-               `reject` (503 not_storable, 403 at /auth/verify) or `pass` (marked as degraded)",
+        help: "The answer to requests of a user if an index or a validator of the database refuses the document: \
+               `refuse` (503 document_refused, 403 at /auth/verify) or `pass` (marked as degraded)",
         set: |config, text| put(&mut config.store.refused_users, value::refused_users(text)),
         ..ROW
     },

@@ -1,6 +1,6 @@
-//! Indexes of the application that reject documents which kinsync writes. Pure.
+//! Indexes of the application that refuse documents which kinsync writes. Pure.
 //!
-//! A unique index rejects the second of two documents with equal keys, and an absent key is equal to another absent one. So
+//! A unique index refuses the second of two documents with equal keys, and an absent key is equal to another absent one. So
 //! the question for each index is: can two users have documents that the index contains with equal keys?
 
 use bson::{Bson, Document};
@@ -152,7 +152,7 @@ impl Examiner<'_> {
         problem(index, severity, what, fix)
     }
 
-    /// An index over two arrays rejects a document with both.
+    /// An index over two arrays refuses a document with both.
     fn parallel_arrays(&self, index: &Index<'_>) -> Option<StoreProblem> {
         let top = |key: &str| key.split('.').next().unwrap_or_default().to_owned();
         let ours: Vec<&str> = index.keys.iter().filter(|key| self.written.is_array(key)).copied().collect();
@@ -164,7 +164,7 @@ impl Examiner<'_> {
             return None;
         }
         let what = format!(
-            "the index `{}` covers {}: MongoDB rejects a document in which two of them are arrays, and kinsync then leaves \
+            "the index `{}` covers {}: MongoDB refuses a document in which two of them are arrays, and kinsync then leaves \
              its own array out",
             index.label(),
             listed(&index.keys)

@@ -96,7 +96,7 @@ fn check_validator(rule: Document, expect: &[(Severity, &str)]) {
 }
 
 #[test]
-fn a_validator_conflicts_where_it_rejects_what_kinsync_writes() {
+fn a_validator_conflicts_where_it_refuses_what_kinsync_writes() {
     let schema = |schema: Document| doc! { "$jsonSchema": schema };
     let (error, warning) = (Severity::Error, Severity::Warning);
     check_validator(

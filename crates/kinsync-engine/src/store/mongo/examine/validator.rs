@@ -1,4 +1,4 @@
-//! Rules of the collection's validator that reject documents which kinsync writes. Pure.
+//! Rules of the collection's validator that refuse documents which kinsync writes. Pure.
 //!
 //! Examines `$jsonSchema` (required, types, `additionalProperties`, restrictions of single keys), conditions on single keys
 //! and `$and`. Anything else is reported as not examined.
@@ -203,7 +203,7 @@ impl Examiner<'_> {
     }
 
     fn not_examined(&mut self, operator: &str) {
-        let what = format!("the validator uses `{operator}`, which is not examined: it may reject users");
+        let what = format!("the validator uses `{operator}`, which is not examined: it may refuse users");
         self.push(Severity::Warning, what, &self.exempted());
     }
 
