@@ -4,6 +4,7 @@ mod histories;
 mod stores;
 
 mod audit;
+mod explain;
 mod fault_matrix;
 mod faults;
 mod faulty;
