@@ -59,7 +59,9 @@ mod retention;
 mod roles;
 mod roles_convergence;
 mod roles_held;
+mod roles_history;
 mod roles_permissions;
+mod roles_truth;
 mod spread;
 
 mod address_case;
