@@ -50,7 +50,7 @@ pub use directory::{Directory, Entry, Fact, SharedEntries};
 pub use document::{RowMetadata, UserDocument};
 pub use field::{Field, Group, Identity, Organization, Profile, Value, ValueKind};
 pub use ids::UserId;
-pub use membership::Memberships;
+pub use membership::{MembershipPart, Memberships, Part};
 pub use observation::{Observation, Source, What};
 pub use property::Properties;
 pub use register::Register;

@@ -8,6 +8,8 @@
 //! A membership keeps its newest absence, and a role or a permission counts only if it is newer: it does not come back when a
 //! later list contains the code again.
 
+mod parts;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ use crate::{
     packed::{self, Versions},
     version::{Micros, Rank, Version},
 };
+
+pub use self::parts::{MembershipPart, Part};
 
 /// The memberships of a user, by organization code.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use kinsync_core::{Field, Micros, Observation, Organization, Rank, UserState, Value, Version, What};
+use kinsync_core::{
+    Field, MembershipPart, Micros, Observation, Part, Rank, Register, UserState, Value, Version, What,
+};
 use serde::Serialize;
 
 use crate::{
@@ -35,14 +37,18 @@ pub struct ExplainedObservation {
     pub fields: Vec<ExplainedField>,
 }
 
-/// One field of an observation, with its outcome.
+/// One field of an observation, or one part of a membership in it, with its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedField {
     /// Key of the field in a user document.
     pub field: &'static str,
-    /// Observed value; `None`: memberships of which no source has listed all.
-    pub value: Option<Value>,
+    /// Part of a membership: each has an outcome of its own.
+    pub part: Option<Part>,
+    /// The organization of the part; `None`: each one that the observation does not contain.
+    pub organization: Option<String>,
+    /// Observed value, with keys of roles and permissions; with ids of those that the memberships no longer contain.
+    pub value: Value,
     /// Whether this observation determines the current value.
     pub is_set: bool,
     /// The newer observation that determines the current value instead.
@@ -55,10 +61,8 @@ pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservati
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
         events.iter().map(|event| (event.id.as_str(), event.kind.as_str())).collect();
-    let reads = events.iter().filter_map(|event| Some((event.version.as_ref()?, event.kind.as_str())));
-    let reads: HashMap<&Version, &str> =
-        reads.filter(|(version, _)| version.rank == Rank::Snapshot).collect();
-    let explainer = Explainer { state, names, reads };
+    let own = events.iter().filter_map(|event| Some((event.version.as_ref()?, event.kind.as_str())));
+    let explainer = Explainer { state, names, own: own.collect() };
     let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
         events.iter().flat_map(|event| explainer.event(event)).collect();
     explained.extend(explainer.reads());
@@ -77,8 +81,8 @@ struct Explainer<'a> {
     state: &'a UserState,
     /// Types of the entries, by id.
     names: BTreeMap<&'a str, &'a str>,
-    /// Types of the entries with reads of Kinde, by version.
-    reads: HashMap<&'a Version, &'a str>,
+    /// Types of the entries that kinsync made, by version: reads of Kinde, and ends of memberships.
+    own: HashMap<&'a Version, &'a str>,
 }
 
 impl Explainer<'_> {
@@ -135,52 +139,48 @@ impl Explainer<'_> {
     /// Returns the latest acceptable time of an event. The result repeats the projector's decision at the time of receipt,
     /// unless the event was released from quarantine later, by the clock or by an operator.
     fn latest(&self, event: &LogEntry) -> Micros {
-        let mut versions = self.state.fields.values().map(|register| &register.version);
-        let is_known = versions.any(|version| is_event(version) && event_id(version) == event.id);
+        let is_known =
+            self.state.versions().any(|version| is_event(version) && event_id(version) == event.id);
         if is_known { Micros(i64::MAX) } else { latest(event.received_at, FUTURE_TOLERANCE) }
     }
 
     fn observation(&self, observation: &Observation) -> (String, Vec<ExplainedField>) {
         let version = &observation.version;
         let state = self.state;
-        match &observation.what {
-            What::Fields(profile) | What::Exists(profile) => {
-                let fields: Vec<ExplainedField> =
-                    profile.iter().map(|(f, v)| self.field(f, v, version)).collect();
-                let set = fields.iter().filter(|field| field.is_set).count();
-                let outcome = match (set, &state.deleted) {
-                    (_, Some(deleted)) if !state.is_live() && deleted >= version => {
-                        "the user was deleted later".into()
-                    }
-                    (_, Some(_)) if !state.is_live() => "no event restores a deleted user".into(),
-                    _ if fields.is_empty() => "the event contains no field".into(),
-                    (0, _) if fields.iter().all(|field| field.superseded_by.is_some()) => {
-                        "every field was superseded".into()
-                    }
-                    (0, _) => "not in the store yet".into(),
-                    (set, _) => format!("set {set} of {}", counted(fields.len())),
-                };
-                (outcome, fields)
-            }
+        let observed = UserState::of(observation);
+        let fields: Vec<ExplainedField> = self.fields(&observed).map(|(_, field)| field).collect();
+        let set = fields.iter().filter(|field| field.is_set).count();
+        let are_superseded = fields.iter().all(|field| field.superseded_by.is_some());
+        let outcome = match &observation.what {
+            What::Fields(_) | What::Exists(_) => match (set, &state.deleted) {
+                (_, Some(deleted)) if !state.is_live() && deleted >= version => {
+                    "the user was deleted later".into()
+                }
+                (_, Some(_)) if !state.is_live() => "no event restores a deleted user".into(),
+                _ if fields.is_empty() => "the event contains no field".into(),
+                (0, _) if are_superseded => "every field was superseded".into(),
+                (0, _) => "not in the store yet".into(),
+                (set, _) => format!("set {set} of {}", counted(fields.len())),
+            },
             What::Membership { code, membership } => {
-                let is_current = state.memberships().is_some_and(|known| known.contains(version));
                 let what = if membership.is_some() { "is a member" } else { "is no member" };
-                let after = if is_current { "" } else { "; superseded" };
-                (format!("{what} of {code}{after}"), Vec::new())
+                let after = match set {
+                    0 if are_superseded => "superseded".to_owned(),
+                    0 => "not in the store yet".to_owned(),
+                    set => format!("set {set} of {}", counted(fields.len())),
+                };
+                format!("{what} of {code}; {after}")
             }
-            What::Deleted => (self.deletion(version), Vec::new()),
-            What::SignedIn(at) => (newest("sign-in", *at, state.last_signed_in), Vec::new()),
-            What::Seen(at) => (newest("request", *at, state.last_seen), Vec::new()),
-        }
+            What::Deleted => self.deletion(version),
+            What::SignedIn(at) => newest("sign-in", *at, state.last_signed_in),
+            What::Seen(at) => newest("request", *at, state.last_seen),
+        };
+        (outcome, fields)
     }
 
     /// Explains a state that was joined as a whole: each field has a version of its own.
     fn state(&self, entry: &LogEntry, joined: &UserState) -> (String, Vec<ExplainedField>) {
-        let fields: Vec<ExplainedField> = joined
-            .fields
-            .iter()
-            .map(|(field, register)| self.field(*field, &register.value, &register.version))
-            .collect();
+        let fields: Vec<ExplainedField> = self.fields(joined).map(|(_, field)| field).collect();
         if joined.erased.is_some() {
             return ("the user was erased; nothing restores it".into(), fields);
         }
@@ -195,36 +195,51 @@ impl Explainer<'_> {
         (format!("{what}; set {set} of {}", counted(fields.len())), fields)
     }
 
-    fn field(&self, field: Field, value: &Value, version: &Version) -> ExplainedField {
-        let known = self.state.fields.get(&field);
-        let newer = known.filter(|known| known.version > *version);
-        ExplainedField {
-            field: field.key(),
-            value: self.with_keys(value),
-            is_set: known.is_some_and(|known| known.version == *version),
-            superseded_by: newer.map(|known| self.name(&known.version)),
-        }
+    /// Returns the fields that a state contains, and the parts of its memberships, each with its version.
+    fn fields<'s>(&self, observed: &'s UserState) -> impl Iterator<Item = (&'s Version, ExplainedField)> {
+        observed.fields.iter().flat_map(|(field, Register { version, value })| match value {
+            Value::Memberships(memberships) => {
+                memberships.parts().map(|part| (part.version, self.part(*field, part))).collect()
+            }
+            value => vec![(version, self.field(*field, value, version))],
+        })
     }
 
-    /// Replaces the ids of roles and permissions by keys. Returns `None` for memberships that are not all known.
-    fn with_keys(&self, value: &Value) -> Option<Value> {
-        let list = match value {
-            Value::Organizations(list) => list,
-            Value::Memberships(memberships) => {
-                return memberships.shown(&self.state.directory).map(Value::Organizations);
+    fn field(&self, field: Field, value: &Value, version: &Version) -> ExplainedField {
+        let known = self.state.fields.get(&field).map(|known| &known.version);
+        self.explained(field, value.clone(), version, known)
+    }
+
+    fn part(&self, field: Field, observed: MembershipPart<'_>) -> ExplainedField {
+        let MembershipPart { code, part, value, version } = observed;
+        let value = match value {
+            Value::Codes(ids) => {
+                Value::Codes(ids.iter().map(|id| self.state.directory.key(id).to_owned()).collect())
             }
-            other => return Some(other.clone()),
+            other => other,
         };
-        let keys = |ids: &Option<Vec<String>>| {
-            let key = |id: &String| self.state.directory.key(id).to_owned();
-            ids.as_ref().map(|ids| ids.iter().map(key).collect())
-        };
-        let shown = |one: &Organization| Organization {
-            roles: keys(&one.roles),
-            permissions: keys(&one.permissions),
-            ..one.clone()
-        };
-        Some(Value::Organizations(list.iter().map(shown).collect()))
+        let known = self.state.memberships().and_then(|known| known.decided_by(code, part));
+        let explained = self.explained(field, value, version, known);
+        ExplainedField { part: Some(part), organization: code.map(ToOwned::to_owned), ..explained }
+    }
+
+    /// `known`: the version of the observation that determines the value.
+    fn explained(
+        &self,
+        field: Field,
+        value: Value,
+        version: &Version,
+        known: Option<&Version>,
+    ) -> ExplainedField {
+        let newer = known.filter(|known| *known > version);
+        ExplainedField {
+            field: field.key(),
+            part: None,
+            organization: None,
+            value,
+            is_set: known == Some(version),
+            superseded_by: newer.map(|known| self.name(known)),
+        }
     }
 
     fn deletion(&self, version: &Version) -> String {
@@ -243,10 +258,10 @@ impl Explainer<'_> {
             Rank::Provisional => "a token".into(),
             Rank::Event | Rank::Receipt => {
                 let id = event_id(version);
-                let kind = self.names.get(id).copied().unwrap_or("an event");
+                let kind = self.names.get(id).or_else(|| self.own.get(version)).unwrap_or(&"an event");
                 format!("{kind} {id} of {}", time(version.at))
             }
-            Rank::Snapshot => match self.reads.get(version) {
+            Rank::Snapshot => match self.own.get(version) {
                 Some(kind) => format!("{kind} of {}", time(version.at)),
                 None => format!("a read of Kinde at {}", time(version.at)),
             },
@@ -255,11 +270,12 @@ impl Explainer<'_> {
 
     /// Returns the reads of Kinde that are not in the log and still determine a field, a deletion or a confirmation.
     fn reads(&self) -> Vec<(Option<Version>, ExplainedObservation)> {
-        let fields = self.state.fields.values().map(|register| &register.version);
-        let versions: BTreeSet<&Version> = fields
+        let versions: BTreeSet<&Version> = self
+            .fields(self.state)
+            .map(|(version, _)| version)
             .chain(&self.state.deleted)
             .chain(&self.state.confirmed)
-            .filter(|version| version.rank == Rank::Snapshot && !self.reads.contains_key(version))
+            .filter(|version| version.rank == Rank::Snapshot && !self.own.contains_key(version))
             .collect();
         versions.into_iter().map(|version| (Some(version.clone()), self.read(version))).collect()
     }
@@ -271,7 +287,8 @@ impl Explainer<'_> {
         } else if self.state.confirmed.as_ref() == Some(version) {
             "confirmed that the user exists".into()
         } else {
-            format!("set {}; the other fields were superseded or unchanged", counted(fields.len()))
+            let set = fields.iter().filter(|field| field.is_set).count();
+            format!("set {}; the other fields were superseded or unchanged", counted(set))
         };
         let at = Some(version.at);
         ExplainedObservation { at, received_at: None, kind: "read".into(), event_id: None, outcome, fields }
@@ -295,14 +312,7 @@ impl Explainer<'_> {
     }
 
     fn set_by(&self, version: &Version) -> Vec<ExplainedField> {
-        let set = self.state.fields.iter().filter(|(_, register)| register.version == *version);
-        set.map(|(field, register)| ExplainedField {
-            field: field.key(),
-            value: self.with_keys(&register.value),
-            is_set: true,
-            superseded_by: None,
-        })
-        .collect()
+        self.fields(self.state).filter(|(known, _)| *known == version).map(|(_, field)| field).collect()
     }
 }
 
@@ -360,18 +370,6 @@ mod tests {
             scheme: "hmac_sha256".into(),
             payload: payload.into(),
         }
-    }
-
-    #[test]
-    fn memberships_that_no_source_has_listed_are_unknown_and_not_none() {
-        let version = Version::snapshot(Micros(MINUTE), "h");
-        let membership = Organization { roles: Some(Vec::new()), ..Organization::new("org_1") };
-        let what = What::Membership { code: "org_1".into(), membership: Some(membership) };
-        let (user, source) = (UserId::parse("kp_1").unwrap(), kinsync_core::Source::Reconcile);
-        let mut row = Row::unknown(user.clone());
-        row.state = row.state.observe(&Observation { user, version, source, what });
-        let [read] = explain(Some(&row), &[]).try_into().unwrap();
-        assert_eq!(read.fields.iter().map(|field| &field.value).collect::<Vec<_>>(), [&None]);
     }
 
     #[test]

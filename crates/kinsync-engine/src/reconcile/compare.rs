@@ -193,10 +193,10 @@ impl RemoteUser {
         (rest, lost)
     }
 
-    /// Returns whether Kinde lists this membership of the user.
-    pub(super) fn is_member_of(&self, code: &str) -> bool {
-        let listed = self.profile.value(Field::OrganizationCodes);
-        matches!(listed, Some(Value::Codes(codes)) if codes.iter().any(|listed| listed == code))
+    /// Returns whether Kinde lists this membership of the user; `None` if it lists no memberships at all.
+    pub(super) fn is_member_of(&self, code: &str) -> Option<bool> {
+        let listed = self.profile.value(Field::OrganizationCodes)?;
+        Some(matches!(listed, Value::Codes(codes) if codes.iter().any(|listed| listed == code)))
     }
 
     fn all(&self) -> Vec<Observation> {

@@ -58,6 +58,28 @@ pub(super) struct Confirmed<'a> {
     pub(super) had: u64,
 }
 
+/// What reads of some members say about a loss.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sample {
+    /// At least one has lost it, and none has it.
+    Lost,
+    /// One of them still has it.
+    Contradicts,
+    /// No read was usable.
+    Unusable,
+}
+
+impl Sample {
+    /// Returns why the loss is not confirmed; `None` if it is.
+    pub(super) fn problem(self) -> Option<&'static str> {
+        match self {
+            Self::Lost => None,
+            Self::Contradicts => Some("single reads find what the list lacks"),
+            Self::Unusable => Some("no single read of a member is usable"),
+        }
+    }
+}
+
 /// Which of the removals of an organization are carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Decision {
@@ -76,10 +98,11 @@ impl Inner {
         approved: &Approved,
     ) -> Result<(), Error> {
         for (code, mut lost) in std::mem::take(&mut scanned.removals.lost) {
-            if !self.are_gone(&code, &lost).await? {
+            if let Some(problem) = self.sample_members(&code, &lost).await?.problem() {
                 tracing::warn!(
                     organization = code,
-                    "Kinde's list of users lacks members of an organization that single reads find"
+                    problem,
+                    "Kinde's list of users lacks members of an organization, and they stay"
                 );
                 scanned.tally.add_count(DriftKind::Undetermined, lost.len());
                 continue;
@@ -97,9 +120,10 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads some of the users. Returns whether none of them is a member.
-    async fn are_gone(&self, code: &str, lost: &[(UserId, Micros)]) -> Result<bool, Error> {
+    /// Reads some of the users. A failed read, or one without organizations, confirms nothing.
+    async fn sample_members(&self, code: &str, lost: &[(UserId, Micros)]) -> Result<Sample, Error> {
         let every = lost.len().div_ceil(SAMPLE).max(1);
+        let mut sample = Sample::Unusable;
         for (user, _) in lost.iter().step_by(every) {
             let read = match self.kinde.user(user.as_str()).await {
                 Ok(read) => read,
@@ -107,11 +131,13 @@ impl Inner {
                 Err(error) => return Err(error.into()),
             };
             let found = read.value.and_then(|user| RemoteUser::new(user, &read.timing));
-            if found.is_some_and(|found| found.is_member_of(code)) {
-                return Ok(false);
+            match found.and_then(|found| found.is_member_of(code)) {
+                Some(true) => return Ok(Sample::Contradicts),
+                Some(false) => sample = Sample::Lost,
+                None => {}
             }
         }
-        Ok(true)
+        Ok(sample)
     }
 
     /// Draws removals in an organization on its budget. Holds those that exceed it, unless they are approved.

@@ -4,6 +4,7 @@ mod histories;
 mod stores;
 
 mod audit;
+mod explain;
 mod fault_matrix;
 mod faults;
 mod faulty;
@@ -58,7 +59,9 @@ mod retention;
 mod roles;
 mod roles_convergence;
 mod roles_held;
+mod roles_history;
 mod roles_permissions;
+mod roles_truth;
 mod spread;
 
 mod address_case;

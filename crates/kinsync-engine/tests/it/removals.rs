@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use kinde_emulator::{Fault, FaultKind};
 use kinsync_engine::internal::reconcile::record::{DriftKind, RunMode};
 
 use crate::{
@@ -15,6 +16,7 @@ on_every_store! {
     a_few_members_that_left_are_removed_by_the_next_scan
     many_small_rounds_remove_no_more_than_one_large_one
     members_that_a_single_read_finds_keep_their_membership
+    members_stay_while_no_single_read_of_them_is_usable
 }
 
 fn leave(world: &World, users: &[String]) {
@@ -120,4 +122,25 @@ async fn members_that_a_single_read_finds_keep_their_membership(fresh: Fresh) {
     let run = run.expect("Kinde answers");
     assert_eq!(run.tally.of(DriftKind::Changed), 0, "{run:?}");
     assert_eq!(members(&world).await.len(), 30, "{}", world.fresh.name);
+}
+
+async fn members_stay_while_no_single_read_of_them_is_usable(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 12).await;
+    leave(&world, &users[..3]);
+    let unknown = FaultKind::UserNotFound { status: 404, id: None };
+    for fault in [FaultKind::Status { status: 400 }, FaultKind::Garbage, unknown] {
+        world.later().await;
+        world.kinde.set_fault(Fault::always(fault.clone()).on("user"));
+        let run = world.reconcile().await;
+        world.kinde.clear_faults();
+        let counted = (run.tally.of(DriftKind::Undetermined), run.tally.of(DriftKind::Changed));
+        assert_eq!(counted, (3, 0), "{fault:?}: {run:?}");
+        assert_eq!(members(&world).await.len(), 12, "{}: {fault:?}", world.fresh.name);
+    }
+    // One usable read is enough.
+    world.later().await;
+    world.kinde.set_fault(Fault::times(FaultKind::Status { status: 400 }, 2).on("user"));
+    let run = world.reconcile().await;
+    assert_eq!(run.tally.of(DriftKind::Changed), 3, "{run:?}");
+    assert_eq!(members(&world).await, users[3..].iter().cloned().collect(), "{}", world.fresh.name);
 }

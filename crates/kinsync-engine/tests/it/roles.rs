@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use kinde_emulator::{Fault, FaultKind, UserEdit};
-use kinsync_core::{Organization, UserId, Value};
+use kinsync_core::{Organization, Part, UserId, Value};
 use kinsync_engine::internal::{
     explain::explain,
     pending_checks::PendingChecks,
@@ -110,13 +110,12 @@ async fn roles_that_no_event_contained_are_unknown_until_a_scan_reads_them(fresh
     assert_eq!(found.joined_on.map(|at| at.0), Some(joined.as_microsecond()));
     assert_eq!((run.tally.missed(), run.memberships.map(|found| found.filled_in)), (0, Some(2)));
     let explained = explain(Some(&world.row(&ada).await), &[]);
-    let values = explained.iter().flat_map(|one| &one.fields).filter_map(|field| field.value.as_ref());
-    let lists = values.filter_map(|value| match value {
-        Value::Organizations(list) => Some(list),
-        _ => None,
-    });
-    let explained = lists.flatten().find(|one| one.code == "org_1").expect("explained");
-    assert_eq!(explained.roles, Some(keys(&["admin"])), "keys and no ids");
+    let roles = explained
+        .iter()
+        .flat_map(|one| &one.fields)
+        .filter(|field| field.part == Some(Part::Roles) && field.organization.as_deref() == Some("org_1"));
+    let roles: Vec<_> = roles.map(|field| (field.value.clone(), field.is_set)).collect();
+    assert_eq!(roles, [(Value::Codes(keys(&["admin"])), true)], "keys and no ids");
 }
 
 async fn a_scan_without_drift_writes_no_member(fresh: Fresh) {

@@ -1,29 +1,46 @@
-//! Histories of lost, late and reordered events about roles, and kills of scans: one complete run makes every member equal Kinde.
+//! Histories of lost, late, duplicate and reordered events, of imports, of scans that overlap with changes, and of kills: one complete
+//! run makes the copy equal Kinde.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use kinde_emulator::{OrganizationEdit, RoleEdit};
-use kinsync_core::Organization;
+use kinde_emulator::config::{Unknowns, UserPermissions};
+use kinsync_core::UserId;
 use kinsync_engine::{
     Clock,
     internal::{
-        reconcile::{Reconciler, record::RunMode, state_keys},
-        state_records,
+        breaker::{self, Breaker},
+        log_follower,
+        projector::{self, Projector},
+        queue::{
+            Entry, Queue,
+            embedded::{self, EmbeddedQueue},
+        },
+        reconcile::{
+            Error, Reconciler,
+            record::{DriftKind, RunMode},
+            state_keys,
+        },
+        spread, state_records,
     },
 };
-use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::Rng;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    reconcile::World,
+    pipeline::until_spread,
+    reconcile::{DEADLINE, World},
     roles::{keys, membership, reconcile, reconciler, with_roles},
+    roles_history::History,
+    roles_truth::{Known, assert_memberships},
     stores::{Fresh, on_every_store},
     suspended::Suspended,
 };
 
 on_every_store! {
     a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time
-    after_one_complete_run_every_role_equals_kinde
+    the_copy_equals_kinde_after_one_complete_run
+    the_copy_equals_kinde_that_lists_the_permissions_of_roles_for_members
 }
 
 async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(fresh: Fresh) {
@@ -47,10 +64,6 @@ async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(f
     for call in 0.. {
         let process = Suspended::new(world.fresh.store.clone());
         process.suspend_at_call(call);
-        // Otherwise it waits until the lease of the killed one expires.
-        for key in state_keys().into_iter().filter(|key| key.name == "reconcile.lease") {
-            state_records::reset(&*world.fresh.store, key).await.expect("the store answers");
-        }
         let scanner = Reconciler::new(world.client(10), process.clone(), Clock::system(), with_roles());
         let stop = CancellationToken::new();
         tokio::select! {
@@ -66,99 +79,181 @@ async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(f
     }
 }
 
-/// Changes of memberships and roles, each with or without an event.
-fn live(world: &World, users: &[String], rng: &mut StdRng, steps: usize) {
-    let kinde = &world.kinde;
-    for _ in 0..steps {
-        let user = &users[rng.random_range(0..users.len())];
-        let code = format!("org_{}", rng.random_range(0..4));
-        let roles: Vec<String> = ["admin", "member", "owner"]
-            .into_iter()
-            .filter(|_| rng.random_bool(0.4))
-            .map(Into::into)
-            .collect();
-        let role = kinde.roles().into_iter().nth(rng.random_range(0..3));
-        match (rng.random_range(0..14), role) {
-            (12, Some(role)) => {
-                let permission = ["read", "write"][rng.random_range(0..2)];
-                let known = kinde.permissions().into_iter().find(|one| one.key == permission);
-                let id = known
-                    .unwrap_or_else(|| kinde.create_permission(RoleEdit::keyed(permission)).expect("new"))
-                    .id;
-                let (add, remove) =
-                    if rng.random_bool(0.5) { (vec![id], vec![]) } else { (vec![], vec![id]) };
-                drop(kinde.set_role_permissions(&role.id, &add, &remove));
+async fn the_copy_equals_kinde_after_one_complete_run(fresh: Fresh) {
+    converges(fresh, UserPermissions::Direct, 11).await;
+}
+
+async fn the_copy_equals_kinde_that_lists_the_permissions_of_roles_for_members(fresh: Fresh) {
+    converges(fresh, UserPermissions::Effective, 12).await;
+}
+
+/// A history with scans that overlap with changes, and with kills of processes at random calls of the store. After one complete run
+/// everything that a scan compares equals Kinde, and after a check of all users everything does.
+async fn converges(fresh: Fresh, user_permissions: UserPermissions, seed: u64) {
+    let unknowns = Unknowns { user_permissions, ..Unknowns::default() };
+    let world = World::with(fresh, kinde_emulator::Config { unknowns, ..Default::default() }).await;
+    let mut history = History::new(&world, 14, seed);
+    let events = history.live(60);
+    apply(&mut history, events).await;
+    history.assert_only_what_events_say("before the first scan").await;
+    for round in 0..2 {
+        let mode = if round == 0 { RunMode::Backfill } else { RunMode::Reconcile };
+        overlap(&mut history, mode).await;
+        history.assert_only_what_was(&format!("round {round}, during a scan")).await;
+        let events = history.live(20);
+        apply(&mut history, events).await;
+        assert_converged(&history, &format!("round {round}, after the run")).await;
+        let late = history.late();
+        apply(&mut history, late).await;
+        history.assert_only_what_was(&format!("round {round}, after late deliveries")).await;
+        reconciler(&world).run_pending_checks().await.expect("Kinde answers");
+        assert_converged(&history, &format!("round {round}, after late deliveries and a run")).await;
+    }
+}
+
+/// Makes one complete run and a check of all users, and compares after each.
+async fn assert_converged(history: &History<'_>, when: &str) {
+    let world = history.world;
+    let run = reconcile(world).await;
+    if run.tally.of(DriftKind::RemovalHeld) + run.tally.of(DriftKind::DeletionHeld) > 0 {
+        let stop = CancellationToken::new();
+        let approved = reconciler(world).run(RunMode::Approve(run.id), &|_| {}, &stop).await;
+        approved.expect("Kinde and the store answer");
+    }
+    world.assert_equal(when).await;
+    assert_memberships(world, Known::Scanned(&history.outdated()), when).await;
+    let users: Vec<UserId> =
+        world.kinde.users().iter().map(|user| UserId::parse(&user.id).expect("an id")).collect();
+    reconciler(world).check(&users).await.expect("Kinde and the store answer");
+    assert_memberships(world, Known::All, &format!("{when}, after checks")).await;
+}
+
+/// One process on the store, with a queue in a folder.
+struct Process {
+    store: Arc<Suspended>,
+    queue: Arc<dyn Queue>,
+    projector: Projector,
+}
+
+impl Process {
+    /// Starts a process that is killed instead of the call of the store after this number of calls.
+    fn start(world: &World, folder: &Path, kill: usize) -> Self {
+        let pause = Duration::from_millis(5);
+        let config = projector::Config {
+            batch: 7,
+            check_roles: true,
+            retry_after: pause,
+            spread: spread::Config { page: 3, poll_every: pause, take_over_after: pause, retry_every: pause },
+            ..projector::Config::default()
+        };
+        let queue: Arc<dyn Queue> = Arc::new(
+            EmbeddedQueue::open(folder, embedded::Config::default(), Clock::system()).expect("a folder"),
+        );
+        let store = Suspended::new(world.fresh.store.clone());
+        store.suspend_at_call(kill);
+        let breaker = Breaker::new("store", "projector", breaker::Config::default());
+        let (of_queue, of_store) = (Arc::clone(&queue), store.clone());
+        let projector = Projector::new(of_queue, of_store, breaker, Clock::system(), config);
+        Self { store, queue, projector }
+    }
+
+    /// Runs until this work is done, or until the process is killed. Returns whether it was.
+    async fn run(self, work: impl AsyncFnOnce(&Self)) -> bool {
+        let stop = CancellationToken::new();
+        let tasks = async {
+            tokio::join!(self.projector.run(stop.clone()), self.projector.spread().run(stop.clone()))
+        };
+        let is_killed = tokio::select! {
+            _ = tasks => panic!("nothing stops the tasks"),
+            () = work(&self) => false,
+            () = self.store.until_suspended() => true,
+        };
+        self.queue.close().await;
+        is_killed
+    }
+
+    async fn enqueue(&self, history: &mut History<'_>, entries: Vec<Entry>) {
+        for entry in entries {
+            let id = entry.event_id.clone();
+            self.queue.enqueue(entry).await.expect("the queue takes it");
+            history.delivered([id]);
+        }
+    }
+
+    /// Waits until everything is applied and shown.
+    async fn drain(&self, world: &World) {
+        let deadline = Instant::now() + DEADLINE * 3;
+        while self.queue.stats().await.expect("the queue is open").depth > 0 {
+            assert!(Instant::now() < deadline, "the queue does not drain");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        until_spread(&*world.fresh.store).await;
+        assert_eq!(self.queue.stats().await.expect("the queue is open").dead_letters, 0);
+    }
+}
+
+/// Delivers events to a process that is killed, and lets another one continue.
+async fn apply(history: &mut History<'_>, entries: Vec<Entry>) {
+    let (world, kill) = (history.world, history.rng.random_range(5..60));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let process = Process::start(world, folder.path(), kill);
+    process.enqueue(history, entries).await;
+    process.run(async |process| process.drain(world).await).await;
+    finish(world, folder.path()).await;
+}
+
+/// Lets a process complete what killed ones have left.
+async fn finish(world: &World, folder: &Path) {
+    let process = Process::start(world, folder, usize::MAX);
+    process.run(async |process| process.drain(world).await).await;
+    let now = Clock::system().now();
+    log_follower::follow(&*world.fresh.store, now, now).await.expect("the store answers");
+    until_spread(&*world.fresh.store).await;
+}
+
+/// Scans while changes happen and their events arrive, in a process that is killed, and then in one that is not.
+async fn overlap(history: &mut History<'_>, mode: RunMode) {
+    let world = history.world;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for is_killed in [true, false] {
+        let kill = if is_killed { history.rng.random_range(20..300) } else { usize::MAX };
+        let process = Process::start(world, folder.path(), kill);
+        let scanner = Reconciler::new(world.client(5), process.store.clone(), Clock::system(), with_roles());
+        let work = async |process: &Process| {
+            tokio::select! {
+                () = scan(world, &scanner, &mode) => {}
+                () = change(history, process) => {}
             }
-            (13, _) => {
-                let name = format!("name-{}", rng.random_range(0..1000));
-                let edit = OrganizationEdit { name: Some(name), ..OrganizationEdit::default() };
-                drop(kinde.update_organization(&code, edit));
-            }
-            (0, Some(role)) => {
-                let key = format!("key-{}", rng.random_range(0..1000));
-                drop(kinde.update_role(&role.id, RoleEdit::keyed(&key)));
-            }
-            (1, Some(role)) => drop(kinde.delete_role(&role.id)),
-            (2, _) => drop(kinde.delete_organization(&code)),
-            (3, _) => drop(kinde.suspend_in_organization(user, &code, rng.random_bool(0.5))),
-            (4 | 5, _) => drop(kinde.remove_from_organization(user, &code)),
-            _ => drop(kinde.add_to_organization(user, &code, &roles, &[])),
+        };
+        process.run(work).await;
+    }
+    finish(world, folder.path()).await;
+}
+
+/// Scans at once, although the lease of a killed process has not expired. A call of that process may still reach the store.
+async fn scan(world: &World, scanner: &Reconciler, mode: &RunMode) {
+    loop {
+        for key in state_keys().into_iter().filter(|key| key.name == "reconcile.lease") {
+            state_records::reset(&*world.fresh.store, key).await.expect("the store answers");
+        }
+        match scanner.run(mode.clone(), &|_| {}, &CancellationToken::new()).await {
+            Err(Error::Busy { .. } | Error::LeaseLost) => {}
+            run => return drop(run.expect("Kinde and the store answer")),
         }
     }
 }
 
-async fn after_one_complete_run_every_role_equals_kinde(fresh: Fresh) {
-    let world = World::new(fresh).await;
-    let mut rng = StdRng::seed_from_u64(11);
-    let users = world.import(15);
-    for round in 0..3 {
-        let known = world.events().len();
-        live(&world, &users, &mut rng, 80);
-        let mut events = world.events().split_off(known);
-        events.shuffle(&mut rng);
-        // A third is lost, for now.
-        let late = events.split_off(events.len() * 2 / 3);
-        world.deliver(events).await;
-        reconcile(&world).await;
-        assert_equal(&world, &format!("round {round}, after the run")).await;
-        world.deliver(late).await;
-        reconciler(&world).run_pending_checks().await.expect("Kinde answers");
-        reconcile(&world).await;
-        assert_equal(&world, &format!("round {round}, after late deliveries")).await;
-    }
-}
-
-/// A membership with its name and the keys of its roles and permissions.
-type Shown = (Option<String>, Option<Vec<String>>, Vec<String>);
-
-/// Panics unless the memberships of every user are Kinde's, with names, roles and the permissions of the roles.
-pub(crate) async fn assert_equal(world: &World, when: &str) {
-    crate::rebuild::assert_explained(&*world.fresh.store, when).await;
-    let stored = world.documents().await;
-    let kinde = &world.kinde;
-    let names: BTreeMap<String, String> =
-        kinde.organizations().into_iter().map(|one| (one.code, one.name)).collect();
-    let keys_of = |ids: &mut dyn Iterator<Item = String>| {
-        let permissions = kinde.permissions();
-        let key = |id: String| permissions.iter().find(|one| one.id == id).map(|one| one.key.clone());
-        ids.filter_map(key).collect::<BTreeSet<String>>().into_iter().collect::<Vec<_>>()
-    };
-    for user in kinde.users() {
-        let member = |member: &kinde_emulator::Membership| {
-            let mut roles: Vec<String> = member.roles.iter().map(|grant| grant.key.clone()).collect();
-            roles.sort();
-            let granted =
-                kinde.roles().into_iter().filter(|role| member.roles.iter().any(|one| one.id == role.id));
-            let permissions = keys_of(&mut granted.flat_map(|role| role.permissions));
-            (member.code.clone(), (names.get(&member.code).cloned(), Some(roles), permissions))
-        };
-        let expected: BTreeMap<String, Shown> = user.organizations.iter().map(member).collect();
-        let found = stored[&user.id].organizations.clone().expect("listed");
-        let shown = |one: Organization| {
-            let name = one.name.or_else(|| names.get(&one.code).cloned());
-            (one.code, (name, one.roles, one.permissions.unwrap_or_default()))
-        };
-        let found: BTreeMap<String, Shown> = found.into_iter().map(shown).collect();
-        assert_eq!(found, expected, "{}, {when}: {}", world.fresh.name, user.id);
+/// Makes a change for each few requests to Kinde, and delivers its events.
+async fn change(history: &mut History<'_>, process: &Process) {
+    let world = history.world;
+    let requests = || world.kinde.all_requests().values().sum::<u64>();
+    let mut known = requests();
+    loop {
+        if requests() >= known + 3 {
+            known = requests();
+            let events = history.live(1);
+            process.enqueue(history, events).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

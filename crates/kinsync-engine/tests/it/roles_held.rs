@@ -24,6 +24,7 @@ on_every_store! {
     an_empty_list_of_members_takes_no_role
     a_third_of_the_members_missing_in_a_list_keeps_memberships_and_roles
     roles_that_a_list_lacks_and_single_reads_find_stay
+    roles_stay_while_no_single_read_of_a_member_is_usable
     a_role_that_most_members_have_lost_is_held_until_an_approval
     a_held_removal_of_roles_stays_held_where_permissions_are_unknown
     a_read_of_permissions_takes_no_role
@@ -93,6 +94,22 @@ async fn roles_that_a_list_lacks_and_single_reads_find_stay(fresh: Fresh) {
     assert_eq!(with_role(&world, "admin").await, 4, "{}", world.fresh.name);
     let suspended = membership(&world, &users[0]).await.and_then(|found| found.is_suspended);
     assert_eq!(suspended, Some(true), "everything else takes effect");
+}
+
+async fn roles_stay_while_no_single_read_of_a_member_is_usable(fresh: Fresh) {
+    let (world, users) = with_members(fresh, 12, "admin").await;
+    users[..3].iter().for_each(|user| join(&world, user, &[]));
+    for fault in [FaultKind::Status { status: 400 }, FaultKind::Garbage] {
+        world.kinde.set_fault(Fault::always(fault.clone()).on("member_roles"));
+        let run = reconcile(&world).await;
+        world.kinde.clear_faults();
+        assert_eq!(run.tally.of(DriftKind::Undetermined), 3, "{fault:?}: {:?}", run.tally);
+        assert_eq!(with_role(&world, "admin").await, 12, "{}: {fault:?}", world.fresh.name);
+    }
+    // One usable read is enough.
+    world.kinde.set_fault(Fault::times(FaultKind::Status { status: 400 }, 2).on("member_roles"));
+    reconcile(&world).await;
+    assert_eq!(with_role(&world, "admin").await, 9, "{}", world.fresh.name);
 }
 
 async fn a_role_that_most_members_have_lost_is_held_until_an_approval(fresh: Fresh) {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kinsync_core::{Identity, Organization, UserState, Value};
+use kinsync_core::{Identity, Part, UserState, Value};
 use kinsync_engine::internal::{
     explain as engine,
     reconcile::record::{self, DriftKind},
@@ -108,17 +108,24 @@ pub struct Observation {
     pub fields: Vec<ObservedField>,
 }
 
-/// The value of one field in an observation.
+/// The value of one field in an observation, or of one part of a membership in it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObservedField {
     /// The key in the user document.
     pub field: String,
-    /// The value, as the user document shows it.
+    /// With `field` = `organizations`: the part of a membership. Each part has an outcome of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+    /// The code of the organization of the part; absent: every organization that the observation does not contain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub organization: Option<String>,
+    /// The value, as the user document shows it; of `permissions`, those that the source listed for the user.
     pub value: FieldValue,
     /// Whether the stored user has this value from this observation.
     pub is_current: bool,
-    /// The observation that replaced the value.
+    /// The newer observation that counts instead: of the same field or part, of the end of the membership, or, for permissions, of
+    /// the roles.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<String>,
 }
@@ -127,11 +134,6 @@ pub struct ObservedField {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(untagged)]
 pub enum FieldValue {
-    /// A value that is not known.
-    Unknown {
-        /// Why not.
-        unknown: String,
-    },
     /// No value.
     Null,
     /// Yes or no.
@@ -140,10 +142,8 @@ pub enum FieldValue {
     Time(Time),
     /// A text.
     Text(String),
-    /// Organization codes.
+    /// Keys of roles or permissions.
     Codes(Vec<String>),
-    /// Memberships.
-    Organizations(Vec<Organization>),
     /// Sign-in identities.
     Identities(Vec<Identity>),
     /// Properties.
@@ -171,12 +171,6 @@ pub enum NextScan {
     },
 }
 
-impl FieldValue {
-    fn not_listed() -> Self {
-        Self::Unknown { unknown: "no source has listed all memberships".to_owned() }
-    }
-}
-
 impl From<&Value> for FieldValue {
     fn from(value: &Value) -> Self {
         match value {
@@ -184,11 +178,10 @@ impl From<&Value> for FieldValue {
             Value::Flag(flag) => Self::Flag(*flag),
             Value::Time(at) => Self::Time((*at).into()),
             Value::Text(text) => Self::Text(text.to_string()),
-            Value::Organizations(list) => Self::Organizations(list.clone()),
-            Value::Memberships(memberships) => {
-                memberships.organizations().map_or_else(Self::not_listed, Self::Organizations)
-            }
             Value::Codes(list) => Self::Codes(list.clone()),
+            // An explanation has their parts instead.
+            Value::Organizations(list) => Self::Codes(list.iter().map(|one| one.code.clone()).collect()),
+            Value::Memberships(memberships) => Self::Codes(memberships.codes().collect()),
             Value::Identities(list) => Self::Identities(list.clone()),
             Value::Properties(properties) => Self::Properties(
                 properties.values().map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
@@ -235,7 +228,9 @@ impl From<&engine::ExplainedField> for ObservedField {
     fn from(field: &engine::ExplainedField) -> Self {
         Self {
             field: field.field.to_owned(),
-            value: field.value.as_ref().map_or_else(FieldValue::not_listed, Into::into),
+            part: field.part,
+            organization: field.organization.clone(),
+            value: (&field.value).into(),
             is_current: field.is_set,
             superseded_by: field.superseded_by.clone(),
         }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use kinsync_core::Part;
 
 use super::{
     client::Client,
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::api::{
     Time,
-    explain::{Explanation, Membership, Memberships, NextScan, Observation, Permission},
+    explain::{Explanation, Membership, Memberships, NextScan, Observation, ObservedField, Permission},
     export::{ExportQuery, UserExport},
     users::{User, UserPage, UsersQuery},
 };
@@ -152,7 +153,7 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");
     } else {
-        output::table(["KINDE'S TIME", "RECEIVED", "KIND", "VALUE", "OUTCOME"], rows);
+        output::table(["KINDE'S TIME", "OBSERVATION", "OUTCOME"], rows);
     }
     if explanation.older_entries_omitted > 0 {
         let omitted = counted(explanation.older_entries_omitted, "older entry", "older entries");
@@ -174,7 +175,7 @@ fn membership_lines(memberships: &Memberships) -> Vec<String> {
         Some(list) => list.join(", "),
     };
     let permission = |permission: &Permission| match permission.roles.as_slice() {
-        [] => permission.key.clone(),
+        [] => format!("{} (direct)", permission.key),
         roles => format!("{} (from {})", permission.key, roles.join(" and ")),
     };
     let line = |one: &Membership| {
@@ -187,11 +188,12 @@ fn membership_lines(memberships: &Memberships) -> Vec<String> {
     memberships.list.iter().map(line).chain(others).collect()
 }
 
-/// One line for the observation, and one for each of its fields.
-fn lines(observation: &Observation) -> Vec<[String; 5]> {
-    let (at, received) = (observation.at.as_ref(), observation.received_at.as_ref());
-    let (kind, outcome) = (observation.kind.clone(), observation.outcome.clone());
-    let mut lines = vec![[cell(at), cell(received), kind, String::new(), outcome]];
+/// One line for the observation, one for the time of its receipt, and one for each of its fields.
+fn lines(observation: &Observation) -> Vec<[String; 3]> {
+    let line = |what: String, outcome: String| [String::new(), what, outcome];
+    let mut lines =
+        vec![[cell(observation.at.as_ref()), observation.kind.clone(), observation.outcome.clone()]];
+    lines.extend(observation.received_at.iter().map(|at| line(format!("received {at}"), String::new())));
     for field in &observation.fields {
         let outcome = match (&field.superseded_by, field.is_current) {
             (Some(by), _) => format!("superseded by {by}"),
@@ -199,10 +201,21 @@ fn lines(observation: &Observation) -> Vec<[String; 5]> {
             (None, false) => "not in the store yet".to_owned(),
         };
         let value = serde_json::to_string(&field.value).expect("a value has only text keys");
-        let value = format!("{} = {value}", field.field);
-        lines.push([String::new(), String::new(), String::new(), value, outcome]);
+        lines.push(line(format!("{} = {value}", field_name(field)), outcome));
     }
     lines
+}
+
+fn field_name(field: &ObservedField) -> String {
+    let organization = field.organization.as_deref().unwrap_or("any other organization");
+    match field.part {
+        None => field.field.clone(),
+        Some(Part::Member) => format!("member of {organization}"),
+        Some(Part::Roles) => format!("roles in {organization}"),
+        Some(Part::Permissions) => format!("permissions in {organization}"),
+        Some(Part::IsSuspended) => format!("suspended in {organization}"),
+        Some(Part::JoinedOn) => format!("joined {organization}"),
+    }
 }
 
 fn next_scan(next: &NextScan) -> String {
@@ -221,6 +234,7 @@ fn next_scan(next: &NextScan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::explain::FieldValue;
 
     #[test]
     fn unknown_roles_and_permissions_are_no_empty_lists() {
@@ -239,9 +253,41 @@ mod tests {
         let expected = [
             "Member of org_1: roles none; permissions unknown",
             "Member of org_1: roles unknown; permissions unknown",
-            "Member of org_1: roles admin; permissions delete (from admin and owner), read",
+            "Member of org_1: roles admin; permissions delete (from admin and owner), read (direct)",
             "Other memberships are unknown: no event or scan has listed them all.",
         ];
         assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn each_part_of_a_membership_has_a_line_with_its_outcome() {
+        let part = |part, organization: Option<&str>, value, superseded_by: Option<&str>| ObservedField {
+            field: "organizations".into(),
+            part: Some(part),
+            organization: organization.map(Into::into),
+            value,
+            is_current: superseded_by.is_none(),
+            superseded_by: superseded_by.map(Into::into),
+        };
+        let observation = Observation {
+            at: None,
+            received_at: Some(kinsync_core::Micros(0).into()),
+            kind: "user.updated".into(),
+            event_id: Some("event_1".into()),
+            outcome: "set 2 of 3 fields".into(),
+            fields: vec![
+                part(Part::Member, Some("org_1"), FieldValue::Flag(true), Some("kinsync.scan.read")),
+                part(Part::Roles, Some("org_1"), FieldValue::Codes(vec!["admin".into()]), None),
+                part(Part::Member, None, FieldValue::Flag(false), None),
+            ],
+        };
+        let expected = [
+            ["-", "user.updated", "set 2 of 3 fields"],
+            ["", "received 1970-01-01T00:00:00.000000Z", ""],
+            ["", "member of org_1 = true", "superseded by kinsync.scan.read"],
+            ["", "roles in org_1 = [\"admin\"]", "is in the store"],
+            ["", "member of any other organization = false", "is in the store"],
+        ];
+        assert_eq!(lines(&observation), expected);
     }
 }

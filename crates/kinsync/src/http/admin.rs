@@ -2,15 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kinsync_core::UserId;
+use kinsync_core::{Fact, UserId, Value};
 use kinsync_engine::internal::{
-    explain::explain,
+    directory,
+    explain::{ExplainedObservation, explain},
     known_users::KnownUser,
     pending_checks::Approval,
     queue::EntryId,
     reconcile::{self, record::History},
     refused_users,
-    store::{EventFilter, EventPosition, LogSource},
+    store::{EventFilter, EventPosition, LogSource, Store},
 };
 use kinsync_tower::Problem;
 
@@ -193,8 +194,10 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
         Some(_) => store.count_user_entries(user.as_str()).await?.saturating_sub(EXPLAINED as u64),
         None => 0,
     };
+    let mut observations = explain(row.as_ref(), &events);
+    name_former(store, &mut observations).await?;
     Ok(Explanation {
-        observations: explain(row.as_ref(), &events).iter().map(Into::into).collect(),
+        observations: observations.iter().map(Into::into).collect(),
         memberships: row.as_ref().map(|row| (&row.state).into()),
         user: row.map(|row| row.document()),
         refused: document,
@@ -203,6 +206,23 @@ pub async fn explain_user(state: Arc<AppState>, Id(id): Id) -> Result<Explanatio
         damaged_entries: events.undecodable,
         next_scan: next_scan(&state, user).await,
     })
+}
+
+/// Replaces the ids of roles and permissions that the memberships no longer contain by their last keys.
+async fn name_former(store: &dyn Store, observations: &mut [ExplainedObservation]) -> Result<()> {
+    let lists = observations.iter_mut().flat_map(|one| &mut one.fields).filter_map(|field| {
+        let Value::Codes(list) = &mut field.value else { return None };
+        field.part.map(|_| list)
+    });
+    let listed: Vec<&mut String> = lists.flatten().collect();
+    let ids: Vec<String> = listed.iter().map(|id| (**id).clone()).collect();
+    let known = directory::read(store, &ids).await?;
+    for id in listed {
+        if let Some(key) = known.get(id).and_then(|stored| stored.entry.text(Fact::Key)) {
+            key.clone_into(id);
+        }
+    }
+    Ok(())
 }
 
 /// What a scan would do with this user, compared with Kinde now.

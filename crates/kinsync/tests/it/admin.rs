@@ -200,6 +200,25 @@ fn organizations_and_their_members_are_listed() {
     assert_eq!(memberships("u5"), known(unknown), "what the role gives is unknown");
     let none = serde_json::json!({ "code": "org_a", "roles": [], "permissions": [] });
     assert_eq!(memberships("u6"), known(none));
+    deliver(9, "user.updated", r#"{"user":{"id":"u5","organizations":null}}"#);
+    server.wait_for("/api/admin/users?organization=org_a", |_, page| {
+        page["users"].as_array().is_some_and(|users| users.len() == 1)
+    });
+    let explained = server.admin("/api/admin/users/u5/explain").1;
+    let part =
+        |observation: usize, part: usize| explained["observations"][observation]["fields"][part].clone();
+    let roles = part(0, 1);
+    let by = roles["supersededBy"].as_str().unwrap();
+    assert!(by.starts_with("user.updated "), "{explained}");
+    let superseded = serde_json::json!({
+        "field": "organizations", "part": "roles", "organization": "org_a", "value": ["owner"], "isCurrent": false,
+        "supersededBy": by,
+    });
+    assert_eq!(roles, superseded, "by key, although the user no longer has the role");
+    let others = serde_json::json!({
+        "field": "organizations", "part": "member", "value": false, "isCurrent": true,
+    });
+    assert_eq!(part(1, 0), others);
 }
 
 #[test]

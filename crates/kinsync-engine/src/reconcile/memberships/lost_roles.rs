@@ -12,7 +12,7 @@ use super::{Comparison, Error, Inner, lacks_scope, memberships, seen::Seen};
 use crate::{
     reconcile::{
         record::DriftKind,
-        removals::{Confirmed, Decision, Lost, SAMPLE},
+        removals::{Confirmed, Decision, Lost, SAMPLE, Sample},
         scan::Scanned,
     },
     state_records::Term,
@@ -81,7 +81,7 @@ impl Inner {
         self.repair_members(kept.into_iter().map(Seen::without_roles).collect(), comparison, scanned).await
     }
 
-    /// Returns which of the roles are taken; `None` if single reads find some of them.
+    /// Returns which of the roles are taken; `None` if single reads do not confirm the loss.
     async fn decide_about(
         &self,
         code: &str,
@@ -91,8 +91,12 @@ impl Inner {
     ) -> Result<Option<Decision>, Error> {
         let LostRoles { members, had, .. } = lost;
         let (run, approved) = (comparison.run, comparison.approved);
-        if !self.have_lost(code, members, run.writes()).await? {
-            tracing::warn!(organization = code, "Kinde's list of members lacks roles that single reads find");
+        if let Some(problem) = self.sample_roles(code, members, run.writes()).await?.problem() {
+            tracing::warn!(
+                organization = code,
+                problem,
+                "Kinde's list of members lacks roles, and they stay"
+            );
             scanned.tally.add_count(DriftKind::Undetermined, members.len());
             return Ok(None);
         }
@@ -101,23 +105,25 @@ impl Inner {
         self.decide(run, removal, scanned, approved).await.map(Some)
     }
 
-    /// Reads some of the members. Returns whether none of them has a role that the list lacks.
-    async fn have_lost(&self, code: &str, lost: &[Seen], term: Option<Term>) -> Result<bool, Error> {
+    /// Reads some of the members. A failed read confirms nothing.
+    async fn sample_roles(&self, code: &str, lost: &[Seen], term: Option<Term>) -> Result<Sample, Error> {
         let every = lost.len().div_ceil(SAMPLE).max(1);
-        let sample: Vec<Seen> = lost.iter().step_by(every).cloned().collect();
-        let rows = self.rows(&sample).await?;
-        for (listed, row) in sample.iter().zip(rows) {
+        let members: Vec<Seen> = lost.iter().step_by(every).cloned().collect();
+        let rows = self.rows(&members).await?;
+        let mut sample = Sample::Unusable;
+        for (listed, row) in members.iter().zip(rows) {
             let Some(row) = row else { continue };
             let read = match self.member(&row, code, term).await {
                 // A revoked role must not stay because of a missing scope. The budget still counts.
-                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(true),
+                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(Sample::Lost),
                 read => read?,
             };
-            let has = |key: &String| read.as_ref().is_some_and(|read| read.role_keys.contains(key));
-            if listed.lacks(Some(&row)).iter().any(has) {
-                return Ok(false);
+            let Some(read) = read else { continue };
+            if listed.lacks(Some(&row)).iter().any(|key| read.role_keys.contains(key)) {
+                return Ok(Sample::Contradicts);
             }
+            sample = Sample::Lost;
         }
-        Ok(true)
+        Ok(sample)
     }
 }
