@@ -20,9 +20,10 @@ pub enum UnknownRoles {
     #[default]
     Refuse,
     /// Those of the token count, if it has any. A role or a membership that was taken away at Kinde then counts until the token
-    /// expires, for up to a day. What the store knows always outranks the token.
+    /// expires, for up to a day. Stored roles and permissions always outrank the token.
     UseToken,
 }
+
 /// The authenticated user. Cheap to clone. With the feature `axum` it is an extractor: a handler that takes it runs
 /// only for verified users that are neither deleted nor suspended.
 #[derive(Clone)]
