@@ -36,9 +36,10 @@ fn replaced(block: &str, from: &str, to: &str) -> String {
 /// Runs commands in the folder of the reader.
 fn bash(folder: &Path, commands: &str) -> Command {
     let binary = Path::new(env!("CARGO_BIN_EXE_kinsync")).parent().unwrap();
-    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let commands = format!("export PATH='{}':\"$PATH\"\n{commands}", binary.display());
+    let path = std::env::vars_os().filter(|(name, _)| name == "PATH");
     let mut bash = Command::new("bash");
-    bash.args(["-euo", "pipefail", "-c", commands]).env_clear().env("PATH", path).current_dir(folder);
+    bash.args(["-euo", "pipefail", "-c", &commands]).env_clear().envs(path).current_dir(folder);
     bash
 }
 
