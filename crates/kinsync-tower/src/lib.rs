@@ -8,6 +8,7 @@
 //! - [`current_user`]: the authenticated user, as a request extension and an axum extractor
 //! - [`membership`]: the user in the organization of the token
 //! - [`require`]: layers that require a role or a permission
+//! - `requirement`: a required role or permission
 //! - [`document`]: the user document as JSON
 //! - [`activity`]: the state of the webhook, for a health page
 //! - [`problem`]: every error response, as RFC 9457 problem documents
