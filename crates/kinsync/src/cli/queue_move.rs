@@ -6,9 +6,12 @@ use anyhow::{Context as _, anyhow};
 use futures_util::future::join_all;
 use kinsync_engine::{
     Clock, Queue,
-    internal::queue::{
-        self, Claimed, EntryId,
-        embedded::{self, EmbeddedQueue},
+    internal::{
+        queue::{
+            self, Claimed, EntryId,
+            embedded::{self, EmbeddedQueue},
+        },
+        supervisor::Supervisor,
     },
 };
 use secrecy::ExposeSecret as _;
@@ -71,10 +74,12 @@ pub(super) fn run(args: Move) -> Result<ExitCode, Exit> {
     let to = Config::load(&Sources::of_process(args.flags.0))?.config;
     let from = source(&args.from, &args.from_prefix, &to)?;
     let moved = block_on_all(async {
-        let (from, to) = (open(&from).await?, open(&to).await?);
+        let supervisor = Supervisor::default();
+        let (from, to) = (open(&from, &supervisor).await?, open(&to, &supervisor).await?);
         let moved = move_all(&*from, &*to).await;
         from.close().await;
         to.close().await;
+        supervisor.stop().await;
         moved
     })?;
     if args.json {
@@ -124,11 +129,11 @@ fn is_same(one: &Config, other: &Config) -> bool {
 }
 
 /// Opens the queue itself, without a spool.
-async fn open(config: &Config) -> Result<Arc<dyn Queue>, Exit> {
+async fn open(config: &Config, supervisor: &Supervisor) -> Result<Arc<dyn Queue>, Exit> {
     if let Some(shared) = shared_queue(config) {
         // RabbitMQ keeps its dead letters there.
         let store = open_store(config).await.context("cannot open the store")?.store();
-        return shared.create(&store, &Clock::system()).map_err(failed);
+        return shared.create(&store, &Clock::system(), supervisor).map_err(failed);
     }
     let (folder, settings) = (config.data_dir.clone(), embedded::Config::default());
     let open = move || EmbeddedQueue::open(&folder, settings, Clock::system());
