@@ -3,7 +3,7 @@
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
-    task::JoinError,
+    task::{JoinError, JoinHandle},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -56,7 +56,8 @@ impl Batches {
         F: Future<Output = ()> + Send + 'static,
     {
         let mut pending = self.pending.lock().await;
-        let (mut batch, mut calls) = (Vec::with_capacity(BATCH), FuturesUnordered::new());
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut calls: FuturesUnordered<JoinHandle<()>> = FuturesUnordered::new();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -12,7 +12,7 @@ use crate::{
     clock::Clock,
     queue::{
         DeadLetter, Entry, EntryId, Error, Matcher, Payload, Search, embedded::DeadLetterBounds,
-        shared::UNREADABLE,
+        unreadable::UNREADABLE,
     },
     store::{self, Saved, Store},
 };

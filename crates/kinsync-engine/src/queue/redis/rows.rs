@@ -4,7 +4,7 @@ use bytes::Bytes;
 use kinsync_core::Micros;
 use redis::{Cmd, Value};
 
-use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload, shared::UNREADABLE};
+use crate::queue::{DeadLetter, Entry, EntryId, Found, Payload, unreadable::UNREADABLE};
 
 /// Format of the fields of an entry, which `enqueue.lua` writes.
 const FORMAT: &str = "1";
