@@ -128,7 +128,7 @@ async fn members_stay_while_no_single_read_of_them_is_usable(fresh: Fresh) {
     let (world, users) = with_members(fresh, 12).await;
     leave(&world, &users[..3]);
     let unknown = FaultKind::UserNotFound { status: 404, id: None };
-    for fault in [FaultKind::Status { status: 400 }, FaultKind::Garbage, unknown] {
+    for fault in [FaultKind::Status { status: 400 }, unknown] {
         world.later().await;
         world.kinde.set_fault(Fault::always(fault.clone()).on("user"));
         let run = world.reconcile().await;
