@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::output::show;
 use super::request::Request;
-use super::{Command, Faults, Fields, Keys, Spec, Target, Token, UserToken, Users, Webhooks, directory};
+use super::{Command, Faults, Fields, Keys, Spec, Token, UserToken, Users, Webhooks, directory};
 
 pub(super) async fn run(command: Command, json: bool) -> anyhow::Result<()> {
     let request = match command {
