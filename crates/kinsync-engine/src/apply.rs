@@ -32,6 +32,7 @@ use crate::{
     directory,
     email_ownership::resolve,
     erasure::entries::erase_entries,
+    log_entry::LogEntry,
     pending_checks::PendingChecks,
     scan_watermark::{Recheck, ScanNumber, ScanWatermarks},
     store::{Error, Outcome, Row, Store},
@@ -126,10 +127,22 @@ impl Delta {
         self.source == Source::Reconcile && self.state == UserState::default()
     }
 
-    /// Adds what was logged of a join. The next round joins it too: the row that it meets may not lead to it.
-    fn add_derived(&mut self, Derived { proof, ended }: Derived) {
-        let known = std::mem::take(&mut self.derived);
-        self.derived = known.join(proof.unwrap_or_default()).join(ended);
+    /// Returns the entries of a row that becomes `next`. What they contain besides the observations is joined in the next round too: the
+    /// row that it meets may not lead to it.
+    fn entries(
+        &mut self,
+        row: &Row,
+        next: &Row,
+        derived: Derived,
+        is_compared: bool,
+        now: Micros,
+    ) -> Vec<LogEntry> {
+        let entries = entries::of(row, next, self, &derived, is_compared, now);
+        if !entries.is_empty() {
+            let known = std::mem::take(&mut self.derived);
+            self.derived = known.join(derived.proof.unwrap_or_default()).join(derived.ended);
+        }
+        entries
     }
 
     /// Returns whether the delta contains an observation, and not only an erasure.
@@ -299,11 +312,7 @@ async fn apply_deltas(
             }
             let Next { row: next, recheck, derived } = next(&row, delta, now, &scans);
             if let Some(next) = &next {
-                let logged = entries::of(&row, next, delta, &derived, scans.compared.is_some(), now);
-                if !logged.is_empty() {
-                    delta.add_derived(derived);
-                }
-                entries.extend(logged);
+                entries.extend(delta.entries(&row, next, derived, scans.compared.is_some(), now));
             }
             let next = next.map(|next| with_undecided_email(store, &row, next));
             let next = next.map(|next| with_unshown_memberships(store, &row, next));

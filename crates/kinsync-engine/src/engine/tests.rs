@@ -1,7 +1,5 @@
 //! A panic of a thread of the data folder ends the process: it is fatal at once, and the component is reported as failed.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;

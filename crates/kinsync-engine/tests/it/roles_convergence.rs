@@ -80,11 +80,11 @@ async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(f
 }
 
 async fn the_copy_equals_kinde_after_one_complete_run(fresh: Fresh) {
-    converges(fresh, UserPermissions::Direct, 11).await;
+    Box::pin(converges(fresh, UserPermissions::Direct, 11)).await;
 }
 
 async fn the_copy_equals_kinde_that_lists_the_permissions_of_roles_for_members(fresh: Fresh) {
-    converges(fresh, UserPermissions::Effective, 12).await;
+    Box::pin(converges(fresh, UserPermissions::Effective, 12)).await;
 }
 
 /// A history with scans that overlap with changes, and with kills of processes at random calls of the store. After one complete run
@@ -98,7 +98,7 @@ async fn converges(fresh: Fresh, user_permissions: UserPermissions, seed: u64) {
     history.assert_only_what_events_say("before the first scan").await;
     for round in 0..2 {
         let mode = if round == 0 { RunMode::Backfill } else { RunMode::Reconcile };
-        overlap(&mut history, mode).await;
+        Box::pin(overlap(&mut history, mode)).await;
         history.assert_only_what_was(&format!("round {round}, during a scan")).await;
         let events = history.live(20);
         apply(&mut history, events).await;
@@ -225,7 +225,7 @@ async fn overlap(history: &mut History<'_>, mode: RunMode) {
                 () = change(history, process) => {}
             }
         };
-        process.run(work).await;
+        Box::pin(process.run(work)).await;
     }
     finish(world, folder.path()).await;
 }

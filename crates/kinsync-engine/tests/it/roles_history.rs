@@ -107,7 +107,6 @@ impl<'a> History<'a> {
         self.world.kinde.import_user(new).expect("a new address");
     }
 
-    #[expect(clippy::too_many_lines, reason = "one line for each kind of change")]
     fn step(&mut self) {
         let kinde = &self.world.kinde;
         let rng = &mut self.rng;
@@ -243,8 +242,7 @@ impl<'a> History<'a> {
             for one in shown {
                 let is_listed = delivered.iter().any(|(.., own)| own.contains_key(&one.code));
                 // No event has the permissions of a role.
-                let is_unknown =
-                    one.permissions.is_none() || one.roles.as_ref().is_some_and(|roles| roles.is_empty());
+                let is_unknown = one.permissions.is_none() || one.roles.as_ref().is_some_and(Vec::is_empty);
                 let no_scan = (one.is_suspended, one.joined_on);
                 assert!(is_listed && is_unknown, "{name}, {when}: {user}: {one:?}");
                 assert_eq!(no_scan, (None, None), "{name}, {when}: {user}: {one:?}");

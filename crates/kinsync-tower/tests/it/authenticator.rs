@@ -11,7 +11,7 @@ use std::{
 use bson::doc;
 use http::{HeaderMap, Request, StatusCode};
 use kinde::bearer::AccessToken;
-use kinde_emulator::{Emulator, Fault, FaultKind, NewUser, TokenSpec};
+use kinde_emulator::{Fault, FaultKind, NewUser, TokenSpec};
 use kinsync_core::{Field, Micros, Profile, Source, What};
 use kinsync_engine::{
     Clock,

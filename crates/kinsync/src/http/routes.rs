@@ -17,7 +17,10 @@ use super::{
 
 /// Every route.
 pub fn routes() -> Vec<Route> {
-    [of_senders_and_users(), of_operators(), of_the_log(), of_operation()].into_iter().flatten().collect()
+    [of_senders_and_users(), of_operators(), of_scans(), of_the_log(), of_operation()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn of_senders_and_users() -> Vec<Route> {
@@ -143,6 +146,11 @@ fn of_operators() -> Vec<Route> {
             admin::organizations::roles,
         ),
         operator(Get, Figures, "/api/admin/roles/{id}", "Return one role", admin::organizations::role),
+    ]
+}
+
+fn of_scans() -> Vec<Route> {
+    vec![
         operator(
             Get,
             PersonalData,

@@ -188,8 +188,9 @@ impl Link {
 
     /// Ends the attempts to connect.
     pub(super) async fn abort(&self) {
-        let attempts = std::mem::take(&mut self.state.lock().await.attempts);
-        attempts.into_values().for_each(|attempt| attempt.connecting.abort());
+        for attempt in std::mem::take(&mut self.state.lock().await.attempts).into_values() {
+            attempt.connecting.abort();
+        }
     }
 
     /// Closes the connection, if one is open.
