@@ -35,7 +35,7 @@ letters stay where they are; their number is printed.
 Examples:
   kinsync queue move --from /var/lib/kinsync-2
   kinsync queue move --from redis://queue.internal:6379 --from-prefix staging
-  kinsync queue move --from @/run/secrets/former-queue   # the address is in a file";
+  kinsync queue move --from @/run/secrets/former-queue    # with the address";
 
 /// Entries that move at the same time.
 const BATCH: usize = 256;
