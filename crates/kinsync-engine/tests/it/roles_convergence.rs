@@ -65,9 +65,8 @@ async fn a_kill_of_a_scan_at_any_call_leaves_roles_and_permissions_of_one_time(f
         let process = Suspended::new(world.fresh.store.clone());
         process.suspend_at_call(call);
         let scanner = Reconciler::new(world.client(10), process.clone(), Clock::system(), with_roles());
-        let stop = CancellationToken::new();
         tokio::select! {
-            run = scanner.run(RunMode::Reconcile, &|_| {}, &stop) => drop(run),
+            () = scan(&world, &scanner, &RunMode::Reconcile) => {}
             () = process.until_suspended() => {}
         }
         let found = shown().await;

@@ -117,7 +117,7 @@ async fn a_scan_finds_suspensions_permissions_and_lost_roles_that_no_event_annou
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_user_routes_show_the_organizations_of_the_document() {
-    let tenant = Tenant::start().await;
+    let mut tenant = Tenant::start().await;
     tenant.until("role=admin", "").await;
     let filter =
         doc! { "organizations": { "$elemMatch": { "code": ORG, "roles": "admin", "name": "Acme" } } };
@@ -141,6 +141,7 @@ async fn the_user_routes_show_the_organizations_of_the_document() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
+    tenant.deployment.apps[0].drained(DEADLINE).await.unwrap();
 }
 
 async fn organizations_of_the_document(tenant: &Tenant) -> Vec<Value> {

@@ -164,7 +164,7 @@ async fn doctor_says_that_rabbitmq_keeps_deliveries_on_disk_and_what_it_cannot_s
         "ok",
         &["quorum", "does not show"],
     );
-    examined.is("queue.eviction", "ok", &[]);
+    examined.is("queue.eviction", "skipped", &["policies"]);
     tenant.set("KINSYNC_QUEUE", rabbitmq.url().replace("//", "//guest:wrong@"));
     examine(&tenant, &[]).is("queue.reachable", "failed", &["password", "data folder"]);
 }
