@@ -290,7 +290,7 @@ pub enum Error {
     Closed,
 }
 
-/// The error of a call whose task ended without an answer. The panic of the task is reported where it happened.
+/// The error of a call that got no answer, because its task ended. The panic of the task is reported where it happened.
 fn unanswered() -> Error {
     Error::Unavailable {
         hint: "a task of it ended without an answer: see the log".into(),

@@ -369,7 +369,7 @@ mod tests {
         Profile::new().with(Field::FirstName, name)
     }
 
-    /// A user who was deleted at 10 and restored at 15, and whom a complete scan at 30 found with the name A.
+    /// A user that was deleted at 10 and restored at 15. A complete scan at 30 read the name A.
     fn restored() -> (Row, ScanWatermarks) {
         let mut watermarks = ScanWatermarks::default();
         let scan = watermarks.begin();

@@ -159,7 +159,7 @@ async fn an_entry_that_a_search_took_from_a_slow_server_goes_back() {
     });
     // Either the entry was taken and given back, or the server ran again too late for an answer.
     assert!(matches!(found, Err(Error::Unavailable { .. })), "{found:?}");
-    // By a process whose connection is not that of the search.
+    // By a process with another connection than the search.
     until_claimed(&*other.queue, "waits").await;
 }
 

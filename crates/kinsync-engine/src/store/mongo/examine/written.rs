@@ -86,7 +86,7 @@ fn nature(key: DocumentKey) -> (Presence, &'static str) {
     }
 }
 
-/// A field is taken as one whose values several users may have unless Kinde lets only one have them: then an examination reports a
+/// A field counts as one with values that several users may have, unless Kinde lets only one have them: then an examination reports a
 /// unique index that can refuse a write.
 fn presence(field: Field) -> Presence {
     match field {
