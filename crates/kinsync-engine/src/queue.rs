@@ -23,10 +23,14 @@ pub mod rabbitmq;
 pub mod redis;
 mod shared;
 pub mod spooled;
+mod transfer;
 #[cfg(any(feature = "redis", feature = "rabbitmq"))]
 mod unreadable;
 
-pub use shared::SharedQueue;
+pub use self::{
+    shared::SharedQueue,
+    transfer::{Transferred, transfer},
+};
 
 /// Largest event id and payload together.
 pub const MAX_ENTRY: usize = 16 << 20;

@@ -17,13 +17,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Payload, Queue,
-    Search, Spool, Stats,
+    Search, Spool, Stats, Transferred, transfer,
 };
 
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
@@ -75,27 +74,11 @@ impl SpooledQueue {
     /// Moves entries. Those that the shared queue does not accept now stay in the spool; those that it never accepts become dead
     /// letters of the spool.
     async fn move_all(&self, claimed: Vec<Claimed>) -> Result<(), Error> {
-        let moves = claimed.iter().map(|claimed| self.accept(claimed.entry.clone(), MOVE_DEADLINE));
-        let outcomes = join_all(moves).await;
-        let (mut moved, mut kept, mut dead, mut failure) = (Vec::new(), Vec::new(), Vec::new(), None);
-        for (Claimed { id, entry, .. }, outcome) in claimed.into_iter().zip(outcomes) {
-            match outcome {
-                Ok(_) => moved.push(id),
-                // The next request of the user makes it again; kept, it would hold up deliveries.
-                Err(Error::Full { .. }) if matches!(entry.payload, Payload::Sighting(_)) => moved.push(id),
-                Err(error @ Error::TooLarge { .. }) => dead.push((id, error.to_string())),
-                Err(error) => {
-                    kept.push(id);
-                    failure = Some(error);
-                }
-            }
-        }
-        self.spool.ack(&moved).await?;
-        self.spool.retry(&kept, PAUSE).await?;
-        if !dead.is_empty() {
-            self.spool.dead_letter(&dead).await?;
+        let accept = |entry| self.accept(entry, MOVE_DEADLINE);
+        let Transferred { dead, failure, .. } = transfer(&*self.spool, claimed, accept).await?;
+        if dead > 0 {
             tracing::error!(
-                entries = dead.len(),
+                entries = dead,
                 "the shared queue never accepts entries of this size; they became dead letters"
             );
         }
