@@ -185,6 +185,18 @@ impl RedisQueue {
     pub async fn inspect(&self) -> Result<Server, Error> {
         server::inspect(&self.shared.commands).await
     }
+
+    /// Returns whether both are the same queue, however their addresses are written.
+    ///
+    /// # Errors
+    /// As [`Self::inspect`]; [`Error::Refused`] also if a server does not show its `run_id`.
+    pub async fn is_same_as(&self, other: &Self) -> Result<bool, Error> {
+        let db = |queue: &Self| Ok::<_, Error>(address::parse(&queue.shared.config.url)?.db());
+        if self.shared.config.prefix != other.shared.config.prefix || db(self)? != db(other)? {
+            return Ok(false);
+        }
+        Ok(server::run_id(&self.shared.commands).await? == server::run_id(&other.shared.commands).await?)
+    }
 }
 
 impl Shared {

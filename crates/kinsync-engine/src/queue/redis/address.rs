@@ -23,6 +23,18 @@ pub(super) struct Sentinels {
     pub(super) name: String,
     /// How to log in to it.
     pub(super) login: SentinelNodeConnectionInfo,
+    /// Number of the database.
+    db: i64,
+}
+
+impl Address {
+    /// Returns the number of the database.
+    pub(super) fn db(&self) -> i64 {
+        match self {
+            Self::Server(server) => server.redis_settings().db(),
+            Self::Sentinels(sentinels) => sentinels.db,
+        }
+    }
 }
 
 /// Checks the address of a [`Config`](super::Config) as [`RedisQueue::new`](super::RedisQueue::new) does.
@@ -89,7 +101,7 @@ fn sentinels(scheme: &str, rest: &str) -> Result<Sentinels, Source> {
     let login =
         SentinelNodeConnectionInfo::default().set_redis_connection_info(server.redis_settings().clone());
     let login = if scheme == "rediss" { login.set_tls_mode(TlsMode::Secure) } else { login };
-    Ok(Sentinels { addresses, name: name.into(), login })
+    Ok(Sentinels { addresses, name: name.into(), login, db: server.redis_settings().db() })
 }
 
 /// User and password of the sentinels as in an address, from the options of it.
@@ -116,7 +128,7 @@ mod tests {
     #[test]
     fn sentinels_share_one_login_and_the_primary_has_another() {
         let url = "rediss+sentinel://ada:se%40cret@a.internal,[::1]:5000/main/3?sentinel_username=eve&sentinel_password=ot%2Fher";
-        let Ok(Address::Sentinels(Sentinels { addresses, name, login })) = parsed(url) else {
+        let Ok(Address::Sentinels(Sentinels { addresses, name, login, .. })) = parsed(url) else {
             panic!("{url} is understood")
         };
         let (sentinels, login) = (format!("{addresses:?}"), format!("{login:?}"));

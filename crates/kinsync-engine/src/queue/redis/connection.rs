@@ -69,7 +69,7 @@ impl Connection {
         };
         let (source, watched) = match address {
             Address::Server(server) => (Source::Server(Client::open(server).map_err(wrong)?), None),
-            Address::Sentinels(Sentinels { addresses, name, login }) => {
+            Address::Sentinels(Sentinels { addresses, name, login, .. }) => {
                 let sentinel = Sentinel::build(addresses).map_err(wrong)?;
                 (Source::Sentinels { sentinel, name: name.clone(), login }, Some(name))
             }

@@ -33,6 +33,16 @@ pub struct Server {
     pub replicas: u32,
 }
 
+/// Returns what identifies a running server at any of its addresses.
+pub(super) async fn run_id(connection: &Connection) -> Result<String, Error> {
+    let info: String = connection.run(cmd("INFO").arg("server")).await?;
+    let id = info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::trim);
+    id.filter(|id| !id.is_empty()).map(str::to_owned).ok_or_else(|| Error::Refused {
+        hint: "Redis does not show `run_id` in INFO, which tells one server from another".into(),
+        source: None,
+    })
+}
+
 /// Reads the configuration.
 pub(super) async fn inspect(connection: &Connection) -> Result<Server, Error> {
     let info: String = connection.run(cmd("INFO").arg("everything")).await?;
