@@ -39,12 +39,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use self::{address::check_address, examine::Examined};
+pub use self::{
+    address::check_address,
+    examine::{Examined, Remainder},
+};
 use self::{
     connection::{Failure, Link, Live, RESPONSE, Topology},
     dead_letters::DeadLetters,
-    examine::{count_ready, count_waiting},
-    held::{Held, Taken},
+    examine::count_ready,
+    held::{Held, Returning, Taken},
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, SHARED_TASK,
@@ -133,6 +136,7 @@ struct Shared {
     /// Locked while a connection starts to consume.
     start: Mutex<()>,
     held: Arc<Held>,
+    returning: Arc<Returning>,
     dead_letters: DeadLetters,
     /// The last known number of dead letters, for while the store does not answer.
     dead_letter_count: AtomicU64,
@@ -177,6 +181,7 @@ impl RabbitmqQueue {
             consuming: Link::new(hosts, topology, tasks.clone()),
             start: Mutex::default(),
             held: Arc::default(),
+            returning: Arc::default(),
             dead_letters: DeadLetters::new(store, clock.clone(), config.dead_letters),
             dead_letter_count: AtomicU64::new(0),
             next_message: AtomicU32::new(0),
@@ -256,7 +261,11 @@ impl Shared {
         let shared = Arc::clone(self);
         live.within(consume(returned)).await?.set_delegate(move |delivery: DeliveryResult| {
             let shared = Arc::clone(&shared);
-            async move { shared.publish_again(generation, delivery).await }
+            let returned = shared.returning.begin();
+            async move {
+                shared.publish_again(generation, delivery).await;
+                drop(returned);
+            }
         });
         Ok(())
     }
@@ -343,21 +352,9 @@ impl Shared {
     }
 
     async fn fail_while_some_wait(self: &Arc<Self>) -> Result<(), Error> {
-        let shared = Arc::clone(self);
-        let counted = self.tasks.spawn(async move {
-            let live = shared.consuming.live().await?;
-            let count = count_waiting(&live, shared.consuming.topology());
-            let waiting = shared.closed.run_until_cancelled(count).await;
-            // Without the connection, the server has again what an attempt took.
-            if !matches!(waiting, Some(Ok(_))) {
-                shared.give_up(live.generation).await;
-            }
-            waiting.transpose()
-        });
-        match counted.await.map_err(|_| unanswered())?? {
-            None => Err(Error::Closed),
-            Some(0) => Ok(()),
-            Some(waiting) => Err(Error::Unavailable {
+        match self.waiting().await? {
+            0 => Ok(()),
+            waiting => Err(Error::Unavailable {
                 hint: "RabbitMQ does not show queued deliveries: try again when they are applied".into(),
                 source: format!("{waiting} deliveries are queued").into(),
             }),

@@ -8,6 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::future::try_join_all;
@@ -17,7 +18,7 @@ use kinsync_engine::{
     internal::{
         queue::{
             Enqueued, Error, Matched, Queue, Search, embedded,
-            rabbitmq::{Config, RabbitmqQueue},
+            rabbitmq::{Config, RabbitmqQueue, Remainder},
         },
         store::embedded::EmbeddedStore,
     },
@@ -28,7 +29,7 @@ use tokio::time::timeout;
 
 use crate::{
     faulty::{Failure, Fault, FaultyStore},
-    queue_conformance::{Fresh, LEASE, claim, counts, dead_letter, entry, event_ids, ids},
+    queue_conformance::{Fresh, LEASE, claim, claim_all, counts, dead_letter, entry, event_ids, ids},
     queue_rabbitmq::{WITHIN, open, open_with, other_program, until_claimed},
     queue_spooled::World,
 };
@@ -147,6 +148,43 @@ async fn a_search_fails_while_the_server_cannot_count_the_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_is_counted_by_the_leader_and_with_what_others_may_hold() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let config = Config { prefix: prefix.clone(), ..Config::new(rabbitmq.url().into()) };
+    let store = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(store.path()).unwrap());
+    let queue = RabbitmqQueue::new(config, store, Clock::system()).unwrap();
+    assert_eq!(queue.remainder().await.unwrap(), Remainder { consumers: 0, entries: 0 });
+    let Fresh { queue: other, .. } = open(rabbitmq, &prefix);
+    leader(rabbitmq, &prefix, "suspend");
+    let left = queue.remainder().await;
+    leader(rabbitmq, &prefix, "resume");
+    assert!(matches!(left, Err(Error::Unavailable { .. })), "{left:?}");
+    for id in ["a", "b", "c"] {
+        other.enqueue(entry(id)).await.unwrap();
+    }
+    until_left(&queue, |left| left == Remainder { consumers: 0, entries: 3 }).await;
+    let taken = claim_all(&queue, 3).await;
+    queue.ack(&ids(&taken[1..])).await.unwrap();
+    until_left(&queue, |left| left == Remainder { consumers: 0, entries: 1 }).await;
+    queue.ack(&ids(&taken)).await.unwrap();
+    until_left(&queue, |left| left == Remainder { consumers: 0, entries: 0 }).await;
+    timeout(Duration::from_millis(1), other.claim(1, LEASE)).await.ok();
+    until_left(&queue, |left| left.consumers > 0).await;
+    other.close().await;
+    until_left(&queue, |left| left.consumers == 0).await;
+}
+
+async fn until_left(queue: &RabbitmqQueue, is_so: impl Fn(Remainder) -> bool) {
+    let left = async {
+        while !queue.remainder().await.is_ok_and(&is_so) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN, left).await.expect("this is left");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_entry_that_a_search_took_from_a_slow_server_goes_back() {
     let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
     let fresh = open(rabbitmq, &prefix);
@@ -175,6 +213,28 @@ async fn a_search_ends_when_the_queue_is_closed() {
     assert!(matches!(found, Err(Error::Closed)), "{found:?}");
     let Fresh { queue, .. } = &open(rabbitmq, &prefix);
     until_claimed(&**queue, "waits").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_on_its_way_from_the_second_queue_is_left() {
+    let (rabbitmq, prefix) = (TestRabbitmq::start(), TestRabbitmq::prefix());
+    let config = Config { prefix: prefix.clone(), delivery_limit: 2, ..Config::new(rabbitmq.url().into()) };
+    let (_connection, channel) = other_program(&rabbitmq).await;
+    open_with(config.clone()).queue.enqueue(entry("often")).await.unwrap();
+    exceed_the_limit(&channel, &prefix).await;
+    // Nothing can be published.
+    rabbitmq.control(&["set_vm_memory_high_watermark", "0.00001"]);
+    let store = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(store.path()).unwrap());
+    let queue = RabbitmqQueue::new(config, store, Clock::system()).unwrap();
+    // It consumes from both queues then.
+    timeout(Duration::from_millis(1), queue.claim(1, LEASE)).await.ok();
+    until_ready(&channel, &format!("{prefix}.returned"), 0).await;
+    assert_eq!(queue.remainder().await.unwrap().entries, 1);
+    assert!(matches!(count(&queue).await, Err(Error::Unavailable { .. })), "an erasure does not miss it");
+    rabbitmq.control(&["set_vm_memory_high_watermark", "0.6"]);
+    until_claimed(&queue, "often").await;
+    until_left(&queue, |left| left.entries == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,20 +3,26 @@
 use std::sync::Arc;
 
 use lapin::{
-    options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions},
-    types::FieldTable,
+    options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable},
 };
 
 use super::{
-    Config, RabbitmqQueue, address,
+    Config, RabbitmqQueue, Shared, address,
     connection::{Failure, Link, Live, Topology},
     dead_letters::DeadLetters,
 };
 use crate::{
     clock::Clock,
-    queue::{Error, embedded::DeadLetterBounds},
+    queue::{Error, embedded::DeadLetterBounds, unanswered},
+    random,
     store::Store,
 };
+
+/// Consumers of a process: of the queue, and of what the server moved out of it.
+const CONSUMERS: u64 = 2;
+/// Time without use after which RabbitMQ deletes a queue that only identifies the server, in milliseconds.
+const EXPIRES: i32 = 60_000;
 
 /// What a server shows of the queue.
 #[derive(Clone, Debug)]
@@ -27,7 +33,54 @@ pub struct Examined {
     pub entries: Option<u64>,
 }
 
+/// What is left in a queue that is to be deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remainder {
+    /// Consumers of other processes, which may hold any number of entries.
+    pub consumers: u64,
+    /// Entries that no other process holds.
+    pub entries: u64,
+}
+
 impl RabbitmqQueue {
+    /// Counts what is left. Relies on the leader of the queue alone, unlike [`Stats`](crate::queue::Stats). Consumes from the queue.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] also if the leader does not answer.
+    pub async fn remainder(&self) -> Result<Remainder, Error> {
+        let shared = &self.shared;
+        shared.open()?;
+        shared.consume().await?;
+        let live = shared.consuming.live().await?;
+        // Before the entries: what a consumer gives back later is counted with them.
+        let (_, consumers) = count(&live, shared.consuming.topology()).await?;
+        let Some(consumers) = consumers.checked_sub(CONSUMERS) else {
+            return Err(live
+                .unavailable("the leader of the queue does not answer", "no consumer counted")
+                .into());
+        };
+        let waiting = shared.waiting().await?;
+        Ok(Remainder { consumers, entries: waiting + shared.held.depth().0 })
+    }
+
+    /// Returns whether both are the same queue, however their addresses are written. Declares a queue for it, for a moment.
+    ///
+    /// # Errors
+    /// As [`Self::examine`].
+    pub async fn is_same_as(&self, other: &Self) -> Result<bool, Error> {
+        let (one, other) = (&self.shared.config, &other.shared.config);
+        if one.prefix != other.prefix {
+            return Ok(false);
+        }
+        let link = |config: &Config| -> Result<Link, Error> {
+            Ok(Link::examining(address::hosts(&config.url)?, Topology::of(config)))
+        };
+        let (one, other) = (link(one)?, link(other)?);
+        let is_same = is_seen(&one, &other).await;
+        tokio::join!(one.close(), other.close());
+        Ok(is_same?)
+    }
+
     /// Connects and counts what no process holds. Changes nothing on the server.
     ///
     /// # Errors
@@ -56,22 +109,74 @@ impl RabbitmqQueue {
     }
 }
 
+impl Shared {
+    /// Counts the entries that no process holds, and those that this process puts back into the queue. What the server delivered to this
+    /// process before is held when 0 is returned.
+    pub(super) async fn waiting(self: &Arc<Self>) -> Result<u64, Error> {
+        let ended = self.returning.ended();
+        let shared = Arc::clone(self);
+        let counted = self.tasks.spawn(async move {
+            let live = shared.consuming.live().await?;
+            let count = count_waiting(&live, shared.consuming.topology());
+            let waiting = shared.closed.run_until_cancelled(count).await;
+            // Without the connection, the server has again what an attempt took.
+            if !matches!(waiting, Some(Ok(_))) {
+                shared.give_up(live.generation).await;
+            }
+            waiting.transpose()
+        });
+        let waiting = counted.await.map_err(|_| unanswered())??.ok_or(Error::Closed)?;
+        // None was on its way at any time since the beginning: one that came meanwhile may not be counted in the queue.
+        Ok(waiting + self.returning.begun_beyond(ended))
+    }
+}
+
+/// Whether a queue that is declared on one connection exists on the other: the client does not show what identifies the server, and
+/// a virtual host may have many addresses.
+async fn is_seen(one: &Link, other: &Link) -> Result<bool, Failure> {
+    let (declaring, looking) = (one.live().await?, other.live().await?);
+    let name = format!("{}.{:032x}", one.topology().queue, random::number::<u128>());
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    arguments.insert("x-expires".into(), AMQPValue::LongInt(EXPIRES));
+    let durable = QueueDeclareOptions::durable();
+    declaring.within(declaring.channel.queue_declare(name.as_str().into(), durable, arguments)).await?;
+    let look = looking.channel.queue_declare(name.as_str().into(), durable.passive(), FieldTable::default());
+    let is_seen = match looking.within(look).await {
+        Err(failure) if failure.is_missing() => Ok(false),
+        seen => seen.map(|_| true),
+    };
+    let delete = declaring.channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
+    declaring.within(delete).await?;
+    is_seen
+}
+
 /// Counts the entries that no process holds.
 pub(super) async fn count_ready(live: &Live, topology: &Topology) -> Result<u64, Failure> {
+    Ok(count(live, topology).await?.0)
+}
+
+/// Counts the entries that no process holds, and the consumers. A leader that does not answer in time counts as 0 of both.
+async fn count(live: &Live, topology: &Topology) -> Result<(u64, u64), Failure> {
     let count = |queue: &str| {
         let options = QueueDeclareOptions::durable().passive();
         live.channel.queue_declare(queue.into(), options, FieldTable::default())
     };
     let both = (live.within(count(&topology.queue)), live.within(count(&topology.returned)));
     let (ready, moved) = tokio::join!(both.0, both.1);
-    Ok(u64::from(ready?.message_count()) + u64::from(moved?.message_count()))
+    let (ready, moved) = (ready?, moved?);
+    let sum = |one: u32, other: u32| u64::from(one) + u64::from(other);
+    Ok((
+        sum(ready.message_count(), moved.message_count()),
+        sum(ready.consumer_count(), moved.consumer_count()),
+    ))
 }
 
 /// Counts the entries that no process holds. What the server delivered to this process before is held when 0 is returned.
 ///
 /// RabbitMQ 3.10 counts no message in a quorum queue with a leader that does not answer within 250 ms. Only the leader gives out a
 /// message, so an attempt to take one shows whether there is none. Not cancel safe: what is taken goes back.
-pub(super) async fn count_waiting(live: &Live, topology: &Topology) -> Result<u64, Failure> {
+async fn count_waiting(live: &Live, topology: &Topology) -> Result<u64, Failure> {
     match count_ready(live, topology).await? {
         // The server answers a channel before it sends what waits there, so only the next answer comes after that.
         0 if is_empty(live, topology).await? => count_ready(live, topology).await,

@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -51,6 +54,40 @@ enum State {
     Claimed(Instant),
     /// To be claimed again from this time on.
     Waiting(Instant),
+}
+
+/// Numbers the entries that go from the second queue back into the first. On the way, neither the server counts them nor [`Held`].
+#[derive(Default)]
+pub(super) struct Returning {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Returning {
+    /// Begins one, which ends when this is dropped.
+    pub(super) fn begin(self: &Arc<Self>) -> Returned {
+        self.begun.fetch_add(1, SeqCst);
+        Returned(Arc::clone(self))
+    }
+
+    /// How many have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.ended.load(SeqCst)
+    }
+
+    /// How many have begun beyond this number.
+    pub(super) fn begun_beyond(&self, ended: u64) -> u64 {
+        self.begun.load(SeqCst).saturating_sub(ended)
+    }
+}
+
+/// An entry on its way back.
+pub(super) struct Returned(Arc<Returning>);
+
+impl Drop for Returned {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, SeqCst);
+    }
 }
 
 /// A claimed entry or message.
