@@ -68,6 +68,7 @@ pub enum DriftKind {
     /// Deleted by an event of Kinde and still listed. Left unchanged.
     ListedAfterDeletion,
     /// The store refused the user.
+    #[serde(alias = "rejected")]
     Refused,
     /// Kinde's response about the user is inconclusive. Left unchanged.
     Undetermined,
@@ -479,6 +480,17 @@ mod tests {
         run.ended(outcome, Micros(began + 1));
         run.tally.drift = [(DriftKind::Changed, missed)].into();
         run
+    }
+
+    #[test]
+    fn a_run_with_the_former_name_of_refused_users_is_shown() {
+        let Value::Object(mut stored) = Stored::Run(Box::new(run(0, Outcome::Complete, 1))).encode() else {
+            panic!("a run is an object")
+        };
+        stored["drift"] = serde_json::json!({ "changed": 1, "rejected": 2 });
+        let decoded = Stored::decode(stored.into());
+        let run = decoded.run().expect("this version can decode it");
+        assert_eq!((run.tally.of(DriftKind::Changed), run.tally.of(DriftKind::Refused)), (1, 2));
     }
 
     #[test]
