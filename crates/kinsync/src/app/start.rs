@@ -79,15 +79,10 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
 /// Opens the queue and the store that the settings name.
 async fn open_engine(config: &Config) -> Result<Engine, Error> {
     check_data_dir(config)?;
-    let queue = embedded::Config {
-        max_entries: config.queue.max_entries,
-        max_bytes: config.queue.max_bytes,
-        ..embedded::Config::default()
-    };
     let roles = config.roles;
     let mut builder = Engine::builder(&config.data_dir)
         .roles(roles)
-        .queue(queue)
+        .queue(embedded_queue(config))
         .reconcile(management::limits(&config.reconcile))
         .scan_every(config.reconcile.every)
         .erase_deleted_after(config.store.erase_deleted_after)
@@ -104,6 +99,15 @@ async fn open_engine(config: &Config) -> Result<Engine, Error> {
         builder = builder.management(api);
     }
     builder.open().await.map_err(|error| cannot_open(&config.data_dir, error))
+}
+
+/// The bounds of the queue in the data folder.
+pub(crate) fn embedded_queue(config: &Config) -> embedded::Config {
+    embedded::Config {
+        max_entries: config.queue.max_entries,
+        max_bytes: config.queue.max_bytes,
+        ..embedded::Config::default()
+    }
 }
 
 /// The shared queue that the settings name, if any.
@@ -125,7 +129,7 @@ pub(crate) fn shared_queue(config: &Config) -> Option<SharedQueue> {
     }
 }
 
-fn check_data_dir(config: &Config) -> Result<(), Error> {
+pub(crate) fn check_data_dir(config: &Config) -> Result<(), Error> {
     data_dir::check(&config.data_dir).map_err(|error| Error::UnsafeDataDir(error.to_string()))
 }
 

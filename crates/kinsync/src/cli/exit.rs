@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use kinsync_engine::QueueError;
+
 use crate::config::Problems;
 
 /// The codes, for `--help` and docs/reference/exit-codes.md.
@@ -93,5 +95,11 @@ impl From<Problems> for Exit {
 impl From<anyhow::Error> for Exit {
     fn from(error: anyhow::Error) -> Self {
         Self::Failed(error)
+    }
+}
+
+impl From<QueueError> for Exit {
+    fn from(error: QueueError) -> Self {
+        Self::Failed(error.into())
     }
 }

@@ -1,48 +1,40 @@
 //! `kinsync queue move`
 
-use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
+mod side;
 
-use anyhow::{Context as _, anyhow};
-use futures_util::future::join_all;
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::anyhow;
 use kinsync_engine::{
-    Clock, Queue,
-    internal::{
-        queue::{
-            self, Claimed, EntryId,
-            embedded::{self, EmbeddedQueue},
-        },
-        supervisor::Supervisor,
-    },
+    QueueError, Supervisor,
+    internal::queue::{Transferred, transfer},
 };
-use secrecy::ExposeSecret as _;
 use serde::Serialize;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
+use self::side::{Next, Side};
 use super::{exit::Exit, flags::ServerFlags, output, runtime::block_on_all};
 use crate::{
-    app::start::{open_store, shared_queue},
-    config::{Config, QueueKind, Sources, value},
+    config::{Config, Sources},
     plural::counted,
 };
 
 const AFTER_HELP: &str = "\
 Empties a queue that no server will use any more into the queue of this configuration: the data folder of a server that does not run \
-again, or a queue in Redis or RabbitMQ after a change of KINSYNC_QUEUE or KINSYNC_QUEUE_PREFIX. Stop the servers on it first.
+again, or a queue in Redis or RabbitMQ after a change of KINSYNC_QUEUE or KINSYNC_QUEUE_PREFIX. Stop the servers on it first, and with \
+KINSYNC_QUEUE=embedded the server of this configuration too.
 
 A delivery is removed from the one queue when it is durable in the other, so an interrupted move loses nothing: run it again. Dead \
-letters stay where they are; their number is printed.
+letters stay where they are; their number is printed. A delivery that is larger than the other queue accepts becomes one. The \
+command ends when nothing is left, and fails after 10 minutes in which nothing could be moved, as while a server still runs on the queue.
 
 Examples:
   kinsync queue move --from /var/lib/kinsync-2
   kinsync queue move --from redis://queue.internal:6379 --from-prefix staging
   kinsync queue move --from @/run/secrets/former-queue    # with the address";
 
-/// Entries that move at the same time.
-const BATCH: usize = 256;
-/// Lease of an entry that moves.
-const LEASE: Duration = Duration::from_mins(1);
-/// Longest wait for the next entries, before the remaining ones are counted.
-const NEXT: Duration = Duration::from_secs(1);
+/// Longest time in which nothing moves.
+const STANDSTILL: Duration = Duration::from_mins(10);
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]
@@ -50,9 +42,9 @@ pub(super) struct Move {
     /// The queue to empty: a data folder, an address of Redis or RabbitMQ, or @FILE with one of them
     #[arg(long, value_name = "FOLDER|URL|@FILE")]
     from: String,
-    /// Start of the names in the shared queue to empty
-    #[arg(long, value_name = "PREFIX", default_value = "kinsync")]
-    from_prefix: String,
+    /// Start of the names in the shared queue to empty; usually kinsync
+    #[arg(long, value_name = "PREFIX")]
+    from_prefix: Option<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -61,123 +53,151 @@ pub(super) struct Move {
 }
 
 /// The result, for programs.
-#[derive(Serialize)]
+#[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Moved {
-    /// Deliveries that are in the other queue now.
+struct Report {
+    /// Entries that are in the other queue now.
     moved: u64,
-    /// Dead letters that stay in the emptied queue.
-    dead_letters: u64,
+    /// Sightings that the other queue has no room for.
+    dropped_sightings: u64,
+    /// Entries that became dead letters, because they are larger than the other queue accepts.
+    too_large: u64,
+    /// Dead letters that only a server on the emptied queue lists. Absent if they were not counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_letters: Option<u64>,
 }
 
 pub(super) fn run(args: Move) -> Result<ExitCode, Exit> {
     let to = Config::load(&Sources::of_process(args.flags.0))?.config;
-    let from = source(&args.from, &args.from_prefix, &to)?;
-    let moved = block_on_all(async {
+    let from = side::source(&args.from, args.from_prefix.as_deref(), &to)?;
+    let (report, ended) = block_on_all(async {
         let supervisor = Supervisor::default();
-        let (from, to) = (open(&from, &supervisor).await?, open(&to, &supervisor).await?);
-        let moved = move_all(&*from, &*to).await;
-        from.close().await;
-        to.close().await;
+        let (source, target) = side::open(&from, &to, &supervisor).await?;
+        let mut report = Report::default();
+        let mut ended = move_all(&source, &target, &mut report).await;
+        if ended.is_ok() {
+            let counted = dead_letters((&source, &from), (&target, &to)).await;
+            ended = counted.map(|count| report.dead_letters = Some(count)).map_err(Exit::from);
+        }
+        source.queue().close().await;
+        target.queue().close().await;
         supervisor.stop().await;
-        moved
+        Ok((report, ended))
     })?;
     if args.json {
-        output::json(&moved);
-        return Ok(ExitCode::SUCCESS);
-    }
-    output::say(&format!("{} moved", counted(moved.moved, "delivery", "deliveries")));
-    if moved.dead_letters > 0 {
-        let letters = counted(moved.dead_letters, "dead letter stays", "dead letters stay");
-        output::say(&format!("{letters} there: start a server on that queue to list or retry them"));
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Returns the configuration with the queue to empty in place of its own.
-fn source(from: &str, prefix: &str, to: &Config) -> Result<Config, Exit> {
-    let read = |file: &str| std::fs::read_to_string(file).with_context(|| format!("cannot read {file}"));
-    let text = from.strip_prefix('@').map_or_else(|| Ok(from.to_owned()), read)?;
-    let text = text.trim();
-    let mut source = to.clone();
-    if text.contains("://") {
-        source.queue.kind = value::queue_kind(text).map_err(|why| anyhow!("the address in --from {why}"))?;
-        source.queue.prefix =
-            value::queue_prefix(prefix).map_err(|why| anyhow!("the value of --from-prefix {why}"))?;
+        output::json(&report);
     } else {
-        let folder = Path::new(text);
-        if !folder.join("queue").is_dir() {
-            return Err(anyhow!("{text} is no data folder of kinsync: it has no folder `queue`").into());
+        report.say();
+    }
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+impl Report {
+    fn add(&mut self, Transferred { moved, dropped, dead, .. }: &Transferred) {
+        self.moved += moved;
+        self.dropped_sightings += dropped;
+        self.too_large += dead;
+    }
+
+    fn say(&self) {
+        let Self { moved, dropped_sightings, too_large, dead_letters } = *self;
+        output::say(&format!("{} moved", counted(moved, "delivery", "deliveries")));
+        if dropped_sightings > 0 {
+            let dropped = counted(dropped_sightings, "sighting was", "sightings were");
+            output::say(&format!(
+                "{dropped} dropped for lack of room: the next request of the user makes it again"
+            ));
         }
-        (source.queue.kind, source.data_dir) = (QueueKind::Embedded, folder.to_owned());
-    }
-    if is_same(&source, to) {
-        return Err(anyhow!("--from is the queue of this configuration").into());
-    }
-    Ok(source)
-}
-
-fn is_same(one: &Config, other: &Config) -> bool {
-    match (&one.queue.kind, &other.queue.kind) {
-        (QueueKind::Embedded, QueueKind::Embedded) => one.data_dir == other.data_dir,
-        (QueueKind::Redis(url), QueueKind::Redis(other_url))
-        | (QueueKind::Rabbitmq(url), QueueKind::Rabbitmq(other_url)) => {
-            url.expose_secret() == other_url.expose_secret() && one.queue.prefix == other.queue.prefix
+        if too_large > 0 {
+            let dead = counted(too_large, "delivery was too large", "deliveries were too large");
+            output::say(&format!("{dead} for this queue: dead letters now"));
         }
-        _ => false,
+        if let Some(letters) = dead_letters.filter(|letters| *letters > 0) {
+            let letters = counted(letters, "dead letter stays", "dead letters stay");
+            output::say(&format!("{letters} there: start a server on that queue to list or retry them"));
+        }
     }
 }
 
-/// Opens the queue itself, without a spool.
-async fn open(config: &Config, supervisor: &Supervisor) -> Result<Arc<dyn Queue>, Exit> {
-    if let Some(shared) = shared_queue(config) {
-        // RabbitMQ keeps its dead letters there.
-        let store = open_store(config).await.context("cannot open the store")?.store();
-        return shared.create(&store, &Clock::system(), supervisor).map_err(failed);
-    }
-    let (folder, settings) = (config.data_dir.clone(), embedded::Config::default());
-    let open = move || EmbeddedQueue::open(&folder, settings, Clock::system());
-    let opened = tokio::task::spawn_blocking(open).await.context("cannot open the queue")?;
-    Ok(Arc::new(opened.map_err(failed)?))
-}
-
-async fn move_all(from: &dyn Queue, to: &dyn Queue) -> Result<Moved, Exit> {
+async fn move_all(from: &Side, to: &Side, report: &mut Report) -> Result<(), Exit> {
+    // A wrong address fails at once; later failures may end.
+    from.queue().stats().await?;
     let bar = output::counter("deliveries");
-    let mut moved = 0;
+    let (mut newest, mut has_waited) = (Instant::now(), false);
     loop {
-        if let Ok(claimed) = timeout(NEXT, from.claim(BATCH, LEASE)).await {
-            moved += move_claimed(from, to, claimed.map_err(failed)?).await.map_err(failed)?;
-            bar.set_position(moved);
-            continue;
-        }
-        let left = from.stats().await.map_err(failed)?;
-        if left.depth == 0 {
-            bar.finish_and_clear();
-            return Ok(Moved { moved, dead_letters: left.dead_letters });
-        }
-        let held = counted(left.depth, "delivery is", "deliveries are");
-        bar.set_message(format!("deliveries; {held} still claimed by a server, until its lease ends"));
-    }
-}
-
-/// Moves entries. Those that the other queue does not accept stay where they are.
-async fn move_claimed(from: &dyn Queue, to: &dyn Queue, claimed: Vec<Claimed>) -> Result<u64, queue::Error> {
-    let accepted = join_all(claimed.iter().map(|claimed| to.enqueue(claimed.entry.clone()))).await;
-    let (mut done, mut kept, mut failure) = (Vec::new(), Vec::new(), None);
-    for (Claimed { id, .. }, accepted) in claimed.into_iter().zip(accepted) {
-        match accepted {
-            Ok(_) => done.push(id),
-            Err(error) => {
-                kept.push(id);
-                failure = Some(error);
+        match from.next().await? {
+            Next::Empty => break bar.finish_and_clear(),
+            Next::Claimed(claimed) => {
+                let accept = |entry| to.queue().enqueue(entry);
+                let transferred = transfer(from.queue(), claimed, accept).await?;
+                report.add(&transferred);
+                bar.set_position(report.moved);
+                transferred.failure.map_or(Ok(()), Err)?;
+                newest = Instant::now();
             }
+            Next::Later(reason) if newest.elapsed() > STANDSTILL => {
+                let minutes = STANDSTILL.as_secs() / 60;
+                return Err(anyhow!("nothing could be moved for {minutes} minutes: {reason}").into());
+            }
+            Next::Later(reason) if !has_waited => {
+                bar.suspend(|| output::complain(&format!("waiting: {reason}")));
+                has_waited = true;
+            }
+            Next::Later(_) => {}
         }
     }
-    from.ack(&done).await?;
-    from.retry(&kept as &[EntryId], Duration::ZERO).await?;
-    failure.map_or(Ok(done.len() as u64), Err)
+    Ok(())
 }
 
-fn failed(error: queue::Error) -> Exit {
-    Exit::Failed(error.into())
+/// Counts the dead letters that the target does not list: not those in the store of both, nor those of its own spool.
+async fn dead_letters(
+    (source, from): (&Side, &Config),
+    (target, to): (&Side, &Config),
+) -> Result<u64, QueueError> {
+    match (source, target) {
+        (Side::Rabbitmq(..), Side::Rabbitmq(..)) => Ok(0),
+        (Side::Embedded(_), _) if side::has_same_folder(from, to) => Ok(0),
+        _ => source.dead_letters().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::Micros;
+    use kinsync_engine::{
+        Clock,
+        internal::queue::{
+            Entry, Payload,
+            embedded::{self, EmbeddedQueue},
+        },
+    };
+
+    use super::*;
+
+    fn opened(config: embedded::Config) -> (Side, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = EmbeddedQueue::open(folder.path(), config, Clock::system()).unwrap();
+        (Side::Embedded(queue), folder)
+    }
+
+    async fn sighted(queue: &Side, user: &str) {
+        let payload = Payload::Sighting(user.as_bytes().to_vec().into());
+        let entry = Entry { event_id: user.to_owned(), received_at: Micros(1), payload };
+        queue.queue().enqueue(entry).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_move_gives_up_when_another_process_keeps_what_it_claimed() {
+        let (from, to) = (opened(embedded::Config::default()), opened(embedded::Config::default()));
+        sighted(&from.0, "kp_claimed").await;
+        from.0.queue().claim(1, Duration::from_hours(1)).await.unwrap();
+        sighted(&from.0, "kp_free").await;
+        let (began, mut report) = (Instant::now(), Report::default());
+        let Err(Exit::Failed(error)) = move_all(&from.0, &to.0, &mut report).await else {
+            panic!("an entry is left")
+        };
+        assert!(error.to_string().contains("1 delivery is claimed"), "{error}");
+        assert_eq!(report.moved, 1);
+        assert!(began.elapsed() < Duration::from_mins(12), "{:?}", began.elapsed());
+    }
 }
