@@ -207,6 +207,10 @@ fn add_rows(turns: &Turns, options: &Options, report: &mut Report) {
     report.add(baseline.cpu_row("(b) CPU time per request"));
     report.add(lookup.cpu_row("(b') CPU time per request"));
     report.add(warm.cpu_row("(a) CPU time per request"));
+    let Spread { median, min, max } = warm.cpu_over(baseline, 0.0);
+    let problem = warm.problem().or_else(|| baseline.problem());
+    let row = Row::new(PART, "/api/me: CPU per request, (a)/(b)", median, Unit::Ratio);
+    report.add(row.spread(min, max).unless(problem).target(Target::AtMost(1.25)));
     let row = peer.row("(c) Express + jose + Mongoose: findOne and updateOne awaited");
     report.add(row.note(format!("{} B", sizes[1])));
     let why = format!("CPU {}", warm.cpu());

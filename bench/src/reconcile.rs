@@ -26,7 +26,7 @@ use crate::{oplog, raw};
 const PART: &str = "reconcile";
 const MIB: f64 = 1024.0 * 1024.0;
 const START: Duration = Duration::from_secs(20);
-const TIMEOUT: Duration = Duration::from_mins(30);
+const TIMEOUT: Duration = Duration::from_hours(2);
 /// Users per page: the largest number in Kinde's documentation.
 const PAGE: u64 = 500;
 /// The rate limit: requests per window.

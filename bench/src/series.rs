@@ -108,6 +108,12 @@ impl Series {
         Spread::of(&pairs.map(|(one, other)| one.cpu - other.cpu).collect::<Vec<_>>())
     }
 
+    /// CPU time of the server per response divided by that of another plus `added` microseconds, for each round.
+    pub fn cpu_over(&self, other: &Self, added: f64) -> Spread {
+        let pairs = self.turns.iter().zip(&other.turns);
+        Spread::of(&pairs.map(|(one, other)| one.cpu / (other.cpu + added)).collect::<Vec<_>>())
+    }
+
     /// The row of the CPU time of the server per response, from the kernel's accounting of its process.
     pub fn cpu_row(&self, what: &str) -> Row {
         let Spread { median, min, max } = self.spread(|turn| turn.cpu);

@@ -3,7 +3,7 @@
 //! A turn stores all entries with `window` of them outstanding at any time, then claims and acks all of them. Both sides store the
 //! same bytes on the same server.
 
-mod raw;
+pub mod raw;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -25,12 +25,11 @@ use kinsync_testing::redis::{DURABLE, TestRedis};
 use serde_json::{Value, json};
 
 use self::raw::Raw;
+use crate::own_cpu;
 
 /// Entries per claim, as in the projector.
 const CLAIM: usize = 1280;
 const LEASE: Duration = Duration::from_mins(1);
-/// Kernel ticks per second in /proc.
-const TICKS_PER_SECOND: f64 = 100.0;
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -79,31 +78,31 @@ fn version(text: &str, name: &str) -> String {
 
 /// What is stored.
 #[derive(Debug)]
-struct Message {
+pub struct Message {
     id: String,
     body: Bytes,
 }
 
-/// Messages with ids that no other turn uses.
-fn messages(turn: usize, sizes: Sizes) -> Arc<[Message]> {
+/// Messages of `payload` bytes, with ids that no other turn uses.
+pub fn messages(turn: usize, count: usize, payload: usize) -> Arc<[Message]> {
     let one = |number: usize| {
         let id = format!("event_{turn:012x}{number:020x}");
         let body = format!(r#"{{"event_id":"{id}","type":"user.updated","data":""#);
-        let body = format!("{body:x<width$}\"}}", width = sizes.payload.saturating_sub(2));
+        let body = format!("{body:x<width$}\"}}", width = payload.saturating_sub(2));
         Message { id, body: body.into() }
     };
-    (0..sizes.entries).map(one).collect()
+    (0..count).map(one).collect()
 }
 
 /// Turns of kinsync's queue and of the raw client, one after the other; each round starts with the other side.
 async fn compare<R: Raw>(queue: &dyn Queue, raw: &R, sizes: Sizes) -> anyhow::Result<Value> {
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     // The connections are open then, and the files exist.
-    let small = Sizes { entries: sizes.window.min(sizes.entries), ..sizes };
-    ours_turn(queue, messages(0, small), sizes.window).await?;
-    raw_turn(raw, messages(0, small), sizes.window).await?;
+    let small = messages(0, sizes.window.min(sizes.entries), sizes.payload);
+    ours_turn(queue, Arc::clone(&small), sizes.window).await?;
+    raw_turn(raw, small, sizes.window).await?;
     for round in 1..=sizes.rounds {
-        let messages = messages(round, sizes);
+        let messages = messages(round, sizes.entries, sizes.payload);
         if round.is_multiple_of(2) {
             theirs.push(raw_turn(raw, Arc::clone(&messages), sizes.window).await?);
         }
@@ -212,14 +211,4 @@ where
     };
     let lanes = futures_util::future::try_join_all((0..calls).map(|_| lane())).await?;
     Ok(Stored { took: start.elapsed(), latencies: lanes.concat() })
-}
-
-/// CPU time of this process in seconds.
-fn own_cpu() -> anyhow::Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    // Fields are counted after the closing bracket of the program name: utime and stime are fields 14 and 15.
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|text| text.parse::<f64>().ok());
-    let (user, system) = ticks(11).zip(ticks(12)).context("reading /proc/self/stat")?;
-    Ok((user + system) / TICKS_PER_SECOND)
 }
