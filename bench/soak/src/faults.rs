@@ -13,13 +13,15 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::deployment::Deployment;
 
-const KINDS: [&str; 13] = [
+const KINDS: [&str; 15] = [
+    "process stopped",
     "process killed",
     "process killed with a backlog",
     "process paused",
     "queue killed",
     "queue killed with a backlog",
     "queue paused",
+    "queue without memory",
     "network slow",
     "MongoDB killed",
     "MongoDB paused",
@@ -76,6 +78,12 @@ async fn one(
         sleep(BACKLOG).await;
     }
     match kind {
+        "process stopped" => {
+            let app = random.usize(1..apps.len());
+            apps[app].stop().await?;
+            sleep(hold).await;
+            apps[app].start().await?;
+        }
         "process killed" | "process killed with a backlog" => {
             // Not the first: its memory is compared.
             let app = random.usize(1..apps.len());
@@ -102,6 +110,17 @@ async fn one(
             queue.run(TestRedis::pause, TestRabbitmq::pause);
             sleep(hold).await;
             queue.run(TestRedis::resume, TestRabbitmq::resume);
+        }
+        "queue without memory" => {
+            queue.run(
+                |redis| _ = redis.run("CONFIG SET maxmemory 1"),
+                |rabbitmq| _ = rabbitmq.control(&["set_vm_memory_high_watermark", "absolute", "1"]),
+            );
+            sleep(hold).await;
+            queue.run(
+                |redis| _ = redis.run("CONFIG SET maxmemory 0"),
+                |rabbitmq| _ = rabbitmq.control(&["set_vm_memory_high_watermark", "0.4"]),
+            );
         }
         "network slow" => {
             // Above one second deliveries wait in the data folder.
