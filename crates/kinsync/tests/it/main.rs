@@ -45,6 +45,7 @@ mod scheduled_scans;
 mod server;
 mod shared_queue;
 mod shared_queue_failover;
+mod shared_queue_lost;
 mod shared_queue_slow;
 mod shared_queue_states;
 mod shared_queue_tls;
