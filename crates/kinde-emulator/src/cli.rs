@@ -345,7 +345,7 @@ enum Kind {
     EmptyList,
     /// Members: no role of any member.
     NoRoles,
-    /// Search: no property of any user.
+    /// Search, properties of a user: no property of any user.
     NoProperties,
     /// Lists: repeat the page.
     RepeatedNextToken,

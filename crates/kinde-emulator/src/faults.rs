@@ -175,7 +175,7 @@ pub enum FaultKind {
     },
     /// Members of an organization: the list contains no role of any member.
     NoRoles,
-    /// Search for users: the results contain no property of any user.
+    /// Search for users, properties of a user: the results contain no property of any user.
     NoProperties,
     /// Users and members: responds with the state of `lag` ago, at most `delivery.log` changes back. The deletion of an
     /// organization, a role or a permission has no earlier state.

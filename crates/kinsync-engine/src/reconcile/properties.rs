@@ -160,13 +160,14 @@ impl Inner {
                 (!lacking.is_empty()).then(|| (listed.user.clone(), lacking))
             };
             let lacking: BTreeMap<UserId, Vec<String>> = listed.iter().zip(&rows).filter_map(lacks).collect();
-            let have_lost = self.have_lost_values(&lacking).await?;
-            if !have_lost {
-                let reason = "Kinde's search lacks values of properties that single reads find, so they stay";
+            let problem =
+                if lacking.is_empty() { None } else { self.sample_values(&lacking).await?.problem() };
+            if let Some(problem) = problem {
+                let reason = format!("Kinde's search lacks values of properties, and they stay: {problem}");
                 tracing::warn!(users = lacking.len(), reason, "the properties of users are not all compared");
-                found.not_compared = Some(reason.to_owned());
+                found.not_compared = Some(reason);
             }
-            let is_confirmed = |listed: &Listed| have_lost || !lacking.contains_key(&listed.user);
+            let is_confirmed = |listed: &Listed| problem.is_none() || !lacking.contains_key(&listed.user);
             for (listed, row) in listed.iter().zip(&rows).filter(|(listed, _)| is_confirmed(listed)) {
                 let Some(repair) = listed.compare(row.as_ref(), &keys, at) else { continue };
                 repairs.push(repair);

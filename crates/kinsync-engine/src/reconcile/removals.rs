@@ -75,7 +75,7 @@ impl Sample {
         match self {
             Self::Lost => None,
             Self::Contradicts => Some("single reads find what the list lacks"),
-            Self::Unusable => Some("no single read of a member is usable"),
+            Self::Unusable => Some("no single read of a user is usable"),
         }
     }
 }

@@ -180,6 +180,12 @@ async fn a_check_of_one_user_compares_its_properties(fresh: Fresh) {
     reconciler(&world, &keys, ALWAYS).check(&user).await.expect("a check needs no scope of properties");
     assert_eq!(properties(&world, &users[0]).await, Some(map(&[("plan", "pro")])));
     world.kinde.clear_faults();
+    set(&world, &users[0], &[("plan", Some("pro"))]);
+    world.kinde.set_fault(Fault::times(FaultKind::NoProperties, 1).on("properties"));
+    let tally = reconciler(&world, &keys, ALWAYS).check(&user).await.expect("Kinde answers");
+    assert_eq!(tally.of(DriftKind::Undetermined), 1, "one read lacks them by mistake");
+    assert_eq!(properties(&world, &users[0]).await, Some(map(&[("plan", "pro")])));
+    set(&world, &users[0], &[("plan", None)]);
     reconciler(&world, &keys, ALWAYS).check(&user).await.expect("Kinde answers");
     assert_eq!(properties(&world, &users[0]).await, Some(map(&[])));
 }
@@ -199,6 +205,14 @@ async fn values_that_the_search_lacks_and_single_reads_find_stay(fresh: Fresh) {
     }
     let reason = run.properties.and_then(|found| found.not_compared).expect("a reason");
     assert!(reason.contains("single reads find"), "{reason}");
+    for status in [400, 401, 403, 404] {
+        world.later().await;
+        world.kinde.set_fault(Fault::always(FaultKind::Status { status }).on("properties"));
+        let run = reconcile(&world, &["plan"], ALWAYS).await;
+        assert_eq!(properties(&world, &users[0]).await, Some(map(&[("plan", "pro")])), "{status}");
+        let reason = run.properties.and_then(|found| found.not_compared).expect("a reason");
+        assert!(reason.contains("no single read") || status == 401, "{status}: {reason}");
+    }
     world.kinde.clear_faults();
     let own = reconcile(&world, &["plan", "tier"], day).await;
     assert!(own.properties.is_some_and(|found| found.not_compared.is_none()), "compared again");

@@ -96,6 +96,7 @@ pub(super) async fn list(
     Path(id): Path<String>,
 ) -> Result<Response, ErrorResponse> {
     let unknowns = &emulator.config().unknowns;
+    let has_properties = !emulator.faults_table().on_page("properties").contains(&FaultKind::NoProperties);
     let user = emulator.user(&id).ok_or_else(|| no_user(unknowns))?;
     let tenant = emulator.tenant();
     let item = |(key, value): (&String, &String)| {
@@ -105,7 +106,7 @@ pub(super) async fn list(
         optional(&mut item, "description", description.as_deref(), unknowns.missing_in_api);
         item
     };
-    let items: Vec<Value> = user.properties.iter().map(item).collect();
+    let items: Vec<Value> = user.properties.iter().filter(|_| has_properties).map(item).collect();
     Ok(page(&emulator, "properties", &items, None))
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use kinde::management;
 use kinsync_core::UserId;
 
 use super::{Comparison, Error, Inner, lacks_scope, memberships, seen::Seen};
@@ -115,7 +116,9 @@ impl Inner {
             let Some(row) = row else { continue };
             let read = match self.member(&row, code, term).await {
                 // A revoked role must not stay because of a missing scope. The budget still counts.
-                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(Sample::Lost),
+                Err(Error::Kinde(management::Error::MissingScope { .. })) => return Ok(Sample::Lost),
+                // Kinde names a missing scope. Another refusal, for example by a proxy, confirms nothing.
+                Err(Error::Kinde(error)) if lacks_scope(&error) => continue,
                 read => read?,
             };
             let Some(read) = read else { continue };

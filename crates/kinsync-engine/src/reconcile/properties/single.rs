@@ -10,6 +10,7 @@ use crate::{
     reconcile::{
         compare::drift,
         record::{DriftKind, Tally},
+        removals::Sample,
         single_reads::is_about_one,
     },
     snapshot,
@@ -46,6 +47,14 @@ impl Inner {
         let rows = self.retry_store(|| self.store.load(users)).await?;
         for row in rows.into_iter().flatten().filter(|row| row.state.is_live()) {
             let Some((read, at)) = self.read_properties(&row.id).await? else { continue };
+            // One read may lack values by mistake.
+            if !read.lacks(Some(&row), &keys).is_empty() {
+                let second = self.read_properties(&row.id).await?;
+                if second.is_none_or(|(second, _)| second.values != read.values) {
+                    tally.add(drift(row.id.clone(), DriftKind::Undetermined, Vec::new(), Some(&row)));
+                    continue;
+                }
+            }
             let Some(repair) = read.compare(Some(&row), &keys, at) else { continue };
             let found = drift(row.id.clone(), DriftKind::FilledIn, vec![Field::Properties], Some(&row));
             self.repair(vec![repair], vec![found], term.is_none(), tally).await?;
@@ -53,23 +62,26 @@ impl Inner {
         Ok(())
     }
 
-    /// Reads some of these users. Returns whether none of them has a value under the keys that a list lacks. Without the scope it
-    /// returns true, so the list is used as it is.
-    pub(super) async fn have_lost_values(
+    /// Reads some of these users, for values under the keys that a list lacks. Without the scope the list is used as it is.
+    pub(super) async fn sample_values(
         &self,
         lacking: &BTreeMap<UserId, Vec<String>>,
-    ) -> Result<bool, Error> {
+    ) -> Result<Sample, Error> {
         let every = lacking.len().div_ceil(SAMPLE).max(1);
+        let mut sample = Sample::Unusable;
         for (user, keys) in lacking.iter().step_by(every) {
             let read = match self.read_properties(user).await {
-                Err(Error::Kinde(error)) if lacks_scope(&error) => return Ok(true),
+                Err(Error::Kinde(management::Error::MissingScope { .. })) => return Ok(Sample::Lost),
+                Err(Error::Kinde(error)) if lacks_scope(&error) => continue,
                 read => read?,
             };
-            if read.is_some_and(|(read, _)| keys.iter().any(|key| read.values.contains_key(key))) {
-                return Ok(false);
+            let Some((read, _)) = read else { continue };
+            if keys.iter().any(|key| read.values.contains_key(key)) {
+                return Ok(Sample::Contradicts);
             }
+            sample = Sample::Lost;
         }
-        Ok(true)
+        Ok(sample)
     }
 
     /// Reads the properties of a user; `None` if Kinde's response about this user is unusable, for example because the user was deleted.
