@@ -6,7 +6,12 @@ use kinsync_core::Micros;
 use tokio_util::sync::CancellationToken;
 
 use super::{Projector, piece::Item};
-use crate::{breaker::error_chain, decode, log_follower::follow, random, store};
+use crate::{
+    breaker::error_chain,
+    decode::{self, Failure},
+    log_follower::follow,
+    random, store,
+};
 
 /// Age of an entry, in sweeps of the store, at which it is compared with its row: five minutes by default.
 const AGE: u32 = 10;
@@ -21,8 +26,11 @@ impl Projector {
     /// event, the log has one, and the state of a user is the join of the log.
     pub(super) async fn recall(&self, items: &mut [Item], known: &[usize]) -> Result<(), store::Error> {
         let limit = self.latest();
+        // A text with damaged characters is not the payload that was received.
+        let is_readable =
+            |n: &&usize| !matches!(items[**n].decoded.observations, Err(Failure::Undecodable(_)));
         let ids: Vec<(usize, String)> =
-            known.iter().map(|&n| (n, items[n].decoded.event.id.clone())).collect();
+            known.iter().filter(is_readable).map(|&n| (n, items[n].decoded.event.id.clone())).collect();
         let reads = ids.into_iter().map(async |(n, id)| Ok((n, self.store.event(&id).await?)));
         let mut reads = stream::iter(reads).buffer_unordered(CONCURRENCY);
         while let Some((n, logged)) = reads.try_next().await? {

@@ -10,7 +10,7 @@ use kinsync_engine::internal::{
     directory::{self, Change, Kind},
     log_follower::follow,
     projector,
-    queue::Entry,
+    queue::{Entry, Payload},
     rebuild::{DifferentField, Mode},
     store::{EventFilter, Store},
 };
@@ -67,8 +67,11 @@ on_every_store! {
     an_entry_without_its_row_is_joined_later
     a_user_is_created_from_an_entry_without_a_row
     interrupted_writes_at_random_are_joined_later
+    a_row_that_cannot_be_written_is_joined_when_it_can
+    an_entry_of_a_process_with_another_clock_is_joined
     what_a_stale_write_logged_is_in_the_row
     a_repeated_delivery_with_another_time_changes_nothing
+    a_repeated_delivery_that_cannot_be_decoded_changes_no_user
     concurrent_deliveries_of_an_event_with_other_times_lead_to_the_log
 }
 
@@ -131,6 +134,37 @@ async fn interrupted_writes_at_random_are_joined_later(fresh: Fresh) {
     assert!(joined >= 6, "{joined} of 12 groups of steps lacked an entry");
 }
 
+async fn a_row_that_cannot_be_written_is_joined_when_it_can(fresh: Fresh) {
+    const EVE: &str = crate::faulty::BAD;
+    let fault = Fault::new("write", Failure::All);
+    let both = [named(ADA, 10, "Ada"), named(EVE, 10, "Eve")];
+    apply(&faulty(&fresh, fault), both, Micros(10)).await.expect_err("the write fails");
+    for until in [100, 200] {
+        let store = faulty(&fresh, Fault::new("write", Failure::OneUser));
+        let joined = follow(&store, Micros(until), Micros(until)).await.expect("the store answers");
+        assert_eq!(joined, usize::from(until == 100), "the other user is joined at once");
+    }
+    // Its entry is older than what is compared now.
+    assert_eq!(followed(&fresh, 300).await, 1);
+    assert_eq!(documents(&*fresh.store).await[EVE].first_name.as_deref(), Some("Eve"));
+    assert_explained(&*fresh.store, fresh.name).await;
+    assert_eq!(followed(&fresh, 400).await, 0);
+}
+
+async fn an_entry_of_a_process_with_another_clock_is_joined(fresh: Fresh) {
+    const HOUR: i64 = 3_600_000_000;
+    applied(&*fresh.store, named("kp_eve", 1, "Eve"), 100 * HOUR).await;
+    // A process with a clock that is days ahead.
+    assert_eq!(followed(&fresh, 200 * HOUR).await, 0);
+    interrupted(&fresh, named(ADA, 10, "Ada"), 101 * HOUR).await;
+    assert_eq!(followed(&fresh, 101 * HOUR + 1).await, 1, "{}", fresh.name);
+    assert_eq!(followed(&fresh, 101 * HOUR + 2).await, 0);
+    // One that is behind by less than an hour.
+    interrupted(&fresh, named(ADA, 20, "Augusta"), 101 * HOUR - HOUR / 2).await;
+    assert_eq!(followed(&fresh, 102 * HOUR + 1).await, 1, "{}", fresh.name);
+    assert_explained(&*fresh.store, fresh.name).await;
+}
+
 async fn what_a_stale_write_logged_is_in_the_row(fresh: Fresh) {
     applied(&*fresh.store, named(ADA, 1, "Ada"), 1).await;
     let deleted = kinsync_core::Entry::deleted(&Version::event(Micros(20), "deleted"));
@@ -161,6 +195,19 @@ async fn a_repeated_delivery_with_another_time_changes_nothing(fresh: Fresh) {
     assert_eq!(after.document().first_name.as_deref(), Some("Augusta"));
     assert_eq!((after.state, after.revision), (before.state, before.revision));
     assert_explained(&*fresh.store, fresh.name).await;
+}
+
+async fn a_repeated_delivery_that_cannot_be_decoded_changes_no_user(fresh: Fresh) {
+    let text = format!(r#"{{"id":"{ADA}","first_name":"Ad?"}}"#);
+    let mut damaged = event_entry("user.created", 1, "event_1", &text);
+    let Payload::Delivery { body, .. } = &mut damaged.payload else { panic!("a delivery") };
+    // Not UTF-8.
+    *body = body.iter().map(|byte| if *byte == b'?' { 0xe4 } else { *byte }).collect::<Vec<_>>().into();
+    for _ in 0..2 {
+        let (engine, _dir) = deliver(&fresh, [damaged.clone()]).await;
+        assert_eq!(engine.queue().stats().await.expect("the queue is open").dead_letters, 1);
+        assert!(rows(&*fresh.store).await.is_empty(), "{}", fresh.name);
+    }
 }
 
 async fn concurrent_deliveries_of_an_event_with_other_times_lead_to_the_log(fresh: Fresh) {
