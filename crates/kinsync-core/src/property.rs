@@ -54,6 +54,16 @@ impl Properties {
         self.0.get(key).map(|known| known.value.as_deref())
     }
 
+    /// Returns each key that was observed, with its value, if it has one, and the version of it.
+    pub fn parts(&self) -> impl Iterator<Item = (&str, Option<&str>, &Version)> {
+        self.0.iter().map(|(key, Known { version, value })| (key.as_str(), value.as_deref(), version))
+    }
+
+    /// Returns the version of the read that determines a property.
+    pub fn decided_by(&self, key: &str) -> Option<&Version> {
+        self.0.get(key).map(|known| &known.version)
+    }
+
     /// Returns the versions of all values and absences that count.
     pub fn versions(&self) -> impl Iterator<Item = &Version> {
         self.0.values().map(|known| &known.version)

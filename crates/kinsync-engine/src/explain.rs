@@ -37,7 +37,7 @@ pub struct ExplainedObservation {
     pub fields: Vec<ExplainedField>,
 }
 
-/// One field of an observation, or one part of a membership in it, with its outcome.
+/// One field of an observation, or one part of a membership or one property in it, with its outcome.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ExplainedField {
@@ -47,6 +47,8 @@ pub struct ExplainedField {
     pub part: Option<Part>,
     /// The organization of the part; `None`: each one that the observation does not contain.
     pub organization: Option<String>,
+    /// Key of the property: each has an outcome of its own.
+    pub property: Option<String>,
     /// Observed value, with keys of roles and permissions; with ids of those that the memberships no longer contain.
     pub value: Value,
     /// Whether this observation determines the current value.
@@ -61,8 +63,7 @@ pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservati
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
         events.iter().map(|event| (event.id.as_str(), event.kind.as_str())).collect();
-    let own = events.iter().filter_map(|event| Some((event.version.as_ref()?, event.kind.as_str())));
-    let explainer = Explainer { state, names, own: own.collect() };
+    let explainer = Explainer { state, names, own: own_versions(events) };
     let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
         events.iter().flat_map(|event| explainer.event(event)).collect();
     explained.extend(explainer.reads());
@@ -77,12 +78,25 @@ pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservati
     explained.into_iter().map(|(_, explained)| explained).collect()
 }
 
+/// Returns the types of the entries by the versions that they contain. Of a joined state these are the versions of all its parts; an
+/// entry of its own says more.
+fn own_versions(events: &[LogEntry]) -> HashMap<Version, &str> {
+    let is_state = |event: &&LogEntry| event.scheme == log_entry::STATE;
+    let states = events.iter().filter(is_state).filter_map(|event| {
+        let joined = log_entry::state(&event.payload).ok()?;
+        Some(joined.versions().map(|version| (version.clone(), event.kind.as_str())).collect::<Vec<_>>())
+    });
+    let others = events.iter().filter(|event| !is_state(event));
+    let others = others.filter_map(|event| Some((event.version.clone()?, event.kind.as_str())));
+    states.flatten().chain(others).collect()
+}
+
 struct Explainer<'a> {
     state: &'a UserState,
     /// Types of the entries, by id.
     names: BTreeMap<&'a str, &'a str>,
     /// Types of the entries that kinsync made, by version: reads of Kinde, and ends of memberships.
-    own: HashMap<&'a Version, &'a str>,
+    own: HashMap<Version, &'a str>,
 }
 
 impl Explainer<'_> {
@@ -195,11 +209,15 @@ impl Explainer<'_> {
         (format!("{what}; set {set} of {}", counted(fields.len())), fields)
     }
 
-    /// Returns the fields that a state contains, and the parts of its memberships, each with its version.
+    /// Returns the fields that a state contains, the parts of its memberships and its properties, each with its version.
     fn fields<'s>(&self, observed: &'s UserState) -> impl Iterator<Item = (&'s Version, ExplainedField)> {
         observed.fields.iter().flat_map(|(field, Register { version, value })| match value {
             Value::Memberships(memberships) => {
                 memberships.parts().map(|part| (part.version, self.part(*field, part))).collect()
+            }
+            Value::Properties(properties) => {
+                let property = |(key, value, version)| (version, self.property(*field, key, value, version));
+                properties.parts().map(property).collect()
             }
             value => vec![(version, self.field(*field, value, version))],
         })
@@ -223,6 +241,12 @@ impl Explainer<'_> {
         ExplainedField { part: Some(part), organization: code.map(ToOwned::to_owned), ..explained }
     }
 
+    fn property(&self, field: Field, key: &str, value: Option<&str>, version: &Version) -> ExplainedField {
+        let value = value.map_or(Value::Null, |value| Value::from(value));
+        let known = self.state.properties().and_then(|known| known.decided_by(key));
+        ExplainedField { property: Some(key.to_owned()), ..self.explained(field, value, version, known) }
+    }
+
     /// `known`: the version of the observation that determines the value.
     fn explained(
         &self,
@@ -236,6 +260,7 @@ impl Explainer<'_> {
             field: field.key(),
             part: None,
             organization: None,
+            property: None,
             value,
             is_set: known == Some(version),
             superseded_by: newer.map(|known| self.name(known)),

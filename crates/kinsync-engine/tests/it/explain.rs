@@ -1,6 +1,8 @@
-//! The parts of memberships in an explanation: each has an outcome of its own.
+//! The parts of memberships and the properties in an explanation: each has an outcome of its own.
 
-use kinsync_core::{Field, Micros, Observation, Organization, Profile, Source, UserId, Value, Version, What};
+use kinsync_core::{
+    Field, Micros, Observation, Organization, Profile, Properties, Source, UserId, Value, Version, What,
+};
 use kinsync_engine::internal::{
     explain::{ExplainedField, ExplainedObservation, explain},
     store::EventFilter,
@@ -17,6 +19,7 @@ on_every_store! {
     an_event_still_sets_roles_after_a_newer_list_of_codes
     a_list_without_an_organization_supersedes_its_parts_and_no_other_ones
     a_read_of_a_membership_supersedes_roles_and_the_permissions_that_they_make_unknown
+    a_read_of_one_property_supersedes_no_other_one
 }
 
 const USER: &str = "kp_ada";
@@ -150,4 +153,32 @@ async fn a_read_of_a_membership_supersedes_roles_and_the_permissions_that_they_m
     let expected =
         ["set 1 of 4 fields", "is a member of org_1; superseded", "is no member of org_1; set 1 of 1 field"];
     assert_eq!(outcomes, expected, "{}", fresh.name);
+}
+
+async fn a_read_of_one_property_supersedes_no_other_one(fresh: Fresh) {
+    let properties = |at, values: &[(&str, &str)]| {
+        let version = read(at, What::Deleted).version;
+        let values = values.iter().map(|(key, value)| ((*key).to_owned(), Some((*value).to_owned())));
+        let values = Properties::read(values, &version);
+        let what = What::Fields(Profile::new().with(Field::Properties, Value::Properties(values)));
+        Observation { what, ..read(at, What::Deleted) }
+    };
+    let both = properties(1, &[("plan", "pro"), ("tier", "gold")]);
+    observe(&*fresh.store, [both]).await;
+    observe(&*fresh.store, [properties(2, &[("plan", "free")])]).await;
+    let shown = |explained: &[ExplainedObservation]| {
+        let field = |one: &ExplainedField| {
+            let key = one.property.clone().expect("a property");
+            (key, one.value.clone(), one.is_set, one.superseded_by.is_some())
+        };
+        explained.iter().map(|one| one.fields.iter().map(field).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    let one = |key: &str, value: &str, is_set: bool| (key.to_owned(), Value::from(value), is_set, !is_set);
+    let (plan, tier) = (one("plan", "free", true), one("tier", "gold", true));
+    let logged = explained(&fresh).await;
+    assert_eq!(shown(&logged), [vec![one("plan", "pro", false), tier.clone()], vec![plan.clone()]]);
+    assert!(logged[0].outcome.contains("set 1 of 2"), "{}", logged[0].outcome);
+    // Both reads still determine a value when the log does not have them.
+    let row = fresh.store.load(&[id(USER)]).await.expect("the store answers");
+    assert_eq!(shown(&explain(row[0].as_ref(), &[])), [vec![tier], vec![plan]]);
 }

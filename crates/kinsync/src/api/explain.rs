@@ -108,7 +108,7 @@ pub struct Observation {
     pub fields: Vec<ObservedField>,
 }
 
-/// The value of one field in an observation, or of one part of a membership in it.
+/// The value of one field in an observation, or of one part of a membership or one property in it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ObservedField {
@@ -120,6 +120,9 @@ pub struct ObservedField {
     /// The code of the organization of the part; absent: every organization that the observation does not contain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub organization: Option<String>,
+    /// With `field` = `properties`: the key of the property. Each property has an outcome of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub property: Option<String>,
     /// The value, as the user document shows it; of `permissions`, those that the source listed for the user.
     pub value: FieldValue,
     /// Whether the stored user has this value from this observation.
@@ -230,6 +233,7 @@ impl From<&engine::ExplainedField> for ObservedField {
             field: field.field.to_owned(),
             part: field.part,
             organization: field.organization.clone(),
+            property: field.property.clone(),
             value: (&field.value).into(),
             is_current: field.is_set,
             superseded_by: field.superseded_by.clone(),

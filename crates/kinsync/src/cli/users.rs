@@ -208,6 +208,9 @@ fn lines(observation: &Observation) -> Vec<[String; 3]> {
 
 fn field_name(field: &ObservedField) -> String {
     let organization = field.organization.as_deref().unwrap_or("any other organization");
+    if let Some(property) = &field.property {
+        return format!("property {property}");
+    }
     match field.part {
         None => field.field.clone(),
         Some(Part::Member) => format!("member of {organization}"),
@@ -265,6 +268,7 @@ mod tests {
             field: "organizations".into(),
             part: Some(part),
             organization: organization.map(Into::into),
+            property: None,
             value,
             is_current: superseded_by.is_none(),
             superseded_by: superseded_by.map(Into::into),
@@ -279,6 +283,12 @@ mod tests {
                 part(Part::Member, Some("org_1"), FieldValue::Flag(true), Some("kinsync.scan.read")),
                 part(Part::Roles, Some("org_1"), FieldValue::Codes(vec!["admin".into()]), None),
                 part(Part::Member, None, FieldValue::Flag(false), None),
+                ObservedField {
+                    field: "properties".into(),
+                    part: None,
+                    property: Some("plan".into()),
+                    ..part(Part::Member, None, FieldValue::Text("pro".into()), None)
+                },
             ],
         };
         let expected = [
@@ -287,6 +297,7 @@ mod tests {
             ["", "member of org_1 = true", "superseded by kinsync.scan.read"],
             ["", "roles in org_1 = [\"admin\"]", "is in the store"],
             ["", "member of any other organization = false", "is in the store"],
+            ["", "property plan = \"pro\"", "is in the store"],
         ];
         assert_eq!(lines(&observation), expected);
     }
