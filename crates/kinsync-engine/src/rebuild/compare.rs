@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use kinsync_core::{Field, Micros, UserId, UserState, Value, Version, rfc3339};
+use kinsync_core::{Directory, Field, Micros, UserId, UserState, Value, Version, rfc3339};
 use serde::Serialize;
 
 use super::{
@@ -113,10 +113,14 @@ pub(super) fn compared(
     Some(Difference { user: row.id.clone(), finding, fields, is_rebuilt: false, refused: None, unusable })
 }
 
-/// Returns whether a stored value has a version that no entry contains, or whether a sign-in is newer than those of all entries.
+/// Returns whether the row contains what no entry contains: a version, or a value that would win against that of the log.
 fn is_unexplained(stored: &UserState, origins: &Origins, derived: &UserState) -> bool {
+    // The directory is a copy of other records, and the time of the last request is in no entry.
+    let compared =
+        |one: &UserState| UserState { last_seen: None, directory: Directory::default(), ..one.clone() };
+    let derived = compared(derived);
     stored.versions().any(|version| origins.entry(version).is_none())
-        || stored.last_signed_in > derived.last_signed_in
+        || derived.clone().join(compared(stored)) != derived
 }
 
 fn different_fields(stored: &UserState, derived: &UserState, origins: &Origins) -> Vec<DifferentField> {

@@ -2,7 +2,8 @@
 
 use bson::{Document, doc};
 use kinsync_core::{
-    Field, Micros, Observation, Profile, Properties, Source, UserId, UserState, Value, Version, What,
+    Field, Micros, Observation, Profile, Properties, Register, Source, UserId, UserState, Value, Version,
+    What,
 };
 use kinsync_engine::{
     Clock,
@@ -26,6 +27,7 @@ use crate::{
 on_every_store! {
     a_clock_that_runs_behind_undoes_no_deletion
     an_entry_that_observes_nothing_explains_no_value
+    another_value_of_the_same_version_is_unexplained_if_it_would_win
     properties_that_no_entry_explains_stay
     entries_that_observe_nothing_create_no_user
     a_rebuild_that_continues_reports_what_the_interrupted_one_found
@@ -164,6 +166,25 @@ async fn an_entry_that_observes_nothing_explains_no_value(fresh: Fresh) {
     store.log(&[nothing]).await.expect("the store answers");
     add_unlogged(store, "kp_ada", Field::FirstName, version, Value::Text("Augusta".into())).await;
     assert_unexplained(store, "kp_ada").await;
+}
+
+async fn another_value_of_the_same_version_is_unexplained_if_it_would_win(fresh: Fresh) {
+    let store = &*fresh.store;
+    let logged = read("kp_ada", 1, What::Fields(Profile::new().with(Field::FirstName, "Bob")));
+    observe(store, logged.clone()).await;
+    for (name, is_unexplained) in [("Zoe", true), ("Aaa", false)] {
+        let mut row = row(store, "kp_ada").await;
+        let register = Register { version: logged.version.clone(), value: Value::Text(name.into()) };
+        row.state.fields.insert(Field::FirstName, register);
+        assert_eq!(store.write(&[row]).await.expect("the store answers"), [Outcome::Written]);
+        if is_unexplained {
+            assert_unexplained(store, "kp_ada").await;
+        }
+        let mode = if is_unexplained { Mode::ReplaceUnexplained } else { Mode::Replace };
+        let found = rebuild(store, mode).await;
+        assert!(found.differences.iter().all(|one| one.is_rebuilt), "{name}: {found:?}");
+        assert_explained(store, name).await;
+    }
 }
 
 async fn properties_that_no_entry_explains_stay(fresh: Fresh) {
