@@ -5,6 +5,7 @@ use kinsync_core::UserId;
 use kinsync_engine::internal::{
     pending_checks::PendingChecks,
     projector,
+    queue::Entry,
     reconcile::{Config, record::RunMode},
 };
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,7 @@ on_every_store! {
     direct_permissions_are_known_after_a_change_of_roles
     a_direct_permission_that_a_role_gave_too_is_read_again_when_the_role_loses_it
     a_check_shows_a_direct_permission_again_that_a_role_has_lost
+    a_check_stores_no_permission_of_a_role_as_the_members_own
 }
 
 async fn the_permissions_of_more_members_than_a_scan_reads_are_read_by_the_next_ones(fresh: Fresh) {
@@ -212,4 +214,35 @@ async fn a_hidden_permission_is_shown_again_by(fresh: Fresh, read: impl AsyncFn(
     kinde.clear_faults();
     read(&world, &ada).await;
     assert_eq!(permissions().await, Some(keys(&["delete"])));
+}
+
+async fn a_check_stores_no_permission_of_a_role_as_the_members_own(fresh: Fresh) {
+    let unknowns = config::Unknowns {
+        user_permissions: config::UserPermissions::Effective,
+        ..config::Unknowns::default()
+    };
+    let world =
+        World::with(fresh, kinde_emulator::Config { unknowns, ..kinde_emulator::Config::default() }).await;
+    let kinde: &Emulator = &world.kinde;
+    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let delete = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
+    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
+    let ada = world.import(1).remove(0);
+    kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    world.later().await;
+    reconciler(&world).check(&[UserId::parse(&ada).expect("an id")]).await.expect("Kinde answers");
+    let shown = async || membership(&world, &ada).await.expect("a member");
+    assert_eq!(shown().await.permissions, Some(keys(&["delete", "read"])));
+    world.later().await;
+    kinde.delete_role(&admin).expect("there");
+    // Nothing reads the member again: the event alone decides.
+    let is_deletion =
+        |entry: &Entry| kinde.event(&entry.event_id).is_some_and(|event| event.kind == "role.deleted");
+    let deletion: Vec<Entry> = world.events().into_iter().filter(is_deletion).collect();
+    assert_eq!(deletion.len(), 1);
+    world.deliver(deletion).await;
+    let found = shown().await;
+    assert_eq!((found.roles, found.permissions), (Some(Vec::new()), Some(keys(&["read"]))));
 }
