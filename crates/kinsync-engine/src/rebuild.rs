@@ -356,13 +356,20 @@ impl<'a> Rebuild<'a> {
         let references = derived.iter().flat_map(|(_, derived)| derived.state.references()).collect();
         let directory = directory::load(self.store, references).await?;
         let mut differing = BTreeMap::new();
-        let (mut writes, mut unwritten) = (Vec::new(), Vec::new());
+        let (mut writes, mut unwritten, mut stale) = (Vec::new(), Vec::new(), Vec::new());
         for (Loaded { row, entries }, derived) in derived {
             let derived = derived.with_directory(&row, &directory);
             let Some(difference) = compared(&row, &entries, &derived, self.latest()) else {
                 self.count(&entries);
                 continue;
             };
+            // Retention may have replaced entries between two reads of the log.
+            if difference.finding == Finding::Unexplained
+                && self.entries_of(&row).await?.count() != entries.count()
+            {
+                stale.push(row.id);
+                continue;
+            }
             if difference.is_replaced(self.mode) {
                 writes.push((row.clone(), derived));
             } else {
@@ -371,9 +378,9 @@ impl<'a> Rebuild<'a> {
             differing.insert(row.id.clone(), (difference, entries));
         }
         let outcomes = self.write(writes).await?;
-        let mut stale = self.written_meanwhile(unwritten).await?;
-        for user in &stale {
-            differing.remove(user);
+        for user in self.written_meanwhile(unwritten).await? {
+            differing.remove(&user);
+            stale.push(user);
         }
         for (user, (mut difference, entries)) in differing {
             match outcomes.get(&user) {

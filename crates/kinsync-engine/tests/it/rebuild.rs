@@ -150,7 +150,7 @@ pub(crate) fn corrupted(mut row: Row, rng: &mut StdRng) -> Row {
         _ => {
             for register in row.state.fields.values_mut() {
                 if matches!(register.value, Value::Text(_)) {
-                    register.value = Value::Text("wrong".into());
+                    register.value = Value::Text("".into());
                 }
             }
         }

@@ -1,6 +1,13 @@
 //! Old entries are removed after one entry contains what they say.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
@@ -30,6 +37,7 @@ on_every_store! {
     a_removal_that_ends_halfway_is_continued
     each_type_has_its_own_age_and_an_entry_explains_what_was_removed
     one_process_at_a_time_removes_entries
+    a_rebuild_beside_a_removal_reports_no_value_as_unexplained
     dead_letters_and_events_from_the_future_are_kept
 }
 
@@ -220,4 +228,23 @@ async fn one_process_at_a_time_removes_entries(fresh: Fresh) {
     let (one, other) = (one.expect("the store answers"), other.expect("the store answers"));
     assert_eq!(one.entries.max(other.entries), 90, "{}: {one:?} {other:?}", fresh.name);
     assert_eq!(one.entries.min(other.entries), 0, "{}: {one:?} {other:?}", fresh.name);
+}
+
+async fn a_rebuild_beside_a_removal_reports_no_value_as_unexplained(fresh: Fresh) {
+    // More entries of one user than are read at once.
+    let events = (0..600).map(|n| {
+        let user = format!(r#"{{"id":"kp_ada","first_name":"Ada {n}"}}"#);
+        event_entry("user.updated", n, &format!("event_{n:03}"), &user)
+    });
+    _ = deliver(&fresh, events).await;
+    let reads = Arc::new(AtomicUsize::new(0));
+    let (other, counted) = (Arc::clone(&fresh.store), Arc::clone(&reads));
+    let work = async move {
+        let removed = round(&other, ahead(30), rules(7)).await;
+        counted.store(usize::try_from(removed.entries).expect("few"), Ordering::SeqCst);
+    };
+    let faulty = FaultyStore { store: Arc::clone(&fresh.store), fault: Fault::after_first_read(work) };
+    let found = rebuild(&faulty, Mode::Verify).await;
+    assert_eq!(reads.load(Ordering::SeqCst), 600, "all of them are replaced during the rebuild");
+    assert_eq!(found.differences, [], "{}", fresh.name);
 }
