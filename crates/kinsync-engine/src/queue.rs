@@ -202,7 +202,7 @@ pub struct Stats {
     /// Entries not yet acked or dead-lettered, including claimed ones. Without those that other processes claimed where the backend
     /// does not count them (RabbitMQ).
     pub depth: u64,
-    /// When the oldest of them was received, as far as this process can know it.
+    /// When the oldest of them was received, or a later time, as far as this process can know it.
     pub oldest_received_at: Option<Micros>,
     /// Bytes used by entries; 0 where the backend does not report them.
     pub bytes: u64,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::random;
@@ -22,7 +22,7 @@ use crate::random;
 /// Pause before the first restart. Doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_mins(1);
-/// Run time after which a restarted task counts as healthy again.
+/// Time after a failure, or after the restart that followed it, in which a component counts as healthy again.
 const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 
 /// State of one supervised component.
@@ -30,8 +30,14 @@ const HEALTHY_AFTER: Duration = Duration::from_mins(1);
 pub struct ComponentStatus {
     /// Restarts since the process started.
     pub restarts: u64,
-    /// Why it ended last; `None` while it runs, and again one minute after a restart.
+    /// Why it failed last; `None` before its first failure, and again after a minute or two without one.
     pub failure: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Component {
+    status: ComponentStatus,
+    failed_at: Option<Instant>,
 }
 
 /// Owns the long-running tasks of a process. Clones share everything.
@@ -42,7 +48,7 @@ pub struct Supervisor(Arc<Inner>);
 struct Inner {
     tasks: TaskTracker,
     stop: CancellationToken,
-    components: Mutex<BTreeMap<&'static str, ComponentStatus>>,
+    components: Mutex<BTreeMap<&'static str, Component>>,
     fatal: watch::Sender<Option<Arc<dyn std::error::Error + Send + Sync>>>,
 }
 
@@ -130,12 +136,13 @@ impl Supervisor {
         let mut pause = FIRST_PAUSE;
         loop {
             let mut run = std::pin::pin!(AssertUnwindSafe(task(stop.clone())).catch_unwind());
-            let outcome = tokio::select! {
-                outcome = &mut run => outcome,
-                () = tokio::time::sleep(HEALTHY_AFTER) => {
-                    self.recovered(component);
-                    pause = FIRST_PAUSE;
-                    run.await
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut run => break outcome,
+                    () = tokio::time::sleep(HEALTHY_AFTER) => {
+                        self.recovered(component);
+                        pause = FIRST_PAUSE;
+                    }
                 }
             };
             let cause = match outcome {
@@ -148,7 +155,7 @@ impl Supervisor {
             if stop.run_until_cancelled(sleep).await.is_none() {
                 return;
             }
-            self.components().entry(component).or_default().restarts += 1;
+            self.components().entry(component).or_default().status.restarts += 1;
             restarts(component, 1);
             pause = (pause * 2).min(MAX_PAUSE);
         }
@@ -156,19 +163,34 @@ impl Supervisor {
 
     fn failed(&self, component: &'static str, cause: String, consequence: &str) {
         tracing::error!(component, cause, "a component failed; {consequence}");
-        self.components().entry(component).or_default().failure = Some(cause);
+        let mut components = self.components();
+        let failed = components.entry(component).or_default();
+        (failed.status.failure, failed.failed_at) = (Some(cause), Some(Instant::now()));
+    }
+
+    /// Reports a panic in a part of a component that continues without it.
+    #[cfg(any(feature = "redis", feature = "rabbitmq"))]
+    pub(crate) fn panicked(&self, component: &'static str, panic: &(dyn Any + Send)) {
+        self.failed(component, panic_message(panic), "it continues");
     }
 
     fn recovered(&self, component: &'static str) {
-        let was_failed = self.components().entry(component).or_default().failure.take();
-        if was_failed.is_some() {
+        let mut components = self.components();
+        let failed = components.entry(component).or_default();
+        if failed.failed_at.take_if(|at| at.elapsed() >= HEALTHY_AFTER).is_some() {
+            failed.status.failure = None;
             tracing::info!(component, "the component runs again");
         }
     }
 
     /// Reports an error that only an operator can fix: [`Supervisor::fatal`] returns it, and the process should end.
     pub fn fail(&self, error: Arc<dyn std::error::Error + Send + Sync>) {
-        self.0.fatal.send_replace(Some(error));
+        // Only the first one: the others may follow from it.
+        self.0.fatal.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert(error);
+            is_first
+        });
     }
 
     /// Waits for the first error that was reported with [`Supervisor::fail`]. Cancel safe.
@@ -183,7 +205,8 @@ impl Supervisor {
 
     /// The state of each component, by name.
     pub fn status(&self) -> BTreeMap<&'static str, ComponentStatus> {
-        self.components().clone()
+        let components = self.components();
+        components.iter().map(|(name, component)| (*name, component.status.clone())).collect()
     }
 
     /// Cancels every task and waits until all have ended. Cancel safe; the tasks stay cancelled.
@@ -193,7 +216,7 @@ impl Supervisor {
         self.0.tasks.wait().await;
     }
 
-    fn components(&self) -> MutexGuard<'_, BTreeMap<&'static str, ComponentStatus>> {
+    fn components(&self) -> MutexGuard<'_, BTreeMap<&'static str, Component>> {
         self.0.components.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -298,9 +321,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_fatal_error_is_returned() {
+    async fn the_first_fatal_error_is_returned() {
         let supervisor = Supervisor::default();
-        supervisor.fail(Arc::new(std::io::Error::other("no permission")));
+        for error in ["no permission", "a consequence"] {
+            supervisor.fail(Arc::new(std::io::Error::other(error)));
+        }
         assert_eq!(supervisor.fatal().await.to_string(), "no permission");
     }
 }

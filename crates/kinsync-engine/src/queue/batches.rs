@@ -1,29 +1,35 @@
 //! Entries that a shared queue stores together: what waits while calls run shares the next one.
 
-use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use tokio::{
-    sync::{Mutex, mpsc, oneshot},
-    task::{JoinError, JoinHandle},
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures_util::{
+    FutureExt as _,
+    stream::{FuturesUnordered, StreamExt as _},
 };
+use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Enqueued, Entry, Error, unanswered};
+use super::{Enqueued, Entry, Error, SHARED_TASK, unanswered};
+use crate::supervisor::Supervisor;
 
 /// Entries in one call.
 const BATCH: usize = 128;
 /// Entries that wait for a call, beyond those in one.
 const WAITING: usize = 16_384;
 
+/// The outcome of each entry of a call, in their order.
+pub(super) type Outcomes = Vec<Result<Enqueued, Error>>;
+
 /// An entry that waits to be stored.
-pub(super) struct Pending {
-    pub(super) entry: Entry,
-    pub(super) reply: oneshot::Sender<Result<Enqueued, Error>>,
+struct Pending {
+    entry: Entry,
+    reply: oneshot::Sender<Result<Enqueued, Error>>,
 }
 
 /// The entries that wait to be stored.
 pub(super) struct Batches {
     enqueues: mpsc::Sender<Pending>,
-    /// Locked by [`Self::run`]. Kept here, so that entries wait for the next run after one that panicked.
+    /// Locked by [`Self::run`].
     pending: Mutex<mpsc::Receiver<Pending>>,
 }
 
@@ -44,53 +50,88 @@ impl Batches {
             .unwrap_or_else(|_| Err(if self.enqueues.is_closed() { Error::Closed } else { unanswered() }))
     }
 
-    /// Stores what is added, with at most `in_flight` calls of `store` at a time among these tasks, until the token is cancelled. Panics
-    /// if a call did. The other calls continue.
+    /// Stores what is added, with at most `in_flight` calls of `store` at a time among these tasks, until the token is cancelled.
+    /// Refuses then what still waits. A panic of a call is reported to this supervisor, and its entries are stored one by one.
     pub(super) async fn run<F>(
         &self,
         in_flight: usize,
         tasks: &TaskTracker,
         stop: &CancellationToken,
-        store: impl Fn(Vec<Pending>) -> F,
+        supervisor: &Supervisor,
+        store: impl Fn(Arc<[Entry]>) -> F + Clone + Send + Sync + 'static,
     ) where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Outcomes> + Send + 'static,
     {
         let mut pending = self.pending.lock().await;
         let mut batch = Vec::with_capacity(BATCH);
-        let mut calls: FuturesUnordered<JoinHandle<()>> = FuturesUnordered::new();
+        let mut calls = FuturesUnordered::new();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
-                Some(ended) = calls.next() => {
-                    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
-                        std::panic::resume_unwind(panic);
-                    }
-                }
+                () = stop.cancelled() => break,
+                Some(_) = calls.next() => {}
                 1.. = pending.recv_many(&mut batch, BATCH), if calls.len() < in_flight => {
-                    calls.push(tasks.spawn(store(std::mem::take(&mut batch))));
+                    let batch = std::mem::take(&mut batch);
+                    calls.push(tasks.spawn(store_together(batch, store.clone(), supervisor.clone())));
                 }
             }
         }
+        refuse(&mut pending).await;
     }
 
     /// Waits until the run has ended, and refuses what still waits.
     pub(super) async fn close(&self) {
-        let mut pending = self.pending.lock().await;
-        pending.close();
-        while pending.recv().await.is_some() {}
+        refuse(&mut *self.pending.lock().await).await;
+    }
+}
+
+/// Accepts no further entry. The callers of those that wait get [`Error::Closed`].
+async fn refuse(pending: &mut mpsc::Receiver<Pending>) {
+    pending.close();
+    while pending.recv().await.is_some() {}
+}
+
+async fn store_together<F: Future<Output = Outcomes> + Send>(
+    mut batch: Vec<Pending>,
+    store: impl Fn(Arc<[Entry]>) -> F + Send + Sync,
+    supervisor: Supervisor,
+) {
+    // Their callers no longer wait: those of a spool, which has the entries meanwhile.
+    batch.retain(|one| !one.reply.is_closed());
+    if batch.is_empty() {
+        return;
+    }
+    let (entries, replies): (Vec<_>, Vec<_>) = batch.into_iter().map(|one| (one.entry, one.reply)).unzip();
+    let entries: Arc<[Entry]> = entries.into();
+    let call = async |entries| match AssertUnwindSafe(store(entries)).catch_unwind().await {
+        Ok(outcomes) => outcomes,
+        Err(panic) => {
+            supervisor.panicked(SHARED_TASK, &*panic);
+            Vec::new()
+        }
+    };
+    let mut outcomes = call(Arc::clone(&entries)).await;
+    // One of them alone makes each call fail that it is a part of.
+    if outcomes.is_empty() && entries.len() > 1 {
+        for entry in &*entries {
+            outcomes.push(call([entry.clone()].into()).await.pop().unwrap_or_else(|| Err(unanswered())));
+        }
+    }
+    for (reply, outcome) in replies.into_iter().zip(outcomes) {
+        // The caller may have been cancelled.
+        _ = reply.send(outcome);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::time::Duration;
 
     use bytes::Bytes;
     use kinsync_core::Micros;
-    use tokio::time::timeout;
+    use tokio::{sync::Semaphore, time::timeout};
 
     use super::*;
-    use crate::{queue::Payload, supervisor::Supervisor};
+    use crate::queue::Payload;
 
     const WITHIN: Duration = Duration::from_secs(30);
 
@@ -99,36 +140,72 @@ mod tests {
         Entry { event_id: event_id.into(), received_at: Micros(1), payload }
     }
 
-    /// Stores each entry, and panics for one with the id `poison`.
-    async fn store(batch: Vec<Pending>) {
-        for Pending { entry, reply } in batch {
+    /// Stores entries, and panics with one with the id `poison`.
+    async fn store(entries: Arc<[Entry]>) -> Outcomes {
+        let store = |entry: &Entry| {
             assert_ne!(entry.event_id, "poison");
-            _ = reply.send(Ok(Enqueued::New));
-        }
+            Ok(Enqueued::New)
+        };
+        entries.iter().map(store).collect()
     }
 
-    fn supervised(supervisor: &Supervisor) -> Arc<Batches> {
+    fn supervised<F: Future<Output = Outcomes> + Send + 'static>(
+        supervisor: &Supervisor,
+        store: impl Fn(Arc<[Entry]>) -> F + Clone + Send + Sync + 'static,
+    ) -> Arc<Batches> {
         let batches = Arc::new(Batches::default());
-        let run = Arc::clone(&batches);
-        supervisor.spawn("batches", move |stop| {
-            let run = Arc::clone(&run);
-            async move { run.run(1, &TaskTracker::new(), &stop, store).await }
+        let (run, reported) = (Arc::clone(&batches), supervisor.clone());
+        supervisor.spawn(SHARED_TASK, move |stop| {
+            let (run, reported, store) = (Arc::clone(&run), reported.clone(), store.clone());
+            async move { run.run(1, &TaskTracker::new(), &stop, &reported, store).await }
         });
         batches
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_panic_entries_are_stored_by_the_next_run() {
+    async fn an_entry_that_panics_again_and_again_delays_no_other_and_is_reported() {
         let supervisor = Supervisor::default();
-        let batches = supervised(&supervisor);
-        assert!(matches!(batches.enqueue(entry("before")).await, Ok(Enqueued::New)));
-        let lost = batches.enqueue(entry("poison")).await;
-        assert!(matches!(lost, Err(Error::Unavailable { .. })), "{lost:?}");
-        let stored = timeout(WITHIN, batches.enqueue(entry("after"))).await.expect("the task is restarted");
-        assert!(matches!(stored, Ok(Enqueued::New)), "{stored:?}");
-        let status = supervisor.status()["batches"].clone();
-        assert!(status.restarts == 1 && status.failure.unwrap().contains("poison"));
+        let batches = supervised(&supervisor, store);
+        for _ in 0..20 {
+            let (lost, beside) = tokio::join!(batches.enqueue(entry("poison")), batches.enqueue(entry("a")));
+            assert!(matches!(lost, Err(Error::Unavailable { .. })), "{lost:?}");
+            assert!(matches!(beside, Ok(Enqueued::New)), "{beside:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            // The clock of the test advances only while nothing can be done.
+            let stored = timeout(Duration::from_millis(1), batches.enqueue(entry("b"))).await;
+            assert!(matches!(stored, Ok(Ok(Enqueued::New))), "{stored:?}");
+        }
+        let status = supervisor.status()[SHARED_TASK].clone();
+        assert!(status.restarts == 0 && status.failure.unwrap().contains("poison"));
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        assert_eq!(supervisor.status()[SHARED_TASK].failure, None);
         supervisor.stop().await;
+    }
+
+    #[tokio::test]
+    async fn what_waits_when_the_run_is_stopped_is_refused_at_once_and_what_is_stored_is_answered() {
+        let (supervisor, gate) = (Supervisor::default(), Arc::new(Semaphore::new(0)));
+        let (entered, passed) = (Arc::new(Semaphore::new(0)), Arc::clone(&gate));
+        let began = Arc::clone(&entered);
+        let batches = supervised(&supervisor, move |entries| {
+            let (began, passed) = (Arc::clone(&began), Arc::clone(&passed));
+            async move {
+                began.add_permits(1);
+                passed.acquire().await.unwrap().forget();
+                store(entries).await
+            }
+        });
+        let first = TaskTracker::new().spawn({
+            let batches = Arc::clone(&batches);
+            async move { batches.enqueue(entry("first")).await }
+        });
+        entered.acquire().await.unwrap().forget();
+        let (waits, ()) = tokio::join!(timeout(WITHIN, batches.enqueue(entry("waits"))), supervisor.stop());
+        assert!(matches!(waits, Ok(Err(Error::Closed))), "{waits:?}");
+        let late = timeout(WITHIN, batches.enqueue(entry("late"))).await;
+        assert!(matches!(late, Ok(Err(Error::Closed))), "{late:?}");
+        gate.add_permits(1);
+        assert!(matches!(first.await.unwrap(), Ok(Enqueued::New)));
     }
 
     #[tokio::test]
@@ -138,6 +215,6 @@ mod tests {
         assert!(matches!(waiting, Err(Error::Closed)), "{waiting:?}");
         assert!(matches!(batches.enqueue(entry("late")).await, Err(Error::Closed)));
         stop.cancel();
-        batches.run(1, &TaskTracker::new(), &stop, store).await;
+        batches.run(1, &TaskTracker::new(), &stop, &Supervisor::default(), store).await;
     }
 }

@@ -26,7 +26,6 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use kinsync_core::Micros;
 use lapin::{
     message::DeliveryResult,
     options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
@@ -34,6 +33,7 @@ use lapin::{
 };
 use secrecy::SecretString;
 use tokio::{
+    runtime::Handle,
     sync::Mutex,
     time::{Instant, sleep, sleep_until, timeout},
 };
@@ -46,7 +46,7 @@ pub use self::{
 use self::{
     connection::{Failure, Link, Live, RESPONSE, Topology},
     dead_letters::DeadLetters,
-    examine::count_ready,
+    examine::Backlog,
     held::{Held, Returning, Taken},
 };
 use super::{
@@ -125,6 +125,12 @@ impl Drop for RabbitmqQueue {
     fn drop(&mut self) {
         self.shared.closed.cancel();
         self.shared.working.cancel();
+        // The library keeps a connection that consumes until it is closed.
+        if let Ok(runtime) = Handle::try_current() {
+            let shared = Arc::clone(&self.shared);
+            let close = async move { shared.close_connections().await };
+            self.shared.tasks.spawn_on(close, &runtime);
+        }
     }
 }
 
@@ -144,6 +150,8 @@ struct Shared {
     next_message: AtomicU32,
     /// Entries that no process holds, and when they were counted.
     ready: Mutex<Option<(Instant, u64)>>,
+    /// What the counts show.
+    backlog: std::sync::Mutex<Backlog>,
     batches: Batches,
     /// Ends the task that publishes entries and gives back what nothing claims.
     working: CancellationToken,
@@ -175,10 +183,10 @@ impl RabbitmqQueue {
     ) -> Result<Self, Error> {
         let hosts = address::hosts(&config.url)?;
         let topology = Topology::of(&config);
-        let tasks = TaskTracker::new();
+        let (tasks, closed) = (TaskTracker::new(), CancellationToken::new());
         let shared = Arc::new(Shared {
-            publishing: Link::new(hosts.clone(), topology.clone(), tasks.clone()),
-            consuming: Link::new(hosts, topology, tasks.clone()),
+            publishing: Link::new(hosts.clone(), topology.clone(), tasks.clone(), closed.clone()),
+            consuming: Link::new(hosts, topology, tasks.clone(), closed.clone()),
             start: Mutex::default(),
             held: Arc::default(),
             returning: Arc::default(),
@@ -186,17 +194,20 @@ impl RabbitmqQueue {
             dead_letter_count: AtomicU64::new(0),
             next_message: AtomicU32::new(0),
             ready: Mutex::default(),
+            backlog: std::sync::Mutex::default(),
             batches: Batches::default(),
             working: supervisor.child_token(),
-            closed: CancellationToken::new(),
+            closed,
             tasks,
             config,
             clock,
         });
-        let working = Arc::clone(&shared);
+        let (working, reported) = (Arc::clone(&shared), supervisor.clone());
         supervisor.spawn_until(SHARED_TASK, shared.working.clone(), move |stop| {
-            let shared = Arc::clone(&working);
-            async move { _ = tokio::join!(shared.publish_all(&stop), shared.give_back_regularly(&stop)) }
+            let (shared, reported) = (Arc::clone(&working), reported.clone());
+            async move {
+                _ = tokio::join!(shared.publish_all(&stop, &reported), shared.give_back_regularly(&stop));
+            }
         });
         Ok(Self { shared })
     }
@@ -290,7 +301,7 @@ impl Shared {
     }
 
     /// Dead-letters messages that this version cannot read, and returns the others.
-    async fn decode(&self, taken: Vec<Taken>) -> Result<Vec<Claimed>, Error> {
+    fn decode(self: &Arc<Self>, taken: Vec<Taken>) -> Vec<Claimed> {
         let (mut claimed, mut unknown) = (Vec::with_capacity(taken.len()), Vec::new());
         for Taken { id, attempts, message } in taken {
             match message.entry {
@@ -298,15 +309,20 @@ impl Shared {
                 None => unknown.push((id, UNREADABLE.to_owned())),
             }
         }
-        // Not an error of the claim: the others would wait for the end of their lease.
-        if !unknown.is_empty()
-            && let Err(error) = self.dead_letter(&unknown).await
-        {
+        // Not a part of the claim: cancelled or failed with it, the others would wait for the end of their lease.
+        if !unknown.is_empty() {
+            let shared = Arc::clone(self);
+            self.tasks.spawn(async move { shared.dead_letter_unreadable(unknown).await });
+        }
+        claimed
+    }
+
+    async fn dead_letter_unreadable(&self, unknown: Vec<(EntryId, String)>) {
+        if let Err(error) = self.dead_letter(&unknown).await {
             log_unreadable(unknown.len(), &error);
             let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
             self.held.retry(&ids, UNREADABLE_PAUSE);
         }
-        Ok(claimed)
     }
 
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
@@ -361,21 +377,8 @@ impl Shared {
         }
     }
 
-    /// Counts on the connection that delivers, if there is one: its answer comes after what was delivered before it.
-    async fn depth(self: &Arc<Self>) -> Result<(u64, Option<Micros>), Error> {
-        // Not cancelled with a caller that does not wait as long as it takes to connect.
-        let shared = Arc::clone(self);
-        let connecting = self.tasks.spawn(async move { shared.consuming.live().await });
-        let live = connecting.await.map_err(|_| unanswered())??;
-        let ready = match count_ready(&live, self.publishing.topology()).await {
-            Ok(ready) => ready,
-            Err(failure) => {
-                self.give_up(live.generation).await;
-                return Err(failure.into());
-            }
-        };
-        let (held, oldest) = self.held.depth();
-        Ok((ready + held, oldest))
+    async fn close_connections(&self) {
+        tokio::join!(self.publishing.close(), self.consuming.close());
     }
 
     async fn count_dead_letters(&self) -> u64 {
@@ -405,7 +408,7 @@ impl Queue for RabbitmqQueue {
             let mut changed = std::pin::pin!(shared.held.changed.notified());
             changed.as_mut().enable();
             let claims = shared.held.claim(max, lease);
-            let claimed = shared.decode(claims.taken).await?;
+            let claimed = shared.decode(claims.taken);
             if !claimed.is_empty() {
                 return Ok(claimed);
             }
@@ -477,9 +480,8 @@ impl Queue for RabbitmqQueue {
         self.shared.closed.cancel();
         self.shared.working.cancel();
         self.shared.tasks.close();
-        tokio::join!(self.shared.publishing.abort(), self.shared.consuming.abort());
         self.shared.batches.close().await;
         self.shared.tasks.wait().await;
-        tokio::join!(self.shared.publishing.close(), self.shared.consuming.close());
+        self.shared.close_connections().await;
     }
 }

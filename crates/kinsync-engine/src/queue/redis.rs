@@ -164,15 +164,17 @@ impl RedisQueue {
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
         });
-        let storing = Arc::clone(&shared);
+        let (storing, reported) = (Arc::clone(&shared), supervisor.clone());
         supervisor.spawn_until(SHARED_TASK, shared.storing.clone(), move |stop| {
-            let shared = Arc::clone(&storing);
+            let (shared, reported) = (Arc::clone(&storing), reported.clone());
             async move {
-                let store = |batch| {
-                    let shared = Arc::clone(&shared);
-                    async move { shared.store(batch).await }
+                let Shared { batches, tasks, .. } = &*shared;
+                let storing = Arc::clone(&shared);
+                let store = move |entries: Arc<[Entry]>| {
+                    let shared = Arc::clone(&storing);
+                    async move { shared.store(&entries).await }
                 };
-                shared.batches.run(IN_FLIGHT, &shared.tasks, &stop, store).await;
+                batches.run(IN_FLIGHT, tasks, &stop, &reported, store).await;
             }
         });
         Ok(Self { shared })
@@ -235,7 +237,7 @@ impl Shared {
         {
             log_unreadable(unknown.len(), &error);
             let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
-            self.release(&ids, UNREADABLE_PAUSE).await?;
+            self.release_or_log(&ids, UNREADABLE_PAUSE).await;
         }
         Ok((newest, decoded))
     }
@@ -270,6 +272,12 @@ impl Shared {
         claim.arg("IDLE").arg(millis(FAR.saturating_sub(after))).arg("JUSTID");
         unless_lost(self.commands.run::<Value>(&claim).await)?;
         Ok(())
+    }
+
+    async fn release_or_log(&self, ids: &[EntryId], after: Duration) {
+        if let Err(error) = self.release(ids, after).await {
+            tracing::warn!(%error, "claimed entries could not be released; they come again after their lease");
+        }
     }
 
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
@@ -331,11 +339,7 @@ impl Drop for OnTheWay {
         if !claimed.is_empty() {
             let shared = Arc::clone(&self.shared);
             let ids: Vec<EntryId> = claimed.into_iter().map(|claimed| claimed.id).collect();
-            self.shared.tasks.spawn(async move {
-                if let Err(error) = shared.release(&ids, Duration::ZERO).await {
-                    tracing::warn!(%error, "claimed entries could not be released; they come again after their lease");
-                }
-            });
+            self.shared.tasks.spawn(async move { shared.release_or_log(&ids, Duration::ZERO).await });
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     OneUser,
     /// Every call fails until the repair.
     All,
+    /// No call returns.
+    Hangs,
 }
 
 /// The failure of one operation.
@@ -120,6 +122,7 @@ impl Fault {
                 work.await?;
                 Err(error())
             }
+            Failure::Hangs => std::future::pending().await,
             _ => Err(error()),
         }
     }

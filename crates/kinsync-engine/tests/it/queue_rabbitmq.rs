@@ -19,8 +19,11 @@ use kinsync_testing::rabbitmq::TestRabbitmq;
 use lapin::{Channel, Connection, ConnectionProperties, options as lapin_options, types::FieldTable};
 use tokio::time::{Instant, timeout};
 
-use crate::queue_conformance::{
-    Fresh, LEASE, accepted_until_killed, claim, claim_all, counts, dead_letter, entry, event_ids, ids,
+use crate::{
+    queue_conformance::{
+        Fresh, LEASE, accepted_until_killed, claim, claim_all, counts, dead_letter, entry, event_ids, ids,
+    },
+    queue_rabbitmq_promises::publish,
 };
 
 pub(crate) const WITHIN: Duration = Duration::from_secs(30);
@@ -269,17 +272,18 @@ async fn a_message_of_another_program_becomes_a_dead_letter() {
     let Fresh { queue, .. } = &open(rabbitmq, &prefix);
     queue.enqueue(entry("a")).await.unwrap();
     let (_connection, channel) = other_program(rabbitmq).await;
-    let (name, options) = (format!("{prefix}.queue"), lapin_options::BasicPublishOptions::default());
-    let properties = lapin::BasicProperties::default();
-    channel
-        .basic_publish("".into(), name.as_str().into(), options, b"\xff", properties)
-        .await
-        .unwrap()
-        .await
-        .unwrap();
+    publish(&channel, &format!("{prefix}.queue"), lapin::BasicProperties::default()).await;
     queue.enqueue(entry("b")).await.unwrap();
     assert_eq!(event_ids(&claim_all(&**queue, 2).await), ["a", "b"]);
-    let letters = queue.dead_letters(None, 9).await.unwrap();
+    let letters = async {
+        loop {
+            match queue.dead_letters(None, 9).await.unwrap() {
+                letters if letters.is_empty() => tokio::task::yield_now().await,
+                letters => return letters,
+            }
+        }
+    };
+    let letters = timeout(WITHIN, letters).await.expect("it becomes a dead letter");
     assert_eq!((letters.len(), letters[0].payload.as_deref()), (1, Some("\u{fffd}")));
     queue.drop_dead_letter(&letters[0].id).await.unwrap();
 }

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use crate::{
     faulty::{Failure, Fault, FaultyStore},
     queue_conformance::{Fresh, LEASE, claim, claim_all, counts, dead_letter, entry, event_ids, ids},
-    queue_rabbitmq::{WITHIN, open, open_with, other_program, until_claimed},
+    queue_rabbitmq::{WITHIN, open, open_at, open_with, other_program, until_claimed},
     queue_spooled::World,
 };
 
@@ -80,6 +80,13 @@ async fn exceed_the_limit(channel: &Channel, prefix: &str) {
         }
     };
     timeout(WITHIN, moved).await.expect("the queue has a limit of deliveries");
+}
+
+/// Publishes a message of another program.
+pub(crate) async fn publish(channel: &Channel, queue: &str, properties: lapin::BasicProperties) {
+    let options = lapin_options::BasicPublishOptions::default();
+    let published = channel.basic_publish("".into(), queue.into(), options, b"\xff", properties);
+    published.await.unwrap().await.unwrap();
 }
 
 /// Adds this many entries.
@@ -372,8 +379,78 @@ async fn a_panic_of_the_task_that_publishes_refuses_no_entry_and_is_reported() {
     assert!(!injected.load(Ordering::Relaxed), "it panicked");
     world.until_moved().await;
     let status = supervisor.status()["shared queue"].clone();
-    assert_eq!((status.restarts, status.failure.as_deref()), (1, Some("it panicked: injected")));
+    assert_eq!((status.restarts, status.failure.as_deref()), (0, Some("it panicked: injected")));
     assert_eq!(world.drained().await.len(), 3);
     world.end().await;
     supervisor.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_cannot_be_read_delays_no_other_while_the_store_does_not_answer() {
+    let (rabbitmq, dir, prefix) =
+        (TestRabbitmq::shared(), tempfile::tempdir().unwrap(), TestRabbitmq::prefix());
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let store = FaultyStore { store, fault: Fault::new("put_state", Failure::Hangs) };
+    let config = Config { prefix: prefix.clone(), ..Config::new(rabbitmq.url().into()) };
+    let queue = RabbitmqQueue::new(config, Arc::new(store), Clock::system()).unwrap();
+    queue.stats().await.unwrap();
+    let (_connection, channel) = other_program(rabbitmq).await;
+    publish(&channel, &format!("{prefix}.queue"), lapin::BasicProperties::default()).await;
+    queue.enqueue(entry("a")).await.unwrap();
+    assert_eq!(event_ids(&timeout(WITHIN, claim(&queue, 9)).await.expect("it is claimed")), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_is_dropped_gives_its_entries_to_another_process() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let (dropped, other) = (open(rabbitmq, &prefix), open(rabbitmq, &prefix));
+    dropped.queue.enqueue(entry("a")).await.unwrap();
+    assert_eq!(event_ids(&claim(&*dropped.queue, 1).await), ["a"]);
+    drop(dropped);
+    until_claimed(&*other.queue, "a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_no_process_claims_gets_older_until_one_does() {
+    let (rabbitmq, dir) = (TestRabbitmq::shared(), tempfile::tempdir().unwrap());
+    let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(rabbitmq.url().into()) };
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let now = Arc::new(AtomicI64::new(5_000));
+    let clock = {
+        let now = Arc::clone(&now);
+        Clock::from_fn(move || Micros(now.load(Ordering::Relaxed)))
+    };
+    let receiver = RabbitmqQueue::new(config.clone(), Arc::<EmbeddedStore>::clone(&store), clock).unwrap();
+    let shown = async || {
+        let stats = receiver.stats().await.unwrap();
+        (stats.depth, stats.oldest_received_at)
+    };
+    assert_eq!(shown().await, (0, None));
+    receiver.enqueue(entry("a")).await.unwrap();
+    assert_eq!(shown().await, (1, Some(Micros(5_000))));
+    now.store(900_000_000, Ordering::Relaxed);
+    receiver.enqueue(entry("b")).await.unwrap();
+    assert_eq!(shown().await, (2, Some(Micros(5_000))), "nothing was taken");
+    let projector = RabbitmqQueue::new(config, store, Clock::system()).unwrap();
+    assert_eq!(drained(&projector).await.len(), 2);
+    assert_eq!(shown().await, (0, None));
+    receiver.enqueue(entry("c")).await.unwrap();
+    let taken = async {
+        while shown().await != (0, None) {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN, taken).await.expect("the projector gets it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_a_host_that_does_not_answer_can_be_closed() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let Fresh { queue, .. } = open_at(&format!("amqp://127.0.0.1:{port}"), "kinsync");
+    let (waits, ()) = tokio::join!(queue.enqueue(entry("a")), async {
+        silent.accept().await.unwrap();
+        timeout(WITHIN, queue.close()).await.expect("it is closed");
+    });
+    assert!(matches!(waits, Err(Error::Unavailable { .. })), "{waits:?}");
 }

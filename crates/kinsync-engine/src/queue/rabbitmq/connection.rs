@@ -14,15 +14,20 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Config;
-use crate::queue::{CERTIFICATE, Error};
+use crate::{
+    queue::{CERTIFICATE, Error},
+    random,
+};
 
 /// Longest time to wait for a connection to one host and for the declaration of the queues there.
 const CONNECT: Duration = Duration::from_secs(3);
-/// Age of an attempt to connect at which another one to the same host begins.
-const ABANDON: Duration = Duration::from_mins(5);
+/// Age of an attempt to connect at which another one to the same host begins. Doubles with each up to [`MAX_PATIENCE`]: the library
+/// keeps the thread of an attempt until the host answers.
+const PATIENCE: Duration = Duration::from_mins(5);
+const MAX_PATIENCE: Duration = Duration::from_hours(1);
 /// Pause after no host could be reached; calls meanwhile fail at once.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Longest time for an answer of the server.
@@ -55,8 +60,10 @@ pub(super) struct Link {
     /// Whether each new connection declares the queues.
     declares: bool,
     state: Mutex<State>,
-    /// Closes connections that were given up.
+    /// Opens connections, and closes those that were given up.
     tasks: TaskTracker,
+    /// Ends the attempts to connect.
+    closed: CancellationToken,
 }
 
 #[derive(Default)]
@@ -65,15 +72,26 @@ struct State {
     generation: u64,
     /// The host that is tried first.
     first: usize,
+    /// The last failure, and until when calls fail with it.
     failed: Option<(Instant, Failure)>,
     /// Attempts to connect, by the position of the host. The library has a thread for each, which a cancellation does not end, so an
     /// attempt that takes too long goes on, and the next call waits for it again.
     attempts: HashMap<usize, Attempt>,
 }
 
+type Opened = (Arc<Connection>, Channel);
+
 struct Attempt {
     began: Instant,
-    connecting: JoinHandle<lapin::Result<(Arc<Connection>, Channel)>>,
+    patience: Duration,
+    /// `None` if the queue was closed.
+    connecting: JoinHandle<Option<lapin::Result<Opened>>>,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.connecting.abort();
+    }
 }
 
 /// An open connection with one channel.
@@ -123,13 +141,20 @@ impl Live {
 }
 
 impl Link {
-    pub(super) fn new(hosts: Vec<AMQPUri>, topology: Topology, tasks: TaskTracker) -> Self {
-        Self { hosts, topology, declares: true, state: Mutex::default(), tasks }
+    /// Cancelling `closed` ends the attempts to connect; there are no further ones then.
+    pub(super) fn new(
+        hosts: Vec<AMQPUri>,
+        topology: Topology,
+        tasks: TaskTracker,
+        closed: CancellationToken,
+    ) -> Self {
+        Self { hosts, topology, declares: true, state: Mutex::default(), tasks, closed }
     }
 
     /// A connection that declares nothing.
     pub(super) fn examining(hosts: Vec<AMQPUri>, topology: Topology) -> Self {
-        Self { declares: false, ..Self::new(hosts, topology, TaskTracker::new()) }
+        let (tasks, closed) = (TaskTracker::new(), CancellationToken::new());
+        Self { declares: false, ..Self::new(hosts, topology, tasks, closed) }
     }
 
     /// Declares the queues.
@@ -147,8 +172,8 @@ impl Link {
         if let Some(live) = state.live.as_ref().filter(|live| live.is_usable()) {
             return Ok(live.clone());
         }
-        if let Some((at, failure)) = &state.failed
-            && at.elapsed() < PAUSE
+        if let Some((until, failure)) = &state.failed
+            && Instant::now() < *until
         {
             return Err(failure.clone());
         }
@@ -160,6 +185,8 @@ impl Link {
                 Ok(live) => {
                     state.generation = live.generation;
                     (state.first, state.failed) = (at, None);
+                    // They would become connections that nothing uses, and that may be lost when one is needed.
+                    state.attempts.clear();
                     return Ok(state.live.insert(live).clone());
                 }
                 Err(failure) => failures.push(failure),
@@ -168,7 +195,9 @@ impl Link {
         // A host that answers and refuses says more than those that do not answer.
         let refused = failures.iter().position(Failure::is_refusal).unwrap_or(failures.len() - 1);
         let failure = failures.swap_remove(refused);
-        state.failed = Some((Instant::now(), failure.clone()));
+        // All processes may have failed at the same moment.
+        let until = Instant::now() + random::jitter(PAUSE, 0.5..=1.5);
+        state.failed = Some((until, failure.clone()));
         Err(failure)
     }
 
@@ -186,13 +215,6 @@ impl Link {
         }
     }
 
-    /// Ends the attempts to connect.
-    pub(super) async fn abort(&self) {
-        for attempt in std::mem::take(&mut self.state.lock().await.attempts).into_values() {
-            attempt.connecting.abort();
-        }
-    }
-
     /// Closes the connection, if one is open.
     pub(super) async fn close(&self) {
         let live = self.state.lock().await.live.take();
@@ -206,27 +228,36 @@ impl Link {
         let host = &self.hosts[at];
         let address = Arc::from(format!("{}:{}", host.authority.host, host.authority.port));
         let generation = state.generation + 1;
-        state.attempts.retain(|_, attempt| attempt.began.elapsed() < ABANDON);
-        let attempt = state.attempts.entry(at).or_insert_with(|| Attempt {
-            began: Instant::now(),
-            connecting: self.tasks.spawn(connect(host.clone(), self.declares.then(|| self.topology.clone()))),
-        });
+        let attempt = state.attempts.entry(at).or_insert_with(|| self.attempt(host, PATIENCE));
+        if attempt.began.elapsed() >= attempt.patience {
+            *attempt = self.attempt(host, (attempt.patience * 2).min(MAX_PATIENCE));
+        }
         let opened = timeout(CONNECT, &mut attempt.connecting).await;
         if opened.is_ok() {
             state.attempts.remove(&at);
         }
         match opened {
-            Ok(Ok(Ok((connection, channel)))) => {
-                Ok(Live { connection, channel, generation, address, opened: Instant::now() })
+            Ok(Ok(Some(Ok((connection, channel))))) => {
+                let opened = Instant::now();
+                let live = Live { connection, channel, generation, address: Arc::clone(&address), opened };
+                // It may have been lost since it was opened, while nothing waited for it.
+                if live.is_usable() { Ok(live) } else { Err(Failure::silent(address, &"connection lost")) }
             }
-            Ok(Ok(Err(error))) => Err(Failure::of(&address, &error)),
+            Ok(Ok(Some(Err(error)))) => Err(Failure::of(&address, &error)),
+            Ok(Ok(None)) => Err(Failure::silent(address, &Error::Closed)),
             Ok(Err(ended)) => Err(Failure::silent(address, &ended)),
             Err(elapsed) => Err(Failure::silent(address, &elapsed)),
         }
     }
+
+    fn attempt(&self, host: &AMQPUri, patience: Duration) -> Attempt {
+        let connect = connect(host.clone(), self.declares.then(|| self.topology.clone()));
+        let connecting = self.tasks.spawn(self.closed.clone().run_until_cancelled_owned(connect));
+        Attempt { began: Instant::now(), patience, connecting }
+    }
 }
 
-async fn connect(mut host: AMQPUri, declared: Option<Topology>) -> lapin::Result<(Arc<Connection>, Channel)> {
+async fn connect(mut host: AMQPUri, declared: Option<Topology>) -> lapin::Result<Opened> {
     host.query.connection_timeout.get_or_insert(CONNECT.as_millis().try_into().unwrap_or(u64::MAX));
     let named = ConnectionProperties::default().with_connection_name("kinsync".into());
     let connection = Connection::connect_uri(host, named).await?;
@@ -344,5 +375,57 @@ impl From<Failure> for Error {
                 source: text.into(),
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_testing::rabbitmq::TestRabbitmq;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A link to hosts at these ports.
+    fn link(ports: &[u16]) -> Link {
+        let host = |port| format!("amqp://127.0.0.1:{port}").parse().expect("it is an address");
+        let hosts = ports.iter().map(host).collect();
+        let topology = Topology::of(&Config::new("amqp://localhost".into()));
+        Link::new(hosts, topology, TaskTracker::new(), CancellationToken::new())
+    }
+
+    // The clock of the test advances while the host does not answer.
+    #[tokio::test(start_paused = true)]
+    async fn attempts_to_connect_to_a_silent_host_are_few_and_end_when_the_queue_is_closed() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let link = link(&[silent.local_addr().expect("it is bound").port()]);
+        for (after, patience) in [(Duration::ZERO, 5), (PATIENCE, 10), (PATIENCE, 10), (PATIENCE, 20)] {
+            tokio::time::advance(after).await;
+            assert!(link.live().await.is_err());
+            assert_eq!(link.state.lock().await.attempts[&0].patience, Duration::from_mins(patience));
+            tokio::task::yield_now().await;
+            assert_eq!(link.tasks.len(), 1, "what was abandoned ended");
+        }
+        link.closed.cancel();
+        link.tasks.close();
+        timeout(CONNECT, link.tasks.wait()).await.expect("the attempts end");
+        assert!(link.live().await.is_err());
+        assert!(link.tasks.is_empty(), "no attempt begins when the queue is closed");
+    }
+
+    #[tokio::test]
+    async fn an_attempt_is_given_up_when_another_host_answers() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
+        let silent_port = silent.local_addr().expect("it is bound").port();
+        let link = link(&[silent_port, TestRabbitmq::shared().port()]);
+        assert!(link.live().await.is_ok());
+        assert!(link.state.lock().await.attempts.is_empty());
+        timeout(CONNECT, async {
+            while !link.tasks.is_empty() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the attempt ends");
+        link.close().await;
     }
 }

@@ -1,7 +1,8 @@
 //! What a server shows of the queue.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use kinsync_core::Micros;
 use lapin::{
     options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
@@ -53,7 +54,7 @@ impl RabbitmqQueue {
         shared.consume().await?;
         let live = shared.consuming.live().await?;
         // Before the entries: what a consumer gives back later is counted with them.
-        let (_, consumers) = count(&live, shared.consuming.topology()).await?;
+        let consumers = count_ready(&live, shared.consuming.topology()).await?.consumers;
         let Some(consumers) = consumers.checked_sub(CONSUMERS) else {
             return Err(live
                 .unavailable("the leader of the queue does not answer", "no consumer counted")
@@ -92,7 +93,7 @@ impl RabbitmqQueue {
         let address = live.address.to_string();
         let entries = match count_ready(&live, link.topology()).await {
             // A declaration changes nothing where the queues exist, and is refused where they have other properties.
-            Ok(ready) => link.declare(&live).await.map(|()| Some(ready)),
+            Ok(ready) => link.declare(&live).await.map(|()| Some(ready.entries)),
             Err(failure) if failure.is_missing() => Ok(None),
             Err(failure) => Err(failure),
         };
@@ -110,6 +111,30 @@ impl RabbitmqQueue {
 }
 
 impl Shared {
+    /// Counts on the connection that delivers, if there is one: its answer comes after what was delivered before it.
+    pub(super) async fn depth(self: &Arc<Self>) -> Result<(u64, Option<Micros>), Error> {
+        // Not cancelled with a caller that does not wait as long as it takes to connect.
+        let shared = Arc::clone(self);
+        let connecting = self.tasks.spawn(async move { shared.consuming.live().await });
+        let live = connecting.await.map_err(|_| unanswered())??;
+        let ready = match count_ready(&live, self.publishing.topology()).await {
+            Ok(ready) => ready,
+            Err(failure) => {
+                self.give_up(live.generation).await;
+                return Err(failure.into());
+            }
+        };
+        let waits_since = self.backlog(ready);
+        let (held, oldest) = self.held.depth();
+        Ok((ready.entries + held, [oldest, waits_since].into_iter().flatten().min()))
+    }
+
+    /// Adds a count of what no process holds. Returns since when an entry waits.
+    pub(super) fn backlog(&self, ready: Ready) -> Option<Micros> {
+        let mut backlog = self.backlog.lock().unwrap_or_else(PoisonError::into_inner);
+        backlog.observe(ready, self.clock.now())
+    }
+
     /// Counts the entries that no process holds, and those that this process puts back into the queue. What the server delivered to this
     /// process before is held when 0 is returned.
     pub(super) async fn waiting(self: &Arc<Self>) -> Result<u64, Error> {
@@ -151,13 +176,40 @@ async fn is_seen(one: &Link, other: &Link) -> Result<bool, Failure> {
     is_seen
 }
 
-/// Counts the entries that no process holds.
-pub(super) async fn count_ready(live: &Live, topology: &Topology) -> Result<u64, Failure> {
-    Ok(count(live, topology).await?.0)
+/// What a server counts. A leader that does not answer in time counts as 0 of both.
+#[derive(Clone, Copy)]
+pub(super) struct Ready {
+    /// Entries that no process holds.
+    pub(super) entries: u64,
+    pub(super) consumers: u64,
 }
 
-/// Counts the entries that no process holds, and the consumers. A leader that does not answer in time counts as 0 of both.
-async fn count(live: &Live, topology: &Topology) -> Result<(u64, u64), Failure> {
+/// Since when an entry waits that no process holds, as far as counts show it: RabbitMQ delivers the oldest first, so when there were
+/// some, and their number has not decreased since, one of them waits since then.
+#[derive(Default)]
+pub(super) struct Backlog {
+    last: u64,
+    since: Option<Micros>,
+}
+
+impl Backlog {
+    /// Adds a count. Returns since when an entry waits.
+    pub(super) fn observe(&mut self, Ready { entries, consumers }: Ready, now: Micros) -> Option<Micros> {
+        let was_taken = consumers > 0 && entries < self.last;
+        match entries {
+            // RabbitMQ 3.10 counts 0 while the leader of the queue does not answer: one count proves nothing.
+            0 if self.last > 0 => {}
+            0 => self.since = None,
+            _ if was_taken || self.since.is_none() => self.since = Some(now),
+            _ => {}
+        }
+        self.last = entries;
+        self.since.filter(|_| entries > 0)
+    }
+}
+
+/// Counts the entries that no process holds, and the consumers.
+pub(super) async fn count_ready(live: &Live, topology: &Topology) -> Result<Ready, Failure> {
     let count = |queue: &str| {
         let options = QueueDeclareOptions::durable().passive();
         live.channel.queue_declare(queue.into(), options, FieldTable::default())
@@ -166,10 +218,10 @@ async fn count(live: &Live, topology: &Topology) -> Result<(u64, u64), Failure> 
     let (ready, moved) = tokio::join!(both.0, both.1);
     let (ready, moved) = (ready?, moved?);
     let sum = |one: u32, other: u32| u64::from(one) + u64::from(other);
-    Ok((
-        sum(ready.message_count(), moved.message_count()),
-        sum(ready.consumer_count(), moved.consumer_count()),
-    ))
+    Ok(Ready {
+        entries: sum(ready.message_count(), moved.message_count()),
+        consumers: sum(ready.consumer_count(), moved.consumer_count()),
+    })
 }
 
 /// Counts the entries that no process holds. What the server delivered to this process before is held when 0 is returned.
@@ -177,9 +229,9 @@ async fn count(live: &Live, topology: &Topology) -> Result<(u64, u64), Failure> 
 /// RabbitMQ 3.10 counts no message in a quorum queue with a leader that does not answer within 250 ms. Only the leader gives out a
 /// message, so an attempt to take one shows whether there is none. Not cancel safe: what is taken goes back.
 async fn count_waiting(live: &Live, topology: &Topology) -> Result<u64, Failure> {
-    match count_ready(live, topology).await? {
+    match count_ready(live, topology).await?.entries {
         // The server answers a channel before it sends what waits there, so only the next answer comes after that.
-        0 if is_empty(live, topology).await? => count_ready(live, topology).await,
+        0 if is_empty(live, topology).await? => Ok(count_ready(live, topology).await?.entries),
         count => Ok(count.max(1)),
     }
 }
@@ -194,4 +246,36 @@ async fn is_empty(live: &Live, topology: &Topology) -> Result<bool, Failure> {
         }
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts of entries with the time of each, and since when one waits after each count.
+    fn check(consumers: u64, counts: &[(u64, i64, Option<i64>)]) {
+        let mut backlog = Backlog::default();
+        for (entries, now, since) in counts {
+            let shown = backlog.observe(Ready { entries: *entries, consumers }, Micros(*now));
+            assert_eq!(shown, since.map(Micros), "{entries} at {now}");
+        }
+    }
+
+    #[test]
+    fn without_a_consumer_an_entry_waits_since_the_first_count() {
+        check(0, &[(0, 1, None), (3, 2, Some(2)), (3, 3, Some(2)), (9, 4, Some(2)), (8, 5, Some(2))]);
+    }
+
+    #[test]
+    fn with_a_consumer_an_entry_waits_since_the_last_decrease() {
+        check(1, &[(3, 1, Some(1)), (5, 2, Some(1)), (4, 3, Some(3)), (4, 4, Some(3)), (1, 5, Some(5))]);
+    }
+
+    #[test]
+    fn only_a_second_zero_shows_that_nothing_waits() {
+        check(
+            0,
+            &[(3, 1, Some(1)), (0, 2, None), (3, 3, Some(1)), (0, 4, None), (0, 5, None), (1, 6, Some(6))],
+        );
+    }
 }

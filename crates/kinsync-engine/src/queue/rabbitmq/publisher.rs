@@ -18,7 +18,11 @@ use super::{
     examine::count_ready,
     rows,
 };
-use crate::queue::{Enqueued, Entry, Error, Payload, batches::Pending};
+use crate::{
+    queue::{Enqueued, Entry, Error, Payload, batches::Outcomes, unanswered},
+    random,
+    supervisor::Supervisor,
+};
 
 /// Groups that wait for their confirms at the same time.
 const IN_FLIGHT: usize = 8;
@@ -31,38 +35,33 @@ const ALARM: &str = "it accepts no entries: its memory or its disk is nearly ful
 
 impl Shared {
     /// Publishes entries until the token is cancelled.
-    pub(super) async fn publish_all(self: &Arc<Self>, stop: &CancellationToken) {
-        let store = |batch| {
-            let shared = Arc::clone(self);
-            async move { shared.store(batch).await }
+    pub(super) async fn publish_all(self: &Arc<Self>, stop: &CancellationToken, supervisor: &Supervisor) {
+        let shared = Arc::clone(self);
+        let store = move |entries: Arc<[Entry]>| {
+            let shared = Arc::clone(&shared);
+            async move { shared.store(&entries).await }
         };
-        self.batches.run(IN_FLIGHT, &self.tasks, stop, store).await;
+        self.batches.run(IN_FLIGHT, &self.tasks, stop, supervisor, store).await;
     }
 
-    async fn store(&self, mut batch: Vec<Pending>) {
-        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
-        batch.retain(|one| !one.reply.is_closed());
-        if batch.is_empty() {
-            return;
-        }
-        if let Ok(ready) = self.ready_recently().await {
-            let most = self.config.max_entries;
-            // A sighting can be made again by the next request.
-            let bound =
-                |entry: &Entry| if matches!(entry.payload, Payload::Sighting(_)) { most / 2 } else { most };
-            for Pending { reply, .. } in batch.extract_if(.., |one| ready >= bound(&one.entry)) {
-                _ = reply.send(Err(Error::Full { depth: ready, bytes: 0 }));
-            }
-        }
-        let messages: Vec<_> = batch
-            .iter()
-            .map(|Pending { entry, .. }| (rows::properties(entry, &self.message_id()), entry.payload.bytes()))
+    async fn store(&self, entries: &[Entry]) -> Outcomes {
+        let (ready, most) = (self.ready_recently().await.ok(), self.config.max_entries);
+        // A sighting can be made again by the next request.
+        let bound =
+            |entry: &Entry| if matches!(entry.payload, Payload::Sighting(_)) { most / 2 } else { most };
+        let full = |entry: &Entry| ready.filter(|ready| *ready >= bound(entry));
+        let accepted = entries.iter().filter(|entry| full(entry).is_none());
+        let messages: Vec<_> = accepted
+            .map(|entry| (rows::properties(entry, &self.message_id()), entry.payload.bytes()))
             .collect();
-        let published = self.publish(&messages).await;
-        for (Pending { reply, .. }, published) in batch.into_iter().zip(published) {
-            // The caller may have been cancelled.
-            _ = reply.send(published.map(|()| Enqueued::New).map_err(Into::into));
-        }
+        let mut published = self.publish(&messages).await.into_iter();
+        let outcome = |entry| match full(entry) {
+            Some(depth) => Err(Error::Full { depth, bytes: 0 }),
+            None => published
+                .next()
+                .map_or_else(|| Err(unanswered()), |published| Ok(published.map(|()| Enqueued::New)?)),
+        };
+        entries.iter().map(outcome).collect()
     }
 
     /// Publishes messages and waits for their confirms. The results are in the order of the messages.
@@ -135,7 +134,8 @@ impl Shared {
                     _ = delivery.acker.ack(BasicAckOptions::default()).await;
                     return;
                 }
-                _ => sleep(POLL).await,
+                // All processes may have failed at the same moment.
+                _ => sleep(random::jitter(POLL, 0.5..=1.5)).await,
             }
         }
     }
@@ -154,7 +154,8 @@ impl Shared {
             return Err(live.unavailable(ALARM, "connection.blocked"));
         }
         let count = count_ready(&live, self.publishing.topology()).await?;
-        *ready = Some((Instant::now(), count));
-        Ok(count)
+        self.backlog(count);
+        *ready = Some((Instant::now(), count.entries));
+        Ok(count.entries)
     }
 }

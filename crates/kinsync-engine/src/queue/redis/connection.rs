@@ -13,7 +13,10 @@ use tokio::{
 };
 
 use super::address::{Address, Sentinels};
-use crate::queue::{CERTIFICATE, Error};
+use crate::{
+    queue::{CERTIFICATE, Error},
+    random,
+};
 
 /// Longest time that a response takes, unless the command itself waits.
 const RESPONSE: Duration = Duration::from_secs(5);
@@ -42,6 +45,7 @@ struct State {
     /// Increases with each manager.
     number: u64,
     live: Option<Live>,
+    /// The last failure, and until when calls fail with it.
     failed: Option<(Instant, Failure)>,
 }
 
@@ -111,8 +115,8 @@ impl Connection {
         if let Some(live) = &state.live {
             return Ok(live.clone());
         }
-        if let Some((at, failure)) = &state.failed
-            && at.elapsed() < PAUSE
+        if let Some((until, failure)) = &state.failed
+            && Instant::now() < *until
         {
             return Err(failure.clone());
         }
@@ -123,7 +127,9 @@ impl Connection {
                 Ok(state.live.insert(live).clone())
             }
             Err(failure) => {
-                state.failed = Some((Instant::now(), failure.clone()));
+                // All processes may have failed at the same moment.
+                let until = Instant::now() + random::jitter(PAUSE, 0.5..=1.5);
+                state.failed = Some((until, failure.clone()));
                 Err(failure)
             }
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::{Cmd, Pipeline, cmd};
 
 use super::{Shared, connection::Failure, millis, rows, script};
-use crate::queue::{Enqueued, Error, batches::Pending};
+use crate::queue::{Enqueued, Entry, Error, batches::Outcomes};
 
 /// Longest time that replicas have to confirm an entry.
 const WAIT: Duration = Duration::from_secs(1);
@@ -18,29 +18,19 @@ enum Stored {
 }
 
 impl Shared {
-    pub(super) async fn store(&self, mut batch: Vec<Pending>) {
-        // Their callers no longer wait: those of a spool, which has the entries meanwhile.
-        batch.retain(|one| !one.reply.is_closed());
-        if batch.is_empty() {
-            return;
-        }
+    pub(super) async fn store(&self, entries: &[Entry]) -> Outcomes {
         let mut script = script(include_str!("enqueue.lua"), &[&self.keys.stream, &self.keys.seen]);
         script.arg(self.config.max_entries).arg(self.config.dedupe_window);
-        for Pending { entry, .. } in &batch {
+        for entry in entries {
             rows::add_entry(&mut script, entry);
         }
         let stored = self.stored(script).await;
-        for (at, Pending { reply, .. }) in batch.into_iter().enumerate() {
-            let answer = match &stored {
-                Ok(answers) => self.answer(answers.get(at)),
-                Err(Stored::Failed(failure)) => Err(failure.clone().into()),
-                Err(Stored::TooFewReplicas(have)) => {
-                    Err(Failure::too_few_replicas(self.config.replicas, *have))
-                }
-            };
-            // The caller may have been cancelled.
-            _ = reply.send(answer);
-        }
+        let outcome = |at| match &stored {
+            Ok(answers) => self.answer(answers.get(at)),
+            Err(Stored::Failed(failure)) => Err(failure.clone().into()),
+            Err(Stored::TooFewReplicas(have)) => Err(Failure::too_few_replicas(self.config.replicas, *have)),
+        };
+        (0..entries.len()).map(outcome).collect()
     }
 
     async fn stored(&self, script: Cmd) -> Result<Vec<i64>, Stored> {
