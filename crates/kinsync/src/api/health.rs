@@ -90,7 +90,7 @@ pub struct Components {
 pub struct TaskHealth {
     /// Restarts since the server started.
     pub restarts: u64,
-    /// Why the task ended last; absent once it has run for a minute again.
+    /// Why the task failed last; absent after a minute or two without a failure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }

@@ -52,7 +52,8 @@ impl Problems {
         if oldest.is_some_and(|age| age > LATE.as_secs_f64()) {
             let depth = queued.depth;
             self.degraded(Code::QueueDelayed, format!(
-                "the oldest of {depth} queued deliveries is older than {} s: see the log for what delays the store",
+                "the oldest of {depth} queued deliveries is older than {} s: see the log for what delays the store, or no process with \
+                 the role `project` runs",
                 LATE.as_secs()
             ));
         }
