@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use crate::{
     faulty::{Failure, Fault, FaultyStore},
     queue_conformance::{Fresh, LEASE, claim, claim_all, counts, dead_letter, entry, event_ids, ids},
-    queue_rabbitmq::{WITHIN, open, open_at, open_with, other_program, until_claimed},
+    queue_rabbitmq::{WITHIN, open, open_with, other_program, until_claimed},
     queue_spooled::World,
 };
 
@@ -441,16 +441,4 @@ async fn an_entry_that_no_process_claims_gets_older_until_one_does() {
         }
     };
     timeout(WITHIN, taken).await.expect("the projector gets it");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_queue_with_a_host_that_does_not_answer_can_be_closed() {
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let Fresh { queue, .. } = open_at(&format!("amqp://127.0.0.1:{port}"), "kinsync");
-    let (waits, ()) = tokio::join!(queue.enqueue(entry("a")), async {
-        silent.accept().await.unwrap();
-        timeout(WITHIN, queue.close()).await.expect("it is closed");
-    });
-    assert!(matches!(waits, Err(Error::Unavailable { .. })), "{waits:?}");
 }
