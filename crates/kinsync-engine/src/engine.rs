@@ -370,26 +370,31 @@ impl Engine {
     }
 
     /// `mongodb` or `embedded`.
+    #[doc(hidden)]
     pub fn store_kind(&self) -> &'static str {
         self.0.store.kind()
     }
 
     /// Erases users.
+    #[doc(hidden)]
     pub fn eraser(&self) -> &Eraser {
         &self.0.eraser
     }
 
     /// Why the store is not prepared yet; `None` once it is.
+    #[doc(hidden)]
     pub fn store_failure(&self) -> Option<Failure> {
         self.0.unprepared.borrow().clone()
     }
 
     /// What the store refuses, as of a few seconds ago.
+    #[doc(hidden)]
     pub fn refused_by_store(&self) -> RefusedByStore {
         self.0.projector.refused().borrow().clone()
     }
 
     /// Changed organizations, roles and permissions that the documents of some users do not show yet, as of a few seconds ago.
+    #[doc(hidden)]
     pub fn spread_status(&self) -> SpreadStatus {
         self.0.projector.spread().status()
     }
@@ -397,11 +402,13 @@ impl Engine {
     /// How far the search for documents of the application has come that kinsync has not written; `None` unless users are in
     /// MongoDB.
     #[cfg(feature = "mongodb")]
+    #[doc(hidden)]
     pub fn unwritten_search(&self) -> Option<store::mongo::SearchProgress> {
         matches!(self.0.store, OpenedStore::Mongo(_)).then(|| *self.0.search.borrow())
     }
 
     /// The breaker between the projector and the store.
+    #[doc(hidden)]
     pub fn breaker(&self) -> &Breaker {
         &self.0.breaker
     }
@@ -418,6 +425,7 @@ impl Engine {
 
     /// The number of users that may differ from Kinde, as far as contradictory observations show it, and that cannot be
     /// checked without a Management API; 0 with one.
+    #[doc(hidden)]
     pub fn unchecked_users(&self) -> usize {
         self.0.unchecked_users.load(Ordering::Relaxed)
     }
@@ -430,6 +438,7 @@ impl Engine {
     }
 
     /// Requests a scan that carries out approved deletions. Durable when this returns.
+    #[doc(hidden)]
     pub async fn approve(&self, approval: &Approval) -> Result<(), store::Error> {
         PendingChecks::approve(&**self.store(), approval).await?;
         self.wake_reconciler();
@@ -444,6 +453,7 @@ impl Engine {
     }
 
     /// Loads the stored runs, newest first. A run is shown as cut if its process was killed or lost its lease.
+    #[doc(hidden)]
     pub async fn runs(&self) -> Result<record::History, store::Error> {
         match &self.0.reconciler {
             Some(handle) => handle.reconciler.history().await,

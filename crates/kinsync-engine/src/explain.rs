@@ -242,7 +242,7 @@ impl Explainer<'_> {
     }
 
     fn property(&self, field: Field, key: &str, value: Option<&str>, version: &Version) -> ExplainedField {
-        let value = value.map_or(Value::Null, |value| Value::from(value));
+        let value = value.map_or(Value::Null, Value::from);
         let known = self.state.properties().and_then(|known| known.decided_by(key));
         ExplainedField { property: Some(key.to_owned()), ..self.explained(field, value, version, known) }
     }

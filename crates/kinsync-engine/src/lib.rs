@@ -86,11 +86,8 @@ mod work_lease;
 #[doc(hidden)]
 pub mod internal;
 
-pub use breaker::{Breaker, Failure};
 pub use clock::Clock;
 pub use engine::{Builder, Engine, Error, ReconcilerHandle, Roles};
-pub use erasure::Eraser;
-pub use projector::RefusedByStore;
 #[cfg(feature = "rabbitmq")]
 pub use queue::rabbitmq::{Config as RabbitmqConfig, RabbitmqQueue};
 #[cfg(feature = "redis")]
@@ -101,8 +98,7 @@ pub use queue::{
 pub use reconcile::{
     Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,
 };
-pub use retention::{MIN_AGE as MIN_RETENTION, Rules as RetentionRules};
-pub use spread::SpreadStatus;
+pub use retention::Rules as RetentionRules;
 #[cfg(feature = "mongodb")]
 pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};
 pub use store::{Error as StoreError, Row, Selection, Store, UserFilter};

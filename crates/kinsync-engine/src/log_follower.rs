@@ -231,7 +231,9 @@ async fn join_states(store: &dyn Store, mut states: States, now: Micros) -> Resu
     if !states.is_empty() {
         let Applied { changed, failed, .. } = apply_states(store, states, now).await?;
         joined.rows = changed.len();
-        failed.into_iter().for_each(|(user, reason)| joined.fail(user, &reason));
+        for (user, reason) in failed {
+            joined.fail(user, &reason);
+        }
     }
     Ok(joined)
 }

@@ -29,7 +29,10 @@ use kinde::{
     bearer::{AccessToken, CachingVerifier, VerificationError},
 };
 use kinsync_core::UserId;
-use kinsync_engine::{Breaker, Clock, Engine, Queue, internal::sighting::Sighting};
+use kinsync_engine::{
+    Clock, Engine, Queue,
+    internal::{breaker::Breaker, sighting::Sighting},
+};
 use tokio::{
     sync::{Mutex, broadcast, mpsc},
     time::timeout,

@@ -8,10 +8,11 @@ use std::{collections::BTreeMap, time::Duration};
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    ComponentStatus, SpreadStatus,
+    ComponentStatus,
     internal::{
         breaker::{Breaker, Failure, State},
         reconcile::{record::DriftKind, webhook_health},
+        spread::SpreadStatus,
         store::{Severity, StoreProblem},
     },
 };

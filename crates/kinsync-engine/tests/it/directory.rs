@@ -208,11 +208,9 @@ async fn an_organization_that_only_an_older_event_of_a_user_names_did_not_exist_
     let world = World::new(fresh).await;
     let ada = world.import(1).remove(0);
     let joined = |code: &str| {
-        let code = Some(code.to_owned());
-        world
-            .kinde
-            .create_organization(OrganizationEdit { code: code.clone(), ..OrganizationEdit::default() })?;
-        world.kinde.add_to_organization(&ada, &code.expect("given"), &[], &[])
+        let edit = OrganizationEdit { code: Some(code.to_owned()), ..OrganizationEdit::default() };
+        world.kinde.create_organization(edit)?;
+        world.kinde.add_to_organization(&ada, code, &[], &[])
     };
     // The event of the organization itself is lost.
     let newest_of_user = || {

@@ -12,9 +12,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use kinsync_engine::{
-    Breaker, Clock,
+    Clock,
     internal::{
-        breaker,
+        breaker::{self, Breaker},
         projector::{self, Projector},
         queue::{Entry, Queue, embedded},
         store::Store,

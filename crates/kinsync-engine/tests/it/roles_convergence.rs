@@ -93,17 +93,17 @@ async fn converges(fresh: Fresh, user_permissions: UserPermissions, seed: u64) {
     let world = World::with(fresh, kinde_emulator::Config { unknowns, ..Default::default() }).await;
     let mut history = History::new(&world, 14, seed);
     let events = history.live(60);
-    apply(&mut history, events).await;
+    Box::pin(apply(&mut history, events)).await;
     history.assert_only_what_events_say("before the first scan").await;
     for round in 0..2 {
         let mode = if round == 0 { RunMode::Backfill } else { RunMode::Reconcile };
         Box::pin(overlap(&mut history, mode)).await;
         history.assert_only_what_was(&format!("round {round}, during a scan")).await;
         let events = history.live(20);
-        apply(&mut history, events).await;
+        Box::pin(apply(&mut history, events)).await;
         assert_converged(&history, &format!("round {round}, after the run")).await;
         let late = history.late();
-        apply(&mut history, late).await;
+        Box::pin(apply(&mut history, late)).await;
         history.assert_only_what_was(&format!("round {round}, after late deliveries")).await;
         reconciler(&world).run_pending_checks().await.expect("Kinde answers");
         assert_converged(&history, &format!("round {round}, after late deliveries and a run")).await;
@@ -197,14 +197,14 @@ async fn apply(history: &mut History<'_>, entries: Vec<Entry>) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let process = Process::start(world, folder.path(), kill);
     process.enqueue(history, entries).await;
-    process.run(async |process| process.drain(world).await).await;
+    Box::pin(process.run(async |process| process.drain(world).await)).await;
     finish(world, folder.path()).await;
 }
 
 /// Lets a process complete what killed ones have left.
 async fn finish(world: &World, folder: &Path) {
     let process = Process::start(world, folder, usize::MAX);
-    process.run(async |process| process.drain(world).await).await;
+    Box::pin(process.run(async |process| process.drain(world).await)).await;
     let now = Clock::system().now();
     log_follower::follow(&*world.fresh.store, now, now).await.expect("the store answers");
     until_spread(&*world.fresh.store).await;

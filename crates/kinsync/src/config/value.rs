@@ -8,7 +8,9 @@ use std::{net::SocketAddr, time::Duration};
 use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
-use kinsync_engine::{LinkByEmail, MIN_RETENTION, RetentionRules, TombstoneEmail};
+use kinsync_engine::{
+    LinkByEmail, RetentionRules, TombstoneEmail, internal::retention::MIN_AGE as MIN_RETENTION,
+};
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
 use url::Url;
