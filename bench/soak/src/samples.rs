@@ -11,6 +11,8 @@ use tokio::task::JoinHandle;
 use crate::checks::Verdicts;
 
 const EVERY: Duration = Duration::from_secs(1);
+/// Samples from one that is printed to the next.
+const PRINTED: usize = 120;
 /// Growth that is allowed between the first and the last third: of memory the share and the MiB together.
 const MEMORY: (f64, f64) = (1.2, 8.0);
 const DESCRIPTORS: f64 = 16.0;
@@ -33,7 +35,11 @@ impl Samples {
             loop {
                 ticks.tick().await;
                 if let Some(sample) = process.and_then(sample) {
-                    samples.lock().expect("no task panics with the lock").push(sample);
+                    let mut samples = samples.lock().expect("no task panics with the lock");
+                    if samples.len() % PRINTED == 0 {
+                        println!("          {:.1} MiB, {:.0} descriptors", sample.0, sample.1);
+                    }
+                    samples.push(sample);
                 }
             }
         });
