@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod mongo;
+pub mod partition;
 pub mod rabbitmq;
 pub mod redis;
 pub mod replica_set;

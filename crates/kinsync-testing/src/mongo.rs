@@ -3,6 +3,7 @@
 
 use std::{
     io::Write,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
@@ -33,11 +34,11 @@ const READABLE: &str = "--replSet rs0 --directoryperdb --wiredTigerCollectionBlo
 /// Supervises a server.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
-mongod=$1 dir=$2 port=$3 set=$4 pid=
+mongod=$1 dir=$2 host=$3 port=$4 set=$5 namespace=$6 pid=
 start() {
   auth=
   [ ! -f "$dir.key" ] || auth="--auth --keyFile $dir.key"
-  "$mongod" --dbpath "$dir" --port "$port" --bind_ip 127.0.0.1 $set $auth --quiet \
+  ${namespace:+ip netns exec "$namespace"} "$mongod" --dbpath "$dir" --port "$port" --bind_ip "$host" $set $auth --quiet \
     --setParameter enableTestCommands=1 --wiredTigerCacheSizeGB 0.25 --nounixsocket \
     --logpath "$dir/mongod.log" --logappend </dev/null >/dev/null 2>&1 &
   pid=$!
@@ -64,7 +65,9 @@ rmdir "${dir%/*}" 2>/dev/null
 /// A running MongoDB: a replica set of one, or none.
 #[derive(Debug)]
 pub struct TestMongo {
-    port: u16,
+    address: SocketAddr,
+    /// Empty in the namespace of the test.
+    namespace: String,
     set: &'static str,
     supervisor: Mutex<Supervisor>,
 }
@@ -101,13 +104,17 @@ impl TestMongo {
     pub async fn start_with_access_control() -> Self {
         let mongo = Self::start(SET, Access::Controlled).await;
         let root = doc! { "createUser": "root", "pwd": "secret", "roles": ["root"] };
-        let admin = direct(mongo.port).await.database("admin");
+        let admin = direct(mongo.address).await.database("admin");
         admin.run_command(root).await.expect("the first user is created without one");
         mongo
     }
 
     async fn start_as(set: &'static str) -> Self {
         Self::start(set, Access::Open).await
+    }
+
+    fn new(address: SocketAddr, namespace: String, set: &'static str, supervisor: Supervisor) -> Self {
+        Self { address, namespace, set, supervisor: Mutex::new(supervisor) }
     }
 
     async fn start(set: &'static str, access: Access) -> Self {
@@ -117,7 +124,7 @@ impl TestMongo {
             if access == Access::Controlled {
                 supervisor.write_key();
             }
-            let mongo = Self { port: crate::free_port(), set, supervisor: Mutex::new(supervisor) };
+            let mongo = Self::new(free_address(), String::new(), set, supervisor);
             mongo.launch();
             if mongo.become_primary().await {
                 return mongo;
@@ -129,12 +136,12 @@ impl TestMongo {
     /// What a client connects to.
     pub fn uri(&self) -> String {
         let options = if self.set.is_empty() { "" } else { "?replicaSet=rs0" };
-        format!("mongodb://127.0.0.1:{}/{options}", self.port)
+        format!("mongodb://{}/{options}", self.address)
     }
 
     /// Where the server listens.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        self.address.to_string()
     }
 
     /// What a client with a user and a password connects to.
@@ -158,19 +165,19 @@ impl TestMongo {
     /// `{"times": 1}` or `"alwaysOn"`. Off again when the guard is dropped.
     pub async fn fail_point(&self, mode: impl Into<bson::Bson>, data: Document) -> FailPoint {
         let command = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };
-        let client = direct(self.port).await;
+        let client = direct(self.address).await;
         client.database("admin").run_command(command).await.expect("the fail point is well-formed");
-        FailPoint { port: self.port }
-    }
-
-    /// Returns the port of the server.
-    pub(crate) fn port(&self) -> u16 {
-        self.port
+        FailPoint { address: self.address }
     }
 
     /// Starts a server that is meant to become a member of a replica set, which the caller initiates.
     pub(crate) fn launch_member() -> Self {
-        let mongo = Self { port: crate::free_port(), set: SET, supervisor: Mutex::new(Supervisor::new()) };
+        Self::launch_member_at(free_address(), String::new())
+    }
+
+    /// The same, at this address of a network namespace.
+    pub(crate) fn launch_member_at(address: SocketAddr, namespace: String) -> Self {
+        let mongo = Self::new(address, namespace, SET, Supervisor::new());
         mongo.launch();
         mongo
     }
@@ -188,7 +195,7 @@ impl TestMongo {
 
     /// Returns a client of this server alone.
     pub async fn direct(&self) -> Client {
-        direct(self.port).await
+        direct(self.address).await
     }
 
     /// Kills the server as a power cut would.
@@ -215,9 +222,11 @@ impl TestMongo {
     fn launch(&self) {
         let mut supervisor = self.supervisor.lock().expect("no test panics while it holds this");
         if supervisor.shell.is_none() {
-            let (mongod, dir, port) = (mongod(), supervisor.dir.clone(), self.port.to_string());
+            let (mongod, dir) = (mongod(), supervisor.dir.clone());
+            let (host, port) = (self.address.ip().to_string(), self.address.port().to_string());
             let paths = [mongod.as_os_str(), dir.as_os_str()];
-            let arrange = |sh: &mut Command| _ = sh.args(paths).args([port.as_str(), self.set]);
+            let arrange =
+                |sh: &mut Command| _ = sh.args(paths).args([&*host, &*port, self.set, &*self.namespace]);
             supervisor.shell = Some(Shell::new(SUPERVISOR, arrange));
         }
         supervisor.send("start");
@@ -229,9 +238,9 @@ impl TestMongo {
 
     /// `false` when the server has ended instead.
     async fn become_primary(&self) -> bool {
-        let client = direct(self.port).await;
+        let client = direct(self.address).await;
         let admin = client.database("admin");
-        let host = format!("127.0.0.1:{}", self.port);
+        let host = self.address();
         let config = doc! { "_id": "rs0", "members": [{ "_id": 0, "host": host }] };
         let deadline = Instant::now() + START;
         while Instant::now() < deadline && self.send("alive") {
@@ -254,18 +263,18 @@ impl TestMongo {
 #[derive(Debug)]
 #[must_use = "the fail point is off as soon as this is dropped"]
 pub struct FailPoint {
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Drop for FailPoint {
     fn drop(&mut self) {
-        let port = self.port;
+        let address = self.address;
         let off = doc! { "configureFailPoint": "failCommand", "mode": "off" };
         // A thread and a runtime of its own: dropping cannot wait for the test's runtime.
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime starts").block_on(async {
-                let _ = direct(port).await.database("admin").run_command(off).await;
+                let _ = direct(address).await.database("admin").run_command(off).await;
             });
         });
         let _ = thread.join();
@@ -306,9 +315,13 @@ impl Supervisor {
 }
 
 /// A client of this server and not of the set.
-async fn direct(port: u16) -> Client {
-    let uri = format!("mongodb://127.0.0.1:{port}/?directConnection=true&serverSelectionTimeoutMS=500");
+async fn direct(address: SocketAddr) -> Client {
+    let uri = format!("mongodb://{address}/?directConnection=true&serverSelectionTimeoutMS=500");
     Client::with_uri_str(uri).await.expect("the URI is well-formed")
+}
+
+fn free_address() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, crate::free_port()).into()
 }
 
 fn dir_of_process() -> PathBuf {

@@ -1,11 +1,14 @@
-//! A real MongoDB replica set with three members on this machine: step-downs, killed and paused members, elections.
+//! A real MongoDB replica set with three members on this machine: step-downs, killed, paused and cut off members, elections.
 
 use std::time::Duration;
 
 use bson::{Document, doc};
 use tokio::time::{Instant, sleep};
 
-use crate::mongo::TestMongo;
+use crate::{
+    mongo::TestMongo,
+    partition::{Host, TestNetwork},
+};
 
 /// Longest time until the set has a primary. Elections take a few seconds with the timeout set below.
 const ELECTION: Duration = Duration::from_mins(3);
@@ -23,24 +26,59 @@ pub enum Replication {
 #[derive(Debug)]
 pub struct TestReplicaSet {
     members: Vec<TestMongo>,
+    /// Ends after the members.
+    network: Option<TestNetwork>,
 }
 
 impl TestReplicaSet {
     /// Starts three members and waits until one of them is primary and the others are secondaries.
     pub async fn start() -> Self {
-        let set = Self { members: (0..3).map(|_| TestMongo::launch_member()).collect() };
-        let deadline = Instant::now() + ELECTION;
-        while !set.is_initiated().await {
-            assert!(Instant::now() < deadline, "the replica set was not initiated");
-            sleep(Duration::from_millis(50)).await;
-        }
-        set.until_whole().await;
+        let members = (0..3).map(|_| TestMongo::launch_member()).collect();
+        let set = Self { members, network: None };
+        // An election soon after the primary fails.
+        set.initiate(doc! { "electionTimeoutMillis": 1500, "heartbeatIntervalMillis": 250 }).await;
         set
+    }
+
+    /// Starts three members with one host each in a network that [`Self::cut`] divides, with MongoDB's own timeouts. Root alone may
+    /// create such a network.
+    ///
+    /// # Panics
+    /// When the network cannot be created.
+    pub async fn start_in_network() -> Self {
+        let network = TestNetwork::start(3);
+        let member = |n| {
+            let (address, namespace) = network.place(n);
+            TestMongo::launch_member_at(address, namespace)
+        };
+        let set = Self { members: (0..3).map(member).collect(), network: Some(network) };
+        set.initiate(doc! {}).await;
+        set
+    }
+
+    /// Lets no packet pass between these two from now on, in either direction and without an error for either.
+    ///
+    /// # Panics
+    /// When the set is not [in a network](Self::start_in_network).
+    pub fn cut(&self, one: Host, other: Host) {
+        self.network().cut(one, other);
+    }
+
+    /// Lets every packet pass again.
+    ///
+    /// # Panics
+    /// When the set is not [in a network](Self::start_in_network).
+    pub fn heal(&self) {
+        self.network().heal();
+    }
+
+    fn network(&self) -> &TestNetwork {
+        self.network.as_ref().expect("the set was started in a network")
     }
 
     /// Returns the connection string with all members.
     pub fn uri(&self) -> String {
-        let hosts: Vec<String> = self.members.iter().map(host).collect();
+        let hosts: Vec<String> = self.members.iter().map(TestMongo::address).collect();
         format!("mongodb://{}/?replicaSet=rs0", hosts.join(","))
     }
 
@@ -56,8 +94,14 @@ impl TestReplicaSet {
 
     /// Waits until a member is primary, and returns its number.
     pub async fn primary(&self) -> usize {
+        self.primary_among(&[0, 1, 2]).await
+    }
+
+    /// Waits until one of these members is primary, and returns its number. A primary that was cut off from them reports that it is
+    /// primary for a while.
+    pub async fn primary_among(&self, members: &[usize]) -> usize {
         self.until("there is a primary", async |states: &[Option<String>]| {
-            states.iter().position(|state| state.as_deref() == Some("PRIMARY"))
+            members.iter().copied().find(|n| states[*n].as_deref() == Some("PRIMARY"))
         })
         .await
     }
@@ -95,17 +139,34 @@ impl TestReplicaSet {
         admin.run_command(command).await.expect("the member answers");
     }
 
+    /// Waits until a former primary rolls back what the others lack.
+    pub async fn until_rolled_back(&self, n: usize) {
+        let deadline = Instant::now() + ELECTION;
+        while !self.members[n].log().contains("ROLLBACK") {
+            assert!(Instant::now() < deadline, "the member rolls nothing back");
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Starts a member again that was stopped.
     pub fn restart(&self, n: usize) {
         self.members[n].launch_again();
     }
 
-    async fn is_initiated(&self) -> bool {
+    async fn initiate(&self, settings: Document) {
+        let deadline = Instant::now() + ELECTION;
+        while !self.is_initiated(&settings).await {
+            assert!(Instant::now() < deadline, "the replica set was not initiated");
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.until_whole().await;
+    }
+
+    async fn is_initiated(&self, settings: &Document) -> bool {
         let members: Vec<Document> = (0_i32..)
             .zip(&self.members)
-            .map(|(id, member)| doc! { "_id": id, "host": host(member) })
+            .map(|(id, member)| doc! { "_id": id, "host": member.address() })
             .collect();
-        let settings = doc! { "electionTimeoutMillis": 1500, "heartbeatIntervalMillis": 250 };
         let config = doc! { "_id": "rs0", "members": members, "settings": settings };
         let admin = self.members[0].direct().await.database("admin");
         // Fails until every member answers, and after it has succeeded.
@@ -147,8 +208,4 @@ async fn state(member: &TestMongo) -> Option<String> {
         }
         .into(),
     )
-}
-
-fn host(member: &TestMongo) -> String {
-    format!("127.0.0.1:{}", member.port())
 }

@@ -1,4 +1,4 @@
-//! A network with a delay, in front of a local server.
+//! A network that delays or holds what it forwards, in front of a local server.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -15,7 +15,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep_until},
 };
@@ -24,8 +24,22 @@ use tokio::{
 #[derive(Debug)]
 pub struct SlowNetwork {
     address: SocketAddr,
-    delay: Arc<AtomicU64>,
+    conditions: Conditions,
+    is_open: watch::Sender<bool>,
     _connections: JoinSet<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Conditions {
+    delay: Arc<AtomicU64>,
+    is_open: watch::Receiver<bool>,
+}
+
+impl Conditions {
+    /// Waits until the network forwards.
+    async fn until_open(&mut self) {
+        let _ = self.is_open.wait_for(|is_open| *is_open).await;
+    }
 }
 
 impl SlowNetwork {
@@ -36,18 +50,17 @@ impl SlowNetwork {
     pub async fn start(port: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("loopback has a free port");
         let address = listener.local_addr().expect("a listener has an address");
-        let delay = Arc::new(AtomicU64::new(0));
+        let (sender, is_open) = watch::channel(true);
+        let conditions = Conditions { delay: Arc::default(), is_open };
         let mut connections = JoinSet::new();
-        let current = Arc::clone(&delay);
+        let current = conditions.clone();
         connections.spawn(async move {
             let mut open = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                if let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await {
-                    open.spawn(connect(client, server, Arc::clone(&current)));
-                }
+                open.spawn(connect(client, port, current.clone()));
             }
         });
-        Self { address, delay, _connections: connections }
+        Self { address, conditions, is_open: sender, _connections: connections }
     }
 
     /// Host and port.
@@ -57,17 +70,33 @@ impl SlowNetwork {
 
     /// Delays each byte by this from now on, in each direction.
     pub fn set_delay(&self, delay: Duration) {
-        self.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.conditions.delay.store(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Holds each byte and each end of a connection from now on, until [`Self::release`]. A client still connects, and nothing answers.
+    pub fn hold(&self) {
+        self.is_open.send_replace(false);
+    }
+
+    /// Forwards what was held and what comes.
+    pub fn release(&self) {
+        self.is_open.send_replace(true);
     }
 }
 
-async fn connect(client: TcpStream, server: TcpStream, delay: Arc<AtomicU64>) {
+async fn connect(client: TcpStream, port: u16, mut conditions: Conditions) {
+    conditions.until_open().await;
+    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { return };
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    tokio::join!(forward(from_client, to_server, &delay), forward(from_server, to_client, &delay));
+    tokio::join!(
+        forward(from_client, to_server, conditions.clone()),
+        forward(from_server, to_client, conditions)
+    );
 }
 
 /// Forwards until either side ends. What is read is on its way while the next part is read, as in a long cable.
-async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: &AtomicU64) {
+async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut conditions: Conditions) {
+    let delay = Arc::clone(&conditions.delay);
     let (sent, mut received) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let read = async move {
         let mut buffer = vec![0; 1 << 16];
@@ -81,10 +110,13 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: &Atomic
     let write = async move {
         while let Some((due, part)) = received.recv().await {
             sleep_until(due).await;
+            conditions.until_open().await;
             if to.write_all(&part).await.is_err() {
                 return;
             }
         }
+        // The end is held too.
+        conditions.until_open().await;
     };
     tokio::join!(read, write);
 }

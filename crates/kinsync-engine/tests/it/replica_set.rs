@@ -167,11 +167,7 @@ async fn replace_primary(set: &TestReplicaSet, primary: usize) {
 /// Restarts the former primary, which has to roll back what the others lack.
 async fn until_rolled_back(set: &TestReplicaSet, primary: usize) {
     set.restart(primary);
-    let deadline = Instant::now() + RECOVERY;
-    while !set.member(primary).log().contains("ROLLBACK") {
-        assert!(Instant::now() < deadline, "the restarted member rolls nothing back");
-        sleep(Duration::from_millis(100)).await;
-    }
+    set.until_rolled_back(primary).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
