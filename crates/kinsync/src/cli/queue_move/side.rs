@@ -79,7 +79,7 @@ fn same() -> Exit {
     anyhow!("--from is the queue of this configuration").into()
 }
 
-/// Opens both. The store is opened if one of them is in RabbitMQ, whose dead letters it has.
+/// Opens both. The store is opened only if one of them is in RabbitMQ: it has the dead letters.
 pub(super) async fn open(from: &Config, to: &Config, supervisor: &Supervisor) -> Result<(Side, Side), Exit> {
     let is_rabbitmq = |config: &Config| matches!(config.queue.kind, QueueKind::Rabbitmq(_));
     let store = if is_rabbitmq(from) || is_rabbitmq(to) {
