@@ -12,7 +12,7 @@ use super::{PART, Scheme};
 use crate::options::Options;
 use crate::process::Process;
 use crate::report::{Report, Row, Target, Unit};
-use crate::series::Spread;
+use crate::series::{Series, Spread};
 use crate::work::Work;
 
 const TIMEOUT: Duration = Duration::from_mins(5);
@@ -33,12 +33,11 @@ pub async fn add_rows(
     tokens: &Scheme,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let schemes: [(_, _, fn(&Found) -> &[f64], _); 2] =
-        [("JWT", tokens, |found| &found.rsa, 1.15), ("HMAC", hmac, |found| &found.hmac, 1.3)];
-    for (name, scheme, verification, most) in schemes {
+    for (name, scheme, most) in [("JWT", tokens, 1.15), ("HMAC", hmac, 1.3)] {
         let group = Spread::of(&scheme.groups).median;
         let found = inside(work, options, [hmac.body, tokens.body], group).await?;
-        let verification = Spread::of(verification(&found)).median;
+        let verification = if name == "JWT" { &found.rsa } else { &found.hmac };
+        let verification = Spread::of(verification).median;
         let append = Spread::of(&found.append).median;
         let Scheme { alone, baseline, kinsync, .. } = scheme;
         let Spread { median, min, max } = alone.cpu_over(baseline, verification + append);
@@ -48,7 +47,7 @@ pub async fn add_rows(
         let parts = format!("request as (b), verification {verification:.1} µs, row {append:.1} µs");
         report.add(row.note(parts));
         let shared = format!("{group:.1} deliveries per sync");
-        let row = |series: &crate::series::Series, what| series.cpu_row(&format!("{name}: CPU per {what}"));
+        let row = |series: &Series, what| series.cpu_row(&format!("{name}: CPU per {what}"));
         report.add(row(alone, "delivery, MongoDB unavailable").note(shared));
         report.add(row(baseline, "request of (b)"));
         report.add(row(kinsync, "delivery, with MongoDB and the projector"));
