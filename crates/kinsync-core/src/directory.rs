@@ -223,13 +223,8 @@ impl Entry {
         self.absence().is_some_and(|absent| absent >= version)
     }
 
-    /// Returns whether the entry contains only that the object exists.
-    pub fn is_mention(&self) -> bool {
-        self.present.is_some() && *self == Self { present: self.present.clone(), ..Self::default() }
-    }
-
-    /// Returns the entry with what the newest complete list of objects of its kind proves: one that no older list contained, and that
-    /// is not live, did not exist then either.
+    /// Returns the entry with what the newest complete list of organizations proves: a deleted one did not exist then either.
+    /// Only organizations can exist again, because roles and permissions have ids that Kinde uses once.
     #[must_use]
     pub fn as_of(&self, listed: Option<&Version>) -> Self {
         let absent = self.absence().and(listed).cloned();

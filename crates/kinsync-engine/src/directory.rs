@@ -101,8 +101,11 @@ pub(crate) struct Listed(pub(crate) BTreeMap<Kind, Version>);
 
 impl Listed {
     /// Returns what documents show of a record.
-    pub(crate) fn shown(&self, stored: &Stored) -> Entry {
-        stored.entry.as_of(self.0.get(&stored.kind))
+    pub(crate) fn shown(&self, stored: Stored) -> Entry {
+        match stored.kind {
+            Kind::Organization => stored.entry.as_of(self.0.get(&stored.kind)),
+            Kind::Role | Kind::Permission => stored.entry,
+        }
     }
 
     /// Stores that a complete list of this kind has this version. Returns `false` if a process has a newer lease.
@@ -127,25 +130,14 @@ impl Listed {
 /// Fails when the store fails. A repetition is safe.
 pub async fn observe(store: &dyn Store, changes: Vec<Change>) -> Result<bool, Error> {
     let mut left: BTreeMap<String, (Kind, Entry)> = BTreeMap::new();
-    let (mut mentions, changes): (Vec<Change>, Vec<Change>) =
-        changes.into_iter().partition(|change| change.entry.is_mention());
     for Change { kind, id, entry } in changes {
         let (_, known) = left.entry(id).or_insert_with(|| (kind, Entry::default()));
         *known = std::mem::take(known).join(entry);
-    }
-    mentions.sort_by(|one, other| one.entry.newest().cmp(&other.entry.newest()));
-    for Change { kind, id, entry } in mentions {
-        left.entry(id).or_insert((kind, entry));
     }
     if left.is_empty() {
         return Ok(false);
     }
     let listed: Listed = state_records::load(store, &LISTED).await?;
-    // Of an object that an event about a user names, only this follows: without a record it did not exist when the list was made.
-    let is_listed = |kind: &Kind, entry: &Entry| {
-        listed.0.get(kind).is_some_and(|listed| entry.newest().is_some_and(|named| named <= listed))
-    };
-    left.retain(|_, (kind, entry)| !entry.is_mention() || is_listed(kind, entry));
     let mut is_due = false;
     for round in 0..MAX_ROUNDS {
         pause(round).await;
@@ -227,11 +219,6 @@ async fn join_one(store: &dyn Store, job: Job) -> Result<(String, Option<bool>),
         // Nothing is lost: the log has the event, and a scan observes the object again after the reset of the record.
         return Ok((id, Some(false)));
     };
-    if let Some(known) = &known
-        && entry.is_mention()
-    {
-        return Ok((id, Some(known.is_due())));
-    }
     let next = joined(known.clone(), kind, &entry, listed.as_ref());
     if known.as_ref() == Some(&next) {
         return Ok((id, Some(next.is_due())));
@@ -343,7 +330,7 @@ async fn load_exactly(store: &dyn Store, ids: BTreeSet<String>) -> Result<Direct
         let listed: Listed = listed.map(|record| record.value).unwrap_or_default();
         for ((key, id), saved) in keys.iter().zip(ids).zip(saved) {
             let Ok(stored) = saved.map(|saved| decode(key, &saved)).transpose() else { continue };
-            directory.add(id, stored.map(|stored| listed.shown(&stored)).unwrap_or_default());
+            directory.add(id, stored.map(|stored| listed.shown(stored)).unwrap_or_default());
         }
     }
     Ok(directory)

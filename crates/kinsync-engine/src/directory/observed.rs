@@ -19,7 +19,7 @@ pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
         Body::OrganizationDeleted { code } => vec![deleted(Kind::Organization, code)],
         Body::RoleDeleted { id } => vec![deleted(Kind::Role, id)],
         Body::PermissionDeleted { id } => vec![deleted(Kind::Permission, id)],
-        Body::UserCreated(user) | Body::UserUpdated(user) => of_user(user, version),
+        Body::UserCreated(user) | Body::UserUpdated(user) => of_user(user),
         Body::UserDeleted { .. }
         | Body::UserAuthenticated { .. }
         | Body::UserAuthenticationFailed { .. }
@@ -31,17 +31,15 @@ pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
     }
 }
 
-/// The organizations that an event about a user names, and the keys in it. The keys count while nothing else is known: a role or
-/// permission event and a list outrank them.
-fn of_user(user: &event::User, version: &Version) -> Vec<Change> {
+/// The keys in an event about a user. They count while nothing else is known: a role or permission event and a list outrank
+/// them.
+fn of_user(user: &event::User) -> Vec<Change> {
     let organizations = user.organizations.value().into_iter().flatten();
     let assigned = organizations.flat_map(|organization| {
         let of = |kind, list: &kinde::Patch<Vec<event::Assignment>>| {
             list.value().into_iter().flatten().filter_map(move |one| named(kind, one)).collect::<Vec<_>>()
         };
-        let (id, entry) = (organization.code.clone(), Entry::observed([], version));
-        let named = vec![Change { kind: Kind::Organization, id, entry }];
-        [named, of(Kind::Role, &organization.roles), of(Kind::Permission, &organization.permissions)].concat()
+        [of(Kind::Role, &organization.roles), of(Kind::Permission, &organization.permissions)].concat()
     });
     assigned.collect()
 }

@@ -8,7 +8,6 @@ use kinsync_engine::internal::{
     directory,
     pending_checks::PendingChecks,
     projector,
-    queue::Entry,
     reconcile::record::{DriftKind, RunMode},
     store::Store,
 };
@@ -31,7 +30,6 @@ on_every_store! {
     a_rename_while_another_process_writes_a_new_member_reaches_that_member
     one_scan_repairs_lost_events_of_roles_permissions_and_organizations
     an_old_event_about_an_object_that_a_list_lacked_restores_nothing
-    an_organization_that_only_an_older_event_of_a_user_names_did_not_exist_at_the_list
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
     many_deletions_of_one_kind_are_held_until_an_operator_approves_them
@@ -202,41 +200,6 @@ async fn an_old_event_about_an_object_that_a_list_lacked_restores_nothing(fresh:
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(!stored[&lost].entry.is_live());
     assert_eq!(roles_of(&world, &ada).await, Some(Vec::new()));
-}
-
-async fn an_organization_that_only_an_older_event_of_a_user_names_did_not_exist_at_the_list(fresh: Fresh) {
-    let world = World::new(fresh).await;
-    let ada = world.import(1).remove(0);
-    let joined = |code: &str| {
-        let edit = OrganizationEdit { code: Some(code.to_owned()), ..OrganizationEdit::default() };
-        world.kinde.create_organization(edit)?;
-        world.kinde.add_to_organization(&ada, code, &[], &[])
-    };
-    // The event of the organization itself is lost.
-    let newest_of_user = || {
-        let is_of_user = |entry: &Entry| {
-            world.kinde.event(&entry.event_id).is_some_and(|event| event.kind == "user.updated")
-        };
-        world.events().into_iter().rfind(is_of_user).expect("an event")
-    };
-    joined("org_old").expect("a new code");
-    let old = newest_of_user();
-    world.kinde.delete_organization("org_old").expect("there");
-    world.later().await;
-    reconcile(&world).await;
-    world.later().await;
-    joined("org_new").expect("a new code");
-    let new = newest_of_user();
-    for _ in 0..2 {
-        world.deliver(vec![old.clone(), new.clone()]).await;
-        let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
-        let is_live = |code: &str| stored.get(code).map(|stored| stored.entry.is_live());
-        // Of a newer one nothing follows: no list could contain it.
-        assert_eq!((is_live("org_old"), is_live("org_new")), (Some(false), None), "{}", world.fresh.name);
-        let codes = world.documents().await[&ada].organizations.clone().expect("listed").into_iter();
-        let codes: BTreeSet<String> = codes.map(|one| one.code).collect();
-        assert!(codes.contains("org_new") && !codes.contains("org_old"), "{codes:?}");
-    }
 }
 
 async fn a_key_that_moves_to_another_role_during_a_scan_changes_no_member(fresh: Fresh) {

@@ -148,7 +148,7 @@ impl World {
             kinds.into_iter().filter_map(|kind| Some((kind, self.listed(kind)?))).collect();
         let listed = Listed(listed);
         let entry = |object: usize| {
-            let stored = self.records[object].as_ref().map(|stored| listed.shown(stored));
+            let stored = self.records[object].map(|stored| listed.shown((*stored).clone()));
             (object_id(object).to_owned(), stored.unwrap_or_default())
         };
         let permission = (super::PERMISSION.to_owned(), Entry::default());
