@@ -7,17 +7,15 @@ use kinsync_testing::mongo::TestMongo;
 
 /// Makes one test for each store of each function that takes a [`Fresh`], so that a failure on one store hides no other.
 macro_rules! on_every_store {
-    ($($(#[$attribute:meta])* $test:ident)*) => {
+    ($($test:ident)*) => {
         mod on_mongodb {
-            $($(#[$attribute])*
-            #[tokio::test(flavor = "multi_thread")]
+            $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() {
                 super::$test(crate::stores::mongo().await).await;
             })*
         }
         mod on_the_embedded_store {
-            $($(#[$attribute])*
-            #[tokio::test(flavor = "multi_thread")]
+            $(#[tokio::test(flavor = "multi_thread")]
             async fn $test() {
                 super::$test(crate::stores::embedded()).await;
             })*
