@@ -1,13 +1,6 @@
 //! Old entries are removed after one entry contains what they say.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use kinsync_core::{Micros, Observation, UserId};
 use kinsync_engine::{
@@ -17,7 +10,7 @@ use kinsync_engine::{
         explain::explain,
         log_entry::kind,
         projector,
-        rebuild::{Finding, Mode},
+        rebuild::{Event, Finding, Mode, Rebuild},
         retention::{Removed, Retention, Rules},
         store::{EventFilter, Row, Store},
     },
@@ -30,6 +23,7 @@ use crate::{
     pipeline::{deliver, drain, engine, entry, event_entry},
     rebuild::{assert_explained, corrupted, documents, read, rebuild, rows, states},
     stores::{Fresh, on_every_store},
+    suspended::Suspended,
 };
 
 on_every_store! {
@@ -237,14 +231,24 @@ async fn a_rebuild_beside_a_removal_reports_no_value_as_unexplained(fresh: Fresh
         event_entry("user.updated", n, &format!("event_{n:03}"), &user)
     });
     _ = deliver(&fresh, events).await;
-    let reads = Arc::new(AtomicUsize::new(0));
-    let (other, counted) = (Arc::clone(&fresh.store), Arc::clone(&reads));
-    let work = async move {
-        let removed = round(&other, ahead(30), rules(7)).await;
-        counted.store(usize::try_from(removed.entries).expect("few"), Ordering::SeqCst);
+    // The row and the first page of the entries are read.
+    let process = Suspended::new(Arc::clone(&fresh.store));
+    process.suspend_at_call(2);
+    let mut differences = Vec::new();
+    let mut listen = |event: Event<'_>| {
+        if let Event::Different(one) = event {
+            differences.push(one.clone());
+        }
     };
-    let faulty = FaultyStore { store: Arc::clone(&fresh.store), fault: Fault::after_first_read(work) };
-    let found = rebuild(&faulty, Mode::Verify).await;
-    assert_eq!(reads.load(Ordering::SeqCst), 600, "all of them are replaced during the rebuild");
-    assert_eq!(found.differences, [], "{}", fresh.name);
+    let user = UserId::parse("kp_ada").expect("a plain id");
+    let rebuild = Rebuild::new(&*process, Mode::Verify, Clock::system().now(), &mut listen).run_one(&user);
+    let removal = async {
+        process.until_suspended().await;
+        let removed = round(&fresh.store, ahead(30), rules(7)).await;
+        process.resume();
+        removed.entries
+    };
+    let (report, removed) = tokio::join!(rebuild, removal);
+    report.expect("the store answers");
+    assert_eq!((removed, differences), (600, Vec::new()), "{}", fresh.name);
 }

@@ -153,18 +153,33 @@ async fn permissions_do_not_outlive_the_role_that_gave_them(fresh: Fresh) {
     permissions_do_not_outlive_the_role(fresh, config::UserPermissions::Effective).await;
 }
 
-async fn permissions_do_not_outlive_the_role(fresh: Fresh, user_permissions: config::UserPermissions) {
+/// A member with a role that gives `delete`, and with `read` of its own.
+struct Ada {
+    world: World,
+    id: String,
+    role: String,
+    /// The id of `delete`.
+    given: String,
+}
+
+async fn ada(fresh: Fresh, user_permissions: config::UserPermissions) -> Ada {
     let unknowns = config::Unknowns { user_permissions, ..config::Unknowns::default() };
     let world =
         World::with(fresh, kinde_emulator::Config { unknowns, ..kinde_emulator::Config::default() }).await;
     let kinde: &Emulator = &world.kinde;
-    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
-    let delete = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
-    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
-    let ada = world.import(1).remove(0);
-    kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
+    let role = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
+    let given = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
+    kinde.set_role_permissions(&role, std::slice::from_ref(&given), &[]).expect("there");
+    let id = world.import(1).remove(0);
+    kinde.add_to_organization(&id, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
     world.deliver(world.events()).await;
     reconcile(&world).await;
+    Ada { world, id, role, given }
+}
+
+async fn permissions_do_not_outlive_the_role(fresh: Fresh, user_permissions: config::UserPermissions) {
+    let Ada { world, id: ada, role: admin, given: delete } = ada(fresh, user_permissions).await;
+    let kinde: &Emulator = &world.kinde;
     let permissions = async || membership(&world, &ada).await.and_then(|found| found.permissions);
     assert_eq!(permissions().await, Some(keys(&["delete", "read"])));
     let check = [UserId::parse(&ada).expect("an id")];
@@ -217,20 +232,8 @@ async fn a_hidden_permission_is_shown_again_by(fresh: Fresh, read: impl AsyncFn(
 }
 
 async fn a_check_stores_no_permission_of_a_role_as_the_members_own(fresh: Fresh) {
-    let unknowns = config::Unknowns {
-        user_permissions: config::UserPermissions::Effective,
-        ..config::Unknowns::default()
-    };
-    let world =
-        World::with(fresh, kinde_emulator::Config { unknowns, ..kinde_emulator::Config::default() }).await;
+    let Ada { world, id: ada, role: admin, .. } = ada(fresh, config::UserPermissions::Effective).await;
     let kinde: &Emulator = &world.kinde;
-    let admin = kinde.create_role(RoleEdit::keyed("admin")).expect("new").id;
-    let delete = kinde.create_permission(RoleEdit::keyed("delete")).expect("new").id;
-    kinde.set_role_permissions(&admin, std::slice::from_ref(&delete), &[]).expect("there");
-    let ada = world.import(1).remove(0);
-    kinde.add_to_organization(&ada, "org_1", &keys(&["admin"]), &keys(&["read"])).expect("a user");
-    world.deliver(world.events()).await;
-    reconcile(&world).await;
     world.later().await;
     reconciler(&world).check(&[UserId::parse(&ada).expect("an id")]).await.expect("Kinde answers");
     let shown = async || membership(&world, &ada).await.expect("a member");
