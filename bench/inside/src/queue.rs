@@ -18,8 +18,9 @@ use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use kinsync_engine::internal::queue::embedded::EmbeddedQueue;
 use kinsync_engine::internal::queue::{Entry, Payload};
+use kinsync_engine::internal::queue::{Queue, rabbitmq::RabbitmqQueue, redis::RedisQueue};
 use kinsync_engine::internal::store::embedded::EmbeddedStore;
-use kinsync_engine::{Clock, Queue, QueueConfig, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue};
+use kinsync_engine::{Clock, config};
 use kinsync_testing::rabbitmq::TestRabbitmq;
 use kinsync_testing::redis::{DURABLE, TestRedis};
 use serde_json::{Value, json};
@@ -47,12 +48,12 @@ pub struct Sizes {
 /// Measures all three backends.
 pub async fn measure(folder: &Path, sizes: Sizes) -> anyhow::Result<Value> {
     let clock = Clock::system();
-    let embedded = EmbeddedQueue::open(&folder.join("embedded"), QueueConfig::default(), clock.clone())?;
+    let embedded = EmbeddedQueue::open(&folder.join("embedded"), config::Queue::default(), clock.clone())?;
     let raw = raw::Sqlite::open(&folder.join("raw.sqlite"))?;
     let embedded = compare(&embedded, &raw, sizes).await.context("the embedded queue")?;
 
     let server = TestRedis::start(DURABLE);
-    let queue = RedisQueue::new(RedisConfig::new(server.url().into()), clock.clone())?;
+    let queue = RedisQueue::new(config::Redis::new(server.url().into()), clock.clone())?;
     let raw = raw::Redis::connect(&server.url()).await?;
     let redis = compare(&queue, &raw, sizes).await.context("Redis")?;
     let redis_version = version(&server.text("INFO server"), "redis_version:");
@@ -60,7 +61,7 @@ pub async fn measure(folder: &Path, sizes: Sizes) -> anyhow::Result<Value> {
 
     let server = TestRabbitmq::start();
     let store = Arc::new(EmbeddedStore::open(&folder.join("store"))?);
-    let queue = RabbitmqQueue::new(RabbitmqConfig::new(server.url().into()), store, clock)?;
+    let queue = RabbitmqQueue::new(config::Rabbitmq::new(server.url().into()), store, clock)?;
     let raw = raw::Rabbitmq::connect(&server.url()).await?;
     let rabbitmq = compare(&queue, &raw, sizes).await.context("RabbitMQ")?;
     let rabbitmq_version = server.control(&["version"]);

@@ -27,14 +27,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     engine.request_scan().await?;
     let all = UserFilter { limit: 10, ..UserFilter::default() };
     let users = loop {
-        let users = engine.store().users(&all).await?;
+        let users = engine.users(&all).await?;
         if users.len() == 2 {
             break users;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     for user in users {
-        let user = user.document();
         println!("{} {}", user.kinde_id, user.email.unwrap_or_default());
     }
     engine.stop().await;

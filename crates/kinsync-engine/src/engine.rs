@@ -5,6 +5,7 @@
 //! the projector starts when it answers.
 
 mod builder;
+mod health;
 mod roles;
 #[cfg(test)]
 mod tests;
@@ -18,12 +19,13 @@ use std::{
     time::Duration,
 };
 
-use kinsync_core::UserId;
+use kinsync_core::{UserDocument, UserId};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
     builder::{Builder, Error},
+    health::Health,
     roles::Roles,
 };
 use crate::{
@@ -43,7 +45,7 @@ use crate::{
     },
     retention::Retention,
     spread::SpreadStatus,
-    store::{self, OpenedStore, Store},
+    store::{self, OpenedStore, Page, Store, UserFilter},
     supervisor::Supervisor,
 };
 
@@ -360,11 +362,24 @@ impl Engine {
     }
 
     /// The queue that accepts deliveries.
+    #[doc(hidden)]
     pub fn queue(&self) -> &Arc<dyn Queue> {
         &self.0.queue
     }
 
+    /// Returns a user as stored, also a deleted one; `None` if kinsync does not know the user.
+    pub async fn user(&self, id: &UserId) -> Result<Option<UserDocument>, store::Error> {
+        let row = self.store().load(std::slice::from_ref(id)).await?.pop().flatten();
+        Ok(row.map(|row| row.document()))
+    }
+
+    /// Lists users as stored. Reads at most one user more than the limit.
+    pub async fn users(&self, filter: &UserFilter) -> Result<Page<UserDocument>, store::Error> {
+        Ok(self.store().users(filter).await?.map(|row| row.document()))
+    }
+
     /// The store of users and events.
+    #[doc(hidden)]
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.0.shared_store
     }
@@ -419,6 +434,7 @@ impl Engine {
     }
 
     /// The reconciler; `None` without a Management API.
+    #[doc(hidden)]
     pub fn reconciler(&self) -> Option<&ReconcilerHandle> {
         self.0.reconciler.as_ref()
     }

@@ -11,7 +11,7 @@ macro_rules! expose {
 }
 
 expose! {
-    apply audit breaker clock decode derived directory email_ownership erasure explain fields known_users
+    apply audit breaker clock decode derived directory email_ownership engine erasure explain fields known_users
     #[cfg(feature = "mongodb")] link
     log_entry log_follower log_snapshots pending_checks projections projector queue random rebuild reconcile refused_users replay retention scan_watermark sighting snapshot spread state_records store
     supervisor trace

@@ -1,8 +1,14 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 //!
+//! # The public interface
+//!
+//! [`Engine::builder`] takes the settings in [`config`] and opens an [`Engine`], which answers with users and its [`Health`]. The crate
+//! `kinsync-tower` takes the engine for the webhook endpoint and for the authentication of requests. Nothing else is public.
+//!
 //! # The code in reading order
 //!
+//! - `config`: settings of an engine
 //! - `engine`: composes queue, store, projector and reconciler
 //! - `supervisor`: runs and restarts the long-running tasks
 //! - `thread`: threads of the embedded queue and store
@@ -47,6 +53,7 @@ mod apply;
 mod audit;
 mod breaker;
 mod clock;
+pub mod config;
 mod contention;
 mod decode;
 mod derived;
@@ -87,19 +94,8 @@ mod work_lease;
 pub mod internal;
 
 pub use clock::Clock;
-pub use engine::{Builder, Engine, Error, ReconcilerHandle, Roles};
-#[cfg(feature = "rabbitmq")]
-pub use queue::rabbitmq::{Config as RabbitmqConfig, RabbitmqQueue};
-#[cfg(feature = "redis")]
-pub use queue::redis::{Config as RedisConfig, RedisQueue};
-pub use queue::{
-    Error as QueueError, Queue, SharedQueue, Stats as QueueStats, embedded::Config as QueueConfig,
-};
-pub use reconcile::{
-    Config as ReconcileConfig, PropertyConfig, Thresholds, schedule::Status as ReconcilerStatus,
-};
-pub use retention::Rules as RetentionRules;
-#[cfg(feature = "mongodb")]
-pub use store::mongo::{Config as MongoConfig, Derived, DerivedConfig, LinkByEmail, TombstoneEmail};
-pub use store::{Error as StoreError, Row, Selection, Store, UserFilter};
-pub use supervisor::{ComponentStatus, Supervisor};
+pub use engine::{Builder, Engine, Error, Health, Roles};
+pub use kinsync_core::{Micros, UserDocument, UserId};
+pub use queue::{Error as QueueError, Spool, Stats as QueueStats};
+pub use store::{Error as StoreError, Page, Selection, UserFilter};
+pub use supervisor::Supervisor;

@@ -204,6 +204,7 @@ impl Supervisor {
     }
 
     /// The state of each component, by name.
+    #[doc(hidden)]
     pub fn status(&self) -> BTreeMap<&'static str, ComponentStatus> {
         let components = self.components();
         components.iter().map(|(name, component)| (*name, component.status.clone())).collect()

@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let verifier =
         webhook::Verifier::new(webhook::Config { jwks: Some(keys.clone()), ..webhook::Config::default() })?;
     let limits = kinsync_tower::webhook::Config::default();
-    let webhook = WebhookService::new(verifier, engine.queue().clone(), engine.clock().clone(), limits);
+    let webhook = WebhookService::new(verifier, &engine, limits);
 
     // Requests: the token is verified, and its user is loaded or created.
     let issuer = issuer_of(&tenant);

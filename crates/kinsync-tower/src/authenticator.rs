@@ -30,8 +30,8 @@ use kinde::{
 };
 use kinsync_core::UserId;
 use kinsync_engine::{
-    Clock, Engine, Queue,
-    internal::{breaker::Breaker, sighting::Sighting},
+    Clock, Engine,
+    internal::{breaker::Breaker, queue::Queue, sighting::Sighting},
 };
 use tokio::{
     sync::{Mutex, broadcast, mpsc},

@@ -25,7 +25,7 @@ use http_body_util::Full;
 use kinde::webhook::{Delivery, Scheme, VerificationError, Verifier};
 use kinsync_core::Micros;
 use kinsync_engine::{
-    Clock,
+    Clock, Engine,
     internal::{
         clock::ReceiptClock,
         queue::{self, Enqueued, Entry, Queue},
@@ -141,8 +141,14 @@ enum Stop {
 }
 
 impl WebhookService {
-    /// Creates an endpoint that verifies with this verifier and stores in this queue.
-    pub fn new(verifier: Verifier, queue: Arc<dyn Queue>, clock: Clock, config: Config) -> Self {
+    /// Creates an endpoint that verifies with this verifier and stores in the queue of this engine.
+    pub fn new(verifier: Verifier, engine: &Engine, config: Config) -> Self {
+        Self::of_queue(verifier, Arc::clone(engine.queue()), engine.clock().clone(), config)
+    }
+
+    /// Creates an endpoint without an engine, for tests of one.
+    #[doc(hidden)]
+    pub fn of_queue(verifier: Verifier, queue: Arc<dyn Queue>, clock: Clock, config: Config) -> Self {
         let enabled = Scheme::ALL.into_iter().filter(|scheme| verifier.is_enabled(*scheme));
         let how_to_sign = enabled.map(how_to_sign).map(str::to_owned).collect();
         let body_budget = Semaphore::new(config.body_budget.min(Semaphore::MAX_PERMITS));

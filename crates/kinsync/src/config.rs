@@ -22,8 +22,8 @@ use std::{
 
 use http::HeaderValue;
 use kinsync_engine::{
-    Derived, DerivedConfig, LinkByEmail, RetentionRules, Roles, TombstoneEmail,
-    internal::store::mongo::FieldMapping,
+    Roles,
+    config::{Derived, DerivedConfig, FieldMapping, LinkByEmail, Retention, TombstoneEmail},
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
@@ -118,7 +118,7 @@ pub struct Store {
     /// What happens to the address of a deleted user where a rule refuses a document without one.
     pub tombstone_email: TombstoneEmail,
     /// How long entries of the event log are kept.
-    pub retention: RetentionRules,
+    pub retention: Retention,
     /// How long after their deletion users are erased; `None`: only on request.
     pub erase_deleted_after: Option<Duration>,
     /// The answer to requests of users with a document that a rule of the database refuses.
@@ -138,8 +138,10 @@ pub enum QueueKind {
     #[default]
     Embedded,
     /// Redis at this address.
+    #[cfg(feature = "redis")]
     Redis(SecretString),
     /// RabbitMQ at this address.
+    #[cfg(feature = "rabbitmq")]
     Rabbitmq(SecretString),
 }
 
@@ -305,7 +307,7 @@ pub enum LogFormat {
 }
 
 impl Config {
-    /// Reads the settings of `serve`. The error holds every problem.
+    /// Reads the settings of a server. The error holds every problem.
     pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);

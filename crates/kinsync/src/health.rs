@@ -7,14 +7,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use kinde::{Jwks, domain::issuer_of, webhook::Scheme};
 use kinsync_core::Micros;
-use kinsync_engine::{
-    ComponentStatus,
-    internal::{
-        breaker::{Breaker, Failure, State},
-        reconcile::{record::DriftKind, webhook_health},
-        spread::SpreadStatus,
-        store::{Severity, StoreProblem},
-    },
+use kinsync_engine::internal::{
+    breaker::{Breaker, Failure, State},
+    reconcile::{record::DriftKind, webhook_health},
+    spread::SpreadStatus,
+    store::{Severity, StoreProblem},
+    supervisor::ComponentStatus,
 };
 
 pub use problem::{Code, Problem};

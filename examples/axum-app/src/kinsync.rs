@@ -10,7 +10,7 @@ use kinde::{
     domain::issuer_of,
     jwks, management, webhook,
 };
-use kinsync_engine::{Engine, MongoConfig};
+use kinsync_engine::{Engine, config};
 use kinsync_tower::{
     KinsyncLayer, WebhookService,
     authenticator::{self, Authenticator, claims},
@@ -35,7 +35,7 @@ impl Kinsync {
     pub(crate) async fn start(
         tenant: Url,
         folder: &Path,
-        mongodb: Option<MongoConfig>,
+        mongodb: Option<config::Mongo>,
         management: Option<management::Config>,
     ) -> Result<Self> {
         let mut builder = Engine::builder(folder);
@@ -52,7 +52,7 @@ impl Kinsync {
         let verifier = webhook::Config { jwks: Some(keys.clone()), ..webhook::Config::default() };
         let verifier = webhook::Verifier::new(verifier)?;
         let limits = kinsync_tower::webhook::Config::default();
-        let webhook = WebhookService::new(verifier, engine.queue().clone(), engine.clock().clone(), limits);
+        let webhook = WebhookService::new(verifier, &engine, limits);
 
         // Requests carry tokens of this issuer. Name your API in `audiences` if your front end requests one.
         let issuer = issuer_of(&tenant);

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use clap::Parser as _;
 use kinde::management;
-use kinsync_engine::MongoConfig;
+use kinsync_engine::config;
 use kinsync_tower::CurrentUser;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -57,7 +57,7 @@ async fn main() -> Result<()> {
     let about = || format!("cannot listen on port {}: choose another with --port", settings.port);
     let listener = listener.with_context(about)?;
     let address = format!("http://{}", listener.local_addr()?);
-    let mongo = settings.mongodb_uri.map(MongoConfig::new);
+    let mongo = settings.mongodb_uri.map(config::Mongo::new);
     let machine = settings.kinde_m2m_client_id.zip(settings.kinde_m2m_client_secret);
     let (kinsync, steps, _demo) = if let Some(tenant) = settings.kinde_domain {
         let management =
@@ -65,7 +65,7 @@ async fn main() -> Result<()> {
         (Kinsync::start(tenant, &settings.data_dir, mongo, management).await?, String::new(), None)
     } else {
         let demo = Demo::start(&address).await?;
-        let own = mongo.map(|mongo| MongoConfig { database: Some("kinsync_example".into()), ..mongo });
+        let own = mongo.map(|mongo| config::Mongo { database: Some("kinsync_example".into()), ..mongo });
         let kinsync = Kinsync::start(demo.kinde.issuer().parse()?, demo.folder.path(), own, None).await?;
         (kinsync, demo.steps(&address), Some(demo))
     };

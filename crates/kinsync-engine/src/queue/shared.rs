@@ -23,7 +23,7 @@ impl SharedQueue {
     ///
     /// # Errors
     /// [`Error::Refused`] if the address cannot be understood.
-    pub fn create(
+    pub(crate) fn create(
         self,
         store: &Arc<dyn Store>,
         clock: &Clock,

@@ -35,6 +35,12 @@ impl<T> Page<T> {
         }
         page
     }
+
+    /// Returns the page with each item changed by this function.
+    pub(crate) fn map<U>(self, change: impl FnMut(T) -> U) -> Page<U> {
+        let Self { items, next, undecodable } = self;
+        Page { items: items.into_iter().map(change).collect(), next, undecodable }
+    }
 }
 
 impl<T> Deref for Page<T> {

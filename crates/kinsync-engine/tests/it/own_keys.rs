@@ -3,17 +3,14 @@
 
 use bson::{DateTime, Document, doc};
 use kinsync_core::{Field, Micros, Observation, Profile, Source, Value, Version, What};
-use kinsync_engine::{
-    Store,
-    internal::{
-        apply::apply,
-        email_ownership::Sweep,
-        link::{self, Run},
-        reconcile::record::{DriftKind, RunMode},
-        store::{
-            DocumentKey,
-            mongo::{Config, FieldMapping, KeptKey, MongoStore, UnwrittenSearch},
-        },
+use kinsync_engine::internal::{
+    apply::apply,
+    email_ownership::Sweep,
+    link::{self, Run},
+    reconcile::record::{DriftKind, RunMode},
+    store::{
+        DocumentKey, Store,
+        mongo::{Config, FieldMapping, KeptKey, MongoStore, UnwrittenSearch},
     },
 };
 
@@ -457,7 +454,7 @@ async fn values_that_stay_are_listed_by_key_before_and_after_the_first_write() {
     let created = event("kp_ada", 1, Profile::new().with(Field::Email, "ada@example.com"));
     let verified = prepared(Config {
         database: Some(store.database_name().to_owned()),
-        link_by_email: kinsync_engine::LinkByEmail::Never,
+        link_by_email: kinsync_engine::config::LinkByEmail::Never,
         ..fresh().await
     });
     let verified = verified.await;

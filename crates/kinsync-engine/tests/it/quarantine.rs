@@ -13,7 +13,7 @@ use bytes::Bytes;
 use kinde::webhook::Scheme;
 use kinsync_core::{Micros, UserId};
 use kinsync_engine::{
-    Clock, Engine, RabbitmqConfig, RedisConfig, SharedQueue,
+    Clock, Engine, config,
     internal::{
         breaker, projector,
         queue::{Entry, Payload},
@@ -42,7 +42,12 @@ impl WrongClock {
     }
 }
 
-async fn engine(folder: &Path, store: &Arc<dyn Store>, clock: Clock, queue: Option<&SharedQueue>) -> Engine {
+async fn engine(
+    folder: &Path,
+    store: &Arc<dyn Store>,
+    clock: Clock,
+    queue: Option<&config::SharedQueue>,
+) -> Engine {
     let config = projector::Config { sweep_every: Duration::from_millis(20), ..Default::default() };
     let mut builder = Engine::builder(folder).store(store.clone()).clock(clock);
     if let Some(queue) = queue {
@@ -54,14 +59,14 @@ async fn engine(folder: &Path, store: &Arc<dyn Store>, clock: Clock, queue: Opti
     engine
 }
 
-fn redis() -> SharedQueue {
-    let config = RedisConfig::new(TestRedis::shared().url().into());
-    SharedQueue::Redis(RedisConfig { prefix: TestRedis::prefix(), ..config })
+fn redis() -> config::SharedQueue {
+    let config = config::Redis::new(TestRedis::shared().url().into());
+    config::SharedQueue::Redis(config::Redis { prefix: TestRedis::prefix(), ..config })
 }
 
-fn rabbitmq() -> SharedQueue {
-    let config = RabbitmqConfig::new(TestRabbitmq::shared().url().into());
-    SharedQueue::Rabbitmq(RabbitmqConfig { prefix: TestRabbitmq::prefix(), ..config })
+fn rabbitmq() -> config::SharedQueue {
+    let config = config::Rabbitmq::new(TestRabbitmq::shared().url().into());
+    config::SharedQueue::Rabbitmq(config::Rabbitmq { prefix: TestRabbitmq::prefix(), ..config })
 }
 
 fn event() -> Entry {
@@ -108,7 +113,7 @@ async fn a_quarantined_event_in_rabbitmq_is_applied_when_the_clock_reaches_its_t
     it_is_applied_in_its_time(Some(rabbitmq())).await;
 }
 
-async fn it_is_applied_in_its_time(queue: Option<SharedQueue>) {
+async fn it_is_applied_in_its_time(queue: Option<config::SharedQueue>) {
     let (fresh, clock) = (stores::embedded(), WrongClock::default());
     clock.set_ahead(-10 * MINUTE);
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -152,7 +157,9 @@ async fn a_quarantined_event_of_another_process_is_applied_too() {
     one.stop().await;
     clock.set_ahead(0);
     until_set_aside(&two, 0).await;
-    let [SharedQueue::Redis(from), SharedQueue::Redis(to)] = [one_queue, two_queue] else { unreachable!() };
+    let [config::SharedQueue::Redis(from), config::SharedQueue::Redis(to)] = [one_queue, two_queue] else {
+        unreachable!()
+    };
     let copied =
         TestRedis::shared().run(&format!("COPY {{{}}}:dead {{{}}}:dead REPLACE", from.prefix, to.prefix));
     assert_eq!(copied.trim(), ":1");

@@ -9,7 +9,10 @@ use std::{
 };
 
 use kinsync_core::{Micros, Observation, Source, UserId, Version, What};
-use kinsync_engine::{Clock, Store, internal::apply::apply};
+use kinsync_engine::{
+    Clock,
+    internal::{apply::apply, store::Store},
+};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 

@@ -7,9 +7,9 @@ use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use kinde_emulator::{Emulator, NewUser, TokenSpec};
 use kinsync_core::{Entry, Fact, Field, Organization, Profile, Value, Version, What};
-use kinsync_engine::{
-    Store,
-    internal::directory::{self, Change, Kind},
+use kinsync_engine::internal::{
+    directory::{self, Change, Kind},
+    store::Store,
 };
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{

@@ -6,7 +6,7 @@ use bson::doc;
 use http::{HeaderMap, StatusCode, header};
 use kinde_emulator::Emulator;
 use kinsync_core::{Field, Micros, Profile, What};
-use kinsync_engine::{Store, internal::pending_checks::PendingChecks};
+use kinsync_engine::internal::{pending_checks::PendingChecks, store::Store};
 use kinsync_testing::mongo::TestMongo;
 use kinsync_tower::{
     CurrentUser,

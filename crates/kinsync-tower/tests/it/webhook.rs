@@ -52,7 +52,7 @@ impl Bench {
         let clock = Clock::from_fn(|| Micros(1_700_000_000_000_000));
         let queue = Arc::new(EmbeddedQueue::open(folder.path(), queue, clock.clone()).unwrap());
         let verifier = Verifier::new(verifier).unwrap();
-        let service = WebhookService::new(verifier, Arc::clone(&queue) as Arc<dyn Queue>, clock, config);
+        let service = WebhookService::of_queue(verifier, Arc::clone(&queue) as Arc<dyn Queue>, clock, config);
         Self { service, queue, _folder: folder }
     }
 

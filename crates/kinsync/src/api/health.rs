@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use kinsync_engine::{
-    ComponentStatus,
-    internal::{
-        breaker::State,
-        reconcile::webhook_health::SilentWebhook,
-        store::{Severity, StoreProblem, mongo::SearchProgress},
-    },
+use kinsync_engine::internal::{
+    breaker::State,
+    reconcile::webhook_health::SilentWebhook,
+    store::{Severity, StoreProblem, mongo::SearchProgress},
+    supervisor::ComponentStatus,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

@@ -4,8 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use kinde::management::{self, Client};
 use kinsync_engine::{
-    Clock, Store,
-    internal::reconcile::{self, Reconciler, Thresholds},
+    Clock,
+    internal::{
+        reconcile::{self, Reconciler, Thresholds},
+        store::Store,
+    },
 };
 use secrecy::SecretString;
 

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use axum::Router;
 use kinde::{Jwks, jwks, webhook::Verifier};
 use kinsync_engine::{
-    Engine, Error as EngineError, RabbitmqConfig, RedisConfig, SharedQueue,
+    Engine, Error as EngineError,
+    config::SharedQueue,
     internal::{
         queue::{self, embedded},
         store::{
@@ -51,8 +52,7 @@ pub(super) async fn start(config: Config) -> Result<App, Error> {
     let authenticator = authenticator::start(&config, &key_sets, tenant.as_ref(), &engine)?;
     // The tenant signs webhooks with its own keys, also where tokens come from custom domains.
     key_sets.extend(tenant.filter(|tenant| key_sets.iter().all(|known| known.issuer() != tenant.issuer())));
-    let (queue, clock) = (Arc::clone(engine.queue()), engine.clock().clone());
-    let service = WebhookService::new(verifier.clone(), queue, clock, limits(&config));
+    let service = WebhookService::new(verifier.clone(), &engine, limits(&config));
     let state = Arc::new(AppState {
         admin: AdminAccess::new(&config.http),
         webhook: service,
@@ -112,19 +112,21 @@ pub(crate) fn embedded_queue(config: &Config) -> embedded::Config {
 
 /// The shared queue that the settings name, if any.
 pub(crate) fn shared_queue(config: &Config) -> Option<SharedQueue> {
-    let config::Queue { kind, prefix, replicas, max_entries, .. } = &config.queue;
-    match kind {
+    let settings = &config.queue;
+    match &settings.kind {
         config::QueueKind::Embedded => None,
-        config::QueueKind::Redis(url) => Some(SharedQueue::Redis(RedisConfig {
-            prefix: prefix.clone(),
-            replicas: *replicas,
-            max_entries: *max_entries,
-            ..RedisConfig::new(url.clone())
+        #[cfg(feature = "redis")]
+        config::QueueKind::Redis(url) => Some(SharedQueue::Redis(kinsync_engine::config::Redis {
+            prefix: settings.prefix.clone(),
+            replicas: settings.replicas,
+            max_entries: settings.max_entries,
+            ..kinsync_engine::config::Redis::new(url.clone())
         })),
-        config::QueueKind::Rabbitmq(url) => Some(SharedQueue::Rabbitmq(RabbitmqConfig {
-            prefix: prefix.clone(),
-            max_entries: *max_entries,
-            ..RabbitmqConfig::new(url.clone())
+        #[cfg(feature = "rabbitmq")]
+        config::QueueKind::Rabbitmq(url) => Some(SharedQueue::Rabbitmq(kinsync_engine::config::Rabbitmq {
+            prefix: settings.prefix.clone(),
+            max_entries: settings.max_entries,
+            ..kinsync_engine::config::Rabbitmq::new(url.clone())
         })),
     }
 }

@@ -4,8 +4,11 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use kinsync_engine::{
-    Clock, Store,
-    internal::audit::{AuditLog, Kind, Record},
+    Clock,
+    internal::{
+        audit::{AuditLog, Kind, Record},
+        store::Store,
+    },
 };
 use serde_json::Value;
 

@@ -4,16 +4,16 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use kinsync_engine::{
-    Clock, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue, SharedQueue,
-    internal::queue::{self, Queue as _, Spool, Stats as Counts, embedded, rabbitmq::Examined},
+    Spool,
+    config::SharedQueue,
+    internal::queue::{self, Stats as Counts, embedded},
 };
 use serde::Serialize;
 
 use super::{exit::Exit, flags::ServerFlags, output, queue_move, runtime::block_on};
 use crate::{
     api::{Time, stats::QueueStats},
-    app,
-    app::start::{open_store, shared_queue},
+    app::start::shared_queue,
     config::{Config, Sources},
 };
 
@@ -21,9 +21,9 @@ const AFTER_HELP: &str = "\
 Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has \
 just processed may still be listed.
 
-With a shared queue (KINSYNC_QUEUE) the file holds the deliveries of this process that wait for it. `stats` adds what is in the \
-shared queue; of RabbitMQ that is what no process has taken yet. If the shared queue does not answer, `stats` shows the file alone \
-and exits with 1. `list` lists the file alone.
+With a shared queue (KINSYNC_QUEUE) the file holds the deliveries of this process that wait for it. `stats` adds the deliveries in the \
+shared queue; in RabbitMQ, only those that no process has taken yet. If the shared queue does not answer, `stats` shows only the file and \
+exits with 1. `list` always shows only the file.
 
 Examples:
   kinsync queue stats
@@ -99,10 +99,19 @@ fn stats(args: Stats) -> Result<ExitCode, Exit> {
     Err(Exit::Failed(anyhow::Error::from(failure).context("these are the deliveries of this machine alone")))
 }
 
+/// A build without a client of a shared queue accepts no address of one.
+#[cfg(not(any(feature = "rabbitmq", feature = "redis")))]
+async fn with_shared(_: &Config, _: SharedQueue, local: Counts) -> Result<Counts, queue::Error> {
+    Ok(local)
+}
+
 /// Adds what is in the shared queue to what waits for it in the data folder.
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
 async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Result<Counts, queue::Error> {
     let counted = match shared {
+        #[cfg(feature = "redis")]
         SharedQueue::Redis(redis) => count_in_redis(redis).await,
+        #[cfg(feature = "rabbitmq")]
         SharedQueue::Rabbitmq(rabbitmq) => count_in_rabbitmq(config, rabbitmq).await,
         _ => return Ok(local),
     };
@@ -124,7 +133,13 @@ async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Res
     })
 }
 
-async fn count_in_redis(redis: RedisConfig) -> Result<Counts, queue::Error> {
+#[cfg(feature = "redis")]
+async fn count_in_redis(redis: kinsync_engine::config::Redis) -> Result<Counts, queue::Error> {
+    use kinsync_engine::{
+        Clock,
+        internal::queue::{Queue as _, redis::RedisQueue},
+    };
+
     let queue = RedisQueue::new(redis, Clock::system())?;
     let counted = queue.stats().await;
     queue.close().await;
@@ -132,7 +147,15 @@ async fn count_in_redis(redis: RedisConfig) -> Result<Counts, queue::Error> {
 }
 
 /// Dead letters are counted where other programs may read the store: a server locks the one in the data folder.
-async fn count_in_rabbitmq(config: &Config, rabbitmq: RabbitmqConfig) -> Result<Counts, queue::Error> {
+#[cfg(feature = "rabbitmq")]
+async fn count_in_rabbitmq(
+    config: &Config,
+    rabbitmq: kinsync_engine::config::Rabbitmq,
+) -> Result<Counts, queue::Error> {
+    use kinsync_engine::internal::queue::rabbitmq::{Examined, RabbitmqQueue};
+
+    use crate::app::{self, start::open_store};
+
     let Examined { entries, .. } = RabbitmqQueue::examine(rabbitmq).await?;
     if entries.is_none() {
         output::complain("the queue in RabbitMQ does not exist yet; `kinsync serve` declares it");

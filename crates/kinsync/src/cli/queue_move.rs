@@ -20,13 +20,14 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Empties a queue that no server will use any more into the queue of this configuration: the data folder of a server that does not run \
-again, or a queue in Redis or RabbitMQ after a change of KINSYNC_QUEUE or KINSYNC_QUEUE_PREFIX. Stop the servers on it first, and with \
-KINSYNC_QUEUE=embedded the server of this configuration too.
+Moves every delivery of a queue that no server will use any more into the queue of this configuration. The former queue is the data folder \
+of a server that does not run again, or a queue in Redis or RabbitMQ after a change of KINSYNC_QUEUE or KINSYNC_QUEUE_PREFIX. Stop the \
+servers on it first, and with KINSYNC_QUEUE=embedded the server of this configuration too.
 
-A delivery is removed from the one queue when it is durable in the other, so an interrupted move loses nothing: run it again. Dead \
-letters stay where they are; their number is printed. A delivery that is larger than the other queue accepts becomes one. The \
-command ends when nothing is left, and fails after 10 minutes in which nothing could be moved, as while a server still runs on the queue.
+A delivery is removed from the former queue only after it is durable in the other, so an interrupted move loses nothing: run it again. \
+Dead letters stay where they are, and their number is printed. A delivery that is larger than the other queue accepts becomes a dead \
+letter. The command ends when nothing is left, and fails after 10 minutes in which nothing could be moved, for example because a server \
+still uses the former queue.
 
 Examples:
   kinsync queue move --from /var/lib/kinsync-2

@@ -6,11 +6,11 @@ use anyhow::{Context as _, anyhow};
 use indicatif::ProgressBar;
 use kinsync_core::UserId;
 use kinsync_engine::{
-    Clock, Store,
+    Clock,
     internal::{
         log_snapshots, projections,
         rebuild::{Difference, DifferentField, Event, Finding, Mode, Rebuild, Report},
-        store::{DamagedEntry, embedded::EmbeddedStore},
+        store::{DamagedEntry, Store, embedded::EmbeddedStore},
     },
 };
 use serde::Serialize;

@@ -6,10 +6,13 @@ use anyhow::{Context as _, anyhow};
 use indicatif::ProgressBar;
 use kinsync_core::UserId;
 use kinsync_engine::{
-    Clock, Store,
-    internal::reconcile::{
-        Error, Reconciler,
-        record::{self, DriftKind, Tally},
+    Clock,
+    internal::{
+        reconcile::{
+            Error, Reconciler,
+            record::{self, DriftKind, Tally},
+        },
+        store::Store,
     },
 };
 use tokio::time::Instant;

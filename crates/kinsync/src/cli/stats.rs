@@ -8,8 +8,8 @@ use super::{client::Client, exit::Exit, flags::ClientFlags, output, runtime::blo
 use crate::api::projections::{DaysQuery, GrowthDay, GrowthReport, SystemDay, SystemReport};
 
 const GROWTH_HELP: &str = "\
-From the event log, by day of receipt in UTC, as of the last computation (KINSYNC_PROJECTIONS_EVERY). A day marked with * is kept as it was: \
-the log has lost entries of it.
+The figures are computed from the event log, by day of receipt in UTC, at the interval KINSYNC_PROJECTIONS_EVERY. A day marked with * \
+keeps its figures, because the log no longer contains all of its entries.
 
 Examples:
   kinsync stats growth

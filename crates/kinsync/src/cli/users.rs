@@ -22,9 +22,9 @@ use crate::api::{
 use crate::plural::counted;
 
 const LIST_HELP: &str = "\
---email, --phone and --provided-id select few users and go with every other filter. Of the others one is possible at a time, because an \
-index answers it: --email-prefix, --name-prefix, --organization with --role, --state, or --changed-since. A page may be shorter than \
-the limit and not be the last one.
+--email, --phone and --provided-id can be combined with every other filter. Of the other filters only one is possible at a time, because \
+an index answers it: --email-prefix, --name-prefix, --organization with --role, --state, or --changed-since. A page that is shorter than \
+the limit is not always the last one.
 
 Examples:
   kinsync users list --email ada@example.com
@@ -60,11 +60,10 @@ pub(super) enum Command {
 }
 
 const EXPORT_HELP: &str = "\
-For requests of users about their data (GDPR articles 15 and 20). Prints the document, the state, all entries of the event log, \
-dead letters, queued deliveries, records of kinsync, and requests of operators about the user. Fields of your application are not \
-part of it. Dead letters and the queue are those of the server that answers, and of the shared queue: with several servers, run the \
-command once for each. The export itself is recorded in the audit log. With RabbitMQ it fails while deliveries wait: they cannot be \
-listed.
+For requests of users about their data (GDPR articles 15 and 20). Prints the document, the state, all entries of the event log, dead \
+letters, queued deliveries, records of kinsync, and requests of operators about the user. Fields of your application are not part of it. \
+The dead letters and queued deliveries are those of the shared queue and of the server that answers: with several servers, run the command \
+once for each. The export itself is recorded in the audit log. With RabbitMQ it fails while deliveries wait: they cannot be listed.
 
 Example:
   kinsync users export kp_0190932d7592c68bda50d62b2ffa8cbb > export.json";

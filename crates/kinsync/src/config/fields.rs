@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use kinsync_engine::{
-    Derived, DerivedConfig,
-    internal::store::{DocumentKey, Error, mongo::FieldMapping},
+    config::{Derived, DerivedConfig, FieldMapping},
+    internal::store::{DocumentKey, Error},
 };
 use serde_json::Value;
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use kinsync_engine::Derived;
+use kinsync_engine::config::Derived;
 use toml::{Table, Value};
 
 use super::{problem::Problem, setting::settings};

@@ -26,6 +26,7 @@ fn check_body_limit(config: &Config, unread: &dyn Fn(&str) -> bool, problems: &m
     const FOR_THE_ID: usize = 1 << 20;
     let name = "KINSYNC_BODY_LIMIT";
     let (max, queue) = match config.queue.kind {
+        #[cfg(feature = "rabbitmq")]
         QueueKind::Rabbitmq(_) => (queue::rabbitmq::MAX_ENTRY - FOR_THE_ID, " in RabbitMQ"),
         _ => (queue::MAX_ENTRY - FOR_THE_ID, ""),
     };

@@ -9,7 +9,8 @@ use http::HeaderValue;
 use jiff::SignedDuration;
 use kinde::management::MAX_PAGE_SIZE;
 use kinsync_engine::{
-    LinkByEmail, RetentionRules, TombstoneEmail, internal::retention::MIN_AGE as MIN_RETENTION,
+    config::{LinkByEmail, Retention, TombstoneEmail},
+    internal::retention::MIN_AGE as MIN_RETENTION,
 };
 use kinsync_tower::authenticator::{RefusedUsers, UnknownRoles};
 use secrecy::SecretString;
@@ -80,8 +81,8 @@ pub fn age(text: &str) -> Result<Option<Duration>> {
 }
 
 /// How long entries of the event log are kept, such as `user.updated=90d,*=365d`, or `off`.
-pub fn retention(text: &str) -> Result<RetentionRules> {
-    let mut rules = RetentionRules::default();
+pub fn retention(text: &str) -> Result<Retention> {
+    let mut rules = Retention::default();
     if text == "off" {
         return Ok(rules);
     }
@@ -350,6 +351,7 @@ mod tests {
     use kinsync_engine::Roles;
 
     use super::*;
+    #[cfg(all(feature = "rabbitmq", feature = "redis"))]
     use crate::config::QueueKind;
 
     #[test]
@@ -424,6 +426,7 @@ mod tests {
         }
     }
 
+    #[cfg(all(feature = "rabbitmq", feature = "redis"))]
     #[test]
     fn a_queue_has_one_address_of_a_supported_server() {
         assert!(matches!(queue_kind("embedded"), Ok(QueueKind::Embedded)));

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use kinsync_core::Micros;
 use kinsync_engine::{
-    Clock, Store,
-    internal::store::{EventFilter, LogEntry, embedded::EmbeddedStore, mongo::MongoStore},
+    Clock,
+    internal::store::{EventFilter, LogEntry, Store, embedded::EmbeddedStore, mongo::MongoStore},
 };
 use kinsync_tower::problem::chain;
 use secrecy::ExposeSecret;

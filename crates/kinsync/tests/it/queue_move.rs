@@ -14,11 +14,13 @@ use std::{
 use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use kinsync_engine::{
-    Clock, Queue, RabbitmqConfig, RabbitmqQueue, RedisConfig, RedisQueue,
+    Clock, config,
     internal::{
         queue::{
-            Entry, Payload,
+            Entry, Payload, Queue,
             embedded::{self, EmbeddedQueue},
+            rabbitmq::RabbitmqQueue,
+            redis::RedisQueue,
         },
         store::embedded::EmbeddedStore,
     },
@@ -83,13 +85,13 @@ fn in_folder(path: impl AsRef<Path>) -> EmbeddedQueue {
 }
 
 fn in_redis(redis: &TestRedis, prefix: &str) -> RedisQueue {
-    let config = RedisConfig { prefix: prefix.into(), ..RedisConfig::new(redis.url().into()) };
+    let config = config::Redis { prefix: prefix.into(), ..config::Redis::new(redis.url().into()) };
     RedisQueue::new(config, Clock::system()).unwrap()
 }
 
 /// With dead letters in the store of this folder.
 fn in_rabbitmq(rabbitmq: &TestRabbitmq, prefix: &str, folder: impl AsRef<Path>) -> RabbitmqQueue {
-    let config = RabbitmqConfig { prefix: prefix.into(), ..RabbitmqConfig::new(rabbitmq.url().into()) };
+    let config = config::Rabbitmq { prefix: prefix.into(), ..config::Rabbitmq::new(rabbitmq.url().into()) };
     let store = Arc::new(EmbeddedStore::open(folder.as_ref()).unwrap());
     RabbitmqQueue::new(config, store, Clock::system()).unwrap()
 }

@@ -7,8 +7,11 @@ use std::{process::Command, sync::Arc, time::Duration};
 use kinde_emulator::{NewUser, TokenSpec};
 use kinsync_core::UserId;
 use kinsync_engine::{
-    Clock, Queue as _, RabbitmqConfig, RabbitmqQueue,
-    internal::store::{Store, embedded::EmbeddedStore, mongo},
+    Clock, config,
+    internal::{
+        queue::{Queue as _, rabbitmq::RabbitmqQueue},
+        store::{Store, embedded::EmbeddedStore, mongo},
+    },
 };
 use kinsync_testing::{
     app::TestApp,
@@ -154,7 +157,7 @@ async fn doctor_says_that_rabbitmq_keeps_deliveries_on_disk_and_what_it_cannot_s
     let (mut tenant, rabbitmq) = (Tenant::start().await, TestRabbitmq::shared());
     let prefix = TestRabbitmq::prefix();
     tenant.set("KINSYNC_QUEUE", rabbitmq.url()).set("KINSYNC_QUEUE_PREFIX", &prefix);
-    let config = RabbitmqConfig { prefix, ..RabbitmqConfig::new(rabbitmq.url().into()) };
+    let config = config::Rabbitmq { prefix, ..config::Rabbitmq::new(rabbitmq.url().into()) };
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
     RabbitmqQueue::new(config, store, Clock::system()).unwrap().stats().await.unwrap();

@@ -3,9 +3,18 @@
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
+use kinsync_engine::config::SharedQueue;
+#[cfg(feature = "rabbitmq")]
+use kinsync_engine::internal::queue::rabbitmq::{RabbitmqQueue, Remainder};
+#[cfg(feature = "redis")]
+use kinsync_engine::internal::queue::redis::RedisQueue;
 use kinsync_engine::{
-    Clock, Queue, QueueError, RabbitmqQueue, RedisQueue, SharedQueue, Store, Supervisor,
-    internal::queue::{Claimed, embedded::EmbeddedQueue, rabbitmq::Remainder},
+    Clock, QueueError, Supervisor,
+    internal::{
+        queue::{Claimed, Queue, embedded::EmbeddedQueue},
+        store::Store,
+    },
 };
 use tokio::time::{sleep, timeout};
 
@@ -27,8 +36,10 @@ const WAIT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) enum Side {
     Embedded(EmbeddedQueue),
+    #[cfg(feature = "redis")]
     Redis(RedisQueue),
     /// With the store of its dead letters.
+    #[cfg(feature = "rabbitmq")]
     Rabbitmq(RabbitmqQueue, Arc<dyn Store>),
 }
 
@@ -81,7 +92,6 @@ fn same() -> Exit {
 
 /// Opens both. The store is opened only if one of them is in RabbitMQ: it has the dead letters.
 pub(super) async fn open(from: &Config, to: &Config, supervisor: &Supervisor) -> Result<(Side, Side), Exit> {
-    let is_rabbitmq = |config: &Config| matches!(config.queue.kind, QueueKind::Rabbitmq(_));
     let store = if is_rabbitmq(from) || is_rabbitmq(to) {
         Some(open_store(to).await.context("cannot open the store")?.store())
     } else {
@@ -92,6 +102,14 @@ pub(super) async fn open(from: &Config, to: &Config, supervisor: &Supervisor) ->
     if from.is_same_as(&to).await? { Err(same()) } else { Ok((from, to)) }
 }
 
+fn is_rabbitmq(config: &Config) -> bool {
+    match &config.queue.kind {
+        #[cfg(feature = "rabbitmq")]
+        QueueKind::Rabbitmq(_) => true,
+        _ => false,
+    }
+}
+
 impl Side {
     async fn open(
         config: &Config,
@@ -100,9 +118,11 @@ impl Side {
     ) -> Result<Self, Exit> {
         let clock = Clock::system();
         match (shared_queue(config), store) {
+            #[cfg(feature = "redis")]
             (Some(SharedQueue::Redis(redis)), _) => {
                 Ok(Self::Redis(RedisQueue::supervised(redis, clock, supervisor)?))
             }
+            #[cfg(feature = "rabbitmq")]
             (Some(SharedQueue::Rabbitmq(rabbitmq)), Some(store)) => {
                 let queue = RabbitmqQueue::supervised(rabbitmq, Arc::clone(store), clock, supervisor)?;
                 Ok(Self::Rabbitmq(queue, Arc::clone(store)))
@@ -120,7 +140,9 @@ impl Side {
     pub(super) fn queue(&self) -> &dyn Queue {
         match self {
             Self::Embedded(queue) => queue,
+            #[cfg(feature = "redis")]
             Self::Redis(queue) => queue,
+            #[cfg(feature = "rabbitmq")]
             Self::Rabbitmq(queue, _) => queue,
         }
     }
@@ -128,7 +150,9 @@ impl Side {
     /// A move of a queue into itself would remove the only copy of what is known there.
     async fn is_same_as(&self, other: &Self) -> Result<bool, QueueError> {
         match (self, other) {
+            #[cfg(feature = "redis")]
             (Self::Redis(one), Self::Redis(other)) => one.is_same_as(other).await,
+            #[cfg(feature = "rabbitmq")]
             (Self::Rabbitmq(one, _), Self::Rabbitmq(other, _)) => one.is_same_as(other).await,
             _ => Ok(false),
         }
@@ -150,6 +174,7 @@ impl Side {
     async fn left(&self) -> Result<Next, QueueError> {
         // The depth in `stats` is no proof for RabbitMQ: it is 0 when the leader of the queue does not answer, and lacks what others hold.
         let (consumers, entries) = match self {
+            #[cfg(feature = "rabbitmq")]
             Self::Rabbitmq(queue, _) => {
                 let Remainder { consumers, entries } = queue.remainder().await?;
                 (consumers, entries)
@@ -172,6 +197,7 @@ impl Side {
     pub(super) async fn dead_letters(&self) -> Result<u64, QueueError> {
         match self {
             // Not the count in `stats`, which is an old one while the store is slow.
+            #[cfg(feature = "rabbitmq")]
             Self::Rabbitmq(_, store) => RabbitmqQueue::dead_letters_in(Arc::clone(store)).await,
             _ => Ok(self.queue().stats().await?.dead_letters),
         }

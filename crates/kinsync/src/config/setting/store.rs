@@ -1,6 +1,6 @@
 //! The store of users.
 
-use kinsync_engine::Derived;
+use kinsync_engine::config::Derived;
 
 use super::{ROW, Secrecy, Setting, put};
 use crate::config::{Config, value};

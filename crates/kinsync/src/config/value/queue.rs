@@ -1,9 +1,8 @@
 //! The queue, and the roles of processes that share one.
 
-use kinsync_engine::{
-    Roles,
-    internal::queue::{Error, rabbitmq, redis},
-};
+use kinsync_engine::Roles;
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
+use kinsync_engine::internal::queue::Error;
 use secrecy::SecretString;
 
 use super::{Result, list};
@@ -40,16 +39,37 @@ pub fn queue_kind(text: &str) -> Result<QueueKind> {
     if text == "embedded" {
         Ok(QueueKind::Embedded)
     } else if text.starts_with("redis") {
-        redis::check_address(&address).map_err(refused)?;
-        Ok(QueueKind::Redis(address))
+        redis(address)
     } else if text.starts_with("amqp") {
-        rabbitmq::check_address(&address).map_err(refused)?;
-        Ok(QueueKind::Rabbitmq(address))
+        rabbitmq(address)
     } else {
         Err("is neither `embedded` nor an address such as redis://HOST:PORT or amqp://HOST:PORT (rediss:// and amqps:// for TLS)".into())
     }
 }
 
+#[cfg(feature = "redis")]
+fn redis(address: SecretString) -> Result<QueueKind> {
+    kinsync_engine::internal::queue::redis::check_address(&address).map_err(refused)?;
+    Ok(QueueKind::Redis(address))
+}
+
+#[cfg(not(feature = "redis"))]
+fn redis(_: SecretString) -> Result<QueueKind> {
+    Err("needs a kinsync that was built with the feature `redis`".into())
+}
+
+#[cfg(feature = "rabbitmq")]
+fn rabbitmq(address: SecretString) -> Result<QueueKind> {
+    kinsync_engine::internal::queue::rabbitmq::check_address(&address).map_err(refused)?;
+    Ok(QueueKind::Rabbitmq(address))
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+fn rabbitmq(_: SecretString) -> Result<QueueKind> {
+    Err("needs a kinsync that was built with the feature `rabbitmq`".into())
+}
+
+#[cfg(any(feature = "rabbitmq", feature = "redis"))]
 fn refused(error: Error) -> String {
     format!("{:#}", anyhow::Error::from(error))
 }
