@@ -309,6 +309,18 @@ pub enum LogFormat {
 impl Config {
     /// Reads the settings of a server. The error holds every problem.
     pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
+        Self::read(sources, rules::check)
+    }
+
+    /// Reads the settings of a command that accepts no requests: what only a server needs may be missing.
+    pub fn of_command(sources: &Sources) -> Result<Self, Problems> {
+        Self::read(sources, rules::check_command).map(|loaded| loaded.config)
+    }
+
+    fn read(
+        sources: &Sources,
+        check: fn(&Self, &source::Merged, &mut Vec<Problem>),
+    ) -> Result<Loaded, Problems> {
         let mut problems = Vec::new();
         let merged = sources.merge(&mut problems);
         let mut config = Self::blank();
@@ -320,7 +332,7 @@ impl Config {
         config.store.fields = fields::mapping(&merged, &mut problems);
         fields::derived(&merged, &mut config.store.derived, &mut problems);
         config.store.defaults = merged.defaults.clone();
-        rules::check(&config, &merged, &mut problems);
+        check(&config, &merged, &mut problems);
         if problems.is_empty() {
             let misspelled = merged.misspelled.iter().map(|one| format!("{} {}", one.name, one.message));
             let warnings = rules::warnings(&config).into_iter().chain(misspelled).collect();

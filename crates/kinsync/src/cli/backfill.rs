@@ -43,7 +43,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(args.flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(args.flags.0))?;
     block_on_all(async {
         let scanner = Scanner::open(&config, &RunMode::Backfill).await?;
         let run = scanner.run(RunMode::Backfill, args.expect).await?;

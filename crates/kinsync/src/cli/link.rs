@@ -78,7 +78,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
 }
 
 async fn link(args: Args) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(args.flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(args.flags.0))?;
     let Some(uri) = &config.store.mongodb_uri else {
         return Err(anyhow::anyhow!(
             "the embedded store holds no documents of an application: set MONGODB_URI"

@@ -189,7 +189,7 @@ fn list(args: List) -> Result<ExitCode, Exit> {
 }
 
 fn config(flags: ServerFlags) -> Result<Config, Exit> {
-    Ok(Config::load(&Sources::of_process(flags.0))?.config)
+    Ok(Config::of_command(&Sources::of_process(flags.0))?)
 }
 
 fn failed(error: queue::Error) -> Exit {

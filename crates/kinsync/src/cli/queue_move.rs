@@ -69,7 +69,7 @@ struct Report {
 }
 
 pub(super) fn run(args: Move) -> Result<ExitCode, Exit> {
-    let to = Config::load(&Sources::of_process(args.flags.0))?.config;
+    let to = Config::of_command(&Sources::of_process(args.flags.0))?;
     let from = side::source(&args.from, args.from_prefix.as_deref(), &to)?;
     let (report, ended) = block_on_all(async {
         let supervisor = Supervisor::default();

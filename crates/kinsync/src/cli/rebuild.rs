@@ -87,7 +87,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
 }
 
 async fn rebuild(args: Args) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(args.flags.0.clone()))?.config;
+    let config = Config::of_command(&Sources::of_process(args.flags.0.clone()))?;
     if let Some(name) = &args.projection {
         return rebuild_projection(&config, name, args.json).await;
     }

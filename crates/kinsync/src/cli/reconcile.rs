@@ -73,7 +73,7 @@ pub(super) fn run(args: Args) -> Result<ExitCode, Exit> {
     if args.soon {
         return block_on(request(args, user));
     }
-    let config = Config::load(&Sources::of_process(args.flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(args.flags.0))?;
     let mode = match args.approve {
         Some(run) => RunMode::Approve(run),
         None if args.approve_empty_tenant => RunMode::ApproveEmptyTenant,

@@ -62,7 +62,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn list(flags: ServerFlags) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(flags.0))?;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     let mut rows = Vec::new();
     for key in reconcile::state_keys() {
@@ -91,7 +91,7 @@ async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
         let names: Vec<&str> = keys.iter().map(|key| key.name).collect();
         anyhow!("there is no record `{record}`; the records are {} and directory/ID", names.join(", "))
     })?;
-    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(flags.0))?;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = state_records::reset(&*store, key).await.map_err(anyhow::Error::from)?;
@@ -101,7 +101,7 @@ async fn reset(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
 
 /// Removes the record of an organization, a role or a permission.
 async fn reset_directory(record: &str, flags: ServerFlags) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(flags.0))?;
     let store = open_store(&config).await.map_err(anyhow::Error::from)?.store();
     audit::record(&*store, COMMAND, json!({ "record": record })).await?;
     let is_stored = directory::reset(&*store, record).await.map_err(anyhow::Error::from)?;

@@ -62,7 +62,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Exit> {
 }
 
 async fn setup(args: Setup) -> Result<ExitCode, Exit> {
-    let config = Config::load(&Sources::of_process(args.flags.0))?.config;
+    let config = Config::of_command(&Sources::of_process(args.flags.0))?;
     let (client, endpoint) = needs(&config, args.url.as_deref())?;
     let found = Registration::read(&client, endpoint).await.map_err(anyhow::Error::from)?;
     let id = if args.dry_run {

@@ -9,16 +9,31 @@ use super::{Config, Kinde, QueueKind, problem::Problem, setting::Setting, source
 /// Shorter secrets can be guessed; RFC 2104 section 3 advises the length of the hash.
 const SHORT_SECRET: usize = 16;
 
-/// Adds the violated rules to the problems. A setting with an invalid value is not reported again as missing.
+/// Adds the violated rules of a server to the problems. A setting with an invalid value is not reported again as missing.
 pub fn check(config: &Config, merged: &Merged, problems: &mut Vec<Problem>) {
-    let found: Vec<String> = problems.iter().map(|problem| problem.name.clone()).collect();
-    let unread = |env: &str| found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env));
+    let found = names(problems);
+    let unread = |env: &str| is_unread(&found, env);
     check_verification(config, merged, &unread, problems);
     check_roles(config, &unread, problems);
     check_m2m(config, &unread, problems);
     check_tls(config, &unread, problems);
     check_admin_tokens(config, problems);
     check_body_limit(config, &unread, problems);
+}
+
+/// Adds the violated rules of a command that accepts no requests, as [`check`] does.
+pub fn check_command(config: &Config, _: &Merged, problems: &mut Vec<Problem>) {
+    let found = names(problems);
+    check_m2m(config, &|env: &str| is_unread(&found, env), problems);
+}
+
+fn names(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|problem| problem.name.clone()).collect()
+}
+
+/// Whether the setting has an invalid value, by the names of the problems.
+fn is_unread(found: &[String], env: &str) -> bool {
+    found.iter().any(|name| name == env || name.strip_suffix("_FILE") == Some(env))
 }
 
 /// What the queue never accepts must not be read. The rest is for the id of the event.

@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use crate::{
-    server::{SECRET, kinsync},
+    server::kinsync,
     shared_queue::{WITHIN, created, serve, store, until_stored},
 };
 
@@ -49,8 +49,7 @@ const LEASE: Duration = Duration::from_hours(1);
 
 fn command(arguments: &[&str], vars: &[(&str, &str)]) -> tokio::process::Command {
     let arguments = [&["queue", "move"], arguments].concat();
-    let vars = [vars, &[("KINDE_WEBHOOK_SECRET", SECRET)]].concat();
-    let mut command = tokio::process::Command::from(kinsync(&arguments, &vars));
+    let mut command = tokio::process::Command::from(kinsync(&arguments, vars));
     command.kill_on_drop(true).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
