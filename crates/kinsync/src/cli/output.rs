@@ -11,6 +11,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
 
+/// Width of text in a pipe, as of the help there.
+const PIPE_WIDTH: u16 = 100;
+
 /// Prints a line on stdout.
 pub(super) fn say(text: &str) {
     let mut stdout = io::stdout().lock();
@@ -33,17 +36,36 @@ pub(super) fn line(document: &impl Serialize) {
     say(&serde_json::to_string(document).expect("a document has only text keys"));
 }
 
-/// Prints rows for people, or that there are none.
+/// Prints records for people, or that there are none. In a pipe each record is one line, for `grep` and the like.
 pub(super) fn table<'a>(
     titles: impl IntoIterator<Item = &'a str>,
     rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
 ) {
+    say(&filled(columns_only(), titles, rows));
+}
+
+/// Prints rows of text for people, or that there are none. In a pipe the cells wrap too, and nothing of them is left out.
+pub(super) fn text_table<'a>(
+    titles: impl IntoIterator<Item = &'a str>,
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
+) {
     let mut table = columns_only();
+    if table.width().is_none() {
+        table.set_width(PIPE_WIDTH);
+    }
+    say(&filled(table, titles, rows));
+}
+
+fn filled<'a>(
+    mut table: Table,
+    titles: impl IntoIterator<Item = &'a str>,
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
+) -> String {
     table.set_header(titles);
     for row in rows {
         table.add_row(row.into_iter().map(|cell| plain(&cell)));
     }
-    say(&if table.is_empty() { "none found".to_owned() } else { table.trim_fmt() });
+    if table.is_empty() { "none found".to_owned() } else { table.trim_fmt() }
 }
 
 /// A table without lines; its cells wrap at the width of the terminal, and not at all in a pipe.
@@ -103,4 +125,33 @@ pub(super) fn spinner(what: &str) -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
     spinner.enable_steady_tick(Duration::from_millis(100));
     spinner
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_wraps_at_the_width_of_a_pipe_and_nothing_is_left_out() {
+        let picture = format!("picture = \"https://pictures.example/{}\"", "0123456789".repeat(12));
+        let outcome = "superseded by user.updated event_01h5a7k3c9, which Kinde made later than this one";
+        let mut table = columns_only();
+        table.set_width(PIPE_WIDTH);
+        let row = ["2026-11-28T09:00:00.000000Z", &picture, outcome].map(str::to_owned);
+        let text = filled(table, ["TIME", "OBSERVATION", "OUTCOME"], [row]);
+        let widest = text.lines().map(|line| line.chars().count()).max();
+        assert!(widest <= Some(PIPE_WIDTH.into()), "{text}");
+        let without_space = |text: &str| text.split_whitespace().collect::<String>();
+        let joined = |column: usize| {
+            // Continuation lines are below the start of their column.
+            let title = text.lines().next().unwrap();
+            let from = title.find(["TIME", "OBSERVATION", "OUTCOME"][column]).unwrap();
+            let to = ["OBSERVATION", "OUTCOME"].get(column).and_then(|next| title.find(next));
+            let part =
+                |line: &str| line.chars().skip(from).take(to.unwrap_or(1000) - from).collect::<String>();
+            without_space(&text.lines().skip(1).map(part).collect::<String>())
+        };
+        assert_eq!(joined(1), without_space(&picture), "{text}");
+        assert_eq!(joined(2), without_space(outcome), "{text}");
+    }
 }

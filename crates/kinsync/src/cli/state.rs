@@ -69,7 +69,7 @@ async fn list(flags: ServerFlags) -> Result<ExitCode, Exit> {
         let state = state(&*store, key).await.map_err(anyhow::Error::from)?;
         rows.push([key.name.to_owned(), state.to_owned(), key.reset.to_owned()]);
     }
-    output::table(["RECORD", "STATE", "AFTER A RESET"], rows);
+    output::text_table(["RECORD", "STATE", "AFTER A RESET"], rows);
     Ok(ExitCode::SUCCESS)
 }
 

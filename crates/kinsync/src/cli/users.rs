@@ -152,7 +152,7 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     if rows.is_empty() {
         output::say("only an authenticated request of this user is known");
     } else {
-        output::table(["KINDE'S TIME", "OBSERVATION", "OUTCOME"], rows);
+        output::text_table(["KINDE'S TIME", "OBSERVATION", "OUTCOME"], rows);
     }
     if explanation.older_entries_omitted > 0 {
         let omitted = counted(explanation.older_entries_omitted, "older entry", "older entries");

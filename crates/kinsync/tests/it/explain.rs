@@ -152,6 +152,8 @@ async fn explain_lists_every_observation_its_outcome_and_the_effect_of_the_next_
     let vars = [("KINSYNC_SERVER", url.as_str()), ("KINSYNC_ADMIN_TOKEN", TOKEN)];
     let output = kinsync(&["users", "explain", &ada], &vars).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
+    let widest = text.lines().map(|line| line.chars().count()).max();
+    assert!(widest <= Some(100), "text in a pipe is as wide as the help: {text}");
     assert!(text.contains("firstName = \"Old\"") && text.contains("superseded by user.created"), "{text}");
     assert!(text.contains("The next scan: the user would be changed: lastName"), "{text}");
     deployment.kinde.clear_faults();
