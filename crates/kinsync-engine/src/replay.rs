@@ -49,7 +49,8 @@ pub async fn replay(
     let page = store.events(filter).await?;
     let mut replayed = Replayed { next: page.next.clone(), ..Replayed::default() };
     replayed.entries = (page.items.len() + page.undecodable.len()) as u64;
-    let damaged = page.undecodable.iter().map(|id| (id.clone(), "it is not as it was written".to_owned()));
+    let damaged =
+        page.undecodable.iter().map(|id| (id.clone(), "it was changed after it was written".to_owned()));
     replayed.skipped.extend(damaged);
     replay_entries(store, page.items, mode, now, &mut replayed).await?;
     Ok(replayed)

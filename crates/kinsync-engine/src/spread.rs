@@ -299,7 +299,7 @@ impl Spread {
             return self.claims.advance(&*self.store, walk, users.last()).await;
         }
         self.store.show_directory(std::slice::from_ref(&walk.id), self.clock.now()).await?;
-        // A kill in between repeats the walk. In the other order it would leave a position for ever.
+        // A kill in between repeats the pages. In the other order it would leave a position that nothing removes.
         self.claims.finish(&*self.store, walk).await?;
         directory::mark_spread(&*self.store, &walk.id, walk.change).await
     }

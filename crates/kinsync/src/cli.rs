@@ -121,10 +121,10 @@ enum Command {
     /// List, show, retry or remove deliveries that a running server could not process
     #[command(subcommand, visible_alias = "dlq")]
     DeadLetters(dead_letters::Command),
-    /// List which operator read personal data or changed something
+    /// List the requests of operators that read personal data or changed something
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Show the queue in the data folder while a server may be running, or move what is queued elsewhere
+    /// Show the queue in the data folder, also while a server runs, or move the deliveries of another queue
     #[command(subcommand)]
     Queue(queue::Command),
     /// List or reset the records that kinsync keeps in the store

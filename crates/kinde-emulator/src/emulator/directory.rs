@@ -96,7 +96,7 @@ impl Emulator {
         self.tenant().directory.properties.values().cloned().collect()
     }
 
-    /// Creates a property that users can have. Setting a value of an unknown key does it too.
+    /// Creates a property that users can have. Setting a value under an unknown key creates the property too.
     pub fn create_property(&self, edit: PropertyEdit) -> Result<Property, Error> {
         self.tenant().create_property(edit)
     }

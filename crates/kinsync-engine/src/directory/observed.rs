@@ -31,8 +31,7 @@ pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
     }
 }
 
-/// The keys in an event about a user. They count while nothing else is known: a role or permission event and a list outrank
-/// them.
+/// The keys in an event about a user. They are used as long as no event about the role or permission, and no list, was observed.
 fn of_user(user: &event::User) -> Vec<Change> {
     let organizations = user.organizations.value().into_iter().flatten();
     let assigned = organizations.flat_map(|organization| {

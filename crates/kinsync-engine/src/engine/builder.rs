@@ -118,7 +118,7 @@ impl Builder {
         self
     }
 
-    /// Sets how long entries of the event log are kept; for ever unless set.
+    /// Sets how long entries of the event log are kept; without a limit unless set.
     pub fn retention(mut self, rules: Rules) -> Self {
         self.retention = rules;
         self

@@ -68,7 +68,7 @@ pub struct Config {
     /// Bounds of the dead letters.
     pub dead_letters: DeadLetterBounds,
     /// Whether acked entries are in another queue, which detects repetitions of them: their ids are forgotten. Without this, an
-    /// entry that the other queue loses would be a duplicate for ever.
+    /// entry that the other queue loses would be a duplicate forever.
     pub is_spool: bool,
 }
 

@@ -9,7 +9,7 @@ use super::LogEntry;
 pub struct UserEntries {
     /// The entries, ordered by user.
     pub entries: Vec<LogEntry>,
-    /// Entries that are not as kinsync wrote them.
+    /// Damaged entries: their content was changed after kinsync wrote them.
     pub damaged: Vec<DamagedEntry>,
     /// A user with more entries than fit on a page. The page contains no entry of this user, and no other user;
     /// [`Store::events`](super::Store::events) lists the entries in smaller pages.

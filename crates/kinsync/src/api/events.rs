@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{Time, payload};
 
-/// Which events to list. An index answers the time with `user`, `type` or `source`; `user` goes with the other two, and `type` not
+/// Which events to list. An index answers the time with `user`, `type` or `source`; `user` can be combined with the other two, and `type` not
 /// with `source`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, IntoParams, clap::Args)]
 #[serde(deny_unknown_fields)]

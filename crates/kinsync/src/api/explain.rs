@@ -33,7 +33,7 @@ pub struct Explanation {
     pub observations: Vec<Observation>,
     /// Number of older entries of the log that are not among the observations.
     pub older_entries_omitted: u64,
-    /// Ids of entries that are not as kinsync wrote them. They are not among the observations.
+    /// Ids of damaged entries: their content was changed after kinsync wrote them. They are not among the observations.
     pub damaged_entries: Vec<String>,
     /// What the next scan would do with the user.
     pub next_scan: NextScan,

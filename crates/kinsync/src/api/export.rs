@@ -50,7 +50,7 @@ pub struct UserExport {
     pub audit: Vec<AuditRecord>,
     /// Entries of the log, newest received first.
     pub entries: Vec<Event>,
-    /// Ids of entries that are not as kinsync wrote them.
+    /// Ids of damaged entries: their content was changed after kinsync wrote them.
     pub damaged_entries: Vec<String>,
     /// Where the next page of entries starts; absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -71,7 +71,7 @@ pub struct OrganizationGrowth {
 pub struct Basis {
     /// Entries of the event log.
     pub counted_entries: u64,
-    /// Those of them that are not as they were written, and have no figures.
+    /// Damaged ones of them, which have no figures.
     pub damaged_entries: u64,
     /// Whether the event log has lost entries of the day since. The figures are kept, and cannot be computed again.
     pub is_kept: bool,

@@ -19,15 +19,15 @@ use super::{
 use crate::api::audit::{AuditPage, AuditQuery, AuditRecord};
 
 const LIST_HELP: &str = "\
-The name of the admin token identifies the operator. The same read, repeated within ten minutes, is one record with a \
-count. Of each kind the newest 10,000 records are kept, for up to 400 days.
+The name of the admin token identifies the operator. The same read, repeated within ten minutes, is one record with a count. Of each kind \
+the newest 10,000 records are kept, for up to 400 days.
 
 Example:
   kinsync audit list --json | jq '.records[] | select(.kind == \"action\")'";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List which operator read personal data or changed something, newest first
+    /// List the requests of operators that read personal data or changed something, newest first
     #[command(after_help = LIST_HELP)]
     List(List<AuditQuery>),
 }

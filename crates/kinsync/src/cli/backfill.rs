@@ -16,9 +16,9 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your own are \
-not changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may \
-run at the same time: a webhook event that arrives meanwhile wins.
+Reads every user from Kinde's Management API, page by page, and creates or updates the stored one. Fields of your application are not \
+changed, and no user is deleted. An interrupted backfill continues at the first page that was not written. Servers may run at the same \
+time: a webhook event that arrives in the meantime takes precedence.
 
 Needs KINDE_DOMAIN, KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET, with the scope `read:users`.
 
@@ -27,7 +27,8 @@ Examples:
   kinsync backfill --expect 250000   show the time left; Kinde has no total
   kinsync backfill --json | jq .drift
 
-Exit codes: 0 done; 1 failed, run it again to continue, or users were refused by the store; 69 another process is scanning; 78 wrong settings";
+Exit codes: 0 done; 1 failed, run it again to continue, or users were refused by the store; 69 another process is scanning; 78 wrong \
+settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]

@@ -15,12 +15,12 @@ use crate::{
 };
 
 pub(super) const AFTER_HELP: &str = "\
-For requests of users to erase their data (GDPR article 17). Delete the user in Kinde first: Kinde remains the source, and a user \
-that is not deleted is refused. Removed are the fields of the document and of the state, the contents of all log entries of the \
-user (type, time and a hash remain), dead letters, queued deliveries, records of reads in the audit log, and the user in the \
-caches of all servers. The deletion remains, so that no late event restores the user. Fields of your application stay unless \
-`--application-fields` is set. An interrupted erasure is continued by a server. Backups, the oplog and other files that keep \
-former contents: docs/guides/erasure.md.
+For requests of users to erase their data (GDPR article 17). Delete the user in Kinde first: Kinde remains the source, and a user that is \
+not deleted is refused. Removed are the fields of the document and of the state, the contents of all log entries of the user (type, time \
+and a hash remain), dead letters, queued deliveries, records of reads in the audit log, and the user in the caches of all servers. The \
+deletion remains, so that no late event restores the user. Fields of your application stay unless `--application-fields` is set. An \
+interrupted erasure is continued by a server. docs/guides/erasure.md describes backups, the oplog and other files that keep former \
+contents.
 
 Examples:
   kinsync users erase kp_0190932d7592c68bda50d62b2ffa8cbb --dry-run

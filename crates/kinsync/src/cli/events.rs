@@ -28,7 +28,7 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List events, newest received first
+    /// List events, the most recently received first
     #[command(after_help = LIST_HELP)]
     List(List<EventsQuery>),
     /// Show one event with its payload
@@ -39,8 +39,8 @@ pub(super) enum Command {
 }
 
 const REPLAY_HELP: &str = "\
-The entries are decoded and joined as on their arrival, so a stored user that contains them already stays as it is. Replay events after \
-a newer kinsync decodes what an earlier one could not, or after a dead letter was removed too early.
+The entries are decoded and joined as on their arrival, so a stored user that contains them already stays as it is. Replay events after a \
+newer kinsync decodes what an earlier one could not, or after a dead letter was removed too early.
 
 Examples:
   kinsync events replay event_019a --dry-run

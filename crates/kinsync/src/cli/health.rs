@@ -11,9 +11,9 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads /health of the server with the same settings. The exit code is 0 if it accepts deliveries, also with problems that an \
-operator should look at, and 1 if it does not or cannot be reached. For the health check of a container; needs \
-KINSYNC_METRICS_BIND if the main address has TLS.
+Reads /health of the server with the same settings. The exit code is 0 if it accepts deliveries, also with problems that an operator \
+should look at, and 1 if it does not or cannot be reached. Meant for the health check of a container. Needs KINSYNC_METRICS_BIND if the \
+main address uses TLS.
 
 Examples:
   kinsync health

@@ -25,11 +25,11 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Links each document that your application created to the Kinde user with the same email address, so that both become one \
-document with your fields in it. Kinde must have verified the address, and it must be in one document only: an address that \
-is not verified links nothing. Addresses are compared as they are written, unless KINSYNC_LINK_BY_EMAIL is \
-`verified-ignore-case`; documents with an address that differs in case or surrounding spaces only are listed with the user. \
-`kinsync serve` links a document by itself as soon as Kinde reports the verified address, when the user signs in.
+Links each document that your application created to the Kinde user with the same email address, so that both become one document with \
+your fields in it. Kinde must have verified the address, and it must be in one document only: an address that is not verified links \
+nothing. Addresses are compared as they are written, unless KINSYNC_LINK_BY_EMAIL is `verified-ignore-case`; documents with an address \
+that differs in case or surrounding spaces only are listed with the user. `kinsync serve` links a document by itself as soon as Kinde \
+reports the verified address, when the user signs in.
 
 Run `kinsync backfill` first: it loads the users.
 
@@ -125,11 +125,11 @@ struct Report<'a> {
     dry_run: bool,
     /// Documents of the application that have an email address.
     documents: u64,
-    /// Of these, the documents with the address of no user, in any form.
+    /// Of these, the documents with an address that no user has, in any case or with any spaces.
     without_user: u64,
     linked: usize,
     conflicts: usize,
-    /// The documents that were to be listed.
+    /// The documents that `--only` selects.
     candidates: Vec<Listed<'a>>,
     /// Values of the application that stay in linked documents, by key of kinsync.
     kept: &'a [KeptKey],

@@ -18,8 +18,8 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has \
-just processed may still be listed.
+Reads the file of the queue in the data folder. A server may run on it; nothing is changed. A delivery that the server has just processed \
+may still be listed.
 
 With a shared queue (KINSYNC_QUEUE) the file holds the deliveries of this process that wait for it. `stats` adds the deliveries in the \
 shared queue; in RabbitMQ, only those that no process has taken yet. If the shared queue does not answer, `stats` shows only the file and \

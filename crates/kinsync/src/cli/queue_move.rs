@@ -43,7 +43,7 @@ pub(super) struct Move {
     /// The queue to empty: a data folder, an address of Redis or RabbitMQ, or @FILE with one of them
     #[arg(long, value_name = "FOLDER|URL|@FILE")]
     from: String,
-    /// Start of the names in the shared queue to empty; usually kinsync
+    /// Prefix of the names in the shared queue to empty; usually kinsync
     #[arg(long, value_name = "PREFIX")]
     from_prefix: Option<String>,
     /// Print JSON

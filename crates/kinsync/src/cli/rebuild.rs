@@ -30,15 +30,15 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-The event log contains every observation that changed a user: events, reads of Kinde and tokens. A rebuild derives each user from \
-the log again and replaces the stored state where it differs, one user at a time: applications read complete documents at any \
-time, fields of your own are not changed, and servers may run meanwhile (the embedded store is open in one process, so stop the \
-server first; `--verify` works beside it). An interrupted rebuild continues at the last page if it is run again with the same flags within six hours.
+The event log contains every observation that changed a user: events, reads of Kinde and tokens. A rebuild derives each user from the log \
+again and replaces the stored state where it differs, one user at a time: applications read complete documents at any time, fields of your \
+application are not changed, and servers may run at the same time. Only the embedded store allows one process: stop its server first, \
+except for `--verify`. An interrupted rebuild continues at the last page if it is run again with the same flags within six hours.
 
 A user with a damaged log entry, or with a stored value that no entry explains, is reported and left as it is.
 
 With --json each line is an object with one member: `continues` (an interrupted rebuild, with the last user `after` which it continues), \
-`difference` (a user that differs), `damaged` (a log entry that is not as it was written), and at the end `report` (the counts), or \
+`difference` (a user that differs), `damaged` (a log entry that was changed after it was written), and at the end `report` (the counts), or \
 `projection` (the counts of --projection).
 
 Examples:
@@ -59,7 +59,7 @@ pub(super) struct Args {
     /// Compare or rebuild only this user
     #[arg(long, value_name = "ID")]
     user: Option<String>,
-    /// Replace stored values that no log entry explains too; they are lost
+    /// Also replace stored values that no log entry explains; these values are lost
     #[arg(long, conflicts_with = "verify")]
     replace_unexplained: bool,
     /// Compute the figures of all days of this projection again, `growth` or `system`, and rebuild no user
@@ -213,7 +213,8 @@ impl Printer {
             }
             Event::Damaged(one) => {
                 let user = output::cell(one.user.as_ref());
-                let text = format!("the log entry {} of the user {user} is not as it was written", one.id);
+                let text =
+                    format!("the log entry {} of the user {user} was changed after it was written", one.id);
                 self.line(&Line::Damaged(one), || text);
             }
         }

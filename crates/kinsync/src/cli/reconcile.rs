@@ -23,11 +23,10 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and \
-deletions with a lost event. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, \
-twice, before they are deleted. Deletions within 24 hours that exceed both KINSYNC_RECONCILE_MAX_DELETES and \
-KINSYNC_RECONCILE_MAX_DELETE_SHARE, or half of the users, are held until an operator approves them. Creations and changes \
-are never held.
+Compares every user at Kinde with the stored one and repairs each difference: users without any event, and changes and deletions with a \
+lost event. `kinsync serve` does the same every hour. Users that Kinde no longer lists are read again, twice, before they are deleted. \
+Deletions within 24 hours that exceed both KINSYNC_RECONCILE_MAX_DELETES and KINSYNC_RECONCILE_MAX_DELETE_SHARE, or half of the users, are \
+held until an operator approves them. Creations and changes are never held.
 
 Examples:
   kinsync reconcile --dry-run              print the differences
@@ -38,8 +37,8 @@ Examples:
   kinsync reconcile --soon --approve 20261123-101500-3fa2
   kinsync runs list                        list the last scans
 
-Exit codes: 0 done; 1 failed, or users were refused by the store; 2 wrong usage; 3 operator approval \
-required; 69 another process is scanning, or the server cannot be reached; 77 no permission; 78 wrong settings";
+Exit codes: 0 done; 1 failed, or users were refused by the store; 2 wrong usage; 3 operator approval required; 69 another process is \
+scanning, or the server cannot be reached; 77 no permission; 78 wrong settings";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = AFTER_HELP)]

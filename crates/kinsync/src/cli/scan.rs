@@ -81,7 +81,7 @@ impl Scanner {
             stop.cancel();
             std::future::pending::<()>().await;
         };
-        let run = tokio::select! { run = run => run, () = stopped => unreachable!("it waits for ever") };
+        let run = tokio::select! { run = run => run, () = stopped => unreachable!("it never ends") };
         bar.finish_and_clear();
         run.map_err(failed)
     }

@@ -18,9 +18,9 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-The store contains records of kinsync: leases, requests, held deletions, the list of scans. A version of kinsync that \
-cannot read one of them stops and names it. Run the version that wrote the record, or reset the record. Stop every kinsync \
-first: the embedded store is open in one process, and a running server may need the record.
+The store contains records of kinsync: leases, requests, held deletions, the list of scans. A version of kinsync that cannot read one of \
+them stops and names it. Run the version that wrote the record, or reset the record. Stop every kinsync first: the embedded store is open \
+in one process, and a running server may need the record.
 
 Examples:
   kinsync state list

@@ -16,8 +16,8 @@ Examples:
   kinsync stats growth --since 2026-01-01 --until 2026-03-31 --json";
 
 const SYSTEM_HELP: &str = "\
-From the event log, by day of receipt in UTC. The lag is the time from an event to the receipt of its delivery. Drift is what scans \
-and checks found different from Kinde.
+The figures are computed from the event log, by day of receipt in UTC. The lag is the time from an event to the receipt of its delivery. \
+Drift is the number of differences from Kinde that scans and checks found.
 
 Example:
   kinsync stats system --json | jq '.days[] | [.day, .lag.p99]'";

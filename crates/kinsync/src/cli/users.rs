@@ -34,9 +34,9 @@ Examples:
   kinsync users list --deleted --limit 1000 --json | jq '.users[].kindeId'";
 
 const EXPLAIN_HELP: &str = "\
-All observations that changed the user are listed, from the event log: events, reads of Kinde and tokens. An upgraded kinsync \
-begins its log with the stored user; of reads and tokens before that, only the values that are still current are known. For \
-the next scan the user is read from Kinde, for at most a few seconds.
+All observations that changed the user are listed, from the event log: events, reads of Kinde and tokens. After an upgrade from a version \
+without a complete log, the log begins with the stored user: of earlier reads and tokens, only the values that are still current are \
+known. For the next scan the user is read from Kinde, for at most a few seconds.
 
 Example:
   kinsync users explain kp_0190932d7592c68bda50d62b2ffa8cbb";
@@ -160,7 +160,7 @@ async fn explain(args: Show) -> Result<ExitCode, Exit> {
     }
     if !explanation.damaged_entries.is_empty() {
         let damaged = explanation.damaged_entries.join(", ");
-        output::say(&format!("\nEntries of the log that are not as they were written: {damaged}"));
+        output::say(&format!("\nDamaged entries of the log, changed after they were written: {damaged}"));
     }
     output::say(&format!("\nThe next scan: {}", next_scan(&explanation.next_scan)));
     Ok(ExitCode::SUCCESS)

@@ -15,13 +15,13 @@ use crate::{
 };
 
 const AFTER_HELP: &str = "\
-Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde \
-environment has. Running it again changes nothing. Webhooks with another address are listed and left alone, and event types \
-that an operator added stay.
+Creates the webhook if it is missing, or adds the event types that it lacks: every type that kinsync reads and your Kinde environment has. \
+Running it again changes nothing. Webhooks with another address are listed and not changed, and event types that an operator added are \
+kept.
 
-Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application \
-that is authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and \
-update:webhooks. Kinde counts one token for each run.
+Needs KINDE_DOMAIN (the kinde.com one), KINDE_M2M_CLIENT_ID and KINDE_M2M_CLIENT_SECRET: a machine-to-machine application that is \
+authorised for the Kinde Management API with the scopes read:webhooks, read:event_types, create:webhooks and update:webhooks. Kinde counts \
+one token for each run.
 
 Examples:
   kinsync webhook setup --public-url https://app.example.com
@@ -198,7 +198,7 @@ fn print(report: &Report<'_>) {
         print_webhooks(&report.same_endpoint);
     }
     if !report.others.is_empty() {
-        output::say("\nWebhooks with another address, left alone:");
+        output::say("\nWebhooks with another address, not changed:");
         print_webhooks(&report.others);
     }
 }

@@ -171,7 +171,7 @@ fn of_scans() -> Vec<Route> {
             Get,
             PersonalData,
             "/api/admin/audit",
-            "List which operator read personal data or changed something, newest first",
+            "List the requests of operators that read personal data or changed something, newest first",
             admin::audit,
         ),
     ]
@@ -179,7 +179,13 @@ fn of_scans() -> Vec<Route> {
 
 fn of_the_log() -> Vec<Route> {
     vec![
-        operator(Get, PersonalData, "/api/admin/events", "List events, newest received first", admin::events),
+        operator(
+            Get,
+            PersonalData,
+            "/api/admin/events",
+            "List events, the most recently received first",
+            admin::events,
+        ),
         operator(
             Get,
             PersonalData,

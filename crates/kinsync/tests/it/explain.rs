@@ -217,5 +217,5 @@ async fn explain_reports_how_many_entries_it_leaves_out_and_which_are_damaged() 
     let output = kinsync(&["users", "explain", &ada], &vars).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains(&format!("{omitted} older entries of the log not listed")), "{text}");
-    assert!(text.contains(damaged) && text.contains("not as they were written"), "{text}");
+    assert!(text.contains(damaged) && text.contains("changed after they were written"), "{text}");
 }

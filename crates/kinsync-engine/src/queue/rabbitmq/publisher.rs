@@ -27,7 +27,7 @@ use crate::{
 /// Groups that wait for their confirms at the same time.
 const IN_FLIGHT: usize = 8;
 
-/// Age of a connection that is replaced when the server refuses an entry. RabbitMQ 3.10 refuses the entries of a channel for ever once a
+/// Age of a connection that is replaced when the server refuses an entry. RabbitMQ 3.10 refuses all further entries of a channel once a
 /// policy limited the queue, also after the policy was removed.
 const RENEW: Duration = Duration::from_secs(10);
 

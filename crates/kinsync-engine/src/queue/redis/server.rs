@@ -38,7 +38,7 @@ pub(super) async fn run_id(connection: &Connection) -> Result<String, Error> {
     let info: String = connection.run(cmd("INFO").arg("server")).await?;
     let id = info.lines().find_map(|line| line.strip_prefix("run_id:")).map(str::trim);
     id.filter(|id| !id.is_empty()).map(str::to_owned).ok_or_else(|| Error::Refused {
-        hint: "Redis does not show `run_id` in INFO, which tells one server from another".into(),
+        hint: "Redis does not show `run_id` in INFO, which identifies a server".into(),
         source: None,
     })
 }

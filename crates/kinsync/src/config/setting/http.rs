@@ -94,8 +94,7 @@ pub(super) static ROWS: &[Setting] = &[
         env: "KINSYNC_ADMIN_HOSTS",
         flag: "admin-hosts",
         example: "kinsync.internal",
-        help: "Further `Host`s of requests to the admin routes on a loopback address, comma separated: others are refused, \
-               against DNS rebinding [default: localhost, IP addresses and the host of KINSYNC_PUBLIC_URL]",
+        help: "Further `Host`s of requests to the admin routes on a loopback address, comma separated: other hosts are refused, as a protection against DNS rebinding [default: localhost, IP addresses and the host of KINSYNC_PUBLIC_URL]",
         set: |config, text| put(&mut config.http.admin_hosts, value::hosts(text)),
         ..ROW
     },
@@ -144,8 +143,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "unknown-roles",
         default: Some("refuse"),
         example: "token",
-        help: "What a required role or permission does where those of the user are not known: `refuse` (403 roles_unknown), or \
-               `token` (the claims of the token count, which are up to a day old)",
+        help: "What happens if a role or permission is required and those of the user are not known: `refuse` (403 roles_unknown), or `token` (the claims of the token are used, which may be a day old)",
         set: |config, text| put(&mut config.http.unknown_roles, value::unknown_roles(text)),
         ..ROW
     },

@@ -23,7 +23,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "queue-prefix",
         default: Some("kinsync"),
         example: "kinsync",
-        help: "The start of all names of a shared queue; processes with the same one share it",
+        help: "The prefix of all names in a shared queue; processes with the same prefix share it",
         set: |config, text| put(&mut config.queue.prefix, value::queue_prefix(text)),
         ..ROW
     },

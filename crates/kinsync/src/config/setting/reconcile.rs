@@ -44,7 +44,7 @@ pub(super) static ROWS: &[Setting] = &[
         env: "KINSYNC_RECONCILE_ROLES_EVERY",
         flag: "reconcile-roles-every",
         example: "6h",
-        help: "The shortest interval between two scans that compare roles; the others list the users alone [default: each scan]",
+        help: "The shortest interval between two scans that compare roles; the other scans compare only the users [default: each scan]",
         set: |config, text| put(&mut config.reconcile.roles_every, value::duration(text)),
         ..ROW
     },
@@ -78,8 +78,7 @@ pub(super) static ROWS: &[Setting] = &[
         flag: "properties-every",
         default: Some("24h"),
         example: "24h",
-        help: "The shortest interval between two scans that compare properties, which Kinde announces by no event; such a scan lists all \
-               users once more",
+        help: "The shortest interval between two scans that compare properties, for which Kinde sends no events; such a scan lists all users once more",
         set: |config, text| put(&mut config.reconcile.properties_every, value::duration(text)),
         ..ROW
     },

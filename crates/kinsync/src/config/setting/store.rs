@@ -123,8 +123,7 @@ pub(super) static ROWS: &[Setting] = &[
         default: Some("off"),
         example: "user.updated=90d,*=365d",
         help: "How long entries of the event log are kept, by type, comma separated, at least 7d; `*` for all other types. Before old \
-               entries of a user are removed, one entry with what they say is written, so `kinsync rebuild` works as before; `off`: \
-               for ever",
+               entries of a user are removed, one entry with their content is written, so `kinsync rebuild` works as before; `off`: without a limit",
         set: |config, text| put(&mut config.store.retention, value::retention(text)),
         ..ROW
     },

@@ -270,7 +270,7 @@ mod tests {
         let next =
             apply(&document, &wanted(&[("code", "org_1"), ("name", "Acme"), ("handle", "acme")]), &default);
         assert_eq!(own(&next), doc! { "code": "org_1", "name": "Ours", "plan": "pro", "handle": "acme" });
-        // What Kinde no longer has leaves the application's values alone.
+        // Where Kinde no longer has a value, the application's value stays.
         let next = apply(&next, &wanted(&[("code", "org_1")]), &default);
         assert_eq!(own(&next), doc! { "code": "org_1", "name": "Ours", "plan": "pro" });
     }
