@@ -215,6 +215,27 @@ pub struct Stats {
     pub spool: Option<Spool>,
 }
 
+impl Stats {
+    /// Adds the state of the spool of a process to that of the shared queue. [`Spool`] describes the last two arguments.
+    #[must_use]
+    pub fn with_spool(self, spool: &Self, is_available: bool, age: Option<Duration>) -> Self {
+        let oldest = [self.oldest_received_at, spool.oldest_received_at];
+        Self {
+            depth: self.depth + spool.depth,
+            oldest_received_at: oldest.into_iter().flatten().min(),
+            bytes: self.bytes + spool.bytes,
+            dead_letters: self.dead_letters + spool.dead_letters,
+            dead_letter_bytes: self.dead_letter_bytes + spool.dead_letter_bytes,
+            spool: Some(Spool {
+                entries: spool.depth,
+                bytes: spool.bytes,
+                is_shared_queue_available: is_available,
+                age_of_shared_values: age,
+            }),
+        }
+    }
+}
+
 /// State of the spool of a process: the entries that wait for the shared queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Payload, Queue,
-    Search, Spool, Stats, Transferred, transfer,
+    Search, Stats, Transferred, transfer,
 };
 use crate::random;
 
@@ -198,20 +198,7 @@ impl Queue for SpooledQueue {
         let (spool, shared) = (spool?, shared.ok().and_then(Result::ok));
         let is_available = shared.is_some() && !self.is_failing.load(Relaxed);
         let (shared, age_of_shared_values) = self.newest(shared);
-        let oldest = [shared.oldest_received_at, spool.oldest_received_at];
-        Ok(Stats {
-            depth: shared.depth + spool.depth,
-            oldest_received_at: oldest.into_iter().flatten().min(),
-            bytes: shared.bytes + spool.bytes,
-            dead_letters: shared.dead_letters + spool.dead_letters,
-            dead_letter_bytes: shared.dead_letter_bytes + spool.dead_letter_bytes,
-            spool: Some(Spool {
-                entries: spool.depth,
-                bytes: spool.bytes,
-                is_shared_queue_available: is_available,
-                age_of_shared_values,
-            }),
-        })
+        Ok(shared.with_spool(&spool, is_available, age_of_shared_values))
     }
 
     async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {

@@ -115,22 +115,7 @@ async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Res
         SharedQueue::Rabbitmq(rabbitmq) => count_in_rabbitmq(config, rabbitmq).await,
         _ => return Ok(local),
     };
-    counted.map(|shared| {
-        let oldest = [shared.oldest_received_at, local.oldest_received_at];
-        Counts {
-            depth: shared.depth + local.depth,
-            oldest_received_at: oldest.into_iter().flatten().min(),
-            bytes: shared.bytes + local.bytes,
-            dead_letters: shared.dead_letters + local.dead_letters,
-            dead_letter_bytes: shared.dead_letter_bytes + local.dead_letter_bytes,
-            spool: Some(Spool {
-                entries: local.depth,
-                bytes: local.bytes,
-                is_shared_queue_available: true,
-                age_of_shared_values: None,
-            }),
-        }
-    })
+    counted.map(|shared| shared.with_spool(&local, true, None))
 }
 
 #[cfg(feature = "redis")]
