@@ -402,6 +402,12 @@ impl Engine {
         self.0.unprepared.borrow().clone()
     }
 
+    /// Receives why the store is not prepared yet; `None` once it is.
+    #[doc(hidden)]
+    pub fn store_preparation(&self) -> watch::Receiver<Option<Failure>> {
+        self.0.unprepared.subscribe()
+    }
+
     /// What the store refuses, as of a few seconds ago.
     #[doc(hidden)]
     pub fn refused_by_store(&self) -> RefusedByStore {

@@ -180,8 +180,14 @@ impl Authenticator {
             (Arc::clone(engine.store()), Arc::clone(engine.queue()), engine.clock().clone());
         let metrics = Arc::new(AuthenticationMetrics::new());
         let created = metrics.users_created.clone();
-        let (users, loads) =
-            Users::new(Arc::clone(&store), Arc::clone(&claims), clock.clone(), created, &config);
+        let (users, loads) = Users::new(
+            Arc::clone(&store),
+            engine.store_preparation(),
+            Arc::clone(&claims),
+            clock.clone(),
+            created,
+            &config,
+        );
         let users = Arc::new(users);
         let (profiles, profile_requests) = Profiles::new(profiles, Arc::clone(&users), &config);
         let last_seen = LastSeenWriter::new(store, clock.clone(), &config);

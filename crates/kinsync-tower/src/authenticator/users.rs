@@ -19,7 +19,7 @@ use kinsync_engine::{
     Clock,
     internal::{
         apply::apply,
-        breaker::{self, Breaker, State},
+        breaker::{self, Breaker, Failure, State},
         known_users::{KnownUser, KnownUsers},
         pending_checks::PendingChecks,
         sighting::Sighting,
@@ -32,7 +32,7 @@ use tokio::{
     sync::{
         Mutex,
         broadcast::{self, error::RecvError},
-        mpsc, oneshot,
+        mpsc, oneshot, watch,
     },
     time::{Instant, error::Elapsed, sleep, timeout},
 };
@@ -49,12 +49,10 @@ const RELOAD_BATCH: usize = 4096;
 const QUEUE_CAPACITY: usize = 16_384;
 /// Time to collect background reloads: one call for many users costs the store a fraction of many calls.
 const COLLECT: Duration = Duration::from_millis(50);
-/// Time after the start in which requests wait for a store that has not answered yet, instead of being degraded at once.
+/// Time after the start in which requests wait for a store that is not prepared yet, instead of being degraded at once.
 const COLD_START: Duration = Duration::from_secs(15);
 /// Interval of the probes while the breaker is open.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// Pause between two loads of a waiting request in that time.
-const COLD_PAUSE: Duration = Duration::from_millis(25);
 /// Time after which a call of the store counts as failed. Longer than any request waits, so that a creation is not cut off.
 const CALL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -103,7 +101,8 @@ pub(super) struct Users {
     refresh_after: Duration,
     stale_after: Duration,
     started_at: Instant,
-    has_answered: AtomicBool,
+    /// Why the store is not prepared yet.
+    unprepared: watch::Receiver<Option<Failure>>,
 }
 
 /// The queues of pending loads.
@@ -124,6 +123,7 @@ struct Waiters {
 impl Users {
     pub(super) fn new(
         store: Arc<dyn Store>,
+        unprepared: watch::Receiver<Option<Failure>>,
         claims: Arc<dyn Claims>,
         clock: Clock,
         created: Counter,
@@ -150,7 +150,7 @@ impl Users {
             refresh_after: config.refresh_after,
             stale_after: config.stale_after,
             started_at: Instant::now(),
-            has_answered: AtomicBool::new(false),
+            unprepared,
         };
         (users, LoadQueues { loads: Mutex::new(pending_loads), reloads: Mutex::new(pending_reloads) })
     }
@@ -178,23 +178,15 @@ impl Users {
         }
     }
 
-    /// Returns the user as loaded; `None` if the store does not answer. Soon after the start the store may not be prepared
-    /// yet: then the load is repeated until the caller's deadline.
+    /// Returns the user as loaded; `None` if the store does not answer. Soon after the start this waits, until the caller's
+    /// deadline, for a store that is not prepared yet.
     async fn loaded(&self, token: &Arc<AccessToken>) -> Option<Arc<CachedUser>> {
-        loop {
-            let (reply, loaded) = oneshot::channel();
-            self.request_load(token, Some(reply));
-            match loaded.await {
-                Ok(user) => return Some(user),
-                Err(_) if self.is_cold() => sleep(COLD_PAUSE).await,
-                Err(_) => return None,
-            }
+        if self.started_at.elapsed() < COLD_START {
+            self.unprepared.clone().wait_for(Option::is_none).await.ok()?;
         }
-    }
-
-    /// Whether this process has just started and the store has not answered yet.
-    fn is_cold(&self) -> bool {
-        !self.has_answered.load(Relaxed) && self.started_at.elapsed() < COLD_START
+        let (reply, loaded) = oneshot::channel();
+        self.request_load(token, Some(reply));
+        loaded.await.ok()
     }
 
     /// Returns the cached user, however old.
@@ -316,15 +308,9 @@ impl Users {
             batch
         };
         while let Some(batch) = stop.run_until_cancelled(next()).await {
-            // The pauses of the breaker would outlast the deadlines of the first requests.
-            if !self.is_cold() && !self.breaker.try_ready() {
-                continue;
+            if self.breaker.try_ready() {
+                self.report(timeout(CALL_DEADLINE, self.load(batch)).await);
             }
-            let outcome = timeout(CALL_DEADLINE, self.load(batch)).await;
-            if matches!(outcome, Ok(Ok(()))) {
-                self.has_answered.store(true, Relaxed);
-            }
-            self.report(outcome);
         }
     }
 
@@ -432,7 +418,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Arc::new(EmbeddedStore::open(folder.path()).unwrap());
         let claims = Arc::new(super::super::claims::Email);
-        let (users, _loads) = Users::new(store, claims, Clock::system(), Counter::noop(), &Config::default());
+        let (_, prepared) = watch::channel(None);
+        let (users, _loads) =
+            Users::new(store, prepared, claims, Clock::system(), Counter::noop(), &Config::default());
         let (earlier, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
         let known = |row| KnownUser { row, is_document_refused: false };
         let live = Row::unknown(UserId::parse("kp_ada").unwrap());

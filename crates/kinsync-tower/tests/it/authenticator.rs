@@ -45,18 +45,14 @@ async fn the_first_request_of_a_user_finds_the_user_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_request_waits_for_a_store_that_is_still_being_prepared() {
     let (kinde, server) = (kinde().await, TestMongo::shared().await);
-    let store = unprepared(server).await;
-    let shared: Arc<dyn Store> = Arc::new(store.clone());
-    let process = Process::start(&kinde, &shared, Config { deadline: DEADLINE, ..Config::default() }).await;
+    let config = Config { deadline: DEADLINE, ..Config::default() };
+    let process = Process::on_mongodb(&kinde, server, config).await;
     let (_, token) = token(&kinde, "ada@example.com");
-    let prepared = async {
-        // Long enough for the breaker to open, if it counted the refusals until now.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        store.prepare().await.unwrap();
-    };
-    let (answer, ()) = tokio::join!(process.get(&token), prepared);
+    // The engine prepares the store when it is started.
+    let (answer, ()) = tokio::join!(process.get(&token), async { process.engine.start() });
     assert_eq!((answer.status, &answer.body["stored"]), (StatusCode::OK, &Value::Bool(true)));
     assert!(!answer.headers.contains_key("x-kinsync-degraded"));
+    process.engine.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

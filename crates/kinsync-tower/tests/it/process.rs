@@ -106,6 +106,25 @@ impl Process {
     ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine = Engine::builder(folder.path()).store(Arc::clone(store)).open().await.unwrap();
+        Self::with_engine(kinde, engine, folder, config, audiences, claims)
+    }
+
+    /// With an engine that is not started, so that its store is not prepared.
+    pub(crate) async fn on_mongodb(kinde: &Emulator, server: &TestMongo, config: Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mongodb = mongo::Config { database: Some(server.database()), ..mongo::Config::new(server.uri()) };
+        let engine = Engine::builder(folder.path()).mongodb(mongodb).open().await.unwrap();
+        Self::with_engine(kinde, engine, folder, config, Vec::new(), Arc::new(claims::Email))
+    }
+
+    fn with_engine(
+        kinde: &Emulator,
+        engine: Engine,
+        folder: tempfile::TempDir,
+        config: Config,
+        audiences: Vec<String>,
+        claims: Arc<dyn Claims>,
+    ) -> Self {
         let jwks = Jwks::new(jwks::Config::new(kinde.issuer().parse().unwrap())).unwrap();
         let issuers = vec![(kinde.issuer().to_owned(), jwks)];
         let verifier = Verifier::new(bearer::Config { issuers, audiences, ..bearer::Config::default() });
