@@ -108,6 +108,8 @@ async fn with_shared(_: &Config, _: SharedQueue, local: Counts) -> Result<Counts
 /// Adds what is in the shared queue to what waits for it in the data folder.
 #[cfg(any(feature = "rabbitmq", feature = "redis"))]
 async fn with_shared(config: &Config, shared: SharedQueue, local: Counts) -> Result<Counts, queue::Error> {
+    // Used for RabbitMQ only.
+    _ = config;
     let counted = match shared {
         #[cfg(feature = "redis")]
         SharedQueue::Redis(redis) => count_in_redis(redis).await,

@@ -156,6 +156,7 @@ async fn dead_letters(
     (target, to): (&Side, &Config),
 ) -> Result<u64, QueueError> {
     match (source, target) {
+        #[cfg(feature = "rabbitmq")]
         (Side::Rabbitmq(..), Side::Rabbitmq(..)) => Ok(0),
         (Side::Embedded(_), _) if side::has_same_folder(from, to) => Ok(0),
         _ => source.dead_letters().await,

@@ -116,6 +116,8 @@ impl Side {
         store: Option<&Arc<dyn Store>>,
         supervisor: &Supervisor,
     ) -> Result<Self, Exit> {
+        // Unused without a client of a shared queue.
+        _ = supervisor;
         let clock = Clock::system();
         match (shared_queue(config), store) {
             #[cfg(feature = "redis")]
