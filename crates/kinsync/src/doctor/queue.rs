@@ -17,6 +17,10 @@ const EVICTION: &str = "queue.eviction";
 
 pub(super) const IDS: [&str; 3] = [REACHABLE, DURABLE, EVICTION];
 
+#[cfg_attr(
+    not(any(feature = "rabbitmq", feature = "redis")),
+    expect(clippy::unused_async, reason = "the clients of shared queues are asynchronous")
+)]
 pub(super) async fn examine(config: &Config) -> Vec<Finding> {
     match shared_queue(config) {
         #[cfg(feature = "redis")]

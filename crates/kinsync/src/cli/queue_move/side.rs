@@ -150,6 +150,10 @@ impl Side {
     }
 
     /// A move of a queue into itself would remove the only copy of what is known there.
+    #[cfg_attr(
+        not(any(feature = "rabbitmq", feature = "redis")),
+        expect(clippy::unused_async, reason = "the clients of shared queues are asynchronous")
+    )]
     async fn is_same_as(&self, other: &Self) -> Result<bool, QueueError> {
         match (self, other) {
             #[cfg(feature = "redis")]
