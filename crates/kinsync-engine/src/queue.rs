@@ -210,6 +210,8 @@ pub struct Stats {
     pub dead_letters: u64,
     /// Bytes used by dead letters; 0 where the backend does not report them.
     pub dead_letter_bytes: u64,
+    /// Entries that this process cannot read and left to a process of a newer version, within the last minute; at most 10,000.
+    pub newer_version: u64,
     /// State of the spool of this process; `None` without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spool: Option<Spool>,
@@ -226,6 +228,7 @@ impl Stats {
             bytes: self.bytes + spool.bytes,
             dead_letters: self.dead_letters + spool.dead_letters,
             dead_letter_bytes: self.dead_letter_bytes + spool.dead_letter_bytes,
+            newer_version: self.newer_version,
             spool: Some(Spool {
                 entries: spool.depth,
                 bytes: spool.bytes,

@@ -6,6 +6,7 @@
 //! - `publisher`: entries that are published together, and their confirms
 //! - `held`: what the server has delivered and what is not acked: leases and pauses
 //! - `dead_letters`: dead letters, in the store of users
+//! - `unreadable`: messages of a newer version of kinsync
 //! - `examine`: what a server shows of the queue
 //!
 //! Entries are persistent messages in a quorum queue; an entry is accepted when a majority of its members confirmed it. A process
@@ -51,11 +52,7 @@ use self::{
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, SHARED_TASK,
-    Search, Stats,
-    batches::Batches,
-    embedded::DeadLetterBounds,
-    unanswered,
-    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
+    Search, Stats, batches::Batches, embedded::DeadLetterBounds, unanswered, unreadable::Left,
 };
 use crate::{clock::Clock, random, store::Store, supervisor::Supervisor};
 
@@ -66,6 +63,7 @@ mod examine;
 mod held;
 mod publisher;
 mod rows;
+mod unreadable;
 
 /// Largest event id and payload together. A dead letter has to fit into a document of MongoDB.
 pub const MAX_ENTRY: usize = 7 << 20;
@@ -142,6 +140,8 @@ struct Shared {
     /// Locked while a connection starts to consume.
     start: Mutex<()>,
     held: Arc<Held>,
+    /// Messages of a newer version of kinsync.
+    left: Left,
     returning: Arc<Returning>,
     dead_letters: DeadLetters,
     /// The last known number of dead letters, for while the store does not answer.
@@ -189,6 +189,7 @@ impl RabbitmqQueue {
             consuming: Link::new(hosts, topology, tasks.clone(), closed.clone()),
             start: Mutex::default(),
             held: Arc::default(),
+            left: Left::default(),
             returning: Arc::default(),
             dead_letters: DeadLetters::new(store, clock.clone(), config.dead_letters),
             dead_letter_count: AtomicU64::new(0),
@@ -300,29 +301,21 @@ impl Shared {
         self.consuming.replace(generation).await;
     }
 
-    /// Dead-letters messages that this version cannot read, and returns the others.
+    /// Leaves messages that this version cannot read to newer processes, and returns the others.
     fn decode(self: &Arc<Self>, taken: Vec<Taken>) -> Vec<Claimed> {
         let (mut claimed, mut unknown) = (Vec::with_capacity(taken.len()), Vec::new());
         for Taken { id, attempts, message } in taken {
             match message.entry {
                 Some(entry) => claimed.push(Claimed { id, attempts, entry }),
-                None => unknown.push((id, UNREADABLE.to_owned())),
+                None => unknown.push((id, message.id)),
             }
         }
         // Not a part of the claim: cancelled or failed with it, the others would wait for the end of their lease.
         if !unknown.is_empty() {
             let shared = Arc::clone(self);
-            self.tasks.spawn(async move { shared.dead_letter_unreadable(unknown).await });
+            self.tasks.spawn(async move { shared.leave(unknown).await });
         }
         claimed
-    }
-
-    async fn dead_letter_unreadable(&self, unknown: Vec<(EntryId, String)>) {
-        if let Err(error) = self.dead_letter(&unknown).await {
-            log_unreadable(unknown.len(), &error);
-            let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
-            self.held.retry(&ids, UNREADABLE_PAUSE);
-        }
     }
 
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
@@ -441,7 +434,8 @@ impl Queue for RabbitmqQueue {
         self.shared.open()?;
         let (depth, dead_letters) = tokio::join!(self.shared.depth(), self.shared.count_dead_letters());
         let (depth, oldest_received_at) = depth?;
-        Ok(Stats { depth, oldest_received_at, dead_letters, ..Stats::default() })
+        let newer_version = self.shared.left.count();
+        Ok(Stats { depth, oldest_received_at, dead_letters, newer_version, ..Stats::default() })
     }
 
     async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {

@@ -5,6 +5,7 @@
 //! - `rows`: entries and dead letters as fields of a stream
 //! - `storing`: entries that are stored together
 //! - `search`: finds entries by their payload, to erase them
+//! - `unreadable`: entries of a newer version of kinsync
 //! - `server`: what the configuration of the server means for accepted entries
 //! - `*.lua`: each change of more than one key is one script, so a crash leaves no half of it
 //!
@@ -34,7 +35,7 @@ use super::{
     batches::Batches,
     embedded::DeadLetterBounds,
     unanswered,
-    unreadable::{UNREADABLE, UNREADABLE_PAUSE, log_unreadable},
+    unreadable::Left,
 };
 use crate::{clock::Clock, supervisor::Supervisor};
 
@@ -44,6 +45,7 @@ mod rows;
 mod search;
 mod server;
 mod storing;
+mod unreadable;
 
 /// Name of the consumer group, and of its only consumer.
 const GROUP: &str = "kinsync";
@@ -115,6 +117,8 @@ struct Shared {
     /// Waits for new entries. A separate connection, because a command that blocks delays all others on its connection.
     waiting: Mutex<Connection>,
     batches: Batches,
+    /// Entries of a newer version of kinsync.
+    left: Left,
     /// Ends the task that stores entries.
     storing: CancellationToken,
     closed: CancellationToken,
@@ -160,6 +164,7 @@ impl RedisQueue {
             entries,
             waiting,
             batches: Batches::default(),
+            left: Left::default(),
             storing: supervisor.child_token(),
             closed: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -206,8 +211,8 @@ impl Shared {
         if self.closed.is_cancelled() { Err(Error::Closed) } else { Ok(()) }
     }
 
-    /// Claims what can be claimed now. Returns also the newest id of the stream.
-    async fn claim_now(&self, max: usize, lease: Duration) -> Result<(String, Vec<Claimed>), Error> {
+    /// Claims what can be claimed now. Returns also the newest id of the stream if there is nothing else to claim.
+    async fn claim_now(&self, max: usize, lease: Duration) -> Result<(Option<String>, Vec<Claimed>), Error> {
         let idle = FAR.saturating_sub(lease.max(Duration::from_millis(1)));
         let mut script = script(include_str!("redis/claim.lua"), &[&self.keys.stream]);
         script.arg(GROUP).arg(max.max(1)).arg(CLAIM_BYTES).arg(millis(idle)).arg(millis(FAR));
@@ -219,8 +224,9 @@ impl Shared {
             claimed => claimed?,
         };
         let (newest, entries) = claimed;
+        let is_all = entries.is_empty();
         let mut decoded = Vec::with_capacity(entries.len());
-        let mut unknown = Vec::new();
+        let mut unreadable = Vec::new();
         for (id, earlier, fields) in entries {
             let id = EntryId::new(id);
             match rows::entry(&fields) {
@@ -228,18 +234,13 @@ impl Shared {
                     let attempts = u32::try_from(earlier).unwrap_or_default();
                     decoded.push(Claimed { id, attempts, entry });
                 }
-                None => unknown.push((id, UNREADABLE.to_owned())),
+                None => unreadable.push((id, earlier)),
             }
         }
-        // Not an error of the claim: the others would wait for the end of their lease.
-        if !unknown.is_empty()
-            && let Err(error) = self.dead_letter(&unknown).await
-        {
-            log_unreadable(unknown.len(), &error);
-            let ids: Vec<EntryId> = unknown.into_iter().map(|(id, _)| id).collect();
-            self.release_or_log(&ids, UNREADABLE_PAUSE).await;
+        if !unreadable.is_empty() {
+            self.leave(unreadable).await;
         }
-        Ok((newest, decoded))
+        Ok((is_all.then_some(newest), decoded))
     }
 
     /// Makes the consumer group, from the first entry of the stream.
@@ -276,7 +277,7 @@ impl Shared {
 
     async fn release_or_log(&self, ids: &[EntryId], after: Duration) {
         if let Err(error) = self.release(ids, after).await {
-            tracing::warn!(%error, "claimed entries could not be released; they come again after their lease");
+            unreadable::log_unreleased(&error);
         }
     }
 
@@ -369,6 +370,8 @@ impl Queue for RedisQueue {
             if !claimed.claimed.is_empty() {
                 return Ok(std::mem::take(&mut claimed.claimed));
             }
+            // Without an id, entries of a newer version came first.
+            let Some(newest) = newest else { continue };
             let wait = self.shared.wait_beyond(&newest);
             self.shared.closed.run_until_cancelled(wait).await.unwrap_or(Err(Error::Closed))?;
         }
@@ -414,13 +417,14 @@ impl Queue for RedisQueue {
             .arg(dead);
         let (depth, oldest, bytes, dead_letters, dead_bytes): StatsReply =
             shared.commands.run_all(&reads).await?;
-        let oldest = oldest.first().and_then(|(_, fields)| rows::entry(fields));
+        let oldest = oldest.first().and_then(|(id, fields)| rows::received_at(id, fields));
         Ok(Stats {
             depth,
-            oldest_received_at: oldest.map(|entry| entry.received_at),
+            oldest_received_at: oldest,
             bytes: bytes.filter(|_| depth > 0).unwrap_or_default(),
             dead_letters,
             dead_letter_bytes: dead_bytes.filter(|_| dead_letters > 0).unwrap_or_default(),
+            newer_version: shared.left.count(),
             spool: None,
         })
     }

@@ -45,6 +45,7 @@ mod queue_damage;
 mod queue_disk;
 mod queue_embedded;
 mod queue_model;
+mod queue_newer_version;
 mod queue_rabbitmq;
 mod queue_rabbitmq_promises;
 mod queue_redis;

@@ -42,6 +42,9 @@ pub struct QueueStats {
     pub dead_letters: u64,
     /// Bytes of their payloads.
     pub dead_letter_bytes: u64,
+    /// Deliveries in the shared queue that this process cannot read and leaves to a newer version of kinsync, within the last minute.
+    #[serde(default)]
+    pub newer_version: u64,
     /// Deliveries of this process that wait for the shared queue, included in `depth`; absent without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spooled: Option<u64>,
@@ -65,6 +68,7 @@ impl From<&queue::Stats> for QueueStats {
             bytes: stats.bytes,
             dead_letters: stats.dead_letters,
             dead_letter_bytes: stats.dead_letter_bytes,
+            newer_version: stats.newer_version,
             spooled: stats.spool.map(|spool| spool.entries),
             shared_queue_age_seconds: stats
                 .spool

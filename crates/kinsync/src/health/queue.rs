@@ -57,6 +57,13 @@ impl Problems {
                 LATE.as_secs()
             ));
         }
+        if queued.newer_version > 0 {
+            let waiting = counted(queued.newer_version, "delivery", "deliveries");
+            self.degraded(Code::QueueNewerVersion, format!(
+                "a newer version of kinsync stored {waiting} that this one cannot read: complete the upgrade within an hour, then they \
+                 become dead letters"
+            ));
+        }
         if queued.dead_letters > 0 {
             let count = queued.dead_letters;
             self.degraded(

@@ -33,12 +33,12 @@ pub struct Listed {
 pub fn inspect(dir: &Path) -> Result<Stats, Error> {
     let found = read(dir, |sqlite| Ok(file::totals(sqlite, 0)?))?.unwrap_or_default();
     Ok(Stats {
-        spool: None,
         depth: found.entries,
         oldest_received_at: found.oldest_received_at,
         bytes: found.bytes,
         dead_letters: found.dead_letters.count,
         dead_letter_bytes: found.dead_letters.bytes,
+        ..Stats::default()
     })
 }
 

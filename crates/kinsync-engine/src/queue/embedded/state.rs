@@ -100,12 +100,12 @@ impl State {
     pub(super) fn stats(&self) -> Stats {
         let held = self.held.first_key_value().map(|(_, held)| held.received_at);
         Stats {
-            spool: None,
             depth: self.depth(),
             oldest_received_at: [held, self.unread_since].into_iter().flatten().min(),
             bytes: self.bytes,
             dead_letters: self.dead_letters.count,
             dead_letter_bytes: self.dead_letters.bytes,
+            ..Stats::default()
         }
     }
 

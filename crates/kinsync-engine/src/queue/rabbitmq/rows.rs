@@ -62,6 +62,12 @@ pub(super) fn of_delivery(delivery: &mut Delivery) -> Message {
     message(&delivery.properties, std::mem::take(&mut delivery.data))
 }
 
+/// When the message with this id was made, by the clock of its process. `None` if another program made it.
+pub(super) fn made_at(id: &str) -> Option<Micros> {
+    let (time, _) = id.split_once('-').filter(|(time, _)| time.len() == 16)?;
+    Some(Micros(i64::from_str_radix(time, 16).ok()?))
+}
+
 fn entry(properties: &BasicProperties, body: &Bytes) -> Option<Entry> {
     if properties.kind().as_ref()?.as_str() != KIND {
         return None;

@@ -45,6 +45,17 @@ pub(super) fn dead_letter(id: &str, fields: &Value) -> DeadLetter {
     }
 }
 
+/// When an entry was received, also one that another version wrote; at the latest when it was stored.
+pub(super) fn received_at(id: &str, fields: &Value) -> Option<Micros> {
+    time(fields, "received_at").or_else(|| stored_at(id))
+}
+
+/// When the server stored the entry with this id, by its clock.
+pub(super) fn stored_at(id: &str) -> Option<Micros> {
+    let (millis, _) = id.split_once('-')?;
+    Some(Micros(millis.parse::<i64>().ok()?.checked_mul(1000)?))
+}
+
 /// Returns the scheme and the payload of an entry or a dead letter.
 pub(super) fn content(fields: &Value) -> Option<(&str, &[u8])> {
     Some((text(fields, "scheme")?, field(fields, "body")?))

@@ -1,0 +1,212 @@
+//! Entries of a newer version of kinsync in a shared queue, as during an upgrade: the older process leaves them to the newer one.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use kinsync_core::Micros;
+use kinsync_engine::{
+    Clock,
+    internal::{
+        queue::{
+            Queue,
+            rabbitmq::{self, RabbitmqQueue},
+            redis::{self, RedisQueue},
+        },
+        store::embedded::EmbeddedStore,
+    },
+};
+use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
+use lapin::{BasicProperties, options as lapin_options, types::FieldTable};
+use tokio::{task::JoinSet, time::timeout};
+
+use crate::{
+    queue_conformance::{LEASE, claim, counts, entry, event_ids},
+    queue_rabbitmq::{WITHIN, other_program},
+    queue_rabbitmq_promises::publish,
+};
+
+const COUNT: usize = 30;
+
+/// A clock that can be set ahead.
+#[derive(Clone, Default)]
+struct Ahead(Arc<AtomicI64>);
+
+impl Ahead {
+    fn clock(&self) -> Clock {
+        let ahead = Arc::clone(&self.0);
+        Clock::from_fn(move || Micros(Clock::system().now().0 + ahead.load(SeqCst)))
+    }
+
+    fn set_by(&self, time: Duration) {
+        self.0.store(i64::try_from(time.as_micros()).unwrap(), SeqCst);
+    }
+}
+
+/// A claim that never ends, as the worker of an older process makes it.
+fn worker(queue: &Arc<dyn Queue>) -> JoinSet<Vec<String>> {
+    let (mut tasks, queue) = (JoinSet::new(), Arc::clone(queue));
+    tasks.spawn(async move {
+        let claimed = queue.claim(9, LEASE).await.unwrap();
+        event_ids(&claimed).into_iter().map(str::to_owned).collect()
+    });
+    tasks
+}
+
+async fn until(what: &str, is_reached: impl AsyncFn() -> bool) {
+    let reached = async {
+        while !is_reached().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN, reached).await.expect(what);
+}
+
+async fn newer_version(queue: &dyn Queue) -> u64 {
+    queue.stats().await.unwrap().newer_version
+}
+
+/// Entries of another format, and one that can be read behind them.
+async fn is_left(queue: &Arc<dyn Queue>) {
+    let worker = worker(queue);
+    until("the worker meets each of them", async || newer_version(&**queue).await == COUNT as u64).await;
+    until("they stay", async || counts(&**queue).await.0 == COUNT as u64).await;
+    assert_eq!(counts(&**queue).await.1, 0, "none is a dead letter");
+    queue.enqueue(entry("readable")).await.unwrap();
+    let claimed = timeout(WITHIN, worker.join_all()).await.expect("they hold up no other").concat();
+    assert_eq!(claimed, ["readable"]);
+}
+
+fn redis_connection() -> impl Future<Output = ::redis::aio::MultiplexedConnection> {
+    let client = ::redis::Client::open(TestRedis::shared().url()).unwrap();
+    async move { client.get_multiplexed_async_connection().await.unwrap() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_redis_an_older_process_leaves_them_for_an_hour_and_a_newer_one_gets_them_uncounted() {
+    let (ahead, prefix) = (Ahead::default(), TestRedis::prefix());
+    let config =
+        redis::Config { prefix: prefix.clone(), ..redis::Config::new(TestRedis::shared().url().into()) };
+    let older: Arc<dyn Queue> = Arc::new(RedisQueue::new(config, ahead.clock()).unwrap());
+    let (stream, mut newer) = (format!("{{{prefix}}}:queue"), redis_connection().await);
+    for number in 0..COUNT {
+        let mut add = ::redis::cmd("XADD");
+        add.arg(&stream)
+            .arg("*")
+            .arg("format")
+            .arg("2")
+            .arg("received_at")
+            .arg(77 + number)
+            .arg("content")
+            .arg("x");
+        add.exec_async(&mut newer).await.unwrap();
+    }
+    assert_eq!(older.stats().await.unwrap().oldest_received_at, Some(Micros(77)));
+    is_left(&older).await;
+
+    // The claim of a newer process, while the older one goes on to claim too.
+    let _worker = worker(&older);
+    let mut claimed = 0;
+    let taken = async {
+        while claimed < COUNT / 2 {
+            let mut take = ::redis::cmd("XAUTOCLAIM");
+            take.arg(&stream)
+                .arg("kinsync")
+                .arg("kinsync")
+                .arg(30_u64 * 24 * 3_600_000)
+                .arg("0-0")
+                .arg("COUNT")
+                .arg(1);
+            let (_, entries, _): (String, Vec<(String, ::redis::Value)>, Vec<String>) =
+                take.query_async(&mut newer).await.unwrap();
+            for (id, _) in entries {
+                let mut pending = ::redis::cmd("XPENDING");
+                pending.arg(&stream).arg("kinsync").arg(&id).arg(&id).arg(1);
+                let pending: Vec<(String, String, u64, u64)> = pending.query_async(&mut newer).await.unwrap();
+                assert_eq!(pending[0].3, 1, "only this delivery counts");
+                ::redis::cmd("XACK")
+                    .arg(&stream)
+                    .arg("kinsync")
+                    .arg(&id)
+                    .exec_async(&mut newer)
+                    .await
+                    .unwrap();
+                ::redis::cmd("XDEL").arg(&stream).arg(&id).exec_async(&mut newer).await.unwrap();
+                claimed += 1;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(WITHIN * 2, taken).await.expect("the newer process gets its share");
+
+    let left = (COUNT - COUNT / 2) as u64;
+    assert_eq!(counts(&*older).await, (left + 1, 0), "and the entry that is claimed");
+    ahead.set_by(Duration::from_hours(1));
+    until("the others become dead letters", async || counts(&*older).await == (1, left)).await;
+    let letter = older.dead_letters(None, 1).await.unwrap().remove(0);
+    assert!(letter.reason.contains("cannot read"), "{}", letter.reason);
+    // Put back, it is left to a newer process again.
+    ahead.set_by(Duration::ZERO);
+    older.retry_dead_letter(&letter.id).await.unwrap();
+    assert_eq!(counts(&*older).await, (2, left - 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_redis_more_of_them_than_one_claim_takes_hold_up_no_other_entry() {
+    let prefix = TestRedis::prefix();
+    let config =
+        redis::Config { prefix: prefix.clone(), ..redis::Config::new(TestRedis::shared().url().into()) };
+    let older = RedisQueue::new(config, Clock::system()).unwrap();
+    let (stream, mut newer) = (format!("{{{prefix}}}:queue"), redis_connection().await);
+    let mut all = ::redis::Pipeline::new();
+    for _ in 0..5_000 {
+        all.cmd("XADD").arg(&stream).arg("*").arg("format").arg("2").ignore();
+    }
+    all.exec_async(&mut newer).await.unwrap();
+    older.enqueue(entry("readable")).await.unwrap();
+    assert_eq!(event_ids(&claim(&older, 100).await), ["readable"]);
+    assert_eq!(counts(&older).await, (5_001, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_rabbitmq_an_older_process_leaves_them_for_an_hour_and_a_newer_one_gets_them() {
+    let (ahead, rabbitmq, prefix) = (Ahead::default(), TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let config = rabbitmq::Config { prefix: prefix.clone(), ..rabbitmq::Config::new(rabbitmq.url().into()) };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    let older: Arc<dyn Queue> = Arc::new(RabbitmqQueue::new(config, store, ahead.clock()).unwrap());
+    older.stats().await.unwrap();
+    let (connection, channel) = other_program(rabbitmq).await;
+    let name = format!("{prefix}.queue");
+    for number in 0..COUNT {
+        let id = format!("{:016x}-{number:08x}-00000000", Clock::system().now().0);
+        let properties =
+            BasicProperties::default().with_type("kinsync.entry.2".into()).with_message_id(id.into());
+        publish(&channel, &name, properties).await;
+    }
+    is_left(&older).await;
+    let _worker = worker(&older);
+    channel.basic_qos(1, lapin_options::BasicQosOptions::default()).await.unwrap();
+    let options = lapin_options::BasicConsumeOptions::default();
+    let mut newer = channel
+        .basic_consume(name.as_str().into(), "newer".into(), options, FieldTable::default())
+        .await
+        .unwrap();
+    for _ in 0..COUNT / 2 {
+        let got = timeout(WITHIN, newer.next()).await.expect("the newer process gets its share");
+        got.unwrap().unwrap().acker.ack(lapin_options::BasicAckOptions::default()).await.unwrap();
+    }
+    connection.close(200, "a test".into()).await.unwrap();
+    ahead.set_by(Duration::from_hours(1));
+    let left = (COUNT - COUNT / 2) as u64;
+    until("the others become dead letters", async || counts(&*older).await == (1, left)).await;
+    let letters = older.dead_letters(None, COUNT).await.unwrap();
+    assert!(letters.iter().all(|letter| letter.reason.contains("cannot read")), "{letters:?}");
+}
