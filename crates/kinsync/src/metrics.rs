@@ -193,7 +193,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "kinsync_queue_dead_letters_removed_total",
         kind: Kind::Counter,
-        help: "Dead letters that were deleted, by age or number",
+        help: "Dead letters that were deleted, by age or number; in Redis also to limit the memory",
     },
     Metric {
         name: "kinsync_queue_commit_duration_seconds",

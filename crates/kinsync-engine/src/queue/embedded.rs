@@ -28,6 +28,8 @@ use tokio::{
     time::Instant,
 };
 
+#[cfg(any(feature = "redis", feature = "rabbitmq"))]
+pub(in crate::queue) use self::dead_letters::report_bounded;
 pub use self::inspect::{Listed, inspect, list};
 use self::{
     file::{Failure, QueueFile},

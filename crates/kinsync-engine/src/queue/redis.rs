@@ -33,7 +33,7 @@ use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_ENTRY, MAX_LISTED, Matched, Matcher, Queue,
     SHARED_TASK, Search, Stats,
     batches::Batches,
-    embedded::DeadLetterBounds,
+    embedded::{DeadLetterBounds, report_bounded},
     unanswered,
     unreadable::Left,
 };
@@ -69,7 +69,8 @@ pub struct Config {
     pub max_entries: u64,
     /// Event ids that are remembered to detect duplicates.
     pub dedupe_window: usize,
-    /// Bounds of the dead letters. Those of bytes do not apply: `maxmemory` of the server does.
+    /// Bounds of the dead letters. That of bytes is for the memory that Redis needs for them; the oldest are deleted at it, as a stream
+    /// cannot give up a payload alone.
     pub dead_letters: DeadLetterBounds,
     /// Replicas that must confirm an entry before it is accepted (`WAIT`).
     pub replicas: u32,
@@ -287,11 +288,13 @@ impl Shared {
             now.0 / 1000 - i64::try_from(self.config.dead_letters.max_age.as_millis()).unwrap_or(i64::MAX);
         let keys = [self.keys.stream.as_str(), self.keys.dead.as_str()];
         let mut script = script(include_str!("redis/dead_letter.lua"), &keys);
-        script.arg(GROUP).arg(now.0).arg(self.config.dead_letters.max_count).arg(oldest.max(0));
+        let DeadLetterBounds { max_count, max_bytes, .. } = self.config.dead_letters;
+        script.arg(GROUP).arg(now.0).arg(max_count).arg(oldest.max(0)).arg(max_bytes);
         for (id, reason) in entries.iter().filter(|(id, _)| rows::is_valid(id)) {
             script.arg(id.as_str()).arg(reason);
         }
-        unless_lost(self.commands.run::<Value>(&script).await)?;
+        let removed = unless_lost(self.commands.run::<u64>(&script).await)?;
+        report_bounded(removed.unwrap_or_default(), 0);
         Ok(())
     }
 

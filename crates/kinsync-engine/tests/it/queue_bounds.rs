@@ -10,12 +10,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use kinde::webhook::Scheme;
 use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
     internal::{
         queue::{
-            Error, Queue,
+            Entry, Error, Payload, Queue,
             embedded::{self, DeadLetterBounds, EmbeddedQueue},
             rabbitmq::{self, RabbitmqQueue},
             redis::{self, RedisQueue},
@@ -24,8 +26,11 @@ use kinsync_engine::{
     },
 };
 use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit, atomics::AtomicU64,
+};
 
-use crate::queue_conformance::{claim_all, counts, dead_letter, entry};
+use crate::queue_conformance::{claim_all, counts, dead_letter, entry, event_ids};
 
 const AGE: Duration = Duration::from_hours(1);
 const BOUNDS: DeadLetterBounds = DeadLetterBounds { max_bytes: 1 << 30, max_count: 20, max_age: AGE };
@@ -38,6 +43,39 @@ impl Ahead {
     fn clock(&self) -> Clock {
         let ahead = Arc::clone(&self.0);
         Clock::from_fn(move || Micros(Clock::system().now().0 + ahead.load(SeqCst)))
+    }
+}
+
+/// Counts the dead letters that a bound removed, in calls of this thread.
+#[derive(Default)]
+struct Removed(Arc<AtomicU64>);
+
+impl Removed {
+    fn count(&self) -> u64 {
+        self.0.load(SeqCst)
+    }
+}
+
+impl Recorder for Removed {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        match key.name() {
+            "kinsync_queue_dead_letters_removed_total" => Counter::from_arc(Arc::clone(&self.0)),
+            _ => Counter::noop(),
+        }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
     }
 }
 
@@ -80,14 +118,51 @@ async fn the_bounds_of_dead_letters_hold_in_redis() {
         dead_letters: BOUNDS,
         ..redis::Config::new(TestRedis::shared().url().into())
     };
+    let removed = Removed::default();
+    let _recorder = metrics::set_default_local_recorder(&removed);
     bounds_hold(&RedisQueue::new(config, ahead.clock()).unwrap(), &ahead).await;
+    assert_eq!(removed.count(), 350, "each is counted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_memory_of_dead_letters_in_redis_has_a_bound_and_the_newest_stay() {
+    const MOST: u64 = 1 << 20;
+    let config = redis::Config {
+        prefix: TestRedis::prefix(),
+        dead_letters: DeadLetterBounds { max_bytes: MOST, ..BOUNDS },
+        ..redis::Config::new(TestRedis::shared().url().into())
+    };
+    let queue = RedisQueue::new(config, Clock::system()).unwrap();
+    let removed = Removed::default();
+    let _recorder = metrics::set_default_local_recorder(&removed);
+    // One that is larger than all of them may be, and twice as much as they may have in smaller ones.
+    for (count, size) in [(1, MOST), (32, MOST / 16)] {
+        for number in 0..count {
+            let body = Bytes::from(vec![b'x'; usize::try_from(size).unwrap()]);
+            let payload = Payload::Delivery { scheme: Scheme::Hmac, signed_at: None, body };
+            queue.enqueue(Entry { payload, ..entry(&format!("{size}/{number}")) }).await.unwrap();
+        }
+        let claimed = claim_all(&queue, count).await;
+        let newest = event_ids(&claimed).pop().unwrap().to_owned();
+        dead_letter(&queue, &claimed, "poison").await;
+        let (stats, letters) = (queue.stats().await.unwrap(), queue.dead_letters(None, 99).await.unwrap());
+        assert!(stats.dead_letter_bytes <= MOST, "{stats:?}");
+        if count > 1 {
+            assert!((8..16).contains(&letters.len()), "no more are removed than needed: {}", letters.len());
+            assert_eq!(letters.last().unwrap().event_id, newest);
+        }
+    }
+    assert_eq!(removed.count() + queue.stats().await.unwrap().dead_letters, 33);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bounds_of_dead_letters_hold_in_rabbitmq() {
     let ahead = Ahead::default();
     let (queue, _dir) = in_rabbitmq(ahead.clock());
+    let removed = Removed::default();
+    let _recorder = metrics::set_default_local_recorder(&removed);
     bounds_hold(&queue, &ahead).await;
+    assert_eq!(removed.count(), 350, "each is counted");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -106,8 +106,14 @@ pub(super) fn enforce(sqlite: &Connection, bounds: &DeadLetterBounds, now: Micro
             FROM dead_letters WHERE payload IS NOT NULL) WHERE total > ?1)";
         reduced = sqlite.prepare_cached(reduce)?.execute([signed(bounds.max_bytes)])?;
     }
-    metrics::counter!("kinsync_queue_dead_letters_removed_total").increment(removed as u64);
-    metrics::counter!("kinsync_queue_dead_letters_reduced_total").increment(reduced as u64);
+    report_bounded(removed as u64, reduced as u64);
+    Ok(())
+}
+
+/// Counts and logs the dead letters that were deleted or lost their payload, of any backend.
+pub(in crate::queue) fn report_bounded(removed: u64, reduced: u64) {
+    metrics::counter!("kinsync_queue_dead_letters_removed_total").increment(removed);
+    metrics::counter!("kinsync_queue_dead_letters_reduced_total").increment(reduced);
     if removed + reduced > 0 {
         tracing::warn!(
             removed,
@@ -115,7 +121,6 @@ pub(super) fn enforce(sqlite: &Connection, bounds: &DeadLetterBounds, now: Micro
             "old dead letters were deleted or lost their payload, to keep their bound"
         );
     }
-    Ok(())
 }
 
 fn signed(bound: u64) -> i64 {

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     clock::Clock,
     queue::{
-        DeadLetter, Entry, EntryId, Error, Matcher, Payload, Search, embedded::DeadLetterBounds,
+        DeadLetter, Entry, EntryId, Error, Matcher, Payload, Search,
+        embedded::{DeadLetterBounds, report_bounded},
         unreadable::UNREADABLE,
     },
     store::{self, Saved, Store},
@@ -104,6 +105,7 @@ impl DeadLetters {
                 return Ok(());
             }
             self.store.remove_states(&outdated).await.map_err(failed)?;
+            report_bounded(outdated.len() as u64, 0);
         }
     }
 

@@ -1,14 +1,25 @@
 -- Moves entries to the dead letters. KEYS: stream, dead letters. ARGV: group, time, bound of their number, oldest id that stays,
--- then id and reason for each entry.
-for i = 5, #ARGV, 2 do
+-- bound of their memory, then id and reason for each entry. Returns how many the bounds removed.
+local dead = KEYS[2]
+for i = 6, #ARGV, 2 do
   local found = redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i])
   if found[1] then
     local fields = found[1][2]
     for _, word in ipairs({ 'dead_at', ARGV[2], 'reason', ARGV[i + 1] }) do fields[#fields + 1] = word end
-    redis.call('XADD', KEYS[2], '*', unpack(fields))
+    redis.call('XADD', dead, '*', unpack(fields))
     redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
     redis.call('XDEL', KEYS[1], ARGV[i])
   end
 end
-redis.call('XTRIM', KEYS[2], 'MAXLEN', ARGV[3])
-redis.call('XTRIM', KEYS[2], 'MINID', ARGV[4])
+local removed = redis.call('XTRIM', dead, 'MAXLEN', ARGV[3]) + redis.call('XTRIM', dead, 'MINID', ARGV[4])
+local most, left = tonumber(ARGV[5]), redis.call('XLEN', dead)
+while left > 0 do
+  -- Without samples it looks at every node, a hundred entries or one large one each.
+  local used = redis.call('MEMORY', 'USAGE', dead, 'SAMPLES', 0)
+  if used <= most then break end
+  -- The share that is too much, if all were of one size.
+  local surplus = math.max(1, math.floor(left * (1 - most / used)))
+  removed = removed + redis.call('XTRIM', dead, 'MAXLEN', left - surplus)
+  left = left - surplus
+end
+return removed
