@@ -233,6 +233,7 @@ impl Stats {
                 entries: spool.depth,
                 bytes: spool.bytes,
                 is_shared_queue_available: is_available,
+                is_failing: false,
                 age_of_shared_values: age,
             }),
         }
@@ -249,6 +250,8 @@ pub struct Spool {
     pub bytes: u64,
     /// Whether the shared queue answers and accepted the newest entry.
     pub is_shared_queue_available: bool,
+    /// Whether the disk of the spool accepts no entry, so that the shared queue alone does.
+    pub is_failing: bool,
     /// How old the values of the shared queue are, if it does not answer. Before its first answer they are 0, and this is `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub age_of_shared_values: Option<Duration>,

@@ -198,7 +198,7 @@ impl Builder {
         }
         let shared = shared_queue.map(|shared| shared.create(&store.store(), &clock, &supervisor));
         let shared = shared.transpose().map_err(Error::Queue)?;
-        let spooled = shared.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local) as _)));
+        let spooled = shared.map(|shared| Arc::new(SpooledQueue::new(shared, Arc::clone(&local))));
         let queue: Arc<dyn Queue> = match &spooled {
             Some(spooled) => Arc::clone(spooled) as _,
             None => local,

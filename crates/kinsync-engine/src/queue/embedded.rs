@@ -1,7 +1,7 @@
 //! The queue in one `SQLite` file of a local folder.
 //!
 //! Responsible for what [`Queue`] promises, on one machine and in one process. In reading order:
-//! - `writer`: the one thread that writes; waiting calls share a transaction and its fsync
+//! - `writer`: the one thread that writes; waiting calls share a transaction and its fsync; `writer/room`: its disk space
 //! - `state`: claims, leases and counts, in memory
 //! - `reader`: reads entries for claims
 //! - `rows`: an entry as a row, with its checksum
@@ -170,6 +170,14 @@ impl EmbeddedQueue {
     /// Waits for the end of the writer. Returns its panic, after which the queue stays closed; `None`: it was closed.
     pub(crate) fn panicked(&self) -> impl Future<Output = Option<Panicked>> + Send + use<> {
         self.writer.panicked()
+    }
+
+    /// Writes to the disk as an enqueue does, without a change of the queue.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if no entry could be stored now, [`Error::Closed`].
+    pub async fn check(&self) -> Result<(), Error> {
+        self.call(|reply| Command::Check { reply }).await
     }
 
     async fn send(&self, command: Command) -> Result<(), Error> {

@@ -5,6 +5,8 @@
 //! knows its id, and a repetition changes nothing. What waits in a spool is on the disk of one machine: it is delayed while
 //! that machine is off, and lost with its disk.
 //!
+//! Without an outage the spool is not used, so its disk is checked regularly: one that is full or broken would show only when both fail.
+//!
 //! Dead letters of the spool are those of the data folder before there was a shared queue, and entries that the shared queue never
 //! accepts. They are listed before those of the shared queue, under ids of their own.
 
@@ -17,12 +19,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, error::Elapsed, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Payload, Queue,
-    Search, Stats, Transferred, transfer,
+    Search, Spool, Stats, Transferred, embedded::EmbeddedQueue, transfer,
 };
 use crate::random;
 
@@ -36,6 +38,8 @@ const BATCH: usize = 128;
 const LEASE: Duration = Duration::from_mins(1);
 /// Pause after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
+/// Time between two checks of the disk, and longest time for one.
+const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// Start of the ids of the dead letters of the spool.
 const OF_SPOOL: &str = "spool-";
 
@@ -43,22 +47,29 @@ const OF_SPOOL: &str = "spool-";
 #[derive(Debug)]
 pub struct SpooledQueue {
     shared: Arc<dyn Queue>,
-    spool: Arc<dyn Queue>,
+    spool: Arc<EmbeddedQueue>,
     /// Whether the shared queue did not accept the newest entry. Only one that it accepts ends this: a server without memory or
     /// without replicas answers every question.
     is_failing: AtomicBool,
+    /// Whether the disk of the spool failed when it was checked last.
+    is_spool_failing: AtomicBool,
     /// The last known state of the shared queue.
     last: Mutex<Option<(Instant, Stats)>>,
 }
 
 impl SpooledQueue {
     /// Combines both. [`Self::run`] moves entries from the spool.
-    pub fn new(shared: Arc<dyn Queue>, spool: Arc<dyn Queue>) -> Self {
-        Self { shared, spool, is_failing: AtomicBool::new(false), last: Mutex::default() }
+    pub fn new(shared: Arc<dyn Queue>, spool: Arc<EmbeddedQueue>) -> Self {
+        let (is_failing, is_spool_failing) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { shared, spool, is_failing, is_spool_failing, last: Mutex::default() }
     }
 
-    /// Moves entries from the spool into the shared queue until the token is cancelled.
+    /// Moves entries from the spool into the shared queue, and checks the disk of the spool, until the token is cancelled.
     pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.move_regularly(&stop), self.check_regularly(&stop));
+    }
+
+    async fn move_regularly(&self, stop: &CancellationToken) {
         while let Some(claimed) = stop.run_until_cancelled(self.spool.claim(BATCH, LEASE)).await {
             let moved = match claimed {
                 Ok(claimed) => self.move_all(claimed).await,
@@ -72,6 +83,23 @@ impl SpooledQueue {
                 stop.run_until_cancelled(pause).await;
             }
         }
+    }
+
+    async fn check_regularly(&self, stop: &CancellationToken) {
+        let checks = async {
+            loop {
+                // A disk may also hang.
+                let checked = timeout(CHECK_EVERY, self.spool.check()).await;
+                match checked
+                    .unwrap_or_else(|elapsed| Err(unanswered_in_time("its disk", CHECK_EVERY, elapsed)))
+                {
+                    Err(Error::Closed) => return,
+                    checked => self.note_spool(checked.err().as_ref()),
+                }
+                tokio::time::sleep(CHECK_EVERY).await;
+            }
+        };
+        stop.run_until_cancelled(checks).await;
     }
 
     /// Moves entries. Those that the shared queue does not accept now stay in the spool; those that it never accepts become dead
@@ -98,10 +126,9 @@ impl SpooledQueue {
     /// Offers an entry to the shared queue.
     async fn accept(&self, entry: Entry, deadline: Duration) -> Result<Enqueued, Error> {
         let started = Instant::now();
-        let accepted = timeout(deadline, self.shared.enqueue(entry)).await.unwrap_or_else(|elapsed| {
-            let hint = format!("the shared queue did not answer within {deadline:?}");
-            Err(Error::Unavailable { hint, source: elapsed.into() })
-        });
+        let accepted = timeout(deadline, self.shared.enqueue(entry))
+            .await
+            .unwrap_or_else(|elapsed| Err(unanswered_in_time("the shared queue", deadline, elapsed)));
         match &accepted {
             // Not a slow one while others wait: deliveries would wait for the next ones.
             Ok(_) if started.elapsed() > DEADLINE => {}
@@ -134,6 +161,22 @@ impl SpooledQueue {
             _ => {}
         }
     }
+
+    /// Logs when the disk of the spool begins and ends to fail.
+    fn note_spool(&self, failure: Option<&Error>) {
+        match (failure, self.is_spool_failing.swap(failure.is_some(), Relaxed)) {
+            (Some(error), false) => tracing::error!(
+                error = crate::breaker::error_chain(error),
+                "the spool cannot store entries: they are refused while the shared queue does not accept them"
+            ),
+            (None, true) => tracing::info!("the spool can store entries again"),
+            _ => {}
+        }
+    }
+}
+
+fn unanswered_in_time(part: &str, deadline: Duration, elapsed: Elapsed) -> Error {
+    Error::Unavailable { hint: format!("{part} did not answer within {deadline:?}"), source: elapsed.into() }
 }
 
 /// The id of a dead letter of the spool, as callers know it.
@@ -198,7 +241,9 @@ impl Queue for SpooledQueue {
         let (spool, shared) = (spool?, shared.ok().and_then(Result::ok));
         let is_available = shared.is_some() && !self.is_failing.load(Relaxed);
         let (shared, age_of_shared_values) = self.newest(shared);
-        Ok(shared.with_spool(&spool, is_available, age_of_shared_values))
+        let stats = shared.with_spool(&spool, is_available, age_of_shared_values);
+        let is_failing = self.is_spool_failing.load(Relaxed);
+        Ok(Stats { spool: stats.spool.map(|spool| Spool { is_failing, ..spool }), ..stats })
     }
 
     async fn dead_letters(&self, after: Option<&EntryId>, limit: usize) -> Result<Vec<DeadLetter>, Error> {

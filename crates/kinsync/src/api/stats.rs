@@ -48,6 +48,9 @@ pub struct QueueStats {
     /// Deliveries of this process that wait for the shared queue, included in `depth`; absent without a shared queue.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spooled: Option<u64>,
+    /// Whether the disk of this process accepts no delivery, so that only the shared queue does; absent without a shared queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool_failing: Option<bool>,
     /// Seconds since the shared queue answered last, if it does not answer now: the other values contain what it had then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared_queue_age_seconds: Option<u64>,
@@ -70,6 +73,7 @@ impl From<&queue::Stats> for QueueStats {
             dead_letter_bytes: stats.dead_letter_bytes,
             newer_version: stats.newer_version,
             spooled: stats.spool.map(|spool| spool.entries),
+            spool_failing: stats.spool.map(|spool| spool.is_failing),
             shared_queue_age_seconds: stats
                 .spool
                 .and_then(|spool| spool.age_of_shared_values)

@@ -45,6 +45,8 @@ codes! {
     QueueDelayed = "queue_delayed",
     /// The shared queue does not answer; this process stores deliveries on its disk.
     SharedQueueUnavailable = "shared_queue_unavailable",
+    /// The disk of this process stores no delivery; the shared queue does.
+    SpoolUnavailable = "spool_unavailable",
     /// Deliveries in the shared queue are of a newer version of kinsync, and wait for a process of it.
     QueueNewerVersion = "queue_newer_version",
     /// The queue contains dead letters.

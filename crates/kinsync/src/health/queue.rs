@@ -90,6 +90,13 @@ impl Problems {
                  the limit"
             ));
         }
+        if spool.is_failing {
+            self.degraded(
+                Code::SpoolUnavailable,
+                "the data folder cannot store deliveries, so they are refused as soon as the queue at KINSYNC_QUEUE does not accept \
+                 them: free space or repair the disk; the log has the cause",
+            );
+        }
         if !spool.is_shared_queue_available {
             let old = spool
                 .age_of_shared_values

@@ -52,6 +52,7 @@ mod shared_queue_outage;
 mod shared_queue_slow;
 mod shared_queue_states;
 mod shared_queue_tls;
+mod spool_disk;
 mod tenant;
 mod tls;
 #[cfg(feature = "otlp")]

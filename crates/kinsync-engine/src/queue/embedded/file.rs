@@ -175,6 +175,11 @@ impl QueueFile {
         Ok(())
     }
 
+    /// Writes a page without changing it.
+    pub(super) fn touch(&self) -> Result<(), Failure> {
+        Ok(self.sqlite.pragma_update(None, "user_version", VERSION)?)
+    }
+
     /// What the file holds; entries up to `cursor` are not counted.
     pub(super) fn totals(&self, cursor: i64) -> Result<Totals, Failure> {
         totals(&self.sqlite, cursor)

@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     Config, Shared, dead_letters,
-    file::{self, Failure, PAGE, QueueFile},
+    file::{self, Failure, QueueFile},
     reserve::Reserve,
     rows, search,
     state::entry_id,
@@ -23,10 +23,10 @@ use crate::{
     queue::{Enqueued, Entry, Error, Matched, Payload, Search},
 };
 
+mod room;
+
 /// Most commands in one transaction.
 pub(super) const ROUND: usize = 1024;
-/// Size above which the file of an empty queue is made small again: 64 MiB.
-const LARGE: u64 = 64 << 20;
 /// How often the age of dead letters is looked at.
 const CLEAN_EVERY: Duration = Duration::from_hours(1);
 /// The window is trimmed when it has this many ids more than needed.
@@ -59,6 +59,10 @@ pub(super) enum Command {
         matcher: search::Shown,
         search: Search,
         reply: Reply<Matched>,
+    },
+    /// Writes without a change, to find out whether an entry could be stored.
+    Check {
+        reply: Reply<()>,
     },
     /// A read failed.
     Repair {
@@ -216,7 +220,9 @@ impl Writer {
         let first = self.next_id;
         for command in commands {
             let outcome = match command {
-                Command::Enqueue { .. } | Command::RetryDeadLetter { .. } if !has_reserve => {
+                Command::Enqueue { .. } | Command::RetryDeadLetter { .. } | Command::Check { .. }
+                    if !has_reserve =>
+                {
                     Outcome::Refused(self.no_room())
                 }
                 Command::Enqueue { entry, fingerprint, .. } => self.enqueue(entry, *fingerprint, effects)?,
@@ -228,6 +234,10 @@ impl Writer {
                     effects.touches_dead_letters |= *search == Search::Remove;
                     effects.erased.extend(found.removed);
                     Outcome::Matched(found.matched)
+                }
+                Command::Check { .. } => {
+                    self.file.touch()?;
+                    Outcome::Done
                 }
                 Command::Repair { .. } | Command::Acked | Command::Close { .. } => Outcome::Done,
             };
@@ -372,7 +382,8 @@ impl Writer {
                 Command::Enqueue { reply, .. } => {
                     let _ = reply.send(done.map(|enqueued| enqueued.unwrap_or(Enqueued::New)));
                 }
-                Command::DeadLetter { reply, .. }
+                Command::Check { reply }
+                | Command::DeadLetter { reply, .. }
                 | Command::RetryDeadLetter { reply, .. }
                 | Command::DropDeadLetter { reply, .. } => {
                     let _ = reply.send(done.map(drop));
@@ -411,65 +422,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Frees the reserve, so that acks can be written to a full disk.
-    fn make_room(&mut self) {
-        self.reserve.release();
-        let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
-        let done = self.file.sqlite().query_row(checkpoint, [], |_| Ok(()));
-        tracing::debug!(
-            error = done.err().map(tracing::field::display),
-            "the disk is full: acks use the reserve"
-        );
-        // The next command deletes what is acked.
-        let acked = self.shared.state().take_acked();
-        if self.transact(&[Command::Acked], &acked).is_err() {
-            self.shared.state().restore_acked(acked);
-        }
-    }
-
-    fn no_room(&self) -> Error {
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        file::unavailable(self.file.path(), full)
-    }
-
-    /// Frees the disk space of an empty queue.
-    fn shrink(&mut self) {
-        if self.shared.state().depth() > 0 {
-            return;
-        }
-        let pages = self.file.sqlite().pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
-        if pages.is_ok_and(|pages| {
-            pages.unsigned_abs() * u64::from(PAGE) > LARGE + self.config.dead_letters.max_bytes
-        }) && let Err(error) = self.file.sqlite().execute_batch("VACUUM; PRAGMA wal_checkpoint(TRUNCATE)")
-        {
-            tracing::debug!(%error, "the file of the empty queue stays large");
-        }
-    }
-
-    /// Rewrites the file, so that it contains nothing that was removed. A large one stays as it is: its free pages may contain
-    /// removed entries until it is empty or the search is repeated.
-    fn scrub(&mut self) {
-        let pages = self.file.sqlite().pragma_query_value(None, "page_count", |row| row.get::<_, i64>(0));
-        let is_small = pages.is_ok_and(|pages| {
-            pages.unsigned_abs() * u64::from(PAGE) <= LARGE + self.config.dead_letters.max_bytes
-        });
-        let rewrite = if is_small {
-            "VACUUM; PRAGMA wal_checkpoint(TRUNCATE)"
-        } else {
-            "PRAGMA wal_checkpoint(TRUNCATE)"
-        };
-        if let Err(error) = self.file.sqlite().execute_batch(rewrite) {
-            tracing::warn!(%error, "the queue's file may still contain removed entries in free pages");
-        }
-    }
-
     /// Logs once that the disk fails, and once that it works again.
     fn note(&mut self, error: Option<&Error>) {
         match error {
             Some(error) if !self.is_failing => {
                 self.is_failing = true;
                 let error = crate::breaker::error_chain(error);
-                tracing::error!(error, "the queue accepts no delivery until its file can be written");
+                tracing::error!(error, "nothing can be stored until the queue's file can be written");
             }
             None if self.is_failing && self.reserve.is_there() => {
                 self.is_failing = false;
