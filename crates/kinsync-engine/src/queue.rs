@@ -3,6 +3,11 @@
 //! Delivery is at least once: an entry that was claimed and not acked is claimed again when its
 //! lease ends or the process restarts, so everything behind the queue is idempotent. Entries may
 //! arrive in any order; the versions of the observations decide.
+//!
+//! A lease is not renewed while its entry is in work. So another process takes over from one that lives and does not get on: one that is cut
+//! off from the store, or waits for it behind the breaker. The price is work that is done twice when a batch takes longer than its lease,
+//! and nothing else: the log knows the event, the join changes no row, and an ack, a retry or a dead letter of an entry that is gone does
+//! nothing. The load does not grow by it: the number of workers is fixed, and each has one batch.
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -50,7 +50,8 @@ pub enum Error {
     },
 }
 
-/// Longest lease of an entry of a shared queue. A batch that takes longer is repeated by another process, which changes nothing.
+/// Longest lease of an entry of a shared queue. A batch that takes longer is repeated by another process, which changes nothing: see the
+/// module `queue`.
 const SHARED_LEASE: Duration = Duration::from_secs(30);
 
 /// Settings of an engine. Made by [`Engine::builder`].

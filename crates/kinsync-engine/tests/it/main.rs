@@ -44,6 +44,7 @@ mod queue_crash;
 mod queue_damage;
 mod queue_disk;
 mod queue_embedded;
+mod queue_lease;
 mod queue_model;
 mod queue_newer_version;
 mod queue_rabbitmq;
