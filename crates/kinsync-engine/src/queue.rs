@@ -334,6 +334,11 @@ fn unanswered() -> Error {
     }
 }
 
+/// Returns the pause before the next attempt after a failure of a server: all processes may have failed at the same moment.
+fn apart(pause: Duration) -> Duration {
+    random::jitter(pause, 0.5..=1.5)
+}
+
 /// Returns whether an entry with this scheme and this payload is searched for.
 pub type Matcher = Arc<dyn Fn(&str, &[u8]) -> bool + Send + Sync>;
 
@@ -438,4 +443,20 @@ pub trait Queue: fmt::Debug + Send + Sync {
 
     /// Completes pending writes and releases the backend. Later calls return [`Error::Closed`].
     async fn close(&self);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_that_failed_at_one_moment_do_not_come_back_at_one_moment() {
+        let pause = Duration::from_secs(10);
+        let pauses: Vec<_> = (0..200).map(|_| apart(pause)).collect();
+        assert!(pauses.iter().all(|one| (pause / 2..=pause * 3 / 2).contains(one)), "{pauses:?}");
+        // Each half of the range has some; that one has none happens once in 10^57 runs.
+        assert!(
+            pauses.iter().any(|one| *one < pause * 3 / 4) && pauses.iter().any(|one| *one > pause * 5 / 4)
+        );
+    }
 }

@@ -158,6 +158,29 @@ mod tests {
     }
 
     #[test]
+    fn the_pause_doubles_to_a_bound_and_two_processes_do_not_retry_at_one_moment() {
+        let first = Duration::from_secs(1);
+        let pauses = |failure: usize| -> Vec<Duration> {
+            let evidence = || Evidence::new(first);
+            (0..100)
+                .map(|_| {
+                    let evidence = evidence();
+                    for _ in 1..failure {
+                        evidence.failed("kp_a", Scope::Row);
+                    }
+                    evidence.failed("kp_a", Scope::Row).1
+                })
+                .collect()
+        };
+        for (failure, longest) in [(1, 2), (2, 4), (3, 8), (4, 8), (100, 8)] {
+            let (longest, pauses) = (first * longest, pauses(failure));
+            assert!(pauses.iter().all(|one| (longest / 2..=longest).contains(one)), "{failure}: {pauses:?}");
+            let early = pauses.iter().filter(|one| **one < longest * 3 / 4).count();
+            assert!((1..100).contains(&early), "{failure}: {pauses:?}");
+        }
+    }
+
+    #[test]
     fn a_call_that_concerns_no_user_sets_no_user_aside() {
         let evidence = Evidence::new(Duration::from_millis(1));
         for _ in 0..1_000 {

@@ -24,10 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Payload, Queue,
-    Search, Spool, Stats, Transferred, embedded::EmbeddedQueue, transfer,
+    Search, Spool, Stats, Transferred, apart, embedded::EmbeddedQueue, transfer,
 };
-use crate::random;
-
 /// Longest time that an entry waits for the shared queue. A webhook has to be answered within seconds.
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Longest time for one entry that moves from the spool.
@@ -78,9 +76,7 @@ impl SpooledQueue {
             };
             if let Err(error) = moved {
                 tracing::warn!(error = crate::breaker::error_chain(&error), "the spool could not be emptied");
-                // All processes may have failed at the same moment.
-                let pause = tokio::time::sleep(random::jitter(PAUSE, 0.5..=1.5));
-                stop.run_until_cancelled(pause).await;
+                stop.run_until_cancelled(tokio::time::sleep(apart(PAUSE))).await;
             }
         }
     }

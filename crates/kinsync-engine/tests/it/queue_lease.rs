@@ -71,6 +71,7 @@ async fn until_done(queue: &dyn Queue, store: &dyn Store, events: usize) {
     timeout(WITHIN, done).await.expect("every entry is applied");
 }
 
+/// The rows, and the number of entries of the log.
 async fn stored(store: &dyn Store) -> (Vec<Option<Row>>, usize) {
     let ids: Vec<_> = (0..USERS).map(|user| id(&format!("kp_{user}"))).collect();
     let events = store.events(&EventFilter { limit: 1000, ..EventFilter::default() }).await.unwrap();

@@ -212,6 +212,54 @@ async fn a_connection_that_carries_nothing_any_more_is_replaced() {
     assert!(connections() > before + 1, "more than that of this question");
 }
 
+/// Ids of the connections of a queue.
+fn connections(redis: &TestRedis) -> BTreeSet<String> {
+    let clients = redis.text("CLIENT LIST");
+    let of_queue = clients.lines().filter(|line| !line.contains("cmd=client|list"));
+    of_queue.filter_map(|line| Some(line.split(' ').next()?.to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_release_that_fails_is_an_error_keeps_the_connection_and_ends_with_the_lease() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = open(&redis, "kinsync");
+    queue.enqueue(entry("a")).await.unwrap();
+    let (began, lease) = (Instant::now(), Duration::from_secs(1));
+    let claimed = ids(&queue.claim(1, lease).await.unwrap());
+    let before = connections(&redis);
+    assert!(redis.run("ACL SETUSER default -xclaim").starts_with("+OK"));
+    let refused = queue.retry(&claimed, Duration::ZERO).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { hint, .. } if hint.contains("permissions")), "{refused:?}");
+    assert!(redis.run("ACL SETUSER default +xclaim").starts_with("+OK"));
+    assert_eq!(event_ids(&claim(&queue, 1).await), ["a"]);
+    assert!(began.elapsed() >= lease);
+    assert_eq!(
+        connections(&redis).intersection(&before).count(),
+        before.len(),
+        "the server answered: no reason to reconnect"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_connection_to_a_server_that_became_a_replica_is_replaced() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = open(&redis, "kinsync");
+    queue.enqueue(entry("a")).await.unwrap();
+    let before = connections(&redis);
+    assert_eq!(before.len(), 1, "that of the entries");
+    assert!(redis.run("REPLICAOF 127.0.0.1 1").starts_with("+OK"));
+    let refused = queue.enqueue(entry("b")).await.unwrap_err();
+    assert!(matches!(&refused, Error::Unavailable { hint, .. } if hint.contains("replica")), "{refused:?}");
+    assert!(redis.run("REPLICAOF NO ONE").starts_with("+OK"));
+    assert_eq!(queue.enqueue(entry("b")).await.unwrap(), Enqueued::New);
+    // The address may lead to another server now.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !connections(&redis).is_disjoint(&before) {
+        assert!(Instant::now() < deadline, "the connection stays");
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_stops_after_some_megabytes_and_the_rest_comes_next() {
     let queue = open(TestRedis::shared(), &TestRedis::prefix());

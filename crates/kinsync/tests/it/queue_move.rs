@@ -55,7 +55,7 @@ fn command(arguments: &[&str], vars: &[(&str, &str)]) -> tokio::process::Command
 }
 
 /// Runs the command; returns the exit code, the standard output and the standard error.
-async fn queue_move(arguments: &[&str], vars: &[(&str, &str)]) -> (Option<i32>, String, String) {
+pub(crate) async fn queue_move(arguments: &[&str], vars: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let output =
         timeout(DEADLINE, command(arguments, vars).output()).await.expect("the command ends").unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
@@ -73,7 +73,7 @@ fn result(moved: u64, dropped: u64, too_large: u64, dead_letters: u64) -> Value 
     json!({ "moved": moved, "droppedSightings": dropped, "tooLarge": too_large, "deadLetters": dead_letters })
 }
 
-fn folder() -> (TempDir, String) {
+pub(crate) fn folder() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().display().to_string();
     (folder, path)
@@ -83,7 +83,7 @@ fn in_folder(path: impl AsRef<Path>) -> EmbeddedQueue {
     EmbeddedQueue::open(path.as_ref(), embedded::Config::default(), Clock::system()).unwrap()
 }
 
-fn in_redis(redis: &TestRedis, prefix: &str) -> RedisQueue {
+pub(crate) fn in_redis(redis: &TestRedis, prefix: &str) -> RedisQueue {
     let config = config::Redis { prefix: prefix.into(), ..config::Redis::new(redis.url().into()) };
     RedisQueue::new(config, Clock::system()).unwrap()
 }
@@ -95,7 +95,7 @@ fn in_rabbitmq(rabbitmq: &TestRabbitmq, prefix: &str, folder: impl AsRef<Path>) 
     RabbitmqQueue::new(config, store, Clock::system()).unwrap()
 }
 
-fn delivery(id: &str, bytes: usize) -> Entry {
+pub(crate) fn delivery(id: &str, bytes: usize) -> Entry {
     let body = vec![b' '; bytes].into();
     let payload = Payload::Delivery { scheme: Scheme::Hmac, signed_at: None, body };
     Entry { event_id: id.into(), received_at: Micros(1), payload }
@@ -106,14 +106,14 @@ fn sighting(id: &str) -> Entry {
     Entry { event_id: id.into(), received_at: Micros(1), payload }
 }
 
-async fn fill(queue: &dyn Queue, entries: impl IntoIterator<Item = Entry>) {
+pub(crate) async fn fill(queue: &dyn Queue, entries: impl IntoIterator<Item = Entry>) {
     for entry in entries {
         queue.enqueue(entry).await.unwrap();
     }
 }
 
 /// Entries and dead letters.
-async fn counts(queue: &dyn Queue) -> (u64, u64) {
+pub(crate) async fn counts(queue: &dyn Queue) -> (u64, u64) {
     let stats = queue.stats().await.unwrap();
     (stats.depth, stats.dead_letters)
 }

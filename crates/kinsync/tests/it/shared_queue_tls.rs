@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     doctor::examine,
+    queue_move::{counts, delivery, fill, folder, in_redis, queue_move},
     shared_queue::{WITHIN, created},
     tenant::Tenant,
 };
@@ -44,13 +45,41 @@ impl Files {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_with_tls_is_used_if_its_certificate_is_of_a_known_authority_and_its_name() {
-    let (files, port) = (Files::new("localhost"), free_port());
+    let files = Files::new("localhost");
+    let (_redis, port) = redis_with_tls(&files);
+    is_used(&format!("rediss://HOST:{port}"), &files).await;
+}
+
+/// A server with a port for TLS beside the usual one.
+fn redis_with_tls(files: &Files) -> (TestRedis, u16) {
+    let port = free_port();
     let (ca, certificate, key) = (files.path("ca.pem"), files.path("server.pem"), files.path("server.key"));
     let port_text = port.to_string();
     let tls = ["--tls-port", &port_text, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let clients = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
-    let _redis = TestRedis::start(&[DURABLE, &tls, &clients].concat());
-    is_used(&format!("rediss://HOST:{port}"), &files).await;
+    (TestRedis::start(&[DURABLE, &tls, &clients].concat()), port)
+}
+
+/// Redis takes an entry that it knows as stored, so a move into itself would ack the only copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_in_redis_is_not_moved_into_itself_with_and_without_tls() {
+    let (files, (_own, own)) = (Files::new("localhost"), folder());
+    let ((redis, port), ca) = (redis_with_tls(&files), files.path("ca.pem"));
+    let queue = in_redis(&redis, "kinsync");
+    fill(&queue, (0..3).map(|id| delivery(&id.to_string(), 10))).await;
+    let (plain, tls) = (redis.url(), format!("rediss://localhost:{port}"));
+    for (to, from) in [(&plain, &tls), (&tls, &plain), (&tls, &tls), (&tls, &format!("{tls}/0"))] {
+        let vars = [("KINSYNC_DATA_DIR", &*own), ("KINSYNC_QUEUE", &**to), ("SSL_CERT_FILE", &*ca)];
+        let (code, _, error) = queue_move(&["--from", from], &vars).await;
+        assert!(
+            code == Some(1) && error.contains("is the queue of this"),
+            "{from} to {to}: {code:?}: {error}"
+        );
+        assert_eq!(counts(&queue).await, (3, 0), "{from} to {to}");
+    }
+    let vars = [("KINSYNC_DATA_DIR", &*own), ("KINSYNC_QUEUE", &*plain), ("SSL_CERT_FILE", &*ca)];
+    let (code, printed, error) = queue_move(&["--from", &format!("{tls}/1")], &vars).await;
+    assert_eq!((code, &*printed), (Some(0), "0 deliveries moved\n"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,10 +17,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::Config;
-use crate::{
-    queue::{CERTIFICATE, Error},
-    random,
-};
+use crate::queue::{CERTIFICATE, Error, apart};
 
 /// Longest time to wait for a connection to one host and for the declaration of the queues there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -195,9 +192,7 @@ impl Link {
         // A host that answers and refuses says more than those that do not answer.
         let refused = failures.iter().position(Failure::is_refusal).unwrap_or(failures.len() - 1);
         let failure = failures.swap_remove(refused);
-        // All processes may have failed at the same moment.
-        let until = Instant::now() + random::jitter(PAUSE, 0.5..=1.5);
-        state.failed = Some((until, failure.clone()));
+        state.failed = Some((Instant::now() + apart(PAUSE), failure.clone()));
         Err(failure)
     }
 
@@ -410,6 +405,20 @@ mod tests {
         timeout(CONNECT, link.tasks.wait()).await.expect("the attempts end");
         assert!(link.live().await.is_err());
         assert!(link.tasks.is_empty(), "no attempt begins when the queue is closed");
+    }
+
+    #[tokio::test]
+    async fn a_connection_with_a_channel_that_the_server_closed_is_not_used_again() {
+        let link = link(&[TestRabbitmq::shared().port()]);
+        let live = link.live().await.expect("the server answers");
+        let options = QueueDeclareOptions::durable().passive();
+        let declared = live.channel.queue_declare("no queue".into(), options, FieldTable::default());
+        assert!(live.within(declared).await.is_err_and(|failure| failure.is_missing()));
+        assert_eq!(link.generation().await, None);
+        let next = link.live().await.expect("the server answers");
+        assert_eq!(next.generation, live.generation + 1);
+        assert_eq!(link.generation().await, Some(next.generation), "it is used again");
+        link.close().await;
     }
 
     #[tokio::test]

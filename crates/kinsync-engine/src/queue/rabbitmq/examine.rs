@@ -250,7 +250,56 @@ async fn is_empty(live: &Live, topology: &Topology) -> Result<bool, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use kinsync_testing::rabbitmq::TestRabbitmq;
+    use lapin::{BasicProperties, options::BasicPublishOptions};
+    use tokio::time::timeout;
+
     use super::*;
+
+    /// What a count of 0 hides is seen by an attempt to take it, and goes back.
+    #[tokio::test]
+    async fn an_entry_that_an_attempt_takes_is_in_the_queue_again() {
+        let url = TestRabbitmq::shared().url();
+        let config = Config { prefix: TestRabbitmq::prefix(), ..Config::new(url.into()) };
+        let hosts = address::hosts(&config.url).expect("it is an address");
+        let link = Link::examining(hosts, Topology::of(&config));
+        let live = link.live().await.expect("the server answers");
+        link.declare(&live).await.expect("the queues are declared");
+        let topology = link.topology();
+        assert_eq!(count_waiting(&live, topology).await.expect("it counts"), 0);
+        for (entries, queue) in [(1, &topology.queue), (2, &topology.returned)] {
+            let options = BasicPublishOptions::default();
+            let published = live.channel.basic_publish(
+                "".into(),
+                queue.as_str().into(),
+                options,
+                b"{}",
+                BasicProperties::default(),
+            );
+            published.await.expect("it is sent").await.expect("it is confirmed");
+            if entries == 2 {
+                // So that only the second queue has one to take.
+                let get = live.channel.basic_get(topology.queue.as_str().into(), BasicGetOptions::default());
+                let taken = live.within(get).await.expect("the server answers").expect("there is one");
+                taken
+                    .delivery
+                    .acker
+                    .ack(lapin::options::BasicAckOptions::default())
+                    .await
+                    .expect("it is sent");
+            }
+            assert!(!is_empty(&live, topology).await.expect("the server answers"), "{queue}");
+            let is_back = async {
+                while count_ready(&live, topology).await.expect("it counts").entries != 1 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(30), is_back).await.expect("it is in the queue again");
+        }
+        link.close().await;
+    }
 
     /// Counts of entries with the time of each, and since when one waits after each count.
     fn check(consumers: u64, counts: &[(u64, i64, Option<i64>)]) {

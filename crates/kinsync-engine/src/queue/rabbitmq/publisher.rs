@@ -19,8 +19,7 @@ use super::{
     rows,
 };
 use crate::{
-    queue::{Enqueued, Entry, Error, Payload, batches::Outcomes, unanswered},
-    random,
+    queue::{Enqueued, Entry, Error, Payload, apart, batches::Outcomes, unanswered},
     supervisor::Supervisor,
 };
 
@@ -134,8 +133,7 @@ impl Shared {
                     _ = delivery.acker.ack(BasicAckOptions::default()).await;
                     return;
                 }
-                // All processes may have failed at the same moment.
-                _ => sleep(random::jitter(POLL, 0.5..=1.5)).await,
+                _ => sleep(apart(POLL)).await,
             }
         }
     }

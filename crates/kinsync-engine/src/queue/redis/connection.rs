@@ -13,10 +13,7 @@ use tokio::{
 };
 
 use super::address::{Address, Sentinels};
-use crate::{
-    queue::{CERTIFICATE, Error},
-    random,
-};
+use crate::queue::{CERTIFICATE, Error, apart};
 
 /// Longest time that a response takes, unless the command itself waits.
 const RESPONSE: Duration = Duration::from_secs(5);
@@ -127,9 +124,7 @@ impl Connection {
                 Ok(state.live.insert(live).clone())
             }
             Err(failure) => {
-                // All processes may have failed at the same moment.
-                let until = Instant::now() + random::jitter(PAUSE, 0.5..=1.5);
-                state.failed = Some((until, failure.clone()));
+                state.failed = Some((Instant::now() + apart(PAUSE), failure.clone()));
                 Err(failure)
             }
         }
