@@ -1,4 +1,5 @@
-"""Validates manifests against the schemas of Kubernetes, strictly, and pods against the restricted standard for pod security.
+"""Validates manifests against the schemas of Kubernetes, strictly, and pods against the restricted standard for pod security,
+and the secrets that each role gets.
 
 validate.py FILE: exits with 1 and a line for each problem.
 """
@@ -9,6 +10,14 @@ import kubernetes_validate
 import yaml
 
 VERSION = "1.32"
+# The keys of the secret that a process reads, by its role.
+SECRETS = {
+    "all": {"mongodb-uri", "queue", "admin-token", "m2m-client-secret"},
+    "api": {"mongodb-uri", "queue", "admin-token", "m2m-client-secret"},
+    "ingest": {"queue"},
+    "project": {"mongodb-uri", "queue"},
+    "reconcile": {"mongodb-uri", "queue", "m2m-client-secret"},
+}
 
 
 def restricted(kind, pod):
@@ -37,6 +46,18 @@ def restricted(kind, pod):
             yield f"mounts {mounts} of the volumes {volumes}"
 
 
+def secrets(pod):
+    """Yields secrets that a pod has and its role does not use, and the reverse."""
+    settings = {one["name"]: one.get("value") for one in pod["containers"][0]["env"]}
+    role = settings["KINSYNC_ROLE"]
+    volumes = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    mounted = {item["path"] for volume in volumes for item in volume.get("items", [{"path": "everything"}])}
+    read = {value.rsplit("/", 1)[-1] for name, value in settings.items() if name.endswith("_FILE")}
+    for what, found in [("mounts", mounted), ("reads", read)]:
+        if found != SECRETS[role]:
+            yield f"the role {role} {what} the secrets {sorted(found)}"
+
+
 def selected(documents):
     """Yields selectors that match no pod."""
     pods = [d["spec"]["template"]["metadata"]["labels"] for d in documents if "template" in d.get("spec", {})]
@@ -57,7 +78,8 @@ def problems(documents):
         except kubernetes_validate.ValidationError as error:
             yield f"{name}: {error}"
         if "template" in document.get("spec", {}):
-            for problem in restricted(document["kind"], document["spec"]["template"]["spec"]):
+            pod = document["spec"]["template"]["spec"]
+            for problem in [*restricted(document["kind"], pod), *secrets(pod)]:
                 yield f"{name}: {problem}"
     yield from selected(documents)
 
