@@ -131,6 +131,17 @@ impl Entry {
         next
     }
 
+    /// Returns what follows for an object from an event of this version about a user that names it: that it did not exist when the
+    /// newest complete list was made. `None`: the list contains it or is older, or what is known says so already.
+    ///
+    /// The events of its creation and of its deletion may both be lost.
+    #[must_use]
+    pub fn unlisted(known: Option<&Self>, named: &Version, listed: Option<&Version>) -> Option<Self> {
+        let listed = listed.filter(|listed| named <= listed)?;
+        let is_missing = known.is_none_or(|known| known.absence().is_some_and(|absent| absent < named));
+        is_missing.then(|| Self::deleted(listed))
+    }
+
     /// Returns whether an object in a complete list differs from what is stored. An equal value keeps its version, so that a
     /// list without a difference writes nothing.
     pub fn differs(&self, listed: &Self) -> bool {
@@ -221,14 +232,6 @@ impl Entry {
     /// Returns whether the object did not exist as of this version.
     pub fn is_absent_at(&self, version: &Version) -> bool {
         self.absence().is_some_and(|absent| absent >= version)
-    }
-
-    /// Returns the entry with what the newest complete list of organizations proves: a deleted one did not exist then either.
-    /// Only organizations can exist again, because roles and permissions have ids that Kinde uses once.
-    #[must_use]
-    pub fn as_of(&self, listed: Option<&Version>) -> Self {
-        let absent = self.absence().and(listed).cloned();
-        self.clone().join(Self { absent, ..Self::default() })
     }
 
     /// Returns what user documents show, and the deletion.

@@ -12,7 +12,7 @@ use kinde::{
 use kinsync_core::{Micros, Observation, Rank, Source, UserId, UserState, Version, What, ids};
 
 use crate::{
-    directory::{self, Change},
+    directory::{self, Change, Named},
     fields,
     log_entry::{self, LogEntry, LogSource, kind},
     queue::{Entry, Payload},
@@ -99,6 +99,8 @@ pub struct Decoded {
     pub observations: Result<Vec<Observation>, Failure>,
     /// What the event observes of organizations, roles and permissions.
     pub changes: Vec<Change>,
+    /// The organizations, roles and permissions that an event about a user names.
+    pub named: Vec<Named>,
 }
 
 impl Decoded {
@@ -169,12 +171,13 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
         let (event_type, user) = event::readable(body);
         (logged.kind, logged.user) = (event_type.unwrap_or_default(), user);
     }
-    let mut changes = Vec::new();
+    let (mut changes, mut named) = (Vec::new(), Vec::new());
     let observations = decoded.and_then(|event| {
         logged.kind.clone_from(&event.event_type);
         let version = version(time, entry);
         logged.version = Some(version.clone());
         let observed = directory::changes(&event.body, &version);
+        let named_in_event = directory::named(&event.body, &version);
         let observation = observation_of(event.body, version.at);
         logged.user = observation.as_ref().map(|(user, _)| user.clone());
         let Some((user, what)) = observation else {
@@ -186,13 +189,13 @@ pub fn decode(entry: &Entry, latest: Micros) -> Decoded {
         };
         let user = UserId::parse(&user).map_err(Failure::BadUser)?;
         reject_future(version.at, latest)?;
-        changes = observed;
+        (changes, named) = (observed, named_in_event);
         Ok(what
             .map(|what| Observation { user, version, source: Source::Webhook, what })
             .into_iter()
             .collect())
     });
-    Decoded { event: logged, observations, changes }
+    Decoded { event: logged, observations, changes, named }
 }
 
 fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
@@ -209,7 +212,7 @@ fn decode_sighting(entry: &Entry, body: &[u8]) -> Decoded {
         payload: String::from_utf8_lossy(body).into_owned(),
     };
     let observations = read.map(|sighting| sighting.observations());
-    Decoded { event, observations, changes: Vec::new() }
+    Decoded { event, observations, changes: Vec::new(), named: Vec::new() }
 }
 
 /// Returns the version of an event with this time. Without a time the order of receipt is the only one there is: the time

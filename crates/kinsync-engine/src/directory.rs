@@ -4,10 +4,11 @@
 //! that refer to it ([`crate::spread`]). The write of a changed record marks it, so no kill loses that a spread is due.
 //!
 //! A complete list of one kind is a proof: an older event changes nothing that the list contains, and what the list does not
-//! contain did not exist at that time.
+//! contain did not exist at that time. That holds for what an event about a user names, too ([`observe_events`]).
 
 mod observed;
 mod role_keys;
+mod unlisted;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,8 +16,11 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use kinsync_core::{Directory, Entry, Micros, Version};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::observed::{changes, fact, of_permission, of_role};
-pub use self::role_keys::roles_with_key;
+pub(crate) use self::observed::{changes, fact, named, of_permission, of_role};
+pub use self::{
+    role_keys::roles_with_key,
+    unlisted::{Named, observe_events},
+};
 use serde_json::json;
 
 use crate::{
@@ -100,14 +104,6 @@ struct Record {
 pub(crate) struct Listed(pub(crate) BTreeMap<Kind, Version>);
 
 impl Listed {
-    /// Returns what documents show of a record.
-    pub(crate) fn shown(&self, stored: Stored) -> Entry {
-        match stored.kind {
-            Kind::Organization => stored.entry.as_of(self.0.get(&stored.kind)),
-            Kind::Role | Kind::Permission => stored.entry,
-        }
-    }
-
     /// Stores that a complete list of this kind has this version. Returns `false` if a process has a newer lease.
     pub(crate) async fn record(
         store: &dyn Store,
@@ -323,14 +319,11 @@ pub(crate) async fn load(store: &dyn Store, ids: BTreeSet<String>) -> Result<Dir
 async fn load_exactly(store: &dyn Store, ids: BTreeSet<String>) -> Result<Directory, Error> {
     let mut directory = Directory::default();
     for ids in ids.into_iter().collect::<Vec<_>>().chunks(PAGE) {
-        let mut keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
-        keys.push(LISTED.name.to_owned());
-        let mut saved = store.states(&keys).await?;
-        let listed = saved.pop().flatten().map(|saved| state_records::decode(&LISTED, saved)).transpose()?;
-        let listed: Listed = listed.map(|record| record.value).unwrap_or_default();
+        let keys: Vec<String> = ids.iter().map(|id| format!("{PREFIX}{id}")).collect();
+        let saved = store.states(&keys).await?;
         for ((key, id), saved) in keys.iter().zip(ids).zip(saved) {
             let Ok(stored) = saved.map(|saved| decode(key, &saved)).transpose() else { continue };
-            directory.add(id, stored.map(|stored| listed.shown(stored)).unwrap_or_default());
+            directory.add(id, stored.map(|stored| stored.entry).unwrap_or_default());
         }
     }
     Ok(directory)
@@ -435,12 +428,14 @@ pub async fn page(
     }
 }
 
-/// Removes the record of an organization, a role or a permission. Returns whether it was stored.
+/// Removes the record of an organization, a role or a permission. Returns whether it was stored. The complete lists prove nothing until
+/// the next ones: they contained the object, and nothing stored shows it any more.
 ///
 /// # Errors
 /// Fails when the store fails.
 pub async fn reset(store: &dyn Store, key: &str) -> Result<bool, Error> {
     let Some(saved) = store.state(key).await? else { return Ok(false) };
+    state_records::reset(store, &LISTED).await?;
     store.remove_states(&[(key.to_owned(), saved.revision)]).await?;
     Ok(true)
 }

@@ -248,7 +248,7 @@ impl Projector {
         }
         self.request_checks(&piece.items).await?;
         // Before the users: their documents show what is known of organizations, roles and permissions.
-        if directory::observe(&*self.store, piece.changes()).await? {
+        if directory::observe_events(&*self.store, piece.changes(), piece.named()).await? {
             self.spread.wake();
         }
         if self.config.check_roles {

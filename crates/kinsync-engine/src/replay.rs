@@ -78,19 +78,20 @@ async fn replay_entries(
     now: Micros,
     replayed: &mut Replayed,
 ) -> Result<(), Error> {
-    let (mut observations, mut changes) = (Vec::new(), Vec::new());
+    let (mut observations, mut changes, mut named) = (Vec::new(), Vec::new(), Vec::new());
     for entry in &entries {
         match contents(entry, now) {
-            Ok((observed, changed)) => {
-                observations.extend(observed);
-                changes.extend(changed);
+            Ok(contents) => {
+                observations.extend(contents.observations);
+                changes.extend(contents.changes);
+                named.extend(contents.named);
             }
             Err(reason) => _ = replayed.skipped.insert(entry.id.clone(), reason),
         }
     }
     replayed.changed = changed_fields(store, &observations).await?;
     if mode == Mode::Apply {
-        directory::observe(store, changes).await?;
+        directory::observe_events(store, changes, named).await?;
         let applied = apply_logged(store, observations, now).await?;
         let refused = applied.refused.into_iter().chain(applied.failed);
         let refused =
@@ -100,8 +101,16 @@ async fn replay_entries(
     Ok(())
 }
 
+/// What an entry observes.
+#[derive(Default)]
+struct Contents {
+    observations: Vec<Observation>,
+    changes: Vec<directory::Change>,
+    named: Vec<directory::Named>,
+}
+
 /// Decodes an entry as the projector does.
-fn contents(entry: &LogEntry, now: Micros) -> Result<(Vec<Observation>, Vec<directory::Change>), String> {
+fn contents(entry: &LogEntry, now: Micros) -> Result<Contents, String> {
     let latest = decode::latest(now, decode::FUTURE_TOLERANCE);
     match entry.scheme.as_str() {
         log_entry::ACTION => Err("it changes no user".into()),
@@ -109,12 +118,13 @@ fn contents(entry: &LogEntry, now: Micros) -> Result<(Vec<Observation>, Vec<dire
         log_entry::STATE => Err("only `kinsync rebuild` joins a whole state".into()),
         log_entry::OBSERVATION => {
             let observation = decode::observation_in(entry).map_err(|error| error.to_string())?;
-            Ok((vec![observation], Vec::new()))
+            Ok(Contents { observations: vec![observation], ..Contents::default() })
         }
         scheme => {
             let unknown = || format!("the scheme `{scheme}` is unknown to this version");
             let decoded = decode::decode_logged(entry, latest).ok_or_else(unknown)?;
-            Ok((decoded.observations.map_err(|failure| failure.to_string())?, decoded.changes))
+            let observations = decoded.observations.map_err(|failure| failure.to_string())?;
+            Ok(Contents { observations, changes: decoded.changes, named: decoded.named })
         }
     }
 }

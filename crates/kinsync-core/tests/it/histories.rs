@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kinsync_core::{
-    Directory, Entry, Fact, Field, Micros, Observation, Organization, Profile, Source, UserState, Value,
-    Version, What,
+    Directory, Entry, Fact, Field, Memberships, Micros, Observation, Organization, Profile, Source,
+    UserState, Value, Version, What,
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
 
@@ -253,6 +253,33 @@ fn observed(version: Version, what: What) -> Message {
     Message::User(Observation { user: user("kp_1"), version, source: Source::Webhook, what })
 }
 
+fn kind_of(id: &str) -> Kind {
+    match id.split_once('_') {
+        Some(("role", _)) => Kind::Role,
+        Some(("permission", _)) => Kind::Permission,
+        _ => Kind::Organization,
+    }
+}
+
+/// The objects that an observation of the user names, with its version.
+fn objects_in(observation: &Observation) -> Vec<(Kind, String, Version)> {
+    let codes = |codes: &[String]| codes.iter().map(Organization::new).collect();
+    let list: Vec<Organization> = match &observation.what {
+        What::Membership { membership, .. } => membership.iter().cloned().collect(),
+        What::Fields(profile) => match profile.iter().next().map(|(_, value)| value) {
+            Some(Value::Organizations(list)) => list.clone(),
+            Some(Value::Codes(list)) => codes(list),
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    };
+    let ids = list.iter().flat_map(|one| {
+        let others = one.roles.iter().chain(&one.permissions).flatten();
+        std::iter::once(&one.code).chain(others)
+    });
+    ids.map(|id| (kind_of(id), id.clone(), observation.version.clone())).collect()
+}
+
 /// What a replica has stored.
 #[derive(Default)]
 struct Replica {
@@ -269,11 +296,23 @@ impl Replica {
     }
 
     fn apply(&mut self, batch: &[Message]) {
+        let is_list = |message: &Message| matches!(message, Message::List(..));
+        for part in batch.chunk_by(|one, other| is_list(one) == is_list(other)) {
+            self.apply_part(part);
+            self.spread();
+        }
+    }
+
+    fn apply_part(&mut self, part: &[Message]) {
         let mut objects: BTreeMap<String, (Kind, Entry)> = BTreeMap::new();
+        let mut named: Vec<(Kind, String, Version)> = Vec::new();
         let mut delta = UserState::default();
-        for message in batch {
+        for message in part {
             match message {
-                Message::User(observation) => delta = delta.observe(observation),
+                Message::User(observation) => {
+                    delta = delta.observe(observation);
+                    named.extend(objects_in(observation));
+                }
                 Message::Object(kind, id, entry) => {
                     let (_, known) = objects.entry(id.clone()).or_insert((*kind, Entry::default()));
                     *known = std::mem::take(known).join(entry.clone());
@@ -281,11 +320,20 @@ impl Replica {
                 Message::List(kind, version, list) => self.list(*kind, version, list),
             }
         }
+        for (kind, id, version) in named {
+            self.name(kind, id, &version, self.listed.get(&kind).cloned());
+        }
         for (id, (kind, entry)) in objects {
             self.observe(kind, id, entry);
         }
         self.state = std::mem::take(&mut self.state).join(delta);
-        self.spread();
+    }
+
+    fn name(&mut self, kind: Kind, id: String, version: &Version, listed: Option<Version>) {
+        let known = self.objects.get(&id).map(|(_, known)| known);
+        if let Some(entry) = Entry::unlisted(known, version, listed.as_ref()) {
+            self.observe(kind, id, entry);
+        }
     }
 
     fn observe(&mut self, kind: Kind, id: String, entry: Entry) {
@@ -308,6 +356,14 @@ impl Replica {
         for id in unlisted {
             self.observe(kind, id, Entry::deleted(version));
         }
+        // A scan compares the members too: what the list lacks they had before it.
+        let memberships = self.state.memberships().into_iter();
+        let references: BTreeSet<String> = memberships.flat_map(Memberships::references).collect();
+        for id in references {
+            if kind_of(&id) == kind && !is_listed(&id) {
+                self.name(kind, id, version, Some(version.clone()));
+            }
+        }
         let known = self.listed.entry(kind).or_insert_with(|| version.clone());
         *known = known.clone().max(version.clone());
     }
@@ -315,10 +371,7 @@ impl Replica {
     /// Shows what is known of the objects in the document.
     fn spread(&mut self) {
         let entry = |id: String| {
-            let entry = self.objects.get(&id).map(|(kind, entry)| match kind {
-                Kind::Organization => entry.as_of(self.listed.get(kind)),
-                Kind::Role | Kind::Permission => entry.clone(),
-            });
+            let entry = self.objects.get(&id).map(|(_, entry)| entry.clone());
             (id, entry.unwrap_or_default())
         };
         let given = |id: &String| {
@@ -384,4 +437,13 @@ fn a_list_without_an_organization_ends_its_memberships_whenever_the_organization
     for order in orders {
         assert_eq!(Replica::of(&order.map(Clone::clone), 1), Some(Vec::new()), "{order:?}");
     }
+    // Both events of the organization are lost.
+    let newer = Message::List(Kind::Organization, Version::snapshot(Micros(8), ""), Vec::new());
+    let shown = |messages: &[&Message]| {
+        let messages: Vec<Message> = messages.iter().map(|message| (*message).clone()).collect();
+        Replica::of(&messages, 1).map(|shown| shown.len())
+    };
+    assert_eq!(shown(&[&list, &joined]), Some(0));
+    assert_eq!(shown(&[&newer, &joined]), Some(1), "the list is older than the event");
+    assert_eq!(shown(&[&newer, &joined, &list]), Some(0));
 }

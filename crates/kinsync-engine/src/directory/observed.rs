@@ -3,7 +3,7 @@
 use kinde::event::{self, Body};
 use kinsync_core::{Entry, Fact, Value, Version};
 
-use super::{Change, Kind};
+use super::{Change, Kind, Named};
 
 /// Returns what an event observes of organizations, roles and permissions.
 pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
@@ -31,12 +31,28 @@ pub(crate) fn changes(body: &Body, version: &Version) -> Vec<Change> {
     }
 }
 
+/// Returns the organizations, roles and permissions that an event about a user names by code or id.
+pub(crate) fn named(body: &Body, version: &Version) -> Vec<Named> {
+    let (Body::UserCreated(user) | Body::UserUpdated(user)) = body else { return Vec::new() };
+    let named = |kind, id: &str| Named { kind, id: id.to_owned(), version: version.clone() };
+    let mut all = Vec::new();
+    for organization in user.organizations.value().into_iter().flatten() {
+        all.push(named(Kind::Organization, &organization.code));
+        for (kind, list) in [(Kind::Role, &organization.roles), (Kind::Permission, &organization.permissions)]
+        {
+            let ids = list.value().into_iter().flatten().filter_map(|one| one.id.as_deref());
+            all.extend(ids.map(|id| named(kind, id)));
+        }
+    }
+    all
+}
+
 /// The keys in an event about a user. They are used as long as no event about the role or permission, and no list, was observed.
 fn of_user(user: &event::User) -> Vec<Change> {
     let organizations = user.organizations.value().into_iter().flatten();
     let assigned = organizations.flat_map(|organization| {
         let of = |kind, list: &kinde::Patch<Vec<event::Assignment>>| {
-            list.value().into_iter().flatten().filter_map(move |one| named(kind, one)).collect::<Vec<_>>()
+            list.value().into_iter().flatten().filter_map(move |one| with_key(kind, one)).collect::<Vec<_>>()
         };
         [of(Kind::Role, &organization.roles), of(Kind::Permission, &organization.permissions)].concat()
     });
@@ -44,7 +60,7 @@ fn of_user(user: &event::User) -> Vec<Change> {
 }
 
 /// Returns the key of an assigned role or permission, if it has an id too.
-pub(crate) fn named(kind: Kind, assignment: &event::Assignment) -> Option<Change> {
+fn with_key(kind: Kind, assignment: &event::Assignment) -> Option<Change> {
     let (id, key) = (assignment.id.clone()?, assignment.key.as_deref()?);
     let entry = Entry::observed([(Fact::Key, Value::from(key))], &Version::provisional());
     Some(Change { kind, id, entry })

@@ -7,7 +7,7 @@ use tracing::{Span, field::Empty};
 
 use crate::{
     decode::{self, Decoded},
-    directory::{Change, Kind},
+    directory::{Change, Kind, Named},
     erasure::subjects,
     log_entry::LogEntry,
     queue::{Claimed, EntryId},
@@ -91,6 +91,11 @@ impl Piece {
     /// What the entries observe of organizations, roles and permissions.
     pub(super) fn changes(&self) -> Vec<Change> {
         self.items.iter().flat_map(|item| &item.decoded.changes).cloned().collect()
+    }
+
+    /// The organizations, roles and permissions that entries about users name.
+    pub(super) fn named(&self) -> Vec<Named> {
+        self.items.iter().flat_map(|item| &item.decoded.named).cloned().collect()
     }
 
     /// The roles with an event of their own. Events of users name roles too.

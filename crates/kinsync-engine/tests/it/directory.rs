@@ -1,6 +1,9 @@
 //! Organizations, roles and permissions that change, are renamed or deleted: on both stores, against the emulator.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use kinde_emulator::{Fault, FaultKind, OrganizationEdit, RoleEdit};
 use kinsync_core::Source;
@@ -8,6 +11,7 @@ use kinsync_engine::internal::{
     directory,
     pending_checks::PendingChecks,
     projector,
+    queue::Entry,
     reconcile::record::{DriftKind, RunMode},
     store::Store,
 };
@@ -16,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     pipeline::{drain, engine},
+    rebuild::assert_explained,
     reconcile::{World, until_requested},
     roles::{join, keys, membership, reconcile, reconciler, roles as roles_of},
     roles_truth::{Known, assert_memberships},
@@ -30,6 +35,8 @@ on_every_store! {
     a_rename_while_another_process_writes_a_new_member_reaches_that_member
     one_scan_repairs_lost_events_of_roles_permissions_and_organizations
     an_old_event_about_an_object_that_a_list_lacked_restores_nothing
+    what_only_an_older_event_of_a_user_names_did_not_exist_at_the_list
+    a_reset_record_makes_no_older_event_a_proof
     a_key_that_moves_to_another_role_during_a_scan_changes_no_member
     an_empty_list_of_roles_or_organizations_deletes_nothing
     many_deletions_of_one_kind_are_held_until_an_operator_approves_them
@@ -200,6 +207,94 @@ async fn an_old_event_about_an_object_that_a_list_lacked_restores_nothing(fresh:
     let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
     assert!(!stored[&lost].entry.is_live());
     assert_eq!(roles_of(&world, &ada).await, Some(Vec::new()));
+}
+
+async fn what_only_an_older_event_of_a_user_names_did_not_exist_at_the_list(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    // Only the event of the user arrives.
+    let joined = |code: &str| {
+        let edit = OrganizationEdit { code: Some(code.to_owned()), ..OrganizationEdit::default() };
+        world.kinde.create_organization(edit).expect("a new code");
+        world.kinde.add_to_organization(&ada, code, &keys(&["admin"]), &[]).expect("a user");
+        let is_of_user = |entry: &Entry| {
+            world.kinde.event(&entry.event_id).is_some_and(|event| event.kind == "user.updated")
+        };
+        world.events().into_iter().rfind(is_of_user).expect("an event")
+    };
+    world.kinde.create_role(RoleEdit::keyed("admin")).expect("new");
+    let live = |stored: &BTreeMap<String, directory::Stored>, code: &str| {
+        stored.get(code).map(|stored| stored.entry.is_live())
+    };
+    let read = async || {
+        let stored = directory::list(&*world.fresh.store).await.expect("the store answers").stored;
+        stored.into_iter().collect::<BTreeMap<_, _>>()
+    };
+    let shown = async || {
+        let document = world.documents().await.remove(&ada).expect("stored");
+        let codes = document.organizations.expect("listed").into_iter().map(|one| one.code);
+        codes.collect::<BTreeSet<String>>()
+    };
+    joined("org_1");
+    world.deliver(world.events()).await;
+    let gone = joined("org_gone");
+    world.kinde.delete_organization("org_gone").expect("there");
+    world.later().await;
+    // The run finds the user unchanged, and ends after the list of organizations: it proves nothing of the user.
+    let stop = CancellationToken::new();
+    let (held, before) = (world.kinde.hold("members", 1), world.kinde.requests("members"));
+    let stopped = async {
+        until_requested(&world, "members", before).await;
+        stop.cancel();
+        drop(held);
+    };
+    let scanner = reconciler(&world);
+    let (run, ()) = tokio::join!(scanner.run(RunMode::Reconcile, &|_| {}, &stop), stopped);
+    run.expect_err("it was stopped");
+    world.deliver(vec![gone.clone()]).await;
+    assert_explained(&*world.fresh.store, "after the older event").await;
+    assert_eq!(live(&read().await, "org_gone"), Some(false), "{}", world.fresh.name);
+    let is_shown = shown().await;
+    assert!(is_shown.contains("org_1") && !is_shown.contains("org_gone"), "{is_shown:?}");
+    reconcile(&world).await;
+    assert_explained(&*world.fresh.store, "after a run").await;
+    world.later().await;
+    let new = joined("org_new");
+    world.deliver(vec![new.clone(), gone.clone()]).await;
+    // Of a newer one nothing follows: no list could contain it.
+    assert_eq!(live(&read().await, "org_new"), None);
+    let is_shown = shown().await;
+    assert!(is_shown.contains("org_new") && !is_shown.contains("org_gone"), "{is_shown:?}");
+    assert_explained(&*world.fresh.store, "after a newer event").await;
+
+    // Between two lists it exists again, and only another event of the user tells it.
+    let again = joined("org_gone");
+    let events: Vec<Entry> = world.events();
+    world.kinde.delete_organization("org_gone").expect("there");
+    world.kinde.delete_organization("org_new").expect("there");
+    reconcile(&world).await;
+    let later = events.into_iter().filter(|entry| entry.event_id == again.event_id);
+    world.deliver(later.chain([new]).collect()).await;
+    assert_eq!((live(&read().await, "org_gone"), live(&read().await, "org_new")), (Some(false), Some(false)));
+    let is_shown = shown().await;
+    assert!(!is_shown.contains("org_new") && !is_shown.contains("org_gone"), "{is_shown:?}");
+    assert_explained(&*world.fresh.store, "after the second list").await;
+}
+
+async fn a_reset_record_makes_no_older_event_a_proof(fresh: Fresh) {
+    let world = World::new(fresh).await;
+    let ada = world.import(1).remove(0);
+    join(&world, &ada, &["admin"]);
+    world.deliver(world.events()).await;
+    reconcile(&world).await;
+    let key = format!("{}org_1", directory::PREFIX);
+    assert!(directory::reset(&*world.fresh.store, &key).await.expect("the store answers"));
+    world.deliver(world.events()).await;
+    assert_eq!(roles_of(&world, &ada).await, Some(keys(&["admin"])), "{}", world.fresh.name);
+    reconcile(&world).await;
+    world.deliver(world.events()).await;
+    assert_eq!(roles_of(&world, &ada).await, Some(keys(&["admin"])), "{}", world.fresh.name);
+    assert_memberships(&world, Known::Scanned(&BTreeSet::new()), "after the next scan").await;
 }
 
 async fn a_key_that_moves_to_another_role_during_a_scan_changes_no_member(fresh: Fresh) {

@@ -134,6 +134,17 @@ impl Steps<'_> {
                 Entry::observed([(Fact::Key, Value::from(key))], &Version::provisional())
             });
         }
+        let version = History::version(change);
+        let objects =
+            tenant.member.into_iter().flat_map(|roles| roles.iter().map(|role| role + 1).chain([0]));
+        for object in objects {
+            let known = named.records[object];
+            let known = known.as_ref().map(|stored| &stored.entry);
+            let listed = named.listed(kind(object));
+            if let Some(entry) = Entry::unlisted(known, &version, listed.as_ref()) {
+                self.observe(&mut named, object, (4, change), || entry);
+            }
+        }
         let event = || vec![self.history.user_event(change)];
         let (next, is_recheck) = self.join(&named, (0, change), || (event(), None));
         self.add("writer loads the row", |world| {

@@ -1,13 +1,11 @@
 //! The states of the model.
 
-use std::collections::BTreeMap;
-
 use kinsync_core::{Directory, Entry, Field, Micros, RowMetadata, Version};
 
 use super::{History, NOW, id, kind, memberships, object_id};
 use crate::{
     apply::join_into,
-    directory::{Kind, Listed, Stored},
+    directory::{Kind, Stored},
     reconcile::model::explore::Shared,
     scan_watermark::{Comparisons, ScanNumber, ScanWatermark, ScanWatermarks},
     store::Row,
@@ -143,12 +141,8 @@ impl World {
 
     /// Returns what is known of the organization, the roles and the permission.
     pub(super) fn directory(&self) -> Directory {
-        let kinds = [Kind::Organization, Kind::Role];
-        let listed: BTreeMap<Kind, Version> =
-            kinds.into_iter().filter_map(|kind| Some((kind, self.listed(kind)?))).collect();
-        let listed = Listed(listed);
         let entry = |object: usize| {
-            let stored = self.records[object].map(|stored| listed.shown((*stored).clone()));
+            let stored = self.records[object].map(|stored| stored.entry.clone());
             (object_id(object).to_owned(), stored.unwrap_or_default())
         };
         let permission = (super::PERMISSION.to_owned(), Entry::default());
