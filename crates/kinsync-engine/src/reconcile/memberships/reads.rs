@@ -8,11 +8,11 @@ use kinde::{
     Patch,
     management::{self, Role, UserPermission},
 };
-use kinsync_core::{Directory, Field, Micros, Observation, Organization, UserId, Version};
+use kinsync_core::{Entry, Field, Micros, Observation, Organization, UserId, Version};
 
 use super::{
     Error, Inner,
-    seen::{Seen, sorted},
+    seen::{Seen, memberships, sorted},
 };
 use crate::{
     directory::{self, Change},
@@ -47,14 +47,34 @@ impl Unread {
 }
 
 /// Returns the permissions that a member has apart from roles. What a role gives is not kept as the member's own: it would
-/// outlive the role. If Kinde's list does not name the roles, their known lists decide; without one the result is `None`.
-fn own_permissions(list: Vec<UserPermission>, roles: &[Role], directory: &Directory) -> Option<Vec<String>> {
-    let given = roles.iter().map(|role| directory.entry(&role.id)?.permissions());
-    let given: Option<Vec<&[String]>> = given.collect();
+/// outlive the role. Where Kinde's list does not name the roles, the known lists of the member's roles decide. The result is `None` if one
+/// is not known, or if a permission may come from a role that the read of the roles lacks, or from one that gave it before.
+fn own_permissions(
+    list: Vec<UserPermission>,
+    roles: &[Role],
+    (code, row): (&str, &Row),
+) -> Option<Vec<String>> {
+    let directory = &row.state.directory;
+    let stored = memberships(&row.state).organization(code).and_then(|known| known.roles);
+    let is_read = |id: &String| roles.iter().any(|role| role.id == *id);
+    // Both reads are not of one moment: a stored role that the read lacks may have been there.
+    let others = stored.into_iter().flatten().filter(|id| !is_read(id));
+    let others = others.filter(|id| directory.entry(id).is_none_or(Entry::is_live));
+    let listed = |id: String| directory.entry(&id).filter(|entry| entry.permissions().is_some());
+    let read: Option<Vec<&Entry>> = roles.iter().map(|role| listed(role.id.clone())).collect();
+    let others: Option<Vec<&Entry>> = others.map(listed).collect();
+    let is_own_unless_given = |permission: &String| {
+        let (read, others) = (read.as_ref()?, others.as_ref()?);
+        if read.iter().any(|role| role.permissions().is_some_and(|ids| ids.contains(permission))) {
+            return Some(false);
+        }
+        let may_be_given = read.iter().chain(others).any(|role| role.has_given(permission));
+        (!may_be_given).then_some(true)
+    };
     let is_own = |one: &UserPermission| match &one.roles {
         Patch::Value(roles) => Some(roles.is_empty()),
         Patch::Null => Some(true),
-        Patch::Absent => Some(!given.as_ref()?.iter().any(|ids| ids.contains(&one.permission.id))),
+        Patch::Absent => is_own_unless_given(&one.permission.id),
     };
     let own = list.into_iter().map(|one| Some(is_own(&one)?.then_some(one.permission.id)));
     own.collect::<Option<Vec<_>>>().map(|own| sorted(own.into_iter().flatten().collect()))
@@ -205,7 +225,7 @@ impl Inner {
             let now = self.clock.now();
             self.retry_store(|| directory::observe_read(&*self.store, named.clone(), now)).await?;
         }
-        let own = permissions.and_then(|list| own_permissions(list, &roles.value, &row.state.directory));
+        let own = permissions.and_then(|list| own_permissions(list, &roles.value, (code, row)));
         let role_keys = roles.value.iter().map(|role| role.key.value().unwrap_or(&role.id).clone());
         let role_keys = sorted(role_keys.collect());
         let membership = Organization {
@@ -215,5 +235,63 @@ impl Inner {
         };
         let at = snapshot::sent_at(&roles.timing);
         Ok(Some(Seen { user: row.id.clone(), membership, role_keys, at }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kinsync_core::{Fact, UserState, Value};
+
+    use super::*;
+
+    const CODE: &str = "org_1";
+
+    /// A member with this stored role, of which these lists of permissions were read.
+    fn member(stored: &[&str], lists: &[&[&str]]) -> Row {
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        let membership = Organization { roles: Some(ids(stored)), ..Organization::new(CODE) };
+        let list = Value::Organizations(vec![membership]);
+        let at = |n: usize| Version::snapshot(Micros(i64::try_from(n).unwrap()), "");
+        let mut row = Row::unknown(UserId::parse("kp_1").unwrap());
+        row.state = UserState::default().with_register(Field::Organizations, at(0), list);
+        let listed = |(n, list): (usize, &&[&str])| {
+            Entry::observed([(Fact::Permissions, Value::Codes(ids(list)))], &at(n))
+        };
+        let role = lists.iter().enumerate().map(listed).fold(Entry::default(), Entry::join);
+        row.state.directory.add("role", role);
+        row
+    }
+
+    /// The own permissions of a member with the permission `delete`, of which Kinde names no roles, beside these roles.
+    fn own(roles: &[&str], row: &Row) -> Option<Vec<String>> {
+        let mut permission = UserPermission::default();
+        permission.permission.id = "delete".into();
+        let role = |id: &&str| {
+            let mut role = Role::default();
+            role.id.push_str(id);
+            role
+        };
+        let roles: Vec<Role> = roles.iter().map(role).collect();
+        own_permissions(vec![permission], &roles, (CODE, row))
+    }
+
+    #[test]
+    fn a_permission_without_its_roles_is_the_members_own_only_if_no_known_role_may_give_it() {
+        let (yes, no) = (Some(vec!["delete".to_owned()]), Some(Vec::new()));
+        assert_eq!(own(&[], &member(&[], &[&["delete"]])), yes, "the member has no role");
+        assert_eq!(own(&["role"], &member(&["role"], &[&["delete"]])), no, "the role gives it");
+        assert_eq!(own(&["role"], &member(&["role"], &[&[]])), yes, "the role never gave it");
+        assert_eq!(own(&["role"], &member(&["role"], &[])), None, "the role was never listed");
+        assert_eq!(
+            own(&["role"], &member(&["role"], &[&["delete"], &[]])),
+            None,
+            "the role may give it again"
+        );
+        assert_eq!(own(&[], &member(&["role"], &[&["delete"]])), None, "the read may lack the role");
+        assert_eq!(own(&[], &member(&["role"], &[])), None, "a role that was never listed");
+        assert_eq!(own(&[], &member(&["role"], &[&[]])), yes);
+        let mut deleted = member(&["role"], &[&["delete"]]);
+        deleted.state.directory.add("role", Entry::deleted(&Version::snapshot(Micros(9), "")));
+        assert_eq!(own(&[], &deleted), yes, "the role does not exist any more");
     }
 }
