@@ -4,6 +4,13 @@
 //! so does a write that fails or is cancelled there. A delivery is repeated: it is in the queue until its row is written. Nothing
 //! repeats what kinsync observed itself, and a later read of Kinde may be equal to the row. So each of these entries is compared with
 //! its row once more, a while after it was logged. A row that has it is not written.
+//!
+//! Several processes do this at the same time, and none takes a lease. A position is stored only for a range of which one process has
+//! compared everything before it, so a process that stores an older one makes another one repeat a part and never skip one. The price of two
+//! processes is that they read entries and rows twice; what one has joined, the other one finds equal and does not write. The first pass
+//! reads all entries of the three sources: a process that starts later continues at the position that is stored after every 10,000 entries,
+//! and only processes that start together read them all. A lease would cost two writes in each interval, also while nothing happens, for as
+//! long as kinsync runs.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -21,6 +21,7 @@ use crate::{
     pipeline::{deliver, drain, engine, event_entry},
     rebuild::{assert_explained, documents, id, named, rebuild, rows},
     stores::{Fresh, on_every_store},
+    suspended::Suspended,
 };
 
 const ADA: &str = "kp_ada";
@@ -69,6 +70,7 @@ on_every_store! {
     interrupted_writes_at_random_are_joined_later
     a_row_that_cannot_be_written_is_joined_when_it_can
     an_entry_of_a_process_with_another_clock_is_joined
+    processes_that_follow_the_log_at_the_same_time_leave_out_no_entry
     what_a_stale_write_logged_is_in_the_row
     a_repeated_delivery_with_another_time_changes_nothing
     a_repeated_delivery_that_cannot_be_decoded_changes_no_user
@@ -163,6 +165,35 @@ async fn an_entry_of_a_process_with_another_clock_is_joined(fresh: Fresh) {
     interrupted(&fresh, named(ADA, 20, "Augusta"), 101 * HOUR - HOUR / 2).await;
     assert_eq!(followed(&fresh, 102 * HOUR + 1).await, 1, "{}", fresh.name);
     assert_explained(&*fresh.store, fresh.name).await;
+}
+
+async fn processes_that_follow_the_log_at_the_same_time_leave_out_no_entry(fresh: Fresh) {
+    const SEED: u64 = 20_261_129;
+    let mut rng = StdRng::seed_from_u64(SEED);
+    for round in 1..=30_i64 {
+        let now = round * 100;
+        for n in 0..4 {
+            interrupted(&fresh, named(&format!("kp_{n}"), now + n, "Ada"), now + 10 * n).await;
+        }
+        // Each has another end, and one of them is killed at a call of the store.
+        let process = async |until: i64, kill: usize| {
+            let process = Suspended::new(fresh.store.clone());
+            process.suspend_at_call(kill);
+            tokio::select! {
+                done = follow(&*process, Micros(until), Micros(now + 99)) => {
+                    done.expect("the store answers");
+                }
+                () = process.until_suspended() => {}
+            }
+        };
+        let ends = [now + 15, now + 25].map(|end| end + rng.random_range(-10..60));
+        tokio::join!(process(ends[0], rng.random_range(0..12)), process(ends[1], usize::MAX));
+        if rng.random_bool(0.3) {
+            followed(&fresh, now + 99).await;
+            let when = format!("{}, seed {SEED}, round {round}", fresh.name);
+            assert_explained(&*fresh.store, &when).await;
+        }
+    }
 }
 
 async fn what_a_stale_write_logged_is_in_the_row(fresh: Fresh) {
