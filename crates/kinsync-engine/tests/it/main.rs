@@ -27,6 +27,7 @@ mod properties;
 mod quarantine;
 mod rebuild;
 mod rebuild_damage;
+mod rebuild_histories;
 mod rebuild_losses;
 mod reconcile;
 mod reconcile_deletions;

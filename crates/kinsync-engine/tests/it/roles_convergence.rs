@@ -130,15 +130,15 @@ async fn assert_converged(history: &History<'_>, when: &str) {
 }
 
 /// One process on the store, with a queue in a folder.
-struct Process {
-    store: Arc<Suspended>,
+pub(crate) struct Process {
+    pub(crate) store: Arc<Suspended>,
     queue: Arc<dyn Queue>,
     projector: Projector,
 }
 
 impl Process {
     /// Starts a process that is killed instead of the call of the store after this number of calls.
-    fn start(world: &World, folder: &Path, kill: usize) -> Self {
+    pub(crate) fn start(world: &World, folder: &Path, kill: usize) -> Self {
         let pause = Duration::from_millis(5);
         let config = projector::Config {
             batch: 7,
@@ -159,7 +159,7 @@ impl Process {
     }
 
     /// Runs until this work is done, or until the process is killed. Returns whether it was.
-    async fn run(self, work: impl AsyncFnOnce(&Self)) -> bool {
+    pub(crate) async fn run(self, work: impl AsyncFnOnce(&Self)) -> bool {
         let stop = CancellationToken::new();
         let tasks = async {
             tokio::join!(self.projector.run(stop.clone()), self.projector.spread().run(stop.clone()))
@@ -173,7 +173,7 @@ impl Process {
         is_killed
     }
 
-    async fn enqueue(&self, history: &mut History<'_>, entries: Vec<Entry>) {
+    pub(crate) async fn enqueue(&self, history: &mut History<'_>, entries: Vec<Entry>) {
         for entry in entries {
             let id = entry.event_id.clone();
             self.queue.enqueue(entry).await.expect("the queue takes it");
@@ -182,7 +182,7 @@ impl Process {
     }
 
     /// Waits until everything is applied and shown.
-    async fn drain(&self, world: &World) {
+    pub(crate) async fn drain(&self, world: &World) {
         let deadline = Instant::now() + DEADLINE * 3;
         while self.queue.stats().await.expect("the queue is open").depth > 0 {
             assert!(Instant::now() < deadline, "the queue does not drain");
@@ -204,7 +204,7 @@ async fn apply(history: &mut History<'_>, entries: Vec<Entry>) {
 }
 
 /// Lets a process complete what killed ones have left.
-async fn finish(world: &World, folder: &Path) {
+pub(crate) async fn finish(world: &World, folder: &Path) {
     let process = Process::start(world, folder, usize::MAX);
     Box::pin(process.run(async |process| process.drain(world).await)).await;
     let now = Clock::system().now();
@@ -232,11 +232,9 @@ async fn overlap(history: &mut History<'_>, mode: RunMode) {
 }
 
 /// Scans at once, although the lease of a killed process has not expired. A call of that process may still reach the store.
-async fn scan(world: &World, scanner: &Reconciler, mode: &RunMode) {
+pub(crate) async fn scan(world: &World, scanner: &Reconciler, mode: &RunMode) {
     loop {
-        for key in state_keys().into_iter().filter(|key| key.name == "reconcile.lease") {
-            state_records::reset(&*world.fresh.store, key).await.expect("the store answers");
-        }
+        release_lease(world).await;
         match scanner.run(mode.clone(), &|_| {}, &CancellationToken::new()).await {
             Err(Error::Busy { .. } | Error::LeaseLost) => {}
             run => return drop(run.expect("Kinde and the store answer")),
@@ -256,5 +254,12 @@ async fn change(history: &mut History<'_>, process: &Process) {
             process.enqueue(history, events).await;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Ends the lease of a killed process.
+pub(crate) async fn release_lease(world: &World) {
+    for key in state_keys().into_iter().filter(|key| key.name == "reconcile.lease") {
+        state_records::reset(&*world.fresh.store, key).await.expect("the store answers");
     }
 }
