@@ -4,13 +4,16 @@
 //! sightings alone: of reads of Kinde and of tokens from that time, the versions in the row show those that still determine a
 //! field; superseded ones are unknown.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod sources;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use kinsync_core::{
     Field, MembershipPart, Micros, Observation, Part, Rank, Register, UserState, Value, Version, What,
 };
 use serde::Serialize;
 
+use self::sources::{Sources, Target};
 use crate::{
     decode::{FUTURE_TOLERANCE, decode_logged, event_id, latest, observation_in},
     log_entry::{self, LogEntry, kind},
@@ -53,8 +56,10 @@ pub struct ExplainedField {
     pub value: Value,
     /// Whether this observation determines the current value.
     pub is_set: bool,
-    /// The newer observation that determines the current value instead.
+    /// The newer observation that determines the current value instead. Of several of one time it names each that contains this field.
     pub superseded_by: Option<String>,
+    /// Ids of the entries in the log with that observation; empty if it is not in the log, or not among the entries that were given.
+    pub superseded_by_entries: Vec<String>,
 }
 
 /// Returns the known observations of a user, oldest first. `events` are the user's entries in the log.
@@ -63,7 +68,7 @@ pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservati
     let state = row.map_or(&nothing, |row| &row.state);
     let names: BTreeMap<&str, &str> =
         events.iter().map(|event| (event.id.as_str(), event.kind.as_str())).collect();
-    let explainer = Explainer { state, names, own: own_versions(events) };
+    let explainer = Explainer { state, names, own: Sources::of(events) };
     let mut explained: Vec<(Option<Version>, ExplainedObservation)> =
         events.iter().flat_map(|event| explainer.event(event)).collect();
     explained.extend(explainer.reads());
@@ -78,25 +83,12 @@ pub fn explain(row: Option<&Row>, events: &[LogEntry]) -> Vec<ExplainedObservati
     explained.into_iter().map(|(_, explained)| explained).collect()
 }
 
-/// Returns the types of the entries by the versions that they contain. Of a joined state these are the versions of all its parts; an
-/// entry of its own says more.
-fn own_versions(events: &[LogEntry]) -> HashMap<Version, &str> {
-    let is_state = |event: &&LogEntry| event.scheme == log_entry::STATE;
-    let states = events.iter().filter(is_state).filter_map(|event| {
-        let joined = log_entry::state(&event.payload).ok()?;
-        Some(joined.versions().map(|version| (version.clone(), event.kind.as_str())).collect::<Vec<_>>())
-    });
-    let others = events.iter().filter(|event| !is_state(event));
-    let others = others.filter_map(|event| Some((event.version.clone()?, event.kind.as_str())));
-    states.flatten().chain(others).collect()
-}
-
 struct Explainer<'a> {
     state: &'a UserState,
     /// Types of the entries, by id.
     names: BTreeMap<&'a str, &'a str>,
-    /// Types of the entries that kinsync made, by version: reads of Kinde, and ends of memberships.
-    own: HashMap<Version, &'a str>,
+    /// The entries, by version.
+    own: Sources<'a>,
 }
 
 impl Explainer<'_> {
@@ -225,7 +217,8 @@ impl Explainer<'_> {
 
     fn field(&self, field: Field, value: &Value, version: &Version) -> ExplainedField {
         let known = self.state.fields.get(&field).map(|known| &known.version);
-        self.explained(field, value.clone(), version, known)
+        let target = Target { field, organization: None, property: None };
+        self.explained(target, value.clone(), version, known)
     }
 
     fn part(&self, field: Field, observed: MembershipPart<'_>) -> ExplainedField {
@@ -237,34 +230,46 @@ impl Explainer<'_> {
             other => other,
         };
         let known = self.state.memberships().and_then(|known| known.decided_by(code, part));
-        let explained = self.explained(field, value, version, known);
-        ExplainedField { part: Some(part), organization: code.map(ToOwned::to_owned), ..explained }
+        let target = Target { field, organization: code, property: None };
+        ExplainedField { part: Some(part), ..self.explained(target, value, version, known) }
     }
 
     fn property(&self, field: Field, key: &str, value: Option<&str>, version: &Version) -> ExplainedField {
         let value = value.map_or(Value::Null, Value::from);
         let known = self.state.properties().and_then(|known| known.decided_by(key));
-        ExplainedField { property: Some(key.to_owned()), ..self.explained(field, value, version, known) }
+        let target = Target { field, organization: None, property: Some(key) };
+        self.explained(target, value, version, known)
     }
 
     /// `known`: the version of the observation that determines the value.
     fn explained(
         &self,
-        field: Field,
+        target: Target<'_>,
         value: Value,
         version: &Version,
         known: Option<&Version>,
     ) -> ExplainedField {
         let newer = known.filter(|known| *known > version);
+        let entries = newer.map(|known| self.entries(known, Some(&target))).unwrap_or_default();
         ExplainedField {
-            field: field.key(),
+            field: target.field.key(),
             part: None,
-            organization: None,
-            property: None,
+            organization: target.organization.map(ToOwned::to_owned),
+            property: target.property.map(ToOwned::to_owned),
             value,
             is_set: known == Some(version),
-            superseded_by: newer.map(|known| self.name(known)),
+            superseded_by: newer.map(|known| self.name(known, Some(&target))),
+            superseded_by_entries: entries.into_iter().map(|(_, id)| id.to_owned()).collect(),
         }
+    }
+
+    /// Returns the types and the ids of the entries with the observation of this version that decides about a field.
+    fn entries(&self, version: &Version, target: Option<&Target<'_>>) -> Vec<(&str, &str)> {
+        let id = event_id(version);
+        if let (true, Some((id, kind))) = (is_event(version), self.names.get_key_value(id)) {
+            return vec![(*kind, *id)];
+        }
+        self.own.of_version(version, target)
     }
 
     fn deletion(&self, version: &Version) -> String {
@@ -273,23 +278,23 @@ impl Explainer<'_> {
             (Some(known), _) if known < version => "not in the store yet".into(),
             (Some(_), true) => "superseded: two later reads of Kinde confirmed that the user exists".into(),
             (Some(known), false) if known == version => "deleted the user".into(),
-            (Some(known), false) => format!("superseded by a later deletion: {}", self.name(known)),
+            (Some(known), false) => format!("superseded by a later deletion: {}", self.name(known, None)),
         }
     }
 
-    /// Returns a readable description of a version.
-    fn name(&self, version: &Version) -> String {
+    /// Returns a readable description of the observation of this version that decides about a field.
+    fn name(&self, version: &Version, target: Option<&Target<'_>>) -> String {
+        let mut kinds: Vec<&str> = self.entries(version, target).into_iter().map(|(kind, _)| kind).collect();
+        kinds.dedup();
+        let kinds = kinds.join(" and ");
         match version.rank {
             Rank::Provisional => "a token".into(),
             Rank::Event | Rank::Receipt => {
-                let id = event_id(version);
-                let kind = self.names.get(id).or_else(|| self.own.get(version)).unwrap_or(&"an event");
-                format!("{kind} {id} of {}", time(version.at))
+                let kinds = if kinds.is_empty() { "an event" } else { &kinds };
+                format!("{kinds} {} of {}", event_id(version), time(version.at))
             }
-            Rank::Snapshot => match self.own.get(version) {
-                Some(kind) => format!("{kind} of {}", time(version.at)),
-                None => format!("a read of Kinde at {}", time(version.at)),
-            },
+            Rank::Snapshot if kinds.is_empty() => format!("a read of Kinde at {}", time(version.at)),
+            Rank::Snapshot => format!("{kinds} of {}", time(version.at)),
         }
     }
 
@@ -300,7 +305,7 @@ impl Explainer<'_> {
             .map(|(version, _)| version)
             .chain(&self.state.deleted)
             .chain(&self.state.confirmed)
-            .filter(|version| version.rank == Rank::Snapshot && !self.own.contains_key(version))
+            .filter(|version| version.rank == Rank::Snapshot && !self.own.contain(version))
             .collect();
         versions.into_iter().map(|version| (Some(version.clone()), self.read(version))).collect()
     }
@@ -394,6 +399,49 @@ mod tests {
             received_at: Micros(0),
             scheme: "hmac_sha256".into(),
             payload: payload.into(),
+        }
+    }
+
+    /// A version decides nothing about which of two entries is the source: each names what it contains.
+    #[test]
+    fn the_proof_of_a_scan_and_a_list_of_organizations_of_one_time_are_named_apart() {
+        let user = UserId::parse("kp_1").unwrap();
+        let version = Version::snapshot(Micros(20 * MINUTE), "");
+        let list = Value::Codes(vec!["org_2".into()]);
+        let proof = UserState::default()
+            .with_register(Field::FirstName, version.clone(), "Grace".into())
+            .with_register(Field::OrganizationCodes, version.clone(), list);
+        let read = kinsync_core::Memberships::read("org_1", None, &version);
+        let ended = Value::Memberships(read);
+        let ended = UserState::default().with_register(Field::Organizations, version, ended);
+        let of_state = |kind, state| {
+            LogEntry::of_state(&user, kind, log_entry::LogSource::Reconcile, state, Micros(21 * MINUTE))
+        };
+        let entries = [of_state(kind::SCAN_PROOF, &proof), of_state(kind::ORGANIZATION_DELETED, &ended)];
+        let payload = r#"{"type":"user.updated","event_id":"event_1","timestamp":"1970-01-01T00:10:00Z","data":{"user":{"id":"kp_1","first_name":"Ada","organizations":[{"code":"org_1"},{"code":"org_3"}]}}}"#;
+        let event = LogEntry { received_at: Micros(10 * MINUTE), payload: payload.into(), ..future_event() };
+        let mut row = Row::unknown(user.clone());
+        let logged = decode_logged(&event, Micros(i64::MAX)).unwrap().observations.unwrap();
+        row.state = UserState::of(&logged[0]).join(proof.clone()).join(ended.clone());
+        let [proof, ended] = entries.clone();
+        let both = [
+            (vec![event.clone(), proof.clone(), ended.clone()], "in one order"),
+            (vec![ended.clone(), proof.clone(), event], "in the other order"),
+        ];
+        for (log, when) in both {
+            let explained = explain(Some(&row), &log);
+            let of_event = explained.iter().find(|one| one.event_id.as_deref() == Some("event_1")).unwrap();
+            let by = |field: &str, code: Option<&str>| {
+                let is_it = |one: &&ExplainedField| one.field == field && one.organization.as_deref() == code;
+                let one = of_event.fields.iter().find(is_it).unwrap();
+                let text = one.superseded_by.as_deref().unwrap().split(" of ").next().unwrap();
+                (text.to_owned(), one.superseded_by_entries.clone())
+            };
+            let (only, all) = (vec![proof.id.clone()], vec![ended.id.clone(), proof.id.clone()]);
+            assert_eq!(by("firstName", None), ("kinsync.scan.proof".into(), only.clone()), "{when}");
+            assert_eq!(by("organizations", Some("org_3")), ("kinsync.scan.proof".into(), only), "{when}");
+            let kinds = "kinsync.organization.deleted and kinsync.scan.proof".to_owned();
+            assert_eq!(by("organizations", Some("org_1")), (kinds, all), "{when}");
         }
     }
 

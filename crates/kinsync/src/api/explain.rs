@@ -128,9 +128,12 @@ pub struct ObservedField {
     /// Whether the stored user has this value from this observation.
     pub is_current: bool,
     /// The newer observation that counts instead: of the same field or part, of the end of the membership, or, for permissions, of
-    /// the roles.
+    /// the roles. Of several of one time it names each that contains this field.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub superseded_by: Option<String>,
+    /// The `eventId` of each of those observations; empty if they are not in the log, or older than the entries in the answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub superseded_by_entries: Vec<String>,
 }
 
 /// The value of a field, as the user document shows it.
@@ -237,6 +240,7 @@ impl From<&engine::ExplainedField> for ObservedField {
             value: (&field.value).into(),
             is_current: field.is_set,
             superseded_by: field.superseded_by.clone(),
+            superseded_by_entries: field.superseded_by_entries.clone(),
         }
     }
 }

@@ -271,6 +271,7 @@ mod tests {
             value,
             is_current: superseded_by.is_none(),
             superseded_by: superseded_by.map(Into::into),
+            superseded_by_entries: Vec::new(),
         };
         let observation = Observation {
             at: None,
