@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use bson::{Document, doc};
 use futures_util::TryStreamExt as _;
 use kinde_emulator::DeliveryState;
+use kinsync_testing::mongo::TestMongo;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
@@ -44,12 +45,17 @@ impl Verdicts {
     }
 }
 
-/// Waits until all deliveries are applied, and checks the result.
-pub async fn check(mut deployment: Deployment, users: &Users, verdicts: &mut Verdicts) -> anyhow::Result<()> {
-    deliveries(&mut deployment, verdicts).await?;
+/// Waits until all deliveries are applied, and checks the result. `may_be_lost`: events that a fault may have deleted from the queue.
+pub async fn check(
+    mut deployment: Deployment,
+    users: &Users,
+    may_be_lost: &HashSet<String>,
+    verdicts: &mut Verdicts,
+) -> anyhow::Result<()> {
+    let deleted = deliveries(&mut deployment, may_be_lost, verdicts).await?;
     let wrong = load::ask_all(&deployment, users).await?;
     verdicts.add(wrong.is_empty(), format!("requests at each process that are not answered 200: {wrong:?}"));
-    differences(&deployment, verdicts).await?;
+    differences(&deployment, &deleted, verdicts).await?;
     rebuild(&deployment, verdicts).await?;
     let address = deployment.apps[0].address();
     let idle =
@@ -64,8 +70,12 @@ pub async fn check(mut deployment: Deployment, users: &Users, verdicts: &mut Ver
     Ok(())
 }
 
-/// Every event that was accepted is in the log, and nothing waits.
-async fn deliveries(deployment: &mut Deployment, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+/// Every event that was accepted is in the log, unless a fault deleted it from the queue, and nothing waits. Returns the deleted ones.
+async fn deliveries(
+    deployment: &mut Deployment,
+    may_be_lost: &HashSet<String>,
+    verdicts: &mut Verdicts,
+) -> anyhow::Result<HashSet<String>> {
     let Deployment { apps, kinde, mongo, .. } = deployment;
     let accepted = kinde.quiesce(DRAIN).await;
     let stats = kinde.stats();
@@ -87,18 +97,35 @@ async fn deliveries(deployment: &mut Deployment, verdicts: &mut Verdicts) -> any
         .filter(|delivery| delivery.state == DeliveryState::Delivered)
         .map(|delivery| delivery.event_id)
         .collect();
+    let logged = logged(mongo).await?;
+    let missing = accepted.difference(&logged).cloned();
+    let (deleted, unexplained): (HashSet<_>, HashSet<_>) =
+        missing.partition(|event| may_be_lost.contains(event));
+    let what = format!(
+        "accepted events that are not in the log, of {}: {:?}; {} more were deleted from the queue, of at most {}",
+        accepted.len(),
+        unexplained.iter().take(10).collect::<Vec<_>>(),
+        deleted.len(),
+        may_be_lost.len()
+    );
+    verdicts.add(unexplained.is_empty() && !accepted.is_empty(), what);
+    Ok(deleted)
+}
+
+/// The ids of the entries of the log.
+pub async fn logged(mongo: &TestMongo) -> anyhow::Result<HashSet<String>> {
     let log = mongo.client().await.database(DATABASE).collection::<Document>("user_events");
     let ids = log.find(doc! {}).projection(doc! { "_id": 1 }).await?;
     let ids: Vec<Document> = ids.try_collect().await?;
-    let logged = ids.iter().filter_map(|one| Some(one.get_str("_id").ok()?.to_owned())).collect();
-    let missing: Vec<_> = accepted.difference(&logged).take(10).collect();
-    let what = format!("accepted events that are not in the log, of {}: {missing:?}", accepted.len());
-    verdicts.add(missing.is_empty() && !accepted.is_empty(), what);
-    Ok(())
+    Ok(ids.iter().filter_map(|one| Some(one.get_str("_id").ok()?.to_owned())).collect())
 }
 
 /// Users differ only after a lost event or without any event with their fields; not after a scan; and the next scan finds nothing.
-async fn differences(deployment: &Deployment, verdicts: &mut Verdicts) -> anyhow::Result<()> {
+async fn differences(
+    deployment: &Deployment,
+    deleted: &HashSet<String>,
+    verdicts: &mut Verdicts,
+) -> anyhow::Result<()> {
     // Kinde's clock has whole seconds.
     sleep(Duration::from_secs(3)).await;
     let deliveries = deployment.kinde.deliveries();
@@ -108,7 +135,9 @@ async fn differences(deployment: &Deployment, verdicts: &mut Verdicts) -> anyhow
             .filter(|one| one.state == state && (kinds.is_empty() || kinds.contains(&&*one.event_type)));
         selected.filter_map(|one| one.user_id.as_deref()).collect()
     };
-    let lost = of(DeliveryState::Dropped, &[]);
+    let mut lost = of(DeliveryState::Dropped, &[]);
+    let of_deleted = deliveries.iter().filter(|one| deleted.contains(&one.event_id));
+    lost.extend(of_deleted.filter_map(|one| one.user_id.as_deref()));
     let announced = of(DeliveryState::Delivered, &["user.created", "user.updated"]);
     let before = differing(deployment, false).await?;
     let is_explained = |user: &&String| lost.contains(&***user) || !announced.contains(&***user);

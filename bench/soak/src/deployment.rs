@@ -18,12 +18,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
+use crate::disk::Disk;
 use crate::{Backend, Options};
 
 /// Name of the database.
 pub const DATABASE: &str = "soak";
 /// Start of the names in the shared queue, by kinsync's default.
-const PREFIX: &str = "kinsync";
+pub const PREFIX: &str = "kinsync";
 
 /// The shared queue.
 #[derive(Debug)]
@@ -59,6 +60,8 @@ impl QueueServer {
 /// All servers. Dropping it stops them.
 #[derive(Debug)]
 pub struct Deployment {
+    /// Of the last process; `None` without the permission to mount one.
+    pub disk: Option<Disk>,
     pub apps: Vec<TestApp>,
     kinsync: PathBuf,
     /// Settings of all processes.
@@ -100,9 +103,12 @@ impl Deployment {
             // Lost events of deletions are many here.
             ("KINSYNC_RECONCILE_MAX_DELETES", "1000000".into()),
         ];
-        let mut apps = Vec::new();
-        for _ in 0..options.processes {
+        let (mut apps, mut disk) = (Vec::new(), None);
+        for number in 1..=options.processes {
             let mut app = TestApp::new(&options.kinsync)?;
+            if number == options.processes {
+                disk = Disk::mount(&app.data_dir())?;
+            }
             app.leaves_entries();
             for (name, value) in &settings {
                 app.set(name, value);
@@ -118,7 +124,7 @@ impl Deployment {
         let endpoint = format!("http://{address}/api/webhook");
         kinde.add_webhook(WebhookSpec::new(endpoint.parse().context("the address of the balancer")?));
         let kinsync = options.kinsync.clone();
-        Ok(Self { apps, kinsync, settings, kinde, mongo, queue, network, address, _balancer: balancer })
+        Ok(Self { disk, apps, kinsync, settings, kinde, mongo, queue, network, address, _balancer: balancer })
     }
 
     /// Runs a command of kinsync. Returns its exit code and what it printed.

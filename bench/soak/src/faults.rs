@@ -1,19 +1,23 @@
 //! Faults of every kind, one after the other: in each cycle every kind once, in random order.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use fastrand::Rng;
-use kinde_emulator::{Fault, FaultKind};
+use kinde_emulator::{DeliveryState, Fault, FaultKind};
+use kinsync_testing::app::TestApp;
 use kinsync_testing::rabbitmq::TestRabbitmq;
 use kinsync_testing::redis::TestRedis;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::deployment::Deployment;
+use crate::checks::logged;
+use crate::deployment::{Deployment, PREFIX};
 
-const KINDS: [&str; 15] = [
+const DISK_FULL: &str = "disk full and queue paused";
+const KINDS: [&str; 17] = [
     "process stopped",
     "process killed",
     "process killed with a backlog",
@@ -22,6 +26,8 @@ const KINDS: [&str; 15] = [
     "queue killed with a backlog",
     "queue paused",
     "queue without memory",
+    "queue lost with a backlog",
+    DISK_FULL,
     "network slow",
     "MongoDB killed",
     "MongoDB paused",
@@ -34,29 +40,64 @@ const KINDS: [&str; 15] = [
 /// Time for which MongoDB is paused before, so that entries wait in the queue.
 const BACKLOG: Duration = Duration::from_secs(4);
 
-/// Inflicts faults until `length` after `start`. None is in effect afterwards.
+/// Longest time until a process reports its full disk, which it checks every ten seconds.
+const REPORTED: Duration = Duration::from_mins(1);
+
+/// Inflicts faults until `length` after `start`. None is in effect afterwards. Returns the events that a fault may have deleted from the
+/// queue after they were accepted.
 pub async fn inflict(
     deployment: &mut Deployment,
     seed: u64,
     start: Instant,
     length: Duration,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<HashSet<String>> {
     let (mut random, end) = (Rng::with_seed(seed), start + length);
-    let mut kinds = Vec::new();
+    let (mut kinds, mut may_be_lost) = (Vec::new(), HashSet::new());
+    if deployment.disk.is_none() {
+        println!("skipped: {DISK_FULL} (only root can mount a small file system)");
+    }
     loop {
         sleep(Duration::from_millis(random.u64(1000..5000))).await;
         if kinds.is_empty() {
             kinds = KINDS.to_vec();
+            kinds.retain(|kind| *kind != DISK_FULL || deployment.disk.is_some());
             random.shuffle(&mut kinds);
         }
         let hold = Duration::from_millis(random.u64(2000..15_000));
         let Some(kind) = kinds.pop().filter(|_| Instant::now() + hold < end) else {
             sleep_until(end).await;
-            return Ok(());
+            return Ok(may_be_lost);
         };
         println!("{:>6.0} s  {kind} for {hold:.0?}", start.elapsed().as_secs_f64());
-        one(kind, deployment, &mut random, hold).await.with_context(|| kind.to_owned())?;
+        if kind == "queue lost with a backlog" {
+            may_be_lost.extend(lose_the_queue(deployment).await.with_context(|| kind.to_owned())?);
+        } else {
+            one(kind, deployment, &mut random, hold).await.with_context(|| kind.to_owned())?;
+        }
     }
+}
+
+/// Deletes the queue while entries wait in it. Returns the events that it may have contained: they were sent before, and are not in the
+/// log.
+async fn lose_the_queue(deployment: &mut Deployment) -> anyhow::Result<HashSet<String>> {
+    let Deployment { kinde, mongo, queue, .. } = deployment;
+    block_in_place(|| mongo.pause());
+    sleep(BACKLOG).await;
+    queue.run(
+        |redis| _ = redis.run("FLUSHALL"),
+        // A purge would leave what the processes hold, which is all at this load.
+        |rabbitmq| _ = rabbitmq.control(&["delete_queue", &format!("{PREFIX}.queue")]),
+    );
+    // One that is on its way may have been in the queue too.
+    let is_sent = |state| matches!(state, DeliveryState::Delivered | DeliveryState::Pending);
+    let sent = kinde.deliveries().into_iter().filter(|one| is_sent(one.state)).map(|one| one.event_id);
+    let mut may_be_lost: HashSet<String> = sent.collect();
+    block_in_place(|| mongo.resume());
+    // Killed before, RabbitMQ starts the queue that is declared again empty.
+    queue.run(|_| {}, |rabbitmq| rabbitmq.until_saved(PREFIX));
+    let logged = logged(mongo).await?;
+    may_be_lost.retain(|event| !logged.contains(event));
+    Ok(may_be_lost)
 }
 
 async fn one(
@@ -65,7 +106,7 @@ async fn one(
     random: &mut Rng,
     hold: Duration,
 ) -> anyhow::Result<()> {
-    let Deployment { apps, kinde, mongo, queue, network, .. } = deployment;
+    let Deployment { disk, apps, kinde, mongo, queue, network, .. } = deployment;
     let of_kinde = async |faults: Vec<Fault>| {
         for fault in faults {
             kinde.set_fault(fault);
@@ -121,6 +162,20 @@ async fn one(
                 |redis| _ = redis.run("CONFIG SET maxmemory 0"),
                 |rabbitmq| _ = rabbitmq.control(&["set_vm_memory_high_watermark", "0.4"]),
             );
+        }
+        DISK_FULL => {
+            let (disk, app) =
+                (disk.as_ref().context("there is none")?, apps.last_mut().context("there is none")?);
+            disk.fill()?;
+            let is_reported = async |app: &mut TestApp| {
+                Ok(app.health().await?["components"]["queue"]["spoolFailing"] == true)
+            };
+            app.until("the full disk is reported", REPORTED, is_reported).await?;
+            // What it refuses Kinde sends again.
+            queue.run(TestRedis::pause, TestRabbitmq::pause);
+            sleep(hold).await;
+            queue.run(TestRedis::resume, TestRabbitmq::resume);
+            disk.free()?;
         }
         "network slow" => {
             // Above one second deliveries wait in the data folder.

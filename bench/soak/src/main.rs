@@ -1,11 +1,12 @@
 //! Runs several `kinsync serve` on one shared queue and one MongoDB, with the emulator as Kinde, under a constant load and under
-//! faults of every kind in random order. Fails if an accepted delivery is lost, if the stored users differ from Kinde in the end, if an
+//! faults of every kind in random order. Fails if an accepted delivery is lost that no fault deleted, if the stored users differ from Kinde in the end, if an
 //! entry stays in the queue, or if memory or descriptors grow.
 //!
 //! [`load`]: deliveries of Kinde and requests of users; [`faults`]; [`samples`]: memory and descriptors; [`checks`]: what holds in the end.
 
 mod checks;
 mod deployment;
+mod disk;
 mod faults;
 mod load;
 mod samples;
@@ -79,13 +80,13 @@ async fn run(mut options: Options) -> anyhow::Result<Verdicts> {
     let (length, start) = (Duration::from_secs(options.minutes * 60), Instant::now());
     let load = load::Load::start(&deployment, &options, seed)?;
     let samples = samples::Samples::start(&deployment.apps[0]);
-    faults::inflict(&mut deployment, seed, start, length).await?;
+    let may_be_lost = faults::inflict(&mut deployment, seed, start, length).await?;
     let (users, answers) = load.stop().await?;
     println!("{:>6.0} s  the load ends", start.elapsed().as_secs_f64());
     let mut verdicts = Verdicts::default();
     let wrong = answers.keys().any(|answer| answer.starts_with("wrong"));
     verdicts.add(!wrong, format!("requests of users during the faults: {answers:?}"));
     samples.judge(&mut verdicts).await?;
-    checks::check(deployment, &users, &mut verdicts).await?;
+    checks::check(deployment, &users, &may_be_lost, &mut verdicts).await?;
     Ok(verdicts)
 }
