@@ -106,7 +106,7 @@ async fn one(
     random: &mut Rng,
     hold: Duration,
 ) -> anyhow::Result<()> {
-    let Deployment { disk, apps, kinde, mongo, queue, network, .. } = deployment;
+    let Deployment { apps, kinde, mongo, queue, network, .. } = deployment;
     let of_kinde = async |faults: Vec<Fault>| {
         for fault in faults {
             kinde.set_fault(fault);
@@ -163,20 +163,7 @@ async fn one(
                 |rabbitmq| _ = rabbitmq.control(&["set_vm_memory_high_watermark", "0.4"]),
             );
         }
-        DISK_FULL => {
-            let (disk, app) =
-                (disk.as_ref().context("there is none")?, apps.last_mut().context("there is none")?);
-            disk.fill()?;
-            let is_reported = async |app: &mut TestApp| {
-                Ok(app.health().await?["components"]["queue"]["spoolFailing"] == true)
-            };
-            app.until("the full disk is reported", REPORTED, is_reported).await?;
-            // What it refuses Kinde sends again.
-            queue.run(TestRedis::pause, TestRabbitmq::pause);
-            sleep(hold).await;
-            queue.run(TestRedis::resume, TestRabbitmq::resume);
-            disk.free()?;
-        }
+        DISK_FULL => fill_disk(deployment, hold).await?,
         "network slow" => {
             // Above one second deliveries wait in the data folder.
             network.set_delay(Duration::from_millis(random.u64(20..2000)));
@@ -208,4 +195,19 @@ async fn one(
         _ => anyhow::bail!("it has no effect"),
     }
     Ok(())
+}
+
+/// Fills the disk of the spool of the last process, also while the shared queue does not answer.
+async fn fill_disk(deployment: &mut Deployment, hold: Duration) -> anyhow::Result<()> {
+    let Deployment { disk, apps, queue, .. } = deployment;
+    let (disk, app) = (disk.as_ref().context("there is none")?, apps.last_mut().context("there is none")?);
+    disk.fill()?;
+    let is_reported =
+        async |app: &mut TestApp| Ok(app.health().await?["components"]["queue"]["spoolFailing"] == true);
+    app.until("the full disk is reported", REPORTED, is_reported).await?;
+    // What it refuses Kinde sends again.
+    queue.run(TestRedis::pause, TestRabbitmq::pause);
+    sleep(hold).await;
+    queue.run(TestRedis::resume, TestRabbitmq::resume);
+    disk.free()
 }

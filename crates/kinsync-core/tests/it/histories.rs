@@ -321,7 +321,8 @@ impl Replica {
             }
         }
         for (kind, id, version) in named {
-            self.name(kind, id, &version, self.listed.get(&kind).cloned());
+            let listed = self.listed.get(&kind).cloned();
+            self.name(kind, id, &version, listed.as_ref());
         }
         for (id, (kind, entry)) in objects {
             self.observe(kind, id, entry);
@@ -329,9 +330,9 @@ impl Replica {
         self.state = std::mem::take(&mut self.state).join(delta);
     }
 
-    fn name(&mut self, kind: Kind, id: String, version: &Version, listed: Option<Version>) {
+    fn name(&mut self, kind: Kind, id: String, version: &Version, listed: Option<&Version>) {
         let known = self.objects.get(&id).map(|(_, known)| known);
-        if let Some(entry) = Entry::unlisted(known, version, listed.as_ref()) {
+        if let Some(entry) = Entry::unlisted(known, version, listed) {
             self.observe(kind, id, entry);
         }
     }
@@ -361,7 +362,7 @@ impl Replica {
         let references: BTreeSet<String> = memberships.flat_map(Memberships::references).collect();
         for id in references {
             if kind_of(&id) == kind && !is_listed(&id) {
-                self.name(kind, id, version, Some(version.clone()));
+                self.name(kind, id, version, Some(version));
             }
         }
         let known = self.listed.entry(kind).or_insert_with(|| version.clone());

@@ -16,6 +16,7 @@ use kinsync_engine::{
 };
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 use crate::{
     histories::{Arrival, Expected, History, deliveries},
@@ -48,12 +49,15 @@ pub(crate) async fn drain(engine: &Engine) {
 
 /// Waits until no changed organization, role or permission is to be spread.
 pub(crate) async fn until_spread(store: &dyn Store) {
-    let spread = async {
-        while !store.due_states(None, 1).await.expect("the store answers").is_empty() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+    let deadline = Instant::now() + Duration::from_mins(3);
+    loop {
+        let marked = store.due_states(None, 1).await.expect("the store answers");
+        if marked.is_empty() {
+            return;
         }
-    };
-    tokio::time::timeout(Duration::from_mins(3), spread).await.expect("spread within minutes");
+        assert!(Instant::now() < deadline, "not spread within minutes: {marked:?}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 /// Opens an engine on this store, enqueues the entries and waits until they are applied.

@@ -206,10 +206,13 @@ async fn apply(history: &mut History<'_>, entries: Vec<Entry>) {
 /// Lets a process complete what killed ones have left.
 pub(crate) async fn finish(world: &World, folder: &Path) {
     let process = Process::start(world, folder, usize::MAX);
-    Box::pin(process.run(async |process| process.drain(world).await)).await;
-    let now = Clock::system().now();
-    log_follower::follow(&*world.fresh.store, now, now).await.expect("the store answers");
-    until_spread(&*world.fresh.store).await;
+    let work = async |process: &Process| {
+        process.drain(world).await;
+        let now = Clock::system().now();
+        log_follower::follow(&*world.fresh.store, now, now).await.expect("the store answers");
+        until_spread(&*world.fresh.store).await;
+    };
+    Box::pin(process.run(work)).await;
 }
 
 /// Scans while changes happen and their events arrive, in a process that is killed, and then in one that is not.

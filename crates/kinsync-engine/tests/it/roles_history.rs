@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use kinde_emulator::{NewUser, OrganizationEdit, Profile, RoleEdit, UserEdit};
+use kinde_emulator::{Membership, NewUser, OrganizationEdit, Profile, RoleEdit, User, UserEdit};
 use kinsync_core::Organization;
 use kinsync_engine::internal::queue::Entry;
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
@@ -16,6 +16,9 @@ const KEYS: [&str; 4] = ["read", "write", "delete", "audit"];
 /// A user and the code of an organization.
 type Member = (String, String);
 
+/// Own permissions of a user, by the code of the organization.
+type Own = BTreeMap<String, BTreeSet<String>>;
+
 /// A history of this tenant.
 pub(crate) struct History<'a> {
     pub(crate) world: &'a World,
@@ -23,8 +26,8 @@ pub(crate) struct History<'a> {
     imported: usize,
     /// Number of events that are accounted for.
     seen: usize,
-    /// Events of users about their memberships, in order, each with the user and its own permissions by code.
-    own: Vec<(String, String, BTreeMap<String, BTreeSet<String>>)>,
+    /// Own permissions of a user by code after each event and each other change, in order. Only an event has an id.
+    own: Vec<(Option<String>, String, Own)>,
     delivered: HashSet<String>,
     late: Vec<Entry>,
     ever: Ever,
@@ -171,11 +174,16 @@ impl<'a> History<'a> {
                 continue;
             }
             let id = event.data["user"]["id"].as_str().expect("the event of a user").to_owned();
-            let members = self.world.kinde.user(&id).map(|user| user.organizations).unwrap_or_default();
-            let own = members
-                .into_iter()
-                .map(|member| (member.code, member.permissions.into_iter().map(|grant| grant.id).collect()));
-            self.own.push((entry.event_id.clone(), id, own.collect()));
+            let own = self.world.kinde.user(&id).map(|user| own_of(&user)).unwrap_or_default();
+            self.own.push((Some(entry.event_id.clone()), id, own));
+        }
+        // An organization that is deleted ends memberships without an event of the users.
+        for user in self.world.kinde.users() {
+            let own = own_of(&user);
+            let known = self.own.iter().rev().find(|(_, of, _)| *of == user.id);
+            if known.is_none_or(|(.., known)| *known != own) {
+                self.own.push((None, user.id, own));
+            }
         }
         new
     }
@@ -184,11 +192,14 @@ impl<'a> History<'a> {
     pub(crate) fn outdated(&self) -> BTreeSet<Member> {
         let mut outdated = BTreeSet::new();
         for user in self.world.kinde.users() {
-            let events: Vec<_> = self.own.iter().filter(|(_, of, _)| *of == user.id).collect();
-            let newest = events.iter().rposition(|(id, ..)| self.delivered.contains(id)).unwrap_or(0);
+            let changes: Vec<_> = self.own.iter().filter(|(_, of, _)| *of == user.id).collect();
+            let is_delivered =
+                |id: &Option<String>| id.as_ref().is_some_and(|id| self.delivered.contains(id));
+            let newest = changes.iter().rposition(|(id, ..)| is_delivered(id)).unwrap_or(0);
             for member in &user.organizations {
+                // Also that there was no membership: it ends what was known of the own permissions.
                 let lists: BTreeSet<_> =
-                    events[newest..].iter().filter_map(|(.., own)| own.get(&member.code)).collect();
+                    changes[newest..].iter().map(|(.., own)| own.get(&member.code)).collect();
                 if lists.len() > 1 {
                     outdated.insert((user.id.clone(), member.code.clone()));
                 }
@@ -235,8 +246,10 @@ impl<'a> History<'a> {
         self.assert_only_what_was(when).await;
         for (user, document) in self.world.documents().await {
             let name = self.world.fresh.name;
+            let is_delivered =
+                |id: &Option<String>| id.as_ref().is_some_and(|id| self.delivered.contains(id));
             let delivered: Vec<_> =
-                self.own.iter().filter(|(id, of, _)| *of == user && self.delivered.contains(id)).collect();
+                self.own.iter().filter(|(id, of, _)| *of == user && is_delivered(id)).collect();
             let Some(shown) = document.organizations else { continue };
             assert_ne!(delivered.len(), 0, "{name}, {when}: {user} shows memberships: {shown:?}");
             for one in shown {
@@ -249,6 +262,11 @@ impl<'a> History<'a> {
             }
         }
     }
+}
+
+fn own_of(user: &User) -> Own {
+    let ids = |member: &Membership| member.permissions.iter().map(|grant| grant.id.clone()).collect();
+    user.organizations.iter().map(|member| (member.code.clone(), ids(member))).collect()
 }
 
 impl Ever {
