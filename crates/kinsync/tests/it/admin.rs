@@ -212,7 +212,7 @@ fn organizations_and_their_members_are_listed() {
     assert!(by.starts_with("user.updated "), "{explained}");
     let superseded = serde_json::json!({
         "field": "organizations", "part": "roles", "organization": "org_a", "value": ["owner"], "isCurrent": false,
-        "supersededBy": by,
+        "supersededBy": by, "supersededByEntries": ["o9"],
     });
     assert_eq!(roles, superseded, "by key, although the user no longer has the role");
     let others = serde_json::json!({
