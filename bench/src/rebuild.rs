@@ -1,7 +1,9 @@
 //! A rebuild of all users from the log after their documents were lost, compared with the raw driver: it reads the same log and
-//! upserts the documents that result.
+//! upserts the documents that result. Then the same under a load of deliveries.
 //!
 //! The log is filled by deliveries. Times count from before the process of kinsync is created until it has ended.
+
+mod live;
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -31,7 +33,8 @@ const MIB: f64 = 1024.0 * 1024.0;
 pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let mongod = Mongod::start(work, "mongod-rebuild").await?;
     report.machine().version("mongod", mongod.version().await?);
-    let events = Arc::new(histories(options.logged_events));
+    let mut source = Source::now();
+    let events = Arc::new(histories(&mut source, options.logged_events));
     let settings = Settings { mongodb: Some(mongod.uri(PART)), ..Settings::default() };
     let mut kinsync = Kinsync::start(work, PART, &settings).await?;
     drain::fill(&kinsync, &events).await?;
@@ -46,12 +49,11 @@ pub async fn measure(work: &Work, options: &Options, report: &mut Report) -> any
     let rebuilt = run.command("rebuild", &[]).await?;
     let problem = drain::check(&mongod, PART, &events).await?;
     run.add_rows(&verified, &rebuilt, bare, problem, report);
-    Ok(())
+    live::measure(&run, &mut source, &rebuilt, report).await
 }
 
 /// Ten events of each user, shuffled: created, then updated.
-fn histories(count: usize) -> Vec<Event> {
-    let mut source = Source::now();
+fn histories(source: &mut Source, count: usize) -> Vec<Event> {
     let users = (count / EVENTS_PER_USER) as u64;
     let mut events: Vec<Event> = (0..EVENTS_PER_USER)
         .flat_map(|n| (0..users).map(move |user| (user, if n == 0 { Kind::Created } else { Kind::Updated })))
@@ -120,16 +122,12 @@ impl Run<'_> {
     ) {
         let (count, users) = (self.events.len(), self.users());
         let rate = |done: &Done| count as f64 / done.used.took.as_secs_f64();
-        let differs = |done: &Done, different: usize| {
-            let expected = done.report["entries"] == count && done.report["different"] == different;
-            (!expected).then(|| done.report.to_string())
-        };
         let row =
             |what: &str, done: &Done| Row::new(PART, what, rate(done), Unit::PerSecond).note(done.note());
-        let invalid = differs(verified, 0);
+        let invalid = differs(verified, count, 0);
         report.add(row("verification: events", verified).unless(invalid.clone()));
         report.add(memory("verification: peak memory", verified).unless(invalid));
-        let invalid = problem.or_else(|| differs(rebuilt, users));
+        let invalid = problem.or_else(|| differs(rebuilt, count, users));
         let what = format!("rebuild of {users} lost users from {count} events");
         report.add(row(&what, rebuilt).unless(invalid.clone()));
         let raw = Row::new(PART, "raw driver: reads the log, then upserts the users", bare, Unit::PerSecond);
@@ -138,6 +136,12 @@ impl Run<'_> {
         report.add(ratio.target(Target::AtLeast(0.5)).because(rebuilt.note()).unless(invalid.clone()));
         report.add(memory("rebuild: peak memory", rebuilt).unless(invalid));
     }
+}
+
+/// The report of a command if it has another number of entries or of different users.
+fn differs(done: &Done, entries: usize, different: usize) -> Option<String> {
+    let expected = done.report["entries"] == entries && done.report["different"] == different;
+    (!expected).then(|| done.report.to_string())
 }
 
 impl Done {
