@@ -18,7 +18,7 @@ use crate::samples::clients;
 
 /// Longest time until all deliveries are accepted and applied. A batch that a killed process had claimed in Redis comes again after 30
 /// seconds.
-const DRAIN: Duration = Duration::from_mins(8);
+pub const DRAIN: Duration = Duration::from_mins(8);
 /// Longest time until each row has its entries of the log.
 const FOLLOWED: Duration = Duration::from_mins(8);
 /// Longest time until idle connections are closed.

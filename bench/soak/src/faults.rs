@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use fastrand::Rng;
 use kinde_emulator::{DeliveryState, Fault, FaultKind};
 use kinsync_testing::app::TestApp;
+use kinsync_testing::mongo::TestMongo;
 use kinsync_testing::rabbitmq::TestRabbitmq;
 use kinsync_testing::redis::TestRedis;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::block_in_place;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::checks::logged;
+use crate::checks::{DRAIN, logged};
 use crate::deployment::{Deployment, PREFIX};
 
 const DISK_FULL: &str = "disk full and queue paused";
@@ -70,17 +71,28 @@ pub async fn inflict(
         };
         println!("{:>6.0} s  {kind} for {hold:.0?}", start.elapsed().as_secs_f64());
         if kind == "queue lost with a backlog" {
-            may_be_lost.extend(lose_the_queue(deployment).await.with_context(|| kind.to_owned())?);
+            let lost = lose_the_queue(deployment, &may_be_lost).await.with_context(|| kind.to_owned())?;
+            may_be_lost.extend(lost);
         } else {
             one(kind, deployment, &mut random, hold).await.with_context(|| kind.to_owned())?;
         }
     }
 }
 
-/// Deletes the queue while entries wait in it. Returns the events that it may have contained: they were sent before, and are not in the
-/// log.
-async fn lose_the_queue(deployment: &mut Deployment) -> anyhow::Result<HashSet<String>> {
+/// Deletes the queue while entries wait in it. Returns the events that it may have contained: they were accepted after all earlier ones
+/// were applied, and are not in the log. Fails if an earlier one is not applied: that this fault deleted it would be no explanation.
+async fn lose_the_queue(
+    deployment: &mut Deployment,
+    may_be_lost: &HashSet<String>,
+) -> anyhow::Result<HashSet<String>> {
     let Deployment { kinde, mongo, queue, .. } = deployment;
+    let sent = |states: &[DeliveryState]| -> HashSet<String> {
+        let sent = kinde.deliveries().into_iter().filter(|one| states.contains(&one.state));
+        sent.map(|one| one.event_id).collect()
+    };
+    let mut earlier = sent(&[DeliveryState::Delivered]);
+    earlier.retain(|event| !may_be_lost.contains(event));
+    until_logged(mongo, &earlier).await?;
     block_in_place(|| mongo.pause());
     sleep(BACKLOG).await;
     queue.run(
@@ -89,15 +101,27 @@ async fn lose_the_queue(deployment: &mut Deployment) -> anyhow::Result<HashSet<S
         |rabbitmq| _ = rabbitmq.control(&["delete_queue", &format!("{PREFIX}.queue")]),
     );
     // One that is on its way may have been in the queue too.
-    let is_sent = |state| matches!(state, DeliveryState::Delivered | DeliveryState::Pending);
-    let sent = kinde.deliveries().into_iter().filter(|one| is_sent(one.state)).map(|one| one.event_id);
-    let mut may_be_lost: HashSet<String> = sent.collect();
+    let mut lost = sent(&[DeliveryState::Delivered, DeliveryState::Pending]);
     block_in_place(|| mongo.resume());
     // Killed before, RabbitMQ starts the queue that is declared again empty.
     queue.run(|_| {}, |rabbitmq| rabbitmq.until_saved(PREFIX));
     let logged = logged(mongo).await?;
-    may_be_lost.retain(|event| !logged.contains(event));
-    Ok(may_be_lost)
+    lost.retain(|event| !logged.contains(event) && !earlier.contains(event));
+    Ok(lost)
+}
+
+/// Waits until all these events are in the log.
+async fn until_logged(mongo: &TestMongo, events: &HashSet<String>) -> anyhow::Result<()> {
+    let deadline = Instant::now() + DRAIN;
+    loop {
+        let logged = logged(mongo).await?;
+        let missing: Vec<_> = events.difference(&logged).take(10).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        anyhow::ensure!(Instant::now() < deadline, "accepted events are not in the log: {missing:?}");
+        sleep(Duration::from_secs(1)).await;
+    }
 }
 
 async fn one(
