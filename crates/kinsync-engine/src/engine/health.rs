@@ -8,11 +8,14 @@ use crate::{
     queue::{self, Stats},
 };
 
-/// State of an engine, as known without a request to MongoDB or Kinde.
+/// State of an engine, as known without a request to MongoDB or Kinde. Only the dead letters of RabbitMQ are counted in MongoDB; while it
+/// does not answer, the last count is returned.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Health {
-    /// State of the queue. Deliveries are accepted as long as this is `Ok`, also while MongoDB is unavailable.
+    /// State of the queue, also while MongoDB is unavailable. If this is an error, no delivery is accepted. Deliveries are also refused
+    /// while the queue is full or its disk fails, which only a delivery shows: `WebhookService::activity` of `kinsync-tower`
+    /// says since when they are.
     pub queue: Result<Stats, queue::Error>,
     /// Why users cannot be written; `None` while they can. Deliveries stay queued in the meantime. May name hosts.
     pub store_failure: Option<String>,
@@ -25,7 +28,7 @@ pub struct Health {
 }
 
 impl Engine {
-    /// Returns the state of the engine. A process is ready to accept deliveries if [`Health::queue`] is `Ok`.
+    /// Returns the state of the engine.
     pub async fn health(&self) -> Health {
         let is_failing = self.breaker().state() != State::Closed;
         let failure = self.store_failure().or_else(|| self.breaker().last_failure().filter(|_| is_failing));
