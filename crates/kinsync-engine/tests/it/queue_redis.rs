@@ -17,7 +17,7 @@ use kinsync_engine::{
 use kinsync_testing::redis::{DURABLE, TestRedis};
 use tokio::time::Instant;
 
-use crate::queue_conformance::{Fresh, accepted_until_killed, claim, counts, entry, event_ids, ids};
+use crate::queue_conformance::{Fresh, LEASE, accepted_until_killed, claim, counts, entry, event_ids, ids};
 
 fn open(redis: &TestRedis, prefix: &str) -> RedisQueue {
     let config = Config { prefix: prefix.into(), ..Config::new(redis.url().into()) };
@@ -238,6 +238,32 @@ async fn a_release_that_fails_is_an_error_keeps_the_connection_and_ends_with_the
         before.len(),
         "the server answered: no reason to reconnect"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_may_not_run_one_of_its_commands_changes_nothing() {
+    let redis = TestRedis::start(DURABLE);
+    let queue = open(&redis, "kinsync");
+    let mut all = Vec::new();
+    // First with three new entries, then with those of the rounds before, which can be claimed again, and a new one.
+    for (number, command) in
+        ["xclaim", "xpending", "xreadgroup", "xrevrange", "xautoclaim"].iter().enumerate()
+    {
+        for id in 0..if number == 0 { 3 } else { 1 } {
+            all.push(format!("{command} {id}"));
+            queue.enqueue(entry(all.last().unwrap())).await.unwrap();
+        }
+        assert!(redis.run(&format!("ACL SETUSER default -{command}")).starts_with("+OK"));
+        let refused = queue.claim(100, LEASE).await.unwrap_err();
+        assert!(
+            matches!(&refused, Error::Refused { hint, .. } if hint.contains("permissions")),
+            "{command}: {refused:?}"
+        );
+        assert!(redis.run(&format!("ACL SETUSER default +{command}")).starts_with("+OK"));
+        let claimed = claim(&queue, 100).await;
+        assert_eq!(event_ids(&claimed), all, "{command}");
+        queue.retry(&ids(&claimed), Duration::ZERO).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

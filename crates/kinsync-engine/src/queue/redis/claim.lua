@@ -2,6 +2,13 @@
 -- time at which a claim has ended. Returns the newest id of the stream, and for each entry its id, earlier deliveries and
 -- fields.
 local stream, group, most, bytes = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+-- First, what has no effect, with each command that follows: what a script has done before one that the user may not run stays done, and
+-- entries that are pending without a lease come again after 30 days.
+local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
+redis.call('XPENDING', stream, group, '0-1', '0-1', 1)
+redis.call('XCLAIM', stream, group, group, 0, '0-1', 'JUSTID')
+-- Of the pending entries, those after this id: none.
+redis.call('XREADGROUP', 'GROUP', group, group, 'COUNT', 1, 'STREAMS', stream, '18446744073709551615-18446744073709551614')
 local claimed, cursor = {}, '0-0'
 local function room()
   return bytes > 0 and math.min(most - #claimed, 16) or 0
@@ -29,5 +36,4 @@ for i = 1, #claimed, 1000 do
   for _, word in ipairs({ 'IDLE', ARGV[4], 'JUSTID' }) do lease[#lease + 1] = word end
   redis.call(unpack(lease))
 end
-local newest = redis.call('XREVRANGE', stream, '+', '-', 'COUNT', 1)
 return { newest[1] and newest[1][1] or '0-0', claimed }

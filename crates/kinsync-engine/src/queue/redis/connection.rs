@@ -211,6 +211,8 @@ impl Failure {
                 Kind::Refused("it is a node of a Redis Cluster, which is not supported: use a single server")
             }
             ("NOPERM", _) | (_, ErrorKind::AuthenticationFailed) => Kind::Refused(USER),
+            // Redis 7.0 has no code for it.
+            _ if text.contains("The user executing the script can't") => Kind::Refused(USER),
             (code, _) if LOGIN.contains(&code) => Kind::Refused(USER),
             (_, ErrorKind::Server(ServerErrorKind::ReadOnly)) => Kind::Unavailable("it is a replica"),
             // A large command without the password.
