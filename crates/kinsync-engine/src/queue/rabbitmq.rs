@@ -6,7 +6,7 @@
 //! - `publisher`: entries that are published together, and their confirms
 //! - `held`: what the server has delivered and what is not acked: leases and pauses
 //! - `dead_letters`: dead letters, in the store of users
-//! - `unreadable`: messages of a newer version of kinsync
+//! - `unreadable`: messages of a newer version of kinsync, and damaged ones
 //! - `examine`: what a server shows of the queue
 //!
 //! Entries are persistent messages in a quorum queue; an entry is accepted when a majority of its members confirmed it. A process
@@ -49,6 +49,7 @@ use self::{
     dead_letters::DeadLetters,
     examine::Backlog,
     held::{Held, Returning, Taken},
+    rows::Content,
 };
 use super::{
     Claimed, DeadLetter, Enqueued, Entry, EntryId, Error, MAX_LISTED, Matched, Matcher, Queue, SHARED_TASK,
@@ -301,19 +302,21 @@ impl Shared {
         self.consuming.replace(generation).await;
     }
 
-    /// Leaves messages that this version cannot read to newer processes, and returns the others.
+    /// Leaves messages of a newer version to its processes, makes dead letters of damaged ones, and returns the others.
     fn decode(self: &Arc<Self>, taken: Vec<Taken>) -> Vec<Claimed> {
-        let (mut claimed, mut unknown) = (Vec::with_capacity(taken.len()), Vec::new());
+        let mut claimed = Vec::with_capacity(taken.len());
+        let (mut newer, mut damaged) = (Vec::new(), Vec::new());
         for Taken { id, attempts, message } in taken {
-            match message.entry {
-                Some(entry) => claimed.push(Claimed { id, attempts, entry }),
-                None => unknown.push((id, message.id)),
+            match message.content {
+                Content::Entry(entry) => claimed.push(Claimed { id, attempts, entry }),
+                Content::Newer(_) => newer.push((id, message.id)),
+                Content::Damaged => damaged.push(id),
             }
         }
         // Not a part of the claim: cancelled or failed with it, the others would wait for the end of their lease.
-        if !unknown.is_empty() {
+        if !(newer.is_empty() && damaged.is_empty()) {
             let shared = Arc::clone(self);
-            self.tasks.spawn(async move { shared.leave(unknown).await });
+            self.tasks.spawn(async move { shared.leave(newer, damaged).await });
         }
         claimed
     }
@@ -321,8 +324,8 @@ impl Shared {
     async fn dead_letter(&self, entries: &[(EntryId, String)]) -> Result<(), Error> {
         for (id, reason) in entries {
             if let Some(message) = self.held.message(id) {
-                let name = if message.id.is_empty() { self.message_id() } else { message.id };
-                self.dead_letters.add(&name, message.entry.as_ref(), &message.body, reason).await?;
+                let name = if message.id.is_empty() { self.message_id() } else { message.id.clone() };
+                self.dead_letters.add(&name, message.entry(), &message.body, reason).await?;
             }
         }
         let ids: Vec<EntryId> = entries.iter().map(|(id, _)| id.clone()).collect();

@@ -18,6 +18,9 @@ use crate::random;
 /// Reason of a dead letter that another version of kinsync wrote.
 pub(super) const UNREADABLE: &str = "this version of kinsync cannot read the entry";
 
+/// Reason of a dead letter that no version wrote so.
+pub(super) const DAMAGED: &str = "the entry is damaged, or another program wrote it";
+
 /// Pause before an entry of another version is claimed again that could not become a dead letter.
 pub(super) const UNREADABLE_PAUSE: Duration = Duration::from_secs(1);
 

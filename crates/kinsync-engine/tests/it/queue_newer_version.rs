@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering::SeqCst},
@@ -10,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join_all};
 use kinsync_core::Micros;
 use kinsync_engine::{
     Clock,
@@ -24,11 +25,11 @@ use kinsync_engine::{
     },
 };
 use kinsync_testing::{rabbitmq::TestRabbitmq, redis::TestRedis};
-use lapin::{BasicProperties, options as lapin_options, types::FieldTable};
+use lapin::{BasicProperties, Channel, options as lapin_options, types::FieldTable};
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    queue_conformance::{LEASE, claim, counts, entry, event_ids},
+    queue_conformance::{Fresh, LEASE, claim, claim_all, counts, entry, event_ids, ids},
     queue_rabbitmq::{WITHIN, other_program},
     queue_rabbitmq_promises::publish,
 };
@@ -175,22 +176,32 @@ async fn in_redis_more_of_them_than_one_claim_takes_hold_up_no_other_entry() {
     assert_eq!(counts(&older).await, (5_001, 0));
 }
 
+fn open(rabbitmq: &TestRabbitmq, prefix: &str, clock: Clock) -> Fresh {
+    let config = rabbitmq::Config { prefix: prefix.into(), ..rabbitmq::Config::new(rabbitmq.url().into()) };
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
+    Fresh { queue: Arc::new(RabbitmqQueue::new(config, store, clock).unwrap()), _dir: Some(dir) }
+}
+
+/// Publishes messages of a newer version, made at this time. Returns their ids.
+async fn publish_newer(channel: &Channel, queue: &str, count: usize, made_at: Micros) -> BTreeSet<String> {
+    let published = join_all((0..count).map(async |number| {
+        let id = format!("{:016x}-{number:08x}-00000000", made_at.0);
+        let properties = BasicProperties::default().with_type("kinsync.entry.2".into());
+        publish(channel, queue, properties.with_message_id(id.as_str().into())).await;
+        id
+    }));
+    published.await.into_iter().collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn in_rabbitmq_an_older_process_leaves_them_for_an_hour_and_a_newer_one_gets_them() {
     let (ahead, rabbitmq, prefix) = (Ahead::default(), TestRabbitmq::shared(), TestRabbitmq::prefix());
-    let config = rabbitmq::Config { prefix: prefix.clone(), ..rabbitmq::Config::new(rabbitmq.url().into()) };
-    let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(EmbeddedStore::open(dir.path()).unwrap());
-    let older: Arc<dyn Queue> = Arc::new(RabbitmqQueue::new(config, store, ahead.clock()).unwrap());
+    let Fresh { queue: older, _dir } = open(rabbitmq, &prefix, ahead.clock());
     older.stats().await.unwrap();
     let (connection, channel) = other_program(rabbitmq).await;
     let name = format!("{prefix}.queue");
-    for number in 0..COUNT {
-        let id = format!("{:016x}-{number:08x}-00000000", Clock::system().now().0);
-        let properties =
-            BasicProperties::default().with_type("kinsync.entry.2".into()).with_message_id(id.into());
-        publish(&channel, &name, properties).await;
-    }
+    publish_newer(&channel, &name, COUNT, Clock::system().now()).await;
     is_left(&older).await;
     let _worker = worker(&older);
     channel.basic_qos(1, lapin_options::BasicQosOptions::default()).await.unwrap();
@@ -209,4 +220,39 @@ async fn in_rabbitmq_an_older_process_leaves_them_for_an_hour_and_a_newer_one_ge
     until("the others become dead letters", async || counts(&*older).await == (1, left)).await;
     let letters = older.dead_letters(None, COUNT).await.unwrap();
     assert!(letters.iter().all(|letter| letter.reason.contains("cannot read")), "{letters:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_rabbitmq_more_of_them_than_the_server_delivers_at_once_hold_up_no_other_entry_and_stay() {
+    let (rabbitmq, prefix) = (TestRabbitmq::shared(), TestRabbitmq::prefix());
+    let Fresh { queue: older, _dir } = open(rabbitmq, &prefix, Clock::system());
+    older.stats().await.unwrap();
+    let (connection, channel) = other_program(rabbitmq).await;
+    let name = format!("{prefix}.queue");
+    // Of an age at which each is left for the longest time.
+    let made_at = Micros(Clock::system().now().0 - 600_000_000);
+    let newer = publish_newer(&channel, &name, 3_000, made_at).await;
+    let readable: Vec<String> = (0..10).map(|number| format!("readable {number}")).collect();
+    for id in &readable {
+        older.enqueue(entry(id)).await.unwrap();
+    }
+    let claimed = timeout(WITHIN * 4, claim_all(&*older, readable.len())).await.expect("they are claimed");
+    assert_eq!(event_ids(&claimed), readable);
+    older.ack(&ids(&claimed)).await.unwrap();
+    assert_eq!(counts(&*older).await.1, 0, "none is a dead letter");
+    older.close().await;
+
+    let options = lapin_options::BasicConsumeOptions::default();
+    let consuming =
+        channel.basic_consume(name.as_str().into(), "newer".into(), options, FieldTable::default());
+    let (mut deliveries, mut found) = (consuming.await.unwrap(), BTreeSet::new());
+    let all = async {
+        while found.len() < newer.len() {
+            let delivery = deliveries.next().await.unwrap().unwrap();
+            found.insert(delivery.properties.message_id().as_ref().unwrap().to_string());
+        }
+    };
+    timeout(WITHIN, all).await.expect("none is lost");
+    assert_eq!(found, newer);
+    connection.close(200, "a test".into()).await.unwrap();
 }

@@ -19,7 +19,7 @@ use lapin::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-use super::rows::{self, Message};
+use super::rows::{self, Content, Message};
 use crate::queue::{EntryId, Found, Matcher};
 
 /// Entries by their number on the channel of the server.
@@ -215,13 +215,18 @@ impl Held {
         inner.entries.get(&inner.tag(id)?).map(|one| one.message.clone())
     }
 
+    /// Returns the number of messages of a newer version.
+    pub(super) fn newer(&self) -> usize {
+        let inner = self.lock();
+        inner.entries.values().filter(|one| matches!(one.message.content, Content::Newer(_))).count()
+    }
+
     /// Returns the entries that the matcher finds.
     pub(super) fn matching(&self, matcher: &Matcher) -> Vec<(EntryId, Found)> {
         let inner = self.lock();
-        let scheme =
-            |message: &Message| message.entry.as_ref().map_or("unknown", |entry| entry.payload.scheme());
+        let scheme = |message: &Message| message.entry().map_or("unknown", |entry| entry.payload.scheme());
         let found = inner.entries.iter().filter(|(_, one)| matcher(scheme(&one.message), &one.message.body));
-        let listed = |message: &Message| match &message.entry {
+        let listed = |message: &Message| match message.entry() {
             Some(entry) => entry.into(),
             None => Found {
                 event_id: String::new(),
@@ -236,7 +241,7 @@ impl Held {
     /// Returns the number of entries, and when the oldest was received.
     pub(super) fn depth(&self) -> (u64, Option<Micros>) {
         let inner = self.lock();
-        let received = inner.entries.values().filter_map(|one| Some(one.message.entry.as_ref()?.received_at));
+        let received = inner.entries.values().filter_map(|one| Some(one.message.entry()?.received_at));
         (inner.entries.len() as u64, received.min())
     }
 

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use lapin::{
     BasicProperties, Confirmation,
@@ -64,7 +63,10 @@ impl Shared {
     }
 
     /// Publishes messages and waits for their confirms. The results are in the order of the messages.
-    pub(super) async fn publish(&self, messages: &[(BasicProperties, &Bytes)]) -> Vec<Result<(), Failure>> {
+    pub(super) async fn publish(
+        &self,
+        messages: &[(BasicProperties, impl AsRef<[u8]> + Sync)],
+    ) -> Vec<Result<(), Failure>> {
         let every = |failure: Failure| messages.iter().map(|_| Err(failure.clone())).collect();
         let live = match self.publishing.live().await {
             Ok(live) => live,
@@ -73,7 +75,8 @@ impl Shared {
         if live.is_blocked() {
             return every(live.unavailable(ALARM, "connection.blocked"));
         }
-        let sent = messages.iter().map(|(properties, body)| self.publish_one(&live, properties, body));
+        let sent =
+            messages.iter().map(|(properties, body)| self.publish_one(&live, properties, body.as_ref()));
         // In order: the futures of `join_all` are polled in the order of the messages.
         let published = match timeout(RESPONSE, join_all(sent)).await {
             Ok(published) => published,
@@ -120,10 +123,10 @@ impl Shared {
         let Ok(Some(mut delivery)) = delivery else { return self.held.lose(generation) };
         let message = rows::of_delivery(&mut delivery);
         tracing::warn!(
-            event = message.entry.as_ref().map(|entry| &entry.event_id),
+            event = message.entry().map(|entry| &entry.event_id),
             "RabbitMQ moved an entry out of the queue, after a limit of deliveries or of time; it is put back"
         );
-        let properties = match &message.entry {
+        let properties = match message.entry() {
             Some(entry) => rows::properties(entry, &message.id),
             None => delivery.properties.clone(),
         };

@@ -5,7 +5,7 @@ use kinsync_core::Micros;
 use lapin::{
     BasicProperties,
     message::Delivery,
-    types::{AMQPValue, FieldTable},
+    types::{AMQPValue, FieldTable, ShortString},
 };
 
 use crate::queue::{Entry, Payload};
@@ -32,6 +32,16 @@ pub(super) fn properties(entry: &Entry, id: &str) -> BasicProperties {
         .with_headers(headers)
 }
 
+/// What this version can read of a message.
+#[derive(Clone, Debug)]
+pub(super) enum Content {
+    Entry(Entry),
+    /// A newer version wrote it, with these properties.
+    Newer(Box<BasicProperties>),
+    /// It is damaged, or another program wrote it.
+    Damaged,
+}
+
 /// What a message holds.
 #[derive(Clone, Debug)]
 pub(super) struct Message {
@@ -41,8 +51,17 @@ pub(super) struct Message {
     pub(super) attempts: u32,
     /// Bytes of the message.
     pub(super) body: Bytes,
-    /// The entry; `None` if this version cannot read it.
-    pub(super) entry: Option<Entry>,
+    pub(super) content: Content,
+}
+
+impl Message {
+    /// Returns the entry; `None` if this version cannot read it.
+    pub(super) fn entry(&self) -> Option<&Entry> {
+        match &self.content {
+            Content::Entry(entry) => Some(entry),
+            Content::Newer(_) | Content::Damaged => None,
+        }
+    }
 }
 
 /// Reads a message.
@@ -52,7 +71,7 @@ pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     Message {
         id: properties.message_id().as_ref().map(ToString::to_string).unwrap_or_default(),
         attempts: attempts.unwrap_or_default(),
-        entry: entry(properties, &body),
+        content: content(properties, &body),
         body,
     }
 }
@@ -68,15 +87,21 @@ pub(super) fn made_at(id: &str) -> Option<Micros> {
     Some(Micros(i64::from_str_radix(time, 16).ok()?))
 }
 
-fn entry(properties: &BasicProperties, body: &Bytes) -> Option<Entry> {
-    if properties.kind().as_ref()?.as_str() != KIND {
-        return None;
+fn content(properties: &BasicProperties, body: &Bytes) -> Content {
+    match properties.kind().as_ref().map(ShortString::as_str) {
+        Some(KIND) => known(properties, body).unwrap_or(Content::Damaged),
+        Some(_) => Content::Newer(Box::new(properties.clone())),
+        None => Content::Damaged,
     }
+}
+
+/// Reads a message of this format. A newer version may have added a scheme.
+fn known(properties: &BasicProperties, body: &Bytes) -> Option<Content> {
     let signed_at = number(properties, "signed_at").map(Micros);
-    Some(Entry {
-        event_id: text(properties, "event_id")?,
-        received_at: Micros(number(properties, "received_at")?),
-        payload: Payload::from_parts(&text(properties, "scheme")?, signed_at, body.clone())?,
+    let (event_id, received_at) = (text(properties, "event_id")?, Micros(number(properties, "received_at")?));
+    Some(match Payload::from_parts(&text(properties, "scheme")?, signed_at, body.clone()) {
+        Some(payload) => Content::Entry(Entry { event_id, received_at, payload }),
+        None => Content::Newer(Box::new(properties.clone())),
     })
 }
 
